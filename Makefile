@@ -1,0 +1,16 @@
+SHELL := bash
+env := source scripts/setup_env.sh && setup_env --dev
+
+.PHONY: check test bench format
+
+check:  # ruff check, ruff format --check, mypy
+	@scripts/check.sh
+
+test:  # pytest alone; ./run_tests.sh is check and test
+	@$(env) && "$$python" -m pytest
+
+bench:  # every benchmark, one after the other
+	@$(env) && for file in benchmarks/*.py; do echo "== $$file" && "$$python" "$$file" || exit 1; done
+
+format:  # repair what can be repaired
+	@$(env) && "$$python" -m ruff check --fix --exit-zero . && "$$python" -m ruff format .

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Everything that must pass: ruff, mypy, pytest. Installs what is missing into .venv first, and says so.
+#
+#   ./run_tests.sh                     the whole suite except tests marked `gpu`
+#   ./run_tests.sh -m "not slow"       any pytest arguments; paths count from the repository's root
+#   ./run_tests.sh -m gpu              on a machine with a CUDA device
+set -euo pipefail
+# shellcheck source=scripts/setup_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup_env.sh"
+setup_env --dev
+cd "$root"
+PYTHON="$python" scripts/check.sh
+exec "$python" -m pytest "$@"  # last, so that pytest's closing line closes the output

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# What must hold before a commit: `make check`, and the first half of run_tests.sh.
+set -euo pipefail
+# shellcheck source=scripts/setup_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+setup_env --dev
+cd "$root"
+"$python" scripts/check_environment.py --lists
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy

@@ -1,0 +1,77 @@
+"""Say what requirements.txt asks for and this Python lacks.
+
+    python scripts/check_environment.py [--dev]   one requirement a line, exit 3; silent, exit 0 if none
+    python scripts/check_environment.py --lists   where requirements.txt and pyproject.toml differ, exit 1
+
+Versions come from installed metadata and modules are found, not imported: a fraction of a second.
+`--dev` adds pyproject.toml's `dev` extra. scripts/setup_env.sh runs this under each Python it considers.
+"""
+
+import importlib.metadata
+import importlib.util
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+UNFINISHED = ".cirloop-install-unfinished"  # setup_env.sh keeps this file in the environment while pip works
+LACKING = 3  # not 1, which is what a Python that stumbles over this file ends with
+MODULES = {
+    "faiss-cpu": "faiss",
+    "faiss-gpu": "faiss",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "types-pyyaml": "yaml-stubs",
+}  # distribution name -> module, where it is not the name with underscores
+
+try:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+except ImportError:  # half of requirements.txt depends on packaging, so none of that is there
+    print("the packages of requirements.txt")
+    sys.exit(LACKING)
+
+
+def requirements_txt() -> list[Requirement]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+def lacking(requirement: Requirement) -> str | None:
+    """What is wrong with the installed version, or None."""
+    if requirement.marker is not None and not requirement.marker.evaluate():
+        return None
+    name = canonicalize_name(requirement.name)
+    wanted = f"{requirement.name}{requirement.specifier}"
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return wanted
+    if importlib.util.find_spec(MODULES.get(name, name.replace("-", "_"))) is None:
+        return f"{wanted} (its files are gone)"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{wanted} (has {version})"
+    return None
+
+
+def main() -> int:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    if "--lists" in sys.argv[1:]:
+        theirs = [Requirement(line) for line in project["dependencies"]]
+        differ = set(map(str, requirements_txt())) ^ set(map(str, theirs))
+        for line in sorted(differ):
+            print(f"{line}: not the same in requirements.txt and pyproject.toml; write it in both")
+        return int(bool(differ))
+    wanted = requirements_txt()
+    if "--dev" in sys.argv[1:]:
+        wanted += [Requirement(line) for line in project["optional-dependencies"]["dev"]]
+    missing = [problem for requirement in wanted if (problem := lacking(requirement))]
+    if (Path(sys.prefix) / UNFINISHED).exists():
+        missing.insert(0, "a finished installation (the last one was interrupted)")
+    for problem in missing:
+        print(problem)
+    return LACKING if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

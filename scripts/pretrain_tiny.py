@@ -1,0 +1,471 @@
+"""Make `tiny`, the embedded base model, from nothing: real Qwen2-VL classes, pre-trained on `shapes`' pretrain split.
+
+Four tasks in every step, losses summed: retrieve (composed query -> target, pretrain style and plain phrasing only),
+rewrite (two pictures -> the change between them), verify (is this text the change? yes/no), describe (what is where).
+The last three see pictures over the whole range of looks, as a foundation model has seen pictures of many kinds; the
+retrieval embedding has not, which leaves fine-tuning something to learn. No scene of train, val or test is drawn.
+
+    python scripts/pretrain_tiny.py --steps 3600 --bf16 --output src/cirloop/tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers import Regex
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+
+from cirloop.captioning.prompts import REWRITE, VERIFY
+from cirloop.data.shapes.draw import PRETRAIN, TARGET, WIDE, draw
+from cirloop.data.shapes.language import CASUAL, CASUAL_WORDS, PLAIN, PLAIN_WORDS, Phrasing, read, spoken, write
+from cirloop.data.shapes.scene import Draws, Scene, differences, results
+from cirloop.data.shapes.splits import LOOSE_PERCENT, family, held_out, held_out_scenes
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+QUERY = IMAGE + "\nGiven an image, find a similar everyday image with the described changes: {text}"
+DOCUMENT = IMAGE + "\nRepresent the given image."
+SPECIAL = [
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}" + IMAGE + "{% else %}"
+    "{{ content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def float_attention(module, query, key, value, attention_mask, **kwargs):
+    """SDPA in float32: its bfloat16 backward is slow on CPU, while bfloat16 matrix products are fast."""
+    with torch.autocast("cpu", enabled=False):
+        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+
+
+AttentionInterface.register("float_sdpa", float_attention)
+AttentionMaskInterface.register("float_sdpa", sdpa_mask)
+PAD, IM_END = "<|endoftext|>", "<|im_end|>"
+MIXED = Phrasing(PLAIN.sentences, CASUAL_WORDS)
+
+
+def describe(draws: Draws, scene: Scene) -> str:
+    words = draws.choice((PLAIN_WORDS, CASUAL_WORDS))
+    parts = [
+        f"{words.cells[cell]}: {words.sizes[thing.size == 'large']} {thing.color} {thing.shape}"
+        for cell, thing in enumerate(scene)
+        if thing is not None
+    ]
+    return ". ".join(parts)
+
+
+def chat(content: list[dict[str, str]] | str) -> str:
+    body = content if isinstance(content, str) else "".join(IMAGE if c["type"] == "image" else c["text"] for c in content)
+    return f"<|im_start|>user\n{body}<|im_end|>\n<|im_start|>assistant\n"
+
+
+class Samples:
+    """An endless, seeded stream of pre-training samples."""
+
+    def __init__(self, seed: int) -> None:
+        self.draws = Draws("pretrain", seed)
+        self.taken = held_out_scenes()
+        self.num = 0
+
+    def _picture(self, scene: Scene, look) -> np.ndarray:
+        self.num += 1
+        return draw(scene, look, "pretrain", self.num)
+
+    def _pair(self, members, max_changes: int):
+        while True:
+            a, b = self.draws.choice(members), self.draws.choice(members)
+            changes = differences(a, b)
+            if 1 <= len(changes) <= max_changes:
+                return a, b, tuple(self.draws.shuffled(changes))
+
+    def retrieve(self, families: int, per_family: int):
+        """(query text, reference pixels, target pixels, target scene, results) of related pairs."""
+        out = []
+        for _ in range(families):
+            members = family(self.draws, self.taken)
+            for _ in range(per_family):
+                a, b, changes = self._pair(members, 2)
+                said = spoken(self.draws, a, changes, LOOSE_PERCENT)
+                out.append(
+                    (
+                        QUERY.format(text=write(self.draws, said, PLAIN)),
+                        self._picture(a, PRETRAIN),
+                        self._picture(b, PRETRAIN),
+                        b,
+                        results(a, said),
+                    )
+                )
+        return out
+
+    def generative(self, num_rewrite: int, num_verify: int, num_describe: int):
+        """(prompt, answer, pictures)"""
+        out = []
+        members = family(self.draws, self.taken)
+        for i in range(num_rewrite + num_verify):
+            if i % 3 == 0:
+                members = family(self.draws, self.taken)
+            phrasing = self.draws.choice((PLAIN, MIXED, MIXED))
+            a, b, changes = self._pair(members, 3)
+            pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
+            if i < num_rewrite:
+                _, other, other_changes = a, *self._other(members, a)
+                style = CASUAL if phrasing is MIXED else PLAIN
+                example = write(self.draws, spoken(self.draws, a, other_changes, LOOSE_PERCENT), style)
+                said = spoken(self.draws, a, changes, 0)
+                out.append((chat(REWRITE.messages(example)[0]["content"]), write(self.draws, said, phrasing), pictures))
+            else:
+                said = spoken(self.draws, a, changes, 10)
+                if self.draws.chance(55):
+                    other, other_changes = self._other(members, a)
+                    if self.draws.chance(50) and len(changes) > 1:
+                        other_changes = tuple(self.draws.shuffled(changes))[:-1]
+                    said = spoken(self.draws, a, other_changes, 10)
+                answer = "yes" if b in results(a, said) else "no"
+                text = write(self.draws, said, self.draws.choice((PLAIN, MIXED)))
+                out.append((chat(VERIFY.messages(text)[0]["content"]), answer, pictures))
+        for _ in range(num_describe):
+            scene = self.draws.choice(family(self.draws, self.taken))
+            picture = self._picture(scene, WIDE)
+            out.append((chat(IMAGE + "Describe the picture."), describe(self.draws, scene), [picture]))
+        return out
+
+    def _other(self, members, a):
+        while True:
+            other = self.draws.choice(members)
+            changes = differences(a, other)
+            if 1 <= len(changes) <= 3:
+                return other, tuple(self.draws.shuffled(changes))
+
+
+def make_tokenizer(vocab: int) -> Qwen2Tokenizer:
+    samples = Samples(seed=7)
+    lines = []
+    for _ in range(150):
+        lines += [q for q, *_ in samples.retrieve(1, 2)]
+        for prompt, answer, _ in samples.generative(3, 3, 3):
+            lines += [prompt, answer]
+    for words in (PLAIN_WORDS, CASUAL_WORDS):
+        lines += [*words.cells, *words.sizes] * 50
+    for token in SPECIAL:
+        lines = [line.replace(token, " ") for line in lines]
+    bpe = Tokenizer(models.BPE())
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([Split(Regex(pattern), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        lines,
+        trainers.BpeTrainer(vocab_size=vocab - len(SPECIAL), initial_alphabet=ByteLevel.alphabet(), show_progress=False),
+    )
+    model = json.loads(bpe.to_str())["model"]
+    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in model["merges"]]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"], merges=merges, unk_token=None, eos_token=IM_END, pad_token=PAD,
+        additional_special_tokens=SPECIAL, model_max_length=1024,
+    )
+    return tokenizer
+
+
+def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2VLForConditionalGeneration:
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    vocab = -(-len(tokenizer) // 64) * 64
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": vocab,
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20.0, "mrope_section": [8, 12, 12]},
+            "bos_token_id": ids[PAD],
+            "eos_token_id": ids[IM_END],
+            "pad_token_id": ids[PAD],
+        },
+        vision_config={
+            "depth": 3,
+            "embed_dim": 128,
+            "num_heads": 4,
+            "hidden_size": 256,
+            "mlp_ratio": 4,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    model = Qwen2VLForConditionalGeneration(config)
+    model.generation_config.update(bos_token_id=ids[PAD], eos_token_id=[ids[IM_END], ids[PAD]], pad_token_id=ids[PAD])
+    return model
+
+
+class Batches:
+    """Texts and pictures to tensors. All pictures are 84x84, so a picture is always 36 patches and 9 tokens."""
+
+    def __init__(self, tokenizer, model) -> None:
+        self.tokenizer, self.model = tokenizer, model
+        self.processor = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=84 * 84)
+        self.mean = torch.tensor(self.processor.image_mean).view(3, 1, 1) * 255
+        self.std = torch.tensor(self.processor.image_std).view(3, 1, 1) * 255
+
+    def patches(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        """The image processor's `pixel_values` for 84x84 pictures, (N*36, 1176); asserted equal to it at start."""
+        x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
+        x = (x - self.mean) / self.std
+        x = x.unsqueeze(1).expand(-1, 2, -1, -1, -1)  # two equal frames
+        x = x.reshape(-1, 1, 2, 3, 3, 2, 14, 3, 2, 14)  # n, t, frame, channel, hb, hm, p, wb, wm, p
+        x = x.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)
+        return x.reshape(-1, 1176)
+
+    def tokens(self, texts: list[str]):
+        texts = [t.replace("<|image_pad|>", "<|image_pad|>" * 9) for t in texts]
+        batch = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"]
+
+    def positions(self, ids: torch.Tensor, images_per_row: list[int]) -> torch.Tensor:
+        """M-RoPE positions (3, B, T) for right-padded rows of 9-token pictures, vectorised."""
+        image = ids == self.model.config.image_token_id
+        start = image & ~F.pad(image, (1, 0))[:, :-1]
+        number = start.cumsum(1)
+        step = torch.where(image, torch.zeros_like(ids), torch.ones_like(ids))
+        # a picture advances the text position by 3 (its larger side), on its first token for those after it
+        base = step.cumsum(1) + 3 * number - 1
+        within = (image.long().cumsum(1) - 1) % 9
+        origin = torch.where(image, base - 3 + 1, base)
+        t = torch.where(image, origin, base)
+        h = torch.where(image, origin + within // 3, base)
+        w = torch.where(image, origin + within % 3, base)
+        return torch.stack([t, h, w])
+
+    def vision(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        """The vision tower over equal-sized pictures at once (N*9, D); the same weights and arithmetic, batched."""
+        tower, n = self.model.model.visual, len(pictures)
+        x = F.linear(self.patches(pictures), tower.patch_embed.proj.weight.flatten(1))
+        cos, sin = self._rotary(tower)
+        for block in tower.blocks:
+            attn = block.attn
+            q, k, v = attn.qkv(block.norm1(x)).reshape(n * 36, 3, attn.num_heads, -1).unbind(1)
+            q, k = apply_rotary_pos_emb_vision(q, k, cos.repeat(n, 1), sin.repeat(n, 1))
+            q, k, v = (y.reshape(n, 36, attn.num_heads, -1).transpose(1, 2) for y in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n * 36, -1)
+            x = x + attn.proj(y)
+            x = x + block.mlp(block.norm2(x))
+        return tower.merger(x)
+
+    def _rotary(self, tower):
+        if not hasattr(self, "_cos_sin"):
+            from transformers.models.qwen2_vl.modeling_qwen2_vl import get_vision_position_ids
+
+            grid = torch.tensor([[1, 6, 6]])
+            with torch.no_grad():
+                self._cos_sin = tower.rotary_pos_emb(torch.zeros(1), get_vision_position_ids(grid, 2))
+        return self._cos_sin
+
+    def hidden(self, texts: list[str], pictures: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Last hidden states (B, T, D), ids and mask."""
+        ids, mask = self.tokens(texts)
+        embeds = self.model.get_input_embeddings()(ids)
+        embeds = embeds.masked_scatter((ids == self.model.config.image_token_id).unsqueeze(-1), self.vision(pictures))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            out = self.model.model.language_model(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=self.positions(ids, []), use_cache=False
+            )
+        return out.last_hidden_state.float(), ids, mask
+
+    bf16 = False
+
+    def embed(self, texts, pictures) -> torch.Tensor:
+        hidden, _, mask = self.hidden(texts, pictures)
+        return F.normalize(hidden[torch.arange(len(texts)), mask.sum(1) - 1], dim=-1)
+
+
+def assert_same_as_library(batches: Batches) -> None:
+    """The vectorised paths above give what the library's own calls give."""
+    samples = Samples(seed=99)
+    rows = samples.generative(2, 2, 2)
+    texts = [p + a for p, a, _ in rows]
+    pictures = [x for *_, pics in rows for x in pics]
+    batches.model.eval()
+    with torch.no_grad():
+        ours, ids, mask = batches.hidden(texts, pictures)
+        got = batches.processor(images=[torch.from_numpy(p).permute(2, 0, 1) for p in pictures], return_tensors="pt")
+        assert torch.allclose(got["pixel_values"], batches.patches(pictures), atol=1e-5), "patches differ"
+        out = batches.model.model(
+            input_ids=ids, attention_mask=mask, pixel_values=got["pixel_values"], image_grid_thw=got["image_grid_thw"],
+            mm_token_type_ids=(ids == batches.model.config.image_token_id).int(), use_cache=False,
+        )
+    keep = mask.bool()
+    gap = (out.last_hidden_state - ours)[keep].abs().max().item()
+    assert gap < 1e-3, f"hidden states differ by {gap}"
+
+
+def losses(batches: Batches, samples: Samples, args) -> tuple[torch.Tensor, ...]:
+    rows = samples.retrieve(args.families, args.per_family)
+    n = len(rows)
+    vectors = batches.embed([r[0] for r in rows] + [DOCUMENT] * n, [r[1] for r in rows] + [r[2] for r in rows])
+    scores = vectors[:n] @ vectors[n:].T / 0.05
+    right = torch.tensor([[c[3] in r[4] and i != j for j, c in enumerate(rows)] for i, r in enumerate(rows)])
+    contrastive = F.cross_entropy(scores.masked_fill(right, -1e4), torch.arange(n))
+    rows = samples.generative(args.rewrite, args.verify, args.describe)
+    texts = [p + a + IM_END for p, a, _ in rows]
+    hidden, ids, mask = batches.hidden(texts, [x for *_, pics in rows for x in pics])
+    starts = torch.tensor([len(t) for t in batches.tokenizer([p.replace("<|image_pad|>", "<|image_pad|>" * 9) for p, *_ in rows])["input_ids"]])
+    place = torch.arange(ids.shape[1] - 1)[None]
+    answer = (place >= starts[:, None] - 1) & mask[:, 1:].bool()
+    logits = batches.model.lm_head(hidden[:, :-1][answer])
+    each = F.cross_entropy(logits, ids[:, 1:][answer], reduction="none")
+    row = torch.arange(len(rows))[:, None].expand_as(answer)[answer]
+    task = torch.where(row < args.rewrite, 0, torch.where(row < args.rewrite + args.verify, 1, 2))
+    return contrastive, *(each[task == k].mean() for k in range(3))
+
+
+@torch.no_grad()
+def evaluate(batches: Batches, num: int = 200) -> dict[str, float]:
+    """On val: R@1 and R@5 of `num` queries over 484 images; truth of greedy rewrites; accuracy of verification."""
+    batches.model.eval()
+    val = held_out()["val"]
+    rows = list(range(44 * 11))
+    asks = [a for a in val.asks if a.reference < len(rows)][:num]
+    pictures = {r: val.pixels(r) for r in rows}
+    gallery = torch.cat([batches.embed([DOCUMENT] * 44, [pictures[r] for r in rows[i : i + 44]]) for i in range(0, len(rows), 44)])
+    queries = torch.cat(
+        [batches.embed([QUERY.format(text=a.text) for a in asks[i : i + 50]], [pictures[a.reference] for a in asks[i : i + 50]]) for i in range(0, len(asks), 50)]
+    )
+    scores = queries @ gallery.T
+    for i, a in enumerate(asks):
+        scores[i, a.reference] = -2
+    rank = (scores > scores[torch.arange(len(asks)), torch.tensor([a.target for a in asks])][:, None]).sum(1)
+    draws = Draws("evaluate")
+    jobs = []
+    while len(jobs) < 96:
+        a = draws.choice(asks)
+        b = a.reference // 11 * 11 + draws.below(11)
+        if 1 <= len(differences(val.scenes[a.reference], val.scenes[b])) <= 3:
+            jobs.append((a, b))
+    texts = generate(batches, [chat(REWRITE.messages(a.text)[0]["content"]) for a, _ in jobs], [p for a, b in jobs for p in (pictures[a.reference], pictures[b])])
+    said = [read(t) for t in texts]
+    true = [c is not None and val.scenes[b] in results(val.scenes[a.reference], c) for c, (a, b) in zip(said, jobs)]
+    yes, no = (batches.tokenizer.encode(w)[0] for w in ("yes", "no"))
+    prompts = [chat(VERIFY.messages(t)[0]["content"]) for t in texts]
+    hidden, _, mask = batches.hidden(prompts, [p for a, b in jobs for p in (pictures[a.reference], pictures[b])])
+    logits = batches.model.lm_head(hidden[torch.arange(len(jobs)), mask.sum(1) - 1])
+    accepted = (logits[:, yes] > logits[:, no]).tolist()
+    kept = [t for t, ok in zip(true, accepted) if ok]
+    one = [t for t, (a, b) in zip(true, jobs) if len(differences(val.scenes[a.reference], val.scenes[b])) == 1]
+    batches.model.train()
+    return {
+        "R@1": (rank < 1).float().mean().item(),
+        "R@5": (rank < 5).float().mean().item(),
+        "true": sum(true) / len(true),
+        "true, one change": sum(one) / max(1, len(one)),
+        "readable": sum(c is not None for c in said) / len(said),
+        "verified": len(kept) / len(true),
+        "true of verified": sum(kept) / max(1, len(kept)),
+        "verify accuracy": sum(t == ok for t, ok in zip(true, accepted)) / len(true),
+        "example": texts[0] + " | " + jobs[0][0].text,
+    }
+
+
+def generate(batches: Batches, prompts: list[str], pictures) -> list[str]:
+    ids, mask = batches.tokens(prompts)
+    flip = [torch.arange(ids.shape[1]).roll(int(ids.shape[1] - m.sum())) for m in mask]  # right to left padding
+    order = torch.stack(flip)
+    ids, mask = ids.gather(1, order), mask.gather(1, order)
+    out = batches.model.generate(
+        input_ids=ids, attention_mask=mask, pixel_values=batches.patches(pictures),
+        image_grid_thw=torch.tensor([[1, 6, 6]]).repeat(len(pictures), 1),
+        mm_token_type_ids=(ids == batches.model.config.image_token_id).int(), max_new_tokens=48, do_sample=False,
+    )
+    return batches.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+def save(batches: Batches, output: Path) -> None:
+    processor = Qwen2VLProcessor(
+        image_processor=batches.processor, tokenizer=batches.tokenizer, video_processor=Qwen2VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
+    processor.save_pretrained(output)
+    state = {k: v.to(torch.float16) for k, v in batches.model.state_dict().items()}
+    copy = make_model(batches.tokenizer).to(torch.float16)
+    copy.load_state_dict(state)
+    copy.save_pretrained(output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--families", type=int, default=6)
+    parser.add_argument("--per_family", type=int, default=4)
+    parser.add_argument("--rewrite", type=int, default=28)
+    parser.add_argument("--verify", type=int, default=20)
+    parser.add_argument("--describe", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="autocast the language model")
+    parser.add_argument("--eval_every", type=int, default=300)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = make_tokenizer(768)
+    model = make_model(tokenizer)
+    batches = Batches(tokenizer, model)
+    assert_same_as_library(batches)
+    batches.bf16 = args.bf16
+    model.model.language_model.set_attn_implementation("float_sdpa")
+    model.train()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    decay_from = 0.5 * args.steps
+    samples, start = Samples(args.seed), time.time()
+    log: list[list[float]] = []
+    for step in range(args.steps):
+        fall = (args.steps - step) / (args.steps - decay_from)
+        rate = args.learning_rate * min(1.0, (step + 1) / 100, max(0.02, fall))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        parts = losses(batches, samples, args)
+        sum(parts).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        log.append([p.item() for p in parts])
+        if step % 50 == 49:
+            means = np.mean(log[-50:], axis=0)
+            print(f"{step + 1:5d} {time.time() - start:6.0f}s lr {rate:.1e}  retrieve {means[0]:.3f} rewrite {means[1]:.3f} verify {means[2]:.3f} describe {means[3]:.3f}", flush=True)
+        if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
+            print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in evaluate(batches).items()}), flush=True)
+            save(batches, args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Make an artifact once, or find it: fingerprints, atomic writes, verified reads.
+
+An artifact is a file or directory of a run directory. It is done when the manifest says so and its bytes agree. The
+fingerprint covers the stage's settings and the content digests of its inputs, never paths or times. Writing is aside,
+synced, renamed, and the manifest entry comes last: killed at any moment, a run directory holds whole artifacts only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+SCHEMA = 1
+MANIFEST = "manifest.json"
+WORK = ".work"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished artifact. `digest` identifies its content."""
+
+    name: str
+    path: Path
+    digest: str
+    made_now: bool = False
+
+    def read(self) -> Any:
+        return json.loads(self.path.read_text("utf-8"))
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """Digest per file, by path relative to `path` ("." for a single file)."""
+    if path.is_file():
+        return {".": file_digest(path)}
+    return {p.relative_to(path).as_posix(): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside, sync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_directory(path.parent)
+
+
+def dump(value: Any) -> str:
+    """JSON with one row of a list per line: small diffs, and readable at any size."""
+    if not isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, list) and item:
+            rows = ",\n  ".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in item)
+            lines.append(f" {json.dumps(key)}: [\n  {rows}\n ]")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False, allow_nan=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, dump(value))
+
+
+def sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """Flush a file, or every file and directory below a directory, to the disk."""
+    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Store:
+    """The artifacts of one run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._manifest = self._read_manifest()
+        self._finish_moves()
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.directory / MANIFEST
+        if not path.exists():
+            return {"schema": SCHEMA, "artifacts": {}}
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            schema, known = manifest["schema"], manifest["artifacts"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}). Restore it from a backup, or start anew in another --experiment_dir."
+            ) from None
+        if schema != SCHEMA or not isinstance(known, dict):
+            raise UserError(f"{path} has schema {schema!r}; this version of cirloop reads schema {SCHEMA}.")
+        return manifest
+
+    def _write_manifest(self) -> None:
+        write_text(self.directory / MANIFEST, json.dumps(self._manifest, indent=1, sort_keys=True) + "\n")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._manifest["artifacts"])
+
+    def iteration_of(self, name: str) -> int | None:
+        number: int | None = self._manifest["artifacts"][name]["iteration"]
+        return number
+
+    def workspace(self, name: str) -> Path:
+        """A place for what a stage keeps while it is being made (step checkpoints). Removed when it is done."""
+        return self.directory / WORK / name
+
+    def find(self, name: str) -> Artifact:
+        """A finished artifact, its bytes verified."""
+        entry = self._manifest["artifacts"].get(name)
+        if entry is None:
+            raise UserError(f"{self.directory} has no artifact {name!r}; it has: {', '.join(sorted(self.names)) or 'none'}.")
+        path, damaged = self.directory / name, []
+        now = file_digests(path) if path.exists() else {}
+        for file in sorted({*entry["files"], *now}):
+            if now.get(file) != entry["files"].get(file):
+                state = "missing" if file not in now else "not part of it" if file not in entry["files"] else "altered"
+                damaged.append(f"{path if file == '.' else path / file} ({state})")
+        if damaged:
+            number = entry.get("iteration")
+            again = f"--resume_from_iteration {number}" if number is not None else "--resume_from_iteration 0"
+            raise UserError(
+                "artifact does not agree with the manifest:\n  "
+                + "\n  ".join(damaged)
+                + f"\nRestore it from a backup, or remake it and what follows from it with {again}."
+            )
+        return Artifact(name, path, fingerprint(entry["files"]))
+
+    def make(
+        self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None = None
+    ) -> Artifact:
+        """The artifact `name`: the finished one if its fingerprint agrees, else `build(path)` writes it.
+
+        `settings` is JSON that decides the result, `inputs` the content digests it is made from.
+        """
+        key = fingerprint({"name": name, "settings": settings, "inputs": list(inputs)})
+        entry = self._manifest["artifacts"].get(name)
+        if entry is not None:
+            if entry["fingerprint"] != key:
+                raise UserError(
+                    f"{self.directory / name} was made with other settings or from other inputs than this run has now. "
+                    f"Remake it with --resume_from_iteration {entry.get('iteration') or 0}, or use another --experiment_dir."
+                )
+            return self.find(name)
+        logger.info("%s: start", name)
+        began = time.monotonic()
+        path, aside = self.directory / name, self.directory / WORK / "new" / name
+        for left in (path, aside):  # an unfinished or unlisted one, made by a run that was stopped
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        build(aside)
+        sync_tree(aside)
+        files = file_digests(aside)
+        aside.replace(path)
+        sync_directory(self.directory)
+        self._manifest["artifacts"][name] = {"fingerprint": key, "iteration": iteration, "files": files}
+        self._write_manifest()
+        shutil.rmtree(self.workspace(name), ignore_errors=True)
+        logger.info("%s: done in %.1f s", name, time.monotonic() - began)
+        return Artifact(name, path, fingerprint(files), made_now=True)
+
+    def set_aside(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
+        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, or None if there are none."""
+        entries = self._manifest["artifacts"]
+        names = [n for n, e in entries.items() if e["iteration"] is not None and e["iteration"] >= from_iteration]
+        files = [n for n in also if (self.directory / n).exists()]
+        if not names:
+            return None
+        number = 1 + max((int(p.name.split("_")[1]) for p in self.directory.glob("replaced_*")), default=0)
+        self._manifest["moving"] = {"to": f"replaced_{number}", "names": [*names, *files]}
+        for name in names:
+            del entries[name]
+        self._write_manifest()
+        self._finish_moves()
+        return self.directory / f"replaced_{number}"
+
+    def _finish_moves(self) -> None:
+        moving = self._manifest.get("moving")
+        if moving is None:
+            return
+        goal = self.directory / moving["to"]
+        goal.mkdir(exist_ok=True)
+        for name in moving["names"]:
+            if (self.directory / name).exists() and not (goal / name).exists():
+                (self.directory / name).replace(goal / name)
+        shutil.rmtree(self.directory / WORK, ignore_errors=True)
+        del self._manifest["moving"]
+        self._write_manifest()

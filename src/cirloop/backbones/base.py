@@ -1,0 +1,65 @@
+"""What every embedder is to the rest of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import Field
+
+from cirloop.settings import Settings
+from cirloop.types import ImageId
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is embedded: an image with a text is a composed query, an image alone a gallery image."""
+
+    image: ImageId
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VisionInput:
+    """One image as the language model sees it: `tokens` (T, D), and the patch grid (frames, height, width)."""
+
+    tokens: torch.Tensor
+    grid: tuple[int, int, int]
+
+
+class LoraSettings(Settings):
+    """The trainable part (LoRA, arXiv 2106.09685). Defaults are VLM2Vec's."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(64, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Module names of the language model that get an adapter. The vision tower stays as it is."""
+
+
+class Backbone(Protocol):
+    """A vision-language embedder with an optional LoRA adapter."""
+
+    fingerprint: str
+    """Of base weights, adapter weights and everything else that decides an embedding."""
+    vision_key: str
+    """Of what decides an image's vision tokens: tower weights, processor, pixel budget, dtype."""
+    module: torch.nn.Module
+    """Takes `inputs(...)`, gives unit-norm embeddings (B, D)."""
+    base_digest: str
+
+    def encode_images(self, images: Sequence[Image.Image]) -> list[VisionInput]: ...
+
+    def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> dict[str, Any]: ...
+
+    def length(self, item: Item, vision: VisionInput) -> int: ...
+
+    def add_lora(self, settings: LoraSettings, seed: int) -> None: ...
+
+    def save_adapter(self, directory: Path) -> None: ...

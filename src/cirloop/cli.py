@@ -1,0 +1,28 @@
+"""What the commands share: one clear line for the user's errors, and quiet libraries."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from cirloop.report.terminal import start_logging
+from cirloop.types import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command. A UserError ends it with its message and exit code 2, an interrupt with 130."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    start_logging()
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; go on with --auto_resume\n")
+        sys.exit(130)

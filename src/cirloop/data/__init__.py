@@ -1,0 +1,6 @@
+"""Files or generators -> triplets, galleries, relevance and pixels. The union of data sets is the registry."""
+
+from cirloop.data.config import DataConfig, ShapesSettings
+from cirloop.data.dataset import Dataset
+
+__all__ = ["DataConfig", "Dataset", "ShapesSettings"]

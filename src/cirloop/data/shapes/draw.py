@@ -1,0 +1,99 @@
+"""Scenes to pixels: integer geometry on 84x84, no fonts, the same bytes on any machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cirloop.data.shapes.scene import COLORS, Draws, Scene
+
+CELL = 28
+SIDE = 3 * CELL
+Rgb = tuple[int, int, int]
+
+_DEEP: dict[str, Rgb] = {
+    "red": (205, 30, 30),
+    "green": (30, 140, 40),
+    "blue": (30, 60, 200),
+    "yellow": (225, 200, 20),
+    "purple": (120, 30, 150),
+    "orange": (235, 120, 10),
+    "teal": (10, 150, 160),
+}
+_LIGHT: dict[str, Rgb] = {
+    "red": (240, 105, 95),
+    "green": (120, 210, 110),
+    "blue": (110, 150, 245),
+    "yellow": (245, 235, 130),
+    "purple": (190, 120, 225),
+    "orange": (250, 175, 90),
+    "teal": (110, 220, 220),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a scene is drawn, none of which a text mentions.
+
+    `tint` is the palette's place from deep (0) to light (100), in percent, as a range; `noise` the wobble of each
+    colour channel; `background` the range of its shade; `gradient` the largest change of shade from top to bottom.
+    """
+
+    tint: tuple[int, int]
+    noise: int
+    background: tuple[int, int]
+    gradient: int
+
+
+PRETRAIN = Look(tint=(0, 10), noise=6, background=(205, 250), gradient=10)
+TARGET = Look(tint=(85, 100), noise=10, background=(25, 95), gradient=30)
+WIDE = Look(tint=(-10, 110), noise=16, background=(15, 252), gradient=40)
+
+_ys, _xs = np.mgrid[0:SIDE, 0:SIDE].astype(np.int32)
+
+
+def _mask(shape: str, x: int, y: int, r: int) -> npt.NDArray[np.bool_]:
+    dx, dy = np.abs(_xs - x), _ys - y
+    match shape:
+        case "circle":
+            return dx * dx + dy * dy <= r * r
+        case "square":
+            return np.maximum(dx, np.abs(dy)) * 8 <= r * 7
+        case "triangle":
+            return (dx * 2 <= dy + r) & (dy <= r)
+        case "diamond":
+            return (dx + np.abs(dy)) * 4 <= r * 5
+        case _:
+            ady = np.abs(dy)
+            return ((dx * 3 <= r) & (ady <= r)) | ((ady * 3 <= r) & (dx <= r))
+
+
+def draw(scene: Scene, look: Look, *seed: object) -> npt.NDArray[np.uint8]:
+    """RGB pixels (84, 84, 3) of `scene`; everything but the scene is drawn from `seed`."""
+    draws = Draws("draw", *seed)
+    shade = draws.between(*look.background)
+    cast = [draws.between(-8, 8) for _ in range(3)]
+    slope = draws.between(-look.gradient, look.gradient)
+    ramp = shade + (_ys * slope) // SIDE
+    pixels = np.stack([np.clip(ramp + c, 0, 255) for c in cast], axis=-1)
+    tint = draws.between(*look.tint)
+    palette = {}
+    for color in COLORS:
+        deep, light = _DEEP[color], _LIGHT[color]
+        palette[color] = [
+            min(255, max(0, (d * (100 - tint) + v * tint) // 100 + draws.between(-look.noise, look.noise)))
+            for d, v in zip(deep, light, strict=True)
+        ]
+    outline = draws.choice(("none", "dark", "bright"))
+    for cell, thing in enumerate(scene):
+        if thing is None:
+            continue
+        x = CELL * (cell % 3) + CELL // 2 + draws.between(-2, 2)
+        y = CELL * (cell // 3) + CELL // 2 + draws.between(-2, 2)
+        r = (6 if thing.size == "small" else 11) + draws.between(-1, 1)
+        if outline != "none":
+            pixels[_mask(thing.shape, x, y, r + 2)] = 20 if outline == "dark" else 235
+        pixels[_mask(thing.shape, x, y, r)] = palette[thing.color]
+    return pixels.astype(np.uint8)

@@ -1,0 +1,107 @@
+"""`shapes` as the loop sees it, and the oracle that accounts for it."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+
+import numpy as np
+import numpy.typing as npt
+
+from cirloop.artifacts import fingerprint
+from cirloop.data.config import ShapesSettings
+from cirloop.data.dataset import Dataset
+from cirloop.data.images import DrawnImages
+from cirloop.data.shapes.language import read
+from cirloop.data.shapes.scene import Draws, Scene, differences, results
+from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, held_out
+from cirloop.types import EvalSplit, Gallery, ImageId, Query, QueryId, Relevance, TrainSplit, Triplet, UserError
+
+
+def image_id(split: str, row: int) -> ImageId:
+    return ImageId(f"shapes:{split}:{row:05d}")
+
+
+def _row(image: ImageId) -> int:
+    return int(image.rsplit(":", 1)[1])
+
+
+class ShapesOracle:
+    """What is right, from the scenes themselves."""
+
+    def __init__(self, scenes: Scenes, num_images: int) -> None:
+        self._scenes, self._num = scenes, num_images
+
+    @cached_property
+    def _by_scene(self) -> dict[Scene, list[int]]:
+        out: dict[Scene, list[int]] = {}
+        for row in range(self._num):
+            out.setdefault(self._scenes.scenes[row], []).append(row)
+        return out
+
+    def _results(self, reference: ImageId, text: str) -> set[Scene]:
+        changes = read(text)
+        return results(self._scenes.scenes[_row(reference)], changes) if changes else set()
+
+    def positives(self, query: Query) -> frozenset[ImageId]:
+        wanted = self._results(query.reference, query.text)
+        return frozenset(image_id(self._scenes.split, row) for scene in wanted for row in self._by_scene.get(scene, ()))
+
+    def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
+        return self._scenes.scenes[_row(image)] in self._results(reference, text)
+
+    def distance(self, reference: ImageId, image: ImageId) -> int:
+        return len(differences(self._scenes.scenes[_row(reference)], self._scenes.scenes[_row(image)]))
+
+
+def _pixels(scenes: Scenes, image: ImageId) -> npt.NDArray[np.uint8]:
+    return scenes.pixels(_row(image))
+
+
+def _gallery(scenes: Scenes, num: int) -> Gallery:
+    return Gallery(f"shapes/{scenes.split}", tuple(image_id(scenes.split, row) for row in range(num)))
+
+
+def _triplets(scenes: Scenes, num_images: int) -> list[Triplet]:
+    return [
+        Triplet(
+            Query(QueryId(f"{scenes.split}-{i:05d}"), image_id(scenes.split, ask.reference), ask.text),
+            image_id(scenes.split, ask.target),
+        )
+        for i, ask in enumerate(scenes.asks)
+        if ask.reference < num_images and ask.target < num_images
+    ]
+
+
+def load(settings: ShapesSettings) -> Dataset:
+    """The train split and makers of val and test, cut to the sizes of `settings`."""
+    scenes = held_out()["train"]
+    num = settings.train_families * FAMILY_SIZE
+    triplets = _triplets(scenes, num)
+    if len(triplets) < settings.train_triplets:
+        raise UserError(
+            f"data.train_triplets is {settings.train_triplets}, but {settings.train_families} families have "
+            f"{len(triplets)}. Ask for fewer triplets or more data.train_families."
+        )
+    if settings.train_triplets < len(triplets):
+        kept = Draws("subset", settings.subset_seed).shuffled(triplets)[: settings.train_triplets]
+        triplets = sorted(kept, key=lambda t: t.query.id)
+    train = TrainSplit(
+        "shapes/train", tuple(triplets), _gallery(scenes, num), DrawnImages(partial(_pixels, scenes)), ShapesOracle(scenes, num)
+    )
+    digest = fingerprint(
+        [[t.query.id, t.query.reference, t.query.text, t.target] for t in triplets]
+        + [train.images.digest(image) for image in train.gallery.ids]
+    )
+    evals = {name: partial(_eval, name, settings.eval_families * FAMILY_SIZE) for name in ("val", "test")}
+    return Dataset("shapes", train, evals, digest)
+
+
+def _eval(name: str, num: int) -> EvalSplit:
+    scenes = held_out()[name]
+    triplets, oracle = _triplets(scenes, num), ShapesOracle(scenes, num)
+    relevance = Relevance(
+        {t.query.id: t.target for t in triplets}, {t.query.id: oracle.positives(t.query) for t in triplets}
+    )
+    return EvalSplit(
+        f"shapes_{name}", tuple(t.query for t in triplets), _gallery(scenes, num), DrawnImages(partial(_pixels, scenes)), relevance
+    )

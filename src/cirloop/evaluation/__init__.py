@@ -1,0 +1,1 @@
+"""Metrics and protocols. The only room that sees relevance."""

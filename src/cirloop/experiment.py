@@ -1,0 +1,168 @@
+"""A run directory: opening a new one, going on in a used one, and refusing when that would lose or mix results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from cirloop.artifacts import MANIFEST, Store, write_json
+from cirloop.backbones.weights import resolve
+from cirloop.config import RunConfig, differences, from_json
+from cirloop.loop import RESULTS, iterate
+from cirloop.report.terminal import recall_rows, table
+from cirloop.stages import Run
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+CONFIG = "config.json"
+TABLE = ("R@1", "R@5", "R@10", "R@50")
+
+
+def check(config: RunConfig) -> None:
+    """Everything that can be known to fail before any hour is spent. Raises UserError with all of it."""
+    problems = []
+    for name, path, kind in (
+        ("model.path", config.model.path, config.model.type),
+        ("foundation.path", config.foundation.path, config.foundation.type),
+    ):
+        try:
+            resolve(path, kind)
+        except UserError as error:
+            problems.append(f"{name}: {error}")
+    for name, file in (
+        ("--accelerate_config", config.runtime.accelerate_config),
+        ("--deepspeed", config.runtime.deepspeed),
+    ):
+        if file is not None and not file.is_file():
+            problems.append(f"{name} {file}: there is no such file")
+    if config.runtime.deepspeed is not None and config.training.chunk_size:
+        problems.append("training.chunk_size is not available under --deepspeed; set it to 0")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def done_iterations(store: Store) -> list[int]:
+    return sorted(int(n.removeprefix("checkpoint_iter_")) for n in store.names if n.startswith("checkpoint_iter_"))
+
+
+def open_run(config: RunConfig) -> Run:
+    """The run of `config`. Nothing on disk changes before every check has passed."""
+    directory = config.directory
+    check(config)
+    used = directory.is_dir() and any(directory.iterdir())
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
+    if used and not (directory / CONFIG).is_file():
+        raise UserError(f"{directory} is not empty and is no run directory (no {CONFIG}). Give another --experiment_dir.")
+    resuming = config.auto_resume or config.resume_from_iteration is not None
+    if used and not resuming:
+        raise UserError(
+            f"{directory} holds a run already. Ways out:\n"
+            "  --auto_resume                 go on at the first stage that is not done\n"
+            "  --resume_from_iteration N     keep the iterations below N, remake N and what follows\n"
+            "  --experiment_dir DIR          start anew elsewhere"
+        )
+    start = config.resume_from_iteration
+    if start is not None and not used:
+        raise UserError(f"--resume_from_iteration {start}: {directory} holds no run. Leave the flag out to start one.")
+    if used:
+        _check_same(config, from_json(directory / CONFIG))
+    store = Store(directory)
+    if start is not None:
+        done = done_iterations(store)
+        if start > (done[-1] + 1 if done else 0):
+            raise UserError(
+                f"--resume_from_iteration {start}: {directory} has iterations {', '.join(map(str, done)) or 'none'}; "
+                f"the furthest to resume from is {done[-1] + 1 if done else 0}."
+            )
+        for name in store.names:  # what is kept must be whole
+            if (store.iteration_of(name) or 0) < start:
+                store.find(name)
+        aside = store.set_aside(start, also=[RESULTS])
+        if aside is not None:
+            logger.info("iterations %d and later moved to %s", start, aside)
+    elif used:
+        for name in store.names:
+            store.find(name)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / CONFIG, config.resolved())
+    return Run(config, store)
+
+
+def _check_same(config: RunConfig, old: RunConfig) -> None:
+    lines = differences(old.decisive(), config.decisive())
+    if lines:
+        raise UserError(
+            f"{config.directory} was made with other settings:\n  " + "\n  ".join(lines) + "\nWays out: give the settings it was "
+            f"made with ({config.directory / CONFIG}), or start anew with another --experiment_dir."
+        )
+
+
+def run(config: RunConfig) -> list[dict[str, Any]]:
+    """Do the run, or what is left of it, and print the closing tables."""
+    began = time.monotonic()
+    current = open_run(config)
+    results = iterate(current)
+    table(f"Recall on {results[-1]['split']}, percent ± standard error", ("iteration", *TABLE), recall_rows(results, TABLE))
+    accounts = [json.loads(p.read_text("utf-8")) for p in sorted(current.store.directory.glob("accounting_iter_*.json"))]
+    if accounts:
+        rows = [
+            (a["iteration"], a["mined"], _share(a["false_negatives"], a["mined"]), a["accepted"], _share(a["true_captions"], a["accepted"]))
+            for a in accounts
+        ]
+        table("Mining and captions, counted exactly", ("iteration", "mined", "false negatives", "accepted texts", "true"), rows)
+    logger.info("finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS)
+    return results
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({100 * part / whole:.1f}%)" if whole else "0"
+
+
+def dry_run(config: RunConfig) -> None:
+    """Check configuration, data and model; print the plan with sizes and an estimate. Writes nothing but features."""
+    check(config)
+    data = config.data.build()
+    seconds = _measure(config)
+    split, t, rounds = data.evals[config.evaluation.split](), config.training, config.num_iterations
+    queries, images = len(data.train.triplets), len(data.train.gallery.ids)
+    mined = queries * getattr(config.mining, "k", 0)
+    forward = t.batch_size * (2 + t.num_negatives)
+    cost = {
+        "evaluate": (rounds + 1 + config.evaluation.base) * (len(split.queries) + len(split.gallery.ids)) * seconds,
+        "train": (t.warm_up_steps + rounds * t.steps) * forward * 3 * seconds,
+        "mine": rounds * (queries + images) * seconds,
+        "caption, at most": rounds * mined * config.captioning.candidates * 12 * seconds * config.captioning.enabled,
+    }
+    rows: list[tuple[str, Any]] = [
+        ("run directory", f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}"),
+        ("model", config.model.path),
+        ("foundation model", config.foundation.path),
+        ("train", f"{queries} triplets, {images} images"),
+        (split.name, f"{len(split.queries)} queries, {len(split.gallery.ids)} images"),
+        ("iterations", f"warm-up of {t.warm_up_steps} steps, then {rounds} of {t.steps} steps; {t.batch_size} queries a step"),
+        ("measured", f"{1000 * seconds:.2f} ms per embedding, vision cached"),
+        *((f"estimate: {name}", f"{value / 60:.1f} min") for name, value in cost.items()),
+        ("estimate: all", f"{sum(cost.values()) / 60:.1f} min"),
+    ]
+    table("Plan (nothing was trained)", ("what", "value"), rows)
+
+
+def _measure(config: RunConfig) -> float:
+    """Seconds per embedding of a training query, vision tokens at hand."""
+    from cirloop.backbones import Item, VisionFeatures
+
+    backbone, train = config.model.build(), config.data.build().train
+    items = [Item(t.query.reference, t.query.text) for t in train.triplets[:64]]
+    features = VisionFeatures(backbone, train.images, config.cache / "vision")
+    from cirloop.retrieval.embed import embed
+
+    for _ in range(2):
+        began = time.monotonic()
+        embed(backbone, features, items, 64, lambda batches, _: batches, "measure")
+    return (time.monotonic() - began) / len(items)
+
+

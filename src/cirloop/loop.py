@@ -1,0 +1,43 @@
+"""The method, on one page.
+
+M_0 = train(base, human)                                  the warm-up
+for t = 1 .. T:
+    N_t-1 = mine(M_t-1)                                   hard_negatives_iter_{t-1}.json
+    S_t   = caption(N_t-1)                                augmented_samples_iter_{t}.json
+    M_t   = train(M_t-1, human + S_1..S_t, N_t-1)         checkpoint_iter_{t}/
+    E_t   = evaluate(M_t)                                 evaluation_iter_{t}.json, evaluation_results.json
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cirloop import stages
+from cirloop.artifacts import Artifact, write_json
+from cirloop.stages import Run
+
+RESULTS = "evaluation_results.json"
+
+
+def iterate(run: Run) -> list[dict[str, Any]]:
+    """Do what is not done yet; returns the evaluations, base first."""
+    config, split = run.config, run.config.evaluation.split
+    results: list[dict[str, Any]] = []
+
+    def note(evaluation: Artifact) -> None:
+        results.append({k: v for k, v in evaluation.read().items() if k != "ranks"})
+        write_json(run.store.directory / RESULTS, {"schema": 1, "results": results})
+
+    if config.evaluation.base:
+        note(stages.evaluate(run, "base", None, split, None))
+    model = stages.train(run, 0, None, [], None)
+    note(stages.evaluate(run, "iter_0", model, split, 0))
+    augmented: list[Artifact] = []
+    for t in range(1, config.num_iterations + 1):
+        negatives = stages.mine(run, t - 1, model)
+        samples = stages.caption(run, t, negatives, model, augmented) if config.captioning.enabled else None
+        augmented += [samples] if samples else []
+        stages.account(run, t, negatives, samples)
+        model = stages.train(run, t, model, augmented, negatives)
+        note(stages.evaluate(run, f"iter_{t}", model, split, t))
+    return results

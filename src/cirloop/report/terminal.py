@@ -1,0 +1,67 @@
+"""Progress bars and closing tables: rich on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+T = TypeVar("T")
+console = Console(stderr=True)
+logger = logging.getLogger("cirloop")
+LINE_EVERY = 15.0
+
+
+def start_logging() -> None:
+    """One line per event, through rich on a terminal."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]")
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+    logger.setLevel(logging.INFO)
+
+
+def progress(items: Iterable[T], title: str) -> Iterator[T]:
+    """`items` with a bar and the time left; on no terminal, a plain line now and then."""
+    total = len(items) if isinstance(items, Sized) else None
+    if total == 0:
+        return
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield from bar.track(items, total=total, description=title)
+        return
+    began = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and total and now - last > LINE_EVERY:
+            logger.info("%s: %d of %d, about %.0f s left", title, done, total, (now - began) / done * (total - done))
+            last = now
+        yield item
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], out: Console | None = None) -> None:
+    """Print a table; the first column is text, the rest numbers."""
+    made = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        made.add_row(*map(str, row))
+    (out or Console(width=None if console.is_terminal else 120)).print(made)
+
+
+def recall_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
+    """One row an iteration: each metric as `value ± standard error`."""
+    return [
+        [str(result["iteration"]), *(f"{result['metrics'][m]['value']:.1f} ± {result['metrics'][m]['se']:.1f}" for m in metrics)]
+        for result in results
+    ]

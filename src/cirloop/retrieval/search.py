@@ -1,0 +1,86 @@
+"""Query and gallery vectors to rankings. Never a whole Q x G matrix in memory.
+
+The reference is not ranked; ties are broken by gallery row, which is by id. Two ways, equal up to float rounding:
+`exact` sorts blocks of scores, `faiss` asks a flat inner-product index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cirloop.types import Gallery, ImageId, Query, Rankings
+
+BLOCK = 256
+Floats = npt.NDArray[np.float32]
+
+
+def rank(
+    queries: Sequence[Query],
+    targets: Sequence[ImageId],
+    gallery: Gallery,
+    queries_QD: Floats,
+    gallery_GD: Floats,
+    depth: int,
+    search: Literal["exact", "faiss"] = "exact",
+) -> Rankings:
+    """The best `depth` images per query (0 = all) and each target's rank and score."""
+    rows = gallery.rows()
+    num = len(gallery.ids) - 1
+    depth = num if depth == 0 else min(depth, num)
+    reference_Q = np.array([rows[query.reference] for query in queries], np.int64)
+    target_Q = np.array([rows[target] for target in targets], np.int64)
+    images_QK = np.empty((len(queries), depth), np.int32)
+    scores_QK = np.empty((len(queries), depth), np.float32)
+    rank_Q = np.empty(len(queries), np.int32)
+    score_Q = np.empty(len(queries), np.float32)
+    for start in range(0, len(queries), BLOCK):
+        block = slice(start, start + BLOCK)
+        scores_BG = queries_QD[block] @ gallery_GD.T
+        here = np.arange(len(scores_BG))
+        score_B = scores_BG[here, target_Q[block]]
+        scores_BG[here, reference_Q[block]] = -np.inf
+        column = np.arange(scores_BG.shape[1])
+        ahead_BG = (scores_BG > score_B[:, None]) | (
+            (scores_BG == score_B[:, None]) & (column < target_Q[block][:, None])
+        )
+        rank_Q[block], score_Q[block] = ahead_BG.sum(axis=1) + 1, score_B
+        if search == "exact":
+            best = _best(scores_BG, depth)
+            images_QK[block], scores_QK[block] = best, np.take_along_axis(scores_BG, best, axis=1)
+    if search == "faiss":
+        images_QK, scores_QK = _faiss(queries_QD, gallery_GD, reference_Q, depth)
+    return Rankings(tuple(q.id for q in queries), gallery, images_QK, scores_QK, rank_Q, score_Q)
+
+
+def _best(scores_BG: Floats, depth: int) -> npt.NDArray[np.int64]:
+    """Columns of the `depth` largest per row, best first, ties by column."""
+    if depth < scores_BG.shape[1] // 4:
+        # everything at least as good as the depth-th, so that ties at the edge are settled by column too
+        edge_B = np.partition(scores_BG, -depth, axis=1)[:, -depth]
+        return np.stack([_sorted_columns(row, np.flatnonzero(row >= edge))[:depth] for row, edge in zip(scores_BG, edge_B, strict=True)])
+    return np.argsort(-scores_BG, axis=1, kind="stable")[:, :depth]
+
+
+def _sorted_columns(row: Floats, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return columns[np.argsort(-row[columns], kind="stable")]
+
+
+def _faiss(
+    queries_QD: Floats, gallery_GD: Floats, reference_Q: npt.NDArray[np.int64], depth: int
+) -> tuple[npt.NDArray[np.int32], Floats]:
+    import faiss
+
+    index = faiss.IndexFlatIP(gallery_GD.shape[1])
+    index.add(gallery_GD)
+    scores, images = index.search(queries_QD, depth + 1)
+    images_QK = np.empty((len(queries_QD), depth), np.int32)
+    scores_QK = np.empty((len(queries_QD), depth), np.float32)
+    for i, reference in enumerate(reference_Q):
+        keep = np.flatnonzero(images[i] != reference)[:depth]
+        order = keep[np.lexsort((images[i][keep], -scores[i][keep]))]
+        images_QK[i], scores_QK[i] = images[i][order], scores[i][order]
+    return images_QK, scores_QK

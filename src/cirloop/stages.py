@@ -1,0 +1,235 @@
+"""The stages: artifacts in, one artifact out. The only place where rooms meet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cirloop import launch
+from cirloop.artifacts import Artifact, Store, fingerprint, write_json
+from cirloop.backbones import Item, VisionFeatures
+from cirloop.captioning import rewrite
+from cirloop.config import RunConfig, settings_key
+from cirloop.data import Dataset
+from cirloop.evaluation.metrics import recalls
+from cirloop.negatives.report import summary
+from cirloop.report.terminal import progress
+from cirloop.retrieval.embed import embed, query_items
+from cirloop.retrieval.search import rank
+from cirloop.rows import read_augmented, read_mined
+from cirloop.training.batches import known_positives
+from cirloop.types import (
+    EvalSplit,
+    ImageId,
+    Query,
+    QueryId,
+    TrainSplit,
+    targets_of,
+)
+
+logger = logging.getLogger(__name__)
+Vectors = npt.NDArray[np.float32]
+
+
+class Run:
+    """A configuration, its data, its run directory, and the one model that is loaded."""
+
+    def __init__(self, config: RunConfig, store: Store) -> None:
+        self.config, self.store = config, store
+        self._model: tuple[str, Any] | None = None
+        self._features: tuple[str, VisionFeatures] | None = None
+        self._gallery: tuple[str, Vectors] | None = None
+
+    @cached_property
+    def data(self) -> Dataset:
+        return self.config.data.build()
+
+    def embedder(self, checkpoint: Artifact | None) -> Any:
+        """The embedder of a checkpoint (None = the base), kept until another is asked for."""
+        adapter = adapter_of(checkpoint)
+        name = str(adapter)
+        if self._model is None or self._model[0] != name:
+            self._model = None
+            self._model = (name, self.config.model.build(adapter))
+        return self._model[1]
+
+    def features(self, encoder: Any, split: TrainSplit | EvalSplit) -> VisionFeatures:
+        name = split.name + encoder.vision_key
+        if self._features is None or self._features[0] != name:
+            self._features = (name, VisionFeatures(encoder, split.images, self.config.cache / "vision"))
+        return self._features[1]
+
+    def vectors(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
+        return embed(backbone, self.features(backbone, split), items, self.config.runtime.embed_batch_size, progress, title)
+
+    def gallery(self, backbone: Any, split: TrainSplit | EvalSplit) -> Vectors:
+        """Gallery vectors of the last (model, split) asked for are kept."""
+        name = f"{backbone.fingerprint} {split.name}"
+        if self._gallery is None or self._gallery[0] != name:
+            items = [Item(image) for image in split.gallery.ids]
+            self._gallery = (name, self.vectors(backbone, items, split, f"embed {split.name} gallery"))
+        return self._gallery[1]
+
+    def ranks(self, backbone: Any, queries: Sequence[Query], targets: Sequence[ImageId], split: TrainSplit | EvalSplit, depth: int) -> Any:
+        vectors = self.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
+        search = self.config.runtime.search
+        return rank(queries, targets, split.gallery, vectors, self.gallery(backbone, split), depth, search)
+
+
+def adapter_of(checkpoint: Artifact | None) -> Path | None:
+    """The adapter directory of a checkpoint; None for the base model, which a warm-up of 0 steps leaves as it is."""
+    if checkpoint is None or not (checkpoint.path / "adapter_config.json").exists():
+        return None
+    return checkpoint.path
+
+
+def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
+    """hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries."""
+    config, train = run.config, run.data.train
+
+    def build(path: Path) -> None:
+        backbone, positives = run.embedder(checkpoint), known_positives(train.triplets)
+        queries = [t.query for t in train.triplets]
+        depth = config.mining.depth and config.mining.depth + max(len(p) for p in positives.values())
+        rankings = run.ranks(backbone, queries, [t.target for t in train.triplets], train, depth)
+        mined = config.mining.mine(rankings, positives, config.seed + iteration)
+        write_json(path, {
+            "schema": 1, "iteration": iteration, "strategy": config.mining.model_dump(mode="json"),
+            "summary": summary(rankings, mined), "negatives": [asdict(negative) for negative in mined],
+        })  # fmt: skip
+
+    settings = settings_key(config, "model", "mining", "data")
+    return run.store.make(
+        f"hard_negatives_iter_{iteration}.json", settings, [checkpoint.digest, run.data.digest], build, iteration
+    )
+
+
+def caption(run: Run, iteration: int, negatives: Artifact, checkpoint: Artifact, before: Sequence[Artifact]) -> Artifact:
+    """augmented_samples_iter_{t}.json: mined images with a new text that makes them right, and the rejected ones."""
+    config, train = run.config, run.data.train
+    settings, batch = config.captioning, config.runtime.caption_batch_size
+
+    def round_trip(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
+        if not queries:
+            return []
+        ranks: list[int] = run.ranks(run.embedder(checkpoint), queries, images, train, 1).target_rank_Q.tolist()
+        return ranks
+
+    def build(path: Path) -> None:
+        queries = {t.query.id: t.query for t in train.triplets}
+        captioner = config.foundation.build()
+        features = VisionFeatures(captioner, train.images, config.cache / "vision")
+        candidates = rewrite.write_candidates(
+            captioner, features, read_mined(negatives), queries, settings, batch, config.seed + 1000 * iteration, progress
+        )
+        candidates = [rewrite.check_form(c, settings) for c in candidates]
+        if settings.verify:
+            candidates = rewrite.verify(captioner, features, candidates, settings, batch, progress)
+        name = captioner.name
+        del captioner  # before the embedder comes in
+        if settings.round_trip:
+            candidates = rewrite.check_round_trip(candidates, settings, round_trip)
+        known = {(t.query.reference, t.query.text.casefold()) for t in train.triplets}
+        known |= {(a.triplet.query.reference, a.triplet.query.text.casefold()) for b in before for a in read_augmented(b)}
+        accepted, rejected = rewrite.choose(candidates, known, settings, iteration, name)
+        reasons = sorted({c.reason for c in rejected})
+        write_json(path, {
+            "schema": 1, "iteration": iteration,
+            "summary": {
+                "mined": len({(c.negative.query, c.negative.image) for c in candidates}), "candidates": len(candidates),
+                "accepted": len(accepted), "rejected": {r: sum(c.reason == r for c in rejected) for r in reasons},
+            },
+            "accepted": [asdict(a) for a in accepted], "rejected": [c.row() for c in rejected],
+        })  # fmt: skip
+
+    inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
+    key = settings_key(config, "model", "foundation", "captioning", "data") | {"prompts": [asdict(p) for p in rewrite.PROMPTS]}
+    return run.store.make(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
+
+
+def train(
+    run: Run, iteration: int, parent: Artifact | None, augmented: Sequence[Artifact], negatives: Artifact | None
+) -> Artifact:
+    """checkpoint_iter_{t}/: the LoRA after training on human and augmented triplets with the mined negatives."""
+    config, name = run.config, f"checkpoint_iter_{iteration}"
+    steps = config.training.steps if iteration else config.training.warm_up_steps
+    inputs = [run.data.digest, *(a.digest for a in (parent, *augmented, negatives) if a is not None)]
+    settings = settings_key(config, "model", "training", "data") | {"steps": steps}
+
+    def build(path: Path) -> None:
+        if steps == 0 and parent is None:
+            write_json(path / "training_log.json", {"schema": 1, "steps": 0, "rows": []})
+            return
+        job = {
+            "run": str(run.store.directory), "cache": str(config.cache), "iteration": iteration, "steps": steps,
+            "parent": str(adapter_of(parent)) if adapter_of(parent) else None,
+            "augmented": [a.name for a in augmented], "negatives": negatives.name if negatives else None,
+            "key": fingerprint([settings, inputs]), "workspace": str(run.store.workspace(name)), "output": str(path),
+            "runtime": config.runtime.model_dump(mode="json"),
+        }  # fmt: skip
+        run._model = None  # the trainer loads its own
+        launch.training(job, config.runtime.num_processes, config.runtime.accelerate_config, config.runtime.deepspeed)
+
+    return run.store.make(name, settings, inputs, build, iteration)
+
+
+def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None) -> Artifact:
+    """evaluation_iter_{t}.json (or `evaluation_base.json`): recalls with standard errors, and every query's rank."""
+    config = run.config
+
+    def build(path: Path) -> None:
+        write_json(path, evaluation(run, label, checkpoint, split_name))
+
+    settings = settings_key(config, "model", "data") | {"split": split_name}
+    inputs = [run.data.digest, *([checkpoint.digest] if checkpoint else [])]
+    return run.store.make(f"evaluation_{label}.json", settings, inputs, build, iteration)
+
+
+def evaluation(run: Run, label: str, checkpoint: Artifact | None, split_name: str) -> dict[str, Any]:
+    """The evaluation of one checkpoint (None = the base model) as JSON."""
+    split = run.data.evals[split_name]()
+    backbone = run.embedder(checkpoint)
+    targets = [split.relevance.targets[q.id] for q in split.queries]
+    rankings = run.ranks(backbone, split.queries, targets, split, 50)
+    first = []
+    for i, query in enumerate(split.queries):
+        right = split.relevance.positives[query.id]
+        found = (place + 1 for place, row in enumerate(rankings.images_QK[i]) if split.gallery.ids[row] in right)
+        first.append(next(found, 10**6))
+    metrics = recalls(rankings.target_rank_Q) | recalls(first, (1, 5), "any correct R")
+    return {
+        "schema": 1, "iteration": label.removeprefix("iter_"), "split": split.name, "queries": len(split.queries),
+        "gallery": len(split.gallery.ids), "protocol": "reference not ranked, annotated target",
+        "model": backbone.fingerprint, "metrics": metrics,
+        "ranks": [[q.id, int(r)] for q, r in zip(split.queries, rankings.target_rank_Q, strict=True)],
+    }  # fmt: skip
+
+
+def account(run: Run, iteration: int, negatives: Artifact, augmented: Artifact | None) -> Artifact | None:
+    """accounting_iter_{t}.json, where the data set knows the truth: false negatives and true captions, counted."""
+    oracle, triplets = run.data.train.oracle, run.data.train.triplets
+    if oracle is None:
+        return None
+
+    def build(path: Path) -> None:
+        by_id: dict[QueryId, Query] = {t.query.id: t.query for t in triplets}
+        targets, mined = targets_of(triplets), read_mined(negatives)
+        right = {q: oracle.positives(by_id[q]) - {targets[q]} for q in {n.query for n in mined}}
+        apart = [oracle.distance(by_id[n.query].reference, n.image) for n in mined]
+        accepted = read_augmented(augmented) if augmented else []
+        true = [oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target) for a in accepted]
+        write_json(path, {
+            "schema": 1, "iteration": iteration, "mined": len(mined), "false_negatives": sum(n.image in right[n.query] for n in mined),
+            "mined_by_changes_from_reference": {str(d): apart.count(d) for d in sorted(set(apart))},
+            "accepted": len(accepted), "true_captions": sum(true),
+        })  # fmt: skip
+
+    inputs = [negatives.digest, *([augmented.digest] if augmented else [])]
+    return run.store.make(f"accounting_iter_{iteration}.json", {}, inputs, build, iteration)

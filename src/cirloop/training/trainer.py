@@ -1,0 +1,212 @@
+"""One training stage under Accelerate: one process, DDP, or DeepSpeed, the same batches and the same loss.
+
+Every process knows the whole batch; each encodes its share of queries and candidates, embeddings are gathered with
+gradients, and each computes the loss of the whole batch. Averaging the gradients then gives the one-process gradient.
+Randomness is a function of (seed, step, process), so resuming needs no random-number state: a step checkpoint is the
+adapter, the optimizer's moments and the log, in safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.nn.functional import all_gather
+
+from cirloop.artifacts import file_digest, fingerprint, sync_tree, write_json
+from cirloop.backbones import Item, VisionFeatures
+from cirloop.training.batches import Batch, Batches
+from cirloop.training.config import TrainingSettings
+from cirloop.training.losses import info_nce
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+Row = dict[str, float]
+
+
+class Pair(nn.Module):
+    """Queries and candidates through one call, so that distributed wrappers see one forward per backward."""
+
+    def __init__(self, embedder: nn.Module) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, inputs: Sequence[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+        return [self.embedder(each) for each in inputs]
+
+
+def seed_of(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
+
+
+class Trainer:
+    """Trains the LoRA of `backbone` for `steps` steps; `key` identifies everything that decides the result."""
+
+    def __init__(
+        self, backbone: Any, features: VisionFeatures, batches: Batches, settings: TrainingSettings, steps: int, seed: int,
+        key: str, workspace: Path, save_every: int, accelerator: Accelerator,
+    ) -> None:  # fmt: skip
+        self.backbone, self.features, self.batches, self.settings = backbone, features, batches, settings
+        self.steps, self.seed, self.workspace, self.save_every = steps, seed, workspace, save_every
+        self.accelerator = accelerator
+        self.key = fingerprint([key, accelerator.num_processes])
+        self.log: list[Row] = []
+        self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self.deepspeed:
+            if settings.chunk_size:
+                raise UserError("training.chunk_size is not available under DeepSpeed; set it to 0 or train without --deepspeed.")
+            config = accelerator.state.deepspeed_plugin.deepspeed_config
+            config["train_micro_batch_size_per_gpu"] = max(1, settings.batch_size // accelerator.num_processes)
+            config["gradient_clipping"] = settings.max_grad_norm
+        self.parameters = backbone.trainable()
+        optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
+        )
+        self.module, self.optimizer = accelerator.prepare(Pair(backbone.module), optimizer)
+
+    def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
+        start = 0 if self.deepspeed else self._resume()
+        self.module.train()
+        for step in progress(range(start, self.steps)):
+            rate = self._rate(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = self._backward(step)
+            if step == 0:
+                self._assert_all_trained()
+            norm = None if self.deepspeed else self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.log.append({"step": step + 1, "loss": round(loss, 6), "learning_rate": rate} | ({"grad_norm": round(float(norm), 6)} if norm is not None else {}))
+            if not self.deepspeed and self.save_every and (step + 1) % self.save_every == 0 and step + 1 < self.steps:
+                self._save(step + 1)
+        return self.log
+
+    def _rate(self, step: int) -> float:
+        rise = max(1, round(self.settings.rate_warm_up * self.steps))
+        return self.settings.learning_rate * min((step + 1) / rise, (self.steps - step) / max(1, self.steps - rise))
+
+    def _share(self, rows: Sequence[Item]) -> list[Item]:
+        """This process's rows: every num_processes-th, the last ones repeated so that all have equally many."""
+        n, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return [rows[min(i, len(rows) - 1)] for i in range(rank, -(-len(rows) // n) * n, n)]
+
+    def _gather(self, local: torch.Tensor, count: int) -> torch.Tensor:
+        """All rows in their order, with gradients to the processes they came from."""
+        if self.accelerator.num_processes == 1:
+            return local[:count]
+        return torch.stack(list(all_gather(local)), dim=1).flatten(0, 1)[:count]
+
+    def _loss(self, batch: Batch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        device = queries.device
+        loss = info_nce(
+            self._gather(queries, len(batch.queries)),
+            self._gather(candidates, len(batch.candidates)),
+            torch.from_numpy(batch.target_B).to(device),
+            torch.from_numpy(batch.also_right_BN).to(device),
+            self.settings.temperature,
+        )
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"loss is {loss.item()}; queries of the batch: {', '.join(q.id for q in batch.queries)}")
+        return loss
+
+    def _inputs(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        made: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
+        return made
+
+    def _backward(self, step: int) -> float:
+        batch = self.batches[step]
+        queries = self._share([Item(q.reference, q.text) for q in batch.queries])
+        candidates = self._share([Item(image) for image in batch.candidates])
+        if self.settings.chunk_size:
+            return self._backward_in_chunks(step, batch, queries, candidates)
+        torch.manual_seed(seed_of(self.seed, step, self.accelerator.process_index))
+        loss = self._loss(batch, *self.module([self._inputs(queries), self._inputs(candidates)]))
+        self.accelerator.backward(loss)
+        return float(loss.detach())
+
+    def _backward_in_chunks(self, step: int, batch: Batch, queries: list[Item], candidates: list[Item]) -> float:
+        """GradCache (arXiv 2101.06983): embed without a graph, take the loss's gradient, replay chunk by chunk."""
+        size, rank = self.settings.chunk_size, self.accelerator.process_index
+        chunks = [rows[i : i + size] for rows in (queries, candidates) for i in range(0, len(rows), size)]
+
+        def forward(number: int) -> torch.Tensor:
+            torch.manual_seed(seed_of(self.seed, step, rank, number))  # the replay sees the same dropout
+            made: torch.Tensor = self.module([self._inputs(chunks[number])])[0]
+            return made
+
+        with torch.no_grad():
+            vectors = torch.cat([forward(i) for i in range(len(chunks))])
+        vectors.requires_grad_()
+        loss = self._loss(batch, *vectors.split([len(queries), len(candidates)]))
+        loss.backward()
+        assert vectors.grad is not None
+        grads = vectors.grad.split([len(chunk) for chunk in chunks])
+        for i in range(len(chunks) - 1):
+            with self.accelerator.no_sync(self.module):
+                self.accelerator.backward((forward(i) * grads[i]).sum())
+        self.accelerator.backward((forward(len(chunks) - 1) * grads[-1]).sum())
+        return float(loss.detach())
+
+    def _assert_all_trained(self) -> None:
+        """Every lora_B has a gradient after the first backward."""
+        if self.deepspeed:
+            from deepspeed.utils import safe_get_full_grad as grad_of
+        else:
+
+            def grad_of(parameter: nn.Parameter) -> torch.Tensor | None:
+                return parameter.grad
+
+        dead = [n for n, p in self.parameters.items() if "lora_B" in n and ((g := grad_of(p)) is None or not bool(g.any()))]
+        if dead:
+            raise RuntimeError(f"{len(dead)} LoRA matrices get no gradient, the first: {dead[0]}")
+
+    def _save(self, step: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {f"parameter/{n}": p.detach().cpu().contiguous() for n, p in self.parameters.items()}
+        for n, p in self.parameters.items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[f"{moment}/{n}"] = self.optimizer.state[p][moment].detach().cpu().contiguous()
+        goal, aside = self.workspace / f"step_{step:06d}", self.workspace / "new"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file(state, aside / "state.safetensors")
+        digest = file_digest(aside / "state.safetensors")
+        write_json(aside / "state.json", {"key": self.key, "step": step, "digest": digest, "log": self.log})
+        sync_tree(aside)
+        aside.replace(goal)
+        for old in sorted(self.workspace.glob("step_*"))[:-1]:
+            shutil.rmtree(old)
+
+    def _resume(self) -> int:
+        """Load the newest step checkpoint of this very stage; returns the step to go on with."""
+        import json
+
+        for path in sorted(self.workspace.glob("step_*"), reverse=True):
+            record = json.loads((path / "state.json").read_text("utf-8"))
+            if record["key"] != self.key:
+                raise UserError(f"{path} belongs to a training stage with other settings or inputs. Delete it to train from the start.")
+            if file_digest(path / "state.safetensors") != record["digest"]:
+                raise UserError(f"{path / 'state.safetensors'} is altered. Delete {path} to train from the start.")
+            state = load_file(path / "state.safetensors")
+            with torch.no_grad():
+                for n, p in self.parameters.items():
+                    p.copy_(state[f"parameter/{n}"])
+                    self.optimizer.state[p] = {
+                        "step": torch.tensor(float(record["step"])),
+                        **{m: state[f"{m}/{n}"].to(p.device).clone() for m in ("exp_avg", "exp_avg_sq")},
+                    }
+            self.log = record["log"]
+            logger.info("resuming training at step %d of %d", record["step"], self.steps)
+            return int(record["step"])
+        return 0

@@ -1,0 +1,76 @@
+"""A training stage inside one process: in the driver's, or as `python -m cirloop.worker JOB` under a launcher.
+
+Rows come from files: the job names the run directory's artifacts, and rank 0 writes the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from cirloop.artifacts import Artifact, write_json
+from cirloop.backbones import VisionFeatures
+from cirloop.config import from_json
+from cirloop.report.terminal import progress, start_logging
+from cirloop.rows import read_augmented, read_mined
+from cirloop.training.batches import Batches
+from cirloop.training.trainer import Trainer, seed_of
+
+
+def _artifact(job: dict[str, Any], name: str) -> Artifact:
+    return Artifact(name, Path(job["run"]) / name, "")
+
+
+def accelerator() -> Accelerator:
+    """Accelerate as the launcher set it up; gloo where there is no GPU."""
+    import torch
+
+    handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers if "RANK" in os.environ else [])
+
+
+def train(job: dict[str, Any]) -> None:
+    """Train one stage and write `job["output"]`: adapter, adapter config and training log."""
+    config = from_json(Path(job["run"]) / "config.json")
+    data, settings, iteration = config.data.build().train, config.training, int(job["iteration"])
+    accelerate = accelerator()
+    seed = seed_of(config.seed, "train", iteration)
+    backbone: Any = config.model.build(Path(job["parent"]) if job["parent"] else None)
+    backbone.add_lora(settings.lora, seed_of(config.seed, "lora"))
+    augmented = [row for name in job["augmented"] for row in read_augmented(_artifact(job, name))]
+    mined = read_mined(_artifact(job, job["negatives"])) if job["negatives"] else []
+    batches = Batches(
+        data.triplets, augmented, mined, settings.batch_size, settings.augmented_share, settings.num_negatives, seed
+    )
+    features = VisionFeatures(backbone, data.images, Path(job["cache"]) / "vision")
+    trainer = Trainer(
+        backbone, features, batches, settings, job["steps"], seed, job["key"], Path(job["workspace"]),
+        config.runtime.save_every, accelerate,
+    )  # fmt: skip
+    main = accelerate.is_main_process
+    rows = trainer.run(lambda steps: progress(steps, f"train iteration {iteration}") if main else steps)
+    accelerate.wait_for_everyone()
+    if main:
+        output = Path(job["output"])
+        backbone.save_adapter(output)
+        write_json(output / "training_log.json", {"schema": 1, "steps": job["steps"], "rows": rows})
+    accelerate.free_memory()
+
+
+def main() -> None:
+    start_logging()
+    train(json.loads(Path(sys.argv[1]).read_text("utf-8")))
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

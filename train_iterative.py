@@ -1,0 +1,20 @@
+"""Mine, caption, train, evaluate; round by round. All flags: train_iterative.py --help"""
+
+import sys
+from pathlib import Path
+
+from cirloop import cli, config
+
+
+def main() -> None:
+    settings = config.load(sys.argv[1:], Path(__file__).resolve().parent / "configs" / "shapes.yaml")
+    from cirloop import experiment  # torch and transformers load here, after the flags are known to be right
+
+    if settings.dry_run:
+        experiment.dry_run(settings)
+    else:
+        experiment.run(settings)
+
+
+if __name__ == "__main__":
+    cli.run(main)
