@@ -37,8 +37,18 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 
 from cirloop.captioning.prompts import REWRITE, VERIFY
 from cirloop.data.shapes.draw import PRETRAIN, TARGET, WIDE, draw
-from cirloop.data.shapes.language import CASUAL, CASUAL_WORDS, PLAIN, PLAIN_WORDS, Phrasing, read, spoken, write
-from cirloop.data.shapes.scene import Draws, Scene, differences, results
+from cirloop.data.shapes.language import (
+    CASUAL,
+    CASUAL_WORDS,
+    PLAIN,
+    PLAIN_WORDS,
+    Phrasing,
+    Words,
+    read,
+    spoken,
+    write,
+)
+from cirloop.data.shapes.scene import NUM_CELLS, Draws, Object, Scene, differences, put, random_object, random_scene, results
 from cirloop.data.shapes.splits import LOOSE_PERCENT, family, held_out, held_out_scenes
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -60,7 +70,9 @@ CHAT_TEMPLATE = (
 def float_attention(module, query, key, value, attention_mask, **kwargs):
     """SDPA in float32: its bfloat16 backward is slow on CPU, while bfloat16 matrix products are fast."""
     with torch.autocast("cpu", enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+        return sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **kwargs
+        )
 
 
 AttentionInterface.register("float_sdpa", float_attention)
@@ -69,18 +81,21 @@ PAD, IM_END = "<|endoftext|>", "<|im_end|>"
 MIXED = Phrasing(PLAIN.sentences, CASUAL_WORDS)
 
 
-def describe(draws: Draws, scene: Scene) -> str:
-    words = draws.choice((PLAIN_WORDS, CASUAL_WORDS))
-    parts = [
-        f"{words.cells[cell]}: {words.sizes[thing.size == 'large']} {thing.color} {thing.shape}"
-        for cell, thing in enumerate(scene)
-        if thing is not None
-    ]
+def name_of(words: Words, thing: Object) -> str:
+    return f"{words.sizes[thing.size == 'large']} {thing.color} {thing.shape}"
+
+
+def describe(words: Words, scene: Scene) -> str:
+    parts = [f"{words.cells[cell]}: {name_of(words, thing)}" for cell, thing in enumerate(scene) if thing is not None]
     return ". ".join(parts)
 
 
 def chat(content: list[dict[str, str]] | str) -> str:
-    body = content if isinstance(content, str) else "".join(IMAGE if c["type"] == "image" else c["text"] for c in content)
+    body = (
+        content
+        if isinstance(content, str)
+        else "".join(IMAGE if c["type"] == "image" else c["text"] for c in content)
+    )
     return f"<|im_start|>user\n{body}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -122,44 +137,66 @@ class Samples:
                 )
         return out
 
-    def generative(self, num_rewrite: int, num_verify: int, num_describe: int):
-        """(prompt, answer, pictures)"""
+    def rewrites(self, num: int):
+        """(prompt, text of the change, [before, after])"""
         out = []
-        members = family(self.draws, self.taken)
-        for i in range(num_rewrite + num_verify):
-            if i % 3 == 0:
-                members = family(self.draws, self.taken)
-            phrasing = self.draws.choice((PLAIN, MIXED, MIXED))
-            a, b, changes = self._pair(members, 3)
-            pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
-            if i < num_rewrite:
-                _, other, other_changes = a, *self._other(members, a)
+        while len(out) < num:
+            members = family(self.draws, self.taken)
+            for _ in range(min(3, num - len(out))):
+                phrasing = self.draws.choice((PLAIN, MIXED, MIXED))
+                a, b, changes = self._pair(members, 3)
                 style = CASUAL if phrasing is MIXED else PLAIN
-                example = write(self.draws, spoken(self.draws, a, other_changes, LOOSE_PERCENT), style)
-                said = spoken(self.draws, a, changes, 0)
-                out.append((chat(REWRITE.messages(example)[0]["content"]), write(self.draws, said, phrasing), pictures))
-            else:
-                said = spoken(self.draws, a, changes, 10)
-                if self.draws.chance(55):
-                    other, other_changes = self._other(members, a)
+                example = write(self.draws, spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT), style)
+                text = write(self.draws, spoken(self.draws, a, changes, 0), phrasing)
+                pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
+                out.append((chat(REWRITE.messages(example)[0]["content"]), text, pictures))
+        return out
+
+    def verifications(self, num: int):
+        """(prompt, yes or no, [before, after])"""
+        out = []
+        while len(out) < num:
+            members = family(self.draws, self.taken)
+            for _ in range(min(3, num - len(out))):
+                a, b, changes = self._pair(members, 3)
+                claimed = changes
+                if self.draws.chance(55):  # another member's change, or part of the right one
+                    claimed = self._other(members, a)
                     if self.draws.chance(50) and len(changes) > 1:
-                        other_changes = tuple(self.draws.shuffled(changes))[:-1]
-                    said = spoken(self.draws, a, other_changes, 10)
-                answer = "yes" if b in results(a, said) else "no"
+                        claimed = changes[:-1]
+                said = spoken(self.draws, a, claimed, 10)
                 text = write(self.draws, said, self.draws.choice((PLAIN, MIXED)))
+                pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
+                answer = "yes" if b in results(a, said) else "no"
                 out.append((chat(VERIFY.messages(text)[0]["content"]), answer, pictures))
-        for _ in range(num_describe):
-            scene = self.draws.choice(family(self.draws, self.taken))
-            picture = self._picture(scene, WIDE)
-            out.append((chat(IMAGE + "Describe the picture."), describe(self.draws, scene), [picture]))
+        return out
+
+    def single(self, num: int):
+        """(prompt, answer, [picture]): what one picture shows, or what is at one of its places."""
+        out = []
+        while len(out) < num:
+            scene = random_scene(self.draws)
+            if self.draws.chance(35):
+                scene = put((None,) * NUM_CELLS, self.draws.below(NUM_CELLS), random_object(self.draws))
+            if scene in self.taken:
+                continue
+            words = self.draws.choice((PLAIN_WORDS, CASUAL_WORDS))
+            picture = [self._picture(scene, WIDE)]
+            if self.draws.chance(50):
+                out.append((chat(IMAGE + "Describe the picture."), describe(words, scene), picture))
+                continue
+            full = [cell for cell, thing in enumerate(scene) if thing is not None]
+            cell = self.draws.choice(full) if self.draws.chance(70) else self.draws.below(NUM_CELLS)
+            thing = scene[cell]
+            answer = name_of(words, thing) if thing else "nothing"
+            out.append((chat(IMAGE + f"What is {words.at} the {words.cells[cell]}?"), answer, picture))
         return out
 
     def _other(self, members, a):
         while True:
-            other = self.draws.choice(members)
-            changes = differences(a, other)
+            changes = differences(a, self.draws.choice(members))
             if 1 <= len(changes) <= 3:
-                return other, tuple(self.draws.shuffled(changes))
+                return tuple(self.draws.shuffled(changes))
 
 
 def make_tokenizer(vocab: int) -> Qwen2Tokenizer:
@@ -167,7 +204,7 @@ def make_tokenizer(vocab: int) -> Qwen2Tokenizer:
     lines = []
     for _ in range(150):
         lines += [q for q, *_ in samples.retrieve(1, 2)]
-        for prompt, answer, _ in samples.generative(3, 3, 3):
+        for prompt, answer, _ in samples.rewrites(3) + samples.verifications(3) + samples.single(3):
             lines += [prompt, answer]
     for words in (PLAIN_WORDS, CASUAL_WORDS):
         lines += [*words.cells, *words.sizes] * 50
@@ -175,17 +212,26 @@ def make_tokenizer(vocab: int) -> Qwen2Tokenizer:
         lines = [line.replace(token, " ") for line in lines]
     bpe = Tokenizer(models.BPE())
     pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([Split(Regex(pattern), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [Split(Regex(pattern), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
         lines,
-        trainers.BpeTrainer(vocab_size=vocab - len(SPECIAL), initial_alphabet=ByteLevel.alphabet(), show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=vocab - len(SPECIAL), initial_alphabet=ByteLevel.alphabet(), show_progress=False
+        ),
     )
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in model["merges"]]
     tokenizer = Qwen2Tokenizer(
-        vocab=model["vocab"], merges=merges, unk_token=None, eos_token=IM_END, pad_token=PAD,
-        additional_special_tokens=SPECIAL, model_max_length=1024,
+        vocab=model["vocab"],
+        merges=merges,
+        unk_token=None,
+        eos_token=IM_END,
+        pad_token=PAD,
+        additional_special_tokens=SPECIAL,
+        model_max_length=1024,
     )
     return tokenizer
 
@@ -225,7 +271,9 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2VLForConditionalGeneration:
         tie_word_embeddings=True,
     )
     model = Qwen2VLForConditionalGeneration(config)
-    model.generation_config.update(bos_token_id=ids[PAD], eos_token_id=[ids[IM_END], ids[PAD]], pad_token_id=ids[PAD])
+    model.generation_config.update(
+        bos_token_id=ids[PAD], eos_token_id=[ids[IM_END], ids[PAD]], pad_token_id=ids[PAD]
+    )
     return model
 
 
@@ -291,14 +339,21 @@ class Batches:
                 self._cos_sin = tower.rotary_pos_emb(torch.zeros(1), get_vision_position_ids(grid, 2))
         return self._cos_sin
 
-    def hidden(self, texts: list[str], pictures: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def hidden(
+        self, texts: list[str], pictures: list[np.ndarray]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last hidden states (B, T, D), ids and mask."""
         ids, mask = self.tokens(texts)
         embeds = self.model.get_input_embeddings()(ids)
-        embeds = embeds.masked_scatter((ids == self.model.config.image_token_id).unsqueeze(-1), self.vision(pictures))
+        embeds = embeds.masked_scatter(
+            (ids == self.model.config.image_token_id).unsqueeze(-1), self.vision(pictures)
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             out = self.model.model.language_model(
-                inputs_embeds=embeds, attention_mask=mask, position_ids=self.positions(ids, []), use_cache=False
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=self.positions(ids, []),
+                use_cache=False,
             )
         return out.last_hidden_state.float(), ids, mask
 
@@ -312,41 +367,59 @@ class Batches:
 def assert_same_as_library(batches: Batches) -> None:
     """The vectorised paths above give what the library's own calls give."""
     samples = Samples(seed=99)
-    rows = samples.generative(2, 2, 2)
+    rows = samples.rewrites(2) + samples.single(2)
     texts = [p + a for p, a, _ in rows]
     pictures = [x for *_, pics in rows for x in pics]
     batches.model.eval()
     with torch.no_grad():
         ours, ids, mask = batches.hidden(texts, pictures)
-        got = batches.processor(images=[torch.from_numpy(p).permute(2, 0, 1) for p in pictures], return_tensors="pt")
+        got = batches.processor(
+            images=[torch.from_numpy(p).permute(2, 0, 1) for p in pictures], return_tensors="pt"
+        )
         assert torch.allclose(got["pixel_values"], batches.patches(pictures), atol=1e-5), "patches differ"
         out = batches.model.model(
-            input_ids=ids, attention_mask=mask, pixel_values=got["pixel_values"], image_grid_thw=got["image_grid_thw"],
-            mm_token_type_ids=(ids == batches.model.config.image_token_id).int(), use_cache=False,
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=got["pixel_values"],
+            image_grid_thw=got["image_grid_thw"],
+            mm_token_type_ids=(ids == batches.model.config.image_token_id).int(),
+            use_cache=False,
         )
     keep = mask.bool()
     gap = (out.last_hidden_state - ours)[keep].abs().max().item()
     assert gap < 1e-3, f"hidden states differ by {gap}"
 
 
-def losses(batches: Batches, samples: Samples, args) -> tuple[torch.Tensor, ...]:
+def retrieval_loss(batches: Batches, samples: Samples, args) -> torch.Tensor:
     rows = samples.retrieve(args.families, args.per_family)
     n = len(rows)
-    vectors = batches.embed([r[0] for r in rows] + [DOCUMENT] * n, [r[1] for r in rows] + [r[2] for r in rows])
+    vectors = batches.embed(
+        [r[0] for r in rows] + [DOCUMENT] * n, [r[1] for r in rows] + [r[2] for r in rows]
+    )
     scores = vectors[:n] @ vectors[n:].T / 0.05
     right = torch.tensor([[c[3] in r[4] and i != j for j, c in enumerate(rows)] for i, r in enumerate(rows)])
-    contrastive = F.cross_entropy(scores.masked_fill(right, -1e4), torch.arange(n))
-    rows = samples.generative(args.rewrite, args.verify, args.describe)
-    texts = [p + a + IM_END for p, a, _ in rows]
-    hidden, ids, mask = batches.hidden(texts, [x for *_, pics in rows for x in pics])
-    starts = torch.tensor([len(t) for t in batches.tokenizer([p.replace("<|image_pad|>", "<|image_pad|>" * 9) for p, *_ in rows])["input_ids"]])
+    return F.cross_entropy(scores.masked_fill(right, -1e4), torch.arange(n))
+
+
+def answer_loss(batches: Batches, rows) -> torch.Tensor:
+    """Mean loss per answer token of (prompt, answer, pictures)."""
+    hidden, ids, mask = batches.hidden([p + a + IM_END for p, a, _ in rows], [x for *_, pics in rows for x in pics])
+    prompts, _ = batches.tokens([p for p, *_ in rows])
+    starts = (prompts != batches.model.config.text_config.pad_token_id).sum(1)
     place = torch.arange(ids.shape[1] - 1)[None]
     answer = (place >= starts[:, None] - 1) & mask[:, 1:].bool()
-    logits = batches.model.lm_head(hidden[:, :-1][answer])
-    each = F.cross_entropy(logits, ids[:, 1:][answer], reduction="none")
-    row = torch.arange(len(rows))[:, None].expand_as(answer)[answer]
-    task = torch.where(row < args.rewrite, 0, torch.where(row < args.rewrite + args.verify, 1, 2))
-    return contrastive, *(each[task == k].mean() for k in range(3))
+    return F.cross_entropy(batches.model.lm_head(hidden[:, :-1][answer]), ids[:, 1:][answer])
+
+
+def losses(batches: Batches, samples: Samples, args, step: int) -> dict[str, torch.Tensor]:
+    if step < args.align_steps:
+        return {"describe": answer_loss(batches, samples.single(args.align))}
+    return {
+        "describe": answer_loss(batches, samples.single(args.describe)),
+        "retrieve": retrieval_loss(batches, samples, args),
+        "rewrite": answer_loss(batches, samples.rewrites(args.rewrite)),
+        "verify": answer_loss(batches, samples.verifications(args.verify)),
+    }
 
 
 @torch.no_grad()
@@ -357,9 +430,20 @@ def evaluate(batches: Batches, num: int = 200) -> dict[str, float]:
     rows = list(range(44 * 11))
     asks = [a for a in val.asks if a.reference < len(rows)][:num]
     pictures = {r: val.pixels(r) for r in rows}
-    gallery = torch.cat([batches.embed([DOCUMENT] * 44, [pictures[r] for r in rows[i : i + 44]]) for i in range(0, len(rows), 44)])
+    gallery = torch.cat(
+        [
+            batches.embed([DOCUMENT] * 44, [pictures[r] for r in rows[i : i + 44]])
+            for i in range(0, len(rows), 44)
+        ]
+    )
     queries = torch.cat(
-        [batches.embed([QUERY.format(text=a.text) for a in asks[i : i + 50]], [pictures[a.reference] for a in asks[i : i + 50]]) for i in range(0, len(asks), 50)]
+        [
+            batches.embed(
+                [QUERY.format(text=a.text) for a in asks[i : i + 50]],
+                [pictures[a.reference] for a in asks[i : i + 50]],
+            )
+            for i in range(0, len(asks), 50)
+        ]
     )
     scores = queries @ gallery.T
     for i, a in enumerate(asks):
@@ -372,16 +456,27 @@ def evaluate(batches: Batches, num: int = 200) -> dict[str, float]:
         b = a.reference // 11 * 11 + draws.below(11)
         if 1 <= len(differences(val.scenes[a.reference], val.scenes[b])) <= 3:
             jobs.append((a, b))
-    texts = generate(batches, [chat(REWRITE.messages(a.text)[0]["content"]) for a, _ in jobs], [p for a, b in jobs for p in (pictures[a.reference], pictures[b])])
+    texts = generate(
+        batches,
+        [chat(REWRITE.messages(a.text)[0]["content"]) for a, _ in jobs],
+        [p for a, b in jobs for p in (pictures[a.reference], pictures[b])],
+    )
     said = [read(t) for t in texts]
-    true = [c is not None and val.scenes[b] in results(val.scenes[a.reference], c) for c, (a, b) in zip(said, jobs)]
+    true = [
+        c is not None and val.scenes[b] in results(val.scenes[a.reference], c)
+        for c, (a, b) in zip(said, jobs)
+    ]
     yes, no = (batches.tokenizer.encode(w)[0] for w in ("yes", "no"))
     prompts = [chat(VERIFY.messages(t)[0]["content"]) for t in texts]
-    hidden, _, mask = batches.hidden(prompts, [p for a, b in jobs for p in (pictures[a.reference], pictures[b])])
+    hidden, _, mask = batches.hidden(
+        prompts, [p for a, b in jobs for p in (pictures[a.reference], pictures[b])]
+    )
     logits = batches.model.lm_head(hidden[torch.arange(len(jobs)), mask.sum(1) - 1])
     accepted = (logits[:, yes] > logits[:, no]).tolist()
     kept = [t for t, ok in zip(true, accepted) if ok]
-    one = [t for t, (a, b) in zip(true, jobs) if len(differences(val.scenes[a.reference], val.scenes[b])) == 1]
+    one = [
+        t for t, (a, b) in zip(true, jobs) if len(differences(val.scenes[a.reference], val.scenes[b])) == 1
+    ]
     batches.model.train()
     return {
         "R@1": (rank < 1).float().mean().item(),
@@ -398,20 +493,28 @@ def evaluate(batches: Batches, num: int = 200) -> dict[str, float]:
 
 def generate(batches: Batches, prompts: list[str], pictures) -> list[str]:
     ids, mask = batches.tokens(prompts)
-    flip = [torch.arange(ids.shape[1]).roll(int(ids.shape[1] - m.sum())) for m in mask]  # right to left padding
+    flip = [
+        torch.arange(ids.shape[1]).roll(int(ids.shape[1] - m.sum())) for m in mask
+    ]  # right to left padding
     order = torch.stack(flip)
     ids, mask = ids.gather(1, order), mask.gather(1, order)
     out = batches.model.generate(
-        input_ids=ids, attention_mask=mask, pixel_values=batches.patches(pictures),
+        input_ids=ids,
+        attention_mask=mask,
+        pixel_values=batches.patches(pictures),
         image_grid_thw=torch.tensor([[1, 6, 6]]).repeat(len(pictures), 1),
-        mm_token_type_ids=(ids == batches.model.config.image_token_id).int(), max_new_tokens=48, do_sample=False,
+        mm_token_type_ids=(ids == batches.model.config.image_token_id).int(),
+        max_new_tokens=48,
+        do_sample=False,
     )
     return batches.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 def save(batches: Batches, output: Path) -> None:
     processor = Qwen2VLProcessor(
-        image_processor=batches.processor, tokenizer=batches.tokenizer, video_processor=Qwen2VLVideoProcessor(),
+        image_processor=batches.processor,
+        tokenizer=batches.tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
         chat_template=CHAT_TEMPLATE,
     )
     processor.save_pretrained(output)
@@ -430,7 +533,9 @@ def main() -> None:
     parser.add_argument("--per_family", type=int, default=4)
     parser.add_argument("--rewrite", type=int, default=28)
     parser.add_argument("--verify", type=int, default=20)
-    parser.add_argument("--describe", type=int, default=16)
+    parser.add_argument("--describe", type=int, default=12)
+    parser.add_argument("--align", type=int, default=96, help="single pictures per step of the first stage")
+    parser.add_argument("--align_steps", type=int, default=600, help="steps on single pictures alone, first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast the language model")
     parser.add_argument("--eval_every", type=int, default=300)
@@ -444,26 +549,34 @@ def main() -> None:
     model.model.language_model.set_attn_implementation("float_sdpa")
     model.train()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
+    )
     decay_from = 0.5 * args.steps
     samples, start = Samples(args.seed), time.time()
-    log: list[list[float]] = []
+    log: list[dict[str, float]] = []
     for step in range(args.steps):
         fall = (args.steps - step) / (args.steps - decay_from)
         rate = args.learning_rate * min(1.0, (step + 1) / 100, max(0.02, fall))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        parts = losses(batches, samples, args)
-        sum(parts).backward()
+        parts = losses(batches, samples, args, step)
+        sum(parts.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        log.append([p.item() for p in parts])
+        log.append({name: part.item() for name, part in parts.items()})
         if step % 50 == 49:
-            means = np.mean(log[-50:], axis=0)
-            print(f"{step + 1:5d} {time.time() - start:6.0f}s lr {rate:.1e}  retrieve {means[0]:.3f} rewrite {means[1]:.3f} verify {means[2]:.3f} describe {means[3]:.3f}", flush=True)
+            means = {name: np.mean([row[name] for row in log[-50:] if name in row]) for name in parts}
+            line = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+            print(f"{step + 1:5d} {time.time() - start:6.0f}s lr {rate:.1e}  {line}", flush=True)
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
-            print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in evaluate(batches).items()}), flush=True)
+            print(
+                json.dumps(
+                    {k: round(v, 3) if isinstance(v, float) else v for k, v in evaluate(batches).items()}
+                ),
+                flush=True,
+            )
             save(batches, args.output)
 
 

@@ -1,8 +1,9 @@
 """Make an artifact once, or find it: fingerprints, atomic writes, verified reads.
 
-An artifact is a file or directory of a run directory. It is done when the manifest says so and its bytes agree. The
-fingerprint covers the stage's settings and the content digests of its inputs, never paths or times. Writing is aside,
-synced, renamed, and the manifest entry comes last: killed at any moment, a run directory holds whole artifacts only.
+An artifact is a file or directory of a run directory. It is done when the manifest says so and its bytes
+agree. The fingerprint covers the stage's settings and the content digests of its inputs, never paths or
+times. Writing is aside, synced, renamed, and the manifest entry comes last: killed at any moment, a run
+directory holds whole artifacts only.
 """
 
 from __future__ import annotations
@@ -104,6 +105,16 @@ def sync_tree(path: Path) -> None:
             os.close(handle)
 
 
+def _check_shape(manifest: dict[str, Any]) -> None:
+    """Raises what a malformed manifest gives: one of ValueError, KeyError, TypeError, AttributeError."""
+    for name, entry in manifest["artifacts"].items():
+        iteration, files = entry["iteration"], entry["files"]
+        if not isinstance(iteration, int | None) or not isinstance(files, dict) or "fingerprint" not in entry:
+            raise ValueError(f"the entry of {name!r} is malformed")
+    if "moving" in manifest:
+        _ = manifest["moving"]["to"], manifest["moving"]["names"]
+
+
 class Store:
     """The artifacts of one run directory."""
 
@@ -118,12 +129,15 @@ class Store:
             return {"schema": SCHEMA, "artifacts": {}}
         try:
             manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            schema, known = manifest["schema"], manifest["artifacts"]
-        except (ValueError, KeyError, TypeError) as error:
+            schema = manifest["schema"]
+            if schema == SCHEMA:
+                _check_shape(manifest)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is damaged ({error}). Restore it from a backup, or start anew in another --experiment_dir."
+                f"{path} is damaged ({error}). Restore it from a backup, "
+                "or start anew in another --experiment_dir."
             ) from None
-        if schema != SCHEMA or not isinstance(known, dict):
+        if schema != SCHEMA:
             raise UserError(f"{path} has schema {schema!r}; this version of cirloop reads schema {SCHEMA}.")
         return manifest
 
@@ -139,23 +153,24 @@ class Store:
         return number
 
     def workspace(self, name: str) -> Path:
-        """A place for what a stage keeps while it is being made (step checkpoints). Removed when it is done."""
+        """Where a stage keeps what it needs while it works (step checkpoints). Removed when it is done."""
         return self.directory / WORK / name
 
     def find(self, name: str) -> Artifact:
         """A finished artifact, its bytes verified."""
         entry = self._manifest["artifacts"].get(name)
         if entry is None:
-            raise UserError(f"{self.directory} has no artifact {name!r}; it has: {', '.join(sorted(self.names)) or 'none'}.")
+            there = ", ".join(sorted(self.names)) or "none"
+            raise UserError(f"{self.directory} has no artifact {name!r}; it has: {there}.")
         path, damaged = self.directory / name, []
         now = file_digests(path) if path.exists() else {}
         for file in sorted({*entry["files"], *now}):
             if now.get(file) != entry["files"].get(file):
-                state = "missing" if file not in now else "not part of it" if file not in entry["files"] else "altered"
+                absent = "missing" if file not in now else "not part of it"
+                state = "altered" if file in now and file in entry["files"] else absent
                 damaged.append(f"{path if file == '.' else path / file} ({state})")
         if damaged:
-            number = entry.get("iteration")
-            again = f"--resume_from_iteration {number}" if number is not None else "--resume_from_iteration 0"
+            again = f"--resume_from_iteration {entry['iteration'] or 0}"
             raise UserError(
                 "artifact does not agree with the manifest:\n  "
                 + "\n  ".join(damaged)
@@ -164,7 +179,12 @@ class Store:
         return Artifact(name, path, fingerprint(entry["files"]))
 
     def make(
-        self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None = None
+        self,
+        name: str,
+        settings: Any,
+        inputs: Iterable[str],
+        build: Callable[[Path], None],
+        iteration: int | None = None,
     ) -> Artifact:
         """The artifact `name`: the finished one if its fingerprint agrees, else `build(path)` writes it.
 
@@ -175,8 +195,9 @@ class Store:
         if entry is not None:
             if entry["fingerprint"] != key:
                 raise UserError(
-                    f"{self.directory / name} was made with other settings or from other inputs than this run has now. "
-                    f"Remake it with --resume_from_iteration {entry.get('iteration') or 0}, or use another --experiment_dir."
+                    f"{self.directory / name} was made with other settings or from other inputs than this "
+                    f"run has now. Remake it with --resume_from_iteration {entry['iteration'] or 0}, "
+                    "or use another --experiment_dir."
                 )
             return self.find(name)
         logger.info("%s: start", name)
@@ -197,9 +218,12 @@ class Store:
         return Artifact(name, path, fingerprint(files), made_now=True)
 
     def set_aside(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
-        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, or None if there are none."""
+        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, None if none are.
+
+        An artifact of no iteration (the base model's evaluation) is moved with iteration 0.
+        """
         entries = self._manifest["artifacts"]
-        names = [n for n, e in entries.items() if e["iteration"] is not None and e["iteration"] >= from_iteration]
+        names = [n for n, e in entries.items() if (e["iteration"] or 0) >= from_iteration]
         files = [n for n in also if (self.directory / n).exists()]
         if not names:
             return None

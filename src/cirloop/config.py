@@ -1,21 +1,26 @@
 """A run's configuration: YAML under flags, strict, one resolved copy per run.
 
-Precedence: flags, then with `--fast_mode` the config's `_fast.yaml` twin, then the config file, then the defaults.
+Precedence: flags, then with `--fast_mode` the config's `_fast.yaml` twin, then the config file, then defaults.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
+from cirloop import flags
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation
 from cirloop.data.config import DataConfig, ShapesSettings
@@ -23,6 +28,8 @@ from cirloop.negatives import MinerConfig, TopK
 from cirloop.settings import Settings
 from cirloop.training.config import TrainingSettings
 from cirloop.types import UserError
+
+PROGRAM = "train_iterative.py"
 
 
 class Evaluation(Settings):
@@ -37,7 +44,6 @@ class Runtime(Settings):
     """Settings that cannot change results; outside every fingerprint."""
 
     embed_batch_size: int = Field(64, ge=1)
-    caption_batch_size: int = Field(32, ge=1)
     search: Literal["exact", "faiss"] = "exact"
     num_processes: int = Field(1, ge=1)
     """Processes of a training stage; more than one run in a child under `accelerate launch`."""
@@ -118,32 +124,20 @@ class RunConfig(BaseSettings):
         return self.runtime.cache_dir or self.directory.parent / "cache"
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide results, as JSON. `num_iterations` is not among them: a run may be prolonged."""
+        """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged."""
         keep = {"seed", "model", "foundation", "data", "mining", "captioning", "training", "evaluation"}
         return self.model_dump(mode="json", include=keep)
 
     def resolved(self) -> dict[str, Any]:
         """Everything, as JSON, for the run directory's `config.json`."""
-        return self.model_dump(mode="json", exclude={"auto_resume", "resume_from_iteration", "dry_run", "experiment_dir"})
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with errors as UserError and without guessing at shortened flags."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
-
-    def error(self, message: str) -> NoReturn:
-        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        near = sorted({n for word in unknown for n in difflib.get_close_matches(word, flags, n=2)})
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"{message}.{hint} All flags: {self.prog} --help")
+        return self.model_dump(
+            mode="json", exclude={"auto_resume", "resume_from_iteration", "dry_run", "experiment_dir"}
+        )
 
 
 def load(argv: Sequence[str], default_config: Path) -> RunConfig:
     """The configuration of a command line. Raises UserError with every problem found."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = flags.Parser(prog=PROGRAM, add_help=False)
     peek.add_argument("--config", type=Path, default=default_config)
     peek.add_argument("--fast_mode", action="store_true")
     known, _ = peek.parse_known_args(list(argv))
@@ -156,14 +150,17 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
     class Parsed(RunConfig):
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            *_: Any,
+            **__: Any,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (init_settings, YamlConfigSettingsSource(settings_cls, yaml_file=files, deep_merge=True))
 
     Parsed.__doc__ = RunConfig.__doc__
     try:
-        source: Any = CliSettingsSource(Parsed, root_parser=_Parser(prog="train_iterative.py", description=RunConfig.__doc__))
-        config = CliApp.run(Parsed, cli_args=list(argv), cli_settings_source=source)
+        config = flags.parse(Parsed, argv, PROGRAM)
     except ValidationError as error:
         raise UserError(explain(error)) from None
     if config.data_dir is not None and config.data.type == "shapes":
@@ -177,50 +174,79 @@ def from_json(path: Path, **changes: Any) -> RunConfig:
         return RunConfig(**(json.loads(path.read_text("utf-8")) | changes))
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error)}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Restore it, or use another --experiment_dir.") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Restore it, or use another --experiment_dir."
+        ) from None
 
 
 def _check_yaml(path: Path, fast: bool) -> None:
     if not path.is_file():
         flag = "--fast_mode needs" if fast else "--config:"
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise UserError(f"{flag} {path}: there is no such file. In {path.parent}: {there or 'no YAML files'}.")
+        raise UserError(
+            f"{flag} {path}: there is no such file. In {path.parent}: {there or 'no YAML files'}."
+        )
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of settings, found {type(content).__name__}.")
+    odd = [key for key in content if not isinstance(key, str)]
+    if odd:
+        raise UserError(f"{path}: names of settings are words, found {odd[0]!r}.")
+    for flag in {"config", "fast_mode"} & content.keys():
+        raise UserError(f"{path}: `{flag}` is for the command line, not for a file. Give it as --{flag}.")
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, program: str = PROGRAM) -> str:
     """Every problem of a validation error, a line each, with the nearest right name for an unknown one."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = "unknown setting"
-            near = difflib.get_close_matches(where.split(".")[-1], _names(), n=2)
-            message += f"; did you mean {' or '.join(near)}?" if near else ""
+            near = _near(where)
+            message = "unknown setting" + (f"; did you mean {' or '.join(near)}?" if near else "")
         else:
-            message += f" (given: {problem['input']!r})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
+            message += (
+                f" (given: {problem['input']!r})"
+                if not isinstance(problem["input"], (dict, BaseModel))
+                else ""
+            )
         lines.append(f"  {where or 'settings'}: {message}")
-    return f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:\n" + "\n".join(lines) + "\nAll settings: train_iterative.py --help"
+    return (
+        f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:\n"
+        + "\n".join(lines)
+        + f"\nAll settings: {program} --help"
+    )
+
+
+def _near(where: str) -> list[str]:
+    """At most two settings, dotted, with a name like the last part of `where`; those of its group first."""
+    group, _, name = where.rpartition(".")
+    names = _names() - {where}
+    like = difflib.get_close_matches(name, {n.rpartition(".")[2] for n in names})
+    near = [n for n in names if n.rpartition(".")[2] in like]
+    near.sort(key=lambda n: (n.rpartition(".")[0] != group, like.index(n.rpartition(".")[2]), n))
+    return near[:2]
 
 
 def _names() -> set[str]:
+    """Every setting, dotted; where a group has a type, with the type between as pydantic names it."""
     names: set[str] = set()
 
-    def walk(model: type[BaseModel]) -> None:
+    def walk(model: type[BaseModel], prefix: str) -> None:
         for name, field in model.model_fields.items():
-            names.add(name)
-            for kind in (field.annotation, *get_args(field.annotation)):
+            names.add(prefix + name)
+            kinds = get_args(field.annotation) if field.discriminator else (field.annotation,)
+            for kind in kinds:
                 if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    walk(kind)
+                    tag = f"{kind.model_fields['type'].default}." if field.discriminator else ""
+                    walk(kind, f"{prefix}{name}.{tag}")
 
-    walk(RunConfig)
+    walk(RunConfig, "")
     return names
 
 
@@ -234,10 +260,3 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif a != b:
             lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
     return lines
-
-
-def settings_key(config: RunConfig, *names: str) -> Any:
-    """The part of the decisive settings a stage depends on."""
-    return {name: config.decisive()[name] for name in names} | {"seed": config.seed}
-
-

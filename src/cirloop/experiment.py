@@ -45,7 +45,9 @@ def check(config: RunConfig) -> None:
 
 
 def done_iterations(store: Store) -> list[int]:
-    return sorted(int(n.removeprefix("checkpoint_iter_")) for n in store.names if n.startswith("checkpoint_iter_"))
+    return sorted(
+        int(n.removeprefix("checkpoint_iter_")) for n in store.names if n.startswith("checkpoint_iter_")
+    )
 
 
 def open_run(config: RunConfig) -> Run:
@@ -56,7 +58,9 @@ def open_run(config: RunConfig) -> Run:
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
     if used and not (directory / CONFIG).is_file():
-        raise UserError(f"{directory} is not empty and is no run directory (no {CONFIG}). Give another --experiment_dir.")
+        raise UserError(
+            f"{directory} is not empty and is no run directory (no {CONFIG}). Give another --experiment_dir."
+        )
     resuming = config.auto_resume or config.resume_from_iteration is not None
     if used and not resuming:
         raise UserError(
@@ -67,7 +71,9 @@ def open_run(config: RunConfig) -> Run:
         )
     start = config.resume_from_iteration
     if start is not None and not used:
-        raise UserError(f"--resume_from_iteration {start}: {directory} holds no run. Leave the flag out to start one.")
+        raise UserError(
+            f"--resume_from_iteration {start}: {directory} holds no run. Leave the flag out to start one."
+        )
     if used:
         _check_same(config, from_json(directory / CONFIG))
     store = Store(directory)
@@ -96,7 +102,9 @@ def _check_same(config: RunConfig, old: RunConfig) -> None:
     lines = differences(old.decisive(), config.decisive())
     if lines:
         raise UserError(
-            f"{config.directory} was made with other settings:\n  " + "\n  ".join(lines) + "\nWays out: give the settings it was "
+            f"{config.directory} was made with other settings:\n  "
+            + "\n  ".join(lines)
+            + "\nWays out: give the settings it was "
             f"made with ({config.directory / CONFIG}), or start anew with another --experiment_dir."
         )
 
@@ -106,15 +114,34 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     began = time.monotonic()
     current = open_run(config)
     results = iterate(current)
-    table(f"Recall on {results[-1]['split']}, percent ± standard error", ("iteration", *TABLE), recall_rows(results, TABLE))
-    accounts = [json.loads(p.read_text("utf-8")) for p in sorted(current.store.directory.glob("accounting_iter_*.json"))]
+    table(
+        f"Recall on {results[-1]['split']}, percent ± standard error",
+        ("iteration", *TABLE),
+        recall_rows(results, TABLE),
+    )
+    accounts = [
+        json.loads(p.read_text("utf-8"))
+        for p in sorted(current.store.directory.glob("accounting_iter_*.json"))
+    ]
     if accounts:
         rows = [
-            (a["iteration"], a["mined"], _share(a["false_negatives"], a["mined"]), a["accepted"], _share(a["true_captions"], a["accepted"]))
+            (
+                a["iteration"],
+                a["mined"],
+                _share(a["false_negatives"], a["mined"]),
+                a["accepted"],
+                _share(a["true_captions"], a["accepted"]),
+            )
             for a in accounts
         ]
-        table("Mining and captions, counted exactly", ("iteration", "mined", "false negatives", "accepted texts", "true"), rows)
-    logger.info("finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS)
+        table(
+            "Mining and captions, counted exactly",
+            ("iteration", "mined", "false negatives", "accepted texts", "true"),
+            rows,
+        )
+    logger.info(
+        "finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS
+    )
     return results
 
 
@@ -132,10 +159,17 @@ def dry_run(config: RunConfig) -> None:
     mined = queries * getattr(config.mining, "k", 0)
     forward = t.batch_size * (2 + t.num_negatives)
     cost = {
-        "evaluate": (rounds + 1 + config.evaluation.base) * (len(split.queries) + len(split.gallery.ids)) * seconds,
+        "evaluate": (rounds + 1 + config.evaluation.base)
+        * (len(split.queries) + len(split.gallery.ids))
+        * seconds,
         "train": (t.warm_up_steps + rounds * t.steps) * forward * 3 * seconds,
         "mine": rounds * (queries + images) * seconds,
-        "caption, at most": rounds * mined * config.captioning.candidates * 12 * seconds * config.captioning.enabled,
+        "caption, at most": rounds
+        * mined
+        * config.captioning.candidates
+        * 12
+        * seconds
+        * config.captioning.enabled,
     }
     rows: list[tuple[str, Any]] = [
         ("run directory", f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}"),
@@ -143,7 +177,10 @@ def dry_run(config: RunConfig) -> None:
         ("foundation model", config.foundation.path),
         ("train", f"{queries} triplets, {images} images"),
         (split.name, f"{len(split.queries)} queries, {len(split.gallery.ids)} images"),
-        ("iterations", f"warm-up of {t.warm_up_steps} steps, then {rounds} of {t.steps} steps; {t.batch_size} queries a step"),
+        (
+            "iterations",
+            f"warm-up of {t.warm_up_steps} steps, then {rounds} of {t.steps} steps; {t.batch_size} queries a step",
+        ),
         ("measured", f"{1000 * seconds:.2f} ms per embedding, vision cached"),
         *((f"estimate: {name}", f"{value / 60:.1f} min") for name, value in cost.items()),
         ("estimate: all", f"{sum(cost.values()) / 60:.1f} min"),
@@ -153,7 +190,8 @@ def dry_run(config: RunConfig) -> None:
 
 def _measure(config: RunConfig) -> float:
     """Seconds per embedding of a training query, vision tokens at hand."""
-    from cirloop.backbones import Item, VisionFeatures
+    from cirloop.backbones import Item
+    from cirloop.backbones.features import VisionFeatures
 
     backbone, train = config.model.build(), config.data.build().train
     items = [Item(t.query.reference, t.query.text) for t in train.triplets[:64]]
@@ -164,5 +202,3 @@ def _measure(config: RunConfig) -> float:
         began = time.monotonic()
         embed(backbone, features, items, 64, lambda batches, _: batches, "measure")
     return (time.monotonic() - began) / len(items)
-
-

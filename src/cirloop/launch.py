@@ -15,7 +15,9 @@ from typing import Any
 from cirloop.types import UserError
 
 
-def training(job: dict[str, Any], num_processes: int, accelerate_config: Path | None, deepspeed: Path | None) -> None:
+def training(
+    job: dict[str, Any], num_processes: int, accelerate_config: Path | None, deepspeed: Path | None
+) -> None:
     """Run the training `job` and return when its output is there."""
     if num_processes == 1 and accelerate_config is None and deepspeed is None:
         from cirloop.worker import train
@@ -25,8 +27,15 @@ def training(job: dict[str, Any], num_processes: int, accelerate_config: Path | 
     spec = Path(job["workspace"]).parent / "job.json"
     spec.parent.mkdir(parents=True, exist_ok=True)
     spec.write_text(json.dumps(job), "utf-8")
-    command = [sys.executable, "-m", "accelerate.commands.launch", *_flags(num_processes, accelerate_config, deepspeed)]
-    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, [_source(), os.environ.get("PYTHONPATH")]))}
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *_flags(num_processes, accelerate_config, deepspeed),
+    ]
+    environment = dict(os.environ) | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [_source(), os.environ.get("PYTHONPATH")]))
+    }
     if deepspeed is not None and not _has_gpu():
         environment["DS_ACCELERATOR"] = "cpu"
     done = subprocess.run([*command, "-m", "cirloop.worker", str(spec)], env=environment, check=False)
@@ -41,7 +50,8 @@ def _flags(num_processes: int, accelerate_config: Path | None, deepspeed: Path |
     flags = []
     if accelerate_config is not None:
         flags += ["--config_file", str(accelerate_config)]
-    flags += ["--num_processes", str(num_processes)]
+    if num_processes > 1 or accelerate_config is None:  # else the file says how many
+        flags += ["--num_processes", str(num_processes)]
     if accelerate_config is None:
         flags += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         flags += [] if deepspeed or num_processes == 1 else ["--multi_gpu"]

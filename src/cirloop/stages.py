@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from cirloop import launch
 from cirloop.artifacts import Artifact, Store, fingerprint, write_json
-from cirloop.backbones import Item, VisionFeatures
+from cirloop.backbones import Item
+from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.weights import resolve, weights_digest
 from cirloop.captioning import rewrite
-from cirloop.config import RunConfig, settings_key
+from cirloop.config import RunConfig
 from cirloop.data import Dataset
 from cirloop.evaluation.metrics import recalls
 from cirloop.negatives.report import summary
@@ -47,6 +49,14 @@ class Run:
         self._features: tuple[str, VisionFeatures] | None = None
         self._gallery: tuple[str, Vectors] | None = None
 
+    def key(self, *names: str) -> dict[str, Any]:
+        """The settings a stage depends on, with a model's weights digest in the place of its path."""
+        settings: dict[str, Any] = {name: self.config.decisive()[name] for name in (*names, "seed")}
+        for name in {"model", "foundation"} & {*names}:
+            directory = resolve(settings[name]["path"], settings[name]["type"])
+            settings[name] = {**settings[name], "path": weights_digest(directory)}
+        return settings
+
     @cached_property
     def data(self) -> Dataset:
         return self.config.data.build()
@@ -66,8 +76,17 @@ class Run:
             self._features = (name, VisionFeatures(encoder, split.images, self.config.cache / "vision"))
         return self._features[1]
 
-    def vectors(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
-        return embed(backbone, self.features(backbone, split), items, self.config.runtime.embed_batch_size, progress, title)
+    def vectors(
+        self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
+    ) -> Vectors:
+        return embed(
+            backbone,
+            self.features(backbone, split),
+            items,
+            self.config.runtime.embed_batch_size,
+            progress,
+            title,
+        )
 
     def gallery(self, backbone: Any, split: TrainSplit | EvalSplit) -> Vectors:
         """Gallery vectors of the last (model, split) asked for are kept."""
@@ -77,7 +96,14 @@ class Run:
             self._gallery = (name, self.vectors(backbone, items, split, f"embed {split.name} gallery"))
         return self._gallery[1]
 
-    def ranks(self, backbone: Any, queries: Sequence[Query], targets: Sequence[ImageId], split: TrainSplit | EvalSplit, depth: int) -> Any:
+    def ranks(
+        self,
+        backbone: Any,
+        queries: Sequence[Query],
+        targets: Sequence[ImageId],
+        split: TrainSplit | EvalSplit,
+        depth: int,
+    ) -> Any:
         vectors = self.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
         search = self.config.runtime.search
         return rank(queries, targets, split.gallery, vectors, self.gallery(backbone, split), depth, search)
@@ -105,21 +131,29 @@ def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
             "summary": summary(rankings, mined), "negatives": [asdict(negative) for negative in mined],
         })  # fmt: skip
 
-    settings = settings_key(config, "model", "mining", "data")
+    settings = run.key("model", "mining", "data")
     return run.store.make(
-        f"hard_negatives_iter_{iteration}.json", settings, [checkpoint.digest, run.data.digest], build, iteration
+        f"hard_negatives_iter_{iteration}.json",
+        settings,
+        [checkpoint.digest, run.data.digest],
+        build,
+        iteration,
     )
 
 
-def caption(run: Run, iteration: int, negatives: Artifact, checkpoint: Artifact, before: Sequence[Artifact]) -> Artifact:
+def caption(
+    run: Run, iteration: int, negatives: Artifact, checkpoint: Artifact, before: Sequence[Artifact]
+) -> Artifact:
     """augmented_samples_iter_{t}.json: mined images with a new text that makes them right, and the rejected ones."""
     config, train = run.config, run.data.train
-    settings, batch = config.captioning, config.runtime.caption_batch_size
+    settings = config.captioning
 
     def round_trip(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
         if not queries:
             return []
-        ranks: list[int] = run.ranks(run.embedder(checkpoint), queries, images, train, 1).target_rank_Q.tolist()
+        ranks: list[int] = run.ranks(
+            run.embedder(checkpoint), queries, images, train, 1
+        ).target_rank_Q.tolist()
         return ranks
 
     def build(path: Path) -> None:
@@ -127,17 +161,27 @@ def caption(run: Run, iteration: int, negatives: Artifact, checkpoint: Artifact,
         captioner = config.foundation.build()
         features = VisionFeatures(captioner, train.images, config.cache / "vision")
         candidates = rewrite.write_candidates(
-            captioner, features, read_mined(negatives), queries, settings, batch, config.seed + 1000 * iteration, progress
+            captioner,
+            features,
+            read_mined(negatives),
+            queries,
+            settings,
+            config.seed + 1000 * iteration,
+            progress,
         )
         candidates = [rewrite.check_form(c, settings) for c in candidates]
         if settings.verify:
-            candidates = rewrite.verify(captioner, features, candidates, settings, batch, progress)
+            candidates = rewrite.verify(captioner, features, candidates, settings, progress)
         name = captioner.name
         del captioner  # before the embedder comes in
         if settings.round_trip:
             candidates = rewrite.check_round_trip(candidates, settings, round_trip)
         known = {(t.query.reference, t.query.text.casefold()) for t in train.triplets}
-        known |= {(a.triplet.query.reference, a.triplet.query.text.casefold()) for b in before for a in read_augmented(b)}
+        known |= {
+            (a.triplet.query.reference, a.triplet.query.text.casefold())
+            for b in before
+            for a in read_augmented(b)
+        }
         accepted, rejected = rewrite.choose(candidates, known, settings, iteration, name)
         reasons = sorted({c.reason for c in rejected})
         write_json(path, {
@@ -150,18 +194,24 @@ def caption(run: Run, iteration: int, negatives: Artifact, checkpoint: Artifact,
         })  # fmt: skip
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
-    key = settings_key(config, "model", "foundation", "captioning", "data") | {"prompts": [asdict(p) for p in rewrite.PROMPTS]}
+    key = run.key("model", "foundation", "captioning", "data") | {
+        "prompts": [asdict(p) for p in rewrite.PROMPTS]
+    }
     return run.store.make(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
 
 
 def train(
-    run: Run, iteration: int, parent: Artifact | None, augmented: Sequence[Artifact], negatives: Artifact | None
+    run: Run,
+    iteration: int,
+    parent: Artifact | None,
+    augmented: Sequence[Artifact],
+    negatives: Artifact | None,
 ) -> Artifact:
     """checkpoint_iter_{t}/: the LoRA after training on human and augmented triplets with the mined negatives."""
     config, name = run.config, f"checkpoint_iter_{iteration}"
     steps = config.training.steps if iteration else config.training.warm_up_steps
     inputs = [run.data.digest, *(a.digest for a in (parent, *augmented, negatives) if a is not None)]
-    settings = settings_key(config, "model", "training", "data") | {"steps": steps}
+    settings = run.key("model", "training", "data") | {"steps": steps}
 
     def build(path: Path) -> None:
         if steps == 0 and parent is None:
@@ -175,19 +225,23 @@ def train(
             "runtime": config.runtime.model_dump(mode="json"),
         }  # fmt: skip
         run._model = None  # the trainer loads its own
-        launch.training(job, config.runtime.num_processes, config.runtime.accelerate_config, config.runtime.deepspeed)
+        launch.training(
+            job, config.runtime.num_processes, config.runtime.accelerate_config, config.runtime.deepspeed
+        )
 
     return run.store.make(name, settings, inputs, build, iteration)
 
 
-def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None) -> Artifact:
+def evaluate(
+    run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None
+) -> Artifact:
     """evaluation_iter_{t}.json (or `evaluation_base.json`): recalls with standard errors, and every query's rank."""
     config = run.config
 
     def build(path: Path) -> None:
         write_json(path, evaluation(run, label, checkpoint, split_name))
 
-    settings = settings_key(config, "model", "data") | {"split": split_name}
+    settings = run.key("model", "data") | {"split": split_name}
     inputs = [run.data.digest, *([checkpoint.digest] if checkpoint else [])]
     return run.store.make(f"evaluation_{label}.json", settings, inputs, build, iteration)
 
@@ -201,7 +255,9 @@ def evaluation(run: Run, label: str, checkpoint: Artifact | None, split_name: st
     first = []
     for i, query in enumerate(split.queries):
         right = split.relevance.positives[query.id]
-        found = (place + 1 for place, row in enumerate(rankings.images_QK[i]) if split.gallery.ids[row] in right)
+        found = (
+            place + 1 for place, row in enumerate(rankings.images_QK[i]) if split.gallery.ids[row] in right
+        )
         first.append(next(found, 10**6))
     metrics = recalls(rankings.target_rank_Q) | recalls(first, (1, 5), "any correct R")
     return {
@@ -224,7 +280,10 @@ def account(run: Run, iteration: int, negatives: Artifact, augmented: Artifact |
         right = {q: oracle.positives(by_id[q]) - {targets[q]} for q in {n.query for n in mined}}
         apart = [oracle.distance(by_id[n.query].reference, n.image) for n in mined]
         accepted = read_augmented(augmented) if augmented else []
-        true = [oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target) for a in accepted]
+        true = [
+            oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target)
+            for a in accepted
+        ]
         write_json(path, {
             "schema": 1, "iteration": iteration, "mined": len(mined), "false_negatives": sum(n.image in right[n.query] for n in mined),
             "mined_by_changes_from_reference": {str(d): apart.count(d) for d in sorted(set(apart))},

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from cirloop.artifacts import Artifact, write_json
-from cirloop.backbones import VisionFeatures
+from cirloop.backbones.features import VisionFeatures
 from cirloop.config import from_json
 from cirloop.report.terminal import progress, start_logging
 from cirloop.rows import read_augmented, read_mined
@@ -32,7 +32,9 @@ def accelerator() -> Accelerator:
     import torch
 
     handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers if "RANK" in os.environ else [])
+    return Accelerator(
+        cpu=not torch.cuda.is_available(), kwargs_handlers=handlers if "RANK" in os.environ else []
+    )
 
 
 def train(job: dict[str, Any]) -> None:
@@ -46,7 +48,13 @@ def train(job: dict[str, Any]) -> None:
     augmented = [row for name in job["augmented"] for row in read_augmented(_artifact(job, name))]
     mined = read_mined(_artifact(job, job["negatives"])) if job["negatives"] else []
     batches = Batches(
-        data.triplets, augmented, mined, settings.batch_size, settings.augmented_share, settings.num_negatives, seed
+        data.triplets,
+        augmented,
+        mined,
+        settings.batch_size,
+        settings.augmented_share,
+        settings.num_negatives,
+        seed,
     )
     features = VisionFeatures(backbone, data.images, Path(job["cache"]) / "vision")
     trainer = Trainer(

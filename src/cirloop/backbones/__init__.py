@@ -2,6 +2,5 @@
 
 from cirloop.backbones.base import Item, LoraSettings
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
-from cirloop.backbones.features import VisionFeatures
 
-__all__ = ["BackboneConfig", "Item", "LoraSettings", "Qwen2VLSettings", "VisionFeatures"]
+__all__ = ["BackboneConfig", "Item", "LoraSettings", "Qwen2VLSettings"]

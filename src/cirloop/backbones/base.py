@@ -25,12 +25,16 @@ class Item:
     text: str | None = None
 
 
+Grid = tuple[int, int, int]
+"""Patches of an image: frames, height, width."""
+
+
 @dataclass(frozen=True, slots=True)
 class VisionInput:
     """One image as the language model sees it: `tokens` (T, D), and the patch grid (frames, height, width)."""
 
     tokens: torch.Tensor
-    grid: tuple[int, int, int]
+    grid: Grid
 
 
 class LoraSettings(Settings):
@@ -58,7 +62,7 @@ class Backbone(Protocol):
 
     def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> dict[str, Any]: ...
 
-    def length(self, item: Item, vision: VisionInput) -> int: ...
+    def length(self, item: Item, grid: Grid) -> int: ...
 
     def add_lora(self, settings: LoraSettings, seed: int) -> None: ...
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cirloop.artifacts import fingerprint
-from cirloop.backbones.base import VisionInput
+from cirloop.backbones.base import Grid, VisionInput
 from cirloop.types import ImageId, Images, UserError
 
 if TYPE_CHECKING:
@@ -27,66 +28,73 @@ logger = logging.getLogger(__name__)
 
 
 class VisionFeatures:
-    """Vision tokens of images by id. `encoder` has `vision_key` and `encode_images`."""
+    """Vision tokens of images by id, on disk, the last used ones in memory. `encoder` has `encode_images`."""
 
-    def __init__(self, encoder: Any, images: Images, directory: Path, batch_size: int = 64, shard_size: int = 2048) -> None:
-        self._encoder, self._images = encoder, images
-        self._batch_size, self._shard_size = batch_size, shard_size
+    def __init__(
+        self,
+        encoder: Any,
+        images: Images,
+        directory: Path,
+        batch_size: int = 64,
+        shard_bytes: int = 256 << 20,
+        memory_bytes: int = 2 << 30,
+    ) -> None:
+        self._encoder, self._images, self._batch_size = encoder, images, batch_size
+        self._shard_bytes, self._memory_left = shard_bytes, memory_bytes
         self._directory = directory / encoder.vision_key[:16]
         self._index: dict[str, tuple[Path, str]] = {}
         self._open: dict[Path, Any] = {}
-        self._memory: dict[ImageId, VisionInput] = {}
-        self._read: set[Path] = set()
+        self._memory: OrderedDict[str, VisionInput] = OrderedDict()
         self._refresh()
 
     def _refresh(self) -> None:
         for path in sorted(self._directory.glob("*.safetensors")):
-            if path in self._read:
+            if path in self._open:
                 continue
             try:
-                with safe_open(path, framework="pt") as shard:
-                    for key in shard.keys():  # noqa: SIM118 - not a dict
-                        self._index.setdefault(key.split("@")[0], (path, key))
+                self._open[path] = safe_open(path, framework="pt")
             except SafetensorError as error:
-                raise UserError(f"cached vision features {path} are damaged ({error}). Delete the file; it is remade.") from None
-            self._read.add(path)
+                raise UserError(
+                    f"cached vision features {path} are damaged ({error}). Delete the file; it is remade."
+                ) from None
+            for key in self._open[path].keys():  # noqa: SIM118 - not a dict
+                self._index.setdefault(key.split("@")[0], (path, key))
+
+    def grids(self, images: Sequence[ImageId]) -> list[Grid]:
+        """Patch grids (frames, height, width) of `images`, which must have been ensured."""
+        return [_grid(self._index[self._images.digest(image)][1]) for image in images]
 
     def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
-        """Vision tokens of `images`, in order; what is not cached yet is computed and kept."""
+        """Vision tokens of `images`, in order; what is not there yet is computed and kept."""
         self.ensure(images)
-        return [self._memory[image] for image in images]
+        return [self._load(self._images.digest(image)) for image in images]
 
-    def ensure(self, images: Sequence[ImageId], progress: Any = iter) -> None:
-        """Have `images` in memory; `progress` wraps the list of batches that must be computed."""
-        missing = []
-        for image in dict.fromkeys(images):
-            if image in self._memory:
-                continue
-            found = self._index.get(self._images.digest(image))
-            if found is None:
-                missing.append(image)
-            else:
-                self._memory[image] = self._load(*found)
-        batches = [missing[i : i + self._batch_size] for i in range(0, len(missing), self._batch_size)]
+    def ensure(self, images: Sequence[ImageId], progress: Callable[[Any], Any] = iter) -> None:
+        """Have `images` on disk; `progress` wraps the list of batches that must be computed."""
+        missing = {d: image for image in images if (d := self._images.digest(image)) not in self._index}
+        rows = list(missing.items())
         fresh: dict[str, torch.Tensor] = {}
-        for batch in progress(batches):
-            for image, made in zip(batch, self._encode(batch), strict=True):
-                self._memory[image] = made
-                fresh[f"{self._images.digest(image)}@{'x'.join(map(str, made.grid))}"] = made.tokens
-            if len(fresh) >= self._shard_size:
+        for batch in progress([rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]):
+            made = self._encoder.encode_images([self._images.load(image) for _, image in batch])
+            for (digest, _), vision in zip(batch, made, strict=True):
+                fresh[f"{digest}@{'x'.join(map(str, vision.grid))}"] = vision.tokens
+            if sum(t.nbytes for t in fresh.values()) >= self._shard_bytes:
                 self._write(fresh)
                 fresh = {}
         if fresh:
             self._write(fresh)
 
-    def _encode(self, batch: list[ImageId]) -> list[VisionInput]:
-        return list(self._encoder.encode_images([self._images.load(image) for image in batch]))
-
-    def _load(self, path: Path, key: str) -> VisionInput:
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        t, h, w = (int(n) for n in key.split("@")[1].split("x"))
-        return VisionInput(self._open[path].get_tensor(key), (t, h, w))
+    def _load(self, digest: str) -> VisionInput:
+        if digest in self._memory:
+            self._memory.move_to_end(digest)
+            return self._memory[digest]
+        path, key = self._index[digest]
+        vision = VisionInput(self._open[path].get_tensor(key), _grid(key))
+        self._memory[digest] = vision
+        self._memory_left -= vision.tokens.nbytes
+        while self._memory_left < 0 and len(self._memory) > 1:
+            self._memory_left += self._memory.popitem(last=False)[1].tokens.nbytes
+        return vision
 
     def _write(self, tensors: dict[str, torch.Tensor]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -97,3 +105,8 @@ class VisionFeatures:
             os.fsync(file.fileno())
         aside.replace(self._directory / f"{name}.safetensors")
         self._refresh()
+
+
+def _grid(key: str) -> Grid:
+    t, h, w = (int(n) for n in key.split("@")[1].split("x"))
+    return t, h, w

@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from qwen_vl_utils import fetch_image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from cirloop.artifacts import file_digest, fingerprint
-from cirloop.backbones.base import Item, LoraSettings, VisionInput
+from cirloop.backbones.base import Grid, Item, LoraSettings, VisionInput
 from cirloop.backbones.weights import resolve, weights_digest
 from cirloop.types import UserError
 
@@ -33,15 +39,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
 
 
-def place_vision(vlm: Qwen2VLForConditionalGeneration, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def place_vision(
+    vlm: Qwen2VLForConditionalGeneration, inputs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Input embeddings (B, T, D) with the vision tokens in their places, and M-RoPE positions (3, B, T)."""
     ids = inputs["input_ids"]
     embeds = vlm.get_input_embeddings()(ids)
     is_image = ids == vlm.config.image_token_id
     tokens = inputs["vision_tokens"]
-    assert int(is_image.sum()) == len(tokens), f"{int(is_image.sum())} image places, {len(tokens)} vision tokens"
+    assert int(is_image.sum()) == len(tokens), (
+        f"{int(is_image.sum())} image places, {len(tokens)} vision tokens"
+    )
     embeds = embeds.masked_scatter(is_image.unsqueeze(-1), tokens.to(embeds.dtype))
     positions, _ = vlm.model.get_rope_index(
         ids, is_image.int(), image_grid_thw=inputs["image_grid_thw"], attention_mask=inputs["attention_mask"]
@@ -83,8 +94,12 @@ class VisionMixin:
     def vision_key(self) -> str:
         tower = hashlib.sha256()
         for name, weight in sorted(self.vlm.model.visual.state_dict().items()):
-            tower.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        image_processor = {k: v for k, v in self.processor.image_processor.to_dict().items() if k != "processor_class"}
+            tower.update(
+                name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            )
+        image_processor = {
+            k: v for k, v in self.processor.image_processor.to_dict().items() if k != "processor_class"
+        }
         pixels = [self.min_pixels, self.max_pixels, str(self.vlm.dtype)]
         return fingerprint([tower.hexdigest(), fingerprint(_plain(image_processor)), pixels])
 
@@ -96,16 +111,21 @@ class VisionMixin:
         """Vision tokens per image, on the CPU. The pixel budget is checked on what the processor really made."""
         assert self.vision_is_frozen(), "the vision tower is trained: its output may not be kept"
         sized = [
-            fetch_image({"image": image, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels}) for image in images
+            fetch_image({"image": image, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels})
+            for image in images
         ]
         made = self.processor.image_processor(images=sized, do_resize=False, return_tensors="pt")
         grids = made["image_grid_thw"]
         patch = self.processor.image_processor.patch_size
         for grid in grids:
             pixels = int(grid[1] * grid[2]) * patch * patch
-            assert pixels <= self.max_pixels, f"an image of {pixels} pixels passed the budget of {self.max_pixels}"
+            assert pixels <= self.max_pixels, (
+                f"an image of {pixels} pixels passed the budget of {self.max_pixels}"
+            )
         visual = self.vlm.model.visual
-        out = visual(made["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device)).pooler_output
+        out = visual(
+            made["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device)
+        ).pooler_output
         sizes = (grids.prod(-1) // visual.spatial_merge_size**2).tolist()
         return [
             VisionInput(tokens.cpu().clone(), (int(g[0]), int(g[1]), int(g[2])))
@@ -115,13 +135,17 @@ class VisionMixin:
     def num_tokens(self, vision: VisionInput) -> int:
         return len(vision.tokens)
 
-    def tensors(self, texts: Sequence[str], vision: Sequence[VisionInput], side: str) -> dict[str, torch.Tensor]:
+    def tensors(
+        self, texts: Sequence[str], vision: Sequence[VisionInput], side: str
+    ) -> dict[str, torch.Tensor]:
         """Tokenised, padded texts whose image placeholders stand once per vision token of `vision`, in order."""
         left = iter(vision)
         full = []
         for text in texts:
             first, *rest = text.split("<|image_pad|>")
-            full.append(first + "".join("<|image_pad|>" * self.num_tokens(next(left)) + part for part in rest))
+            full.append(
+                first + "".join("<|image_pad|>" * self.num_tokens(next(left)) + part for part in rest)
+            )
         batch = self.processor.tokenizer(full, padding=True, padding_side=side, return_tensors="pt")
         return {
             "input_ids": batch["input_ids"].to(self.device),
@@ -143,9 +167,12 @@ def load_vlm(path: str, dtype: str, attention: str) -> tuple[Qwen2VLForCondition
     vlm, info = Qwen2VLForConditionalGeneration.from_pretrained(
         directory, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True
     )
-    missing = [key for key in info["missing_keys"] if key != "lm_head.weight"]
+    tied = {"lm_head.weight"} if vlm.config.tie_word_embeddings else set()
+    missing = sorted({*info["missing_keys"]} - tied)
     if missing:
-        raise UserError(f"model path {path!r} lacks weights: {', '.join(missing[:5])} ({len(missing)} in all).")
+        raise UserError(
+            f"model path {path!r} lacks weights: {', '.join(missing[:5])} ({len(missing)} in all)."
+        )
     vlm.requires_grad_(False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return vlm.to(device).eval(), AutoProcessor.from_pretrained(directory), weights_digest(directory)
@@ -157,7 +184,9 @@ class Qwen2VL(VisionMixin):
     def __init__(self, settings: Qwen2VLSettings, adapter: Path | None = None) -> None:
         self.settings = settings
         self.min_pixels, self.max_pixels = settings.min_pixels, settings.max_pixels
-        self.vlm, self.processor, self.base_digest = load_vlm(settings.path, settings.dtype, settings.attention)
+        self.vlm, self.processor, self.base_digest = load_vlm(
+            settings.path, settings.dtype, settings.attention
+        )
         self.module = Embedder(self.vlm)
         self.lora: LoraConfig | None = None
         self.adapter_digest = ""
@@ -172,9 +201,10 @@ class Qwen2VL(VisionMixin):
     def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> dict[str, torch.Tensor]:
         return self.tensors([self._text(item) for item in items], vision, side="right")
 
-    def length(self, item: Item, vision: VisionInput) -> int:
+    def length(self, item: Item, grid: Grid) -> int:
         """Roughly the tokens of an item, to sort by."""
-        return self.num_tokens(vision) + len(self._text(item)) // 4
+        patches = grid[0] * grid[1] * grid[2]
+        return patches // self.vlm.model.visual.spatial_merge_size**2 + len(self._text(item)) // 4
 
     def _text(self, item: Item) -> str:
         if item.text is None:
@@ -192,20 +222,27 @@ class Qwen2VL(VisionMixin):
                 target_modules=rf".*language_model\..*\.({'|'.join(settings.targets)})",
                 base_model_name_or_path=self.settings.path,
             )
-            inject_adapter_in_model(self.lora, self.vlm)
+            self._inject(self.lora)
         for name, parameter in self.vlm.named_parameters():
             parameter.requires_grad_("lora_" in name)
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
         if self.settings.gradient_checkpointing:
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
         assert self.vision_is_frozen() and self.trainable()
+
+    def _inject(self, lora: LoraConfig) -> None:
+        """LoRA modules in float32, whatever the base's dtype."""
+        inject_adapter_in_model(lora, self.vlm)
+        for name, parameter in self.vlm.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.vlm.named_parameters() if p.requires_grad}
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
-        return {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(self.vlm).items()}
+        """The adapter by PEFT's names, as `PeftModel.from_pretrained` expects them."""
+        state = get_peft_model_state_dict(self.vlm, save_embedding_layers=False)
+        return {PREFIX + name: value.detach().cpu().contiguous() for name, value in state.items()}
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter as PEFT does, and check that what was written is what is in memory."""
@@ -224,14 +261,18 @@ class Qwen2VL(VisionMixin):
         lora = PeftConfig.from_pretrained(str(directory))
         assert isinstance(lora, LoraConfig)
         state = load_file(directory / ADAPTER_WEIGHTS)
-        inject_adapter_in_model(lora, self.vlm)
-        expected = get_peft_model_state_dict(self.vlm).keys()
+        self._inject(lora)
+        expected = self.adapter_state().keys()
         if state.keys() != expected:
             odd = sorted(state.keys() ^ expected)
-            raise UserError(f"adapter {directory} does not fit the model {self.settings.path!r}: {len(odd)} keys differ, {odd[:3]}")
-        set_peft_model_state_dict(self.vlm, state)
+            raise UserError(
+                f"adapter {directory} does not fit the model {self.settings.path!r}: {len(odd)} keys differ, {odd[:3]}"
+            )
+        set_peft_model_state_dict(self.vlm, {name.removeprefix(PREFIX): value for name, value in state.items()})
         loaded = self.adapter_state()
-        assert all(torch.equal(loaded[k], state[k].to(loaded[k].dtype)) for k in state), "adapter did not load"
+        assert all(torch.equal(loaded[k], state[k].to(loaded[k].dtype)) for k in state), (
+            "adapter did not load"
+        )
         assert any(v.any() for k, v in state.items() if "lora_B" in k), f"adapter {directory} changes nothing"
         self.vlm.requires_grad_(False)
         self.lora = lora

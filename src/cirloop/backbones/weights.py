@@ -30,7 +30,9 @@ def resolve(path: str, model_type: str) -> Path:
     if not directory.is_dir():
         raise UserError(f"model path {path!r} is not a directory.")
     for name in _NEEDED:
-        if not (directory / name).is_file() and not (name.startswith("pre") and (directory / "processor_config.json").is_file()):
+        if not (directory / name).is_file() and not (
+            name.startswith("pre") and (directory / "processor_config.json").is_file()
+        ):
             problems.append(f"no {name}")
     if not list(directory.glob("*.safetensors")):
         problems.append("no *.safetensors weights (pickled .bin weights are not read)")
@@ -44,7 +46,8 @@ def resolve(path: str, model_type: str) -> Path:
             problems.append(f"config.json cannot be read: {error}")
     if problems:
         raise UserError(
-            f"model path {path!r} is not a {model_type} model:\n  " + "\n  ".join(problems)
+            f"model path {path!r} is not a {model_type} model:\n  "
+            + "\n  ".join(problems)
             + "\nGive a complete model directory, a hub name, or another --model_backbone."
         )
     return directory

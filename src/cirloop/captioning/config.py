@@ -40,6 +40,8 @@ class CaptioningSettings(Settings):
     candidates: int = Field(4, ge=1)
     """Texts per mined image: one greedy, the rest sampled; the one that passes the checks best is kept."""
     temperature: float = Field(0.7, gt=0)
+    batch_size: int = Field(64, ge=1)
+    """Questions per generation batch. It decides which random numbers a text is sampled with, so it stands here."""
     max_new_tokens: int = Field(48, ge=4)
     min_words: int = Field(2, ge=1)
     max_words: int = Field(40, ge=1)

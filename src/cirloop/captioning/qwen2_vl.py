@@ -33,14 +33,18 @@ class Qwen2VLCaptioner(VisionMixin):
     def __init__(self, settings: Qwen2VLFoundation) -> None:
         self.settings = settings
         self.min_pixels, self.max_pixels = settings.min_pixels, settings.max_pixels
-        self.vlm, self.processor, self.base_digest = load_vlm(settings.path, settings.dtype, settings.attention)
+        self.vlm, self.processor, self.base_digest = load_vlm(
+            settings.path, settings.dtype, settings.attention
+        )
         self.name = settings.path
 
     @property
     def fingerprint(self) -> str:
         return fingerprint([self.base_digest, self.settings.model_dump(mode="json", exclude={"path"})])
 
-    def _inputs(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]) -> dict[str, torch.Tensor]:
+    def _inputs(
+        self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]
+    ) -> dict[str, torch.Tensor]:
         texts = self.processor.apply_chat_template(
             [prompt.messages(ask.text) for ask in asks], add_generation_prompt=True, tokenize=False
         )
@@ -48,13 +52,23 @@ class Qwen2VLCaptioner(VisionMixin):
 
     @torch.inference_mode()
     def write(
-        self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput], max_new_tokens: int, temperature: float, seed: int
+        self,
+        prompt: Prompt,
+        asks: Sequence[Ask],
+        vision: Sequence[VisionInput],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
     ) -> list[str]:
         """One answer per question; `temperature` 0 is greedy. `vision` holds two images per question, in order."""
         inputs = self._inputs(prompt, asks, vision)
         embeds, _ = place_vision(self.vlm, inputs)
         torch.manual_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            if temperature
+            else {"do_sample": False}
+        )
         out = self.vlm.generate(
             input_ids=inputs["input_ids"],
             inputs_embeds=embeds,
@@ -64,8 +78,9 @@ class Qwen2VLCaptioner(VisionMixin):
             max_new_tokens=max_new_tokens,
             **sampling,
         )
-        start = inputs["input_ids"].shape[1] if out.shape[1] > max_new_tokens else 0
-        texts: list[str] = self.processor.tokenizer.batch_decode(out[:, start:], skip_special_tokens=True)
+        length = inputs["input_ids"].shape[1]
+        assert torch.equal(out[:, :length], inputs["input_ids"]), "generate() did not return the prompt first"
+        texts: list[str] = self.processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     @torch.inference_mode()
@@ -74,7 +89,10 @@ class Qwen2VLCaptioner(VisionMixin):
         inputs = self._inputs(prompt, asks, vision)
         embeds, positions = place_vision(self.vlm, inputs)
         hidden = self.vlm.model.language_model(
-            inputs_embeds=embeds, attention_mask=inputs["attention_mask"], position_ids=positions, use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=inputs["attention_mask"],
+            position_ids=positions,
+            use_cache=False,
         ).last_hidden_state[:, -1]
         logits = self.vlm.lm_head(hidden).float()
         yes, no = (self._first_tokens(words) for words in (("yes", "Yes"), ("no", "No")))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cirloop.backbones import VisionFeatures
+from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.prompts import REWRITE, VERIFY
 from cirloop.captioning.qwen2_vl import Ask
@@ -42,13 +42,16 @@ class Candidate:
 
 def write_candidates(
     captioner: Any, features: VisionFeatures, mined: Sequence[MinedNegative], queries: Mapping[QueryId, Query],
-    settings: CaptioningSettings, batch_size: int, seed: int, progress: Callable[[Any, str], Any],
+    settings: CaptioningSettings, seed: int, progress: Callable[[Any, str], Any],
 ) -> list[Candidate]:  # fmt: skip
     """`settings.candidates` texts per mined image, the first greedy; equal texts once."""
     asks = [Ask(queries[n.query].reference, n.image, queries[n.query].text) for n in mined]
-    features.ensure([image for ask in asks for image in (ask.first, ask.second)], lambda b: progress(b, "captions: vision"))
+    features.ensure(
+        [image for ask in asks for image in (ask.first, ask.second)],
+        lambda b: progress(b, "captions: vision"),
+    )
     order = sorted(range(len(asks)), key=lambda i: (len(asks[i].text), i))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
     texts: list[list[str]] = [[] for _ in asks]
     for number, rows in enumerate(progress(batches, "captions: write")):
         batch = [asks[i] for i in rows]
@@ -56,7 +59,12 @@ def write_candidates(
         for turn in range(settings.candidates):
             temperature = settings.temperature if turn else 0.0
             answers = captioner.write(
-                REWRITE, batch, vision, settings.max_new_tokens, temperature, seed + number * settings.candidates + turn
+                REWRITE,
+                batch,
+                vision,
+                settings.max_new_tokens,
+                temperature,
+                seed + number * settings.candidates + turn,
             )
             for i, answer in zip(rows, answers, strict=True):
                 texts[i].append(answer)
@@ -85,13 +93,14 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
 
 
 def verify(
-    captioner: Any, features: VisionFeatures, candidates: Sequence[Candidate], settings: CaptioningSettings,
-    batch_size: int, progress: Callable[[Any, str], Any],
+    captioner: Any, features: VisionFeatures, candidates: Sequence[Candidate], settings: CaptioningSettings, progress: Callable[[Any, str], Any],
 ) -> list[Candidate]:  # fmt: skip
     """Ask the foundation model whether each text, still accepted, is right."""
     out = list(candidates)
     left = sorted((i for i, c in enumerate(out) if not c.reason), key=lambda i: (len(out[i].text), i))
-    for rows in progress([left[i : i + batch_size] for i in range(0, len(left), batch_size)], "captions: verify"):
+    for rows in progress(
+        [left[i : i + settings.batch_size] for i in range(0, len(left), settings.batch_size)], "captions: verify"
+    ):
         asks = [Ask(out[i].reference, out[i].negative.image, out[i].text) for i in rows]
         vision = features.get([image for ask in asks for image in (ask.first, ask.second)])
         for i, p in zip(rows, captioner.yes(VERIFY, asks, vision), strict=True):
@@ -100,7 +109,9 @@ def verify(
     return out
 
 
-def check_round_trip(candidates: Sequence[Candidate], settings: CaptioningSettings, round_trip: RoundTrip) -> list[Candidate]:
+def check_round_trip(
+    candidates: Sequence[Candidate], settings: CaptioningSettings, round_trip: RoundTrip
+) -> list[Candidate]:
     """The current embedder ranks the mined image within the top `settings.round_trip` for the new text."""
     out = list(candidates)
     left = [i for i, c in enumerate(out) if not c.reason]
@@ -112,7 +123,11 @@ def check_round_trip(candidates: Sequence[Candidate], settings: CaptioningSettin
 
 
 def choose(
-    candidates: Sequence[Candidate], known: set[tuple[ImageId, str]], settings: CaptioningSettings, iteration: int, captioner: str
+    candidates: Sequence[Candidate],
+    known: set[tuple[ImageId, str]],
+    settings: CaptioningSettings,
+    iteration: int,
+    captioner: str,
 ) -> tuple[list[AugmentedTriplet], list[Candidate]]:
     """The surest text per mined image and the surest images per query; the rest, each with its reason.
 
@@ -123,7 +138,9 @@ def choose(
     used: set[tuple[QueryId, ImageId]] = set()
     per_query: Counter[QueryId] = Counter()
     accepted: list[tuple[int, AugmentedTriplet]] = []
-    sure = sorted((i for i, c in enumerate(out) if not c.reason), key=lambda i: (-out[i].checks.get("verify", 0.0), i))
+    sure = sorted(
+        (i for i, c in enumerate(out) if not c.reason), key=lambda i: (-out[i].checks.get("verify", 0.0), i)
+    )
     for i in sure:
         c = out[i]
         source, image, key = c.negative.query, c.negative.image, (c.reference, c.text.casefold())
@@ -138,8 +155,17 @@ def choose(
             used.add((source, image))
             per_query[source] += 1
             query = Query(QueryId(f"{source}+{iteration}.{per_query[source]}"), c.reference, c.text)
-            accepted.append((i, AugmentedTriplet(Triplet(query, image), source, iteration, captioner, REWRITE.name, c.checks)))
+            accepted.append(
+                (
+                    i,
+                    AugmentedTriplet(
+                        Triplet(query, image), source, iteration, captioner, REWRITE.name, c.checks
+                    ),
+                )
+            )
             continue
         out[i] = replace(c, reason=reason)
     kept = {i for i, _ in accepted}
-    return [a for _, a in sorted(accepted, key=lambda pair: pair[0])], [c for i, c in enumerate(out) if i not in kept]
+    return [a for _, a in sorted(accepted, key=lambda pair: pair[0])], [
+        c for i, c in enumerate(out) if i not in kept
+    ]

@@ -22,7 +22,9 @@ def standard_error(recall: float, num_queries: int) -> float:
     return 100.0 * sqrt(p * (1.0 - p) / num_queries)
 
 
-def recalls(ranks_Q: npt.NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS, prefix: str = "R") -> dict[str, dict[str, float]]:
+def recalls(
+    ranks_Q: npt.NDArray[np.int64] | Sequence[int], ks: Sequence[int] = KS, prefix: str = "R"
+) -> dict[str, dict[str, float]]:
     """`{"R@1": {"value": .., "se": ..}, ..}`, in percent, rounded to 0.001."""
     out = {}
     for k in ks:

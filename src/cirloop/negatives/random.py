@@ -28,14 +28,18 @@ class Random(Settings):
         """Ranks to search, in images: the whole gallery (0)."""
         return 0
 
-    def mine(self, rankings: Rankings, positives: Mapping[QueryId, frozenset[ImageId]], seed: int) -> list[MinedNegative]:
+    def mine(
+        self, rankings: Rankings, positives: Mapping[QueryId, frozenset[ImageId]], seed: int
+    ) -> list[MinedNegative]:
         mined = []
         for i, query in enumerate(rankings.queries):
             if rankings.target_rank_Q[i] == 1:
                 continue
             order = list(range(rankings.images_QK.shape[1]))
             Stream(f"{seed}/{query}").shuffle(order)
-            kept = [j for j in order if rankings.gallery.ids[rankings.images_QK[i, j]] not in positives[query]]
+            kept = [
+                j for j in order if rankings.gallery.ids[rankings.images_QK[i, j]] not in positives[query]
+            ]
             for place in sorted(kept[: self.k]):
                 mined.append(
                     MinedNegative(

@@ -28,7 +28,9 @@ class TopK(Settings):
         """Ranks to search, in images."""
         return self.k
 
-    def mine(self, rankings: Rankings, positives: Mapping[QueryId, frozenset[ImageId]], seed: int) -> list[MinedNegative]:
+    def mine(
+        self, rankings: Rankings, positives: Mapping[QueryId, frozenset[ImageId]], seed: int
+    ) -> list[MinedNegative]:
         mined = []
         for i, query in enumerate(rankings.queries):
             if rankings.target_rank_Q[i] == 1:

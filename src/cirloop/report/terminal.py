@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 T = TypeVar("T")
@@ -36,7 +43,13 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
     if total == 0:
         return
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             yield from bar.track(items, total=total, description=title)
         return
@@ -44,12 +57,16 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
     for done, item in enumerate(items):
         now = time.monotonic()
         if done and total and now - last > LINE_EVERY:
-            logger.info("%s: %d of %d, about %.0f s left", title, done, total, (now - began) / done * (total - done))
+            logger.info(
+                "%s: %d of %d, about %.0f s left", title, done, total, (now - began) / done * (total - done)
+            )
             last = now
         yield item
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], out: Console | None = None) -> None:
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], out: Console | None = None
+) -> None:
     """Print a table; the first column is text, the rest numbers."""
     made = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
@@ -62,6 +79,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], out
 def recall_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
     """One row an iteration: each metric as `value ± standard error`."""
     return [
-        [str(result["iteration"]), *(f"{result['metrics'][m]['value']:.1f} ± {result['metrics'][m]['se']:.1f}" for m in metrics)]
+        [
+            str(result["iteration"]),
+            *(f"{result['metrics'][m]['value']:.1f} ± {result['metrics'][m]['se']:.1f}" for m in metrics),
+        ]
         for result in results
     ]

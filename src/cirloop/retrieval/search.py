@@ -61,7 +61,12 @@ def _best(scores_BG: Floats, depth: int) -> npt.NDArray[np.int64]:
     if depth < scores_BG.shape[1] // 4:
         # everything at least as good as the depth-th, so that ties at the edge are settled by column too
         edge_B = np.partition(scores_BG, -depth, axis=1)[:, -depth]
-        return np.stack([_sorted_columns(row, np.flatnonzero(row >= edge))[:depth] for row, edge in zip(scores_BG, edge_B, strict=True)])
+        return np.stack(
+            [
+                _sorted_columns(row, np.flatnonzero(row >= edge))[:depth]
+                for row, edge in zip(scores_BG, edge_B, strict=True)
+            ]
+        )
     return np.argsort(-scores_BG, axis=1, kind="stable")[:, :depth]
 
 
@@ -76,11 +81,17 @@ def _faiss(
 
     index = faiss.IndexFlatIP(gallery_GD.shape[1])
     index.add(gallery_GD)
-    scores, images = index.search(queries_QD, depth + 1)
     images_QK = np.empty((len(queries_QD), depth), np.int32)
     scores_QK = np.empty((len(queries_QD), depth), np.float32)
-    for i, reference in enumerate(reference_Q):
-        keep = np.flatnonzero(images[i] != reference)[:depth]
-        order = keep[np.lexsort((images[i][keep], -scores[i][keep]))]
-        images_QK[i], scores_QK[i] = images[i][order], scores[i][order]
+    left, reach = list(range(len(queries_QD))), depth + 2  # the reference, and one to see the edge by
+    while left:
+        reach = min(reach, len(gallery_GD))
+        tied = []
+        for i, scores, images in zip(left, *index.search(queries_QD[left], reach), strict=True):
+            order = np.lexsort((images, -scores))
+            best = order[images[order] != reference_Q[i]][:depth]
+            images_QK[i], scores_QK[i] = images[best], scores[best]
+            if reach < len(gallery_GD) and scores[best[-1]] == scores[order[-1]]:
+                tied.append(i)  # images not seen yet may tie with the last one kept, and come before it
+        left, reach = tied, 2 * reach
     return images_QK, scores_QK

@@ -84,7 +84,9 @@ class Batches:
         if key not in self._shuffles:
             order = list(range(size))
             Random(f"{self._seed}/{name}/{epoch}").shuffle(order)
-            self._shuffles = {k: v for k, v in self._shuffles.items() if k[0] != name or k[1] == epoch - 1} | {key: order}
+            self._shuffles = {
+                k: v for k, v in self._shuffles.items() if k[0] != name or k[1] == epoch - 1
+            } | {key: order}
         return self._shuffles[key]
 
     def _batch(self, rows: Sequence[Triplet], random: Random) -> Batch:
@@ -99,7 +101,9 @@ class Batches:
             for image in self._right[row.query.reference, row.query.text]:
                 if image in place and image != row.target:
                     also_right[i, place[image]] = True
-        return Batch(tuple(r.query for r in rows), candidates, np.array([place[r.target] for r in rows]), also_right)
+        return Batch(
+            tuple(r.query for r in rows), candidates, np.array([place[r.target] for r in rows]), also_right
+        )
 
 
 def known_positives(human: Sequence[Triplet]) -> Mapping[QueryId, frozenset[ImageId]]:

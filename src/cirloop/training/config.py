@@ -34,5 +34,7 @@ class TrainingSettings(Settings):
     @model_validator(mode="after")
     def _even(self) -> TrainingSettings:
         if int(self.batch_size * self.augmented_share) * 2 > self.batch_size:
-            raise ValueError(f"batch_size {self.batch_size} cannot hold its augmented share {self.augmented_share} in pairs")
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot hold its augmented share {self.augmented_share} in pairs"
+            )
         return self

@@ -7,7 +7,11 @@ import torch.nn.functional as F
 
 
 def info_nce(
-    queries_BD: torch.Tensor, candidates_ND: torch.Tensor, target_B: torch.Tensor, also_right_BN: torch.Tensor, temperature: float
+    queries_BD: torch.Tensor,
+    candidates_ND: torch.Tensor,
+    target_B: torch.Tensor,
+    also_right_BN: torch.Tensor,
+    temperature: float,
 ) -> torch.Tensor:
     """InfoNCE (arXiv 1807.03748, eq. 4) of unit-norm rows: each query against every candidate.
 

@@ -14,7 +14,17 @@ from cirloop.data.images import DrawnImages
 from cirloop.data.shapes.language import read
 from cirloop.data.shapes.scene import Draws, Scene, differences, results
 from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, held_out
-from cirloop.types import EvalSplit, Gallery, ImageId, Query, QueryId, Relevance, TrainSplit, Triplet, UserError
+from cirloop.types import (
+    EvalSplit,
+    Gallery,
+    ImageId,
+    Query,
+    QueryId,
+    Relevance,
+    TrainSplit,
+    Triplet,
+    UserError,
+)
 
 
 def image_id(split: str, row: int) -> ImageId:
@@ -44,7 +54,9 @@ class ShapesOracle:
 
     def positives(self, query: Query) -> frozenset[ImageId]:
         wanted = self._results(query.reference, query.text)
-        return frozenset(image_id(self._scenes.split, row) for scene in wanted for row in self._by_scene.get(scene, ()))
+        return frozenset(
+            image_id(self._scenes.split, row) for scene in wanted for row in self._by_scene.get(scene, ())
+        )
 
     def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
         return self._scenes.scenes[_row(image)] in self._results(reference, text)
@@ -86,7 +98,11 @@ def load(settings: ShapesSettings) -> Dataset:
         kept = Draws("subset", settings.subset_seed).shuffled(triplets)[: settings.train_triplets]
         triplets = sorted(kept, key=lambda t: t.query.id)
     train = TrainSplit(
-        "shapes/train", tuple(triplets), _gallery(scenes, num), DrawnImages(partial(_pixels, scenes)), ShapesOracle(scenes, num)
+        "shapes/train",
+        tuple(triplets),
+        _gallery(scenes, num),
+        DrawnImages(partial(_pixels, scenes)),
+        ShapesOracle(scenes, num),
     )
     digest = fingerprint(
         [[t.query.id, t.query.reference, t.query.text, t.target] for t in triplets]
@@ -103,5 +119,9 @@ def _eval(name: str, num: int) -> EvalSplit:
         {t.query.id: t.target for t in triplets}, {t.query.id: oracle.positives(t.query) for t in triplets}
     )
     return EvalSplit(
-        f"shapes_{name}", tuple(t.query for t in triplets), _gallery(scenes, num), DrawnImages(partial(_pixels, scenes)), relevance
+        f"shapes_{name}",
+        tuple(t.query for t in triplets),
+        _gallery(scenes, num),
+        DrawnImages(partial(_pixels, scenes)),
+        relevance,
     )

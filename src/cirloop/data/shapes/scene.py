@@ -217,7 +217,9 @@ def another_value(draws: Draws, change: Change, scene: Scene) -> Change | None:
     if change.kind in ("remove", "size"):
         return None
     if change.kind == "move":
-        return replace(change, cell=draws.choice([c for c in range(NUM_CELLS) if scene[c] is None and c != change.cell]))
+        return replace(
+            change, cell=draws.choice([c for c in range(NUM_CELLS) if scene[c] is None and c != change.cell])
+        )
     if change.kind == "add":
         return replace(change, color=draws.choice([c for c in COLORS if c != change.color]))
     assert change.selector is not None
@@ -225,4 +227,6 @@ def another_value(draws: Draws, change: Change, scene: Scene) -> Change | None:
         return replace(
             change, color=draws.choice([c for c in COLORS if c not in (change.color, change.selector.color)])
         )
-    return replace(change, shape=draws.choice([s for s in SHAPES if s not in (change.shape, change.selector.shape)]))
+    return replace(
+        change, shape=draws.choice([s for s in SHAPES if s not in (change.shape, change.selector.shape)])
+    )

@@ -1,0 +1,34 @@
+"""Flags from settings models: argparse underneath, with the user's errors as `UserError`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource
+
+from cirloop.types import UserError
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without guessing at shortened flags; an unknown flag is answered with the nearest known ones."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
+
+    def error(self, message: str) -> NoReturn:
+        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = sorted({n for word in unknown for n in difflib.get_close_matches(word, flags, n=2)})
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"{message}.{hint} All flags: {self.prog} --help")
+
+
+def parse(model: type[S], argv: Sequence[str], prog: str) -> S:
+    """`model` from flags, over the sources it names itself. Raises UserError or pydantic's ValidationError."""
+    source: Any = CliSettingsSource(model, root_parser=Parser(prog=prog, description=model.__doc__))
+    return CliApp.run(model, cli_args=list(argv), cli_settings_source=source)

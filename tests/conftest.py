@@ -1,0 +1,55 @@
+"""Shared pieces: a very small run of the real program on the embedded data and model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SMALL: dict[str, Any] = {
+    "model": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},
+    "foundation": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},
+    "data": {"type": "shapes", "train_families": 6, "train_triplets": 48, "eval_families": 6},
+    "num_iterations": 1,
+    "mining": {"type": "top_k", "k": 2},
+    "captioning": {"candidates": 2, "verify": 0.0, "round_trip": 66},
+    "training": {"warm_up_steps": 6, "steps": 6, "batch_size": 12},
+    "runtime": {"save_every": 2},
+}
+"""Checks on texts are lax here: what is tested is the machinery, not the model."""
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One vision cache for the whole session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def small(cache: Path) -> Any:
+    """Makes small configurations: `small(directory, num_iterations=2)`."""
+    from cirloop.config import RunConfig
+
+    def make(directory: Path, **changes: Any) -> RunConfig:
+        settings = {k: dict(v) if isinstance(v, dict) else v for k, v in SMALL.items()}
+        settings["runtime"]["cache_dir"] = cache
+        for key, value in changes.items():
+            settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+        return RunConfig(experiment_dir=directory, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of an unbroken small run of one iteration. Copy it before changing anything."""
+    from cirloop import experiment
+
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    experiment.run(small(directory))
+    return directory

@@ -1,0 +1,220 @@
+"""The whole program on the embedded data: run, kill, resume, misuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cirloop import experiment
+from cirloop.artifacts import file_digests
+from cirloop.evaluate_run import EvalConfig, evaluate_run
+from cirloop.types import UserError
+
+ROOT = Path(__file__).parent.parent
+ARTIFACTS = (
+    "checkpoint_iter_0", "checkpoint_iter_1", "hard_negatives_iter_0.json", "augmented_samples_iter_1.json",
+    "accounting_iter_1.json", "evaluation_base.json", "evaluation_iter_0.json", "evaluation_iter_1.json",
+    "evaluation_results.json", "manifest.json",
+)  # fmt: skip
+
+
+def digests(directory: Path) -> dict[str, dict[str, str]]:
+    """Of every artifact and the manifest that lists them."""
+    return {name: file_digests(directory / name) for name in ARTIFACTS}
+
+
+def command(script: str, *flags: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, flags)],
+        capture_output=True, text=True, env=environment, cwd=cwd, timeout=600, check=False,
+    )  # fmt: skip
+
+
+def test_a_run_leaves_its_artifacts_and_nothing_else(finished: Path) -> None:
+    there = {path.name for path in finished.iterdir()}
+    assert there == {*ARTIFACTS, "config.json", ".work"} or there == {*ARTIFACTS, "config.json"}
+    assert not [p for p in finished.rglob("*") if p.is_file() and ".work" in p.parts]
+
+
+def test_the_results_have_the_base_and_each_iteration_with_standard_errors(finished: Path) -> None:
+    results = json.loads((finished / "evaluation_results.json").read_text())["results"]
+    assert [r["iteration"] for r in results] == ["base", "0", "1"]
+    for result in results:
+        p = result["metrics"]["R@5"]["value"] / 100
+        assert result["metrics"]["R@5"]["se"] == pytest.approx(100 * (p * (1 - p) / result["queries"]) ** 0.5, abs=1e-3)
+    assert results[-1]["metrics"]["R@50"]["value"] > results[0]["metrics"]["R@50"]["value"] - 20
+
+
+def test_every_mined_image_is_accounted_for(finished: Path) -> None:
+    samples = json.loads((finished / "augmented_samples_iter_1.json").read_text())
+    summary = samples["summary"]
+    assert summary["accepted"] == len(samples["accepted"])
+    assert summary["accepted"] + sum(summary["rejected"].values()) == summary["candidates"]
+    assert all(row["reason"] for row in samples["rejected"])
+    account = json.loads((finished / "accounting_iter_1.json").read_text())
+    assert account["mined"] == len(json.loads((finished / "hard_negatives_iter_0.json").read_text())["negatives"])
+    assert 0 <= account["true_captions"] <= account["accepted"]
+
+
+def test_a_second_run_has_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
+    experiment.run(small(tmp_path / "again"))
+    assert digests(tmp_path / "again") == digests(finished)
+
+
+def test_resuming_a_finished_run_makes_nothing_anew(finished: Path, small: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.safetensors")}
+    experiment.run(small(copy, auto_resume=True))
+    assert {p: p.stat().st_mtime_ns for p in copy.rglob("*.safetensors")} == before
+    assert digests(copy) == digests(finished)
+
+
+def test_resume_from_iteration_keeps_what_is_below_and_moves_the_rest_aside(
+    finished: Path, small: Any, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    kept = (copy / "checkpoint_iter_0" / "adapter_model.safetensors").stat().st_mtime_ns
+    experiment.run(small(copy, resume_from_iteration=1))
+    assert (copy / "checkpoint_iter_0" / "adapter_model.safetensors").stat().st_mtime_ns == kept
+    assert digests(copy) == digests(finished)
+    assert file_digests(copy / "replaced_1" / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
+
+
+def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    results = experiment.run(small(copy, auto_resume=True, num_iterations=2))
+    assert [r["iteration"] for r in results] == ["base", "0", "1", "2"]
+    assert file_digests(copy / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
+
+
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
+    """`kill -9` three times in one run, then to the end. benchmarks/kill_and_resume.py does it ten times."""
+    directory = tmp_path / "killed"
+    config = small(directory).resolved()
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    flags = [sys.executable, str(ROOT / "train_iterative.py"), "--config", str(tmp_path / "small.yaml")]
+    flags += ["--experiment_dir", str(directory), "--auto_resume"]
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT / "src")}
+    moments = random.Random(5)
+    for _ in range(3):
+        process = subprocess.Popen(flags, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        start = len(list(directory.glob("*"))) if directory.exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if directory.exists() and len(list(directory.glob("*"))) > start:
+                break
+            time.sleep(0.05)
+        time.sleep(moments.random() * 3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(flags, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert digests(directory) == digests(finished)
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.read_bytes()) for p in directory.rglob("*") if p.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--dataset_name", "nope"], ["data.type", "'shapes'"]),
+        (["--model_path", "/no/model"], ["/no/model", "does not exist", "tiny"]),
+        (["--model_path", "HERE", "--foundation_model_path", "/no/other"], ["is not a qwen2_vl model", "config.json", "/no/other"]),
+        (["--training.batch_sze", "4"], ["--training.batch_sze", "--training.batch_size"]),
+        (["--learning_rate", "-1", "--num_iterations", "many"], ["2 problems", "learning_rate", "num_iterations"]),
+        (["--config", "/no/file.yaml"], ["/no/file.yaml", "no such file"]),
+        (["--experiment_dir", "USED"], ["--auto_resume", "--resume_from_iteration", "--experiment_dir"]),
+        (["--experiment_dir", "USED", "--auto_resume", "--seed", "9"], ["seed: 0 -> 9", "Ways out"]),
+        (["--experiment_dir", "USED", "--resume_from_iteration", "7"], ["has iterations 0, 1", "furthest", "2"]),
+        (["--experiment_dir", "HERE", "--auto_resume"], ["not empty", "no run directory"]),
+        (["--resume_from_iteration", "1"], ["holds no run"]),
+        (["--deepspeed", "/no/ds.json"], ["/no/ds.json", "no such file"]),
+        (["--data_dir", "/data"], ["--data_dir", "drawn"]),
+    ],
+)  # fmt: skip
+def test_bad_use_is_one_clear_error_and_changes_nothing(
+    flags: list[str], says: list[str], finished: Path, small: Any, tmp_path: Path
+) -> None:
+    here, used = tmp_path / "here", tmp_path / "used"
+    here.mkdir()
+    (here / "notes.txt").write_text("mine")
+    if "USED" in flags:
+        shutil.copytree(finished, used)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small(used).resolved()))
+    filled = [str({"HERE": here, "USED": used}.get(flag, flag)) for flag in flags]
+    config = [] if "--config" in filled else ["--config", str(tmp_path / "small.yaml")]
+    before = snapshot(tmp_path)
+    done = command("train_iterative.py", *config, *filled, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1
+    for words in says:
+        assert words in done.stderr
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["hard_negatives_iter_0.json", "checkpoint_iter_1/adapter_model.safetensors", "evaluation_base.json"])
+def test_a_corrupted_artifact_is_named_and_nothing_is_changed(name: str, finished: Path, small: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(bytes(content))
+    before = snapshot(copy)
+    with pytest.raises(UserError, match="altered") as error:
+        experiment.run(small(copy, auto_resume=True))
+    assert name in str(error.value) and "--resume_from_iteration" in str(error.value)
+    assert snapshot(copy) == before
+
+
+def test_the_default_run_directory_is_named_after_model_and_data(small: Any) -> None:
+    config = small(Path("x")).model_copy(update={"experiment_dir": None})
+    assert config.directory == Path("experiments/qwen2_vl_shapes_iterative")
+
+
+def test_dry_run_trains_nothing(small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment.dry_run(small(tmp_path / "dry"))
+    assert not (tmp_path / "dry").exists()
+    assert "48 triplets" in capsys.readouterr().out
+
+
+def test_eval_iterative_scores_chosen_iterations(finished: Path, tmp_path: Path) -> None:
+    results = evaluate_run(
+        EvalConfig(experiment_dir=finished, eval_dataset="shapes_test", iterations="1,base", output_file=tmp_path / "out.json")
+    )
+    assert [r["iteration"] for r in results] == ["1", "base"]
+    assert json.loads((tmp_path / "out.json").read_text())["results"] == results
+    again = evaluate_run(EvalConfig(experiment_dir=finished))
+    run = json.loads((finished / "evaluation_results.json").read_text())["results"]
+    assert [r["metrics"] for r in again] == [r["metrics"] for r in run]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--iterations", "1,3,5"], ["no 3, 5 here", "base, 0, 1"]),
+        (["--eval_dataset", "cirr_test"], ["shapes_test", "shapes_val"]),
+        (["--output_file", "/no/where/out.json"], ["directory does not exist"]),
+        (["--iteration", "1"], ["--iterations"]),
+    ],
+)
+def test_eval_iterative_says_what_there_is(flags: list[str], says: list[str], finished: Path) -> None:
+    done = command("eval_iterative.py", "--experiment_dir", finished, *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for words in says:
+        assert words in done.stderr
