@@ -1,11 +1,14 @@
 """Make `tiny`, the embedded base model, from nothing: real Qwen2-VL classes, pre-trained on `shapes`' pretrain split.
 
-Four tasks in every step, losses summed: retrieve (composed query -> target, pretrain style and plain phrasing only),
+Four stages. See: the vision tower alone learns, per cell, colour, shape and size (a linear head, thrown away), as the
+towers of large models come pre-trained. Align: the language model learns to say what single pictures show. Compare: it
+learns to say, cell by cell, where two pictures differ. Then all of this with four
+tasks in every step, losses summed: retrieve (composed query -> target, pretrain style and plain phrasing only),
 rewrite (two pictures -> the change between them), verify (is this text the change? yes/no), describe (what is where).
 The last three see pictures over the whole range of looks, as a foundation model has seen pictures of many kinds; the
 retrieval embedding has not, which leaves fine-tuning something to learn. No scene of train, val or test is drawn.
 
-    python scripts/pretrain_tiny.py --steps 3600 --bf16 --output src/cirloop/tiny
+    python scripts/pretrain_tiny.py --bf16 --output src/cirloop/tiny
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ from cirloop.data.shapes.language import (
     spoken,
     write,
 )
-from cirloop.data.shapes.scene import NUM_CELLS, Draws, Object, Scene, differences, put, random_object, random_scene, results
+from cirloop.data.shapes.scene import COLORS, NUM_CELLS, SHAPES, SIZES, Draws, Object, Scene, differences, put, random_object, random_scene, results
 from cirloop.data.shapes.splits import LOOSE_PERCENT, family, held_out, held_out_scenes
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -137,6 +140,13 @@ class Samples:
                 )
         return out
 
+    def crowd(self) -> Scene:
+        """A scene of four to eight objects; no other split has so many."""
+        scene: Scene = (None,) * NUM_CELLS
+        for cell in self.draws.shuffled(tuple(range(NUM_CELLS)))[: self.draws.between(4, 8)]:
+            scene = put(scene, cell, random_object(self.draws))
+        return scene if scene not in self.taken else self.crowd()
+
     def rewrites(self, num: int):
         """(prompt, text of the change, [before, after])"""
         out = []
@@ -192,6 +202,29 @@ class Samples:
             out.append((chat(IMAGE + f"What is {words.at} the {words.cells[cell]}?"), answer, picture))
         return out
 
+    def compare(self, num: int):
+        """(prompt, answer, [before, after]): cell by cell what differs, or what is at a place of one of the two."""
+        out = []
+        while len(out) < num:
+            members = family(self.draws, self.taken)
+            for _ in range(min(4, num - len(out))):
+                a, b, _ = self._pair(members, 3)
+                words = self.draws.choice((PLAIN_WORDS, CASUAL_WORDS))
+                pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
+
+                def said(thing: Object | None, words: Words = words) -> str:
+                    return name_of(words, thing) if thing else "nothing"
+
+                both = [(words.cells[i], said(x), said(y)) for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+                question = "What differs?"
+                answer = ". ".join(f"{cell}: {x} to {y}" for cell, x, y in both)
+                if self.draws.chance(30):
+                    which, cell = self.draws.below(2), self.draws.below(NUM_CELLS)
+                    question = f"What is {words.at} the {words.cells[cell]} in picture {which + 1}?"
+                    answer = said((a, b)[which][cell])
+                out.append((chat(f"Picture 1: {IMAGE}Picture 2: {IMAGE}{question}"), answer, pictures))
+        return out
+
     def _other(self, members, a):
         while True:
             changes = differences(a, self.draws.choice(members))
@@ -204,7 +237,7 @@ def make_tokenizer(vocab: int) -> Qwen2Tokenizer:
     lines = []
     for _ in range(150):
         lines += [q for q, *_ in samples.retrieve(1, 2)]
-        for prompt, answer, _ in samples.rewrites(3) + samples.verifications(3) + samples.single(3):
+        for prompt, answer, _ in samples.rewrites(3) + samples.verifications(3) + samples.single(3) + samples.compare(3):
             lines += [prompt, answer]
     for words in (PLAIN_WORDS, CASUAL_WORDS):
         lines += [*words.cells, *words.sizes] * 50
@@ -244,12 +277,12 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2VLForConditionalGeneration:
             "vocab_size": vocab,
             "hidden_size": 256,
             "intermediate_size": 768,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 5,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 1024,
             "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 20.0, "mrope_section": [8, 12, 12]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5.0, "mrope_section": [8, 12, 12]},
             "bos_token_id": ids[PAD],
             "eos_token_id": ids[IM_END],
             "pad_token_id": ids[PAD],
@@ -411,11 +444,39 @@ def answer_loss(batches: Batches, rows) -> torch.Tensor:
     return F.cross_entropy(batches.model.lm_head(hidden[:, :-1][answer]), ids[:, 1:][answer])
 
 
-def losses(batches: Batches, samples: Samples, args, step: int) -> dict[str, torch.Tensor]:
+class Seeing(torch.nn.Module):
+    """Colour, shape and size of each cell from its vision token; only for the first stage, then thrown away."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(width, len(COLORS) + 1 + len(SHAPES) + len(SIZES))
+
+    def loss(self, batches: Batches, samples: Samples, num: int) -> torch.Tensor:
+        scenes = [samples.crowd() for _ in range(num)]
+        logits = self.head(batches.vision([samples._picture(scene, WIDE) for scene in scenes]))
+        things = [thing for scene in scenes for thing in scene]
+        full = torch.tensor([thing is not None for thing in things])
+        color = torch.tensor([COLORS.index(t.color) if t else len(COLORS) for t in things])
+        shape = torch.tensor([SHAPES.index(t.shape) for t in things if t])
+        size = torch.tensor([SIZES.index(t.size) for t in things if t])
+        colors, shapes, sizes = logits.split([len(COLORS) + 1, len(SHAPES), len(SIZES)], dim=1)
+        return F.cross_entropy(colors, color) + F.cross_entropy(shapes[full], shape) + F.cross_entropy(sizes[full], size)
+
+
+def losses(batches: Batches, samples: Samples, seeing: Seeing, args, step: int) -> dict[str, torch.Tensor]:
+    if step < args.see_steps:
+        return {"see": seeing.loss(batches, samples, args.see)}
+    step -= args.see_steps
     if step < args.align_steps:
         return {"describe": answer_loss(batches, samples.single(args.align))}
+    if step < args.align_steps + args.compare_steps:
+        return {
+            "describe": answer_loss(batches, samples.single(args.align // 3)),
+            "compare": answer_loss(batches, samples.compare(args.align // 2)),
+        }
     return {
         "describe": answer_loss(batches, samples.single(args.describe)),
+        "compare": answer_loss(batches, samples.compare(args.describe)),
         "retrieve": retrieval_loss(batches, samples, args),
         "rewrite": answer_loss(batches, samples.rewrites(args.rewrite)),
         "verify": answer_loss(batches, samples.verifications(args.verify)),
@@ -527,15 +588,18 @@ def save(batches: Batches, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=2100)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--families", type=int, default=6)
+    parser.add_argument("--families", type=int, default=5)
     parser.add_argument("--per_family", type=int, default=4)
-    parser.add_argument("--rewrite", type=int, default=28)
-    parser.add_argument("--verify", type=int, default=20)
+    parser.add_argument("--rewrite", type=int, default=22)
+    parser.add_argument("--verify", type=int, default=12)
     parser.add_argument("--describe", type=int, default=12)
-    parser.add_argument("--align", type=int, default=96, help="single pictures per step of the first stage")
-    parser.add_argument("--align_steps", type=int, default=600, help="steps on single pictures alone, first")
+    parser.add_argument("--see", type=int, default=96, help="pictures per step of the first stage")
+    parser.add_argument("--see_steps", type=int, default=200, help="steps of the vision tower alone, first")
+    parser.add_argument("--align", type=int, default=96, help="single pictures per step of the second stage")
+    parser.add_argument("--align_steps", type=int, default=350, help="steps on single pictures alone, second")
+    parser.add_argument("--compare_steps", type=int, default=600, help="steps of comparing pictures, third")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast the language model")
     parser.add_argument("--eval_every", type=int, default=300)
@@ -549,10 +613,12 @@ def main() -> None:
     model.model.language_model.set_attn_implementation("float_sdpa")
     model.train()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    seeing = Seeing(model.config.text_config.hidden_size)
+    trained = [*model.parameters(), *seeing.parameters()]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
+        trained, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
     )
-    decay_from = 0.5 * args.steps
+    decay_from = 0.6 * args.steps
     samples, start = Samples(args.seed), time.time()
     log: list[dict[str, float]] = []
     for step in range(args.steps):
@@ -560,9 +626,9 @@ def main() -> None:
         rate = args.learning_rate * min(1.0, (step + 1) / 100, max(0.02, fall))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        parts = losses(batches, samples, args, step)
+        parts = losses(batches, samples, seeing, args, step)
         sum(parts.values()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         log.append({name: part.item() for name, part in parts.items()})

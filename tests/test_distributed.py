@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from cirloop import experiment
 from cirloop.types import UserError
 
 ROOT = Path(__file__).parent.parent
-NO_DROPOUT = {"lora": {"dropout": 0.0}}
-"""Processes draw different dropout; without it two processes must do what one does."""
+NO_DROPOUT = {"lora": {"dropout": 0.0}, "learning_rate": 1e-5}
+"""Processes draw different dropout; without it two processes must do what one does. Small steps: Adam turns rounding
+of near-zero gradients into full steps of either sign, which would drown what is compared."""
 ADAPTER = "checkpoint_iter_1/adapter_model.safetensors"
 
 
@@ -47,14 +49,15 @@ def test_two_processes_train_what_one_trains(
     results = one_round(alone, tmp_path / "run", small, runtime)
     one, two = load_file(alone / ADAPTER), load_file(tmp_path / "run" / ADAPTER)
     assert two.keys() == one.keys()
-    gap = max(float((two[k] - one[k]).abs().max()) for k in one)
-    size = max(float(one[k].abs().max()) for k in one if "lora_B" in k)
-    assert gap < 0.05 * size, f"adapters differ by {gap}, largest lora_B {size}"
+    start = load_file(alone / "checkpoint_iter_0/adapter_model.safetensors")
+    moved, other = (torch.cat([(state[k] - start[k]).flatten() for k in sorted(one)]) for state in (one, two))
+    assert float(moved.norm()) > 0
+    assert float(torch.cosine_similarity(moved, other, dim=0)) > 0.95
     losses = [
         [row["loss"] for row in json.loads((d / "checkpoint_iter_1/training_log.json").read_text())["rows"]]
         for d in (alone, tmp_path / "run")
     ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert results[-1]["iteration"] == "1" and results[-1]["metrics"]["R@50"]["value"] > 0
 
 

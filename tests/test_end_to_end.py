@@ -53,7 +53,9 @@ def test_the_results_have_the_base_and_each_iteration_with_standard_errors(finis
     assert [r["iteration"] for r in results] == ["base", "0", "1"]
     for result in results:
         p = result["metrics"]["R@5"]["value"] / 100
-        assert result["metrics"]["R@5"]["se"] == pytest.approx(100 * (p * (1 - p) / result["queries"]) ** 0.5, abs=1e-3)
+        assert result["metrics"]["R@5"]["se"] == pytest.approx(
+            100 * (p * (1 - p) / result["queries"]) ** 0.5, abs=1e-3
+        )
     assert results[-1]["metrics"]["R@50"]["value"] > results[0]["metrics"]["R@50"]["value"] - 20
 
 
@@ -64,7 +66,9 @@ def test_every_mined_image_is_accounted_for(finished: Path) -> None:
     assert summary["accepted"] + sum(summary["rejected"].values()) == summary["candidates"]
     assert all(row["reason"] for row in samples["rejected"])
     account = json.loads((finished / "accounting_iter_1.json").read_text())
-    assert account["mined"] == len(json.loads((finished / "hard_negatives_iter_0.json").read_text())["negatives"])
+    assert account["mined"] == len(
+        json.loads((finished / "hard_negatives_iter_0.json").read_text())["negatives"]
+    )
     assert 0 <= account["true_captions"] <= account["accepted"]
 
 
@@ -89,7 +93,9 @@ def test_resume_from_iteration_keeps_what_is_below_and_moves_the_rest_aside(
     experiment.run(small(copy, resume_from_iteration=1))
     assert (copy / "checkpoint_iter_0" / "adapter_model.safetensors").stat().st_mtime_ns == kept
     assert digests(copy) == digests(finished)
-    assert file_digests(copy / "replaced_1" / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
+    assert file_digests(copy / "replaced_1" / "checkpoint_iter_1") == file_digests(
+        finished / "checkpoint_iter_1"
+    )
 
 
 def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> None:
@@ -99,7 +105,9 @@ def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> N
     assert file_digests(copy / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
 
 
-def test_killed_at_random_moments_it_resumes_to_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
+    finished: Path, small: Any, tmp_path: Path
+) -> None:
     """`kill -9` three times in one run, then to the end. benchmarks/kill_and_resume.py does it ten times."""
     directory = tmp_path / "killed"
     config = small(directory).resolved()
@@ -109,7 +117,9 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(finished: Path, s
     environment = dict(os.environ) | {"PYTHONPATH": str(ROOT / "src")}
     moments = random.Random(5)
     for _ in range(3):
-        process = subprocess.Popen(flags, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            flags, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         start = len(list(directory.glob("*"))) if directory.exists() else 0
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
@@ -126,7 +136,9 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(finished: Path, s
 
 def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
     return {
-        str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.read_bytes()) for p in directory.rglob("*") if p.is_file()
+        str(p.relative_to(directory)): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in directory.rglob("*")
+        if p.is_file()
     }
 
 
@@ -169,8 +181,13 @@ def test_bad_use_is_one_clear_error_and_changes_nothing(
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["hard_negatives_iter_0.json", "checkpoint_iter_1/adapter_model.safetensors", "evaluation_base.json"])
-def test_a_corrupted_artifact_is_named_and_nothing_is_changed(name: str, finished: Path, small: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["hard_negatives_iter_0.json", "checkpoint_iter_1/adapter_model.safetensors", "evaluation_base.json"],
+)
+def test_a_corrupted_artifact_is_named_and_nothing_is_changed(
+    name: str, finished: Path, small: Any, tmp_path: Path
+) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -195,7 +212,12 @@ def test_dry_run_trains_nothing(small: Any, tmp_path: Path, capsys: pytest.Captu
 
 def test_eval_iterative_scores_chosen_iterations(finished: Path, tmp_path: Path) -> None:
     results = evaluate_run(
-        EvalConfig(experiment_dir=finished, eval_dataset="shapes_test", iterations="1,base", output_file=tmp_path / "out.json")
+        EvalConfig(
+            experiment_dir=finished,
+            eval_dataset="shapes_test",
+            iterations="1,base",
+            output_file=tmp_path / "out.json",
+        )
     )
     assert [r["iteration"] for r in results] == ["1", "base"]
     assert json.loads((tmp_path / "out.json").read_text())["results"] == results

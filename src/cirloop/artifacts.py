@@ -217,6 +217,10 @@ class Store:
         logger.info("%s: done in %.1f s", name, time.monotonic() - began)
         return Artifact(name, path, fingerprint(files), made_now=True)
 
+    def clean(self) -> None:
+        """Remove what only served the making of artifacts, once all are done."""
+        shutil.rmtree(self.directory / WORK, ignore_errors=True)
+
     def set_aside(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
         """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, None if none are.
 

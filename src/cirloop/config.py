@@ -1,6 +1,6 @@
 """A run's configuration: YAML under flags, strict, one resolved copy per run.
 
-Precedence: flags, then with `--fast_mode` the config's `_fast.yaml` twin, then the config file, then defaults.
+Precedence: flags, with `--fast_mode` the config's `_fast.yaml` twin, the config file, defaults.
 """
 
 from __future__ import annotations

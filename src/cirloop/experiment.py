@@ -54,7 +54,7 @@ def open_run(config: RunConfig) -> Run:
     """The run of `config`. Nothing on disk changes before every check has passed."""
     directory = config.directory
     check(config)
-    used = directory.is_dir() and any(directory.iterdir())
+    used = directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir())
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
     if used and not (directory / CONFIG).is_file():
@@ -94,6 +94,8 @@ def open_run(config: RunConfig) -> Run:
         for name in store.names:
             store.find(name)
     directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob(".*.tmp"):  # a write that a stopped run did not finish
+        left.unlink()
     write_json(directory / CONFIG, config.resolved())
     return Run(config, store)
 
@@ -114,6 +116,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     began = time.monotonic()
     current = open_run(config)
     results = iterate(current)
+    current.store.clean()
     table(
         f"Recall on {results[-1]['split']}, percent ± standard error",
         ("iteration", *TABLE),

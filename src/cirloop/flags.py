@@ -15,7 +15,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without guessing at shortened flags; an unknown flag is answered with the nearest known ones."""
+    """argparse without guessing at shortened flags; an unknown flag is answered with the nearest ones."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
@@ -29,6 +29,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(model: type[S], argv: Sequence[str], prog: str) -> S:
-    """`model` from flags, over the sources it names itself. Raises UserError or pydantic's ValidationError."""
+    """`model` from flags, over the sources it names. Raises UserError or pydantic's ValidationError."""
     source: Any = CliSettingsSource(model, root_parser=Parser(prog=prog, description=model.__doc__))
     return CliApp.run(model, cli_args=list(argv), cli_settings_source=source)

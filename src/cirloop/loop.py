@@ -29,7 +29,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
         write_json(run.store.directory / RESULTS, {"schema": 1, "results": results})
 
     if config.evaluation.base:
-        note(stages.evaluate(run, "base", None, split, None))
+        note(stages.evaluate(run, "base", None, split, 0))
     model = stages.train(run, 0, None, [], None)
     note(stages.evaluate(run, "iter_0", model, split, 0))
     augmented: list[Artifact] = []

@@ -52,7 +52,7 @@ class Relevance:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Row i of every matrix of this gallery is `ids[i]`. Ids are sorted, so ties broken by row are broken by id."""
+    """Row i of every matrix of this gallery is `ids[i]`. Ids are sorted: ties broken by row are broken by id."""
 
     name: str
     ids: tuple[ImageId, ...]
@@ -69,8 +69,8 @@ class Gallery:
 class Rankings:
     """The best K images per query, best first, ties by id, and the annotated target's place.
 
-    `images_QK` are gallery rows (int32), `scores_QK` cosine similarities (float32). `target_rank_Q` counts from 1
-    among all ranked images (the reference is not ranked); `target_score_Q` is the target's similarity.
+    `images_QK` are gallery rows (int32), `scores_QK` cosine similarities (float32). `target_rank_Q` counts
+    from 1 among all ranked images (the reference is not ranked); `target_score_Q` is the target's similarity.
     """
 
     queries: tuple[QueryId, ...]
@@ -108,7 +108,7 @@ class AugmentedTriplet:
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """An embedder: a base model directory or hub name, and the LoRA adapter directory on it (None = the base)."""
+    """An embedder: a base model directory or hub name, and the LoRA adapter on it (None = the base)."""
 
     base: str
     adapter: str | None
@@ -124,7 +124,7 @@ class Images(Protocol):
 
 
 class Oracle(Protocol):
-    """Exact knowledge that synthetic data has. Accounting only: never reaches mining, captioning or training."""
+    """Exact knowledge of synthetic data. Accounting only: never reaches mining, captioning or training."""
 
     def positives(self, query: Query) -> frozenset[ImageId]: ...
 

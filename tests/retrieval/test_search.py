@@ -18,9 +18,7 @@ Floats = npt.NDArray[np.float32]
 Problem = tuple[list[Query], list[ImageId], Gallery, Floats, Floats]
 
 
-def problem(
-    queries_QD: Any, gallery_GD: Any, references: list[int], targets: list[int]
-) -> Problem:
+def problem(queries_QD: Any, gallery_GD: Any, references: list[int], targets: list[int]) -> Problem:
     gallery = Gallery("g", tuple(ImageId(f"i{row:04d}") for row in range(len(gallery_GD))))
     queries = [Query(QueryId(f"q{i}"), gallery.ids[row], "text") for i, row in enumerate(references)]
     wanted = [gallery.ids[row] for row in targets]
@@ -28,7 +26,7 @@ def problem(
 
 
 def naive(given: Problem, depth: int) -> list[tuple[list[str], list[float], int, float]]:
-    """Per query: ids and scores of the best, the target's rank and score, by sorting (score, id) in plain Python."""
+    """Per query: the best's ids and scores, the target's rank and score, by sorting in plain Python."""
     queries, targets, gallery, queries_QD, gallery_GD = given
     out = []
     for query, target, vector in zip(queries, targets, queries_QD.tolist(), strict=True):
@@ -134,7 +132,13 @@ def test_rank_of_the_target_is_its_place_in_the_full_ranking() -> None:
 
 def test_blocks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, targets, gallery, queries_QD, gallery_GD = random_problem(3, 20, 60)
-    given = (queries, targets, gallery, np.round(queries_QD * 8), np.round(gallery_GD * 8))  # exact in float32
+    given = (
+        queries,
+        targets,
+        gallery,
+        np.round(queries_QD * 8),
+        np.round(gallery_GD * 8),
+    )  # exact in float32
     whole = rank(*given, 5)
     monkeypatch.setattr(search, "BLOCK", 7)
     assert as_rows(rank(*given, 5)) == as_rows(whole) == naive(given, 5)

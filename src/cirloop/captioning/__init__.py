@@ -1,4 +1,4 @@
-"""Mined negatives -> augmented triplets: a foundation model writes the text, named checks accept or reject it."""
+"""Mined negatives -> augmented triplets: a foundation model writes texts, named checks accept or reject."""
 
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig
 

@@ -41,13 +41,13 @@ class CaptioningSettings(Settings):
     """Texts per mined image: one greedy, the rest sampled; the one that passes the checks best is kept."""
     temperature: float = Field(0.7, gt=0)
     batch_size: int = Field(64, ge=1)
-    """Questions per generation batch. It decides which random numbers a text is sampled with, so it stands here."""
+    """Questions per generation batch. It decides the random numbers a text is sampled with, so it is here."""
     max_new_tokens: int = Field(48, ge=4)
     min_words: int = Field(2, ge=1)
     max_words: int = Field(40, ge=1)
     verify: float = Field(0.5, ge=0, lt=1)
-    """Least probability of "yes" when the foundation model is asked whether the text is right; 0 = do not ask."""
+    """Least probability of "yes" when the foundation model is asked if the text is right; 0 = do not ask."""
     round_trip: int = Field(20, ge=0)
-    """The current embedder must rank the mined image at least this high for the new text; 0 = do not check."""
+    """Lowest rank the current embedder may give the mined image for the new text; 0 = do not check."""
     max_per_query: int = Field(3, ge=1)
     """Augmented triplets kept per human query and iteration, the surest first."""

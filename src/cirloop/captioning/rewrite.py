@@ -1,7 +1,7 @@
-"""From mined negatives to augmented triplets: write, check by name, keep the surest, keep the rest with the reason.
+"""From mined negatives to augmented triplets: write, check by name, keep the surest, and the rest with the reason.
 
-ReCALL (CVPR 2026, arXiv 2602.01639) rewrites the text so that the mined image is right, and lets the foundation model
-verify it. The round trip through the current embedder is the second opinion.
+ReCALL (CVPR 2026, arXiv 2602.01639) rewrites the text so that the mined image is right, and lets the foundation
+model verify it. The round trip through the current embedder is the second opinion.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ class Candidate:
     def row(self) -> dict[str, Any]:
         return {
             "source": self.negative.query, "reference": self.reference, "image": self.negative.image,
-            "original_text": self.original, "text": self.text, "reason": self.reason, "checks": dict(self.checks),
+            "original_text": self.original, "text": self.text, "reason": self.reason,
+            "checks": dict(self.checks),
         }  # fmt: skip
 
 
 def write_candidates(
-    captioner: Any, features: VisionFeatures, mined: Sequence[MinedNegative], queries: Mapping[QueryId, Query],
+    captioner: Any, features: VisionFeatures, mined: Sequence[MinedNegative],
+    queries: Mapping[QueryId, Query],
     settings: CaptioningSettings, seed: int, progress: Callable[[Any, str], Any],
 ) -> list[Candidate]:  # fmt: skip
     """`settings.candidates` texts per mined image, the first greedy; equal texts once."""
@@ -93,14 +95,14 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
 
 
 def verify(
-    captioner: Any, features: VisionFeatures, candidates: Sequence[Candidate], settings: CaptioningSettings, progress: Callable[[Any, str], Any],
+    captioner: Any, features: VisionFeatures, candidates: Sequence[Candidate], settings: CaptioningSettings,
+    progress: Callable[[Any, str], Any],
 ) -> list[Candidate]:  # fmt: skip
     """Ask the foundation model whether each text, still accepted, is right."""
     out = list(candidates)
     left = sorted((i for i, c in enumerate(out) if not c.reason), key=lambda i: (len(out[i].text), i))
-    for rows in progress(
-        [left[i : i + settings.batch_size] for i in range(0, len(left), settings.batch_size)], "captions: verify"
-    ):
+    batches = [left[i : i + settings.batch_size] for i in range(0, len(left), settings.batch_size)]
+    for rows in progress(batches, "captions: verify"):
         asks = [Ask(out[i].reference, out[i].negative.image, out[i].text) for i in rows]
         vision = features.get([image for ask in asks for image in (ask.first, ask.second)])
         for i, p in zip(rows, captioner.yes(VERIFY, asks, vision), strict=True):
@@ -131,7 +133,8 @@ def choose(
 ) -> tuple[list[AugmentedTriplet], list[Candidate]]:
     """The surest text per mined image and the surest images per query; the rest, each with its reason.
 
-    `known` holds (reference, text) of every triplet there is already: a second target for one query is a duplicate.
+    `known` holds (reference, text) of every triplet there is already: a second target for one query would be a
+    contradiction, and is called a duplicate.
     """
     out = list(candidates)
     taken = set(known)

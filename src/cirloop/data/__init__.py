@@ -1,4 +1,4 @@
-"""Files or generators -> triplets, galleries, relevance and pixels. The union of data sets is the registry."""
+"""Files or generators -> triplets, galleries, relevance and pixels. The union is the registry."""
 
 from cirloop.data.config import DataConfig, ShapesSettings
 from cirloop.data.dataset import Dataset

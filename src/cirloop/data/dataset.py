@@ -10,7 +10,7 @@ from cirloop.types import EvalSplit, TrainSplit
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`evals` makes an evaluation split by name (`val`, `test`); `digest` identifies triplets and pixels of `train`."""
+    """`evals` makes an evaluation split by name (`val`, `test`); `digest` is of `train`'s triplets and pixels."""
 
     name: str
     train: TrainSplit

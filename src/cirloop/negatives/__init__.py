@@ -9,7 +9,6 @@ from cirloop.negatives.random import Random
 from cirloop.negatives.top_k import TopK
 
 
-
 def _default_type(value: Any) -> Any:
     """`mining: {k: 7}` alone means `top_k`."""
     return {"type": "top_k", **value} if isinstance(value, dict) else value

@@ -1,7 +1,7 @@
 """Random mining, the control: `k` images drawn evenly from the ranked ones, for the same queries as `top_k`.
 
-The images a query is given have nothing to do with what the model confuses. Degenerate case: a gallery smaller than
-`k` gives all of it.
+The images a query is given have nothing to do with what the model confuses. Degenerate case: a gallery smaller
+than `k` gives all of it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Ranked mining: the highest-ranked wrong images of the queries the model gets wrong.
 
-For a query whose target is not first, the best `k` images that are neither the reference (rankings leave it out), the
-target, nor another known positive. Source: the mining step of ReCALL (CVPR 2026, arXiv 2602.01639).
-Degenerate cases: a query whose target is first gives nothing; a gallery with fewer wrong images gives those there are.
+For a query whose target is not first, the best `k` images that are neither the reference (rankings leave it
+out), the target, nor another known positive. Source: the mining step of ReCALL (CVPR 2026, arXiv 2602.01639).
+Degenerate cases: a query whose target is first gives nothing; a gallery with fewer wrong images gives those
+there are.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def embed(
     progress: Progress,
     title: str,
 ) -> npt.NDArray[np.float32]:
-    """Unit-norm embeddings (N, D) of `items`, batched by length. A failed item stops the stage with its name."""
+    """Unit-norm embeddings (N, D) of `items`, batched by length. A failed item stops the stage, named."""
     if not items:
         return np.zeros((0, 0), np.float32)
     features.ensure([item.image for item in items], lambda batches: progress(batches, f"{title}: vision"))
@@ -49,7 +49,8 @@ def embed(
         bad = [batch[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
         if bad:
             raise RuntimeError(
-                f"embedding is not finite: image {bad[0].image!r}, text {bad[0].text!r} ({len(bad)} in the batch)"
+                f"embedding is not finite: image {bad[0].image!r}, text {bad[0].text!r} "
+                f"({len(bad)} in the batch)"
             )
         if out is None:
             out = np.zeros((len(items), vectors.shape[1]), np.float32)

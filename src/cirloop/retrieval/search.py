@@ -1,7 +1,7 @@
 """Query and gallery vectors to rankings. Never a whole Q x G matrix in memory.
 
-The reference is not ranked; ties are broken by gallery row, which is by id. Two ways, equal up to float rounding:
-`exact` sorts blocks of scores, `faiss` asks a flat inner-product index.
+The reference is not ranked; ties are broken by gallery row, which is by id. Two ways, equal up to float
+rounding: `exact` sorts blocks of scores, `faiss` asks a flat inner-product index.
 """
 
 from __future__ import annotations

@@ -37,8 +37,9 @@ _LIGHT: dict[str, Rgb] = {
 class Look:
     """How a scene is drawn, none of which a text mentions.
 
-    `tint` is the palette's place from deep (0) to light (100), in percent, as a range; `noise` the wobble of each
-    colour channel; `background` the range of its shade; `gradient` the largest change of shade from top to bottom.
+    `tint` is the palette's place from deep (0) to light (100), in percent, as a range; `noise` the wobble of
+    each colour channel; `background` the range of its shade; `gradient` the largest change of shade from top to
+    bottom.
     """
 
     tint: tuple[int, int]
@@ -90,10 +91,10 @@ def draw(scene: Scene, look: Look, *seed: object) -> npt.NDArray[np.uint8]:
     for cell, thing in enumerate(scene):
         if thing is None:
             continue
-        x = CELL * (cell % 3) + CELL // 2 + draws.between(-2, 2)
-        y = CELL * (cell // 3) + CELL // 2 + draws.between(-2, 2)
-        r = (6 if thing.size == "small" else 11) + draws.between(-1, 1)
+        x = CELL * (cell % 3) + CELL // 2 + draws.between(-1, 1)
+        y = CELL * (cell // 3) + CELL // 2 + draws.between(-1, 1)
+        r = (8 if thing.size == "small" else 12) + draws.between(-1, 1)
         if outline != "none":
-            pixels[_mask(thing.shape, x, y, r + 2)] = 20 if outline == "dark" else 235
+            pixels[_mask(thing.shape, x, y, r + 1)] = 20 if outline == "dark" else 235
         pixels[_mask(thing.shape, x, y, r)] = palette[thing.color]
     return pixels.astype(np.uint8)

@@ -1,7 +1,8 @@
 """Modification texts for scenes: writing them, and reading them back into changes.
 
-Two ways of speaking. `PLAIN` is what the tiny base model was pre-trained to retrieve with; `CASUAL` is how the
-train, val and test splits speak: other sentences and other words for sizes and places. `read` understands both.
+Two ways of speaking. `PLAIN` is what the tiny base model was pre-trained to retrieve with; `CASUAL` is how
+the train, val and test splits speak: other sentences and other words for sizes and places. `read` understands
+both.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ CASUAL_WORDS = Words(
 )
 
 Sentences = dict[str, tuple[str, ...]]
-"""Per kind, `kind?` for the under-specified form. Slots: o object, c colour, s shape, z size, n new object, p place."""
+"""Per kind, `kind?` if under-specified. Slots: o object, c colour, s shape, z size, n new object, p place."""
 
 PLAIN_SENTENCES: Sentences = {
     "color": ("make {o} {c}", "turn {o} {c}", "change the color of {o} to {c}", "paint {o} {c}"),
@@ -125,7 +126,7 @@ def _loosened(draws: Draws, change: Change) -> Change:
 
 
 def spoken(draws: Draws, scene: Scene, changes: tuple[Change, ...], loose_percent: int) -> tuple[Change, ...]:
-    """What a speaker says of `changes`: short names for objects, and at most one change left under-specified."""
+    """What a speaker says of `changes`: short names for objects, at most one change left under-specified."""
     loose = draws.below(len(changes)) if draws.chance(loose_percent) else -1
     said = []
     for i, change in enumerate(changes):
@@ -164,7 +165,8 @@ def write(draws: Draws, changes: tuple[Change, ...], phrasing: Phrasing) -> str:
 
 def _patterns() -> list[tuple[Kind, re.Pattern[str]]]:
     size, color, shape = "|".join(_SIZE), "|".join(COLORS), "|".join(SHAPES)
-    noun = rf"(?:(?P<{{k}}z>{size}) )?(?:(?P<{{k}}c>{color}) )?(?P<{{k}}s>{shape}|object)(?: (?:at|in) the (?P<{{k}}p>{_CELLS}))?"
+    noun = rf"(?:(?P<{{k}}z>{size}) )?(?:(?P<{{k}}c>{color}) )?(?P<{{k}}s>{shape}|object)"
+    noun += rf"(?: (?:at|in) the (?P<{{k}}p>{_CELLS}))?"
     slots = {
         "o": "the " + noun.format(k="o"),
         "n": "an? " + noun.format(k="n"),

@@ -1,7 +1,8 @@
 """Scenes of coloured shapes on a 3x3 grid, and what a modification does to one.
 
-In the spirit of the CSS set of TIRG (Vo et al., CVPR 2019, arXiv 1812.07119). A scene is what a text can mention:
-nine cells, each empty or holding one object. What no text mentions (jitter, shades, outline) belongs to `draw`.
+In the spirit of the CSS set of TIRG (Vo et al., CVPR 2019, arXiv 1812.07119). A scene is what a text can
+mention: nine cells, each empty or holding one object. What no text mentions (jitter, shades, outline) belongs to
+`draw`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One atomic modification. `selector` is None for `add`; a None among the new values means any other value."""
+    """One atomic modification. `selector` is None for `add`; a new value of None means any other value."""
 
     kind: Kind
     selector: Selector | None = None
@@ -138,7 +139,7 @@ def results(reference: Scene, changes: tuple[Change, ...]) -> set[Scene]:
 
 
 def differences(before: Scene, after: Scene) -> tuple[Change, ...]:
-    """The atomic changes, fully specified, that turn one scene into the other (an equal object elsewhere moved)."""
+    """The atomic changes, fully specified, from one scene to the other (an equal object elsewhere moved)."""
     changes: list[Change] = []
     gone, come = [], []
     for cell, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -213,7 +214,7 @@ def apply(scene: Scene, change: Change) -> Scene | None:
 
 
 def another_value(draws: Draws, change: Change, scene: Scene) -> Change | None:
-    """The same change to another value (another colour, shape, place or new object); None where there is none."""
+    """The same change to another value (colour, shape, place or new object); None where there is none."""
     if change.kind in ("remove", "size"):
         return None
     if change.kind == "move":

@@ -1,9 +1,9 @@
-"""The splits of `shapes`: families of related scenes, queries within them, and exactly which images are right.
+"""The splits of `shapes`: families of related scenes, queries within them, and exactly what is right.
 
 A family is a root scene and three changes that do not disturb one another: its members are the root with every
-subset of the three (8 scenes, any two at most three changes apart), two alternates (one change to another value, so
-that an under-specified text has several right answers) and a twin (a member's scene drawn anew). Families play the
-part of CIRR's image groups: what a model confuses with the target mostly lies in its family.
+subset of the three (8 scenes, any two at most three changes apart), two alternates (one change to another
+value, so that an under-specified text has several right answers) and a twin (a member's scene drawn anew).
+Families play the part of CIRR's image groups: what a model confuses with the target mostly lies in its family.
 """
 
 from __future__ import annotations

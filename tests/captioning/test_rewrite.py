@@ -1,0 +1,193 @@
+"""From candidates to augmented triplets: named checks, the surest kept, nothing lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cirloop.captioning import CaptioningSettings
+from cirloop.captioning.prompts import REWRITE
+from cirloop.captioning.rewrite import Candidate, check_form, check_round_trip, choose
+from cirloop.types import ImageId, MinedNegative, Query, QueryId
+
+SETTINGS = CaptioningSettings(min_words=2, max_words=5, round_trip=3, max_per_query=2)
+
+
+def candidate(
+    text: str = "make it red",
+    *,
+    query: str = "q",
+    image: str = "i",
+    verify: float | None = None,
+    reason: str = "",
+) -> Candidate:
+    """A candidate for image `image`, mined for query `query` about reference `ref of <query>`."""
+    negative = MinedNegative(QueryId(query), ImageId(image), 1, 0.5, 2, 0.4, "top_k")
+    checks = {} if verify is None else {"verify": verify}
+    return Candidate(negative, ImageId(f"ref of {query}"), "make it blue", text, reason, checks)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "reason"),
+    [
+        ("make it red", "make it red", ""),
+        ("  make \t it  red ", "make it red", ""),
+        ('"make it red"', "make it red", ""),
+        ("one two", "one two", ""),
+        ("one two three four five", "one two three four five", ""),
+        ("", "", "unparseable"),
+        ('  "" ', "", "unparseable"),
+        ("make it\nred", "make it red", "unparseable"),
+        ("<|im_end|> make it red", "<|im_end|> make it red", "unparseable"),
+        ("{text} is red", "{text} is red", "unparseable"),
+        ("[red] circle", "[red] circle", "unparseable"),
+        ("make it blue", "make it blue", "same as the original text"),
+        (" Make it  BLUE.", "Make it BLUE.", "same as the original text"),
+        ("red", "red", "too short"),
+        ("one two three four five six", "one two three four five six", "too long"),
+    ],
+)
+def test_form_is_checked_by_name(text: str, kept: str, reason: str) -> None:
+    checked = check_form(candidate(text), SETTINGS)
+    assert (checked.text, checked.reason) == (kept, reason)
+    assert replace(checked, text=text, reason="") == candidate(text)
+
+
+def chosen(candidates: Sequence[Candidate], known: set[tuple[ImageId, str]] | None = None) -> dict[str, str]:
+    """Reason per text, empty where it was accepted."""
+    accepted, rejected = choose(candidates, known or set(), SETTINGS, 1, "tiny")
+    return {a.triplet.query.text: "" for a in accepted} | {c.text: c.reason for c in rejected}
+
+
+def test_surest_text_of_an_image_is_kept() -> None:
+    texts = [candidate("a b", verify=0.6), candidate("c d", verify=0.9), candidate("e f", verify=0.7)]
+    assert chosen(texts) == {"a b": "a surer text was kept", "c d": "", "e f": "a surer text was kept"}
+
+
+def test_equally_sure_texts_are_taken_in_order() -> None:
+    assert chosen([candidate("a b", verify=0.6), candidate("c d", verify=0.6)])["a b"] == ""
+    assert chosen([candidate("a b"), candidate("c d")])["a b"] == ""
+
+
+def test_rejected_text_is_never_kept_however_sure() -> None:
+    texts = [candidate("a b", verify=0.9, reason="round trip"), candidate("c d", verify=0.6)]
+    assert chosen(texts) == {"a b": "round trip", "c d": ""}
+
+
+def test_surest_images_of_a_query_are_kept_up_to_the_limit() -> None:
+    texts = [candidate(f"text {n}", image=f"i{n}", verify=v) for n, v in enumerate((0.6, 0.9, 0.7, 0.8))]
+    enough = "enough for this query"
+    assert chosen(texts) == {"text 0": enough, "text 1": "", "text 2": enough, "text 3": ""}
+    others = [candidate(f"other {n}", query="p", image=f"i{n}") for n in range(2)]
+    assert [chosen([*texts, *others])[f"other {n}"] for n in range(2)] == ["", ""], "the limit is per query"
+
+
+def test_one_text_for_two_images_is_a_duplicate() -> None:
+    """A second target for one query would be a contradiction, in any case of letters."""
+    assert chosen([candidate("a b", image="i", verify=0.8), candidate("A B", image="j", verify=0.9)]) == {
+        "A B": "",
+        "a b": "duplicate",
+    }
+
+
+def test_known_text_is_a_duplicate_and_the_next_best_is_kept() -> None:
+    texts = [candidate("A b", verify=0.9), candidate("c d", verify=0.6)]
+    assert chosen(texts, {(ImageId("ref of q"), "a b")}) == {"A b": "duplicate", "c d": ""}
+    assert chosen(texts, {(ImageId("ref of p"), "a b")})["A b"] == ""
+
+
+def test_accepted_row_says_where_it_comes_from() -> None:
+    accepted, _ = choose([candidate(verify=0.9)], set(), SETTINGS, 3, "tiny")
+    (row,) = accepted
+    assert row.triplet.query == Query(QueryId("q+3.1"), ImageId("ref of q"), "make it red")
+    assert (row.triplet.target, row.source, row.iteration) == ("i", "q", 3)
+    assert (row.captioner, row.prompt, row.checks) == ("tiny", REWRITE.name, {"verify": 0.9})
+
+
+@st.composite
+def many(draw: st.DrawFn) -> list[Candidate]:
+    return [
+        candidate(
+            draw(st.sampled_from(("a b", "A b", "c d", "e f", "g h"))),
+            query=draw(st.sampled_from("pqr")),
+            image=draw(st.sampled_from("ijkl")),
+            verify=draw(st.sampled_from((None, 0.5, 0.6, 0.9))),
+            reason=draw(st.sampled_from(("", "", "", "too long"))),
+        )
+        for _ in range(draw(st.integers(0, 25)))
+    ]
+
+
+@given(candidates=many(), limit=st.integers(1, 3))
+def test_every_candidate_is_accepted_or_rejected_for_a_reason(
+    candidates: list[Candidate], limit: int
+) -> None:
+    settings = CaptioningSettings(max_per_query=limit)
+    known = {(ImageId("ref of p"), "g h")}
+    accepted, rejected = choose(candidates, known, settings, 2, "tiny")
+    assert len(accepted) + len(rejected) == len(candidates)
+    assert all(c.reason for c in rejected)
+
+    def key(c: Candidate) -> tuple[object, ...]:
+        return c.negative.query, c.negative.image, c.text, c.checks.get("verify")
+
+    taken = [(a.source, a.triplet.target, a.triplet.query.text, a.checks.get("verify")) for a in accepted]
+    assert Counter([*taken, *map(key, rejected)]) == Counter(map(key, candidates))
+    ids = [a.triplet.query.id for a in accepted]
+    assert len(set(ids)) == len(ids)
+    said = [(a.triplet.query.reference, a.triplet.query.text.casefold()) for a in accepted]
+    assert len(set(said)) == len(said) and known.isdisjoint(said)
+    assert len({(a.source, a.triplet.target) for a in accepted}) == len(accepted)
+    assert max(Counter(a.source for a in accepted).values(), default=0) <= limit
+    for c in rejected:
+        sure = c.checks.get("verify", 0)
+        if c.reason == "a surer text was kept":
+            same = [
+                a for a in accepted if (a.source, a.triplet.target) == (c.negative.query, c.negative.image)
+            ]
+            assert same and same[0].checks.get("verify", 0) >= sure
+        elif c.reason == "enough for this query":
+            best = [a.checks.get("verify", 0) for a in accepted if a.source == c.negative.query]
+            assert len(best) == limit and min(best) >= sure
+
+
+def test_round_trip_asks_about_accepted_candidates_only_and_keeps_ranks_within_the_limit() -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    def ranks(queries: Sequence[Query], images: Sequence[ImageId]) -> list[int]:
+        asked.extend((q.reference, q.text, image) for q, image in zip(queries, images, strict=True))
+        return [3, 4]
+
+    candidates = [
+        candidate("a b", image="i", verify=0.7),
+        candidate("c d", image="j", reason="too long"),
+        candidate("e f", image="k"),
+    ]
+    first, second, third = check_round_trip(candidates, SETTINGS, ranks)
+    assert asked == [("ref of q", "a b", "i"), ("ref of q", "e f", "k")]
+    assert (first.reason, first.checks) == ("", {"verify": 0.7, "round_trip_rank": 3})
+    assert second == candidates[1]
+    assert (third.reason, third.checks) == ("round trip", {"round_trip_rank": 4})
+
+
+def test_round_trip_refuses_an_answer_of_the_wrong_length() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        check_round_trip([candidate(), candidate("c d")], SETTINGS, lambda queries, images: [1])
+
+
+def test_row_of_a_rejected_candidate_says_all_that_is_known() -> None:
+    row = candidate("a b", verify=0.2, reason="not verified").row()
+    assert row == {
+        "source": "q",
+        "reference": "ref of q",
+        "image": "i",
+        "original_text": "make it blue",
+        "text": "a b",
+        "reason": "not verified",
+        "checks": {"verify": 0.2},
+    }
