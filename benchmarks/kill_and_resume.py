@@ -1,6 +1,6 @@
 """`kill -9` a fast run at random moments, resume each, and compare every artifact with the unbroken run's.
 
-    python benchmarks/kill_and_resume.py --kills 10
+python benchmarks/kill_and_resume.py --kills 10
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ def main() -> None:
     def run(name: str) -> list[str]:
         # each run has its own feature cache, so that nothing of another run helps it
         cache = ["--runtime.cache_dir", str(place / f"{name}_cache")]
-        script = [sys.executable, str(ROOT / "train_iterative.py"), "--fast_mode", "--auto_resume", "--runtime.save_every", "10"]
+        script = [
+            sys.executable,
+            str(ROOT / "train_iterative.py"),
+            "--fast_mode",
+            "--auto_resume",
+            "--runtime.save_every",
+            "10",
+        ]
         return [*script, "--experiment_dir", str(place / name), *cache, *args.flags]
 
     began = time.monotonic()
@@ -57,7 +64,10 @@ def main() -> None:
         same = done.returncode == 0 and digests(place / name) == whole
         equal += same
         state = "had ended" if ended else f"{len(there)} entries there"
-        print(f"killed at {moment:5.1f} s ({state}): {'equal' if same else 'DIFFERENT ' + done.stderr[-300:]}", flush=True)
+        print(
+            f"killed at {moment:5.1f} s ({state}): {'equal' if same else 'DIFFERENT ' + done.stderr[-300:]}",
+            flush=True,
+        )
         shutil.rmtree(place / name, ignore_errors=True)
     print(f"{equal} of {args.kills} equal")
     shutil.rmtree(place)

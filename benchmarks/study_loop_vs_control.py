@@ -69,7 +69,13 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     accounts = [json.loads(p.read_text()) for p in sorted(directory.glob("accounting_iter_*.json"))]
     total = {key: sum(a[key] for a in accounts) for key in ("mined", "false_negatives", "accepted", "true_captions")}
     recalls = {k: [r["metrics"][k]["value"] for r in results] for k in ("R@1", "R@5", "any correct R@1")}
-    return {"arm": arm, "seed": seed, "recalls": recalls, **total, "seconds": round(time.monotonic() - began, 1)}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "recalls": recalls,
+        **total,
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 def mean_se(values: list[float]) -> str:
@@ -83,7 +89,9 @@ def report(rows: list[dict[str, Any]], rounds: int) -> None:
     lines = []
     for arm in dict.fromkeys(r["arm"] for r in rows):
         mine = [by[arm, s] for s in seeds]
-        gain = [[r["recalls"][k][-1] - by["control", r["seed"]]["recalls"][k][-1] for r in mine] for k in ("R@1", "R@5")]
+        gain = [
+            [r["recalls"][k][-1] - by["control", r["seed"]]["recalls"][k][-1] for r in mine] for k in ("R@1", "R@5")
+        ]
         mined, accepted = sum(r["mined"] for r in mine), sum(r["accepted"] for r in mine)
         lines.append(
             [

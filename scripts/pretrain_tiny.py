@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Split
-from tokenizers import Regex
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    AutoProcessor,
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -39,7 +39,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from cirloop.captioning.prompts import REWRITE, VERIFY
-from cirloop.data.shapes.draw import PRETRAIN, TARGET, WIDE, draw
+from cirloop.data.shapes.draw import PRETRAIN, WIDE, draw
 from cirloop.data.shapes.language import (
     CASUAL,
     CASUAL_WORDS,
@@ -51,7 +51,20 @@ from cirloop.data.shapes.language import (
     spoken,
     write,
 )
-from cirloop.data.shapes.scene import COLORS, NUM_CELLS, SHAPES, SIZES, Draws, Object, Scene, differences, put, random_object, random_scene, results
+from cirloop.data.shapes.scene import (
+    COLORS,
+    NUM_CELLS,
+    SHAPES,
+    SIZES,
+    Draws,
+    Object,
+    Scene,
+    differences,
+    put,
+    random_object,
+    random_scene,
+    results,
+)
 from cirloop.data.shapes.splits import LOOSE_PERCENT, family, held_out, held_out_scenes
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -73,9 +86,7 @@ CHAT_TEMPLATE = (
 def float_attention(module, query, key, value, attention_mask, **kwargs):
     """SDPA in float32: its bfloat16 backward is slow on CPU, while bfloat16 matrix products are fast."""
     with torch.autocast("cpu", enabled=False):
-        return sdpa_attention_forward(
-            module, query.float(), key.float(), value.float(), attention_mask, **kwargs
-        )
+        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
 
 
 AttentionInterface.register("float_sdpa", float_attention)
@@ -95,9 +106,7 @@ def describe(words: Words, scene: Scene) -> str:
 
 def chat(content: list[dict[str, str]] | str) -> str:
     body = (
-        content
-        if isinstance(content, str)
-        else "".join(IMAGE if c["type"] == "image" else c["text"] for c in content)
+        content if isinstance(content, str) else "".join(IMAGE if c["type"] == "image" else c["text"] for c in content)
     )
     return f"<|im_start|>user\n{body}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -237,14 +246,19 @@ def make_tokenizer(vocab: int) -> Qwen2Tokenizer:
     lines = []
     for _ in range(150):
         lines += [q for q, *_ in samples.retrieve(1, 2)]
-        for prompt, answer, _ in samples.rewrites(3) + samples.verifications(3) + samples.single(3) + samples.compare(3):
+        for prompt, answer, _ in (
+            samples.rewrites(3) + samples.verifications(3) + samples.single(3) + samples.compare(3)
+        ):
             lines += [prompt, answer]
     for words in (PLAIN_WORDS, CASUAL_WORDS):
         lines += [*words.cells, *words.sizes] * 50
     for token in SPECIAL:
         lines = [line.replace(token, " ") for line in lines]
     bpe = Tokenizer(models.BPE())
-    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pattern = (  # Qwen2's
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [Split(Regex(pattern), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
     )
@@ -304,9 +318,7 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2VLForConditionalGeneration:
         tie_word_embeddings=True,
     )
     model = Qwen2VLForConditionalGeneration(config)
-    model.generation_config.update(
-        bos_token_id=ids[PAD], eos_token_id=[ids[IM_END], ids[PAD]], pad_token_id=ids[PAD]
-    )
+    model.generation_config.update(bos_token_id=ids[PAD], eos_token_id=[ids[IM_END], ids[PAD]], pad_token_id=ids[PAD])
     return model
 
 
@@ -372,15 +384,11 @@ class Batches:
                 self._cos_sin = tower.rotary_pos_emb(torch.zeros(1), get_vision_position_ids(grid, 2))
         return self._cos_sin
 
-    def hidden(
-        self, texts: list[str], pictures: list[np.ndarray]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def hidden(self, texts: list[str], pictures: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last hidden states (B, T, D), ids and mask."""
         ids, mask = self.tokens(texts)
         embeds = self.model.get_input_embeddings()(ids)
-        embeds = embeds.masked_scatter(
-            (ids == self.model.config.image_token_id).unsqueeze(-1), self.vision(pictures)
-        )
+        embeds = embeds.masked_scatter((ids == self.model.config.image_token_id).unsqueeze(-1), self.vision(pictures))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             out = self.model.model.language_model(
                 inputs_embeds=embeds,
@@ -406,9 +414,7 @@ def assert_same_as_library(batches: Batches) -> None:
     batches.model.eval()
     with torch.no_grad():
         ours, ids, mask = batches.hidden(texts, pictures)
-        got = batches.processor(
-            images=[torch.from_numpy(p).permute(2, 0, 1) for p in pictures], return_tensors="pt"
-        )
+        got = batches.processor(images=[torch.from_numpy(p).permute(2, 0, 1) for p in pictures], return_tensors="pt")
         assert torch.allclose(got["pixel_values"], batches.patches(pictures), atol=1e-5), "patches differ"
         out = batches.model.model(
             input_ids=ids,
@@ -426,9 +432,7 @@ def assert_same_as_library(batches: Batches) -> None:
 def retrieval_loss(batches: Batches, samples: Samples, args) -> torch.Tensor:
     rows = samples.retrieve(args.families, args.per_family)
     n = len(rows)
-    vectors = batches.embed(
-        [r[0] for r in rows] + [DOCUMENT] * n, [r[1] for r in rows] + [r[2] for r in rows]
-    )
+    vectors = batches.embed([r[0] for r in rows] + [DOCUMENT] * n, [r[1] for r in rows] + [r[2] for r in rows])
     scores = vectors[:n] @ vectors[n:].T / 0.05
     right = torch.tensor([[c[3] in r[4] and i != j for j, c in enumerate(rows)] for i, r in enumerate(rows)])
     return F.cross_entropy(scores.masked_fill(right, -1e4), torch.arange(n))
@@ -460,7 +464,9 @@ class Seeing(torch.nn.Module):
         shape = torch.tensor([SHAPES.index(t.shape) for t in things if t])
         size = torch.tensor([SIZES.index(t.size) for t in things if t])
         colors, shapes, sizes = logits.split([len(COLORS) + 1, len(SHAPES), len(SIZES)], dim=1)
-        return F.cross_entropy(colors, color) + F.cross_entropy(shapes[full], shape) + F.cross_entropy(sizes[full], size)
+        return (
+            F.cross_entropy(colors, color) + F.cross_entropy(shapes[full], shape) + F.cross_entropy(sizes[full], size)
+        )
 
 
 def losses(batches: Batches, samples: Samples, seeing: Seeing, args, step: int) -> dict[str, torch.Tensor]:
@@ -492,10 +498,7 @@ def evaluate(batches: Batches, num: int = 200) -> dict[str, float]:
     asks = [a for a in val.asks if a.reference < len(rows)][:num]
     pictures = {r: val.pixels(r) for r in rows}
     gallery = torch.cat(
-        [
-            batches.embed([DOCUMENT] * 44, [pictures[r] for r in rows[i : i + 44]])
-            for i in range(0, len(rows), 44)
-        ]
+        [batches.embed([DOCUMENT] * 44, [pictures[r] for r in rows[i : i + 44]]) for i in range(0, len(rows), 44)]
     )
     queries = torch.cat(
         [
@@ -525,18 +528,18 @@ def evaluate(batches: Batches, num: int = 200) -> dict[str, float]:
     said = [read(t) for t in texts]
     true = [
         c is not None and val.scenes[b] in results(val.scenes[a.reference], c)
-        for c, (a, b) in zip(said, jobs)
+        for c, (a, b) in zip(said, jobs, strict=False)
     ]
     yes, no = (batches.tokenizer.encode(w)[0] for w in ("yes", "no"))
     prompts = [chat(VERIFY.messages(t)[0]["content"]) for t in texts]
-    hidden, _, mask = batches.hidden(
-        prompts, [p for a, b in jobs for p in (pictures[a.reference], pictures[b])]
-    )
+    hidden, _, mask = batches.hidden(prompts, [p for a, b in jobs for p in (pictures[a.reference], pictures[b])])
     logits = batches.model.lm_head(hidden[torch.arange(len(jobs)), mask.sum(1) - 1])
     accepted = (logits[:, yes] > logits[:, no]).tolist()
-    kept = [t for t, ok in zip(true, accepted) if ok]
+    kept = [t for t, ok in zip(true, accepted, strict=False) if ok]
     one = [
-        t for t, (a, b) in zip(true, jobs) if len(differences(val.scenes[a.reference], val.scenes[b])) == 1
+        t
+        for t, (a, b) in zip(true, jobs, strict=False)
+        if len(differences(val.scenes[a.reference], val.scenes[b])) == 1
     ]
     batches.model.train()
     return {
@@ -547,16 +550,14 @@ def evaluate(batches: Batches, num: int = 200) -> dict[str, float]:
         "readable": sum(c is not None for c in said) / len(said),
         "verified": len(kept) / len(true),
         "true of verified": sum(kept) / max(1, len(kept)),
-        "verify accuracy": sum(t == ok for t, ok in zip(true, accepted)) / len(true),
+        "verify accuracy": sum(t == ok for t, ok in zip(true, accepted, strict=False)) / len(true),
         "example": texts[0] + " | " + jobs[0][0].text,
     }
 
 
 def generate(batches: Batches, prompts: list[str], pictures) -> list[str]:
     ids, mask = batches.tokens(prompts)
-    flip = [
-        torch.arange(ids.shape[1]).roll(int(ids.shape[1] - m.sum())) for m in mask
-    ]  # right to left padding
+    flip = [torch.arange(ids.shape[1]).roll(int(ids.shape[1] - m.sum())) for m in mask]  # right to left padding
     order = torch.stack(flip)
     ids, mask = ids.gather(1, order), mask.gather(1, order)
     out = batches.model.generate(
@@ -588,6 +589,7 @@ def save(batches: Batches, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--start_from", type=Path, help="go on from a model of this script, with new stages and rates")
     parser.add_argument("--steps", type=int, default=2100)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--families", type=int, default=5)
@@ -605,8 +607,12 @@ def main() -> None:
     parser.add_argument("--eval_every", type=int, default=300)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    tokenizer = make_tokenizer(768)
-    model = make_model(tokenizer)
+    if args.start_from is not None:
+        tokenizer = AutoProcessor.from_pretrained(args.start_from).tokenizer
+        model = Qwen2VLForConditionalGeneration.from_pretrained(args.start_from, dtype=torch.float32)
+    else:
+        tokenizer = make_tokenizer(768)
+        model = make_model(tokenizer)
     batches = Batches(tokenizer, model)
     assert_same_as_library(batches)
     batches.bf16 = args.bf16
@@ -615,9 +621,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     seeing = Seeing(model.config.text_config.hidden_size)
     trained = [*model.parameters(), *seeing.parameters()]
-    optimizer = torch.optim.AdamW(
-        trained, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     decay_from = 0.6 * args.steps
     samples, start = Samples(args.seed), time.time()
     log: list[dict[str, float]] = []
@@ -638,9 +642,7 @@ def main() -> None:
             print(f"{step + 1:5d} {time.time() - start:6.0f}s lr {rate:.1e}  {line}", flush=True)
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             print(
-                json.dumps(
-                    {k: round(v, 3) if isinstance(v, float) else v for k, v in evaluate(batches).items()}
-                ),
+                json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in evaluate(batches).items()}),
                 flush=True,
             )
             save(batches, args.output)

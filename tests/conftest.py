@@ -10,9 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # A slow machine is no failure, and what fails does so on every run.
-settings.register_profile(
-    "cirloop", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("cirloop", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cirloop")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"

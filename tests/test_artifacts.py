@@ -137,9 +137,7 @@ def test_unknown_artifact_is_an_error_that_lists_those_there_are(tmp_path: Path)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_failed_build_leaves_no_artifact_and_a_later_make_succeeds(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_failed_build_leaves_no_artifact_and_a_later_make_succeeds(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(path: Path) -> None:
         a_directory(path)
         raise error

@@ -43,9 +43,7 @@ def one_round(alone: Path, directory: Path, small: Any, runtime: dict[str, Any])
     ],
     ids=["ddp-config", "ddp", "zero2"],
 )
-def test_two_processes_train_what_one_trains(
-    runtime: dict[str, Any], alone: Path, small: Any, tmp_path: Path
-) -> None:
+def test_two_processes_train_what_one_trains(runtime: dict[str, Any], alone: Path, small: Any, tmp_path: Path) -> None:
     results = one_round(alone, tmp_path / "run", small, runtime)
     one, two = load_file(alone / ADAPTER), load_file(tmp_path / "run" / ADAPTER)
     assert two.keys() == one.keys()

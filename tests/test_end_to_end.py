@@ -53,9 +53,7 @@ def test_the_results_have_the_base_and_each_iteration_with_standard_errors(finis
     assert [r["iteration"] for r in results] == ["base", "0", "1"]
     for result in results:
         p = result["metrics"]["R@5"]["value"] / 100
-        assert result["metrics"]["R@5"]["se"] == pytest.approx(
-            100 * (p * (1 - p) / result["queries"]) ** 0.5, abs=1e-3
-        )
+        assert result["metrics"]["R@5"]["se"] == pytest.approx(100 * (p * (1 - p) / result["queries"]) ** 0.5, abs=1e-3)
     assert results[-1]["metrics"]["R@50"]["value"] > results[0]["metrics"]["R@50"]["value"] - 20
 
 
@@ -66,9 +64,7 @@ def test_every_mined_image_is_accounted_for(finished: Path) -> None:
     assert summary["accepted"] + sum(summary["rejected"].values()) == summary["candidates"]
     assert all(row["reason"] for row in samples["rejected"])
     account = json.loads((finished / "accounting_iter_1.json").read_text())
-    assert account["mined"] == len(
-        json.loads((finished / "hard_negatives_iter_0.json").read_text())["negatives"]
-    )
+    assert account["mined"] == len(json.loads((finished / "hard_negatives_iter_0.json").read_text())["negatives"])
     assert 0 <= account["true_captions"] <= account["accepted"]
 
 
@@ -93,9 +89,7 @@ def test_resume_from_iteration_keeps_what_is_below_and_moves_the_rest_aside(
     experiment.run(small(copy, resume_from_iteration=1))
     assert (copy / "checkpoint_iter_0" / "adapter_model.safetensors").stat().st_mtime_ns == kept
     assert digests(copy) == digests(finished)
-    assert file_digests(copy / "replaced_1" / "checkpoint_iter_1") == file_digests(
-        finished / "checkpoint_iter_1"
-    )
+    assert file_digests(copy / "replaced_1" / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
 
 
 def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> None:
@@ -105,9 +99,7 @@ def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> N
     assert file_digests(copy / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
 
 
-def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
-    finished: Path, small: Any, tmp_path: Path
-) -> None:
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
     """`kill -9` three times in one run, then to the end. benchmarks/kill_and_resume.py does it ten times."""
     directory = tmp_path / "killed"
     config = small(directory).resolved()
@@ -117,9 +109,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
     environment = dict(os.environ) | {"PYTHONPATH": str(ROOT / "src")}
     moments = random.Random(5)
     for _ in range(3):
-        process = subprocess.Popen(
-            flags, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(flags, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         start = len(list(directory.glob("*"))) if directory.exists() else 0
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
@@ -147,7 +137,7 @@ def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
     [
         (["--dataset_name", "nope"], ["data.type", "'shapes'"]),
         (["--model_path", "/no/model"], ["/no/model", "does not exist", "tiny"]),
-        (["--model_path", "HERE", "--foundation_model_path", "/no/other"], ["is not a qwen2_vl model", "config.json", "/no/other"]),
+        (["--model_path", "HERE", "--foundation_model_path", "/no/b"], ["not a qwen2_vl", "config.json", "/no/b"]),
         (["--training.batch_sze", "4"], ["--training.batch_sze", "--training.batch_size"]),
         (["--learning_rate", "-1", "--num_iterations", "many"], ["2 problems", "learning_rate", "num_iterations"]),
         (["--config", "/no/file.yaml"], ["/no/file.yaml", "no such file"]),

@@ -150,11 +150,7 @@ def test_config_takes_only_settings_from_the_rooms() -> None:
 
 def test_types_needs_the_standard_library_only() -> None:
     tree = ast.parse((SOURCE / "types.py").read_text("utf-8"))
-    imported = {
-        name.split(".")[0]
-        for node, _ in import_nodes(tree)
-        for name in names_of(node, "cirloop.types", False)
-    }
+    imported = {name.split(".")[0] for node, _ in import_nodes(tree) for name in names_of(node, "cirloop.types", False)}
     assert imported <= set(sys.stdlib_module_names)
 
 

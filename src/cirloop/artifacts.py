@@ -134,8 +134,7 @@ class Store:
                 _check_shape(manifest)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is damaged ({error}). Restore it from a backup, "
-                "or start anew in another --experiment_dir."
+                f"{path} is damaged ({error}). Restore it from a backup, or start anew in another --experiment_dir."
             ) from None
         if schema != SCHEMA:
             raise UserError(f"{path} has schema {schema!r}; this version of cirloop reads schema {SCHEMA}.")

@@ -131,7 +131,8 @@ class RunConfig(BaseSettings):
     def resolved(self) -> dict[str, Any]:
         """Everything, as JSON, for the run directory's `config.json`."""
         return self.model_dump(
-            mode="json", exclude={"auto_resume", "resume_from_iteration", "dry_run", "experiment_dir"}
+            mode="json",
+            exclude={"config", "fast_mode", "auto_resume", "resume_from_iteration", "dry_run", "experiment_dir"},
         )
 
 
@@ -175,18 +176,14 @@ def from_json(path: Path, **changes: Any) -> RunConfig:
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error)}") from None
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}). Restore it, or use another --experiment_dir."
-        ) from None
+        raise UserError(f"{path} is damaged ({error}). Restore it, or use another --experiment_dir.") from None
 
 
 def _check_yaml(path: Path, fast: bool) -> None:
     if not path.is_file():
         flag = "--fast_mode needs" if fast else "--config:"
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise UserError(
-            f"{flag} {path}: there is no such file. In {path.parent}: {there or 'no YAML files'}."
-        )
+        raise UserError(f"{flag} {path}: there is no such file. In {path.parent}: {there or 'no YAML files'}.")
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -210,11 +207,7 @@ def explain(error: ValidationError, program: str = PROGRAM) -> str:
             near = _near(where)
             message = "unknown setting" + (f"; did you mean {' or '.join(near)}?" if near else "")
         else:
-            message += (
-                f" (given: {problem['input']!r})"
-                if not isinstance(problem["input"], (dict, BaseModel))
-                else ""
-            )
+            message += f" (given: {problem['input']!r})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
         lines.append(f"  {where or 'settings'}: {message}")
     return (
         f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:\n"

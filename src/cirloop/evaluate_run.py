@@ -24,7 +24,11 @@ class EvalConfig(BaseSettings):
     """What eval_iterative.py evaluates."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, cli_hide_none_type=True, cli_avoid_json=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
     )
 
     experiment_dir: Path = Field()

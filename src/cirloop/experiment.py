@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 from cirloop.artifacts import MANIFEST, Store, write_json
@@ -45,9 +44,7 @@ def check(config: RunConfig) -> None:
 
 
 def done_iterations(store: Store) -> list[int]:
-    return sorted(
-        int(n.removeprefix("checkpoint_iter_")) for n in store.names if n.startswith("checkpoint_iter_")
-    )
+    return sorted(int(n.removeprefix("checkpoint_iter_")) for n in store.names if n.startswith("checkpoint_iter_"))
 
 
 def open_run(config: RunConfig) -> Run:
@@ -71,9 +68,7 @@ def open_run(config: RunConfig) -> Run:
         )
     start = config.resume_from_iteration
     if start is not None and not used:
-        raise UserError(
-            f"--resume_from_iteration {start}: {directory} holds no run. Leave the flag out to start one."
-        )
+        raise UserError(f"--resume_from_iteration {start}: {directory} holds no run. Leave the flag out to start one.")
     if used:
         _check_same(config, from_json(directory / CONFIG))
     store = Store(directory)
@@ -123,8 +118,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
         recall_rows(results, TABLE),
     )
     accounts = [
-        json.loads(p.read_text("utf-8"))
-        for p in sorted(current.store.directory.glob("accounting_iter_*.json"))
+        json.loads(p.read_text("utf-8")) for p in sorted(current.store.directory.glob("accounting_iter_*.json"))
     ]
     if accounts:
         rows = [
@@ -142,9 +136,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
             ("iteration", "mined", "false negatives", "accepted texts", "true"),
             rows,
         )
-    logger.info(
-        "finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS
-    )
+    logger.info("finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS)
     return results
 
 
@@ -162,17 +154,10 @@ def dry_run(config: RunConfig) -> None:
     mined = queries * getattr(config.mining, "k", 0)
     forward = t.batch_size * (2 + t.num_negatives)
     cost = {
-        "evaluate": (rounds + 1 + config.evaluation.base)
-        * (len(split.queries) + len(split.gallery.ids))
-        * seconds,
+        "evaluate": (rounds + 1 + config.evaluation.base) * (len(split.queries) + len(split.gallery.ids)) * seconds,
         "train": (t.warm_up_steps + rounds * t.steps) * forward * 3 * seconds,
         "mine": rounds * (queries + images) * seconds,
-        "caption, at most": rounds
-        * mined
-        * config.captioning.candidates
-        * 12
-        * seconds
-        * config.captioning.enabled,
+        "caption, at most": rounds * mined * config.captioning.candidates * 12 * seconds * config.captioning.enabled,
     }
     rows: list[tuple[str, Any]] = [
         ("run directory", f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}"),

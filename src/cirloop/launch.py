@@ -15,9 +15,7 @@ from typing import Any
 from cirloop.types import UserError
 
 
-def training(
-    job: dict[str, Any], num_processes: int, accelerate_config: Path | None, deepspeed: Path | None
-) -> None:
+def training(job: dict[str, Any], num_processes: int, accelerate_config: Path | None, deepspeed: Path | None) -> None:
     """Run the training `job` and return when its output is there."""
     if num_processes == 1 and accelerate_config is None and deepspeed is None:
         from cirloop.worker import train

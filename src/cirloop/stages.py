@@ -76,9 +76,7 @@ class Run:
             self._features = (name, VisionFeatures(encoder, split.images, self.config.cache / "vision"))
         return self._features[1]
 
-    def vectors(
-        self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
-    ) -> Vectors:
+    def vectors(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
         return embed(
             backbone,
             self.features(backbone, split),
@@ -151,9 +149,7 @@ def caption(
     def round_trip(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
         if not queries:
             return []
-        ranks: list[int] = run.ranks(
-            run.embedder(checkpoint), queries, images, train, 1
-        ).target_rank_Q.tolist()
+        ranks: list[int] = run.ranks(run.embedder(checkpoint), queries, images, train, 1).target_rank_Q.tolist()
         return ranks
 
     def build(path: Path) -> None:
@@ -178,9 +174,7 @@ def caption(
             candidates = rewrite.check_round_trip(candidates, settings, round_trip)
         known = {(t.query.reference, t.query.text.casefold()) for t in train.triplets}
         known |= {
-            (a.triplet.query.reference, a.triplet.query.text.casefold())
-            for b in before
-            for a in read_augmented(b)
+            (a.triplet.query.reference, a.triplet.query.text.casefold()) for b in before for a in read_augmented(b)
         }
         accepted, rejected = rewrite.choose(candidates, known, settings, iteration, name)
         reasons = sorted({c.reason for c in rejected})
@@ -194,9 +188,7 @@ def caption(
         })  # fmt: skip
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
-    key = run.key("model", "foundation", "captioning", "data") | {
-        "prompts": [asdict(p) for p in rewrite.PROMPTS]
-    }
+    key = run.key("model", "foundation", "captioning", "data") | {"prompts": [asdict(p) for p in rewrite.PROMPTS]}
     return run.store.make(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
 
 
@@ -225,18 +217,13 @@ def train(
             "runtime": config.runtime.model_dump(mode="json"),
         }  # fmt: skip
         run._model = None  # the trainer loads its own
-        launch.training(
-            job, config.runtime.num_processes, config.runtime.accelerate_config, config.runtime.deepspeed
-        )
+        launch.training(job, config.runtime.num_processes, config.runtime.accelerate_config, config.runtime.deepspeed)
 
     return run.store.make(name, settings, inputs, build, iteration)
 
 
-def evaluate(
-    run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None
-) -> Artifact:
+def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None) -> Artifact:
     """evaluation_iter_{t}.json (or `evaluation_base.json`): recalls with standard errors, and every query's rank."""
-    config = run.config
 
     def build(path: Path) -> None:
         write_json(path, evaluation(run, label, checkpoint, split_name))
@@ -255,9 +242,7 @@ def evaluation(run: Run, label: str, checkpoint: Artifact | None, split_name: st
     first = []
     for i, query in enumerate(split.queries):
         right = split.relevance.positives[query.id]
-        found = (
-            place + 1 for place, row in enumerate(rankings.images_QK[i]) if split.gallery.ids[row] in right
-        )
+        found = (place + 1 for place, row in enumerate(rankings.images_QK[i]) if split.gallery.ids[row] in right)
         first.append(next(found, 10**6))
     metrics = recalls(rankings.target_rank_Q) | recalls(first, (1, 5), "any correct R")
     return {
@@ -281,11 +266,11 @@ def account(run: Run, iteration: int, negatives: Artifact, augmented: Artifact |
         apart = [oracle.distance(by_id[n.query].reference, n.image) for n in mined]
         accepted = read_augmented(augmented) if augmented else []
         true = [
-            oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target)
-            for a in accepted
+            oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target) for a in accepted
         ]
         write_json(path, {
-            "schema": 1, "iteration": iteration, "mined": len(mined), "false_negatives": sum(n.image in right[n.query] for n in mined),
+            "schema": 1, "iteration": iteration,
+            "mined": len(mined), "false_negatives": sum(n.image in right[n.query] for n in mined),
             "mined_by_changes_from_reference": {str(d): apart.count(d) for d in sorted(set(apart))},
             "accepted": len(accepted), "true_captions": sum(true),
         })  # fmt: skip

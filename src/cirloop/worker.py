@@ -32,9 +32,7 @@ def accelerator() -> Accelerator:
     import torch
 
     handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
-    return Accelerator(
-        cpu=not torch.cuda.is_available(), kwargs_handlers=handlers if "RANK" in os.environ else []
-    )
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers if "RANK" in os.environ else [])
 
 
 def train(job: dict[str, Any]) -> None:

@@ -124,9 +124,7 @@ def many(draw: st.DrawFn) -> list[Candidate]:
 
 
 @given(candidates=many(), limit=st.integers(1, 3))
-def test_every_candidate_is_accepted_or_rejected_for_a_reason(
-    candidates: list[Candidate], limit: int
-) -> None:
+def test_every_candidate_is_accepted_or_rejected_for_a_reason(candidates: list[Candidate], limit: int) -> None:
     settings = CaptioningSettings(max_per_query=limit)
     known = {(ImageId("ref of p"), "g h")}
     accepted, rejected = choose(candidates, known, settings, 2, "tiny")
@@ -147,9 +145,7 @@ def test_every_candidate_is_accepted_or_rejected_for_a_reason(
     for c in rejected:
         sure = c.checks.get("verify", 0)
         if c.reason == "a surer text was kept":
-            same = [
-                a for a in accepted if (a.source, a.triplet.target) == (c.negative.query, c.negative.image)
-            ]
+            same = [a for a in accepted if (a.source, a.triplet.target) == (c.negative.query, c.negative.image)]
             assert same and same[0].checks.get("verify", 0) >= sure
         elif c.reason == "enough for this query":
             best = [a.checks.get("verify", 0) for a in accepted if a.source == c.negative.query]

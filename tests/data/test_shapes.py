@@ -118,9 +118,7 @@ def test_positives_hold_the_target_and_never_the_reference(full: Dataset, name: 
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_positives_are_exactly_what_the_text_asks_for(
-    full: Dataset, splits: dict[str, Scenes], name: str
-) -> None:
+def test_positives_are_exactly_what_the_text_asks_for(full: Dataset, splits: dict[str, Scenes], name: str) -> None:
     """Against a naive pass over the whole gallery, for some queries."""
     split, rows = splits[name], positives_of(full, name)
     for i in range(0, len(split.asks), 97):
@@ -256,9 +254,7 @@ def test_text_reads_back_as_what_was_said(seed: int, phrasing: Phrasing, loose: 
 
 
 @given(a=scenes, b=scenes, seed=seeds, phrasing=phrasings)
-def test_fully_specified_text_gives_exactly_the_other_scene(
-    a: Scene, b: Scene, seed: int, phrasing: Phrasing
-) -> None:
+def test_fully_specified_text_gives_exactly_the_other_scene(a: Scene, b: Scene, seed: int, phrasing: Phrasing) -> None:
     assume(a != b)
     again = read(write(Draws(seed), differences(a, b), phrasing))
     assert again is not None and results(a, again) == {b}
@@ -304,9 +300,7 @@ def test_drawing_is_decided_by_scene_look_and_seed(seed: int, look: Look) -> Non
     pixels = draw(scene, look, "s", seed)
     assert pixels.shape == (84, 84, 3) and pixels.dtype == np.uint8
     assert np.array_equal(pixels, draw(scene, look, "s", seed))
-    assert not np.array_equal(pixels, draw(scene, look, "s", seed + 1)), (
-        "nothing varies that no text mentions"
-    )
+    assert not np.array_equal(pixels, draw(scene, look, "s", seed + 1)), "nothing varies that no text mentions"
 
 
 @given(seed=seeds, look=st.sampled_from((PRETRAIN, TARGET, WIDE)))

@@ -32,9 +32,7 @@ def test_recall_counts_the_rank_at_the_cut() -> None:
     ("recall", "num_queries", "expected"),
     [(50.0, 100, 5.0), (20.0, 400, 2.0), (10.0, 900, 1.0), (0.0, 7, 0.0), (100.0, 7, 0.0)],
 )
-def test_standard_error_is_binomial_in_percentage_points(
-    recall: float, num_queries: int, expected: float
-) -> None:
+def test_standard_error_is_binomial_in_percentage_points(recall: float, num_queries: int, expected: float) -> None:
     assert standard_error(recall, num_queries) == pytest.approx(expected)
 
 

@@ -163,9 +163,7 @@ def test_report_counts_a_query_without_candidates() -> None:
     """A gallery of reference, target and another positive leaves nothing to mine."""
     gallery = Gallery("g", tuple(map(ImageId, "abc")))
     query = Query(QueryId("q"), ImageId("a"), "text")
-    case = Case(
-        [query], [ImageId("c")], {query.id: frozenset(map(ImageId, "bc"))}, gallery, np.float32([[0, 1, 0]])
-    )
+    case = Case([query], [ImageId("c")], {query.id: frozenset(map(ImageId, "bc"))}, gallery, np.float32([[0, 1, 0]]))
     rankings = case.rankings(1)
     mined: list[MinedNegative] = TopK(k=1).mine(rankings, case.positives, 0)
     report = summary(rankings, mined)

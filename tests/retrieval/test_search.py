@@ -87,9 +87,7 @@ def unit(rng: np.random.Generator, *shape: int) -> Floats:
 def random_problem(seed: int, num_queries: int, num_images: int) -> Problem:
     rng = np.random.default_rng(seed)
     pairs = [rng.choice(num_images, 2, replace=False).tolist() for _ in range(num_queries)]
-    return problem(
-        unit(rng, num_queries, 16), unit(rng, num_images, 16), [p[0] for p in pairs], [p[1] for p in pairs]
-    )
+    return problem(unit(rng, num_queries, 16), unit(rng, num_images, 16), [p[0] for p in pairs], [p[1] for p in pairs])
 
 
 @pytest.mark.parametrize("depth", [1, 7, 199, 0])

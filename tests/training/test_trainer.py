@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,18 @@ def train(
                 raise Stop
             yield step
 
-    try:
+    with contextlib.suppress(Stop):
         trainer.run(until)
-    except Stop:
-        pass
     return trainer.backbone.adapter_state(), trainer.log
 
 
 def test_every_lora_b_moves_and_the_loss_falls(tmp_path: Path, cache: Path) -> None:
-    state, log = train(tmp_path, cache)
+    trainer = trainer_of(tmp_path, cache)
+    log = trainer.run(lambda steps: steps)
+    state = trainer.backbone.adapter_state()
     assert all(v.any() for k, v in state.items() if "lora_B" in k)
     assert [row["step"] for row in log] == [1, 2, 3, 4]
-    assert log[-1]["loss"] < log[0]["loss"]
+    assert trainer._backward(0) < 0.9 * log[0]["loss"]
 
 
 @pytest.mark.parametrize("chunk_size", [3, 8])
@@ -75,7 +76,7 @@ def test_gradient_caching_gives_the_same_gradient(tmp_path: Path, cache: Path, c
         made.append((loss, [p.grad.clone() for p in trainer.parameters.values() if p.grad is not None]))
     (loss, grads), (cached_loss, cached) = made
     assert cached_loss == pytest.approx(loss, rel=1e-5)
-    assert len(cached) == len(grads) == 56
+    assert len(cached) == len(grads) == len(trainer.parameters)
     for one, other in zip(grads, cached, strict=True):
         assert float((one - other).norm()) < 1e-3 * float(one.norm())
 

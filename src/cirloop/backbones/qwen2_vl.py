@@ -21,6 +21,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from qwen_vl_utils import fetch_image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -42,17 +43,13 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-def place_vision(
-    vlm: Qwen2VLForConditionalGeneration, inputs: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def place_vision(vlm: Qwen2VLForConditionalGeneration, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Input embeddings (B, T, D) with the vision tokens in their places, and M-RoPE positions (3, B, T)."""
     ids = inputs["input_ids"]
     embeds = vlm.get_input_embeddings()(ids)
     is_image = ids == vlm.config.image_token_id
     tokens = inputs["vision_tokens"]
-    assert int(is_image.sum()) == len(tokens), (
-        f"{int(is_image.sum())} image places, {len(tokens)} vision tokens"
-    )
+    assert int(is_image.sum()) == len(tokens), f"{int(is_image.sum())} image places, {len(tokens)} vision tokens"
     embeds = embeds.masked_scatter(is_image.unsqueeze(-1), tokens.to(embeds.dtype))
     positions, _ = vlm.model.get_rope_index(
         ids, is_image.int(), image_grid_thw=inputs["image_grid_thw"], attention_mask=inputs["attention_mask"]
@@ -94,12 +91,8 @@ class VisionMixin:
     def vision_key(self) -> str:
         tower = hashlib.sha256()
         for name, weight in sorted(self.vlm.model.visual.state_dict().items()):
-            tower.update(
-                name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-            )
-        image_processor = {
-            k: v for k, v in self.processor.image_processor.to_dict().items() if k != "processor_class"
-        }
+            tower.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        image_processor = {k: v for k, v in self.processor.image_processor.to_dict().items() if k != "processor_class"}
         pixels = [self.min_pixels, self.max_pixels, str(self.vlm.dtype)]
         return fingerprint([tower.hexdigest(), fingerprint(_plain(image_processor)), pixels])
 
@@ -119,13 +112,9 @@ class VisionMixin:
         patch = self.processor.image_processor.patch_size
         for grid in grids:
             pixels = int(grid[1] * grid[2]) * patch * patch
-            assert pixels <= self.max_pixels, (
-                f"an image of {pixels} pixels passed the budget of {self.max_pixels}"
-            )
+            assert pixels <= self.max_pixels, f"an image of {pixels} pixels passed the budget of {self.max_pixels}"
         visual = self.vlm.model.visual
-        out = visual(
-            made["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device)
-        ).pooler_output
+        out = visual(made["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device)).pooler_output
         sizes = (grids.prod(-1) // visual.spatial_merge_size**2).tolist()
         return [
             VisionInput(tokens.cpu().clone(), (int(g[0]), int(g[1]), int(g[2])))
@@ -135,17 +124,13 @@ class VisionMixin:
     def num_tokens(self, vision: VisionInput) -> int:
         return len(vision.tokens)
 
-    def tensors(
-        self, texts: Sequence[str], vision: Sequence[VisionInput], side: str
-    ) -> dict[str, torch.Tensor]:
+    def tensors(self, texts: Sequence[str], vision: Sequence[VisionInput], side: str) -> dict[str, torch.Tensor]:
         """Tokenised, padded texts whose image placeholders stand once per vision token of `vision`, in order."""
         left = iter(vision)
         full = []
         for text in texts:
             first, *rest = text.split("<|image_pad|>")
-            full.append(
-                first + "".join("<|image_pad|>" * self.num_tokens(next(left)) + part for part in rest)
-            )
+            full.append(first + "".join("<|image_pad|>" * self.num_tokens(next(left)) + part for part in rest))
         batch = self.processor.tokenizer(full, padding=True, padding_side=side, return_tensors="pt")
         return {
             "input_ids": batch["input_ids"].to(self.device),
@@ -164,15 +149,14 @@ def _plain(value: Any) -> Any:
 def load_vlm(path: str, dtype: str, attention: str) -> tuple[Qwen2VLForConditionalGeneration, Any, str]:
     """Model, processor and weights digest."""
     directory = resolve(path, "qwen2_vl")
-    vlm, info = Qwen2VLForConditionalGeneration.from_pretrained(
+    loaded: Any = Qwen2VLForConditionalGeneration.from_pretrained(
         directory, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True
     )
+    vlm, info = loaded
     tied = {"lm_head.weight"} if vlm.config.tie_word_embeddings else set()
     missing = sorted({*info["missing_keys"]} - tied)
     if missing:
-        raise UserError(
-            f"model path {path!r} lacks weights: {', '.join(missing[:5])} ({len(missing)} in all)."
-        )
+        raise UserError(f"model path {path!r} lacks weights: {', '.join(missing[:5])} ({len(missing)} in all).")
     vlm.requires_grad_(False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return vlm.to(device).eval(), AutoProcessor.from_pretrained(directory), weights_digest(directory)
@@ -184,9 +168,7 @@ class Qwen2VL(VisionMixin):
     def __init__(self, settings: Qwen2VLSettings, adapter: Path | None = None) -> None:
         self.settings = settings
         self.min_pixels, self.max_pixels = settings.min_pixels, settings.max_pixels
-        self.vlm, self.processor, self.base_digest = load_vlm(
-            settings.path, settings.dtype, settings.attention
-        )
+        self.vlm, self.processor, self.base_digest = load_vlm(settings.path, settings.dtype, settings.attention)
         self.module = Embedder(self.vlm)
         self.lora: LoraConfig | None = None
         self.adapter_digest = ""
@@ -203,8 +185,8 @@ class Qwen2VL(VisionMixin):
 
     def length(self, item: Item, grid: Grid) -> int:
         """Roughly the tokens of an item, to sort by."""
-        patches = grid[0] * grid[1] * grid[2]
-        return patches // self.vlm.model.visual.spatial_merge_size**2 + len(self._text(item)) // 4
+        merged = int(self.vlm.model.visual.spatial_merge_size) ** 2
+        return grid[0] * grid[1] * grid[2] // merged + len(self._text(item)) // 4
 
     def _text(self, item: Item) -> str:
         if item.text is None:
@@ -270,9 +252,7 @@ class Qwen2VL(VisionMixin):
             )
         set_peft_model_state_dict(self.vlm, {name.removeprefix(PREFIX): value for name, value in state.items()})
         loaded = self.adapter_state()
-        assert all(torch.equal(loaded[k], state[k].to(loaded[k].dtype)) for k in state), (
-            "adapter did not load"
-        )
+        assert all(torch.equal(loaded[k], state[k].to(loaded[k].dtype)) for k in state), "adapter did not load"
         assert any(v.any() for k, v in state.items() if "lora_B" in k), f"adapter {directory} changes nothing"
         self.vlm.requires_grad_(False)
         self.lora = lora
@@ -284,7 +264,7 @@ class Qwen2VL(VisionMixin):
         ids = torch.tensor([self.processor.tokenizer.encode("represent the given image")], device=self.device)
         model = self.vlm.model.language_model
         adapted = model(input_ids=ids, use_cache=False).last_hidden_state
-        layers = [m for m in self.vlm.modules() if hasattr(m, "enable_adapters") and hasattr(m, "lora_A")]
+        layers = [m for m in self.vlm.modules() if isinstance(m, BaseTunerLayer)]
         for layer in layers:
             layer.enable_adapters(False)
         base = model(input_ids=ids, use_cache=False).last_hidden_state

@@ -15,7 +15,7 @@ _NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
 def resolve(path: str, model_type: str) -> Path:
-    """The local directory of `path` (a directory, a hub name, or `tiny`). Raises UserError, naming all that is wrong."""
+    """The local directory of `path` (a directory, a hub name, or `tiny`). Raises UserError with all that is wrong."""
     if path == TINY:
         return Path(str(files("cirloop"))) / TINY
     directory = Path(path).expanduser()

@@ -32,8 +32,7 @@ class Prompt:
 
 REWRITE = Prompt(
     "rewrite-1",
-    "Another change of picture 1: {text}\n"
-    "Describe the change from picture 1 to picture 2 in one short sentence.",
+    "Another change of picture 1: {text}\nDescribe the change from picture 1 to picture 2 in one short sentence.",
 )
 VERIFY = Prompt(
     "verify-1",

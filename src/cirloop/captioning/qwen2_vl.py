@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,18 +33,14 @@ class Qwen2VLCaptioner(VisionMixin):
     def __init__(self, settings: Qwen2VLFoundation) -> None:
         self.settings = settings
         self.min_pixels, self.max_pixels = settings.min_pixels, settings.max_pixels
-        self.vlm, self.processor, self.base_digest = load_vlm(
-            settings.path, settings.dtype, settings.attention
-        )
+        self.vlm, self.processor, self.base_digest = load_vlm(settings.path, settings.dtype, settings.attention)
         self.name = settings.path
 
     @property
     def fingerprint(self) -> str:
         return fingerprint([self.base_digest, self.settings.model_dump(mode="json", exclude={"path"})])
 
-    def _inputs(
-        self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]
-    ) -> dict[str, torch.Tensor]:
+    def _inputs(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]) -> dict[str, torch.Tensor]:
         texts = self.processor.apply_chat_template(
             [prompt.messages(ask.text) for ask in asks], add_generation_prompt=True, tokenize=False
         )
@@ -69,7 +65,8 @@ class Qwen2VLCaptioner(VisionMixin):
             if temperature
             else {"do_sample": False}
         )
-        out = self.vlm.generate(
+        model: Any = self.vlm  # transformers' own typing refuses the call
+        out = model.generate(
             input_ids=inputs["input_ids"],
             inputs_embeds=embeds,
             attention_mask=inputs["attention_mask"],

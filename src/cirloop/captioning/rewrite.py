@@ -141,9 +141,7 @@ def choose(
     used: set[tuple[QueryId, ImageId]] = set()
     per_query: Counter[QueryId] = Counter()
     accepted: list[tuple[int, AugmentedTriplet]] = []
-    sure = sorted(
-        (i for i, c in enumerate(out) if not c.reason), key=lambda i: (-out[i].checks.get("verify", 0.0), i)
-    )
+    sure = sorted((i for i, c in enumerate(out) if not c.reason), key=lambda i: (-out[i].checks.get("verify", 0.0), i))
     for i in sure:
         c = out[i]
         source, image, key = c.negative.query, c.negative.image, (c.reference, c.text.casefold())
@@ -161,14 +159,10 @@ def choose(
             accepted.append(
                 (
                     i,
-                    AugmentedTriplet(
-                        Triplet(query, image), source, iteration, captioner, REWRITE.name, c.checks
-                    ),
+                    AugmentedTriplet(Triplet(query, image), source, iteration, captioner, REWRITE.name, c.checks),
                 )
             )
             continue
         out[i] = replace(c, reason=reason)
     kept = {i for i, _ in accepted}
-    return [a for _, a in sorted(accepted, key=lambda pair: pair[0])], [
-        c for i, c in enumerate(out) if i not in kept
-    ]
+    return [a for _, a in sorted(accepted, key=lambda pair: pair[0])], [c for i, c in enumerate(out) if i not in kept]

@@ -37,9 +37,7 @@ class Random(Settings):
                 continue
             order = list(range(rankings.images_QK.shape[1]))
             Stream(f"{seed}/{query}").shuffle(order)
-            kept = [
-                j for j in order if rankings.gallery.ids[rankings.images_QK[i, j]] not in positives[query]
-            ]
+            kept = [j for j in order if rankings.gallery.ids[rankings.images_QK[i, j]] not in positives[query]]
             for place in sorted(kept[: self.k]):
                 mined.append(
                     MinedNegative(

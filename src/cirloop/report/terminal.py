@@ -57,16 +57,12 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
     for done, item in enumerate(items):
         now = time.monotonic()
         if done and total and now - last > LINE_EVERY:
-            logger.info(
-                "%s: %d of %d, about %.0f s left", title, done, total, (now - began) / done * (total - done)
-            )
+            logger.info("%s: %d of %d, about %.0f s left", title, done, total, (now - began) / done * (total - done))
             last = now
         yield item
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], out: Console | None = None
-) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], out: Console | None = None) -> None:
     """Print a table; the first column is text, the rest numbers."""
     made = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):

@@ -41,16 +41,11 @@ def embed(
     out: npt.NDArray[np.float32] | None = None
     for rows in progress(batches, title):
         batch = [items[i] for i in rows]
-        vectors = (
-            backbone.module(backbone.inputs(batch, features.get([item.image for item in batch])))
-            .cpu()
-            .numpy()
-        )
+        vectors = backbone.module(backbone.inputs(batch, features.get([item.image for item in batch]))).cpu().numpy()
         bad = [batch[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
         if bad:
             raise RuntimeError(
-                f"embedding is not finite: image {bad[0].image!r}, text {bad[0].text!r} "
-                f"({len(bad)} in the batch)"
+                f"embedding is not finite: image {bad[0].image!r}, text {bad[0].text!r} ({len(bad)} in the batch)"
             )
         if out is None:
             out = np.zeros((len(items), vectors.shape[1]), np.float32)

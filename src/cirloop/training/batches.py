@@ -63,12 +63,12 @@ class Batches:
             source = self._by_id[pair.source]
             rows[pair.triplet.query.id] = pair.triplet
             rows[source.query.id] = source
-        own = self._stream("human", len(self._human), step, self._batch_size - 2 * self._num_augmented)
-        top_up = self._stream("top up", len(self._human), step, self._batch_size)  # where triplets coincide
-        for position in [*own, *top_up]:
-            if len(rows) == self._batch_size:
-                break
+        for position in self._stream("human", len(self._human), step, self._batch_size - 2 * self._num_augmented):
             rows.setdefault(self._human[position].query.id, self._human[position])
+        if len(rows) < self._batch_size:  # triplets coincided: fill up with others
+            others = [triplet for triplet in self._human if triplet.query.id not in rows]
+            short = min(self._batch_size - len(rows), len(others))
+            rows |= {t.query.id: t for t in Random(f"{self._seed}/top up/{step}").sample(others, short)}
         return self._batch(list(rows.values()), Random(f"{self._seed}/negatives/{step}"))
 
     def _stream(self, name: str, size: int, step: int, count: int) -> list[int]:
@@ -84,9 +84,9 @@ class Batches:
         if key not in self._shuffles:
             order = list(range(size))
             Random(f"{self._seed}/{name}/{epoch}").shuffle(order)
-            self._shuffles = {
-                k: v for k, v in self._shuffles.items() if k[0] != name or k[1] == epoch - 1
-            } | {key: order}
+            self._shuffles = {k: v for k, v in self._shuffles.items() if k[0] != name or k[1] == epoch - 1} | {
+                key: order
+            }
         return self._shuffles[key]
 
     def _batch(self, rows: Sequence[Triplet], random: Random) -> Batch:
@@ -101,9 +101,7 @@ class Batches:
             for image in self._right[row.query.reference, row.query.text]:
                 if image in place and image != row.target:
                     also_right[i, place[image]] = True
-        return Batch(
-            tuple(r.query for r in rows), candidates, np.array([place[r.target] for r in rows]), also_right
-        )
+        return Batch(tuple(r.query for r in rows), candidates, np.array([place[r.target] for r in rows]), also_right)
 
 
 def known_positives(human: Sequence[Triplet]) -> Mapping[QueryId, frozenset[ImageId]]:

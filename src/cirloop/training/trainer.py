@@ -53,8 +53,8 @@ class Trainer:
     """Trains the LoRA of `backbone` for `steps` steps; `key` identifies everything that decides the result."""
 
     def __init__(
-        self, backbone: Any, features: VisionFeatures, batches: Batches, settings: TrainingSettings, steps: int, seed: int,
-        key: str, workspace: Path, save_every: int, accelerator: Accelerator,
+        self, backbone: Any, features: VisionFeatures, batches: Batches, settings: TrainingSettings, steps: int,
+        seed: int, key: str, workspace: Path, save_every: int, accelerator: Accelerator,
     ) -> None:  # fmt: skip
         self.backbone, self.features, self.batches, self.settings = backbone, features, batches, settings
         self.steps, self.seed, self.workspace, self.save_every = steps, seed, workspace, save_every
@@ -68,9 +68,7 @@ class Trainer:
                     "training.chunk_size is not available under DeepSpeed; set it to 0 or train without --deepspeed."
                 )
             config = accelerator.state.deepspeed_plugin.deepspeed_config
-            config["train_micro_batch_size_per_gpu"] = max(
-                1, settings.batch_size // accelerator.num_processes
-            )
+            config["train_micro_batch_size_per_gpu"] = max(1, settings.batch_size // accelerator.num_processes)
             config["gradient_clipping"] = settings.max_grad_norm
         self.parameters = backbone.trainable()
         optimizer = torch.optim.AdamW(
@@ -102,20 +100,13 @@ class Trainer:
                 {"step": step + 1, "loss": round(loss, 6), "learning_rate": rate}
                 | ({"grad_norm": round(float(norm), 6)} if norm is not None else {})
             )
-            if (
-                not self.deepspeed
-                and self.save_every
-                and (step + 1) % self.save_every == 0
-                and step + 1 < self.steps
-            ):
+            if not self.deepspeed and self.save_every and (step + 1) % self.save_every == 0 and step + 1 < self.steps:
                 self._save(step + 1)
         return self.log
 
     def _rate(self, step: int) -> float:
         rise = max(1, round(self.settings.rate_warm_up * self.steps))
-        return self.settings.learning_rate * min(
-            (step + 1) / rise, (self.steps - step) / max(1, self.steps - rise)
-        )
+        return self.settings.learning_rate * min((step + 1) / rise, (self.steps - step) / max(1, self.steps - rise))
 
     def _share(self, rows: Sequence[Item]) -> list[Item]:
         """This process's rows: every num_processes-th, the last ones repeated so that all have equally many."""
@@ -138,15 +129,11 @@ class Trainer:
             self.settings.temperature,
         )
         if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"loss is {loss.item()}; queries of the batch: {', '.join(q.id for q in batch.queries)}"
-            )
+            raise RuntimeError(f"loss is {loss.item()}; queries of the batch: {', '.join(q.id for q in batch.queries)}")
         return loss
 
     def _inputs(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
-        made: dict[str, torch.Tensor] = self.backbone.inputs(
-            items, self.features.get([item.image for item in items])
-        )
+        made: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
         return made
 
     def _backward(self, step: int) -> float:
@@ -160,9 +147,7 @@ class Trainer:
         self.accelerator.backward(loss)
         return float(loss.detach())
 
-    def _backward_in_chunks(
-        self, step: int, batch: Batch, queries: list[Item], candidates: list[Item]
-    ) -> float:
+    def _backward_in_chunks(self, step: int, batch: Batch, queries: list[Item], candidates: list[Item]) -> float:
         """GradCache (arXiv 2101.06983): embed without a graph, take the loss's gradient, replay chunk by chunk."""
         size, rank = self.settings.chunk_size, self.accelerator.process_index
         chunks = [rows[i : i + size] for rows in (queries, candidates) for i in range(0, len(rows), size)]
@@ -195,9 +180,7 @@ class Trainer:
                 return parameter.grad
 
         dead = [
-            n
-            for n, p in self.parameters.items()
-            if "lora_B" in n and ((g := grad_of(p)) is None or not bool(g.any()))
+            n for n, p in self.parameters.items() if "lora_B" in n and ((g := grad_of(p)) is None or not bool(g.any()))
         ]
         if dead:
             raise RuntimeError(f"{len(dead)} LoRA matrices get no gradient, the first: {dead[0]}")
@@ -228,12 +211,10 @@ class Trainer:
             record = json.loads((path / "state.json").read_text("utf-8"))
             if record["key"] != self.key:
                 raise UserError(
-                    f"{path} belongs to a training stage with other settings or inputs. Delete it to train from the start."
+                    f"{path} is of a training stage with other settings or inputs. Delete it to train from the start."
                 )
             if file_digest(path / "state.safetensors") != record["digest"]:
-                raise UserError(
-                    f"{path / 'state.safetensors'} is altered. Delete {path} to train from the start."
-                )
+                raise UserError(f"{path / 'state.safetensors'} is altered. Delete {path} to train from the start.")
             state = load_file(path / "state.safetensors")
             with torch.no_grad():
                 for n, p in self.parameters.items():

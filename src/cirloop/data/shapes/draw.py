@@ -57,18 +57,20 @@ _ys, _xs = np.mgrid[0:SIDE, 0:SIDE].astype(np.int32)
 
 def _mask(shape: str, x: int, y: int, r: int) -> npt.NDArray[np.bool_]:
     dx, dy = np.abs(_xs - x), _ys - y
+    ady = np.abs(dy)
+    inside: npt.NDArray[np.bool_]
     match shape:
         case "circle":
-            return dx * dx + dy * dy <= r * r
+            inside = dx * dx + dy * dy <= r * r
         case "square":
-            return np.maximum(dx, np.abs(dy)) * 8 <= r * 7
+            inside = np.maximum(dx, ady) * 8 <= r * 7
         case "triangle":
-            return (dx * 2 <= dy + r) & (dy <= r)
+            inside = (dx * 2 <= dy + r) & (dy <= r)
         case "diamond":
-            return (dx + np.abs(dy)) * 4 <= r * 5
+            inside = (dx + ady) * 4 <= r * 5
         case _:
-            ady = np.abs(dy)
-            return ((dx * 3 <= r) & (ady <= r)) | ((ady * 3 <= r) & (dx <= r))
+            inside = ((dx * 3 <= r) & (ady <= r)) | ((ady * 3 <= r) & (dx <= r))
+    return inside
 
 
 def draw(scene: Scene, look: Look, *seed: object) -> npt.NDArray[np.uint8]:

@@ -75,17 +75,13 @@ PLAIN = Phrasing(PLAIN_SENTENCES, PLAIN_WORDS)
 CASUAL = Phrasing(CASUAL_SENTENCES, CASUAL_WORDS)
 
 _SIZE = {
-    w: size
-    for words in (PLAIN_WORDS, CASUAL_WORDS)
-    for w, size in zip(words.sizes, ("small", "large"), strict=True)
+    w: size for words in (PLAIN_WORDS, CASUAL_WORDS) for w, size in zip(words.sizes, ("small", "large"), strict=True)
 }
 _CELL = {w: cell for words in (PLAIN_WORDS, CASUAL_WORDS) for cell, w in enumerate(words.cells)}
 _CELLS = "|".join(sorted(_CELL, key=len, reverse=True))
 
 
-def _noun(
-    words: Words, color: str | None, shape: str | None, size: str | None, cell: int | None, article: str
-) -> str:
+def _noun(words: Words, color: str | None, shape: str | None, size: str | None, cell: int | None, article: str) -> str:
     size_word = words.sizes[("small", "large").index(size)] if size else None
     parts = [word for word in (size_word, color, shape or "object") if word]
     if article == "a" and parts[0][0] in "aeiou":
@@ -143,7 +139,7 @@ def write(draws: Draws, changes: tuple[Change, ...], phrasing: Phrasing) -> str:
     words, parts = phrasing.words, []
     for change in changes:
         name: str = change.kind
-        if name in ("color", "shape", "move") and change.color is change.shape is change.cell is None:
+        if name in ("color", "shape", "move") and (change.color, change.shape, change.cell) == (None,) * 3:
             name += "?"
         slots = {
             "c": change.color,

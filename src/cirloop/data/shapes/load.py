@@ -54,9 +54,7 @@ class ShapesOracle:
 
     def positives(self, query: Query) -> frozenset[ImageId]:
         wanted = self._results(query.reference, query.text)
-        return frozenset(
-            image_id(self._scenes.split, row) for scene in wanted for row in self._by_scene.get(scene, ())
-        )
+        return frozenset(image_id(self._scenes.split, row) for scene in wanted for row in self._by_scene.get(scene, ()))
 
     def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
         return self._scenes.scenes[_row(image)] in self._results(reference, text)

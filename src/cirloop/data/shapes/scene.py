@@ -228,6 +228,4 @@ def another_value(draws: Draws, change: Change, scene: Scene) -> Change | None:
         return replace(
             change, color=draws.choice([c for c in COLORS if c not in (change.color, change.selector.color)])
         )
-    return replace(
-        change, shape=draws.choice([s for s in SHAPES if s not in (change.shape, change.selector.shape)])
-    )
+    return replace(change, shape=draws.choice([s for s in SHAPES if s not in (change.shape, change.selector.shape)]))
