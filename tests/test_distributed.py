@@ -43,8 +43,12 @@ def one_round(alone: Path, directory: Path, small: Any, runtime: dict[str, Any])
     ],
     ids=["ddp-config", "ddp", "zero2"],
 )
-def test_two_processes_train_what_one_trains(runtime: dict[str, Any], alone: Path, small: Any, tmp_path: Path) -> None:
+def test_two_processes_train_what_one_trains(
+    runtime: dict[str, Any], alone: Path, small: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     results = one_round(alone, tmp_path / "run", small, runtime)
+    kind = "DEEPSPEED" if "deepspeed" in runtime else "MULTI_CPU"
+    assert f"training in 2 processes, {kind}" in capfd.readouterr().err
     one, two = load_file(alone / ADAPTER), load_file(tmp_path / "run" / ADAPTER)
     assert two.keys() == one.keys()
     start = load_file(alone / "checkpoint_iter_0/adapter_model.safetensors")

@@ -6,6 +6,7 @@ Rows come from files: the job names the run directory's artifacts, and rank 0 wr
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ from cirloop.rows import read_augmented, read_mined
 from cirloop.training.batches import Batches
 from cirloop.training.trainer import Trainer, seed_of
 
+logger = logging.getLogger("cirloop.worker")  # also when run as __main__
+
 
 def _artifact(job: dict[str, Any], name: str) -> Artifact:
     return Artifact(name, Path(job["run"]) / name, "")
@@ -31,8 +34,11 @@ def accelerator() -> Accelerator:
     """Accelerate as the launcher set it up; gloo where there is no GPU."""
     import torch
 
-    handlers = [] if torch.cuda.is_available() else [InitProcessGroupKwargs(backend="gloo")]
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=handlers if "RANK" in os.environ else [])
+    if torch.cuda.is_available():
+        return Accelerator()
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if "RANK" in os.environ else []
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # Accelerate drops DeepSpeed if told cpu=True
+    return Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
 
 
 def train(job: dict[str, Any]) -> None:
@@ -60,6 +66,8 @@ def train(job: dict[str, Any]) -> None:
         config.runtime.save_every, accelerate,
     )  # fmt: skip
     main = accelerate.is_main_process
+    if main and accelerate.num_processes > 1:
+        logger.info("training in %d processes, %s", accelerate.num_processes, accelerate.distributed_type.value)
     rows = trainer.run(lambda steps: progress(steps, f"train iteration {iteration}") if main else steps)
     accelerate.wait_for_everyone()
     if main:

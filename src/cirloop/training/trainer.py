@@ -82,13 +82,12 @@ class Trainer:
     def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
         start = 0 if self.deepspeed else self._resume()
         self.module.train()
+        before = {n: p.detach().clone() for n, p in self.parameters.items() if "lora_B" in n}
         for step in progress(range(start, self.steps)):
             rate = self._rate(step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = self._backward(step)
-            if step == 0:
-                self._assert_all_trained()
+            loss = self._backward(step)  # under DeepSpeed, Accelerate takes the optimizer's step in here too
             norm = (
                 None
                 if self.deepspeed
@@ -96,6 +95,8 @@ class Trainer:
             )
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if step == 0:
+                self._assert_all_trained(before)
             self.log.append(
                 {"step": step + 1, "loss": round(loss, 6), "learning_rate": rate}
                 | ({"grad_norm": round(float(norm), 6)} if norm is not None else {})
@@ -170,18 +171,9 @@ class Trainer:
         self.accelerator.backward((forward(len(chunks) - 1) * grads[-1]).sum())
         return float(loss.detach())
 
-    def _assert_all_trained(self) -> None:
-        """Every lora_B has a gradient after the first backward."""
-        if self.deepspeed:
-            from deepspeed.utils import safe_get_full_grad as grad_of
-        else:
-
-            def grad_of(parameter: nn.Parameter) -> torch.Tensor | None:
-                return parameter.grad
-
-        dead = [
-            n for n, p in self.parameters.items() if "lora_B" in n and ((g := grad_of(p)) is None or not bool(g.any()))
-        ]
+    def _assert_all_trained(self, before: dict[str, torch.Tensor]) -> None:
+        """Every lora_B has moved after the first step, so every one had a gradient."""
+        dead = [name for name, value in before.items() if torch.equal(self.parameters[name], value)]
         if dead:
             raise RuntimeError(f"{len(dead)} LoRA matrices get no gradient, the first: {dead[0]}")
 
