@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLForConditionalGeneration
 
 from cirloop.backbones import Item, LoraSettings, Qwen2VLSettings
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.qwen2_vl import ADAPTER_WEIGHTS, IMAGE
+from cirloop.backbones.weights import resolve
 from cirloop.data import ShapesSettings
 from cirloop.types import UserError
 
@@ -124,6 +127,19 @@ def test_a_saved_adapter_loads_with_the_same_embeddings(backbone: Any, train: An
     assert not torch.allclose(embed(loaded, items, features), embed(backbone, items, features), atol=1e-3)
     assert loaded.fingerprint != backbone.fingerprint
     assert loaded.vision_key == backbone.vision_key
+
+
+def test_peft_alone_loads_a_saved_adapter_with_the_same_embedding(train: Any, tmp_path: Path) -> None:
+    made = trained(tmp_path / "a")
+    (item,) = items_of(train)[:1]
+    ours = embed(made, [item], VisionFeatures(made, train.images, tmp_path / "cache"))[0]
+    base = Qwen2VLForConditionalGeneration.from_pretrained(resolve("tiny", "qwen2_vl"), dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(tmp_path / "a")).eval()
+    text = f"{IMAGE}\nGiven an image, find a similar everyday image with the described changes: {item.text}"
+    batch = made.processor(text=[text], images=[train.images.load(item.image)], return_tensors="pt")
+    with torch.no_grad():
+        hidden = model.get_base_model().model(**batch, use_cache=False).last_hidden_state[0, -1]
+    assert torch.allclose(ours, hidden / hidden.norm(), atol=1e-5)
 
 
 def test_an_adapter_with_other_keys_is_refused(tmp_path: Path) -> None:
