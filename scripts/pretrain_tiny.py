@@ -1,12 +1,14 @@
 """Make `tiny`, the embedded base model, from nothing: real Qwen2-VL classes, pre-trained on `shapes`' pretrain split.
 
-Four stages. See: the vision tower alone learns, per cell, colour, shape and size (a linear head, thrown away), as the
-towers of large models come pre-trained. Align: the language model learns to say what single pictures show. Compare: it
-learns to say, cell by cell, where two pictures differ. Then all of this with four
-tasks in every step, losses summed: retrieve (composed query -> target, pretrain style and plain phrasing only),
-rewrite (two pictures -> the change between them), verify (is this text the change? yes/no), describe (what is where).
-The last three see pictures over the whole range of looks, as a foundation model has seen pictures of many kinds; the
-retrieval embedding has not, which leaves fine-tuning something to learn. No scene of train, val or test is drawn.
+Five stages. See: the vision tower alone learns, per cell, colour, shape, size and place (a linear head, thrown away),
+as the towers of large models come pre-trained. Align: the language model learns to say what single pictures show.
+Compare: it learns to say, cell by cell, where two pictures differ; a second head, thrown away too, asks its middle
+layers what each cell held before and what became of it. Rewrite: it learns to word the change. Then, the tower frozen,
+all of this with two more tasks in every step, losses summed: retrieve (composed query -> target, pretrain style and
+plain phrasing only) and verify (is this text the change? yes/no). All but retrieve see pictures over the whole range of
+looks, as a foundation model has seen pictures of many kinds; the retrieval embedding has not, which leaves fine-tuning
+something to learn. A fifth of the pairs to reword show the same or have little in common, and the answer is "none". No
+scene of train, val or test is drawn.
 
     python scripts/pretrain_tiny.py --bf16 --output src/cirloop/tiny
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +59,11 @@ from cirloop.data.shapes.scene import (
     NUM_CELLS,
     SHAPES,
     SIZES,
+    Change,
     Draws,
     Object,
     Scene,
+    another_value,
     differences,
     put,
     random_object,
@@ -130,6 +135,10 @@ class Samples:
             if 1 <= len(changes) <= max_changes:
                 return a, b, tuple(self.draws.shuffled(changes))
 
+    @staticmethod
+    def _by_cell(changes):
+        return tuple(sorted(changes, key=lambda c: c.cell if c.selector is None else c.selector.cell))
+
     def retrieve(self, families: int, per_family: int):
         """(query text, reference pixels, target pixels, target scene, results) of related pairs."""
         out = []
@@ -156,38 +165,69 @@ class Samples:
             scene = put(scene, cell, random_object(self.draws))
         return scene if scene not in self.taken else self.crowd()
 
+    def _beyond_words(self, members) -> tuple[Scene, Scene]:
+        """A pair of the same scene, or of two with more than three changes between them."""
+        a = self.draws.choice(members)
+        if self.draws.chance(40):
+            return a, a
+        while True:
+            b = self.draws.choice(family(self.draws, self.taken))
+            if len(differences(a, b)) > 3:
+                return a, b
+
+    def _nearly(self, scene: Scene, changes: tuple[Change, ...]) -> tuple[Change, ...]:
+        """The changes with one of them to another value or place, where it has one."""
+        at = self.draws.below(len(changes))
+        wrong = another_value(self.draws, changes[at], scene)
+        if changes[at].kind == "add" and self.draws.chance(60):
+            cells = [c for c in range(NUM_CELLS) if scene[c] is None and c != changes[at].cell]
+            wrong = replace(changes[at], cell=self.draws.choice(cells)) if cells else None
+        return (*changes[:at], wrong or changes[at], *changes[at + 1 :])
+
     def rewrites(self, num: int):
-        """(prompt, text of the change, [before, after])"""
+        """(prompt, text of the change or "none", [before, after], scenes)"""
         out = []
         while len(out) < num:
             members = family(self.draws, self.taken)
             for _ in range(min(3, num - len(out))):
+                if self.draws.chance(20):
+                    a, b = self._beyond_words(members)
+                    example = write(self.draws, spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT), CASUAL)
+                    pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
+                    out.append((chat(REWRITE.messages(example)[0]["content"]), "none", pictures, (a, b)))
+                    continue
                 phrasing = self.draws.choice((PLAIN, MIXED, MIXED))
-                a, b, changes = self._pair(members, 3)
+                a, b, changes = self._pair(members, self.draws.choice((1, 3)))
                 style = CASUAL if phrasing is MIXED else PLAIN
                 example = write(self.draws, spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT), style)
-                text = write(self.draws, spoken(self.draws, a, changes, 0), phrasing)
+                text = write(self.draws, spoken(self.draws, a, self._by_cell(changes), 0), phrasing)
                 pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
-                out.append((chat(REWRITE.messages(example)[0]["content"]), text, pictures))
+                out.append((chat(REWRITE.messages(example)[0]["content"]), text, pictures, (a, b)))
         return out
 
     def verifications(self, num: int):
-        """(prompt, yes or no, [before, after])"""
+        """(prompt, yes or no, [before, after], scenes)"""
         out = []
         while len(out) < num:
             members = family(self.draws, self.taken)
             for _ in range(min(3, num - len(out))):
                 a, b, changes = self._pair(members, 3)
-                claimed = changes
-                if self.draws.chance(55):  # another member's change, or part of the right one
-                    claimed = self._other(members, a)
-                    if self.draws.chance(50) and len(changes) > 1:
-                        claimed = changes[:-1]
+                claimed, roll = changes, self.draws.below(100)
+                if roll < 15:
+                    a, b = self._beyond_words(members)
+                    apart = self.draws.shuffled(differences(a, b))
+                    claimed = tuple(apart[: self.draws.between(1, 3)]) or self._other(members, a)
+                elif roll < 30:
+                    claimed = self._other(members, a)  # another member's change
+                elif roll < 42 and len(changes) > 1:
+                    claimed = changes[:-1]
+                elif roll < 60:
+                    claimed = self._nearly(a, changes)
                 said = spoken(self.draws, a, claimed, 10)
                 text = write(self.draws, said, self.draws.choice((PLAIN, MIXED)))
                 pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
                 answer = "yes" if b in results(a, said) else "no"
-                out.append((chat(VERIFY.messages(text)[0]["content"]), answer, pictures))
+                out.append((chat(VERIFY.messages(text)[0]["content"]), answer, pictures, (a, b)))
         return out
 
     def single(self, num: int):
@@ -202,13 +242,13 @@ class Samples:
             words = self.draws.choice((PLAIN_WORDS, CASUAL_WORDS))
             picture = [self._picture(scene, WIDE)]
             if self.draws.chance(50):
-                out.append((chat(IMAGE + "Describe the picture."), describe(words, scene), picture))
+                out.append((chat(IMAGE + "Describe the picture."), describe(words, scene), picture, (scene,)))
                 continue
             full = [cell for cell, thing in enumerate(scene) if thing is not None]
             cell = self.draws.choice(full) if self.draws.chance(70) else self.draws.below(NUM_CELLS)
             thing = scene[cell]
             answer = name_of(words, thing) if thing else "nothing"
-            out.append((chat(IMAGE + f"What is {words.at} the {words.cells[cell]}?"), answer, picture))
+            out.append((chat(IMAGE + f"What is {words.at} the {words.cells[cell]}?"), answer, picture, (scene,)))
         return out
 
     def compare(self, num: int):
@@ -231,7 +271,7 @@ class Samples:
                     which, cell = self.draws.below(2), self.draws.below(NUM_CELLS)
                     question = f"What is {words.at} the {words.cells[cell]} in picture {which + 1}?"
                     answer = said((a, b)[which][cell])
-                out.append((chat(f"Picture 1: {IMAGE}Picture 2: {IMAGE}{question}"), answer, pictures))
+                out.append((chat(f"Picture 1: {IMAGE}Picture 2: {IMAGE}{question}"), answer, pictures, (a, b)))
         return out
 
     def _other(self, members, a):
@@ -246,7 +286,7 @@ def make_tokenizer(vocab: int) -> Qwen2Tokenizer:
     lines = []
     for _ in range(150):
         lines += [q for q, *_ in samples.retrieve(1, 2)]
-        for prompt, answer, _ in (
+        for prompt, answer, *_ in (
             samples.rewrites(3) + samples.verifications(3) + samples.single(3) + samples.compare(3)
         ):
             lines += [prompt, answer]
@@ -400,6 +440,16 @@ class Batches:
 
     bf16 = False
 
+    def watch(self) -> None:
+        """From now on `middle` holds what the language model's second and third layers gave last, (B, T, D) each."""
+        self.middle: list[torch.Tensor] = [torch.empty(0)] * 2
+        for i in range(2):
+
+            def keep(_module, _args, output, i: int = i) -> None:
+                self.middle[i] = output[0] if isinstance(output, tuple) else output
+
+            self.model.model.language_model.layers[i + 1].register_forward_hook(keep)
+
     def embed(self, texts, pictures) -> torch.Tensor:
         hidden, _, mask = self.hidden(texts, pictures)
         return F.normalize(hidden[torch.arange(len(texts)), mask.sum(1) - 1], dim=-1)
@@ -409,8 +459,8 @@ def assert_same_as_library(batches: Batches) -> None:
     """The vectorised paths above give what the library's own calls give."""
     samples = Samples(seed=99)
     rows = samples.rewrites(2) + samples.single(2)
-    texts = [p + a for p, a, _ in rows]
-    pictures = [x for *_, pics in rows for x in pics]
+    texts = [row[0] + row[1] for row in rows]
+    pictures = [x for row in rows for x in row[2]]
     batches.model.eval()
     with torch.no_grad():
         ours, ids, mask = batches.hidden(texts, pictures)
@@ -438,54 +488,118 @@ def retrieval_loss(batches: Batches, samples: Samples, args) -> torch.Tensor:
     return F.cross_entropy(scores.masked_fill(right, -1e4), torch.arange(n))
 
 
-def answer_loss(batches: Batches, rows) -> torch.Tensor:
-    """Mean loss per answer token of (prompt, answer, pictures)."""
-    hidden, ids, mask = batches.hidden([p + a + IM_END for p, a, _ in rows], [x for *_, pics in rows for x in pics])
-    prompts, _ = batches.tokens([p for p, *_ in rows])
+def answer_loss(batches: Batches, rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean loss per answer token of (prompt, answer, pictures, scenes), and the token ids."""
+    texts = [prompt + answer + IM_END for prompt, answer, *_ in rows]
+    hidden, ids, mask = batches.hidden(texts, [x for row in rows for x in row[2]])
+    prompts, _ = batches.tokens([row[0] for row in rows])
     starts = (prompts != batches.model.config.text_config.pad_token_id).sum(1)
     place = torch.arange(ids.shape[1] - 1)[None]
     answer = (place >= starts[:, None] - 1) & mask[:, 1:].bool()
-    return F.cross_entropy(batches.model.lm_head(hidden[:, :-1][answer]), ids[:, 1:][answer])
+    return F.cross_entropy(batches.model.lm_head(hidden[:, :-1][answer]), ids[:, 1:][answer]), ids
+
+
+def looks(things: list[Object | None]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Colour (one more for nothing), shape and size as classes; -100, which the loss leaves out, where nothing is."""
+    color = torch.tensor([COLORS.index(t.color) if t else len(COLORS) for t in things])
+    shape = torch.tensor([SHAPES.index(t.shape) if t else -100 for t in things])
+    size = torch.tensor([SIZES.index(t.size) if t else -100 for t in things])
+    return color, shape, size
+
+
+def looks_loss(logits: torch.Tensor, things: list[Object | None]) -> torch.Tensor:
+    parts = logits.split([len(COLORS) + 1, len(SHAPES), len(SIZES)], dim=1)
+    return sum(F.cross_entropy(x, y) for x, y in zip(parts, looks(things), strict=True))
+
+
+NUM_LOOKS = len(COLORS) + 1 + len(SHAPES) + len(SIZES)
 
 
 class Seeing(torch.nn.Module):
-    """Colour, shape and size of each cell from its vision token; only for the first stage, then thrown away."""
+    """Colour, shape, size and place of each cell from its vision token; for the first stage, then thrown away."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.head = torch.nn.Linear(width, len(COLORS) + 1 + len(SHAPES) + len(SIZES))
+        self.head = torch.nn.Linear(width, NUM_LOOKS + NUM_CELLS)
 
     def loss(self, batches: Batches, samples: Samples, num: int) -> torch.Tensor:
         scenes = [samples.crowd() for _ in range(num)]
-        logits = self.head(batches.vision([samples._picture(scene, WIDE) for scene in scenes]))
-        things = [thing for scene in scenes for thing in scene]
-        full = torch.tensor([thing is not None for thing in things])
-        color = torch.tensor([COLORS.index(t.color) if t else len(COLORS) for t in things])
-        shape = torch.tensor([SHAPES.index(t.shape) for t in things if t])
-        size = torch.tensor([SIZES.index(t.size) for t in things if t])
-        colors, shapes, sizes = logits.split([len(COLORS) + 1, len(SHAPES), len(SIZES)], dim=1)
-        return (
-            F.cross_entropy(colors, color) + F.cross_entropy(shapes[full], shape) + F.cross_entropy(sizes[full], size)
+        seen, place = self.head(batches.vision([samples._picture(scene, WIDE) for scene in scenes])).split(
+            [NUM_LOOKS, NUM_CELLS], dim=1
+        )
+        return looks_loss(seen, [thing for scene in scenes for thing in scene]) + F.cross_entropy(
+            place, torch.arange(NUM_CELLS).repeat(num)
         )
 
 
-def losses(batches: Batches, samples: Samples, seeing: Seeing, args, step: int) -> dict[str, torch.Tensor]:
+class Relating(torch.nn.Module):
+    """What was in each cell of the second picture before, and what became of it, from the language model's middle
+    layers; for training alone, then thrown away. Without it, pairs take the language model hours longer."""
+
+    CHANGES = ("color", "shape", "size", "add", "remove", "away", "here")
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.before = torch.nn.Linear(width, NUM_LOOKS)
+        self.change = torch.nn.Linear(width, len(self.CHANGES))
+        self.other = torch.nn.Linear(width, NUM_CELLS)
+
+    def loss(self, batches: Batches, ids: torch.Tensor, pairs) -> torch.Tensor:
+        second = (ids == batches.model.config.image_token_id).nonzero()[:, 1].reshape(len(ids), 2, NUM_CELLS)[:, 1]
+        early, late = (
+            x.float().gather(1, second[:, :, None].expand(-1, -1, x.shape[2])).flatten(0, 1) for x in batches.middle
+        )
+        labels = torch.zeros(len(ids), NUM_CELLS, len(self.CHANGES))
+        other = torch.full((len(ids), NUM_CELLS), -100)
+        for row, (a, b) in enumerate(pairs):
+            for change in differences(a, b):
+                if change.kind == "move":
+                    away, here = change.selector.cell, change.cell
+                    labels[row, away, 5] = labels[row, here, 6] = 1
+                    other[row, away], other[row, here] = here, away
+                else:
+                    cell = change.cell if change.selector is None else change.selector.cell
+                    labels[row, cell, self.CHANGES.index(change.kind)] = 1
+        loss = looks_loss(self.before(early), [thing for a, _ in pairs for thing in a])
+        loss = loss + 5 * F.binary_cross_entropy_with_logits(self.change(late), labels.flatten(0, 1))
+        if (other >= 0).any():
+            loss = loss + 0.3 * F.cross_entropy(self.other(late), other.flatten())
+        return loss
+
+
+def losses(
+    batches: Batches, samples: Samples, seeing: Seeing, relating: Relating, args, step: int
+) -> dict[str, torch.Tensor]:
+    def say(rows) -> torch.Tensor:
+        return answer_loss(batches, rows)[0]
+
+    def relate(name: str, rows) -> dict[str, torch.Tensor]:
+        loss, ids = answer_loss(batches, rows)
+        return {name: loss, f"{name} relate": relating.loss(batches, ids, [row[3] for row in rows])}
+
     if step < args.see_steps:
         return {"see": seeing.loss(batches, samples, args.see)}
     step -= args.see_steps
     if step < args.align_steps:
-        return {"describe": answer_loss(batches, samples.single(args.align))}
+        return {"describe": say(samples.single(args.align))}
     if step < args.align_steps + args.compare_steps:
         return {
-            "describe": answer_loss(batches, samples.single(args.align // 3)),
-            "compare": answer_loss(batches, samples.compare(args.align // 2)),
+            "describe": say(samples.single(args.align // 4)),
+            **relate("compare", samples.compare(args.align // 2)),
+        }
+    batches.model.model.visual.requires_grad_(False)  # it sees well by now
+    if step < args.align_steps + args.compare_steps + args.rewrite_steps:
+        return {
+            "describe": say(samples.single(args.describe)),
+            **relate("compare", samples.compare(args.describe * 2)),
+            **relate("rewrite", samples.rewrites(args.rewrite + args.verify // 2)),
         }
     return {
-        "describe": answer_loss(batches, samples.single(args.describe)),
-        "compare": answer_loss(batches, samples.compare(args.describe)),
+        "describe": say(samples.single(args.describe)),
+        "compare": say(samples.compare(args.describe)),
         "retrieve": retrieval_loss(batches, samples, args),
-        "rewrite": answer_loss(batches, samples.rewrites(args.rewrite)),
-        "verify": answer_loss(batches, samples.verifications(args.verify)),
+        "rewrite": say(samples.rewrites(args.rewrite)),
+        "verify": say(samples.verifications(args.verify)),
     }
 
 
@@ -590,18 +704,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--start_from", type=Path, help="go on from a model of this script, with new stages and rates")
-    parser.add_argument("--steps", type=int, default=2100)
+    parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--families", type=int, default=5)
+    parser.add_argument("--families", type=int, default=4)
     parser.add_argument("--per_family", type=int, default=4)
-    parser.add_argument("--rewrite", type=int, default=22)
-    parser.add_argument("--verify", type=int, default=12)
-    parser.add_argument("--describe", type=int, default=12)
+    parser.add_argument("--rewrite", type=int, default=36)
+    parser.add_argument("--verify", type=int, default=32)
+    parser.add_argument("--describe", type=int, default=8)
     parser.add_argument("--see", type=int, default=96, help="pictures per step of the first stage")
-    parser.add_argument("--see_steps", type=int, default=200, help="steps of the vision tower alone, first")
+    parser.add_argument("--see_steps", type=int, default=250, help="steps of the vision tower alone, first")
     parser.add_argument("--align", type=int, default=96, help="single pictures per step of the second stage")
-    parser.add_argument("--align_steps", type=int, default=350, help="steps on single pictures alone, second")
-    parser.add_argument("--compare_steps", type=int, default=600, help="steps of comparing pictures, third")
+    parser.add_argument("--align_steps", type=int, default=300, help="steps on single pictures alone, second")
+    parser.add_argument("--compare_steps", type=int, default=1000, help="steps of comparing pictures, third")
+    parser.add_argument("--rewrite_steps", type=int, default=800, help="steps of wording the change, fourth")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast the language model")
     parser.add_argument("--eval_every", type=int, default=300)
@@ -619,8 +734,9 @@ def main() -> None:
     model.model.language_model.set_attn_implementation("float_sdpa")
     model.train()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    seeing = Seeing(model.config.text_config.hidden_size)
-    trained = [*model.parameters(), *seeing.parameters()]
+    seeing, relating = Seeing(model.config.text_config.hidden_size), Relating(model.config.text_config.hidden_size)
+    batches.watch()
+    trained = [*model.parameters(), *seeing.parameters(), *relating.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     decay_from = 0.6 * args.steps
     samples, start = Samples(args.seed), time.time()
@@ -630,7 +746,7 @@ def main() -> None:
         rate = args.learning_rate * min(1.0, (step + 1) / 100, max(0.02, fall))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        parts = losses(batches, samples, seeing, args, step)
+        parts = losses(batches, samples, seeing, relating, args, step)
         sum(parts.values()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

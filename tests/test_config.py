@@ -234,7 +234,7 @@ def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:
         ("--seed 1", "seed: 0 -> 1"),
         ("--hard_negative_k 4", "mining.k: 3 -> 4"),
         ("--training.lora.rank 4", "training.lora.rank: 16 -> 4"),
-        ("--captioning.candidates 3", "captioning.candidates: 4 -> 3"),
+        ("--captioning.candidates 3", "captioning.candidates: 2 -> 3"),
         ("--foundation_model_path /f", "foundation.path: 'tiny' -> '/f'"),
         ("--evaluation.split test", "evaluation.split: 'val' -> 'test'"),
         ("--data.train_triplets 9", "data.train_triplets: 4400 -> 9"),

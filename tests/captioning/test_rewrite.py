@@ -49,6 +49,8 @@ def candidate(
         ("make it blue", "make it blue", "same as the original text"),
         (" Make it  BLUE.", "Make it BLUE.", "same as the original text"),
         ("red", "red", "too short"),
+        ("none", "none", "declined"),
+        (' "None." ', "None.", "declined"),
         ("one two three four five six", "one two three four five six", "too long"),
     ],
 )

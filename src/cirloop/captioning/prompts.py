@@ -31,8 +31,9 @@ class Prompt:
 
 
 REWRITE = Prompt(
-    "rewrite-1",
-    "Another change of picture 1: {text}\nDescribe the change from picture 1 to picture 2 in one short sentence.",
+    "rewrite-2",
+    "Another change of picture 1: {text}\nDescribe the change from picture 1 to picture 2 in one short sentence."
+    ' Answer "none" if they show the same or have little in common.',
 )
 VERIFY = Prompt(
     "verify-1",

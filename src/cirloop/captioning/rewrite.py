@@ -78,11 +78,13 @@ def write_candidates(
 
 
 def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
-    """Parseable, not the original text, of sensible length."""
+    """Not declined, parseable, not the original text, of sensible length."""
     text = " ".join(candidate.text.strip().strip('"').split())
     words = len(text.split())
     if not text or "\n" in candidate.text.strip() or any(mark in text for mark in "<>{}[]|"):
         reason = "unparseable"
+    elif text.casefold().rstrip(".") == "none":
+        reason = "declined"  # as the prompt allows
     elif text.casefold().rstrip(".") == candidate.original.casefold().rstrip("."):
         reason = "same as the original text"
     elif words < settings.min_words:

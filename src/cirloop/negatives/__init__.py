@@ -14,6 +14,6 @@ def _default_type(value: Any) -> Any:
     return {"type": "top_k", **value} if isinstance(value, dict) else value
 
 
-MinerConfig = Annotated[TopK | Random | Nothing, Field(discriminator="type"), BeforeValidator(_default_type)]
+MinerConfig = Annotated[Nothing | Random | TopK, Field(discriminator="type"), BeforeValidator(_default_type)]
 
 __all__ = ["MinerConfig", "Nothing", "Random", "TopK"]
