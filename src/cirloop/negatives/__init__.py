@@ -14,6 +14,7 @@ def _default_type(value: Any) -> Any:
     return {"type": "top_k", **value} if isinstance(value, dict) else value
 
 
+# TopK last: `--help` shows the last one's name and defaults.
 MinerConfig = Annotated[Nothing | Random | TopK, Field(discriminator="type"), BeforeValidator(_default_type)]
 
 __all__ = ["MinerConfig", "Nothing", "Random", "TopK"]
