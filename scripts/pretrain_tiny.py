@@ -4,11 +4,12 @@ Five stages. See: the vision tower alone learns, per cell, colour, shape, size a
 as the towers of large models come pre-trained. Align: the language model learns to say what single pictures show.
 Compare: it learns to say, cell by cell, where two pictures differ; a second head, thrown away too, asks its middle
 layers what each cell held before and what became of it. Rewrite: it learns to word the change. Then, the tower frozen,
-all of this with two more tasks in every step, losses summed: retrieve (composed query -> target, pretrain style and
-plain phrasing only) and verify (is this text the change? yes/no). All but retrieve see pictures over the whole range of
-looks, as a foundation model has seen pictures of many kinds; the retrieval embedding has not, which leaves fine-tuning
-something to learn. A fifth of the pairs to reword show the same or have little in common, and the answer is "none". No
-scene of train, val or test is drawn.
+all of this with two more tasks in every step, losses summed: retrieve (composed query -> target among all members of
+the families, pretrain style and plain phrasing only; a third head, thrown away too, reads each cell back from the
+embedding) and verify (is this text the change? yes/no). All but retrieve see pictures over the whole range of looks
+and both phrasings, as a foundation model has seen pictures and texts of many kinds; the retrieval embedding has not,
+which leaves fine-tuning something to learn. A fifth of the pairs to reword show the same or have little in common, and
+the answer is "none". No scene of train, val or test is drawn.
 
     python scripts/pretrain_tiny.py --bf16 --output src/cirloop/tiny
 """
@@ -48,7 +49,6 @@ from cirloop.data.shapes.language import (
     CASUAL_WORDS,
     PLAIN,
     PLAIN_WORDS,
-    Phrasing,
     Words,
     read,
     spoken,
@@ -97,7 +97,6 @@ def float_attention(module, query, key, value, attention_mask, **kwargs):
 AttentionInterface.register("float_sdpa", float_attention)
 AttentionMaskInterface.register("float_sdpa", sdpa_mask)
 PAD, IM_END = "<|endoftext|>", "<|im_end|>"
-MIXED = Phrasing(PLAIN.sentences, CASUAL_WORDS)
 
 
 def name_of(words: Words, thing: Object) -> str:
@@ -140,23 +139,19 @@ class Samples:
         return tuple(sorted(changes, key=lambda c: c.cell if c.selector is None else c.selector.cell))
 
     def retrieve(self, families: int, per_family: int):
-        """(query text, reference pixels, target pixels, target scene, results) of related pairs."""
-        out = []
+        """Queries (text, reference pixels, place of the target, results), and candidates (scene, pixels): all members
+        of the families."""
+        queries, candidates = [], []
         for _ in range(families):
             members = family(self.draws, self.taken)
+            start = len(candidates)
+            candidates += [(scene, self._picture(scene, PRETRAIN)) for scene in members]
             for _ in range(per_family):
                 a, b, changes = self._pair(members, 2)
                 said = spoken(self.draws, a, changes, LOOSE_PERCENT)
-                out.append(
-                    (
-                        QUERY.format(text=write(self.draws, said, PLAIN)),
-                        self._picture(a, PRETRAIN),
-                        self._picture(b, PRETRAIN),
-                        b,
-                        results(a, said),
-                    )
-                )
-        return out
+                text = QUERY.format(text=write(self.draws, said, PLAIN))
+                queries.append((text, self._picture(a, PRETRAIN), start + members.index(b), results(a, said)))
+        return queries, candidates
 
     def crowd(self) -> Scene:
         """A scene of four to eight objects; no other split has so many."""
@@ -196,10 +191,9 @@ class Samples:
                     pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
                     out.append((chat(REWRITE.messages(example)[0]["content"]), "none", pictures, (a, b)))
                     continue
-                phrasing = self.draws.choice((PLAIN, MIXED, MIXED))
+                phrasing = self.draws.choice((PLAIN, CASUAL, CASUAL))  # the answer speaks as the example does
                 a, b, changes = self._pair(members, self.draws.choice((1, 3)))
-                style = CASUAL if phrasing is MIXED else PLAIN
-                example = write(self.draws, spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT), style)
+                example = write(self.draws, spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT), phrasing)
                 text = write(self.draws, spoken(self.draws, a, self._by_cell(changes), 0), phrasing)
                 pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
                 out.append((chat(REWRITE.messages(example)[0]["content"]), text, pictures, (a, b)))
@@ -224,7 +218,7 @@ class Samples:
                 elif roll < 60:
                     claimed = self._nearly(a, changes)
                 said = spoken(self.draws, a, claimed, 10)
-                text = write(self.draws, said, self.draws.choice((PLAIN, MIXED)))
+                text = write(self.draws, said, self.draws.choice((PLAIN, CASUAL)))
                 pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
                 answer = "yes" if b in results(a, said) else "no"
                 out.append((chat(VERIFY.messages(text)[0]["content"]), answer, pictures, (a, b)))
@@ -285,7 +279,7 @@ def make_tokenizer(vocab: int) -> Qwen2Tokenizer:
     samples = Samples(seed=7)
     lines = []
     for _ in range(150):
-        lines += [q for q, *_ in samples.retrieve(1, 2)]
+        lines += [q for q, *_ in samples.retrieve(1, 2)[0]]
         for prompt, answer, *_ in (
             samples.rewrites(3) + samples.verifications(3) + samples.single(3) + samples.compare(3)
         ):
@@ -450,9 +444,13 @@ class Batches:
 
             self.model.model.language_model.layers[i + 1].register_forward_hook(keep)
 
-    def embed(self, texts, pictures) -> torch.Tensor:
+    def last(self, texts, pictures) -> torch.Tensor:
+        """Last token's hidden states (B, D)."""
         hidden, _, mask = self.hidden(texts, pictures)
-        return F.normalize(hidden[torch.arange(len(texts)), mask.sum(1) - 1], dim=-1)
+        return hidden[torch.arange(len(texts)), mask.sum(1) - 1]
+
+    def embed(self, texts, pictures) -> torch.Tensor:
+        return F.normalize(self.last(texts, pictures), dim=-1)
 
 
 def assert_same_as_library(batches: Batches) -> None:
@@ -477,15 +475,6 @@ def assert_same_as_library(batches: Batches) -> None:
     keep = mask.bool()
     gap = (out.last_hidden_state - ours)[keep].abs().max().item()
     assert gap < 1e-3, f"hidden states differ by {gap}"
-
-
-def retrieval_loss(batches: Batches, samples: Samples, args) -> torch.Tensor:
-    rows = samples.retrieve(args.families, args.per_family)
-    n = len(rows)
-    vectors = batches.embed([r[0] for r in rows] + [DOCUMENT] * n, [r[1] for r in rows] + [r[2] for r in rows])
-    scores = vectors[:n] @ vectors[n:].T / 0.05
-    right = torch.tensor([[c[3] in r[4] and i != j for j, c in enumerate(rows)] for i, r in enumerate(rows)])
-    return F.cross_entropy(scores.masked_fill(right, -1e4), torch.arange(n))
 
 
 def answer_loss(batches: Batches, rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -567,8 +556,39 @@ class Relating(torch.nn.Module):
         return loss
 
 
+class Composing(torch.nn.Module):
+    """Retrieval; beside it, each cell of the picture that an embedding stands for, from the embedding by a linear head
+    thrown away in the end: the candidate's own, and of a query the cells that its text and its reference settle."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(width, NUM_CELLS * NUM_LOOKS)
+
+    def losses(self, batches: Batches, samples: Samples, args) -> dict[str, torch.Tensor]:
+        queries, candidates = samples.retrieve(args.families, args.per_family)
+        n = len(queries)
+        texts = [q[0] for q in queries] + [DOCUMENT] * len(candidates)
+        hidden = batches.last(texts, [q[1] for q in queries] + [pixels for _, pixels in candidates])
+        vectors = F.normalize(hidden, dim=-1)
+        scores = vectors[:n] @ vectors[n:].T / 0.05
+        target = torch.tensor([q[2] for q in queries])
+        right = torch.tensor(
+            [[scene in q[3] and i != q[2] for i, (scene, _) in enumerate(candidates)] for q in queries]
+        )
+        cells = self.head(hidden).unflatten(1, (NUM_CELLS, NUM_LOOKS))
+        settled = torch.tensor([[len({s[cell] for s in q[3]}) == 1 for cell in range(NUM_CELLS)] for q in queries])
+        asked = [thing for q in queries for thing in candidates[q[2]][0]]
+        kept = settled.flatten().nonzero()[:, 0]
+        own = looks_loss(cells[n:].flatten(0, 1), [thing for scene, _ in candidates for thing in scene])
+        return {
+            "retrieve": F.cross_entropy(scores.masked_fill(right, -1e4), target),
+            "own cells": own,
+            "asked cells": looks_loss(cells[:n].flatten(0, 1)[kept], [asked[i] for i in kept.tolist()]),
+        }
+
+
 def losses(
-    batches: Batches, samples: Samples, seeing: Seeing, relating: Relating, args, step: int
+    batches: Batches, samples: Samples, seeing: Seeing, relating: Relating, composing: Composing, args, step: int
 ) -> dict[str, torch.Tensor]:
     def say(rows) -> torch.Tensor:
         return answer_loss(batches, rows)[0]
@@ -597,7 +617,7 @@ def losses(
     return {
         "describe": say(samples.single(args.describe)),
         "compare": say(samples.compare(args.describe)),
-        "retrieve": retrieval_loss(batches, samples, args),
+        **composing.losses(batches, samples, args),
         "rewrite": say(samples.rewrites(args.rewrite)),
         "verify": say(samples.verifications(args.verify)),
     }
@@ -706,11 +726,11 @@ def main() -> None:
     parser.add_argument("--start_from", type=Path, help="go on from a model of this script, with new stages and rates")
     parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--families", type=int, default=4)
-    parser.add_argument("--per_family", type=int, default=4)
-    parser.add_argument("--rewrite", type=int, default=36)
-    parser.add_argument("--verify", type=int, default=32)
-    parser.add_argument("--describe", type=int, default=8)
+    parser.add_argument("--families", type=int, default=6)
+    parser.add_argument("--per_family", type=int, default=6)
+    parser.add_argument("--rewrite", type=int, default=28)
+    parser.add_argument("--verify", type=int, default=20)
+    parser.add_argument("--describe", type=int, default=6)
     parser.add_argument("--see", type=int, default=96, help="pictures per step of the first stage")
     parser.add_argument("--see_steps", type=int, default=250, help="steps of the vision tower alone, first")
     parser.add_argument("--align", type=int, default=96, help="single pictures per step of the second stage")
@@ -734,9 +754,9 @@ def main() -> None:
     model.model.language_model.set_attn_implementation("float_sdpa")
     model.train()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    seeing, relating = Seeing(model.config.text_config.hidden_size), Relating(model.config.text_config.hidden_size)
+    seeing, relating, composing = (made(model.config.text_config.hidden_size) for made in (Seeing, Relating, Composing))
     batches.watch()
-    trained = [*model.parameters(), *seeing.parameters(), *relating.parameters()]
+    trained = [p for part in (model, seeing, relating, composing) for p in part.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     decay_from = 0.6 * args.steps
     samples, start = Samples(args.seed), time.time()
@@ -746,7 +766,7 @@ def main() -> None:
         rate = args.learning_rate * min(1.0, (step + 1) / 100, max(0.02, fall))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        parts = losses(batches, samples, seeing, relating, args, step)
+        parts = losses(batches, samples, seeing, relating, composing, args, step)
         sum(parts.values()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
