@@ -1,4 +1,4 @@
-"""Evaluate iterations of a run: eval_iterative.py --experiment_dir E [--iterations 1,3,5]. Flags: --help"""
+"""Evaluate iterations of a run, --experiment_dir E [--iterations 1,3,5], or score --rankings FILE. Flags: --help"""
 
 import sys
 
@@ -6,9 +6,9 @@ from cirloop import cli
 
 
 def main() -> None:
-    from cirloop.evaluate_run import EvalConfig, evaluate_run
+    from cirloop.evaluate_run import EvalConfig, evaluate
 
-    evaluate_run(EvalConfig.parse(sys.argv[1:]))
+    evaluate(EvalConfig.parse(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "negatives": {"mining": {"type": "top_k", "k": 3}, "captioning": {"enabled": False}},
     "longer": {"mining": {"type": "none"}},
 }
+RECALLS = ("recall@1", "recall@5", "any correct recall@1")
 
 
 def config(args: argparse.Namespace, seed: int, directory: Path, rounds: int, arm: str) -> RunConfig:
@@ -79,7 +80,7 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     results = experiment.run(config(args, seed, directory, args.rounds, arm))
     accounts = [json.loads(p.read_text()) for p in sorted(directory.glob("accounting_iter_*.json"))]
     total = {key: sum(a[key] for a in accounts) for key in ("mined", "false_negatives", "accepted", "true_captions")}
-    recalls = {k: [r["metrics"][k]["value"] for r in results] for k in ("R@1", "R@5", "any correct R@1")}
+    recalls = {k: [100 * r["metrics"][k] for r in results] for k in RECALLS}
     return {
         "arm": arm,
         "seed": seed,
@@ -98,20 +99,19 @@ def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
     by = {(r["arm"], r["seed"]): r for r in rows}
     arms = [arm for arm in ARMS if arm in {r["arm"] for r in rows}]
     seeds = sorted({r["seed"] for r in rows if all((arm, r["seed"]) in by for arm in arms)})
-    recalls = ("R@1", "R@5", "any correct R@1")
     lines = []
     for arm in arms:
         mine = [by[arm, s] for s in seeds]
-        gains = [""] * len(recalls)
+        gains = [""] * len(RECALLS)
         if arm != "control" and "control" in arms:
             pairs = [(r["recalls"], by["control", r["seed"]]["recalls"]) for r in mine]
-            gains = [mean_se([ours[k][-1] - theirs[k][-1] for ours, theirs in pairs]) for k in recalls]
+            gains = [mean_se([ours[k][-1] - theirs[k][-1] for ours, theirs in pairs]) for k in RECALLS]
         mined, accepted = sum(r["mined"] for r in mine), sum(r["accepted"] for r in mine)
         lines.append(
             [
                 arm,
-                mean_se([r["recalls"]["R@1"][0] for r in mine]),
-                *(mean_se([r["recalls"][k][-1] for r in mine]) for k in recalls),
+                mean_se([r["recalls"]["recall@1"][0] for r in mine]),
+                *(mean_se([r["recalls"][k][-1] for r in mine]) for k in RECALLS),
                 *gains,
                 f"{100 * sum(r['false_negatives'] for r in mine) / mined:.1f}%" if mined else "",
                 f"{accepted / len(mine):.0f}" if accepted else "",

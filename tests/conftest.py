@@ -43,7 +43,11 @@ def small(cache: Path) -> Any:
         settings = {k: dict(v) if isinstance(v, dict) else v for k, v in SMALL.items()}
         settings["runtime"]["cache_dir"] = cache
         for key, value in changes.items():
-            settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+            old = settings.get(key, {})
+            if isinstance(value, dict) and value.get("type", old.get("type")) == old.get("type"):
+                settings[key] = {**old, **value}
+            else:  # a plain value, or another member of a union
+                settings[key] = value
         return RunConfig(experiment_dir=directory, **settings)
 
     return make

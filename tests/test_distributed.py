@@ -60,7 +60,7 @@ def test_two_processes_train_what_one_trains(
         for d in (alone, tmp_path / "run")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert results[-1]["iteration"] == "1" and results[-1]["metrics"]["R@50"]["value"] > 0
+    assert results[-1]["iteration"] == "1" and results[-1]["metrics"]["recall@50"] > 0
 
 
 def test_a_child_that_fails_ends_the_stage_with_the_way_out(alone: Path, small: Any, tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ import pytest
 import yaml
 
 from cirloop import experiment
-from cirloop.artifacts import file_digests
+from cirloop.artifacts import Store, file_digests
+from cirloop.backbones import Item
+from cirloop.config import from_json
 from cirloop.evaluate_run import EvalConfig, evaluate_run
+from cirloop.stages import Run
 from cirloop.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -52,9 +55,10 @@ def test_the_results_have_the_base_and_each_iteration_with_standard_errors(finis
     results = json.loads((finished / "evaluation_results.json").read_text())["results"]
     assert [r["iteration"] for r in results] == ["base", "0", "1"]
     for result in results:
-        p = result["metrics"]["R@5"]["value"] / 100
-        assert result["metrics"]["R@5"]["se"] == pytest.approx(100 * (p * (1 - p) / result["queries"]) ** 0.5, abs=1e-3)
-    assert results[-1]["metrics"]["R@50"]["value"] > results[0]["metrics"]["R@50"]["value"] - 20
+        p = result["metrics"]["recall@5"]
+        se = result["standard_errors"]["recall@5"]
+        assert 0 < p < 1 and se == pytest.approx((p * (1 - p) / result["queries"]) ** 0.5, abs=1e-5)
+    assert results[-1]["metrics"]["recall@50"] > results[0]["metrics"]["recall@50"] - 0.2
 
 
 def test_every_mined_image_is_accounted_for(finished: Path) -> None:
@@ -216,11 +220,33 @@ def test_eval_iterative_scores_chosen_iterations(finished: Path, tmp_path: Path)
     assert [r["metrics"] for r in again] == [r["metrics"] for r in run]
 
 
+def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> None:
+    whole, no_text, no_image = (
+        evaluate_run(EvalConfig(experiment_dir=finished, iterations="1", ablate=what))[0]
+        for what in (None, "text", "image")
+    )
+    assert [r["ablated"] for r in (whole, no_text, no_image)] == [None, "text", "image"]
+    assert no_text["ranks"] != whole["ranks"] != no_image["ranks"] != no_text["ranks"]
+    # without texts, the rank is that of the target for the reference and an empty text
+    config, store = from_json(finished / "config.json", experiment_dir=finished), Store(finished)
+    run = Run(config, store, config.dataset(lambda items, _: items))
+    [part] = run.data.parts("val")
+    backbone = run.embedder(store.find("checkpoint_iter_1"))
+    queries_QD = run.vectors(backbone, [Item(query.reference, "") for query in part.queries], part, "")
+    scores_QG, rows = queries_QD @ run.gallery(backbone, part).T, part.gallery.rows()
+    assert part.relevance is not None
+    for scores_G, query, (name, rank, _) in zip(scores_QG, part.queries, no_text["ranks"], strict=True):
+        scores_G[rows[query.reference]] = -2
+        target = scores_G[rows[part.relevance.targets[query.id]]]
+        assert name == query.id and (scores_G > target).sum() < rank <= (scores_G >= target).sum()
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         (["--iterations", "1,3,5"], ["no 3, 5 here", "base, 0, 1"]),
-        (["--eval_dataset", "cirr_test"], ["shapes_test", "shapes_val"]),
+        (["--eval_dataset", "shape_test"], ["shapes_test", "shapes_val", "with --data_dir cirr_val"]),
+        (["--eval_dataset", "cirr_test"], ["cirr needs --data_dir"]),
         (["--output_file", "/no/where/out.json"], ["directory does not exist"]),
         (["--iteration", "1"], ["--iterations"]),
     ],

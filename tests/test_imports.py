@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "cirloop"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = {"types", "settings", "artifacts"}
+LEAVES = {"types", "settings", "artifacts", "problems"}
 ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training", "evaluation", "report"}
 BELOW_STAGES = LEAVES | ROOMS | {"config", "rows"}
 ALLOWED: dict[str, set[str]] = {
@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "settings": set(),
     "artifacts": {"types"},
+    "problems": {"types"},
     "data": LEAVES,
     "backbones": LEAVES,
     "retrieval": LEAVES | {"backbones"},
@@ -39,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "stages": BELOW_STAGES | {"launch"},
     "loop": {"stages", "artifacts"},
     "experiment": BELOW_STAGES | {"launch", "stages", "loop", "flags"},
-    "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment"},
+    "score_rankings": BELOW_STAGES,
+    "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings"},
     "cli": {"types", "report"},
 }
 """Module or room of cirloop -> what it may import, besides itself. A new one is entered here first."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,7 @@ from pydantic_settings import (
 from cirloop import flags
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation
+from cirloop.data import Dataset
 from cirloop.data.config import DataConfig, ShapesSettings
 from cirloop.negatives import MinerConfig, TopK
 from cirloop.settings import Settings
@@ -73,6 +74,8 @@ class RunConfig(BaseSettings):
             "foundation.type": "foundation_model_backbone",
             "foundation.path": "foundation_model_path",
             "data.type": "dataset_name",
+            "data.allow_missing_images": "allow_missing_images",
+            "data.categories": "categories",
             "mining.type": "negative_strategy",
             "mining.k": "hard_negative_k",
             "training.batch_size": "batch_size",
@@ -123,6 +126,12 @@ class RunConfig(BaseSettings):
     def cache(self) -> Path:
         return self.runtime.cache_dir or self.directory.parent / "cache"
 
+    def dataset(self, progress: Callable[[Iterable[Any], str], Iterable[Any]]) -> Dataset:
+        """The data set; its splits are made, and their pictures looked at, when asked for."""
+        from cirloop.data.sources import Sources
+
+        return self.data.build(Sources(self.data_dir, self.cache, progress))
+
     def decisive(self) -> dict[str, Any]:
         """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged."""
         keep = {"seed", "model", "foundation", "data", "mining", "captioning", "training", "evaluation"}
@@ -164,8 +173,6 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
         config = flags.parse(Parsed, argv, PROGRAM)
     except ValidationError as error:
         raise UserError(explain(error)) from None
-    if config.data_dir is not None and config.data.type == "shapes":
-        raise UserError("--data_dir: the data set `shapes` is drawn and reads no files. Leave the flag out.")
     return config
 
 

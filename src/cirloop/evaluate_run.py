@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cirloop import flags
 from cirloop.artifacts import Artifact, Store, write_json
-from cirloop.config import explain, from_json
-from cirloop.experiment import CONFIG, TABLE, done_iterations
-from cirloop.report.terminal import recall_rows, table
-from cirloop.stages import Run, evaluation
+from cirloop.config import RunConfig, explain, from_json
+from cirloop.data import Dataset, benchmarks
+from cirloop.data.config import evaluated
+from cirloop.data.sources import Sources
+from cirloop.evaluation import submission
+from cirloop.evaluation.significance import paired
+from cirloop.experiment import CONFIG, done_iterations, show
+from cirloop.problems import Problems
+from cirloop.report.terminal import progress, table
+from cirloop.score_rankings import score_rankings
+from cirloop.stages import Run, evaluation, predictions
 from cirloop.types import UserError
 
+logger = logging.getLogger(__name__)
 BASE = "base"
 
 
@@ -31,12 +41,22 @@ class EvalConfig(BaseSettings):
         cli_avoid_json=True,
     )
 
-    experiment_dir: Path = Field()
+    experiment_dir: Path | None = None
     """The run directory."""
+    rankings: Path | None = None
+    """Score this JSON file of any system's rankings, {query id: [image ids, best first]}, instead of a run."""
     eval_dataset: str | None = None
     """Data set and split, such as shapes_test; by default the split the run evaluates on."""
+    data_dir: Path | None = None
+    """The directory of the benchmark that --eval_dataset names, where it is not the run's own."""
+    submission: Path | None = None
+    """For CIRR and CIRCO: write the files for the benchmark's server into this directory."""
+    gallery: Literal["original", "union"] = "original"
+    """For FashionIQ: all images of the split, or the references and targets of its queries."""
     iterations: str | None = None
     """Iterations separated by commas, `base` among them if wanted; by default the base and all there are."""
+    ablate: Literal["text", "image"] | None = None
+    """Evaluate with the texts dropped, or the references made grey: how much the other alone solves."""
     output_file: Path | None = None
     """Also write the results here, as JSON."""
 
@@ -60,24 +80,109 @@ def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
     return list(dict.fromkeys(labels))
 
 
+def _data(options: EvalConfig, config: RunConfig) -> tuple[Dataset, str]:
+    """The data set and the split to evaluate on: the run's own, or another benchmark's by name."""
+    name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
+    own = config.dataset(progress)
+    names = {f"{config.data.type}_{split}": split for split in own.evals}
+    if name in names and options.data_dir is None:
+        return own, names[name]
+    other = evaluated(name, options.gallery)
+    if other is None:
+        also = "; with --data_dir " + ", ".join(benchmarks.names())
+        raise UserError(f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}{also}.")
+    settings, split = other
+    return settings.build(Sources(options.data_dir, config.cache, progress)), split
+
+
 def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
-    """Evaluate the chosen iterations, print one row each, and write `output_file` if asked for."""
+    """Evaluate the chosen iterations, print one row each, and write what was asked for.
+
+    On a split without published targets there are no scores; the server's files are written instead.
+    """
     directory = options.experiment_dir
+    assert directory is not None
     if not (directory / CONFIG).is_file():
         raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
-    if options.output_file is not None and not options.output_file.absolute().parent.is_dir():
-        raise UserError(f"--output_file {options.output_file}: its directory does not exist.")
-    config = from_json(directory / CONFIG, experiment_dir=directory)
-    run = Run(config, Store(directory))
-    names = {f"{config.data.type}_{split}": split for split in run.data.evals}
-    dataset = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
-    if dataset not in names:
-        raise UserError(f"--eval_dataset {dataset}: this run's data set has {', '.join(sorted(names))}.")
+    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory)
+    labels = chosen(options.iterations, done_iterations(store))
+    data, split = _data(options, config)
+    run, parts = Run(config, store, data), data.parts(split)
+    served = parts[0].name.split("_")[0] in submission.BENCHMARKS
+    labelled = all(part.relevance is not None for part in parts)
+    if not served and (options.submission is not None or not labelled):
+        what = "--submission: there is no server for it" if labelled else "no published targets, so no scores"
+        raise UserError(f"{parts[0].name}: {what}. Servers: {', '.join(submission.BENCHMARKS)}.")
     results = []
-    for label in chosen(options.iterations, done_iterations(run.store)):
-        checkpoint: Artifact | None = None if label == BASE else run.store.find(f"checkpoint_iter_{label}")
-        results.append(evaluation(run, label, checkpoint, names[dataset]))
-    table(f"Recall on {dataset}, percent ± standard error", ("iteration", *TABLE), recall_rows(results, TABLE))
+    for label in labels:
+        checkpoint: Artifact | None = None if label == BASE else store.find(f"checkpoint_iter_{label}")
+        if labelled:
+            results.append(evaluation(run, label, checkpoint, split, options.ablate))
+        if options.submission is not None or not labelled:
+            _submit(run, label, checkpoint, split, options.submission or directory / f"submission_{parts[0].name}")
+    if not labelled:
+        logger.warning("%s has no published targets, so no scores", parts[0].name)
+        return []
+    show(results)
+    found = compared(results)
+    if found:
+        rows = [
+            [f"{c['from']} -> {c['to']}", f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}", f"{c['p']:.4f}"]
+            for c in found
+        ]
+        title = f"Paired over queries, {found[0]['metric']}: difference in points, p of a randomisation test"
+        table(title, ("iterations", "difference", "p"), rows)
     if options.output_file is not None:
-        write_json(options.output_file, {"schema": 1, "results": results})
+        write_json(options.output_file, {"schema": 2, "results": results, "compared": found})
     return results
+
+
+def compared(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each iteration against the one before it."""
+    out = []
+    for a, b in pairwise(results):
+        d = paired([row[2] for row in a["ranks"]], [row[2] for row in b["ranks"]])
+        names = {"from": a["iteration"], "to": b["iteration"], "metric": a["compared_on"]}
+        out.append(names | {"difference": d.value, "se": d.se, "p": d.p})
+    return out
+
+
+def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, directory: Path) -> None:
+    """The server's files of one iteration, in a directory of its own."""
+    [part], [rankings] = run.data.parts(split), predictions(run, checkpoint, split, submission.LISTED + 1)
+    problems = Problems()
+    files = submission.submission(part.judged, rankings, problems)
+    problems.stop("The server would refuse it.")
+    goal = directory / (BASE if label == BASE else f"iter_{label}")
+    submission.write(goal, files)
+    logger.info("wrote %s to %s", " and ".join(files), goal)
+
+
+def evaluate(options: EvalConfig) -> Any:
+    """Evaluate a run's iterations, or score a file of rankings."""
+    problems = Problems()
+    if (options.experiment_dir is None) == (options.rankings is None):
+        problems.add("--experiment_dir, --rankings", "give one of the two")
+    if options.rankings is not None:
+        for flag in ("eval_dataset", "data_dir"):
+            if getattr(options, flag) is None:
+                problems.add(f"--{flag}", "is needed with --rankings")
+        for flag in ("iterations", "ablate"):
+            if getattr(options, flag) is not None:
+                problems.add(f"--{flag}", "goes with --experiment_dir")
+    if options.ablate is not None and options.submission is not None:
+        problems.add("--ablate", "is no system to submit; leave --submission out")
+    if options.output_file is not None and not options.output_file.absolute().parent.is_dir():
+        problems.add(f"--output_file {options.output_file}", "its directory does not exist")
+    problems.stop("All flags: eval_iterative.py --help")
+    if options.rankings is None:
+        return evaluate_run(options)
+    assert options.eval_dataset is not None and options.data_dir is not None
+    return score_rankings(
+        options.rankings,
+        options.eval_dataset,
+        options.data_dir,
+        options.gallery,
+        options.output_file,
+        options.submission,
+    )

@@ -5,24 +5,39 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from cirloop.artifacts import MANIFEST, Store, write_json
 from cirloop.backbones.weights import resolve
 from cirloop.config import RunConfig, differences, from_json
+from cirloop.data import Dataset
+from cirloop.data.benchmarks import unofficial
+from cirloop.evaluation import protocols
 from cirloop.loop import RESULTS, iterate
-from cirloop.report.terminal import recall_rows, table
+from cirloop.report.terminal import metric_rows, progress, table
 from cirloop.stages import Run
-from cirloop.types import UserError
+from cirloop.types import TrainSplit, UserError
 
 logger = logging.getLogger(__name__)
 CONFIG = "config.json"
-TABLE = ("R@1", "R@5", "R@10", "R@50")
 
 
-def check(config: RunConfig) -> None:
-    """Everything that can be known to fail before any hour is spent. Raises UserError with all of it."""
+def check(config: RunConfig) -> Dataset:
+    """Everything that can be known to fail before any hour is spent: models, files and the data set's pictures.
+
+    Raises UserError with all of it.
+    """
     problems = []
+    try:
+        data = config.dataset(progress)
+        for part in data.parts(config.evaluation.split):
+            if note := unofficial(part.judged):
+                logger.warning("%s", note)
+        if config.num_iterations or config.training.warm_up_steps:
+            _ = data.train
+    except UserError as error:
+        problems.append(str(error))
     for name, path, kind in (
         ("model.path", config.model.path, config.model.type),
         ("foundation.path", config.foundation.path, config.foundation.type),
@@ -41,6 +56,7 @@ def check(config: RunConfig) -> None:
         problems.append("training.chunk_size is not available under --deepspeed; set it to 0")
     if problems:
         raise UserError("\n".join(problems))
+    return data
 
 
 def done_iterations(store: Store) -> list[int]:
@@ -49,8 +65,7 @@ def done_iterations(store: Store) -> list[int]:
 
 def open_run(config: RunConfig) -> Run:
     """The run of `config`. Nothing on disk changes before every check has passed."""
-    directory = config.directory
-    check(config)
+    directory, data = config.directory, check(config)
     used = directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir())
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
@@ -92,7 +107,7 @@ def open_run(config: RunConfig) -> Run:
     for left in directory.glob(".*.tmp"):  # a write that a stopped run did not finish
         left.unlink()
     write_json(directory / CONFIG, config.resolved())
-    return Run(config, store)
+    return Run(config, store, data)
 
 
 def _check_same(config: RunConfig, old: RunConfig) -> None:
@@ -112,11 +127,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     current = open_run(config)
     results = iterate(current)
     current.store.clean()
-    table(
-        f"Recall on {results[-1]['split']}, percent ± standard error",
-        ("iteration", *TABLE),
-        recall_rows(results, TABLE),
-    )
+    show(results)
     accounts = [
         json.loads(p.read_text("utf-8")) for p in sorted(current.store.directory.glob("accounting_iter_*.json"))
     ]
@@ -140,22 +151,34 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     return results
 
 
+def show(results: Sequence[dict[str, Any]]) -> None:
+    """The closing table: a row an iteration, and beside the title what a reader must know."""
+    last = results[-1]
+    columns = protocols.HEADLINE[last["split"].split("_")[0]]
+    title = f"{last['split']}, percent ± standard error over {last['queries']} queries. {last['protocol']}"
+    if last["ablated"]:
+        title += f". ABLATED: {'no texts' if last['ablated'] == 'text' else 'grey references'}"
+    if last["missing_images"] or last["dropped_queries"]:
+        title += f". {last['missing_images']} images missing, {last['dropped_queries']} queries dropped"
+    table(title, ("iteration", *columns), metric_rows(results, columns))
+
+
 def _share(part: int, whole: int) -> str:
     return f"{part} ({100 * part / whole:.1f}%)" if whole else "0"
 
 
 def dry_run(config: RunConfig) -> None:
     """Check configuration, data and model; print the plan with sizes and an estimate. Writes nothing but features."""
-    check(config)
-    data = config.data.build()
-    seconds = _measure(config)
-    split, t, rounds = data.evals[config.evaluation.split](), config.training, config.num_iterations
+    data = check(config)
+    seconds = _measure(config, data.train)
+    parts, t, rounds = data.parts(config.evaluation.split), config.training, config.num_iterations
+    asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
     queries, images = len(data.train.triplets), len(data.train.gallery.ids)
     mined = queries * getattr(config.mining, "k", 0)
     forward = t.batch_size * (2 + t.num_negatives)
     # Against one embedding, measured on `tiny`: a trained row costs 1.5, a text written and verified 3.
     cost = {
-        "evaluate": (rounds + 1 + config.evaluation.base) * (len(split.queries) + len(split.gallery.ids)) * seconds,
+        "evaluate": (rounds + 1 + config.evaluation.base) * (asked + ranked) * seconds,
         "train": (t.warm_up_steps + rounds * t.steps) * forward * 1.5 * seconds,
         "mine": rounds * (queries + images) * seconds,
         "caption, at most": rounds * mined * config.captioning.candidates * 3 * seconds * config.captioning.enabled,
@@ -165,7 +188,7 @@ def dry_run(config: RunConfig) -> None:
         ("model", config.model.path),
         ("foundation model", config.foundation.path),
         ("train", f"{queries} triplets, {images} images"),
-        (split.name, f"{len(split.queries)} queries, {len(split.gallery.ids)} images"),
+        (parts[0].name, f"{asked} queries, {ranked} images"),
         (
             "iterations",
             f"warm-up of {t.warm_up_steps} steps, then {rounds} of {t.steps} steps; {t.batch_size} queries a step",
@@ -177,12 +200,12 @@ def dry_run(config: RunConfig) -> None:
     table("Plan (nothing was trained)", ("what", "value"), rows)
 
 
-def _measure(config: RunConfig) -> float:
+def _measure(config: RunConfig, train: TrainSplit) -> float:
     """Seconds per embedding of a training query, vision tokens at hand."""
     from cirloop.backbones import Item
     from cirloop.backbones.features import VisionFeatures
 
-    backbone, train = config.model.build(), config.data.build().train
+    backbone = config.model.build()
     items = [Item(t.query.reference, t.query.text) for t in train.triplets[:64]]
     features = VisionFeatures(backbone, train.images, config.cache / "vision")
     from cirloop.retrieval.embed import embed

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +19,13 @@ from cirloop.backbones.weights import resolve, weights_digest
 from cirloop.captioning import rewrite
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
-from cirloop.evaluation.metrics import recalls
+from cirloop.data.dataset import eval_digest
+from cirloop.data.images import Blanked
+from cirloop.evaluation import protocols
 from cirloop.negatives.report import summary
 from cirloop.report.terminal import progress
 from cirloop.retrieval.embed import embed, query_items
-from cirloop.retrieval.search import rank
+from cirloop.retrieval.search import best, places, rank
 from cirloop.rows import read_augmented, read_mined
 from cirloop.training.batches import known_positives
 from cirloop.types import (
@@ -33,21 +34,24 @@ from cirloop.types import (
     Query,
     QueryId,
     TrainSplit,
+    UserError,
     targets_of,
 )
 
 logger = logging.getLogger(__name__)
 Vectors = npt.NDArray[np.float32]
+Ablation = Literal["text", "image"] | None
 
 
 class Run:
     """A configuration, its data, its run directory, and the one model that is loaded."""
 
-    def __init__(self, config: RunConfig, store: Store) -> None:
-        self.config, self.store = config, store
+    def __init__(self, config: RunConfig, store: Store, data: Dataset) -> None:
+        self.config, self.store, self.data = config, store, data
         self._model: tuple[str, Any] | None = None
         self._features: tuple[str, VisionFeatures] | None = None
         self._gallery: tuple[str, Vectors] | None = None
+        self._digests: dict[str, str] = {}
 
     def key(self, *names: str) -> dict[str, Any]:
         """The settings a stage depends on, with a model's weights digest in the place of its path."""
@@ -57,9 +61,10 @@ class Run:
             settings[name] = {**settings[name], "path": weights_digest(directory)}
         return settings
 
-    @cached_property
-    def data(self) -> Dataset:
-        return self.config.data.build()
+    def eval_digest(self, split_name: str) -> str:
+        if split_name not in self._digests:
+            self._digests[split_name] = eval_digest(self.data.parts(split_name))
+        return self._digests[split_name]
 
     def embedder(self, checkpoint: Artifact | None) -> Any:
         """The embedder of a checkpoint (None = the base), kept until another is asked for."""
@@ -71,7 +76,7 @@ class Run:
         return self._model[1]
 
     def features(self, encoder: Any, split: TrainSplit | EvalSplit) -> VisionFeatures:
-        name = split.name + encoder.vision_key
+        name = split.gallery.name + encoder.vision_key
         if self._features is None or self._features[0] != name:
             self._features = (name, VisionFeatures(encoder, split.images, self.config.cache / "vision"))
         return self._features[1]
@@ -88,10 +93,10 @@ class Run:
 
     def gallery(self, backbone: Any, split: TrainSplit | EvalSplit) -> Vectors:
         """Gallery vectors of the last (model, split) asked for are kept."""
-        name = f"{backbone.fingerprint} {split.name}"
+        name = f"{backbone.fingerprint} {split.gallery.name}"
         if self._gallery is None or self._gallery[0] != name:
             items = [Item(image) for image in split.gallery.ids]
-            self._gallery = (name, self.vectors(backbone, items, split, f"embed {split.name} gallery"))
+            self._gallery = (name, self.vectors(backbone, items, split, f"embed {split.gallery.name} gallery"))
         return self._gallery[1]
 
     def ranks(
@@ -202,11 +207,13 @@ def train(
     """checkpoint_iter_{t}/: the LoRA after training on human and augmented triplets with the mined negatives."""
     config, name = run.config, f"checkpoint_iter_{iteration}"
     steps = config.training.steps if iteration else config.training.warm_up_steps
-    inputs = [run.data.digest, *(a.digest for a in (parent, *augmented, negatives) if a is not None)]
+    untrained = steps == 0 and parent is None  # evaluating a base model needs no training data
+    inputs = [a.digest for a in (parent, *augmented, negatives) if a is not None]
+    inputs = inputs if untrained else [run.data.digest, *inputs]
     settings = run.key("model", "training", "data") | {"steps": steps}
 
     def build(path: Path) -> None:
-        if steps == 0 and parent is None:
+        if untrained:
             write_json(path / "training_log.json", {"schema": 1, "steps": 0, "rows": []})
             return
         job = {
@@ -223,34 +230,80 @@ def train(
 
 
 def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None) -> Artifact:
-    """evaluation_iter_{t}.json (or `evaluation_base.json`): recalls with standard errors, and every query's rank."""
+    """evaluation_iter_{t}.json (or `evaluation_base.json`): metrics with standard errors; per query the target's rank
+    without the reference, and the value that iterations are compared on."""
 
     def build(path: Path) -> None:
         write_json(path, evaluation(run, label, checkpoint, split_name))
 
     settings = run.key("model", "data") | {"split": split_name}
-    inputs = [run.data.digest, *([checkpoint.digest] if checkpoint else [])]
+    inputs = [run.eval_digest(split_name), *([checkpoint.digest] if checkpoint else [])]
     return run.store.make(f"evaluation_{label}.json", settings, inputs, build, iteration)
 
 
-def evaluation(run: Run, label: str, checkpoint: Artifact | None, split_name: str) -> dict[str, Any]:
+def evaluation(
+    run: Run, label: str, checkpoint: Artifact | None, split_name: str, ablate: Ablation = None
+) -> dict[str, Any]:
     """The evaluation of one checkpoint (None = the base model) as JSON."""
-    split = run.data.evals[split_name]()
-    backbone = run.embedder(checkpoint)
-    targets = [split.relevance.targets[q.id] for q in split.queries]
-    rankings = run.ranks(backbone, split.queries, targets, split, 50)
-    first = []
-    for i, query in enumerate(split.queries):
-        right = split.relevance.positives[query.id]
-        found = (place + 1 for place, row in enumerate(rankings.images_QK[i]) if split.gallery.ids[row] in right)
-        first.append(next(found, 10**6))
-    metrics = recalls(rankings.target_rank_Q) | recalls(first, (1, 5), "any correct R")
+    parts, backbone = run.data.parts(split_name), run.embedder(checkpoint)
+    if any(part.relevance is None for part in parts):
+        raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
+    found: dict[QueryId, dict[ImageId, int]] = {}
+    for part in parts:
+        vectors, gallery = _vectors(run, backbone, part, ablate)
+        wanted = [protocols.wanted(part.judged, query) for query in part.queries]
+        rows = places(part.queries, wanted, part.gallery, vectors, gallery)
+        found |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
+    metrics = protocols.metrics([part.judged for part in parts], found)
+    compared, ranks = protocols.COMPARED[parts[0].name.split("_")[0]], []
+    for part in parts:
+        assert part.relevance is not None
+        values_Q = protocols.values(part.judged, found)[compared]
+        for query, value in zip(part.queries, values_Q.tolist(), strict=True):
+            target_rank = protocols.without(found[query.id], query.reference)[part.relevance.targets[query.id]]
+            ranks.append([query.id, target_rank, round(value, 6)])
     return {
-        "schema": 1, "iteration": label.removeprefix("iter_"), "split": split.name, "queries": len(split.queries),
-        "gallery": len(split.gallery.ids), "protocol": "reference not ranked, annotated target",
-        "model": backbone.fingerprint, "metrics": metrics,
-        "ranks": [[q.id, int(r)] for q, r in zip(split.queries, rankings.target_rank_Q, strict=True)],
+        "schema": 2, "iteration": label.removeprefix("iter_"), "split": parts[0].name,
+        "queries": sum(len(part.queries) for part in parts), "gallery": sum(len(part.gallery.ids) for part in parts),
+        "missing_images": sum(part.missing for part in parts), "dropped_queries": sum(part.dropped for part in parts),
+        "protocol": protocols.describe([part.judged for part in parts]), "ablated": ablate,
+        "model": backbone.fingerprint,
+        "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
+        "standard_errors": {name: round(m.se, 6) for name, m in metrics.items()},
+        "compared_on": compared, "ranks": ranks,
     }  # fmt: skip
+
+
+def predictions(
+    run: Run, checkpoint: Artifact | None, split_name: str, depth: int
+) -> list[dict[QueryId, list[ImageId]]]:
+    """Per part the best `depth` images of each query and, after them, the rest of its group, in the model's order."""
+    out, backbone = [], run.embedder(checkpoint)
+    for part in run.data.parts(split_name):
+        vectors, gallery = _vectors(run, backbone, part)
+        rows = best(part.queries, part.gallery, vectors, gallery, depth)
+        groups = [part.judged.groups.get(query.id, ()) for query in part.queries]
+        among = places(part.queries, groups, part.gallery, vectors, gallery)
+        out.append(
+            {
+                query.id: row + [image for image in sorted(group, key=group.__getitem__) if image not in row]
+                for query, row, group in zip(part.queries, rows, among, strict=True)
+            }
+        )
+    return out
+
+
+def _vectors(run: Run, backbone: Any, part: EvalSplit, ablate: Ablation = None) -> tuple[Vectors, Vectors]:
+    """Query and gallery vectors of a part; the queries without their texts, or with grey references, on request."""
+    items, asked = query_items(part.queries), part
+    if ablate == "text":
+        items = [Item(item.image, "") for item in items]
+    if ablate == "image":
+        asked = replace(
+            part, images=Blanked(part.images), gallery=replace(part.gallery, name=f"{part.gallery.name}/grey")
+        )
+    queries = run.vectors(backbone, items, asked, f"embed {asked.gallery.name} queries")
+    return queries, run.gallery(backbone, part)
 
 
 def account(run: Run, iteration: int, negatives: Artifact, augmented: Artifact | None) -> Artifact | None:

@@ -43,11 +43,13 @@ class Triplet:
 class Relevance:
     """What counts as right, per query. Evaluation only: never reaches mining, captioning or training.
 
-    `targets` holds the one annotated target, `positives` every correct image where the data set knows them.
+    `targets` holds the one annotated target, `positives` every correct image where the data set knows them, `aspects`
+    the names of what a text asks for (CIRCO).
     """
 
     targets: Mapping[QueryId, ImageId]
-    positives: Mapping[QueryId, frozenset[ImageId]]
+    positives: Mapping[QueryId, frozenset[ImageId]] = field(default_factory=dict)
+    aspects: Mapping[QueryId, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +150,47 @@ class TrainSplit:
 
 
 @dataclass(frozen=True, slots=True)
-class EvalSplit:
-    """Queries, the gallery they are ranked against, and what is right."""
+class Judged:
+    """Queries and what is right, without pixels: all that scoring a ranking needs.
+
+    `relevance` is None for a split whose targets are not published, `gallery` where the list of its images is not
+    there (CIRCO without the COCO files). `category` is FashionIQ's, else empty. `groups` holds CIRR's: the five other
+    images of a query's group, which it is also ranked among.
+    """
 
     name: str
     queries: tuple[Query, ...]
+    relevance: Relevance | None
+    gallery: Gallery | None
+    category: str = ""
+    groups: Mapping[QueryId, tuple[ImageId, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSplit:
+    """What is evaluated: judged queries, the gallery they are ranked against, and its pictures.
+
+    One per category where a benchmark has several. `missing` images of the gallery could not be used and are not
+    ranked; `dropped` queries needed one of them. Every result says both.
+    """
+
+    judged: Judged
     gallery: Gallery
     images: Images
-    relevance: Relevance
+    missing: int = 0
+    dropped: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.judged.name
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        return self.judged.queries
+
+    @property
+    def relevance(self) -> Relevance | None:
+        return self.judged.relevance
 
 
 def targets_of(triplets: Sequence[Triplet]) -> dict[QueryId, ImageId]:

@@ -44,7 +44,7 @@ def accelerator() -> Accelerator:
 def train(job: dict[str, Any]) -> None:
     """Train one stage and write `job["output"]`: adapter, adapter config and training log."""
     config = from_json(Path(job["run"]) / "config.json")
-    data, settings, iteration = config.data.build().train, config.training, int(job["iteration"])
+    data, settings, iteration = config.dataset(progress).train, config.training, int(job["iteration"])
     accelerate = accelerator()
     seed = seed_of(config.seed, "train", iteration)
     backbone: Any = config.model.build(Path(job["parent"]) if job["parent"] else None)

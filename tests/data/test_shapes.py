@@ -71,7 +71,7 @@ def test_sizes_are_at_least_those_promised(full: Dataset) -> None:
     assert len(full.train.triplets) >= 4000 and len(full.train.gallery.ids) >= 3000
     assert set(full.evals) == {"val", "test"}
     for make in full.evals.values():
-        split = make()
+        [split] = make()
         assert len(split.queries) >= 1000 and len(split.gallery.ids) >= 2000
 
 
@@ -103,7 +103,7 @@ def positives_of(full: Dataset, name: str) -> list[tuple[str, str, frozenset[str
         assert full.train.oracle is not None
         positives = full.train.oracle.positives
         return [(t.query.reference, t.target, positives(t.query)) for t in full.train.triplets]
-    split = full.evals[name]()
+    [split] = full.evals[name]()
     right = split.relevance
     return [(q.reference, right.targets[q.id], right.positives[q.id]) for q in split.queries]
 
@@ -342,7 +342,7 @@ def test_subsets_have_exactly_the_sizes_asked_for() -> None:
     data = ShapesSettings(train_families=60, train_triplets=600, eval_families=40).build()
     assert len(data.train.triplets) == 600 and len(data.train.gallery.ids) == 60 * FAMILY_SIZE
     for make in data.evals.values():
-        split = make()
+        [split] = make()
         assert len(split.gallery.ids) == 40 * FAMILY_SIZE and len(split.queries) > 40
     check_inside(data)
 
@@ -353,9 +353,10 @@ def check_inside(data: Dataset) -> None:
     assert {i for t in data.train.triplets for i in (t.query.reference, t.target)} <= ids
     assert data.train.oracle is not None
     assert data.train.oracle.positives(data.train.triplets[0].query) <= ids
-    for split in (make() for make in data.evals.values()):
+    for split in (part for make in data.evals.values() for part in make()):
         inside = set(split.gallery.ids)
         assert {q.reference for q in split.queries} <= inside
+        assert split.relevance is not None
         assert all(p <= inside for p in split.relevance.positives.values())
 
 
@@ -379,8 +380,8 @@ def test_evaluation_sees_the_same_split_each_time(full: Dataset) -> None:
     def facts(split: EvalSplit) -> tuple[object, ...]:
         return split.name, split.queries, split.gallery, split.relevance
 
-    assert facts(full.evals["val"]()) == facts(full.evals["val"]())
-    assert full.evals["val"]().name == "shapes_val" and full.evals["test"]().name == "shapes_test"
+    assert facts(full.evals["val"]()[0]) == facts(full.evals["val"]()[0])
+    assert full.evals["val"]()[0].name == "shapes_val" and full.evals["test"]()[0].name == "shapes_test"
 
 
 def test_oracle_judges_texts_and_distances(full: Dataset, splits: dict[str, Scenes]) -> None:

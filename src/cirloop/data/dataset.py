@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from cirloop.types import EvalSplit, TrainSplit
+from cirloop.artifacts import fingerprint
+from cirloop.types import EvalSplit, Gallery, Images, Query, TrainSplit
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dataset:
-    """`evals` makes an evaluation split by name (`val`, `test`); `digest` is of `train`'s triplets and pixels."""
+    """`make_train` gives the train split, `evals` the parts of an evaluation split by name (`val`, `test`).
+
+    Both are made when asked for, so that evaluating needs no training data.
+    """
 
     name: str
-    train: TrainSplit
-    evals: Mapping[str, Callable[[], EvalSplit]]
-    digest: str
+    make_train: Callable[[], TrainSplit]
+    evals: Mapping[str, Callable[[], tuple[EvalSplit, ...]]]
+    _made: dict[str, tuple[EvalSplit, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    def parts(self, split: str) -> tuple[EvalSplit, ...]:
+        """The parts of an evaluation split, made once."""
+        if split not in self._made:
+            self._made[split] = self.evals[split]()
+        return self._made[split]
+
+    @cached_property
+    def train(self) -> TrainSplit:
+        return self.make_train()
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the train split's triplets and pixels."""
+        rows = [[t.query.id, t.query.reference, t.query.text, t.target] for t in self.train.triplets]
+        return fingerprint(rows + _pixels(self.train.gallery, self.train.images))
+
+
+def eval_digest(parts: Sequence[EvalSplit]) -> str:
+    """Of an evaluation split's queries, right answers and pixels."""
+    return fingerprint([[_queries(part), _pixels(part.gallery, part.images)] for part in parts])
+
+
+def _queries(part: EvalSplit) -> list[list[object]]:
+    def right(query: Query) -> list[object]:
+        if part.relevance is None:
+            return []
+        return [part.relevance.targets[query.id], sorted(part.relevance.positives.get(query.id, ()))]
+
+    return [[q.id, q.reference, q.text, *right(q), part.judged.groups.get(q.id, ())] for q in part.queries]
+
+
+def _pixels(gallery: Gallery, images: Images) -> list[str]:
+    return [images.digest(image) for image in gallery.ids]

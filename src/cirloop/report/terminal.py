@@ -72,12 +72,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], out
     (out or Console(width=None if console.is_terminal else 120)).print(made)
 
 
-def recall_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
-    """One row an iteration: each metric as `value ± standard error`."""
+def metric_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
+    """One row an iteration: each metric in percent as `value ± standard error`."""
     return [
         [
             str(result["iteration"]),
-            *(f"{result['metrics'][m]['value']:.1f} ± {result['metrics'][m]['se']:.1f}" for m in metrics),
+            *(f"{100 * result['metrics'][m]:.1f} ± {100 * result['standard_errors'][m]:.1f}" for m in metrics),
         ]
         for result in results
     ]

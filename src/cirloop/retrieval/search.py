@@ -6,7 +6,7 @@ rounding: `exact` sorts blocks of scores, `faiss` asks a flat inner-product inde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,44 @@ def rank(
     if search == "faiss":
         images_QK, scores_QK = _faiss(queries_QD, gallery_GD, reference_Q, depth)
     return Rankings(tuple(q.id for q in queries), gallery, images_QK, scores_QK, rank_Q, score_Q)
+
+
+def places(
+    queries: Sequence[Query],
+    wanted: Sequence[Collection[ImageId]],
+    gallery: Gallery,
+    queries_QD: Floats,
+    gallery_GD: Floats,
+) -> list[dict[ImageId, int]]:
+    """Per query the place of each of its `wanted` images among all of the gallery, the reference too.
+
+    From 1, ties by gallery row.
+    """
+    rows = gallery.rows()
+    out: list[dict[ImageId, int]] = []
+    for start in range(0, len(queries), BLOCK):
+        for scores_G, images in zip(
+            queries_QD[start : start + BLOCK] @ gallery_GD.T, wanted[start : start + BLOCK], strict=True
+        ):
+            of = {image: rows[image] for image in images}
+            out.append(
+                {
+                    image: int((scores_G > scores_G[row]).sum() + (scores_G[:row] == scores_G[row]).sum()) + 1
+                    for image, row in of.items()
+                }
+            )
+    return out
+
+
+def best(
+    queries: Sequence[Query], gallery: Gallery, queries_QD: Floats, gallery_GD: Floats, depth: int
+) -> list[list[ImageId]]:
+    """The best `depth` images per query, the reference ranked too, best first, ties by gallery row."""
+    out: list[list[ImageId]] = []
+    for start in range(0, len(queries), BLOCK):
+        columns = _best(queries_QD[start : start + BLOCK] @ gallery_GD.T, min(depth, len(gallery.ids)))
+        out += [[gallery.ids[column] for column in row] for row in columns]
+    return out
 
 
 def _best(scores_BG: Floats, depth: int) -> npt.NDArray[np.int64]:

@@ -7,7 +7,6 @@ from functools import cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.artifacts import fingerprint
 from cirloop.data.config import ShapesSettings
 from cirloop.data.dataset import Dataset
 from cirloop.data.images import DrawnImages
@@ -18,6 +17,7 @@ from cirloop.types import (
     EvalSplit,
     Gallery,
     ImageId,
+    Judged,
     Query,
     QueryId,
     Relevance,
@@ -83,7 +83,13 @@ def _triplets(scenes: Scenes, num_images: int) -> list[Triplet]:
 
 
 def load(settings: ShapesSettings) -> Dataset:
-    """The train split and makers of val and test, cut to the sizes of `settings`."""
+    """The train split, val and test, cut to the sizes of `settings`. Raises UserError for more than there is."""
+    train = _train(settings)
+    evals = {name: partial(_eval, name, settings.eval_families * FAMILY_SIZE) for name in ("val", "test")}
+    return Dataset("shapes", lambda: train, evals)
+
+
+def _train(settings: ShapesSettings) -> TrainSplit:
     scenes = held_out()["train"]
     num = settings.train_families * FAMILY_SIZE
     triplets = _triplets(scenes, num)
@@ -95,31 +101,21 @@ def load(settings: ShapesSettings) -> Dataset:
     if settings.train_triplets < len(triplets):
         kept = Draws("subset", settings.subset_seed).shuffled(triplets)[: settings.train_triplets]
         triplets = sorted(kept, key=lambda t: t.query.id)
-    train = TrainSplit(
+    return TrainSplit(
         "shapes/train",
         tuple(triplets),
         _gallery(scenes, num),
         DrawnImages(partial(_pixels, scenes)),
         ShapesOracle(scenes, num),
     )
-    digest = fingerprint(
-        [[t.query.id, t.query.reference, t.query.text, t.target] for t in triplets]
-        + [train.images.digest(image) for image in train.gallery.ids]
-    )
-    evals = {name: partial(_eval, name, settings.eval_families * FAMILY_SIZE) for name in ("val", "test")}
-    return Dataset("shapes", train, evals, digest)
 
 
-def _eval(name: str, num: int) -> EvalSplit:
+def _eval(name: str, num: int) -> tuple[EvalSplit]:
     scenes = held_out()[name]
     triplets, oracle = _triplets(scenes, num), ShapesOracle(scenes, num)
     relevance = Relevance(
         {t.query.id: t.target for t in triplets}, {t.query.id: oracle.positives(t.query) for t in triplets}
     )
-    return EvalSplit(
-        f"shapes_{name}",
-        tuple(t.query for t in triplets),
-        _gallery(scenes, num),
-        DrawnImages(partial(_pixels, scenes)),
-        relevance,
-    )
+    gallery = _gallery(scenes, num)
+    judged = Judged(f"shapes_{name}", tuple(t.query for t in triplets), relevance, gallery)
+    return (EvalSplit(judged, gallery, DrawnImages(partial(_pixels, scenes))),)

@@ -1,0 +1,93 @@
+"""CIRCO (Baldrati et al., ICCV 2023, arXiv 2303.15247) in its official layout.
+
+annotations/<split>.json; the gallery is COCO 2017 unlabeled, 123,403 images, listed in
+COCO2017_unlabeled/annotations/image_info_unlabeled2017.json. An entry: id, reference_img_id, relative_caption, and on
+val target_img_id, gt_img_ids and semantic_aspects. `shared_concept` is no part of the query: it tells what the images
+have in common.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from cirloop.data.dataset import Dataset
+from cirloop.data.sources import Sources, eval_split
+from cirloop.problems import Problems
+from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit, UserError
+
+OFFICIAL = {"val": (220, 123403), "test": (800, 123403)}
+"""Queries and images."""
+LIST = Path("COCO2017_unlabeled") / "annotations" / "image_info_unlabeled2017.json"
+
+
+def gallery(directory: Path, problems: Problems) -> Gallery | None:
+    """All images of COCO 2017 unlabeled, or None where their list is not there."""
+    path = directory / LIST
+    if not path.exists():
+        return None
+    content = problems.json(path)
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not all(isinstance(i, dict) and isinstance(i.get("id"), int) for i in images):
+        problems.add(path, "must be an object with a list `images` of objects with a whole number `id`")
+        return None
+    return Gallery("circo", tuple(sorted({ImageId(str(image["id"])) for image in images})))
+
+
+def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
+    """Queries and all right answers of `split`; the problems found are added to `problems`."""
+    there = gallery(directory, problems)
+    known = set(there.ids) if there else None
+    queries: dict[QueryId, Query] = {}
+    targets: dict[QueryId, ImageId] = {}
+    positives: dict[QueryId, frozenset[ImageId]] = {}
+    aspects: dict[QueryId, tuple[str, ...]] = {}
+    unlabelled = split == "test"
+    for where, entry in problems.entries(directory / "annotations" / f"{split}.json"):
+        number, reference = entry.get("id", int), entry.get("reference_img_id", int)
+        text, target = entry.get("relative_caption", str), entry.get("target_img_id", int, optional=unlabelled)
+        right = None if unlabelled else entry.list_of("gt_img_ids", int)
+        for image in {i for i in (reference, target, *(right or ())) if i is not None}:
+            if known is not None and str(image) not in known:
+                problems.add(where, f"image {image} is not in COCO 2017 unlabeled")
+        if number is None or reference is None or text is None:
+            continue
+        query = QueryId(str(number))
+        if query in queries:
+            problems.add(where, f"id {number} is there more than once")
+        queries[query] = Query(query, ImageId(str(reference)), text)
+        if target is None or right is None:
+            continue
+        if target not in right:
+            problems.add(where, f"target_img_id {target} is not among gt_img_ids")
+        if len(set(right)) < len(right):
+            problems.add(where, "gt_img_ids holds an image more than once")
+        targets[query] = ImageId(str(target))
+        positives[query] = frozenset(ImageId(str(image)) for image in right)
+        aspects[query] = tuple(entry.list_of("semantic_aspects", str) or ())
+    relevance = Relevance(targets, positives, aspects=aspects) if targets else None
+    return [Judged(f"circo_{split}", tuple(queries.values()), relevance, there)]
+
+
+def load(allow_missing_images: int, sources: Sources) -> Dataset:
+    """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017. There is nothing to train on."""
+    directory = sources.root("circo")
+
+    def train() -> TrainSplit:
+        raise UserError(
+            "CIRCO has no training split. Train on another data set, and evaluate on CIRCO by eval_iterative.py "
+            "--eval_dataset circo_val --data_dir DIR."
+        )
+
+    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+        problems = Problems()
+        [part] = judged(directory, split, problems)
+        if part.gallery is None:
+            problems.add(directory / LIST, "there is no such file")
+        problems.stop(f"Put CIRCO's annotations and COCO's list under --data_dir {directory}; see docs/datasets.md.")
+        assert part.gallery is not None
+        folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
+        files = {image: folder / f"{int(image):012d}.jpg" for image in part.gallery.ids}
+        return (eval_split(part, files, allow_missing_images, sources),)
+
+    return Dataset("circo", train, {split: partial(evaluated, split) for split in ("val", "test")})

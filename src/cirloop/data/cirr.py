@@ -1,0 +1,101 @@
+"""CIRR (Liu et al., ICCV 2021, arXiv 2108.04024), annotations `rc2`, in its official layout.
+
+captions/cap.rc2.<split>.json and image_splits/split.rc2.<split>.json (image name -> path). The gallery of a split is
+all its images. An entry: pairid, reference, caption, target_hard (test1: none), img_set.members (six, with the
+reference).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from cirloop.data.dataset import Dataset
+from cirloop.data.sources import Sources, eval_split, train_split
+from cirloop.problems import Entry, Problems
+from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance
+
+SPLITS = {"train": "train", "val": "val", "test": "test1"}
+OFFICIAL = {"train": (28225, 16939), "val": (4181, 2297), "test": (4148, 2315)}
+"""Queries and images."""
+
+
+def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId, str]:
+    """Image name -> path relative to the data directory's images."""
+    path = directory / "image_splits" / f"split.rc2.{SPLITS[split]}.json"
+    content = problems.json(path)
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
+        problems.add(path, "must be an object of image name -> path")
+        return {}
+    return {ImageId(name): file for name, file in content.items()}
+
+
+def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
+    """Queries, targets and groups of `split`; the problems found are added to `problems`."""
+    images = image_files(directory, split, problems)
+    path = directory / "captions" / f"cap.rc2.{SPLITS[split]}.json"
+    queries: dict[QueryId, Query] = {}
+    targets: dict[QueryId, ImageId] = {}
+    groups: dict[QueryId, tuple[ImageId, ...]] = {}
+    for where, entry in problems.entries(path):
+        pair, reference, text = entry.get("pairid", int), entry.get("reference", str), entry.get("caption", str)
+        target = entry.get("target_hard", str, optional=split == "test")
+        members = _members(entry, problems)
+        for role, image in (("reference", reference), ("target_hard", target), *(("member", m) for m in members)):
+            if image is not None and images and image not in images:
+                problems.add(where, f"{role} {image!r} is not in split.rc2.{SPLITS[split]}.json")
+        for role, image in (("reference", reference), ("target_hard", target)):
+            if members and image is not None and image not in members:
+                problems.add(where, f"{role} {image!r} is not among img_set's members")
+        if target is not None and target == reference:
+            problems.add(where, f"reference and target are the same image, {reference!r}")
+        if pair is None or reference is None or text is None:
+            continue
+        query = QueryId(str(pair))
+        if query in queries:
+            problems.add(where, f"pairid {pair} is there more than once")
+        queries[query] = Query(query, ImageId(reference), text)
+        groups[query] = tuple(ImageId(m) for m in members if m != reference)
+        if target is not None:
+            targets[query] = ImageId(target)
+    if targets and len(targets) < len(queries):
+        problems.add(path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target")
+    relevance = Relevance(targets) if targets else None
+    gallery = Gallery(f"cirr/{split}", tuple(sorted(images)))
+    return [Judged(f"cirr_{split}", tuple(queries.values()), relevance, gallery, groups=groups)]
+
+
+def _members(entry: Entry, problems: Problems) -> list[str]:
+    group = entry.get("img_set", dict)
+    if group is None:
+        return []
+    members = Entry(group, f"{entry.where} img_set", problems).list_of("members", str) or []
+    if members and len(set(members)) != 6:
+        problems.add(entry.where, f"img_set must have six different members, found {len(set(members))}")
+    return members
+
+
+def load(allow_missing_images: int, sources: Sources) -> Dataset:
+    """Train, val and test1 with their pictures, at the paths of the split files, under `img_raw/` or beside it."""
+    directory = sources.root("cirr")
+    raw = directory / "img_raw"
+    pictures = raw if raw.is_dir() else directory
+
+    def read(split: str) -> tuple[list[Judged], dict[ImageId, Path]]:
+        problems = Problems()
+        parts = judged(directory, split, problems)
+        files = {image: pictures / path for image, path in image_files(directory, split, Problems()).items()}
+        problems.stop(f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the layout.")
+        return parts, files
+
+    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+        parts, files = read(split)
+        return tuple(eval_split(part, files, allow_missing_images, sources) for part in parts)
+
+    return Dataset(
+        "cirr",
+        lambda: train_split(*read("train"), allow_missing_images, sources),
+        {split: partial(evaluated, split) for split in ("val", "test")},
+    )

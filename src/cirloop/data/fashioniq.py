@@ -1,0 +1,105 @@
+"""FashionIQ (Wu et al., CVPR 2021, arXiv 1905.12794) in its official layout.
+
+captions/cap.<category>.<split>.json and image_splits/split.<category>.<split>.json (a list of image ids). An entry:
+candidate (the reference), target (test: none), two captions, some of them empty. Two galleries are in use and never
+mixed: `original`, every image of the split file, and `union`, the references and targets of the queries.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from cirloop.data.dataset import Dataset
+from cirloop.data.sources import Sources, eval_split, train_split
+from cirloop.problems import Problems
+from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+
+CATEGORIES = ("dress", "shirt", "toptee")
+OFFICIAL = {"dress": (2017, 3817, 2628), "shirt": (2038, 6346, 3089), "toptee": (1961, 5373, 2902)}
+"""Val: queries, images of the original gallery, images of the union gallery."""
+GalleryKind = Literal["original", "union"]
+
+
+def joined(captions: Sequence[str]) -> str:
+    """The two captions as one text, as CLIP4Cir, SPRC and QuRe do at evaluation; an empty one is left out."""
+    parts = [part for part in (caption.strip(".?, ") for caption in captions) if part]
+    return " and ".join([parts[0].capitalize(), *parts[1:]]) if parts else ""
+
+
+def judged(
+    directory: Path, split: str, problems: Problems, categories: Sequence[str] = CATEGORIES,
+    kind: GalleryKind = "original",
+) -> list[Judged]:  # fmt: skip
+    """Queries and targets of `split`, one part per category; the problems found are added to `problems`."""
+    return [_category(directory, split, category, problems, kind) for category in categories]
+
+
+def _category(directory: Path, split: str, category: str, problems: Problems, kind: GalleryKind) -> Judged:
+    names = directory / "image_splits" / f"split.{category}.{split}.json"
+    content = problems.json(names)
+    if content is not None and not (isinstance(content, list) and all(isinstance(name, str) for name in content)):
+        problems.add(names, "must be a list of image ids")
+        content = None
+    images = [] if content is None else content
+    twice = sorted(name for name, count in Counter(images).items() if count > 1)
+    if twice:
+        problems.add(names, f"{len(twice)} images are there more than once, the first: {twice[0]!r}")
+    known, path = set(images), directory / "captions" / f"cap.{category}.{split}.json"
+    queries: list[Query] = []
+    targets: dict[QueryId, ImageId] = {}
+    for number, (where, entry) in enumerate(problems.entries(path)):
+        reference, captions = entry.get("candidate", str), entry.list_of("captions", str)
+        target = entry.get("target", str, optional=split == "test")
+        for role, image in (("candidate", reference), ("target", target)):
+            if image is not None and known and image not in known:
+                problems.add(where, f"{role} {image!r} is not in {names.name}")
+        text = joined(captions) if captions else ""
+        if captions is not None and not text:
+            problems.add(where, "all captions are empty")
+        if reference is None or not text:
+            continue
+        query = QueryId(f"{category}/{number}")
+        queries.append(Query(query, ImageId(reference), text))
+        if target is not None:
+            targets[query] = ImageId(target)
+    if targets and len(targets) < len(queries):
+        problems.add(path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target")
+    if kind == "union":
+        known = {query.reference for query in queries} | set(targets.values())
+    gallery = Gallery(f"fashioniq/{category}/{split}/{kind}", tuple(ImageId(name) for name in sorted(known)))
+    return Judged(f"fashioniq_{split}", tuple(queries), Relevance(targets) if targets else None, gallery, category)
+
+
+def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> dict[ImageId, Path]:
+    """Where each picture is: images/<id>.png, .jpg or .jpeg, or the same in images/<category>/."""
+    there: dict[str, Path] = {}
+    for folder in (directory / "images" / category, directory / "images"):
+        for path in sorted(folder.glob("*.*")) if folder.is_dir() else ():
+            if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
+                there[path.stem] = path
+    return {image: there.get(image, directory / "images" / f"{image}.png") for image in images}
+
+
+def load(categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, sources: Sources) -> Dataset:
+    """Train over the categories together; val and test one part per category."""
+    directory = sources.root("fashioniq")
+
+    def read(split: str) -> list[tuple[Judged, dict[ImageId, Path]]]:
+        problems = Problems()
+        parts = judged(directory, split, problems, categories, kind if split != "train" else "original")
+        problems.stop(f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the layout.")
+        return [(p, picture_files(directory, p.gallery.ids if p.gallery else (), p.category)) for p in parts]
+
+    def train() -> TrainSplit:
+        rows = read("train")
+        files = {image: path for _, part in rows for image, path in part.items()}
+        return train_split([part for part, _ in rows], files, allow_missing_images, sources)
+
+    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+        return tuple(eval_split(part, files, allow_missing_images, sources) for part, files in read(split))
+
+    return Dataset("fashioniq", train, {split: partial(evaluated, split) for split in ("val", "test")})

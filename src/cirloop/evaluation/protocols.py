@@ -1,0 +1,157 @@
+"""What a number of a benchmark means: places of images in a ranking -> metrics, as the benchmark's papers compute them.
+
+Every metric is a mean over queries of a value in [0, 1], so each has a standard error; an image that a ranking does not
+list is not retrieved. Q queries.
+
+- shapes: the reference is removed. recall@K of the annotated target; `any correct recall@K` of the first right image.
+- CIRR (arXiv 2108.04024): the reference is removed. recall@K of `target_hard`; recall_subset@K among the five other
+  members of the query's group.
+- Own data: as CIRR, and map@K as CIRCO where there are several right answers.
+- FashionIQ (arXiv 1905.12794): recall@10 and @50 per category and their unweighted mean. The reference stays in, as in
+  CLIP4Cir and QuRe; `, reference removed` marks the other variant, ReCALL's.
+- CIRCO (arXiv 2303.15247, section 5): map@K over all right answers with min(|GT|, K); recall@K of the one target;
+  map@10 per semantic aspect. The reference stays in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cirloop.types import ImageId, Judged, Query, QueryId
+
+Places = Mapping[ImageId, int]
+"""Place in a ranking, from 1 with the reference counted, of each image that matters to a query and is listed."""
+Values = npt.NDArray[np.float64]
+
+PROTOCOLS = {
+    "shapes": "shapes: gallery of the split's images, reference removed, annotated target; any correct image beside it",
+    "cirr": "CIRR: gallery of the split's images, reference removed, target_hard; subset: five group members",
+    "fashioniq": "FashionIQ: {gallery} gallery, reference kept; unweighted mean over categories",
+    "jsonl": "own data: the gallery given, reference removed, annotated target; subset: the images given",
+    "circo": "CIRCO: COCO 2017 unlabeled, reference kept; map@K over all right answers, divided by min(|GT|, K)",
+}
+KS = {
+    "shapes": (1, 5, 10, 50),
+    "cirr": (1, 5, 10, 50),
+    "fashioniq": (10, 50),
+    "circo": (5, 10, 25, 50),
+    "jsonl": (1, 5, 10, 50),
+}
+SUBSET_KS = (1, 2, 3)
+HEADLINE = {
+    "shapes": ("recall@1", "recall@5", "recall@10", "recall@50"),
+    "cirr": ("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1"),
+    "fashioniq": ("recall@10", "recall@50", "mean of recall@10 and recall@50"),
+    "jsonl": ("recall@1", "recall@5", "recall@10", "recall@50"),
+    "circo": ("map@5", "map@10", "map@25", "map@50"),
+}
+"""What the papers' tables show."""
+COMPARED = {"shapes": "recall@1", "cirr": "recall@1", "fashioniq": "recall@10", "circo": "map@10", "jsonl": "recall@1"}
+"""What iterations are compared on, query by query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A mean over queries and its standard error, both fractions."""
+
+    value: float
+    se: float
+
+
+def describe(parts: Sequence[Judged]) -> str:
+    """The protocol of a result, with FashionIQ's gallery named."""
+    gallery = parts[0].gallery.name.rsplit("/", 1)[-1] if parts[0].gallery else ""
+    return PROTOCOLS[parts[0].name.split("_")[0]].format(gallery=gallery)
+
+
+def places_of(ranking: Sequence[ImageId], wanted: set[ImageId]) -> dict[ImageId, int]:
+    """Places of the `wanted` images that `ranking` lists, from 1."""
+    return {image: place for place, image in enumerate(ranking, 1) if image in wanted}
+
+
+def wanted(part: Judged, query: Query) -> set[ImageId]:
+    """The images whose places decide the metrics of a query."""
+    assert part.relevance is not None
+    target, positives = part.relevance.targets[query.id], part.relevance.positives.get(query.id, ())
+    return {query.reference, target, *positives, *part.groups.get(query.id, ())}
+
+
+def without(places: Places, reference: ImageId) -> dict[ImageId, int]:
+    """The places with the reference removed from the ranking."""
+    gone = places.get(reference)
+    return {image: place - (gone is not None and place > gone) for image, place in places.items() if image != reference}
+
+
+def recall_at(place: int | None, k: int) -> float:
+    return float(place is not None and place <= k)
+
+
+def subset_place(places: Places, target: ImageId, members: Sequence[ImageId]) -> int | None:
+    """The target's place among the members of its group; members not listed come after those that are."""
+    if target not in places:
+        return None
+    return sum(places.get(member, np.inf) < places[target] for member in members) + 1
+
+
+def average_precision_at(places: Places, positives: frozenset[ImageId], k: int) -> float:
+    """Sum over hits within k of the precision there, divided by min(|positives|, k) (CIRCO, equation 1)."""
+    hits = sorted(place for image, place in places.items() if image in positives and place <= k)
+    return sum(number / place for number, place in enumerate(hits, 1)) / min(len(positives), k)
+
+
+def values(part: Judged, places: Mapping[QueryId, Places]) -> dict[str, Values]:
+    """Every metric of one part, a value per query in the order of `part.queries`."""
+    relevance, benchmark = part.relevance, part.name.split("_")[0]
+    assert relevance is not None
+    rows: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        rows.setdefault(name, []).append(value)
+
+    for query in part.queries:
+        kept, target = places[query.id], relevance.targets[query.id]
+        removed = without(kept, query.reference)
+        seen = removed if benchmark in ("shapes", "cirr", "jsonl") else kept
+        for k in KS[benchmark]:
+            add(f"recall@{k}", recall_at(seen.get(target), k))
+            if benchmark == "fashioniq":
+                add(f"recall@{k}, reference removed", recall_at(removed.get(target), k))
+            if benchmark != "shapes" and relevance.positives:
+                add(f"map@{k}", average_precision_at(seen, relevance.positives[query.id], k))
+        if part.groups:
+            among = subset_place(seen, target, part.groups[query.id])
+            for k in SUBSET_KS:
+                add(f"recall_subset@{k}", recall_at(among, k))
+            add("mean of recall@5 and recall_subset@1", (recall_at(seen.get(target), 5) + recall_at(among, 1)) / 2)
+        if benchmark == "fashioniq":
+            add(
+                "mean of recall@10 and recall@50",
+                (recall_at(kept.get(target), 10) + recall_at(kept.get(target), 50)) / 2,
+            )
+        for aspect in relevance.aspects.get(query.id, ()):
+            add(f"map@10, {aspect}", average_precision_at(seen, relevance.positives[query.id], 10))
+    return {name: np.array(row) for name, row in rows.items()}
+
+
+def mean(values_Q: Values) -> Metric:
+    return Metric(float(values_Q.mean()), float(values_Q.std() / len(values_Q) ** 0.5))
+
+
+def metrics(parts: Sequence[Judged], places: Mapping[QueryId, Places]) -> dict[str, Metric]:
+    """Every metric of a benchmark; over several categories their unweighted means, then each category's."""
+    tables = {part.category: {name: mean(v) for name, v in values(part, places).items()} for part in parts}
+    if len(parts) == 1:
+        out = dict(next(iter(tables.values())))
+    else:
+        out = {name: _average([table[name] for table in tables.values()]) for name in next(iter(tables.values()))}
+        out |= {f"{name}, {category}": m for category, table in tables.items() for name, m in table.items()}
+    return out
+
+
+def _average(rows: Sequence[Metric]) -> Metric:
+    """The unweighted mean over categories, whose queries are independent."""
+    return Metric(sum(m.value for m in rows) / len(rows), sum(m.se**2 for m in rows) ** 0.5 / len(rows))

@@ -1,0 +1,158 @@
+"""What is wrong with a data set, collected so that one message lists all of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cirloop.types import UserError
+
+T = TypeVar("T")
+SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Where (a file, an entry of it, an image) and what."""
+
+    where: str
+    what: str
+
+
+class Problems:
+    """A growing list of problems; `stop` raises them together."""
+
+    def __init__(self) -> None:
+        self.rows: list[Problem] = []
+
+    def add(self, where: object, what: str) -> None:
+        self.rows.append(Problem(str(where), what))
+
+    def stop(self, way_out: str) -> None:
+        """Raises UserError if there is any problem: all of them up to 40, and how many more."""
+        if not self.rows:
+            return
+        lines = [f"  {row.where}: {row.what}" for row in self.rows[:SHOWN]]
+        more = len(self.rows) - SHOWN
+        lines += [f"  and {more} more"] if more > 0 else []
+        count = "1 problem" if len(self.rows) == 1 else f"{len(self.rows)} problems"
+        raise UserError("\n".join([f"{count}:", *lines, way_out]))
+
+    def json(self, path: Path) -> Any:
+        """The content of a JSON file, or None with the problem noted."""
+
+        def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            keys = [key for key, _ in pairs]
+            for key in sorted({k for k in keys if keys.count(k) > 1}) if len(set(keys)) < len(keys) else ():
+                self.add(path, f"the key {key!r} is there more than once")
+            return dict(pairs)
+
+        try:
+            return json.loads(path.read_text("utf-8"), object_pairs_hook=no_doubles)
+        except FileNotFoundError:
+            self.add(path, "there is no such file")
+        except IsADirectoryError:
+            self.add(path, "is a directory, not a file")
+        except UnicodeDecodeError:
+            self.add(path, "is not UTF-8 text")
+        except json.JSONDecodeError as error:
+            self.add(path, f"is not JSON ({error})")
+        except RecursionError:
+            self.add(path, "is not JSON (nested too deeply)")
+        return None
+
+    def lines(self, path: Path) -> list[str]:
+        """The lines of a text file, stripped; none, with the problem noted, where it cannot be read."""
+        try:
+            return [line.strip() for line in path.read_text("utf-8").splitlines()]
+        except FileNotFoundError:
+            self.add(path, "there is no such file")
+        except IsADirectoryError:
+            self.add(path, "is a directory, not a file")
+        except UnicodeDecodeError:
+            self.add(path, "is not UTF-8 text")
+        return []
+
+    def json_lines(self, path: Path) -> Iterator[tuple[str, Entry]]:
+        """The objects of a JSON lines file, each with its place for messages; empty lines are passed over."""
+        before, num = len(self.rows), 0
+        for number, line in enumerate(self.lines(path), 1):
+            if not line:
+                continue
+            where, num = f"{path} line {number}", num + 1
+            try:
+                fields = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                self.add(where, f"is not JSON ({error})")
+                continue
+            if isinstance(fields, dict):
+                yield where, Entry(fields, where, self)
+            else:
+                self.add(where, f"must be an object, found {_kind(fields)}")
+        if num == 0 and len(self.rows) == before:
+            self.add(path, "holds no lines")
+
+    def entries(self, path: Path) -> Iterator[tuple[str, Entry]]:
+        """The objects of a JSON list, each with its place for messages."""
+        content = self.json(path)
+        if content is None:
+            return
+        if not isinstance(content, list):
+            self.add(path, f"must be a list of objects, found {_kind(content)}")
+            return
+        if not content:
+            self.add(path, "holds no entries")
+        for number, entry in enumerate(content):
+            where = f"{path} entry {number}"
+            if isinstance(entry, dict):
+                yield where, Entry(entry, where, self)
+            else:
+                self.add(where, f"must be an object, found {_kind(entry)}")
+
+
+class Entry:
+    """One object of an annotation file; what it lacks is noted as a problem."""
+
+    def __init__(self, fields: dict[str, Any], where: str, problems: Problems) -> None:
+        self.fields, self.where, self._problems = fields, where, problems
+
+    def get(self, name: str, kind: type[T], optional: bool = False) -> T | None:
+        """The field `name` if it is of `kind` (str: not empty); None otherwise, with the problem noted."""
+        if name not in self.fields or (optional and self.fields[name] is None):
+            if not optional:
+                self._problems.add(self.where, f"has no {name!r}")
+            return None
+        value = self.fields[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self._problems.add(self.where, f"{name!r} must be {_name(kind)}, found {_kind(value)}")
+            return None
+        if kind is str and not value.strip():  # type: ignore[attr-defined]
+            self._problems.add(self.where, f"{name!r} is empty")
+            return None
+        return value
+
+    def list_of(self, name: str, kind: type[T]) -> list[T] | None:
+        """The field `name` as a list of `kind`."""
+        values = self.get(name, list)
+        if values is None:
+            return None
+        wrong = [v for v in values if not isinstance(v, kind) or isinstance(v, bool)]
+        if wrong:
+            self._problems.add(self.where, f"{name!r} must hold only {_name(kind)}, found {_kind(wrong[0])}")
+            return None
+        return values
+
+
+def _name(kind: type) -> str:
+    return {str: "text", int: "a whole number", list: "a list", dict: "an object"}[kind]
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    return {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}[type(value)]

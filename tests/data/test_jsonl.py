@@ -1,0 +1,122 @@
+"""Own data as JSON lines: what a line may hold, and each kind of mistake named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cirloop.data.config import JsonlSettings
+from cirloop.data.jsonl import judged
+from cirloop.data.sources import Sources
+from cirloop.problems import Problems
+from cirloop.types import ImageId, UserError
+
+LINE = {"reference": "a.png", "text": "in blue", "target": "sub/b.png"}
+
+
+def folder(directory: Path, lines: list[Any]) -> Path:
+    for name in ("a.png", "sub/b.png", "c.JPG"):
+        path = directory / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path, "PNG")
+    (directory / "images" / "notes.txt").write_text("no picture")
+    (directory / "val.jsonl").write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    return directory
+
+
+def sources(directory: Path) -> Sources:
+    return Sources(directory, directory / "cache", lambda items, _: items)
+
+
+def test_a_line_becomes_a_query(tmp_path: Path) -> None:
+    lines = [LINE, "", LINE | {"id": "mine", "texts": ["is red", " ", "has dots "]}]
+    [part] = JsonlSettings().build(sources(folder(tmp_path, lines))).parts("val")
+    assert [(q.id, q.text) for q in part.queries] == [("val/0", "in blue"), ("mine", "is red and has dots")]
+    assert part.gallery.ids == ("a.png", "c.JPG", "sub/b.png")
+    assert part.relevance is not None and part.relevance.targets[part.queries[0].id] == "sub/b.png"
+    assert part.images.load(ImageId("c.JPG")).size == (8, 8)
+
+
+def test_categories_groups_and_positives(tmp_path: Path) -> None:
+    line = LINE | {"category": "dress", "subset": ["a.png", "c.JPG", "sub/b.png"], "positives": ["c.JPG"]}
+    parts = JsonlSettings().build(sources(folder(tmp_path, [line, line | {"category": "bag"}]))).parts("val")
+    assert [part.judged.category for part in parts] == ["bag", "dress"]
+    [query] = parts[1].queries
+    assert parts[1].judged.groups[query.id] == ("c.JPG", "sub/b.png")
+    assert parts[1].relevance is not None and parts[1].relevance.positives[query.id] == {"c.JPG", "sub/b.png"}
+
+
+def test_a_split_without_targets_is_for_prediction(tmp_path: Path) -> None:
+    line = {name: value for name, value in LINE.items() if name != "target"}
+    [part] = JsonlSettings().build(sources(folder(tmp_path, [line]))).parts("val")
+    assert part.relevance is None
+
+
+def test_a_gallery_list_decides_what_is_ranked(tmp_path: Path) -> None:
+    (folder(tmp_path, [LINE]) / "gallery.txt").write_text("sub/b.png\na.png\n\n")
+    [part] = JsonlSettings(gallery="gallery.txt").build(sources(tmp_path)).parts("val")
+    assert part.gallery.ids == ("a.png", "sub/b.png")
+
+
+def listed(text: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / "gallery.txt").write_text(text)
+
+
+WRONG: dict[str, tuple[list[Any], str]] = {
+    "not JSON": (["{"], "line 1: is not JSON"),
+    "a list": (["[1]"], "line 1: must be an object, found a list"),
+    "no lines": ([""], "val.jsonl: holds no lines"),
+    "unknown field": ([LINE | {"txt": "x"}], "has an unknown field 'txt'; known: category, id,"),
+    "no text": ([{"reference": "a.png", "target": "sub/b.png"}], "line 1: has no 'text'"),
+    "text empty": ([LINE | {"text": " "}], "'text' is empty"),
+    "text a number": ([LINE | {"text": 3}], "'text' must be text, found a whole number"),
+    "texts not a list": ([LINE | {"texts": "x"}], "'texts' must be a list, found text"),
+    "no reference": ([{"text": "x", "target": "a.png"}], "has no 'reference'"),
+    "reference unknown": ([LINE | {"reference": "x.png"}], "reference 'x.png' is not in the gallery"),
+    "target unknown": ([LINE | {"target": "../b.png"}], "target '../b.png' is not in the gallery"),
+    "target is reference": ([LINE | {"target": "a.png"}], "reference and target are the same image"),
+    "some without target": ([LINE, {"reference": "a.png", "text": "x"}], "1 of 2 lines have no targets"),
+    "id twice": ([LINE | {"id": "x"}, LINE | {"id": "x"}], "line 2: the id 'x' is there more than once"),
+    "positive unknown": ([LINE | {"positives": ["x"]}], "positives 'x' is not in the gallery"),
+    "positives a word": ([LINE | {"positives": "a.png"}], "'positives' must be a list, found text"),
+    "target outside subset": ([LINE | {"subset": ["a.png", "c.JPG"]}], "the target is not in its subset"),
+    "some without category": ([LINE, LINE | {"category": "x"}], "1 lines have no category and others have one"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_mistake_is_named(name: str, tmp_path: Path) -> None:
+    lines, message = WRONG[name]
+    problems = Problems()
+    judged(folder(tmp_path, lines), JsonlSettings(), "val", problems)
+    assert message in "\n".join(f"{row.where}: {row.what}" for row in problems.rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (listed("a.png\na.png\nsub/b.png"), "'a.png' is there more than once"),
+        (listed("a.png\n../secret.png"), "'../secret.png' is not inside the picture folder"),
+        (listed("/etc/x.png"), "'/etc/x.png' is not inside the picture folder"),
+        (lambda directory: None, "gallery.txt: there is no such file"),
+    ],
+)
+def test_a_wrong_gallery_list_is_named(change: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    change(folder(tmp_path, [LINE]))
+    with pytest.raises(UserError) as caught:
+        JsonlSettings(gallery="gallery.txt").build(sources(tmp_path)).parts("val")
+    assert message in str(caught.value)
+
+
+def test_all_mistakes_come_together(tmp_path: Path) -> None:
+    folder(tmp_path, [line for lines, _ in WRONG.values() for line in lines])
+    with pytest.raises(UserError) as caught:
+        JsonlSettings().build(sources(tmp_path)).parts("val")
+    said = str(caught.value)
+    for name in ("not JSON", "unknown field", "text empty", "reference unknown", "id twice"):
+        assert WRONG[name][1].split(": ", 1)[-1] in said

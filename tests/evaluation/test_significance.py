@@ -1,0 +1,52 @@
+"""The randomisation test against enumeration of all signs, and its error rate where nothing differs."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cirloop.evaluation.significance import DRAWS, paired
+
+values = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=10)
+
+
+@given(pairs=values)
+def test_p_is_the_share_of_all_sign_flips(pairs: list[tuple[int, int]]) -> None:
+    a, b = np.array(pairs, float).T
+    d = b - a
+    every = [abs(np.dot(signs, d)) >= abs(d.sum()) for signs in product((-1, 1), repeat=len(d))]
+    assert paired(a, b).p == pytest.approx(np.mean(every), abs=0.03)
+    assert paired(a, b).value == pytest.approx(b.mean() - a.mean())
+
+
+@given(pairs=values)
+def test_turned_around_only_the_sign_changes(pairs: list[tuple[int, int]]) -> None:
+    a, b = np.array(pairs, float).T
+    there, back = paired(a, b), paired(b, a)
+    assert there.value == -back.value and there.se == back.se and there.p == back.p
+
+
+def test_equal_systems_are_never_different() -> None:
+    found = paired([1, 0, 1], [1, 0, 1])
+    assert (found.value, found.se, found.p) == (0, 0, 1)
+
+
+def test_a_clear_difference_has_the_least_p() -> None:
+    assert paired(np.zeros(100), np.ones(100)).p == 1 / (1 + DRAWS)
+
+
+def test_calls_a_difference_in_one_of_twenty_where_there_is_none() -> None:
+    rng = np.random.default_rng(0)
+    ps = [paired(*rng.random((2, 60)), seed=n).p for n in range(300)]
+    assert 0.02 < np.mean(np.array(ps) <= 0.05) < 0.09
+
+
+def test_different_queries_are_refused() -> None:
+    with pytest.raises(ValueError, match="a value per query of both"):
+        paired([1, 0], [1])
+    with pytest.raises(ValueError, match="a value per query of both"):
+        paired([], [])
