@@ -20,8 +20,9 @@ from cirloop import experiment
 from cirloop.artifacts import Store, file_digests
 from cirloop.backbones import Item
 from cirloop.config import from_json
+from cirloop.data.sources import Sources
 from cirloop.evaluate_run import EvalConfig, evaluate_run
-from cirloop.stages import Run
+from cirloop.run import Run
 from cirloop.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -229,7 +230,7 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
     assert no_text["ranks"] != whole["ranks"] != no_image["ranks"] != no_text["ranks"]
     # without texts, the rank is that of the target for the reference and an empty text
     config, store = from_json(finished / "config.json", experiment_dir=finished), Store(finished)
-    run = Run(config, store, config.dataset(lambda items, _: items))
+    run = Run(config, store, config.data.build(Sources(None, config.cache, lambda items, _: items)))
     [part] = run.data.parts("val")
     backbone = run.embedder(store.find("checkpoint_iter_1"))
     queries_QD = run.vectors(backbone, [Item(query.reference, "") for query in part.queries], part, "")

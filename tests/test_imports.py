@@ -37,11 +37,12 @@ ALLOWED: dict[str, set[str]] = {
     "rows": {"types", "artifacts"},
     "worker": BELOW_STAGES,
     "launch": {"types"},
-    "stages": BELOW_STAGES | {"launch"},
-    "loop": {"stages", "artifacts"},
-    "experiment": BELOW_STAGES | {"launch", "stages", "loop", "flags"},
+    "run": BELOW_STAGES,
+    "stages": BELOW_STAGES | {"launch", "run"},
+    "loop": {"stages", "artifacts", "run"},
+    "experiment": BELOW_STAGES | {"launch", "stages", "loop", "flags", "run"},
     "score_rankings": BELOW_STAGES,
-    "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings"},
+    "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings", "run"},
     "cli": {"types", "report"},
 }
 """Module or room of cirloop -> what it may import, besides itself. A new one is entered here first."""

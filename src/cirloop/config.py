@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,7 +23,6 @@ from pydantic_settings import (
 from cirloop import flags
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation
-from cirloop.data import Dataset
 from cirloop.data.config import DataConfig, ShapesSettings
 from cirloop.negatives import MinerConfig, TopK
 from cirloop.settings import Settings
@@ -125,12 +124,6 @@ class RunConfig(BaseSettings):
     @property
     def cache(self) -> Path:
         return self.runtime.cache_dir or self.directory.parent / "cache"
-
-    def dataset(self, progress: Callable[[Iterable[Any], str], Iterable[Any]]) -> Dataset:
-        """The data set; its splits are made, and their pictures looked at, when asked for."""
-        from cirloop.data.sources import Sources
-
-        return self.data.build(Sources(self.data_dir, self.cache, progress))
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged."""

@@ -22,8 +22,9 @@ from cirloop.evaluation.significance import paired
 from cirloop.experiment import CONFIG, done_iterations, show
 from cirloop.problems import Problems
 from cirloop.report.terminal import progress, table
+from cirloop.run import Run
 from cirloop.score_rankings import score_rankings
-from cirloop.stages import Run, evaluation, predictions
+from cirloop.stages import evaluation, predictions
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
 def _data(options: EvalConfig, config: RunConfig) -> tuple[Dataset, str]:
     """The data set and the split to evaluate on: the run's own, or another benchmark's by name."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
-    own = config.dataset(progress)
+    own = config.data.build(Sources(config.data_dir, config.cache, progress))
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name in names and options.data_dir is None:
         return own, names[name]

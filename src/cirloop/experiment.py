@@ -13,10 +13,11 @@ from cirloop.backbones.weights import resolve
 from cirloop.config import RunConfig, differences, from_json
 from cirloop.data import Dataset
 from cirloop.data.benchmarks import unofficial
+from cirloop.data.sources import Sources
 from cirloop.evaluation import protocols
 from cirloop.loop import RESULTS, iterate
 from cirloop.report.terminal import metric_rows, progress, table
-from cirloop.stages import Run
+from cirloop.run import Run
 from cirloop.types import TrainSplit, UserError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def check(config: RunConfig) -> Dataset:
     """
     problems = []
     try:
-        data = config.dataset(progress)
+        data = config.data.build(Sources(config.data_dir, config.cache, progress))
         for part in data.parts(config.evaluation.split):
             if note := unofficial(part.judged):
                 logger.warning("%s", note)

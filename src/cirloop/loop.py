@@ -14,7 +14,7 @@ from typing import Any
 
 from cirloop import stages
 from cirloop.artifacts import Artifact, write_json
-from cirloop.stages import Run
+from cirloop.run import Run
 
 RESULTS = "evaluation_results.json"
 

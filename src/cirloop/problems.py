@@ -50,14 +50,11 @@ class Problems:
                 self.add(path, f"the key {key!r} is there more than once")
             return dict(pairs)
 
+        text = self._text(path)
+        if text is None:
+            return None
         try:
-            return json.loads(path.read_text("utf-8"), object_pairs_hook=no_doubles)
-        except FileNotFoundError:
-            self.add(path, "there is no such file")
-        except IsADirectoryError:
-            self.add(path, "is a directory, not a file")
-        except UnicodeDecodeError:
-            self.add(path, "is not UTF-8 text")
+            return json.loads(text, object_pairs_hook=no_doubles)
         except json.JSONDecodeError as error:
             self.add(path, f"is not JSON ({error})")
         except RecursionError:
@@ -66,15 +63,18 @@ class Problems:
 
     def lines(self, path: Path) -> list[str]:
         """The lines of a text file, stripped; none, with the problem noted, where it cannot be read."""
+        return [line.strip() for line in (self._text(path) or "").splitlines()]
+
+    def _text(self, path: Path) -> str | None:
         try:
-            return [line.strip() for line in path.read_text("utf-8").splitlines()]
+            return path.read_text("utf-8")
         except FileNotFoundError:
             self.add(path, "there is no such file")
         except IsADirectoryError:
             self.add(path, "is a directory, not a file")
         except UnicodeDecodeError:
             self.add(path, "is not UTF-8 text")
-        return []
+        return None
 
     def json_lines(self, path: Path) -> Iterator[tuple[str, Entry]]:
         """The objects of a JSON lines file, each with its place for messages; empty lines are passed over."""

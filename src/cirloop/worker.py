@@ -18,6 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from cirloop.artifacts import Artifact, write_json
 from cirloop.backbones.features import VisionFeatures
 from cirloop.config import from_json
+from cirloop.data.sources import Sources
 from cirloop.report.terminal import progress, start_logging
 from cirloop.rows import read_augmented, read_mined
 from cirloop.training.batches import Batches
@@ -44,7 +45,8 @@ def accelerator() -> Accelerator:
 def train(job: dict[str, Any]) -> None:
     """Train one stage and write `job["output"]`: adapter, adapter config and training log."""
     config = from_json(Path(job["run"]) / "config.json")
-    data, settings, iteration = config.dataset(progress).train, config.training, int(job["iteration"])
+    data = config.data.build(Sources(config.data_dir, config.cache, progress)).train
+    settings, iteration = config.training, int(job["iteration"])
     accelerate = accelerator()
     seed = seed_of(config.seed, "train", iteration)
     backbone: Any = config.model.build(Path(job["parent"]) if job["parent"] else None)
