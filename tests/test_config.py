@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from cirloop.config import RunConfig, differences, from_json, load
+from cirloop.data.sources import Sources
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,8 +92,9 @@ def test_flag_sets_its_setting(flags: str, dotted: str, value: Any) -> None:
 
 
 def test_data_dir_is_refused_for_a_drawn_data_set() -> None:
+    config = load(["--data_dir", "/x"], DEFAULT)
     with pytest.raises(UserError, match="--data_dir: the data set `shapes` is drawn"):
-        load(["--data_dir", "/x"], DEFAULT)
+        config.data.build(Sources(config.data_dir, config.cache, lambda items, _: items))
 
 
 def test_experiment_dir_takes_the_place_of_the_default(tmp_path: Path) -> None:

@@ -206,6 +206,9 @@ def explain(error: ValidationError, program: str = PROGRAM) -> str:
         if problem["type"] == "extra_forbidden":
             near = _near(where)
             message = "unknown setting" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        elif problem["type"] == "union_tag_invalid":
+            where += ".type"
+            message = f"should be one of {problem['ctx']['expected_tags']} (given: {problem['ctx']['tag']!r})"
         else:
             message += f" (given: {problem['input']!r})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
         lines.append(f"  {where or 'settings'}: {message}")
