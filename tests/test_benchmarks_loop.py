@@ -61,6 +61,13 @@ def test_a_round_on_cirr(small: Any, cirr: Path, tmp_path: Path) -> None:
         assert outside and all(last["metrics"][name] == pytest.approx(v, abs=1e-6) for name, v in outside.items())
     assert evaluate(EvalConfig(experiment_dir=run, eval_dataset="cirr_test", iterations="1")) == []
     assert (run / "submission_cirr_test" / "iter_1" / "cirr_test_recall.json").exists()
+    with pytest.raises(UserError, match="nothing to score"):
+        evaluate(EvalConfig(experiment_dir=run, eval_dataset="cirr_test", iterations="1", ablate="text"))
+    damaged = spoiled(cirr, tmp_path / "damaged")
+    other = {"experiment_dir": run, "iterations": "1", "eval_dataset": "cirr_val", "data_dir": damaged}
+    with pytest.raises(UserError, match="--allow_missing_images 2"):
+        evaluate(EvalConfig(**other))
+    assert evaluate(EvalConfig(**other, allow_missing_images=2))[0]["missing_images"] == 2
     check_circo(run, write_circo(tmp_path / "circo"), tmp_path)
 
 

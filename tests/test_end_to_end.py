@@ -248,6 +248,8 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
         (["--iterations", "1,3,5"], ["no 3, 5 here", "base, 0, 1"]),
         (["--eval_dataset", "shape_test"], ["shapes_test", "shapes_val", "with --data_dir cirr_val"]),
         (["--eval_dataset", "cirr_test"], ["cirr needs --data_dir"]),
+        (["--gallery", "union"], ["the run has its own", "--data_dir"]),
+        (["--allow_missing_images", "2"], ["the run has its own", "--data_dir"]),
         (["--output_file", "/no/where/out.json"], ["directory does not exist"]),
         (["--iteration", "1"], ["--iterations"]),
     ],

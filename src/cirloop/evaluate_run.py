@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cirloop import flags
@@ -56,6 +56,8 @@ class EvalConfig(BaseSettings):
     """For FashionIQ: all images of the split, or the references and targets of its queries."""
     iterations: str | None = None
     """Iterations separated by commas, `base` among them if wanted; by default the base and all there are."""
+    allow_missing_images: int = Field(0, ge=0)
+    """With --data_dir: pictures that may be missing or damaged; every result says how many queries that drops."""
     ablate: Literal["text", "image"] | None = None
     """Evaluate with the texts dropped, or the references made grey: how much the other alone solves."""
     output_file: Path | None = None
@@ -87,8 +89,10 @@ def _data(options: EvalConfig, config: RunConfig) -> tuple[Dataset, str]:
     own = config.data.build(Sources(config.data_dir, config.cache, progress))
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name in names and options.data_dir is None:
+        if options.gallery != "original" or options.allow_missing_images:
+            raise UserError("--gallery, --allow_missing_images: the run has its own; give --data_dir to use others.")
         return own, names[name]
-    other = evaluated(name, options.gallery)
+    other = evaluated(name, options.gallery, options.allow_missing_images)
     if other is None:
         also = "; with --data_dir " + ", ".join(benchmarks.names())
         raise UserError(f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}{also}.")
@@ -114,6 +118,8 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     if not served and (options.submission is not None or not labelled):
         what = "--submission: there is no server for it" if labelled else "no published targets, so no scores"
         raise UserError(f"{parts[0].name}: {what}. Servers: {', '.join(submission.BENCHMARKS)}.")
+    if not labelled and options.ablate is not None:
+        raise UserError(f"--ablate: {parts[0].name} has no published targets, so there is nothing to score.")
     results = []
     for label in labels:
         checkpoint: Artifact | None = None if label == BASE else store.find(f"checkpoint_iter_{label}")

@@ -112,14 +112,22 @@ DataConfig = Annotated[
 ]
 
 
-def evaluated(name: str, gallery: Literal["original", "union"]) -> tuple[DataConfig, str] | None:
+def evaluated(
+    name: str, gallery: Literal["original", "union"], allow_missing_images: int = 0
+) -> tuple[DataConfig, str] | None:
     """Settings and split of an evaluation name such as `cirr_val` or `fashioniq_val:dress`; None for no such name."""
     kind, _, rest = name.partition("_")
     split, _, category = rest.partition(":")
-    plain: dict[str, DataConfig] = {"cirr": CirrSettings(), "circo": CircoSettings(), "shapes": ShapesSettings()}
+    allow = allow_missing_images
+    plain: dict[str, DataConfig] = {
+        "cirr": CirrSettings(allow_missing_images=allow),
+        "circo": CircoSettings(allow_missing_images=allow),
+        "shapes": ShapesSettings(),
+    }
     if split not in ("val", "test") or (category and kind != "fashioniq"):
         return None
     if kind != "fashioniq":
         return (plain[kind], split) if kind in plain else None
     chosen = tuple(c for c in CATEGORIES if category in ("", c))
-    return (FashionIQSettings(categories=chosen, gallery=gallery), split) if chosen else None
+    settings = FashionIQSettings(categories=chosen, gallery=gallery, allow_missing_images=allow)
+    return (settings, split) if chosen else None
