@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(args.repeats):
             began = time.monotonic()
-            wanted = [protocols.wanted(part, query) for query in queries]
+            wanted = [part.needs(query) for query in queries]
             rows = places(queries, wanted, part.gallery, vectors_QD, vectors_GD)
             found = {query.id: row for query, row in zip(queries, rows, strict=True)}
             metrics = protocols.metrics([part], found)

@@ -109,3 +109,53 @@ def write_jsonl(directory: Path, families: int = 6) -> Path:
         ]
         (directory / f"{split}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     return directory
+
+
+def write_hp_fashioniq(directory: Path, families: int = 3) -> Path:
+    """FashionIQ's stand-in, and for each query of two of its categories two sets of five: the right image is in one."""
+    write_fashioniq(directory, families)
+    sets: dict[str, list[object]] = {
+        name: [] for name in ("ref_img_paths", "targ_img_paths", "sentences", "retrieved_set1", "retrieved_set2")
+    }
+    preferred = sets.setdefault("preferred set", [])
+    for category in ("shirt", "toptee"):
+        names = json.loads((directory / "image_splits" / f"split.{category}.val.json").read_text())
+        entries = json.loads((directory / "captions" / f"cap.{category}.val.json").read_text())
+        for number, entry in enumerate(entries):
+            reference, target = entry["candidate"], entry["target"]
+            others = [name for name in names if name not in (reference, target)][number % 7 :][:9]
+            shown = [[target, *others[:4]], others[4:9]]
+            chosen = 1 + number % 2
+            preferred.append(str(chosen))
+            for place, group in zip((1, 2), shown if chosen == 1 else shown[::-1], strict=True):
+                paths = [f"/-/image_data/{category}/{name}.jpg" for name in group]
+                sets[f"retrieved_set{place}"].append({"img_path": paths, "user_score": "3"})
+            sets["ref_img_paths"].append(f"/-/image_data/{category}/{reference}.jpg")
+            sets["targ_img_paths"].append(f"/-/image_data/{category}/{target}.jpg")
+            sets["sentences"].append(entry["captions"][0].replace(".", "dotmark") + "dotmark  and is niceandmarkred")
+    _write(directory / "hpfiq.json", {"user_1": {"question_set_1": sets}})
+    return directory
+
+
+def write_huggingface(directory: Path, families: int = 6) -> Path:
+    """Train and validation as a saved `DatasetDict` with the pictures in its rows."""
+    import datasets
+
+    features = datasets.Features(
+        {"query_image": datasets.Image(), "modification": datasets.Value("string"), "target_image": datasets.Image()}
+    )
+    splits = {}
+    for split, ours in (("train", "train"), ("validation", "val")):
+        scenes, num = held_out()[ours], families * FAMILY_SIZE
+        rows = [
+            {
+                "query_image": Image.fromarray(scenes.pixels(a.reference)),
+                "modification": a.text,
+                "target_image": Image.fromarray(scenes.pixels(a.target)),
+            }
+            for a in scenes.asks
+            if a.reference < num
+        ]
+        splits[split] = datasets.Dataset.from_list(rows, features=features)
+    datasets.DatasetDict(splits).save_to_disk(str(directory))
+    return directory

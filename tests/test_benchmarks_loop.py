@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,14 @@ from cirloop.data.shapes.splits import held_out
 from cirloop.evaluate_run import EvalConfig, evaluate
 from cirloop.score_rankings import score_rankings
 from cirloop.types import UserError
-from tests.stand_in import write_circo, write_cirr, write_fashioniq, write_jsonl
+from tests.stand_in import (
+    write_circo,
+    write_cirr,
+    write_fashioniq,
+    write_hp_fashioniq,
+    write_huggingface,
+    write_jsonl,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -143,6 +152,40 @@ def test_a_round_on_fashioniq(small: Any, fashioniq: Path, tmp_path: Path) -> No
         each = [metrics[f"{name}, {category}"] for category in ("dress", "shirt", "toptee")]
         assert metrics[name] == pytest.approx(sum(each) / 3, abs=1e-5)
     assert "original gallery" in results[-1]["protocol"] and results[-1]["gallery"] == 99
+    summary = read(tmp_path / "run" / "evaluation_results.json")
+    assert [(c["from"], c["to"]) for c in summary["compared"]] == [("base", "0"), ("0", "1")]
+    hits = [[row[2] for row in result["ranks"]] for result in results]
+    assert summary["compared"][1]["difference"] == pytest.approx((sum(hits[2]) - sum(hits[1])) / len(hits[1]))
+    options = {"experiment_dir": tmp_path / "run", "iterations": "1", "submission": tmp_path / "out"}
+    assert evaluate(EvalConfig(**options))
+    outside = score_rankings(tmp_path / "out" / "iter_1" / "fashioniq_val_rankings.json", "fashioniq_val", fashioniq)
+    assert outside["metrics"]["recall@10"] == pytest.approx(metrics["recall@10"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs(tmp_path: Path) -> None:
+    """Its code and its commands, as they stand there, on a folder of pictures that `shapes` draws."""
+    section = (ROOT / "docs" / "datasets.md").read_text().split("### From a folder of photographs")[1].split("\n## ")[0]
+    code, commands = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)[0] for kind in ("python", "sh"))
+    scenes = held_out()["train"]
+    for row in range(48):
+        path = tmp_path / "shop" / "images" / ("circles", "squares", "stars")[row % 3] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scenes.pixels(row)).save(path)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    lines = [json.loads(line) for line in (tmp_path / "shop" / "train.jsonl").read_text().splitlines()]
+    assert len(lines) == 36 and all(line["target"] in line["positives"] for line in lines)
+    for name in ("configs", "train_iterative.py", "eval_iterative.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    commands = commands.replace(".venv/bin/python", sys.executable)
+    commands = commands.replace("./run_iterative_training.sh", f"{sys.executable} train_iterative.py")
+    done = subprocess.run(
+        ["bash", "-euc", commands], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Plan (nothing was trained)" in done.stdout and "map@10" in done.stdout
+    assert (tmp_path / "experiments" / "shop" / "checkpoint_iter_1" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow
@@ -153,12 +196,63 @@ def test_a_round_on_own_data(small: Any, tmp_path: Path) -> None:
     assert set(results[-1]["metrics"]) == {f"recall@{k}" for k in (1, 5, 10, 50)}
     with pytest.raises(UserError, match=r"test\.jsonl: there is no such file"):
         evaluate(EvalConfig(experiment_dir=tmp_path / "run", eval_dataset="jsonl_test"))
+    lines = [json.loads(line) for line in (data / "val.jsonl").read_text().splitlines()]
+    (data / "test.jsonl").write_text("\n".join(json.dumps({**line, "target": None}) for line in lines))
+    assert evaluate(EvalConfig(experiment_dir=tmp_path / "run", eval_dataset="jsonl_test", iterations="1")) == []
+    found = read(tmp_path / "run" / "submission_jsonl_test" / "iter_1" / "jsonl_test_rankings.json")
+    places = [
+        found[f"test/{n}"].index(line["target"]) for n, line in enumerate(lines) if line["target"] in found[f"test/{n}"]
+    ]
+    [last] = evaluate(EvalConfig(experiment_dir=tmp_path / "run", iterations="1"))
+    assert len(found) == len(lines) and len(places) / len(lines) >= last["metrics"]["recall@50"] > 0
 
 
-def test_circo_cannot_be_trained_on(small: Any, tmp_path: Path) -> None:
+def test_circo_alone_cannot_be_trained_on(small: Any, tmp_path: Path) -> None:
     data = write_circo(tmp_path / "data", families=2)
-    with pytest.raises(UserError, match="CIRCO has no training split"):
+    with pytest.raises(
+        UserError, match=r"circo has no training split\. Name the data set to train on by --data\.train"
+    ):
         experiment.run(small(tmp_path / "run", data={"type": "circo"}, data_dir=data))
+
+
+@pytest.mark.slow
+def test_a_round_on_circo_trained_on_cirr(small: Any, cirr: Path, tmp_path: Path) -> None:
+    settings = {"type": "circo", "train": {"type": "cirr"}}
+    run, circo = tmp_path / "run", write_circo(tmp_path / "circo")
+    results = experiment.run(small(run, data=settings, data_dir=circo, train_dir=cirr))
+    assert [r["split"] for r in results] == ["circo_val"] * 3 and 0 < results[-1]["metrics"]["map@50"] <= 1
+    mined = read(run / "hard_negatives_iter_0.json")["negatives"]
+    assert mined and all(row["image"].startswith("train-") for row in mined)
+
+
+@pytest.mark.slow
+def test_a_round_on_hp_fashioniq_trained_on_fashioniq(small: Any, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", write_hp_fashioniq(tmp_path / "data")
+    results = experiment.run(small(run, data={"type": "hp_fashioniq"}, data_dir=data))
+    last = results[-1]
+    assert last["split"] == "hp_fashioniq_val" and set(last["metrics"]) == {"preference rate", "symmetric accuracy"}
+    # both numbers again, from the rows of the evaluation and the file's own preferences
+    chosen = read(data / "hpfiq.json")["user_1"]["question_set_1"]["preferred set"]
+    margins = [row[1] for row in read(run / "evaluation_iter_1.json")["ranks"]]
+    agrees = [(margin > 0) == (preferred == "1") for margin, preferred in zip(margins, chosen, strict=True)]
+    above = [agree for agree, margin in zip(agrees, margins, strict=True) if margin > 0]
+    assert last["metrics"]["symmetric accuracy"] == pytest.approx(sum(agrees) / len(agrees), abs=1e-6)
+    assert last["metrics"]["preference rate"] == pytest.approx(sum(above) / len(above), abs=1e-6)
+    options = {"experiment_dir": run, "iterations": "1"}
+    with pytest.raises(UserError, match="people chose between sets"):
+        evaluate(EvalConfig(**options, submission=tmp_path / "s"))
+    with pytest.raises(UserError, match="hp_fashioniq has only val"):
+        experiment.run(
+            small(tmp_path / "other", data={"type": "hp_fashioniq"}, data_dir=data, evaluation={"split": "test"})
+        )
+
+
+@pytest.mark.slow
+def test_a_round_on_a_saved_data_set(small: Any, tmp_path: Path) -> None:
+    columns = {"reference": "query_image", "text": "modification", "target": "target_image"}
+    data = write_huggingface(tmp_path / "data")
+    results = experiment.run(small(tmp_path / "run", data={"type": "huggingface", "columns": columns}, data_dir=data))
+    assert results[-1]["split"] == "huggingface_val" and results[-1]["metrics"]["recall@50"] > 0
 
 
 def spoiled(cirr: Path, directory: Path) -> Path:
@@ -209,3 +303,49 @@ def test_wrong_data_flags_end_with_one_error(flags: list[str], message: str, tmp
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_lists_everything_at_once(cirr: Path, tmp_path: Path) -> None:
+    """Annotations and pictures of both splits, and the settings, in one table, one file and one exit code."""
+    data, run = spoiled(cirr, tmp_path / "data"), tmp_path / "run"
+    captions, splits = data / "captions", data / "image_splits"
+    rows = read(captions / "cap.rc2.train.json")
+    for number in range(30):
+        rows[number]["caption"] = ""
+    rows[40]["target_hard"] = "train-none"
+    (captions / "cap.rc2.train.json").write_text(json.dumps(rows))
+    names = read(splits / "split.rc2.val.json")
+    names["dev-1-img0"] = "../../secret.png"
+    (splits / "split.rc2.val.json").write_text(json.dumps(names))
+    (data / "train" / "0" / "train-4-img0.png").write_bytes(b"")
+    for number in range(5, 25):
+        (data / "train" / "0" / f"train-{number}-img0.png").unlink()
+    command = [sys.executable, "train_iterative.py", "--dataset_name", "cirr", "--data_dir", str(data), "--dry_run"]
+    command += [
+        "--experiment_dir",
+        str(run),
+        "--model_path",
+        str(tmp_path / "none"),
+        "--runtime.cache_dir",
+        str(tmp_path / "c"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    found = read(tmp_path / "c" / "problems.json")
+    said = [f"{row['where']}: {row['what']}" for row in found["problems"]]
+    for message, count in (
+        ("'caption' is empty", 30),
+        ("target_hard 'train-none' is not in split.rc2.train.json", 1),
+        ("the path of 'dev-1-img0' leads out of the picture folder", 1),
+        ("train-4-img0.png: is empty", 1),
+        ("train-", 22 + 1),
+        ("dev-15-img0.png: is not a picture of a known kind", 1),
+        ("model.path", 1),
+    ):
+        assert sum(message in line for line in said) == count, (message, said)
+    table = "".join(done.stdout.split()).replace("│", "")
+    assert f"{len(said)}problems" in table and table.count("iseempty".replace("ee", "e")) == 31
+    assert f"{len(said)} problems, in the table above." in done.stderr and "problems.json" in done.stderr
+    assert "--allow_missing_images 21" in done.stderr and not run.exists()
+    for line in ("looked at 44 pictures in", "a second"):
+        assert line in done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cirloop.data import benchmarks, circo, cirr, fashioniq
+from cirloop.data import benchmarks, circo, cirr, fashioniq, sources
 from cirloop.problems import Problems
 from cirloop.score_rankings import score_rankings
 from cirloop.types import UserError
@@ -36,8 +36,8 @@ def read(path: Path) -> Any:
     ("name", "queries", "images"),
     [
         ("cirr_val", *cirr.OFFICIAL["val"]),
-        ("fashioniq_val:dress", *fashioniq.OFFICIAL["dress"][:2]),
-        ("fashioniq_val:toptee", *fashioniq.OFFICIAL["toptee"][:2]),
+        ("fashioniq_val:dress", *fashioniq.OFFICIAL["val"]["dress"]),
+        ("fashioniq_val:toptee", *fashioniq.OFFICIAL["val"]["toptee"]),
         ("circo_val", circo.OFFICIAL["val"][0], None),
     ],
 )
@@ -48,14 +48,14 @@ def test_real_annotations_have_the_official_counts(name: str, queries: int, imag
     assert len(part.queries) == queries
     assert (len(part.gallery.ids) if part.gallery else None) == images
     assert part.relevance is not None and len(part.relevance.targets) == queries
-    assert benchmarks.unofficial(part) == ""
+    assert sources.unofficial(part) == ""
 
 
 @pytest.mark.real_data
 def test_the_union_gallery_has_the_references_and_targets() -> None:
     for category in ("dress", "toptee"):
         [part] = benchmarks.judged(f"fashioniq_val:{category}", real("fashioniq"), "union", Problems())
-        assert part.gallery is not None and len(part.gallery.ids) == fashioniq.OFFICIAL[category][2]
+        assert part.gallery is not None and len(part.gallery.ids) == fashioniq.UNION[category]
 
 
 def test_captions_are_joined_as_in_clip4cir() -> None:
@@ -266,7 +266,7 @@ def test_what_is_not_spoiled_is_scored(tmp_path: Path) -> None:
 
 def test_other_counts_than_the_official_ones_are_told(tmp_path: Path) -> None:
     [part] = benchmarks.judged("cirr_val", small_cirr(tmp_path), "original", Problems())
-    assert "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297" in benchmarks.unofficial(part)
+    assert "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297" in sources.unofficial(part)
 
 
 def test_several_problems_are_reported_together(tmp_path: Path) -> None:

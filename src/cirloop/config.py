@@ -99,6 +99,8 @@ class RunConfig(BaseSettings):
     """Check configuration, data and model, print the plan, and train nothing."""
     data_dir: Path | None = None
     """Where the data set's files are; `shapes` is drawn and needs none."""
+    train_dir: Path | None = None
+    """Where the files of `data.train` are, for benchmarks without a training split; by default --data_dir."""
     num_iterations: int = Field(3, ge=0)
     """Rounds of mine, caption, train, evaluate after the warm-up."""
     seed: int = Field(0, ge=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +16,11 @@ from cirloop.config import RunConfig, explain, from_json
 from cirloop.data import Dataset, benchmarks
 from cirloop.data.config import evaluated
 from cirloop.data.sources import Sources
-from cirloop.evaluation import submission
-from cirloop.evaluation.significance import paired
+from cirloop.evaluation import rankings_file, submission
+from cirloop.evaluation.significance import compared
 from cirloop.experiment import CONFIG, done_iterations, show
 from cirloop.problems import Problems
-from cirloop.report.terminal import progress, table
+from cirloop.report.terminal import progress
 from cirloop.run import Run
 from cirloop.score_rankings import score_rankings
 from cirloop.stages import evaluation, predictions
@@ -51,7 +50,8 @@ class EvalConfig(BaseSettings):
     data_dir: Path | None = None
     """The directory of the benchmark that --eval_dataset names, where it is not the run's own."""
     submission: Path | None = None
-    """For CIRR and CIRCO: write the files for the benchmark's server into this directory."""
+    """Write each iteration's rankings into this directory: for CIRR and CIRCO the files for their servers, else
+    the form that --rankings reads."""
     gallery: Literal["original", "union"] = "original"
     """For FashionIQ: all images of the split, or the references and targets of its queries."""
     iterations: str | None = None
@@ -86,24 +86,25 @@ def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
 def _data(options: EvalConfig, config: RunConfig) -> tuple[Dataset, str]:
     """The data set and the split to evaluate on: the run's own, or another benchmark's by name."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
-    own = config.data.build(Sources(config.data_dir, config.cache, progress))
-    names = {f"{config.data.type}_{split}": split for split in own.evals}
-    if name in names and options.data_dir is None:
-        if options.gallery != "original" or options.allow_missing_images:
-            raise UserError("--gallery, --allow_missing_images: the run has its own; give --data_dir to use others.")
-        return own, names[name]
     other = evaluated(name, options.gallery, options.allow_missing_images)
-    if other is None:
-        also = "; with --data_dir " + ", ".join(benchmarks.names())
+    if options.data_dir is not None and other is not None:
+        settings, split = other
+        return settings.build(Sources(options.data_dir, config.cache, progress)), split
+    where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
+    own = config.data.build(where)
+    names = {f"{config.data.type}_{split}": split for split in own.evals}
+    if name not in names:
+        also = "; with --data_dir " + ", ".join([*benchmarks.names(), "hp_fashioniq_val"])
         raise UserError(f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}{also}.")
-    settings, split = other
-    return settings.build(Sources(options.data_dir, config.cache, progress)), split
+    if options.gallery != "original" or options.allow_missing_images:
+        raise UserError("--gallery, --allow_missing_images: the run has its own; give --data_dir to use others.")
+    return own, names[name]
 
 
 def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     """Evaluate the chosen iterations, print one row each, and write what was asked for.
 
-    On a split without published targets there are no scores; the server's files are written instead.
+    On a split without published targets there are no scores; its rankings are written instead.
     """
     directory = options.experiment_dir
     assert directory is not None
@@ -113,11 +114,9 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     labels = chosen(options.iterations, done_iterations(store))
     data, split = _data(options, config)
     run, parts = Run(config, store, data), data.parts(split)
-    served = parts[0].name.split("_")[0] in submission.BENCHMARKS
     labelled = all(part.relevance is not None for part in parts)
-    if not served and (options.submission is not None or not labelled):
-        what = "--submission: there is no server for it" if labelled else "no published targets, so no scores"
-        raise UserError(f"{parts[0].name}: {what}. Servers: {', '.join(submission.BENCHMARKS)}.")
+    if options.submission is not None and any(part.relevance and part.relevance.preferences for part in parts):
+        raise UserError(f"--submission: {parts[0].name} ranks nothing; people chose between sets of images.")
     if not labelled and options.ablate is not None:
         raise UserError(f"--ablate: {parts[0].name} has no published targets, so there is nothing to score.")
     results = []
@@ -131,35 +130,21 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         logger.warning("%s has no published targets, so no scores", parts[0].name)
         return []
     show(results)
-    found = compared(results)
-    if found:
-        rows = [
-            [f"{c['from']} -> {c['to']}", f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}", f"{c['p']:.4f}"]
-            for c in found
-        ]
-        title = f"Paired over queries, {found[0]['metric']}: difference in points, p of a randomisation test"
-        table(title, ("iterations", "difference", "p"), rows)
     if options.output_file is not None:
-        write_json(options.output_file, {"schema": 2, "results": results, "compared": found})
+        write_json(options.output_file, {"schema": 2, "results": results, "compared": compared(results)})
     return results
 
 
-def compared(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each iteration against the one before it."""
-    out = []
-    for a, b in pairwise(results):
-        d = paired([row[2] for row in a["ranks"]], [row[2] for row in b["ranks"]])
-        names = {"from": a["iteration"], "to": b["iteration"], "metric": a["compared_on"]}
-        out.append(names | {"difference": d.value, "se": d.se, "p": d.p})
-    return out
-
-
 def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, directory: Path) -> None:
-    """The server's files of one iteration, in a directory of its own."""
-    [part], [rankings] = run.data.parts(split), predictions(run, checkpoint, split, submission.LISTED + 1)
-    problems = Problems()
-    files = submission.submission(part.judged, rankings, problems)
-    problems.stop("The server would refuse it.")
+    """The server's files of one iteration, or where there is no server its rankings, in a directory of its own."""
+    parts, rankings = run.data.parts(split), predictions(run, checkpoint, split, submission.LISTED + 1)
+    if parts[0].judged.benchmark in submission.BENCHMARKS:
+        problems = Problems()
+        files = submission.submission(parts[0].judged, rankings[0], problems)
+        problems.stop("The server would refuse it.")
+    else:
+        content = rankings_file.content([part.judged for part in parts], rankings)
+        files = {f"{parts[0].name}_rankings.json": content}
     goal = directory / (BASE if label == BASE else f"iter_{label}")
     submission.write(goal, files)
     logger.info("wrote %s to %s", " and ".join(files), goal)

@@ -6,39 +6,47 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from cirloop.artifacts import MANIFEST, Store, write_json
 from cirloop.backbones.weights import resolve
 from cirloop.config import RunConfig, differences, from_json
 from cirloop.data import Dataset
-from cirloop.data.benchmarks import unofficial
 from cirloop.data.sources import Sources
 from cirloop.evaluation import protocols
+from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
+from cirloop.problems import Problems, ProblemsFound
 from cirloop.report.terminal import metric_rows, progress, table
 from cirloop.run import Run
-from cirloop.types import TrainSplit, UserError
+from cirloop.types import EvalSplit, TrainSplit, UserError, benchmark_of
 
 logger = logging.getLogger(__name__)
-CONFIG = "config.json"
+CONFIG, PROBLEMS = "config.json", "problems.json"
 
 
 def check(config: RunConfig) -> Dataset:
     """Everything that can be known to fail before any hour is spent: models, files and the data set's pictures.
 
-    Raises UserError with all of it.
+    Raises ProblemsFound with all of it. Those of the data set are also written to `problems.json` in the cache.
     """
-    problems = []
+    problems, data = Problems(), None
     try:
-        data = config.data.build(Sources(config.data_dir, config.cache, progress))
-        for part in data.parts(config.evaluation.split):
-            if note := unofficial(part.judged):
-                logger.warning("%s", note)
-        if config.num_iterations or config.training.warm_up_steps:
-            _ = data.train
+        data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     except UserError as error:
-        problems.append(str(error))
+        problems.take(error, "data")
+    listed = False
+    for trains in (False, True) if data is not None else ():
+        assert data is not None
+        try:
+            if not trains:
+                data.parts(config.evaluation.split)
+            elif config.num_iterations or config.training.warm_up_steps:
+                _ = data.train
+        except UserError as error:
+            listed = listed or isinstance(error, ProblemsFound)
+            problems.take(error, "data")
     for name, path, kind in (
         ("model.path", config.model.path, config.model.type),
         ("foundation.path", config.foundation.path, config.foundation.type),
@@ -46,17 +54,21 @@ def check(config: RunConfig) -> Dataset:
         try:
             resolve(path, kind)
         except UserError as error:
-            problems.append(f"{name}: {error}")
+            problems.add(name, str(error))
     for name, file in (
         ("--accelerate_config", config.runtime.accelerate_config),
         ("--deepspeed", config.runtime.deepspeed),
     ):
         if file is not None and not file.is_file():
-            problems.append(f"{name} {file}: there is no such file")
+            problems.add(f"{name} {file}", "there is no such file")
     if config.runtime.deepspeed is not None and config.training.chunk_size:
-        problems.append("training.chunk_size is not available under --deepspeed; set it to 0")
-    if problems:
-        raise UserError("\n".join(problems))
+        problems.add("training.chunk_size", "is not available under --deepspeed; set it to 0")
+    if listed:
+        rows = [asdict(row) for row in problems.rows]
+        write_json(config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.ways})
+        problems.ways.append(f"All of them are in {config.cache / PROBLEMS}.")
+    problems.stop()
+    assert data is not None
     return data
 
 
@@ -153,15 +165,23 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def show(results: Sequence[dict[str, Any]]) -> None:
-    """The closing table: a row an iteration, and beside the title what a reader must know."""
+    """The closing tables: a row an iteration, beside the title what a reader must know; then what differs from what."""
     last = results[-1]
-    columns = protocols.HEADLINE[last["split"].split("_")[0]]
+    columns = [c for c in protocols.HEADLINE[benchmark_of(last["split"])] if any(c in r["metrics"] for r in results)]
     title = f"{last['split']}, percent ± standard error over {last['queries']} queries. {last['protocol']}"
     if last["ablated"]:
         title += f". ABLATED: {'no texts' if last['ablated'] == 'text' else 'grey references'}"
     if last["missing_images"] or last["dropped_queries"]:
         title += f". {last['missing_images']} images missing, {last['dropped_queries']} queries dropped"
     table(title, ("iteration", *columns), metric_rows(results, columns))
+    found = compared(results)
+    if found:
+        rows = [
+            [f"{c['from']} -> {c['to']}", f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}", f"{c['p']:.4f}"]
+            for c in found
+        ]
+        title = f"Paired over queries, {found[0]['metric']}: difference in points, p of a randomisation test"
+        table(title, ("iterations", "difference", "p"), rows)
 
 
 def _share(part: int, whole: int) -> str:
@@ -169,12 +189,21 @@ def _share(part: int, whole: int) -> str:
 
 
 def dry_run(config: RunConfig) -> None:
-    """Check configuration, data and model; print the plan with sizes and an estimate. Writes nothing but features."""
-    data = check(config)
-    seconds = _measure(config, data.train)
+    """Check configuration, data and model; print the plan with sizes and an estimate, or every problem.
+
+    Writes nothing but features, what was found out about the pictures, and the problems.
+    """
+    try:
+        data = check(config)
+    except ProblemsFound as error:
+        found = [(row.where, row.what) for row in error.rows]
+        table(f"{len(found)} problems", ("where", "what"), found, numbers=False)
+        raise UserError("\n".join([f"{len(found)} problems, in the table above.", *error.ways])) from None
     parts, t, rounds = data.parts(config.evaluation.split), config.training, config.num_iterations
+    trains = bool(rounds or t.warm_up_steps)
+    seconds = _measure(config, data.train if trains else parts[0])
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
-    queries, images = len(data.train.triplets), len(data.train.gallery.ids)
+    queries, images = (len(data.train.triplets), len(data.train.gallery.ids)) if trains else (0, 0)
     mined = queries * getattr(config.mining, "k", 0)
     forward = t.batch_size * (2 + t.num_negatives)
     # Against one embedding, measured on `tiny`: a trained row costs 1.5, a text written and verified 3.
@@ -188,7 +217,7 @@ def dry_run(config: RunConfig) -> None:
         ("run directory", f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}"),
         ("model", config.model.path),
         ("foundation model", config.foundation.path),
-        ("train", f"{queries} triplets, {images} images"),
+        ("train", f"{queries} triplets, {images} images" if trains else "nothing"),
         (parts[0].name, f"{asked} queries, {ranked} images"),
         (
             "iterations",
@@ -201,14 +230,15 @@ def dry_run(config: RunConfig) -> None:
     table("Plan (nothing was trained)", ("what", "value"), rows)
 
 
-def _measure(config: RunConfig, train: TrainSplit) -> float:
-    """Seconds per embedding of a training query, vision tokens at hand."""
+def _measure(config: RunConfig, split: TrainSplit | EvalSplit) -> float:
+    """Seconds per embedding of a query, vision tokens at hand."""
     from cirloop.backbones import Item
     from cirloop.backbones.features import VisionFeatures
 
     backbone = config.model.build()
-    items = [Item(t.query.reference, t.query.text) for t in train.triplets[:64]]
-    features = VisionFeatures(backbone, train.images, config.cache / "vision")
+    queries = split.queries if isinstance(split, EvalSplit) else [t.query for t in split.triplets]
+    items = [Item(query.reference, query.text) for query in queries[:64]]
+    features = VisionFeatures(backbone, split.images, config.cache / "vision")
     from cirloop.retrieval.embed import embed
 
     for _ in range(2):

@@ -25,8 +25,8 @@ def iterate(run: Run) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
 
     def note(evaluation: Artifact) -> None:
-        results.append({k: v for k, v in evaluation.read().items() if k != "ranks"})
-        write_json(run.store.directory / RESULTS, {"schema": 1, "results": results})
+        results.append(evaluation.read())
+        write_json(run.store.directory / RESULTS, stages.summary(results))
 
     if config.evaluation.base:
         note(stages.evaluate(run, "base", None, split, 0))

@@ -1,9 +1,9 @@
-"""What is wrong with a data set, collected so that one message lists all of it."""
+"""What is wrong with a data set, collected so that one error holds all of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,24 +22,44 @@ class Problem:
     what: str
 
 
+class ProblemsFound(UserError):
+    """All problems: `rows`, and `ways` out of them. The message shows 40 of them and says how many more there are."""
+
+    def __init__(self, rows: Sequence[Problem], ways: Sequence[str]) -> None:
+        self.rows, self.ways = tuple(rows), tuple(ways)
+        lines = [f"  {row.where}: {row.what}" for row in rows[:SHOWN]]
+        lines += [f"  and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+        count = "1 problem" if len(rows) == 1 else f"{len(rows)} problems"
+        super().__init__("\n".join([f"{count}:", *lines, *ways]))
+
+
 class Problems:
-    """A growing list of problems; `stop` raises them together."""
+    """A growing list of problems; `stop` raises them together. `way_out` is what to do about them."""
 
-    def __init__(self) -> None:
+    def __init__(self, way_out: str = "") -> None:
         self.rows: list[Problem] = []
+        self.ways: list[str] = []
+        self._way_out = way_out
 
-    def add(self, where: object, what: str) -> None:
+    def add(self, where: object, what: str, way_out: str = "") -> None:
+        """Note a problem, with a way out of its own where it has one."""
         self.rows.append(Problem(str(where), what))
+        way = way_out or self._way_out
+        if way and way not in self.ways:
+            self.ways.append(way)
 
-    def stop(self, way_out: str) -> None:
-        """Raises UserError if there is any problem: all of them up to 40, and how many more."""
-        if not self.rows:
+    def take(self, error: UserError, where: str) -> None:
+        """Note all problems of an error that was caught; one that is no list stands under `where`."""
+        if not isinstance(error, ProblemsFound):
+            self.add(where, str(error))
             return
-        lines = [f"  {row.where}: {row.what}" for row in self.rows[:SHOWN]]
-        more = len(self.rows) - SHOWN
-        lines += [f"  and {more} more"] if more > 0 else []
-        count = "1 problem" if len(self.rows) == 1 else f"{len(self.rows)} problems"
-        raise UserError("\n".join([f"{count}:", *lines, way_out]))
+        self.rows = list(dict.fromkeys([*self.rows, *error.rows]))
+        self.ways = list(dict.fromkeys([*self.ways, *error.ways]))
+
+    def stop(self, way_out: str = "") -> None:
+        """Raises ProblemsFound if there is any problem."""
+        if self.rows:
+            raise ProblemsFound(self.rows, [*self.ways, *([way_out] if way_out else [])])
 
     def json(self, path: Path) -> Any:
         """The content of a JSON file, or None with the problem noted."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cirloop.artifacts import write_json
-from cirloop.data import benchmarks
+from cirloop.data import benchmarks, sources
 from cirloop.evaluation import rankings_file, submission
-from cirloop.evaluation.protocols import SUBSET_KS, Places, describe, metrics, places_of, wanted
+from cirloop.evaluation.protocols import SUBSET_KS, Places, describe, metrics, places_of
 from cirloop.problems import Problems
 from cirloop.report.terminal import table
-from cirloop.types import ImageId, Judged, Query, QueryId, UserError
+from cirloop.types import ImageId, Judged, Query, QueryId, UserError, benchmark_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +31,13 @@ def score_rankings(
     A split without published targets has no scores; its files are written beside the rankings unless told where.
     Raises UserError with every problem of data and file; then nothing is written.
     """
-    benchmark = eval_dataset.split("_")[0]
+    benchmark = benchmark_of(eval_dataset)
     if submission_dir is not None and benchmark not in submission.BENCHMARKS:
         raise UserError(f"--submission: {benchmark} has no server; {' and '.join(submission.BENCHMARKS)} have.")
     problems = Problems()
     parts = benchmarks.judged(eval_dataset, data_dir, gallery, problems)
     problems.stop(f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout.")
-    for note in filter(None, map(benchmarks.unofficial, parts)):
+    for note in filter(None, map(sources.unofficial, parts)):
         logger.warning("%s", note)
     labelled = all(part.relevance is not None for part in parts)
     if not labelled and benchmark not in submission.BENCHMARKS:
@@ -75,7 +75,7 @@ def score_rankings(
 
 
 def _scores(parts: Sequence[Judged], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str) -> dict[str, Any]:
-    places = {q.id: places_of(rankings[q.id], wanted(part, q)) for part in parts for q in part.queries}
+    places = {q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries}
     found = metrics(parts, places)
     if metric:  # CIRR's two submission files hold lists for one kind of recall each
         found = {name: m for name, m in found.items() if name.startswith(f"{metric}@")}

@@ -15,10 +15,11 @@ from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning import rewrite
 from cirloop.data.images import Blanked
 from cirloop.evaluation import protocols
-from cirloop.negatives.report import summary
+from cirloop.evaluation.significance import compared
+from cirloop.negatives import report as negatives_report
 from cirloop.report.terminal import progress
 from cirloop.retrieval.embed import query_items
-from cirloop.retrieval.search import best, places
+from cirloop.retrieval.search import best, places, scores
 from cirloop.rows import read_augmented, read_mined
 from cirloop.run import Run, Vectors, adapter_of
 from cirloop.training.batches import known_positives
@@ -47,7 +48,7 @@ def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
         mined = config.mining.mine(rankings, positives, config.seed + iteration)
         write_json(path, {
             "schema": 1, "iteration": iteration, "strategy": config.mining.model_dump(mode="json"),
-            "summary": summary(rankings, mined), "negatives": [asdict(negative) for negative in mined],
+            "summary": negatives_report.summary(rankings, mined), "negatives": [asdict(negative) for negative in mined],
         })  # fmt: skip
 
     settings = run.key("model", "mining", "data")
@@ -147,7 +148,8 @@ def train(
 
 def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None) -> Artifact:
     """evaluation_iter_{t}.json (or `evaluation_base.json`): metrics with standard errors; per query the target's rank
-    without the reference, and the value that iterations are compared on."""
+    without the reference (HP-FashionIQ: how much higher set 1 scores), and the value that iterations are compared on.
+    """
 
     def build(path: Path) -> None:
         write_json(path, evaluation(run, label, checkpoint, split_name))
@@ -164,20 +166,24 @@ def evaluation(
     parts, backbone = run.data.parts(split_name), run.embedder(checkpoint)
     if any(part.relevance is None for part in parts):
         raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
-    found: dict[QueryId, dict[ImageId, int]] = {}
+    found: dict[QueryId, Any] = {}
     for part in parts:
         vectors, gallery = _vectors(run, backbone, part, ablate)
-        wanted = [protocols.wanted(part.judged, query) for query in part.queries]
-        rows = places(part.queries, wanted, part.gallery, vectors, gallery)
+        wanted = [part.judged.needs(query) for query in part.queries]
+        look = scores if part.relevance and part.relevance.preferences else places
+        rows = look(part.queries, wanted, part.gallery, vectors, gallery)
         found |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
     metrics = protocols.metrics([part.judged for part in parts], found)
-    compared, ranks = protocols.COMPARED[parts[0].name.split("_")[0]], []
+    compared, ranks = protocols.COMPARED[parts[0].judged.benchmark], []
     for part in parts:
         assert part.relevance is not None
         values_Q = protocols.values(part.judged, found)[compared]
         for query, value in zip(part.queries, values_Q.tolist(), strict=True):
-            target_rank = protocols.without(found[query.id], query.reference)[part.relevance.targets[query.id]]
-            ranks.append([query.id, target_rank, round(value, 6)])
+            if query.id in part.relevance.preferences:
+                place = round(protocols.margin(found[query.id], part.relevance.preferences[query.id]), 6)
+            else:
+                place = protocols.without(found[query.id], query.reference)[part.relevance.targets[query.id]]
+            ranks.append([query.id, place, round(value, 6)])
     return {
         "schema": 2, "iteration": label.removeprefix("iter_"), "split": parts[0].name,
         "queries": sum(len(part.queries) for part in parts), "gallery": sum(len(part.gallery.ids) for part in parts),
@@ -188,6 +194,12 @@ def evaluation(
         "standard_errors": {name: round(m.se, 6) for name, m in metrics.items()},
         "compared_on": compared, "ranks": ranks,
     }  # fmt: skip
+
+
+def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """evaluation_results.json: the evaluations without their queries' rows, and each against the one before it."""
+    results = [{name: value for name, value in row.items() if name != "ranks"} for row in evaluations]
+    return {"schema": 2, "results": results, "compared": compared(evaluations)}
 
 
 def predictions(

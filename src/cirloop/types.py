@@ -40,16 +40,26 @@ class Triplet:
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """Two sets of images that a person saw for a query, and which was preferred: 1 or 2."""
+
+    first: tuple[ImageId, ...]
+    second: tuple[ImageId, ...]
+    preferred: int
+
+
+@dataclass(frozen=True, slots=True)
 class Relevance:
     """What counts as right, per query. Evaluation only: never reaches mining, captioning or training.
 
     `targets` holds the one annotated target, `positives` every correct image where the data set knows them, `aspects`
-    the names of what a text asks for (CIRCO).
+    the names of what a text asks for (CIRCO). Where people chose between sets there are `preferences` and no targets.
     """
 
     targets: Mapping[QueryId, ImageId]
     positives: Mapping[QueryId, frozenset[ImageId]] = field(default_factory=dict)
     aspects: Mapping[QueryId, tuple[str, ...]] = field(default_factory=dict)
+    preferences: Mapping[QueryId, Preference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +165,8 @@ class Judged:
 
     `relevance` is None for a split whose targets are not published, `gallery` where the list of its images is not
     there (CIRCO without the COCO files). `category` is FashionIQ's, else empty. `groups` holds CIRR's: the five other
-    images of a query's group, which it is also ranked among.
+    images of a query's group, which it is also ranked among. `official` is how many queries and images the published
+    split has, where that is known.
     """
 
     name: str
@@ -164,6 +175,24 @@ class Judged:
     gallery: Gallery | None
     category: str = ""
     groups: Mapping[QueryId, tuple[ImageId, ...]] = field(default_factory=dict)
+    official: tuple[int, int] | None = None
+
+    @property
+    def benchmark(self) -> str:
+        """The data set of a split: `fashioniq` of `fashioniq_val`."""
+        return benchmark_of(self.name)
+
+    def needs(self, query: Query) -> set[ImageId]:
+        """The images that decide a query's metrics: its reference, right answers, group and sets."""
+        images = {query.reference, *self.groups.get(query.id, ())}
+        if self.relevance is not None:
+            images |= self.relevance.positives.get(query.id, frozenset())
+            if query.id in self.relevance.targets:
+                images.add(self.relevance.targets[query.id])
+            if query.id in self.relevance.preferences:
+                preference = self.relevance.preferences[query.id]
+                images |= {*preference.first, *preference.second}
+        return images
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +220,11 @@ class EvalSplit:
     @property
     def relevance(self) -> Relevance | None:
         return self.judged.relevance
+
+
+def benchmark_of(split: str) -> str:
+    """`hp_fashioniq` of the split name `hp_fashioniq_val`, `fashioniq` of `fashioniq_val:dress`."""
+    return split.partition(":")[0].rpartition("_")[0]
 
 
 def targets_of(triplets: Sequence[Triplet]) -> dict[QueryId, ImageId]:

@@ -45,7 +45,7 @@ def accelerator() -> Accelerator:
 def train(job: dict[str, Any]) -> None:
     """Train one stage and write `job["output"]`: adapter, adapter config and training log."""
     config = from_json(Path(job["run"]) / "config.json")
-    data = config.data.build(Sources(config.data_dir, config.cache, progress)).train
+    data = config.data.build(Sources(config.data_dir, Path(job["cache"]), progress, config.train_dir)).train
     settings, iteration = config.training, int(job["iteration"])
     accelerate = accelerator()
     seed = seed_of(config.seed, "train", iteration)

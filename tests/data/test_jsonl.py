@@ -63,6 +63,39 @@ def test_a_gallery_list_decides_what_is_ranked(tmp_path: Path) -> None:
     assert part.gallery.ids == ("a.png", "sub/b.png")
 
 
+def test_a_picture_that_a_line_names_and_the_folder_lacks_is_missing(tmp_path: Path) -> None:
+    directory = folder(
+        tmp_path, [LINE, LINE | {"reference": "gone.png"}, LINE | {"positives": ["gone.png"], "id": "p"}]
+    )
+    with pytest.raises(UserError) as caught:
+        JsonlSettings().build(sources(directory)).parts("val")
+    assert "images/gone.png: is not there" in str(caught.value) and "--allow_missing_images 1" in str(caught.value)
+    lines = (directory / "val.jsonl").read_text().splitlines()[:2]
+    (directory / "val.jsonl").write_text("\n".join(lines))
+    [part] = JsonlSettings(allow_missing_images=1).build(sources(directory)).parts("val")
+    assert (part.missing, part.dropped, [q.id for q in part.queries]) == (1, 1, ["val/0"])
+    assert "gone.png" not in part.gallery.ids
+
+
+def test_in_a_gallery_list_every_image_must_stand(tmp_path: Path) -> None:
+    directory = folder(tmp_path, [LINE, LINE | {"reference": "c.JPG"}])
+    (directory / "gallery.txt").write_text("a.png\nsub/b.png\n")
+    with pytest.raises(UserError, match=r"line 2: reference 'c\.JPG' is not in the gallery"):
+        JsonlSettings(gallery="gallery.txt").build(sources(directory)).parts("val")
+
+
+def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
+    directory = folder(tmp_path, [LINE])
+    (directory / "images" / "a.png").write_text("<html>")
+    for content in (None, "{", "[]", '{"bad": 3}', "", '{"schema": 1}'):
+        for record in (directory / "cache" / "images").glob("*.json"):
+            record.write_text(record.read_text() if content is None else content)
+        with pytest.raises(UserError, match=r"a\.png: is not a picture of a known kind"):
+            JsonlSettings().build(sources(directory)).parts("val")
+        [record] = (directory / "cache" / "images").glob("*.json")
+        assert json.loads(record.read_text())["bad"] == {"a.png": "is not a picture of a known kind"}
+
+
 def listed(text: str) -> Callable[[Path], object]:
     return lambda directory: (directory / "gallery.txt").write_text(text)
 
@@ -77,12 +110,13 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "text a number": ([LINE | {"text": 3}], "'text' must be text, found a whole number"),
     "texts not a list": ([LINE | {"texts": "x"}], "'texts' must be a list, found text"),
     "no reference": ([{"text": "x", "target": "a.png"}], "has no 'reference'"),
-    "reference unknown": ([LINE | {"reference": "x.png"}], "reference 'x.png' is not in the gallery"),
-    "target unknown": ([LINE | {"target": "../b.png"}], "target '../b.png' is not in the gallery"),
+    "reference outside": ([LINE | {"reference": "/x.png"}], "reference '/x.png' is not in the gallery"),
+    "target outside": ([LINE | {"target": "../b.png"}], "target '../b.png' is not in the gallery"),
     "target is reference": ([LINE | {"target": "a.png"}], "reference and target are the same image"),
     "some without target": ([LINE, {"reference": "a.png", "text": "x"}], "1 of 2 lines have no targets"),
     "id twice": ([LINE | {"id": "x"}, LINE | {"id": "x"}], "line 2: the id 'x' is there more than once"),
-    "positive unknown": ([LINE | {"positives": ["x"]}], "positives 'x' is not in the gallery"),
+    "positive outside": ([LINE | {"positives": ["../x"]}], "positives '../x' is not in the gallery"),
+    "positive a number": ([LINE | {"positives": [3]}], "'positives' must hold only text, found a whole number"),
     "positives a word": ([LINE | {"positives": "a.png"}], "'positives' must be a list, found text"),
     "target outside subset": ([LINE | {"subset": ["a.png", "c.JPG"]}], "the target is not in its subset"),
     "some without category": ([LINE, LINE | {"category": "x"}], "1 lines have no category and others have one"),
@@ -118,5 +152,5 @@ def test_all_mistakes_come_together(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         JsonlSettings().build(sources(tmp_path)).parts("val")
     said = str(caught.value)
-    for name in ("not JSON", "unknown field", "text empty", "reference unknown", "id twice"):
+    for name in ("not JSON", "unknown field", "text empty", "reference outside", "id twice"):
         assert WRONG[name][1].split(": ", 1)[-1] in said

@@ -19,7 +19,6 @@ from cirloop.evaluation.protocols import (
     recall_at,
     subset_place,
     values,
-    wanted,
     without,
 )
 from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
@@ -104,7 +103,7 @@ def part(category: str, num: int, seed: int) -> tuple[Judged, dict[QueryId, list
 def test_fashioniq_averages_categories_and_not_queries() -> None:
     (dress, a), (shirt, b) = part("dress", 3, 0), part("shirt", 30, 1)
     rankings = a | b
-    places = {query.id: places_of(rankings[query.id], wanted(p, query)) for p in (dress, shirt) for query in p.queries}
+    places = {query.id: places_of(rankings[query.id], p.needs(query)) for p in (dress, shirt) for query in p.queries}
 
     def naive(p: Judged, k: int, keep: bool) -> float:
         assert p.relevance is not None

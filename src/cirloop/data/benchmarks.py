@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cirloop.data import circo, cirr, fashioniq
 from cirloop.problems import Problems
-from cirloop.types import Judged, UserError
+from cirloop.types import Judged, UserError, benchmark_of
 
 SPLITS = {"cirr": ("val", "test"), "fashioniq": ("val", "test"), "circo": ("val", "test")}
 
@@ -23,32 +23,11 @@ def judged(name: str, directory: Path, gallery: fashioniq.GalleryKind, problems:
         raise UserError(f"--eval_dataset {name}: unknown. There are: {', '.join(names())}.")
     if not directory.is_dir():
         raise UserError(f"--data_dir {directory}: there is no such directory.")
-    benchmark, _, rest = name.partition("_")
-    split, _, category = rest.partition(":")
+    benchmark = benchmark_of(name)
+    split, _, category = name.removeprefix(f"{benchmark}_").partition(":")
     if benchmark == "cirr":
         return cirr.judged(directory, split, problems)
     if benchmark == "circo":
         return circo.judged(directory, split, problems)
     categories = (category,) if category else fashioniq.CATEGORIES
     return fashioniq.judged(directory, split, problems, categories, gallery)
-
-
-def unofficial(part: Judged) -> str:
-    """How a part's counts differ from the benchmark's; empty where they do not, or where none are known."""
-    benchmark, _, split = part.name.partition("_")
-    official: tuple[int, int] | None = None
-    if benchmark in ("cirr", "circo"):
-        official = {"cirr": cirr.OFFICIAL, "circo": circo.OFFICIAL}[benchmark][split]
-    elif benchmark == "fashioniq" and split == "val" and part.gallery is not None:
-        queries, original, union = fashioniq.OFFICIAL[part.category]
-        official = (queries, union if part.gallery.name.endswith("/union") else original)
-    if official is None:
-        return ""
-    images = len(part.gallery.ids) if part.gallery else official[1]
-    if (len(part.queries), images) == official:
-        return ""
-    name = f"{part.name} {part.category}".rstrip()
-    return (
-        f"{name} has {len(part.queries):,} queries and {images:,} images, officially {official[0]:,} and "
-        f"{official[1]:,}: its numbers are not comparable with published ones"
-    )

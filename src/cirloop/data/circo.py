@@ -8,13 +8,14 @@ have in common.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from cirloop.data.dataset import Dataset
-from cirloop.data.sources import Sources, eval_split
+from cirloop.data.sources import Sources, eval_splits
 from cirloop.problems import Problems
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit, UserError
+from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 
 OFFICIAL = {"val": (220, 123403), "test": (800, 123403)}
 """Queries and images."""
@@ -66,28 +67,20 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         positives[query] = frozenset(ImageId(str(image)) for image in right)
         aspects[query] = tuple(entry.list_of("semantic_aspects", str) or ())
     relevance = Relevance(targets, positives, aspects=aspects) if targets else None
-    return [Judged(f"circo_{split}", tuple(queries.values()), relevance, there)]
+    return [Judged(f"circo_{split}", tuple(queries.values()), relevance, there, official=OFFICIAL[split])]
 
 
-def load(allow_missing_images: int, sources: Sources) -> Dataset:
-    """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017. There is nothing to train on."""
+def load(allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources) -> Dataset:
+    """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017, and another data set's training split."""
     directory = sources.root("circo")
 
-    def train() -> TrainSplit:
-        raise UserError(
-            "CIRCO has no training split. Train on another data set, and evaluate on CIRCO by eval_iterative.py "
-            "--eval_dataset circo_val --data_dir DIR."
-        )
-
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        problems = Problems()
+        problems = Problems(f"Put CIRCO and COCO's list of images under --data_dir {directory}; see docs/datasets.md.")
         [part] = judged(directory, split, problems)
-        if part.gallery is None:
+        if part.gallery is None and not (directory / LIST).exists():
             problems.add(directory / LIST, "there is no such file")
-        problems.stop(f"Put CIRCO's annotations and COCO's list under --data_dir {directory}; see docs/datasets.md.")
-        assert part.gallery is not None
         folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
-        files = {image: folder / f"{int(image):012d}.jpg" for image in part.gallery.ids}
-        return (eval_split(part, files, allow_missing_images, sources),)
+        files = {image: folder / f"{int(image):012d}.jpg" for image in (part.gallery.ids if part.gallery else ())}
+        return eval_splits([(part, files)], allow_missing_images, sources, problems)
 
-    return Dataset("circo", train, {split: partial(evaluated, split) for split in ("val", "test")})
+    return Dataset("circo", make_train, {split: partial(evaluated, split) for split in ("val", "test")})

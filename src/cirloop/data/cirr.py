@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from cirloop.data.dataset import Dataset
-from cirloop.data.sources import Sources, eval_split, train_split
+from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.problems import Entry, Problems
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance
+from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 
 SPLITS = {"train": "train", "val": "val", "test": "test1"}
 OFFICIAL = {"train": (28225, 16939), "val": (4181, 2297), "test": (4148, 2315)}
@@ -29,6 +29,9 @@ def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId
     if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
         problems.add(path, "must be an object of image name -> path")
         return {}
+    for name, file in content.items():
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            problems.add(path, f"the path of {name!r} leads out of the picture folder: {file!r}")
     return {ImageId(name): file for name, file in content.items()}
 
 
@@ -64,7 +67,8 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         problems.add(path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target")
     relevance = Relevance(targets) if targets else None
     gallery = Gallery(f"cirr/{split}", tuple(sorted(images)))
-    return [Judged(f"cirr_{split}", tuple(queries.values()), relevance, gallery, groups=groups)]
+    queries_of = tuple(queries.values())
+    return [Judged(f"cirr_{split}", queries_of, relevance, gallery, groups=groups, official=OFFICIAL[split])]
 
 
 def _members(entry: Entry, problems: Problems) -> list[str]:
@@ -82,20 +86,18 @@ def load(allow_missing_images: int, sources: Sources) -> Dataset:
     directory = sources.root("cirr")
     raw = directory / "img_raw"
     pictures = raw if raw.is_dir() else directory
+    way_out = f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the layout."
 
-    def read(split: str) -> tuple[list[Judged], dict[ImageId, Path]]:
-        problems = Problems()
-        parts = judged(directory, split, problems)
+    def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:
         files = {image: pictures / path for image, path in image_files(directory, split, Problems()).items()}
-        problems.stop(f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the layout.")
-        return parts, files
+        return [(part, files) for part in judged(directory, split, problems)]
+
+    def train() -> TrainSplit:
+        problems = Problems(way_out)
+        return train_split(read("train", problems), allow_missing_images, sources, problems)
 
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        parts, files = read(split)
-        return tuple(eval_split(part, files, allow_missing_images, sources) for part in parts)
+        problems = Problems(way_out)
+        return eval_splits(read(split, problems), allow_missing_images, sources, problems)
 
-    return Dataset(
-        "cirr",
-        lambda: train_split(*read("train"), allow_missing_images, sources),
-        {split: partial(evaluated, split) for split in ("val", "test")},
-    )
+    return Dataset("cirr", train, {split: partial(evaluated, split) for split in ("val", "test")})

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from cirloop.settings import Settings, default_type
-from cirloop.types import UserError
+from cirloop.types import UserError, benchmark_of
 
 if TYPE_CHECKING:
     from cirloop.data.dataset import Dataset
     from cirloop.data.sources import Sources
+    from cirloop.types import TrainSplit
 
 MAX_TRAIN_FAMILIES = 276
 MAX_TRAIN_TRIPLETS = 4400
@@ -74,17 +76,6 @@ class FashionIQSettings(FileSettings):
         return load(self.categories, self.gallery, self.allow_missing_images, sources)
 
 
-class CircoSettings(FileSettings):
-    """CIRCO in its official layout; evaluation only."""
-
-    type: Literal["circo"] = "circo"
-
-    def build(self, sources: Sources) -> Dataset:
-        from cirloop.data.circo import load
-
-        return load(self.allow_missing_images, sources)
-
-
 class JsonlSettings(FileSettings):
     """Your own triplets as JSON lines, with a folder of pictures."""
 
@@ -104,9 +95,111 @@ class JsonlSettings(FileSettings):
         return load(self, sources)
 
 
+class Columns(Settings):
+    """Which column of a table is what; None = there is none."""
+
+    reference: str = "reference"
+    """Pictures, or names of pictures."""
+    text: str = "text"
+    """A text, or a list of texts."""
+    target: str | None = "target"
+    id: str | None = None
+    category: str | None = None
+    subset: str | None = None
+    positives: str | None = None
+
+
+class GalleryTable(Settings):
+    """A table of the same data set that holds the pictures."""
+
+    split: str
+    name: str | None = None
+    """Its configuration, where the data set has several."""
+    id: str = "id"
+    image: str = "image"
+    """Columns: the name that rows use, and the picture."""
+
+
+class HuggingFaceSettings(FileSettings):
+    """Your own triplets in Hugging Face `datasets`."""
+
+    type: Literal["huggingface"] = "huggingface"
+    path: str | None = None
+    """A name on the hub; by default --data_dir is a directory of `save_to_disk`, or one that `load_dataset` reads."""
+    revision: str | None = None
+    train: str = "train"
+    """Splits."""
+    val: str = "validation"
+    test: str = "test"
+    columns: Columns = Columns()
+    gallery: GalleryTable | None = None
+    """Where pictures that rows name are."""
+    images: str | None = None
+    """Or the folder of them under --data_dir."""
+
+    def build(self, sources: Sources) -> Dataset:
+        from cirloop.data.huggingface import load
+
+        return load(self, sources)
+
+
+TrainedOn = Annotated[
+    CirrSettings | FashionIQSettings | HuggingFaceSettings | JsonlSettings, Field(discriminator="type")
+]
+"""What a benchmark without a training split can be trained on."""
+
+
+def _train_of(name: str, settings: TrainedOn | None, sources: Sources) -> Callable[[], TrainSplit]:
+    def train() -> TrainSplit:
+        if settings is None:
+            raise UserError(
+                f"{name} has no training split. Name the data set to train on by --data.train.type and its files by "
+                f"--train_dir, or train on another data set and evaluate that run by eval_iterative.py --eval_dataset "
+                f"{name}_val --data_dir DIR."
+            )
+        return settings.build(sources.for_training()).train
+
+    return train
+
+
+class CircoSettings(FileSettings):
+    """CIRCO in its official layout: evaluation, after training on another data set."""
+
+    type: Literal["circo"] = "circo"
+    train: TrainedOn | None = None
+    """The data set to train on; its files are under --train_dir."""
+
+    def build(self, sources: Sources) -> Dataset:
+        from cirloop.data.circo import load
+
+        return load(self.allow_missing_images, _train_of("circo", self.train, sources), sources)
+
+
+class HpFashionIQSettings(FileSettings):
+    """HP-FashionIQ beside FashionIQ's pictures: evaluation, after training on FashionIQ."""
+
+    type: Literal["hp_fashioniq"] = "hp_fashioniq"
+    file: str = "hpfiq.json"
+    """The annotations, under --data_dir."""
+    train: TrainedOn | None = FashionIQSettings()
+    """The data set to train on; its files are under --train_dir, by default --data_dir."""
+
+    def build(self, sources: Sources) -> Dataset:
+        from cirloop.data.hp_fashioniq import load
+
+        make_train = _train_of("hp_fashioniq", self.train, sources)
+        return load(self.file, self.allow_missing_images, make_train, sources)
+
+
 # ShapesSettings last: `--help` shows the last one's name and defaults.
 DataConfig = Annotated[
-    CirrSettings | FashionIQSettings | CircoSettings | JsonlSettings | ShapesSettings,
+    CirrSettings
+    | FashionIQSettings
+    | CircoSettings
+    | HpFashionIQSettings
+    | HuggingFaceSettings
+    | JsonlSettings
+    | ShapesSettings,
     Field(discriminator="type"),
     BeforeValidator(default_type("shapes")),
 ]
@@ -116,12 +209,13 @@ def evaluated(
     name: str, gallery: Literal["original", "union"], allow_missing_images: int = 0
 ) -> tuple[DataConfig, str] | None:
     """Settings and split of an evaluation name such as `cirr_val` or `fashioniq_val:dress`; None for no such name."""
-    kind, _, rest = name.partition("_")
-    split, _, category = rest.partition(":")
+    kind = benchmark_of(name)
+    split, _, category = name.removeprefix(f"{kind}_").partition(":")
     allow = allow_missing_images
     plain: dict[str, DataConfig] = {
         "cirr": CirrSettings(allow_missing_images=allow),
         "circo": CircoSettings(allow_missing_images=allow),
+        "hp_fashioniq": HpFashionIQSettings(allow_missing_images=allow),
         "shapes": ShapesSettings(),
     }
     if split not in ("val", "test") or (category and kind != "fashioniq"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from cirloop.artifacts import fingerprint
-from cirloop.types import EvalSplit, Gallery, Images, Query, TrainSplit
+from cirloop.types import EvalSplit, Gallery, Images, Query, TrainSplit, UserError
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class Dataset:
     _made: dict[str, tuple[EvalSplit, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def parts(self, split: str) -> tuple[EvalSplit, ...]:
-        """The parts of an evaluation split, made once."""
+        """The parts of an evaluation split, made once. Raises UserError where the data set has no such split."""
+        if split not in self.evals:
+            raise UserError(f"evaluation.split {split}: {self.name} has only {', '.join(self.evals)}.")
         if split not in self._made:
             self._made[split] = self.evals[split]()
         return self._made[split]
@@ -48,6 +50,9 @@ def _queries(part: EvalSplit) -> list[list[object]]:
     def right(query: Query) -> list[object]:
         if part.relevance is None:
             return []
+        if query.id in part.relevance.preferences:
+            preference = part.relevance.preferences[query.id]
+            return [preference.first, preference.second, preference.preferred]
         return [part.relevance.targets[query.id], sorted(part.relevance.positives.get(query.id, ()))]
 
     return [[q.id, q.reference, q.text, *right(q), part.judged.groups.get(q.id, ())] for q in part.queries]

@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Literal
 
 from cirloop.data.dataset import Dataset
-from cirloop.data.sources import Sources, eval_split, train_split
+from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.problems import Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 
 CATEGORIES = ("dress", "shirt", "toptee")
-OFFICIAL = {"dress": (2017, 3817, 2628), "shirt": (2038, 6346, 3089), "toptee": (1961, 5373, 2902)}
-"""Val: queries, images of the original gallery, images of the union gallery."""
+OFFICIAL = {
+    "train": {"dress": (5985, 11452), "shirt": (5988, 19036), "toptee": (6027, 16121)},
+    "val": {"dress": (2017, 3817), "shirt": (2038, 6346), "toptee": (1961, 5373)},
+    "test": {"dress": (2024, 3818), "shirt": (2038, 6346), "toptee": (2056, 5374)},
+}
+"""Queries, and images of the original gallery."""
+UNION = {"dress": 2628, "shirt": 3089, "toptee": 2902}
+"""Images of the union gallery of val."""
 GalleryKind = Literal["original", "union"]
 
 
@@ -71,7 +77,10 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
     if kind == "union":
         known = {query.reference for query in queries} | set(targets.values())
     gallery = Gallery(f"fashioniq/{category}/{split}/{kind}", tuple(ImageId(name) for name in sorted(known)))
-    return Judged(f"fashioniq_{split}", tuple(queries), Relevance(targets) if targets else None, gallery, category)
+    asked, images_of = OFFICIAL[split][category]
+    official = (asked, images_of) if kind == "original" else (asked, UNION[category]) if split == "val" else None
+    relevance = Relevance(targets) if targets else None
+    return Judged(f"fashioniq_{split}", tuple(queries), relevance, gallery, category, official=official)
 
 
 def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> dict[ImageId, Path]:
@@ -88,18 +97,18 @@ def load(categories: Sequence[str], kind: GalleryKind, allow_missing_images: int
     """Train over the categories together; val and test one part per category."""
     directory = sources.root("fashioniq")
 
-    def read(split: str) -> list[tuple[Judged, dict[ImageId, Path]]]:
-        problems = Problems()
+    way_out = f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the layout."
+
+    def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:
         parts = judged(directory, split, problems, categories, kind if split != "train" else "original")
-        problems.stop(f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the layout.")
         return [(p, picture_files(directory, p.gallery.ids if p.gallery else (), p.category)) for p in parts]
 
     def train() -> TrainSplit:
-        rows = read("train")
-        files = {image: path for _, part in rows for image, path in part.items()}
-        return train_split([part for part, _ in rows], files, allow_missing_images, sources)
+        problems = Problems(way_out)
+        return train_split(read("train", problems), allow_missing_images, sources, problems)
 
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        return tuple(eval_split(part, files, allow_missing_images, sources) for part, files in read(split))
+        problems = Problems(way_out)
+        return eval_splits(read(split, problems), allow_missing_images, sources, problems)
 
     return Dataset("fashioniq", train, {split: partial(evaluated, split) for split in ("val", "test")})

@@ -7,9 +7,11 @@ transparency over white, 16 bits scaled to 8) or raises `BadImage`; nothing is g
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,29 @@ class BadImage(UserError):
     """A file that is no picture, or not one that can be used."""
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A picture file's bytes that lie in a table; `where` names the place in messages."""
+
+    where: str
+    sha256: str
+    read: Callable[[], bytes]
+
+    def __str__(self) -> str:
+        return self.where
+
+
+Picture = Path | Packed
+
+
+def stamp(picture: Picture) -> tuple[object, ...]:
+    """What changes when a picture does: the path, size and time of a file, the digest of packed bytes."""
+    if isinstance(picture, Packed):
+        return (picture.sha256,)
+    stat = picture.stat() if picture.exists() else None
+    return (str(picture), stat and stat.st_size, stat and stat.st_mtime_ns)
+
+
 class DrawnImages:
     """Images drawn on demand: `draw(id)` gives RGB pixels (H, W, 3)."""
 
@@ -48,9 +73,9 @@ class DrawnImages:
 
 
 class FileImages:
-    """Images from files; the digest is of the file's bytes."""
+    """Images from files, or packed in a table; the digest is of the file's bytes."""
 
-    def __init__(self, files: Mapping[ImageId, Path]) -> None:
+    def __init__(self, files: Mapping[ImageId, Picture]) -> None:
         self._files = files
         self._digests: dict[ImageId, str] = {}
 
@@ -62,8 +87,11 @@ class FileImages:
             raise BadImage(f"image {image!r}: {self._files[image]} {error}. Replace the file.") from None
 
     def digest(self, image: ImageId) -> str:
+        picture = self._files[image]
+        if isinstance(picture, Packed):
+            return picture.sha256
         if image not in self._digests:
-            with self._files[image].open("rb") as file:
+            with picture.open("rb") as file:
                 self._digests[image] = hashlib.file_digest(file, "sha256").hexdigest()
         return self._digests[image]
 
@@ -81,8 +109,9 @@ class Blanked:
         return hashlib.sha256(f"blank {self._images.digest(image)}".encode()).hexdigest()
 
 
-def decode(path: Path) -> Image.Image:
+def decode(source: Picture) -> Image.Image:
     """The picture of a file, upright RGB. Raises BadImage with what is wrong."""
+    path = io.BytesIO(source.read()) if isinstance(source, Packed) else source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
@@ -104,7 +133,8 @@ def decode(path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadImage(f"has far more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise BadImage("is empty" if path.stat().st_size == 0 else "is not a picture of a known kind") from None
+        empty = not path.getbuffer() if isinstance(path, io.BytesIO) else path.stat().st_size == 0
+        raise BadImage("is empty" if empty else "is not a picture of a known kind") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # what Pillow's decoders raise
         if isinstance(error, BadImage):
             raise

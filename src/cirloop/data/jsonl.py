@@ -1,138 +1,94 @@
 """Data of one's own: JSON lines and a folder of pictures.
 
-`train.jsonl`, `val.jsonl` and `test.jsonl` hold one object a line: `reference`, `text` (or `texts`, joined by " and "),
-`target`, and optionally `id`, `category`, `subset` (images of a group to rank among as well) and `positives` (further
-right answers). Images are paths relative to the picture folder. The gallery is every picture of the folder, or those a
-list names, one a line. Where no line of a split has a target, the split is for prediction only.
+`train.jsonl`, `val.jsonl` and `test.jsonl` hold one object a line (see `triplets.py`). Images are paths relative to the
+picture folder. The gallery is every picture of the folder and all that the lines name, or those of a list, one a line.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cirloop.data import triplets
 from cirloop.data.dataset import Dataset
-from cirloop.data.sources import Sources, eval_split, train_split
+from cirloop.data.images import Picture
+from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.problems import Entry, Problems
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.types import EvalSplit, ImageId, Judged, TrainSplit
 
 if TYPE_CHECKING:
     from cirloop.data.config import JsonlSettings
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-KNOWN = {"reference", "text", "texts", "target", "id", "category", "subset", "positives"}
 
 
-def pictures(directory: Path, settings: JsonlSettings, problems: Problems) -> dict[ImageId, Path]:
-    """The gallery's images and where they are."""
-    folder = directory / settings.images
+def folder_of_pictures(folder: Path, problems: Problems) -> dict[ImageId, Picture]:
+    """Every picture of a folder, by its path in it."""
     if not folder.is_dir():
         problems.add(folder, "is no directory of pictures (data.images)")
         return {}
-    if settings.gallery is None:
-        found = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES]
-        if not found:
-            problems.add(folder, f"holds no pictures ({', '.join(PICTURES)})")
-        return {ImageId(path.relative_to(folder).as_posix()): path for path in sorted(found)}
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES]
+    if not found:
+        problems.add(folder, f"holds no pictures ({', '.join(PICTURES)})")
+    return {ImageId(path.relative_to(folder).as_posix()): path for path in sorted(found)}
+
+
+def pictures(directory: Path, settings: JsonlSettings, problems: Problems) -> dict[ImageId, Picture]:
+    """The gallery's images and where they are."""
+    folder = directory / settings.images
+    if settings.gallery is None or not folder.is_dir():
+        return folder_of_pictures(folder, problems)
     names = [name for name in problems.lines(directory / settings.gallery) if name]
     for name, count in sorted(Counter(names).items()):
         if count > 1:
             problems.add(directory / settings.gallery, f"{name!r} is there more than once")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not _inside(name):
             problems.add(directory / settings.gallery, f"{name!r} is not inside the picture folder")
     return {ImageId(name): folder / name for name in names}
 
 
+def _inside(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def with_named(
+    files: Mapping[ImageId, Picture], folder: Path, entries: Iterable[tuple[str, Entry]]
+) -> dict[ImageId, Picture]:
+    """The pictures of a folder and those that objects name and that are not there, to be found missing."""
+    names = {ImageId(image) for _, entry in entries for _, image in triplets.named(entry)}
+    return {image: folder / image for image in sorted(names) if _inside(image)} | dict(files)
+
+
 def judged(
     directory: Path, settings: JsonlSettings, split: str, problems: Problems
-) -> tuple[list[Judged], dict[ImageId, Path]]:
+) -> tuple[list[Judged], dict[ImageId, Picture]]:
     """The queries of `split`, a part per category if its lines have one, and the pictures."""
     files = pictures(directory, settings, problems)
     path = directory / getattr(settings, split)
-    rows: dict[str, list[tuple[Query, Entry]]] = {}
-    seen: set[str] = set()
-    for number, (where, entry) in enumerate(problems.json_lines(path)):
-        for name in sorted(entry.fields.keys() - KNOWN):
-            problems.add(where, f"has an unknown field {name!r}; known: {', '.join(sorted(KNOWN))}")
-        reference, text = entry.get("reference", str), _text(entry)
-        for role, image in _images(entry):
-            if image not in files:
-                problems.add(where, f"{role} {image!r} is not in the gallery")
-        known_as = entry.get("id", str) if "id" in entry.fields else f"{split}/{number}"
-        if known_as in seen:
-            problems.add(where, f"the id {known_as!r} is there more than once")
-        category = (entry.get("category", str) or "") if "category" in entry.fields else ""
-        if reference is None or text is None or known_as is None:
-            continue
-        seen.add(known_as)
-        rows.setdefault(category, []).append((Query(QueryId(known_as), ImageId(reference), text), entry))
-    if "" in rows and len(rows) > 1:
-        problems.add(path, f"{len(rows['']):,} lines have no category and others have one")
-    gallery = Gallery(f"jsonl/{split}", tuple(sorted(files)))
-    parts = [_part(path, split, category, rows[category], gallery, problems) for category in sorted(rows)]
-    return parts, files
-
-
-def _text(entry: Entry) -> str | None:
-    if "texts" not in entry.fields:
-        return entry.get("text", str)
-    texts = [text.strip() for text in entry.list_of("texts", str) or [] if text.strip()]
-    return " and ".join(texts) or entry.get("text", str)
-
-
-def _images(entry: Entry) -> Iterator[tuple[str, str]]:
-    for role in ("reference", "target"):
-        if isinstance(entry.fields.get(role), str):
-            yield role, entry.fields[role]
-    for role in ("subset", "positives"):
-        for image in (entry.list_of(role, str) or []) if role in entry.fields else ():
-            yield role, image
-
-
-def _part(
-    path: Path, split: str, category: str, rows: list[tuple[Query, Entry]], gallery: Gallery, problems: Problems
-) -> Judged:
-    targets: dict[QueryId, ImageId] = {}
-    positives: dict[QueryId, frozenset[ImageId]] = {}
-    groups: dict[QueryId, tuple[ImageId, ...]] = {}
-    for query, entry in rows:
-        target = entry.get("target", str, optional=split != "train")
-        if target is not None:
-            targets[query.id] = ImageId(target)
-            if target == query.reference:
-                problems.add(entry.where, f"reference and target are the same image, {target!r}")
-        if "positives" in entry.fields and target is not None:
-            positives[query.id] = frozenset(ImageId(i) for i in [target, *entry.fields["positives"]])
-        if "subset" in entry.fields:
-            members = [ImageId(i) for i in entry.fields["subset"] if i != query.reference]
-            if target is not None and target not in members:
-                problems.add(entry.where, "the target is not in its subset")
-            groups[query.id] = tuple(members)
-    for what, found in (("targets", targets), ("positives", positives), ("subsets", groups)):
-        if found and len(found) < len(rows):
-            problems.add(path, f"{len(rows) - len(found)} of {len(rows)} lines have no {what}, and others have")
-    relevance = Relevance(targets, positives) if targets else None
-    return Judged(f"jsonl_{split}", tuple(query for query, _ in rows), relevance, gallery, category, groups)
+    entries = list(problems.json_lines(path))
+    if settings.gallery is None and files:
+        files = with_named(files, directory / settings.images, entries)
+    return triplets.judged(entries, files, "jsonl", split, path, problems), files
 
 
 def load(settings: JsonlSettings, sources: Sources) -> Dataset:
     """Train, val and test from the files that `settings` names."""
     directory, allow = sources.root("jsonl"), settings.allow_missing_images
 
-    def read(split: str) -> tuple[list[Judged], dict[ImageId, Path]]:
-        problems = Problems()
-        made = judged(directory, settings, split, problems)
-        problems.stop(f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a line.")
-        return made
+    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
+        problems = Problems(f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a line.")
+        parts, files = judged(directory, settings, split, problems)
+        return [(part, files) for part in parts], problems
 
     def train() -> TrainSplit:
-        return train_split(*read("train"), allow, sources)
+        parts, problems = read("train")
+        return train_split(parts, allow, sources, problems)
 
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        parts, files = read(split)
-        return tuple(eval_split(part, files, allow, sources) for part in parts)
+        parts, problems = read(split)
+        return eval_splits(parts, allow, sources, problems)
 
     return Dataset("jsonl", train, {split: partial(evaluated, split) for split in ("val", "test")})

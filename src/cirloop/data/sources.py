@@ -8,28 +8,35 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cirloop.artifacts import fingerprint, write_json
-from cirloop.data.images import FileImages
+from cirloop.data.images import FileImages, Picture, stamp
 from cirloop.data.verify import WORKERS, bad_images
 from cirloop.problems import Problems
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Relevance, TrainSplit, Triplet, UserError
+from cirloop.types import EvalSplit, Gallery, ImageId, Judged, TrainSplit, Triplet, UserError
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+Files = Mapping[ImageId, Picture]
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where a data set's files are, where what was found out about them is kept, and how progress is shown."""
+    """Where a data set's files are, where what was found out about them is kept, and how progress is shown.
+
+    `train_directory` is for a benchmark without a training split, which takes it from another data set.
+    """
 
     directory: Path | None
     cache: Path
     progress: Progress
+    train_directory: Path | None = None
 
     def root(self, data_set: str) -> Path:
         """The data directory. Raises UserError without one."""
@@ -39,84 +46,114 @@ class Sources:
             raise UserError(f"--data_dir {self.directory}: there is no such directory.")
         return self.directory
 
-    def bad(self, name: str, files: Mapping[ImageId, Path]) -> dict[ImageId, str]:
+    def for_training(self) -> Sources:
+        """The same for the data set that a benchmark without a training split is trained on."""
+        return replace(self, directory=self.train_directory or self.directory, train_directory=None)
+
+    def bad(self, name: str, files: Files) -> dict[ImageId, str]:
         """What is wrong with which picture; looked at once, and again when a file's size or time changes."""
-        record = self.cache / "images" / f"{fingerprint([name, *_stats(files)])[:24]}.json"
+        stamps = [[image, *stamp(picture)] for image, picture in sorted(files.items())]
+        record = self.cache / "images" / f"{fingerprint(stamps)[:24]}.json"
         if record.is_file():
-            return {ImageId(image): what for image, what in json.loads(record.read_text("utf-8"))["bad"].items()}
-        logger.info("%s: looking at %d pictures", name, len(files))
+            try:
+                return {ImageId(image): what for image, what in json.loads(record.read_text("utf-8"))["bad"].items()}
+            except (ValueError, LookupError, TypeError, AttributeError):
+                logger.warning("%s is damaged; looking at the pictures again", record)
+        began = time.monotonic()
         found = bad_images(files, WORKERS, lambda images: self.progress(images, f"look at {name}"))
+        seconds = time.monotonic() - began
+        rate = len(files) / max(seconds, 1e-9)
+        logger.info(
+            "%s: looked at %d pictures in %.1f s, %.0f a second, %d threads", name, len(files), seconds, rate, WORKERS
+        )
         write_json(record, {"schema": 1, "name": name, "images": len(files), "bad": found})
         if found:
             logger.warning("%s: %d of %d pictures cannot be used; listed in %s", name, len(found), len(files), record)
         return found
 
 
-def _stats(files: Mapping[ImageId, Path]) -> list[list[object]]:
-    out: list[list[object]] = []
-    for image, path in sorted(files.items()):
-        stat = path.stat() if path.exists() else None
-        out.append([image, str(path), stat and stat.st_size, stat and stat.st_mtime_ns])
-    return out
-
-
-def allowed(found: Mapping[ImageId, str], files: Mapping[ImageId, Path], allow: int, name: str) -> None:
-    """Raises UserError with all pictures that cannot be used, if they are more than `allow`."""
-    if len(found) <= allow:
-        return
-    problems = Problems()
-    for image, what in found.items():
-        problems.add(files[image], what)
-    problems.stop(
-        f"{name}: {len(found)} of {len(files)} pictures cannot be used. Put them right, or go on without them by "
-        f"--allow_missing_images {len(found)}: queries that need them are dropped, and every result says so."
+def unofficial(part: Judged) -> str:
+    """How a part's counts differ from the benchmark's; empty where they do not, or where none are known."""
+    if part.official is None:
+        return ""
+    images = len(part.gallery.ids) if part.gallery else part.official[1]
+    if (len(part.queries), images) == part.official:
+        return ""
+    name = f"{part.name} {part.category}".rstrip()
+    return (
+        f"{name} has {len(part.queries):,} queries and {images:,} images, officially {part.official[0]:,} and "
+        f"{part.official[1]:,}: its numbers are not comparable with published ones"
     )
 
 
-def eval_split(judged: Judged, files: Mapping[ImageId, Path], allow: int, sources: Sources) -> EvalSplit:
-    """Judged queries with their pictures."""
-    assert judged.gallery is not None
-    bad = sources.bad(judged.gallery.name, {image: files[image] for image in judged.gallery.ids})
-    allowed(bad, files, allow, judged.gallery.name)
-    kept = _without(judged, bad)
-    gallery = Gallery(judged.gallery.name, tuple(image for image in judged.gallery.ids if image not in bad))
-    dropped = len(judged.queries) - len(kept.queries)
-    return EvalSplit(kept, gallery, FileImages(files), len(bad), dropped)
+@cache
+def _warn_once(note: str) -> None:
+    if note:
+        logger.warning("%s", note)
 
 
-def _without(judged: Judged, bad: Mapping[ImageId, str]) -> Judged:
-    """Without the queries whose reference, right answers or group hold a picture that cannot be used."""
-    if not bad:
-        return judged
+def eval_splits(
+    parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems
+) -> tuple[EvalSplit, ...]:
+    """Judged queries with their pictures. Raises ProblemsFound with what `problems` held and every picture's."""
+    bad = [_look(part.gallery, files, allow, sources, problems) for part, files in parts]
+    kept = [_without(part, gone) for (part, _), gone in zip(parts, bad, strict=True)]
+    for part in kept:
+        if not part.queries and not problems.rows:
+            problems.add(part.name, "every query needs a picture that cannot be used")
+    problems.stop()
+    for part, _ in parts:
+        _warn_once(unofficial(part))
+    out = []
+    for (part, files), gone, left in zip(parts, bad, kept, strict=True):
+        assert part.gallery is not None
+        gallery = Gallery(part.gallery.name, tuple(image for image in part.gallery.ids if image not in gone))
+        dropped = len(part.queries) - len(left.queries)
+        out.append(EvalSplit(left, gallery, FileImages(files), len(gone), dropped))
+    return tuple(out)
 
-    def needed(query: Any) -> set[ImageId]:
-        images = {query.reference, *judged.groups.get(query.id, ())}
-        if judged.relevance is not None:
-            images |= {judged.relevance.targets[query.id], *judged.relevance.positives.get(query.id, ())}
-        return images
 
-    queries = tuple(query for query in judged.queries if bad.keys().isdisjoint(needed(query)))
-    if not queries:
-        raise UserError(f"{judged.name}: every query needs a picture that cannot be used.")
-    return replace(judged, queries=queries)
+def _look(gallery: Gallery | None, files: Files, allow: int, sources: Sources, problems: Problems) -> set[ImageId]:
+    """The pictures that cannot be used. They are problems if they are more than `allow`."""
+    if gallery is None or not gallery.ids:
+        return set()
+    found = sources.bad(gallery.name, {image: files[image] for image in gallery.ids})
+    if len(found) > allow:
+        for image, what in found.items():
+            problems.add(
+                files[image],
+                what,
+                f"{gallery.name}: {len(found)} of {len(gallery.ids)} pictures cannot be used. Put them right, or go on "
+                f"without them by --allow_missing_images {len(found)}: queries that need them are dropped, and every "
+                "result says so.",
+            )
+    return set(found)
 
 
-def train_split(parts: Sequence[Judged], files: Mapping[ImageId, Path], allow: int, sources: Sources) -> TrainSplit:
-    """The triplets of all parts over one gallery."""
-    name = parts[0].name.replace("_", "/")
-    ids = sorted({image for part in parts if part.gallery for image in part.gallery.ids})
-    bad = sources.bad(name, {image: files[image] for image in ids})
-    allowed(bad, files, allow, name)
+def _without(part: Judged, bad: set[ImageId]) -> Judged:
+    """Without the queries that need a picture that cannot be used."""
+    return replace(part, queries=tuple(query for query in part.queries if bad.isdisjoint(part.needs(query))))
+
+
+def train_split(parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems) -> TrainSplit:
+    """The triplets of all parts over one gallery. Raises ProblemsFound like `eval_splits`."""
+    name = f"{parts[0][0].benchmark}/train"
+    files = {image: picture for _, rows in parts for image, picture in rows.items()}
+    gallery = Gallery(name, tuple(sorted({image for part, _ in parts if part.gallery for image in part.gallery.ids})))
+    bad = _look(gallery, files, allow, sources, problems)
     triplets = []
-    for part in parts:
-        relevance = part.relevance or Relevance({})
+    for part, _ in parts:
+        targets = part.relevance.targets if part.relevance else {}
         for query in part.queries:
-            if query.reference not in bad and relevance.targets[query.id] not in bad:
-                triplets.append(Triplet(query, relevance.targets[query.id]))
-    if not triplets:
-        raise UserError(f"{name}: every triplet needs a picture that cannot be used.")
-    gallery = Gallery(name, tuple(image for image in ids if image not in bad))
-    dropped = sum(len(part.queries) for part in parts) - len(triplets)
+            if query.id in targets and bad.isdisjoint((query.reference, targets[query.id])):
+                triplets.append(Triplet(query, targets[query.id]))
+    if not triplets and not problems.rows:
+        problems.add(name, "every triplet needs a picture that cannot be used")
+    problems.stop()
+    for part, _ in parts:
+        _warn_once(unofficial(part))
+    dropped = sum(len(part.queries) for part, _ in parts) - len(triplets)
     if bad:
         logger.warning("%s: %d triplets dropped, %d images left out", name, dropped, len(bad))
-    return TrainSplit(name, tuple(triplets), gallery, FileImages(files))
+    ids = tuple(image for image in gallery.ids if image not in bad)
+    return TrainSplit(name, tuple(triplets), Gallery(name, ids), FileImages(files))

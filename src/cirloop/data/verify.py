@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from cirloop.data.images import BadImage, decode
+from cirloop.data.images import BadImage, Picture, decode
 from cirloop.types import ImageId
 
 WORKERS = os.cpu_count() or 1
 
 
 def bad_images(
-    files: Mapping[ImageId, Path],
+    files: Mapping[ImageId, Picture],
     workers: int,
     progress: Callable[[Sequence[ImageId]], Iterable[ImageId]] = iter,
 ) -> dict[ImageId, str]:

@@ -9,6 +9,9 @@ list is not retrieved. Q queries.
 - Own data: as CIRR, and map@K as CIRCO where there are several right answers.
 - FashionIQ (arXiv 1905.12794): recall@10 and @50 per category and their unweighted mean. The reference stays in, as in
   CLIP4Cir and QuRe; `, reference removed` marks the other variant, ReCALL's.
+- HP-FashionIQ (QuRe, ICML 2025, section 4): people saw two sets of images for a query and preferred one. A set's score
+  is the mean similarity of its images. `preference rate` = P(set 1 preferred | set 1 scored higher), the paper's,
+  one-sided; `symmetric accuracy` = P(the set scored higher is preferred), an equal score counting one half.
 - CIRCO (arXiv 2303.15247, section 5): map@K over all right answers with min(|GT|, K); recall@K of the one target;
   map@10 per semantic aspect. The reference stays in.
 """
@@ -17,21 +20,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.types import ImageId, Judged, Query, QueryId
+from cirloop.types import ImageId, Judged, Preference, QueryId
 
 Places = Mapping[ImageId, int]
 """Place in a ranking, from 1 with the reference counted, of each image that matters to a query and is listed."""
+Scores = Mapping[ImageId, float]
+"""Similarity to the query of each image of the two sets a person chose between."""
 Values = npt.NDArray[np.float64]
 
 PROTOCOLS = {
     "shapes": "shapes: gallery of the split's images, reference removed, annotated target; any correct image beside it",
     "cirr": "CIRR: gallery of the split's images, reference removed, target_hard; subset: five group members",
     "fashioniq": "FashionIQ: {gallery} gallery, reference kept; unweighted mean over categories",
+    "huggingface": "own data: the gallery given, reference removed, annotated target; subset: the images given",
     "jsonl": "own data: the gallery given, reference removed, annotated target; subset: the images given",
+    "hp_fashioniq": "HP-FashionIQ: mean similarity of a set's images against the set that a person preferred",
     "circo": "CIRCO: COCO 2017 unlabeled, reference kept; map@K over all right answers, divided by min(|GT|, K)",
 }
 KS = {
@@ -40,17 +48,28 @@ KS = {
     "fashioniq": (10, 50),
     "circo": (5, 10, 25, 50),
     "jsonl": (1, 5, 10, 50),
+    "huggingface": (1, 5, 10, 50),
 }
 SUBSET_KS = (1, 2, 3)
 HEADLINE = {
     "shapes": ("recall@1", "recall@5", "recall@10", "recall@50"),
     "cirr": ("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1"),
     "fashioniq": ("recall@10", "recall@50", "mean of recall@10 and recall@50"),
-    "jsonl": ("recall@1", "recall@5", "recall@10", "recall@50"),
+    "jsonl": ("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1", "map@10"),
+    "huggingface": ("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1", "map@10"),
+    "hp_fashioniq": ("preference rate", "symmetric accuracy"),
     "circo": ("map@5", "map@10", "map@25", "map@50"),
 }
-"""What the papers' tables show."""
-COMPARED = {"shapes": "recall@1", "cirr": "recall@1", "fashioniq": "recall@10", "circo": "map@10", "jsonl": "recall@1"}
+"""What the papers' tables show; of own data, what its fields allow."""
+COMPARED = {
+    "shapes": "recall@1",
+    "cirr": "recall@1",
+    "fashioniq": "recall@10",
+    "hp_fashioniq": "symmetric accuracy",
+    "circo": "map@10",
+    "jsonl": "recall@1",
+    "huggingface": "recall@1",
+}
 """What iterations are compared on, query by query."""
 
 
@@ -65,19 +84,12 @@ class Metric:
 def describe(parts: Sequence[Judged]) -> str:
     """The protocol of a result, with FashionIQ's gallery named."""
     gallery = parts[0].gallery.name.rsplit("/", 1)[-1] if parts[0].gallery else ""
-    return PROTOCOLS[parts[0].name.split("_")[0]].format(gallery=gallery)
+    return PROTOCOLS[parts[0].benchmark].format(gallery=gallery)
 
 
 def places_of(ranking: Sequence[ImageId], wanted: set[ImageId]) -> dict[ImageId, int]:
     """Places of the `wanted` images that `ranking` lists, from 1."""
     return {image: place for place, image in enumerate(ranking, 1) if image in wanted}
-
-
-def wanted(part: Judged, query: Query) -> set[ImageId]:
-    """The images whose places decide the metrics of a query."""
-    assert part.relevance is not None
-    target, positives = part.relevance.targets[query.id], part.relevance.positives.get(query.id, ())
-    return {query.reference, target, *positives, *part.groups.get(query.id, ())}
 
 
 def without(places: Places, reference: ImageId) -> dict[ImageId, int]:
@@ -103,10 +115,33 @@ def average_precision_at(places: Places, positives: frozenset[ImageId], k: int) 
     return sum(number / place for number, place in enumerate(hits, 1)) / min(len(positives), k)
 
 
-def values(part: Judged, places: Mapping[QueryId, Places]) -> dict[str, Values]:
-    """Every metric of one part, a value per query in the order of `part.queries`."""
-    relevance, benchmark = part.relevance, part.name.split("_")[0]
+def margin(scores: Scores, preference: Preference) -> float:
+    """How much higher set 1 scores than set 2, in mean similarity."""
+    first, second = ([scores[image] for image in images] for images in (preference.first, preference.second))
+    return sum(first) / len(first) - sum(second) / len(second)
+
+
+def _preferences(part: Judged, scores: Mapping[QueryId, Scores]) -> dict[str, Values]:
+    """The preference rate over the queries whose set 1 scores higher, the symmetric accuracy over all."""
+    assert part.relevance is not None
+    chosen = part.relevance.preferences
+    margins_Q = np.array([margin(scores[query.id], chosen[query.id]) for query in part.queries])
+    first_Q = np.array([chosen[query.id].preferred == 1 for query in part.queries])
+    agrees_Q = np.where(margins_Q == 0, 0.5, (margins_Q > 0) == first_Q)
+    rate = {"preference rate": first_Q[margins_Q > 0].astype(np.float64)} if (margins_Q > 0).any() else {}
+    return rate | {"symmetric accuracy": agrees_Q}
+
+
+def values(part: Judged, places: Mapping[QueryId, Mapping[ImageId, Any]]) -> dict[str, Values]:
+    """Every metric of one part, a value per query in the order of `part.queries`.
+
+    `places` are scores where people chose between sets. An aspect's mAP and the preference rate are over some of the
+    queries. There is no preference rate where no set 1 scores higher.
+    """
+    relevance, benchmark = part.relevance, part.benchmark
     assert relevance is not None
+    if relevance.preferences:
+        return _preferences(part, places)
     rows: dict[str, list[float]] = {}
 
     def add(name: str, value: float) -> None:
@@ -115,7 +150,7 @@ def values(part: Judged, places: Mapping[QueryId, Places]) -> dict[str, Values]:
     for query in part.queries:
         kept, target = places[query.id], relevance.targets[query.id]
         removed = without(kept, query.reference)
-        seen = removed if benchmark in ("shapes", "cirr", "jsonl") else kept
+        seen = kept if benchmark in ("fashioniq", "circo") else removed
         for k in KS[benchmark]:
             add(f"recall@{k}", recall_at(seen.get(target), k))
             if benchmark == "fashioniq":
@@ -141,7 +176,7 @@ def mean(values_Q: Values) -> Metric:
     return Metric(float(values_Q.mean()), float(values_Q.std() / len(values_Q) ** 0.5))
 
 
-def metrics(parts: Sequence[Judged], places: Mapping[QueryId, Places]) -> dict[str, Metric]:
+def metrics(parts: Sequence[Judged], places: Mapping[QueryId, Mapping[ImageId, Any]]) -> dict[str, Metric]:
     """Every metric of a benchmark; over several categories their unweighted means, then each category's."""
     tables = {part.category: {name: mean(v) for name, v in values(part, places).items()} for part in parts}
     if len(parts) == 1:

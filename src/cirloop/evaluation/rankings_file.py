@@ -83,6 +83,15 @@ def _part(path: Path, part: Judged, rows: Mapping[str, Any], problems: Problems)
     return out
 
 
+def content(parts: Sequence[Judged], rankings: Sequence[Mapping[QueryId, Sequence[ImageId]]]) -> dict[str, Any]:
+    """What `read` reads, from the rankings of each part: nested by category where there are several."""
+    each = {
+        part.category: {query.id.removeprefix(f"{part.category}/"): list(rows[query.id]) for query in part.queries}
+        for part, rows in zip(parts, rankings, strict=True)
+    }
+    return dict(each) if len(parts) > 1 else next(iter(each.values()))
+
+
 def _unknown(where: object, what: str, found: Sequence[str], problems: Problems) -> None:
     if found:
         problems.add(where, f"{len(found)} {what} are unknown: {some(found)}")

@@ -6,7 +6,10 @@ randomisation test; Smucker, Allan & Carterette, CIKM 2007). Q queries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,3 +42,13 @@ def paired(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, seed: int = 0) -> Difference:
         signs = random.integers(0, 2, (min(BLOCK, DRAWS - start), len(moved)), np.int8) * 2 - 1
         far += int((abs(signs @ moved) >= seen - 1e-9).sum())
     return Difference(float(d.mean()), float(d.std() / len(d) ** 0.5), (1 + far) / (1 + DRAWS))
+
+
+def compared(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each evaluation against the one before it, from their JSON."""
+    out = []
+    for a, b in pairwise(results):
+        d = paired([row[2] for row in a["ranks"]], [row[2] for row in b["ranks"]])
+        names = {"from": a["iteration"], "to": b["iteration"], "metric": a["compared_on"]}
+        out.append(names | {"difference": d.value, "se": d.se, "p": d.p})
+    return out

@@ -62,22 +62,30 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
         yield item
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], out: Console | None = None) -> None:
-    """Print a table; the first column is text, the rest numbers."""
-    made = Table(title=title, title_justify="left")
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    out: Console | None = None,
+    numbers: bool = True,
+) -> None:
+    """Print a table; the first column is text, the rest too or `numbers`."""
+    made = Table()
     for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number else "left")
+        made.add_column(column, justify="right" if number and numbers else "left", overflow="fold")
     for row in rows:
         made.add_row(*map(str, row))
-    (out or Console(width=None if console.is_terminal else 120)).print(made)
+    target = out or Console(width=None if console.is_terminal else 120)
+    target.print(title, highlight=False, markup=False)
+    target.print(made)
 
 
 def metric_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
-    """One row an iteration: each metric in percent as `value ± standard error`."""
-    return [
-        [
-            str(result["iteration"]),
-            *(f"{100 * result['metrics'][m]:.1f} ± {100 * result['standard_errors'][m]:.1f}" for m in metrics),
-        ]
-        for result in results
-    ]
+    """One row an iteration: each metric in percent as `value ± standard error`; one without a value as `none`."""
+
+    def cell(result: dict[str, Any], metric: str) -> str:
+        if metric not in result["metrics"]:
+            return "none"
+        return f"{100 * result['metrics'][metric]:.1f} ± {100 * result['standard_errors'][metric]:.1f}"
+
+    return [[str(result["iteration"]), *(cell(result, metric) for metric in metrics)] for result in results]

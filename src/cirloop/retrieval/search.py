@@ -83,6 +83,21 @@ def places(
     return out
 
 
+def scores(
+    queries: Sequence[Query],
+    wanted: Sequence[Collection[ImageId]],
+    gallery: Gallery,
+    queries_QD: Floats,
+    gallery_GD: Floats,
+) -> list[dict[ImageId, float]]:
+    """Per query the similarity of each of its `wanted` images."""
+    rows = gallery.rows()
+    return [
+        {image: float(query_D @ gallery_GD[rows[image]]) for image in sorted(images)}
+        for query_D, images in zip(queries_QD, wanted, strict=True)
+    ]
+
+
 def best(
     queries: Sequence[Query], gallery: Gallery, queries_QD: Floats, gallery_GD: Floats, depth: int
 ) -> list[list[ImageId]]:

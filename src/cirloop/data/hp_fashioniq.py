@@ -1,0 +1,133 @@
+"""HP-FashionIQ (QuRe, Kwak et al., ICML 2025): which of two sets of retrieved images people preferred.
+
+`hpfiq.json` beside FashionIQ's pictures: user -> question set -> lists of 25: `ref_img_paths`, `sentences`,
+`retrieved_set1` and `retrieved_set2` (`img_path` of five images), `preferred set` ("1" or "2"). Built from FashionIQ's
+val split, so that one may train on FashionIQ's train. Of a path only the last two parts count, category and file name.
+The sentences are two of FashionIQ's captions whose marks were written out (`dotmark`); they are turned back, and joined
+as in FashionIQ's evaluation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cirloop.data import fashioniq
+from cirloop.data.dataset import Dataset
+from cirloop.data.sources import Sources, eval_splits
+from cirloop.problems import Entry, Problems
+from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Preference, Query, QueryId, Relevance, TrainSplit
+
+OFFICIAL = (3050, 5473)
+"""Questions, and images in them: references and shown sets."""
+MARKS = {"dotmark": ".", "questionmark": "?", "andmark": "&", "starmark": "*"}
+LISTS = ("ref_img_paths", "sentences", "retrieved_set1", "retrieved_set2", "preferred set")
+
+
+def plain(sentence: str) -> str:
+    """The sentence as FashionIQ's evaluation words it: marks turned back, captions joined.
+
+    `andmark` also lies in "landmark", which stays.
+    """
+    marked = re.sub(
+        r"\blandmarks?\b|" + "|".join(MARKS), lambda found: MARKS.get(found[0], found[0]), sentence, flags=re.IGNORECASE
+    )
+    return fashioniq.joined([" ".join(caption.split()) for caption in marked.split("  and ")])
+
+
+def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict[ImageId, str]]:
+    """The questions and the category of each image; the problems found are added to `problems`."""
+    queries: list[Query] = []
+    preferences: dict[QueryId, Preference] = {}
+    categories: dict[ImageId, str] = {}
+    for name, entry in _questions(directory / file, problems):
+        reference = _images(entry, "ref_img_paths", [entry.get("ref_img_paths", str)], categories, problems)
+        sentence, text = entry.get("sentences", str), ""
+        if sentence is not None:
+            text = plain(sentence)
+            if not text:
+                problems.add(entry.where, "the sentence holds no words")
+        shown = []
+        for role in ("retrieved_set1", "retrieved_set2"):
+            group, where = entry.get(role, dict), f"{entry.where} {role}"
+            paths = None if group is None else Entry(group, where, problems).list_of("img_path", str)
+            if paths == []:
+                problems.add(where, "'img_path' holds no images")
+            shown.append(_images(entry, role, paths or [], categories, problems))
+            if len(set(shown[-1])) < len(shown[-1]):
+                problems.add(where, "holds an image more than once")
+        preferred = entry.fields.get("preferred set")
+        if preferred not in ("1", "2"):
+            problems.add(entry.where, f"'preferred set' must be '1' or '2', found {preferred!r}")
+        elif reference and text and all(shown):
+            queries.append(Query(QueryId(name), reference[0], text))
+            preferences[QueryId(name)] = Preference(shown[0], shown[1], int(preferred))
+    gallery = Gallery("hp_fashioniq/val", tuple(sorted(categories)))
+    relevance = Relevance({}, preferences=preferences)
+    return Judged("hp_fashioniq_val", tuple(queries), relevance, gallery, official=OFFICIAL), categories
+
+
+def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:
+    """Each question as an entry with one value of every list."""
+    users = _objects(problems.json(path), str(path), problems)
+    if users == {}:
+        problems.add(path, "holds no users")
+    for user, sets in (users or {}).items():
+        for name, content in (_objects(sets, f"{path} {user}", problems) or {}).items():
+            where = f"{path} {user} {name}"
+            fields = Entry(content, where, problems) if isinstance(content, dict) else None
+            if fields is None:
+                problems.add(where, "must be an object of lists")
+                continue
+            lists: dict[str, list[Any] | None] = {key: fields.get(key, list) for key in LISTS}
+            lengths = {key: len(values) for key, values in lists.items() if values is not None}
+            if len(set(lengths.values())) > 1:
+                problems.add(where, f"the lists differ in length: {lengths}")
+            elif len(lengths) == len(LISTS):
+                for number in range(lengths["sentences"]):
+                    row = {key: values[number] for key, values in lists.items() if values is not None}
+                    yield f"{user}/{name}/{number}", Entry(row, f"{where} question {number}", problems)
+
+
+def _objects(content: Any, where: str, problems: Problems) -> dict[str, Any] | None:
+    if content is None:
+        return None
+    if not isinstance(content, dict):
+        problems.add(where, "must be an object")
+        return None
+    return content
+
+
+def _images(
+    entry: Entry, role: str, paths: list[str] | list[str | None], categories: dict[ImageId, str], problems: Problems
+) -> tuple[ImageId, ...]:
+    """Image ids of paths like `/-/image_data/shirt/B000LUIBH8.jpg`, their categories noted."""
+    images = []
+    for text in paths:
+        if text is None:
+            continue
+        path = PurePosixPath(text)
+        if path.parent.name not in fashioniq.CATEGORIES or not path.stem:
+            problems.add(f"{entry.where} {role}", f"{text!r} does not end in <category>/<image>.jpg")
+            continue
+        categories.setdefault(ImageId(path.stem), path.parent.name)
+        images.append(ImageId(path.stem))
+    return tuple(images)
+
+
+def load(file: str, allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources) -> Dataset:
+    """Val with FashionIQ's pictures, and another data set's training split."""
+    directory = sources.root("hp_fashioniq")
+
+    def evaluated() -> tuple[EvalSplit, ...]:
+        problems = Problems(f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see docs/datasets.md.")
+        part, categories = judged(directory, file, problems)
+        files: dict[ImageId, Path] = {}
+        for category in sorted(set(categories.values())):
+            images = [image for image, of in categories.items() if of == category]
+            files |= fashioniq.picture_files(directory, images, category)
+        return eval_splits([(part, files)], allow_missing_images, sources, problems)
+
+    return Dataset("hp_fashioniq", make_train, {"val": evaluated})

@@ -1,0 +1,198 @@
+"""Data of one's own in Hugging Face `datasets`: a hub name, a directory of `save_to_disk`, or a folder of Parquet, JSON
+or CSV that `load_dataset` reads.
+
+Each row is a triplet; `columns` say which column is which (see `triplets.py`). Reference and target are pictures (then
+a split's gallery is all pictures of its rows, an image's id the start of its bytes' SHA-256), or names of pictures,
+which lie in a gallery table or in a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cirloop.data import triplets
+from cirloop.data.dataset import Dataset
+from cirloop.data.images import Packed, Picture
+from cirloop.data.jsonl import folder_of_pictures, with_named
+from cirloop.data.sources import Sources, eval_splits, train_split
+from cirloop.problems import Entry, Problems
+from cirloop.types import EvalSplit, ImageId, Judged, TrainSplit, UserError
+
+if TYPE_CHECKING:
+    from cirloop.data.config import HuggingFaceSettings
+
+logger = logging.getLogger(__name__)
+ROLES = ("reference", "target")
+ID_LENGTH = 20
+"""Hex digits of a picture's SHA-256 in its id."""
+
+
+class Tables:
+    """The splits of one published or local data set, loaded when asked for."""
+
+    def __init__(self, settings: HuggingFaceSettings, sources: Sources) -> None:
+        self._settings = settings
+        self._directory = sources.root("huggingface") if settings.path is None else None
+        self.name = settings.path or str(self._directory)
+        self._loaded = cache(self._load)
+
+    def _load(self, configuration: str | None) -> Any:
+        import datasets
+
+        datasets.disable_progress_bars()
+        directory = self._directory
+        try:
+            if directory is not None and any((directory / n).exists() for n in ("dataset_dict.json", "state.json")):
+                return datasets.load_from_disk(str(directory))
+            return datasets.load_dataset(self.name, configuration, revision=self._settings.revision)
+        except (OSError, ValueError) as error:  # what `datasets` raises for names, files and versions it cannot read
+            raise UserError(
+                f"{self.name}{f' ({configuration})' if configuration else ''} cannot be loaded by `datasets`: {error}"
+            ) from None
+
+    def split(self, split: str, problems: Problems, configuration: str | None = None) -> Any:
+        """The table of a split, its pictures not decoded; None, with the problem noted, where there is none."""
+        import datasets
+
+        made = self._loaded(configuration)
+        if not isinstance(made, dict):
+            problems.add(self.name, "is one table and has no splits; save a DatasetDict with train and validation")
+            return None
+        if split not in made:
+            problems.add(self.name, f"has no split {split!r}; there are: {', '.join(map(str, made))}")
+            return None
+        table = made[split]
+        for column, feature in table.features.items():
+            if isinstance(feature, datasets.Image):
+                table = table.cast_column(column, datasets.Image(decode=False))
+        return table
+
+
+def is_picture(table: Any, column: str) -> bool:
+    import datasets
+
+    return isinstance(table.features[column], datasets.Image)
+
+
+def packed(table: Any, row: int, column: str, cell: Any, name: str) -> Picture | None:
+    """The picture of a cell: its bytes in the table, or the file it points to; None for an empty cell."""
+    if cell is None or (cell["bytes"] is None and not cell["path"]):
+        return None
+    if cell["bytes"] is None:
+        return Path(cell["path"])
+
+    def read() -> bytes:
+        content: bytes = table[row][column]["bytes"]
+        return content
+
+    return Packed(f"{name} row {row} {column}", hashlib.sha256(cell["bytes"]).hexdigest(), read)
+
+
+def _id(picture: Picture) -> ImageId:
+    if isinstance(picture, Packed):
+        return ImageId(picture.sha256[:ID_LENGTH])
+    content = picture.read_bytes() if picture.is_file() else str(picture).encode()
+    return ImageId(hashlib.sha256(content).hexdigest()[:ID_LENGTH])
+
+
+def gallery(
+    settings: HuggingFaceSettings, tables: Tables, sources: Sources, problems: Problems
+) -> dict[ImageId, Picture] | None:
+    """The pictures that rows name, from the gallery table or the folder; None where there is neither."""
+    if settings.images is not None:
+        return folder_of_pictures(sources.root("huggingface") / settings.images, problems)
+    if settings.gallery is None:
+        return None
+    found, wanted = settings.gallery, (settings.gallery.id, settings.gallery.image)
+    table = tables.split(found.split, problems, found.name)
+    if table is None or _lacks(table, wanted, f"{tables.name} {found.split}", problems):
+        return {}
+    files: dict[ImageId, Picture] = {}
+    where = f"{tables.name} {found.split}"
+    if not is_picture(table, found.image):
+        problems.add(where, f"data.gallery.image: the column {found.image!r} holds no pictures")
+        return {}
+    for row, cells in enumerate(table.select_columns([*wanted])):
+        image, picture = ImageId(str(cells[found.id])), packed(table, row, found.image, cells[found.image], where)
+        if image in files:
+            problems.add(f"{where} row {row}", f"the id {image!r} is there more than once")
+        if picture is None:
+            problems.add(f"{where} row {row}", f"{found.image!r} is empty")
+        else:
+            files[image] = picture
+    return files
+
+
+def _lacks(table: Any, columns: Any, where: str, problems: Problems) -> bool:
+    missing = [column for column in columns if column not in table.column_names]
+    for column in missing:
+        problems.add(where, f"has no column {column!r}; there are: {', '.join(table.column_names)}")
+    return bool(missing)
+
+
+def judged(
+    settings: HuggingFaceSettings, tables: Tables, split: str, sources: Sources, problems: Problems
+) -> tuple[list[Judged], dict[ImageId, Picture]]:
+    """The queries of `split` and the pictures of its gallery."""
+    name = getattr(settings, split)
+    where, table = f"{tables.name} {name}", tables.split(name, problems)
+    chosen = {role: column for role, column in settings.columns.model_dump().items() if column is not None}
+    if table is None or _lacks(table, chosen.values(), where, problems):
+        return [], {}
+    named = gallery(settings, tables, sources, problems)
+    files: dict[ImageId, Picture] = dict(named or {})
+    packed_roles = [role for role in ROLES if role in chosen and is_picture(table, chosen[role])]
+    if named is None and len(packed_roles) < len([role for role in ROLES if role in chosen]):
+        problems.add(
+            where, "names its pictures, so say where they are: data.gallery (a table) or data.images (a folder)"
+        )
+    if named is not None and packed_roles:
+        problems.add(where, f"holds its pictures in {', '.join(packed_roles)}; leave data.gallery and data.images out")
+
+    def entries() -> Iterator[tuple[str, Entry]]:
+        for row, cells in enumerate(table.select_columns(list(dict.fromkeys(chosen.values())))):
+            place, fields = f"{where} row {row}", {}
+            for role, column in chosen.items():
+                value = cells[column]
+                if role in packed_roles:
+                    picture = packed(table, row, column, value, where)
+                    if picture is not None:
+                        value = _id(picture)
+                        files.setdefault(value, picture)
+                elif role in ROLES or role == "id":
+                    value = str(value) if isinstance(value, int) else value
+                elif role == "text" and isinstance(value, list):
+                    role = "texts"
+                if value is not None or role not in ("target", "category", "subset", "positives", "id"):
+                    fields[role] = value
+            yield place, Entry(fields, place, problems)
+
+    rows = list(entries())  # all pictures are known before the first row is looked at
+    if settings.images is not None and files:
+        files = with_named(files, sources.root("huggingface") / settings.images, rows)
+    return triplets.judged(rows, files, "huggingface", split, where, problems), files
+
+
+def load(settings: HuggingFaceSettings, sources: Sources) -> Dataset:
+    """Train, val and test from the splits that `settings` names."""
+    tables, allow = Tables(settings, sources), settings.allow_missing_images
+
+    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
+        problems = Problems(f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md.")
+        parts, files = judged(settings, tables, split, sources, problems)
+        return [(part, files) for part in parts], problems
+
+    def train() -> TrainSplit:
+        parts, problems = read("train")
+        return train_split(parts, allow, sources, problems)
+
+    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+        parts, problems = read(split)
+        return eval_splits(parts, allow, sources, problems)
+
+    return Dataset("huggingface", train, {split: partial(evaluated, split) for split in ("val", "test")})
