@@ -24,7 +24,7 @@ from cirloop.report.terminal import progress
 from cirloop.run import Run
 from cirloop.score_rankings import score_rankings
 from cirloop.stages import evaluation, predictions
-from cirloop.types import UserError
+from cirloop.types import UserError, benchmark_of
 
 logger = logging.getLogger(__name__)
 BASE = "base"
@@ -87,7 +87,7 @@ def _data(options: EvalConfig, config: RunConfig) -> tuple[Dataset, str]:
     """The data set and the split to evaluate on: the run's own, or another benchmark's by name."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
     other = evaluated(name, options.gallery, options.allow_missing_images)
-    if options.data_dir is not None and other is not None:
+    if other is not None and (options.data_dir is not None or benchmark_of(name) != config.data.type):
         settings, split = other
         return settings.build(Sources(options.data_dir, config.cache, progress)), split
     where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
