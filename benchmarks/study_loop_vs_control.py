@@ -29,10 +29,10 @@ from cirloop.config import RunConfig
 from cirloop.report.terminal import table
 
 ARMS: dict[str, dict[str, Any]] = {
-    "loop": {"mining": {"type": "top_k", "k": 3}},
+    "loop": {"mining": {"type": "top_k", "k": 3, "below": "all"}},
     "control": {"mining": {"type": "none"}},
     "random": {"mining": {"type": "random", "k": 3}},
-    "negatives": {"mining": {"type": "top_k", "k": 3}, "captioning": {"enabled": False}},
+    "negatives": {"mining": {"type": "top_k", "k": 3, "below": "all"}, "captioning": {"enabled": False}},
     "longer": {"mining": {"type": "none"}},
 }
 RECALLS = ("recall@1", "recall@5", "any correct recall@1")

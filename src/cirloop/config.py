@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,11 +26,15 @@ from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation
 from cirloop.data.config import DataConfig, ShapesSettings
 from cirloop.negatives import MinerConfig, TopK
+from cirloop.negatives.attributes.config import AttributeSettings
 from cirloop.settings import Settings
 from cirloop.training.config import TrainingSettings
 from cirloop.types import UserError
 
+logger = logging.getLogger(__name__)
 PROGRAM = "train_iterative.py"
+TYPED = {"data": "dataset_name", "mining": "negative_strategy"}
+"""Groups of settings that a flag may give another type, and the flag."""
 
 
 class Evaluation(Settings):
@@ -77,6 +82,7 @@ class RunConfig(BaseSettings):
             "data.categories": "categories",
             "mining.type": "negative_strategy",
             "mining.k": "hard_negative_k",
+            "mining.n_def": "n_def",
             "training.batch_size": "batch_size",
             "training.learning_rate": "learning_rate",
             "runtime.num_processes": "num_processes",
@@ -108,6 +114,8 @@ class RunConfig(BaseSettings):
     foundation: FoundationConfig = Qwen2VLFoundation()
     data: DataConfig = ShapesSettings()
     mining: MinerConfig = TopK()
+    attributes: AttributeSettings | None = None
+    """What images show and texts ask for, for the negative strategies that compare attributes."""
     captioning: CaptioningSettings = CaptioningSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: Evaluation = Evaluation()
@@ -129,7 +137,7 @@ class RunConfig(BaseSettings):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged."""
-        keep = {"seed", "model", "foundation", "data", "mining", "captioning", "training", "evaluation"}
+        keep = {"seed", "model", "foundation", "data", "mining", "attributes", "captioning", "training", "evaluation"}
         return self.model_dump(mode="json", include=keep)
 
     def resolved(self) -> dict[str, Any]:
@@ -145,7 +153,10 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
     peek = flags.Parser(prog=PROGRAM, add_help=False)
     peek.add_argument("--config", type=Path, default=default_config)
     peek.add_argument("--fast_mode", action="store_true")
+    for group, flag in TYPED.items():
+        peek.add_argument(f"--{flag}", f"--{group}.type", dest=group)
     known, _ = peek.parse_known_args(list(argv))
+    types = {group: getattr(known, group) for group in TYPED if getattr(known, group) is not None}
     files = [known.config]
     if known.fast_mode:
         files.append(known.config.with_name(f"{known.config.stem}_fast{known.config.suffix}"))
@@ -161,7 +172,10 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
             *_: Any,
             **__: Any,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (init_settings, YamlConfigSettingsSource(settings_cls, yaml_file=files, deep_merge=True))
+            source = YamlConfigSettingsSource(settings_cls, yaml_file=files, deep_merge=True)
+            for group, type_ in types.items():
+                source.init_kwargs[group] = _of_type(source.init_kwargs.get(group, {}), group, type_)
+            return (init_settings, source)
 
     Parsed.__doc__ = RunConfig.__doc__
     try:
@@ -169,6 +183,18 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
     except ValidationError as error:
         raise UserError(explain(error)) from None
     return config
+
+
+def _of_type(settings: Any, group: str, type_: str) -> Any:
+    """A file's settings of a group whose type a flag changes: those that the new type has too."""
+    if not isinstance(settings, dict) or settings.get("type") == type_:
+        return settings
+    union = RunConfig.model_fields[group].annotation
+    known = {n for kind in get_args(union) if kind.model_fields["type"].default == type_ for n in kind.model_fields}
+    left = [name for name in settings if name not in known]
+    if left and known:
+        logger.info("%s.type is %s by flag: the file's %s left out", group, type_, ", ".join(sorted(left)))
+    return {name: value for name, value in settings.items() if name in known or not known}
 
 
 def from_json(path: Path, **changes: Any) -> RunConfig:

@@ -17,6 +17,7 @@ from cirloop.data.sources import Sources
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
+from cirloop.negatives.attributes.images import image_attributes
 from cirloop.problems import Problems, ProblemsFound
 from cirloop.report.terminal import metric_rows, progress, table
 from cirloop.run import Run
@@ -44,6 +45,7 @@ def check(config: RunConfig) -> Dataset:
                 data.parts(config.evaluation.split)
             elif config.num_iterations or config.training.warm_up_steps:
                 _ = data.train
+                _check_mining(config, data.train, problems)
         except UserError as error:
             listed = listed or isinstance(error, ProblemsFound)
             problems.take(error, "data")
@@ -70,6 +72,19 @@ def check(config: RunConfig) -> Dataset:
     problems.stop()
     assert data is not None
     return data
+
+
+def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
+    """What the negative strategy must be told is there, and what is in a file of attributes is right."""
+    told = config.attributes
+    known = {"groups": train.groups, "categories": train.categories or told, "attributes": told}
+    for name in sorted(config.mining.needs):
+        if config.num_iterations and not known[name]:
+            sources = {"groups": "a data set that has them", "categories": "such a data set, or `attributes` settings"}
+            way = sources.get(name, "`attributes` settings")
+            problems.add(f"mining.type {config.mining.type}", f"needs {name}: {way}; see docs/negatives.md")
+    if told is not None and told.images != "vlm":
+        image_attributes(told, told.build(), train.gallery.ids)
 
 
 def done_iterations(store: Store) -> list[int]:

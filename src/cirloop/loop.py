@@ -34,7 +34,9 @@ def iterate(run: Run) -> list[dict[str, Any]]:
     note(stages.evaluate(run, "iter_0", model, split, 0))
     augmented: list[Artifact] = []
     for t in range(1, config.num_iterations + 1):
-        negatives = stages.mine(run, t - 1, model)
+        if (t - 1) % config.mining.period(config.num_iterations) == 0:
+            scorer = model
+        negatives = stages.mine(run, t - 1, scorer)
         samples = stages.caption(run, t, negatives, model, augmented) if config.captioning.enabled else None
         augmented += [samples] if samples else []
         stages.account(run, t, negatives, samples)

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cirloop import launch
-from cirloop.artifacts import Artifact, fingerprint, write_json
+from cirloop.artifacts import Artifact, file_digest, fingerprint, write_json
 from cirloop.backbones import Item
 from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning import rewrite
 from cirloop.data.images import Blanked
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
-from cirloop.negatives import report as negatives_report
+from cirloop.mine_split import mine_split
 from cirloop.report.terminal import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.search import best, places, scores
 from cirloop.rows import read_augmented, read_mined
 from cirloop.run import Run, Vectors, adapter_of
-from cirloop.training.batches import known_positives
 from cirloop.types import (
     EvalSplit,
     ImageId,
@@ -38,20 +37,15 @@ Ablation = Literal["text", "image"] | None
 
 def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
     """hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries."""
-    config, train = run.config, run.data.train
 
     def build(path: Path) -> None:
-        backbone, positives = run.embedder(checkpoint), known_positives(train.triplets)
-        queries = [t.query for t in train.triplets]
-        depth = config.mining.depth and config.mining.depth + max(len(p) for p in positives.values())
-        rankings = run.ranks(backbone, queries, [t.target for t in train.triplets], train, depth)
-        mined = config.mining.mine(rankings, positives, config.seed + iteration)
-        write_json(path, {
-            "schema": 1, "iteration": iteration, "strategy": config.mining.model_dump(mode="json"),
-            "summary": negatives_report.summary(rankings, mined), "negatives": [asdict(negative) for negative in mined],
-        })  # fmt: skip
+        write_json(path, mine_split(run, run.embedder(checkpoint), iteration))
 
-    settings = run.key("model", "mining", "data")
+    told = run.config.attributes
+    asked = any(each.type == "verify" for each in run.config.mining.filters) or (told and told.images == "vlm")
+    settings = run.key("model", "mining", "attributes", "data", *(["foundation"] if asked else []))
+    if told is not None and told.file is not None:
+        settings["attributes"] = {**settings["attributes"], "file": file_digest(told.file)}
     return run.store.make(
         f"hard_negatives_iter_{iteration}.json",
         settings,

@@ -147,13 +147,19 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainSplit:
-    """Human triplets and the gallery that is mined."""
+    """Human triplets and the gallery that is mined.
+
+    `groups` and `categories` are there where the data set has them: images shown together with a query, the kind of
+    thing an image shows.
+    """
 
     name: str
     triplets: tuple[Triplet, ...]
     gallery: Gallery
     images: Images
     oracle: Oracle | None = None
+    groups: Mapping[QueryId, tuple[ImageId, ...]] = field(default_factory=dict)
+    categories: Mapping[ImageId, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Triplet]:
         return iter(self.triplets)

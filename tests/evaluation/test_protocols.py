@@ -100,6 +100,18 @@ def part(category: str, num: int, seed: int) -> tuple[Judged, dict[QueryId, list
     return Judged("fashioniq_val", queries, relevance, Gallery(category, tuple(IMAGES)), category), rankings
 
 
+def test_any_correct_counts_the_first_right_image_after_the_reference() -> None:
+    """Ranked: the reference, a wrong image, a right one that is not annotated, the target."""
+    names = [ImageId(name) for name in ("reference", "wrong", "right", "target")]
+    query = Query(QueryId("q"), names[0], "text")
+    relevance = Relevance({query.id: names[3]}, {query.id: frozenset(names[2:])})
+    part = Judged("shapes_val", (query,), relevance, Gallery("g", tuple(sorted(names))))
+    found = metrics([part], {query.id: {name: place for place, name in enumerate(names, 1)}})
+    assert found["any correct recall@1"].value == 0 and found["any correct recall@5"].value == 1
+    found = metrics([part], {query.id: {names[0]: 2, names[2]: 1, names[1]: 3, names[3]: 4}})
+    assert found["any correct recall@1"].value == 1 and found["recall@1"].value == 0
+
+
 def test_fashioniq_averages_categories_and_not_queries() -> None:
     (dress, a), (shirt, b) = part("dress", 3, 0), part("shirt", 30, 1)
     rankings = a | b

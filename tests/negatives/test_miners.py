@@ -1,9 +1,9 @@
-"""What every mining strategy owes the loop, and what each promises by itself."""
+"""What every mining strategy owes the loop, against naive oracles: ranks, scores, exclusions, seeds, blocks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -11,160 +11,198 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cirloop.negatives import MinerConfig, Nothing, Random, TopK
-from cirloop.negatives.report import summary
-from cirloop.retrieval.search import rank
-from cirloop.types import Gallery, ImageId, MinedNegative, Query, QueryId, Rankings
+from cirloop import mining
+from cirloop.mining import Found, Vectors
+from cirloop.negatives import Band, Margin, MinerConfig, Nothing, Random, TopK
+from cirloop.negatives.base import About, Strategy
+from cirloop.types import UserError
+from tests.negatives.cases import Case, cases
 
-MINERS: tuple[type[Any], ...] = get_args(get_args(MinerConfig)[0])
-
-
-@dataclass(frozen=True)
-class Case:
-    """Training queries with a model's rankings of all images."""
-
-    queries: list[Query]
-    targets: list[ImageId]
-    positives: dict[QueryId, frozenset[ImageId]]
-    gallery: Gallery
-    scores_QG: Any
-
-    def rankings(self, depth: int) -> Rankings:
-        """As the mining stage asks for them: as many more than `depth` as a query has known positives."""
-        depth = depth and depth + max(map(len, self.positives.values()))
-        identity = np.eye(len(self.gallery.ids), dtype=np.float32)
-        return rank(self.queries, self.targets, self.gallery, self.scores_QG, identity, depth)
+MINERS: tuple[type[Strategy], ...] = get_args(get_args(MinerConfig)[0])
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    size, count = draw(st.integers(2, 30)), draw(st.integers(1, 8))
-    gallery = Gallery("g", tuple(ImageId(f"i{row:03d}") for row in range(size)))
-    queries, targets, positives = [], [], {}
-    for i in range(count):
-        reference = draw(st.sampled_from(gallery.ids))
-        others = [image for image in gallery.ids if image != reference]
-        right = draw(st.lists(st.sampled_from(others), min_size=1, max_size=4, unique=True))
-        queries.append(Query(QueryId(f"q{i}"), reference, "text"))
-        targets.append(right[0])
-        positives[queries[-1].id] = frozenset(right)
-    scores = draw(st.lists(st.integers(0, 6), min_size=size * count, max_size=size * count))
-    scores_QG = np.array(scores, np.float32).reshape(count, size) / 8
-    return Case(queries, targets, positives, gallery, scores_QG)
+def vectors(case: Case) -> Vectors:
+    """Queries whose products with the gallery, unit vectors, are the case's scores."""
+    identity = np.eye(case.scores_QG.shape[1], dtype=np.float32)
+    targets, references = np.array(case.targets), np.array(case.references)
+    return Vectors(case.scores_QG, identity, targets, references, [frozenset(p) for p in case.positives])
 
 
-def miner_of(kind: type[Any], k: int) -> Any:
-    return kind(k=k) if "k" in kind.model_fields else kind()
+def about(case: Case, seed: int = 0) -> About:
+    """Something of everything a strategy may need."""
+    size, queries = case.scores_QG.shape[1], len(case.targets)
+    random = np.random.default_rng(7)
+    return About(
+        seed,
+        groups=[frozenset(range(0, size, 2)) for _ in range(queries)],
+        categories=["ab"[row % 2] for row in range(size)],
+        attributes=[
+            {"colour": ("red", "blue", "green")[row % 3], "size": ("big", "small")[row % 2]} for row in range(size)
+        ],
+        asked=[{"colour": "red"} for _ in range(queries)],
+        vectors_GD=random.standard_normal((size, 4)).astype(np.float32),
+        text_scores=lambda numbers: (
+            np.random.default_rng(5).standard_normal((queries, size)).astype(np.float32)[numbers]
+        ),
+    )
+
+
+def mine(strategy: Strategy, case: Case, seed: int = 0) -> dict[int, Found]:
+    return {found.number: found for found in mining.mine(strategy, vectors(case), about(case, seed))}
+
+
+def of(kind: type[Strategy], **settings: Any) -> Strategy:
+    if kind.__name__ == "Mixture":
+        return kind(parts=[{"weight": 2, "strategy": {"type": "random"}}, {"strategy": {"type": "top_k"}}], **settings)
+    if kind.__name__ == "Curriculum":
+        return kind(levels=[{"type": "random"}, {"type": "top_k"}], **settings)
+    return kind(**settings)
 
 
 def test_union_is_seen() -> None:
-    assert {TopK, Random, Nothing} <= set(MINERS)
+    assert {TopK, Random, Nothing, Band, Margin} <= set(MINERS)
     assert len({kind.model_fields["type"].default for kind in MINERS}) == len(MINERS)
 
 
 @pytest.mark.parametrize("kind", MINERS, ids=lambda kind: kind.__name__)
-@given(case=cases(), k=st.integers(1, 5), seed=st.integers(0, 99))
+@given(
+    case=cases(), k=st.integers(1, 5), seed=st.integers(0, 99), reference=st.sampled_from(["out", "in"]),
+    only_wrong=st.booleans(),
+)  # fmt: skip
 @settings(max_examples=150)
-def test_miner_keeps_its_contract(kind: type[Any], case: Case, k: int, seed: int) -> None:
-    miner = miner_of(kind, k)
-    rankings = case.rankings(miner.depth)
-    mined = miner.mine(rankings, case.positives, seed)
-    number = {query.id: i for i, query in enumerate(case.queries)}
-    for negative in mined:
-        i = number[negative.query]
-        assert negative.image != case.queries[i].reference, "the reference was mined"
-        assert negative.image not in case.positives[negative.query], "a known positive was mined"
-        assert rankings.target_rank_Q[i] > 1, "mined for a query the model gets right"
-        assert negative.strategy == miner.type
-        assert case.gallery.ids[rankings.images_QK[i, negative.rank - 1]] == negative.image
-        assert negative.score == pytest.approx(rankings.scores_QK[i, negative.rank - 1], abs=1e-6)
-        assert negative.target_rank == rankings.target_rank_Q[i]
-        assert negative.target_score == pytest.approx(rankings.target_score_Q[i], abs=1e-6)
-    pairs = [(negative.query, negative.image) for negative in mined]
-    assert len(set(pairs)) == len(pairs), "an image was mined twice for one query"
-    assert max(Counter(n.query for n in mined).values(), default=0) <= k
-    assert mined == miner.mine(rankings, case.positives, seed), "two runs of one seed differ"
-    places = [number[negative.query] for negative in mined]
-    assert places == sorted(places), "rows are not in the queries' order"
+def test_strategy_keeps_its_contract(
+    kind: type[Strategy], case: Case, k: int, seed: int, reference: Any, only_wrong: bool
+) -> None:
+    strategy = of(kind, k=k, reference=reference, only_wrong=only_wrong)
+    found = mine(strategy, case, seed)
+    for i, row in found.items():
+        order = case.order(i, reference)
+        assert set(row.columns.tolist()) <= set(case.allowed(i, reference)), "a barred image was mined"
+        assert len(set(row.columns.tolist())) == len(row.columns) <= k, "an image was mined twice, or too many"
+        assert row.ranks.tolist() == [order.index(column) + 1 for column in row.columns]
+        assert row.scores.tolist() == [case.scores_QG[i, column] for column in row.columns]
+        assert row.target_rank == order.index(case.targets[i]) + 1
+        assert row.target_score == case.scores_QG[i, case.targets[i]]
+        assert not (only_wrong and row.target_rank == 1 and len(row.columns)) and row.filled == 0
+    assert list(found) == list(range(len(case.targets))), "queries are missing or out of order"
+    again = mine(strategy, case, seed)
+    assert [row.columns.tolist() for row in found.values()] == [row.columns.tolist() for row in again.values()]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in MINERS if kind is not Nothing], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("fallback", ["top_k", "random"])
 @given(case=cases(), k=st.integers(1, 5))
-def test_top_k_takes_exactly_the_best_wrong_images(case: Case, k: int) -> None:
-    expected = []
-    for i, query in enumerate(case.queries):
-        order = sorted(
-            (image for image in case.gallery.ids if image != query.reference),
-            key=lambda image, i=i: (-case.scores_QG[i, case.gallery.ids.index(image)], image),
-        )
-        if order[0] != case.targets[i]:
-            wrong = [image for image in order if image not in case.positives[query.id]]
-            expected += [(query.id, image, order.index(image) + 1) for image in wrong[:k]]
-    mined = TopK(k=k).mine(case.rankings(k), case.positives, 0)
-    assert [(n.query, n.image, n.rank) for n in mined] == expected
+@settings(max_examples=60)
+def test_a_fallback_fills_up_what_there_is(kind: type[Strategy], fallback: Any, case: Case, k: int) -> None:
+    plain, filled = mine(of(kind, k=k), case), mine(of(kind, k=k, fallback=fallback), case)
+    for i, row in filled.items():
+        allowed = case.allowed(i)
+        if kind.model_fields["only_wrong"].default and row.target_rank == 1:
+            assert not len(row.columns)
+            continue
+        assert len(row.columns) == min(k, len(allowed)) and len(set(row.columns.tolist())) == len(row.columns)
+        kept = len(row.columns) - row.filled
+        assert set(row.columns[:kept].tolist()) == set(plain[i].columns.tolist())
+        if fallback == "top_k":
+            rest = [column for column in case.order(i) if column in set(allowed) - set(row.columns[:kept].tolist())]
+            assert row.columns[kept:].tolist() == rest[: row.filled]
+
+
+@given(case=cases(), k=st.integers(1, 5), below=st.one_of(st.integers(0, 6), st.just("all")))
+def test_top_k_takes_exactly_the_best_wrong_images(case: Case, k: int, below: Any) -> None:
+    for i, row in mine(TopK(k=k, below=below, only_wrong=False), case).items():
+        order = case.order(i)
+        end = len(order) if below == "all" else order.index(case.targets[i]) + 1 + below
+        assert row.columns.tolist() == [c for c in order[:end] if c in case.allowed(i)][:k]
 
 
 @given(case=cases(), k=st.integers(1, 5), seed=st.integers(0, 99))
 def test_random_takes_as_many_as_there_are_up_to_k(case: Case, k: int, seed: int) -> None:
-    rankings = case.rankings(0)
-    mined = Counter(n.query for n in Random(k=k).mine(rankings, case.positives, seed))
-    for i, query in enumerate(case.queries):
-        wrong = len(case.gallery.ids) - 1 - len(case.positives[query.id])
-        assert mined[query.id] == (min(k, wrong) if rankings.target_rank_Q[i] > 1 else 0)
-
-
-def one_query(size: int) -> Case:
-    """One query about image 0 whose target, the last image, is ranked last."""
-    gallery = Gallery("g", tuple(ImageId(f"i{row:03d}") for row in range(size)))
-    query = Query(QueryId("q"), gallery.ids[0], "text")
-    scores = np.linspace(1, 0, size, dtype=np.float32)[None]
-    return Case([query], [gallery.ids[-1]], {query.id: frozenset([gallery.ids[-1]])}, gallery, scores)
+    for i, row in mine(Random(k=k, only_wrong=False), case, seed).items():
+        assert len(row.columns) == min(k, len(case.allowed(i)))
+        assert row.ranks.tolist() == sorted(row.ranks.tolist())
 
 
 def test_random_draws_evenly_and_by_its_seed() -> None:
-    case = one_query(12)
-    rankings = case.rankings(0)
-    drawn = [frozenset(n.image for n in Random(k=3).mine(rankings, case.positives, s)) for s in range(400)]
+    case = Case(np.linspace(1, 0, 12, dtype=np.float32)[None], [11], [0], [{11}])
+    drawn = [frozenset(mine(Random(k=3), case, seed)[0].columns.tolist()) for seed in range(400)]
     assert len(set(drawn)) > 50
     counts = Counter(image for images in drawn for image in images)
-    assert set(counts) == set(case.gallery.ids[1:-1])
+    assert set(counts) == set(range(1, 11))
     assert min(counts.values()) > 80 and max(counts.values()) < 160  # 120 expected of each, deviation 9
 
 
 def test_nothing_mines_nothing() -> None:
-    case = one_query(5)
-    assert Nothing().mine(case.rankings(1), case.positives, 0) == []
+    case = Case(np.linspace(1, 0, 5, dtype=np.float32)[None], [4], [0], [{4}])
+    assert not len(mine(Nothing(), case)[0].columns)
 
 
-@given(case=cases(), k=st.integers(1, 5))
-def test_counts_of_the_report_add_up(case: Case, k: int) -> None:
-    rankings = case.rankings(k)
-    mined = TopK(k=k).mine(rankings, case.positives, 0)
-    report = summary(rankings, mined)
-    assert report["queries"] == len(case.queries) == len(rankings.queries)
-    parts = [report[name] for name in ("target_first", "queries_mined", "without_candidates")]
-    assert sum(parts) == report["queries"] and min(parts) >= 0
-    assert report["target_first"] == sum(r == 1 for r in rankings.target_rank_Q)
-    assert report["queries_mined"] == len({n.query for n in mined})
-    assert report["negatives"] == len(mined)
-    assert (report["similarity"]["negative"] is None) == (mined == [])
+@given(
+    case=cases(), k=st.integers(1, 4), absolute=st.sampled_from([None, 0.0, 0.125, 0.25]),
+    relative=st.sampled_from([None, 0.0, 0.5]), delta=st.sampled_from([None, -0.25, 0.1]),
+    low=st.sampled_from([None, 0.25]), high=st.sampled_from([None, 0.75]), start=st.integers(0, 3),
+    width=st.one_of(st.none(), st.integers(0, 6)),
+)  # fmt: skip
+@settings(max_examples=400)
+def test_margin_is_its_limits(
+    case: Case, k: int, absolute: Any, relative: Any, delta: Any, low: Any, high: Any, start: int, width: int | None
+) -> None:
+    end = None if width is None else start + k + width
+    strategy = Margin(
+        k=k, absolute_margin=absolute, relative_margin=relative, mean_delta=delta, min_score=low, max_score=high,
+        range_min=start, range_max=end,
+    )  # fmt: skip
+    mean = np.mean([case.scores_QG[i, t] for i, t in enumerate(case.targets)])
+    for i, row in mine(strategy, case).items():
+        positive, expected = case.scores_QG[i, case.targets[i]], []
+        for place, column in enumerate(c for c in case.order(i) if c in case.allowed(i)):
+            s = case.scores_QG[i, column]
+            fits = start <= place < (strategy.depth if end is None else end)
+            fits &= absolute is None or s <= positive - absolute
+            fits &= relative is None or s <= positive - abs(positive) * relative
+            fits &= delta is None or s <= np.float32(mean) + np.float32(delta)
+            fits &= (low is None or s >= low) and (high is None or s <= high)
+            expected += [column] if fits else []
+        assert row.columns.tolist() == expected[:k]
 
 
-def test_report_gives_the_quartiles_of_both_sides() -> None:
-    case = one_query(6)  # scores 1, .8, .6, .4, .2, 0
-    rankings = case.rankings(3)
-    report = summary(rankings, TopK(k=3).mine(rankings, case.positives, 0))
-    assert report["similarity"] == {
-        "positive": {"mean": 0.0, "25%": 0.0, "median": 0.0, "75%": 0.0},
-        "negative": {"mean": 0.6, "25%": 0.5, "median": 0.6, "75%": 0.7},
-    }
+def test_a_window_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="range_max 4 leaves fewer than k 3 after range_min 2"):
+        Margin(k=3, range_min=2, range_max=4)
 
 
-def test_report_counts_a_query_without_candidates() -> None:
-    """A gallery of reference, target and another positive leaves nothing to mine."""
-    gallery = Gallery("g", tuple(map(ImageId, "abc")))
-    query = Query(QueryId("q"), ImageId("a"), "text")
-    case = Case([query], [ImageId("c")], {query.id: frozenset(map(ImageId, "bc"))}, gallery, np.float32([[0, 1, 0]]))
-    rankings = case.rankings(1)
-    mined: list[MinedNegative] = TopK(k=1).mine(rankings, case.positives, 0)
-    report = summary(rankings, mined)
-    assert mined == [] and report["without_candidates"] == 1 and report["target_first"] == 0
+@given(case=cases(), data=st.data())
+def test_what_is_mined_does_not_depend_on_blocks(case: Case, data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(MINERS))
+    strategy = of(kind, k=2)
+    block = case.whole() if strategy.whole else case.window(strategy.depth)
+    known = replace(about(case), targets_Q=np.array(case.targets), mean_target_score=0.4)
+    cut = data.draw(st.integers(0, len(case.targets)))
+    parts = []
+    for rows in (slice(0, cut), slice(cut, None)):
+        fields = {name: getattr(block, name)[rows] for name in block.__dataclass_fields__ if name != "ranks_BK"}
+        ranks = None if block.ranks_BK is None else block.ranks_BK[rows]
+        parts += strategy.choose(replace(block, **fields, ranks_BK=ranks), known) if len(fields["numbers_B"]) else []
+    assert [p.tolist() for p in parts] == [p.tolist() for p in strategy.choose(block, known)]
+
+
+def test_vectors_without_references_or_further_positives() -> None:
+    scores = np.array([[0.9, 0.5, 0.7, 0.1]], np.float32)
+    plain = Vectors(scores, np.eye(4, dtype=np.float32), np.array([1]))
+    [found] = mining.mine(TopK(k=3, below="all"), plain, About(0))
+    assert (found.target_rank, found.columns.tolist(), found.ranks.tolist()) == (3, [0, 2, 3], [1, 2, 4])
+    [one] = mining.mine(Random(only_wrong=False), replace(plain, references_Q=np.array([-1])), About(0))
+    assert one.columns.tolist() == [0, 2, 3]
+
+
+def test_one_image_gives_nothing() -> None:
+    plain = Vectors(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.array([0]))
+    for kind in (TopK, Random, Band, Margin):
+        assert [len(f.columns) for f in mining.mine(kind(only_wrong=False), plain, About(0))] == [0]
+
+
+def test_what_a_strategy_needs_and_has_not_is_said() -> None:
+    with pytest.raises(
+        UserError, match="the negative strategy 'x' needs categories \\(a file\\), which this data has not"
+    ):
+        About(0).need("x", categories="a file")

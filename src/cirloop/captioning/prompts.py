@@ -35,6 +35,11 @@ REWRITE = Prompt(
     "Another change of picture 1: {text}\nDescribe the change from picture 1 to picture 2 in one short sentence."
     ' Answer "none" if they show the same or have little in common.',
 )
+DESCRIBE = Prompt(
+    "describe-1",
+    "Both pictures are the same. Describe what it shows in one sentence: the kind of thing, its colours, pattern, shape"
+    " and details.{text}",
+)
 VERIFY = Prompt(
     "verify-1",
     "Is this the whole change from picture 1 to picture 2: {text}\nAnswer yes or no.",

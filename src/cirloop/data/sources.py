@@ -156,4 +156,6 @@ def train_split(parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sour
     if bad:
         logger.warning("%s: %d triplets dropped, %d images left out", name, dropped, len(bad))
     ids = tuple(image for image in gallery.ids if image not in bad)
-    return TrainSplit(name, tuple(triplets), Gallery(name, ids), FileImages(files))
+    groups = {query: images for part, _ in parts for query, images in part.groups.items()}
+    categories = {i: p.category for p, _ in parts if p.category and p.gallery for i in p.gallery.ids}
+    return TrainSplit(name, tuple(triplets), Gallery(name, ids), FileImages(files), None, groups, categories)

@@ -51,6 +51,7 @@ KS = {
     "huggingface": (1, 5, 10, 50),
 }
 SUBSET_KS = (1, 2, 3)
+ANY_KS = (1, 5)
 HEADLINE = {
     "shapes": ("recall@1", "recall@5", "recall@10", "recall@50"),
     "cirr": ("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1"),
@@ -157,6 +158,11 @@ def values(part: Judged, places: Mapping[QueryId, Mapping[ImageId, Any]]) -> dic
                 add(f"recall@{k}, reference removed", recall_at(removed.get(target), k))
             if benchmark != "shapes" and relevance.positives:
                 add(f"map@{k}", average_precision_at(seen, relevance.positives[query.id], k))
+        if benchmark == "shapes":
+            right = relevance.positives[query.id] | {target}
+            first = min((place for image, place in seen.items() if image in right), default=None)
+            for k in ANY_KS:
+                add(f"any correct recall@{k}", recall_at(first, k))
         if part.groups:
             among = subset_place(seen, target, part.groups[query.id])
             for k in SUBSET_KS:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
-from cirloop.settings import Settings
-from cirloop.types import ImageId, MinedNegative, QueryId, Rankings
+import numpy as np
+
+from cirloop.negatives.base import About, Block, Rows, Strategy
 
 
-class Nothing(Settings):
+class Nothing(Strategy):
     """Mines no image, so there is nothing to caption either."""
 
+    whole: ClassVar[bool] = False
     type: Literal["none"] = "none"
+    fallback: Literal["none"] = "none"
 
-    @property
-    def depth(self) -> int:
-        """Ranks to search, in images."""
-        return 1
-
-    def mine(
-        self, rankings: Rankings, positives: Mapping[QueryId, frozenset[ImageId]], seed: int
-    ) -> list[MinedNegative]:
-        return []
+    def choose(self, block: Block, about: About) -> list[Rows]:
+        return [np.zeros(0, np.int64) for _ in block.numbers_B]

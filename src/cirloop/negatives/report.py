@@ -1,4 +1,4 @@
-"""The closing table of mining: positives against negatives, and what was dropped."""
+"""The closing table of mining: positives against negatives, and who got how many."""
 
 from __future__ import annotations
 
@@ -6,28 +6,43 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from cirloop.types import MinedNegative, Rankings
 
+def summary(
+    target_ranks: Sequence[int],
+    target_scores: Sequence[float],
+    counts: Sequence[int],
+    scores: Sequence[float],
+    k: int,
+    filled: int = 0,
+    set_sizes: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Counts and the quartiles of similarity, of targets and of mined images.
 
-def summary(rankings: Rankings, mined: Sequence[MinedNegative]) -> dict[str, Any]:
-    """Counts and the quartiles of similarity, of targets and of mined images."""
-    with_any = len({negative.query for negative in mined})
-    first = int((rankings.target_rank_Q == 1).sum())
-    return {
-        "queries": len(rankings.queries),
+    Per query the target's rank and score and how many images were mined; `scores` are those of all mined images,
+    `filled` how many of them a fallback gave. `set_sizes` are of strategies that draw from a set (`band`).
+    """
+    mined_Q, ranks_Q = np.array(counts, np.int64), np.array(target_ranks, np.int64)
+    first = int((ranks_Q == 1).sum())
+    out = {
+        "queries": len(ranks_Q),
         "target_first": first,
-        "without_candidates": len(rankings.queries) - first - with_any,
-        "queries_mined": with_any,
-        "negatives": len(mined),
+        "without_candidates": int(((mined_Q == 0) & (ranks_Q > 1)).sum()),
+        "fewer_than_k": int(((mined_Q > 0) & (mined_Q < k)).sum()),
+        "queries_mined": int((mined_Q > 0).sum()),
+        "negatives": int(mined_Q.sum()),
+        "filled_by_fallback": filled,
         "similarity": {
-            "positive": _quartiles(rankings.target_score_Q),
-            "negative": _quartiles(np.array([negative.score for negative in mined])),
+            "positive": quartiles(np.array(target_scores)),
+            "negative": quartiles(np.array(scores)),
         },
     }
+    return out | ({"set_size": quartiles(np.array(set_sizes))} if set_sizes is not None else {})
 
 
-def _quartiles(values: Any) -> dict[str, float] | None:
+def quartiles(values: npt.NDArray[Any]) -> dict[str, float] | None:
+    """Mean and quartiles, rounded; None for no values."""
     if len(values) == 0:
         return None
     low, middle, high = np.percentile(values, [25, 50, 75])

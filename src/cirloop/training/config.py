@@ -21,6 +21,10 @@ class TrainingSettings(Settings):
     """Share of a batch that is augmented triplets, where there are any; each brings its human triplet along."""
     num_negatives: int = Field(1, ge=0)
     """Mined images added as candidates per human query that has any."""
+    hardest: int = Field(0, ge=0)
+    """Wrong candidates of the batch kept in a query's denominator, the hardest; 0 = all of them."""
+    hardest_of: int = Field(50, ge=1)
+    """Most similar candidates that those are looked for among; only what scores at most the target counts."""
     temperature: float = Field(0.02, gt=0)
     learning_rate: float = Field(5e-4, gt=0)
     rate_warm_up: float = Field(0.1, ge=0, lt=1)

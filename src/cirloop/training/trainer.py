@@ -28,6 +28,7 @@ from cirloop.backbones.features import VisionFeatures
 from cirloop.training.batches import Batch, Batches
 from cirloop.training.config import TrainingSettings
 from cirloop.training.losses import info_nce
+from cirloop.training.online import online_mask
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -122,13 +123,12 @@ class Trainer:
 
     def _loss(self, batch: Batch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         device = queries.device
-        loss = info_nce(
-            self._gather(queries, len(batch.queries)),
-            self._gather(candidates, len(batch.candidates)),
-            torch.from_numpy(batch.target_B).to(device),
-            torch.from_numpy(batch.also_right_BN).to(device),
-            self.settings.temperature,
-        )
+        queries, candidates = self._gather(queries, len(batch.queries)), self._gather(candidates, len(batch.candidates))
+        target, out = torch.from_numpy(batch.target_B).to(device), torch.from_numpy(batch.also_right_BN).to(device)
+        if self.settings.hardest:
+            scores = (queries @ candidates.T).detach()
+            out = out | ~online_mask(scores, target, out, self.settings.hardest_of, self.settings.hardest)
+        loss = info_nce(queries, candidates, target, out, self.settings.temperature)
         if not torch.isfinite(loss):
             raise RuntimeError(f"loss is {loss.item()}; queries of the batch: {', '.join(q.id for q in batch.queries)}")
         return loss

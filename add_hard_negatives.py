@@ -1,0 +1,27 @@
+"""Add hard negatives to samples of images and texts, or mine them from vectors alone. Flags: --help"""
+
+import sys
+
+from cirloop import cli
+
+VECTORS = ("--query-embeddings", "--gallery-embeddings")
+"""Flags that only mining from vectors alone has."""
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    if any(word.split("=")[0].replace("_", "-") in VECTORS for word in argv):
+        from cirloop.mine_vectors import main as mine_vectors
+
+        mine_vectors(argv)
+        return
+    from cirloop.add_negatives.config import AddNegativesConfig
+    from cirloop.add_negatives.mine import add_negatives
+
+    options = AddNegativesConfig.parse(argv)
+    add_negatives(options)
+    print(f"{options.output}, and the report {options.report}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

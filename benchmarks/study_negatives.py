@@ -1,0 +1,157 @@
+"""What each negative strategy mines on `shapes`, and what training on it buys. The truth is known, so it is counted.
+
+`--part table`: for the warm-up model of each seed, every strategy with no filter and with each false-negative filter:
+how many images are mined or left, and the share of them that are right answers. `--part recall`: arms that spend the
+same optimisation steps after one shared warm-up per seed: the strategy's images as negatives, no new texts, against
+`control`, no mined images. Prints recalls on `shapes` test, mean and standard error over seeds, paired gains.
+
+    python benchmarks/study_negatives.py --part table --seeds 3
+    python benchmarks/study_negatives.py --part recall --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import study_loop_vs_control as study
+import torch
+
+from cirloop import cli, experiment
+from cirloop.artifacts import write_json
+from cirloop.config import RunConfig
+from cirloop.data.shapes.load import image_id
+from cirloop.data.shapes.splits import held_out
+from cirloop.mine_split import mine_split
+from cirloop.report.terminal import table
+from cirloop.run import Run
+
+K = 3
+CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "random": {"type": "random", "only_wrong": False},
+    "in_batch": {"type": "in_batch", "batch_size": 32},
+    "top_k": {"type": "top_k"},
+    "top_k_all": {"type": "top_k", "below": "all", "only_wrong": False},
+    "semantic": {"type": "semantic"},
+    "semi_hard": {"type": "semi_hard"},
+    "online_hardest": {"type": "online_hardest"},
+    "margin": {"type": "margin", "relative_margin": 0.05},
+    "band": {"type": "band"},
+    "band_released": {"type": "band", "variant": "released"},
+    "category_discrepant": {"type": "category_discrepant"},
+    "attribute_mismatch": {"type": "attribute_mismatch"},
+    "soft": {"type": "soft"},
+    "category_mix": {"type": "category_mix"},
+    "diverse": {"type": "diverse"},
+    "knn_text": {"type": "knn_text"},
+    "mixture": {"type": "mixture", "parts": [{"strategy": {"type": "top_k"}}, {"strategy": {"type": "random"}}]},
+    "curriculum": {"type": "curriculum", "levels": [{"type": "random"}, {"type": "semi_hard"}], "last_iteration": 2},
+}
+FILTERS: dict[str, list[dict[str, Any]]] = {
+    "none": [],
+    "score_margin 0.05": [{"type": "score_margin", "margin": 0.05}],
+    "near_duplicate 0.95": [{"type": "near_duplicate"}],
+    "verify 0.5": [{"type": "verify"}],
+    "agreement, base": [{"type": "agreement", "path": "tiny"}],
+}
+
+
+def metadata(path: Path) -> Path:
+    """What a shop would know of its pictures: colours, shapes, sizes and places, as lists."""
+    scenes = held_out()["train"]
+    rows = {
+        image_id("train", row): {
+            "color": sorted({o.color for o in scene if o}),
+            "shape": sorted({o.shape for o in scene if o}),
+            "size": sorted({o.size for o in scene if o}),
+            "position": [CELLS[cell] for cell, o in enumerate(scene) if o],
+        }
+        for row, scene in enumerate(scenes.scenes)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, rows)
+    return path
+
+
+def with_strategy(
+    config: RunConfig, strategy: dict[str, Any], filters: list[dict[str, Any]], output: Path
+) -> RunConfig:
+    told = {"domain": "shapes", "images": "metadata", "file": str(output / "metadata.json")}
+    changes = {"mining": {**strategy, "k": K, "filters": filters}, "attributes": told}
+    kept = config.model_dump(exclude={"mining", "attributes"})
+    return RunConfig(**kept, **changes)
+
+
+def mined_table(args: argparse.Namespace) -> None:
+    rows: list[dict[str, Any]] = []
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        directory = args.output / f"warm_control_{seed}"
+        config = study.config(args, seed, directory, 0, "control")
+        experiment.run(config)
+        warm = experiment.open_run(config)
+        checkpoint, oracle, train = warm.store.find("checkpoint_iter_0"), warm.data.train.oracle, warm.data.train
+        assert oracle is not None
+        right = {t.query.id: oracle.positives(t.query) - {t.target} for t in train.triplets}
+        for name, strategy in STRATEGIES.items():
+            for title, filters in FILTERS.items():
+                run = Run(with_strategy(config, strategy, filters, args.output), warm.store, warm.data)
+                made = mine_split(run, warm.embedder(checkpoint), 0)["negatives"]
+                false = sum(row["image"] in right[row["query"]] for row in made)
+                rows.append({"strategy": name, "filter": title, "seed": seed, "mined": len(made), "false": false})
+        write_json(args.output / "table.json", {"rows": rows})
+    lines = []
+    for name in STRATEGIES:
+        cells = []
+        for title in FILTERS:
+            mine = [r for r in rows if r["strategy"] == name and r["filter"] == title]
+            shares = [100 * r["false"] / r["mined"] for r in mine if r["mined"]]
+            cells.append(f"{study.mean_se(shares)}% of {np.mean([r['mined'] for r in mine]):.0f}" if shares else "none")
+        lines.append([name, *cells])
+    table(f"False negatives among mined images, {args.seeds} seeds, by filter", ("strategy", *FILTERS), lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["table", "recall"], required=True)
+    parser.add_argument("--arms", default=",".join(["control", *STRATEGIES]).replace("top_k_all,", ""))
+    parser.add_argument("--output", type=Path, default=Path("experiments/study_negatives"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, default=1)
+    for name, value in (
+        ("rounds", 2), ("families", 100), ("triplets", 400), ("eval_families", 182), ("warm_up", 60), ("steps", 60),
+        ("batch_size", 32), ("num_negatives", 1),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--temperature", type=float, default=0.05)
+    parser.add_argument("--augmented_share", type=float, default=0.25)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.getLogger("cirloop").setLevel(logging.WARNING)
+    file = metadata(args.output / "metadata.json")
+    told = {"domain": "shapes", "images": "metadata", "file": str(file)}
+    for name, strategy in STRATEGIES.items():
+        study.ARMS[name] = {
+            "mining": {**strategy, "k": K}, "captioning": {"enabled": False}, "attributes": told,
+        }  # fmt: skip
+    if args.part == "table":
+        mined_table(args)
+        return
+    rows = []
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for arm in args.arms.split(","):
+            rows.append(study.run_arm(args, seed, arm))
+            write_json(args.output / f"recall_{args.first_seed}.json", {"rows": rows})
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    study.report(rows, args.rounds, args.split)
+
+
+if __name__ == "__main__":
+    cli.run(main)

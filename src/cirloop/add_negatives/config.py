@@ -1,0 +1,111 @@
+"""Flags of add_hard_negatives.py for samples of images and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cirloop import flags
+from cirloop.negatives.knn_text_samples import Rule
+from cirloop.problems import Problems
+
+PROGRAM = "add_hard_negatives.py"
+
+
+class AddNegativesConfig(BaseSettings):
+    """Add to each sample, an image and a text, a negative that looks alike and reads otherwise.
+
+    With --query-embeddings the tool mines from vectors alone and has other flags.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, cli_hide_none_type=True, cli_avoid_json=True,
+        cli_kebab_case=True,
+    )  # fmt: skip
+
+    image_dir: Path
+    """The directory that the samples' images are in."""
+    annotations: Path
+    """The samples, JSON or JSON lines; docs/add_hard_negatives.md has the form."""
+    split: str | None = None
+    """Such as train, val_seen or val_unseen: which samples of the file."""
+    output: Path
+    """Where the result goes, as JSON; the report goes beside it, as NAME_report.json."""
+    gpu_id: int = Field(0, ge=0)
+    """The first GPU to use."""
+    num_gpus: int = Field(1, ge=1)
+    """Processes that compute vectors, a GPU each; without a GPU, CPU processes of one thread each."""
+    k_nn: int = Field(30, ge=1)
+    """Visual neighbours of a sample that are looked at."""
+    cosine_threshold: float = Field(0.3, ge=-1, le=1)
+    """Text similarity below which a text is far enough; raised by 0.09 twice where it lets none through."""
+    min_visual_similarity: float = Field(0.3, ge=-1, le=1)
+    """Visual similarity that a hard negative needs; -1 = any."""
+    diverse_ratio: float = Field(0.3, ge=0, le=1)
+    """Share of the samples that are first given one of the visually farthest cluster; the others get a hard one."""
+    min_answer_length: int = Field(20, ge=0)
+    """Characters of a text, below which it is used as a negative only where there is no longer one; 0 = any length."""
+    fallback_phrase_reuse_limit: int = Field(3, ge=1)
+    """How many samples a text may be the negative of; a short text fewer, by its length."""
+    num_clusters: int | None = Field(None, ge=1)
+    """Visual clusters; by default the square root of half the images, 2 to 256."""
+    batch_size: int = Field(64, ge=1)
+    """Images or texts embedded at once. Another one may change the last bits of the vectors."""
+    num_workers: int = Field(4, ge=1)
+    """Threads of a process that decode pictures."""
+    max_samples: int | None = Field(None, ge=2)
+    """Only the first samples, so many."""
+    model_path: str = "tiny"
+    """The embedder: a Qwen2-VL directory or hub name; `tiny` is the embedded model."""
+    adapter: Path | None = None
+    """An adapter on it, such as a run's checkpoint_iter_1."""
+    max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
+    """Largest image after resizing, in pixels; 28x28 of them make one token."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    text_encoder: Path | None = None
+    """Directory of a sentence encoder (transformers' AutoModel, mean over tokens); by default the embedder on texts."""
+    seed: int = Field(0, ge=0)
+
+    @classmethod
+    def parse(cls, argv: Sequence[str]) -> AddNegativesConfig:
+        """Raises UserError with every flag that is missing or wrong."""
+        problems = Problems(f"All flags: {PROGRAM} --help")
+        try:
+            return flags.parse(cls, argv, PROGRAM)
+        except ValidationError as error:
+            for row in error.errors():
+                given = "" if row["type"] == "missing" else f" (given: {row['input']!r})"
+                what = "is needed" if row["type"] == "missing" else row["msg"]
+                problems.add("--" + ".".join(map(str, row["loc"])).replace("_", "-"), what + given)
+        problems.stop()
+        raise AssertionError("a validation error without errors")
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(self.k_nn, self.cosine_threshold, self.min_visual_similarity, self.diverse_ratio, self.seed)
+
+    @property
+    def report(self) -> Path:
+        return self.output.with_name(f"{self.output.stem}_report.json")
+
+    def check(self, problems: Problems) -> None:
+        """Note what is wrong with the paths."""
+        if not self.image_dir.is_dir():
+            problems.add(f"--image-dir {self.image_dir}", "there is no such directory")
+        if self.output.is_dir():
+            problems.add(f"--output {self.output}", "is a directory, not a file")
+        for path in (self.output, self.report):
+            if path.resolve() == self.annotations.resolve():
+                problems.add(f"--output {self.output}", "would overwrite the annotations")
+        if self.adapter is not None and not (self.adapter / "adapter_config.json").is_file():
+            problems.add(f"--adapter {self.adapter}", "is no adapter directory (no adapter_config.json)")
+        if self.text_encoder is not None:
+            for name in ("config.json", "tokenizer_config.json"):
+                if not (self.text_encoder / name).is_file():
+                    problems.add(f"--text-encoder {self.text_encoder}", f"has no {name}")
+            if not list(self.text_encoder.glob("*.safetensors")):
+                problems.add(f"--text-encoder {self.text_encoder}", "has no *.safetensors weights")

@@ -1,0 +1,97 @@
+"""Vectors of images and of texts, a batch at a time. What a batch gives depends on nothing but the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from cirloop.backbones import Item
+from cirloop.backbones.weights import weights_digest
+from cirloop.negatives.base import Floats
+from cirloop.types import ImageId, UserError
+
+
+class TextEncoder(Protocol):
+    """Gives unit-norm vectors (B, E) of texts; `cut` counts texts too long for it, of which the end is not read."""
+
+    fingerprint: str
+    cut: int
+
+    def vectors(self, texts: Sequence[str]) -> Floats: ...
+
+
+def image_vectors(backbone: Any, images: Sequence[Image.Image]) -> Floats:
+    """Unit-norm vectors (B, D) of images as gallery images, without a cache, which would change batches."""
+    items = [Item(ImageId(str(number))) for number in range(len(images))]
+    with torch.inference_mode():
+        found: Floats = backbone.module(backbone.inputs(items, backbone.encode_images(images))).cpu().numpy()
+    return found
+
+
+class EmbedderOnTexts:
+    """The embedder on a text alone, without a prompt or an image: its last token's vector."""
+
+    def __init__(self, backbone: Any) -> None:
+        self._backbone, self.cut = backbone, 0
+        self.fingerprint: str = backbone.fingerprint
+
+    def vectors(self, texts: Sequence[str]) -> Floats:
+        device = self._backbone.device
+        # A text is words, also where it looks like the sign for an image.
+        batch = self._backbone.processor.tokenizer(
+            list(texts), padding=True, padding_side="right", return_tensors="pt", split_special_tokens=True
+        ).to(device)
+        width = self._backbone.vlm.get_input_embeddings().embedding_dim
+        inputs = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "vision_tokens": torch.zeros(0, width, device=device),
+            "image_grid_thw": torch.zeros(0, 3, dtype=torch.long, device=device),
+        }
+        with torch.inference_mode():
+            found: Floats = self._backbone.module(inputs).cpu().numpy()
+        return found
+
+
+class SentenceEncoder:
+    """A transformers encoder: the mean of its last hidden states over a text's tokens, of unit norm."""
+
+    def __init__(self, directory: Path) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        self._model: Any = AutoModel.from_pretrained(directory, dtype=torch.float32, use_safetensors=True).eval()
+        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        longest = getattr(self._model.config, "max_position_embeddings", None) or 1 << 20
+        self._longest = min(longest, self._tokenizer.model_max_length)
+        self.fingerprint, self.cut = weights_digest(directory), 0
+
+    def vectors(self, texts: Sequence[str]) -> Floats:
+        whole = self._tokenizer(list(texts))["input_ids"]
+        self.cut += sum(len(ids) > self._longest for ids in whole)
+        batch = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
+        ).to(self._model.device)
+        with torch.inference_mode():
+            hidden = self._model(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"][:, :, None].float()
+            mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            found: Floats = F.normalize(mean, dim=-1).cpu().numpy()
+        return found
+
+
+def checked(vectors: Floats, names: Sequence[str]) -> Floats:
+    """The vectors, if they are finite. Raises UserError with the first that is not."""
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise UserError(
+            f"the vector of {names[bad[0]]!r} is not finite ({len(bad)} of {len(names)} in its batch). "
+            "Try --dtype float32."
+        )
+    return vectors

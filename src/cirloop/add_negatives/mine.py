@@ -1,0 +1,109 @@
+"""From samples to negatives: read, look, embed, find neighbours, cluster, choose, write."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cirloop.add_negatives import samples as reading
+from cirloop.add_negatives.advice import advice
+from cirloop.add_negatives.clusters import clusters, number_for
+from cirloop.add_negatives.config import AddNegativesConfig
+from cirloop.add_negatives.phrases import uses
+from cirloop.add_negatives.report import Mined, reason, report
+from cirloop.add_negatives.samples import Distinct, Sample
+from cirloop.add_negatives.shards import check_devices, encode, num_gpus_here
+from cirloop.add_negatives.show import show
+from cirloop.artifacts import file_digest, write_json
+from cirloop.negatives.knn_text import thresholds
+from cirloop.negatives.knn_text_samples import Pool, choose, neighbours
+from cirloop.problems import Problems
+from cirloop.report.terminal import progress
+
+logger = logging.getLogger(__name__)
+RESULT_SETTINGS = (
+    "split", "k_nn", "cosine_threshold", "min_visual_similarity", "diverse_ratio", "min_answer_length",
+    "fallback_phrase_reuse_limit", "num_clusters", "batch_size", "max_samples", "max_pixels", "dtype", "seed",
+)  # fmt: skip
+"""What decides the result, beside the files."""
+
+
+class Clock:
+    """Seconds of each phase, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - began
+        logger.info("%s: %.1f s", name, self.seconds[name])
+
+
+def add_negatives(options: AddNegativesConfig) -> None:
+    """Write the result and the report, and print the report. Raises UserError with all that is wrong with the input."""
+    clock = Clock()
+    with clock.phase("read samples and look at pictures"):
+        samples, what = _read(options)
+    with clock.phase("embed"):
+        encoded = encode(options, what, progress)
+    uses_T, short_T = uses(what.texts, options.min_answer_length, options.fallback_phrase_reuse_limit)
+    pool = Pool(encoded.visual_VD, what.image_of_N, encoded.texts_TE, what.text_of_N, what.group_of_N, uses_T, short_T)
+    rule, device = options.rule, f"cuda:{options.gpu_id}" if num_gpus_here() else "cpu"
+    with clock.phase("find neighbours"):
+        near = neighbours(pool, rule, device, lambda starts: progress(starts, "find neighbours"))
+    with clock.phase("cluster"):
+        found = clusters(pool.visual_VD, options.num_clusters or number_for(len(what.images)), options.seed)
+    with clock.phase("choose"):
+        chosen, passed_over = choose(pool, near, found, rule, lambda starts: progress(starts, "choose"))
+    clock.seconds["total"] = sum(clock.seconds.values())
+    mined = Mined(options, what, encoded, pool, near, found, chosen, passed_over, clock.seconds)
+    made = report(mined)
+    made["advice"] = advice(made, options)
+    write_json(options.output, _result(mined, samples))
+    write_json(options.report, made)
+    show(made)
+
+
+def _read(options: AddNegativesConfig) -> tuple[list[Sample], Distinct]:
+    """The samples, once nothing is wrong with them, their pictures, the paths and the devices."""
+    problems = Problems()
+    options.check(problems)
+    check_devices(options, problems)
+    samples = reading.read(options.annotations, options.split, options.max_samples, problems)
+    if options.image_dir.is_dir():
+        title = "look at pictures"
+        reading.look(samples, options.image_dir, options.num_workers, lambda rows: progress(rows, title), problems)
+    problems.stop("docs/add_hard_negatives.md has the form of the annotations; all flags: add_hard_negatives.py --help")
+    what = reading.distinct(samples, options.image_dir)
+    logger.info("%d samples, %d different images, %d different texts", len(samples), len(what.images), len(what.texts))
+    return samples, what
+
+
+def _result(mined: Mined, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What is written; it names no paths and no times, so that a rerun gives the same bytes."""
+    options, done = mined.options, mined.encoded.shards[0].done
+    settings = options.model_dump(mode="json", include={*RESULT_SETTINGS})
+    settings |= {"num_clusters": len(mined.clusters.centroids_CD), "model": done["model"]}
+    settings |= {"text_model": done["text_model"], "annotations": file_digest(options.annotations)}
+    levels = [round(float(threshold), 4) for threshold in thresholds(options.cosine_threshold)]
+    rows = []
+    for i, (sample, negative) in enumerate(zip(samples, mined.chosen, strict=True)):
+        if negative is None:
+            rows.append({**sample.row(), "negative": None, "reason": reason(mined, i)})
+            continue
+        other = samples[negative.row]
+        said = {
+            "visual_similarity": round(negative.visual, 6),
+            "text_similarity": round(negative.text, 6),
+            "kind": negative.kind,
+            "threshold": levels[negative.level],
+            "short_text": bool(mined.pool.short_T[mined.pool.text_of_N[negative.row]]),
+        }
+        rows.append({**sample.row(), "negative": {**other.row(), **said}})
+    return {"schema": 1, "settings": settings, "samples": rows}

@@ -1,0 +1,162 @@
+"""The mining report: what was found, what each filter dropped, and what to change where little was found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cirloop.add_negatives.config import AddNegativesConfig
+from cirloop.add_negatives.samples import Distinct
+from cirloop.add_negatives.shards import Encoded
+from cirloop.negatives.knn_text import RAISES, thresholds
+from cirloop.negatives.knn_text_samples import (
+    ABSENT,
+    DIVERSE,
+    GENERIC,
+    HARD,
+    LOW,
+    NEAR,
+    SAME,
+    Clusters,
+    Negative,
+    Neighbours,
+    Pool,
+    diverse_first,
+)
+from cirloop.negatives.report import quartiles
+
+MOST_USED = 5
+DROPS = {LOW: "below_similarity_floor", SAME: "same_text", GENERIC: "generic_text", NEAR: "text_too_near"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """All that a report is made from."""
+
+    options: AddNegativesConfig
+    what: Distinct
+    encoded: Encoded
+    pool: Pool
+    near: Neighbours
+    clusters: Clusters
+    chosen: Sequence[Negative | None]
+    passed_over: int
+    seconds: Mapping[str, float]
+
+    @property
+    def found(self) -> list[Negative]:
+        return [negative for negative in self.chosen if negative is not None]
+
+
+def reason(mined: Mined, i: int) -> str:
+    """Why sample i has no negative: what its visual neighbours lack. The farthest cluster had none for it either."""
+    codes = mined.near.codes_NK[i]
+    if (codes >= LOW).all():
+        return "no visual neighbour at or above the floor"
+    if (codes >= GENERIC).all():
+        return "no visual neighbour with a usable text"
+    return "every neighbour's text too near" if (codes >= NEAR).all() else "every candidate's text used up"
+
+
+def report(mined: Mined) -> dict[str, Any]:
+    """As JSON. Only `seconds` and `shards` differ between runs of the same settings."""
+    num, found = len(mined.chosen), mined.found
+    kinds = Counter(negative.kind for negative in found)
+    first = diverse_first(num, mined.options.rule)
+    as_drawn = sum((n.kind == DIVERSE) == bool(f) for n, f in zip(mined.chosen, first, strict=True) if n is not None)
+    levels = [round(float(t), 4) for t in thresholds(mined.options.cosine_threshold)]
+    counts = Counter(negative.level for negative in found)
+    reasons = Counter(reason(mined, i) for i, negative in enumerate(mined.chosen) if negative is None)
+    return {
+        "schema": 1,
+        "samples": num,
+        "images": len(mined.what.images),
+        "texts": len(mined.what.texts),
+        "texts_cut": sum(shard.done["texts_cut"] for shard in mined.encoded.shards),
+        "success_rate": round(len(found) / num, 6),
+        "negatives": {HARD: kinds[HARD], DIVERSE: kinds[DIVERSE], "none": num - len(found)},
+        "kind_looked_for_first": {"found": as_drawn, "other kind": len(found) - as_drawn},
+        "thresholds": {str(level): counts[number] for number, level in enumerate(levels)},
+        "short_texts": sum(bool(mined.pool.short_T[mined.pool.text_of_N[n.row]]) for n in found),
+        "reasons": dict(sorted(reasons.items())),
+        "similarity": _similarities(mined),
+        "dropped": dropped(mined),
+        "phrases": _phrases(mined),
+        "clusters": _clusters(mined),
+        "seconds": {name: round(value, 3) for name, value in mined.seconds.items()},
+        "shards": _shards(mined),
+    }
+
+
+def dropped(mined: Mined) -> dict[str, int]:
+    """What became of all samples' visual neighbours. `text_used_up` counts candidates passed over when looked at."""
+    codes, there = mined.near.codes_NK, int((mined.near.codes_NK != ABSENT).sum())
+    short_NK = mined.pool.short_T[mined.pool.text_of_N[mined.near.rows_NK]]
+    return {
+        "neighbours": there,
+        **{name: int((codes == code).sum()) for code, name in DROPS.items()},
+        "candidates": int((codes < RAISES).sum()),
+        "short_candidates": int(((codes < RAISES) & short_NK).sum()),
+        "text_used_up": mined.passed_over,
+    }
+
+
+def _similarities(mined: Mined) -> dict[str, Any]:
+    """Of images and of texts: of each kind of negative, of all, and of all visual neighbours."""
+    near = mined.near.codes_NK != ABSENT
+    kinds = {HARD: {HARD}, DIVERSE: {DIVERSE}, "all": {HARD, DIVERSE}}
+    rows = {name: [n for n in mined.found if n.kind in kind] for name, kind in kinds.items()}
+    return {
+        "visual": {name: quartiles(np.array([n.visual for n in found])) for name, found in rows.items()}
+        | {"neighbours": quartiles(mined.near.visual_NK[near])},
+        "text": {name: quartiles(np.array([n.text for n in found])) for name, found in rows.items()}
+        | {"neighbours": quartiles(mined.near.text_NK[near])},
+    }
+
+
+def evenness(counts: Sequence[int]) -> float | None:
+    """Entropy of the counts over its largest value: 1 where all are equal, 0 where one has all; None of nothing."""
+    if len(counts) == 0:
+        return None
+    shares = np.array(counts) / sum(counts)
+    return round(float(-(shares * np.log(shares)).sum() / np.log(len(shares))), 4) if len(shares) > 1 else 0.0
+
+
+def _phrases(mined: Mined) -> dict[str, Any]:
+    used = Counter(mined.what.texts[mined.pool.text_of_N[n.row]] for n in mined.found)
+    most = sorted(used.items(), key=lambda row: (-row[1], row[0]))[:MOST_USED]
+    share = round(len(used) / len(mined.found), 4) if mined.found else None
+    return {"distinct": len(used), "per_negative": share, "evenness": evenness([*used.values()]), "most_used": most}
+
+
+def _clusters(mined: Mined) -> dict[str, Any]:
+    of_N = mined.clusters.of_V[mined.pool.image_of_N]
+    reached = Counter(int(of_N[n.row]) for n in mined.found)
+    pairs = [(of_N[i], of_N[n.row]) for i, n in enumerate(mined.chosen) if n is not None]
+    return {
+        "clusters": len(mined.clusters.centroids_CD),
+        "reached": len(reached),
+        "evenness": evenness([*reached.values()]),
+        "outside_own": round(sum(a != b for a, b in pairs) / len(pairs), 4) if pairs else None,
+    }
+
+
+def _shards(mined: Mined) -> list[dict[str, Any]]:
+    """Each process: what it embedded, how long it took, and what became of the samples of its images."""
+    rows = []
+    for number, shard in enumerate(mined.encoded.shards):
+        start, end = shard.images
+        mine = [
+            mined.chosen[int(i)]
+            for i in np.flatnonzero((mined.pool.image_of_N >= start) & (mined.pool.image_of_N < end))
+        ]
+        kinds = Counter("none" if negative is None else negative.kind for negative in mine)
+        row = {"shard": number, "device": shard.done["device"], "images": end - start}
+        row |= {"texts": shard.texts[1] - shard.texts[0], "samples": len(mine)}
+        row |= {kind: kinds[kind] for kind in (HARD, DIVERSE, "none")}
+        rows.append(row | {"seconds": {k: round(v, 3) for k, v in shard.done["seconds"].items()}})
+    return rows

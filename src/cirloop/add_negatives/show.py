@@ -1,0 +1,62 @@
+"""The report for a person: tables, and the advice."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from cirloop.report.terminal import table
+
+logger = logging.getLogger(__name__)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report's tables; what is advised goes to the log."""
+    num, negatives = report["samples"], report["negatives"]
+    shares = [[kind, f"{count:,}", f"{count / num:.1%}"] for kind, count in negatives.items()]
+    table(f"Negatives of {num:,} samples: {report['success_rate']:.1%} have one", ["kind", "samples", "share"], shares)
+    names = ("mean", "25%", "median", "75%")
+    rows = [
+        [f"{side}, {of}", *(f"{values[name]:.3f}" for name in names)]
+        for side, kinds in report["similarity"].items()
+        for of, values in kinds.items()
+        if values is not None
+    ]
+    table("Similarity", ["of", *names], rows)
+    dropped = {name.replace("_", " "): f"{count:,}" for name, count in report["dropped"].items()}
+    table("Visual neighbours, and what each filter dropped", ["", "neighbours"], [*map(list, dropped.items())])
+    table("Choice", ["", "samples"], _choice(report))
+    table("Diversity", ["", "different", "evenness", ""], _diversity(report))
+    table("Seconds", ["phase", "s"], [[name, f"{value:.1f}"] for name, value in report["seconds"].items()])
+    columns = ["shard", "device", "images", "texts", "samples", "hard", "diverse", "none"]
+    phases = ["load", "images", "texts"]
+    rows = [
+        [*(str(shard[name]) for name in columns), *(f"{shard['seconds'][p]:.1f}" for p in phases)]
+        for shard in report["shards"]
+    ]
+    table("Processes", [*columns, *(f"{phase}, s" for phase in phases)], rows)
+    for sentence in report["advice"]:
+        logger.warning("low yield: %s", sentence)
+
+
+def _choice(report: dict[str, Any]) -> list[list[str]]:
+    rows = [[f"text below {threshold}", count] for threshold, count in report["thresholds"].items()]
+    first = report["kind_looked_for_first"]
+    rows += [["of the kind looked for first", first["found"]], ["of the other kind", first["other kind"]]]
+    rows += [["with a short text", report["short_texts"]]]
+    rows += [[f"none: {why}", count] for why, count in report["reasons"].items()]
+    return [[name, f"{count:,}"] for name, count in rows]
+
+
+def _diversity(report: dict[str, Any]) -> list[list[str]]:
+    phrases, clusters = report["phrases"], report["clusters"]
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    most = f"most used: {phrases['most_used'][0][1]} times" if phrases["most_used"] else ""
+    outside = f"outside the sample's own: {number(clusters['outside_own'])}"
+    return [
+        ["phrases", str(phrases["distinct"]), number(phrases["evenness"]), most],
+        ["clusters", f"{clusters['reached']} of {clusters['clusters']}", number(clusters["evenness"]), outside],
+    ]

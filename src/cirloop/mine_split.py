@@ -1,0 +1,186 @@
+"""Mining the training split of a run: the current model's vectors, what the data set knows, a strategy and filters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from cirloop.backbones import Item
+from cirloop.backbones.features import VisionFeatures
+from cirloop.captioning.prompts import DESCRIBE, VERIFY
+from cirloop.captioning.qwen2_vl import Ask
+from cirloop.data.images import Blanked
+from cirloop.mining import Found, Vectors, mine
+from cirloop.negatives.attributes.images import image_attributes
+from cirloop.negatives.base import About, Floats, Strategy, rows_of
+from cirloop.negatives.filters import Judges, Pairs, kept
+from cirloop.negatives.report import summary
+from cirloop.report.terminal import progress
+from cirloop.retrieval.embed import query_items
+from cirloop.retrieval.top import checked, pair_scores
+from cirloop.run import Run
+from cirloop.training.batches import known_positives
+from cirloop.types import ImageId, MinedNegative, TrainSplit
+
+
+def mine_split(run: Run, backbone: Any, iteration: int) -> dict[str, Any]:
+    """hard_negatives_iter_{t}.json: the rows, what strategy and filters did, and counts."""
+    config, train = run.config, run.data.train
+    strategy = config.mining
+    vectors = split_vectors(run, backbone, train)
+    about = knowledge(run, backbone, train, vectors, iteration)
+    notes: dict[str, Any] = {}
+    found = list(mine(strategy, vectors, about, _device(), sets=True, notes=notes))
+    pairs = _pairs(found, vectors)
+    keep_N, counts = kept(strategy.filters, pairs, _judges(run, train, vectors))
+    rows = _rows(train, found, keep_N, strategy)
+    num_kept = np.bincount(pairs.numbers_N[keep_N], minlength=len(found)).tolist()
+    sizes = [len(f.whole) for f in found if f.whole is not None]
+    report = summary(
+        [f.target_rank for f in found], [f.target_score for f in found], num_kept, pairs.scores_N[keep_N].tolist(),
+        strategy.k, sum(f.filled for f in found), sizes or None,
+    )  # fmt: skip
+    return {
+        "schema": 2, "iteration": iteration, "strategy": strategy.model_dump(mode="json"),
+        "summary": report | notes | {"filters": counts}, "negatives": [asdict(row) for row in rows],
+    }  # fmt: skip
+
+
+def split_vectors(run: Run, backbone: Any, train: TrainSplit) -> Vectors:
+    """Vectors of the queries and the gallery, and which rows are targets, references and known positives."""
+    rows, positives = train.gallery.rows(), known_positives(train.triplets)
+    queries = [t.query for t in train.triplets]
+    made = run.vectors(backbone, query_items(queries), train, f"embed {train.name} queries")
+    return Vectors(
+        checked(made, "query vectors"),
+        checked(run.gallery(backbone, train), "gallery vectors"),
+        np.array([rows[t.target] for t in train.triplets]),
+        np.array([rows[q.reference] for q in queries]),
+        [rows_of([*positives[q.id]], rows) for q in queries],
+    )
+
+
+def knowledge(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors, iteration: int) -> About:
+    """What the data set and the run's settings let a strategy know."""
+    rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
+    texts: list[Floats] = []
+
+    def text_scores(numbers_B: Any) -> Floats:
+        if not texts:  # the text alone: the query with a grey picture in the reference's place
+            blank = replace(
+                train, images=Blanked(train.images), gallery=replace(train.gallery, name=f"{train.gallery.name}/grey")
+            )
+            texts.append(run.vectors(backbone, query_items(queries), blank, f"embed {train.name} texts"))
+        return np.asarray(texts[0][numbers_B] @ vectors.gallery_GD.T)
+
+    categories = [train.categories[image] for image in train.gallery.ids] if train.categories else None
+    table, asked = None, None
+    if run.config.attributes is not None:
+        extractor = run.config.attributes.build()
+        asked = extractor.asked([q.text for q in queries])
+        table = image_attributes(run.config.attributes, extractor, train.gallery.ids, partial(_describe, run, train))
+        categories = categories or table.categories(extractor.lexicon.category)
+    return About(
+        run.config.seed + iteration,
+        iteration,
+        run.config.num_iterations,
+        [q.id for q in queries],
+        groups=[rows_of(train.groups.get(q.id, ()), rows) for q in queries] if train.groups else None,
+        categories=categories,
+        attributes=table,
+        asked=asked,
+        losses=_losses(run, iteration),
+        vectors_GD=vectors.gallery_GD,
+        text_scores=text_scores,
+    )
+
+
+def _describe(run: Run, train: TrainSplit, images: Sequence[ImageId]) -> list[str]:
+    """A sentence about each image by the foundation model, greedy."""
+    captioner, settings = run.config.foundation.build(), run.config.captioning
+    features = VisionFeatures(captioner, train.images, run.config.cache / "vision")
+    features.ensure(list(images), lambda b: progress(b, "describe: vision"))
+    out: list[str] = []
+    for start in progress(range(0, len(images), settings.batch_size), "describe images"):
+        asks = [Ask(image, image, "") for image in images[start : start + settings.batch_size]]
+        vision = features.get([image for ask in asks for image in (ask.first, ask.second)])
+        out += captioner.write(DESCRIBE, asks, vision, settings.max_new_tokens, 0.0, 0)
+    return out
+
+
+def _losses(run: Run, iteration: int) -> list[float]:
+    """The mean training loss of each finished iteration."""
+    found = [run.store.find(f"checkpoint_iter_{t}") for t in range(iteration + 1)]
+    logs = [json.loads((a.path / "training_log.json").read_text("utf-8"))["rows"] for a in found if a is not None]
+    return [float(np.mean([row["loss"] for row in rows])) for rows in logs if rows]
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _pairs(found: Sequence[Found], vectors: Vectors) -> Pairs:
+    counts = [len(f.columns) for f in found]
+    numbers_N = np.repeat(np.arange(len(found)), counts)
+    scores = np.array([f.target_score for f in found], np.float32)
+    return Pairs(
+        numbers_N, np.concatenate([np.zeros(0, np.int64), *(f.columns for f in found)]),
+        np.concatenate([np.zeros(0, np.float32), *(f.scores for f in found)]),
+        vectors.targets_Q[numbers_N], scores[numbers_N],
+    )  # fmt: skip
+
+
+def _rows(train: TrainSplit, found: Sequence[Found], keep_N: Any, strategy: Strategy) -> list[MinedNegative]:
+    out, at = [], 0
+    for f in found:
+        name, filled = train.triplets[f.number].query.id, len(f.columns) - f.filled
+        for place, (column, rank, score) in enumerate(zip(f.columns, f.ranks, f.scores, strict=True)):
+            if keep_N[at]:
+                made_by = strategy.type if place < filled else f"{strategy.type}, filled by {strategy.fallback}"
+                out.append(
+                    MinedNegative(
+                        name,
+                        train.gallery.ids[column],
+                        int(rank),
+                        round(float(score), 6),
+                        f.target_rank,
+                        round(f.target_score, 6),
+                        made_by,
+                    )
+                )
+            at += 1
+    return out
+
+
+def _judges(run: Run, train: TrainSplit, vectors: Vectors) -> Judges:
+    def yes(pairs: Pairs) -> list[float]:
+        captioner = run.config.foundation.build()
+        features = VisionFeatures(captioner, train.images, run.config.cache / "vision")
+        asks = [
+            Ask(train.triplets[n].query.reference, train.gallery.ids[c], train.triplets[n].query.text)
+            for n, c in zip(pairs.numbers_N, pairs.columns_N, strict=True)
+        ]
+        features.ensure([i for a in asks for i in (a.first, a.second)], lambda b: progress(b, "verify: vision"))
+        size, out = run.config.captioning.batch_size, []
+        for start in progress(range(0, len(asks), size), "verify mined images"):
+            batch = asks[start : start + size]
+            vision = features.get([image for ask in batch for image in (ask.first, ask.second)])
+            out += captioner.yes(VERIFY, batch, vision)
+        return out
+
+    def second(path: str, pairs: Pairs) -> tuple[Floats, Floats]:
+        other = run.config.model.model_copy(update={"path": path}).build()
+        numbers, place = np.unique(pairs.numbers_N, return_inverse=True)
+        items = query_items([train.triplets[n].query for n in numbers])
+        queries = run.vectors(other, items, train, "embed queries, second model")
+        gallery = run.vectors(other, [Item(i) for i in train.gallery.ids], train, "embed gallery, second model")
+        queries = queries[place]
+        return pair_scores(queries, gallery, pairs.columns_N), pair_scores(queries, gallery, pairs.targets_N)
+
+    return Judges(vectors.gallery_GD, yes, second)

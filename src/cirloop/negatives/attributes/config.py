@@ -1,0 +1,68 @@
+"""Settings of attributes: where what a text asks for, and what an image shows, come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cirloop.settings import Settings
+
+if TYPE_CHECKING:
+    from cirloop.negatives.attributes.extract import Extractor
+
+
+class AttributeSettings(Settings):
+    """Attributes of texts and images."""
+
+    domain: Literal["fashion", "everyday", "shapes"] = "fashion"
+    """The lexicon: attributes, their values, and words for them."""
+    extractor: Literal["lexicon", "zero_shot", "token_classifier"] = "lexicon"
+    """What finds values in a text: rules over the lexicon, or a transformers pipeline."""
+    model: str | None = None
+    """Model directory or hub name of a classifier; none for `lexicon`."""
+    threshold: float = Field(0.5, ge=0, le=1)
+    """Least score of a value that a classifier finds; the lexicon has no scores."""
+    images: Literal["metadata", "captions", "vlm"] = "metadata"
+    """Where attributes of images come from: a file of them, a file of captions, or the foundation model's captions."""
+    file: Path | None = None
+    """JSON of `metadata` ({image: {attribute: value}}) or `captions` ({image: caption}); none for `vlm`."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.extractor == "lexicon" and self.model is not None:
+            raise ValueError(
+                f"model {self.model!r} is not used by the extractor 'lexicon': "
+                "set extractor to 'zero_shot' or 'token_classifier', or leave model out"
+            )
+        if self.extractor != "lexicon" and not self.model:
+            raise ValueError(
+                f"the extractor {self.extractor!r} needs model, a model directory or hub name: "
+                "set it, or set extractor to 'lexicon', which needs none"
+            )
+        if self.images == "vlm" and self.file is not None:
+            raise ValueError(
+                f"file {str(self.file)!r} is not read for images from 'vlm': "
+                "set images to 'metadata' or 'captions', or leave file out"
+            )
+        if self.images != "vlm" and self.file is None:
+            form = "{image: {attribute: value}}" if self.images == "metadata" else "{image: caption}"
+            raise ValueError(
+                f"images from {self.images!r} need file, a JSON file {form}: set it, or set images to 'vlm'"
+            )
+        return self
+
+    def build(self) -> Extractor:
+        """What reads attributes out of texts. A classifier's model is loaded when it is first used."""
+        from cirloop.negatives.attributes.extract import Rules
+        from cirloop.negatives.attributes.lexicon import load
+
+        lexicon = load(self.domain)
+        if self.extractor == "lexicon":
+            return Rules(lexicon)
+        from cirloop.negatives.attributes.classify import TokenClassifier, ZeroShot
+
+        assert self.model is not None
+        kind = ZeroShot if self.extractor == "zero_shot" else TokenClassifier
+        return kind(self.model, lexicon, self.threshold)

@@ -1,0 +1,125 @@
+"""Attributes of a gallery's images: from a file of them, or read out of captions from a file or a model.
+
+All that is wrong is reported together. An image that a file says nothing of, like an attribute that it lacks, is
+unknown; a file that speaks of none of the gallery's images is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cirloop.negatives.attributes.config import AttributeSettings
+from cirloop.negatives.attributes.extract import Extractor
+from cirloop.negatives.attributes.lexicon import Lexicon
+from cirloop.negatives.attributes.table import Table
+from cirloop.negatives.attributes.values import joined
+from cirloop.problems import Problems
+from cirloop.types import ImageId
+
+log = logging.getLogger(__name__)
+
+Caption = Callable[[Sequence[ImageId]], Sequence[str]]
+"""Captions of images, one each, in their order."""
+
+
+def image_attributes(
+    settings: AttributeSettings, extractor: Extractor, images: Sequence[ImageId], caption: Caption | None = None
+) -> Table:
+    """The attributes of the gallery's images, row by row. `caption` asks the foundation model, for images from `vlm`.
+
+    Raises ProblemsFound with everything that is wrong in the file or among the captions.
+    """
+    if settings.images == "vlm":
+        assert caption is not None, "images from 'vlm' need a caption callable"
+        captions = of_model(caption, images)
+        return _table(dict(zip(images, extractor.described(captions), strict=True)), images)
+    assert settings.file is not None  # the settings see to it
+    if settings.images == "metadata":
+        return _table(metadata(settings.file, extractor.lexicon, images), images)
+    texts = captions_file(settings.file, images)
+    return _table(dict(zip(texts, extractor.described(list(texts.values())), strict=True)), images)
+
+
+def categories(table: Table, lexicon: Lexicon) -> list[str]:
+    """Per image the value of the lexicon's category attribute, empty where it is unknown."""
+    return table.categories(lexicon.category)
+
+
+def metadata(path: Path, lexicon: Lexicon, images: Sequence[ImageId]) -> dict[ImageId, dict[str, str]]:
+    """The attributes of the images that a JSON file {image: {attribute: value}} holds, under the lexicon's names.
+
+    A value is text, a list of texts, or null for unknown.
+    """
+    problems = Problems("Write it as {image: {attribute: value or list of values}}; null or no entry is unknown.")
+    out: dict[ImageId, dict[str, str]] = {}
+    for image, fields in _entries(problems, path, images).items():
+        if not isinstance(fields, dict):
+            problems.add(f"{path} {image!r}", f"must be an object, found {fields!r:.60}")
+            continue
+        out[image] = {}
+        for name, value in fields.items():
+            read = _values(problems, f"{path} {image!r} {name!r}", lexicon, lexicon.attribute(name), value)
+            if read:
+                out[image][lexicon.attribute(name)] = read
+    problems.stop()
+    return out
+
+
+def _values(problems: Problems, where: str, lexicon: Lexicon, name: str, value: Any) -> str:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    wrong = [v for v in values if not isinstance(v, str) or not lexicon.value(name, v)]
+    if not name:
+        problems.add(where, "the attribute's name has no letters")
+    if wrong:
+        problems.add(where, f"must be text with letters or digits, found {wrong[0]!r:.60}")
+        return ""
+    return joined(lexicon.value(name, v) for v in values)
+
+
+def captions_file(path: Path, images: Sequence[ImageId]) -> dict[ImageId, str]:
+    """The captions of the images that a JSON file {image: caption} holds."""
+    problems = Problems("Write it as {image: caption}; no entry is unknown.")
+    out = _entries(problems, path, images)
+    for image, text in out.items():
+        if not isinstance(text, str) or not text.strip():
+            problems.add(f"{path} {image!r}", f"must be text that is not empty, found {text!r:.60}")
+    problems.stop()
+    return out
+
+
+def of_model(caption: Caption, images: Sequence[ImageId]) -> list[str]:
+    """The captions a model gives the images."""
+    problems = Problems("Look at these images and at the captioning model.")
+    texts = list(caption(images))
+    if len(texts) != len(images):
+        problems.add("captions", f"the model gave {len(texts)} for {len(images)} images")
+        problems.stop()
+    for image, text in zip(images, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            problems.add(image, f"the model gave no caption, but {text!r:.60}")
+    problems.stop()
+    return texts
+
+
+def _entries(problems: Problems, path: Path, images: Sequence[ImageId]) -> dict[ImageId, Any]:
+    """The file's entries of these images."""
+    content = problems.json(path)
+    if content is not None and not isinstance(content, dict):
+        problems.add(path, f"must be an object with an entry per image, found {type(content).__name__}")
+    if not isinstance(content, dict):
+        problems.stop()
+        return {}
+    found = {image: content[image] for image in images if image in content}
+    if images and not found:
+        problems.add(path, f"names none of the gallery's {len(images)} images; it names {list(content)[:3]}, "
+                     f"the gallery {list(images[:3])}")  # fmt: skip
+    return found
+
+
+def _table(known: Mapping[ImageId, Mapping[str, str]], images: Sequence[ImageId]) -> Table:
+    rows = [known.get(image, {}) for image in images]
+    log.info("attributes of %d of %d images known", sum(map(bool, rows)), len(rows))
+    return Table(rows)

@@ -1,0 +1,162 @@
+"""A domain's attributes and the words for their values; matching them in a text.
+
+A lexicon is a YAML file beside this one. Words are compared without case, accents and plural endings; hyphens and
+apostrophes part words. The longest phrase that starts at a word is taken, and the next begins after it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from typing import Literal
+
+import yaml
+from pydantic import Field
+
+from cirloop.negatives.attributes.values import ANY
+from cirloop.settings import Settings
+from cirloop.types import UserError
+
+_TOKEN = re.compile(r"[^\W_]+(?:['’](?:s|t|re|ve|ll|d|m)\b)?|[,;.:!?\n()]")
+_IRREGULAR = {
+    **{"men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse", "geese": "goose"},
+    **{"feet": "foot", "teeth": "tooth", "knives": "knife", "leaves": "leaf", "shelves": "shelf", "scarves": "scarf"},
+    **{"loaves": "loaf", "wolves": "wolf", "calves": "calf", "buses": "bus", "tomatoes": "tomato", "gas": "gas"},
+    **{"potatoes": "potato", "heroes": "hero", "lens": "lens", "lenses": "lens", "canvas": "canvas", "oxen": "ox"},
+    **{
+        "christmas": "christmas",
+        "axes": "axe",
+        "shorts": "shorts",
+        "this": "this",
+        "his": "his",
+        "has": "has",
+        "was": "was",
+        "as": "as",
+    },
+}
+
+
+@cache
+def stem(word: str) -> str:
+    """A word without its plural ending: dresses -> dress, sleeves -> sleeve; hoodie and hoodies -> hoody."""
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if len(word) > 4 and word.endswith(("ies", "ie")):
+        return word.removesuffix("s").removesuffix("ie") + "y"
+    if len(word) > 4 and word.endswith(("sses", "shes", "ches", "xes", "zzes")):
+        return word[:-2]
+    return word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] not in "sui" else word
+
+
+def tokens(text: str) -> list[str]:
+    """Words and punctuation of a text, plain: `Doesn't` is `not`, `dress's` is `dress`."""
+    marked = unicodedata.normalize("NFKD", text.casefold())
+    plain = "".join(c for c in marked if not unicodedata.combining(c)).replace("’", "'")
+    out = []
+    for token in _TOKEN.findall(plain):
+        word, _, tail = token.partition("'")
+        out.append("not" if tail == "t" else word)
+    return out
+
+
+def words(text: str) -> list[str]:
+    """The tokens of a text without its punctuation."""
+    return [token for token in tokens(text) if token.isalnum()]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Words [start, end) of a text that mean `value` of `attribute`; `*` where they name the attribute alone."""
+
+    start: int
+    end: int
+    attribute: str
+    value: str
+
+
+class Attribute(Settings):
+    """The values of one attribute."""
+
+    values: dict[str, list[str]]
+    """Value -> other words for it."""
+    asks: tuple[str, ...] = ()
+    """Words that speak of the attribute without saying a value: its name, and comparatives."""
+    absent: str = "none"
+    """The value of not having it: `sleeveless` of no sleeves."""
+    head: bool = False
+    """Its values are nouns, which end a noun phrase."""
+
+
+class Lexicon(Settings):
+    """The attributes of a domain."""
+
+    category: str
+    """The attribute that is an image's category."""
+    definite: Literal["ignored", "weak"]
+    """What a value in a phrase with `the` is worth in a modification text. `ignored`: it only says which thing is
+    meant ("the red circle"). `weak`: it counts where no other value of the attribute is asked for, if it is no noun."""
+    heads: tuple[str, ...] = ()
+    """Other nouns that end a noun phrase."""
+    attributes: dict[str, Attribute] = Field(min_length=1)
+
+    @cached_property
+    def phrases(self) -> dict[tuple[str, ...], tuple[str, str]]:
+        """Stemmed words -> attribute and value. Raises UserError for words that mean two things."""
+        out: dict[tuple[str, ...], tuple[str, str]] = {}
+        for name, attribute in self.attributes.items():
+            forms = [(value, word) for value, others in attribute.values.items() for word in (value, *others)]
+            for value, word in [*forms, *((ANY, word) for word in attribute.asks)]:
+                key = tuple(map(stem, words(word)))
+                if not key or out.setdefault(key, (name, value)) != (name, value):
+                    raise UserError(f"the lexicon's {word!r} of {name} {value!r} is empty or means {out.get(key)} too.")
+        return out
+
+    @cached_property
+    def _longest(self) -> dict[str, int]:
+        longest: dict[str, int] = {}
+        for key in self.phrases:
+            longest[key[0]] = max(longest.get(key[0], 0), len(key))
+        return longest
+
+    @cached_property
+    def nouns(self) -> frozenset[str]:
+        return frozenset(map(stem, self.heads))
+
+    def matches(self, text: Sequence[str]) -> list[Match]:
+        """What the tokens of a text mean, left to right and without overlap, longest phrase first."""
+        stems, out, at = [stem(token) for token in text], [], 0
+        while at < len(stems):
+            for end in range(min(len(stems), at + self._longest.get(stems[at], 0)), at, -1):
+                found = self.phrases.get(tuple(stems[at:end]))
+                if found is not None:
+                    out.append(Match(at, end, *found))
+                    at = end - 1
+                    break
+            at += 1
+        return out
+
+    def attribute(self, name: str) -> str:
+        """The attribute that a file or model calls `name`: `colour`, `COLOR` -> `color`; plain words if it is new."""
+        plain = words(name.replace("_", " "))
+        for known in self.attributes:
+            if list(map(stem, plain)) == list(map(stem, words(known.replace("_", " ")))):
+                return known
+        found = self.phrases.get(tuple(map(stem, plain)))
+        return found[0] if found is not None and found[1] == ANY else " ".join(plain)
+
+    def value(self, attribute: str, text: str) -> str:
+        """The value that a file or a model writes as `text`: `Crimson` -> `red`; its plain words if it is new."""
+        plain = words(text)
+        found = self.phrases.get(tuple(map(stem, plain)))
+        return found[1] if found is not None and found[0] == attribute and found[1] != ANY else " ".join(plain)
+
+
+@cache
+def load(domain: str) -> Lexicon:
+    """The lexicon of `fashion`, `everyday` or `shapes`."""
+    text = (files("cirloop.negatives.attributes") / f"{domain}.yaml").read_text("utf-8")
+    return Lexicon.model_validate(yaml.safe_load(text))

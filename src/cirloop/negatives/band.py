@@ -1,0 +1,131 @@
+"""QuRe's set of hard negatives: the images between the two steepest drops of the scores after the target.
+
+Let `tail` be the images ranked below the target, best first (ties by gallery row), and drop i the fall from tail[i] to
+tail[i + 1]. Of the two largest drops (ties: the earlier) let low < high be the positions; the set is
+tail[low + 1 .. high]. Before the first cliff lie images that may be right, after the second those that teach nothing.
+One image is drawn from the set per query; in the first floor(T / n_def) of T rounds the set is all images but the
+target, then it is defined anew every floor(T / n_def) rounds, and drawn from in between (QuRe, ICML 2025, arXiv
+2507.12416: epochs and n_def 6).
+
+`released` is the rule of the authors' code: the two drops must be more than one position apart, else the next pair in
+order of size is tried. Where the released code keeps the bounds of the query before (no such pair, or a tail too short
+to have two drops), ours takes the whole tail and counts the query.
+
+Degenerate cases: a tail of fewer than three images has no two drops: the whole tail. Where all drops are alike (a
+straight line, tied scores) the earliest two count and the set is tail[1]. Nothing below the target: no images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from cirloop.negatives.base import About, Block, Floats, Mask, Rows, Strategy, best_of, drawn, drawn_of, hardest
+
+APART = 1
+"""Positions that the released code wants more than between the two drops."""
+
+
+class Band(Strategy):
+    """Images between the two steepest drops after the target."""
+
+    type: Literal["band"] = "band"
+    k: int = Field(1, ge=1)
+    """Images drawn from the set per query."""
+    variant: Literal["paper", "released"] = "paper"
+    how: Literal["random", "hardest"] = "random"
+    n_def: int | None = Field(None, ge=1)
+    """How often the sets are defined in a run of T rounds: every floor(T / n_def) rounds; by default in every round."""
+    warm_up: int | None = Field(None, ge=0)
+    """First rounds in which the set is every image but the target; by default floor(T / n_def), without `n_def` 0."""
+
+    def period(self, rounds: int) -> int:
+        return 1 if self.n_def is None else max(1, rounds // self.n_def)
+
+    def choose(self, block: Block, about: About) -> list[Rows]:
+        inside_BK = self.inside(block, about)
+        if self.how == "hardest":
+            return hardest(block, inside_BK, self.k)
+        return drawn(block, inside_BK, self.k, about)
+
+    def sets(self, block: Block, about: About) -> list[Rows]:
+        inside_BK = self.inside(block, about)
+        return [best_of(s, np.flatnonzero(row), -1) for s, row in zip(block.scores_BK, inside_BK, strict=True)]
+
+    def from_sets(self, block: Block, about: About, sets: Sequence[Rows]) -> list[Rows]:
+        if self.how == "hardest":
+            return [inside[: self.k] for inside in sets]
+        return drawn_of(block, [np.sort(inside) for inside in sets], self.k, about)
+
+    def counts(self, block: Block, about: About, sets: Sequence[Rows]) -> dict[str, int]:
+        """`whole_tail`: queries without two cliffs, whose set is all below the target; a band never holds tail[0]."""
+        tails_B = below_target(block).sum(axis=1)
+        return {"whole_tail": sum(0 < len(inside) == tail for inside, tail in zip(sets, tails_B, strict=True))}
+
+    def inside(self, block: Block, about: About) -> Mask:
+        """Which candidates (B, K) are in the set."""
+        default = 0 if self.n_def is None else self.period(about.rounds)
+        if about.iteration < (default if self.warm_up is None else self.warm_up):
+            return block.allowed_BK
+        return band(block.scores_BK, below_target(block), self.variant)
+
+
+def below_target(block: Block) -> Mask:
+    """Allowed candidates (B, K) ranked after the target: scored lower, or as high with a later gallery row."""
+    target_B1 = block.target_score_B[:, None]
+    later = (block.scores_BK == target_B1) & (block.columns_BK > block.target_B[:, None])
+    return np.asarray(block.allowed_BK & ((block.scores_BK < target_B1) | later))
+
+
+def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]) -> Mask:
+    """The set (B, K) of each query, from scores in the gallery's order and the images of the tail.
+
+    Rows are sorted by value alone; that decides wherever both drops are falls. The few others are done one by one.
+    """
+    sorted_BK = -np.sort(np.where(tail_BK, -scores_BK, np.inf), axis=1)
+    num_B = tail_BK.sum(axis=1)
+    inside_BK = np.zeros_like(tail_BK)
+    inside_BK[num_B < 3] = tail_BK[num_B < 3]
+    long_B = np.flatnonzero(num_B >= 3)
+    if not len(long_B):
+        return inside_BK
+    low_B, high_B, found_B = _bounds(sorted_BK[long_B], num_B[long_B], variant)
+    inside_BK[long_B[~found_B]] = tail_BK[long_B[~found_B]]
+    long_B, low_B, high_B = long_B[found_B], low_B[found_B], high_B[found_B]
+    values_BK = sorted_BK[long_B]
+    here = np.arange(len(long_B))
+    top_B, bottom_B = values_BK[here, low_B + 1], values_BK[here, high_B]
+    scores = scores_BK[long_B]
+    inside_BK[long_B] = tail_BK[long_B] & (scores <= top_B[:, None]) & (scores >= bottom_B[:, None])
+    level = (values_BK[here, low_B] == top_B) | (values_BK[here, high_B + 1] == bottom_B)  # a bound inside a tie
+    for b, low, high in zip(long_B[level], low_B[level], high_B[level], strict=True):
+        tail = best_of(scores_BK[b], np.flatnonzero(tail_BK[b]), -1)
+        inside_BK[b] = False
+        inside_BK[b, tail[low + 1 : high + 1]] = True
+    return inside_BK
+
+
+def _bounds(sorted_BK: Floats, num_B: Rows, variant: str) -> tuple[Rows, Rows, Mask]:
+    """low, high (B,) and whether there are such; `sorted_BK` falls, and holds -inf from place `num_B` on."""
+    with np.errstate(invalid="ignore"):  # -inf less -inf, beyond the tail
+        drops_BK = sorted_BK[:, :-1] - sorted_BK[:, 1:]
+    drops_BK[np.arange(drops_BK.shape[1]) >= (num_B - 1)[:, None]] = -1.0
+    here = np.arange(len(drops_BK))
+    first_B = drops_BK.argmax(axis=1)
+    first_drop_B = drops_BK[here, first_B]
+    drops_BK[here, first_B] = -1.0
+    second_B = drops_BK.argmax(axis=1)
+    drops_BK[here, first_B] = first_drop_B
+    low_B, high_B = np.minimum(first_B, second_B), np.maximum(first_B, second_B)
+    found_B = np.ones(len(drops_BK), bool)
+    if variant == "released":
+        for b in np.flatnonzero(high_B - low_B <= APART):
+            order = np.argsort(-drops_BK[b, : num_B[b] - 1], kind="stable")
+            apart = np.flatnonzero(np.abs(np.diff(order)) > APART)
+            found_B[b] = len(apart) > 0
+            if found_B[b]:
+                low_B[b], high_B[b] = np.sort(order[apart[0] : apart[0] + 2])
+    return low_B, high_B, found_B

@@ -1,0 +1,78 @@
+"""A mix by category: other items of the target's category, items of other categories, and any.
+
+Of the `k` images round(share * k) come from each pool, by largest remainder: each pool gets floor(share * k), and the
+images left over go one each to the pools with the largest remainders, ties in the order same, other, any (k = 5 gives
+4, 1, 0; k = 10 gives 7, 2, 1). An image is taken once; `any` is drawn last, from all that is left. A pool that is too
+short is not filled from another. An image of unknown (empty) category is in `any` alone, and a target of unknown
+category has no `same` and no `other`. Degenerate case: with one category `other` is empty.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from cirloop.negatives.base import About, Block, Floats, Mask, Rows, Strategy, best_of
+
+
+class CategoryMix(Strategy):
+    """`k` images of which a share is of the target's category, a share of others, and a share of any."""
+
+    knowledge: ClassVar[tuple[str, ...]] = ("categories",)
+    type: Literal["category_mix"] = "category_mix"
+    same: float = Field(0.7, ge=0, le=1)
+    """Share of other items of the target's category."""
+    other: float = Field(0.2, ge=0, le=1)
+    """Share of items of other categories."""
+    any: float = Field(0.1, ge=0, le=1)
+    """Share of items of whatever category."""
+    how: Literal["random", "hardest"] = "random"
+    """Which images of a pool: drawn evenly, or the best-scored."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if abs(self.same + self.other + self.any - 1) > 1e-6:
+            total = self.same + self.other + self.any
+            raise ValueError(f"same {self.same}, other {self.other} and any {self.any} must sum to 1, found {total:g}")
+        return self
+
+    def choose(self, block: Block, about: About) -> list[Rows]:
+        about.need(self.type, categories="a category per image: of the data set, or of negatives.attributes")
+        assert about.categories is not None
+        categories_G = np.asarray(about.categories, dtype=object)
+        known_G = np.asarray(categories_G != "", bool)
+        counts, out = quotas((self.same, self.other, self.any), self.k), []
+        for i, number in enumerate(block.numbers_B):
+            category = categories_G[block.target_B[i]]
+            same_G = known_G & np.asarray(categories_G == category, bool)
+            other_G = known_G & ~same_G if category else np.zeros_like(known_G)
+            columns_K = block.columns_BK[i]
+            draw = about.stream(int(number)) if self.how == "random" else None
+            left_K, taken = block.allowed_BK[i].copy(), []
+            for pool_K, count in zip((same_G[columns_K], other_G[columns_K], True), counts, strict=True):
+                taken.append(_take(block.scores_BK[i], left_K & pool_K, count, draw))
+                left_K[taken[-1]] = False
+            out.append(best_of(block.scores_BK[i], np.sort(np.concatenate(taken)), -1))
+        return out
+
+
+def _take(scores_K: Floats, pool_K: Mask, count: int, draw: np.random.Generator | None) -> Rows:
+    """At most `count` of a pool: the best-scored, or drawn evenly."""
+    found = np.flatnonzero(pool_K)
+    if len(found) <= count:
+        return found
+    return best_of(scores_K, found, count) if draw is None else draw.choice(found, count, replace=False)
+
+
+def quotas(shares: tuple[float, ...], k: int) -> list[int]:
+    """Whole numbers that sum to `k` in proportion to `shares`, by largest remainder, ties in order."""
+    parts = [Fraction(str(share)) for share in shares]  # as written: 0.7 of 10 is 7
+    exact = [part * k / sum(parts) for part in parts]
+    counts = [int(number) for number in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: counts[i] - exact[i])
+    for i in by_remainder[: k - sum(counts)]:
+        counts[i] += 1
+    return counts

@@ -1,0 +1,95 @@
+"""A curriculum: easy images in the first iterations, hard ones later (Bengio et al., ICML 2009).
+
+`levels` are L strategies from the easiest to the hardest, and the share h in [0, 1] says how far along them an
+iteration stands: h * (L - 1) lies between two neighbours, which share `k` by the fraction (as in `mixture`). With two
+levels h is the hard one's share. For iteration t and the mean training losses l_0, ..., l of the iterations so far:
+
+    linear  h rises from `start` at `first_iteration` to 1 at `last_iteration`
+    step    h = (how many of `steps` are <= t) / (L - 1)
+    loss    h = start + (1 - start) * (l_0 - l) / (l_0 - goal * l_0), between start and 1
+
+Degenerate cases: before `first_iteration` h is `start`, after `last_iteration` 1, as at both where they are the same;
+without a loss h is `start`, and a first loss of 0 leaves nothing to learn from easy images: 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from cirloop.negatives.base import About, Block, Rows, Strategy
+from cirloop.negatives.mixture import chosen, without_own_share
+
+if TYPE_CHECKING:
+    from cirloop.negatives.base import Strategy as AnyStrategy  # in the running program the union, as in `mixture`
+
+SETTINGS = {
+    "linear": ("start", "first_iteration", "last_iteration"),
+    "step": ("steps",),
+    "loss": ("start", "goal"),
+}
+"""What each schedule reads."""
+
+
+class Curriculum(Strategy):
+    """`k` images from two neighbouring levels, the harder the later."""
+
+    type: Literal["curriculum"] = "curriculum"
+    levels: tuple[AnyStrategy, ...] = Field(min_length=2)
+    """Strategies, the easiest first; `k`, `only_wrong`, `reference` and `fallback` are the curriculum's."""
+    schedule: Literal["linear", "step", "loss"] = "linear"
+    start: float = Field(0.0, ge=0, le=1)
+    """linear, loss: the share of hard images to begin with."""
+    first_iteration: int = Field(0, ge=0)
+    """linear: the last iteration at `start`."""
+    last_iteration: int = Field(3, ge=0)
+    """linear: the first iteration with hard images only."""
+    steps: tuple[int, ...] = ()
+    """step: iterations from which each next level is used, ascending; one fewer than there are levels."""
+    goal: float = Field(0.5, ge=0, lt=1)
+    """loss: the part of the first loss at which all images are hard."""
+
+    _share = field_validator("levels")(lambda levels: tuple(map(without_own_share, levels)))
+
+    @model_validator(mode="after")
+    def _fits_the_schedule(self) -> Curriculum:
+        for name in sorted({name for names in SETTINGS.values() for name in names} - {*SETTINGS[self.schedule]}):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} does nothing with schedule: {self.schedule}")
+        if self.schedule == "linear" and self.last_iteration < self.first_iteration:
+            raise ValueError(f"last_iteration {self.last_iteration} is before first_iteration {self.first_iteration}")
+        if self.schedule == "step" and (
+            len(self.steps) != len(self.levels) - 1 or sorted(set(self.steps)) != [*self.steps]
+        ):
+            raise ValueError(
+                f"steps {self.steps} must be {len(self.levels) - 1} ascending iterations, one per new level"
+            )
+        return self
+
+    @property
+    def needs(self) -> set[str]:
+        return {name for level in self.levels for name in level.needs}
+
+    def share(self, iteration: int, losses: Sequence[float] = ()) -> float:
+        """How far from the easiest (0) to the hardest level (1) an iteration stands."""
+        if self.schedule == "step":
+            return sum(step <= iteration for step in self.steps) / (len(self.levels) - 1)
+        if self.schedule == "linear":
+            length = self.last_iteration - self.first_iteration
+            done = (iteration - self.first_iteration) / length if length else float(iteration >= self.last_iteration)
+        elif not losses:
+            done = 0.0
+        else:
+            done = (losses[0] - losses[-1]) / (losses[0] * (1 - self.goal)) if losses[0] > 0 else 1.0
+        return self.start + (1 - self.start) * min(max(done, 0.0), 1.0)
+
+    def weights(self, share: float) -> list[float]:
+        """Each level's part of the images, 1 in all."""
+        place = share * (len(self.levels) - 1)
+        return [max(0.0, 1 - abs(place - level)) for level in range(len(self.levels))]
+
+    def choose(self, block: Block, about: About) -> list[Rows]:
+        """Up to `k` images, best-scored first."""
+        return chosen(block, about, self.k, self.levels, self.weights(self.share(about.iteration, about.losses)))

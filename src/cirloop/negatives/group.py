@@ -1,0 +1,30 @@
+"""The query's own group: images that annotators saw beside the reference, because they look alike.
+
+CIRR (Liu et al., ICCV 2021, arXiv 2108.04125) wrote its texts within sets of six similar images, so that a text tells
+its target from the rest of the set. Kept are the best-scored images of the set that are neither the target, a known
+positive nor, unless asked for, the reference: four or five at most. Degenerate cases: an image of the group that the
+gallery lacks is left out; a query without a group gives nothing.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from cirloop.negatives.base import About, Block, Rows, Strategy, hardest
+
+
+class Group(Strategy):
+    """The `k` best-scored wrong images of the query's group."""
+
+    knowledge: ClassVar[tuple[str, ...]] = ("groups",)
+    type: Literal["group"] = "group"
+
+    def choose(self, block: Block, about: About) -> list[Rows]:
+        about.need(self.type, groups="the image groups of a data set like CIRR")
+        assert about.groups is not None
+        eligible_BK = np.zeros_like(block.allowed_BK)
+        for i, number in enumerate(block.numbers_B):
+            eligible_BK[i] = block.allowed_BK[i] & np.isin(block.columns_BK[i], list(about.groups[number]))
+        return hardest(block, eligible_BK, self.k)

@@ -1,0 +1,48 @@
+"""In-batch mining: the targets of the other queries of a batch, as contrastive training takes them.
+
+The queries are shuffled once by the seed and cut into batches of `batch_size`; a query's candidates are the targets of
+its batch, and the `k` best-scored of them are kept. What InfoNCE (arXiv 1807.03748) has for nothing, and so the control
+that shows what mining the gallery adds.
+
+Degenerate cases: the last batch is smaller where the queries do not divide, and one left alone in it gives nothing; an
+image that is the target of two queries counts once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from cirloop.negatives.base import About, Block, Mask, Rows, Strategy, hardest
+from cirloop.types import UserError
+
+
+class InBatch(Strategy):
+    """The `k` best-scored targets of the other queries in a random batch."""
+
+    type: Literal["in_batch"] = "in_batch"
+    batch_size: int = Field(48, ge=2)
+    """Queries per batch."""
+
+    def choose(self, block: Block, about: About) -> list[Rows]:
+        """Up to `k` other targets of the batch, best-scored first. Raises UserError where no targets are known."""
+        return hardest(block, self._others(block, about), self.k)
+
+    def sets(self, block: Block, about: About) -> list[Rows]:
+        """The other targets of the batch."""
+        return hardest(block, self._others(block, about), block.scores_BK.shape[1])
+
+    def _others(self, block: Block, about: About) -> Mask:
+        num_queries = len(about.targets_Q)
+        if num_queries == 0:
+            raise UserError("the negative strategy 'in_batch' needs the target of every query, and was given none.")
+        order_Q = np.random.default_rng(about.seed).permutation(num_queries)
+        place_Q = np.argsort(order_Q)
+        others_BK = np.zeros_like(block.allowed_BK)
+        for i, number in enumerate(block.numbers_B):
+            start = place_Q[number] // self.batch_size * self.batch_size
+            batch = order_Q[start : start + self.batch_size]
+            others_BK[i] = np.isin(block.columns_BK[i], about.targets_Q[batch])
+        return others_BK & block.allowed_BK

@@ -1,0 +1,69 @@
+"""Online hardest mining: the hardest valid ones among a query's most similar candidates.
+
+Of the `pool` most similar wrong images of a query, those scored at most `margin` above its target,
+
+    s <= target + margin,
+
+are valid: what outscores the target by more is more often an unlabelled positive than a mistake of the model, the case
+against taking negatives by score alone in NV-Retriever (arXiv 2407.15831; its TopK-MarginPos is a negative `margin`
+here). The `k` best-scored valid ones are kept. `training.online.online_mask` is the same rule over the candidates of a
+training batch.
+
+Degenerate cases: a query all of whose pool outscores its target gives nothing, however many valid images lie beyond;
+with `valid: all` the result is the `k` best-ranked wrong images.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from cirloop.negatives.base import About, Block, Mask, Rows, Strategy, hardest
+
+
+class OnlineHardest(Strategy):
+    """The `k` best-scored valid images among the `pool` most similar ones."""
+
+    whole: ClassVar[bool] = False
+    type: Literal["online_hardest"] = "online_hardest"
+    pool: int = Field(50, ge=1)
+    """Most similar wrong images looked at, in images."""
+    valid: Literal["below_target", "all"] = "below_target"
+    """Which of the pool may be taken: those scored at most `margin` above the target, or all."""
+    margin: float = 0.0
+    """What a valid image may score above the target, in cosine; negative: what it must lie below."""
+
+    @model_validator(mode="after")
+    def _margin_is_used(self) -> OnlineHardest:
+        if self.valid == "all" and self.margin != 0:
+            raise ValueError(f"margin {self.margin} does nothing with valid: all; leave it out, or use below_target")
+        return self
+
+    @property
+    def depth(self) -> int:
+        """Allowed candidates to search: the pool."""
+        return self.pool
+
+    def choose(self, block: Block, about: About) -> list[Rows]:
+        """Up to `k` valid images of the pool, best-scored first."""
+        return hardest(block, self._valid(block), self.k)
+
+    def sets(self, block: Block, about: About) -> list[Rows]:
+        """The valid images of the pool."""
+        return hardest(block, self._valid(block), self.pool)
+
+    def _valid(self, block: Block) -> Mask:
+        pool_BK = most_similar(block, self.pool)
+        if self.valid == "below_target":
+            pool_BK &= block.scores_BK <= block.target_score_B[:, None] + self.margin
+        return pool_BK
+
+
+def most_similar(block: Block, count: int) -> Mask:
+    """(B, K): True for the `count` best-scored allowed candidates of each query, ties by gallery row."""
+    best_BK = np.zeros(block.allowed_BK.shape, bool)
+    for row, positions in zip(best_BK, hardest(block, block.allowed_BK, count), strict=True):
+        row[positions] = True
+    return best_BK

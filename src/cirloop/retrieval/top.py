@@ -1,0 +1,230 @@
+"""Each query's best images, and the places of given ones, over vectors of any size on disk. Never a whole Q x G matrix.
+
+Vectors are float16 or float32 arrays, memory-mapped ones too, read shard by shard. A score is a dot product in float32.
+Both functions are exact: a fast product (bfloat16 where the processor has it, else float32) says which images are in
+question, a bound on its rounding says that no other is, and those in question are scored in float32, each by itself, so
+that equal vectors have equal scores. Ties by gallery row.
+
+Q queries, G gallery, K kept, D dimensions, B queries of a block, N gallery rows of a shard.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cirloop.types import UserError
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+BLOCK_NUMBERS = 1 << 25
+"""Scores, or numbers of a gallery shard, in memory at once."""
+SLACK = 24
+"""Images in question beyond twice those asked for, before a query is looked at more closely."""
+
+
+def checked(vectors: Any, name: str) -> Any:
+    """The vectors, which are finite numbers in two dimensions. Raises UserError otherwise, with the first bad row."""
+    if getattr(vectors, "ndim", 0) != 2 or vectors.dtype not in (np.float16, np.float32) or vectors.shape[1] == 0:
+        found = f"{getattr(vectors, 'dtype', type(vectors).__name__)} {getattr(vectors, 'shape', '')}"
+        raise UserError(f"{name} must be a float16 or float32 array of rows and dimensions, found {found}.")
+    step = max(1, BLOCK_NUMBERS // vectors.shape[1])
+    for start in range(0, len(vectors), step):
+        bad = np.flatnonzero(~np.isfinite(vectors[start : start + step]).all(axis=1))
+        if len(bad):
+            raise UserError(f"{name}: row {start + int(bad[0])} is not finite (NaN or infinity).")
+    return vectors
+
+
+def score_blocks(queries_QD: Any, gallery_GD: Any, numbers: Rows, device: str = "cpu") -> Iterator[tuple[Rows, Floats]]:
+    """Float32 scores (B, G) of the queries `numbers`, block by block, each with its numbers."""
+    size, step = max(1, min(1024, BLOCK_NUMBERS // max(1, len(gallery_GD)))), _shard_size(gallery_GD)
+    held = _tensor(gallery_GD, device) if len(gallery_GD) <= step else None  # a small gallery is converted once
+    for start in range(0, len(numbers), size):
+        rows = numbers[start : start + size]
+        queries = _tensor(queries_QD[rows], device)
+        if held is not None:
+            yield rows, (queries @ held.T).cpu().numpy()
+            continue
+        scores_BG = np.empty((len(rows), len(gallery_GD)), np.float32)
+        for at in range(0, len(gallery_GD), step):
+            scores_BG[:, at : at + step] = (queries @ _tensor(gallery_GD[at : at + step], device).T).cpu().numpy()
+        yield rows, scores_BG
+
+
+def best_rows(queries_QD: Any, gallery_GD: Any, k: int, device: str = "cpu") -> tuple[Rows, Floats]:
+    """Gallery rows (Q, K) of each query's `k` best images and their scores, best first, ties by row; K <= G."""
+    k = min(k, len(gallery_GD))
+    rows_QK, scores_QK = np.zeros((len(queries_QD), k), np.int64), np.full((len(queries_QD), k), -np.inf, np.float32)
+    for shard in _shards(gallery_GD, device, _fast_dtype(device)):
+        for block in shard.blocks(len(queries_QD)):
+            queries_BD = _tensor(queries_QD[block], device)
+            rows_BK, scores_BK = shard.best(queries_BD, min(k, len(shard.vectors_ND)))
+            if shard.start:  # join with what earlier shards gave; their rows come first, so a stable sort keeps ties
+                rows_BK = torch.cat([torch.from_numpy(rows_QK[block]).to(device), rows_BK], 1)
+                scores_BK = torch.cat([torch.from_numpy(scores_QK[block]).to(device), scores_BK], 1)
+                scores_BK, order = scores_BK.sort(dim=1, descending=True, stable=True)
+                rows_BK = rows_BK.gather(1, order)
+            kept = min(k, rows_BK.shape[1])
+            rows_QK[block, :kept], scores_QK[block, :kept] = rows_BK[:, :k].cpu(), scores_BK[:, :k].cpu()
+    return rows_QK, scores_QK
+
+
+def exact_scores(queries_QD: Any, gallery_GD: Any, rows_QM: Rows) -> Floats:
+    """The scores (Q, M) of each query's rows, ascending within a query."""
+    there, back = np.unique(rows_QM, return_inverse=True)
+    at = torch.from_numpy(back.reshape(rows_QM.shape))
+    return np.asarray(_exact(_tensor(queries_QD, "cpu"), _tensor(gallery_GD[there], "cpu"), at).numpy())
+
+
+def pair_scores(queries_QD: Any, gallery_GD: Any, rows_Q: Rows, device: str = "cpu") -> Floats:
+    """The score (Q,) of each query and its gallery row."""
+    score_Q = np.empty(len(rows_Q), np.float32)
+    for start in range(0, len(rows_Q), 4096):
+        block = slice(start, start + 4096)
+        there, back = np.unique(rows_Q[block], return_inverse=True)
+        own = torch.from_numpy(back.reshape(-1, 1)).to(device)
+        gallery = _tensor(gallery_GD[there], device)
+        score_Q[block] = _exact(_tensor(queries_QD[block], device), gallery, own)[:, 0].cpu()
+    return score_Q
+
+
+def places(queries_QD: Any, gallery_GD: Any, wanted_Q: Rows, device: str = "cpu") -> tuple[Rows, Floats]:
+    """The place (Q,), from 1 among all images, of each query's wanted gallery row, and its score; ties by row."""
+    count_Q, score_Q = np.ones(len(queries_QD), np.int64), pair_scores(queries_QD, gallery_GD, wanted_Q, device)
+    # In float32 throughout: bfloat16 would leave a twentieth of all images in question.
+    for shard in _shards(gallery_GD, device, torch.float32):
+        for block in shard.blocks(len(queries_QD)):
+            queries_BD = _tensor(queries_QD[block], device)
+            score_B = torch.from_numpy(score_Q[block]).to(device)
+            row_B = torch.from_numpy(wanted_Q[block] - shard.start).to(device)
+            count_Q[block] += shard.above(queries_BD, score_B, row_B).cpu().numpy()
+    return count_Q, score_Q
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """Some rows of the gallery, and the same rounded for the fast product."""
+
+    start: int
+    vectors_ND: torch.Tensor
+    coarse_ND: torch.Tensor
+    norm: float
+    error: float
+    """Largest norm of a row, and of what rounding changed in one."""
+
+    def blocks(self, num_queries: int) -> Iterator[slice]:
+        size = max(1, min(2048, BLOCK_NUMBERS // len(self.vectors_ND)))
+        return (slice(start, min(start + size, num_queries)) for start in range(0, num_queries, size))
+
+    def coarse(self, queries_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Approximate scores (B, N), and (B, 1) how far any of them may be off, beside 2^-8 of the score itself."""
+        rounded = queries_BD.to(self.coarse_ND.dtype)
+        off_B = (queries_BD - rounded.float()).norm(dim=1) * (self.norm + self.error)
+        norm_B = queries_BD.norm(dim=1)
+        sums = queries_BD.shape[1] * 2.0**-22 * norm_B * self.norm
+        return rounded @ self.coarse_ND.T, (off_B + norm_B * self.error + sums)[:, None]
+
+    @property
+    def relative(self) -> float:
+        """Rounding of the result itself, relative to it."""
+        return 2.0**-8 if self.coarse_ND.dtype == torch.bfloat16 else 2.0**-22
+
+    def best(self, queries_BD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gallery rows (B, k) and scores of the best of this shard."""
+        scores_BN, off_B1 = self.coarse(queries_BD)
+        num = min(2 * k + SLACK, scores_BN.shape[1])
+        values_BM, rows_BM = scores_BN.topk(num, dim=1, sorted=False)
+        rows_BK, exact_BK = self._ordered(queries_BD, rows_BM.sort(dim=1).values, k)
+        if num < scores_BN.shape[1]:
+            cut_B = values_BM.amin(dim=1).float()
+            unsure = (cut_B + cut_B.abs() * self.relative + off_B1[:, 0] >= exact_BK[:, -1]).nonzero()[:, 0]
+            if len(unsure):
+                rows_BK[unsure], exact_BK[unsure] = self._closely(queries_BD[unsure], k)
+        return rows_BK + self.start, exact_BK
+
+    def _ordered(self, queries_BD: torch.Tensor, rows_BM: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k best of rows in ascending order, scored exactly; the sort is stable, so ties stay by row."""
+        exact, order = _exact(queries_BD, self.vectors_ND, rows_BM).sort(dim=1, descending=True, stable=True)
+        return rows_BM.gather(1, order)[:, :k].clone(), exact[:, :k].clone()
+
+    def _closely(self, queries_BD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same by float32 products, with every image that comes near the k-th: many where vectors are alike."""
+        scores_BN = queries_BD @ self.vectors_ND.T
+        off_B = queries_BD.shape[1] * 2.0**-22 * queries_BD.norm(dim=1) * self.norm + 1e-30
+        edge_B = scores_BN.topk(k, dim=1, sorted=True).values[:, -1] - 2 * off_B
+        found = [
+            self._ordered(query[None], (row >= edge).nonzero().T, k)
+            for query, row, edge in zip(queries_BD, scores_BN, edge_B, strict=True)
+        ]
+        return torch.cat([rows for rows, _ in found]), torch.cat([scores for _, scores in found])
+
+    def above(self, queries_BD: torch.Tensor, score_B: torch.Tensor, row_B: torch.Tensor) -> torch.Tensor:
+        """How many of this shard's images (B,) stand before one with this score and shard row."""
+        scores_BN, off_B1 = self.coarse(queries_BD)
+        off_B1 = off_B1 + (score_B.abs()[:, None] + off_B1) * 2 * self.relative
+        low_B1, high_B1 = score_B[:, None] - off_B1, score_B[:, None] + off_B1
+        count_B = (scores_BN > high_B1).sum(dim=1)
+        near = ((scores_BN >= low_B1) & (scores_BN <= high_B1)).nonzero()
+        if len(near):
+            exact = _exact_pairs(queries_BD, self.vectors_ND, near)
+            wanted = score_B[near[:, 0]]
+            before = (exact > wanted) | ((exact == wanted) & (near[:, 1] < row_B[near[:, 0]]))
+            count_B = count_B.index_add(0, near[:, 0], before.to(count_B.dtype))
+        return count_B
+
+
+def _shards(gallery_GD: Any, device: str, coarse: torch.dtype) -> Iterator[_Shard]:
+    step = _shard_size(gallery_GD)
+    for start in range(0, len(gallery_GD), step):
+        vectors_ND = _tensor(gallery_GD[start : start + step], device)
+        coarse_ND = vectors_ND.to(coarse)
+        error = 0.0 if coarse == torch.float32 else float((vectors_ND - coarse_ND.float()).norm(dim=1).max())
+        yield _Shard(start, vectors_ND, coarse_ND, float(vectors_ND.norm(dim=1).max()), error)
+
+
+def _shard_size(gallery_GD: Any) -> int:
+    return max(1, BLOCK_NUMBERS // int(gallery_GD.shape[1]))
+
+
+def _tensor(vectors: Any, device: str) -> torch.Tensor:
+    made = np.ascontiguousarray(vectors, np.float32)
+    return torch.from_numpy(made if made.flags.writeable else made.copy()).to(device)
+
+
+def _fast_dtype(device: str) -> torch.dtype:
+    """Bfloat16 where the processor multiplies such matrices in hardware."""
+    fast = device == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _exact(queries_BD: torch.Tensor, gallery_ND: torch.Tensor, rows_BM: torch.Tensor) -> torch.Tensor:
+    """Float32 scores (B, M) of given rows, each a dot product of its own; rows ascend within a query."""
+    count, width = rows_BM.shape
+    ends = torch.arange(0, count * width + 1, max(1, width), device=rows_BM.device)[: count + 1]
+    return _sampled(queries_BD, gallery_ND, ends, rows_BM.reshape(-1)).view(count, width)
+
+
+def _exact_pairs(queries_BD: torch.Tensor, gallery_ND: torch.Tensor, pairs_P2: torch.Tensor) -> torch.Tensor:
+    """Float32 scores (P,) of (query, row) pairs sorted by both."""
+    counts = torch.bincount(pairs_P2[:, 0], minlength=len(queries_BD))
+    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return _sampled(queries_BD, gallery_ND, ends, pairs_P2[:, 1])
+
+
+def _sampled(
+    queries_BD: torch.Tensor, gallery_ND: torch.Tensor, ends: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    size = (len(queries_BD), len(gallery_ND))
+    empty = torch.zeros(len(columns), device=queries_BD.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says once that its CSR tensors are in beta
+        wanted = torch.sparse_csr_tensor(ends, columns, empty, size, check_invariants=False)
+    made: torch.Tensor = torch.sparse.sampled_addmm(wanted, queries_BD, gallery_ND.T, beta=0.0).values()
+    return made

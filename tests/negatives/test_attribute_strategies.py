@@ -1,0 +1,373 @@
+"""Strategies by attribute, category and group against plain loops over images, on random cases with many unknowns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cirloop.negatives.attribute_mismatch import AttributeMismatch
+from cirloop.negatives.attributes.table import Table
+from cirloop.negatives.attributes.values import agrees, joined, verdict
+from cirloop.negatives.base import About, Block, Strategy
+from cirloop.negatives.category_discrepant import CategoryDiscrepant
+from cirloop.negatives.category_mix import CategoryMix, quotas
+from cirloop.negatives.group import Group
+from cirloop.negatives.soft import Soft
+from cirloop.types import QueryId, UserError
+from tests.negatives.cases import Case, cases
+
+NAMES = ("color", "shape", "size")
+LETTERS = ("a", "b", "c")
+
+
+@dataclass(frozen=True)
+class World:
+    """A case and what is known of its images and queries."""
+
+    case: Case
+    about: About
+
+    @property
+    def size(self) -> int:
+        return int(self.case.scores_QG.shape[1])
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    case = draw(cases())
+    queries, size = case.scores_QG.shape
+    values = st.lists(st.sampled_from(LETTERS), min_size=1, max_size=2).map(joined)
+    image = st.dictionaries(st.sampled_from(NAMES), values)
+    text = st.dictionaries(
+        st.sampled_from((*NAMES, "unheard of")), st.one_of(values, st.sampled_from(("*", "!a", "!b")))
+    )
+    vectors = draw(st.lists(st.integers(0, 7), min_size=size, max_size=size))
+    angles = np.array(vectors) * np.pi / 4  # many equal vectors
+    about = About(
+        seed=draw(st.integers(0, 3)),
+        names=[QueryId(f"q{i}") for i in range(queries)],
+        targets_Q=np.array(case.targets),
+        groups=[frozenset(draw(st.sets(st.integers(0, size - 1), max_size=6))) for _ in range(queries)],
+        categories=draw(st.lists(st.sampled_from(("dress", "shirt", "")), min_size=size, max_size=size)),
+        attributes=draw(st.lists(image, min_size=size, max_size=size)),
+        asked=draw(st.lists(text, min_size=queries, max_size=queries)),
+        vectors_GD=np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32),
+    )
+    return World(case, about)
+
+
+def meets(wanted: str | None, found: str | None) -> bool | None:
+    """Whether an image's values meet what is wanted, in so many words."""
+    if wanted in (None, "", "*") or found is None:
+        return None
+    assert wanted is not None
+    has = found.split("|")
+    if wanted.startswith("!"):
+        return wanted[1:] not in has
+    want = wanted.split("|")
+    num = sum(value in has for value in want)
+    return True if num == len(want) else False if num == 0 else None
+
+
+def says(world: World, i: int, g: int, name: str) -> int:
+    """1, -1 or 0: the image agrees, differs or is unknown in an attribute."""
+    about = world.about
+    assert about.asked is not None and about.attributes is not None
+    asked, target = about.asked[i].get(name), about.attributes[world.case.targets[i]].get(name)
+    found = about.attributes[g].get(name)
+    if meets(asked, target) is False:
+        asked = None
+    answers = {meets(asked, found), meets(target, found)}
+    return 1 if True in answers else -1 if False in answers else 0
+
+
+def verdicts(world: World, i: int, g: int) -> tuple[list[int], list[int]]:
+    """What is said of the attributes asked for, and of the rest."""
+    assert world.about.asked is not None
+    asked = [says(world, i, g, name) for name in NAMES if name in world.about.asked[i]]
+    return asked, [says(world, i, g, name) for name in NAMES if name not in world.about.asked[i]]
+
+
+def chosen(strategy: Strategy, world: World, reference: str = "out", split: bool = False) -> list[list[int]]:
+    """Gallery rows per query, all in one block or each query in its own."""
+    block = world.case.whole(reference)
+    blocks = [one(block, i) for i in range(len(world.case.targets))] if split else [block]
+    return [row.tolist() for part in blocks for row in strategy.choose(part, world.about)]
+
+
+def one(block: Block, i: int) -> Block:
+    parts = {name: getattr(block, name) for name in Block.__dataclass_fields__}
+    return Block(**{name: None if part is None else part[i : i + 1] for name, part in parts.items()})
+
+
+def by_score(world: World, i: int, rows: list[int]) -> list[int]:
+    return sorted(rows, key=lambda g: (-world.case.scores_QG[i, g], g))
+
+
+def eligible(strategy: Strategy, world: World, i: int, reference: str) -> list[int]:
+    """Images a strategy may choose, best first, by plain loops."""
+    rows = []
+    for g in world.case.allowed(i, reference):
+        asked, other = verdicts(world, i, g)
+        both = asked + other
+        match strategy:
+            case CategoryDiscrepant():
+                fits = -1 in asked and closeness(world, i, g) >= strategy.least_similarity
+            case AttributeMismatch():
+                fits = -1 in asked and 1 not in asked and -1 not in other and other.count(1) >= strategy.agreed
+            case Soft():
+                num = both.count(1)
+                total = num + both.count(-1)
+                fits = 0 < num < total and strategy.least <= num / total <= strategy.most
+            case _:
+                assert isinstance(strategy, Group) and world.about.groups is not None
+                fits = g in world.about.groups[i]
+        rows += [g] if fits else []
+    if isinstance(strategy, CategoryDiscrepant):
+        return sorted(rows, key=lambda g: (-closeness(world, i, g), g))
+    return by_score(world, i, rows)
+
+
+def closeness(world: World, i: int, g: int) -> float:
+    vectors = world.about.vectors_GD
+    assert vectors is not None
+    pairs = zip(vectors[world.case.targets[i]].tolist(), vectors[g].tolist(), strict=True)
+    return sum(a * b for a, b in pairs)
+
+
+MADE = st.one_of(
+    st.builds(CategoryDiscrepant, k=st.integers(1, 30), least_similarity=st.sampled_from((-1.0, 0.5))),
+    st.builds(AttributeMismatch, k=st.integers(1, 30), agreed=st.integers(0, 2)),
+    st.builds(Soft, k=st.integers(1, 30), least=st.sampled_from((0.0, 0.5)), most=st.sampled_from((0.5, 1.0))),
+    st.builds(Group, k=st.integers(1, 30)),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(worlds(), MADE, st.sampled_from(("out", "in")))
+def test_the_best_of_those_that_fit_are_chosen(world: World, strategy: Strategy, reference: str) -> None:
+    expected = [eligible(strategy, world, i, reference)[: strategy.k] for i in range(len(world.case.targets))]
+    assert chosen(strategy, world, reference) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(worlds(), st.one_of(MADE, st.builds(CategoryMix, k=st.integers(1, 12))), st.randoms())
+def test_choices_do_not_hang_on_blocks_or_tables(world: World, strategy: Strategy, shuffle: Any) -> None:
+    assert world.about.attributes is not None
+    whole = chosen(strategy, world)
+    assert chosen(strategy, world, split=True) == whole
+    table = World(world.case, replace(world.about, attributes=Table(world.about.attributes)))
+    assert chosen(strategy, table) == whole
+    order = list(range(world.size))
+    shuffle.shuffle(order)
+    block = world.case.whole()
+    moved = replace(
+        block,
+        columns_BK=block.columns_BK[:, order],
+        scores_BK=block.scores_BK[:, order],
+        allowed_BK=block.allowed_BK[:, order],
+    )
+    if not isinstance(strategy, CategoryMix):  # draws by place
+        got = [
+            set(block.scores_BK[i, [order[p] for p in row]])
+            for i, row in enumerate(strategy.choose(moved, world.about))
+        ]
+        want = [set(block.scores_BK[i, row]) for i, row in enumerate(whole)]
+        assert got == want
+
+
+def pools(world: World, i: int, reference: str) -> tuple[set[int], set[int], set[int]]:
+    """Same category, other category, any."""
+    kinds = world.about.categories
+    assert kinds is not None
+    mine, may = kinds[world.case.targets[i]], world.case.allowed(i, reference)
+    same = {g for g in may if mine and kinds[g] == mine}
+    return same, {g for g in may if mine and kinds[g] and kinds[g] != mine}, set(may)
+
+
+@settings(max_examples=300, deadline=None)
+@given(worlds(), st.integers(1, 30), st.sampled_from(((0.7, 0.2, 0.1), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5))))
+def test_a_mix_takes_its_share_of_each_pool(world: World, k: int, shares: tuple[float, float, float]) -> None:
+    for how in ("random", "hardest"):
+        mix = CategoryMix(k=k, same=shares[0], other=shares[1], any=shares[2], how=how)  # type: ignore[arg-type]
+        rows = chosen(mix, world)
+        assert rows == chosen(mix, world)
+        for i, found in enumerate(rows):
+            same, other, every = pools(world, i, "out")
+            counts = quotas(shares, k)
+            want = [min(len(same), counts[0]), min(len(other), counts[1])]
+            want.append(min(len(every) - sum(want), counts[2]))
+            assert len(found) == len(set(found)) == sum(want)
+            assert set(found) <= every
+            assert found == by_score(world, i, found)
+            assert len(same & set(found)) >= want[0] and len(other & set(found)) >= want[1]
+            assert len(set(found) - same - other) <= want[2]
+            if how == "hardest":
+                taken = by_score(world, i, list(same))[: counts[0]] + by_score(world, i, list(other))[: counts[1]]
+                left = by_score(world, i, list(every - set(taken)))[: counts[2]]
+                assert set(found) == {*taken, *left}
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=5).filter(any), st.integers(1, 200))
+def test_quotas_sum_to_k_and_are_never_a_whole_image_off(parts: list[int], k: int) -> None:
+    shares = [part / sum(parts) for part in parts]
+    counts = quotas(tuple(shares), k)
+    assert sum(counts) == k
+    assert all(abs(count - share * k) < 1 + 1e-9 for count, share in zip(counts, shares, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("k", "counts"),
+    [(1, [1, 0, 0]), (2, [2, 0, 0]), (3, [2, 1, 0]), (5, [4, 1, 0]), (10, [7, 2, 1]), (100, [70, 20, 10])],
+)
+def test_the_default_mix_in_numbers(k: int, counts: list[int]) -> None:
+    assert quotas((0.7, 0.2, 0.1), k) == counts
+
+
+def small(**about: Any) -> World:
+    """One query over six images, scores falling with the row; reference 0, target 1."""
+    case = Case(np.array([[0.6, 0.5, 0.4, 0.3, 0.2, 0.1]], np.float32), [1], [0], [{1}])
+    return World(case, About(seed=0, targets_Q=np.array([1]), **about))
+
+
+RED = {"color": "red", "shape": "circle", "size": "small"}
+
+
+def test_each_attribute_strategy_takes_its_own_kind_of_image() -> None:
+    world = small(
+        asked=[{"color": "red"}],
+        attributes=[
+            RED,
+            RED,
+            {**RED, "color": "blue"},
+            {**RED, "color": "blue", "size": "large"},
+            {**RED, "size": "large"},
+            {"shape": "circle"},
+        ],
+        vectors_GD=np.eye(6, 2, dtype=np.float32) + np.float32(0.1),
+    )
+    assert chosen(AttributeMismatch(), world) == [[2]]
+    assert chosen(CategoryDiscrepant(), world) == [[2, 3]]
+    assert chosen(Soft(), world) == [[2, 3, 4]]
+    assert chosen(Soft(least=0.5), world) == [[2, 4]]
+
+
+@pytest.mark.parametrize("strategy", [CategoryDiscrepant(), AttributeMismatch(agreed=0), Soft()])
+def test_unknown_is_never_a_mismatch(strategy: Strategy) -> None:
+    vectors = np.ones((6, 2), np.float32)
+    for asked, attributes in [({}, [RED] * 6), ({"color": "red"}, [{}] * 6), ({"color": "*"}, [{"shape": "a"}] * 6)]:
+        assert chosen(strategy, small(asked=[asked], attributes=attributes, vectors_GD=vectors)) == [[]]
+
+
+def test_a_text_that_the_target_contradicts_is_not_believed() -> None:
+    blue = {**RED, "color": "blue"}
+    world = small(asked=[{"color": "red"}], attributes=[RED, blue, blue, RED, RED, RED])
+    assert chosen(AttributeMismatch(), world) == [[3, 4, 5]]
+
+
+def test_one_category_leaves_other_empty_and_unknown_targets_have_none() -> None:
+    mix = CategoryMix(k=10)
+    assert chosen(mix, small(categories=["dress"] * 6)) == [[2, 3, 4, 5]]
+    assert len(chosen(mix, small(categories=[""] * 6))[0]) == 1  # the share of any
+    assert chosen(CategoryMix(k=4, same=0, other=1, any=0), small(categories=["dress"] * 6)) == [[]]
+
+
+def test_a_mix_draws_evenly_and_differently_per_query_and_seed() -> None:
+    case = Case(np.zeros((1, 12), np.float32), [1], [0], [{1}])
+    counts = np.zeros(12)
+    for seed in range(600):
+        rows = chosen(CategoryMix(k=1), World(case, About(seed=seed, categories=["dress"] * 12)))[0]
+        counts[rows] += 1
+    assert counts[:2].sum() == 0
+    assert counts[2:].min() > 30 and counts[2:].max() < 95  # 60 expected, 4.8 standard deviations
+
+
+@pytest.mark.parametrize(
+    ("strategy", "missing"),
+    [
+        (CategoryDiscrepant(), "attributes.*asked.*vectors_GD"),
+        (AttributeMismatch(), "attributes.*asked"),
+        (Soft(), "attributes.*asked"),
+        (CategoryMix(), "categories"),
+        (Group(), "groups"),
+    ],
+)
+def test_what_is_needed_and_missing_is_named(strategy: Strategy, missing: str) -> None:
+    with pytest.raises(UserError, match=missing):
+        chosen(strategy, small())
+
+
+def test_settings_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"must sum to 1, found 0\.9"):
+        CategoryMix(same=0.6)
+    with pytest.raises(ValidationError, match=r"least 0\.8 is above most 0\.2"):
+        Soft(least=0.8, most=0.2)
+
+
+def test_near_ties_are_settled_by_exact_similarity_whatever_the_block() -> None:
+    stream = np.random.default_rng(0)
+    vectors = stream.normal(size=(1, 96)) + stream.normal(size=(300, 96)) * 1e-4
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    case = Case(np.zeros((5, 300), np.float32), [1, 2, 3, 4, 5], [0] * 5, [{1}, {2}, {3}, {4}, {5}])
+    attributes = [{"color": "red" if g < 6 else "blue"} for g in range(300)]
+    world = World(case, About(seed=0, asked=[{"color": "red"}] * 5, attributes=attributes, vectors_GD=vectors))
+    for held in (vectors, vectors.astype(np.float16)):
+        half = World(case, replace(world.about, vectors_GD=held))
+        exact = held.astype(np.float64)
+        for i, rows in enumerate(chosen(CategoryDiscrepant(k=7), half)):
+            near = (exact * exact[case.targets[i]]).sum(1)
+            assert rows == sorted(range(6, 300), key=lambda g: (-near[g], g))[:7]
+        assert chosen(CategoryDiscrepant(k=7), half, split=True) == chosen(CategoryDiscrepant(k=7), half)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "answer"),
+    [
+        ("red", "red", True),
+        ("red", "blue", False),
+        ("red", None, None),
+        (None, "red", None),
+        ("*", "red", None),
+        ("red", "blue|red", True),
+        ("blue|red", "red", None),
+        ("blue|red", "green", False),
+        ("!red", "red", False),
+        ("!red", "blue", True),
+        ("!red", "!red", True),
+        ("!red", "!blue", None),
+        ("red", "!red", False),
+        ("red", "!blue", None),
+        ("!blue|red", "blue|red", False),
+        ("!blue|red", "red", True),
+        ("", "", None),
+    ],
+)
+def test_when_values_agree(wanted: str | None, found: str | None, answer: bool | None) -> None:
+    assert agrees(wanted, found) is answer
+
+
+@pytest.mark.parametrize(
+    ("asked", "target", "found", "answer"),
+    [
+        ("red", None, "blue", -1),
+        ("red", None, "red", 1),
+        ("red", None, None, 0),
+        ("*", "red", "blue", -1),
+        ("*", None, "blue", 0),
+        ("red", "blue", "blue", 1),  # the target has it, so it is right
+        ("red", "blue", "red", -1),
+        ("red", "blue|red", "green|red", 1),
+        ("red", "blue|red", "blue|green", -1),
+        (None, "blue|red", "blue|green", 0),
+    ],
+)
+def test_what_is_wanted_of_text_and_target(
+    asked: str | None, target: str | None, found: str | None, answer: int
+) -> None:
+    assert verdict(asked, target, found) == answer

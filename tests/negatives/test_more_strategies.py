@@ -1,0 +1,521 @@
+"""Strategies beyond ranking, each against an oracle of plain loops, over the whole gallery and over windows."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError
+
+from cirloop.negatives.base import About, Block, Rows, Strategy, ranked
+from cirloop.negatives.curriculum import Curriculum
+from cirloop.negatives.diverse import Diverse, _labels, clusters
+from cirloop.negatives.in_batch import InBatch
+from cirloop.negatives.mixture import Mixture, MixturePart, branch, shares
+from cirloop.negatives.online_hardest import OnlineHardest
+from cirloop.negatives.semantic import Semantic
+from cirloop.negatives.semi_hard import SemiHard
+from cirloop.types import QueryId, UserError
+from tests.negatives.cases import Case, cases
+
+Union = Annotated[SemiHard | InBatch | OnlineHardest | Semantic | Diverse, Field(discriminator="type")]
+for model in (MixturePart, Mixture, Curriculum):
+    model.model_rebuild(_types_namespace={"AnyStrategy": Union})  # nothing where the package has done it
+
+EIGHTHS = st.integers(-8, 8).map(lambda n: n / 8)
+COUNTS = st.sampled_from([1, 2, 3, 5, 30])
+Oracle = Callable[[int, list[int]], list[int]]
+"""Query, gallery rows it may be given -> those chosen, best first."""
+
+
+@st.composite
+def any_cases(draw: st.DrawFn) -> Case:
+    """Cases, one in four with all scores equal."""
+    case = draw(cases())
+    return replace(case, scores_QG=case.scores_QG * 0) if draw(st.integers(0, 3)) == 0 else case
+
+
+ONE_IMAGE = Case(np.zeros((1, 1), np.float32), [0], [-1], [{0}])
+NONE_ALLOWED = Case(np.eye(2, 3, dtype=np.float32), [0, 1], [2, 2], [{0, 1}, {0, 1}])
+
+
+def some(block: Block, part: slice) -> Block:
+    arrays = [getattr(block, field.name) for field in fields(block)]
+    return Block(*(None if array is None else array[part] for array in arrays))
+
+
+def images(strategy: Strategy, block: Block, about: About) -> list[list[int]]:
+    """The gallery rows chosen for each query."""
+    found = strategy.choose(block, about)
+    return [block.columns_BK[i, positions].tolist() for i, positions in enumerate(found)]
+
+
+def check(strategy: Strategy, case: Case, about: About, expected: list[list[int]]) -> None:
+    """The strategy gives `expected`: whole gallery, best first, in window; the queries together, in two halves."""
+    blocks = [ranked(case.whole())[0], case.window(case.scores_QG.shape[1])]
+    blocks += [case.whole()] if strategy.whole else [case.window(strategy.depth)]
+    for block in blocks:
+        assert images(strategy, block, about) == expected
+        half = len(case.targets) // 2
+        parts = [some(block, slice(None, half)), some(block, slice(half, None))]
+        assert [rows for part in parts for rows in images(strategy, part, about)] == expected
+
+
+def check_all(strategy: Strategy, case: Case, about: About, oracle: Oracle) -> None:
+    check(strategy, case, about, [oracle(i, case.allowed(i)) for i in range(len(case.targets))])
+
+
+def best(case: Case, i: int, rows: Any, k: int | None = None) -> list[int]:
+    return sorted(rows, key=lambda g: (-case.scores_QG[i, g], g))[:k]
+
+
+def whole_sets(strategy: Strategy, case: Case, about: About) -> list[list[int]]:
+    sets = strategy.sets(case.whole(), about)
+    assert sets is not None
+    return [rows.tolist() for rows in sets]
+
+
+# Semi-hard
+
+
+def semi_hard(case: Case, margin: float, i: int, allowed: list[int]) -> list[int]:
+    target = case.scores_QG[i, case.targets[i]]
+    return best(case, i, [g for g in allowed if target - margin < case.scores_QG[i, g] < target])
+
+
+@settings(max_examples=300)
+@given(case=any_cases(), k=COUNTS, margin=st.sampled_from([0.125, 0.25, 0.5, 2.0]))
+def test_semi_hard_is_the_best_of_the_band(case: Case, k: int, margin: float) -> None:
+    strategy = SemiHard(k=k, margin=margin)
+    check_all(strategy, case, About(seed=0), lambda i, allowed: semi_hard(case, margin, i, allowed)[:k])
+    bands = [semi_hard(case, margin, i, case.allowed(i)) for i in range(len(case.targets))]
+    assert whole_sets(strategy, case, About(seed=0)) == bands
+
+
+@settings(max_examples=200)
+@given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5))
+def test_random_semi_hard_draws_from_the_band(case: Case, k: int, seed: int) -> None:
+    strategy, about = SemiHard(k=k, margin=0.5, how="random"), About(seed=seed)
+    found = images(strategy, case.whole(), about)
+    for i, rows in enumerate(found):
+        band = semi_hard(case, 0.5, i, case.allowed(i))
+        assert set(rows) <= set(band) and len(set(rows)) == len(rows) == min(k, len(band))
+        assert rows == best(case, i, rows)
+    halves = [images(strategy, some(case.whole(), part), about) for part in (slice(None, 1), slice(1, None))]
+    assert halves[0] + halves[1] == found
+
+
+def test_semi_hard_edges_are_outside() -> None:
+    scores = np.array([[0.75, 0.75, 0.5, 0.25, 0.375, 1.0]], np.float32)
+    case = Case(scores, [0], [5], [{0}])
+    assert images(SemiHard(margin=0.5), case.whole(), About(seed=0)) == [[2, 4]]
+
+
+def test_seeds_and_names_change_the_draw() -> None:
+    case = Case(np.linspace(0.5, 0, 40, dtype=np.float32)[None], [0], [39], [{0}])
+    strategy = SemiHard(k=3, margin=1, how="random")
+    draws = {tuple(images(strategy, case.whole(), About(seed=seed))[0]) for seed in range(20)}
+    named = {tuple(images(strategy, case.whole(), About(seed=0, names=[QueryId(n)]))[0]) for n in "abcdefghij"}
+    assert len(draws) > 15 and len(named) > 7
+
+
+# In batch
+
+
+@settings(max_examples=300)
+@given(case=any_cases(), k=COUNTS, batch_size=st.integers(2, 8), seed=st.integers(0, 5))
+def test_in_batch_is_the_other_targets(case: Case, k: int, batch_size: int, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(case.targets)).tolist()
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def others(i: int, allowed: list[int]) -> list[int]:
+        (batch,) = (b for b in batches if i in b)
+        return best(case, i, {case.targets[j] for j in batch if j != i} & set(allowed))
+
+    strategy, about = InBatch(k=k, batch_size=batch_size), About(seed=seed, targets_Q=np.array(case.targets))
+    check_all(strategy, case, about, lambda i, allowed: others(i, allowed)[:k])
+    assert whole_sets(strategy, case, about) == [others(i, case.allowed(i)) for i in range(len(case.targets))]
+
+
+def test_in_batch_needs_targets() -> None:
+    with pytest.raises(UserError, match="target of every query"):
+        InBatch().choose(ONE_IMAGE.whole(), About(seed=0))
+
+
+def test_in_batch_batches_change_with_the_seed() -> None:
+    scores = np.tile(np.arange(41, dtype=np.float32), (40, 1))
+    case = Case(scores, list(range(40)), [40] * 40, [{i} for i in range(40)])
+    found = [
+        images(InBatch(k=3, batch_size=4), case.whole(), About(seed=seed, targets_Q=np.arange(40))) for seed in (1, 2)
+    ]
+    assert found[0] != found[1] and all(len(rows) == 3 for rows in found[0])
+
+
+# Online hardest
+
+
+def online(case: Case, pool: int, margin: float | None, i: int, allowed: list[int]) -> list[int]:
+    target = case.scores_QG[i, case.targets[i]]
+    return [g for g in best(case, i, allowed, pool) if margin is None or case.scores_QG[i, g] <= target + margin]
+
+
+@settings(max_examples=300)
+@given(
+    case=any_cases(), k=COUNTS, pool=st.sampled_from([1, 2, 5, 40]), margin=st.sampled_from([None, 0.0, 0.25, -0.25])
+)
+def test_online_hardest_is_the_best_valid_of_the_pool(case: Case, k: int, pool: int, margin: float | None) -> None:
+    strategy = OnlineHardest(k=k, pool=pool, margin=margin or 0.0, valid="all" if margin is None else "below_target")
+    check_all(strategy, case, About(seed=0), lambda i, allowed: online(case, pool, margin, i, allowed)[:k])
+    sets = [online(case, pool, margin, i, case.allowed(i)) for i in range(len(case.targets))]
+    assert whole_sets(strategy, case, About(seed=0)) == sets
+
+
+def test_online_hardest_refuses_a_margin_it_would_not_use() -> None:
+    with pytest.raises(ValidationError, match="does nothing with valid: all"):
+        OnlineHardest(valid="all", margin=0.1)
+
+
+# Semantic
+
+
+@settings(max_examples=300)
+@given(
+    case=any_cases(), k=COUNTS, window=st.sampled_from([1, 3, 40]), margin=st.sampled_from([0.0, 0.25]), data=st.data()
+)
+def test_semantic_fits_the_text_worse(case: Case, k: int, window: int, margin: float, data: st.DataObject) -> None:
+    size = case.scores_QG.size
+    text = np.array(data.draw(st.lists(EIGHTHS, min_size=size, max_size=size)), np.float32)
+    text_QG = text.reshape(case.scores_QG.shape)
+    about = About(seed=0, text_scores=lambda numbers: text_QG[numbers])
+
+    def unfit(i: int, allowed: list[int]) -> list[int]:
+        limit = text_QG[i, case.targets[i]] - margin
+        return [g for g in best(case, i, allowed, window) if text_QG[i, g] <= limit]
+
+    strategy = Semantic(k=k, window=window, margin=margin)
+    check_all(strategy, case, about, lambda i, allowed: unfit(i, allowed)[:k])
+    assert whole_sets(strategy, case, about) == [unfit(i, case.allowed(i)) for i in range(len(case.targets))]
+
+
+def test_semantic_asks_for_few_queries_at_once() -> None:
+    num, asked = 600, []
+
+    def text_scores(numbers: Rows) -> Any:
+        asked.append(numbers.tolist())
+        return np.tile(np.array([1, 0, 1, 0], np.float32), (len(numbers), 1))
+
+    scores = np.tile(np.array([0, 1, 2, 3], np.float32), (num, 1))
+    case = Case(scores, [0] * num, [-1] * num, [{0}] * num)
+    found = images(Semantic(k=2), case.window(100), About(seed=0, text_scores=text_scores))
+    assert found == [[3, 1]] * num
+    assert [n for numbers in asked for n in numbers] == list(range(num)) and max(map(len, asked)) <= 256
+
+
+# Diverse
+
+
+@st.composite
+def vectors(draw: st.DrawFn, size: int) -> Any:
+    """Short vectors whose dot products are exact."""
+    halves = draw(st.lists(st.integers(-2, 2), min_size=3 * size, max_size=3 * size))
+    return np.array(halves, np.float32).reshape(size, 3) / 2
+
+
+def mmr(case: Case, vectors_GD: Any, k: int, window: int, balance: float, i: int, allowed: list[int]) -> list[int]:
+    left, taken = best(case, i, allowed, window), []
+    while left and len(taken) < k:
+
+        def value(g: int) -> float:
+            score = balance * float(case.scores_QG[i, g])
+            return score - (1 - balance) * max((float(vectors_GD[g] @ vectors_GD[y]) for y in taken), default=0.0)
+
+        taken.append(left[0] if not taken else max(left, key=value))  # max: the first of equals
+        left.remove(taken[-1])
+    return taken
+
+
+@settings(max_examples=300)
+@given(
+    case=any_cases(), k=COUNTS, window=st.sampled_from([1, 4, 40]), balance=st.sampled_from([0, 0.25, 0.5, 1]),
+    half=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_mmr_is_the_greedy_choice(
+    case: Case, k: int, window: int, balance: float, half: bool, data: st.DataObject
+) -> None:
+    vectors_GD = data.draw(vectors(case.scores_QG.shape[1]))
+    about = About(seed=0, vectors_GD=vectors_GD.astype(np.float16) if half else vectors_GD)
+    strategy = Diverse(k=k, window=window, balance=balance)
+    check_all(strategy, case, about, lambda i, allowed: mmr(case, vectors_GD, k, window, balance, i, allowed))
+
+
+@settings(max_examples=200)
+@given(case=any_cases(), k=COUNTS, num_clusters=st.integers(2, 9), seed=st.integers(0, 3), data=st.data())
+def test_clusters_give_one_image_each(case: Case, k: int, num_clusters: int, seed: int, data: st.DataObject) -> None:
+    vectors_GD = data.draw(vectors(case.scores_QG.shape[1]))
+    labels = clusters(vectors_GD, num_clusters, seed).tolist()
+
+    def one_each(i: int, allowed: list[int]) -> list[int]:
+        seen, taken = {labels[case.targets[i]]}, []
+        for g in best(case, i, allowed):
+            if labels[g] not in seen:
+                seen.add(labels[g])
+                taken.append(g)
+        return taken[:k]
+
+    check_all(
+        Diverse(k=k, how="clusters", num_clusters=num_clusters), case, About(seed=seed, vectors_GD=vectors_GD), one_each
+    )
+
+
+def test_clusters_of_well_apart_images_are_found_once_per_array() -> None:
+    random = np.random.default_rng(0)
+    kind = random.integers(0, 4, 200)
+    vectors_GD = np.eye(4, 8, dtype=np.float32)[kind] + random.normal(0, 0.02, (200, 8)).astype(np.float32)
+    vectors_GD /= np.linalg.norm(vectors_GD, axis=1, keepdims=True)
+    for seed in range(10):  # k-means may settle elsewhere, for few seeds
+        labels = clusters(vectors_GD, 4, seed)
+        if len(set(zip(kind.tolist(), labels.tolist(), strict=True))) == 4:
+            break
+    else:
+        pytest.fail("no seed finds the four kinds")
+    assert clusters(vectors_GD, 4, seed) is labels
+    assert clusters(vectors_GD, 3, seed) is not labels
+    assert np.array_equal(clusters(vectors_GD.copy(), 4, seed), labels)
+
+
+def test_cluster_labels_go_with_their_array() -> None:
+    gc.collect()
+    before = len(_labels)
+    vectors_GD = np.eye(6, dtype=np.float32)
+    clusters(vectors_GD, 2, 0)
+    assert len(_labels) == before + 1
+    del vectors_GD
+    gc.collect()
+    assert len(_labels) == before
+
+
+def test_fewer_images_than_clusters_are_a_cluster_each() -> None:
+    assert sorted(clusters(np.eye(3, dtype=np.float32), 100, 2**40).tolist()) == [0, 1, 2]
+
+
+def test_diverse_refuses_settings_of_the_other_way() -> None:
+    with pytest.raises(ValidationError, match="num_clusters does nothing with how: mmr"):
+        Diverse(num_clusters=7)
+    with pytest.raises(ValidationError, match="window and balance does nothing with how: clusters"):
+        Diverse(how="clusters", window=7, balance=1)
+
+
+@pytest.mark.parametrize("strategy", [Diverse(), Diverse(how="clusters"), Semantic()])
+def test_what_is_not_known_is_named(strategy: Strategy) -> None:
+    with pytest.raises(UserError, match=strategy.type):
+        strategy.choose(NONE_ALLOWED.whole(), About(seed=0))
+
+
+# Mixture and curriculum
+
+
+def mixture(k: int, *parts: tuple[float, Strategy]) -> Mixture:
+    return Mixture(k=k, parts=tuple(MixturePart(weight=w, strategy=s) for w, s in parts))
+
+
+def shared(k: int, weights: list[int], draw: float) -> list[int]:
+    """Slot m of k goes to the part in whose stretch of the quotas, laid end to end, m - draw falls."""
+    ends = [k * sum(weights[: i + 1]) / sum(weights) for i in range(len(weights))]
+    given = Counter(next(i for i, end in enumerate(ends) if m - draw <= end) for m in range(1, k + 1))
+    return [given[i] for i in range(len(weights))]
+
+
+@settings(max_examples=300)
+@given(
+    k=st.integers(1, 40), weights=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    draw=st.integers(0, 1008).map(lambda i: (2 * i + 1) / 2018),
+)  # fmt: skip
+def test_shares_are_the_quotas_rounded(k: int, weights: list[int], draw: float) -> None:
+    given_P = shares(k, weights, draw)
+    assert given_P.tolist() == shared(k, weights, draw)
+    assert given_P.sum() == k
+    assert (np.abs(given_P - k * np.array(weights) / sum(weights)) < 1).all()
+
+
+@settings(max_examples=300)
+@given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5), weights=st.tuples(*[st.integers(1, 5)] * 3))
+def test_mixture_is_its_parts_in_turn(case: Case, k: int, seed: int, weights: tuple[int, int, int]) -> None:
+    about = About(seed=seed, targets_Q=np.array(case.targets))
+    strategies = [SemiHard(margin=0.25), OnlineHardest(pool=7), OnlineHardest(valid="all", pool=9)]
+    strategy = mixture(k, *zip(weights, strategies, strict=True))
+
+    def oracle(i: int, allowed: list[int]) -> list[int]:
+        taken: list[int] = []
+        draw = branch(about, 0).stream(i).random()
+        for part, num in enumerate(shared(k, list(weights), draw)):
+            left = [g for g in allowed if g not in taken]
+            ways = [semi_hard(case, 0.25, i, left), online(case, 7, 0.0, i, left), online(case, 9, None, i, left)]
+            taken += ways[part][:num]
+        return best(case, i, taken)
+
+    check_all(strategy, case, about, oracle)
+
+
+def many(queries: int, size: int) -> Case:
+    """Queries whose target, image 0, is scored 1 and all other images a little less; no reference."""
+    scores = np.linspace(1, 0.9, size, dtype=np.float32)
+    return Case(np.tile(scores, (queries, 1)), [0] * queries, [-1] * queries, [{0}] * queries)
+
+
+def test_weights_hold_over_many_queries() -> None:
+    """Weights 3, 2 and 1 of four images: 2, 4/3 and 2/3; told apart by what each part can give."""
+    case = many(3000, 41)
+    text = np.zeros((1, 41), np.float32)
+    text[:, 1:31] = 1  # the target's is 0: none of these fits worse
+    text[:, 31:] = -1
+    about = About(seed=4, text_scores=lambda numbers: np.repeat(text, len(numbers), 0))
+    strategy = mixture(
+        4, (3, Semantic(window=100)), (2, SemiHard(margin=0.02)), (1, OnlineHardest(margin=-0.03, pool=40))
+    )
+    found = images(strategy, case.whole(), about)
+    parts = [Counter("semantic" if g > 30 else "semi" if g < 8 else "online" for g in rows) for rows in found]
+    assert all(sum(part.values()) == 4 for part in parts)
+    assert {part["semantic"] for part in parts} == {2}
+    assert {part["semi"] for part in parts} == {1, 2}
+    assert sum(part["semi"] for part in parts) / 3000 == pytest.approx(4 / 3, abs=0.03)
+    assert sum(part["online"] for part in parts) / 3000 == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_a_small_weight_gets_its_share_too() -> None:
+    found = images(
+        mixture(1, (9, SemiHard(margin=0.004)), (1, OnlineHardest(valid="all"))), many(4000, 51).whole(), About(seed=0)
+    )
+    assert sum(rows == [1] for rows in found) == 4000  # both give the best one, and each query gets it once
+    given_QP = np.array([shares(1, [9, 1], branch(About(seed=0), 0).stream(i).random()) for i in range(4000)])
+    assert given_QP.mean(axis=0) == pytest.approx([0.9, 0.1], abs=0.015)
+
+
+def test_a_part_with_too_few_is_not_filled_up() -> None:
+    found = images(
+        mixture(6, (1, SemiHard(margin=0.004)), (1, OnlineHardest(valid="all"))), many(5, 51).whole(), About(seed=0)
+    )
+    assert found == [[1, 2, 3, 4]] * 5  # one of three, and three of three
+
+
+def test_draws_of_a_part_do_not_hang_on_its_share() -> None:
+    """One of two parts gives a query its image; the random one still draws each of the four as often."""
+    case = many(8000, 5)
+    random = SemiHard(margin=1, how="random")
+    found = images(mixture(1, (1, random), (1, random)), case.whole(), About(seed=0))
+    counts = Counter(g for (g,) in found)
+    assert all(1850 < counts[g] < 2150 for g in (1, 2, 3, 4))
+    held = mixture(1, (1, OnlineHardest(valid="all", pool=1)), (1, random))
+    counts = Counter(g for (g,) in images(held, case.whole(), About(seed=0)))
+    assert all(850 < counts[g] < 1150 for g in (2, 3, 4))
+
+
+def test_held_strategies_have_no_share_of_their_own() -> None:
+    with pytest.raises(ValidationError, match="k of the held strategy 'semi_hard' does nothing"):
+        mixture(5, (1, SemiHard(k=3)))
+    with pytest.raises(ValidationError, match="fallback of the held strategy 'in_batch'"):
+        Curriculum(levels=(SemiHard(), InBatch(fallback="random")))
+    with pytest.raises(ValidationError, match="at least 1"):
+        Mixture(parts=())
+
+
+def test_mixture_and_curriculum_come_back_from_json() -> None:
+    held = mixture(4, (2, Diverse(how="clusters")), (1, InBatch(batch_size=3)))
+    assert Mixture.model_validate_json(held.model_dump_json()) == held
+    lesson = Curriculum(levels=(SemiHard(), OnlineHardest()), schedule="step", steps=(2,))
+    assert Curriculum.model_validate_json(lesson.model_dump_json()) == lesson
+
+
+LEVELS = (SemiHard(margin=0.25), OnlineHardest(valid="all"))
+
+
+def test_linear_share() -> None:
+    lesson = Curriculum(levels=LEVELS, start=0.2, first_iteration=1, last_iteration=5)
+    assert [lesson.share(t) for t in range(8)] == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.8, 1, 1, 1])
+    at_once = Curriculum(levels=LEVELS, first_iteration=2, last_iteration=2)
+    assert [at_once.share(t) for t in range(4)] == [0, 0, 1, 1]
+
+
+def test_step_share() -> None:
+    lesson = Curriculum(levels=(*LEVELS, InBatch()), schedule="step", steps=(2, 3))
+    assert [lesson.share(t) for t in range(5)] == [0, 0, 0.5, 1, 1]
+    assert [lesson.weights(lesson.share(t)) for t in (1, 2, 3)] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_loss_share() -> None:
+    lesson = Curriculum(levels=LEVELS, schedule="loss", start=0.5, goal=0.5)
+    losses = {(): 0.5, (2,): 0.5, (2, 3): 0.5, (2, 1.5): 0.75, (2, 1): 1.0, (2, 0.1): 1.0, (2, 1, 1.5): 0.75}
+    assert {seen: lesson.share(9, seen) for seen in losses} == losses
+    assert lesson.share(1, (0.0,)) == 1
+
+
+def test_weights_lie_between_neighbours() -> None:
+    lesson = Curriculum(levels=(*LEVELS, InBatch()))
+    assert lesson.weights(0.25) == pytest.approx([0.5, 0.5, 0])
+    assert lesson.weights(0.875) == pytest.approx([0, 0.25, 0.75])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": (1,)}, "steps does nothing with schedule: linear"),
+        ({"schedule": "loss", "last_iteration": 9}, "last_iteration does nothing with schedule: loss"),
+        ({"first_iteration": 4}, "last_iteration 3 is before first_iteration 4"),
+        ({"schedule": "step"}, "must be 1 ascending"),
+        ({"schedule": "step", "steps": (3, 1)}, "must be 1 ascending"),
+        ({"levels": LEVELS[:1]}, "at least 2"),
+    ],
+)
+def test_curriculum_refuses(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Curriculum(**{"levels": LEVELS, **wrong})
+
+
+@settings(max_examples=200)
+@given(case=any_cases(), k=COUNTS, seed=st.integers(0, 3), iteration=st.integers(0, 5))
+def test_curriculum_goes_from_easy_to_hard(case: Case, k: int, seed: int, iteration: int) -> None:
+    lesson = Curriculum(k=k, levels=LEVELS, first_iteration=1, last_iteration=4)
+    about = About(seed=seed, iteration=iteration)
+    hard = [0, 0, 1, 2, 3, 3][iteration]
+
+    def oracle(i: int, allowed: list[int]) -> list[int]:
+        draw = branch(about, 0).stream(i).random()
+        num_easy, num_hard = (k, 0) if hard == 0 else (0, k) if hard == 3 else shared(k, [3 - hard, hard], draw)
+        easy = semi_hard(case, 0.25, i, allowed)[:num_easy]
+        return best(case, i, easy + online(case, 50, None, i, [g for g in allowed if g not in easy])[:num_hard])
+
+    check_all(lesson, case, about, oracle)
+
+
+def test_curriculum_reads_the_losses() -> None:
+    case = many(4, 51)
+    lesson = Curriculum(k=2, levels=(OnlineHardest(margin=-0.051), OnlineHardest(valid="all")), schedule="loss")
+    assert images(lesson, case.whole(), About(seed=0)) == [[26, 27]] * 4
+    assert images(lesson, case.whole(), About(seed=0, losses=(2.0, 0.9))) == [[1, 2]] * 4
+
+
+# All
+
+
+EVERY: list[Strategy] = [
+    SemiHard(), SemiHard(how="random"), InBatch(), OnlineHardest(), OnlineHardest(valid="all"), Semantic(), Diverse(),
+    Diverse(how="clusters"), mixture(5, (1, SemiHard()), (2, Semantic())), Curriculum(levels=LEVELS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", EVERY, ids=lambda s: s.type)
+@pytest.mark.parametrize("case", [ONE_IMAGE, NONE_ALLOWED], ids=["one image", "none allowed"])
+def test_no_candidates_give_nothing(strategy: Strategy, case: Case) -> None:
+    size = case.scores_QG.shape[1]
+    about = About(
+        seed=0, targets_Q=np.array(case.targets), vectors_GD=np.eye(size, 4, dtype=np.float32),
+        text_scores=lambda numbers: case.scores_QG[numbers],
+    )  # fmt: skip
+    check(strategy, case, about, [[]] * len(case.targets))
+    assert images(strategy, some(case.whole(), slice(0, 0)), about) == []

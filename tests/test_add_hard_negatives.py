@@ -1,0 +1,332 @@
+"""add_hard_negatives.py on samples: the command, its processes, its report, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cirloop.add_negatives import samples as reading
+from cirloop.add_negatives.config import AddNegativesConfig
+from cirloop.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder
+from cirloop.add_negatives.mine import add_negatives
+from cirloop.add_negatives.phrases import normal
+from cirloop.add_negatives.report import evenness
+from cirloop.backbones import BackboneConfig
+from cirloop.data.shapes.splits import FAMILY_SIZE, held_out
+from cirloop.problems import Problems
+from cirloop.types import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = ROOT.parent / "shared" / "data" / "photos"
+LOOSE = ["--cosine-threshold", "0.75", "--min-visual-similarity", "0.5"]
+"""The tiny model's vectors lie close together."""
+
+
+def command(*flags: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "add_hard_negatives.py", *map(str, flags)]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def rows() -> list[dict[str, Any]]:
+    """Pictures of three families with a query's text each; two pictures have two texts, two have none of their own."""
+    scenes, out = held_out()["val"], []
+    for ask in (a for a in scenes.asks if a.reference < 3 * FAMILY_SIZE):
+        out.append({"image": f"{ask.reference}.png", "text": ask.text, "group": ask.reference // FAMILY_SIZE})
+    out += [{"image": "0.png", "answer": "a photo", "split": "train"}, {"image": "1.png", "text": "red"}]
+    return [{"split": "train", **row} for row in out] + [{"image": "2.png", "text": "another split", "split": "test"}]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`images/` with a copy of picture 3 under another name, and `samples.jsonl`."""
+    directory = tmp_path_factory.mktemp("shapes")
+    (directory / "images").mkdir()
+    for row in range(3 * FAMILY_SIZE):
+        Image.fromarray(held_out()["val"].pixels(row)).save(directory / "images" / f"{row}.png")
+    (directory / "images" / "copy.png").write_bytes((directory / "images" / "3.png").read_bytes())
+    lines = [*rows(), {"image": "copy.png", "text": "a copy of another picture", "split": "train", "question": "?"}]
+    (directory / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return directory
+
+
+def flags(shapes: Path, output: Path, *more: object) -> list[object]:
+    given = ["--image-dir", shapes / "images", "--annotations", shapes / "samples.jsonl", "--split", "train"]
+    return [*given, "--output", output, "--batch-size", 8, *LOOSE, *more]
+
+
+@pytest.fixture(scope="module")
+def one(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("one") / "negatives.json"
+    done = command(*flags(shapes, output))
+    assert done.returncode == 0, done.stderr
+    assert "no GPU here: 1 CPU process" in done.stderr or "GPU" not in done.stderr
+    assert f"{output}, and the report {output.with_name('negatives_report.json')}" in done.stdout
+    assert "fields that are not used: question" in done.stderr
+    assert sorted(path.name for path in output.parent.iterdir()) == ["negatives.json", "negatives_report.json"]
+    return output
+
+
+def check(result: Any, samples: list[dict[str, Any]], digests: dict[str, bytes]) -> None:
+    """What every result must hold, from the samples and the files alone."""
+    assert result["schema"] == 1 and len(result["samples"]) == len(samples)
+    used: Counter[str] = Counter()
+    for sample, row in zip(samples, result["samples"], strict=True):
+        assert row["image"] == sample["image"] and row["text"] == sample.get("text", sample.get("answer"))
+        negative = row["negative"]
+        if negative is None:
+            assert row["reason"]
+            continue
+        assert digests[negative["image"]] != digests[row["image"]]
+        assert "group" not in row or row["group"] != negative.get("group")
+        assert normal(negative["text"]) != normal(row["text"]) and negative["text"] != "a photo"
+        assert negative["text_similarity"] <= negative["threshold"] + 1e-6
+        assert negative["kind"] == "diverse" or negative["visual_similarity"] >= 0.5
+        used[negative["text"]] += 1
+    assert max(used.values()) <= 3
+
+
+def digests_of(directory: Path, names: set[str]) -> dict[str, bytes]:
+    return {name: (directory / name).read_bytes() for name in names}
+
+
+def test_negatives_of_drawn_pictures(shapes: Path, one: Path) -> None:
+    result, report = read(one), read(one.with_name("negatives_report.json"))
+    samples = [json.loads(line) for line in (shapes / "samples.jsonl").read_text().splitlines()]
+    samples = [row for row in samples if row["split"] == "train"]
+    check(result, samples, digests_of(shapes / "images", {row["image"] for row in samples}))
+    chosen = [row["negative"] for row in result["samples"] if row["negative"]]
+    kinds = Counter(negative["kind"] for negative in chosen)
+    assert kinds["hard"] and kinds["diverse"] and report["negatives"]["hard"] == kinds["hard"]
+    assert report["samples"] == len(samples) and report["success_rate"] == round(len(chosen) / len(samples), 6)
+    assert sum(report["thresholds"].values()) == len(chosen) == sum(report["kind_looked_for_first"].values())
+    texts = [negative["text_similarity"] for negative in chosen]
+    assert report["similarity"]["text"]["all"]["median"] == pytest.approx(np.median(texts), abs=1e-4)
+    hard = [negative["visual_similarity"] for negative in chosen if negative["kind"] == "hard"]
+    assert report["similarity"]["visual"]["hard"]["75%"] == pytest.approx(np.percentile(hard, 75), abs=1e-4)
+    dropped = report["dropped"]
+    filters = ("below_similarity_floor", "same_text", "generic_text", "text_too_near", "candidates")
+    assert dropped["neighbours"] == sum(dropped[name] for name in filters)
+    assert dropped["generic_text"] > 0
+    assert report["phrases"]["distinct"] == len({normal(negative["text"]) for negative in chosen})
+    assert report["images"] == len({row["image"] for row in samples}) - 1  # the copy is the same picture
+    assert {"embed", "find neighbours", "cluster", "choose", "total"} <= report["seconds"].keys()
+    [shard] = report["shards"]
+    assert shard["samples"] == len(samples) and shard["seconds"].keys() == {"load", "images", "texts"}
+
+
+def test_two_processes_and_a_second_time_give_the_same_bytes(shapes: Path, one: Path, tmp_path: Path) -> None:
+    for name, more in (("two", ("--num-gpus", 2, "--num-workers", 1)), ("again", ())):
+        done = command(*flags(shapes, tmp_path / f"{name}.json", *more))
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / f"{name}.json").read_bytes() == one.read_bytes()
+    mine, other = read(tmp_path / "two_report.json"), read(one.with_name("negatives_report.json"))
+    assert len(mine["shards"]) == 2 and all(shard["images"] > 0 for shard in mine["shards"])
+    assert sum(shard["hard"] for shard in mine["shards"]) == mine["negatives"]["hard"]
+    timed = {"seconds", "shards"}
+    assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in other.items() if k not in timed}
+
+
+def test_a_low_yield_is_answered_with_what_to_change_and_the_numbers(shapes: Path, tmp_path: Path) -> None:
+    options = AddNegativesConfig.parse(
+        [*map(str, flags(shapes, tmp_path / "out.json", "--cosine-threshold", "-0.9", "--max-samples", 20))]
+    )
+    add_negatives(options)
+    report = read(options.report)
+    assert report["samples"] == 20 and report["success_rate"] < 0.9
+    said = " ".join(report["advice"])
+    assert "--cosine-threshold -0.9 + 0.18" in said
+    assert str(report["similarity"]["text"]["neighbours"]["median"]) in said
+    assert any("negative" in row and row["negative"] is None for row in read(options.output)["samples"])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not PHOTOS.is_dir():
+        pytest.skip(f"no photographs at {PHOTOS.relative_to(ROOT.parent)} beside the repository")
+    looks = re.findall(r"\w+", "soft rough thin thick light heavy plain printed striped checked pale dark")
+    found = sorted(path.relative_to(PHOTOS) for path in PHOTOS.rglob("*.jpg"))
+    samples = [
+        {
+            "image": path.as_posix(),
+            "text": f"a {looks[n % 12]} {path.parent.name} of {looks[n // 12 % 12]} cloth, item {n}",
+            "group": path.parent.name,
+        }
+        for n, path in enumerate(found)
+    ]
+    annotations = tmp_path_factory.mktemp("photos") / "samples.json"
+    annotations.write_text(json.dumps(samples))
+    return annotations
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_photographs_in_one_and_two_processes_and_again(photos: Path, tmp_path: Path) -> None:
+    samples = read(photos)
+    assert len(samples) == 372
+    given = ["--image-dir", PHOTOS, "--annotations", photos, "--max-pixels", 32 * 28 * 28, *LOOSE]
+    for name, num in (("one", 1), ("two", 2), ("again", 2)):
+        done = command(*given, "--output", tmp_path / f"{name}.json", "--num-gpus", num)
+        assert done.returncode == 0, done.stderr
+    assert len({(tmp_path / f"{name}.json").read_bytes() for name in ("one", "two", "again")}) == 1
+    check(read(tmp_path / "one.json"), samples, digests_of(PHOTOS, {row["image"] for row in samples}))
+    report = read(tmp_path / "two_report.json")
+    assert report["success_rate"] > 0.9 and len(report["shards"]) == 2
+
+
+def tiny_sentence_encoder(directory: Path) -> Path:
+    """A BERT of random weights that knows a few words and takes eight tokens."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "a", "red", "blue", "dress", "small"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(directory)
+    BertModel(
+        BertConfig(
+            vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+            max_position_embeddings=8,
+        )
+    ).save_pretrained(directory)  # fmt: skip
+    return directory
+
+
+def test_a_sentence_encoder_is_the_mean_over_its_tokens(shapes: Path, tmp_path: Path) -> None:
+    import torch
+
+    encoder = SentenceEncoder(tiny_sentence_encoder(tmp_path / "encoder"))
+    alone, both = encoder.vectors(["a red dress"]), encoder.vectors(["a red dress", "a small blue square hat"])
+    assert np.allclose(alone[0], both[0], atol=1e-6) and np.allclose(np.linalg.norm(both, axis=1), 1, atol=1e-6)
+    ids = encoder._tokenizer(["a red dress"], return_tensors="pt")
+    with torch.inference_mode():
+        mean = encoder._model(**ids).last_hidden_state[0].mean(0).numpy()
+    assert np.allclose(alone[0], mean / np.linalg.norm(mean), atol=1e-6)
+    assert encoder.cut == 0
+    encoder.vectors([" ".join(["red"] * 9), "blue"])
+    assert encoder.cut == 1
+    options = AddNegativesConfig.parse(
+        [*map(str, flags(shapes, tmp_path / "out.json", "--text-encoder", tmp_path / "encoder", "--max-samples", 10))]
+    )
+    add_negatives(options)
+    settings = read(options.output)["settings"]
+    assert settings["text_model"] == encoder.fingerprint != settings["model"]
+    assert read(options.report)["texts_cut"] > 0
+
+
+def test_the_embedder_on_texts_takes_a_text_for_words() -> None:
+    encoder = EmbedderOnTexts(BackboneConfig(path="tiny", dtype="float32").build())
+    texts = ["a red circle", "a red circle at the top left", "<|image_pad|>", "<|vision_start|> a dog"]
+    found = encoder.vectors(texts)
+    assert found.shape[0] == 4 and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert np.allclose(found[0], encoder.vectors(texts[:1])[0], atol=1e-5)
+    assert not np.allclose(found[0], found[1], atol=1e-3)
+
+
+def test_all_that_is_wrong_is_said_at_once(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("<html>")
+    (tmp_path / "empty.png").write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
+    lines: list[Any] = [
+        {"image": "good.png", "text": "fine"}, {"image": "gone.png", "text": "t"}, {"image": "bad.png", "answer": "t"},
+        {"image": "empty.png", "text": "t"}, {"text": "t"}, {"image": "good.png"}, {"image": "good.png", "text": " "},
+        {"image": "../good.png", "text": "t"}, {"image": "good.png", "text": "t", "group": [1]}, 7,
+    ]  # fmt: skip
+    (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{not json")
+    output = tmp_path / "out.json"
+    done = command(
+        "--image-dir", tmp_path, "--annotations", tmp_path / "samples.jsonl", "--output", output,
+        "--adapter", tmp_path, "--text-encoder", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not output.exists()
+    for said in (
+        "gone.png: is not there", "bad.png: is not a picture", "empty.png: is empty", "line 5: has no 'image'",
+        "line 6: has no 'text'", "line 7: 'text' is empty", "line 8: the path of '../good.png' leads out",
+        "line 9: 'group' must be text or a whole number", "line 10: must be an object", "line 11: is not JSON",
+        "no adapter_config.json", "has no *.safetensors weights", "docs/add_hard_negatives.md",
+    ):  # fmt: skip
+        assert said in done.stderr, (said, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--k-nn", "0"], ["--image-dir: is needed", "--annotations: is needed", "--output: is needed", "--k-nn: "]),
+        (["--k-nm", "5"], ["Did you mean --k-nn"]),
+    ],
+)
+def test_wrong_flags(words: list[str], said: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        AddNegativesConfig.parse(words)
+    assert all(part in str(caught.value) for part in said), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "split", "said"),
+    [
+        ({"train": [], "val_seen": []}, None, "has splits, give one by --split; there are: 'train', 'val_seen'"),
+        ({"train": []}, "val_unseen", "has no split 'val_unseen'"),
+        ({"train": []}, "train", "train: must be a list of samples, and not an empty one"),
+        ([{"image": "a", "text": "b", "split": "test"}], "train", "no sample of the split 'train'; there are: 'test'"),
+        ([{"image": "a", "text": "b"}], "val_seen", "has no 'split'"),
+        ([{"image": "a", "text": "b"}], None, "one sample, which no other can be the negative of"),
+        ("text", None, "must be a list of samples"),
+        (["text"], None, "entry 0: must be an object"),
+    ],
+)  # fmt: skip
+def test_wrong_annotations(content: Any, split: str | None, said: str, tmp_path: Path) -> None:
+    (tmp_path / "samples.json").write_text(json.dumps(content))
+    problems = Problems()
+    reading.read(tmp_path / "samples.json", split, None, problems)
+    with pytest.raises(UserError) as caught:
+        problems.stop()
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["keys", "field", "lines"])
+def test_the_three_forms_of_annotations(form: str, tmp_path: Path) -> None:
+    train = [{"image": "a.png", "text": "one  text", "group": 3, "id": "x"}, {"image": "b.png", "answer": "two"}]
+    flat = [{**row, "split": "train"} for row in train] + [{"image": "c.png", "text": "three", "split": "val_seen"}]
+    path = tmp_path / ("samples.jsonl" if form == "lines" else "samples.json")
+    text = json.dumps({"train": train, "val_seen": flat[2:]} if form == "keys" else flat)
+    path.write_text("\n".join(map(json.dumps, flat)) if form == "lines" else text)
+    problems = Problems()
+    found = reading.read(path, "train", None, problems)
+    assert not problems.rows
+    first = {"id": "x", "group": "3", "image": "a.png", "text": "one text"}
+    assert [sample.row() for sample in found] == [first, {"image": "b.png", "text": "two"}]
+    assert len(reading.read(path, "train", 1, Problems())) == 1
+
+
+def test_a_failed_process_ends_the_tool_with_its_error_and_leaves_nothing(shapes: Path, tmp_path: Path) -> None:
+    done = command(*flags(shapes, tmp_path / "out.json", "--num-gpus", 2, "--model-path", tmp_path / "nowhere"))
+    assert done.returncode == 2 and "of 2 ended with exit code 2" in done.stderr
+    assert "does not exist" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_output_may_not_overwrite_the_annotations(shapes: Path) -> None:
+    options = AddNegativesConfig.parse([*map(str, flags(shapes, shapes / "samples.jsonl"))])
+    with pytest.raises(UserError, match="would overwrite the annotations"):
+        add_negatives(options)
+
+
+def test_evenness() -> None:
+    assert evenness([2, 2, 2]) == 1 and evenness([5]) == 0 and evenness([]) is None
+    assert evenness([3, 1]) == pytest.approx(0.8113)

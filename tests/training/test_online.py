@@ -1,0 +1,100 @@
+"""The mask of online hard mining against a loop, and what it does to the loss."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cirloop.negatives.base import About
+from cirloop.negatives.online_hardest import OnlineHardest
+from cirloop.training.losses import info_nce
+from cirloop.training.online import online_mask
+from tests.negatives.cases import Case, cases
+
+
+def naive(scores: list[float], target: int, also_right: set[int], top: int, k: int, margin: float | None) -> set[int]:
+    """What is kept for one query, by sorting."""
+    wrong = [n for n in range(len(scores)) if n != target and n not in also_right]
+    pool = sorted(wrong, key=lambda n: (-scores[n], n))[:top]
+    valid = [n for n in pool if margin is None or scores[n] <= scores[target] + margin]
+    return {target, *valid[:k]}
+
+
+def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores, targets and the known positives beside the target, the reference among them."""
+    also_right = torch.zeros(case.scores_QG.shape, dtype=torch.bool)
+    for i, target in enumerate(case.targets):
+        also_right[i, list((case.positives[i] | {case.references[i]}) - {target})] = True
+    return torch.from_numpy(case.scores_QG), torch.tensor(case.targets), also_right
+
+
+@settings(max_examples=300)
+@given(
+    case=cases(), top=st.integers(1, 30), k=st.integers(1, 30), margin=st.sampled_from([None, 0.0, -0.125, 0.25, -5.0])
+)
+def test_mask_is_what_a_loop_keeps(case: Case, top: int, k: int, margin: float | None) -> None:
+    scores, target, also_right = tensors(case)
+    mask = online_mask(scores, target, also_right, top, k, margin)
+    assert mask.dtype == torch.bool and mask.shape == scores.shape
+    for i, row in enumerate(mask):
+        right = set(also_right[i].nonzero().flatten().tolist())
+        kept = set(row.nonzero().flatten().tolist())
+        assert kept == naive(scores[i].tolist(), case.targets[i], right, top, k, margin)
+
+
+@settings(max_examples=150)
+@given(case=cases(), top=st.integers(1, 30), k=st.integers(1, 30), valid=st.sampled_from(["below_target", "all"]))
+def test_mask_keeps_what_the_strategy_mines(case: Case, top: int, k: int, valid: str) -> None:
+    mined = OnlineHardest(k=k, pool=top, valid=valid).choose(case.window(top), About(seed=0))  # type: ignore[arg-type]
+    mask = online_mask(*tensors(case), top, k, None if valid == "all" else 0.0)
+    for i, positions in enumerate(mined):
+        images = case.window(top).columns_BK[i, positions].tolist()
+        assert set(mask[i].nonzero().flatten().tolist()) == {case.targets[i], *images}
+
+
+def test_one_candidate_is_the_target() -> None:
+    mask = online_mask(torch.zeros(1, 1), torch.tensor([0]), torch.zeros(1, 1, dtype=torch.bool), 5, 5)
+    assert mask.tolist() == [[True]]
+
+
+def test_masked_positives_take_no_place_in_the_pool() -> None:
+    scores = torch.tensor([[0.0, -torch.inf, -torch.inf, -1.0]])
+    also_right = torch.tensor([[False, True, False, False]])
+    assert online_mask(scores, torch.tensor([0]), also_right, 2, 2).tolist() == [[True, False, True, True]]
+
+
+def test_loss_over_the_hardest_valid_candidate() -> None:
+    """Scores 0.6 (target), 1, 0.6, 0: what outscores the target goes, of the rest the equal one stays: log 2."""
+    query = torch.tensor([[1.0, 0.0]])
+    candidates = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.6, -0.8], [0.0, 1.0]], requires_grad=True)
+    target, none = torch.tensor([0]), torch.zeros(1, 4, dtype=torch.bool)
+    mask = online_mask(query @ candidates.T, target, none, 4, 1)
+    loss = info_nce(query, candidates, target, ~mask, 1.0)
+    assert loss.item() == pytest.approx(log(2), rel=1e-6)
+    loss.backward()
+    assert candidates.grad is not None
+    assert candidates.grad.abs().sum(1).gt(0).tolist() == [True, False, True, False]
+    hardest = online_mask(query @ candidates.T, target, none, 4, 1, None)
+    assert info_nce(query, candidates, target, ~hardest, 1.0).item() == pytest.approx(log(1 + exp(0.4)), rel=1e-6)
+
+
+def test_everything_kept_is_plain_info_nce() -> None:
+    random = np.random.default_rng(0)
+    queries, candidates = (torch.from_numpy(random.standard_normal((n, 4)).astype(np.float32)) for n in (5, 9))
+    target, also_right = torch.arange(5), torch.from_numpy(random.random((5, 9)) < 0.2)
+    also_right[torch.arange(5), target] = False
+    mask = online_mask(queries @ candidates.T, target, also_right, 9, 9, None)
+    assert torch.equal(~mask, also_right)
+    assert info_nce(queries, candidates, target, ~mask, 0.1) == info_nce(queries, candidates, target, also_right, 0.1)
+
+
+def test_no_valid_candidate_leaves_no_loss() -> None:
+    query, candidates = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]])
+    mask = online_mask(query @ candidates.T, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.bool), 2, 2)
+    assert mask.tolist() == [[True, False, False]]
+    assert info_nce(query, candidates, torch.tensor([0]), ~mask, 0.1).item() == 0.0
