@@ -62,7 +62,7 @@ class Band(Strategy):
 
     def counts(self, block: Block, about: About, sets: Sequence[Rows]) -> dict[str, int]:
         """`whole_tail`: queries without two cliffs, whose set is all below the target; a band never holds tail[0]."""
-        tails_B = below_target(block).sum(axis=1)
+        tails_B = below_target(block).sum(axis=1).tolist()
         return {"whole_tail": sum(0 < len(inside) == tail for inside, tail in zip(sets, tails_B, strict=True))}
 
     def inside(self, block: Block, about: About) -> Mask:
