@@ -121,7 +121,8 @@ def _ranks(block: Block, b: int, picks: Rows) -> Rows:
     if block.ranks_BK is not None:
         return np.asarray(block.ranks_BK[b, picks])
     scores = block.scores_BK[b]
-    return np.array([(scores > scores[p]).sum() + (scores[:p] == scores[p]).sum() + 1 for p in picks], np.int64)
+    num = np.count_nonzero
+    return np.array([num(scores > scores[p]) + num(scores[:p] == scores[p]) + 1 for p in picks], np.int64)
 
 
 def _whole(strategy: Strategy, vectors: Vectors, device: str) -> Iterator[Block]:
@@ -138,7 +139,7 @@ def _whole(strategy: Strategy, vectors: Vectors, device: str) -> Iterator[Block]
             allowed_BG[b, vectors.barred(int(number))] = False
         score_B = scores_BG[here, target_B]
         tied_BG = (scores_BG == score_B[:, None]) & (columns_G < target_B[:, None])
-        rank_B = (scores_BG > score_B[:, None]).sum(axis=1) + tied_BG.sum(axis=1) + 1
+        rank_B = np.count_nonzero((scores_BG > score_B[:, None]) | tied_BG, axis=1) + 1
         yield Block(rows, np.broadcast_to(columns_G, scores_BG.shape), scores_BG, allowed_BG, target_B, score_B, rank_B)
 
 

@@ -64,15 +64,14 @@ def test_with_references_and_other_positives(variant: str, case: Case) -> None:
     chosen = Band(variant=variant).sets(given, About(0))  # type: ignore[arg-type]
     for i, inside in enumerate(chosen):
         expected = naive(case.scores_QG[i].tolist(), case.targets[i], set(case.allowed(i)), variant)
-        assert set(inside.tolist()) == expected
-        assert inside.tolist() == [g for g in case.order(i) if g in expected], "not best first"
+        assert inside.tolist() == sorted(expected)
 
 
 def test_an_example_by_hand() -> None:
     """Target 0; the tail falls .80 .78 | .50 .48 .47 | .10: the second cliff is the steepest, the first the next."""
     scores = np.array([[0.9, 0.1, 0.47, 0.8, 0.5, 0.78, 0.48]], np.float32)
     [paper] = Band().sets(block(scores, 0), About(0))
-    assert paper.tolist() == [4, 6, 2]
+    assert paper.tolist() == [2, 4, 6]
     # drops of .3 at 0 and .2 at 1: one position apart, so the released rule goes on to the next pair, 1 and 3
     scores = np.array([[0.9, 0.8, 0.5, 0.3, 0.25, 0.15]], np.float32)
     assert Band().sets(block(scores, 0), About(0))[0].tolist() == [2]

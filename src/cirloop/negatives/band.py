@@ -17,7 +17,9 @@ straight line, tied scores) the earliest two count and the set is tail[1]. Nothi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -25,6 +27,8 @@ from pydantic import Field
 
 from cirloop.negatives.base import About, Block, Floats, Mask, Rows, Strategy, best_of, drawn, drawn_of, hardest
 
+CACHED = 1 << 18
+"""Scores worked on at once by a thread: what its processor keeps close."""
 APART = 1
 """Positions that the released code wants more than between the two drops."""
 
@@ -52,17 +56,16 @@ class Band(Strategy):
         return drawn(block, inside_BK, self.k, about)
 
     def sets(self, block: Block, about: About) -> list[Rows]:
-        inside_BK = self.inside(block, about)
-        return [best_of(s, np.flatnonzero(row), -1) for s, row in zip(block.scores_BK, inside_BK, strict=True)]
+        return [np.flatnonzero(row) for row in self.inside(block, about)]
 
     def from_sets(self, block: Block, about: About, sets: Sequence[Rows]) -> list[Rows]:
         if self.how == "hardest":
-            return [inside[: self.k] for inside in sets]
-        return drawn_of(block, [np.sort(inside) for inside in sets], self.k, about)
+            return [best_of(s, inside, self.k) for s, inside in zip(block.scores_BK, sets, strict=True)]
+        return drawn_of(block, sets, self.k, about)
 
     def counts(self, block: Block, about: About, sets: Sequence[Rows]) -> dict[str, int]:
         """`whole_tail`: queries without two cliffs, whose set is all below the target; a band never holds tail[0]."""
-        tails_B = below_target(block).sum(axis=1).tolist()
+        tails_B = np.count_nonzero(below_target(block), axis=1).tolist()
         return {"whole_tail": sum(0 < len(inside) == tail for inside, tail in zip(sets, tails_B, strict=True))}
 
     def inside(self, block: Block, about: About) -> Mask:
@@ -70,7 +73,16 @@ class Band(Strategy):
         default = 0 if self.n_def is None else self.period(about.rounds)
         if about.iteration < (default if self.warm_up is None else self.warm_up):
             return block.allowed_BK
-        return band(block.scores_BK, below_target(block), self.variant)
+        inside_BK = np.empty_like(block.allowed_BK)
+
+        def fill(rows: slice) -> None:
+            part = block.of(rows)
+            inside_BK[rows] = band(part.scores_BK, below_target(part), self.variant)
+
+        size = max(1, CACHED // block.scores_BK.shape[1])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy sorts and compares without the interpreter's lock
+            list(pool.map(fill, [slice(start, start + size) for start in range(0, len(inside_BK), size)]))
+        return inside_BK
 
 
 def below_target(block: Block) -> Mask:
@@ -86,7 +98,7 @@ def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]
     Rows are sorted by value alone; that decides wherever both drops are falls. The few others are done one by one.
     """
     sorted_BK = -np.sort(np.where(tail_BK, -scores_BK, np.inf), axis=1)
-    num_B = tail_BK.sum(axis=1)
+    num_B = np.count_nonzero(tail_BK, axis=1)
     inside_BK = np.zeros_like(tail_BK)
     inside_BK[num_B < 3] = tail_BK[num_B < 3]
     long_B = np.flatnonzero(num_B >= 3)

@@ -42,7 +42,7 @@ class Block:
     target_rank_B: Rows
     ranks_BK: Rows | None = None
 
-    def of(self, rows_B: Rows) -> Block:
+    def of(self, rows_B: Rows | slice) -> Block:
         """Some queries of the block."""
         parts: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
         kept: dict[str, Any] = {name: None if part is None else part[rows_B] for name, part in parts.items()}
@@ -126,7 +126,7 @@ class Strategy(Settings):
         raise NotImplementedError
 
     def sets(self, block: Block, about: About) -> list[Rows] | None:
-        """Per query the whole set that `choose` draws from, best first; None where the strategy has no such set."""
+        """Per query the whole set that `choose` draws from, positions ascending; None where there is no such set."""
         return None
 
     def counts(self, block: Block, about: About, sets: Sequence[Rows]) -> dict[str, int]:

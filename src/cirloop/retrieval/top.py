@@ -26,7 +26,7 @@ Rows = npt.NDArray[np.int64]
 BLOCK_NUMBERS = 1 << 25
 """Scores, or numbers of a gallery shard, in memory at once."""
 SLACK = 24
-"""Images in question beyond twice those asked for, before a query is looked at more closely."""
+"""Images in question beyond 5/4 of those asked for, before a query is looked at more closely."""
 
 
 def checked(vectors: Any, name: str) -> Any:
@@ -139,7 +139,7 @@ class _Shard:
     def best(self, queries_BD: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Gallery rows (B, k) and scores of the best of this shard."""
         scores_BN, off_B1 = self.coarse(queries_BD)
-        num = min(2 * k + SLACK, scores_BN.shape[1])
+        num = min(k + k // 4 + SLACK, scores_BN.shape[1])
         values_BM, rows_BM = scores_BN.topk(num, dim=1, sorted=False)
         rows_BK, exact_BK = self._ordered(queries_BD, rows_BM.sort(dim=1).values, k)
         if num < scores_BN.shape[1]:
