@@ -24,7 +24,8 @@ from cirloop.negatives.soft import Soft
 from cirloop.negatives.top_k import TopK
 from cirloop.settings import default_type
 
-AnyStrategy = Annotated[
+# TopK last: `--help` shows the last one's name and defaults.
+Single = (
     AttributeMismatch
     | Band
     | CategoryDiscrepant
@@ -39,9 +40,9 @@ AnyStrategy = Annotated[
     | Semantic
     | SemiHard
     | Soft
-    | TopK,
-    Field(discriminator="type"),
-]
+    | TopK
+)
+AnyStrategy = Annotated[Single, Field(discriminator="type")]
 """What a mixture or a curriculum may hold."""
 
 _names: dict[str, Any] = {"AnyStrategy": AnyStrategy}
@@ -49,28 +50,8 @@ MixturePart.model_rebuild(_types_namespace=_names)
 Mixture.model_rebuild(_types_namespace=_names)
 Curriculum.model_rebuild(_types_namespace=_names)
 
-# TopK last: `--help` shows the last one's name and defaults.
 MinerConfig = Annotated[
-    AttributeMismatch
-    | Band
-    | CategoryDiscrepant
-    | CategoryMix
-    | Curriculum
-    | Diverse
-    | Group
-    | InBatch
-    | KnnText
-    | Margin
-    | Mixture
-    | Nothing
-    | OnlineHardest
-    | Random
-    | Semantic
-    | SemiHard
-    | Soft
-    | TopK,
-    Field(discriminator="type"),
-    BeforeValidator(default_type("top_k")),
+    Curriculum | Mixture | Nothing | Single, Field(discriminator="type"), BeforeValidator(default_type("top_k"))
 ]
 
 __all__ = ["AnyStrategy", "Band", "Margin", "MinerConfig", "Nothing", "Random", "TopK"]
