@@ -3,7 +3,8 @@
 `--part table`: for the warm-up model of each seed, every strategy with no filter and with each false-negative filter:
 how many images are mined or left, and the share of them that are right answers. `--part recall`: arms that spend the
 same optimisation steps after one shared warm-up per seed: the strategy's images as negatives, no new texts, against
-`control`, no mined images. Prints recalls on `shapes` test, mean and standard error over seeds, paired gains.
+`control`, no mined images; `strategy+filter` is an arm too, by default every filter after `top_k_all`. Prints recalls
+on `shapes` test, mean and standard error over seeds, paired gains.
 
     python benchmarks/study_negatives.py --part table --seeds 3
     python benchmarks/study_negatives.py --part recall --seeds 3
@@ -55,11 +56,14 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 FILTERS: dict[str, list[dict[str, Any]]] = {
     "none": [],
-    "score_margin 0.05": [{"type": "score_margin", "margin": 0.05}],
-    "near_duplicate 0.95": [{"type": "near_duplicate"}],
-    "verify 0.5": [{"type": "verify"}],
-    "agreement, base": [{"type": "agreement", "path": "tiny"}],
+    "score_margin": [{"type": "score_margin", "margin": 0.05}],
+    "near_duplicate": [{"type": "near_duplicate"}],
+    "verify": [{"type": "verify"}],
+    "agreement": [{"type": "agreement", "path": "tiny"}],
 }
+"""The margin is 0.05; near duplicates are those of a cosine of 0.95, verified those of a probability of 0.5, and the
+second model to agree is the base model: defaults but for the margin and the model."""
+ARMS = ["control", *STRATEGIES, *(f"top_k_all+{title}" for title, filters in FILTERS.items() if filters)]
 
 
 def metadata(path: Path) -> Path:
@@ -119,7 +123,7 @@ def mined_table(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["table", "recall"], required=True)
-    parser.add_argument("--arms", default=",".join(["control", *STRATEGIES]).replace("top_k_all,", ""))
+    parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--output", type=Path, default=Path("experiments/study_negatives"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=1)
@@ -138,9 +142,12 @@ def main() -> None:
     file = metadata(args.output / "metadata.json")
     told = {"domain": "shapes", "images": "metadata", "file": str(file)}
     for name, strategy in STRATEGIES.items():
-        study.ARMS[name] = {
-            "mining": {**strategy, "k": K}, "captioning": {"enabled": False}, "attributes": told,
-        }  # fmt: skip
+        for title, filters in FILTERS.items():
+            study.ARMS[f"{name}+{title}" if filters else name] = {
+                "mining": {**strategy, "k": K, "filters": filters},
+                "captioning": {"enabled": False},
+                "attributes": told,
+            }
     if args.part == "table":
         mined_table(args)
         return

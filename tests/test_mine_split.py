@@ -11,6 +11,7 @@ import pytest
 
 from cirloop import experiment
 from cirloop.data.shapes.splits import held_out
+from cirloop.problems import ProblemsFound
 from cirloop.types import UserError
 from tests.stand_in import write_cirr, write_fashioniq
 
@@ -75,6 +76,14 @@ def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
     (tmp_path / "attributes.json").write_text(json.dumps({key: {"color": ["red"]} for key in rows}))
     with pytest.raises(UserError, match="made with other"):
         experiment.run(small(tmp_path / "run", **settings, auto_resume=True))
+
+
+@pytest.mark.slow
+def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path: Path) -> None:
+    """`tiny` was not taught to describe one picture, and answers it with nothing."""
+    told = {"domain": "shapes", "images": "vlm"}
+    with pytest.raises(ProblemsFound, match="shapes:train:00000: the model gave no caption, but ''"):
+        experiment.run(small(tmp_path / "run", **WARM, mining={"type": "soft"}, attributes=told))
 
 
 @pytest.mark.slow

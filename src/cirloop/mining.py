@@ -32,10 +32,6 @@ class Vectors:
     references_Q: Rows | None = None
     positives: Sequence[frozenset[int]] | None = None
 
-    def barred(self, number: int) -> list[int]:
-        """Gallery rows that a query may never be given, the reference aside."""
-        return sorted({int(self.targets_Q[number]), *(self.positives[number] if self.positives else ())})
-
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -102,7 +98,7 @@ def _chosen(strategy: Strategy, block: Block, about: About, sets: bool, notes: d
             more = _fill(strategy, block, b, picks, about)
             picks, filled = np.concatenate([picks, more]), len(more)
         inside = next(sets_of, None) if mined else None
-        whole = None if inside is None else block.columns_BK[b, inside]
+        whole = inside if inside is None or block.ranks_BK is None else block.columns_BK[b, inside]
         yield Found(
             int(block.numbers_B[b]), int(block.target_rank_B[b]), float(block.target_score_B[b]),
             block.columns_BK[b, picks], _ranks(block, b, picks), block.scores_BK[b, picks], filled, whole,
@@ -135,11 +131,14 @@ def _whole(strategy: Strategy, vectors: Vectors, device: str) -> Iterator[Block]
             known = np.flatnonzero(vectors.references_Q[rows] >= 0)
             scores_BG[known, vectors.references_Q[rows[known]]] = -np.inf
             allowed_BG[known, vectors.references_Q[rows[known]]] = False
-        for b, number in enumerate(rows):
-            allowed_BG[b, vectors.barred(int(number))] = False
+        allowed_BG[here, target_B] = False
+        for b, right in enumerate(vectors.positives[rows[0] : rows[-1] + 1] if vectors.positives else ()):
+            allowed_BG[b, list(right)] = False
         score_B = scores_BG[here, target_B]
-        tied_BG = (scores_BG == score_B[:, None]) & (columns_G < target_B[:, None])
-        rank_B = np.count_nonzero((scores_BG > score_B[:, None]) | tied_BG, axis=1) + 1
+        rank_B = np.count_nonzero(scores_BG > score_B[:, None], axis=1) + 1
+        num_tied_B = np.count_nonzero(scores_BG == score_B[:, None], axis=1)
+        for b in np.flatnonzero(num_tied_B > 1):
+            rank_B[b] += np.count_nonzero(scores_BG[b, : target_B[b]] == score_B[b])
         yield Block(rows, np.broadcast_to(columns_G, scores_BG.shape), scores_BG, allowed_BG, target_B, score_B, rank_B)
 
 

@@ -24,6 +24,7 @@ from cirloop.negatives.attributes.lexicon import Lexicon, load, stem, tokens
 from cirloop.problems import ProblemsFound
 from cirloop.types import ImageId, UserError
 
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 DOMAINS = ("fashion", "everyday", "shapes")
 
 FASHION: list[tuple[str, dict[str, str]]] = [
@@ -90,6 +91,7 @@ FASHION: list[tuple[str, dict[str, str]]] = [
 ]
 
 EVERYDAY: list[tuple[str, dict[str, str]]] = [
+    ("turn bowl into pizza", {"subject": "food"}),
     ("", {}),
     ("qwerty", {}),
     ("a dog", {"subject": "dog"}),
@@ -556,3 +558,20 @@ def test_models_that_cannot_serve_are_refused_when_first_used(tmp_path: Path) ->
     tiny_bert(tmp_path / "t", "Token", ["O", "B-PER"]).save_pretrained(tmp_path / "t")
     with pytest.raises(UserError, match="none of them an attribute of the lexicon"):
         TokenClassifier(str(tmp_path / "t"), lexicon).asked(["red"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "field", "domain", "least"),
+    [
+        ("fashioniq/captions", "captions", "fashion", 0.96),
+        ("cirr/captions", "caption", "everyday", 0.93),
+        ("circo/annotations", "relative_caption", "everyday", 0.83),
+    ],
+)
+def test_lexicons_find_something_in_most_real_texts(folder: str, field: str, domain: Any, least: float) -> None:
+    if not REAL.is_dir():
+        pytest.skip(f"the real annotations are not at {REAL}")
+    rows = [row for path in sorted((REAL / folder).glob("*.json")) for row in json.loads(path.read_text("utf-8"))]
+    texts = [text for row in rows for text in (row[field] if isinstance(row[field], list) else [row[field]])]
+    asked = AttributeSettings(domain=domain, images="vlm").build().asked(texts)
+    assert len(texts) > 200 and sum(map(bool, asked)) / len(texts) > least

@@ -65,8 +65,11 @@ class Band(Strategy):
 
     def counts(self, block: Block, about: About, sets: Sequence[Rows]) -> dict[str, int]:
         """`whole_tail`: queries without two cliffs, whose set is all below the target; a band never holds tail[0]."""
-        tails_B = np.count_nonzero(below_target(block), axis=1).tolist()
-        return {"whole_tail": sum(0 < len(inside) == tail for inside, tail in zip(sets, tails_B, strict=True))}
+        sizes_B = np.array([len(inside) for inside in sets], np.int64)
+        least_B = np.count_nonzero(block.allowed_BK, axis=1) - (block.target_rank_B - 1)  # length of the tail, or less
+        likely = np.flatnonzero((sizes_B > 0) & (sizes_B >= least_B))
+        tails_B = np.count_nonzero(below_target(block.of(likely)), axis=1)
+        return {"whole_tail": int(np.count_nonzero(sizes_B[likely] == tails_B))}
 
     def inside(self, block: Block, about: About) -> Mask:
         """Which candidates (B, K) are in the set."""
@@ -88,8 +91,11 @@ class Band(Strategy):
 def below_target(block: Block) -> Mask:
     """Allowed candidates (B, K) ranked after the target: scored lower, or as high with a later gallery row."""
     target_B1 = block.target_score_B[:, None]
-    later = (block.scores_BK == target_B1) & (block.columns_BK > block.target_B[:, None])
-    return np.asarray(block.allowed_BK & ((block.scores_BK < target_B1) | later))
+    below_BK = np.asarray(block.allowed_BK & (block.scores_BK < target_B1))
+    tied_BK = block.allowed_BK & (block.scores_BK == target_B1)
+    for b in np.flatnonzero(tied_BK.any(axis=1)):
+        below_BK[b] |= tied_BK[b] & (block.columns_BK[b] > block.target_B[b])
+    return below_BK
 
 
 def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]) -> Mask:

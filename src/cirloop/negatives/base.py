@@ -170,7 +170,7 @@ def drawn_of(block: Block, found: Sequence[Rows], k: int, about: About) -> list[
     for number, scores, positions in zip(block.numbers_B, block.scores_BK, found, strict=True):
         if len(positions) > k:
             positions = np.sort(about.stream(int(number)).choice(positions, k, replace=False))
-        out.append(best_of(scores, positions, -1))
+        out.append(best_of(scores, positions, -1) if len(positions) > 1 else positions)
     return out
 
 

@@ -54,7 +54,7 @@ _CUES = {
         "get rid of;delete;lose;loses;lacks;lack;lacking;minus;drop;free of;devoid of;eliminate;omit;exclude"
     ),
     Role.REPLACED: "instead of;rather than;in place of;from;replace;replaces;replacing;substitute;exchange",
-    Role.CHANGED: "change;changes;changing;swap;switch;convert",
+    Role.CHANGED: "change;changes;changing;swap;switch;convert;turn;turns;turning;transform",
     Role.KEPT: "same;keep;keeps;keeping;retain;still;similar;identical;than;unlike;compared to;unchanged",
     Role.LESS: "less;not as;not so;not too;not very;not quite as",
     Role.WANTED: "not only;not just;no less;more",
@@ -87,7 +87,7 @@ CLOSERS = {
     Role.CHANGED: VERBS | {"to", "into", "by", "for", "from"},
     Role.KEPT: {"in", "with", "to"},
 }
-NEED_CLOSER = {"change", "changes", "changing", "swap", "switch", "convert"}
+NEED_CLOSER = {"change", "changes", "changing", "swap", "switch", "convert", "turn", "turns", "turning", "transform"}
 THE = {"the", "this", "that", "these", "those", "its", "their", "his", "her"}
 OPEN = {"a", "an", "another", "some", "any"}
 OUTSIDE = VERBS | {"in", "at", "on", "of", "to", "into", "as", "for", "by", "goes", "want"}
