@@ -259,7 +259,7 @@ def test_all_that_is_wrong_is_said_at_once(shapes: Path, tmp_path: Path) -> None
         "gone.png: is not there", "bad.png: is not a picture", "empty.png: is empty", "line 5: has no 'image'",
         "line 6: has no 'text'", "line 7: 'text' is empty", "line 8: the path of '../good.png' leads out",
         "line 9: 'group' must be text or a whole number", "line 10: must be an object", "line 11: is not JSON",
-        "no adapter_config.json", "has no *.safetensors weights", "docs/add_hard_negatives.md",
+        "no adapter_config.json or parts.json", "has no *.safetensors weights", "docs/add_hard_negatives.md",
     ):  # fmt: skip
         assert said in done.stderr, (said, done.stderr)
 

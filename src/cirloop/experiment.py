@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 from cirloop.artifacts import MANIFEST, Store, write_json
-from cirloop.backbones.weights import resolve
 from cirloop.config import RunConfig, differences, from_json
 from cirloop.data import Dataset
 from cirloop.data.sources import Sources
@@ -49,12 +48,9 @@ def check(config: RunConfig) -> Dataset:
         except UserError as error:
             listed = listed or isinstance(error, ProblemsFound)
             problems.take(error, "data")
-    for name, path, kind in (
-        ("model.path", config.model.path, config.model.type),
-        ("foundation.path", config.foundation.path, config.foundation.type),
-    ):
+    for name, model in (("model.path", config.model), ("foundation.path", config.foundation)):
         try:
-            resolve(path, kind)
+            model.find()
         except UserError as error:
             problems.add(name, str(error))
     for name, file in (

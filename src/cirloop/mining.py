@@ -137,8 +137,8 @@ def _whole(strategy: Strategy, vectors: Vectors, device: str) -> Iterator[Block]
         score_B = scores_BG[here, target_B]
         rank_B = np.count_nonzero(scores_BG > score_B[:, None], axis=1) + 1
         num_tied_B = np.count_nonzero(scores_BG == score_B[:, None], axis=1)
-        for b in np.flatnonzero(num_tied_B > 1):
-            rank_B[b] += np.count_nonzero(scores_BG[b, : target_B[b]] == score_B[b])
+        for tied in np.flatnonzero(num_tied_B > 1):
+            rank_B[tied] += np.count_nonzero(scores_BG[tied, : target_B[tied]] == score_B[tied])
         yield Block(rows, np.broadcast_to(columns_G, scores_BG.shape), scores_BG, allowed_BG, target_B, score_B, rank_B)
 
 

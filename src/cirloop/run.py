@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cirloop.artifacts import Artifact, Store
 from cirloop.backbones import Item
 from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.weights import resolve, weights_digest
+from cirloop.backbones.weights import is_adapter
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
 from cirloop.data.dataset import eval_digest
@@ -38,8 +38,7 @@ class Run:
         """The settings a stage depends on, with a model's weights digest in the place of its path."""
         settings: dict[str, Any] = {name: self.config.decisive()[name] for name in (*names, "seed")}
         for name in {"model", "foundation"} & {*names}:
-            directory = resolve(settings[name]["path"], settings[name]["type"])
-            settings[name] = {**settings[name], "path": weights_digest(directory)}
+            settings[name] = {**settings[name], "path": getattr(self.config, name).weights()}
         return settings
 
     def eval_digest(self, split_name: str) -> str:
@@ -95,6 +94,6 @@ class Run:
 
 def adapter_of(checkpoint: Artifact | None) -> Path | None:
     """The adapter directory of a checkpoint; None for the base model, which a warm-up of 0 steps leaves as it is."""
-    if checkpoint is None or not (checkpoint.path / "adapter_config.json").exists():
+    if checkpoint is None or not is_adapter(checkpoint.path):
         return None
     return checkpoint.path

@@ -50,7 +50,7 @@ def train(job: dict[str, Any]) -> None:
     accelerate = accelerator()
     seed = seed_of(config.seed, "train", iteration)
     backbone: Any = config.model.build(Path(job["parent"]) if job["parent"] else None)
-    backbone.add_lora(settings.lora, seed_of(config.seed, "lora"))
+    backbone.make_trainable(settings, seed_of(config.seed, "lora"))
     augmented = [row for name in job["augmented"] for row in read_augmented(_artifact(job, name))]
     mined = read_mined(_artifact(job, job["negatives"])) if job["negatives"] else []
     batches = Batches(

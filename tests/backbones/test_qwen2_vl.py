@@ -11,11 +11,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
-from cirloop.backbones import Item, LoraSettings, Qwen2VLSettings
+from cirloop.backbones import Item, Qwen2VLSettings
 from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.qwen2_vl import ADAPTER_WEIGHTS, IMAGE
-from cirloop.backbones.weights import resolve
+from cirloop.backbones.qwen2_vl import IMAGE
+from cirloop.backbones.weights import LORA_WEIGHTS, resolve
 from cirloop.data import ShapesSettings
+from cirloop.training.config import TrainingSettings
 from cirloop.types import UserError
 
 SETTINGS = Qwen2VLSettings(dtype="float32")
@@ -102,7 +103,7 @@ def test_the_pixel_budget_is_kept(train: Any) -> None:
 def trained(directory: Path) -> Any:
     """A backbone whose adapter was moved by hand, and saved in `directory`."""
     backbone: Any = SETTINGS.build()
-    backbone.add_lora(LoraSettings(), seed=1)
+    backbone.make_trainable(TrainingSettings(), seed=1)
     with torch.no_grad():
         for name, parameter in backbone.trainable().items():
             if "lora_B" in name:
@@ -144,18 +145,18 @@ def test_peft_alone_loads_a_saved_adapter_with_the_same_embedding(train: Any, tm
 
 def test_an_adapter_with_other_keys_is_refused(tmp_path: Path) -> None:
     trained(tmp_path)
-    state = load_file(tmp_path / ADAPTER_WEIGHTS)
+    state = load_file(tmp_path / LORA_WEIGHTS)
     state.pop(sorted(state)[0])
-    save_file(state, tmp_path / ADAPTER_WEIGHTS)
+    save_file(state, tmp_path / LORA_WEIGHTS)
     with pytest.raises(UserError, match="keys differ"):
         SETTINGS.build(tmp_path)
 
 
 def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path) -> None:
     backbone: Any = SETTINGS.build()
-    backbone.add_lora(LoraSettings(), seed=1)
+    backbone.make_trainable(TrainingSettings(), seed=1)
     backbone.save_adapter(tmp_path)
-    with pytest.raises(AssertionError, match="changes nothing"):
+    with pytest.raises(UserError, match="changes nothing"):
         SETTINGS.build(tmp_path)
 
 

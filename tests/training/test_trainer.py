@@ -25,7 +25,7 @@ def trainer_of(tmp_path: Path, cache: Path, key: str = "k", save_every: int = 0,
     data = ShapesSettings(train_families=4, train_triplets=24, eval_families=2).build().train
     backbone: Any = Qwen2VLSettings(dtype="float32").build()
     options = TrainingSettings(batch_size=8, **settings)
-    backbone.add_lora(options.lora, seed=3)
+    backbone.make_trainable(options, seed=3)
     batches = Batches(data.triplets, [], [], 8, 0.0, 0, 5)
     features = VisionFeatures(backbone, data.images, cache / "vision")
     work = tmp_path / "work"

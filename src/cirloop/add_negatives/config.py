@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cirloop import flags
+from cirloop.backbones.weights import is_adapter
 from cirloop.negatives.knn_text_samples import Rule
 from cirloop.problems import Problems
 
@@ -101,8 +102,8 @@ class AddNegativesConfig(BaseSettings):
         for path in (self.output, self.report):
             if path.resolve() == self.annotations.resolve():
                 problems.add(f"--output {self.output}", "would overwrite the annotations")
-        if self.adapter is not None and not (self.adapter / "adapter_config.json").is_file():
-            problems.add(f"--adapter {self.adapter}", "is no adapter directory (no adapter_config.json)")
+        if self.adapter is not None and not is_adapter(self.adapter):
+            problems.add(f"--adapter {self.adapter}", "is no adapter directory (no adapter_config.json or parts.json)")
         if self.text_encoder is not None:
             for name in ("config.json", "tokenizer_config.json"):
                 if not (self.text_encoder / name).is_file():

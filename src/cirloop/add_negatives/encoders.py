@@ -42,20 +42,8 @@ class EmbedderOnTexts:
         self.fingerprint: str = backbone.fingerprint
 
     def vectors(self, texts: Sequence[str]) -> Floats:
-        device = self._backbone.device
-        # A text is words, also where it looks like the sign for an image.
-        batch = self._backbone.processor.tokenizer(
-            list(texts), padding=True, padding_side="right", return_tensors="pt", split_special_tokens=True
-        ).to(device)
-        width = self._backbone.vlm.get_input_embeddings().embedding_dim
-        inputs = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            "vision_tokens": torch.zeros(0, width, device=device),
-            "image_grid_thw": torch.zeros(0, 3, dtype=torch.long, device=device),
-        }
         with torch.inference_mode():
-            found: Floats = self._backbone.module(inputs).cpu().numpy()
+            found: Floats = self._backbone.module(self._backbone.text_inputs(texts)).cpu().numpy()
         return found
 
 

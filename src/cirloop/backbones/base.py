@@ -47,23 +47,50 @@ class LoraSettings(Settings):
     """Module names of the language model that get an adapter. The vision tower stays as it is."""
 
 
+class Tuning(Protocol):
+    """The settings of training that say what is trained; `training.config` has them."""
+
+    @property
+    def tune(self) -> str | None: ...
+
+    @property
+    def lora(self) -> LoraSettings: ...
+
+    @property
+    def parts(self) -> tuple[str, ...]: ...
+
+
 class Backbone(Protocol):
-    """A vision-language embedder with an optional LoRA adapter."""
+    """A vision-language embedder. Queries are of unit norm (B, D); gallery images too, or (B, M, D): M vectors of one
+    image, of which the one most similar to the query counts (`retrieval.similarity`). A call of `module` gets queries
+    or gallery images, never both.
+    """
 
     fingerprint: str
     """Of base weights, adapter weights and everything else that decides an embedding."""
     vision_key: str
-    """Of what decides an image's vision tokens: tower weights, processor, pixel budget, dtype."""
+    """Of what decides `encode_images`: frozen weights, processor, pixel budget, dtype."""
     module: torch.nn.Module
-    """Takes `inputs(...)`, gives unit-norm embeddings (B, D)."""
+    """Takes `inputs(...)`, gives unit-norm embeddings."""
     base_digest: str
 
-    def encode_images(self, images: Sequence[Image.Image]) -> list[VisionInput]: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode_images(self, images: Sequence[Image.Image]) -> list[VisionInput]:
+        """What the frozen part makes of images, on the CPU and kept on disk; pixels where no part is frozen."""
+        ...
 
     def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> dict[str, Any]: ...
 
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Texts alone, without a prompt. A text is words, also where it looks like the sign for an image."""
+        ...
+
     def length(self, item: Item, grid: Grid) -> int: ...
 
-    def add_lora(self, settings: LoraSettings, seed: int) -> None: ...
+    def make_trainable(self, tuning: Tuning, seed: int) -> None: ...
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]: ...
 
     def save_adapter(self, directory: Path) -> None: ...

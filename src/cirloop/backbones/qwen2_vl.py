@@ -14,21 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    get_peft_model_state_dict,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
-)
-from peft.tuners.tuners_utils import BaseTunerLayer
 from qwen_vl_utils import fetch_image
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
-from cirloop.artifacts import file_digest, fingerprint
-from cirloop.backbones.base import Grid, Item, LoraSettings, VisionInput
+from cirloop.artifacts import fingerprint
+from cirloop.backbones.adapter import Adapted
+from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
 from cirloop.backbones.weights import resolve, weights_digest
 from cirloop.types import UserError
 
@@ -39,8 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 
 
 def place_vision(vlm: Qwen2VLForConditionalGeneration, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,18 +152,20 @@ def load_vlm(path: str, dtype: str, attention: str) -> tuple[Qwen2VLForCondition
     return vlm.to(device).eval(), AutoProcessor.from_pretrained(directory), weights_digest(directory)
 
 
-class Qwen2VL(VisionMixin):
+class Qwen2VL(VisionMixin, Adapted):
     """The Qwen2-VL embedder."""
+
+    lora_modules = r".*language_model\..*\.({targets})"
+    parts = ("model.language_model",)
 
     def __init__(self, settings: Qwen2VLSettings, adapter: Path | None = None) -> None:
         self.settings = settings
         self.min_pixels, self.max_pixels = settings.min_pixels, settings.max_pixels
         self.vlm, self.processor, self.base_digest = load_vlm(settings.path, settings.dtype, settings.attention)
+        self.core, self.base_path = self.vlm, settings.path
         self.module = Embedder(self.vlm)
-        self.lora: LoraConfig | None = None
-        self.adapter_digest = ""
         if adapter is not None:
-            self._load_adapter(adapter)
+            self.load_adapter(adapter)
 
     @property
     def fingerprint(self) -> str:
@@ -193,82 +185,23 @@ class Qwen2VL(VisionMixin):
             return f"{IMAGE}\n{self.settings.document_prompt}"
         return f"{IMAGE}\n{self.settings.query_prompt.format(text=item.text)}"
 
-    def add_lora(self, settings: LoraSettings, seed: int) -> None:
-        """Put a fresh LoRA on the language model; with one loaded already, make that one trainable."""
-        if self.lora is None:
-            torch.manual_seed(seed)
-            self.lora = LoraConfig(
-                r=settings.rank,
-                lora_alpha=settings.alpha,
-                lora_dropout=settings.dropout,
-                target_modules=rf".*language_model\..*\.({'|'.join(settings.targets)})",
-                base_model_name_or_path=self.settings.path,
-            )
-            self._inject(self.lora)
-        for name, parameter in self.vlm.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        batch = self.processor.tokenizer(
+            list(texts), padding=True, padding_side="right", return_tensors="pt", split_special_tokens=True
+        ).to(self.device)
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "vision_tokens": torch.zeros(0, self.vlm.lm_head.in_features, device=self.device),
+            "image_grid_thw": torch.zeros(0, 3, dtype=torch.long, device=self.device),
+        }
+
+    def make_trainable(self, tuning: Tuning, seed: int) -> None:
+        super().make_trainable(tuning, seed)
         if self.settings.gradient_checkpointing:
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
-        assert self.vision_is_frozen() and self.trainable()
 
-    def _inject(self, lora: LoraConfig) -> None:
-        """LoRA modules in float32, whatever the base's dtype."""
-        inject_adapter_in_model(lora, self.vlm)
-        for name, parameter in self.vlm.named_parameters():
-            if "lora_" in name:
-                parameter.data = parameter.data.float()
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.vlm.named_parameters() if p.requires_grad}
-
-    def adapter_state(self) -> dict[str, torch.Tensor]:
-        """The adapter by PEFT's names, as `PeftModel.from_pretrained` expects them."""
-        state = get_peft_model_state_dict(self.vlm, save_embedding_layers=False)
-        return {PREFIX + name: value.detach().cpu().contiguous() for name, value in state.items()}
-
-    def save_adapter(self, directory: Path) -> None:
-        """Write the adapter as PEFT does, and check that what was written is what is in memory."""
-        assert self.lora is not None
-        directory.mkdir(parents=True, exist_ok=True)
-        state = self.adapter_state()
-        empty = [k for k, v in state.items() if v.numel() == 0]
-        assert state and not empty, f"empty adapter tensors: {empty[:3]}"
-        save_file(state, directory / ADAPTER_WEIGHTS)
-        self.lora.inference_mode = True
-        self.lora.save_pretrained(str(directory))
-        written = load_file(directory / ADAPTER_WEIGHTS)
-        assert written.keys() == state.keys() and all(torch.equal(written[k], state[k]) for k in state)
-
-    def _load_adapter(self, directory: Path) -> None:
-        lora = PeftConfig.from_pretrained(str(directory))
-        assert isinstance(lora, LoraConfig)
-        state = load_file(directory / ADAPTER_WEIGHTS)
-        self._inject(lora)
-        expected = self.adapter_state().keys()
-        if state.keys() != expected:
-            odd = sorted(state.keys() ^ expected)
-            raise UserError(
-                f"adapter {directory} does not fit the model {self.settings.path!r}: {len(odd)} keys differ, {odd[:3]}"
-            )
-        set_peft_model_state_dict(self.vlm, {name.removeprefix(PREFIX): value for name, value in state.items()})
-        loaded = self.adapter_state()
-        assert all(torch.equal(loaded[k], state[k].to(loaded[k].dtype)) for k in state), "adapter did not load"
-        assert any(v.any() for k, v in state.items() if "lora_B" in k), f"adapter {directory} changes nothing"
-        self.vlm.requires_grad_(False)
-        self.lora = lora
-        self.adapter_digest = file_digest(directory / ADAPTER_WEIGHTS)
-        self._assert_adapter_acts()
-
-    @torch.no_grad()
-    def _assert_adapter_acts(self) -> None:
+    def probe(self) -> torch.Tensor:
         ids = torch.tensor([self.processor.tokenizer.encode("represent the given image")], device=self.device)
-        model = self.vlm.model.language_model
-        adapted = model(input_ids=ids, use_cache=False).last_hidden_state
-        layers = [m for m in self.vlm.modules() if isinstance(m, BaseTunerLayer)]
-        for layer in layers:
-            layer.enable_adapters(False)
-        base = model(input_ids=ids, use_cache=False).last_hidden_state
-        for layer in layers:
-            layer.enable_adapters(True)
-        self.vlm.requires_grad_(False)
-        assert not torch.equal(adapted, base), "the adapter loaded but changes no output"
+        hidden: torch.Tensor = self.vlm.model.language_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden

@@ -11,6 +11,8 @@ from cirloop.artifacts import file_digest, fingerprint
 from cirloop.types import UserError
 
 TINY = "tiny"
+LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PARTS_CONFIG, PARTS_WEIGHTS = "parts.json", "parts.safetensors"
 _NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
@@ -51,6 +53,11 @@ def resolve(path: str, model_type: str) -> Path:
             + "\nGive a complete model directory, a hub name, or another --model_backbone."
         )
     return directory
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether `directory` holds trained weights: a LoRA, or parts trained in full."""
+    return any((directory / name).is_file() for name in (LORA_CONFIG, PARTS_CONFIG))
 
 
 def _download(name: str) -> Path:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from cirloop.backbones.config import ModelSettings
 from cirloop.settings import Settings
 
 if TYPE_CHECKING:
     from cirloop.captioning.qwen2_vl import Qwen2VLCaptioner
 
 
-class Qwen2VLFoundation(Settings):
+class Qwen2VLFoundation(ModelSettings):
     """Qwen2-VL as the foundation model, in its multi-image conversation form."""
 
     type: Literal["qwen2_vl"] = "qwen2_vl"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from cirloop.backbones.base import LoraSettings
@@ -33,7 +35,11 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     chunk_size: int = Field(0, ge=0)
     """Rows encoded at once with gradient caching (GradCache, arXiv 2101.06983); 0 = the whole batch at once."""
+    tune: Literal["lora", "dora", "full"] | None = None
+    """How weights are trained; by default as suits the model: LoRA on a language model, other models in full."""
     lora: LoraSettings = LoraSettings()
+    parts: tuple[str, ...] = ()
+    """With `tune: full`, what is trained: patterns that a weight's name starts with; by default the model's own."""
 
     @model_validator(mode="after")
     def _even(self) -> TrainingSettings:
