@@ -52,7 +52,7 @@ def config(args: argparse.Namespace, seed: int, directory: Path, rounds: int, ar
             "warm_up_steps": args.warm_up,
             "steps": round(1.4 * args.steps) if arm == "longer" else args.steps,
             "batch_size": args.batch_size,
-            "temperature": args.temperature,
+            "loss": {"temperature": args.temperature},
             "augmented_share": args.augmented_share,
             "num_negatives": args.num_negatives,
         },

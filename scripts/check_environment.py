@@ -19,6 +19,7 @@ LACKING = 3  # not 1, which is what a Python that stumbles over this file ends w
 MODULES = {
     "faiss-cpu": "faiss",
     "faiss-gpu": "faiss",
+    "open-clip-torch": "open_clip",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "types-pyyaml": "yaml-stubs",

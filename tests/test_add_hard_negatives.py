@@ -21,7 +21,7 @@ from cirloop.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder
 from cirloop.add_negatives.mine import add_negatives
 from cirloop.add_negatives.phrases import normal
 from cirloop.add_negatives.report import evenness
-from cirloop.backbones import BackboneConfig
+from cirloop.backbones import Qwen2VLSettings
 from cirloop.data.shapes.splits import FAMILY_SIZE, held_out
 from cirloop.problems import Problems
 from cirloop.types import UserError
@@ -231,7 +231,7 @@ def test_a_sentence_encoder_is_the_mean_over_its_tokens(shapes: Path, tmp_path: 
 
 
 def test_the_embedder_on_texts_takes_a_text_for_words() -> None:
-    encoder = EmbedderOnTexts(BackboneConfig(path="tiny", dtype="float32").build())
+    encoder = EmbedderOnTexts(Qwen2VLSettings(path="tiny", dtype="float32").build())
     texts = ["a red circle", "a red circle at the top left", "<|image_pad|>", "<|vision_start|> a dog"]
     found = encoder.vectors(texts)
     assert found.shape[0] == 4 and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)

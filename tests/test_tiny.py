@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import Qwen2VLForConditionalGeneration
 
-from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.weights import resolve
 from cirloop.captioning import CaptioningSettings
 from cirloop.captioning.config import Qwen2VLFoundation
+from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.rewrite import check_form, choose, verify, write_candidates
 from cirloop.data.config import ShapesSettings
 from cirloop.data.shapes.splits import FAMILY_SIZE
@@ -37,10 +37,10 @@ def test_accepted_texts_are_mostly_true(cache: Path) -> None:
     mined = [MinedNegative(t.query.id, confusion(t), 1, 0.5, 2, 0.4, "top_k") for t in train.triplets]
     settings = CaptioningSettings(candidates=1)
     captioner = Qwen2VLFoundation(path="tiny", dtype="float32").build()
-    features = VisionFeatures(captioner, train.images, cache / "vision")
+    eyes = Eyes(captioner, train.images, cache / "vision", settings.batch_size, lambda items, _: items)
     queries = {t.query.id: t.query for t in train.triplets}
-    candidates = write_candidates(captioner, features, mined, queries, settings, 0, lambda items, _: items)
-    candidates = verify(captioner, features, [check_form(c, settings) for c in candidates], settings, lambda b, _: b)
+    candidates = write_candidates(eyes, mined, queries, settings, 0)
+    candidates = verify(eyes, [check_form(c, settings) for c in candidates], settings)
     accepted, _ = choose(candidates, set(), settings, 1, "tiny")
     texts = [(a.triplet.query.reference, a.triplet.query.text, a.triplet.target) for a in accepted]
     true = sum(oracle.text_is_true(*text) for text in texts)

@@ -33,7 +33,12 @@ from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 PROGRAM = "train_iterative.py"
-TYPED = {"data": "dataset_name", "mining": "negative_strategy"}
+TYPED = {
+    "data": "dataset_name",
+    "mining": "negative_strategy",
+    "model": "model_backbone",
+    "foundation": "foundation_model_backbone",
+}
 """Groups of settings that a flag may give another type, and the flag."""
 
 
@@ -274,11 +279,17 @@ def _names() -> set[str]:
     return names
 
 
+def _by_place(value: Any) -> Any:
+    """A list of groups of settings as a group by place."""
+    groups = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
+    return {str(place): each for place, each in enumerate(value)} if groups else value
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Lines `setting: old -> new`."""
     lines = []
     for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
+        a, b = _by_place(old.get(key)), _by_place(new.get(key))
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:

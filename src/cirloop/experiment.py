@@ -45,6 +45,7 @@ def check(config: RunConfig) -> Dataset:
             elif config.num_iterations or config.training.warm_up_steps:
                 _ = data.train
                 _check_mining(config, data.train, problems)
+                _check_groups(config.training.group_batches, data.train, problems)
         except UserError as error:
             listed = listed or isinstance(error, ProblemsFound)
             problems.take(error, "data")
@@ -53,6 +54,11 @@ def check(config: RunConfig) -> Dataset:
             model.find()
         except UserError as error:
             problems.add(name, str(error))
+    try:
+        if config.captioning.enabled:
+            config.captioning.check(config.foundation)
+    except UserError as error:
+        problems.add("captioning", str(error))
     for name, file in (
         ("--accelerate_config", config.runtime.accelerate_config),
         ("--deepspeed", config.runtime.deepspeed),
@@ -73,6 +79,12 @@ def check(config: RunConfig) -> Dataset:
 def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
     """What the negative strategy must be told is there, and what is in a file of attributes is right."""
     told = config.attributes
+    asks = {"mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
+            "attributes.images vlm": told is not None and told.images == "vlm"}  # fmt: skip
+    for setting, needed in asks.items():
+        if needed and not config.foundation.judges:
+            problems.add(setting, f"the foundation model {config.foundation.type!r} looks at no picture; use another "
+                         "--foundation_model_backbone")  # fmt: skip
     known = {"groups": train.groups, "categories": train.categories or told, "attributes": told}
     for name in sorted(config.mining.needs):
         if config.num_iterations and not known[name]:
@@ -81,6 +93,18 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> N
             problems.add(f"mining.type {config.mining.type}", f"needs {name}: {way}; see docs/negatives.md")
     if told is not None and told.images != "vlm":
         image_attributes(told, told.build(), train.gallery.ids)
+
+
+def _check_groups(kind: str, train: TrainSplit, problems: Problems) -> None:
+    """Every query has the group that batches are to be drawn from."""
+    have = {
+        "none": True,
+        "category": all(t.target in train.categories for t in train.triplets),
+        "group": all(t.query.id in train.groups for t in train.triplets),
+    }
+    if not have[kind]:
+        problems.add(f"training.group_batches {kind}", "needs a data set that has them: categories are FashionIQ's, "
+                     "groups CIRR's; or leave it at none")  # fmt: skip
 
 
 def done_iterations(store: Store) -> list[int]:

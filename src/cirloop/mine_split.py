@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from cirloop.backbones import Item
-from cirloop.backbones.features import VisionFeatures
-from cirloop.captioning.prompts import DESCRIBE, VERIFY
-from cirloop.captioning.qwen2_vl import Ask
+from cirloop.backbones.similarity import pooled, similarity
+from cirloop.captioning.base import Ask
+from cirloop.captioning.eyes import Eyes
 from cirloop.data.images import Blanked
 from cirloop.mining import Found, Vectors, mine
 from cirloop.negatives.attributes.images import image_attributes
@@ -22,8 +22,9 @@ from cirloop.negatives.base import About, Floats, Strategy, rows_of
 from cirloop.negatives.filters import Judges, Pairs, kept
 from cirloop.negatives.report import summary
 from cirloop.report.terminal import progress
+from cirloop.retrieval.blocks import checked
 from cirloop.retrieval.embed import query_items
-from cirloop.retrieval.top import checked, pair_scores
+from cirloop.retrieval.top import pair_scores
 from cirloop.run import Run
 from cirloop.training.batches import known_positives
 from cirloop.types import ImageId, MinedNegative, TrainSplit
@@ -38,7 +39,7 @@ def mine_split(run: Run, backbone: Any, iteration: int) -> dict[str, Any]:
     notes: dict[str, Any] = {}
     found = list(mine(strategy, vectors, about, _device(), sets=True, notes=notes))
     pairs = _pairs(found, vectors)
-    keep_N, counts = kept(strategy.filters, pairs, _judges(run, train, vectors))
+    keep_N, counts = kept(strategy.filters, pairs, _judges(run, backbone, train, vectors))
     rows = _rows(train, found, keep_N, strategy)
     num_kept = np.bincount(pairs.numbers_N[keep_N], minlength=len(found)).tolist()
     sizes = [len(f.whole) for f in found if f.whole is not None]
@@ -77,14 +78,16 @@ def knowledge(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors, iter
                 train, images=Blanked(train.images), gallery=replace(train.gallery, name=f"{train.gallery.name}/grey")
             )
             texts.append(run.vectors(backbone, query_items(queries), blank, f"embed {train.name} texts"))
-        return np.asarray(texts[0][numbers_B] @ vectors.gallery_GD.T)
+        return np.asarray(similarity(texts[0][numbers_B], vectors.gallery_GD))
 
     categories = [train.categories[image] for image in train.gallery.ids] if train.categories else None
     table, asked = None, None
     if run.config.attributes is not None:
         extractor = run.config.attributes.build()
         asked = extractor.asked([q.text for q in queries])
-        table = image_attributes(run.config.attributes, extractor, train.gallery.ids, partial(_describe, run, train))
+        table = image_attributes(
+            run.config.attributes, extractor, train.gallery.ids, partial(_describe, run, backbone, train)
+        )
         categories = categories or table.categories(extractor.lexicon.category)
     return About(
         run.config.seed + iteration,
@@ -96,22 +99,24 @@ def knowledge(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors, iter
         attributes=table,
         asked=asked,
         losses=_losses(run, iteration),
-        vectors_GD=vectors.gallery_GD,
+        vectors_GD=pooled(vectors.gallery_GD),
         text_scores=text_scores,
     )
 
 
-def _describe(run: Run, train: TrainSplit, images: Sequence[ImageId]) -> list[str]:
+def _describe(run: Run, backbone: Any, train: TrainSplit, images: Sequence[ImageId]) -> list[str]:
     """A sentence about each image by the foundation model, greedy."""
-    captioner, settings = run.config.foundation.build(), run.config.captioning
-    features = VisionFeatures(captioner, train.images, run.config.cache / "vision")
-    features.ensure(list(images), lambda b: progress(b, "describe: vision"))
-    out: list[str] = []
-    for start in progress(range(0, len(images), settings.batch_size), "describe images"):
-        asks = [Ask(image, image, "") for image in images[start : start + settings.batch_size]]
-        vision = features.get([image for ask in asks for image in (ask.first, ask.second)])
-        out += captioner.write(DESCRIBE, asks, vision, settings.max_new_tokens, 0.0, 0)
-    return out
+    settings, prompts = run.config.captioning, run.config.captioning.prompts(run.config.foundation)
+    asks = [Ask(image, image, "") for image in images]
+    answers = _eyes(run, backbone, train).write(prompts.describe, asks, settings.max_new_tokens, [0.0], 0, "describe")
+    return [text for (text,) in answers]
+
+
+def _eyes(run: Run, backbone: Any, train: TrainSplit) -> Eyes:
+    """The foundation model, on the embedder's weights where that has the same base, and the images."""
+    config = run.config
+    captioner = config.foundation.build(backbone if config.foundation.shares(config.model) else None)
+    return Eyes(captioner, train.images, config.cache / "vision", config.captioning.batch_size, progress)
 
 
 def _losses(run: Run, iteration: int) -> list[float]:
@@ -158,24 +163,18 @@ def _rows(train: TrainSplit, found: Sequence[Found], keep_N: Any, strategy: Stra
     return out
 
 
-def _judges(run: Run, train: TrainSplit, vectors: Vectors) -> Judges:
+def _judges(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors) -> Judges:
     def yes(pairs: Pairs) -> list[float]:
-        captioner = run.config.foundation.build()
-        features = VisionFeatures(captioner, train.images, run.config.cache / "vision")
         asks = [
             Ask(train.triplets[n].query.reference, train.gallery.ids[c], train.triplets[n].query.text)
             for n, c in zip(pairs.numbers_N, pairs.columns_N, strict=True)
         ]
-        features.ensure([i for a in asks for i in (a.first, a.second)], lambda b: progress(b, "verify: vision"))
-        size, out = run.config.captioning.batch_size, []
-        for start in progress(range(0, len(asks), size), "verify mined images"):
-            batch = asks[start : start + size]
-            vision = features.get([image for ask in batch for image in (ask.first, ask.second)])
-            out += captioner.yes(VERIFY, batch, vision)
-        return out
+        prompt = run.config.captioning.prompts(run.config.foundation).verify
+        return _eyes(run, backbone, train).yes(prompt, asks, "verify mined images")
 
     def second(path: str, pairs: Pairs) -> tuple[Floats, Floats]:
-        other = run.config.model.model_copy(update={"path": path}).build()
+        alone = {"start_adapter": None} if hasattr(run.config.model, "start_adapter") else {}
+        other = run.config.model.model_copy(update={"path": path, **alone}).build()
         numbers, place = np.unique(pairs.numbers_N, return_inverse=True)
         items = query_items([train.triplets[n].query for n in numbers])
         queries = run.vectors(other, items, train, "embed queries, second model")
@@ -183,4 +182,4 @@ def _judges(run: Run, train: TrainSplit, vectors: Vectors) -> Judges:
         queries = queries[place]
         return pair_scores(queries, gallery, pairs.columns_N), pair_scores(queries, gallery, pairs.targets_N)
 
-    return Judges(vectors.gallery_GD, yes, second)
+    return Judges(pooled(vectors.gallery_GD), yes, second)

@@ -22,7 +22,7 @@ from cirloop.negatives.base import About, Strategy
 from cirloop.negatives.report import summary
 from cirloop.problems import Problems
 from cirloop.report.terminal import table
-from cirloop.retrieval.top import checked
+from cirloop.retrieval.blocks import checked
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)

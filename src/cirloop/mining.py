@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from cirloop.negatives.base import About, Block, Floats, Rows, Strategy, best_of, ranked
+from cirloop.retrieval.blocks import score_blocks
 from cirloop.retrieval.index import indexed_rows
-from cirloop.retrieval.top import best_rows, pair_scores, places, score_blocks
+from cirloop.retrieval.top import best_rows, pair_scores, places
 from cirloop.types import UserError
 
 

@@ -35,10 +35,10 @@ class Run:
         self._digests: dict[str, str] = {}
 
     def key(self, *names: str) -> dict[str, Any]:
-        """The settings a stage depends on, with a model's weights digest in the place of its path."""
+        """The settings a stage depends on, with the digests of a model's files in the place of their paths."""
         settings: dict[str, Any] = {name: self.config.decisive()[name] for name in (*names, "seed")}
         for name in {"model", "foundation"} & {*names}:
-            settings[name] = {**settings[name], "path": getattr(self.config, name).weights()}
+            settings[name] = {**settings[name], **getattr(self.config, name).content()}
         return settings
 
     def eval_digest(self, split_name: str) -> str:

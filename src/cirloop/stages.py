@@ -11,8 +11,8 @@ from typing import Any, Literal
 from cirloop import launch
 from cirloop.artifacts import Artifact, file_digest, fingerprint, write_json
 from cirloop.backbones import Item
-from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning import rewrite
+from cirloop.captioning.eyes import Eyes
 from cirloop.data.images import Blanked
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
@@ -44,6 +44,8 @@ def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
     told = run.config.attributes
     asked = any(each.type == "verify" for each in run.config.mining.filters) or (told and told.images == "vlm")
     settings = run.key("model", "mining", "attributes", "data", *(["foundation"] if asked else []))
+    if asked:
+        settings["prompts"] = asdict(run.config.captioning.prompts(run.config.foundation))
     if told is not None and told.file is not None:
         settings["attributes"] = {**settings["attributes"], "file": file_digest(told.file)}
     return run.store.make(
@@ -61,6 +63,8 @@ def caption(
     """augmented_samples_iter_{t}.json: mined images with a new text that makes them right, and the rejected ones."""
     config, train = run.config, run.data.train
     settings = config.captioning
+    settings.check(config.foundation)
+    prompts = settings.prompts(config.foundation)
 
     def round_trip(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
         if not queries:
@@ -70,22 +74,18 @@ def caption(
 
     def build(path: Path) -> None:
         queries = {t.query.id: t.query for t in train.triplets}
-        captioner = config.foundation.build()
-        features = VisionFeatures(captioner, train.images, config.cache / "vision")
-        candidates = rewrite.write_candidates(
-            captioner,
-            features,
-            read_mined(negatives),
-            queries,
-            settings,
-            config.seed + 1000 * iteration,
-            progress,
-        )
+        shared = config.foundation.shares(config.model)
+        if not shared:
+            run._model = None  # one model in memory: the embedder comes in again for the round trip
+        captioner = config.foundation.build(run.embedder(checkpoint) if shared else None)
+        eyes = Eyes(captioner, train.images, config.cache / "vision", settings.batch_size, progress)
+        seed = config.seed + 1000 * iteration
+        candidates = rewrite.write_candidates(eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite)
         candidates = [rewrite.check_form(c, settings) for c in candidates]
         if settings.verify:
-            candidates = rewrite.verify(captioner, features, candidates, settings, progress)
+            candidates = rewrite.verify(eyes, candidates, settings, prompts.verify)
         name = captioner.name
-        del captioner  # before the embedder comes in
+        del captioner, eyes  # before the embedder comes in
         if settings.round_trip:
             candidates = rewrite.check_round_trip(candidates, settings, round_trip)
         known = {(t.query.reference, t.query.text.casefold()) for t in train.triplets}
@@ -104,7 +104,10 @@ def caption(
         })  # fmt: skip
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
-    key = run.key("model", "foundation", "captioning", "data") | {"prompts": [asdict(p) for p in rewrite.PROMPTS]}
+    key = run.key("model", "foundation", "captioning", "data")
+    asked = ("rewrite_prompt", "verify_prompt")  # names, or paths of files: the prompts themselves count
+    key["captioning"] = {name: value for name, value in key["captioning"].items() if name not in asked}
+    key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
     return run.store.make(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
 
 

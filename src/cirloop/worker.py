@@ -23,6 +23,7 @@ from cirloop.report.terminal import progress, start_logging
 from cirloop.rows import read_augmented, read_mined
 from cirloop.training.batches import Batches
 from cirloop.training.trainer import Trainer, seed_of
+from cirloop.types import QueryId, TrainSplit
 
 logger = logging.getLogger("cirloop.worker")  # also when run as __main__
 
@@ -40,6 +41,16 @@ def accelerator() -> Accelerator:
     handlers = [InitProcessGroupKwargs(backend="gloo")] if "RANK" in os.environ else []
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # Accelerate drops DeepSpeed if told cpu=True
     return Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
+
+
+def groups_of(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
+    """The group of each human query that batches keep together."""
+    queries = [(t.query, t.target) for t in data.triplets]
+    if kind == "category":
+        return {query.id: data.categories[target] for query, target in queries}
+    if kind == "group":
+        return {query.id: " ".join(sorted({query.reference, *data.groups[query.id]})) for query, _ in queries}
+    return None
 
 
 def train(job: dict[str, Any]) -> None:
@@ -61,6 +72,8 @@ def train(job: dict[str, Any]) -> None:
         settings.augmented_share,
         settings.num_negatives,
         seed,
+        settings.unique_targets,
+        groups_of(data, settings.group_batches),
     )
     features = VisionFeatures(backbone, data.images, Path(job["cache"]) / "vision")
     trainer = Trainer(

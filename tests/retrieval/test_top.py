@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cirloop.retrieval import top
+from cirloop.retrieval import blocks, top
 from cirloop.types import UserError
 
 
@@ -46,7 +46,7 @@ def test_best_rows_are_those_of_a_full_sort(kind: str, shard: int | None, dtype:
     gallery = gallery_of(kind)
     queries = gallery_of("small integers" if kind in ("small integers", "all equal") else "random", 50)
     if shard is not None:
-        monkeypatch.setattr(top, "_shard_size", lambda _: shard)
+        monkeypatch.setattr(top, "shard_size", lambda _: shard)
     for k in (1, 7, 100, len(gallery) + 5):
         rows, scores = top.best_rows(queries, gallery, k)
         assert rows.shape == (50, min(k, len(gallery)))
@@ -65,7 +65,7 @@ def test_best_rows_are_those_of_a_full_sort(kind: str, shard: int | None, dtype:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_places_are_those_of_a_full_sort(kind: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(top, "_shard_size", lambda _: 800)
+    monkeypatch.setattr(top, "shard_size", lambda _: 800)
     gallery, random = gallery_of(kind), np.random.default_rng(2)
     queries = gallery_of("small integers" if kind in ("small integers", "all equal") else "random", 60)
     wanted = random.integers(0, len(gallery), 60)
@@ -85,9 +85,9 @@ def test_memory_mapped_halves_give_what_their_float32_gives(tmp_path: Path) -> N
 
 
 def test_blocks_hold_every_query_once(monkeypatch: Any) -> None:
-    monkeypatch.setattr(top, "BLOCK_NUMBERS", 4000)
+    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 4000)
     queries, gallery = gallery_of("random", 37), gallery_of("random", 500)
-    seen = list(top.score_blocks(queries, gallery, np.arange(0, 37, 2)))
+    seen = list(blocks.score_blocks(queries, gallery, np.arange(0, 37, 2)))
     assert len(seen) > 1 and np.concatenate([rows for rows, _ in seen]).tolist() == list(range(0, 37, 2))
     assert np.allclose(np.concatenate([s for _, s in seen]), queries[::2] @ gallery.T, atol=1e-6)
 
@@ -104,4 +104,4 @@ def test_blocks_hold_every_query_once(monkeypatch: Any) -> None:
 )
 def test_what_is_no_finite_table_is_refused(vectors: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        top.checked(vectors, "--gallery-embeddings")
+        blocks.checked(vectors, "--gallery-embeddings")

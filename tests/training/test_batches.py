@@ -31,8 +31,10 @@ class Rows:
     augmented: list[AugmentedTriplet] = field(default_factory=list)
     mined: list[MinedNegative] = field(default_factory=list)
 
-    def batches(self, size: int, share: float = 0.25, num_negatives: int = 1, seed: int = 0) -> Batches:
-        return Batches(self.human, self.augmented, self.mined, size, share, num_negatives, seed)
+    def batches(
+        self, size: int, share: float = 0.25, num_negatives: int = 1, seed: int = 0, unique: bool = False
+    ) -> Batches:
+        return Batches(self.human, self.augmented, self.mined, size, share, num_negatives, seed, unique)
 
     def targets(self) -> dict[QueryId, ImageId]:
         return {t.query.id: t.target for t in [*self.human, *(a.triplet for a in self.augmented)]}
@@ -69,6 +71,7 @@ def same(a: Batch, b: Batch) -> bool:
         (a.queries, a.candidates) == (b.queries, b.candidates)
         and np.array_equal(a.target_B, b.target_B)
         and np.array_equal(a.also_right_BN, b.also_right_BN)
+        and np.array_equal(a.own_BK, b.own_BK)
     )
 
 
@@ -184,6 +187,57 @@ def test_also_right_marks_exactly_the_other_known_targets(given: Rows, seed: int
             for j, image in enumerate(batch.candidates):
                 right = (query.reference, query.text, image) in known and j != batch.target_B[i]
                 assert batch.also_right_BN[i, j] == right
+
+
+@given(given=rows(), seed=st.integers(0, 9), share=st.sampled_from((0.0, 0.25)))
+def test_no_image_is_the_target_of_two_queries(given: Rows, seed: int, share: float) -> None:
+    batches, targets = given.batches(8, share, seed=seed, unique=True), given.targets()
+    source = {a.triplet.query.id: a.source for a in given.augmented}
+    for step in range(12):
+        batch = batches[step]
+        found = [targets[query.id] for query in batch.queries]
+        ids = {query.id for query in batch.queries}
+        assert len(set(found)) == len(found) <= 8
+        assert {source[i] for i in ids & source.keys()} <= ids
+        if len(found) < 8:  # only where every triplet left has a target that is there already
+            assert {t.target for t in given.human if t.query.id not in ids} <= set(found)
+
+
+@given(given=rows(), seed=st.integers(0, 9), num=st.integers(0, 3), unique=st.booleans())
+def test_own_negatives_are_mined_or_of_other_queries(given: Rows, seed: int, num: int, unique: bool) -> None:
+    mined: dict[QueryId, set[ImageId]] = {}
+    for n in given.mined:
+        mined.setdefault(n.query, set()).add(n.image)
+    batches, targets = given.batches(8, num_negatives=num, seed=seed, unique=unique), given.targets()
+    known = {(t.query.reference, t.query.text, t.target) for t in [*given.human, *(a.triplet for a in given.augmented)]}
+    for step in range(6):
+        batch = batches[step]
+        assert batch.own_BK.shape == (len(batch.queries), max(1, num))
+        for query, row in zip(batch.queries, batch.own_BK, strict=True):
+            own = [batch.candidates[place] for place in row if place >= 0]
+            assert len(set(own)) == len(own)
+            if num and mined.get(query.id):
+                assert set(own) <= mined[query.id] and len(own) == min(num, len(mined[query.id]))
+            else:
+                wrong = {targets[q.id] for q in batch.queries}
+                wrong = {image for image in wrong if (query.reference, query.text, image) not in known}
+                assert set(own) <= wrong and len(own) == min(max(1, num), len(wrong))
+
+
+@pytest.mark.parametrize(("size", "groups"), [(8, 3), (6, 20)])
+def test_grouped_batches_hold_few_groups_and_see_nearly_all(size: int, groups: int) -> None:
+    given = plain(100)
+    of = {t.query.id: f"g{i % groups}" for i, t in enumerate(given.human)}
+    batches = Batches(given.human, [], [], size, 0.0, 0, 0, True, of)
+    steps = 100 // size
+    found = [{of[q.id] for q in batches[step].queries} for step in range(steps)]
+    plainly = [{of[q.id] for q in given.batches(size, 0.0)[step].queries} for step in range(steps)]
+    assert all(len(batches[step].queries) == size for step in range(2 * steps))
+    assert np.mean([len(each) for each in found]) < 0.6 * np.mean([len(each) for each in plainly])
+    seen = Counter(q.id for step in range(steps) for q in batches[step].queries)
+    assert set(seen.values()) == {1} and len(seen) == steps * size
+    second = [q.id for step in range(steps, 2 * steps) for q in batches[step].queries]
+    assert second != [q.id for step in range(steps) for q in batches[step].queries]
 
 
 def test_no_human_triplets_is_an_error() -> None:

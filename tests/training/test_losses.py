@@ -1,23 +1,46 @@
-"""InfoNCE against closed forms worked out by hand."""
+"""Losses against closed forms worked out by hand, and against torch's own where torch has them."""
 
 from __future__ import annotations
 
 from math import exp, log
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
 
-from cirloop.training.losses import info_nce
+from cirloop.training.config import BradleyTerry, InfoNCE, LossConfig, LossPart, LossSum, TripletHinge
+from cirloop.training.losses import Marks, info_nce
 
 NONE = torch.zeros(1, 2, dtype=torch.bool)
+HALF = torch.tensor([[0.5, 0.3], [0.1, 0.2]])
+"""Scores of two queries, each with its target on the diagonal."""
+LOSSES = [
+    InfoNCE(temperature=0.1),
+    InfoNCE(temperature=0.1, mask_margin=0.05),
+    TripletHinge(),
+    BradleyTerry(temperature=0.1),
+    LossSum(parts=(LossPart(weight=0.5, loss=InfoNCE(temperature=0.1)), LossPart(weight=2.0, loss=TripletHinge()))),
+]
+
+
+def nce(queries: torch.Tensor, candidates: torch.Tensor, target: torch.Tensor, out: torch.Tensor, t: float) -> Any:
+    return info_nce(queries @ candidates.T, Marks(target, out, torch.full((len(queries), 1), -1)), t)
+
+
+def marks(own: list[list[int]], out: torch.Tensor | None = None, num: int = 2) -> Marks:
+    """Queries whose targets are on the diagonal of their scores."""
+    left_out = torch.zeros(len(own), num, dtype=torch.bool) if out is None else out
+    return Marks(torch.arange(len(own)), left_out, torch.tensor(own))
 
 
 def test_one_query_with_its_target_and_one_other() -> None:
     """Scores 1 and 0 at temperature T: loss = log(1 + e^(-1/T))."""
     query, candidates = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     for temperature in (1.0, 0.5, 0.1):
-        right = info_nce(query, candidates, torch.tensor([0]), NONE, temperature)
-        wrong = info_nce(query, candidates, torch.tensor([1]), NONE, temperature)
+        right = nce(query, candidates, torch.tensor([0]), NONE, temperature)
+        wrong = nce(query, candidates, torch.tensor([1]), NONE, temperature)
         assert right.item() == pytest.approx(log(1 + exp(-1 / temperature)), abs=1e-6)
         assert wrong.item() == pytest.approx(log(1 + exp(1 / temperature)), abs=1e-5)
 
@@ -26,7 +49,7 @@ def test_equal_scores_cost_the_log_of_the_candidates() -> None:
     query = torch.tensor([[1.0, 0.0]])
     for n in (1, 2, 5):
         mask = torch.zeros(1, n, dtype=torch.bool)
-        loss = info_nce(query, query.repeat(n, 1), torch.tensor([0]), mask, 0.02)
+        loss = nce(query, query.repeat(n, 1), torch.tensor([0]), mask, 0.02)
         assert loss.item() == pytest.approx(log(n), abs=1e-6)
 
 
@@ -35,9 +58,9 @@ def test_two_queries_are_averaged() -> None:
     queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     candidates = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
     mask = torch.zeros(2, 2, dtype=torch.bool)
-    straight = info_nce(queries, candidates, torch.tensor([0, 1]), mask, 1.0)
+    straight = nce(queries, candidates, torch.tensor([0, 1]), mask, 1.0)
     assert straight.item() == pytest.approx(log(1 + exp(-0.2)), rel=1e-5)
-    mixed = info_nce(queries, candidates, torch.tensor([0, 0]), mask, 1.0)
+    mixed = nce(queries, candidates, torch.tensor([0, 0]), mask, 1.0)
     assert mixed.item() == pytest.approx((log(1 + exp(-0.2)) + log(1 + exp(0.2))) / 2, rel=1e-5)
 
 
@@ -45,11 +68,11 @@ def test_masked_positive_leaves_the_denominator() -> None:
     query = torch.tensor([[1.0, 0.0]])
     candidates = torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]])
     target, none = torch.tensor([0]), torch.zeros(1, 3, dtype=torch.bool)
-    with_all = info_nce(query, candidates, target, none, 1.0)
+    with_all = nce(query, candidates, target, none, 1.0)
     assert with_all.item() == pytest.approx(log(exp(0.8) + exp(1.0) + 1) - 0.8, rel=1e-5)
-    masked = info_nce(query, candidates, target, torch.tensor([[False, True, False]]), 1.0)
+    masked = nce(query, candidates, target, torch.tensor([[False, True, False]]), 1.0)
     assert masked.item() == pytest.approx(log(exp(0.8) + 1) - 0.8, rel=1e-5)
-    alone = info_nce(query, candidates, target, torch.tensor([[False, True, True]]), 1.0)
+    alone = nce(query, candidates, target, torch.tensor([[False, True, True]]), 1.0)
     assert alone.item() == pytest.approx(0.0, abs=1e-7)
 
 
@@ -57,8 +80,77 @@ def test_gradient_pulls_the_target_and_pushes_the_rest_but_not_the_masked() -> N
     query = torch.tensor([[1.0, 0.0]])
     candidates = torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     mask = torch.tensor([[False, True, False]])
-    info_nce(query, candidates, torch.tensor([0]), mask, 1.0).backward()
+    nce(query, candidates, torch.tensor([0]), mask, 1.0).backward()
     assert candidates.grad is not None
     p = 1 / (exp(0.8) + 1)  # of the third candidate
     assert candidates.grad[:, 0].tolist() == pytest.approx([-p, 0.0, p], abs=1e-6)
     assert candidates.grad.isfinite().all()
+
+
+def test_info_nce_is_cross_entropy() -> None:
+    scores = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    left_out = torch.zeros(6, 9, dtype=torch.bool)
+    given = Marks(torch.tensor([3, 0, 8, 8, 1, 2]), left_out, torch.full((6, 1), -1))
+    assert torch.equal(InfoNCE(temperature=0.5).build()(scores, given), F.cross_entropy(scores / 0.5, given.target_B))
+
+
+def test_mask_margin_leaves_out_what_scores_too_high_but_not_own_negatives() -> None:
+    """Of the second query's candidates 0.1 and target 0.2 none is 0.05 above; of the first 0.3 is 0.1 above 0.2."""
+    scores = torch.tensor([[0.2, 0.3], [0.1, 0.2]])
+    loss = InfoNCE(temperature=1.0, mask_margin=0.05)
+    second = log(1 + exp(-0.1))
+    assert loss.build()(scores, marks([[-1], [-1]])).item() == pytest.approx(second / 2, rel=1e-5)
+    assert loss.build()(scores, marks([[1], [-1]])).item() == pytest.approx((log(1 + exp(0.1)) + second) / 2, rel=1e-5)
+    wide = InfoNCE(temperature=1.0, mask_margin=0.2)
+    assert wide.build()(scores, marks([[-1], [-1]])) == InfoNCE(temperature=1.0).build()(scores, marks([[-1], [-1]]))
+
+
+def test_triplet_is_the_hinge_of_each_own_negative() -> None:
+    """Targets lead by 0.2 and 0.1: hinges 0 and 0.1 at margin 0.2, 0.1 and 0.2 at margin 0.3."""
+    assert TripletHinge(margin=0.2).build()(HALF, marks([[1], [0]])).item() == pytest.approx(0.05, abs=1e-6)
+    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [0]])).item() == pytest.approx(0.15, abs=1e-6)
+    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [-1]])).item() == pytest.approx(0.05, abs=1e-6)
+
+
+def test_bradley_terry_is_the_mean_of_its_pairs() -> None:
+    one, other = log(1 + exp(-0.2)), log(1 + exp(-0.1))
+    assert BradleyTerry().build()(HALF, marks([[1], [0]])).item() == pytest.approx((one + other) / 2, rel=1e-5)
+    scores = torch.tensor([[0.5, 0.3, 0.4]])
+    given = marks([[1, 2, -1]], num=3)
+    assert BradleyTerry().build()(scores, given).item() == pytest.approx((one + other) / 2, rel=1e-5)
+    warm = BradleyTerry(temperature=0.1).build()(HALF, marks([[1], [0]])).item()
+    assert warm == pytest.approx((log(1 + exp(-2)) + log(1 + exp(-1))) / 2, rel=1e-5)
+
+
+def test_a_sum_weighs_its_parts() -> None:
+    given = marks([[1], [0]])
+    parts = (LossPart(weight=0.5, loss=BradleyTerry()), LossPart(weight=3.0, loss=TripletHinge()))
+    expected = 0.5 * BradleyTerry().build()(HALF, given) + 3.0 * TripletHinge().build()(HALF, given)
+    assert torch.allclose(LossSum(parts=parts).build()(HALF, given), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.type)
+def test_every_loss_falls_along_its_gradient_and_is_read_back(loss: Any) -> None:
+    scores = HALF.clone().requires_grad_()
+    given = marks([[1], [0]])
+    before = loss.build()(scores, given)
+    before.backward()
+    assert scores.grad is not None and scores.grad.any()
+    assert (scores.grad.diagonal() <= 0).all(), "a target is pushed away"
+    assert loss.build()(HALF - 0.01 * scores.grad, given) < before
+    assert TypeAdapter(LossConfig).validate_python(loss.model_dump(mode="json")) == loss
+
+
+def test_pairs_ignore_what_is_not_their_own() -> None:
+    scores = torch.tensor([[0.5, 0.3, 9.0]], requires_grad=True)
+    for loss in (TripletHinge(margin=0.3), BradleyTerry()):
+        scores.grad = None
+        loss.build()(scores, marks([[1, -1]], num=3)).backward()
+        assert scores.grad is not None and scores.grad[0, 2] == 0 and scores.grad[0, 1] > 0
+
+
+def test_a_loss_without_a_type_is_info_nce_and_an_unknown_one_is_refused() -> None:
+    assert TypeAdapter(LossConfig).validate_python({"temperature": 0.07}) == InfoNCE(temperature=0.07)
+    for wrong in ({"type": "dpo"}, {"type": "triplet", "temperature": 1}, {"type": "sum", "parts": []}):
+        with pytest.raises(ValidationError):
+            TypeAdapter(LossConfig).validate_python(wrong)

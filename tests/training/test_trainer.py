@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +108,36 @@ def test_an_altered_step_checkpoint_is_named(tmp_path: Path, cache: Path) -> Non
     state.write_bytes(bytes(data))
     with pytest.raises(UserError, match="altered"):
         train(tmp_path, cache)
+
+
+def test_gradient_caching_is_exact_with_dropout_for_every_loss(cache: Path) -> None:
+    from tests.training.grad_cache import LOSSES, gradients
+
+    assert {name: gradients(cache, loss) < 1e-5 for name, loss in LOSSES.items()} == dict.fromkeys(LOSSES, True)
+
+
+@pytest.mark.slow
+def test_gradient_caching_is_exact_with_dropout_in_two_processes(cache: Path, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    script = [str(root / "tests/training/grad_cache.py"), str(cache), str(tmp_path)]
+    subprocess.run([*command, *script], env=environment, check=True, timeout=300)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"rank_{rank}.json").read_text())
+        assert found.pop("processes") == 2
+        assert {name: value < 1e-5 for name, value in found.items()} == dict.fromkeys(found, True) != {}, found
+
+
+def test_rates_of_their_own_and_schedules(tmp_path: Path, cache: Path) -> None:
+    trainer = trainer_of(tmp_path, cache, rates={r".*layers\.0\.": 1e-5}, learning_rate=1e-3, schedule="cosine")
+    by_rate = {group["top"]: sum(p.numel() for p in group["params"]) for group in trainer.optimizer.param_groups}
+    layers = trainer.backbone.vlm.config.text_config.num_hidden_layers
+    assert by_rate.keys() == {1e-3, 1e-5} and by_rate[1e-3] == (layers - 1) * by_rate[1e-5]
+    shares = [trainer._rate(step) for step in range(STEPS)]
+    assert shares[0] == 1.0 and sorted(shares, reverse=True) == shares and shares[-1] > 0
+    assert shares[2] == pytest.approx((1 - math.cos(math.pi * 2 / 3)) / 2)
+    steady = trainer_of(tmp_path, cache, schedule="constant")
+    assert [steady._rate(step) for step in range(STEPS)] == [1.0] * STEPS
+    with pytest.raises(UserError, match=r"vision fit no trained weight, such as model\."):
+        trainer_of(tmp_path, cache, rates={"vision": 1e-5})

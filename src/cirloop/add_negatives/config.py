@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cirloop import flags
+from cirloop.backbones.config import BackboneConfig, ModelSettings, Qwen2VLSettings
 from cirloop.backbones.weights import is_adapter
 from cirloop.negatives.knn_text_samples import Rule
 from cirloop.problems import Problems
+from cirloop.types import UserError
 
 PROGRAM = "add_hard_negatives.py"
 
@@ -62,6 +65,8 @@ class AddNegativesConfig(BaseSettings):
     """Only the first samples, so many."""
     model_path: str = "tiny"
     """The embedder: a Qwen2-VL directory or hub name; `tiny` is the embedded model."""
+    run_config: Path | None = None
+    """A run's YAML or config.json: its `model` is the embedder, in place of --model-path, --dtype and --max-pixels."""
     adapter: Path | None = None
     """An adapter on it, such as a run's checkpoint_iter_1."""
     max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
@@ -90,6 +95,18 @@ class AddNegativesConfig(BaseSettings):
         return Rule(self.k_nn, self.cosine_threshold, self.min_visual_similarity, self.diverse_ratio, self.seed)
 
     @property
+    def model(self) -> ModelSettings:
+        """The embedder's settings. Raises UserError where `run_config` has none."""
+        if self.run_config is None:
+            return Qwen2VLSettings(path=self.model_path, dtype=self.dtype, max_pixels=self.max_pixels)
+        try:
+            content = yaml.safe_load(self.run_config.read_text("utf-8"))
+            made: ModelSettings = TypeAdapter(BackboneConfig).validate_python(content["model"])
+        except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+            raise UserError(f"--run-config {self.run_config} has no `model` that can be used: {error}") from None
+        return made
+
+    @property
     def report(self) -> Path:
         return self.output.with_name(f"{self.output.stem}_report.json")
 
@@ -102,6 +119,10 @@ class AddNegativesConfig(BaseSettings):
         for path in (self.output, self.report):
             if path.resolve() == self.annotations.resolve():
                 problems.add(f"--output {self.output}", "would overwrite the annotations")
+        try:
+            self.model.find()
+        except UserError as error:
+            problems.take(error, "model")
         if self.adapter is not None and not is_adapter(self.adapter):
             problems.add(f"--adapter {self.adapter}", "is no adapter directory (no adapter_config.json or parts.json)")
         if self.text_encoder is not None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cirloop.backbones import Item
+from cirloop.backbones.similarity import pooled
 from cirloop.backbones.weights import weights_digest
 from cirloop.negatives.base import Floats
 from cirloop.types import ImageId, UserError
@@ -30,7 +31,7 @@ def image_vectors(backbone: Any, images: Sequence[Image.Image]) -> Floats:
     """Unit-norm vectors (B, D) of images as gallery images, without a cache, which would change batches."""
     items = [Item(ImageId(str(number))) for number in range(len(images))]
     with torch.inference_mode():
-        found: Floats = backbone.module(backbone.inputs(items, backbone.encode_images(images))).cpu().numpy()
+        found: Floats = pooled(backbone.module(backbone.inputs(items, backbone.encode_images(images))).cpu().numpy())
     return found
 
 

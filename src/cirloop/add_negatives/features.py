@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from cirloop.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder, TextEncoder, checked, image_vectors
 from cirloop.artifacts import write_json
@@ -32,7 +33,7 @@ def work(job: dict[str, Any]) -> None:
     """Write `images.npy`, `texts.npy` and last `done.json` into the job's directory; `progress` grows by a byte a
     batch."""
     goal, began = Path(job["directory"]), time.monotonic()
-    settings = BackboneConfig(path=job["model_path"], dtype=job["dtype"], max_pixels=job["max_pixels"])
+    settings = TypeAdapter(BackboneConfig).validate_python(job["model"])
     backbone: Any = settings.build(Path(job["adapter"]) if job["adapter"] else None)
     texts: TextEncoder = (
         SentenceEncoder(Path(job["text_encoder"])) if job["text_encoder"] else EmbedderOnTexts(backbone)

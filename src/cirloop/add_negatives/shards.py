@@ -107,8 +107,8 @@ def _job(options: AddNegativesConfig, place: Path, images: Sequence[str], texts:
     def batches(rows: Sequence[str]) -> list[Sequence[str]]:
         return [rows[start : start + options.batch_size] for start in range(0, len(rows), options.batch_size)]
 
-    given = {"image_dir", "model_path", "adapter", "dtype", "max_pixels", "text_encoder", "num_workers"}
-    settings = options.model_dump(mode="json", include=given)
+    given = {"image_dir", "adapter", "text_encoder", "num_workers"}
+    settings = options.model_dump(mode="json", include=given) | {"model": options.model.model_dump(mode="json")}
     return {**settings, "directory": str(place), "images": batches(images), "texts": batches(texts)}
 
 

@@ -57,7 +57,9 @@ class Adapted:
     def make_trainable(self, tuning: Tuning, seed: int) -> None:
         """Put a fresh LoRA on the model, or free the parts named; what is loaded already goes on being trained."""
         tune = tuning.tune or self.default_tune
-        loaded = "full" if self.trained_parts else "lora" if self.lora else tune
+        loaded = "full" if self.trained_parts else tune
+        if self.lora is not None:
+            loaded = "dora" if self.lora.use_dora else "lora"
         if loaded != tune:
             raise UserError(f"training.tune {tune!r}, but the checkpoint to go on from was made with {loaded!r}.")
         if tune == "full":
@@ -160,7 +162,7 @@ class Adapted:
 
     def _read(self, weights: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         try:
-            state = load_file(weights)
+            state = {self.current_name(name): value for name, value in load_file(weights).items()}
         except (SafetensorError, OSError) as error:
             raise UserError(f"adapter {weights} cannot be read ({error}). Restore it, or train it again.") from None
         odd = sorted(state.keys() ^ expected.keys())
@@ -176,6 +178,10 @@ class Adapted:
                 f"{'; '.join(other[:3])}"
             )
         return state
+
+    def current_name(self, name: str) -> str:
+        """The present name of a saved weight; published adapters may have a former one."""
+        return name
 
     def _probed(self) -> torch.Tensor:
         with torch.no_grad():

@@ -66,13 +66,20 @@ class Backbone(Protocol):
     or gallery images, never both.
     """
 
-    fingerprint: str
-    """Of base weights, adapter weights and everything else that decides an embedding."""
-    vision_key: str
-    """Of what decides `encode_images`: frozen weights, processor, pixel budget, dtype."""
-    module: torch.nn.Module
-    """Takes `inputs(...)`, gives unit-norm embeddings."""
-    base_digest: str
+    @property
+    def fingerprint(self) -> str:
+        """Of base weights, adapter weights and everything else that decides an embedding."""
+        ...
+
+    @property
+    def vision_key(self) -> str:
+        """Of what decides `encode_images`: frozen weights, processor, pixel budget, dtype."""
+        ...
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """Takes `inputs(...)`, gives unit-norm embeddings."""
+        ...
 
     @property
     def device(self) -> torch.device: ...

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cirloop.backbones.weights import resolve, weights_digest
+from cirloop.backbones.weights import resolve, resolve_adapter, weights_digest
 from cirloop.settings import Settings, default_type
 
 if TYPE_CHECKING:
@@ -28,23 +28,52 @@ class ModelSettings(Settings):
         """Digest of everything on disk that decides what the model gives; stands for `path` in fingerprints."""
         return weights_digest(self.find())
 
+    def content(self) -> dict[str, str | None]:
+        """The settings that are paths, each with the digest of what lies there in its place."""
+        return {"path": self.weights()}
+
 
 class VlmSettings(ModelSettings):
     """A language model that sees, used the VLM2Vec way (arXiv 2410.05160): last token, unit norm, an instruction."""
 
-    path: str = "tiny"
-    """Model directory or hub name; `tiny` is the embedded model, a Qwen2-VL."""
+    path: str
+    """Model directory or hub name: a base model, or an embedder whose adapter is merged into it."""
+    start_adapter: str | None = None
+    """Directory or hub name of a published LoRA, such as VLM2Vec's, to start from; training goes on with it."""
+    prompts: Literal["vlm2vec", "chat"] = "vlm2vec"
+    """`vlm2vec`: image, newline, instruction. `chat`: the same as a user's turn by the model's chat template."""
     query_prompt: str = "Given an image, find a similar everyday image with the described changes: {text}"
     document_prompt: str = "Represent the given image."
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4`: the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs bitsandbytes and CUDA."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
 
+    def content(self) -> dict[str, str | None]:
+        adapter = None if self.start_adapter is None else weights_digest(resolve_adapter(self.start_adapter))
+        return {**super().content(), "start_adapter": adapter}
 
-class Qwen2VLSettings(VlmSettings):
+
+class QwenSettings(VlmSettings):
+    """What Qwen's families share: images of any size, within a budget of pixels."""
+
+    min_pixels: int
+    max_pixels: int
+
+    @model_validator(mode="after")
+    def _ordered(self) -> QwenSettings:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
+        return self
+
+
+class Qwen2VLSettings(QwenSettings):
     """Qwen2-VL, used the VLM2Vec way (arXiv 2410.05160): last token, unit norm, instruction before the text."""
 
     type: Literal["qwen2_vl"] = "qwen2_vl"
+    path: str = "tiny"
+    """Model directory or hub name; `tiny` is the embedded model."""
     min_pixels: int = Field(28 * 28, ge=28 * 28)
     """Smallest image after resizing, in pixels."""
     max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
@@ -56,6 +85,56 @@ class Qwen2VLSettings(VlmSettings):
         return Qwen2VL(self, adapter)
 
 
+class Qwen25VLSettings(QwenSettings):
+    """Qwen2.5-VL (arXiv 2502.13923), used the VLM2Vec way."""
+
+    type: Literal["qwen2_5_vl"] = "qwen2_5_vl"
+    path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    min_pixels: int = Field(28 * 28, ge=28 * 28)
+    """Smallest image after resizing, in pixels."""
+    max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
+    """Largest image after resizing, in pixels; 28x28 of them make one token."""
+
+    def build(self, adapter: Path | None = None) -> Backbone:
+        from cirloop.backbones.qwen2_5_vl import Qwen25VL
+
+        return Qwen25VL(self, adapter)
+
+
+class Qwen3VLSettings(QwenSettings):
+    """Qwen3-VL (arXiv 2511.21631), used the VLM2Vec way."""
+
+    type: Literal["qwen3_vl"] = "qwen3_vl"
+    path: str = "Qwen/Qwen3-VL-2B-Instruct"
+    min_pixels: int = Field(32 * 32, ge=32 * 32)
+    """Smallest image after resizing, in pixels."""
+    max_pixels: int = Field(256 * 32 * 32, ge=32 * 32)
+    """Largest image after resizing, in pixels; 32x32 of them make one token."""
+
+    def build(self, adapter: Path | None = None) -> Backbone:
+        from cirloop.backbones.qwen3_vl import Qwen3VL
+
+        return Qwen3VL(self, adapter)
+
+
+class LlavaSettings(VlmSettings):
+    """LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision, whichever the model's config.json names, used the VLM2Vec way.
+
+    The size of images is the processor's own.
+    """
+
+    type: Literal["llava"] = "llava"
+    path: str = "llava-hf/llava-v1.6-mistral-7b-hf"
+
+    def find(self) -> Path:
+        return resolve(self.path, "llava", "llava_next", "llava_onevision")
+
+    def build(self, adapter: Path | None = None) -> Backbone:
+        from cirloop.backbones.llava import Llava
+
+        return Llava(self, adapter)
+
+
 class Blip2Settings(ModelSettings):
     """BLIP-2 as QuRe uses it (ICML 2025, arXiv 2507.12416): trained Q-Former, 32 vectors per gallery image."""
 
@@ -64,8 +143,14 @@ class Blip2Settings(ModelSettings):
     """Directory or hub name of a `Blip2ForImageTextRetrieval`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the frozen vision tower; the trained parts are float32."""
-    max_words: int = Field(32, ge=4)
-    """Tokens kept of a text."""
+    max_tokens: int = Field(32, ge=4, le=512)
+    """Word pieces kept of a text, with the two signs around it."""
+    pad_ratio: float | None = Field(None, ge=1)
+    """Images are padded until their long side is at most this many short ones, and their middle square is taken; QuRe
+    has 1.25 (TargetPad of CLIP4Cir). By default they are squeezed into a square, as BLIP-2's processor does."""
+
+    def find(self) -> Path:
+        return resolve(self.path, "blip-2")
 
     def build(self, adapter: Path | None = None) -> Backbone:
         from cirloop.backbones.blip2 import Blip2
@@ -74,17 +159,55 @@ class Blip2Settings(ModelSettings):
 
 
 class ClipCombinerSettings(ModelSettings):
-    """CLIP by open_clip with a combiner of picture and text (CLIP4Cir, ACM TOMM 2023)."""
+    """CLIP by open_clip with a combiner of image and text (CLIP4Cir, ACM TOMM 2023, arXiv 2308.11485).
+
+    Trained weights are named `combiner...` and, with `train_clip`, `clip...`: `training.rates: {clip: 1.0e-6}` gives
+    CLIP a rate of its own.
+    """
 
     type: Literal["clip_combiner"] = "clip_combiner"
     clip: str = "RN50x4"
-    """Architecture, by open_clip's name."""
+    """Architecture, by open_clip's name or as an open_clip model config ending in .json. Weights from a file that were
+    trained with QuickGELU, as OpenAI's, need a name ending in -quickgelu; with a tag or a repository that is known."""
     path: str = "openai"
-    """Weights: a `.safetensors` file, open_clip's tag of published ones, or `random` for none at all."""
+    """Weights: a `.safetensors` file; open_clip's tag of published ones, or `hf-hub:NAME`, which are fetched from the
+    hub; a directory with such a repository's two files; or `random` for none at all. Pickles are not read."""
+    random_seed: int = Field(0, ge=0)
+    """Of the weights that are drawn: the combiner's, and CLIP's where `path` is `random`."""
     combiner: Literal["sum", "combiner", "attention_fusion"] = "combiner"
+    combiner_width: int = Field(4, ge=1)
+    """Width of the combiner's hidden layers, in dimensions of CLIP's embedding."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    """Of the combiner, while it is trained."""
+    pad_ratio: float = Field(1.25, ge=0)
+    """Images whose sides differ by more get black bars until they differ by this factor; 0 = none."""
     train_clip: bool = False
-    """Train CLIP too; its features are then no longer kept."""
+    """Train CLIP too, both towers; its image features are then no longer kept."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of CLIP; the combiner is float32, and so is a CLIP that is trained."""
+
+    @field_validator("pad_ratio")
+    @classmethod
+    def _pads(cls, ratio: float) -> float:
+        if 0 < ratio < 1:
+            raise ValueError(f"{ratio} is no ratio of the longer side to the shorter: give 1 or more, or 0 for none")
+        return ratio
+
+    def find(self) -> Path:
+        """The file of the weights; of the architecture where they are drawn."""
+        from cirloop.backbones.clip_source import find_source
+
+        source = find_source(self.clip, self.path)
+        return source.weights or source.config
+
+    def weights(self) -> str:
+        from cirloop.backbones.clip_source import find_source
+
+        return find_source(self.clip, self.path).digest(self.random_seed)
+
+    def content(self) -> dict[str, str | None]:
+        """`weights` covers a config's content, so where its file lies does not matter."""
+        return {**super().content(), "clip": None if self.clip.endswith(".json") else self.clip}
 
     def build(self, adapter: Path | None = None) -> Backbone:
         from cirloop.backbones.clip_combiner import ClipCombiner
@@ -93,7 +216,7 @@ class ClipCombinerSettings(ModelSettings):
 
 
 BackboneConfig = Annotated[
-    Blip2Settings | ClipCombinerSettings | Qwen2VLSettings,
+    Blip2Settings | ClipCombinerSettings | LlavaSettings | Qwen2VLSettings | Qwen25VLSettings | Qwen3VLSettings,
     Field(discriminator="type"),
     BeforeValidator(default_type("qwen2_vl")),
 ]

@@ -16,11 +16,13 @@ PARTS_CONFIG, PARTS_WEIGHTS = "parts.json", "parts.safetensors"
 _NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
-def resolve(path: str, model_type: str) -> Path:
-    """The local directory of `path` (a directory, a hub name, or `tiny`). Raises UserError with all that is wrong."""
-    if path == TINY:
-        return Path(str(files("cirloop"))) / TINY
-    directory = Path(path).expanduser()
+def resolve(path: str, *model_types: str) -> Path:
+    """The local directory of `path` (a directory, a hub name, or `tiny`), whose config.json has one of `model_types`;
+    any where none are given.
+
+    Raises UserError with all that is wrong.
+    """
+    directory = Path(str(files("cirloop"))) / TINY if path == TINY else Path(path).expanduser()
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
@@ -28,9 +30,20 @@ def resolve(path: str, model_type: str) -> Path:
                 f"or `{TINY}`, the embedded model."
             )
         directory = _download(path)
-    problems = []
     if not directory.is_dir():
         raise UserError(f"model path {path!r} is not a directory.")
+    problems = _problems(directory, model_types)
+    if problems:
+        raise UserError(
+            f"model path {path!r} is not a {' or '.join(model_types) or 'complete'} model:\n  "
+            + "\n  ".join(problems)
+            + "\nGive a complete model directory, a hub name, or another --model_backbone."
+        )
+    return directory
+
+
+def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
+    problems = []
     for name in _NEEDED:
         if not (directory / name).is_file() and not (
             name.startswith("pre") and (directory / "processor_config.json").is_file()
@@ -38,20 +51,40 @@ def resolve(path: str, model_type: str) -> Path:
             problems.append(f"no {name}")
     if not list(directory.glob("*.safetensors")):
         problems.append("no *.safetensors weights (pickled .bin weights are not read)")
-    config = directory / "config.json"
-    if config.is_file():
-        try:
+    config, index = directory / "config.json", directory / "model.safetensors.index.json"
+    try:
+        if config.is_file():
             found = json.loads(config.read_text("utf-8")).get("model_type")
-            if found != model_type:
-                problems.append(f"config.json says model_type {found!r}, expected {model_type!r}")
-        except (ValueError, AttributeError) as error:
-            problems.append(f"config.json cannot be read: {error}")
-    if problems:
+            if model_types and found not in model_types:
+                expected = " or ".join(map(repr, model_types))
+                problems.append(f"config.json says model_type {found!r}, expected {expected}")
+        if index.is_file():
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            problems += [f"no {name}" for name in sorted(shards) if not (directory / name).is_file()]
+    except (ValueError, KeyError, AttributeError) as error:
+        problems.append(f"config.json or {index.name} cannot be read: {error}")
+    return problems
+
+
+def resolve_adapter(path: str) -> Path:
+    """The local directory of a published LoRA: a directory or a hub name. Raises UserError with all that is wrong."""
+    directory = Path(path).expanduser()
+    if not directory.exists():
+        if path.count("/") != 1 or path.startswith((".", "/", "~")):
+            raise UserError(f"model.start_adapter {path!r} does not exist. Give a directory or a hub name.")
+        directory = _download(path)
+    lacks = [name for name in (LORA_CONFIG, LORA_WEIGHTS) if not (directory / name).is_file()]
+    if lacks:
         raise UserError(
-            f"model path {path!r} is not a {model_type} model:\n  "
-            + "\n  ".join(problems)
-            + "\nGive a complete model directory, a hub name, or another --model_backbone."
+            f"model.start_adapter {path!r} is no LoRA as PEFT writes it: no {', no '.join(lacks)}. "
+            "Weights of a whole model, such as a merged embedder's, belong in model.path."
         )
+    try:
+        kind = json.loads((directory / LORA_CONFIG).read_text("utf-8")).get("peft_type")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"model.start_adapter {path!r}: {LORA_CONFIG} cannot be read: {error}") from None
+    if kind != "LORA":
+        raise UserError(f"model.start_adapter {path!r} is of type {kind!r}; only 'LORA' is read, with DoRA or without.")
     return directory
 
 
@@ -65,7 +98,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"model path {name!r} is neither a directory here nor to be had from the hub ({type(error).__name__}). "
@@ -76,5 +109,5 @@ def _download(name: str) -> Path:
 @cache
 def weights_digest(directory: Path) -> str:
     """Digest of every file that decides the model's output."""
-    names = sorted(p for p in directory.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".txt"})
+    names = sorted(p for p in directory.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"})
     return fingerprint({p.name: file_digest(p) for p in names})

@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cirloop.backbones.features import VisionFeatures
+from cirloop.captioning.answers import text_of
+from cirloop.captioning.base import Ask
 from cirloop.captioning.config import CaptioningSettings
-from cirloop.captioning.prompts import REWRITE, VERIFY
-from cirloop.captioning.qwen2_vl import Ask
+from cirloop.captioning.eyes import Eyes
+from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
-PROMPTS = (REWRITE, VERIFY)
+UNPARSEABLE = "unparseable"
 RoundTrip = Callable[[Sequence[Query], Sequence[ImageId]], Sequence[int]]
 """Queries and the images they should find -> the rank (from 1) the current embedder gives each."""
 
@@ -32,6 +33,7 @@ class Candidate:
     text: str
     reason: str = ""
     checks: Mapping[str, float] = field(default_factory=dict)
+    prompt: str = REWRITE.name
 
     def row(self) -> dict[str, Any]:
         return {
@@ -42,47 +44,32 @@ class Candidate:
 
 
 def write_candidates(
-    captioner: Any, features: VisionFeatures, mined: Sequence[MinedNegative],
-    queries: Mapping[QueryId, Query],
-    settings: CaptioningSettings, seed: int, progress: Callable[[Any, str], Any],
+    eyes: Eyes, mined: Sequence[MinedNegative], queries: Mapping[QueryId, Query],
+    settings: CaptioningSettings, seed: int, prompt: Prompt = REWRITE,
 ) -> list[Candidate]:  # fmt: skip
-    """`settings.candidates` texts per mined image, the first greedy; equal texts once."""
+    """`settings.candidates` texts per mined image, the first greedy; equal texts once. An answer that is not of the
+    kind the prompt asks for is kept as it is, `unparseable`.
+    """
     asks = [Ask(queries[n.query].reference, n.image, queries[n.query].text) for n in mined]
-    features.ensure(
-        [image for ask in asks for image in (ask.first, ask.second)],
-        lambda b: progress(b, "captions: vision"),
-    )
-    order = sorted(range(len(asks)), key=lambda i: (len(asks[i].text), i))
-    batches = [order[i : i + settings.batch_size] for i in range(0, len(order), settings.batch_size)]
-    texts: list[list[str]] = [[] for _ in asks]
-    for number, rows in enumerate(progress(batches, "captions: write")):
-        batch = [asks[i] for i in rows]
-        vision = features.get([image for ask in batch for image in (ask.first, ask.second)])
-        for turn in range(settings.candidates):
-            temperature = settings.temperature if turn else 0.0
-            answers = captioner.write(
-                REWRITE,
-                batch,
-                vision,
-                settings.max_new_tokens,
-                temperature,
-                seed + number * settings.candidates + turn,
-            )
-            for i, answer in zip(rows, answers, strict=True):
-                texts[i].append(answer)
-    return [
-        Candidate(negative, ask.first, ask.text, text)
-        for negative, ask, several in zip(mined, asks, texts, strict=True)
-        for text in dict.fromkeys(several)
-    ]
+    temperatures = [0.0] + [settings.temperature] * (settings.candidates - 1)
+    answers = eyes.write(prompt, asks, settings.max_new_tokens, temperatures, seed, "captions")
+    out = []
+    for negative, ask, several in zip(mined, asks, answers, strict=True):
+        texts = {(answer if (text := text_of(answer, prompt.answer)) is None else text): text for answer in several}
+        for said, text in texts.items():
+            reason = UNPARSEABLE if text is None else ""
+            out.append(Candidate(negative, ask.first, ask.text, said, reason, prompt=prompt.name))
+    return out
 
 
 def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
     """Not declined, parseable, not the original text, of sensible length."""
+    if candidate.reason:
+        return candidate
     text = " ".join(candidate.text.strip().strip('"').split())
     words = len(text.split())
     if not text or "\n" in candidate.text.strip() or any(mark in text for mark in "<>{}[]|"):
-        reason = "unparseable"
+        reason = UNPARSEABLE
     elif text.casefold().rstrip(".") == "none":
         reason = "declined"  # as the prompt allows
     elif text.casefold().rstrip(".") == candidate.original.casefold().rstrip("."):
@@ -97,19 +84,15 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
 
 
 def verify(
-    captioner: Any, features: VisionFeatures, candidates: Sequence[Candidate], settings: CaptioningSettings,
-    progress: Callable[[Any, str], Any],
-) -> list[Candidate]:  # fmt: skip
+    eyes: Eyes, candidates: Sequence[Candidate], settings: CaptioningSettings, prompt: Prompt = VERIFY
+) -> list[Candidate]:
     """Ask the foundation model whether each text, still accepted, is right."""
     out = list(candidates)
-    left = sorted((i for i, c in enumerate(out) if not c.reason), key=lambda i: (len(out[i].text), i))
-    batches = [left[i : i + settings.batch_size] for i in range(0, len(left), settings.batch_size)]
-    for rows in progress(batches, "captions: verify"):
-        asks = [Ask(out[i].reference, out[i].negative.image, out[i].text) for i in rows]
-        vision = features.get([image for ask in asks for image in (ask.first, ask.second)])
-        for i, p in zip(rows, captioner.yes(VERIFY, asks, vision), strict=True):
-            failed = "not verified" if p < settings.verify else ""
-            out[i] = replace(out[i], checks={**out[i].checks, "verify": p}, reason=failed)
+    left = [i for i, c in enumerate(out) if not c.reason]
+    asks = [Ask(out[i].reference, out[i].negative.image, out[i].text) for i in left]
+    for i, p in zip(left, eyes.yes(prompt, asks, "captions: verify"), strict=True):
+        failed = "not verified" if p < settings.verify else ""
+        out[i] = replace(out[i], checks={**out[i].checks, "verify": p}, reason=failed)
     return out
 
 
@@ -161,7 +144,7 @@ def choose(
             accepted.append(
                 (
                     i,
-                    AugmentedTriplet(Triplet(query, image), source, iteration, captioner, REWRITE.name, c.checks),
+                    AugmentedTriplet(Triplet(query, image), source, iteration, captioner, c.prompt, c.checks),
                 )
             )
             continue

@@ -29,7 +29,8 @@ def embed(
     progress: Progress,
     title: str,
 ) -> npt.NDArray[np.float32]:
-    """Unit-norm embeddings (N, D) of `items`, batched by length. A failed item stops the stage, named."""
+    """Unit-norm embeddings (N, D) of `items`, (N, M, D) of images with several, batched by length. A failed item stops
+    the stage, named."""
     if not items:
         return np.zeros((0, 0), np.float32)
     features.ensure([item.image for item in items], lambda batches: progress(batches, f"{title}: vision"))
@@ -42,13 +43,13 @@ def embed(
     for rows in progress(batches, title):
         batch = [items[i] for i in rows]
         vectors = backbone.module(backbone.inputs(batch, features.get([item.image for item in batch]))).cpu().numpy()
-        bad = [batch[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
+        bad = [batch[i] for i in np.flatnonzero(~np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1))]
         if bad:
             raise RuntimeError(
                 f"embedding is not finite: image {bad[0].image!r}, text {bad[0].text!r} ({len(bad)} in the batch)"
             )
         if out is None:
-            out = np.zeros((len(items), vectors.shape[1]), np.float32)
+            out = np.zeros((len(items), *vectors.shape[1:]), np.float32)
         out[rows] = vectors
     assert out is not None
     return out

@@ -13,7 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cirloop.retrieval.top import Floats, Rows, best_rows, exact_scores
+from cirloop.retrieval.blocks import Floats, Rows
+from cirloop.retrieval.top import best_rows, exact_scores
+from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 Kind = Literal["flat", "ivf", "hnsw"]
@@ -28,6 +30,8 @@ def indexed_rows(queries_QD: Any, gallery_GD: Any, k: int, kind: Kind, seed: int
 
     Rows that the index did not find are -1 with a score of -inf.
     """
+    if gallery_GD.ndim == 3:
+        raise UserError(f"search: {kind} is for images of one vector each; this model gives several. Use exact.")
     k = min(k, len(gallery_GD))
     index = build(gallery_GD, kind, seed)
     rows_QK, scores_QK = np.empty((len(queries_QD), k), np.int64), np.empty((len(queries_QD), k), np.float32)

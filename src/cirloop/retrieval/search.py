@@ -1,5 +1,6 @@
 """Query and gallery vectors to rankings. Never a whole Q x G matrix in memory.
 
+Where an image has several vectors (G, M, D), its most similar one counts.
 The reference is not ranked; ties are broken by gallery row, which is by id. Two ways, equal up to float
 rounding: `exact` sorts blocks of scores, `faiss` asks a flat inner-product index.
 """
@@ -12,7 +13,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.types import Gallery, ImageId, Query, Rankings
+from cirloop.backbones.similarity import similarity
+from cirloop.types import Gallery, ImageId, Query, Rankings, UserError
 
 BLOCK = 256
 Floats = npt.NDArray[np.float32]
@@ -39,7 +41,7 @@ def rank(
     score_Q = np.empty(len(queries), np.float32)
     for start in range(0, len(queries), BLOCK):
         block = slice(start, start + BLOCK)
-        scores_BG = queries_QD[block] @ gallery_GD.T
+        scores_BG = similarity(queries_QD[block], gallery_GD)
         here = np.arange(len(scores_BG))
         score_B = scores_BG[here, target_Q[block]]
         scores_BG[here, reference_Q[block]] = -np.inf
@@ -49,7 +51,7 @@ def rank(
         )
         rank_Q[block], score_Q[block] = ahead_BG.sum(axis=1) + 1, score_B
         if search == "exact":
-            best = _best(scores_BG, depth)
+            best = best_columns(scores_BG, depth)
             images_QK[block], scores_QK[block] = best, np.take_along_axis(scores_BG, best, axis=1)
     if search == "faiss":
         images_QK, scores_QK = _faiss(queries_QD, gallery_GD, reference_Q, depth)
@@ -71,7 +73,7 @@ def places(
     out: list[dict[ImageId, int]] = []
     for start in range(0, len(queries), BLOCK):
         for scores_G, images in zip(
-            queries_QD[start : start + BLOCK] @ gallery_GD.T, wanted[start : start + BLOCK], strict=True
+            similarity(queries_QD[start : start + BLOCK], gallery_GD), wanted[start : start + BLOCK], strict=True
         ):
             of = {image: rows[image] for image in images}
             out.append(
@@ -93,7 +95,7 @@ def scores(
     """Per query the similarity of each of its `wanted` images."""
     rows = gallery.rows()
     return [
-        {image: float(query_D @ gallery_GD[rows[image]]) for image in sorted(images)}
+        {image: float(similarity(query_D[None], gallery_GD[rows[image]][None])[0, 0]) for image in sorted(images)}
         for query_D, images in zip(queries_QD, wanted, strict=True)
     ]
 
@@ -104,12 +106,12 @@ def best(
     """The best `depth` images per query, the reference ranked too, best first, ties by gallery row."""
     out: list[list[ImageId]] = []
     for start in range(0, len(queries), BLOCK):
-        columns = _best(queries_QD[start : start + BLOCK] @ gallery_GD.T, min(depth, len(gallery.ids)))
+        columns = best_columns(similarity(queries_QD[start : start + BLOCK], gallery_GD), min(depth, len(gallery.ids)))
         out += [[gallery.ids[column] for column in row] for row in columns]
     return out
 
 
-def _best(scores_BG: Floats, depth: int) -> npt.NDArray[np.int64]:
+def best_columns(scores_BG: Floats, depth: int) -> npt.NDArray[np.int64]:
     """Columns of the `depth` largest per row, best first, ties by column."""
     if depth < scores_BG.shape[1] // 4:
         # everything at least as good as the depth-th, so that ties at the edge are settled by column too
@@ -131,6 +133,9 @@ def _faiss(
     queries_QD: Floats, gallery_GD: Floats, reference_Q: npt.NDArray[np.int64], depth: int
 ) -> tuple[npt.NDArray[np.int32], Floats]:
     import faiss
+
+    if gallery_GD.ndim == 3:
+        raise UserError("runtime.search: faiss is for images of one vector each; this model gives several. Use exact.")
 
     index = faiss.IndexFlatIP(gallery_GD.shape[1])
     index.add(gallery_GD)

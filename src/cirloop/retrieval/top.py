@@ -3,7 +3,7 @@
 Vectors are float16 or float32 arrays, memory-mapped ones too, read shard by shard. A score is a dot product in float32.
 Both functions are exact: a fast product (bfloat16 where the processor has it, else float32) says which images are in
 question, a bound on its rounding says that no other is, and those in question are scored in float32, each by itself, so
-that equal vectors have equal scores. Ties by gallery row.
+that equal vectors have equal scores. Ties by gallery row. Galleries of several vectors an image: `several.py`.
 
 Q queries, G gallery, K kept, D dimensions, B queries of a block, N gallery rows of a shard.
 """
@@ -16,55 +16,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from cirloop.types import UserError
+from cirloop.retrieval import several
+from cirloop.retrieval.blocks import BLOCK_NUMBERS, Floats, Rows, shard_size, tensor
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
-BLOCK_NUMBERS = 1 << 25
-"""Scores, or numbers of a gallery shard, in memory at once."""
 SLACK = 24
 """Images in question beyond 5/4 of those asked for, before a query is looked at more closely."""
-
-
-def checked(vectors: Any, name: str) -> Any:
-    """The vectors, which are finite numbers in two dimensions. Raises UserError otherwise, with the first bad row."""
-    if getattr(vectors, "ndim", 0) != 2 or vectors.dtype not in (np.float16, np.float32) or vectors.shape[1] == 0:
-        found = f"{getattr(vectors, 'dtype', type(vectors).__name__)} {getattr(vectors, 'shape', '')}"
-        raise UserError(f"{name} must be a float16 or float32 array of rows and dimensions, found {found}.")
-    step = max(1, BLOCK_NUMBERS // vectors.shape[1])
-    for start in range(0, len(vectors), step):
-        bad = np.flatnonzero(~np.isfinite(vectors[start : start + step]).all(axis=1))
-        if len(bad):
-            raise UserError(f"{name}: row {start + int(bad[0])} is not finite (NaN or infinity).")
-    return vectors
-
-
-def score_blocks(queries_QD: Any, gallery_GD: Any, numbers: Rows, device: str = "cpu") -> Iterator[tuple[Rows, Floats]]:
-    """Float32 scores (B, G) of the queries `numbers`, block by block, each with its numbers."""
-    size, step = max(1, min(1024, BLOCK_NUMBERS // max(1, len(gallery_GD)))), _shard_size(gallery_GD)
-    held = _tensor(gallery_GD, device) if len(gallery_GD) <= step else None  # a small gallery is converted once
-    for start in range(0, len(numbers), size):
-        rows = numbers[start : start + size]
-        queries = _tensor(queries_QD[rows], device)
-        if held is not None:
-            yield rows, (queries @ held.T).cpu().numpy()
-            continue
-        scores_BG = np.empty((len(rows), len(gallery_GD)), np.float32)
-        for at in range(0, len(gallery_GD), step):
-            scores_BG[:, at : at + step] = (queries @ _tensor(gallery_GD[at : at + step], device).T).cpu().numpy()
-        yield rows, scores_BG
 
 
 def best_rows(queries_QD: Any, gallery_GD: Any, k: int, device: str = "cpu") -> tuple[Rows, Floats]:
     """Gallery rows (Q, K) of each query's `k` best images and their scores, best first, ties by row; K <= G."""
     k = min(k, len(gallery_GD))
+    if gallery_GD.ndim == 3:
+        return several.best_rows(queries_QD, gallery_GD, k, device)
     rows_QK, scores_QK = np.zeros((len(queries_QD), k), np.int64), np.full((len(queries_QD), k), -np.inf, np.float32)
     for shard in _shards(gallery_GD, device, _fast_dtype(device)):
         for block in shard.blocks(len(queries_QD)):
-            queries_BD = _tensor(queries_QD[block], device)
+            queries_BD = tensor(queries_QD[block], device)
             rows_BK, scores_BK = shard.best(queries_BD, min(k, len(shard.vectors_ND)))
             if shard.start:  # join with what earlier shards gave; their rows come first, so a stable sort keeps ties
                 rows_BK = torch.cat([torch.from_numpy(rows_QK[block]).to(device), rows_BK], 1)
@@ -80,28 +49,32 @@ def exact_scores(queries_QD: Any, gallery_GD: Any, rows_QM: Rows) -> Floats:
     """The scores (Q, M) of each query's rows, ascending within a query."""
     there, back = np.unique(rows_QM, return_inverse=True)
     at = torch.from_numpy(back.reshape(rows_QM.shape))
-    return np.asarray(_exact(_tensor(queries_QD, "cpu"), _tensor(gallery_GD[there], "cpu"), at).numpy())
+    return np.asarray(_exact(tensor(queries_QD, "cpu"), tensor(gallery_GD[there], "cpu"), at).numpy())
 
 
 def pair_scores(queries_QD: Any, gallery_GD: Any, rows_Q: Rows, device: str = "cpu") -> Floats:
     """The score (Q,) of each query and its gallery row."""
+    if gallery_GD.ndim == 3:
+        return several.pair_scores(queries_QD, gallery_GD, rows_Q)
     score_Q = np.empty(len(rows_Q), np.float32)
     for start in range(0, len(rows_Q), 4096):
         block = slice(start, start + 4096)
         there, back = np.unique(rows_Q[block], return_inverse=True)
         own = torch.from_numpy(back.reshape(-1, 1)).to(device)
-        gallery = _tensor(gallery_GD[there], device)
-        score_Q[block] = _exact(_tensor(queries_QD[block], device), gallery, own)[:, 0].cpu()
+        gallery = tensor(gallery_GD[there], device)
+        score_Q[block] = _exact(tensor(queries_QD[block], device), gallery, own)[:, 0].cpu()
     return score_Q
 
 
 def places(queries_QD: Any, gallery_GD: Any, wanted_Q: Rows, device: str = "cpu") -> tuple[Rows, Floats]:
     """The place (Q,), from 1 among all images, of each query's wanted gallery row, and its score; ties by row."""
+    if gallery_GD.ndim == 3:
+        return several.places(queries_QD, gallery_GD, wanted_Q, device)
     count_Q, score_Q = np.ones(len(queries_QD), np.int64), pair_scores(queries_QD, gallery_GD, wanted_Q, device)
     # In float32 throughout: bfloat16 would leave a twentieth of all images in question.
     for shard in _shards(gallery_GD, device, torch.float32):
         for block in shard.blocks(len(queries_QD)):
-            queries_BD = _tensor(queries_QD[block], device)
+            queries_BD = tensor(queries_QD[block], device)
             score_B = torch.from_numpy(score_Q[block]).to(device)
             row_B = torch.from_numpy(wanted_Q[block] - shard.start).to(device)
             count_Q[block] += shard.above(queries_BD, score_B, row_B).cpu().numpy()
@@ -181,21 +154,12 @@ class _Shard:
 
 
 def _shards(gallery_GD: Any, device: str, coarse: torch.dtype) -> Iterator[_Shard]:
-    step = _shard_size(gallery_GD)
+    step = shard_size(gallery_GD)
     for start in range(0, len(gallery_GD), step):
-        vectors_ND = _tensor(gallery_GD[start : start + step], device)
+        vectors_ND = tensor(gallery_GD[start : start + step], device)
         coarse_ND = vectors_ND.to(coarse)
         error = 0.0 if coarse == torch.float32 else float((vectors_ND - coarse_ND.float()).norm(dim=1).max())
         yield _Shard(start, vectors_ND, coarse_ND, float(vectors_ND.norm(dim=1).max()), error)
-
-
-def _shard_size(gallery_GD: Any) -> int:
-    return max(1, BLOCK_NUMBERS // int(gallery_GD.shape[1]))
-
-
-def _tensor(vectors: Any, device: str) -> torch.Tensor:
-    made = np.ascontiguousarray(vectors, np.float32)
-    return torch.from_numpy(made if made.flags.writeable else made.copy()).to(device)
 
 
 def _fast_dtype(device: str) -> torch.dtype:

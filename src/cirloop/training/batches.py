@@ -20,12 +20,15 @@ from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, Query
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`target_B[i]` is the row in `candidates` of query i's target; `also_right_BN` other candidates known right."""
+    """`target_B[i]` is the row in `candidates` of query i's target; `also_right_BN` other candidates known right;
+    `own_BK` the rows of each query's own negatives, -1 where it has fewer.
+    """
 
     queries: tuple[Query, ...]
     candidates: tuple[ImageId, ...]
     target_B: npt.NDArray[np.int64]
     also_right_BN: npt.NDArray[np.bool_]
+    own_BK: npt.NDArray[np.int64]
 
 
 class Batches:
@@ -40,13 +43,17 @@ class Batches:
         augmented_share: float,
         num_negatives: int,
         seed: int,
+        unique_targets: bool = True,
+        groups: Mapping[QueryId, str] | None = None,
     ) -> None:
+        """`groups` names the group of each human query; a batch's human triplets then come from one or few of them."""
         if not human:
             raise ValueError("no human triplets to train on")
         self._human, self._augmented = list(human), list(augmented)
         self._by_id = {t.query.id: t for t in human}
         self._num_augmented = int(batch_size * augmented_share) if augmented else 0
         self._batch_size, self._num_negatives, self._seed = batch_size, num_negatives, seed
+        self._unique, self._groups = unique_targets, groups
         self._shuffles: dict[tuple[str, int], list[int]] = {}
         self._negatives: dict[QueryId, list[ImageId]] = defaultdict(list)
         for negative in mined:
@@ -60,48 +67,79 @@ class Batches:
         rows: dict[QueryId, Triplet] = {}
         for position in self._stream("augmented", len(self._augmented), step, self._num_augmented):
             pair = self._augmented[position]
-            source = self._by_id[pair.source]
-            rows[pair.triplet.query.id] = pair.triplet
-            rows[source.query.id] = source
+            self._add(rows, pair.triplet, self._by_id[pair.source])
         for position in self._stream("human", len(self._human), step, self._batch_size - 2 * self._num_augmented):
-            rows.setdefault(self._human[position].query.id, self._human[position])
+            self._add(rows, self._human[position])
         if len(rows) < self._batch_size:  # triplets coincided: fill up with others
             others = [triplet for triplet in self._human if triplet.query.id not in rows]
-            short = min(self._batch_size - len(rows), len(others))
-            rows |= {t.query.id: t for t in Random(f"{self._seed}/top up/{step}").sample(others, short)}
-        return self._batch(list(rows.values()), Random(f"{self._seed}/negatives/{step}"))
+            Random(f"{self._seed}/top up/{step}").shuffle(others)
+            for triplet in others:
+                if len(rows) == self._batch_size:
+                    break
+                self._add(rows, triplet)
+        return self._batch(list(rows.values()), step)
+
+    def _add(self, rows: dict[QueryId, Triplet], *together: Triplet) -> None:
+        """Put triplets into a batch, all or none: none where a target is another row's already."""
+        new = [triplet for triplet in together if triplet.query.id not in rows]
+        targets = [row.target for row in (*rows.values(), *new)]
+        if not self._unique or len({*targets}) == len(targets):
+            rows |= {triplet.query.id: triplet for triplet in new}
 
     def _stream(self, name: str, size: int, step: int, count: int) -> list[int]:
         """Positions `step * count` onward of an endless run of seeded shuffles of `range(size)`."""
         out = []
+        grouped = name == "human" and self._groups is not None
+        length = size // count * count if grouped and 0 < count <= size else size  # else batches straddle two groups
         for place in range(step * count, (step + 1) * count):
-            epoch, offset = divmod(place, size)
-            out.append(self._shuffle(name, size, epoch)[offset])
+            epoch, offset = divmod(place, length)
+            out.append(self._shuffle(name, size, epoch, count if grouped else 0)[offset])
         return out
 
-    def _shuffle(self, name: str, size: int, epoch: int) -> Sequence[int]:
+    def _shuffle(self, name: str, size: int, epoch: int, piece: int) -> Sequence[int]:
+        """An order of `range(size)`; with a `piece`, groups stay together in pieces of that many, and pieces mixed."""
         key = (name, epoch)
         if key not in self._shuffles:
-            order = list(range(size))
-            Random(f"{self._seed}/{name}/{epoch}").shuffle(order)
+            order, random = list(range(size)), Random(f"{self._seed}/{name}/{epoch}")
+            random.shuffle(order)
+            if piece and self._groups is not None:
+                of = [self._groups[triplet.query.id] for triplet in self._human]
+                first = {of[position]: place for place, position in reversed([*enumerate(order)])}
+                order.sort(key=lambda position: first[of[position]])
+                whole = [order[i : i + piece] for i in range(0, size // piece * piece, piece)]
+                random.shuffle(whole)
+                order = [position for each in whole for position in each] + order[size // piece * piece :]
             self._shuffles = {k: v for k, v in self._shuffles.items() if k[0] != name or k[1] == epoch - 1} | {
                 key: order
             }
         return self._shuffles[key]
 
-    def _batch(self, rows: Sequence[Triplet], random: Random) -> Batch:
-        images = [row.target for row in rows]
+    def _batch(self, rows: Sequence[Triplet], step: int) -> Batch:
+        random, others = (Random(f"{self._seed}/{what}/{step}") for what in ("negatives", "others"))
+        images, own = [row.target for row in rows], []
         for row in rows:
             negatives = self._negatives.get(row.query.id, [])
-            images += random.sample(negatives, min(self._num_negatives, len(negatives)))
+            own.append(random.sample(negatives, min(self._num_negatives, len(negatives))))
+            images += own[-1]
         candidates = tuple(dict.fromkeys(images))
         place = {image: i for i, image in enumerate(candidates)}
+        own_BK = np.full((len(rows), max(1, self._num_negatives)), -1, np.int64)
+        for i, (row, found) in enumerate(zip(rows, own, strict=True)):
+            found = found or self._others(row, rows, others)
+            own_BK[i, : len(found)] = [place[image] for image in found]
         also_right = np.zeros((len(rows), len(candidates)), bool)
         for i, row in enumerate(rows):
             for image in self._right[row.query.reference, row.query.text]:
                 if image in place and image != row.target:
                     also_right[i, place[image]] = True
-        return Batch(tuple(r.query for r in rows), candidates, np.array([place[r.target] for r in rows]), also_right)
+        targets = np.array([place[r.target] for r in rows])
+        return Batch(tuple(r.query for r in rows), candidates, targets, also_right, own_BK)
+
+    def _others(self, row: Triplet, rows: Sequence[Triplet], random: Random) -> list[ImageId]:
+        """Random targets of other queries, for a query without mined images."""
+        right = self._right[row.query.reference, row.query.text] | {row.target}
+        wrong = list(dict.fromkeys(r.target for r in rows if r.target not in right))
+        return random.sample(wrong, min(max(1, self._num_negatives), len(wrong)))
 
 
 def known_positives(human: Sequence[Triplet]) -> Mapping[QueryId, frozenset[ImageId]]:

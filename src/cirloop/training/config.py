@@ -1,17 +1,86 @@
-"""Settings of training, all of which decide the result."""
+"""Settings of training, all of which decide the result; the union of losses is their registry."""
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cirloop.backbones.base import LoraSettings
-from cirloop.settings import Settings
+from cirloop.settings import Settings, default_type
+
+if TYPE_CHECKING:
+    from cirloop.training.losses import Loss
+
+
+class InfoNCE(Settings):
+    """Each query against every candidate of the batch."""
+
+    type: Literal["info_nce"] = "info_nce"
+    temperature: float = Field(0.02, gt=0)
+    mask_margin: float | None = Field(None, ge=0)
+    """Other queries' candidates scored more than this above the target count as right and are left out; Qwen3-Embedding
+    (arXiv 2506.05176) takes 0.1. By default none is."""
+
+    def build(self) -> Loss:
+        from cirloop.training.losses import info_nce
+
+        return partial(info_nce, temperature=self.temperature, mask_margin=self.mask_margin)
+
+
+class TripletHinge(Settings):
+    """Hinge on the cosines of the target and of a query's own negatives."""
+
+    type: Literal["triplet"] = "triplet"
+    margin: float = Field(0.2, gt=0)
+
+    def build(self) -> Loss:
+        from cirloop.training.losses import triplet
+
+        return partial(triplet, margin=self.margin)
+
+
+class BradleyTerry(Settings):
+    """QuRe's: the log-odds of the target against a query's own negatives; QuRe draws one, `training.num_negatives`."""
+
+    type: Literal["bradley_terry"] = "bradley_terry"
+    temperature: float = Field(1.0, gt=0)
+
+    def build(self) -> Loss:
+        from cirloop.training.losses import bradley_terry
+
+        return partial(bradley_terry, temperature=self.temperature)
+
+
+class LossPart(Settings):
+    """One loss of a sum."""
+
+    weight: float = Field(1.0, gt=0)
+    loss: Annotated[BradleyTerry | InfoNCE | TripletHinge, Field(discriminator="type")]
+
+
+class LossSum(Settings):
+    """A weighted sum of losses."""
+
+    type: Literal["sum"] = "sum"
+    parts: tuple[LossPart, ...] = Field(min_length=1)
+
+    def build(self) -> Loss:
+        from cirloop.training.losses import weighted
+
+        return partial(weighted, parts=[(part.weight, part.loss.build()) for part in self.parts])
+
+
+LossConfig = Annotated[
+    BradleyTerry | LossSum | TripletHinge | InfoNCE,
+    Field(discriminator="type"),
+    BeforeValidator(default_type("info_nce")),
+]
 
 
 class TrainingSettings(Settings):
-    """One training stage: InfoNCE on a LoRA with AdamW, a linear warm-up and a linear fall."""
+    """One training stage: a contrastive loss, AdamW, a linear warm-up of the rate and a fall."""
 
     warm_up_steps: int = Field(100, ge=0)
     """Optimisation steps of iteration 0, on human triplets alone; 0 = the base model as it is."""
@@ -22,13 +91,22 @@ class TrainingSettings(Settings):
     augmented_share: float = Field(0.25, ge=0, le=0.5)
     """Share of a batch that is augmented triplets, where there are any; each brings its human triplet along."""
     num_negatives: int = Field(1, ge=0)
-    """Mined images added as candidates per human query that has any."""
+    """Mined images added as candidates per human query that has any: its own negatives, for losses of pairs. Without
+    mined images those losses take as many random targets of other queries of the batch."""
+    unique_targets: bool = True
+    """No image is the target of two queries of a batch."""
+    group_batches: Literal["none", "category", "group"] = "none"
+    """Draw a batch's human triplets from one category of images, or whole groups of them (CIRR's sets of six)."""
     hardest: int = Field(0, ge=0)
     """Wrong candidates of the batch kept in a query's denominator, the hardest; 0 = all of them."""
     hardest_of: int = Field(50, ge=1)
     """Most similar candidates that those are looked for among; only what scores at most the target counts."""
-    temperature: float = Field(0.02, gt=0)
+    loss: LossConfig = InfoNCE()
     learning_rate: float = Field(5e-4, gt=0)
+    rates: dict[str, float] = Field({})
+    """Other learning rates, by a pattern that a weight's name starts with; the first that fits counts."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls after its warm-up, to 0 at the stage's last step, or not at all."""
     rate_warm_up: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = Field(0.0, ge=0)

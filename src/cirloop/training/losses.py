@@ -1,22 +1,79 @@
-"""Losses on gathered embeddings."""
+"""Losses on the scores of gathered embeddings. Each is a mean over the queries.
+
+B queries, N candidates of the batch, K negatives of a query.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 
-def info_nce(
-    queries_BD: torch.Tensor,
-    candidates_ND: torch.Tensor,
-    target_B: torch.Tensor,
-    also_right_BN: torch.Tensor,
-    temperature: float,
-) -> torch.Tensor:
-    """InfoNCE (arXiv 1807.03748, eq. 4) of unit-norm rows: each query against every candidate.
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What is known of a batch's candidates.
 
-    `target_B` is the candidate row of each query's target; `also_right_BN` marks other candidates known to be right,
-    which are left out of the denominator. Mean over the queries.
+    `target_B` is the candidate row of each query's target; `left_out_BN` marks candidates that are no negatives: known
+    to be right, or passed over by online mining. `negatives_BK` are rows of each query's own negatives, -1 where it has
+    fewer.
     """
-    scores_BN = queries_BD @ candidates_ND.T / temperature
-    return F.cross_entropy(scores_BN.masked_fill(also_right_BN, float("-inf")), target_B)
+
+    target_B: torch.Tensor
+    left_out_BN: torch.Tensor
+    negatives_BK: torch.Tensor
+
+    def own_BN(self) -> torch.Tensor:
+        """(B, N) bool: which candidates are a query's own negatives."""
+        own = torch.zeros_like(self.left_out_BN)
+        there = self.negatives_BK >= 0
+        query = torch.arange(len(own), device=own.device)[:, None].expand_as(there)
+        own[query[there], self.negatives_BK[there]] = True
+        return own
+
+
+Loss = Callable[[torch.Tensor, Marks], torch.Tensor]
+"""Scores (B, N) and marks to a scalar."""
+
+
+def info_nce(
+    scores_BN: torch.Tensor, marks: Marks, temperature: float, mask_margin: float | None = None
+) -> torch.Tensor:
+    """Cross entropy of the target among a query's candidates (arXiv 1807.03748, eq. 4).
+
+    With `mask_margin`, other queries' candidates scored more than this above the target are left out as well.
+    """
+    out_BN = marks.left_out_BN
+    if mask_margin is not None:
+        limit_B1 = scores_BN.detach().gather(1, marks.target_B[:, None]) + mask_margin
+        out_BN = out_BN | ((scores_BN.detach() > limit_B1) & ~marks.own_BN())
+    return F.cross_entropy((scores_BN / temperature).masked_fill(out_BN, float("-inf")), marks.target_B)
+
+
+def triplet(scores_BN: torch.Tensor, marks: Marks, margin: float) -> torch.Tensor:
+    """max(0, margin + negative - target), the mean over a query's own negatives (arXiv 1503.03832)."""
+    return _pairwise(F.relu(margin - _leads(scores_BN, marks)), marks)
+
+
+def bradley_terry(scores_BN: torch.Tensor, marks: Marks, temperature: float) -> torch.Tensor:
+    """-log sigmoid((target - negative) / temperature), the mean over a query's own negatives (arXiv 2507.12416)."""
+    return _pairwise(-F.logsigmoid(_leads(scores_BN, marks) / temperature), marks)
+
+
+def weighted(scores_BN: torch.Tensor, marks: Marks, parts: Sequence[tuple[float, Loss]]) -> torch.Tensor:
+    """A weighted sum of losses."""
+    return torch.stack([weight * loss(scores_BN, marks) for weight, loss in parts]).sum()
+
+
+def _leads(scores_BN: torch.Tensor, marks: Marks) -> torch.Tensor:
+    """How much higher the target scores than each own negative (B, K); what stands where there is none is not used."""
+    return scores_BN.gather(1, marks.target_B[:, None]) - scores_BN.gather(1, marks.negatives_BK.clamp(min=0))
+
+
+def _pairwise(terms_BK: torch.Tensor, marks: Marks) -> torch.Tensor:
+    """Mean over queries of the mean over a query's own negatives; a query without any counts 0."""
+    there_BK = marks.negatives_BK >= 0
+    sums_B = terms_BK.masked_fill(~there_BK, 0.0).sum(1)
+    return (sums_B / there_BK.sum(1).clamp(min=1)).mean()

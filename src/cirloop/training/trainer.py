@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,10 @@ from torch.distributed.nn.functional import all_gather
 from cirloop.artifacts import file_digest, fingerprint, sync_tree, write_json
 from cirloop.backbones import Item
 from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.similarity import similarity
 from cirloop.training.batches import Batch, Batches
 from cirloop.training.config import TrainingSettings
-from cirloop.training.losses import info_nce
+from cirloop.training.losses import Marks
 from cirloop.training.online import online_mask
 from cirloop.types import UserError
 
@@ -42,8 +46,14 @@ class Pair(nn.Module):
         super().__init__()
         self.embedder = embedder
 
-    def forward(self, inputs: Sequence[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
-        return [self.embedder(each) for each in inputs]
+    def forward(self, inputs: Sequence[dict[str, torch.Tensor]], seeds: Sequence[int] = ()) -> list[torch.Tensor]:
+        """With `seeds`, one per call of the embedder, each call draws its dropout from its own."""
+        made = []
+        for place, each in enumerate(inputs):
+            if seeds:
+                torch.manual_seed(seeds[place])
+            made.append(self.embedder(each))
+        return made
 
 
 def seed_of(*parts: object) -> int:
@@ -59,7 +69,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.backbone, self.features, self.batches, self.settings = backbone, features, batches, settings
         self.steps, self.seed, self.workspace, self.save_every = steps, seed, workspace, save_every
-        self.accelerator = accelerator
+        self.accelerator, self.loss = accelerator, settings.loss.build()
         self.key = fingerprint([key, accelerator.num_processes])
         self.log: list[Row] = []
         self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -73,7 +83,7 @@ class Trainer:
             config["gradient_clipping"] = settings.max_grad_norm
         self.parameters = backbone.trainable()
         optimizer = torch.optim.AdamW(
-            self.parameters.values(),
+            self._groups(),
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             foreach=False,
@@ -87,19 +97,21 @@ class Trainer:
         for step in progress(range(start, self.steps)):
             rate = self._rate(step)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = group["top"] * rate
             loss = self._backward(step)  # under DeepSpeed, Accelerate takes the optimizer's step in here too
             norm = (
                 None
                 if self.deepspeed
                 else self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
             )
+            if step == 0 and not self.deepspeed:
+                self._assert_gradients()
             self.optimizer.step()
             self.optimizer.zero_grad()
             if step == 0:
                 self._assert_all_trained(before)
             self.log.append(
-                {"step": step + 1, "loss": round(loss, 6), "learning_rate": rate}
+                {"step": step + 1, "loss": round(loss, 6), "learning_rate": self.settings.learning_rate * rate}
                 | ({"grad_norm": round(float(norm), 6)} if norm is not None else {})
             )
             if not self.deepspeed and self.save_every and (step + 1) % self.save_every == 0 and step + 1 < self.steps:
@@ -107,8 +119,22 @@ class Trainer:
         return self.log
 
     def _rate(self, step: int) -> float:
+        """Share of the highest learning rate."""
         rise = max(1, round(self.settings.rate_warm_up * self.steps))
-        return self.settings.learning_rate * min((step + 1) / rise, (self.steps - step) / max(1, self.steps - rise))
+        left = (self.steps - step) / max(1, self.steps - rise)
+        fall = {"linear": left, "cosine": (1 - math.cos(math.pi * min(1.0, left))) / 2, "constant": 1.0}
+        return min((step + 1) / rise, fall[self.settings.schedule])
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Weights by learning rate, those of `settings.rates` apart. Raises UserError for a pattern that fits none."""
+        rates = self.settings.rates
+        of = {n: next((p for p in rates if re.match(p, n)), None) for n in self.parameters}
+        idle = sorted(rates.keys() - {p for p in of.values() if p})
+        if idle:
+            raise UserError(f"training.rates: {', '.join(idle)} fit no trained weight, such as {next(iter(of))}.")
+        tops: list[tuple[str | None, float]] = [(None, self.settings.learning_rate), *rates.items()]
+        groups = [{"params": [w for n, w in self.parameters.items() if of[n] == p], "top": top} for p, top in tops]
+        return [group for group in groups if group["params"]]
 
     def _share(self, rows: Sequence[Item]) -> list[Item]:
         """This process's rows: every num_processes-th, the last ones repeated so that all have equally many."""
@@ -124,11 +150,11 @@ class Trainer:
     def _loss(self, batch: Batch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         device = queries.device
         queries, candidates = self._gather(queries, len(batch.queries)), self._gather(candidates, len(batch.candidates))
-        target, out = torch.from_numpy(batch.target_B).to(device), torch.from_numpy(batch.also_right_BN).to(device)
+        target, out, own = (torch.from_numpy(a).to(device) for a in (batch.target_B, batch.also_right_BN, batch.own_BK))
+        scores = similarity(queries, candidates)
         if self.settings.hardest:
-            scores = (queries @ candidates.T).detach()
             out = out | ~online_mask(scores, target, out, self.settings.hardest_of, self.settings.hardest)
-        loss = info_nce(queries, candidates, target, out, self.settings.temperature)
+        loss = self.loss(scores, Marks(target, out, own))
         if not torch.isfinite(loss):
             raise RuntimeError(f"loss is {loss.item()}; queries of the batch: {', '.join(q.id for q in batch.queries)}")
         return loss
@@ -153,23 +179,32 @@ class Trainer:
         size, rank = self.settings.chunk_size, self.accelerator.process_index
         chunks = [rows[i : i + size] for rows in (queries, candidates) for i in range(0, len(rows), size)]
 
-        def forward(number: int) -> torch.Tensor:
-            torch.manual_seed(seed_of(self.seed, step, rank, number))  # the replay sees the same dropout
-            made: torch.Tensor = self.module([self._inputs(chunks[number])])[0]
+        def forward(*numbers: int) -> list[torch.Tensor]:
+            seeds = [seed_of(self.seed, step, rank, number) for number in numbers]  # the replay sees the same dropout
+            made: list[torch.Tensor] = self.module([self._inputs(chunks[number]) for number in numbers], seeds)
             return made
 
         with torch.no_grad():
-            vectors = torch.cat([forward(i) for i in range(len(chunks))])
-        vectors.requires_grad_()
-        loss = self._loss(batch, *vectors.split([len(queries), len(candidates)]))
-        loss.backward()
-        assert vectors.grad is not None
-        grads = vectors.grad.split([len(chunk) for chunk in chunks])
-        for i in range(len(chunks) - 1):
-            with self.accelerator.no_sync(self.module):
-                self.accelerator.backward((forward(i) * grads[i]).sum())
-        self.accelerator.backward((forward(len(chunks) - 1) * grads[-1]).sum())
+            vectors = [forward(i)[0] for i in range(len(chunks))]
+        for vector in vectors:
+            vector.requires_grad_()
+        first = -(-len(queries) // size)
+        loss = self._loss(batch, torch.cat(vectors[:first]), torch.cat(vectors[first:]))
+        grads = torch.autograd.grad(loss, vectors)
+        # Gradients are summed over processes once, at the last call: it holds a chunk of each side, since some models
+        # have weights for one side alone, and DDP waits for all of them.
+        calls: list[tuple[int, ...]] = [(i,) for i in range(1, len(chunks) - 1)] + [(0, len(chunks) - 1)]
+        for call in calls:
+            with nullcontext() if call is calls[-1] else self.accelerator.no_sync(self.module):
+                made = forward(*call)
+                parts = [v.flatten() @ grads[i].flatten() for i, v in zip(call, made, strict=True)]
+                self.accelerator.backward(torch.stack(parts).sum())
         return float(loss.detach())
+
+    def _assert_gradients(self) -> None:
+        dead = [name for name, parameter in self.parameters.items() if parameter.grad is None]
+        if dead:
+            raise RuntimeError(f"{len(dead)} trained weights get no gradient, the first: {dead[0]}")
 
     def _assert_all_trained(self, before: dict[str, torch.Tensor]) -> None:
         """Every lora_B has moved after the first step, so every one had a gradient."""

@@ -1,0 +1,211 @@
+"""What the vision-language embedders share (VLM2Vec, arXiv 2410.05160).
+
+Embedding = hidden state of the last token, L2-normalised, without `lm_head`.
+
+B rows, T tokens of a row, D dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig
+from torch import nn
+
+from cirloop.artifacts import fingerprint
+from cirloop.backbones.adapter import PREFIX, Adapted
+from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
+from cirloop.backbones.vision import TOWERS, Inputs, VisionBase, load_vlm
+from cirloop.backbones.weights import resolve_adapter
+from cirloop.types import UserError
+
+if TYPE_CHECKING:
+    from cirloop.backbones.config import VlmSettings
+
+Place = Callable[[Any, Inputs], Inputs]
+
+logger = logging.getLogger(__name__)
+FORMER_NAMES = (
+    (re.compile(r"^model\.layers\."), "model.language_model.layers."),
+    (re.compile(r"^language_model\.model\."), "model.language_model."),
+)
+"""Before transformers 4.52 the language model's layers were named so, by Qwen's and LLaVA's models."""
+
+
+class Embedder(nn.Module):
+    """The trained module: tensors in, unit-norm embeddings out."""
+
+    def __init__(self, vlm: Any, place: Place) -> None:
+        super().__init__()
+        self.vlm, self.place = vlm, place
+        self.mixed: torch.dtype | None = None
+        """Where some weights of the language model are float32 and others not: the type they are used in."""
+
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        """Embeddings (B, D), float32, of right-padded rows."""
+        mask = inputs["attention_mask"]
+        hidden = self.hidden(**self.place(self.vlm, inputs))
+        last = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+        return F.normalize(last.float(), dim=-1)
+
+    def hidden(self, **given: Any) -> torch.Tensor:
+        """Last hidden states (B, T, D) of the language model."""
+        device = self.vlm.lm_head.weight.device.type
+        with torch.autocast(device, dtype=self.mixed or torch.bfloat16, enabled=self.mixed is not None):
+            out: torch.Tensor = self.vlm.model.language_model(**given, use_cache=False).last_hidden_state
+        return out
+
+
+class VlmEmbedder(VisionBase, Adapted):
+    """An embedder of any family; the family's class says the rest."""
+
+    types: ClassVar[tuple[str, ...]]
+    """What config.json may name as `model_type`."""
+    image_sign: ClassVar[str]
+    """An image in VLM2Vec's prompts."""
+    lora_modules = r".*language_model\..*\.({targets})"
+    parts = ("model.language_model",)
+
+    def __init__(self, settings: VlmSettings, adapter: Path | None = None) -> None:
+        self.settings = settings
+        self.vlm, self.processor, self.base_digest = load_vlm(
+            settings.path, settings.dtype, settings.attention, self.types, settings.quantization
+        )
+        if settings.prompts == "chat" and not self.processor.chat_template:
+            raise UserError(f"model.prompts chat: {settings.path!r} has no chat template. Set model.prompts vlm2vec.")
+        self.core, self.base_path = self.vlm, settings.path
+        self.module = Embedder(self.vlm, self.place)
+        if adapter is None and settings.start_adapter is not None:
+            self._start_from(resolve_adapter(settings.start_adapter))
+        elif adapter is not None:
+            self.load_adapter(adapter)
+
+    def _start_from(self, adapter: Path) -> None:
+        self.load_adapter(adapter)
+        assert self.lora is not None
+        base, path = self.lora.base_model_name_or_path, self.settings.path
+        if base and Path(base).name != Path(path).name:  # the same shape does not make it the same base
+            logger.warning("the adapter %s was trained on %s, and starts on %s here", adapter, base, path)
+
+    @property
+    def fingerprint(self) -> str:
+        apart = {"path", "start_adapter", "gradient_checkpointing"}  # digests stand for paths
+        return fingerprint(
+            [self.base_digest, self.adapter_digest, self.settings.model_dump(mode="json", exclude=apart)]
+        )
+
+    def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> Inputs:
+        return self.tensors([self.text(item) for item in items], vision, side="right")
+
+    def image_length(self, grid: Grid) -> int:
+        """Vision tokens of an image."""
+        raise NotImplementedError
+
+    def length(self, item: Item, grid: Grid) -> int:
+        """Roughly the tokens of an item, to sort by."""
+        return self.image_length(grid) + len(f"{self.image_sign}\n{self._prompt(item)}") // 4
+
+    def _prompt(self, item: Item) -> str:
+        if item.text is None:
+            return self.words(self.settings.document_prompt)
+        return self.words(self.settings.query_prompt.format(text=item.text))
+
+    def text(self, item: Item) -> str:
+        """What the model reads: VLM2Vec's image, newline and instruction, or the same as a turn of a conversation."""
+        if self.settings.prompts == "vlm2vec":
+            return f"{self.image_sign}\n{self._prompt(item)}"
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self._prompt(item)}]}
+        text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+        return text
+
+    def vision_width(self) -> int:
+        """Numbers per vision token."""
+        return int(self.vlm.config.text_config.hidden_size)
+
+    def text_inputs(self, texts: Sequence[str]) -> Inputs:
+        batch = self.processor.tokenizer(
+            list(texts), padding=True, padding_side="right", return_tensors="pt", split_special_tokens=True
+        ).to(self.device)
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "vision_tokens": torch.zeros(0, self.vision_width(), device=self.device),
+            "image_grid_thw": torch.zeros(0, 3, dtype=torch.long, device=self.device),
+        }
+
+    def make_trainable(self, tuning: Tuning, seed: int) -> None:
+        if self.settings.quantization != "none" and (tuning.tune or self.default_tune) == "full":
+            raise UserError(
+                f"training.tune full cannot train weights of {self.settings.quantization}. Set training.tune lora or "
+                "dora, or model.quantization none."
+            )
+        if self.lora is not None:
+            self._check_goes_on(self.lora, tuning)
+        super().make_trainable(tuning, seed)
+        self._mix()
+        if self.settings.gradient_checkpointing:
+            self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _check_goes_on(self, lora: LoraConfig, tuning: Tuning) -> None:
+        """Raises UserError where the LoRA that goes on being trained is not what the settings ask for."""
+        names = [name for name, _ in self.core.named_parameters() if "language_model." in name]
+        there = {part for name in names for part in name.split(".")}
+        adapted = sorted({name.split(".lora_A.")[0].split(".")[-1] for name in names if ".lora_A." in name})
+        pairs = {
+            "rank": (lora.r, tuning.lora.rank),
+            "alpha": (lora.lora_alpha, tuning.lora.alpha),
+            "dropout": (lora.lora_dropout, tuning.lora.dropout),
+            "targets": (", ".join(adapted), ", ".join(sorted(there & {*tuning.lora.targets}))),
+        }
+        differ = [f"{name} {has}, not {wanted}" for name, (has, wanted) in pairs.items() if has != wanted]
+        if differ:
+            raise UserError(
+                f"the adapter to go on from does not have training.lora's settings: {'; '.join(differ)}. "
+                "Set training.lora to the adapter's, or start without it."
+            )
+
+    def _check_parts(self, parts: tuple[str, ...]) -> None:
+        super()._check_parts(parts)
+        named = [name for name, _ in self.core.named_parameters() if name.startswith(TOWERS)]
+        seen = [part for part in parts if any(re.match(part, name) for name in named)]
+        if seen:
+            raise UserError(
+                f"training.parts: {', '.join(seen)} reach the vision tower, which stays frozen here: its output per "
+                "image is kept. Name parts of model.language_model."
+            )
+
+    def current_name(self, name: str) -> str:
+        if not name.startswith(PREFIX):  # a part trained in full, which only this program writes
+            return name
+        name = name.removeprefix(PREFIX)
+        for former, now in FORMER_NAMES:
+            name = former.sub(now, name)
+        return PREFIX + name
+
+    def _inject(self, lora: LoraConfig) -> None:
+        super()._inject(lora)
+        names = [name for name, _ in self.core.named_parameters() if "lora_" in name]
+        outside = [name for name in names if "language_model." not in name]
+        if outside:
+            raise UserError(
+                f"LoRA outside the language model of {self.base_path!r}: {len(outside)} of {len(names)} weights, the "
+                f"first {outside[0]}. The vision tower stays frozen here. Merge such an adapter into its base (PEFT's "
+                "merge_and_unload) and give the merged model as model.path."
+            )
+
+    def probe(self) -> torch.Tensor:
+        ids = torch.tensor([self.processor.tokenizer.encode("represent the given image")], device=self.device)
+        self._mix()
+        return self.module.hidden(input_ids=ids)
+
+    def _mix(self) -> None:
+        """Parts trained in full are float32: with others of half precision they need autocast."""
+        named = self.vlm.model.language_model.named_parameters()
+        types = {p.dtype for name, p in named if "lora_" not in name and p.is_floating_point()}
+        self.module.mixed = next(iter(types - {torch.float32})) if len(types) > 1 else None

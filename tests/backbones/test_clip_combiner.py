@@ -1,0 +1,452 @@
+"""CLIP with combiners against open_clip's own calls and plain computations, on tiny CLIPs with drawn weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from cirloop.artifacts import file_digest
+from cirloop.backbones import Item
+from cirloop.backbones.clip_combiner import pad
+from cirloop.backbones.clip_source import find_source
+from cirloop.backbones.combiners import AttentionFusion, Combiner, Encoded
+from cirloop.backbones.config import ClipCombinerSettings
+from cirloop.backbones.features import VisionFeatures
+from cirloop.training.config import TrainingSettings
+from cirloop.types import ImageId, UserError
+
+PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos"
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+CLIPS: dict[str, dict[str, Any]] = {
+    "vit": {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 16},
+    "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
+}
+TEXTS = ["is red and has long sleeves", "longer", "the same hat, but of straw, with a wide brim and a dark ribbon"]
+COMBINERS = ["sum", "combiner", "attention_fusion"]
+TRAINED = [(c, False) for c in COMBINERS[1:]] + [(c, True) for c in COMBINERS]
+
+
+class Photos:
+    """Images of the field's protocol: the files of a directory by name."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = {ImageId(file.name): file for file in files}
+
+    def load(self, image: ImageId) -> Image.Image:
+        return Image.open(self.files[image]).convert("RGB")
+
+    def digest(self, image: ImageId) -> str:
+        return file_digest(self.files[image])
+
+
+@pytest.fixture(scope="module")
+def photos() -> Photos:
+    files = sorted(PHOTOS.rglob("*.jpg"))[::60][:5]
+    if not files:
+        pytest.skip(f"no photographs in {PHOTOS}")
+    return Photos(files)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Configs of two tiny CLIPs, a ViT and a ResNet."""
+    directory = tmp_path_factory.mktemp("clips")
+    for name, vision in CLIPS.items():
+        config = {"embed_dim": 32, "quick_gelu": True, "vision_cfg": vision, "text_cfg": TEXT}
+        (directory / f"{name}.json").write_text(json.dumps(config))
+    return {name: str(directory / f"{name}.json") for name in CLIPS}
+
+
+def settings(clip: str, **changes: Any) -> ClipCombinerSettings:
+    return ClipCombinerSettings(**{"clip": clip, "path": "random", "combiner": "sum", **changes})
+
+
+def items(photos: Photos) -> list[Item]:
+    return [Item(image, text) for image, text in zip(photos.files, TEXTS, strict=False)]
+
+
+def queries(backbone: Any, photos: Photos, rows: list[Item] | None = None) -> torch.Tensor:
+    rows = rows or items(photos)
+    vision = backbone.encode_images([photos.load(row.image) for row in rows])
+    with torch.no_grad():
+        made: torch.Tensor = backbone.module(backbone.inputs(rows, vision))
+    return made
+
+
+def gallery(backbone: Any, photos: Photos) -> torch.Tensor:
+    return queries(backbone, photos, [Item(image) for image in photos.files])
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_features_are_open_clips(clips: dict[str, str], photos: Photos, kind: str, inside: bool) -> None:
+    backbone: Any = settings(clips[kind], pad_ratio=0, train_clip=inside).build()
+    clip = find_source(clips[kind], "random").build(0)
+    transform = image_transform_v2(PreprocessCfg(size=clip.visual.image_size), is_train=False)
+    pixels = torch.stack([transform(photos.load(image)) for image in photos.files])
+    with torch.no_grad():
+        images = clip.encode_image(pixels)
+        texts = clip.encode_text(open_clip.get_tokenizer("RN50x4")(TEXTS))
+        alone = backbone.module(backbone.text_inputs(TEXTS))
+    assert torch.allclose(gallery(backbone, photos), F.normalize(images, dim=-1), atol=1e-5)
+    assert torch.allclose(alone, F.normalize(texts, dim=-1), atol=1e-5)
+    assert torch.allclose(queries(backbone, photos), F.normalize(images[: len(TEXTS)] + texts, dim=-1), atol=1e-5)
+    assert (images @ images.T).std() > 0, "all photographs look the same to this CLIP"
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+@pytest.mark.parametrize("combiner", COMBINERS)
+def test_batches_and_both_paths_give_the_same_unit_vectors(
+    clips: dict[str, str], photos: Photos, kind: str, combiner: str, tmp_path: Path
+) -> None:
+    """Frozen or trained CLIP, alone or in a batch, features computed or kept: one embedding."""
+    frozen: Any = settings(clips[kind], combiner=combiner).build()
+    inside: Any = settings(clips[kind], combiner=combiner, train_clip=True).build()
+    together = queries(frozen, photos)
+    assert together.shape == (3, 32) and torch.allclose(together.norm(dim=1), torch.ones(3), atol=1e-5)
+    alone = torch.cat([queries(frozen, photos, [row]) for row in items(photos)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(together, queries(inside, photos), atol=1e-5)
+    assert torch.allclose(gallery(frozen, photos), gallery(inside, photos), atol=1e-5)
+    for backbone in (frozen, inside):
+        kept = VisionFeatures(backbone, photos, tmp_path)  # type: ignore[arg-type]
+        kept.ensure(list(photos.files))
+        vision = kept.get([row.image for row in items(photos)])
+        with torch.no_grad():
+            assert torch.allclose(backbone.module(backbone.inputs(items(photos), vision)), together, atol=1e-5)
+    assert frozen.vision_key != inside.vision_key and frozen.base_digest == inside.base_digest
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+def test_image_tokens_have_the_global_feature_first(clips: dict[str, str], photos: Photos, kind: str) -> None:
+    rows = [photos.load(image) for image in photos.files]
+    tokens = settings(clips[kind], combiner="attention_fusion").build().encode_images(rows)
+    places = {"vit": 16, "resnet": 4}[kind]
+    assert {v.tokens.shape for v in tokens} == {(1 + places, 32)}
+    pooled = settings(clips[kind]).build().encode_images(rows)
+    assert torch.allclose(
+        torch.stack([v.tokens[:1] for v in tokens]), torch.stack([v.tokens for v in pooled]), atol=1e-5
+    )
+    assert len({round(float(t.norm()), 4) for t in tokens[0].tokens}) == 1 + places
+
+
+def test_attention_fusion_starts_as_the_sum(clips: dict[str, str], photos: Photos) -> None:
+    """And its text tokens are the text's only: the token at the end sign is the text feature."""
+    fusion: Any = settings(clips["vit"], combiner="attention_fusion").build()
+    assert torch.allclose(queries(fusion, photos), queries(settings(clips["vit"]).build(), photos), atol=1e-5)
+    ids = fusion.text_inputs(TEXTS)["text"]
+    with torch.no_grad():
+        text = fusion.module.read(ids)
+        pooled = fusion.module.clip.encode_text(ids)
+    ends = text.mask.sum(1) - 1
+    assert ends.tolist() == [len(fusion.tokenizer.encode(t)) + 1 for t in TEXTS]
+    assert torch.allclose(text.tokens[torch.arange(3), ends], pooled, atol=1e-5)
+
+
+def test_text_past_the_end_sign_does_not_reach_a_fused_query() -> None:
+    torch.manual_seed(0)
+    fusion = AttentionFusion(8, 2, 0.0)
+    torch.nn.init.normal_(fusion.gate)
+    image = Encoded(torch.randn(2, 8), torch.randn(2, 5, 8))
+    tokens, mask = torch.randn(2, 6, 8), torch.arange(6) < torch.tensor([[3], [6]])
+    other = torch.where(mask.unsqueeze(-1), tokens, torch.randn(2, 6, 8))
+    text = torch.randn(2, 8)
+    made = fusion(image, Encoded(text, tokens, mask))
+    assert torch.allclose(made, fusion(image, Encoded(text, other, mask)), atol=1e-6)
+    assert not torch.allclose(made, fusion(image, Encoded(text, other, torch.ones_like(mask))), atol=1e-3)
+    turned = image._replace(tokens=image.tokens.flip(0))  # type: ignore[union-attr]
+    assert not torch.allclose(made, fusion(turned, Encoded(text, tokens, mask)), atol=1e-3)
+
+
+def test_the_combiner_is_clip4cirs_formula() -> None:
+    """In float64 with numpy, from the paper's figure: projections, mixture, share, weighted sum."""
+    torch.manual_seed(0)
+    network = Combiner(6, 4, 0.5).eval().double()
+    image, text = torch.randn(3, 6).double(), torch.randn(3, 6).double()
+    w = {name: value.detach().numpy() for name, value in network.state_dict().items()}
+
+    def layer(x: Any, name: str) -> Any:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    t, i = text.numpy(), image.numpy()
+    both = np.concatenate([np.maximum(layer(t, "project_text.0"), 0), np.maximum(layer(i, "project_image.0"), 0)], 1)
+    assert both.shape == (3, 2 * 4 * 6)
+    share = 1 / (1 + np.exp(-layer(np.maximum(layer(both, "share.0"), 0), "share.3")))
+    expected = layer(np.maximum(layer(both, "mixture.0"), 0), "mixture.3") + share * t + (1 - share) * i
+    assert np.allclose(network(Encoded(image), Encoded(text)).detach().numpy(), expected, atol=1e-12)
+    assert share.shape == (3, 1) and w["mixture.0.weight"].shape == (8 * 6, 8 * 6)
+
+
+def trainable(clip: str, combiner: str, inside: bool, **tuning: Any) -> Any:
+    backbone: Any = settings(clip, combiner=combiner, train_clip=inside, combiner_width=2).build()
+    backbone.make_trainable(TrainingSettings(**tuning), seed=0)
+    return backbone
+
+
+def loss_of(backbone: Any, photos: Photos) -> torch.Tensor:
+    """InfoNCE of three queries against the photographs: query i's target is photograph i + 1."""
+    rows, candidates = items(photos), [Item(image) for image in photos.files]
+    vectors = [
+        backbone.module(backbone.inputs(each, backbone.encode_images([photos.load(row.image) for row in each])))
+        for each in (rows, candidates)
+    ]
+    return F.cross_entropy(vectors[0] @ vectors[1].T / 0.1, torch.arange(len(rows)) + 1)
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+@pytest.mark.parametrize(("combiner", "inside"), TRAINED)
+def test_training_reaches_every_weight_and_lowers_the_loss(
+    clips: dict[str, str], photos: Photos, kind: str, combiner: str, inside: bool
+) -> None:
+    """Weights behind the fusion's gate, or behind a ResNet block that starts as the identity, move from step 2 on."""
+    backbone = trainable(clips[kind], combiner, inside)
+    parameters = backbone.trainable()
+    assert {name.split(".")[0] for name in parameters} == set(backbone.parts)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
+    before = float(loss_of(backbone, photos).detach())
+    backbone.module.train()
+    for step in range(2):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        loss_of(backbone, photos).backward()
+        assert [n for n, p in parameters.items() if p.grad is None] == []
+        if step == 1:
+            assert [n for n, p in parameters.items() if not p.grad.any()] == []
+        optimizer.step()
+        if step == 0:
+            backbone.module.eval()
+            assert float(loss_of(backbone, photos).detach()) < before
+            backbone.module.train()
+
+
+def test_clip_stays_in_eval_mode_and_only_the_combiner_drops(clips: dict[str, str], photos: Photos) -> None:
+    backbone = trainable(clips["resnet"], "combiner", True)
+    means = {n: b.clone() for n, b in backbone.module.clip.named_buffers()}
+    backbone.module.train()
+    assert backbone.module.combiner.training and not backbone.module.clip.visual.bn1.training
+    assert torch.equal(gallery(backbone, photos), gallery(backbone, photos))
+    assert not torch.equal(queries(backbone, photos), queries(backbone, photos))
+    assert all(torch.equal(b, means[n]) for n, b in backbone.module.clip.named_buffers())
+
+
+def test_saved_weights_give_the_same_queries_in_a_new_process(
+    clips: dict[str, str], photos: Photos, tmp_path: Path
+) -> None:
+    expected, told = {}, {}
+    for combiner, inside in TRAINED:
+        backbone = trainable(clips["vit"], combiner, inside)
+        optimizer = torch.optim.AdamW(backbone.trainable().values(), lr=1e-2)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss_of(backbone, photos).backward()
+            optimizer.step()
+        directory = tmp_path / f"{combiner}-{inside}"
+        backbone.save_adapter(directory)
+        expected[str(directory)] = torch.cat([queries(backbone, photos), gallery(backbone, photos)])
+        told[str(directory)] = backbone.settings.model_dump(mode="json")
+        assert not torch.allclose(queries(backbone.settings.build(), photos), expected[str(directory)][:3], atol=1e-3)
+    program = (
+        "import json, sys, torch; from pathlib import Path; from safetensors.torch import save_file\n"
+        "from tests.backbones.test_clip_combiner import ClipCombinerSettings, Photos, gallery, queries\n"
+        "told, photos = json.loads(sys.argv[1]), Photos([Path(file) for file in sys.argv[3:]])\n"
+        "built = {k: ClipCombinerSettings(**v).build(Path(k)) for k, v in told.items()}\n"
+        "made = {k: torch.cat([queries(b, photos), gallery(b, photos)]) for k, b in built.items()}\n"
+        "save_file(made, sys.argv[2]); print(*[b.fingerprint for b in built.values()])\n"
+    )
+    files = [str(file) for file in photos.files.values()]
+    command = [sys.executable, "-c", program, json.dumps(told), str(tmp_path / "made.safetensors"), *files]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    made = load_file(tmp_path / "made.safetensors")
+    assert all(torch.allclose(made[name], expected[name], atol=1e-5) for name in expected)
+    assert len(set(out.stdout.split())) == len(TRAINED)
+
+
+def test_a_trained_clip_loads_frozen_with_features_of_its_own(
+    clips: dict[str, str], photos: Photos, tmp_path: Path
+) -> None:
+    backbone = trainable(clips["vit"], "combiner", True)
+    torch.nn.init.normal_(backbone.module.clip.visual.proj)
+    backbone.save_adapter(tmp_path)
+    frozen: Any = settings(clips["vit"], combiner="combiner", combiner_width=2).build(tmp_path)
+    assert torch.allclose(queries(frozen, photos), queries(backbone, photos), atol=1e-5)
+    assert frozen.vision_key != settings(clips["vit"], combiner="combiner").build().vision_key  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="train_clip"):
+        frozen.make_trainable(TrainingSettings(), seed=0)
+
+
+def test_the_text_tower_alone_can_be_trained_with_kept_image_features(clips: dict[str, str], photos: Photos) -> None:
+    backbone = trainable(clips["vit"], "sum", False, parts=("clip.(?!visual)",))
+    loss_of(backbone, photos).backward()
+    assert [n for n, p in backbone.trainable().items() if p.grad is None or n.startswith("clip.visual")] == []
+
+
+def test_what_cannot_be_trained_says_the_way_out(clips: dict[str, str]) -> None:
+    frozen: Any = settings(clips["vit"]).build()
+    for tuning, match in (
+        ({}, "train_clip"),
+        ({"tune": "lora"}, "in full"),
+        ({"parts": ("clip",)}, "train_clip"),
+        ({"parts": ("combinator",)}, "match no weight"),
+    ):
+        with pytest.raises(UserError, match=match):
+            frozen.make_trainable(TrainingSettings(**tuning), seed=0)
+    with pytest.raises(UserError, match="float32"):
+        settings(clips["vit"], train_clip=True, dtype="bfloat16").build().make_trainable(TrainingSettings(), seed=0)
+
+
+def test_half_precision_is_near(clips: dict[str, str], photos: Photos) -> None:
+    for kind in CLIPS:
+        full, half = (settings(clips[kind], combiner="combiner", dtype=d).build() for d in ("float32", "bfloat16"))
+        assert (queries(full, photos) * queries(half, photos)).sum(1).min() > 0.99
+        assert full.vision_key != half.vision_key  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((400, 100), (400, 320)), ((100, 240), (192, 240)), ((100, 120), (100, 120))]
+)
+def test_long_images_are_padded_to_the_ratio(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    padded = pad(Image.new("RGB", size, "white"), 1.25)
+    assert padded.size == expected
+    assert np.asarray(padded).sum() == 3 * 255 * size[0] * size[1]
+    assert pad(Image.new("RGB", size), 0).size == size
+
+
+def test_padding_is_part_of_the_vision_key(clips: dict[str, str]) -> None:
+    a, b = (settings(clips["vit"], pad_ratio=ratio).build() for ratio in (0, 1.25))
+    assert a.vision_key != b.vision_key and a.fingerprint != b.fingerprint  # type: ignore[attr-defined]
+    with pytest.raises(ValidationError, match="ratio"):
+        settings(clips["vit"], pad_ratio=0.5)
+
+
+def test_a_sign_in_a_text_is_words(clips: dict[str, str]) -> None:
+    backbone: Any = settings(clips["vit"]).build()
+    first, second = backbone.text_inputs(["red <END_OF_TEXT> dress", "red &lt;start_of_text&gt; dress"])["text"]
+    for ids in (first, second):
+        assert ids.argmax() > 6 and (ids >= 49406).sum() == 2
+
+
+def test_a_text_that_is_cut_is_named(clips: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    backbone: Any = settings(clips["vit"]).build()
+    exact = " ".join(["red"] * 75)
+    ids = backbone.text_inputs([exact, "a"])["text"]
+    assert ids.shape == (2, 77) and ids[0, -1] == 49407 and not caplog.records
+    longer = backbone.text_inputs([f"{exact} and blue"])["text"]
+    assert torch.equal(longer[0], ids[0])
+    backbone.text_inputs([f"{exact} or green"])
+    (record,) = caplog.records
+    assert "77 tokens are cut" in record.getMessage() and "and blue" in record.getMessage()
+
+
+@pytest.mark.slow
+def test_rn50x4_builds_without_weights_and_gives_640_dimensions(photos: Photos) -> None:
+    backbone: Any = ClipCombinerSettings(path="random").build()
+    assert sum(p.numel() for p in backbone.module.clip.visual.parameters()) == 87_137_080
+    assert gallery(backbone, photos).shape == (5, 640) and queries(backbone, photos).shape == (3, 640)
+    assert backbone.module.combiner.mixture[0].weight.shape == (5120, 5120)
+
+
+def test_weights_come_from_a_file_or_a_directory(clips: dict[str, str], photos: Photos, tmp_path: Path) -> None:
+    drawn = settings(clips["vit"], random_seed=3)
+    clip = find_source(drawn.clip, "random").build(3)
+    save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
+    model = json.loads(Path(clips["vit"]).read_text())
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {"size": 32}}))
+    expected = queries(drawn.build(), photos)
+    for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
+        found = settings(clips["vit"], path=str(path))
+        assert torch.allclose(queries(found.build(), photos), expected, atol=1e-6)
+        assert found.find() == tmp_path / "open_clip_model.safetensors"
+    assert drawn.weights() != settings(clips["vit"]).weights() != found.weights()
+    assert drawn.find() == Path(clips["vit"])
+
+
+def test_a_directory_with_another_architecture_is_refused(clips: dict[str, str], tmp_path: Path) -> None:
+    save_file(find_source(clips["vit"], "random").build(0).state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": json.loads(Path(clips["vit"]).read_text())})
+    )
+    with pytest.raises(UserError, match=r"vision_cfg.width 80, not 48"):
+        settings("RN50x4", path=str(tmp_path)).find()
+    with pytest.raises(UserError, match="another architecture"):
+        settings(clips["resnet"], path=str(tmp_path / "open_clip_model.safetensors")).build()
+
+
+def test_weights_that_cannot_be_had_say_the_way_out(clips: dict[str, str], tmp_path: Path) -> None:
+    cut, pickled, config = tmp_path / "cut.safetensors", tmp_path / "RN50x4.pt", tmp_path / "a.json"
+    save_file({"a": torch.zeros(100)}, cut)
+    cut.write_bytes(cut.read_bytes()[:60])
+    pickled.write_bytes(b"")
+    config.write_text(json.dumps({"embed_dim": 8, "vision_cfg": {"depth": 3}, "text_cfg": {}}))
+    for clip, path, match in (
+        ("RN50x5", "random", r"Near: RN50x4"),
+        ("hf-hub:a/b", "random", r"no architecture"),
+        ("coca_ViT-B-32", "random", r"not CLIP's own"),
+        ("/nowhere/clip.json", "random", r"cannot be read"),
+        (str(config), "random", r"depth"),
+        ("RN50x4", "/nowhere/clip.safetensors", r"does not exist.*openai"),
+        ("RN50x4", str(cut), r"cannot be read as safetensors"),
+        ("RN50x4", str(pickled), r"pickle.*save_file"),
+        ("RN50x4", "openai", r"timm/resnet50x4_clip.openai.*beforehand"),
+        ("RN50x4", "hf-hub:nobody/nothing", r"nobody/nothing.*network"),
+    ):
+        with pytest.raises(UserError, match=match):
+            settings(clip, path=path).find()
+
+
+def test_attention_fusion_refuses_towers_without_tokens(tmp_path: Path) -> None:
+    vision = {"timm_model_name": "resnet18", "timm_pool": "", "timm_proj": "", "image_size": 32}
+    vision = {**vision, "timm_pool": "avg", "timm_proj": "linear"}
+    config = tmp_path / "timm.json"
+    config.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT}))
+    assert settings(str(config)).build()
+    with pytest.raises(UserError, match="ViT or ResNet"):
+        settings(str(config), combiner="attention_fusion").build()
+
+
+def test_building_does_not_move_torchs_generator(clips: dict[str, str]) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    settings(clips["vit"], combiner="combiner").build()
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.slow
+def test_the_loop_teaches_a_tiny_clip_to_find_images_far_above_chance(small: Any, tmp_path: Path) -> None:
+    """Warm-up, a mined round and evaluation, from drawn weights. Chance is 10 of 109 images; the drawn CLIP has 0.18.
+
+    What so few triplets teach is mostly to find the reference's own family of images, less to read the text.
+    """
+    from cirloop import experiment
+
+    config = {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 56, "patch_size": 14, "width": 64, "layers": 2, "head_width": 32},
+        "text_cfg": {**TEXT, "width": 64, "context_length": 32},
+    }
+    (tmp_path / "clip.json").write_text(json.dumps(config))
+    model = settings(str(tmp_path / "clip.json"), combiner="combiner", combiner_width=2, dropout=0, train_clip=True)
+    run = small(
+        tmp_path / "run",
+        model=model.model_dump(),
+        data={"train_families": 40, "train_triplets": 600, "eval_families": 10},
+        captioning={"enabled": False},
+        training={"warm_up_steps": 120, "steps": 30, "batch_size": 48, "learning_rate": 1e-3},
+    )
+    base, *_, last = experiment.run(run)
+    assert last["gallery"] == 110 and last["queries"] == 60
+    assert last["metrics"]["recall@10"] > max(3.5 * 10 / 109, base["metrics"]["recall@10"] + 0.15)

@@ -1,0 +1,141 @@
+"""Captions on the embedder's weights are those of a model of its own, and the embedder is left as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from cirloop.backbones import BackboneConfig, Item
+from cirloop.backbones.features import VisionFeatures
+from cirloop.captioning.base import Ask
+from cirloop.captioning.config import CaptioningSettings, FoundationConfig
+from cirloop.captioning.eyes import Eyes
+from cirloop.training.config import TrainingSettings
+from tests.backbones.tiny_models import WRITERS
+from tests.captioning.photographs import photographs
+
+FOUNDATION: Any = TypeAdapter(FoundationConfig)
+BACKBONE: Any = TypeAdapter(BackboneConfig)
+SETTINGS = CaptioningSettings()
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava")
+
+
+def directory_of(family: str, directory: Path) -> str:
+    return "tiny" if family == "qwen2_vl" else str(WRITERS[family](directory / family))
+
+
+def moved(backbone: Any, tune: str = "lora") -> Any:
+    """The embedder with a fresh trainable part, moved far from where it changes nothing."""
+    backbone.make_trainable(TrainingSettings(tune=tune), seed=1)
+    with torch.no_grad():
+        for name, parameter in backbone.trainable().items():
+            if "lora_A" not in name:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.05)
+    return backbone
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Settings of a foundation model, an embedder on the same base with a LoRA that was moved, and photographs."""
+    directory = tmp_path_factory.mktemp("lending")
+    base = {"type": request.param, "path": directory_of(request.param, directory), "dtype": "float32"}
+    images, ids = photographs(3, directory)
+    asks = [Ask(ids[0], ids[1], "make it red"), Ask(ids[1], ids[2], "with a longer hem and no sleeves")]
+    return FOUNDATION.validate_python(base), moved(BACKBONE.validate_python(base).build()), images, ids, asks
+
+
+def captions(captioner: Any, images: Any, asks: list[Ask], cache: Path) -> Any:
+    eyes = Eyes(captioner, images, cache, 4, lambda b, _: b)
+    prompts = SETTINGS.prompts(captioner.settings)
+    return (
+        eyes.write(prompts.rewrite, asks, 8, [0.0, 1.5], 3, "test"),
+        eyes.yes(prompts.verify, asks, "test"),
+    )
+
+
+def embedded(backbone: Any, images: Any, ids: Any, cache: Path) -> torch.Tensor:
+    items = [Item(ids[0], "make it red"), Item(ids[1])]
+    backbone.module.eval()
+    with torch.no_grad():
+        vision = VisionFeatures(backbone, images, cache).get([item.image for item in items])
+        vectors: torch.Tensor = backbone.module(backbone.inputs(items, vision))
+    return vectors
+
+
+def test_captions_are_those_of_a_model_of_its_own(both: Any, tmp_path: Path) -> None:
+    foundation, embedder, images, ids, asks = both
+    before = embedded(embedder, images, ids, tmp_path / "e")
+    captioner, own = foundation.build(embedder), foundation.build()
+    assert captioner.vlm is embedder.vlm and own.vlm is not embedder.vlm
+    assert captions(captioner, images, asks, tmp_path / "a") == captions(own, images, asks, tmp_path / "b")
+    assert captioner.fingerprint == own.fingerprint
+    assert getattr(captioner, "vision_key", None) == getattr(own, "vision_key", None)
+    assert torch.equal(embedded(embedder, images, ids, tmp_path / "e"), before), "the adapter did not come back"
+
+
+def test_the_adapter_would_show_if_it_stayed_on(both: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foundation, embedder, images, _, asks = both
+    right = captions(foundation.build(), images, asks, tmp_path)
+    monkeypatch.setattr(embedder, "switch_adapter", lambda on: None)
+    assert captions(foundation.build(embedder), images, asks, tmp_path)[1] != right[1]
+
+
+def test_training_goes_on_where_it_was(both: Any, tmp_path: Path) -> None:
+    foundation, embedder, images, _, asks = both
+    embedder.vlm.train()
+    learning = set(embedder.trainable())
+    assert learning
+    captions(foundation.build(embedder), images, asks, tmp_path)
+    assert set(embedder.trainable()) == learning
+    assert embedder.vlm.training and all(module.training for module in embedder.vlm.modules())
+    embedder.vlm.eval()
+
+
+def test_an_adapter_that_was_off_stays_off(both: Any, tmp_path: Path) -> None:
+    foundation, embedder, images, ids, asks = both
+    on = embedded(embedder, images, ids, tmp_path)
+    embedder.switch_adapter(False)
+    off = embedded(embedder, images, ids, tmp_path)
+    captions(foundation.build(embedder), images, asks, tmp_path)
+    assert torch.equal(embedded(embedder, images, ids, tmp_path), off)
+    embedder.switch_adapter(True)
+    assert torch.equal(embedded(embedder, images, ids, tmp_path), on) and not torch.equal(on, off)
+
+
+TINY = {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"dtype": "bfloat16"}, {"attention": "eager"}, {"type": "generic"}, {"type": "template", "path": ""}],
+)
+def test_another_form_of_the_model_is_loaded_for_itself(other: dict[str, Any]) -> None:
+    model, foundation = BACKBONE.validate_python(TINY), {**TINY, **other}
+    if foundation["type"] == "template":
+        foundation = {"type": "template"}
+    settings = FOUNDATION.validate_python(foundation)
+    assert not settings.shares(model)
+    assert getattr(settings.build(model.build()), "lender", None) is None
+
+
+def test_another_models_weights_are_loaded_for_themselves(tmp_path: Path) -> None:
+    other = FOUNDATION.validate_python({**TINY, "path": str(WRITERS["qwen2_vl"](tmp_path))})
+    embedder = BACKBONE.validate_python(TINY).build()
+    assert other.build(embedder).vlm is not embedder.vlm
+
+
+def test_another_pixel_budget_is_the_captioners_own() -> None:
+    small = FOUNDATION.validate_python({**TINY, "max_pixels": 56 * 56})
+    embedder = BACKBONE.validate_python(TINY).build()
+    captioner = small.build(embedder)
+    assert captioner.vlm is embedder.vlm and captioner.vision_key != embedder.vision_key
+
+
+def test_what_was_trained_in_full_is_not_lent() -> None:
+    """Parts trained in full cannot be switched off."""
+    embedder = moved(BACKBONE.validate_python(TINY).build(), tune="full")
+    assert FOUNDATION.validate_python(TINY).build(embedder).vlm is not embedder.vlm

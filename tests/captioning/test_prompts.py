@@ -1,0 +1,183 @@
+"""Prompts as files, answers read strictly, and the rule that stands for a model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cirloop.captioning.answers import text_of
+from cirloop.captioning.base import Ask
+from cirloop.captioning.config import CaptioningSettings, LlavaFoundation, Qwen2VLFoundation, TemplateFoundation
+from cirloop.captioning.eyes import Eyes
+from cirloop.captioning.prompts import DESCRIBE, REWRITE, VERIFY, Prompt, load, packaged
+from cirloop.captioning.rewrite import check_form, choose, write_candidates
+from cirloop.data import ShapesSettings
+from cirloop.types import ImageId, MinedNegative, UserError
+
+IMAGE = {"type": "image"}
+
+
+def said(prompt: Prompt, text: str) -> Any:
+    ((_, role), (_, content)) = sorted(prompt.messages(text)[0].items(), reverse=True)
+    assert role == "user"
+    return [part if part == IMAGE else part["text"] for part in content]
+
+
+def test_the_prompts_that_the_embedded_model_was_trained_on_say_what_they_always_did() -> None:
+    pictures = ["Picture 1: ", IMAGE, "Picture 2: ", IMAGE]
+    assert said(REWRITE, "A {b}") == [
+        *pictures,
+        "Another change of picture 1: A {b}\nDescribe the change from picture 1 to picture 2 in one short sentence. "
+        'Answer "none" if they show the same or have little in common.',
+    ]
+    assert said(VERIFY, "A") == [
+        *pictures,
+        "Is this the whole change from picture 1 to picture 2: A\nAnswer yes or no.",
+    ]
+    assert said(DESCRIBE, "") == [
+        *pictures,
+        "Both pictures are the same. Describe what it shows in one sentence: the kind of thing, its colours, pattern, "
+        "shape and details.",
+    ]
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_every_packaged_prompt_is_named_versioned_and_loads(name: str) -> None:
+    prompt = load(name)
+    assert name.rpartition("-")[2].isdigit() and prompt.name == name
+    assert prompt.num_images == (1 if "-side" in name else 2)
+    assert prompt.answer == ("yes_no" if "verify" in name else "json" if "json" in name else "plain")
+
+
+def test_a_text_that_looks_like_a_place_is_a_text() -> None:
+    assert said(Prompt("p-1", "{image} {text}"), "{image} {text}") == [IMAGE, " {image} {text}"]
+
+
+def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine-3.yaml"
+    file.write_text('answer: json\nturn: "{image}{image} From {text} to {\\"text\\": ...}"\n')
+    assert load(str(file)) == Prompt("mine-3", '{image}{image} From {text} to {"text": ...}', "json")
+    settings = CaptioningSettings(rewrite_prompt=str(file))
+    assert settings.prompts(Qwen2VLFoundation()).rewrite.name == "mine-3"
+    with pytest.raises(UserError, match=r"rewrite_prompt 'mine-3' has 2 places .* llava needs 1"):
+        settings.prompts(LlavaFoundation())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "not YAML"),
+        ("just words", "`answer` and `turn`"),
+        ("answer: plain", "`answer` and `turn`"),
+        ("answer: plain\nturn: '{text}'\nmore: 1", "nothing else"),
+        ("answer: xml\nturn: '{text}'", "'xml' is none of plain, json, yes_no"),
+        ("answer: plain\nturn: 'no place'", "must hold {text} once"),
+    ],
+)
+def test_what_is_wrong_with_a_prompt_is_said(tmp_path: Path, content: str, problem: str) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=problem):
+        load(str(file))
+
+
+def test_an_unknown_prompt_names_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"'rewrite-9' is none of describe-1, .*rewrite-2"):
+        CaptioningSettings(rewrite_prompt="rewrite-9").prompts(Qwen2VLFoundation())
+    with pytest.raises(UserError, match="verify_prompt 'rewrite-2'"):
+        CaptioningSettings(verify_prompt="rewrite-2").prompts(Qwen2VLFoundation())
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ('{"text": "make it red"}', "make it red"),
+        (' \n{ "text" : " make it \\"red\\" " }\n', 'make it "red"'),
+        ('```json\n{"text": "red"}\n```', "red"),
+        ('```\n{"text": "red"}\n```\n', "red"),
+        ("red", None),
+        ("", None),
+        ('"red"', None),
+        ('["red"]', None),
+        ("{}", None),
+        ('{"text": 1}', None),
+        ('{"text": null}', None),
+        ('{"Text": "red"}', None),
+        ('{"text": "red", "sure": true}', None),
+        ('{"text": "red", "text": "blue"}', None),
+        ('{"text": "red"} {"text": "red"}', None),
+        ('Sure: {"text": "red"}', None),
+        ('{"text": "red"}.', None),
+        ('{"text": "re', None),
+        ("{'text': 'red'}", None),
+        ('```json\n{"text": "red"}', None),
+        ('```json {"text": "red"}```', None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_a_json_answer_is_one_object_with_one_text(answer: str, text: str | None) -> None:
+    assert text_of(answer, "json") == text
+    assert text_of(answer, "plain") == answer
+
+
+@given(text=st.text().map(str.strip))
+def test_every_text_survives_json(text: str) -> None:
+    assert text_of(json.dumps({"text": text}), "json") == text
+
+
+class Scripted:
+    """A captioner with the property that it says what it is told, whatever is asked."""
+
+    name, sees, fingerprint = "scripted", "nothing", ""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+
+    def write(self, prompt: Prompt, asks: Any, *_: Any) -> list[str]:
+        return [self.answers.pop(0) for _ in asks]
+
+
+def candidates(captioner: Any, prompt: Prompt, settings: CaptioningSettings, directory: Path) -> Any:
+    """Candidates for one mined image of the embedded data, after the check of their form."""
+    train = ShapesSettings(train_families=2, train_triplets=2, eval_families=2).build().train
+    query = train.triplets[0].query
+    mined = [MinedNegative(query.id, train.gallery.ids[3], 1, 0.5, 2, 0.4, "top_k")]
+    eyes = Eyes(captioner, train.images, directory, 4, lambda b, _: b)
+    made = write_candidates(eyes, mined, {query.id: query}, settings, 1, prompt)
+    return query, [check_form(c, settings) for c in made]
+
+
+def test_an_answer_of_another_kind_is_unparseable_and_kept_as_it_is(tmp_path: Path) -> None:
+    told = Scripted('{"text": "make it red"}', "make it blue", '{"text": "none"}', '{"text": "make it red"}')
+    _, made = candidates(told, load("rewrite-json-1"), CaptioningSettings(candidates=4), tmp_path)
+    assert [(c.text, c.reason) for c in made] == [
+        ("make it red", ""), ("make it blue", "unparseable"), ("none", "declined"),
+    ]  # fmt: skip
+    (row,), _ = choose(made, set(), CaptioningSettings(), 1, "scripted")
+    assert row.prompt == "rewrite-json-1"
+
+
+@pytest.mark.parametrize("prompt", ["rewrite-2", "rewrite-json-1"])
+def test_texts_of_the_template_say_so(prompt: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        captioner = TemplateFoundation().build()
+    assert [r.message for r in caplog.records if "sees no picture" in r.message]
+    settings = CaptioningSettings(candidates=4, verify=0)
+    query, made = candidates(captioner, load(prompt), settings, tmp_path)
+    assert len(made) > 1 and all(query.text in c.text and not c.reason for c in made)
+    accepted, _ = choose(made, set(), settings, 1, captioner.name)
+    assert [a.captioner for a in accepted] == ["template (no model)"]
+    ask = Ask(ImageId("a"), ImageId("b"), "red and blue and green")
+    assert captioner.write(load("rewrite-2"), [ask], [], 4, 0.0, 0) == ["not quite this: red"]
+
+
+def test_the_template_cannot_judge_and_that_is_said_beforehand() -> None:
+    CaptioningSettings(verify=0).check(TemplateFoundation())
+    with pytest.raises(UserError, match=r"captioning.verify 0.5: .*'template'.* Set captioning.verify to 0"):
+        CaptioningSettings().check(TemplateFoundation())
