@@ -25,6 +25,7 @@ from cirloop.backbones import Qwen2VLSettings
 from cirloop.data.shapes.splits import FAMILY_SIZE, held_out
 from cirloop.problems import Problems
 from cirloop.types import UserError
+from tests.test_models_loop import model_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
@@ -228,6 +229,23 @@ def test_a_sentence_encoder_is_the_mean_over_its_tokens(shapes: Path, tmp_path: 
     settings = read(options.output)["settings"]
     assert settings["text_model"] == encoder.fingerprint != settings["model"]
     assert read(options.report)["texts_cut"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["blip2", "clip combiner"])
+def test_any_embedder_of_a_run(name: str, shapes: Path, tmp_path: Path) -> None:
+    """BLIP-2 with 4 vectors an image, and a CLIP; what cannot be used is one error."""
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps({"model": model_of(name, tmp_path)}))
+    done = command(*flags(shapes, tmp_path / "out.json", "--run-config", settings))
+    assert done.returncode == 0, done.stderr
+    samples = [json.loads(line) for line in (shapes / "samples.jsonl").read_text().splitlines()]
+    samples = [row for row in samples if row["split"] == "train"]
+    images = {row["image"] for row in samples}
+    check(read(tmp_path / "out.json"), samples, digests_of(shapes / "images", images))
+    settings.write_text("{}")
+    done = command(*flags(shapes, tmp_path / "out.json", "--run-config", settings))
+    assert done.returncode == 2 and "has no `model` that can be used" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_embedder_on_texts_takes_a_text_for_words() -> None:

@@ -38,6 +38,7 @@ TYPED = {
     "mining": "negative_strategy",
     "model": "model_backbone",
     "foundation": "foundation_model_backbone",
+    "training.loss": "loss",
 }
 """Groups of settings that a flag may give another type, and the flag."""
 
@@ -89,6 +90,7 @@ class RunConfig(BaseSettings):
             "mining.k": "hard_negative_k",
             "mining.n_def": "n_def",
             "training.batch_size": "batch_size",
+            "training.loss.type": "loss",
             "training.learning_rate": "learning_rate",
             "runtime.num_processes": "num_processes",
             "runtime.accelerate_config": "accelerate_config",
@@ -179,7 +181,12 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             source = YamlConfigSettingsSource(settings_cls, yaml_file=files, deep_merge=True)
             for group, type_ in types.items():
-                source.init_kwargs[group] = _of_type(source.init_kwargs.get(group, {}), group, type_)
+                *outer, name = group.split(".")
+                node: Any = source.init_kwargs
+                for part in outer:
+                    node = node.setdefault(part, {}) if isinstance(node, dict) else node
+                if isinstance(node, dict):
+                    node[name] = _of_type(node.get(name, {}), group, type_)
             return (init_settings, source)
 
     Parsed.__doc__ = RunConfig.__doc__
@@ -194,7 +201,9 @@ def _of_type(settings: Any, group: str, type_: str) -> Any:
     """A file's settings of a group whose type a flag changes: those that the new type has too."""
     if not isinstance(settings, dict) or settings.get("type") == type_:
         return settings
-    union = RunConfig.model_fields[group].annotation
+    union: Any = RunConfig
+    for part in group.split("."):
+        union = union.model_fields[part].annotation
     known = {n for kind in get_args(union) if kind.model_fields["type"].default == type_ for n in kind.model_fields}
     left = [name for name in settings if name not in known]
     if left and known:

@@ -20,7 +20,6 @@ from cirloop.backbones.blip2 import plain
 from cirloop.backbones.config import Blip2Settings
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
-from cirloop.backbones.target_pad import target_pad
 from cirloop.backbones.weights import PARTS_WEIGHTS, resolve
 from cirloop.training.config import TrainingSettings
 from cirloop.training.trainer import Pair
@@ -152,15 +151,6 @@ def test_kept_features_are_the_towers_on_pixels(
             hidden = backbone.model.vision_model(pixel_values=pixels).last_hidden_state[0]
         assert made.grid == (1, 4, 4) and close(made.tokens, hidden)
     assert torch.equal(embed(backbone, QUERIES, again), embed(backbone, QUERIES, vision))
-
-
-@pytest.mark.parametrize(
-    ("size", "padded"), [((100, 300), (240, 300)), ((300, 100), (300, 240)), ((90, 100), (90, 100))]
-)
-def test_padding_leaves_no_side_longer_than_the_ratio(size: tuple[int, int], padded: tuple[int, int]) -> None:
-    image = target_pad(Image.new("RGB", size, "white"), 1.25)
-    assert image.size == padded and image.getpixel((padded[0] // 2, padded[1] // 2)) == (255, 255, 255)
-    assert padded == size or image.getpixel((0, 0)) == (0, 0, 0)
 
 
 @NEEDS_PHOTOS

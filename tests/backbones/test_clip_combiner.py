@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from cirloop.artifacts import file_digest
 from cirloop.backbones import Item
-from cirloop.backbones.clip_combiner import pad
 from cirloop.backbones.clip_source import find_source
 from cirloop.backbones.combiners import AttentionFusion, Combiner, Encoded
 from cirloop.backbones.config import ClipCombinerSettings
@@ -313,16 +312,6 @@ def test_half_precision_is_near(clips: dict[str, str], photos: Photos) -> None:
         full, half = (settings(clips[kind], combiner="combiner", dtype=d).build() for d in ("float32", "bfloat16"))
         assert (queries(full, photos) * queries(half, photos)).sum(1).min() > 0.99
         assert full.vision_key != half.vision_key  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"), [((400, 100), (400, 320)), ((100, 240), (192, 240)), ((100, 120), (100, 120))]
-)
-def test_long_images_are_padded_to_the_ratio(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    padded = pad(Image.new("RGB", size, "white"), 1.25)
-    assert padded.size == expected
-    assert np.asarray(padded).sum() == 3 * 255 * size[0] * size[1]
-    assert pad(Image.new("RGB", size), 0).size == size
 
 
 def test_padding_is_part_of_the_vision_key(clips: dict[str, str]) -> None:

@@ -81,7 +81,9 @@ def test_an_index_refuses_several_vectors() -> None:
         indexed_rows(QUERIES, SEVERAL, 3, "flat")
     gallery = Gallery("g", tuple(ImageId(f"{i:03}") for i in range(90)))
     with pytest.raises(UserError, match="Use exact"):
-        search.rank([Query(QueryId("q"), gallery.ids[0], "")], [gallery.ids[1]], gallery, QUERIES[:1], SEVERAL, 3, "faiss")
+        search.rank(
+            [Query(QueryId("q"), gallery.ids[0], "")], [gallery.ids[1]], gallery, QUERIES[:1], SEVERAL, 3, "faiss"
+        )
 
 
 def test_what_is_not_finite_is_named_by_its_row() -> None:

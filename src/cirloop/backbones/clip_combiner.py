@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transform import image_transform_v2
 from open_clip.transformer import VisionTransformer
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from torchvision.transforms import Compose, Normalize
 
@@ -34,6 +34,7 @@ from cirloop.backbones.adapter import Adapted
 from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
 from cirloop.backbones.clip_source import Source, find_source
 from cirloop.backbones.combiners import Encoded, combiner
+from cirloop.backbones.target_pad import target_pad
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -150,7 +151,9 @@ class ClipCombiner(Adapted):
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> list[VisionInput]:
         assert self.vision_is_frozen(), "the image tower is trained: its output may not be kept"
-        pixels = [np.asarray(self.resize(pad(image, self.settings.pad_ratio)), dtype=np.uint8) for image in images]
+        pixels = [
+            np.asarray(self.resize(target_pad(image, self.settings.pad_ratio)), dtype=np.uint8) for image in images
+        ]
         pixels_BHWC = torch.from_numpy(np.stack(pixels))
         if self.settings.train_clip:
             height, width = pixels_BHWC.shape[1:3]
@@ -208,18 +211,6 @@ class ClipCombiner(Adapted):
         images = ramp.to(torch.uint8) if self.settings.train_clip else self.module.see(ramp.to(torch.uint8))
         out: torch.Tensor = self.module({"images": images, **self.text_inputs(["is red and has long sleeves"])})
         return out
-
-
-def pad(image: Image.Image, ratio: float) -> Image.Image:
-    """Black bars on the long sides of an image whose sides differ by more than `ratio`, until they differ by that.
-
-    CLIP4Cir's preprocessing: a centre crop then loses less of a tall picture. 0 = none.
-    """
-    longer, shorter = max(image.size), min(image.size)
-    if not ratio or longer / shorter < ratio:
-        return image
-    x, y = (max(int((longer / ratio - side) / 2), 0) for side in image.size)
-    return ImageOps.expand(image.convert("RGB"), (x, y, x, y))
 
 
 def _bytes_transform(source: Source) -> Compose:

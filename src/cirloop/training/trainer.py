@@ -198,7 +198,9 @@ class Trainer:
             with nullcontext() if call is calls[-1] else self.accelerator.no_sync(self.module):
                 made = forward(*call)
                 parts = [v.flatten() @ grads[i].flatten() for i, v in zip(call, made, strict=True)]
-                self.accelerator.backward(torch.stack(parts).sum())
+                total = torch.stack(parts).sum()
+                if total.requires_grad:  # images alone have no trained weight in some models
+                    self.accelerator.backward(total)
         return float(loss.detach())
 
     def _assert_gradients(self) -> None:

@@ -1,0 +1,50 @@
+"""One encoder: mining, evaluation, training, and the tool without a cache give the same vectors, whatever the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from cirloop.add_negatives.encoders import image_vectors
+from cirloop.backbones import BackboneConfig, Item
+from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.similarity import pooled
+from cirloop.data import ShapesSettings
+from cirloop.retrieval.embed import embed, query_items
+from cirloop.training import TrainingSettings
+from cirloop.training.batches import Batches
+from cirloop.training.trainer import Trainer
+from cirloop.worker import accelerator
+from tests.backbones.tiny_models import WRITERS
+from tests.test_models_loop import model_of
+
+MODELS = [*WRITERS, "blip2", "clip sum", "clip combiner", "clip attention_fusion", "clip combiner trained"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_paths_give_the_same_vectors(name: str, tmp_path: Path) -> None:
+    train = ShapesSettings(train_families=2, train_triplets=10, eval_families=2).build().train
+    backbone: Any = TypeAdapter(BackboneConfig).validate_python(model_of(name, tmp_path)).build()
+    features = VisionFeatures(backbone, train.images, tmp_path / "cache")
+    queries = query_items([t.query for t in train.triplets])
+    images = [Item(image) for image in train.gallery.ids]
+    searched = [embed(backbone, features, items, 3, lambda batches, _: batches, "") for items in (queries, images)]
+    if name != "clip sum":  # which has nothing to train while CLIP is frozen
+        settings = TrainingSettings(batch_size=4)
+        backbone.make_trainable(settings, 0)
+        batches = Batches(train.triplets, [], [], 4, 0.0, 0, 0)
+        trainer = Trainer(backbone, features, batches, settings, 1, 0, "", tmp_path / "w", 0, accelerator())
+        trainer.module.eval()  # without dropout
+        with torch.no_grad():
+            trained = [made.numpy() for made in trainer.module([trainer._inputs(queries), trainer._inputs(images)])]
+        for one, other in zip(searched, trained, strict=True):
+            assert one.shape == other.shape and np.abs(one - other).max() < 1e-5
+    from_pixels = image_vectors(backbone, [train.images.load(image) for image in train.gallery.ids])
+    assert np.abs(from_pixels - pooled(searched[1])).max() < 1e-5
+    assert np.abs(np.linalg.norm(searched[0], axis=-1) - 1).max() < 1e-5
+    assert searched[1].ndim == (3 if name == "blip2" else 2)
