@@ -294,3 +294,24 @@ def test_flags_are_read_before_torch_is_loaded() -> None:
     """So that a mistyped flag and --help answer at once."""
     code = "import sys, cirloop.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "loss"),
+    [
+        ("--loss triplet", {"type": "triplet", "margin": 0.2}),
+        (
+            "--training.loss.type bradley_terry --training.loss.temperature 0.5",
+            {"type": "bradley_terry", "temperature": 0.5},
+        ),
+        ("--loss info_nce", {"type": "info_nce", "temperature": 0.05, "mask_margin": None}),
+    ],
+)
+def test_another_loss_by_flag_leaves_out_what_it_lacks(flags: str, loss: dict[str, Any]) -> None:
+    """The file's temperature stays where the loss has one, and is no error where it has none."""
+    assert load(flags.split(), CONFIGS / "shapes.yaml").training.loss.model_dump() == loss
+
+
+def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match="'bradley_terry', 'sum', 'triplet', 'info_nce'"):
+        load(["--loss", "dpo"], CONFIGS / "shapes.yaml")
