@@ -1,8 +1,9 @@
 """Memory of captioning beside the embedder: on its weights with its adapter off, and with a model of its own.
 
 Writes a random Qwen2-VL of about 200 million weights to a temporary directory. Three child processes embed the same
-images and texts with a LoRA on; two of them also write, verify and embed again, as a round of the loop does. Prints the
-peak resident memory of each, as measured by the kernel, and its ratio to the embedder's alone.
+images and texts with a LoRA on; two of them also write, verify and embed again, as a round of the loop does. Two more
+run a whole round: without new texts, and with texts on the embedder's weights. Prints the peak resident memory of each,
+as measured by the kernel, and its ratio to the first of its kind.
 
     python benchmarks/shared_base_memory.py
 """
@@ -21,6 +22,8 @@ PARTS = {
     "embedder": "the embedder alone",
     "shared": "captions on the embedder's weights",
     "separate": "captions by a model of its own",
+    "round": "a round without new texts",
+    "round shared": "a round with texts on the embedder's weights",
 }
 
 
@@ -92,13 +95,30 @@ def work(part: str, directory: Path) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def run_round(part: str, directory: Path) -> int:
+    """Peak resident memory in KiB of warm-up, mining, captions, training and evaluation, a step of each training."""
+    from cirloop import experiment
+    from cirloop.config import RunConfig
+
+    model = {"type": "qwen2_vl", "path": str(directory), "dtype": "float32"}
+    captions = {"candidates": 2, "batch_size": BATCH, "max_new_tokens": 8, "verify": 0.5, "round_trip": 20}
+    experiment.run(RunConfig(
+        experiment_dir=directory / part, model=model, foundation=model, num_iterations=1,
+        data={"type": "shapes", "train_families": 2, "train_triplets": NUM_PAIRS, "eval_families": 2},
+        mining={"type": "top_k", "k": 1, "below": "all"}, captioning={**captions, "enabled": part == "round shared"},
+        training={"warm_up_steps": 1, "steps": 1, "batch_size": BATCH, "num_negatives": 0},
+        runtime={"cache_dir": directory / f"cache {part}", "embed_batch_size": BATCH},
+    ))  # fmt: skip
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
-        print(work(args.part, args.directory))
+        print((run_round if args.part.startswith("round") else work)(args.part, args.directory))
         return
     from cirloop.report.terminal import table
 
@@ -109,7 +129,8 @@ def main() -> None:
             command = [sys.executable, __file__, "--part", part, "--directory", name]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             peaks[part] = int(done.stdout.split()[-1]) * 1024
-    rows = [(PARTS[p], f"{peak / 1e9:.2f} GB", f"{peak / peaks['embedder']:.3f}") for p, peak in peaks.items()]
+    first = {part: peaks["round" if part.startswith("round") else "embedder"] for part in peaks}
+    rows = [(PARTS[p], f"{peak / 1e9:.2f} GB", f"{peak / first[p]:.3f}") for p, peak in peaks.items()]
     table(f"Peak memory, {num / 1e6:.0f} million weights in float32", ("process", "peak", "ratio"), rows)
 
 
