@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cirloop.config import RunConfig, differences, from_json, load
+from cirloop.config import RunConfig, from_json, load
 from cirloop.data.sources import Sources
+from cirloop.settings import differences
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -286,21 +286,3 @@ def _names() -> set[str]:
 
     walk(RunConfig, "")
     return names
-
-
-def _by_place(value: Any) -> Any:
-    """A list of groups of settings as a group by place."""
-    groups = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
-    return {str(place): each for place, each in enumerate(value)} if groups else value
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines `setting: old -> new`."""
-    lines = []
-    for key in sorted({*old, *new}):
-        a, b = _by_place(old.get(key)), _by_place(new.get(key))
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return lines

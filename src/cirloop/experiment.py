@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cirloop.artifacts import MANIFEST, Store, write_json
-from cirloop.config import RunConfig, differences, from_json
+from cirloop.config import RunConfig, from_json
 from cirloop.data import Dataset
 from cirloop.data.sources import Sources
 from cirloop.evaluation import protocols
@@ -20,6 +20,7 @@ from cirloop.negatives.attributes.images import image_attributes
 from cirloop.problems import Problems, ProblemsFound
 from cirloop.report.terminal import metric_rows, progress, table
 from cirloop.run import Run
+from cirloop.settings import differences
 from cirloop.types import EvalSplit, TrainSplit, UserError, benchmark_of
 
 logger = logging.getLogger(__name__)
