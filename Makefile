@@ -7,7 +7,7 @@ check:  # ruff check, ruff format --check, mypy
 	@scripts/check.sh
 
 test:  # pytest alone; ./run_tests.sh is check and test
-	@$(env) && "$$python" -m pytest
+	@$(env) && OMP_NUM_THREADS=1 "$$python" -m pytest -n 2 --dist loadfile
 
 bench:  # every benchmark, one after the other
 	@$(env) && for file in benchmarks/*.py; do echo "== $$file" && "$$python" "$$file" || exit 1; done

@@ -10,4 +10,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup_env.sh"
 setup_env --dev
 cd "$root"
 PYTHON="$python" scripts/check.sh
-exec "$python" -m pytest "$@"  # last, so that pytest's closing line closes the output
+# Two processes of one thread each, a file of tests to one of them: for small models quicker than threads. `-n 0`: one.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$python" -m pytest -n 2 --dist loadfile "$@"  # last, so that pytest's closing line closes the output
