@@ -333,9 +333,19 @@ def test_the_three_forms_of_annotations(form: str, tmp_path: Path) -> None:
 
 
 def test_a_failed_process_ends_the_tool_with_its_error_and_leaves_nothing(shapes: Path, tmp_path: Path) -> None:
-    done = command(*flags(shapes, tmp_path / "out.json", "--num-gpus", 2, "--model-path", tmp_path / "nowhere"))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"cut short")
+    done = command(*flags(shapes, tmp_path / "out.json", "--num-gpus", 2, "--adapter", adapter))
     assert done.returncode == 2 and "of 2 ended with exit code 2" in done.stderr
-    assert "does not exist" in done.stderr and "Traceback" not in done.stderr
+    assert "cannot be read" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [adapter]
+
+
+def test_a_model_that_is_not_there_is_said_before_a_process_starts(shapes: Path, tmp_path: Path) -> None:
+    done = command(*flags(shapes, tmp_path / "out.json", "--model-path", tmp_path / "nowhere"))
+    assert done.returncode == 2 and "does not exist" in done.stderr and "ended with exit code" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
