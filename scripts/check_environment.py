@@ -21,6 +21,7 @@ MODULES = {
     "faiss-gpu": "faiss",
     "open-clip-torch": "open_clip",
     "pillow": "PIL",
+    "pytest-xdist": "xdist",
     "pyyaml": "yaml",
     "types-pyyaml": "yaml-stubs",
 }  # distribution name -> module, where it is not the name with underscores

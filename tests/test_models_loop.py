@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from transformers import BertTokenizer
 
 from cirloop import experiment
 from cirloop.data import ShapesSettings
+from cirloop.training import TrainingSettings
+from cirloop.types import UserError
 from tests.backbones.tiny_blip2 import save_blip2
 from tests.backbones.tiny_models import WRITERS
 
@@ -69,9 +72,9 @@ def test_a_round_with_gradient_caching(name: str, small: Any, tmp_path: Path) ->
     loss = {"type": "bradley_terry"} if name == "blip2" else {"type": "triplet"} if "clip" in name else {}
     options = {"data": {"type": "shapes", **DATA}, "mining": {"type": "band", "k": 2}, **NO_TEXTS}
     experiment.run(small(tmp_path / "run", model=model, training={**training, "loss": loss}, **options))
-    found = results(tmp_path / "run")
-    assert {"base", "0", "1"} <= found.keys()
-    assert all(0 <= row["recall@50"] <= 1 for row in found.values())
+    made = json.loads((tmp_path / "run" / "evaluation_results.json").read_text("utf-8"))["results"]
+    assert [row["iteration"] for row in made] == ["base", "0", "1"]
+    assert len({row["model"] for row in made}) == 3, "an iteration was evaluated with the weights of another"
     mined = json.loads((tmp_path / "run" / "hard_negatives_iter_0.json").read_text("utf-8"))
     assert mined["negatives"]
     log = json.loads((tmp_path / "run" / "checkpoint_iter_1" / "training_log.json").read_text("utf-8"))
@@ -105,3 +108,32 @@ def test_blip2_learns_from_a_random_start_with_a_frozen_random_tower(small: Any,
     experiment.run(small(tmp_path / "run", model=blip2(tmp_path, data), training=training, **options))
     found = results(tmp_path / "run")
     assert found["base"]["recall@10"] < 0.25 < 0.35 < min(found["0"]["recall@10"], found["1"]["recall@10"])
+
+
+def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_path: Path) -> None:
+    """An index over images of several vectors, and a model with nothing to train: both in one error."""
+    options = {"data": {"type": "shapes", **DATA}, **NO_TEXTS}
+    searched = {"runtime": {"search": "faiss"}, "mining": {"type": "top_k", "k": 2, "search": "ivf"}}
+    with pytest.raises(UserError, match=r"(?s)runtime\.search faiss.*mining\.search ivf.*Use exact"):
+        experiment.run(small(tmp_path / "run", model=blip2(tmp_path, DATA), **options, **searched))
+    for model, training, said in (
+        ({"combiner": "sum"}, {}, "nothing to train"),
+        ({"combiner": "combiner"}, {"tune": "lora"}, "trained in full"),
+    ):
+        with pytest.raises(UserError, match=said):
+            experiment.run(small(tmp_path / "run", model=clip(tmp_path, **model), training=training, **options))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"hardest": 3, "loss": {"type": "triplet"}}, "hardest 3 does nothing with loss triplet"),
+        ({"tune": "lora", "parts": ["model"]}, "parts are for tune full, not lora"),
+        ({"rates": {"clip(": 1e-6}}, r"'clip\(' is no pattern"),
+        ({"rates": {"clip": 0}}, "greater than 0"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(training: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TrainingSettings.model_validate(training)

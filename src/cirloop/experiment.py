@@ -56,10 +56,20 @@ def check(config: RunConfig) -> Dataset:
         except UserError as error:
             problems.add(name, str(error))
     try:
+        if config.num_iterations or config.training.warm_up_steps:
+            config.model.check_training(config.training)
+    except UserError as error:
+        problems.add("training", str(error))
+    try:
         if config.captioning.enabled:
             config.captioning.check(config.foundation)
     except UserError as error:
         problems.add("captioning", str(error))
+    for name, search in (("runtime.search", config.runtime.search), ("mining.search", config.mining.search)):
+        if search != "exact" and config.model.several_vectors:
+            problems.add(
+                f"{name} {search}", f"is for images of one vector; {config.model.type} gives several. Use exact"
+            )
     for name, file in (
         ("--accelerate_config", config.runtime.accelerate_config),
         ("--deepspeed", config.runtime.deepspeed),

@@ -185,14 +185,8 @@ class ClipCombiner(Adapted):
 
     def make_trainable(self, tuning: Tuning, seed: int) -> None:
         """Free the combiner, and with `train_clip` CLIP; raises UserError for a LoRA, and where nothing is left."""
-        if tuning.tune not in (None, "full"):
-            raise UserError(f"training.tune {tuning.tune!r}: clip_combiner is trained in full; leave the setting out.")
+        self.settings.check_training(tuning)
         parts = tuning.parts or self.trained_parts or self.parts
-        if not parts:
-            raise UserError(
-                "model.combiner `sum` has no weights and CLIP is frozen: nothing to train. Set model.train_clip, "
-                "choose the combiner `combiner` or `attention_fusion`, or train for 0 steps."
-            )
         freed = re.compile("|".join(f"(?:{part})" for part in parts))
         names = [name for name, _ in self.core.named_parameters() if freed.match(name)]
         if not self.settings.train_clip and any(name.startswith("clip.visual.") for name in names):

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cirloop.backbones.weights import resolve, resolve_adapter, weights_digest
 from cirloop.settings import Settings, default_type
+from cirloop.types import UserError
 
 if TYPE_CHECKING:
-    from cirloop.backbones.base import Backbone
+    from cirloop.backbones.base import Backbone, Tuning
 
 
 class ModelSettings(Settings):
     """What every model's settings have: where its weights are."""
 
+    several_vectors: ClassVar[bool] = False
+    """A gallery image has several vectors, which no index searches."""
     type: str
     path: str
+
+    def check_training(self, tuning: Tuning) -> None:
+        """Raises UserError where a model of these settings cannot be trained so, as far as the settings tell."""
 
     def find(self) -> Path:
         """The local directory of the weights. Raises UserError with all that is wrong."""
@@ -49,6 +55,13 @@ class VlmSettings(ModelSettings):
     """`nf4`: the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs bitsandbytes and CUDA."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
+
+    def check_training(self, tuning: Tuning) -> None:
+        if self.quantization != "none" and tuning.tune == "full":
+            raise UserError(
+                f"training.tune full cannot train weights of {self.quantization}. Set training.tune lora or dora, or "
+                "model.quantization none."
+            )
 
     def content(self) -> dict[str, str | None]:
         adapter = None if self.start_adapter is None else weights_digest(resolve_adapter(self.start_adapter))
@@ -138,6 +151,7 @@ class LlavaSettings(VlmSettings):
 class Blip2Settings(ModelSettings):
     """BLIP-2 as QuRe uses it (ICML 2025, arXiv 2507.12416): trained Q-Former, 32 vectors per gallery image."""
 
+    several_vectors: ClassVar[bool] = True
     type: Literal["blip2"] = "blip2"
     path: str = "Salesforce/blip2-itm-vit-g"
     """Directory or hub name of a `Blip2ForImageTextRetrieval`."""
@@ -192,6 +206,15 @@ class ClipCombinerSettings(ModelSettings):
         if 0 < ratio < 1:
             raise ValueError(f"{ratio} is no ratio of the longer side to the shorter: give 1 or more, or 0 for none")
         return ratio
+
+    def check_training(self, tuning: Tuning) -> None:
+        if tuning.tune not in (None, "full"):
+            raise UserError(f"training.tune {tuning.tune!r}: clip_combiner is trained in full; leave the setting out.")
+        if self.combiner == "sum" and not self.train_clip and not tuning.parts:
+            raise UserError(
+                "model.combiner `sum` has no weights and CLIP is frozen: nothing to train. Set model.train_clip, "
+                "choose the combiner `combiner` or `attention_fusion`, or train for 0 steps."
+            )
 
     def find(self) -> Path:
         """The file of the weights; of the architecture where they are drawn."""

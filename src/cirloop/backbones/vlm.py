@@ -140,11 +140,7 @@ class VlmEmbedder(VisionBase, Adapted):
         }
 
     def make_trainable(self, tuning: Tuning, seed: int) -> None:
-        if self.settings.quantization != "none" and (tuning.tune or self.default_tune) == "full":
-            raise UserError(
-                f"training.tune full cannot train weights of {self.settings.quantization}. Set training.tune lora or "
-                "dora, or model.quantization none."
-            )
+        self.settings.check_training(tuning)
         if self.lora is not None:
             self._check_goes_on(self.lora, tuning)
         super().make_trainable(tuning, seed)

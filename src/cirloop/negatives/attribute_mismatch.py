@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.attributes.table import Table
-from cirloop.negatives.base import About, Block, Rows, Strategy, hardest
+from cirloop.negatives.attributes.fitting import fitting
+from cirloop.negatives.attributes.table import Agreement
+from cirloop.negatives.base import About, Block, Mask, Rows, Strategy, hardest
 
 
 class AttributeMismatch(Strategy):
@@ -28,16 +28,8 @@ class AttributeMismatch(Strategy):
     """Least number of the target's other attributes that are known to agree; 0 = none need be known."""
 
     def choose(self, block: Block, about: About) -> list[Rows]:
-        about.need(
-            self.type,
-            attributes="attributes of the gallery's images: negatives.attributes",
-            asked="attributes the texts ask for: negatives.attributes",
-        )
-        assert about.attributes is not None and about.asked is not None
-        table, eligible_BK = Table.of(about.attributes), np.zeros_like(block.allowed_BK)
-        for i, number in enumerate(block.numbers_B):
-            found = table.agreement(about.asked[number], int(block.target_B[i]))
-            asked_G = (found.asked_differ_G > 0) & (found.asked_agree_G == 0)
-            other_G = (found.other_differ_G == 0) & (found.other_agree_G >= self.agreed)
-            eligible_BK[i] = block.allowed_BK[i] & (asked_G & other_G)[block.columns_BK[i]]
-        return hardest(block, eligible_BK, self.k)
+        def fits_G(found: Agreement) -> Mask:
+            asked_G: Mask = (found.asked_differ_G > 0) & (found.asked_agree_G == 0)
+            return asked_G & (found.other_differ_G == 0) & (found.other_agree_G >= self.agreed)
+
+        return hardest(block, fitting(self.type, block, about, fits_G), self.k)

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.attributes.table import Table
+from cirloop.negatives.attributes.fitting import fitting
 from cirloop.negatives.base import About, Block, Floats, Mask, Rows, Strategy
 
 CHUNK = 1 << 24
@@ -30,20 +30,14 @@ class CategoryDiscrepant(Strategy):
     """Least cosine similarity to the target; -1 = any."""
 
     def choose(self, block: Block, about: About) -> list[Rows]:
-        about.need(
-            self.type,
-            attributes="attributes of the gallery's images: negatives.attributes",
-            asked="attributes the texts ask for: negatives.attributes",
-            vectors_GD="the gallery's vectors",
-        )
-        assert about.attributes is not None and about.asked is not None and about.vectors_GD is not None
-        table, out = Table.of(about.attributes), []
+        vectors_GD = "the gallery's vectors"
+        eligible_BK = fitting(self.type, block, about, lambda found: found.asked_differ_G > 0, vectors_GD=vectors_GD)
+        assert about.vectors_GD is not None
         near_BG = similarities(about.vectors_GD, block.target_B)
-        for i, number in enumerate(block.numbers_B):
-            differ_G = table.agreement(about.asked[number], int(block.target_B[i])).asked_differ_G > 0
-            eligible_K = block.allowed_BK[i] & differ_G[block.columns_BK[i]]
-            out.append(self._nearest(block, i, eligible_K, near_BG[i], about.vectors_GD))
-        return out
+        return [
+            self._nearest(block, i, eligible_K, near_BG[i], about.vectors_GD)
+            for i, eligible_K in enumerate(eligible_BK)
+        ]
 
     def _nearest(self, block: Block, i: int, eligible_K: Mask, near_G: Floats, vectors_GD: Floats) -> Rows:
         """Positions of the best by exact similarity, so that no choice hangs on the rounding of a block's product."""

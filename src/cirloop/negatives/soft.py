@@ -13,8 +13,9 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.attributes.table import Table
-from cirloop.negatives.base import About, Block, Rows, Strategy, hardest
+from cirloop.negatives.attributes.fitting import fitting
+from cirloop.negatives.attributes.table import Agreement
+from cirloop.negatives.base import About, Block, Mask, Rows, Strategy, hardest
 
 
 class Soft(Strategy):
@@ -34,18 +35,10 @@ class Soft(Strategy):
         return self
 
     def choose(self, block: Block, about: About) -> list[Rows]:
-        about.need(
-            self.type,
-            attributes="attributes of the gallery's images: negatives.attributes",
-            asked="attributes the texts ask for: negatives.attributes",
-        )
-        assert about.attributes is not None and about.asked is not None
-        table, eligible_BK = Table.of(about.attributes), np.zeros_like(block.allowed_BK)
-        for i, number in enumerate(block.numbers_B):
-            found = table.agreement(about.asked[number], int(block.target_B[i]))
+        def fits_G(found: Agreement) -> Mask:
             agree_G = found.asked_agree_G + found.other_agree_G
             differ_G = found.asked_differ_G + found.other_differ_G
             share_G = agree_G / np.maximum(agree_G + differ_G, 1)
-            some_G = (agree_G > 0) & (differ_G > 0) & (share_G >= self.least) & (share_G <= self.most)
-            eligible_BK[i] = block.allowed_BK[i] & some_G[block.columns_BK[i]]
-        return hardest(block, eligible_BK, self.k)
+            return np.asarray((agree_G > 0) & (differ_G > 0) & (share_G >= self.least) & (share_G <= self.most))
+
+        return hardest(block, fitting(self.type, block, about, fits_G), self.k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -103,7 +104,7 @@ class TrainingSettings(Settings):
     """Most similar candidates that those are looked for among; only what scores at most the target counts."""
     loss: LossConfig = InfoNCE()
     learning_rate: float = Field(5e-4, gt=0)
-    rates: dict[str, float] = Field({})
+    rates: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     """Other learning rates, by a pattern that a weight's name starts with; the first that fits counts."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls after its warm-up, to 0 at the stage's last step, or not at all."""
@@ -125,4 +126,20 @@ class TrainingSettings(Settings):
             raise ValueError(
                 f"batch_size {self.batch_size} cannot hold its augmented share {self.augmented_share} in pairs"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _heard(self) -> TrainingSettings:
+        """No setting that would do nothing, and patterns that are patterns."""
+        losses = [part.loss for part in self.loss.parts] if isinstance(self.loss, LossSum) else [self.loss]
+        if self.hardest and not any(isinstance(loss, InfoNCE) for loss in losses):
+            raise ValueError(f"hardest {self.hardest} does nothing with loss {self.loss.type}, which has pairs of its "
+                             "own; leave it out, or use info_nce")  # fmt: skip
+        if self.parts and self.tune in ("lora", "dora"):
+            raise ValueError(f"parts are for tune full, not {self.tune}; leave one of the two out")
+        for pattern in (*self.parts, *self.rates):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no pattern ({error}); give the start of a weight's name") from None
         return self
