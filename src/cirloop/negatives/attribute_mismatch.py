@@ -29,7 +29,8 @@ class AttributeMismatch(Strategy):
 
     def choose(self, block: Block, about: About) -> list[Rows]:
         def fits_G(found: Agreement) -> Mask:
-            asked_G: Mask = (found.asked_differ_G > 0) & (found.asked_agree_G == 0)
-            return asked_G & (found.other_differ_G == 0) & (found.other_agree_G >= self.agreed)
+            asked_G = (found.asked_differ_G > 0) & (found.asked_agree_G == 0)
+            fits: Mask = asked_G & (found.other_differ_G == 0) & (found.other_agree_G >= self.agreed)
+            return fits
 
         return hardest(block, fitting(self.type, block, about, fits_G), self.k)
