@@ -19,6 +19,7 @@ from cirloop.data.shapes.splits import held_out
 from cirloop.evaluate_run import EvalConfig, evaluate
 from cirloop.score_rankings import score_rankings
 from cirloop.types import UserError
+from tests.commands import command
 from tests.stand_in import (
     write_circo,
     write_cirr,
@@ -298,8 +299,7 @@ def test_allowed_to_be_missing_they_are_counted_in_every_result(small: Any, cirr
     ],
 )
 def test_wrong_data_flags_end_with_one_error(flags: list[str], message: str, tmp_path: Path) -> None:
-    command = [sys.executable, "train_iterative.py", *flags, "--experiment_dir", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = command("train_iterative.py", *flags, "--experiment_dir", tmp_path / "run")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
@@ -320,16 +320,9 @@ def test_dry_run_lists_everything_at_once(cirr: Path, tmp_path: Path) -> None:
     (data / "train" / "0" / "train-4-img0.png").write_bytes(b"")
     for number in range(5, 25):
         (data / "train" / "0" / f"train-{number}-img0.png").unlink()
-    command = [sys.executable, "train_iterative.py", "--dataset_name", "cirr", "--data_dir", str(data), "--dry_run"]
-    command += [
-        "--experiment_dir",
-        str(run),
-        "--model_path",
-        str(tmp_path / "none"),
-        "--runtime.cache_dir",
-        str(tmp_path / "c"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    flags = ["--dataset_name", "cirr", "--data_dir", data, "--experiment_dir", run]
+    flags += ["--model_path", tmp_path / "none", "--runtime.cache_dir", tmp_path / "c"]
+    done = command("train_iterative.py", *flags, "--dry_run")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     found = read(tmp_path / "c" / "problems.json")
     said = [f"{row['where']}: {row['what']}" for row in found["problems"]]

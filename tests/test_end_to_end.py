@@ -24,6 +24,7 @@ from cirloop.data.sources import Sources
 from cirloop.evaluate_run import EvalConfig, evaluate_run
 from cirloop.run import Run
 from cirloop.types import UserError
+from tests.commands import command
 
 ROOT = Path(__file__).parent.parent
 ARTIFACTS = (
@@ -36,14 +37,6 @@ ARTIFACTS = (
 def digests(directory: Path) -> dict[str, dict[str, str]]:
     """Of every artifact and the manifest that lists them."""
     return {name: file_digests(directory / name) for name in ARTIFACTS}
-
-
-def command(script: str, *flags: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT / "src")}
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, flags)],
-        capture_output=True, text=True, env=environment, cwd=cwd, timeout=600, check=False,
-    )  # fmt: skip
 
 
 def test_a_run_leaves_its_artifacts_and_nothing_else(finished: Path) -> None:
@@ -135,6 +128,15 @@ def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
         for p in directory.rglob("*")
         if p.is_file()
     }
+
+
+def test_a_command_is_a_process_with_its_exit_code(tmp_path: Path) -> None:
+    for script in ("train_iterative.py", "eval_iterative.py"):
+        words = [sys.executable, str(ROOT / script), "--experiment_dir", str(tmp_path), "--nope", "1"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "--nope" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from cirloop.mining import Vectors, mine
 from cirloop.negatives import Band
 from cirloop.negatives.base import About
 from cirloop.types import UserError
+from tests.commands import command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -166,7 +165,6 @@ def test_each_mistake_is_named_and_nothing_written(name: str, files: Path) -> No
 def test_mistakes_come_together_with_one_exit_code(files: Path) -> None:
     np.save(files / "t.npy", np.full(40, 60))
     np.save(files / "q.npy", np.ones((40, 3), np.float32))
-    command = [sys.executable, "add_hard_negatives.py", *flags(files)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = command("add_hard_negatives.py", *flags(files))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "2 problems" in done.stderr and "has 3 dimensions" in done.stderr and "outside 0 .. 59" in done.stderr

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from cirloop.data import benchmarks, circo, cirr, fashioniq, sources
 from cirloop.problems import Problems
 from cirloop.score_rankings import score_rankings
 from cirloop.types import UserError
+from tests.commands import command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -150,9 +149,8 @@ def test_the_command_writes_fractions(tmp_path: Path) -> None:
     entries = read(directory / "captions" / "cap.dress.val.json")
     rankings = {str(n): [e["candidate"], e["target"]] for n, e in enumerate(entries)}
     (tmp_path / "rankings.json").write_text(json.dumps(rankings))
-    command = [sys.executable, "eval_iterative.py", "--rankings", tmp_path / "rankings.json"]
-    command += ["--eval_dataset", "fashioniq_val:dress", "--data_dir", directory, "--output_file", tmp_path / "o.json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    flags = ["--rankings", tmp_path / "rankings.json", "--output_file", tmp_path / "o.json"]
+    done = command("eval_iterative.py", *flags, "--eval_dataset", "fashioniq_val:dress", "--data_dir", directory)
     assert done.returncode == 0, done.stderr
     assert "original gallery" in done.stdout
     found = read(tmp_path / "o.json")
@@ -298,9 +296,7 @@ def test_several_problems_are_reported_together(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_flags_end_with_one_error(flags: list[str], message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "eval_iterative.py", *flags], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = command("eval_iterative.py", *flags)
     assert done.returncode == 2 and done.stderr.startswith("error: ")
     assert message in done.stderr and "Traceback" not in done.stderr
 

@@ -1,0 +1,51 @@
+"""The commands as a shell would start them, but in this process: starting Python and torch takes seconds each time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import runpy
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def logging_kept() -> Iterator[None]:
+    """A command sets up logging for itself."""
+    root, ours = logging.getLogger(), logging.getLogger("cirloop")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    root.handlers = []
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
+
+
+def command(script: str, *flags: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository's root in `cwd`. What it does not catch is raised, not returned."""
+    words, out, err = [str(ROOT / script), *map(str, flags)], io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", words),
+        mock.patch.dict(os.environ),
+        warnings.catch_warnings(),
+        logging_kept(),
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = 0
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
