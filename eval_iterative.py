@@ -2,10 +2,11 @@
 
 import sys
 
-from cirloop import cli
+from cirloop import cli, launch
 
 
 def main() -> None:
+    launch.alone(sys.argv)
     from cirloop.evaluate_run import EvalConfig, evaluate
 
     evaluate(EvalConfig.parse(sys.argv[1:]))

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from cirloop import cli, config
+from cirloop import cli, config, launch
 
 
 def main() -> None:
+    launch.alone(sys.argv)
     settings = config.load(sys.argv[1:], Path(__file__).resolve().parent / "configs" / "shapes.yaml")
     from cirloop import experiment  # torch and transformers load here, after the flags are known to be right
 

@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def digests(directory: Path) -> dict[str, dict[str, str]]:
-    """Of everything the run made but its configuration (which holds no result)."""
-    return {p.name: file_digests(p) for p in sorted(directory.iterdir()) if p.name not in ("config.json", ".work")}
+    """Of everything the run made but its configuration, costs and profile (which hold no result)."""
+    apart = ("config.json", "costs.json", "profile", ".work")
+    return {p.name: file_digests(p) for p in sorted(directory.iterdir()) if p.name not in apart}
 
 
 def main() -> None:

@@ -176,14 +176,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_photographs_in_one_and_two_processes_and_again(photos: Path, tmp_path: Path) -> None:
+def test_photographs_in_one_and_two_processes(photos: Path, tmp_path: Path) -> None:
     samples = read(photos)
     assert len(samples) == 372
-    given = ["--image-dir", PHOTOS, "--annotations", photos, "--max-pixels", 32 * 28 * 28, *LOOSE]
-    for name, num in (("one", 1), ("two", 2), ("again", 2)):
+    given = ["--image-dir", PHOTOS, "--annotations", photos, "--max-pixels", 12 * 28 * 28, *LOOSE]
+    for name, num in (("one", 1), ("two", 2)):
         done = command(*given, "--output", tmp_path / f"{name}.json", "--num-gpus", num)
         assert done.returncode == 0, done.stderr
-    assert len({(tmp_path / f"{name}.json").read_bytes() for name in ("one", "two", "again")}) == 1
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     check(read(tmp_path / "one.json"), samples, digests_of(PHOTOS, {row["image"] for row in samples}))
     report = read(tmp_path / "two_report.json")
     assert report["success_rate"] > 0.9 and len(report["shards"]) == 2

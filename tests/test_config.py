@@ -76,6 +76,7 @@ def test_default_command_is_shapes_with_tiny() -> None:
         ("--num_processes 2", "runtime.num_processes", 2),
         ("--accelerate_config /a.yaml", "runtime.accelerate_config", Path("/a.yaml")),
         ("--deepspeed /d.json", "runtime.deepspeed", Path("/d.json")),
+        ("--profile", "runtime.profile", True),
         ("--dry_run", "dry_run", True),
         ("--fast_mode", "fast_mode", True),
         ("--training.batch_size 32", "training.batch_size", 32),
@@ -225,6 +226,7 @@ def test_every_setting_is_known_to_decide_results_or_not() -> None:
         ),
         *("--runtime.save_every 1", "--experiment_dir /e", "--auto_resume", "--resume_from_iteration 1"),
         *("--dry_run", "--runtime.cache_dir /c", "--deepspeed /d", "--accelerate_config /a"),
+        "--profile",
     ],
 )
 def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:

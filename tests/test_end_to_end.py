@@ -41,7 +41,7 @@ def digests(directory: Path) -> dict[str, dict[str, str]]:
 
 def test_a_run_leaves_its_artifacts_and_nothing_else(finished: Path) -> None:
     there = {path.name for path in finished.iterdir()}
-    assert there == {*ARTIFACTS, "config.json", ".work"} or there == {*ARTIFACTS, "config.json"}
+    assert there - {".work"} == {*ARTIFACTS, "config.json", "costs.json"}
     assert not [p for p in finished.rglob("*") if p.is_file() and ".work" in p.parts]
 
 
@@ -88,6 +88,9 @@ def test_resume_from_iteration_keeps_what_is_below_and_moves_the_rest_aside(
     assert (copy / "checkpoint_iter_0" / "adapter_model.safetensors").stat().st_mtime_ns == kept
     assert digests(copy) == digests(finished)
     assert file_digests(copy / "replaced_1" / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
+    attempts = {(row["stage"], row["attempt"]) for row in json.loads((copy / "costs.json").read_text())["stages"]}
+    assert ("checkpoint_iter_0", 1) in attempts and ("checkpoint_iter_0", 2) not in attempts
+    assert {("checkpoint_iter_1", 1), ("checkpoint_iter_1", 2)} <= attempts
 
 
 def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> None:

@@ -15,19 +15,21 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "cirloop"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = {"types", "settings", "artifacts", "problems"}
+LEAVES = {"types", "settings", "runtime", "artifacts", "problems", "cost"}
 ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training", "evaluation", "report"}
 BELOW_STAGES = LEAVES | ROOMS | {"config", "rows"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
     "settings": set(),
+    "runtime": {"settings"},
     "artifacts": {"types"},
     "problems": {"types"},
+    "cost": set(),
     "data": LEAVES,
     "backbones": LEAVES,
     "retrieval": LEAVES | {"backbones"},
-    "negatives": LEAVES,
+    "negatives": LEAVES | {"retrieval"},
     "captioning": LEAVES | {"backbones"},
     "training": LEAVES | {"backbones"},
     "evaluation": LEAVES | {"retrieval"},
@@ -38,15 +40,18 @@ ALLOWED: dict[str, set[str]] = {
     "mining": LEAVES | {"negatives", "retrieval"},
     "mine_split": BELOW_STAGES | {"mining", "run"},
     "mine_vectors": BELOW_STAGES | {"mining", "flags"},
-    "worker": BELOW_STAGES,
-    "launch": {"types"},
-    "run": BELOW_STAGES,
+    "share": BELOW_STAGES,
+    "shares": BELOW_STAGES | {"launch", "share"},
+    "worker": BELOW_STAGES | {"share"},
+    "launch": {"types", "runtime"},
+    "run": BELOW_STAGES | {"launch", "shares"},
     "stages": BELOW_STAGES | {"launch", "run", "mine_split"},
     "loop": {"stages", "artifacts", "run"},
     "experiment": BELOW_STAGES | {"launch", "stages", "loop", "flags", "run"},
     "score_rankings": BELOW_STAGES,
     "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings", "run"},
     "add_negatives": LEAVES | {"backbones", "data", "flags", "negatives", "report"},
+    "export_vectors": BELOW_STAGES | {"cli", "evaluate_run", "experiment", "flags", "mine_split", "run"},
     "cli": {"types", "report"},
 }
 """Module or room of cirloop -> what it may import, besides itself. A new one is entered here first."""

@@ -109,6 +109,29 @@ def test_every_strategy_runs_or_says_what_it_lacks(strategy: str, files: Path) -
     assert mined(files, "--strategy", strategy, *more) == first, "two runs of one seed differ"
 
 
+@pytest.mark.parametrize("strategy", ["top_k", "band", "semantic"])
+def test_a_gallery_in_many_files(strategy: str, files: Path) -> None:
+    """Cut into files it gives the same, by directory and by pattern."""
+    more = ["--strategy", strategy, "--text-embeddings", str(files / "x.npy")]
+    whole, gallery = mined(files, *more), np.load(files / "g.npy")
+    (files / "g").mkdir()
+    for number, part in enumerate(np.array_split(gallery, 12)):
+        np.save(files / "g" / f"{number}.npy", part)
+    for path in ("g", "g/*.npy"):
+        assert mined(files, *more, "--gallery-embeddings", str(files / path)) == whole
+    with pytest.raises(UserError, match=r"no\*\.npy: has no \.npy files"):
+        mined(files, "--gallery-embeddings", str(files / "no*.npy"))
+
+
+def test_an_index_has_settings(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    search = ["--search", "ivf_pq", "--index.nlist", "3", "--index.nprobe", "3", "--index.m", "8", "--index.nbits", "4"]
+    rows = mined(files, "--below", "all", "--num-negatives", "3", *search)
+    assert all(len(row["negatives"]) == 3 for row in rows) and "of the exact best" in caplog.text
+    with pytest.raises(UserError, match="nlist does nothing with search: exact"):
+        mined(files, "--index.nlist", "3")
+
+
 def test_a_fallback_is_counted(files: Path) -> None:
     rows = mined(files, "--fallback", "random", "--num-negatives", "3")
     assert all(len(row["negatives"]) == 3 for row in rows)

@@ -27,6 +27,7 @@ from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen
 from cirloop.data.config import DataConfig, ShapesSettings
 from cirloop.negatives import MinerConfig, TopK
 from cirloop.negatives.attributes.config import AttributeSettings
+from cirloop.runtime import Runtime
 from cirloop.settings import Settings
 from cirloop.training.config import TrainingSettings
 from cirloop.types import UserError
@@ -49,23 +50,6 @@ class Evaluation(Settings):
     split: Literal["val", "test"] = "val"
     base: bool = True
     """Also evaluate the base model, before any training."""
-
-
-class Runtime(Settings):
-    """Settings that cannot change results; outside every fingerprint."""
-
-    embed_batch_size: int = Field(64, ge=1)
-    search: Literal["exact", "faiss"] = "exact"
-    num_processes: int = Field(1, ge=1)
-    """Processes of a training stage; more than one run in a child under `accelerate launch`."""
-    accelerate_config: Path | None = None
-    """An `accelerate launch --config_file`."""
-    deepspeed: Path | None = None
-    """A DeepSpeed JSON; the training stage runs under DeepSpeed."""
-    cache_dir: Path | None = None
-    """Where vision features are kept; by default `cache/` beside the run directory."""
-    save_every: int = Field(50, ge=0)
-    """Steps between step checkpoints; 0 = none."""
 
 
 class RunConfig(BaseSettings):
@@ -95,6 +79,7 @@ class RunConfig(BaseSettings):
             "runtime.num_processes": "num_processes",
             "runtime.accelerate_config": "accelerate_config",
             "runtime.deepspeed": "deepspeed",
+            "runtime.profile": "profile",
         },
     )
 

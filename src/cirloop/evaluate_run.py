@@ -60,6 +60,8 @@ class EvalConfig(BaseSettings):
     """With --data_dir: pictures that may be missing or damaged; every result says how many queries that drops."""
     ablate: Literal["text", "image"] | None = None
     """Evaluate with the texts dropped, or the references made grey: how much the other alone solves."""
+    num_processes: int | None = Field(None, ge=1)
+    """Processes to embed in; by default the run's."""
     output_file: Path | None = None
     """Also write the results here, as JSON."""
 
@@ -83,13 +85,14 @@ def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
     return list(dict.fromkeys(labels))
 
 
-def _data(options: EvalConfig, config: RunConfig) -> tuple[Dataset, str]:
-    """The data set and the split to evaluate on: the run's own, or another benchmark's by name."""
+def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
+    """The data set and the split to evaluate on, the run's own or another benchmark's by name, and settings with it."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
     other = evaluated(name, options.gallery, options.allow_missing_images)
     if other is not None and (options.data_dir is not None or benchmark_of(name) != config.data.type):
         settings, split = other
-        return settings.build(Sources(options.data_dir, config.cache, progress)), split
+        there = {"data": settings, "data_dir": options.data_dir, "train_dir": None}
+        return config.model_copy(update=there), settings.build(Sources(options.data_dir, config.cache, progress)), split
     where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
     own = config.data.build(where)
     names = {f"{config.data.type}_{split}": split for split in own.evals}
@@ -98,7 +101,7 @@ def _data(options: EvalConfig, config: RunConfig) -> tuple[Dataset, str]:
         raise UserError(f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}{also}.")
     if options.gallery != "original" or options.allow_missing_images:
         raise UserError("--gallery, --allow_missing_images: the run has its own; give --data_dir to use others.")
-    return own, names[name]
+    return config.model_copy(update={"data_dir": where.directory}), own, names[name]
 
 
 def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
@@ -111,8 +114,11 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     if not (directory / CONFIG).is_file():
         raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
     config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory)
+    if options.num_processes is not None:
+        told = {"num_processes": options.num_processes, "accelerate_config": None}
+        config = config.model_copy(update={"runtime": config.runtime.model_copy(update=told)})
     labels = chosen(options.iterations, done_iterations(store))
-    data, split = _data(options, config)
+    config, data, split = _data(options, config)
     run, parts = Run(config, store, data), data.parts(split)
     labelled = all(part.relevance is not None for part in parts)
     if options.submission is not None and any(part.relevance and part.relevance.preferences for part in parts):

@@ -206,6 +206,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
             ("iteration", "mined", "false negatives", "accepted texts", "true"),
             rows,
         )
+    current.costs.show()
     logger.info("finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS)
     return results
 
@@ -284,7 +285,7 @@ def _measure(config: RunConfig, split: TrainSplit | EvalSplit) -> float:
     backbone = config.model.build()
     queries = split.queries if isinstance(split, EvalSplit) else [t.query for t in split.triplets]
     items = [Item(query.reference, query.text) for query in queries[:64]]
-    features = VisionFeatures(backbone, split.images, config.cache / "vision")
+    features = VisionFeatures(backbone, split.images, config.cache / "vision", config.runtime)
     from cirloop.retrieval.embed import embed
 
     for _ in range(2):

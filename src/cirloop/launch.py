@@ -1,68 +1,143 @@
-"""Where a training stage runs: in this process, or in a child under `accelerate launch`.
+"""Where a job runs: in this process, or in children under `accelerate launch`.
 
-A child's exit is the barrier: its memory comes back when it ends, and a collective that hangs ends a stage, not a run.
+The children's exit is the barrier: their memory comes back when they end, and what hangs or dies ends a stage, not a
+run. Accelerate's launcher ends the others when one has failed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from cirloop.runtime import Runtime
 from cirloop.types import UserError
 
+NODE = "NODE"
+"""Stands for a machine's number, which only the machine knows."""
+PATIENCE = 40
+"""Seconds that a launcher told to end has for it; it gives its processes 30."""
 
-def training(job: dict[str, Any], num_processes: int, accelerate_config: Path | None, deepspeed: Path | None) -> None:
+
+def processes(runtime: Runtime) -> int:
+    """How many do a job; an accelerate config says so where the setting does not."""
+    if runtime.num_processes > 1 or runtime.accelerate_config is None:
+        return runtime.num_processes
+    told = yaml.safe_load(runtime.accelerate_config.read_text("utf-8"))
+    return int(told.get("num_processes", 1))
+
+
+def training(job: dict[str, Any], runtime: Runtime) -> None:
     """Run the training `job` and return when its output is there."""
-    if num_processes == 1 and accelerate_config is None and deepspeed is None:
+    if runtime.num_processes == 1 and runtime.accelerate_config is None and runtime.deepspeed is None:
         from cirloop.worker import train
 
         train(job)
         return
     spec = Path(job["workspace"]).parent / "job.json"
+    _run(job, spec, runtime, environment(runtime.deepspeed), "the training stage's processes")
+
+
+def shares(job: dict[str, Any], spec: Path, runtime: Runtime, who: str) -> None:
+    """Run a `job` of which each process does its share, and return when all have. Its file is `spec`.
+
+    On a CPU each has as many threads as this process: their number changes the last bits of a result.
+    """
+    import torch
+
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    _run(job, spec, runtime.model_copy(update={"deepspeed": None}), environment() | threads, who)
+
+
+def _run(job: dict[str, Any], spec: Path, runtime: Runtime, given: dict[str, str], who: str) -> None:
+    """Raises UserError when the children fail. However this ends, they have ended too."""
     spec.parent.mkdir(parents=True, exist_ok=True)
-    spec.write_text(json.dumps(job), "utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *_flags(num_processes, accelerate_config, deepspeed),
-    ]
-    environment = dict(os.environ) | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [_source(), os.environ.get("PYTHONPATH")]))
-    }
-    if deepspeed is not None and not _has_gpu():
-        environment["DS_ACCELERATOR"] = "cpu"
-    done = subprocess.run([*command, "-m", "cirloop.worker", str(spec)], env=environment, check=False)
-    if done.returncode:
+    spec.write_text(json.dumps(job | {"driver": [socket.gethostname(), os.getpid()]}), "utf-8")
+    command = on_all_nodes([*launcher(runtime), "-m", "cirloop.worker", str(spec)])
+    with subprocess.Popen(command, env=given) as child:
+        try:
+            code = child.wait()
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(PATIENCE)
+                child.kill()
+    if code:
+        said = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise UserError(
-            f"the training stage's processes ended with exit code {done.returncode}; their output above says why. "
-            "What was finished is kept: go on with --auto_resume."
+            f"{who} ended with {said}; their output above says why. What was finished is kept: go on with "
+            "--auto_resume."
         )
 
 
-def _flags(num_processes: int, accelerate_config: Path | None, deepspeed: Path | None) -> list[str]:
-    flags = []
-    if accelerate_config is not None:
-        flags += ["--config_file", str(accelerate_config)]
-    if num_processes > 1 or accelerate_config is None:  # else the file says how many
-        flags += ["--num_processes", str(num_processes)]
-    if accelerate_config is None:
-        flags += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        flags += [] if deepspeed or num_processes == 1 else ["--multi_gpu"]
+def alone(argv: Sequence[str]) -> None:
+    """Raises UserError in a process that a launcher started among others: the driver is one, and starts its own."""
+    num = int(os.environ.get("WORLD_SIZE", "1"))
+    if "RANK" in os.environ and num > 1:
+        flags = [] if any(flag.startswith("--num_processes") for flag in argv) else ["--num_processes", str(num)]
+        command = shlex.join(["python", *argv, *flags])
+        raise UserError(
+            f"this is process {os.environ['RANK']} of {num} of a launcher (accelerate launch, torchrun, deepspeed). "
+            f"Start the command by itself; it launches its own processes:\n  {command}\n"
+            "An accelerate config goes with --accelerate_config FILE, a DeepSpeed JSON with --deepspeed FILE."
+        )
+
+
+def launcher(runtime: Runtime) -> list[str]:
+    """The command that launches the Python arguments after it in several processes."""
+    return [sys.executable, "-m", "accelerate.commands.launch", *_flags(runtime)]
+
+
+def num_nodes() -> int:
+    """Machines of the Slurm job that this process is in; 1 outside of Slurm."""
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+
+
+def on_all_nodes(command: Sequence[str]) -> list[str]:
+    """The command of a launcher, once on each machine of a Slurm job. One that fails ends the others."""
+    num = num_nodes()
+    if num == 1:
+        return [*command]
+    tasks = [f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    line = shlex.join(command).replace(NODE, '"$SLURM_NODEID"')
+    return ["srun", *tasks, "bash", "-c", f"exec {line}"]
+
+
+def environment(deepspeed: Path | None = None) -> dict[str, str]:
+    """A child's: this package can be imported, and DeepSpeed knows where there is no GPU."""
+    import torch
+
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    cpu = {"DS_ACCELERATOR": "cpu"} if deepspeed is not None and not torch.cuda.is_available() else {}
+    return {**os.environ, "PYTHONPATH": paths, **cpu}
+
+
+def _flags(runtime: Runtime) -> list[str]:
+    flags, config, deepspeed = [], runtime.accelerate_config, runtime.deepspeed
+    if config is not None:
+        flags += ["--config_file", str(config)]
+    if runtime.num_processes > 1 or config is None:  # else the file says how many
+        flags += ["--num_processes", str(runtime.num_processes)]
+    if num_nodes() > 1:
+        port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000
+        flags += ["--num_machines", str(num_nodes()), "--machine_rank", NODE]
+        flags += ["--main_process_ip", socket.gethostname(), "--main_process_port", str(port)]
+    elif config is None:
+        flags += ["--num_machines", "1"]
+    if config is None:
+        flags += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        flags += [] if deepspeed or runtime.num_processes == 1 else ["--multi_gpu"]
     if deepspeed is not None:
         flags += ["--use_deepspeed", "--deepspeed_config_file", str(deepspeed)]
     return flags
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _source() -> str:
-    return str(Path(__file__).parent.parent)

@@ -14,14 +14,12 @@ import torch
 from cirloop.backbones import Item
 from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
-from cirloop.captioning.eyes import Eyes
-from cirloop.data.images import Blanked
+from cirloop.data.dataset import grey
 from cirloop.mining import Found, Vectors, mine
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.negatives.base import About, Floats, Strategy, rows_of
 from cirloop.negatives.filters import Judges, Pairs, kept
 from cirloop.negatives.report import summary
-from cirloop.report.terminal import progress
 from cirloop.retrieval.blocks import checked
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.top import pair_scores
@@ -37,12 +35,14 @@ def mine_split(run: Run, backbone: Any, iteration: int) -> dict[str, Any]:
     vectors = split_vectors(run, backbone, train)
     about = knowledge(run, backbone, train, vectors, iteration)
     notes: dict[str, Any] = {}
-    found = list(mine(strategy, vectors, about, _device(), sets=True, notes=notes))
+    found, sizes = [], []
+    for each in mine(strategy, vectors, about, _device(), sets=True, notes=notes):
+        sizes += [] if each.whole is None else [len(each.whole)]
+        found.append(replace(each, whole=None))  # the sets of all queries at once may be as many as all scores
     pairs = _pairs(found, vectors)
     keep_N, counts = kept(strategy.filters, pairs, _judges(run, backbone, train, vectors))
     rows = _rows(train, found, keep_N, strategy)
     num_kept = np.bincount(pairs.numbers_N[keep_N], minlength=len(found)).tolist()
-    sizes = [len(f.whole) for f in found if f.whole is not None]
     report = summary(
         [f.target_rank for f in found], [f.target_score for f in found], num_kept, pairs.scores_N[keep_N].tolist(),
         strategy.k, sum(f.filled for f in found), sizes or None,
@@ -74,10 +74,7 @@ def knowledge(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors, iter
 
     def text_scores(numbers_B: Any) -> Floats:
         if not texts:  # the text alone: the query with a grey picture in the reference's place
-            blank = replace(
-                train, images=Blanked(train.images), gallery=replace(train.gallery, name=f"{train.gallery.name}/grey")
-            )
-            texts.append(run.vectors(backbone, query_items(queries), blank, f"embed {train.name} texts"))
+            texts.append(run.vectors(backbone, query_items(queries), grey(train), f"embed {train.name} texts"))
         return np.asarray(similarity(texts[0][numbers_B], vectors.gallery_GD))
 
     categories = [train.categories[image] for image in train.gallery.ids] if train.categories else None
@@ -85,9 +82,7 @@ def knowledge(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors, iter
     if run.config.attributes is not None:
         extractor = run.config.attributes.build()
         asked = extractor.asked([q.text for q in queries])
-        table = image_attributes(
-            run.config.attributes, extractor, train.gallery.ids, partial(_describe, run, backbone, train)
-        )
+        table = image_attributes(run.config.attributes, extractor, train.gallery.ids, partial(_describe, run, backbone))
         categories = categories or table.categories(extractor.lexicon.category)
     return About(
         run.config.seed + iteration,
@@ -104,19 +99,12 @@ def knowledge(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors, iter
     )
 
 
-def _describe(run: Run, backbone: Any, train: TrainSplit, images: Sequence[ImageId]) -> list[str]:
+def _describe(run: Run, backbone: Any, images: Sequence[ImageId]) -> list[str]:
     """A sentence about each image by the foundation model, greedy."""
     settings, prompts = run.config.captioning, run.config.captioning.prompts(run.config.foundation)
     asks = [Ask(image, image, "") for image in images]
-    answers = _eyes(run, backbone, train).write(prompts.describe, asks, settings.max_new_tokens, [0.0], 0, "describe")
+    answers = run.asked(lambda: backbone).write(prompts.describe, asks, settings.max_new_tokens, [0.0], 0, "describe")
     return [text for (text,) in answers]
-
-
-def _eyes(run: Run, backbone: Any, train: TrainSplit) -> Eyes:
-    """The foundation model, on the embedder's weights where that has the same base, and the images."""
-    config = run.config
-    captioner = config.foundation.build(backbone if config.foundation.shares(config.model) else None)
-    return Eyes(captioner, train.images, config.cache / "vision", config.captioning.batch_size, progress)
 
 
 def _losses(run: Run, iteration: int) -> list[float]:
@@ -170,7 +158,7 @@ def _judges(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors) -> Jud
             for n, c in zip(pairs.numbers_N, pairs.columns_N, strict=True)
         ]
         prompt = run.config.captioning.prompts(run.config.foundation).verify
-        return _eyes(run, backbone, train).yes(prompt, asks, "verify mined images")
+        return run.asked(lambda: backbone).yes(prompt, asks, "verify mined images")
 
     def second(path: str, pairs: Pairs) -> tuple[Floats, Floats]:
         alone = {"start_adapter": None} if hasattr(run.config.model, "start_adapter") else {}

@@ -22,7 +22,8 @@ from cirloop.negatives.base import About, Strategy
 from cirloop.negatives.report import summary
 from cirloop.problems import Problems
 from cirloop.report.terminal import table
-from cirloop.retrieval.blocks import checked
+from cirloop.retrieval.blocks import checked, score_blocks
+from cirloop.retrieval.vectors import open_vectors
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class VectorConfig(BaseSettings):
     )
 
     query_embeddings: Path
-    """Query vectors, float16 or float32, .npy; a row a query."""
+    """Query vectors, float16 or float32: a .npy file, a directory of them or a pattern, in the order of their names."""
     gallery_embeddings: Path
     """Gallery vectors, likewise."""
     targets: Path
@@ -69,7 +70,7 @@ class VectorConfig(BaseSettings):
     """Also write the whole set a strategy draws from, such as that of `band`."""
     seed: int = Field(0, ge=0)
     device: str | None = None
-    """Where scores are computed; by default a GPU where there is one."""
+    """Where scores are computed; by default a GPU where there is one. `cuda:0,cuda:1`: parts of the gallery on each."""
     output: Path
     """The JSON file to write."""
 
@@ -158,16 +159,15 @@ def _read(options: VectorConfig, problems: Problems) -> tuple[Vectors, About]:
 
 
 def _products(texts_BD: Any, gallery_GD: Any) -> Any:
-    return np.asarray(texts_BD, np.float32) @ np.asarray(gallery_GD, np.float32).T
+    made = score_blocks(texts_BD, gallery_GD, np.arange(len(texts_BD)))
+    return np.concatenate([scores_BG for _, scores_BG in made])
 
 
 def _array(path: Path, name: str, problems: Problems) -> Any:
     try:
-        return np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        problems.add(f"{name} {path}", "there is no such file")
-    except (OSError, ValueError, EOFError) as error:
-        problems.add(f"{name} {path}", f"is not a .npy array ({error})")
+        return open_vectors(path)
+    except UserError as error:
+        problems.add(f"{name} {path}", str(error))
     return None
 
 

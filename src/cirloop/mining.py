@@ -153,7 +153,9 @@ def _windows(
     if strategy.search == "exact":
         columns_QK, scores_QK = best_rows(vectors.queries_QD, vectors.gallery_GD, depth, device)
     else:
-        columns_QK, scores_QK, found = indexed_rows(vectors.queries_QD, vectors.gallery_GD, depth, strategy.search)
+        columns_QK, scores_QK, found = indexed_rows(
+            vectors.queries_QD, vectors.gallery_GD, depth, strategy.search, strategy.index
+        )
         notes["search_recall"] = round(found, 4)
     allowed_QK = (columns_QK != vectors.targets_Q[:, None]) & (columns_QK >= 0)
     rank_Q, score_Q = _target_places(vectors, columns_QK, scores_QK, device, target_ranks)

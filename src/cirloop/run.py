@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.artifacts import Artifact, Store
-from cirloop.backbones import Item
+from cirloop import launch
+from cirloop.artifacts import Artifact, Store, fingerprint
+from cirloop.backbones import Item, flops
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.weights import is_adapter
+from cirloop.captioning.eyes import Asked, Eyes
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
 from cirloop.data.dataset import eval_digest
+from cirloop.report.costs import Costs
 from cirloop.report.terminal import progress
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.search import rank
+from cirloop.retrieval.vectors import room
+from cirloop.shares import AskedApart, Shares
 from cirloop.types import EvalSplit, ImageId, Query, TrainSplit
 
 Vectors = npt.NDArray[np.float32]
+KEPT = 3
+"""Results of embedding that are kept: a gallery, its queries, and their texts alone."""
+PIECE = 1 << 18
+"""Items embedded before their vectors are put away."""
 
 
 class Run:
@@ -31,8 +42,20 @@ class Run:
         self.config, self.store, self.data = config, store, data
         self._model: tuple[str, Any] | None = None
         self._features: tuple[str, VisionFeatures] | None = None
-        self._gallery: tuple[str, Vectors] | None = None
+        self._vectors: OrderedDict[str, Vectors] = OrderedDict()
         self._digests: dict[str, str] = {}
+        self.costs = Costs(store.directory)
+
+    def make(
+        self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
+    ) -> Artifact:
+        """`store.make`; what the making costs goes to `costs.json`."""
+
+        def metered(path: Path) -> None:
+            with self.costs.stage(name, self.config.runtime.profile, flops.limit):
+                build(path)
+
+        return self.store.make(name, settings, inputs, metered, iteration)
 
     def key(self, *names: str) -> dict[str, Any]:
         """The settings a stage depends on, with the digests of a model's files in the place of their paths."""
@@ -58,26 +81,56 @@ class Run:
     def features(self, encoder: Any, split: TrainSplit | EvalSplit) -> VisionFeatures:
         name = split.gallery.name + encoder.vision_key
         if self._features is None or self._features[0] != name:
-            self._features = (name, VisionFeatures(encoder, split.images, self.config.cache / "vision"))
+            kept = self.config.cache / "vision"
+            self._features = (name, VisionFeatures(encoder, split.images, kept, self.config.runtime))
         return self._features[1]
 
     def vectors(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
-        return embed(
-            backbone,
-            self.features(backbone, split),
-            items,
-            self.config.runtime.embed_batch_size,
-            progress,
-            title,
-        )
+        """Vectors of `items`; the last few results are kept. In several processes if there are, for the run's model."""
+        name = fingerprint([backbone.fingerprint, split.gallery.name, [[item.image, item.text] for item in items]])
+        if name not in self._vectors:
+            while len(self._vectors) >= KEPT:
+                self._vectors.popitem(last=False)
+            self._vectors[name] = self._embed_pieces(backbone, items, split, title)
+        self._vectors.move_to_end(name)
+        return self._vectors[name]
+
+    def _embed_pieces(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
+        """With no more than one piece in memory: large galleries are kept on disk (`room`)."""
+        if len(items) <= PIECE:
+            return self._embed(backbone, items, split, title)
+        for start in range(0, len(items), PIECE):
+            made = self._embed(backbone, items[start : start + PIECE], split, title)
+            if start == 0:
+                out = room((len(items), *made.shape[1:]), self.config.cache)
+            out[start : start + len(made)] = made
+        return out
+
+    def _embed(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
+        runtime, model = self.config.runtime, self._model
+        if launch.processes(runtime) > 1 and model is not None and backbone is model[1] and items:
+            adapter = None if model[0] == "None" else Path(model[0])
+            return self._shares(split).embed(items, adapter, backbone.fingerprint, title)
+        features, size = self.features(backbone, split), runtime.embed_batch_size
+        return embed(backbone, features, items, size, progress, title, runtime.embed_batch_tokens)
+
+    def _shares(self, split: TrainSplit | EvalSplit) -> Shares:
+        return Shares(self.config, self.data, split, self.store.workspace(f"shares_{os.getpid()}"))
+
+    def asked(self, backbone: Callable[[], Any]) -> Asked:
+        """The foundation model on the train split's images: in this process, on the weights of the embedder that
+        `backbone` gives where that has the same base; or in several.
+        """
+        config, train = self.config, self.data.train
+        if launch.processes(config.runtime) > 1:
+            return AskedApart(self._shares(train))
+        captioner = config.foundation.build(backbone() if config.foundation.shares(config.model) else None)
+        kept, size = config.cache / "vision", config.captioning.batch_size
+        return Eyes(captioner, train.images, kept, size, progress, config.runtime)
 
     def gallery(self, backbone: Any, split: TrainSplit | EvalSplit) -> Vectors:
-        """Gallery vectors of the last (model, split) asked for are kept."""
-        name = f"{backbone.fingerprint} {split.gallery.name}"
-        if self._gallery is None or self._gallery[0] != name:
-            items = [Item(image) for image in split.gallery.ids]
-            self._gallery = (name, self.vectors(backbone, items, split, f"embed {split.gallery.name} gallery"))
-        return self._gallery[1]
+        items = [Item(image) for image in split.gallery.ids]
+        return self.vectors(backbone, items, split, f"embed {split.gallery.name} gallery")
 
     def ranks(
         self,

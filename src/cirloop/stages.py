@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from cirloop import launch
+from cirloop import cost, launch
 from cirloop.artifacts import Artifact, file_digest, fingerprint, write_json
 from cirloop.backbones import Item
 from cirloop.captioning import rewrite
-from cirloop.captioning.eyes import Eyes
-from cirloop.data.images import Blanked
+from cirloop.data.dataset import grey
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.mine_split import mine_split
-from cirloop.report.terminal import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.search import best, places, scores
 from cirloop.rows import read_augmented, read_mined
@@ -48,7 +46,7 @@ def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
         settings["prompts"] = asdict(run.config.captioning.prompts(run.config.foundation))
     if told is not None and told.file is not None:
         settings["attributes"] = {**settings["attributes"], "file": file_digest(told.file)}
-    return run.store.make(
+    return run.make(
         f"hard_negatives_iter_{iteration}.json",
         settings,
         [checkpoint.digest, run.data.digest],
@@ -77,15 +75,14 @@ def caption(
         shared = config.foundation.shares(config.model)
         if not shared:
             run._model = None  # one model in memory: the embedder comes in again for the round trip
-        captioner = config.foundation.build(run.embedder(checkpoint) if shared else None)
-        eyes = Eyes(captioner, train.images, config.cache / "vision", settings.batch_size, progress)
+        eyes = run.asked(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration
         candidates = rewrite.write_candidates(eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite)
         candidates = [rewrite.check_form(c, settings) for c in candidates]
         if settings.verify:
             candidates = rewrite.verify(eyes, candidates, settings, prompts.verify)
-        name = captioner.name
-        del captioner, eyes  # before the embedder comes in
+        name = eyes.name
+        del eyes  # before the embedder comes in
         if settings.round_trip:
             candidates = rewrite.check_round_trip(candidates, settings, round_trip)
         known = {(t.query.reference, t.query.text.casefold()) for t in train.triplets}
@@ -108,7 +105,7 @@ def caption(
     asked = ("rewrite_prompt", "verify_prompt")  # names, or paths of files: the prompts themselves count
     key["captioning"] = {name: value for name, value in key["captioning"].items() if name not in asked}
     key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
-    return run.store.make(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
+    return run.make(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
 
 
 def train(
@@ -138,9 +135,10 @@ def train(
             "runtime": config.runtime.model_dump(mode="json"),
         }  # fmt: skip
         run._model = None  # the trainer loads its own
-        launch.training(job, config.runtime.num_processes, config.runtime.accelerate_config, config.runtime.deepspeed)
+        with cost.of_processes(run.store.workspace(name)):
+            launch.training(job, config.runtime)
 
-    return run.store.make(name, settings, inputs, build, iteration)
+    return run.make(name, settings, inputs, build, iteration)
 
 
 def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None) -> Artifact:
@@ -153,7 +151,7 @@ def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str,
 
     settings = run.key("model", "data") | {"split": split_name}
     inputs = [run.eval_digest(split_name), *([checkpoint.digest] if checkpoint else [])]
-    return run.store.make(f"evaluation_{label}.json", settings, inputs, build, iteration)
+    return run.make(f"evaluation_{label}.json", settings, inputs, build, iteration)
 
 
 def evaluation(
@@ -224,9 +222,7 @@ def _vectors(run: Run, backbone: Any, part: EvalSplit, ablate: Ablation = None) 
     if ablate == "text":
         items = [Item(item.image, "") for item in items]
     if ablate == "image":
-        asked = replace(
-            part, images=Blanked(part.images), gallery=replace(part.gallery, name=f"{part.gallery.name}/grey")
-        )
+        asked = grey(part)
     queries = run.vectors(backbone, items, asked, f"embed {asked.gallery.name} queries")
     return queries, run.gallery(backbone, part)
 
@@ -254,4 +250,4 @@ def account(run: Run, iteration: int, negatives: Artifact, augmented: Artifact |
         })  # fmt: skip
 
     inputs = [negatives.digest, *([augmented.digest] if augmented else [])]
-    return run.store.make(f"accounting_iter_{iteration}.json", {}, inputs, build, iteration)
+    return run.make(f"accounting_iter_{iteration}.json", {}, inputs, build, iteration)

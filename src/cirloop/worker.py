@@ -1,6 +1,7 @@
-"""A training stage inside one process: in the driver's, or as `python -m cirloop.worker JOB` under a launcher.
+"""A job inside a process: training, also in the driver's, or a share of embedding and captioning.
 
-Rows come from files: the job names the run directory's artifacts, and rank 0 writes the checkpoint.
+`python -m cirloop.worker JOB`, under a launcher. To train, rows come from the run directory's artifacts, and rank 0
+writes the checkpoint.
 """
 
 from __future__ import annotations
@@ -8,22 +9,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
+from cirloop import cost
 from cirloop.artifacts import Artifact, write_json
 from cirloop.backbones.features import VisionFeatures
 from cirloop.config import from_json
 from cirloop.data.sources import Sources
+from cirloop.report.costs import PROFILE
 from cirloop.report.terminal import progress, start_logging
 from cirloop.rows import read_augmented, read_mined
+from cirloop.share import do_share, see_together
 from cirloop.training.batches import Batches
 from cirloop.training.trainer import Trainer, seed_of
-from cirloop.types import QueryId, TrainSplit
+from cirloop.types import ImageId, QueryId, TrainSplit, UserError
 
 logger = logging.getLogger("cirloop.worker")  # also when run as __main__
 
@@ -36,11 +43,35 @@ def accelerator() -> Accelerator:
     """Accelerate as the launcher set it up; gloo where there is no GPU."""
     import torch
 
+    # Models are loaded whole and then cut, also under ZeRO-3: an adapter is put on and proven before.
+    os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if fsdp and os.environ.get("FSDP_VERSION") != "2":
+        raise UserError(
+            f"fsdp_version {os.environ.get('FSDP_VERSION')} in the accelerate config; set it to 2, as in "
+            "configs/accelerate/fsdp2.yaml."
+        )
     if torch.cuda.is_available():
         return Accelerator()
     handlers = [InitProcessGroupKwargs(backend="gloo")] if "RANK" in os.environ else []
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # Accelerate drops DeepSpeed if told cpu=True
-    return Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
+    made = Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
+    if fsdp and made.num_processes > 1:  # Accelerate itself would take plain DDP here, though torch's FSDP2 has gloo
+        made.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        made.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    return made
+
+
+def in_pieces(accelerate: Accelerator) -> bool:
+    """Whether weights lie in pieces on the processes: then a forward pass is for all of them together."""
+    plugin = accelerate.state.deepspeed_plugin
+    return accelerate.distributed_type == DistributedType.FSDP or (plugin is not None and plugin.zero_stage == 3)
+
+
+def images_of(batches: Batches, steps: int) -> list[ImageId]:
+    """All that the steps look at."""
+    wanted = [batches[step] for step in range(steps)]
+    return sorted({image for b in wanted for image in (*b.candidates, *(q.reference for q in b.queries))})
 
 
 def groups_of(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
@@ -54,11 +85,23 @@ def groups_of(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
 
 
 def train(job: dict[str, Any]) -> None:
-    """Train one stage and write `job["output"]`: adapter, adapter config and training log."""
+    """Train one stage and write `job["output"]`: adapter, adapter config and training log. What it cost goes to the
+    workspace."""
+    profile = Path(job["run"]) / PROFILE if job["runtime"]["profile"] else None
+    with cost.process(Path(job["workspace"]), int(os.environ.get("RANK", "0")), profile):
+        _train(job)
+
+
+def _train(job: dict[str, Any]) -> None:
     config = from_json(Path(job["run"]) / "config.json")
     data = config.data.build(Sources(config.data_dir, Path(job["cache"]), progress, config.train_dir)).train
     settings, iteration = config.training, int(job["iteration"])
     accelerate = accelerator()
+    if getattr(config.model, "compile", False) and in_pieces(accelerate):
+        raise UserError(
+            "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2). Set model.compile "
+            "false, or keep the weights whole (ZeRO-2, DDP)."
+        )
     seed = seed_of(config.seed, "train", iteration)
     backbone: Any = config.model.build(Path(job["parent"]) if job["parent"] else None)
     backbone.make_trainable(settings, seed_of(config.seed, "lora"))
@@ -75,7 +118,10 @@ def train(job: dict[str, Any]) -> None:
         settings.unique_targets,
         groups_of(data, settings.group_batches),
     )
-    features = VisionFeatures(backbone, data.images, Path(job["cache"]) / "vision")
+
+    features = VisionFeatures(backbone, data.images, Path(job["cache"]) / "vision", config.runtime)
+    if in_pieces(accelerate):  # the tower must still be whole
+        see_together(features, images_of(batches, job["steps"]), accelerate.state)
     trainer = Trainer(
         backbone, features, batches, settings, job["steps"], seed, job["key"], Path(job["workspace"]),
         config.runtime.save_every, accelerate,
@@ -85,16 +131,31 @@ def train(job: dict[str, Any]) -> None:
         logger.info("training in %d processes, %s", accelerate.num_processes, accelerate.distributed_type.value)
     rows = trainer.run(lambda steps: progress(steps, f"train iteration {iteration}") if main else steps)
     accelerate.wait_for_everyone()
+    output = Path(job["output"])
+    trainer.save_adapter(output)
     if main:
-        output = Path(job["output"])
-        backbone.save_adapter(output)
         write_json(output / "training_log.json", {"schema": 1, "steps": job["steps"], "rows": rows})
     accelerate.free_memory()
 
 
+def end_with(driver: tuple[str, int]) -> None:
+    """End this process when the driver on the same machine has ended: nobody waits for its result any more."""
+    host, pid = driver
+
+    def watch() -> None:
+        while Path(f"/proc/{pid}").exists():
+            time.sleep(1)
+        os._exit(1)
+
+    if host == socket.gethostname() and Path("/proc/self").exists():
+        Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     start_logging()
-    train(json.loads(Path(sys.argv[1]).read_text("utf-8")))
+    job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    end_with(job["driver"])
+    (do_share if "kind" in job else train)(job)
     import torch.distributed
 
     if torch.distributed.is_initialized():

@@ -139,8 +139,8 @@ class Scripted:
     def __init__(self, *answers: str) -> None:
         self.answers = list(answers)
 
-    def write(self, prompt: Prompt, asks: Any, *_: Any) -> list[str]:
-        return [self.answers.pop(0) for _ in asks]
+    def write(self, prompt: Prompt, asks: Any, vision: Any, tokens: int, temperatures: Any, seed: int) -> Any:
+        return [[self.answers.pop(0) for _ in temperatures] for _ in asks]
 
 
 def candidates(captioner: Any, prompt: Prompt, settings: CaptioningSettings, directory: Path) -> Any:
@@ -174,7 +174,7 @@ def test_texts_of_the_template_say_so(prompt: str, tmp_path: Path, caplog: pytes
     accepted, _ = choose(made, set(), settings, 1, captioner.name)
     assert [a.captioner for a in accepted] == ["template (no model)"]
     ask = Ask(ImageId("a"), ImageId("b"), "red and blue and green")
-    assert captioner.write(load("rewrite-2"), [ask], [], 4, 0.0, 0) == ["not quite this: red"]
+    assert captioner.write(load("rewrite-2"), [ask], [], 4, [0.0], 0) == [["not quite this: red"]]
 
 
 def test_the_template_cannot_judge_and_that_is_said_beforehand() -> None:

@@ -11,8 +11,10 @@ from cirloop import mining
 from cirloop.mining import Vectors
 from cirloop.negatives import Margin, Random, TopK
 from cirloop.negatives.base import About
+from cirloop.retrieval.config import IndexSettings
 from cirloop.retrieval.index import indexed_rows
 from cirloop.retrieval.top import best_rows
+from cirloop.retrieval.vectors import Parts
 from cirloop.types import UserError
 
 
@@ -31,7 +33,7 @@ def test_flat_is_exact(vectors: tuple[Any, Any]) -> None:
     assert recall == 1 and (rows == exact).all() and (scores == same).all()
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["ivf", "ivf_pq", "hnsw"])
 def test_an_approximate_index_says_what_it_holds(kind: Any, vectors: tuple[Any, Any]) -> None:
     rows, scores, recall = indexed_rows(*vectors, 20, kind)
     exact, _ = best_rows(*vectors, 20)
@@ -42,6 +44,53 @@ def test_an_approximate_index_says_what_it_holds(kind: Any, vectors: tuple[Any, 
         found = rows[i][rows[i] >= 0]
         assert scores[i, : len(found)] == pytest.approx(gallery[found] @ queries[i], abs=1e-6)
         assert (np.diff(scores[i, : len(found)]) <= 0).all()
+
+
+def test_looking_at_more_finds_more(vectors: tuple[Any, Any]) -> None:
+    """All lists and all codes are all images; few of either miss some."""
+
+    def held(kind: Any, **settings: int) -> float:
+        return indexed_rows(*vectors, 20, kind, IndexSettings(nlist=50, **settings))[2]
+
+    assert held("ivf", nprobe=50) == 1 > held("ivf", nprobe=1) > 0
+    assert held("ivf_pq", nprobe=50, nbits=4, m=8, candidates=200) == 1
+    fine, coarse = held("ivf_pq", nprobe=50, m=16), held("ivf_pq", nprobe=50, m=2, nbits=4)
+    assert fine > coarse > 0
+    assert held("ivf_pq", nprobe=50, m=2, nbits=4, candidates=30) > coarse
+
+
+def test_an_index_is_the_same_again_and_reads_no_more_than_it_trains_on(vectors: tuple[Any, Any]) -> None:
+    queries, gallery = vectors
+    settings = IndexSettings(nlist=20, nprobe=2, training_size=900, m=8, nbits=5)
+    parts = Parts([gallery[:1500], gallery[1500:]])
+    made = [indexed_rows(queries, g, 9, "ivf_pq", settings) for g in (gallery, gallery, parts)]
+    for rows, scores, recall in made[1:]:
+        assert (rows == made[0][0]).all() and (scores == made[0][1]).all() and recall == made[0][2]
+    other = indexed_rows(queries, gallery, 9, "ivf_pq", settings, seed=1)
+    assert (other[0] != made[0][0]).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("ivf", {"nlist": 5000}, "nlist 5000 must be at most the gallery's 4000 images"),
+        ("ivf", {"nlist": 5, "nprobe": 6}, "nprobe 6 at most nlist"),
+        ("ivf", {"nlist": 500, "training_size": 499}, "training_size 499 must be at least 500"),
+        ("ivf_pq", {"m": 5}, "m 5 must divide the vectors' width 32"),
+        ("ivf_pq", {"nbits": 12}, "nbits 12 needs a gallery of 4096 images at least, found 4000"),
+        ("ivf_pq", {"training_size": 255}, "training_size 255 must be at least 256"),
+    ],
+)
+def test_settings_that_do_not_fit_the_gallery(kind: Any, settings: Any, message: str, vectors: tuple[Any, Any]) -> None:
+    with pytest.raises(UserError, match=message):
+        indexed_rows(*vectors, 20, kind, IndexSettings(**settings))
+
+
+def test_settings_that_an_index_does_not_read_are_refused() -> None:
+    assert TopK(search="ivf_pq", index=IndexSettings(m=8, nprobe=3)).index.m == 8
+    for search, name in (("exact", "nlist"), ("flat", "nprobe"), ("ivf", "m"), ("hnsw", "nlist")):
+        with pytest.raises(ValueError, match=f"index: {name} does nothing with search: {search}"):
+            TopK(search=search, index={name: 4})
 
 
 def test_mining_by_an_index(vectors: tuple[Any, Any]) -> None:

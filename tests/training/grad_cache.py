@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed
 
-from cirloop.backbones import Item
 from cirloop.training.config import BradleyTerry, InfoNCE, LossPart, LossSum, TripletHinge
 from cirloop.training.trainer import Trainer, seed_of
 from tests.training.test_trainer import trainer_of
@@ -48,8 +47,7 @@ def gradients(cache: Path, loss: Any) -> float:
 def with_graphs(trainer: Trainer) -> list[torch.Tensor]:
     """The gradient of the whole batch at once: every chunk's graph is kept until the loss is there."""
     batch, rank = trainer.batches[0], trainer.accelerator.process_index
-    queries = trainer._share([Item(q.reference, q.text) for q in batch.queries])
-    candidates = trainer._share([Item(image) for image in batch.candidates])
+    queries, candidates = (trainer._share(items) for items, _ in trainer._sides(batch))
     made: list[list[torch.Tensor]] = [[], []]
     number = 0
     for side, rows in zip(made, (queries, candidates), strict=True):

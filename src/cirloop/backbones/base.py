@@ -25,6 +25,12 @@ class Item:
     text: str | None = None
 
 
+def each_once(items: Sequence[Item]) -> tuple[list[Item], list[int]]:
+    """The different ones of `items`, in order, and per item its place among them."""
+    place = {item: at for at, item in enumerate(dict.fromkeys(items))}
+    return [*place], [place[item] for item in items]
+
+
 Grid = tuple[int, int, int]
 """Patches of an image: frames, height, width."""
 
@@ -84,8 +90,13 @@ class Backbone(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def encode_images(self, images: Sequence[Image.Image]) -> list[VisionInput]:
-        """What the frozen part makes of images, on the CPU and kept on disk; pixels where no part is frozen."""
+    def prepare_images(self, images: Sequence[Image.Image]) -> Any:
+        """What the image processor makes of images. Touches no weights: threads do it ahead of the tower."""
+        ...
+
+    def encode_images(self, images: Sequence[Image.Image], prepared: Any = None) -> list[VisionInput]:
+        """What the frozen part makes of images, on the CPU and kept on disk; pixels where no part is frozen. `prepared`
+        is what `prepare_images` made of the same images, if that is done already."""
         ...
 
     def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> dict[str, Any]: ...

@@ -166,16 +166,21 @@ class Blip2(Adapted):
                 f"train. By default it trains {', '.join(self.parts)}."
             )
 
+    def prepare_images(self, images: Sequence[Image]) -> torch.Tensor:
+        """Pixels (B, 3, height, width)."""
+        if self.settings.pad_ratio:
+            side = self.model.vision_model.config.image_size
+            padded = [target_pad(image, self.settings.pad_ratio) for image in images]
+            images = [ImageOps.fit(image, (side, side), Resampling.BICUBIC) for image in padded]
+        pixels: torch.Tensor = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return pixels
+
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Image]) -> list[VisionInput]:
+    def encode_images(self, images: Sequence[Image], prepared: torch.Tensor | None = None) -> list[VisionInput]:
         """The tower's last hidden state after its layer norm (1 + height * width, D), CLS first, on the CPU."""
         assert self.vision_is_frozen(), "the vision tower is trained: its output may not be kept"
         vision = self.model.vision_model
-        if self.settings.pad_ratio:
-            side = vision.config.image_size
-            padded = [target_pad(image, self.settings.pad_ratio) for image in images]
-            images = [ImageOps.fit(image, (side, side), Resampling.BICUBIC) for image in padded]
-        pixels = self.processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        pixels = self.prepare_images(images) if prepared is None else prepared
         height, width = (n // vision.config.patch_size for n in pixels.shape[-2:])
         hidden = vision(pixel_values=pixels.to(self.device, vision.dtype)).last_hidden_state
         assert hidden.shape[1] == 1 + height * width

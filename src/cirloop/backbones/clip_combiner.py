@@ -31,7 +31,7 @@ from torchvision.transforms import Compose, Normalize
 
 from cirloop.artifacts import fingerprint
 from cirloop.backbones.adapter import Adapted
-from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
+from cirloop.backbones.base import Grid, Item, Tuning, VisionInput, each_once
 from cirloop.backbones.clip_source import Source, find_source
 from cirloop.backbones.combiners import Encoded, combiner
 from cirloop.backbones.target_pad import target_pad
@@ -89,7 +89,8 @@ class Embedder(nn.Module):
         """`images` alone: gallery images; `text` alone: texts; both: queries."""
         if "images" not in inputs:
             return F.normalize(self.read(inputs["text"]).pooled, dim=-1)
-        seen = (self.see(inputs["images"]) if self.pixels_in else inputs["images"]).float()
+        images = (self.see(inputs["images"]) if self.pixels_in else inputs["images"]).float()
+        seen = images[inputs["image_of"]]
         if "text" not in inputs:
             return F.normalize(seen[:, 0], dim=-1)
         return F.normalize(self.combiner(Encoded(seen[:, 0], seen), self.read(inputs["text"])), dim=-1)
@@ -148,13 +149,17 @@ class ClipCombiner(Adapted):
         """Pixels stay the same; features do while no weight of the image tower is trained."""
         return self.settings.train_clip or not any(p.requires_grad for p in self.module.clip.visual.parameters())
 
-    @torch.no_grad()
-    def encode_images(self, images: Sequence[Image.Image]) -> list[VisionInput]:
-        assert self.vision_is_frozen(), "the image tower is trained: its output may not be kept"
+    def prepare_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Resized pixels (B, height, width, 3) in bytes."""
         pixels = [
             np.asarray(self.resize(target_pad(image, self.settings.pad_ratio)), dtype=np.uint8) for image in images
         ]
-        pixels_BHWC = torch.from_numpy(np.stack(pixels))
+        return torch.from_numpy(np.stack(pixels))
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image], prepared: torch.Tensor | None = None) -> list[VisionInput]:
+        assert self.vision_is_frozen(), "the image tower is trained: its output may not be kept"
+        pixels_BHWC = self.prepare_images(images) if prepared is None else prepared
         if self.settings.train_clip:
             height, width = pixels_BHWC.shape[1:3]
             return [VisionInput(each.flatten(0, 1), (1, height, width)) for each in pixels_BHWC]
@@ -162,8 +167,12 @@ class ClipCombiner(Adapted):
         return [VisionInput(each.clone(), (1, 1, len(each))) for each in seen]
 
     def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> dict[str, torch.Tensor]:
-        seen = torch.stack([each.tokens for each in vision]).to(self.device)
+        """Each image once, `image_of` per item its place among them: what is trained of CLIP sees it once a call."""
+        images, image_of = each_once([Item(item.image) for item in items])
+        tokens = {item.image: each.tokens for item, each in zip(items, vision, strict=True)}
+        seen = torch.stack([tokens[each.image] for each in images]).to(self.device)
         made = {"images": seen.unflatten(1, vision[0].grid[1:]) if self.settings.train_clip else seen}
+        made["image_of"] = torch.tensor(image_of, device=self.device)
         texts = [item.text for item in items if item.text is not None]
         assert len(texts) in (0, len(items)), "queries and gallery images in one call"
         return made | (self.text_inputs(texts) if texts else {})
@@ -203,7 +212,9 @@ class ClipCombiner(Adapted):
         height, width = (size, size) if isinstance(size, int) else size
         ramp = torch.arange(height * width * 3, device=self.device).reshape(1, height, width, 3) % 251
         images = ramp.to(torch.uint8) if self.settings.train_clip else self.module.see(ramp.to(torch.uint8))
-        out: torch.Tensor = self.module({"images": images, **self.text_inputs(["is red and has long sleeves"])})
+        image_of = torch.zeros(1, dtype=torch.long, device=self.device)
+        text = self.text_inputs(["is red and has long sleeves"])
+        out: torch.Tensor = self.module({"images": images, "image_of": image_of, **text})
         return out
 
 

@@ -55,6 +55,10 @@ class VlmSettings(ModelSettings):
     """`nf4`: the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs bitsandbytes and CUDA."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     gradient_checkpointing: bool = False
+    packed: bool = False
+    """Rows of a batch one after another in one row without padding, each seeing only itself; checked at the start."""
+    compile: bool = False
+    """torch.compile of the language model's layers; checked at the start, which compiles them."""
 
     def check_training(self, tuning: Tuning) -> None:
         if self.quantization != "none" and tuning.tune == "full":

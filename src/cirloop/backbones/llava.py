@@ -40,17 +40,19 @@ class Llava(VlmEmbedder):
         )
         return [config.model_type, str(self.vlm.dtype), plain({n: getattr(config, n, None) for n in names})]
 
-    def make_tokens(self, images: Sequence[Image.Image]) -> list[VisionInput]:
+    def prepare_images(self, images: Sequence[Image.Image]) -> Any:
+        return self.processor.image_processor(images=[i.convert("RGB") for i in images], return_tensors="pt")
+
+    def make_tokens(self, images: Sequence[Image.Image], prepared: Any) -> list[VisionInput]:
         """The size of crops and tiles is checked on what the processor really made."""
-        made = self.processor.image_processor(images=[i.convert("RGB") for i in images], return_tensors="pt")
-        pixels, side = made["pixel_values"], self.vlm.config.vision_config.image_size
+        pixels, side = prepared["pixel_values"], self.vlm.config.vision_config.image_size
         height, width = pixels.shape[-2:]
         if height != side or width != side:
             raise UserError(
                 f"model path {self.settings.path!r}: the processor makes {height}x{width} pixels, the vision tower "
                 f"takes {side}x{side}. Give the processor that belongs to the model."
             )
-        more = {} if self.vlm.config.model_type == "llava" else {"image_sizes": made["image_sizes"]}
+        more = {} if self.vlm.config.model_type == "llava" else {"image_sizes": prepared["image_sizes"]}
         tokens = self.vlm.model.get_image_features(
             pixel_values=pixels.to(self.device, self.vlm.model.vision_tower.dtype), **more
         ).pooler_output

@@ -45,26 +45,25 @@ class VisionMixin(VisionBase):
         embeds, positions = place_vision(vlm, inputs)
         return {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"], "position_ids": positions}
 
-    def positions(self, inputs: Inputs) -> Inputs:
-        is_image = inputs["input_ids"] == self.vlm.config.image_token_id
-        return {"image_grid_thw": inputs["image_grid_thw"], "mm_token_type_ids": is_image.int()}
-
     def vision_settings(self) -> list[Any]:
         return [self.min_pixels, self.max_pixels, str(self.vlm.dtype)]
 
-    def make_tokens(self, images: Sequence[Image.Image]) -> list[VisionInput]:
-        """The pixel budget is checked on what the processor really made."""
-        visual, processor = self.vlm.model.visual, self.processor.image_processor
+    def prepare_images(self, images: Sequence[Image.Image]) -> Any:
+        processor = self.processor.image_processor
         budget = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         sized = [fetch_image({"image": image, **budget}, image_patch_size=processor.patch_size) for image in images]
-        made = processor(images=sized, do_resize=False, return_tensors="pt")
-        grids = made["image_grid_thw"]
+        return processor(images=sized, do_resize=False, return_tensors="pt")
+
+    def make_tokens(self, images: Sequence[Image.Image], prepared: Any) -> list[VisionInput]:
+        """The pixel budget is checked on what the processor really made."""
+        visual, processor = self.vlm.model.visual, self.processor.image_processor
+        grids = prepared["image_grid_thw"]
         for image, grid in zip(images, grids, strict=True):
             pixels = int(grid[1] * grid[2]) * processor.patch_size**2
             assert pixels <= self.max_pixels, f"an image of {pixels} pixels passed the budget of {self.max_pixels}"
             enough = pixels >= self.min_pixels or image.width * image.height >= self.min_pixels
             assert enough, f"an image was enlarged to {pixels} pixels only, not {self.min_pixels}"
-        out = visual(made["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device))
+        out = visual(prepared["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device))
         sizes = (grids.prod(-1) // visual.spatial_merge_size**2).tolist()
         return [
             VisionInput(tokens, (int(g[0]), int(g[1]), int(g[2])))

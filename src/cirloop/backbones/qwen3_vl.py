@@ -36,21 +36,6 @@ class VisionMixin(qwen2_vl.VisionMixin):
     def features(self, out: Any) -> torch.Tensor:
         return torch.cat([out.pooler_output, *out.deepstack_features], dim=-1)
 
-    def generate(self, inputs: Inputs, **options: Any) -> torch.Tensor:
-        """`generate` hands embeddings to the language model without DeepStack's: they are put in at its first call."""
-        placed = self.place(self.vlm, inputs)
-        deep = {name: placed[name] for name in ("visual_pos_masks", "deepstack_visual_embeds")}
-        first = [deep]
-
-        def put_in(_: Any, args: Any, given: Inputs) -> tuple[Any, Inputs]:
-            return args, {**given, **(first.pop() if first else {})}
-
-        hook = self.vlm.model.language_model.register_forward_pre_hook(put_in, with_kwargs=True)
-        try:
-            return super().generate(inputs, **options)
-        finally:
-            hook.remove()
-
 
 class Qwen3VL(VisionMixin, qwen2_vl.QwenEmbedder):
     """The Qwen3-VL embedder."""

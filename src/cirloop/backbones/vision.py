@@ -103,8 +103,12 @@ class VisionBase:
         """What decides `encode_images` besides the tower's weights and the image processor."""
         raise NotImplementedError
 
-    def make_tokens(self, images: Sequence[Image.Image]) -> list[VisionInput]:
-        """Vision tokens per image, on the model's device."""
+    def prepare_images(self, images: Sequence[Image.Image]) -> Any:
+        """What the image processor makes of images, without the model's weights."""
+        raise NotImplementedError
+
+    def make_tokens(self, images: Sequence[Image.Image], prepared: Any) -> list[VisionInput]:
+        """Vision tokens per image, on the model's device, from `prepare_images`' output."""
         raise NotImplementedError
 
     @property
@@ -125,10 +129,11 @@ class VisionBase:
         return not any(p.requires_grad for n, p in self.vlm.named_parameters() if n.startswith(TOWERS))
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Image.Image]) -> list[VisionInput]:
+    def encode_images(self, images: Sequence[Image.Image], prepared: Any = None) -> list[VisionInput]:
         """Vision tokens per image, on the CPU. What the processor really made is checked."""
         assert self.vision_is_frozen(), "the vision tower is trained: its output may not be kept"
-        return [VisionInput(made.tokens.cpu().clone(), made.grid) for made in self.make_tokens(images)]
+        ready = self.prepare_images(images) if prepared is None else prepared
+        return [VisionInput(made.tokens.cpu().clone(), made.grid) for made in self.make_tokens(images, ready)]
 
     def num_tokens(self, vision: VisionInput) -> int:
         return len(vision.tokens)
@@ -160,22 +165,6 @@ class VisionBase:
             "vision_tokens": torch.cat([v.tokens for v in vision]).to(self.device),
             "image_grid_thw": torch.tensor([v.grid for v in vision], device=self.device),
         }
-
-    def generate(self, inputs: Inputs, **options: Any) -> torch.Tensor:
-        """`generate` of transformers on `tensors(..., side="left")`: the prompt's tokens (B, T) and the answers'."""
-        placed = self.place(self.vlm, inputs)
-        out: torch.Tensor = self.vlm.generate(
-            input_ids=inputs["input_ids"],
-            inputs_embeds=placed["inputs_embeds"],
-            attention_mask=inputs["attention_mask"],
-            **self.positions(inputs),
-            **options,
-        )
-        return out
-
-    def positions(self, inputs: Inputs) -> Inputs:
-        """What `generate` needs to know of the images' places."""
-        return {}
 
 
 def embed_with(vlm: Any, inputs: Inputs) -> torch.Tensor:

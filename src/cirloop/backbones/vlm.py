@@ -21,8 +21,10 @@ from torch import nn
 from cirloop.artifacts import fingerprint
 from cirloop.backbones.adapter import PREFIX, Adapted
 from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
+from cirloop.backbones.packing import check_packing, let_sdpa_take_rows, pack
+from cirloop.backbones.proof import compile_layers, prove_embeddings, prove_gradient, uncompiled
 from cirloop.backbones.vision import TOWERS, Inputs, VisionBase, load_vlm
-from cirloop.backbones.weights import resolve_adapter
+from cirloop.backbones.weights import resolve, resolve_adapter
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -46,12 +48,18 @@ class Embedder(nn.Module):
         self.vlm, self.place = vlm, place
         self.mixed: torch.dtype | None = None
         """Where some weights of the language model are float32 and others not: the type they are used in."""
+        self.packed = False
+        """Lay rows one after another, without their padding."""
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         """Embeddings (B, D), float32, of right-padded rows."""
-        mask = inputs["attention_mask"]
-        hidden = self.hidden(**self.place(self.vlm, inputs))
-        last = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+        mask, placed = inputs["attention_mask"], self.place(self.vlm, inputs)
+        if self.packed:
+            hidden = self.hidden(**pack(placed, self.vlm.model.language_model.config._attn_implementation))
+            last = hidden[0, mask.sum(1).cumsum(0) - 1]
+        else:
+            hidden = self.hidden(**placed)
+            last = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
         return F.normalize(last.float(), dim=-1)
 
     def hidden(self, **given: Any) -> torch.Tensor:
@@ -74,6 +82,8 @@ class VlmEmbedder(VisionBase, Adapted):
 
     def __init__(self, settings: VlmSettings, adapter: Path | None = None) -> None:
         self.settings = settings
+        if settings.packed:
+            check_packing(str(resolve(settings.path, *self.types)))
         self.vlm, self.processor, self.base_digest = load_vlm(
             settings.path, settings.dtype, settings.attention, self.types, settings.quantization
         )
@@ -85,6 +95,12 @@ class VlmEmbedder(VisionBase, Adapted):
             self._start_from(resolve_adapter(settings.start_adapter))
         elif adapter is not None:
             self.load_adapter(adapter)
+        if settings.packed:
+            let_sdpa_take_rows(self.vlm.model.language_model)
+            self.module.packed = True
+        if settings.compile:
+            compile_layers(self.vlm.model.language_model)
+        prove_embeddings(self)
 
     def _start_from(self, adapter: Path) -> None:
         self.load_adapter(adapter)
@@ -147,6 +163,7 @@ class VlmEmbedder(VisionBase, Adapted):
         self._mix()
         if self.settings.gradient_checkpointing:
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
+        prove_gradient(self)
 
     def _check_goes_on(self, lora: LoraConfig, tuning: Tuning) -> None:
         """Raises UserError where the LoRA that goes on being trained is not what the settings ask for."""
@@ -198,7 +215,8 @@ class VlmEmbedder(VisionBase, Adapted):
     def probe(self) -> torch.Tensor:
         ids = torch.tensor([self.processor.tokenizer.encode("represent the given image")], device=self.device)
         self._mix()
-        return self.module.hidden(input_ids=ids)
+        with uncompiled():
+            return self.module.hidden(input_ids=ids)
 
     def _mix(self) -> None:
         """Parts trained in full are float32: with others of half precision they need autocast."""

@@ -43,10 +43,11 @@ class Captioner(Protocol):
         asks: Sequence[Ask],
         vision: Sequence[Any],
         max_new_tokens: int,
-        temperature: float,
+        temperatures: Sequence[float],
         seed: int,
-    ) -> list[str]:
-        """One answer per question; `temperature` 0 is greedy, and then no answer depends on the others asked."""
+    ) -> list[list[str]]:
+        """Per question an answer for each of `temperatures`, the t-th drawn with `seed` + t; 0 is greedy, and then no
+        answer depends on the others asked."""
         ...
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Any]) -> list[float]:

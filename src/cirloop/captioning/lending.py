@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from cirloop.backbones.proof import uncompiled
+
 if TYPE_CHECKING:
     from cirloop.captioning.config import Foundation
 
@@ -26,7 +28,8 @@ def lends(embedder: Any, foundation: Foundation) -> bool:
 
 @contextmanager
 def base_of(embedder: Any | None) -> Iterator[None]:
-    """Within, the embedder's model is its base, in evaluation mode and without gradients; after, what it was."""
+    """Within, the embedder's model is its base, in evaluation mode, without gradients and as written, also where its
+    layers are compiled, which is for whole texts; after, what it was."""
     if embedder is None:
         with torch.no_grad():
             yield
@@ -38,7 +41,7 @@ def base_of(embedder: Any | None) -> Iterator[None]:
     embedder.switch_adapter(False)
     core.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             yield
     finally:
         embedder.switch_adapter(on)

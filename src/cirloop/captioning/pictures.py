@@ -11,7 +11,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cirloop import cost
 from cirloop.artifacts import fingerprint
+from cirloop.backbones import flops
 from cirloop.captioning.base import Ask, Sees, chat_text, probability, sampling, signs, yes_and_no
 from cirloop.captioning.lending import base_of, lends
 from cirloop.captioning.prompts import Prompt
@@ -119,6 +121,7 @@ class PictureCaptioner:
 
     def inputs(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> Any:
         """The processor's tensors of the questions, left-padded."""
+        cost.add(images_encoded=len(vision))
         pictures = [within(picture, self.settings.max_side) for picture in vision]
         shown = [self.show(*pair) for pair in zip(pictures[::2], pictures[1::2], strict=True)]
         assert all(len(each) == prompt.num_images for each in shown), "the prompt is for another number of images"
@@ -141,22 +144,27 @@ class PictureCaptioner:
         asks: Sequence[Ask],
         vision: Sequence[Image.Image],
         max_new_tokens: int,
-        temperature: float,
+        temperatures: Sequence[float],
         seed: int,
-    ) -> list[str]:
-        """One answer per question; `temperature` 0 is greedy. `vision` holds two pictures per question, in order."""
-        inputs = self.inputs(prompt, asks, vision)
-        torch.manual_seed(seed)
-        out = self._generate(inputs, max_new_tokens, **sampling(temperature)).sequences
+    ) -> list[list[str]]:
+        """An answer per temperature and question; 0 is greedy. `vision` holds two pictures per question, in order."""
+        inputs, turns = self.inputs(prompt, asks, vision), []
         length = inputs["input_ids"].shape[1]
-        assert torch.equal(out[:, :length], inputs["input_ids"]), "generate() did not return the prompt first"
-        texts: list[str] = self.processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        for turn, temperature in enumerate(temperatures):
+            torch.manual_seed(seed + turn)
+            out = self._generate(inputs, max_new_tokens, **sampling(temperature)).sequences
+            assert torch.equal(out[:, :length], inputs["input_ids"]), "generate() did not return the prompt first"
+            flops.count_answers(None, inputs["attention_mask"], out[:, length:], self.processor.tokenizer.pad_token_id)
+            texts = self.processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
+            turns.append([text.strip() for text in texts])
+        return [list(answers) for answers in zip(*turns, strict=True)]
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> list[float]:
         """Probability of "yes" against "no" as the first word of the answer. By `generate`, which knows each model's
         positions under left padding; the logits are those before any processing."""
-        made = self._generate(self.inputs(prompt, asks, vision), 1, do_sample=False, output_logits=True)
+        inputs = self.inputs(prompt, asks, vision)
+        made = self._generate(inputs, 1, do_sample=False, output_logits=True)
+        flops.count_answers(None, inputs["attention_mask"], None, None)
         return probability(made.logits[0], self._yes, self._no)
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cirloop.artifacts import fingerprint
-from cirloop.backbones import qwen2_5_vl, qwen2_vl, qwen3_vl
+from cirloop.backbones import flops, qwen2_5_vl, qwen2_vl, qwen3_vl
 from cirloop.backbones.base import VisionInput
-from cirloop.backbones.vision import Inputs, load_vlm
+from cirloop.backbones.vision import load_vlm
 from cirloop.captioning.base import Ask, Sees, chat_text, first_tokens, probability, sampling, signs
+from cirloop.captioning.decoding import decode
 from cirloop.captioning.lending import base_of, lends
 from cirloop.captioning.prompts import Prompt
+from cirloop.captioning.reading import Reading, read
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class QwenVLCaptioner(qwen2_vl.VisionMixin):
-    """Batched generation with left padding; the vision tokens come from the same cache as the embedder's.
+    """Batched generation; vision tokens from the same cache as the embedder's, what questions share is read once.
 
     On the weights of the embedder `shared` where that lends them, with its adapter off in every call.
     """
@@ -41,21 +43,27 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
                 settings.path, settings.dtype, settings.attention, (settings.type,)
             )
         self.name, self.signs = settings.path, signs(self.processor)
+        self.flops = flops.language(self, adapters=False)
+        kinds = getattr(self.vlm.config.text_config, "layer_types", None) or []
+        self.shares = not any("sliding" in kind for kind in kinds)  # a window counts padding inside a row too
 
     @property
     def fingerprint(self) -> str:
         return fingerprint([self.base_digest, self.settings.model_dump(mode="json", exclude={"path"})])
 
-    def encode_images(self, images: Sequence[Image.Image]) -> list[VisionInput]:
+    def encode_images(self, images: Sequence[Image.Image], prepared: Any = None) -> list[VisionInput]:
         with base_of(self.lender):
-            return super().encode_images(images)
+            return super().encode_images(images, prepared)
 
     def turn(self, prompt: Prompt, text: str) -> str:
         """The conversation as the model reads it, each image as one sign."""
         return chat_text(self.processor, self.signs, prompt, text)
 
-    def _inputs(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]) -> Inputs:
-        return self.tensors([self.turn(prompt, ask.text) for ask in asks], vision, side="left")
+    def read(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]) -> Reading:
+        """The questions in the language model, whose adapter must be off."""
+        inputs = self.tensors([self.turn(prompt, ask.text) for ask in asks], vision, side="left")
+        rows = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+        return read(self, rows, asks, vision, self.shares)
 
     def write(
         self,
@@ -63,26 +71,29 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
         asks: Sequence[Ask],
         vision: Sequence[VisionInput],
         max_new_tokens: int,
-        temperature: float,
+        temperatures: Sequence[float],
         seed: int,
-    ) -> list[str]:
-        """One answer per question; `temperature` 0 is greedy. `vision` holds two images per question, in order."""
-        inputs = self._inputs(prompt, asks, vision)
-        torch.manual_seed(seed)
+    ) -> list[list[str]]:
+        """An answer per temperature and question, read once. `vision` holds two images per question, in order."""
         with base_of(self.lender):
-            out = self.generate(inputs, max_new_tokens=max_new_tokens, **sampling(temperature))
-        length = inputs["input_ids"].shape[1]
-        assert torch.equal(out[:, :length], inputs["input_ids"]), "generate() did not return the prompt first"
-        texts: list[str] = self.processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+            reading = self.read(prompt, asks, vision)
+            turns, asked, pad = [], reading.mask_BT.sum(1).tolist(), self.processor.tokenizer.pad_token_id
+            for turn, temperature in enumerate(temperatures):
+                torch.manual_seed(seed + turn)
+                made = decode(self.vlm, reading, max_new_tokens, **sampling(temperature))
+                flops.count_written(self.flops, asked, [int(row.ne(pad).sum()) for row in made])
+                turns.append([text.strip() for text in self._words(made)])
+        return [list(answers) for answers in zip(*turns, strict=True)]
+
+    def _words(self, answers: Sequence[torch.Tensor]) -> list[str]:
+        words: list[str] = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return words
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]) -> list[float]:
         """Probability of "yes" against "no" as the first word of the answer, either case."""
-        inputs = self._inputs(prompt, asks, vision)
         with base_of(self.lender):
-            placed = self.place(self.vlm, inputs)
-            hidden = self.vlm.model.language_model(**placed, use_cache=False).last_hidden_state[:, -1]
-            logits = self.vlm.lm_head(hidden)
+            logits = self.vlm.lm_head(self.read(prompt, asks, vision).last_BD)
+        flops.count_scored(self.flops, len(asks))
         yes, no = (first_tokens(self.processor.tokenizer, words) for words in (("yes", "Yes"), ("no", "No")))
         return probability(logits, yes, no)
 

@@ -14,7 +14,7 @@ from typing import Any
 from cirloop.captioning.answers import text_of
 from cirloop.captioning.base import Ask
 from cirloop.captioning.config import CaptioningSettings
-from cirloop.captioning.eyes import Eyes
+from cirloop.captioning.eyes import Asked
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
@@ -44,7 +44,7 @@ class Candidate:
 
 
 def write_candidates(
-    eyes: Eyes, mined: Sequence[MinedNegative], queries: Mapping[QueryId, Query],
+    eyes: Asked, mined: Sequence[MinedNegative], queries: Mapping[QueryId, Query],
     settings: CaptioningSettings, seed: int, prompt: Prompt = REWRITE,
 ) -> list[Candidate]:  # fmt: skip
     """`settings.candidates` texts per mined image, the first greedy; equal texts once. An answer that is not of the
@@ -84,7 +84,7 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
 
 
 def verify(
-    eyes: Eyes, candidates: Sequence[Candidate], settings: CaptioningSettings, prompt: Prompt = VERIFY
+    eyes: Asked, candidates: Sequence[Candidate], settings: CaptioningSettings, prompt: Prompt = VERIFY
 ) -> list[Candidate]:
     """Ask the foundation model whether each text, still accepted, is right."""
     out = list(candidates)

@@ -48,16 +48,19 @@ class TemplateCaptioner:
         asks: Sequence[Ask],
         vision: Sequence[Any],
         max_new_tokens: int,
-        temperature: float,
+        temperatures: Sequence[float],
         seed: int,
-    ) -> list[str]:
+    ) -> list[list[str]]:
         """The human text in a rule's frame, at most `max_new_tokens` words of it; JSON where the prompt asks for it."""
-        texts = []
+        out = []
         for ask in asks:
-            draw = Random(fingerprint([seed, ask.first, ask.second, ask.text]))
-            rule = draw.choice(RULES) if temperature else RULES[0]
-            texts.append(" ".join(rule.replace("{text}", ask.text).split()[:max_new_tokens]))
-        return [json.dumps({KEY: text}) if prompt.answer == "json" else text for text in texts]
+            texts = []
+            for turn, temperature in enumerate(temperatures):
+                draw = Random(fingerprint([seed + turn, ask.first, ask.second, ask.text]))
+                rule = draw.choice(RULES) if temperature else RULES[0]
+                texts.append(" ".join(rule.replace("{text}", ask.text).split()[:max_new_tokens]))
+            out.append([json.dumps({KEY: text}) if prompt.answer == "json" else text for text in texts])
+        return out
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Any]) -> list[float]:
         """Raises UserError: a rule that sees no picture has no opinion, and a made-up one would pass for a check."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from cirloop import cost
 from cirloop.artifacts import fingerprint
 from cirloop.captioning.base import Ask, Sees, chat_text, signs, yes_and_no
 from cirloop.captioning.pictures import chat_processor, within
@@ -51,6 +52,7 @@ class VllmCaptioner:
         return fingerprint([self.settings.weights(), decisive])
 
     def _requests(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> list[dict[str, Any]]:
+        cost.add(images_encoded=len(vision), flops_unknown=1)
         pictures = [within(picture, self.settings.max_side) for picture in vision]
         assert prompt.num_images == 2 and len(pictures) == 2 * len(asks)
         return [
@@ -67,18 +69,23 @@ class VllmCaptioner:
         asks: Sequence[Ask],
         vision: Sequence[Image.Image],
         max_new_tokens: int,
-        temperature: float,
+        temperatures: Sequence[float],
         seed: int,
-    ) -> list[str]:
-        """One answer per question; `temperature` 0 is greedy. Each question has a seed of its own, of `seed` and its
+    ) -> list[list[str]]:
+        """An answer per temperature and question; 0 is greedy. Each has a seed of its own, of `seed`, its turn and its
         place. vLLM promises equal texts for equal seeds on one machine with one schedule, not across them.
         """
-        how = [
-            self._vllm.SamplingParams(temperature=temperature, max_tokens=max_new_tokens, seed=(seed << 16) + i)
-            for i in range(len(asks))
-        ]
-        outputs = self._llm.generate(self._requests(prompt, asks, vision), how, use_tqdm=False)
-        return [output.outputs[0].text.strip() for output in outputs]
+        requests, turns = self._requests(prompt, asks, vision), []
+        for turn, temperature in enumerate(temperatures):
+            how = [
+                self._vllm.SamplingParams(
+                    temperature=temperature, max_tokens=max_new_tokens, seed=((seed + turn) << 16) + i
+                )
+                for i in range(len(asks))
+            ]
+            outputs = self._llm.generate(requests, how, use_tqdm=False)
+            turns.append([output.outputs[0].text.strip() for output in outputs])
+        return [list(answers) for answers in zip(*turns, strict=True)]
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> list[float]:
         """Probability of "yes" against "no" as the first word of the answer: all other tokens are forbidden, and what

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 from cirloop.artifacts import fingerprint
+from cirloop.data.images import Blanked
 from cirloop.types import EvalSplit, Gallery, Images, Query, TrainSplit, UserError
+
+GREY = "/grey"
+"""Ends the gallery's name of a split whose pictures are grey."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,33 @@ class Dataset:
     def train(self) -> TrainSplit:
         return self.make_train()
 
+    def where(self, split: TrainSplit | EvalSplit) -> tuple[str, str]:
+        """How another process finds a split of this data set again: what holds it, and the name of its gallery."""
+        gallery = split.gallery.name.removesuffix(GREY)
+        held = [name for name, parts in self._made.items() if gallery in [part.gallery.name for part in parts]]
+        return ("train" if isinstance(split, TrainSplit) else held[0]), split.gallery.name
+
+    def at(self, where: Sequence[str]) -> TrainSplit | EvalSplit:
+        """The split that `where` names."""
+        holder, gallery = where
+        splits: Sequence[TrainSplit | EvalSplit] = [self.train] if holder == "train" else self.parts(holder)
+        (found,) = [split for split in splits if split.gallery.name == gallery.removesuffix(GREY)]
+        return grey(found) if gallery.endswith(GREY) else found
+
     @cached_property
     def digest(self) -> str:
         """Of the train split's triplets and pixels."""
         rows = [[t.query.id, t.query.reference, t.query.text, t.target] for t in self.train.triplets]
         return fingerprint(rows + _pixels(self.train.gallery, self.train.images))
+
+
+Split = TypeVar("Split", TrainSplit, EvalSplit, TrainSplit | EvalSplit)
+
+
+def grey(split: Split) -> Split:
+    """The same split with grey pictures."""
+    gallery = replace(split.gallery, name=split.gallery.name + GREY)
+    return replace(split, images=Blanked(split.images), gallery=gallery)
 
 
 def eval_digest(parts: Sequence[EvalSplit]) -> str:

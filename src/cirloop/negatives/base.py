@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cirloop.negatives.filters import FilterConfig
+from cirloop.retrieval.config import IndexSettings, Search
 from cirloop.settings import Settings
 from cirloop.types import ImageId, QueryId, UserError
 
@@ -102,10 +103,17 @@ class Strategy(Settings):
     """`in`: the reference is ranked, and may be mined."""
     fallback: Literal["none", "top_k", "random"] = "none"
     """What fills up a query with fewer than `k` images: nothing, its best-ranked or random wrong ones."""
-    search: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
+    search: Search = "exact"
     """How the best images are found: exactly, or by a FAISS index of this kind; only strategies that need no more."""
+    index: IndexSettings = IndexSettings()
     filters: tuple[FilterConfig, ...] = ()
     """False-negative filters, one after the other; what they drop is counted and not replaced."""
+
+    @model_validator(mode="after")
+    def _index_is_read(self) -> Self:
+        if unread := self.index.unread(self.search):
+            raise ValueError(f"index: {' and '.join(unread)} does nothing with search: {self.search}")
+        return self
 
     @property
     def needs(self) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,9 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 BLOCK_NUMBERS = 1 << 25
 """Scores, or numbers of a gallery shard, in memory at once."""
+# For the whole process and not around the call: filters that threads set and put back would get mixed up.
+warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # memory-mapped vectors are only read
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
 def checked(vectors: Any, name: str) -> Any:
@@ -36,6 +40,7 @@ def checked(vectors: Any, name: str) -> Any:
 
 def score_blocks(queries_QD: Any, gallery_GD: Any, numbers: Rows, device: str = "cpu") -> Iterator[tuple[Rows, Floats]]:
     """Float32 scores (B, G) of the queries `numbers`, block by block, each with its numbers."""
+    device = first(device)
     each = int(np.prod(gallery_GD.shape[1:-1], dtype=np.int64))  # vectors of an image
     size, step = max(1, min(1024, BLOCK_NUMBERS // max(1, len(gallery_GD) * each))), shard_size(gallery_GD)
     held = tensor(gallery_GD, device) if len(gallery_GD) <= step else None  # a small gallery is converted once
@@ -52,10 +57,15 @@ def score_blocks(queries_QD: Any, gallery_GD: Any, numbers: Rows, device: str = 
         yield rows, scores_BG
 
 
+def first(device: str) -> str:
+    """Of several devices, named with commas between them, the one for what is not shared out."""
+    return device.split(",")[0]
+
+
 def shard_size(gallery_GD: Any) -> int:
     return max(1, BLOCK_NUMBERS // int(np.prod(gallery_GD.shape[1:], dtype=np.int64)))
 
 
 def tensor(vectors: Any, device: str) -> torch.Tensor:
-    made = np.ascontiguousarray(vectors, np.float32)
-    return torch.from_numpy(made if made.flags.writeable else made.copy()).to(device)
+    """Float32, on the CPU without a copy where they are that already: memory-mapped ones then stay on the disk."""
+    return torch.from_numpy(np.ascontiguousarray(vectors, np.float32)).to(device)

@@ -1,8 +1,10 @@
-"""Best images from a FAISS index, for galleries too large to score in full: flat (exact), IVF or HNSW (approximate).
+"""Best images from a FAISS index, for galleries too large to score in full: flat (exact), IVF, IVF-PQ or HNSW.
 
 The index says which images are in question; their scores are computed as in `top.py`, so ranks and ties are the same
-for the images found. What an approximate index misses is measured: `recall` of the exact best on sampled queries.
-Sources: FAISS (arXiv 2401.08281); HNSW (arXiv 1603.09320). Q queries, G gallery, K kept.
+for the images found. What an approximate index misses is measured: `recall` of the exact best on sampled queries. The
+gallery is read shard by shard; what the index itself holds in memory is in docs/scaling.md.
+Sources: FAISS (arXiv 2401.08281); HNSW (arXiv 1603.09320); product quantisation (Jegou et al., PAMI 2011). Q queries, G
+gallery, K kept.
 """
 
 from __future__ import annotations
@@ -13,60 +15,110 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cirloop.retrieval.blocks import Floats, Rows
+from cirloop.retrieval.blocks import BLOCK_NUMBERS, Floats, Rows, shard_size
+from cirloop.retrieval.config import IndexSettings
 from cirloop.retrieval.top import best_rows, exact_scores
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
-Kind = Literal["flat", "ivf", "hnsw"]
+Kind = Literal["flat", "ivf", "ivf_pq", "hnsw"]
 SAMPLED = 200
 """Queries whose best images are also searched exactly."""
 LINKS = 32
 """HNSW: neighbours per image."""
+ENOUGH = 39
+"""Vectors per list or code that FAISS wants to train on."""
+GPU_LIMIT = 2048
+"""Images per query, and lists, that FAISS searches on a GPU."""
 
 
-def indexed_rows(queries_QD: Any, gallery_GD: Any, k: int, kind: Kind, seed: int = 0) -> tuple[Rows, Floats, float]:
+def indexed_rows(
+    queries_QD: Any, gallery_GD: Any, k: int, kind: Kind, settings: IndexSettings | None = None, seed: int = 0
+) -> tuple[Rows, Floats, float]:
     """Gallery rows (Q, K) of each query's best images by an index, their scores, best first, and the recall.
 
-    Rows that the index did not find are -1 with a score of -inf.
+    Rows that the index did not find are -1 with a score of -inf. Raises UserError for settings that do not fit the
+    gallery.
     """
     if gallery_GD.ndim == 3:
         raise UserError(f"search: {kind} is for images of one vector each; this model gives several. Use exact.")
-    k = min(k, len(gallery_GD))
-    index = build(gallery_GD, kind, seed)
+    settings, k = settings or IndexSettings(), min(k, len(gallery_GD))
+    reach = min(k * (settings.candidates if kind == "ivf_pq" else 1), len(gallery_GD))
+    index = build(gallery_GD, kind, settings, seed, reach)
     rows_QK, scores_QK = np.empty((len(queries_QD), k), np.int64), np.empty((len(queries_QD), k), np.float32)
-    for start in range(0, len(queries_QD), 4096):
-        block = slice(start, start + 4096)
+    size = max(1, min(4096, BLOCK_NUMBERS // (reach * gallery_GD.shape[1])))  # queries whose candidates are in memory
+    for start in range(0, len(queries_QD), size):
+        block = slice(start, start + size)
         queries = np.ascontiguousarray(queries_QD[block], np.float32)
-        found = np.sort(index.search(queries, k)[1], axis=1)  # by row, so that the stable sort below settles ties
+        found = np.sort(index.search(queries, reach)[1], axis=1)  # by row, so that the stable sort below settles ties
         scores = exact_scores(queries, gallery_GD, np.maximum(found, 0))
         scores[found < 0] = -np.inf
-        order = np.argsort(-scores, axis=1, kind="stable")
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         rows_QK[block], scores_QK[block] = np.take_along_axis(found, order, 1), np.take_along_axis(scores, order, 1)
     return rows_QK, scores_QK, recall(queries_QD, gallery_GD, rows_QK, seed)
 
 
-def build(gallery_GD: Any, kind: Kind, seed: int) -> Any:
-    """The index; on the GPU where FAISS has one (not HNSW, which lives on the CPU)."""
+def build(gallery_GD: Any, kind: Kind, settings: IndexSettings, seed: int, reach: int) -> Any:
+    """The index. Where FAISS has GPUs, flat and IVF live there as far as it can search them there, and the lists of
+    IVF-PQ are learnt there; HNSW is built and searched on the CPU."""
     import faiss
 
-    size, dimensions = gallery_GD.shape
-    vectors = np.ascontiguousarray(gallery_GD, np.float32)
-    flat = faiss.IndexFlatIP(dimensions)
-    index: Any = flat
-    if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(dimensions, LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 200, 256
-    elif kind == "ivf":
-        lists = max(1, min(int(4 * size**0.5), size // 39))  # FAISS wants 39 vectors a list to train on
-        index = faiss.IndexIVFFlat(flat, dimensions, lists, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed, index.nprobe = seed + 1, max(1, lists // 16)
-    if kind != "hnsw" and torch.cuda.is_available() and faiss.get_num_gpus():
+    index = _empty(gallery_GD, kind, settings, seed)
+    nlist = getattr(index, "nlist", 0)  # what it becomes on GPUs has no such name
+    on_gpus = torch.cuda.is_available() and faiss.get_num_gpus()  # without one, FAISS's GPU functions crash the process
+    if on_gpus and kind in ("flat", "ivf") and max(reach, getattr(index, "nprobe", 0)) <= GPU_LIMIT:
         index = faiss.index_cpu_to_all_gpus(index)
+    elif on_gpus and kind in ("ivf", "ivf_pq"):  # the index does not own them, so both must last until it is trained
+        resources = faiss.StandardGpuResources()
+        learner = faiss.index_cpu_to_gpu(resources, 0, faiss.IndexFlatIP(gallery_GD.shape[1]))
+        index.clustering_index = learner
     if not index.is_trained:
-        index.train(vectors)
-    index.add(vectors)
+        index.train(_sample(gallery_GD, kind, nlist, settings, seed))
+    if hasattr(index, "clustering_index"):
+        index.clustering_index = None
+    step = shard_size(gallery_GD)
+    for start in range(0, len(gallery_GD), step):
+        index.add(np.ascontiguousarray(gallery_GD[start : start + step], np.float32))
     return index
+
+
+def _empty(gallery_GD: Any, kind: Kind, settings: IndexSettings, seed: int) -> Any:
+    import faiss
+
+    size, width = gallery_GD.shape
+    flat: Any = faiss.IndexFlatIP(width)
+    if kind == "flat":
+        return flat
+    if kind == "hnsw":
+        index: Any = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 200, 256
+        return index
+    nlist = settings.nlist or max(1, min(int(4 * size**0.5), size // ENOUGH))
+    if nlist > size or settings.nprobe > nlist:
+        raise UserError(f"index: nlist {nlist} must be at most the gallery's {size} images, and nprobe "
+                        f"{settings.nprobe} at most nlist.")  # fmt: skip
+    if kind == "ivf":
+        index = faiss.IndexIVFFlat(flat, width, nlist, faiss.METRIC_INNER_PRODUCT)
+    else:
+        m = settings.m or (width // 4 if width % 4 == 0 else width)
+        if width % m or size < 2**settings.nbits:
+            raise UserError(f"index: m {m} must divide the vectors' width {width}, and nbits {settings.nbits} needs a "
+                            f"gallery of {2**settings.nbits} images at least, found {size}.")  # fmt: skip
+        index = faiss.IndexIVFPQ(flat, width, nlist, m, settings.nbits, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.seed = seed + 1
+    index.cp.seed, index.nprobe = seed + 1, settings.nprobe or max(1, nlist // 16)
+    return index
+
+
+def _sample(gallery_GD: Any, kind: Kind, nlist: int, settings: IndexSettings, seed: int) -> Floats:
+    """Vectors to train on, in the gallery's order."""
+    codes = ENOUGH * 2**settings.nbits if kind == "ivf_pq" else 0
+    wanted = min(settings.training_size or max(64 * nlist, codes), len(gallery_GD))
+    least = max(nlist, 2**settings.nbits if kind == "ivf_pq" else 0)
+    if wanted < least:
+        raise UserError(f"index.training_size {wanted} must be at least {least}, the lists or the codes of a part.")
+    rows = np.sort(np.random.default_rng(seed).permutation(len(gallery_GD))[:wanted])
+    return np.ascontiguousarray(gallery_GD[rows], np.float32)
 
 
 def recall(queries_QD: Any, gallery_GD: Any, rows_QK: Rows, seed: int) -> float:

@@ -7,16 +7,18 @@ rounding: `exact` sorts blocks of scores, `faiss` asks a flat inner-product inde
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cirloop.backbones.similarity import similarity
+from cirloop.retrieval.blocks import BLOCK_NUMBERS
 from cirloop.types import Gallery, ImageId, Query, Rankings, UserError
 
 BLOCK = 256
+"""Queries scored at once, fewer where the gallery is so large that their scores would be more than BLOCK_NUMBERS."""
 Floats = npt.NDArray[np.float32]
 
 
@@ -39,8 +41,7 @@ def rank(
     scores_QK = np.empty((len(queries), depth), np.float32)
     rank_Q = np.empty(len(queries), np.int32)
     score_Q = np.empty(len(queries), np.float32)
-    for start in range(0, len(queries), BLOCK):
-        block = slice(start, start + BLOCK)
+    for block in _blocks(len(queries), gallery_GD):
         scores_BG = similarity(queries_QD[block], gallery_GD)
         here = np.arange(len(scores_BG))
         score_B = scores_BG[here, target_Q[block]]
@@ -71,10 +72,8 @@ def places(
     """
     rows = gallery.rows()
     out: list[dict[ImageId, int]] = []
-    for start in range(0, len(queries), BLOCK):
-        for scores_G, images in zip(
-            similarity(queries_QD[start : start + BLOCK], gallery_GD), wanted[start : start + BLOCK], strict=True
-        ):
+    for block in _blocks(len(queries), gallery_GD):
+        for scores_G, images in zip(similarity(queries_QD[block], gallery_GD), wanted[block], strict=True):
             of = {image: rows[image] for image in images}
             out.append(
                 {
@@ -105,10 +104,16 @@ def best(
 ) -> list[list[ImageId]]:
     """The best `depth` images per query, the reference ranked too, best first, ties by gallery row."""
     out: list[list[ImageId]] = []
-    for start in range(0, len(queries), BLOCK):
-        columns = best_columns(similarity(queries_QD[start : start + BLOCK], gallery_GD), min(depth, len(gallery.ids)))
+    for block in _blocks(len(queries), gallery_GD):
+        columns = best_columns(similarity(queries_QD[block], gallery_GD), min(depth, len(gallery.ids)))
         out += [[gallery.ids[column] for column in row] for row in columns]
     return out
+
+
+def _blocks(num_queries: int, gallery_GD: Floats) -> Iterator[slice]:
+    vectors = len(gallery_GD) * (gallery_GD.shape[1] if gallery_GD.ndim == 3 else 1)
+    size = max(1, min(BLOCK, BLOCK_NUMBERS // max(1, vectors)))
+    return (slice(start, start + size) for start in range(0, num_queries, size))
 
 
 def best_columns(scores_BG: Floats, depth: int) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """Each query's best images, and the places of given ones, over vectors of any size on disk. Never a whole Q x G matrix.
 
 Vectors are float16 or float32 arrays, memory-mapped ones too, read shard by shard. A score is a dot product in float32.
+A `device` is torch's name of one, or several with commas (`cuda:0,cuda:1`), which take a shard each.
 Both functions are exact: a fast product (bfloat16 where the processor has it, else float32) says which images are in
 question, a bound on its rounding says that no other is, and those in question are scored in float32, each by itself, so
 that equal vectors have equal scores. Ties by gallery row. Galleries of several vectors an image: `several.py`.
@@ -10,17 +11,18 @@ Q queries, G gallery, K kept, D dimensions, B queries of a block, N gallery rows
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from cirloop.retrieval import several
-from cirloop.retrieval.blocks import BLOCK_NUMBERS, Floats, Rows, shard_size, tensor
+from cirloop.retrieval.blocks import BLOCK_NUMBERS, Floats, Rows, first, shard_size, tensor
 
+Made = TypeVar("Made")
 SLACK = 24
 """Images in question beyond 5/4 of those asked for, before a query is looked at more closely."""
 
@@ -29,19 +31,33 @@ def best_rows(queries_QD: Any, gallery_GD: Any, k: int, device: str = "cpu") -> 
     """Gallery rows (Q, K) of each query's `k` best images and their scores, best first, ties by row; K <= G."""
     k = min(k, len(gallery_GD))
     if gallery_GD.ndim == 3:
-        return several.best_rows(queries_QD, gallery_GD, k, device)
-    rows_QK, scores_QK = np.zeros((len(queries_QD), k), np.int64), np.full((len(queries_QD), k), -np.inf, np.float32)
-    for shard in _shards(gallery_GD, device, _fast_dtype(device)):
+        return several.best_rows(queries_QD, gallery_GD, k, first(device))
+
+    def search(shard: _Shard) -> tuple[Rows, Floats]:
+        here = min(k, len(shard.vectors_ND))
+        rows_QK, scores_QK = np.empty((len(queries_QD), here), np.int64), np.empty((len(queries_QD), here), np.float32)
         for block in shard.blocks(len(queries_QD)):
-            queries_BD = tensor(queries_QD[block], device)
-            rows_BK, scores_BK = shard.best(queries_BD, min(k, len(shard.vectors_ND)))
-            if shard.start:  # join with what earlier shards gave; their rows come first, so a stable sort keeps ties
-                rows_BK = torch.cat([torch.from_numpy(rows_QK[block]).to(device), rows_BK], 1)
-                scores_BK = torch.cat([torch.from_numpy(scores_QK[block]).to(device), scores_BK], 1)
-                scores_BK, order = scores_BK.sort(dim=1, descending=True, stable=True)
-                rows_BK = rows_BK.gather(1, order)
-            kept = min(k, rows_BK.shape[1])
-            rows_QK[block, :kept], scores_QK[block, :kept] = rows_BK[:, :k].cpu(), scores_BK[:, :k].cpu()
+            rows_BK, scores_BK = shard.best(tensor(queries_QD[block], shard.device), here)
+            rows_QK[block], scores_QK[block] = rows_BK.cpu(), scores_BK.cpu()
+        return rows_QK, scores_QK
+
+    return joined(_of_shards(search, gallery_GD, device), k)
+
+
+def joined(parts: Iterable[tuple[Rows, Floats]], k: int) -> tuple[Rows, Floats]:
+    """The `k` best of each query among those of parts of a gallery, best first, ties by row.
+
+    Parts come in the order of their rows, which count through the whole gallery. What they found is put together
+    exactly: an image among the `k` best of all is among those of its part.
+    """
+    rows_QK, scores_QK = np.zeros((0, 0), np.int64), np.zeros((0, 0), np.float32)
+    for number, (rows_QM, scores_QM) in enumerate(parts):
+        if number == 0:
+            rows_QK, scores_QK = rows_QM[:, :k], scores_QM[:, :k]
+            continue
+        rows_QK, scores_QK = np.concatenate([rows_QK, rows_QM], 1), np.concatenate([scores_QK, scores_QM], 1)
+        order_QK = np.argsort(-scores_QK, axis=1, kind="stable")[:, :k]  # stable: of tied images the earlier part's
+        rows_QK, scores_QK = np.take_along_axis(rows_QK, order_QK, 1), np.take_along_axis(scores_QK, order_QK, 1)
     return rows_QK, scores_QK
 
 
@@ -56,6 +72,7 @@ def pair_scores(queries_QD: Any, gallery_GD: Any, rows_Q: Rows, device: str = "c
     """The score (Q,) of each query and its gallery row."""
     if gallery_GD.ndim == 3:
         return several.pair_scores(queries_QD, gallery_GD, rows_Q)
+    device = first(device)
     score_Q = np.empty(len(rows_Q), np.float32)
     for start in range(0, len(rows_Q), 4096):
         block = slice(start, start + 4096)
@@ -69,16 +86,21 @@ def pair_scores(queries_QD: Any, gallery_GD: Any, rows_Q: Rows, device: str = "c
 def places(queries_QD: Any, gallery_GD: Any, wanted_Q: Rows, device: str = "cpu") -> tuple[Rows, Floats]:
     """The place (Q,), from 1 among all images, of each query's wanted gallery row, and its score; ties by row."""
     if gallery_GD.ndim == 3:
-        return several.places(queries_QD, gallery_GD, wanted_Q, device)
-    count_Q, score_Q = np.ones(len(queries_QD), np.int64), pair_scores(queries_QD, gallery_GD, wanted_Q, device)
-    # In float32 throughout: bfloat16 would leave a twentieth of all images in question.
-    for shard in _shards(gallery_GD, device, torch.float32):
+        return several.places(queries_QD, gallery_GD, wanted_Q, first(device))
+    score_Q = pair_scores(queries_QD, gallery_GD, wanted_Q, device)
+
+    def count(shard: _Shard) -> Rows:
+        count_Q = np.zeros(len(queries_QD), np.int64)
         for block in shard.blocks(len(queries_QD)):
-            queries_BD = tensor(queries_QD[block], device)
-            score_B = torch.from_numpy(score_Q[block]).to(device)
-            row_B = torch.from_numpy(wanted_Q[block] - shard.start).to(device)
-            count_Q[block] += shard.above(queries_BD, score_B, row_B).cpu().numpy()
-    return count_Q, score_Q
+            queries_BD = tensor(queries_QD[block], shard.device)
+            score_B = torch.from_numpy(score_Q[block]).to(shard.device)
+            row_B = torch.from_numpy(wanted_Q[block] - shard.start).to(shard.device)
+            count_Q[block] = shard.above(queries_BD, score_B, row_B).cpu().numpy()
+        return count_Q
+
+    # In float32 throughout: bfloat16 would leave a twentieth of all images in question.
+    counts = _of_shards(count, gallery_GD, device, torch.float32)
+    return sum(counts, np.ones(len(queries_QD), np.int64)), score_Q
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +113,16 @@ class _Shard:
     norm: float
     error: float
     """Largest norm of a row, and of what rounding changed in one."""
+
+    @classmethod
+    def of(cls, start: int, vectors_ND: torch.Tensor, coarse: torch.dtype) -> _Shard:
+        coarse_ND = vectors_ND.to(coarse)
+        error = 0.0 if coarse == torch.float32 else float((vectors_ND - coarse_ND.float()).norm(dim=1).max())
+        return cls(start, vectors_ND, coarse_ND, float(vectors_ND.norm(dim=1).max()), error)
+
+    @property
+    def device(self) -> str:
+        return str(self.vectors_ND.device)
 
     def blocks(self, num_queries: int) -> Iterator[slice]:
         size = max(1, min(2048, BLOCK_NUMBERS // len(self.vectors_ND)))
@@ -153,13 +185,24 @@ class _Shard:
         return count_B
 
 
-def _shards(gallery_GD: Any, device: str, coarse: torch.dtype) -> Iterator[_Shard]:
+def _of_shards(
+    work: Callable[[_Shard], Made], gallery_GD: Any, device: str, coarse: torch.dtype | None = None
+) -> Iterator[Made]:
+    """What `work` makes of each shard, in their order: in turn, or on several devices as many at once."""
+    devices = device.split(",")
     step = shard_size(gallery_GD)
-    for start in range(0, len(gallery_GD), step):
-        vectors_ND = tensor(gallery_GD[start : start + step], device)
-        coarse_ND = vectors_ND.to(coarse)
-        error = 0.0 if coarse == torch.float32 else float((vectors_ND - coarse_ND.float()).norm(dim=1).max())
-        yield _Shard(start, vectors_ND, coarse_ND, float(vectors_ND.norm(dim=1).max()), error)
+
+    def made(start: int) -> Made:
+        place = devices[start // step % len(devices)]
+        vectors_ND = tensor(gallery_GD[start : start + step], place)
+        return work(_Shard.of(start, vectors_ND, coarse or _fast_dtype(place)))
+
+    starts = range(0, len(gallery_GD), step)
+    if len(devices) == 1:
+        yield from map(made, starts)
+        return
+    with ThreadPoolExecutor(len(devices)) as pool:
+        yield from pool.map(made, starts)
 
 
 def _fast_dtype(device: str) -> torch.dtype:
@@ -187,8 +230,6 @@ def _sampled(
 ) -> torch.Tensor:
     size = (len(queries_BD), len(gallery_ND))
     empty = torch.zeros(len(columns), device=queries_BD.device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says once that its CSR tensors are in beta
-        wanted = torch.sparse_csr_tensor(ends, columns, empty, size, check_invariants=False)
+    wanted = torch.sparse_csr_tensor(ends, columns, empty, size, check_invariants=False)
     made: torch.Tensor = torch.sparse.sampled_addmm(wanted, queries_BD, gallery_ND.T, beta=0.0).values()
     return made

@@ -1,4 +1,4 @@
-"""One training stage under Accelerate: one process, DDP, or DeepSpeed, the same batches and the same loss.
+"""One training stage under Accelerate: one process, DDP, FSDP2, or DeepSpeed, the same batches and the same loss.
 
 Every process knows the whole batch; each encodes its share of queries and candidates, embeddings are gathered with
 gradients, and each computes the loss of the whole batch. Averaging the gradients then gives the one-process gradient.
@@ -23,16 +23,18 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 
+from cirloop import cost
 from cirloop.artifacts import file_digest, fingerprint, sync_tree, write_json
-from cirloop.backbones import Item
+from cirloop.backbones import Item, flops
+from cirloop.backbones.base import each_once
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
 from cirloop.training.batches import Batch, Batches
 from cirloop.training.config import TrainingSettings
 from cirloop.training.losses import Marks
 from cirloop.training.online import online_mask
+from cirloop.training.sharded import Gather, full, in_step, like, made_whole, whole
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Pair(nn.Module):
     def __init__(self, embedder: nn.Module) -> None:
         super().__init__()
         self.embedder = embedder
+        self._no_split_modules = sorted(_layers(embedder))  # read by Accelerate: what FSDP2 shards one at a time
 
     def forward(self, inputs: Sequence[dict[str, torch.Tensor]], seeds: Sequence[int] = ()) -> list[torch.Tensor]:
         """With `seeds`, one per call of the embedder, each call draws its dropout from its own."""
@@ -54,6 +57,12 @@ class Pair(nn.Module):
                 torch.manual_seed(seeds[place])
             made.append(self.embedder(each))
         return made
+
+
+def _layers(module: nn.Module) -> set[str]:
+    """Classes of the layers that transformers' models are made of."""
+    names = {name for each in module.modules() for name in getattr(each, "_no_split_modules", None) or ()}
+    return names & {type(each).__name__ for each in module.modules()}
 
 
 def seed_of(*parts: object) -> int:
@@ -82,6 +91,8 @@ class Trainer:
             config["train_micro_batch_size_per_gpu"] = max(1, settings.batch_size // accelerator.num_processes)
             config["gradient_clipping"] = settings.max_grad_norm
         self.parameters = backbone.trainable()
+        self.flops = flops.language(backbone)
+        self.again = bool(settings.chunk_size) + bool(getattr(backbone.settings, "gradient_checkpointing", False))
         optimizer = torch.optim.AdamW(
             self._groups(),
             lr=settings.learning_rate,
@@ -89,12 +100,13 @@ class Trainer:
             foreach=False,
         )
         self.module, self.optimizer = accelerator.prepare(Pair(backbone.module), optimizer)
+        self.parameters = backbone.trainable()  # FSDP2 puts others in their place
 
     def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
         start = 0 if self.deepspeed else self._resume()
         self.module.train()
-        before = {n: p.detach().clone() for n, p in self.parameters.items() if "lora_B" in n}
-        for step in progress(range(start, self.steps)):
+        before = whole(self._lora_B()) if start == 0 else {}
+        for step in cost.traced(progress(range(start, self.steps)), "training"):
             rate = self._rate(step)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["top"] * rate
@@ -112,7 +124,7 @@ class Trainer:
                 self._assert_all_trained(before)
             self.log.append(
                 {"step": step + 1, "loss": round(loss, 6), "learning_rate": self.settings.learning_rate * rate}
-                | ({"grad_norm": round(float(norm), 6)} if norm is not None else {})
+                | ({"grad_norm": round(float(full(norm)), 6)} if norm is not None else {})
             )
             if not self.deepspeed and self.save_every and (step + 1) % self.save_every == 0 and step + 1 < self.steps:
                 self._save(step + 1)
@@ -136,6 +148,12 @@ class Trainer:
         groups = [{"params": [w for n, w in self.parameters.items() if of[n] == p], "top": top} for p, top in tops]
         return [group for group in groups if group["params"]]
 
+    @staticmethod
+    def _sides(batch: Batch) -> tuple[tuple[list[Item], list[int]], tuple[list[Item], list[int]]]:
+        """What is embedded of queries and of candidates, equal inputs once, and each row's place among them."""
+        queries = [Item(q.reference, q.text) for q in batch.queries]
+        return each_once(queries), each_once([Item(image) for image in batch.candidates])
+
     def _share(self, rows: Sequence[Item]) -> list[Item]:
         """This process's rows: every num_processes-th, the last ones repeated so that all have equally many."""
         n, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -145,11 +163,13 @@ class Trainer:
         """All rows in their order, with gradients to the processes they came from."""
         if self.accelerator.num_processes == 1:
             return local[:count]
-        return torch.stack(list(all_gather(local)), dim=1).flatten(0, 1)[:count]
+        rows: torch.Tensor = Gather.apply(local)
+        return rows.flatten(0, 1)[:count]
 
     def _loss(self, batch: Batch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        device = queries.device
-        queries, candidates = self._gather(queries, len(batch.queries)), self._gather(candidates, len(batch.candidates))
+        """Of this process's vectors for `_sides(batch)`; a gradient is the sum over the rows that share a vector."""
+        device, ((asked, query_B), (shown, image_N)) = queries.device, self._sides(batch)
+        queries, candidates = self._gather(queries, len(asked))[query_B], self._gather(candidates, len(shown))[image_N]
         target, out, own = (torch.from_numpy(a).to(device) for a in (batch.target_B, batch.also_right_BN, batch.own_BK))
         scores = similarity(queries, candidates)
         if self.settings.hardest:
@@ -161,12 +181,16 @@ class Trainer:
 
     def _inputs(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         made: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
+        if torch.is_grad_enabled():  # of gradient caching's two passes, the second
+            flops.count(self.flops, made, backward=True, again=self.again)
+            cost.add(items=len(items))
         return made
 
     def _backward(self, step: int) -> float:
         batch = self.batches[step]
-        queries = self._share([Item(q.reference, q.text) for q in batch.queries])
-        candidates = self._share([Item(image) for image in batch.candidates])
+        if self.accelerator.is_main_process:
+            cost.add(steps=1, triplets=len(batch.queries))
+        queries, candidates = (self._share(items) for items, _ in self._sides(batch))
         if self.settings.chunk_size:
             return self._backward_in_chunks(step, batch, queries, candidates)
         torch.manual_seed(seed_of(self.seed, step, self.accelerator.process_index))
@@ -210,17 +234,28 @@ class Trainer:
 
     def _assert_all_trained(self, before: dict[str, torch.Tensor]) -> None:
         """Every lora_B has moved after the first step, so every one had a gradient."""
-        dead = [name for name, value in before.items() if torch.equal(self.parameters[name], value)]
+        now = whole(self._lora_B())
+        dead = [name for name, value in before.items() if torch.equal(now[name], value)]
         if dead:
             raise RuntimeError(f"{len(dead)} LoRA matrices get no gradient, the first: {dead[0]}")
 
+    def _lora_B(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.parameters.items() if "lora_B" in name}
+
+    def save_adapter(self, directory: Path) -> None:
+        """Write the adapter, once; every process calls this, since each may have a piece of it."""
+        in_step(self.module)
+        with made_whole(self.backbone.core, self.parameters):
+            if self.accelerator.is_main_process:
+                self.backbone.save_adapter(directory)
+
     def _save(self, step: int) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        state = {f"parameter/{n}": p.detach().cpu().contiguous() for n, p in self.parameters.items()}
+        state = {f"parameter/{n}": value for n, value in whole(self.parameters).items()}
         for n, p in self.parameters.items():
             for moment in ("exp_avg", "exp_avg_sq"):
-                state[f"{moment}/{n}"] = self.optimizer.state[p][moment].detach().cpu().contiguous()
+                state[f"{moment}/{n}"] = full(self.optimizer.state[p][moment].detach()).cpu().contiguous()
+        if not self.accelerator.is_main_process:
+            return
         goal, aside = self.workspace / f"step_{step:06d}", self.workspace / "new"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -247,10 +282,10 @@ class Trainer:
             state = load_file(path / "state.safetensors")
             with torch.no_grad():
                 for n, p in self.parameters.items():
-                    p.copy_(state[f"parameter/{n}"])
+                    p.copy_(like(state[f"parameter/{n}"], p))
                     self.optimizer.state[p] = {
                         "step": torch.tensor(float(record["step"])),
-                        **{m: state[f"{m}/{n}"].to(p.device).clone() for m in ("exp_avg", "exp_avg_sq")},
+                        **{m: like(state[f"{m}/{n}"], p) for m in ("exp_avg", "exp_avg_sq")},
                     }
             self.log = record["log"]
             logger.info("resuming training at step %d of %d", record["step"], self.steps)

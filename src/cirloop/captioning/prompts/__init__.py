@@ -35,6 +35,11 @@ class Prompt:
     def num_images(self) -> int:
         return self.turn.count(IMAGE)
 
+    @property
+    def pictures_first(self) -> bool:
+        """Whether all before the last picture's end is the same for every text."""
+        return self.turn.find(TEXT) > self.turn.rfind(IMAGE)
+
     def messages(self, text: str) -> list[Message]:
         """The conversation, in the form of transformers' chat templates."""
         content: list[Message] = []

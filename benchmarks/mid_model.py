@@ -1,0 +1,190 @@
+"""A random Qwen2-VL of about 100 million weights, photographs for it, sides timed in turn and tables of ratios: what
+the benchmarks of embedding, training and captioning share. Not a benchmark itself.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cirloop.data.jsonl import PICTURES
+from cirloop.report.terminal import table
+from cirloop.runtime import Runtime
+from cirloop.types import ImageId, Query, QueryId, Triplet
+
+if TYPE_CHECKING:
+    from cirloop.backbones.features import VisionFeatures
+    from cirloop.training.trainer import Trainer
+
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "mid": {
+        "text": {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 11, "num_attention_heads": 8,
+                 "num_key_value_heads": 2, "vocab_size": 20_700},
+        "vision": {"embed_dim": 384, "depth": 15, "num_heads": 6, "hidden_size": 512, "mlp_ratio": 4},
+    },
+    "small": {
+        "text": {"hidden_size": 128, "intermediate_size": 768, "num_hidden_layers": 3, "num_attention_heads": 2,
+                 "num_key_value_heads": 1, "vocab_size": 5_000},
+        "vision": {"embed_dim": 128, "depth": 3, "num_heads": 2, "hidden_size": 128, "mlp_ratio": 4},
+    },
+}  # fmt: skip
+"""`mid`: vision tower, language model and embedding in the proportions of Qwen2-VL-2B (665 : 1,310 : 233)."""
+PIXELS_PER_TOKEN = 28 * 28
+COLOURS = ("red", "navy blue", "green with white stripes", "black", "a very light shade of grey", "brown")
+
+
+def write_model(directory: Path, size: str) -> str:
+    """A random Qwen2-VL in float32, with the embedded model's tokenizer and processor; the weights of its parts."""
+    import torch
+    from transformers import AutoConfig, AutoProcessor, Qwen2VLForConditionalGeneration
+
+    from cirloop.backbones.weights import resolve
+
+    tiny, sizes = resolve("tiny", "qwen2_vl"), SIZES[size]
+    config = AutoConfig.from_pretrained(tiny)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
+    ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = type(config)(
+        text_config={**config.text_config.to_dict(), **sizes["text"], "layer_types": None, "rope_parameters": rope},
+        vision_config={**config.vision_config.to_dict(), **sizes["vision"]},
+        tie_word_embeddings=True,
+        **{name: getattr(config, name) for name in ids},
+    )
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(config)
+    model.save_pretrained(directory)
+    AutoProcessor.from_pretrained(tiny).save_pretrained(directory)
+    parts = {"vision tower": model.model.visual, "language model": model.model.language_model.layers,
+             "embedding": model.get_input_embeddings()}  # fmt: skip
+    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
+    return ", ".join(f"{name} {each:.1f} M" for name, each in millions.items())
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--photos", type=Path, required=True, help="a directory of pictures, searched with its folders")
+    parser.add_argument("--size", choices=SIZES, default="mid", help="of the model; small = to try it out")
+    parser.add_argument("--tokens", type=int, default=256, help="visual tokens of an image, at most")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--repeats", type=int, default=5)
+
+
+def photographs(directory: Path, num: int) -> dict[ImageId, Path]:
+    """The first `num` pictures below `directory`, by name."""
+    found = sorted(path for path in directory.rglob("*") if path.suffix.lower() in PICTURES)[:num]
+    assert len(found) == num, f"{len(found)} pictures in {directory}, not {num}"
+    return {ImageId(f"{place:04d}"): path for place, path in enumerate(found)}
+
+
+def picture(path: Path, max_pixels: int) -> Image.Image:
+    """A picture as qwen-vl-utils sizes it for Qwen2-VL."""
+    from qwen_vl_utils import fetch_image
+
+    with Image.open(path) as opened:
+        upright = ImageOps.exif_transpose(opened).convert("RGB")
+    sized: Image.Image = fetch_image({"image": upright, "min_pixels": PIXELS_PER_TOKEN, "max_pixels": max_pixels})
+    return sized
+
+
+def text_of(number: int) -> str:
+    return f"is {COLOURS[number % len(COLOURS)]} and has a longer sleeve than the one before"
+
+
+class Work:
+    """Our embedder of the model in `directory`, with the photographs `files`; further settings are the embedder's."""
+
+    def __init__(self, directory: Path, files: Mapping[ImageId, Path], tokens: int, **settings: Any) -> None:
+        from cirloop.backbones import Qwen2VLSettings
+
+        self.directory, self.files, self.ids, self.max_pixels = directory, files, [*files], tokens * PIXELS_PER_TOKEN
+        self.backbone: Any = Qwen2VLSettings(
+            path=str(directory), dtype="float32", max_pixels=self.max_pixels, **settings
+        ).build()
+
+    def features(self, name: str, num_workers: int = 2) -> VisionFeatures:
+        """The cache called `name`, as a new process finds it: it reads the photographs' digests again."""
+        from cirloop.backbones.features import VisionFeatures
+        from cirloop.data.images import FileImages
+
+        runtime = Runtime(num_workers=num_workers)
+        return VisionFeatures(self.backbone, FileImages(self.files), self.directory / name, runtime)
+
+    def pixels(self, image: ImageId) -> Image.Image:
+        return picture(self.files[image], self.max_pixels)
+
+    def trainer(self, size: int, chunk_size: int, temperature: float) -> Trainer:
+        """InfoNCE by gradient caching over batches of `size`, a LoRA that is not zero, no dropout."""
+        import torch
+
+        from cirloop.backbones import LoraSettings
+        from cirloop.training.batches import Batches
+        from cirloop.training.config import InfoNCE, TrainingSettings
+        from cirloop.training.trainer import Trainer
+        from cirloop.worker import accelerator
+
+        queries = [Query(QueryId(f"q{n}"), image, text_of(n)) for n, image in enumerate(self.ids)]
+        triplets = [Triplet(query, target) for query, target in zip(queries, self.ids[1:] + self.ids[:1], strict=True)]
+        loss, lora = InfoNCE(temperature=temperature), LoraSettings(dropout=0.0)
+        settings = TrainingSettings(batch_size=size, chunk_size=chunk_size, loss=loss, lora=lora)
+        self.backbone.make_trainable(settings, 0)
+        with torch.no_grad():
+            for number, (name, parameter) in enumerate(self.backbone.trainable().items()):
+                if "lora_B" in name:
+                    parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(number))
+        made = Trainer(
+            self.backbone, self.features("train"), Batches(triplets, [], [], size, 0.0, 0, 0), settings, 1, 0, "",
+            self.directory / "steps", 0, accelerator(),
+        )  # fmt: skip
+        made.module.train()
+        return made
+
+
+def gradient(trainer: Trainer) -> Any:
+    """All gradients in one row; they are set back."""
+    import torch
+
+    grads = [p.grad.flatten() for p in trainer.parameters.values() if p.grad is not None]
+    assert len(grads) == len(trainer.parameters)
+    trainer.optimizer.zero_grad()
+    return torch.cat(grads)
+
+
+def apart(one: Any, other: Any) -> float:
+    """Length of the difference of two gradients, as a share of the other's length."""
+    return float((one - other).norm() / other.norm())
+
+
+def in_turn(
+    sides: Mapping[str, Callable[[int], Any]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
+    """Seconds and results per side: all sides once, then all again; a side is called with the number of the repeat."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    made: dict[str, list[Any]] = {name: [] for name in sides}
+    for repeat in range(repeats):
+        for name, side in sides.items():
+            began = time.perf_counter()
+            made[name].append(side(repeat))
+            taken[name].append(time.perf_counter() - began)
+    return taken, made
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    made = work()
+    return time.perf_counter() - began, made
+
+
+def report(title: str, taken: Mapping[str, Sequence[float]]) -> None:
+    """Mean seconds per side, and how many times as fast as the first: mean over the repeats and standard error."""
+    first = np.array(next(iter(taken.values())))
+    rows = []
+    for name, each in taken.items():
+        ratios = first / np.array(each)
+        spread = f"{np.std(ratios, ddof=1) / len(ratios) ** 0.5:.2f}" if len(ratios) > 1 else "unknown"
+        rows.append((name, f"{np.mean(each):.2f}", f"{np.mean(ratios):.2f} ± {spread}"))
+    table(title, ("side", "seconds", "times as fast as the first"), rows)

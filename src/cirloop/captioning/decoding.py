@@ -1,0 +1,67 @@
+"""From questions that were read to the tokens of their answers.
+
+Tokens are chosen by transformers' `generate`, so by all that a model's generation_config.json asks for. Rows that have
+ended cost as much as others there: when half have, the rest goes on alone.
+
+B rows, T columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+
+from cirloop.captioning.reading import Reading
+
+
+class HalfDone(StoppingCriteria):
+    """Stops all rows as soon as half have one of the tokens `ends` behind column `start`."""
+
+    def __init__(self, start: int, ends: torch.Tensor) -> None:
+        self.start, self.ends = start, ends
+
+    def ended(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        return torch.isin(ids_BT[:, self.start :], self.ends).any(1)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        ended_B = self.ended(input_ids)
+        return (2 * ended_B.sum() >= len(ended_B)).expand(len(ended_B))
+
+
+def decode(vlm: Any, reading: Reading, max_new_tokens: int, **how: Any) -> list[torch.Tensor]:
+    """The tokens of each row's answer, padded behind its end; `how` goes to `generate`. `reading` stays as it is."""
+    ids, mask, positions = reading.ids_BT, reading.mask_BT, reading.positions_3BT
+    start, stop = ids.shape[1], ids.shape[1] + max_new_tokens
+    half = HalfDone(start, _ends(vlm, ids.device))
+    # `generate` reads at least one token itself: the last
+    cache = DynamicCache([(keys[:, :, :-1], values[:, :, :-1]) for keys, values in reading.past])
+    out: dict[int, torch.Tensor] = {}
+    rows_B = torch.arange(len(ids), device=ids.device)
+    while len(rows_B):
+        made = vlm.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            max_new_tokens=stop - ids.shape[1],
+            stopping_criteria=StoppingCriteriaList([half]),
+            **how,
+        )
+        assert torch.equal(made[:, : ids.shape[1]], ids), "generate() did not return the prompt first"
+        num = made.shape[1] - ids.shape[1]
+        ended_B = half.ended(made) | (made.shape[1] == stop)
+        out |= dict(zip(rows_B[ended_B].tolist(), made[ended_B, start:], strict=True))
+        left = (~ended_B).nonzero()[:, 0]
+        cache.batch_select_indices(left)
+        more = positions[:, left, -1:] + torch.arange(1, num + 1, device=ids.device)
+        ids, rows_B, positions = made[left], rows_B[left], torch.cat([positions[:, left], more], dim=2)
+        mask = torch.nn.functional.pad(mask[left], (0, num), value=1)
+    return [out[row] for row in range(len(out))]
+
+
+def _ends(vlm: Any, device: torch.device) -> torch.Tensor:
+    """Tokens that end an answer."""
+    found = vlm.generation_config.eos_token_id
+    return torch.tensor([] if found is None else [found] if isinstance(found, int) else found, device=device).long()

@@ -1,0 +1,218 @@
+"""What a stage costs: counters that its code adds to, and on request a trace of some of its batches.
+
+`metering()` makes a `Cost` the current one of this context. What runs inside adds to it, wherever it stands, and adds
+to nothing where no stage is metered. A child process meters itself, and its driver takes what it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+LARGEST = frozenset({"memory_bytes", "gpu_bytes", "processes"})
+"""Of pieces one after another, the largest counts; of all else, the sum."""
+AT_ONCE = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting"})
+"""Of processes at once, the largest counts; of all else, the sum."""
+PIECE = {"wait": 1, "warmup": 1, "active": 3}
+"""Batches of a trace: left alone, run to warm up, recorded."""
+
+
+@dataclass(slots=True)
+class Cost:
+    """What was spent. The counters of several processes are sums."""
+
+    seconds: float = 0.0
+    waiting: float = 0.0
+    """Seconds in which the model had nothing to do, since pictures or features were not there yet."""
+    images_encoded: int = 0
+    images_cached: int = 0
+    """Unlike images whose features lay on disk when the stage first wanted them."""
+    items: int = 0
+    """Images, or images with a text, that went through the embedder."""
+    tokens: int = 0
+    """Read by the language model, without padding; those of an image among them."""
+    padding: int = 0
+    """Places in its batches that hold none."""
+    texts: int = 0
+    tokens_written: int = 0
+    triplets: int = 0
+    steps: int = 0
+    flops: dict[str, float] = field(default_factory=dict)
+    """Floating-point operations, by the device and type they were done in (`backbones.flops`)."""
+    flops_unknown: int = 0
+    """Calls of models for which there is no formula: where it is not 0, `flops` is not all."""
+    processes: int = 1
+    memory_bytes: int = 0
+    """Most that the process ever had in memory (its largest one's), in bytes; not only in this stage."""
+    gpu_bytes: int = 0
+    """Most that torch had allocated on a GPU in this stage, in bytes."""
+
+    def row(self) -> dict[str, Any]:
+        """As JSON, which `Cost(**row)` reads back."""
+        return asdict(self)
+
+    def take(self, other: Cost) -> None:
+        """Add what a piece of the stage cost; the clock of the stage has run meanwhile."""
+        for each in fields(self):
+            if each.name != "seconds":
+                mine, more = getattr(self, each.name), getattr(other, each.name)
+                setattr(self, each.name, max(mine, more) if each.name in LARGEST else _sum([mine, more]))
+
+    @classmethod
+    def merged(cls, rows: Sequence[Mapping[str, Any]]) -> Cost:
+        """Of processes that worked at once, from what `row` gave in each: the longest of their times."""
+        return cls(**{n: (max if n in AT_ONCE else _sum)([row[n] for row in rows]) for n in Cost.__annotations__})
+
+
+def _sum(values: Sequence[Any]) -> Any:
+    if not isinstance(values[0], dict):
+        return sum(values)
+    return {name: sum(each.get(name, 0.0) for each in values) for name in dict.fromkeys(n for v in values for n in v)}
+
+
+class _Meter:
+    """The current cost, the images known so far by the tower that sees them, and where traces go."""
+
+    def __init__(self, profile: Path | None) -> None:
+        self.cost, self.profile, self.tracing = Cost(), profile, False
+        self.known: dict[str, set[str]] = defaultdict(set)
+
+
+_current: ContextVar[_Meter | None] = ContextVar("cost", default=None)
+
+
+@contextmanager
+def metering(profile: Path | None = None) -> Iterator[Cost]:
+    """The cost of what runs within; its times and peaks are there at the end. Traces go into `profile`, if given."""
+    meter, began = _Meter(profile), time.monotonic()
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.reset_peak_memory_stats()
+    before = _current.set(meter)
+    try:
+        yield meter.cost
+    finally:
+        _current.reset(before)
+        cost, cuda = meter.cost, _cuda()
+        cost.seconds = time.monotonic() - began
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        cost.memory_bytes = max(cost.memory_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        cost.gpu_bytes = max(cost.gpu_bytes, cuda.max_memory_allocated() if cuda is not None else 0)
+
+
+def _cuda() -> Any:
+    """torch.cuda where this process uses it already: to look is no reason to take memory on a GPU."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+@contextmanager
+def process(directory: Path, number: int, profile: Path | None) -> Iterator[None]:
+    """What runs within is the part of one of several processes; what it cost goes to a file of `directory`."""
+    with metering(profile if number == 0 else None) as cost:
+        yield
+    directory.mkdir(parents=True, exist_ok=True)
+    aside = directory / f".cost_{number}.json"
+    aside.write_text(json.dumps(cost.row()), "utf-8")
+    aside.replace(directory / f"cost_{number}.json")
+
+
+@contextmanager
+def of_processes(directory: Path) -> Iterator[None]:
+    """Within, `process`es run at once and end; then the current cost takes what they wrote to `directory`."""
+    for left in directory.glob("cost_*.json"):  # of an attempt that was stopped
+        left.unlink()
+    yield
+    rows = [json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("cost_*.json"))]
+    meter = _current.get()
+    if meter is not None and rows:
+        meter.cost.take(Cost.merged(rows))
+
+
+def add(**counts: float) -> None:
+    """Add to counters of the current cost, by their names."""
+    meter = _current.get()
+    if meter is not None:
+        for name, count in counts.items():
+            setattr(meter.cost, name, getattr(meter.cost, name) + count)
+
+
+def add_flops(kind: str, count: float) -> None:
+    """Floating-point operations done in `kind`, a device and a type such as "cuda bfloat16"."""
+    meter = _current.get()
+    if meter is not None:
+        meter.cost.flops[kind] = meter.cost.flops.get(kind, 0.0) + count
+
+
+def want_images(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
+    """Images by digest that the stage wants of a `tower`, and those of them that have to be made: the others count as
+    cached, once each."""
+    meter = _current.get()
+    if meter is not None:
+        fresh = {*wanted} - meter.known[tower]
+        meter.known[tower] |= fresh
+        meter.cost.images_cached += len(fresh.difference(missing))
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Seconds within count as waiting for data."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        add(waiting=time.monotonic() - began)
+
+
+def traced(batches: Iterable[T], what: str) -> Iterator[T]:
+    """`batches`; where traces are asked for and that of `what` is not there yet, some of them under torch's profiler.
+
+    Writes `<what>.json.gz`, a trace that chrome://tracing and ui.perfetto.dev show, and logs the longest operators.
+    """
+    meter = _current.get()
+    if meter is None or meter.profile is None or meter.tracing or (meter.profile / f"{what}.json.gz").exists():
+        yield from batches
+        return
+    from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
+
+    path, left = meter.profile / f"{what}.json.gz", PIECE["wait"] + PIECE["warmup"]
+    activities = supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+    meter.tracing = True
+    try:
+        with profile(
+            activities=activities,
+            schedule=schedule(**PIECE, repeat=1),
+            on_trace_ready=lambda done: _save(done, path) if left < 0 else None,  # recording begins before its batch
+        ) as profiler:
+            for batch in batches:
+                yield batch
+                profiler.step()
+                left -= 1
+    finally:
+        meter.tracing = False
+    if left >= 0:
+        logger.info("profile: too few batches of %s for a trace; the next ones are tried", what)
+
+
+def _save(profiler: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    profiler.export_chrome_trace(str(aside))
+    aside.replace(path)
+    rows = profiler.key_averages()
+    by = "self_device_time_total" if any(row.self_device_time_total for row in rows) else "self_cpu_time_total"
+    table = rows.table(sort_by=by, row_limit=10, max_name_column_width=40)
+    logger.info("profile: %s; its longest operators:\n%s", path, table)

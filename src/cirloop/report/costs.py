@@ -1,0 +1,111 @@
+"""What the stages of a run cost: `costs.json` of the run directory, a line when a stage ends, a table when a run does.
+
+A row per stage and attempt, none of it part of any fingerprint. A row is there from the start of the attempt, so that
+one of a killed attempt stays, with `finished` false.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cirloop import cost
+from cirloop.artifacts import write_json
+from cirloop.cost import Cost
+from cirloop.report.terminal import table
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+FILE, PROFILE = "costs.json", "profile"
+COLUMNS = ("stage", "s", "images/s", "tokens/s", "cached", "padding", "waiting s", "GB", "GPU GB", "GFLOP", "GFLOP/s",
+           "of limit")  # fmt: skip
+NONE = "-"
+
+
+class Costs:
+    """The costs of one run directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path, self._made = directory / FILE, list[dict[str, Any]]()
+
+    def read(self) -> list[dict[str, Any]]:
+        """The rows so far. Raises UserError where the file is damaged."""
+        try:
+            return list(json.loads(self._path.read_text("utf-8"))["stages"]) if self._path.exists() else []
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self._path} is damaged ({error}). No result needs it: delete it.") from None
+
+    @contextmanager
+    def stage(self, name: str, profile: bool, limit: Callable[[str], float]) -> Iterator[None]:
+        """Within, a stage is metered. With `profile` some batches are traced, and `limit` measures FLOP/s."""
+        rows = self.read()
+        attempt = 1 + sum(row["stage"] == name for row in rows)
+        row: dict[str, Any] = {"stage": name, "attempt": attempt, "finished": False}
+        rows.append(row)
+        self._write(rows)
+        try:
+            with cost.metering(self._path.parent / PROFILE if profile else None) as spent:
+                yield
+            row["finished"] = True
+        finally:
+            row |= spent.row()
+            self._write(rows)
+        if profile:
+            row["limits"] = {kind: limit(kind) for kind in spent.flops}
+            self._write(rows)
+        self._made.append(row)
+        logger.info("%s cost: %s", name, line(row))
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        write_json(self._path, {"schema": 1, "stages": rows})
+
+    def show(self) -> None:
+        """The table of the stages made since this object was."""
+        if self._made:
+            shown = [[row["stage"], *cells(row).values()] for row in self._made]
+            kept = [i for i, _ in enumerate(COLUMNS) if not i or any(cell[i] != NONE for cell in shown)]
+            table(f"Cost; the columns are explained in docs/costs.md, all of it is in {self._path}",
+                  [COLUMNS[i] for i in kept], [[cell[i] for i in kept] for cell in shown])  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row of `costs.json` as people read it, by column; `NONE` for what there was none of, or is not known."""
+    spent, seconds = Cost(**{name: row[name] for name in Cost.__annotations__}), max(row["seconds"], 1e-9)
+    images, places = spent.images_encoded + spent.images_cached, spent.tokens + spent.padding
+    flops = 0.0 if spent.flops_unknown else sum(spent.flops.values())
+    share = sum(n / row["limits"][kind] / _devices(kind, spent) for kind, n in spent.flops.items() if row.get("limits"))
+    values = (
+        f"{seconds:.1f}",
+        f"{images / seconds:.3g}" if images else NONE,
+        f"{(spent.tokens + spent.tokens_written) / seconds:.3g}" if spent.tokens else NONE,
+        f"{100 * spent.images_cached / images:.0f}%" if images else NONE,
+        f"{100 * spent.padding / places:.1f}%" if places else NONE,
+        f"{spent.waiting:.1f}",
+        f"{spent.memory_bytes / 1e9:.2f}",
+        f"{spent.gpu_bytes / 1e9:.2f}" if spent.gpu_bytes else NONE,
+        _short(flops / 1e9) if flops else NONE,
+        _short(flops / 1e9 / seconds) if flops else NONE,
+        f"{100 * share / seconds:.1f}%" if share and flops else NONE,
+    )
+    return dict(zip(COLUMNS[1:], values, strict=True))
+
+
+def line(row: dict[str, Any]) -> str:
+    """The same in one line, with what a stage made."""
+    made = {"items": "embedded", "texts": "texts", "tokens_written": "tokens written", "triplets": "triplets",
+            "steps": "steps"}  # fmt: skip
+    parts = [f"{row[name]} {what}" for name, what in made.items() if row[name]]
+    return ", ".join([f"{value} {what}" for what, value in cells(row).items() if value != NONE] + parts)
+
+
+def _devices(kind: str, spent: Cost) -> int:
+    """Devices behind the limit: a GPU per process; processes on a CPU share it."""
+    return spent.processes if kind.startswith("cuda") else 1
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,103 @@
+"""Vectors on disk: one .npy file or many, read as one array; and arrays too large to hold, on disk instead.
+
+What is memory-mapped is read by the operating system page by page and can be dropped from memory at any time, so a
+gallery may be larger than memory. N rows, D dimensions, M vectors of an image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cirloop.types import UserError
+
+MAPPED_BYTES = 1 << 30
+"""Arrays of at least this size are made on disk, where there is a directory for them."""
+
+
+class Parts:
+    """Arrays (N, D) or (N, M, D) one after the other, as one that is read by slices and by rows.
+
+    A slice inside one part is a view of it; everything else is a copy of the rows asked for, and of no others.
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = list(parts)
+        self._starts = np.cumsum([0, *map(len, parts)])
+        self.dtype, self.ndim = parts[0].dtype, parts[0].ndim
+        self.shape: tuple[int, ...] = (int(self._starts[-1]), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> Any:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            assert step == 1, "rows are read in their order"
+            cut = [part[max(0, start - at) : max(0, stop - at)] for part, at in self._placed()]
+            there = [part for part in cut if len(part)] or cut[:1]
+            return there[0] if len(there) == 1 else np.concatenate(there)
+        made = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+        for part, at in self._placed():
+            here = (rows >= at) & (rows < at + len(part))
+            made[here] = part[rows[here] - at]
+        return made
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """All of it in memory, for what works on the whole gallery at once (k-means)."""
+        return np.asarray(self[:], dtype)
+
+    def _placed(self) -> Sequence[tuple[Any, int]]:
+        return list(zip(self._parts, self._starts[:-1].tolist(), strict=True))
+
+
+def open_vectors(path: Path) -> Any:
+    """Vectors memory-mapped for reading: a .npy file, or the .npy files of a directory or a pattern (`dir/*.npy`).
+
+    Many files come in the order of their names, numbers in these by value. Raises UserError where there are none, one
+    is no .npy array, or they do not go together.
+    """
+    files = files_of(path)
+    parts = []
+    for file in files:
+        try:
+            parts.append(np.load(file, mmap_mode="r"))
+        except FileNotFoundError:
+            raise UserError("there is no such file") from None
+        except (OSError, ValueError, EOFError) as error:
+            where = f"{file} " if file != path else ""
+            raise UserError(f"{where}is not a .npy array ({error})") from None
+        kinds = [(part.dtype, part.shape[1:]) for part in (parts[0], parts[-1])]
+        if kinds[0] != kinds[1] or not parts[0].ndim:
+            found = " and ".join(f"{each.name} {dtype} (N, {', '.join(map(str, shape))})"
+                                 for each, (dtype, shape) in zip((files[0], file), kinds, strict=True))  # fmt: skip
+            raise UserError(f"its files do not go together: {found}")
+    return parts[0] if len(parts) == 1 else Parts(parts)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a path, a directory or a pattern stands for, in order. Raises UserError where there are none."""
+    if path.is_dir():
+        found = list(path.glob("*.npy"))
+    elif any(sign in path.name for sign in "*?[") and not path.exists():
+        found = list(path.parent.glob(path.name))
+    else:
+        return [path]
+    if not found:
+        raise UserError("has no .npy files")
+    return sorted(found, key=lambda file: [int(w) if w.isdecimal() else w for w in re.split(r"(\d+)", file.name)])
+
+
+def room(shape: Sequence[int], directory: Path | None) -> npt.NDArray[np.float32]:
+    """Zeros (float32) of `shape`: in memory, or from 1 GiB on in a nameless file in `directory` that goes with them."""
+    if directory is None or 4 * np.prod(shape, dtype=np.int64) < MAPPED_BYTES:
+        return np.zeros(tuple(shape), np.float32)
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=directory) as file:
+        return np.asarray(np.memmap(file, np.float32, "w+", shape=tuple(shape)))

@@ -1,0 +1,122 @@
+"""Embedding and captioning in N processes: a job goes out as a file, each process does its share, rows come as files.
+
+The batches are those of one process; batch b goes to process b % N, with one process's seed. So the result has the
+same bytes whatever N is. This is the driver's half; `share.py` is a process's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cirloop import cost, launch
+from cirloop.backbones import Item
+from cirloop.captioning.base import Ask
+from cirloop.captioning.prompts import Prompt
+from cirloop.config import RunConfig
+from cirloop.data import Dataset
+from cirloop.report.costs import PROFILE
+from cirloop.share import content
+from cirloop.types import EvalSplit, ImageId, TrainSplit
+
+logger = logging.getLogger(__name__)
+
+
+class Shares:
+    """Runs jobs over the images of one split. `work` is a directory for the files, seen by all machines."""
+
+    def __init__(self, config: RunConfig, data: Dataset, split: TrainSplit | EvalSplit, work: Path) -> None:
+        self._config, self._work, self._split = config, work, split
+        self._where = data.where(split)
+
+    def embed(self, items: Sequence[Item], adapter: Path | None, model: str, title: str) -> npt.NDArray[np.float32]:
+        """Vectors (N, D) or (N, M, D) of `items`; the processes prove that theirs is the embedder `model`."""
+        unique = list(dict.fromkeys(items))
+        job = {"kind": "embed", "adapter": str(adapter) if adapter else None, "model": model,
+               "items": [[item.image, item.text] for item in unique]}  # fmt: skip
+        self._run(job, [item.image for item in unique], title)
+        rows = np.concatenate([np.load(path) for path in self._found("rows.npy")])
+        made = np.concatenate([np.load(path) for path in self._found("vectors.npy")])
+        place = dict(zip(unique, _places(rows, len(unique)), strict=True))
+        self._clear()
+        return made[[place[item] for item in items]]
+
+    def ask(self, kind: str, prompt: Prompt, asks: Sequence[Ask], title: str, **options: Any) -> tuple[str, list[Any]]:
+        """The captioner's name, and its answer to each question: `Eyes.write` or `Eyes.yes`."""
+        job = {"kind": kind, "prompt": asdict(prompt), "options": options,
+               "asks": [[ask.first, ask.second, ask.text] for ask in asks]}  # fmt: skip
+        self._run(job, [image for ask in asks for image in (ask.first, ask.second)], title)
+        parts = [json.loads(path.read_text("utf-8")) for path in self._found("answers.json")]
+        places = _places(np.array([row for part in parts for row in part["rows"]], np.int64), len(asks))
+        answers = [answer for part in parts for answer in part["answers"]]
+        self._clear()
+        return parts[0]["name"], [answers[place] for place in places]
+
+    def _run(self, job: dict[str, Any], images: Sequence[ImageId], title: str) -> None:
+        began = time.monotonic()
+        common = {"config": self._config.resolved(), "cache": str(self._config.cache), "where": self._where,
+                  "images": content(self._split.images, images), "title": title, "work": str(self._work),
+                  "profile": str(self._config.directory / PROFILE)}  # fmt: skip
+        shutil.rmtree(self._work, ignore_errors=True)
+        with cost.of_processes(self._work):
+            launch.shares(common | job, self._work / "job.json", self._config.runtime, f"{title}: the processes")
+        num = launch.processes(self._config.runtime)
+        logger.info("%s: in %d processes, %.1f s", title, num, time.monotonic() - began)
+
+    def _clear(self) -> None:
+        shutil.rmtree(self._work)
+        with suppress(OSError):  # another stage's work lies beside it
+            self._work.parent.rmdir()
+
+    def _found(self, name: str) -> list[Path]:
+        return sorted(self._work.glob(f"*_{name}"))
+
+
+class AskedApart:
+    """`Eyes` in several processes."""
+
+    name = ""
+    """Known from the first answer on."""
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+
+    def write(
+        self,
+        prompt: Prompt,
+        asks: Sequence[Ask],
+        max_new_tokens: int,
+        temperatures: Sequence[float],
+        seed: int,
+        title: str,
+    ) -> list[list[str]]:
+        """Per question an answer for each of `temperatures`; 0 is greedy. As `Eyes.write` answers."""
+        options = {"max_new_tokens": max_new_tokens, "temperatures": [*temperatures], "seed": seed}
+        return self._ask("write", prompt, asks, title, **options)
+
+    def yes(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[float]:
+        """Probability of "yes" per question."""
+        return self._ask("yes", prompt, asks, title)
+
+    def _ask(self, kind: str, prompt: Prompt, asks: Sequence[Ask], title: str, **options: Any) -> list[Any]:
+        if not asks:
+            return []
+        self.name, answers = self._shares.ask(kind, prompt, asks, title, **options)
+        return answers
+
+
+def _places(rows: npt.NDArray[np.int64], num: int) -> list[int]:
+    """Where each of `num` rows lies among those that the processes did."""
+    assert np.array_equal(np.sort(rows), np.arange(num)), "the processes did not do each row once"
+    places: list[int] = np.argsort(rows).tolist()
+    return places

@@ -1,0 +1,97 @@
+"""A stage whose weights lie in pieces on two processes, under `accelerate launch`: `... sharded.py CACHE OUTPUT`.
+
+Writes the adapter, the log, what the training processes themselves make of some items, and the largest share of the
+weights that one process held. Under FSDP2 it also stops a stage after two steps and goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.distributed.tensor import DTensor
+
+from cirloop.backbones import Item, LoraSettings
+from cirloop.training.trainer import Trainer
+from cirloop.worker import accelerator, in_pieces
+from tests.training.test_trainer import STEPS, trainer_of
+
+ITEMS = 8
+
+
+class Stop(Exception):
+    pass
+
+
+def until(last: int) -> Any:
+    def steps(numbers: Any) -> Any:
+        for step in numbers:
+            if step == last:
+                raise Stop
+            yield step
+
+    return steps
+
+
+def items(trainer: Trainer) -> list[Item]:
+    batch = trainer.batches[0]
+    asked = [Item(q.reference, q.text) for q in batch.queries]
+    return asked[: ITEMS // 2] + [Item(image) for image in batch.candidates[: ITEMS // 2]]
+
+
+def vectors(trainer: Trainer) -> Any:
+    trainer.module.eval()
+    with torch.no_grad():
+        made = [trainer.module([trainer._inputs([item])])[0] for item in items(trainer)]
+    return torch.cat(made).cpu().numpy()
+
+
+def share(trainer: Trainer) -> float:
+    """Of the weights, the part that this process holds."""
+    held = total = 0
+    for p in trainer.backbone.core.parameters():
+        whole = p.ds_numel if hasattr(p, "ds_numel") else p.numel()
+        local = p.ds_tensor.numel() if hasattr(p, "ds_tensor") else p.numel()
+        local = p.to_local().numel() if isinstance(p, DTensor) else local
+        held, total = held + local, total + whole
+    return held / total
+
+
+def made(work: Path, cache: Path, last: int | None = None) -> Trainer:
+    trainer = trainer_of(work, cache, save_every=1, lora=LoraSettings(dropout=0.0))
+    assert in_pieces(trainer.accelerator)
+    with contextlib.suppress(Stop):
+        trainer.run(until(last) if last is not None else lambda steps: steps)
+    return trainer
+
+
+def main() -> None:
+    faulthandler.dump_traceback_later(int(os.environ.get("TIMEOUT", "200")), exit=True)
+    cache, output = map(Path, sys.argv[1:])
+    accelerate = accelerator()
+    trainer = made(output / "a", cache)
+    found = vectors(trainer)
+    trainer.save_adapter(output / "adapter")
+    again = vectors(trainer)
+    assert np.array_equal(found, again), "saving changed the model"
+    if accelerate.is_main_process:
+        np.save(output / "vectors.npy", found)
+    row = {"log": trainer.log, "share": share(trainer), "kind": accelerate.distributed_type.value}
+    (output / f"rank_{accelerate.process_index}.json").write_text(json.dumps(row))
+    if not trainer.deepspeed:
+        made(output / "b", cache, last=2)
+        made(output / "b", cache).save_adapter(output / "resumed")
+    assert len(trainer.log) == STEPS
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Stages in several real processes: the same bytes as one, and a killed process ends the stage, to be resumed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cirloop import stages
+from cirloop.artifacts import Store, file_digests
+from cirloop.data.sources import Sources
+from cirloop.evaluate_run import EvalConfig, evaluate
+from cirloop.report.costs import Costs
+from cirloop.run import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+SOON = 60
+"""Seconds in which a stage must have ended after one of its processes was killed."""
+LONG = 900
+NAMES = ("hard_negatives_iter_0.json", "augmented_samples_iter_1.json", "evaluation_iter_0.json")
+COUNTERS = ("images_encoded", "items", "tokens", "padding", "texts", "tokens_written")
+
+
+def all_but_training(small: Any, finished: Path, directory: Path, num_processes: int) -> dict[str, Any]:
+    """The artifacts of mining, captioning and evaluation in a directory and vision cache of their own."""
+    runtime = {"num_processes": num_processes, "embed_batch_size": 8, "cache_dir": directory / "cache"}
+    config = small(directory / "run", runtime=runtime, captioning={"verify": 0.2, "batch_size": 5, "round_trip": 66})
+    data = config.data.build(Sources(None, config.cache, lambda items, _: items))
+    run = Run(config, Store(directory / "run"), data)
+    trained = finished / "checkpoint_iter_0"
+    checkpoint = run.store.make(
+        trained.name, {}, [], lambda path: shutil.copytree(trained, path, dirs_exist_ok=True), 0
+    )
+    negatives = stages.mine(run, 0, checkpoint)
+    stages.caption(run, 1, negatives, checkpoint, [])
+    stages.evaluate(run, "iter_0", checkpoint, "val", 0)
+    assert not [*(directory / "run" / ".work").glob("shares*")]
+    return {name: file_digests(directory / "run" / name) for name in NAMES}
+
+
+def test_shares_put_together_have_the_bytes_of_one_process(small: Any, finished: Path, tmp_path: Path) -> None:
+    one, two = (all_but_training(small, finished, tmp_path / str(num), num) for num in (1, 2))
+    assert one == two
+    spent = [{row["stage"]: row for row in Costs(tmp_path / str(num) / "run").read()} for num in (1, 2)]
+    for name in NAMES:
+        alone, apart = (rows[name] for rows in spent)
+        assert (alone["processes"], apart["processes"]) == (1, 2)
+        for counter in COUNTERS:
+            assert apart[counter] == alone[counter]
+        assert apart["flops"] == {kind: pytest.approx(count) for kind, count in alone["flops"].items()}
+
+
+def test_a_run_is_evaluated_in_more_processes_on_grey_pictures_of_another_split(finished: Path) -> None:
+    asked = {"experiment_dir": finished, "iterations": "1", "eval_dataset": "shapes_test", "ablate": "image"}
+    one, two = (evaluate(EvalConfig(**asked, num_processes=num)) for num in (1, 2))
+    assert one == two and one[0]["split"] == "shapes_test" and one[0]["ablated"] == "image"
+
+
+def command(tmp_path: Path, config: Any) -> list[str]:
+    """`train_iterative.py` with these settings."""
+    path = tmp_path / f"{config.directory.name}.yaml"
+    path.write_text(yaml.safe_dump(config.resolved()))
+    flags = ["--config", str(path), "--experiment_dir", str(config.directory)]
+    return [sys.executable, str(ROOT / "train_iterative.py"), *flags]
+
+
+def processes(driver: int) -> Iterator[tuple[int, str]]:
+    """Numbers and command lines of all that a process started, and what that started."""
+    children: dict[int, list[int]] = {}
+    lines: dict[int, str] = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            lines[int(directory.name)] = (directory / "cmdline").read_text().replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(parent, []).append(int(directory.name))
+    left = [driver]
+    while left:
+        for pid in children.get(left.pop(), []):
+            left.append(pid)
+            yield pid, lines[pid]
+
+
+def kill_one(flags: list[str], when: Callable[[], bool]) -> str:
+    """Start the command, and when the time has come, kill -9 one of its workers; what the command then says."""
+    with subprocess.Popen(flags, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as driver:
+        deadline, victims, others = time.monotonic() + LONG, list[int](), list[int]()
+        while not (victims and when()):
+            assert driver.poll() is None and time.monotonic() < deadline, "nothing to kill came"
+            there = [*processes(driver.pid)]
+            others = [pid for pid, _ in there]
+            victims = [pid for pid, line in there if "cirloop.worker" in line and "launch" not in line]
+            time.sleep(0.02)
+        os.kill(victims[-1], signal.SIGKILL)
+        began = time.monotonic()
+        _, said = driver.communicate(timeout=SOON)
+        assert time.monotonic() - began < SOON and driver.returncode == 2, said
+    assert not [pid for pid in others if Path(f"/proc/{pid}").exists()], "processes were left behind"
+    return said
+
+
+def run(flags: list[str]) -> None:
+    done = subprocess.run(flags, capture_output=True, text=True, timeout=LONG, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_killed_share_ends_the_stage_which_is_resumed_to_the_bytes_of_one_process(small: Any, tmp_path: Path) -> None:
+    def settings(name: str, num: int) -> Any:
+        training, runtime = {"warm_up_steps": 0}, {"num_processes": num, "embed_batch_size": 8}
+        return small(tmp_path / name, num_iterations=0, training=training, runtime=runtime, evaluation={"base": False})
+
+    flags = command(tmp_path, settings("two", 2))
+    said = kill_one(flags, lambda: True)
+    assert "error: embed shapes/val queries: the processes ended with exit code 1" in said
+    assert "--auto_resume" in said and "Traceback" not in said.partition("error: embed")[2]
+    run([*flags, "--auto_resume"])
+    run(command(tmp_path, settings("one", 1)))
+    assert (tmp_path / "two/evaluation_iter_0.json").read_bytes() == (
+        tmp_path / "one/evaluation_iter_0.json"
+    ).read_bytes()
+
+
+def test_a_killed_training_process_ends_the_stage_which_goes_on_to_the_same_bytes(small: Any, tmp_path: Path) -> None:
+    def settings(name: str) -> Any:
+        runtime = {"num_processes": 2, "save_every": 1}
+        return small(tmp_path / name, num_iterations=0, evaluation={"base": False}, runtime=runtime)
+
+    flags, work = command(tmp_path, settings("killed")), tmp_path / "killed/.work/checkpoint_iter_0"
+    said = kill_one(flags, lambda: any(work.glob("step_*")))
+    assert "error: the training stage's processes ended with" in said and "--auto_resume" in said
+    assert not (tmp_path / "killed/checkpoint_iter_0").exists() and any(work.glob("step_*"))
+    run([*flags, "--auto_resume"])
+    run(command(tmp_path, settings("whole")))
+    for name in ("checkpoint_iter_0", "evaluation_iter_0.json"):
+        assert file_digests(tmp_path / "killed" / name) == file_digests(tmp_path / "whole" / name)
+
+
+@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+                                      ["accelerate.commands.launch", "--num_processes", "2", "--cpu"]])  # fmt: skip
+def test_under_a_launcher_the_command_says_what_to_use_instead(launcher: list[str], tmp_path: Path) -> None:
+    script = [str(ROOT / "train_iterative.py"), "--experiment_dir", str(tmp_path / "run")]
+    if launcher[0].startswith("accelerate"):  # with --cpu it starts one process, as its MPI would two
+        environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
+    else:
+        environment = dict(os.environ)
+    done = subprocess.run([sys.executable, "-m", *launcher, *script], capture_output=True, text=True, timeout=300,
+                          env=environment, check=False)  # fmt: skip
+    assert done.returncode != 0
+    assert "of 2 of a launcher" in done.stderr and "python " + script[0] in done.stderr
+    assert "--num_processes 2" in done.stderr and not (tmp_path / "run").exists()

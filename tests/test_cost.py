@@ -1,0 +1,243 @@
+"""Counters of a stage: exact on small known work, at home in their own context, and without effect on any artifact."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+
+from cirloop import cost, experiment
+from cirloop.artifacts import file_digests
+from cirloop.backbones import Item, Qwen2VLSettings
+from cirloop.backbones.features import VisionFeatures
+from cirloop.captioning.base import Ask
+from cirloop.captioning.config import Qwen2VLFoundation
+from cirloop.captioning.eyes import Eyes
+from cirloop.captioning.prompts import REWRITE, VERIFY
+from cirloop.cost import Cost
+from cirloop.data import ShapesSettings
+from cirloop.data.sources import Sources
+from cirloop.report.costs import FILE, NONE, PROFILE, Costs, cells, line
+from cirloop.retrieval.embed import embed, query_items
+from cirloop.types import UserError
+
+NAMES = (
+    "checkpoint_iter_0", "checkpoint_iter_1", "hard_negatives_iter_0.json", "augmented_samples_iter_1.json",
+    "evaluation_base.json", "evaluation_iter_0.json", "evaluation_iter_1.json", "manifest.json",
+)  # fmt: skip
+
+
+def test_counters_go_to_the_innermost_meter_and_nowhere_without_one() -> None:
+    cost.add(items=99)
+    with cost.metering() as outer:
+        cost.add(items=1, waiting=0.5)
+        with cost.metering() as inner:
+            cost.add(items=10)
+            cost.add_flops("cpu float32", 7)
+        cost.add(items=2)
+    assert (outer.items, outer.waiting, outer.flops) == (3, 0.5, {})
+    assert (inner.items, inner.flops) == (10, {"cpu float32": 7})
+    assert outer.seconds >= inner.seconds > 0 and outer.memory_bytes > 10e6
+
+
+def test_another_thread_has_a_meter_of_its_own() -> None:
+    with cost.metering() as mine:
+        thread = Thread(target=lambda: cost.add(items=5))
+        thread.start()
+        thread.join()
+    assert mine.items == 0
+
+
+def test_a_counter_that_is_none_is_an_error() -> None:
+    with cost.metering(), pytest.raises(AttributeError):
+        cost.add(itmes=1)
+
+
+def test_an_image_counts_once_for_a_tower_and_as_cached_only_where_it_was_there() -> None:
+    with cost.metering() as spent:
+        cost.want_images("a", {"1", "2", "3"}, ["3"])
+        cost.want_images("a", {"2", "3", "4"})
+        cost.want_images("b", {"1"})
+        cost.want_images("b", {"2"}, {"2"})
+    assert spent.images_cached == 2 + 1 + 1
+
+
+def test_processes_at_once_are_summed_with_the_longest_of_their_times_and_pieces_in_turn_with_their_sum() -> None:
+    one = Cost(seconds=3, waiting=2, items=4, flops={"cpu float32": 1.0}, memory_bytes=7)
+    two = Cost(seconds=5, waiting=1, items=6, flops={"cpu float32": 2.0, "cpu float16": 4.0}, memory_bytes=6)
+    both = Cost.merged([one.row(), two.row()])
+    assert both == Cost(
+        seconds=5, waiting=2, items=10, flops={"cpu float32": 3.0, "cpu float16": 4.0}, memory_bytes=7, processes=2
+    )
+    stage = Cost(seconds=9, waiting=1, items=1, memory_bytes=8)
+    stage.take(both)
+    stage.take(both)
+    assert (stage.seconds, stage.waiting, stage.items, stage.memory_bytes, stage.processes) == (9, 5, 21, 8, 2)
+    assert Cost(**json.loads(json.dumps(stage.row()))) == stage
+
+
+def test_what_processes_wrote_comes_back_once_and_nothing_of_a_stopped_attempt(tmp_path: Path) -> None:
+    (tmp_path / "cost_7.json").write_text(json.dumps(Cost(items=1000).row()))
+    with cost.metering() as spent, cost.of_processes(tmp_path):
+        for number in range(2):
+            with cost.process(tmp_path, number, None):
+                cost.add(items=1 + number)
+    assert (spent.items, spent.processes) == (3, 2)
+
+
+def test_a_trace_is_written_once_and_the_batches_stay_what_they_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work(batches: Any) -> list[int]:
+        done = []
+        for batch in cost.traced(batches, "work"):
+            torch.ones(64, 64) @ torch.ones(64, 64)
+            done.append(batch)
+        return done
+
+    caplog.set_level(logging.INFO, "cirloop")
+    path = tmp_path / "profile" / "work.json.gz"
+    with cost.metering(tmp_path / "profile"):
+        assert work(iter(range(2))) == [0, 1]
+        assert not path.exists() and "too few batches of work" in caplog.text
+        assert work(iter(range(9))) == [*range(9)]
+        written = path.stat().st_mtime_ns
+        assert work(iter(range(9))) == [*range(9)]
+    assert path.stat().st_mtime_ns == written and [*path.parent.iterdir()] == [path]
+    names = [event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]]
+    assert names.count("aten::mm") == cost.PIECE["active"]
+    assert "aten::mm" in caplog.text
+
+
+def test_no_trace_without_a_directory_and_none_inside_another(tmp_path: Path) -> None:
+    with cost.metering():
+        assert [*cost.traced(range(9), "work")] == [*range(9)]
+    with cost.metering(tmp_path):
+        for _ in cost.traced(range(6), "outer"):
+            assert len([*cost.traced(range(6), "inner")]) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["outer.json.gz"]
+
+
+def test_a_stage_that_failed_stays_as_an_attempt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "cirloop")
+
+    def attempt(fails: bool) -> None:
+        with Costs(tmp_path).stage("a.json", False, lambda kind: 1.0):
+            cost.add(items=3)
+            if fails:
+                there = json.loads((tmp_path / FILE).read_text())["stages"][-1]
+                assert there == {"stage": "a.json", "attempt": 1, "finished": False}
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(True)
+    attempt(False)
+    rows = Costs(tmp_path).read()
+    assert [(row["attempt"], row["finished"], row["items"]) for row in rows] == [(1, False, 3), (2, True, 3)]
+    assert "a.json cost: " in caplog.text and "3 embedded" in caplog.text
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("{")
+    with pytest.raises(UserError, match=r"costs\.json is damaged .* delete it"):
+        Costs(tmp_path).read()
+
+
+def test_a_row_as_people_read_it() -> None:
+    spent = Cost(
+        seconds=10, waiting=1.25, images_encoded=30, images_cached=90, tokens=900, padding=100, tokens_written=100,
+        texts=7, flops={"cuda bfloat16": 4e12, "cpu float32": 1e12}, processes=2, memory_bytes=3 * 10**9,
+        gpu_bytes=5 * 10**9,
+    )  # fmt: skip
+    row = {"stage": "s", **spent.row(), "limits": {"cuda bfloat16": 1e12, "cpu float32": 1e12}}
+    assert cells(row) == {
+        "s": "10.0", "images/s": "12", "tokens/s": "100", "cached": "75%", "padding": "10.0%", "waiting s": "1.2",
+        "GB": "3.00", "GPU GB": "5.00", "GFLOP": "5,000", "GFLOP/s": "500", "of limit": "30.0%",
+    }  # fmt: skip
+    assert "7 texts" in line(row)
+
+
+def test_what_is_not_known_is_left_empty() -> None:
+    shown = cells(
+        {**Cost(seconds=1, flops={"cpu float32": 5.0}, flops_unknown=1).row(), "limits": {"cpu float32": 9.0}}
+    )
+    assert {shown[name] for name in ("GFLOP", "GFLOP/s", "of limit", "images/s", "cached", "padding")} == {NONE}
+
+
+def test_vision_embedding_and_captioning_are_traced_and_counted(tmp_path: Path) -> None:
+    train = ShapesSettings(train_families=2, train_triplets=12, eval_families=2).build().train
+    backbone: Any = Qwen2VLSettings(dtype="float32").build()
+    captioner = Qwen2VLFoundation(path="tiny", dtype="float32").build(backbone)
+    images = [*{train.images.digest(image): image for image in train.gallery.ids}.values()][:8]
+    asks = [Ask(images[i], images[i + 1], "make it red") for i in range(6)]
+    with cost.metering(tmp_path / "profile") as spent:
+        features = VisionFeatures(backbone, train.images, tmp_path / "vision", batch_size=2)
+        embed(backbone, features, [Item(image) for image in images], 2, lambda batches, _: batches, "embed")
+        eyes = Eyes(captioner, train.images, tmp_path / "vision", 2, lambda batches, _: batches)
+        eyes.yes(VERIFY, asks, "ask")
+        assert spent.tokens_written == 0
+        eyes.write(REWRITE, asks, 4, [0.0, 1.0], 0, "write")
+    names = {path.name for path in (tmp_path / "profile").iterdir()}
+    assert names == {"vision.json.gz", "embedding.json.gz", "captioning.json.gz"}
+    assert (spent.images_encoded, spent.images_cached, spent.items, spent.texts) == (8, 0, 8, 12)
+    assert 12 <= spent.tokens_written <= 48 and spent.flops_unknown == 0 < spent.waiting
+
+
+@pytest.fixture(scope="module")
+def profiled(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run again, with --profile, and with a cache of its own that was empty at the start."""
+    place = tmp_path_factory.mktemp("profiled")
+    experiment.run(small(place / "run", runtime={"cache_dir": place / "cache", "profile": True}))
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def spent(profiled: Path) -> dict[str, dict[str, Any]]:
+    """The rows of its stages."""
+    rows = Costs(profiled).read()
+    assert all(row["finished"] and row["attempt"] == 1 for row in rows)
+    return {row["stage"]: row for row in rows}
+
+
+def test_a_profile_changes_no_artifact(profiled: Path, small: Any, tmp_path: Path) -> None:
+    plain = tmp_path / "run"
+    experiment.run(small(plain, runtime={"cache_dir": tmp_path / "cache"}))  # as full as the other's was
+    assert {n: file_digests(profiled / n) for n in NAMES} == {n: file_digests(plain / n) for n in NAMES}
+
+
+def test_a_profile_has_traces_and_the_devices_limit(profiled: Path, spent: dict[str, dict[str, Any]]) -> None:
+    there = {path.name for path in (profiled / PROFILE).iterdir()}
+    assert there == {"training.json.gz"}  # of all else, too few batches
+    for row in spent.values():
+        assert row["limits"].keys() == row["flops"].keys() <= {"cpu float32"}
+        assert all(rate > 1e8 for rate in row["limits"].values())
+    assert cells(spent["checkpoint_iter_0"])["of limit"] != NONE
+
+
+def test_the_stages_counters_are_exact(spent: dict[str, dict[str, Any]], profiled: Path, small: Any) -> None:
+    config = small(profiled)
+    data = config.data.build(Sources(None, config.cache, lambda items, _: items))
+    (part,) = data.parts("val")
+    items = {*query_items(part.queries), *(Item(image) for image in part.gallery.ids)}
+    images = {part.images.digest(item.image) for item in items}
+    base, after = spent["evaluation_base.json"], spent["evaluation_iter_0.json"]
+    assert (base["images_encoded"], base["images_cached"], base["items"]) == (len(images), 0, len(items))
+    assert (after["images_encoded"], after["images_cached"], after["items"]) == (0, len(images), len(items))
+    assert after["tokens"] == base["tokens"] > len(items) and after["padding"] == base["padding"]
+    for iteration in (0, 1):
+        train = spent[f"checkpoint_iter_{iteration}"]
+        steps, batch = config.training.steps, config.training.batch_size
+        assert (train["steps"], train["triplets"]) == (steps, steps * batch)
+        assert train["items"] > steps * batch and train["padding"] > 0 < train["waiting"]
+    captions = spent["augmented_samples_iter_1.json"]
+    mined = json.loads((profiled / "hard_negatives_iter_0.json").read_text())["negatives"]
+    assert captions["texts"] == len(mined) * config.captioning.candidates
+    assert captions["texts"] <= captions["tokens_written"] <= captions["texts"] * config.captioning.max_new_tokens
+    assert not any(row["flops_unknown"] for row in spent.values())
+    assert all(row["processes"] == 1 and row["seconds"] > row["waiting"] >= 0 for row in spent.values())

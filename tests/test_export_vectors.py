@@ -1,0 +1,131 @@
+"""Exported vectors: what add_hard_negatives.py mines from them is what the run mined; Parquet holds the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cirloop.artifacts import Store, write_json
+from cirloop.config import RunConfig
+from cirloop.export_vectors import ExportConfig, main, write, write_parquet
+from cirloop.mine_split import split_vectors
+from cirloop.mine_vectors import main as mine_vectors
+from cirloop.mining import mine
+from cirloop.negatives.base import About
+from cirloop.retrieval.vectors import open_vectors
+from cirloop.run import Run
+from cirloop.types import UserError
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def config(small: Any, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Of a run that has not begun: its base model can be exported."""
+    made: RunConfig = small(tmp_path_factory.mktemp("runs") / "run")
+    write_json(made.directory / "config.json", made.resolved())
+    return made
+
+
+def export(run: Path, output: Path, *more: str) -> Path:
+    main(["--experiment_dir", str(run), "--iteration", "base", "--output", str(output), *more])
+    return output
+
+
+@pytest.mark.slow
+def test_what_is_mined_from_an_export_is_what_the_run_mines(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(config, Store(config.directory), config.data.build())
+    given, train = split_vectors(run, run.embedder(None), run.data.train), run.data.train
+    there = [
+        (train.triplets[f.number].query.id, train.gallery.ids[column], rank, f.target_rank)
+        for f in mine(config.mining, given, About(0))
+        for column, rank in zip(f.columns, f.ranks.tolist(), strict=True)
+    ]
+    monkeypatch.setattr("cirloop.run.PIECE", 64)  # also: a gallery embedded in pieces and kept on disk
+    monkeypatch.setattr("cirloop.retrieval.vectors.MAPPED_BYTES", 1000)
+    made = export(config.directory, tmp_path / "made", "--rows_per_file", "20")
+    assert len(list((made / "gallery").iterdir())) > 1
+    flags = {"--query-embeddings": "queries", "--gallery-embeddings": "gallery", "--targets": "targets.npy",
+             "--references": "references.npy", "--positives": "positives.json"}  # fmt: skip
+    files = [word for flag, name in flags.items() for word in (flag, str(made / name))]
+    mine_vectors([*files, "--below", "all", "--num-negatives", "2", "--output", str(tmp_path / "mined.json")])
+    images, queries = read(made / "gallery_ids.json"), read(made / "queries_ids.json")
+    mined = [
+        (queries[row["query"]], images[n["image"]], n["rank"], row["target_rank"])
+        for row in read(tmp_path / "mined.json")
+        if row["target_rank"] > 1  # the run's `top_k` passes over queries whose target is first
+        for n in row["negatives"]
+    ]
+    assert mined == there and mined
+    said = read(made / "export.json")
+    assert said["iteration"] == "base" and said["splits"][0]["gallery"] == list(open_vectors(made / "gallery").shape)
+
+
+@pytest.mark.slow
+def test_parquet_holds_the_same_rows(config: RunConfig, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    plain = export(config.directory, tmp_path / "npy", "--split", "val", "--what", "gallery")
+    made = export(config.directory, tmp_path / "parquet", "--split", "val", "--what", "gallery", "--format", "parquet",
+                  "--rows_per_file", "50")  # fmt: skip
+    files = sorted(map(str, (made / "gallery").iterdir()))
+    rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(files) > 1 and rows["id"][:] == read(plain / "gallery_ids.json")
+    vectors = np.array(rows["vector"][:], np.float32)
+    assert (vectors == open_vectors(plain / "gallery")).all()
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    assert not (made / "queries").exists() and not (plain / "targets.npy").exists()
+
+
+def test_a_vector_is_a_list_of_fixed_size(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    made = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
+    write_parquet(tmp_path / "a.parquet", ["a", "b", "c"], made[:, 0])
+    write_parquet(tmp_path / "b.parquet", ["a", "b", "c"], made)
+    one, several = (parquet.read_table(tmp_path / f"{name}.parquet") for name in "ab")
+    assert str(one.schema.field("vector").type).startswith("fixed_size_list") and one["id"].to_pylist() == [
+        "a",
+        "b",
+        "c",
+    ]
+    assert one["vector"].to_pylist() == made[:, 0].tolist() and several["vector"].to_pylist() == made.tolist()
+
+
+def test_files_of_so_many_rows(tmp_path: Path) -> None:
+    options = ExportConfig(experiment_dir=tmp_path, iteration="0", output=tmp_path, rows_per_file=4)
+    made = np.arange(18, dtype=np.float32).reshape(9, 2)
+    assert write(tmp_path, "gallery", [str(n) for n in range(9)], made, options) == [9, 2]
+    assert [len(np.load(file)) for file in sorted((tmp_path / "gallery").iterdir())] == [4, 4, 1]
+    assert (open_vectors(tmp_path / "gallery")[:] == made).all()
+
+
+def test_what_is_wrong_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"--experiment_dir .* is no run directory"):
+        export(tmp_path / "run", tmp_path / "made")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"--output .* is there already and not an empty directory"):
+        export(tmp_path / "run", tmp_path / "used")
+    with pytest.raises(UserError, match="rows_per_file"):
+        export(tmp_path / "run", tmp_path / "made", "--rows_per_file", "0")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.slow
+def test_an_unknown_iteration_or_split_is_named(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no 7 here\. There are: base"):
+        main(["--experiment_dir", str(config.directory), "--iteration", "7", "--output", str(tmp_path / "made")])
+    with pytest.raises(UserError):
+        export(config.directory, tmp_path / "made", "--split", "unheard")
+    assert not (tmp_path / "made").exists()

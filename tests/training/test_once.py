@@ -1,0 +1,140 @@
+"""In a step equal inputs are embedded once and images prepared once; the gradient is that of each row for itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from cirloop.backbones import BackboneConfig, Item, LoraSettings
+from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.similarity import similarity
+from cirloop.data import ShapesSettings
+from cirloop.training import TrainingSettings
+from cirloop.training.batches import Batch, Batches
+from cirloop.training.losses import Marks
+from cirloop.training.trainer import Trainer
+from cirloop.types import ImageId, Query, QueryId, Triplet
+from cirloop.worker import accelerator
+from tests.test_models_loop import clip
+
+TINY = {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"}
+
+
+class Seen:
+    """The embedder's images, and how often each was loaded for it; the rows that its module was called with."""
+
+    def __init__(self, images: Any) -> None:
+        self._images, self.loads, self.rows = images, Counter[ImageId](), Counter[str]()
+
+    def load(self, image: ImageId) -> Any:
+        self.loads[image] += 1
+        return self._images.load(image)
+
+    def digest(self, image: ImageId) -> str:
+        digest: str = self._images.digest(image)
+        return digest
+
+    def note(self, module: Any, args: Any) -> None:
+        """As a hook before each call: rows with a text are queries."""
+        inputs = args[0]
+        if "image_of" in inputs:
+            self.rows["pixels"] += len(inputs["images"])
+            self.rows["query" if "text" in inputs else "candidate"] += len(inputs["image_of"])
+        else:
+            self.rows["all"] += len(inputs["input_ids"])
+
+
+def doubled(triplets: list[Triplet]) -> Batch:
+    """Seven queries: the third asks the first's question, the fourth and fifth of the first's reference, the sixth's
+    reference is the first's target. Of seven candidates the last stands there a second time, known as right.
+    """
+    a, b, _, d, e, f, g = triplets
+    asked = [
+        a.query,
+        b.query,
+        Query(QueryId("again"), a.query.reference, a.query.text),
+        replace(d.query, reference=a.query.reference),
+        replace(e.query, reference=a.query.reference),
+        replace(f.query, reference=a.target),
+        g.query,
+    ]
+    made = Batches([Triplet(q, t.target) for q, t in zip(asked, triplets, strict=True)], [], [], 7, 0.0, 0, 5)[0]
+    first = made.candidates[0]
+    again = (made.target_B == 0)[:, None] | made.also_right_BN[:, :1]
+    return replace(
+        made, candidates=(*made.candidates, first), also_right_BN=np.concatenate([made.also_right_BN, again], axis=1)
+    )
+
+
+def trainer_of(model: dict[str, Any], work: Path, chunk_size: int) -> tuple[Trainer, Seen]:
+    """On a batch that repeats itself, with weights that all have a gradient, in float64 and without dropout."""
+    data = ShapesSettings(train_families=4, train_triplets=24, eval_families=2).build().train
+    backbone: Any = TypeAdapter(BackboneConfig).validate_python(model).build()
+    is_clip = model["type"] == "clip_combiner"
+    lora = {} if is_clip else {"lora": LoraSettings(dropout=0.0)}
+    options = TrainingSettings(batch_size=7, chunk_size=chunk_size, **lora)
+    backbone.make_trainable(options, seed=3)
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(backbone.trainable().items()):
+            if "lora_B" in name:
+                parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(number))
+    backbone.module.double()
+    seen = Seen(data.images)
+    backbone.module.register_forward_pre_hook(seen.note)
+    triplets = list({t.target: t for t in data.triplets}.values())[:7]
+    trainer = Trainer(
+        backbone, VisionFeatures(backbone, seen, work / "vision"), {0: doubled(triplets)}, options, 1, 0, "", work, 0,
+        accelerator(),
+    )  # type: ignore[arg-type]  # fmt: skip
+    trainer.module.train()
+    return trainer, seen
+
+
+def taken(trainer: Trainer) -> torch.Tensor:
+    grads = [p.grad.flatten().clone() for p in trainer.parameters.values() if p.grad is not None]
+    assert len(grads) == len(trainer.parameters)
+    trainer.optimizer.zero_grad()
+    return torch.cat(grads)
+
+
+def plainly(trainer: Trainer) -> tuple[float, torch.Tensor]:
+    """Loss and gradient with every row embedded in a call of its own."""
+    batch = trainer.batches[0]
+    items = [Item(q.reference, q.text) for q in batch.queries], [Item(image) for image in batch.candidates]
+    queries, candidates = (
+        torch.cat([trainer.backbone.module(trainer._inputs([item])) for item in side]) for side in items
+    )
+    marks = [torch.from_numpy(array) for array in (batch.target_B, batch.also_right_BN, batch.own_BK)]
+    loss = trainer.loss(similarity(queries, candidates), Marks(*marks))
+    loss.backward()
+    return float(loss.detach()), taken(trainer)
+
+
+@pytest.mark.parametrize("chunk_size", [0, 3])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "clip"])
+def test_equal_inputs_are_embedded_once_and_change_nothing(kind: str, chunk_size: int, tmp_path: Path) -> None:
+    model = TINY if kind == "qwen2_vl" else clip(tmp_path, train_clip=True, combiner="sum")
+    trainer, seen = trainer_of(model, tmp_path, chunk_size)
+    loss = trainer._backward(0)
+    ours, rows = taken(trainer), Counter({name: num // (2 if chunk_size else 1) for name, num in seen.rows.items()})
+    plain_loss, plain = plainly(trainer)
+    assert abs(loss - plain_loss) < 1e-6 * plain_loss
+    assert float((ours - plain).norm()) < 1e-6 * float(plain.norm())
+    batch = trainer.batches[0]
+    images = {*batch.candidates, *(q.reference for q in batch.queries)}
+    assert seen.loads == Counter(dict.fromkeys(images, 1)), "each image is prepared once, whoever asks for it"
+    assert (len(batch.queries), len(batch.candidates)) == (7, 8)
+    if kind == "qwen2_vl":
+        assert rows == {"all": 6 + 7}
+    else:
+        queries, size = list(dict.fromkeys((q.reference, q.text) for q in batch.queries)), chunk_size or 7
+        references = [{image for image, _ in queries[i : i + size]} for i in range(0, 6, size)]
+        assert rows == {"query": 6, "candidate": 7, "pixels": 7 + sum(map(len, references))}
+        assert rows["pixels"] < 6 + 7, "references repeat within a chunk"
