@@ -71,7 +71,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--size", choices=SIZES, default="mid", help="of the model; small = to try it out")
     parser.add_argument("--tokens", type=int, default=256, help="visual tokens of an image, at most")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=4)
 
 
 def photographs(directory: Path, num: int) -> dict[ImageId, Path]:
