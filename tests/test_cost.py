@@ -25,6 +25,7 @@ from cirloop.data import ShapesSettings
 from cirloop.data.sources import Sources
 from cirloop.report.costs import FILE, NONE, PROFILE, Costs, cells, line
 from cirloop.retrieval.embed import embed, query_items
+from cirloop.runtime import Runtime
 from cirloop.types import UserError
 
 NAMES = (
@@ -177,7 +178,7 @@ def test_vision_embedding_and_captioning_are_traced_and_counted(tmp_path: Path) 
     images = [*{train.images.digest(image): image for image in train.gallery.ids}.values()][:8]
     asks = [Ask(images[i], images[i + 1], "make it red") for i in range(6)]
     with cost.metering(tmp_path / "profile") as spent:
-        features = VisionFeatures(backbone, train.images, tmp_path / "vision", batch_size=2)
+        features = VisionFeatures(backbone, train.images, tmp_path / "vision", Runtime(vision_batch_size=2))
         embed(backbone, features, [Item(image) for image in images], 2, lambda batches, _: batches, "embed")
         eyes = Eyes(captioner, train.images, tmp_path / "vision", 2, lambda batches, _: batches)
         eyes.yes(VERIFY, asks, "ask")
@@ -213,7 +214,7 @@ def test_a_profile_changes_no_artifact(profiled: Path, small: Any, tmp_path: Pat
 
 def test_a_profile_has_traces_and_the_devices_limit(profiled: Path, spent: dict[str, dict[str, Any]]) -> None:
     there = {path.name for path in (profiled / PROFILE).iterdir()}
-    assert there == {"training.json.gz"}  # of all else, too few batches
+    assert there == {"training.json.gz", "vision.json.gz"}  # of all else, too few batches
     for row in spent.values():
         assert row["limits"].keys() == row["flops"].keys() <= {"cpu float32"}
         assert all(rate > 1e8 for rate in row["limits"].values())

@@ -60,7 +60,7 @@ class Counted:
 
 
 def features_of(backbone: Any, images: Any, directory: Path, **keeping: Any) -> VisionFeatures:
-    return VisionFeatures(backbone, images, directory, Runtime(**keeping), batch_size=BATCH)
+    return VisionFeatures(backbone, images, directory, Runtime(vision_batch_size=BATCH, **keeping))
 
 
 def same(one: list[Any], other: list[Any], tolerance: float = 0.0) -> bool:
@@ -198,7 +198,7 @@ def fill(directory: Path, part: str) -> None:
     train = ShapesSettings(train_families=4, train_triplets=10, eval_families=2).build().train
     encoder: Any = Qwen2VLSettings(dtype="float32").build()
     ids = list(train.gallery.ids[:24])
-    features = VisionFeatures(encoder, train.images, directory, batch_size=BATCH, shard_bytes=1)
+    features = VisionFeatures(encoder, train.images, directory, Runtime(vision_batch_size=BATCH), shard_bytes=1)
     print("ready", flush=True)
     sys.stdin.readline()
     features.ensure(ids if part == "0" else ids[::-1])

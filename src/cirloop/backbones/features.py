@@ -37,11 +37,10 @@ class VisionFeatures:
         images: Images,
         directory: Path,
         runtime: Runtime = RUNTIME,
-        batch_size: int = 64,
         shard_bytes: int = 256 << 20,
         memory_bytes: int = 2 << 30,
     ) -> None:
-        self._encoder, self._images, self._batch_size = encoder, images, batch_size
+        self._encoder, self._images, self._batch_size = encoder, images, runtime.vision_batch_size
         max_bytes = int(runtime.cache_gb * 1e9)
         self._shard_bytes = min(shard_bytes, max_bytes // 16) if max_bytes else shard_bytes
         self._num_workers, self._memory_left = runtime.num_workers, memory_bytes
