@@ -157,6 +157,7 @@ def test_a_command_is_a_process_with_its_exit_code(tmp_path: Path) -> None:
         (["--experiment_dir", "HERE", "--auto_resume"], ["not empty", "no run directory"]),
         (["--resume_from_iteration", "1"], ["holds no run"]),
         (["--deepspeed", "/no/ds.json"], ["/no/ds.json", "no such file"]),
+        (["--accelerate_config", str(ROOT / "LICENSE")], ["LICENSE", "Give a file of", "--num_processes N"]),
         (["--data_dir", "/data"], ["--data_dir", "drawn"]),
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cirloop import launch
 from cirloop.artifacts import MANIFEST, Store, write_json
 from cirloop.config import RunConfig, from_json
 from cirloop.data import Dataset
@@ -70,13 +71,16 @@ def check(config: RunConfig) -> Dataset:
             problems.add(
                 f"{name} {search}", f"is for images of one vector; {config.model.type} gives several. Use exact"
             )
-    for name, file in (
-        ("--accelerate_config", config.runtime.accelerate_config),
-        ("--deepspeed", config.runtime.deepspeed),
-    ):
+    runtime = config.runtime
+    for name, file in (("--accelerate_config", runtime.accelerate_config), ("--deepspeed", runtime.deepspeed)):
         if file is not None and not file.is_file():
             problems.add(f"{name} {file}", "there is no such file")
-    if config.runtime.deepspeed is not None and config.training.chunk_size:
+    try:
+        if runtime.accelerate_config is None or runtime.accelerate_config.is_file():
+            launch.processes(runtime)
+    except UserError as error:
+        problems.add("--accelerate_config", str(error))
+    if runtime.deepspeed is not None and config.training.chunk_size:
         problems.add("training.chunk_size", "is not available under --deepspeed; set it to 0")
     if listed:
         rows = [asdict(row) for row in problems.rows]

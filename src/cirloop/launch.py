@@ -30,11 +30,21 @@ PATIENCE = 40
 
 
 def processes(runtime: Runtime) -> int:
-    """How many do a job; an accelerate config says so where the setting does not."""
-    if runtime.num_processes > 1 or runtime.accelerate_config is None:
+    """How many do a job; an accelerate config says so where the setting does not. Raises UserError where it cannot."""
+    file = runtime.accelerate_config
+    if runtime.num_processes > 1 or file is None:
         return runtime.num_processes
-    told = yaml.safe_load(runtime.accelerate_config.read_text("utf-8"))
-    return int(told.get("num_processes", 1))
+    try:
+        told = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        told, why = None, str(error)
+    else:
+        why = "it holds no settings"
+    num = told.get("num_processes", 1) if isinstance(told, dict) else None
+    if not isinstance(num, int) or num < 1:
+        why = f"num_processes is {num!r}, not a number of at least 1" if isinstance(told, dict) else why
+        raise UserError(f"--accelerate_config {file}: {why}. Give a file of `accelerate config`, or --num_processes N.")
+    return num
 
 
 def training(job: dict[str, Any], runtime: Runtime) -> None:

@@ -14,7 +14,7 @@ class Runtime(Settings):
     """Settings that cannot change results; outside every fingerprint."""
 
     vision_batch_size: int = Field(8, ge=1)
-    """Images in the vision tower at once. On a CPU more are slower; a GPU may take more."""
+    """Images in the vision tower at once."""
     embed_batch_size: int = Field(64, ge=1)
     """Rows embedded at once."""
     embed_batch_tokens: int = Field(0, ge=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -38,7 +37,6 @@ def do_share(job: dict[str, Any]) -> None:
     import torch
 
     gpu = {} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}
-    os.environ.setdefault("MASTER_ADDR", "localhost")
     state = PartialState(timeout=PATIENCE, **gpu)
     config = RunConfig(**job["config"])
     data = config.data.build(Sources(config.data_dir, Path(job["cache"]), _quiet, config.train_dir))

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from cirloop import stages
+from cirloop import launch, stages
 from cirloop.artifacts import Store, file_digests
 from cirloop.data.sources import Sources
 from cirloop.evaluate_run import EvalConfig, evaluate
 from cirloop.report.costs import Costs
 from cirloop.run import Run
+from cirloop.runtime import Runtime
+from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON = 60
@@ -63,6 +65,31 @@ def test_a_run_is_evaluated_in_more_processes_on_grey_pictures_of_another_split(
     asked = {"experiment_dir": finished, "iterations": "1", "eval_dataset": "shapes_test", "ablate": "image"}
     one, two = (evaluate(EvalConfig(**asked, num_processes=num)) for num in (1, 2))
     assert one == two and one[0]["split"] == "shapes_test" and one[0]["ablated"] == "image"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "No such file"),
+        ("- 1", "holds no settings"),
+        ("num_processes: [", "while parsing"),
+        ("num_processes: many", "'many'"),
+        ("num_processes: 0", "is 0, not"),
+    ],
+)
+def test_an_accelerate_config_that_does_not_say_how_many_is_named(text: str | None, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        launch.processes(Runtime(accelerate_config=file))
+    assert str(file) in str(caught.value) and "--num_processes N" in str(caught.value)
+
+
+def test_an_accelerate_config_says_how_many() -> None:
+    file = ROOT / "configs/accelerate/nodes_2.yaml"
+    assert launch.processes(Runtime(accelerate_config=file)) == 16
+    assert launch.processes(Runtime(accelerate_config=file, num_processes=2)) == 2
 
 
 def command(tmp_path: Path, config: Any) -> list[str]:
