@@ -42,10 +42,10 @@ WIDER = 4.0
 class Work:
     """One model, the photographs, and the questions of a round about them."""
 
-    def __init__(self, args: argparse.Namespace, directory: Path) -> None:
+    def __init__(self, args: argparse.Namespace, directory: Path, dtype: str = "float32") -> None:
         self.args, self.cache, self.max_pixels = args, directory / "vision", args.tokens * PIXELS_PER_TOKEN
         self.files = photographs(args.photos, args.queries * (args.k + 1))
-        foundation = Qwen2VLFoundation(path=str(directory), dtype="float32", max_pixels=self.max_pixels)
+        foundation = Qwen2VLFoundation(path=str(directory), dtype=dtype, max_pixels=self.max_pixels)
         self.captioner: Any = foundation.build()
         with torch.no_grad():
             for weights in self.captioner.vlm.model.language_model.layers.parameters():
@@ -71,7 +71,7 @@ class Work:
                     images=[picture(self.files[image], self.max_pixels) for image in (ask.first, ask.second)],
                     images_kwargs={"do_resize": False},
                     return_tensors="pt",
-                )
+                ).to(vlm.device, vlm.dtype)
                 with torch.inference_mode():
                     made = vlm.generate(**inputs, max_new_tokens=self.args.new_tokens, **sampling(temperature))
                 new = made[:, inputs["input_ids"].shape[1] :]

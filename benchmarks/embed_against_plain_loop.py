@@ -45,7 +45,9 @@ class Plain:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self.work, self.text = work, work.backbone.text(Item(work.ids[0]))
-        self.vlm = AutoModelForImageTextToText.from_pretrained(work.directory, dtype=torch.float32).eval()
+        ours = work.backbone
+        self.vlm = AutoModelForImageTextToText.from_pretrained(work.directory, dtype=ours.vlm.dtype).eval()
+        self.vlm.to(ours.device)
         self.processor = AutoProcessor.from_pretrained(work.directory)
 
     @torch.inference_mode()
@@ -57,11 +59,11 @@ class Plain:
             inputs = self.processor(
                 text=[self.text] * len(batch), images=batch, images_kwargs={"do_resize": False},
                 padding=True, padding_side="right", return_tensors="pt",
-            )  # fmt: skip
+            ).to(self.vlm.device, self.vlm.dtype)  # fmt: skip
             hidden = self.vlm(**inputs, output_hidden_states=True, use_cache=False).hidden_states[-1]
             last = hidden[torch.arange(len(batch)), inputs["attention_mask"].sum(1) - 1]
-            out.append(F.normalize(last, dim=-1))
-        return torch.cat(out)
+            out.append(F.normalize(last.float(), dim=-1))
+        return torch.cat(out).cpu()
 
 
 def compare_embedding(work: Work, args: argparse.Namespace) -> None:
@@ -94,7 +96,8 @@ class FromPixels:
         sized = [self.plain.work.pixels(image) for image in images]
         made = processor(sized, do_resize=False, return_tensors="pt")
         grids = made["image_grid_thw"]
-        tokens = visual(made["pixel_values"], grid_thw=grids).pooler_output.split((grids.prod(-1) // 4).tolist())
+        pixels = made["pixel_values"].to(visual.device, visual.dtype)
+        tokens = visual(pixels, grid_thw=grids.to(visual.device)).pooler_output.split((grids.prod(-1) // 4).tolist())
         self.num_seen += len(images)
         return [VisionInput(each, tuple(grid)) for each, grid in zip(tokens, grids.tolist(), strict=True)]
 

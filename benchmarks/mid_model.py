@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from cirloop.training.trainer import Trainer
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "2b": {
+        "text": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+                 "num_key_value_heads": 2, "vocab_size": 151_936},
+        "vision": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "hidden_size": 1536, "mlp_ratio": 4},
+    },
     "mid": {
         "text": {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 11, "num_attention_heads": 8,
                  "num_key_value_heads": 2, "vocab_size": 20_700},
@@ -34,13 +39,16 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "vision": {"embed_dim": 128, "depth": 3, "num_heads": 2, "hidden_size": 128, "mlp_ratio": 4},
     },
 }  # fmt: skip
-"""`mid`: vision tower, language model and embedding in the proportions of Qwen2-VL-2B (665 : 1,310 : 233)."""
+"""`2b`: Qwen2-VL-2B's. `mid`: vision tower, language model and embedding in its proportions (665 : 1,310 : 233)."""
 PIXELS_PER_TOKEN = 28 * 28
 COLOURS = ("red", "navy blue", "green with white stripes", "black", "a very light shade of grey", "brown")
 
 
-def write_model(directory: Path, size: str) -> str:
-    """A random Qwen2-VL in float32, with the embedded model's tokenizer and processor; the weights of its parts."""
+def write_model(directory: Path, size: str, dtype: str = "float32") -> str:
+    """A random Qwen2-VL, drawn on the GPU if there is one, with the embedded model's tokenizer and processor.
+
+    Returns how many weights its parts have, in words.
+    """
     import torch
     from transformers import AutoConfig, AutoProcessor, Qwen2VLForConditionalGeneration
 
@@ -48,16 +56,18 @@ def write_model(directory: Path, size: str) -> str:
 
     tiny, sizes = resolve("tiny", "qwen2_vl"), SIZES[size]
     config = AutoConfig.from_pretrained(tiny)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
+    sections = [16, 24, 24] if size == "2b" else [8, 12, 12]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     config = type(config)(
         text_config={**config.text_config.to_dict(), **sizes["text"], "layer_types": None, "rope_parameters": rope},
         vision_config={**config.vision_config.to_dict(), **sizes["vision"]},
-        tie_word_embeddings=True,
+        tie_word_embeddings=True, dtype=dtype,
         **{name: getattr(config, name) for name in ids},
-    )
+    )  # fmt: skip
     torch.manual_seed(0)
-    model = Qwen2VLForConditionalGeneration(config)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen2VLForConditionalGeneration(config).to(getattr(torch, dtype))
     model.save_pretrained(directory)
     AutoProcessor.from_pretrained(tiny).save_pretrained(directory)
     parts = {"vision tower": model.model.visual, "language model": model.model.language_model.layers,
@@ -98,20 +108,21 @@ def text_of(number: int) -> str:
 class Work:
     """Our embedder of the model in `directory`, with the photographs `files`; further settings are the embedder's."""
 
-    def __init__(self, directory: Path, files: Mapping[ImageId, Path], tokens: int, **settings: Any) -> None:
+    def __init__(
+        self, directory: Path, files: Mapping[ImageId, Path], tokens: int, dtype: str = "float32", **settings: Any
+    ) -> None:
         from cirloop.backbones import Qwen2VLSettings
 
         self.directory, self.files, self.ids, self.max_pixels = directory, files, [*files], tokens * PIXELS_PER_TOKEN
-        self.backbone: Any = Qwen2VLSettings(
-            path=str(directory), dtype="float32", max_pixels=self.max_pixels, **settings
-        ).build()
+        settings = {"path": str(directory), "dtype": dtype, "max_pixels": self.max_pixels, **settings}
+        self.backbone: Any = Qwen2VLSettings(**settings).build()
 
-    def features(self, name: str, num_workers: int = 2) -> VisionFeatures:
+    def features(self, name: str, num_workers: int = 2, vision_batch_size: int = 8) -> VisionFeatures:
         """The cache called `name`, as a new process finds it: it reads the photographs' digests again."""
         from cirloop.backbones.features import VisionFeatures
         from cirloop.data.images import FileImages
 
-        runtime = Runtime(num_workers=num_workers)
+        runtime = Runtime(num_workers=num_workers, vision_batch_size=vision_batch_size)
         return VisionFeatures(self.backbone, FileImages(self.files), self.directory / name, runtime)
 
     def pixels(self, image: ImageId) -> Image.Image:
@@ -135,7 +146,8 @@ class Work:
         with torch.no_grad():
             for number, (name, parameter) in enumerate(self.backbone.trainable().items()):
                 if "lora_B" in name:
-                    parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(number))
+                    drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+                    parameter.copy_(0.02 * drawn)
         made = Trainer(
             self.backbone, self.features("train"), Batches(triplets, [], [], size, 0.0, 0, 0), settings, 1, 0, "",
             self.directory / "steps", 0, accelerator(),
@@ -162,13 +174,20 @@ def apart(one: Any, other: Any) -> float:
 def in_turn(
     sides: Mapping[str, Callable[[int], Any]], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
-    """Seconds and results per side: all sides once, then all again; a side is called with the number of the repeat."""
+    """Seconds and results per side: all sides once, then all again; a side is called with the number of the repeat.
+
+    Work that a side has given to a GPU is waited for.
+    """
+    import torch
+
     taken: dict[str, list[float]] = {name: [] for name in sides}
     made: dict[str, list[Any]] = {name: [] for name in sides}
     for repeat in range(repeats):
         for name, side in sides.items():
             began = time.perf_counter()
             made[name].append(side(repeat))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             taken[name].append(time.perf_counter() - began)
     return taken, made
 

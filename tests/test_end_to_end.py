@@ -71,6 +71,21 @@ def test_a_second_run_has_the_same_bytes(finished: Path, small: Any, tmp_path: P
     assert digests(tmp_path / "again") == digests(finished)
 
 
+@pytest.mark.skipif("MKL_CBWR" not in os.environ, reason="not an Intel processor: bits of a product depend on its size")
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        {"vision_batch_size": 3, "embed_batch_size": 5, "num_workers": 0},
+        {"vision_batch_size": 1, "embed_batch_tokens": 150, "num_workers": 3, "cache_gb": 0.0005},
+    ],
+)
+def test_batch_sizes_workers_and_an_empty_cache_change_no_byte(
+    finished: Path, small: Any, tmp_path: Path, runtime: dict[str, Any]
+) -> None:
+    experiment.run(small(tmp_path / "other", runtime={**runtime, "cache_dir": tmp_path / "cache"}))
+    assert digests(tmp_path / "other") == digests(finished)
+
+
 def test_resuming_a_finished_run_makes_nothing_anew(finished: Path, small: Any, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.safetensors")}

@@ -50,6 +50,8 @@ class Cost:
     tokens_written: int = 0
     triplets: int = 0
     steps: int = 0
+    splits: int = 0
+    """Batches that were halved for lack of memory."""
     flops: dict[str, float] = field(default_factory=dict)
     """Floating-point operations, by the device and type they were done in (`backbones.flops`)."""
     flops_unknown: int = 0

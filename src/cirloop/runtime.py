@@ -16,9 +16,9 @@ class Runtime(Settings):
     vision_batch_size: int = Field(8, ge=1)
     """Images in the vision tower at once."""
     embed_batch_size: int = Field(64, ge=1)
-    """Rows embedded at once."""
+    """Rows embedded at once, at most: rows of one length are."""
     embed_batch_tokens: int = Field(0, ge=0)
-    """About so many tokens embedded at once, padding included, instead of a number of rows; 0 = `embed_batch_size`."""
+    """So many tokens embedded at once, instead of a number of rows; 0 = `embed_batch_size`."""
     num_workers: int = Field(2, ge=0)
     """Threads that decode and preprocess images ahead of the vision tower; 0 = none."""
     search: Literal["exact", "faiss"] = "exact"

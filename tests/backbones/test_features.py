@@ -18,6 +18,7 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
+from cirloop import cost
 from cirloop.backbones import BackboneConfig, Qwen2VLSettings
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.loading import AHEAD, loaded
@@ -265,6 +266,38 @@ def test_threads_change_nothing(backbone: Any, images: Any, tmp_path: Path, num_
     ]
     assert written[0] == written[1] and len(written[0]) == 1
     assert counted.loads == Counter(dict.fromkeys(ids[:30], 1)), "each image once"
+
+
+@pytest.mark.skipif("MKL_CBWR" not in os.environ, reason="not an Intel processor: bits of a product depend on its size")
+@pytest.mark.parametrize("vision_batch_size", [1, 3, 30])
+def test_no_number_of_images_at_once_changes_a_bit(
+    backbone: Any, images: Any, tmp_path: Path, vision_batch_size: int
+) -> None:
+    ids = images.gallery.ids[:30]
+    made = [
+        VisionFeatures(backbone, images.images, tmp_path / str(size), Runtime(vision_batch_size=size)).get(ids)
+        for size in (8, vision_batch_size)
+    ]
+    assert same(*made)
+
+
+def test_images_that_memory_does_not_hold_at_once_are_seen_in_halves(
+    backbone: Any, images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, calls, encode = images.gallery.ids[:12], [], backbone.encode_images
+    first = features_of(backbone, images.images, tmp_path / "first").get(ids)
+
+    def scarce(pictures: Any, prepared: Any = None) -> Any:
+        calls.append(len(pictures))
+        if len(pictures) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return encode(pictures, prepared)
+
+    monkeypatch.setattr(backbone, "encode_images", scarce)
+    with cost.metering() as spent:
+        halved = VisionFeatures(backbone, images.images, tmp_path / "halved", Runtime(vision_batch_size=12)).get(ids)
+    assert calls == [12, 6, 3, 3, 6, 3, 3] and spent.splits == 3 and spent.images_encoded == 12
+    assert all(torch.allclose(a.tokens, b.tokens, atol=1e-5) for a, b in zip(first, halved, strict=True))
 
 
 @pytest.mark.parametrize("name", MODELS)

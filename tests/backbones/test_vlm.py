@@ -139,6 +139,8 @@ def test_unit_norm_whatever_the_batch_and_the_padding(
     by_one = [backbone.encode_images([photo])[0] for photo in photos]
     assert all(torch.allclose(a.tokens, b.tokens, atol=1e-4) for a, b in zip(vision, by_one, strict=True))
     assert [backbone.image_length(v.grid) for v in vision] == [len(v.tokens) for v in vision]
+    lengths = [backbone.length(row, seen.grid) for row, seen in zip(rows, vision, strict=True)]
+    assert lengths == backbone.inputs(rows, vision)["attention_mask"].sum(1).tolist()
 
 
 @pytest.mark.parametrize("name", QWEN)

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from transformers import AutoModelForImageTextToText
+from transformers.cache_utils import DynamicLayer
 
 from cirloop.captioning.base import Ask, sampling
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig
-from cirloop.captioning.decoding import decode
+from cirloop.captioning.decoding import Roomy, decode
 from cirloop.captioning.eyes import Eyes, _groups, _packed
 from cirloop.captioning.lending import base_of
 from cirloop.captioning.prompts import Prompt, load, packaged
@@ -232,3 +233,17 @@ def test_batches_are_full_of_whole_groups(sizes: list[int], size: int) -> None:
     for group in groups:
         if len(group) <= size:
             assert any({*group} <= {*batch} for batch in batches)
+
+
+def test_keys_and_values_with_room_are_those_that_are_copied() -> None:
+    states = [(torch.randn(4, 2, 7, 8), torch.randn(4, 2, 7, 8)), *((torch.randn(4, 2, 1, 8),) * 2 for _ in range(3))]
+    ours, theirs = Roomy(states[0], 10), DynamicLayer()
+    theirs.update(*states[0])
+    for each in states[1:]:
+        left, right = ours.update(*each), theirs.update(*each)
+        assert torch.equal(left[0], right[0]) and torch.equal(left[1], right[1])
+        assert ours.get_seq_length() == theirs.get_seq_length()
+        assert left[0].data_ptr() == ours.keys.data_ptr(), "written, not copied"
+    for layer in (ours, theirs):
+        layer.batch_select_indices(torch.tensor([2, 0]))
+    assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)

@@ -1,7 +1,8 @@
-"""Embedding: what is alike is embedded once, batches are by length, and neither shows in the result."""
+"""Embedding: what is alike is embedded once, batches are of one length, and neither shows in the result."""
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cirloop import cost
 from cirloop.backbones import Item, Qwen2VLSettings
 from cirloop.backbones.features import VisionFeatures
 from cirloop.data import ShapesSettings
 from cirloop.retrieval.embed import batches_of, embed, query_items
+from cirloop.types import UserError
 
 LONG = "Make it blue, and put a small green circle on the left of every large red square that has a white border. " * 3
 
@@ -60,28 +63,69 @@ def vectors_of(
     return embed(watched.backbone, features, items, batch_size, lambda batches, _: batches, "embed", max_tokens)
 
 
-def plainly(watched: Watched, features: VisionFeatures, items: list[Item], batch_size: int) -> Any:
-    """The loop of before there was a budget: sorted by length, so many rows at a time."""
-    grids = features.grids([item.image for item in items])
-    lengths = [watched.backbone.length(item, grid) for item, grid in zip(items, grids, strict=True)]
-    order = sorted(range(len(items)), key=lambda i: (lengths[i], i))
+def alone(watched: Watched, features: VisionFeatures, items: list[Item]) -> Any:
+    """Each item by itself."""
     out = np.zeros((len(items), 256), np.float32)
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = [items[i] for i in rows]
-            vision = features.get([item.image for item in batch])
-            out[rows] = watched.backbone.module(watched.backbone.inputs(batch, vision)).numpy()
+        for row, item in enumerate(items):
+            out[row] = watched.backbone.module(watched.backbone.inputs([item], features.get([item.image])))[0].numpy()
     return out
 
 
-@pytest.mark.parametrize("batch_size", [5, 64])
-def test_rows_alone_give_the_bytes_of_the_plain_loop(
-    watched: Watched, train: Any, features: VisionFeatures, batch_size: int
+@pytest.mark.skipif("MKL_CBWR" not in os.environ, reason="not an Intel processor: bits of a product depend on its size")
+@pytest.mark.parametrize(("batch_size", "max_tokens"), [(1, 0), (5, 0), (64, 0), (64, 200)])
+def test_no_batch_size_changes_a_bit(
+    watched: Watched, train: Any, features: VisionFeatures, batch_size: int, max_tokens: int
 ) -> None:
     items = list(dict.fromkeys(items_of(train)))
-    ours = vectors_of(watched, features, items, batch_size)
-    assert ours.tobytes() == plainly(watched, features, items, batch_size).tobytes()
+    ours = vectors_of(watched, features, items, batch_size, max_tokens)
+    assert len(watched.shapes) < len(items) or batch_size == 1
+    assert ours.tobytes() == alone(watched, features, items).tobytes()
+
+
+class Scarce:
+    """A device that holds `most` rows of the module at once; from torch's own error on it goes as on a GPU."""
+
+    def __init__(self, module: torch.nn.Module, most: int) -> None:
+        self.calls: list[int] = []
+
+        def look(_: Any, args: Any) -> None:
+            self.calls.append(len(args[0]["input_ids"]))
+            if self.calls[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+        self.hook = module.register_forward_pre_hook(look)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_batches_that_memory_does_not_hold_are_halved_and_change_nothing(
+    watched: Watched, train: Any, features: VisionFeatures, most: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = list(dict.fromkeys(items_of(train)))
+    whole = vectors_of(watched, features, items)
+    scarce = Scarce(watched.backbone.module, most)
+    try:
+        with cost.metering() as spent:
+            ours = vectors_of(watched, features, items)
+    finally:
+        scarce.hook.remove()
+    too_many = [num for num in scarce.calls if num > most]
+    assert spent.splits == len(too_many) > 0 and spent.items == len(items)
+    assert f"out of memory with {max(too_many)} of items to embed; in halves now" in caplog.text
+    assert np.abs(ours - whole).max() < 1e-6
+    if "MKL_CBWR" in os.environ:
+        assert ours.tobytes() == whole.tobytes()
+
+
+def test_an_item_that_memory_does_not_hold_alone_is_an_error_with_the_way_out(
+    watched: Watched, train: Any, features: VisionFeatures
+) -> None:
+    scarce = Scarce(watched.backbone.module, 0)
+    try:
+        with pytest.raises(UserError, match=r"out of memory with one of items to embed: CUDA.*\nSet model.max_pixels"):
+            vectors_of(watched, features, items_of(train))
+    finally:
+        scarce.hook.remove()
 
 
 def test_like_items_are_embedded_once_and_stand_in_every_place(
@@ -107,30 +151,16 @@ def test_items_that_differ_in_text_or_image_alone_are_not_alike(
     assert len({row.tobytes() for row in made}) == 5
 
 
-def test_a_budget_of_tokens_changes_no_vector_and_saves_padding(
+def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
     watched: Watched, train: Any, features: VisionFeatures, caplog: pytest.LogCaptureFixture
 ) -> None:
-    items = items_of(train)
-    with caplog.at_level("INFO", "cirloop"):
-        by_rows = vectors_of(watched, features, items, 64)
-        padded = sum(rows * length for rows, length in watched.shapes)
-        by_tokens = vectors_of(watched, features, items, 64, 400)
-    assert np.abs(by_rows - by_tokens).max() < 1e-5
-    assert sum(rows * length for rows, length in watched.shapes) < 0.8 * padded
-    shares = [float(record.message.split("% padding")[0].split()[-1]) for record in caplog.records]
-    assert len(shares) == 2 and shares[1] < shares[0] / 2
-
-
-def test_the_padding_that_is_reported_is_what_the_module_gets(
-    watched: Watched, train: Any, features: VisionFeatures, caplog: pytest.LogCaptureFixture
-) -> None:
-    image = train.gallery.ids[0]
-    texts = ["red", LONG]
-    ids = [watched.backbone.inputs([Item(image, t)], features.get([image]))["input_ids"].shape[1] for t in texts]
-    with caplog.at_level("INFO", "cirloop"):
-        vectors_of(watched, features, [Item(image, text) for text in texts])
-    share = 100 * (max(ids) - min(ids)) / (2 * max(ids))
-    assert f"2 of 2 unlike items in 1 batches, {share:.1f}% padding" in caplog.text
+    items = list(dict.fromkeys(items_of(train)))
+    with caplog.at_level("INFO", "cirloop"), cost.metering() as spent:
+        vectors_of(watched, features, items)
+    assert spent.padding == 0 and spent.tokens == sum(rows * length for rows, length in watched.shapes)
+    lengths = [watched.backbone.length(item, features.grids([item.image])[0]) for item in items]
+    assert {length for _, length in watched.shapes} == {*lengths} and len({*lengths}) > 2
+    assert f"{len(items)} of {len(items)} unlike items in {len(watched.shapes)} batches" in caplog.text
 
 
 def test_a_vector_that_is_not_finite_is_named_by_its_item(
@@ -156,10 +186,12 @@ def test_batches_hold_every_row_once_and_keep_their_bound(lengths: list[int], ba
     flat = [lengths[row] for batch in batches for row in batch]
     assert flat == sorted(flat) and all(batches)
     for batch in batches:
+        assert len({lengths[row] for row in batch}) == 1
         if budget:
-            assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+            assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= budget
         else:
             assert len(batch) <= batch_size
-    if budget:  # no batch could have taken the next one's first row
-        for batch, after in pairwise(batches):
-            assert (len(batch) + 1) * lengths[after[0]] > budget
+    for batch, after in pairwise(batches):  # no batch could have taken the next one's first row
+        length = lengths[batch[0]]
+        full = (len(batch) + 1) * length > budget if budget else len(batch) == batch_size
+        assert full or lengths[after[0]] > length

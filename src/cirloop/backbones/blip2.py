@@ -201,8 +201,8 @@ class Blip2(Adapted):
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def length(self, item: Item, grid: Grid) -> int:
-        """Roughly the tokens of an item, to sort by; queries apart from gallery images."""
-        return grid[1] * grid[2] + (0 if item.text is None else 1 + len(item.text) // 4)
+        """Tokens of a query's text; 0 for a gallery image. Pictures have one size."""
+        return 0 if item.text is None else len(self.text_inputs([item.text])["input_ids"][0])
 
     def probe(self) -> torch.Tensor:
         """A query, a gallery image and a text."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cirloop import cost
 from cirloop.backbones import flops
 from cirloop.backbones.base import Grid, VisionInput
+from cirloop.backbones.halves import in_halves
 from cirloop.backbones.loading import loaded
 from cirloop.backbones.shards import Shards
 from cirloop.runtime import Runtime
@@ -22,8 +23,10 @@ from cirloop.types import ImageId, Images
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 RUNTIME = Runtime()
+WAY_OUT = "Set max_pixels of the model lower, or its dtype to bfloat16, or use a device with more memory."
 
 
 class VisionFeatures:
@@ -80,7 +83,7 @@ class VisionFeatures:
             for batch in cost.traced(progress(batches), "vision"):
                 with cost.waiting():
                     pictures = next(ready)
-                made = self._encoder.encode_images(*pictures)
+                made = self._encode(*pictures)
                 cost.add(images_encoded=len(made))
                 flops.count_images(formula, [each.grid for each in made])
                 for image, vision in zip(batch, made, strict=True):
@@ -90,6 +93,14 @@ class VisionFeatures:
                     fresh = {}
         if fresh:
             self._shards.write(fresh)
+
+    def _encode(self, pictures: list[Image.Image], prepared: Any) -> list[VisionInput]:
+        def encode(some: Sequence[Image.Image]) -> list[VisionInput]:
+            made: list[VisionInput] = self._encoder.encode_images(some, prepared if some is pictures else None)
+            return made
+
+        parts = in_halves(encode, pictures, "images in the vision tower", WAY_OUT)
+        return [vision for part in parts for vision in part]
 
     def known(self, images: Sequence[ImageId]) -> None:
         """Leave `images` to the costs of another process of the stage, which finds them on disk or makes them."""

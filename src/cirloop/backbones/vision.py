@@ -150,21 +150,26 @@ class VisionBase:
 
     def tensors(self, texts: Sequence[str], vision: Sequence[VisionInput], side: str) -> Inputs:
         """Tokenised, padded texts whose image placeholders stand once per vision token of `vision`, in order."""
-        left, sign, bos = iter(vision), self.processor.image_token, self.processor.tokenizer.bos_token
+        left, sign = iter(vision), self.processor.image_token
         full = []
         for text in texts:
             first, *rest = text.split(sign)
             full.append(first + "".join(sign * self.num_tokens(next(left)) + part for part in rest))
-        batch = self.processor.tokenizer(
-            full, padding=True, padding_side=side, return_tensors="pt",
-            add_special_tokens=not (bos and full[0].startswith(bos)),  # a chat template that writes it itself
-        )  # fmt: skip
+        batch = self.tokenized(full, side)
         return {
             "input_ids": batch["input_ids"].to(self.device),
             "attention_mask": batch["attention_mask"].to(self.device),
             "vision_tokens": torch.cat([v.tokens for v in vision]).to(self.device),
             "image_grid_thw": torch.tensor([v.grid for v in vision], device=self.device),
         }
+
+    def tokenized(self, texts: Sequence[str], side: str) -> Any:
+        """Ids and mask of texts, padded on a side."""
+        bos = self.processor.tokenizer.bos_token
+        return self.processor.tokenizer(
+            list(texts), padding=True, padding_side=side, return_tensors="pt",
+            add_special_tokens=not (bos and texts[0].startswith(bos)),  # a chat template that writes it itself
+        )  # fmt: skip
 
 
 def embed_with(vlm: Any, inputs: Inputs) -> torch.Tensor:

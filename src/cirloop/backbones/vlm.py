@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -124,8 +125,13 @@ class VlmEmbedder(VisionBase, Adapted):
         raise NotImplementedError
 
     def length(self, item: Item, grid: Grid) -> int:
-        """Roughly the tokens of an item, to sort by."""
-        return self.image_length(grid) + len(f"{self.image_sign}\n{self._prompt(item)}") // 4
+        """Tokens of an item."""
+        return self._num_tokens(self.text(item)) - 1 + self.image_length(grid)
+
+    @cached_property
+    def _num_tokens(self) -> Callable[[str], int]:
+        """Of a text as `tensors` reads it, with one place for its image."""
+        return lru_cache(4096)(lambda text: len(self.tokenized([text], "right")["input_ids"][0]))
 
     def _prompt(self, item: Item) -> str:
         if item.text is None:

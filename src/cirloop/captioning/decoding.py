@@ -3,7 +3,7 @@
 Tokens are chosen by transformers' `generate`, so by all that a model's generation_config.json asks for. Rows that have
 ended cost as much as others there: when half have, the rest goes on alone.
 
-B rows, T columns.
+B rows, T columns, D numbers of a head.
 """
 
 from __future__ import annotations
@@ -12,8 +12,37 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 
-from cirloop.captioning.reading import Reading
+from cirloop.captioning.reading import KeysValues, Reading
+
+
+class Roomy(DynamicLayer):
+    """Keys and values (B, heads, T, D) of a layer with room for more columns, into which new tokens are written.
+    transformers' layer copies all it has for every token.
+    """
+
+    def __init__(self, keys_values: KeysValues, columns: int) -> None:
+        super().__init__()
+        self.lazy_initialization(*keys_values)
+        self._room = [states.new_empty(*states.shape[:2], columns, states.shape[3]) for states in keys_values]
+        self._write(0, keys_values)
+
+    def _write(self, start: int, keys_values: KeysValues) -> None:
+        end = start + keys_values[0].shape[2]
+        for room, states in zip(self._room, keys_values, strict=True):
+            room[:, :, start:end] = states
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self._write(self.get_seq_length(), (key_states, value_states))
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        end, self._room = self.get_seq_length(), [room[indices] for room in self._room]
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
 
 
 class HalfDone(StoppingCriteria):
@@ -36,7 +65,8 @@ def decode(vlm: Any, reading: Reading, max_new_tokens: int, **how: Any) -> list[
     start, stop = ids.shape[1], ids.shape[1] + max_new_tokens
     half = HalfDone(start, _ends(vlm, ids.device))
     # `generate` reads at least one token itself: the last
-    cache = DynamicCache([(keys[:, :, :-1], values[:, :, :-1]) for keys, values in reading.past])
+    cache = DynamicCache()
+    cache.layers = [Roomy((keys[:, :, :-1], values[:, :, :-1]), stop) for keys, values in reading.past]
     out: dict[int, torch.Tensor] = {}
     rows_B = torch.arange(len(ids), device=ids.device)
     while len(rows_B):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from cirloop import cost
 from cirloop.backbones import Item, flops
 from cirloop.backbones.base import each_once
 from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.halves import in_halves
 from cirloop.types import Query
 
 logger = logging.getLogger(__name__)
+WAY_OUT = "Set model.max_pixels lower, or model.dtype bfloat16, or use a device with more memory."
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
@@ -26,17 +29,16 @@ def query_items(queries: Sequence[Query]) -> list[Item]:
 
 
 def batches_of(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> list[list[int]]:
-    """Rows in batches of like lengths, shortest first, each row once: `batch_size` rows, or with `max_tokens` as many
-    as their number times the longest's length allows, and never none."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    if not max_tokens:
-        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    batches: list[list[int]] = []
-    for row in order:  # each is the longest so far
-        if batches and (len(batches[-1]) + 1) * lengths[row] <= max_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+    """Rows in batches of one length each, shortest first, each row once: `batch_size` rows, or with `max_tokens` as
+    many as have so many together, and never none. So nothing is padded, and no row depends on those beside it.
+    """
+    rows_of = defaultdict(list)
+    for row, length in enumerate(lengths):
+        rows_of[length].append(row)
+    batches = []
+    for length, rows in sorted(rows_of.items()):
+        size = max(1, max_tokens // max(1, length)) if max_tokens else batch_size
+        batches += [rows[i : i + size] for i in range(0, len(rows), size)]
     return batches
 
 
@@ -77,20 +79,25 @@ def embed_share(
     lengths = [backbone.length(item, grid) for item, grid in zip(items, grids, strict=True)]
     batches = batches_of(lengths, batch_size, max_tokens)[share[0] :: share[1]]
     backbone.module.eval()
-    made, tokens, padding, formula = [], 0, 0, flops.language(backbone)
+    made: list[npt.NDArray[np.float32]] = []
+    formula = flops.language(backbone)
+
+    def vectors_of(batch: Sequence[Item]) -> npt.NDArray[np.float32]:
+        inputs = backbone.inputs(batch, features.get([item.image for item in batch]))
+        vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
+        flops.count(formula, inputs)
+        return vectors
+
     for rows in cost.traced(progress(batches, title), "embedding"):
         batch = [items[i] for i in rows]
-        inputs = backbone.inputs(batch, features.get([item.image for item in batch]))
-        read, empty = flops.count(formula, inputs)
-        tokens, padding = tokens + read, padding + empty
+        vectors = np.concatenate(in_halves(vectors_of, batch, "items to embed", WAY_OUT))
         cost.add(items=len(batch))
-        vectors = backbone.module(inputs).cpu().numpy()
         _check(batch, vectors)
         made.append(vectors)
     done = [row for rows in batches for row in rows]
     logger.info(
-        "%s: %d of %d unlike items in %d batches, %.1f%% padding, %.1f s",
-        title, len(done), len(items), len(batches), 100 * padding / max(1, tokens + padding), time.monotonic() - began,
+        "%s: %d of %d unlike items in %d batches, %.1f s",
+        title, len(done), len(items), len(batches), time.monotonic() - began,
     )  # fmt: skip
     return done, np.concatenate(made) if made else np.zeros((0, 0), np.float32)
 
