@@ -12,7 +12,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from cirloop import cost
 from cirloop.types import UserError
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 

@@ -23,22 +23,20 @@ class Roomy(DynamicLayer):
     """
 
     def __init__(self, keys_values: KeysValues, columns: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(*keys_values)
         self._room = [states.new_empty(*states.shape[:2], columns, states.shape[3]) for states in keys_values]
         self._write(0, keys_values)
 
-    def _write(self, start: int, keys_values: KeysValues) -> None:
+    def _write(self, start: int, keys_values: KeysValues) -> KeysValues:
         end = start + keys_values[0].shape[2]
         for room, states in zip(self._room, keys_values, strict=True):
             room[:, :, start:end] = states
-        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        self.keys, self.values = written = self._room[0][:, :, :end], self._room[1][:, :, :end]
+        return written
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._write(self.get_seq_length(), (key_states, value_states))
-        return self.keys, self.values
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> KeysValues:
+        return self._write(self.get_seq_length(), (key_states, value_states))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         end, self._room = self.get_seq_length(), [room[indices] for room in self._room]
