@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "cirloop"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = {"types", "settings", "runtime", "artifacts", "problems", "cost"}
+LEAVES = {"types", "settings", "runtime", "artifacts", "problems", "cost", "memory", "stopping"}
 ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training", "evaluation", "report"}
 BELOW_STAGES = LEAVES | ROOMS | {"config", "rows"}
 ALLOWED: dict[str, set[str]] = {
@@ -26,6 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "artifacts": {"types"},
     "problems": {"types"},
     "cost": set(),
+    "memory": {"types"},
+    "stopping": set(),
+    "lock": {"types"},
     "data": LEAVES,
     "backbones": LEAVES,
     "retrieval": LEAVES | {"backbones"},
@@ -43,16 +46,17 @@ ALLOWED: dict[str, set[str]] = {
     "share": BELOW_STAGES,
     "shares": BELOW_STAGES | {"launch", "share"},
     "worker": BELOW_STAGES | {"share"},
-    "launch": {"types", "runtime"},
+    "launch": {"types", "runtime", "stopping"},
     "run": BELOW_STAGES | {"launch", "shares"},
     "stages": BELOW_STAGES | {"launch", "run", "mine_split"},
     "loop": {"stages", "artifacts", "run"},
-    "experiment": BELOW_STAGES | {"launch", "stages", "loop", "flags", "run"},
+    "checks": BELOW_STAGES | {"launch"},
+    "experiment": BELOW_STAGES | {"checks", "lock", "stages", "loop", "flags", "run"},
     "score_rankings": BELOW_STAGES,
     "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings", "run"},
     "add_negatives": LEAVES | {"backbones", "data", "flags", "negatives", "report"},
     "export_vectors": BELOW_STAGES | {"cli", "evaluate_run", "experiment", "flags", "mine_split", "run"},
-    "cli": {"types", "report"},
+    "cli": {"types", "report", "stopping"},
 }
 """Module or room of cirloop -> what it may import, besides itself. A new one is entered here first."""
 LAZY = {"launch": {"worker"}}

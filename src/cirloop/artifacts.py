@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 SCHEMA = 1
 MANIFEST = "manifest.json"
 WORK = ".work"
+READING = ".reading"
+"""As `WORK`, of those who only read: a run clears its own away when it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,12 @@ def _check_shape(manifest: dict[str, Any]) -> None:
 class Store:
     """The artifacts of one run directory."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, reading: bool = False) -> None:
+        """With `reading`, nothing of the run is changed, which another process may be at work on."""
+        self.directory, self._work = directory, READING if reading else WORK
         self._manifest = self._read_manifest()
-        self._finish_moves()
+        if not reading:
+            self._finish_moves()
 
     def _read_manifest(self) -> dict[str, Any]:
         path = self.directory / MANIFEST
@@ -153,7 +157,7 @@ class Store:
 
     def workspace(self, name: str) -> Path:
         """Where a stage keeps what it needs while it works (step checkpoints). Removed when it is done."""
-        return self.directory / WORK / name
+        return self.directory / self._work / name
 
     def find(self, name: str) -> Artifact:
         """A finished artifact, its bytes verified."""

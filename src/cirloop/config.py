@@ -76,6 +76,7 @@ class RunConfig(BaseSettings):
             "training.batch_size": "batch_size",
             "training.loss.type": "loss",
             "training.learning_rate": "learning_rate",
+            "training.skip_bad_batches": "skip_bad_batches",
             "runtime.num_processes": "num_processes",
             "runtime.accelerate_config": "accelerate_config",
             "runtime.deepspeed": "deepspeed",
@@ -128,9 +129,10 @@ class RunConfig(BaseSettings):
         return self.runtime.cache_dir or self.directory.parent / "cache"
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged."""
+        """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged. Neither is
+        `training.skip_bad_batches`: a finished stage left out the bad batches that it had, whatever the limit."""
         keep = {"seed", "model", "foundation", "data", "mining", "attributes", "captioning", "training", "evaluation"}
-        return self.model_dump(mode="json", include=keep)
+        return self.model_dump(mode="json", include=keep, exclude={"training": {"skip_bad_batches"}})
 
     def resolved(self) -> dict[str, Any]:
         """Everything, as JSON, for the run directory's `config.json`."""

@@ -113,7 +113,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     assert directory is not None
     if not (directory / CONFIG).is_file():
         raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
-    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory)
+    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory, reading=True)
     if options.num_processes is not None:
         told = {"num_processes": options.num_processes, "accelerate_config": None}
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update=told)})

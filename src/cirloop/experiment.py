@@ -6,136 +6,46 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from cirloop import launch
+from cirloop import lock, stopping
 from cirloop.artifacts import MANIFEST, Store, write_json
+from cirloop.checks import check
 from cirloop.config import RunConfig, from_json
-from cirloop.data import Dataset
-from cirloop.data.sources import Sources
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
-from cirloop.negatives.attributes.images import image_attributes
-from cirloop.problems import Problems, ProblemsFound
-from cirloop.report.terminal import metric_rows, progress, table
+from cirloop.problems import ProblemsFound
+from cirloop.report.terminal import metric_rows, table
 from cirloop.run import Run
 from cirloop.settings import differences
 from cirloop.types import EvalSplit, TrainSplit, UserError, benchmark_of
 
 logger = logging.getLogger(__name__)
-CONFIG, PROBLEMS = "config.json", "problems.json"
-
-
-def check(config: RunConfig) -> Dataset:
-    """Everything that can be known to fail before any hour is spent: models, files and the data set's pictures.
-
-    Raises ProblemsFound with all of it. Those of the data set are also written to `problems.json` in the cache.
-    """
-    problems, data = Problems(), None
-    try:
-        data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
-    except UserError as error:
-        problems.take(error, "data")
-    listed = False
-    for trains in (False, True) if data is not None else ():
-        assert data is not None
-        try:
-            if not trains:
-                data.parts(config.evaluation.split)
-            elif config.num_iterations or config.training.warm_up_steps:
-                _ = data.train
-                _check_mining(config, data.train, problems)
-                _check_groups(config.training.group_batches, data.train, problems)
-        except UserError as error:
-            listed = listed or isinstance(error, ProblemsFound)
-            problems.take(error, "data")
-    for name, model in (("model.path", config.model), ("foundation.path", config.foundation)):
-        try:
-            model.find()
-        except UserError as error:
-            problems.add(name, str(error))
-    try:
-        if config.num_iterations or config.training.warm_up_steps:
-            config.model.check_training(config.training)
-    except UserError as error:
-        problems.add("training", str(error))
-    try:
-        if config.captioning.enabled:
-            config.captioning.check(config.foundation)
-    except UserError as error:
-        problems.add("captioning", str(error))
-    for name, search in (("runtime.search", config.runtime.search), ("mining.search", config.mining.search)):
-        if search != "exact" and config.model.several_vectors:
-            problems.add(
-                f"{name} {search}", f"is for images of one vector; {config.model.type} gives several. Use exact"
-            )
-    runtime = config.runtime
-    for name, file in (("--accelerate_config", runtime.accelerate_config), ("--deepspeed", runtime.deepspeed)):
-        if file is not None and not file.is_file():
-            problems.add(f"{name} {file}", "there is no such file")
-    try:
-        if runtime.accelerate_config is None or runtime.accelerate_config.is_file():
-            launch.processes(runtime)
-    except UserError as error:
-        problems.add("--accelerate_config", str(error))
-    if runtime.deepspeed is not None and config.training.chunk_size:
-        problems.add("training.chunk_size", "is not available under --deepspeed; set it to 0")
-    if listed:
-        rows = [asdict(row) for row in problems.rows]
-        write_json(config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.ways})
-        problems.ways.append(f"All of them are in {config.cache / PROBLEMS}.")
-    problems.stop()
-    assert data is not None
-    return data
-
-
-def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
-    """What the negative strategy must be told is there, and what is in a file of attributes is right."""
-    told = config.attributes
-    asks = {"mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
-            "attributes.images vlm": told is not None and told.images == "vlm"}  # fmt: skip
-    for setting, needed in asks.items():
-        if needed and not config.foundation.judges:
-            problems.add(setting, f"the foundation model {config.foundation.type!r} looks at no picture; use another "
-                         "--foundation_model_backbone")  # fmt: skip
-    known = {"groups": train.groups, "categories": train.categories or told, "attributes": told}
-    for name in sorted(config.mining.needs):
-        if config.num_iterations and not known[name]:
-            sources = {"groups": "a data set that has them", "categories": "such a data set, or `attributes` settings"}
-            way = sources.get(name, "`attributes` settings")
-            problems.add(f"mining.type {config.mining.type}", f"needs {name}: {way}; see docs/negatives.md")
-    if told is not None and told.images != "vlm":
-        image_attributes(told, told.build(), train.gallery.ids)
-
-
-def _check_groups(kind: str, train: TrainSplit, problems: Problems) -> None:
-    """Every query has the group that batches are to be drawn from."""
-    have = {
-        "none": True,
-        "category": all(t.target in train.categories for t in train.triplets),
-        "group": all(t.query.id in train.groups for t in train.triplets),
-    }
-    if not have[kind]:
-        problems.add(f"training.group_batches {kind}", "needs a data set that has them: categories are FashionIQ's, "
-                     "groups CIRR's; or leave it at none")  # fmt: skip
+CONFIG = "config.json"
 
 
 def done_iterations(store: Store) -> list[int]:
     return sorted(int(n.removeprefix("checkpoint_iter_")) for n in store.names if n.startswith("checkpoint_iter_"))
 
 
-def open_run(config: RunConfig) -> Run:
-    """The run of `config`. Nothing on disk changes before every check has passed."""
-    directory, data = config.directory, check(config)
-    used = directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir())
+def is_used(directory: Path) -> bool:
+    """Whether `directory` holds a run. Raises UserError where it holds something else."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
+    used = directory.is_dir() and any(p.suffix != ".tmp" and p.name != lock.FILE for p in directory.iterdir())
     if used and not (directory / CONFIG).is_file():
         raise UserError(
             f"{directory} is not empty and is no run directory (no {CONFIG}). Give another --experiment_dir."
         )
+    return used
+
+
+def open_run(config: RunConfig) -> Run:
+    """The run of `config`, whose lock the caller holds. Nothing else on disk changes before every check has passed."""
+    directory, data = config.directory, check(config)
+    used = is_used(directory)
     resuming = config.auto_resume or config.resume_from_iteration is not None
     if used and not resuming:
         raise UserError(
@@ -185,11 +95,16 @@ def _check_same(config: RunConfig, old: RunConfig) -> None:
 
 
 def run(config: RunConfig) -> list[dict[str, Any]]:
-    """Do the run, or what is left of it, and print the closing tables."""
+    """Do the run, or what is left of it, and print the closing tables.
+
+    Raises UserError where another run works in the directory, Stopped where SIGTERM asked this one to stop.
+    """
     began = time.monotonic()
-    current = open_run(config)
-    results = iterate(current)
-    current.store.clean()
+    is_used(config.directory)  # a directory of something else gets no lock
+    with lock.held(config.directory), stopping.listening():
+        current = open_run(config)
+        results = iterate(current)
+        current.store.clean()
     show(results)
     accounts = [
         json.loads(p.read_text("utf-8")) for p in sorted(current.store.directory.glob("accounting_iter_*.json"))

@@ -79,7 +79,7 @@ def export(options: ExportConfig) -> None:
         raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise UserError(f"--output {options.output} is there already and not an empty directory; give another.")
-    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory)
+    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory, reading=True)
     label, *more = chosen(options.iteration, done_iterations(store))
     if more:
         raise UserError(f"--iteration {options.iteration}: give one.")

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from cirloop import stopping
 from cirloop.runtime import Runtime
 from cirloop.types import UserError
 
@@ -27,6 +28,8 @@ NODE = "NODE"
 """Stands for a machine's number, which only the machine knows."""
 PATIENCE = 40
 """Seconds that a launcher told to end has for it; it gives its processes 30."""
+LOOK = 0.5
+"""Seconds between two looks whether the run was asked to stop."""
 
 
 def processes(runtime: Runtime) -> int:
@@ -48,14 +51,19 @@ def processes(runtime: Runtime) -> int:
 
 
 def training(job: dict[str, Any], runtime: Runtime) -> None:
-    """Run the training `job` and return when its output is there."""
+    """Run the training `job` and return when its output is there. Raises Stopped where it was asked to stop before."""
     if runtime.num_processes == 1 and runtime.accelerate_config is None and runtime.deepspeed is None:
         from cirloop.worker import train
 
         train(job)
         return
     spec = Path(job["workspace"]).parent / "job.json"
-    _run(job, spec, runtime, environment(runtime.deepspeed), "the training stage's processes")
+    order = spec.with_name("stop")
+    order.unlink(missing_ok=True)  # of an attempt that was stopped
+    given = environment(runtime.deepspeed)
+    _run(job | {"order": str(order)}, spec, runtime, given, "the training stage's processes", order)
+    if not Path(job["output"]).exists():
+        raise stopping.Stopped
 
 
 def shares(job: dict[str, Any], spec: Path, runtime: Runtime, who: str) -> None:
@@ -69,14 +77,21 @@ def shares(job: dict[str, Any], spec: Path, runtime: Runtime, who: str) -> None:
     _run(job, spec, runtime.model_copy(update={"deepspeed": None}), environment() | threads, who)
 
 
-def _run(job: dict[str, Any], spec: Path, runtime: Runtime, given: dict[str, str], who: str) -> None:
-    """Raises UserError when the children fail. However this ends, they have ended too."""
+def _run(
+    job: dict[str, Any], spec: Path, runtime: Runtime, given: dict[str, str], who: str, order: Path | None = None
+) -> None:
+    """Raises UserError when the children fail, Stopped when the run is asked to stop. Those that take an `order`, a
+    file, then end by themselves, after the step that they are at; others are ended. However this ends, they have too.
+    """
     spec.parent.mkdir(parents=True, exist_ok=True)
-    spec.write_text(json.dumps(job | {"driver": [socket.gethostname(), os.getpid()]}), "utf-8")
+    error = spec.with_name("error.txt")
+    error.unlink(missing_ok=True)
+    told = {"driver": [socket.gethostname(), os.getpid()], "error": str(error)}
+    spec.write_text(json.dumps(job | told), "utf-8")
     command = on_all_nodes([*launcher(runtime), "-m", "cirloop.worker", str(spec)])
     with subprocess.Popen(command, env=given) as child:
         try:
-            code = child.wait()
+            code = _ended(child, order)
         finally:
             if child.poll() is None:
                 child.terminate()
@@ -84,11 +99,26 @@ def _run(job: dict[str, Any], spec: Path, runtime: Runtime, given: dict[str, str
                     child.wait(PATIENCE)
                 child.kill()
     if code:
+        if error.exists():  # what one of them said to the user
+            raise UserError(error.read_text("utf-8"))
+        if stopping.asked() or (order is not None and order.exists()):  # they got the signal, and maybe they alone
+            raise stopping.Stopped
         said = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise UserError(
             f"{who} ended with {said}; their output above says why. What was finished is kept: go on with "
             "--auto_resume."
         )
+
+
+def _ended(child: subprocess.Popen[bytes], order: Path | None) -> int:
+    """The exit code of `child`. Raises Stopped when the run is asked to stop and there is no `order` to give."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(LOOK)
+        if stopping.asked():
+            if order is None:
+                raise stopping.Stopped
+            order.touch()
 
 
 def alone(argv: Sequence[str]) -> None:

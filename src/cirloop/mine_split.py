@@ -111,7 +111,10 @@ def _losses(run: Run, iteration: int) -> list[float]:
     """The mean training loss of each finished iteration."""
     found = [run.store.find(f"checkpoint_iter_{t}") for t in range(iteration + 1)]
     logs = [json.loads((a.path / "training_log.json").read_text("utf-8"))["rows"] for a in found if a is not None]
-    return [float(np.mean([row["loss"] for row in rows])) for rows in logs if rows]
+    taken = [
+        [row["loss"] for row in rows if "ids" not in row] for rows in logs
+    ]  # a bad batch that was left out has ids
+    return [float(np.mean(losses)) for losses in taken if losses]
 
 
 def _device() -> str:

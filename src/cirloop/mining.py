@@ -12,11 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from cirloop import memory, stopping
 from cirloop.negatives.base import About, Block, Floats, Rows, Strategy, best_of, ranked
 from cirloop.retrieval.blocks import score_blocks
 from cirloop.retrieval.index import indexed_rows
 from cirloop.retrieval.top import best_rows, pair_scores, places
 from cirloop.types import UserError
+
+SMALLER = (
+    "Set mining.search ivf_pq, which holds the least (docs/scaling.md), a smaller depth of the strategy, or "
+    'CUDA_VISIBLE_DEVICES="" to search in the machine\'s memory.'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,8 @@ def mine(
         raise UserError(f"search: {strategy.search} is for strategies that need the best images only, without a random "
                         f"fallback; {strategy.type} sees the whole gallery.")  # fmt: skip
     notes = {} if notes is None else notes
-    scores_Q = pair_scores(vectors.queries_QD, vectors.gallery_GD, vectors.targets_Q, device)
+    with memory.enough(f"mining {len(vectors.gallery_GD)} images", SMALLER):
+        scores_Q = pair_scores(vectors.queries_QD, vectors.gallery_GD, vectors.targets_Q, device)
     about = replace(
         about, targets_Q=vectors.targets_Q, mean_target_score=float(scores_Q.mean()) if len(scores_Q) else 0
     )
@@ -81,8 +88,10 @@ def mine(
         blocks = _whole(strategy, vectors, device)
     else:  # the best ones to choose from, all of them to draw from
         blocks = (ranked(block)[0] for block in _whole(strategy, vectors, device))
-    for block in blocks:
-        yield from _chosen(strategy, block, about, sets, notes)
+    with memory.enough(f"mining {len(vectors.gallery_GD)} images", SMALLER):
+        for block in blocks:
+            stopping.check()
+            yield from _chosen(strategy, block, about, sets, notes)
 
 
 def _chosen(strategy: Strategy, block: Block, about: About, sets: bool, notes: dict[str, Any]) -> Iterator[Found]:

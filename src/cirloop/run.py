@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cirloop import launch
+from cirloop import launch, memory, stopping
 from cirloop.artifacts import Artifact, Store, fingerprint
 from cirloop.backbones import Item, flops
 from cirloop.backbones.features import VisionFeatures
@@ -22,6 +22,7 @@ from cirloop.data import Dataset
 from cirloop.data.dataset import eval_digest
 from cirloop.report.costs import Costs
 from cirloop.report.terminal import progress
+from cirloop.retrieval.collapse import ALIKE, mean_cosine
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.search import rank
 from cirloop.retrieval.vectors import room
@@ -44,14 +45,16 @@ class Run:
         self._features: tuple[str, VisionFeatures] | None = None
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
         self._digests: dict[str, str] = {}
+        self._looked_at: set[tuple[str, str]] = set()
         self.costs = Costs(store.directory)
 
     def make(
         self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
     ) -> Artifact:
-        """`store.make`; what the making costs goes to `costs.json`."""
+        """`store.make`; what the making costs goes to `costs.json`. Before it is a moment to stop."""
 
         def metered(path: Path) -> None:
+            stopping.check()
             with self.costs.stage(name, self.config.runtime.profile, flops.limit):
                 build(path)
 
@@ -129,8 +132,19 @@ class Run:
         return Eyes(captioner, train.images, kept, size, progress, config.runtime)
 
     def gallery(self, backbone: Any, split: TrainSplit | EvalSplit) -> Vectors:
+        """Vectors of a split's images; a warning where they are nearly all the same."""
         items = [Item(image) for image in split.gallery.ids]
-        return self.vectors(backbone, items, split, f"embed {split.gallery.name} gallery")
+        vectors = self.vectors(backbone, items, split, f"embed {split.gallery.name} gallery")
+        known = (backbone.fingerprint, split.gallery.name)
+        if known not in self._looked_at:
+            self._looked_at.add(known)
+            alike = mean_cosine(vectors, self.config.seed)
+            if alike is not None and alike > ALIKE:
+                self.costs.warn(
+                    f"{split.gallery.name}: two images have a cosine of {alike:.4f} on average, more than {ALIKE}: the "
+                    "embeddings have collapsed, and rankings mean little"
+                )
+        return vectors
 
     def ranks(
         self,
@@ -141,8 +155,9 @@ class Run:
         depth: int,
     ) -> Any:
         vectors = self.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
-        search = self.config.runtime.search
-        return rank(queries, targets, split.gallery, vectors, self.gallery(backbone, split), depth, search)
+        gallery, search = self.gallery(backbone, split), self.config.runtime.search
+        with memory.enough(f"ranking {len(gallery)} images", "Set runtime.search exact, which goes block by block."):
+            return rank(queries, targets, split.gallery, vectors, gallery, depth, search)
 
 
 def adapter_of(checkpoint: Artifact | None) -> Path | None:

@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,11 @@ class Shares:
                   "images": content(self._split.images, images), "title": title, "work": str(self._work),
                   "profile": str(self._config.directory / PROFILE)}  # fmt: skip
         shutil.rmtree(self._work, ignore_errors=True)
-        with cost.of_processes(self._work):
-            launch.shares(common | job, self._work / "job.json", self._config.runtime, f"{title}: the processes")
+        with ExitStack() as undo:
+            undo.callback(self._clear)
+            with cost.of_processes(self._work):
+                launch.shares(common | job, self._work / "job.json", self._config.runtime, f"{title}: the processes")
+            undo.pop_all()
         num = launch.processes(self._config.runtime)
         logger.info("%s: in %d processes, %.1f s", title, num, time.monotonic() - began)
 

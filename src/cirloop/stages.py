@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.search import best, places, scores
 from cirloop.rows import read_augmented, read_mined
 from cirloop.run import Run, Vectors, adapter_of
+from cirloop.training.health import not_falling
 from cirloop.types import (
     EvalSplit,
     ImageId,
@@ -137,6 +139,10 @@ def train(
         run._model = None  # the trainer loads its own
         with cost.of_processes(run.store.workspace(name)):
             launch.training(job, config.runtime)
+        log = json.loads((path / "training_log.json").read_text("utf-8"))
+        said = not_falling([row["loss"] for row in log["rows"] if "ids" not in row])
+        if said:
+            run.costs.warn(f"{name}: {said}")
 
     return run.make(name, settings, inputs, build, iteration)
 

@@ -19,8 +19,8 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
-from cirloop import cost
-from cirloop.artifacts import Artifact, write_json
+from cirloop import cost, stopping
+from cirloop.artifacts import Artifact, write_json, write_text
 from cirloop.backbones.features import VisionFeatures
 from cirloop.config import from_json
 from cirloop.data.sources import Sources
@@ -29,10 +29,13 @@ from cirloop.report.terminal import progress, start_logging
 from cirloop.rows import read_augmented, read_mined
 from cirloop.share import do_share, see_together
 from cirloop.training.batches import Batches
-from cirloop.training.trainer import Trainer, seed_of
+from cirloop.training.gradients import seed_of
+from cirloop.training.health import BadBatch
+from cirloop.training.trainer import Trainer
 from cirloop.types import ImageId, QueryId, TrainSplit, UserError
 
 logger = logging.getLogger("cirloop.worker")  # also when run as __main__
+BAD_BATCH = "bad_batch.json"
 
 
 def _artifact(job: dict[str, Any], name: str) -> Artifact:
@@ -88,8 +91,20 @@ def train(job: dict[str, Any]) -> None:
     """Train one stage and write `job["output"]`: adapter, adapter config and training log. What it cost goes to the
     workspace."""
     profile = Path(job["run"]) / PROFILE if job["runtime"]["profile"] else None
-    with cost.process(Path(job["workspace"]), int(os.environ.get("RANK", "0")), profile):
-        _train(job)
+    bad = Path(job["run"]) / BAD_BATCH
+    try:
+        with stopping.by_step(), cost.process(Path(job["workspace"]), rank(), profile):
+            _train(job)
+    except BadBatch as error:
+        if rank() == 0:
+            write_json(bad, {"schema": 1, "iteration": job["iteration"], **error.row})
+        raise UserError(f"{error}\nAll of its triplets are in {bad}.") from None
+    if rank() == 0:
+        bad.unlink(missing_ok=True)  # of an attempt before
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def _train(job: dict[str, Any]) -> None:
@@ -155,7 +170,17 @@ def main() -> None:
     start_logging()
     job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     end_with(job["driver"])
-    (do_share if "kind" in job else train)(job)
+    try:
+        if "kind" in job:
+            do_share(job)
+        else:
+            with stopping.listening(Path(job["order"]) if rank() == 0 else None):
+                train(job)
+    except stopping.Stopped:  # the driver knows from this file, also where it got no signal itself
+        Path(job["order"]).touch()
+    except UserError as error:
+        write_text(Path(job["error"]), str(error))
+        sys.exit(2)
     import torch.distributed
 
     if torch.distributed.is_initialized():

@@ -15,7 +15,8 @@ import torch
 import torch.distributed
 
 from cirloop.training.config import BradleyTerry, InfoNCE, LossPart, LossSum, TripletHinge
-from cirloop.training.trainer import Trainer, seed_of
+from cirloop.training.gradients import seed_of
+from cirloop.training.trainer import Trainer
 from tests.training.test_trainer import trainer_of
 
 LOSSES = {

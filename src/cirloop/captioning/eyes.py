@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cirloop import cost
+from cirloop import cost, memory
 from cirloop.backbones.features import RUNTIME, VisionFeatures
 from cirloop.captioning.base import Ask, Captioner
 from cirloop.captioning.prompts import Prompt
@@ -16,6 +16,11 @@ from cirloop.types import ImageId, Images
 
 if TYPE_CHECKING:
     from PIL import Image
+
+SMALLER = (
+    "Set a smaller captioning.batch_size or foundation.max_pixels. Batches are not split by themselves: the random "
+    "numbers that texts come from depend on them."
+)
 
 
 class Pictures:
@@ -108,7 +113,8 @@ class Eyes:
         for number, rows in cost.traced(batches, "captioning"):
             batch = [asks[i] for i in rows]
             vision, draw = self._source.get(_images(batch)), seed + number * len(temperatures)
-            answers = self.captioner.write(prompt, batch, vision, max_new_tokens, temperatures, draw)
+            with memory.enough(f"{title}, {len(batch)} questions at once", SMALLER):
+                answers = self.captioner.write(prompt, batch, vision, max_new_tokens, temperatures, draw)
             cost.add(texts=len(answers) * len(temperatures))
             for i, several in zip(rows, answers, strict=True):
                 out[i] = several
@@ -120,7 +126,9 @@ class Eyes:
         batches = self._progress(self._batches(prompt, asks, title), f"{title}: yes or no")
         for _, rows in cost.traced(batches, "captioning"):
             batch = [asks[i] for i in rows]
-            answers = self.captioner.yes(prompt, batch, self._source.get(_images(batch)))
+            vision = self._source.get(_images(batch))
+            with memory.enough(f"{title}, {len(batch)} questions at once", SMALLER):
+                answers = self.captioner.yes(prompt, batch, vision)
             for i, p in zip(rows, answers, strict=True):
                 out[i] = p
         return out

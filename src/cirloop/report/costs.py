@@ -31,6 +31,7 @@ class Costs:
 
     def __init__(self, directory: Path) -> None:
         self._path, self._made = directory / FILE, list[dict[str, Any]]()
+        self._warnings: list[str] = []
 
     def read(self) -> list[dict[str, Any]]:
         """The rows so far. Raises UserError where the file is damaged."""
@@ -47,18 +48,24 @@ class Costs:
         row: dict[str, Any] = {"stage": name, "attempt": attempt, "finished": False}
         rows.append(row)
         self._write(rows)
+        self._warnings = []
         try:
             with cost.metering(self._path.parent / PROFILE if profile else None) as spent:
                 yield
             row["finished"] = True
         finally:
-            row |= spent.row()
+            row |= spent.row() | ({"warnings": self._warnings} if self._warnings else {})
             self._write(rows)
         if profile:
             row["limits"] = {kind: limit(kind) for kind in spent.flops}
             self._write(rows)
         self._made.append(row)
         logger.info("%s cost: %s", name, line(row))
+
+    def warn(self, text: str) -> None:
+        """Log what looks wrong in the running stage, and have it in its row."""
+        logger.warning("warning: %s", text)
+        self._warnings.append(text)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         write_json(self._path, {"schema": 1, "stages": rows})

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from cirloop import stopping
+
 T = TypeVar("T")
 console = Console(stderr=True)
 logger = logging.getLogger("cirloop")
@@ -38,7 +40,8 @@ def start_logging() -> None:
 
 
 def progress(items: Iterable[T], title: str) -> Iterator[T]:
-    """`items` with a bar and the time left; on no terminal, a plain line now and then."""
+    """`items` with a bar and the time left; on no terminal, a plain line now and then. A run that is asked to stop does
+    so between two of them."""
     total = len(items) if isinstance(items, Sized) else None
     if total == 0:
         return
@@ -51,10 +54,13 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console, transient=True) as bar:
-            yield from bar.track(items, total=total, description=title)
+            for item in bar.track(items, total=total, description=title):
+                stopping.check()
+                yield item
         return
     began = last = time.monotonic()
     for done, item in enumerate(items):
+        stopping.check()
         now = time.monotonic()
         if done and total and now - last > LINE_EVERY:
             logger.info("%s: %d of %d, about %.0f s left", title, done, total, (now - began) / done * (total - done))

@@ -114,6 +114,9 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     chunk_size: int = Field(0, ge=0)
     """Rows encoded at once with gradient caching (GradCache, arXiv 2101.06983); 0 = the whole batch at once."""
+    skip_bad_batches: int = Field(0, ge=0)
+    """Batches of a stage without a finite loss and gradient that may be left out; one more stops it. What is left out
+    does not depend on this number, so a run can go on with a higher one."""
     tune: Literal["lora", "dora", "full"] | None = None
     """How weights are trained; by default as suits the model: LoRA on a language model, other models in full."""
     lora: LoraSettings = LoraSettings()

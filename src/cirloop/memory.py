@@ -1,0 +1,38 @@
+"""Running out of memory: known as such, and said with what to set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cirloop.types import UserError
+
+OTHERS = ("std::bad_alloc", "cudaMalloc error out of memory")
+"""How FAISS says it, on a CPU and on a GPU."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether `error` says that a device's or the machine's memory did not suffice."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and (
+        should_reduce_batch_size(error) or any(words in str(error) for words in OTHERS)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def enough(what: str, ways: str) -> Iterator[None]:
+    """Raises UserError with `ways`, what to set, where memory does not suffice for what runs within."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise UserError(f"{what}: {first_line(error)}\n{ways}") from error

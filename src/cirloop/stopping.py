@@ -1,0 +1,69 @@
+"""SIGTERM: a run that is asked to stop ends at the next safe moment, and `--auto_resume` goes on.
+
+The signal only leaves a note. Training looks at it after each step and keeps a step checkpoint; everything else looks
+between two batches and between stages, since what is half made there is made anew. Processes of a training stage are
+asked by a file as well: a launcher that passes the signal on kills them after 30 seconds, in the middle of a long step.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CODE = 75
+"""The exit code of a run that stopped and can go on: EX_TEMPFAIL of sysexits.h."""
+
+_asked = False
+_order: Path | None = None
+_by_step = False
+
+
+class Stopped(BaseException):
+    """The run was asked to stop and does. What is finished is kept. No error: `except Exception` lets it through."""
+
+
+@contextmanager
+def listening(order: Path | None = None) -> Iterator[None]:
+    """Within, SIGTERM is noted and does not end the process; a file at `order` says the same.
+
+    Elsewhere than in the main thread Python can handle no signal, and SIGTERM keeps its meaning.
+    """
+    global _asked, _order
+    main = threading.current_thread() is threading.main_thread()
+    before, _asked, _order = (signal.signal(signal.SIGTERM, _note) if main else None), False, order
+    try:
+        yield
+    finally:
+        _asked, _order = False, None
+        if main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _note(*_: object) -> None:
+    global _asked
+    _asked = True
+
+
+def asked() -> bool:
+    """Whether the run is to stop."""
+    return _asked or (_order is not None and _order.exists())
+
+
+def check() -> None:
+    """A moment at which it is safe to stop. Raises Stopped where that was asked for."""
+    if not _by_step and asked():
+        raise Stopped
+
+
+@contextmanager
+def by_step() -> Iterator[None]:
+    """Within, `check` lets everything pass: training asks for itself, after each step."""
+    global _by_step
+    _by_step = True
+    try:
+        yield
+    finally:
+        _by_step = False

@@ -1,0 +1,79 @@
+"""Step checkpoints of a training stage: one directory, whole or not there, and the one before it until then."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cirloop.artifacts import file_digest, sync_directory, sync_tree, write_json
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+STATE, RECORD = "state.safetensors", "state.json"
+
+
+class StepCheckpoints:
+    """Those in `directory`, made under `key`, which identifies everything that decides the stage's result."""
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self._directory, self._key = directory, key
+
+    def write(self, step: int, state: dict[str, Tensor], log: list[dict[str, Any]]) -> None:
+        """Keep `state` and `log` after `step` steps, and then no others."""
+        goal, aside = self._directory / f"step_{step:06d}", self._directory / "new"
+        _remove(aside)
+        aside.mkdir(parents=True)
+        save_file(state, aside / STATE)
+        record = {"key": self._key, "step": step, "digest": file_digest(aside / STATE), "log": log}
+        write_json(aside / RECORD, record)
+        sync_tree(aside)
+        _remove(goal)  # one that is not whole, else training would have gone on from it
+        aside.replace(goal)
+        sync_directory(self._directory)
+        for old in set(self._all()) - {goal}:  # older ones, and those passed over
+            old.replace(aside)  # in one move, so that no half of it is taken for a checkpoint
+            _remove(aside)
+
+    def newest(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The record and state to go on from; None = from the start.
+
+        A directory without one of its files is left over from a removal that was broken off, and passed over. Raises
+        UserError where one is damaged or of another stage.
+        """
+        for path in reversed(self._all()):
+            if not (path / RECORD).is_file() or not (path / STATE).is_file():
+                logger.warning("%s is not whole and is passed over", path)
+                continue
+            record = _read(path / RECORD)
+            if record["key"] != self._key:
+                raise UserError(
+                    f"{path} is of a training stage with other settings or inputs. Delete it to train from the start."
+                )
+            if file_digest(path / STATE) != record["digest"]:
+                raise UserError(f"{path / STATE} is altered. Delete {path} to train from the start.")
+            return record, load_file(path / STATE)
+        return None
+
+    def _all(self) -> list[Path]:
+        return sorted(self._directory.glob("step_*"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        if isinstance(record["step"], int) and isinstance(record["log"], list) and record["key"] and record["digest"]:
+            return dict(record)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is altered. Delete {path.parent} to train from the start.")
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)

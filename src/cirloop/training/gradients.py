@@ -1,0 +1,193 @@
+"""The loss of a step's batch and its gradient: the whole batch at once, or by gradient caching.
+
+Every process knows the whole batch; each encodes its share of queries and candidates, embeddings are gathered with
+gradients, and each computes the loss of the whole batch. Averaging the gradients then gives the one-process gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.memory import clear_device_cache
+from torch import nn
+
+from cirloop import cost, memory
+from cirloop.backbones import Item, flops
+from cirloop.backbones.base import each_once
+from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.similarity import similarity
+from cirloop.training.batches import Batch, Batches
+from cirloop.training.config import TrainingSettings
+from cirloop.training.losses import Marks
+from cirloop.training.online import online_mask
+from cirloop.training.sharded import Gather
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Pair(nn.Module):
+    """Queries and candidates through one call, so that distributed wrappers see one forward per backward."""
+
+    def __init__(self, embedder: nn.Module) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self._no_split_modules = sorted(_layers(embedder))  # read by Accelerate: what FSDP2 shards one at a time
+
+    def forward(self, inputs: Sequence[dict[str, torch.Tensor]], seeds: Sequence[int] = ()) -> list[torch.Tensor]:
+        """With `seeds`, one per call of the embedder, each call draws its dropout from its own."""
+        made = []
+        for place, each in enumerate(inputs):
+            if seeds:
+                torch.manual_seed(seeds[place])
+            made.append(self.embedder(each))
+        return made
+
+
+def _layers(module: nn.Module) -> set[str]:
+    """Classes of the layers that transformers' models are made of."""
+    names = {name for each in module.modules() for name in getattr(each, "_no_split_modules", None) or ()}
+    return names & {type(each).__name__ for each in module.modules()}
+
+
+def seed_of(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
+
+
+class Gradients:
+    """Gradients of `backbone`'s trained weights. `optimizer` and `module`, prepared, are given afterwards."""
+
+    module: Any
+    optimizer: Any
+
+    def __init__(
+        self, backbone: Any, features: VisionFeatures, batches: Batches, settings: TrainingSettings, seed: int,
+        accelerator: Accelerator,
+    ) -> None:  # fmt: skip
+        self.backbone, self.features, self.batches, self.settings = backbone, features, batches, settings
+        self.seed, self.accelerator, self.loss = seed, accelerator, settings.loss.build()
+        self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.flops = flops.language(backbone)
+        self.chunk_size = settings.chunk_size
+        """Rows at once; smaller than set from the step on at which memory did not suffice."""
+
+    @staticmethod
+    def _sides(batch: Batch) -> tuple[tuple[list[Item], list[int]], tuple[list[Item], list[int]]]:
+        """What is embedded of queries and of candidates, equal inputs once, and each row's place among them."""
+        queries = [Item(q.reference, q.text) for q in batch.queries]
+        return each_once(queries), each_once([Item(image) for image in batch.candidates])
+
+    def _share(self, rows: Sequence[Item]) -> list[Item]:
+        """This process's rows: every num_processes-th, the last ones repeated so that all have equally many."""
+        n, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return [rows[min(i, len(rows) - 1)] for i in range(rank, -(-len(rows) // n) * n, n)]
+
+    def _gather(self, local: torch.Tensor, count: int) -> torch.Tensor:
+        """All rows in their order, with gradients to the processes they came from."""
+        if self.accelerator.num_processes == 1:
+            return local[:count]
+        rows: torch.Tensor = Gather.apply(local)
+        return rows.flatten(0, 1)[:count]
+
+    def _loss(self, batch: Batch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Of this process's vectors for `_sides(batch)`; a gradient is the sum over the rows that share a vector."""
+        device, ((asked, query_B), (shown, image_N)) = queries.device, self._sides(batch)
+        queries, candidates = self._gather(queries, len(asked))[query_B], self._gather(candidates, len(shown))[image_N]
+        target, out, own = (torch.from_numpy(a).to(device) for a in (batch.target_B, batch.also_right_BN, batch.own_BK))
+        scores = similarity(queries, candidates)
+        if self.settings.hardest:
+            out = out | ~online_mask(scores, target, out, self.settings.hardest_of, self.settings.hardest)
+        return self.loss(scores, Marks(target, out, own))
+
+    def _inputs(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        made: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
+        if torch.is_grad_enabled():  # of gradient caching's two passes, the second
+            again = bool(self.chunk_size) + bool(getattr(self.backbone.settings, "gradient_checkpointing", False))
+            flops.count(self.flops, made, backward=True, again=again)
+            cost.add(items=len(items))
+        return made
+
+    def _backward(self, step: int) -> float:
+        """The loss of a step's batch, and its gradient; where memory does not suffice, in smaller chunks."""
+        batch = self.batches[step]
+        if self.accelerator.is_main_process:
+            cost.add(steps=1, triplets=len(batch.queries))
+        while True:
+            try:
+                return self._backward_of(step, batch)
+            except (MemoryError, RuntimeError) as error:
+                if not memory.ran_out(error):
+                    raise
+                why = memory.first_line(error)
+            self._split(step, why)  # only here have the tensors of the attempt gone with its error
+
+    def _backward_of(self, step: int, batch: Batch) -> float:
+        queries, candidates = (self._share(items) for items, _ in self._sides(batch))
+        if self.chunk_size:
+            return self._backward_in_chunks(step, batch, queries, candidates)
+        torch.manual_seed(seed_of(self.seed, step, self.accelerator.process_index))
+        loss = self._loss(batch, *self.module([self._inputs(queries), self._inputs(candidates)]))
+        self.accelerator.backward(loss)
+        return float(loss.detach())
+
+    @property
+    def _smaller(self) -> str:
+        chunks = "" if self.deepspeed else "training.chunk_size, "
+        return f"Set a smaller {chunks}training.batch_size or model.max_pixels, or model.gradient_checkpointing true."
+
+    def _split(self, step: int, why: str) -> None:
+        """From this step on, half as many rows at once by gradient caching. Raises UserError where that cannot be."""
+        size = self.chunk_size or self.settings.batch_size
+        norms = [each for each in self.module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+        mixing = any(norm.training for norm in norms)
+        cannot = {
+            "a step is split in a single process only": self.accelerator.num_processes > 1 or self.deepspeed,
+            "a batch is not split with batch normalisation, which sees all of it": mixing,
+            "one row alone is too large": size == 1,
+        }
+        for reason, so in cannot.items():
+            if so:
+                raise UserError(f"training step {step + 1}: {why}\nHere {reason}. {self._smaller}")
+        self.optimizer.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        self.chunk_size = size // 2
+        logger.warning(
+            "training step %d: %s\nFrom this step on, %d rows at once by gradient caching (training.chunk_size %d).",
+            step + 1, why, self.chunk_size, self.chunk_size,
+        )  # fmt: skip
+
+    def _backward_in_chunks(self, step: int, batch: Batch, queries: list[Item], candidates: list[Item]) -> float:
+        """GradCache (arXiv 2101.06983): embed without a graph, take the loss's gradient, replay chunk by chunk."""
+        size, rank = self.chunk_size, self.accelerator.process_index
+        chunks = [rows[i : i + size] for rows in (queries, candidates) for i in range(0, len(rows), size)]
+
+        def forward(*numbers: int) -> list[torch.Tensor]:
+            seeds = [seed_of(self.seed, step, rank, number) for number in numbers]  # the replay sees the same dropout
+            made: list[torch.Tensor] = self.module([self._inputs(chunks[number]) for number in numbers], seeds)
+            return made
+
+        with torch.no_grad():
+            vectors = [forward(i)[0] for i in range(len(chunks))]
+        for vector in vectors:
+            vector.requires_grad_()
+        first = -(-len(queries) // size)
+        loss = self._loss(batch, torch.cat(vectors[:first]), torch.cat(vectors[first:]))
+        grads = torch.autograd.grad(loss, vectors)
+        # Gradients are summed over processes once, at the last call: it holds a chunk of each side, since some models
+        # have weights for one side alone, and DDP waits for all of them.
+        calls: list[tuple[int, ...]] = [(i,) for i in range(1, len(chunks) - 1)] + [(0, len(chunks) - 1)]
+        for call in calls:
+            with nullcontext() if call is calls[-1] else self.accelerator.no_sync(self.module):
+                made = forward(*call)
+                parts = [v.flatten() @ grads[i].flatten() for i, v in zip(call, made, strict=True)]
+                total = torch.stack(parts).sum()
+                if total.requires_grad:  # images alone have no trained weight in some models
+                    self.accelerator.backward(total)
+        return float(loss.detach())

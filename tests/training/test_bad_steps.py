@@ -1,0 +1,310 @@
+"""Steps that go wrong: no finite loss, too little memory, a checkpoint half removed. And a loss that does not fall."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cirloop import stopping
+from cirloop.backbones import LoraSettings
+from cirloop.training.health import BadBatch, not_falling
+from cirloop.training.trainer import Trainer
+from cirloop.types import UserError
+from tests.training.test_trainer import STEPS, train, trainer_of
+
+STEADY: dict[str, Any] = {"lora": LoraSettings(dropout=0.0), "learning_rate": 1e-5}
+"""Adam turns rounding of near-zero gradients into full steps of either sign: small ones, and no dropout."""
+
+
+class Stop(Exception):
+    pass
+
+
+def until(last: int, seen: Callable[[int], None] = lambda step: None) -> Any:
+    """Steps up to `last`, from 0, where the process is killed; `seen` is told each."""
+
+    def steps(numbers: Any) -> Iterator[int]:
+        for step in numbers:
+            if step == last:
+                raise Stop
+            seen(step)
+            yield step
+
+    return steps
+
+
+@contextmanager
+def poisoned(trainer: Trainer, *bad: int) -> Iterator[Any]:
+    """Steps; those in `bad` have embeddings that are not finite."""
+    now = [-1]
+    hook = trainer.backbone.module.register_forward_hook(
+        lambda _module, _inputs, out: out * math.nan if now[0] in bad else out
+    )
+    yield lambda last=STEPS: until(last, lambda step: now.__setitem__(0, step))
+    hook.remove()
+
+
+def adapter(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.backbone.adapter_state().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage_with_the_batch(tmp_path: Path, cache: Path) -> None:
+    trainer = trainer_of(tmp_path, cache)
+    with poisoned(trainer, 1) as steps, pytest.raises(BadBatch) as caught:
+        trainer.run(steps())
+    ids = [query.id for query in trainer.batches[1].queries]
+    assert caught.value.row == {"step": 2, "loss": "nan", "grad_norm": "nan", "ids": ids}
+    assert ids[0] in str(caught.value) and "--skip_bad_batches 1 --auto_resume" in str(caught.value)
+    assert len(trainer.log) == 1
+
+
+def test_a_gradient_that_is_not_finite_stops_the_stage(tmp_path: Path, cache: Path) -> None:
+    trainer = trainer_of(tmp_path, cache)
+    weight = next(weight for name, weight in trainer.parameters.items() if "lora_B" in name)
+    weight.register_hook(lambda grad: grad + math.inf)
+    with pytest.raises(BadBatch) as caught:
+        trainer.run(lambda steps: steps)
+    assert isinstance(caught.value.row["loss"], float) and caught.value.row["grad_norm"] in ("inf", "nan")
+
+
+@pytest.mark.parametrize("bad", [(0,), (2,)])
+def test_a_bad_batch_is_left_out_by_choice_and_a_resumed_stage_does_the_same(
+    bad: tuple[int], tmp_path: Path, cache: Path
+) -> None:
+    whole, states = trainer_of(tmp_path / "a", cache, save_every=1, skip_bad_batches=1), list[Any]()
+    with poisoned(whole, *bad) as steps:
+        whole.run(until_state(steps(), whole, states))
+    assert equal(states[bad[0]], states[bad[0] + 1]), "a step was taken"
+    assert [row["step"] for row in whole.log] == [1, 2, 3, 4]
+    assert [row["step"] for row in whole.log if "ids" in row] == [bad[0] + 1]
+    json.dumps(whole.log, allow_nan=False)
+    for _ in range(2):
+        part = trainer_of(tmp_path / "b", cache, save_every=1, skip_bad_batches=1)
+        with poisoned(part, *bad) as steps, suppress(Stop):
+            part.run(steps(3 if not list((tmp_path / "b").rglob("state.json")) else STEPS))
+    assert part.log == whole.log and equal(adapter(part), adapter(whole))
+
+
+def until_state(steps: Any, trainer: Trainer, states: list[Any]) -> Any:
+    """The adapter before each step, and after the last."""
+
+    def watched(numbers: Any) -> Iterator[int]:
+        for step in steps(numbers):
+            states.append(adapter(trainer))
+            yield step
+        states.append(adapter(trainer))
+
+    return watched
+
+
+def test_one_bad_batch_more_than_may_be_left_out_stops_the_stage(tmp_path: Path, cache: Path) -> None:
+    trainer = trainer_of(tmp_path, cache, skip_bad_batches=1)
+    with poisoned(trainer, 1, 3) as steps, pytest.raises(BadBatch, match=r"step 4 of 4[\s\S]*--skip_bad_batches 2"):
+        trainer.run(steps())
+
+
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
+    num_processes: int, small: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    from cirloop import experiment
+
+    training = {"learning_rate": 1e30, "rate_warm_up": 0.9, "warm_up_steps": 8}  # weights overflow
+    settings = {
+        "num_iterations": 0,
+        "evaluation": {"base": False},
+        "training": training,
+        "runtime": {"num_processes": num_processes},
+    }
+    with pytest.raises(UserError, match=r"bad_batch\.json") as caught:
+        experiment.run(small(tmp_path / "run", **settings))
+    found = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
+    assert found["schema"] == 1 and found["iteration"] == 0 and found["loss"] == "nan" and len(found["ids"]) == 12
+    assert found["ids"][0] in str(caught.value) and not (tmp_path / "run" / "run.lock").exists()
+    more = settings | {"training": training | {"skip_bad_batches": 1}, "auto_resume": True}
+    with pytest.raises(UserError, match="--skip_bad_batches 2"):  # every batch is bad now: one more stops it
+        experiment.run(small(tmp_path / "run", **more))
+    assert f"step {found['step']} is left out (bad batch 1 of at most 1)" in caplog.text + capfd.readouterr().err
+
+
+@contextmanager
+def narrow(trainer: Trainer, most: int) -> Iterator[list[int]]:
+    """An embedder whose memory suffices for `most` rows; the rows of each call."""
+    asked = list[int]()
+
+    def look(_module: Any, inputs: Any) -> None:
+        asked.append(len(inputs[0]["attention_mask"]))
+        if asked[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    hook = trainer.backbone.module.register_forward_pre_hook(look)
+    yield asked
+    hook.remove()
+
+
+@pytest.mark.parametrize("chunk_size", [0, 5])
+def test_a_step_that_runs_out_of_memory_is_done_in_chunks_with_the_same_result(
+    chunk_size: int, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = trainer_of(tmp_path / "a", cache, chunk_size=chunk_size, **STEADY)
+    before = adapter(whole)
+    whole.run(lambda steps: steps)
+    trainer = trainer_of(tmp_path / "b", cache, chunk_size=chunk_size, **STEADY)
+    with narrow(trainer, 3) as asked:
+        trainer.run(lambda steps: steps)
+    assert max(asked[-4:]) <= 3 < asked[0]
+    assert [row["chunk_size"] for row in trainer.log] == [2] * STEPS
+    halvings = {0: [4, 2], 5: [2]}[chunk_size]
+    told = [record.getMessage() for record in caplog.records if "gradient caching" in record.getMessage()]
+    assert [int(line.split("chunk_size ")[1].split(")")[0]) for line in told] == halvings
+    assert "out of memory" in told[0] and "training step 1:" in told[0]
+    for one, other in zip(trainer.log, whole.log, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    made, wanted = adapter(trainer), adapter(whole)
+    moved, other = (torch.cat([(state[n] - before[n]).flatten() for n in sorted(before)]) for state in (made, wanted))
+    assert float(moved.norm()) > 0 and float(torch.cosine_similarity(moved, other, dim=0)) > 0.999
+
+
+def test_gradients_of_the_attempt_that_ran_out_of_memory_do_not_count(tmp_path: Path, cache: Path) -> None:
+    whole = trainer_of(tmp_path / "a", cache, chunk_size=4, **STEADY)
+    whole.run(lambda steps: steps)
+    trainer, calls = trainer_of(tmp_path / "b", cache, chunk_size=4, **STEADY), list[int]()
+
+    def look(_module: Any, inputs: Any) -> None:
+        calls.append(torch.is_grad_enabled())
+        if sum(calls) == 2 and calls[-1]:  # the gradient of the chunk before is there
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    trainer.backbone.module.register_forward_pre_hook(look)
+    trainer.run(lambda steps: steps)
+    assert trainer.log[0]["chunk_size"] == 2
+    assert [row["grad_norm"] for row in trainer.log] == pytest.approx([row["grad_norm"] for row in whole.log], rel=1e-3)
+
+
+def test_a_stage_that_went_on_in_chunks_is_resumed_in_them(tmp_path: Path, cache: Path) -> None:
+    whole = trainer_of(tmp_path / "a", cache)
+    with narrow(whole, 4):
+        whole.run(lambda steps: steps)
+    part = trainer_of(tmp_path / "b", cache, save_every=1)
+    with narrow(part, 4), suppress(Stop):
+        part.run(until(2))
+    resumed = trainer_of(tmp_path / "b", cache, save_every=1)
+    resumed.run(lambda steps: steps)
+    assert resumed.log == whole.log
+    assert equal(adapter(resumed), adapter(whole))
+
+
+def test_where_one_row_is_too_large_the_error_says_what_to_set(tmp_path: Path, cache: Path) -> None:
+    trainer = trainer_of(tmp_path, cache)
+    with narrow(trainer, 0), pytest.raises(UserError, match="one row alone") as caught:
+        trainer.run(lambda steps: steps)
+    assert "out of memory" in str(caught.value) and "model.max_pixels" in str(caught.value)
+
+
+def test_a_batch_is_not_split_under_batch_normalisation(tmp_path: Path, cache: Path) -> None:
+    trainer = trainer_of(tmp_path, cache)
+    trainer.module.add_module("norm", torch.nn.BatchNorm1d(4))
+    with narrow(trainer, 3), pytest.raises(UserError, match="batch normalisation") as caught:
+        trainer.run(lambda steps: steps)
+    assert "training.batch_size" in str(caught.value)
+
+
+def test_memory_that_runs_out_in_the_optimizer_is_said(tmp_path: Path, cache: Path) -> None:
+    trainer = trainer_of(tmp_path, cache)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    trainer.optimizer.optimizer.register_step_pre_hook(fail)
+    with pytest.raises(UserError, match="training step 1: CUDA out of memory") as caught:
+        trainer.run(lambda steps: steps)
+    assert "training.chunk_size" in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", ["state.json", "state.safetensors"])
+def test_a_checkpoint_half_removed_is_passed_over(lost: str, tmp_path: Path, cache: Path) -> None:
+    whole, log = train(tmp_path / "a", cache, save_every=1)
+    train(tmp_path / "b", cache, steps_run=3, save_every=1)
+    (newest,) = (tmp_path / "b" / "work").glob("step_*")
+    shutil.copytree(newest, older := newest.with_name("step_000001"))
+    (older / lost).unlink()
+    assert train(tmp_path / "b", cache, save_every=1)[1] == log  # the newest is whole
+    train(tmp_path / "c", cache, steps_run=3, save_every=1)
+    (tmp_path / "c" / "work" / "step_000003" / lost).unlink()
+    train(tmp_path / "c", cache, steps_run=2, save_every=1)
+    assert [path.name for path in (tmp_path / "c" / "work").iterdir()] == ["step_000002"]
+    resumed, resumed_log = train(tmp_path / "c", cache, save_every=1)
+    assert resumed_log == log and equal(resumed, whole)
+    assert [path.name for path in (tmp_path / "c" / "work").iterdir()] == ["step_000003"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 1, "key": "k", "digest": "d"}'])
+def test_a_damaged_record_of_a_checkpoint_is_named(content: str, tmp_path: Path, cache: Path) -> None:
+    train(tmp_path, cache, steps_run=2, save_every=1)
+    (record,) = (tmp_path / "work").rglob("state.json")
+    record.write_text(content)
+    with pytest.raises(UserError, match=r"altered\. Delete") as caught:
+        train(tmp_path, cache)
+    assert str(record) in str(caught.value)
+
+
+def test_asked_to_stop_it_ends_after_the_step_and_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) -> None:
+    whole, log = train(tmp_path / "a", cache)
+    part, order = trainer_of(tmp_path / "b", cache), tmp_path / "stop"
+    with stopping.listening(order), pytest.raises(stopping.Stopped):
+        part.run(until(STEPS, lambda step: order.touch() if step == 1 else None))
+    assert [path.name for path in (tmp_path / "b" / "work").iterdir()] == ["step_000002"]
+    resumed, resumed_log = train(tmp_path / "b", cache)
+    assert resumed_log == log and equal(resumed, whole)
+    last = trainer_of(tmp_path / "c", cache)
+    with stopping.listening(order):
+        assert len(last.run(until(STEPS, lambda step: order.touch() if step == 3 else order.unlink(True)))) == STEPS
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_leave_out_together(cache: Path, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    script = [str(root / "tests/training/bad_steps.py"), str(cache), str(tmp_path)]
+    done = subprocess.run(
+        [*command, *script], env=environment, check=False, timeout=300, capture_output=True, text=True
+    )
+    assert done.returncode != 0, "the last part ends in an error"
+    first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
+    assert first == second, done.stderr[-3000:]
+    assert first["skipped"] == [2] and first["stopped"] == ["step_000003"]
+    said = (tmp_path / "said.txt").read_text()
+    assert "in a single process only" in said and "training.chunk_size" in said
+
+
+def test_a_loss_that_does_not_fall_is_told_from_one_that_does() -> None:
+    noise = torch.randn(80, generator=torch.Generator().manual_seed(1)).tolist()
+    flat = not_falling([2.0 + 0.1 * n for n in noise])
+    assert flat is not None and "first 20 steps" in flat and "standard error of 0.0" in flat
+    assert not_falling([2.0 + 0.1 * n - 0.01 * i for i, n in enumerate(noise)]) is None
+    assert not_falling([2.0 + 0.01 * i for i in range(80)]) is not None
+    assert not_falling([2.0] * 31) is None, "too few steps to tell"
+    assert not_falling([2.0] * 32) is not None
+
+
+@pytest.fixture(autouse=True)
+def _info(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
