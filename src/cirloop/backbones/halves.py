@@ -6,10 +6,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 
-from cirloop import cost
+from cirloop import cost, memory
 from cirloop.types import UserError
 
 T = TypeVar("T")
@@ -24,14 +23,15 @@ def in_halves(work: Callable[[Sequence[T]], R], rows: Sequence[T], what: str, wa
     """
     try:
         return [work(rows)]
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
             raise
         if len(rows) == 1:
-            raise UserError(f"out of memory with one of {what}: {error}\n{way_out}") from None
+            raise UserError(f"out of memory with one of {what}: {memory.first_line(error)}\n{way_out}") from None
         logger.warning("out of memory with %d of %s; in halves now", len(rows), what)
     cost.add(splits=1)
-    if torch.cuda.is_available():  # what the failed call held is free only here, where its frames are gone
-        torch.cuda.empty_cache()
+    clear_device_cache(
+        garbage_collection=True
+    )  # what the failed call held is free only here, where its frames are gone
     half = len(rows) // 2
     return [made for part in (rows[:half], rows[half:]) for made in in_halves(work, part, what, way_out)]
