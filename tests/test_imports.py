@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "cirloop"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = {"types", "settings", "runtime", "artifacts", "problems", "cost", "memory", "stopping"}
+LEAVES = {
+    "types", "settings", "runtime", "artifacts", "problems", "cost", "memory", "stopping", "disk", "silence",
+}  # fmt: skip
 ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training", "evaluation", "report"}
 BELOW_STAGES = LEAVES | ROOMS | {"config", "rows"}
 ALLOWED: dict[str, set[str]] = {
@@ -23,12 +25,14 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "settings": set(),
     "runtime": {"settings"},
-    "artifacts": {"types"},
+    "artifacts": {"types", "disk"},
+    "disk": set(),
+    "silence": set(),
     "problems": {"types"},
-    "cost": set(),
     "memory": {"types"},
     "stopping": set(),
-    "lock": {"types"},
+    "lock": {"types", "disk"},
+    "cost": {"disk"},
     "data": LEAVES,
     "backbones": LEAVES,
     "retrieval": LEAVES | {"backbones"},
@@ -46,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "share": BELOW_STAGES,
     "shares": BELOW_STAGES | {"launch", "share"},
     "worker": BELOW_STAGES | {"share"},
-    "launch": {"types", "runtime", "stopping"},
+    "launch": {"types", "runtime", "silence", "stopping"},
     "run": BELOW_STAGES | {"launch", "shares"},
     "stages": BELOW_STAGES | {"launch", "run", "mine_split"},
     "loop": {"stages", "artifacts", "run"},
@@ -56,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings", "run"},
     "add_negatives": LEAVES | {"backbones", "data", "flags", "negatives", "report"},
     "export_vectors": BELOW_STAGES | {"cli", "evaluate_run", "experiment", "flags", "mine_split", "run"},
-    "cli": {"types", "report", "stopping"},
+    "cli": {"types", "report", "disk", "stopping"},
 }
 """Module or room of cirloop -> what it may import, besides itself. A new one is entered here first."""
 LAZY = {"launch": {"worker"}}

@@ -15,10 +15,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cirloop.disk import named, remove, sweep
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,11 +65,17 @@ def write_text(path: Path, text: str) -> None:
     """Write aside, sync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    sweep(path.parent, f".{path.name}.")
+    try:
+        with named(path), aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        with suppress(OSError):  # the first one counts
+            aside.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 
@@ -90,9 +98,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync_directory(path: Path) -> None:
+    """Flush a directory's list of names, or a file, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with named(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -100,11 +110,7 @@ def sync_directory(path: Path) -> None:
 def sync_tree(path: Path) -> None:
     """Flush a file, or every file and directory below a directory, to the disk."""
     for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        handle = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_directory(each)
 
 
 def _check_shape(manifest: dict[str, Any]) -> None:
@@ -216,13 +222,13 @@ class Store:
         sync_directory(self.directory)
         self._manifest["artifacts"][name] = {"fingerprint": key, "iteration": iteration, "files": files}
         self._write_manifest()
-        shutil.rmtree(self.workspace(name), ignore_errors=True)
+        remove(self.workspace(name))
         logger.info("%s: done in %.1f s", name, time.monotonic() - began)
         return Artifact(name, path, fingerprint(files), made_now=True)
 
     def clean(self) -> None:
         """Remove what only served the making of artifacts, once all are done."""
-        shutil.rmtree(self.directory / WORK, ignore_errors=True)
+        remove(self.directory / WORK)
 
     def set_aside(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
         """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, None if none are.
@@ -251,6 +257,7 @@ class Store:
         for name in moving["names"]:
             if (self.directory / name).exists() and not (goal / name).exists():
                 (self.directory / name).replace(goal / name)
-        shutil.rmtree(self.directory / WORK, ignore_errors=True)
+        if (self.directory / WORK).exists():  # step checkpoints of what was moved
+            shutil.rmtree(self.directory / WORK)
         del self._manifest["moving"]
         self._write_manifest()

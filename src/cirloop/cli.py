@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Callable
 
 from cirloop import stopping
+from cirloop.disk import explain
 from cirloop.report.terminal import start_logging
 from cirloop.types import UserError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command. A UserError ends it with its message and exit code 2, an interrupt with 130, and a run that was
-    asked to stop by SIGTERM with 75."""
+    """Run a command. A UserError, and a disk that is full, failing or shut, ends it with a message and exit code 2, an
+    interrupt with 130, and a run that was asked to stop by SIGTERM with 75."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -28,6 +29,12 @@ def run(main: Callable[[], None]) -> None:
     except stopping.Stopped:
         sys.stderr.write("stopped by SIGTERM; go on with --auto_resume\n")
         sys.exit(stopping.CODE)
+    except OSError as error:
+        told = explain(error)
+        if told is None:
+            raise
+        sys.stderr.write(f"error: {told}\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; go on with --auto_resume\n")
         sys.exit(130)

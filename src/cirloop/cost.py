@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cirloop.disk import named
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 LARGEST = frozenset({"memory_bytes", "gpu_bytes", "processes"})
@@ -128,7 +130,8 @@ def process(directory: Path, number: int, profile: Path | None) -> Iterator[None
         yield
     directory.mkdir(parents=True, exist_ok=True)
     aside = directory / f".cost_{number}.json"
-    aside.write_text(json.dumps(cost.row()), "utf-8")
+    with named(aside):
+        aside.write_text(json.dumps(cost.row()), "utf-8")
     aside.replace(directory / f"cost_{number}.json")
 
 

@@ -22,14 +22,15 @@ import yaml
 
 from cirloop import stopping
 from cirloop.runtime import Runtime
+from cirloop.silence import Silence
 from cirloop.types import UserError
 
 NODE = "NODE"
 """Stands for a machine's number, which only the machine knows."""
+LOOK = 0.5
+"""Seconds between two looks at the processes, and whether the run was asked to stop."""
 PATIENCE = 40
 """Seconds that a launcher told to end has for it; it gives its processes 30."""
-LOOK = 0.5
-"""Seconds between two looks whether the run was asked to stop."""
 
 
 def processes(runtime: Runtime) -> int:
@@ -91,7 +92,7 @@ def _run(
     command = on_all_nodes([*launcher(runtime), "-m", "cirloop.worker", str(spec)])
     with subprocess.Popen(command, env=given) as child:
         try:
-            code = _ended(child, order)
+            code = _ended(child, order, Silence(spec.parent, runtime.timeout_minutes), who)
         finally:
             if child.poll() is None:
                 child.terminate()
@@ -110,8 +111,9 @@ def _run(
         )
 
 
-def _ended(child: subprocess.Popen[bytes], order: Path | None) -> int:
-    """The exit code of `child`. Raises Stopped when the run is asked to stop and there is no `order` to give."""
+def _ended(child: subprocess.Popen[bytes], order: Path | None, silence: Silence, who: str) -> int:
+    """The exit code of `child`. Raises UserError where its processes stand still, and Stopped when the run is asked to
+    stop and there is no `order` to give."""
     while True:
         with suppress(subprocess.TimeoutExpired):
             return child.wait(LOOK)
@@ -119,6 +121,12 @@ def _ended(child: subprocess.Popen[bytes], order: Path | None) -> int:
             if order is None:
                 raise stopping.Stopped
             order.touch()
+        if silence.too_long():
+            raise UserError(
+                f"{who}: none has moved for {silence.minutes:g} minutes, so they were ended. One may hang in a "
+                "collective, a driver or a file system. What was finished is kept: go on with --auto_resume, with a "
+                "larger --runtime.timeout_minutes if they only were slow."
+            )
 
 
 def alone(argv: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from cirloop.disk import explain, named
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ def held(directory: Path) -> Iterator[None]:
             directory.mkdir(parents=True, exist_ok=True)
             _take(path, text)
         except OSError as error:
+            if explain(error):  # the command says it
+                raise
             raise UserError(f"--experiment_dir {directory} cannot be written: {error}.") from None
         try:
             yield
@@ -74,7 +77,7 @@ def _take(path: Path, text: str) -> None:
     aside = path.with_name(f".{FILE}.{os.getpid()}.tmp")
     try:
         while True:
-            with aside.open("w", encoding="utf-8") as file:
+            with named(path), aside.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

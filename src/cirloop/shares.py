@@ -67,7 +67,8 @@ class Shares:
         common = {"config": self._config.resolved(), "cache": str(self._config.cache), "where": self._where,
                   "images": content(self._split.images, images), "title": title, "work": str(self._work),
                   "profile": str(self._config.directory / PROFILE)}  # fmt: skip
-        shutil.rmtree(self._work, ignore_errors=True)
+        if self._work.exists():
+            shutil.rmtree(self._work)
         with ExitStack() as undo:
             undo.callback(self._clear)
             with cost.of_processes(self._work):

@@ -19,7 +19,7 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
-from cirloop import cost, stopping
+from cirloop import cost, silence, stopping
 from cirloop.artifacts import Artifact, write_json, write_text
 from cirloop.backbones.features import VisionFeatures
 from cirloop.config import from_json
@@ -170,6 +170,7 @@ def main() -> None:
     start_logging()
     job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     end_with(job["driver"])
+    silence.break_it(Path(sys.argv[1]).parent)
     try:
         if "kind" in job:
             do_share(job)

@@ -17,12 +17,13 @@ from peft import (
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from cirloop.artifacts import file_digest, write_json
 from cirloop.backbones.base import Tuning
 from cirloop.backbones.weights import LORA_WEIGHTS, PARTS_CONFIG, PARTS_WEIGHTS
+from cirloop.disk import named, save_tensors
 from cirloop.types import UserError
 
 PREFIX = "base_model.model."
@@ -123,13 +124,14 @@ class Adapted:
         state, weights = self.adapter_state(), directory / (PARTS_WEIGHTS if self.trained_parts else LORA_WEIGHTS)
         empty = [k for k, v in state.items() if v.numel() == 0]
         assert state and not empty, f"empty adapter tensors: {empty[:3]}"
-        save_file(state, weights)
+        save_tensors(weights, state)
         if self.trained_parts:
             write_json(directory / PARTS_CONFIG, {"schema": 1, "base": self.base_path, "parts": self.trained_parts})
         else:
             assert self.lora is not None
             self.lora.inference_mode = True
-            self.lora.save_pretrained(str(directory))
+            with named(directory):
+                self.lora.save_pretrained(str(directory))
         written = load_file(weights)
         assert written.keys() == state.keys() and all(torch.equal(written[k], state[k]) for k in state)
 

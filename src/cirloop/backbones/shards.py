@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts import fingerprint, sync_directory
+from cirloop.disk import save_tensors, sweep
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Shards:
         self._open: dict[Path, Any] = {}
         self._noted: dict[Path, float] = {}
         self._told = False
+        sweep(self._directory)
         self._refresh()
 
     def missing(self, digests: Collection[str]) -> list[str]:
@@ -80,9 +81,8 @@ class Shards:
         path = self._directory / f"{name}.safetensors"
         aside = self._directory / f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
         try:
-            save_file(dict(tensors), aside)
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
+            save_tensors(aside, tensors)
+            sync_directory(aside)
             self._open[path] = _opened(aside)  # before others see it, and could delete it
             aside.replace(path)
         finally:
@@ -144,7 +144,7 @@ def evict(root: Path, max_bytes: int, began: float) -> int:
     """
     found = []
     for path in root.glob("*/*"):
-        if path.suffix in (".safetensors", ".tmp"):
+        if path.suffix == ".safetensors" or path.name.startswith("."):
             with suppress(FileNotFoundError):  # another process deletes too
                 stat = path.stat()
                 found.append((stat.st_mtime, path, stat.st_size))

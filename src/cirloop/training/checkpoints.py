@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cirloop.artifacts import file_digest, sync_directory, sync_tree, write_json
+from cirloop.disk import save_tensors
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class StepCheckpoints:
         goal, aside = self._directory / f"step_{step:06d}", self._directory / "new"
         _remove(aside)
         aside.mkdir(parents=True)
-        save_file(state, aside / STATE)
+        save_tensors(aside / STATE, state)
         record = {"key": self._key, "step": step, "digest": file_digest(aside / STATE), "log": log}
         write_json(aside / RECORD, record)
         sync_tree(aside)

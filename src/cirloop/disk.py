@@ -1,0 +1,88 @@
+"""What a disk does to a run: errors that name their file and the way out, and what killed writers leave behind."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+ABANDONED = 600.0
+"""Seconds without a write after which a temporary file is taken for that of a process that was killed."""
+_FULL = "Free space there (df, quota)"
+_SHUT = "Make it writable for this user, or give a directory that is"
+WAYS_OUT = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or use a file system without it",
+    errno.EIO: "The disk or its connection failed; the system's log says more",
+    errno.ESTALE: "The file server failed",
+    errno.EROFS: _SHUT,
+    errno.EACCES: _SHUT,
+    errno.EPERM: _SHUT,
+    errno.EMFILE: "Raise the limit on open files (ulimit -n)",
+}
+
+
+def explain(error: OSError) -> str | None:
+    """A message for the user where a disk is full, failing or shut; None for any other error."""
+    way = WAYS_OUT.get(error.errno or 0)
+    file = error.filename2 or error.filename or "a file"
+    end = "What was finished is kept: then run the command again, train_iterative.py with --auto_resume."
+    return None if way is None else f"{file}: {error.strerror}. {way}. {end}"
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Within, an OSError names `path` where it names nothing: those of writing, syncing and closing do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file. Raises OSError, as other writes do."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # here, since it loads torch
+
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+    path.chmod(0o666 & path.parent.stat().st_mode)  # the library gives it to its owner alone, whatever the umask
+
+
+def sweep(directory: Path, prefix: str = ".") -> None:
+    """Delete the files named `prefix`... that killed processes left in `directory`: nobody has written to them lately.
+
+    safetensors' own temporary files are `.tmp` and six letters.
+    """
+    with suppress(FileNotFoundError):  # no such directory, or another process deletes too
+        for left in directory.iterdir():
+            if left.name.startswith(prefix) and left.stat().st_mtime < time.time() - ABANDONED:
+                with suppress(PermissionError):  # another user's
+                    left.unlink(missing_ok=True)
+
+
+def remove(directory: Path) -> None:
+    """Delete a directory that is not needed any more. If that fails, a warning says so: it is no reason to stop."""
+    if directory.exists():
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            logger.warning("%s could not be removed (%s); nothing needs it, delete it", directory, error)

@@ -1,0 +1,134 @@
+"""The table of write points: who writes what below a run directory, its cache and the outputs of an evaluation.
+
+`test_table.py` compares it with what the commands were seen to write: a new write fails there until it has a line here,
+and from the line its faults follow. RUN, CACHE and OUT are the directories, `*` numbers and names of processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle
+
+TEXT = "mkdir open sync rename sync_dir"
+"""`write_text` and `write_json`: beside the goal, synced, renamed."""
+ARTIFACTS = ("accounting_iter_*.json", "augmented_samples_iter_*.json", "checkpoint_iter_*", "evaluation_*.json",
+             "hard_negatives_iter_*.json")  # fmt: skip
+NEW, WORK = "RUN/.work/new", "RUN/.work/checkpoint_iter_*"
+SHARD = "CACHE/vision/*/*"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A call site, `module:function` below cirloop, what it writes, and by which operations."""
+
+    site: str
+    path: str
+    ops: str
+    scene: str = "run"
+
+    @property
+    def name(self) -> str:
+        return f"{self.site.rpartition(':')[2]}-{self.path.removeprefix('RUN/')}"
+
+
+POINTS = (
+    # opening a run directory
+    Point("experiment:open_run", "RUN", "mkdir"),
+    Point("experiment:open_run", "RUN/config.json", TEXT),
+    Point("experiment:open_run", "RUN/config.json", "remove", "mended"),  # what a killed one left half-written
+    # an artifact: made aside by its stage, moved, listed
+    Point("stages:account.build", f"{NEW}/accounting_iter_*.json", TEXT),
+    Point("stages:caption.build", f"{NEW}/augmented_samples_iter_*.json", TEXT),
+    Point("stages:evaluate.build", f"{NEW}/evaluation_*.json", TEXT),
+    Point("stages:mine.build", f"{NEW}/hard_negatives_iter_*.json", TEXT),
+    Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*", "mkdir"),
+    Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*/adapter_model.safetensors", "save chmod"),
+    Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*/adapter_config.json", "open"),
+    Point("worker:_train", f"{NEW}/checkpoint_iter_*/training_log.json", TEXT),
+    *(Point("artifacts:Store.make", f"{NEW}/{artifact}", "remove sync") for artifact in ARTIFACTS),
+    *(Point("artifacts:Store.make", f"RUN/{artifact}", "remove rename") for artifact in ARTIFACTS),
+    Point("artifacts:Store.make", f"{NEW}/checkpoint_iter_*", "rmtree", "mended"),  # a killed one's
+    Point("artifacts:Store.make", "RUN/.work", "mkdir"),
+    Point("artifacts:Store.make", NEW, "mkdir"),
+    Point("artifacts:Store.make", "RUN", "sync"),
+    Point("artifacts:Store._write_manifest", "RUN/manifest.json", TEXT),
+    Point("artifacts:Store.make", WORK, "rmtree"),
+    Point("artifacts:Store.clean", "RUN/.work", "rmtree"),
+    # beside the artifacts
+    Point("report.costs:Costs._write", "RUN/costs.json", TEXT),
+    Point("loop:iterate.note", "RUN/evaluation_results.json", TEXT),
+    # step checkpoints
+    Point("training.trainer:Trainer._save", WORK, "mkdir"),
+    Point("training.trainer:Trainer._save", f"{WORK}/new", "mkdir sync"),
+    Point("training.trainer:Trainer._save", f"{WORK}/new/state.safetensors", "save chmod"),
+    Point("training.trainer:Trainer._save", f"{WORK}/new/state.json", TEXT),
+    Point("training.trainer:Trainer._save", f"{WORK}/step_*", "rename rmtree"),
+    Point("cost:process", WORK, "mkdir"),
+    Point("cost:process", f"{WORK}/.cost_0.json", "open"),
+    Point("cost:process", f"{WORK}/cost_0.json", "rename"),
+    # iterations moved aside
+    Point("artifacts:Store._finish_moves", "RUN/replaced_*", "mkdir", "again"),
+    *(Point("artifacts:Store._finish_moves", f"RUN/replaced_*/{name}", "rename", "again")
+      for name in (*ARTIFACTS[:4], "evaluation_results.json")),
+    # the cache
+    Point("backbones.shards:Shards.write", "CACHE", "mkdir"),
+    Point("backbones.shards:Shards.write", "CACHE/vision", "mkdir"),
+    Point("backbones.shards:Shards.write", "CACHE/vision/*", "mkdir"),
+    Point("backbones.shards:Shards.write", SHARD, "save chmod sync remove"),
+    Point("backbones.shards:Shards.write", f"{SHARD}.safetensors", "rename"),
+    Point("backbones.shards:Shards._use", f"{SHARD}.safetensors", "utime"),
+    Point("data.sources:Sources.bad", "CACHE/images/*.json", TEXT, "pictures"),
+    Point("experiment:check", "CACHE/problems.json", TEXT, "problems"),
+    # eval_iterative.py
+    Point("evaluation.submission:write", "OUT/submission", "mkdir", "evaluate"),
+    Point("evaluation.submission:write", "OUT/submission/iter_*", "mkdir", "evaluate"),
+    Point("evaluation.submission:write", "OUT/submission/iter_*/shapes_val_rankings.json", TEXT, "evaluate"),
+    Point("evaluate_run:evaluate_run", "OUT/out.json", TEXT, "evaluate"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A fault at an operation of a point: before, after or in the middle of the `nth` one."""
+
+    point: Point
+    op: str
+    when: str
+    kind: str
+    nth: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.when}-{self.op}-{self.point.name}" + (f"-{self.nth}" if self.nth > 1 else "")
+
+    @property
+    def fault(self) -> dict[str, object]:
+        return {"site": self.point.site, "path": self.point.path, "op": self.op, "when": self.when, "kind": self.kind,
+                "nth": self.nth}  # fmt: skip
+
+
+def kills() -> list[Case]:
+    """kill -9 at every point: around each operation, and with half a file written."""
+    moments = {"open": ("during",), "save": ("during", "after"), "rename": ("before", "after"), "sync": (), "utime":
+               ("before",), "sync_dir": (), "chmod": (), "mkdir": ("after",), "rmtree": ("before", "after"),
+               "remove": ("after",)}  # fmt: skip
+    found = []
+    for point in POINTS:
+        ops = [op for op in point.ops.split() if not (op == "mkdir" and point.ops == TEXT)]
+        every = [Case(point, op, when, "SIGKILL") for op in ops for when in moments[op]]
+        found += every or [Case(point, ops[0], "before", "SIGKILL")]
+    return found
+
+
+def refusals() -> list[Case]:
+    """A disk that is full, failing or shut, at every point: where it opens something, and in the middle of a write."""
+    numbers = cycle(["EROFS", "ENOSPC", "EACCES", "EIO", "EDQUOT"])
+    found = []
+    for point in POINTS:
+        ops = point.ops.split()
+        first = next(op for op in ("open", "save", "rename", *ops) if op in ops)
+        found.append(Case(point, first, "before", next(numbers)))
+        if first in ("open", "save"):
+            found.append(Case(point, first, "during", "ENOSPC"))
+        if point.ops == TEXT:
+            found.append(Case(point, "sync", "before", "EIO"))
+    return found

@@ -1,0 +1,16 @@
+"""`kill -9` at every write point: what was finished is whole, and the command again makes the unbroken run's files."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.cases import goes_on, meets
+from tests.faults.harness import Harness
+from tests.faults.points import Case, kills
+
+
+@pytest.mark.parametrize("case", kills(), ids=str)
+def test_killed(case: Case, harness: Harness) -> None:
+    directory, ended, ends = meets(harness, case)
+    assert ended.code == -9, ended.said
+    goes_on(harness, directory, case.point.scene, ends)

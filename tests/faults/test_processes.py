@@ -1,0 +1,72 @@
+"""A stage's processes under `accelerate launch`: one dies, one stands still. tests/distributed kills a share's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cirloop.artifacts import file_digests
+from tests.distributed.test_many import processes
+from tests.faults.cases import REFUSED
+from tests.faults.harness import ROOT, Harness
+
+STAGE = "checkpoint_iter_1"
+LONG = 240.0
+"""Seconds that nothing here takes."""
+
+
+def start(harness: Harness, directory: Path, minutes: float = 30) -> subprocess.Popen[str]:
+    """The training stage in two processes."""
+    flags = ["--config", str(harness.home / "run.yaml"), "--experiment_dir", str(directory / "run"), "--auto_resume"]
+    flags += ["--num_processes", "2", "--runtime.timeout_minutes", str(minutes)]
+    given = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(ROOT / "train_iterative.py"), *flags]
+    return subprocess.Popen(words, env=given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def trained(harness: Harness, directory: Path) -> dict[str, str]:
+    """Digests of the checkpoint; what follows is not waited for."""
+    until = time.monotonic() + LONG
+    with start(harness, directory) as driver:
+        while STAGE not in json.loads((directory / "run/manifest.json").read_text("utf-8"))["artifacts"]:
+            assert driver.poll() is None and time.monotonic() < until, driver.communicate()[1]
+            time.sleep(0.05)
+        driver.kill()
+    return file_digests(directory / "run" / STAGE)
+
+
+@pytest.fixture(scope="module")
+def unbroken(harness: Harness) -> dict[str, str]:
+    return trained(harness, harness.case(STAGE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "minutes", "says"),
+    [(signal.SIGKILL, 30.0, "ended with"), (signal.SIGSTOP, 0.4, "none has moved for 0.4 minutes")],
+    ids=["dies", "stands still"],
+)
+def test_a_process_that(
+    sent: signal.Signals, minutes: float, says: str, unbroken: dict[str, str], harness: Harness
+) -> None:
+    directory = harness.case(STAGE)
+    with start(harness, directory, minutes) as driver:
+        until = time.monotonic() + LONG
+        while not [*(directory / "run/.work" / STAGE).glob("step_*")]:
+            assert driver.poll() is None and time.monotonic() < until, driver.communicate()[1]
+            time.sleep(0.01)
+        children = dict(processes(driver.pid))
+        workers = [pid for pid, line in children.items() if "cirloop.worker" in line and "launch" not in line]
+        os.kill(workers[-1], sent)
+        _, said = driver.communicate(timeout=LONG)
+    assert driver.returncode == REFUSED, said
+    assert says in said and said.count("error: the training stage's processes") == 1 and "--auto_resume" in said
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()], "processes were left behind"
+    assert trained(harness, directory) == unbroken

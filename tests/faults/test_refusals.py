@@ -1,0 +1,22 @@
+"""A disk that is full, failing or shut, at every write point: one clear error, and nothing is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.cases import REFUSED, goes_on, meets, refused_clearly
+from tests.faults.harness import Harness
+from tests.faults.points import WORK, Case, refusals
+
+
+@pytest.mark.parametrize("case", refusals(), ids=str)
+def test_refused(case: Case, harness: Harness) -> None:
+    directory, ended, ends = meets(harness, case)
+    if case.op == "rmtree" and case.point.path in ("RUN/.work", WORK):  # what it served is done
+        assert ended.code == 0 and "delete it" in ended.said, ended.said
+    elif case.op == "mkdir" and case.point.site == "cost:process":  # the directory is there
+        assert ended.code == 0, ended.said
+    else:
+        assert ended.code == REFUSED, ended.said
+        refused_clearly(ended.said, directory)
+    goes_on(harness, directory, case.point.scene, ends)

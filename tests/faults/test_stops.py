@@ -1,0 +1,112 @@
+"""Faults between writes: exceptions, a lack of memory, a loss that is no number, signals. A run goes on after each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.cases import REFUSED, goes_on
+from tests.faults.harness import Harness
+
+STOPPED = 75
+SIGTERM_STOPS = True
+"""Whether SIGTERM ends a run with exit code 75 after its step."""
+LOCKS = True
+"""Whether a run directory is locked."""
+BATCH_IS_LISTED = True
+"""Whether a loss that is no number leaves `bad_batch.json`, which says whose it was."""
+INTERRUPTED = 130
+
+STAGES = {
+    "training.trainer:Trainer._backward": "checkpoint_iter_1",
+    "training.trainer:Trainer._save": "checkpoint_iter_1",
+    "backbones.features:VisionFeatures.make": "evaluation_base.json",
+    "run:embed": "hard_negatives_iter_0.json",
+    "captioning.eyes:Eyes.write": "augmented_samples_iter_1.json",
+    "stages:mine_split": "hard_negatives_iter_0.json",
+    "evaluation.protocols:metrics": "evaluation_iter_1.json",
+    "launch:training": "checkpoint_iter_0",
+}
+"""Functions of stages, and the stage that meets them."""
+STEP = "training.trainer:Trainer._backward"
+
+
+def stopped(harness: Harness, site: str, kind: str, nth: int = 1) -> tuple[Path, Any, str | None]:
+    stages, stage = harness.stages(), STAGES[site]
+    ends = None if stage == "evaluation_iter_1.json" else stages[stages.index(stage) + 1]
+    directory = harness.case(stage)
+    ended = harness.child(directory, "run", ends, call={"site": site, "kind": kind, "nth": nth})
+    assert ended.fired, ended.said
+    return directory, ended, ends
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", "MemoryError"])
+@pytest.mark.parametrize("site", STAGES)
+def test_an_exception_in_a_stage(site: str, kind: str, harness: Harness) -> None:
+    directory, ended, ends = stopped(harness, site, kind)
+    assert ended.code == 1 and f"{kind}: injected" in ended.said
+    goes_on(harness, directory, "run", ends)
+
+
+@pytest.mark.parametrize("site", ["run:embed", "backbones.features:VisionFeatures.make", "captioning.eyes:Eyes.write"])
+def test_out_of_memory_in_inference(site: str, harness: Harness) -> None:
+    """Ends the run, or is overcome by smaller batches; the files are the same."""
+    directory, ended, ends = stopped(harness, site, "OutOfMemoryError")
+    assert ended.code in (0, 1, REFUSED), ended.said
+    goes_on(harness, directory, "run", ends)
+
+
+@pytest.mark.parametrize("nth", [1, 4])
+@pytest.mark.parametrize("kind", ["RuntimeError", "OutOfMemoryError", "KeyboardInterrupt", "SIGKILL"])
+def test_in_a_step_before_and_after_a_step_checkpoint(kind: str, nth: int, harness: Harness) -> None:
+    directory, ended, ends = stopped(harness, STEP, kind, nth)
+    expected = {"KeyboardInterrupt": {INTERRUPTED}, "SIGKILL": {-9}, "OutOfMemoryError": {1, REFUSED}}
+    assert ended.code in expected.get(kind, {1}), ended.said
+    steps = sorted(path.name for path in (directory / "run/.work/checkpoint_iter_1").glob("step_*"))
+    assert steps == (["step_000002"] if nth > 2 else [])
+    goes_on(harness, directory, "run", ends)
+
+
+@pytest.mark.parametrize("nth", [1, 4])
+def test_a_loss_that_is_no_number(nth: int, harness: Harness) -> None:
+    STAGES["training.losses:info_nce"] = "checkpoint_iter_1"
+    directory, ended, ends = stopped(harness, "training.losses:info_nce", "NaN", nth)
+    assert ended.code in (1, REFUSED) and "nan" in ended.said, ended.said
+    bad = directory / "run" / "bad_batch.json"
+    assert bad.exists() or not BATCH_IS_LISTED
+    bad.unlink(missing_ok=True)
+    goes_on(harness, directory, "run", ends)
+
+
+@pytest.mark.skipif(not SIGTERM_STOPS, reason="SIGTERM kills, as it does any program")
+@pytest.mark.parametrize("site", STAGES)
+def test_asked_to_stop(site: str, harness: Harness) -> None:
+    directory, ended, ends = stopped(harness, site, "SIGTERM")
+    assert ended.code in (STOPPED, 0) and "Traceback" not in ended.said, ended.said
+    assert ended.code == 0 or "--auto_resume" in ended.said
+    if site == STEP:
+        assert ended.code == STOPPED and [*(directory / "run/.work/checkpoint_iter_1").glob("step_000001")]
+    goes_on(harness, directory, "run", ends)
+
+
+@pytest.mark.skipif(SIGTERM_STOPS, reason="SIGTERM stops after the step")
+@pytest.mark.parametrize("site", STAGES)
+def test_terminated(site: str, harness: Harness) -> None:
+    directory, ended, ends = stopped(harness, site, "SIGTERM")
+    assert ended.code == -15, ended.said
+    goes_on(harness, directory, "run", ends)
+
+
+@pytest.mark.skipif(not LOCKS, reason="a run directory is not locked")
+def test_a_second_run_is_refused_and_a_killed_ones_lock_is_taken_over(harness: Harness) -> None:
+    directory, _, ends = stopped(harness, STEP, "SIGKILL")
+    lock = directory / "run" / "run.lock"
+    text = lock.read_text("utf-8")
+    lock.write_text(text.replace('"host": "', '"host": "other-'))
+    refused = harness.child(directory, "run", ends)
+    assert refused.code == REFUSED and "other-" in refused.said and str(lock) in refused.said
+    lock.write_text(text)
+    goes_on(harness, directory, "run", ends)
+    assert not lock.exists()
