@@ -1,78 +1,99 @@
-"""`kill -9` a fast run at random moments, resume each, and compare every artifact with the unbroken run's.
+"""`kill -9` runs at random moments, resume each, and compare every file with the unbroken run's.
 
-python benchmarks/kill_and_resume.py --kills 10
+The runs are those of tests/faults: the real command on a very small configuration, in children forked from a process
+that has imported everything. Each is killed at a moment drawn over the time of the unbroken run, then, as often as
+`--again` says, the resumed one too, and then it is resumed to the end. It must end with exit code 0, and every file of
+the run directory and of the feature cache must have the unbroken run's bytes (not config.json and costs.json, which
+hold times and paths). Prints how many did by the stage that was killed, and the files of each that did not.
+
+    python benchmarks/kill_and_resume.py
+    python benchmarks/kill_and_resume.py --kills 20 --workers 1
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from cirloop.artifacts import file_digests
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-ROOT = Path(__file__).resolve().parent.parent
+from cirloop.report.terminal import table
+from tests.faults.harness import OPEN, Harness, age, tree
+
+Outcome = tuple[str, str]
+"""The stage that was killed, and what is wrong ("" = nothing)."""
 
 
-def digests(directory: Path) -> dict[str, dict[str, str]]:
-    """Of everything the run made but its configuration, costs and profile (which hold no result)."""
-    apart = ("config.json", "costs.json", "profile", ".work")
-    return {p.name: file_digests(p) for p in sorted(directory.iterdir()) if p.name not in apart}
+def stage_of(said: str) -> str:
+    """The last stage that a log says has begun."""
+    begun = re.findall(r"([a-z]\w*(?:\.json)?): start$", said, re.M)
+    return begun[-1] if begun else "before the first stage"
+
+
+def one(harness: Harness, moments: random.Random, seconds: float, again: int) -> Outcome:
+    case, where = harness.case(OPEN), "nothing"
+    try:
+        for number in range(1 + again):
+            killed = harness.child(case, "run", kill_after=moments.uniform(0, seconds))
+            if killed.code == 0:
+                break
+            if killed.code != -9:
+                return where, f"exit code {killed.code}: {killed.said[-2000:]}"
+            where = stage_of(killed.said) if number == 0 else where
+        age(case)
+        ended = harness.child(case, "run")
+        if ended.code:
+            return where, f"exit code {ended.code}: {ended.said[-2000:]}"
+        there, expected = tree(case), harness.expected("run", None)
+        differ = sorted(name for name in {*there, *expected} if there.get(name) != expected.get(name))
+        return where, ", ".join(differ)
+    finally:
+        shutil.rmtree(case)
+
+
+def many(seed: int, kills: int, again: int) -> list[Outcome]:
+    with tempfile.TemporaryDirectory(prefix="cirloop_kill_") as name:
+        harness = Harness(Path(name))
+        try:
+            harness.expected("run", None)
+            began = time.monotonic()
+            assert harness.child(harness.case(OPEN), "run").code == 0
+            seconds, moments = time.monotonic() - began, random.Random(seed)
+            return [one(harness, moments, seconds, again) for _ in range(kills)]
+        finally:
+            harness.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--kills", type=int, default=1000, help="runs that are killed")
+    parser.add_argument("--again", type=int, default=0, help="further kills of each, of the resumed run")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("flags", nargs="*", help="further flags of train_iterative.py, after --")
     args = parser.parse_args()
-    moments = random.Random(args.seed)
-    place = Path(tempfile.mkdtemp(prefix="cirloop_kill_"))
-
-    def run(name: str) -> list[str]:
-        # each run has its own feature cache, so that nothing of another run helps it
-        cache = ["--runtime.cache_dir", str(place / f"{name}_cache")]
-        script = [
-            sys.executable,
-            str(ROOT / "train_iterative.py"),
-            "--fast_mode",
-            "--auto_resume",
-            "--runtime.save_every",
-            "10",
-        ]
-        return [*script, "--experiment_dir", str(place / name), *cache, *args.flags]
-
+    shares = [len(range(worker, args.kills, args.workers)) for worker in range(args.workers)]
     began = time.monotonic()
-    subprocess.run(run("whole"), check=True, capture_output=True)
-    seconds = time.monotonic() - began
-    whole, equal = digests(place / "whole"), 0
-    print(f"unbroken run: {seconds:.0f} s, {len(whole)} artifacts", flush=True)
-    for number in range(args.kills):
-        name, moment = f"run_{number}", moments.uniform(0.05, 0.98) * seconds
-        process = subprocess.Popen(run(name), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moment)
-        ended = process.poll() is not None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        there = sorted(p.name for p in (place / name).glob("*")) if (place / name).exists() else []
-        done = subprocess.run(run(name), capture_output=True, text=True, check=False)
-        same = done.returncode == 0 and digests(place / name) == whole
-        equal += same
-        state = "had ended" if ended else f"{len(there)} entries there"
-        print(
-            f"killed at {moment:5.1f} s ({state}): {'equal' if same else 'DIFFERENT ' + done.stderr[-300:]}",
-            flush=True,
-        )
-        shutil.rmtree(place / name, ignore_errors=True)
-    print(f"{equal} of {args.kills} equal")
-    shutil.rmtree(place)
-    sys.exit(equal != args.kills)
+    with ProcessPoolExecutor(args.workers) as pool:
+        made = pool.map(many, range(args.seed, args.seed + args.workers), shares, [args.again] * args.workers)
+        outcomes = [outcome for each in made for outcome in each]
+    where, right = Counter(stage for stage, _ in outcomes), Counter(stage for stage, wrong in outcomes if not wrong)
+    rows = [(stage, f"{right[stage]} of {num}") for stage, num in where.most_common()]
+    table(
+        f"{args.kills} runs killed, in {time.monotonic() - began:.0f} s", ("killed in", "resumed to equal bytes"), rows
+    )
+    for stage, wrong in outcomes:
+        if wrong:
+            print(f"{stage}: {wrong}")
+    print(f"{sum(right.values())} of {len(outcomes)}")
+    sys.exit(sum(right.values()) != len(outcomes))
 
 
 if __name__ == "__main__":

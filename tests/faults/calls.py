@@ -27,9 +27,9 @@ class Call:
             call._left -= 1
             if call._left == 0:
                 call.fired = True
-                if call._kind != "NaN":
-                    raise_fault(call._kind, None)
-                return call._real(*args, **options) * float("nan")
+                if call._kind == "NaN":
+                    return call._real(*args, **options) * float("nan")
+                raise_fault(call._kind, None)
             return call._real(*args, **options)
 
         setattr(self._owner, self._name, stand_in)

@@ -14,6 +14,7 @@ TEXT = "mkdir open sync rename sync_dir"
 ARTIFACTS = ("accounting_iter_*.json", "augmented_samples_iter_*.json", "checkpoint_iter_*", "evaluation_*.json",
              "hard_negatives_iter_*.json")  # fmt: skip
 NEW, WORK = "RUN/.work/new", "RUN/.work/checkpoint_iter_*"
+CHECKPOINTS = "training.checkpoints:StepCheckpoints.write"
 SHARD = "CACHE/vision/*/*"
 
 
@@ -33,7 +34,10 @@ class Point:
 
 POINTS = (
     # opening a run directory
+    Point("lock:held", "RUN", "mkdir rmdir"),
     Point("experiment:open_run", "RUN", "mkdir"),
+    Point("lock:_take", "RUN/run.lock", "open sync link remove"),
+    Point("lock:held", "RUN/run.lock", "remove"),
     Point("experiment:open_run", "RUN/config.json", TEXT),
     Point("experiment:open_run", "RUN/config.json", "remove", "mended"),  # what a killed one left half-written
     # an artifact: made aside by its stage, moved, listed
@@ -58,11 +62,13 @@ POINTS = (
     Point("report.costs:Costs._write", "RUN/costs.json", TEXT),
     Point("loop:iterate.note", "RUN/evaluation_results.json", TEXT),
     # step checkpoints
-    Point("training.trainer:Trainer._save", WORK, "mkdir"),
-    Point("training.trainer:Trainer._save", f"{WORK}/new", "mkdir sync"),
-    Point("training.trainer:Trainer._save", f"{WORK}/new/state.safetensors", "save chmod"),
-    Point("training.trainer:Trainer._save", f"{WORK}/new/state.json", TEXT),
-    Point("training.trainer:Trainer._save", f"{WORK}/step_*", "rename rmtree"),
+    Point(CHECKPOINTS, WORK, "mkdir sync"),
+    Point(CHECKPOINTS, f"{WORK}/new", "mkdir sync rename"),
+    Point(CHECKPOINTS, f"{WORK}/new/state.safetensors", "save chmod"),
+    Point(CHECKPOINTS, f"{WORK}/new/state.json", TEXT),
+    Point(CHECKPOINTS, f"{WORK}/step_*", "rename"),
+    Point("training.checkpoints:_remove", f"{WORK}/new", "rmtree"),
+    Point("worker:train", "RUN/bad_batch.json", "remove"),  # of a batch that was bad before
     Point("cost:process", WORK, "mkdir"),
     Point("cost:process", f"{WORK}/.cost_0.json", "open"),
     Point("cost:process", f"{WORK}/cost_0.json", "rename"),
@@ -78,7 +84,7 @@ POINTS = (
     Point("backbones.shards:Shards.write", f"{SHARD}.safetensors", "rename"),
     Point("backbones.shards:Shards._use", f"{SHARD}.safetensors", "utime"),
     Point("data.sources:Sources.bad", "CACHE/images/*.json", TEXT, "pictures"),
-    Point("experiment:check", "CACHE/problems.json", TEXT, "problems"),
+    Point("checks:check", "CACHE/problems.json", TEXT, "problems"),
     # eval_iterative.py
     Point("evaluation.submission:write", "OUT/submission", "mkdir", "evaluate"),
     Point("evaluation.submission:write", "OUT/submission/iter_*", "mkdir", "evaluate"),
@@ -110,7 +116,7 @@ def kills() -> list[Case]:
     """kill -9 at every point: around each operation, and with half a file written."""
     moments = {"open": ("during",), "save": ("during", "after"), "rename": ("before", "after"), "sync": (), "utime":
                ("before",), "sync_dir": (), "chmod": (), "mkdir": ("after",), "rmtree": ("before", "after"),
-               "remove": ("after",)}  # fmt: skip
+               "remove": ("after",), "link": ("before", "after"), "rmdir": ("before",)}  # fmt: skip
     found = []
     for point in POINTS:
         ops = [op for op in point.ops.split() if not (op == "mkdir" and point.ops == TEXT)]

@@ -142,7 +142,7 @@ def fork(request: dict[str, Any]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    until = time.monotonic() + request["limit"] + 10
+    until = time.monotonic() + request.get("kill_after", request["limit"] + 10)
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:

@@ -11,12 +11,6 @@ from tests.faults.cases import REFUSED, goes_on
 from tests.faults.harness import Harness
 
 STOPPED = 75
-SIGTERM_STOPS = True
-"""Whether SIGTERM ends a run with exit code 75 after its step."""
-LOCKS = True
-"""Whether a run directory is locked."""
-BATCH_IS_LISTED = True
-"""Whether a loss that is no number leaves `bad_batch.json`, which says whose it was."""
 INTERRUPTED = 130
 
 STAGES = {
@@ -46,7 +40,7 @@ def stopped(harness: Harness, site: str, kind: str, nth: int = 1) -> tuple[Path,
 @pytest.mark.parametrize("site", STAGES)
 def test_an_exception_in_a_stage(site: str, kind: str, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, site, kind)
-    assert ended.code == 1 and f"{kind}: injected" in ended.said
+    assert ended.code in ((1, REFUSED) if kind == "MemoryError" else (1,)) and "injected" in ended.said, ended.said
     goes_on(harness, directory, "run", ends)
 
 
@@ -75,12 +69,10 @@ def test_a_loss_that_is_no_number(nth: int, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, "training.losses:info_nce", "NaN", nth)
     assert ended.code in (1, REFUSED) and "nan" in ended.said, ended.said
     bad = directory / "run" / "bad_batch.json"
-    assert bad.exists() or not BATCH_IS_LISTED
-    bad.unlink(missing_ok=True)
+    assert bad.exists()
     goes_on(harness, directory, "run", ends)
 
 
-@pytest.mark.skipif(not SIGTERM_STOPS, reason="SIGTERM kills, as it does any program")
 @pytest.mark.parametrize("site", STAGES)
 def test_asked_to_stop(site: str, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, site, "SIGTERM")
@@ -91,15 +83,6 @@ def test_asked_to_stop(site: str, harness: Harness) -> None:
     goes_on(harness, directory, "run", ends)
 
 
-@pytest.mark.skipif(SIGTERM_STOPS, reason="SIGTERM stops after the step")
-@pytest.mark.parametrize("site", STAGES)
-def test_terminated(site: str, harness: Harness) -> None:
-    directory, ended, ends = stopped(harness, site, "SIGTERM")
-    assert ended.code == -15, ended.said
-    goes_on(harness, directory, "run", ends)
-
-
-@pytest.mark.skipif(not LOCKS, reason="a run directory is not locked")
 def test_a_second_run_is_refused_and_a_killed_ones_lock_is_taken_over(harness: Harness) -> None:
     directory, _, ends = stopped(harness, STEP, "SIGKILL")
     lock = directory / "run" / "run.lock"

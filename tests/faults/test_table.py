@@ -17,9 +17,11 @@ CALLS = {"write_text", "write_bytes", "write_json", "save_tensors", "save_file",
          "export_chrome_trace"}  # fmt: skip
 ELSEWHERE = {
     # files of a stage's processes; test_processes.py and tests/distributed kill those
-    "launch": ("_run",),
+    "launch": ("_ended", "_run", "training"),
+    "worker": ("main",),
     "share": ("_caption", "_embed"),
     "shares": ("Shares._clear", "Shares._run"),
+    "lock": ("_taken_over",),  # test_stops.py
     "silence": ("break_it.watch",),
     "cost": ("of_processes", "_save"),  # _save: traces, by request
     "stages": ("train.build",),  # of a warm-up of no steps
