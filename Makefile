@@ -1,7 +1,7 @@
 SHELL := bash
 env := source scripts/setup_env.sh && setup_env --dev
 
-.PHONY: check test format
+.PHONY: check test format lock audit
 
 check:  # ruff check, ruff format --check, mypy
 	@scripts/check.sh
@@ -11,3 +11,10 @@ test:  # pytest alone; ./run_tests.sh is check and test
 
 format:  # repair what can be repaired
 	@$(env) && "$$python" -m ruff check --fix --exit-zero . && "$$python" -m ruff format .
+
+lock:  # requirements.lock from the environment that the tests passed in
+	@$(env) && "$$python" scripts/lock.py
+
+audit:  # known vulnerabilities of what requirements.lock names; needs the network
+	@$(env) && "$$python" -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit && \
+		build/audit/bin/python -m pip_audit --requirement requirements.lock --no-deps --disable-pip --strict

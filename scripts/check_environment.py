@@ -4,11 +4,13 @@
     python scripts/check_environment.py --lists   where requirements.txt and pyproject.toml differ, exit 1
 
 Versions come from installed metadata and modules are found, not imported: a fraction of a second.
+With CIRLOOP_LOCKED=1 also the installed packages whose version is not that of requirements.lock.
 `--dev` adds pyproject.toml's `dev` extra. scripts/setup_env.sh runs this under each Python it considers.
 """
 
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -56,6 +58,21 @@ def lacking(requirement: Requirement) -> str | None:
     return None
 
 
+def pinned() -> list[Requirement]:
+    lines = (ROOT / "requirements.lock").read_text("utf-8").splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def unlike(requirement: Requirement) -> str | None:
+    """Whether an installed package has another version; one that is not there may not be needed here."""
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    same = requirement.specifier.contains(version, prereleases=True)
+    return None if same else f"{requirement.name}{requirement.specifier} (has {version})"
+
+
 def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     if "--lists" in sys.argv[1:]:
@@ -68,6 +85,8 @@ def main() -> int:
     if "--dev" in sys.argv[1:]:
         wanted += [Requirement(line) for line in project["optional-dependencies"]["dev"]]
     missing = [problem for requirement in wanted if (problem := lacking(requirement))]
+    if os.environ.get("CIRLOOP_LOCKED") == "1":
+        missing += [problem for line in pinned() if (problem := unlike(line))]
     if (Path(sys.prefix) / UNFINISHED).exists():
         missing.insert(0, "a finished installation (the last one was interrupted)")
     for problem in missing:

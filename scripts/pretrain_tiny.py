@@ -743,7 +743,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     if args.start_from is not None:
-        tokenizer = AutoProcessor.from_pretrained(args.start_from).tokenizer
+        tokenizer = AutoProcessor.from_pretrained(args.start_from, trust_remote_code=False).tokenizer
         model = Qwen2VLForConditionalGeneration.from_pretrained(args.start_from, dtype=torch.float32)
     else:
         tokenizer = make_tokenizer(768)

@@ -7,6 +7,7 @@
 # It takes the first of $PYTHON, the active virtual environment, .venv, python3. When that one lacks a package, .venv
 # is used, and made or completed first where needed; nothing is ever installed anywhere else. When all is there this
 # takes well under a second and prints nothing. Its own lines go to stderr; it ends the script on the first error.
+# CIRLOOP_LOCKED=1: in the exact versions of requirements.lock, also where others would do.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -49,11 +50,13 @@ install() {
             "the lines above say why. Remove it (rm -rf '$venv') and run this again."
     fi
     : >"$unfinished"
-    say "installing requirements.txt${2:+ and the dev tools} into .venv"
+    local locked=()
+    [ "${CIRLOOP_LOCKED:-}" != 1 ] || locked=(-c requirements.lock)
+    say "installing requirements.txt${2:+ and the dev tools} into .venv${locked[*]:+, in the versions of requirements.lock}"
     # From the root, since `-e .` in requirements.txt means the current directory. Without PYTHONPATH, which could
     # show pip a package that is not in .venv.
     (cd "$root" && env -u PYTHONPATH "$venv/bin/python" -m pip install --no-input --disable-pip-version-check \
-        -r requirements.txt ${2:+-e '.[dev]'} >&2) ||
+        ${locked[@]+"${locked[@]}"} -r requirements.txt ${2:+-e '.[dev]'} >&2) ||
         die "pip could not install the packages; its lines above say why. Check the network and the free disk" \
             "space (10 GB), then run this again: it goes on from here. Or set PYTHON to an interpreter that has them."
     rm -f "$unfinished"

@@ -16,7 +16,8 @@ SOURCE = ROOT / "src" / "cirloop"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = {
-    "types", "settings", "runtime", "artifacts", "problems", "cost", "memory", "stopping", "disk", "silence",
+    "types", "settings", "runtime", "reading", "schemas", "shown", "artifacts", "problems", "cost", "memory",
+    "stopping", "disk", "silence",
 }  # fmt: skip
 ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training", "evaluation", "report"}
 BELOW_STAGES = LEAVES | ROOMS | {"config", "rows"}
@@ -25,10 +26,13 @@ ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "settings": set(),
     "runtime": {"settings"},
-    "artifacts": {"types", "disk"},
+    "reading": {"types"},
+    "schemas": {"types", "reading"},
+    "shown": set(),
+    "artifacts": {"types", "disk", "schemas"},
     "disk": set(),
     "silence": set(),
-    "problems": {"types"},
+    "problems": {"types", "reading"},
     "memory": {"types"},
     "stopping": set(),
     "lock": {"types", "disk"},
@@ -50,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "share": BELOW_STAGES,
     "shares": BELOW_STAGES | {"launch", "share"},
     "worker": BELOW_STAGES | {"share"},
-    "launch": {"types", "runtime", "silence", "stopping"},
+    "launch": {"types", "runtime", "silence", "stopping", "reading"},
     "run": BELOW_STAGES | {"launch", "shares"},
     "stages": BELOW_STAGES | {"launch", "run", "mine_split"},
     "loop": {"stages", "artifacts", "run"},
@@ -60,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings", "run"},
     "add_negatives": LEAVES | {"backbones", "data", "flags", "negatives", "report"},
     "export_vectors": BELOW_STAGES | {"cli", "evaluate_run", "experiment", "flags", "mine_split", "run"},
-    "cli": {"types", "report", "disk", "stopping"},
+    "cli": {"types", "report", "disk", "stopping", "shown"},
 }
 """Module or room of cirloop -> what it may import, besides itself. A new one is entered here first."""
 LAZY = {"launch": {"worker"}}

@@ -12,19 +12,20 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cirloop.disk import named, remove, sweep
+from cirloop import schemas
+from cirloop.disk import named, remove, sweep, sync_directory, sync_tree
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
-SCHEMA = 1
 MANIFEST = "manifest.json"
 WORK = ".work"
 READING = ".reading"
@@ -40,8 +41,9 @@ class Artifact:
     digest: str
     made_now: bool = False
 
-    def read(self) -> Any:
-        return json.loads(self.path.read_text("utf-8"))
+    def read(self) -> dict[str, Any]:
+        """Its content in the form of this version. Raises UserError as `schemas.read` does."""
+        return schemas.read(self.path, schemas.kind_of(self.name))
 
 
 def fingerprint(value: Any) -> str:
@@ -72,9 +74,11 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):  # the first one counts
             aside.unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):
+            raise UserError(f"{path} is a directory, where a file is to be written. Move it away.") from None
         raise
     sync_directory(path.parent)
 
@@ -97,20 +101,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, dump(value))
 
 
-def sync_directory(path: Path) -> None:
-    """Flush a directory's list of names, or a file, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with named(path):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+def write_sealed(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """With the version of its kind and a digest of its own, for what no manifest vouches for."""
+    write_json(path, schemas.sealed(kind, content))
 
 
-def sync_tree(path: Path) -> None:
-    """Flush a file, or every file and directory below a directory, to the disk."""
-    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        sync_directory(each)
+def _found(path: Path) -> dict[str, str]:
+    """`file_digests` of what can be read; for a file that cannot, the reason."""
+    out = {}
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        name = "." if file == path else file.relative_to(path).as_posix()
+        try:
+            out[name] = file_digest(file)
+        except OSError as error:
+            out[name] = f"cannot be read: {error.strerror}"
+    return out
 
 
 def _check_shape(manifest: dict[str, Any]) -> None:
@@ -136,22 +141,36 @@ class Store:
     def _read_manifest(self) -> dict[str, Any]:
         path = self.directory / MANIFEST
         if not path.exists():
-            return {"schema": SCHEMA, "artifacts": {}}
+            made = [p.name for name in ("*_iter_*", "evaluation_base.json") for p in self.directory.glob(name)]
+            if made:
+                raise UserError(
+                    f"{path} is missing, which says what of {', '.join(sorted(made)[:3])} is finished. Restore it from "
+                    "a backup, start anew in another --experiment_dir, or delete those to make them again."
+                )
+            return {"artifacts": {}}
+        manifest = schemas.read(path)
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            schema = manifest["schema"]
-            if schema == SCHEMA:
-                _check_shape(manifest)
+            _check_shape(manifest)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}). Restore it from a backup, or start anew in another --experiment_dir."
-            ) from None
-        if schema != SCHEMA:
-            raise UserError(f"{path} has schema {schema!r}; this version of cirloop reads schema {SCHEMA}.")
+            raise UserError(f"{path} is damaged ({error}). {schemas.RESTORE}") from None
         return manifest
 
     def _write_manifest(self) -> None:
-        write_text(self.directory / MANIFEST, json.dumps(self._manifest, indent=1, sort_keys=True) + "\n")
+        content = {name: value for name, value in self._manifest.items() if name != "schema"}
+        text = json.dumps(schemas.sealed("manifest", content), indent=1, sort_keys=True)
+        write_text(self.directory / MANIFEST, text + "\n")
+
+    def begin(self, run: str, settings: Path) -> None:
+        """`of_run`, written down before the first artifact: from now on a manifest that is not there is missing."""
+        self.of_run(run, settings)
+        self._write_manifest()
+
+    def of_run(self, run: str | None, settings: Path) -> None:
+        """Note to which run this directory belongs, or raise UserError where that is not the one of `settings`."""
+        if run is not None and self._manifest.setdefault("run", run) != run:
+            raise UserError(
+                f"{settings} is of another run than {self.directory / MANIFEST}. Restore that which is not its own."
+            )
 
     @property
     def names(self) -> list[str]:
@@ -172,11 +191,12 @@ class Store:
             there = ", ".join(sorted(self.names)) or "none"
             raise UserError(f"{self.directory} has no artifact {name!r}; it has: {there}.")
         path, damaged = self.directory / name, []
-        now = file_digests(path) if path.exists() else {}
+        now = _found(path)
         for file in sorted({*entry["files"], *now}):
             if now.get(file) != entry["files"].get(file):
                 absent = "missing" if file not in now else "not part of it"
                 state = "altered" if file in now and file in entry["files"] else absent
+                state = now[file] if " " in now.get(file, "") else state
                 damaged.append(f"{path if file == '.' else path / file} ({state})")
         if damaged:
             again = f"--resume_from_iteration {entry['iteration'] or 0}"
@@ -240,7 +260,8 @@ class Store:
         files = [n for n in also if (self.directory / n).exists()]
         if not names:
             return None
-        number = 1 + max((int(p.name.split("_")[1]) for p in self.directory.glob("replaced_*")), default=0)
+        before = [re.fullmatch(r"replaced_(\d+)", p.name) for p in self.directory.glob("replaced_*")]
+        number = 1 + max((int(found[1]) for found in before if found), default=0)
         self._manifest["moving"] = {"to": f"replaced_{number}", "names": [*names, *files]}
         for name in names:
             del entries[name]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from cirloop import stopping
 from cirloop.disk import explain
 from cirloop.report.terminal import start_logging
+from cirloop.shown import safe
 from cirloop.types import UserError
 
 
@@ -24,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {safe(str(error))}\n")
         sys.exit(2)
     except stopping.Stopped:
         sys.stderr.write("stopped by SIGTERM; go on with --auto_resume\n")

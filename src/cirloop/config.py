@@ -6,13 +6,11 @@ Precedence: flags, with `--fast_mode` the config's `_fast.yaml` twin, the config
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -21,7 +19,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from cirloop import flags
+from cirloop import flags, reading, schemas
+from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation
 from cirloop.data.config import DataConfig, ShapesSettings
@@ -29,6 +28,7 @@ from cirloop.negatives import MinerConfig, TopK
 from cirloop.negatives.attributes.config import AttributeSettings
 from cirloop.runtime import Runtime
 from cirloop.settings import Settings
+from cirloop.shown import secrets_in
 from cirloop.training.config import TrainingSettings
 from cirloop.types import UserError
 
@@ -42,6 +42,8 @@ TYPED = {
     "training.loss": "loss",
 }
 """Groups of settings that a flag may give another type, and the flag."""
+NO_SETTINGS = ("schema", "run", "digest")
+"""What a run directory's `config.json` holds besides."""
 
 
 class Evaluation(Settings):
@@ -81,6 +83,7 @@ class RunConfig(BaseSettings):
             "runtime.accelerate_config": "accelerate_config",
             "runtime.deepspeed": "deepspeed",
             "runtime.profile": "profile",
+            "runtime.allow_symlinks": "allow_symlinks",
         },
     )
 
@@ -167,6 +170,8 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
             **__: Any,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             source = YamlConfigSettingsSource(settings_cls, yaml_file=files, deep_merge=True)
+            for name in NO_SETTINGS if "schema" in source.init_kwargs else ():
+                source.init_kwargs.pop(name, None)
             for group, type_ in types.items():
                 *outer, name = group.split(".")
                 node: Any = source.init_kwargs
@@ -181,6 +186,9 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
         config = flags.parse(Parsed, argv, PROGRAM)
     except ValidationError as error:
         raise UserError(explain(error)) from None
+    named = ", ".join(secrets_in(config.resolved()))
+    if named:
+        raise UserError(f"{named}: a secret, and settings are copied to {config.directory}. Give tokens as HF_TOKEN.")
     return config
 
 
@@ -199,13 +207,26 @@ def _of_type(settings: Any, group: str, type_: str) -> Any:
 
 
 def from_json(path: Path, **changes: Any) -> RunConfig:
-    """The configuration a run directory was made with."""
+    """The configuration a run directory was made with. Raises UserError for a copy that is damaged or was changed."""
+    content = schemas.read(path, "config")
     try:
-        return RunConfig(**(json.loads(path.read_text("utf-8")) | changes))
+        return RunConfig(**{name: value for name, value in content.items() if name not in NO_SETTINGS}, **changes)
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error)}") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Restore it, or use another --experiment_dir.") from None
+
+
+def save(config: RunConfig, path: Path) -> str:
+    """Write a run directory's copy; returns the run's name, a digest of what decides results in its first copy."""
+    run = run_of(path) if path.exists() else None
+    run = run or fingerprint(config.decisive())
+    write_sealed(path, "config", {"run": run, **config.resolved()})
+    return run
+
+
+def run_of(path: Path) -> str | None:
+    """The name in a run directory's copy; None in one of an older version."""
+    name: str | None = schemas.read(path, "config").get("run")
+    return name
 
 
 def _check_yaml(path: Path, fast: bool) -> None:
@@ -214,9 +235,9 @@ def _check_yaml(path: Path, fast: bool) -> None:
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
         raise UserError(f"{flag} {path}: there is no such file. In {path.parent}: {there or 'no YAML files'}.")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {error}") from None
+        content = reading.yaml_file(path)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of settings, found {type(content).__name__}.")
     odd = [key for key in content if not isinstance(key, str)]
@@ -239,7 +260,9 @@ def explain(error: ValidationError, program: str = PROGRAM) -> str:
             where += ".type"
             message = f"should be one of {problem['ctx']['expected_tags']} (given: {problem['ctx']['tag']!r})"
         else:
-            message += f" (given: {problem['input']!r})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
+            message += (
+                f" (given: {problem['input']!r:.200})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
+            )
         lines.append(f"  {where or 'settings'}: {message}")
     return (
         f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:\n"

@@ -52,19 +52,39 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file. Raises OSError, as other writes do."""
+def sync_directory(path: Path) -> None:
+    """Flush a directory's list of names, or a file, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with named(path):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """Flush a file, or every file and directory below a directory, to the disk."""
+    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        sync_directory(each)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, with the permissions of any other new file: the library's own lets only its owner read
+    it. Raises OSError, as other writes do.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file  # here, since it loads torch
 
     try:
-        save_file(dict(tensors), path)
+        save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
         found = re.search(r"\(os error (\d+)\)", str(error))
         if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
-    path.chmod(0o666 & path.parent.stat().st_mode)  # the library gives it to its owner alone, whatever the umask
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def sweep(directory: Path, prefix: str = ".") -> None:

@@ -11,17 +11,17 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cirloop import flags
-from cirloop.artifacts import Artifact, Store, write_json
-from cirloop.config import RunConfig, explain, from_json
+from cirloop.artifacts import Artifact, write_json
+from cirloop.config import RunConfig, explain
 from cirloop.data import Dataset, benchmarks
 from cirloop.data.config import evaluated
 from cirloop.data.sources import Sources
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.significance import compared
-from cirloop.experiment import CONFIG, done_iterations, show
+from cirloop.experiment import done_iterations, show
 from cirloop.problems import Problems
 from cirloop.report.terminal import progress
-from cirloop.run import Run
+from cirloop.run import Run, run_directory
 from cirloop.score_rankings import score_rankings
 from cirloop.stages import evaluation, predictions
 from cirloop.types import UserError, benchmark_of
@@ -88,12 +88,14 @@ def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
 def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
     """The data set and the split to evaluate on, the run's own or another benchmark's by name, and settings with it."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
+    links = config.runtime.allow_symlinks
     other = evaluated(name, options.gallery, options.allow_missing_images)
     if other is not None and (options.data_dir is not None or benchmark_of(name) != config.data.type):
         settings, split = other
+        where = Sources(options.data_dir, config.cache, progress, allow_symlinks=links)
         there = {"data": settings, "data_dir": options.data_dir, "train_dir": None}
-        return config.model_copy(update=there), settings.build(Sources(options.data_dir, config.cache, progress)), split
-    where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
+        return config.model_copy(update=there), settings.build(where), split
+    where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir, links)
     own = config.data.build(where)
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name not in names:
@@ -111,9 +113,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     """
     directory = options.experiment_dir
     assert directory is not None
-    if not (directory / CONFIG).is_file():
-        raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
-    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory, reading=True)
+    config, store = run_directory(directory)
     if options.num_processes is not None:
         told = {"num_processes": options.num_processes, "accelerate_config": None}
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update=told)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -10,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from cirloop import lock, stopping
-from cirloop.artifacts import MANIFEST, Store, write_json
+from cirloop.artifacts import MANIFEST, Store
 from cirloop.checks import check
-from cirloop.config import RunConfig, from_json
+from cirloop.config import RunConfig, from_json, save
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
 from cirloop.problems import ProblemsFound
 from cirloop.report.terminal import metric_rows, table
-from cirloop.run import Run
+from cirloop.run import CONFIG, Run
 from cirloop.settings import differences
 from cirloop.types import EvalSplit, TrainSplit, UserError, benchmark_of
 
 logger = logging.getLogger(__name__)
-CONFIG = "config.json"
 
 
 def done_iterations(store: Store) -> list[int]:
@@ -76,10 +74,9 @@ def open_run(config: RunConfig) -> Run:
     elif used:
         for name in store.names:
             store.find(name)
-    directory.mkdir(parents=True, exist_ok=True)
     for left in directory.glob(".*.tmp"):  # a write that a stopped run did not finish
         left.unlink()
-    write_json(directory / CONFIG, config.resolved())
+    store.begin(save(config, directory / CONFIG), directory / CONFIG)
     return Run(config, store, data)
 
 
@@ -106,9 +103,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
         results = iterate(current)
         current.store.clean()
     show(results)
-    accounts = [
-        json.loads(p.read_text("utf-8")) for p in sorted(current.store.directory.glob("accounting_iter_*.json"))
-    ]
+    accounts = [current.store.find(n).read() for n in sorted(current.store.names) if n.startswith("accounting_iter_")]
     if accounts:
         rows = [
             (

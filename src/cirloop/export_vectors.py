@@ -22,16 +22,16 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cirloop import cli, flags
-from cirloop.artifacts import Store, write_json
-from cirloop.config import explain, from_json
+from cirloop.artifacts import write_json
+from cirloop.config import explain
 from cirloop.data.sources import Sources
 from cirloop.evaluate_run import BASE, chosen
-from cirloop.experiment import CONFIG, done_iterations
+from cirloop.experiment import done_iterations
 from cirloop.mine_split import split_vectors
 from cirloop.report.terminal import progress
 from cirloop.retrieval.blocks import checked
 from cirloop.retrieval.embed import query_items
-from cirloop.run import Run
+from cirloop.run import Run, run_directory
 from cirloop.types import EvalSplit, TrainSplit, UserError
 
 logger = logging.getLogger(__name__)
@@ -75,15 +75,15 @@ def main(argv: Sequence[str]) -> None:
 def export(options: ExportConfig) -> None:
     """Embed with the model of the iteration, and write the files."""
     directory = options.experiment_dir
-    if not (directory / CONFIG).is_file():
-        raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise UserError(f"--output {options.output} is there already and not an empty directory; give another.")
-    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory, reading=True)
+    config, store = run_directory(directory)
     label, *more = chosen(options.iteration, done_iterations(store))
     if more:
         raise UserError(f"--iteration {options.iteration}: give one.")
-    data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
+    data = config.data.build(
+        Sources(config.data_dir, config.cache, progress, config.train_dir, config.runtime.allow_symlinks)
+    )
     splits: Sequence[TrainSplit | EvalSplit]
     splits = [data.train] if options.split == TRAIN else data.parts(options.split)
     run = Run(config, store, data)

@@ -18,9 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cirloop import stopping
+from cirloop import reading, stopping
 from cirloop.runtime import Runtime
 from cirloop.silence import Silence
 from cirloop.types import UserError
@@ -39,8 +37,8 @@ def processes(runtime: Runtime) -> int:
     if runtime.num_processes > 1 or file is None:
         return runtime.num_processes
     try:
-        told = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        told = reading.yaml_file(file)
+    except UserError as error:
         told, why = None, str(error)
     else:
         why = "it holds no settings"

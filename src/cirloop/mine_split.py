@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cirloop import schemas
 from cirloop.backbones import Item
 from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
@@ -110,10 +110,8 @@ def _describe(run: Run, backbone: Any, images: Sequence[ImageId]) -> list[str]:
 def _losses(run: Run, iteration: int) -> list[float]:
     """The mean training loss of each finished iteration."""
     found = [run.store.find(f"checkpoint_iter_{t}") for t in range(iteration + 1)]
-    logs = [json.loads((a.path / "training_log.json").read_text("utf-8"))["rows"] for a in found if a is not None]
-    taken = [
-        [row["loss"] for row in rows if "ids" not in row] for rows in logs
-    ]  # a bad batch that was left out has ids
+    logs = [schemas.read(a.path / "training_log.json")["rows"] for a in found]
+    taken = [[row["loss"] for row in rows if "ids" not in row] for rows in logs]  # a batch that was left out has ids
     return [float(np.mean(losses)) for losses in taken if losses]
 
 

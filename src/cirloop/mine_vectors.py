@@ -199,7 +199,8 @@ def _rows(path: Path, name: str, num: int | None, lowest: int, size: int, proble
 def _lists(path: Path, name: str, num: int | None, size: int, problems: Problems) -> list[frozenset[int]] | None:
     content = problems.json(path)
     if isinstance(content, dict):
-        unknown = [key for key in content if not key.isdecimal() or (num is not None and int(key) >= num)]
+        known = {str(number) for number in range(num or 0)}
+        unknown = [key for key in content if key not in known]
         if unknown:
             problems.add(name, f"{len(unknown)} queries are unknown, the first: {unknown[0]!r}")
             return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cirloop import reading
 from cirloop.types import UserError
 
 T = TypeVar("T")
@@ -64,36 +64,28 @@ class Problems:
     def json(self, path: Path) -> Any:
         """The content of a JSON file, or None with the problem noted."""
 
-        def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            keys = [key for key, _ in pairs]
-            for key in sorted({k for k in keys if keys.count(k) > 1}) if len(set(keys)) < len(keys) else ():
-                self.add(path, f"the key {key!r} is there more than once")
-            return dict(pairs)
-
         text = self._text(path)
-        if text is None:
-            return None
+        return None if text is None else self._parsed(text, path)
+
+    def _parsed(self, text: str, where: object) -> Any:
         try:
-            return json.loads(text, object_pairs_hook=no_doubles)
-        except json.JSONDecodeError as error:
-            self.add(path, f"is not JSON ({error})")
-        except RecursionError:
-            self.add(path, "is not JSON (nested too deeply)")
+            return reading.parse_json(text, lambda key: self.add(where, f"the key {key!r} is there more than once"))
+        except UserError as error:
+            self.add(where, str(error))
         return None
 
     def lines(self, path: Path) -> list[str]:
-        """The lines of a text file, stripped; none, with the problem noted, where it cannot be read."""
-        return [line.strip() for line in (self._text(path) or "").splitlines()]
+        """The lines of a text file, stripped; none, with the problem noted, where it cannot be read.
+
+        Only a line feed ends a line: JSON may hold other signs that Python takes for one.
+        """
+        return [line.strip() for line in (self._text(path) or "").split("\n")]
 
     def _text(self, path: Path) -> str | None:
         try:
-            return path.read_text("utf-8")
-        except FileNotFoundError:
-            self.add(path, "there is no such file")
-        except IsADirectoryError:
-            self.add(path, "is a directory, not a file")
-        except UnicodeDecodeError:
-            self.add(path, "is not UTF-8 text")
+            return reading.text(path)
+        except UserError as error:
+            self.add(path, str(error))
         return None
 
     def json_lines(self, path: Path) -> Iterator[tuple[str, Entry]]:
@@ -103,14 +95,11 @@ class Problems:
             if not line:
                 continue
             where, num = f"{path} line {number}", num + 1
-            try:
-                fields = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                self.add(where, f"is not JSON ({error})")
-                continue
+            noted = len(self.rows)
+            fields = self._parsed(line, where)
             if isinstance(fields, dict):
                 yield where, Entry(fields, where, self)
-            else:
+            elif fields is not None or len(self.rows) == noted:
                 self.add(where, f"must be an object, found {_kind(fields)}")
         if num == 0 and len(self.rows) == before:
             self.add(path, "holds no lines")

@@ -17,7 +17,7 @@ from cirloop.backbones import Item, flops
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.weights import is_adapter
 from cirloop.captioning.eyes import Asked, Eyes
-from cirloop.config import RunConfig
+from cirloop.config import RunConfig, from_json, run_of
 from cirloop.data import Dataset
 from cirloop.data.dataset import eval_digest
 from cirloop.report.costs import Costs
@@ -27,9 +27,10 @@ from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.search import rank
 from cirloop.retrieval.vectors import room
 from cirloop.shares import AskedApart, Shares
-from cirloop.types import EvalSplit, ImageId, Query, TrainSplit
+from cirloop.types import EvalSplit, ImageId, Query, TrainSplit, UserError
 
 Vectors = npt.NDArray[np.float32]
+CONFIG = "config.json"
 KEPT = 3
 """Results of embedding that are kept: a gallery, its queries, and their texts alone."""
 PIECE = 1 << 18
@@ -158,6 +159,15 @@ class Run:
         gallery, search = self.gallery(backbone, split), self.config.runtime.search
         with memory.enough(f"ranking {len(gallery)} images", "Set runtime.search exact, which goes block by block."):
             return rank(queries, targets, split.gallery, vectors, gallery, depth, search)
+
+
+def run_directory(directory: Path) -> tuple[RunConfig, Store]:
+    """The settings and artifacts of a run directory, for reading. Raises UserError where it is none or is damaged."""
+    if not (directory / CONFIG).is_file():
+        raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
+    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory, reading=True)
+    store.of_run(run_of(directory / CONFIG), directory / CONFIG)
+    return config, store
 
 
 def adapter_of(checkpoint: Artifact | None) -> Path | None:

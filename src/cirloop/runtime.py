@@ -37,6 +37,8 @@ class Runtime(Settings):
     run has used stays. 0 = no limit."""
     save_every: int = Field(50, ge=0)
     """Steps between step checkpoints; 0 = none."""
+    allow_symlinks: bool = False
+    """Let links among the pictures lead out of the data directory and the folders of pictures, which may be links."""
     profile: bool = False
     """Write torch profiler traces of a few batches into `profile/` of the run directory, and measure the device's limit
     beside each stage's cost (docs/costs.md)."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from cirloop import cost, launch
+from cirloop import cost, launch, schemas
 from cirloop.artifacts import Artifact, file_digest, fingerprint, write_json
 from cirloop.backbones import Item
 from cirloop.captioning import rewrite
@@ -139,7 +138,7 @@ def train(
         run._model = None  # the trainer loads its own
         with cost.of_processes(run.store.workspace(name)):
             launch.training(job, config.runtime)
-        log = json.loads((path / "training_log.json").read_text("utf-8"))
+        log = schemas.read(path / "training_log.json")
         said = not_falling([row["loss"] for row in log["rows"] if "ids" not in row])
         if said:
             run.costs.warn(f"{name}: {said}")

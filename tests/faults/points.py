@@ -35,10 +35,9 @@ class Point:
 POINTS = (
     # opening a run directory
     Point("lock:held", "RUN", "mkdir rmdir"),
-    Point("experiment:open_run", "RUN", "mkdir"),
     Point("lock:_take", "RUN/run.lock", "open sync link remove"),
     Point("lock:held", "RUN/run.lock", "remove"),
-    Point("experiment:open_run", "RUN/config.json", TEXT),
+    Point("config:save", "RUN/config.json", TEXT),
     Point("experiment:open_run", "RUN/config.json", "remove", "mended"),  # what a killed one left half-written
     # an artifact: made aside by its stage, moved, listed
     Point("stages:account.build", f"{NEW}/accounting_iter_*.json", TEXT),
@@ -116,7 +115,7 @@ def kills() -> list[Case]:
     """kill -9 at every point: around each operation, and with half a file written."""
     moments = {"open": ("during",), "save": ("during", "after"), "rename": ("before", "after"), "sync": (), "utime":
                ("before",), "sync_dir": (), "chmod": (), "mkdir": ("after",), "rmtree": ("before", "after"),
-               "remove": ("after",), "link": ("before", "after"), "rmdir": ("before",)}  # fmt: skip
+               "remove": ("after",), "link": ("before", "after"), "rmdir": ()}  # fmt: skip
     found = []
     for point in POINTS:
         ops = [op for op in point.ops.split() if not (op == "mkdir" and point.ops == TEXT)]

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cirloop import flags
+from cirloop import flags, reading
 from cirloop.backbones.config import BackboneConfig, ModelSettings, Qwen2VLSettings
 from cirloop.backbones.weights import is_adapter
 from cirloop.negatives.knn_text_samples import Rule
@@ -61,6 +60,8 @@ class AddNegativesConfig(BaseSettings):
     """Images or texts embedded at once. Another one may change the last bits of the vectors."""
     num_workers: int = Field(4, ge=1)
     """Threads of a process that decode pictures."""
+    allow_symlinks: bool = False
+    """Let links among the pictures lead out of --image-dir, which may be a link itself."""
     max_samples: int | None = Field(None, ge=2)
     """Only the first samples, so many."""
     model_path: str = "tiny"
@@ -100,9 +101,9 @@ class AddNegativesConfig(BaseSettings):
         if self.run_config is None:
             return Qwen2VLSettings(path=self.model_path, dtype=self.dtype, max_pixels=self.max_pixels)
         try:
-            content = yaml.safe_load(self.run_config.read_text("utf-8"))
+            content = reading.yaml_file(self.run_config)
             made: ModelSettings = TypeAdapter(BackboneConfig).validate_python(content["model"])
-        except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+        except (UserError, ValidationError, KeyError, TypeError) as error:
             raise UserError(f"--run-config {self.run_config} has no `model` that can be used: {error}") from None
         return made
 

@@ -54,8 +54,10 @@ class SentenceEncoder:
     def __init__(self, directory: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-        self._model: Any = AutoModel.from_pretrained(directory, dtype=torch.float32, use_safetensors=True).eval()
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        self._model: Any = AutoModel.from_pretrained(
+            directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).eval()
         self._model.to("cuda" if torch.cuda.is_available() else "cpu")
         longest = getattr(self._model.config, "max_position_embeddings", None) or 1 << 20
         self._longest = min(longest, self._tokenizer.model_max_length)

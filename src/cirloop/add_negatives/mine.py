@@ -77,8 +77,10 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], Distinct]:
     check_devices(options, problems)
     samples = reading.read(options.annotations, options.split, options.max_samples, problems)
     if options.image_dir.is_dir():
-        title = "look at pictures"
-        reading.look(samples, options.image_dir, options.num_workers, lambda rows: progress(rows, title), problems)
+        title, links = "look at pictures", options.allow_symlinks
+        reading.look(
+            samples, options.image_dir, options.num_workers, lambda rows: progress(rows, title), problems, links
+        )
     problems.stop("docs/add_hard_negatives.md has the form of the annotations; all flags: add_hard_negatives.py --help")
     what = reading.distinct(samples, options.image_dir)
     logger.info("%d samples, %d different images, %d different texts", len(samples), len(what.images), len(what.texts))

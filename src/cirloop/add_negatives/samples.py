@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cirloop.add_negatives.phrases import normal
-from cirloop.data.images import FileImages
+from cirloop.data.images import FileImages, Links, leads_out
 from cirloop.data.verify import bad_images
 from cirloop.negatives.base import Rows
 from cirloop.problems import Entry, Problems
@@ -106,7 +106,7 @@ def _listed(content: Any, where: str, problems: Problems) -> Iterator[tuple[str,
 def _sample(entry: Entry, problems: Problems) -> Sample | None:
     image = entry.get("image", str)
     text = entry.get("text" if "text" in entry.fields or "answer" not in entry.fields else "answer", str)
-    if image is not None and (Path(image).is_absolute() or ".." in Path(image).parts):
+    if image is not None and leads_out(image):
         problems.add(entry.where, f"the path of {image!r} leads out of the image directory")
         return None
     group, name = entry.fields.get("group"), entry.fields.get("id")
@@ -119,9 +119,17 @@ def _sample(entry: Entry, problems: Problems) -> Sample | None:
     return Sample(ImageId(image), " ".join(text.split()), None if group is None else str(group), name)
 
 
-def look(samples: Sequence[Sample], folder: Path, workers: int, progress: Progress, problems: Problems) -> None:
+def look(
+    samples: Sequence[Sample], folder: Path, workers: int, progress: Progress, problems: Problems,
+    allow_symlinks: bool = False,
+) -> None:  # fmt: skip
     """Note every picture that is missing or does not decode."""
     files = {sample.image: folder / sample.image for sample in samples}
+    links = Links([folder])
+    for image, real in {} if allow_symlinks else {image: links.out(file) for image, file in files.items()}.items():
+        if real is not None:
+            problems.add(files.pop(image), f"is outside of the image directory: {real}",
+                         "Put the pictures in it, or let links lead out of it by --allow-symlinks true.")  # fmt: skip
     for image, what in bad_images(files, workers, progress).items():
         problems.add(files[image], what, "Put the pictures right, or take their samples out of the annotations.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from cirloop import schemas
 from cirloop.artifacts import file_digest, write_json
 from cirloop.backbones.base import Tuning
-from cirloop.backbones.weights import LORA_WEIGHTS, PARTS_CONFIG, PARTS_WEIGHTS
+from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS, PARTS_CONFIG, PARTS_WEIGHTS
 from cirloop.disk import named, save_tensors
 from cirloop.types import UserError
 
 PREFIX = "base_model.model."
+TARGETS = "training.lora.targets do"
+"""What did not fit, for messages."""
+
+
+def _lora(directory: Path) -> LoraConfig:
+    """PEFT's settings of a saved LoRA. Raises UserError for what is damaged, no LoRA, or names code to import."""
+    try:
+        lora = PeftConfig.from_pretrained(str(directory))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{directory / LORA_CONFIG} cannot be read: {error}. Restore it, or train it again.") from None
+    if not isinstance(lora, LoraConfig):
+        raise UserError(f"adapter {directory} is of type {lora.peft_type}; only LoRA and DoRA are read.")
+    if lora.megatron_config is not None:
+        raise UserError(f"{directory / LORA_CONFIG} names a module for PEFT to import (megatron_core); not followed.")
+    return lora
 
 
 class Adapted:
@@ -96,12 +111,12 @@ class Adapted:
             there = sorted({".".join(name.split(".")[:2]) for name in names})
             raise UserError(f"training.parts: {', '.join(idle)} match no weight; there are {', '.join(there)}.")
 
-    def _inject(self, lora: LoraConfig) -> None:
+    def _inject(self, lora: LoraConfig, what: str = TARGETS) -> None:
         """LoRA modules in float32, whatever the base's dtype."""
         try:
             inject_adapter_in_model(lora, self.core)
-        except ValueError as error:
-            raise UserError(f"training.lora.targets fit no module of {self.base_path!r}: {error}") from None
+        except (ValueError, TypeError, re.error) as error:
+            raise UserError(f"{what} not fit the modules of {self.base_path!r}: {error}") from None
         for name, parameter in self.core.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -140,17 +155,15 @@ class Adapted:
         before = self._probed()
         if (directory / PARTS_CONFIG).is_file():
             weights = directory / PARTS_WEIGHTS
-            self.trained_parts = tuple(json.loads((directory / PARTS_CONFIG).read_text("utf-8"))["parts"])
+            self.trained_parts = tuple(schemas.read(directory / PARTS_CONFIG)["parts"])
             state = self._read(weights, self.adapter_state())
             for name, parameter in self.core.named_parameters():
                 if name in state:
                     parameter.data = state[name].to(parameter.device)
         else:
             weights = directory / LORA_WEIGHTS
-            lora = PeftConfig.from_pretrained(str(directory))
-            if not isinstance(lora, LoraConfig):
-                raise UserError(f"adapter {directory} is of type {lora.peft_type}; only LoRA and DoRA are read.")
-            self._inject(lora)
+            lora = _lora(directory)
+            self._inject(lora, f"adapter {directory}: its {LORA_CONFIG} does")
             self.lora = lora
             state = self._read(weights, self.adapter_state())
             set_peft_model_state_dict(self.core, {name.removeprefix(PREFIX): value for name, value in state.items()})

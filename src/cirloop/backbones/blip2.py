@@ -88,9 +88,9 @@ def load_blip2(directory: Path, path: str, dtype: str) -> Blip2ForImageTextRetri
     """The model, frozen, its tower in `dtype` and the rest in float32."""
     try:
         loaded: Any = Blip2ForImageTextRetrieval.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            directory, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
         )
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"model path {path!r} has weights that cannot be read ({error}). Fetch them again.") from None
     model, info = loaded
     wrong = [f"no {name}" for name in sorted(info["missing_keys"]) if not name.startswith("itm_head")]

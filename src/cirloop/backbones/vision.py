@@ -48,6 +48,7 @@ def load_vlm(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are in the report, and refused with their names
             trust_remote_code=False,
+            use_safetensors=True,
             **four_bit,
         )
         processor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)

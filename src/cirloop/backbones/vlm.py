@@ -20,7 +20,7 @@ from peft import LoraConfig
 from torch import nn
 
 from cirloop.artifacts import fingerprint
-from cirloop.backbones.adapter import PREFIX, Adapted
+from cirloop.backbones.adapter import PREFIX, TARGETS, Adapted
 from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
 from cirloop.backbones.packing import check_packing, let_sdpa_take_rows, pack
 from cirloop.backbones.proof import compile_layers, prove_embeddings, prove_gradient, uncompiled
@@ -207,8 +207,8 @@ class VlmEmbedder(VisionBase, Adapted):
             name = former.sub(now, name)
         return PREFIX + name
 
-    def _inject(self, lora: LoraConfig) -> None:
-        super()._inject(lora)
+    def _inject(self, lora: LoraConfig, what: str = TARGETS) -> None:
+        super()._inject(lora, what)
         names = [name for name, _ in self.core.named_parameters() if "lora_" in name]
         outside = [name for name in names if "language_model." not in name]
         if outside:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cirloop import reading
 from cirloop.artifacts import file_digest, fingerprint
 from cirloop.types import UserError
+
+if TYPE_CHECKING:
+    pass
 
 TINY = "tiny"
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -22,7 +26,7 @@ def resolve(path: str, *model_types: str) -> Path:
 
     Raises UserError with all that is wrong.
     """
-    directory = Path(str(files("cirloop"))) / TINY if path == TINY else Path(path).expanduser()
+    directory = Path(str(files("cirloop"))) / TINY if path == TINY else reading.at_home(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
@@ -54,21 +58,21 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
     config, index = directory / "config.json", directory / "model.safetensors.index.json"
     try:
         if config.is_file():
-            found = json.loads(config.read_text("utf-8")).get("model_type")
+            found = reading.parse_json(reading.text(config)).get("model_type")
             if model_types and found not in model_types:
                 expected = " or ".join(map(repr, model_types))
                 problems.append(f"config.json says model_type {found!r}, expected {expected}")
         if index.is_file():
-            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            shards = set(reading.parse_json(reading.text(index))["weight_map"].values())
             problems += [f"no {name}" for name in sorted(shards) if not (directory / name).is_file()]
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         problems.append(f"config.json or {index.name} cannot be read: {error}")
     return problems
 
 
 def resolve_adapter(path: str) -> Path:
     """The local directory of a published LoRA: a directory or a hub name. Raises UserError with all that is wrong."""
-    directory = Path(path).expanduser()
+    directory = reading.at_home(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(f"model.start_adapter {path!r} does not exist. Give a directory or a hub name.")
@@ -80,7 +84,7 @@ def resolve_adapter(path: str) -> Path:
             "Weights of a whole model, such as a merged embedder's, belong in model.path."
         )
     try:
-        kind = json.loads((directory / LORA_CONFIG).read_text("utf-8")).get("peft_type")
+        kind = reading.parse_json(reading.text(directory / LORA_CONFIG)).get("peft_type")
     except (ValueError, AttributeError) as error:
         raise UserError(f"model.start_adapter {path!r}: {LORA_CONFIG} cannot be read: {error}") from None
     if kind != "LORA":

@@ -64,7 +64,7 @@ def readable(path: str) -> Iterator[None]:
 def chat_processor(path: str, directory: Any) -> Any:
     """The processor of a model directory. Raises UserError without a chat template."""
     with readable(path):
-        processor: Any = AutoProcessor.from_pretrained(directory)
+        processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     if not getattr(processor, "chat_template", None):
         raise UserError(
             f"foundation.path {path!r} has no chat template, so how to ask it is not known. Use an instruction-tuned "
@@ -95,6 +95,8 @@ class PictureCaptioner:
                 dtype=getattr(torch, self.settings.dtype),
                 attn_implementation=self.settings.attention,
                 output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
         model, info = loaded
         missing = sorted(info["missing_keys"])

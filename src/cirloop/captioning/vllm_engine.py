@@ -41,6 +41,8 @@ class VllmCaptioner:
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
             gpu_memory_utilization=settings.gpu_memory_utilization,
+            trust_remote_code=False,
+            load_format="safetensors",
             limit_mm_per_prompt={"image": 2},
             logprobs_mode="processed_logprobs",  # of the allowed tokens alone, for `yes`
             seed=0,

@@ -73,13 +73,14 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
 def load(allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources) -> Dataset:
     """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017, and another data set's training split."""
     directory = sources.root("circo")
+    folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
+    sources = sources.around(folder)
 
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
         problems = Problems(f"Put CIRCO and COCO's list of images under --data_dir {directory}; see docs/datasets.md.")
         [part] = judged(directory, split, problems)
         if part.gallery is None and not (directory / LIST).exists():
             problems.add(directory / LIST, "there is no such file")
-        folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
         files = {image: folder / f"{int(image):012d}.jpg" for image in (part.gallery.ids if part.gallery else ())}
         return eval_splits([(part, files)], allow_missing_images, sources, problems)
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from cirloop.data.dataset import Dataset
+from cirloop.data.images import leads_out
 from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.problems import Entry, Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
@@ -30,9 +31,9 @@ def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId
         problems.add(path, "must be an object of image name -> path")
         return {}
     for name, file in content.items():
-        if Path(file).is_absolute() or ".." in Path(file).parts:
+        if leads_out(file):
             problems.add(path, f"the path of {name!r} leads out of the picture folder: {file!r}")
-    return {ImageId(name): file for name, file in content.items()}
+    return {ImageId(name): file for name, file in content.items() if not leads_out(file)}
 
 
 def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
@@ -86,6 +87,7 @@ def load(allow_missing_images: int, sources: Sources) -> Dataset:
     directory = sources.root("cirr")
     raw = directory / "img_raw"
     pictures = raw if raw.is_dir() else directory
+    sources = sources.around(pictures)
     way_out = f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the layout."
 
     def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:

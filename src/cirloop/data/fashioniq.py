@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cirloop.data.dataset import Dataset
+from cirloop.data.images import leads_out
 from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.problems import Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
@@ -50,6 +51,10 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
     if content is not None and not (isinstance(content, list) and all(isinstance(name, str) for name in content)):
         problems.add(names, "must be a list of image ids")
         content = None
+    out = [name for name in content or () if leads_out(name) or "/" in name]
+    if out:
+        problems.add(names, f"{len(out)} image ids are no names of files, the first: {out[0]!r}")
+        content = None
     images = [] if content is None else content
     twice = sorted(name for name, count in Counter(images).items() if count > 1)
     if twice:
@@ -61,7 +66,9 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
         reference, captions = entry.get("candidate", str), entry.list_of("captions", str)
         target = entry.get("target", str, optional=split == "test")
         for role, image in (("candidate", reference), ("target", target)):
-            if image is not None and known and image not in known:
+            if image is not None and (leads_out(image) or "/" in image):
+                problems.add(where, f"{role} {image!r} is no name of a file")
+            elif image is not None and known and image not in known:
                 problems.add(where, f"{role} {image!r} is not in {names.name}")
         text = joined(captions) if captions else ""
         if captions is not None and not text:
@@ -93,10 +100,15 @@ def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> 
     return {image: there.get(image, directory / "images" / f"{image}.png") for image in images}
 
 
+def folders(directory: Path) -> list[Path]:
+    """Where pictures may be."""
+    return [directory / "images", *(directory / "images" / category for category in CATEGORIES)]
+
+
 def load(categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, sources: Sources) -> Dataset:
     """Train over the categories together; val and test one part per category."""
     directory = sources.root("fashioniq")
-
+    sources = sources.around(*folders(directory))
     way_out = f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the layout."
 
     def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:

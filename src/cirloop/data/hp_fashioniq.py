@@ -16,6 +16,7 @@ from typing import Any
 
 from cirloop.data import fashioniq
 from cirloop.data.dataset import Dataset
+from cirloop.data.images import leads_out
 from cirloop.data.sources import Sources, eval_splits
 from cirloop.problems import Entry, Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Preference, Query, QueryId, Relevance, TrainSplit
@@ -109,7 +110,7 @@ def _images(
         if text is None:
             continue
         path = PurePosixPath(text)
-        if path.parent.name not in fashioniq.CATEGORIES or not path.stem:
+        if path.parent.name not in fashioniq.CATEGORIES or not path.stem or leads_out(path.name):
             problems.add(f"{entry.where} {role}", f"{text!r} does not end in <category>/<image>.jpg")
             continue
         categories.setdefault(ImageId(path.stem), path.parent.name)
@@ -120,6 +121,7 @@ def _images(
 def load(file: str, allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources) -> Dataset:
     """Val with FashionIQ's pictures, and another data set's training split."""
     directory = sources.root("hp_fashioniq")
+    sources = sources.around(*fashioniq.folders(directory))
 
     def evaluated() -> tuple[EvalSplit, ...]:
         problems = Problems(f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see docs/datasets.md.")

@@ -178,9 +178,19 @@ def judged(
     return triplets.judged(rows, files, "huggingface", split, where, problems), files
 
 
+def _folders(settings: HuggingFaceSettings, sources: Sources) -> list[Path]:
+    """Where pictures may be that a table names by path: its folder, and where `datasets` puts what it fetches."""
+    from datasets import config as found
+    from huggingface_hub import constants
+
+    named = [] if settings.images is None else [sources.root("huggingface") / settings.images]
+    return [*named, Path(found.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
+
+
 def load(settings: HuggingFaceSettings, sources: Sources) -> Dataset:
     """Train, val and test from the splits that `settings` names."""
     tables, allow = Tables(settings, sources), settings.allow_missing_images
+    sources = sources.around(*_folders(settings, sources))
 
     def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
         problems = Problems(f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md.")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import stat
 import struct
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +28,8 @@ MAX_PIXELS = 89_478_485
 MAX_ASPECT = 200
 """Longer side over shorter; Qwen2-VL's image processor takes no more."""
 
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What is decoded, by content and not by name. Pillow knows more, among them EPS, for which it starts Ghostscript."""
 ORIENTATION = 0x0112
 """The EXIF tag; 1 is upright."""
 
@@ -52,8 +57,38 @@ def stamp(picture: Picture) -> tuple[object, ...]:
     """What changes when a picture does: the path, size and time of a file, the digest of packed bytes."""
     if isinstance(picture, Packed):
         return (picture.sha256,)
-    stat = picture.stat() if picture.exists() else None
-    return (str(picture), stat and stat.st_size, stat and stat.st_mtime_ns)
+    try:
+        seen = picture.stat()
+    except (OSError, ValueError):  # not there, or no name that a file can have
+        return (str(picture), None, None)
+    return (str(picture), seen.st_size, seen.st_mtime_ns)
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name of a picture in annotations could stand for a file outside of its folder."""
+    parts = PurePosixPath(name).parts
+    return not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\0\\")
+
+
+class Links:
+    """Tells which files are outside of some folders once symbolic links are followed. The folders may be links."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._inside = tuple({os.path.realpath(folder) for folder in folders})
+        self._real: dict[Path, str] = {}
+
+    def out(self, picture: Picture) -> str | None:
+        """Where a file really is, if that is outside."""
+        if isinstance(picture, Packed):
+            return None
+        if picture.parent not in self._real:  # most files are no links: one look at each, one per folder
+            self._real[picture.parent] = os.path.realpath(picture.parent)
+        real = os.path.join(self._real[picture.parent], picture.name)
+        try:
+            real = os.path.realpath(real) if picture.is_symlink() else real
+        except ValueError:  # a NUL in the name
+            return None
+        return None if any(real.startswith(f"{folder.rstrip(os.sep)}{os.sep}") for folder in self._inside) else real
 
 
 class DrawnImages:
@@ -113,21 +148,18 @@ def decode(source: Picture) -> Image.Image:
     """The picture of a file, upright RGB. Raises BadImage with what is wrong."""
     path = io.BytesIO(source.read()) if isinstance(source, Packed) else source
     try:
+        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
+            raise BadImage("is a directory" if path.is_dir() else "is a pipe or a device, not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
-            with Image.open(path) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise BadImage(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")
-                if max(width, height) > MAX_ASPECT * min(width, height):
-                    raise BadImage(f"is {width}x{height}, one side more than {MAX_ASPECT} times the other")
+            with Image.open(path, formats=_formats()) as picture:
+                _check_size(picture)
                 picture.load()
+                _check_size(picture)  # some formats say it only now
                 turned = picture.getexif().get(ORIENTATION, 1) != 1
                 return _rgb(ImageOps.exif_transpose(picture) if turned else picture)
     except FileNotFoundError:
         raise BadImage("is not there") from None
-    except IsADirectoryError:
-        raise BadImage("is a directory") from None
     except PermissionError:
         raise BadImage("may not be read") from None
     except Image.DecompressionBombError:
@@ -139,6 +171,21 @@ def decode(source: Picture) -> Image.Image:
         if isinstance(error, BadImage):
             raise
         raise BadImage(f"cannot be decoded ({error})") from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_size(picture: Image.Image) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f"is {width}x{height}, one side more than {MAX_ASPECT} times the other")
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

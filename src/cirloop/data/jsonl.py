@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cirloop.data import triplets
 from cirloop.data.dataset import Dataset
-from cirloop.data.images import Picture
+from cirloop.data.images import Picture, leads_out
 from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.problems import Entry, Problems
 from cirloop.types import EvalSplit, ImageId, Judged, TrainSplit
@@ -45,13 +45,9 @@ def pictures(directory: Path, settings: JsonlSettings, problems: Problems) -> di
     for name, count in sorted(Counter(names).items()):
         if count > 1:
             problems.add(directory / settings.gallery, f"{name!r} is there more than once")
-        if not _inside(name):
+        if leads_out(name):
             problems.add(directory / settings.gallery, f"{name!r} is not inside the picture folder")
-    return {ImageId(name): folder / name for name in names}
-
-
-def _inside(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+    return {ImageId(name): folder / name for name in names if not leads_out(name)}
 
 
 def with_named(
@@ -59,7 +55,7 @@ def with_named(
 ) -> dict[ImageId, Picture]:
     """The pictures of a folder and those that objects name and that are not there, to be found missing."""
     names = {ImageId(image) for _, entry in entries for _, image in triplets.named(entry)}
-    return {image: folder / image for image in sorted(names) if _inside(image)} | dict(files)
+    return {image: folder / image for image in sorted(names) if not leads_out(image)} | dict(files)
 
 
 def judged(
@@ -77,6 +73,7 @@ def judged(
 def load(settings: JsonlSettings, sources: Sources) -> Dataset:
     """Train, val and test from the files that `settings` names."""
     directory, allow = sources.root("jsonl"), settings.allow_missing_images
+    sources = sources.around(directory / settings.images)
 
     def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
         problems = Problems(f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a line.")

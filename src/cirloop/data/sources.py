@@ -6,7 +6,6 @@ queries that need one of them are dropped, the gallery does without it, and ever
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cirloop.artifacts import fingerprint, write_json
-from cirloop.data.images import FileImages, Picture, stamp
+from cirloop import schemas
+from cirloop.artifacts import fingerprint, write_sealed
+from cirloop.data.images import FileImages, Links, Picture, stamp
 from cirloop.data.verify import WORKERS, bad_images
 from cirloop.problems import Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, TrainSplit, Triplet, UserError
@@ -37,6 +37,13 @@ class Sources:
     cache: Path
     progress: Progress
     train_directory: Path | None = None
+    allow_symlinks: bool = False
+    folders: tuple[Path, ...] = ()
+    """Of pictures, besides the directory; they and the directory may be links themselves."""
+
+    def around(self, *folders: Path) -> Sources:
+        """The same with folders of pictures, which a link in them may not lead out of unless that is allowed."""
+        return replace(self, folders=(*self.folders, *folders))
 
     def root(self, data_set: str) -> Path:
         """The data directory. Raises UserError without one."""
@@ -50,15 +57,22 @@ class Sources:
         """The same for the data set that a benchmark without a training split is trained on."""
         return replace(self, directory=self.train_directory or self.directory, train_directory=None)
 
+    def led_out(self, files: Files) -> dict[ImageId, str]:
+        """Where pictures really are that lie outside of the directory and the folders."""
+        links = Links([*([self.directory] if self.directory else []), *self.folders])
+        found = {image: links.out(picture) for image, picture in files.items()}
+        return {image: real for image, real in found.items() if real is not None}
+
     def bad(self, name: str, files: Files) -> dict[ImageId, str]:
         """What is wrong with which picture; looked at once, and again when a file's size or time changes."""
         stamps = [[image, *stamp(picture)] for image, picture in sorted(files.items())]
         record = self.cache / "images" / f"{fingerprint(stamps)[:24]}.json"
         if record.is_file():
             try:
-                return {ImageId(image): what for image, what in json.loads(record.read_text("utf-8"))["bad"].items()}
-            except (ValueError, LookupError, TypeError, AttributeError):
-                logger.warning("%s is damaged; looking at the pictures again", record)
+                found = schemas.read(record, "pictures")["bad"]
+                return {ImageId(image): what for image, what in found.items()}
+            except (UserError, LookupError, AttributeError) as error:
+                logger.warning("looking at the pictures again, since what is known of them is of no use: %s", error)
         began = time.monotonic()
         found = bad_images(files, WORKERS, lambda images: self.progress(images, f"look at {name}"))
         seconds = time.monotonic() - began
@@ -66,7 +80,7 @@ class Sources:
         logger.info(
             "%s: looked at %d pictures in %.1f s, %.0f a second, %d threads", name, len(files), seconds, rate, WORKERS
         )
-        write_json(record, {"schema": 1, "name": name, "images": len(files), "bad": found})
+        write_sealed(record, "pictures", {"name": name, "images": len(files), "bad": found})
         if found:
             logger.warning("%s: %d of %d pictures cannot be used; listed in %s", name, len(found), len(files), record)
         return found
@@ -117,7 +131,14 @@ def _look(gallery: Gallery | None, files: Files, allow: int, sources: Sources, p
     """The pictures that cannot be used. They are problems if they are more than `allow`."""
     if gallery is None or not gallery.ids:
         return set()
-    found = sources.bad(gallery.name, {image: files[image] for image in gallery.ids})
+    out = {} if sources.allow_symlinks else sources.led_out({image: files[image] for image in gallery.ids})
+    for image, real in out.items():
+        problems.add(
+            files[image],
+            f"is outside of the data directory: {real}",
+            "Put the pictures in the data directory, or let links lead out of it by --allow_symlinks.",
+        )
+    found = sources.bad(gallery.name, {image: files[image] for image in gallery.ids if image not in out})
     if len(found) > allow:
         for image, what in found.items():
             problems.add(

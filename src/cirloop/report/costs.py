@@ -6,15 +6,14 @@ one of a killed attempt stays, with `finished` false.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cirloop import cost
-from cirloop.artifacts import write_json
+from cirloop import cost, schemas
+from cirloop.artifacts import write_sealed
 from cirloop.cost import Cost
 from cirloop.report.terminal import table
 from cirloop.types import UserError
@@ -35,10 +34,11 @@ class Costs:
 
     def read(self) -> list[dict[str, Any]]:
         """The rows so far. Raises UserError where the file is damaged."""
-        try:
-            return list(json.loads(self._path.read_text("utf-8"))["stages"]) if self._path.exists() else []
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._path} is damaged ({error}). No result needs it: delete it.") from None
+        content = schemas.read(self._path) if self._path.exists() else {"stages": []}
+        if not isinstance(content.get("stages"), list):
+            raise UserError(f"{self._path} is damaged (it lists no stages). No result needs it: delete it.")
+        rows: list[dict[str, Any]] = content["stages"]
+        return rows
 
     @contextmanager
     def stage(self, name: str, profile: bool, limit: Callable[[str], float]) -> Iterator[None]:
@@ -68,7 +68,7 @@ class Costs:
         self._warnings.append(text)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        write_json(self._path, {"schema": 1, "stages": rows})
+        write_sealed(self._path, "costs", {"stages": rows})
 
     def show(self) -> None:
         """The table of the stages made since this object was."""

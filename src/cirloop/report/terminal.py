@@ -18,8 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from cirloop import stopping
+from cirloop.shown import safe
 
 T = TypeVar("T")
 console = Console(stderr=True)
@@ -27,15 +29,23 @@ logger = logging.getLogger("cirloop")
 LINE_EVERY = 15.0
 
 
+class Safe(logging.Formatter):
+    """Log lines without what steers a terminal and without secrets; tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe(super().format(record))
+
+
 def start_logging() -> None:
     """One line per event, through rich on a terminal."""
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]")
+        handler.setFormatter(Safe("%(message)s"))
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+        handler.setFormatter(Safe("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logger.setLevel(logging.INFO)
 
 
@@ -47,14 +57,14 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
         return
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console, transient=True) as bar:
-            for item in bar.track(items, total=total, description=title):
+            for item in bar.track(items, total=total, description=safe(title)):
                 stopping.check()
                 yield item
         return
@@ -78,11 +88,11 @@ def table(
     """Print a table; the first column is text, the rest too or `numbers`."""
     made = Table()
     for number, column in enumerate(columns):
-        made.add_column(column, justify="right" if number and numbers else "left", overflow="fold")
+        made.add_column(Text(safe(column)), justify="right" if number and numbers else "left", overflow="fold")
     for row in rows:
-        made.add_row(*map(str, row))
+        made.add_row(*(Text(safe(str(cell))) for cell in row))  # not markup: data sets and models wrote some of it
     target = out or Console(width=None if console.is_terminal else 120)
-    target.print(title, highlight=False, markup=False)
+    target.print(safe(title), highlight=False, markup=False)
     target.print(made)
 
 

@@ -7,6 +7,7 @@ gallery may be larger than memory. N rows, D dimensions, M vectors of an image.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -67,10 +68,12 @@ def open_vectors(path: Path) -> Any:
     parts = []
     for file in files:
         try:
-            parts.append(np.load(file, mmap_mode="r"))
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise ValueError("it is no regular file")
+            parts.append(np.lib.format.open_memmap(file, mode="r"))  # np.load would read archives as well
         except FileNotFoundError:
             raise UserError("there is no such file") from None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, OverflowError, TypeError) as error:
             where = f"{file} " if file != path else ""
             raise UserError(f"{where}is not a .npy array ({error})") from None
         kinds = [(part.dtype, part.shape[1:]) for part in (parts[0], parts[-1])]

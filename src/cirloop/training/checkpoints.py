@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cirloop.artifacts import file_digest, sync_directory, sync_tree, write_json
-from cirloop.disk import save_tensors
+from cirloop import schemas
+from cirloop.artifacts import file_digest, write_sealed
+from cirloop.disk import save_tensors, sync_directory, sync_tree
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ class StepCheckpoints:
         _remove(aside)
         aside.mkdir(parents=True)
         save_tensors(aside / STATE, state)
-        record = {"key": self._key, "step": step, "digest": file_digest(aside / STATE), "log": log}
-        write_json(aside / RECORD, record)
+        record = {"key": self._key, "step": step, "tensors": file_digest(aside / STATE), "log": log}
+        write_sealed(aside / RECORD, "state", record)
         sync_tree(aside)
         _remove(goal)  # one that is not whole, else training would have gone on from it
         aside.replace(goal)
@@ -45,34 +46,31 @@ class StepCheckpoints:
         """The record and state to go on from; None = from the start.
 
         A directory without one of its files is left over from a removal that was broken off, and passed over. Raises
-        UserError where one is damaged or of another stage.
+        UserError, with the file named, where one is damaged or of another stage.
         """
         for path in reversed(self._all()):
-            if not (path / RECORD).is_file() or not (path / STATE).is_file():
+            if not (path / RECORD).exists() or not (path / STATE).exists():
                 logger.warning("%s is not whole and is passed over", path)
                 continue
-            record = _read(path / RECORD)
-            if record["key"] != self._key:
+            record = schemas.read(path / RECORD)
+            if record.get("key") != self._key:
                 raise UserError(
                     f"{path} is of a training stage with other settings or inputs. Delete it to train from the start."
                 )
-            if file_digest(path / STATE) != record["digest"]:
-                raise UserError(f"{path / STATE} is altered. Delete {path} to train from the start.")
-            return record, load_file(path / STATE)
+            return record, self._tensors(path / STATE, record.get("tensors"))
         return None
 
     def _all(self) -> list[Path]:
         return sorted(self._directory.glob("step_*"))
 
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        if isinstance(record["step"], int) and isinstance(record["log"], list) and record["key"] and record["digest"]:
-            return dict(record)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{path} is altered. Delete {path.parent} to train from the start.")
+    @staticmethod
+    def _tensors(path: Path, digest: Any) -> dict[str, Tensor]:
+        try:
+            if not path.is_file() or file_digest(path) != digest:
+                raise UserError(f"{path} is altered. Delete {path.parent} to train from the start.")
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}). Delete {path.parent} to train from the start.") from None
 
 
 def _remove(path: Path) -> None:

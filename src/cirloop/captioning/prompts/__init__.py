@@ -13,8 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from cirloop import reading
 from cirloop.types import UserError
 
 Message = dict[str, Any]
@@ -66,17 +65,15 @@ def packaged() -> list[str]:
 @cache
 def load(name: str) -> Prompt:
     """The packaged prompt `name`, or the prompt of a file. Raises UserError with what is wrong."""
-    path = Path(name).expanduser()
+    path = reading.at_home(name)
     if name in packaged():
-        content = files(__name__).joinpath(f"{name}.yaml").read_text("utf-8")
-    elif path.suffix == ".yaml" and path.is_file():
-        content = path.read_text("utf-8")
-    else:
+        path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
+    elif path.suffix != ".yaml" or not path.is_file():
         raise UserError(f"prompt {name!r} is none of {', '.join(packaged())}, and no .yaml file of that name is there.")
     try:
-        found = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise UserError(f"prompt {name!r} is not YAML: {error}") from None
+        found = reading.yaml_file(path)
+    except UserError as error:
+        raise UserError(f"prompt {name!r} {error}") from None
     if not isinstance(found, dict) or found.keys() != {"answer", "turn"} or not isinstance(found["turn"], str):
         raise UserError(f"prompt {name!r} must have `answer` and `turn`, a text, and nothing else.")
     if found["answer"] not in KINDS:

@@ -28,7 +28,9 @@ def load_pipeline(task: str, model: str) -> Any:
 
     try:
         build: Any = transformers.pipeline  # its overloads name every task by a literal
-        pipeline = build(task, model=model, batch_size=BATCH)
+        pipeline = build(
+            task, model=model, batch_size=BATCH, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"attributes: model {model!r} does not load for {task} ({str(error).splitlines()[0]}). "

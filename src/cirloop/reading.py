@@ -1,0 +1,131 @@
+"""What people and other programs wrote, read with bounds: text, JSON, YAML.
+
+Whatever a file holds, it is read or a UserError says what is wrong with it, without the path: the caller knows what the
+file is for. Nothing here waits for a pipe, unfolds what unfolds without end, or keeps one of two values of a key.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from cirloop.types import UserError
+
+MAX_BYTES = 1 << 31
+"""Of a file of annotations; parsed it takes several times as much memory."""
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_VALUES = 100_000
+"""Values of a YAML file with its anchors unfolded."""
+
+
+def text(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    """The text of a UTF-8 file, without a byte order mark."""
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise UserError("is a directory, not a file")
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError("is a pipe or a device, not a file")
+        if found.st_size > max_bytes:
+            raise UserError(f"has {found.st_size:,} bytes, more than {max_bytes:,}")
+        return path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError("there is no such file") from None
+    except UnicodeDecodeError:
+        raise UserError("is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})") from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot be read ({error})") from None  # a NUL in the path
+
+
+def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> Any:
+    """A JSON value. A key that is there twice is told to `doubled`, and is an error where there is none to tell."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            for key in sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1):
+                (doubled or _twice)(key)
+        return made
+
+    try:
+        value = json.loads(content, object_pairs_hook=once, parse_constant=_no_number)
+        if "\\ud" in content.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise UserError("is not JSON (nested too deeply)") from None
+    except UnicodeEncodeError:
+        raise UserError("is not JSON (half of a surrogate pair, which is no character)") from None
+    except ValueError as error:  # also a whole number of thousands of digits, which Python does not read
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"is not JSON ({error})") from None
+    return value
+
+
+def parse_yaml(content: str) -> Any:
+    """A YAML value of plain types."""
+    try:
+        node = yaml.compose(content, yaml.SafeLoader)
+        if node is not None:
+            _unfolded(node, {}, set())
+        return yaml.safe_load(content)
+    except RecursionError:
+        raise UserError("is not YAML: nested too deeply") from None
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        # PyYAML's constructors fail in their own ways at values such as 2024-99-99 and `!!timestamp x`
+        raise UserError(f"is not YAML: {str(error) or type(error).__name__}") from None
+
+
+def at_home(path: str) -> Path:
+    """The path with `~` written out."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"path {path!r}: there is no user of that name, so `~` stands for no directory.") from None
+
+
+def yaml_file(path: Path) -> Any:
+    return parse_yaml(text(path, MAX_YAML_BYTES))
+
+
+def _twice(key: str) -> NoReturn:
+    raise UserError(f"the key {key!r} is there more than once")
+
+
+def _no_number(name: str) -> NoReturn:
+    raise UserError(f"is not JSON ({name} is no JSON number)")
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
+    """How many values a node stands for, its aliases unfolded. Raises UserError for too many and for keys twice."""
+    if id(node) in within:
+        raise UserError("is not YAML: an anchor holds itself")
+    if id(node) in known:
+        return known[id(node)]
+    within.add(id(node))
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key in sorted(key for key, count in keys.items() if count > 1):
+            _twice(key)
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    made = 1 + sum(_unfolded(part, known, within) for part in parts)
+    if made > MAX_YAML_VALUES:
+        raise UserError(f"stands for more than {MAX_YAML_VALUES:,} values, its anchors unfolded")
+    within.discard(id(node))
+    known[id(node)] = made
+    return made
