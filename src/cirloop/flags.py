@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource
 
 from cirloop.types import UserError
@@ -31,4 +32,11 @@ class Parser(argparse.ArgumentParser):
 def parse(model: type[S], argv: Sequence[str], prog: str) -> S:
     """`model` from flags, over the sources it names. Raises UserError or pydantic's ValidationError."""
     source: Any = CliSettingsSource(model, root_parser=Parser(prog=prog, description=model.__doc__))
-    return CliApp.run(model, cli_args=list(argv), cli_settings_source=source)
+    try:
+        return CliApp.run(model, cli_args=list(argv), cli_settings_source=source)
+    except (UserError, ValidationError):
+        raise
+    except (ValueError, StopIteration, RecursionError) as error:  # what pydantic-settings' own parser of values ends in
+        raise UserError(
+            f"a flag's value cannot be read: {error or 'brackets or quotes'}. All flags: {prog} --help"
+        ) from None

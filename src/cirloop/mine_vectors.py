@@ -149,7 +149,8 @@ def _read(options: VectorConfig, problems: Problems) -> tuple[Vectors, About]:
     categories = None
     if options.categories is not None:
         categories = problems.json(options.categories)
-        if categories is not None and (not isinstance(categories, list) or len(categories) != size):
+        named = isinstance(categories, list) and all(isinstance(name, str) for name in categories)
+        if categories is not None and not (named and len(categories) == size):
             problems.add("--categories", f"must be a list of {size} names, one a gallery row")
     about = About(
         options.seed, groups=groups, categories=categories, vectors_GD=gallery,

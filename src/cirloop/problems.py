@@ -12,6 +12,8 @@ from cirloop.types import UserError
 
 T = TypeVar("T")
 SHOWN = 40
+LONGEST = 1000
+"""Characters of a place or a problem in a message; a name in a file may be a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class ProblemsFound(UserError):
 
     def __init__(self, rows: Sequence[Problem], ways: Sequence[str]) -> None:
         self.rows, self.ways = tuple(rows), tuple(ways)
-        lines = [f"  {row.where}: {row.what}" for row in rows[:SHOWN]]
+        lines = [f"  {row.where:.{LONGEST}}: {row.what:.{LONGEST}}" for row in rows[:SHOWN]]
         lines += [f"  and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
         count = "1 problem" if len(rows) == 1 else f"{len(rows)} problems"
         super().__init__("\n".join([f"{count}:", *lines, *ways]))
@@ -64,8 +66,11 @@ class Problems:
     def json(self, path: Path) -> Any:
         """The content of a JSON file, or None with the problem noted."""
 
-        text = self._text(path)
-        return None if text is None else self._parsed(text, path)
+        text, noted = self._text(path), len(self.rows)
+        made = None if text is None else self._parsed(text, path)
+        if text is not None and made is None and len(self.rows) == noted:
+            self.add(path, "holds nothing but null")
+        return made
 
     def _parsed(self, text: str, where: object) -> Any:
         try:

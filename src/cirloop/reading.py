@@ -19,7 +19,7 @@ from cirloop.types import UserError
 
 MAX_BYTES = 1 << 31
 """Of a file of annotations; parsed it takes several times as much memory."""
-MAX_YAML_BYTES = 1 << 20
+MAX_YAML_BYTES = 1 << 18
 MAX_YAML_VALUES = 100_000
 """Values of a YAML file with its anchors unfolded."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
 
+from cirloop import reading
 from cirloop.captioning.prompts import AnswerKind
+from cirloop.types import UserError
 
 KEY = "text"
 FENCED = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
@@ -24,14 +24,8 @@ def text_of(answer: str, kind: AnswerKind) -> str | None:
     answer = answer.strip()
     fenced = FENCED.fullmatch(answer)
     try:
-        found = json.loads(fenced[1] if fenced else answer, object_pairs_hook=_once)
-    except (ValueError, RecursionError):  # a model may open any number of brackets
+        found = reading.parse_json(fenced[1] if fenced else answer)
+    except UserError:
         return None
     text = found[KEY] if isinstance(found, dict) and found.keys() == {KEY} else None
     return text.strip() if isinstance(text, str) else None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("a key twice")
-    return dict(pairs)

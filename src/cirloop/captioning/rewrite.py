@@ -16,6 +16,7 @@ from cirloop.captioning.base import Ask
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.eyes import Asked
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
+from cirloop.shown import plain
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 UNPARSEABLE = "unparseable"
@@ -68,7 +69,7 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
         return candidate
     text = " ".join(candidate.text.strip().strip('"').split())
     words = len(text.split())
-    if not text or "\n" in candidate.text.strip() or any(mark in text for mark in "<>{}[]|"):
+    if not text or "\n" in candidate.text.strip() or any(mark in text for mark in "<>{}[]|") or plain(text) != text:
         reason = UNPARSEABLE
     elif text.casefold().rstrip(".") == "none":
         reason = "declined"  # as the prompt allows

@@ -30,6 +30,8 @@ def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId
     if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
         problems.add(path, "must be an object of image name -> path")
         return {}
+    if not content:
+        problems.add(path, "holds no images")
     for name, file in content.items():
         if leads_out(file):
             problems.add(path, f"the path of {name!r} leads out of the picture folder: {file!r}")

@@ -55,6 +55,8 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
     if out:
         problems.add(names, f"{len(out)} image ids are no names of files, the first: {out[0]!r}")
         content = None
+    if content == []:
+        problems.add(names, "holds no image ids")
     images = [] if content is None else content
     twice = sorted(name for name, count in Counter(images).items() if count > 1)
     if twice:

@@ -72,11 +72,14 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
 
 def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:
     """Each question as an entry with one value of every list."""
-    users = _objects(problems.json(path), str(path), problems)
-    if users == {}:
+    users = problems.json(path)
+    if users is not None and not (isinstance(users, dict) and users):
         problems.add(path, "holds no users")
-    for user, sets in (users or {}).items():
-        for name, content in (_objects(sets, f"{path} {user}", problems) or {}).items():
+    for user, sets in users.items() if isinstance(users, dict) else ():
+        if not (isinstance(sets, dict) and sets):
+            problems.add(f"{path} {user}", "must be an object of question sets")
+            continue
+        for name, content in sets.items():
             where = f"{path} {user} {name}"
             fields = Entry(content, where, problems) if isinstance(content, dict) else None
             if fields is None:
@@ -90,15 +93,6 @@ def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:
                 for number in range(lengths["sentences"]):
                     row = {key: values[number] for key, values in lists.items() if values is not None}
                     yield f"{user}/{name}/{number}", Entry(row, f"{where} question {number}", problems)
-
-
-def _objects(content: Any, where: str, problems: Problems) -> dict[str, Any] | None:
-    if content is None:
-        return None
-    if not isinstance(content, dict):
-        problems.add(where, "must be an object")
-        return None
-    return content
 
 
 def _images(

@@ -43,14 +43,19 @@ class Tables:
 
     def _load(self, configuration: str | None) -> Any:
         import datasets
+        from datasets.exceptions import DatasetsError
 
         datasets.disable_progress_bars()
         directory = self._directory
         try:
             if directory is not None and any((directory / n).exists() for n in ("dataset_dict.json", "state.json")):
                 return datasets.load_from_disk(str(directory))
+            for path in sorted(directory.rglob("*.json*")) if directory is not None else ():
+                if path.suffix in (".json", ".jsonl"):
+                    _check_rows(path)
             return datasets.load_dataset(self.name, configuration, revision=self._settings.revision)
-        except (OSError, ValueError) as error:  # what `datasets` raises for names, files and versions it cannot read
+        except (OSError, ValueError, LookupError, TypeError, StopIteration, DatasetsError) as error:
+            # what `datasets` raises for names, files and versions it cannot read
             raise UserError(
                 f"{self.name}{f' ({configuration})' if configuration else ''} cannot be loaded by `datasets`: {error}"
             ) from None
@@ -71,6 +76,16 @@ class Tables:
             if isinstance(feature, datasets.Image):
                 table = table.cast_column(column, datasets.Image(decode=False))
         return table
+
+
+def _check_rows(path: Path) -> None:
+    """Raises UserError for a JSON file that holds no objects: Arrow's reader dies of some values, without an error."""
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file")
+    with path.open("rb") as file:
+        start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[:1] != b"{" and not (start[:1] == b"[" and start[1:].lstrip()[:1] == b"{"):
+        raise UserError(f"{path} holds no objects, one a line or in a list, but {start[:40]!r}")
 
 
 def is_picture(table: Any, column: str) -> bool:

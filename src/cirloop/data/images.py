@@ -86,7 +86,7 @@ class Links:
         real = os.path.join(self._real[picture.parent], picture.name)
         try:
             real = os.path.realpath(real) if picture.is_symlink() else real
-        except ValueError:  # a NUL in the name
+        except (OSError, ValueError):  # no name that a file can have, as one that is too long
             return None
         return None if any(real.startswith(f"{folder.rstrip(os.sep)}{os.sep}") for folder in self._inside) else real
 

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,18 @@ def open_vectors(path: Path) -> Any:
             parts.append(np.lib.format.open_memmap(file, mode="r"))  # np.load would read archives as well
         except FileNotFoundError:
             raise UserError("there is no such file") from None
-        except (OSError, ValueError, EOFError, OverflowError, TypeError) as error:
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            OverflowError,
+            TypeError,
+            SyntaxError,
+            TokenError,
+            RecursionError,
+        ) as error:
             where = f"{file} " if file != path else ""
-            raise UserError(f"{where}is not a .npy array ({error})") from None
+            raise UserError(f"{where}is not a .npy array ({error!s:.200})") from None
         kinds = [(part.dtype, part.shape[1:]) for part in (parts[0], parts[-1])]
         if kinds[0] != kinds[1] or not parts[0].ndim:
             found = " and ".join(f"{each.name} {dtype} (N, {', '.join(map(str, shape))})"
