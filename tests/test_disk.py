@@ -46,11 +46,15 @@ def test_only_what_was_abandoned_is_swept(tmp_path: Path) -> None:
     sweep(tmp_path / "not_there")
 
 
-def test_tensors_have_the_rights_of_their_directory(tmp_path: Path) -> None:
-    for mode in (0o755, 0o770):
-        tmp_path.chmod(mode)
-        save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
-        assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode & 0o666
+def test_tensors_have_the_users_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        for umask in (0o022, 0o007):
+            os.umask(umask)
+            save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
+            assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
 
 
 def test_tensors_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:

@@ -224,16 +224,18 @@ def test_a_directory_of_something_else_gets_no_lock(small: Any, tmp_path: Path) 
 
 def test_those_who_only_read_leave_a_move_to_the_run(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.make("a", {}, [], lambda path: write_json(path, [1]), 0)
-    store.make("b", {}, [], lambda path: write_json(path, [2]), 1)
+    for iteration in (0, 1):
+        content = {"schema": 1, "iteration": iteration}
+        name = f"accounting_iter_{iteration}.json"
+        store.make(name, {}, [], lambda path, content=content: write_json(path, content), iteration)  # type: ignore[misc]
     store._finish_moves = lambda: None  # type: ignore[method-assign]  # the run is killed here
     store.set_aside(1)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     reader = Store(tmp_path, reading=True)
-    assert reader.find("a").read() == [1] and reader.names == ["a"]
+    assert reader.names == ["accounting_iter_0.json"] and reader.find(*reader.names).read()["iteration"] == 0
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     Store(tmp_path)
-    assert (tmp_path / "replaced_1" / "b").exists()
+    assert (tmp_path / "replaced_1" / "accounting_iter_1.json").exists()
 
 
 def test_threads_of_one_process_do_not_share_a_lock(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cirloop.evaluate_run import EvalConfig, evaluate_run
 from cirloop.export_vectors import main as export_vectors
 from cirloop.report.costs import Costs
 from cirloop.run import run_directory
-from cirloop.training.checkpoints import read_step, write_step
+from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.types import UserError
 from tests.attacks import altering
 from tests.attacks.altering import ALTERATIONS, content, copied, refused, refused_to_nobody
@@ -140,22 +140,27 @@ def test_altered_costs_are_named(alteration: str, run: Path) -> None:
 @pytest.fixture
 def step(tmp_path: Path) -> Path:
     """A step checkpoint."""
-    (tmp_path / "step_000002").mkdir()
     tensors = {"parameter/a": torch.arange(1000.0), "exp_avg/a": torch.ones(1000)}
-    write_step(tmp_path / "step_000002", tensors, {"key": "k", "step": 2, "log": [{"step": 1, "loss": 2.5}]})
+    StepCheckpoints(tmp_path, "k").write(2, tensors, [{"step": 1, "loss": 2.5}])
     return tmp_path / "step_000002"
 
 
 @pytest.mark.parametrize("alteration", ALTERATIONS)
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
-def test_an_altered_step_checkpoint_is_named(name: str, alteration: str, step: Path) -> None:
-    assert read_step(step, "k")[0]["step"] == 2
+def test_an_altered_step_checkpoint_is_named(
+    name: str, alteration: str, step: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = StepCheckpoints(step.parent, "k")
+    assert checkpoints.newest()[0]["step"] == 2  # type: ignore[index]
     ALTERATIONS[alteration](step / name)
-    assert str(step / name) in refused(lambda: read_step(step, "k"))
+    if alteration == "gone":  # as of a removal that was broken off
+        assert checkpoints.newest() is None and f"{step} is not whole and is passed over" in caplog.text
+    else:
+        assert str(step / name) in refused(checkpoints.newest)
 
 
 def test_a_step_checkpoint_of_another_stage_is_named(step: Path) -> None:
-    assert str(step) in refused(lambda: read_step(step, "another"))
+    assert str(step) in refused(StepCheckpoints(step.parent, "another").newest)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "config.json", "costs.json"])

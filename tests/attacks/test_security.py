@@ -38,7 +38,7 @@ from cirloop.data.sources import Sources
 from cirloop.mine_vectors import main as mine_vectors
 from cirloop.problems import Problems
 from cirloop.report.terminal import start_logging, table
-from cirloop.training.checkpoints import write_step
+from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.training.config import TrainingSettings
 from cirloop.types import ImageId, UserError
 from tests.commands import ROOT, logging_kept
@@ -462,8 +462,7 @@ def test_files_have_the_users_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         Shards(tmp_path, "tower").write({"a@1x2x2": torch.zeros(3)})
-        (tmp_path / "step").mkdir()
-        write_step(tmp_path / "step", {"a": torch.zeros(3)}, {"key": "k", "step": 1, "log": []})
+        StepCheckpoints(tmp_path / "steps", "k").write(1, {"a": torch.zeros(3)}, [])
         write_json(tmp_path / "deep" / "a.json", {})
         backbone: Any = Qwen2VLSettings(dtype="float32").build()
         backbone.make_trainable(TrainingSettings(), 0)

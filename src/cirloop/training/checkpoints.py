@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class StepCheckpoints:
         UserError, with the file named, where one is damaged or of another stage.
         """
         for path in reversed(self._all()):
-            if not (path / RECORD).exists() or not (path / STATE).exists():
+            if not all(os.path.lexists(path / name) for name in (RECORD, STATE)):
                 logger.warning("%s is not whole and is passed over", path)
                 continue
             record = schemas.read(path / RECORD)
