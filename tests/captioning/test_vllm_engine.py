@@ -61,7 +61,9 @@ class LLM:
     def __init__(
         self, model: str, *, dtype: str, max_model_len: int, gpu_memory_utilization: float,
         limit_mm_per_prompt: dict[str, int], logprobs_mode: str = "raw_logprobs", seed: int = 0,
+        trust_remote_code: bool = False, load_format: str = "auto",
     ) -> None:  # fmt: skip
+        assert not trust_remote_code and load_format == "safetensors", "pickled weights, or code of the model's"
         assert 0 < gpu_memory_utilization <= 1 and max_model_len > 0 and seed is not None
         self.limit, self.mode = limit_mm_per_prompt, logprobs_mode
         self.processor = AutoProcessor.from_pretrained(model)
