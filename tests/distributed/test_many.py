@@ -70,7 +70,7 @@ def test_a_run_is_evaluated_in_more_processes_on_grey_pictures_of_another_split(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (None, "No such file"),
+        (None, "there is no such file"),
         ("- 1", "holds no settings"),
         ("num_processes: [", "while parsing"),
         ("num_processes: many", "'many'"),
