@@ -88,8 +88,8 @@ class Work:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--queries", type=int, default=10)
-    parser.add_argument("--k", type=int, default=3, help="mined images per query")
+    parser.add_argument("--queries", type=int, default=6)
+    parser.add_argument("--k", type=int, default=5, help="mined images per query")
     parser.add_argument("--candidates", type=int, default=1, help="captions per mined image, the first greedy")
     parser.add_argument("--batch_size", type=int, default=30, help="captioning.batch_size of the last two sides")
     parser.add_argument("--new_tokens", type=int, default=32, help="tokens of a caption")
