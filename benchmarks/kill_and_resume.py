@@ -67,7 +67,13 @@ def many(seed: int, kills: int, again: int) -> list[Outcome]:
             began = time.monotonic()
             assert harness.child(harness.case(OPEN), "run").code == 0
             seconds, moments = time.monotonic() - began, random.Random(seed)
-            return [one(harness, moments, seconds, again) for _ in range(kills)]
+            outcomes = []
+            for _ in range(kills):
+                outcomes.append(one(harness, moments, seconds, again))
+                if outcomes[-1][1] or len(outcomes) % 25 == 0:
+                    wrong = sum(bool(each[1]) for each in outcomes)
+                    print(f"seed {seed}: {len(outcomes)} of {kills}, {wrong} wrong {outcomes[-1][1]}", flush=True)
+            return outcomes
         finally:
             harness.close()
 
