@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -24,6 +25,7 @@ from cirloop.artifacts import Artifact, write_json, write_text
 from cirloop.backbones.features import VisionFeatures
 from cirloop.config import from_json
 from cirloop.data.sources import Sources
+from cirloop.disk import explain
 from cirloop.report.costs import PROFILE
 from cirloop.report.terminal import progress, start_logging
 from cirloop.rows import read_augmented, read_mined
@@ -183,6 +185,14 @@ def main() -> None:
         Path(job["order"]).touch()
     except UserError as error:
         write_text(Path(job["error"]), str(error))
+        sys.exit(2)
+    except OSError as error:
+        told = explain(error)
+        if told is None:
+            raise
+        logger.error(told)  # the driver's own message may find no room
+        with suppress(OSError):
+            write_text(Path(job["error"]), told)
         sys.exit(2)
     import torch.distributed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from cirloop.artifacts import file_digests
 from tests.distributed.test_many import processes
-from tests.faults.cases import REFUSED
+from tests.faults.cases import REFUSED, refused_clearly
 from tests.faults.harness import ROOT, Harness
 
 STAGE = "checkpoint_iter_1"
@@ -70,3 +71,17 @@ def test_a_process_that(
     assert says in said and said.count("error: the training stage's processes") == 1 and "--auto_resume" in said
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()], "processes were left behind"
     assert trained(harness, directory) == unbroken
+
+
+@pytest.mark.slow
+def test_a_file_that_a_process_may_not_write(harness: Harness) -> None:
+    """The size of files is limited for the processes, as a full disk would: the file is named, in one message at the
+    end. (The other process and torchrun show tracebacks of their own, where they noticed that it had ended.)"""
+    directory = harness.case(STAGE)
+    with start(harness, directory) as driver:
+        resource.prlimit(driver.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))  # less than a step checkpoint
+        _, said = driver.communicate(timeout=LONG)
+    assert driver.returncode == REFUSED, said
+    assert "OSError" not in said, said
+    refused_clearly(said[said.rindex("error: ") :], directory)
+    assert "state.safetensors" in said and "ulimit -f" in said
