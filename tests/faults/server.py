@@ -15,6 +15,7 @@ import runpy
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from itertools import pairwise
@@ -36,6 +37,7 @@ def warm(config: Path) -> None:
 
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the children, and one killed would keep it
     torch.set_num_interop_threads(1)
     for name in ("torch._dynamo", "peft", "accelerate", "transformers", "tests.faults.watch", "cirloop.experiment",
                  "cirloop.evaluate_run", "cirloop.worker", "cirloop.captioning.qwen_vl", "cirloop.mine_split",
