@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "score_rankings": BELOW_STAGES,
     "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings", "run"},
     "add_negatives": LEAVES | {"backbones", "data", "flags", "negatives", "report"},
+    "export": BELOW_STAGES | {"cli", "evaluate_run", "experiment", "flags", "run"},
     "export_vectors": BELOW_STAGES | {"cli", "evaluate_run", "experiment", "flags", "mine_split", "run"},
     "cli": {"types", "report", "disk", "stopping", "shown"},
 }

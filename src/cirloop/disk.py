@@ -68,20 +68,29 @@ def sync_tree(path: Path) -> None:
         sync_directory(each)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, with the permissions of any other new file: the library's own lets only its owner read
-    it. Raises OSError, as other writes do.
-    """
+@contextmanager
+def as_os_error(path: Path) -> Iterator[None]:
+    """Within, what safetensors says of a disk is the OSError that it was, with `path`."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file  # here, since it loads torch
 
     try:
-        save_file(dict(tensors), path, metadata)
+        with named(path):
+            yield
     except SafetensorError as error:
         found = re.search(r"\(os error (\d+)\)", str(error))
         if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, with the permissions of any other new file: the library's own lets only its owner read
+    it. Raises OSError, as other writes do.
+    """
+    from safetensors.torch import save_file  # here, since it loads torch
+
+    with as_os_error(path):
+        save_file(dict(tensors), path, metadata)
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)

@@ -107,6 +107,7 @@ KINDS = {
     "evaluation_results": Kind(2, {1: _results_1}),
     "problems": Kind(),
     "export": Kind(),
+    "exported_model": Kind(),
     "scores": Kind(),
     "negatives": Kind(),
     "negatives_report": Kind(),

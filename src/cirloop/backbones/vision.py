@@ -140,10 +140,15 @@ class VisionBase:
         return len(vision.tokens)
 
     @cached_property
-    def _signs(self) -> re.Pattern[str]:
+    def signs(self) -> list[str]:
+        """The special tokens, such as the sign for an image, longest first."""
         added = self.processor.tokenizer.added_tokens_decoder.values()
         signs = {token.content for token in added if token.special} | {self.processor.image_token}
-        return re.compile("|".join(re.escape(sign) for sign in sorted(signs, key=len, reverse=True)))
+        return sorted(signs, key=lambda sign: (-len(sign), sign))
+
+    @cached_property
+    def _signs(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.signs)))
 
     def words(self, text: str) -> str:
         """A user's text with every special token in it, such as the sign for an image, broken up into words."""

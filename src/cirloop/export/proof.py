@@ -1,0 +1,80 @@
+"""An export is done when the card's own code, run on its files, gives the vectors that the run's embedder gives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cirloop.backbones import Item
+from cirloop.types import ImageId
+
+logger = logging.getLogger(__name__)
+EXACT = 1e-5
+"""Largest difference of a number in a vector, in float32."""
+ALIKE = 0.99
+"""Smallest cosine in half precision, where merging rounds the weights."""
+SIZES = (97, 61), (300, 200), (640, 90), (56, 56)
+"""Width and height of the pictures: one that keeps its size, others that are made larger, smaller and squeezed."""
+TEXTS = "is red and has long sleeves", "the same, but\nwith two buttons: not {one}"
+Input = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Between the vectors of an export and those of the run: the largest of a number, the smallest cosine."""
+
+    largest: float
+    cosine: float
+    inputs: int
+
+
+def inputs(signs: Sequence[str]) -> list[Input]:
+    """Pictures of noise, in which the last bit of sizing shows; those with texts; texts. One text holds each of the
+    special tokens `signs`, which mean nothing in a text."""
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIZES]
+    words = *TEXTS, f"has {' and '.join(signs)} on it", ""
+    made: list[Input] = [{"image": picture} for picture in pictures]
+    made += [{"image": picture, "text": text} for picture, text in zip(pictures, words, strict=True)]
+    return made + [{"text": text} for text in TEXTS]
+
+
+@torch.no_grad()
+def vectors_of(backbone: Any, given: Sequence[Input]) -> torch.Tensor:
+    """Vectors (N, D) of the run's embedder, float32, on the CPU."""
+    backbone.module.eval()  # a LoRA that was just loaded still drops out
+    rows = []
+    for each in given:
+        if "image" in each:
+            item = Item(ImageId(""), each.get("text"))
+            tensors = backbone.inputs([item], backbone.encode_images([each["image"]]))
+        else:
+            tensors = backbone.text_inputs([each["text"]])
+        rows.append(backbone.module(tensors).float().cpu())
+    return torch.cat(rows)
+
+
+def compared(code: str, where: str, given: Sequence[Input], expected: torch.Tensor, dtype: str) -> Difference:
+    """Run the card's `code` with its `where` set, one input at a time and all together. Raises AssertionError where the
+    vectors are not the run's."""
+    namespace: dict[str, Any] = {}
+    line = next(line for line in code.splitlines() if line.startswith("where = "))
+    exec(compile(code.replace(line, f"where = {where!r}"), "README.md", "exec"), namespace)
+    embed = namespace["embed"]
+    alone = torch.cat([embed(each).float().cpu() for each in given])
+    with_images = [number for number, each in enumerate(given) if "image" in each]
+    together = embed(*(given[number] for number in with_images)).float().cpu()
+    pairs = [(alone, expected), (together, expected[with_images])]
+    largest = max(float((made - right).abs().max()) for made, right in pairs)
+    cosine = min(float((made * right).sum(-1).min()) for made, right in pairs)
+    found = Difference(largest, cosine, len(given))
+    enough = largest <= EXACT if dtype == "float32" else cosine >= ALIKE
+    assert enough, f"the export in {where} gives other vectors than the run: {found}"
+    logger.info("vectors of %d inputs agree with the run's: largest difference %.1e", len(given), largest)
+    return found

@@ -1,0 +1,35 @@
+"""The shared run, exported once to each format."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cirloop.export.__main__ import main
+
+FORMATS = ("adapter", "merged", "sentence-transformers")
+
+
+@pytest.fixture(scope="session")
+def run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run, for what is written into it."""
+    copy = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(finished, copy)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def adapter(run: Path) -> Path:
+    """The adapter, in its place in the run directory."""
+    main(["--experiment_dir", str(run), "--iteration", "1", "--format", "adapter"])
+    return run / "export" / "iter_1_adapter"
+
+
+@pytest.fixture(scope="session")
+def exported(run: Path, adapter: Path) -> dict[str, Path]:
+    """The directory of each format."""
+    for to in ("merged", "sentence-transformers"):
+        main(["--experiment_dir", str(run), "--iteration", "1", "--format", to])
+    return {to: run / "export" / f"iter_1_{to}" for to in FORMATS}

@@ -1,0 +1,163 @@
+"""The card says what the run's artifacts say, its metadata are the Hub's, and what strangers wrote stays text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from cirloop.export.card import UNKNOWN, card, code_of, license_of
+from cirloop.export.proof import Difference
+from cirloop.export.reading import Reading
+from cirloop.export.templates import code
+from cirloop.export.trained import Trained, trained
+
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "sentence-transformers": "sentence-transformers"}
+EVIL = "</code> ```\n# evil | <script>alert(1)</script> **b** [x](http://x) `` ` --- {text} {{ 1 }}\n\n---\n\u202e"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+READING = Reading("a", ("b", "c"), (), 1, 2, None)
+
+
+def card_of(run: Path, to: str) -> str:
+    """As an export has it."""
+    return card(trained(run, "1", to), to, READING, f"iter_1_{to}", False, Difference(0, 1, 1), None)
+
+
+@pytest.mark.parametrize("to", LIBRARIES)
+def test_metadata(to: str, run: Path) -> None:
+    data: Any = ModelCard(card_of(run, to)).data
+    assert data.library_name == LIBRARIES[to] and data.pipeline_tag == "feature-extraction"
+    assert data.license == "apache-2.0", "the embedded model's own card says so"
+    assert data.base_model is None and data.datasets is None, "neither has a name on the Hub"
+    assert ("sentence-transformers" in data.tags) == (to == "sentence-transformers")
+    stated, found = {r.metric_type: r for r in data.eval_results}, read(run / "evaluation_iter_1.json")
+    assert {name: r.metric_value for name, r in stated.items()} == found["metrics"]
+    assert {name: r.metric_args["standard_error"] for name, r in stated.items()} == found["standard_errors"]
+    assert {r.metric_args["protocol"] for r in stated.values()} == {found["protocol"]}
+
+
+def test_text(run: Path) -> None:
+    text = card_of(run, "adapter")
+    for label in ("base", "iter_0", "iter_1"):
+        found = read(run / f"evaluation_{label}.json")
+        name = found["iteration"] + (" (this model)" if label == "iter_1" else "")
+        cells = [f"{100 * found['metrics'][m]:.1f} ± {100 * found['standard_errors'][m]:.1f}" for m in found["metrics"]]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+    said, mined = read(run / "accounting_iter_1.json"), read(run / "hard_negatives_iter_0.json")["summary"]
+    written = read(run / "augmented_samples_iter_1.json")["summary"]
+    row = next(line for line in text.splitlines() if line.startswith(f"| 1 | {mined['negatives']} |"))
+    numbers = [cell.split()[0] for cell in row.strip("| ").split(" | ")]
+    counts = [1, mined["negatives"], said["false_negatives"], written["candidates"], said["accepted"],
+              said["true_captions"], sum(written["rejected"].values())]  # fmt: skip
+    assert [int(number) for number in numbers] == counts
+    assert f"{mined['queries']} training triplets" in text and f"| the training data | `{UNKNOWN}` |" in text
+    recipe = text.split("```json\n")[1].split("\n```")[0]
+    config = read(run / "config.json")
+    assert json.loads(recipe)["model"] == config["model"] and json.loads(recipe)["training"]["steps"] == 6
+
+
+def parsed(text: str) -> list[Any]:
+    """Below the metadata, by the Hub's own reading of where those end."""
+    return MarkdownIt("commonmark").enable("table").parse(ModelCard(text).text)
+
+
+def headings(text: str) -> list[str]:
+    tokens = parsed(text)
+    return [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
+
+
+@pytest.mark.parametrize("to", LIBRARIES)
+def test_what_strangers_wrote_is_text(to: str, run: Path) -> None:
+    model, signs = trained(run, "1", to), (EVIL,)
+    reading = Reading(EVIL, (EVIL, EVIL), signs, 1, 2, None)
+    settings = model.settings.model_copy(update={"path": EVIL, "query_prompt": EVIL})
+    foundation = model.config.foundation.model_copy(update={"path": EVIL})
+    config = model.config.model_copy(update={"foundation": foundation, "model": settings})
+    hub: dict[str, Any] = {"hub": EVIL} if to == "adapter" else {}
+    hostile = replace(model, config=config, settings=settings, **hub)
+    made = card(hostile, to, reading, "evil/`<b>", True, Difference(0, 1, 1), EVIL)
+    plain = card_of(run, to)
+    assert headings(made)[1:] == headings(plain)[1:]
+    inline = [child for token in parsed(made) for child in token.children or []]
+    assert {child.type for child in inline} <= {"text", "code_inline", "em_open", "em_close", "softbreak"}
+    assert [token.type for token in parsed(made)] == [token.type for token in parsed(plain)]
+    blocks = [token.content for token in parsed(made) if token.info == "python"]
+    for block in blocks:
+        compile(block, "README.md", "exec")
+    if to == "adapter":
+        assert f"from_pretrained({EVIL!r}," in blocks[0]
+
+
+@pytest.mark.parametrize("text", ["a", "`", "``a`", "a`b``c", " ", "", EVIL, "a|b"])
+def test_code_in_a_line_holds_what_it_is_given(text: str) -> None:
+    tokens = MarkdownIt("commonmark").parseInline(f"before {code(text)} after")[0].children or []
+    held = [token.content for token in tokens if token.type == "code_inline"]
+    assert len(tokens) == 3 and [token.type for token in tokens][1] == "code_inline"
+    shown = text.replace("\n", "\\n").replace("\u202e", "\\u202e")
+    assert held[0].strip() == shown.strip()
+
+
+def with_base(run: Path, base: Path, text: str | None) -> Trained:
+    base.mkdir()
+    if text is not None:
+        (base / "README.md").write_text(text, "utf-8")
+    return replace(trained(run, "1", "merged"), base=base)
+
+
+@pytest.mark.parametrize(
+    ("text", "stated"),
+    [
+        ("---\nlicense: mit\n---\n# A", {"license": "mit"}),
+        ("---\nlicense: other\nlicense_name: own\nlicense_link: L\n---\n",
+         {"license": "other", "license_name": "own", "license_link": "L"}),
+        ("# No metadata", {}),
+        ("---\ntags: [a]\nlicense_name: own\n---\n", {}),
+        ("---\nlicense: [\n---\n", {}),
+        ("---\n- a\n---\n", {}),
+        (None, {}),
+    ],
+)  # fmt: skip
+def test_a_licence_is_what_the_card_of_the_base_states(
+    text: str | None, stated: dict[str, str], run: Path, tmp_path: Path
+) -> None:
+    assert license_of(with_base(run, tmp_path / "base", text)) == stated
+
+
+def test_a_licence_that_nobody_states_is_left_open(run: Path, tmp_path: Path) -> None:
+    model = with_base(run, tmp_path / "base", None)
+    made = card(model, "merged", READING, "x", False, Difference(0, 1, 1), "cc-by-4.0")
+    assert ModelCard(made).data.to_dict().get("license") is None
+    assert f"| the base model, by its own card | `{UNKNOWN}` |" in made and f"| this model | `{UNKNOWN}` |" in made
+    assert "| the training data | `cc-by-4.0` |" in made
+
+
+def test_the_page_shows_the_code_of_the_cards(run: Path) -> None:
+    blocks = [token.content for token in MarkdownIt().parse(PAGE.read_text("utf-8")) if token.info == "python"]
+    found = trained(run, "1", "adapter")
+    settings = found.settings.model_copy(update={"dtype": "bfloat16"})
+    model = replace(found, hub="Qwen/Qwen2-VL-2B-Instruct", settings=settings)
+    formats = ("sentence-transformers", "adapter")
+    shown = [code_of(model, to, READING, "me/my-embedder", True) for to in formats]
+    search = [t.content for t in parsed(card(model, "merged", READING, "x", False, None, None)) if t.info == "python"][
+        1
+    ]
+    assert blocks == [*shown, search]
+
+
+def test_a_base_without_a_name_is_fetched_with_its_adapter(run: Path) -> None:
+    reading = Reading("a", ("b", "c"), (), None, None, None)
+    made = code_of(trained(run, "1", "adapter"), "adapter", reading, "me/model", True)
+    compile(made, "README.md", "exec")
+    assert "where = snapshot_download('me/model')" in made and 'from_pretrained(f"{where}/base"' in made

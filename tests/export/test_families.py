@@ -1,0 +1,120 @@
+"""Other families than the run's, DoRA, parts, half precision: proven by the code of the card, on tiny real models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from cirloop.artifacts import Artifact
+from cirloop.backbones.config import BackboneConfig
+from cirloop.export.make import _make
+from cirloop.export.trained import Trained, trained
+from cirloop.training.config import TrainingSettings
+from cirloop.types import UserError
+from tests.backbones import tiny_models
+
+FAMILIES = {
+    "qwen2_5_vl": "write_qwen2_5_vl",
+    "qwen3_vl": "write_qwen3_vl",
+    "llava": "write_llava",
+    "llava_next": "write_llava_next",
+    "llava_onevision": "write_llava_onevision",
+}
+
+
+def trained_model(run: Path, base: Path, place: Path, settings: dict[str, Any], tune: str = "lora") -> Trained:
+    """As if the run had trained this model: its trained weights are drawn."""
+    model: Any = TypeAdapter(BackboneConfig).validate_python({"path": str(base), **settings})
+    backbone: Any = model.build()
+    parts = ["model.language_model.layers.0"] if tune == "full" else []
+    backbone.make_trainable(TrainingSettings.model_validate({"tune": tune, "parts": parts}), seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in backbone.trainable().values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    backbone.save_adapter(place / "checkpoint")
+    found = trained(run, "1", "merged")
+    return replace(
+        found, settings=model, base=base, checkpoint=Artifact("c", place / "checkpoint", "0" * 64), lora=tune != "full"
+    )
+
+
+def made(model: Trained, to: str, place: Path) -> str:
+    """The card; the comparison is part of the making."""
+    place.mkdir()
+    _make(model, to, place, "made", False, None)
+    return (place / "README.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
+    base = getattr(tiny_models, FAMILIES[family])(tmp_path / "base")
+    kind = "llava" if family.startswith("llava") else family
+    prompts = "chat" if family in ("qwen2_5_vl", "llava_next") else "vlm2vec"
+    model = trained_model(run, base, tmp_path, {"type": kind, "dtype": "float32", "prompts": prompts})
+    card = made(model, "sentence-transformers", tmp_path / "made")
+    assert ("resized by Pillow" in card) == (kind != "llava")
+    if family == "llava_next":
+        made(model, "adapter", tmp_path / "adapter")
+        assert (tmp_path / "adapter" / "base" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_parts_trained_in_full_are_in_their_places(run: Path, tmp_path: Path) -> None:
+    base = tiny_models.write_qwen2_vl(tmp_path / "base")
+    model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "float32"}, "full")
+    assert "with the parts that were trained in their places" in made(model, "merged", tmp_path / "made")
+
+
+@pytest.mark.slow
+def test_a_dora_is_merged_in_half_precision_and_the_card_says_how_near(run: Path, tmp_path: Path) -> None:
+    base = tiny_models.write_qwen2_vl(tmp_path / "base")
+    model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "bfloat16"}, "dora")
+    card = made(model, "merged", tmp_path / "made")
+    assert "In bfloat16 merging and arithmetic round." in card and "whole model in bfloat16" in card
+
+
+@pytest.mark.slow
+def test_an_export_with_other_vectors_is_refused(run: Path, tmp_path: Path) -> None:
+    """The comparison sees another adapter, another prompt, and a picture that is resized otherwise."""
+    base = tiny_models.write_qwen2_vl(tmp_path / "base")
+    model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "float32"})
+    from cirloop.export import adapter, proof
+    from cirloop.export.card import code_of
+    from cirloop.export.reading import reading_of
+
+    backbone: Any = model.settings.build(model.checkpoint.path)  # type: ignore[attr-defined]
+    reads = reading_of(backbone)
+    given = proof.inputs(reads.signs)
+    right = proof.vectors_of(backbone, given)
+    (place := tmp_path / "made").mkdir()
+    adapter.write(model, place)
+    reads.save(place)
+    code = code_of(model, "adapter", reads, "made", False)
+    assert proof.compared(code, str(place), given, right, "float32").largest < 1e-5
+    for wrong in ((code.replace('backend="pil"', 'backend="torchvision"')), code.replace("sum(1) - 1", "sum(1) - 2")):
+        assert wrong != code
+        with pytest.raises(AssertionError, match="gives other vectors than the run"):
+            proof.compared(wrong, str(place), given, right, "float32")
+    replace(reads, document=reads.document + ".").save(place)
+    with pytest.raises(AssertionError, match="gives other vectors than the run"):
+        proof.compared(code, str(place), given, right, "float32")
+
+
+def test_a_chat_template_that_changes_texts_is_refused(run: Path, tmp_path: Path) -> None:
+    from cirloop.export.reading import reading_of
+
+    base = tiny_models.write_qwen2_vl(tmp_path / "base")
+    chat = base / "chat_template.jinja"
+    chat.write_text(chat.read_text("utf-8").replace("content['text']", "content['text'] | trim"), "utf-8")
+    model: Any = TypeAdapter(BackboneConfig).validate_python(
+        {"type": "qwen2_vl", "path": str(base), "dtype": "float32", "prompts": "chat"}
+    )
+    with pytest.raises(UserError, match="does not hold the text as it is"):
+        reading_of(model.build())

@@ -1,0 +1,129 @@
+"""What cannot be exported is said at once, with what can be; nothing half-made is ever under its name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cirloop.artifacts import file_digests, write_json
+from cirloop.disk import explain
+from cirloop.evaluate_run import EvalConfig, evaluate_run
+from cirloop.export.__main__ import main
+from cirloop.run import run_directory
+from cirloop.types import UserError
+
+
+def export(run: Path, *more: str, iteration: str = "1", to: str = "adapter") -> None:
+    main(["--experiment_dir", str(run), "--iteration", iteration, "--format", to, *more])
+
+
+@pytest.mark.parametrize(
+    ("iteration", "says"),
+    [("base", "is not trained: use it as it is"), ("7", "no such iteration"), ("x", "no such iteration")],
+)
+def test_iterations_that_are_not_there(iteration: str, says: str, run: Path) -> None:
+    with pytest.raises(UserError, match=rf"{says}.*There are: 0, 1\.\nNothing was written"):
+        export(run, iteration=iteration)
+
+
+def unfinished(small: Any, place: Path, **changes: Any) -> Path:
+    """A run directory with settings, and no artifact."""
+    config = small(place / "run", **changes)
+    write_json(config.directory / "config.json", config.resolved())
+    return config.directory  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"type": "blip2", "path": "x", "dtype": "float32"}, "a model of type blip2 is made of parts"),
+        ({"type": "clip_combiner", "path": "random", "clip": "RN50", "dtype": "float32"}, "of type clip_combiner"),
+        ({"type": "qwen2_vl", "path": "tiny", "quantization": "nf4"}, "weights of nf4"),
+    ],
+)
+def test_models_that_are_not_exported(model: dict[str, str], says: str, small: Any, tmp_path: Path) -> None:
+    """All problems at once."""
+    run = unfinished(small, tmp_path, model=model)
+    with pytest.raises(UserError, match=r"2 problems:(.|\n)*There are: none") as error:
+        export(run, to="merged")
+    assert says in str(error.value) and {path.name for path in run.iterdir()} == {"config.json"}
+
+
+def test_a_warm_up_of_no_steps_and_parts_in_full(run: Path, tmp_path: Path) -> None:
+    from cirloop.artifacts import Store
+
+    shutil.copytree(
+        run, tmp_path / "run", ignore=shutil.ignore_patterns("export", "manifest.json", "*_iter_*", "eval*")
+    )
+    store = Store(tmp_path / "run")
+
+    def build(name: str) -> Any:
+        def make(path: Path) -> None:
+            path.mkdir(parents=True)
+            (path / name).write_text("{}")
+            if name == "parts.json":
+                (path / "parts.safetensors").write_text("")
+
+        return make
+
+    store.make("checkpoint_iter_0", {}, [], build("training_log.json"), 0)
+    store.make("checkpoint_iter_1", {}, [], build("parts.json"), 1)
+    with pytest.raises(UserError, match=r"was trained for 0 steps, so it is the base model\. There are: 1\."):
+        export(tmp_path / "run", iteration="0")
+    with pytest.raises(UserError, match=r"there is no LoRA\. Give --format merged"):
+        export(tmp_path / "run")
+
+
+def test_an_export_is_not_overwritten_unless_asked_and_nothing_else_ever(run: Path, adapter: Path) -> None:
+    there = file_digests(adapter)
+    with pytest.raises(UserError, match=r"is an export already\. Replace it with --overwrite"):
+        export(run)
+    assert file_digests(adapter) == there
+    with pytest.raises(UserError, match=r"is there already and is no export \(no exported_model.json\)"):
+        export(run, "--output", str(run / "checkpoint_iter_1"), "--overwrite")
+
+
+def test_unknown_flags_and_formats(run: Path) -> None:
+    with pytest.raises(UserError, match="'adapter', 'merged' or 'sentence-transformers'"):
+        export(run, to="gguf")
+    with pytest.raises(UserError, match="Did you mean --format"):
+        main(["--fromat", "adapter"])
+
+
+@pytest.mark.slow
+def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
+    run: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full in the middle of the card; then again, over what a killed export left."""
+    import errno
+
+    from cirloop.export import make
+
+    goal = adapter
+    there = file_digests(goal)
+
+    def full(*_: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", "README.md")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(make, "card", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            export(run, "--overwrite")
+    assert "Free space there" in (explain(error.value) or "")
+    assert file_digests(goal) == there and not [*goal.parent.glob(".*")]
+    for left in (".iter_1_adapter.tmp", ".iter_1_adapter.old"):
+        shutil.copytree(goal, goal.parent / left)
+        (goal.parent / left / "half").write_text("")
+    export(run, "--overwrite")
+    assert file_digests(goal) == there and not [*goal.parent.glob(".*")]
+
+
+@pytest.mark.slow
+def test_the_run_is_as_whole_as_before(run: Path, adapter: Path) -> None:
+    """Exports in a run directory are no part of its artifacts, and in nobody's way."""
+    store = run_directory(run)[1]
+    assert [store.find(name).name for name in store.names] == store.names
+    assert evaluate_run(EvalConfig(experiment_dir=run, iterations="1"))[0]["iteration"] == "1"
