@@ -296,6 +296,14 @@ def test_a_trained_dora_goes_on_being_trained(models: dict[str, Path], tmp_path:
         settings("qwen2_5_vl", models).build(tmp_path).make_trainable(TUNING, seed=2)
 
 
+def test_a_loaded_adapter_does_not_drop_out(models: dict[str, Path], tmp_path: Path) -> None:
+    dropping = TUNING.model_copy(update={"lora": LoraSettings(rank=4, alpha=8, dropout=0.5)})
+    trained(settings("qwen2_vl", models).build(), dropping).save_adapter(tmp_path)
+    loaded = settings("qwen2_vl", models).build(tmp_path)
+    one, other = (loaded.module(loaded.text_inputs(["a red circle"])) for _ in range(2))
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("part", ["model.language_model", "model.language_model.layers.0"])
 @pytest.mark.parametrize("name", WRITERS)
 def test_parts_train_in_full_on_a_base_of_half_precision(

@@ -164,6 +164,7 @@ class Adapted:
             weights = directory / LORA_WEIGHTS
             lora = _lora(directory)
             self._inject(lora, f"adapter {directory}: its {LORA_CONFIG} does")
+            self.core.eval()  # a new LoRA drops out
             self.lora = lora
             state = self._read(weights, self.adapter_state())
             set_peft_model_state_dict(self.core, {name.removeprefix(PREFIX): value for name, value in state.items()})

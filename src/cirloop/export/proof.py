@@ -48,7 +48,6 @@ def inputs(signs: Sequence[str]) -> list[Input]:
 @torch.no_grad()
 def vectors_of(backbone: Any, given: Sequence[Input]) -> torch.Tensor:
     """Vectors (N, D) of the run's embedder, float32, on the CPU."""
-    backbone.module.eval()  # a LoRA that was just loaded still drops out
     rows = []
     for each in given:
         if "image" in each:
