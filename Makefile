@@ -1,9 +1,9 @@
 SHELL := bash
 env := source scripts/setup_env.sh && setup_env --dev
 
-.PHONY: check test format lock audit
+.PHONY: check test format pages lock audit
 
-check:  # ruff check, ruff format --check, mypy
+check:  # ruff check, ruff format --check, mypy, docs/commands
 	@scripts/check.sh
 
 test:  # pytest alone; ./run_tests.sh is check and test
@@ -11,6 +11,9 @@ test:  # pytest alone; ./run_tests.sh is check and test
 
 format:  # repair what can be repaired
 	@$(env) && "$$python" -m ruff check --fix --exit-zero . && "$$python" -m ruff format .
+
+pages:  # docs/commands, from the code
+	@$(env) && "$$python" scripts/command_pages.py
 
 lock:  # requirements.lock from the environment that the tests passed in
 	@$(env) && "$$python" scripts/lock.py

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,32 +157,6 @@ def test_a_round_on_fashioniq(small: Any, fashioniq: Path, tmp_path: Path) -> No
     assert evaluate(EvalConfig(**options))
     outside = score_rankings(tmp_path / "out" / "iter_1" / "fashioniq_val_rankings.json", "fashioniq_val", fashioniq)
     assert outside["metrics"]["recall@10"] == pytest.approx(metrics["recall@10"], abs=1e-6)
-
-
-@pytest.mark.slow
-def test_the_example_of_the_docs(tmp_path: Path) -> None:
-    """Its code and its commands, as they stand there, on a folder of pictures that `shapes` draws."""
-    section = (ROOT / "docs" / "datasets.md").read_text().split("### From a folder of photographs")[1].split("\n## ")[0]
-    code, commands = (re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)[0] for kind in ("python", "sh"))
-    scenes = held_out()["train"]
-    for row in range(48):
-        path = tmp_path / "shop" / "images" / ("circles", "squares", "stars")[row % 3] / f"{row}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(scenes.pixels(row)).save(path)
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    lines = [json.loads(line) for line in (tmp_path / "shop" / "train.jsonl").read_text().splitlines()]
-    assert len(lines) == 36 and all(line["target"] in line["positives"] for line in lines)
-    for name in ("configs", "train_iterative.py", "eval_iterative.py"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    commands = commands.replace(".venv/bin/python", sys.executable)
-    commands = commands.replace("./run_iterative_training.sh", f"{sys.executable} train_iterative.py")
-    done = subprocess.run(
-        ["bash", "-euc", commands], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Plan (nothing was trained)" in done.stdout and "map@10" in done.stdout
-    assert (tmp_path / "experiments" / "shop" / "checkpoint_iter_1" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ NO_SETTINGS = ("schema", "run", "digest")
 class Evaluation(Settings):
     """What is evaluated after each iteration."""
 
-    split: Literal["val", "test"] = "val"
+    split: Literal["val", "test"] = Field("val", description="What iterations are evaluated on.")
     base: bool = True
     """Also evaluate the base model, before any training."""
 
@@ -105,7 +105,7 @@ class RunConfig(BaseSettings):
     """Where the files of `data.train` are, for benchmarks without a training split; by default --data_dir."""
     num_iterations: int = Field(3, ge=0)
     """Rounds of mine, caption, train, evaluate after the warm-up."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Of all random numbers of the run.")
     model: BackboneConfig = Qwen2VLSettings()
     foundation: FoundationConfig = Qwen2VLFoundation()
     data: DataConfig = ShapesSettings()

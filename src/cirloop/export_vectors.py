@@ -57,8 +57,11 @@ class ExportConfig(BaseSettings):
     split: str = TRAIN
     """`train`, or another split of the run's data set, such as val."""
     what: Literal["both", "gallery", "queries"] = "both"
+    """Which vectors."""
     format: Literal["npy", "parquet"] = "npy"
+    """`.npy` files with the ids beside them, or Parquet with an id in each row."""
     rows_per_file: int = Field(1_000_000, ge=1)
+    """Rows of a file, at most."""
     output: Path
     """A directory that is not there yet, or is empty."""
 

@@ -69,6 +69,7 @@ class VectorConfig(BaseSettings):
     save_sets: bool = False
     """Also write the whole set a strategy draws from, such as that of `band`."""
     seed: int = Field(0, ge=0)
+    """Of strategies that draw."""
     device: str | None = None
     """Where scores are computed; by default a GPU where there is one. `cuda:0,cuda:1`: parts of the gallery on each."""
     output: Path

@@ -73,9 +73,11 @@ class AddNegativesConfig(BaseSettings):
     max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
     """Largest image after resizing, in pixels; 28x28 of them make one token."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the embedder's weights."""
     text_encoder: Path | None = None
     """Directory of a sentence encoder (transformers' AutoModel, mean over tokens); by default the embedder on texts."""
     seed: int = Field(0, ge=0)
+    """Of all draws."""
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> AddNegativesConfig:

@@ -47,8 +47,11 @@ class LoraSettings(Settings):
     """The trainable part (LoRA, arXiv 2106.09685). Defaults are VLM2Vec's."""
 
     rank: int = Field(16, ge=1)
+    """Of the two factors."""
     alpha: int = Field(64, ge=1)
+    """What the adapter adds is multiplied by alpha / rank."""
     dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of an adapter's inputs dropped in training."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Module names of the language model that get an adapter. The vision tower stays as it is."""
 

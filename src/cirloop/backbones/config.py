@@ -49,12 +49,17 @@ class VlmSettings(ModelSettings):
     prompts: Literal["vlm2vec", "chat"] = "vlm2vec"
     """`vlm2vec`: image, newline, instruction. `chat`: the same as a user's turn by the model's chat template."""
     query_prompt: str = "Given an image, find a similar everyday image with the described changes: {text}"
+    """What stands with the image of a query; `{text}` is the modification text."""
     document_prompt: str = "Represent the given image."
+    """What stands with an image of the gallery."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the base model; LoRA weights are float32."""
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs bitsandbytes and CUDA."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """The implementation that transformers takes."""
     gradient_checkpointing: bool = False
+    """Compute activations anew in the backward pass: less memory, more time."""
     packed: bool = False
     """Rows of a batch one after another in one row without padding, each seeing only itself; checked at the start."""
     compile: bool = False
@@ -107,6 +112,7 @@ class Qwen25VLSettings(QwenSettings):
 
     type: Literal["qwen2_5_vl"] = "qwen2_5_vl"
     path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    """Model directory or hub name."""
     min_pixels: int = Field(28 * 28, ge=28 * 28)
     """Smallest image after resizing, in pixels."""
     max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
@@ -123,6 +129,7 @@ class Qwen3VLSettings(QwenSettings):
 
     type: Literal["qwen3_vl"] = "qwen3_vl"
     path: str = "Qwen/Qwen3-VL-2B-Instruct"
+    """Model directory or hub name."""
     min_pixels: int = Field(32 * 32, ge=32 * 32)
     """Smallest image after resizing, in pixels."""
     max_pixels: int = Field(256 * 32 * 32, ge=32 * 32)
@@ -142,6 +149,7 @@ class LlavaSettings(VlmSettings):
 
     type: Literal["llava"] = "llava"
     path: str = "llava-hf/llava-v1.6-mistral-7b-hf"
+    """Model directory or hub name."""
 
     def find(self) -> Path:
         return resolve(self.path, "llava", "llava_next", "llava_onevision")
@@ -193,6 +201,7 @@ class ClipCombinerSettings(ModelSettings):
     random_seed: int = Field(0, ge=0)
     """Of the weights that are drawn: the combiner's, and CLIP's where `path` is `random`."""
     combiner: Literal["sum", "combiner", "attention_fusion"] = "combiner"
+    """How image and text features become a query: their sum, CLIP4Cir's network, or attention between tokens."""
     combiner_width: int = Field(4, ge=1)
     """Width of the combiner's hidden layers, in dimensions of CLIP's embedding."""
     dropout: float = Field(0.5, ge=0, lt=1)

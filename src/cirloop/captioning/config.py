@@ -44,7 +44,9 @@ class LoadedFoundation(Foundation):
     """A model that transformers loads."""
 
     dtype: Dtype = "bfloat16"
+    """Of its weights."""
     attention: Attention = "sdpa"
+    """The implementation that transformers takes."""
 
     def shares(self, model: ModelSettings) -> bool:
         """The pixel budget may differ: it is the captioner's own."""
@@ -156,6 +158,7 @@ class VllmFoundation(Foundation):
     max_side: int = Field(672, ge=28)
     """Longest side of a picture, in pixels; a larger one is scaled down first."""
     dtype: Dtype = "bfloat16"
+    """Of its weights."""
     max_model_len: int = Field(8192, ge=256)
     """Tokens of a question with its pictures and answer, at most."""
     gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
@@ -222,16 +225,20 @@ class CaptioningSettings(Settings):
     candidates: int = Field(4, ge=1)
     """Texts per mined image: one greedy, the rest sampled; the one that passes the checks best is kept."""
     temperature: float = Field(0.7, gt=0)
+    """Of the sampled texts."""
     batch_size: int = Field(64, ge=1)
     """Questions per generation batch. It decides the random numbers a text is sampled with, so it is here."""
     max_new_tokens: int = Field(48, ge=4)
+    """Tokens of an answer, at most."""
     rewrite_prompt: str | None = None
     """What asks for a text: the name of a packaged prompt or a .yaml file like them. None: rewrite-2, for llava
     rewrite-side-1."""
     verify_prompt: str | None = None
     """What asks if a text is right. None: verify-1, for llava verify-side-1."""
     min_words: int = Field(2, ge=1)
+    """A shorter text is rejected."""
     max_words: int = Field(40, ge=1)
+    """A longer text is rejected."""
     verify: float = Field(0.5, ge=0, lt=1)
     """Least probability of "yes" when the foundation model is asked if the text is right; 0 = do not ask."""
     round_trip: int = Field(20, ge=0)

@@ -31,6 +31,7 @@ class ShapesSettings(Settings):
     eval_families: int = Field(MAX_EVAL_FAMILIES, ge=2, le=MAX_EVAL_FAMILIES)
     """Families of 11 images in the val and the test gallery, with all their queries."""
     subset_seed: int = 0
+    """Draws the triplets of a subset."""
 
     def build(self, sources: Sources | None = None) -> Dataset:
         from cirloop.data.shapes.load import load
@@ -83,7 +84,9 @@ class JsonlSettings(FileSettings):
     train: str = "train.jsonl"
     """Files under --data_dir."""
     val: str = "val.jsonl"
+    """Evaluated after each iteration."""
     test: str = "test.jsonl"
+    """Evaluated on request."""
     images: str = "images"
     """The folder of pictures; images are named by their path in it."""
     gallery: str | None = None
@@ -103,19 +106,26 @@ class Columns(Settings):
     text: str = "text"
     """A text, or a list of texts."""
     target: str | None = "target"
+    """Without targets a split is for prediction only."""
     id: str | None = None
+    """A query's id; by default its place in the split."""
     category: str | None = None
+    """Metrics are also given per category."""
     subset: str | None = None
+    """Images of the query's group; adds `recall_subset@K`."""
     positives: str | None = None
+    """Further right answers; adds `map@K`."""
 
 
 class GalleryTable(Settings):
     """A table of the same data set that holds the pictures."""
 
     split: str
+    """The split that holds the pictures."""
     name: str | None = None
     """Its configuration, where the data set has several."""
     id: str = "id"
+    """The column with the names that rows use."""
     image: str = "image"
     """Columns: the name that rows use, and the picture."""
 
@@ -127,10 +137,13 @@ class HuggingFaceSettings(FileSettings):
     path: str | None = None
     """A name on the hub; by default --data_dir is a directory of `save_to_disk`, or one that `load_dataset` reads."""
     revision: str | None = None
+    """A branch, tag or commit on the hub."""
     train: str = "train"
     """Splits."""
     val: str = "validation"
+    """Evaluated after each iteration."""
     test: str = "test"
+    """Evaluated on request."""
     columns: Columns = Columns()
     gallery: GalleryTable | None = None
     """Where pictures that rows name are."""

@@ -40,7 +40,9 @@ class Band(Strategy):
     k: int = Field(1, ge=1)
     """Images drawn from the set per query."""
     variant: Literal["paper", "released"] = "paper"
+    """The band as the paper defines it, or as the released code does."""
     how: Literal["random", "hardest"] = "random"
+    """Which images of the band are taken."""
     n_def: int | None = Field(None, ge=1)
     """How often the sets are defined in a run of T rounds: every floor(T / n_def) rounds; by default in every round."""
     warm_up: int | None = Field(None, ge=0)

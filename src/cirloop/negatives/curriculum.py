@@ -40,6 +40,7 @@ class Curriculum(Strategy):
     levels: tuple[AnyStrategy, ...] = Field(min_length=2)
     """Strategies, the easiest first; `k`, `only_wrong`, `reference` and `fallback` are the curriculum's."""
     schedule: Literal["linear", "step", "loss"] = "linear"
+    """How it gets harder: evenly over iterations, at given ones, or as the measured loss falls."""
     start: float = Field(0.0, ge=0, le=1)
     """linear, loss: the share of hard images to begin with."""
     first_iteration: int = Field(0, ge=0)

@@ -34,12 +34,15 @@ class Margin(Strategy):
     mean_delta: float | None = None
     """A negative scores at most the mean of all targets' scores plus this."""
     min_score: float | None = None
+    """Least score of an image."""
     max_score: float | None = None
+    """Largest score of an image."""
     range_min: int = Field(0, ge=0)
     """Best-ranked candidates that are skipped."""
     range_max: int | None = Field(None, ge=1)
     """Candidates looked at; by default 10 per image asked for and one more where a limit is set."""
     how: Literal["hardest", "random"] = "hardest"
+    """Which of the images under the limit are taken."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Margin:

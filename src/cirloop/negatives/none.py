@@ -15,6 +15,7 @@ class Nothing(Strategy):
     whole: ClassVar[bool] = False
     type: Literal["none"] = "none"
     fallback: Literal["none"] = "none"
+    """Nothing fills up."""
 
     def choose(self, block: Block, about: About) -> list[Rows]:
         return [np.zeros(0, np.int64) for _ in block.numbers_B]

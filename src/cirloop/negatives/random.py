@@ -16,6 +16,7 @@ class Random(Strategy):
 
     type: Literal["random"] = "random"
     only_wrong: bool = True
+    """Mine only for queries whose target is not ranked first."""
 
     def choose(self, block: Block, about: About) -> list[Rows]:
         return drawn(block, block.allowed_BK, self.k, about)

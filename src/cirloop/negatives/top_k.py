@@ -20,6 +20,7 @@ class TopK(Strategy):
     whole: ClassVar[bool] = False
     type: Literal["top_k"] = "top_k"
     only_wrong: bool = True
+    """Mine only for queries whose target is not ranked first."""
     below: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     """Ranks under the target that are mined as well; `all` = no limit."""
 

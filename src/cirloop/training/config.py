@@ -20,6 +20,7 @@ class InfoNCE(Settings):
 
     type: Literal["info_nce"] = "info_nce"
     temperature: float = Field(0.02, gt=0)
+    """Scores are divided by it."""
     mask_margin: float | None = Field(None, ge=0)
     """Other queries' candidates scored more than this above the target count as right and are left out; Qwen3-Embedding
     (arXiv 2506.05176) takes 0.1. By default none is."""
@@ -35,6 +36,7 @@ class TripletHinge(Settings):
 
     type: Literal["triplet"] = "triplet"
     margin: float = Field(0.2, gt=0)
+    """By how much the target's cosine is to be above a negative's."""
 
     def build(self) -> Loss:
         from cirloop.training.losses import triplet
@@ -47,6 +49,7 @@ class BradleyTerry(Settings):
 
     type: Literal["bradley_terry"] = "bradley_terry"
     temperature: float = Field(1.0, gt=0)
+    """Scores are divided by it."""
 
     def build(self) -> Loss:
         from cirloop.training.losses import bradley_terry
@@ -58,6 +61,7 @@ class LossPart(Settings):
     """One loss of a sum."""
 
     weight: float = Field(1.0, gt=0)
+    """What the loss is multiplied by."""
     loss: Annotated[BradleyTerry | InfoNCE | TripletHinge, Field(discriminator="type")]
 
 
@@ -66,6 +70,7 @@ class LossSum(Settings):
 
     type: Literal["sum"] = "sum"
     parts: tuple[LossPart, ...] = Field(min_length=1)
+    """Each a `weight` and a `loss`."""
 
     def build(self) -> Loss:
         from cirloop.training.losses import weighted
@@ -104,6 +109,7 @@ class TrainingSettings(Settings):
     """Most similar candidates that those are looked for among; only what scores at most the target counts."""
     loss: LossConfig = InfoNCE()
     learning_rate: float = Field(5e-4, gt=0)
+    """The peak of the rate."""
     rates: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     """Other learning rates, by a pattern that a weight's name starts with; the first that fits counts."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -111,7 +117,9 @@ class TrainingSettings(Settings):
     rate_warm_up: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Longer gradients are shortened to this norm."""
     chunk_size: int = Field(0, ge=0)
     """Rows encoded at once with gradient caching (GradCache, arXiv 2101.06983); 0 = the whole batch at once."""
     skip_bad_batches: int = Field(0, ge=0)

@@ -1,0 +1,158 @@
+"""How each command of README.md and docs/ is run by the tests: one row a command, in the order in which they run.
+
+A command of the documents that is no row fails test_commands.py, and so does a row that is in no document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+RUN, PYTHON = "./run_iterative_training.sh", ".venv/bin/python"
+SHAPES = "--data.train_families 3 --data.train_triplets 12 --data.eval_families 3 --runtime.num_workers 0"
+SHORT = (
+    "--training.warm_up_steps 2 --training.steps 2 --training.batch_size 3 --hard_negative_k 1 "
+    "--captioning.candidates 1 --captioning.verify 0 --captioning.round_trip 0 --captioning.max_new_tokens 8"
+)
+"""Flags that make a run small: they are added to the documented ones."""
+TINY = "--model_path tiny --foundation_model_path tiny"
+PLAN = "Plan (nothing was trained)"
+VECTORS = f"{PYTHON} add_hard_negatives.py --query-embeddings Q.npy --gallery-embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A command as documented, and what is done to it. Without any of that it runs as it is."""
+
+    command: str
+    """As in the document, in one line; `python of PAGE` is the page's first block of Python, `python 2 of PAGE` the
+    next one. What is more than one command of Python (a pipe, `ls`) is given to bash."""
+    extra: str = ""
+    """Flags added."""
+    swaps: Mapping[str, str] = field(default_factory=dict)
+    """Words of it put for others."""
+    not_here: str = ""
+    """Why it is not run at all."""
+    after: tuple[str, ...] = ()
+    """Commands that must have run before."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    until: str = ""
+    """A server: it is interrupted when its output has this."""
+    says: str = ""
+    makes: tuple[str, ...] = ()
+    """Files that are there afterwards."""
+
+
+FAST = f"{RUN} --fast_mode"
+FAST_1 = f"{RUN} --fast_mode --seed 1 --experiment_dir experiments/fast_1"
+CIRR = f"{RUN} --config configs/cirr_qwen2_vl.yaml --data_dir data/cirr"
+SHOP_DATA = "python of docs/tutorial.md"
+SHOP = f"{RUN} --config configs/jsonl_tiny.yaml --data_dir shop --experiment_dir experiments/shop"
+SHOP_LARGE = f"{RUN} --config configs/jsonl_qwen2_vl.yaml --data_dir shop"
+QWEN2_VL_2B = (
+    f"{RUN} --experiment_dir experiments/qwen2_vl_2b --model_path Qwen/Qwen2-VL-2B-Instruct "
+    "--foundation_model_path Qwen/Qwen2-VL-2B-Instruct --model.dtype bfloat16 --foundation.dtype bfloat16"
+)
+BENCHMARK = "--size small --tokens 16 --threads 1 --repeats 1"
+MADE = "experiments/qwen2_vl_shapes_iterative/evaluation_results.json"
+
+ROWS = (
+    # README.md
+    Row(FAST, f"{SHAPES} {SHORT} --num_iterations 1", says="recall@1", makes=(MADE,)),
+    Row(f"{FAST} --auto_resume", f"{SHAPES} {SHORT} --num_iterations 1", after=(FAST,), says="recall@1"),
+    Row("./run_tests.sh", not_here="it is what runs this test"),
+    # docs/commands, docs/run-directory.md
+    Row(f"{RUN} --dry_run", f"{SHAPES} {SHORT}", says=PLAN),
+    Row(FAST_1, f"{SHAPES} {SHORT}", makes=("experiments/fast_1/checkpoint_iter_2/adapter_model.safetensors",)),
+    Row(
+        f"{PYTHON} eval_iterative.py --experiment_dir experiments/fast_1 --eval_dataset shapes_test "
+        "--iterations base,1,2 --output_file results.json",
+        after=(FAST_1,), says="recall@1", makes=("results.json",),
+    ),
+    Row(f"{PYTHON} -m cirloop.export_vectors --experiment_dir DIR --iteration 1 --split train --output vectors",
+        swaps={"DIR": "experiments/fast_1", "vectors": "vectors_npy"}, after=(FAST_1,),
+        makes=("vectors_npy/targets.npy", "vectors_npy/export.json")),
+    Row(f"{PYTHON} -m cirloop.export_vectors --experiment_dir RUN --iteration 3 --split test --format parquet "
+        "--rows_per_file 1000000 --output vectors",
+        swaps={"RUN": "experiments/fast_1", "--iteration 3": "--iteration 2", "vectors": "vectors_parquet"},
+        after=(FAST_1,), makes=("vectors_parquet/gallery/00000.parquet",)),
+    Row(f"{RUN} --experiment_dir experiments/fast_1 --fast_mode --seed 1 --auto_resume", f"{SHAPES} {SHORT}",
+        after=(FAST_1,)),
+    Row(f"{RUN} --experiment_dir experiments/fast_1 --fast_mode --seed 1 --resume_from_iteration 2",
+        f"{SHAPES} {SHORT}", after=(FAST_1,), makes=("experiments/fast_1/replaced_1",)),
+    # docs/costs.md
+    Row(f"{PYTHON} train_iterative.py --fast_mode --profile --experiment_dir experiments/profiled",
+        f"{SHAPES} {SHORT} --num_iterations 0", makes=("experiments/profiled/profile/embedding.json.gz",)),
+    # docs/many-processes.md: how several processes work is for tests/distributed; their settings are checked here
+    Row(f"{RUN} --num_processes 2", f"{SHAPES} {SHORT} --dry_run", says=PLAN),
+    Row(f"{RUN} --num_processes 2 --deepspeed configs/deepspeed/zero2.json", f"{SHAPES} {SHORT} --dry_run", says=PLAN),
+    Row(f"{RUN} --accelerate_config configs/accelerate/fsdp2.yaml", f"{SHAPES} {SHORT} --dry_run", says=PLAN),
+    Row("sbatch scripts/slurm.sbatch --experiment_dir experiments/cirr", not_here="it needs Slurm and 16 GPUs"),
+    # docs/models.md
+    Row(QWEN2_VL_2B, f"{SHAPES} {SHORT} --dry_run", {"Qwen/Qwen2-VL-2B-Instruct": "tiny"}, says=PLAN),
+    # docs/datasets.md
+    Row(f"{CIRR} --dry_run", f"{TINY} {SHORT}", says=PLAN),
+    Row(CIRR, f"{TINY} {SHORT} --training.chunk_size 0 --num_iterations 1 --runtime.num_workers 0",
+        makes=("experiments/qwen2_vl_cirr_iterative/evaluation_results.json",)),
+    Row(f"{PYTHON} eval_iterative.py --experiment_dir experiments/qwen2_vl_cirr_iterative --eval_dataset cirr_test "
+        "--iterations 3", swaps={"--iterations 3": "--iterations 1"}, after=(CIRR,),
+        makes=("experiments/qwen2_vl_cirr_iterative/submission_cirr_test/iter_1",)),
+    Row(f"{PYTHON} eval_iterative.py --experiment_dir experiments/qwen2_vl_cirr_iterative --eval_dataset circo_val "
+        "--data_dir data/circo", "--iterations 1", after=(CIRR,), says="map@5"),
+    Row(f"{PYTHON} eval_iterative.py --rankings FILE.json --eval_dataset cirr_val --data_dir data/cirr",
+        says="recall@1"),
+    Row(f"{PYTHON} eval_iterative.py --rankings FILE.json --eval_dataset cirr_val --data_dir data/cirr "
+        "--output_file OUT.json", makes=("OUT.json",)),
+    # docs/add_hard_negatives.md, docs/scaling.md
+    Row(f"{PYTHON} add_hard_negatives.py --image-dir photos --annotations samples.json --split train "
+        "--model-path Qwen/Qwen2-VL-2B-Instruct --dtype bfloat16 --num-gpus 2 --output negatives.json",
+        swaps={"Qwen/Qwen2-VL-2B-Instruct": "tiny", "--num-gpus 2": "--num-gpus 1"},
+        extra="--max-pixels 12544", says="negatives_report.json", makes=("negatives.json",)),
+    Row(f"{VECTORS} G.npy --targets T.npy --strategy margin --relative-margin 0.05 --output negatives.json",
+        makes=("negatives.json",)),
+    Row(f"{VECTORS} G.npy --targets T.npy --references R.npy --strategy band --variant released --num-negatives 3 "
+        "--save-sets --output OUT.json", makes=("OUT.json",)),
+    Row(f"{VECTORS} vectors/gallery --targets T.npy --strategy top_k --below all --output OUT.json"),
+    Row(f"{VECTORS} vectors/gallery --targets T.npy --output OUT.json --search ivf_pq --index.nlist 4096 "
+        "--index.nprobe 64 --index.m 64",
+        swaps={"--index.nlist 4096": "--index.nlist 4", "--index.nprobe 64": "--index.nprobe 2",
+               "--index.m 64": "--index.m 4 --index.nbits 4"}, says="search_recall"),
+    # docs/tutorial.md
+    Row(SHOP_DATA, makes=("shop/train.jsonl", "shop/val.jsonl")),
+    Row(f"{RUN} --config configs/jsonl_tiny.yaml --data_dir shop --dry_run", after=(SHOP_DATA,), says=PLAN),
+    Row(SHOP, "--training.warm_up_steps 2 --training.steps 2 --training.batch_size 4 --model.max_pixels 12544 "
+        "--foundation.max_pixels 12544", after=(SHOP_DATA,),
+        says="recall@1", makes=("experiments/shop/checkpoint_iter_1/adapter_model.safetensors",)),
+    Row(f"{PYTHON} eval_iterative.py --experiment_dir experiments/shop --iterations base,1", after=(SHOP,),
+        says="map@10"),
+    Row(f"{PYTHON} eval_iterative.py --experiment_dir experiments/shop --iterations 1 --ablate text", after=(SHOP,),
+        says="ABLATED"),
+    Row(f"{PYTHON} -m cirloop.search --experiment_dir experiments/shop --gallery shop/images", after=(SHOP,)),
+    Row(f"{PYTHON} -m cirloop.demo --experiment_dir experiments/shop --gallery shop/images", after=(SHOP,),
+        until="http://127.0.0.1"),
+    Row(f"{PYTHON} -m cirloop.export --experiment_dir experiments/shop --iteration 1 --format adapter "
+        "--output shop_adapter", after=(SHOP,), makes=("shop_adapter/README.md",)),
+    Row(f"{SHOP_LARGE} --dry_run", f"{TINY} {SHORT}", after=(SHOP_DATA,), says=PLAN),
+    Row(SHOP_LARGE, f"{TINY} {SHORT} --dry_run", after=(SHOP_DATA,), says=PLAN),
+    # docs/performance.md, docs/scaling.md
+    Row(f"{PYTHON} benchmarks/embed_against_plain_loop.py --photos DIR",
+        f"{BENCHMARK} --num 4 --batch 2 --chunk 1", {"DIR": "photos"}),
+    Row(f"{PYTHON} benchmarks/embed_against_sentence_transformers.py --photos DIR",
+        f"{BENCHMARK} --num 4 --batch 2 --chunk 1", {"DIR": "photos"}),
+    Row(f"{PYTHON} benchmarks/captions_against_one_at_a_time.py --photos DIR",
+        f"{BENCHMARK} --queries 2 --k 2 --new_tokens 4", {"DIR": "photos"}),
+    Row(f"{PYTHON} benchmarks/packed_and_compiled.py",
+        "--size small --threads 1 --repeats 1 --num 6 --batch 2 --chunk 1",
+        env={"TORCHDYNAMO_DISABLE": "1"}),  # compiling takes a minute; tests/backbones/test_compile.py does it
+    Row(f"{PYTHON} benchmarks/gpu.py",
+        "--size small --dtype float32 --photos photos --tokens 16 --repeats 1 --num 4 --workers 0 --batch 2 --chunk 1 "
+        "--queries 2 --k 1 --plain 2 --new_tokens 4"),
+    Row(f"{PYTHON} benchmarks/cost_per_item.py --num 256 --config configs/cirr_qwen2_vl.yaml --data_dir CIRR",
+        f"{TINY} --repeats 2", {"--num 256": "--num 4", "CIRR": "data/cirr"}, says="benchmarks/scaling_table.py"),
+    Row(f"{PYTHON} benchmarks/mine_a_million.py", "--sizes 1000 --strategies top_k --queries 20 --cores 1"),
+    Row(f"{PYTHON} benchmarks/scaling_table.py --dimensions 1536 --image T_IMAGE --query T_QUERY --caption T_CAPTION "
+        "--features BYTES --top-k SECONDS --top-k-exponent B --band SECONDS --band-exponent B",
+        swaps={"T_IMAGE": "0.1", "T_QUERY": "0.1", "T_CAPTION": "0.1", "BYTES": "1000", "SECONDS": "9", "B": "1"},
+        says="vectors, float32"),
+)  # fmt: skip
+"""Where a command is made small by what it is added: flags that come later win."""
