@@ -3,12 +3,15 @@
 import sys
 from pathlib import Path
 
-from cirloop import cli, config, launch
+from cirloop import cli, config, launch, report_run
 
 
 def main() -> None:
     launch.alone(sys.argv)
     settings = config.load(sys.argv[1:], Path(__file__).resolve().parent / "configs" / "shapes.yaml")
+    if settings.report_only:
+        report_run.rebuild(settings)
+        return
     from cirloop import experiment  # torch and transformers load here, after the flags are known to be right
 
     if settings.dry_run:

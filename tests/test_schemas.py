@@ -69,7 +69,8 @@ def test_what_is_no_version_is_damage(schema: Any, tmp_path: Path) -> None:
 def test_an_evaluation_of_schema_1_can_be_shown_and_compared(tmp_path: Path) -> None:
     write_json(tmp_path / "evaluation_iter_0.json", EVALUATION_1)
     made = Artifact("evaluation_iter_0.json", tmp_path / "evaluation_iter_0.json", "").read()
-    assert made["schema"] == 2 and made["ranks"] == [["val/0", 1, 1.0], ["val/1", 2, 0.0], ["val/2", 40, 0.0]]
+    assert made["schema"] == 3 and made["top"] == []
+    assert made["ranks"] == [["val/0", 1, 1.0], ["val/1", 2, 0.0], ["val/2", 40, 0.0]]
     assert made["metrics"] == {"recall@1": 0.33333, "any correct recall@5": 0.66667}
     assert metric_rows([made], ["recall@1"]) == [["0", "33.3 ± 27.2"]]
     [row] = compared([made, made])

@@ -83,6 +83,7 @@ class RunConfig(BaseSettings):
             "runtime.accelerate_config": "accelerate_config",
             "runtime.deepspeed": "deepspeed",
             "runtime.profile": "profile",
+            "runtime.control": "control",
             "runtime.allow_symlinks": "allow_symlinks",
         },
     )
@@ -99,6 +100,8 @@ class RunConfig(BaseSettings):
     """Keep the iterations below this one and remake it and what follows."""
     dry_run: bool = False
     """Check configuration, data and model, print the plan, and train nothing."""
+    report_only: bool = False
+    """Write report.html of --experiment_dir anew from what is finished there, and do nothing else."""
     data_dir: Path | None = None
     """Where the data set's files are; `shapes` is drawn and needs none."""
     train_dir: Path | None = None
@@ -139,10 +142,8 @@ class RunConfig(BaseSettings):
 
     def resolved(self) -> dict[str, Any]:
         """Everything, as JSON, for the run directory's `config.json`."""
-        return self.model_dump(
-            mode="json",
-            exclude={"config", "fast_mode", "auto_resume", "resume_from_iteration", "dry_run", "experiment_dir"},
-        )
+        asked = {"config", "fast_mode", "auto_resume", "resume_from_iteration", "dry_run", "report_only"}
+        return self.model_dump(mode="json", exclude={*asked, "experiment_dir"})
 
 
 def load(argv: Sequence[str], default_config: Path) -> RunConfig:

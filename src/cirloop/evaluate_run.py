@@ -137,7 +137,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         return []
     show(results)
     if options.output_file is not None:
-        write_json(options.output_file, {"schema": 2, "results": results, "compared": compared(results)})
+        write_json(options.output_file, {"schema": 3, "results": results, "compared": compared(results)})
     return results
 
 

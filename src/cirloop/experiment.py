@@ -101,6 +101,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     with lock.held(config.directory), stopping.listening():
         current = open_run(config)
         results = iterate(current)
+        current.report()  # with the last comparison, also where nothing was left to do
         current.store.clean()
     show(results)
     accounts = [current.store.find(n).read() for n in sorted(current.store.names) if n.startswith("accounting_iter_")]

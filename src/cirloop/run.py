@@ -17,20 +17,22 @@ from cirloop.backbones import Item, flops
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.weights import is_adapter
 from cirloop.captioning.eyes import Asked, Eyes
-from cirloop.config import RunConfig, from_json, run_of
+from cirloop.config import RunConfig
 from cirloop.data import Dataset
 from cirloop.data.dataset import eval_digest
+from cirloop.directory import CONFIG as CONFIG
+from cirloop.directory import run_directory as run_directory
 from cirloop.report.costs import Costs
 from cirloop.report.terminal import progress
+from cirloop.report_run import Reporter
 from cirloop.retrieval.collapse import ALIKE, mean_cosine
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.search import rank
 from cirloop.retrieval.vectors import room
 from cirloop.shares import AskedApart, Shares
-from cirloop.types import EvalSplit, ImageId, Query, TrainSplit, UserError
+from cirloop.types import EvalSplit, ImageId, Query, TrainSplit
 
 Vectors = npt.NDArray[np.float32]
-CONFIG = "config.json"
 KEPT = 3
 """Results of embedding that are kept: a gallery, its queries, and their texts alone."""
 PIECE = 1 << 18
@@ -48,18 +50,28 @@ class Run:
         self._digests: dict[str, str] = {}
         self._looked_at: set[tuple[str, str]] = set()
         self.costs = Costs(store.directory)
+        self.reporter = Reporter.of_data(config, store, data)
 
     def make(
         self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
     ) -> Artifact:
-        """`store.make`; what the making costs goes to `costs.json`. Before it is a moment to stop."""
+        """`store.make`; what the making costs goes to `costs.json`, and the report is written anew. Before it is a
+        moment to stop."""
 
         def metered(path: Path) -> None:
             stopping.check()
             with self.costs.stage(name, self.config.runtime.profile, flops.limit):
                 build(path)
 
-        return self.store.make(name, settings, inputs, metered, iteration)
+        artifact = self.store.make(name, settings, inputs, metered, iteration)
+        if artifact.made_now:
+            self.report()
+        return artifact
+
+    def report(self) -> None:
+        """Write `report.html` with what is there by now, unless that is switched off."""
+        if self.config.runtime.report:
+            self.reporter.write()
 
     def key(self, *names: str) -> dict[str, Any]:
         """The settings a stage depends on, with the digests of a model's files in the place of their paths."""
@@ -159,15 +171,6 @@ class Run:
         gallery, search = self.gallery(backbone, split), self.config.runtime.search
         with memory.enough(f"ranking {len(gallery)} images", "Set runtime.search exact, which goes block by block."):
             return rank(queries, targets, split.gallery, vectors, gallery, depth, search)
-
-
-def run_directory(directory: Path) -> tuple[RunConfig, Store]:
-    """The settings and artifacts of a run directory, for reading. Raises UserError where it is none or is damaged."""
-    if not (directory / CONFIG).is_file():
-        raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
-    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory, reading=True)
-    store.of_run(run_of(directory / CONFIG), directory / CONFIG)
-    return config, store
 
 
 def adapter_of(checkpoint: Artifact | None) -> Path | None:

@@ -38,6 +38,10 @@ class Runtime(Settings):
     run has used stays. 0 = no limit."""
     save_every: int = Field(50, ge=0)
     """Steps between step checkpoints; 0 = none."""
+    report: bool = True
+    """Write `report.html` anew after each stage."""
+    control: Path | None = None
+    """Another run directory, whose recalls `report.html` draws beside this run's."""
     allow_symlinks: bool = False
     """Let links among the pictures lead out of the data directory and the folders of pictures, which may be links."""
     profile: bool = False

@@ -72,6 +72,11 @@ def _evaluation_1(content: Content) -> Content:
     }  # fmt: skip
 
 
+def _evaluation_2(content: Content) -> Content:
+    """Schema 3 keeps each query's best images. Schema 2 did not, and nothing says what they were."""
+    return content | {"top": []}
+
+
 def _results_1(content: Content) -> Content:
     """Schema 1 compared nothing, and had no ranks by which to do it now."""
     added = {"missing_images": 0, "dropped_queries": 0, "ablated": None, "compared_on": "recall@1"}
@@ -103,8 +108,8 @@ KINDS = {
     "accounting": Kind(),
     "training_log": Kind(),
     "parts": Kind(),
-    "evaluation": Kind(2, {1: _evaluation_1}),
-    "evaluation_results": Kind(2, {1: _results_1}),
+    "evaluation": Kind(3, {1: _evaluation_1, 2: _evaluation_2}),
+    "evaluation_results": Kind(3, {1: _results_1, 2: _same}),
     "problems": Kind(),
     "export": Kind(),
     "exported_model": Kind(),

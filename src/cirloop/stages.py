@@ -32,6 +32,8 @@ from cirloop.types import (
 
 logger = logging.getLogger(__name__)
 Ablation = Literal["text", "image"] | None
+TOP = 5
+"""Best images per query that an evaluation keeps."""
 
 
 def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
@@ -148,7 +150,8 @@ def train(
 
 def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None) -> Artifact:
     """evaluation_iter_{t}.json (or `evaluation_base.json`): metrics with standard errors; per query the target's rank
-    without the reference (HP-FashionIQ: how much higher set 1 scores), and the value that iterations are compared on.
+    without the reference (HP-FashionIQ: how much higher set 1 scores), the value that iterations are compared on, and
+    its best images.
     """
 
     def build(path: Path) -> None:
@@ -167,8 +170,10 @@ def evaluation(
     if any(part.relevance is None for part in parts):
         raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
     found: dict[QueryId, Any] = {}
+    tops: list[list[ImageId]] = []
     for part in parts:
         vectors, gallery = _vectors(run, backbone, part, ablate)
+        tops += _top(part, vectors, gallery)
         wanted = [part.judged.needs(query) for query in part.queries]
         look = scores if part.relevance and part.relevance.preferences else places
         rows = look(part.queries, wanted, part.gallery, vectors, gallery)
@@ -185,21 +190,33 @@ def evaluation(
                 place = protocols.without(found[query.id], query.reference)[part.relevance.targets[query.id]]
             ranks.append([query.id, place, round(value, 6)])
     return {
-        "schema": 2, "iteration": label.removeprefix("iter_"), "split": parts[0].name,
+        "schema": 3, "iteration": label.removeprefix("iter_"), "split": parts[0].name,
         "queries": sum(len(part.queries) for part in parts), "gallery": sum(len(part.gallery.ids) for part in parts),
         "missing_images": sum(part.missing for part in parts), "dropped_queries": sum(part.dropped for part in parts),
         "protocol": protocols.describe([part.judged for part in parts]), "ablated": ablate,
         "model": backbone.fingerprint,
         "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
         "standard_errors": {name: round(m.se, 6) for name, m in metrics.items()},
-        "compared_on": compared, "ranks": ranks,
+        "compared_on": compared, "ranks": ranks, "top": tops,
     }  # fmt: skip
+
+
+def _top(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:
+    """Each query's best images, as the protocol ranks them; none where people chose between sets of images."""
+    if part.relevance is None or part.relevance.preferences:
+        return []
+    rows = best(part.queries, part.gallery, vectors, gallery, TOP + 1)
+    kept = part.judged.benchmark in protocols.REFERENCE_KEPT
+    return [
+        [image for image in row if kept or image != query.reference][:TOP]
+        for query, row in zip(part.queries, rows, strict=True)
+    ]
 
 
 def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """evaluation_results.json: the evaluations without their queries' rows, and each against the one before it."""
-    results = [{name: value for name, value in row.items() if name != "ranks"} for row in evaluations]
-    return {"schema": 2, "results": results, "compared": compared(evaluations)}
+    results = [{name: value for name, value in row.items() if name not in ("ranks", "top")} for row in evaluations]
+    return {"schema": 3, "results": results, "compared": compared(evaluations)}
 
 
 def predictions(

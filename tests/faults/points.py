@@ -60,6 +60,7 @@ POINTS = (
     # beside the artifacts
     Point("report.costs:Costs._write", "RUN/costs.json", TEXT),
     Point("loop:iterate.note", "RUN/evaluation_results.json", TEXT),
+    Point("report.html.page:write", "RUN/report.html", TEXT),
     # step checkpoints
     Point(CHECKPOINTS, WORK, "mkdir sync"),
     Point(CHECKPOINTS, f"{WORK}/new", "mkdir sync rename"),

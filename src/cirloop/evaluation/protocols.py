@@ -50,6 +50,8 @@ KS = {
     "jsonl": (1, 5, 10, 50),
     "huggingface": (1, 5, 10, 50),
 }
+REFERENCE_KEPT = ("fashioniq", "circo")
+"""Where the reference is ranked with the rest of the gallery."""
 SUBSET_KS = (1, 2, 3)
 ANY_KS = (1, 5)
 HEADLINE = {
@@ -151,7 +153,7 @@ def values(part: Judged, places: Mapping[QueryId, Mapping[ImageId, Any]]) -> dic
     for query in part.queries:
         kept, target = places[query.id], relevance.targets[query.id]
         removed = without(kept, query.reference)
-        seen = kept if benchmark in ("fashioniq", "circo") else removed
+        seen = kept if benchmark in REFERENCE_KEPT else removed
         for k in KS[benchmark]:
             add(f"recall@{k}", recall_at(seen.get(target), k))
             if benchmark == "fashioniq":

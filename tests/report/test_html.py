@@ -1,0 +1,296 @@
+"""`report.html`: what stands in it is what the artifacts say, and it is whole whatever is missing or planted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.report_of_28000 import Made, make_data, settings
+from cirloop import lock
+from cirloop.artifacts import file_digests, write_json
+from cirloop.config import RunConfig
+from cirloop.directory import run_directory
+from cirloop.report.html import pictures, source
+from cirloop.report.html.charts import nice
+from cirloop.report_run import Reporter, rebuild
+from cirloop.types import UserError
+from tests.commands import command
+from tests.report.pages import Page, read
+
+EVIL = (
+    "<script>window.planted = 1</script>", "<img src=x onerror='window.planted = 1'>", "</figcaption><h1>no</h1>",
+    "{{ 7 * 7 }} \x1b[31m \u202e red", "\"><svg onload=window.planted=1>",
+)  # fmt: skip
+
+
+def content(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def made(home: Path, iterations: int = 2, parts: int | None = None, queries: int = 12, images: int = 9,
+         top: bool = True, **changes: Any) -> RunConfig:  # fmt: skip
+    """A made-up run of a model that is nowhere, and its data."""
+    make_data(home / "data", queries, images, EVIL)
+    config = settings(home, iterations, **changes)
+    Made(config, queries, images, 3, top).run(parts)
+    return config
+
+
+def page_of(config: RunConfig) -> Page:
+    return read(rebuild(config).read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Read only."""
+    return made(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def copied(whole: RunConfig, tmp_path: Path) -> RunConfig:
+    shutil.copytree(whole.directory.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html"))
+    place = {"data_dir": tmp_path / "copy" / "data", "experiment_dir": tmp_path / "copy" / "run"}
+    return whole.model_copy(update=place)
+
+
+def test_a_run_leaves_a_report_with_the_numbers_of_its_results(finished: Path) -> None:
+    page = read((finished / "report.html").read_text("utf-8"))
+    results = content(finished / "evaluation_results.json")
+    heads, *rows = page.tables["Fractions ± standard errors"]
+    assert heads == ["iteration", "recall@1", "recall@5", "recall@10", "recall@50"]
+    assert rows == [
+        [r["iteration"], *(f"{r['metrics'][m]} ± {r['standard_errors'][m]}" for m in heads[1:])]
+        for r in results["results"]
+    ]
+    [compared] = [rows for caption, rows in page.tables.items() if caption.startswith("Each iteration against")]
+    assert [row[2] for row in compared[1:]] == [f"{c['p']:.4f}" for c in results["compared"]] and len(compared) == 3
+    assert "Finished." in page.text and "Still missing" not in page.text
+
+
+def test_won_and_lost_are_counted_query_by_query(finished: Path) -> None:
+    page = read((finished / "report.html").read_text("utf-8"))
+    ranks = [content(finished / f"evaluation_{name}.json")["ranks"] for name in ("base", "iter_0", "iter_1")]
+    rows = {row[0]: row[1:] for row in page.tables["Queries won and lost by recall@1"][1:]}
+    for label, a, b in (("base → 0", 0, 1), ("0 → 1", 1, 2), ("base → 1", 0, 2)):
+        pairs = Counter((x[1] > 1) - (y[1] > 1) for x, y in zip(ranks[a], ranks[b], strict=True))
+        assert rows[label] == [str(pairs[n]) for n in (1, -1, 0)], label
+
+
+def test_best_images_agree_with_the_ranks(finished: Path) -> None:
+    """The reference is not among them, and a target of rank r is the r-th."""
+    config, store = run_directory(finished)
+    [part] = _data(config).parts("val")
+    assert part.relevance is not None
+    evaluation = store.find("evaluation_iter_1.json").read()
+    seen = 0
+    for query, (name, rank, _), top in zip(part.queries, evaluation["ranks"], evaluation["top"], strict=True):
+        assert name == query.id and len({*top}) == 5 and query.reference not in top
+        target = part.relevance.targets[query.id]
+        assert (top.index(target) + 1 if target in top else None) == (rank if rank <= 5 else None)
+        seen += rank <= 5
+    assert seen > 5
+
+
+def test_mining_captions_sets_loss_and_costs_are_those_of_the_artifacts(finished: Path) -> None:
+    page = read((finished / "report.html").read_text("utf-8"))
+    mined, texts = content(finished / "hard_negatives_iter_0.json"), content(finished / "augmented_samples_iter_1.json")
+    account = content(finished / "accounting_iter_1.json")
+    [row] = page.tables["Mined negatives by the model that was wrong"][1:]
+    count, wrong = len(mined["negatives"]), account["false_negatives"]
+    assert row[1:6] == [f"top_k: {count}", "48", str(mined["summary"]["target_first"]),
+                        str(mined["summary"]["queries_mined"]), str(count)]  # fmt: skip
+    assert row[6].startswith(f"{wrong} (")
+    bins = page.tables["Counts, model 0"][1:]
+    assert sum(int(row[2]) for row in bins) == count
+    assert sum(int(row[1]) for row in bins) == len({row["query"] for row in mined["negatives"]})
+    heads, row = page.tables["Texts by what became of them"]
+    assert dict(zip(heads[2:-1], map(int, row[2:-1]), strict=True)) == texts["summary"]["rejected"]
+    assert int(row[1]) == len(texts["accepted"]) and int(row[-1]) == texts["summary"]["candidates"]
+    assert page.tables["Set sizes"][1][:5] == ["1", "48", str(len(texts["accepted"])), str(len(texts["accepted"])),
+                                               str(count)]  # fmt: skip
+    log = [row["loss"] for row in content(finished / "checkpoint_iter_1" / "training_log.json")["rows"]]
+    assert page.tables["Loss of each iteration"][2][3] == f"{log[0]:.6g}" and len(log) == 6
+    stages = [row[0] for row in page.tables["Cost of each attempt at a stage"][1:]]
+    assert stages == [row["stage"] for row in content(finished / "costs.json")["stages"]]
+
+
+def _data(config: RunConfig) -> Any:
+    from cirloop.data.sources import Sources
+
+    return config.data.build(Sources(config.data_dir, config.cache, lambda items, _: items))
+
+
+def test_false_negatives_are_marked_where_the_data_set_knows_them(finished: Path) -> None:
+    """As many as `accounting` counts, where every mined image is shown."""
+    config, store = run_directory(finished)
+    account = content(finished / "accounting_iter_1.json")
+    shown = {"MINED": 100, "IMAGES": 100}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in shown.items():
+            patch.setattr(f"cirloop.report.html.mined.{name}", value)
+        reporter = Reporter.of_data(config, store, _data(config))
+        before = (finished / "report.html").read_bytes()
+        try:
+            text = reporter.write().read_text("utf-8")
+        finally:
+            (finished / "report.html").write_bytes(before)
+    assert text.count("false negative</figcaption>") == account["false_negatives"] > 0
+
+
+def test_markup_in_texts_and_settings_stands_as_text(whole: RunConfig) -> None:
+    text = rebuild(whole).read_text("utf-8")
+    page = read(text)
+    for evil in EVIL[:3]:
+        assert evil in page.text
+    assert "{{ 7 * 7 }} \\x1b[31m \\u202e red" in page.text
+    assert "script" not in page.tags and page.tags["h1"] == 1
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert not [
+        value for name, value in page.attributes if name in ("src", "href") and not value.startswith(("data:", "#"))
+    ]
+
+
+def test_secrets_are_hidden(copied: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_TOKEN", "red</b>and>secret")
+    rows = [json.loads(line) for line in (copied.data_dir / "val.jsonl").read_text().splitlines()]  # type: ignore[operator]
+    for row in rows:
+        row["text"] = "the same, red</b>and>secret and hf_abcdefghijklmnopqrstu"
+    (copied.data_dir / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))  # type: ignore[operator]
+    monkeypatch.setenv("MODEL_PASSWORD", "nowhere/no-model")
+    text = rebuild(copied).read_text("utf-8")
+    assert "nowhere/no-model" not in text and "qwen2_vl" in text
+    assert "the same, [hidden] and [hidden]" in text and "secret and" not in text and "hf_abc" not in text
+
+
+def test_pictures_that_are_gone_leave_tiles_that_say_so(copied: RunConfig) -> None:
+    assert copied.data_dir is not None
+    before = page_of(copied)
+    (copied.data_dir / "images" / "000001.jpg").unlink()
+    some = page_of(copied)
+    assert 0 < some.tags["img"] < before.tags["img"] and "Missing pictures. 1 of" in " ".join(some.text.split())
+    shutil.rmtree(copied.data_dir / "images")
+    assert "No pictures." in page_of(copied).text
+    shutil.rmtree(copied.data_dir)
+    none = page_of(copied)
+    assert "img" not in none.tags and "there is no such directory" in none.text
+    assert none.tables["Fractions ± standard errors"] == before.tables["Fractions ± standard errors"]
+
+
+@pytest.mark.parametrize("parts", [0, 1, 3, 4, 5])
+def test_a_run_that_is_going_says_what_is_missing(parts: int, tmp_path: Path) -> None:
+    config = made(tmp_path, parts=parts)
+    page = page_of(config)
+    assert f"{11 - parts} artifacts are still missing" in " ".join(page.text.split())
+    evaluated = len([r for r in page.tables.get("Fractions ± standard errors", [[]])[1:]])
+    assert evaluated == {0: 0, 1: 1}.get(parts, 2)
+    assert ("Nothing is mined yet." in page.text) == (parts < 4)
+    assert ("Nothing is written yet." in page.text) == (parts < 5)
+
+
+def test_evaluations_of_an_older_version_have_no_best_images(tmp_path: Path) -> None:
+    page = page_of(made(tmp_path, top=False))
+    said = " ".join(page.text.split())
+    assert "The best images of iterations 2, 1, 0, base were not kept" in said or "were not kept: an older" in said
+    assert said.count("The best images of this evaluation were not kept.") > 4
+    assert page.tables["Queries won and lost by recall@1"][1:]
+
+
+def test_a_control_is_drawn_where_it_was_evaluated_alike(whole: RunConfig, copied: RunConfig) -> None:
+    with_control = copied.model_copy(update={"runtime": copied.runtime.model_copy(update={"control": whole.directory})})
+    rows = page_of(with_control).tables["Fractions ± standard errors"][1:]
+    assert [row[0] for row in rows] == ["base", "0", "1", "2", "control base", "control 0", "control 1", "control 2"]
+    results = content(copied.directory / "evaluation_results.json")
+    for row in results["results"]:
+        row["split"] = "jsonl_test"
+    other = copied.directory.parent / "other"
+    other.mkdir()
+    write_json(other / "evaluation_results.json", results)
+    with_control = copied.model_copy(update={"runtime": copied.runtime.model_copy(update={"control": other})})
+    page = page_of(with_control)
+    assert "The control other is not drawn: it was evaluated with another split." in page.text
+    assert len(page.tables["Fractions ± standard errors"]) == 5
+
+
+def test_a_report_of_thirty_iterations_is_bounded(tmp_path: Path) -> None:
+    small = rebuild(made(tmp_path / "a", iterations=4)).stat().st_size
+    large = rebuild(made(tmp_path / "b", iterations=30)).read_text("utf-8")
+    page = read(large)
+    assert len(large) < 2 * small and page.tags["img"] < 800
+    assert "5 of 32 comparisons are shown with pictures" in " ".join(page.text.split())
+    assert len(page.tables["Fractions ± standard errors"]) == 33
+
+
+def test_pictures_stop_at_the_limit(whole: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_BYTES", 30_000)
+    page = page_of(whole)
+    sizes = sum(len(value) for name, value in page.attributes if name == "src")
+    assert 30_000 <= sizes < 30_000 + 20_000 and page.text.count("left out") > 50
+    assert f"Pictures: {page.tags['img']} of " in page.text
+
+
+def test_long_texts_are_cut() -> None:
+    assert source.shortened("x" * 1000) == "x" * source.LETTERS + "…"
+
+
+def test_report_only_reads_beside_a_run_and_changes_nothing_else(copied: RunConfig) -> None:
+    """Under a lock that another run holds; the model's path leads nowhere."""
+    before = file_digests(copied.directory)
+    with lock.held(copied.directory):
+        done = command("train_iterative.py", "--report_only", "--experiment_dir", copied.directory, "--data_dir",
+                       copied.data_dir)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    after = file_digests(copied.directory)
+    assert "report.html" in after and {n: d for n, d in after.items() if n != "report.html"} == before
+
+
+def test_report_only_refuses_what_is_no_run_and_what_was_altered(copied: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run directory"):
+        rebuild(copied.model_copy(update={"experiment_dir": tmp_path}))
+    path = copied.directory / "hard_negatives_iter_0.json"
+    path.write_text(path.read_text().replace("top_k", "top_j"))
+    with pytest.raises(UserError, match=r"hard_negatives_iter_0\.json \(altered\)"):
+        rebuild(copied)
+
+
+def test_the_report_can_be_switched_off_and_decides_nothing(copied: RunConfig) -> None:
+    from cirloop.run import Run
+
+    config, store = run_directory(copied.directory)
+    off = config.model_copy(update={"runtime": config.runtime.model_copy(update={"report": False})})
+    assert off.decisive() == config.decisive()
+    Run(off, store, _data(config)).report()
+    assert not (copied.directory / "report.html").exists()
+    Run(config, store, _data(config)).report()
+    assert (copied.directory / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("span", "ticks"),
+    [((0, 1), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), ((0.31, 0.36), [0.31, 0.32, 0.33, 0.34, 0.35, 0.36]),
+     ((0, 1846), [0.0, 500.0, 1000.0, 1500.0])],
+)  # fmt: skip
+def test_ticks_are_round_numbers(span: tuple[float, float], ticks: list[float]) -> None:
+    assert nice(*span) == ticks
+
+
+@pytest.mark.parametrize(
+    ("split", "best"),
+    [("fashioniq_val", "abcde"), ("circo_val", "abcde"), ("cirr_val", "acdef"), ("jsonl_val", "acdef")],
+)
+def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(split: str, best: str) -> None:
+    from cirloop.stages import _top
+    from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance
+
+    query = Query(QueryId("q"), ImageId("b"), "")
+    gallery = Gallery("g", tuple(map(ImageId, "abcdefgh")))
+    judged = Judged(split, (query,), Relevance({query.id: ImageId("c")}), gallery)
+    images_GD = np.eye(8, dtype=np.float32)
+    query_D = np.arange(8, 0, -1, dtype=np.float32)
+    no_pictures: Any = None
+    assert _top(EvalSplit(judged, gallery, no_pictures), query_D[None], images_GD) == [list(best)]
