@@ -61,3 +61,12 @@ def finished(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "finished"
     experiment.run(small(directory))
     return directory
+
+
+@pytest.fixture(scope="session")
+def engine(finished: Path) -> Any:
+    """What searches the gallery of the finished run."""
+    from cirloop.search.config import Searched
+    from cirloop.search.engine import Engine
+
+    return Engine(Searched(experiment_dir=finished))

@@ -67,6 +67,8 @@ ALLOWED: dict[str, set[str]] = {
     "add_negatives": LEAVES | {"backbones", "data", "flags", "negatives", "report"},
     "export": BELOW_STAGES | {"cli", "evaluate_run", "experiment", "flags", "run"},
     "export_vectors": BELOW_STAGES | {"cli", "evaluate_run", "experiment", "flags", "mine_split", "run"},
+    "search": BELOW_STAGES | {"cli", "experiment", "flags", "run"},
+    "demo": BELOW_STAGES | {"cli", "flags", "search"},
     "cli": {"types", "report", "disk", "stopping", "shown"},
 }
 """Module or room of cirloop -> what it may import, besides itself. A new one is entered here first."""

@@ -66,6 +66,7 @@ SCENES = {
         start="finished",
         script="eval_iterative.py",
     ),
+    "search": Scene(("--reference", "shapes:val:00003"), start="finished", script="src/cirloop/search/__main__.py"),
     "pictures": Scene(("--dry_run",), start="pictures", config="pictures.yaml"),
     "problems": Scene((), start="pictures", config="problems.yaml", code=2),
 }

@@ -85,6 +85,10 @@ POINTS = (
     Point("backbones.shards:Shards._use", f"{SHARD}.safetensors", "utime"),
     Point("data.sources:Sources.bad", "CACHE/images/*.json", TEXT, "pictures"),
     Point("checks:check", "CACHE/problems.json", TEXT, "problems"),
+    # searching
+    Point("search.index:Index.write", "CACHE/search", "mkdir sync", "search"),
+    Point("search.index:Index.write", "CACHE/search/*", "save chmod sync remove", "search"),
+    Point("search.index:Index.write", "CACHE/search/*.safetensors", "rename", "search"),
     # eval_iterative.py
     Point("evaluation.submission:write", "OUT/submission", "mkdir", "evaluate"),
     Point("evaluation.submission:write", "OUT/submission/iter_*", "mkdir", "evaluate"),

@@ -102,6 +102,17 @@ def embed_share(
     return done, np.concatenate(made) if made else np.zeros((0, 0), np.float32)
 
 
+@torch.inference_mode()
+def embed_now(backbone: Any, features: Any, items: Sequence[Item]) -> npt.NDArray[np.float32]:
+    """Embeddings of a few items as one batch, without a log line: a query that a person waits for. `features.get` gives
+    their images' vision tokens."""
+    backbone.module.eval()
+    inputs = backbone.inputs(items, features.get([item.image for item in items]))
+    vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
+    _check(items, vectors)
+    return vectors
+
+
 def _check(batch: Sequence[Item], vectors: npt.NDArray[np.float32]) -> None:
     bad = [batch[i] for i in np.flatnonzero(~np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)).tolist()]
     if bad:

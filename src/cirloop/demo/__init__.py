@@ -1,0 +1,1 @@
+"""A page to search with a run's models, on this machine."""

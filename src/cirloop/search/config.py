@@ -1,0 +1,61 @@
+"""The flags that `cirloop.search` and `cirloop.demo` share: which run, which model of it, which pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cirloop import flags
+from cirloop.config import explain
+from cirloop.types import UserError
+
+MAX_K = 1000
+"""Results of a query, at most."""
+
+
+class Searched(BaseSettings):
+    """Which run's model searches which pictures."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags alone: an environment variable named TEXT is somebody else's."""
+        return (init_settings,)
+
+    experiment_dir: Path
+    """The run directory; the run may still be going on."""
+    gallery: Path | None = None
+    """A folder of pictures, with all below it; by default the gallery that the run evaluates on."""
+    iteration: str | None = None
+    """Whose model: `base`, or a finished iteration's number. By default the last finished one's."""
+    allow_missing_images: int = Field(0, ge=0)
+    """Pictures of the folder that may be unreadable; they are left out."""
+    allow_symlinks: bool = False
+    """Let links in the folder lead out of it."""
+    k: int = Field(10, ge=1, le=MAX_K, validation_alias=AliasChoices("top_k", "k"))
+    """Results of a query."""
+
+
+S = TypeVar("S", bound=Searched)
+
+
+def parse(model: type[S], argv: Sequence[str], program: str) -> S:
+    """The flags. Raises UserError with all that is wrong."""
+    try:
+        return flags.parse(model, argv, program)
+    except ValidationError as error:
+        raise UserError(explain(error, program)) from None

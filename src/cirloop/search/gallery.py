@@ -1,0 +1,149 @@
+"""What is searched: the pictures of a folder, or the gallery that a run evaluates on, with what is known to be right.
+
+A folder's picture is named by its path in the folder. Files whose names do not end as a picture's do, and hidden ones,
+are passed over; every other one must decode.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from cirloop.artifacts import fingerprint
+from cirloop.config import RunConfig
+from cirloop.data.images import FORMATS, FileImages
+from cirloop.data.sources import Sources
+from cirloop.problems import Problems
+from cirloop.report.terminal import progress
+from cirloop.types import EvalSplit, ImageId, Images, Query
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Searchable:
+    """Pictures to search: sorted `ids`, their pixels, a `key` that stands for the place in names of indexes.
+
+    `queries` are the run's own, `right` the right answers of those that have any, by reference and text.
+    """
+
+    name: str
+    key: str
+    ids: tuple[ImageId, ...]
+    images: Images
+    queries: tuple[Query, ...] = ()
+    right: Mapping[tuple[str, str], frozenset[ImageId]] | None = None
+
+
+class Joined:
+    """The pictures of several parts of a split, as one."""
+
+    def __init__(self, parts: Sequence[EvalSplit]) -> None:
+        self._of = {image: part.images for part in parts for image in part.gallery.ids}
+
+    def load(self, image: ImageId) -> Image.Image:
+        return self._of[image].load(image)
+
+    def digest(self, image: ImageId) -> str:
+        return self._of[image].digest(image)
+
+
+def of_run(config: RunConfig) -> Searchable:
+    """The gallery that the run evaluates on, its categories together, and its queries."""
+    links = config.runtime.allow_symlinks
+    data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir, links))
+    parts = data.parts(config.evaluation.split)
+    ids = tuple(sorted({image for part in parts for image in part.gallery.ids}))
+    right: dict[tuple[str, str], frozenset[ImageId]] = {}
+    for part in parts:
+        for query in part.queries if part.relevance is not None else ():
+            assert part.relevance is not None
+            target = part.relevance.targets.get(query.id)
+            images = part.relevance.positives.get(query.id, frozenset()) | ({target} if target else set())
+            right[query.reference, query.text] = right.get((query.reference, query.text), frozenset()) | images
+    queries = tuple(query for part in parts for query in part.queries)
+    name = f"{config.data.type} {config.evaluation.split}"
+    return Searchable(name, fingerprint([name, ids]), ids, Joined(parts), queries, right)
+
+
+def of_folder(directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool) -> Searchable:
+    """The pictures below `directory`. Raises ProblemsFound with every one that cannot be used."""
+    problems = Problems()
+    if not directory.is_dir():
+        problems.add(f"--gallery {directory}", "there is no such directory", "Give a folder of pictures.")
+        problems.stop()
+    links = allow_symlinks or config.runtime.allow_symlinks
+    sources = Sources(directory, config.cache, progress, allow_symlinks=links)
+    files, others = _files(directory, links, problems)
+    if others:
+        logger.info("%s: %d files that are no pictures by their names, or hidden, passed over", directory, others)
+    out = {} if links else sources.led_out(files)
+    for image, real in out.items():
+        problems.add(files[image], f"is outside of the folder: {real}", "Let links lead out of it by --allow_symlinks.")
+    bad = sources.bad(directory.name, {image: file for image, file in files.items() if image not in out})
+    if len(bad) > allow_missing:
+        for image, what in bad.items():
+            way = f"{len(bad)} of {len(files)} pictures cannot be used. Replace them, or go on without them by "
+            problems.add(files[image], what, f"{way}--allow_missing_images {len(bad)}.")
+    if not files.keys() - bad.keys() and not problems.rows:
+        kinds = " ".join(sorted(endings()))
+        problems.add(f"--gallery {directory}", "holds no pictures", f"A picture's name ends in one of: {kinds}")
+    problems.stop()
+    if bad:
+        logger.warning("%s: searched without %d pictures that cannot be used", directory, len(bad))
+    ids = tuple(sorted(files.keys() - bad.keys()))
+    return Searchable(
+        str(directory), os.path.realpath(directory), ids, FileImages({image: files[image] for image in ids})
+    )
+
+
+def _files(directory: Path, links: bool, problems: Problems) -> tuple[dict[ImageId, Path], int]:
+    """The files that are pictures by their names, and how many others there are. Each folder is walked once, so that
+    links in a circle end."""
+    found: dict[ImageId, Path] = {}
+    others, seen = 0, {os.path.realpath(directory)}
+
+    def not_read(error: OSError) -> None:
+        problems.add(error.filename, f"cannot be read ({error.strerror})")
+
+    for place, folders, names in os.walk(directory, followlinks=links, onerror=not_read):
+        folders[:] = sorted(name for name in folders if _entered(Path(place, name), links, seen, problems))
+        for name in names:
+            path = Path(place, name)
+            if name.startswith(".") or path.suffix.lower() not in endings():
+                others += 1
+                continue
+            try:
+                found[ImageId(path.relative_to(directory).as_posix())] = path
+                os.fsencode(path).decode()
+            except UnicodeDecodeError:
+                problems.add(os.fsencode(path).decode("utf-8", "backslashreplace"), "has a name that is not UTF-8")
+                del found[ImageId(path.relative_to(directory).as_posix())]
+    return found, others
+
+
+def _entered(folder: Path, links: bool, seen: set[str], problems: Problems) -> bool:
+    """Whether a folder is walked: not a hidden one, nor one that was walked by another name."""
+    if folder.name.startswith("."):
+        return False
+    real = os.path.realpath(folder)
+    if folder.is_symlink() and not links:
+        problems.add(folder, f"is a link to a folder: {real}", "Let links be followed by --allow_symlinks.")
+        return False
+    if real in seen:
+        return False
+    seen.add(real)
+    return True
+
+
+@cache
+def endings() -> frozenset[str]:
+    """How the names of pictures end, of the kinds that are decoded."""
+    known = Image.registered_extensions()
+    return frozenset(ending for ending, kind in known.items() if kind in FORMATS)
