@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = {
     "types", "settings", "runtime", "reading", "schemas", "shown", "artifacts", "problems", "cost", "memory",
-    "stopping", "disk", "silence",
+    "stopping", "disk", "silence", "telling", "relay",
 }  # fmt: skip
 ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training", "evaluation", "report"}
 BELOW_STAGES = LEAVES | ROOMS | {"config", "rows"}
@@ -32,6 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "artifacts": {"types", "disk", "schemas"},
     "disk": set(),
     "silence": set(),
+    "telling": set(),
+    "relay": {"shown", "telling"},
     "problems": {"types", "reading"},
     "memory": {"types"},
     "stopping": set(),
@@ -56,12 +58,14 @@ ALLOWED: dict[str, set[str]] = {
     "share": BELOW_STAGES,
     "shares": BELOW_STAGES | {"launch", "share"},
     "worker": BELOW_STAGES | {"share"},
-    "launch": {"types", "runtime", "silence", "stopping", "reading"},
+    "launch": {"types", "runtime", "silence", "stopping", "reading", "relay"},
     "run": BELOW_STAGES | {"directory", "launch", "report_run", "shares"},
     "stages": BELOW_STAGES | {"launch", "run", "mine_split"},
     "loop": {"stages", "artifacts", "run"},
-    "checks": BELOW_STAGES | {"launch"},
-    "experiment": BELOW_STAGES | {"checks", "lock", "stages", "loop", "flags", "run"},
+    "trackers": {"types", "artifacts", "schemas", "shown"},
+    "watch": BELOW_STAGES | {"trackers"},
+    "checks": BELOW_STAGES | {"launch", "trackers"},
+    "experiment": BELOW_STAGES | {"checks", "lock", "stages", "loop", "flags", "run", "trackers", "watch"},
     "score_rankings": BELOW_STAGES,
     "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings", "run"},
     "add_negatives": LEAVES | {"backbones", "data", "flags", "negatives", "report"},

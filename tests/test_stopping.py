@@ -135,7 +135,8 @@ def test_stopped_in_every_stage_it_goes_on_to_the_same_bytes(finished: Path, sma
     assert done.returncode == 0, done.stderr
     for name in ARTIFACTS:
         assert file_digests(directory / name) == file_digests(finished / name), name
-    assert {path.name for path in directory.iterdir()} == {*ARTIFACTS, "config.json", "costs.json", "report.html"}
+    left = {path.name for path in directory.iterdir()}
+    assert left == {*ARTIFACTS, "config.json", "costs.json", "report.html", "logs"}
 
 
 def started(words: list[str], line: str, log: Path, **more: Any) -> subprocess.Popen[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from cirloop import launch
+from cirloop import launch, trackers
 from cirloop.artifacts import write_json
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
@@ -71,6 +71,8 @@ def check(config: RunConfig) -> Dataset:
             launch.processes(runtime)
     except UserError as error:
         problems.add("--accelerate_config", str(error))
+    for where, what in trackers.problems(runtime.report_to):
+        problems.add(where, what)
     for name in ("chunk_size", "skip_bad_batches"):
         if runtime.deepspeed is not None and getattr(config.training, name):
             problems.add(f"training.{name}", "is not available under --deepspeed; set it to 0")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from cirloop import stopping
 from cirloop.disk import explain
+from cirloop.report import live
 from cirloop.report.terminal import start_logging
 from cirloop.shown import safe
 from cirloop.types import UserError
@@ -23,7 +24,8 @@ def run(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     start_logging()
     try:
-        main()
+        with live.shown():
+            main()
     except UserError as error:
         sys.stderr.write(f"error: {safe(str(error))}\n")
         sys.exit(2)

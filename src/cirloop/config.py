@@ -84,6 +84,7 @@ class RunConfig(BaseSettings):
             "runtime.deepspeed": "deepspeed",
             "runtime.profile": "profile",
             "runtime.control": "control",
+            "runtime.report_to": "report_to",
             "runtime.allow_symlinks": "allow_symlinks",
         },
     )

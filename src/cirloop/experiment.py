@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cirloop import lock, stopping
+from cirloop import lock, stopping, telling
 from cirloop.artifacts import MANIFEST, Store
 from cirloop.checks import check
 from cirloop.config import RunConfig, from_json, save
@@ -16,10 +16,14 @@ from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
 from cirloop.problems import ProblemsFound
+from cirloop.report.attempts import Attempt
 from cirloop.report.terminal import metric_rows, table
 from cirloop.run import CONFIG, Run
 from cirloop.settings import differences
+from cirloop.trackers import DIRECTORY as TRACKED
+from cirloop.trackers import Trackers
 from cirloop.types import EvalSplit, TrainSplit, UserError, benchmark_of
+from cirloop.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ def open_run(config: RunConfig) -> Run:
         for name in store.names:  # what is kept must be whole
             if (store.iteration_of(name) or 0) < start:
                 store.find(name)
-        aside = store.set_aside(start, also=[RESULTS])
+        aside = store.set_aside(start, also=[RESULTS, TRACKED])
         if aside is not None:
             logger.info("iterations %d and later moved to %s", start, aside)
     elif used:
@@ -98,13 +102,35 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     """
     began = time.monotonic()
     is_used(config.directory)  # a directory of something else gets no lock
-    with lock.held(config.directory), stopping.listening():
-        current = open_run(config)
-        results = iterate(current)
-        current.report()  # with the last comparison, also where nothing was left to do
-        current.store.clean()
-    show(results)
-    accounts = [current.store.find(n).read() for n in sorted(current.store.names) if n.startswith("accounting_iter_")]
+    with Attempt(config.directory) as attempt:
+        with lock.held(config.directory), stopping.listening():
+            current = open_run(config)
+            attempt.open()
+            results = _watched(current)
+            current.report()  # with the last comparison, also where nothing was left to do
+            current.store.clean()
+        show(results)
+        _show_accounts(current.store)
+        current.costs.show()
+        logger.info("finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS)
+    return results
+
+
+def _watched(current: Run) -> list[dict[str, Any]]:
+    """The loop, with its place in the plan on the terminal and its numbers in the trackers that were asked for."""
+    config = current.config
+    counts = config.num_iterations > 0 and current.data.train.oracle is not None
+    with Trackers(config.directory, config.runtime.report_to, config.resolved()) as trackers:
+        watch = Watch(config, current.store, current.costs, counts, trackers)
+        with telling.heard_by(watch):
+            try:
+                return iterate(current)
+            finally:
+                telling.tell("head", head=None)
+
+
+def _show_accounts(store: Store) -> None:
+    accounts = [store.find(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")]
     if accounts:
         rows = [
             (
@@ -121,9 +147,6 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
             ("iteration", "mined", "false negatives", "accepted texts", "true"),
             rows,
         )
-    current.costs.show()
-    logger.info("finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS)
-    return results
 
 
 def show(results: Sequence[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cirloop import reading, stopping
+from cirloop import reading, relay, stopping
 from cirloop.runtime import Runtime
 from cirloop.silence import Silence
 from cirloop.types import UserError
@@ -88,15 +88,20 @@ def _run(
     told = {"driver": [socket.gethostname(), os.getpid()], "error": str(error)}
     spec.write_text(json.dumps(job | told), "utf-8")
     command = on_all_nodes([*launcher(runtime), "-m", "cirloop.worker", str(spec)])
-    with subprocess.Popen(command, env=given) as child:
+    heard = relay.Heard()
+    given = given | {relay.VARIABLE: "1"}
+    with subprocess.Popen(command, env=given, stdout=heard.end, stderr=heard.end) as child:
+        heard.start()
+        ended = False
         try:
-            code = _ended(child, order, Silence(spec.parent, runtime.timeout_minutes), who)
+            code, ended = _ended(child, order, Silence(spec.parent, runtime.timeout_minutes), who, heard), True
         finally:
             if child.poll() is None:
                 child.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(PATIENCE)
                 child.kill()
+            heard.close(aside=not ended)  # why they were ended is said elsewhere
     if code:
         if error.exists():  # what one of them said to the user
             raise UserError(error.read_text("utf-8"))
@@ -109,12 +114,13 @@ def _run(
         )
 
 
-def _ended(child: subprocess.Popen[bytes], order: Path | None, silence: Silence, who: str) -> int:
+def _ended(child: subprocess.Popen[bytes], order: Path | None, silence: Silence, who: str, heard: relay.Heard) -> int:
     """The exit code of `child`. Raises UserError where its processes stand still, and Stopped when the run is asked to
     stop and there is no `order` to give."""
     while True:
         with suppress(subprocess.TimeoutExpired):
             return child.wait(LOOK)
+        heard.pass_on()
         if stopping.asked():
             if order is None:
                 raise stopping.Stopped

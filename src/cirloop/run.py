@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cirloop import launch, memory, stopping
+from cirloop import launch, memory, stopping, telling
 from cirloop.artifacts import Artifact, Store, fingerprint
 from cirloop.backbones import Item, flops
 from cirloop.backbones.features import VisionFeatures
@@ -55,15 +55,17 @@ class Run:
     def make(
         self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
     ) -> Artifact:
-        """`store.make`; what the making costs goes to `costs.json`, and the report is written anew. Before it is a
-        moment to stop."""
+        """`store.make`, told to those who watch; what the making costs goes to `costs.json`, and the report is written
+        anew. Before it is a moment to stop."""
 
         def metered(path: Path) -> None:
             stopping.check()
             with self.costs.stage(name, self.config.runtime.profile, flops.limit):
                 build(path)
 
+        telling.tell("begins", name=name, iteration=iteration)
         artifact = self.store.make(name, settings, inputs, metered, iteration)
+        telling.tell("ended", name=name, iteration=iteration, artifact=artifact)
         if artifact.made_now:
             self.report()
         return artifact

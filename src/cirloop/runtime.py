@@ -44,6 +44,9 @@ class Runtime(Settings):
     """Another run directory, whose recalls `report.html` draws beside this run's."""
     allow_symlinks: bool = False
     """Let links among the pictures lead out of the data directory and the folders of pictures, which may be links."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Where losses, recalls and costs go while the run works, such as tensorboard,wandb; nowhere by default
+    (docs/watching.md)."""
     profile: bool = False
     """Write torch profiler traces of a few batches into `profile/` of the run directory, and measure the device's limit
     beside each stage's cost (docs/costs.md)."""

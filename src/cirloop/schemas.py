@@ -101,6 +101,7 @@ KINDS = {
     "manifest": Kind(2, {1: _same}, sealed=2),
     "config": Kind(1, {0: _config_0}, sealed=1),
     "costs": Kind(2, {1: _same}, sealed=2, way="No result needs it: delete it."),
+    "trackers": Kind(sealed=1, way="No result needs it: delete its directory; what was tracked is then tracked anew."),
     "pictures": Kind(2, {1: _same}, sealed=2, way="It is remade."),
     "state": Kind(1, {0: _state_0}, sealed=1, way="Delete its directory to train from the start."),
     "hard_negatives": Kind(2, {1: _mined_1}),

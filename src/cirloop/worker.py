@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
-from cirloop import cost, silence, stopping
+from cirloop import cost, relay, silence, stopping, telling
 from cirloop.artifacts import Artifact, write_json, write_text
 from cirloop.backbones.features import VisionFeatures
 from cirloop.config import from_json
@@ -143,7 +143,7 @@ def _train(job: dict[str, Any]) -> None:
         see_together(features, images_of(batches, job["steps"]), accelerate.state)
     trainer = Trainer(
         backbone, features, batches, settings, job["steps"], seed, job["key"], Path(job["workspace"]),
-        config.runtime.save_every, accelerate,
+        config.runtime.save_every, accelerate, lambda row: telling.tell("step", row=row),
     )  # fmt: skip
     main = accelerate.is_main_process
     if main and accelerate.num_processes > 1:
@@ -176,11 +176,12 @@ def main() -> None:
     end_with(job["driver"])
     silence.break_it(Path(sys.argv[1]).parent)
     try:
-        if "kind" in job:
-            do_share(job)
-        else:
-            with stopping.listening(Path(job["order"]) if rank() == 0 else None):
-                train(job)
+        with relay.sending() if rank() == 0 else nullcontext():
+            if "kind" in job:
+                do_share(job)
+            else:
+                with stopping.listening(Path(job["order"]) if rank() == 0 else None):
+                    train(job)
     except stopping.Stopped:  # the driver knows from this file, also where it got no signal itself
         Path(job["order"]).touch()
     except UserError as error:

@@ -39,6 +39,8 @@ POINTS = (
     Point("lock:held", "RUN/run.lock", "remove"),
     Point("config:save", "RUN/config.json", TEXT),
     Point("experiment:open_run", "RUN/config.json", "remove", "mended"),  # what a killed one left half-written
+    Point("report.attempts:Attempt.open", "RUN/logs", "mkdir"),
+    Point("report.attempts:Log.__init__", "RUN/logs/attempt_*.log", "open"),
     # an artifact: made aside by its stage, moved, listed
     Point("stages:account.build", f"{NEW}/accounting_iter_*.json", TEXT),
     Point("stages:caption.build", f"{NEW}/augmented_samples_iter_*.json", TEXT),

@@ -34,7 +34,7 @@ FAULTS: dict[str, type[BaseException]] = {
 PATTERNS = (
     (r"/\.tmp\w{6}$", "/*"),  # of safetensors
     (r"\.([^/]+?)\.\d+(\.[0-9a-f]{8})?\.tmp$", r"\1"),  # of ours
-    (r"(iter|replaced)_\d+", r"\1_*"),
+    (r"(iter|replaced|attempt)_\d+", r"\1_*"),
     (r"step_\d+", "step_*"),
     (r"evaluation_(base|iter_\*)", "evaluation_*"),
     (r"/[0-9a-f]{16}(?=/|$)", "/*"),

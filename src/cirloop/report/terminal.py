@@ -1,32 +1,27 @@
-"""Progress bars and closing tables: rich on a terminal, plain lines elsewhere."""
+"""Log lines, progress and closing tables: rich on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from cirloop import stopping
+from cirloop import relay, stopping, telling
+from cirloop.report.live import console
 from cirloop.shown import safe
 
 T = TypeVar("T")
-console = Console(stderr=True)
 logger = logging.getLogger("cirloop")
 LINE_EVERY = 15.0
+_numbers = itertools.count()
 
 
 class Safe(logging.Formatter):
@@ -37,45 +32,43 @@ class Safe(logging.Formatter):
 
 
 def start_logging() -> None:
-    """One line per event, through rich on a terminal."""
+    """One line per event: through rich on a terminal, to the run where it launched this process, else as it is."""
     handler: logging.Handler
-    if console.is_terminal:
+    if relay.is_on():
+        handler = relay.Handler()
+        handler.setFormatter(Safe("%(message)s"))  # else basicConfig gives it one of its own
+    elif console.is_interactive:
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]")
         handler.setFormatter(Safe("%(message)s"))
+        handler.addFilter(lambda record: not getattr(record, "bar", False))  # the bar itself is there
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(Safe("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: not getattr(record, "aside", False))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logger.setLevel(logging.INFO)
 
 
 def progress(items: Iterable[T], title: str) -> Iterator[T]:
-    """`items` with a bar and the time left; on no terminal, a plain line now and then. A run that is asked to stop does
-    so between two of them."""
+    """`items`, telling how far it is: the live view shows a bar. A plain line now and then goes to the log, and to what
+    is no terminal. A run that is asked to stop does so between two of them."""
     total = len(items) if isinstance(items, Sized) else None
     if total == 0:
         return
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
-            for item in bar.track(items, total=total, description=safe(title)):
-                stopping.check()
-                yield item
-        return
+    key = f"{os.getpid()}.{next(_numbers)}"
     began = last = time.monotonic()
-    for done, item in enumerate(items):
-        stopping.check()
-        now = time.monotonic()
-        if done and total and now - last > LINE_EVERY:
-            logger.info("%s: %d of %d, about %.0f s left", title, done, total, (now - began) / done * (total - done))
-            last = now
-        yield item
+    try:
+        for done, item in enumerate(items):
+            stopping.check()
+            telling.tell("bar", key=key, title=title, done=done, total=total)
+            now = time.monotonic()
+            if done and total and now - last > LINE_EVERY:
+                left = (now - began) / done * (total - done)
+                logger.info("%s: %d of %d, about %.0f s left", title, done, total, left, extra={"bar": True})
+                last = now
+            yield item
+    finally:
+        telling.tell("bar", key=key, title=title, done=None, total=total)
 
 
 def table(

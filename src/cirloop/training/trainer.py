@@ -41,8 +41,11 @@ class Trainer(Gradients):
     def __init__(
         self, backbone: Any, features: VisionFeatures, batches: Batches, settings: TrainingSettings, steps: int,
         seed: int, key: str, workspace: Path, save_every: int, accelerator: Accelerator,
+        note: Callable[[Row], None] = lambda row: None,
     ) -> None:  # fmt: skip
+        """`note` gets each row of the log, also those of steps that an attempt before has done."""
         super().__init__(backbone, features, batches, settings, seed, accelerator)
+        self.note = note
         self.steps, self.save_every = steps, save_every
         self.key = fingerprint([key, accelerator.num_processes])
         self.checkpoints = StepCheckpoints(workspace, self.key)
@@ -74,9 +77,12 @@ class Trainer(Gradients):
         start = 0 if self.deepspeed else self._resume()
         self.module.train()
         before = whole(self._lora_B()) if start == 0 else {}
+        for row in self.log:
+            self.note(row)
         for step in cost.traced(progress(range(start, self.steps)), "training"):
             with memory.enough(f"training step {step + 1}", self._smaller):
                 stop = self._step(step, before)
+            self.note(self.log[-1])
             if stop and step + 1 < self.steps:
                 self._stop(step + 1)
             if not self.deepspeed and self.save_every and (step + 1) % self.save_every == 0 and step + 1 < self.steps:

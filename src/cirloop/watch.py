@@ -1,0 +1,137 @@
+"""What a run says about itself while it works: to the live view its place in the plan, to the trackers its numbers.
+
+It listens (`telling.py`) and takes the numbers of stages from their artifacts, found ones too: so a tracker that was
+asked for later, or could not be reached for a while, gets what it lacks when the run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cirloop import schemas, telling
+from cirloop.artifacts import Artifact, Store
+from cirloop.config import RunConfig
+from cirloop.evaluation import protocols
+from cirloop.report.costs import Costs
+from cirloop.report.live import Head
+from cirloop.report.terminal import metric_rows
+from cirloop.trackers import Trackers
+from cirloop.types import benchmark_of
+
+Numbers = dict[str, float]
+WARM_UP = "checkpoint_iter_0"
+PARTS = {"hard_negatives": "mining", "augmented_samples": "captions", "checkpoint": "training", "evaluation":
+         "evaluation", "accounting": "accounting"}  # fmt: skip
+"""Kinds of artifacts, and the part of the loop that makes them."""
+
+
+def plan(config: RunConfig, counts: bool) -> list[str]:
+    """The names of a run's artifacts in the order of `loop.py`; `counts`: the data set knows the truth."""
+    names = ["evaluation_base.json"] if config.evaluation.base else []
+    names += [WARM_UP, "evaluation_iter_0.json"]
+    for t in range(1, config.num_iterations + 1):
+        names.append(f"hard_negatives_iter_{t - 1}.json")
+        names += [f"augmented_samples_iter_{t}.json"] if config.captioning.enabled else []
+        names += [f"accounting_iter_{t}.json"] if counts else []
+        names += [f"checkpoint_iter_{t}", f"evaluation_iter_{t}.json"]
+    return names
+
+
+class Watch:
+    """Listens to one run."""
+
+    def __init__(self, config: RunConfig, store: Store, costs: Costs, counts: bool, trackers: Trackers) -> None:
+        self._config, self._store, self._costs, self._trackers = config, store, costs, trackers
+        self._plan = plan(config, counts)
+        self._evaluations: list[dict[str, Any]] = []
+        self._iteration = 0
+
+    def __call__(self, kind: str, what: dict[str, Any]) -> None:
+        if kind == "begins":
+            self._iteration = what["iteration"] or 0
+            telling.tell("head", head=self._head(what["name"], what["iteration"]))
+        elif kind == "step":
+            self._trackers.log_steps([self._step(what["row"], self._iteration)])
+        elif kind == "ended":
+            self._ended(what["artifact"], what["iteration"] or 0)
+
+    def _head(self, name: str, iteration: int | None) -> Head:
+        number = self._plan.index(name) + 1
+        base = name.endswith("_base.json")
+        return Head(
+            str(self._config.directory), name, number, len(self._plan), None if base else iteration,
+            self._config.num_iterations, self._left(self._plan[number - 1 :]), self._recalls(),
+        )  # fmt: skip
+
+    def _left(self, names: Sequence[str]) -> float | None:
+        """Seconds that stages take, each as long as the last finished one of its kind did; None where one has none.
+
+        The warm-up is a kind of its own: it sees fewer images a step.
+        """
+        last = {_kind(row["stage"]): row for row in self._costs.read() if row["finished"]}
+        seconds = 0.0
+        for name in names:
+            if name in self._store.names:
+                continue
+            row = last.get(_kind(name))
+            if row is None:
+                return None
+            trains = _kind(name) == "checkpoint" and row["steps"]  # a resumed stage did some of the steps
+            seconds += row["seconds"] * (self._config.training.steps / row["steps"] if trains else 1.0)
+        return seconds
+
+    def _recalls(self) -> list[list[str]]:
+        if not self._evaluations:
+            return []
+        last = self._evaluations[-1]
+        columns = [c for c in protocols.HEADLINE[benchmark_of(last["split"])] if c in last["metrics"]]
+        return [["iteration", *columns], *metric_rows(self._evaluations, columns)]
+
+    def _steps_before(self, iteration: int) -> int:
+        t = self._config.training
+        return t.warm_up_steps + (iteration - 1) * t.steps if iteration else 0
+
+    def _step(self, row: dict[str, Any], iteration: int) -> tuple[int, Numbers]:
+        """The step counted over all iterations, and what it has of numbers."""
+        found = {f"train/{name}": float(value) for name, value in row.items()
+                 if name != "step" and isinstance(value, int | float)}  # fmt: skip
+        return self._steps_before(iteration) + row["step"], found | {"train/iteration": float(iteration)}
+
+    def _ended(self, artifact: Artifact, iteration: int) -> None:
+        kind = schemas.kind_of(f"{artifact.name.removesuffix('.json')}.json")
+        if kind == "evaluation":
+            self._evaluations.append(artifact.read())
+        if not self._trackers.names:
+            return
+        if artifact.path.is_dir():
+            log = schemas.read(artifact.path / "training_log.json")
+            self._trackers.log_steps([self._step(row, iteration) for row in log["rows"]])
+        trained = kind in ("checkpoint", "hard_negatives", "evaluation")  # the others come before the training of t
+        at = 0 if artifact.name == "evaluation_base.json" else self._steps_before(iteration + trained)
+        self._trackers.log_stage(artifact.name, at, dict(self._numbers(artifact, iteration)))
+
+    def _numbers(self, artifact: Artifact, iteration: int) -> Iterator[tuple[str, float]]:
+        """What one stage has of numbers: its results, and what it cost."""
+        part = PARTS[_kind(artifact.name) if artifact.name != WARM_UP else "checkpoint"]
+        if part == "evaluation":
+            content = self._evaluations[-1]
+            for name, value in content["metrics"].items():
+                yield f"{part}/{name}", value
+                yield f"{part}/{name} standard error", content["standard_errors"][name]
+        elif part != "training":
+            content = artifact.read()
+            for name, value in (content.get("summary") or content).items():
+                for inner, each in value.items() if isinstance(value, dict) else [("", value)]:
+                    if isinstance(each, int | float) and name not in ("schema", "iteration"):
+                        yield f"{part}/{name} {inner}".strip(), float(each)
+        rows = [row for row in self._costs.read() if row["stage"] == artifact.name and row["finished"]]
+        for name, value in rows[-1].items() if rows else ():
+            if isinstance(value, int | float) and name not in ("finished", "attempt") and math.isfinite(value):
+                yield f"cost/{part}/{name}", float(value)
+
+
+def _kind(name: str) -> str:
+    """Of stages whose costs are alike."""
+    return WARM_UP if name == WARM_UP else schemas.kind_of(f"{name.removesuffix('.json')}.json")
