@@ -88,6 +88,9 @@ COMMANDS = (
     Command(
         "export_vectors", "python -m cirloop.export_vectors", {"": "cirloop.export_vectors:ExportConfig"}, "scaling"
     ),
+    Command("search", "python -m cirloop.search", {"": "cirloop.search.__main__:SearchConfig"}, "search"),
+    Command("demo", "python -m cirloop.demo", {"": "cirloop.demo.__main__:DemoConfig"}, "search"),
+    Command("export", "python -m cirloop.export", {"": "cirloop.export.__main__:ExportConfig"}, "export"),
 )  # fmt: skip
 AFTER = {
     "train_iterative": "`run_iterative_training.sh` hands all flags on, after `--config configs/shapes.yaml` where no "

@@ -54,6 +54,26 @@ class Evaluation(Settings):
     """Also evaluate the base model, before any training."""
 
 
+LAST_WORD = (
+    *("data.allow_missing_images", "data.categories", "mining.n_def", "training.batch_size", "training.learning_rate"),
+    *("training.skip_bad_batches", "runtime.num_processes", "runtime.accelerate_config", "runtime.deepspeed"),
+    *("runtime.profile", "runtime.control", "runtime.report_to", "runtime.allow_symlinks"),
+)
+"""Settings whose last word alone is a flag too."""
+SHORTCUTS = {
+    **{name: name.rpartition(".")[2] for name in LAST_WORD},
+    "model.type": "model_backbone",
+    "model.path": "model_path",
+    "foundation.type": "foundation_model_backbone",
+    "foundation.path": "foundation_model_path",
+    "data.type": "dataset_name",
+    "mining.type": "negative_strategy",
+    "mining.k": "hard_negative_k",
+    "training.loss.type": "loss",
+}
+"""Setting -> its short flag."""
+
+
 class RunConfig(BaseSettings):
     """The settings of one run."""
 
@@ -64,29 +84,7 @@ class RunConfig(BaseSettings):
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
-        cli_shortcuts={
-            "model.type": "model_backbone",
-            "model.path": "model_path",
-            "foundation.type": "foundation_model_backbone",
-            "foundation.path": "foundation_model_path",
-            "data.type": "dataset_name",
-            "data.allow_missing_images": "allow_missing_images",
-            "data.categories": "categories",
-            "mining.type": "negative_strategy",
-            "mining.k": "hard_negative_k",
-            "mining.n_def": "n_def",
-            "training.batch_size": "batch_size",
-            "training.loss.type": "loss",
-            "training.learning_rate": "learning_rate",
-            "training.skip_bad_batches": "skip_bad_batches",
-            "runtime.num_processes": "num_processes",
-            "runtime.accelerate_config": "accelerate_config",
-            "runtime.deepspeed": "deepspeed",
-            "runtime.profile": "profile",
-            "runtime.control": "control",
-            "runtime.report_to": "report_to",
-            "runtime.allow_symlinks": "allow_symlinks",
-        },
+        cli_shortcuts=SHORTCUTS,
     )
 
     config: Path | None = None

@@ -53,6 +53,9 @@ QWEN2_VL_2B = (
     f"{RUN} --experiment_dir experiments/qwen2_vl_2b --model_path Qwen/Qwen2-VL-2B-Instruct "
     "--foundation_model_path Qwen/Qwen2-VL-2B-Instruct --model.dtype bfloat16 --foundation.dtype bfloat16"
 )
+SEARCH, DEMO, EXPORT = (f"{PYTHON} -m cirloop.{name} --experiment_dir" for name in ("search", "demo", "export"))
+ON_SHOP_ALONE = {"RUN": "experiments/shop"}
+ON_SHOP = {**ON_SHOP_ALONE, "FOLDER": "shop/images"}
 BENCHMARK = "--size small --tokens 16 --threads 1 --repeats 1"
 MADE = "experiments/qwen2_vl_shapes_iterative/evaluation_results.json"
 
@@ -127,11 +130,20 @@ ROWS = (
         says="map@10"),
     Row(f"{PYTHON} eval_iterative.py --experiment_dir experiments/shop --iterations 1 --ablate text", after=(SHOP,),
         says="ABLATED"),
-    Row(f"{PYTHON} -m cirloop.search --experiment_dir experiments/shop --gallery shop/images", after=(SHOP,)),
-    Row(f"{PYTHON} -m cirloop.demo --experiment_dir experiments/shop --gallery shop/images", after=(SHOP,),
-        until="http://127.0.0.1"),
-    Row(f"{PYTHON} -m cirloop.export --experiment_dir experiments/shop --iteration 1 --format adapter "
-        "--output shop_adapter", after=(SHOP,), makes=("shop_adapter/README.md",)),
+    Row(f"{SEARCH} experiments/shop --gallery shop/images", after=(SHOP,)),
+    Row(f"{DEMO} experiments/shop --gallery shop/images", "--port 0", after=(SHOP,), until="the page is at"),
+    Row(f"{EXPORT} experiments/shop --iteration 1 --format adapter --output shop_adapter", after=(SHOP,),
+        makes=("shop_adapter/README.md",)),
+    # docs/commands
+    Row(f"{SEARCH} RUN --gallery FOLDER", swaps=ON_SHOP, after=(SHOP,)),
+    Row(f'{SEARCH} RUN --gallery FOLDER --reference a.jpg --text "the same in red"', swaps=ON_SHOP, after=(SHOP,),
+        says="score"),
+    Row(f"{SEARCH} RUN --gallery FOLDER --queries queries.jsonl", swaps=ON_SHOP, after=(SHOP,), says="score"),
+    Row(f"{DEMO} RUN", "--port 0", ON_SHOP_ALONE, after=(SHOP,), until="the page is at"),
+    Row(f"{DEMO} RUN --gallery FOLDER --port 8000", swaps=ON_SHOP | {"--port 8000": "--port 0"}, after=(SHOP,),
+        until="the page is at"),
+    Row(f"{EXPORT} DIR --iteration 1 --format sentence-transformers", swaps={"DIR": "experiments/shop"}, after=(SHOP,),
+        makes=("experiments/shop/export/iter_1_sentence-transformers/README.md",)),
     Row(f"{SHOP_LARGE} --dry_run", f"{TINY} {SHORT}", after=(SHOP_DATA,), says=PLAN),
     Row(SHOP_LARGE, f"{TINY} {SHORT} --dry_run", after=(SHOP_DATA,), says=PLAN),
     # docs/performance.md, docs/scaling.md
