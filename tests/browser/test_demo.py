@@ -202,3 +202,18 @@ def test_names_with_markup_are_text(hostile: str, opened: Callable[..., Page]) -
     assert len(results(page, "iteration 1")) == 2
     expect(page.locator("img[src='x']")).to_have_count(0)
     expect(page.locator("h1")).to_contain_text("<b>photos")
+
+
+def test_the_example_of_the_documents(url: str, finished: Path) -> None:
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs/search.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert code.count("http://127.0.0.1:7860") == 1
+    example = [sys.executable, "-c", code.replace("http://127.0.0.1:7860", url)]
+    said = subprocess.run(example, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == 0, said.stderr
+    asked = ["--reference", ONE, "--text", "make it red", "--top_k", "3", "--json"]
+    found = json.loads(command("src/cirloop/search/__main__.py", "--experiment_dir", finished, *asked).stdout)[
+        "results"
+    ]
+    assert len(found) == 3 and all(each["image"] in said.stdout for each in found), said.stdout

@@ -54,6 +54,7 @@ QWEN2_VL_2B = (
     "--foundation_model_path Qwen/Qwen2-VL-2B-Instruct --model.dtype bfloat16 --foundation.dtype bfloat16"
 )
 SEARCH, DEMO, EXPORT = (f"{PYTHON} -m cirloop.{name} --experiment_dir" for name in ("search", "demo", "export"))
+SEARCHED = f"{PYTHON} train_iterative.py --config configs/shapes.yaml --fast_mode --experiment_dir experiments/shapes"
 ON_SHOP_ALONE = {"RUN": "experiments/shop"}
 ON_SHOP = {**ON_SHOP_ALONE, "FOLDER": "shop/images"}
 BENCHMARK = "--size small --tokens 16 --threads 1 --repeats 1"
@@ -144,6 +145,30 @@ ROWS = (
         until="the page is at"),
     Row(f"{EXPORT} DIR --iteration 1 --format sentence-transformers", swaps={"DIR": "experiments/shop"}, after=(SHOP,),
         makes=("experiments/shop/export/iter_1_sentence-transformers/README.md",)),
+    # docs/search.md, docs/report.md, docs/export.md, docs/watching.md
+    Row(SEARCHED, f"{SHAPES} {SHORT} --num_iterations 1", makes=("experiments/shapes/report.html",)),
+    Row(f'{SEARCH} experiments/shapes --reference shapes:val:00003 --text "make it red"', after=(SEARCHED,),
+        says="score"),
+    Row(f'{SEARCH} experiments/shapes --iteration base --text "a red circle" --top_k 3', after=(SEARCHED,),
+        says="score"),
+    Row(f"{SEARCH} experiments/shapes --reference shapes:val:00003 --json", after=(SEARCHED,), says='"rank": 1'),
+    Row("echo '{\"reference\": \"shapes:val:00003\", \"text\": \"make it red\", \"k\": 2}' | "
+        f"{SEARCH} experiments/shapes --queries -", after=(SEARCHED,), says='"rank": 2'),
+    Row(f"{SEARCH} experiments/shapes", after=(SEARCHED,)),
+    Row(f"{DEMO} experiments/shapes --port 7860", swaps={"--port 7860": "--port 0"}, after=(SEARCHED,),
+        until="the page is at"),
+    Row("python of docs/search.md", not_here="tests/browser/test_demo.py runs it, on its own page"),
+    Row(f"{PYTHON} train_iterative.py --report_only --experiment_dir experiments/shapes", after=(SEARCHED,),
+        says="wrote experiments/shapes/report.html"),
+    Row(f"{EXPORT} experiments/fast_1 --iteration 2 --format sentence-transformers", after=(FAST_1,),
+        makes=("experiments/fast_1/export/iter_2_sentence-transformers/README.md",)),
+    *(Row(f"python {number}of docs/export.md", not_here="tests/export runs it, as it stands on the card")
+      for number in ("", "2 ", "3 ")),
+    Row("pip install -e '.[trackers]'", not_here="it is an installation"),
+    Row(f"{RUN} --report_to tensorboard", f"{SHAPES} {SHORT} --num_iterations 0 --experiment_dir experiments/tracked",
+        makes=("experiments/tracked/trackers/state.json",)),
+    Row(f"{RUN} --report_to wandb,mlflow,trackio", f"{SHAPES} {SHORT} --dry_run",
+        env={"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, says=PLAN),
     Row(f"{SHOP_LARGE} --dry_run", f"{TINY} {SHORT}", after=(SHOP_DATA,), says=PLAN),
     Row(SHOP_LARGE, f"{TINY} {SHORT} --dry_run", after=(SHOP_DATA,), says=PLAN),
     # docs/performance.md, docs/scaling.md
