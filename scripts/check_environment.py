@@ -21,6 +21,7 @@ LACKING = 3  # not 1, which is what a Python that stumbles over this file ends w
 MODULES = {
     "faiss-cpu": "faiss",
     "faiss-gpu": "faiss",
+    "mlflow-skinny": "mlflow",
     "open-clip-torch": "open_clip",
     "pillow": "PIL",
     "pytest-xdist": "xdist",
