@@ -30,6 +30,8 @@ from tests.faults.harness import OPEN, Harness, age, tree
 
 Outcome = tuple[str, str]
 """The stage that was killed, and what is wrong ("" = nothing)."""
+UNHARMED = "no stage"
+"""A run that ended before its moment; another is drawn in its place."""
 
 
 def stage_of(said: str) -> str:
@@ -39,7 +41,7 @@ def stage_of(said: str) -> str:
 
 
 def one(harness: Harness, moments: random.Random, seconds: float, again: int) -> Outcome:
-    case, where = harness.case(OPEN), "nothing"
+    case, where = harness.case(OPEN), UNHARMED
     try:
         for number in range(1 + again):
             killed = harness.child(case, "run", kill_after=moments.uniform(0, seconds))
@@ -67,12 +69,15 @@ def many(seed: int, kills: int, again: int) -> list[Outcome]:
             began = time.monotonic()
             assert harness.child(harness.case(OPEN), "run").code == 0
             seconds, moments = time.monotonic() - began, random.Random(seed)
-            outcomes = []
-            for _ in range(kills):
-                outcomes.append(one(harness, moments, seconds, again))
-                if outcomes[-1][1] or len(outcomes) % 25 == 0:
+            outcomes: list[Outcome] = []
+            while len(outcomes) < kills:
+                outcome = one(harness, moments, seconds, again)
+                if outcome == (UNHARMED, ""):
+                    continue
+                outcomes.append(outcome)
+                if outcome[1] or len(outcomes) % 25 == 0:
                     wrong = sum(bool(each[1]) for each in outcomes)
-                    print(f"seed {seed}: {len(outcomes)} of {kills}, {wrong} wrong {outcomes[-1][1]}", flush=True)
+                    print(f"seed {seed}: {len(outcomes)} of {kills}, {wrong} wrong {outcome[1]}", flush=True)
             return outcomes
         finally:
             harness.close()
