@@ -205,7 +205,7 @@ def test_missing_config_names_those_there_are(tmp_path: Path, empty: Path) -> No
 DECISIVE = {"seed", "model", "foundation", "data", "mining", "attributes", "captioning", "training", "evaluation"}
 INDECISIVE = {
     *("config", "fast_mode", "experiment_dir", "auto_resume", "resume_from_iteration", "dry_run", "data_dir"),
-    *("num_iterations", "runtime", "train_dir"),
+    *("num_iterations", "runtime", "train_dir", "report_only"),
 }
 
 
@@ -226,7 +226,7 @@ def test_every_setting_is_known_to_decide_results_or_not() -> None:
         ),
         *("--runtime.save_every 1", "--experiment_dir /e", "--auto_resume", "--resume_from_iteration 1"),
         *("--dry_run", "--runtime.cache_dir /c", "--deepspeed /d", "--accelerate_config /a"),
-        "--profile",
+        *("--profile", "--report_only", "--control /c", "--report_to tensorboard"),
     ],
 )
 def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from functools import partial
 from pathlib import Path
@@ -61,10 +62,11 @@ def copy(source: Path, path: Path) -> None:
 )
 def test_two_processes_train_what_one_trains(
     kind: str, runtime: dict[str, Any], tolerance: float, alone: Path, small: Any, tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    found = trained_again(alone, tmp_path / "run", small, runtime)
-    assert f"training in 2 processes, {kind}" in capfd.readouterr().err
+    with caplog.at_level(logging.INFO):
+        found = trained_again(alone, tmp_path / "run", small, runtime)
+    assert f"training in 2 processes, {kind}" in caplog.text
     one, two = load_file(alone / ADAPTER), load_file(found.path / "adapter_model.safetensors")
     assert two.keys() == one.keys()
     start = load_file(alone / "checkpoint_iter_0/adapter_model.safetensors")

@@ -48,6 +48,7 @@ def warm(config: Path) -> None:
     from cirloop.backbones.features import VisionFeatures
     from cirloop.config import load
     from cirloop.data.sources import Sources
+    from cirloop.report import html
     from cirloop.retrieval.embed import embed
 
     settings = load(["--config", str(config)], config)
@@ -57,6 +58,7 @@ def warm(config: Path) -> None:
     features = VisionFeatures(backbone, part.images, settings.cache / "vision", settings.runtime)
     embed(backbone, features, [Item(part.queries[0].reference, "a")], 1, lambda items, _: items, "warm")
     _ = data.train
+    html.page._template()
     assert len(os.listdir("/proc/self/task")) == 1, "a child would lack the other threads"
 
 

@@ -38,7 +38,7 @@ def write(model: Trained, reading: Reading, directory: Path) -> None:
     about["__version__"] = {name.replace("-", "_"): version(name) for name in ("sentence-transformers", "transformers")}
     write_json(directory / "config_sentence_transformers.json", about)
     write_json(directory / "sentence_bert_config.json", _transformer(reading))
-    width = int(AutoConfig.from_pretrained(directory).get_text_config().hidden_size)
+    width = int(AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config().hidden_size)
     write_json(directory / "1_Pooling" / "config.json", {"embedding_dimension": width, "pooling_mode": "lasttoken"})
     write_json(directory / "2_Normalize" / "config.json", {})
 
