@@ -126,7 +126,8 @@ ROWS = (
     Row(f"{RUN} --config configs/jsonl_tiny.yaml --data_dir shop --dry_run", after=(SHOP_DATA,), says=PLAN),
     Row(SHOP, "--training.warm_up_steps 2 --training.steps 2 --training.batch_size 4 --model.max_pixels 12544 "
         "--foundation.max_pixels 12544", after=(SHOP_DATA,),
-        says="recall@1", makes=("experiments/shop/checkpoint_iter_1/adapter_model.safetensors",)),
+        says="recall@1",
+        makes=("experiments/shop/checkpoint_iter_1/adapter_model.safetensors", "experiments/shop/report.html")),
     Row(f"{PYTHON} eval_iterative.py --experiment_dir experiments/shop --iterations base,1", after=(SHOP,),
         says="map@10"),
     Row(f"{PYTHON} eval_iterative.py --experiment_dir experiments/shop --iterations 1 --ablate text", after=(SHOP,),
