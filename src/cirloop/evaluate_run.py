@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cirloop import flags
 from cirloop.artifacts import Artifact, write_json
@@ -30,16 +29,8 @@ logger = logging.getLogger(__name__)
 BASE = "base"
 
 
-class EvalConfig(BaseSettings):
+class EvalConfig(flags.Flags):
     """What eval_iterative.py evaluates."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-    )
 
     experiment_dir: Path | None = None
     """The run directory."""

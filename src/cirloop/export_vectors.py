@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cirloop import cli, flags
 from cirloop.artifacts import write_json
@@ -39,16 +38,8 @@ PROGRAM = "python -m cirloop.export_vectors"
 TRAIN = "train"
 
 
-class ExportConfig(BaseSettings):
+class ExportConfig(flags.Flags):
     """Which vectors are exported, and how."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-    )
 
     experiment_dir: Path
     """The run directory."""

@@ -8,11 +8,26 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cirloop.types import UserError
 
 S = TypeVar("S", bound=BaseSettings)
+
+
+class Flags(BaseSettings):
+    """What a command is given by its flags, and by nothing else."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, cli_hide_none_type=True, cli_avoid_json=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """No environment: a variable named SPLIT or OUTPUT is somebody else's."""
+        return (init_settings,)
 
 
 class Parser(argparse.ArgumentParser):

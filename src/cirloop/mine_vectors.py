@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 from pydantic import Field, ValidationError, create_model
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from cirloop import flags
 from cirloop.artifacts import write_text
@@ -33,18 +33,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
-class VectorConfig(BaseSettings):
+class VectorConfig(flags.Flags):
     """What is mined from vectors alone."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-    )
+    model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True)
 
     query_embeddings: Path
     """Query vectors, float16 or float32: a .npy file, a directory of them or a pattern, in the order of their names."""

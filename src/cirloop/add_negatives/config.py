@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from cirloop import flags, reading
 from cirloop.backbones.config import BackboneConfig, ModelSettings, Qwen2VLSettings
@@ -19,16 +19,13 @@ from cirloop.types import UserError
 PROGRAM = "add_hard_negatives.py"
 
 
-class AddNegativesConfig(BaseSettings):
+class AddNegativesConfig(flags.Flags):
     """Add to each sample, an image and a text, a negative that looks alike and reads otherwise.
 
     With --query-embeddings the tool mines from vectors alone and has other flags.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, cli_hide_none_type=True, cli_avoid_json=True,
-        cli_kebab_case=True,
-    )  # fmt: skip
+    model_config = SettingsConfigDict(cli_kebab_case=True)
 
     image_dir: Path
     """The directory that the samples' images are in."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from cirloop import cli, flags
 from cirloop.config import explain
@@ -23,17 +23,10 @@ from cirloop.types import UserError
 PROGRAM = "python -m cirloop.export"
 
 
-class ExportConfig(BaseSettings):
+class ExportConfig(flags.Flags):
     """Which model is exported, how and where to."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_implicit_flags=True,
-    )
+    model_config = SettingsConfigDict(cli_implicit_flags=True)
 
     experiment_dir: Path
     """The run directory."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import AliasChoices, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from cirloop import flags
 from cirloop.config import explain
@@ -17,24 +17,10 @@ MAX_K = 1000
 """Results of a query, at most."""
 
 
-class Searched(BaseSettings):
+class Searched(flags.Flags):
     """Which run's model searches which pictures."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_implicit_flags=True,
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags alone: an environment variable named TEXT is somebody else's."""
-        return (init_settings,)
+    model_config = SettingsConfigDict(cli_implicit_flags=True)
 
     experiment_dir: Path
     """The run directory; the run may still be going on."""

@@ -1,0 +1,33 @@
+"""A command is given what its flags say: variables of the environment that have a setting's name are not for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cirloop import flags
+from cirloop.add_negatives.config import AddNegativesConfig
+from cirloop.demo.__main__ import DemoConfig
+from cirloop.evaluate_run import EvalConfig
+from cirloop.export.__main__ import ExportConfig
+from cirloop.export_vectors import ExportConfig as VectorsConfig
+from cirloop.mine_vectors import VectorConfig
+from cirloop.search.__main__ import SearchConfig
+
+VECTORS = ["--query-embeddings", "q.npy", "--gallery-embeddings", "g.npy", "--targets", "t.npy", "--output", "o.json"]
+GIVEN: dict[type[flags.Flags], list[str]] = {
+    EvalConfig: ["--experiment_dir", "run"],
+    VectorsConfig: ["--experiment_dir", "run", "--iteration", "1", "--output", "o"],
+    ExportConfig: ["--experiment_dir", "run", "--iteration", "1", "--format", "merged"],
+    SearchConfig: ["--experiment_dir", "run"],
+    DemoConfig: ["--experiment_dir", "run"],
+    VectorConfig: VECTORS,
+    AddNegativesConfig: ["--image-dir", "i", "--annotations", "a.json", "--output", "o.json"],
+}
+
+
+@pytest.mark.parametrize("model", GIVEN, ids=lambda model: model.__module__)
+def test_the_environment_sets_nothing(model: type[flags.Flags], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = flags.parse(model, GIVEN[model], "command")
+    for name in model.model_fields:
+        monkeypatch.setenv(name.upper(), "7")
+    assert flags.parse(model, GIVEN[model], "command") == expected
