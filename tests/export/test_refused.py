@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +102,6 @@ def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
     run: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that is full in the middle of the card; then again, over what a killed export left."""
-    import errno
-
     from cirloop.export import make
 
     goal = adapter
@@ -127,3 +129,54 @@ def test_the_run_is_as_whole_as_before(run: Path, adapter: Path) -> None:
     store = run_directory(run)[1]
     assert [store.find(name).name for name in store.names] == store.names
     assert evaluate_run(EvalConfig(experiment_dir=run, iterations="1"))[0]["iteration"] == "1"
+
+
+KILLED = """
+import os, signal, sys
+from cirloop.export.__main__ import main
+
+def strike(event, args):
+    if event == "{event}" and str(args[{place}]) == "{path}":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(strike)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_the_old_one_whole(
+    run: Path, adapter: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`kill -9` with half of the files there, and between the old one's rename and the new one's; then again."""
+    there, aside = file_digests(adapter), adapter.with_name(f".{adapter.name}.tmp")
+    old = adapter.with_name(f".{adapter.name}.old")
+
+    def killed(event: str, place: int, path: Path) -> None:
+        code = KILLED.format(event=event, place=place, path=path)
+        argv = ["--experiment_dir", str(run), "--iteration", "1", "--format", "adapter", "--overwrite"]
+        ended = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+    killed("open", 0, aside / "adapter_config.json")
+    assert file_digests(adapter) == there and aside.exists() and not old.exists()
+    killed("os.rename", 1, adapter)
+    assert file_digests(old) == there and not adapter.exists()
+    with pytest.raises(UserError, match="is an export already"):
+        export(run)
+    assert "is back" in caplog.text and file_digests(adapter) == there
+
+    real = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if self == aside:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            export(run, "--overwrite")
+    assert file_digests(adapter) == there and not [*adapter.parent.glob(".*")]
+    export(run, "--overwrite")
+    assert file_digests(adapter) == there and not [*adapter.parent.glob(".*")]

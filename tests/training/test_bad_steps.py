@@ -158,19 +158,29 @@ def narrow(trainer: Trainer, most: int) -> Iterator[list[int]]:
     hook.remove()
 
 
-@pytest.mark.parametrize("chunk_size", [0, 5])
+@pytest.mark.parametrize(
+    ("chunk_size", "dropout", "model"),
+    [
+        (0, 0.0, {}),
+        (0, 0.5, {"gradient_checkpointing": True}),
+        (5, 0.5, {}),
+        (6, 0.5, {"packed": True, "attention": "eager"}),
+    ],
+)
 def test_a_step_that_runs_out_of_memory_is_done_in_chunks_with_the_same_result(
-    chunk_size: int, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = trainer_of(tmp_path / "a", cache, chunk_size=chunk_size, **STEADY)
+    chunk_size: int, dropout: float, model: dict[str, Any], tmp_path: Path, cache: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    options = {**STEADY, "lora": LoraSettings(dropout=dropout), "chunk_size": chunk_size, "model": model}
+    whole = trainer_of(tmp_path / "a", cache, **options)
     before = adapter(whole)
     whole.run(lambda steps: steps)
-    trainer = trainer_of(tmp_path / "b", cache, chunk_size=chunk_size, **STEADY)
+    trainer = trainer_of(tmp_path / "b", cache, **options)
     with narrow(trainer, 3) as asked:
         trainer.run(lambda steps: steps)
     assert max(asked[-4:]) <= 3 < asked[0]
-    assert [row["chunk_size"] for row in trainer.log] == [2] * STEPS
-    halvings = {0: [4, 2], 5: [2]}[chunk_size]
+    halvings = {0: [4, 2], 5: [2], 6: [3]}[chunk_size]
+    assert [row["chunk_size"] for row in trainer.log] == halvings[-1:] * STEPS
     told = [record.getMessage() for record in caplog.records if "gradient caching" in record.getMessage()]
     assert [int(line.split("chunk_size ")[1].split(")")[0]) for line in told] == halvings
     assert "out of memory" in told[0] and "training step 1:" in told[0]

@@ -35,9 +35,12 @@ def export(
         hub.check(push_to_hub)
     model = trained(directory, iteration, to)
     goal = output or directory / "export" / f"iter_{model.iteration}_{to}"
+    aside, old = (goal.parent / f".{goal.name}.{what}" for what in ("tmp", "old"))
+    if old.exists() and not goal.exists():  # one was killed between its two renames
+        logger.warning("%s: the export that was being replaced is back", goal)
+        old.replace(goal)
     _check_goal(goal, overwrite, to)
     where = push_to_hub or goal.name
-    aside, old = (goal.parent / f".{goal.name}.{what}" for what in ("tmp", "old"))
     if aside.exists():  # of one that was killed
         shutil.rmtree(aside)
     aside.mkdir(parents=True)
@@ -96,6 +99,11 @@ def _rename(aside: Path, goal: Path, old: Path) -> None:
     with named(goal):
         if goal.exists():
             goal.replace(old)
-        aside.replace(goal)
+        try:
+            aside.replace(goal)
+        except OSError:
+            if old.exists():
+                old.replace(goal)
+            raise
     sync_directory(goal.parent)
     remove(old)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
@@ -25,6 +28,7 @@ from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
 from cirloop.training.batches import Batch, Batches
 from cirloop.training.config import TrainingSettings
+from cirloop.training.dropout import Window, drawn_for, random_state
 from cirloop.training.losses import Marks
 from cirloop.training.online import online_mask
 from cirloop.training.sharded import Gather
@@ -41,12 +45,14 @@ class Pair(nn.Module):
         self.embedder = embedder
         self._no_split_modules = sorted(_layers(embedder))  # read by Accelerate: what FSDP2 shards one at a time
 
-    def forward(self, inputs: Sequence[dict[str, torch.Tensor]], seeds: Sequence[int] = ()) -> list[torch.Tensor]:
-        """With `seeds`, one per call of the embedder, each call draws its dropout from its own."""
+    def forward(
+        self, inputs: Sequence[dict[str, torch.Tensor]], draws: Sequence[Callable[[], object]] = ()
+    ) -> list[torch.Tensor]:
+        """With `draws`, one per call of the embedder, each sets the random numbers that its call draws dropout from."""
         made = []
         for place, each in enumerate(inputs):
-            if seeds:
-                torch.manual_seed(seeds[place])
+            if draws:
+                draws[place]()
             made.append(self.embedder(each))
         return made
 
@@ -59,6 +65,22 @@ def _layers(module: nn.Module) -> set[str]:
 
 def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows that are encoded at once: `rows[first:last]` of a chunk of the settings, with the lengths of all of that
+    chunk's rows where the piece is a part of it."""
+
+    rows: Sequence[Item]
+    chunk: int
+    first: int
+    last: int
+    lengths: Sequence[int]
+
+    @property
+    def items(self) -> Sequence[Item]:
+        return self.rows[self.first : self.last]
 
 
 class Gradients:
@@ -163,28 +185,81 @@ class Gradients:
             step + 1, why, self.chunk_size, self.chunk_size,
         )  # fmt: skip
 
+    def _pieces(self, rows: list[Item], chunk: int) -> list[Piece]:
+        """The chunks of the settings, numbered from `chunk`, each in pieces of as many rows as memory holds."""
+        size = self.settings.chunk_size or len(rows)
+        chunks = enumerate((rows[i : i + size] for i in range(0, len(rows), size)), chunk)
+        pieces = []
+        for number, part in chunks:
+            lengths = self._lengths(part) if len(part) > self.chunk_size else []
+            for i in range(0, len(part), self.chunk_size):
+                pieces.append(Piece(part, number, i, min(i + self.chunk_size, len(part)), lengths))
+        return pieces
+
+    def _draws(self, step: int) -> Callable[[Piece], Callable[[], object]]:
+        """What sets the random numbers that a piece draws from: those of its chunk, which have a seed. A batch in one
+        has one seed, and its candidates go on where its queries ended, where each piece of the queries ends too."""
+        parts = [self.seed, step, self.accelerator.process_index]
+        ends: list[Callable[[], object]] = []
+
+        def draws(piece: Piece) -> Callable[[], object]:
+            if self.settings.chunk_size:
+                return partial(torch.manual_seed, seed_of(*parts, piece.chunk))
+            if piece.chunk == 0:
+                return partial(torch.manual_seed, seed_of(*parts))
+            ends[:] = ends or [random_state(self.accelerator.device)]
+            return ends[0]
+
+        return draws
+
+    def _window(self, piece: Piece) -> Window:
+        """The place of a piece's dropout in that of its chunk."""
+        if not getattr(self.backbone.settings, "packed", False):
+            return Window(piece.first, piece.last - piece.first, len(piece.rows))
+        first, last = sum(piece.lengths[: piece.first]), sum(piece.lengths[: piece.last])
+        return Window(first, last - first, sum(piece.lengths), dim=1)
+
+    def _lengths(self, rows: Sequence[Item]) -> list[int]:
+        seen = self.features.get([item.image for item in rows])
+        return [self.backbone.length(item, each.grid) for item, each in zip(rows, seen, strict=True)]
+
+    def _of(self, piece: Piece) -> dict[str, torch.Tensor]:
+        """The inputs of a piece, in rows as long as its chunk's."""
+        made = self._inputs(piece.items)
+        if piece.lengths and "input_ids" in made:
+            more = (0, max(piece.lengths) - made["input_ids"].shape[1])
+            made["input_ids"] = F.pad(made["input_ids"], more, value=self.backbone.processor.tokenizer.pad_token_id)
+            made["attention_mask"] = F.pad(made["attention_mask"], more)
+        return made
+
     def _backward_in_chunks(self, step: int, batch: Batch, queries: list[Item], candidates: list[Item]) -> float:
-        """GradCache (arXiv 2101.06983): embed without a graph, take the loss's gradient, replay chunk by chunk."""
-        size, rank = self.chunk_size, self.accelerator.process_index
-        chunks = [rows[i : i + size] for rows in (queries, candidates) for i in range(0, len(rows), size)]
+        """GradCache (arXiv 2101.06983): embed without a graph, take the loss's gradient, replay piece by piece."""
+        asked = self._pieces(queries, 0)
+        pieces = asked + self._pieces(candidates, asked[-1].chunk + 1)
+        split, draws = self.chunk_size != self.settings.chunk_size, self._draws(step)
 
         def forward(*numbers: int) -> list[torch.Tensor]:
-            seeds = [seed_of(self.seed, step, rank, number) for number in numbers]  # the replay sees the same dropout
-            made: list[torch.Tensor] = self.module([self._inputs(chunks[number]) for number in numbers], seeds)
+            starts = [draws(pieces[number]) for number in numbers]  # the replay sees the same dropout
+            made: list[torch.Tensor] = self.module([self._of(pieces[number]) for number in numbers], starts)
             return made
 
-        with torch.no_grad():
-            vectors = [forward(i)[0] for i in range(len(chunks))]
+        def dropout(number: int) -> AbstractContextManager[None]:
+            return drawn_for(self._window(pieces[number])) if pieces[number].lengths else nullcontext()
+
+        vectors: list[torch.Tensor] = []
+        for number in range(len(pieces)):
+            with torch.no_grad(), dropout(number):
+                vectors += forward(number)
         for vector in vectors:
             vector.requires_grad_()
-        first = -(-len(queries) // size)
-        loss = self._loss(batch, torch.cat(vectors[:first]), torch.cat(vectors[first:]))
+        loss = self._loss(batch, torch.cat(vectors[: len(asked)]), torch.cat(vectors[len(asked) :]))
         grads = torch.autograd.grad(loss, vectors)
         # Gradients are summed over processes once, at the last call: it holds a chunk of each side, since some models
-        # have weights for one side alone, and DDP waits for all of them.
-        calls: list[tuple[int, ...]] = [(i,) for i in range(1, len(chunks) - 1)] + [(0, len(chunks) - 1)]
-        for call in calls:
-            with nullcontext() if call is calls[-1] else self.accelerator.no_sync(self.module):
+        # have weights for one side alone, and DDP waits for all of them. A step is split in one process only.
+        calls: list[tuple[int, ...]] = [(i,) for i in range(1, len(pieces) - 1)] + [(0, len(pieces) - 1)]
+        for call in [(i,) for i in range(len(pieces))] if split else calls:
+            summed = nullcontext() if split or call is calls[-1] else self.accelerator.no_sync(self.module)
+            with summed, dropout(call[0]):  # checkpointed layers drop out again on the way back
                 made = forward(*call)
                 parts = [v.flatten() @ grads[i].flatten() for i, v in zip(call, made, strict=True)]
                 total = torch.stack(parts).sum()
