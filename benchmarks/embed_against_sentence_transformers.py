@@ -75,12 +75,14 @@ class Theirs:
 
     def add_lora(self, trainer: Any) -> dict[str, torch.nn.Parameter]:
         """Our LoRA, with our weights; theirs in the order of ours."""
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
 
         lora = trainer.settings.lora
         targets = trainer.backbone.lora_modules.format(targets="|".join(lora.targets))
-        self.model.add_adapter(
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+        # what `add_adapter` does; that of transformers 5.24 asks for a PEFT that is not out
+        inject_adapter_in_model(
+            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets),
+            self.model[0].model,
         )
         there = {f"model.{name}": p for name, p in self.model[0].model.named_parameters() if p.requires_grad}
         assert there.keys() == trainer.parameters.keys(), "the LoRAs are of other modules"

