@@ -23,7 +23,7 @@ from cirloop import lock, stopping
 from cirloop.artifacts import file_digests
 from cirloop.report.terminal import progress
 from tests.commands import command
-from tests.distributed.test_many import processes
+from tests.distributed.test_many import are_gone, processes
 from tests.test_end_to_end import ARTIFACTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,7 +180,7 @@ def test_two_training_processes_stop_after_the_same_step(whom: str, small: Any, 
     else:
         os.kill(next(pid for pid, line in there if "accelerate.commands.launch" in line), signal.SIGTERM)
     assert process.wait(LONG) == 75, log.read_text()[-3000:]
-    assert not [pid for pid, _ in there if Path(f"/proc/{pid}").exists()], "processes were left behind"
+    are_gone(pid for pid, _ in there)
     (kept,) = (tmp_path / "run").glob(".work/checkpoint_iter_0/step_*")
     record = json.loads((kept / "state.json").read_text())
     assert len(record["log"]) == record["step"] < 2000
@@ -212,7 +212,7 @@ def test_two_processes_that_embed_end_at_once(small: Any, tmp_path: Path) -> Non
         time.sleep(0.02)
     process.terminate()
     assert process.wait(60) == 75
-    assert not [pid for pid in there if Path(f"/proc/{pid}").exists()], "processes were left behind"
+    are_gone(there)
     assert not [*(tmp_path / "run" / ".work").glob("shares*")]
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from cirloop.types import UserError
 ROOT = Path(__file__).resolve().parents[2]
 SOON = 60
 """Seconds in which a stage must have ended after one of its processes was killed."""
+A_MOMENT = 10
+"""Seconds in which what a command started must be gone after it."""
 LONG = 900
 NAMES = ("hard_negatives_iter_0.json", "augmented_samples_iter_1.json", "evaluation_iter_0.json")
 COUNTERS = ("images_encoded", "items", "tokens", "padding", "texts", "tokens_written")
@@ -118,6 +120,23 @@ def processes(driver: int) -> Iterator[tuple[int, str]]:
             yield pid, lines[pid]
 
 
+def are_gone(pids: Iterable[int]) -> None:
+    """None of them is left a moment after the command's end. One that has ended is there until its parent, which may be
+    the system's first process by then, has asked for its exit code."""
+    deadline = time.monotonic() + A_MOMENT
+    left = {*pids}
+    while left := {pid for pid in left if _runs(pid)}:
+        assert time.monotonic() < deadline, f"processes were left behind: {sorted(left)}"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def kill_one(flags: list[str], when: Callable[[], bool]) -> str:
     """Start the command, and when the time has come, kill -9 one of its workers; what the command then says."""
     with subprocess.Popen(flags, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as driver:
@@ -132,7 +151,7 @@ def kill_one(flags: list[str], when: Callable[[], bool]) -> str:
         began = time.monotonic()
         _, said = driver.communicate(timeout=SOON)
         assert time.monotonic() - began < SOON and driver.returncode == 2, said
-    assert not [pid for pid in others if Path(f"/proc/{pid}").exists()], "processes were left behind"
+    are_gone(others)
     return said
 
 

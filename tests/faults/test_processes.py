@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cirloop.artifacts import file_digests
-from tests.distributed.test_many import processes
+from tests.distributed.test_many import are_gone, processes
 from tests.faults.cases import REFUSED, refused_clearly
 from tests.faults.harness import ROOT, Harness
 
@@ -69,7 +69,7 @@ def test_a_process_that(
         _, said = driver.communicate(timeout=LONG)
     assert driver.returncode == REFUSED, said
     assert says in said and said.count("error: the training stage's processes") == 1 and "--auto_resume" in said
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()], "processes were left behind"
+    are_gone(children)
     assert trained(harness, directory) == unbroken
 
 

@@ -32,7 +32,7 @@ from cirloop.report.terminal import progress
 from cirloop.trackers import Trackers
 from cirloop.watch import Watch, plan
 from tests.commands import ROOT
-from tests.distributed.test_many import processes
+from tests.distributed.test_many import are_gone, processes
 from tests.faults.harness import VERY_SMALL
 from tests.test_stopping import settings
 
@@ -109,7 +109,7 @@ def test_a_run_on_a_terminal_and_ctrl_c(small: Any, tmp_path: Path) -> None:
     last = terminal.lines
     assert last[-1] == "stopped; go on with --auto_resume"
     assert not [line for line in last if "stage 2 of" in line or "/2000" in line or "Traceback" in line], last
-    assert not [pid for pid in there if Path(f"/proc/{pid}").exists()], "processes were left behind"
+    are_gone(there)
     log = (tmp_path / "run/logs/attempt_001.log").read_text()
     assert "KeyboardInterrupt" in log and log.splitlines()[-1].endswith("interrupted; go on with --auto_resume")
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,12 @@ def test_two_at_once_leave_a_whole_index(tmp_path: Path) -> None:
             found = Index(tmp_path, "model", "key").read()
             seen.append((len(found), {float(vector.mean()) for vector in found.values()}))
 
-    threads, reader = [threading.Thread(target=write, args=(known,)) for known in sets], threading.Thread(target=read)
-    for thread in (reader, *threads):
-        thread.start()
-    for thread in threads:
-        thread.join()
-    done.set()
-    reader.join()
+    with ThreadPoolExecutor(3) as threads:
+        reader, writers = threads.submit(read), [threads.submit(write, known) for known in sets]
+        wait(writers)
+        done.set()
+    for thread in (reader, *writers):
+        thread.result()
     assert {len(found) for found in sets} <= {number for number, _ in seen} <= {0, 51, 52}
     assert all(values == {number - 50} for number, values in seen if number)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]

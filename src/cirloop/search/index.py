@@ -53,7 +53,8 @@ class Index:
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise ValueError("it is no regular file")
-            with safe_open(self.path, framework="pt") as file:
+            # Read, not mapped, which opens the path a second time: another index may be there by then.
+            with safe_open(self.path, framework="pt", backend="pread") as file:
                 about, found = file.metadata(), {name: file.get_tensor(name) for name in ("digests", "vectors")}
             return self._checked(json.loads((about or {})["about"]), found)
         except FileNotFoundError:
