@@ -210,7 +210,7 @@ def test_the_example_of_the_documents(url: str, finished: Path) -> None:
     )
     assert code.count("http://127.0.0.1:7860") == 1
     example = [sys.executable, "-c", code.replace("http://127.0.0.1:7860", url)]
-    said = subprocess.run(example, capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run(example, capture_output=True, text=True, timeout=300, check=False)
     assert said.returncode == 0, said.stderr
     asked = ["--reference", ONE, "--text", "make it red", "--top_k", "3", "--json"]
     found = json.loads(command("src/cirloop/search/__main__.py", "--experiment_dir", finished, *asked).stdout)[
