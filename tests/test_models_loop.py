@@ -101,13 +101,13 @@ def test_blip2_learns_from_a_random_start_with_a_frozen_random_tower(small: Any,
     """60 queries among 109 images: chance is 9% at R@10; before training 8%, after it 57% (one seed)."""
     data = {"train_families": 100, "train_triplets": 1500, "eval_families": 10}
     training = {
-        "warm_up_steps": 400, "steps": 50, "batch_size": 48, "learning_rate": 1e-3,
+        "warm_up_steps": 200, "batch_size": 48, "learning_rate": 1e-3,
         "loss": {"type": "info_nce", "temperature": 0.1},
     }  # fmt: skip
-    options = {"data": {"type": "shapes", **data}, "mining": {"type": "band", "k": 2}, **NO_TEXTS}
+    options = {"data": {"type": "shapes", **data}, "num_iterations": 0}
     experiment.run(small(tmp_path / "run", model=blip2(tmp_path, data), training=training, **options))
     found = results(tmp_path / "run")
-    assert found["base"]["recall@10"] < 0.25 < 0.35 < min(found["0"]["recall@10"], found["1"]["recall@10"])
+    assert found["base"]["recall@10"] < 0.25 < 0.35 < found["0"]["recall@10"], found
 
 
 def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_path: Path) -> None:
