@@ -216,7 +216,8 @@ def test_nobody_logged_in_is_a_problem(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "MLFLOW"))}
     for more, says in (({}, True), ({"WANDB_MODE": "offline"}, False), ({"WANDB_API_KEY": "k" * 40}, False)):
         environment = {**clean, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src"), **more}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
         assert ("nobody is logged in" in done.stdout) == says, done.stderr
         assert "MLFLOW_TRACKING_URI" in done.stdout
 
