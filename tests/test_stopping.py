@@ -211,7 +211,7 @@ def test_two_processes_that_embed_end_at_once(small: Any, tmp_path: Path) -> Non
     while not (there := [pid for pid, line in processes(process.pid) if "cirloop.worker" in line]):
         time.sleep(0.02)
     process.terminate()
-    assert process.wait(LONG) == 75
+    assert process.wait(60) == 75
     are_gone(there)
     assert not [*(tmp_path / "run" / ".work").glob("shares*")]
 
