@@ -6,8 +6,8 @@ env := source scripts/setup_env.sh && setup_env --dev
 check:  # ruff check, ruff format --check, mypy, docs/commands
 	@scripts/check.sh
 
-test:  # pytest alone; ./run_tests.sh is check and test
-	@$(env) && OMP_NUM_THREADS=1 "$$python" -m pytest -n 2 --dist loadfile
+test:  # pytest alone; ./run_tests.sh is check and test, ./run_tests.sh --full every test
+	@$(env) && OMP_NUM_THREADS=1 "$$python" -m pytest -n 2 --dist worksteal
 
 format:  # repair what can be repaired
 	@$(env) && "$$python" -m ruff check --fix --exit-zero . && "$$python" -m ruff format .

@@ -1,10 +1,19 @@
 #!/usr/bin/env bash
 # Everything that must pass: ruff, mypy, pytest. Installs what is missing into .venv first, and says so.
 #
-#   ./run_tests.sh                     the whole suite except tests marked `gpu`
-#   ./run_tests.sh -m "not slow"       any pytest arguments; paths count from the repository's root
-#   ./run_tests.sh -m gpu              on a machine with a CUDA device
+#   ./run_tests.sh                      minutes: each kind of test, of the kinds that take long a sample
+#   ./run_tests.sh --full               all but `gpu`: every fault, document, model and benchmark; 500 random examples
+#                                       of each property instead of 30 fixed ones
+#   ./run_tests.sh -m gpu               on a machine with a CUDA device
+#   ./run_tests.sh tests/data -k jsonl  any arguments of pytest; paths count from the repository's root
 set -euo pipefail
+arguments=()
+for argument in "$@"; do
+    case "$argument" in
+    --full) arguments+=(-m "not gpu" --hypothesis-profile full) ;;
+    *) arguments+=("$argument") ;;
+    esac
+done
 # shellcheck source=scripts/setup_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup_env.sh"
 setup_env --dev
@@ -16,6 +25,7 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$(id -u
     { apt-get install -y -qq chromium || { apt-get update -qq && apt-get install -y -qq chromium; }; } >&2 </dev/null ||
         say "chromium could not be installed; the tests that need it will be skipped"
 fi
-# Two processes of one thread each, a file of tests to one of them: for small models quicker than threads. `-n 0`: one.
+# Two processes of one thread each: for small models quicker than threads. Each begins with one half of the tests and
+# takes from the other's when it is done. `-n 0`: one process.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$python" -m pytest -n 2 --dist loadfile "$@"  # last, so that pytest's closing line closes the output
+exec "$python" -m pytest -n 2 --dist worksteal ${arguments[@]+"${arguments[@]}"}  # last, so that pytest's closing line closes the output

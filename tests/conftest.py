@@ -1,17 +1,25 @@
-"""Shared pieces: a very small run of the real program on the embedded data and model."""
+"""Shared pieces: the tiers, and a very small run of the real program on the embedded data and model.
+
+Tests marked `full` are left out by default (pyproject.toml); `./run_tests.sh --full` runs them too, and .ci/run the
+`--full_share` of them that it can afford.
+"""
 
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A slow machine is no failure, and what fails does so on every run.
-settings.register_profile("cirloop", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("cirloop")
+# Of every property test 30 examples, the same ones each time; with `--hypothesis-profile full` 500 new ones. A slow
+# machine is no failure.
+common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", common, max_examples=30, derandomize=True)
+settings.register_profile("full", common, max_examples=500, derandomize=False, print_blob=True)
+settings.load_profile("default")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -26,6 +34,22 @@ SMALL: dict[str, Any] = {
     "runtime": {"save_every": 2},
 }
 """Checks on texts are lax here: what is tested is the machinery, not the model."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full_share", type=int, default=1, metavar="N", help="of the tests marked `full`, one in N")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out all but one in N of the tests marked `full`, chosen by their names: the same ones each time."""
+    every = config.getoption("full_share")
+    left_out = [
+        item for item in items if item.get_closest_marker("full") and zlib.crc32(item.nodeid.encode()) % every != 0
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture(scope="session")

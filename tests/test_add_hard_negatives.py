@@ -174,7 +174,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return annotations
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.real_data
 def test_photographs_in_one_and_two_processes(photos: Path, tmp_path: Path) -> None:
     samples = read(photos)
@@ -231,7 +231,7 @@ def test_a_sentence_encoder_is_the_mean_over_its_tokens(shapes: Path, tmp_path: 
     assert read(options.report)["texts_cut"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["blip2", "clip combiner"])
 def test_any_embedder_of_a_run(name: str, shapes: Path, tmp_path: Path) -> None:
     """BLIP-2 with 4 vectors an image, and a CLIP; what cannot be used is one error."""

@@ -42,7 +42,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_round_on_cirr(small: Any, cirr: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     results = experiment.run(small(run, data={"type": "cirr"}, data_dir=cirr))
@@ -97,7 +97,7 @@ def check_circo(run: Path, circo: Path, tmp_path: Path) -> None:
     assert len(read(run / "submission_circo_test" / "iter_1" / "circo_test.json")["0"]) == 50
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_base_model_on_cirr_val_needs_no_training_files(small: Any, cirr: Path, tmp_path: Path) -> None:
     """Its places are those that scoring the same rankings from outside gives."""
     lone = tmp_path / "data"
@@ -111,7 +111,7 @@ def test_a_base_model_on_cirr_val_needs_no_training_files(small: Any, cirr: Path
     assert [r["iteration"] for r in results] == ["base", "0"] and results[0]["metrics"] == results[1]["metrics"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.real_data
 def test_the_real_cirr_val_end_to_end(small: Any, tmp_path: Path) -> None:
     """Real annotations, a drawn picture per name: evaluated without training, submitted, and scored from outside."""
@@ -141,7 +141,7 @@ def test_the_real_cirr_val_end_to_end(small: Any, tmp_path: Path) -> None:
     assert 0.1 < scored["recall_subset@1"] < 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_round_on_fashioniq(small: Any, fashioniq: Path, tmp_path: Path) -> None:
     results = experiment.run(small(tmp_path / "run", data={"type": "fashioniq"}, data_dir=fashioniq))
     metrics = results[-1]["metrics"]
@@ -159,7 +159,7 @@ def test_a_round_on_fashioniq(small: Any, fashioniq: Path, tmp_path: Path) -> No
     assert outside["metrics"]["recall@10"] == pytest.approx(metrics["recall@10"], abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_round_on_own_data(small: Any, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data")
     results = experiment.run(small(tmp_path / "run", data={"type": "jsonl"}, data_dir=data))
@@ -186,7 +186,7 @@ def test_circo_alone_cannot_be_trained_on(small: Any, tmp_path: Path) -> None:
         experiment.run(small(tmp_path / "run", data={"type": "circo"}, data_dir=data))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_round_on_circo_trained_on_cirr(small: Any, cirr: Path, tmp_path: Path) -> None:
     settings = {"type": "circo", "train": {"type": "cirr"}}
     run, circo = tmp_path / "run", write_circo(tmp_path / "circo")
@@ -196,7 +196,7 @@ def test_a_round_on_circo_trained_on_cirr(small: Any, cirr: Path, tmp_path: Path
     assert mined and all(row["image"].startswith("train-") for row in mined)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_round_on_hp_fashioniq_trained_on_fashioniq(small: Any, tmp_path: Path) -> None:
     run, data = tmp_path / "run", write_hp_fashioniq(tmp_path / "data")
     results = experiment.run(small(run, data={"type": "hp_fashioniq"}, data_dir=data))
@@ -218,7 +218,7 @@ def test_a_round_on_hp_fashioniq_trained_on_fashioniq(small: Any, tmp_path: Path
         )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_round_on_a_saved_data_set(small: Any, tmp_path: Path) -> None:
     columns = {"reference": "query_image", "text": "modification", "target": "target_image"}
     data = write_huggingface(tmp_path / "data")
@@ -245,7 +245,7 @@ def test_broken_pictures_stop_a_run_before_it_begins(small: Any, cirr: Path, tmp
         experiment.run(small(tmp_path / "run", data={"type": "cirr", "allow_missing_images": 1}, data_dir=data))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_allowed_to_be_missing_they_are_counted_in_every_result(small: Any, cirr: Path, tmp_path: Path) -> None:
     data = spoiled(cirr, tmp_path / "data")
     settings = {"type": "cirr", "allow_missing_images": 2}

@@ -38,7 +38,7 @@ def export(run: Path, output: Path, *more: str) -> Path:
     return output
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_is_mined_from_an_export_is_what_the_run_mines(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +69,7 @@ def test_what_is_mined_from_an_export_is_what_the_run_mines(
     assert said["iteration"] == "base" and said["splits"][0]["gallery"] == list(open_vectors(made / "gallery").shape)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_parquet_holds_the_same_rows(config: RunConfig, tmp_path: Path) -> None:
     from datasets import load_dataset
 
@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path: Path) -> Non
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_unknown_iteration_or_split_is_named(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no 7 here\. There are: base"):
         main(["--experiment_dir", str(config.directory), "--iteration", "7", "--output", str(tmp_path / "made")])

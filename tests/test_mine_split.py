@@ -26,7 +26,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_filters_drop_false_negatives_and_count_them(small: Any, tmp_path: Path) -> None:
     filters = [
         {"type": "near_duplicate", "threshold": 0.9},
@@ -49,7 +49,7 @@ def test_filters_drop_false_negatives_and_count_them(small: Any, tmp_path: Path)
     assert after < before, "the filters dropped right answers no more often than wrong ones"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_band_tells_the_size_of_its_sets(small: Any, tmp_path: Path) -> None:
     mining = {"type": "band", "k": 2, "variant": "released", "fallback": "random"}
     training = {**WARM["training"], "hardest": 3, "hardest_of": 20}
@@ -61,7 +61,7 @@ def test_a_band_tells_the_size_of_its_sets(small: Any, tmp_path: Path) -> None:
     assert sum(row["strategy"] != "band" for row in made["negatives"]) == made["summary"]["filled_by_fallback"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
     scenes = held_out()["train"].scenes
     rows = {
@@ -78,7 +78,7 @@ def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
         experiment.run(small(tmp_path / "run", **settings, auto_resume=True))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path: Path) -> None:
     """`tiny` was not taught to describe one picture, and answers it with nothing."""
     told = {"domain": "shapes", "images": "vlm"}
@@ -86,7 +86,7 @@ def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path
         experiment.run(small(tmp_path / "run", **WARM, mining={"type": "soft"}, attributes=told))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("write", "data", "strategy"), [(write_cirr, "cirr", "group"), (write_fashioniq, "fashioniq", "category_mix")]
 )
@@ -112,7 +112,7 @@ def test_what_a_strategy_lacks_is_said_before_training(small: Any, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_sets_are_defined_by_the_model_of_their_period(small: Any, tmp_path: Path) -> None:
     """Four rounds and n_def 2: rounds 0 and 1 warm up, rounds 2 and 3 score with the model of round 2."""
     settings = {**WARM, "num_iterations": 4, "captioning": {"enabled": False}}

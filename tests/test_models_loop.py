@@ -56,7 +56,7 @@ def results(directory: Path) -> dict[str, dict[str, float]]:
     return {row["iteration"]: row["metrics"] for row in rows}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name",
     [
@@ -81,7 +81,7 @@ def test_a_round_with_gradient_caching(name: str, small: Any, tmp_path: Path) ->
     assert len(log["rows"]) == 2 and all(row["grad_norm"] > 0 for row in log["rows"])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("foundation", ["qwen2_5_vl", "template"])
 def test_a_round_with_another_captioner(foundation: str, small: Any, tmp_path: Path) -> None:
     """Qwen2.5-VL writes with the embedder's own weights; the rewriter without a model says what it is in every row."""
@@ -96,7 +96,7 @@ def test_a_round_with_another_captioner(foundation: str, small: Any, tmp_path: P
         assert made["accepted"] and {row["captioner"] for row in made["accepted"]} == {"template (no model)"}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_blip2_learns_from_a_random_start_with_a_frozen_random_tower(small: Any, tmp_path: Path) -> None:
     """60 queries among 109 images: chance is 9% at R@10; before training 8%, after it 57% (one seed)."""
     data = {"train_families": 100, "train_triplets": 1500, "eval_families": 10}

@@ -150,7 +150,7 @@ def started(words: list[str], line: str, log: Path, **more: Any) -> subprocess.P
     return process
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_shell_script_passes_the_signal_and_the_code_on(small: Any, tmp_path: Path) -> None:
     config = small(tmp_path / "run", num_iterations=0, evaluation={"base": False}, training={"warm_up_steps": 2000})
     words = [str(ROOT / "run_iterative_training.sh"), *settings(tmp_path, config)]
@@ -162,7 +162,7 @@ def test_the_shell_script_passes_the_signal_and_the_code_on(small: Any, tmp_path
     assert len([*(tmp_path / "run").glob(".work/checkpoint_iter_0/step_*")]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("whom", ["driver", "group", "launcher"])
 def test_two_training_processes_stop_after_the_same_step(whom: str, small: Any, tmp_path: Path) -> None:
     runtime = {"num_processes": 2, "save_every": 0}
@@ -187,7 +187,7 @@ def test_two_training_processes_stop_after_the_same_step(whom: str, small: Any, 
     assert log.read_text().count(f"asked to stop: {record['step']} of 2000 steps are done and kept") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_under_deepspeed_it_stops_after_a_step_and_keeps_none(small: Any, tmp_path: Path) -> None:
     runtime = {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"}
     training = {"warm_up_steps": 2000}
@@ -201,7 +201,7 @@ def test_under_deepspeed_it_stops_after_a_step_and_keeps_none(small: Any, tmp_pa
     assert not [*(tmp_path / "run").glob(".work/checkpoint_iter_0/step_*")]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_that_embed_end_at_once(small: Any, tmp_path: Path) -> None:
     data = {"type": "shapes", "train_families": 6, "train_triplets": 48, "eval_families": 60}
     config = small(tmp_path / "run", num_iterations=0, data=data, runtime={"num_processes": 2, "embed_batch_size": 4})

@@ -340,7 +340,7 @@ def test_a_text_that_is_cut_is_named(clips: dict[str, str], caplog: pytest.LogCa
     assert "77 tokens are cut" in record.getMessage() and "and blue" in record.getMessage()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_rn50x4_builds_without_weights_and_gives_640_dimensions(photos: Photos) -> None:
     backbone: Any = ClipCombinerSettings(path="random").build()
     assert sum(p.numel() for p in backbone.module.clip.visual.parameters()) == 87_137_080
@@ -414,7 +414,7 @@ def test_building_does_not_move_torchs_generator(clips: dict[str, str]) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_loop_teaches_a_tiny_clip_to_find_images_far_above_chance(small: Any, tmp_path: Path) -> None:
     """Warm-up, a mined round and evaluation, from drawn weights. Chance is 10 of 109 images; the drawn CLIP has 0.18.
 

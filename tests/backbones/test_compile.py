@@ -54,7 +54,7 @@ def step(backbone: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Ten
     return first, again.detach(), {name: weight.grad for name, weight in backbone.trainable().items()}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(("packed", "checkpointing"), [(True, False), (False, True)])
 def test_compiled_layers_give_what_plain_ones_give(
     packed: bool, checkpointing: bool, models: dict[str, Path], tmp_path: Path
@@ -77,7 +77,7 @@ def test_compiled_layers_give_what_plain_ones_give(
     assert torch.allclose(embed_eval(loaded), embed_eval(compiled), atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_other_lengths_compile_nothing_anew(models: dict[str, Path]) -> None:
     backbone = settings("qwen2_vl", models, compile=True, packed=True).build()
     with torch.inference_mode():

@@ -51,7 +51,7 @@ def made(model: Trained, to: str, place: Path) -> str:
     return (place / "README.md").read_text("utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
     base = getattr(tiny_models, FAMILIES[family])(tmp_path / "base")
@@ -65,14 +65,14 @@ def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "adapter" / "base" / "config.json").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_parts_trained_in_full_are_in_their_places(run: Path, tmp_path: Path) -> None:
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "float32"}, "full")
     assert "with the parts that were trained in their places" in made(model, "merged", tmp_path / "made")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_dora_is_merged_in_half_precision_and_the_card_says_how_near(run: Path, tmp_path: Path) -> None:
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "bfloat16"}, "dora")
@@ -80,7 +80,7 @@ def test_a_dora_is_merged_in_half_precision_and_the_card_says_how_near(run: Path
     assert "In bfloat16 merging and arithmetic round." in card and "whole model in bfloat16" in card
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_export_with_other_vectors_is_refused(run: Path, tmp_path: Path) -> None:
     """The comparison sees another adapter, another prompt, and a picture that is resized otherwise."""
     base = tiny_models.write_qwen2_vl(tmp_path / "base")

@@ -101,7 +101,7 @@ def push(server: Hub, directory: Path, name: str = "me/model") -> subprocess.Com
     )
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_an_export_is_uploaded(server: Hub, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     contents = {"README.md": b"# A card", "adapter_model.safetensors": b"\x00\x01", "base/config.json": b"{}"}
@@ -117,7 +117,7 @@ def test_an_export_is_uploaded(server: Hub, tmp_path: Path) -> None:
     assert f"{server.url}/me/model" in ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_refusal_is_one_message_without_the_token(server: Hub, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("a")
     server.refuses = True

@@ -97,7 +97,7 @@ def test_unknown_flags_and_formats(run: Path) -> None:
         main(["--fromat", "adapter"])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
     run: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +123,7 @@ def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
     assert file_digests(goal) == there and not [*goal.parent.glob(".*")]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_run_is_as_whole_as_before(run: Path, adapter: Path) -> None:
     """Exports in a run directory are no part of its artifacts, and in nobody's way."""
     store = run_directory(run)[1]
@@ -144,7 +144,7 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_export_leaves_the_old_one_whole(
     run: Path, adapter: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

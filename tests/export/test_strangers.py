@@ -98,7 +98,7 @@ def expected(run: Path, pictures: Path, inputs: list[dict[str, str]]) -> npt.NDA
     return np.concatenate([made, alone.numpy()])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_stranger_gets_the_vectors_of_the_run(
     to: str, strangers: Path, expected: npt.NDArray[np.float32], inputs: list[dict[str, str]]
@@ -110,7 +110,7 @@ def test_a_stranger_gets_the_vectors_of_the_run(
     assert apart.min() > 1e-3, "inputs that could be exchanged show nothing"
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("to", FORMATS)
 def test_the_search_of_the_card_is_a_search(to: str, strangers: Path, exported: dict[str, Path]) -> None:
     scores = np.load(strangers / f"{to}_scores.npy")

@@ -48,7 +48,7 @@ def unbroken(harness: Harness) -> dict[str, str]:
     return trained(harness, harness.case(STAGE))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("sent", "minutes", "says"),
     [(signal.SIGKILL, 30.0, "ended with"), (signal.SIGSTOP, 0.4, "none has moved for 0.4 minutes")],
@@ -73,7 +73,7 @@ def test_a_process_that(
     assert trained(harness, directory) == unbroken
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_file_that_a_process_may_not_write(harness: Harness) -> None:
     """The size of files is limited for the processes, as a full disk would: the file is named, in one message at the
     end. (The other process and torchrun show tracebacks of their own, where they noticed that it had ended.)"""

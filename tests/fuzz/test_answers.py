@@ -64,7 +64,7 @@ def test_a_text_that_is_no_plain_sentence_is_rejected(name: str) -> None:
 @given(
     text=st.text(max_size=60) | st.sampled_from([*HOSTILE.values(), *REJECTED.values()]).map(lambda text: text[:9999])
 )
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_answer_is_rejected_or_comes_back_as_it_is(text: str, tmp_path: Path) -> None:
     for kind in ("plain", "json"):
         said = text_of(text if kind == "plain" else json.dumps({"text": text}), kind)  # type: ignore[arg-type]

@@ -235,7 +235,7 @@ def test_the_same_file_unharmed_is_read_with_a_mark_and_windows_lines(name: str,
         assert refused_or_read(read(tmp_path)) is None
 
 
-BOUNDS = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+BOUNDS = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 SHAPED = st.fixed_dictionaries(
     {},
     optional={
@@ -265,7 +265,7 @@ def test_any_json_is_read_or_refused(name: str, value: Any, places: dict[str, Pa
 
 @pytest.mark.parametrize("name", FILES)
 @given(place=st.floats(0, 0.999), change=st.binary(min_size=1, max_size=4))
-@settings(BOUNDS, max_examples=10)
+@BOUNDS
 def test_any_bytes_in_a_file_are_read_or_refused(
     name: str, place: float, change: bytes, places: dict[str, Path]
 ) -> None:
@@ -283,7 +283,7 @@ def test_any_bytes_in_a_file_are_read_or_refused(
 
 
 @given(content=st.binary(max_size=200), headed=st.booleans())
-@settings(BOUNDS, max_examples=100)
+@BOUNDS
 def test_any_vectors_file_is_read_or_refused(content: bytes, headed: bool, tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes((b"\x93NUMPY\x01\x00" if headed else b"") + content)
     refused_or_read(lambda: open_vectors(tmp_path / "a.npy"))
@@ -332,7 +332,7 @@ VALUES = st.text(max_size=12) | st.sampled_from(
 
 
 @given(flags=st.lists(st.tuples(SETTINGS_FLAGS, VALUES), min_size=1, max_size=3))
-@settings(BOUNDS, max_examples=25)
+@BOUNDS
 def test_any_flags_are_read_or_refused(flags: list[tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("{}")
     refused_or_read(lambda: load([f"--{name}={value}" for name, value in flags], tmp_path / "run.yaml"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -149,14 +149,12 @@ MADE = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
 @given(worlds(), MADE, st.sampled_from(("out", "in")))
 def test_the_best_of_those_that_fit_are_chosen(world: World, strategy: Strategy, reference: str) -> None:
     expected = [eligible(strategy, world, i, reference)[: strategy.k] for i in range(len(world.case.targets))]
     assert chosen(strategy, world, reference) == expected
 
 
-@settings(max_examples=200, deadline=None)
 @given(worlds(), st.one_of(MADE, st.builds(CategoryMix, k=st.integers(1, 12))), st.randoms())
 def test_choices_do_not_hang_on_blocks_or_tables(world: World, strategy: Strategy, shuffle: Any) -> None:
     assert world.about.attributes is not None
@@ -191,7 +189,6 @@ def pools(world: World, i: int, reference: str) -> tuple[set[int], set[int], set
     return same, {g for g in may if mine and kinds[g] and kinds[g] != mine}, set(may)
 
 
-@settings(max_examples=300, deadline=None)
 @given(worlds(), st.integers(1, 30), st.sampled_from(((0.7, 0.2, 0.1), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5))))
 def test_a_mix_takes_its_share_of_each_pool(world: World, k: int, shares: tuple[float, float, float]) -> None:
     for how in ("random", "hardest"):

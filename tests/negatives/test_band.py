@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from cirloop.negatives.band import Band, band, below_target
 from cirloop.negatives.base import About, Block
@@ -58,7 +58,6 @@ def test_a_thousand_rows_of_random_scores(variant: str, kind: str) -> None:
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
 @given(case=cases())
-@settings(max_examples=300)
 def test_with_references_and_other_positives(variant: str, case: Case) -> None:
     given = case.whole()
     chosen = Band(variant=variant).sets(given, About(0))  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.knn_text_against_loop import Loop
@@ -67,7 +67,6 @@ def pools(draw: st.DrawFn) -> tuple[Pool, Clusters, Rule]:
 
 
 @given(case=pools(), block=st.sampled_from([1, 4, 1024]))
-@settings(max_examples=600)
 def test_the_same_as_one_sample_after_the_other(case: Any, block: int) -> None:
     pool, found, rule = case
     with pytest.MonkeyPatch.context() as patch:  # several blocks also of few samples
@@ -84,7 +83,6 @@ def test_the_same_as_one_sample_after_the_other(case: Any, block: int) -> None:
 
 
 @given(case=pools())
-@settings(max_examples=300)
 def test_what_is_promised_of_every_negative(case: Any) -> None:
     """Said apart from any order of choice: what a negative may never be, whoever chose it."""
     pool, found, rule = case
@@ -226,7 +224,6 @@ def naive_sets(case: Case, strategy: KnnText, visual: Any, text: Any) -> list[li
     floor=st.sampled_from([-1.0, 0.0, 0.25]),
     half=st.booleans(),
 )
-@settings(max_examples=300)
 def test_the_strategy_against_a_loop(case: Case, seed: int, k: int, k_nn: int, floor: float, half: bool) -> None:
     random = np.random.default_rng(seed)
     size = case.scores_QG.shape[1]

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cirloop import mining
@@ -69,7 +69,6 @@ def test_union_is_seen() -> None:
     case=cases(), k=st.integers(1, 5), seed=st.integers(0, 99), reference=st.sampled_from(["out", "in"]),
     only_wrong=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=150)
 def test_strategy_keeps_its_contract(
     kind: type[Strategy], case: Case, k: int, seed: int, reference: Any, only_wrong: bool
 ) -> None:
@@ -92,7 +91,6 @@ def test_strategy_keeps_its_contract(
 @pytest.mark.parametrize("kind", [kind for kind in MINERS if kind is not Nothing], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("fallback", ["top_k", "random"])
 @given(case=cases(), k=st.integers(1, 5))
-@settings(max_examples=60)
 def test_a_fallback_fills_up_what_there_is(kind: type[Strategy], fallback: Any, case: Case, k: int) -> None:
     plain, filled = mine(of(kind, k=k), case), mine(of(kind, k=k, fallback=fallback), case)
     for i, row in filled.items():
@@ -143,7 +141,6 @@ def test_nothing_mines_nothing() -> None:
     low=st.sampled_from([None, 0.25]), high=st.sampled_from([None, 0.75]), start=st.integers(0, 3),
     width=st.one_of(st.none(), st.integers(0, 6)),
 )  # fmt: skip
-@settings(max_examples=400)
 def test_margin_is_its_limits(
     case: Case, k: int, absolute: Any, relative: Any, delta: Any, low: Any, high: Any, start: int, width: int | None
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
@@ -90,7 +90,6 @@ def semi_hard(case: Case, margin: float, i: int, allowed: list[int]) -> list[int
     return best(case, i, [g for g in allowed if target - margin < case.scores_QG[i, g] < target])
 
 
-@settings(max_examples=300)
 @given(case=any_cases(), k=COUNTS, margin=st.sampled_from([0.125, 0.25, 0.5, 2.0]))
 def test_semi_hard_is_the_best_of_the_band(case: Case, k: int, margin: float) -> None:
     strategy = SemiHard(k=k, margin=margin)
@@ -99,7 +98,6 @@ def test_semi_hard_is_the_best_of_the_band(case: Case, k: int, margin: float) ->
     assert whole_sets(strategy, case, About(seed=0)) == bands
 
 
-@settings(max_examples=200)
 @given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5))
 def test_random_semi_hard_draws_from_the_band(case: Case, k: int, seed: int) -> None:
     strategy, about = SemiHard(k=k, margin=0.5, how="random"), About(seed=seed)
@@ -129,7 +127,6 @@ def test_seeds_and_names_change_the_draw() -> None:
 # In batch
 
 
-@settings(max_examples=300)
 @given(case=any_cases(), k=COUNTS, batch_size=st.integers(2, 8), seed=st.integers(0, 5))
 def test_in_batch_is_the_other_targets(case: Case, k: int, batch_size: int, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(case.targets)).tolist()
@@ -166,7 +163,6 @@ def online(case: Case, pool: int, margin: float | None, i: int, allowed: list[in
     return [g for g in best(case, i, allowed, pool) if margin is None or case.scores_QG[i, g] <= target + margin]
 
 
-@settings(max_examples=300)
 @given(
     case=any_cases(), k=COUNTS, pool=st.sampled_from([1, 2, 5, 40]), margin=st.sampled_from([None, 0.0, 0.25, -0.25])
 )
@@ -185,7 +181,6 @@ def test_online_hardest_refuses_a_margin_it_would_not_use() -> None:
 # Semantic
 
 
-@settings(max_examples=300)
 @given(
     case=any_cases(), k=COUNTS, window=st.sampled_from([1, 3, 40]), margin=st.sampled_from([0.0, 0.25]), data=st.data()
 )
@@ -241,7 +236,6 @@ def mmr(case: Case, vectors_GD: Any, k: int, window: int, balance: float, i: int
     return taken
 
 
-@settings(max_examples=300)
 @given(
     case=any_cases(), k=COUNTS, window=st.sampled_from([1, 4, 40]), balance=st.sampled_from([0, 0.25, 0.5, 1]),
     half=st.booleans(), data=st.data(),
@@ -255,7 +249,6 @@ def test_mmr_is_the_greedy_choice(
     check_all(strategy, case, about, lambda i, allowed: mmr(case, vectors_GD, k, window, balance, i, allowed))
 
 
-@settings(max_examples=200)
 @given(case=any_cases(), k=COUNTS, num_clusters=st.integers(2, 9), seed=st.integers(0, 3), data=st.data())
 def test_clusters_give_one_image_each(case: Case, k: int, num_clusters: int, seed: int, data: st.DataObject) -> None:
     vectors_GD = data.draw(vectors(case.scores_QG.shape[1]))
@@ -332,7 +325,6 @@ def shared(k: int, weights: list[int], draw: float) -> list[int]:
     return [given[i] for i in range(len(weights))]
 
 
-@settings(max_examples=300)
 @given(
     k=st.integers(1, 40), weights=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     draw=st.integers(0, 1008).map(lambda i: (2 * i + 1) / 2018),
@@ -344,7 +336,6 @@ def test_shares_are_the_quotas_rounded(k: int, weights: list[int], draw: float) 
     assert (np.abs(given_P - k * np.array(weights) / sum(weights)) < 1).all()
 
 
-@settings(max_examples=300)
 @given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5), weights=st.tuples(*[st.integers(1, 5)] * 3))
 def test_mixture_is_its_parts_in_turn(case: Case, k: int, seed: int, weights: tuple[int, int, int]) -> None:
     about = About(seed=seed, targets_Q=np.array(case.targets))
@@ -477,7 +468,6 @@ def test_curriculum_refuses(wrong: dict[str, Any], message: str) -> None:
         Curriculum(**{"levels": LEVELS, **wrong})
 
 
-@settings(max_examples=200)
 @given(case=any_cases(), k=COUNTS, seed=st.integers(0, 3), iteration=st.integers(0, 5))
 def test_curriculum_goes_from_easy_to_hard(case: Case, k: int, seed: int, iteration: int) -> None:
     lesson = Curriculum(k=k, levels=LEVELS, first_iteration=1, last_iteration=4)

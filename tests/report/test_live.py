@@ -86,7 +86,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_on_a_terminal_and_ctrl_c(small: Any, tmp_path: Path) -> None:
     """Training is in a launched process, whose bar is the run's."""
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(ONE))

@@ -119,7 +119,7 @@ def test_one_bad_batch_more_than_may_be_left_out_stops_the_stage(tmp_path: Path,
         trainer.run(steps())
 
 
-@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
     num_processes: int, small: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -288,7 +288,7 @@ def test_asked_to_stop_it_ends_after_the_step_and_goes_on_to_the_same_bytes(tmp_
         assert len(last.run(until(STEPS, lambda step: order.touch() if step == 3 else order.unlink(True)))) == STEPS
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_processes_stop_and_leave_out_together(cache: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}

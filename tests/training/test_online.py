@@ -7,7 +7,7 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cirloop.negatives.base import About
@@ -33,7 +33,6 @@ def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.from_numpy(case.scores_QG), torch.tensor(case.targets), also_right
 
 
-@settings(max_examples=300)
 def nce(scores: torch.Tensor, target: torch.Tensor, left_out: torch.Tensor, temperature: float) -> torch.Tensor:
     return info_nce(scores, Marks(target, left_out, torch.full((len(scores), 1), -1)), temperature)
 
@@ -51,7 +50,6 @@ def test_mask_is_what_a_loop_keeps(case: Case, top: int, k: int, margin: float |
         assert kept == naive(scores[i].tolist(), case.targets[i], right, top, k, margin)
 
 
-@settings(max_examples=150)
 @given(case=cases(), top=st.integers(1, 30), k=st.integers(1, 30), valid=st.sampled_from(["below_target", "all"]))
 def test_mask_keeps_what_the_strategy_mines(case: Case, top: int, k: int, valid: str) -> None:
     mined = OnlineHardest(k=k, pool=top, valid=valid).choose(case.window(top), About(seed=0))  # type: ignore[arg-type]

@@ -119,7 +119,7 @@ def test_gradient_caching_is_exact_with_dropout_for_every_loss(cache: Path) -> N
     assert {name: gradients(cache, loss) < 1e-5 for name, loss in LOSSES.items()} == dict.fromkeys(LOSSES, True)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_gradient_caching_is_exact_with_dropout_in_two_processes(cache: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}
