@@ -52,6 +52,7 @@ def copy(source: Path, path: Path) -> None:
         shutil.copy(source, path)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("kind", "runtime", "tolerance"),
     [
@@ -80,6 +81,7 @@ def test_two_processes_train_what_one_trains(
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
 
+@pytest.mark.full
 def test_a_child_that_fails_ends_the_stage_with_the_way_out(alone: Path, small: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text('{"zero_optimization": {"stage": 9}}')

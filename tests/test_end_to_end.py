@@ -66,11 +66,13 @@ def test_every_mined_image_is_accounted_for(finished: Path) -> None:
     assert 0 <= account["true_captions"] <= account["accepted"]
 
 
+@pytest.mark.full
 def test_a_second_run_has_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
     experiment.run(small(tmp_path / "again"))
     assert digests(tmp_path / "again") == digests(finished)
 
 
+@pytest.mark.full
 @pytest.mark.skipif("MKL_CBWR" not in os.environ, reason="not an Intel processor: bits of a product depend on its size")
 @pytest.mark.parametrize(
     "runtime",
@@ -94,6 +96,7 @@ def test_resuming_a_finished_run_makes_nothing_anew(finished: Path, small: Any, 
     assert digests(copy) == digests(finished)
 
 
+@pytest.mark.full
 def test_resume_from_iteration_keeps_what_is_below_and_moves_the_rest_aside(
     finished: Path, small: Any, tmp_path: Path
 ) -> None:
@@ -108,6 +111,7 @@ def test_resume_from_iteration_keeps_what_is_below_and_moves_the_rest_aside(
     assert {("checkpoint_iter_1", 1), ("checkpoint_iter_1", 2)} <= attempts
 
 
+@pytest.mark.full
 def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     results = experiment.run(small(copy, auto_resume=True, num_iterations=2))
@@ -242,6 +246,7 @@ def test_eval_iterative_scores_chosen_iterations(finished: Path, tmp_path: Path)
     assert [r["metrics"] for r in again] == [r["metrics"] for r in run]
 
 
+@pytest.mark.full
 def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> None:
     whole, no_text, no_image = (
         evaluate_run(EvalConfig(experiment_dir=finished, iterations="1", ablate=what))[0]

@@ -119,6 +119,7 @@ def test_a_thread_that_can_handle_no_signal_leaves_its_meaning() -> None:
     assert found == [True]
 
 
+@pytest.mark.full
 def test_stopped_in_every_stage_it_goes_on_to_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     steps = directory / ".work" / "checkpoint_iter_0"

@@ -25,6 +25,7 @@ from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.types import UserError
 from tests.attacks import altering
 from tests.attacks.altering import ALTERATIONS, content, copied, refused, refused_to_nobody
+from tests.tiers import one_in
 
 VOUCHED = (
     "hard_negatives_iter_0.json", "augmented_samples_iter_1.json", "accounting_iter_1.json", "evaluation_base.json",
@@ -57,8 +58,7 @@ def exported(run: Path) -> object:
     return export_vectors(["--experiment_dir", str(run), "--iteration", "1", "--output", str(run.parent / "vectors")])
 
 
-@pytest.mark.parametrize("alteration", ALTERATIONS)
-@pytest.mark.parametrize("name", [*VOUCHED, *OWN])
+@pytest.mark.parametrize(("name", "alteration"), one_in(11, [*VOUCHED, *OWN], ALTERATIONS))
 def test_a_run_does_not_go_on_with_an_altered_file(name: str, alteration: str, run: Path, small: Any) -> None:
     ALTERATIONS[alteration](run / name)
     before = content(run)
@@ -73,9 +73,13 @@ def test_the_same_run_unaltered_is_opened(run: Path, small: Any) -> None:
     assert run_directory(run)[1].names
 
 
-@pytest.mark.parametrize("read", [evaluated, exported])
-@pytest.mark.parametrize("alteration", ["a bit of its middle", "half of it", "empty", "a directory", "gone"])
-@pytest.mark.parametrize("name", [*CHECKPOINT, *OWN])
+@pytest.mark.parametrize(
+    ("name", "alteration", "read"),
+    one_in(
+        7, [*CHECKPOINT, *OWN], ["a bit of its middle", "half of it", "empty", "a directory", "gone"],
+        [evaluated, exported], name=lambda value: getattr(value, "__name__", str(value)),
+    ),
+)  # fmt: skip
 def test_nothing_is_evaluated_or_exported(
     name: str, alteration: str, read: Callable[[Path], object], run: Path
 ) -> None:
@@ -83,7 +87,7 @@ def test_nothing_is_evaluated_or_exported(
     assert name in refused(lambda: read(run)) and not (run.parent / "vectors").exists()
 
 
-@pytest.mark.parametrize("name", [*VOUCHED, *OWN])
+@pytest.mark.parametrize("name", one_in(3, [*VOUCHED, *OWN]))
 def test_another_runs_file_is_refused(name: str, run: Path, other: Path, small: Any) -> None:
     if (other / name).read_bytes() == (run / name).read_bytes():
         pytest.skip("the same in both runs")
@@ -109,7 +113,7 @@ def open_to_all(finished: Path) -> Iterator[Path]:
         yield copied(finished, Path(made) / "run")
 
 
-@pytest.mark.parametrize("name", [*VOUCHED, *OWN])
+@pytest.mark.parametrize("name", one_in(3, [*VOUCHED, *OWN]))
 def test_an_unreadable_file_is_named(name: str, open_to_all: Path, small: Any) -> None:
     (open_to_all / name).chmod(0)
     config = small(open_to_all, auto_resume=True)
@@ -117,7 +121,9 @@ def test_an_unreadable_file_is_named(name: str, open_to_all: Path, small: Any) -
     assert str(open_to_all / name) in said and "Permission denied" in said, said
 
 
-@pytest.mark.parametrize("alteration", ["a bit of its middle", "empty", "half of it", "zeros", "a dangling link"])
+@pytest.mark.parametrize(
+    "alteration", one_in(5, ["a bit of its middle", "empty", "half of it", "zeros", "a dangling link"])
+)
 def test_what_is_gathered_from_others_is_written_anew(alteration: str, run: Path, small: Any) -> None:
     whole = (run / "evaluation_results.json").read_bytes()
     ALTERATIONS[alteration](run / "evaluation_results.json")

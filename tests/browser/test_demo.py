@@ -20,6 +20,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import serious
 from tests.commands import ROOT, command
 
+pytestmark = pytest.mark.full
 ONE = "shapes:val:00003"
 TEXT = "the red square is now blue"
 SHOWN = re.compile(r"the page is at (http://127\.0\.0\.1:\d+)")

@@ -15,6 +15,7 @@ from benchmarks.report_of_28000 import Made, make_data, settings
 from cirloop.report_run import rebuild
 from tests.browser.conftest import serious
 
+pytestmark = pytest.mark.full
 EVIL = (
     "<script>window.planted = 1</script>", "<img src=x onerror='window.planted = 1'>", "<svg onload=window.planted=1>",
     "x" * 900, "a text as others are",

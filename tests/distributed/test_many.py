@@ -66,6 +66,7 @@ def test_shares_put_together_have_the_bytes_of_one_process(small: Any, finished:
         assert apart["flops"] == {kind: pytest.approx(count) for kind, count in alone["flops"].items()}
 
 
+@pytest.mark.full
 def test_a_run_is_evaluated_in_more_processes_on_grey_pictures_of_another_split(finished: Path) -> None:
     asked = {"experiment_dir": finished, "iterations": "1", "eval_dataset": "shapes_test", "ablate": "image"}
     one, two = (evaluate(EvalConfig(**asked, num_processes=num)) for num in (1, 2))
@@ -163,6 +164,7 @@ def run(flags: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.full
 def test_a_killed_share_ends_the_stage_which_is_resumed_to_the_bytes_of_one_process(small: Any, tmp_path: Path) -> None:
     def settings(name: str, num: int) -> Any:
         training, runtime = {"warm_up_steps": 0}, {"num_processes": num, "embed_batch_size": 8}
@@ -179,6 +181,7 @@ def test_a_killed_share_ends_the_stage_which_is_resumed_to_the_bytes_of_one_proc
     ).read_bytes()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
                                       ["accelerate.commands.launch", "--num_processes", "2", "--cpu"]])  # fmt: skip
 def test_under_a_launcher_the_command_says_what_to_use_instead(launcher: list[str], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ RUNTIMES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", RUNTIMES)
 def test_weights_in_pieces_are_trained_and_saved_whole(kind: str, cache: Path, tmp_path: Path) -> None:
     alone = trainer_of(tmp_path / "alone", cache, lora=LoraSettings(dropout=0.0))

@@ -46,6 +46,7 @@ def test_each_command_of_the_documents_is_one_row_and_each_row_is_documented() -
     assert {*rows} - DOCUMENTED == set(), "no document has these any more"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.command.replace("/", "|")[-90:])
 def test_command(row: Row, world: World) -> None:
     if row.not_here:
@@ -54,12 +55,14 @@ def test_command(row: Row, world: World) -> None:
         pytest.fail(what, pytrace=False)
 
 
+@pytest.mark.full
 def test_the_tutorial_ran_on_photographs(world: World) -> None:
     if not PHOTOS.is_dir():
         pytest.skip(f"no photographs in {PHOTOS}; the tutorial ran on drawn pictures")
     assert {path.suffix for path in (world.home / "photos").rglob("*.*")} == {".jpg"}
 
 
+@pytest.mark.full
 def test_a_command_that_fails_or_makes_nothing_is_told(world: World) -> None:
     unknown = Row(".venv/bin/python eval_iterative.py --iteration 1")
     assert "Did you mean --iterations" in (world.wrong(unknown) or "")

@@ -7,9 +7,10 @@ import pytest
 from tests.faults.cases import goes_on, meets
 from tests.faults.harness import Harness
 from tests.faults.points import Case, kills
+from tests.tiers import one_in
 
 
-@pytest.mark.parametrize("case", kills(), ids=str)
+@pytest.mark.parametrize("case", one_in(14, kills()))
 def test_killed(case: Case, harness: Harness) -> None:
     directory, ended, ends = meets(harness, case)
     assert ended.code == -9, ended.said

@@ -20,8 +20,8 @@ NOBODY = 65534
     ("stage", "file_bytes", "names"),
     [
         ("checkpoint_iter_1", 200_000, "state.safetensors"),
-        ("evaluation_iter_1.json", 600, "config.json"),
-        ("evaluation_base.json", 5_000, "cache/vision/"),
+        pytest.param("evaluation_iter_1.json", 600, "config.json", marks=pytest.mark.full),
+        pytest.param("evaluation_base.json", 5_000, "cache/vision/", marks=pytest.mark.full),
     ],
 )
 def test_a_file_that_may_not_grow(stage: str, file_bytes: int, names: str, harness: Harness) -> None:
@@ -34,6 +34,7 @@ def test_a_file_that_may_not_grow(stage: str, file_bytes: int, names: str, harne
     goes_on(harness, directory, "run", None)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_directory_of_another_user(harness: Harness) -> None:
     directory = harness.case("hard_negatives_iter_0.json")
@@ -61,7 +62,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize(("stage", "left"), [("checkpoint_iter_1", 20_000), ("evaluation_iter_1.json", 0)])
+@pytest.mark.parametrize(
+    ("stage", "left"),
+    [pytest.param("checkpoint_iter_1", 20_000, marks=pytest.mark.full), ("evaluation_iter_1.json", 0)],
+)
 def test_a_full_disk(stage: str, left: int, small_disk: Path, harness: Harness) -> None:
     state = harness.case(stage)
     directory = small_disk / "case"

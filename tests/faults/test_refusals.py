@@ -7,9 +7,10 @@ import pytest
 from tests.faults.cases import REFUSED, goes_on, meets, refused_clearly
 from tests.faults.harness import Harness
 from tests.faults.points import WORK, Case, refusals
+from tests.tiers import one_in
 
 
-@pytest.mark.parametrize("case", refusals(), ids=str)
+@pytest.mark.parametrize("case", one_in(13, refusals()))
 def test_refused(case: Case, harness: Harness) -> None:
     directory, ended, ends = meets(harness, case)
     if case.op == "rmtree" and case.point.path in ("RUN/.work", WORK):  # what it served is done

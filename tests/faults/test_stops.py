@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.cases import REFUSED, goes_on
 from tests.faults.harness import Harness
+from tests.tiers import one_in
 
 STOPPED = 75
 INTERRUPTED = 130
@@ -36,15 +37,16 @@ def stopped(harness: Harness, site: str, kind: str, nth: int = 1) -> tuple[Path,
     return directory, ended, ends
 
 
-@pytest.mark.parametrize("kind", ["RuntimeError", "MemoryError"])
-@pytest.mark.parametrize("site", STAGES)
+@pytest.mark.parametrize(("site", "kind"), one_in(7, STAGES, ["RuntimeError", "MemoryError"]))
 def test_an_exception_in_a_stage(site: str, kind: str, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, site, kind)
     assert ended.code in ((1, REFUSED) if kind == "MemoryError" else (1,)) and "injected" in ended.said, ended.said
     goes_on(harness, directory, "run", ends)
 
 
-@pytest.mark.parametrize("site", ["run:embed", "backbones.features:VisionFeatures.make", "captioning.eyes:Eyes.write"])
+@pytest.mark.parametrize(
+    "site", one_in(3, ["run:embed", "backbones.features:VisionFeatures.make", "captioning.eyes:Eyes.write"])
+)
 def test_out_of_memory_in_inference(site: str, harness: Harness) -> None:
     """Ends the run, or is overcome by smaller batches; the files are the same."""
     directory, ended, ends = stopped(harness, site, "OutOfMemoryError")
@@ -52,8 +54,9 @@ def test_out_of_memory_in_inference(site: str, harness: Harness) -> None:
     goes_on(harness, directory, "run", ends)
 
 
-@pytest.mark.parametrize("nth", [1, 4])
-@pytest.mark.parametrize("kind", ["RuntimeError", "OutOfMemoryError", "KeyboardInterrupt", "SIGKILL"])
+@pytest.mark.parametrize(
+    ("kind", "nth"), one_in(7, ["RuntimeError", "OutOfMemoryError", "KeyboardInterrupt", "SIGKILL"], [1, 4])
+)
 def test_in_a_step_before_and_after_a_step_checkpoint(kind: str, nth: int, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, STEP, kind, nth)
     expected = {"KeyboardInterrupt": {INTERRUPTED}, "SIGKILL": {-9}, "OutOfMemoryError": {1, REFUSED}}
@@ -63,7 +66,7 @@ def test_in_a_step_before_and_after_a_step_checkpoint(kind: str, nth: int, harne
     goes_on(harness, directory, "run", ends)
 
 
-@pytest.mark.parametrize("nth", [1, 4])
+@pytest.mark.parametrize("nth", one_in(2, [1, 4]))
 def test_a_loss_that_is_no_number(nth: int, harness: Harness) -> None:
     STAGES["training.losses:info_nce"] = "checkpoint_iter_1"
     directory, ended, ends = stopped(harness, "training.losses:info_nce", "NaN", nth)
@@ -73,7 +76,7 @@ def test_a_loss_that_is_no_number(nth: int, harness: Harness) -> None:
     goes_on(harness, directory, "run", ends)
 
 
-@pytest.mark.parametrize("site", STAGES)
+@pytest.mark.parametrize("site", one_in(7, STAGES))
 def test_asked_to_stop(site: str, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, site, "SIGTERM")
     assert ended.code in (STOPPED, 0) and "Traceback" not in ended.said, ended.said

@@ -35,6 +35,7 @@ from cirloop.runtime import Runtime
 from cirloop.score_rankings import score_rankings
 from cirloop.types import ImageId, UserError
 from tests.stand_in import write_circo, write_cirr, write_fashioniq, write_hp_fashioniq
+from tests.tiers import one_in
 
 SECONDS = 15.0
 GROWTH = 600 << 20
@@ -208,8 +209,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize("content", [*BYTES, *OTHERS])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("name", "content"), one_in(5, FILES, [*BYTES, *OTHERS]))
 def test_a_malformed_file_is_refused(name: str, content: str, places: dict[str, Path]) -> None:
     _, file, read = FILES[name]
     path = places[name] / file
@@ -247,7 +247,9 @@ SHAPED = st.fixed_dictionaries(
 """Objects with the fields of annotations, and anything in them."""
 
 
-@pytest.mark.parametrize("name", [name for name, (_, file, _) in FILES.items() if not file.endswith((".npy", ".txt"))])
+@pytest.mark.parametrize(
+    "name", one_in(3, [name for name, (_, file, _) in FILES.items() if not file.endswith((".npy", ".txt"))])
+)
 @given(value=st.lists(SHAPED, max_size=3) | JSON | st.dictionaries(st.text(max_size=6), JSON, max_size=4))
 @BOUNDS
 def test_any_json_is_read_or_refused(name: str, value: Any, places: dict[str, Path]) -> None:
@@ -263,7 +265,7 @@ def test_any_json_is_read_or_refused(name: str, value: Any, places: dict[str, Pa
         path.write_bytes(before)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", one_in(3, FILES))
 @given(place=st.floats(0, 0.999), change=st.binary(min_size=1, max_size=4))
 @BOUNDS
 def test_any_bytes_in_a_file_are_read_or_refused(
@@ -338,7 +340,7 @@ def test_any_flags_are_read_or_refused(flags: list[tuple[str, str]], tmp_path: P
     refused_or_read(lambda: load([f"--{name}={value}" for name, value in flags], tmp_path / "run.yaml"))
 
 
-@pytest.mark.parametrize("content", BYTES)
+@pytest.mark.parametrize("content", one_in(5, BYTES))
 def test_a_table_of_malformed_rows_is_refused(content: str, tmp_path: Path) -> None:
     """Some would end the process inside of Arrow; what `datasets` cannot read is told in its words."""
     Image.new("RGB", (8, 8)).save(put(tmp_path / "images" / "a.png", b""))
