@@ -6,6 +6,7 @@ run a whole round: without new texts, and with texts on the embedder's weights. 
 as measured by the kernel, and its ratio to the first of its kind.
 
     python benchmarks/shared_base_memory.py
+    python benchmarks/shared_base_memory.py --size small     to try it out
 """
 
 from __future__ import annotations
@@ -25,9 +26,15 @@ PARTS = {
     "round": "a round without new texts",
     "round shared": "a round with texts on the embedder's weights",
 }
+SIZES = {
+    "full": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 14, "num_attention_heads": 16,
+             "num_key_value_heads": 4},
+    "small": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "num_key_value_heads": 1},
+}  # fmt: skip
 
 
-def write_model(directory: Path) -> int:
+def write_model(directory: Path, size: str) -> int:
     """A random Qwen2-VL with the embedded model's tokenizer; the number of its weights."""
     import torch
     from transformers import AutoConfig, AutoProcessor, Qwen2VLForConditionalGeneration
@@ -36,12 +43,11 @@ def write_model(directory: Path) -> int:
 
     tiny = resolve("tiny", "qwen2_vl")
     config = AutoConfig.from_pretrained(tiny)
-    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 14, "num_attention_heads": 16,
-            "num_key_value_heads": 4, "layer_types": None}  # fmt: skip
+    text = SIZES[size]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
     config = type(config)(
-        text_config={**config.text_config.to_dict(), **text, "rope_parameters": rope},
-        vision_config={**config.vision_config.to_dict(), "hidden_size": 1024},
+        text_config={**config.text_config.to_dict(), **text, "layer_types": None, "rope_parameters": rope},
+        vision_config={**config.vision_config.to_dict(), "hidden_size": text["hidden_size"]},
         tie_word_embeddings=config.tie_word_embeddings,
         **{name: getattr(config, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id",
                                                     "vision_end_token_id")},
@@ -114,6 +120,7 @@ def run_round(part: str, directory: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="full", help="of the model")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -123,7 +130,7 @@ def main() -> None:
     from cirloop.report.terminal import table
 
     with TemporaryDirectory() as name:
-        num = write_model(Path(name))
+        num = write_model(Path(name), args.size)
         peaks = {}
         for part in PARTS:
             command = [sys.executable, __file__, "--part", part, "--directory", name]

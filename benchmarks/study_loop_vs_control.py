@@ -25,7 +25,8 @@ import torch
 
 from cirloop import cli, experiment
 from cirloop.artifacts import write_json
-from cirloop.config import RunConfig
+from cirloop.config import RunConfig, save
+from cirloop.directory import CONFIG
 from cirloop.report.terminal import table
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -75,7 +76,7 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
         aside = args.output / f".{arm}_{seed}"
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(warm, aside)
-        write_json(aside / "config.json", config(args, seed, directory, args.rounds, arm).resolved())
+        save(config(args, seed, directory, args.rounds, arm), aside / CONFIG)  # it stays the run of its manifest
         aside.rename(directory)
     results = experiment.run(config(args, seed, directory, args.rounds, arm))
     accounts = [json.loads(p.read_text()) for p in sorted(directory.glob("accounting_iter_*.json"))]

@@ -624,8 +624,8 @@ def losses(
 
 
 @torch.no_grad()
-def evaluate(batches: Batches, num: int = 200) -> dict[str, float]:
-    """On val: R@1 and R@5 of `num` queries over 484 images; truth of greedy rewrites; accuracy of verification."""
+def evaluate(batches: Batches, num: int) -> dict[str, float]:
+    """On val: R@1 and R@5 of `num` queries over 484 images; of 96 at most, truth of rewrites, accuracy of verifying."""
     batches.model.eval()
     val = held_out()["val"]
     rows = list(range(44 * 11))
@@ -649,7 +649,7 @@ def evaluate(batches: Batches, num: int = 200) -> dict[str, float]:
     rank = (scores > scores[torch.arange(len(asks)), torch.tensor([a.target for a in asks])][:, None]).sum(1)
     draws = Draws("evaluate")
     jobs = []
-    while len(jobs) < 96:
+    while len(jobs) < min(96, num):
         a = draws.choice(asks)
         b = a.reference // 11 * 11 + draws.below(11)
         if 1 <= len(differences(val.scenes[a.reference], val.scenes[b])) <= 3:
@@ -740,6 +740,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast the language model")
     parser.add_argument("--eval_every", type=int, default=300)
+    parser.add_argument("--eval_examples", type=int, default=200, help="queries of val that an evaluation asks")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     if args.start_from is not None:
@@ -777,8 +778,9 @@ def main() -> None:
             line = " ".join(f"{name} {value:.3f}" for name, value in means.items())
             print(f"{step + 1:5d} {time.time() - start:6.0f}s lr {rate:.1e}  {line}", flush=True)
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
+            scores = evaluate(batches, args.eval_examples)
             print(
-                json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in evaluate(batches).items()}),
+                json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}),
                 flush=True,
             )
             save(batches, args.output)

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,44 @@ def fork(request: dict[str, Any]) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         time.sleep(0.01)
+
+
+class Shell:
+    """The process as its user sees it; it starts with the first command, whose output goes to the file `log`."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    @cached_property
+    def _server(self) -> subprocess.Popen[str]:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.docs.shell"], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1",
+                 "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )  # fmt: skip
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert line == "ready\n", f"the server of children ended with {server.wait(30)}"
+        return server
+
+    def close(self) -> None:
+        if "_server" in self.__dict__:
+            self._server.kill()
+            self._server.wait()
+
+    def run(
+        self, words: list[str], cwd: Path, limit: float, env: Mapping[str, str] | None = None, until: str = ""
+    ) -> tuple[int, str]:
+        """The exit code of Python with these words, and what it wrote. `limit` is in seconds; `until` as in `fork`."""
+        server = self._server
+        assert server.stdin is not None and server.stdout is not None
+        request = {"words": words, "cwd": str(cwd), "log": str(self.log), "limit": limit, "env": dict(env or {}),
+                   "until": until}  # fmt: skip
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        code: int = json.loads(server.stdout.readline())["code"]
+        return code, self.log.read_text("utf-8", "replace")
 
 
 def main() -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,7 @@ from PIL import Image
 from cirloop.data.shapes.splits import held_out
 from tests.commands import ROOT
 from tests.docs.rows import PYTHON, ROWS, RUN, Row
+from tests.docs.shell import Shell
 from tests.stand_in import write_circo, write_cirr
 
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
@@ -40,7 +38,8 @@ class World:
     """Commands run here in the order of the table, each once."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.log, self._done = home, home / "log.txt", dict[str, str | None]()
+        self.home, self.shell = home, Shell(home / "log.txt")
+        self._done: dict[str, str | None] = {}
         for name in COMMANDS:
             (home / name).symlink_to(ROOT / name)
         python = home / PYTHON
@@ -84,23 +83,8 @@ class World:
         (self.home / "queries.jsonl").write_text(json.dumps({"reference": "a.jpg", "text": "the same in red"}) + "\n")
         (self.home / "samples.json").write_text(json.dumps(samples))
 
-    @cached_property
-    def _server(self) -> subprocess.Popen[str]:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "tests.docs.shell"], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1",
-                 "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )  # fmt: skip
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        assert line == "ready\n", f"the server of children ended with {server.wait(30)}"
-        return server
-
     def close(self) -> None:
-        if "_server" in self.__dict__:
-            self._server.kill()
-            self._server.wait()
+        self.shell.close()
 
     def words(self, row: Row) -> list[str]:
         """What Python is given for a row: `./run_iterative_training.sh` does the same after looking for packages."""
@@ -126,13 +110,8 @@ class World:
         return self._done[row.command]
 
     def _run(self, row: Row) -> str | None:
-        words, server = self.words(row), self._server
-        assert server.stdin is not None and server.stdout is not None
-        request = {"words": words, "cwd": str(self.home), "log": str(self.log), "limit": LIMIT, "env": row.env,
-                   "until": row.until}  # fmt: skip
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        code, said = json.loads(server.stdout.readline())["code"], self.log.read_text("utf-8", "replace")
+        words = self.words(row)
+        code, said = self.shell.run(words, self.home, LIMIT, row.env, row.until)
         if code != 0:
             return f"exit code {code} of python {shlex.join(words)}\n{said[-4000:]}"
         if row.says not in said:
