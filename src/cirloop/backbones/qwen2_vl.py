@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from qwen_vl_utils import fetch_image
 
+from cirloop.backbones import patches
 from cirloop.backbones.base import Grid, VisionInput
 from cirloop.backbones.vision import Inputs, VisionBase, embed_with, load_vlm
 from cirloop.backbones.vlm import VlmEmbedder
@@ -46,7 +47,7 @@ class VisionMixin(VisionBase):
         return {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"], "position_ids": positions}
 
     def vision_settings(self) -> list[Any]:
-        return [self.min_pixels, self.max_pixels, str(self.vlm.dtype)]
+        return [self.min_pixels, self.max_pixels, str(self.vlm.dtype), patches.VERSION]
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Any:
         processor = self.processor.image_processor

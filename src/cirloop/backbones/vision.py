@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 
 from cirloop.artifacts import fingerprint
 from cirloop.backbones.base import VisionInput
+from cirloop.backbones.patches import use_product
 from cirloop.backbones.weights import resolve, weights_digest
 from cirloop.types import UserError
 
@@ -71,7 +72,9 @@ def load_vlm(
             f"is {needed}. Give the tokenizer that belongs to the model."
         )
     vlm.requires_grad_(False)
-    return (vlm if four_bit else vlm.to(device)).eval(), processor, weights_digest(directory)
+    vlm = (vlm if four_bit else vlm.to(device)).eval()
+    use_product(vlm, path)
+    return vlm, processor, weights_digest(directory)
 
 
 def _nf4(dtype: str) -> BitsAndBytesConfig:
