@@ -84,6 +84,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=4)
 
 
+def noise(directory: Path, num: int, wide: int, high: int) -> None:
+    """JPEG files whose contents are as dear to decode as those of photographs."""
+    random = np.random.default_rng(0)
+    directory.mkdir()
+    for number in range(num):
+        rough = Image.fromarray(random.integers(0, 256, (60, 80, 3), np.uint8))
+        rough.resize((wide, high), Image.Resampling.BICUBIC).save(directory / f"{number:04d}.jpg", quality=90)
+
+
 def photographs(directory: Path, num: int) -> dict[ImageId, Path]:
     """The first `num` pictures below `directory`, by name."""
     found = sorted(path for path in directory.rglob("*") if path.suffix.lower() in PICTURES)[:num]
@@ -128,8 +137,8 @@ class Work:
     def pixels(self, image: ImageId) -> Image.Image:
         return picture(self.files[image], self.max_pixels)
 
-    def trainer(self, size: int, chunk_size: int, temperature: float) -> Trainer:
-        """InfoNCE by gradient caching over batches of `size`, a LoRA that is not zero, no dropout."""
+    def trainer(self, size: int, chunk_size: int, temperature: float, **lora: Any) -> Trainer:
+        """InfoNCE by gradient caching over batches of `size`; a LoRA that is not zero, no dropout, by `lora`."""
         import torch
 
         from cirloop.backbones import LoraSettings
@@ -140,8 +149,10 @@ class Work:
 
         queries = [Query(QueryId(f"q{n}"), image, text_of(n)) for n, image in enumerate(self.ids)]
         triplets = [Triplet(query, target) for query, target in zip(queries, self.ids[1:] + self.ids[:1], strict=True)]
-        loss, lora = InfoNCE(temperature=temperature), LoraSettings(dropout=0.0)
-        settings = TrainingSettings(batch_size=size, chunk_size=chunk_size, loss=loss, lora=lora)
+        settings = TrainingSettings(
+            batch_size=size, chunk_size=chunk_size, loss=InfoNCE(temperature=temperature),
+            lora=LoraSettings(dropout=0.0, **lora),
+        )  # fmt: skip
         self.backbone.make_trainable(settings, 0)
         with torch.no_grad():
             for number, (name, parameter) in enumerate(self.backbone.trainable().items()):
@@ -178,18 +189,35 @@ def in_turn(
 
     Work that a side has given to a GPU is waited for.
     """
-    import torch
-
     taken: dict[str, list[float]] = {name: [] for name in sides}
     made: dict[str, list[Any]] = {name: [] for name in sides}
     for repeat in range(repeats):
         for name, side in sides.items():
             began = time.perf_counter()
             made[name].append(side(repeat))
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            wait()
             taken[name].append(time.perf_counter() - began)
     return taken, made
+
+
+def wait() -> None:
+    """Until a GPU has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def best(call: Callable[[], Any], repeats: int = 3, enough: float = 5.0) -> float:
+    """Seconds of the quickest call after a first one, or of that one where it took more than `enough`."""
+    taken: list[float] = []
+    while len(taken) <= repeats and (not taken or taken[0] < enough):
+        wait()
+        began = time.perf_counter()
+        call()
+        wait()
+        taken.append(time.perf_counter() - began)
+    return min(taken[1:] or taken)
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -45,15 +45,20 @@ def use_product(vlm: Any, path: str) -> None:
     embed = getattr(getattr(vlm.model, "visual", None), "patch_embed", None)
     if embed is None:
         return
-    convolution = embed.proj
+    product = product_of(embed.proj)
+    check(product, embed.proj, path)
+    embed.proj = product
+
+
+def product_of(convolution: nn.Conv3d) -> PatchProduct:
+    """On the convolution's own weights."""
     product = PatchProduct(
         convolution.in_channels, convolution.out_channels, convolution.kernel_size, convolution.stride,
         bias=convolution.bias is not None, device="meta",
     )  # fmt: skip
     product.weight = convolution.weight
     product.bias = convolution.bias
-    check(product, convolution, path)
-    embed.proj = product.train(convolution.training)
+    return product.train(convolution.training)
 
 
 @torch.no_grad()
