@@ -90,6 +90,9 @@ class FromPixels:
     def __init__(self, plain: Plain) -> None:
         self.plain, self.num_seen = plain, 0
 
+    def ensure(self, images: Sequence[ImageId]) -> None:
+        """Nothing is kept."""
+
     @torch.no_grad()
     def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
         processor, visual = self.plain.processor.image_processor, self.plain.vlm.model.visual

@@ -182,9 +182,10 @@ ROWS = (
     Row(f"{PYTHON} benchmarks/packed_and_compiled.py",
         "--size small --threads 1 --repeats 1 --num 6 --batch 2 --chunk 1",
         env={"TORCHDYNAMO_DISABLE": "1"}),  # compiling takes a minute; tests/backbones/test_compile.py does it
-    Row(f"{PYTHON} benchmarks/gpu.py",
-        "--size small --dtype float32 --photos photos --tokens 16 --repeats 1 --num 4 --workers 0 --batch 2 --chunk 1 "
-        "--queries 2 --k 1 --plain 2 --new_tokens 4"),
+    Row(f"{PYTHON} benchmarks/patch_embedding.py", "--patches 32 --repeats 2", says="largest difference"),
+    Row("scripts/gpu_check.sh --wheels build/gpu_check/wheels", not_here="it downloads"),
+    *(Row(f"scripts/gpu_check.sh{more}", not_here="tests/scripts/test_gpu_check.py runs it")
+      for more in ("", " --wheels-from DIR")),
     Row(f"{PYTHON} benchmarks/cost_per_item.py --num 256 --config configs/cirr_qwen2_vl.yaml --data_dir CIRR",
         f"{TINY} --repeats 2", {"--num 256": "--num 4", "CIRR": "data/cirr"}, says="benchmarks/scaling_table.py"),
     Row(f"{PYTHON} benchmarks/mine_a_million.py", "--sizes 1000 --strategies top_k --queries 20 --cores 1"),

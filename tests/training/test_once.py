@@ -97,6 +97,23 @@ def trainer_of(model: dict[str, Any], work: Path, chunk_size: int) -> tuple[Trai
     return trainer, seen
 
 
+@pytest.mark.parametrize("chunk_size", [0, 2])
+def test_a_step_makes_all_its_vision_features_in_one_go(
+    chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, seen = trainer_of(TINY, tmp_path, chunk_size)
+    made: list[int] = []
+    make = VisionFeatures.make
+
+    def noted(self: VisionFeatures, batches: Any, *more: Any) -> None:
+        made.extend([sum(map(len, batches))] * bool(batches))
+        make(self, batches, *more)
+
+    monkeypatch.setattr(VisionFeatures, "make", noted)
+    trainer._backward(0)
+    assert made == [len(seen.loads)] and {*seen.loads.values()} == {1}
+
+
 def taken(trainer: Trainer) -> torch.Tensor:
     grads = [p.grad.flatten().clone() for p in trainer.parameters.values() if p.grad is not None]
     assert len(grads) == len(trainer.parameters)

@@ -152,6 +152,7 @@ class Gradients:
 
     def _backward_of(self, step: int, batch: Batch) -> float:
         queries, candidates = (self._share(items) for items, _ in self._sides(batch))
+        self.features.ensure([item.image for item in (*queries, *candidates)])  # in one go: threads read ahead
         if self.chunk_size:
             return self._backward_in_chunks(step, batch, queries, candidates)
         torch.manual_seed(seed_of(self.seed, step, self.accelerator.process_index))
