@@ -52,10 +52,9 @@ def use_product(vlm: Any, path: str) -> None:
 
 def product_of(convolution: nn.Conv3d) -> PatchProduct:
     """On the convolution's own weights."""
-    product = PatchProduct(
-        convolution.in_channels, convolution.out_channels, convolution.kernel_size, convolution.stride,
-        bias=convolution.bias is not None, device="meta",
-    )  # fmt: skip
+    kernel: Any = convolution.kernel_size
+    bias = convolution.bias is not None
+    product = PatchProduct(convolution.in_channels, convolution.out_channels, kernel, kernel, bias=bias, device="meta")
     product.weight = convolution.weight
     product.bias = convolution.bias
     return product.train(convolution.training)
