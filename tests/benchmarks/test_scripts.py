@@ -66,6 +66,7 @@ HERE = {"benchmarks/study_loop_vs_control.py", "scripts/check.sh", "scripts/lock
 ELSEWHERE = {
     "benchmarks/mid_model.py": "tests/docs/rows.py",  # it is a part of those that measure models
     "scripts/slurm.sbatch": "tests/test_stopping.py",
+    "scripts/gpu_check.py": "tests/scripts/test_gpu_check.py",
     "scripts/gpu_check.sh": "tests/scripts/test_gpu_check.py",
 }
 """Programs that another file runs."""

@@ -38,6 +38,7 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
     return {f"{row['part']}: {row['case']}": row for row in read["rows"]}
 
 
+@pytest.mark.full
 def test_every_part_tells_in_its_order(tmp_path: Path) -> None:
     done = command(*TOY.split(), "--output", str(tmp_path / "results.json"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -122,6 +123,7 @@ def test_a_cpu_and_a_folder_without_wheels_are_named(
         gpu_check.main()
 
 
+@pytest.mark.full
 def test_only_listed_packages_are_imported(tmp_path: Path) -> None:
     """What a bare machine has, with what those packages need, and the wheels of gpu_check.sh; no more."""
     bare, wheels = tmp_path / "bare", (ROOT / "scripts" / "gpu_check.sh").read_text("utf-8").split('locked="')[1]
