@@ -112,6 +112,7 @@ def test_it_ends_well(case: Case, shell: Shell, pictures: Path, finished: Path, 
     assert case.says in said, said[-4000:]
 
 
+@pytest.mark.full
 def test_a_program_that_fails_is_told(shell: Shell, tmp_path: Path) -> None:
     code, said = shell.run(["benchmarks/soak.py", "--rounds", "many"], tmp_path, LIMIT)
     assert code == 2 and "invalid int value: 'many'" in said
