@@ -52,7 +52,7 @@ CASES = (
     ),
     Case("benchmarks/report_of_28000.py", "--queries 20 --images 12 --iterations 1 --k 2", "again: "),
     Case("benchmarks/score_cirr.py", "--queries 10 --images 70 --dimensions 8 --repeats 2", "s to score and write"),
-    Case("benchmarks/search_latency.py", "--experiment_dir RUN --pictures 12 --queries 3 --k 2", "http"),
+    Case("benchmarks/search_latency.py", "--experiment_dir RUN --pictures 12 --queries 3 --k 2", "page, by POST"),
     Case("benchmarks/shared_base_memory.py", "--size small", "a round with texts on the embedder's weights"),
     Case("benchmarks/soak.py", "--rounds 5", "growth of"),
     Case("benchmarks/study_negatives.py", f"{TOY} --part table", "curriculum"),
