@@ -7,12 +7,13 @@ Tests marked `full` are left out by default (pyproject.toml); `./run_tests.sh --
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.tiers import in_share
 
 # Of every property test 30 examples, the same ones each time; with `--hypothesis-profile full` 500 new ones. A slow
 # machine is no failure.
@@ -42,11 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out all but one in N of the tests marked `full`, chosen by their names: the same ones each time."""
+    """Leaves out all but one in N of the tests marked `full`."""
     every = config.getoption("full_share")
-    left_out = [
-        item for item in items if item.get_closest_marker("full") and zlib.crc32(item.nodeid.encode()) % every != 0
-    ]
+    left_out = [item for item in items if item.get_closest_marker("full") and not in_share(item.nodeid, every)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]

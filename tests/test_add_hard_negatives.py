@@ -130,6 +130,7 @@ def test_negatives_of_drawn_pictures(shapes: Path, one: Path) -> None:
     assert shard["samples"] == len(samples) and shard["seconds"].keys() == {"load", "images", "texts"}
 
 
+@pytest.mark.full
 def test_two_processes_and_a_second_time_give_the_same_bytes(shapes: Path, one: Path, tmp_path: Path) -> None:
     for name, more in (("two", ("--num-gpus", 2, "--num-workers", 1)), ("again", ())):
         done = command(*flags(shapes, tmp_path / f"{name}.json", *more))

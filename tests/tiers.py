@@ -1,7 +1,8 @@
-"""A sample of many cases of one kind for the default tests; all of them run with `./run_tests.sh --full`."""
+"""Which tests run when: by default, with `./run_tests.sh --full`, or in the share of these that .ci/run takes."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any
@@ -19,3 +20,8 @@ def one_in(every: int, *cases: Iterable[Any], name: Callable[[Any], str] = str) 
         pytest.param(*values, id="-".join(map(name, values)), marks=[pytest.mark.full] if place % every else [])
         for place, values in enumerate(combinations)
     ]
+
+
+def in_share(test: str, every: int) -> bool:
+    """Whether a test is of the one in `every` chosen by their names, which are the same ones each time."""
+    return zlib.crc32(test.encode()) % every == 0

@@ -287,6 +287,7 @@ for adapter in map(Path, sys.argv[2:]):
 """
 
 
+@pytest.mark.full
 @NEEDS_PHOTOS
 def test_saved_adapters_give_the_same_embeddings_in_another_process(
     path: Path, backbone: Any, vision: Any, tmp_path: Path

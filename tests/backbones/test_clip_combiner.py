@@ -241,6 +241,7 @@ def test_clip_stays_in_eval_mode_and_only_the_combiner_drops(clips: dict[str, st
     assert all(torch.equal(b, means[n]) for n, b in backbone.module.clip.named_buffers())
 
 
+@pytest.mark.full
 def test_saved_weights_give_the_same_queries_in_a_new_process(
     clips: dict[str, str], photos: Photos, tmp_path: Path
 ) -> None:
