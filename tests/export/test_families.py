@@ -56,8 +56,8 @@ def made(model: Trained, to: str, place: Path) -> str:
 def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
     base = getattr(tiny_models, FAMILIES[family])(tmp_path / "base")
     kind = "llava" if family.startswith("llava") else family
-    prompts = "chat" if family in ("qwen2_5_vl", "llava_next") else "vlm2vec"
-    model = trained_model(run, base, tmp_path, {"type": kind, "dtype": "float32", "prompts": prompts})
+    prompts = "chat" if family in ("qwen2_5_vl", "llava_next") else "instruction"
+    model = trained_model(run, base, tmp_path, {"type": kind, "dtype": "float32", "prompt_format": prompts})
     card = made(model, "sentence-transformers", tmp_path / "made")
     assert ("resized by Pillow" in card) == (kind != "llava")
     if family == "llava_next":
@@ -114,7 +114,7 @@ def test_a_chat_template_that_changes_texts_is_refused(run: Path, tmp_path: Path
     chat = base / "chat_template.jinja"
     chat.write_text(chat.read_text("utf-8").replace("content['text']", "content['text'] | trim"), "utf-8")
     model: Any = TypeAdapter(BackboneConfig).validate_python(
-        {"type": "qwen2_vl", "path": str(base), "dtype": "float32", "prompts": "chat"}
+        {"type": "qwen2_vl", "path": str(base), "dtype": "float32", "prompt_format": "chat"}
     )
     with pytest.raises(UserError, match="does not hold the text as it is"):
         reading_of(model.build())
