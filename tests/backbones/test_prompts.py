@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from qwen_vl_utils import fetch_image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cirloop.backbones import BackboneConfig, Item
+from cirloop.backbones.base import LoraSettings
 from cirloop.backbones.prompts import FAMILIES, fitting, load, packaged
+from cirloop.backbones.weights import LORA_WEIGHTS
 from cirloop.types import ImageId, UserError
 from tests.backbones import tiny_models
 
@@ -192,6 +196,32 @@ def test_a_format_is_its_publications_input(
         assert (vectors[row] - vector).abs().max() < 1e-5
         assert backbone.length(item, backbone.encode_images([picture])[0].grid) == length
     assert backbone.text(items[0]).endswith(last)
+
+
+def test_a_published_dora_reads_the_published_input(
+    models: dict[str, Path], pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    """VLM2Vec ships DoRA, its weights named as the layers were before transformers 4.52."""
+    torch.manual_seed(1)
+    base: Any = AutoModelForImageTextToText.from_pretrained(models["qwen2_vl"], dtype=torch.float32)
+    lora = LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=list(LoraSettings().targets))
+    model: Any = get_peft_model(base, lora)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(str(tmp_path))
+    state = load_file(tmp_path / LORA_WEIGHTS)
+    assert any("lora_magnitude_vector" in name for name in state)
+    former = {name.replace("model.language_model.layers", "model.layers"): value for name, value in state.items()}
+    save_file(former, tmp_path / LORA_WEIGHTS)
+    backbone = settings("qwen2_vl", models, prompt_format="vlm2vec", start_adapter=str(tmp_path)).build()
+    item, processor = Item(ImageId("a"), TEXT), AutoProcessor.from_pretrained(models["qwen2_vl"])
+    with torch.no_grad():
+        ours = backbone.module(backbone.inputs([item], backbone.encode_images(pictures[:1])))[0]
+    whole, text = model.eval().get_base_model(), vlm2vec(processor, TEXT)
+    _, _, theirs = published(whole, processor, "qwen2_vl", text, pictures[0], searched_positions)
+    assert (ours - theirs).abs().max() < 1e-5
 
 
 def test_the_embedded_model_reads_what_it_was_trained_on() -> None:

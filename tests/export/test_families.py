@@ -65,6 +65,23 @@ def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
         assert (tmp_path / "adapter" / "base" / "config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("name", "family", "to"),
+    [
+        ("vlm2vec", "qwen2_vl", "adapter"),
+        pytest.param("gme", "qwen2_vl", "merged", marks=pytest.mark.full),
+        ("recall_fashioniq", "qwen2_5_vl", "merged"),
+        pytest.param("qwen3_vl_embedding", "qwen3_vl", "sentence-transformers", marks=pytest.mark.full),
+    ],
+)
+def test_a_prompt_format_is_exported(name: str, family: str, to: str, run: Path, tmp_path: Path) -> None:
+    base = getattr(tiny_models, f"write_{family}")(tmp_path / "base")
+    model = trained_model(run, base, tmp_path, {"type": family, "dtype": "float32", "prompt_format": name})
+    card = made(model, to, tmp_path / "made")
+    assert ('batch["position_ids"]' in card) == (name != "qwen3_vl_embedding")
+    assert ("Where this says `garment`" in card) == (name == "recall_fashioniq")
+
+
 @pytest.mark.full
 def test_parts_trained_in_full_are_in_their_places(run: Path, tmp_path: Path) -> None:
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
