@@ -38,7 +38,7 @@ from cirloop.backbones import Item
 from cirloop.retrieval.embed import embed
 
 TEMPERATURE = 0.02
-PROMPT = "Find the garment that {text}."
+PROMPT, DOCUMENT = "Find the garment that {text}.", "Represent the given image."
 
 
 class Theirs:
@@ -59,7 +59,9 @@ class Theirs:
 
     def pairs(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         """Pictures, sized as ours are, with the words that ours get."""
-        return [{"image": self.work.pixels(item.image), "text": self.work.backbone._prompt(item)} for item in items]
+        words = [DOCUMENT if item.text is None else PROMPT.format(text=item.text) for item in items]
+        pictures = [self.work.pixels(item.image) for item in items]
+        return [{"image": picture, "text": text} for picture, text in zip(pictures, words, strict=True)]
 
     def embed(self, items: Sequence[Item]) -> torch.Tensor:
         """Vectors (N, D)."""
@@ -171,7 +173,7 @@ def main() -> None:
     with TemporaryDirectory() as name:
         print(write_model(Path(name), args.size), flush=True)
         files = photographs(args.photos, args.num)
-        work = Work(Path(name), files, args.tokens, prompts="chat", query_prompt=PROMPT)
+        work = Work(Path(name), files, args.tokens, prompt_format="chat", query_prompt=PROMPT, document_prompt=DOCUMENT)
         theirs = Theirs(work, args.their_batch)
         for part in (part for part in PARTS if part in args.parts):  # training last: it puts a LoRA on the models
             PARTS[part](work, theirs, args)

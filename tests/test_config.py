@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,58 @@ def test_shipped_config_parses_and_says_what_it_says(path: Path) -> None:
     for name, value in yaml.safe_load(path.read_text("utf-8")).items():
         for line in differences({name: json.loads(resolved)[name]}, {name: value}):
             assert line.endswith("-> None"), f"{path.name} was not heard: {line}"
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    # ReCALL (arXiv 2602.01639), implementation details and 6.2: batch 512, LoRA rank 16, 300 + 350 steps on CIRR and
+    # 200 + 250 on FashionIQ, InfoNCE + lambda x triplet (margin 0.05), verification at 0.95, 5 images a failed query
+    "recall_cirr": {
+        "training.batch_size": 512, "training.warm_up_steps": 300, "training.steps": 350, "training.lora.rank": 16,
+        "training.learning_rate": 2e-5, "captioning.verify": 0.95, "captioning.max_per_query": 5, "num_iterations": 1,
+        "mining.k": 5, "model.max_pixels": 147_456, "model.prompt_format": "recall_cirr",
+        "training.num_negatives": 0, "training.augmented_share": 0.5,
+    },
+    "recall_fashioniq": {
+        "training.batch_size": 512, "training.warm_up_steps": 200, "training.steps": 250, "training.lora.rank": 16,
+        "training.learning_rate": 4e-5, "captioning.verify": 0.95, "captioning.max_per_query": 5, "num_iterations": 1,
+        "mining.k": 5, "model.max_pixels": 147_456, "model.prompt_format": "recall_fashioniq",
+        "training.num_negatives": 0, "training.augmented_share": 0.5, "training.group_batches": "category",
+    },
+    # VLM2Vec-V2 (arXiv 2507.04590), train_v2-qwen2vl-2B.sh and arguments.py
+    "vlm2vec_cirr": {
+        "training.batch_size": 1024, "training.learning_rate": 5e-5, "training.lora.rank": 16,
+        "training.lora.alpha": 64,
+        "training.loss.temperature": 0.02, "training.chunk_size": 8, "model.max_pixels": 1_003_520,
+        "model.min_pixels": 3_136, "model.prompt_format": "vlm2vec", "training.tune": "lora",
+    },
+    # QuRe (arXiv 2507.12416)
+    "qure_like_cirr_2b": {
+        "mining.type": "band", "mining.n_def": 6, "num_iterations": 6, "training.num_negatives": 1,
+        "training.loss.type": "bradley_terry", "captioning.enabled": False, "training.warm_up_steps": 0,
+    },
+}  # fmt: skip
+PUBLISHED["recall_cirr_2b"] = PUBLISHED["recall_cirr"]
+LOSSES = {"recall_cirr": (0.02, 0.25), "recall_cirr_2b": (0.02, 0.25), "recall_fashioniq": (0.03, 0.30)}
+"""Temperature and weight of the triplet part."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_has_its_sources_numbers(name: str) -> None:
+    config = load(["--config", str(CONFIGS / f"{name}.yaml")], DEFAULT)
+    assert {dotted: setting(config, dotted) for dotted in PUBLISHED[name]} == PUBLISHED[name]
+    if name in LOSSES:
+        temperature, weight = LOSSES[name]
+        parts: Any = setting(config, "training.loss.parts")
+        assert [(part.weight, part.loss.type) for part in parts] == [(1.0, "info_nce"), (weight, "triplet")]
+        assert (parts[0].loss.temperature, parts[1].loss.margin) == (temperature, 0.05)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+def test_a_recipe_states_memory_and_disk(path: Path) -> None:
+    comments = " ".join(line for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
+    if not path.stem.endswith("_fast"):  # laid over another
+        assert re.search(r"Memory(, by arithmetic)?: .*?\d GB", comments), "no memory"
+        assert re.search(r"Disk: .*?\d GB|GB of disk", comments), "no disk"
 
 
 def test_default_command_is_shapes_with_tiny() -> None:

@@ -222,7 +222,7 @@ def _measure(config: RunConfig, split: TrainSplit | EvalSplit) -> float:
 
     backbone = config.model.build()
     queries = split.queries if isinstance(split, EvalSplit) else [t.query for t in split.triplets]
-    items = [Item(query.reference, query.text) for query in queries[:64]]
+    items = [Item(query.reference, query.text, query.category) for query in queries[:64]]
     features = VisionFeatures(backbone, split.images, config.cache / "vision", config.runtime)
     from cirloop.retrieval.embed import embed
 

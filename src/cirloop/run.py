@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class Run:
 
     def vectors(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
         """Vectors of `items`; the last few results are kept. In several processes if there are, for the run's model."""
-        name = fingerprint([backbone.fingerprint, split.gallery.name, [[item.image, item.text] for item in items]])
+        name = fingerprint([backbone.fingerprint, split.gallery.name, [astuple(item) for item in items]])
         if name not in self._vectors:
             while len(self._vectors) >= KEPT:
                 self._vectors.popitem(last=False)

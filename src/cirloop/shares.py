@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Shares:
         """Vectors (N, D) or (N, M, D) of `items`; the processes prove that theirs is the embedder `model`."""
         unique = list(dict.fromkeys(items))
         job = {"kind": "embed", "adapter": str(adapter) if adapter else None, "model": model,
-               "items": [[item.image, item.text] for item in unique]}  # fmt: skip
+               "items": [astuple(item) for item in unique]}  # fmt: skip
         self._run(job, [item.image for item in unique], title)
         rows = np.concatenate([np.load(path) for path in self._found("rows.npy")])
         made = np.concatenate([np.load(path) for path in self._found("vectors.npy")])

@@ -242,7 +242,7 @@ def _vectors(run: Run, backbone: Any, part: EvalSplit, ablate: Ablation = None) 
     """Query and gallery vectors of a part; the queries without their texts, or with grey references, on request."""
     items, asked = query_items(part.queries), part
     if ablate == "text":
-        items = [Item(item.image, "") for item in items]
+        items = [Item(item.image, "", item.category) for item in items]
     if ablate == "image":
         asked = grey(part)
     queries = run.vectors(backbone, items, asked, f"embed {asked.gallery.name} queries")

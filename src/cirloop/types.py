@@ -29,6 +29,8 @@ class Query:
     id: QueryId
     reference: ImageId
     text: str
+    category: str | None = None
+    """What kind of thing it is about, where the data set says so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,12 +101,12 @@ def sized(name: str, image: Image.Image) -> Image.Image:
     return made
 
 
-@pytest.mark.parametrize("prompts", ["vlm2vec", "chat"])
+@pytest.mark.parametrize("prompts", ["instruction", "chat"])
 @pytest.mark.parametrize("name", WRITERS)
 def test_embeddings_equal_plain_transformers_from_pixels(
     name: str, prompts: str, models: dict[str, Path], photos: list[Image.Image]
 ) -> None:
-    backbone = settings(name, models, prompts=prompts).build()
+    backbone = settings(name, models, prompt_format=prompts).build()
     ours = embed(backbone, items(), backbone.encode_images(photos))
     model = AutoModelForImageTextToText.from_pretrained(models[name], dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(models[name])
@@ -171,8 +171,8 @@ def test_a_llava_processor_of_another_size_is_named(
 def test_a_text_with_the_sign_for_an_image_is_words(
     name: str, models: dict[str, Path], photos: list[Image.Image]
 ) -> None:
-    for prompts in ("vlm2vec", "chat"):
-        backbone = settings(name, models, prompts=prompts).build()
+    for prompts in ("instruction", "chat"):
+        backbone = settings(name, models, prompt_format=prompts).build()
         sign, vision = backbone.processor.image_token, backbone.encode_images(photos[:2])
         nested = sign[: len(sign) // 2] + sign + sign[len(sign) // 2 :]
         rows = [Item(ImageId("a"), f"a {sign} and <|im_end|>{nested}"), Item(ImageId("b"), f"{sign}{sign}")]
@@ -525,7 +525,7 @@ def test_chat_prompts_need_a_chat_template(models: dict[str, Path], tmp_path: Pa
     (directory / "chat_template.jinja").unlink()
     settings("llava", {"llava": directory}).build()
     with pytest.raises(UserError, match="no chat template"):
-        settings("llava", {"llava": directory}, prompts="chat").build()
+        settings("llava", {"llava": directory}, prompt_format="chat").build()
 
 
 def test_an_attention_that_is_not_installed_is_named(models: dict[str, Path]) -> None:

@@ -189,3 +189,16 @@ def test_row_of_a_rejected_candidate_says_all_that_is_known() -> None:
         "reason": "not verified",
         "checks": {"verify": 0.2},
     }
+
+
+def test_a_rewritten_triplet_keeps_its_querys_category() -> None:
+    """Some prompt formats read it."""
+    asked: list[str | None] = []
+
+    def ranks(queries: Sequence[Query], images: Sequence[ImageId]) -> list[int]:
+        asked.extend(query.category for query in queries)
+        return [1] * len(images)
+
+    (checked,) = check_round_trip([replace(candidate(verify=0.9), category="dress")], SETTINGS, ranks)
+    (accepted,), _ = choose([checked], set(), SETTINGS, 1, "someone")
+    assert asked == ["dress"] and accepted.triplet.query.category == "dress"

@@ -46,6 +46,7 @@ def test_categories_groups_and_positives(tmp_path: Path) -> None:
     line = LINE | {"category": "dress", "subset": ["a.png", "c.JPG", "sub/b.png"], "positives": ["c.JPG"]}
     parts = JsonlSettings().build(sources(folder(tmp_path, [line, line | {"category": "bag"}]))).parts("val")
     assert [part.judged.category for part in parts] == ["bag", "dress"]
+    assert [query.category for part in parts for query in part.queries] == ["bag", "dress"]
     [query] = parts[1].queries
     assert parts[1].judged.groups[query.id] == ("c.JPG", "sub/b.png")
     assert parts[1].relevance is not None and parts[1].relevance.positives[query.id] == {"c.JPG", "sub/b.png"}

@@ -56,13 +56,30 @@ def made(model: Trained, to: str, place: Path) -> str:
 def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
     base = getattr(tiny_models, FAMILIES[family])(tmp_path / "base")
     kind = "llava" if family.startswith("llava") else family
-    prompts = "chat" if family in ("qwen2_5_vl", "llava_next") else "vlm2vec"
-    model = trained_model(run, base, tmp_path, {"type": kind, "dtype": "float32", "prompts": prompts})
+    prompts = "chat" if family in ("qwen2_5_vl", "llava_next") else "instruction"
+    model = trained_model(run, base, tmp_path, {"type": kind, "dtype": "float32", "prompt_format": prompts})
     card = made(model, "sentence-transformers", tmp_path / "made")
     assert ("resized by Pillow" in card) == (kind != "llava")
     if family == "llava_next":
         made(model, "adapter", tmp_path / "adapter")
         assert (tmp_path / "adapter" / "base" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "to"),
+    [
+        ("vlm2vec", "qwen2_vl", "adapter"),
+        pytest.param("gme", "qwen2_vl", "merged", marks=pytest.mark.full),
+        ("recall_fashioniq", "qwen2_5_vl", "merged"),
+        pytest.param("qwen3_vl_embedding", "qwen3_vl", "sentence-transformers", marks=pytest.mark.full),
+    ],
+)
+def test_a_prompt_format_is_exported(name: str, family: str, to: str, run: Path, tmp_path: Path) -> None:
+    base = getattr(tiny_models, f"write_{family}")(tmp_path / "base")
+    model = trained_model(run, base, tmp_path, {"type": family, "dtype": "float32", "prompt_format": name})
+    card = made(model, to, tmp_path / "made")
+    assert ('batch["position_ids"]' in card) == (name != "qwen3_vl_embedding")
+    assert ("Where this says `garment`" in card) == (name == "recall_fashioniq")
 
 
 @pytest.mark.full
@@ -114,7 +131,7 @@ def test_a_chat_template_that_changes_texts_is_refused(run: Path, tmp_path: Path
     chat = base / "chat_template.jinja"
     chat.write_text(chat.read_text("utf-8").replace("content['text']", "content['text'] | trim"), "utf-8")
     model: Any = TypeAdapter(BackboneConfig).validate_python(
-        {"type": "qwen2_vl", "path": str(base), "dtype": "float32", "prompts": "chat"}
+        {"type": "qwen2_vl", "path": str(base), "dtype": "float32", "prompt_format": "chat"}
     )
     with pytest.raises(UserError, match="does not hold the text as it is"):
         reading_of(model.build())

@@ -56,6 +56,16 @@ def test_models_that_are_not_exported(model: dict[str, str], says: str, small: A
     assert says in str(error.value) and {path.name for path in run.iterdir()} == {"config.json"}
 
 
+def test_a_prompt_format_that_sentence_transformers_cannot_follow(small: Any, tmp_path: Path) -> None:
+    model = {"type": "qwen2_vl", "path": "tiny", "dtype": "float32", "prompt_format": "vlm2vec"}
+    run = unfinished(small, tmp_path, model=model)
+    with pytest.raises(UserError, match=r"prompt_format vlm2vec numbers (.|\n)*Give --format merged or adapter"):
+        export(run, to="sentence-transformers")
+    with pytest.raises(UserError) as error:
+        export(run, to="merged")
+    assert "model.prompt_format" not in str(error.value)
+
+
 def test_a_warm_up_of_no_steps_and_parts_in_full(run: Path, tmp_path: Path) -> None:
     from cirloop.artifacts import Store
 

@@ -23,6 +23,8 @@ class Item:
 
     image: ImageId
     text: str | None = None
+    category: str | None = None
+    """What kind of thing a query is about, where its data set says so; some prompt formats read it."""
 
 
 def each_once(items: Sequence[Item]) -> tuple[list[Item], list[int]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from cirloop.backbones.prompts import PromptFormat, fitting, load
 from cirloop.backbones.weights import resolve, resolve_adapter, weights_digest
 from cirloop.settings import Settings, default_type
 from cirloop.types import UserError
@@ -42,16 +43,19 @@ class ModelSettings(Settings):
 class VlmSettings(ModelSettings):
     """A language model that sees, used the VLM2Vec way (arXiv 2410.05160): last token, unit norm, an instruction."""
 
+    type: str
     path: str
     """Model directory or hub name: a base model, or an embedder whose adapter is merged into it."""
     start_adapter: str | None = None
     """Directory or hub name of a published LoRA, such as VLM2Vec's, to start from; training goes on with it."""
-    prompts: Literal["vlm2vec", "chat"] = "vlm2vec"
-    """`vlm2vec`: image, newline, instruction. `chat`: the same as a user's turn by the model's chat template."""
-    query_prompt: str = "Given an image, find a similar everyday image with the described changes: {text}"
-    """What stands with the image of a query; `{text}` is the modification text."""
-    document_prompt: str = "Represent the given image."
-    """What stands with an image of the gallery."""
+    prompt_format: str = "instruction"
+    """What the model reads: the name of a packaged format (instruction, chat, vlm2vec, gme, qwen3_vl_embedding,
+    recall_cirr, recall_fashioniq) or a .yaml file like them. Published weights need their own."""
+    query_prompt: str | None = None
+    """The instruction of a query, in place of the format's; `{text}` is the modification text, where the format has it
+    in its instruction. None: the format's."""
+    document_prompt: str | None = None
+    """The instruction of a gallery image, in place of the format's. None: the format's."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the base model; LoRA weights are float32."""
     quantization: Literal["none", "nf4"] = "none"
@@ -65,6 +69,32 @@ class VlmSettings(ModelSettings):
     compile: bool = False
     """torch.compile of the language model's layers; checked at the start, which compiles them."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "prompts" in values:
+            raise ValueError(
+                f"prompts {values['prompts']!r}: prompt_format says what is read now. What `prompts: vlm2vec` was is "
+                "`prompt_format: instruction`, the default; `prompt_format: vlm2vec` is VLM2Vec's own input; "
+                "`prompts: chat` is `prompt_format: chat`"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _reads(self) -> VlmSettings:
+        prompts = self.reads()
+        if self.type not in prompts.families:
+            raise ValueError(
+                f"prompt_format {self.prompt_format!r} is for {', '.join(prompts.families)}; for {self.type} there are "
+                f"{', '.join(fitting(self.type))}, or a .yaml file"
+            )
+        prompts.check_prompts(self.query_prompt, self.document_prompt)
+        return self
+
+    def reads(self) -> PromptFormat:
+        """The prompt format. Raises UserError where there is none of that name, or it is damaged."""
+        return load(self.prompt_format)
+
     def check_training(self, tuning: Tuning) -> None:
         if self.quantization != "none" and tuning.tune == "full":
             raise UserError(
@@ -74,7 +104,7 @@ class VlmSettings(ModelSettings):
 
     def content(self) -> dict[str, str | None]:
         adapter = None if self.start_adapter is None else weights_digest(resolve_adapter(self.start_adapter))
-        return {**super().content(), "start_adapter": adapter}
+        return {**super().content(), "start_adapter": adapter, "prompt_format": self.reads().digest}
 
 
 class QwenSettings(VlmSettings):
@@ -91,7 +121,7 @@ class QwenSettings(VlmSettings):
 
 
 class Qwen2VLSettings(QwenSettings):
-    """Qwen2-VL, used the VLM2Vec way (arXiv 2410.05160): last token, unit norm, instruction before the text."""
+    """Qwen2-VL, used the VLM2Vec way (arXiv 2410.05160): last token, unit norm, an instruction."""
 
     type: Literal["qwen2_vl"] = "qwen2_vl"
     path: str = "tiny"

@@ -27,7 +27,7 @@ class Llava(VlmEmbedder):
     image_sign = "<image>"
 
     @staticmethod
-    def place(vlm: Any, inputs: Inputs) -> Inputs:
+    def place(vlm: Any, inputs: Inputs, sequential: bool = False) -> Inputs:
         return {"inputs_embeds": embed_with(vlm, inputs), "attention_mask": inputs["attention_mask"]}
 
     def vision_settings(self) -> list[Any]:

@@ -23,9 +23,12 @@ __all__ = ["IMAGE", "Qwen2VL", "QwenEmbedder", "VisionMixin", "load_vlm", "place
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def place_vision(vlm: Any, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input embeddings (B, T, D) with the vision tokens in their places, and M-RoPE positions (3, B, T)."""
+def place_vision(vlm: Any, inputs: Inputs, sequential: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input embeddings (B, T, D) with the vision tokens in their places, and positions (3, B, T): M-RoPE's, or with
+    `sequential` three times 0, 1, 2, ..."""
     ids = inputs["input_ids"]
+    if sequential:
+        return embed_with(vlm, inputs), (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
     positions, _ = vlm.model.get_rope_index(
         ids,
         (ids == vlm.config.image_token_id).int(),
@@ -42,8 +45,8 @@ class VisionMixin(VisionBase):
     max_pixels: int
 
     @staticmethod
-    def place(vlm: Any, inputs: Inputs) -> Inputs:
-        embeds, positions = place_vision(vlm, inputs)
+    def place(vlm: Any, inputs: Inputs, sequential: bool = False) -> Inputs:
+        embeds, positions = place_vision(vlm, inputs, sequential)
         return {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"], "position_ids": positions}
 
     def vision_settings(self) -> list[Any]:

@@ -18,10 +18,10 @@ class VisionMixin(qwen2_vl.VisionMixin):
     """Vision tokens with DeepStack's beside them."""
 
     @staticmethod
-    def place(vlm: Any, inputs: Inputs) -> Inputs:
+    def place(vlm: Any, inputs: Inputs, sequential: bool = False) -> Inputs:
         width = vlm.config.text_config.hidden_size
         merged, *deep = (part.contiguous() for part in inputs["vision_tokens"].split(width, dim=-1))
-        embeds, positions = qwen2_vl.place_vision(vlm, {**inputs, "vision_tokens": merged})
+        embeds, positions = qwen2_vl.place_vision(vlm, {**inputs, "vision_tokens": merged}, sequential)
         return {
             "inputs_embeds": embeds,
             "attention_mask": inputs["attention_mask"],

@@ -99,8 +99,9 @@ class VisionBase:
     processor: Any
 
     @staticmethod
-    def place(vlm: Any, inputs: Inputs) -> Inputs:
-        """What the language model is called with for `tensors(...)`; its own embeddings (B, T, D) among it."""
+    def place(vlm: Any, inputs: Inputs, sequential: bool = False) -> Inputs:
+        """What the language model is called with for `tensors(...)`; its own embeddings (B, T, D) among it. With
+        `sequential`, image tokens are numbered as text is."""
         raise NotImplementedError
 
     def vision_settings(self) -> list[Any]:

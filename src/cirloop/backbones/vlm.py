@@ -23,17 +23,20 @@ from cirloop.artifacts import fingerprint
 from cirloop.backbones.adapter import PREFIX, TARGETS, Adapted
 from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
 from cirloop.backbones.packing import check_packing, let_sdpa_take_rows, pack
+from cirloop.backbones.prompts import IMAGE, PROMPT, filled, fitting
 from cirloop.backbones.proof import compile_layers, prove_embeddings, prove_gradient, uncompiled
 from cirloop.backbones.vision import TOWERS, Inputs, VisionBase, load_vlm
 from cirloop.backbones.weights import resolve, resolve_adapter
-from cirloop.types import UserError
+from cirloop.types import ImageId, UserError
 
 if TYPE_CHECKING:
     from cirloop.backbones.config import VlmSettings
 
-Place = Callable[[Any, Inputs], Inputs]
+Place = Callable[[Any, Inputs, bool], Inputs]
 
 logger = logging.getLogger(__name__)
+SPECIAL = re.compile(r"<\|[^|<>\s]+\|>")
+"""What looks like a special token of Qwen's."""
 FORMER_NAMES = (
     (re.compile(r"^model\.layers\."), "model.language_model.layers."),
     (re.compile(r"^language_model\.model\."), "model.language_model."),
@@ -44,9 +47,11 @@ FORMER_NAMES = (
 class Embedder(nn.Module):
     """The trained module: tensors in, unit-norm embeddings out."""
 
-    def __init__(self, vlm: Any, place: Place) -> None:
+    def __init__(self, vlm: Any, place: Place, sequential: bool = False) -> None:
         super().__init__()
         self.vlm, self.place = vlm, place
+        self.sequential = sequential
+        """Number image tokens as text is numbered."""
         self.mixed: torch.dtype | None = None
         """Where some weights of the language model are float32 and others not: the type they are used in."""
         self.packed = False
@@ -54,7 +59,7 @@ class Embedder(nn.Module):
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         """Embeddings (B, D), float32, of right-padded rows."""
-        mask, placed = inputs["attention_mask"], self.place(self.vlm, inputs)
+        mask, placed = inputs["attention_mask"], self.place(self.vlm, inputs, self.sequential)
         if self.packed:
             hidden = self.hidden(**pack(placed, self.vlm.model.language_model.config._attn_implementation))
             last = hidden[0, mask.sum(1).cumsum(0) - 1]
@@ -77,21 +82,20 @@ class VlmEmbedder(VisionBase, Adapted):
     types: ClassVar[tuple[str, ...]]
     """What config.json may name as `model_type`."""
     image_sign: ClassVar[str]
-    """An image in VLM2Vec's prompts."""
+    """What a prompt format's `{image}` is: the sign of an image with what the family puts around it."""
     lora_modules = r".*language_model\..*\.({targets})"
     parts = ("model.language_model",)
 
     def __init__(self, settings: VlmSettings, adapter: Path | None = None) -> None:
-        self.settings = settings
+        self.settings, self.format = settings, settings.reads()
         if settings.packed:
             check_packing(str(resolve(settings.path, *self.types)))
         self.vlm, self.processor, self.base_digest = load_vlm(
             settings.path, settings.dtype, settings.attention, self.types, settings.quantization
         )
-        if settings.prompts == "chat" and not self.processor.chat_template:
-            raise UserError(f"model.prompts chat: {settings.path!r} has no chat template. Set model.prompts vlm2vec.")
+        self._check_format()
         self.core, self.base_path = self.vlm, settings.path
-        self.module = Embedder(self.vlm, self.place)
+        self.module = Embedder(self.vlm, self.place, self.format.positions == "sequential")
         if adapter is None and settings.start_adapter is not None:
             self._start_from(resolve_adapter(settings.start_adapter))
         elif adapter is not None:
@@ -112,10 +116,27 @@ class VlmEmbedder(VisionBase, Adapted):
 
     @property
     def fingerprint(self) -> str:
-        apart = {"path", "start_adapter", "gradient_checkpointing"}  # digests stand for paths
-        return fingerprint(
-            [self.base_digest, self.adapter_digest, self.settings.model_dump(mode="json", exclude=apart)]
-        )
+        apart = {"path", "start_adapter", "prompt_format", "gradient_checkpointing"}  # digests stand for files
+        settings = self.settings.model_dump(mode="json", exclude=apart)
+        return fingerprint([self.base_digest, self.adapter_digest, self.format.digest, settings])
+
+    def _check_format(self) -> None:
+        """Raises UserError where the prompt format cannot be read by this model."""
+        name, path, family = self.settings.prompt_format, self.settings.path, self.settings.type
+        way_out = f"Give another: {', '.join(fitting(family))}, or a .yaml file."
+        if self.format.chat_template and not self.processor.chat_template:
+            raise UserError(f"model.prompt_format {name}: {path!r} has no chat template. {way_out}")
+        written = [self.text(Item(ImageId(""), text)) for text in (None, "")]
+        unknown = sorted({sign for text in written for sign in SPECIAL.findall(text)} - {*self.signs})
+        if unknown:
+            raise UserError(
+                f"model.prompt_format {name}: {', '.join(unknown)} are no special tokens of {path!r}. {way_out}"
+            )
+        if any(text.count(self.processor.image_token) != 1 for text in written):
+            raise UserError(
+                f"model.prompt_format {name}: a query and a document must hold one image, {IMAGE} or "
+                f"{self.processor.image_token}. {way_out}"
+            )
 
     def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> Inputs:
         return self.tensors([self.text(item) for item in items], vision, side="right")
@@ -133,18 +154,33 @@ class VlmEmbedder(VisionBase, Adapted):
         """Of a text as `tensors` reads it, with one place for its image."""
         return lru_cache(4096)(lambda text: len(self.tokenized([text], "right")["input_ids"][0]))
 
-    def _prompt(self, item: Item) -> str:
-        if item.text is None:
-            return self.words(self.settings.document_prompt)
-        return self.words(self.settings.query_prompt.format(text=item.text))
-
     def text(self, item: Item) -> str:
-        """What the model reads: VLM2Vec's image, newline and instruction, or the same as a turn of a conversation."""
-        if self.settings.prompts == "vlm2vec":
-            return f"{self.image_sign}\n{self._prompt(item)}"
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self._prompt(item)}]}
+        """What the model reads, by the prompt format; what looks like a special token in an item's values is words."""
+        frame = self._document if item.text is None else self._query
+        if not self.format.chat_template:
+            pieces = re.split(f"({self._signs.pattern})", frame.replace(IMAGE, self.image_sign))
+            return "".join(piece if at % 2 else self._filled(piece, item) for at, piece in enumerate(pieces))
+        before, after = (self._filled(piece, item) for piece in frame.split(IMAGE))
+        content = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
+        turn = {"role": "user", "content": [part for part in content if part.get("text") != ""]}
         text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
         return text
+
+    def _filled(self, piece: str, item: Item) -> str:
+        """A piece between special tokens with the item's values. Broken up as a whole: a value must not make a special
+        token with what stands beside it."""
+        return self.words(filled(piece, item.text or "", item.category or self.format.category))
+
+    @cached_property
+    def _query(self) -> str:
+        """The format's query with its instruction. One of the settings is words."""
+        own = self.settings.query_prompt
+        return self.format.query.replace(PROMPT, self.format.query_prompt if own is None else self.words(own))
+
+    @cached_property
+    def _document(self) -> str:
+        own = self.settings.document_prompt
+        return self.format.document.replace(PROMPT, self.format.document_prompt if own is None else self.words(own))
 
     def vision_width(self) -> int:
         """Numbers per vision token."""

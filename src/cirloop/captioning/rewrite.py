@@ -35,6 +35,8 @@ class Candidate:
     reason: str = ""
     checks: Mapping[str, float] = field(default_factory=dict)
     prompt: str = REWRITE.name
+    category: str | None = None
+    """Of the human query."""
 
     def row(self) -> dict[str, Any]:
         return {
@@ -59,7 +61,8 @@ def write_candidates(
         texts = {(answer if (text := text_of(answer, prompt.answer)) is None else text): text for answer in several}
         for said, text in texts.items():
             reason = UNPARSEABLE if text is None else ""
-            out.append(Candidate(negative, ask.first, ask.text, said, reason, prompt=prompt.name))
+            category = queries[negative.query].category
+            out.append(Candidate(negative, ask.first, ask.text, said, reason, prompt=prompt.name, category=category))
     return out
 
 
@@ -103,7 +106,7 @@ def check_round_trip(
     """The current embedder ranks the mined image within the top `settings.round_trip` for the new text."""
     out = list(candidates)
     left = [i for i, c in enumerate(out) if not c.reason]
-    queries = [Query(QueryId(str(i)), out[i].reference, out[i].text) for i in left]
+    queries = [Query(QueryId(str(i)), out[i].reference, out[i].text, out[i].category) for i in left]
     for i, rank in zip(left, round_trip(queries, [out[i].negative.image for i in left]), strict=True):
         failed = "round trip" if rank > settings.round_trip else ""
         out[i] = replace(out[i], checks={**out[i].checks, "round_trip_rank": rank}, reason=failed)
@@ -141,7 +144,7 @@ def choose(
             taken.add(key)
             used.add((source, image))
             per_query[source] += 1
-            query = Query(QueryId(f"{source}+{iteration}.{per_query[source]}"), c.reference, c.text)
+            query = Query(QueryId(f"{source}+{iteration}.{per_query[source]}"), c.reference, c.text, c.category)
             accepted.append(
                 (
                     i,

@@ -55,7 +55,7 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """Of the train split's triplets and pixels."""
-        rows = [[t.query.id, t.query.reference, t.query.text, t.target] for t in self.train.triplets]
+        rows = [[t.query.id, t.query.reference, t.query.text, t.query.category, t.target] for t in self.train.triplets]
         return fingerprint(rows + _pixels(self.train.gallery, self.train.images))
 
 
@@ -82,7 +82,7 @@ def _queries(part: EvalSplit) -> list[list[object]]:
             return [preference.first, preference.second, preference.preferred]
         return [part.relevance.targets[query.id], sorted(part.relevance.positives.get(query.id, ()))]
 
-    return [[q.id, q.reference, q.text, *right(q), part.judged.groups.get(q.id, ())] for q in part.queries]
+    return [[q.id, q.reference, q.text, q.category, *right(q), part.judged.groups.get(q.id, ())] for q in part.queries]
 
 
 def _pixels(gallery: Gallery, images: Images) -> list[str]:

@@ -78,7 +78,7 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
         if reference is None or not text:
             continue
         query = QueryId(f"{category}/{number}")
-        queries.append(Query(query, ImageId(reference), text))
+        queries.append(Query(query, ImageId(reference), text, category))
         if target is not None:
             targets[query] = ImageId(target)
     if targets and len(targets) < len(queries):

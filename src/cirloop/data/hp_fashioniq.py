@@ -63,7 +63,7 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
         if preferred not in ("1", "2"):
             problems.add(entry.where, f"'preferred set' must be '1' or '2', found {preferred!r}")
         elif reference and text and all(shown):
-            queries.append(Query(QueryId(name), reference[0], text))
+            queries.append(Query(QueryId(name), reference[0], text, categories[reference[0]]))
             preferences[QueryId(name)] = Preference(shown[0], shown[1], int(preferred))
     gallery = Gallery("hp_fashioniq/val", tuple(sorted(categories)))
     relevance = Relevance({}, preferences=preferences)

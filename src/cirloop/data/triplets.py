@@ -43,7 +43,9 @@ def judged(
         if reference is None or text is None or known_as is None:
             continue
         seen.add(known_as)
-        rows.setdefault(category, []).append((Query(QueryId(known_as), ImageId(reference), text), entry))
+        rows.setdefault(category, []).append(
+            (Query(QueryId(known_as), ImageId(reference), text, category or None), entry)
+        )
     if "" in rows and len(rows) > 1:
         problems.add(path, f"{len(rows['']):,} lines have no category and others have one")
     gallery = Gallery(f"{data_set}/{split}", tuple(sorted(files)))

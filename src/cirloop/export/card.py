@@ -38,6 +38,7 @@ def code_of(model: Trained, to: str, reading: Reading, where: str, pushed: bool)
     return render(
         f"{to.replace('-', '_')}.py.jinja",
         where=where, pushed=pushed, hub=model.hub, dtype=model.settings.dtype, pillow=reading.pillow,
+        sequential=reading.sequential,
     )  # fmt: skip
 
 

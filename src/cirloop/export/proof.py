@@ -19,8 +19,8 @@ EXACT = 1e-5
 """Largest difference of a number in a vector, in float32."""
 ALIKE = 0.99
 """Smallest cosine in half precision, where merging rounds the weights."""
-SIZES = (97, 61), (300, 200), (640, 90), (56, 56)
-"""Width and height of the pictures: one that keeps its size, others that are made larger, smaller and squeezed."""
+SIZES = (97, 61), (300, 200), (640, 90), (56, 56), (61, 97)
+"""Width and height of the pictures: two that keep their sizes, others that are made larger, smaller and squeezed."""
 TEXTS = "is red and has long sleeves", "the same, but\nwith two buttons: not {one}"
 Input = dict[str, Any]
 
@@ -36,10 +36,10 @@ class Difference:
 
 def inputs(signs: Sequence[str]) -> list[Input]:
     """Pictures of noise, in which the last bit of sizing shows; those with texts; texts. One text holds each of the
-    special tokens `signs`, which mean nothing in a text."""
+    special tokens `signs`, which mean nothing in a text; another lacks but the two ends of one."""
     random = np.random.default_rng(0)
     pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIZES]
-    words = *TEXTS, f"has {' and '.join(signs)} on it", ""
+    words = *TEXTS, f"has {' and '.join(signs)} on it", "", signs[0][1:-1]
     made: list[Input] = [{"image": picture} for picture in pictures]
     made += [{"image": picture, "text": text} for picture, text in zip(pictures, words, strict=True)]
     return made + [{"text": text} for text in TEXTS]

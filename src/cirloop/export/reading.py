@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cirloop.backbones import Item
+from cirloop.backbones.config import QwenSettings, VlmSettings
 from cirloop.disk import named
 from cirloop.export.templates import render
 from cirloop.types import ImageId, UserError
@@ -21,16 +22,20 @@ MARK = "cirloop-text-goes-here"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an embedder makes of its inputs: `document` for an image alone; the pieces of `composed`, with the text
+    """What an embedder makes of its inputs: `document` for an image alone; the two pieces of `composed`, with the text
     between them, for an image with a text. Special tokens (`signs`) in a text are broken up into words."""
 
     document: str
-    composed: tuple[str, ...]
+    composed: tuple[str, str]
     signs: tuple[str, ...]
     min_pixels: int | None
     """None where the size of images is the processor's own."""
     max_pixels: int | None
     processor: Any
+    sequential: bool = False
+    """Image tokens are numbered as text is, which a caller must say to transformers' model."""
+    category: str = ""
+    """What is written where the run writes the category of a query; empty where it writes none."""
 
     @property
     def pillow(self) -> bool:
@@ -39,8 +44,12 @@ class Reading:
 
     def template(self) -> str:
         """The chat template."""
-        literal = {name: _literal(getattr(self, name)) for name in ("document", "composed")}
         broken = _literal([[sign, f"{sign[0]} {sign[1:]}"] for sign in self.signs])
+        first, last = self.composed
+        begins = max((first.rfind(sign) + len(sign) for sign in self.signs if sign in first), default=0)
+        ends = min((last.find(sign) for sign in self.signs if sign in last), default=len(last))
+        pieces = {"head": first[:begins], "before": first[begins:], "after": last[:ends], "tail": last[ends:]}
+        literal = {name: _literal(piece) for name, piece in {**pieces, "document": self.document}.items()}
         return render("chat_template.jinja", broken=broken, **literal)
 
     def save(self, directory: Path) -> None:
@@ -61,12 +70,20 @@ def _literal(value: Any) -> str:
 def reading_of(backbone: Any) -> Reading:
     """Raises UserError where the model's own chat template changes a text, which no other template can follow."""
     image, odd = ImageId(""), "  Two  spaces, a {brace} and a\nline "
+    settings = backbone.settings
     composed = backbone.text(Item(image, MARK)).split(MARK)
-    if len(composed) < 2 or backbone.text(Item(image, odd)) != odd.join(composed):
+    if len(composed) != 2 or backbone.text(Item(image, odd)) != odd.join(composed):
         raise UserError(
-            f"model.prompts {backbone.settings.prompts}: with the query prompt {backbone.settings.query_prompt!r}, "
-            f"what {backbone.settings.path!r} reads does not hold the text as it is, so it cannot be exported. "
-            "Train with a query prompt that has {text} in it, or with model.prompts vlm2vec."
+            f"model.prompt_format {settings.prompt_format}: what {settings.path!r} reads does not hold the text as it "
+            "is, once, so it cannot be exported. Train with another, such as instruction."
         )
-    budget = (getattr(backbone, "min_pixels", None), getattr(backbone, "max_pixels", None))
-    return Reading(backbone.text(Item(image)), tuple(composed), tuple(backbone.signs), *budget, backbone.processor)
+    return Reading(
+        backbone.text(Item(image)), (composed[0], composed[1]), tuple(backbone.signs),
+        getattr(backbone, "min_pixels", None), getattr(backbone, "max_pixels", None), backbone.processor,
+        numbered(settings), backbone.format.category,
+    )  # fmt: skip
+
+
+def numbered(settings: VlmSettings) -> bool:
+    """Whether the run numbers image tokens as text, and the model by itself would not."""
+    return isinstance(settings, QwenSettings) and settings.reads().positions == "sequential"

@@ -12,6 +12,7 @@ from cirloop.backbones.weights import LORA_CONFIG
 from cirloop.config import RunConfig
 from cirloop.evaluate_run import BASE
 from cirloop.experiment import done_iterations
+from cirloop.export.reading import numbered
 from cirloop.problems import Problems
 from cirloop.run import adapter_of, run_directory
 
@@ -57,6 +58,12 @@ def trained(directory: Path, iteration: str, to: str) -> Trained:
         problems.add(
             f"--format {to}", f"the run's base has weights of {settings.quantization}; on other weights the LoRA gives "
             "other vectors. The checkpoint itself is an adapter that PEFT loads on the quantized base."
+        )  # fmt: skip
+    elif to == SENTENCE_TRANSFORMERS and numbered(settings):
+        problems.add(
+            f"--format {to}", f"model.prompt_format {settings.prompt_format} numbers the tokens of an image one after "
+            "another, which sentence-transformers cannot tell the model, so vectors would be others. Give --format "
+            "merged or adapter, whose card has the code."
         )  # fmt: skip
     lora = all((artifact.path / LORA_CONFIG).is_file() for artifact in found.values())
     if to == ADAPTER and found and not lora and adapter_of(found[int(iteration)]) is not None:

@@ -25,7 +25,7 @@ Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
 def query_items(queries: Sequence[Query]) -> list[Item]:
-    return [Item(query.reference, query.text) for query in queries]
+    return [Item(query.reference, query.text, query.category) for query in queries]
 
 
 def batches_of(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> list[list[int]]:

@@ -103,7 +103,7 @@ class Gradients:
     @staticmethod
     def _sides(batch: Batch) -> tuple[tuple[list[Item], list[int]], tuple[list[Item], list[int]]]:
         """What is embedded of queries and of candidates, equal inputs once, and each row's place among them."""
-        queries = [Item(q.reference, q.text) for q in batch.queries]
+        queries = [Item(q.reference, q.text, q.category) for q in batch.queries]
         return each_once(queries), each_once([Item(image) for image in batch.candidates])
 
     def _share(self, rows: Sequence[Item]) -> list[Item]:

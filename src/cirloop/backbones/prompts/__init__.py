@@ -1,0 +1,158 @@
+"""What an embedder reads: a file per prompt format, named. A published embedder's weights need that embedder's format.
+
+A file says what is read of a composed query and of a gallery image (`query`, `document`): `{image}` is an image with
+the family's own signs around it, `{prompt}` the instruction (`query_prompt`, `document_prompt`), `{text}` the
+modification text, `{category}` what kind of thing a query is about, as its data set has it, or else the file's
+`category`. All else is read as it stands, special tokens included: a file is trusted. A text and a category are words.
+
+`positions: sequential` numbers image tokens as text is numbered; `model`, the default, leaves them to the model (M-RoPE
+in the Qwen-VLs). With `chat_template: true` the query is a user's turn of the model's own chat template. `families` are
+the types of model that a file is for; without it, all. What a file says, and not its name, is part of fingerprints.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from cirloop import reading
+from cirloop.artifacts import fingerprint
+from cirloop.types import UserError
+
+IMAGE, PROMPT, TEXT, CATEGORY = "{image}", "{prompt}", "{text}", "{category}"
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava")
+POSITIONS = ("model", "sequential")
+_VALUES = re.compile(f"{re.escape(TEXT)}|{re.escape(CATEGORY)}")
+_KINDS: dict[str, tuple[type, str]] = {
+    "query": (str, "a text"),
+    "document": (str, "a text"),
+    "query_prompt": (str, "a text"),
+    "document_prompt": (str, "a text"),
+    "category": (str, "a text"),
+    "positions": (str, "a text"),
+    "chat_template": (bool, "true or false"),
+    "families": (list, "a list"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """The content of a file."""
+
+    name: str
+    query: str
+    document: str
+    query_prompt: str = ""
+    document_prompt: str = ""
+    category: str = ""
+    positions: Literal["model", "sequential"] = "model"
+    chat_template: bool = False
+    families: tuple[str, ...] = FAMILIES
+
+    @property
+    def digest(self) -> str:
+        """Of what the file says, whatever its name."""
+        return fingerprint({name: value for name, value in asdict(self).items() if name != "name"})
+
+    def check_prompts(self, query_prompt: str | None, document_prompt: str | None) -> None:
+        """Raises UserError where `model.query_prompt` or `model.document_prompt` does not fit in the places of the
+        file's own."""
+        problems = []
+        for role, frame, prompt in (("query", self.query, query_prompt), ("document", self.document, document_prompt)):
+            if prompt is None:
+                continue
+            if PROMPT not in frame:
+                problems.append(f"{role}_prompt: prompt format {self.name!r} has no {PROMPT} in its {role}")
+            if IMAGE in prompt or PROMPT in prompt:
+                problems.append(f"{role}_prompt {prompt!r}: {IMAGE} and {PROMPT} belong into a prompt format")
+        if query_prompt is not None and (self.query + query_prompt).count(TEXT) != 1:
+            place = "in its query, so not in a prompt" if TEXT in self.query else "once in its query_prompt"
+            problems.append(f"query_prompt {query_prompt!r}: prompt format {self.name!r} has {TEXT} {place}")
+        if document_prompt is not None and _VALUES.search(document_prompt):
+            problems.append(f"document_prompt {document_prompt!r}: a gallery image has neither {TEXT} nor {CATEGORY}")
+        if problems:
+            raise UserError(f"{'; '.join(problems)}. Change the prompt, or give another prompt_format.")
+
+
+def packaged() -> list[str]:
+    """Names of the formats that come along."""
+    return sorted(p.name.removesuffix(".yaml") for p in files(__name__).iterdir() if p.name.endswith(".yaml"))
+
+
+def fitting(family: str) -> list[str]:
+    """Names of the formats that come along for a type of model."""
+    return [name for name in packaged() if family in load(name).families]
+
+
+def filled(piece: str, text: str, category: str) -> str:
+    """A piece of a format with its values; what stands in a value is no place for another."""
+    return _VALUES.sub(lambda place: text if place[0] == TEXT else category, piece)
+
+
+@cache
+def load(name: str) -> PromptFormat:
+    """The packaged format `name`, or that of a file. Raises UserError with all that is wrong."""
+    path = reading.at_home(name)
+    if name in packaged():
+        path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
+    elif path.suffix != ".yaml" or not path.is_file():
+        raise UserError(
+            f"prompt format {name!r} is none of {', '.join(packaged())}, and no .yaml file of that name is there."
+        )
+    try:
+        content = reading.yaml_file(path)
+    except UserError as error:
+        raise UserError(f"prompt format {name!r} {error}") from None
+    problems = _problems(content)
+    if problems:
+        raise UserError(
+            f"prompt format {name!r}: {'; '.join(problems)}. Those that come along are in {files(__name__)}."
+        )
+    families = tuple(content.pop("families", FAMILIES))
+    return PromptFormat(path.stem, families=families, **content)
+
+
+def _problems(content: Any) -> list[str]:
+    if not isinstance(content, dict):
+        return [f"must be a mapping with {', '.join(_KINDS)}"]
+    problems = [f"unknown key {key!r}; known: {', '.join(_KINDS)}" for key in content if key not in _KINDS]
+    problems += [f"has no {key}" for key in ("query", "document") if key not in content]
+    for key, (kind, wanted) in _KINDS.items():
+        if key in content and not isinstance(content[key], kind):
+            problems.append(f"{key} {content[key]!r} is not {wanted}")
+    return problems or _misplaced(content) + _unknown(content)
+
+
+def _misplaced(content: dict[str, Any]) -> list[str]:
+    problems = []
+    for role in ("query", "document"):
+        frame, prompt = content[role], content.get(f"{role}_prompt", "")
+        if frame.count(PROMPT) > 1 or (PROMPT in frame) != bool(prompt):
+            problems.append(f"{PROMPT} stands in {role} once where {role}_prompt is given, else not")
+        if IMAGE in prompt or PROMPT in prompt:
+            problems.append(f"{role}_prompt must not hold {IMAGE} or {PROMPT}")
+        if frame.count(IMAGE) > 1 or (content.get("chat_template") and IMAGE not in frame):
+            problems.append(f"{role} must hold {IMAGE} once")
+    asked = content["query"] + content.get("query_prompt", "")
+    if asked.count(TEXT) != 1:
+        problems.append(f"query or query_prompt must hold {TEXT} once")
+    if _VALUES.search(content["document"] + content.get("document_prompt", "")):
+        problems.append(f"a document has neither {TEXT} nor {CATEGORY}")
+    if (CATEGORY in asked) != bool(content.get("category")):
+        problems.append(f"category, the word where data have none, belongs to {CATEGORY} in query or query_prompt")
+    return problems
+
+
+def _unknown(content: dict[str, Any]) -> list[str]:
+    problems = []
+    if content.get("positions", "model") not in POSITIONS:
+        problems.append(f"positions {content['positions']!r} is none of {', '.join(POSITIONS)}")
+    families = content.get("families", FAMILIES)
+    odd = [family for family in families if family not in FAMILIES]
+    if odd or not families:
+        problems.append(f"families {odd or 'are none'}; there are {', '.join(FAMILIES)}")
+    return problems
