@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from cirloop.artifacts import fingerprint
 from cirloop.data.images import Blanked
-from cirloop.types import EvalSplit, Gallery, Images, Query, TrainSplit, UserError
+from cirloop.types import EvalSplit, Gallery, Images, Query, TrainSplit, Triplet, UserError
 
 GREY = "/grey"
 """Ends the gallery's name of a split whose pictures are grey."""
@@ -54,9 +54,15 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """Of the train split's triplets and pixels."""
-        rows = [[t.query.id, t.query.reference, t.query.text, t.query.category, t.target] for t in self.train.triplets]
+        """Of the train split's triplets, further right answers and pixels."""
+        right = self.train.positives
+        rows = [[*_row(t), *sorted(right.get(t.query.id, ()))] for t in self.train.triplets]
         return fingerprint(rows + _pixels(self.train.gallery, self.train.images))
+
+
+def _row(triplet: Triplet) -> list[object]:
+    query = triplet.query
+    return [query.id, query.reference, query.text, query.category, triplet.target]
 
 
 Split = TypeVar("Split", TrainSplit, EvalSplit, TrainSplit | EvalSplit)
