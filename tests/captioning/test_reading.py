@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicLayer
 
-from cirloop.captioning.base import Ask, sampling
+from cirloop.captioning.base import Answer, Ask, sampling
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig
 from cirloop.captioning.decoding import Roomy, decode
 from cirloop.captioning.eyes import Eyes, _groups, _packed
@@ -118,8 +118,9 @@ def test_texts_are_those_of_transformers_asked_one_by_one(case: Case) -> None:
             torch.manual_seed(row + turn)
             out = model.generate(**batch, max_new_tokens=8, **sampling(temperature))[0, batch["input_ids"].shape[1] :]
             theirs.append(captioner.processor.tokenizer.decode(out, skip_special_tokens=True).strip())
-        assert greedy[row] == theirs[:1]
-        assert captioner.write(rewrite, [ask], case.vision([ask]), 8, [0.0, 1.5], row) == [theirs]
+        assert [answer.text for answer in greedy[row]] == theirs[:1]
+        (ours,) = captioner.write(rewrite, [ask], case.vision([ask]), 8, [0.0, 1.5], row)
+        assert [answer.text for answer in ours] == theirs
         sampled.append(theirs[1])
     assert len({*sampled}) > 4, "else equal texts would say little"
 
@@ -177,7 +178,7 @@ def test_rows_that_have_ended_leave_and_change_no_other(case: Case, monkeypatch:
 def test_shares_of_the_batches_make_the_whole(case: Case) -> None:
     """Sampled texts too, whoever asks them."""
 
-    def ask(share: tuple[int, int]) -> tuple[list[int], list[list[str]]]:
+    def ask(share: tuple[int, int]) -> tuple[list[int], list[list[Answer]]]:
         eyes = Eyes(case.captioner, case.images, case.directory / "cache", 3, lambda b, _: b, share=share)
         answers = eyes.write(case.prompts.rewrite, case.asks, 4, [0.0, 1.5], 5, "test")
         return eyes.done, [answers[row] for row in eyes.done]
