@@ -492,7 +492,7 @@ def test_a_directory_as_output_is_said(output: str, tmp_path: Path) -> None:
     images = mine_photos(tmp_path)
     (tmp_path / "train.json").write_text(json.dumps(samples_of()))
     argv = ["--image-dir", str(images), "--split", "train", "--output", output.format(tmp_path)]
-    with pytest.raises(UserError, match="is a directory, not a file(?s:.*)Give a file in it: --output"):
+    with pytest.raises(UserError, match=r"is a directory, not a file(?s:.*)Give a file in it: --output"):
         looked_at(AddNegativesConfig.parse(argv))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop.mine_vectors import STRATEGIES, main
+from cirloop.mine_vectors import STRATEGIES, main, parse
 from cirloop.mining import Vectors, mine
 from cirloop.negatives import Band
 from cirloop.negatives.base import About
