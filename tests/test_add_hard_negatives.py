@@ -496,7 +496,7 @@ def test_a_directory_as_output_is_said(output: str, tmp_path: Path) -> None:
         looked_at(AddNegativesConfig.parse(argv))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_command_without_annotations_and_output_and_without_a_negative(shapes: Path, tmp_path: Path) -> None:
     """Nothing is found at such a threshold: the closing line and the advice say so."""
     (tmp_path / "images").symlink_to(shapes / "images")
