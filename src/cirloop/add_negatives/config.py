@@ -101,10 +101,10 @@ class AddNegativesConfig(flags.Flags):
         """With the annotations beside the pictures, and the result beside them. What is not there stays None."""
         annotations, output = self.annotations, self.output
         if annotations is None:
-            files = locate.annotations(self.image_dir, self.split)
+            files = locate.split_files(self.image_dir, self.split)
             annotations = files[0] if len(files) == 1 else None
         if output is None and annotations is not None:
-            output = locate.output(annotations)
+            output = locate.result_beside(annotations)
         located = self.model_copy(update={"annotations": annotations, "output": output})
         located.model_fields_set.intersection_update(self.model_fields_set)  # what a person gave
         return located
@@ -168,7 +168,7 @@ class AddNegativesConfig(flags.Flags):
 
     def _check_annotations(self, problems: Problems) -> None:
         """Note that no file of annotations was found, or several."""
-        files = locate.annotations(self.image_dir, self.split)
+        files = locate.split_files(self.image_dir, self.split)
         if files:
             several = " and ".join(map(str, files))
             problems.add("--annotations", f"is not given, and there are {several}", "Say which by --annotations.")

@@ -22,7 +22,7 @@ def places(image_dir: Path, split: str | None) -> list[Path]:
     return [folder / f"{name}{end}" for folder in folders for name in (*names, *COMMON_NAMES) for end in ENDINGS]
 
 
-def annotations(image_dir: Path, split: str | None) -> list[Path]:
+def split_files(image_dir: Path, split: str | None) -> list[Path]:
     """The files that are there, one of several links to a file."""
     files: dict[str, Path] = {}
     for path in places(image_dir, split):
@@ -31,7 +31,7 @@ def annotations(image_dir: Path, split: str | None) -> list[Path]:
     return [*files.values()]
 
 
-def output(annotations: Path) -> Path:
+def result_beside(annotations: Path) -> Path:
     """The result's file beside the annotations."""
     return annotations.with_name(f"{annotations.stem}_with_negatives.json")
 
