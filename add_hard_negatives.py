@@ -19,8 +19,9 @@ def main() -> None:
     from cirloop.add_negatives.mine import add_negatives
 
     options = AddNegativesConfig.parse(argv)
-    add_negatives(options)
-    print(f"{options.output}, and the report {options.report}")
+    report = add_negatives(options)
+    num = report["samples"] - report["negatives"]["none"]
+    print(f"{num} of {report['samples']} samples have a negative: {options.output}, and the report {options.report}")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ class Work:
     def ours(self, batch_size: int, share: bool) -> Texts:
         self.captioner.shares = share
         eyes = Eyes(self.captioner, FileImages(self.files), self.cache, batch_size, lambda b, _: b)
-        return eyes.write(self.prompt, self.asks, self.args.new_tokens, self.temperatures, 0, "captions")
+        answers = eyes.write(self.prompt, self.asks, self.args.new_tokens, self.temperatures, 0, "captions")
+        return [[answer.text for answer in several] for several in answers]
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from cirloop.add_negatives import samples as reading
 from cirloop.add_negatives.config import AddNegativesConfig
 from cirloop.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder
+from cirloop.add_negatives.mine import _read as looked_at
 from cirloop.add_negatives.mine import add_negatives
 from cirloop.add_negatives.phrases import normal
 from cirloop.add_negatives.report import evenness
@@ -128,6 +129,12 @@ def test_negatives_of_drawn_pictures(shapes: Path, one: Path) -> None:
     assert {"embed", "find neighbours", "cluster", "choose", "total"} <= report["seconds"].keys()
     [shard] = report["shards"]
     assert shard["samples"] == len(samples) and shard["seconds"].keys() == {"load", "images", "texts"}
+    assert (shard["hard"], shard["diverse"]) == (kinds["hard"], kinds["diverse"])
+    assert shard["success_rate"] == report["success_rate"]
+    assert shard["mean_text_similarity"] == pytest.approx(np.mean(texts), abs=1e-5)
+    visual = [negative["visual_similarity"] for negative in chosen]
+    assert shard["mean_visual_similarity"] == pytest.approx(np.mean(visual), abs=1e-5)
+    assert report["devices"] and all(each["name"] and each["memory_bytes"] > 1 << 28 for each in report["devices"])
 
 
 @pytest.mark.full
@@ -139,6 +146,9 @@ def test_two_processes_and_a_second_time_give_the_same_bytes(shapes: Path, one: 
     mine, other = read(tmp_path / "two_report.json"), read(one.with_name("negatives_report.json"))
     assert len(mine["shards"]) == 2 and all(shard["images"] > 0 for shard in mine["shards"])
     assert sum(shard["hard"] for shard in mine["shards"]) == mine["negatives"]["hard"]
+    mean = sum(shard["mean_text_similarity"] * (shard["samples"] - shard["none"]) for shard in mine["shards"])
+    num = mine["samples"] - mine["negatives"]["none"]
+    assert mean / num == pytest.approx(mine["similarity"]["text"]["all"]["mean"], abs=1e-3)
     timed = {"seconds", "shards"}
     assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in other.items() if k not in timed}
 
@@ -286,7 +296,8 @@ def test_all_that_is_wrong_is_said_at_once(shapes: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--k-nn", "0"], ["--image-dir: is needed", "--annotations: is needed", "--output: is needed", "--k-nn: "]),
+        (["--k-nn", "0"], ["--image-dir: is needed", "--k-nn: "]),
+        (["--k_nn", "0"], ["--image-dir: is needed", "--k-nn: "]),
         (["--k-nm", "5"], ["Did you mean --k-nn"]),
     ],
 )
@@ -305,6 +316,8 @@ def test_wrong_flags(words: list[str], said: list[str]) -> None:
         ([{"image": "a", "text": "b", "split": "test"}], "train", "no sample of the split 'train'; there are: 'test'"),
         ([{"image": "a", "text": "b"}], "val_seen", "has no 'split'"),
         ([{"image": "a", "text": "b"}], None, "one sample, which no other can be the negative of"),
+        ({"schema": 1, "samples": []}, "train", "an object that holds a list under 'samples', which is no split"),
+        ({"samples": [{"image": "a", "text": "b"}]}, None, "holds a list under 'samples', which is no split"),
         ("text", None, "must be a list of samples"),
         (["text"], None, "entry 0: must be an object"),
     ],
@@ -359,3 +372,138 @@ def test_the_output_may_not_overwrite_the_annotations(shapes: Path) -> None:
 def test_evenness() -> None:
     assert evenness([2, 2, 2]) == 1 and evenness([5]) == 0 and evenness([]) is None
     assert evenness([3, 1]) == pytest.approx(0.8113)
+
+
+COMMANDS = (
+    "--image-dir {images} --split train --gpu-id 0 --k-nn 100 --cosine-threshold 0.2 --min-visual-similarity 0.15 "
+    "--diverse-ratio 0.0",
+    "--image-dir {images} --split train --gpu-id 0 --k-nn 100 --cosine-threshold 0.2 --min-visual-similarity 0.15 "
+    "--diverse-ratio 0.0 --min-answer-length 20 --batch-size 64",
+    "--image-dir {images} --split val_seen --gpu-id 0 --k-nn 50 --cosine-threshold 0.25 --min-visual-similarity 0.20 "
+    "--diverse-ratio 0.0 --batch-size 32",
+    "--image-dir {images} --split val_unseen --gpu-id 0 --k-nn 50 --cosine-threshold 0.25 --min-visual-similarity 0.20 "
+    "--diverse-ratio 0.0 --batch-size 32",
+)
+
+
+def mine_photos(directory: Path) -> Path:
+    """A folder of three pictures."""
+    images = directory / "photos"
+    images.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (8, 8), (90 * number, 0, 0)).save(images / f"{number}.png")
+    return images
+
+
+def samples_of(split: str | None = None) -> list[dict[str, Any]]:
+    """A question and its answer about each of the three."""
+    field = {} if split is None else {"split": split}
+    return [{"image": f"{n}.png", "question": "what?", "answer": f"a thing of number {n}", **field} for n in range(3)]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+@pytest.mark.parametrize("name", ["{split}.json", "annotations/{split}.jsonl", "photos/{split}_annotations.json"])
+def test_the_samples_of_a_split_are_found_beside_the_pictures(words: str, name: str, tmp_path: Path) -> None:
+    images = mine_photos(tmp_path)
+    argv = words.format(images=images).split()
+    split = argv[argv.index("--split") + 1]
+    path = tmp_path / name.format(split=split)
+    path.parent.mkdir(exist_ok=True)
+    rows = samples_of()
+    path.write_text("\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows))
+    options = AddNegativesConfig.parse(argv)
+    assert options.annotations == path and options.output == path.with_name(f"{path.stem}_with_negatives.json")
+    found, _ = looked_at(options)
+    assert [sample.text for sample in found] == [row["answer"] for row in rows]
+    options.output.write_text("{}")
+    with pytest.raises(UserError, match=f"is there already(?s:.*)--output {re.escape(str(options.output))} to replace"):
+        looked_at(AddNegativesConfig.parse(argv))
+    looked_at(AddNegativesConfig.parse([*argv, "--output", str(options.output)]))
+
+
+def test_no_samples_and_several_are_one_error_that_names_the_places(tmp_path: Path) -> None:
+    images = mine_photos(tmp_path)
+    argv = ["--image-dir", str(images), "--split", "train"]
+    with pytest.raises(UserError) as none:
+        looked_at(AddNegativesConfig.parse(argv))
+    for said in ("no file of the split 'train'", "annotations/train", str(images), str(tmp_path), ".jsonl", '"answer"'):
+        assert said in str(none.value), said
+    (tmp_path / "train.json").write_text(json.dumps(samples_of()))
+    (images / "train_annotations.json").write_text("[]")
+    with pytest.raises(UserError) as several:
+        looked_at(AddNegativesConfig.parse(argv))
+    assert f"{images / 'train_annotations.json'} and {tmp_path / 'train.json'}" in str(several.value)
+    assert "--annotations" in str(several.value)
+    (images / "train_annotations.json").unlink()
+    (images / "train_annotations.json").symlink_to(tmp_path / "train.json")
+    looked_at(AddNegativesConfig.parse(argv))
+
+
+def test_a_file_with_a_field_for_the_split_is_read_by_it(tmp_path: Path) -> None:
+    images = mine_photos(tmp_path)
+    (tmp_path / "samples.json").write_text(json.dumps([*samples_of("train")[:2], *samples_of("val")]))
+    found, _ = looked_at(AddNegativesConfig.parse(["--image_dir", str(images), "--split", "train"]))
+    assert len(found) == 2
+
+
+def test_the_defaults_asked_for_and_both_spellings() -> None:
+    options = AddNegativesConfig.parse(["--image_dir", "x", "--split", "train"])
+    assert (options.k_nn, options.cosine_threshold, options.min_visual_similarity) == (30, 0.3, 0.30)
+    assert (options.diverse_ratio, options.min_answer_length, options.fallback_phrase_reuse_limit) == (0.3, 20, 3)
+    assert (options.batch_size, options.num_workers) == (64, 4)
+    both = [
+        AddNegativesConfig.parse(["--image-dir", "a_b", f"--k{sign}nn=7", f"--min{sign}visual{sign}similarity", "0.1"])
+        for sign in "-_"
+    ]
+    assert both[0] == both[1] and both[0].k_nn == 7 and both[0].image_dir == Path("a_b")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("s.csv", "image,text\na.png,red\n", r"a table \(CSV\).*first line is 'image,text'(?s:.*)JSON list"),
+        ("s.json", "image;text\na.png;red\n", r"a table \(CSV\)"),
+        ("s.jsonl", '[\n{"image": "0.png", "text": "a"}]', "is one JSON list.*name it .json"),
+        ("s.json", '{"image": "0.png", "text": "a"}\n{"image": "1.png", "text": "b"}', "JSON lines.*name it .jsonl"),
+    ],
+)  # fmt: skip
+def test_another_kind_of_file_is_said(name: str, content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    problems = Problems()
+    assert reading.read(tmp_path / name, None, None, problems) == []
+    with pytest.raises(UserError, match=said):
+        problems.stop()
+
+
+def test_absolute_paths_below_the_pictures_are_taken_and_others_named(tmp_path: Path) -> None:
+    images = mine_photos(tmp_path)
+    (tmp_path / "link").symlink_to(images)
+    rows = [{"image": str(folder / "0.png"), "text": "t"} for folder in (images, tmp_path / "link", tmp_path)]
+    rows += [{"image": f"{images}/../photos/0.png", "text": "t"}]
+    (tmp_path / "s.json").write_text(json.dumps(rows))
+    problems = Problems()
+    found = reading.read(tmp_path / "s.json", None, None, problems, tmp_path / "link")
+    assert [sample.image for sample in found] == ["0.png", "0.png"]
+    assert ["absolute and not below the image directory" in row.what for row in problems.rows] == [True, True]
+
+
+@pytest.mark.parametrize("output", [".", "..", "{}", "/"])
+def test_a_directory_as_output_is_said(output: str, tmp_path: Path) -> None:
+    images = mine_photos(tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps(samples_of()))
+    argv = ["--image-dir", str(images), "--split", "train", "--output", output.format(tmp_path)]
+    with pytest.raises(UserError, match=r"is a directory, not a file(?s:.*)Give a file in it: --output"):
+        looked_at(AddNegativesConfig.parse(argv))
+
+
+@pytest.mark.full
+def test_a_command_without_annotations_and_output_and_without_a_negative(shapes: Path, tmp_path: Path) -> None:
+    """Nothing is found at such a threshold: the closing line and the advice say so."""
+    (tmp_path / "images").symlink_to(shapes / "images")
+    (tmp_path / "train.jsonl").write_bytes((shapes / "samples.jsonl").read_bytes())
+    done = command("--image_dir", tmp_path / "images", "--split", "train", "--cosine-threshold", "-1",
+                   "--min_visual_similarity", "1", "--max-samples", 6)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"0 of 6 samples have a negative: {tmp_path / 'train_with_negatives.json'}" in done.stdout
+    assert "low yield: " in done.stderr and "knows drawn shapes only" in done.stderr
+    assert read(tmp_path / "train_with_negatives_report.json")["shards"][0]["mean_text_similarity"] is None

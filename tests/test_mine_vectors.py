@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop.mine_vectors import STRATEGIES, main
+from cirloop.mine_vectors import STRATEGIES, main, parse
 from cirloop.mining import Vectors, mine
 from cirloop.negatives import Band
 from cirloop.negatives.base import About
@@ -191,3 +191,12 @@ def test_mistakes_come_together_with_one_exit_code(files: Path) -> None:
     done = command("add_hard_negatives.py", *flags(files))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "2 problems" in done.stderr and "has 3 dimensions" in done.stderr and "outside 0 .. 59" in done.stderr
+
+
+def test_a_flag_that_is_needed_is_named_with_what_it_is() -> None:
+    with pytest.raises(UserError) as caught:
+        parse(["--query_embeddings", "q.npy", "--num-negatives", "0"])
+    said = str(caught.value)
+    for flag in ("--gallery-embeddings: is needed: Gallery", "--targets: is needed: The gallery row", "--output: is"):
+        assert flag in said, said
+    assert "--num-negatives: " in said and "Field required" not in said

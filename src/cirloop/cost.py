@@ -14,7 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -26,7 +26,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 LARGEST = frozenset({"memory_bytes", "gpu_bytes", "processes"})
 """Of pieces one after another, the largest counts; of all else, the sum."""
-AT_ONCE = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting"})
+AT_ONCE = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting", "writing"})
 """Of processes at once, the largest counts; of all else, the sum."""
 PIECE = {"wait": 1, "warmup": 1, "active": 3}
 """Batches of a trace: left alone, run to warm up, recorded."""
@@ -49,6 +49,8 @@ class Cost:
     padding: int = 0
     """Places in its batches that hold none."""
     texts: int = 0
+    writing: float = 0.0
+    """Seconds in which a captioner wrote these texts: from the first batch of questions to the last answer."""
     tokens_written: int = 0
     triplets: int = 0
     steps: int = 0
@@ -173,13 +175,18 @@ def want_images(tower: str, wanted: Collection[str], missing: Collection[str] = 
 
 
 @contextmanager
-def waiting() -> Iterator[None]:
-    """Seconds within count as waiting for data."""
+def seconds_of(counter: str) -> Iterator[None]:
+    """Seconds within are added to a counter."""
     began = time.monotonic()
     try:
         yield
     finally:
-        add(waiting=time.monotonic() - began)
+        add(**{counter: time.monotonic() - began})
+
+
+def waiting() -> AbstractContextManager[None]:
+    """Seconds within count as waiting for data."""
+    return seconds_of("waiting")
 
 
 def traced(batches: Iterable[T], what: str) -> Iterator[T]:

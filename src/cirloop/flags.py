@@ -44,6 +44,15 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}.{hint} All flags: {self.prog} --help")
 
 
+def kebab(argv: Sequence[str]) -> list[str]:
+    """The words with dashes for underscores in the names of flags: both spellings are taken."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        words.append(name.replace("_", "-") + equals + value if name.startswith("--") else word)
+    return words
+
+
 def parse(model: type[S], argv: Sequence[str], prog: str) -> S:
     """`model` from flags, over the sources it names. Raises UserError or pydantic's ValidationError."""
     source: Any = CliSettingsSource(model, root_parser=Parser(prog=prog, description=model.__doc__))

@@ -149,12 +149,19 @@ def knowledge(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors, iter
     )
 
 
-def _describe(run: Run, backbone: Any, images: Sequence[ImageId]) -> list[str]:
-    """A sentence about each image by the foundation model, greedy."""
+def _describe(run: Run, backbone: Any, images: Sequence[ImageId]) -> list[str | None]:
+    """A sentence about each image by the foundation model, greedy; None for one that had not ended."""
     settings, prompts = run.config.captioning, run.config.captioning.prompts(run.config.foundation)
     asks = [Ask(image, image, "") for image in images]
     answers = run.asked(lambda: backbone).write(prompts.describe, asks, settings.max_new_tokens, [0.0], 0, "describe")
-    return [text for (text,) in answers]
+    texts = [answer.text if answer.ended else None for (answer,) in answers]
+    cut_off = texts.count(None)
+    if cut_off:
+        run.costs.warn(
+            f"{cut_off} of {len(texts)} descriptions of images had not ended after captioning.max_new_tokens "
+            f"{settings.max_new_tokens}; the attributes of these images are unknown. Raise it."
+        )
+    return texts
 
 
 def _losses(run: Run, iteration: int) -> list[float]:

@@ -98,7 +98,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> tuple[VectorConfig, Strategy]:
-    """The options, and the strategy with its settings. Raises UserError for what is unknown or wrong."""
+    """The options, and the strategy with its settings; flags as --kebab-case or --snake_case. Raises UserError for what
+    is unknown or wrong, and for what is missing.
+    """
+    argv = flags.kebab(argv)
     peek = flags.Parser(prog=PROGRAM, add_help=False)
     peek.add_argument("--strategy", default="top_k")
     kind = STRATEGIES.get(peek.parse_known_args(list(argv))[0].strategy)
@@ -113,7 +116,21 @@ def parse(argv: Sequence[str]) -> tuple[VectorConfig, Strategy]:
         defaults = {"only_wrong": False} if "--only-wrong" not in argv else {}
         return options, kind(**(settings | defaults), k=options.num_negatives)
     except ValidationError as error:
+        _needed(error).stop()
         raise UserError(explain(error, PROGRAM)) from None
+
+
+def _needed(error: ValidationError) -> Problems:
+    """All that is wrong with the flags, where one of those that are needed is missing; else nothing."""
+    problems, rows = Problems(f"All flags: {PROGRAM} --query-embeddings x --help"), error.errors()
+    if any(row["type"] == "missing" for row in rows):
+        for row in rows:
+            name = str(row["loc"][0])
+            field = VectorConfig.model_fields.get(name)
+            about = f": {field.description}" if field else ""
+            what = f"is needed{about}" if row["type"] == "missing" else f"{row['msg']} (given: {row['input']!r:.200})"
+            problems.add(f"--{name.replace('_', '-')}", what)
+    return problems
 
 
 def _device() -> str:

@@ -122,7 +122,7 @@ class Heard:
         self._reader.join(LAST_WORDS)
         self.pass_on(aside)
         for key in self._bars:
-            telling.tell("bar", key=key, title="", done=None, total=None)
+            telling.tell("bar", key=key, title="", done=None, total=None, rate="")
 
 
 def _parsed(line: str) -> tuple[str, dict[str, Any]] | None:
@@ -133,5 +133,5 @@ def _parsed(line: str) -> tuple[str, dict[str, Any]] | None:
         kind, what = json.loads(line[len(SIGN) :])
     except ValueError:
         return None
-    known = {"log": {"name", "level", "text", "bar"}, "bar": {"key", "title", "done", "total"}, "step": {"row"}}
+    known = {"log": {"name", "level", "text", "bar"}, "bar": {"key", "title", "done", "total", "rate"}, "step": {"row"}}
     return (kind, what) if isinstance(what, dict) and known.get(kind) == {*what} else None

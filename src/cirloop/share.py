@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def _caption(job: dict[str, Any], config: RunConfig, images: Images, state: Part
     eyes.see(asks, lambda features, wanted: see_together(features, wanted, state))
     ask: Any = {"write": eyes.write, "yes": eyes.yes}[job["kind"]]
     answers = ask(prompt, asks, title=job["title"], **job["options"])
+    if job["kind"] == "write":
+        answers = [[asdict(answer) for answer in row] for row in answers]
     found = {"name": captioner.name, "rows": eyes.done, "answers": [answers[row] for row in eyes.done]}
     write_json(Path(job["work"]) / f"{share[0]}_answers.json", found)
 

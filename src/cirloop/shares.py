@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from cirloop import cost, launch
 from cirloop.backbones import Item
-from cirloop.captioning.base import Ask
+from cirloop.captioning.base import Answer, Ask
 from cirloop.captioning.prompts import Prompt
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
@@ -103,10 +103,11 @@ class AskedApart:
         temperatures: Sequence[float],
         seed: int,
         title: str,
-    ) -> list[list[str]]:
+    ) -> list[list[Answer]]:
         """Per question an answer for each of `temperatures`; 0 is greedy. As `Eyes.write` answers."""
         options = {"max_new_tokens": max_new_tokens, "temperatures": [*temperatures], "seed": seed}
-        return self._ask("write", prompt, asks, title, **options)
+        rows = self._ask("write", prompt, asks, title, **options)
+        return [[Answer(**answer) for answer in row] for row in rows]
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[float]:
         """Probability of "yes" per question."""

@@ -2,7 +2,8 @@
 
 A listener is called with the kind of the news and what it says, in the thread that tells it:
 
-- `bar`: `key`, `title`, `done`, `total` (None = not known); `done` None = the bar is over
+- `bar`: `key`, `title`, `done`, `total` (None = not known), `rate` in words, empty where it is not known; `done` None =
+  the bar is over
 - `step`: `row`, a step as the training log has it
 - `begins`: `name`, `iteration` of an artifact, made or found; `ended`: the same and `artifact`
 - `head`: what stands above the bars (`report.live.Head`); None = the run is over
@@ -10,12 +11,33 @@ A listener is called with the kind of the news and what it says, in the thread t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 Listener = Callable[[str, dict[str, Any]], None]
 _listeners: list[Listener] = []
+
+
+class Counted(Iterable[T], Generic[T]):
+    """Batches with how many of something each makes, so that a bar can tell how many there are a second."""
+
+    def __init__(self, batches: Sequence[T], counts: Sequence[int], unit: str) -> None:
+        """`counts` has a number per batch; `unit` is what stands behind their rate, such as "texts/s"."""
+        self._batches, self.counts, self.unit = batches, counts, unit
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._batches)
+
+    def rate(self, done: int, seconds: float) -> str:
+        """In words, once the first `done` batches took so many seconds; empty before the first."""
+        num = sum(self.counts[:done])
+        return f"{num / seconds:.3g} {self.unit}" if num and seconds > 0 else ""
 
 
 @contextmanager

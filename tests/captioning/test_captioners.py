@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig, BertForMaskedLM
 
 from cirloop.backbones.weights import resolve
-from cirloop.captioning.base import Ask, as_words, signs
+from cirloop.captioning.base import Answer, Ask, as_words, sampling, signs
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, GenericFoundation
 from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.pictures import WHITE, side_by_side
@@ -58,7 +59,7 @@ class Subject:
 
     def write(self, asks: list[Ask], temperature: float = 0.0, seed: int = 0, tokens: int = 6, batch: int = 9) -> Any:
         answers = self.eyes(batch).write(self.prompts.rewrite, asks, tokens, [temperature], seed, "test")
-        return [text for (text,) in answers]
+        return [answer.text for (answer,) in answers]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,8 @@ def test_sampled_texts_follow_the_seed(subject: Subject) -> None:
 def test_several_temperatures_are_asked_in_turn(subject: Subject) -> None:
     eyes, asks = subject.eyes(9), subject.asks
     both = eyes.write(subject.prompts.rewrite, asks, 6, [0.0, 1.5], 7, "test")
-    assert [first for first, _ in both] == subject.write(asks)
-    assert [second for _, second in both] == subject.write(asks, temperature=1.5, seed=8)
+    assert [first.text for first, _ in both] == subject.write(asks)
+    assert [second.text for _, second in both] == subject.write(asks, temperature=1.5, seed=8)
 
 
 @every_captioner
@@ -171,6 +172,76 @@ def special_ids(subject: Subject, text: str) -> list[int]:
     special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     ids = tokenizer.encode(captioner.turn(subject.prompts.rewrite, text))
     return [i for i in ids if i in special]
+
+
+END = 573
+"""Of the tokenizer; padding and an end sign at once, as Qwen2.5-VL publishes it."""
+
+
+@pytest.mark.parametrize("case", ["qwen2_5_vl", "generic"])
+def test_greedy_texts_do_not_depend_on_the_batch_under_a_repetition_penalty(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The penalty looks at all tokens of a row, so no padding may be there. The end sign gets a score between those of
+    the likeliest token with the penalty and without, so what is penalised decides whether an answer ends there.
+    """
+    vlm, seen = subject.captioner.vlm, list[torch.Tensor]()
+    generate = vlm.generate
+    monkeypatch.setattr(vlm.generation_config, "repetition_penalty", 1.3)
+    monkeypatch.setattr(vlm.generation_config, "eos_token_id", [572, END])
+    monkeypatch.setattr(vlm, "generate", lambda **given: [seen.append(given["input_ids"]), generate(**given)][1])
+    hook = vlm.get_output_embeddings().register_forward_hook(ends_are_likely)
+    try:
+        asks = subject.asks
+        alone = [subject.write([ask], tokens=8)[0] for ask in asks]
+        assert subject.write(asks, tokens=8) == alone
+        assert subject.write(asks[::-1], tokens=8, batch=3)[::-1] == alone
+    finally:
+        hook.remove()
+    assert max(map(len, seen)) == len(asks) and not any((ids == END).any() for ids in seen)
+
+
+def ends_are_likely(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+    """A forward hook of the output layer."""
+    out = logits.clone()
+    out[..., END] = 0.87 * logits.amax(-1)
+    return out
+
+
+@pytest.mark.parametrize("case", ["qwen2_vl", "generic", "generic, qwen", "llava"])
+def test_an_answer_says_whether_it_came_to_its_end(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner, ask = subject.captioner, subject.asks[0]
+
+    def answer(tokens: int, ends: list[int]) -> Answer:
+        monkeypatch.setattr(captioner.vlm.generation_config, "eos_token_id", ends)
+        monkeypatch.setattr(captioner, "_ends", ends)
+        ((made,),) = subject.eyes(1).write(subject.prompts.rewrite, [ask], tokens, [0.0], 0, "test")
+        return made
+
+    nothing = len(captioner.processor.tokenizer) + 1
+    assert not answer(3, [nothing]).ended
+    assert answer(3, [*range(nothing)]).ended, "an end sign at once"
+
+
+def test_a_model_without_an_end_sign_is_refused(tmp_path: Path) -> None:
+    directory = WRITERS["llava_onevision"](tmp_path / "model")
+    config = json.loads((directory / "generation_config.json").read_text("utf-8"))
+    (directory / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    with pytest.raises(UserError, match=r"names no sign that ends an answer .*generation_config.json"):
+        GenericFoundation(path=str(directory), dtype="float32").build()
+
+
+def test_what_narrows_a_published_distribution_does_not_hold_and_the_penalty_does(tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(WRITERS["qwen2_vl"](tmp_path / "model"))
+    published = {"temperature": 1e-6, "top_k": 1, "top_p": 0.001, "min_p": 0.9, "typical_p": 0.2, "epsilon_cutoff": 0.1,
+                 "eta_cutoff": 0.1, "num_beams": 4, "repetition_penalty": 1.05}  # fmt: skip
+    model.generation_config.update(**published)
+    for temperature in (0.0, 0.7):
+        config, _ = model._prepare_generation_config(None, **sampling(temperature))
+        processors = model._get_logits_processor(config, input_ids_seq_length=4, device="cpu")
+        names = [type(each).__name__ for each in processors]
+        assert names == ["RepetitionPenaltyLogitsProcessor", *["TemperatureLogitsWarper"] * bool(temperature)]
+        assert processors[0].penalty == 1.05 and config.num_beams == 1
 
 
 def test_a_text_without_signs_is_left_as_it_is() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cirloop.captioning.answers import text_of
-from cirloop.captioning.base import Ask
+from cirloop.captioning.base import Answer, Ask
 from cirloop.captioning.config import CaptioningSettings, LlavaFoundation, Qwen2VLFoundation, TemplateFoundation
 from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.prompts import DESCRIBE, REWRITE, VERIFY, Prompt, load, packaged
@@ -140,7 +140,7 @@ class Scripted:
         self.answers = list(answers)
 
     def write(self, prompt: Prompt, asks: Any, vision: Any, tokens: int, temperatures: Any, seed: int) -> Any:
-        return [[self.answers.pop(0) for _ in temperatures] for _ in asks]
+        return [[Answer(self.answers.pop(0), ended=True) for _ in temperatures] for _ in asks]
 
 
 def candidates(captioner: Any, prompt: Prompt, settings: CaptioningSettings, directory: Path) -> Any:
@@ -174,7 +174,9 @@ def test_texts_of_the_template_say_so(prompt: str, tmp_path: Path, caplog: pytes
     accepted, _ = choose(made, set(), settings, 1, captioner.name)
     assert [a.captioner for a in accepted] == ["template (no model)"]
     ask = Ask(ImageId("a"), ImageId("b"), "red and blue and green")
-    assert captioner.write(load("rewrite-2"), [ask], [], 4, [0.0], 0) == [["not quite this: red"]]
+    cut, whole = (captioner.write(load("rewrite-2"), [ask], [], num, [0.0], 0) for num in (4, 8))
+    assert cut == [[Answer("not quite this: red", ended=False)]]
+    assert whole == [[Answer("not quite this: red and blue and green", ended=True)]]
 
 
 def test_the_template_cannot_judge_and_that_is_said_beforehand() -> None:

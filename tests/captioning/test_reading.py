@@ -16,7 +16,8 @@ from pydantic import TypeAdapter
 from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicLayer
 
-from cirloop.captioning.base import Ask, sampling
+from cirloop.captioning import decoding
+from cirloop.captioning.base import Answer, Ask, sampling
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig
 from cirloop.captioning.decoding import Roomy, decode
 from cirloop.captioning.eyes import Eyes, _groups, _packed
@@ -25,7 +26,7 @@ from cirloop.captioning.prompts import Prompt, load, packaged
 from cirloop.types import ImageId
 from tests.backbones.tiny_models import WRITERS
 from tests.captioning.photographs import photographs
-from tests.captioning.test_captioners import sized
+from tests.captioning.test_captioners import END, ends_are_likely, sized
 
 FAMILIES = ("tiny", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TEXTS = ("make it red", "is longer, with short sleeves and a round neck", "no hat", "the same in another colour")
@@ -118,8 +119,9 @@ def test_texts_are_those_of_transformers_asked_one_by_one(case: Case) -> None:
             torch.manual_seed(row + turn)
             out = model.generate(**batch, max_new_tokens=8, **sampling(temperature))[0, batch["input_ids"].shape[1] :]
             theirs.append(captioner.processor.tokenizer.decode(out, skip_special_tokens=True).strip())
-        assert greedy[row] == theirs[:1]
-        assert captioner.write(rewrite, [ask], case.vision([ask]), 8, [0.0, 1.5], row) == [theirs]
+        assert [answer.text for answer in greedy[row]] == theirs[:1]
+        (ours,) = captioner.write(rewrite, [ask], case.vision([ask]), 8, [0.0, 1.5], row)
+        assert [answer.text for answer in ours] == theirs
         sampled.append(theirs[1])
     assert len({*sampled}) > 4, "else equal texts would say little"
 
@@ -130,6 +132,23 @@ def test_batches_decide_no_greedy_text_and_no_judgement(case: Case) -> None:
     for size in (1, 3):
         assert case.eyes(size).write(rewrite, asks, 8, [0.0], 0, "test") == texts
         assert case.eyes(size).yes(verify, asks, "test") == pytest.approx(sure, abs=1e-5)
+
+
+def test_a_repetition_penalty_does_not_look_at_padding_inside_a_row(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that share pictures are padded where what they share ends, too."""
+    rewrite, vlm = case.prompts.rewrite, case.captioner.vlm
+    monkeypatch.setattr(vlm.generation_config, "repetition_penalty", 1.3)
+    monkeypatch.setattr(vlm.generation_config, "eos_token_id", [572, END])
+    hook = vlm.get_output_embeddings().register_forward_hook(ends_are_likely)
+    try:
+        alone, together, threes = (case.eyes(size).write(rewrite, case.asks, 8, [0.0], 0, "test") for size in (1, 9, 3))
+        assert together == alone and threes == alone
+        monkeypatch.setattr(decoding, "without_padding", lambda ids, mask: ids)
+        assert case.eyes().write(rewrite, case.asks, 8, [0.0], 0, "test") != alone, "padding matters here"
+    finally:
+        hook.remove()
 
 
 def test_a_question_is_read_once_for_all_its_answers(case: Case, called: list[tuple[int, int]]) -> None:
@@ -177,7 +196,7 @@ def test_rows_that_have_ended_leave_and_change_no_other(case: Case, monkeypatch:
 def test_shares_of_the_batches_make_the_whole(case: Case) -> None:
     """Sampled texts too, whoever asks them."""
 
-    def ask(share: tuple[int, int]) -> tuple[list[int], list[list[str]]]:
+    def ask(share: tuple[int, int]) -> tuple[list[int], list[list[Answer]]]:
         eyes = Eyes(case.captioner, case.images, case.directory / "cache", 3, lambda b, _: b, share=share)
         answers = eyes.write(case.prompts.rewrite, case.asks, 4, [0.0, 1.5], 5, "test")
         return eyes.done, [answers[row] for row in eyes.done]

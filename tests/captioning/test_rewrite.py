@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cirloop.captioning import CaptioningSettings
+from cirloop.captioning.base import Answer
 from cirloop.captioning.prompts import REWRITE
-from cirloop.captioning.rewrite import Candidate, check_form, check_round_trip, choose
+from cirloop.captioning.rewrite import Candidate, check_form, check_round_trip, choose, write_candidates
 from cirloop.types import ImageId, MinedNegative, Query, QueryId
 
 SETTINGS = CaptioningSettings(min_words=2, max_words=5, round_trip=3, max_per_query=2)
@@ -52,12 +54,43 @@ def candidate(
         ("none", "none", "declined"),
         (' "None." ', "None.", "declined"),
         ("one two three four five six", "one two three four five six", "too long"),
+        ("The change from picture 1 to picture 2 is that it is red", "it is red", ""),
+        ("Sure! Here is the rewritten text:\n\nmake it red", "make it red", ""),
+        ('Certainly! The modified text is: "make it red"', "make it red", ""),
+        ("**Modified text:** make it red", "make it red", ""),
+        ("Here's a short description of the change: make it red", "make it red", ""),
+        ("THE DIFFERENCE BETWEEN THE TWO IMAGES IS a red hat", "a red hat", ""),
+        ("Sure, make it blue", "make it blue", "same as the original text"),
+        ("The main change is none.", "none.", "declined"),
+        ("Sure! Here is", "Sure! Here is", "set phrase"),
+        ("The change from picture 1 to picture 2 is", "The change from picture 1 to picture 2 is", "set phrase"),
+        ("make it red. Let me know if", "make it red. Let me know if", "set phrase"),
+        ("I'm sorry, it is red", "I'm sorry, it is red", "set phrase"),
+        ("this is red", "this is red", ""),
+        ("the text is red", "the text is red", ""),
+        ("here is a red hat", "here is a red hat", ""),
+        ("great white shark instead", "great white shark instead", ""),
     ],
 )
 def test_form_is_checked_by_name(text: str, kept: str, reason: str) -> None:
     checked = check_form(candidate(text), SETTINGS)
     assert (checked.text, checked.reason) == (kept, reason)
     assert replace(checked, text=text, reason="") == candidate(text)
+
+
+def test_an_answer_that_had_not_ended_is_cut_off_and_kept_as_it_is() -> None:
+    class Scripted:
+        name = "scripted"
+
+        def write(self, *_: Any) -> list[list[Answer]]:
+            return [
+                [Answer("make it", ended=False), Answer("make it red", ended=True), Answer("make it red", ended=True)]
+            ]
+
+    mined, query = candidate().negative, Query(QueryId("q"), ImageId("ref of q"), "make it blue")
+    rows = write_candidates(Scripted(), [mined], {query.id: query}, SETTINGS, 0)  # type: ignore[arg-type]
+    checked = [check_form(row, SETTINGS) for row in rows]
+    assert [(row.text, row.reason) for row in checked] == [("make it", "cut off"), ("make it red", "")]
 
 
 def chosen(candidates: Sequence[Candidate], known: set[tuple[ImageId, str]] | None = None) -> dict[str, str]:

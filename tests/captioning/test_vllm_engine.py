@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cirloop.captioning.base import Ask
+from cirloop.captioning.base import Ask, end_signs
 from cirloop.captioning.config import CaptioningSettings, GenericFoundation, VllmFoundation
 from cirloop.captioning.eyes import Eyes
 from cirloop.types import UserError
@@ -33,6 +33,7 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int = 16
     logprobs: int | None = None
+    repetition_penalty: float = 1.0
     allowed_token_ids: list[int] | None = None
 
 
@@ -48,6 +49,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     logprobs: list[dict[int, Logprob]] | None
+    finish_reason: str | None = None
 
 
 @dataclass
@@ -69,6 +71,10 @@ class LLM:
         self.processor = AutoProcessor.from_pretrained(model)
         self.vlm = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json asks for."""
+        return SamplingParams(repetition_penalty=self.vlm.generation_config.repetition_penalty or 1.0)
+
     def generate(
         self, prompts: list[dict[str, Any]], sampling_params: Any, *, use_tqdm: bool = True
     ) -> list[RequestOutput]:
@@ -87,11 +93,13 @@ class LLM:
         sampled = {"do_sample": True, "temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
         out = self.vlm.generate(
             **inputs, max_new_tokens=how.max_tokens, output_logits=True, return_dict_in_generate=True,
+            repetition_penalty=how.repetition_penalty,
             **(sampled if how.temperature else {"do_sample": False}),
         )  # fmt: skip
         ids = out.sequences[0, start:].tolist()
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-        return RequestOutput([CompletionOutput(text, ids, self._logprobs(out.logits, how))])
+        why = "stop" if {*ids} & {*end_signs(self.vlm, "stand-in")} else "length"
+        return RequestOutput([CompletionOutput(text, ids, self._logprobs(out.logits, how), why)])
 
     def _logprobs(self, logits: Any, how: SamplingParams) -> list[dict[int, Logprob]] | None:
         if how.logprobs is None:

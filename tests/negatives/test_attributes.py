@@ -449,6 +449,10 @@ def test_captions_of_a_model() -> None:
         image_attributes(made, made.build(), IMAGES, lambda images: ["one"])
     with pytest.raises(ProblemsFound, match="2 problems"):
         image_attributes(made, made.build(), IMAGES, lambda images: ["fine", "", " "])
+    with pytest.raises(ProblemsFound, match=r"none of the 3 that the model gave had ended(?s:.*)max_new_tokens"):
+        image_attributes(made, made.build(), IMAGES, lambda images: [None] * len(images))
+    first, *others = image_attributes(made, made.build(), IMAGES, lambda images: [None, *caption(images)[1:]])
+    assert first == {} and others == [*table][1:], "an image without a whole caption is unknown"
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

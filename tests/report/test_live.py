@@ -190,6 +190,24 @@ def test_the_view_shows_no_markup_and_no_signs_that_steer(monkeypatch: pytest.Mo
     screen.view.stop()
 
 
+@pytest.mark.parametrize("columns", [100, 60])
+def test_a_bar_shows_its_rate(columns: int) -> None:
+    screen = Screen(columns)
+    with telling.heard_by(screen.view):
+        for done, rate in ((0, ""), (1, "12.5 texts/s"), (2, "[b]13 texts/s")):
+            telling.tell("bar", key="1", title="captions: write", done=done, total=4, rate=rate)
+            assert not rate or rate in "\n".join(screen.lines)
+    screen.view.stop()
+
+
+def test_a_plain_line_says_the_rate(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("cirloop.report.terminal.LINE_EVERY", -1.0)
+    with caplog.at_level(logging.INFO, "cirloop"):
+        assert [*progress(telling.Counted([1, 2], [5, 5], "texts/s"), "captions: write")] == [1, 2]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"captions: write: 1 of 2, about \d+ s left, [\d.e+]+ texts/s", said)
+
+
 def test_no_terminal_has_plain_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("cirloop.report.terminal.LINE_EVERY", -1.0)
     with caplog.at_level(logging.INFO, "cirloop"):

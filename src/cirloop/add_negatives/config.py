@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from cirloop import flags, reading
+from cirloop.add_negatives import locate
 from cirloop.backbones.config import BackboneConfig, ModelSettings, Qwen2VLSettings
 from cirloop.backbones.weights import is_adapter
 from cirloop.negatives.knn_text_samples import Rule
@@ -29,12 +31,14 @@ class AddNegativesConfig(flags.Flags):
 
     image_dir: Path
     """The directory that the samples' images are in."""
-    annotations: Path
-    """The samples, JSON or JSON lines; docs/add_hard_negatives.md has the form."""
+    annotations: Path | None = None
+    """The samples, JSON or JSON lines; docs/add_hard_negatives.md has the form. By default the split's file in or
+    beside --image-dir, such as train.json or annotations/train.jsonl."""
     split: str | None = None
     """Such as train, val_seen or val_unseen: which samples of the file."""
-    output: Path
-    """Where the result goes, as JSON; the report goes beside it, as NAME_report.json."""
+    output: Path | None = None
+    """Where the result goes, as JSON; the report goes beside it, as NAME_report.json. By default beside the
+    annotations, as NAME_with_negatives.json, which must not be there yet."""
     gpu_id: int = Field(0, ge=0)
     """The first GPU to use."""
     num_gpus: int = Field(1, ge=1)
@@ -78,10 +82,13 @@ class AddNegativesConfig(flags.Flags):
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> AddNegativesConfig:
-        """Raises UserError with every flag that is missing or wrong."""
+        """The flags, as --kebab-case or --snake_case, with the paths that are looked for filled in where there is one.
+
+        Raises UserError with every flag that is missing or wrong.
+        """
         problems = Problems(f"All flags: {PROGRAM} --help")
         try:
-            return flags.parse(cls, argv, PROGRAM)
+            return flags.parse(cls, flags.kebab(argv), PROGRAM)._located()
         except ValidationError as error:
             for row in error.errors():
                 given = "" if row["type"] == "missing" else f" (given: {row['input']!r})"
@@ -89,6 +96,30 @@ class AddNegativesConfig(flags.Flags):
                 problems.add("--" + ".".join(map(str, row["loc"])).replace("_", "-"), what + given)
         problems.stop()
         raise AssertionError("a validation error without errors")
+
+    def _located(self) -> AddNegativesConfig:
+        """With the annotations beside the pictures, and the result beside them. What is not there stays None."""
+        annotations, output = self.annotations, self.output
+        if annotations is None:
+            files = locate.split_files(self.image_dir, self.split)
+            annotations = files[0] if len(files) == 1 else None
+        if output is None and annotations is not None:
+            output = locate.result_beside(annotations)
+        located = self.model_copy(update={"annotations": annotations, "output": output})
+        located.model_fields_set.intersection_update(self.model_fields_set)  # what a person gave
+        return located
+
+    @property
+    def samples_file(self) -> Path:
+        """Where the samples are, once `check` noted nothing."""
+        assert self.annotations is not None
+        return self.annotations
+
+    @property
+    def result_file(self) -> Path:
+        """Where the result goes, once `check` noted nothing."""
+        assert self.output is not None
+        return self.output
 
     @property
     def rule(self) -> Rule:
@@ -107,18 +138,21 @@ class AddNegativesConfig(flags.Flags):
         return made
 
     @property
+    def embeds_by_tiny(self) -> bool:
+        return self.run_config is None and self.model_path == "tiny"
+
+    @property
     def report(self) -> Path:
-        return self.output.with_name(f"{self.output.stem}_report.json")
+        return self.result_file.with_name(f"{self.result_file.stem}_report.json")
 
     def check(self, problems: Problems) -> None:
         """Note what is wrong with the paths."""
         if not self.image_dir.is_dir():
             problems.add(f"--image-dir {self.image_dir}", "there is no such directory")
-        if self.output.is_dir():
-            problems.add(f"--output {self.output}", "is a directory, not a file")
-        for path in (self.output, self.report):
-            if path.resolve() == self.annotations.resolve():
-                problems.add(f"--output {self.output}", "would overwrite the annotations")
+        elif self.annotations is None:
+            self._check_annotations(problems)
+        if self.output is not None:
+            self._check_output(self.output, problems)
         try:
             self.model.find()
         except UserError as error:
@@ -131,3 +165,36 @@ class AddNegativesConfig(flags.Flags):
                     problems.add(f"--text-encoder {self.text_encoder}", f"has no {name}")
             if not list(self.text_encoder.glob("*.safetensors")):
                 problems.add(f"--text-encoder {self.text_encoder}", "has no *.safetensors weights")
+
+    def _check_annotations(self, problems: Problems) -> None:
+        """Note that no file of annotations was found, or several."""
+        files = locate.split_files(self.image_dir, self.split)
+        if files:
+            several = " and ".join(map(str, files))
+            problems.add("--annotations", f"is not given, and there are {several}", "Say which by --annotations.")
+            return
+        whose = f"of the split {self.split!r} " if self.split else ""
+        problems.add(
+            "--annotations", f"is not given, and no file {whose}was found; looked at "
+            f"{locate.looked_at(self.image_dir, self.split)}",
+            'Expected is a JSON list or JSON lines of samples, {"image": "a.jpg", "text": ".."} or '
+            '{"image": "a.jpg", "question": "..", "answer": ".."}; give it by --annotations FILE.',
+        )  # fmt: skip
+
+    def _check_output(self, output: Path, problems: Problems) -> None:
+        """Note a result that cannot go where it should, or would take the place of something."""
+        flag = f"--output {output}"
+        if output.is_dir():
+            problems.add(flag, "is a directory, not a file", f"Give a file in it: --output {output / 'negatives.json'}")
+            return
+        if self.annotations is not None:
+            if "output" not in self.model_fields_set and output.exists():
+                problems.add(flag, "is there already, and --output is not given",
+                             f"Give --output {output} to replace it, or another name.")  # fmt: skip
+            for path in (output, self.report):
+                if path.resolve() == self.annotations.resolve():
+                    problems.add(flag, "would overwrite the annotations")
+        above = next(folder for folder in output.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            problems.add(flag, f"cannot be written: {above} is no directory that this user may write into",
+                         "Give a file elsewhere by --output.")  # fmt: skip

@@ -29,6 +29,10 @@ RESULT_SETTINGS = (
     "fallback_phrase_reuse_limit", "num_clusters", "batch_size", "max_samples", "max_pixels", "dtype", "seed",
 )  # fmt: skip
 """What decides the result, beside the files."""
+TINY = (
+    "the embedder is the embedded model `tiny`, which knows drawn shapes only: of photographs its similarities mean "
+    "little. Give another by --model-path, such as Qwen/Qwen2-VL-2B-Instruct"
+)
 
 
 class Clock:
@@ -45,9 +49,15 @@ class Clock:
         logger.info("%s: %.1f s", name, self.seconds[name])
 
 
-def add_negatives(options: AddNegativesConfig) -> None:
-    """Write the result and the report, and print the report. Raises UserError with all that is wrong with the input."""
+def add_negatives(options: AddNegativesConfig) -> dict[str, Any]:
+    """Write the result and the report, print the report and return it. Raises UserError with all that is wrong with the
+    input.
+    """
     clock = Clock()
+    if options.annotations is not None and options.output is not None:
+        logger.info("samples from %s; the result goes to %s", options.annotations, options.output)
+    if options.embeds_by_tiny:
+        logger.warning("%s", TINY)
     with clock.phase("read samples and look at pictures"):
         samples, what = _read(options)
     with clock.phase("embed"):
@@ -65,9 +75,10 @@ def add_negatives(options: AddNegativesConfig) -> None:
     mined = Mined(options, what, encoded, pool, near, found, chosen, passed_over, clock.seconds)
     made = report(mined)
     made["advice"] = advice(made, options)
-    write_json(options.output, _result(mined, samples))
+    write_json(options.result_file, _result(mined, samples))
     write_json(options.report, made)
     show(made)
+    return made
 
 
 def _read(options: AddNegativesConfig) -> tuple[list[Sample], Distinct]:
@@ -75,7 +86,10 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], Distinct]:
     problems = Problems()
     options.check(problems)
     check_devices(options, problems)
-    samples = reading.read(options.annotations, options.split, options.max_samples, problems)
+    samples: list[Sample] = []
+    if options.annotations is not None:
+        path, folder = options.annotations, options.image_dir
+        samples = reading.read(path, options.split, options.max_samples, problems, folder)
     if options.image_dir.is_dir():
         title, links = "look at pictures", options.allow_symlinks
         reading.look(
@@ -92,7 +106,7 @@ def _result(mined: Mined, samples: Sequence[Sample]) -> dict[str, Any]:
     options, done = mined.options, mined.encoded.shards[0].done
     settings = options.model_dump(mode="json", include={*RESULT_SETTINGS})
     settings |= {"num_clusters": len(mined.clusters.centroids_CD), "model": done["model"]}
-    settings |= {"text_model": done["text_model"], "annotations": file_digest(options.annotations)}
+    settings |= {"text_model": done["text_model"], "annotations": file_digest(options.samples_file)}
     levels = [round(float(threshold), 4) for threshold in thresholds(options.cosine_threshold)]
     rows = []
     for i, (sample, negative) in enumerate(zip(samples, mined.chosen, strict=True)):

@@ -11,7 +11,7 @@ import numpy as np
 
 from cirloop.add_negatives.config import AddNegativesConfig
 from cirloop.add_negatives.samples import Distinct
-from cirloop.add_negatives.shards import Encoded
+from cirloop.add_negatives.shards import Encoded, devices
 from cirloop.negatives.knn_text import RAISES, thresholds
 from cirloop.negatives.knn_text_samples import (
     ABSENT,
@@ -63,7 +63,7 @@ def reason(mined: Mined, i: int) -> str:
 
 
 def report(mined: Mined) -> dict[str, Any]:
-    """As JSON. Only `seconds` and `shards` differ between runs of the same settings."""
+    """As JSON. Only `seconds` and `shards` differ between runs of the same settings on one machine."""
     num, found = len(mined.chosen), mined.found
     kinds = Counter(negative.kind for negative in found)
     first = diverse_first(num, mined.options.rule)
@@ -88,6 +88,7 @@ def report(mined: Mined) -> dict[str, Any]:
         "phrases": _phrases(mined),
         "clusters": _clusters(mined),
         "seconds": {name: round(value, 3) for name, value in mined.seconds.items()},
+        "devices": devices(),
         "shards": _shards(mined),
     }
 
@@ -158,5 +159,14 @@ def _shards(mined: Mined) -> list[dict[str, Any]]:
         row = {"shard": number, "device": shard.done["device"], "images": end - start}
         row |= {"texts": shard.texts[1] - shard.texts[0], "samples": len(mine)}
         row |= {kind: kinds[kind] for kind in (HARD, DIVERSE, "none")}
+        chosen = [negative for negative in mine if negative is not None]
+        row |= {"success_rate": round(len(chosen) / len(mine), 6) if mine else None}
+        row |= {"mean_visual_similarity": _mean([negative.visual for negative in chosen])}
+        row |= {"mean_text_similarity": _mean([negative.text for negative in chosen])}
         rows.append(row | {"seconds": {k: round(v, 3) for k, v in shard.done["seconds"].items()}})
     return rows
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """None of nothing."""
+    return round(float(np.mean(values)), 6) if values else None

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from cirloop import reading
+from cirloop.add_negatives import locate
 from cirloop.add_negatives.phrases import normal
 from cirloop.data.images import FileImages, Links, leads_out
 from cirloop.data.verify import bad_images
 from cirloop.negatives.base import Rows
 from cirloop.problems import Entry, Problems
-from cirloop.types import ImageId
+from cirloop.types import ImageId, UserError
 
 logger = logging.getLogger(__name__)
-LINES = (".jsonl", ".ndjson")
+LINES, TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
+WRAPPERS = ("samples", "annotations", "data", "items", "questions", "images")
+"""Keys under which other tools, and this one's result, have the whole list."""
+FORM = (
+    'Samples are a JSON list, [{"image": "a.jpg", "text": ".."}, ..], an object of such lists by split, or JSON lines '
+    "(.jsonl), an object a line."
+)
 FIELDS = {"image", "text", "answer", "group", "split", "id"}
 Progress = Callable[[Sequence[ImageId]], Iterable[ImageId]]
 
@@ -50,12 +59,17 @@ class Distinct:
     group_of_N: Rows
 
 
-def read(path: Path, split: str | None, max_samples: int | None, problems: Problems) -> list[Sample]:
-    """The samples of a file, or of its split. What is wrong with them is noted."""
+def read(
+    path: Path, split: str | None, max_samples: int | None, problems: Problems, folder: Path | None = None
+) -> list[Sample]:
+    """The samples of a file, or of its split, with pictures in `folder`. What is wrong with them is noted."""
+    if kind := _other_kind(path):
+        problems.add(path, kind, FORM)
+        return []
     entries, ignored, samples = list(_entries(path, split, problems)), Counter[str](), []
     for _, entry in entries if max_samples is None else entries[:max_samples]:
         ignored.update(entry.fields.keys() - FIELDS)
-        found = _sample(entry, problems)
+        found = _sample(entry, problems, folder)
         samples += [found] if found else []
     if ignored:
         logger.info("%s: fields that are not used: %s", path, ", ".join(sorted(ignored)))
@@ -73,6 +87,11 @@ def _entries(path: Path, split: str | None, problems: Problems) -> Iterator[tupl
         if isinstance(content, dict):
             names = ", ".join(map(repr, content)) or "none"
             if split is None or split not in content:
+                wrapped = [name for name in WRAPPERS if isinstance(content.get(name), list)]
+                if wrapped:
+                    problems.add(path, f"is an object that holds a list under {wrapped[0]!r}, which is no split",
+                                 f"Save the list under {wrapped[0]!r} alone as the file. {FORM}")  # fmt: skip
+                    return
                 what = "has splits, give one by --split" if split is None else f"has no split {split!r}"
                 problems.add(path, f"{what}; there are: {names}")
                 return
@@ -81,6 +100,9 @@ def _entries(path: Path, split: str | None, problems: Problems) -> Iterator[tupl
             where = str(path)
         entries = list(_listed(content, where, problems))
     if split is None:
+        yield from entries
+        return
+    if locate.is_of(path, split) and not any("split" in entry.fields for _, entry in entries):
         yield from entries
         return
     splits = [entry.get("split", str) for _, entry in entries]
@@ -103,11 +125,40 @@ def _listed(content: Any, where: str, problems: Problems) -> Iterator[tuple[str,
             problems.add(f"{where} entry {number}", "must be an object")
 
 
-def _sample(entry: Entry, problems: Problems) -> Sample | None:
+def _other_kind(path: Path) -> str | None:
+    """What a file is that is neither JSON nor JSON lines as its name says; None where nothing is known against it."""
+    try:
+        text = reading.text(path).lstrip()
+    except UserError:  # it is said when the file is read
+        return None
+    head, _, rest = text.partition("\n")
+    if path.suffix in TABLES or (text and text[0] not in '[{"' and any(sign in head for sign in ",;\t")):
+        return f"looks like a table (CSV) and not like JSON: its first line is {head.strip()!r:.100}"
+    if path.suffix in LINES and (head.strip() == "[" or head.startswith("[{")):
+        return f"is one JSON list, and by its name {path.suffix} it would be JSON lines: name it .json"
+    several = path.suffix not in LINES and head.startswith("{") and head.rstrip().endswith("}")
+    if several and rest.lstrip().startswith("{"):
+        return "holds JSON lines, an object a line, and by its name one JSON value: name it .jsonl"
+    return None
+
+
+def _inside(image: str, folder: Path | None) -> str:
+    """The name of a picture in `folder`; an absolute path below it is one too."""
+    if folder is not None and image.startswith("/"):
+        for root in (folder.absolute(), Path(os.path.realpath(folder))):
+            if PurePosixPath(os.path.normpath(image)).is_relative_to(root):
+                return os.path.relpath(os.path.normpath(image), root)
+    return image
+
+
+def _sample(entry: Entry, problems: Problems, folder: Path | None) -> Sample | None:
     image = entry.get("image", str)
     text = entry.get("text" if "text" in entry.fields or "answer" not in entry.fields else "answer", str)
+    if image is not None and ".." not in PurePosixPath(image).parts:
+        image = _inside(image, folder)
     if image is not None and leads_out(image):
-        problems.add(entry.where, f"the path of {image!r} leads out of the image directory")
+        what = "is absolute and not below" if image.startswith("/") else "leads out of"
+        problems.add(entry.where, f"the path of {image!r} {what} the image directory")
         return None
     group, name = entry.fields.get("group"), entry.fields.get("id")
     for field, value in (("group", group), ("id", name)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -59,6 +60,20 @@ def num_gpus_here() -> int:
     return torch.cuda.device_count()
 
 
+def devices() -> list[dict[str, Any]]:
+    """What the machine computes with, whatever of it is used: each GPU, or else the CPU, with memory in bytes."""
+    import torch
+
+    if torch.cuda.is_available():
+        seen = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        return [
+            {"device": f"cuda:{number}", "name": gpu.name, "memory_bytes": gpu.total_memory}
+            for number, gpu in enumerate(seen)
+        ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return [{"device": "cpu", "name": f"{platform.machine()}, {os.cpu_count()} cores", "memory_bytes": memory}]
+
+
 def check_devices(options: AddNegativesConfig, problems: Problems) -> None:
     """Note GPUs asked for that are not there; where there is none at all, say that CPU processes do the work."""
     there, wanted = num_gpus_here(), options.num_gpus
@@ -78,8 +93,9 @@ def encode(options: AddNegativesConfig, what: Distinct, progress: Progress) -> E
     ]
     if len(parts) < num:
         logger.info("%d batches keep %d of %d processes busy", -(-len(what.images) // size), len(parts), num)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{options.output.stem}.", dir=options.output.parent) as work:
+    output = options.result_file
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{output.stem}.", dir=output.parent) as work:
         places = [Path(work) / f"shard_{number}" for number in range(len(parts))]
         for place, (images, texts) in zip(places, parts, strict=True):
             place.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from cirloop.report.terminal import table
@@ -28,15 +29,25 @@ def show(report: dict[str, Any]) -> None:
     table("Choice", ["", "samples"], _choice(report))
     table("Diversity", ["", "different", "evenness", ""], _diversity(report))
     table("Seconds", ["phase", "s"], [[name, f"{value:.1f}"] for name, value in report["seconds"].items()])
-    columns = ["shard", "device", "images", "texts", "samples", "hard", "diverse", "none"]
-    phases = ["load", "images", "texts"]
-    rows = [
-        [*(str(shard[name]) for name in columns), *(f"{shard['seconds'][p]:.1f}" for p in phases)]
-        for shard in report["shards"]
-    ]
-    table("Processes", [*columns, *(f"{phase}, s" for phase in phases)], rows)
+    _show_shards(report["shards"])
+    rows = [[each["device"], each["name"], f"{each['memory_bytes'] / 2**30:.1f}"] for each in report["devices"]]
+    table("Devices of this machine", ["device", "name", "memory, GiB"], rows)
     for sentence in report["advice"]:
         logger.warning("low yield: %s", sentence)
+
+
+def _show_shards(shards: Sequence[dict[str, Any]]) -> None:
+    """A row per process: what became of its samples, then what it embedded and how long that took."""
+    counts, means = ("samples", "hard", "diverse", "none"), ("mean_text_similarity", "mean_visual_similarity")
+    yields, work = [], []
+    for shard in shards:
+        rate = "none" if shard["success_rate"] is None else f"{shard['success_rate']:.1%}"
+        similar = ["none" if shard[name] is None else f"{shard[name]:.3f}" for name in means]
+        yields.append([str(shard["shard"]), *(f"{shard[name]:,}" for name in counts), rate, *similar])
+        seconds = [f"{shard['seconds'][phase]:.1f}" for phase in ("load", "images", "texts")]
+        work.append([str(shard["shard"]), shard["device"], f"{shard['images']:,}", f"{shard['texts']:,}", *seconds])
+    table("Negatives by shard", ["shard", *counts, "success", "mean text", "mean visual"], yields)
+    table("Processes", ["shard", "device", "images", "texts", "load, s", "images, s", "texts, s"], work)
 
 
 def _choice(report: dict[str, Any]) -> list[list[str]]:

@@ -23,6 +23,16 @@ class Ask:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a foundation model wrote. `ended`: it came to its own end, an end sign of the model's within
+    `max_new_tokens`; otherwise the text stops wherever that limit fell.
+    """
+
+    text: str
+    ended: bool
+
+
 class Captioner(Protocol):
     """A foundation model that writes and judges texts about two pictures. A text is words, also where it looks like a
     sign of the chat's (`as_words`).
@@ -45,9 +55,9 @@ class Captioner(Protocol):
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
-    ) -> list[list[str]]:
+    ) -> list[list[Answer]]:
         """Per question an answer for each of `temperatures`, the t-th drawn with `seed` + t; 0 is greedy, and then no
-        answer depends on the others asked."""
+        answer depends on the others asked. `sampling` says what holds of the model's generation_config.json."""
         ...
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Any]) -> list[float]:
@@ -55,11 +65,42 @@ class Captioner(Protocol):
         ...
 
 
+WHOLE = {"top_k": 0, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+         "eta_cutoff": 0.0}  # fmt: skip
+"""Arguments of `generate` that leave nothing of a distribution out."""
+
+
 def sampling(temperature: float) -> dict[str, Any]:
-    """Arguments of `generate`: greedy, or from the whole distribution."""
+    """Arguments of `generate`: greedy, or from the whole distribution.
+
+    Of a model's generation_config.json, what ends an answer and what changes scores (`repetition_penalty`, as
+    Qwen2.5-VL publishes it) holds for greedy and sampled answers alike; what narrows a distribution (its temperature,
+    `top_k`, `top_p` and their like) and searches by beams hold for neither.
+    """
     if not temperature:
-        return {"do_sample": False}
-    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        return {"do_sample": False, "num_beams": 1}
+    return {"do_sample": True, "num_beams": 1, "temperature": temperature, **WHOLE}
+
+
+def without_padding(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """`ids_BT` with each row's own last token in the place of its padding, for `generate`.
+
+    No model looks at padding, but the repetition penalty looks at all tokens of a row: padding, which is an end sign
+    in Qwen-VLs, would be made less likely in padded rows only, and answers would depend on their batch. Rows end in a
+    token of their own.
+    """
+    return torch.where(mask_BT.bool(), ids_BT, ids_BT[:, -1:])
+
+
+def end_signs(vlm: Any, name: str) -> list[int]:
+    """Tokens that end an answer, from the model's generation_config.json. Raises UserError where it names none."""
+    ends = vlm.generation_config.eos_token_id
+    if ends is None:
+        raise UserError(
+            f"foundation.path {name!r} names no sign that ends an answer (eos_token_id), so every text would be cut "
+            "off. Put the id of its end-of-turn token into its generation_config.json as eos_token_id."
+        )
+    return [ends] if isinstance(ends, int) else [*ends]
 
 
 def signs(processor: Any) -> list[str]:

@@ -1,7 +1,7 @@
 """From questions that were read to the tokens of their answers.
 
-Tokens are chosen by transformers' `generate`, so by all that a model's generation_config.json asks for. Rows that have
-ended cost as much as others there: when half have, the rest goes on alone.
+Tokens are chosen by transformers' `generate`, with what `base.sampling` leaves of the model's generation_config.json.
+Rows that have ended cost as much as others there: when half have, the rest goes on alone.
 
 B rows, T columns, D numbers of a head.
 """
@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
+from cirloop.captioning.base import without_padding
 from cirloop.captioning.reading import KeysValues, Reading
 
 
@@ -59,7 +60,8 @@ class HalfDone(StoppingCriteria):
 
 def decode(vlm: Any, reading: Reading, max_new_tokens: int, **how: Any) -> list[torch.Tensor]:
     """The tokens of each row's answer, padded behind its end; `how` goes to `generate`. `reading` stays as it is."""
-    ids, mask, positions = reading.ids_BT, reading.mask_BT, reading.positions_3BT
+    mask, positions = reading.mask_BT, reading.positions_3BT
+    ids = without_padding(reading.ids_BT, mask)
     start, stop = ids.shape[1], ids.shape[1] + max_new_tokens
     half = HalfDone(start, _ends(vlm, ids.device))
     # `generate` reads at least one token itself: the last

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cirloop import cost, memory
 from cirloop.backbones.features import RUNTIME, VisionFeatures
-from cirloop.captioning.base import Ask, Captioner
+from cirloop.captioning.base import Answer, Ask, Captioner
 from cirloop.captioning.prompts import Prompt
 from cirloop.runtime import Runtime
+from cirloop.telling import Counted
 from cirloop.types import ImageId, Images
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Asked(Protocol):
         temperatures: Sequence[float],
         seed: int,
         title: str,
-    ) -> list[list[str]]: ...
+    ) -> list[list[Answer]]: ...
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[float]: ...
 
@@ -106,24 +107,26 @@ class Eyes:
         temperatures: Sequence[float],
         seed: int,
         title: str,
-    ) -> list[list[str]]:
+    ) -> list[list[Answer]]:
         """Per question an answer for each of `temperatures`; 0 is greedy. Same arguments, same answers."""
-        out: list[list[str]] = [[] for _ in asks]
-        batches = self._progress(self._batches(prompt, asks, title), f"{title}: write")
-        for number, rows in cost.traced(batches, "captioning"):
-            batch = [asks[i] for i in rows]
-            vision, draw = self._source.get(_images(batch)), seed + number * len(temperatures)
-            with memory.enough(f"{title}, {len(batch)} questions at once", SMALLER):
-                answers = self.captioner.write(prompt, batch, vision, max_new_tokens, temperatures, draw)
-            cost.add(texts=len(answers) * len(temperatures))
-            for i, several in zip(rows, answers, strict=True):
-                out[i] = several
+        out: list[list[Answer]] = [[] for _ in asks]
+        counted = self._counted(self._batches(prompt, asks, title), len(temperatures))
+        batches = self._progress(counted, f"{title}: write")
+        with cost.seconds_of("writing"):
+            for number, rows in cost.traced(batches, "captioning"):
+                batch = [asks[i] for i in rows]
+                vision, draw = self._source.get(_images(batch)), seed + number * len(temperatures)
+                with memory.enough(f"{title}, {len(batch)} questions at once", SMALLER):
+                    answers = self.captioner.write(prompt, batch, vision, max_new_tokens, temperatures, draw)
+                cost.add(texts=len(answers) * len(temperatures))
+                for i, several in zip(rows, answers, strict=True):
+                    out[i] = several
         return out
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[float]:
         """Probability of "yes" per question."""
         out = [0.0] * len(asks)
-        batches = self._progress(self._batches(prompt, asks, title), f"{title}: yes or no")
+        batches = self._progress(self._counted(self._batches(prompt, asks, title), 1), f"{title}: yes or no")
         for _, rows in cost.traced(batches, "captioning"):
             batch = [asks[i] for i in rows]
             vision = self._source.get(_images(batch))
@@ -137,6 +140,12 @@ class Eyes:
         """Have the images of `asks` by `ensure(features, images)`, where the captioner has features of them."""
         if self.captioner.sees == "tokens":
             ensure(self._source, _images(asks))
+
+    def _counted(self, batches: list[tuple[int, list[int]]], texts: int) -> Counted[tuple[int, list[int]]]:
+        """With the number of texts that each batch is about, `texts` a question; a rate is that of this process."""
+        num = self._share[1]
+        unit = "texts/s" if num == 1 else f"texts/s in each of {num} processes"
+        return Counted(batches, [texts * len(rows) for _, rows in batches], unit)
 
     def _batches(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[tuple[int, list[int]]]:
         """Rows of `asks` in numbered batches, sorted by length; what a captioner that sees tokens can read once stands

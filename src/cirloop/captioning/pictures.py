@@ -14,7 +14,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cirloop import cost
 from cirloop.artifacts import fingerprint
 from cirloop.backbones import flops
-from cirloop.captioning.base import Ask, Sees, chat_text, probability, sampling, signs, yes_and_no
+from cirloop.captioning.base import (
+    Answer,
+    Ask,
+    Sees,
+    chat_text,
+    end_signs,
+    probability,
+    sampling,
+    signs,
+    without_padding,
+    yes_and_no,
+)
 from cirloop.captioning.lending import base_of, lends
 from cirloop.captioning.prompts import Prompt
 from cirloop.types import UserError
@@ -86,6 +97,7 @@ class PictureCaptioner:
         self.base_digest = settings.weights()
         self.vlm = self.lender.vlm if self.lender is not None else self._load(directory)
         self.signs = signs(self.processor)
+        self._ends = end_signs(self.vlm, self.name)
         self._yes, self._no = yes_and_no(self.processor.tokenizer)
 
     def _load(self, directory: Any) -> Any:
@@ -122,7 +134,7 @@ class PictureCaptioner:
         return chat_text(self.processor, self.signs, prompt, text)
 
     def inputs(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> Any:
-        """The processor's tensors of the questions, left-padded."""
+        """The processor's tensors of the questions, left-padded, with no sign of padding (`without_padding`)."""
         cost.add(images_encoded=len(vision))
         pictures = [within(picture, self.settings.max_side) for picture in vision]
         shown = [self.show(*pair) for pair in zip(pictures[::2], pictures[1::2], strict=True)]
@@ -134,6 +146,7 @@ class PictureCaptioner:
             padding_side="left",
             return_tensors="pt",
         )
+        made["input_ids"] = without_padding(made["input_ids"], made["attention_mask"])
         return made.to(self.vlm.device, self.vlm.dtype)
 
     def _generate(self, inputs: Any, max_new_tokens: int, **how: Any) -> Any:
@@ -148,7 +161,7 @@ class PictureCaptioner:
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
-    ) -> list[list[str]]:
+    ) -> list[list[Answer]]:
         """An answer per temperature and question; 0 is greedy. `vision` holds two pictures per question, in order."""
         inputs, turns = self.inputs(prompt, asks, vision), []
         length = inputs["input_ids"].shape[1]
@@ -156,9 +169,11 @@ class PictureCaptioner:
             torch.manual_seed(seed + turn)
             out = self._generate(inputs, max_new_tokens, **sampling(temperature)).sequences
             assert torch.equal(out[:, :length], inputs["input_ids"]), "generate() did not return the prompt first"
-            flops.count_answers(None, inputs["attention_mask"], out[:, length:], self.processor.tokenizer.pad_token_id)
-            texts = self.processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-            turns.append([text.strip() for text in texts])
+            written = out[:, length:]
+            flops.count_answers(None, inputs["attention_mask"], written, self.processor.tokenizer.pad_token_id)
+            texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+            ended = torch.isin(written, torch.tensor(self._ends, device=written.device)).any(1).tolist()
+            turns.append([Answer(text.strip(), end) for text, end in zip(texts, ended, strict=True)])
         return [list(answers) for answers in zip(*turns, strict=True)]
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> list[float]:

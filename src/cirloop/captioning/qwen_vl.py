@@ -11,7 +11,17 @@ from cirloop.artifacts import fingerprint
 from cirloop.backbones import flops, qwen2_5_vl, qwen2_vl, qwen3_vl
 from cirloop.backbones.base import VisionInput
 from cirloop.backbones.vision import load_vlm
-from cirloop.captioning.base import Ask, Sees, chat_text, first_tokens, probability, sampling, signs
+from cirloop.captioning.base import (
+    Answer,
+    Ask,
+    Sees,
+    chat_text,
+    end_signs,
+    first_tokens,
+    probability,
+    sampling,
+    signs,
+)
 from cirloop.captioning.decoding import decode
 from cirloop.captioning.lending import base_of, lends
 from cirloop.captioning.prompts import Prompt
@@ -43,6 +53,7 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
                 settings.path, settings.dtype, settings.attention, (settings.type,)
             )
         self.name, self.signs = settings.path, signs(self.processor)
+        self._ends = end_signs(self.vlm, self.name)
         self.flops = flops.language(self, adapters=False)
         kinds = getattr(self.vlm.config.text_config, "layer_types", None) or []
         self.shares = not any("sliding" in kind for kind in kinds)  # a window counts padding inside a row too
@@ -73,7 +84,7 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
-    ) -> list[list[str]]:
+    ) -> list[list[Answer]]:
         """An answer per temperature and question, read once. `vision` holds two images per question, in order."""
         with base_of(self.lender):
             reading = self.read(prompt, asks, vision)
@@ -82,12 +93,13 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
                 torch.manual_seed(seed + turn)
                 made = decode(self.vlm, reading, max_new_tokens, **sampling(temperature))
                 flops.count_written(self.flops, asked, [int(row.ne(pad).sum()) for row in made])
-                turns.append([text.strip() for text in self._words(made)])
+                turns.append([self._answer(row) for row in made])
         return [list(answers) for answers in zip(*turns, strict=True)]
 
-    def _words(self, answers: Sequence[torch.Tensor]) -> list[str]:
-        words: list[str] = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return words
+    def _answer(self, tokens: torch.Tensor) -> Answer:
+        text: str = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        ended = torch.isin(tokens, torch.tensor(self._ends, device=tokens.device)).any()
+        return Answer(text.strip(), bool(ended))
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]) -> list[float]:
         """Probability of "yes" against "no" as the first word of the answer, either case."""

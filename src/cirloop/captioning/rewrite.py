@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cirloop.captioning.answers import text_of
-from cirloop.captioning.base import Ask
+from cirloop.captioning.answers import text_of, without_set_phrases
+from cirloop.captioning.base import Answer, Ask
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.eyes import Asked
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
@@ -20,7 +20,7 @@ from cirloop.known_positives import WRITTEN_AGAIN, normal_text
 from cirloop.shown import plain
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
-UNPARSEABLE = "unparseable"
+UNPARSEABLE, CUT_OFF, SET_PHRASE = "unparseable", "cut off", "set phrase"
 RoundTrip = Callable[[Sequence[Query], Sequence[ImageId]], Sequence[int]]
 """Queries and the images they should find -> the rank (from 1) the current embedder gives each."""
 
@@ -51,29 +51,42 @@ def write_candidates(
     eyes: Asked, mined: Sequence[MinedNegative], queries: Mapping[QueryId, Query],
     settings: CaptioningSettings, seed: int, prompt: Prompt = REWRITE,
 ) -> list[Candidate]:  # fmt: skip
-    """`settings.candidates` texts per mined image, the first greedy; equal texts once. An answer that is not of the
-    kind the prompt asks for is kept as it is, `unparseable`.
+    """`settings.candidates` texts per mined image, the first greedy; equal texts once. An answer that had not ended
+    after `settings.max_new_tokens` tokens is kept as it is, `cut off`, and so is one that is not of the kind the prompt
+    asks for, `unparseable`.
     """
     asks = [Ask(queries[n.query].reference, n.image, queries[n.query].text) for n in mined]
     temperatures = [0.0] + [settings.temperature] * (settings.candidates - 1)
     answers = eyes.write(prompt, asks, settings.max_new_tokens, temperatures, seed, "captions")
     out = []
     for negative, ask, several in zip(mined, asks, answers, strict=True):
-        texts = {(answer if (text := text_of(answer, prompt.answer)) is None else text): text for answer in several}
-        for said, text in texts.items():
-            reason = UNPARSEABLE if text is None else ""
-            category = queries[negative.query].category
-            out.append(Candidate(negative, ask.first, ask.text, said, reason, prompt=prompt.name, category=category))
+        category = queries[negative.query].category
+        for text, reason in dict.fromkeys(_said(answer, prompt) for answer in several):
+            out.append(Candidate(negative, ask.first, ask.text, text, reason, prompt=prompt.name, category=category))
     return out
 
 
+def _said(answer: Answer, prompt: Prompt) -> tuple[str, str]:
+    """An answer's text, and why there is none in it; the answer as it is where that is so."""
+    if not answer.ended:
+        return answer.text, CUT_OFF
+    text = text_of(answer.text, prompt.answer)
+    return (answer.text, UNPARSEABLE) if text is None else (text, "")
+
+
 def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
-    """Not declined, parseable, not the original text, of sensible length."""
+    """No set phrase, not declined, parseable, not the original text, of sensible length.
+
+    Set phrases that an answer begins with are taken off (`answers.SET_PHRASES`).
+    """
     if candidate.reason:
         return candidate
-    text = " ".join(candidate.text.strip().strip('"').split())
+    rest = without_set_phrases(candidate.text) if candidate.text.strip(' \n"') else candidate.text
+    if rest is None:
+        return replace(candidate, reason=SET_PHRASE)
+    text = " ".join(rest.strip().strip('"').split())
     words = len(text.split())
-    if not text or "\n" in candidate.text.strip() or any(mark in text for mark in "<>{}[]|") or plain(text) != text:
+    if not text or "\n" in rest.strip() or any(mark in text for mark in "<>{}[]|") or plain(text) != text:
         reason = UNPARSEABLE
     elif text.casefold().rstrip(".") == "none":
         reason = "declined"  # as the prompt allows

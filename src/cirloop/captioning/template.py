@@ -14,7 +14,7 @@ from typing import Any
 
 from cirloop.artifacts import fingerprint
 from cirloop.captioning.answers import KEY
-from cirloop.captioning.base import Ask, Sees
+from cirloop.captioning.base import Answer, Ask, Sees
 from cirloop.captioning.prompts import Prompt
 from cirloop.types import UserError
 
@@ -50,16 +50,20 @@ class TemplateCaptioner:
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
-    ) -> list[list[str]]:
-        """The human text in a rule's frame, at most `max_new_tokens` words of it; JSON where the prompt asks for it."""
+    ) -> list[list[Answer]]:
+        """The human text in a rule's frame; JSON where the prompt asks for it. One of more than `max_new_tokens` words
+        is cut there, and has not ended."""
         out = []
         for ask in asks:
             texts = []
             for turn, temperature in enumerate(temperatures):
                 draw = Random(fingerprint([seed + turn, ask.first, ask.second, ask.text]))
                 rule = draw.choice(RULES) if temperature else RULES[0]
-                texts.append(" ".join(rule.replace("{text}", ask.text).split()[:max_new_tokens]))
-            out.append([json.dumps({KEY: text}) if prompt.answer == "json" else text for text in texts])
+                words = rule.replace("{text}", ask.text).split()
+                text = " ".join(words[:max_new_tokens])
+                said = json.dumps({KEY: text}) if prompt.answer == "json" else text
+                texts.append(Answer(said, len(words) <= max_new_tokens))
+            out.append(texts)
         return out
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Any]) -> list[float]:

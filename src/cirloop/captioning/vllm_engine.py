@@ -2,7 +2,9 @@
 
 Written against the documented interface (docs.vllm.ai: "Multimodal Inputs", offline; `LLM`, `SamplingParams`): requests
 `{"prompt", "multi_modal_data": {"image": [...]}}`, a seed per request, `allowed_token_ids` with `logprobs` of what is
-left. Tested with a stand-in that speaks this interface; vLLM itself has not been run.
+left, `finish_reason` "stop" of an answer that came to its end. Of the model's generation_config.json its end signs and
+its repetition penalty hold, as in `base.sampling`. Tested with a stand-in that speaks this interface; vLLM itself has
+not been run.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from PIL import Image
 
 from cirloop import cost
 from cirloop.artifacts import fingerprint
-from cirloop.captioning.base import Ask, Sees, chat_text, signs, yes_and_no
+from cirloop.captioning.base import Answer, Ask, Sees, chat_text, signs, yes_and_no
 from cirloop.captioning.pictures import chat_processor, within
 from cirloop.captioning.prompts import Prompt
 
@@ -47,6 +49,7 @@ class VllmCaptioner:
             logprobs_mode="processed_logprobs",  # of the allowed tokens alone, for `yes`
             seed=0,
         )
+        self._penalty = self._llm.get_default_sampling_params().repetition_penalty
 
     @property
     def fingerprint(self) -> str:
@@ -73,7 +76,7 @@ class VllmCaptioner:
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
-    ) -> list[list[str]]:
+    ) -> list[list[Answer]]:
         """An answer per temperature and question; 0 is greedy. Each has a seed of its own, of `seed`, its turn and its
         place. vLLM promises equal texts for equal seeds on one machine with one schedule, not across them.
         """
@@ -81,12 +84,15 @@ class VllmCaptioner:
         for turn, temperature in enumerate(temperatures):
             how = [
                 self._vllm.SamplingParams(
-                    temperature=temperature, max_tokens=max_new_tokens, seed=((seed + turn) << 16) + i
+                    temperature=temperature,
+                    max_tokens=max_new_tokens,
+                    seed=((seed + turn) << 16) + i,
+                    repetition_penalty=self._penalty,
                 )
                 for i in range(len(asks))
             ]
-            outputs = self._llm.generate(requests, how, use_tqdm=False)
-            turns.append([output.outputs[0].text.strip() for output in outputs])
+            outputs = [output.outputs[0] for output in self._llm.generate(requests, how, use_tqdm=False)]
+            turns.append([Answer(output.text.strip(), output.finish_reason == "stop") for output in outputs])
         return [list(answers) for answers in zip(*turns, strict=True)]
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> list[float]:

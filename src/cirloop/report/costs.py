@@ -20,8 +20,8 @@ from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 FILE, PROFILE = "costs.json", "profile"
-COLUMNS = ("stage", "s", "images/s", "tokens/s", "cached", "padding", "waiting s", "GB", "GPU GB", "GFLOP", "GFLOP/s",
-           "of limit")  # fmt: skip
+COLUMNS = ("stage", "s", "images/s", "tokens/s", "texts/s", "cached", "padding", "waiting s", "GB", "GPU GB", "GFLOP",
+           "GFLOP/s", "of limit")  # fmt: skip
 NONE = "-"
 
 
@@ -81,7 +81,8 @@ class Costs:
 
 def cells(row: dict[str, Any]) -> dict[str, str]:
     """A row of `costs.json` as people read it, by column; `NONE` for what there was none of, or is not known."""
-    spent, seconds = Cost(**{name: row[name] for name in Cost.__annotations__}), max(row["seconds"], 1e-9)
+    counters = {name: row[name] for name in Cost.__annotations__ if name in row}  # an older run's row lacks the newest
+    spent, seconds = Cost(**counters), max(row["seconds"], 1e-9)
     images, places = spent.images_encoded + spent.images_cached, spent.tokens + spent.padding
     flops = 0.0 if spent.flops_unknown else sum(spent.flops.values())
     share = sum(n / row["limits"][kind] / _devices(kind, spent) for kind, n in spent.flops.items() if row.get("limits"))
@@ -89,6 +90,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         f"{seconds:.1f}",
         f"{images / seconds:.3g}" if images else NONE,
         f"{(spent.tokens + spent.tokens_written) / seconds:.3g}" if spent.tokens else NONE,
+        f"{spent.texts / spent.writing:.3g}" if spent.texts and spent.writing else NONE,
         f"{100 * spent.images_cached / images:.0f}%" if images else NONE,
         f"{100 * spent.padding / places:.1f}%" if places else NONE,
         f"{spent.waiting:.1f}",

@@ -81,15 +81,15 @@ class View:
         elif self._live is None:
             self._start()
 
-    def _bar(self, key: str, title: str, done: int | None, total: int | None) -> None:
+    def _bar(self, key: str, title: str, done: int | None, total: int | None, rate: str = "") -> None:
         if done is None:
             task = self._tasks.pop(key, None)
             if task is not None:
                 self._bars.remove_task(task)
         elif key in self._tasks:
-            self._bars.update(self._tasks[key], completed=done)
+            self._bars.update(self._tasks[key], completed=done, rate=safe(rate))
         else:
-            self._tasks[key] = self._bars.add_task(safe(title), total=total, completed=done)
+            self._tasks[key] = self._bars.add_task(safe(title), total=total, completed=done, rate=safe(rate))
 
     def _start(self) -> None:
         """What Python code prints to a terminal goes above the region too; what goes into a file still does."""
@@ -136,8 +136,11 @@ def shown() -> Iterator[None]:
 
 def _columns(width: int) -> tuple[ProgressColumn, ...]:
     title = TextColumn("{task.description}", markup=False)
-    few: tuple[ProgressColumn, ...] = (title, MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    many = (title, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    rate = TextColumn("{task.fields[rate]}", markup=False)
+    few: tuple[ProgressColumn, ...] = (title, MofNCompleteColumn(), TimeRemainingColumn(compact=True), rate)
+    many = (
+        title, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), rate,
+    )  # fmt: skip
     return many if width >= WIDE else few
 
 

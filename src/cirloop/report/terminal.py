@@ -51,7 +51,8 @@ def start_logging() -> None:
 
 def progress(items: Iterable[T], title: str) -> Iterator[T]:
     """`items`, telling how far it is: the live view shows a bar. A plain line now and then goes to the log, and to what
-    is no terminal. A run that is asked to stop does so between two of them."""
+    is no terminal. A run that is asked to stop does so between two of them. Items that are `telling.Counted` have a
+    rate too."""
     total = len(items) if isinstance(items, Sized) else None
     if total == 0:
         return
@@ -60,15 +61,17 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
     try:
         for done, item in enumerate(items):
             stopping.check()
-            telling.tell("bar", key=key, title=title, done=done, total=total)
             now = time.monotonic()
+            rate = items.rate(done, now - began) if isinstance(items, telling.Counted) else ""
+            telling.tell("bar", key=key, title=title, done=done, total=total, rate=rate)
             if done and total and now - last > LINE_EVERY:
-                left = (now - began) / done * (total - done)
-                logger.info("%s: %d of %d, about %.0f s left", title, done, total, left, extra={"bar": True})
+                left = f"about {(now - began) / done * (total - done):.0f} s left"
+                said = ", ".join(filter(None, [left, rate]))
+                logger.info("%s: %d of %d, %s", title, done, total, said, extra={"bar": True})
                 last = now
             yield item
     finally:
-        telling.tell("bar", key=key, title=title, done=None, total=total)
+        telling.tell("bar", key=key, title=title, done=None, total=total, rate="")
 
 
 def table(

@@ -21,8 +21,8 @@ from cirloop.types import ImageId
 
 log = logging.getLogger(__name__)
 
-Caption = Callable[[Sequence[ImageId]], Sequence[str]]
-"""Captions of images, one each, in their order."""
+Caption = Callable[[Sequence[ImageId]], Sequence[str | None]]
+"""Captions of images, one each, in their order; None for an image that has none that can be used."""
 
 
 def image_attributes(
@@ -35,7 +35,7 @@ def image_attributes(
     if settings.images == "vlm":
         assert caption is not None, "images from 'vlm' need a caption callable"
         captions = of_model(caption, images)
-        return _table(dict(zip(images, extractor.described(captions), strict=True)), images)
+        return _table(dict(zip(captions, extractor.described([*captions.values()]), strict=True)), images)
     assert settings.file is not None  # the settings see to it
     if settings.images == "metadata":
         return _table(metadata(settings.file, extractor.lexicon, images), images)
@@ -90,18 +90,23 @@ def captions_file(path: Path, images: Sequence[ImageId]) -> dict[ImageId, str]:
     return out
 
 
-def of_model(caption: Caption, images: Sequence[ImageId]) -> list[str]:
-    """The captions a model gives the images."""
+def of_model(caption: Caption, images: Sequence[ImageId]) -> dict[ImageId, str]:
+    """The captions a model gives the images, without those that cannot be used. Raises ProblemsFound for an empty one,
+    and where none is left."""
     problems = Problems("Look at these images and at the captioning model.")
     texts = list(caption(images))
     if len(texts) != len(images):
         problems.add("captions", f"the model gave {len(texts)} for {len(images)} images")
         problems.stop()
-    for image, text in zip(images, texts, strict=True):
+    captions = {image: text for image, text in zip(images, texts, strict=True) if text is not None}
+    for image, text in captions.items():
         if not isinstance(text, str) or not text.strip():
             problems.add(image, f"the model gave no caption, but {text!r:.60}")
+    if images and not captions:
+        problems.add("captions", f"none of the {len(images)} that the model gave had ended",
+                     "Raise captioning.max_new_tokens.")  # fmt: skip
     problems.stop()
-    return texts
+    return captions
 
 
 def _entries(problems: Problems, path: Path, images: Sequence[ImageId]) -> dict[ImageId, Any]:

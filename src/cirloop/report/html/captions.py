@@ -13,7 +13,7 @@ from cirloop.types import ImageId, QueryId
 
 NAME = "augmented_samples_iter_{t}.json"
 ACCEPTED = "accepted"
-NO_TEXT = ("declined", "unparseable")
+NO_TEXT = ("cut off", "declined", "set phrase", "unparseable")
 """Reasons for which there is nothing to be true."""
 
 
