@@ -319,10 +319,10 @@ def test_cues_in_any_order_are_read_and_only_named_values_are_found(text: str) -
 
 
 def test_a_huge_text_is_read_in_time_that_grows_with_its_length() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     text = "a red circle, not the blue one instead of " * 25_000
     assert rules("shapes").asked([text])[0]["color"] == "red"
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert rules("shapes").asked(["x" * 1_000_000]) == [{}]
 
 
