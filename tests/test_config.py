@@ -94,7 +94,9 @@ def test_flag_sets_its_setting(flags: str, dotted: str, value: Any) -> None:
 
 
 def test_data_dir_is_refused_for_a_drawn_data_set() -> None:
-    config = load(["--data_dir", "/x"], DEFAULT)
+    with pytest.raises(UserError, match=r"--data_dir /x: the data set is `shapes`, .* --dataset_name, such as jsonl"):
+        load(["--data_dir", "/x"], DEFAULT)
+    config = RunConfig(data_dir=Path("/x"))
     with pytest.raises(UserError, match="--data_dir: the data set `shapes` is drawn"):
         config.data.build(Sources(config.data_dir, config.cache, lambda items, _: items))
 

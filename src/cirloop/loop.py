@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from cirloop import stages
-from cirloop.artifacts import Artifact, write_json
+from cirloop.artifacts import Artifact
 from cirloop.run import Run
 
 RESULTS = "evaluation_results.json"
@@ -26,7 +26,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
 
     def note(evaluation: Artifact) -> None:
         results.append(evaluation.read())
-        write_json(run.store.directory / RESULTS, stages.summary(results))
+        run.write(run.store.directory / RESULTS, stages.summary(results))
 
     if config.evaluation.base:
         note(stages.evaluate(run, "base", None, split, 0))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cirloop import schemas
+from cirloop import notices, schemas
 from cirloop.artifacts import Store
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
@@ -56,7 +56,7 @@ class Reporter:
             html.Source(
                 self._store.directory, names, self._read, config.resolved(), protocols.HEADLINE[config.data.type],
                 train, evals, no_data, strategy.share if isinstance(strategy, Curriculum) else None,
-                config.runtime.control, self._kept,
+                config.runtime.control, self._kept, notices.of(config), notices.title(config),
             ),
             self._thumbnails,
         )  # fmt: skip

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cirloop import launch, memory, stopping, telling
-from cirloop.artifacts import Artifact, Store, fingerprint
+from cirloop import launch, memory, notices, stopping, telling
+from cirloop.artifacts import Artifact, Store, fingerprint, write_json
 from cirloop.backbones import Item, flops
 from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.simulated import SimulatedRetrieval
 from cirloop.backbones.weights import is_adapter
 from cirloop.captioning.eyes import Asked, Eyes
 from cirloop.config import RunConfig
@@ -49,7 +50,7 @@ class Run:
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
         self._digests: dict[str, str] = {}
         self._looked_at: set[tuple[str, str]] = set()
-        self.costs = Costs(store.directory)
+        self.costs = Costs(store.directory, notices.mark(config))
         self.reporter = Reporter.of_data(config, store, data)
 
     def make(
@@ -69,6 +70,10 @@ class Run:
         if artifact.made_now:
             self.report()
         return artifact
+
+    def write(self, path: Path, content: dict[str, Any]) -> None:
+        """Write a JSON file of this run; one of a simulated run says so first."""
+        write_json(path, notices.mark(self.config) | content)
 
     def report(self) -> None:
         """Write `report.html` with what is there by now, unless that is switched off."""
@@ -126,6 +131,8 @@ class Run:
 
     def _embed(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
         runtime, model = self.config.runtime, self._model
+        if isinstance(backbone, SimulatedRetrieval):
+            return backbone.vectors(items)
         if launch.processes(runtime) > 1 and model is not None and backbone is model[1] and items:
             adapter = None if model[0] == "None" else Path(model[0])
             return self._shares(split).embed(items, adapter, backbone.fingerprint, title)
