@@ -204,10 +204,21 @@ def test_missing_config_names_those_there_are(tmp_path: Path, empty: Path) -> No
         load(["--config", str(empty), "--fast_mode"], DEFAULT)
 
 
-DECISIVE = {"seed", "model", "foundation", "data", "mining", "attributes", "captioning", "training", "evaluation"}
+DECISIVE = {
+    "seed",
+    "retrieval",
+    "model",
+    "foundation",
+    "data",
+    "mining",
+    "attributes",
+    "captioning",
+    "training",
+    "evaluation",
+}
 INDECISIVE = {
     *("config", "fast_mode", "experiment_dir", "auto_resume", "resume_from_iteration", "dry_run", "data_dir"),
-    *("num_iterations", "runtime", "train_dir", "report_only"),
+    *("num_iterations", "runtime", "train_dir", "report_only", "retrieval_fallback"),
 }
 
 

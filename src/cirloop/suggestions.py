@@ -44,7 +44,7 @@ def flags_like(words: Iterable[str], known: Collection[str]) -> list[str]:
     """The flags that words that are none may mean."""
     near: set[str] = set()
     for word in words:
-        other = OTHER_FLAGS.get(word)
+        other = OTHER_FLAGS.get(word, "")
         near |= {other} if other in known else {*difflib.get_close_matches(word, known, n=2)}
     return sorted(near)
 

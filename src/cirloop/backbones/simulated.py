@@ -29,4 +29,5 @@ class SimulatedRetrieval:
         for row, item in enumerate(items):
             name = fingerprint([self.settings.seed, item.image, item.text])
             out[row] = np.random.default_rng(int(name[:16], 16)).standard_normal(DIMENSIONS)
-        return out / np.linalg.norm(out, axis=1, keepdims=True)
+        out /= np.linalg.norm(out, axis=1, keepdims=True)
+        return out

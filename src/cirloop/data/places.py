@@ -31,7 +31,7 @@ def looked(data_set: str) -> str:
 def found(data: DataConfig, data_dir: Path | None, train_dir: Path | None) -> dict[str, Any]:
     """`data_dir` and `train_dir`, taken from the usual places where they are not given and a place is there."""
     named = {"data_dir": (data_dir, None if _needs_none(data) else data.type)}
-    trained = getattr(data, "train", None)
+    trained: Any = getattr(data, "train", None)
     if hasattr(trained, "type") and data_dir is None:
         named["train_dir"] = (train_dir, trained.type)
     out: dict[str, Any] = {}
