@@ -66,8 +66,8 @@ def crowded(runtime: Runtime) -> list[str]:
         return []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [
-        f"{per_machine} processes share {cores} CPU core{'' if cores == 1 else 's'}, and there is no GPU: each loads a "
-        "model of its own, and together they are hardly faster than one. Leave --num_processes out unless that is meant."
+        f"{per_machine} processes share {cores} CPU cores, and there is no GPU: each loads a "
+        "model of its own, and together they are hardly faster than one. Leave --num_processes out unless you mean it."
     ]
 
 
