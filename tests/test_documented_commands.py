@@ -125,7 +125,7 @@ def test_the_embedded_model_is_taken_for_photographs_only_by_name(home: Path) ->
         parsed("--config bare.yaml")
     config = parsed("--config bare.yaml --model_path tiny --no-captioning.enabled")
     assert notices.of(config) == [
-        "The embedder is `tiny`, which knows drawn shapes only: results on photographs mean nothing."
+        "`tiny` is the embedder, and knows drawn shapes only: results on photographs mean nothing."
     ]
     assert notices.of(parsed("")) == []
 
@@ -299,6 +299,14 @@ def test_an_output_file_that_is_a_directory_is_refused_before_any_work(
     (tmp_path / "results").mkdir()
     done = command("eval_iterative.py", "--experiment_dir", finished, "--output_file", path, cwd=tmp_path)
     assert done.returncode == 2 and "is a directory; give a file" in done.stderr
+
+
+def test_an_export_does_not_take_the_place_of_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cirloop.export.make import export
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--output \. is the directory you are in"):
+        export(tmp_path / "run", "1", "adapter", output=Path("."))
 
 
 def test_processes_without_a_device_are_told_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

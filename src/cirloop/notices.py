@@ -25,8 +25,8 @@ def of(config: RunConfig) -> list[str]:
     tiny = [name for name, path in _models(config).items() if path == TINY]
     if tiny and config.data.type != DRAWN:
         lines.append(
-            f"The {' and the '.join(tiny)} is `{TINY}`, which knows drawn shapes only: results on photographs mean "
-            "nothing."
+            f"`{TINY}` is the {' and the '.join(tiny)}, and knows drawn shapes only: "
+            "results on photographs mean nothing."
         )
     return lines
 
