@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from cirloop import flags, notices
-from cirloop.artifacts import Artifact
+from cirloop.artifacts import Artifact, write_json
 from cirloop.config import RunConfig, explain
 from cirloop.data import Dataset, benchmarks, places
 from cirloop.data.config import evaluated
@@ -140,7 +140,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     with marked(notices.title(config)):
         show(results)
     if options.output_file is not None:
-        run.write(options.output_file, {"schema": 3, "results": results, "compared": compared(results)})
+        write_json(options.output_file, run.mark | {"schema": 3, "results": results, "compared": compared(results)})
     return results
 
 

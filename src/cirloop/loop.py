@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from cirloop import stages
-from cirloop.artifacts import Artifact
+from cirloop.artifacts import Artifact, write_json
 from cirloop.run import Run
 
 RESULTS = "evaluation_results.json"
@@ -26,7 +26,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
 
     def note(evaluation: Artifact) -> None:
         results.append(evaluation.read())
-        run.write(run.store.directory / RESULTS, stages.summary(results))
+        write_json(run.store.directory / RESULTS, run.mark | stages.summary(results))
 
     if config.evaluation.base:
         note(stages.evaluate(run, "base", None, split, 0))

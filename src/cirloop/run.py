@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cirloop import launch, memory, notices, stopping, telling
-from cirloop.artifacts import Artifact, Store, fingerprint, write_json
+from cirloop.artifacts import Artifact, Store, fingerprint
 from cirloop.backbones import Item, flops
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.simulated import SimulatedRetrieval
@@ -71,9 +71,10 @@ class Run:
             self.report()
         return artifact
 
-    def write(self, path: Path, content: dict[str, Any]) -> None:
-        """Write a JSON file of this run; one of a simulated run says so first."""
-        write_json(path, notices.mark(self.config) | content)
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What stands first in each JSON file of this run."""
+        return notices.mark(self.config)
 
     def report(self) -> None:
         """Write `report.html` with what is there by now, unless that is switched off."""

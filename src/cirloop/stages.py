@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from cirloop import cost, launch, notices, schemas
-from cirloop.artifacts import Artifact, file_digest, fingerprint
+from cirloop import cost, launch, schemas
+from cirloop.artifacts import Artifact, file_digest, fingerprint, write_json
 from cirloop.backbones import Item
 from cirloop.captioning import rewrite
 from cirloop.data.dataset import grey
@@ -40,7 +40,7 @@ def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
     """hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries."""
 
     def build(path: Path) -> None:
-        run.write(path, mine_split(run, run.embedder(checkpoint), iteration))
+        write_json(path, run.mark | mine_split(run, run.embedder(checkpoint), iteration))
 
     told = run.config.attributes
     asked = any(each.type == "verify" for each in run.config.mining.filters) or (told and told.images == "vlm")
@@ -94,7 +94,7 @@ def caption(
         }
         accepted, rejected = rewrite.choose(candidates, known, settings, iteration, name)
         reasons = sorted({c.reason for c in rejected})
-        run.write(path, {
+        write_json(path, run.mark | {
             "schema": 1, "iteration": iteration,
             "summary": {
                 "mined": len({(c.negative.query, c.negative.image) for c in candidates}), "candidates": len(candidates),
@@ -128,7 +128,7 @@ def train(
 
     def build(path: Path) -> None:
         if untrained or config.retrieval == "simulated":  # which has nothing to train
-            run.write(path / "training_log.json", {"schema": 1, "steps": 0, "rows": []})
+            write_json(path / "training_log.json", run.mark | {"schema": 1, "steps": 0, "rows": []})
             return
         job = {
             "run": str(run.store.directory), "cache": str(config.cache), "iteration": iteration, "steps": steps,
@@ -155,7 +155,7 @@ def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str,
     """
 
     def build(path: Path) -> None:
-        run.write(path, evaluation(run, label, checkpoint, split_name))
+        write_json(path, evaluation(run, label, checkpoint, split_name))
 
     settings = run.key("model", "data") | {"split": split_name}
     inputs = [run.eval_digest(split_name), *([checkpoint.digest] if checkpoint else [])]
@@ -189,7 +189,7 @@ def evaluation(
             else:
                 place = protocols.without(found[query.id], query.reference)[part.relevance.targets[query.id]]
             ranks.append([query.id, place, round(value, 6)])
-    return notices.mark(run.config) | {
+    return run.mark | {
         "schema": 3, "iteration": label.removeprefix("iter_"), "split": parts[0].name,
         "queries": sum(len(part.queries) for part in parts), "gallery": sum(len(part.gallery.ids) for part in parts),
         "missing_images": sum(part.missing for part in parts), "dropped_queries": sum(part.dropped for part in parts),
@@ -264,7 +264,7 @@ def account(run: Run, iteration: int, negatives: Artifact, augmented: Artifact |
         true = [
             oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target) for a in accepted
         ]
-        run.write(path, {
+        write_json(path, run.mark | {
             "schema": 1, "iteration": iteration,
             "mined": len(mined), "false_negatives": sum(n.image in right[n.query] for n in mined),
             "mined_by_changes_from_reference": {str(d): apart.count(d) for d in sorted(set(apart))},
