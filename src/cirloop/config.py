@@ -18,11 +18,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from cirloop import flags, notices, recipes, schemas, simulated, suggestions
+from cirloop import flags, notices, places, recipes, schemas, simulated, suggestions
 from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation
-from cirloop.data import places
 from cirloop.data.config import DataConfig, ShapesSettings
 from cirloop.negatives import MinerConfig, TopK
 from cirloop.negatives.attributes.config import AttributeSettings

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from cirloop import flags, notices
+from cirloop import flags, notices, places
 from cirloop.artifacts import Artifact, write_json
 from cirloop.config import RunConfig, explain
-from cirloop.data import Dataset, benchmarks, places
+from cirloop.data import Dataset, benchmarks
 from cirloop.data.config import evaluated
 from cirloop.data.sources import Sources
 from cirloop.evaluation import rankings_file, submission

@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cirloop import schemas
+from cirloop import places, schemas
 from cirloop.artifacts import fingerprint, write_sealed
-from cirloop.data import places
 from cirloop.data.images import FileImages, Links, Picture, stamp
 from cirloop.data.verify import WORKERS, bad_images
 from cirloop.problems import Problems
