@@ -15,10 +15,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/scripts/setup_env.sh"
 setup_env
 
 # 2. The run. This does not change directory: paths you give, and experiments/, count from where you are.
-#    The default configuration is this checkout's, wherever that is. A --config of yours takes its place.
-for argument in "$@"; do
-    case "$argument" in
-        --config | --config=*) exec "$python" "$root/train_iterative.py" "$@" ;;
-    esac
-done
-exec "$python" "$root/train_iterative.py" --config "$root/configs/shapes.yaml" "$@"
+#    Settings are a recipe of this checkout's configs/, wherever that is: shapes.yaml, or that of the --dataset_name and
+#    the --model_backbone. A --config of yours takes its place.
+exec "$python" "$root/train_iterative.py" "$@"

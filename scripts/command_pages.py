@@ -93,9 +93,9 @@ COMMANDS = (
     Command("export", "python -m cirloop.export", {"": "cirloop.export.__main__:ExportConfig"}, "export"),
 )  # fmt: skip
 AFTER = {
-    "train_iterative": "`run_iterative_training.sh` hands all flags on, after `--config configs/shapes.yaml` where no "
-    "`--config` is given. Every flag but those of the first table may stand in the YAML too, nested at its dots. Flags "
-    "win over the file.",
+    "train_iterative": "`run_iterative_training.sh` hands all flags on. Without `--config` the settings are "
+    "those of the recipe `configs/{dataset_name}_{model_backbone}.yaml`, without a data set of `configs/shapes.yaml`. "
+    "Every flag but those of the first table may stand in the YAML too, nested at its dots. Flags win over the file.",
     VECTORS: "The settings of the `--strategy` are flags too, without `--mining.`: see the group `mining` of "
     "[train_iterative.py](train_iterative.md#mining).",
 }

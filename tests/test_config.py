@@ -147,7 +147,9 @@ def test_flag_sets_its_setting(flags: str, dotted: str, value: Any) -> None:
 
 
 def test_data_dir_is_refused_for_a_drawn_data_set() -> None:
-    config = load(["--data_dir", "/x"], DEFAULT)
+    with pytest.raises(UserError, match=r"--data_dir /x: the data set is `shapes`, .* --dataset_name, such as jsonl"):
+        load(["--data_dir", "/x"], DEFAULT)
+    config = RunConfig(data_dir=Path("/x"))
     with pytest.raises(UserError, match="--data_dir: the data set `shapes` is drawn"):
         config.data.build(Sources(config.data_dir, config.cache, lambda items, _: items))
 
@@ -255,10 +257,21 @@ def test_missing_config_names_those_there_are(tmp_path: Path, empty: Path) -> No
         load(["--config", str(empty), "--fast_mode"], DEFAULT)
 
 
-DECISIVE = {"seed", "model", "foundation", "data", "mining", "attributes", "captioning", "training", "evaluation"}
+DECISIVE = {
+    "seed",
+    "retrieval",
+    "model",
+    "foundation",
+    "data",
+    "mining",
+    "attributes",
+    "captioning",
+    "training",
+    "evaluation",
+}
 INDECISIVE = {
     *("config", "fast_mode", "experiment_dir", "auto_resume", "resume_from_iteration", "dry_run", "data_dir"),
-    *("num_iterations", "runtime", "train_dir", "report_only"),
+    *("num_iterations", "runtime", "train_dir", "report_only", "retrieval_fallback"),
 }
 
 

@@ -17,10 +17,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = {
     "types", "settings", "runtime", "reading", "schemas", "shown", "artifacts", "problems", "cost", "memory",
-    "stopping", "disk", "silence", "telling", "relay", "known_positives",
+    "stopping", "disk", "silence", "telling", "relay", "known_positives", "places",
 }  # fmt: skip
 ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training", "evaluation", "report"}
-BELOW_STAGES = LEAVES | ROOMS | {"config", "rows"}
+BELOW_STAGES = LEAVES | ROOMS | {"config", "notices", "rows"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "artifacts": {"types", "disk", "schemas"},
     "disk": set(),
     "silence": set(),
+    "places": set(),
     "telling": set(),
     "relay": {"shown", "telling"},
     "problems": {"types", "reading"},
@@ -48,10 +49,14 @@ ALLOWED: dict[str, set[str]] = {
     "training": LEAVES | {"backbones"},
     "evaluation": LEAVES | {"retrieval"},
     "report": LEAVES,
-    "flags": {"types"},
-    "directory": {"types", "artifacts", "config"},
+    "suggestions": set(),
+    "flags": {"types", "suggestions"},
+    "recipes": LEAVES | ROOMS | {"flags"},
+    "notices": LEAVES | ROOMS | {"recipes"},
+    "simulated": LEAVES | ROOMS,
+    "directory": {"types", "artifacts", "config", "recipes"},
     "report_run": BELOW_STAGES | {"directory"},
-    "config": LEAVES | ROOMS | {"flags"},
+    "config": LEAVES | ROOMS | {"flags", "notices", "recipes", "simulated", "suggestions"},
     "rows": {"types", "artifacts", "known_positives"},
     "mining": LEAVES | {"negatives", "retrieval"},
     "mine_split": BELOW_STAGES | {"mining", "run"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 
 from cirloop import launch, trackers
@@ -14,6 +15,7 @@ from cirloop.problems import Problems, ProblemsFound
 from cirloop.report.terminal import progress
 from cirloop.types import TrainSplit, UserError
 
+logger = logging.getLogger(__name__)
 PROBLEMS = "problems.json"
 
 
@@ -68,9 +70,10 @@ def check(config: RunConfig) -> Dataset:
             problems.add(f"{name} {file}", "there is no such file")
     try:
         if runtime.accelerate_config is None or runtime.accelerate_config.is_file():
-            launch.processes(runtime)
+            for line in launch.crowded(runtime):
+                logger.warning("%s", line)
     except UserError as error:
-        problems.add("--accelerate_config", str(error))
+        problems.add("--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error))
     for where, what in trackers.problems(runtime.report_to):
         problems.add(where, what)
     for name in ("chunk_size", "skip_bad_batches"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 import warnings
@@ -14,6 +16,18 @@ from cirloop.report.terminal import start_logging
 from cirloop.shown import safe
 from cirloop.types import UserError
 
+IN_OTHER_SIGNS = "cirloop.signs"
+"""Name of how a terminal or pipe that cannot show a sign is written to: by one or more that it can."""
+SIGNS = {"±": "+-", "→": "->", "…": "...", "–": "-", "—": "-", "×": "x", "·": "-", "•": "-", "✓": "ok", "µ": "u"}
+
+
+def _in_other_signs(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(IN_OTHER_SIGNS, _in_other_signs)
+
 
 def run(main: Callable[[], None]) -> None:
     """Run a command. A UserError, and a disk that is full, failing or shut, ends it with a message and exit code 2, an
@@ -22,6 +36,9 @@ def run(main: Callable[[], None]) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=IN_OTHER_SIGNS)
     start_logging()
     try:
         with live.shown():

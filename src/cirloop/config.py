@@ -5,21 +5,20 @@ Precedence: flags, with `--fast_mode` the config's `_fast.yaml` twin, the config
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    YamlConfigSettingsSource,
 )
 
-from cirloop import flags, reading, schemas
+from cirloop import flags, notices, places, recipes, schemas, simulated, suggestions
 from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation
@@ -42,7 +41,7 @@ TYPED = {
     "training.loss": "loss",
 }
 """Groups of settings that a flag may give another type, and the flag."""
-NO_SETTINGS = ("schema", "run", "digest")
+NO_SETTINGS = ("schema", "run", "digest", notices.SIMULATED)
 """What a run directory's `config.json` holds besides."""
 
 
@@ -54,6 +53,8 @@ class Evaluation(Settings):
     """Also evaluate the base model, before any training."""
 
 
+PLACES = (("", ("data_dir", "train_dir")), ("runtime", ("cache_dir", "control", "accelerate_config", "deepspeed")))
+"""Settings that are paths and decide no result."""
 LAST_WORD = (
     *("data.allow_missing_images", "data.categories", "mining.n_def", "training.batch_size", "training.learning_rate"),
     *("training.skip_bad_batches", "runtime.num_processes", "runtime.accelerate_config", "runtime.deepspeed"),
@@ -108,6 +109,12 @@ class RunConfig(BaseSettings):
     num_iterations: int = Field(3, ge=0)
     """Rounds of mine, caption, train, evaluate after the warm-up."""
     seed: int = Field(0, ge=0, description="Of all random numbers of the run.")
+    retrieval: Literal["real", "simulated"] = "real"
+    """`simulated`: no model; rankings are drawn from the seed, for trying the machinery on data of one's own. All that
+    such a run makes says so first."""
+    retrieval_fallback: Literal["none", "simulated"] = "none"
+    """What ranks where the weights of a model are not to be had: nothing, the run ends; or rankings drawn from the
+    seed."""
     model: BackboneConfig = Qwen2VLSettings()
     foundation: FoundationConfig = Qwen2VLFoundation()
     data: DataConfig = ShapesSettings()
@@ -119,6 +126,23 @@ class RunConfig(BaseSettings):
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_model(cls, content: Any) -> Any:
+        """Where retrieval is simulated no model ranks, whichever is named."""
+        if isinstance(content, dict) and content.get("retrieval") == "simulated":
+            return {**content, "model": {"type": "simulated", "seed": content.get("seed", 0)}}
+        return content
+
+    @model_validator(mode="after")
+    def _model(self) -> Self:
+        if self.retrieval == "real" and self.model.type == "simulated":
+            raise ValueError(
+                "retrieval is real, and the model `simulated` is none. Name a model by --model_backbone or a recipe by "
+                "--config, with an --experiment_dir of its own; or give --retrieval simulated"
+            )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
@@ -127,7 +151,7 @@ class RunConfig(BaseSettings):
 
     @property
     def directory(self) -> Path:
-        return self.experiment_dir or Path("experiments") / f"{self.model.type}_{self.data.type}_iterative"
+        return self.experiment_dir or recipes.default_directory(self.model.type, self.data.type)
 
     @property
     def cache(self) -> Path:
@@ -136,29 +160,45 @@ class RunConfig(BaseSettings):
     def decisive(self) -> dict[str, Any]:
         """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged. Neither is
         `training.skip_bad_batches`: a finished stage left out the bad batches that it had, whatever the limit."""
-        keep = {"seed", "model", "foundation", "data", "mining", "attributes", "captioning", "training", "evaluation"}
+        keep = {
+            "seed",
+            "retrieval",
+            "model",
+            "foundation",
+            "data",
+            "mining",
+            "attributes",
+            "captioning",
+            "training",
+            "evaluation",
+        }
         return self.model_dump(mode="json", include=keep, exclude={"training": {"skip_bad_batches"}})
 
     def resolved(self) -> dict[str, Any]:
         """Everything, as JSON, for the run directory's `config.json`."""
         asked = {"config", "fast_mode", "auto_resume", "resume_from_iteration", "dry_run", "report_only"}
-        return self.model_dump(mode="json", exclude={*asked, "experiment_dir"})
+        settings = self.model_dump(mode="json", exclude={*asked, "experiment_dir"})
+        for group, names in PLACES:  # a run is also used from other directories than that it was begun in
+            node = settings[group] if group else settings
+            node |= {name: str(Path(node[name]).absolute()) for name in names if node[name] is not None}
+        return settings
 
 
 def load(argv: Sequence[str], default_config: Path) -> RunConfig:
     """The configuration of a command line. Raises UserError with every problem found."""
-    peek = flags.Parser(prog=PROGRAM, add_help=False)
-    peek.add_argument("--config", type=Path, default=default_config)
-    peek.add_argument("--fast_mode", action="store_true")
-    for group, flag in TYPED.items():
-        peek.add_argument(f"--{flag}", f"--{group}.type", dest=group)
-    known, _ = peek.parse_known_args(list(argv))
-    types = {group: getattr(known, group) for group in TYPED if getattr(known, group) is not None}
-    files = [known.config]
-    if known.fast_mode:
-        files.append(known.config.with_name(f"{known.config.stem}_fast{known.config.suffix}"))
-    for path in files:
-        _check_yaml(path, fast=path != known.config)
+    asked = recipes.asked(argv, TYPED, PROGRAM)
+    content = recipes.content(asked, default_config)
+    for name in NO_SETTINGS if "schema" in content else ():
+        content.pop(name, None)
+    for group, type_ in asked.types.items():
+        *outer, name = group.split(".")
+        node: Any = content
+        for part in outer:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else node
+        if isinstance(node, dict):
+            node[name] = recipes.of_type(RunConfig, node.get(name, {}), group, type_)
+    if asked.simulated:
+        content |= simulated.settings(content, foundation_named="foundation" in {*asked.types, *asked.paths})
 
     class Parsed(RunConfig):
         @classmethod
@@ -169,17 +209,7 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
             *_: Any,
             **__: Any,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            source = YamlConfigSettingsSource(settings_cls, yaml_file=files, deep_merge=True)
-            for name in NO_SETTINGS if "schema" in source.init_kwargs else ():
-                source.init_kwargs.pop(name, None)
-            for group, type_ in types.items():
-                *outer, name = group.split(".")
-                node: Any = source.init_kwargs
-                for part in outer:
-                    node = node.setdefault(part, {}) if isinstance(node, dict) else node
-                if isinstance(node, dict):
-                    node[name] = _of_type(node.get(name, {}), group, type_)
-            return (init_settings, source)
+            return (init_settings, InitSettingsSource(settings_cls, content))
 
     Parsed.__doc__ = RunConfig.__doc__
     try:
@@ -189,21 +219,23 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
     named = ", ".join(secrets_in(config.resolved()))
     if named:
         raise UserError(f"{named}: a secret, and settings are copied to {config.directory}. Give tokens as HF_TOKEN.")
-    return config
+    return config if config.report_only else completed(config)
 
 
-def _of_type(settings: Any, group: str, type_: str) -> Any:
-    """A file's settings of a group whose type a flag changes: those that the new type has too."""
-    if not isinstance(settings, dict) or settings.get("type") == type_:
-        return settings
-    union: Any = RunConfig
-    for part in group.split("."):
-        union = union.model_fields[part].annotation
-    known = {n for kind in get_args(union) if kind.model_fields["type"].default == type_ for n in kind.model_fields}
-    left = [name for name in settings if name not in known]
-    if left and known:
-        logger.info("%s.type is %s by flag: the file's %s left out", group, type_, ", ".join(sorted(left)))
-    return {name: value for name, value in settings.items() if name in known or not known}
+def completed(config: RunConfig) -> RunConfig:
+    """The configuration with the usual place of its data, and without a model where that is asked for and none is here.
+
+    Raises UserError for `tiny` on photographs where nobody named it, and for a data directory that is not read.
+    """
+    if config.data_dir is not None and config.data.type == recipes.DRAWN:
+        raise UserError(
+            f"--data_dir {config.data_dir}: the data set is `shapes`, which is drawn and reads no files. Name what "
+            "lies there by --dataset_name, such as jsonl for triplets of your own (docs/datasets.md), or by --config."
+        )
+    notices.refuse_unnamed(config)
+    if config.retrieval_fallback == "simulated" and config.retrieval == "real":
+        config = simulated.instead(config)
+    return config.model_copy(update=places.found(config.data, config.data_dir, config.train_dir))
 
 
 def from_json(path: Path, **changes: Any) -> RunConfig:
@@ -219,7 +251,7 @@ def save(config: RunConfig, path: Path) -> str:
     """Write a run directory's copy; returns the run's name, a digest of what decides results in its first copy."""
     run = run_of(path) if path.exists() else None
     run = run or fingerprint(config.decisive())
-    write_sealed(path, "config", {"run": run, **config.resolved()})
+    write_sealed(path, "config", notices.mark(config) | {"run": run, **config.resolved()})
     return run
 
 
@@ -229,24 +261,6 @@ def run_of(path: Path) -> str | None:
     return name
 
 
-def _check_yaml(path: Path, fast: bool) -> None:
-    if not path.is_file():
-        flag = "--fast_mode needs" if fast else "--config:"
-        there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) if path.parent.is_dir() else ""
-        raise UserError(f"{flag} {path}: there is no such file. In {path.parent}: {there or 'no YAML files'}.")
-    try:
-        content = reading.yaml_file(path)
-    except UserError as error:
-        raise UserError(f"{path} {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a mapping of settings, found {type(content).__name__}.")
-    odd = [key for key in content if not isinstance(key, str)]
-    if odd:
-        raise UserError(f"{path}: names of settings are words, found {odd[0]!r}.")
-    for flag in {"config", "fast_mode"} & content.keys():
-        raise UserError(f"{path}: `{flag}` is for the command line, not for a file. Give it as --{flag}.")
-
-
 def explain(error: ValidationError, program: str = PROGRAM) -> str:
     """Every problem of a validation error, a line each, with the nearest right name for an unknown one."""
     lines = []
@@ -254,11 +268,13 @@ def explain(error: ValidationError, program: str = PROGRAM) -> str:
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            near = _near(where)
+            near = suggestions.settings_like(where, RunConfig)
             message = "unknown setting" + (f"; did you mean {' or '.join(near)}?" if near else "")
         elif problem["type"] == "union_tag_invalid":
             where += ".type"
-            message = f"should be one of {problem['ctx']['expected_tags']} (given: {problem['ctx']['tag']!r})"
+            given, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            near = suggestions.types_like(str(given), [tag.strip(" '") for tag in tags.split(",")])
+            message = f"should be one of {tags} (given: {given!r}{f'; see {near[0]}' if near else ''})"
         else:
             message += (
                 f" (given: {problem['input']!r:.200})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
@@ -269,30 +285,3 @@ def explain(error: ValidationError, program: str = PROGRAM) -> str:
         + "\n".join(lines)
         + f"\nAll settings: {program} --help"
     )
-
-
-def _near(where: str) -> list[str]:
-    """At most two settings, dotted, with a name like the last part of `where`; those of its group first."""
-    group, _, name = where.rpartition(".")
-    names = _names() - {where}
-    like = difflib.get_close_matches(name, {n.rpartition(".")[2] for n in names})
-    near = [n for n in names if n.rpartition(".")[2] in like]
-    near.sort(key=lambda n: (n.rpartition(".")[0] != group, like.index(n.rpartition(".")[2]), n))
-    return near[:2]
-
-
-def _names() -> set[str]:
-    """Every setting, dotted; where a group has a type, with the type between as pydantic names it."""
-    names: set[str] = set()
-
-    def walk(model: type[BaseModel], prefix: str) -> None:
-        for name, field in model.model_fields.items():
-            names.add(prefix + name)
-            kinds = get_args(field.annotation) if field.discriminator else (field.annotation,)
-            for kind in kinds:
-                if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    tag = f"{kind.model_fields['type'].default}." if field.discriminator else ""
-                    walk(kind, f"{prefix}{name}.{tag}")
-
-    walk(RunConfig, "")
-    return names

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from cirloop.artifacts import Store
 from cirloop.config import RunConfig, from_json, run_of
+from cirloop.recipes import CONFIG as CONFIG
 from cirloop.types import UserError
-
-CONFIG = "config.json"
 
 
 def run_directory(directory: Path) -> tuple[RunConfig, Store]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from cirloop import flags
+from cirloop import flags, notices, places
 from cirloop.artifacts import Artifact, write_json
 from cirloop.config import RunConfig, explain
 from cirloop.data import Dataset, benchmarks
@@ -19,7 +19,7 @@ from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.significance import compared
 from cirloop.experiment import done_iterations, show
 from cirloop.problems import Problems
-from cirloop.report.terminal import progress
+from cirloop.report.terminal import marked, progress
 from cirloop.run import Run, run_directory
 from cirloop.score_rankings import score_rankings
 from cirloop.stages import evaluation, predictions
@@ -83,8 +83,9 @@ def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, s
     other = evaluated(name, options.gallery, options.allow_missing_images)
     if other is not None and (options.data_dir is not None or benchmark_of(name) != config.data.type):
         settings, split = other
-        where = Sources(options.data_dir, config.cache, progress, allow_symlinks=links)
-        there = {"data": settings, "data_dir": options.data_dir, "train_dir": None}
+        directory = places.found(settings, options.data_dir, None)["data_dir"]
+        where = Sources(directory, config.cache, progress, allow_symlinks=links)
+        there = {"data": settings, "data_dir": directory, "train_dir": None}
         return config.model_copy(update=there), settings.build(where), split
     where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir, links)
     own = config.data.build(where)
@@ -105,6 +106,8 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     directory = options.experiment_dir
     assert directory is not None
     config, store = run_directory(directory)
+    for notice in notices.of(config):
+        logger.warning("%s", notice)
     if options.num_processes is not None:
         told = {"num_processes": options.num_processes, "accelerate_config": None}
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update=told)})
@@ -116,6 +119,13 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         raise UserError(f"--submission: {parts[0].name} ranks nothing; people chose between sets of images.")
     if not labelled and options.ablate is not None:
         raise UserError(f"--ablate: {parts[0].name} has no published targets, so there is nothing to score.")
+    if not labelled and options.output_file is not None:
+        raise UserError(
+            f"--output_file {options.output_file}: {parts[0].name} has no published targets, so there are no scores to "
+            "write. Leave the flag out: the rankings are written for the server, into --submission."
+        )
+    if not labelled or options.submission is not None:
+        notices.refuse_simulated(config, "whose rankings could be submitted")
     results = []
     for label in labels:
         checkpoint: Artifact | None = None if label == BASE else store.find(f"checkpoint_iter_{label}")
@@ -124,11 +134,13 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         if options.submission is not None or not labelled:
             _submit(run, label, checkpoint, split, options.submission or directory / f"submission_{parts[0].name}")
     if not labelled:
-        logger.warning("%s has no published targets, so no scores", parts[0].name)
+        logger.warning("%s has no published targets, so no scores: its server gives them for the files above",
+                       parts[0].name)  # fmt: skip
         return []
-    show(results)
+    with marked(notices.title(config)):
+        show(results)
     if options.output_file is not None:
-        write_json(options.output_file, {"schema": 3, "results": results, "compared": compared(results)})
+        write_json(options.output_file, run.mark | {"schema": 3, "results": results, "compared": compared(results)})
     return results
 
 
@@ -163,6 +175,11 @@ def evaluate(options: EvalConfig) -> Any:
         problems.add("--ablate", "is no system to submit; leave --submission out")
     if options.output_file is not None and not options.output_file.absolute().parent.is_dir():
         problems.add(f"--output_file {options.output_file}", "its directory does not exist")
+    for flag, path in (("output_file", options.output_file), ("rankings", options.rankings)):
+        if path is not None and path.is_dir():
+            problems.add(f"--{flag} {path}", f"is a directory; give a file, such as {path / 'results.json'}")
+    if options.submission is not None and options.submission.is_file():
+        problems.add(f"--submission {options.submission}", "is a file; give a directory")
     problems.stop("All flags: eval_iterative.py --help")
     if options.rankings is None:
         return evaluate_run(options)

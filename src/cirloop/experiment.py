@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cirloop import lock, stopping, telling
+from cirloop import lock, notices, stopping, telling
 from cirloop.artifacts import MANIFEST, Store
 from cirloop.checks import check
 from cirloop.config import RunConfig, from_json, save
@@ -17,7 +17,7 @@ from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
 from cirloop.problems import ProblemsFound
 from cirloop.report.attempts import Attempt
-from cirloop.report.terminal import metric_rows, table
+from cirloop.report.terminal import marked, metric_rows, table
 from cirloop.run import CONFIG, Run
 from cirloop.settings import differences
 from cirloop.trackers import DIRECTORY as TRACKED
@@ -86,13 +86,19 @@ def open_run(config: RunConfig) -> Run:
 
 def _check_same(config: RunConfig, old: RunConfig) -> None:
     lines = differences(old.decisive(), config.decisive())
-    if lines:
-        raise UserError(
-            f"{config.directory} was made with other settings:\n  "
-            + "\n  ".join(lines)
-            + "\nWays out: give the settings it was "
-            f"made with ({config.directory / CONFIG}), or start anew with another --experiment_dir."
-        )
+    if not lines:
+        return
+    if old.retrieval != config.retrieval:
+        lines = [
+            f"retrieval: {old.retrieval!r} -> {config.retrieval!r}. A simulated run and a real one never go on from "
+            "each other."
+        ]
+    raise UserError(
+        f"{config.directory} was made with other settings:\n  "
+        + "\n  ".join(lines)
+        + f"\nWays out: leave those flags out, and --experiment_dir {config.directory} --auto_resume goes on with the "
+        f"settings it was made with ({config.directory / CONFIG}); or start anew with another --experiment_dir."
+    )
 
 
 def run(config: RunConfig) -> list[dict[str, Any]]:
@@ -102,7 +108,8 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     """
     began = time.monotonic()
     is_used(config.directory)  # a directory of something else gets no lock
-    with Attempt(config.directory) as attempt:
+    say_first(config)
+    with Attempt(config.directory) as attempt, marked(notices.title(config)):
         with lock.held(config.directory), stopping.listening():
             current = open_run(config)
             attempt.open()
@@ -112,8 +119,15 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
         show(results)
         _show_accounts(current.store)
         current.costs.show()
+        say_first(config)
         logger.info("finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS)
     return results
+
+
+def say_first(config: RunConfig) -> None:
+    """Log what a reader of the run's numbers must know."""
+    for notice in notices.of(config):
+        logger.warning("%s", notice)
 
 
 def _watched(current: Run) -> list[dict[str, Any]]:
@@ -178,6 +192,7 @@ def dry_run(config: RunConfig) -> None:
 
     Writes nothing but features, what was found out about the pictures, and the problems.
     """
+    say_first(config)
     try:
         data = check(config)
     except ProblemsFound as error:
@@ -212,11 +227,13 @@ def dry_run(config: RunConfig) -> None:
         *((f"estimate: {name}", f"{value / 60:.1f} min") for name, value in cost.items()),
         ("estimate: all", f"{sum(cost.values()) / 60:.1f} min"),
     ]
-    table("Plan (nothing was trained)", ("what", "value"), rows)
+    table(f"{notices.title(config)}Plan (nothing was trained)", ("what", "value"), rows)
 
 
 def _measure(config: RunConfig, split: TrainSplit | EvalSplit) -> float:
     """Seconds per embedding of a query, vision tokens at hand."""
+    if config.retrieval == "simulated":
+        return 0.0
     from cirloop.backbones import Item
     from cirloop.backbones.features import VisionFeatures
 

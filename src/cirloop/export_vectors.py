@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
-from cirloop import cli, flags
+from cirloop import cli, flags, notices
 from cirloop.artifacts import write_json
 from cirloop.config import explain
 from cirloop.data.sources import Sources
@@ -72,6 +72,7 @@ def export(options: ExportConfig) -> None:
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise UserError(f"--output {options.output} is there already and not an empty directory; give another.")
     config, store = run_directory(directory)
+    notices.refuse_simulated(config, "whose vectors could be exported")
     label, *more = chosen(options.iteration, done_iterations(store))
     if more:
         raise UserError(f"--iteration {options.iteration}: give one.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from cirloop.suggestions import flags_like
 from cirloop.types import UserError
 
 S = TypeVar("S", bound=BaseSettings)
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
         flags = [flag for action in self._actions for flag in action.option_strings]
-        near = sorted({n for word in unknown for n in difflib.get_close_matches(word, flags, n=2)})
+        near = flags_like(unknown, flags)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"{message}.{hint} All flags: {self.prog} --help")
 

@@ -49,6 +49,28 @@ def processes(runtime: Runtime) -> int:
     return num
 
 
+def crowded(runtime: Runtime) -> list[str]:
+    """What is to be said of processes without a device of their own on this machine. Raises UserError on GPUs, of which
+    each process needs one."""
+    import torch
+
+    per_machine = -(-processes(runtime) // num_nodes())
+    if per_machine == 1:
+        return []
+    if torch.cuda.is_available():
+        if per_machine > torch.cuda.device_count():
+            raise UserError(
+                f"--num_processes: {per_machine} processes on this machine and {torch.cuda.device_count()} GPUs; each "
+                f"process needs one. Give --num_processes {torch.cuda.device_count()} a machine, or more GPUs."
+            )
+        return []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [
+        f"{per_machine} processes share {cores} CPU cores, and there is no GPU: each loads a "
+        "model of its own, and together they are hardly faster than one. Leave --num_processes out unless you mean it."
+    ]
+
+
 def training(job: dict[str, Any], runtime: Runtime) -> None:
     """Run the training `job` and return when its output is there. Raises Stopped where it was asked to stop before."""
     if runtime.num_processes == 1 and runtime.accelerate_config is None and runtime.deepspeed is None:

@@ -26,7 +26,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
 
     def note(evaluation: Artifact) -> None:
         results.append(evaluation.read())
-        write_json(run.store.directory / RESULTS, stages.summary(results))
+        write_json(run.store.directory / RESULTS, run.mark | stages.summary(results))
 
     if config.evaluation.base:
         note(stages.evaluate(run, "base", None, split, 0))

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cirloop import schemas
+from cirloop import notices, schemas
 from cirloop.artifacts import Store
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
@@ -59,6 +59,7 @@ class Reporter:
             html.Source(
                 self._store.directory, names, self._read, config.resolved(), protocols.HEADLINE[config.data.type],
                 train, evals, no_data, hardness, config.runtime.control, self._kept,
+                notices.of(config), notices.title(config),
             ),
             self._thumbnails,
         )  # fmt: skip

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cirloop import launch, memory, stopping, telling
+from cirloop import launch, memory, notices, stopping, telling
 from cirloop.artifacts import Artifact, Store, fingerprint
 from cirloop.backbones import Item, flops
 from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.simulated import SimulatedRetrieval
 from cirloop.backbones.weights import is_adapter
 from cirloop.captioning.eyes import Asked, Eyes
 from cirloop.config import RunConfig
@@ -50,7 +51,7 @@ class Run:
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
         self._digests: dict[str, str] = {}
         self._looked_at: set[tuple[str, str]] = set()
-        self.costs = Costs(store.directory)
+        self.costs = Costs(store.directory, notices.mark(config))
         self.reporter = Reporter.of_data(config, store, data)
 
     def make(
@@ -70,6 +71,11 @@ class Run:
         if artifact.made_now:
             self.report()
         return artifact
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What stands first in each JSON file of this run."""
+        return notices.mark(self.config)
 
     def report(self) -> None:
         """Write `report.html` with what is there by now, unless that is switched off."""
@@ -127,6 +133,8 @@ class Run:
 
     def _embed(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
         runtime, model = self.config.runtime, self._model
+        if isinstance(backbone, SimulatedRetrieval):
+            return backbone.vectors(items)
         if launch.processes(runtime) > 1 and model is not None and backbone is model[1] and items:
             adapter = None if model[0] == "None" else Path(model[0])
             return self._shares(split).embed(items, adapter, backbone.fingerprint, title)

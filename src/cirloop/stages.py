@@ -43,7 +43,8 @@ def mine(run: Run, iteration: int, checkpoint: Artifact, before: Sequence[Artifa
     """
 
     def build(path: Path) -> None:
-        write_json(path, mine_split(run, run.embedder(checkpoint), iteration, known_positives(run.data.train, before)))
+        known = known_positives(run.data.train, before)
+        write_json(path, run.mark | mine_split(run, run.embedder(checkpoint), iteration, known))
 
     told = run.config.attributes
     asked = any(each.type == "verify" for each in run.config.mining.filters) or (told and told.images == "vlm")
@@ -97,7 +98,7 @@ def caption(
         }
         accepted, rejected = rewrite.choose(candidates, known, settings, iteration, name)
         reasons = sorted({c.reason for c in rejected})
-        write_json(path, {
+        write_json(path, run.mark | {
             "schema": 1, "iteration": iteration,
             "summary": {
                 "mined": len({(c.negative.query, c.negative.image) for c in candidates}), "candidates": len(candidates),
@@ -130,8 +131,8 @@ def train(
     settings = run.key("model", "training", "data") | {"steps": steps}
 
     def build(path: Path) -> None:
-        if untrained:
-            write_json(path / "training_log.json", {"schema": 1, "steps": 0, "rows": []})
+        if untrained or config.retrieval == "simulated":  # which has nothing to train
+            write_json(path / "training_log.json", run.mark | {"schema": 1, "steps": 0, "rows": []})
             return
         job = {
             "run": str(run.store.directory), "cache": str(config.cache), "iteration": iteration, "steps": steps,
@@ -192,7 +193,7 @@ def evaluation(
             else:
                 place = protocols.without(found[query.id], query.reference)[part.relevance.targets[query.id]]
             ranks.append([query.id, place, round(value, 6)])
-    return {
+    return run.mark | {
         "schema": 3, "iteration": label.removeprefix("iter_"), "split": parts[0].name,
         "queries": sum(len(part.queries) for part in parts), "gallery": sum(len(part.gallery.ids) for part in parts),
         "missing_images": sum(part.missing for part in parts), "dropped_queries": sum(part.dropped for part in parts),
@@ -267,7 +268,7 @@ def account(run: Run, iteration: int, negatives: Artifact, augmented: Artifact |
         true = [
             oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target) for a in accepted
         ]
-        write_json(path, {
+        write_json(path, run.mark | {
             "schema": 1, "iteration": iteration,
             "mined": len(mined), "false_negatives": sum(n.image in right[n.query] for n in mined),
             "mined_by_changes_from_reference": {str(d): apart.count(d) for d in sorted(set(apart))},

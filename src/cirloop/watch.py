@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cirloop import schemas, telling
+from cirloop import notices, schemas, telling
 from cirloop.artifacts import Artifact, Store
 from cirloop.config import RunConfig
 from cirloop.evaluation import protocols
@@ -60,8 +60,9 @@ class Watch:
     def _head(self, name: str, iteration: int | None) -> Head:
         number = self._plan.index(name) + 1
         base = name.endswith("_base.json")
+        run = f"{notices.title(self._config)}{self._config.directory}"
         return Head(
-            str(self._config.directory), name, number, len(self._plan), None if base else iteration,
+            run, name, number, len(self._plan), None if base else iteration,
             self._config.num_iterations, self._left(self._plan[number - 1 :]), self._recalls(),
         )  # fmt: skip
 

@@ -80,9 +80,9 @@ ROWS = (
         "--rows_per_file 1000000 --output vectors",
         swaps={"RUN": "experiments/fast_1", "--iteration 3": "--iteration 2", "vectors": "vectors_parquet"},
         after=(FAST_1,), makes=("vectors_parquet/gallery/00000.parquet",)),
-    Row(f"{RUN} --experiment_dir experiments/fast_1 --fast_mode --seed 1 --auto_resume", f"{SHAPES} {SHORT}",
+    Row(f"{RUN} --experiment_dir experiments/fast_1 --auto_resume", "",
         after=(FAST_1,)),
-    Row(f"{RUN} --experiment_dir experiments/fast_1 --fast_mode --seed 1 --resume_from_iteration 2",
+    Row(f"{RUN} --experiment_dir experiments/fast_1 --resume_from_iteration 2",
         f"{SHAPES} {SHORT}", after=(FAST_1,), makes=("experiments/fast_1/replaced_1",)),
     # docs/costs.md
     Row(f"{PYTHON} train_iterative.py --fast_mode --profile --experiment_dir experiments/profiled",

@@ -96,8 +96,7 @@ class World:
             return ["bash", "-euo", "pipefail", "-c", line]
         first, *words = shlex.split(line)
         if first == RUN:
-            config = [] if "--config" in words else ["--config", "configs/shapes.yaml"]
-            return ["train_iterative.py", *config, *words]
+            return ["train_iterative.py", *words]
         return words
 
     def wrong(self, row: Row) -> str | None:

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from cirloop.data.config import JsonlSettings
 from cirloop.export.card import UNKNOWN, card, code_of, license_of
 from cirloop.export.proof import Difference
 from cirloop.export.reading import Reading
@@ -163,3 +164,12 @@ def test_a_base_without_a_name_is_fetched_with_its_adapter(run: Path) -> None:
     made = code_of(trained(run, "1", "adapter"), "adapter", reading, "me/model", True)
     compile(made, "README.md", "exec")
     assert "where = snapshot_download('me/model')" in made and 'from_pretrained(f"{where}/base"' in made
+
+
+def test_a_card_says_first_that_the_embedded_model_knows_drawn_shapes_only(run: Path) -> None:
+    model = trained(run, "1", "adapter")
+    line = "**`tiny` is the embedder and the foundation model, and knows drawn shapes only"
+    photographs = replace(model, config=model.config.model_copy(update={"data": JsonlSettings()}))
+    for each, says in ((model, False), (photographs, True)):
+        text = card(each, "adapter", READING, "x", False, None, None)
+        assert (line in text.partition("## How to use")[0]) is says

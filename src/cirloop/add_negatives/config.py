@@ -133,6 +133,8 @@ class AddNegativesConfig(flags.Flags):
         try:
             content = reading.yaml_file(self.run_config)
             made: ModelSettings = TypeAdapter(BackboneConfig).validate_python(content["model"])
+            if made.type == "simulated":
+                raise UserError("the run has simulated retrieval, and so no model")
         except (UserError, ValidationError, KeyError, TypeError) as error:
             raise UserError(f"--run-config {self.run_config} has no `model` that can be used: {error}") from None
         return made

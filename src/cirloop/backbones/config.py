@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from cirloop.artifacts import fingerprint
 from cirloop.backbones.prompts import PromptFormat, fitting, load
 from cirloop.backbones.weights import resolve, resolve_adapter, weights_digest
 from cirloop.settings import Settings, default_type
@@ -281,8 +282,35 @@ class ClipCombinerSettings(ModelSettings):
         return ClipCombiner(self, adapter)
 
 
+class SimulatedSettings(ModelSettings):
+    """No model: vectors drawn from a seed. What `--retrieval simulated` puts in a model's place."""
+
+    type: Literal["simulated"] = "simulated"
+    path: str = "simulated"
+    """Not used."""
+    seed: int = 0
+    """The run's."""
+
+    def find(self) -> Path:
+        return Path(__file__).parent
+
+    def weights(self) -> str:
+        return fingerprint(["simulated-1", self.seed])
+
+    def build(self, adapter: Path | None = None) -> Any:
+        from cirloop.backbones.simulated import SimulatedRetrieval
+
+        return SimulatedRetrieval(self)
+
+
 BackboneConfig = Annotated[
-    Blip2Settings | ClipCombinerSettings | LlavaSettings | Qwen2VLSettings | Qwen25VLSettings | Qwen3VLSettings,
+    Blip2Settings
+    | ClipCombinerSettings
+    | LlavaSettings
+    | Qwen2VLSettings
+    | Qwen25VLSettings
+    | Qwen3VLSettings
+    | SimulatedSettings,
     Field(discriminator="type"),
     BeforeValidator(default_type("qwen2_vl")),
 ]

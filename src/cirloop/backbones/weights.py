@@ -30,7 +30,8 @@ def resolve(path: str, *model_types: str) -> Path:
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
-                f"model path {path!r} does not exist. Give a directory, a hub name such as Qwen/Qwen2-VL-2B-Instruct, "
+                f"model path {path!r} does not exist{_here(path)}. Give a directory, a hub name such as "
+                f"Qwen/Qwen2-VL-2B-Instruct, "
                 f"or `{TINY}`, the embedded model."
             )
         directory = _download(path)
@@ -44,6 +45,11 @@ def resolve(path: str, *model_types: str) -> Path:
             + "\nGive a complete model directory, a hub name, or another --model_backbone."
         )
     return directory
+
+
+def _here(path: str) -> str:
+    """Where a path that is no absolute one was looked for."""
+    return "" if path.startswith(("/", "~")) else f" in {Path.cwd()}"
 
 
 def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
@@ -68,6 +74,17 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         problems.append(f"config.json or {index.name} cannot be read: {error}")
     return problems
+
+
+def model_type(path: str) -> str | None:
+    """The `model_type` in the config.json of a model directory that is here; None where there is no such file or it
+    says none."""
+    config = reading.at_home(path) / "config.json"
+    try:
+        content = reading.parse_json(reading.text(config)) if config.is_file() else None
+    except UserError:  # said by `resolve`, with all else that is wrong
+        return None
+    return content.get("model_type") if isinstance(content, dict) else None
 
 
 def resolve_adapter(path: str) -> Path:

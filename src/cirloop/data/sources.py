@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cirloop import schemas
+from cirloop import places, schemas
 from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.data.images import FileImages, Links, Picture, stamp
 from cirloop.data.verify import WORKERS, bad_images
@@ -48,9 +48,13 @@ class Sources:
     def root(self, data_set: str) -> Path:
         """The data directory. Raises UserError without one."""
         if self.directory is None:
-            raise UserError(f"The data set {data_set} needs --data_dir, the directory of its files.")
+            raise UserError(
+                f"The data set {data_set} needs --data_dir, the directory of its files. They are in none of the usual "
+                f"places either: {places.looked(data_set)}."
+            )
         if not self.directory.is_dir():
-            raise UserError(f"--data_dir {self.directory}: there is no such directory.")
+            where = "" if self.directory.is_absolute() else f" in {Path.cwd()}"
+            raise UserError(f"--data_dir {self.directory}: there is no such directory{where}.")
         return self.directory
 
     def for_training(self) -> Sources:

@@ -45,8 +45,10 @@ def picture(key: str, alt: str = "") -> str:
     return f'<img src="/picture/{text(key)}" alt="{text(alt)}" loading="lazy" decoding="async">'
 
 
-def head(directory: str, gallery: str, num: int) -> str:
-    return (
+def head(directory: str, gallery: str, num: int, notices: Sequence[str] = ()) -> str:
+    """`notices` are what a reader must know of the models first."""
+    first = "".join(f'<p class="about"><strong>{text(notice)}</strong></p>' for notice in notices)
+    return first + (
         f'<h1>Search {text(gallery)}</h1><p class="about">{num:,} pictures, with the models of {text(directory)}. '
         "Choose or upload a picture, say what should be different, and press Enter.</p>"
     )

@@ -109,7 +109,10 @@ class Layout:
 
     def __init__(self, engine: Engine, page: Page, examples: str, label: str) -> None:
         self.key, self.history, self.start = gr.State(None), gr.State([]), gr.State(0)
-        _html(markup.head(str(engine.directory), engine.gallery.name, len(engine.gallery.ids)), js_on_load=None)
+        _html(
+            markup.head(str(engine.directory), engine.gallery.name, len(engine.gallery.ids), engine.notices),
+            js_on_load=None,
+        )
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 self._pick(page)

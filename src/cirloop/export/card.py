@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from cirloop import reading
+from cirloop import notices, reading
 from cirloop.export.proof import ALIKE, EXACT, Difference
 from cirloop.export.reading import Reading
 from cirloop.export.templates import code, render
@@ -59,6 +59,7 @@ def card(
     return render(
         "card.md.jinja", signs,
         metadata=_metadata(model, to, where, evaluations, licenses),
+        notices=notices.of(model.config),
         name=plain(where.replace("`", "")), to=to, iteration=model.iteration, checkpoint=model.checkpoint.digest,
         base=_shown(model.settings.path, model.hub), hub=model.hub, dtype=dtype, lora=model.lora,
         needs=" ".join(NEEDS[to]), versions=", ".join(f"{name} {version(name)}" for name in NEEDS[to]),

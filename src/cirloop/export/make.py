@@ -34,6 +34,10 @@ def export(
     if push_to_hub is not None:
         hub.check(push_to_hub)
     model = trained(directory, iteration, to)
+    if output is not None and output.resolve() == Path.cwd():
+        raise UserError(
+            f"--output {output} is the directory you are in. Give one that can be made, such as ./exported."
+        )
     goal = output or directory / "export" / f"iter_{model.iteration}_{to}"
     aside, old = (goal.parent / f".{goal.name}.{what}" for what in ("tmp", "old"))
     if old.exists() and not goal.exists():  # one was killed between its two renames

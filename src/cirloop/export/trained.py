@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from cirloop import reading
+from cirloop import notices, reading
 from cirloop.artifacts import Artifact, Store
 from cirloop.backbones.config import VlmSettings
 from cirloop.backbones.weights import LORA_CONFIG
@@ -16,6 +17,7 @@ from cirloop.export.reading import numbered
 from cirloop.problems import Problems
 from cirloop.run import adapter_of, run_directory
 
+logger = logging.getLogger(__name__)
 ADAPTER, MERGED, SENTENCE_TRANSFORMERS = "adapter", "merged", "sentence-transformers"
 
 
@@ -37,6 +39,9 @@ class Trained:
 def trained(directory: Path, iteration: str, to: str) -> Trained:
     """Raises UserError with all that keeps this iteration from being exported to format `to`."""
     config, store = run_directory(directory)
+    notices.refuse_simulated(config, "to export")
+    for notice in notices.of(config):
+        logger.warning("%s", notice)
     done, problems = done_iterations(store), Problems()
     found = {number: store.find(f"checkpoint_iter_{number}") for number in done if str(number) == iteration}
     have = [str(n) for n in done if any((store.directory / f"checkpoint_iter_{n}").glob("*.safetensors"))]

@@ -7,7 +7,7 @@ one of a killed attempt stays, with `finished` false.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ NONE = "-"
 class Costs:
     """The costs of one run directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, mark: Mapping[str, Any] | None = None) -> None:
+        """`mark` stands first in the file."""
+        self._mark = mark or {}
         self._path, self._made = directory / FILE, list[dict[str, Any]]()
         self._warnings: list[str] = []
 
@@ -68,7 +70,7 @@ class Costs:
         self._warnings.append(text)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        write_sealed(self._path, "costs", {"stages": rows})
+        write_sealed(self._path, "costs", {**self._mark, "stages": rows})
 
     def show(self) -> None:
         """The table of the stages made since this object was."""

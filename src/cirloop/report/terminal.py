@@ -7,6 +7,8 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -22,6 +24,7 @@ T = TypeVar("T")
 logger = logging.getLogger("cirloop")
 LINE_EVERY = 15.0
 _numbers = itertools.count()
+_mark: ContextVar[str] = ContextVar("mark", default="")
 
 
 class Safe(logging.Formatter):
@@ -74,6 +77,16 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
         telling.tell("bar", key=key, title=title, done=None, total=total, rate="")
 
 
+@contextmanager
+def marked(mark: str) -> Iterator[None]:
+    """Within, the title of each table begins with `mark`."""
+    before = _mark.set(mark)
+    try:
+        yield
+    finally:
+        _mark.reset(before)
+
+
 def table(
     title: str,
     columns: Sequence[str],
@@ -88,7 +101,7 @@ def table(
     for row in rows:
         made.add_row(*(Text(safe(str(cell))) for cell in row))  # not markup: data sets and models wrote some of it
     target = out or Console(width=None if console.is_terminal else 120)
-    target.print(safe(title), highlight=False, markup=False)
+    target.print(safe(_mark.get() + title), highlight=False, markup=False)
     target.print(made)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cirloop import notices
 from cirloop.backbones import Item
 from cirloop.backbones.base import VisionInput
 from cirloop.backbones.features import VisionFeatures
@@ -139,6 +140,10 @@ class Engine:
     def __init__(self, options: Searched) -> None:
         self.directory = options.experiment_dir
         self._config, _ = run_directory(self.directory)
+        notices.refuse_simulated(self._config, "to search with")
+        self.notices = notices.of(self._config)
+        for notice in self.notices:
+            logger.warning("%s", notice)
         if options.gallery is None:
             self.gallery = of_run(self._config)
         else:

@@ -37,7 +37,8 @@ class Source:
     `names` are the finished artifacts, `read` gives the content of one (of a checkpoint its training log). `settings`
     are the run's as JSON, `headline` the metrics to draw. Where the data set cannot be read `train` is None, `evals`
     empty and `no_data` says why. `hardness` is a curriculum's, of an iteration and the losses so far. `kept` holds what
-    was read of artifacts, from one report to the next.
+    was read of artifacts, from one report to the next. `notices` are what a reader must know first, `mark` stands
+    before the title.
     """
 
     directory: Path
@@ -51,6 +52,8 @@ class Source:
     hardness: Callable[[int, Sequence[float]], float] | None = None
     control: Path | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
+    notices: Sequence[str] = ()
+    mark: str = ""
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
         if key not in self.kept:
