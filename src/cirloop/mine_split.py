@@ -220,7 +220,7 @@ def _judges(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors) -> Jud
 
     def second(path: str, pairs: Pairs) -> tuple[Floats, Floats]:
         alone = {"start_adapter": None} if hasattr(run.config.model, "start_adapter") else {}
-        other = run.config.model.model_copy(update={"path": path, **alone}).build()
+        other = run.models.embedder(None, run.config.model.model_copy(update={"path": path, **alone}))
         numbers, place = np.unique(pairs.numbers_N, return_inverse=True)
         items = query_items([train.triplets[n].query for n in numbers])
         queries = run.vectors(other, items, train, "embed queries, second model")

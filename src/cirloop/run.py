@@ -1,4 +1,4 @@
-"""What the stages of a run share: its configuration, its data, its run directory, and the one model that is loaded."""
+"""What the stages of a run share: its configuration, its data, its run directory, and the owner of its models."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import numpy.typing as npt
 from cirloop import launch, memory, notices, stopping, telling
 from cirloop.artifacts import Artifact, Store, fingerprint
 from cirloop.backbones import Item, flops
-from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.simulated import SimulatedRetrieval
+from cirloop.backbones.config import SimulatedSettings
 from cirloop.backbones.weights import is_adapter
 from cirloop.captioning.eyes import Asked, Eyes
 from cirloop.config import RunConfig
@@ -24,6 +23,7 @@ from cirloop.data import Dataset
 from cirloop.data.dataset import eval_digest
 from cirloop.directory import CONFIG as CONFIG
 from cirloop.directory import run_directory as run_directory
+from cirloop.models import Embedder, Models
 from cirloop.report.costs import Costs
 from cirloop.report.terminal import progress
 from cirloop.report_run import Reporter
@@ -42,12 +42,11 @@ PIECE = 1 << 18
 
 
 class Run:
-    """A configuration, its data, its run directory, and the one model that is loaded."""
+    """A configuration, its data, its run directory, and the owner of its models."""
 
     def __init__(self, config: RunConfig, store: Store, data: Dataset) -> None:
         self.config, self.store, self.data = config, store, data
-        self._model: tuple[str, Any] | None = None
-        self._features: tuple[str, VisionFeatures] | None = None
+        self.models = Models(config)
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
         self._digests: dict[str, str] = {}
         self._looked_at: set[tuple[str, str]] = set()
@@ -94,23 +93,11 @@ class Run:
             self._digests[split_name] = eval_digest(self.data.parts(split_name))
         return self._digests[split_name]
 
-    def embedder(self, checkpoint: Artifact | None) -> Any:
-        """The embedder of a checkpoint (None = the base), kept until another is asked for."""
-        adapter = adapter_of(checkpoint)
-        name = str(adapter)
-        if self._model is None or self._model[0] != name:
-            self._model = None
-            self._model = (name, self.config.model.build(adapter))
-        return self._model[1]
+    def embedder(self, checkpoint: Artifact | None) -> Embedder:
+        """The embedder of a checkpoint (None = the base); its weights are loaded when they are needed."""
+        return self.models.embedder(adapter_of(checkpoint))
 
-    def features(self, encoder: Any, split: TrainSplit | EvalSplit) -> VisionFeatures:
-        name = split.gallery.name + encoder.vision_key
-        if self._features is None or self._features[0] != name:
-            kept = self.config.cache / "vision"
-            self._features = (name, VisionFeatures(encoder, split.images, kept, self.config.runtime))
-        return self._features[1]
-
-    def vectors(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
+    def vectors(self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
         """Vectors of `items`; the last few results are kept. In several processes if there are, for the run's model."""
         name = fingerprint([backbone.fingerprint, split.gallery.name, [astuple(item) for item in items]])
         if name not in self._vectors:
@@ -120,7 +107,9 @@ class Run:
         self._vectors.move_to_end(name)
         return self._vectors[name]
 
-    def _embed_pieces(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
+    def _embed_pieces(
+        self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
+    ) -> Vectors:
         """With no more than one piece in memory: large galleries are kept on disk (`room`)."""
         if len(items) <= PIECE:
             return self._embed(backbone, items, split, title)
@@ -131,31 +120,34 @@ class Run:
             out[start : start + len(made)] = made
         return out
 
-    def _embed(self, backbone: Any, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
-        runtime, model = self.config.runtime, self._model
-        if isinstance(backbone, SimulatedRetrieval):
-            return backbone.vectors(items)
-        if launch.processes(runtime) > 1 and model is not None and backbone is model[1] and items:
-            adapter = None if model[0] == "None" else Path(model[0])
-            return self._shares(split).embed(items, adapter, backbone.fingerprint, title)
-        features, size = self.features(backbone, split), runtime.embed_batch_size
-        return embed(backbone, features, items, size, progress, title, runtime.embed_batch_tokens)
+    def _embed(self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
+        runtime = self.config.runtime
+        if isinstance(backbone.settings, SimulatedSettings):
+            vectors: Vectors = self.models.load(backbone).vectors(items)
+            return vectors
+        if launch.processes(runtime) > 1 and backbone.settings == self.config.model and items:
+            name = backbone.fingerprint
+            return self._shares(split).embed(items, backbone.adapter, name, title)
+        features, size = self.models.features(backbone, split), runtime.embed_batch_size
+        return embed(self.models.load(backbone), features, items, size, progress, title, runtime.embed_batch_tokens)
 
     def _shares(self, split: TrainSplit | EvalSplit) -> Shares:
+        """Several processes, each of which loads the model: this one holds none meanwhile."""
+        self.models.release()
         return Shares(self.config, self.data, split, self.store.workspace(f"shares_{os.getpid()}"))
 
-    def asked(self, backbone: Callable[[], Any]) -> Asked:
+    def asked(self, backbone: Callable[[], Embedder]) -> Asked:
         """The foundation model on the train split's images: in this process, on the weights of the embedder that
-        `backbone` gives where that has the same base; or in several.
+        `backbone` gives where that has the same base; or in several. Let go of it before the embedder is used again.
         """
         config, train = self.config, self.data.train
         if launch.processes(config.runtime) > 1:
             return AskedApart(self._shares(train))
-        captioner = config.foundation.build(backbone() if config.foundation.shares(config.model) else None)
+        captioner = self.models.captioner(backbone())
         kept, size = config.cache / "vision", config.captioning.batch_size
         return Eyes(captioner, train.images, kept, size, progress, config.runtime)
 
-    def gallery(self, backbone: Any, split: TrainSplit | EvalSplit) -> Vectors:
+    def gallery(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:
         """Vectors of a split's images; a warning where they are nearly all the same."""
         items = [Item(image) for image in split.gallery.ids]
         vectors = self.vectors(backbone, items, split, f"embed {split.gallery.name} gallery")
@@ -172,7 +164,7 @@ class Run:
 
     def ranks(
         self,
-        backbone: Any,
+        backbone: Embedder,
         queries: Sequence[Query],
         targets: Sequence[ImageId],
         split: TrainSplit | EvalSplit,

@@ -79,9 +79,6 @@ def caption(
 
     def build(path: Path) -> None:
         queries = {t.query.id: t.query for t in train.triplets}
-        shared = config.foundation.shares(config.model)
-        if not shared:
-            run._model = None  # one model in memory: the embedder comes in again for the round trip
         eyes = run.asked(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration
         candidates = rewrite.write_candidates(eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite)
@@ -141,7 +138,7 @@ def train(
             "key": fingerprint([settings, inputs]), "workspace": str(run.store.workspace(name)), "output": str(path),
             "runtime": config.runtime.model_dump(mode="json"),
         }  # fmt: skip
-        run._model = None  # the trainer loads its own
+        run.models.release()  # the trainer loads its own
         with cost.of_processes(run.store.workspace(name)):
             launch.training(job, config.runtime)
         log = schemas.read(path / "training_log.json")
