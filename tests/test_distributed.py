@@ -33,9 +33,12 @@ def alone(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def trained_again(alone: Path, directory: Path, small: Any, runtime: dict[str, Any]) -> Artifact:
+def trained_again(
+    alone: Path, directory: Path, small: Any, runtime: dict[str, Any], dtype: str = "float32"
+) -> Artifact:
     """The training stage of iteration 1 with other `runtime` settings, from the artifacts it had."""
-    config = small(directory, training=NO_DROPOUT, runtime=runtime)
+    training = {**NO_DROPOUT, "lora": {"dropout": 0.0, "dtype": dtype}}
+    config = small(directory, training=training, runtime=runtime)
     run = Run(config, Store(directory), config.data.build(Sources(None, config.cache, lambda items, _: items)))
     write_json(directory / "config.json", config.resolved())
     first, negatives, samples = (
@@ -54,19 +57,20 @@ def copy(source: Path, path: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("kind", "runtime", "tolerance"),
+    ("kind", "runtime", "tolerance", "dtype"),
     [
-        ("MULTI_CPU", {"accelerate_config": ROOT / "configs/accelerate/cpu_2.yaml"}, 1e-5),
-        ("DEEPSPEED", {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"}, 1e-3),
+        ("MULTI_CPU", {"accelerate_config": ROOT / "configs/accelerate/cpu_2.yaml"}, 1e-5, "float32"),
+        ("MULTI_CPU", {"accelerate_config": ROOT / "configs/accelerate/cpu_2.yaml"}, 1e-5, "base"),
+        ("DEEPSPEED", {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"}, 1e-3, "float32"),
     ],
-    ids=["ddp", "zero2"],
+    ids=["ddp", "ddp with copies", "zero2"],
 )
 def test_two_processes_train_what_one_trains(
-    kind: str, runtime: dict[str, Any], tolerance: float, alone: Path, small: Any, tmp_path: Path,
+    kind: str, runtime: dict[str, Any], tolerance: float, dtype: str, alone: Path, small: Any, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     with caplog.at_level(logging.INFO):
-        found = trained_again(alone, tmp_path / "run", small, runtime)
+        found = trained_again(alone, tmp_path / "run", small, runtime, dtype)
     assert f"training in 2 processes, {kind}" in caplog.text
     one, two = load_file(alone / ADAPTER), load_file(found.path / "adapter_model.safetensors")
     assert two.keys() == one.keys()

@@ -31,7 +31,7 @@ def trainer_of(
     **settings: Any,
 ) -> Trainer:  # fmt: skip
     data = ShapesSettings(train_families=4, train_triplets=24, eval_families=2).build().train
-    backbone: Any = Qwen2VLSettings(dtype="float32", **(model or {})).build()
+    backbone: Any = Qwen2VLSettings(**{"dtype": "float32", **(model or {})}).build()
     options = TrainingSettings(batch_size=8, **settings)
     backbone.make_trainable(options, seed=3)
     batches = Batches(data.triplets, [], [], 8, 0.0, 0, 5)

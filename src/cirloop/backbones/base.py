@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -56,6 +56,9 @@ class LoraSettings(Settings):
     """Share of an adapter's inputs dropped in training."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Module names of the language model that get an adapter. The vision tower stays as it is."""
+    dtype: Literal["float32", "base"] = "float32"
+    """What adapters compute in while they are trained. `base`: in `model.dtype`, with float32 copies for the optimizer,
+    which are what is saved: in bfloat16 less memory per token and faster, see docs/performance.md."""
 
 
 class Tuning(Protocol):

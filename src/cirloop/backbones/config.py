@@ -27,6 +27,9 @@ class ModelSettings(Settings):
 
     def check_training(self, tuning: Tuning) -> None:
         """Raises UserError where a model of these settings cannot be trained so, as far as the settings tell."""
+        if tuning.lora.dtype == "base":
+            raise UserError(f"training.lora.dtype base is for LoRA on a language model, not for {self.type}: leave it "
+                            "at float32.")  # fmt: skip
 
     def find(self) -> Path:
         """The local directory of the weights. Raises UserError with all that is wrong."""
@@ -58,7 +61,7 @@ class VlmSettings(ModelSettings):
     document_prompt: str | None = None
     """The instruction of a gallery image, in place of the format's. None: the format's."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the base model; LoRA weights are float32."""
+    """Of the base model; LoRA weights are float32, in training as `training.lora.dtype` says."""
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs bitsandbytes and CUDA."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -102,6 +105,17 @@ class VlmSettings(ModelSettings):
                 f"training.tune full cannot train weights of {self.quantization}. Set training.tune lora or dora, or "
                 "model.quantization none."
             )
+        if tuning.lora.dtype == "base":
+            self._check_adapters_in_half(tuning)
+
+    def _check_adapters_in_half(self, tuning: Tuning) -> None:
+        ways = "or set training.lora.dtype float32."
+        if tuning.tune in ("full", "dora"):
+            raise UserError(f"training.lora.dtype base is for a plain LoRA, not for training.tune {tuning.tune}: set "
+                            f"training.tune lora, {ways}")  # fmt: skip
+        if self.dtype == "float16":
+            raise UserError("training.lora.dtype base with model.dtype float16: small gradients become zero there. Set "
+                            f"model.dtype bfloat16, {ways}")  # fmt: skip
 
     def content(self) -> dict[str, str | None]:
         adapter = None if self.start_adapter is None else weights_digest(resolve_adapter(self.start_adapter))
@@ -252,6 +266,7 @@ class ClipCombinerSettings(ModelSettings):
         return ratio
 
     def check_training(self, tuning: Tuning) -> None:
+        super().check_training(tuning)
         if tuning.tune not in (None, "full"):
             raise UserError(f"training.tune {tuning.tune!r}: clip_combiner is trained in full; leave the setting out.")
         if self.combiner == "sum" and not self.train_clip and not tuning.parts:

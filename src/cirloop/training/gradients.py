@@ -30,6 +30,7 @@ from cirloop.training.batches import Batch, Batches
 from cirloop.training.config import TrainingSettings
 from cirloop.training.dropout import Window, drawn_for, random_state
 from cirloop.training.losses import Marks
+from cirloop.training.masters import Masters
 from cirloop.training.online import online_mask, rows_of
 from cirloop.training.sharded import Gather
 from cirloop.types import UserError
@@ -110,6 +111,8 @@ class Gradients:
         self.flops = flops.language(backbone)
         self.chunk_size = settings.chunk_size
         """Rows at once; smaller than set from the step on at which memory did not suffice."""
+        self.masters: Masters | None = None
+        """Where weights are trained in half precision: their float32 copies, which also get the gradients."""
 
     @staticmethod
     def _sides(batch: Batch) -> tuple[tuple[list[Item], list[int]], tuple[list[Item], list[int]]]:
@@ -151,7 +154,10 @@ class Gradients:
             cost.add(steps=1, triplets=len(batch.queries))
         while True:
             try:
-                return self._backward_of(step, batch)
+                loss = self._backward_of(step, batch)
+                if self.masters is not None:
+                    self.masters.average(self.accelerator)
+                return loss
             except (MemoryError, RuntimeError) as error:
                 if not memory.ran_out(error):
                     raise
@@ -164,8 +170,9 @@ class Gradients:
         if self.chunk_size:
             return self._backward_in_chunks(step, batch, queries, candidates)
         torch.manual_seed(seed_of(self.seed, step, self.accelerator.process_index))
-        loss = self._loss(batch, *self.module([self._inputs(queries), self._inputs(candidates)]))
-        self.accelerator.backward(loss)
+        with nullcontext() if self.masters is None else self.accelerator.no_sync(self.module):
+            loss = self._loss(batch, *self.module([self._inputs(queries), self._inputs(candidates)]))
+            self.accelerator.backward(loss)
         return float(loss.detach())
 
     @property
@@ -267,7 +274,8 @@ class Gradients:
         # have weights for one side alone, and DDP waits for all of them. A step is split in one process only.
         calls: list[tuple[int, ...]] = [(i,) for i in range(1, len(pieces) - 1)] + [(0, len(pieces) - 1)]
         for call in [(i,) for i in range(len(pieces))] if split else calls:
-            summed = nullcontext() if split or call is calls[-1] else self.accelerator.no_sync(self.module)
+            last = call is calls[-1] and self.masters is None  # copies are averaged by themselves
+            summed = nullcontext() if split or last else self.accelerator.no_sync(self.module)
             with summed, dropout(call[0]):  # checkpointed layers drop out again on the way back
                 made = forward(*call)
                 parts = [v.flatten() @ grads[i].flatten() for i, v in zip(call, made, strict=True)]

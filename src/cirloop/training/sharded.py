@@ -73,14 +73,15 @@ def made_whole(core: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator
     """Within, the weights of `core` named in `parameters` are whole tensors, on the CPU where they were in pieces."""
     pieces = {n: p for n, p in parameters.items() if isinstance(p, DTensor) or hasattr(p, "ds_id")}
     for name, value in whole(pieces).items():
-        _put(core, name, nn.Parameter(value, requires_grad=True))
+        put(core, name, nn.Parameter(value, requires_grad=True))
     try:
         yield
     finally:
         for name, parameter in pieces.items():
-            _put(core, name, parameter)
+            put(core, name, parameter)
 
 
-def _put(core: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def put(core: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Replace a weight of `core` by another parameter."""
     module, _, leaf = name.rpartition(".")
     core.get_submodule(module)._parameters[leaf] = parameter

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from cirloop import cost, memory, stopping
@@ -25,6 +26,7 @@ from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.training.config import TrainingSettings
 from cirloop.training.gradients import Gradients, Pair
 from cirloop.training.health import BadBatch, bad_row
+from cirloop.training.masters import Masters
 from cirloop.training.sharded import full, in_step, like, made_whole, whole
 from cirloop.types import UserError
 
@@ -59,6 +61,12 @@ class Trainer(Gradients):
             config["train_micro_batch_size_per_gpu"] = max(1, settings.batch_size // accelerator.num_processes)
             config["gradient_clipping"] = settings.max_grad_norm
         self.parameters = backbone.trainable()
+        if settings.lora.dtype == "base":
+            if self.deepspeed or accelerator.distributed_type == DistributedType.FSDP:
+                raise UserError("training.lora.dtype base is not available under DeepSpeed or FSDP, which keep weights "
+                                "in a precision of their own; set it to float32, or train by DDP.")  # fmt: skip
+            self.masters = Masters(self.parameters, getattr(torch, backbone.settings.dtype))
+            self.parameters = self.masters.copies
         optimizer = torch.optim.AdamW(
             self._groups(),
             lr=settings.learning_rate,
@@ -66,7 +74,8 @@ class Trainer(Gradients):
             foreach=False,
         )
         self.module, self.optimizer = accelerator.prepare(Pair(backbone.module), optimizer)
-        self.parameters = backbone.trainable()  # FSDP2 puts others in their place
+        if self.masters is None:
+            self.parameters = backbone.trainable()  # FSDP2 puts others in their place
         half = self.module.fp16_enabled() if self.deepspeed else accelerator.scaler is not None
         self.scaled = bool(half)
         """Whether gradients carry a scale that is lowered at those that are not finite; their step is left out."""
@@ -107,6 +116,8 @@ class Trainer(Gradients):
             self._assert_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.masters is not None:
+            self.masters.round()
         if first:
             self._assert_all_trained(before)
         row: Row = {"step": step + 1, "loss": round(loss, 6), "learning_rate": self.settings.learning_rate * rate}
@@ -191,7 +202,8 @@ class Trainer(Gradients):
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter, once; every process calls this, since each may have a piece of it."""
         in_step(self.module)
-        with made_whole(self.backbone.core, self.parameters):
+        core = self.backbone.core
+        with made_whole(core, self.parameters) if self.masters is None else self.masters.in_place(core):
             if self.accelerator.is_main_process:
                 self.backbone.save_adapter(directory)
 
@@ -220,6 +232,8 @@ class Trainer(Gradients):
                     "step": torch.tensor(float(taken)),
                     **{m: like(state[f"{m}/{n}"], p) for m in MOMENTS},
                 }
+        if self.masters is not None:
+            self.masters.round()
         self.chunk_size = min((row["chunk_size"] for row in self.log if "chunk_size" in row), default=self.chunk_size)
         logger.info("resuming training at step %d of %d", step, self.steps)
         return step
