@@ -146,6 +146,28 @@ def test_flag_sets_its_setting(flags: str, dotted: str, value: Any) -> None:
         assert setting(load(["=".join(argv)], DEFAULT), dotted) == value
 
 
+@pytest.mark.parametrize(
+    ("flags", "text", "dtype"),
+    [
+        ("--model.dtype bfloat16", "", "bfloat16"),
+        ("--model.dtype bfloat16 --foundation.dtype float32", "", "float32"),
+        ("--model.dtype bfloat16 --foundation.path /other", "", "float32"),
+        ("", "model: {dtype: float16}", "float16"),
+        ("", "model: {dtype: float16}\nfoundation: {dtype: float32}", "float32"),
+        ("--model.dtype bfloat16 --foundation.type generic --foundation.path tiny", "", "float32"),
+    ],
+)
+def test_one_model_has_one_dtype(
+    flags: str, text: str, dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "a.yaml", text or "model: {dtype: float32}\nfoundation: {dtype: float32}")
+    with caplog.at_level("INFO"):
+        config = load(flags.split(), file)
+    assert config.foundation.dtype == dtype
+    follows = dtype == config.model.dtype
+    assert ("foundation.dtype is" in caplog.text) == follows and not (follows and "\n" in caplog.messages[0])
+
+
 def test_data_dir_is_refused_for_a_drawn_data_set() -> None:
     with pytest.raises(UserError, match=r"--data_dir /x: the data set is `shapes`, .* --dataset_name, such as jsonl"):
         load(["--data_dir", "/x"], DEFAULT)

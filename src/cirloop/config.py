@@ -21,7 +21,7 @@ from pydantic_settings import (
 from cirloop import flags, notices, places, recipes, schemas, simulated, suggestions
 from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
-from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation
+from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation, one_dtype
 from cirloop.data.config import DataConfig, ShapesSettings
 from cirloop.negatives import MinerConfig, TopK
 from cirloop.negatives.attributes.config import AttributeSettings
@@ -203,11 +203,7 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
     class Parsed(RunConfig):
         @classmethod
         def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            *_: Any,
-            **__: Any,
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (init_settings, InitSettingsSource(settings_cls, content))
 
@@ -216,6 +212,9 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
         config = flags.parse(Parsed, argv, PROGRAM)
     except ValidationError as error:
         raise UserError(explain(error)) from None
+    if "foundation" not in asked.dtypes:
+        foundation = one_dtype(config.foundation, config.model, by_flag="model" in asked.dtypes)
+        config = config.model_copy(update={"foundation": foundation})
     named = ", ".join(secrets_in(config.resolved()))
     if named:
         raise UserError(f"{named}: a secret, and settings are copied to {config.directory}. Give tokens as HF_TOKEN.")

@@ -40,7 +40,8 @@ Content = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a command line says about where its settings come from. `types` holds the type that a flag gives a group of
-    settings (`data`, `model`, ...), `paths` those that flags name (`model`, `foundation`)."""
+    settings (`data`, `model`, ...), `paths` those that flags name (`model`, `foundation`), `dtypes` the groups whose
+    dtype a flag gives."""
 
     config: Path | None
     fast_mode: bool
@@ -49,6 +50,7 @@ class Asked:
     simulated: bool
     types: Mapping[str, str]
     paths: Mapping[str, str]
+    dtypes: frozenset[str] = frozenset()
 
     @property
     def directory(self) -> Path:
@@ -74,6 +76,7 @@ def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
     for group in ("model", "foundation"):
         long = "foundation_model_path" if group == "foundation" else "model_path"
         peek.add_argument(f"--{long}", f"--{group}.path", dest=f"{group}_path")
+        peek.add_argument(f"--{group}.dtype", dest=f"{group}_dtype")
     for group, flag in typed.items():
         peek.add_argument(f"--{flag}", f"--{group}.type", dest=group)
     known, _ = peek.parse_known_args(list(argv))
@@ -81,8 +84,9 @@ def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
     types = {group: getattr(known, group) for group in typed if getattr(known, group) is not None}
     paths = {"model": known.model_path, "foundation": known.foundation_path}
     given = {group: path for group, path in paths.items() if path is not None}
+    dtypes = frozenset(group for group in paths if getattr(known, f"{group}_dtype") is not None)
     simulated = known.retrieval == "simulated"
-    return Asked(known.config, known.fast_mode, known.experiment_dir, goes_on, simulated, types, given)
+    return Asked(known.config, known.fast_mode, known.experiment_dir, goes_on, simulated, types, given, dtypes)
 
 
 def content(asked: Asked, default: Path) -> Content:

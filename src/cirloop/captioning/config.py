@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from cirloop.types import UserError
 if TYPE_CHECKING:
     from cirloop.captioning.base import Captioner
 
+logger = logging.getLogger(__name__)
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
@@ -215,6 +217,19 @@ FoundationConfig = Annotated[
     Field(discriminator="type"),
     BeforeValidator(default_type("qwen2_vl")),
 ]
+
+
+def one_dtype(foundation: Foundation, model: ModelSettings, by_flag: bool) -> Foundation:
+    """The foundation with the embedder's dtype where both are one model and nobody gave the foundation's: else two
+    copies would be loaded, and two vision caches kept. A dtype in a file gives way where a flag gives the embedder's.
+    """
+    wanted, dtype = getattr(model, "dtype", None), getattr(foundation, "dtype", None)
+    one = (model.type, model.path) == (foundation.type, foundation.path)
+    if not one or wanted == dtype or not (by_flag or "dtype" not in foundation.model_fields_set):
+        return foundation
+    logger.info("foundation.dtype is %s like model.dtype, not %s: both are %s, so one copy serves both; "
+                "--foundation.dtype sets another", wanted, dtype, model.path)  # fmt: skip
+    return foundation.model_copy(update={"dtype": wanted})
 
 
 class CaptioningSettings(Settings):
