@@ -10,6 +10,7 @@ from cirloop.artifacts import write_json
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
 from cirloop.data.sources import Sources
+from cirloop.model_checks import check_disk, check_models
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.problems import Problems, ProblemsFound
 from cirloop.report.terminal import progress
@@ -49,6 +50,10 @@ def check(config: RunConfig) -> Dataset:
             model.find()
         except UserError as error:
             problems.add(name, str(error))
+    if not problems.rows:  # the models' files are there, and the data set's
+        assert data is not None
+        check_disk(config, data, problems)
+    check_models(config, problems)
     try:
         if config.num_iterations or config.training.warm_up_steps:
             config.model.check_training(config.training)

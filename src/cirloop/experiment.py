@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cirloop import lock, notices, stopping, telling
-from cirloop.artifacts import MANIFEST, Store
+from cirloop.artifacts import Store
 from cirloop.checks import check
 from cirloop.config import RunConfig, from_json, save
 from cirloop.evaluation import protocols
@@ -22,7 +22,7 @@ from cirloop.run import CONFIG, Run
 from cirloop.settings import differences
 from cirloop.trackers import DIRECTORY as TRACKED
 from cirloop.trackers import Trackers
-from cirloop.types import EvalSplit, TrainSplit, UserError, benchmark_of
+from cirloop.types import UserError, benchmark_of
 from cirloop.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -192,6 +192,8 @@ def dry_run(config: RunConfig) -> None:
 
     Writes nothing but features, what was found out about the pictures, and the problems.
     """
+    from cirloop import plan  # it measures, with what a training process loads
+
     say_first(config)
     try:
         data = check(config)
@@ -199,51 +201,7 @@ def dry_run(config: RunConfig) -> None:
         found = [(row.where, row.what) for row in error.rows]
         table(f"{len(found)} problems", ("where", "what"), found, numbers=False)
         raise UserError("\n".join([f"{len(found)} problems, in the table above.", *error.ways])) from None
-    parts, t, rounds = data.parts(config.evaluation.split), config.training, config.num_iterations
-    trains = bool(rounds or t.warm_up_steps)
-    seconds = _measure(config, data.train if trains else parts[0])
-    asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
-    queries, images = (len(data.train.triplets), len(data.train.gallery.ids)) if trains else (0, 0)
-    mined = queries * getattr(config.mining, "k", 0)
-    forward = t.batch_size * (2 + t.num_negatives)
-    # Against one embedding, measured on `tiny`: a trained row costs 1.5, a text written and verified 3.
-    cost = {
-        "evaluate": (rounds + 1 + config.evaluation.base) * (asked + ranked) * seconds,
-        "train": (t.warm_up_steps + rounds * t.steps) * forward * 1.5 * seconds,
-        "mine": rounds * (queries + images) * seconds,
-        "caption, at most": rounds * mined * config.captioning.candidates * 3 * seconds * config.captioning.enabled,
-    }
-    rows: list[tuple[str, Any]] = [
-        ("run directory", f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}"),
-        ("model", config.model.path),
-        ("foundation model", config.foundation.path),
-        ("train", f"{queries} triplets, {images} images" if trains else "nothing"),
-        (parts[0].name, f"{asked} queries, {ranked} images"),
-        (
-            "iterations",
-            f"warm-up of {t.warm_up_steps} steps, then {rounds} of {t.steps} steps; {t.batch_size} queries a step",
-        ),
-        ("measured", f"{1000 * seconds:.2f} ms per embedding, vision cached"),
-        *((f"estimate: {name}", f"{value / 60:.1f} min") for name, value in cost.items()),
-        ("estimate: all", f"{sum(cost.values()) / 60:.1f} min"),
-    ]
-    table(f"{notices.title(config)}Plan (nothing was trained)", ("what", "value"), rows)
-
-
-def _measure(config: RunConfig, split: TrainSplit | EvalSplit) -> float:
-    """Seconds per embedding of a query, vision tokens at hand."""
-    if config.retrieval == "simulated":
-        return 0.0
-    from cirloop.backbones import Item
-    from cirloop.backbones.features import VisionFeatures
-
-    backbone = config.model.build()
-    queries = split.queries if isinstance(split, EvalSplit) else [t.query for t in split.triplets]
-    items = [Item(query.reference, query.text, query.category) for query in queries[:64]]
-    features = VisionFeatures(backbone, split.images, config.cache / "vision", config.runtime)
-    from cirloop.retrieval.embed import embed
-
-    for _ in range(2):
-        began = time.monotonic()
-        embed(backbone, features, items, 64, lambda batches, _: batches, "measure")
-    return (time.monotonic() - began) / len(items)
+    if is_used(config.directory) and (config.auto_resume or config.resume_from_iteration is not None):
+        _check_same(config, from_json(config.directory / CONFIG))
+    title = f"{notices.title(config)}Plan (nothing was trained)"
+    table(title, ("what", "value"), plan.rows_of(config, data), numbers=False)

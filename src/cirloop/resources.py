@@ -1,0 +1,166 @@
+"""Memory and disk by arithmetic, from the sizes in a model's config.json; `benchmarks/plan_against_measured.py` holds
+it against what a model really takes.
+
+Names of sizes: D hidden, F intermediate, Q and K the widths of all queries and of all keys of a layer, `bytes` of the
+base's type and `adapter_bytes` of the adapters'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cirloop.types import UserError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+NF4_BYTES = 0.516
+"""Of a weight in 4 bits with a scale in 8 bits for every 64 of them (QLoRA, arXiv 2305.14314)."""
+INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""Linear layers of a decoder layer that have the same input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of a vision-language model, by its config.json."""
+
+    family: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_width: int
+    language_weights: int
+    """Of the language model without what is embedded; a head that is not tied to the embedding is there."""
+    embedding_weights: int
+    vision_weights: int
+    vision_width: int
+    """Numbers kept of an image per token of it, DeepStack's among them."""
+    pixels_per_token: int
+    """Side of the square of pixels that makes a token, for Qwen's families; else 0."""
+
+    @property
+    def weights(self) -> int:
+        return self.language_weights + self.embedding_weights + self.vision_weights
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each linear layer of a decoder layer."""
+        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
+        return {
+            "q_proj": (self.hidden, queries), "k_proj": (self.hidden, keys), "v_proj": (self.hidden, keys),
+            "o_proj": (queries, self.hidden), "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate), "down_proj": (self.intermediate, self.hidden),
+        }  # fmt: skip
+
+
+@cache
+def sizes_of(directory: Path) -> Sizes:
+    """Of the model in a directory, of which only config.json is read: its weights are counted without being there.
+    Raises UserError for a config.json of no model."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        with torch.device("meta"):
+            model: Any = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{directory / 'config.json'} is of no model that can be built: {error}") from None
+    text, vision = config.text_config, config.vision_config
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    embedding = model.get_input_embeddings().weight.numel()
+    language = sum(parameter.numel() for parameter in model.model.language_model.parameters())
+    head = 0 if model.config.tie_word_embeddings else model.lm_head.weight.numel()
+    deep = len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    merged = getattr(vision, "spatial_merge_size", 0)
+    heads = text.num_attention_heads
+    return Sizes(
+        config.model_type, text.hidden_size, text.intermediate_size, text.num_hidden_layers, heads,
+        text.num_key_value_heads or heads, getattr(text, "head_dim", None) or text.hidden_size // heads,
+        language - embedding + head, embedding, whole - language - head, text.hidden_size * (1 + deep),
+        vision.patch_size * merged,
+    )  # fmt: skip
+
+
+def weight_bytes(sizes: Sizes, dtype: str, quantization: str = "none") -> int:
+    """Of all weights of the base."""
+    linear = NF4_BYTES if quantization == "nf4" else BYTES[dtype]
+    rest = sizes.embedding_weights + sizes.vision_weights
+    return round(sizes.language_weights * linear) + rest * BYTES[dtype]
+
+
+def adapter_weights(sizes: Sizes, rank: int, targets: Sequence[str], dora: bool = False) -> int:
+    """Numbers of a LoRA: `rank` rows and columns for each target, for DoRA a length per output too."""
+    layer = 0
+    for name in {*targets} & sizes.shapes.keys():
+        inputs, outputs = sizes.shapes[name]
+        layer += rank * (inputs + outputs) + outputs * dora
+    return sizes.layers * layer
+
+
+def trained_bytes(weights: int, copies_of: int = 0) -> int:
+    """Of trained float32 weights, their gradients and AdamW's two moments; with `copies_of` the bytes of the weights
+    that the float32 ones are copies of."""
+    return weights * (4 + 4 + 8 + copies_of)
+
+
+def activation_bytes(
+    sizes: Sizes, dtype: str, adapter_dtype: str, rank: int, targets: Sequence[str], dropout: float,
+    padded: bool = True, eager_tokens: int = 0, on_cpu: bool = False,
+) -> int:  # fmt: skip
+    """Per token of a row, what autograd keeps of a decoder for LoRAs around a frozen base.
+
+    A layer keeps: the float32 input of its two norms; queries, keys, values (of all heads, where a mask is given) and
+    the output of attention; gate, its activation and up of the MLP; per adapter its input after dropout, what dropout
+    left (a byte on a GPU, a number on a CPU) and the `rank` numbers between its factors. Frozen linear layers keep
+    nothing. `eager_tokens`: a row's, where attention keeps all its weights.
+    """
+    base, adapter = BYTES[dtype], BYTES[adapter_dtype]
+    queries, keys = sizes.heads * sizes.head_width, sizes.key_heads * sizes.head_width
+    attention = base * (2 * queries + 2 * (queries if padded else keys))
+    attention += sizes.heads * eager_tokens * (4 + base)
+    layer = 2 * 4 * sizes.hidden + attention + 3 * base * sizes.intermediate
+    for names in INPUTS:
+        used = [name for name in names if name in targets]
+        inputs = sizes.shapes[names[0]][0]
+        if dropout:
+            layer += len(used) * inputs * (adapter + (adapter if on_cpu else 1))
+        elif used:
+            layer += inputs * adapter * (1 if base == adapter else len(used))
+        layer += len(used) * rank * adapter
+    return sizes.layers * layer
+
+
+def checkpointed_bytes(sizes: Sizes, dtype: str, per_token: int) -> int:
+    """Per token with gradient checkpointing: the input of every layer, and all of one layer."""
+    return sizes.layers * sizes.hidden * BYTES[dtype] + per_token // sizes.layers
+
+
+def working_bytes(sizes: Sizes, dtype: str, adapter_dtype: str = "") -> int:
+    """Per token, what the largest part of a layer, the MLP, holds at once beside what autograd keeps."""
+    adapter = BYTES.get(adapter_dtype, 0)
+    return 3 * sizes.intermediate * BYTES[dtype] + 2 * sizes.intermediate * adapter + 4 * sizes.hidden * 4
+
+
+def key_value_bytes(sizes: Sizes, dtype: str) -> int:
+    """Per token, of the keys and values of all layers."""
+    return 2 * sizes.layers * sizes.key_heads * sizes.head_width * BYTES[dtype]
+
+
+def caption_bytes(sizes: Sizes, dtype: str, questions: int, tokens: int, new_tokens: int) -> int:
+    """Keys and values of a batch: as they were read, and once more with room for the answer."""
+    return questions * (2 * tokens + new_tokens) * key_value_bytes(sizes, dtype)
+
+
+def feature_bytes(sizes: Sizes, dtype: str, tokens: float) -> int:
+    """Of an image's vision features on disk."""
+    return round(tokens * sizes.vision_width * BYTES[dtype])
+
+
+def gigabytes(num_bytes: float) -> str:
+    """In 10^9 bytes, in words."""
+    return f"{num_bytes / 1e9:,.0f} GB" if num_bytes >= 1e11 else f"{num_bytes / 1e9:.3g} GB"
