@@ -2,7 +2,7 @@
 
 M_0 = train(base, human)                                  the warm-up
 for t = 1 .. T:
-    N_t-1 = mine(M_t-1)                                   hard_negatives_iter_{t-1}.json
+    N_t-1 = mine(M_t-1, S_1..S_t-1)                       hard_negatives_iter_{t-1}.json
     S_t   = caption(N_t-1)                                augmented_samples_iter_{t}.json
     M_t   = train(M_t-1, human + S_1..S_t, N_t-1)         checkpoint_iter_{t}/
     E_t   = evaluate(M_t)                                 evaluation_iter_{t}.json, evaluation_results.json
@@ -36,7 +36,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
     for t in range(1, config.num_iterations + 1):
         if (t - 1) % config.mining.period(config.num_iterations) == 0:
             scorer = model
-        negatives = stages.mine(run, t - 1, scorer)
+        negatives = stages.mine(run, t - 1, scorer, augmented)
         samples = stages.caption(run, t, negatives, model, augmented) if config.captioning.enabled else None
         augmented += [samples] if samples else []
         stages.account(run, t, negatives, samples)

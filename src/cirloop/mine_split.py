@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import posixpath
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,6 +19,7 @@ from cirloop.backbones import Item
 from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
 from cirloop.data.dataset import grey
+from cirloop.known_positives import KINDS, REFERENCE, TARGET, KnownPositives
 from cirloop.mining import Found, Vectors, mine
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.negatives.base import About, Floats, Strategy, rows_of
@@ -24,15 +29,23 @@ from cirloop.retrieval.blocks import checked
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.top import pair_scores
 from cirloop.run import Run
-from cirloop.training.batches import known_positives
 from cirloop.types import ImageId, MinedNegative, TrainSplit
 
+logger = logging.getLogger(__name__)
+SPELLING = "other spellings of target or reference"
+"""Of the copies, those whose names differ in spelling alone, as `./a.png` and `a.png`."""
+LEFT_OUT = (*KINDS, SPELLING)
 
-def mine_split(run: Run, backbone: Any, iteration: int) -> dict[str, Any]:
-    """hard_negatives_iter_{t}.json: the rows, what strategy and filters did, and counts."""
+
+def mine_split(run: Run, backbone: Any, iteration: int, known: KnownPositives | None = None) -> dict[str, Any]:
+    """hard_negatives_iter_{t}.json: the rows, what strategy and filters did, and counts.
+
+    `known` says what is right beside the targets, by default what the train split knows.
+    """
     config, train = run.config, run.data.train
     strategy = config.mining
-    vectors = split_vectors(run, backbone, train)
+    barred, left_out = barred_rows(train, known or KnownPositives.of(train))
+    vectors = split_vectors(run, backbone, train, barred)
     about = knowledge(run, backbone, train, vectors, iteration)
     notes: dict[str, Any] = {}
     found, sizes = [], []
@@ -47,23 +60,60 @@ def mine_split(run: Run, backbone: Any, iteration: int) -> dict[str, Any]:
         [f.target_rank for f in found], [f.target_score for f in found], num_kept, pairs.scores_N[keep_N].tolist(),
         strategy.k, sum(f.filled for f in found), sizes or None,
     )  # fmt: skip
+    if any(left_out.values()):
+        counted = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items() if count)
+        logger.info("mining: images that are no negative of a query were left out: %s", counted)
     return {
-        "schema": 2, "iteration": iteration, "strategy": strategy.model_dump(mode="json"),
-        "summary": report | notes | {"filters": counts}, "negatives": [asdict(row) for row in rows],
+        "schema": 3, "iteration": iteration, "strategy": strategy.model_dump(mode="json"),
+        "summary": report | notes | {"left_out": left_out, "filters": counts},
+        "negatives": [asdict(row) for row in rows],
     }  # fmt: skip
 
 
-def split_vectors(run: Run, backbone: Any, train: TrainSplit) -> Vectors:
-    """Vectors of the queries and the gallery, and which rows are targets, references and known positives."""
-    rows, positives = train.gallery.rows(), known_positives(train.triplets)
-    queries = [t.query for t in train.triplets]
+def barred_rows(train: TrainSplit, known: KnownPositives) -> tuple[list[frozenset[int]], dict[str, int]]:
+    """Per query the gallery rows that are no negative of it, the target among them, and counts by kind.
+
+    Counted are pairs of a query and an image other than its target and reference, each once, whether or not a strategy
+    would have chosen it. The reference itself is left to `mining.reference`.
+    """
+    gallery, out = train.gallery, []
+    rows, counts = gallery.rows(), Counter[str]()
+    of_content: dict[str, list[int]] = defaultdict(list)
+    for row, image in enumerate(gallery.ids):
+        of_content[known.content(image)].append(row)
+    for triplet in train.triplets:
+        target, reference = rows[triplet.target], rows[triplet.query.reference]
+        spelled = {_spelling(triplet.target), _spelling(triplet.query.reference)}
+        barred = {target}
+        for content, kind in known.barred(triplet.query).items():
+            equal = {*of_content[content]}
+            others = equal - {target, reference}
+            copies = kind in (TARGET, REFERENCE)
+            counts.update(SPELLING if copies and _spelling(gallery.ids[row]) in spelled else kind for row in others)
+            barred |= others if kind == REFERENCE else equal
+        out.append(frozenset(barred))
+    return out, {kind: counts[kind] for kind in LEFT_OUT}
+
+
+def _spelling(image: ImageId) -> str:
+    """One spelling of a name: without `./`, `//` and the like, in Unicode's composed form."""
+    return posixpath.normpath(unicodedata.normalize("NFC", image))
+
+
+def split_vectors(
+    run: Run, backbone: Any, train: TrainSplit, barred: Sequence[frozenset[int]] | None = None
+) -> Vectors:
+    """Vectors of the queries and the gallery, and which rows are targets, references and (`barred`) no negatives."""
+    rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
+    if barred is None:
+        barred, _ = barred_rows(train, KnownPositives.of(train))
     made = run.vectors(backbone, query_items(queries), train, f"embed {train.name} queries")
     return Vectors(
         checked(made, "query vectors"),
         checked(run.gallery(backbone, train), "gallery vectors"),
         np.array([rows[t.target] for t in train.triplets]),
         np.array([rows[q.reference] for q in queries]),
-        [rows_of([*positives[q.id]], rows) for q in queries],
+        barred,
     )
 
 

@@ -79,6 +79,9 @@ def main(argv: Sequence[str]) -> None:
     device = options.device or _device()
     began = time.monotonic()
     notes: dict[str, Any] = {}
+    if vectors.positives is not None:
+        targets = vectors.targets_Q.tolist()
+        notes["left_out"] = sum(len(rows - {t}) for rows, t in zip(vectors.positives, targets, strict=True))
     found = list(mine(strategy, vectors, about, device, options.save_sets, notes=notes))
     seconds = time.monotonic() - began
     write_text(options.output, "[\n" + ",\n".join(_lines(found)) + "\n]\n")

@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,11 +52,11 @@ class Reporter:
         config, names = self._config, frozenset(self._store.names)
         begun = {kind: any(name.startswith(kind) for name in names) for kind in ("hard_negatives", "evaluation")}
         train, evals, no_data = self._splits(begun["hard_negatives"], begun["evaluation"])
-        strategy = config.mining
+        strategy, rounds = config.mining, config.num_iterations
         return html.write(
             html.Source(
                 self._store.directory, names, self._read, config.resolved(), protocols.HEADLINE[config.data.type],
-                train, evals, no_data, strategy.share if isinstance(strategy, Curriculum) else None,
+                train, evals, no_data, partial(strategy.share, rounds=rounds) if isinstance(strategy, Curriculum) else None,
                 config.runtime.control, self._kept,
             ),
             self._thumbnails,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cirloop.artifacts import Artifact
-from cirloop.types import AugmentedTriplet, MinedNegative, Query, Triplet
+from cirloop.known_positives import WRITTEN_AGAIN, Confirmed, KnownPositives
+from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, TrainSplit, Triplet
 
 
 def read_mined(artifact: Artifact) -> list[MinedNegative]:
@@ -16,3 +19,17 @@ def read_augmented(artifact: Artifact) -> list[AugmentedTriplet]:
         triplet = Triplet(Query(**row["triplet"]["query"]), row["triplet"]["target"])
         out.append(AugmentedTriplet(**(row | {"triplet": triplet})))
     return out
+
+
+def read_confirmed(artifact: Artifact) -> list[Confirmed]:
+    """Queries and mined images for which the captioner wrote the original text again, each once."""
+    rejected = artifact.read()["rejected"]
+    pairs = [(QueryId(r["source"]), ImageId(r["image"])) for r in rejected if r["reason"] == WRITTEN_AGAIN]
+    return list(dict.fromkeys(pairs))
+
+
+def known_positives(train: TrainSplit, samples: Sequence[Artifact]) -> KnownPositives:
+    """What is right by the training lines and by the augmented samples so far."""
+    augmented = [row for each in samples for row in read_augmented(each)]
+    confirmed = [pair for each in samples for pair in read_confirmed(each)]
+    return KnownPositives.of(train, augmented, confirmed)

@@ -51,6 +51,11 @@ def _mined_1(content: Content) -> Content:
     return content | {"summary": content["summary"] | added}
 
 
+def _mined_2(content: Content) -> Content:
+    """Schema 3 also counts what was left out as right by kind. Schema 2 left out less, and did not count it."""
+    return content | {"summary": content["summary"] | {"left_out": {}}}
+
+
 def _metrics_1(metrics: Mapping[str, Mapping[str, float]]) -> Content:
     """`{"R@1": {"value": percent, "se": percent}}` -> fractions, by the names of schema 2."""
     names = {name: name.replace("any correct R@", "any correct recall@") for name in metrics}
@@ -104,7 +109,7 @@ KINDS = {
     "trackers": Kind(sealed=1, way="No result needs it: delete its directory; what was tracked is then tracked anew."),
     "pictures": Kind(2, {1: _same}, sealed=2, way="It is remade."),
     "state": Kind(1, {0: _state_0}, sealed=1, way="Delete its directory to train from the start."),
-    "hard_negatives": Kind(2, {1: _mined_1}),
+    "hard_negatives": Kind(3, {1: _mined_1, 2: _mined_2}),
     "augmented_samples": Kind(),
     "accounting": Kind(),
     "training_log": Kind(),

@@ -18,7 +18,7 @@ from cirloop.evaluation.significance import compared
 from cirloop.mine_split import mine_split
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.search import best, places, scores
-from cirloop.rows import read_augmented, read_mined
+from cirloop.rows import known_positives, read_augmented, read_mined
 from cirloop.run import Run, Vectors, adapter_of
 from cirloop.training.health import not_falling
 from cirloop.types import (
@@ -36,11 +36,14 @@ TOP = 5
 """Best images per query that an evaluation keeps."""
 
 
-def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
-    """hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries."""
+def mine(run: Run, iteration: int, checkpoint: Artifact, before: Sequence[Artifact] = ()) -> Artifact:
+    """hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries.
+
+    `before` are the augmented samples so far: what the captioner took for right is mined no more.
+    """
 
     def build(path: Path) -> None:
-        write_json(path, mine_split(run, run.embedder(checkpoint), iteration))
+        write_json(path, mine_split(run, run.embedder(checkpoint), iteration, known_positives(run.data.train, before)))
 
     told = run.config.attributes
     asked = any(each.type == "verify" for each in run.config.mining.filters) or (told and told.images == "vlm")
@@ -52,7 +55,7 @@ def mine(run: Run, iteration: int, checkpoint: Artifact) -> Artifact:
     return run.make(
         f"hard_negatives_iter_{iteration}.json",
         settings,
-        [checkpoint.digest, run.data.digest],
+        [checkpoint.digest, run.data.digest, *(each.digest for each in before)],
         build,
         iteration,
     )

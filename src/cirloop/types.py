@@ -152,7 +152,7 @@ class TrainSplit:
     """Human triplets and the gallery that is mined.
 
     `groups` and `categories` are there where the data set has them: images shown together with a query, the kind of
-    thing an image shows.
+    thing an image shows. `positives` are further right answers that training lines name, of the gallery.
     """
 
     name: str
@@ -162,6 +162,7 @@ class TrainSplit:
     oracle: Oracle | None = None
     groups: Mapping[QueryId, tuple[ImageId, ...]] = field(default_factory=dict)
     categories: Mapping[ImageId, str] = field(default_factory=dict)
+    positives: Mapping[QueryId, frozenset[ImageId]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Triplet]:
         return iter(self.triplets)

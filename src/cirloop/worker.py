@@ -28,7 +28,7 @@ from cirloop.data.sources import Sources
 from cirloop.disk import explain
 from cirloop.report.costs import PROFILE
 from cirloop.report.terminal import progress, start_logging
-from cirloop.rows import read_augmented, read_mined
+from cirloop.rows import known_positives, read_augmented, read_mined
 from cirloop.share import do_share, see_together
 from cirloop.training.batches import Batches
 from cirloop.training.gradients import seed_of
@@ -124,7 +124,8 @@ def _train(job: dict[str, Any]) -> None:
     seed = seed_of(config.seed, "train", iteration)
     backbone: Any = config.model.build(Path(job["parent"]) if job["parent"] else None)
     backbone.make_trainable(settings, seed_of(config.seed, "lora"))
-    augmented = [row for name in job["augmented"] for row in read_augmented(_artifact(job, name))]
+    samples = [_artifact(job, name) for name in job["augmented"]]
+    augmented = [row for each in samples for row in read_augmented(each)]
     mined = read_mined(_artifact(job, job["negatives"])) if job["negatives"] else []
     batches = Batches(
         data.triplets,
@@ -136,8 +137,8 @@ def _train(job: dict[str, Any]) -> None:
         seed,
         settings.unique_targets,
         groups_of(data, settings.group_batches),
+        known_positives(data, samples),
     )
-
     features = VisionFeatures(backbone, data.images, Path(job["cache"]) / "vision", config.runtime)
     if in_pieces(accelerate):  # the tower must still be whole
         see_together(features, images_of(batches, job["steps"]), accelerate.state)
@@ -146,6 +147,8 @@ def _train(job: dict[str, Any]) -> None:
         config.runtime.save_every, accelerate, lambda row: telling.tell("step", row=row),
     )  # fmt: skip
     main = accelerate.is_main_process
+    if main and batches.num_right:
+        logger.info("%d of %d mined images are known to be right and no negatives", batches.num_right, len(mined))
     if main and accelerate.num_processes > 1:
         logger.info("training in %d processes, %s", accelerate.num_processes, accelerate.distributed_type.value)
     rows = trainer.run(lambda steps: progress(steps, f"train iteration {iteration}") if main else steps)

@@ -16,6 +16,7 @@ from cirloop.captioning.base import Ask
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.eyes import Asked
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
+from cirloop.known_positives import WRITTEN_AGAIN, normal_text
 from cirloop.shown import plain
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
@@ -76,8 +77,8 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
         reason = UNPARSEABLE
     elif text.casefold().rstrip(".") == "none":
         reason = "declined"  # as the prompt allows
-    elif text.casefold().rstrip(".") == candidate.original.casefold().rstrip("."):
-        reason = "same as the original text"
+    elif normal_text(text).rstrip(".") == normal_text(candidate.original).rstrip("."):
+        reason = WRITTEN_AGAIN
     elif words < settings.min_words:
         reason = "too short"
     elif words > settings.max_words:

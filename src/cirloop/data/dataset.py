@@ -54,8 +54,15 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """Of the train split's triplets and pixels."""
-        rows = [[t.query.id, t.query.reference, t.query.text, t.query.category, t.target] for t in self.train.triplets]
+        """Of the train split's triplets, further right answers and pixels."""
+        right = self.train.positives
+        rows = [
+            [
+                t.query.id, t.query.reference, t.query.text, t.query.category, t.target,
+                *sorted(right.get(t.query.id, ())),
+            ]
+            for t in self.train.triplets
+        ]  # fmt: skip
         return fingerprint(rows + _pixels(self.train.gallery, self.train.images))
 
 

@@ -19,7 +19,7 @@ from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.data.images import FileImages, Links, Picture, stamp
 from cirloop.data.verify import WORKERS, bad_images
 from cirloop.problems import Problems
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, TrainSplit, Triplet, UserError
+from cirloop.types import EvalSplit, Gallery, ImageId, Judged, QueryId, TrainSplit, Triplet, UserError
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -179,4 +179,14 @@ def train_split(parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sour
     ids = tuple(image for image in gallery.ids if image not in bad)
     groups = {query: images for part, _ in parts for query, images in part.groups.items()}
     categories = {i: p.category for p, _ in parts if p.category and p.gallery for i in p.gallery.ids}
-    return TrainSplit(name, tuple(triplets), Gallery(name, ids), FileImages(files), None, groups, categories)
+    named = _named_positives(parts, triplets, frozenset(ids))
+    return TrainSplit(name, tuple(triplets), Gallery(name, ids), FileImages(files), None, groups, categories, named)
+
+
+def _named_positives(
+    parts: Sequence[tuple[Judged, Files]], triplets: Sequence[Triplet], gallery: frozenset[ImageId]
+) -> dict[QueryId, frozenset[ImageId]]:
+    """What training lines name as right beside the target, of the queries and images that are left."""
+    lines = {query: images for part, _ in parts if part.relevance for query, images in part.relevance.positives.items()}
+    left = {t.query.id: lines.get(t.query.id, frozenset()) & gallery - {t.target} for t in triplets}
+    return {query: images for query, images in left.items() if images}

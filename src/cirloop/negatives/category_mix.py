@@ -1,21 +1,23 @@
 """A mix by category: other items of the target's category, items of other categories, and any.
 
-Of the `k` images round(share * k) come from each pool, by largest remainder: each pool gets floor(share * k), and the
-images left over go one each to the pools with the largest remainders, ties in the order same, other, any (k = 5 gives
-4, 1, 0; k = 10 gives 7, 2, 1). An image is taken once; `any` is drawn last, from all that is left. A pool that is too
-short is not filled from another. An image of unknown (empty) category is in `any` alone, and a target of unknown
-category has no `same` and no `other`. Degenerate case: with one category `other` is empty.
+The shares hold over the queries, for every k: a query takes floor(share * k) or one more from each pool, `k` in all, by
+systematic rounding as in `mixture`, with the numbers u = (i + 1/2) / Q in the place of its draws. i is the query's place
+in one seeded shuffle of all Q queries, so that the totals over all of them are the shares of Q * k to within one image.
+An image is taken once; `any` is drawn last, from all that is left. A pool that is too short is not filled from another.
+An image of unknown (empty) category is in `any` alone, and a target of unknown category has no `same` and no `other`.
+Degenerate case: with one category `other` is empty.
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from cirloop.negatives.base import About, Block, Floats, Mask, Rows, Strategy, best_of
+from cirloop.negatives.mixture import shares
+from cirloop.types import UserError
 
 
 class CategoryMix(Strategy):
@@ -44,7 +46,7 @@ class CategoryMix(Strategy):
         assert about.categories is not None
         categories_G = np.asarray(about.categories, dtype=object)
         known_G = np.asarray(categories_G != "", bool)
-        counts, out = quotas((self.same, self.other, self.any), self.k), []
+        counts_BP, out = self._counts(block, about), []
         for i, number in enumerate(block.numbers_B):
             category = categories_G[block.target_B[i]]
             same_G = known_G & np.asarray(categories_G == category, bool)
@@ -52,11 +54,22 @@ class CategoryMix(Strategy):
             columns_K = block.columns_BK[i]
             draw = about.stream(int(number)) if self.how == "random" else None
             left_K, taken = block.allowed_BK[i].copy(), []
-            for pool_K, count in zip((same_G[columns_K], other_G[columns_K], True), counts, strict=True):
+            for pool_K, count in zip((same_G[columns_K], other_G[columns_K], True), counts_BP[i], strict=True):
                 taken.append(_take(block.scores_BK[i], left_K & pool_K, count, draw))
                 left_K[taken[-1]] = False
             out.append(best_of(block.scores_BK[i], np.sort(np.concatenate(taken)), -1))
         return out
+
+    def _counts(self, block: Block, about: About) -> list[list[int]]:
+        """How many images each query of the block takes from each pool."""
+        num_queries = len(about.targets_Q)
+        if num_queries == 0:
+            raise UserError("the negative strategy 'category_mix' needs the target of every query, and was given none.")
+        places_Q = np.random.default_rng(about.seed).permutation(num_queries)
+        weights = (self.same, self.other, self.any)
+        return [
+            shares(self.k, weights, (places_Q[number] + 0.5) / num_queries).tolist() for number in block.numbers_B
+        ]
 
 
 def _take(scores_K: Floats, pool_K: Mask, count: int, draw: np.random.Generator | None) -> Rows:
@@ -65,14 +78,3 @@ def _take(scores_K: Floats, pool_K: Mask, count: int, draw: np.random.Generator 
     if len(found) <= count:
         return found
     return best_of(scores_K, found, count) if draw is None else draw.choice(found, count, replace=False)
-
-
-def quotas(shares: tuple[float, ...], k: int) -> list[int]:
-    """Whole numbers that sum to `k` in proportion to `shares`, by largest remainder, ties in order."""
-    parts = [Fraction(str(share)) for share in shares]  # as written: 0.7 of 10 is 7
-    exact = [part * k / sum(parts) for part in parts]
-    counts = [int(number) for number in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda i: counts[i] - exact[i])
-    for i in by_remainder[: k - sum(counts)]:
-        counts[i] += 1
-    return counts

@@ -4,12 +4,15 @@
 iteration stands: h * (L - 1) lies between two neighbours, which share `k` by the fraction (as in `mixture`). With two
 levels h is the hard one's share. For iteration t and the mean training losses l_0, ..., l of the iterations so far:
 
-    linear  h rises from `start` at `first_iteration` to 1 at `last_iteration`
+    linear  h rises from `start` at `first_iteration` to 1 at `last_iteration`, by default the last round's
     step    h = (how many of `steps` are <= t) / (L - 1)
     loss    h = start + (1 - start) * (l_0 - l) / (l_0 - goal * l_0), between start and 1
 
+The last round mines from the hardest level (h = 1) whatever the schedule says, so a run of one round does too.
+
 Degenerate cases: before `first_iteration` h is `start`, after `last_iteration` 1, as at both where they are the same;
-without a loss h is `start`, and a first loss of 0 leaves nothing to learn from easy images: 1.
+without a loss h is `start`, and a first loss of 0 leaves nothing to learn from easy images: 1. Where the number of rounds
+is not known (0), `last_iteration` is by default `first_iteration`.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ class Curriculum(Strategy):
     """linear, loss: the share of hard images to begin with."""
     first_iteration: int = Field(0, ge=0)
     """linear: the last iteration at `start`."""
-    last_iteration: int = Field(3, ge=0)
-    """linear: the first iteration with hard images only."""
+    last_iteration: int | None = Field(None, ge=0)
+    """linear: the first iteration with hard images only; by default the last round's."""
     steps: tuple[int, ...] = ()
     """step: iterations from which each next level is used, ascending; one fewer than there are levels."""
     goal: float = Field(0.5, ge=0, lt=1)
@@ -59,7 +62,7 @@ class Curriculum(Strategy):
         for name in sorted({name for names in SETTINGS.values() for name in names} - {*SETTINGS[self.schedule]}):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} does nothing with schedule: {self.schedule}")
-        if self.schedule == "linear" and self.last_iteration < self.first_iteration:
+        if self.last_iteration is not None and self.last_iteration < self.first_iteration:
             raise ValueError(f"last_iteration {self.last_iteration} is before first_iteration {self.first_iteration}")
         if self.schedule == "step" and (
             len(self.steps) != len(self.levels) - 1 or sorted(set(self.steps)) != [*self.steps]
@@ -73,13 +76,16 @@ class Curriculum(Strategy):
     def needs(self) -> set[str]:
         return {name for level in self.levels for name in level.needs}
 
-    def share(self, iteration: int, losses: Sequence[float] = ()) -> float:
-        """How far from the easiest (0) to the hardest level (1) an iteration stands."""
+    def share(self, iteration: int, losses: Sequence[float] = (), rounds: int = 0) -> float:
+        """How far from the easiest (0) to the hardest level (1) an iteration of `rounds` (0 = not known) stands."""
+        if rounds and iteration >= rounds - 1:
+            return 1.0
         if self.schedule == "step":
             return sum(step <= iteration for step in self.steps) / (len(self.levels) - 1)
         if self.schedule == "linear":
-            length = self.last_iteration - self.first_iteration
-            done = (iteration - self.first_iteration) / length if length else float(iteration >= self.last_iteration)
+            last = max(self.first_iteration, rounds - 1) if self.last_iteration is None else self.last_iteration
+            length = last - self.first_iteration
+            done = (iteration - self.first_iteration) / length if length else float(iteration >= last)
         elif not losses:
             done = 0.0
         else:
@@ -93,4 +99,5 @@ class Curriculum(Strategy):
 
     def choose(self, block: Block, about: About) -> list[Rows]:
         """Up to `k` images, best-scored first."""
-        return chosen(block, about, self.k, self.levels, self.weights(self.share(about.iteration, about.losses)))
+        share = self.share(about.iteration, about.losses, about.rounds)
+        return chosen(block, about, self.k, self.levels, self.weights(share))

@@ -3,6 +3,10 @@
 A batch holds augmented triplets together with the human triplets they came from (ReCALL's best setting), filled up
 with human triplets from one seeded shuffle per epoch. Its candidates are the targets and the mined negatives, each
 image once.
+
+A query's own negatives, for losses of pairs, are the targets of its augmented triplets in the batch, which are the
+mined images that those were written for (ReCALL's I_h), and `num_negatives` of its mined images; where it has neither,
+`num_negatives` random targets of other queries. No image that is known to be right for a query is its own negative.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
+from cirloop.known_positives import KnownPositives
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 
@@ -45,8 +50,10 @@ class Batches:
         seed: int,
         unique_targets: bool = True,
         groups: Mapping[QueryId, str] | None = None,
+        known: KnownPositives | None = None,
     ) -> None:
-        """`groups` names the group of each human query; a batch's human triplets then come from one or few of them."""
+        """`groups` names the group of each human query; a batch's human triplets then come from one or few of them.
+        `known` says what is right for a query, by default the targets of the triplets alone."""
         if not human:
             raise ValueError("no human triplets to train on")
         self._human, self._augmented = list(human), list(augmented)
@@ -55,12 +62,16 @@ class Batches:
         self._batch_size, self._num_negatives, self._seed = batch_size, num_negatives, seed
         self._unique, self._groups = unique_targets, groups
         self._shuffles: dict[tuple[str, int], list[int]] = {}
+        self._source = {pair.triplet.query.id: pair.source for pair in augmented}
+        self._known = known or KnownPositives(human, augmented)
         self._negatives: dict[QueryId, list[ImageId]] = defaultdict(list)
+        self.num_right = 0
+        """Mined images that are no negatives, since they are known to be right or copies of the reference."""
         for negative in mined:
-            self._negatives[negative.query].append(negative.image)
-        self._right: dict[tuple[ImageId, str], set[ImageId]] = defaultdict(set)
-        for triplet in [*human, *(a.triplet for a in augmented)]:
-            self._right[triplet.query.reference, triplet.query.text].add(triplet.target)
+            if self._known.content(negative.image) in self._known.barred(self._by_id[negative.query].query):
+                self.num_right += 1
+            else:
+                self._negatives[negative.query].append(negative.image)
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of `step`, from 0."""
@@ -115,36 +126,47 @@ class Batches:
         return self._shuffles[key]
 
     def _batch(self, rows: Sequence[Triplet], step: int) -> Batch:
-        random, others = (Random(f"{self._seed}/{what}/{step}") for what in ("negatives", "others"))
-        images, own = [row.target for row in rows], []
+        random = Random(f"{self._seed}/negatives/{step}")
+        mined: list[list[ImageId]] = []
         for row in rows:
             negatives = self._negatives.get(row.query.id, [])
-            own.append(random.sample(negatives, min(self._num_negatives, len(negatives))))
-            images += own[-1]
+            mined.append(random.sample(negatives, min(self._num_negatives, len(negatives))))
+        images = [row.target for row in rows] + [image for each in mined for image in each]
         candidates = tuple(dict.fromkeys(images))
         place = {image: i for i, image in enumerate(candidates)}
-        own_BK = np.full((len(rows), max(1, self._num_negatives)), -1, np.int64)
-        for i, (row, found) in enumerate(zip(rows, own, strict=True)):
-            found = found or self._others(row, rows, others)
-            own_BK[i, : len(found)] = [place[image] for image in found]
-        also_right = np.zeros((len(rows), len(candidates)), bool)
-        for i, row in enumerate(rows):
-            for image in self._right[row.query.reference, row.query.text]:
-                if image in place and image != row.target:
-                    also_right[i, place[image]] = True
+        own = self._own(rows, mined, step)
+        own_BK = np.full((len(rows), max(1, *map(len, own))), -1, np.int64)
+        for i, negatives in enumerate(own):
+            own_BK[i, : len(negatives)] = [place[image] for image in negatives]
         targets = np.array([place[r.target] for r in rows])
-        return Batch(tuple(r.query for r in rows), candidates, targets, also_right, own_BK)
+        also_right_BN = self._also_right(rows, candidates)
+        also_right_BN[np.arange(len(rows)), targets] = False
+        return Batch(tuple(r.query for r in rows), candidates, targets, also_right_BN, own_BK)
 
-    def _others(self, row: Triplet, rows: Sequence[Triplet], random: Random) -> list[ImageId]:
-        """Random targets of other queries, for a query without mined images."""
-        right = self._right[row.query.reference, row.query.text] | {row.target}
-        wrong = list(dict.fromkeys(r.target for r in rows if r.target not in right))
-        return random.sample(wrong, min(max(1, self._num_negatives), len(wrong)))
+    def _own(self, rows: Sequence[Triplet], mined: Sequence[Sequence[ImageId]], step: int) -> list[list[ImageId]]:
+        """Each query's own negatives: of its augmented triplets, of its mined images, or else of other queries."""
+        random, out = Random(f"{self._seed}/others/{step}"), []
+        rewritten: dict[QueryId, list[ImageId]] = defaultdict(list)
+        for row in rows:
+            if row.query.id in self._source:
+                rewritten[self._source[row.query.id]].append(row.target)
+        for row, drawn in zip(rows, mined, strict=True):
+            barred = self._known.barred(row.query)
+            of_pairs = [image for image in rewritten[row.query.id] if self._known.content(image) not in barred]
+            negatives = list(dict.fromkeys([*of_pairs, *drawn]))
+            if not negatives:
+                others = dict.fromkeys(r.target for r in rows if self._known.content(r.target) not in barred)
+                negatives = random.sample(list(others), min(self._num_negatives, len(others)))
+            out.append(negatives)
+        return out
 
-
-def known_positives(human: Sequence[Triplet]) -> Mapping[QueryId, frozenset[ImageId]]:
-    """Targets of every triplet with the same reference and text, per query."""
-    right: dict[tuple[ImageId, str], set[ImageId]] = defaultdict(set)
-    for triplet in human:
-        right[triplet.query.reference, triplet.query.text].add(triplet.target)
-    return {t.query.id: frozenset(right[t.query.reference, t.query.text]) for t in human}
+    def _also_right(self, rows: Sequence[Triplet], candidates: Sequence[ImageId]) -> npt.NDArray[np.bool_]:
+        """(B, N): which candidates are known to be right for a query, the targets among them."""
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, image in enumerate(candidates):
+            places[self._known.content(image)].append(place)
+        right_BN = np.zeros((len(rows), len(candidates)), bool)
+        for i, row in enumerate(rows):
+            for content in self._known.right(row.query):
+                right_BN[i, places[content]] = True
+        return right_BN

@@ -97,16 +97,20 @@ class TrainingSettings(Settings):
     augmented_share: float = Field(0.25, ge=0, le=0.5)
     """Share of a batch that is augmented triplets, where there are any; each brings its human triplet along."""
     num_negatives: int = Field(1, ge=0)
-    """Mined images added as candidates per human query that has any: its own negatives, for losses of pairs. Without
-    mined images those losses take as many random targets of other queries of the batch."""
+    """Mined images added as candidates per human query that has any: its own negatives, for losses of pairs, beside the
+    mined images that were rewritten and are in the batch. A query with neither gets as many random targets of other
+    queries of the batch."""
     unique_targets: bool = True
     """No image is the target of two queries of a batch."""
     group_batches: Literal["none", "category", "group"] = "none"
     """Draw a batch's human triplets from one category of images, or whole groups of them (CIRR's sets of six)."""
     hardest: int = Field(0, ge=0)
-    """Wrong candidates of the batch kept in a query's denominator, the hardest; 0 = all of them."""
+    """Valid wrong candidates of the batch kept in a query's denominator, the hardest, which are also the negatives of
+    `triplet`; 0 = all of them, and a query's own negatives for `triplet`."""
     hardest_of: int = Field(50, ge=1)
-    """Most similar candidates that those are looked for among; only what scores at most the target counts."""
+    """Most similar candidates that those are looked for among."""
+    hardest_margin: float = 0.0
+    """How far above the target a valid candidate may score, in cosine; negative: how far below it must stay."""
     loss: LossConfig = InfoNCE()
     learning_rate: float = Field(5e-4, gt=0)
     """The peak of the rate."""
@@ -143,9 +147,15 @@ class TrainingSettings(Settings):
     def _heard(self) -> TrainingSettings:
         """No setting that would do nothing, and patterns that are patterns."""
         losses = [part.loss for part in self.loss.parts] if isinstance(self.loss, LossSum) else [self.loss]
-        if self.hardest and not any(isinstance(loss, InfoNCE) for loss in losses):
+        if self.hardest and all(isinstance(loss, BradleyTerry) for loss in losses):
             raise ValueError(f"hardest {self.hardest} does nothing with loss {self.loss.type}, which has pairs of its "
-                             "own; leave it out, or use info_nce")  # fmt: skip
+                             "own; leave it out, or use info_nce or triplet")  # fmt: skip
+        if self.hardest_margin != 0 and not self.hardest:
+            raise ValueError(f"hardest_margin {self.hardest_margin} does nothing with hardest: 0; set hardest too")
+        only_pairs = not any(isinstance(loss, InfoNCE) for loss in losses)
+        if only_pairs and self.num_negatives == 0 and not self.hardest:
+            raise ValueError(f"num_negatives 0 leaves queries without a pair, and loss {self.loss.type} has nothing "
+                             "else; set num_negatives 1 or more, or add info_nce")  # fmt: skip
         if self.parts and self.tune in ("lora", "dora"):
             raise ValueError(f"parts are for tune full, not {self.tune}; leave one of the two out")
         for pattern in (*self.parts, *self.rates):

@@ -30,7 +30,7 @@ from cirloop.training.batches import Batch, Batches
 from cirloop.training.config import TrainingSettings
 from cirloop.training.dropout import Window, drawn_for, random_state
 from cirloop.training.losses import Marks
-from cirloop.training.online import online_mask
+from cirloop.training.online import online_mask, rows_of
 from cirloop.training.sharded import Gather
 from cirloop.types import UserError
 
@@ -124,9 +124,12 @@ class Gradients:
         queries, candidates = self._gather(queries, len(asked))[query_B], self._gather(candidates, len(shown))[image_N]
         target, out, own = (torch.from_numpy(a).to(device) for a in (batch.target_B, batch.also_right_BN, batch.own_BK))
         scores = similarity(queries, candidates)
-        if self.settings.hardest:
-            out = out | ~online_mask(scores, target, out, self.settings.hardest_of, self.settings.hardest)
-        return self.loss(scores, Marks(target, out, own))
+        if not self.settings.hardest:
+            return self.loss(scores, Marks(target, out, own))
+        count, among, margin = self.settings.hardest, self.settings.hardest_of, self.settings.hardest_margin
+        kept = online_mask(scores, target, out, among, count, margin)
+        hardest = rows_of(kept.scatter(1, target[:, None], False), count)
+        return self.loss(scores, Marks(target, out | ~kept, own, hardest))
 
     def _inputs(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         made: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))

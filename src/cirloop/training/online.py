@@ -33,3 +33,10 @@ def online_mask(
         kept_BN &= (scores_BN <= scores_BN.gather(1, target_B1) + margin).gather(1, order_BN)
     kept_BN &= kept_BN.cumsum(1) <= k
     return torch.zeros_like(also_right_BN).scatter(1, order_BN, kept_BN).scatter(1, target_B1, True)
+
+
+def rows_of(kept_BN: torch.Tensor, k: int) -> torch.Tensor:
+    """(B, at most k) candidate rows of what is True, ascending, -1 where a query has fewer; at most `k` are True."""
+    num = min(k, kept_BN.shape[1])
+    rows_BK = kept_BN.int().sort(dim=1, descending=True, stable=True).indices[:, :num]
+    return rows_BK.where(kept_BN.gather(1, rows_BK), -1)

@@ -133,10 +133,20 @@ def _table(source: Source, found: Sequence[Mined]) -> Table:
         strategies = ", ".join(f"{shortened(name)}: {count}" for name, count in m.by_strategy.items())
         rows.append((
             str(m.iteration), strategies or shortened(m.strategy["type"]), str(m.summary["queries"]),
-            str(m.summary["target_first"]), str(m.summary["queries_mined"]), str(m.summary["negatives"]), wrong,
+            str(m.summary["target_first"]), str(m.summary["queries_mined"]), str(m.summary["negatives"]),
+            _left_out(m), wrong,
         ))  # fmt: skip
-    columns = ("by model", "strategy: images", "queries", "target first", "queries mined", "images", "false negatives")
+    columns = (
+        "by model", "strategy: images", "queries", "target first", "queries mined", "images", "left out as right",
+        "false negatives",
+    )  # fmt: skip
     return Table("Mined negatives by the model that was wrong", columns, tuple(rows))
+
+
+def _left_out(m: Mined) -> str:
+    """Pairs of a query and an image that was known to be no negative of it, by kind."""
+    counts = m.summary["left_out"].items()
+    return ", ".join(f"{kind}: {count}" for kind, count in counts if count) or "none"
 
 
 def _chart(m: Mined) -> Chart:
