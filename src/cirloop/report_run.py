@@ -52,12 +52,13 @@ class Reporter:
         config, names = self._config, frozenset(self._store.names)
         begun = {kind: any(name.startswith(kind) for name in names) for kind in ("hard_negatives", "evaluation")}
         train, evals, no_data = self._splits(begun["hard_negatives"], begun["evaluation"])
-        strategy, rounds = config.mining, config.num_iterations
+        strategy, hardness = config.mining, None
+        if isinstance(strategy, Curriculum):
+            hardness = partial(strategy.share, rounds=config.num_iterations)
         return html.write(
             html.Source(
                 self._store.directory, names, self._read, config.resolved(), protocols.HEADLINE[config.data.type],
-                train, evals, no_data, partial(strategy.share, rounds=rounds) if isinstance(strategy, Curriculum) else None,
-                config.runtime.control, self._kept,
+                train, evals, no_data, hardness, config.runtime.control, self._kept,
             ),
             self._thumbnails,
         )  # fmt: skip

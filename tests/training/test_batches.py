@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.training.batches import Batch, Batches, known_positives
+from cirloop.known_positives import KnownPositives
+from cirloop.training.batches import Batch, Batches
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 
@@ -152,14 +153,17 @@ def test_negatives_of_human_rows_are_candidates(given: Rows, seed: int, num: int
     for n in given.mined:
         mined.setdefault(n.query, set()).add(n.image)
     batches, targets = given.batches(8, num_negatives=num, seed=seed), given.targets()
+    everything = [*given.human, *(a.triplet for a in given.augmented)]
+    keys = {t.query.id: (t.query.reference, t.query.text) for t in everything}
+    right = {q: {t.target for t in everything if keys[t.query.id] == key} | {key[0]} for q, key in keys.items()}
     for step in range(6):
         batch = batches[step]
         own = {targets[q.id] for q in batch.queries}
         expected = 0
         for query in batch.queries:
-            there = mined.get(query.id, set()) & set(batch.candidates)
-            assert len(there) >= min(num, len(mined.get(query.id, ())))
-            expected += min(num, len(mined.get(query.id, ())))
+            usable = mined.get(query.id, set()) - right[query.id]
+            assert len(usable & set(batch.candidates)) >= min(num, len(usable))
+            expected += min(num, len(usable))
         assert own <= set(batch.candidates) and len(batch.candidates) <= len(own) + expected
         assert set(batch.candidates) - own <= set().union(*mined.values(), set())
 
@@ -209,19 +213,24 @@ def test_own_negatives_are_mined_or_of_other_queries(given: Rows, seed: int, num
     for n in given.mined:
         mined.setdefault(n.query, set()).add(n.image)
     batches, targets = given.batches(8, num_negatives=num, seed=seed, unique=unique), given.targets()
+    source = {a.triplet.query.id: a.source for a in given.augmented}
     known = {(t.query.reference, t.query.text, t.target) for t in [*given.human, *(a.triplet for a in given.augmented)]}
     for step in range(6):
         batch = batches[step]
-        assert batch.own_BK.shape == (len(batch.queries), max(1, num))
+        assert batch.own_BK.shape[0] == len(batch.queries) and batch.own_BK.shape[1] >= 1
         for query, row in zip(batch.queries, batch.own_BK, strict=True):
-            own = [batch.candidates[place] for place in row if place >= 0]
-            assert len(set(own)) == len(own)
-            if num and mined.get(query.id):
-                assert set(own) <= mined[query.id] and len(own) == min(num, len(mined[query.id]))
+            own = {batch.candidates[place] for place in row if place >= 0}
+            assert len(own) == (row >= 0).sum()
+            right = {image for reference, text, image in known if (reference, text) == (query.reference, query.text)}
+            barred = right | {query.reference}
+            rewritten = {targets[q.id] for q in batch.queries if source.get(q.id) == query.id} - barred
+            usable = mined.get(query.id, set()) - barred
+            if rewritten or (num and usable):
+                assert rewritten <= own <= rewritten | usable
+                assert min(num, len(usable)) <= len(own) <= min(num, len(usable)) + len(rewritten)
             else:
-                wrong = {targets[q.id] for q in batch.queries}
-                wrong = {image for image in wrong if (query.reference, query.text, image) not in known}
-                assert set(own) <= wrong and len(own) == min(max(1, num), len(wrong))
+                wrong = {targets[q.id] for q in batch.queries} - barred
+                assert own <= wrong and len(own) == min(num, len(wrong))
 
 
 @pytest.mark.parametrize(("size", "groups"), [(8, 3), (6, 20)])
@@ -245,11 +254,76 @@ def test_no_human_triplets_is_an_error() -> None:
         Rows([]).batches(8)
 
 
-def test_known_positives_gather_the_targets_of_equal_queries() -> None:
-    human = [triplet(0, 1, "a", 5), triplet(1, 1, "a", 6), triplet(2, 1, "b", 7), triplet(3, 2, "a", 8)]
-    assert known_positives(human) == {
-        "h0": {"i5", "i6"},
-        "h1": {"i5", "i6"},
-        "h2": {"i7"},
-        "h3": {"i8"},
-    }
+def paired(num: int, per_query: int = 1) -> Rows:
+    """Human triplets whose mined images were all rewritten, `per_query` each."""
+    made = plain(num)
+    for i, t in enumerate(made.human):
+        for n in range(per_query):
+            image = ImageId(f"m{i}.{n}")
+            made.mined += [negative(t.query.id, image), negative(t.query.id, ImageId(f"unwritten{i}.{n}"))]
+            query = Query(QueryId(f"{t.query.id}+1.{n}"), t.query.reference, f"new text {i}.{n}")
+            made.augmented.append(AugmentedTriplet(Triplet(query, image), t.query.id, 1, "tiny", "p"))
+    return made
+
+
+@pytest.mark.parametrize("num_negatives", [0, 1])
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_human_query_is_paired_with_the_mined_image_of_its_rewritten_triplet(
+    num_negatives: int, share: float
+) -> None:
+    """ReCALL's I_h: every human query with an augmented partner in its batch, and with 0 negatives nothing else."""
+    given = paired(100)
+    batches, written = given.batches(16, share, num_negatives), {a.source: a.triplet for a in given.augmented}
+    mined = {t.query.id: {n.image for n in given.mined if n.query == t.query.id} for t in given.human}
+    pairs = alone = 0
+    for step in range(100):
+        batch = batches[step]
+        ids = {query.id for query in batch.queries}
+        for query, row in zip(batch.queries, batch.own_BK, strict=True):
+            own = [batch.candidates[place] for place in row if place >= 0]
+            partner = written.get(query.id)
+            if partner is None:  # an augmented query: the paper gives it no negative
+                assert len(own) == num_negatives
+            elif partner.query.id in ids:
+                pairs += 1
+                assert own[0] == partner.target and set(own) <= mined[query.id] and len(own) <= 1 + num_negatives
+            else:
+                alone += 1
+                assert set(own) <= mined[query.id] and len(own) == num_negatives
+    assert pairs == 100 * int(16 * share) and (alone > 0) == (share < 0.5)
+
+
+def test_all_rewritten_triplets_of_a_query_in_a_batch_are_its_negatives() -> None:
+    given = paired(2, per_query=3)
+    batch = given.batches(10, 0.5, 0)[0]
+    own = [{batch.candidates[place] for place in row if place >= 0} for row in batch.own_BK]
+    for query, images in zip(batch.queries, own, strict=True):
+        partners = {a.triplet.target for a in given.augmented if a.source == query.id}
+        assert images == partners & set(batch.candidates)
+    assert max(map(len, own)) > 1
+
+
+def test_a_rewritten_image_that_is_right_for_its_source_is_no_negative() -> None:
+    """The captioner also wrote the original text for it."""
+    given = paired(8)
+    confirmed = [(a.source, a.triplet.target) for a in given.augmented[:4]]
+    known = KnownPositives(given.human, given.augmented, confirmed=confirmed)
+    batch = Batches(given.human, given.augmented, given.mined, 16, 0.5, 0, 0, known=known)[0]
+    own = {query.id: row for query, row in zip(batch.queries, batch.own_BK, strict=True)}
+    right = {query.id: row for query, row in zip(batch.queries, batch.also_right_BN, strict=True)}
+    assert len(own) == 16
+    for source, image in confirmed:
+        assert (own[source] < 0).all() and right[source][batch.candidates.index(image)]
+    assert all((own[a.source] >= 0).any() for a in given.augmented[4:])
+
+
+def test_queries_that_differ_in_case_and_spaces_alone_share_their_targets() -> None:
+    human = [triplet(0, 1, "Make it  RED", 5), triplet(1, 1, " make it red", 6), triplet(2, 1, "make it blue", 7)]
+    batch = Batches(human, [], [negative(QueryId("h0"), ImageId("i6"))], 3, 0.0, 5, 0)[0]
+    of = {query.id: i for i, query in enumerate(batch.queries)}
+    places = [batch.candidates.index(ImageId(f"i{n}")) for n in (5, 6, 7)]
+    assert batch.also_right_BN[of[QueryId("h0")], places].tolist() == [False, True, False]
+    assert batch.also_right_BN[of[QueryId("h1")], places].tolist() == [True, False, False]
+    assert not batch.also_right_BN[of[QueryId("h2")]].any()
+    own = [{batch.candidates[p] for p in batch.own_BK[of[QueryId(f"h{n}")]] if p >= 0} for n in range(3)]
+    assert own == [{"i7"}, {"i7"}, {"i5", "i6"}]

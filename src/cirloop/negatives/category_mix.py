@@ -1,8 +1,9 @@
 """A mix by category: other items of the target's category, items of other categories, and any.
 
-The shares hold over the queries, for every k: a query takes floor(share * k) or one more from each pool, `k` in all, by
-systematic rounding as in `mixture`, with the numbers u = (i + 1/2) / Q in the place of its draws. i is the query's place
-in one seeded shuffle of all Q queries, so that the totals over all of them are the shares of Q * k to within one image.
+The shares hold over the queries, for every k: a query takes floor(share * k) images or one more from each pool, `k` in
+all, by systematic rounding as in `mixture` with the numbers u = (i + 1/2) / Q in the place of its draws, where i is the
+query's place in one seeded shuffle of all Q queries. The totals over all queries are then the shares of Q * k to within
+one image; where only some queries are mined (`only_wrong`), they are so in expectation.
 An image is taken once; `any` is drawn last, from all that is left. A pool that is too short is not filled from another.
 An image of unknown (empty) category is in `any` alone, and a target of unknown category has no `same` and no `other`.
 Degenerate case: with one category `other` is empty.
@@ -67,9 +68,7 @@ class CategoryMix(Strategy):
             raise UserError("the negative strategy 'category_mix' needs the target of every query, and was given none.")
         places_Q = np.random.default_rng(about.seed).permutation(num_queries)
         weights = (self.same, self.other, self.any)
-        return [
-            shares(self.k, weights, (places_Q[number] + 0.5) / num_queries).tolist() for number in block.numbers_B
-        ]
+        return [shares(self.k, weights, (places_Q[number] + 0.5) / num_queries).tolist() for number in block.numbers_B]
 
 
 def _take(scores_K: Floats, pool_K: Mask, count: int, draw: np.random.Generator | None) -> Rows:

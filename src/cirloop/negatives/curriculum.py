@@ -11,8 +11,8 @@ levels h is the hard one's share. For iteration t and the mean training losses l
 The last round mines from the hardest level (h = 1) whatever the schedule says, so a run of one round does too.
 
 Degenerate cases: before `first_iteration` h is `start`, after `last_iteration` 1, as at both where they are the same;
-without a loss h is `start`, and a first loss of 0 leaves nothing to learn from easy images: 1. Where the number of rounds
-is not known (0), `last_iteration` is by default `first_iteration`.
+without a loss h is `start`, and a first loss of 0 leaves nothing to learn from easy images: 1. Where the number of
+rounds is not known (0), `last_iteration` is by default `first_iteration`.
 """
 
 from __future__ import annotations
