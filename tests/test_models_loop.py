@@ -128,7 +128,9 @@ def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        ({"hardest": 3, "loss": {"type": "triplet"}}, "hardest 3 does nothing with loss triplet"),
+        ({"hardest": 3, "loss": {"type": "bradley_terry"}}, "hardest 3 does nothing with loss bradley_terry"),
+        ({"hardest_margin": 0.1}, "hardest_margin 0.1 does nothing with hardest: 0"),
+        ({"num_negatives": 0, "loss": {"type": "triplet"}}, "num_negatives 0 leaves queries without a pair"),
         ({"tune": "lora", "parts": ["model"]}, "parts are for tune full, not lora"),
         ({"rates": {"clip(": 1e-6}}, r"'clip\(' is no pattern"),
         ({"rates": {"clip": 0}}, "greater than 0"),

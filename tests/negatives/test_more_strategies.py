@@ -433,6 +433,29 @@ def test_linear_share() -> None:
     assert [at_once.share(t) for t in range(4)] == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("rounds", range(1, 7))
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"last_iteration": 9}, {"first_iteration": 2}, {"schedule": "step", "steps": (7,)}, {"schedule": "loss"}],
+    ids=["even", "late end", "late start", "step", "loss"],
+)
+def test_the_last_round_is_at_the_hardest_level(rounds: int, settings: dict[str, Any]) -> None:
+    lesson = Curriculum(levels=LEVELS, **settings)
+    shares_T = [lesson.share(t, (2.0, 1.9), rounds) for t in range(rounds)]
+    assert shares_T[-1] == 1 and lesson.weights(shares_T[-1]) == [0, 1]
+    assert all(share < 1 for share in shares_T[:-1])
+    case = Case(np.array([[0.5, 0.9, 0.4, 0.0]], np.float32), [0], [3], [{0}])
+    about = About(seed=0, iteration=rounds - 1, rounds=rounds, losses=(2.0, 1.9))
+    assert images(lesson.model_copy(update={"k": 1}), case.whole(), about) == [[1]]  # above the target: not semi-hard
+
+
+def test_the_share_rises_evenly_over_the_rounds() -> None:
+    lesson = Curriculum(levels=LEVELS)
+    assert [lesson.share(t, rounds=5) for t in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert [lesson.share(t, rounds=2) for t in range(2)] == [0, 1]
+    assert lesson.share(0, rounds=1) == 1
+
+
 def test_step_share() -> None:
     lesson = Curriculum(levels=(*LEVELS, InBatch()), schedule="step", steps=(2, 3))
     assert [lesson.share(t) for t in range(5)] == [0, 0, 0.5, 1, 1]
@@ -457,7 +480,7 @@ def test_weights_lie_between_neighbours() -> None:
     [
         ({"steps": (1,)}, "steps does nothing with schedule: linear"),
         ({"schedule": "loss", "last_iteration": 9}, "last_iteration does nothing with schedule: loss"),
-        ({"first_iteration": 4}, "last_iteration 3 is before first_iteration 4"),
+        ({"first_iteration": 4, "last_iteration": 3}, "last_iteration 3 is before first_iteration 4"),
         ({"schedule": "step"}, "must be 1 ascending"),
         ({"schedule": "step", "steps": (3, 1)}, "must be 1 ascending"),
         ({"levels": LEVELS[:1]}, "at least 2"),

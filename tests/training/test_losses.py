@@ -109,7 +109,28 @@ def test_triplet_is_the_hinge_of_each_own_negative() -> None:
     """Targets lead by 0.2 and 0.1: hinges 0 and 0.1 at margin 0.2, 0.1 and 0.2 at margin 0.3."""
     assert TripletHinge(margin=0.2).build()(HALF, marks([[1], [0]])).item() == pytest.approx(0.05, abs=1e-6)
     assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [0]])).item() == pytest.approx(0.15, abs=1e-6)
-    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [-1]])).item() == pytest.approx(0.05, abs=1e-6)
+    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [-1]])).item() == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [TripletHinge(margin=0.3), BradleyTerry()], ids=lambda loss: loss.type)
+def test_queries_without_negatives_do_not_water_down_the_pairs(loss: Any) -> None:
+    """The mean is over the queries that have a pair; without any the loss is 0 and has a gradient of 0."""
+    alone = loss.build()(HALF[:1], marks([[1]]))
+    assert loss.build()(HALF, marks([[1], [-1]])).item() == pytest.approx(alone.item(), rel=1e-6)
+    scores = HALF.clone().requires_grad_()
+    none = loss.build()(scores, marks([[-1], [-1]]))
+    none.backward()
+    assert none.item() == 0 and scores.grad is not None and not scores.grad.any()
+
+
+def test_triplet_takes_the_hardest_valid_candidates_where_there_are_some() -> None:
+    """Target 0.5; own negative 0.1, hardest 0.45 and 0.3: hinges 0.15 and 0. Bradley-Terry keeps its own."""
+    scores = torch.tensor([[0.5, 0.1, 0.45, 0.3]])
+    given = Marks(torch.tensor([0]), torch.zeros(1, 4, dtype=torch.bool), torch.tensor([[1]]), torch.tensor([[2, 3]]))
+    assert TripletHinge(margin=0.2).build()(scores, given).item() == pytest.approx(0.15 / 2, abs=1e-6)
+    assert BradleyTerry().build()(scores, given).item() == pytest.approx(log(1 + exp(-0.4)), rel=1e-5)
+    nothing = Marks(given.target_B, given.left_out_BN, given.negatives_BK, torch.tensor([[-1, -1]]))
+    assert TripletHinge(margin=0.2).build()(scores, nothing).item() == 0
 
 
 def test_bradley_terry_is_the_mean_of_its_pairs() -> None:

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from cirloop.negatives.base import About
 from cirloop.negatives.online_hardest import OnlineHardest
+from cirloop.training.batches import Batch
+from cirloop.training.config import TrainingSettings
+from cirloop.training.gradients import marks_of
 from cirloop.training.losses import Marks, info_nce
-from cirloop.training.online import online_mask
+from cirloop.training.online import online_mask, rows_of
 from tests.negatives.cases import Case, cases
 
 
@@ -100,3 +103,64 @@ def test_no_valid_candidate_leaves_no_loss() -> None:
     mask = online_mask(query @ candidates.T, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.bool), 2, 2)
     assert mask.tolist() == [[True, False, False]]
     assert nce(query @ candidates.T, torch.tensor([0]), ~mask, 0.1).item() == 0.0
+
+
+def test_rows_are_those_of_the_mask() -> None:
+    mask = torch.tensor([[True, False, True, False], [False, False, False, False], [False, True, False, False]])
+    assert rows_of(mask, 2).tolist() == [[0, 2], [-1, -1], [1, -1]]
+    assert rows_of(mask[:, :1], 3).tolist() == [[0], [-1], [-1]]
+
+
+SCORES = torch.tensor([[0.5, 0.55, 0.4, 0.3, 0.9], [0.2, 0.6, 0.1, 0.65, 0.5]])
+"""Of two queries, whose targets are candidates 0 and 1; candidate 4 is known to be right for the first."""
+
+
+def batch() -> Batch:
+    also_right = np.zeros((2, 5), bool)
+    also_right[0, 4] = True
+    return Batch((), (), np.array([0, 1]), also_right, np.array([[3], [-1]]))
+
+
+def loss_of(**settings: object) -> torch.Tensor:
+    made = TrainingSettings.model_validate(settings)
+    return made.loss.build()(SCORES, marks_of(SCORES, batch(), made))
+
+
+TRIPLET = {"type": "triplet", "margin": 0.2}
+NCE = {"type": "info_nce", "temperature": 1.0}
+BOTH = {"type": "sum", "parts": [{"weight": 2.0, "loss": NCE}, {"weight": 0.5, "loss": TRIPLET}]}
+
+
+def test_triplet_of_the_hardest_valid_candidate() -> None:
+    """Below the targets 0.5 and 0.6 the best are 0.4 and 0.5: each lacks 0.1 of the margin."""
+    assert loss_of(hardest=1, loss=TRIPLET).item() == pytest.approx(0.1, abs=1e-6)
+    # 0.06 above the target counts too: 0.55 and 0.65, each 0.05 above
+    assert loss_of(hardest=1, hardest_margin=0.06, loss=TRIPLET).item() == pytest.approx(0.25, abs=1e-6)
+    # 0.15 below it: 0.3 is beyond the margin; the second query's best is 0.2, beyond it too
+    assert loss_of(hardest=1, hardest_margin=-0.15, loss=TRIPLET).item() == pytest.approx(0, abs=1e-6)
+    # two of each: hinges 0.1 and 0, and 0.1 and 0
+    assert loss_of(hardest=2, loss=TRIPLET).item() == pytest.approx(0.05, abs=1e-6)
+    # the one most similar candidate is not valid for either query, so there is no pair
+    assert loss_of(hardest=1, hardest_of=1, loss=TRIPLET).item() == 0
+    # off: the first query's own negative, 0.3, is 0.2 below
+    assert loss_of(loss=TRIPLET).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_margin_lets_harder_candidates_into_the_denominator() -> None:
+    plain = (log(1 + exp(-0.1)) + log(1 + exp(-0.1))) / 2
+    assert loss_of(hardest=1, loss=NCE).item() == pytest.approx(plain, rel=1e-5)
+    assert loss_of(hardest=1, hardest_margin=0.06, loss=NCE).item() == pytest.approx(log(1 + exp(0.05)), rel=1e-5)
+
+
+def test_the_hardest_within_a_sum() -> None:
+    for online in ({"hardest": 1}, {"hardest": 2, "hardest_margin": 0.06}, {}):
+        parts = 2.0 * loss_of(**online, loss=NCE) + 0.5 * loss_of(**online, loss=TRIPLET)
+        assert torch.allclose(loss_of(**online, loss=BOTH), parts)
+    assert loss_of(hardest=1, loss=BOTH).item() == pytest.approx(2 * log(1 + exp(-0.1)) + 0.05, rel=1e-5)
+
+
+def test_what_is_known_to_be_right_is_no_hardest_candidate() -> None:
+    scores = torch.tensor([[0.5, 0.9]])
+    known = Batch((), (), np.array([0]), np.array([[False, True]]), np.array([[-1]]))
+    marks = marks_of(scores, known, TrainingSettings(hardest=1, hardest_margin=1.0))
+    assert marks.hardest_BH is not None and marks.hardest_BH.tolist() == [[-1]]

@@ -83,6 +83,17 @@ class Piece:
         return self.rows[self.first : self.last]
 
 
+def marks_of(scores_BN: torch.Tensor, batch: Batch, settings: TrainingSettings) -> Marks:
+    """What a batch knows of its candidates, and with `hardest` which of them online mining keeps."""
+    arrays = (batch.target_B, batch.also_right_BN, batch.own_BK)
+    target_B, right_BN, own_BK = (torch.from_numpy(array).to(scores_BN.device) for array in arrays)
+    if not settings.hardest:
+        return Marks(target_B, right_BN, own_BK)
+    kept_BN = online_mask(scores_BN, target_B, right_BN, settings.hardest_of, settings.hardest, settings.hardest_margin)
+    hardest_BH = rows_of(kept_BN.scatter(1, target_B[:, None], False), settings.hardest)
+    return Marks(target_B, right_BN | ~kept_BN, own_BK, hardest_BH)
+
+
 class Gradients:
     """Gradients of `backbone`'s trained weights. `optimizer` and `module`, prepared, are given afterwards."""
 
@@ -120,16 +131,10 @@ class Gradients:
 
     def _loss(self, batch: Batch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Of this process's vectors for `_sides(batch)`; a gradient is the sum over the rows that share a vector."""
-        device, ((asked, query_B), (shown, image_N)) = queries.device, self._sides(batch)
+        (asked, query_B), (shown, image_N) = self._sides(batch)
         queries, candidates = self._gather(queries, len(asked))[query_B], self._gather(candidates, len(shown))[image_N]
-        target, out, own = (torch.from_numpy(a).to(device) for a in (batch.target_B, batch.also_right_BN, batch.own_BK))
         scores = similarity(queries, candidates)
-        if not self.settings.hardest:
-            return self.loss(scores, Marks(target, out, own))
-        count, among, margin = self.settings.hardest, self.settings.hardest_of, self.settings.hardest_margin
-        kept = online_mask(scores, target, out, among, count, margin)
-        hardest = rows_of(kept.scatter(1, target[:, None], False), count)
-        return self.loss(scores, Marks(target, out | ~kept, own, hardest))
+        return self.loss(scores, marks_of(scores, batch, self.settings))
 
     def _inputs(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         made: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
