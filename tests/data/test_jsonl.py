@@ -52,6 +52,20 @@ def test_categories_groups_and_positives(tmp_path: Path) -> None:
     assert parts[1].relevance is not None and parts[1].relevance.positives[query.id] == {"c.JPG", "sub/b.png"}
 
 
+def test_positives_of_training_lines_come_with_the_train_split(tmp_path: Path) -> None:
+    """They are part of the data's digest; the target is none of them, and a validation line's never get there."""
+    line = LINE | {"positives": ["c.JPG", "sub/b.png"]}
+    directory = folder(tmp_path, [LINE | {"positives": ["a.png"]}])
+    digests = []
+    for lines in ([line, line | {"positives": []}], [LINE, LINE]):
+        (directory / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        data = JsonlSettings().build(sources(directory))
+        expected = {"train/0": {"c.JPG"}} if "positives" in lines[0] else {}
+        assert data.train.positives == expected
+        digests.append(data.digest)
+    assert digests[0] != digests[1]
+
+
 def test_a_split_without_targets_is_for_prediction(tmp_path: Path) -> None:
     line = {name: value for name, value in LINE.items() if name != "target"}
     [part] = JsonlSettings().build(sources(folder(tmp_path, [line]))).parts("val")

@@ -1,0 +1,94 @@
+"""What is known to be right of training queries, from lines, bytes, equal queries and the captioner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cirloop import stages
+from cirloop.artifacts import Artifact, Store, write_json
+from cirloop.known_positives import CONFIRMED, LINE, REFERENCE, SAME_TEXT, TARGET, KnownPositives, normal_text
+from cirloop.mine_split import mine_split
+from cirloop.rows import known_positives, read_confirmed
+from cirloop.run import Run
+from cirloop.types import AugmentedTriplet, ImageId, Query, QueryId, Triplet
+
+
+def triplet(name: str, reference: str, text: str, target: str) -> Triplet:
+    return Triplet(Query(QueryId(name), ImageId(reference), text), ImageId(target))
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("Make it RED", "make  it\tred "),
+        ("caf\u00e9", "CAFE\u0301"),
+        ("Stra\u00dfe", "STRASSE"),
+    ],
+)
+def test_texts_are_the_same_but_for_case_spaces_and_unicode_form(text: str, same: str) -> None:
+    assert normal_text(text) == normal_text(same)
+
+
+def test_other_words_are_other_texts() -> None:
+    assert len({normal_text(text) for text in ("make it red", "make it red.", "make itred", "make it rd")}) == 4
+
+
+def test_kinds_of_known_positives() -> None:
+    """`content` is the name before the dot: a.1 and a.2 are copies."""
+    human = [
+        triplet("q0", "r.1", "Make it red", "a.1"),
+        triplet("q1", "r.2", "make it  RED", "b.1"),
+        triplet("q2", "r.1", "make it blue", "c.1"),
+    ]
+    written = AugmentedTriplet(triplet("q2+1", "r.3", "MAKE IT RED", "d.1"), QueryId("q2"), 1, "tiny", "p")
+    positives = {QueryId("q0"): frozenset({ImageId("e.1"), ImageId("a.2")}), QueryId("q1"): frozenset({ImageId("f.1")})}
+    known = KnownPositives(
+        human, [written], positives, [(QueryId("q0"), ImageId("g.1"))], lambda image: image.partition(".")[0]
+    )
+    assert known.right(human[0].query) == {
+        "a": LINE, "e": LINE, "b": SAME_TEXT, "d": SAME_TEXT, "f": SAME_TEXT, "g": CONFIRMED,
+    }  # fmt: skip
+    assert known.right(human[1].query) == {
+        "b": TARGET, "f": LINE, "a": SAME_TEXT, "d": SAME_TEXT, "e": SAME_TEXT, "g": CONFIRMED,
+    }  # fmt: skip
+    assert known.right(human[2].query) == {"c": TARGET}
+    assert known.barred(human[2].query) == {"c": TARGET, "r": REFERENCE}
+
+
+def test_pairs_that_the_captioner_confirmed_are_read_once(tmp_path: Path) -> None:
+    rows = [
+        {"source": "q0", "image": "a", "reason": "same as the original text"},
+        {"source": "q0", "image": "a", "reason": "same as the original text"},
+        {"source": "q0", "image": "b", "reason": "not verified"},
+    ]
+    write_json(tmp_path / "augmented_samples_iter_1.json", {"schema": 1, "accepted": [], "rejected": rows})
+    assert read_confirmed(
+        Artifact("augmented_samples_iter_1.json", tmp_path / "augmented_samples_iter_1.json", "")
+    ) == [("q0", "a")]
+
+
+def write_samples(path: Path, mined: list[dict[str, Any]]) -> Artifact:
+    rows = [{"source": row["query"], "image": row["image"], "reason": "same as the original text"} for row in mined]
+    write_json(path, {"schema": 1, "accepted": [], "rejected": rows})
+    return Artifact(path.name, path, "")
+
+
+@pytest.mark.slow
+def test_what_the_captioner_confirmed_is_mined_no_more(small: Any, tmp_path: Path) -> None:
+    """The same model mines twice; of the first time every image but the last was confirmed."""
+    config = small(tmp_path / "run", training={"warm_up_steps": 0})
+    run = Run(config, Store(config.directory), config.data.build())
+    stages.train(run, 0, None, [], None)
+    first = mine_split(run, run.embedder(None), 0)
+    confirmed = first["negatives"][:-1]
+    known = known_positives(run.data.train, [write_samples(tmp_path / "augmented_samples_iter_1.json", confirmed)])
+    second = mine_split(run, run.embedder(None), 0, known)
+    pairs = [{(row["query"], row["image"]) for row in made["negatives"]} for made in (first, second)]
+    last = first["negatives"][-1]
+    assert pairs[0] & pairs[1] == {(last["query"], last["image"])}
+    assert len(pairs[1]) == len(pairs[0])
+    assert second["summary"]["left_out"]["confirmed by the captioner"] == len(confirmed)
+    assert set(first["summary"]["left_out"].values()) == {0}
