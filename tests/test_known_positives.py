@@ -76,7 +76,7 @@ def write_samples(path: Path, mined: list[dict[str, Any]]) -> Artifact:
     return Artifact(path.name, path, "")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_what_the_captioner_confirmed_is_mined_no_more(small: Any, tmp_path: Path) -> None:
     """The same model mines twice; of the first time every image but the last was confirmed."""
     config = small(tmp_path / "run", training={"warm_up_steps": 0})

@@ -44,6 +44,7 @@ CASES = (
     Case("benchmarks/band_against_loop.py", "--queries 20 --images 40 --dimensions 8 --repeats 2", "±"),
     Case("benchmarks/band_on_curves.py", "--queries 4 --images 80", "linear"),
     Case("benchmarks/kill_and_resume.py", "--kills 1 --workers 1", "1 of 1"),
+    Case("benchmarks/known_right_negatives.py", says="top_k"),
     Case("benchmarks/knn_text_against_loop.py", "--samples 200 --dimensions 16 --repeats 2", "clustered: "),
     Case("benchmarks/look_at_pictures.py", "--pictures PICTURES --num 6 --workers 1 --repeats 1", "6 files, 1 workers"),
     Case(
