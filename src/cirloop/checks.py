@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 
 from cirloop import launch, trackers
@@ -14,6 +15,7 @@ from cirloop.problems import Problems, ProblemsFound
 from cirloop.report.terminal import progress
 from cirloop.types import TrainSplit, UserError
 
+logger = logging.getLogger(__name__)
 PROBLEMS = "problems.json"
 
 
@@ -36,7 +38,7 @@ def check(config: RunConfig) -> Dataset:
             if not trains:
                 data.parts(config.evaluation.split)
             elif config.num_iterations or config.training.warm_up_steps:
-                _ = data.train
+                _check_triplets(config, data, problems)
                 _check_mining(config, data.train, problems)
                 _check_groups(config.training.group_batches, data.train, problems)
         except UserError as error:
@@ -83,6 +85,30 @@ def check(config: RunConfig) -> Dataset:
     problems.stop()
     assert data is not None
     return data
+
+
+def _check_triplets(config: RunConfig, data: Dataset, problems: Problems) -> None:
+    """The training triplets are enough to learn from, and are not those that the run is evaluated on."""
+    triplets = data.train.triplets
+    targets = len({triplet.target for triplet in triplets})
+    if targets < 2:
+        what = f"{len(triplets):,} training triplets have one target, and a loss needs another image to compare it with"
+        problems.add("data.train", what, "Give triplets with two different targets or more.")
+    elif targets < config.training.batch_size and config.training.unique_targets:
+        logger.warning(
+            "%d training triplets have %d different targets: a batch holds at most so many queries, not "
+            "training.batch_size %d", len(triplets), targets, config.training.batch_size,
+        )  # fmt: skip
+    trained = {(t.query.reference, t.query.text, t.target) for t in triplets}
+    for part in data.parts(config.evaluation.split):
+        judged = part.relevance.targets if part.relevance is not None else {}
+        rows = [(q.reference, q.text, judged[q.id]) for q in part.queries if q.id in judged]
+        both = sum(row in trained for row in rows)
+        if both:
+            logger.warning(
+                "%s: %d of %d queries are training triplets too (same reference, text and target), so recall on them "
+                "says nothing about other queries", part.name, both, len(rows),
+            )  # fmt: skip
 
 
 def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
