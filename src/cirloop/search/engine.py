@@ -24,8 +24,8 @@ from cirloop.backbones import Item
 from cirloop.backbones.base import VisionInput
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import pooled, similarity
+from cirloop.data import triplets
 from cirloop.data.images import BadImage, Packed, decode
-from cirloop.data.triplets import MAX_TEXT
 from cirloop.experiment import done_iterations
 from cirloop.retrieval.embed import embed_now
 from cirloop.retrieval.search import best_columns
@@ -37,6 +37,8 @@ from cirloop.types import ImageId, UserError
 
 logger = logging.getLogger(__name__)
 BASE = "base"
+MAX_TEXT = triplets.MAX_TEXT
+"""Characters of a text."""
 MAX_FILE = 64 << 20
 """Bytes of a picture given as a reference."""
 MODELS = 2
