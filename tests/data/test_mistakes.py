@@ -15,10 +15,11 @@ from PIL import Image
 
 from cirloop.config import RunConfig
 from cirloop.data import own, sources
-from cirloop.data.config import Columns, HuggingFaceSettings, JsonlSettings
+from cirloop.data.config import CirrSettings, Columns, HuggingFaceSettings, JsonlSettings
 from cirloop.data.sources import Sources
 from cirloop.data.triplets import MAX_TEXT
 from cirloop.types import EvalSplit, TrainSplit, UserError
+from tests.stand_in import write_cirr
 
 ROWS = [{"reference": f"p{n}.png", "text": f"make it {n}", "target": f"p{(n + 1) % 6}.png"} for n in range(6)]
 
@@ -242,6 +243,17 @@ def test_the_data_directory_is_a_file_or_misspelt(data: Path, monkeypatch: pytes
     monkeypatch.chdir(data)
     with pytest.raises(UserError, match=rf"--data_dir shop: there is no such directory \({data}/shop\)"):
         Sources(Path("shop"), data / "cache", lambda items, _: items).root("jsonl")
+
+
+def test_pictures_of_a_benchmark_in_another_folder_are_pointed_at(tmp_path: Path) -> None:
+    directory = write_cirr(tmp_path / "cirr", 1)
+    (directory / "NLVR2").mkdir()
+    (directory / "dev").rename(directory / "NLVR2" / "dev")
+    with pytest.raises(UserError) as caught:
+        CirrSettings().build(of(directory)).parts("val")
+    said = str(caught.value)
+    assert "A file 'dev-0-img0.png' is not at" in said and f"but in {directory}/NLVR2/dev." in said
+    assert "(10 more like it, such as" in said and len(said.splitlines()) == 4
 
 
 def hugging(directory: Path, **settings: Any) -> tuple[EvalSplit, ...]:

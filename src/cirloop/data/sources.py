@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -165,6 +166,8 @@ def _look(gallery: Gallery | None, files: Files, allow: int, sources: Sources, p
         )
     found = sources.bad(gallery.name, {image: files[image] for image in gallery.ids if image not in out})
     if len(found) > allow:
+        absent = [files[image] for image, what in found.items() if what == NOT_THERE]
+        _note_elsewhere(absent[0] if absent else None, sources, problems)
         alike = Alike(image for image in gallery.ids if image not in found)
         for image, what in found.items():
             meant = alike.meant(image) if what == NOT_THERE else None
@@ -176,6 +179,16 @@ def _look(gallery: Gallery | None, files: Files, allow: int, sources: Sources, p
                 "result says so.",
             )
     return set(found)
+
+
+def _note_elsewhere(picture: Picture | None, sources: Sources, problems: Problems) -> None:
+    """Where else below the data directory a file has the name of a picture that is not there, as a way out."""
+    if not isinstance(picture, Path) or sources.directory is None:
+        return
+    for place, _, names in os.walk(sources.directory):
+        if picture.name in names:
+            problems.ways.append(f"A file {picture.name!r} is not at {picture} but in {place}.")
+            return
 
 
 def _without(part: Judged, bad: set[ImageId]) -> Judged:
