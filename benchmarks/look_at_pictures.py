@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cirloop.data.jsonl import PICTURES
+from cirloop.data.folder import endings
 from cirloop.data.verify import bad_images
 from cirloop.report.terminal import progress
 from cirloop.types import ImageId
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    found = sorted(path for path in args.pictures.rglob("*") if path.suffix.lower() in PICTURES)
+    found = sorted(path for path in args.pictures.rglob("*") if path.suffix.lower() in endings())
     assert found, f"no pictures in {args.pictures}"
     with tempfile.TemporaryDirectory() as directory:
         files = {}

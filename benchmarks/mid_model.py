@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from cirloop.data.jsonl import PICTURES
+from cirloop.data.folder import endings
 from cirloop.report.terminal import table
 from cirloop.runtime import Runtime
 from cirloop.types import ImageId, Query, QueryId, Triplet
@@ -95,7 +95,7 @@ def noise(directory: Path, num: int, wide: int, high: int) -> None:
 
 def photographs(directory: Path, num: int) -> dict[ImageId, Path]:
     """The first `num` pictures below `directory`, by name."""
-    found = sorted(path for path in directory.rglob("*") if path.suffix.lower() in PICTURES)[:num]
+    found = sorted(path for path in directory.rglob("*") if path.suffix.lower() in endings())[:num]
     assert len(found) == num, f"{len(found)} pictures in {directory}, not {num}"
     return {ImageId(f"{place:04d}"): path for place, path in enumerate(found)}
 

@@ -214,7 +214,6 @@ RUBBISH: dict[str, tuple[Callable[[Path], object], str]] = {
     "pairid text": (captions(lambda e: e[0].update(pairid="x")), "'pairid' must be a whole number, found text"),
     "pairid true": (captions(lambda e: e[0].update(pairid=True)), "'pairid' must be a whole number, found true or"),
     "pairid twice": (captions(lambda e: e[1].update(pairid=0)), "pairid 0 is there more than once"),
-    "caption empty": (captions(lambda e: e[0].update(caption=" ")), "entry 0: 'caption' is empty"),
     "caption null": (captions(lambda e: e[0].update(caption=None)), "'caption' must be text, found null"),
     "no target": (captions(lambda e: e[0].pop("target_hard")), "entry 0: has no 'target_hard'"),
     "unknown reference": (captions(lambda e: e[0].update(reference="dev-9")), "reference 'dev-9' is not in split"),
@@ -269,13 +268,18 @@ def test_other_counts_than_the_official_ones_are_told(tmp_path: Path) -> None:
 
 def test_several_problems_are_reported_together(tmp_path: Path) -> None:
     directory = small_cirr(tmp_path)
-    for name in ("caption empty", "pairid twice", "unknown target", "split file a list"):
+    for name in ("caption null", "pairid twice", "unknown target", "split file a list"):
         RUBBISH[name][0](directory)
     with pytest.raises(UserError) as caught:
         score_rankings(directory / "rankings.json", "cirr_val", directory)
     # with the split file unreadable no image can be called unknown; the target is outside its group all the same.
     # Of the entry without a text no query is made, so the next one's pairid is no double.
-    for part in ("3 problems", "'caption' is empty", "not among img_set's members", "must be an object of image name"):
+    for part in (
+        "3 problems",
+        "'caption' must be text",
+        "not among img_set's members",
+        "must be an object of image name",
+    ):
         assert part in str(caught.value)
 
 

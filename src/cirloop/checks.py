@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from cirloop import launch, trackers
@@ -14,7 +15,7 @@ from cirloop.model_checks import check_disk, check_models
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.problems import Problems, ProblemsFound
 from cirloop.report.terminal import progress
-from cirloop.types import TrainSplit, UserError
+from cirloop.types import EvalSplit, TrainSplit, UserError
 
 logger = logging.getLogger(__name__)
 PROBLEMS = "problems.json"
@@ -39,9 +40,10 @@ def check(config: RunConfig) -> Dataset:
             if not trains:
                 data.parts(config.evaluation.split)
             elif config.num_iterations or config.training.warm_up_steps:
-                _ = data.train
+                _check_triplets(config, data.train, problems)
                 _check_mining(config, data.train, problems)
                 _check_groups(config.training.group_batches, data.train, problems)
+                _warn_of_overlap(data.train, data.parts(config.evaluation.split))
         except UserError as error:
             listed = listed or isinstance(error, ProblemsFound)
             problems.take(error, "data")
@@ -91,6 +93,40 @@ def check(config: RunConfig) -> Dataset:
     problems.stop()
     assert data is not None
     return data
+
+
+def _check_triplets(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
+    """The training triplets are enough to learn from."""
+    targets = len({triplet.target for triplet in train.triplets})
+    if targets < 2:
+        num = len(train.triplets)
+        what = f"{num:,} training triplets have one target, and a loss needs another image to compare it with"
+        problems.add("data.train", what, "Give triplets with two different targets or more.")
+    elif targets < config.training.batch_size and config.training.unique_targets:
+        logger.warning(
+            "%d training triplets have %d different targets: a batch holds at most so many queries, not "
+            "training.batch_size %d",
+            len(train.triplets),
+            targets,
+            config.training.batch_size,
+        )
+
+
+def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
+    """Say how many queries of the evaluation are training triplets."""
+    trained = {(t.query.reference, t.query.text, t.target) for t in train.triplets}
+    for part in parts:
+        targets = part.relevance.targets if part.relevance is not None else {}
+        rows = [(q.reference, q.text, targets[q.id]) for q in part.queries if q.id in targets]
+        both = sum(row in trained for row in rows)
+        if both:
+            logger.warning(
+                "%s: %d of %d queries are training triplets too (same reference, text and target), so recall on them "
+                "says nothing about other queries",
+                part.name,
+                both,
+                len(rows),
+            )
 
 
 def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> None:

@@ -15,7 +15,7 @@ from cirloop.config import RunConfig, from_json, save
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
-from cirloop.problems import ProblemsFound
+from cirloop.problems import ProblemsFound, by_cause
 from cirloop.report.attempts import Attempt
 from cirloop.report.terminal import marked, metric_rows, table
 from cirloop.run import CONFIG, Run
@@ -198,9 +198,8 @@ def dry_run(config: RunConfig) -> None:
     try:
         data = check(config)
     except ProblemsFound as error:
-        found = [(row.where, row.what) for row in error.rows]
-        table(f"{len(found)} problems", ("where", "what"), found, numbers=False)
-        raise UserError("\n".join([f"{len(found)} problems, in the table above.", *error.ways])) from None
+        table(f"{len(error.rows):,} problems", ("where", "what"), by_cause(error.rows), numbers=False)
+        raise UserError("\n".join([f"{len(error.rows):,} problems, in the table above.", *error.ways])) from None
     if is_used(config.directory) and (config.auto_resume or config.resume_from_iteration is not None):
         _check_same(config, from_json(config.directory / CONFIG))
     title = f"{notices.title(config)}Plan (nothing was trained)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,12 @@ from cirloop.types import UserError
 
 T = TypeVar("T")
 SHOWN = 40
+LISTED = 3
+"""Problems of one cause that are shown one by one; of more the first stands for all."""
 LONGEST = 1000
 """Characters of a place or a problem in a message; a name in a file may be a megabyte."""
+VARIES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d[\d,]*|(?<=: )/.*$""")
+"""What differs between problems of one cause: names in quotes, numbers, and a path at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +28,38 @@ class Problem:
     where: str
     what: str
 
+    @property
+    def cause(self) -> str:
+        """What is the same in all problems of one cause. A flag's problem is its own."""
+        return f"{self.where if self.where.startswith('--') else ''} {VARIES.sub('…', self.what[:LONGEST])}"
+
 
 class ProblemsFound(UserError):
-    """All problems: `rows`, and `ways` out of them. The message shows 40 of them and says how many more there are."""
+    """All problems: `rows`, and `ways` out of them. The message has a line for each cause of many."""
 
     def __init__(self, rows: Sequence[Problem], ways: Sequence[str]) -> None:
         self.rows, self.ways = tuple(rows), tuple(ways)
-        lines = [f"  {row.where:.{LONGEST}}: {row.what:.{LONGEST}}" for row in rows[:SHOWN]]
-        lines += [f"  and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
-        count = "1 problem" if len(rows) == 1 else f"{len(rows)} problems"
+        grouped = by_cause(rows)
+        lines = [f"  {where:.{LONGEST}}: {what:.{2 * LONGEST}}" for where, what in grouped[:SHOWN]]
+        lines += [f"  and {len(grouped) - SHOWN} more"] if len(grouped) > SHOWN else []
+        count = "1 problem" if len(rows) == 1 else f"{len(rows):,} problems"
         super().__init__("\n".join([f"{count}:", *lines, *ways]))
+
+
+def by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:
+    """Where and what, in the order of each cause's first problem; many of one cause are one line with their count."""
+    causes: dict[str, list[Problem]] = {}
+    for row in rows:
+        causes.setdefault(row.cause, []).append(row)
+    lines = []
+    for group in causes.values():
+        if len(group) <= LISTED:
+            lines += [(row.where, row.what) for row in group]
+            continue
+        first, second, *_ = group
+        more = f"{len(group) - 1:,} more like it, such as {second.where:.{LONGEST}}"
+        lines.append((first.where, f"{first.what:.{LONGEST}} ({more})"))
+    return lines
 
 
 class Problems:
@@ -96,7 +123,12 @@ class Problems:
     def json_lines(self, path: Path) -> Iterator[tuple[str, Entry]]:
         """The objects of a JSON lines file, each with its place for messages; empty lines are passed over."""
         before, num = len(self.rows), 0
-        for number, line in enumerate(self.lines(path), 1):
+        text = self._text(path) or ""
+        form = reading.other_form(text)
+        if form:
+            self.add(path, f"is {form}, not JSON lines", "JSON lines hold one object on each line, in braces.")
+            return
+        for number, line in enumerate(map(str.strip, text.split("\n")), 1):
             if not line:
                 continue
             where, num = f"{path} line {number}", num + 1
@@ -133,8 +165,9 @@ class Entry:
     def __init__(self, fields: dict[str, Any], where: str, problems: Problems) -> None:
         self.fields, self.where, self._problems = fields, where, problems
 
-    def get(self, name: str, kind: type[T], optional: bool = False) -> T | None:
-        """The field `name` if it is of `kind` (str: not empty); None otherwise, with the problem noted."""
+    def get(self, name: str, kind: type[T], optional: bool = False, blank: bool = False) -> T | None:
+        """The field `name` if it is of `kind`; None otherwise, with the problem noted. A text that holds nothing but
+        blanks is a problem unless it may be `blank`."""
         if name not in self.fields or (optional and self.fields[name] is None):
             if not optional:
                 self._problems.add(self.where, f"has no {name!r}")
@@ -143,7 +176,7 @@ class Entry:
         if not isinstance(value, kind) or isinstance(value, bool):
             self._problems.add(self.where, f"{name!r} must be {_name(kind)}, found {_kind(value)}")
             return None
-        if kind is str and not value.strip():  # type: ignore[attr-defined]
+        if kind is str and not blank and not value.strip():  # type: ignore[attr-defined]
             self._problems.add(self.where, f"{name!r} is empty")
             return None
         return value

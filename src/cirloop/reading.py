@@ -19,6 +19,19 @@ from cirloop.types import UserError
 
 MAX_BYTES = 1 << 31
 """Of a file of annotations; parsed it takes several times as much memory."""
+STARTS = {
+    b"\xff\xfe": "UTF-16. Save it as UTF-8",
+    b"\xfe\xff": "UTF-16. Save it as UTF-8",
+    b"PK\x03\x04": "a zip archive or an Excel workbook. Save its content as text in UTF-8",
+    b"\x1f\x8b": "a gzip archive. Unpack it",
+    b"PAR1": "a Parquet table. Read it by --dataset_name huggingface",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+}
+"""How files begin that are often taken for text."""
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+HEAD = 1 << 14
+"""Characters that tell what a text is."""
 MAX_YAML_BYTES = 1 << 18
 MAX_YAML_VALUES = 100_000
 """Values of a YAML file with its anchors unfolded."""
@@ -34,17 +47,56 @@ def text(path: Path, max_bytes: int = MAX_BYTES) -> str:
             raise UserError("is a pipe or a device, not a file")
         if found.st_size > max_bytes:
             raise UserError(f"has {found.st_size:,} bytes, more than {max_bytes:,}")
-        return path.read_text("utf-8-sig")
+        return _decoded(path.read_bytes())
     except FileNotFoundError:
         raise UserError("there is no such file") from None
-    except UnicodeDecodeError:
-        raise UserError("is not UTF-8 text") from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})") from None
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"cannot be read ({error})") from None  # a NUL in the path
+
+
+def _decoded(content: bytes) -> str:
+    """UTF-8, its byte order mark taken away, line ends as line feeds. Raises UserError with what it is instead."""
+    for start, kind in STARTS.items():
+        if content.startswith(start):
+            raise UserError(f"is not UTF-8 text but {kind}")
+    if b"\0" in content[:4] and len(content) > 3:
+        raise UserError("is not UTF-8 text but UTF-16 or binary data. Save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        word = content[max(0, error.start - 12) : error.start + 12].decode("latin-1")
+        raise UserError(
+            f"is not UTF-8 text; it may be Latin-1 or Windows-1252, in which this part reads {word!r}. Save it as UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def other_form(content: str) -> str:
+    """What a text that should be JSON lines is instead, as far as that can be told of the whole; else empty."""
+    head = content.lstrip()[:HEAD]
+    if head.startswith("["):
+        try:
+            rows = json.loads(content)
+        except (ValueError, RecursionError):
+            return ""
+        whole = isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
+        return f"one JSON list of {len(rows):,} objects" if whole else ""
+    if head.startswith("{"):
+        try:
+            _, end = json.JSONDecoder().raw_decode(content.lstrip())
+        except (ValueError, RecursionError):
+            return ""
+        return "JSON objects that go over several lines" if "\n" in content.lstrip()[:end] else ""
+    first, _, rest = head.partition("\n")
+    for sign, name in SEPARATORS.items():
+        columns = [column.strip().strip('"') for column in first.split(sign)]
+        if len(columns) > 1 and all(columns) and sign in rest and not first.startswith("<"):
+            return f"a table of columns {', '.join(map(repr, columns))} separated by {name} (CSV)"
+    return ""
 
 
 def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> Any:

@@ -231,9 +231,9 @@ def sources(directory: Path, **more: Any) -> Sources:
 
 
 def own_data(directory: Path) -> Path:
-    for name in ("a.png", "b.png"):
+    for red, name in enumerate(("a.png", "b.png")):
         (directory / "images").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(directory / "images" / name)
+        Image.new("RGB", (8, 8), (red, 0, 0)).save(directory / "images" / name)
     line = {"reference": "a.png", "text": "in blue", "target": "b.png"}
     (directory / "val.jsonl").write_text(json.dumps(line))
     return directory
@@ -327,8 +327,8 @@ def test_the_directory_and_its_folder_may_be_links(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (real / "images").rename(tmp_path / "disk" / "pictures")
     (real / "images").symlink_to(tmp_path / "disk" / "pictures")
-    (real / "images" / "b.png").unlink()
-    (real / "images" / "b.png").symlink_to("a.png")
+    (real / "images" / "b.png").rename(real / "images" / "real.bin")
+    (real / "images" / "b.png").symlink_to("real.bin")
     (tmp_path / "data").symlink_to(real)
     [part] = JsonlSettings().build(sources(tmp_path / "data")).parts("val")
     assert part.gallery.ids == ("a.png", "b.png")

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from pydantic import TypeAdapter
-from qwen_vl_utils import fetch_image
+from qwen_vl_utils import fetch_image, smart_resize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -141,6 +141,29 @@ def test_unit_norm_whatever_the_batch_and_the_padding(
     assert [backbone.image_length(v.grid) for v in vision] == [len(v.tokens) for v in vision]
     lengths = [backbone.length(row, seen.grid) for row, seen in zip(rows, vision, strict=True)]
     assert lengths == backbone.inputs(rows, vision)["attention_mask"].sum(1).tolist()
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_a_long_narrow_picture_is_sized_as_transformers_does(name: str, models: dict[str, Path]) -> None:
+    """Where qwen-vl-utils leaves it without one of its sides; what an export reads must be the same."""
+    without = 0
+    backbone = settings(name, models, min_pixels=32 * 32).build()
+    processor = backbone.processor.image_processor
+    factor = processor.patch_size * processor.merge_size
+    for size in ((40, 3200), (31, 639), (3200, 16), (200, 1), (13, 2600), (1, 17)):
+        picture = Image.linear_gradient("L").convert("RGB").resize(size)
+        for max_pixels in (12_544, 35_840):
+            backbone.max_pixels = max_pixels
+            ours = backbone.prepare_images([picture])
+            if min(smart_resize(size[1], size[0], factor, 32 * 32, max_pixels)) == 0:
+                without += 1
+                processor.size = {"shortest_edge": 32 * 32, "longest_edge": max_pixels}
+                theirs = processor(images=[picture], return_tensors="pt")
+                assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
+                assert torch.allclose(ours["pixel_values"], theirs["pixel_values"], atol=0.05)
+            [made] = backbone.encode_images([picture], ours)
+            assert len(made.tokens) == backbone.image_length(made.grid) and torch.isfinite(made.tokens).all()
+    assert without >= 4
 
 
 @pytest.mark.parametrize("name", QWEN)

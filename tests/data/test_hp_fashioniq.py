@@ -95,8 +95,6 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "list missing": (lambda c: c["user_1"]["question_set_1"].pop("sentences"), "has no 'sentences'"),
     "list a word": (field("preferred set", "1"), "'preferred set' must be a list, found text"),
     "lists differ": (field("preferred set", ["1"]), "the lists differ in length"),
-    "sentence empty": (at("sentences", " "), "question 0: 'sentences' is empty"),
-    "sentence all marks": (at("sentences", "dotmark"), "question 0: the sentence holds no words"),
     "sentence a number": (at("sentences", 3), "'sentences' must be text, found a whole number"),
     "preferred 3": (at("preferred set", "3"), "'preferred set' must be '1' or '2', found '3'"),
     "set no object of paths": (at("retrieved_set1", []), "'retrieved_set1' must be an object, found a list"),
@@ -106,6 +104,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown category": (at("ref_img_paths", "/-/image_data/hat/x.jpg"), "does not end in <category>/<image>.jpg"),
     "path a number": (at("ref_img_paths", 1), "'ref_img_paths' must be text, found a whole number"),
 }
+
+
+@pytest.mark.parametrize("sentence", [" ", "", "dotmark"])
+def test_a_blank_sentence_is_a_query_like_any_other(sentence: str, tmp_path: Path) -> None:
+    what = content()
+    at("sentences", sentence)(what)
+    part, _, wrong = read(tmp_path, what)
+    assert wrong == "" and [q.text for q in part.queries] == ["", "Is darker"]
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -118,11 +124,11 @@ def test_each_mistake_is_named(name: str, tmp_path: Path) -> None:
 
 def test_all_mistakes_come_together(tmp_path: Path) -> None:
     what = content()
-    for name in ("sentence empty", "set empty", "image twice"):
+    for name in ("sentence a number", "set empty", "image twice"):
         WRONG[name][0](what)
     at("preferred set", "x", 1)(what)
     wrong = read(tmp_path, what)[2]
-    for message in ("'sentences' is empty", "holds an image more than once", "question 1: 'preferred set' must be"):
+    for message in ("'sentences' must be text", "holds an image more than once", "question 1: 'preferred set' must be"):
         assert message in wrong
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cirloop.data.images import BadImage, FileImages, decode
 from cirloop.data.verify import bad_images
@@ -70,6 +70,18 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
 def test_one_pixel_and_long_strips(tmp_path: Path) -> None:
     assert decode(saved(Image.new("RGB", (1, 1), RED), tmp_path / "a.png")).size == (1, 1)
     assert decode(saved(Image.new("RGB", (200, 1)), tmp_path / "b.png")).size == (200, 1)
+
+
+@pytest.mark.parametrize(("megabytes", "opens"), [(2, True), (15, True), (17, False)])
+def test_a_png_with_a_long_text_opens_up_to_a_bound(megabytes: int, opens: bool, tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("Comment", "A" * (megabytes << 20), zip=True)
+    path = saved(Image.new("RGB", (4, 4), RED), tmp_path / "a.png", pnginfo=text)
+    if opens:
+        assert decode(path).getpixel((0, 0)) == RED
+    else:
+        with pytest.raises(BadImage, match="cannot be decoded"):
+            decode(path)
 
 
 def bomb(path: Path) -> Path:

@@ -20,10 +20,10 @@ LINE = {"reference": "a.png", "text": "in blue", "target": "sub/b.png"}
 
 
 def folder(directory: Path, lines: list[Any]) -> Path:
-    for name in ("a.png", "sub/b.png", "c.JPG"):
+    for red, name in enumerate(("a.png", "sub/b.png", "c.JPG")):
         path = directory / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(path, "PNG")
+        Image.new("RGB", (8, 8), (red, 0, 0)).save(path, "PNG")
     (directory / "images" / "notes.txt").write_text("no picture")
     (directory / "val.jsonl").write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
     return directory

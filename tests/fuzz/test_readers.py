@@ -118,9 +118,9 @@ def put(path: Path, content: bytes | str) -> Path:
 
 
 def own(directory: Path) -> Path:
-    for name in ("a.png", "b.png"):
+    for red, name in enumerate(("a.png", "b.png")):
         (directory / "images").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(directory / "images" / name)
+        Image.new("RGB", (8, 8), (red, 0, 0)).save(directory / "images" / name)
     (directory / "gallery.txt").write_text("a.png\nb.png\n")
     (directory / "val.jsonl").write_text('{"reference": "a.png", "text": "in blue", "target": "b.png"}\n')
     return directory

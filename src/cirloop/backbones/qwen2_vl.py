@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from qwen_vl_utils import fetch_image
+from qwen_vl_utils import fetch_image, smart_resize
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as keeping_a_token
 
 from cirloop.backbones import patches
 from cirloop.backbones.base import Grid, VisionInput
@@ -54,9 +55,20 @@ class VisionMixin(VisionBase):
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Any:
         processor = self.processor.image_processor
-        budget = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        sized = [fetch_image({"image": image, **budget}, image_patch_size=processor.patch_size) for image in images]
-        return processor(images=sized, do_resize=False, return_tensors="pt")
+        return processor(images=[self._sized(image) for image in images], do_resize=False, return_tensors="pt")
+
+    def _sized(self, image: Image.Image) -> Image.Image:
+        """Within the pixel budget, as qwen-vl-utils does it. Where that leaves a long narrow picture without one side,
+        as transformers' processor does it, which gives the side one token and may pass the budget along the other."""
+        patch = self.processor.image_processor.patch_size
+        budget = {"factor": patch * self.processor.image_processor.merge_size, "min_pixels": self.min_pixels,
+                  "max_pixels": self.max_pixels}  # fmt: skip
+        if min(smart_resize(image.height, image.width, **budget)) > 0:
+            sides = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+            sized: Image.Image = fetch_image({"image": image, **sides}, image_patch_size=patch)
+            return sized
+        height, width = keeping_a_token(image.height, image.width, **budget)
+        return image.resize((width, height))
 
     def make_tokens(self, images: Sequence[Image.Image], prepared: Any) -> list[VisionInput]:
         """The pixel budget is checked on what the processor really made."""
@@ -64,7 +76,10 @@ class VisionMixin(VisionBase):
         grids = prepared["image_grid_thw"]
         for image, grid in zip(images, grids, strict=True):
             pixels = int(grid[1] * grid[2]) * processor.patch_size**2
-            assert pixels <= self.max_pixels, f"an image of {pixels} pixels passed the budget of {self.max_pixels}"
+            narrow = min(grid[1:]) == processor.merge_size
+            assert pixels <= self.max_pixels or narrow, (
+                f"an image of {pixels} pixels passed the budget of {self.max_pixels}"
+            )
             enough = pixels >= self.min_pixels or image.width * image.height >= self.min_pixels
             assert enough, f"an image was enlarged to {pixels} pixels only, not {self.min_pixels}"
         out = visual(prepared["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device))

@@ -34,16 +34,20 @@ if TYPE_CHECKING:
     from cirloop.captioning.config import GenericFoundation, LlavaFoundation
 
 WHITE = (255, 255, 255)
+MAX_RATIO = 200
+"""Of a picture's sides: the image processors of Qwen's families take no more."""
 GAP = 1 / 32
 """Width of the white between two pictures, of the taller one's height."""
 
 
 def within(picture: Image.Image, max_side: int) -> Image.Image:
-    """`picture`, scaled down where a side is longer than `max_side`."""
+    """`picture`, scaled down where a side is longer than `max_side`; the other one is not rounded below the ratio of
+    sides that image processors take."""
     scale = max_side / max(picture.size)
     if scale >= 1:
         return picture
-    width, height = (max(1, round(side * scale)) for side in picture.size)
+    least = -(-max_side // MAX_RATIO)
+    width, height = (max(least, round(side * scale)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 

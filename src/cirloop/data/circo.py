@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from cirloop.data.dataset import Dataset
-from cirloop.data.sources import Sources, eval_splits
+from cirloop.data.sources import Sources, eval_splits, note_blanks
 from cirloop.problems import Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 
@@ -43,10 +43,15 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
     targets: dict[QueryId, ImageId] = {}
     positives: dict[QueryId, frozenset[ImageId]] = {}
     aspects: dict[QueryId, tuple[str, ...]] = {}
+    blanks: list[str] = []
     unlabelled = split == "test"
-    for where, entry in problems.entries(directory / "annotations" / f"{split}.json"):
+    path = directory / "annotations" / f"{split}.json"
+    for where, entry in problems.entries(path):
         number, reference = entry.get("id", int), entry.get("reference_img_id", int)
-        text, target = entry.get("relative_caption", str), entry.get("target_img_id", int, optional=unlabelled)
+        text, target = (
+            entry.get("relative_caption", str, blank=True),
+            entry.get("target_img_id", int, optional=unlabelled),
+        )
         right = None if unlabelled else entry.list_of("gt_img_ids", int)
         for image in {i for i in (reference, target, *(right or ())) if i is not None}:
             if known is not None and str(image) not in known:
@@ -57,6 +62,7 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         if query in queries:
             problems.add(where, f"id {number} is there more than once")
         queries[query] = Query(query, ImageId(str(reference)), text)
+        blanks += [] if text.strip() else [f"id {number}"]
         if target is None or right is None:
             continue
         if target not in right:
@@ -66,6 +72,7 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         targets[query] = ImageId(str(target))
         positives[query] = frozenset(ImageId(str(image)) for image in right)
         aspects[query] = tuple(entry.list_of("semantic_aspects", str) or ())
+    note_blanks(path, blanks)
     relevance = Relevance(targets, positives, aspects=aspects) if targets else None
     return [Judged(f"circo_{split}", tuple(queries.values()), relevance, there, official=OFFICIAL[split])]
 

@@ -2,7 +2,7 @@
 
 captions/cap.rc2.<split>.json and image_splits/split.rc2.<split>.json (image name -> path). The gallery of a split is
 all its images. An entry: pairid, reference, caption, target_hard (test1: none), img_set.members (six, with the
-reference).
+reference). A caption may be blank, as that of pairid 27098 of test1 is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cirloop.data.dataset import Dataset
 from cirloop.data.images import leads_out
-from cirloop.data.sources import Sources, eval_splits, train_split
+from cirloop.data.sources import Sources, eval_splits, note_blanks, train_split
 from cirloop.problems import Entry, Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 
@@ -45,8 +45,13 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
     queries: dict[QueryId, Query] = {}
     targets: dict[QueryId, ImageId] = {}
     groups: dict[QueryId, tuple[ImageId, ...]] = {}
+    blanks: list[str] = []
     for where, entry in problems.entries(path):
-        pair, reference, text = entry.get("pairid", int), entry.get("reference", str), entry.get("caption", str)
+        pair, reference, text = (
+            entry.get("pairid", int),
+            entry.get("reference", str),
+            entry.get("caption", str, blank=True),
+        )
         target = entry.get("target_hard", str, optional=split == "test")
         members = _members(entry, problems)
         for role, image in (("reference", reference), ("target_hard", target), *(("member", m) for m in members)):
@@ -63,11 +68,13 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         if query in queries:
             problems.add(where, f"pairid {pair} is there more than once")
         queries[query] = Query(query, ImageId(reference), text)
+        blanks += [] if text.strip() else [f"pairid {pair}"]
         groups[query] = tuple(ImageId(m) for m in members if m != reference)
         if target is not None:
             targets[query] = ImageId(target)
     if targets and len(targets) < len(queries):
         problems.add(path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target")
+    note_blanks(path, blanks)
     relevance = Relevance(targets) if targets else None
     gallery = Gallery(f"cirr/{split}", tuple(sorted(images)))
     queries_of = tuple(queries.values())

@@ -1,7 +1,8 @@
 """FashionIQ (Wu et al., CVPR 2021, arXiv 1905.12794) in its official layout.
 
 captions/cap.<category>.<split>.json and image_splits/split.<category>.<split>.json (a list of image ids). An entry:
-candidate (the reference), target (test: none), two captions, some of them empty. Two galleries are in use and never
+candidate (the reference), target (test: none), two captions, some of them empty, in which case the text may be
+too. Two galleries are in use and never
 mixed: `original`, every image of the split file, and `union`, the references and targets of the queries.
 """
 
@@ -15,7 +16,7 @@ from typing import Literal
 
 from cirloop.data.dataset import Dataset
 from cirloop.data.images import leads_out
-from cirloop.data.sources import Sources, eval_splits, train_split
+from cirloop.data.sources import Sources, eval_splits, note_blanks, train_split
 from cirloop.problems import Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 
@@ -64,6 +65,7 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
     known, path = set(images), directory / "captions" / f"cap.{category}.{split}.json"
     queries: list[Query] = []
     targets: dict[QueryId, ImageId] = {}
+    blanks: list[str] = []
     for number, (where, entry) in enumerate(problems.entries(path)):
         reference, captions = entry.get("candidate", str), entry.list_of("captions", str)
         target = entry.get("target", str, optional=split == "test")
@@ -72,17 +74,18 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
                 problems.add(where, f"{role} {image!r} is no name of a file")
             elif image is not None and known and image not in known:
                 problems.add(where, f"{role} {image!r} is not in {names.name}")
-        text = joined(captions) if captions else ""
-        if captions is not None and not text:
-            problems.add(where, "all captions are empty")
-        if reference is None or not text:
+        if captions == []:
+            problems.add(where, "'captions' holds none")
+        if reference is None or not captions:
             continue
-        query = QueryId(f"{category}/{number}")
+        text, query = joined(captions), QueryId(f"{category}/{number}")
+        blanks += [] if text else [f"entry {number}"]
         queries.append(Query(query, ImageId(reference), text, category))
         if target is not None:
             targets[query] = ImageId(target)
     if targets and len(targets) < len(queries):
         problems.add(path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target")
+    note_blanks(path, blanks)
     if kind == "union":
         known = {query.reference for query in queries} | set(targets.values())
     gallery = Gallery(f"fashioniq/{category}/{split}/{kind}", tuple(ImageId(name) for name in sorted(known)))

@@ -17,7 +17,7 @@ from typing import Any
 from cirloop.data import fashioniq
 from cirloop.data.dataset import Dataset
 from cirloop.data.images import leads_out
-from cirloop.data.sources import Sources, eval_splits
+from cirloop.data.sources import Sources, eval_splits, note_blanks
 from cirloop.problems import Entry, Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Preference, Query, QueryId, Relevance, TrainSplit
 
@@ -43,13 +43,12 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
     queries: list[Query] = []
     preferences: dict[QueryId, Preference] = {}
     categories: dict[ImageId, str] = {}
+    blanks: list[str] = []
     for name, entry in _questions(directory / file, problems):
         reference = _images(entry, "ref_img_paths", [entry.get("ref_img_paths", str)], categories, problems)
-        sentence, text = entry.get("sentences", str), ""
-        if sentence is not None:
-            text = plain(sentence)
-            if not text:
-                problems.add(entry.where, "the sentence holds no words")
+        sentence = entry.get("sentences", str, blank=True)
+        text = None if sentence is None else plain(sentence)
+        blanks += [name] if text == "" else []
         shown = []
         for role in ("retrieved_set1", "retrieved_set2"):
             group, where = entry.get(role, dict), f"{entry.where} {role}"
@@ -62,9 +61,10 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
         preferred = entry.fields.get("preferred set")
         if preferred not in ("1", "2"):
             problems.add(entry.where, f"'preferred set' must be '1' or '2', found {preferred!r}")
-        elif reference and text and all(shown):
+        elif reference and text is not None and all(shown):
             queries.append(Query(QueryId(name), reference[0], text, categories[reference[0]]))
             preferences[QueryId(name)] = Preference(shown[0], shown[1], int(preferred))
+    note_blanks(directory / file, blanks)
     gallery = Gallery("hp_fashioniq/val", tuple(sorted(categories)))
     relevance = Relevance({}, preferences=preferences)
     return Judged("hp_fashioniq_val", tuple(queries), relevance, gallery, official=OFFICIAL), categories

@@ -15,10 +15,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirloop.data import triplets
+from cirloop import reading
+from cirloop.data import own, triplets
 from cirloop.data.dataset import Dataset
 from cirloop.data.images import Packed, Picture
-from cirloop.data.jsonl import folder_of_pictures, with_named
+from cirloop.data.names import composed
 from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.problems import Entry, Problems
 from cirloop.types import EvalSplit, ImageId, Judged, TrainSplit, UserError
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 ROLES = ("reference", "target")
+COLUMNS = (
+    "Say which column is what by --data.columns.reference, --data.columns.text and --data.columns.target, such as "
+    "--data.columns.text caption."
+)
 ID_LENGTH = 20
 """Hex digits of a picture's SHA-256 in its id."""
 
@@ -50,10 +55,11 @@ class Tables:
         try:
             if directory is not None and any((directory / n).exists() for n in ("dataset_dict.json", "state.json")):
                 return datasets.load_from_disk(str(directory))
-            for path in sorted(directory.rglob("*.json*")) if directory is not None else ():
-                if path.suffix in (".json", ".jsonl"):
-                    _check_rows(path)
+            if directory is not None:
+                _check_files(directory)
             return datasets.load_dataset(self.name, configuration, revision=self._settings.revision)
+        except UserError:
+            raise
         except (OSError, ValueError, LookupError, TypeError, StopIteration, DatasetsError) as error:
             # what `datasets` raises for names, files and versions it cannot read
             raise UserError(
@@ -69,13 +75,41 @@ class Tables:
             problems.add(self.name, "is one table and has no splits; save a DatasetDict with train and validation")
             return None
         if split not in made:
-            problems.add(self.name, f"has no split {split!r}; there are: {', '.join(map(str, made))}")
+            there = ", ".join(map(str, made))
+            way = "Name the splits by --data.train, --data.val and --data.test."
+            problems.add(self.name, f"has no split {split!r}; there are: {there}", way)
             return None
         table = made[split]
+        if not len(table):
+            problems.add(f"{self.name} {split}", "holds no rows")
+            return None
         for column, feature in table.features.items():
             if isinstance(feature, datasets.Image):
                 table = table.cast_column(column, datasets.Image(decode=False))
         return table
+
+
+def _check_files(directory: Path) -> None:
+    """Raises UserError for files of a folder that `datasets` would misread or die of."""
+    for path in sorted(directory.rglob("*")):
+        if path.suffix in (".json", ".jsonl"):
+            _check_rows(path)
+        elif path.suffix == ".csv" and path.is_file():
+            _check_commas(path)
+
+
+def _check_commas(path: Path) -> None:
+    """Raises UserError for a CSV file that is no UTF-8 text or that other signs than commas separate."""
+    try:
+        head = reading.text(path).partition("\n")[0]
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if head.count(sign) > head.count(","):
+            raise UserError(
+                f"{path} is separated by {name}: {head[:100]!r}. Save it with commas, from a spreadsheet as "
+                '"CSV (comma separated)", or as JSON lines'
+            )
 
 
 def _check_rows(path: Path) -> None:
@@ -120,7 +154,8 @@ def gallery(
 ) -> dict[ImageId, Picture] | None:
     """The pictures that rows name, from the gallery table or the folder; None where there is neither."""
     if settings.images is not None:
-        return folder_of_pictures(sources.root("huggingface") / settings.images, problems)
+        folder = sources.root("huggingface") / settings.images
+        return own.folder_of_pictures(folder, sources.allow_symlinks, problems)
     if settings.gallery is None:
         return None
     found, wanted = settings.gallery, (settings.gallery.id, settings.gallery.image)
@@ -133,7 +168,10 @@ def gallery(
         problems.add(where, f"data.gallery.image: the column {found.image!r} holds no pictures")
         return {}
     for row, cells in enumerate(table.select_columns([*wanted])):
-        image, picture = ImageId(str(cells[found.id])), packed(table, row, found.image, cells[found.image], where)
+        image, picture = (
+            ImageId(composed(str(cells[found.id]))),
+            packed(table, row, found.image, cells[found.image], where),
+        )
         if image in files:
             problems.add(f"{where} row {row}", f"the id {image!r} is there more than once")
         if picture is None:
@@ -146,7 +184,8 @@ def gallery(
 def _lacks(table: Any, columns: Any, where: str, problems: Problems) -> bool:
     missing = [column for column in columns if column not in table.column_names]
     for column in missing:
-        problems.add(where, f"has no column {column!r}; there are: {', '.join(table.column_names)}")
+        there = ", ".join(table.column_names)
+        problems.add(where, f"has no column {column!r}; there are: {there}", COLUMNS)
     return bool(missing)
 
 
@@ -164,8 +203,11 @@ def judged(
     packed_roles = [role for role in ROLES if role in chosen and is_picture(table, chosen[role])]
     if named is None and len(packed_roles) < len([role for role in ROLES if role in chosen]):
         problems.add(
-            where, "names its pictures, so say where they are: data.gallery (a table) or data.images (a folder)"
+            where,
+            "names its pictures, so say where they are: data.gallery (a table) or data.images (a folder)",
+            "Give the folder under --data_dir by --data.images images.",
         )
+        return [], {}
     if named is not None and packed_roles:
         problems.add(where, f"holds its pictures in {', '.join(packed_roles)}; leave data.gallery and data.images out")
 
@@ -187,10 +229,12 @@ def judged(
                     fields[role] = value
             yield place, Entry(fields, place, problems)
 
-    rows = list(entries())  # all pictures are known before the first row is looked at
-    if settings.images is not None and files:
-        files = with_named(files, sources.root("huggingface") / settings.images, rows)
-    return triplets.judged(rows, files, "huggingface", split, where, problems), files
+    folder = None if settings.images is None else sources.root("huggingface") / settings.images
+    rows = own.respelled(entries(), folder)  # all pictures are known before the first row is looked at
+    if folder is not None and files:
+        files = own.with_named(files, folder, rows)
+    once = own.without_copies(files, where if folder is None else folder)
+    return triplets.judged(rows, once.files, "huggingface", split, where, problems, once.same), once.files
 
 
 def _folders(settings: HuggingFaceSettings, sources: Sources) -> list[Path]:

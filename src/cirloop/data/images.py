@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from cirloop.types import ImageId, Images, UserError
 
@@ -30,6 +30,10 @@ MAX_ASPECT = 200
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 """What is decoded, by content and not by name. Pillow knows more, among them EPS, for which it starts Ghostscript."""
+NOT_THERE = "is not there"
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
+"""Bytes of one text in a PNG, unfolded. Pillow's own bound of 1 MiB refuses pictures with a long history or workflow
+in them, which every viewer opens; all texts of a file together stay below Pillow's 64 MiB."""
 ORIENTATION = 0x0112
 """The EXIF tag; 1 is upright."""
 
@@ -62,6 +66,34 @@ def stamp(picture: Picture) -> tuple[object, ...]:
     except (OSError, ValueError):  # not there, or no name that a file can have
         return (str(picture), None, None)
     return (str(picture), seen.st_size, seen.st_mtime_ns)
+
+
+def size_of(picture: Picture) -> int | None:
+    """Something that equal pictures share and that is quick to tell: a file's bytes. None where there is no file."""
+    if isinstance(picture, Packed):
+        return int(picture.sha256[:12], 16)
+    try:
+        seen = picture.stat()
+    except (OSError, ValueError):
+        return None
+    return seen.st_size if stat.S_ISREG(seen.st_mode) else None
+
+
+def content_digest(picture: Picture) -> str | None:
+    """The SHA-256 of a picture's bytes, computed once for a file that does not change; None where it cannot be read."""
+    if isinstance(picture, Packed):
+        return picture.sha256
+    try:
+        seen = picture.stat()
+        return _file_digest(picture, seen.st_size, seen.st_mtime_ns, seen.st_ino)
+    except (OSError, ValueError):
+        return None
+
+
+@cache
+def _file_digest(path: Path, *_: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def leads_out(name: str) -> bool:
@@ -126,8 +158,8 @@ class FileImages:
         if isinstance(picture, Packed):
             return picture.sha256
         if image not in self._digests:
-            with picture.open("rb") as file:
-                self._digests[image] = hashlib.file_digest(file, "sha256").hexdigest()
+            seen = picture.stat()
+            self._digests[image] = _file_digest(picture, seen.st_size, seen.st_mtime_ns, seen.st_ino)
         return self._digests[image]
 
 
@@ -159,7 +191,7 @@ def decode(source: Picture) -> Image.Image:
                 turned = picture.getexif().get(ORIENTATION, 1) != 1
                 return _rgb(ImageOps.exif_transpose(picture) if turned else picture)
     except FileNotFoundError:
-        raise BadImage("is not there") from None
+        raise BadImage(NOT_THERE) from None
     except PermissionError:
         raise BadImage("may not be read") from None
     except Image.DecompressionBombError:

@@ -6,7 +6,9 @@ queries that need one of them are dropped, the gallery does without it, and ever
 
 from __future__ import annotations
 
+import difflib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +18,8 @@ from typing import Any
 
 from cirloop import places, schemas
 from cirloop.artifacts import fingerprint, write_sealed
-from cirloop.data.images import FileImages, Links, Picture, stamp
+from cirloop.data.images import NOT_THERE, FileImages, Links, Picture, stamp
+from cirloop.data.names import Alike
 from cirloop.data.verify import WORKERS, bad_images
 from cirloop.problems import Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, QueryId, TrainSplit, Triplet, UserError
@@ -52,10 +55,23 @@ class Sources:
                 f"The data set {data_set} needs --data_dir, the directory of its files. They are in none of the usual "
                 f"places either: {places.looked(data_set)}."
             )
+        if self.directory.is_file():
+            raise UserError(
+                f"--data_dir {self.directory} is a file. Give the directory that holds it: {self.directory.parent}."
+            )
         if not self.directory.is_dir():
-            where = "" if self.directory.is_absolute() else f" in {Path.cwd()}"
-            raise UserError(f"--data_dir {self.directory}: there is no such directory{where}.")
+            raise UserError(f"--data_dir {self.directory}: there is no such directory{self._near()}.")
         return self.directory
+
+    def _near(self) -> str:
+        """Where a directory that is not there was looked for, and what is called like it there."""
+        assert self.directory is not None
+        place = self.directory.absolute()
+        looked = "" if self.directory.is_absolute() else f" ({place})"
+        above = next(folder for folder in place.parents if folder.is_dir())
+        inner = [path.name for path in above.iterdir() if path.is_dir()]
+        close = difflib.get_close_matches(place.relative_to(above).parts[0], inner, 1, 0.6)
+        return f"{looked}; did you mean {str(above / close[0])!r}?" if close else looked
 
     def for_training(self) -> Sources:
         """The same for the data set that a benchmark without a training split is trained on."""
@@ -104,6 +120,13 @@ def unofficial(part: Judged) -> str:
     )
 
 
+def note_blanks(path: Path, blanks: Sequence[str]) -> None:
+    """Say once that an official file has blank texts, whose queries are like any other."""
+    if blanks:
+        first = f"{', '.join(blanks[:3])}{', ..' if blanks[3:] else ''}"
+        _warn_once(f"{path}: blank texts: {len(blanks):,} ({first}); their queries are kept like any other")
+
+
 @cache
 def _warn_once(note: str) -> None:
     if note:
@@ -114,6 +137,8 @@ def eval_splits(
     parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems
 ) -> tuple[EvalSplit, ...]:
     """Judged queries with their pictures. Raises ProblemsFound with what `problems` held and every picture's."""
+    if not parts and not problems.rows:
+        problems.add("data", "the split holds no row that can be used")
     bad = [_look(part.gallery, files, allow, sources, problems) for part, files in parts]
     kept = [_without(part, gone) for (part, _), gone in zip(parts, bad, strict=True)]
     for part in kept:
@@ -144,15 +169,29 @@ def _look(gallery: Gallery | None, files: Files, allow: int, sources: Sources, p
         )
     found = sources.bad(gallery.name, {image: files[image] for image in gallery.ids if image not in out})
     if len(found) > allow:
+        absent = [files[image] for image, what in found.items() if what == NOT_THERE]
+        _note_elsewhere(absent[0] if absent else None, sources, problems)
+        alike = Alike(image for image in gallery.ids if image not in found)
         for image, what in found.items():
+            meant = alike.meant(image) if what == NOT_THERE else None
             problems.add(
                 files[image],
-                what,
+                what if meant is None else f"{what}; did you mean {meant!r}?",
                 f"{gallery.name}: {len(found)} of {len(gallery.ids)} pictures cannot be used. Put them right, or go on "
                 f"without them by --allow_missing_images {len(found)}: queries that need them are dropped, and every "
                 "result says so.",
             )
     return set(found)
+
+
+def _note_elsewhere(picture: Picture | None, sources: Sources, problems: Problems) -> None:
+    """Where else below the data directory a file has the name of a picture that is not there, as a way out."""
+    if not isinstance(picture, Path) or sources.directory is None:
+        return
+    for place, _, names in os.walk(sources.directory):
+        if picture.name in names:
+            problems.ways.append(f"A file {picture.name!r} is not at {picture} but in {place}.")
+            return
 
 
 def _without(part: Judged, bad: set[ImageId]) -> Judged:
@@ -162,6 +201,10 @@ def _without(part: Judged, bad: set[ImageId]) -> Judged:
 
 def train_split(parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems) -> TrainSplit:
     """The triplets of all parts over one gallery. Raises ProblemsFound like `eval_splits`."""
+    if not parts:
+        if not problems.rows:
+            problems.add("data", "the training split holds no row that can be used")
+        problems.stop()
     name = f"{parts[0][0].benchmark}/train"
     files = {image: picture for _, rows in parts for image, picture in rows.items()}
     gallery = Gallery(name, tuple(sorted({image for part, _ in parts if part.gallery for image in part.gallery.ids})))

@@ -7,13 +7,29 @@ is for prediction only.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
+from cirloop.data.names import Alike
 from cirloop.problems import Entry, Problems
 from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
 
 LISTS = {"subset", "positives"}
 KNOWN = {"reference", "text", "texts", "target", "id", "category", *LISTS}
+UNKNOWN = (
+    "Rename fields that are not known or leave them out. --dataset_name huggingface reads other names, by "
+    "--data.columns.text caption and the like."
+)
+OTHER_NAMES = {
+    "caption": "text", "captions": "texts", "instruction": "text", "modification": "text", "modification_text": "text",
+    "relative_caption": "text", "query": "text", "candidate": "reference", "query_image": "reference",
+    "reference_image": "reference", "source": "reference", "source_image": "reference", "target_hard": "target",
+    "target_image": "target",
+}  # fmt: skip
+"""What other data sets call the fields."""
+MAX_TEXT = 4096
+"""Characters of a text: about a thousand tokens, four times a picture's at the usual budget, and sixteen times the
+longest caption of CIRR's val. A longer one is a pasted document, and would slow and swell every batch that holds it."""
 
 
 def judged(
@@ -23,19 +39,29 @@ def judged(
     split: str,
     path: object,
     problems: Problems,
+    same: Mapping[ImageId, ImageId] | None = None,
 ) -> list[Judged]:
-    """The queries of `split`, a part per category if its objects have one. `path` is for messages."""
+    """The queries of `split`, a part per category if its objects have one. `path` is for messages.
+
+    `files` are the images, where that is known; `same` names the image that stands for a copy of it.
+    """
+    same = same or {}
     rows: dict[str, list[tuple[Query, Entry]]] = {}
     seen: set[str] = set()
+    alike = Alike(files)
     for number, (where, entry) in enumerate(entries):
         for name in sorted(entry.fields.keys() - KNOWN):
-            problems.add(where, f"has an unknown field {name!r}; known: {', '.join(sorted(KNOWN))}")
-        reference, text = entry.get("reference", str), _text(entry)
+            problems.add(
+                where, f"has an unknown field {name!r:.100}; known: {', '.join(sorted(KNOWN))}{_meant(name)}", UNKNOWN
+            )
+        reference, text = entry.get("reference", str), _text(entry, problems)
         for role in sorted(LISTS & entry.fields.keys()):
             entry.list_of(role, str)
         for role, image in named(entry):
-            if image not in files:
-                problems.add(where, f"{role} {image!r} is not in the gallery")
+            if files and same.get(ImageId(image), image) not in files:
+                meant = alike.meant(image)
+                hint = "" if meant is None else f"; did you mean {meant!r}?"
+                problems.add(where, f"{role} {image!r} is not in the gallery{hint}")
         known_as = entry.get("id", str) if "id" in entry.fields else f"{split}/{number}"
         if known_as in seen:
             problems.add(where, f"the id {known_as!r} is there more than once")
@@ -43,19 +69,32 @@ def judged(
         if reference is None or text is None or known_as is None:
             continue
         seen.add(known_as)
-        rows.setdefault(category, []).append(
-            (Query(QueryId(known_as), ImageId(reference), text, category or None), entry)
-        )
+        shown = same.get(ImageId(reference), ImageId(reference))
+        rows.setdefault(category, []).append((Query(QueryId(known_as), shown, text, category or None), entry))
     if "" in rows and len(rows) > 1:
         problems.add(path, f"{len(rows['']):,} lines have no category and others have one")
     gallery = Gallery(f"{data_set}/{split}", tuple(sorted(files)))
     name = f"{data_set}_{split}"
-    return [_part(name, path, split, category, rows[category], gallery, problems) for category in sorted(rows)]
+    return [_part(name, path, split, category, rows[category], gallery, problems, same) for category in sorted(rows)]
 
 
-def _text(entry: Entry) -> str | None:
-    if "texts" not in entry.fields:
-        return entry.get("text", str)
+def _meant(field: str) -> str:
+    """The known field that an unknown one most likely is."""
+    close = difflib.get_close_matches(field.casefold(), KNOWN, 1, 0.75)
+    meant = OTHER_NAMES.get(field.casefold(), close[0] if close else None)
+    return "" if meant is None else f"; did you mean {meant!r}?"
+
+
+def _text(entry: Entry, problems: Problems) -> str | None:
+    text = entry.get("text", str) if "texts" not in entry.fields else _joined(entry)
+    if text is not None and len(text) > MAX_TEXT:
+        what = f"the text has {len(text):,} characters, more than {MAX_TEXT:,}: {text[:60]!r}…"
+        problems.add(entry.where, what, "A text says what to change; give a shorter one.")
+        return None
+    return text
+
+
+def _joined(entry: Entry) -> str | None:
     texts = [text.strip() for text in entry.list_of("texts", str) or [] if text.strip()]
     return " and ".join(texts) or entry.get("text", str)
 
@@ -69,6 +108,11 @@ def named(entry: Entry) -> Iterator[tuple[str, str]]:
                 yield role, image
 
 
+def _names(entry: Entry, role: str) -> list[str]:
+    """The names of a list; what is none is passed over, and was noted."""
+    return [image for of, image in named(entry) if of == role]
+
+
 def _part(
     name: str,
     path: object,
@@ -77,6 +121,7 @@ def _part(
     rows: list[tuple[Query, Entry]],
     gallery: Gallery,
     problems: Problems,
+    same: Mapping[ImageId, ImageId],
 ) -> Judged:
     targets: dict[QueryId, ImageId] = {}
     positives: dict[QueryId, frozenset[ImageId]] = {}
@@ -84,14 +129,18 @@ def _part(
     for query, entry in rows:
         target = entry.get("target", str, optional=split != "train")
         if target is not None:
-            targets[query.id] = ImageId(target)
-            if target == query.reference:
-                problems.add(entry.where, f"reference and target are the same image, {target!r}")
+            targets[query.id] = same.get(ImageId(target), ImageId(target))
+            if targets[query.id] == query.reference:
+                other = entry.fields["reference"]
+                copied = "" if other == target else f"; {other!r} has the same bytes"
+                problems.add(entry.where, f"reference and target are the same image, {target!r}{copied}")
+        further = [same.get(ImageId(i), ImageId(i)) for i in _names(entry, "positives")]
         if isinstance(entry.fields.get("positives"), list) and target is not None:
-            positives[query.id] = frozenset(ImageId(i) for i in [target, *entry.fields["positives"]])
+            positives[query.id] = frozenset([targets[query.id], *further])
         if isinstance(entry.fields.get("subset"), list):
-            members = [ImageId(i) for i in entry.fields["subset"] if i != query.reference]
-            if target is not None and target not in members:
+            shown = [same.get(ImageId(i), ImageId(i)) for i in _names(entry, "subset")]
+            members = [image for image in dict.fromkeys(shown) if image != query.reference]
+            if target is not None and targets[query.id] not in members:
                 problems.add(entry.where, "the target is not in its subset")
             groups[query.id] = tuple(members)
     for what, found in (("targets", targets), ("positives", positives), ("subsets", groups)):

@@ -25,6 +25,7 @@ from cirloop.backbones import Item
 from cirloop.backbones.base import VisionInput
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import pooled, similarity
+from cirloop.data import triplets
 from cirloop.data.images import BadImage, Packed, decode
 from cirloop.experiment import done_iterations
 from cirloop.retrieval.embed import embed_now
@@ -37,7 +38,7 @@ from cirloop.types import ImageId, UserError
 
 logger = logging.getLogger(__name__)
 BASE = "base"
-MAX_TEXT = 2000
+MAX_TEXT = triplets.MAX_TEXT
 """Characters of a text."""
 MAX_FILE = 64 << 20
 """Bytes of a picture given as a reference."""

@@ -1,7 +1,6 @@
 """What is searched: the pictures of a folder, or the gallery that a run evaluates on, with what is known to be right.
 
-A folder's picture is named by its path in the folder. Files whose names do not end as a picture's do, and hidden ones,
-are passed over; every other one must decode.
+A folder's pictures and their names are those of `data/folder.py`, as in a run on one's own data.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
 from cirloop.artifacts import fingerprint
 from cirloop.config import RunConfig
-from cirloop.data.images import FORMATS, FileImages
+from cirloop.data.folder import endings, walk
+from cirloop.data.images import FileImages
 from cirloop.data.sources import Sources
 from cirloop.problems import Problems
 from cirloop.report.terminal import progress
@@ -80,9 +79,10 @@ def of_folder(directory: Path, config: RunConfig, allow_missing: int, allow_syml
         problems.stop()
     links = allow_symlinks or config.runtime.allow_symlinks
     sources = Sources(directory, config.cache, progress, allow_symlinks=links)
-    files, others = _files(directory, links, problems)
-    if others:
-        logger.info("%s: %d files that are no pictures by their names, or hidden, passed over", directory, others)
+    folder = walk(directory, links, problems)
+    files = folder.files
+    if folder.others:
+        logger.info("%s: passed over, no pictures by their names or hidden: %s", directory, folder.passed_over())
     out = {} if links else sources.led_out(files)
     for image, real in out.items():
         problems.add(files[image], f"is outside of the folder: {real}", "Let links lead out of it by --allow_symlinks.")
@@ -101,49 +101,3 @@ def of_folder(directory: Path, config: RunConfig, allow_missing: int, allow_syml
     return Searchable(
         str(directory), os.path.realpath(directory), ids, FileImages({image: files[image] for image in ids})
     )
-
-
-def _files(directory: Path, links: bool, problems: Problems) -> tuple[dict[ImageId, Path], int]:
-    """The files that are pictures by their names, and how many others there are. Each folder is walked once, so that
-    links in a circle end."""
-    found: dict[ImageId, Path] = {}
-    others, seen = 0, {os.path.realpath(directory)}
-
-    def not_read(error: OSError) -> None:
-        problems.add(error.filename, f"cannot be read ({error.strerror})")
-
-    for place, folders, names in os.walk(directory, followlinks=links, onerror=not_read):
-        folders[:] = sorted(name for name in folders if _entered(Path(place, name), links, seen, problems))
-        for name in names:
-            path = Path(place, name)
-            if name.startswith(".") or path.suffix.lower() not in endings():
-                others += 1
-                continue
-            try:
-                found[ImageId(path.relative_to(directory).as_posix())] = path
-                os.fsencode(path).decode()
-            except UnicodeDecodeError:
-                problems.add(os.fsencode(path).decode("utf-8", "backslashreplace"), "has a name that is not UTF-8")
-                del found[ImageId(path.relative_to(directory).as_posix())]
-    return found, others
-
-
-def _entered(folder: Path, links: bool, seen: set[str], problems: Problems) -> bool:
-    """Whether a folder is walked: not a hidden one, nor one that was walked by another name."""
-    if folder.name.startswith("."):
-        return False
-    real = os.path.realpath(folder)
-    if folder.is_symlink() and not links:
-        problems.add(folder, f"is a link to a folder: {real}", "Let links be followed by --allow_symlinks.")
-        return False
-    if real in seen:
-        return False
-    seen.add(real)
-    return True
-
-
-@cache
-def endings() -> frozenset[str]:
-    """How the names of pictures end, of the kinds that are decoded."""
-    known = Image.registered_extensions()
-    return frozenset(ending for ending, kind in known.items() if kind in FORMATS)

@@ -1,0 +1,325 @@
+# ruff: noqa: E501 - tables
+"""Own data as people have it: each mistake gets one message with the way out, and what is harmless is read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cirloop.config import RunConfig
+from cirloop.data import own, sources
+from cirloop.data.config import CirrSettings, Columns, HuggingFaceSettings, JsonlSettings
+from cirloop.data.sources import Sources
+from cirloop.data.triplets import MAX_TEXT
+from cirloop.types import EvalSplit, TrainSplit, UserError
+from tests.stand_in import write_cirr
+
+ROWS = [{"reference": f"p{n}.png", "text": f"make it {n}", "target": f"p{(n + 1) % 6}.png"} for n in range(6)]
+
+
+def lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Six pictures and as many triplets, for training and for evaluation."""
+    sources._warn_once.cache_clear()
+    own._warn_once.cache_clear()
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for number in range(6):
+        picture = Image.new("RGB", (32, 32), (40 * number, 0, 0))
+        picture.save(tmp_path / "data" / "images" / f"p{number}.png")
+    write(tmp_path / "data", ROWS)
+    return tmp_path / "data"
+
+
+def write(directory: Path, rows: list[Any]) -> None:
+    for split in ("train", "val"):
+        (directory / f"{split}.jsonl").write_text(lines(rows))
+
+
+def of(directory: Path, **more: Any) -> Sources:
+    return Sources(directory, directory.parent / "cache", lambda items, _: items, **more)
+
+
+def train(directory: Path, **settings: Any) -> TrainSplit:
+    return JsonlSettings(**settings).build(of(directory)).train
+
+
+def raw(content: str | bytes, name: str = "train.jsonl") -> Callable[[Path], object]:
+    made = content.encode() if isinstance(content, str) else content
+    return lambda d: (d / name).write_bytes(made)
+
+
+def instead(name: str, content: str) -> Callable[[Path], object]:
+    """Another file than train.jsonl."""
+    return lambda d: ((d / "train.jsonl").unlink(), (d / name).write_text(content))
+
+
+def each(change: Callable[[dict[str, str]], dict[str, str]]) -> Callable[[Path], object]:
+    return lambda d: write(d, [change(dict(row)) for row in ROWS])
+
+
+def named(change: Callable[[str], str]) -> Callable[[Path], object]:
+    return each(lambda row: row | {role: change(row[role]) for role in ("reference", "target")})
+
+
+CSV = "reference,text,target\np0.png,in red,p1.png\n"
+MISTAKES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "CSV in the folder": (instead("train.csv", CSV), ("there is 'train.csv', a table of", "--dataset_name huggingface")),
+    "CSV in train.jsonl": (raw(CSV), ("is a table of columns 'reference', 'text', 'target' separated by commas",)),
+    "semicolons in train.jsonl": (raw(CSV.replace(",", ";")), ("separated by semicolons",)),
+    "a list in train.jsonl": (raw(json.dumps(ROWS, indent=1)), ("is one JSON list of 6 objects, not JSON lines",)),
+    "a list on one line": (raw(json.dumps(ROWS)), ("is one JSON list of 6 objects",)),
+    "indented objects": (raw("\n".join(json.dumps(r, indent=1) for r in ROWS)), ("go over several lines",)),
+    "train.json": (instead("train.json", json.dumps(ROWS)), ("there is 'train.json', one JSON list", "jq -c")),
+    "another split name": (instead("training.jsonl", lines(ROWS)), ("'training.jsonl'", "--data.train FILE")),
+    "an empty file": (raw(b""), ("train.jsonl: holds no lines",)),
+    "UTF-16": (raw(lines(ROWS).encode("utf-16")), ("is not UTF-8 text but UTF-16", "Save it as UTF-8")),
+    "UTF-16 without a mark": (raw(lines(ROWS).encode("utf-16-le")), ("is not UTF-8 text but UTF-16",)),
+    "Latin-1": (raw(lines(ROWS).replace("make", "gr\u00fcn").encode("latin-1")), ("may be Latin-1", "gr\u00fcn it")),
+    "a workbook": (raw(b"PK\x03\x04" + bytes(40)), ("an Excel workbook",)),
+    "other field names": (
+        each(lambda r: {"reference": r["reference"], "caption": r["text"], "target": r["target"]}),
+        ("'caption'; known: ", "did you mean 'text'?", "(5 more like it, such as"),
+    ),
+    "a prefix": (named(lambda n: f"photos/{n}"), ("photos/p0.png: is not there; did you mean 'p0.png'?",)),
+    "a folder called photos": (lambda d: (d / "images").rename(d / "photos"), ("pictures are in 'photos'", "--data.images")),
+    "backslashes": (named(lambda n: f"images\\{n}"), ("is not in the gallery; did you mean 'p0.png'?",)),
+    "a path of Windows": (named(lambda n: f"C:\\shop\\images\\{n}"), ("did you mean 'p0.png'?",)),
+    "an absolute path elsewhere": (named(lambda n: f"/elsewhere/{n}"), ("did you mean 'p0.png'?",)),
+    "no ending": (named(lambda n: n.removesuffix(".png")), ("images/p0: is not there; did you mean 'p0.png'?",)),
+    "another ending": (named(lambda n: n.replace("png", "jpg")), ("p0.jpg: is not there; did you mean 'p0.png'?",)),
+    "another case": (named(str.upper), ("P0.PNG: is not there; did you mean 'p0.png'?",)),
+    "a line without target": (lambda d: write(d, [{"reference": "p0.png", "text": "x"}, *ROWS]), ("line 1: has no 'target'",)),
+    "an empty text": (each(lambda r: r | {"text": " "}), ("'text' is empty (5 more like it",)),
+    "a pasted document": (each(lambda r: r | {"text": "long " * 12_800}), (f"64,000 characters, more than {MAX_TEXT:,}",)),
+    "target is reference": (each(lambda r: r | {"target": r["reference"]}), ("reference and target are the same image",)),
+    "target is reference in another spelling": (
+        each(lambda r: r | {"target": f"./{r['reference']}"}), ("reference and target are the same image",),
+    ),
+    "target has the reference's bytes": (
+        lambda d: (d / "images" / "p1.png").write_bytes((d / "images" / "p0.png").read_bytes()),
+        ("same image, 'p1.png'; 'p0.png' has the same bytes",),
+    ),
+    "broken and missing": (
+        lambda d: ((d / "images" / "p0.png").write_text("<html>"), (d / "images" / "p1.png").unlink()),
+        ("p0.png: is not a picture of a known kind", "p1.png: is not there", "--allow_missing_images 2"),
+    ),
+    "a linked folder": (
+        lambda d: ((d.parent / "more").mkdir(), (d / "images" / "season").symlink_to(d.parent / "more")),
+        ("season: is a link to a folder", "--allow_symlinks"),
+    ),
+    "no pictures": (lambda d: [p.unlink() for p in (d / "images").iterdir()], ("holds no pictures (", ".avif")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_each_mistake_is_one_short_message(name: str, data: Path) -> None:
+    change, messages = MISTAKES[name]
+    change(data)
+    with pytest.raises(UserError) as caught:
+        train(data)
+    said = str(caught.value)
+    assert [message for message in messages if message not in said] == [], said
+    assert len(said.splitlines()) < 15, said
+
+
+def nfd(directory: Path) -> None:
+    (directory / "images" / "p0.png").rename(directory / "images" / unicodedata.normalize("NFD", "été.png"))
+    named(lambda n: unicodedata.normalize("NFC", n.replace("p0", "été")))(directory)
+
+
+def nfc(directory: Path) -> None:
+    (directory / "images" / "p0.png").rename(directory / "images" / unicodedata.normalize("NFC", "été.png"))
+    named(lambda n: unicodedata.normalize("NFD", n.replace("p0", "été")))(directory)
+
+
+def nested(directory: Path) -> None:
+    (directory / "images" / "Über" / "b" / "c").mkdir(parents=True)
+    (directory / "images" / "p0.png").rename(directory / "images" / "Über" / "b" / "c" / "p 0.PNG")
+    named(lambda n: n.replace("p0.png", "Über/b/c/p 0.PNG"))(directory)
+
+
+def linked(directory: Path) -> None:
+    (directory / "images").rename(directory.parent / "disk")
+    (directory / "images").symlink_to(directory.parent / "disk")
+
+
+def hidden(directory: Path) -> None:
+    raw(b"Mac OS X", "images/._p0.png")(directory)
+    (directory / "images" / ".thumbs").mkdir()
+    raw(b"", "images/.thumbs/p0.png")(directory)
+
+
+GOOD: dict[str, Callable[[Path], object]] = {
+    "as it is": lambda d: None,
+    "a mark and CRLF": lambda d: raw(b"\xef\xbb\xbf" + lines(ROWS).replace("\n", "\r\n").encode())(d),
+    "blank lines": lambda d: raw("\n\n" + lines(ROWS).replace("\n", "\n\n"))(d),
+    "umlauts, capitals, three levels": nested,
+    "a linked folder of pictures": linked,
+    "hidden files": hidden,
+    "names in NFD": nfd,
+    "annotations in NFD": nfc,
+    "absolute paths": lambda d: named(lambda n: str(d / "images" / n))(d),
+    "dotted paths": named(lambda n: f".//{n}"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_is_harmless_is_read(name: str, data: Path) -> None:
+    GOOD[name](data)
+    split = train(data)
+    assert (len(split.triplets), len(split.gallery.ids)) == (6, 6)
+    assert all(t.target in split.gallery.ids and t.query.reference in split.gallery.ids for t in split.triplets)
+    assert all(split.images.load(image).size == (32, 32) for image in split.gallery.ids)
+
+
+def test_equal_bytes_are_one_image_said_once(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (1, 2):
+        (data / "images" / f"copy{number}.png").write_bytes((data / "images" / f"p{number}.png").read_bytes())
+    last = {"reference": "copy1.png", "text": "again", "target": "copy2.png"}
+    write(data, [row | {"positives": ["p2.png"]} for row in [*ROWS, last]])
+    made = JsonlSettings().build(of(data))
+    [part] = made.parts("val")
+    assert part.gallery.ids == ("copy1.png", "copy2.png", "p0.png", "p3.png", "p4.png", "p5.png")
+    assert (part.queries[0].reference, made.train.triplets[0].target) == ("p0.png", "copy1.png")
+    assert part.relevance is not None and part.relevance.positives[part.queries[-1].id] == {"copy2.png"}
+    said = [r.getMessage() for r in caplog.records if "bytes of another" in r.getMessage()]
+    assert len(said) == 1 and "2 of 8 pictures" in said[0] and "'p1.png', which is 'copy1.png'" in said[0]
+
+
+def test_copies_that_cannot_be_used_are_each_named(data: Path) -> None:
+    for name in ("x.png", "y.png"):
+        (data / "images" / name).write_text("<html>404</html>")
+    with pytest.raises(UserError) as caught:
+        train(data)
+    assert all(f"{name}.png: is not a picture" in str(caught.value) for name in "xy")
+
+
+def test_pictures_of_all_kinds_are_in_the_gallery_and_others_named(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = {
+        "avif": "AVIF",
+        "jfif": "JPEG",
+        "jpe": "JPEG",
+        "jp2": "JPEG2000",
+        "ppm": "PPM",
+        "tga": "TGA",
+        "apng": "PNG",
+    }
+    for number, (ending, kind) in enumerate(kinds.items()):
+        Image.new("RGB", (32, 32), (0, 30 * number, 200)).save(data / "images" / f"k.{ending}", kind)
+    for name in ("a.heic", "b.HEIC", "notes.txt"):
+        (data / "images" / name).write_bytes(b"x")
+    split = train(data)
+    assert {f"k.{ending}" for ending in kinds} <= set(split.gallery.ids) and len(split.gallery.ids) == 6 + len(kinds)
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "passed over" in r.getMessage()]
+    assert len(said) == 1 and "2 .heic (a.heic)" in said[0]
+
+
+def test_a_linked_folder_is_in_the_gallery_where_links_may_lead_out(data: Path) -> None:
+    (data.parent / "more").mkdir()
+    Image.new("RGB", (32, 32), "white").save(data.parent / "more" / "s.png")
+    (data / "images" / "season").symlink_to(data.parent / "more")
+    split = JsonlSettings().build(of(data, allow_symlinks=True)).train
+    assert "season/s.png" in split.gallery.ids and split.images.load(split.gallery.ids[-1]).size == (32, 32)
+
+
+def test_the_data_directory_is_a_file_or_misspelt(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"train\.jsonl is a file\. Give the directory"):
+        of(data / "train.jsonl").root("jsonl")
+    with pytest.raises(UserError, match=r"no such directory; did you mean '.*/data'\?"):
+        of(data.parent / "dat").root("jsonl")
+    monkeypatch.chdir(data)
+    with pytest.raises(UserError, match=rf"--data_dir shop: there is no such directory \({data}/shop\)"):
+        Sources(Path("shop"), data / "cache", lambda items, _: items).root("jsonl")
+
+
+def test_pictures_of_a_benchmark_in_another_folder_are_pointed_at(tmp_path: Path) -> None:
+    directory = write_cirr(tmp_path / "cirr", 1)
+    (directory / "NLVR2").mkdir()
+    (directory / "dev").rename(directory / "NLVR2" / "dev")
+    with pytest.raises(UserError) as caught:
+        CirrSettings().build(of(directory)).parts("val")
+    said = str(caught.value)
+    assert "A file 'dev-0-img0.png' is not at" in said and f"but in {directory}/NLVR2/dev." in said
+    assert "(10 more like it, such as" in said and len(said.splitlines()) == 4
+
+
+def hugging(directory: Path, **settings: Any) -> tuple[EvalSplit, ...]:
+    return HuggingFaceSettings(train="train", val="train", **settings).build(of(directory)).parts("val")
+
+
+def table(directory: Path, head: str = "reference,text,target", sign: str = ",") -> None:
+    for split in ("train", "val"):
+        (directory / f"{split}.jsonl").unlink()
+    rows = [[row["reference"], row["text"], row["target"]] for row in ROWS]
+    content = "\n".join([head.replace(",", sign), *(sign.join(row) for row in rows)])
+    (directory / "train.csv").write_text(content + "\n")
+
+
+@pytest.mark.parametrize(
+    ("head", "sign", "settings", "messages"),
+    [
+        ("reference,text,target", ";", {"images": "images"}, ("train.csv is separated by semicolons", "Save it with commas")),
+        ("reference,text,target", "\t", {"images": "images"}, ("is separated by tabs",)),
+        ("a,caption,b", ",", {"images": "images"}, ("has no column 'text'; there are: a, caption, b", "--data.columns.text")),
+        ("reference,text,target", ",", {}, ("names its pictures, so say where they are", "--data.images images")),
+        ("reference,text,target", ",", {"images": "photos"}, ("pictures are in 'images'", "--data.images")),
+    ],
+)  # fmt: skip
+def test_each_mistake_with_a_table_is_one_short_message(
+    head: str, sign: str, settings: dict[str, Any], messages: tuple[str, ...], data: Path
+) -> None:
+    table(data, head, sign)
+    with pytest.raises(UserError) as caught:
+        hugging(data, **settings)
+    said = str(caught.value)
+    assert [message for message in messages if message not in said] == [], said
+    assert len(said.splitlines()) < 12, said
+
+
+def test_a_table_with_other_columns_is_read_where_they_are_named(data: Path) -> None:
+    table(data, "query,caption,answer")
+    columns = Columns(reference="query", text="caption", target="answer")
+    [part] = hugging(data, images="images", columns=columns)
+    assert len(part.queries) == 6 and len(part.gallery.ids) == 6
+
+
+def test_a_training_split_of_another_name_is_a_message(data: Path) -> None:
+    table(data)
+    with pytest.raises(UserError, match=r"has no split 'training'; there are: train(?s:.*)--data\.train"):
+        _ = HuggingFaceSettings(train="training", images="images").build(of(data)).train
+
+
+def checked(small: Any, directory: Path, run: Path) -> None:
+    from cirloop.checks import check
+
+    config: RunConfig = small(run, data={"type": "jsonl"}, data_dir=directory)
+    check(config)
+
+
+def test_one_target_is_refused_before_the_run(small: Any, data: Path, tmp_path: Path) -> None:
+    for rows in (ROWS[:1], [row | {"target": "p0.png"} for row in ROWS[1:]]):
+        (data / "train.jsonl").write_text(lines(rows))
+        with pytest.raises(UserError, match=rf"{len(rows)} training triplets have one target"):
+            checked(small, data, tmp_path / "run")
+
+
+def test_few_triplets_and_those_of_val_are_warned_of(
+    small: Any, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (data / "train.jsonl").write_text(lines(ROWS[:3]))
+    checked(small, data, tmp_path / "run")
+    assert "jsonl_val: 3 of 6 queries are training triplets too" in caplog.text
+    assert "3 training triplets have 3 different targets" in caplog.text
