@@ -359,10 +359,10 @@ def test_the_commands_work_one_after_the_other(tmp_path: Path) -> None:
         done = command(script, *shlex.split(flags), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     directory = tmp_path / RUN
-    assert (directory / "hard_negatives_iter_0.json").is_file() and (directory / "replaced_1").is_dir()
+    assert (directory / "hard_negatives_iter_0.json").is_file() and list(directory.glob("replaced_*"))
     assert (directory / "augmented_samples_iter_1.json").is_file() and (directory / "checkpoint_iter_5").is_dir()
-    assert {path.name for path in (directory / "submission_cirr_test1" / "iter_5").iterdir()} == {
-        "cirr_test1_recall.json", "cirr_test1_recall_subset.json",
+    assert {path.name for path in (directory / "submission_cirr_test" / "iter_5").iterdir()} == {
+        "cirr_test_recall.json", "cirr_test_recall_subset.json",
     }  # fmt: skip
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert [row["iteration"] for row in results] == ["1", "3", "5"]

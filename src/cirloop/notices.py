@@ -59,8 +59,8 @@ def refuse_unnamed(config: RunConfig) -> None:
         if path == TINY and config.data.type != DRAWN and "path" not in getattr(config, group).model_fields_set:
             problems.add(
                 f"{group}.path",
-                f"is not given, and `{TINY}`, the embedded model, knows drawn shapes only. Give {flag}: a directory or "
-                f"a hub name such as Qwen/Qwen2-VL-2B-Instruct; or `{TINY}` by name, to try the machinery",
+                f"is not given, and `{TINY}`, the embedded model, knows drawn shapes only. Give {flag}: a directory "
+                f"or a hub name such as Qwen/Qwen2-VL-2B-Instruct; or `{TINY}` by name, to try the machinery",
             )  # fmt: skip
     problems.stop()
 
