@@ -41,7 +41,7 @@ from torch import nn
 from transformers.utils import is_flash_attn_2_available
 
 from cirloop import cost, memory
-from cirloop.backbones import Item, LoraSettings, flops
+from cirloop.backbones import Item, flops
 from cirloop.captioning.base import Ask
 from cirloop.captioning.config import CaptioningSettings, Qwen2VLFoundation
 from cirloop.captioning.eyes import Eyes
@@ -187,18 +187,15 @@ def vectors(work: Work, items: Sequence[Item], name: str, size: int, workers: in
 
 def training(check: Check) -> None:
     """Padded and packed rows by sdpa, then the other types of adapters and attention, packed."""
-    types = [{}]
-    if "dtype" in LoraSettings.model_fields:
-        types = [{"dtype": "float32"}] + [{"dtype": check.args.dtype}] * (check.args.dtype != "float32")
-    else:
-        check.tell("train", "type of the adapters", {"skipped": "training.lora.dtype is not a setting here"})
+    types = [{"dtype": "float32"}] + [{"dtype": "base"}] * (check.args.dtype != "float32")
     kinds = [("sdpa", False, types[0])] + [("sdpa", True, each) for each in types]
     if is_flash_attn_2_available():
         kinds += [("flash_attention_2", True, types[-1])]
     else:
         check.tell("train", "flash_attention_2", {"skipped": "flash_attn is not installed"})
     for attention, packed, lora in kinds:
-        name = f"{attention}, {'packed' if packed else 'padded'}, adapters in {lora.get('dtype', 'float32')}"
+        adapters = check.args.dtype if lora["dtype"] == "base" else lora["dtype"]
+        name = f"{attention}, {'packed' if packed else 'padded'}, adapters in {adapters}"
         check.case("train", name, partial(step, check, attention, packed, lora))
 
 
