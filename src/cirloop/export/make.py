@@ -31,13 +31,13 @@ def export(
     data_license: str | None = None,
 ) -> Path:
     """The directory that was made. Raises UserError, before anything is written, where that cannot be."""
-    if push_to_hub is not None:
-        hub.check(push_to_hub)
-    model = trained(directory, iteration, to)
     if output is not None and output.resolve() == Path.cwd():
         raise UserError(
             f"--output {output} is the directory you are in. Give one that can be made, such as ./exported."
         )
+    if push_to_hub is not None:
+        hub.check(push_to_hub)
+    model = trained(directory, iteration, to)
     goal = output or directory / "export" / f"iter_{model.iteration}_{to}"
     aside, old = (goal.parent / f".{goal.name}.{what}" for what in ("tmp", "old"))
     if old.exists() and not goal.exists():  # one was killed between its two renames
