@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cirloop import reading, resources
-from cirloop.backbones.config import QwenSettings, VlmSettings
+from cirloop.backbones.model_settings import QwenSettings, VlmSettings
 from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS, resolve_adapter
 from cirloop.config import RunConfig
 from cirloop.data import Dataset

@@ -19,7 +19,7 @@ from cirloop.captioning.lending import lends
 from cirloop.config import RunConfig
 
 if TYPE_CHECKING:
-    from cirloop.backbones.config import ModelSettings
+    from cirloop.backbones.model_settings import ModelSettings
     from cirloop.captioning.base import Captioner
     from cirloop.types import EvalSplit, TrainSplit
 

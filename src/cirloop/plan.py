@@ -12,7 +12,7 @@ import torch
 
 from cirloop import launch, memory, resources
 from cirloop.artifacts import MANIFEST
-from cirloop.backbones.config import VlmSettings
+from cirloop.backbones.model_settings import VlmSettings
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
 from cirloop.measure import Timing, measure

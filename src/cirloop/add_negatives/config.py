@@ -12,7 +12,8 @@ from pydantic_settings import SettingsConfigDict
 
 from cirloop import flags, reading
 from cirloop.add_negatives import locate
-from cirloop.backbones.config import BackboneConfig, ModelSettings, Qwen2VLSettings
+from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
+from cirloop.backbones.model_settings import ModelSettings
 from cirloop.backbones.weights import is_adapter
 from cirloop.negatives.knn_text_samples import Rule
 from cirloop.problems import Problems

@@ -18,7 +18,7 @@ from cirloop.backbones.vlm import VlmEmbedder
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cirloop.backbones.config import QwenSettings
+    from cirloop.backbones.model_settings import QwenSettings
 
 __all__ = ["IMAGE", "Qwen2VL", "QwenEmbedder", "VisionMixin", "load_vlm", "place_vision"]
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -30,7 +30,7 @@ from cirloop.backbones.weights import resolve, resolve_adapter
 from cirloop.types import ImageId, UserError
 
 if TYPE_CHECKING:
-    from cirloop.backbones.config import VlmSettings
+    from cirloop.backbones.model_settings import VlmSettings
 
 Place = Callable[[Any, Inputs, bool], Inputs]
 

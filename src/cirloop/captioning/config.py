@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from cirloop.artifacts import fingerprint
-from cirloop.backbones.config import ModelSettings
+from cirloop.backbones.model_settings import ModelSettings
 from cirloop.backbones.weights import resolve
 from cirloop.captioning.prompts import Prompts, load, packaged
 from cirloop.settings import Settings, default_type

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cirloop.backbones import Item
-from cirloop.backbones.config import QwenSettings, VlmSettings
+from cirloop.backbones.model_settings import QwenSettings, VlmSettings
 from cirloop.disk import named
 from cirloop.export.templates import render
 from cirloop.types import ImageId, UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cirloop import notices, reading
 from cirloop.artifacts import Artifact, Store
-from cirloop.backbones.config import VlmSettings
+from cirloop.backbones.model_settings import VlmSettings
 from cirloop.backbones.weights import LORA_CONFIG
 from cirloop.config import RunConfig
 from cirloop.evaluate_run import BASE
