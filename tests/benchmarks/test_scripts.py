@@ -51,6 +51,7 @@ CASES = (
         "benchmarks/mine_against_sentence_transformers.py",
         "--queries 30 --images 60 --dimensions 16 --repeats 2", "margin: FAISS path / ours",
     ),
+    Case("benchmarks/plan_against_measured.py", "--size small", "weights"),
     Case("benchmarks/report_of_28000.py", "--queries 20 --images 12 --iterations 1 --k 2", "again: "),
     Case("benchmarks/score_cirr.py", "--queries 10 --images 70 --dimensions 8 --repeats 2", "s to score and write"),
     Case("benchmarks/search_latency.py", "--experiment_dir RUN --pictures 12 --queries 3 --k 2", "page, by POST"),
