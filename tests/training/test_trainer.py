@@ -71,6 +71,14 @@ def test_every_lora_b_moves_and_the_loss_falls(tmp_path: Path, cache: Path) -> N
     assert trainer._backward(0) < 0.9 * log[0]["loss"]
 
 
+def test_a_step_without_a_loss_moves_nothing_and_is_no_error(tmp_path: Path, cache: Path) -> None:
+    """A hinge may be far enough already, or online mining find no valid negative."""
+    trainer = trainer_of(tmp_path, cache, hardest=1, hardest_margin=-1.9)
+    log = trainer.run(lambda steps: steps)
+    assert [row["loss"] for row in log] == [0.0] * STEPS
+    assert not any(v.any() for k, v in trainer.backbone.adapter_state().items() if "lora_B" in k)
+
+
 @pytest.mark.parametrize("chunk_size", [3, 8])
 def test_gradient_caching_gives_the_same_gradient(tmp_path: Path, cache: Path, chunk_size: int) -> None:
     made = []

@@ -100,7 +100,7 @@ class Trainer(Gradients):
 
     def _step(self, step: int, before: dict[str, torch.Tensor]) -> bool:
         """One step, or a bad batch left out; a row in the log; whether the run is asked to stop. `before`: every
-        trained lora_B as it was at the start, for the first step that is taken."""
+        trained lora_B as it was at the start, until a step with a gradient."""
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * rate
@@ -111,15 +111,15 @@ class Trainer(Gradients):
         if bad:
             self._pass_over(bad_row(step + 1, loss, norm, self.batches[step]))
             return stop
-        first = self._taken(step) == 0
-        if first and not self.deepspeed:
+        if self._taken(step) == 0 and not self.deepspeed:
             self._assert_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.masters is not None:
             self.masters.round()
-        if first:
+        if norm is None or 0 < norm < math.inf:  # a loss of 0, where no negative counts, moves nothing
             self._assert_all_trained(before)
+            before.clear()
         row: Row = {"step": step + 1, "loss": round(loss, 6), "learning_rate": self.settings.learning_rate * rate}
         if norm is not None and not self.deepspeed and math.isfinite(norm):
             row["grad_norm"] = round(norm, 6)
@@ -190,7 +190,7 @@ class Trainer(Gradients):
             raise RuntimeError(f"{len(dead)} trained weights get no gradient, the first: {dead[0]}")
 
     def _assert_all_trained(self, before: dict[str, torch.Tensor]) -> None:
-        """Every lora_B has moved after the first step, so every one had a gradient."""
+        """Every lora_B has moved after the first step with a gradient, so every one had one."""
         now = whole(self._lora_B())
         dead = [name for name, value in before.items() if torch.equal(now[name], value)]
         if dead:
