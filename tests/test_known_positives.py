@@ -26,14 +26,15 @@ def triplet(name: str, reference: str, text: str, target: str) -> Triplet:
         ("Make it RED", "make  it\tred "),
         ("caf\u00e9", "CAFE\u0301"),
         ("Stra\u00dfe", "STRASSE"),
+        ("make it red", "Make it red ."),
     ],
 )
-def test_texts_are_the_same_but_for_case_spaces_and_unicode_form(text: str, same: str) -> None:
+def test_texts_are_the_same_but_for_case_spaces_full_stop_and_unicode_form(text: str, same: str) -> None:
     assert normal_text(text) == normal_text(same)
 
 
 def test_other_words_are_other_texts() -> None:
-    assert len({normal_text(text) for text in ("make it red", "make it red.", "make itred", "make it rd")}) == 4
+    assert len({normal_text(text) for text in ("make it red", "make it red?", "make itred", "make it rd")}) == 4
 
 
 def test_kinds_of_known_positives() -> None:

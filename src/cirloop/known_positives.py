@@ -2,9 +2,9 @@
 
 Known right are the target and what a line names beside it, the targets of every query with the same reference and text,
 and images for which the captioner wrote the query's own text again. Images are the same where their contents are (equal
-bytes, whatever their names), references too; texts are the same but for case, spaces and Unicode form. A copy of the
-reference is not right, but no negative either. All of it comes from training lines and from the run's own artifacts:
-what an evaluation knows to be right never gets here.
+bytes, whatever their names), references too; texts are the same but for case, spaces, a full stop and Unicode form. A
+copy of the reference is not right, but no negative either. All of it comes from training lines and from the run's own
+artifacts: what an evaluation knows to be right never gets here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Key = tuple[str, str]
 
 
 def normal_text(text: str) -> str:
-    """The text without differences of case, of spaces and of Unicode form."""
-    return " ".join(unicodedata.normalize("NFC", text.casefold()).split())
+    """The text without differences of case, of spaces, of Unicode form and of a full stop at its end."""
+    return " ".join(unicodedata.normalize("NFC", text.casefold()).split()).rstrip(" .")
 
 
 def _name(image: ImageId) -> str:

@@ -15,6 +15,7 @@ from cirloop.captioning import rewrite
 from cirloop.data.dataset import grey
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
+from cirloop.known_positives import normal_text
 from cirloop.mine_split import mine_split
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.search import best, places, scores
@@ -89,10 +90,8 @@ def caption(
         del eyes  # before the embedder comes in
         if settings.round_trip:
             candidates = rewrite.check_round_trip(candidates, settings, round_trip)
-        known = {(t.query.reference, t.query.text.casefold()) for t in train.triplets}
-        known |= {
-            (a.triplet.query.reference, a.triplet.query.text.casefold()) for b in before for a in read_augmented(b)
-        }
+        written = [each.triplet for artifact in before for each in read_augmented(artifact)]
+        known = {(t.query.reference, normal_text(t.query.text)) for t in (*train.triplets, *written)}
         accepted, rejected = rewrite.choose(candidates, known, settings, iteration, name)
         reasons = sorted({c.reason for c in rejected})
         write_json(path, run.mark | {

@@ -15,6 +15,7 @@ from cirloop.captioning import CaptioningSettings
 from cirloop.captioning.base import Answer
 from cirloop.captioning.prompts import REWRITE
 from cirloop.captioning.rewrite import Candidate, check_form, check_round_trip, choose, write_candidates
+from cirloop.known_positives import normal_text
 from cirloop.types import ImageId, MinedNegative, Query, QueryId
 
 SETTINGS = CaptioningSettings(min_words=2, max_words=5, round_trip=3, max_per_query=2)
@@ -70,6 +71,11 @@ def candidate(
         ("the text is red", "the text is red", ""),
         ("here is a red hat", "here is a red hat", ""),
         ("great white shark instead", "great white shark instead", ""),
+        ("great, big dog", "great, big dog", ""),
+        ("the caption is in white", "the caption is in white", ""),
+        ("The sentence is longer", "The sentence is longer", ""),
+        ("The sentence is: make it red", "make it red", ""),
+        ("The modified caption is make it red", "make it red", ""),
     ],
 )
 def test_form_is_checked_by_name(text: str, kept: str, reason: str) -> None:
@@ -97,6 +103,11 @@ def chosen(candidates: Sequence[Candidate], known: set[tuple[ImageId, str]] | No
     """Reason per text, empty where it was accepted."""
     accepted, rejected = choose(candidates, known or set(), SETTINGS, 1, "tiny")
     return {a.triplet.query.text: "" for a in accepted} | {c.text: c.reason for c in rejected}
+
+
+def test_a_text_that_is_there_but_for_spaces_and_a_full_stop_is_a_duplicate() -> None:
+    known = {(ImageId("ref of q"), normal_text("Make  it red."))}
+    assert chosen([candidate("make it red")], known) == {"make it red": "duplicate"}
 
 
 def test_surest_text_of_an_image_is_kept() -> None:

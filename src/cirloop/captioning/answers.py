@@ -17,17 +17,19 @@ _ABOUT = rf"(?: (?:from|of|for|between|in) {_PICTURES})?"
 _REWRITTEN = r"(?:modification|modified|modifying|rewritten|revised|reworded)"
 _NOUN = r"(?:caption|sentence|description|instruction|changes?|differences?|answer)"
 _CHANGE = rf"(?:{_REWRITTEN} text|(?:{_REWRITTEN} )?{_NOUN})"
+_ITSELF = rf"(?:changes?|differences?|modification|{_REWRITTEN} (?:text|{_NOUN}))"
 _HERE = r"(?:here(?:['’]s| is| are)|below is)"
 SET_PHRASES = (
-    r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|great|yes)\b ?(?:[,.!:]+|$)",
+    r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|yes)\b ?(?:[,.!:]+|$)",
+    r"great ?(?:[.!:]+|$)",
     rf"(?:(?:sure|certainly) )?{_HERE}(?: (?:the|a|an|my|your|one|new|short|final|possible))*"
     rf"(?: (?:{_CHANGE}|modification|text))?(?: of the (?:change|difference|modification)s?)?{_ABOUT} ?(?:[:.]+|$)",
-    rf"the (?:(?:new|short|final|main|only) )?(?:{_CHANGE}|modification){_ABOUT}"
+    rf"the (?:(?:new|short|final|main|only) )?{_ITSELF}{_ABOUT}"
     r" (?:is|are|would be|can be described as)(?: as follows)?(?: that)?\b ?[:,]?",
-    rf"(?:the )?(?:{_CHANGE}|modification|text){_ABOUT} ?:",
+    rf"(?:the )?(?:{_CHANGE}|modification|text){_ABOUT}(?: (?:is|are))?(?: as follows)? ?:",
 )
 """What chat models put before a text out of habit, as patterns, case aside: "Sure!", "Here is the rewritten text:",
-"The change from picture 1 to picture 2 is", "Modified text:". "The text is" is none: it may be on a shirt."""
+"The change from picture 1 to picture 2 is", "Modified text:". "The text is" and "the caption is" are none: they may be on a shirt."""
 TALK = (
     rf"{_HERE} (?:the|a|an|my|your) (?:{_CHANGE}|modification)",
     rf"the (?:{_CHANGE}|modification) (?:from|between) {_PICTURES}",

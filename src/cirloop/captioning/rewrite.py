@@ -90,7 +90,7 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
         reason = UNPARSEABLE
     elif text.casefold().rstrip(".") == "none":
         reason = "declined"  # as the prompt allows
-    elif normal_text(text).rstrip(".") == normal_text(candidate.original).rstrip("."):
+    elif normal_text(text) == normal_text(candidate.original):
         reason = WRITTEN_AGAIN
     elif words < settings.min_words:
         reason = "too short"
@@ -136,7 +136,7 @@ def choose(
 ) -> tuple[list[AugmentedTriplet], list[Candidate]]:
     """The surest text per mined image and the surest images per query; the rest, each with its reason.
 
-    `known` holds (reference, text) of every triplet there is already: a second target for one query would be a
+    `known` holds (reference, `normal_text`) of every triplet there is already: a second target for one query would be a
     contradiction, and is called a duplicate.
     """
     out = list(candidates)
@@ -147,7 +147,7 @@ def choose(
     sure = sorted((i for i, c in enumerate(out) if not c.reason), key=lambda i: (-out[i].checks.get("verify", 0.0), i))
     for i in sure:
         c = out[i]
-        source, image, key = c.negative.query, c.negative.image, (c.reference, c.text.casefold())
+        source, image, key = c.negative.query, c.negative.image, (c.reference, normal_text(c.text))
         if (source, image) in used:
             reason = "a surer text was kept"
         elif key in taken:
