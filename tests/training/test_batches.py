@@ -317,6 +317,23 @@ def test_a_rewritten_image_that_is_right_for_its_source_is_no_negative() -> None
     assert all((own[a.source] >= 0).any() for a in given.augmented[4:])
 
 
+def test_a_reference_that_was_mined_is_a_negative_and_its_copy_is_not() -> None:
+    """`mining.reference: in` asks for the reference; nobody asks for a copy of it, or for one that is right."""
+    human = [triplet(0, 1, "make it red", 5), triplet(1, 2, "make it red", 6)]
+    mined = [negative(QueryId("h0"), ImageId("i1")), negative(QueryId("h1"), ImageId("i2"))]
+    mined.append(negative(QueryId("h0"), ImageId("copy of i1")))
+    known = KnownPositives(
+        human, confirmed=[(QueryId("h1"), ImageId("i2"))], content=lambda image: image.removeprefix("copy of ")
+    )
+    batches = Batches(human, [], mined, 2, 0.0, 2, 0, known=known)
+    batch = batches[0]
+    own = {
+        query.id: {batch.candidates[place] for place in row if place >= 0}
+        for query, row in zip(batch.queries, batch.own_BK, strict=True)
+    }
+    assert own == {"h0": {"i1"}, "h1": {"i5"}} and batches.num_right == 2
+
+
 def test_queries_that_differ_in_case_and_spaces_alone_share_their_targets() -> None:
     human = [triplet(0, 1, "Make it  RED", 5), triplet(1, 1, " make it red", 6), triplet(2, 1, "make it blue", 7)]
     batch = Batches(human, [], [negative(QueryId("h0"), ImageId("i6"))], 3, 0.0, 5, 0)[0]

@@ -19,7 +19,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.known_positives import KnownPositives
+from cirloop.known_positives import REFERENCE, KnownPositives
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 
@@ -68,7 +68,10 @@ class Batches:
         self.num_right = 0
         """Mined images that are no negatives, since they are known to be right or copies of the reference."""
         for negative in mined:
-            if self._known.content(negative.image) in self._known.barred(self._by_id[negative.query].query):
+            query = self._by_id[negative.query].query
+            kind = self._known.barred(query).get(self._known.content(negative.image))
+            asked_for = kind == REFERENCE and negative.image == query.reference  # by `mining.reference: in`
+            if kind is not None and not asked_for:
                 self.num_right += 1
             else:
                 self._negatives[negative.query].append(negative.image)
