@@ -57,7 +57,7 @@ def test_positives_of_training_lines_come_with_the_train_split(tmp_path: Path) -
     line = LINE | {"positives": ["c.JPG", "sub/b.png"]}
     directory = folder(tmp_path, [LINE | {"positives": ["a.png"]}])
     digests = []
-    for lines in ([line, line | {"positives": []}], [LINE, LINE]):
+    for lines in ([line, line | {"positives": []}], [LINE, LINE], [line, LINE]):
         (directory / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
         data = JsonlSettings().build(sources(directory))
         expected = {"train/0": {"c.JPG"}} if "positives" in lines[0] else {}
@@ -130,6 +130,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "target is reference": ([LINE | {"target": "a.png"}], "reference and target are the same image"),
     "some without target": ([LINE, {"reference": "a.png", "text": "x"}], "1 of 2 lines have no targets"),
     "id twice": ([LINE | {"id": "x"}, LINE | {"id": "x"}], "line 2: the id 'x' is there more than once"),
+    "some without positives": ([LINE, LINE | {"positives": []}], "1 of 2 lines have no positives"),
     "positive outside": ([LINE | {"positives": ["../x"]}], "positives '../x' is not in the gallery"),
     "positive a number": ([LINE | {"positives": [3]}], "'positives' must hold only text, found a whole number"),
     "positives a word": ([LINE | {"positives": "a.png"}], "'positives' must be a list, found text"),

@@ -144,7 +144,8 @@ def _part(
                 problems.add(entry.where, "the target is not in its subset")
             groups[query.id] = tuple(members)
     for what, found in (("targets", targets), ("positives", positives), ("subsets", groups)):
-        if found and len(found) < len(rows):
+        optional = split == "train" and what == "positives"  # which only an evaluation counts
+        if found and len(found) < len(rows) and not optional:
             problems.add(path, f"{len(rows) - len(found)} of {len(rows)} lines have no {what}, and others have")
     relevance = Relevance(targets, positives) if targets else None
     return Judged(name, tuple(query for query, _ in rows), relevance, gallery, category, groups)
