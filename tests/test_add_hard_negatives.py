@@ -461,8 +461,8 @@ def test_the_defaults_asked_for_and_both_spellings() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("s.csv", "image,text\na.png,red\n", r"a table \(CSV\).*first line is 'image,text'(?s:.*)JSON list"),
-        ("s.json", "image;text\na.png;red\n", r"a table \(CSV\)"),
+        ("s.csv", "image,text\na.png,red\n", r"a table of columns 'image', 'text' .*\(CSV\), not JSON(?s:.*)JSON list"),
+        ("s.json", "image;text\na.png;red\n", r"is a table .*by semicolons \(CSV\), not JSON"),
         ("s.jsonl", '[\n{"image": "0.png", "text": "a"}]', "is one JSON list.*name it .json"),
         ("s.json", '{"image": "0.png", "text": "a"}\n{"image": "1.png", "text": "b"}', "JSON lines.*name it .jsonl"),
     ],

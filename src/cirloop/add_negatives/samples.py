@@ -22,7 +22,7 @@ from cirloop.problems import Entry, Problems
 from cirloop.types import ImageId, UserError
 
 logger = logging.getLogger(__name__)
-LINES, TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
+LINES = (".jsonl", ".ndjson")
 WRAPPERS = ("samples", "annotations", "data", "items", "questions", "images")
 """Keys under which other tools, and this one's result, have the whole list."""
 FORM = (
@@ -125,21 +125,19 @@ def _listed(content: Any, where: str, problems: Problems) -> Iterator[tuple[str,
             problems.add(f"{where} entry {number}", "must be an object")
 
 
-def _other_kind(path: Path) -> str | None:
-    """What a file is that is neither JSON nor JSON lines as its name says; None where nothing is known against it."""
+def _other_kind(path: Path) -> str:
+    """What a file is that is neither JSON nor JSON lines as its name says; empty where nothing is known against it."""
     try:
-        text = reading.text(path).lstrip()
+        text = reading.text(path).strip()
     except UserError:  # it is said when the file is read
-        return None
+        return ""
+    if path.suffix in LINES or not text.startswith(("[", "{")):
+        form = reading.other_form(text)
+        return form and f"is {form}, not {'JSON lines: name it .json' if text.startswith('[') else 'JSON'}"
     head, _, rest = text.partition("\n")
-    if path.suffix in TABLES or (text and text[0] not in '[{"' and any(sign in head for sign in ",;\t")):
-        return f"looks like a table (CSV) and not like JSON: its first line is {head.strip()!r:.100}"
-    if path.suffix in LINES and (head.strip() == "[" or head.startswith("[{")):
-        return f"is one JSON list, and by its name {path.suffix} it would be JSON lines: name it .json"
-    several = path.suffix not in LINES and head.startswith("{") and head.rstrip().endswith("}")
-    if several and rest.lstrip().startswith("{"):
+    if head.startswith("{") and head.rstrip().endswith("}") and rest.lstrip().startswith("{"):
         return "holds JSON lines, an object a line, and by its name one JSON value: name it .jsonl"
-    return None
+    return ""
 
 
 def _inside(image: str, folder: Path | None) -> str:
