@@ -72,6 +72,9 @@ class PromptFormat:
         if query_prompt is not None and (self.query + query_prompt).count(TEXT) != 1:
             place = "in its query, so not in a prompt" if TEXT in self.query else "once in its query_prompt"
             problems.append(f"query_prompt {query_prompt!r}: prompt format {self.name!r} has {TEXT} {place}")
+        if query_prompt is not None and CATEGORY in query_prompt and not self.category:
+            what = f"has no category, the word where data have none, so no {CATEGORY}"
+            problems.append(f"query_prompt {query_prompt!r}: prompt format {self.name!r} {what}")
         if document_prompt is not None and _VALUES.search(document_prompt):
             problems.append(f"document_prompt {document_prompt!r}: a gallery image has neither {TEXT} nor {CATEGORY}")
         if problems:

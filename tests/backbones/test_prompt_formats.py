@@ -302,6 +302,10 @@ def test_without_a_category_the_files_word_is_read(models: dict[str, Path]) -> N
         ({"prompt_format": "gme", "query_prompt": "with {text}"}, "has {text} in its query, so not in a prompt"),
         ({"query_prompt": "no place"}, "has {text} once in its query_prompt"),
         ({"query_prompt": "{image} {text}"}, "belong into a prompt format"),
+        (
+            {"query_prompt": "{text} of a {category}"},
+            "has no category, the word where data have none, so no {category}",
+        ),
         ({"document_prompt": "a {category}"}, "neither {text} nor {category}"),
     ],
 )
