@@ -95,7 +95,7 @@ def make_world(folder: Path, seed: int = 0) -> World:
             again = pictures.put(f"c{pair}{name}.png", f"confirmed {pair}{name}", centre_D)
             copy = pictures.put(f"copy of {target}", f"target {pair}{name}", centre_D)
             positives[query.id] = frozenset(line)
-            confirmed.append((query.id, again))
+            confirmed.append((query.reference, query.text, again))
             kinds += [(image, "positives", query.id) for image in line] + [(target, "target", query.id)]
             kinds += [(image, "copies", None) for image in (reference, copy)] + [(again, "confirmed", None)]
             kinds += [(pictures.spelled(image), "spellings", None) for image in (reference, target)]

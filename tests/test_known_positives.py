@@ -9,7 +9,16 @@ import pytest
 
 from cirloop import stages
 from cirloop.artifacts import Artifact, Store, write_json
-from cirloop.known_positives import CONFIRMED, LINE, REFERENCE, SAME_TEXT, TARGET, KnownPositives, normal_text
+from cirloop.known_positives import (
+    CONFIRMED,
+    LINE,
+    REFERENCE,
+    SAME_TEXT,
+    TARGET,
+    WRITTEN_AGAIN,
+    KnownPositives,
+    normal_text,
+)
 from cirloop.mine_split import mine_split
 from cirloop.rows import known_positives, read_confirmed
 from cirloop.run import Run
@@ -47,7 +56,11 @@ def test_kinds_of_known_positives() -> None:
     written = AugmentedTriplet(triplet("q2+1", "r.3", "MAKE IT RED", "d.1"), QueryId("q2"), 1, "tiny", "p")
     positives = {QueryId("q0"): frozenset({ImageId("e.1"), ImageId("a.2")}), QueryId("q1"): frozenset({ImageId("f.1")})}
     known = KnownPositives(
-        human, [written], positives, [(QueryId("q0"), ImageId("g.1"))], lambda image: image.partition(".")[0]
+        human,
+        [written],
+        positives,
+        [(ImageId("r.2"), "make it red.", ImageId("g.1"))],
+        lambda image: image.partition(".")[0],
     )
     assert known.right(human[0].query) == {
         "a": LINE, "e": LINE, "b": SAME_TEXT, "d": SAME_TEXT, "f": SAME_TEXT, "g": CONFIRMED,
@@ -59,20 +72,22 @@ def test_kinds_of_known_positives() -> None:
     assert known.barred(human[2].query) == {"c": TARGET, "r": REFERENCE}
 
 
-def test_pairs_that_the_captioner_confirmed_are_read_once(tmp_path: Path) -> None:
-    rows = [
-        {"source": "q0", "image": "a", "reason": "same as the original text"},
-        {"source": "q0", "image": "a", "reason": "same as the original text"},
-        {"source": "q0", "image": "b", "reason": "not verified"},
-    ]
+def test_texts_that_no_check_found_wrong_are_read(tmp_path: Path) -> None:
+    """A duplicate is the text of another query or of another image, and right for this image too."""
+    reasons = {
+        "a": "same as the original text", "b": "duplicate", "c": "a surer text was kept", "d": "enough for this query",
+        "e": "not verified", "f": "round trip", "g": "cut off", "h": "unparseable",
+    }  # fmt: skip
+    rows = [{"reference": "r", "text": "t", "image": image, "reason": reason} for image, reason in reasons.items()]
     write_json(tmp_path / "augmented_samples_iter_1.json", {"schema": 1, "accepted": [], "rejected": rows})
     assert read_confirmed(
         Artifact("augmented_samples_iter_1.json", tmp_path / "augmented_samples_iter_1.json", "")
-    ) == [("q0", "a")]
+    ) == [("r", "t", image) for image in "abcd"]
 
 
-def write_samples(path: Path, mined: list[dict[str, Any]]) -> Artifact:
-    rows = [{"source": row["query"], "image": row["image"], "reason": "same as the original text"} for row in mined]
+def write_samples(path: Path, queries: dict[QueryId, Query], mined: list[dict[str, Any]]) -> Artifact:
+    asked = [(queries[row["query"]], row["image"]) for row in mined]
+    rows = [{"reference": q.reference, "text": q.text, "image": i, "reason": WRITTEN_AGAIN} for q, i in asked]
     write_json(path, {"schema": 1, "accepted": [], "rejected": rows})
     return Artifact(path.name, path, "")
 
@@ -85,7 +100,9 @@ def test_what_the_captioner_confirmed_is_mined_no_more(small: Any, tmp_path: Pat
     stages.train(run, 0, None, [], None)
     first = mine_split(run, run.embedder(None), 0)
     confirmed = first["negatives"][:-1]
-    known = known_positives(run.data.train, [write_samples(tmp_path / "augmented_samples_iter_1.json", confirmed)])
+    queries = {each.query.id: each.query for each in run.data.train.triplets}
+    samples = write_samples(tmp_path / "augmented_samples_iter_1.json", queries, confirmed)
+    known = known_positives(run.data.train, [samples])
     second = mine_split(run, run.embedder(None), 0, known)
     pairs = [{(row["query"], row["image"]) for row in made["negatives"]} for made in (first, second)]
     last = first["negatives"][-1]

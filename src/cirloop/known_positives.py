@@ -1,10 +1,10 @@
 """Which images are no negative of a training query, and why.
 
 Known right are the target and what a line names beside it, the targets of every query with the same reference and text,
-and images for which the captioner wrote the query's own text again. Images are the same where their contents are (equal
-bytes, whatever their names), references too; texts are the same but for case, spaces, a full stop and Unicode form. A
-copy of the reference is not right, but no negative either. All of it comes from training lines and from the run's own
-artifacts: what an evaluation knows to be right never gets here.
+and images for which the captioner wrote the query's text, for whichever query those were mined. Images are the same
+where their contents are (equal bytes, whatever their names), references too; texts are the same but for case, spaces, a
+full stop and Unicode form. A copy of the reference is not right, but no negative either. All of it comes from training
+lines and from the run's own artifacts: what an evaluation knows to be right never gets here.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ CONFIRMED = "confirmed by the captioner"
 KINDS = (LINE, TARGET, REFERENCE, SAME_TEXT, CONFIRMED)
 """Why an image is left out, the first that fits."""
 WRITTEN_AGAIN = "same as the original text"
-"""The reason of a rejected caption that says that the mined image is what its query asked for."""
+SURER_KEPT, DUPLICATE, ENOUGH = "a surer text was kept", "duplicate", "enough for this query"
+SAID_RIGHT = (WRITTEN_AGAIN, SURER_KEPT, DUPLICATE, ENOUGH)
+"""The reasons of rejected captions that no check found wrong: what the captioner wrote is right for the mined image."""
 
-Confirmed = tuple[QueryId, ImageId]
-"""A query and a mined image for which the captioner wrote the query's text again."""
+Confirmed = tuple[ImageId, str, ImageId]
+"""A reference, a text that the captioner wrote, and the mined image for which it did."""
 Key = tuple[str, str]
 
 
@@ -52,16 +54,16 @@ class KnownPositives:
         content: Callable[[ImageId], str] = _name,
     ) -> None:
         self.content = content
-        self._notes: dict[Key, list[tuple[QueryId, str, str]]] = defaultdict(list)
-        """By reference and text: whose image it is, the kind it is for that query, and its content."""
+        self._notes: dict[Key, list[tuple[QueryId | None, str, str]]] = defaultdict(list)
+        """By reference and text: whose image it is (None: the captioner's), the kind it is there, and its content."""
         queries = {triplet.query.id: triplet.query for triplet in triplets}
         for triplet in (*triplets, *(each.triplet for each in augmented)):
             self._note(triplet.query, TARGET, triplet.target)
         for name, images in (positives or {}).items():
             for image in sorted(images):
                 self._note(queries[name], LINE, image)
-        for name, image in confirmed:
-            self._note(queries[name], CONFIRMED, image)
+        for reference, text, image in confirmed:
+            self._notes[self._key(reference, text)].append((None, CONFIRMED, self.content(image)))
 
     @classmethod
     def of(
@@ -73,8 +75,8 @@ class KnownPositives:
     def right(self, query: Query) -> dict[str, str]:
         """Contents of the images that are right for a query -> the kind that each is."""
         kinds: dict[str, str] = {}
-        for source, kind, content in self._notes[self._key(query)]:
-            if source != query.id and kind != CONFIRMED:
+        for source, kind, content in self._notes[self._key(query.reference, query.text)]:
+            if source not in (query.id, None):
                 kind = SAME_TEXT
             kinds[content] = min(kind, kinds.get(content, kind), key=KINDS.index)
         return kinds
@@ -84,7 +86,7 @@ class KnownPositives:
         return {self.content(query.reference): REFERENCE} | self.right(query)
 
     def _note(self, query: Query, kind: str, image: ImageId) -> None:
-        self._notes[self._key(query)].append((query.id, kind, self.content(image)))
+        self._notes[self._key(query.reference, query.text)].append((query.id, kind, self.content(image)))
 
-    def _key(self, query: Query) -> Key:
-        return self.content(query.reference), normal_text(query.text)
+    def _key(self, reference: ImageId, text: str) -> Key:
+        return self.content(reference), normal_text(text)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cirloop.artifacts import Artifact
-from cirloop.known_positives import WRITTEN_AGAIN, Confirmed, KnownPositives
-from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, TrainSplit, Triplet
+from cirloop.known_positives import SAID_RIGHT, Confirmed, KnownPositives
+from cirloop.types import AugmentedTriplet, MinedNegative, Query, TrainSplit, Triplet
 
 
 def read_mined(artifact: Artifact) -> list[MinedNegative]:
@@ -22,10 +22,8 @@ def read_augmented(artifact: Artifact) -> list[AugmentedTriplet]:
 
 
 def read_confirmed(artifact: Artifact) -> list[Confirmed]:
-    """Queries and mined images for which the captioner wrote the original text again, each once."""
-    rejected = artifact.read()["rejected"]
-    pairs = [(QueryId(r["source"]), ImageId(r["image"])) for r in rejected if r["reason"] == WRITTEN_AGAIN]
-    return list(dict.fromkeys(pairs))
+    """Texts that the captioner wrote for mined images and no check found wrong, but for those of accepted triplets."""
+    return [(r["reference"], r["text"], r["image"]) for r in artifact.read()["rejected"] if r["reason"] in SAID_RIGHT]
 
 
 def known_positives(train: TrainSplit, samples: Sequence[Artifact]) -> KnownPositives:

@@ -306,8 +306,10 @@ def test_all_rewritten_triplets_of_a_query_in_a_batch_are_its_negatives() -> Non
 def test_a_rewritten_image_that_is_right_for_its_source_is_no_negative() -> None:
     """The captioner also wrote the original text for it."""
     given = paired(8)
+    queries = {t.query.id: t.query for t in given.human}
     confirmed = [(a.source, a.triplet.target) for a in given.augmented[:4]]
-    known = KnownPositives(given.human, given.augmented, confirmed=confirmed)
+    written = [(queries[source].reference, queries[source].text, image) for source, image in confirmed]
+    known = KnownPositives(given.human, given.augmented, confirmed=written)
     batch = Batches(given.human, given.augmented, given.mined, 16, 0.5, 0, 0, known=known)[0]
     own = {query.id: row for query, row in zip(batch.queries, batch.own_BK, strict=True)}
     right = {query.id: row for query, row in zip(batch.queries, batch.also_right_BN, strict=True)}
@@ -323,7 +325,9 @@ def test_a_reference_that_was_mined_is_a_negative_and_its_copy_is_not() -> None:
     mined = [negative(QueryId("h0"), ImageId("i1")), negative(QueryId("h1"), ImageId("i2"))]
     mined.append(negative(QueryId("h0"), ImageId("copy of i1")))
     known = KnownPositives(
-        human, confirmed=[(QueryId("h1"), ImageId("i2"))], content=lambda image: image.removeprefix("copy of ")
+        human,
+        confirmed=[(ImageId("i2"), "make it red", ImageId("i2"))],
+        content=lambda image: image.removeprefix("copy of "),
     )
     batches = Batches(human, [], mined, 2, 0.0, 2, 0, known=known)
     batch = batches[0]

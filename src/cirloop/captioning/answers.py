@@ -29,7 +29,8 @@ SET_PHRASES = (
     rf"(?:the )?(?:{_CHANGE}|modification|text){_ABOUT}(?: (?:is|are))?(?: as follows)? ?:",
 )
 """What chat models put before a text out of habit, as patterns, case aside: "Sure!", "Here is the rewritten text:",
-"The change from picture 1 to picture 2 is", "Modified text:". "The text is" and "the caption is" are none: they may be on a shirt."""
+"The change from picture 1 to picture 2 is", "Modified text:". "The text is" and "the caption is" are none: they may be
+on a shirt."""
 TALK = (
     rf"{_HERE} (?:the|a|an|my|your) (?:{_CHANGE}|modification)",
     rf"the (?:{_CHANGE}|modification) (?:from|between) {_PICTURES}",

@@ -16,7 +16,7 @@ from cirloop.captioning.base import Answer, Ask
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.eyes import Asked
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
-from cirloop.known_positives import WRITTEN_AGAIN, normal_text
+from cirloop.known_positives import DUPLICATE, ENOUGH, SURER_KEPT, WRITTEN_AGAIN, normal_text
 from cirloop.shown import plain
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
@@ -149,11 +149,11 @@ def choose(
         c = out[i]
         source, image, key = c.negative.query, c.negative.image, (c.reference, normal_text(c.text))
         if (source, image) in used:
-            reason = "a surer text was kept"
+            reason = SURER_KEPT
         elif key in taken:
-            reason = "duplicate"
+            reason = DUPLICATE
         elif per_query[source] == settings.max_per_query:
-            reason = "enough for this query"
+            reason = ENOUGH
         else:
             taken.add(key)
             used.add((source, image))
