@@ -84,6 +84,7 @@ def test_one_set_of_base_weights_at_every_stage(
     assert census.built >= 5  # base, warm-up, its embedder, training, its embedder
 
 
+@pytest.mark.full
 def test_the_driver_holds_none_while_processes_work(census: Census, small: Any, tmp_path: Path) -> None:
     config = small(
         tmp_path / "run", evaluation={"base": False}, runtime={"num_processes": 2},
