@@ -158,7 +158,8 @@ def test_a_row_as_people_read_it() -> None:
     )  # fmt: skip
     row = {"stage": "s", **spent.row(), "limits": {"cuda bfloat16": 1e12, "cpu float32": 1e12}}
     assert cells(row) == {
-        "s": "10.0", "images/s": "12", "tokens/s": "100", "cached": "75%", "padding": "10.0%", "waiting s": "1.2",
+        "s": "10.0", "images/s": "12", "tokens/s": "100", "texts/s": "-", "cached": "75%",
+        "padding": "10.0%", "waiting s": "1.2",
         "GB": "3.00", "GPU GB": "5.00", "GFLOP": "5,000", "GFLOP/s": "500", "of limit": "30.0%",
     }  # fmt: skip
     assert "7 texts" in line(row)

@@ -171,9 +171,10 @@ def check_disk(config: RunConfig, data: Dataset, problems: Problems) -> None:
     if not needs:
         return
     kept = config.cache / "vision"
+    cache = standing(kept)
+    run = standing(config.directory)
     there = sum(path.stat().st_size for path in kept.rglob("*.safetensors")) if kept.is_dir() else 0
     vision = max(0, needs["vision"] - there)
-    cache, run = standing(kept), standing(config.directory)
     together = cache.stat().st_dev == run.stat().st_dev
     free = shutil.disk_usage(cache).free
     if vision + needs["run"] * together > free:
@@ -192,6 +193,9 @@ def check_disk(config: RunConfig, data: Dataset, problems: Problems) -> None:
 
 
 def standing(path: Path) -> Path:
-    """The nearest directory that is there already."""
+    """The nearest directory that is there already. Raises UserError for one that may not be looked into."""
     path = path.absolute()
-    return next(each for each in (path, *path.parents) if each.is_dir())
+    try:
+        return next(each for each in (path, *path.parents) if each.is_dir())
+    except PermissionError:
+        raise UserError(f"{path}: permission denied. Give a directory that may be read and written.") from None

@@ -116,7 +116,7 @@ def open_to_all(finished: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("name", one_in(3, [*VOUCHED, *OWN]))
 def test_an_unreadable_file_is_named(name: str, open_to_all: Path, small: Any) -> None:
     (open_to_all / name).chmod(0)
-    config = small(open_to_all, auto_resume=True)
+    config = small(open_to_all, auto_resume=True, runtime={"cache_dir": open_to_all / "cache"})
     said = refused_to_nobody(lambda: experiment.open_run(config))
     assert str(open_to_all / name) in said and "Permission denied" in said, said
 

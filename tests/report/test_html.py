@@ -105,7 +105,7 @@ def test_mining_captions_sets_loss_and_costs_are_those_of_the_artifacts(finished
     count, wrong = len(mined["negatives"]), account["false_negatives"]
     assert row[1:6] == [f"top_k: {count}", "48", str(mined["summary"]["target_first"]),
                         str(mined["summary"]["queries_mined"]), str(count)]  # fmt: skip
-    assert row[6].startswith(f"{wrong} (")
+    assert row[7].startswith(f"{wrong} (")
     bins = page.tables["Counts, model 0"][1:]
     assert sum(int(row[2]) for row in bins) == count
     assert sum(int(row[1]) for row in bins) == len({row["query"] for row in mined["negatives"]})
