@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from cirloop.types import UserError
 
 MAX_BYTES = 1 << 31
 """Of a file of annotations; parsed it takes several times as much memory."""
+LFS = "a pointer of Git LFS. Fetch the file itself by: git lfs pull"
 STARTS = {
     b"\xff\xfe": "UTF-16. Save it as UTF-8",
     b"\xfe\xff": "UTF-16. Save it as UTF-8",
@@ -27,6 +29,7 @@ STARTS = {
     b"PAR1": "a Parquet table. Read it by --dataset_name huggingface",
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
+    b"version https://git-lfs": LFS,
 }
 """How files begin that are often taken for text."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -62,7 +65,7 @@ def _decoded(content: bytes) -> str:
     """UTF-8, its byte order mark taken away, line ends as line feeds. Raises UserError with what it is instead."""
     for start, kind in STARTS.items():
         if content.startswith(start):
-            raise UserError(f"is not UTF-8 text but {kind}")
+            raise UserError(f"is {kind}" if kind is LFS else f"is not UTF-8 text but {kind}")
     if b"\0" in content[:4] and len(content) > 3:
         raise UserError("is not UTF-8 text but UTF-16 or binary data. Save it as UTF-8")
     try:
@@ -117,10 +120,13 @@ def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> An
         raise UserError("is not JSON (nested too deeply)") from None
     except UnicodeEncodeError:
         raise UserError("is not JSON (half of a surrogate pair, which is no character)") from None
-    except ValueError as error:  # also a whole number of thousands of digits, which Python does not read
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"is not JSON ({error})") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in content else ""
+        raise UserError(f"is not JSON ({error.msg}: {line}column {error.colno})") from None
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"holds a whole number of more than {sys.get_int_max_str_digits():,} digits") from None
     return value
 
 

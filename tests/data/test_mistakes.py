@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cirloop import checks, plan
+from cirloop.captioning.config import TemplateFoundation
 from cirloop.config import RunConfig
 from cirloop.data import own, sources
 from cirloop.data.config import CirrSettings, Columns, HuggingFaceSettings, JsonlSettings
@@ -76,6 +78,9 @@ CSV = "reference,text,target\np0.png,in red,p1.png\n"
 MISTAKES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "CSV in the folder": (instead("train.csv", CSV), ("there is 'train.csv', a table of", "--dataset_name huggingface")),
     "CSV in train.jsonl": (raw(CSV), ("is a table of columns 'reference', 'text', 'target' separated by commas",)),
+    "a Git LFS pointer": (raw("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"), ("is a pointer of Git LFS. Fetch", "git lfs pull")),
+    "a bad sign": (raw(lines(ROWS) + '{"reference": "p0.png",}'), ("line 7: is not JSON (", "column 24)")),
+    "a long number": (raw('{"reference": ' + "9" * 6000 + "}"), ("line 1: holds a whole number of more than 4,300 digits",)),
     "semicolons in train.jsonl": (raw(CSV.replace(",", ";")), ("separated by semicolons",)),
     "a list in train.jsonl": (raw(json.dumps(ROWS, indent=1)), ("is one JSON list of 6 objects, not JSON lines",)),
     "a list on one line": (raw(json.dumps(ROWS)), ("is one JSON list of 6 objects",)),
@@ -112,7 +117,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "broken and missing": (
         lambda d: ((d / "images" / "p0.png").write_text("<html>"), (d / "images" / "p1.png").unlink()),
-        ("p0.png: is not a picture of a known kind", "p1.png: is not there", "--allow_missing_images 2"),
+        ("p0.png: is not a picture but a web page", "p1.png: is not there", "--allow_missing_images 2"),
     ),
     "a linked folder": (
         lambda d: ((d.parent / "more").mkdir(), (d / "images" / "season").symlink_to(d.parent / "more")),
@@ -323,3 +328,71 @@ def test_few_triplets_and_those_of_val_are_warned_of(
     checked(small, data, tmp_path / "run")
     assert "jsonl_val: 3 of 6 queries are training triplets too" in caplog.text
     assert "3 training triplets have 3 different targets" in caplog.text
+
+
+def test_dots_that_stay_in_the_folder_are_one_spelling(data: Path) -> None:
+    write(
+        data, [row | {"target": f"x/../{row['target']}", "reference": f"../images/{row['reference']}"} for row in ROWS]
+    )
+    assert {t.target for t in train(data).triplets} == {row["target"] for row in ROWS}
+
+
+def test_folder_and_file_names_are_compared_in_nfc(data: Path) -> None:
+    (data / "images").rename(data / unicodedata.normalize("NFD", "bébé"))
+    (data / "train.jsonl").rename(data / unicodedata.normalize("NFD", "é.jsonl"))
+    assert len(train(data, images="bébé", train="é.jsonl").triplets) == 6
+
+
+@pytest.mark.parametrize(("name", "meant"), [("my%20p0.png", "my p0.png"), ("P0.PNG", "P0.png"), ("p1 .png", "p1.png")])
+def test_escapes_case_and_blanks_have_a_hint(data: Path, name: str, meant: str) -> None:
+    for side, extra in enumerate(("my p0.png", "P0.png"), 8):
+        Image.new("RGB", (side, side)).save(data / "images" / extra)
+    write(data, [ROWS[1] | {"reference": name}, *ROWS])
+    with pytest.raises(UserError, match=f"is not there; did you mean '{meant}'"):
+        train(data)
+
+
+def test_a_link_to_nothing_is_not_a_file_elsewhere(data: Path) -> None:
+    (data / "images" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"gone\.png: is not there") as error:
+        train(data)
+    assert "A file 'gone.png'" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "is a pointer of Git LFS"),
+        (b"<!DOCTYPE html>\n<html>404</html>", "is not a picture but a web page"),
+    ],
+)
+def test_what_a_download_left_is_named(data: Path, content: bytes, what: str) -> None:
+    (data / "images" / "p0.png").write_bytes(content)
+    with pytest.raises(UserError, match=what):
+        train(data)
+
+
+def simulated(data: Path, **settings: Any) -> RunConfig:
+    return RunConfig(
+        retrieval="simulated", data=JsonlSettings(), data_dir=data, experiment_dir=data.parent / "run",
+        foundation=TemplateFoundation(), captioning={"verify": 0.0, "round_trip": 0}, **settings,
+    )  # fmt: skip
+
+
+def test_evaluating_without_targets_is_refused_before_the_run(data: Path) -> None:
+    (data / "val.jsonl").write_text(lines([{name: row[name] for name in ("reference", "text")} for row in ROWS]))
+    with pytest.raises(UserError, match=r"evaluation\.split: jsonl_val has no targets.*\n.*--evaluation\.split"):
+        checks.check(simulated(data))
+
+
+def test_a_plan_without_models_has_no_blanks(data: Path) -> None:
+    rows = dict(plan.rows_of(simulated(data), checks.check(simulated(data))))
+    assert all(value.strip() for value in rows.values()) and rows["model"] == "simulated"
+    assert rows["foundation model"].startswith("template") and "embedder's place" not in rows["captioning"]
+    assert rows["tuning"].startswith("none") and rows["device"].endswith("1 process")
+
+
+def test_a_tilde_is_the_home_directory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(data.parent))
+    config = RunConfig(data=JsonlSettings(), data_dir="~/data", experiment_dir="~/run")
+    assert (config.data_dir, config.directory) == (data, data.parent / "run")

@@ -154,7 +154,7 @@ def gallery(
 ) -> dict[ImageId, Picture] | None:
     """The pictures that rows name, from the gallery table or the folder; None where there is neither."""
     if settings.images is not None:
-        folder = sources.root("huggingface") / settings.images
+        folder = own.on_disk(sources.root("huggingface") / settings.images)
         return own.folder_of_pictures(folder, sources.allow_symlinks, problems)
     if settings.gallery is None:
         return None
@@ -229,7 +229,7 @@ def judged(
                     fields[role] = value
             yield place, Entry(fields, place, problems)
 
-    folder = None if settings.images is None else sources.root("huggingface") / settings.images
+    folder = None if settings.images is None else own.on_disk(sources.root("huggingface") / settings.images)
     rows = own.respelled(entries(), folder)  # all pictures are known before the first row is looked at
     if folder is not None and files:
         files = own.with_named(files, folder, rows)
@@ -242,7 +242,7 @@ def _folders(settings: HuggingFaceSettings, sources: Sources) -> list[Path]:
     from datasets import config as found
     from huggingface_hub import constants
 
-    named = [] if settings.images is None else [sources.root("huggingface") / settings.images]
+    named = [] if settings.images is None else [own.on_disk(sources.root("huggingface") / settings.images)]
     return [*named, Path(found.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
 
 

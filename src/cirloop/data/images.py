@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from cirloop.reading import LFS
 from cirloop.types import ImageId, Images, UserError
 
 MAX_PIXELS = 89_478_485
@@ -197,12 +198,23 @@ def decode(source: Picture) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadImage(f"has far more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        empty = not path.getbuffer() if isinstance(path, io.BytesIO) else path.stat().st_size == 0
-        raise BadImage("is empty" if empty else "is not a picture of a known kind") from None
+        raise BadImage(_no_picture(path.getvalue() if isinstance(path, io.BytesIO) else path.read_bytes())) from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # what Pillow's decoders raise
         if isinstance(error, BadImage):
             raise
-        raise BadImage(f"cannot be decoded ({error})") from None
+        raise BadImage(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _no_picture(content: bytes) -> str:
+    """What the bytes are that are no picture: often what a download left in its place."""
+    start = content[:64].lstrip().lower()
+    if not content:
+        return "is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return f"is {LFS}"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is not a picture but a web page, which servers send in place of a file that is gone"
+    return "is not a picture of a known kind"
 
 
 @cache

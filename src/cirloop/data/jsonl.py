@@ -30,10 +30,10 @@ def pictures(
     directory: Path, settings: JsonlSettings, problems: Problems, follow_links: bool = False
 ) -> dict[ImageId, Picture]:
     """The gallery's images and where they are."""
-    folder = directory / settings.images
+    folder = own.on_disk(directory / settings.images)
     if settings.gallery is None or not folder.is_dir():
         return own.folder_of_pictures(folder, follow_links, problems)
-    listed = directory / settings.gallery
+    listed = own.on_disk(directory / settings.gallery)
     names = [spelled(name, folder) for name in problems.lines(listed) if name]
     for name, count in sorted(Counter(names).items()):
         if count > 1:
@@ -49,7 +49,7 @@ def judged(
 ) -> tuple[list[Judged], dict[ImageId, Picture]]:
     """The queries of `split`, a part per category if its lines have one, and the pictures."""
     files = pictures(directory, settings, problems, follow_links)
-    path, folder = directory / getattr(settings, split), directory / settings.images
+    path, folder = own.on_disk(directory / getattr(settings, split)), own.on_disk(directory / settings.images)
     if not os.path.lexists(path):
         own.missing_file(path, f"data.{split}", problems)
         return [], files
@@ -64,7 +64,7 @@ def judged(
 def load(settings: JsonlSettings, sources: Sources) -> Dataset:
     """Train, val and test from the files that `settings` names."""
     directory, allow = sources.root("jsonl"), settings.allow_missing_images
-    sources = sources.around(directory / settings.images)
+    sources = sources.around(own.on_disk(directory / settings.images))
 
     def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
         problems = Problems(f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a line.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
+import posixpath
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
-from cirloop.data.images import Picture, content_digest, leads_out, size_of
+from cirloop.data.images import Picture, content_digest, size_of
 from cirloop.types import ImageId
 
 MAX_COMPARED = 5_000
@@ -23,19 +25,19 @@ def composed(name: str) -> str:
 
 
 def spelled(name: str, folder: Path | None = None) -> str:
-    """The one spelling of a picture's name: NFC, without `./` and `//`, and without the path of `folder` before it.
+    """The one spelling of a picture's name: NFC, without `.`, `..`, `//` and the path of `folder` before it.
 
     A name that leads out of the folder stays as it is, for the caller to refuse.
     """
     plain = composed(name)
     if folder is None or not plain.strip() or "\0" in plain:
         return plain
-    if plain.startswith("/"):
-        for root in (composed(os.path.abspath(folder)), composed(os.path.realpath(folder))):
-            if PurePosixPath(plain).is_relative_to(root):
-                plain = PurePosixPath(plain).relative_to(root).as_posix()
-                break
-    return plain if leads_out(plain) else PurePosixPath(plain).as_posix()
+    here = composed(os.path.abspath(folder))
+    path = PurePosixPath(posixpath.normpath(posixpath.join(here, plain)))
+    for root in (here, composed(os.path.realpath(folder))):
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+    return plain
 
 
 def copies(files: Mapping[ImageId, Picture]) -> dict[ImageId, ImageId]:
@@ -57,7 +59,7 @@ def copies(files: Mapping[ImageId, Picture]) -> dict[ImageId, ImageId]:
 
 
 class Alike:
-    """Finds, for a name that no picture has, the picture that is meant: another prefix, ending, case or slash."""
+    """Finds, for a name that no picture has, the one that is meant: another prefix, ending, case, slash or escape."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._given = names
@@ -77,11 +79,11 @@ class Alike:
         """The picture that a name most likely stands for; None where none or several do."""
         parts = _parts(name)
         candidates = self._by_stem.get(parts[-1], []) if parts else []
-        ranked = sorted(candidates, key=lambda other: -_shared(parts, _parts(other)))
-        if ranked:
-            best = _shared(parts, _parts(ranked[0]))
-            tied = len(ranked) > 1 and _shared(parts, _parts(ranked[1])) == best
-            return None if tied else ranked[0]
+        likeness = {other: (_shared(parts, _parts(other)), _stem(name) == _stem(other)) for other in candidates}
+        if likeness:
+            best = max(likeness.values())
+            nearest = [other for other in candidates if likeness[other] == best]
+            return nearest[0] if len(nearest) == 1 else None
         if len(self._names) > MAX_COMPARED:
             return None
         return next(iter(difflib.get_close_matches(name, self._names, 1, 0.85)), None)
@@ -89,8 +91,12 @@ class Alike:
 
 def _parts(name: str) -> list[str]:
     """The folders and the stem of a name, in small letters."""
-    path = PurePosixPath(unicodedata.normalize("NFKC", name).casefold().replace("\\", "/"))
-    return [*path.parts[:-1], path.stem] if path.parts else [""]
+    path = PurePosixPath(unicodedata.normalize("NFKC", unquote(name)).casefold().replace("\\", "/"))
+    return [*path.parts[:-1], path.stem.strip()] if path.parts else [""]
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
 
 
 def _shared(one: list[str], other: list[str]) -> int:

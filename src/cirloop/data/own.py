@@ -15,7 +15,7 @@ from cirloop import reading
 from cirloop.data import triplets
 from cirloop.data.folder import UNREAD, endings, walk
 from cirloop.data.images import BadImage, Picture, decode, leads_out
-from cirloop.data.names import copies, spelled
+from cirloop.data.names import composed, copies, spelled
 from cirloop.problems import Entry, Problems
 from cirloop.types import ImageId, UserError
 
@@ -38,6 +38,14 @@ class Gallery:
 
     files: dict[ImageId, Picture] = field(default_factory=dict)
     same: dict[ImageId, ImageId] = field(default_factory=dict)
+
+
+def on_disk(path: Path) -> Path:
+    """The path as the disk has its last part, which may be the same in another Unicode form (NFC, NFD)."""
+    if path.parent.is_dir() and not path.exists():
+        twins = [other for other in path.parent.iterdir() if composed(other.name) == composed(path.name)]
+        return twins[0] if twins else path
+    return path
 
 
 def folder_of_pictures(folder: Path, follow_links: bool, problems: Problems) -> dict[ImageId, Picture]:

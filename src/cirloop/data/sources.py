@@ -60,7 +60,7 @@ class Sources:
                 f"--data_dir {self.directory} is a file. Give the directory that holds it: {self.directory.parent}."
             )
         if not self.directory.is_dir():
-            raise UserError(f"--data_dir {self.directory}: there is no such directory{self._near()}.")
+            raise UserError(f"--data_dir {self.directory}: there is no such directory{self._near()}")
         return self.directory
 
     def _near(self) -> str:
@@ -71,7 +71,7 @@ class Sources:
         above = next(folder for folder in place.parents if folder.is_dir())
         inner = [path.name for path in above.iterdir() if path.is_dir()]
         close = difflib.get_close_matches(place.relative_to(above).parts[0], inner, 1, 0.6)
-        return f"{looked}; did you mean {str(above / close[0])!r}?" if close else looked
+        return f"{looked}; did you mean {str(above / close[0])!r}?" if close else f"{looked}."
 
     def for_training(self) -> Sources:
         """The same for the data set that a benchmark without a training split is trained on."""
@@ -189,7 +189,7 @@ def _note_elsewhere(picture: Picture | None, sources: Sources, problems: Problem
     if not isinstance(picture, Path) or sources.directory is None:
         return
     for place, _, names in os.walk(sources.directory):
-        if picture.name in names:
+        if picture.name in names and Path(place, picture.name).is_file():
             problems.ways.append(f"A file {picture.name!r} is not at {picture} but in {place}.")
             return
 
