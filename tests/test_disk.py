@@ -19,6 +19,7 @@ def test_an_error_names_the_file_and_the_way_out() -> None:
     assert told is not None and told.startswith("/runs/a/manifest.json: No space left on device. Free space there")
     moved = explain(OSError(errno.EROFS, "Read-only file system", "/a", None, "/b"))
     assert moved is not None and moved.startswith("/b: ") and "writable" in moved
+    assert "shorter name" in str(explain(OSError(errno.ENAMETOOLONG, "File name too long", "/a")))
     assert explain(OSError(errno.ENOENT, "No such file or directory", "/a")) is None
 
 

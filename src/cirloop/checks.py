@@ -38,7 +38,7 @@ def check(config: RunConfig) -> Dataset:
         assert data is not None
         try:
             if not trains:
-                data.parts(config.evaluation.split)
+                _check_targets(data.parts(config.evaluation.split), problems)
             elif config.num_iterations or config.training.warm_up_steps:
                 _check_triplets(config, data.train, problems)
                 _check_mining(config, data.train, problems)
@@ -93,6 +93,15 @@ def check(config: RunConfig) -> Dataset:
     problems.stop()
     assert data is not None
     return data
+
+
+def _check_targets(parts: Sequence[EvalSplit], problems: Problems) -> None:
+    """What is evaluated after each iteration has right answers."""
+    for part in parts:
+        if part.relevance is None:
+            what = f"{part.name} has no targets, so an iteration cannot be evaluated on it"
+            problems.add("evaluation.split", what, "Name a split with targets by --evaluation.split; eval_iterative.py "
+                         "writes the rankings of one without.")  # fmt: skip
 
 
 def _check_triplets(config: RunConfig, train: TrainSplit, problems: Problems) -> None:

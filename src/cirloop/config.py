@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -18,7 +18,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from cirloop import flags, notices, places, recipes, schemas, simulated, suggestions
+from cirloop import flags, notices, places, reading, recipes, schemas, simulated, suggestions
 from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation, one_dtype
@@ -125,6 +125,11 @@ class RunConfig(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
+
+    @field_validator("experiment_dir", "data_dir", "train_dir")
+    @classmethod
+    def _home(cls, path: Path | None) -> Path | None:
+        return None if path is None else reading.at_home(str(path))
 
     @model_validator(mode="before")
     @classmethod

@@ -30,6 +30,7 @@ WAYS_OUT = {
     errno.EROFS: _SHUT,
     errno.EACCES: _SHUT,
     errno.EPERM: _SHUT,
+    errno.ENAMETOOLONG: "Give a shorter name",
     errno.EMFILE: "Raise the limit on open files (ulimit -n)",
 }
 

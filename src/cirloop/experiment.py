@@ -198,8 +198,8 @@ def dry_run(config: RunConfig) -> None:
     try:
         data = check(config)
     except ProblemsFound as error:
-        table(f"{len(error.rows):,} problems", ("where", "what"), by_cause(error.rows), numbers=False)
-        raise UserError("\n".join([f"{len(error.rows):,} problems, in the table above.", *error.ways])) from None
+        table(error.count, ("where", "what"), by_cause(error.rows), numbers=False)
+        raise UserError("\n".join([f"{error.count}, in the table above.", *error.ways])) from None
     if is_used(config.directory) and (config.auto_resume or config.resume_from_iteration is not None):
         _check_same(config, from_json(config.directory / CONFIG))
     title = f"{notices.title(config)}Plan (nothing was trained)"

@@ -17,6 +17,7 @@ from cirloop.config import RunConfig
 from cirloop.data import Dataset
 from cirloop.measure import Timing, measure
 from cirloop.model_checks import disk_of, mean_tokens, num_images, splits_of, standing
+from cirloop.problems import counted
 from cirloop.resources import gigabytes
 
 TEXT_TOKENS, PROMPT_TOKENS = 40, 220
@@ -50,13 +51,16 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
     parts = data.parts(config.evaluation.split)
     trains = bool(config.num_iterations or training.warm_up_steps)
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
-    shared = config.foundation.shares(config.model) and launch.processes(config.runtime) == 1
+    num = launch.processes(config.runtime)
+    shared = config.foundation.shares(config.model) and num == 1
     lora, tune = (
         training.lora,
         training.tune or ("lora" if isinstance(config.model, VlmSettings) else "as the model has it"),
     )
-    texts = f"{captioning.candidates} texts per image by {config.foundation.path}, "
-    texts += "on the embedder's weights" if shared else "which is loaded in the embedder's place"
+    foundation = config.foundation.path or f"{config.foundation.type}, a rule without a model"
+    texts = f"{counted(captioning.candidates, 'text')} per mined image by {foundation}"
+    if config.foundation.path:
+        texts += ", on the embedder's weights" if shared else ", loaded in the embedder's place"
     how = (
         f"rank {lora.rank}, alpha {lora.alpha}, {lora.dtype}" if training.tune != "full" else ", ".join(training.parts)
     )
@@ -64,15 +68,15 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
     steps = f"warm-up of {training.warm_up_steps} steps, then {config.num_iterations} of {training.steps} steps"
     return [
         ("run directory", f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}"),
-        ("device", f"{_device()}, {gigabytes(_memory_of()[0])}; {launch.processes(config.runtime)} processes"),
-        ("model", f"{config.model.path} ({getattr(config.model, 'dtype', '')})"),
-        ("foundation model", config.foundation.path),
+        ("device", f"{_device()}, {gigabytes(_memory_of()[0])}; {num} process{'es' * (num > 1)}"),
+        ("model", " ".join(filter(None, (config.model.path, getattr(config.model, "dtype", ""))))),
+        ("foundation model", foundation),
         ("train", trained),
         (parts[0].name, f"{asked} queries, {ranked} images"),
         ("iterations", f"{steps}; {training.batch_size} queries a step, {training.chunk_size or 'all'} rows at once"),
         ("strategy", f"{mining.type}, {getattr(mining, 'k', 0)} a query"),
         ("loss", str(training.loss.type)),
-        ("tuning", f"{tune}; {how}"),
+        ("tuning", "none: there is no model" if config.model.type == "simulated" else f"{tune}; {how}"),
         ("captioning", texts if captioning.enabled and config.num_iterations else "none"),
     ]  # fmt: skip
 
@@ -196,7 +200,7 @@ def _rows_that_fit(config: RunConfig, data: Dataset) -> int:
 def _device() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def _memory_of() -> tuple[int, int]:

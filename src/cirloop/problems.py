@@ -42,8 +42,13 @@ class ProblemsFound(UserError):
         grouped = by_cause(rows)
         lines = [f"  {where:.{LONGEST}}: {what:.{2 * LONGEST}}" for where, what in grouped[:SHOWN]]
         lines += [f"  and {len(grouped) - SHOWN} more"] if len(grouped) > SHOWN else []
-        count = "1 problem" if len(rows) == 1 else f"{len(rows):,} problems"
-        super().__init__("\n".join([f"{count}:", *lines, *ways]))
+        self.count = counted(len(rows), "problem")
+        super().__init__("\n".join([f"{self.count}:", *lines, *ways]))
+
+
+def counted(num: int, noun: str) -> str:
+    """A number with its noun, such as "1 problem" and "2 problems"."""
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
 
 
 def by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:

@@ -67,8 +67,8 @@ def default_directory(backbone: str, data: str) -> Path:
 def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
     """What `argv` says; `typed` names the flag that gives each group of settings its type."""
     peek = flags.Parser(prog=prog, add_help=False)
-    peek.add_argument("--config", type=Path)
-    peek.add_argument("--experiment_dir", type=Path)
+    peek.add_argument("--config")
+    peek.add_argument("--experiment_dir")
     for flag in ("fast_mode", "auto_resume", "report_only"):
         peek.add_argument(f"--{flag}", action="store_true")
     for flag in ("resume_from_iteration", "retrieval"):
@@ -86,7 +86,10 @@ def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
     given = {group: path for group, path in paths.items() if path is not None}
     dtypes = frozenset(group for group in paths if getattr(known, f"{group}_dtype") is not None)
     simulated = known.retrieval == "simulated"
-    return Asked(known.config, known.fast_mode, known.experiment_dir, goes_on, simulated, types, given, dtypes)
+    config, directory = (
+        path if path is None else reading.at_home(path) for path in (known.config, known.experiment_dir)
+    )
+    return Asked(config, known.fast_mode, directory, goes_on, simulated, types, given, dtypes)
 
 
 def content(asked: Asked, default: Path) -> Content:
@@ -179,13 +182,15 @@ def _read(path: Path, configs: Path) -> Content:
 
 def _missing(path: Path, configs: Path) -> str:
     """What is said of a --config that is not there: files of a like name, or all that lie where it was looked for."""
-    beside = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    folder = path if path.is_dir() else path.parent
+    beside = sorted(folder.glob("*.yaml"))
     recipes = sorted(configs.glob("*.yaml"))
     stems = {each.stem: each for each in [*recipes, *beside]}
     near = [shown(stems[stem]) for stem in difflib.get_close_matches(path.stem, stems, n=2)]
     listed = ", ".join(each.name for each in beside) or "no YAML files"
     rest = f"Did you mean {' or '.join(near)}?" if near else f"Recipes: {', '.join(map(shown, recipes))}."
-    return f"--config: {path}: there is no such file. In {path.parent}: {listed}. {rest}"
+    what = "is a directory" if path.is_dir() else "there is no such file"
+    return f"--config: {path}: {what}. In {folder}: {listed}. {rest}"
 
 
 def of_type(root: type[BaseModel], settings: Any, group: str, type_: str) -> Any:
