@@ -111,3 +111,12 @@ def test_the_tokens_of_a_picture_are_those_of_the_model(small: Any, tmp_path: Pa
     made = backbone.encode_images([split.images.load(image) for image in ids])
     shapes = [(p.height, p.width) for p in (split.images.load(image) for image in ids)]
     assert model_checks._tokens(config.model, shapes) == [len(each.tokens) for each in made]
+
+
+def test_a_long_narrow_picture_has_the_tokens_that_its_tower_makes() -> None:
+    from PIL import Image
+
+    settings = Qwen2VLSettings(dtype="float32", max_pixels=12544)
+    with torch.no_grad():
+        (visual,) = settings.build().encode_images([Image.new("RGB", (1990, 10))])
+    assert model_checks._tokens(settings, [(10, 1990)]) == [len(visual.tokens)]

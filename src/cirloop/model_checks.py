@@ -138,7 +138,7 @@ def mean_tokens(model: VlmSettings, splits: Iterable[TrainSplit | EvalSplit]) ->
 def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:
     """Of pictures by height and width."""
     if isinstance(model, QwenSettings):
-        from qwen_vl_utils.vision_process import smart_resize
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         side = resources.sizes_of(model.find()).pixels_per_token
         sized = [smart_resize(h, w, side, model.min_pixels, model.max_pixels) for h, w in shapes]
