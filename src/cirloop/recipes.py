@@ -189,8 +189,9 @@ def _missing(path: Path, configs: Path) -> str:
     near = [shown(stems[stem]) for stem in difflib.get_close_matches(path.stem, stems, n=2)]
     listed = ", ".join(each.name for each in beside) or "no YAML files"
     rest = f"Did you mean {' or '.join(near)}?" if near else f"Recipes: {', '.join(map(shown, recipes))}."
-    what = "is a directory" if path.is_dir() else "there is no such file"
-    return f"--config: {path}: {what}. In {folder}: {listed}. {rest}"
+    if path.is_dir():
+        return f"--config: {path}: is a directory. In {folder}: {listed}. {rest}"
+    return f"--config: {path}: there is no such file. In {folder}: {listed}. {rest}"
 
 
 def of_type(root: type[BaseModel], settings: Any, group: str, type_: str) -> Any:

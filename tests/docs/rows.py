@@ -51,7 +51,7 @@ SHOP = f"{RUN} --config configs/jsonl_tiny.yaml --data_dir shop --experiment_dir
 SHOP_LARGE = f"{RUN} --config configs/jsonl_qwen2_vl.yaml --data_dir shop"
 QWEN2_VL_2B = (
     f"{RUN} --experiment_dir experiments/qwen2_vl_2b --model_path Qwen/Qwen2-VL-2B-Instruct "
-    "--foundation_model_path Qwen/Qwen2-VL-2B-Instruct --model.dtype bfloat16 --foundation.dtype bfloat16"
+    "--foundation_model_path Qwen/Qwen2-VL-2B-Instruct --model.dtype bfloat16"
 )
 SEARCH, DEMO, EXPORT = (f"{PYTHON} -m cirloop.{name} --experiment_dir" for name in ("search", "demo", "export"))
 SEARCHED = f"{PYTHON} train_iterative.py --config configs/shapes.yaml --fast_mode --experiment_dir experiments/shapes"
@@ -108,6 +108,9 @@ ROWS = (
     Row(f"{PYTHON} eval_iterative.py --rankings FILE.json --eval_dataset cirr_val --data_dir data/cirr "
         "--output_file OUT.json", makes=("OUT.json",)),
     # docs/add_hard_negatives.md, docs/scaling.md
+    Row(f"{PYTHON} add_hard_negatives.py --image-dir data/train_images --split train --k-nn 100 --cosine-threshold 0.2 "
+        "--min-visual-similarity 0.15 --diverse-ratio 0.0",
+        not_here="tests/test_add_hard_negatives.py finds samples beside pictures in each layout"),
     Row(f"{PYTHON} add_hard_negatives.py --image-dir photos --annotations samples.json --split train "
         "--model-path Qwen/Qwen2-VL-2B-Instruct --dtype bfloat16 --num-gpus 2 --output negatives.json",
         swaps={"Qwen/Qwen2-VL-2B-Instruct": "tiny", "--num-gpus 2": "--num-gpus 1"},
