@@ -34,7 +34,7 @@ def trainer_of(
     backbone: Any = Qwen2VLSettings(**{"dtype": "float32", **(model or {})}).build()
     options = TrainingSettings(batch_size=8, **settings)
     backbone.make_trainable(options, seed=3)
-    batches = Batches(data.triplets, [], [], 8, 0.0, 0, 5)
+    batches = Batches(data.triplets, [], [], 8, 0.0, 1, 5)
     features = VisionFeatures(backbone, data.images, cache / "vision")
     work = tmp_path / "work"
     trainer = Trainer(backbone, features, batches, options, STEPS, 7, key, work, save_every, accelerator())
