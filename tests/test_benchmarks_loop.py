@@ -302,7 +302,7 @@ def test_dry_run_lists_everything_at_once(cirr: Path, tmp_path: Path) -> None:
         ("the path of 'dev-1-img0' leads out of the picture folder", 1),
         ("train-4-img0.png: is empty", 1),
         ("train-", 22 + 1),
-        ("dev-15-img0.png: is not a picture of a known kind", 1),
+        ("dev-15-img0.png: is not a picture but a web page", 1),
         ("model.path", 1),
     ):
         assert sum(message in line for line in said) == count, (message, said)

@@ -119,7 +119,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda path: path, "is not there"),
     "empty": (written(b""), "is empty"),
     "text": (written(b"not a picture"), "is not a picture of a known kind"),
-    "html": (written(b"<html>404</html>"), "is not a picture of a known kind"),
+    "html": (written(b"<html>404</html>"), "is not a picture but a web page"),
     "head": (written(b"\x89PNG\r\n\x1a\n"), ""),
     "cut": (truncated, "cannot be decoded"),
     "bomb": (bomb, "pixels"),
