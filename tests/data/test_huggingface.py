@@ -104,7 +104,7 @@ WRONG: dict[str, tuple[list[dict[str, Any]], Any, dict[str, Any], str]] = {
     "no picture": (spoiled(before=None), None, {"columns": COLUMNS}, "row 0: 'reference' must be text, found null"),
     "no text": (spoiled(say=None), None, {"columns": COLUMNS}, "row 0: 'text' must be text, found null"),
     "empty text": (spoiled(say=[" "]), None, {"columns": COLUMNS}, "row 0: has no 'text'"),
-    "no picture file": (spoiled(after=TEXT_FILE), None, {"columns": COLUMNS}, "row 0 after: is not a picture but a web page"),
+    "no picture file": (spoiled(after=TEXT_FILE), None, {"columns": COLUMNS}, "row 0 after: is not a picture but"),
     "no target": (spoiled(after=None), None, {"columns": COLUMNS}, "1 of 2 lines have no targets, and others have"),
     "named and nowhere": (NAMED, None, {}, "names its pictures, so say where they are: data.gallery"),
     "not in the gallery": (NAMED, GALLERY[:2], {"gallery": TABLE}, "row 1: target '2' is not in the gallery"),
