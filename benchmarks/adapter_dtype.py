@@ -68,9 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.basicConfig(level=logging.WARNING)
-    by_dtype = {
-        dtype: np.array([recalls(args, seed, dtype) for seed in range(1, args.seeds + 1)]) for dtype in DTYPES
-    }
+    by_dtype = {dtype: np.array([recalls(args, seed, dtype) for seed in range(1, args.seeds + 1)]) for dtype in DTYPES}
     difference_SK = by_dtype["base"] - by_dtype["float32"]
     rows = [[name, *map(mean_se, values_SK.T)] for name, values_SK in {**by_dtype, "difference": difference_SK}.items()]
     title = f"training.lora.dtype, bfloat16 base, {args.seeds} seeds, {args.steps} steps, mean ± standard error"

@@ -41,6 +41,10 @@ SHORT = (
     "--verify 4 --describe 2 --families 2 --per_family 4 --eval_every 6 --eval_examples 4"
 )
 CASES = (
+    Case(
+        "benchmarks/adapter_dtype.py",
+        "--output OUT --seeds 1 --families 4 --triplets 24 --eval_families 4 --steps 4 --batch_size 8", "difference",
+    ),
     Case("benchmarks/band_against_loop.py", "--queries 20 --images 40 --dimensions 8 --repeats 2", "±"),
     Case("benchmarks/band_on_curves.py", "--queries 4 --images 80", "linear"),
     Case("benchmarks/kill_and_resume.py", "--kills 1 --workers 1", "1 of 1"),
