@@ -31,6 +31,7 @@ WAYS_OUT = {
     errno.EACCES: _SHUT,
     errno.EPERM: _SHUT,
     errno.ENAMETOOLONG: "Give a shorter name",
+    errno.ENOTDIR: "A part of this path is a file; give another one",
     errno.EMFILE: "Raise the limit on open files (ulimit -n)",
 }
 
