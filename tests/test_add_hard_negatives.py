@@ -153,6 +153,7 @@ def test_two_processes_and_a_second_time_give_the_same_bytes(shapes: Path, one: 
     assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in other.items() if k not in timed}
 
 
+@pytest.mark.full
 def test_a_low_yield_is_answered_with_what_to_change_and_the_numbers(shapes: Path, tmp_path: Path) -> None:
     options = AddNegativesConfig.parse(
         [*map(str, flags(shapes, tmp_path / "out.json", "--cosine-threshold", "-0.9", "--max-samples", 20))]
@@ -220,6 +221,7 @@ def tiny_sentence_encoder(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.full
 def test_a_sentence_encoder_is_the_mean_over_its_tokens(shapes: Path, tmp_path: Path) -> None:
     import torch
 
@@ -346,6 +348,7 @@ def test_the_three_forms_of_annotations(form: str, tmp_path: Path) -> None:
     assert len(reading.read(path, "train", 1, Problems())) == 1
 
 
+@pytest.mark.full
 def test_a_failed_process_ends_the_tool_with_its_error_and_leaves_nothing(shapes: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()

@@ -207,12 +207,14 @@ def spent(profiled: Path) -> dict[str, dict[str, Any]]:
     return {row["stage"]: row for row in rows}
 
 
+@pytest.mark.full
 def test_a_profile_changes_no_artifact(profiled: Path, small: Any, tmp_path: Path) -> None:
     plain = tmp_path / "run"
     experiment.run(small(plain, runtime={"cache_dir": tmp_path / "cache"}))  # as full as the other's was
     assert {n: file_digests(profiled / n) for n in NAMES} == {n: file_digests(plain / n) for n in NAMES}
 
 
+@pytest.mark.full
 def test_a_profile_has_traces_and_the_devices_limit(profiled: Path, spent: dict[str, dict[str, Any]]) -> None:
     there = {path.name for path in (profiled / PROFILE).iterdir()}
     assert there == {"training.json.gz", "vision.json.gz", "embedding.json.gz"}  # of captions, too few batches
@@ -222,6 +224,7 @@ def test_a_profile_has_traces_and_the_devices_limit(profiled: Path, spent: dict[
     assert cells(spent["checkpoint_iter_0"])["of limit"] != NONE
 
 
+@pytest.mark.full
 def test_the_stages_counters_are_exact(spent: dict[str, dict[str, Any]], profiled: Path, small: Any) -> None:
     config = small(profiled)
     data = config.data.build(Sources(None, config.cache, lambda items, _: items))

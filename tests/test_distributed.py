@@ -55,15 +55,17 @@ def copy(source: Path, path: Path) -> None:
         shutil.copy(source, path)
 
 
-@pytest.mark.full
+CPU_2 = {"accelerate_config": ROOT / "configs/accelerate/cpu_2.yaml"}
+ZERO_2 = {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"}
+
+
 @pytest.mark.parametrize(
     ("kind", "runtime", "tolerance", "dtype"),
     [
-        ("MULTI_CPU", {"accelerate_config": ROOT / "configs/accelerate/cpu_2.yaml"}, 1e-5, "float32"),
-        ("MULTI_CPU", {"accelerate_config": ROOT / "configs/accelerate/cpu_2.yaml"}, 1e-5, "base"),
-        ("DEEPSPEED", {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"}, 1e-3, "float32"),
+        pytest.param("MULTI_CPU", CPU_2, 1e-5, "float32", id="ddp"),
+        pytest.param("MULTI_CPU", CPU_2, 1e-5, "base", id="ddp with copies", marks=pytest.mark.full),
+        pytest.param("DEEPSPEED", ZERO_2, 1e-3, "float32", id="zero2", marks=pytest.mark.full),
     ],
-    ids=["ddp", "ddp with copies", "zero2"],
 )
 def test_two_processes_train_what_one_trains(
     kind: str, runtime: dict[str, Any], tolerance: float, dtype: str, alone: Path, small: Any, tmp_path: Path,

@@ -246,6 +246,7 @@ def test_all_that_a_simulated_run_leaves_says_so_first(simulated: Path) -> None:
     assert last["summary"]["candidates"] > 0 and not list(simulated.rglob("*.safetensors"))
 
 
+@pytest.mark.full
 def test_a_simulated_run_follows_from_its_seed_and_resumes(simulated: Path) -> None:
     home, name = simulated.parent.parent, "evaluation_results.json"
     done = command("train_iterative.py", "--experiment_dir", simulated, "--resume_from_iteration", "2", cwd=home)

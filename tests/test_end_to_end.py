@@ -119,8 +119,11 @@ def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> N
     assert file_digests(copy / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
 
 
-def test_killed_at_random_moments_it_resumes_to_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
-    """`kill -9` three times in one run, then to the end. benchmarks/kill_and_resume.py does it ten times."""
+@pytest.mark.parametrize("num_kills", [1, pytest.param(3, marks=pytest.mark.full)])
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
+    num_kills: int, finished: Path, small: Any, tmp_path: Path
+) -> None:
+    """`kill -9` in one run, then to the end. benchmarks/kill_and_resume.py does it ten times."""
     directory = tmp_path / "killed"
     config = small(directory).resolved()
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
@@ -128,7 +131,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(finished: Path, s
     flags += ["--experiment_dir", str(directory), "--auto_resume"]
     environment = dict(os.environ) | {"PYTHONPATH": str(ROOT / "src")}
     moments = random.Random(5)
-    for _ in range(3):
+    for _ in range(num_kills):
         process = subprocess.Popen(flags, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         start = len(list(directory.glob("*"))) if directory.exists() else 0
         deadline = time.monotonic() + 60

@@ -69,8 +69,12 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
 
 @pytest.mark.parametrize(
     ("foundation", "filters"),
-    [({}, []), (OWN, []), ({}, FILTERS), (OWN, FILTERS)],
-    ids=["shared base", "a model of its own", "shared base, filters", "a model of its own, filters"],
+    [
+        pytest.param({}, [], id="shared base", marks=pytest.mark.full),
+        pytest.param(OWN, [], id="a model of its own", marks=pytest.mark.full),
+        pytest.param({}, FILTERS, id="shared base, filters", marks=pytest.mark.full),
+        pytest.param(OWN, FILTERS, id="a model of its own, filters"),
+    ],
 )
 def test_one_set_of_base_weights_at_every_stage(
     census: Census, small: Any, tmp_path: Path, foundation: dict[str, Any], filters: list[Any]

@@ -105,6 +105,7 @@ def test_layers_compiled_to_something_else_are_refused(
         settings("qwen2_vl", models, compile=True).build()
 
 
+@pytest.mark.full
 def test_without_a_compiler_the_way_out_is_said(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config as inductor
 

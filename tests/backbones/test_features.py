@@ -207,6 +207,7 @@ def fill(directory: Path, part: str) -> None:
     print(" ".join(f"{value:.9e}" for value in made), flush=True)
 
 
+@pytest.mark.full
 def test_two_processes_fill_one_cache(backbone: Any, images: Any, tmp_path: Path) -> None:
     """At once, over the same images: both read what they would alone, every shard is whole, nothing is left aside."""
     children = [child("fill", tmp_path, part) for part in "01"]
@@ -235,6 +236,7 @@ def delete(directory: Path) -> None:
     print("deleted", flush=True)
 
 
+@pytest.mark.full
 def test_a_process_survives_that_another_deletes_its_shards(backbone: Any, images: Any, tmp_path: Path) -> None:
     counted = Counted(images.images)
     ids = list(images.gallery.ids[: 2 * BATCH])

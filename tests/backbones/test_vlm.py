@@ -234,6 +234,7 @@ for directory in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
+@pytest.mark.full
 def test_saved_adapters_load_in_another_process(
     models: dict[str, Path], photos: list[Image.Image], tmp_path: Path
 ) -> None:

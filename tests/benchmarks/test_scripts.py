@@ -127,6 +127,7 @@ def test_a_program_that_fails_is_told(shell: Shell, tmp_path: Path) -> None:
     assert code == 2 and "invalid int value: 'many'" in said
 
 
+@pytest.mark.full
 def test_the_study_compares_arms_from_one_warm_up(tmp_path: Path) -> None:
     """Arms whose settings differ from the warm-up's, which they are copied from."""
     flags = shlex.split(TOY.replace("OUT", str(tmp_path / "study")))

@@ -42,6 +42,7 @@ def test_a_template_that_is_to_judge_is_refused_before_anything_is_made(small: A
     assert not list((tmp_path / "run").glob("*.json"))
 
 
+@pytest.mark.full
 def test_one_model_is_loaded_where_the_base_is_the_same(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def all_but_training(small: Any, finished: Path, directory: Path, num_processes:
     return {name: file_digests(directory / "run" / name) for name in NAMES}
 
 
+@pytest.mark.full
 def test_shares_put_together_have_the_bytes_of_one_process(small: Any, finished: Path, tmp_path: Path) -> None:
     one, two = (all_but_training(small, finished, tmp_path / str(num), num) for num in (1, 2))
     assert one == two

@@ -58,6 +58,7 @@ def test_around_a_float32_base_nothing_changes(chunk_size: int, tmp_path: Path, 
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.full
 def test_the_file_holds_the_copies_and_the_model_their_rounding(tmp_path: Path, cache: Path) -> None:
     trainer = trainer_of(tmp_path, cache, model=HALF, lora=BASE)
     log = trainer.run(lambda steps: steps)
@@ -75,6 +76,7 @@ def test_the_file_holds_the_copies_and_the_model_their_rounding(tmp_path: Path, 
     assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in theirs], rel=0.1)
 
 
+@pytest.mark.full
 def test_a_stopped_stage_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) -> None:
     how: dict[str, Any] = {"save_every": 1, "model": HALF, "lora": BASE, "chunk_size": 3}
     whole, log = train(tmp_path / "a", cache, **how)
