@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cirloop.artifacts import write_json
+from cirloop.data import cirr
 from cirloop.evaluation import protocols, submission
 from cirloop.problems import Problems
 from cirloop.retrieval.search import best, places
@@ -35,7 +36,7 @@ def main() -> None:
     queries = tuple(Query(QueryId(str(n)), ids[row[0]], "text") for n, row in enumerate(chosen))
     groups = {q.id: tuple(ids[i] for i in row[1:]) for q, row in zip(queries, chosen, strict=True)}
     relevance = Relevance({q.id: ids[row[1]] for q, row in zip(queries, chosen, strict=True)})
-    part = Judged("cirr_val", queries, relevance, Gallery("cirr/val", tuple(ids)), groups=groups)
+    part = Judged("cirr_val", queries, relevance, Gallery("cirr/val", tuple(ids)), cirr.PROTOCOL, groups=groups)
     assert part.gallery is not None
     vectors_QD, vectors_GD = (
         x / np.linalg.norm(x, axis=1, keepdims=True)

@@ -11,7 +11,7 @@ from cirloop.captioning import CaptioningSettings
 from cirloop.captioning.config import Qwen2VLFoundation
 from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.rewrite import check_form, choose, verify, write_candidates
-from cirloop.data.config import ShapesSettings
+from cirloop.data import ShapesSettings
 from cirloop.data.shapes.splits import FAMILY_SIZE
 from cirloop.types import ImageId, MinedNegative, Triplet
 

@@ -15,7 +15,7 @@ from cirloop.model_checks import check_disk, check_models
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.problems import Problems, ProblemsFound
 from cirloop.report.terminal import progress
-from cirloop.types import EvalSplit, TrainSplit, UserError
+from cirloop.types import EvalProtocol, EvalSplit, TrainSplit, UserError
 
 logger = logging.getLogger(__name__)
 PROBLEMS = "problems.json"
@@ -27,6 +27,9 @@ def check(config: RunConfig) -> Dataset:
     Raises ProblemsFound with all of it. Those of the data set are also written to `problems.json` in the cache.
     """
     problems, data = Problems(), None
+    if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
+        what = "has no protocol, so its rankings cannot be scored"
+        problems.add(f"data.type {config.data.type}", what, "Give its settings a `protocol`, as in data/cirr.py.")
     try:
         data = config.data.build(
             Sources(config.data_dir, config.cache, progress, config.train_dir, config.runtime.allow_symlinks)

@@ -22,7 +22,7 @@ from cirloop import flags, notices, places, reading, recipes, schemas, simulated
 from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation, one_dtype
-from cirloop.data.config import DataConfig, ShapesSettings
+from cirloop.data import DataConfig, ShapesSettings
 from cirloop.negatives import MinerConfig, TopK
 from cirloop.negatives.attributes.config import AttributeSettings
 from cirloop.runtime import Runtime

@@ -13,7 +13,6 @@ from cirloop import flags, notices, places
 from cirloop.artifacts import Artifact, write_json
 from cirloop.config import RunConfig, explain
 from cirloop.data import Dataset, benchmarks
-from cirloop.data.config import evaluated
 from cirloop.data.sources import Sources
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.significance import compared
@@ -80,7 +79,7 @@ def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, s
     """The data set and the split to evaluate on, the run's own or another benchmark's by name, and settings with it."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
     links = config.runtime.allow_symlinks
-    other = evaluated(name, options.gallery, options.allow_missing_images)
+    other = benchmarks.settings_for(name, options.gallery, options.allow_missing_images)
     if other is not None and (options.data_dir is not None or benchmark_of(name) != config.data.type):
         settings, split = other
         directory = places.found(settings, options.data_dir, None)["data_dir"]
@@ -138,7 +137,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
                        parts[0].name)  # fmt: skip
         return []
     with marked(notices.title(config)):
-        show(results)
+        show(results, parts[0].judged.protocol)
     if options.output_file is not None:
         write_json(options.output_file, run.mark | {"schema": 3, "results": results, "compared": compared(results)})
     return results

@@ -12,7 +12,6 @@ from cirloop import lock, notices, stopping, telling
 from cirloop.artifacts import Store
 from cirloop.checks import check
 from cirloop.config import RunConfig, from_json, save
-from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
 from cirloop.problems import ProblemsFound, by_cause
@@ -22,7 +21,7 @@ from cirloop.run import CONFIG, Run
 from cirloop.settings import differences
 from cirloop.trackers import DIRECTORY as TRACKED
 from cirloop.trackers import Trackers
-from cirloop.types import UserError, benchmark_of
+from cirloop.types import EvalProtocol, UserError
 from cirloop.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
             results = _watched(current)
             current.report()  # with the last comparison, also where nothing was left to do
             current.store.clean()
-        show(results)
+        show(results, config.data.protocol)
         _show_accounts(current.store)
         current.costs.show()
         say_first(config)
@@ -163,10 +162,10 @@ def _show_accounts(store: Store) -> None:
         )
 
 
-def show(results: Sequence[dict[str, Any]]) -> None:
+def show(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
     """The closing tables: a row an iteration, beside the title what a reader must know; then what differs from what."""
     last = results[-1]
-    columns = [c for c in protocols.HEADLINE[benchmark_of(last["split"])] if any(c in r["metrics"] for r in results)]
+    columns = [c for c in protocol.reported if any(c in r["metrics"] for r in results)]
     title = f"{last['split']}, percent ± standard error over {last['queries']} queries. {last['protocol']}"
     if last["ablated"]:
         title += f". ABLATED: {'no texts' if last['ablated'] == 'text' else 'grey references'}"

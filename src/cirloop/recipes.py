@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from cirloop import flags, reading, schemas
 from cirloop.backbones.config import BackboneConfig
 from cirloop.backbones.weights import TINY, model_type
-from cirloop.data.config import DataConfig, FileSettings
+from cirloop.data.config import DataConfig
+from cirloop.data.dataset import FileSettings
 from cirloop.negatives.base import Strategy
 from cirloop.types import UserError
 

@@ -16,7 +16,6 @@ from cirloop.config import RunConfig
 from cirloop.data import Dataset
 from cirloop.data.sources import Sources
 from cirloop.directory import run_directory
-from cirloop.evaluation import protocols
 from cirloop.negatives.curriculum import Curriculum
 from cirloop.report import html
 from cirloop.report.terminal import progress
@@ -57,7 +56,7 @@ class Reporter:
             hardness = partial(strategy.share, rounds=config.num_iterations)
         return html.write(
             html.Source(
-                self._store.directory, names, self._read, config.resolved(), protocols.HEADLINE[config.data.type],
+                self._store.directory, names, self._read, config.resolved(), config.data.protocol.reported,
                 train, evals, no_data, hardness, config.runtime.control, self._kept,
                 notices.of(config), notices.title(config),
             ),

@@ -179,7 +179,7 @@ def evaluation(
         rows = look(part.queries, wanted, part.gallery, vectors, gallery)
         found |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
     metrics = protocols.metrics([part.judged for part in parts], found)
-    compared, ranks = protocols.COMPARED[parts[0].judged.benchmark], []
+    compared, ranks = parts[0].judged.protocol.primary_metric, []
     for part in parts:
         assert part.relevance is not None
         values_Q = protocols.values(part.judged, found)[compared]
@@ -206,7 +206,7 @@ def _top(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[Image
     if part.relevance is None or part.relevance.preferences:
         return []
     rows = best(part.queries, part.gallery, vectors, gallery, TOP + 1)
-    kept = part.judged.benchmark in protocols.REFERENCE_KEPT
+    kept = part.judged.protocol.keep_reference
     return [
         [image for image in row if kept or image != query.reference][:TOP]
         for query, row in zip(part.queries, rows, strict=True)

@@ -120,15 +120,6 @@ class AugmentedTriplet:
     checks: Mapping[str, float | bool] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """An embedder: a base model directory or hub name, and the LoRA adapter on it (None = the base)."""
-
-    base: str
-    adapter: str | None
-    fingerprint: str
-
-
 class Images(Protocol):
     """Where pixels come from. `digest` identifies the image's content; `load` returns it as RGB."""
 
@@ -169,6 +160,31 @@ class TrainSplit:
 
 
 @dataclass(frozen=True, slots=True)
+class EvalProtocol:
+    """How a benchmark scores a ranking, and which of its metrics are shown and compared.
+
+    `description` is printed beside every result; `{gallery}` in it becomes the kind of gallery. `cutoffs` are the K of
+    recall@K and map@K, in images. `primary_metric` is what iterations are compared on, query by query; `reported` are
+    the metrics that the papers' tables show.
+    """
+
+    description: str
+    primary_metric: str
+    reported: tuple[str, ...]
+    cutoffs: tuple[int, ...] = (1, 5, 10, 50)
+    keep_reference: bool = False
+    """The reference is ranked with the rest of the gallery."""
+    without_reference_too: bool = False
+    """Recalls are also given with the reference removed."""
+    any_correct_cutoffs: tuple[int, ...] = ()
+    """The K of `any correct recall@K`, the recall of the first right image, annotated or not."""
+    mean_average_precision: bool = True
+    """map@K is given where queries have several right answers."""
+    mean_recall: tuple[int, ...] = ()
+    """The K over which a further metric averages recall@K."""
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """Queries and what is right, without pixels: all that scoring a ranking needs.
 
@@ -182,6 +198,7 @@ class Judged:
     queries: tuple[Query, ...]
     relevance: Relevance | None
     gallery: Gallery | None
+    protocol: EvalProtocol
     category: str = ""
     groups: Mapping[QueryId, tuple[ImageId, ...]] = field(default_factory=dict)
     official: tuple[int, int] | None = None

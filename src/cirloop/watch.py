@@ -13,12 +13,10 @@ from typing import Any
 from cirloop import notices, schemas, telling
 from cirloop.artifacts import Artifact, Store
 from cirloop.config import RunConfig
-from cirloop.evaluation import protocols
 from cirloop.report.costs import Costs
 from cirloop.report.live import Head
 from cirloop.report.terminal import metric_rows
 from cirloop.trackers import Trackers
-from cirloop.types import benchmark_of
 
 Numbers = dict[str, float]
 WARM_UP = "checkpoint_iter_0"
@@ -87,7 +85,7 @@ class Watch:
         if not self._evaluations:
             return []
         last = self._evaluations[-1]
-        columns = [c for c in protocols.HEADLINE[benchmark_of(last["split"])] if c in last["metrics"]]
+        columns = [c for c in self._config.data.protocol.reported if c in last["metrics"]]
         return [["iteration", *columns], *metric_rows(self._evaluations, columns)]
 
     def _steps_before(self, iteration: int) -> int:

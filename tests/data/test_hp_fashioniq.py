@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cirloop.data import hp_fashioniq
 from cirloop.data.hp_fashioniq import judged, plain
 from cirloop.evaluation.protocols import metrics
 from cirloop.problems import Problems
@@ -145,7 +146,7 @@ def test_both_numbers_are_their_definitions(rows: list[tuple[list[int], int]]) -
     chosen = {
         q.id: Preference(images[:5], images[5:], preferred) for q, (_, preferred) in zip(queries, rows, strict=True)
     }
-    part = Judged("hp_fashioniq_val", queries, Relevance({}, preferences=chosen), None)
+    part = Judged("hp_fashioniq_val", queries, Relevance({}, preferences=chosen), None, hp_fashioniq.PROTOCOL)
     scores = {q.id: dict(zip(images, map(float, row), strict=True)) for q, (row, _) in zip(queries, rows, strict=True)}
     found = metrics([part], scores)
     above = [preferred == 1 for row, preferred in rows if sum(row[:5]) > sum(row[5:])]

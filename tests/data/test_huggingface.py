@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cirloop.data.config import Columns, GalleryTable, HuggingFaceSettings
+from cirloop.data.huggingface import Columns, GalleryTable, HuggingFaceSettings
 from cirloop.data.sources import Sources
 from cirloop.types import UserError
 

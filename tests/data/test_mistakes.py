@@ -17,7 +17,9 @@ from cirloop import checks, plan
 from cirloop.captioning.config import TemplateFoundation
 from cirloop.config import RunConfig
 from cirloop.data import own, sources
-from cirloop.data.config import CirrSettings, Columns, HuggingFaceSettings, JsonlSettings
+from cirloop.data.cirr import CirrSettings
+from cirloop.data.huggingface import Columns, HuggingFaceSettings
+from cirloop.data.jsonl import JsonlSettings
 from cirloop.data.sources import Sources
 from cirloop.data.triplets import MAX_TEXT
 from cirloop.types import EvalSplit, TrainSplit, UserError

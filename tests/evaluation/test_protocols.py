@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ir_measures import AP, Success
 
+from cirloop.data import fashioniq
+from cirloop.data.shapes.load import PROTOCOL as SHAPES
 from cirloop.evaluation.protocols import (
     average_precision_at,
     mean,
@@ -97,7 +99,8 @@ def part(category: str, num: int, seed: int) -> tuple[Judged, dict[QueryId, list
     queries = tuple(Query(QueryId(f"{category}/{n}"), pair[0], "text") for n, pair in enumerate(pairs))
     relevance = Relevance({query.id: pair[1] for query, pair in zip(queries, pairs, strict=True)})
     rankings = {query.id: draw.sample(IMAGES, len(IMAGES)) for query in queries}
-    return Judged("fashioniq_val", queries, relevance, Gallery(category, tuple(IMAGES)), category), rankings
+    gallery = Gallery(category, tuple(IMAGES))
+    return Judged("fashioniq_val", queries, relevance, gallery, fashioniq.PROTOCOL, category), rankings
 
 
 def test_any_correct_counts_the_first_right_image_after_the_reference() -> None:
@@ -105,7 +108,7 @@ def test_any_correct_counts_the_first_right_image_after_the_reference() -> None:
     names = [ImageId(name) for name in ("reference", "wrong", "right", "target")]
     query = Query(QueryId("q"), names[0], "text")
     relevance = Relevance({query.id: names[3]}, {query.id: frozenset(names[2:])})
-    part = Judged("shapes_val", (query,), relevance, Gallery("g", tuple(sorted(names))))
+    part = Judged("shapes_val", (query,), relevance, Gallery("g", tuple(sorted(names))), SHAPES)
     found = metrics([part], {query.id: {name: place for place, name in enumerate(names, 1)}})
     assert found["any correct recall@1"].value == 0 and found["any correct recall@5"].value == 1
     found = metrics([part], {query.id: {names[0]: 2, names[2]: 1, names[1]: 3, names[3]: 4}})

@@ -23,7 +23,8 @@ from cirloop.add_negatives.samples import read as read_samples
 from cirloop.captioning.prompts import load as load_prompt
 from cirloop.config import load
 from cirloop.data import circo, cirr, fashioniq, hp_fashioniq
-from cirloop.data.config import Columns, HuggingFaceSettings, JsonlSettings
+from cirloop.data.huggingface import Columns, HuggingFaceSettings
+from cirloop.data.jsonl import JsonlSettings
 from cirloop.data.sources import Sources
 from cirloop.launch import processes
 from cirloop.mine_vectors import main as mine_vectors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -280,16 +281,17 @@ def test_ticks_are_round_numbers(span: tuple[float, float], ticks: list[float]) 
 
 
 @pytest.mark.parametrize(
-    ("split", "best"),
-    [("fashioniq_val", "abcde"), ("circo_val", "abcde"), ("cirr_val", "acdef"), ("jsonl_val", "acdef")],
+    ("data", "best"),
+    [("fashioniq", "abcde"), ("circo", "abcde"), ("cirr", "acdef"), ("triplets", "acdef")],
 )
-def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(split: str, best: str) -> None:
+def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(data: str, best: str) -> None:
     from cirloop.stages import _top
     from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance
 
     query = Query(QueryId("q"), ImageId("b"), "")
     gallery = Gallery("g", tuple(map(ImageId, "abcdefgh")))
-    judged = Judged(split, (query,), Relevance({query.id: ImageId("c")}), gallery)
+    protocol = import_module(f"cirloop.data.{data}").PROTOCOL
+    judged = Judged("val", (query,), Relevance({query.id: ImageId("c")}), gallery, protocol)
     images_GD = np.eye(8, dtype=np.float32)
     query_D = np.arange(8, 0, -1, dtype=np.float32)
     no_pictures: Any = None

@@ -1,6 +1,7 @@
 """Files or generators -> triplets, galleries, relevance and pixels. The union is the registry."""
 
-from cirloop.data.config import DataConfig, ShapesSettings
+from cirloop.data.config import DataConfig
 from cirloop.data.dataset import Dataset
+from cirloop.data.shapes.load import ShapesSettings
 
 __all__ = ["DataConfig", "Dataset", "ShapesSettings"]

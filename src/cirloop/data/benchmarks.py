@@ -5,16 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 
 from cirloop.data import circo, cirr, fashioniq
+from cirloop.data.circo import CircoSettings
+from cirloop.data.cirr import CirrSettings
+from cirloop.data.config import DataConfig
+from cirloop.data.fashioniq import FashionIQSettings
+from cirloop.data.hp_fashioniq import HpFashionIQSettings
+from cirloop.data.shapes.load import ShapesSettings
 from cirloop.problems import Problems
 from cirloop.types import Judged, UserError, benchmark_of
 
-SPLITS = {"cirr": ("val", "test"), "fashioniq": ("val", "test"), "circo": ("val", "test")}
+SPLITS = ("val", "test")
+RANKED = {"cirr": cirr.judged, "circo": circo.judged}
+"""Besides FashionIQ, the benchmarks whose annotations are enough to score a file of rankings."""
 
 
 def names() -> list[str]:
     """Every name that `judged` knows."""
-    plain = [f"{benchmark}_{split}" for benchmark, splits in SPLITS.items() for split in splits]
-    return plain + [f"fashioniq_{s}:{category}" for s in SPLITS["fashioniq"] for category in fashioniq.CATEGORIES]
+    plain = [f"{benchmark}_{split}" for benchmark in ("cirr", "fashioniq", "circo") for split in SPLITS]
+    return plain + [f"fashioniq_{split}:{category}" for split in SPLITS for category in fashioniq.CATEGORIES]
+
+
+def settings_for(
+    name: str, gallery: fashioniq.GalleryKind, allow_missing_images: int = 0
+) -> tuple[DataConfig, str] | None:
+    """Settings and split of an evaluation name such as `cirr_val` or `fashioniq_val:dress`; None for no such name."""
+    benchmark, split, categories = _parts(name)
+    allow = allow_missing_images
+    known: dict[str, DataConfig] = {
+        "cirr": CirrSettings(allow_missing_images=allow),
+        "circo": CircoSettings(allow_missing_images=allow),
+        "hp_fashioniq": HpFashionIQSettings(allow_missing_images=allow),
+        "fashioniq": FashionIQSettings(categories=categories, gallery=gallery, allow_missing_images=allow),
+        "shapes": ShapesSettings(),
+    }
+    whole = ":" not in name or benchmark == "fashioniq"
+    there = split in SPLITS and benchmark in known and whole and len(categories) > 0
+    return (known[benchmark], split) if there else None
 
 
 def judged(name: str, directory: Path, gallery: fashioniq.GalleryKind, problems: Problems) -> list[Judged]:
@@ -23,11 +49,14 @@ def judged(name: str, directory: Path, gallery: fashioniq.GalleryKind, problems:
         raise UserError(f"--eval_dataset {name}: unknown. There are: {', '.join(names())}.")
     if not directory.is_dir():
         raise UserError(f"--data_dir {directory}: there is no such directory.")
+    benchmark, split, categories = _parts(name)
+    if benchmark in RANKED:
+        return RANKED[benchmark](directory, split, problems)
+    return fashioniq.judged(directory, split, problems, categories, gallery)
+
+
+def _parts(name: str) -> tuple[str, str, tuple[fashioniq.Category, ...]]:
+    """Benchmark, split, and FashionIQ's categories: the one named, or all."""
     benchmark = benchmark_of(name)
     split, _, category = name.removeprefix(f"{benchmark}_").partition(":")
-    if benchmark == "cirr":
-        return cirr.judged(directory, split, problems)
-    if benchmark == "circo":
-        return circo.judged(directory, split, problems)
-    categories = (category,) if category else fashioniq.CATEGORIES
-    return fashioniq.judged(directory, split, problems, categories, gallery)
+    return benchmark, split, tuple(c for c in fashioniq.CATEGORIES if category in ("", c))

@@ -11,15 +11,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import ClassVar, Literal
 
-from cirloop.data.dataset import Dataset
+from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.sources import Sources, eval_splits, note_blanks
+from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.problems import Problems
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 
 OFFICIAL = {"val": (220, 123403), "test": (800, 123403)}
 """Queries and images."""
+PROTOCOL = EvalProtocol(
+    "CIRCO: COCO 2017 unlabeled, reference kept; map@K over all right answers, divided by min(|GT|, K)",
+    primary_metric="map@10",
+    reported=("map@5", "map@10", "map@25", "map@50"),
+    cutoffs=(5, 10, 25, 50),
+    keep_reference=True,
+)
 LIST = Path("COCO2017_unlabeled") / "annotations" / "image_info_unlabeled2017.json"
+
+
+class CircoSettings(FileSettings):
+    """CIRCO in its official layout: evaluation, after training on another data set."""
+
+    type: Literal["circo"] = "circo"
+    protocol: ClassVar[EvalProtocol] = PROTOCOL
+    train: TrainedOn | None = None
+    """The data set to train on; its files are under --train_dir."""
+
+    def build(self, sources: Sources) -> Dataset:
+        return load(self.allow_missing_images, train_split_of("circo", self.train, sources), sources)
 
 
 def gallery(directory: Path, problems: Problems) -> Gallery | None:
@@ -74,7 +95,7 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         aspects[query] = tuple(entry.list_of("semantic_aspects", str) or ())
     note_blanks(path, blanks)
     relevance = Relevance(targets, positives, aspects=aspects) if targets else None
-    return [Judged(f"circo_{split}", tuple(queries.values()), relevance, there, official=OFFICIAL[split])]
+    return [Judged(f"circo_{split}", tuple(queries.values()), relevance, there, PROTOCOL, official=OFFICIAL[split])]
 
 
 def load(allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources) -> Dataset:

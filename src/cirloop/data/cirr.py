@@ -9,16 +9,32 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import ClassVar, Literal
 
-from cirloop.data.dataset import Dataset
+from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
 from cirloop.data.sources import Sources, eval_splits, note_blanks, train_split
 from cirloop.problems import Entry, Problems
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 
 SPLITS = {"train": "train", "val": "val", "test": "test1"}
 OFFICIAL = {"train": (28225, 16939), "val": (4181, 2297), "test": (4148, 2315)}
 """Queries and images."""
+PROTOCOL = EvalProtocol(
+    "CIRR: gallery of the split's images, reference removed, target_hard; subset: five group members",
+    primary_metric="recall@1",
+    reported=("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1"),
+)
+
+
+class CirrSettings(FileSettings):
+    """CIRR in its official layout."""
+
+    type: Literal["cirr"] = "cirr"
+    protocol: ClassVar[EvalProtocol] = PROTOCOL
+
+    def build(self, sources: Sources) -> Dataset:
+        return load(self.allow_missing_images, sources)
 
 
 def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId, str]:
@@ -78,7 +94,7 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
     relevance = Relevance(targets) if targets else None
     gallery = Gallery(f"cirr/{split}", tuple(sorted(images)))
     queries_of = tuple(queries.values())
-    return [Judged(f"cirr_{split}", queries_of, relevance, gallery, groups=groups, official=OFFICIAL[split])]
+    return [Judged(f"cirr_{split}", queries_of, relevance, gallery, PROTOCOL, groups=groups, official=OFFICIAL[split])]
 
 
 def _members(entry: Entry, problems: Problems) -> list[str]:

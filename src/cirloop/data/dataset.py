@@ -5,14 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from pydantic import Field
 
 from cirloop.artifacts import fingerprint
 from cirloop.data.images import Blanked
-from cirloop.types import EvalSplit, Gallery, Images, Query, TrainSplit, Triplet, UserError
+from cirloop.settings import Settings
+from cirloop.types import EvalProtocol, EvalSplit, Gallery, Images, Query, TrainSplit, Triplet, UserError
+
+if TYPE_CHECKING:
+    from cirloop.data.sources import Sources
 
 GREY = "/grey"
 """Ends the gallery's name of a split whose pictures are grey."""
+
+
+class DatasetSettings(Settings):
+    """What the settings of every data set have."""
+
+    protocol: ClassVar[EvalProtocol]
+    """How its evaluation splits are scored."""
+    type: str
+
+    def build(self, sources: Sources) -> Dataset:
+        """The data set, its splits made when asked for. Raises UserError where its files are not there."""
+        raise NotImplementedError
+
+
+class FileSettings(DatasetSettings):
+    """What the settings of data sets from files share."""
+
+    allow_missing_images: int = Field(0, ge=0)
+    """Pictures of a split that may be missing or damaged. Queries that need one are dropped, every result says so."""
 
 
 @dataclass(frozen=True)

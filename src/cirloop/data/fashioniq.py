@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from cirloop.data.dataset import Dataset
+from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
 from cirloop.data.sources import Sources, eval_splits, note_blanks, train_split
 from cirloop.problems import Problems
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 
-CATEGORIES = ("dress", "shirt", "toptee")
+Category = Literal["dress", "shirt", "toptee"]
+CATEGORIES: tuple[Category, ...] = ("dress", "shirt", "toptee")
 OFFICIAL = {
     "train": {"dress": (5985, 11452), "shirt": (5988, 19036), "toptee": (6027, 16121)},
     "val": {"dress": (2017, 3817), "shirt": (2038, 6346), "toptee": (1961, 5373)},
@@ -30,6 +31,29 @@ OFFICIAL = {
 UNION = {"dress": 2628, "shirt": 3089, "toptee": 2902}
 """Images of the union gallery of val."""
 GalleryKind = Literal["original", "union"]
+PROTOCOL = EvalProtocol(
+    "FashionIQ: {gallery} gallery, reference kept; unweighted mean over categories",
+    primary_metric="recall@10",
+    reported=("recall@10", "recall@50", "mean of recall@10 and recall@50"),
+    cutoffs=(10, 50),
+    keep_reference=True,
+    without_reference_too=True,
+    mean_recall=(10, 50),
+)
+
+
+class FashionIQSettings(FileSettings):
+    """FashionIQ in its official layout."""
+
+    type: Literal["fashioniq"] = "fashioniq"
+    protocol: ClassVar[EvalProtocol] = PROTOCOL
+    categories: tuple[Category, ...] = CATEGORIES
+    """Trained on together, evaluated one by one."""
+    gallery: GalleryKind = "original"
+    """What is ranked at evaluation: every image of the split, or the references and targets of the queries."""
+
+    def build(self, sources: Sources) -> Dataset:
+        return load(self.categories, self.gallery, self.allow_missing_images, sources)
 
 
 def joined(captions: Sequence[str]) -> str:
@@ -92,7 +116,7 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
     asked, images_of = OFFICIAL[split][category]
     official = (asked, images_of) if kind == "original" else (asked, UNION[category]) if split == "val" else None
     relevance = Relevance(targets) if targets else None
-    return Judged(f"fashioniq_{split}", tuple(queries), relevance, gallery, category, official=official)
+    return Judged(f"fashioniq_{split}", tuple(queries), relevance, gallery, PROTOCOL, category, official=official)
 
 
 def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> dict[ImageId, Path]:

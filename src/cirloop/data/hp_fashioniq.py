@@ -12,19 +12,51 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from cirloop.data import fashioniq
-from cirloop.data.dataset import Dataset
+from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
 from cirloop.data.sources import Sources, eval_splits, note_blanks
+from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.problems import Entry, Problems
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Preference, Query, QueryId, Relevance, TrainSplit
+from cirloop.types import (
+    EvalProtocol,
+    EvalSplit,
+    Gallery,
+    ImageId,
+    Judged,
+    Preference,
+    Query,
+    QueryId,
+    Relevance,
+    TrainSplit,
+)
 
 OFFICIAL = (3050, 5473)
 """Questions, and images in them: references and shown sets."""
+PROTOCOL = EvalProtocol(
+    "HP-FashionIQ: mean similarity of a set's images against the set that a person preferred",
+    primary_metric="symmetric accuracy",
+    reported=("preference rate", "symmetric accuracy"),
+)
 MARKS = {"dotmark": ".", "questionmark": "?", "andmark": "&", "starmark": "*"}
 LISTS = ("ref_img_paths", "sentences", "retrieved_set1", "retrieved_set2", "preferred set")
+
+
+class HpFashionIQSettings(FileSettings):
+    """HP-FashionIQ beside FashionIQ's pictures: evaluation, after training on FashionIQ."""
+
+    type: Literal["hp_fashioniq"] = "hp_fashioniq"
+    protocol: ClassVar[EvalProtocol] = PROTOCOL
+    file: str = "hpfiq.json"
+    """The annotations, under --data_dir."""
+    train: TrainedOn | None = fashioniq.FashionIQSettings()
+    """The data set to train on; its files are under --train_dir, by default --data_dir."""
+
+    def build(self, sources: Sources) -> Dataset:
+        make_train = train_split_of("hp_fashioniq", self.train, sources)
+        return load(self.file, self.allow_missing_images, make_train, sources)
 
 
 def plain(sentence: str) -> str:
@@ -67,7 +99,7 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
     note_blanks(directory / file, blanks)
     gallery = Gallery("hp_fashioniq/val", tuple(sorted(categories)))
     relevance = Relevance({}, preferences=preferences)
-    return Judged("hp_fashioniq_val", tuple(queries), relevance, gallery, official=OFFICIAL), categories
+    return Judged("hp_fashioniq_val", tuple(queries), relevance, gallery, PROTOCOL, official=OFFICIAL), categories
 
 
 def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:

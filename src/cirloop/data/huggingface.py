@@ -13,19 +13,17 @@ import logging
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal
 
 from cirloop import reading
 from cirloop.data import own, triplets
-from cirloop.data.dataset import Dataset
+from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import Packed, Picture
 from cirloop.data.names import composed
 from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.problems import Entry, Problems
-from cirloop.types import EvalSplit, ImageId, Judged, TrainSplit, UserError
-
-if TYPE_CHECKING:
-    from cirloop.data.config import HuggingFaceSettings
+from cirloop.settings import Settings
+from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit, UserError
 
 logger = logging.getLogger(__name__)
 ROLES = ("reference", "target")
@@ -35,6 +33,63 @@ COLUMNS = (
 )
 ID_LENGTH = 20
 """Hex digits of a picture's SHA-256 in its id."""
+
+
+class Columns(Settings):
+    """Which column of a table is what; None = there is none."""
+
+    reference: str = "reference"
+    """Pictures, or names of pictures."""
+    text: str = "text"
+    """A text, or a list of texts."""
+    target: str | None = "target"
+    """Without targets a split is for prediction only."""
+    id: str | None = None
+    """A query's id; by default its place in the split."""
+    category: str | None = None
+    """Metrics are also given per category."""
+    subset: str | None = None
+    """Images of the query's group; adds `recall_subset@K`."""
+    positives: str | None = None
+    """Further right answers; adds `map@K`."""
+
+
+class GalleryTable(Settings):
+    """A table of the same data set that holds the pictures."""
+
+    split: str
+    """The split that holds the pictures."""
+    name: str | None = None
+    """Its configuration, where the data set has several."""
+    id: str = "id"
+    """The column with the names that rows use."""
+    image: str = "image"
+    """Columns: the name that rows use, and the picture."""
+
+
+class HuggingFaceSettings(FileSettings):
+    """Your own triplets in Hugging Face `datasets`."""
+
+    type: Literal["huggingface"] = "huggingface"
+    protocol: ClassVar[EvalProtocol] = triplets.PROTOCOL
+    path: str | None = None
+    """A name on the hub; by default --data_dir is a directory of `save_to_disk`, or one that `load_dataset` reads."""
+    revision: str | None = None
+    """A branch, tag or commit on the hub."""
+    train: str = "train"
+    """Splits."""
+    val: str = "validation"
+    """Evaluated after each iteration."""
+    test: str = "test"
+    """Evaluated on request."""
+    columns: Columns = Columns()
+    gallery: GalleryTable | None = None
+    """Where pictures that rows name are."""
+    images: str | None = None
+    """Or the folder of them under --data_dir."""
+
+    def build(self, sources: Sources) -> Dataset:
+        return load(self, sources)
 
 
 class Tables:

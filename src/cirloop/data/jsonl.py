@@ -11,19 +11,36 @@ import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar, Literal
 
 from cirloop.data import own, triplets
-from cirloop.data.dataset import Dataset
+from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.folder import walk
 from cirloop.data.images import Picture, leads_out
 from cirloop.data.names import spelled
 from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.problems import Problems
-from cirloop.types import EvalSplit, ImageId, Judged, TrainSplit
+from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
 
-if TYPE_CHECKING:
-    from cirloop.data.config import JsonlSettings
+
+class JsonlSettings(FileSettings):
+    """Your own triplets as JSON lines, with a folder of pictures."""
+
+    type: Literal["jsonl"] = "jsonl"
+    protocol: ClassVar[EvalProtocol] = triplets.PROTOCOL
+    train: str = "train.jsonl"
+    """Files under --data_dir."""
+    val: str = "val.jsonl"
+    """Evaluated after each iteration."""
+    test: str = "test.jsonl"
+    """Evaluated on request."""
+    images: str = "images"
+    """The folder of pictures; images are named by their path in it."""
+    gallery: str | None = None
+    """A file with one image a line; by default the gallery is every picture of the folder."""
+
+    def build(self, sources: Sources) -> Dataset:
+        return load(self, sources)
 
 
 def pictures(

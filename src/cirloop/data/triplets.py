@@ -12,8 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from cirloop.data.names import Alike
 from cirloop.problems import Entry, Problems
-from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
+from cirloop.types import EvalProtocol, Gallery, ImageId, Judged, Query, QueryId, Relevance
 
+PROTOCOL = EvalProtocol(
+    "own data: the gallery given, reference removed, annotated target; subset: the images given",
+    primary_metric="recall@1",
+    reported=("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1", "map@10"),
+)
 LISTS = {"subset", "positives"}
 KNOWN = {"reference", "text", "texts", "target", "id", "category", *LISTS}
 UNKNOWN = (
@@ -148,4 +153,4 @@ def _part(
         if found and len(found) < len(rows) and not optional:
             problems.add(path, f"{len(rows) - len(found)} of {len(rows)} lines have no {what}, and others have")
     relevance = Relevance(targets, positives) if targets else None
-    return Judged(name, tuple(query for query, _ in rows), relevance, gallery, category, groups)
+    return Judged(name, tuple(query for query, _ in rows), relevance, gallery, PROTOCOL, category, groups)

@@ -33,47 +33,7 @@ Scores = Mapping[ImageId, float]
 """Similarity to the query of each image of the two sets a person chose between."""
 Values = npt.NDArray[np.float64]
 
-PROTOCOLS = {
-    "shapes": "shapes: gallery of the split's images, reference removed, annotated target; any correct image beside it",
-    "cirr": "CIRR: gallery of the split's images, reference removed, target_hard; subset: five group members",
-    "fashioniq": "FashionIQ: {gallery} gallery, reference kept; unweighted mean over categories",
-    "huggingface": "own data: the gallery given, reference removed, annotated target; subset: the images given",
-    "jsonl": "own data: the gallery given, reference removed, annotated target; subset: the images given",
-    "hp_fashioniq": "HP-FashionIQ: mean similarity of a set's images against the set that a person preferred",
-    "circo": "CIRCO: COCO 2017 unlabeled, reference kept; map@K over all right answers, divided by min(|GT|, K)",
-}
-KS = {
-    "shapes": (1, 5, 10, 50),
-    "cirr": (1, 5, 10, 50),
-    "fashioniq": (10, 50),
-    "circo": (5, 10, 25, 50),
-    "jsonl": (1, 5, 10, 50),
-    "huggingface": (1, 5, 10, 50),
-}
-REFERENCE_KEPT = ("fashioniq", "circo")
-"""Where the reference is ranked with the rest of the gallery."""
 SUBSET_KS = (1, 2, 3)
-ANY_KS = (1, 5)
-HEADLINE = {
-    "shapes": ("recall@1", "recall@5", "recall@10", "recall@50"),
-    "cirr": ("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1"),
-    "fashioniq": ("recall@10", "recall@50", "mean of recall@10 and recall@50"),
-    "jsonl": ("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1", "map@10"),
-    "huggingface": ("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1", "map@10"),
-    "hp_fashioniq": ("preference rate", "symmetric accuracy"),
-    "circo": ("map@5", "map@10", "map@25", "map@50"),
-}
-"""What the papers' tables show; of own data, what its fields allow."""
-COMPARED = {
-    "shapes": "recall@1",
-    "cirr": "recall@1",
-    "fashioniq": "recall@10",
-    "hp_fashioniq": "symmetric accuracy",
-    "circo": "map@10",
-    "jsonl": "recall@1",
-    "huggingface": "recall@1",
-}
-"""What iterations are compared on, query by query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +47,7 @@ class Metric:
 def describe(parts: Sequence[Judged]) -> str:
     """The protocol of a result, with FashionIQ's gallery named."""
     gallery = parts[0].gallery.name.rsplit("/", 1)[-1] if parts[0].gallery else ""
-    return PROTOCOLS[parts[0].benchmark].format(gallery=gallery)
+    return parts[0].protocol.description.format(gallery=gallery)
 
 
 def places_of(ranking: Sequence[ImageId], wanted: set[ImageId]) -> dict[ImageId, int]:
@@ -141,7 +101,7 @@ def values(part: Judged, places: Mapping[QueryId, Mapping[ImageId, Any]]) -> dic
     `places` are scores where people chose between sets. An aspect's mAP and the preference rate are over some of the
     queries. There is no preference rate where no set 1 scores higher.
     """
-    relevance, benchmark = part.relevance, part.benchmark
+    relevance, protocol = part.relevance, part.protocol
     assert relevance is not None
     if relevance.preferences:
         return _preferences(part, places)
@@ -153,28 +113,27 @@ def values(part: Judged, places: Mapping[QueryId, Mapping[ImageId, Any]]) -> dic
     for query in part.queries:
         kept, target = places[query.id], relevance.targets[query.id]
         removed = without(kept, query.reference)
-        seen = kept if benchmark in REFERENCE_KEPT else removed
-        for k in KS[benchmark]:
+        seen = kept if protocol.keep_reference else removed
+        for k in protocol.cutoffs:
             add(f"recall@{k}", recall_at(seen.get(target), k))
-            if benchmark == "fashioniq":
+            if protocol.without_reference_too:
                 add(f"recall@{k}, reference removed", recall_at(removed.get(target), k))
-            if benchmark != "shapes" and relevance.positives:
+            if protocol.mean_average_precision and relevance.positives:
                 add(f"map@{k}", average_precision_at(seen, relevance.positives[query.id], k))
-        if benchmark == "shapes":
+        if protocol.any_correct_cutoffs:
             right = relevance.positives[query.id] | {target}
             first = min((place for image, place in seen.items() if image in right), default=None)
-            for k in ANY_KS:
+            for k in protocol.any_correct_cutoffs:
                 add(f"any correct recall@{k}", recall_at(first, k))
         if part.groups:
             among = subset_place(seen, target, part.groups[query.id])
             for k in SUBSET_KS:
                 add(f"recall_subset@{k}", recall_at(among, k))
             add("mean of recall@5 and recall_subset@1", (recall_at(seen.get(target), 5) + recall_at(among, 1)) / 2)
-        if benchmark == "fashioniq":
-            add(
-                "mean of recall@10 and recall@50",
-                (recall_at(kept.get(target), 10) + recall_at(kept.get(target), 50)) / 2,
-            )
+        if protocol.mean_recall:
+            name = f"mean of {' and '.join(f'recall@{k}' for k in protocol.mean_recall)}"
+            recalls = [recall_at(seen.get(target), k) for k in protocol.mean_recall]
+            add(name, sum(recalls) / len(recalls))
         for aspect in relevance.aspects.get(query.id, ()):
             add(f"map@10, {aspect}", average_precision_at(seen, relevance.positives[query.id], 10))
     return {name: np.array(row) for name, row in rows.items()}

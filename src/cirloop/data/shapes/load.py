@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from cirloop.data.config import ShapesSettings
-from cirloop.data.dataset import Dataset
+from cirloop.data.dataset import Dataset, DatasetSettings
 from cirloop.data.images import DrawnImages
 from cirloop.data.shapes.language import read
 from cirloop.data.shapes.scene import Draws, Scene, differences, results
 from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, held_out
+from cirloop.data.sources import Sources
 from cirloop.types import (
+    EvalProtocol,
     EvalSplit,
     Gallery,
     ImageId,
@@ -25,6 +28,37 @@ from cirloop.types import (
     Triplet,
     UserError,
 )
+
+MAX_TRAIN_FAMILIES = 276
+MAX_TRAIN_TRIPLETS = 4400
+MAX_EVAL_FAMILIES = 182
+PROTOCOL = EvalProtocol(
+    "shapes: gallery of the split's images, reference removed, annotated target; any correct image beside it",
+    primary_metric="recall@1",
+    reported=("recall@1", "recall@5", "recall@10", "recall@50"),
+    any_correct_cutoffs=(1, 5),
+    mean_average_precision=False,
+)
+
+
+class ShapesSettings(DatasetSettings):
+    """The embedded data set; the numbers take a subset of it."""
+
+    type: Literal["shapes"] = "shapes"
+    protocol: ClassVar[EvalProtocol] = PROTOCOL
+    train_families: int = Field(MAX_TRAIN_FAMILIES, ge=2, le=MAX_TRAIN_FAMILIES)
+    """Families of 11 images in the train gallery."""
+    train_triplets: int = Field(MAX_TRAIN_TRIPLETS, ge=1, le=MAX_TRAIN_TRIPLETS)
+    """Human triplets, drawn by `subset_seed` from those of the families."""
+    eval_families: int = Field(MAX_EVAL_FAMILIES, ge=2, le=MAX_EVAL_FAMILIES)
+    """Families of 11 images in the val and the test gallery, with all their queries."""
+    subset_seed: int = 0
+    """Draws the triplets of a subset."""
+
+    def build(self, sources: Sources | None = None) -> Dataset:
+        if sources is not None and sources.directory is not None:
+            raise UserError("--data_dir: the data set `shapes` is drawn and reads no files. Leave the flag out.")
+        return load(self)
 
 
 def image_id(split: str, row: int) -> ImageId:
@@ -117,5 +151,5 @@ def _eval(name: str, num: int) -> tuple[EvalSplit]:
         {t.query.id: t.target for t in triplets}, {t.query.id: oracle.positives(t.query) for t in triplets}
     )
     gallery = _gallery(scenes, num)
-    judged = Judged(f"shapes_{name}", tuple(t.query for t in triplets), relevance, gallery)
+    judged = Judged(f"shapes_{name}", tuple(t.query for t in triplets), relevance, gallery, PROTOCOL)
     return (EvalSplit(judged, gallery, DrawnImages(partial(_pixels, scenes))),)

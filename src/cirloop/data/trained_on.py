@@ -1,0 +1,35 @@
+"""What a benchmark without a training split is trained on: another data set's training split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+
+from cirloop.data.cirr import CirrSettings
+from cirloop.data.fashioniq import FashionIQSettings
+from cirloop.data.huggingface import HuggingFaceSettings
+from cirloop.data.jsonl import JsonlSettings
+from cirloop.data.sources import Sources
+from cirloop.types import TrainSplit, UserError
+
+TrainedOn = Annotated[
+    CirrSettings | FashionIQSettings | HuggingFaceSettings | JsonlSettings, Field(discriminator="type")
+]
+"""What a benchmark without a training split can be trained on."""
+
+
+def train_split_of(name: str, settings: TrainedOn | None, sources: Sources) -> Callable[[], TrainSplit]:
+    """Make the training split of `settings` when called; `name` is for the error where there are none."""
+
+    def train() -> TrainSplit:
+        if settings is None:
+            raise UserError(
+                f"{name} has no training split. Name the data set to train on by --data.train.type and its files by "
+                f"--train_dir, or train on another data set and evaluate that run by eval_iterative.py --eval_dataset "
+                f"{name}_val --data_dir DIR."
+            )
+        return settings.build(sources.for_training()).train
+
+    return train

@@ -1,0 +1,33 @@
+"""What holds for every data set of the union."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import pytest
+
+from cirloop.checks import check
+from cirloop.data import DataConfig
+from cirloop.data.cirr import CirrSettings
+from cirloop.problems import ProblemsFound
+from cirloop.types import EvalProtocol
+
+MEMBERS = get_args(get_args(DataConfig)[0])
+
+
+@pytest.mark.parametrize("settings", MEMBERS, ids=lambda settings: settings.model_fields["type"].default)
+def test_each_says_how_its_rankings_are_scored(settings: Any) -> None:
+    protocol = settings.protocol
+    assert isinstance(protocol, EvalProtocol) and protocol.description
+    assert protocol.primary_metric in protocol.reported
+    assert list(protocol.cutoffs) == sorted(set(protocol.cutoffs)) and protocol.cutoffs[0] >= 1
+
+
+def test_one_without_a_protocol_is_refused_before_a_run(small: Any, tmp_path: Path) -> None:
+    class Unfinished(CirrSettings):
+        protocol: ClassVar[Any] = None
+
+    config = small(tmp_path / "run").model_copy(update={"data": Unfinished(), "data_dir": tmp_path})
+    with pytest.raises(ProblemsFound, match=r"data\.type cirr: has no protocol"):
+        check(config)
