@@ -253,15 +253,14 @@ def from_json(path: Path, **changes: Any) -> RunConfig:
 
 def save(config: RunConfig, path: Path) -> str:
     """Write a run directory's copy; returns the run's name, a digest of what decides results in its first copy."""
-    run = run_of(path) if path.exists() else None
-    run = run or fingerprint(config.decisive())
+    run = run_of(path) if path.exists() else fingerprint(config.decisive())
     write_sealed(path, "config", notices.mark(config) | {"run": run, **config.resolved()})
     return run
 
 
-def run_of(path: Path) -> str | None:
-    """The name in a run directory's copy; None in one of an older version."""
-    name: str | None = schemas.read(path, "config").get("run")
+def run_of(path: Path) -> str:
+    """The name in a run directory's copy."""
+    name: str = schemas.read(path, "config")["run"]
     return name
 
 

@@ -91,7 +91,7 @@ class Sources:
             try:
                 found = schemas.read(record, "pictures")["bad"]
                 return {ImageId(image): what for image, what in found.items()}
-            except (UserError, LookupError, AttributeError) as error:
+            except UserError as error:
                 logger.warning("looking at the pictures again, since what is known of them is of no use: %s", error)
         began = time.monotonic()
         found = bad_images(files, WORKERS, lambda images: self.progress(images, f"look at {name}"))
