@@ -122,8 +122,8 @@ class Made:
                 for n in range(self.queries) for j in range(self.k)
             ]  # fmt: skip
             even = {"mean": 0.55, "25%": 0.5, "median": 0.55, "75%": 0.6}
-            summary = {"queries": self.queries, "target_first": 0, "queries_mined": self.queries,
-                       "negatives": len(rows), "left_out": {}, "similarity": {"positive": even, "negative": even}}  # fmt: skip
+            summary = {"queries": self.queries, "target_first": 0, "queries_mined": self.queries, "left_out": {},
+                       "negatives": len(rows), "similarity": {"positive": even, "negative": even}}  # fmt: skip
             write_json(path, {"schema": 3, "iteration": t, "strategy": {"type": "top_k", "k": self.k},
                               "summary": summary, "negatives": rows})  # fmt: skip
 

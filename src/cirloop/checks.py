@@ -28,9 +28,7 @@ def check(config: RunConfig) -> Dataset:
     """
     problems, data = Problems(), None
     try:
-        data = config.data.build(
-            Sources(config.data_dir, config.cache, progress, config.train_dir, config.runtime.allow_symlinks)
-        )
+        data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     except UserError as error:
         problems.take(error, "data")
     listed = False

@@ -58,7 +58,7 @@ PLACES = (("", ("data_dir", "train_dir")), ("runtime", ("cache_dir", "control", 
 LAST_WORD = (
     *("data.allow_missing_images", "data.categories", "mining.n_def", "training.batch_size", "training.learning_rate"),
     *("training.skip_bad_batches", "runtime.num_processes", "runtime.accelerate_config", "runtime.deepspeed"),
-    *("runtime.profile", "runtime.control", "runtime.report_to", "runtime.allow_symlinks"),
+    *("runtime.profile", "runtime.control", "runtime.report_to"),
 )
 """Settings whose last word alone is a flag too."""
 SHORTCUTS = {
