@@ -164,7 +164,9 @@ class RunConfig(BaseSettings):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged. Neither is
-        `training.skip_bad_batches`: a finished stage left out the bad batches that it had, whatever the limit."""
+        `training.skip_bad_batches`: a finished stage left out the bad batches that it had, whatever the limit. Nor is
+        `training.chunk_size`, so that a run that ran out of memory goes on: it decides no more than which dropout is
+        drawn."""
         keep = {
             "seed",
             "retrieval",
@@ -177,7 +179,7 @@ class RunConfig(BaseSettings):
             "training",
             "evaluation",
         }
-        return self.model_dump(mode="json", include=keep, exclude={"training": {"skip_bad_batches"}})
+        return self.model_dump(mode="json", include=keep, exclude={"training": {"skip_bad_batches", "chunk_size"}})
 
     def resolved(self) -> dict[str, Any]:
         """Everything, as JSON, for the run directory's `config.json`."""

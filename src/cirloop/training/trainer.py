@@ -24,7 +24,7 @@ from cirloop.backbones.features import VisionFeatures
 from cirloop.training.batches import Batches
 from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.training.config import TrainingSettings
-from cirloop.training.gradients import Gradients, Pair
+from cirloop.training.gradients import GradientEngine, QueryCandidateModule
 from cirloop.training.health import BadBatch, bad_row
 from cirloop.training.masters import Masters
 from cirloop.training.sharded import full, in_step, like, made_whole, whole
@@ -32,12 +32,11 @@ from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
-"""A step in the training log: loss, rate, gradient norm, and a chunk size where memory did not suffice for the one that
-is set; of a bad batch that was left out, `bad_row`."""
+"""A step in the training log: loss, rate, gradient norm; of a bad batch that was left out, `bad_row`."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Trainer(Gradients):
+class Trainer:
     """Trains the LoRA of `backbone` for `steps` steps; `key` identifies everything that decides the result."""
 
     def __init__(
@@ -46,9 +45,9 @@ class Trainer(Gradients):
         note: Callable[[Row], None] = lambda row: None,
     ) -> None:  # fmt: skip
         """`note` gets each row of the log, also those of steps that an attempt before has done."""
-        super().__init__(backbone, features, batches, settings, seed, accelerator)
-        self.note = note
-        self.steps, self.save_every = steps, save_every
+        self.backbone, self.batches, self.settings, self.accelerator = backbone, batches, settings, accelerator
+        self.steps, self.save_every, self.note = steps, save_every, note
+        self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.key = fingerprint([key, accelerator.num_processes])
         self.checkpoints = StepCheckpoints(workspace, self.key)
         self.log: list[Row] = []
@@ -61,6 +60,8 @@ class Trainer(Gradients):
             config["train_micro_batch_size_per_gpu"] = max(1, settings.batch_size // accelerator.num_processes)
             config["gradient_clipping"] = settings.max_grad_norm
         self.parameters = backbone.trainable()
+        self.masters: Masters | None = None
+        """Where weights are trained in half precision: their float32 copies."""
         if settings.lora.dtype == "base":
             if self.deepspeed or accelerator.distributed_type == DistributedType.FSDP:
                 raise UserError("training.lora.dtype base is not available under DeepSpeed or FSDP, which keep weights "
@@ -73,9 +74,12 @@ class Trainer(Gradients):
             weight_decay=settings.weight_decay,
             foreach=False,
         )
-        self.module, self.optimizer = accelerator.prepare(Pair(backbone.module), optimizer)
+        self.module, self.optimizer = accelerator.prepare(QueryCandidateModule(backbone.module), optimizer)
         if self.masters is None:
             self.parameters = backbone.trainable()  # FSDP2 puts others in their place
+        self.engine = GradientEngine(
+            backbone, features, batches, settings, seed, accelerator, self.module, self.masters
+        )
         half = self.module.fp16_enabled() if self.deepspeed else accelerator.scaler is not None
         self.scaled = bool(half)
         """Whether gradients carry a scale that is lowered at those that are not finite; their step is left out."""
@@ -89,7 +93,7 @@ class Trainer(Gradients):
         for row in self.log:
             self.note(row)
         for step in cost.traced(progress(range(start, self.steps)), "training"):
-            with memory.enough(f"training step {step + 1}", self._smaller):
+            with memory.enough(f"training step {step + 1}", self._way_out()):
                 stop = self._step(step, before)
             self.note(self.log[-1])
             if stop and step + 1 < self.steps:
@@ -104,7 +108,7 @@ class Trainer(Gradients):
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * rate
-        loss = self._backward(step)  # under DeepSpeed, Accelerate takes the optimizer's step in here too
+        loss = self.engine.backward(step)  # under DeepSpeed, Accelerate takes the optimizer's step in here too
         norm = self._norm()
         finite = math.isfinite(loss) and (norm is None or self.scaled or math.isfinite(norm))
         stop, bad = self._any(stopping.asked(), not finite)
@@ -123,10 +127,18 @@ class Trainer(Gradients):
         row: Row = {"step": step + 1, "loss": round(loss, 6), "learning_rate": self.settings.learning_rate * rate}
         if norm is not None and not self.deepspeed and math.isfinite(norm):
             row["grad_norm"] = round(norm, 6)
-        if self.chunk_size != self.settings.chunk_size:
-            row["chunk_size"] = self.chunk_size
         self.log.append(row)
         return stop
+
+    def _way_out(self) -> str:
+        """What to set where memory does not suffice for a step."""
+        rest = "a smaller training.batch_size or model.max_pixels, or model.gradient_checkpointing true."
+        rows = self.settings.chunk_size or -(-self.settings.batch_size // self.accelerator.num_processes)
+        if self.deepspeed or rows == 1:
+            return f"Set {rest}"
+        return (
+            f"Go on by --training.chunk_size {rows // 2} --auto_resume, so many rows at once. Or start anew with {rest}"
+        )
 
     def _norm(self) -> float | None:
         """The gradient's norm, which is cut to the highest allowed; None where DeepSpeed, which cuts it, tells none."""
@@ -234,6 +246,5 @@ class Trainer(Gradients):
                 }
         if self.masters is not None:
             self.masters.round()
-        self.chunk_size = min((row["chunk_size"] for row in self.log if "chunk_size" in row), default=self.chunk_size)
         logger.info("resuming training at step %d of %d", step, self.steps)
         return step
