@@ -26,7 +26,7 @@ from cirloop.add_negatives.samples import read as read_samples
 from cirloop.artifacts import write_json
 from cirloop.backbones import Qwen2VLSettings
 from cirloop.backbones.config import ClipCombinerSettings
-from cirloop.backbones.shards import Shards
+from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.backbones.weights import resolve_adapter
 from cirloop.captioning.config import GenericFoundation
 from cirloop.captioning.pictures import chat_processor
@@ -158,7 +158,7 @@ def test_a_pickled_model_is_not_read(tmp_path: Path, mark: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Bomb(mark)}))
     with pytest.raises(UserError, match=r"pickled \.bin weights are not read"):
         Qwen2VLSettings(path=str(model)).build()
-    Shards(tmp_path, "x").write({"a": torch.zeros(1)})
+    TensorCache(tmp_path, "x").write({"a": torch.zeros(1)})
     shutil.copy(next((tmp_path / "x").iterdir()), model / "other.safetensors")
     with pytest.raises(UserError, match="cannot be loaded"):
         Qwen2VLSettings(path=str(model)).build()
@@ -429,7 +429,7 @@ def test_secrets_are_found_by_name_too() -> None:
 def test_files_have_the_users_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        Shards(tmp_path, "tower").write({"a@1x2x2": torch.zeros(3)})
+        TensorCache(tmp_path, "tower").write({"a@1x2x2": torch.zeros(3)})
         StepCheckpoints(tmp_path / "steps", "k").write(1, {"a": torch.zeros(3)}, [])
         write_json(tmp_path / "deep" / "a.json", {})
         backbone: Any = Qwen2VLSettings(dtype="float32").build()
