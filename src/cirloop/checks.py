@@ -81,9 +81,6 @@ def check(config: RunConfig) -> Dataset:
         problems.add("--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error))
     for where, what in trackers.problems(runtime.report_to):
         problems.add(where, what)
-    for name in ("chunk_size", "skip_bad_batches"):
-        if runtime.deepspeed is not None and getattr(config.training, name):
-            problems.add(f"training.{name}", "is not available under --deepspeed; set it to 0")
     if listed:
         rows = [asdict(row) for row in problems.rows]
         write_json(config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.ways})

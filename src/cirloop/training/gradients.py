@@ -25,7 +25,7 @@ from cirloop.training.config import TrainingSettings
 from cirloop.training.losses import Marks
 from cirloop.training.masters import Masters
 from cirloop.training.online import online_mask, rows_of
-from cirloop.training.sharded import Gather
+from cirloop.training.sharded import AllGatherWithGrad
 
 
 class QueryCandidateModule(nn.Module):
@@ -109,7 +109,7 @@ class GradientEngine:
         """All rows in their order, with gradients to the processes they came from."""
         if self.accelerator.num_processes == 1:
             return local[:count]
-        rows: torch.Tensor = Gather.apply(local)
+        rows: torch.Tensor = AllGatherWithGrad.apply(local)
         return rows.flatten(0, 1)[:count]
 
     def _loss(self, batch: Batch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
