@@ -113,7 +113,7 @@ def compare_training(work: Work, args: argparse.Namespace) -> None:
 
     def step(features: Any, number: int, repeat: int) -> tuple[float, torch.Tensor]:
         trainer.features = features
-        return trainer._backward(number), gradient(trainer)
+        return trainer.engine.backward(number), gradient(trainer)
 
     sides = {"from pixels": partial(step, pixels, 0), "kept features": partial(step, kept, 0)}
     taken, made = in_turn(sides, args.repeats)

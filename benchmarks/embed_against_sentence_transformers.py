@@ -139,7 +139,7 @@ def compare_training(work: Work, theirs: Theirs, args: argparse.Namespace) -> No
 
     def step(repeat: int, number: int = 0) -> tuple[float, torch.Tensor]:  # opening the cache is part of it
         trainer.features = work.features(f"train {repeat}", args.workers)
-        return trainer._backward(number), gradient(trainer)
+        return trainer.engine.backward(number), gradient(trainer)
 
     sides = {"sentence-transformers": their_step, "cold cache": step, "warm cache": step}
     taken, made = in_turn(sides, args.repeats)

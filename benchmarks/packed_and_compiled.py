@@ -112,7 +112,7 @@ def trainer_of(backbone: Any, features: Any, queries: list[Query], args: argpars
 
 
 def gradient(trainer: Trainer) -> np.ndarray[Any, Any]:
-    trainer._backward(0)
+    trainer.engine.backward(0)
     parts = [weight.grad.flatten() for weight in trainer.parameters.values() if weight.grad is not None]
     made: np.ndarray[Any, Any] = torch.cat(parts).float().cpu().numpy()
     trainer.optimizer.zero_grad()

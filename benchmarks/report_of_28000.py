@@ -58,11 +58,10 @@ def name(n: int, images: int) -> str:
 
 
 class Made:
-    """A run directory whose artifacts are made up. `parts` of them are finished; `top` tells whether evaluations keep
-    best images, which those of schema 2 did not."""
+    """A run directory whose artifacts are made up. `parts` of them are finished."""
 
-    def __init__(self, config: RunConfig, queries: int, images: int, k: int, top: bool = True) -> None:
-        self.config, self.queries, self.images, self.k, self.top = config, queries, images, k, top
+    def __init__(self, config: RunConfig, queries: int, images: int, k: int) -> None:
+        self.config, self.queries, self.images, self.k = config, queries, images, k
         self.draw = random.Random(0)
         self.results: list[dict[str, Any]] = []
         config.directory.mkdir(parents=True)
@@ -104,10 +103,10 @@ class Made:
             at = {f"recall@{k}": round(sum(row[1] <= k for row in ranks) / len(ranks), 6) for k in (1, 5, 10, 50)}
             errors = {metric: round((p * (1 - p) / len(ranks)) ** 0.5, 6) for metric, p in at.items()}
             content = {
-                "schema": 3 if self.top else 2, "iteration": label, "split": "jsonl_val", "queries": self.queries,
+                "schema": 3, "iteration": label, "split": "jsonl_val", "queries": self.queries,
                 "gallery": self.images, "missing_images": 0, "dropped_queries": 0, "protocol": "made up",
                 "ablated": None, "model": "m", "metrics": at, "standard_errors": errors, "compared_on": "recall@1",
-                "ranks": ranks, **({"top": tops} if self.top else {}),
+                "ranks": ranks, "top": tops,
             }  # fmt: skip
             self.results.append(content)
             write_json(path, content)
@@ -123,9 +122,9 @@ class Made:
                 for n in range(self.queries) for j in range(self.k)
             ]  # fmt: skip
             even = {"mean": 0.55, "25%": 0.5, "median": 0.55, "75%": 0.6}
-            summary = {"queries": self.queries, "target_first": 0, "queries_mined": self.queries,
+            summary = {"queries": self.queries, "target_first": 0, "queries_mined": self.queries, "left_out": {},
                        "negatives": len(rows), "similarity": {"positive": even, "negative": even}}  # fmt: skip
-            write_json(path, {"schema": 2, "iteration": t, "strategy": {"type": "top_k", "k": self.k},
+            write_json(path, {"schema": 3, "iteration": t, "strategy": {"type": "top_k", "k": self.k},
                               "summary": summary, "negatives": rows})  # fmt: skip
 
         return build

@@ -293,13 +293,9 @@ def test_interrupted_set_aside_is_finished_by_the_next_store(
         "{}",
         "null",
         '{"schema": 1}',
-        '{"schema": 1, "artifacts": []}',
-        '{"schema": 99, "artifacts": {}}',
-        '{"schema": 1, "artifacts": {"a": 3}}',
-        '{"schema": 1, "artifacts": {"a": {"fingerprint": "f", "files": {}}}}',
-        '{"schema": 1, "artifacts": {"a": {"fingerprint": "f", "iteration": "1", "files": {}}}}',
-        '{"schema": 1, "artifacts": {"a": {"fingerprint": "f", "iteration": 1, "files": []}}}',
-        '{"schema": 1, "artifacts": {}, "moving": {"to": "replaced_1"}}',
+        '{"schema": 1, "artifacts": {}}',
+        '{"schema": 2, "artifacts": {}}',
+        '{"schema": 2, "artifacts": {}, "digest": "0"}',
     ],
 )
 def test_damaged_manifest_is_a_clear_error_and_stays_as_it_is(tmp_path: Path, text: str) -> None:

@@ -315,6 +315,7 @@ def test_every_setting_is_known_to_decide_results_or_not() -> None:
         *("--runtime.save_every 1", "--experiment_dir /e", "--auto_resume", "--resume_from_iteration 1"),
         *("--dry_run", "--runtime.cache_dir /c", "--deepspeed /d", "--accelerate_config /a"),
         *("--profile", "--report_only", "--control /c", "--report_to tensorboard"),
+        *("--skip_bad_batches 3", "--training.chunk_size 2"),
     ],
 )
 def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:

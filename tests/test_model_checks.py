@@ -82,6 +82,15 @@ def test_adapters_in_half_precision_need_whole_weights(small: Any, tmp_path: Pat
     assert not problems_of(small(tmp_path / "run", training=half, runtime={"accelerate_config": root / "cpu_2.yaml"}))
 
 
+@pytest.mark.parametrize("how", ["deepspeed", "accelerate_config"])
+def test_what_deepspeed_does_not_do_is_named(how: str, small: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("{}" if how == "deepspeed" else "distributed_type: DEEPSPEED")
+    settings = {"training": {"chunk_size": 4, "skip_bad_batches": 1}, "runtime": {how: tmp_path / "file"}}
+    found = problems_of(small(tmp_path / "run", **settings))
+    for name in ("chunk_size", "skip_bad_batches"):
+        assert f"training.{name} is not available under DeepSpeed; set it to 0" in found
+
+
 def test_a_disk_that_does_not_suffice_is_refused(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(tmp_path / "run", runtime={"cache_dir": tmp_path / "cache"})
     assert checks.check(config)

@@ -42,7 +42,7 @@ class Artifact:
     made_now: bool = False
 
     def read(self) -> dict[str, Any]:
-        """Its content in the form of this version. Raises UserError as `schemas.read` does."""
+        """Its content. Raises UserError as `schemas.read` does."""
         return schemas.read(self.path, schemas.kind_of(self.name))
 
 
@@ -118,16 +118,6 @@ def _found(path: Path) -> dict[str, str]:
     return out
 
 
-def _check_shape(manifest: dict[str, Any]) -> None:
-    """Raises what a malformed manifest gives: one of ValueError, KeyError, TypeError, AttributeError."""
-    for name, entry in manifest["artifacts"].items():
-        iteration, files = entry["iteration"], entry["files"]
-        if not isinstance(iteration, int | None) or not isinstance(files, dict) or "fingerprint" not in entry:
-            raise ValueError(f"the entry of {name!r} is malformed")
-    if "moving" in manifest:
-        _ = manifest["moving"]["to"], manifest["moving"]["names"]
-
-
 class Store:
     """The artifacts of one run directory."""
 
@@ -148,12 +138,7 @@ class Store:
                     "a backup, start anew in another --experiment_dir, or delete those to make them again."
                 )
             return {"artifacts": {}}
-        manifest = schemas.read(path)
-        try:
-            _check_shape(manifest)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}). {schemas.RESTORE}") from None
-        return manifest
+        return schemas.read(path)
 
     def _write_manifest(self) -> None:
         content = {name: value for name, value in self._manifest.items() if name != "schema"}
@@ -165,9 +150,9 @@ class Store:
         self.of_run(run, settings)
         self._write_manifest()
 
-    def of_run(self, run: str | None, settings: Path) -> None:
+    def of_run(self, run: str, settings: Path) -> None:
         """Note to which run this directory belongs, or raise UserError where that is not the one of `settings`."""
-        if run is not None and self._manifest.setdefault("run", run) != run:
+        if self._manifest.setdefault("run", run) != run:
             raise UserError(
                 f"{settings} is of another run than {self.directory / MANIFEST}. Restore that which is not its own."
             )

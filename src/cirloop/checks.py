@@ -31,9 +31,7 @@ def check(config: RunConfig) -> Dataset:
         what = "has no protocol, so its rankings cannot be scored"
         problems.add(f"data.type {config.data.type}", what, "Give its settings a `protocol`, as in data/cirr.py.")
     try:
-        data = config.data.build(
-            Sources(config.data_dir, config.cache, progress, config.train_dir, config.runtime.allow_symlinks)
-        )
+        data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     except UserError as error:
         problems.take(error, "data")
     listed = False
@@ -86,9 +84,6 @@ def check(config: RunConfig) -> Dataset:
         problems.add("--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error))
     for where, what in trackers.problems(runtime.report_to):
         problems.add(where, what)
-    for name in ("chunk_size", "skip_bad_batches"):
-        if runtime.deepspeed is not None and getattr(config.training, name):
-            problems.add(f"training.{name}", "is not available under --deepspeed; set it to 0")
     if listed:
         rows = [asdict(row) for row in problems.rows]
         write_json(config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.ways})

@@ -58,7 +58,7 @@ PLACES = (("", ("data_dir", "train_dir")), ("runtime", ("cache_dir", "control", 
 LAST_WORD = (
     *("data.allow_missing_images", "data.categories", "mining.n_def", "training.batch_size", "training.learning_rate"),
     *("training.skip_bad_batches", "runtime.num_processes", "runtime.accelerate_config", "runtime.deepspeed"),
-    *("runtime.profile", "runtime.control", "runtime.report_to", "runtime.allow_symlinks"),
+    *("runtime.profile", "runtime.control", "runtime.report_to"),
 )
 """Settings whose last word alone is a flag too."""
 SHORTCUTS = {
@@ -164,7 +164,9 @@ class RunConfig(BaseSettings):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged. Neither is
-        `training.skip_bad_batches`: a finished stage left out the bad batches that it had, whatever the limit."""
+        `training.skip_bad_batches`: a finished stage left out the bad batches that it had, whatever the limit. Nor is
+        `training.chunk_size`, so that a run that ran out of memory goes on: it decides no more than which dropout is
+        drawn."""
         keep = {
             "seed",
             "retrieval",
@@ -177,7 +179,7 @@ class RunConfig(BaseSettings):
             "training",
             "evaluation",
         }
-        return self.model_dump(mode="json", include=keep, exclude={"training": {"skip_bad_batches"}})
+        return self.model_dump(mode="json", include=keep, exclude={"training": {"skip_bad_batches", "chunk_size"}})
 
     def resolved(self) -> dict[str, Any]:
         """Everything, as JSON, for the run directory's `config.json`."""
@@ -253,15 +255,14 @@ def from_json(path: Path, **changes: Any) -> RunConfig:
 
 def save(config: RunConfig, path: Path) -> str:
     """Write a run directory's copy; returns the run's name, a digest of what decides results in its first copy."""
-    run = run_of(path) if path.exists() else None
-    run = run or fingerprint(config.decisive())
+    run = run_of(path) if path.exists() else fingerprint(config.decisive())
     write_sealed(path, "config", notices.mark(config) | {"run": run, **config.resolved()})
     return run
 
 
-def run_of(path: Path) -> str | None:
-    """The name in a run directory's copy; None in one of an older version."""
-    name: str | None = schemas.read(path, "config").get("run")
+def run_of(path: Path) -> str:
+    """The name in a run directory's copy."""
+    name: str = schemas.read(path, "config")["run"]
     return name
 
 

@@ -78,15 +78,14 @@ def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
 def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
     """The data set and the split to evaluate on, the run's own or another benchmark's by name, and settings with it."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
-    links = config.runtime.allow_symlinks
     other = benchmarks.settings_for(name, options.gallery, options.allow_missing_images)
     if other is not None and (options.data_dir is not None or benchmark_of(name) != config.data.type):
         settings, split = other
         directory = places.found(settings, options.data_dir, None)["data_dir"]
-        where = Sources(directory, config.cache, progress, allow_symlinks=links)
+        where = Sources(directory, config.cache, progress)
         there = {"data": settings, "data_dir": directory, "train_dir": None}
         return config.model_copy(update=there), settings.build(where), split
-    where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir, links)
+    where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
     own = config.data.build(where)
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name not in names:

@@ -76,9 +76,7 @@ def export(options: ExportConfig) -> None:
     label, *more = chosen(options.iteration, done_iterations(store))
     if more:
         raise UserError(f"--iteration {options.iteration}: give one.")
-    data = config.data.build(
-        Sources(config.data_dir, config.cache, progress, config.train_dir, config.runtime.allow_symlinks)
-    )
+    data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     splits: Sequence[TrainSplit | EvalSplit]
     splits = [data.train] if options.split == TRAIN else data.parts(options.split)
     run = Run(config, store, data)

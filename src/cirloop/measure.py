@@ -144,7 +144,7 @@ def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -
         with TemporaryDirectory() as work:
             trainer = Trainer(backbone, features, batches, settings, 1, 0, "measure", Path(work), 0, accelerate)
             trainer.module.train()
-            loss = trainer._backward(0)
+            loss = trainer.engine.backward(0)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
             return loss

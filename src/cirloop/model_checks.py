@@ -38,8 +38,12 @@ def check_models(config: RunConfig, problems: Problems) -> None:
     runtime, half = config.runtime, config.training.lora.dtype == "base"
     if runtime.deepspeed is not None and find_spec("deepspeed") is None:
         problems.add("--deepspeed", "needs the package deepspeed (pip install deepspeed); or leave it out")
-    if half and (runtime.deepspeed is not None or _kind(runtime.accelerate_config) in ("DEEPSPEED", "FSDP")):
+    kind = _kind(runtime.accelerate_config) if runtime.deepspeed is None else "DEEPSPEED"
+    if half and kind in ("DEEPSPEED", "FSDP"):
         problems.add("training.lora.dtype base", "is not available under DeepSpeed or FSDP; set it to float32")
+    for name in ("chunk_size", "skip_bad_batches"):
+        if kind == "DEEPSPEED" and getattr(config.training, name):
+            problems.add(f"training.{name}", "is not available under DeepSpeed; set it to 0")
 
 
 def _kind(accelerate_config: Path | None) -> str | None:

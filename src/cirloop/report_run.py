@@ -107,8 +107,7 @@ def _readable(config: RunConfig, train: bool, evals: bool) -> Splits:
         if hasattr(settings, "allow_missing_images"):
             tried.append(settings.model_copy(update={"allow_missing_images": ANY_NUMBER}))
         for each in tried:
-            links = config.runtime.allow_symlinks
-            where = Sources(config.data_dir, config.cache, progress, config.train_dir, links)
+            where = Sources(config.data_dir, config.cache, progress, config.train_dir)
             try:
                 return look(each.build(where))
             except UserError as error:

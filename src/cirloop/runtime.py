@@ -42,8 +42,6 @@ class Runtime(Settings):
     """Write `report.html` anew after each stage."""
     control: Path | None = None
     """Another run directory, whose recalls `report.html` draws beside this run's."""
-    allow_symlinks: bool = False
-    """Let links among the pictures lead out of the data directory and the folders of pictures, which may be links."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where losses, recalls and costs go while the run works, such as tensorboard,wandb; nowhere by default
     (docs/watching.md)."""

@@ -40,9 +40,7 @@ def do_share(job: dict[str, Any]) -> None:
     gpu = {} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}
     state = PartialState(timeout=PATIENCE, **gpu)
     config = RunConfig(**job["config"])
-    data = config.data.build(
-        Sources(config.data_dir, Path(job["cache"]), _quiet, config.train_dir, config.runtime.allow_symlinks)
-    )
+    data = config.data.build(Sources(config.data_dir, Path(job["cache"]), _quiet, config.train_dir))
     images = data.at(job["where"]).images
     asked = [row[:1] for row in job["items"]] if job["kind"] == "embed" else [row[:2] for row in job["asks"]]
     assert content(images, [image for row in asked for image in row]) == job["images"], "not the driver's pictures"

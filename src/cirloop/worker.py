@@ -111,9 +111,7 @@ def rank() -> int:
 
 def _train(job: dict[str, Any]) -> None:
     config = from_json(Path(job["run"]) / "config.json")
-    data = config.data.build(
-        Sources(config.data_dir, Path(job["cache"]), progress, config.train_dir, config.runtime.allow_symlinks)
-    ).train
+    data = config.data.build(Sources(config.data_dir, Path(job["cache"]), progress, config.train_dir)).train
     settings, iteration = config.training, int(job["iteration"])
     accelerate = accelerator()
     if getattr(config.model, "compile", False) and in_pieces(accelerate):

@@ -15,7 +15,7 @@ import torch
 
 from cirloop import experiment, schemas
 from cirloop.artifacts import Store
-from cirloop.backbones.shards import Shards
+from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.data.sources import Sources
 from cirloop.evaluate_run import EvalConfig, evaluate_run
 from cirloop.export_vectors import main as export_vectors
@@ -187,65 +187,47 @@ def test_no_single_bit_of_a_sealed_file_changes_what_is_read(name: str, finished
 @pytest.fixture
 def cached(tmp_path: Path) -> Path:
     """The file of a shard of vision features."""
-    Shards(tmp_path, "tower").write({f"{name}@1x2x2": torch.rand(40, 8, dtype=torch.bfloat16) for name in "abc"})
+    TensorCache(tmp_path, "tower").write({f"{name}@1x2x2": torch.rand(40, 8, dtype=torch.bfloat16) for name in "abc"})
     (path,) = tmp_path.rglob("*.safetensors")
     return path
 
 
 def read_cached(path: Path) -> dict[str, torch.Tensor]:
-    shards = Shards(path.parent.parent, "tower")
-    there = [name for name in "abc" if name not in shards.missing("abc")]
-    return {name: shards.read(name) for name in there}
+    cache = TensorCache(path.parent.parent, "tower")
+    held = [name for name in "abc" if name not in cache.missing("abc")]
+    return {name: cache.read(name) for name in held}
 
 
-@pytest.mark.parametrize("alteration", [name for name in ALTERATIONS if name not in ("gone", "a dangling link")])
-def test_an_altered_shard_is_named(alteration: str, cached: Path) -> None:
+@pytest.mark.parametrize("alteration", ALTERATIONS)
+def test_an_altered_shard_is_missing(alteration: str, cached: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(read_cached(cached)) == 3
     ALTERATIONS[alteration](cached)
-    said = refused(lambda: read_cached(cached))
-    assert str(cached) in said and "Delete the file; it is remade" in said
-
-
-@pytest.mark.parametrize("alteration", ["gone", "a dangling link"])
-def test_a_shard_that_is_gone_is_missing(alteration: str, cached: Path) -> None:
-    ALTERATIONS[alteration](cached)
     assert read_cached(cached) == {}
+    if alteration not in ("gone", "a dangling link", "a directory", "a pipe"):
+        assert f"{cached} are damaged" in caplog.text and not cached.exists()
 
 
 def test_no_single_bit_of_a_shard_is_read_over(cached: Path) -> None:
-    whole, tensors = cached.read_bytes(), read_cached(cached)
+    whole = cached.read_bytes()
     for place in range(0, len(whole), 3):
         cached.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
-        try:
-            found = read_cached(cached)
-        except UserError as error:
-            assert str(cached) in str(error)
-        else:
-            assert all(torch.equal(found[name], tensors[name]) for name in found), place
+        assert read_cached(cached) == {}, place
 
 
-def test_another_shard_under_this_ones_name_is_named(cached: Path, tmp_path: Path) -> None:
-    Shards(tmp_path, "other tower").write({"a@1x2x2": torch.rand(40, 8)})
+def test_another_shard_under_this_ones_name_is_not_read(cached: Path, tmp_path: Path) -> None:
+    TensorCache(tmp_path, "other tower").write({"a@1x2x2": torch.rand(40, 8)})
     (planted,) = (tmp_path / "other tower").iterdir()
     shutil.copy(planted, cached)
-    assert "of other keys" in refused(lambda: read_cached(cached))
+    assert read_cached(cached) == {}
 
 
-def test_a_shard_of_an_older_version_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from safetensors.torch import save_file
-
-    (tmp_path / "tower").mkdir()
-    save_file({"a@1x2x2": torch.zeros(3)}, tmp_path / "tower" / "old.safetensors")
-    assert Shards(tmp_path, "tower").missing(["a"]) == ["a"] and "have no checksums" in caplog.text
-
-
-def test_an_unreadable_shard_is_named() -> None:
+def test_an_unreadable_shard_is_missing() -> None:
     with tempfile.TemporaryDirectory() as made:
         os.chmod(made, 0o755)
-        Shards(Path(made), "tower").write({"a@1x2x2": torch.zeros(3)})
+        TensorCache(Path(made), "tower").write({"a@1x2x2": torch.zeros(3)})
         (path,) = Path(made).rglob("*.safetensors")
         path.chmod(0)
-        assert str(path) in refused_to_nobody(lambda: read_cached(path))
+        assert refused_to_nobody(lambda: read_cached(path)) == "not a UserError: AssertionError('accepted: {}')"
 
 
 @pytest.mark.parametrize("alteration", ALTERATIONS)

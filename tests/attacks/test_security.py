@@ -22,12 +22,11 @@ from PIL import Image
 from rich.console import Console
 
 from cirloop import cli, shown
-from cirloop.add_negatives.samples import look
 from cirloop.add_negatives.samples import read as read_samples
 from cirloop.artifacts import write_json
 from cirloop.backbones import Qwen2VLSettings
 from cirloop.backbones.config import ClipCombinerSettings
-from cirloop.backbones.shards import Shards
+from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.backbones.weights import resolve_adapter
 from cirloop.captioning.config import GenericFoundation
 from cirloop.captioning.pictures import chat_processor
@@ -159,7 +158,7 @@ def test_a_pickled_model_is_not_read(tmp_path: Path, mark: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Bomb(mark)}))
     with pytest.raises(UserError, match=r"pickled \.bin weights are not read"):
         Qwen2VLSettings(path=str(model)).build()
-    Shards(tmp_path, "x").write({"a": torch.zeros(1)})
+    TensorCache(tmp_path, "x").write({"a": torch.zeros(1)})
     shutil.copy(next((tmp_path / "x").iterdir()), model / "other.safetensors")
     with pytest.raises(UserError, match="cannot be loaded"):
         Qwen2VLSettings(path=str(model)).build()
@@ -226,8 +225,8 @@ def test_other_names_do_not(name: str) -> None:
     assert not leads_out(name)
 
 
-def sources(directory: Path, **more: Any) -> Sources:
-    return Sources(directory, directory.parent / "cache", lambda items, _: items, **more)
+def sources(directory: Path) -> Sources:
+    return Sources(directory, directory.parent / "cache", lambda items, _: items)
 
 
 def own_data(directory: Path) -> Path:
@@ -296,58 +295,21 @@ def test_a_table_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
         HuggingFaceSettings().build(sources(tmp_path / "data")).parts("val")
 
 
-def test_a_link_out_of_the_data_is_refused_unless_allowed(tmp_path: Path) -> None:
-    directory = own_data(tmp_path / "data")
-    Image.new("RGB", (9, 9)).save(tmp_path / "private.png")
-    (directory / "images" / "b.png").unlink()
-    (directory / "images" / "b.png").symlink_to(tmp_path / "private.png")
-    with pytest.raises(
-        UserError, match=r"b\.png: is outside of the data directory: .*private\.png(?s:.*)--allow_symlinks"
-    ):
-        JsonlSettings().build(sources(directory)).parts("val")
-    with pytest.raises(UserError, match="is outside"):
-        JsonlSettings(allow_missing_images=5).build(sources(directory)).parts("val")
-    [part] = JsonlSettings().build(sources(directory, allow_symlinks=True)).parts("val")
-    assert part.images.load(ImageId("b.png")).size == (9, 9)
-
-
-def test_a_folder_in_the_data_that_leads_out_is_refused(tmp_path: Path) -> None:
-    directory = own_data(tmp_path / "data")
-    (tmp_path / "private").mkdir()
-    Image.new("RGB", (9, 9)).save(tmp_path / "private" / "c.png")
-    (directory / "images" / "sub").symlink_to(tmp_path / "private")
-    line = {"reference": "a.png", "text": "in blue", "target": "sub/c.png"}
-    (directory / "val.jsonl").write_text(json.dumps(line))
-    with pytest.raises(UserError, match=r"sub/c\.png: is outside of the data directory"):
-        JsonlSettings().build(sources(directory)).parts("val")
-
-
-def test_the_directory_and_its_folder_may_be_links(tmp_path: Path) -> None:
-    """So may links that stay inside."""
+def test_links_are_read_wherever_they_lead(tmp_path: Path) -> None:
+    """The data directory, the folder of pictures, a folder in it and a picture, each on another disk."""
     real = own_data(tmp_path / "real")
     (tmp_path / "disk").mkdir()
     (real / "images").rename(tmp_path / "disk" / "pictures")
     (real / "images").symlink_to(tmp_path / "disk" / "pictures")
-    (real / "images" / "b.png").rename(real / "images" / "real.bin")
-    (real / "images" / "b.png").symlink_to("real.bin")
+    (real / "images" / "b.png").rename(tmp_path / "disk" / "real.bin")
+    (real / "images" / "b.png").symlink_to(tmp_path / "disk" / "real.bin")
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "more" / "c.png")
+    (real / "images" / "sub").symlink_to(tmp_path / "more")
     (tmp_path / "data").symlink_to(real)
     [part] = JsonlSettings().build(sources(tmp_path / "data")).parts("val")
-    assert part.gallery.ids == ("a.png", "b.png")
-
-
-def test_samples_behind_a_link_are_refused_unless_allowed(tmp_path: Path) -> None:
-    directory = own_data(tmp_path / "data") / "images"
-    Image.new("RGB", (9, 9)).save(tmp_path / "private.png")
-    (directory / "c.png").symlink_to(tmp_path / "private.png")
-    path = tmp_path / "samples.json"
-    path.write_text(json.dumps([{"image": "c.png", "text": "x"}, {"image": "a.png", "text": "y"}]))
-    for allowed, found in (
-        (False, ["is outside of the image directory: " + str(tmp_path / "private.png")]),
-        (True, []),
-    ):
-        problems = Problems()
-        look(read_samples(path, None, None, problems), directory, 1, iter, problems, allowed)  # type: ignore[arg-type]
-        assert [row.what for row in problems.rows] == found
+    assert part.gallery.ids == ("a.png", "b.png", "sub/c.png")
+    assert part.images.load(ImageId("sub/c.png")).size == (9, 9)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -467,7 +429,7 @@ def test_secrets_are_found_by_name_too() -> None:
 def test_files_have_the_users_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        Shards(tmp_path, "tower").write({"a@1x2x2": torch.zeros(3)})
+        TensorCache(tmp_path, "tower").write({"a@1x2x2": torch.zeros(3)})
         StepCheckpoints(tmp_path / "steps", "k").write(1, {"a": torch.zeros(3)}, [])
         write_json(tmp_path / "deep" / "a.json", {})
         backbone: Any = Qwen2VLSettings(dtype="float32").build()

@@ -19,10 +19,10 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from cirloop import cost
-from cirloop.backbones import BackboneConfig, Qwen2VLSettings
+from cirloop.backbones import BackboneConfig, Qwen2VLSettings, tensor_cache
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.loading import AHEAD, loaded
-from cirloop.backbones.shards import Shards, evict
+from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.data import ShapesSettings
 from cirloop.runtime import Runtime
 from cirloop.types import ImageId, UserError
@@ -82,33 +82,34 @@ def tensors(name: str, size: int = 1000) -> dict[str, torch.Tensor]:
     return {f"{name}@1x2x2": torch.full((size,), float(ord(name[0])))}
 
 
-def test_a_limit_deletes_what_was_not_used_for_longest(tmp_path: Path) -> None:
-    """Three shards of 4 kB; a fourth needs the room of two of them, and the one used last stays."""
-    shards = Shards(tmp_path, "tower")
+def test_a_limit_deletes_the_oldest(tmp_path: Path) -> None:
+    """Three shards of 4 kB; a fourth needs the room of two of them, and the youngest stays."""
+    cache = TensorCache(tmp_path, "tower")
     for name in "abc":
-        shards.write(tensors(name))
-    paths = {key: shards._index[key][0] for key in "abc"}
+        cache.write(tensors(name))
+    paths = {key: cache._index[key][0] for key in "abc"}
     for place, name in enumerate("bca"):
         os.utime(paths[name], (OLD + place,) * 2)
-    limited = Shards(tmp_path, "tower", max_bytes=9000)
+    limited = TensorCache(tmp_path, "tower", max_bytes=9000)
     limited.write(tensors("d"))
     assert [name for name in "abc" if paths[name].exists()] == ["a"]
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) <= 9000
 
 
 def test_the_limit_counts_other_towers_and_what_killed_processes_left(tmp_path: Path) -> None:
-    Shards(tmp_path, "other").write(tensors("a"))
+    TensorCache(tmp_path, "other").write(tensors("a"))
     (tmp_path / "other" / ".b.1.tmp").write_bytes(bytes(4000))
     for path in (tmp_path / "other").iterdir():
         os.utime(path, (OLD, OLD))
-    Shards(tmp_path, "tower", max_bytes=5000).write(tensors("c"))
+    TensorCache(tmp_path, "tower", max_bytes=5000).write(tensors("c"))
     assert [*(tmp_path / "other").iterdir()] == []
 
 
 def test_what_this_run_has_used_stays_beyond_the_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Shards(tmp_path, "tower").write(tensors("a"))
+    TensorCache(tmp_path, "tower").write(tensors("a"))
     (path,) = age(tmp_path)
-    limited = Shards(tmp_path, "tower", max_bytes=5000)
+    limited = TensorCache(tmp_path, "tower", max_bytes=5000)
+    assert path.stat().st_mtime == OLD, "to list a shard is not to use it"
     assert limited.missing(["a"]) == []
     with caplog.at_level("WARNING"):
         limited.write(tensors("b"))
@@ -117,39 +118,32 @@ def test_what_this_run_has_used_stays_beyond_the_limit(tmp_path: Path, caplog: p
     assert [r.message.count("runtime.cache_gb") for r in caplog.records] == [1], "said once"
 
 
-def test_what_any_process_used_lately_stays(tmp_path: Path) -> None:
-    Shards(tmp_path, "tower").write(tensors("a"))
-    assert evict(tmp_path, 0, began=time.time() + 100) > 0
-    age(tmp_path)
-    assert evict(tmp_path, 0, began=time.time() + 100) == 0
-
-
-def test_use_is_noted(tmp_path: Path) -> None:
-    Shards(tmp_path, "tower").write(tensors("a"))
-    (path,) = age(tmp_path)
-    shards = Shards(tmp_path, "tower")
-    assert path.stat().st_mtime == OLD, "to list a shard is not to use it"
-    shards.missing(["a"])
-    assert path.stat().st_mtime > time.time() - 60
+def test_a_shard_is_compared_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TensorCache(tmp_path, "tower").write(tensors("a"))
+    compared: list[Path] = []
+    digest = tensor_cache.file_digest
+    monkeypatch.setattr(tensor_cache, "file_digest", lambda path: compared.append(path) or digest(path))
+    assert TensorCache(tmp_path, "tower").missing(["a"]) == [] and compared == [], "written in this run"
+    paths = age(tmp_path)
+    for _ in range(2):
+        assert TensorCache(tmp_path, "tower").missing(["a"]) == [] and compared == paths
 
 
 def test_an_open_shard_is_read_after_its_file_is_deleted(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, "tower")
-    shards.write(tensors("a"))
-    reader = Shards(tmp_path, "tower")
+    TensorCache(tmp_path, "tower").write(tensors("a"))
+    reader = TensorCache(tmp_path, "tower")
     assert reader.missing(["a", "b"]) == ["b"]
-    age(tmp_path)
-    assert evict(tmp_path, 0, began=time.time()) == 0
+    age(tmp_path)[0].unlink()
     assert torch.equal(reader.read("a"), tensors("a")["a@1x2x2"])
-    assert Shards(tmp_path, "tower").missing(["a"]) == ["a"]
+    assert TensorCache(tmp_path, "tower").missing(["a"]) == ["a"]
 
 
 def test_a_shard_that_is_gone_and_made_again_is_found(tmp_path: Path) -> None:
-    Shards(tmp_path, "tower").write(tensors("a"))
-    reader = Shards(tmp_path, "tower")
+    TensorCache(tmp_path, "tower").write(tensors("a"))
+    reader = TensorCache(tmp_path, "tower")
     age(tmp_path)[0].unlink()
     assert reader.missing(["a"]) == ["a"]
-    Shards(tmp_path, "tower").write(tensors("a"))
+    TensorCache(tmp_path, "tower").write(tensors("a"))
     assert reader.missing(["a"]) == []
 
 
@@ -157,23 +151,26 @@ def test_a_listed_shard_that_is_deleted_is_computed_again(backbone: Any, images:
     ids = images.gallery.ids[: 2 * BATCH]
     first = features_of(backbone, images.images, tmp_path).get(ids)
     reader = features_of(backbone, images.images, tmp_path)
-    age(tmp_path)
-    assert evict(tmp_path, 0, began=time.time()) == 0
+    age(tmp_path)[0].unlink()
     assert same(first, reader.get(ids))
     assert same(first, features_of(backbone, images.images, tmp_path).get(ids))
 
 
-def test_a_shard_damaged_after_it_was_listed_is_named(tmp_path: Path) -> None:
-    Shards(tmp_path, "tower").write(tensors("a"))
-    reader = Shards(tmp_path, "tower")
-    (path,) = tmp_path.rglob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(UserError, match=path.name):
-        reader.missing(["a"])
+def test_of_two_shards_with_an_image_the_whole_one_is_read(tmp_path: Path) -> None:
+    for more in "bc":  # as two processes make them at once
+        TensorCache(tmp_path, more).write(tensors("a") | tensors(more))
+        (tmp_path / "tower").mkdir(exist_ok=True)
+        for path in (tmp_path / more).iterdir():
+            path.rename(tmp_path / "tower" / path.name)
+    reader = TensorCache(tmp_path, "tower")
+    used = reader._index["a"][0]
+    used.write_bytes(used.read_bytes()[:-4] + b"damn")
+    assert reader.missing(["a"]) == [] and reader._index["a"][0] != used
+    assert torch.equal(reader.read("a"), tensors("a")["a@1x2x2"])
 
 
 def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, "tower")
+    shards = TensorCache(tmp_path, "tower")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # as on a full disk
     try:
@@ -232,7 +229,7 @@ def test_two_processes_fill_one_cache(backbone: Any, images: Any, tmp_path: Path
 
 def delete(directory: Path) -> None:
     """Another run whose limit leaves no room: deletes what is not used, and writes of its own."""
-    Shards(directory, "tower of another", max_bytes=1).write(tensors("z"))
+    TensorCache(directory, "tower of another", max_bytes=1).write(tensors("z"))
     print("deleted", flush=True)
 
 

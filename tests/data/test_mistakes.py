@@ -50,8 +50,8 @@ def write(directory: Path, rows: list[Any]) -> None:
         (directory / f"{split}.jsonl").write_text(lines(rows))
 
 
-def of(directory: Path, **more: Any) -> Sources:
-    return Sources(directory, directory.parent / "cache", lambda items, _: items, **more)
+def of(directory: Path) -> Sources:
+    return Sources(directory, directory.parent / "cache", lambda items, _: items)
 
 
 def train(directory: Path, **settings: Any) -> TrainSplit:
@@ -120,10 +120,6 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "broken and missing": (
         lambda d: ((d / "images" / "p0.png").write_text("<html>"), (d / "images" / "p1.png").unlink()),
         ("p0.png: is not a picture but a web page", "p1.png: is not there", "--allow_missing_images 2"),
-    ),
-    "a linked folder": (
-        lambda d: ((d.parent / "more").mkdir(), (d / "images" / "season").symlink_to(d.parent / "more")),
-        ("season: is a link to a folder", "--allow_symlinks"),
     ),
     "no pictures": (lambda d: [p.unlink() for p in (d / "images").iterdir()], ("holds no pictures (", ".avif")),
 }  # fmt: skip
@@ -234,11 +230,11 @@ def test_pictures_of_all_kinds_are_in_the_gallery_and_others_named(
     assert len(said) == 1 and "2 .heic (a.heic)" in said[0]
 
 
-def test_a_linked_folder_is_in_the_gallery_where_links_may_lead_out(data: Path) -> None:
+def test_a_linked_folder_is_in_the_gallery(data: Path) -> None:
     (data.parent / "more").mkdir()
     Image.new("RGB", (32, 32), "white").save(data.parent / "more" / "s.png")
     (data / "images" / "season").symlink_to(data.parent / "more")
-    split = JsonlSettings().build(of(data, allow_symlinks=True)).train
+    split = train(data)
     assert "season/s.png" in split.gallery.ids and split.images.load(split.gallery.ids[-1]).size == (32, 32)
 
 

@@ -79,12 +79,12 @@ POINTS = (
     *(Point("artifacts:Store._finish_moves", f"RUN/replaced_*/{name}", "rename", "again")
       for name in (*ARTIFACTS[:4], "evaluation_results.json")),
     # the cache
-    Point("backbones.shards:Shards.write", "CACHE", "mkdir"),
-    Point("backbones.shards:Shards.write", "CACHE/vision", "mkdir"),
-    Point("backbones.shards:Shards.write", "CACHE/vision/*", "mkdir"),
-    Point("backbones.shards:Shards.write", SHARD, "save chmod sync remove"),
-    Point("backbones.shards:Shards.write", f"{SHARD}.safetensors", "rename"),
-    Point("backbones.shards:Shards._use", f"{SHARD}.safetensors", "utime"),
+    Point("backbones.tensor_cache:TensorCache.write", "CACHE", "mkdir"),
+    Point("backbones.tensor_cache:TensorCache.write", "CACHE/vision", "mkdir"),
+    Point("backbones.tensor_cache:TensorCache.write", "CACHE/vision/*", "mkdir"),
+    Point("backbones.tensor_cache:TensorCache.write", SHARD, "save chmod remove"),
+    Point("backbones.tensor_cache:TensorCache.write", f"{SHARD}.safetensors", "rename"),
+    Point("backbones.tensor_cache:_mark", f"{SHARD}.safetensors", "utime"),
     Point("data.sources:Sources.bad", "CACHE/images/*.json", TEXT, "pictures"),
     Point("checks:check", "CACHE/problems.json", TEXT, "problems"),
     # searching

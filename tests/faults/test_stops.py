@@ -15,7 +15,7 @@ STOPPED = 75
 INTERRUPTED = 130
 
 STAGES = {
-    "training.trainer:Trainer._backward": "checkpoint_iter_1",
+    "training.gradients:GradientEngine.backward": "checkpoint_iter_1",
     "training.trainer:Trainer._save": "checkpoint_iter_1",
     "backbones.features:VisionFeatures.make": "evaluation_base.json",
     "run:embed": "hard_negatives_iter_0.json",
@@ -25,7 +25,7 @@ STAGES = {
     "launch:training": "checkpoint_iter_0",
 }
 """Functions of stages, and the stage that meets them."""
-STEP = "training.trainer:Trainer._backward"
+STEP = "training.gradients:GradientEngine.backward"
 
 
 def stopped(harness: Harness, site: str, kind: str, nth: int = 1) -> tuple[Path, Any, str | None]:

@@ -27,7 +27,7 @@ ELSEWHERE = {
     "trackers": ("Trackers.__enter__",),  # by request; tests/test_trackers.py
     "stages": ("train.build",),  # of a warm-up of no steps
     # the cache held to a size, and a nameless file
-    "backbones.shards": ("evict",),
+    "backbones.tensor_cache": ("TensorCache._make_room", "_opened"),
     "retrieval.vectors": ("room",),
     # outputs of commands that do their work anew
     "add_negatives.features": ("_save", "work"),

@@ -35,11 +35,11 @@ def content(path: Path) -> Any:
 
 
 def made(home: Path, iterations: int = 2, parts: int | None = None, queries: int = 12, images: int = 9,
-         top: bool = True, **changes: Any) -> RunConfig:  # fmt: skip
+         **changes: Any) -> RunConfig:  # fmt: skip
     """A made-up run of a model that is nowhere, and its data."""
     make_data(home / "data", queries, images, EVIL)
     config = settings(home, iterations, **changes)
-    Made(config, queries, images, 3, top).run(parts)
+    Made(config, queries, images, 3).run(parts)
     return config
 
 
@@ -192,14 +192,6 @@ def test_a_run_that_is_going_says_what_is_missing(parts: int, tmp_path: Path) ->
     assert evaluated == {0: 0, 1: 1}.get(parts, 2)
     assert ("Nothing is mined yet." in page.text) == (parts < 4)
     assert ("Nothing is written yet." in page.text) == (parts < 5)
-
-
-def test_evaluations_of_an_older_version_have_no_best_images(tmp_path: Path) -> None:
-    page = page_of(made(tmp_path, top=False))
-    said = " ".join(page.text.split())
-    assert "The best images of iterations 2, 1, 0, base were not kept" in said or "were not kept: an older" in said
-    assert said.count("The best images of this evaluation were not kept.") > 4
-    assert page.tables["Queries won and lost by recall@1"][1:]
 
 
 def test_a_control_is_drawn_where_it_was_evaluated_alike(whole: RunConfig, copied: RunConfig) -> None:

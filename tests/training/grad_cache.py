@@ -37,7 +37,7 @@ def gradients(cache: Path, loss: Any) -> float:
         for number, (name, parameter) in enumerate(trainer.parameters.items()):
             if "lora_B" in name:
                 parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(number))
-    trainer._backward(0)
+    trainer.engine.backward(0)
     cached = [p.grad.clone() for p in trainer.parameters.values() if p.grad is not None]
     trainer.optimizer.zero_grad()
     whole = with_graphs(trainer)
@@ -48,15 +48,15 @@ def gradients(cache: Path, loss: Any) -> float:
 def with_graphs(trainer: Trainer) -> list[torch.Tensor]:
     """The gradient of the whole batch at once: every chunk's graph is kept until the loss is there."""
     batch, rank = trainer.batches[0], trainer.accelerator.process_index
-    queries, candidates = (trainer._share(items) for items, _ in trainer._sides(batch))
+    queries, candidates = (trainer.engine._local_rows(items) for items, _ in trainer.engine._encoder_inputs(batch))
     made: list[list[torch.Tensor]] = [[], []]
     number = 0
     for side, rows in zip(made, (queries, candidates), strict=True):
         for start in range(0, len(rows), CHUNK):
-            torch.manual_seed(seed_of(trainer.seed, 0, rank, number))
-            side.append(trainer.backbone.module(trainer._inputs(rows[start : start + CHUNK])))
+            torch.manual_seed(seed_of(trainer.engine.seed, 0, rank, number))
+            side.append(trainer.backbone.module(trainer.engine._inputs_of(rows[start : start + CHUNK])))
             number += 1
-    trainer._loss(batch, torch.cat(made[0]), torch.cat(made[1])).backward()
+    trainer.engine._loss(batch, torch.cat(made[0]), torch.cat(made[1])).backward()
     grads = [p.grad for p in trainer.parameters.values() if p.grad is not None]
     if trainer.accelerator.num_processes > 1:
         for grad in grads:

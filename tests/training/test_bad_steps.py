@@ -158,82 +158,37 @@ def narrow(trainer: Trainer, most: int) -> Iterator[list[int]]:
     hook.remove()
 
 
-@pytest.mark.parametrize(
-    ("chunk_size", "dropout", "model"),
-    [
-        (0, 0.0, {}),
-        (0, 0.5, {"gradient_checkpointing": True}),
-        (5, 0.5, {}),
-        (6, 0.5, {"packed": True, "attention": "eager"}),
-    ],
-)
-def test_a_step_that_runs_out_of_memory_is_done_in_chunks_with_the_same_result(
-    chunk_size: int, dropout: float, model: dict[str, Any], tmp_path: Path, cache: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    options = {**STEADY, "lora": LoraSettings(dropout=dropout), "chunk_size": chunk_size, "model": model}
-    whole = trainer_of(tmp_path / "a", cache, **options)
-    before = adapter(whole)
-    whole.run(lambda steps: steps)
-    trainer = trainer_of(tmp_path / "b", cache, **options)
-    with narrow(trainer, 3) as asked:
+@pytest.mark.parametrize(("chunk_size", "way_out"), [(0, "--training.chunk_size 4 "), (5, "--training.chunk_size 2 ")])
+def test_a_step_that_runs_out_of_memory_names_the_chunk_size_to_try(
+    chunk_size: int, way_out: str, tmp_path: Path, cache: Path
+) -> None:
+    trainer = trainer_of(tmp_path, cache, chunk_size=chunk_size)
+    with narrow(trainer, 4), pytest.raises(UserError, match="training step 1: CUDA out of memory") as caught:
         trainer.run(lambda steps: steps)
-    assert max(asked[-4:]) <= 3 < asked[0]
-    halvings = {0: [4, 2], 5: [2], 6: [3]}[chunk_size]
-    assert [row["chunk_size"] for row in trainer.log] == halvings[-1:] * STEPS
-    told = [record.getMessage() for record in caplog.records if "gradient caching" in record.getMessage()]
-    assert [int(line.split("chunk_size ")[1].split(")")[0]) for line in told] == halvings
-    assert "out of memory" in told[0] and "training step 1:" in told[0]
-    for one, other in zip(trainer.log, whole.log, strict=True):
+    assert way_out in str(caught.value) and "--auto_resume" in str(caught.value)
+    trainer = trainer_of(tmp_path, cache, chunk_size=int(way_out.split()[1]))
+    with narrow(trainer, 4) as asked:
+        trainer.run(lambda steps: steps)
+    assert max(asked) <= 4 and len(trainer.log) == STEPS
+
+
+def test_a_stage_that_ran_out_of_memory_goes_on_in_smaller_chunks(tmp_path: Path, cache: Path) -> None:
+    whole = trainer_of(tmp_path / "a", cache, **STEADY)
+    whole.run(lambda steps: steps)
+    with suppress(Stop):
+        trainer_of(tmp_path / "b", cache, save_every=1, **STEADY).run(until(2))
+    resumed = trainer_of(tmp_path / "b", cache, save_every=1, chunk_size=3, **STEADY)
+    resumed.run(lambda steps: steps)
+    for one, other in zip(resumed.log, whole.log, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
-    made, wanted = adapter(trainer), adapter(whole)
-    moved, other = (torch.cat([(state[n] - before[n]).flatten() for n in sorted(before)]) for state in (made, wanted))
-    assert float(moved.norm()) > 0 and float(torch.cosine_similarity(moved, other, dim=0)) > 0.999
 
 
-def test_gradients_of_the_attempt_that_ran_out_of_memory_do_not_count(tmp_path: Path, cache: Path) -> None:
-    whole = trainer_of(tmp_path / "a", cache, chunk_size=4, **STEADY)
-    whole.run(lambda steps: steps)
-    trainer, calls = trainer_of(tmp_path / "b", cache, chunk_size=4, **STEADY), list[int]()
-
-    def look(_module: Any, inputs: Any) -> None:
-        calls.append(torch.is_grad_enabled())
-        if sum(calls) == 2 and calls[-1]:  # the gradient of the chunk before is there
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    trainer.backbone.module.register_forward_pre_hook(look)
-    trainer.run(lambda steps: steps)
-    assert trainer.log[0]["chunk_size"] == 2
-    assert [row["grad_norm"] for row in trainer.log] == pytest.approx([row["grad_norm"] for row in whole.log], rel=1e-3)
-
-
-def test_a_stage_that_went_on_in_chunks_is_resumed_in_them(tmp_path: Path, cache: Path) -> None:
-    whole = trainer_of(tmp_path / "a", cache)
-    with narrow(whole, 4):
-        whole.run(lambda steps: steps)
-    part = trainer_of(tmp_path / "b", cache, save_every=1)
-    with narrow(part, 4), suppress(Stop):
-        part.run(until(2))
-    resumed = trainer_of(tmp_path / "b", cache, save_every=1)
-    resumed.run(lambda steps: steps)
-    assert resumed.log == whole.log
-    assert equal(adapter(resumed), adapter(whole))
-
-
-def test_where_one_row_is_too_large_the_error_says_what_to_set(tmp_path: Path, cache: Path) -> None:
-    trainer = trainer_of(tmp_path, cache)
-    with narrow(trainer, 0), pytest.raises(UserError, match="one row alone") as caught:
+def test_where_one_row_is_too_large_the_error_says_what_else_to_set(tmp_path: Path, cache: Path) -> None:
+    trainer = trainer_of(tmp_path, cache, chunk_size=1)
+    with narrow(trainer, 0), pytest.raises(UserError, match=r"model\.max_pixels") as caught:
         trainer.run(lambda steps: steps)
-    assert "out of memory" in str(caught.value) and "model.max_pixels" in str(caught.value)
-
-
-def test_a_batch_is_not_split_under_batch_normalisation(tmp_path: Path, cache: Path) -> None:
-    trainer = trainer_of(tmp_path, cache)
-    trainer.module.add_module("norm", torch.nn.BatchNorm1d(4))
-    with narrow(trainer, 3), pytest.raises(UserError, match="batch normalisation") as caught:
-        trainer.run(lambda steps: steps)
-    assert "training.batch_size" in str(caught.value)
+    assert "chunk_size" not in str(caught.value)
 
 
 def test_memory_that_runs_out_in_the_optimizer_is_said(tmp_path: Path, cache: Path) -> None:

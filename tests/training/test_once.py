@@ -110,7 +110,7 @@ def test_a_step_makes_all_its_vision_features_in_one_go(
         make(self, batches, *more)
 
     monkeypatch.setattr(VisionFeatures, "make", noted)
-    trainer._backward(0)
+    trainer.engine.backward(0)
     assert made == [len(seen.loads)] and {*seen.loads.values()} == {1}
 
 
@@ -126,10 +126,10 @@ def plainly(trainer: Trainer) -> tuple[float, torch.Tensor]:
     batch = trainer.batches[0]
     items = [Item(q.reference, q.text) for q in batch.queries], [Item(image) for image in batch.candidates]
     queries, candidates = (
-        torch.cat([trainer.backbone.module(trainer._inputs([item])) for item in side]) for side in items
+        torch.cat([trainer.backbone.module(trainer.engine._inputs_of([item])) for item in side]) for side in items
     )
     marks = [torch.from_numpy(array) for array in (batch.target_B, batch.also_right_BN, batch.own_BK)]
-    loss = trainer.loss(similarity(queries, candidates), Marks(*marks))
+    loss = trainer.engine.loss(similarity(queries, candidates), Marks(*marks))
     loss.backward()
     return float(loss.detach()), taken(trainer)
 
@@ -139,7 +139,7 @@ def plainly(trainer: Trainer) -> tuple[float, torch.Tensor]:
 def test_equal_inputs_are_embedded_once_and_change_nothing(kind: str, chunk_size: int, tmp_path: Path) -> None:
     model = TINY if kind == "qwen2_vl" else clip(tmp_path, train_clip=True, combiner="sum")
     trainer, seen = trainer_of(model, tmp_path, chunk_size)
-    loss = trainer._backward(0)
+    loss = trainer.engine.backward(0)
     ours, rows = taken(trainer), Counter({name: num // (2 if chunk_size else 1) for name, num in seen.rows.items()})
     plain_loss, plain = plainly(trainer)
     assert abs(loss - plain_loss) < 1e-6 * plain_loss

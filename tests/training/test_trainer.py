@@ -68,7 +68,7 @@ def test_every_lora_b_moves_and_the_loss_falls(tmp_path: Path, cache: Path) -> N
     state = trainer.backbone.adapter_state()
     assert all(v.any() for k, v in state.items() if "lora_B" in k)
     assert [row["step"] for row in log] == [1, 2, 3, 4]
-    assert trainer._backward(0) < 0.9 * log[0]["loss"]
+    assert trainer.engine.backward(0) < 0.9 * log[0]["loss"]
 
 
 def test_a_step_without_a_loss_moves_nothing_and_is_no_error(tmp_path: Path, cache: Path) -> None:
@@ -88,7 +88,7 @@ def test_gradient_caching_gives_the_same_gradient(tmp_path: Path, cache: Path, c
             for number, (name, parameter) in enumerate(trainer.parameters.items()):
                 if "lora_B" in name:
                     parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(number))
-        loss = trainer._backward(0)
+        loss = trainer.engine.backward(0)
         made.append((loss, [p.grad.clone() for p in trainer.parameters.values() if p.grad is not None]))
     (loss, grads), (cached_loss, cached) = made
     assert cached_loss == pytest.approx(loss, rel=1e-5)

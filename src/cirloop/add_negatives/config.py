@@ -62,8 +62,6 @@ class AddNegativesConfig(flags.Flags):
     """Images or texts embedded at once. Another one may change the last bits of the vectors."""
     num_workers: int = Field(4, ge=1)
     """Threads of a process that decode pictures."""
-    allow_symlinks: bool = False
-    """Let links among the pictures lead out of --image-dir, which may be a link itself."""
     max_samples: int | None = Field(None, ge=2)
     """Only the first samples, so many."""
     model_path: str = "tiny"

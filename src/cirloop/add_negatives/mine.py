@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from cirloop.add_negatives import samples as reading
@@ -91,10 +92,8 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], Distinct]:
         path, folder = options.annotations, options.image_dir
         samples = reading.read(path, options.split, options.max_samples, problems, folder)
     if options.image_dir.is_dir():
-        title, links = "look at pictures", options.allow_symlinks
-        reading.look(
-            samples, options.image_dir, options.num_workers, lambda rows: progress(rows, title), problems, links
-        )
+        looked_at = partial(progress, title="look at pictures")
+        reading.look(samples, options.image_dir, options.num_workers, looked_at, problems)
     problems.stop("docs/add_hard_negatives.md has the form of the annotations; all flags: add_hard_negatives.py --help")
     what = reading.distinct(samples, options.image_dir)
     logger.info("%d samples, %d different images, %d different texts", len(samples), len(what.images), len(what.texts))

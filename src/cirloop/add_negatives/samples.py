@@ -15,7 +15,7 @@ import numpy as np
 from cirloop import reading
 from cirloop.add_negatives import locate
 from cirloop.add_negatives.phrases import normal
-from cirloop.data.images import FileImages, Links, leads_out
+from cirloop.data.images import FileImages, leads_out
 from cirloop.data.verify import bad_images
 from cirloop.negatives.base import Rows
 from cirloop.problems import Entry, Problems
@@ -168,17 +168,9 @@ def _sample(entry: Entry, problems: Problems, folder: Path | None) -> Sample | N
     return Sample(ImageId(image), " ".join(text.split()), None if group is None else str(group), name)
 
 
-def look(
-    samples: Sequence[Sample], folder: Path, workers: int, progress: Progress, problems: Problems,
-    allow_symlinks: bool = False,
-) -> None:  # fmt: skip
+def look(samples: Sequence[Sample], folder: Path, workers: int, progress: Progress, problems: Problems) -> None:
     """Note every picture that is missing or does not decode."""
     files = {sample.image: folder / sample.image for sample in samples}
-    links = Links([folder])
-    for image, real in {} if allow_symlinks else {image: links.out(file) for image, file in files.items()}.items():
-        if real is not None:
-            problems.add(files.pop(image), f"is outside of the image directory: {real}",
-                         "Put the pictures in it, or let links lead out of it by --allow-symlinks true.")  # fmt: skip
     for image, what in bad_images(files, workers, progress).items():
         problems.add(files[image], what, "Put the pictures right, or take their samples out of the annotations.")
 

@@ -178,7 +178,7 @@ class Adapted:
 
     def _read(self, weights: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         try:
-            state = {self.current_name(name): value for name, value in load_file(weights).items()}
+            state = {self.map_legacy_key(name): value for name, value in load_file(weights).items()}
         except (SafetensorError, OSError) as error:
             raise UserError(f"adapter {weights} cannot be read ({error}). Restore it, or train it again.") from None
         odd = sorted(state.keys() ^ expected.keys())
@@ -195,8 +195,8 @@ class Adapted:
             )
         return state
 
-    def current_name(self, name: str) -> str:
-        """The present name of a saved weight; published adapters may have a former one."""
+    def map_legacy_key(self, name: str) -> str:
+        """The name here of a saved weight; an adapter that others published may have another."""
         return name
 
     def _probed(self) -> torch.Tensor:

@@ -6,7 +6,6 @@ runs. Kept in shards (key: image digest and patch grid), which processes share.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,7 @@ from cirloop.backbones import flops
 from cirloop.backbones.base import Grid, VisionInput
 from cirloop.backbones.halves import in_halves
 from cirloop.backbones.loading import loaded
-from cirloop.backbones.shards import Shards
+from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.runtime import Runtime
 from cirloop.types import ImageId, Images
 
@@ -30,36 +29,27 @@ WAY_OUT = "Set max_pixels of the model lower, or its dtype to bfloat16, or use a
 
 
 class VisionFeatures:
-    """Vision tokens of images by id, on disk in a folder of `directory`, the last used ones in memory. `encoder` has
-    `prepare_images`, `encode_images` and `vision_key`.
-    """
+    """Vision tokens of images by id. `encoder` has `prepare_images`, `encode_images` and `vision_key`."""
 
     def __init__(
-        self,
-        encoder: Any,
-        images: Images,
-        directory: Path,
-        runtime: Runtime = RUNTIME,
-        shard_bytes: int = 256 << 20,
-        memory_bytes: int = 2 << 30,
+        self, encoder: Any, images: Images, directory: Path, runtime: Runtime = RUNTIME, shard_bytes: int = 256 << 20
     ) -> None:
-        self._encoder, self._images, self._batch_size = encoder, images, runtime.vision_batch_size
+        self._encoder, self._images, self._tower = encoder, images, encoder.vision_key[:16]
+        self._batch_size, self._num_workers = runtime.vision_batch_size, runtime.num_workers
         max_bytes = int(runtime.cache_gb * 1e9)
         self._shard_bytes = min(shard_bytes, max_bytes // 16) if max_bytes else shard_bytes
-        self._num_workers, self._memory_left = runtime.num_workers, memory_bytes
-        self._tower = encoder.vision_key[:16]
-        self._shards = Shards(directory, self._tower, max_bytes)
-        self._memory: OrderedDict[str, VisionInput] = OrderedDict()
+        self._tensors = TensorCache(directory, self._tower, max_bytes)
 
     def grids(self, images: Sequence[ImageId]) -> list[Grid]:
         """Patch grids (frames, height, width) of `images`, which must have been ensured."""
-        return [_grid(self._shards.key(self._images.digest(image))) for image in images]
+        return [_grid(self._tensors.key(self._images.digest(image))) for image in images]
 
     def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
         """Vision tokens of `images`, in order; what is not there yet is computed and kept."""
         self.ensure(images)
         with cost.waiting():
-            return [self._load(self._images.digest(image)) for image in images]
+            tokens = [self._tensors.read(self._images.digest(image)) for image in images]
+        return [VisionInput(*each) for each in zip(tokens, self.grids(images), strict=True)]
 
     def ensure(self, images: Sequence[ImageId], progress: Callable[[Any], Any] = iter) -> None:
         """Have `images` on disk; `progress` wraps the list of batches that must be computed."""
@@ -68,7 +58,7 @@ class VisionFeatures:
     def missing(self, images: Sequence[ImageId]) -> list[list[ImageId]]:
         """The batches of `images` that must be computed."""
         wanted = {self._images.digest(image): image for image in images}
-        missing = self._shards.missing(wanted)
+        missing = self._tensors.missing(wanted)
         cost.want_images(self._tower, wanted, missing)
         ids = [wanted[digest] for digest in missing]
         return [ids[i : i + self._batch_size] for i in range(0, len(ids), self._batch_size)]
@@ -83,21 +73,20 @@ class VisionFeatures:
             for batch in cost.traced(progress(batches), "vision"):
                 with cost.waiting():
                     pictures = next(ready)
-                made = self._encode(*pictures)
-                cost.add(images_encoded=len(made))
-                flops.count_images(formula, [each.grid for each in made])
-                for image, vision in zip(batch, made, strict=True):
+                encoded = self._encode(*pictures)
+                cost.add(images_encoded=len(encoded))
+                flops.count_images(formula, [each.grid for each in encoded])
+                for image, vision in zip(batch, encoded, strict=True):
                     fresh[f"{self._images.digest(image)}@{'x'.join(map(str, vision.grid))}"] = vision.tokens
                 if sum(t.nbytes for t in fresh.values()) >= self._shard_bytes:
-                    self._shards.write(fresh)
+                    self._tensors.write(fresh)
                     fresh = {}
         if fresh:
-            self._shards.write(fresh)
+            self._tensors.write(fresh)
 
     def _encode(self, pictures: list[Image.Image], prepared: Any) -> list[VisionInput]:
-        def encode(some: Sequence[Image.Image]) -> list[VisionInput]:
-            made: list[VisionInput] = self._encoder.encode_images(some, prepared if some is pictures else None)
-            return made
+        def encode(some: Sequence[Image.Image]) -> Sequence[VisionInput]:
+            return self._encoder.encode_images(some, prepared if some is pictures else None)  # type: ignore[no-any-return]
 
         parts = in_halves(encode, pictures, "images in the vision tower", WAY_OUT)
         return [vision for part in parts for vision in part]
@@ -106,17 +95,6 @@ class VisionFeatures:
         """Leave `images` to the costs of another process of the stage, which finds them on disk or makes them."""
         digests = {self._images.digest(image) for image in images}
         cost.want_images(self._tower, digests, digests)
-
-    def _load(self, digest: str) -> VisionInput:
-        if digest in self._memory:
-            self._memory.move_to_end(digest)
-            return self._memory[digest]
-        vision = VisionInput(self._shards.read(digest), _grid(self._shards.key(digest)))
-        self._memory[digest] = vision
-        self._memory_left -= vision.tokens.nbytes
-        while self._memory_left < 0 and len(self._memory) > 1:
-            self._memory_left += self._memory.popitem(last=False)[1].tokens.nbytes
-        return vision
 
 
 def _grid(key: str) -> Grid:

@@ -37,11 +37,8 @@ Place = Callable[[Any, Inputs, bool], Inputs]
 logger = logging.getLogger(__name__)
 SPECIAL = re.compile(r"<\|[^|<>\s]+\|>")
 """What looks like a special token of Qwen's."""
-FORMER_NAMES = (
-    (re.compile(r"^model\.layers\."), "model.language_model.layers."),
-    (re.compile(r"^language_model\.model\."), "model.language_model."),
-)
-"""Before transformers 4.52 the language model's layers were named so, by Qwen's and LLaVA's models."""
+LEGACY_PREFIXES = {"model.layers.": "model.language_model.layers.", "language_model.model.": "model.language_model."}
+"""Names of the language model in adapters published for Qwen and LLaVA before transformers 4.52, and since."""
 
 
 class Embedder(nn.Module):
@@ -52,7 +49,7 @@ class Embedder(nn.Module):
         self.vlm, self.place = vlm, place
         self.sequential = sequential
         """Number image tokens as text is numbered."""
-        self.mixed: torch.dtype | None = None
+        self.autocast_dtype: torch.dtype | None = None
         """Where some weights of the language model are float32 and others not: the type they are used in."""
         self.packed = False
         """Lay rows one after another, without their padding."""
@@ -70,8 +67,8 @@ class Embedder(nn.Module):
 
     def hidden(self, **given: Any) -> torch.Tensor:
         """Last hidden states (B, T, D) of the language model."""
-        device = self.vlm.lm_head.weight.device.type
-        with torch.autocast(device, dtype=self.mixed or torch.bfloat16, enabled=self.mixed is not None):
+        device, dtype = self.vlm.lm_head.weight.device.type, self.autocast_dtype
+        with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             out: torch.Tensor = self.vlm.model.language_model(**given, use_cache=False).last_hidden_state
         return out
 
@@ -97,7 +94,7 @@ class VlmEmbedder(VisionBase, Adapted):
         self.core, self.base_path = self.vlm, settings.path
         self.module = Embedder(self.vlm, self.place, self.format.positions == "sequential")
         if adapter is None and settings.start_adapter is not None:
-            self._start_from(resolve_adapter(settings.start_adapter))
+            self._load_start_adapter(resolve_adapter(settings.start_adapter))
         elif adapter is not None:
             self.load_adapter(adapter)
         if settings.packed:
@@ -107,7 +104,7 @@ class VlmEmbedder(VisionBase, Adapted):
             compile_layers(self.vlm.model.language_model)
         prove_embeddings(self)
 
-    def _start_from(self, adapter: Path) -> None:
+    def _load_start_adapter(self, adapter: Path) -> None:
         self.load_adapter(adapter)
         assert self.lora is not None
         base, path = self.lora.base_model_name_or_path, self.settings.path
@@ -200,14 +197,14 @@ class VlmEmbedder(VisionBase, Adapted):
     def make_trainable(self, tuning: Tuning, seed: int) -> None:
         self.settings.check_training(tuning)
         if self.lora is not None:
-            self._check_goes_on(self.lora, tuning)
+            self._check_same_lora(self.lora, tuning)
         super().make_trainable(tuning, seed)
-        self._mix()
+        self._set_autocast()
         if self.settings.gradient_checkpointing:
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
         prove_gradient(self)
 
-    def _check_goes_on(self, lora: LoraConfig, tuning: Tuning) -> None:
+    def _check_same_lora(self, lora: LoraConfig, tuning: Tuning) -> None:
         """Raises UserError where the LoRA that goes on being trained is not what the settings ask for."""
         names = [name for name, _ in self.core.named_parameters() if "language_model." in name]
         there = {part for name in names for part in name.split(".")}
@@ -235,13 +232,11 @@ class VlmEmbedder(VisionBase, Adapted):
                 "image is kept. Name parts of model.language_model."
             )
 
-    def current_name(self, name: str) -> str:
-        if not name.startswith(PREFIX):  # a part trained in full, which only this program writes
-            return name
-        name = name.removeprefix(PREFIX)
-        for former, now in FORMER_NAMES:
-            name = former.sub(now, name)
-        return PREFIX + name
+    def map_legacy_key(self, name: str) -> str:
+        for legacy, prefix in LEGACY_PREFIXES.items():
+            if name.startswith(PREFIX + legacy):
+                return PREFIX + prefix + name.removeprefix(PREFIX + legacy)
+        return name
 
     def _inject(self, lora: LoraConfig, what: str = TARGETS) -> None:
         super()._inject(lora, what)
@@ -256,12 +251,12 @@ class VlmEmbedder(VisionBase, Adapted):
 
     def probe(self) -> torch.Tensor:
         ids = torch.tensor([self.processor.tokenizer.encode("represent the given image")], device=self.device)
-        self._mix()
+        self._set_autocast()
         with uncompiled():
             return self.module.hidden(input_ids=ids)
 
-    def _mix(self) -> None:
+    def _set_autocast(self) -> None:
         """Parts trained in full are float32: with others of half precision they need autocast."""
         named = self.vlm.model.language_model.named_parameters()
         types = {p.dtype for name, p in named if "lora_" not in name and p.is_floating_point()}
-        self.module.mixed = next(iter(types - {torch.float32})) if len(types) > 1 else None
+        self.module.autocast_dtype = next(iter(types - {torch.float32})) if len(types) > 1 else None

@@ -102,7 +102,6 @@ def load(allow_missing_images: int, make_train: Callable[[], TrainSplit], source
     """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017, and another data set's training split."""
     directory = sources.root("circo")
     folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
-    sources = sources.around(folder)
 
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
         problems = Problems(f"Put CIRCO and COCO's list of images under --data_dir {directory}; see docs/datasets.md.")

@@ -112,7 +112,6 @@ def load(allow_missing_images: int, sources: Sources) -> Dataset:
     directory = sources.root("cirr")
     raw = directory / "img_raw"
     pictures = raw if raw.is_dir() else directory
-    sources = sources.around(pictures, *(pictures / split for split in ("train", "dev", "test1")))
     way_out = f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the layout."
 
     def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:

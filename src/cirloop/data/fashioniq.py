@@ -129,15 +129,9 @@ def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> 
     return {image: there.get(image, directory / "images" / f"{image}.png") for image in images}
 
 
-def folders(directory: Path) -> list[Path]:
-    """Where pictures may be."""
-    return [directory / "images", *(directory / "images" / category for category in CATEGORIES)]
-
-
 def load(categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, sources: Sources) -> Dataset:
     """Train over the categories together; val and test one part per category."""
     directory = sources.root("fashioniq")
-    sources = sources.around(*folders(directory))
     way_out = f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the layout."
 
     def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:

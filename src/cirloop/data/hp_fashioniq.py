@@ -147,7 +147,6 @@ def _images(
 def load(file: str, allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources) -> Dataset:
     """Val with FashionIQ's pictures, and another data set's training split."""
     directory = sources.root("hp_fashioniq")
-    sources = sources.around(*fashioniq.folders(directory))
 
     def evaluated() -> tuple[EvalSplit, ...]:
         problems = Problems(f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see docs/datasets.md.")

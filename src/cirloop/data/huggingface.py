@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -210,7 +211,7 @@ def gallery(
     """The pictures that rows name, from the gallery table or the folder; None where there is neither."""
     if settings.images is not None:
         folder = own.on_disk(sources.root("huggingface") / settings.images)
-        return own.folder_of_pictures(folder, sources.allow_symlinks, problems)
+        return own.folder_of_pictures(folder, problems)
     if settings.gallery is None:
         return None
     found, wanted = settings.gallery, (settings.gallery.id, settings.gallery.image)
@@ -292,23 +293,31 @@ def judged(
     return triplets.judged(rows, once.files, "huggingface", split, where, problems, once.same), once.files
 
 
-def _folders(settings: HuggingFaceSettings, sources: Sources) -> list[Path]:
-    """Where pictures may be that a table names by path: its folder, and where `datasets` puts what it fetches."""
-    from datasets import config as found
+def _refuse_outside(pictures: Iterable[Picture], directory: Path | None, problems: Problems) -> None:
+    """Raises ProblemsFound for files that a table names outside of its directory and of the caches of `datasets`."""
+    from datasets import config
     from huggingface_hub import constants
 
-    named = [] if settings.images is None else [own.on_disk(sources.root("huggingface") / settings.images)]
-    return [*named, Path(found.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
+    folders = [Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE), *([directory] if directory else [])]
+    roots = {root for folder in folders for root in (os.path.abspath(folder), os.path.realpath(folder))}
+    way = "Put the pictures into the data directory, or their bytes into the table."
+    files = [picture for picture in pictures if isinstance(picture, Path)]
+    outside = [file for file in files if not any(Path(os.path.abspath(file)).is_relative_to(root) for root in roots)]
+    for file in outside:
+        problems.add(file, "is outside of the data directory", way)
+    if outside:
+        problems.stop()
 
 
 def load(settings: HuggingFaceSettings, sources: Sources) -> Dataset:
     """Train, val and test from the splits that `settings` names."""
     tables, allow = Tables(settings, sources), settings.allow_missing_images
-    sources = sources.around(*_folders(settings, sources))
 
     def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
         problems = Problems(f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md.")
         parts, files = judged(settings, tables, split, sources, problems)
+        if settings.images is None:
+            _refuse_outside(files.values(), sources.directory, problems)
         return [(part, files) for part in parts], problems
 
     def train() -> TrainSplit:

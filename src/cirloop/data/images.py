@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import stat
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -101,27 +100,6 @@ def leads_out(name: str) -> bool:
     """Whether a name of a picture in annotations could stand for a file outside of its folder."""
     parts = PurePosixPath(name).parts
     return not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\0\\")
-
-
-class Links:
-    """Tells which files are outside of some folders once symbolic links are followed. The folders may be links."""
-
-    def __init__(self, folders: Iterable[Path]) -> None:
-        self._inside = tuple({os.path.realpath(folder) for folder in folders})
-        self._real: dict[Path, str] = {}
-
-    def out(self, picture: Picture) -> str | None:
-        """Where a file really is, if that is outside."""
-        if isinstance(picture, Packed):
-            return None
-        if picture.parent not in self._real:  # most files are no links: one look at each, one per folder
-            self._real[picture.parent] = os.path.realpath(picture.parent)
-        real = os.path.join(self._real[picture.parent], picture.name)
-        try:
-            real = os.path.realpath(real) if picture.is_symlink() else real
-        except (OSError, ValueError):  # no name that a file can have, as one that is too long
-            return None
-        return None if any(real.startswith(f"{folder.rstrip(os.sep)}{os.sep}") for folder in self._inside) else real
 
 
 class DrawnImages:

@@ -43,13 +43,11 @@ class JsonlSettings(FileSettings):
         return load(self, sources)
 
 
-def pictures(
-    directory: Path, settings: JsonlSettings, problems: Problems, follow_links: bool = False
-) -> dict[ImageId, Picture]:
+def pictures(directory: Path, settings: JsonlSettings, problems: Problems) -> dict[ImageId, Picture]:
     """The gallery's images and where they are."""
     folder = own.on_disk(directory / settings.images)
     if settings.gallery is None or not folder.is_dir():
-        return own.folder_of_pictures(folder, follow_links, problems)
+        return own.folder_of_pictures(folder, problems)
     listed = own.on_disk(directory / settings.gallery)
     names = [spelled(name, folder) for name in problems.lines(listed) if name]
     for name, count in sorted(Counter(names).items()):
@@ -57,15 +55,15 @@ def pictures(
             problems.add(listed, f"{name!r} is there more than once")
         if leads_out(name):
             problems.add(listed, f"{name!r} is not inside the picture folder")
-    files = walk(folder, follow_links, Problems()).files  # names as the disk has them, which may be NFD
+    files = walk(folder, Problems()).files  # names as the disk has them, which may be NFD
     return {ImageId(name): files.get(ImageId(name), folder / name) for name in names if not leads_out(name)}
 
 
 def judged(
-    directory: Path, settings: JsonlSettings, split: str, problems: Problems, follow_links: bool = False
+    directory: Path, settings: JsonlSettings, split: str, problems: Problems
 ) -> tuple[list[Judged], dict[ImageId, Picture]]:
     """The queries of `split`, a part per category if its lines have one, and the pictures."""
-    files = pictures(directory, settings, problems, follow_links)
+    files = pictures(directory, settings, problems)
     path, folder = own.on_disk(directory / getattr(settings, split)), own.on_disk(directory / settings.images)
     if not os.path.lexists(path):
         own.missing_file(path, f"data.{split}", problems)
@@ -81,11 +79,10 @@ def judged(
 def load(settings: JsonlSettings, sources: Sources) -> Dataset:
     """Train, val and test from the files that `settings` names."""
     directory, allow = sources.root("jsonl"), settings.allow_missing_images
-    sources = sources.around(own.on_disk(directory / settings.images))
 
     def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
         problems = Problems(f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a line.")
-        parts, files = judged(directory, settings, split, problems, sources.allow_symlinks)
+        parts, files = judged(directory, settings, split, problems)
         return [(part, files) for part in parts], problems
 
     def train() -> TrainSplit:

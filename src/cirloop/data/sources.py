@@ -18,7 +18,7 @@ from typing import Any
 
 from cirloop import places, schemas
 from cirloop.artifacts import fingerprint, write_sealed
-from cirloop.data.images import NOT_THERE, FileImages, Links, Picture, stamp
+from cirloop.data.images import NOT_THERE, FileImages, Picture, stamp
 from cirloop.data.names import Alike
 from cirloop.data.verify import WORKERS, bad_images
 from cirloop.problems import Problems
@@ -40,13 +40,6 @@ class Sources:
     cache: Path
     progress: Progress
     train_directory: Path | None = None
-    allow_symlinks: bool = False
-    folders: tuple[Path, ...] = ()
-    """Of pictures, besides the directory; they and the directory may be links themselves."""
-
-    def around(self, *folders: Path) -> Sources:
-        """The same with folders of pictures, which a link in them may not lead out of unless that is allowed."""
-        return replace(self, folders=(*self.folders, *folders))
 
     def root(self, data_set: str) -> Path:
         """The data directory. Raises UserError without one."""
@@ -77,12 +70,6 @@ class Sources:
         """The same for the data set that a benchmark without a training split is trained on."""
         return replace(self, directory=self.train_directory or self.directory, train_directory=None)
 
-    def led_out(self, files: Files) -> dict[ImageId, str]:
-        """Where pictures really are that lie outside of the directory and the folders."""
-        links = Links([*([self.directory] if self.directory else []), *self.folders])
-        found = {image: links.out(picture) for image, picture in files.items()}
-        return {image: real for image, real in found.items() if real is not None}
-
     def bad(self, name: str, files: Files) -> dict[ImageId, str]:
         """What is wrong with which picture; looked at once, and again when a file's size or time changes."""
         stamps = [[image, *stamp(picture)] for image, picture in sorted(files.items())]
@@ -91,7 +78,7 @@ class Sources:
             try:
                 found = schemas.read(record, "pictures")["bad"]
                 return {ImageId(image): what for image, what in found.items()}
-            except (UserError, LookupError, AttributeError) as error:
+            except UserError as error:
                 logger.warning("looking at the pictures again, since what is known of them is of no use: %s", error)
         began = time.monotonic()
         found = bad_images(files, WORKERS, lambda images: self.progress(images, f"look at {name}"))
@@ -160,14 +147,7 @@ def _look(gallery: Gallery | None, files: Files, allow: int, sources: Sources, p
     """The pictures that cannot be used. They are problems if they are more than `allow`."""
     if gallery is None or not gallery.ids:
         return set()
-    out = {} if sources.allow_symlinks else sources.led_out({image: files[image] for image in gallery.ids})
-    for image, real in out.items():
-        problems.add(
-            files[image],
-            f"is outside of the data directory: {real}",
-            "Put the pictures in the data directory, or let links lead out of it by --allow_symlinks.",
-        )
-    found = sources.bad(gallery.name, {image: files[image] for image in gallery.ids if image not in out})
+    found = sources.bad(gallery.name, {image: files[image] for image in gallery.ids})
     if len(found) > allow:
         absent = [files[image] for image, what in found.items() if what == NOT_THERE]
         _note_elsewhere(absent[0] if absent else None, sources, problems)

@@ -83,8 +83,7 @@ class Costs:
 
 def cells(row: dict[str, Any]) -> dict[str, str]:
     """A row of `costs.json` as people read it, by column; `NONE` for what there was none of, or is not known."""
-    counters = {name: row[name] for name in Cost.__annotations__ if name in row}  # an older run's row lacks the newest
-    spent, seconds = Cost(**counters), max(row["seconds"], 1e-9)
+    spent, seconds = Cost(**{name: row[name] for name in Cost.__annotations__}), max(row["seconds"], 1e-9)
     images, places = spent.images_encoded + spent.images_cached, spent.tokens + spent.padding
     flops = 0.0 if spent.flops_unknown else sum(spent.flops.values())
     share = sum(n / row["limits"][kind] / _devices(kind, spent) for kind, n in spent.flops.items() if row.get("limits"))

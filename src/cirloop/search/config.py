@@ -30,8 +30,6 @@ class Searched(flags.Flags):
     """Whose model: `base`, or a finished iteration's number. By default the last finished one's."""
     allow_missing_images: int = Field(0, ge=0)
     """Pictures of the folder that may be unreadable; they are left out."""
-    allow_symlinks: bool = False
-    """Let links in the folder lead out of it."""
     k: int = Field(10, ge=1, le=MAX_K, validation_alias=AliasChoices("top_k", "k"))
     """Results of a query."""
 

@@ -55,8 +55,7 @@ class Joined:
 
 def of_run(config: RunConfig) -> Searchable:
     """The gallery that the run evaluates on, its categories together, and its queries."""
-    links = config.runtime.allow_symlinks
-    data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir, links))
+    data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     parts = data.parts(config.evaluation.split)
     ids = tuple(sorted({image for part in parts for image in part.gallery.ids}))
     right: dict[tuple[str, str], frozenset[ImageId]] = {}
@@ -71,22 +70,17 @@ def of_run(config: RunConfig) -> Searchable:
     return Searchable(name, fingerprint([name, ids]), ids, Joined(parts), queries, right)
 
 
-def of_folder(directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool) -> Searchable:
+def of_folder(directory: Path, config: RunConfig, allow_missing: int) -> Searchable:
     """The pictures below `directory`. Raises ProblemsFound with every one that cannot be used."""
     problems = Problems()
     if not directory.is_dir():
         problems.add(f"--gallery {directory}", "there is no such directory", "Give a folder of pictures.")
         problems.stop()
-    links = allow_symlinks or config.runtime.allow_symlinks
-    sources = Sources(directory, config.cache, progress, allow_symlinks=links)
-    folder = walk(directory, links, problems)
+    folder = walk(directory, problems)
     files = folder.files
     if folder.others:
         logger.info("%s: passed over, no pictures by their names or hidden: %s", directory, folder.passed_over())
-    out = {} if links else sources.led_out(files)
-    for image, real in out.items():
-        problems.add(files[image], f"is outside of the folder: {real}", "Let links lead out of it by --allow_symlinks.")
-    bad = sources.bad(directory.name, {image: file for image, file in files.items() if image not in out})
+    bad = Sources(directory, config.cache, progress).bad(directory.name, files)
     if len(bad) > allow_missing:
         for image, what in bad.items():
             way = f"{len(bad)} of {len(files)} pictures cannot be used. Replace them, or go on without them by "

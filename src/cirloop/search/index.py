@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import stat
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from safetensors import SafetensorError, safe_open
 from cirloop.artifacts import fingerprint
 from cirloop.backbones import Item
 from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.shards import checksum
 from cirloop.disk import named, save_tensors, sweep, sync_directory
 from cirloop.report.terminal import progress
 from cirloop.retrieval.embed import embed
@@ -68,7 +68,7 @@ class Index:
         digests, vectors = found["digests"], found["vectors"]
         if (about.get("schema"), about.get("model")) != (SCHEMA, self._model):
             raise ValueError("it is of another model or version")
-        if about["crc32"] != {name: checksum(name, tensor) for name, tensor in found.items()}:
+        if about["crc32"] != {name: _checksum(name, tensor) for name, tensor in found.items()}:
             raise ValueError("its checksums do not agree")
         if digests.shape != (len(vectors), 32) or vectors.ndim not in (2, 3) or vectors.dtype != torch.float32:
             raise ValueError(f"it holds {tuple(digests.shape)} and {tuple(vectors.shape)}")
@@ -85,7 +85,7 @@ class Index:
             "digests": torch.from_numpy(digests.copy()),
             "vectors": torch.from_numpy(np.stack([known[digest] for digest in order])),
         }
-        sums = {name: checksum(name, tensor) for name, tensor in tensors.items()}
+        sums = {name: _checksum(name, tensor) for name, tensor in tensors.items()}
         aside = self.path.with_name(f".{self.path.stem}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         try:
             with named(aside):
@@ -99,6 +99,13 @@ class Index:
         finally:
             aside.unlink(missing_ok=True)
         sync_directory(self.path.parent)
+
+
+def _checksum(name: str, tensor: torch.Tensor) -> str:
+    """Of a tensor's name, type, shape and bytes."""
+    head = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    content: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{zlib.crc32(content, head):08x}"
 
 
 def gallery_vectors(

@@ -1,4 +1,4 @@
-"""Settings of training, all of which decide the result; the union of losses is their registry."""
+"""Settings of training; the union of losses is their registry."""
 
 from __future__ import annotations
 
@@ -125,7 +125,8 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     """Longer gradients are shortened to this norm."""
     chunk_size: int = Field(0, ge=0)
-    """Rows encoded at once with gradient caching (GradCache, arXiv 2101.06983); 0 = the whole batch at once."""
+    """Rows encoded at once with gradient caching (GradCache, arXiv 2101.06983); 0 = the whole batch at once. A
+    run may go on with another number, which changes rounding and the draws of dropout."""
     skip_bad_batches: int = Field(0, ge=0)
     """Batches of a stage without a finite loss and gradient that may be left out; one more stops it. What is left out
     does not depend on this number, so a run can go on with a higher one."""

@@ -7,38 +7,28 @@ gradients, and each computes the loss of the whole batch. Averaging the gradient
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
-from cirloop import cost, memory
+from cirloop import cost
 from cirloop.backbones import Item, flops
 from cirloop.backbones.base import each_once
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
 from cirloop.training.batches import Batch, Batches
 from cirloop.training.config import TrainingSettings
-from cirloop.training.dropout import Window, drawn_for, random_state
 from cirloop.training.losses import Marks
 from cirloop.training.masters import Masters
 from cirloop.training.online import online_mask, rows_of
-from cirloop.training.sharded import Gather
-from cirloop.types import UserError
-
-logger = logging.getLogger(__name__)
+from cirloop.training.sharded import AllGatherWithGrad
 
 
-class Pair(nn.Module):
+class QueryCandidateModule(nn.Module):
     """Queries and candidates through one call, so that distributed wrappers see one forward per backward."""
 
     def __init__(self, embedder: nn.Module) -> None:
@@ -46,16 +36,14 @@ class Pair(nn.Module):
         self.embedder = embedder
         self._no_split_modules = sorted(_layers(embedder))  # read by Accelerate: what FSDP2 shards one at a time
 
-    def forward(
-        self, inputs: Sequence[dict[str, torch.Tensor]], draws: Sequence[Callable[[], object]] = ()
-    ) -> list[torch.Tensor]:
-        """With `draws`, one per call of the embedder, each sets the random numbers that its call draws dropout from."""
-        made = []
+    def forward(self, inputs: Sequence[Mapping[str, torch.Tensor]], seeds: Sequence[int] = ()) -> list[torch.Tensor]:
+        """With `seeds`, one per call of the embedder, each call draws its dropout from its own."""
+        embeddings = []
         for place, each in enumerate(inputs):
-            if draws:
-                draws[place]()
-            made.append(self.embedder(each))
-        return made
+            if seeds:
+                torch.manual_seed(seeds[place])
+            embeddings.append(self.embedder(each))
+        return embeddings
 
 
 def _layers(module: nn.Module) -> set[str]:
@@ -66,22 +54,6 @@ def _layers(module: nn.Module) -> set[str]:
 
 def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows that are encoded at once: `rows[first:last]` of a chunk of the settings, with the lengths of all of that
-    chunk's rows where the piece is a part of it."""
-
-    rows: Sequence[Item]
-    chunk: int
-    first: int
-    last: int
-    lengths: Sequence[int]
-
-    @property
-    def items(self) -> Sequence[Item]:
-        return self.rows[self.first : self.last]
 
 
 def marks_of(scores_BN: torch.Tensor, batch: Batch, settings: TrainingSettings) -> Marks:
@@ -95,32 +67,40 @@ def marks_of(scores_BN: torch.Tensor, batch: Batch, settings: TrainingSettings) 
     return Marks(target_B, right_BN | ~kept_BN, own_BK, hardest_BH)
 
 
-class Gradients:
-    """Gradients of `backbone`'s trained weights. `optimizer` and `module`, prepared, are given afterwards."""
+class GradientEngine:
+    """Computes gradients of `backbone`'s trained weights by `module`, its prepared `QueryCandidateModule`.
 
-    module: Any
-    optimizer: Any
+    With `masters`, the float32 copies of weights in half precision get the gradients.
+    """
 
     def __init__(
         self, backbone: Any, features: VisionFeatures, batches: Batches, settings: TrainingSettings, seed: int,
-        accelerator: Accelerator,
+        accelerator: Accelerator, module: Any, masters: Masters | None,
     ) -> None:  # fmt: skip
         self.backbone, self.features, self.batches, self.settings = backbone, features, batches, settings
-        self.seed, self.accelerator, self.loss = seed, accelerator, settings.loss.build()
-        self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        self.flops = flops.language(backbone)
-        self.chunk_size = settings.chunk_size
-        """Rows at once; smaller than set from the step on at which memory did not suffice."""
-        self.masters: Masters | None = None
-        """Where weights are trained in half precision: their float32 copies, which also get the gradients."""
+        self.seed, self.accelerator, self.module, self.masters = seed, accelerator, module, masters
+        self.loss, self.flops = settings.loss.build(), flops.language(backbone)
+
+    def backward(self, step: int) -> float:
+        """Add the gradient of a step's batch to the weights' gradients; returns the batch's loss."""
+        batch = self.batches[step]
+        if self.accelerator.is_main_process:
+            cost.add(steps=1, triplets=len(batch.queries))
+        queries, candidates = (self._local_rows(items) for items, _ in self._encoder_inputs(batch))
+        self.features.ensure([item.image for item in (*queries, *candidates)])  # in one go: threads read ahead
+        chunked = self._backward_in_chunks if self.settings.chunk_size else self._backward_whole
+        loss = chunked(step, batch, queries, candidates)
+        if self.masters is not None:
+            self.masters.average(self.accelerator)
+        return loss
 
     @staticmethod
-    def _sides(batch: Batch) -> tuple[tuple[list[Item], list[int]], tuple[list[Item], list[int]]]:
+    def _encoder_inputs(batch: Batch) -> tuple[tuple[list[Item], list[int]], tuple[list[Item], list[int]]]:
         """What is embedded of queries and of candidates, equal inputs once, and each row's place among them."""
         queries = [Item(q.reference, q.text, q.category) for q in batch.queries]
         return each_once(queries), each_once([Item(image) for image in batch.candidates])
 
-    def _share(self, rows: Sequence[Item]) -> list[Item]:
+    def _local_rows(self, rows: Sequence[Item]) -> list[Item]:
         """This process's rows: every num_processes-th, the last ones repeated so that all have equally many."""
         n, rank = self.accelerator.num_processes, self.accelerator.process_index
         return [rows[min(i, len(rows) - 1)] for i in range(rank, -(-len(rows) // n) * n, n)]
@@ -129,156 +109,54 @@ class Gradients:
         """All rows in their order, with gradients to the processes they came from."""
         if self.accelerator.num_processes == 1:
             return local[:count]
-        rows: torch.Tensor = Gather.apply(local)
+        rows: torch.Tensor = AllGatherWithGrad.apply(local)
         return rows.flatten(0, 1)[:count]
 
     def _loss(self, batch: Batch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """Of this process's vectors for `_sides(batch)`; a gradient is the sum over the rows that share a vector."""
-        (asked, query_B), (shown, image_N) = self._sides(batch)
+        """Of this process's embeddings; a gradient is the sum over the rows that share an embedding."""
+        (asked, query_B), (shown, image_N) = self._encoder_inputs(batch)
         queries, candidates = self._gather(queries, len(asked))[query_B], self._gather(candidates, len(shown))[image_N]
         scores = similarity(queries, candidates)
         return self.loss(scores, marks_of(scores, batch, self.settings))
 
-    def _inputs(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
-        made: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
+    def _inputs_of(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        inputs: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
         if torch.is_grad_enabled():  # of gradient caching's two passes, the second
-            again = bool(self.chunk_size) + bool(getattr(self.backbone.settings, "gradient_checkpointing", False))
-            flops.count(self.flops, made, backward=True, again=again)
+            checkpointing = bool(getattr(self.backbone.settings, "gradient_checkpointing", False))
+            flops.count(self.flops, inputs, backward=True, again=bool(self.settings.chunk_size) + checkpointing)
             cost.add(items=len(items))
-        return made
+        return inputs
 
-    def _backward(self, step: int) -> float:
-        """The loss of a step's batch, and its gradient; where memory does not suffice, in smaller chunks."""
-        batch = self.batches[step]
-        if self.accelerator.is_main_process:
-            cost.add(steps=1, triplets=len(batch.queries))
-        while True:
-            try:
-                loss = self._backward_of(step, batch)
-                if self.masters is not None:
-                    self.masters.average(self.accelerator)
-                return loss
-            except (MemoryError, RuntimeError) as error:
-                if not memory.ran_out(error):
-                    raise
-                why = memory.first_line(error)
-            self._split(step, why)  # only here have the tensors of the attempt gone with its error
-
-    def _backward_of(self, step: int, batch: Batch) -> float:
-        queries, candidates = (self._share(items) for items, _ in self._sides(batch))
-        self.features.ensure([item.image for item in (*queries, *candidates)])  # in one go: threads read ahead
-        if self.chunk_size:
-            return self._backward_in_chunks(step, batch, queries, candidates)
+    def _backward_whole(self, step: int, batch: Batch, queries: list[Item], candidates: list[Item]) -> float:
         torch.manual_seed(seed_of(self.seed, step, self.accelerator.process_index))
         with nullcontext() if self.masters is None else self.accelerator.no_sync(self.module):
-            loss = self._loss(batch, *self.module([self._inputs(queries), self._inputs(candidates)]))
+            loss = self._loss(batch, *self.module([self._inputs_of(queries), self._inputs_of(candidates)]))
             self.accelerator.backward(loss)
         return float(loss.detach())
 
-    @property
-    def _smaller(self) -> str:
-        chunks = "" if self.deepspeed else "training.chunk_size, "
-        return f"Set a smaller {chunks}training.batch_size or model.max_pixels, or model.gradient_checkpointing true."
-
-    def _split(self, step: int, why: str) -> None:
-        """From this step on, half as many rows at once by gradient caching. Raises UserError where that cannot be."""
-        size = self.chunk_size or self.settings.batch_size
-        norms = [each for each in self.module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
-        mixing = any(norm.training for norm in norms)
-        cannot = {
-            "a step is split in a single process only": self.accelerator.num_processes > 1 or self.deepspeed,
-            "a batch is not split with batch normalisation, which sees all of it": mixing,
-            "one row alone is too large": size == 1,
-        }
-        for reason, so in cannot.items():
-            if so:
-                raise UserError(f"training step {step + 1}: {why}\nHere {reason}. {self._smaller}")
-        self.optimizer.zero_grad()
-        clear_device_cache(garbage_collection=True)
-        self.chunk_size = size // 2
-        logger.warning(
-            "training step %d: %s\nFrom this step on, %d rows at once by gradient caching (training.chunk_size %d).",
-            step + 1, why, self.chunk_size, self.chunk_size,
-        )  # fmt: skip
-
-    def _pieces(self, rows: list[Item], chunk: int) -> list[Piece]:
-        """The chunks of the settings, numbered from `chunk`, each in pieces of as many rows as memory holds."""
-        size = self.settings.chunk_size or len(rows)
-        chunks = enumerate((rows[i : i + size] for i in range(0, len(rows), size)), chunk)
-        pieces = []
-        for number, part in chunks:
-            lengths = self._lengths(part) if len(part) > self.chunk_size else []
-            for i in range(0, len(part), self.chunk_size):
-                pieces.append(Piece(part, number, i, min(i + self.chunk_size, len(part)), lengths))
-        return pieces
-
-    def _draws(self, step: int) -> Callable[[Piece], Callable[[], object]]:
-        """What sets the random numbers that a piece draws from: those of its chunk, which have a seed. A batch in one
-        has one seed, and its candidates go on where its queries ended, where each piece of the queries ends too."""
-        parts = [self.seed, step, self.accelerator.process_index]
-        ends: list[Callable[[], object]] = []
-
-        def draws(piece: Piece) -> Callable[[], object]:
-            if self.settings.chunk_size:
-                return partial(torch.manual_seed, seed_of(*parts, piece.chunk))
-            if piece.chunk == 0:
-                return partial(torch.manual_seed, seed_of(*parts))
-            ends[:] = ends or [random_state(self.accelerator.device)]
-            return ends[0]
-
-        return draws
-
-    def _window(self, piece: Piece) -> Window:
-        """The place of a piece's dropout in that of its chunk."""
-        if not getattr(self.backbone.settings, "packed", False):
-            return Window(piece.first, piece.last - piece.first, len(piece.rows))
-        first, last = sum(piece.lengths[: piece.first]), sum(piece.lengths[: piece.last])
-        return Window(first, last - first, sum(piece.lengths), dim=1)
-
-    def _lengths(self, rows: Sequence[Item]) -> list[int]:
-        seen = self.features.get([item.image for item in rows])
-        return [self.backbone.length(item, each.grid) for item, each in zip(rows, seen, strict=True)]
-
-    def _of(self, piece: Piece) -> dict[str, torch.Tensor]:
-        """The inputs of a piece, in rows as long as its chunk's."""
-        made = self._inputs(piece.items)
-        if piece.lengths and "input_ids" in made:
-            more = (0, max(piece.lengths) - made["input_ids"].shape[1])
-            made["input_ids"] = F.pad(made["input_ids"], more, value=self.backbone.processor.tokenizer.pad_token_id)
-            made["attention_mask"] = F.pad(made["attention_mask"], more)
-        return made
-
     def _backward_in_chunks(self, step: int, batch: Batch, queries: list[Item], candidates: list[Item]) -> float:
-        """GradCache (arXiv 2101.06983): embed without a graph, take the loss's gradient, replay piece by piece."""
-        asked = self._pieces(queries, 0)
-        pieces = asked + self._pieces(candidates, asked[-1].chunk + 1)
-        split, draws = self.chunk_size != self.settings.chunk_size, self._draws(step)
+        """GradCache (arXiv 2101.06983): embed without a graph, take the loss's gradient, replay chunk by chunk."""
+        size = self.settings.chunk_size
+        chunks = [rows[i : i + size] for rows in (queries, candidates) for i in range(0, len(rows), size)]
+        num_query_chunks, last_chunk = -(-len(queries) // size), len(chunks) - 1
 
         def forward(*numbers: int) -> list[torch.Tensor]:
-            starts = [draws(pieces[number]) for number in numbers]  # the replay sees the same dropout
-            made: list[torch.Tensor] = self.module([self._of(pieces[number]) for number in numbers], starts)
-            return made
+            rank = self.accelerator.process_index
+            seeds = [seed_of(self.seed, step, rank, number) for number in numbers]  # the replay sees the same dropout
+            embeddings: list[torch.Tensor] = self.module([self._inputs_of(chunks[number]) for number in numbers], seeds)
+            return embeddings
 
-        def dropout(number: int) -> AbstractContextManager[None]:
-            return drawn_for(self._window(pieces[number])) if pieces[number].lengths else nullcontext()
-
-        vectors: list[torch.Tensor] = []
-        for number in range(len(pieces)):
-            with torch.no_grad(), dropout(number):
-                vectors += forward(number)
-        for vector in vectors:
-            vector.requires_grad_()
-        loss = self._loss(batch, torch.cat(vectors[: len(asked)]), torch.cat(vectors[len(asked) :]))
-        grads = torch.autograd.grad(loss, vectors)
+        with torch.no_grad():
+            cached = [forward(number)[0].requires_grad_() for number in range(len(chunks))]
+        loss = self._loss(batch, torch.cat(cached[:num_query_chunks]), torch.cat(cached[num_query_chunks:]))
+        grads = torch.autograd.grad(loss, cached)
         # Gradients are summed over processes once, at the last call: it holds a chunk of each side, since some models
-        # have weights for one side alone, and DDP waits for all of them. A step is split in one process only.
-        calls: list[tuple[int, ...]] = [(i,) for i in range(1, len(pieces) - 1)] + [(0, len(pieces) - 1)]
-        for call in [(i,) for i in range(len(pieces))] if split else calls:
-            last = call is calls[-1] and self.masters is None  # copies are averaged by themselves
-            summed = nullcontext() if split or last else self.accelerator.no_sync(self.module)
-            with summed, dropout(call[0]):  # checkpointed layers drop out again on the way back
-                made = forward(*call)
-                parts = [v.flatten() @ grads[i].flatten() for i, v in zip(call, made, strict=True)]
+        # have weights for one side alone, and DDP waits for all of them.
+        for call in [*((number,) for number in range(1, last_chunk)), (0, last_chunk)]:
+            synced = call[0] == 0 and self.masters is None  # copies are averaged by themselves
+            with nullcontext() if synced else self.accelerator.no_sync(self.module):
+                embeddings = forward(*call)
+                parts = [e.flatten() @ grads[number].flatten() for number, e in zip(call, embeddings, strict=True)]
                 total = torch.stack(parts).sum()
                 if total.requires_grad:  # images alone have no trained weight in some models
                     self.accelerator.backward(total)

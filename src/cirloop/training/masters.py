@@ -7,15 +7,11 @@ weights are the copies, rounded. Copies are what step checkpoints and adapter fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-
-from cirloop.training.sharded import put
 
 
 class Masters:
@@ -47,14 +43,3 @@ class Masters:
         """Set the model's weights to the copies, rounded."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self.copies[name])
-
-    @contextmanager
-    def in_place(self, core: nn.Module) -> Iterator[None]:
-        """Within, the copies stand in `core` where the rounded weights do, to be saved."""
-        for name, copy in self.copies.items():
-            put(core, name, copy)
-        try:
-            yield
-        finally:
-            for name, parameter in self._parameters.items():
-                put(core, name, parameter)

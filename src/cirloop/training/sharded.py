@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-class Gather(torch.autograd.Function):
+class AllGatherWithGrad(torch.autograd.Function):
     """Rows of all P processes (B, P, D) from each one's (B, D). Every process computes a loss of all rows, and a row's
     gradient is the sum of theirs.
     """
@@ -35,12 +35,12 @@ class Gather(torch.autograd.Function):
         return grad_BPD[:, dist.get_rank()]
 
 
-def full(tensor: torch.Tensor) -> torch.Tensor:
+def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that FSDP2 keeps in pieces, whole; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+def shard_like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """A copy of a whole `value`, where and in such pieces as `parameter` lies."""
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor):
@@ -48,7 +48,7 @@ def like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return value.clone()
 
 
-def whole(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+def gather_parameters(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """Whole copies of the weights, on the CPU."""
     pieces = [p for p in parameters.values() if hasattr(p, "ds_id")]  # ZeRO-3's mark
     context: Any = nullcontext()
@@ -57,10 +57,16 @@ def whole(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
 
         context = GatheredParameters(pieces)
     with context:
-        return {name: full(p.detach()).cpu().clone().contiguous() for name, p in parameters.items()}
+        return {name: gather_tensor(p.detach()).cpu().clone().contiguous() for name, p in parameters.items()}
 
 
-def in_step(module: nn.Module) -> None:
+def unsharded(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Those of the weights that lie in pieces, whole, on the CPU."""
+    pieces = {n: p for n, p in parameters.items() if isinstance(p, DTensor) or hasattr(p, "ds_id")}
+    return {name: nn.Parameter(value) for name, value in gather_parameters(pieces).items()}
+
+
+def reshard_all(module: nn.Module) -> None:
     """FSDP2 keeps some weights gathered after a forward pass, and reading the state of one process alone would cut them
     there alone: the next collective would not fit. So all cut them."""
     for each in module.modules():
@@ -69,19 +75,17 @@ def in_step(module: nn.Module) -> None:
 
 
 @contextmanager
-def made_whole(core: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
-    """Within, the weights of `core` named in `parameters` are whole tensors, on the CPU where they were in pieces."""
-    pieces = {n: p for n, p in parameters.items() if isinstance(p, DTensor) or hasattr(p, "ds_id")}
-    for name, value in whole(pieces).items():
-        put(core, name, nn.Parameter(value, requires_grad=True))
+def replaced(core: nn.Module, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
+    """Within, `parameters` stand in `core` in the place of its own."""
+    own = {name: core.get_parameter(name) for name in parameters}
     try:
+        _put(core, parameters)
         yield
     finally:
-        for name, parameter in pieces.items():
-            put(core, name, parameter)
+        _put(core, own)
 
 
-def put(core: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Replace a weight of `core` by another parameter."""
-    module, _, leaf = name.rpartition(".")
-    core.get_submodule(module)._parameters[leaf] = parameter
+def _put(core: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        module, _, leaf = name.rpartition(".")
+        core.get_submodule(module)._parameters[leaf] = parameter

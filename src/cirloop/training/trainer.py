@@ -24,20 +24,19 @@ from cirloop.backbones.features import VisionFeatures
 from cirloop.training.batches import Batches
 from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.training.config import TrainingSettings
-from cirloop.training.gradients import Gradients, Pair
+from cirloop.training.gradients import GradientEngine, QueryCandidateModule
 from cirloop.training.health import BadBatch, bad_row
 from cirloop.training.masters import Masters
-from cirloop.training.sharded import full, in_step, like, made_whole, whole
+from cirloop.training.sharded import gather_parameters, gather_tensor, replaced, reshard_all, shard_like, unsharded
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
-"""A step in the training log: loss, rate, gradient norm, and a chunk size where memory did not suffice for the one that
-is set; of a bad batch that was left out, `bad_row`."""
+"""A step in the training log: loss, rate, gradient norm; of a bad batch that was left out, `bad_row`."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Trainer(Gradients):
+class Trainer:
     """Trains the LoRA of `backbone` for `steps` steps; `key` identifies everything that decides the result."""
 
     def __init__(
@@ -46,38 +45,32 @@ class Trainer(Gradients):
         note: Callable[[Row], None] = lambda row: None,
     ) -> None:  # fmt: skip
         """`note` gets each row of the log, also those of steps that an attempt before has done."""
-        super().__init__(backbone, features, batches, settings, seed, accelerator)
-        self.note = note
-        self.steps, self.save_every = steps, save_every
+        self.backbone, self.batches, self.settings, self.accelerator = backbone, batches, settings, accelerator
+        self.steps, self.save_every, self.note = steps, save_every, note
+        self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.key = fingerprint([key, accelerator.num_processes])
         self.checkpoints = StepCheckpoints(workspace, self.key)
         self.log: list[Row] = []
         if self.deepspeed:
-            for name, value in (("chunk_size", settings.chunk_size), ("skip_bad_batches", settings.skip_bad_batches)):
-                if value:
-                    raise UserError(f"training.{name} is not available under DeepSpeed; set it to 0 or train without "
-                                    "--deepspeed.")  # fmt: skip
             config = accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = max(1, settings.batch_size // accelerator.num_processes)
             config["gradient_clipping"] = settings.max_grad_norm
         self.parameters = backbone.trainable()
+        self.masters: Masters | None = None
+        """Where weights are trained in half precision: their float32 copies."""
         if settings.lora.dtype == "base":
-            if self.deepspeed or accelerator.distributed_type == DistributedType.FSDP:
-                raise UserError("training.lora.dtype base is not available under DeepSpeed or FSDP, which keep weights "
-                                "in a precision of their own; set it to float32, or train by DDP.")  # fmt: skip
             self.masters = Masters(self.parameters, getattr(torch, backbone.settings.dtype))
             self.parameters = self.masters.copies
         optimizer = torch.optim.AdamW(
-            self._groups(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            foreach=False,
+            self._groups(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
         )
-        self.module, self.optimizer = accelerator.prepare(Pair(backbone.module), optimizer)
+        self.module, self.optimizer = accelerator.prepare(QueryCandidateModule(backbone.module), optimizer)
         if self.masters is None:
             self.parameters = backbone.trainable()  # FSDP2 puts others in their place
-        half = self.module.fp16_enabled() if self.deepspeed else accelerator.scaler is not None
-        self.scaled = bool(half)
+        self.engine = GradientEngine(
+            backbone, features, batches, settings, seed, accelerator, self.module, self.masters
+        )
+        self.scaled = bool(self.module.fp16_enabled() if self.deepspeed else accelerator.scaler is not None)
         """Whether gradients carry a scale that is lowered at those that are not finite; their step is left out."""
 
     def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
@@ -85,11 +78,11 @@ class Trainer(Gradients):
         is asked to stop."""
         start = 0 if self.deepspeed else self._resume()
         self.module.train()
-        before = whole(self._lora_B()) if start == 0 else {}
+        before = gather_parameters(self._lora_B()) if start == 0 else {}
         for row in self.log:
             self.note(row)
         for step in cost.traced(progress(range(start, self.steps)), "training"):
-            with memory.enough(f"training step {step + 1}", self._smaller):
+            with memory.enough(f"training step {step + 1}", self._way_out()):
                 stop = self._step(step, before)
             self.note(self.log[-1])
             if stop and step + 1 < self.steps:
@@ -104,14 +97,14 @@ class Trainer(Gradients):
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * rate
-        loss = self._backward(step)  # under DeepSpeed, Accelerate takes the optimizer's step in here too
+        loss = self.engine.backward(step)  # under DeepSpeed, Accelerate takes the optimizer's step in here too
         norm = self._norm()
         finite = math.isfinite(loss) and (norm is None or self.scaled or math.isfinite(norm))
         stop, bad = self._any(stopping.asked(), not finite)
         if bad:
             self._pass_over(bad_row(step + 1, loss, norm, self.batches[step]))
             return stop
-        if self._taken(step) == 0 and not self.deepspeed:
+        if self._num_skipped() == step and not self.deepspeed:  # the first that is taken
             self._assert_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -123,31 +116,39 @@ class Trainer(Gradients):
         row: Row = {"step": step + 1, "loss": round(loss, 6), "learning_rate": self.settings.learning_rate * rate}
         if norm is not None and not self.deepspeed and math.isfinite(norm):
             row["grad_norm"] = round(norm, 6)
-        if self.chunk_size != self.settings.chunk_size:
-            row["chunk_size"] = self.chunk_size
         self.log.append(row)
         return stop
+
+    def _way_out(self) -> str:
+        """What to set where memory does not suffice for a step."""
+        rest = "a smaller training.batch_size or model.max_pixels, or model.gradient_checkpointing true."
+        rows = self.settings.chunk_size or -(-self.settings.batch_size // self.accelerator.num_processes)
+        if self.deepspeed or rows == 1:
+            return f"Set {rest}"
+        return (
+            f"Go on by --training.chunk_size {rows // 2} --auto_resume, so many rows at once. Or start anew with {rest}"
+        )
 
     def _norm(self) -> float | None:
         """The gradient's norm, which is cut to the highest allowed; None where DeepSpeed, which cuts it, tells none."""
         if self.deepspeed:
-            told = self.module.get_global_grad_norm()
-            return None if told is None else float(told)
-        return float(full(self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)))
+            total = self.module.get_global_grad_norm()
+            return None if total is None else float(total)
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        return float(gather_tensor(norm))
 
     def _any(self, *flags: bool) -> list[bool]:
         """Each of `flags`, true in all processes where it is in one: they stop and pass over together."""
-        told = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
-        return [bool(flag) for flag in self.accelerator.reduce(told, "sum").tolist()]
+        local = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
+        return [bool(flag) for flag in self.accelerator.reduce(local, "sum").tolist()]
 
-    def _taken(self, steps: int) -> int:
-        """How many of the first `steps` steps were taken; not those of bad batches."""
-        return steps - sum("ids" in row for row in self.log)
+    def _num_skipped(self) -> int:
+        """How many bad batches were left out so far."""
+        return sum("ids" in row for row in self.log)
 
     def _pass_over(self, row: Row) -> None:
         """Leave a bad batch's step out, if so many may be. Raises BadBatch."""
-        done = row["step"] - 1
-        skipped = done - self._taken(done)
+        skipped = self._num_skipped()
         if skipped >= self.settings.skip_bad_batches:
             raise BadBatch(row, self.steps, skipped)
         self.optimizer.zero_grad()
@@ -191,7 +192,7 @@ class Trainer(Gradients):
 
     def _assert_all_trained(self, before: dict[str, torch.Tensor]) -> None:
         """Every lora_B has moved after the first step with a gradient, so every one had one."""
-        now = whole(self._lora_B())
+        now = gather_parameters(self._lora_B())
         dead = [name for name, value in before.items() if torch.equal(now[name], value)]
         if dead:
             raise RuntimeError(f"{len(dead)} LoRA matrices get no gradient, the first: {dead[0]}")
@@ -201,39 +202,38 @@ class Trainer(Gradients):
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter, once; every process calls this, since each may have a piece of it."""
-        in_step(self.module)
-        core = self.backbone.core
-        with made_whole(core, self.parameters) if self.masters is None else self.masters.in_place(core):
+        reshard_all(self.module)
+        whole = unsharded(self.parameters) if self.masters is None else self.masters.copies
+        with replaced(self.backbone.core, whole):
             if self.accelerator.is_main_process:
                 self.backbone.save_adapter(directory)
 
     def _save(self, step: int) -> None:
-        if not self._taken(step):  # all batches so far were bad: the start is as good
+        if self._num_skipped() == step:  # all batches so far were bad: the start is as good
             return
-        state = {f"parameter/{n}": value for n, value in whole(self.parameters).items()}
+        state = {f"parameter/{n}": value for n, value in gather_parameters(self.parameters).items()}
         for n, p in self.parameters.items():
             for moment in MOMENTS:
-                state[f"{moment}/{n}"] = full(self.optimizer.state[p][moment].detach()).cpu().contiguous()
+                state[f"{moment}/{n}"] = gather_tensor(self.optimizer.state[p][moment].detach()).cpu().contiguous()
         if self.accelerator.is_main_process:
             self.checkpoints.write(step, state, self.log)
 
     def _resume(self) -> int:
         """Load the newest step checkpoint of this very stage; returns the step to go on with."""
-        found = self.checkpoints.newest()
-        if found is None:
+        newest = self.checkpoints.newest()
+        if newest is None:
             return 0
-        record, state = found
+        record, state = newest
         self.log, step = record["log"], int(record["step"])
-        taken = self._taken(step)
+        taken = step - self._num_skipped()
         with torch.no_grad():
             for n, p in self.parameters.items():
-                p.copy_(like(state[f"parameter/{n}"], p))
+                p.copy_(shard_like(state[f"parameter/{n}"], p))
                 self.optimizer.state[p] = {
                     "step": torch.tensor(float(taken)),
-                    **{m: like(state[f"{m}/{n}"], p) for m in MOMENTS},
+                    **{m: shard_like(state[f"{m}/{n}"], p) for m in MOMENTS},
                 }
         if self.masters is not None:
             self.masters.round()
-        self.chunk_size = min((row["chunk_size"] for row in self.log if "chunk_size" in row), default=self.chunk_size)
         logger.info("resuming training at step %d of %d", step, self.steps)
         return step

@@ -18,7 +18,7 @@ from cirloop.types import ImageId, QueryId
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A query between two evaluations. `before` and `after` are None where its best images were not kept."""
+    """A query between two evaluations. `before` and `after` are None where nothing is ranked."""
 
     query: str
     text: str
@@ -49,8 +49,6 @@ class Changes:
     num_pairs: int
     sets: bool
     """Whether people chose between sets of images, so that nothing is ranked."""
-    not_kept: tuple[str, ...]
-    """Evaluations of an older version, whose best images were not kept."""
 
 
 def changes(source: Source, found: Sequence[Evaluated], shelf: Shelf) -> Changes:
@@ -66,9 +64,7 @@ def changes(source: Source, found: Sequence[Evaluated], shelf: Shelf) -> Changes
         rows.append((f"{shown[-1][0].label} → {shown[-1][1].label}", *(str(n) for n in _counts(*shown[-1]))))
     table = Table(f"Queries won and lost by {metric}", ("iterations", "won", "lost", "as before"), tuple(rows))
     made = tuple(_pair(source, known, a, b, shelf) for a, b in reversed(shown))
-    names = {e.name: e.label for pair in shown for e in pair}
-    bare = tuple(label for name, label in names.items() if not _tops(source, name, [0]) and not sets)
-    return Changes(metric, table if rows else None, made, len(pairs), sets, bare)
+    return Changes(metric, table if rows else None, made, len(pairs), sets)
 
 
 def _counts(a: Evaluated, b: Evaluated) -> tuple[int, int, int]:
@@ -77,7 +73,7 @@ def _counts(a: Evaluated, b: Evaluated) -> tuple[int, int, int]:
 
 
 def _tops(source: Source, name: str, rows: Sequence[int]) -> list[list[ImageId]]:
-    """The best images of some queries; empty where they were not kept."""
+    """The best images of some queries; empty where nothing is ranked."""
 
     def read() -> Any:
         tops = source.read(name)["top"]
