@@ -138,7 +138,8 @@ class Blip2(Adapted):
 
     @property
     def device(self) -> torch.device:
-        return self.model.query_tokens.device
+        query_tokens: torch.Tensor = self.model.query_tokens
+        return query_tokens.device
 
     @property
     def fingerprint(self) -> str:

@@ -24,7 +24,7 @@ class Roomy(DynamicLayer):
     """
 
     def __init__(self, keys_values: KeysValues, columns: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.lazy_initialization(*keys_values)
         self._room = [states.new_empty(*states.shape[:2], columns, states.shape[3]) for states in keys_values]
         self._write(0, keys_values)
