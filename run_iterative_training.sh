@@ -5,7 +5,7 @@
 #   ./run_iterative_training.sh                  the same at full size
 #   ./run_iterative_training.sh --auto_resume    go on where a run stopped or was killed
 #   ./run_iterative_training.sh --dry_run        check everything and print the plan; train nothing
-#   ./run_iterative_training.sh --help           every flag; all of them are train_iterative.py's
+#   ./run_iterative_training.sh --help           the flags; all of them are train_iterative.py's
 set -euo pipefail
 
 # 1. A Python with the packages. Reuses what is there: $PYTHON, the active virtual environment, .venv, python3.

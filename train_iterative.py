@@ -1,4 +1,4 @@
-"""Mine, caption, train, evaluate; round by round. All flags: train_iterative.py --help"""
+"""Mine, caption, train, evaluate; round by round. Flags: train_iterative.py --help"""
 
 import sys
 from pathlib import Path

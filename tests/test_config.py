@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cirloop.config import RunConfig, from_json, load
+from cirloop import flag_help
+from cirloop.config import RunConfig, from_json, load, save
 from cirloop.data.sources import Sources
 from cirloop.settings import differences
 from cirloop.types import UserError
@@ -353,7 +354,8 @@ def test_differences_show_what_only_one_side_has() -> None:
 @pytest.mark.parametrize("flags", ["", "--fast_mode --seed 3", "--negative_strategy random --deepspeed /d"])
 def test_resolved_copy_reads_back_as_the_same_run(tmp_path: Path, flags: str) -> None:
     config = load(flags.split(), DEFAULT)
-    path = write(tmp_path / "config.json", json.dumps(config.resolved()))
+    path = tmp_path / "config.json"
+    save(config, path)
     again = from_json(path, experiment_dir=config.experiment_dir)
     assert again.decisive() == config.decisive()
     assert again.runtime == config.runtime and again.num_iterations == config.num_iterations
@@ -380,6 +382,30 @@ def test_config_is_frozen() -> None:
 
 def test_requirements_end_with_the_package_itself() -> None:
     assert (ROOT / "requirements.txt").read_text("utf-8").splitlines()[-1] == "-e ."
+
+
+def helped(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        load(words.split(), CONFIGS / "shapes.yaml")
+    assert not end.value.code
+    return capsys.readouterr().out
+
+
+def test_help_shows_the_flags_people_use_with_the_values_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    said = helped("--help --dataset_name cirr", capsys)
+    assert set(re.findall(r"^--(\w+)", said, re.MULTILINE)) == set(flag_help.COMMON)
+    cirr = load(["--dataset_name", "cirr"], CONFIGS / "shapes.yaml")
+    for value in (cirr.training.batch_size, cirr.training.learning_rate, cirr.model.path):
+        assert f"({value})" in said
+    assert len(said.splitlines()) < 45
+
+
+def test_help_on_a_word_and_on_all(capsys: pytest.CaptureFixture[str]) -> None:
+    one, everything = helped("--help hard_negative", capsys), helped("--help_all", capsys)
+    assert "--hard_negative_k" in one and "--seed" not in one
+    assert all(f"--{flag}" in everything for flag in flag_help.COMMON) and len(everything) > 20_000
+    with pytest.raises(UserError, match="no flag has this in its name"):
+        load(["--help", "nonsense"], CONFIGS / "shapes.yaml")
 
 
 def test_flags_are_read_before_torch_is_loaded() -> None:

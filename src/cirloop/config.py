@@ -6,6 +6,7 @@ Precedence: flags, with `--fast_mode` the config's `_fast.yaml` twin, the config
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,7 +19,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from cirloop import flags, notices, places, reading, recipes, schemas, simulated, suggestions
+from cirloop import flag_help, flags, notices, places, reading, recipes, schemas, simulated, suggestions
 from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation, one_dtype
@@ -191,8 +192,9 @@ class RunConfig(BaseSettings):
         return settings
 
 
-def load(argv: Sequence[str], default_config: Path) -> RunConfig:
-    """The configuration of a command line. Raises UserError with every problem found."""
+def load(given: Sequence[str], default_config: Path) -> RunConfig:
+    """The configuration of a command line. Raises UserError with every problem found; prints the help asked for."""
+    argv = flag_help.rest(given)
     asked = recipes.asked(argv, TYPED, PROGRAM)
     content = recipes.content(asked, default_config)
     for name in NO_SETTINGS if "schema" in content else ():
@@ -214,11 +216,14 @@ def load(argv: Sequence[str], default_config: Path) -> RunConfig:
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (init_settings, InitSettingsSource(settings_cls, content))
 
-    Parsed.__doc__ = RunConfig.__doc__
+    parser = flags.Parser(prog=PROGRAM, description=RunConfig.__doc__, help_flag=flag_help.HELP_ALL)
     try:
-        config = flags.parse(Parsed, argv, PROGRAM)
+        config = flags.parse(Parsed, argv, parser)
     except ValidationError as error:
         raise UserError(explain(error)) from None
+    if flag_help.asked(given):
+        sys.stdout.write(flag_help.text(parser, config.model_dump(mode="json"), given))
+        sys.exit()
     if "foundation" not in asked.dtypes:
         foundation = one_dtype(config.foundation, config.model, by_flag="model" in asked.dtypes)
         config = config.model_copy(update={"foundation": foundation})
@@ -288,5 +293,5 @@ def explain(error: ValidationError, program: str = PROGRAM) -> str:
     return (
         f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:\n"
         + "\n".join(lines)
-        + f"\nAll settings: {program} --help"
+        + f"\nAll settings: {program} {flag_help.HELP_ALL if program == PROGRAM else flag_help.HELP}"
     )

@@ -31,17 +31,27 @@ class Flags(BaseSettings):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without guessing at shortened flags; an unknown flag is answered with the nearest ones."""
+    """argparse without guessing at shortened flags; an unknown flag is answered with the nearest ones.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    `help_flag` is what prints every flag.
+    """
+
+    def __init__(self, *args: Any, help_flag: str = "--help", **kwargs: Any) -> None:
         super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
+        self.help_flag = help_flag
 
     def error(self, message: str) -> NoReturn:
         unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
         flags = [flag for action in self._actions for flag in action.option_strings]
         near = flags_like(unknown, flags)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"{message}.{hint} All flags: {self.prog} --help")
+        raise UserError(f"{message}.{hint} All flags: {self.prog} {self.help_flag}")
+
+    def help_on(self, word: str) -> str:
+        """Return the entries of all flags with `word` in one of their names; empty where there are none."""
+        formatter = self._get_formatter()
+        formatter.add_arguments([a for a in self._actions if any(word in flag for flag in a.option_strings)])
+        return formatter.format_help()
 
 
 def kebab(argv: Sequence[str]) -> list[str]:
@@ -53,14 +63,18 @@ def kebab(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def parse(model: type[S], argv: Sequence[str], prog: str) -> S:
-    """`model` from flags, over the sources it names. Raises UserError or pydantic's ValidationError."""
-    source: Any = CliSettingsSource(model, root_parser=Parser(prog=prog, description=model.__doc__))
+def parse(model: type[S], argv: Sequence[str], parser: Parser | str) -> S:
+    """Read `model` from flags, over the sources it names, by a new parser (or one of the program's name).
+
+    Raises UserError or pydantic's ValidationError.
+    """
+    if isinstance(parser, str):
+        parser = Parser(prog=parser, description=model.__doc__)
+    source: Any = CliSettingsSource(model, root_parser=parser)
     try:
         return CliApp.run(model, cli_args=list(argv), cli_settings_source=source)
     except (UserError, ValidationError):
         raise
     except (ValueError, StopIteration, RecursionError) as error:  # what pydantic-settings' own parser of values ends in
-        raise UserError(
-            f"a flag's value cannot be read: {error or 'brackets or quotes'}. All flags: {prog} --help"
-        ) from None
+        way_out = f"All flags: {parser.prog} {parser.help_flag}"
+        raise UserError(f"a flag's value cannot be read: {error or 'brackets or quotes'}. {way_out}") from None

@@ -67,7 +67,7 @@ def default_directory(backbone: str, data: str) -> Path:
 
 def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
     """What `argv` says; `typed` names the flag that gives each group of settings its type."""
-    peek = flags.Parser(prog=prog, add_help=False)
+    peek = flags.Parser(prog=prog, add_help=False, help_flag="--help_all")
     peek.add_argument("--config")
     peek.add_argument("--experiment_dir")
     for flag in ("fast_mode", "auto_resume", "report_only"):
