@@ -257,7 +257,7 @@ def test_two_processes_stop_and_leave_out_together(cache: Path, tmp_path: Path) 
     assert first == second, done.stderr[-3000:]
     assert first["skipped"] == [2] and first["stopped"] == ["step_000003"]
     said = (tmp_path / "said.txt").read_text()
-    assert "in a single process only" in said and "training.chunk_size" in said
+    assert "training step 1: CUDA out of memory" in said and "--training.chunk_size 2 --auto_resume" in said
 
 
 def test_a_loss_that_does_not_fall_is_told_from_one_that_does() -> None:
