@@ -56,8 +56,8 @@ class Run:
     def make(
         self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
     ) -> Artifact:
-        """`store.make`, told to those who watch; what the making costs goes to `costs.json`, and the report is written
-        anew. Before it is a moment to stop."""
+        """`store.make`, told to those who watch; what the making costs goes to `costs.json`. Before it is a moment to
+        stop."""
 
         def metered(path: Path) -> None:
             stopping.check()
@@ -67,8 +67,6 @@ class Run:
         telling.tell("begins", name=name, iteration=iteration)
         artifact = self.store.make(name, settings, inputs, metered, iteration)
         telling.tell("ended", name=name, iteration=iteration, artifact=artifact)
-        if artifact.made_now:
-            self.report()
         return artifact
 
     @property
