@@ -41,7 +41,7 @@ def digests(directory: Path) -> dict[str, dict[str, str]]:
 
 def test_a_run_leaves_its_artifacts_and_nothing_else(finished: Path) -> None:
     there = {path.name for path in finished.iterdir()}
-    assert there - {".work"} == {*ARTIFACTS, "config.json", "costs.json", "report.html", "logs"}
+    assert there - {".work"} == {*ARTIFACTS, "config.json", "costs.json", "report.html", "figures", "logs"}
     assert not [p for p in finished.rglob("*") if p.is_file() and ".work" in p.parts]
 
 

@@ -56,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "notices": LEAVES | ROOMS | {"recipes"},
     "simulated": LEAVES | ROOMS,
     "directory": {"types", "artifacts", "config", "recipes"},
-    "report_run": BELOW_STAGES | {"directory"},
+    "report_run": BELOW_STAGES | {"directory", "watch"},
     "config": LEAVES | ROOMS | {"flag_help", "flags", "notices", "recipes", "simulated", "suggestions"},
     "rows": {"types", "artifacts", "known_positives"},
     "mining": LEAVES | {"negatives", "retrieval"},

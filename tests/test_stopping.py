@@ -137,7 +137,7 @@ def test_stopped_in_every_stage_it_goes_on_to_the_same_bytes(finished: Path, sma
     for name in ARTIFACTS:
         assert file_digests(directory / name) == file_digests(finished / name), name
     left = {path.name for path in directory.iterdir()}
-    assert left == {*ARTIFACTS, "config.json", "costs.json", "report.html", "logs"}
+    assert left == {*ARTIFACTS, "config.json", "costs.json", "report.html", "figures", "logs"}
 
 
 def started(words: list[str], line: str, log: Path, **more: Any) -> subprocess.Popen[bytes]:

@@ -27,6 +27,8 @@ def iterate(run: Run) -> list[dict[str, Any]]:
     def note(evaluation: Artifact) -> None:
         results.append(evaluation.read())
         write_json(run.store.directory / RESULTS, run.mark | stages.summary(results))
+        if evaluation.made_now:
+            run.report()
 
     if config.evaluation.base:
         note(stages.evaluate(run, "base", None, split, 0))

@@ -26,7 +26,7 @@ from cirloop.directory import run_directory as run_directory
 from cirloop.models import Embedder, Models
 from cirloop.report.costs import Costs
 from cirloop.report.terminal import progress
-from cirloop.report_run import Reporter
+from cirloop.report_run import write_report
 from cirloop.retrieval.collapse import ALIKE, mean_cosine
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.search import rank
@@ -51,13 +51,12 @@ class Run:
         self._digests: dict[str, str] = {}
         self._looked_at: set[tuple[str, str]] = set()
         self.costs = Costs(store.directory, notices.mark(config))
-        self.reporter = Reporter.of_data(config, store, data)
 
     def make(
         self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
     ) -> Artifact:
-        """`store.make`, told to those who watch; what the making costs goes to `costs.json`, and the report is written
-        anew. Before it is a moment to stop."""
+        """`store.make`, told to those who watch; what the making costs goes to `costs.json`. Before it is a moment to
+        stop."""
 
         def metered(path: Path) -> None:
             stopping.check()
@@ -67,8 +66,6 @@ class Run:
         telling.tell("begins", name=name, iteration=iteration)
         artifact = self.store.make(name, settings, inputs, metered, iteration)
         telling.tell("ended", name=name, iteration=iteration, artifact=artifact)
-        if artifact.made_now:
-            self.report()
         return artifact
 
     @property
@@ -79,7 +76,7 @@ class Run:
     def report(self) -> None:
         """Write `report.html` with what is there by now, unless that is switched off."""
         if self.config.runtime.report:
-            self.reporter.write()
+            write_report(self.config, self.store, self.data)
 
     def key(self, *names: str) -> dict[str, Any]:
         """The settings a stage depends on, with the digests of a model's files in the place of their paths."""

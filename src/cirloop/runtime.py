@@ -39,7 +39,7 @@ class Runtime(Settings):
     save_every: int = Field(50, ge=0)
     """Steps between step checkpoints; 0 = none."""
     report: bool = True
-    """Write `report.html` anew after each stage."""
+    """Write `report.html` anew after each iteration and at the end."""
     control: Path | None = None
     """Another run directory, whose recalls `report.html` draws beside this run's."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()

@@ -21,7 +21,8 @@ from tests.faults.server import OPEN, ROOT
 
 LIMIT = 240
 """Seconds for a child; it takes about one, and on a busy machine a minute."""
-NOT_COMPARED = {"run/costs.json", "run/config.json", "run/run.lock", "run/report.html"}
+NOT_COMPARED = {"run/costs.json", "run/config.json", "run/run.lock", "run/report.html", "run/figures/costs.svg",
+                "run/figures/costs.png"}  # fmt: skip
 """They hold times, paths and processes; so do the logs of attempts."""
 VERY_SMALL: dict[str, Any] = {
     "model": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},

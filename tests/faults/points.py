@@ -62,6 +62,9 @@ POINTS = (
     # beside the artifacts
     Point("report.costs:Costs._write", "RUN/costs.json", TEXT),
     Point("loop:iterate.note", "RUN/evaluation_results.json", TEXT),
+    Point("report.html.page:write_figures", "RUN/figures", "mkdir"),
+    Point("report.html.page:write_figures", "RUN/figures/*.svg", "open"),
+    Point("report.html.page:write_figures", "RUN/figures/*.png", "open"),
     Point("report.html.page:write", "RUN/report.html", TEXT),
     # step checkpoints
     Point(CHECKPOINTS, WORK, "mkdir sync"),

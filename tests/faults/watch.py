@@ -37,6 +37,7 @@ PATTERNS = (
     (r"(iter|replaced|attempt)_\d+", r"\1_*"),
     (r"step_\d+", "step_*"),
     (r"evaluation_(base|iter_\*)", "evaluation_*"),
+    (r"figures/\w+", "figures/*"),
     (r"/[0-9a-f]{16}(?=/|$)", "/*"),
     (r"[0-9a-f]{24}(\.\w+)?$", r"*\1"),
 )

@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.report_of_28000 import Made, make_data, settings
 from cirloop import lock
 from cirloop.artifacts import file_digests, write_json
 from cirloop.config import RunConfig
 from cirloop.directory import run_directory
-from cirloop.report.html import pictures, source
-from cirloop.report.html.charts import nice
-from cirloop.report_run import Reporter, rebuild
+from cirloop.report.html import report_data
+from cirloop.report.html.charts import Table, draw, name_ticks
+from cirloop.report.html.metrics import plot_metrics
+from cirloop.report_run import rebuild, write_report
 from cirloop.types import UserError
 from tests.commands import command
 from tests.report.pages import Page, read
@@ -35,11 +38,11 @@ def content(path: Path) -> Any:
 
 
 def made(home: Path, iterations: int = 2, parts: int | None = None, queries: int = 12, images: int = 9,
-         **changes: Any) -> RunConfig:  # fmt: skip
+         top: bool = True, **changes: Any) -> RunConfig:  # fmt: skip
     """A made-up run of a model that is nowhere, and its data."""
     make_data(home / "data", queries, images, EVIL)
     config = settings(home, iterations, **changes)
-    Made(config, queries, images, 3).run(parts)
+    Made(config, queries, images, 3, top).run(parts)
     return config
 
 
@@ -55,7 +58,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture
 def copied(whole: RunConfig, tmp_path: Path) -> RunConfig:
-    shutil.copytree(whole.directory.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html"))
+    shutil.copytree(whole.directory.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html", "figures"))
     place = {"data_dir": tmp_path / "copy" / "data", "experiment_dir": tmp_path / "copy" / "run"}
     return whole.model_copy(update=place)
 
@@ -131,14 +134,12 @@ def test_false_negatives_are_marked_where_the_data_set_knows_them(finished: Path
     """As many as `accounting` counts, where every mined image is shown."""
     config, store = run_directory(finished)
     account = content(finished / "accounting_iter_1.json")
-    shown = {"MINED": 100, "IMAGES": 100}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in shown.items():
-            patch.setattr(f"cirloop.report.html.mined.{name}", value)
-        reporter = Reporter.of_data(config, store, _data(config))
+        for name in ("MAX_QUERIES", "MAX_IMAGES"):
+            patch.setattr(f"cirloop.report.html.negatives.{name}", 100)
         before = (finished / "report.html").read_bytes()
         try:
-            text = reporter.write().read_text("utf-8")
+            text = write_report(config, store, _data(config)).read_text("utf-8")
         finally:
             (finished / "report.html").write_bytes(before)
     assert text.count("false negative</figcaption>") == account["false_negatives"] > 0
@@ -220,7 +221,7 @@ def test_a_report_of_thirty_iterations_is_bounded(tmp_path: Path) -> None:
 
 
 def test_pictures_stop_at_the_limit(whole: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_BYTES", 30_000)
+    monkeypatch.setattr(report_data, "MAX_BYTES", 30_000)
     page = page_of(whole)
     sizes = sum(len(value) for name, value in page.attributes if name == "src")
     assert 30_000 <= sizes < 30_000 + 20_000 and page.text.count("left out") > 50
@@ -228,7 +229,7 @@ def test_pictures_stop_at_the_limit(whole: RunConfig, monkeypatch: pytest.Monkey
 
 
 def test_long_texts_are_cut() -> None:
-    assert source.shortened("x" * 1000) == "x" * source.LETTERS + "…"
+    assert report_data.shortened("x" * 1000) == "x" * report_data.MAX_LETTERS + "…"
 
 
 def test_report_only_reads_beside_a_run_and_changes_nothing_else(copied: RunConfig) -> None:
@@ -239,7 +240,9 @@ def test_report_only_reads_beside_a_run_and_changes_nothing_else(copied: RunConf
                        copied.data_dir)  # fmt: skip
     assert done.returncode == 0, done.stderr
     after = file_digests(copied.directory)
-    assert "report.html" in after and {n: d for n, d in after.items() if n != "report.html"} == before
+    assert "report.html" in after
+    rest = {name: digest for name, digest in after.items() if name != "report.html" and not name.startswith("figures")}
+    assert rest == before
 
 
 def test_report_only_refuses_what_is_no_run_and_what_was_altered(copied: RunConfig, tmp_path: Path) -> None:
@@ -263,13 +266,35 @@ def test_the_report_can_be_switched_off_and_decides_nothing(copied: RunConfig) -
     assert (copied.directory / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    ("span", "ticks"),
-    [((0, 1), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), ((0.31, 0.36), [0.31, 0.32, 0.33, 0.34, 0.35, 0.36]),
-     ((0, 1846), [0.0, 500.0, 1000.0, 1500.0])],
-)  # fmt: skip
-def test_ticks_are_round_numbers(span: tuple[float, float], ticks: list[float]) -> None:
-    assert nice(*span) == ticks
+def test_the_chart_of_metrics_draws_the_results(finished: Path) -> None:
+    results = content(finished / "evaluation_results.json")["results"]
+    axes = Figure().subplots()
+    plot_metrics(axes, ["recall@1", "recall@10"], results, results[:2])
+    drawn = {str(each.get_label()): each for each in axes.containers}
+    assert [*drawn] == ["recall@1", "recall@1, control", "recall@10", "recall@10, control"]
+    for metric in ("recall@1", "recall@10"):
+        line, _, [bars] = drawn[metric]
+        assert line.get_xydata().tolist() == [[i, row["metrics"][metric]] for i, row in enumerate(results)]
+        errors = [(high - low) / 2 for (_, low), (_, high) in bars.get_segments()]
+        assert errors == pytest.approx([row["standard_errors"][metric] for row in results])
+        assert drawn[f"{metric}, control"][0].get_linestyle() == "--"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["base", "0", "1"]
+
+
+def test_charts_are_files_and_equal_input_gives_equal_bytes(finished: Path) -> None:
+    names = {"recalls", "similarity_1", "captions", "loss", "costs"}
+    figures = finished / "figures"
+    assert {path.name for path in figures.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("svg", "png")}
+    assert (figures / "loss.svg").read_text().count("<svg") == 1 and Image.open(figures / "loss.png").size[0] == 720
+
+    def chart(title: str) -> Any:
+        return draw("a", title, Table("", (), ()), lambda axes: name_ticks(axes, [*map(str, range(30))]))
+
+    evil = "<b>$x^2$\x1b\"'"
+    assert chart(evil) == chart(evil)
+    inline = str(chart(evil).inline())
+    assert "&lt;b&gt;$x^2$\\x1b" in inline and "<b>" not in inline and "#1c1e21" not in inline
+    assert inline.count(">27</text>") == 1 and ">28</text>" not in inline
 
 
 @pytest.mark.parametrize(

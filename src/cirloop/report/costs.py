@@ -7,7 +7,7 @@ one of a killed attempt stays, with `finished` false.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,14 @@ class Costs:
         """The table of the stages made since this object was."""
         if self._made:
             shown = [[row["stage"], *cells(row).values()] for row in self._made]
-            kept = [i for i, _ in enumerate(COLUMNS) if not i or any(cell[i] != NONE for cell in shown)]
-            table(f"Cost; the columns are explained in docs/costs.md, all of it is in {self._path}",
-                  [COLUMNS[i] for i in kept], [[cell[i] for i in kept] for cell in shown])  # fmt: skip
+            title = f"Cost; the columns are explained in docs/costs.md, all of it is in {self._path}"
+            table(title, *columns_in_use(shown))
+
+
+def columns_in_use(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """`COLUMNS` and rows of cells under them, without the columns in which no row has anything."""
+    used = [i for i, _ in enumerate(COLUMNS) if not i or any(row[i] != NONE for row in rows)]
+    return [COLUMNS[i] for i in used], [[row[i] for i in used] for row in rows]
 
 
 def cells(row: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """`report.html`: what a run did, for people to look at."""
 
-from cirloop.report.html.page import FILE, render, write
-from cirloop.report.html.pictures import Thumbnails
-from cirloop.report.html.source import Source
+from cirloop.report.html.page import FILE, write
+from cirloop.report.html.report_data import ReportData
 
-__all__ = ["FILE", "Source", "Thumbnails", "render", "write"]
+__all__ = ["FILE", "ReportData", "write"]

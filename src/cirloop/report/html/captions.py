@@ -1,133 +1,113 @@
-"""Texts that were written for mined images: how many passed which check, and some of each kind with both pictures."""
+"""Texts that were written for mined images: how many passed which check, and some of each kind with both images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from cirloop.report.html.charts import Chart, Series, Table, bars
-from cirloop.report.html.pictures import Shelf, Tile
-from cirloop.report.html.source import ITERATIONS, TEXTS, Known, Source, shortened, spread
+from matplotlib.axes import Axes
+
+from cirloop.report.html.charts import Chart, Table, draw, stacked_bars
+from cirloop.report.html.negatives import Summaries
+from cirloop.report.html.report_data import (
+    Card,
+    Examples,
+    ReportData,
+    Section,
+    Thumbnails,
+    evenly_spaced,
+    join,
+    shortened,
+)
 from cirloop.types import ImageId, QueryId
 
-NAME = "augmented_samples_iter_{t}.json"
-ACCEPTED = "accepted"
+ARTIFACT = "augmented_samples_iter_{t}.json"
+MAX_ITERATIONS = 3
+"""Latest iterations whose texts are shown."""
+MAX_TEXTS = 4
+"""Accepted texts of an iteration, and half as many rejected for each reason."""
 NO_TEXT = ("cut off", "declined", "set phrase", "unparseable")
 """Reasons for which there is nothing to be true."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A written text. `reason` is why it was rejected; empty = accepted. `original` is None where it is not known."""
-
-    source: str
-    reference: str
-    image: str
-    original: str | None
-    text: str
-    reason: str
-    checks: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What is kept of augmented_samples_iter_{t}.json."""
-
-    iteration: int
-    summary: Mapping[str, Any]
-    texts: tuple[Text, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    text: Text
-    original: str
-    new: str
-    reference: Tile
-    image: Tile
-    checks: str
-    true: str
-
-
-@dataclass(frozen=True, slots=True)
-class Captions:
-    chart: Chart | None
-    table: Table | None
-    shown: tuple[tuple[int, tuple[Example, ...]], ...]
-    iterations: tuple[Written, ...]
-
-
-def written(source: Source) -> tuple[Written, ...]:
-    return tuple(source.once(("texts", t), lambda t=t: _read(source, t)) for t in source.iterations(NAME))  # type: ignore[misc]
-
-
-def _read(source: Source, iteration: int) -> Written:
-    content = source.read(NAME.format(t=iteration))
-    texts = []
-    for row in spread(content["accepted"], TEXTS):
-        query, target = row["triplet"]["query"], row["triplet"]["target"]
-        texts.append(Text(row["source"], query["reference"], target, None, query["text"], "", row["checks"]))
-    for reason in content["summary"]["rejected"]:
-        for row in spread([r for r in content["rejected"] if r["reason"] == reason], TEXTS // 2):
-            texts.append(Text(row["source"], row["reference"], row["image"], row["original_text"], row["text"], reason,
-                              row["checks"]))  # fmt: skip
-    return Written(iteration, content["summary"], tuple(texts))
-
-
-def captions(source: Source, shelf: Shelf) -> Captions:
-    found, known = written(source), Known.of_train(source.train)
-    if not found:
-        return Captions(None, None, (), ())
-    reasons = sorted({reason for w in found for reason in w.summary["rejected"]})
-    counts = {w.iteration: {ACCEPTED: w.summary[ACCEPTED], **w.summary["rejected"]} for w in found}
-    kinds = [ACCEPTED, *reasons]
-    rows = tuple(
-        (str(t), *(str(count.get(kind, 0)) for kind in kinds), str(sum(count.values()))) for t, count in counts.items()
+def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summaries]:
+    iterations, examples = data.iterations(ARTIFACT), list[Examples]()
+    summaries: Summaries = {}
+    for t, content in data.artifacts(ARTIFACT):
+        summaries[t] = content["summary"]
+        if t in iterations[-MAX_ITERATIONS:]:
+            examples.insert(0, _examples(data, t, content, thumbnails))
+    if not summaries:
+        is_on = data.settings["captioning"]["enabled"]
+        note = "Nothing is written yet." if is_on else "This run writes no captions (captioning.enabled is off)."
+        return Section("captions", "Captions", [note]), {}
+    note = (
+        "A foundation model wrote the text that would make a mined image right. Accepted texts become training "
+        "triplets; each rejected one is kept with the check that it failed."
     )
-    table = Table("Texts by what became of them", ("iteration", *map(shortened, kinds), "texts"), rows)
-    parts = [
-        Series(shortened(kind), tuple(map(float, counts)), tuple(float(c.get(kind, 0)) for c in counts.values()), (), i)
-        for i, kind in enumerate(kinds)
+    chart = _chart(data, summaries)
+    return Section("captions", "Captions", [note], (), [chart], _true_texts(data), examples), summaries
+
+
+def _chart(data: ReportData, summaries: Summaries) -> Chart:
+    counts = {t: {"accepted": row["accepted"], **row["rejected"]} for t, row in summaries.items()}
+    kinds = ["accepted", *sorted({kind for each in counts.values() for kind in each} - {"accepted"})]
+    parts = {shortened(kind): [float(each.get(kind, 0)) for each in counts.values()] for kind in kinds}
+    rows = [
+        [str(t), *(str(each.get(kind, 0)) for kind in kinds), str(sum(each.values()))] for t, each in counts.items()
     ]
-    last = found[-1]
-    chart = bars(
-        "Texts accepted and rejected",
-        f"A bar an iteration. In iteration {last.iteration} {last.summary[ACCEPTED]} of {last.summary['candidates']} "
-        "texts were accepted.",
-        table, parts, [(float(t), str(t)) for t in counts], ("iteration", "texts"),
-    )  # fmt: skip
-    shown = tuple(
-        (w.iteration, tuple(_example(source, known, t, shelf) for t in w.texts)) for w in found[::-1][:ITERATIONS]
-    )
-    return Captions(chart, _accounted(source, found) or table, shown, found)
+
+    def plot(axes: Axes) -> None:
+        stacked_bars(axes, [str(t) for t in counts], parts)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("texts")
+
+    table = Table("Texts by what became of them", ("iteration", *parts, "texts"), rows)
+    return draw("captions", f"{data.mark}Texts accepted and rejected", table, plot)
 
 
-def _accounted(source: Source, found: tuple[Written, ...]) -> Table | None:
+def _true_texts(data: ReportData) -> list[Table]:
     """How many of the accepted texts are true, where the data set knows."""
     rows = []
-    for w in found:
-        name = f"accounting_iter_{w.iteration}.json"
-        if name in source.names:
-            account = source.once(name, lambda name=name: source.read(name))  # type: ignore[misc]
-            true, all_ = account["true_captions"], account["accepted"]
-            rows.append((str(w.iteration), str(all_), f"{true} ({100 * true / all_:.1f}%)" if all_ else "0"))
-    return Table("Accepted texts that are true", ("iteration", "accepted", "true"), tuple(rows)) if rows else None
+    for t, account in data.accounts.items():
+        true, accepted = account["true_captions"], account["accepted"]
+        rows.append((str(t), str(accepted), f"{true} ({100 * true / max(accepted, 1):.1f}%)"))
+    return [Table("Accepted texts that are true", ("iteration", "accepted", "true"), rows)] if rows else []
 
 
-def _example(source: Source, known: Known, text: Text, shelf: Shelf) -> Example:
-    query = QueryId(text.source)
-    original = known.text(query) if text.original is None else shortened(text.original)
-    checks = []
-    if "verify" in text.checks:
-        checks.append(f"verified with {float(text.checks['verify']):.2f}")
-    if "round_trip_rank" in text.checks:
-        checks.append(f"found at rank {text.checks['round_trip_rank']}")
-    oracle, true = source.train.oracle if source.train else None, ""
-    if oracle is not None and text.reason not in NO_TEXT:
-        held = oracle.text_is_true(ImageId(text.reference), text.text, ImageId(text.image))
-        true = "the text is true" if held else "the text is not true"
-    return Example(
-        text, original, shortened(text.text), shelf.tile(known.album, ImageId(text.reference), "reference"),
-        shelf.tile(known.album, ImageId(text.image), "mined image"), ", ".join(checks), true,
-    )  # fmt: skip
+def _examples(data: ReportData, t: int, content: Mapping[str, Any], thumbnails: Thumbnails) -> Examples:
+    cards = []
+    for row in evenly_spaced(content["accepted"], MAX_TEXTS):
+        query, target = row["triplet"]["query"], row["triplet"]["target"]
+        old = data.train_split.text(QueryId(row["source"]))
+        cards.append(_card(data, row, query["reference"], target, (old, query["text"]), "", thumbnails))
+    for reason in content["summary"]["rejected"]:
+        for row in evenly_spaced([row for row in content["rejected"] if row["reason"] == reason], MAX_TEXTS // 2):
+            texts = (row["original_text"], row["text"])
+            cards.append(_card(data, row, row["reference"], row["image"], texts, reason, thumbnails))
+    return Examples(f"Iteration {t}", f"{len(cards)} texts", cards)
+
+
+def _card(
+    data: ReportData, row: Mapping[str, Any], reference: str, image: str, texts: tuple[str, str], reason: str,
+    thumbnails: Thumbnails,
+) -> Card:  # fmt: skip
+    """Of a text that was rejected for `reason`; empty = accepted. `texts` are the old and the new one."""
+    old, new = texts
+    checks, notes = row["checks"], []
+    if "verify" in checks:
+        notes.append(f"verified with {float(checks['verify']):.2f}")
+    if "round_trip_rank" in checks:
+        notes.append(f"found at rank {checks['round_trip_rank']}")
+    oracle = data.train.oracle if data.train else None
+    if oracle is not None and reason not in NO_TEXT:
+        true = oracle.text_is_true(ImageId(reference), new, ImageId(image))
+        notes.append("the text is true" if true else "the text is not true")
+    split = data.train_split
+    images = [
+        thumbnails.add(split, ImageId(reference), "reference"),
+        thumbnails.add(split, ImageId(image), "mined image"),
+    ]
+    lines = [("Old text", shortened(old)), ("New text", shortened(new) or "(empty)")]
+    verdict = f"Rejected: {reason}" if reason else "Accepted"
+    return Card(shortened(row["source"]), lines, images, (), verdict, not reason, join("; ", notes))

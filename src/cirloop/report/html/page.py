@@ -1,11 +1,10 @@
-"""`report.html` of a run directory: one page with everything in it, written anew after each stage."""
+"""`report.html` of a run directory: one page with everything in it, and the charts as files in `figures/`."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,94 +13,86 @@ import jinja2
 from markupsafe import Markup
 
 from cirloop.artifacts import write_text
-from cirloop.report.html import pictures
-from cirloop.report.html.captions import captions
-from cirloop.report.html.changes import changes
-from cirloop.report.html.growth import growth
-from cirloop.report.html.mined import negatives
-from cirloop.report.html.pictures import Shelf, Thumbnails
-from cirloop.report.html.recalls import Recalls, recalls
-from cirloop.report.html.source import Source, clean
-from cirloop.report.html.spent import spent
-from cirloop.report.html.surroundings import environment, settings
+from cirloop.disk import named
+from cirloop.report.html import (
+    captions,
+    costs_section,
+    environment,
+    metrics,
+    negatives,
+    query_changes,
+    report_data,
+    training_curves,
+)
+from cirloop.report.html.report_data import ReportData, Section, Thumbnails
+from cirloop.shown import safe
 
 logger = logging.getLogger(__name__)
-FILE = "report.html"
+FILE, FIGURES = "report.html", "figures"
 HERE = Path(__file__).parent
 
 
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """A metric of the last evaluation, and what it gained on the first, in points."""
-
-    metric: str
-    value: str
-    se: str
-    gain: str
-
-
-def expected(settings: Mapping[str, Any]) -> list[str]:
-    """The artifacts of a finished run, in the order in which they are made. Accounting is not expected: whether the
-    data set knows the truth is not said by the settings."""
-    names = ["evaluation_base.json"] if settings["evaluation"]["base"] else []
-    names += ["checkpoint_iter_0", "evaluation_iter_0.json"]
-    for t in range(1, settings["num_iterations"] + 1):
-        texts = [f"augmented_samples_iter_{t}.json"] if settings["captioning"]["enabled"] else []
-        names += [f"hard_negatives_iter_{t - 1}.json", *texts, f"checkpoint_iter_{t}", f"evaluation_iter_{t}.json"]
-    return names
-
-
-def render(source: Source, thumbnails: Thumbnails) -> str:
-    """The page. Raises UserError for an artifact that cannot be read."""
-    clean.cache_clear()
-    shelf = Shelf(thumbnails, pictures.MAX_BYTES)
-    found = recalls(source)
-    changed = changes(source, found.evaluations, shelf)
-    hard, texts = negatives(source, shelf), captions(source, shelf)
-    missing = [name for name in expected(source.settings) if name not in source.names]
-    return _template().render(
-        name=source.directory.resolve().name, source=source, missing=missing, recalls=found,
-        headlines=_headlines(found), changes=changed, negatives=hard, captions=texts,
-        growth=growth(source, hard.iterations, texts.iterations), spent=spent(source), settings=settings(source),
-        environment=environment(), shelf=shelf, side=pictures.SIDE, limit=pictures.MAX_BYTES,
+def write(data: ReportData) -> Path:
+    """Write `report.html` and `figures/`; returns the page's path. Raises UserError for an artifact that cannot be
+    read, OSError where the disk refuses."""
+    began, path = time.monotonic(), data.directory / FILE
+    thumbnails, evaluated = Thumbnails(), metrics.evaluations(data)
+    changes = query_changes.section(data, evaluated, thumbnails)
+    mined, mined_summaries = negatives.section(data, thumbnails)
+    texts, text_summaries = captions.section(data, thumbnails)
+    sections = [
+        metrics.section(data, evaluated),
+        changes,
+        mined,
+        texts,
+        training_curves.section(data, mined_summaries, text_summaries),
+        costs_section.section(data),
+        environment.section(data),
+    ]
+    write_figures(data.directory / FIGURES, sections)
+    text = _template().render(
+        name=data.directory.resolve().name, data=data, sections=sections, headlines=_headlines(data, evaluated),
+        evaluated=evaluated, thumbnails=thumbnails, side=report_data.SIDE, limit=report_data.MAX_BYTES,
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
     )  # fmt: skip
-
-
-def write(source: Source, thumbnails: Thumbnails) -> Path:
-    """Write `report.html`; returns its path. Raises UserError as `render` does, OSError where the disk refuses."""
-    began, path = time.monotonic(), source.directory / FILE
-    text = render(source, thumbnails)
     write_text(path, text)
     logger.debug("%s: %.1f MB in %.1f s", path, len(text) / 1e6, time.monotonic() - began)
     return path
 
 
-def _headlines(found: Recalls) -> list[Headline]:
-    if not found.evaluations:
+def write_figures(directory: Path, sections: Sequence[Section]) -> None:
+    """Write each chart as NAME.svg and NAME.png."""
+    for chart in (chart for section in sections for chart in section.charts):
+        directory.mkdir(exist_ok=True)
+        for path, content in ((f"{chart.name}.svg", chart.svg.encode()), (f"{chart.name}.png", chart.png)):
+            with named(directory / path):
+                (directory / path).write_bytes(content)
+
+
+def _headlines(data: ReportData, evaluated: Sequence[metrics.Evaluation]) -> list[tuple[str, str, str, str]]:
+    """Metrics of the last evaluation: name, percent, standard error, and what was gained on the first, in points."""
+    if not evaluated:
         return []
-    first, last = found.evaluations[0], found.evaluations[-1]
-    out = []
-    for metric in found.headline:
-        if metric in last.result["metrics"]:
-            value, se = last.percent(metric).split(" ± ")
-            before = first.result["metrics"].get(metric)
-            gain = 0.0 if before is None else 100 * (last.result["metrics"][metric] - before)
-            out.append(Headline(metric, value, se, f"{gain:+.1f} on {first.label}" if first is not last else ""))
-    return out
+    first, last = evaluated[0], evaluated[-1]
+    before, after, errors = first.result["metrics"], last.result["metrics"], last.result["standard_errors"]
+    rows = []
+    for name in data.headline:
+        if name in after:
+            gain = f"{100 * (after[name] - before.get(name, after[name])):+.1f} on {first.label}"
+            rows.append((name, f"{100 * after[name]:.1f}", f"{100 * errors[name]:.1f}", gain if last != first else ""))
+    return rows
 
 
 def _shown(value: Any) -> Any:
     """Whatever stands in the page is without secrets and control characters, and then escaped."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value)
+    return value if isinstance(value, Markup) or not isinstance(value, str) else safe(value)
 
 
 @cache
 def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(HERE)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown,
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals["style"] = Markup((HERE / "style.css").read_text("utf-8"))  # our own file
     return environment.get_template("page.html.j2")

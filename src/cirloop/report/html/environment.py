@@ -9,43 +9,41 @@ from importlib import metadata
 from typing import Any
 
 from cirloop.report.html.charts import Table
-from cirloop.report.html.source import Source, shortened
+from cirloop.report.html.report_data import ReportData, Section, shortened
 from cirloop.shown import HIDDEN, secrets_in
 
 PACKAGES = ("cirloop", "torch", "transformers", "peft", "accelerate", "numpy", "safetensors", "pillow", "faiss-cpu",
             "faiss-gpu", "deepspeed", "bitsandbytes", "vllm", "open_clip_torch")  # fmt: skip
 
 
-def settings(source: Source) -> tuple[Table, ...]:
-    """A table per group of settings; what looks like a secret is hidden."""
-    hidden = {*secrets_in(source.settings)}
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for name, value in _flat(source.settings, ""):
+def section(data: ReportData) -> Section:
+    return Section("settings", "Settings and environment", tables=[*_settings(data), _environment()])
+
+
+def _settings(data: ReportData) -> list[Table]:
+    """A table per group of settings, the run's own first; what looks like a secret is hidden."""
+    hidden = {*secrets_in(data.settings)}
+    groups: dict[str, list[tuple[str, str]]] = {"run": []}
+    for name, value in _flat(data.settings, ""):
         group, _, rest = name.partition(".")
         secret = any(f"{each}.".startswith(f"{name}.") for each in hidden)  # also one in a list
-        shown = HIDDEN if secret else shortened(_said(value))
-        groups.setdefault(group if rest else "run", []).append((shortened(rest or name), shown))
-    return tuple(
-        Table(group, ("setting", "value"), tuple(rows)) for group, rows in sorted(groups.items(), key=_run_first)
-    )
-
-
-def _run_first(group: tuple[str, Any]) -> bool:
-    return group[0] != "run"
+        shown = HIDDEN if secret else shortened(_words(value))
+        groups.setdefault(group if rest else "run", []).append((rest or name, shown))
+    return [Table(group, ("setting", "value"), rows) for group, rows in groups.items()]
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values; the numbers of items are names too where items have settings."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        for number, inner in enumerate(value):
-            yield from _flat(inner, f"{name}.{number}")
     else:
         yield name, value
 
 
-def _said(value: Any) -> str:
+def _words(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -53,7 +51,7 @@ def _said(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value) or "(empty)"
 
 
-def environment() -> Table:
+def _environment() -> Table:
     rows = [("Python", platform.python_version()), ("system", platform.platform())]
     for name in PACKAGES:
         try:
@@ -61,7 +59,7 @@ def environment() -> Table:
         except metadata.PackageNotFoundError:
             continue  # the table lists what is there
     rows.append(("device", _device()))
-    return Table("Written with", ("program", "version"), tuple((name, shortened(value)) for name, value in rows))
+    return Table("Written with", ("program", "version"), rows)
 
 
 def _device() -> str:
