@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "problems": {"types", "reading"},
     "memory": {"types"},
     "stopping": set(),
-    "lock": {"types", "disk"},
+    "lock": {"types", "artifacts", "disk"},
     "cost": {"disk"},
     "data": LEAVES,
     "backbones": LEAVES,

@@ -93,7 +93,7 @@ def test_the_reason_of_the_end_is_in_it(error: BaseException, last: str, tmp_pat
 def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> None:
     before = warnings.showwarning
     with Attempt(tmp_path) as attempt:
-        logger.info("taking over a stale lock")
+        logger.info("12 pictures are missing")
         assert [*tmp_path.iterdir()] == []
         path = attempt.open()
         with warnings.catch_warnings():
@@ -102,7 +102,7 @@ def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> Non
         logger.info("embed: 3 of 9", extra={"bar": True})
         logging.getLogger("other").debug("a detail")
     said = messages(path)
-    assert said[1] == "taking over a stale lock" and "embed: 3 of 9" in said
+    assert said[1] == "12 pictures are missing" and "embed: 3 of 9" in said
     assert any("UserWarning: an odd shape" in line for line in said) and "a detail" not in said
     assert warnings.showwarning is before
 

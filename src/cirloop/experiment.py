@@ -36,7 +36,9 @@ def is_used(directory: Path) -> bool:
     """Whether `directory` holds a run. Raises UserError where it holds something else."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
-    used = directory.is_dir() and any(p.suffix != ".tmp" and p.name != lock.FILE for p in directory.iterdir())
+    used = directory.is_dir() and any(
+        p.suffix != ".tmp" and not p.name.startswith(lock.FILE) for p in directory.iterdir()
+    )
     if used and not (directory / CONFIG).is_file():
         raise UserError(
             f"{directory} is not empty and is no run directory (no {CONFIG}). Give another --experiment_dir."

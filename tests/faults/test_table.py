@@ -21,7 +21,6 @@ ELSEWHERE = {
     "worker": ("main",),
     "share": ("_caption", "_embed"),
     "shares": ("Shares._clear", "Shares._run"),
-    "lock": ("_taken_over",),  # test_stops.py
     "silence": ("break_it.watch",),
     "cost": ("of_processes", "_save"),  # _save: traces, by request
     "trackers": ("Trackers.__enter__",),  # by request; tests/test_trackers.py
