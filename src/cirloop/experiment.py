@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cirloop.report.terminal import marked, metric_rows, table
 from cirloop.run import CONFIG, Run
 from cirloop.settings import differences
 from cirloop.trackers import DIRECTORY as TRACKED
-from cirloop.trackers import Trackers
+from cirloop.trackers import tracking
 from cirloop.types import UserError, benchmark_of
 from cirloop.watch import Watch
 
@@ -116,7 +117,6 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
             current = open_run(config)
             attempt.open()
             results = _watched(current)
-            current.report()  # with the last comparison, also where nothing was left to do
             current.store.clean()
         show(results)
         _show_accounts(current.store)
@@ -136,13 +136,16 @@ def _watched(current: Run) -> list[dict[str, Any]]:
     """The loop, with its place in the plan on the terminal and its numbers in the trackers that were asked for."""
     config = current.config
     counts = config.num_iterations > 0 and current.data.train.oracle is not None
-    with Trackers(config.directory, config.runtime.report_to, config.resolved()) as trackers:
-        watch = Watch(config, current.store, current.costs, counts, trackers)
-        with telling.heard_by(watch):
-            try:
-                return iterate(current)
-            finally:
-                telling.tell("head", head=None)
+    with ExitStack() as stack:
+        stack.enter_context(tracking(config.directory, config.runtime.report_to, config.resolved()))
+        watch = Watch(config, current.store, current.costs, counts)
+        stack.enter_context(telling.heard_by(watch, "the view of the run"))
+        if config.runtime.report:
+            stack.enter_context(telling.heard_by(current.reporter, "the report"))
+        stack.callback(telling.tell, "head", head=None)
+        results = iterate(current)
+        telling.tell("finished")  # the report gets the last comparison, also where nothing was left to do
+        return results
 
 
 def _show_accounts(store: Store) -> None:

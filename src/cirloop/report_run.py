@@ -47,6 +47,11 @@ class Reporter:
             data.train if train else None, data.parts(split) if evals else (), "",
         ))  # fmt: skip
 
+    def __call__(self, kind: str, what: dict[str, Any]) -> None:
+        """Write the report when an artifact was made, and when the run is finished (`telling.py`)."""
+        if kind == "finished" or (kind == "ended" and what["artifact"].made_now):
+            self.write()
+
     def write(self) -> Path:
         """Raises UserError for an artifact that is not what it was, OSError where the disk refuses."""
         config, names = self._config, frozenset(self._store.names)

@@ -56,8 +56,8 @@ class Run:
     def make(
         self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
     ) -> Artifact:
-        """`store.make`, told to those who watch; what the making costs goes to `costs.json`, and the report is written
-        anew. Before it is a moment to stop."""
+        """`store.make`, told to those who watch; what the making costs goes to `costs.json`. Before it is a moment to
+        stop."""
 
         def metered(path: Path) -> None:
             stopping.check()
@@ -67,19 +67,12 @@ class Run:
         telling.tell("begins", name=name, iteration=iteration)
         artifact = self.store.make(name, settings, inputs, metered, iteration)
         telling.tell("ended", name=name, iteration=iteration, artifact=artifact)
-        if artifact.made_now:
-            self.report()
         return artifact
 
     @property
     def mark(self) -> dict[str, Any]:
         """What stands first in each JSON file of this run."""
         return notices.mark(self.config)
-
-    def report(self) -> None:
-        """Write `report.html` with what is there by now, unless that is switched off."""
-        if self.config.runtime.report:
-            self.reporter.write()
 
     def key(self, *names: str) -> dict[str, Any]:
         """The settings a stage depends on, with the digests of a model's files in the place of their paths."""

@@ -23,7 +23,7 @@ ELSEWHERE = {
     "shares": ("Shares._clear", "Shares._run"),
     "silence": ("break_it.watch",),
     "cost": ("of_processes", "_save"),  # _save: traces, by request
-    "trackers": ("Trackers.__enter__",),  # by request; tests/test_trackers.py
+    "trackers": ("tracking",),  # by request; tests/test_trackers.py
     "stages": ("train.build",),  # of a warm-up of no steps
     # the cache held to a size, and a nameless file
     "backbones.shards": ("evict",),

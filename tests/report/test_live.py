@@ -29,7 +29,6 @@ from cirloop.config import from_json
 from cirloop.report.costs import Costs
 from cirloop.report.live import Head, View
 from cirloop.report.terminal import progress
-from cirloop.trackers import Trackers
 from cirloop.watch import Watch, plan
 from tests.commands import ROOT
 from tests.distributed.test_many import are_gone, processes
@@ -226,7 +225,7 @@ def test_the_plan_is_what_a_run_makes(finished: Path) -> None:
 def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: Path) -> None:
     config = small(tmp_path / "run", num_iterations=2, training={"warm_up_steps": 50, "steps": 10})
     costs, heads = Costs(tmp_path), list[Head]()
-    watch = Watch(config, Store(tmp_path), costs, True, Trackers(tmp_path, (), {}))
+    watch = Watch(config, Store(tmp_path), costs, True)
 
     def left(name: str, iteration: int) -> float | None:
         with telling.heard_by(lambda kind, what: heads.append(what["head"])):
