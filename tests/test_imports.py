@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = {
     "types", "settings", "runtime", "reading", "schemas", "shown", "artifacts", "problems", "cost", "memory",
-    "stopping", "disk", "silence", "telling", "relay", "known_positives", "places",
+    "stopping", "disk", "telling", "known_positives", "places",
 }  # fmt: skip
 ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training", "evaluation", "report"}
 BELOW_STAGES = LEAVES | ROOMS | {"config", "notices", "rows"}
@@ -32,10 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "shown": set(),
     "artifacts": {"types", "disk", "schemas"},
     "disk": set(),
-    "silence": set(),
     "places": set(),
     "telling": set(),
-    "relay": {"shown", "telling"},
     "problems": {"types", "reading"},
     "memory": {"types"},
     "stopping": set(),
@@ -61,13 +59,14 @@ ALLOWED: dict[str, set[str]] = {
     "mining": LEAVES | {"negatives", "retrieval"},
     "mine_split": BELOW_STAGES | {"mining", "run"},
     "mine_vectors": BELOW_STAGES | {"mining", "flags"},
-    "share": BELOW_STAGES,
-    "shares": BELOW_STAGES | {"launch", "share"},
-    "worker": BELOW_STAGES | {"share"},
-    "launch": {"types", "runtime", "silence", "stopping", "reading", "relay"},
+    "jobs": {"backbones", "captioning"},
+    "sharded_worker": BELOW_STAGES | {"jobs"},
+    "sharded_executor": BELOW_STAGES | {"jobs", "launch", "sharded_worker"},
+    "worker": BELOW_STAGES | {"jobs", "sharded_worker"},
+    "launch": {"types", "runtime", "jobs", "stopping", "reading", "telling"},
     "models": BELOW_STAGES,
-    "run": BELOW_STAGES | {"directory", "launch", "models", "report_run", "shares"},
-    "stages": BELOW_STAGES | {"launch", "run", "mine_split"},
+    "run": BELOW_STAGES | {"directory", "launch", "models", "report_run", "sharded_executor"},
+    "stages": BELOW_STAGES | {"jobs", "launch", "run", "mine_split"},
     "loop": {"stages", "artifacts", "run"},
     "trackers": {"types", "artifacts", "schemas", "shown", "telling"},
     "watch": BELOW_STAGES,

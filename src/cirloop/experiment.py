@@ -115,7 +115,7 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     with Attempt(config.directory) as attempt, marked(notices.title(config)):
         with lock.held(config.directory), stopping.listening():
             current = open_run(config)
-            attempt.open()
+            current.log = attempt.open()
             results = _watched(current)
             current.store.clean()
         show(results)

@@ -31,7 +31,7 @@ from cirloop.retrieval.collapse import ALIKE, mean_cosine
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.search import rank
 from cirloop.retrieval.vectors import room
-from cirloop.shares import AskedApart, Shares
+from cirloop.sharded_executor import DistributedCaptioner, ShardedExecutor
 from cirloop.types import EvalSplit, ImageId, Query, TrainSplit
 
 Vectors = npt.NDArray[np.float32]
@@ -52,6 +52,8 @@ class Run:
         self._looked_at: set[tuple[str, str]] = set()
         self.costs = Costs(store.directory, notices.mark(config))
         self.reporter = Reporter.of_data(config, store, data)
+        self.log: Path | None = None
+        """That of the attempt, once it is open; launched processes have theirs beside it."""
 
     def make(
         self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
@@ -120,14 +122,15 @@ class Run:
             return vectors
         if launch.processes(runtime) > 1 and backbone.settings == self.config.model and items:
             name = backbone.fingerprint
-            return self._shares(split).embed(items, backbone.adapter, name, title)
+            return self._executor(split).embed(items, backbone.adapter, name, title)
         features, size = self.models.features(backbone, split), runtime.embed_batch_size
         return embed(self.models.load(backbone), features, items, size, progress, title, runtime.embed_batch_tokens)
 
-    def _shares(self, split: TrainSplit | EvalSplit) -> Shares:
+    def _executor(self, split: TrainSplit | EvalSplit) -> ShardedExecutor:
         """Several processes, each of which loads the model: this one holds none meanwhile."""
         self.models.release()
-        return Shares(self.config, self.data, split, self.store.workspace(f"shares_{os.getpid()}"))
+        work = self.store.workspace(f"shares_{os.getpid()}")
+        return ShardedExecutor(self.config, self.data, split, work, self.log)
 
     def asked(self, backbone: Callable[[], Embedder]) -> Asked:
         """The foundation model on the train split's images: in this process, on the weights of the embedder that
@@ -135,7 +138,7 @@ class Run:
         """
         config, train = self.config, self.data.train
         if launch.processes(config.runtime) > 1:
-            return AskedApart(self._shares(train))
+            return DistributedCaptioner(self._executor(train))
         captioner = self.models.captioner(backbone())
         kept, size = config.cache / "vision", config.captioning.batch_size
         return Eyes(captioner, train.images, kept, size, progress, config.runtime)

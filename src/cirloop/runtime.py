@@ -26,7 +26,7 @@ class Runtime(Settings):
     num_processes: int = Field(1, ge=1)
     """Processes of each stage; more than one are children under `accelerate launch`."""
     timeout_minutes: float = Field(30, gt=0)
-    """Minutes in which none of a stage's processes gets on before they are ended, and the run with them."""
+    """Minutes that the processes of a stage wait for each other before they end, and the run with them."""
     accelerate_config: Path | None = None
     """An `accelerate launch --config_file`."""
     deepspeed: Path | None = None

@@ -1,8 +1,8 @@
 """Losses, recalls and costs sent to TensorBoard, Weights & Biases, MLflow or trackio, through Accelerate's trackers.
 
 Each tracker has one run for a run directory, whose id is kept in `trackers/runs.json`; steps that are done again after
-a kill are sent again. A tracker that cannot start stops the run before its first stage; one that fails later is left out
-(`telling.py`). The packages are imported only when asked for.
+a kill are sent again. A tracker that cannot start stops the run before its first stage; one that fails later is left
+out (`telling.py`). The packages are imported only when asked for.
 """
 
 from __future__ import annotations
