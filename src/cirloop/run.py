@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cirloop import launch, memory, notices, stopping, telling
 from cirloop.artifacts import Artifact, Store, fingerprint
-from cirloop.backbones import Item, flops
+from cirloop.backbones import Item
 from cirloop.backbones.config import SimulatedSettings
 from cirloop.backbones.weights import is_adapter
 from cirloop.captioning.eyes import Asked, Eyes
@@ -63,7 +63,7 @@ class Run:
 
         def metered(path: Path) -> None:
             stopping.check()
-            with self.costs.stage(name, self.config.runtime.profile, flops.limit):
+            with self.costs.stage(name, self.config.runtime.profile):
                 build(path)
 
         telling.tell("begins", name=name, iteration=iteration)

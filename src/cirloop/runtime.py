@@ -48,5 +48,5 @@ class Runtime(Settings):
     """Where losses, recalls and costs go while the run works, such as tensorboard,wandb; nowhere by default
     (docs/watching.md)."""
     profile: bool = False
-    """Write torch profiler traces of a few batches into `profile/` of the run directory, and measure the device's limit
-    beside each stage's cost (docs/costs.md)."""
+    """Write torch profiler traces of a few batches into `profile/` of the run directory, and count floating-point
+    operations for each stage's cost (docs/costs.md)."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cirloop import cost
-from cirloop.backbones import flops
 from cirloop.backbones.base import Grid, VisionInput
 from cirloop.backbones.halves import in_halves
 from cirloop.backbones.loading import loaded
@@ -78,14 +77,12 @@ class VisionFeatures:
         if not batches:
             return
         fresh: dict[str, torch.Tensor] = {}
-        formula = flops.vision(self._encoder)
         with closing(loaded(batches, self._images, self._encoder.prepare_images, self._num_workers)) as ready:
             for batch in cost.traced(progress(batches), "vision"):
                 with cost.waiting():
                     pictures = next(ready)
                 made = self._encode(*pictures)
                 cost.add(images_encoded=len(made))
-                flops.count_images(formula, [each.grid for each in made])
                 for image, vision in zip(batch, made, strict=True):
                     fresh[f"{self._images.digest(image)}@{'x'.join(map(str, vision.grid))}"] = vision.tokens
                 if sum(t.nbytes for t in fresh.values()) >= self._shard_bytes:

@@ -22,7 +22,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from cirloop import cost, memory
-from cirloop.backbones import Item, flops
+from cirloop.backbones import Item
 from cirloop.backbones.base import each_once
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
@@ -108,7 +108,6 @@ class Gradients:
         self.backbone, self.features, self.batches, self.settings = backbone, features, batches, settings
         self.seed, self.accelerator, self.loss = seed, accelerator, settings.loss.build()
         self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        self.flops = flops.language(backbone)
         self.chunk_size = settings.chunk_size
         """Rows at once; smaller than set from the step on at which memory did not suffice."""
         self.masters: Masters | None = None
@@ -142,8 +141,7 @@ class Gradients:
     def _inputs(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         made: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
         if torch.is_grad_enabled():  # of gradient caching's two passes, the second
-            again = bool(self.chunk_size) + bool(getattr(self.backbone.settings, "gradient_checkpointing", False))
-            flops.count(self.flops, made, backward=True, again=again)
+            cost.add_tokens(made)
             cost.add(items=len(items))
         return made
 
