@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cirloop import relay, stopping, telling
+from cirloop import stopping
 from cirloop.report import attempts
 from cirloop.report.attempts import Attempt
 from cirloop.types import UserError
@@ -93,7 +93,7 @@ def test_the_reason_of_the_end_is_in_it(error: BaseException, last: str, tmp_pat
 def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> None:
     before = warnings.showwarning
     with Attempt(tmp_path) as attempt:
-        logger.info("taking over a stale lock")
+        logger.info("12 pictures are missing")
         assert [*tmp_path.iterdir()] == []
         path = attempt.open()
         with warnings.catch_warnings():
@@ -102,7 +102,7 @@ def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> Non
         logger.info("embed: 3 of 9", extra={"bar": True})
         logging.getLogger("other").debug("a detail")
     said = messages(path)
-    assert said[1] == "taking over a stale lock" and "embed: 3 of 9" in said
+    assert said[1] == "12 pictures are missing" and "embed: 3 of 9" in said
     assert any("UserWarning: an odd shape" in line for line in said) and "a detail" not in said
     assert warnings.showwarning is before
 
@@ -154,40 +154,37 @@ def test_a_full_disk_stops_the_beginning_and_nothing_later(tmp_path: Path, caplo
 
 CHILD = """
 import logging, os, sys, warnings
-from cirloop import relay, telling
-from cirloop.report.terminal import progress, start_logging
-start_logging()
-log = logging.getLogger("cirloop.worker")
-with relay.sending():
-    log.warning("half of it %s", "é" * 2000)
-    sys.stdout.write("a library says hello\\n"); sys.stdout.flush()
-    os.write(2, b"  0%\\r 50%\\r100%\\n")
-    os.write(2, b"\\x1e[\\"log\\", {\\"torn\\n")
-    os.write(2, b"\\xff not text\\n")
-    for row in progress([1, 2, 3], "train"):
-        telling.tell("step", row={"step": row, "loss": 0.5})
-    try:
-        raise ValueError("bad")
-    except ValueError:
-        log.exception("failed")
-os.write(2, b"no end")
+from pathlib import Path
+from cirloop.report.terminal import start_logging
+from cirloop.worker import _log_beside
+start_logging(plain=True)
+_log_beside(Path(sys.argv[1]))
+logging.getLogger("cirloop.worker").warning("half of it is done")
+print("a library says hello", flush=True)
+os.write(2, b"C says hello\\n")
 """
 
 
-def test_lines_of_launched_processes_are_in_it_and_their_news_are_told(tmp_path: Path) -> None:
-    heard, news = relay.Heard(), list[tuple[str, dict[str, Any]]]()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), relay.VARIABLE: "1"}
-    with Attempt(tmp_path) as attempt, telling.heard_by(lambda kind, what: news.append((kind, what))):
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_launched_processes_have_logs_beside_the_attempts_and_the_first_the_terminal(rank: str, tmp_path: Path) -> None:
+    with Attempt(tmp_path) as attempt:
         path = attempt.open()
-        with subprocess.Popen([sys.executable, "-c", CHILD], env=environment, stdout=heard.end, stderr=heard.end):
-            heard.start()
-        heard.close(aside=False)
-    said = messages(path)[2:]
-    whole = f"half of it {'é' * 2000}"
-    assert "".join(said[:3]) == whole and "WARNING cirloop.worker: half" in path.read_text("utf-8")
-    assert said[3:7] == ["a library says hello", "100%", '\\x1e["log", {"torn', "� not text"]
-    assert said[7:9] == ["failed", "Traceback (most recent call last):"]
-    assert said[-2:] == ["ValueError: bad", "no end"]
-    assert [what["row"]["step"] for kind, what in news if kind == "step"] == [1, 2, 3]
-    bars = [what for kind, what in news if kind == "bar"]
-    assert (bars[0]["title"], bars[0]["done"], bars[0]["total"]) == ("train", 0, 3) and bars[-1]["done"] is None
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "RANK": rank}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(path)], env=environment, capture_output=True, text=True, check=True
+    )
+    log = (tmp_path / f"logs/attempt_001.rank_{rank}.log").read_text("utf-8")
+    said = done.stdout + done.stderr
+    assert "half of it is done" in log
+    for line in ("half of it is done", "a library says hello", "C says hello"):
+        assert (line in said) == (rank == "0")
+    assert rank == "0" or ("a library says hello" in log and "C says hello" in log)
+
+
+def test_a_logs_of_launched_processes_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "KEPT", 1)
+    for _ in range(2):
+        with Attempt(tmp_path) as attempt:
+            path = attempt.open()
+            path.with_suffix(".rank_0.log").touch()
+    assert sorted(each.name for each in path.parent.iterdir()) == ["attempt_002.log", "attempt_002.rank_0.log"]

@@ -13,10 +13,10 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ AT_ONCE = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting", "writing
 """Of processes at once, the largest counts; of all else, the sum."""
 PIECE = {"wait": 1, "warmup": 1, "active": 3}
 """Batches of a trace: left alone, run to warm up, recorded."""
+COUNTED = 2
+"""Batches under the counter of operations; the last of them counts, since the first may make what all need."""
 
 
 @dataclass(slots=True)
@@ -56,10 +58,8 @@ class Cost:
     steps: int = 0
     splits: int = 0
     """Batches that were halved for lack of memory."""
-    flops: dict[str, float] = field(default_factory=dict)
-    """Floating-point operations, by the device and type they were done in (`backbones.flops`)."""
-    flops_unknown: int = 0
-    """Calls of models for which there is no formula: where it is not 0, `flops` is not all."""
+    flops: float = 0.0
+    """Floating-point operations, as torch counts them in one batch of each kind, times the batches; 0 = not counted."""
     processes: int = 1
     memory_bytes: int = 0
     """Most that the process ever had in memory (its largest one's), in bytes; not only in this stage."""
@@ -75,25 +75,22 @@ class Cost:
         for each in fields(self):
             if each.name != "seconds":
                 mine, more = getattr(self, each.name), getattr(other, each.name)
-                setattr(self, each.name, max(mine, more) if each.name in LARGEST else _sum([mine, more]))
+                setattr(self, each.name, max(mine, more) if each.name in LARGEST else mine + more)
 
     @classmethod
     def merged(cls, rows: Sequence[Mapping[str, Any]]) -> Cost:
-        """Of processes that worked at once, from what `row` gave in each: the longest of their times."""
-        return cls(**{n: (max if n in AT_ONCE else _sum)([row[n] for row in rows]) for n in Cost.__annotations__})
-
-
-def _sum(values: Sequence[Any]) -> Any:
-    if not isinstance(values[0], dict):
-        return sum(values)
-    return {name: sum(each.get(name, 0.0) for each in values) for name in dict.fromkeys(n for v in values for n in v)}
+        """Of processes that worked at once, from what `row` gave in each: the longest of their times. Operations are
+        counted in the first, and the others are taken to do as many."""
+        both = cls(**{n: (max if n in AT_ONCE else sum)([row[n] for row in rows]) for n in Cost.__annotations__})
+        both.flops *= len(rows)
+        return both
 
 
 class _Meter:
     """The current cost, the images known so far by the tower that sees them, and where traces go."""
 
     def __init__(self, profile: Path | None) -> None:
-        self.cost, self.profile, self.tracing = Cost(), profile, False
+        self.cost, self.profile, self.inside = Cost(), profile, False
         self.known: dict[str, set[str]] = defaultdict(set)
 
 
@@ -157,11 +154,12 @@ def add(**counts: float) -> None:
             setattr(meter.cost, name, getattr(meter.cost, name) + count)
 
 
-def add_flops(kind: str, count: float) -> None:
-    """Floating-point operations done in `kind`, a device and a type such as "cuda bfloat16"."""
-    meter = _current.get()
-    if meter is not None:
-        meter.cost.flops[kind] = meter.cost.flops.get(kind, 0.0) + count
+def add_tokens(inputs: Mapping[str, Any]) -> None:
+    """Add the tokens of a model's `inputs` by its attention mask, and the places that are padding."""
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        tokens = int(mask.sum())
+        add(tokens=tokens, padding=mask.numel() - tokens)
 
 
 def want_images(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
@@ -190,33 +188,45 @@ def waiting() -> AbstractContextManager[None]:
 
 
 def traced(batches: Iterable[T], what: str) -> Iterator[T]:
-    """`batches`; where traces are asked for and that of `what` is not there yet, some of them under torch's profiler.
+    """`batches`; where a profile is asked for, some of them under torch's profiler, unless the trace of `what` is
+    there, and the first two under its counter of operations. Loops inside of such a loop are part of it.
 
     Writes `<what>.json.gz`, a trace that chrome://tracing and ui.perfetto.dev show, and logs the longest operators.
     """
     meter = _current.get()
-    if meter is None or meter.profile is None or meter.tracing or (meter.profile / f"{what}.json.gz").exists():
+    if meter is None or meter.profile is None or meter.inside:
         yield from batches
         return
+    from torch.utils.flop_counter import FlopCounterMode
+
+    path, num, flops = meter.profile / f"{what}.json.gz", 0, 0
+
+    def save(profiler: Any) -> None:
+        if num > PIECE["wait"] + PIECE["warmup"]:  # recording begins before its batch
+            _save(profiler, path)
+
+    meter.inside = True
+    try:
+        with nullcontext() if path.exists() else _profiler(save) as profiler:
+            for batch in batches:
+                num += 1
+                with FlopCounterMode(display=False) if num <= COUNTED else nullcontext() as counter:
+                    yield batch
+                flops = counter.get_total_flops() if counter is not None else flops
+                if profiler is not None:
+                    profiler.step()
+    finally:
+        meter.inside = False
+        meter.cost.flops += flops * num
+    if not path.exists():
+        logger.info("profile: too few batches of %s for a trace; the next ones are tried", what)
+
+
+def _profiler(save: Callable[[Any], None]) -> Any:
     from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
-    path, left = meter.profile / f"{what}.json.gz", PIECE["wait"] + PIECE["warmup"]
     activities = supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}
-    meter.tracing = True
-    try:
-        with profile(
-            activities=activities,
-            schedule=schedule(**PIECE, repeat=1),
-            on_trace_ready=lambda done: _save(done, path) if left < 0 else None,  # recording begins before its batch
-        ) as profiler:
-            for batch in batches:
-                yield batch
-                profiler.step()
-                left -= 1
-    finally:
-        meter.tracing = False
-    if left >= 0:
-        logger.info("profile: too few batches of %s for a trace; the next ones are tried", what)
+    return profile(activities=activities, schedule=schedule(**PIECE, repeat=1), on_trace_ready=save)
 
 
 def _save(profiler: Any, path: Path) -> None:

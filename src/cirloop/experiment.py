@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cirloop import lock, notices, stopping, telling
+from cirloop import lock, notices, report_run, stopping, telling
 from cirloop.artifacts import Store
 from cirloop.checks import check
 from cirloop.config import RunConfig, from_json, save
@@ -20,7 +21,7 @@ from cirloop.report.terminal import marked, metric_rows, table
 from cirloop.run import CONFIG, Run
 from cirloop.settings import differences
 from cirloop.trackers import DIRECTORY as TRACKED
-from cirloop.trackers import Trackers
+from cirloop.trackers import tracking
 from cirloop.types import EvalProtocol, UserError
 from cirloop.watch import Watch
 
@@ -35,7 +36,9 @@ def is_used(directory: Path) -> bool:
     """Whether `directory` holds a run. Raises UserError where it holds something else."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
-    used = directory.is_dir() and any(p.suffix != ".tmp" and p.name != lock.FILE for p in directory.iterdir())
+    used = directory.is_dir() and any(
+        p.suffix != ".tmp" and not p.name.startswith(lock.FILE) for p in directory.iterdir()
+    )
     if used and not (directory / CONFIG).is_file():
         raise UserError(
             f"{directory} is not empty and is no run directory (no {CONFIG}). Give another --experiment_dir."
@@ -111,9 +114,8 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     with Attempt(config.directory) as attempt, marked(notices.title(config)):
         with lock.held(config.directory), stopping.listening():
             current = open_run(config)
-            attempt.open()
+            current.log = attempt.open()
             results = _watched(current)
-            current.report()  # with the last comparison, also where nothing was left to do
             current.store.clean()
         show(results, config.data.protocol)
         _show_accounts(current.store)
@@ -133,13 +135,17 @@ def _watched(current: Run) -> list[dict[str, Any]]:
     """The loop, with its place in the plan on the terminal and its numbers in the trackers that were asked for."""
     config = current.config
     counts = config.num_iterations > 0 and current.data.train.oracle is not None
-    with Trackers(config.directory, config.runtime.report_to, config.resolved()) as trackers:
-        watch = Watch(config, current.store, current.costs, counts, trackers)
-        with telling.heard_by(watch):
-            try:
-                return iterate(current)
-            finally:
-                telling.tell("head", head=None)
+    with ExitStack() as stack:
+        stack.enter_context(tracking(config.directory, config.runtime.report_to, config.resolved()))
+        watch = Watch(config, current.store, current.costs, counts)
+        stack.enter_context(telling.heard_by(watch, "the view of the run"))
+        if config.runtime.report:
+            reporter = report_run.reporter(config, current.store, current.data)
+            stack.enter_context(telling.heard_by(reporter, "the report"))
+        stack.callback(telling.tell, "head", head=None)
+        results = iterate(current)
+        telling.tell("finished")  # the report gets the last comparison, also where nothing was left to do
+        return results
 
 
 def _show_accounts(store: Store) -> None:

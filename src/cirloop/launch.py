@@ -16,17 +16,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from cirloop import reading, relay, stopping
+from cirloop import jobs, reading, stopping, telling
+from cirloop.jobs import ShardJob, TrainJob
 from cirloop.runtime import Runtime
-from cirloop.silence import Silence
 from cirloop.types import UserError
 
 NODE = "NODE"
 """Stands for a machine's number, which only the machine knows."""
 LOOK = 0.5
-"""Seconds between two looks at the processes, and whether the run was asked to stop."""
+"""Seconds between two looks at the steps done, and whether the run was asked to stop."""
 PATIENCE = 40
 """Seconds that a launcher told to end has for it; it gives its processes 30."""
 
@@ -71,63 +70,55 @@ def crowded(runtime: Runtime) -> list[str]:
     ]
 
 
-def training(job: dict[str, Any], runtime: Runtime) -> None:
+def training(job: TrainJob, runtime: Runtime) -> None:
     """Run the training `job` and return when its output is there. Raises Stopped where it was asked to stop before."""
     if runtime.num_processes == 1 and runtime.accelerate_config is None and runtime.deepspeed is None:
         from cirloop.worker import train
 
         train(job)
         return
-    spec = Path(job["workspace"]).parent / "job.json"
-    order = spec.with_name("stop")
-    order.unlink(missing_ok=True)  # of an attempt that was stopped
-    given = environment(runtime.deepspeed)
-    _run(job | {"order": str(order)}, spec, runtime, given, "the training stage's processes", order)
-    if not Path(job["output"]).exists():
+    _run(job, runtime, environment(runtime.deepspeed), "the training stage's processes")
+    if not job.output.exists():
         raise stopping.Stopped
 
 
-def shares(job: dict[str, Any], spec: Path, runtime: Runtime, who: str) -> None:
-    """Run a `job` of which each process does its share, and return when all have. Its file is `spec`.
+def sharded(job: ShardJob, runtime: Runtime) -> None:
+    """Run a `job` of which each process does its share, and return when all have.
 
     On a CPU each has as many threads as this process: their number changes the last bits of a result.
     """
     import torch
 
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    _run(job, spec, runtime.model_copy(update={"deepspeed": None}), environment() | threads, who)
+    alone = runtime.model_copy(update={"deepspeed": None})
+    _run(job, alone, environment() | threads, f"{job.title}: the processes")
 
 
-def _run(
-    job: dict[str, Any], spec: Path, runtime: Runtime, given: dict[str, str], who: str, order: Path | None = None
-) -> None:
-    """Raises UserError when the children fail, Stopped when the run is asked to stop. Those that take an `order`, a
-    file, then end by themselves, after the step that they are at; others are ended. However this ends, they have too.
+def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who: str) -> None:
+    """Raises UserError when the children fail, Stopped when the run is asked to stop. Those that train then end by
+    themselves, after the step that they are at; others are ended. However this ends, they have too.
     """
-    spec.parent.mkdir(parents=True, exist_ok=True)
-    error = spec.with_name("error.txt")
-    error.unlink(missing_ok=True)
-    told = {"driver": [socket.gethostname(), os.getpid()], "error": str(error)}
-    spec.write_text(json.dumps(job | told), "utf-8")
-    command = on_all_nodes([*launcher(runtime), "-m", "cirloop.worker", str(spec)])
-    heard = relay.Heard()
-    given = given | {relay.VARIABLE: "1"}
-    with subprocess.Popen(command, env=given, stdout=heard.end, stderr=heard.end) as child:
-        heard.start()
-        ended = False
-        try:
-            code, ended = _ended(child, order, Silence(spec.parent, runtime.timeout_minutes), who, heard), True
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(PATIENCE)
-                child.kill()
-            heard.close(aside=not ended)  # why they were ended is said elsewhere
+    for left in ("error.txt", "stop", "steps.jsonl"):  # of an attempt that was stopped
+        (job.directory / left).unlink(missing_ok=True)
+    jobs.write(job)
+    command = on_all_nodes([*launcher(runtime), "-m", "cirloop.worker", str(job.file)])
+    telling.tell("processes", working=True)
+    try:
+        with subprocess.Popen(command, env=given, stdout=2) as child:  # standard output is for tables
+            try:
+                code = _ended(child, job)
+            finally:
+                if child.poll() is None:
+                    child.terminate()
+                    with suppress(subprocess.TimeoutExpired):
+                        child.wait(PATIENCE)
+                    child.kill()
+    finally:
+        telling.tell("processes", working=False)
     if code:
-        if error.exists():  # what one of them said to the user
-            raise UserError(error.read_text("utf-8"))
-        if stopping.asked() or (order is not None and order.exists()):  # they got the signal, and maybe they alone
+        if job.error.exists():  # what one of them said to the user
+            raise UserError(job.error.read_text("utf-8"))
+        if stopping.asked() or (isinstance(job, TrainJob) and job.stop.exists()):  # maybe they alone got the signal
             raise stopping.Stopped
         said = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise UserError(
@@ -136,23 +127,33 @@ def _run(
         )
 
 
-def _ended(child: subprocess.Popen[bytes], order: Path | None, silence: Silence, who: str, heard: relay.Heard) -> int:
-    """The exit code of `child`. Raises UserError where its processes stand still, and Stopped when the run is asked to
-    stop and there is no `order` to give."""
-    while True:
+def _ended(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
+    """The exit code of `child`, whose steps are told meanwhile. Raises Stopped when a run that does not train is asked
+    to stop."""
+    place, code = 0, None
+    while code is None:
         with suppress(subprocess.TimeoutExpired):
-            return child.wait(LOOK)
-        heard.pass_on()
-        if stopping.asked():
-            if order is None:
+            code = child.wait(LOOK)
+        if isinstance(job, TrainJob):
+            place = _tell_steps(job.rows, place)
+        if stopping.asked() and code is None:
+            if isinstance(job, ShardJob):
                 raise stopping.Stopped
-            order.touch()
-        if silence.too_long():
-            raise UserError(
-                f"{who}: none has moved for {silence.minutes:g} minutes, so they were ended. One may hang in a "
-                "collective, a driver or a file system. What was finished is kept: go on with --auto_resume, with a "
-                "larger --runtime.timeout_minutes if they only were slow."
-            )
+            job.stop.touch()
+    return code
+
+
+def _tell_steps(rows: Path, place: int) -> int:
+    """Tell the rows of `rows` from the byte `place` on, and return where they end."""
+    if not rows.exists():
+        return place
+    with rows.open("rb") as file:
+        file.seek(place)
+        for line in file:
+            if line.endswith(b"\n"):  # else it is being written
+                telling.tell("step", row=json.loads(line))
+                place += len(line)
+    return place
 
 
 def alone(argv: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cirloop import stages
+from cirloop import stages, telling
 from cirloop.artifacts import Artifact, write_json
 from cirloop.run import Run
 
@@ -28,7 +28,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
         results.append(evaluation.read())
         write_json(run.store.directory / RESULTS, run.mark | stages.summary(results))
         if evaluation.made_now:
-            run.report()
+            telling.tell("evaluated")
 
     if config.evaluation.base:
         note(stages.evaluate(run, "base", None, split, 0))

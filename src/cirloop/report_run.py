@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cirloop import notices, schemas
+from cirloop import notices, schemas, telling
 from cirloop.artifacts import Store
 from cirloop.config import RunConfig
 from cirloop.data import Dataset
@@ -37,6 +37,16 @@ def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -
             config.runtime.control, notices.of(config), notices.title(config),
         )
     )  # fmt: skip
+
+
+def reporter(config: RunConfig, store: Store, data: Dataset) -> telling.Listener:
+    """Return a listener that writes the report after each iteration and at the end of a run (`telling.py`)."""
+
+    def hear(kind: str, what: dict[str, Any]) -> None:
+        if kind in ("evaluated", "finished"):
+            write_report(config, store, data)
+
+    return hear
 
 
 def rebuild(config: RunConfig) -> Path:

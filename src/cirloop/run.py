@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cirloop import launch, memory, notices, stopping, telling
 from cirloop.artifacts import Artifact, Store, fingerprint
-from cirloop.backbones import Item, flops
+from cirloop.backbones import Item
 from cirloop.backbones.config import SimulatedSettings
 from cirloop.backbones.weights import is_adapter
 from cirloop.captioning.eyes import Asked, Eyes
@@ -26,12 +26,11 @@ from cirloop.directory import run_directory as run_directory
 from cirloop.models import Embedder, Models
 from cirloop.report.costs import Costs
 from cirloop.report.terminal import progress
-from cirloop.report_run import write_report
 from cirloop.retrieval.collapse import ALIKE, mean_cosine
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.search import rank
 from cirloop.retrieval.vectors import room
-from cirloop.shares import AskedApart, Shares
+from cirloop.sharded_executor import DistributedCaptioner, ShardedExecutor
 from cirloop.types import EvalSplit, ImageId, Query, TrainSplit
 
 Vectors = npt.NDArray[np.float32]
@@ -51,6 +50,8 @@ class Run:
         self._digests: dict[str, str] = {}
         self._looked_at: set[tuple[str, str]] = set()
         self.costs = Costs(store.directory, notices.mark(config))
+        self.log: Path | None = None
+        """That of the attempt, once it is open; launched processes have theirs beside it."""
 
     def make(
         self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
@@ -60,7 +61,7 @@ class Run:
 
         def metered(path: Path) -> None:
             stopping.check()
-            with self.costs.stage(name, self.config.runtime.profile, flops.limit):
+            with self.costs.stage(name, self.config.runtime.profile):
                 build(path)
 
         telling.tell("begins", name=name, iteration=iteration)
@@ -72,11 +73,6 @@ class Run:
     def mark(self) -> dict[str, Any]:
         """What stands first in each JSON file of this run."""
         return notices.mark(self.config)
-
-    def report(self) -> None:
-        """Write `report.html` with what is there by now, unless that is switched off."""
-        if self.config.runtime.report:
-            write_report(self.config, self.store, self.data)
 
     def key(self, *names: str) -> dict[str, Any]:
         """The settings a stage depends on, with the digests of a model's files in the place of their paths."""
@@ -124,14 +120,15 @@ class Run:
             return vectors
         if launch.processes(runtime) > 1 and backbone.settings == self.config.model and items:
             name = backbone.fingerprint
-            return self._shares(split).embed(items, backbone.adapter, name, title)
+            return self._executor(split).embed(items, backbone.adapter, name, title)
         features, size = self.models.features(backbone, split), runtime.embed_batch_size
         return embed(self.models.load(backbone), features, items, size, progress, title, runtime.embed_batch_tokens)
 
-    def _shares(self, split: TrainSplit | EvalSplit) -> Shares:
+    def _executor(self, split: TrainSplit | EvalSplit) -> ShardedExecutor:
         """Several processes, each of which loads the model: this one holds none meanwhile."""
         self.models.release()
-        return Shares(self.config, self.data, split, self.store.workspace(f"shares_{os.getpid()}"))
+        work = self.store.workspace(f"shares_{os.getpid()}")
+        return ShardedExecutor(self.config, self.data, split, work, self.log)
 
     def asked(self, backbone: Callable[[], Embedder]) -> Asked:
         """The foundation model on the train split's images: in this process, on the weights of the embedder that
@@ -139,7 +136,7 @@ class Run:
         """
         config, train = self.config, self.data.train
         if launch.processes(config.runtime) > 1:
-            return AskedApart(self._shares(train))
+            return DistributedCaptioner(self._executor(train))
         captioner = self.models.captioner(backbone())
         kept, size = config.cache / "vision", config.captioning.batch_size
         return Eyes(captioner, train.images, kept, size, progress, config.runtime)

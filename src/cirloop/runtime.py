@@ -26,7 +26,7 @@ class Runtime(Settings):
     num_processes: int = Field(1, ge=1)
     """Processes of each stage; more than one are children under `accelerate launch`."""
     timeout_minutes: float = Field(30, gt=0)
-    """Minutes in which none of a stage's processes gets on before they are ended, and the run with them."""
+    """Minutes that the processes of a stage wait for each other before they end, and the run with them."""
     accelerate_config: Path | None = None
     """An `accelerate launch --config_file`."""
     deepspeed: Path | None = None
@@ -46,5 +46,5 @@ class Runtime(Settings):
     """Where losses, recalls and costs go while the run works, such as tensorboard,wandb; nowhere by default
     (docs/watching.md)."""
     profile: bool = False
-    """Write torch profiler traces of a few batches into `profile/` of the run directory, and measure the device's limit
-    beside each stage's cost (docs/costs.md)."""
+    """Write torch profiler traces of a few batches into `profile/` of the run directory, and count floating-point
+    operations for each stage's cost (docs/costs.md)."""

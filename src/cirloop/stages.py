@@ -15,6 +15,7 @@ from cirloop.captioning import rewrite
 from cirloop.data.dataset import grey
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
+from cirloop.jobs import TrainJob
 from cirloop.known_positives import normal_text
 from cirloop.mine_split import mine_split
 from cirloop.retrieval.embed import query_items
@@ -130,15 +131,15 @@ def train(
         if untrained or config.retrieval == "simulated":  # which has nothing to train
             write_json(path / "training_log.json", run.mark | {"schema": 1, "steps": 0, "rows": []})
             return
-        job = {
-            "run": str(run.store.directory), "cache": str(config.cache), "iteration": iteration, "steps": steps,
-            "parent": str(adapter_of(parent)) if adapter_of(parent) else None,
-            "augmented": [a.name for a in augmented], "negatives": negatives.name if negatives else None,
-            "key": fingerprint([settings, inputs]), "workspace": str(run.store.workspace(name)), "output": str(path),
-            "runtime": config.runtime.model_dump(mode="json"),
-        }  # fmt: skip
+        workspace = run.store.workspace(name)
+        job = TrainJob(
+            directory=workspace.parent, log=run.log, run=run.store.directory, cache=config.cache, iteration=iteration,
+            steps=steps, parent=adapter_of(parent), augmented=tuple(a.name for a in augmented),
+            negatives=negatives.name if negatives else None, key=fingerprint([settings, inputs]), workspace=workspace,
+            output=path,
+        )  # fmt: skip
         run.models.release()  # the trainer loads its own
-        with cost.of_processes(run.store.workspace(name)):
+        with cost.of_processes(workspace):
             launch.training(job, config.runtime)
         log = schemas.read(path / "training_log.json")
         said = not_falling([row["loss"] for row in log["rows"] if "ids" not in row])

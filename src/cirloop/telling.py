@@ -6,11 +6,16 @@ A listener is called with the kind of the news and what it says, in the thread t
   the bar is over
 - `step`: `row`, a step as the training log has it
 - `begins`: `name`, `iteration` of an artifact, made or found; `ended`: the same and `artifact`
+- `numbers`: `step` over all iterations, `values` by name, and `found`: they are of an artifact that was there before
 - `head`: what stands above the bars (`report.live.Head`); None = the run is over
+- `evaluated`: an iteration was evaluated, and the results are written
+- `finished`: the loop has done all of its work
+- `processes`: `working`, whether launched processes write to the terminal
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -18,7 +23,8 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 Listener = Callable[[str, dict[str, Any]], None]
-_listeners: list[Listener] = []
+logger = logging.getLogger(__name__)
+_listeners: list[tuple[str, Listener]] = []
 
 
 class Counted(Iterable[T], Generic[T]):
@@ -41,16 +47,24 @@ class Counted(Iterable[T], Generic[T]):
 
 
 @contextmanager
-def heard_by(listener: Listener) -> Iterator[None]:
-    """Within, `listener` hears what is told."""
-    _listeners.append(listener)
+def heard_by(listener: Listener, name: str = "a listener") -> Iterator[None]:
+    """Within, `listener` hears what is told; `name` is what users call it."""
+    entry = (name, listener)
+    _listeners.append(entry)
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        if entry in _listeners:
+            _listeners.remove(entry)
 
 
 def tell(kind: str, **what: Any) -> None:
-    """Nothing happens where nobody listens."""
-    for listener in [*_listeners]:
-        listener(kind, what)
+    """Nothing happens where nobody listens. A listener that fails hears nothing more: it must never end a run."""
+    for entry in [*_listeners]:
+        name, listener = entry
+        try:
+            listener(kind, what)
+        except Exception:  # whatever a terminal, a disk or a tracker's service raises
+            _listeners.remove(entry)
+            logger.warning("%s failed, and this attempt goes on without it. No result depends on it.", name,
+                           exc_info=True)  # fmt: skip

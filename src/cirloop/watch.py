@@ -1,7 +1,7 @@
 """What a run says about itself while it works: to the live view its place in the plan, to the trackers its numbers.
 
-It listens (`telling.py`) and takes the numbers of stages from their artifacts, found ones too: so a tracker that was
-asked for later, or could not be reached for a while, gets what it lacks when the run goes on.
+It listens (`telling.py`) and takes the numbers of stages from their artifacts, found ones too: a tracker that was asked
+for later gets those as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from cirloop.config import RunConfig
 from cirloop.report.costs import Costs
 from cirloop.report.live import Head
 from cirloop.report.terminal import metric_rows
-from cirloop.trackers import Trackers
 
 Numbers = dict[str, float]
 WARM_UP = "checkpoint_iter_0"
@@ -40,8 +39,8 @@ def plan(config: RunConfig, counts: bool) -> list[str]:
 class Watch:
     """Listens to one run."""
 
-    def __init__(self, config: RunConfig, store: Store, costs: Costs, counts: bool, trackers: Trackers) -> None:
-        self._config, self._store, self._costs, self._trackers = config, store, costs, trackers
+    def __init__(self, config: RunConfig, store: Store, costs: Costs, counts: bool) -> None:
+        self._config, self._store, self._costs = config, store, costs
         self._plan = plan(config, counts)
         self._evaluations: list[dict[str, Any]] = []
         self._iteration = 0
@@ -51,7 +50,7 @@ class Watch:
             self._iteration = what["iteration"] or 0
             telling.tell("head", head=self._head(what["name"], what["iteration"]))
         elif kind == "step":
-            self._trackers.log_steps([self._step(what["row"], self._iteration)])
+            self._tell_step(what["row"], self._iteration)
         elif kind == "ended":
             self._ended(what["artifact"], what["iteration"] or 0)
 
@@ -92,24 +91,25 @@ class Watch:
         t = self._config.training
         return t.warm_up_steps + (iteration - 1) * t.steps if iteration else 0
 
-    def _step(self, row: dict[str, Any], iteration: int) -> tuple[int, Numbers]:
-        """The step counted over all iterations, and what it has of numbers."""
-        found = {f"train/{name}": float(value) for name, value in row.items()
-                 if name != "step" and isinstance(value, int | float)}  # fmt: skip
-        return self._steps_before(iteration) + row["step"], found | {"train/iteration": float(iteration)}
+    def _tell_step(self, row: dict[str, Any], iteration: int, found: bool = False) -> None:
+        values = {f"train/{name}": float(value) for name, value in row.items()
+                  if name != "step" and isinstance(value, int | float)}  # fmt: skip
+        step = self._steps_before(iteration) + row["step"]
+        telling.tell("numbers", step=step, values=values | {"train/iteration": float(iteration)}, found=found)
 
     def _ended(self, artifact: Artifact, iteration: int) -> None:
         kind = schemas.kind_of(f"{artifact.name.removesuffix('.json')}.json")
         if kind == "evaluation":
             self._evaluations.append(artifact.read())
-        if not self._trackers.names:
+        if not self._config.runtime.report_to:
             return
-        if artifact.path.is_dir():
-            log = schemas.read(artifact.path / "training_log.json")
-            self._trackers.log_steps([self._step(row, iteration) for row in log["rows"]])
+        found = not artifact.made_now
+        if artifact.path.is_dir() and found:  # else each step was told
+            for row in schemas.read(artifact.path / "training_log.json")["rows"]:
+                self._tell_step(row, iteration, found)
         trained = kind in ("checkpoint", "hard_negatives", "evaluation")  # the others come before the training of t
-        at = 0 if artifact.name == "evaluation_base.json" else self._steps_before(iteration + trained)
-        self._trackers.log_stage(artifact.name, at, dict(self._numbers(artifact, iteration)))
+        step = 0 if artifact.name == "evaluation_base.json" else self._steps_before(iteration + trained)
+        telling.tell("numbers", step=step, values=dict(self._numbers(artifact, iteration)), found=found)
 
     def _numbers(self, artifact: Artifact, iteration: int) -> Iterator[tuple[str, float]]:
         """What one stage has of numbers: its results, and what it cost."""

@@ -12,7 +12,8 @@ import os
 import socket
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -20,16 +21,18 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
-from cirloop import cost, relay, silence, stopping, telling
+from cirloop import cost, jobs, stopping, telling
 from cirloop.artifacts import Artifact, write_json, write_text
 from cirloop.backbones.features import VisionFeatures
-from cirloop.config import from_json
+from cirloop.config import RunConfig, from_json
 from cirloop.data.sources import Sources
 from cirloop.disk import explain
+from cirloop.jobs import Job, ShardJob, TrainJob
+from cirloop.report import live
 from cirloop.report.costs import PROFILE
-from cirloop.report.terminal import progress, start_logging
+from cirloop.report.terminal import Safe, progress, start_logging
 from cirloop.rows import known_positives, read_augmented, read_mined
-from cirloop.share import do_share, see_together
+from cirloop.sharded_worker import do_share, see_together
 from cirloop.training.batches import Batches
 from cirloop.training.gradients import seed_of
 from cirloop.training.health import BadBatch
@@ -40,12 +43,8 @@ logger = logging.getLogger("cirloop.worker")  # also when run as __main__
 BAD_BATCH = "bad_batch.json"
 
 
-def _artifact(job: dict[str, Any], name: str) -> Artifact:
-    return Artifact(name, Path(job["run"]) / name, "")
-
-
-def accelerator() -> Accelerator:
-    """Accelerate as the launcher set it up; gloo where there is no GPU."""
+def accelerator(timeout_minutes: float = 30) -> Accelerator:
+    """Accelerate as the launcher set it up; gloo where there is no GPU. Processes wait for each other for so long."""
     import torch
 
     # Models are loaded whole and then cut, also under ZeRO-3: an adapter is put on and proven before.
@@ -56,9 +55,10 @@ def accelerator() -> Accelerator:
             f"fsdp_version {os.environ.get('FSDP_VERSION')} in the accelerate config; set it to 2, as in "
             "configs/accelerate/fsdp2.yaml."
         )
+    timeout = timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
-        return Accelerator()
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if "RANK" in os.environ else []
+        return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
+    handlers = [InitProcessGroupKwargs(backend="gloo", timeout=timeout)] if "RANK" in os.environ else []
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # Accelerate drops DeepSpeed if told cpu=True
     made = Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
     if fsdp and made.num_processes > 1:  # Accelerate itself would take plain DDP here, though torch's FSDP2 has gloo
@@ -89,17 +89,20 @@ def groups_of(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
     return None
 
 
-def train(job: dict[str, Any]) -> None:
-    """Train one stage and write `job["output"]`: adapter, adapter config and training log. What it cost goes to the
+def train(job: TrainJob) -> None:
+    """Train one stage and write `job.output`: adapter, adapter config and training log. What it cost goes to the
     workspace."""
-    profile = Path(job["run"]) / PROFILE if job["runtime"]["profile"] else None
-    bad = Path(job["run"]) / BAD_BATCH
+    config = from_json(job.run / "config.json")
+    bad = job.run / BAD_BATCH
     try:
-        with stopping.by_step(), cost.process(Path(job["workspace"]), rank(), profile):
-            _train(job)
+        with (
+            stopping.by_step(),
+            cost.process(job.workspace, rank(), job.run / PROFILE if config.runtime.profile else None),
+        ):
+            _train(job, config)
     except BadBatch as error:
         if rank() == 0:
-            write_json(bad, {"schema": 1, "iteration": job["iteration"], **error.row})
+            write_json(bad, {"schema": 1, "iteration": job.iteration, **error.row})
         raise UserError(f"{error}\nAll of its triplets are in {bad}.") from None
     if rank() == 0:
         bad.unlink(missing_ok=True)  # of an attempt before
@@ -109,22 +112,21 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _train(job: dict[str, Any]) -> None:
-    config = from_json(Path(job["run"]) / "config.json")
-    data = config.data.build(Sources(config.data_dir, Path(job["cache"]), progress, config.train_dir)).train
-    settings, iteration = config.training, int(job["iteration"])
-    accelerate = accelerator()
+def _train(job: TrainJob, config: RunConfig) -> None:
+    data = config.data.build(Sources(config.data_dir, job.cache, progress, config.train_dir)).train
+    settings, iteration = config.training, job.iteration
+    accelerate = accelerator(config.runtime.timeout_minutes)
     if getattr(config.model, "compile", False) and in_pieces(accelerate):
         raise UserError(
             "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2). Set model.compile "
             "false, or keep the weights whole (ZeRO-2, DDP)."
         )
     seed = seed_of(config.seed, "train", iteration)
-    backbone: Any = config.model.build(Path(job["parent"]) if job["parent"] else None)
+    backbone: Any = config.model.build(job.parent)
     backbone.make_trainable(settings, seed_of(config.seed, "lora"))
-    samples = [_artifact(job, name) for name in job["augmented"]]
+    samples = [Artifact(name, job.run / name, "") for name in job.augmented]
     augmented = [row for each in samples for row in read_augmented(each)]
-    mined = read_mined(_artifact(job, job["negatives"])) if job["negatives"] else []
+    mined = read_mined(Artifact(job.negatives, job.run / job.negatives, "")) if job.negatives else []
     batches = Batches(
         data.triplets,
         augmented,
@@ -137,11 +139,11 @@ def _train(job: dict[str, Any]) -> None:
         groups_of(data, settings.group_batches),
         known_positives(data, samples),
     )
-    features = VisionFeatures(backbone, data.images, Path(job["cache"]) / "vision", config.runtime)
+    features = VisionFeatures(backbone, data.images, job.cache / "vision", config.runtime)
     if in_pieces(accelerate):  # the tower must still be whole
-        see_together(features, images_of(batches, job["steps"]), accelerate.state)
+        see_together(features, images_of(batches, job.steps), accelerate.state)
     trainer = Trainer(
-        backbone, features, batches, settings, job["steps"], seed, job["key"], Path(job["workspace"]),
+        backbone, features, batches, settings, job.steps, seed, job.key, job.workspace,
         config.runtime.save_every, accelerate, lambda row: telling.tell("step", row=row),
     )  # fmt: skip
     main = accelerate.is_main_process
@@ -151,10 +153,9 @@ def _train(job: dict[str, Any]) -> None:
         logger.info("training in %d processes, %s", accelerate.num_processes, accelerate.distributed_type.value)
     rows = trainer.run(lambda steps: progress(steps, f"train iteration {iteration}") if main else steps)
     accelerate.wait_for_everyone()
-    output = Path(job["output"])
-    trainer.save_adapter(output)
+    trainer.save_adapter(job.output)
     if main:
-        write_json(output / "training_log.json", {"schema": 1, "steps": job["steps"], "rows": rows})
+        write_json(job.output / "training_log.json", {"schema": 1, "steps": job.steps, "rows": rows})
     accelerate.free_memory()
 
 
@@ -171,35 +172,69 @@ def end_with(driver: tuple[str, int]) -> None:
         Thread(target=watch, daemon=True).start()
 
 
+def _log_beside(attempt: Path) -> None:
+    """A log of this process: what it says of the first one, which has the terminal too; of the others all output."""
+    path = attempt.with_suffix(f".rank_{rank()}.log")
+    if rank() == 0:
+        handler = logging.FileHandler(path, encoding="utf-8")
+        handler.setFormatter(Safe("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        return
+    with path.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+
+def _rows_to(path: Path) -> telling.Listener:
+    """Has the driver tell of each step."""
+    file = path.open("a", encoding="utf-8", buffering=1)
+
+    def listen(kind: str, what: dict[str, Any]) -> None:
+        if kind == "step":
+            file.write(json.dumps(what["row"]) + "\n")
+
+    return listen
+
+
 def main() -> None:
-    start_logging()
-    job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    end_with(job["driver"])
-    silence.break_it(Path(sys.argv[1]).parent)
+    job = jobs.read(Path(sys.argv[1]))
+    first = rank() == 0
+    start_logging(plain=not first)
+    end_with(job.driver)
     try:
-        with relay.sending() if rank() == 0 else nullcontext():
-            if "kind" in job:
+        if job.log is not None:
+            _log_beside(job.log)
+        with ExitStack() as stack:
+            if first:
+                stack.enter_context(live.shown())
+            if isinstance(job, ShardJob):
                 do_share(job)
             else:
-                with stopping.listening(Path(job["order"]) if rank() == 0 else None):
-                    train(job)
+                stack.enter_context(stopping.listening(job.stop if first else None))
+                if first:
+                    stack.enter_context(telling.heard_by(_rows_to(job.rows), "the driver's view"))
+                train(job)
     except stopping.Stopped:  # the driver knows from this file, also where it got no signal itself
-        Path(job["order"]).touch()
+        assert isinstance(job, TrainJob)
+        job.stop.touch()
     except UserError as error:
-        write_text(Path(job["error"]), str(error))
-        sys.exit(2)
+        _fail(job, str(error))
     except OSError as error:
-        told = explain(error)
-        if told is None:
+        said = explain(error)
+        if said is None:
             raise
-        logger.error(told)  # the driver's own message may find no room
-        with suppress(OSError):
-            write_text(Path(job["error"]), told)
-        sys.exit(2)
+        logger.error(said)  # the driver's own message may find no room
+        _fail(job, said)
     import torch.distributed
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _fail(job: Job, message: str) -> None:
+    with suppress(OSError):
+        write_text(job.error, message)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ ROWS = (
       for number in ("", "2 ", "3 ")),
     Row("pip install -e '.[trackers]'", not_here="it is an installation"),
     Row(f"{RUN} --report_to tensorboard", f"{SHAPES} {SHORT} --num_iterations 0 --experiment_dir experiments/tracked",
-        makes=("experiments/tracked/trackers/state.json",)),
+        makes=("experiments/tracked/trackers/runs.json",)),
     Row(f"{RUN} --report_to wandb,mlflow,trackio", f"{SHAPES} {SHORT} --dry_run",
         env={"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, says=PLAN),
     Row(f"{SHOP_LARGE} --dry_run", f"{TINY} {SHORT}", after=(SHOP_DATA,), says=PLAN),

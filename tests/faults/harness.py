@@ -21,8 +21,8 @@ from tests.faults.server import OPEN, ROOT
 
 LIMIT = 240
 """Seconds for a child; it takes about one, and on a busy machine a minute."""
-NOT_COMPARED = {"run/costs.json", "run/config.json", "run/run.lock", "run/report.html", "run/figures/costs.svg",
-                "run/figures/costs.png"}  # fmt: skip
+NOT_COMPARED = {"run/costs.json", "run/config.json", "run/run.lock", "run/run.lock.json", "run/report.html",
+                "run/figures/costs.svg", "run/figures/costs.png"}  # fmt: skip
 """They hold times, paths and processes; so do the logs of attempts."""
 VERY_SMALL: dict[str, Any] = {
     "model": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},
@@ -157,7 +157,7 @@ class Harness:
         case.mkdir()
         for part in ("run", "cache"):
             if (state / part).exists():
-                shutil.copytree(state / part, case / part, ignore=shutil.ignore_patterns("run.lock"))
+                shutil.copytree(state / part, case / part, ignore=shutil.ignore_patterns("run.lock*"))
         (case / "out").mkdir()
         return case
 
@@ -199,7 +199,7 @@ class Harness:
             state = None if s.start == OPEN else self.state(s.start)
             (case / "out").mkdir(parents=True)
             for part in [p for p in ("run", "cache") if state and (state / p).exists()]:
-                shutil.copytree(state / part, case / part, ignore=shutil.ignore_patterns("run.lock"))
+                shutil.copytree(state / part, case / part, ignore=shutil.ignore_patterns("run.lock*"))
             told = {"snapshots": str(self.home / "states")} if scene == "run" else {}
             ended = self.child(case, scene, s.next, **told)
             assert ended.code == s.code, ended.said

@@ -35,8 +35,8 @@ class Point:
 POINTS = (
     # opening a run directory
     Point("lock:held", "RUN", "mkdir rmdir"),
-    Point("lock:_take", "RUN/run.lock", "open sync link remove"),
-    Point("lock:held", "RUN/run.lock", "remove"),
+    Point("lock:held", "RUN/run.lock", "open remove"),
+    Point("lock:held", "RUN/run.lock.json", f"{TEXT} remove"),
     Point("config:save", "RUN/config.json", TEXT),
     Point("experiment:open_run", "RUN/config.json", "remove", "mended"),  # what a killed one left half-written
     Point("report.attempts:Attempt.open", "RUN/logs", "mkdir"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cirloop import lock
 from tests.faults.cases import REFUSED, goes_on
 from tests.faults.harness import Harness
 from tests.tiers import one_in
@@ -86,13 +87,12 @@ def test_asked_to_stop(site: str, harness: Harness) -> None:
     goes_on(harness, directory, "run", ends)
 
 
-def test_a_second_run_is_refused_and_a_killed_ones_lock_is_taken_over(harness: Harness) -> None:
+def test_a_second_run_is_refused_and_a_killed_ones_lock_hinders_nobody(harness: Harness) -> None:
     directory, _, ends = stopped(harness, STEP, "SIGKILL")
-    lock = directory / "run" / "run.lock"
-    text = lock.read_text("utf-8")
-    lock.write_text(text.replace('"host": "', '"host": "other-'))
-    refused = harness.child(directory, "run", ends)
-    assert refused.code == REFUSED and "other-" in refused.said and str(lock) in refused.said
-    lock.write_text(text)
+    left = {directory / "run" / name for name in (lock.FILE, lock.OWNER)}
+    assert all(path.exists() for path in left)
+    with lock.held(directory / "run"):
+        refused = harness.child(directory, "run", ends)
+    assert refused.code == REFUSED and "a run works in" in refused.said
     goes_on(harness, directory, "run", ends)
-    assert not lock.exists()
+    assert not any(path.exists() for path in left)

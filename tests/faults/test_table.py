@@ -17,14 +17,13 @@ CALLS = {"write_text", "write_bytes", "write_json", "save_tensors", "save_file",
          "export_chrome_trace"}  # fmt: skip
 ELSEWHERE = {
     # files of a stage's processes; test_processes.py and tests/distributed kill those
-    "launch": ("_ended", "_run", "training"),
-    "worker": ("main",),
-    "share": ("_caption", "_embed"),
-    "shares": ("Shares._clear", "Shares._run"),
-    "lock": ("_taken_over",),  # test_stops.py
-    "silence": ("break_it.watch",),
+    "jobs": ("write",),
+    "launch": ("_ended", "_run"),
+    "worker": ("_fail", "_log_beside", "_rows_to", "main"),
+    "sharded_worker": ("_caption", "_embed"),
+    "sharded_executor": ("ShardedExecutor._clear", "ShardedExecutor._run"),
     "cost": ("of_processes", "_save"),  # _save: traces, by request
-    "trackers": ("Trackers.__enter__",),  # by request; tests/test_trackers.py
+    "trackers": ("tracking",),  # by request; tests/test_trackers.py
     "stages": ("train.build",),  # of a warm-up of no steps
     # the cache held to a size, and a nameless file
     "backbones.tensor_cache": ("TensorCache._make_room", "_opened"),

@@ -255,15 +255,17 @@ def test_report_only_refuses_what_is_no_run_and_what_was_altered(copied: RunConf
 
 
 def test_the_report_can_be_switched_off_and_decides_nothing(copied: RunConfig) -> None:
-    from cirloop.run import Run
+    from cirloop import experiment
 
-    config, store = run_directory(copied.directory)
-    off = config.model_copy(update={"runtime": config.runtime.model_copy(update={"report": False})})
-    assert off.decisive() == config.decisive()
-    Run(off, store, _data(config)).report()
-    assert not (copied.directory / "report.html").exists()
-    Run(config, store, _data(config)).report()
-    assert (copied.directory / "report.html").exists()
+    config, _ = run_directory(copied.directory)
+    page = copied.directory / "report.html"
+    for report in (False, True):
+        page.unlink(missing_ok=True)
+        runtime = config.runtime.model_copy(update={"report": report})
+        changed = config.model_copy(update={"runtime": runtime, "auto_resume": True})
+        assert changed.decisive() == config.decisive()
+        experiment.run(changed)
+        assert page.exists() == report
 
 
 def test_the_chart_of_metrics_draws_the_results(finished: Path) -> None:

@@ -29,7 +29,6 @@ from cirloop.config import from_json
 from cirloop.report.costs import Costs
 from cirloop.report.live import Head, View
 from cirloop.report.terminal import progress
-from cirloop.trackers import Trackers
 from cirloop.watch import Watch, plan
 from tests.commands import ROOT
 from tests.distributed.test_many import are_gone, processes
@@ -88,7 +87,7 @@ class Terminal:
 
 @pytest.mark.full
 def test_a_run_on_a_terminal_and_ctrl_c(small: Any, tmp_path: Path) -> None:
-    """Training is in a launched process, whose bar is the run's."""
+    """Training is in a launched process, which has the terminal."""
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(ONE))
     runtime = {"num_workers": 0, "accelerate_config": tmp_path / "one.yaml"}
     training = {**VERY_SMALL["training"], "warm_up_steps": 2000}
@@ -97,21 +96,16 @@ def test_a_run_on_a_terminal_and_ctrl_c(small: Any, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
     terminal = Terminal(words, 90, environment)
     shown = terminal.until(lambda text: re.search(r"train iteration 0 .* [1-9]\d*/2000 .*left \d", text))
-    assert "stage 2 of 8: checkpoint_iter_0" in shown and "warm-up · " in shown
-    result = json.loads((tmp_path / "run/evaluation_results.json").read_text())["results"][0]
-    recall = f"{100 * result['metrics']['recall@1']:.1f} ± {100 * result['standard_errors']['recall@1']:.1f}"
-    assert re.search(rf"^base +{recall} ", shown, re.MULTILINE), shown
-    assert shown.count("stage 2 of 8") == shown.count("train iteration 0") == 1, "a region was left behind"
+    assert shown.count("train iteration 0") == 1 and "stage 2 of 8" not in shown, "two regions"
     there = [pid for pid, _ in processes(terminal.pid)]
     terminal.type(b"\x03")
     assert terminal.end() == 130
     assert not terminal.cursor_is_hidden
     last = terminal.lines
     assert last[-1] == "stopped; go on with --auto_resume"
-    assert not [line for line in last if "stage 2 of" in line or "/2000" in line or "Traceback" in line], last
     are_gone(there)
     log = (tmp_path / "run/logs/attempt_001.log").read_text()
-    assert "KeyboardInterrupt" in log and log.splitlines()[-1].endswith("interrupted; go on with --auto_resume")
+    assert log.splitlines()[-1].endswith("interrupted; go on with --auto_resume")
 
 
 class Screen:
@@ -226,7 +220,7 @@ def test_the_plan_is_what_a_run_makes(finished: Path) -> None:
 def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: Path) -> None:
     config = small(tmp_path / "run", num_iterations=2, training={"warm_up_steps": 50, "steps": 10})
     costs, heads = Costs(tmp_path), list[Head]()
-    watch = Watch(config, Store(tmp_path), costs, True, Trackers(tmp_path, (), {}))
+    watch = Watch(config, Store(tmp_path), costs, True)
 
     def left(name: str, iteration: int) -> float | None:
         with telling.heard_by(lambda kind, what: heads.append(what["head"])):

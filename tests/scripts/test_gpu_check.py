@@ -52,7 +52,7 @@ def test_every_part_tells_in_its_order(tmp_path: Path) -> None:
     assert float(convolution["differ"]) < 1e-5
     for cache in ("empty", "full"):
         row = rows[f"embed: 4 tokens, batches of 2, {cache} cache"]
-        assert row["pictures_a_second"] > 0 and 0 < row["of_limit"] < 1
+        assert row["pictures_a_second"] > 0
     padded, packed = (rows[f"train: sdpa, {how}, adapters in float32"] for how in ("padded", "packed"))
     assert padded["triplets_a_second"] > 0 and padded["GB"] > 0
     assert padded["loss"] == pytest.approx(packed["loss"], abs=1e-4)

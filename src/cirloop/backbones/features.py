@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cirloop import cost
-from cirloop.backbones import flops
 from cirloop.backbones.base import Grid, VisionInput
 from cirloop.backbones.halves import in_halves
 from cirloop.backbones.loading import loaded
@@ -68,14 +67,12 @@ class VisionFeatures:
         if not batches:
             return
         fresh: dict[str, torch.Tensor] = {}
-        formula = flops.vision(self._encoder)
         with closing(loaded(batches, self._images, self._encoder.prepare_images, self._num_workers)) as ready:
             for batch in cost.traced(progress(batches), "vision"):
                 with cost.waiting():
                     pictures = next(ready)
                 encoded = self._encode(*pictures)
                 cost.add(images_encoded=len(encoded))
-                flops.count_images(formula, [each.grid for each in encoded])
                 for image, vision in zip(batch, encoded, strict=True):
                     fresh[f"{self._images.digest(image)}@{'x'.join(map(str, vision.grid))}"] = vision.tokens
                 if sum(t.nbytes for t in fresh.values()) >= self._shard_bytes:

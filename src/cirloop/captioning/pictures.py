@@ -13,7 +13,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cirloop import cost
 from cirloop.artifacts import fingerprint
-from cirloop.backbones import flops
 from cirloop.captioning.base import (
     Answer,
     Ask,
@@ -174,7 +173,8 @@ class PictureCaptioner:
             out = self._generate(inputs, max_new_tokens, **sampling(temperature)).sequences
             assert torch.equal(out[:, :length], inputs["input_ids"]), "generate() did not return the prompt first"
             written = out[:, length:]
-            flops.count_answers(None, inputs["attention_mask"], written, self.processor.tokenizer.pad_token_id)
+            cost.add_tokens(inputs)
+            cost.add(tokens_written=int(written.ne(self.processor.tokenizer.pad_token_id).sum()))
             texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
             ended = torch.isin(written, torch.tensor(self._ends, device=written.device)).any(1).tolist()
             turns.append([Answer(text.strip(), end) for text, end in zip(texts, ended, strict=True)])
@@ -185,7 +185,7 @@ class PictureCaptioner:
         positions under left padding; the logits are those before any processing."""
         inputs = self.inputs(prompt, asks, vision)
         made = self._generate(inputs, 1, do_sample=False, output_logits=True)
-        flops.count_answers(None, inputs["attention_mask"], None, None)
+        cost.add_tokens(inputs)
         return probability(made.logits[0], self._yes, self._no)
 
 

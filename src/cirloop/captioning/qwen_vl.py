@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cirloop import cost
 from cirloop.artifacts import fingerprint
-from cirloop.backbones import flops, qwen2_5_vl, qwen2_vl, qwen3_vl
+from cirloop.backbones import qwen2_5_vl, qwen2_vl, qwen3_vl
 from cirloop.backbones.base import VisionInput
 from cirloop.backbones.vision import load_vlm
 from cirloop.captioning.base import (
@@ -54,7 +55,6 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
             )
         self.name, self.signs = settings.path, signs(self.processor)
         self._ends = end_signs(self.vlm, self.name)
-        self.flops = flops.language(self, adapters=False)
         kinds = getattr(self.vlm.config.text_config, "layer_types", None) or []
         self.shares = not any("sliding" in kind for kind in kinds)  # a window counts padding inside a row too
 
@@ -88,11 +88,11 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
         """An answer per temperature and question, read once. `vision` holds two images per question, in order."""
         with base_of(self.lender):
             reading = self.read(prompt, asks, vision)
-            turns, asked, pad = [], reading.mask_BT.sum(1).tolist(), self.processor.tokenizer.pad_token_id
+            turns, pad = [], self.processor.tokenizer.pad_token_id
             for turn, temperature in enumerate(temperatures):
                 torch.manual_seed(seed + turn)
                 made = decode(self.vlm, reading, max_new_tokens, **sampling(temperature))
-                flops.count_written(self.flops, asked, [int(row.ne(pad).sum()) for row in made])
+                cost.add(tokens_written=sum(int(row.ne(pad).sum()) for row in made))
                 turns.append([self._answer(row) for row in made])
         return [list(answers) for answers in zip(*turns, strict=True)]
 
@@ -105,7 +105,6 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
         """Probability of "yes" against "no" as the first word of the answer, either case."""
         with base_of(self.lender):
             logits = self.vlm.lm_head(self.read(prompt, asks, vision).last_BD)
-        flops.count_scored(self.flops, len(asks))
         yes, no = (first_tokens(self.processor.tokenizer, words) for words in (("yes", "Yes"), ("no", "No")))
         return probability(logits, yes, no)
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from cirloop.backbones import flops
+from cirloop import cost
 from cirloop.backbones.base import VisionInput
 from cirloop.backbones.vision import Inputs
 from cirloop.captioning.base import Ask
@@ -108,7 +108,7 @@ def _inputs(captioner: Any, rows: Sequence[torch.Tensor], tokens: torch.Tensor, 
 def _go_on(captioner: Any, before: Reading | None, parents: Sequence[int], inputs: Inputs) -> Reading:
     """The rows (U) of `inputs`, read behind the rows `parents` of `before`."""
     ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache()
-    read_before, places = [0] * len(ids), ids.numel()
+    cost.add_tokens(inputs)
     placed = captioner.place(captioner.vlm, inputs)
     positions = placed["position_ids"]
     if before is not None:
@@ -117,13 +117,11 @@ def _go_on(captioner: Any, before: Reading | None, parents: Sequence[int], input
         positions = positions + before.positions_3BT.amax((0, 2))[from_U, None] + 1
     placed["position_ids"] = positions = positions * mask
     if before is not None:
-        read_before = before.mask_BT[from_U].sum(1).tolist()
         ids, mask = torch.cat([before.ids_BT[from_U], ids], 1), torch.cat([before.mask_BT[from_U], mask], 1)
         positions = torch.cat([before.positions_3BT[:, from_U], positions], 2)
     out = captioner.vlm.model.language_model(
         **{**placed, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
     )
-    flops.count_read(captioner.flops, read_before, mask.sum(1).tolist(), places)
     layers: Any = cache.layers
     past = [(layer.keys, layer.values) for layer in layers]
     return Reading(ids, mask, positions, past, out.last_hidden_state[:, -1])

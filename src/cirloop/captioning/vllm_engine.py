@@ -57,7 +57,7 @@ class VllmCaptioner:
         return fingerprint([self.settings.weights(), decisive])
 
     def _requests(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> list[dict[str, Any]]:
-        cost.add(images_encoded=len(vision), flops_unknown=1)
+        cost.add(images_encoded=len(vision))
         pictures = [within(picture, self.settings.max_side) for picture in vision]
         assert prompt.num_images == 2 and len(pictures) == 2 * len(asks)
         return [

@@ -78,7 +78,7 @@ class Attempt:
         before = {int(found[1]): path for path in self._directory.iterdir()
                   if (found := re.fullmatch(r"attempt_(\d+)\.log", path.name))}  # fmt: skip
         for number in sorted(before)[: 1 - KEPT]:
-            for part in self._directory.glob(f"{before[number].name}*"):
+            for part in self._directory.glob(f"{before[number].stem}.*"):  # those of launched processes too
                 part.unlink()
         path = self._directory / f"attempt_{max(before, default=0) + 1:03d}.log"
         self._log = Log(path)

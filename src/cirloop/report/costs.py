@@ -7,7 +7,7 @@ one of a killed attempt stays, with `finished` false.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cirloop.types import UserError
 logger = logging.getLogger(__name__)
 FILE, PROFILE = "costs.json", "profile"
 COLUMNS = ("stage", "s", "images/s", "tokens/s", "texts/s", "cached", "padding", "waiting s", "GB", "GPU GB", "GFLOP",
-           "GFLOP/s", "of limit")  # fmt: skip
+           "GFLOP/s")  # fmt: skip
 NONE = "-"
 
 
@@ -43,8 +43,8 @@ class Costs:
         return rows
 
     @contextmanager
-    def stage(self, name: str, profile: bool, limit: Callable[[str], float]) -> Iterator[None]:
-        """Within, a stage is metered. With `profile` some batches are traced, and `limit` measures FLOP/s."""
+    def stage(self, name: str, profile: bool) -> Iterator[None]:
+        """Within, a stage is metered. With `profile` some batches are traced, and operations counted."""
         rows = self.read()
         attempt = 1 + sum(row["stage"] == name for row in rows)
         row: dict[str, Any] = {"stage": name, "attempt": attempt, "finished": False}
@@ -57,9 +57,6 @@ class Costs:
             row["finished"] = True
         finally:
             row |= spent.row() | ({"warnings": self._warnings} if self._warnings else {})
-            self._write(rows)
-        if profile:
-            row["limits"] = {kind: limit(kind) for kind in spent.flops}
             self._write(rows)
         self._made.append(row)
         logger.info("%s cost: %s", name, line(row))
@@ -90,8 +87,6 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     """A row of `costs.json` as people read it, by column; `NONE` for what there was none of, or is not known."""
     spent, seconds = Cost(**{name: row[name] for name in Cost.__annotations__}), max(row["seconds"], 1e-9)
     images, places = spent.images_encoded + spent.images_cached, spent.tokens + spent.padding
-    flops = 0.0 if spent.flops_unknown else sum(spent.flops.values())
-    share = sum(n / row["limits"][kind] / _devices(kind, spent) for kind, n in spent.flops.items() if row.get("limits"))
     values = (
         f"{seconds:.1f}",
         f"{images / seconds:.3g}" if images else NONE,
@@ -102,9 +97,8 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         f"{spent.waiting:.1f}",
         f"{spent.memory_bytes / 1e9:.2f}",
         f"{spent.gpu_bytes / 1e9:.2f}" if spent.gpu_bytes else NONE,
-        _short(flops / 1e9) if flops else NONE,
-        _short(flops / 1e9 / seconds) if flops else NONE,
-        f"{100 * share / seconds:.1f}%" if share and flops else NONE,
+        _short(spent.flops / 1e9) if spent.flops else NONE,
+        _short(spent.flops / 1e9 / seconds) if spent.flops else NONE,
     )
     return dict(zip(COLUMNS[1:], values, strict=True))
 
@@ -115,11 +109,6 @@ def line(row: dict[str, Any]) -> str:
             "steps": "steps"}  # fmt: skip
     parts = [f"{row[name]} {what}" for name, what in made.items() if row[name]]
     return ", ".join([f"{value} {what}" for what, value in cells(row).items() if value != NONE] + parts)
-
-
-def _devices(kind: str, spent: Cost) -> int:
-    """Devices behind the limit: a GPU per process; processes on a CPU share it."""
-    return spent.processes if kind.startswith("cuda") else 1
 
 
 def _short(value: float) -> str:

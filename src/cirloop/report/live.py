@@ -1,7 +1,7 @@
 """The live view: on a terminal, one region at the bottom with the stage, its bars and the last recalls.
 
 Log lines scroll above it, since both go through one console. The region is there while a run works or a bar moves, and
-leaves nothing behind.
+leaves nothing behind. While launched processes work, the terminal is theirs: the first of them has a view of its own.
 """
 
 from __future__ import annotations
@@ -68,15 +68,18 @@ class View:
         self._tasks: dict[str, TaskID] = {}
         self._live: Live | None = None
         self._head: Head | None = None
+        self._away = False
 
     def __call__(self, kind: str, what: dict[str, Any]) -> None:
         if kind == "bar":
             self._bar(**what)
         elif kind == "head":
             self._head = what["head"]
+        elif kind == "processes":
+            self._away = what["working"]
         else:
             return
-        if self._head is None and not self._tasks:
+        if self._away or (self._head is None and not self._tasks):
             self.stop()
         elif self._live is None:
             self._start()

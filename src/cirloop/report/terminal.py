@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from cirloop import relay, stopping, telling
+from cirloop import stopping, telling
 from cirloop.report.live import console
 from cirloop.shown import safe
 
@@ -34,13 +34,10 @@ class Safe(logging.Formatter):
         return safe(super().format(record))
 
 
-def start_logging() -> None:
-    """One line per event: through rich on a terminal, to the run where it launched this process, else as it is."""
+def start_logging(plain: bool = False) -> None:
+    """One line per event: through rich on a terminal, elsewhere and where it is to be `plain` as it is."""
     handler: logging.Handler
-    if relay.is_on():
-        handler = relay.Handler()
-        handler.setFormatter(Safe("%(message)s"))  # else basicConfig gives it one of its own
-    elif console.is_interactive:
+    if console.is_interactive and not plain:
         handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]")
         handler.setFormatter(Safe("%(message)s"))
         handler.addFilter(lambda record: not getattr(record, "bar", False))  # the bar itself is there

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from cirloop import cost
-from cirloop.backbones import Item, flops
+from cirloop.backbones import Item
 from cirloop.backbones.base import each_once
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.halves import in_halves
@@ -80,12 +80,11 @@ def embed_share(
     batches = batches_of(lengths, batch_size, max_tokens)[share[0] :: share[1]]
     backbone.module.eval()
     made: list[npt.NDArray[np.float32]] = []
-    formula = flops.language(backbone)
 
     def vectors_of(batch: Sequence[Item]) -> npt.NDArray[np.float32]:
         inputs = backbone.inputs(batch, features.get([item.image for item in batch]))
         vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
-        flops.count(formula, inputs)
+        cost.add_tokens(inputs)
         return vectors
 
     for rows in cost.traced(progress(batches, title), "embedding"):

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from cirloop import cost
-from cirloop.backbones import Item, flops
+from cirloop.backbones import Item
 from cirloop.backbones.base import each_once
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
@@ -79,7 +79,7 @@ class GradientEngine:
     ) -> None:  # fmt: skip
         self.backbone, self.features, self.batches, self.settings = backbone, features, batches, settings
         self.seed, self.accelerator, self.module, self.masters = seed, accelerator, module, masters
-        self.loss, self.flops = settings.loss.build(), flops.language(backbone)
+        self.loss = settings.loss.build()
 
     def backward(self, step: int) -> float:
         """Add the gradient of a step's batch to the weights' gradients; returns the batch's loss."""
@@ -122,8 +122,7 @@ class GradientEngine:
     def _inputs_of(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         inputs: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
         if torch.is_grad_enabled():  # of gradient caching's two passes, the second
-            checkpointing = bool(getattr(self.backbone.settings, "gradient_checkpointing", False))
-            flops.count(self.flops, inputs, backward=True, again=bool(self.settings.chunk_size) + checkpointing)
+            cost.add_tokens(inputs)
             cost.add(items=len(items))
         return inputs
 

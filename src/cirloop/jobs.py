@@ -1,0 +1,104 @@
+"""What launched processes are told to do: a job, a JSON file in a directory for what they and the driver exchange."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from cirloop.backbones import Item
+from cirloop.captioning.base import Ask
+from cirloop.captioning.prompts import Prompt
+
+
+def _this_process() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What every job says."""
+
+    directory: Path
+    """Of the job's file and of what the processes leave for the driver."""
+    cache: Path
+    log: Path | None
+    """The log of the attempt, beside which each process has one; None = no logs."""
+    driver: tuple[str, int] = field(default_factory=_this_process)
+    """The host and the number of the process that waits for the job's."""
+
+    @property
+    def file(self) -> Path:
+        return self.directory / "job.json"
+
+    @property
+    def error(self) -> Path:
+        """The message to the user of a process that failed."""
+        return self.directory / "error.txt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob(Job):
+    """A training stage: from artifacts of the run directory to the checkpoint `output`."""
+
+    kind: Literal["train"] = "train"
+    run: Path
+    iteration: int
+    steps: int
+    parent: Path | None
+    """The adapter that training goes on from; None = the base model."""
+    augmented: tuple[str, ...]
+    negatives: str | None
+    key: str
+    """Of step checkpoints: those of another key are not gone on with."""
+    workspace: Path
+    output: Path
+
+    @property
+    def stop(self) -> Path:
+        """A file that asks the processes to stop after a step."""
+        return self.directory / "stop"
+
+    @property
+    def rows(self) -> Path:
+        """The steps done so far, as rows of the training log, a line each."""
+        return self.directory / "steps.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardJob(Job):
+    """Embedding (`items`) or captioning (`asks`), of which each process does every N-th batch."""
+
+    kind: Literal["embed", "write", "yes"]
+    config: dict[str, Any]
+    where: tuple[str, str]
+    """The split, as `Dataset.at` finds it."""
+    images: str
+    """Digest of the pictures: a process proves that it looks at the driver's."""
+    title: str
+    profile: Path
+    items: tuple[Item, ...] = ()
+    adapter: Path | None = None
+    model: str = ""
+    """Fingerprint of the embedder, which a process proves too."""
+    prompt: Prompt | None = None
+    asks: tuple[Ask, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the captioner's method `kind`."""
+
+
+_ADAPTER: TypeAdapter[TrainJob | ShardJob] = TypeAdapter(TrainJob | ShardJob)
+
+
+def write(job: TrainJob | ShardJob) -> None:
+    job.directory.mkdir(parents=True, exist_ok=True)
+    job.file.write_bytes(_ADAPTER.dump_json(job))
+
+
+def read(file: Path) -> TrainJob | ShardJob:
+    return _ADAPTER.validate_json(file.read_bytes())

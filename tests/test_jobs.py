@@ -1,0 +1,38 @@
+"""Jobs come out of their files as they went in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cirloop import jobs
+from cirloop.backbones import Item
+from cirloop.captioning.base import Ask
+from cirloop.captioning.prompts import Prompt
+from cirloop.jobs import ShardJob, TrainJob
+from cirloop.types import ImageId
+
+A, B = ImageId("shapes:1"), ImageId("shapes:2")
+
+
+def job(kind: str, directory: Path) -> TrainJob | ShardJob:
+    if kind == "train":
+        return TrainJob(
+            directory=directory, cache=Path("cache"), log=directory / "attempt_001.log", run=Path("run"), iteration=2,
+            steps=9, parent=None, augmented=("a", "b"), negatives=None, key="k", workspace=Path("w"), output=Path("o"),
+        )  # fmt: skip
+    return ShardJob(
+        kind="write", directory=directory, cache=Path("cache"), log=None, config={"seed": 1}, where=("val", "gallery"),
+        images="digest", title="captions", profile=Path("p"), items=(Item(A), Item(B, "réd", "dress")),
+        adapter=Path("adapter"), model="m", prompt=Prompt("rewrite", "<image>", "json"), asks=(Ask(A, B, "text"),),
+        options={"temperatures": [0.0, 0.7], "seed": 3},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["train", "write"])
+def test_a_job_is_read_as_it_was_written(kind: str, tmp_path: Path) -> None:
+    written = job(kind, tmp_path / "new")
+    jobs.write(written)
+    read = jobs.read(written.file)
+    assert type(read) is type(written) and read == written
