@@ -52,9 +52,9 @@ class Reporter:
         config, names = self._config, frozenset(self._store.names)
         begun = {kind: any(name.startswith(kind) for name in names) for kind in ("hard_negatives", "evaluation")}
         train, evals, no_data = self._splits(begun["hard_negatives"], begun["evaluation"])
-        strategy, hardness = config.mining, None
+        strategy, hardness = config.mining.strategy, None
         if isinstance(strategy, Curriculum):
-            hardness = partial(strategy.share, rounds=config.num_iterations)
+            hardness = partial(strategy.difficulty, rounds=config.num_iterations)
         return html.write(
             html.Source(
                 self._store.directory, names, self._read, config.resolved(), protocols.HEADLINE[config.data.type],

@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 
 from cirloop import cli, shown
-from cirloop.add_negatives.samples import look
+from cirloop.add_negatives.samples import check_images
 from cirloop.add_negatives.samples import read as read_samples
 from cirloop.artifacts import write_json
 from cirloop.backbones import Qwen2VLSettings
@@ -346,7 +346,7 @@ def test_samples_behind_a_link_are_refused_unless_allowed(tmp_path: Path) -> Non
         (True, []),
     ):
         problems = Problems()
-        look(read_samples(path, None, None, problems), directory, 1, iter, problems, allowed)  # type: ignore[arg-type]
+        check_images(read_samples(path, None, None, problems), directory, 1, iter, problems, allowed)  # type: ignore[arg-type]
         assert [row.what for row in problems.rows] == found
 
 
