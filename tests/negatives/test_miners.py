@@ -185,14 +185,13 @@ def test_a_window_too_small_is_refused() -> None:
 def test_what_is_mined_does_not_depend_on_blocks(case: Case, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(MINERS))
     strategy = of(kind, negatives_per_query=2)
-    block = case.whole() if strategy.candidate_set else case.window(strategy.depth)
+    block = case.whole() if strategy.needs_full_gallery else case.window(strategy.depth)
     known = replace(context(case), targets_Q=np.array(case.targets), mean_target_score=0.4)
     cut = data.draw(st.integers(0, len(case.targets)))
     parts = []
     for rows in (slice(0, cut), slice(cut, None)):
-        fields = {name: getattr(block, name)[rows] for name in block.__dataclass_fields__ if name != "ranks_BK"}
-        ranks = None if block.ranks_BK is None else block.ranks_BK[rows]
-        parts += strategy.choose(replace(block, **fields, ranks_BK=ranks), known) if len(fields["numbers_B"]) else []
+        part = block.select(rows)
+        parts += strategy.choose(part, known) if len(part.query_index_B) else []
     assert [p.tolist() for p in parts] == [p.tolist() for p in strategy.choose(block, known)]
 
 
