@@ -16,7 +16,7 @@ def main() -> None:
         mine_vectors(argv)
         return
     from cirloop.add_negatives.config import AddNegativesConfig
-    from cirloop.add_negatives.mine import add_negatives
+    from cirloop.add_negatives.pipeline import add_negatives
 
     options = AddNegativesConfig.parse(argv)
     report = add_negatives(options)

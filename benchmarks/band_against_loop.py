@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 
-from cirloop.mining import Vectors, mine
-from cirloop.negatives import Band
-from cirloop.negatives.base import About
+from cirloop.mining import MiningInputs, mine
+from cirloop.negatives import Band, MiningSettings
+from cirloop.negatives.base import MiningContext
 
 
 def loop(scores_G: np.ndarray, target: int) -> list[int]:
@@ -46,7 +46,12 @@ def main() -> None:
         began = time.monotonic()
         plain = [loop(queries[i : i + 1].dot(gallery.T)[0], targets[i]) for i in range(args.queries)]
         middle = time.monotonic()
-        ours = [f.whole for f in mine(Band(), Vectors(queries, gallery, targets), About(0), sets=True)]
+        ours = [
+            f.candidate_set
+            for f in mine(
+                MiningSettings(strategy=Band()), MiningInputs(queries, gallery, targets), MiningContext(0), sets=True
+            )
+        ]
         ended = time.monotonic()
         ratios.append((middle - began) / (ended - middle))
         same = sum(a == set(np.asarray(b).tolist()) for a, b in zip(map(set, plain), ours, strict=True))

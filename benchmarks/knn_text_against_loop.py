@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 
 from cirloop.negatives.knn_text import thresholds
-from cirloop.negatives.knn_text_samples import Clusters, Negative, Pool, Rule, choose, neighbours
+from cirloop.negatives.knn_text_samples import Clusters, KnnTextParams, Negative, SamplePool, choose, neighbours
 
 
 class Loop:
     """The rule as it is said, one sample and one candidate after the other."""
 
-    def __init__(self, pool: Pool, clusters: Clusters, rule: Rule) -> None:
+    def __init__(self, pool: SamplePool, clusters: Clusters, rule: KnnTextParams) -> None:
         self.pool, self.clusters, self.rule = pool, clusters, rule
-        self.left = {text: int(uses) for text, uses in enumerate(pool.uses_T)}
-        self.passed_over = 0
+        self.left = {text: int(uses) for text, uses in enumerate(pool.max_uses_T)}
+        self.num_exhausted = 0
         self.drops: list[list[str]] = []
         self.cluster_of = [int(clusters.of_V[image]) for image in pool.image_of_N]
 
@@ -76,13 +76,13 @@ class Loop:
             return "low"
         if text == self.pool.text_of_N[i]:
             return "same"
-        if self.pool.uses_T[text] == 0:
+        if self.pool.max_uses_T[text] == 0:
             return "generic"
         return "" if self.likeness(i, row) < thresholds(self.rule.cosine_threshold)[-1] else "near"
 
     def usable(self, row: int, short: bool) -> bool:
         text = int(self.pool.text_of_N[row])
-        return self.pool.uses_T[text] > 0 and bool(self.pool.short_T[text]) == short
+        return self.pool.max_uses_T[text] > 0 and bool(self.pool.short_T[text]) == short
 
     def hard(self, i: int, near: list[tuple[int, float]], short: bool) -> Negative | None:
         for level, threshold in enumerate(thresholds(self.rule.cosine_threshold)):
@@ -95,7 +95,7 @@ class Loop:
                     continue  # seen at the threshold before, and used up
                 if self.left[int(self.pool.text_of_N[row])] > 0:
                     return Negative(row, "hard", level, visual, float(self.likeness(i, row)))
-                self.passed_over += 1
+                self.num_exhausted += 1
         return None
 
     def farthest(self, i: int) -> int | None:
@@ -124,7 +124,7 @@ def exact(vectors: Any) -> Any:
     return (np.round(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * 512) / 512).astype(np.float32)
 
 
-def make(kind: str, num: int, dimensions: int) -> tuple[Pool, Clusters]:
+def make(kind: str, num: int, dimensions: int) -> tuple[SamplePool, Clusters]:
     """Samples of `kind`, and 70 clusters of them by the nearest of 70 images."""
     random = np.random.default_rng(0)
     images = num if kind == "random" else num - num // 10
@@ -138,7 +138,7 @@ def make(kind: str, num: int, dimensions: int) -> tuple[Pool, Clusters]:
     image_of_N = np.concatenate([np.arange(images), random.integers(0, images, num - images)])
     lengths_T = random.integers(1, 60, num)
     uses_T = np.where(lengths_T < 3, 0, np.where(lengths_T < 20, np.maximum(1, 3 * lengths_T // 20), 3))
-    pool = Pool(
+    pool = SamplePool(
         visual_VD, image_of_N, texts_TE, np.arange(num), random.integers(0, num // 4, num), uses_T, lengths_T < 20
     )
     centroids_CD = visual_VD[:70]
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", default=["random", "clustered"])
     args = parser.parse_args()
-    rule = Rule()
+    rule = KnnTextParams()
     small, few = make("random", 100, 8)
     choose(small, neighbours(small, rule), few, rule)  # the first call loads libraries
     for kind in args.kinds:
@@ -160,12 +160,12 @@ def main() -> None:
         seconds = []
         for _ in range(args.repeats):
             began = time.perf_counter()
-            ours, passed_over = choose(pool, neighbours(pool, rule), clusters, rule)
+            ours, num_exhausted = choose(pool, neighbours(pool, rule), clusters, rule)
             between = time.perf_counter()
             loop = Loop(pool, clusters, rule)
             theirs = loop.run()
             seconds.append((between - began, time.perf_counter() - between))
-            if ours != theirs or passed_over != loop.passed_over:
+            if ours != theirs or num_exhausted != loop.num_exhausted:
                 sys.exit(f"{kind}: the two sides do not choose the same negatives")
         fast, slow = np.array(seconds).T
         error = np.std(slow / fast, ddof=1) / len(fast) ** 0.5 if len(fast) > 1 else float("nan")

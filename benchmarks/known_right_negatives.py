@@ -17,23 +17,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from cirloop.data.images import FileImages
 from cirloop.known_positives import Confirmed, KnownPositives
 from cirloop.mine_split import barred_rows
-from cirloop.mining import Vectors, mine
-from cirloop.negatives import MinerConfig
-from cirloop.negatives.base import About, Strategy
+from cirloop.mining import MiningInputs, mine
+from cirloop.negatives import STRATEGIES as BY_TYPE
+from cirloop.negatives import MiningSettings
+from cirloop.negatives.base import MiningContext, Strategy
 from cirloop.report.terminal import table
 from cirloop.types import Gallery, ImageId, Query, QueryId, TrainSplit, Triplet
 
 PAIRS, NEAR, WRONG, DIMENSIONS, K = 12, 6, 60, 16, 5
 KINDS = ("positives", "copies", "spellings", "same text", "confirmed")
 FALLBACKS = ("none", "top_k", "random")
-STRATEGIES: tuple[type[Strategy], ...] = get_args(get_args(MinerConfig)[0])
+STRATEGIES = tuple(BY_TYPE.values())
 
 
 @dataclass(frozen=True)
@@ -119,43 +120,53 @@ def make_world(folder: Path, seed: int = 0) -> World:
     return World(train, confirmed, right, np.stack(asked), gallery_GD)
 
 
-def about(world: World) -> About:
+def mining_context(world: World) -> MiningContext:
     """Something of everything that a strategy may need."""
     size, count = len(world.gallery_GD), len(world.queries_QD)
     colours = ("red", "blue", "green")
-    return About(
-        0, rounds=1, names=[t.query.id for t in world.train.triplets],
+    return MiningContext(
+        0, rounds=1, query_ids=[t.query.id for t in world.train.triplets],
         groups=[frozenset(range(size))] * count,
         categories=["ab"[row % 2] for row in range(size)],
         attributes=[{"colour": colours[row % 3], "size": ("big", "small")[row % 2]} for row in range(size)],
-        asked=[{"colour": "red"}] * count,
+        requested_attributes=[{"colour": "red"}] * count,
         vectors_GD=world.gallery_GD,
         text_scores=lambda numbers: np.random.default_rng(5).uniform(-1, 1, (count, size)).astype(np.float32)[numbers],
     )  # fmt: skip
 
 
-def of(kind: type[Strategy], **settings: Any) -> Strategy:
-    """A strategy, those that hold others with two."""
+def of(
+    kind: type[Strategy],
+    k: int,
+    fallback: Any = "none",
+    search: Any = "exact",
+    rank_reference: bool = False,
+    **own: Any,
+) -> MiningSettings:  # fmt: skip
+    """Mining `k` images for every query by a strategy, those that hold others with two."""
     held: dict[str, Any] = {}
     if kind.__name__ == "Mixture":
         held = {"parts": [{"weight": 2, "strategy": {"type": "random"}}, {"strategy": {"type": "top_k"}}]}
     if kind.__name__ == "Curriculum":
-        held = {"levels": [{"type": "random"}, {"type": "online_hardest"}]}
-    return kind(**held, **settings)
+        held = {"stages": [{"type": "random"}, {"type": "online_hardest"}]}
+    return MiningSettings(
+        strategy=kind(**held, negatives_per_query=k, **own),  # type: ignore[arg-type]
+        fallback=fallback, search=search, rank_reference=rank_reference, only_failed_queries=False,
+    )  # fmt: skip
 
 
-def mined(world: World, strategy: Strategy, known: bool = True) -> list[tuple[QueryId, ImageId]]:
+def mined(world: World, settings: MiningSettings, known: bool = True) -> list[tuple[QueryId, ImageId]]:
     """Queries and the images mined for them; without `known` only target and reference are left out."""
     train, rows = world.train, world.train.gallery.rows()
     barred, _ = barred_rows(train, KnownPositives.of(train, confirmed=world.confirmed))
-    vectors = Vectors(
+    vectors = MiningInputs(
         world.queries_QD, world.gallery_GD, np.array([rows[t.target] for t in train.triplets]),
         np.array([rows[t.query.reference] for t in train.triplets]), barred if known else None,
     )  # fmt: skip
     return [
-        (train.triplets[each.number].query.id, train.gallery.ids[column])
-        for each in mine(strategy, vectors, about(world))
-        for column in each.columns
+        (train.triplets[each.query_index].query.id, train.gallery.ids[column])
+        for each in mine(settings, vectors, mining_context(world))
+        for column in each.gallery_indices
     ]
 
 
@@ -169,9 +180,9 @@ def main() -> None:
         world, rows = make_world(Path(folder)), []
         for kind in STRATEGIES:
             fallbacks = ("none",) if kind.model_fields["type"].default == "none" else FALLBACKS
-            settings = [of(kind, k=K, only_wrong=False, fallback=fallback) for fallback in fallbacks]
-            pairs = [pair for strategy in settings for pair in mined(world, strategy)]
-            careless = [pair for strategy in settings for pair in mined(world, strategy, known=False)]
+            settings = [of(kind, K, fallback) for fallback in fallbacks]
+            pairs = [pair for each in settings for pair in mined(world, each)]
+            careless = [pair for each in settings for pair in mined(world, each, known=False)]
             now, before = right_ones(world, pairs), right_ones(world, careless)
             counts = [f"{now[name]} ({before[name]})" for name in KINDS]
             rows.append((kind.model_fields["type"].default, *counts, len(pairs)))

@@ -59,17 +59,17 @@ def mine_once(directory: Path, name: str) -> dict[str, float]:
     """What one process does: seconds, peak gigabytes, images mined."""
     import torch
 
-    from cirloop.mine_vectors import STRATEGIES as KINDS
-    from cirloop.mining import Vectors, mine
-    from cirloop.negatives.base import About
-    from cirloop.retrieval.blocks import checked
-    from cirloop.retrieval.vectors import open_vectors
+    from cirloop.mining import MiningInputs, mine
+    from cirloop.negatives import MiningSettings
+    from cirloop.negatives.base import MiningContext
+    from cirloop.retrieval.vectors import open_vectors, validate_embeddings
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     began = time.monotonic()
-    gallery = checked(open_vectors(directory / "gallery"), "gallery")
-    vectors = Vectors(np.load(directory / "queries.npy"), gallery, np.load(directory / "targets.npy"))
-    num = sum(len(found.columns) for found in mine(KINDS[name](k=3), vectors, About(0)))
+    gallery = validate_embeddings(open_vectors(directory / "gallery"), "gallery")
+    vectors = MiningInputs(np.load(directory / "queries.npy"), gallery, np.load(directory / "targets.npy"))
+    settings = MiningSettings(strategy={"type": name, "negatives_per_query": 3}, only_failed_queries=False)
+    num = sum(len(found.gallery_indices) for found in mine(settings, vectors, MiningContext(0)))
     seconds = time.monotonic() - began
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {"seconds": seconds, "peak": int(status["VmHWM"].split()[0]) * 1024 / 1e9, "mined": num}

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cirloop.mining import Vectors, mine
-from cirloop.negatives import Margin, TopK
-from cirloop.negatives.base import About, Strategy
+from cirloop.mining import MiningInputs, mine
+from cirloop.negatives import Margin, MiningSettings, TopK
+from cirloop.negatives.base import MiningContext
 
 
 class Stub:
@@ -64,9 +64,10 @@ def theirs(queries: Any, gallery: Any, targets: Any, use_faiss: bool, **settings
     return {int(row["query"][1:]): [int(row[name]) for name in names] for row in made}
 
 
-def ours(queries: Any, gallery: Any, targets: Any, strategy: Strategy) -> dict[int, list[int]]:
-    found = mine(strategy, Vectors(queries, gallery, targets), About(0), target_ranks=False)
-    return {f.number: f.columns.tolist() for f in found}
+def ours(queries: Any, gallery: Any, targets: Any, strategy: Any) -> dict[int, list[int]]:
+    settings = MiningSettings(strategy=strategy, only_failed_queries=False)
+    found = mine(settings, MiningInputs(queries, gallery, targets), MiningContext(0), target_ranks=False)
+    return {f.query_index: f.gallery_indices.tolist() for f in found}
 
 
 def main() -> None:
@@ -83,9 +84,12 @@ def main() -> None:
     targets = random.permutation(args.images)[: args.queries]
     queries = gallery[targets] + 0.05 * random.standard_normal((args.queries, args.dimensions), np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    runs: dict[str, tuple[Strategy, dict[str, Any]]] = {
-        "top_k": (TopK(k=3, below="all", only_wrong=False), {}),
-        "margin": (Margin(k=3, relative_margin=0.05, range_max=31), {"relative_margin": 0.05, "range_max": 31}),
+    runs: dict[str, tuple[Any, dict[str, Any]]] = {
+        "top_k": (TopK(negatives_per_query=3, extra_ranks="all"), {}),
+        "margin": (
+            Margin(negatives_per_query=3, relative_margin=0.05, range_max=31),
+            {"relative_margin": 0.05, "range_max": 31},
+        ),
     }
     if args.ours_alone:
         for strategy, _ in runs.values():

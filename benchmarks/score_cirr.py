@@ -19,7 +19,7 @@ from cirloop.artifacts import write_json
 from cirloop.data import cirr
 from cirloop.evaluation import protocols, submission
 from cirloop.problems import Problems
-from cirloop.retrieval.search import best, places
+from cirloop.retrieval.images import ranks_of_images, topk_images
 from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
 
 
@@ -47,14 +47,14 @@ def main() -> None:
         for _ in range(args.repeats):
             began = time.monotonic()
             wanted = [part.needs(query) for query in queries]
-            rows = places(queries, wanted, part.gallery, vectors_QD, vectors_GD)
+            rows = ranks_of_images(wanted, part.gallery, vectors_QD, vectors_GD)
             found = {query.id: row for query, row in zip(queries, rows, strict=True)}
             metrics = protocols.metrics([part], found)
             ranks = [[query.id, found[query.id][relevance.targets[query.id]]] for query in queries]
             write_json(
                 Path(directory) / "out.json", {"metrics": {k: m.value for k, m in metrics.items()}, "ranks": ranks}
             )
-            top = best(queries, part.gallery, vectors_QD, vectors_GD, submission.LISTED + 1)
+            top = topk_images(part.gallery, vectors_QD, vectors_GD, submission.LISTED + 1)
             rankings = {
                 q.id: row + [i for i in groups[q.id] if i not in row] for q, row in zip(queries, top, strict=True)
             }

@@ -111,7 +111,8 @@ def run_round(part: str, directory: Path) -> int:
     experiment.run(RunConfig(
         experiment_dir=directory / part, model=model, foundation=model, num_iterations=1,
         data={"type": "shapes", "train_families": 2, "train_triplets": NUM_PAIRS, "eval_families": 2},
-        mining={"type": "top_k", "k": 1, "below": "all"}, captioning={**captions, "enabled": part == "round shared"},
+        mining={"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}},
+        captioning={**captions, "enabled": part == "round shared"},
         training={"warm_up_steps": 1, "steps": 1, "batch_size": BATCH, "num_negatives": 0},
         runtime={"cache_dir": directory / f"cache {part}", "embed_batch_size": BATCH},
     ))  # fmt: skip

@@ -66,7 +66,7 @@ def main() -> None:
             "experiment_dir": run, "num_iterations": args.rounds,
             "model": {"type": "qwen2_vl", "dtype": "float32"}, "foundation": {"type": "qwen2_vl", "dtype": "float32"},
             "data": {"type": "shapes", "train_families": 12, "train_triplets": 96, "eval_families": 6},
-            "mining": {"type": "top_k", "k": 2, "below": "all"},
+            "mining": {"strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"}},
             "captioning": {"candidates": 2, "verify": 0.0, "round_trip": 66},
             "training": {"warm_up_steps": 6, "steps": 6, "batch_size": 12},
             "runtime": {"cache_dir": cache},

@@ -29,12 +29,13 @@ from cirloop.config import RunConfig, save
 from cirloop.directory import CONFIG
 from cirloop.report.terminal import table
 
+TOP_K = {"type": "top_k", "negatives_per_query": 3, "extra_ranks": "all"}
 ARMS: dict[str, dict[str, Any]] = {
-    "loop": {"mining": {"type": "top_k", "k": 3, "below": "all"}},
-    "control": {"mining": {"type": "none"}},
-    "random": {"mining": {"type": "random", "k": 3}},
-    "negatives": {"mining": {"type": "top_k", "k": 3, "below": "all"}, "captioning": {"enabled": False}},
-    "longer": {"mining": {"type": "none"}},
+    "loop": {"mining": {"strategy": TOP_K}},
+    "control": {"mining": {"strategy": {"type": "none"}}},
+    "random": {"mining": {"strategy": {"type": "random", "negatives_per_query": 3}}},
+    "negatives": {"mining": {"strategy": TOP_K}, "captioning": {"enabled": False}},
+    "longer": {"mining": {"strategy": {"type": "none"}}},
 }
 RECALLS = ("recall@1", "recall@5", "any correct recall@1")
 

@@ -34,11 +34,13 @@ from cirloop.run import Run
 
 K = 3
 CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+ALL_QUERIES = ("random", "top_k_all")
+"""Which mine for every query, also one whose target is first, against their strategy's default."""
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "random": {"type": "random", "only_wrong": False},
+    "random": {"type": "random"},
     "in_batch": {"type": "in_batch", "batch_size": 32},
     "top_k": {"type": "top_k"},
-    "top_k_all": {"type": "top_k", "below": "all", "only_wrong": False},
+    "top_k_all": {"type": "top_k", "extra_ranks": "all"},
     "semantic": {"type": "semantic"},
     "semi_hard": {"type": "semi_hard"},
     "online_hardest": {"type": "online_hardest"},
@@ -52,7 +54,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "diverse": {"type": "diverse"},
     "knn_text": {"type": "knn_text"},
     "mixture": {"type": "mixture", "parts": [{"strategy": {"type": "top_k"}}, {"strategy": {"type": "random"}}]},
-    "curriculum": {"type": "curriculum", "levels": [{"type": "random"}, {"type": "semi_hard"}], "last_iteration": 2},
+    "curriculum": {"type": "curriculum", "stages": [{"type": "random"}, {"type": "semi_hard"}], "last_iteration": 2},
 }
 FILTERS: dict[str, list[dict[str, Any]]] = {
     "none": [],
@@ -83,11 +85,15 @@ def metadata(path: Path) -> Path:
     return path
 
 
-def with_strategy(
-    config: RunConfig, strategy: dict[str, Any], filters: list[dict[str, Any]], output: Path
-) -> RunConfig:
+def mining(name: str, filters: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of a strategy of the study."""
+    strategy = {**STRATEGIES[name], "negatives_per_query": K}
+    return {"strategy": strategy, "filters": filters} | ({"only_failed_queries": False} if name in ALL_QUERIES else {})
+
+
+def with_strategy(config: RunConfig, name: str, filters: list[dict[str, Any]], output: Path) -> RunConfig:
     told = {"domain": "shapes", "images": "metadata", "file": str(output / "metadata.json")}
-    changes = {"mining": {**strategy, "k": K, "filters": filters}, "attributes": told}
+    changes = {"mining": mining(name, filters), "attributes": told}
     kept = config.model_dump(exclude={"mining", "attributes"})
     return RunConfig(**kept, **changes)
 
@@ -102,9 +108,9 @@ def mined_table(args: argparse.Namespace) -> None:
         checkpoint, oracle, train = warm.store.find("checkpoint_iter_0"), warm.data.train.oracle, warm.data.train
         assert oracle is not None
         right = {t.query.id: oracle.positives(t.query) - {t.target} for t in train.triplets}
-        for name, strategy in STRATEGIES.items():
+        for name in STRATEGIES:
             for title, filters in FILTERS.items():
-                run = Run(with_strategy(config, strategy, filters, args.output), warm.store, warm.data)
+                run = Run(with_strategy(config, name, filters, args.output), warm.store, warm.data)
                 made = mine_split(run, warm.embedder(checkpoint), 0)["negatives"]
                 false = sum(row["image"] in right[row["query"]] for row in made)
                 rows.append({"strategy": name, "filter": title, "seed": seed, "mined": len(made), "false": false})
@@ -141,10 +147,10 @@ def main() -> None:
     logging.getLogger("cirloop").setLevel(logging.WARNING)
     file = metadata(args.output / "metadata.json")
     told = {"domain": "shapes", "images": "metadata", "file": str(file)}
-    for name, strategy in STRATEGIES.items():
+    for name in STRATEGIES:
         for title, filters in FILTERS.items():
             study.ARMS[f"{name}+{title}" if filters else name] = {
-                "mining": {**strategy, "k": K, "filters": filters},
+                "mining": mining(name, filters),
                 "captioning": {"enabled": False},
                 "attributes": told,
             }

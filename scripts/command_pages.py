@@ -96,7 +96,8 @@ AFTER = {
     "train_iterative": "`run_iterative_training.sh` hands all flags on. Without `--config` the settings are "
     "those of the recipe `configs/{dataset_name}_{model_backbone}.yaml`, without a data set of `configs/shapes.yaml`. "
     "Every flag but those of the first table may stand in the YAML too, nested at its dots. Flags win over the file.",
-    VECTORS: "The settings of the `--strategy` are flags too, without `--mining.`: see the group `mining` of "
+    VECTORS: "The settings of the `--strategy`, and of `mining` beside it, are flags too, without `--mining.strategy.` "
+    "and `--mining.`: see the groups `mining` and `mining.strategy` of "
     "[train_iterative.py](train_iterative.md#mining).",
 }
 

@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     "foundation": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},
     "data": {"type": "shapes", "train_families": 6, "train_triplets": 48, "eval_families": 6},
     "num_iterations": 1,
-    "mining": {"type": "top_k", "k": 2, "below": "all"},
+    "mining": {"strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"}},
     "captioning": {"candidates": 2, "verify": 0.0, "round_trip": 66},
     "training": {"warm_up_steps": 6, "steps": 6, "batch_size": 12},
     "runtime": {"save_every": 2},

@@ -18,10 +18,10 @@ from PIL import Image
 from cirloop.add_negatives import samples as reading
 from cirloop.add_negatives.config import AddNegativesConfig
 from cirloop.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder
-from cirloop.add_negatives.mine import _read as looked_at
-from cirloop.add_negatives.mine import add_negatives
-from cirloop.add_negatives.phrases import normal
-from cirloop.add_negatives.report import evenness
+from cirloop.add_negatives.pipeline import _read as looked_at
+from cirloop.add_negatives.pipeline import add_negatives
+from cirloop.add_negatives.report import normalized_entropy
+from cirloop.add_negatives.text_reuse import normal
 from cirloop.backbones import Qwen2VLSettings
 from cirloop.data.shapes.splits import FAMILY_SIZE, held_out
 from cirloop.problems import Problems
@@ -355,14 +355,14 @@ def test_a_failed_process_ends_the_tool_with_its_error_and_leaves_nothing(shapes
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}')
     (adapter / "adapter_model.safetensors").write_bytes(b"cut short")
     done = command(*flags(shapes, tmp_path / "out.json", "--num-gpus", 2, "--adapter", adapter))
-    assert done.returncode == 2 and "of 2 ended with exit code 2" in done.stderr
+    assert done.returncode == 2 and "process 0 of 2: " in done.stderr
     assert "cannot be read" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == [adapter]
 
 
 def test_a_model_that_is_not_there_is_said_before_a_process_starts(shapes: Path, tmp_path: Path) -> None:
     done = command(*flags(shapes, tmp_path / "out.json", "--model-path", tmp_path / "nowhere"))
-    assert done.returncode == 2 and "does not exist" in done.stderr and "ended with exit code" not in done.stderr
+    assert done.returncode == 2 and "does not exist" in done.stderr and "process 0" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -372,9 +372,9 @@ def test_the_output_may_not_overwrite_the_annotations(shapes: Path) -> None:
         add_negatives(options)
 
 
-def test_evenness() -> None:
-    assert evenness([2, 2, 2]) == 1 and evenness([5]) == 0 and evenness([]) is None
-    assert evenness([3, 1]) == pytest.approx(0.8113)
+def test_normalized_entropy() -> None:
+    assert normalized_entropy([2, 2, 2]) == 1 and normalized_entropy([5]) == 0 and normalized_entropy([]) is None
+    assert normalized_entropy([3, 1]) == pytest.approx(0.8113)
 
 
 COMMANDS = (

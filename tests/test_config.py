@@ -57,13 +57,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "recall_cirr": {
         "training.batch_size": 512, "training.warm_up_steps": 300, "training.steps": 350, "training.lora.rank": 16,
         "training.learning_rate": 2e-5, "captioning.verify": 0.95, "captioning.max_per_query": 5, "num_iterations": 1,
-        "mining.k": 5, "model.max_pixels": 147_456, "model.prompt_format": "recall_cirr",
+        "mining.strategy.negatives_per_query": 5, "model.max_pixels": 147_456, "model.prompt_format": "recall_cirr",
         "training.num_negatives": 0, "training.augmented_share": 0.5,
     },
     "recall_fashioniq": {
         "training.batch_size": 512, "training.warm_up_steps": 200, "training.steps": 250, "training.lora.rank": 16,
         "training.learning_rate": 4e-5, "captioning.verify": 0.95, "captioning.max_per_query": 5, "num_iterations": 1,
-        "mining.k": 5, "model.max_pixels": 147_456, "model.prompt_format": "recall_fashioniq",
+        "mining.strategy.negatives_per_query": 5, "model.max_pixels": 147_456,
+        "model.prompt_format": "recall_fashioniq",
         "training.num_negatives": 0, "training.augmented_share": 0.5, "training.group_batches": "category",
     },
     # VLM2Vec-V2 (arXiv 2507.04590), train_v2-qwen2vl-2B.sh and arguments.py
@@ -75,7 +76,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     # QuRe (arXiv 2507.12416)
     "qure_like_cirr_2b": {
-        "mining.type": "band", "mining.n_def": 6, "num_iterations": 6, "training.num_negatives": 1,
+        "mining.strategy.type": "band", "mining.strategy.n_def": 6, "num_iterations": 6, "training.num_negatives": 1,
         "training.loss.type": "bradley_terry", "captioning.enabled": False, "training.warm_up_steps": 0,
     },
 }  # fmt: skip
@@ -117,8 +118,8 @@ def test_default_command_is_shapes_with_tiny() -> None:
         ("--model_path /m", "model.path", "/m"),
         ("--dataset_name shapes", "data.type", "shapes"),
         ("--num_iterations 7", "num_iterations", 7),
-        ("--hard_negative_k 9", "mining.k", 9),
-        ("--negative_strategy random", "mining.type", "random"),
+        ("--hard_negative_k 9", "mining.strategy.negatives_per_query", 9),
+        ("--negative_strategy random", "mining.strategy.type", "random"),
         ("--foundation_model_path /f", "foundation.path", "/f"),
         ("--foundation_model_backbone qwen2_vl", "foundation.type", "qwen2_vl"),
         ("--batch_size 32", "training.batch_size", 32),
@@ -135,8 +136,7 @@ def test_default_command_is_shapes_with_tiny() -> None:
         ("--fast_mode", "fast_mode", True),
         ("--training.batch_size 32", "training.batch_size", 32),
         ("--training.lora.rank 4", "training.lora.rank", 4),
-        ("--mining.k 2", "mining.k", 2),
-        ("--runtime.search faiss", "runtime.search", "faiss"),
+        ("--mining.strategy.negatives_per_query 2", "mining.strategy.negatives_per_query", 2),
         ("--no-captioning.enabled", "captioning.enabled", False),
     ],
 )
@@ -205,7 +205,7 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
         tmp_path / "bad.yaml",
         "modle: {path: a}\n"
         "training: {batchsize: 3, learning_rate: -1, lora: {rnk: 3}}\n"
-        "mining: {type: top_k, kk: 3}\n"
+        "mining: {strategy: {type: top_k, extra_rank: 3}}\n"
         "learning_rate: 0.1\n"
         "num_iterations: two\n"
         "data: {type: imagenet}\n",
@@ -218,7 +218,9 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
     assert said["modle"] == "unknown setting; did you mean model?"
     assert said["training.batchsize"].startswith("unknown setting; did you mean training.batch_size")
     assert said["training.lora.rnk"] == "unknown setting; did you mean training.lora.rank?"
-    assert said["mining.top_k.kk"].startswith("unknown setting; did you mean mining.top_k.k")
+    assert said["mining.strategy.top_k.extra_rank"].startswith(
+        "unknown setting; did you mean mining.strategy.top_k.extra_ranks"
+    )
     assert said["learning_rate"] == "unknown setting; did you mean training.learning_rate?"
     assert "greater than 0 (given: -1)" in said["training.learning_rate"]
     assert "(given: 'two')" in said["num_iterations"]
@@ -310,7 +312,6 @@ def test_every_setting_is_known_to_decide_results_or_not() -> None:
         *(
             "--num_iterations 9",
             "--runtime.embed_batch_size 1",
-            "--runtime.search faiss",
             "--num_processes 2",
         ),
         *("--runtime.save_every 1", "--experiment_dir /e", "--auto_resume", "--resume_from_iteration 1"),
@@ -327,7 +328,7 @@ def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:
     ("flags", "line"),
     [
         ("--seed 1", "seed: 0 -> 1"),
-        ("--hard_negative_k 4", "mining.k: 3 -> 4"),
+        ("--hard_negative_k 4", "mining.strategy.negatives_per_query: 3 -> 4"),
         ("--training.lora.rank 4", "training.lora.rank: 16 -> 4"),
         ("--captioning.candidates 3", "captioning.candidates: 2 -> 3"),
         ("--foundation_model_path /f", "foundation.path: 'tiny' -> '/f'"),

@@ -68,7 +68,11 @@ def test_a_real_data_set_takes_its_own_recipe_and_says_so(home: Path, caplog: py
         config = parsed(SECOND)
     recipe = load(["--config", str(ROOT / "configs" / "cirr_qwen2_vl.yaml")], DEFAULT)
     assert (config.model.path, config.foundation.path) == (MODEL, MODEL)
-    assert (config.num_iterations, config.mining.k, config.training.batch_size) == (5, 10, 32)  # type: ignore[union-attr]
+    assert (config.num_iterations, config.mining.strategy.negatives_per_query, config.training.batch_size) == (
+        5,
+        10,
+        32,
+    )  # type: ignore[union-attr]
     assert config.training.learning_rate == 1e-5
     assert config.training.steps == recipe.training.steps and config.training.chunk_size == recipe.training.chunk_size
     assert config.data_dir == home / "data" / "cirr" and config.directory == Path(RUN)
@@ -150,7 +154,7 @@ def test_a_recipe_of_another_family_leaves_its_weights_out_and_asks_for_others(
 def test_defaults_are_five_negatives_and_three_rounds(home: Path) -> None:
     (home / "bare.yaml").write_text("{}\n")
     config = parsed("--config bare.yaml")
-    assert (config.mining.k, config.num_iterations) == (5, 3)  # type: ignore[union-attr]
+    assert (config.mining.strategy.negatives_per_query, config.num_iterations) == (5, 3)  # type: ignore[union-attr]
 
 
 def test_fast_mode_without_a_twin_is_one_error_with_the_ways_out(home: Path) -> None:
@@ -183,7 +187,7 @@ def test_what_was_meant_is_suggested(home: Path, flags: str, words: str) -> None
         ("--loss bradley_terry", "training.loss", {"temperature": 1.0}),
         ("--loss bradley_terry --training.loss.temperature 0.5", "training.loss", {"temperature": 0.5}),
         ("--loss info_nce", "training.loss", {"temperature": 0.05}),
-        ("--negative_strategy random", "mining", {"k": 3}),
+        ("--negative_strategy random", "mining.strategy", {"negatives_per_query": 3}),
         ("--model_backbone qwen2_5_vl", "model", {"path": "Qwen/Qwen2.5-VL-3B-Instruct", "dtype": "float32"}),
     ],
 )
@@ -200,7 +204,11 @@ def test_a_used_directory_goes_on_with_its_own_settings(home: Path, finished: Pa
     own = f"--experiment_dir {finished}"
     for flags in ("--auto_resume", "--resume_from_iteration 1"):
         config = parsed(f"{own} {flags}")
-        assert config.training.steps == 6 and config.mining.k == 2 and config.num_iterations == 1  # type: ignore[union-attr]
+        assert (
+            config.training.steps == 6
+            and config.mining.strategy.negatives_per_query == 2
+            and config.num_iterations == 1
+        )  # type: ignore[union-attr]
     assert parsed(f"{own} --auto_resume --seed 7").seed == 7
     assert parsed(f"{own} --auto_resume --fast_mode").training.steps == 40
 

@@ -12,10 +12,10 @@ import pytest
 from cirloop.artifacts import Store, write_json
 from cirloop.config import RunConfig
 from cirloop.export_vectors import ExportConfig, main, write, write_parquet
-from cirloop.mine_split import split_vectors
+from cirloop.mine_split import mining_inputs
 from cirloop.mine_vectors import main as mine_vectors
 from cirloop.mining import mine
-from cirloop.negatives.base import About
+from cirloop.negatives.base import MiningContext
 from cirloop.retrieval.vectors import open_vectors
 from cirloop.run import Run
 from cirloop.types import UserError
@@ -43,11 +43,11 @@ def test_what_is_mined_from_an_export_is_what_the_run_mines(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(config, Store(config.directory), config.data.build())
-    given, train = split_vectors(run, run.embedder(None), run.data.train), run.data.train
+    given, train = mining_inputs(run, run.embedder(None), run.data.train), run.data.train
     there = [
-        (train.triplets[f.number].query.id, train.gallery.ids[column], rank, f.target_rank)
-        for f in mine(config.mining, given, About(0))
-        for column, rank in zip(f.columns, f.ranks.tolist(), strict=True)
+        (train.triplets[f.query_index].query.id, train.gallery.ids[column], rank, f.target_rank)
+        for f in mine(config.mining, given, MiningContext(0))
+        for column, rank in zip(f.gallery_indices, f.ranks.tolist(), strict=True)
     ]
     monkeypatch.setattr("cirloop.run.PIECE", 64)  # also: a gallery embedded in pieces and kept on disk
     monkeypatch.setattr("cirloop.retrieval.vectors.MAPPED_BYTES", 1000)
@@ -56,7 +56,9 @@ def test_what_is_mined_from_an_export_is_what_the_run_mines(
     flags = {"--query-embeddings": "queries", "--gallery-embeddings": "gallery", "--targets": "targets.npy",
              "--references": "references.npy", "--positives": "positives.json"}  # fmt: skip
     files = [word for flag, name in flags.items() for word in (flag, str(made / name))]
-    mine_vectors([*files, "--below", "all", "--num-negatives", "2", "--output", str(tmp_path / "mined.json")])
+    mine_vectors(
+        [*files, "--extra-ranks", "all", "--negatives-per-query", "2", "--output", str(tmp_path / "mined.json")]
+    )
     images, queries = read(made / "gallery_ids.json"), read(made / "queries_ids.json")
     mined = [
         (queries[row["query"]], images[n["image"]], n["rank"], row["target_rank"])

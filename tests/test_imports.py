@@ -207,7 +207,7 @@ def test_types_needs_the_standard_library_only() -> None:
         ("data/images.py", "from cirloop import backbones"),
         ("data/shapes/scene.py", "from ...evaluation import metrics"),
         ("data/shapes/__init__.py", "from ... import stages"),
-        ("training/batches.py", "def late():\n    from cirloop.retrieval.search import rank"),
+        ("training/batches.py", "def late():\n    from cirloop.retrieval.topk import ranks"),
         ("backbones/base.py", "class A:\n    async def late(self):\n        import cirloop.captioning"),
         ("report/terminal.py", "try:\n    import cirloop.data\nexcept ImportError:\n    pass"),
         ("launch.py", "from cirloop.worker import train"),

@@ -15,9 +15,9 @@ from cirloop.captioning.config import Qwen2VLFoundation
 from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.prompts import load
 from cirloop.data import ShapesSettings
-from cirloop.mining import Vectors, mine
-from cirloop.negatives import TopK
-from cirloop.negatives.base import About
+from cirloop.mining import MiningInputs, mine
+from cirloop.negatives import MiningSettings
+from cirloop.negatives.base import MiningContext
 from cirloop.types import UserError
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -64,8 +64,8 @@ class Full(np.ndarray[Any, Any]):
 
 
 def test_mining_names_what_to_set() -> None:
-    vectors = Vectors(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32).view(Full), np.arange(4))
-    about = About(0, 0, 1, [str(i) for i in range(4)])
+    vectors = MiningInputs(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32).view(Full), np.arange(4))
+    context = MiningContext(0, 0, 1, [str(i) for i in range(4)])
     with pytest.raises(UserError, match="mining 4 images: Unable to allocate") as caught:
-        list(mine(TopK(k=1), vectors, about))
+        list(mine(MiningSettings(), vectors, context))
     assert "mining.search" in str(caught.value)

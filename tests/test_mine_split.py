@@ -33,7 +33,7 @@ def test_filters_drop_false_negatives_and_count_them(small: Any, tmp_path: Path)
         {"type": "agreement", "path": "tiny"},
         {"type": "verify", "threshold": 0.5},
     ]
-    mining = {"type": "top_k", "k": 3, "below": "all"}
+    mining = {"strategy": {"type": "top_k", "negatives_per_query": 3, "extra_ranks": "all"}}
     accounts = {}
     for name, added in (("plain", []), ("filtered", filters)):
         experiment.run(small(tmp_path / name, mining={**mining, "filters": added}, **WARM))
@@ -51,7 +51,7 @@ def test_filters_drop_false_negatives_and_count_them(small: Any, tmp_path: Path)
 
 @pytest.mark.full
 def test_a_band_tells_the_size_of_its_sets(small: Any, tmp_path: Path) -> None:
-    mining = {"type": "band", "k": 2, "variant": "released", "fallback": "random"}
+    mining = {"strategy": {"type": "band", "negatives_per_query": 2, "variant": "released"}, "fallback": "random"}
     training = {**WARM["training"], "hardest": 3, "hardest_of": 20}
     experiment.run(small(tmp_path / "run", mining=mining, **{**WARM, "training": training}))
     made = read(tmp_path / "run" / "hard_negatives_iter_0.json")
@@ -69,7 +69,11 @@ def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
     }
     (tmp_path / "attributes.json").write_text(json.dumps(rows))
     told = {"domain": "shapes", "file": str(tmp_path / "attributes.json")}
-    settings = {**WARM, "mining": {"type": "category_discrepant", "k": 2}, "attributes": told}
+    settings = {
+        **WARM,
+        "mining": {"strategy": {"type": "category_discrepant", "negatives_per_query": 2}},
+        "attributes": told,
+    }
     experiment.run(small(tmp_path / "run", **settings))
     assert read(tmp_path / "run" / "hard_negatives_iter_0.json")["negatives"]
     # another content of the file is another input: the stage is made anew
@@ -83,7 +87,7 @@ def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path
     """`tiny` was not taught to describe one picture, and answers it with nothing."""
     told = {"domain": "shapes", "images": "vlm"}
     with pytest.raises(ProblemsFound, match="shapes:train:00000: the model gave no caption, but ''"):
-        experiment.run(small(tmp_path / "run", **WARM, mining={"type": "soft"}, attributes=told))
+        experiment.run(small(tmp_path / "run", **WARM, mining={"strategy": {"type": "soft"}}, attributes=told))
 
 
 @pytest.mark.full
@@ -95,7 +99,13 @@ def test_groups_and_categories_come_from_the_data_set(
 ) -> None:
     directory = write(tmp_path / "data")
     experiment.run(
-        small(tmp_path / "run", data={"type": data}, data_dir=directory, mining={"type": strategy, "k": 4}, **WARM)
+        small(
+            tmp_path / "run",
+            data={"type": data},
+            data_dir=directory,
+            mining={"strategy": {"type": strategy, "negatives_per_query": 4}},
+            **WARM,
+        )
     )
     made = read(tmp_path / "run" / "hard_negatives_iter_0.json")
     assert made["negatives"]
@@ -107,8 +117,8 @@ def test_groups_and_categories_come_from_the_data_set(
 
 
 def test_what_a_strategy_lacks_is_said_before_training(small: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"mining\.type group: needs groups: a data set that has them"):
-        experiment.run(small(tmp_path / "run", mining={"type": "group"}, **WARM))
+    with pytest.raises(UserError, match=r"mining\.strategy group: needs groups: a data set that has them"):
+        experiment.run(small(tmp_path / "run", mining={"strategy": {"type": "group"}}, **WARM))
     assert not (tmp_path / "run").exists()
 
 
@@ -116,7 +126,7 @@ def test_what_a_strategy_lacks_is_said_before_training(small: Any, tmp_path: Pat
 def test_sets_are_defined_by_the_model_of_their_period(small: Any, tmp_path: Path) -> None:
     """Four rounds and n_def 2: rounds 0 and 1 warm up, rounds 2 and 3 score with the model of round 2."""
     settings = {**WARM, "num_iterations": 4, "captioning": {"enabled": False}}
-    experiment.run(small(tmp_path / "run", mining={"type": "band", "n_def": 2}, **settings))
+    experiment.run(small(tmp_path / "run", mining={"strategy": {"type": "band", "n_def": 2}}, **settings))
     made = [read(tmp_path / "run" / f"hard_negatives_iter_{t}.json") for t in range(4)]
     sizes = [one["summary"]["set_size"]["mean"] for one in made]
     assert sizes[0] == sizes[1] > 60 and sizes[2] == sizes[3] < sizes[0]

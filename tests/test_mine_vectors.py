@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop.mine_vectors import STRATEGIES, main, parse
-from cirloop.mining import Vectors, mine
-from cirloop.negatives import Band
-from cirloop.negatives.base import About
+from cirloop.mine_vectors import main, parse
+from cirloop.mining import MiningInputs, mine
+from cirloop.negatives import STRATEGIES, Band, MiningSettings
+from cirloop.negatives.base import MiningContext
 from cirloop.types import UserError
 from tests.commands import command
 
@@ -54,7 +54,7 @@ def scores(files: Path) -> Any:
 
 
 def test_top_k_gives_the_images_above_the_target(files: Path) -> None:
-    rows, every, targets = mined(files, "--num-negatives", "4"), scores(files), np.load(files / "t.npy")
+    rows, every, targets = mined(files, "--negatives-per-query", "4"), scores(files), np.load(files / "t.npy")
     assert [row["query"] for row in rows] == list(range(40))
     for i, row in enumerate(rows):
         order = np.argsort(-every[i], kind="stable").tolist()
@@ -66,21 +66,28 @@ def test_top_k_gives_the_images_above_the_target(files: Path) -> None:
 
 def test_references_and_positives_are_left_out(files: Path) -> None:
     rows = mined(
-        files, "--references", str(files / "r.npy"), "--positives", str(files / "p.json"), "--below", "all",
-        "--num-negatives", "60",
+        files, "--references", str(files / "r.npy"), "--positives", str(files / "p.json"), "--extra-ranks", "all",
+        "--negatives-per-query", "60",
     )  # fmt: skip
     targets, references = np.load(files / "t.npy"), np.load(files / "r.npy")
     for i, row in enumerate(rows):
         out = {int(targets[i]), int(references[i]), *([5, 6] if i == 3 else [])}
         assert {n["image"] for n in row["negatives"]} == set(range(60)) - out
     kept = mined(
-        files, "--references", str(files / "r.npy"), "--reference", "in", "--below", "all", "--num-negatives", "60"
+        files,
+        "--references",
+        str(files / "r.npy"),
+        "--rank-reference",
+        "--extra-ranks",
+        "all",
+        "--negatives-per-query",
+        "60",
     )
     assert references[0] in {n["image"] for n in kept[0]["negatives"]}
 
 
 def test_band_saves_its_sets(files: Path) -> None:
-    rows = mined(files, "--strategy", "band", "--save-sets", "--num-negatives", "2")
+    rows = mined(files, "--strategy", "band", "--save-sets", "--negatives-per-query", "2")
     for row in rows:
         assert row["set"] and {n["image"] for n in row["negatives"]} <= set(row["set"])
         assert len(row["negatives"]) == min(2, len(row["set"]))
@@ -89,10 +96,13 @@ def test_band_saves_its_sets(files: Path) -> None:
 
 def test_band_counts_queries_without_two_cliffs() -> None:
     """Two images below the target are too few for two drops; ten are not."""
-    vectors = Vectors(np.float32([[3, 2, 1], [1, 3, 2]]), np.eye(3, dtype=np.float32), np.array([0, 0]))
-    notes: dict[str, Any] = {}
-    found = list(mine(Band(), vectors, About(0), sets=True, notes=notes))
-    assert notes == {"whole_tail": 1} and [f.whole.tolist() for f in found if f.whole is not None] == [[1, 2], []]
+    vectors = MiningInputs(np.float32([[3, 2, 1], [1, 3, 2]]), np.eye(3, dtype=np.float32), np.array([0, 0]))
+    stats: dict[str, Any] = {}
+    found = list(mine(MiningSettings(strategy=Band()), vectors, MiningContext(0), sets=True, stats=stats))
+    assert stats == {"whole_tail": 1} and [f.candidate_set.tolist() for f in found if f.candidate_set is not None] == [
+        [1, 2],
+        [],
+    ]
 
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"mixture", "curriculum"}))
@@ -126,14 +136,14 @@ def test_a_gallery_in_many_files(strategy: str, files: Path) -> None:
 def test_an_index_has_settings(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     search = ["--search", "ivf_pq", "--index.nlist", "3", "--index.nprobe", "3", "--index.m", "8", "--index.nbits", "4"]
-    rows = mined(files, "--below", "all", "--num-negatives", "3", *search)
+    rows = mined(files, "--extra-ranks", "all", "--negatives-per-query", "3", *search)
     assert all(len(row["negatives"]) == 3 for row in rows) and "of the exact best" in caplog.text
     with pytest.raises(UserError, match="nlist does nothing with search: exact"):
         mined(files, "--index.nlist", "3")
 
 
 def test_a_fallback_is_counted(files: Path) -> None:
-    rows = mined(files, "--fallback", "random", "--num-negatives", "3")
+    rows = mined(files, "--fallback", "random", "--negatives-per-query", "3")
     assert all(len(row["negatives"]) == 3 for row in rows)
     assert all(row.get("filled", 0) == max(0, 4 - row["target_rank"]) for row in rows)
 
@@ -170,7 +180,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "texts short": (save("x.npy", NAN[:2] * 0 + 1), ["--text-embeddings", "x.npy"], "row 0 is not finite"),
     "no such strategy": (lambda f: None, ["--strategy", "best"], "--strategy must be one of attribute_mismatch, band,"),
     "no such setting": (lambda f: None, ["--marginn", "3"], "unrecognized arguments"),
-    "k of 0": (lambda f: None, ["--num-negatives", "0"], "num_negatives: Input should be greater"),
+    "k of 0": (lambda f: None, ["--negatives-per-query", "0"], "negatives_per_query: Input should be greater"),
     "no directory": (lambda f: None, ["--output", "none/out.json"], "--output .*: its directory does not exist"),
 }
 
@@ -195,8 +205,8 @@ def test_mistakes_come_together_with_one_exit_code(files: Path) -> None:
 
 def test_a_flag_that_is_needed_is_named_with_what_it_is() -> None:
     with pytest.raises(UserError) as caught:
-        parse(["--query_embeddings", "q.npy", "--num-negatives", "0"])
+        parse(["--query_embeddings", "q.npy", "--negatives-per-query", "0"])
     said = str(caught.value)
     for flag in ("--gallery-embeddings: is needed: Gallery", "--targets: is needed: The gallery row", "--output: is"):
         assert flag in said, said
-    assert "--num-negatives: " in said and "Field required" not in said
+    assert "--negatives-per-query: " in said and "Field required" not in said

@@ -79,7 +79,12 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
 def test_one_set_of_base_weights_at_every_stage(
     census: Census, small: Any, tmp_path: Path, foundation: dict[str, Any], filters: list[Any]
 ) -> None:
-    config = small(tmp_path / "run", foundation=foundation, mining={"k": 1, "filters": filters}, **LITTLE)
+    config = small(
+        tmp_path / "run",
+        foundation=foundation,
+        mining={"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}, "filters": filters},
+        **LITTLE,
+    )
     experiment.run(config)
     stages = {"hard_negatives_iter_0.json", "augmented_samples_iter_1.json", "checkpoint_iter_0", "checkpoint_iter_1",
               "evaluation_base.json", "evaluation_iter_0.json", "evaluation_iter_1.json"}  # fmt: skip

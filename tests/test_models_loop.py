@@ -70,7 +70,11 @@ def test_a_round_with_gradient_caching(name: str, small: Any, tmp_path: Path) ->
     model = model_of(name, tmp_path)
     training = {"warm_up_steps": 2, "steps": 2, "batch_size": 8, "chunk_size": 3, "learning_rate": 1e-3}
     loss = {"type": "bradley_terry"} if name == "blip2" else {"type": "triplet"} if "clip" in name else {}
-    options = {"data": {"type": "shapes", **DATA}, "mining": {"type": "band", "k": 2}, **NO_TEXTS}
+    options = {
+        "data": {"type": "shapes", **DATA},
+        "mining": {"strategy": {"type": "band", "negatives_per_query": 2}},
+        **NO_TEXTS,
+    }
     experiment.run(small(tmp_path / "run", model=model, training={**training, "loss": loss}, **options))
     made = json.loads((tmp_path / "run" / "evaluation_results.json").read_text("utf-8"))["results"]
     assert [row["iteration"] for row in made] == ["base", "0", "1"]
@@ -113,8 +117,8 @@ def test_blip2_learns_from_a_random_start_with_a_frozen_random_tower(small: Any,
 def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_path: Path) -> None:
     """An index over images of several vectors, and a model with nothing to train: both in one error."""
     options = {"data": {"type": "shapes", **DATA}, **NO_TEXTS}
-    searched = {"runtime": {"search": "faiss"}, "mining": {"type": "top_k", "k": 2, "search": "ivf"}}
-    with pytest.raises(UserError, match=r"(?s)runtime\.search faiss.*mining\.search ivf.*Use exact"):
+    searched = {"mining": {"strategy": {"type": "top_k", "negatives_per_query": 2}, "search": "ivf"}}
+    with pytest.raises(UserError, match=r"mining\.search ivf.*Use exact"):
         experiment.run(small(tmp_path / "run", model=blip2(tmp_path, DATA), **options, **searched))
     for model, training, said in (
         ({"combiner": "sum"}, {}, "nothing to train"),

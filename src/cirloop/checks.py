@@ -67,11 +67,9 @@ def check(config: RunConfig) -> Dataset:
             config.captioning.check(config.foundation)
     except UserError as error:
         problems.add("captioning", str(error))
-    for name, search in (("runtime.search", config.runtime.search), ("mining.search", config.mining.search)):
-        if search != "exact" and config.model.several_vectors:
-            problems.add(
-                f"{name} {search}", f"is for images of one vector; {config.model.type} gives several. Use exact"
-            )
+    if config.mining.search != "exact" and config.model.several_vectors:
+        what = f"is for images of one vector; {config.model.type} gives several. Use exact"
+        problems.add(f"mining.search {config.mining.search}", what)
     runtime = config.runtime
     for name, file in (("--accelerate_config", runtime.accelerate_config), ("--deepspeed", runtime.deepspeed)):
         if file is not None and not file.is_file():
@@ -146,11 +144,13 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> N
             problems.add(setting, f"the foundation model {config.foundation.type!r} looks at no picture; use another "
                          "--foundation_model_backbone")  # fmt: skip
     known = {"groups": train.groups, "categories": train.categories or told, "attributes": told}
-    for name in sorted(config.mining.needs):
+    for name in sorted(config.mining.strategy.requires):
         if config.num_iterations and not known[name]:
             sources = {"groups": "a data set that has them", "categories": "such a data set, or `attributes` settings"}
             way = sources.get(name, "`attributes` settings")
-            problems.add(f"mining.type {config.mining.type}", f"needs {name}: {way}; see docs/negatives.md")
+            problems.add(
+                f"mining.strategy {config.mining.strategy.type}", f"needs {name}: {way}; see docs/negatives.md"
+            )
     if told is not None and told.images != "vlm":
         image_attributes(told, told.build(), train.gallery.ids)
 

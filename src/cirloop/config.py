@@ -24,7 +24,7 @@ from cirloop.artifacts import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation, one_dtype
 from cirloop.data import DataConfig, ShapesSettings
-from cirloop.negatives import MinerConfig, TopK
+from cirloop.negatives import MiningSettings
 from cirloop.negatives.attributes.config import AttributeSettings
 from cirloop.runtime import Runtime
 from cirloop.settings import Settings
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 PROGRAM = "train_iterative.py"
 TYPED = {
     "data": "dataset_name",
-    "mining": "negative_strategy",
+    "mining.strategy": "negative_strategy",
     "model": "model_backbone",
     "foundation": "foundation_model_backbone",
     "training.loss": "loss",
@@ -57,7 +57,13 @@ class Evaluation(Settings):
 PLACES = (("", ("data_dir", "train_dir")), ("runtime", ("cache_dir", "control", "accelerate_config", "deepspeed")))
 """Settings that are paths and decide no result."""
 LAST_WORD = (
-    *("data.allow_missing_images", "data.categories", "mining.n_def", "training.batch_size", "training.learning_rate"),
+    *(
+        "data.allow_missing_images",
+        "data.categories",
+        "mining.strategy.n_def",
+        "training.batch_size",
+        "training.learning_rate",
+    ),
     *("training.skip_bad_batches", "runtime.num_processes", "runtime.accelerate_config", "runtime.deepspeed"),
     *("runtime.profile", "runtime.control", "runtime.report_to"),
 )
@@ -69,8 +75,8 @@ SHORTCUTS = {
     "foundation.type": "foundation_model_backbone",
     "foundation.path": "foundation_model_path",
     "data.type": "dataset_name",
-    "mining.type": "negative_strategy",
-    "mining.k": "hard_negative_k",
+    "mining.strategy.type": "negative_strategy",
+    "mining.strategy.negatives_per_query": "hard_negative_k",
     "training.loss.type": "loss",
 }
 """Setting -> its short flag."""
@@ -119,7 +125,7 @@ class RunConfig(BaseSettings):
     model: BackboneConfig = Qwen2VLSettings()
     foundation: FoundationConfig = Qwen2VLFoundation()
     data: DataConfig = ShapesSettings()
-    mining: MinerConfig = TopK()
+    mining: MiningSettings = MiningSettings()
     attributes: AttributeSettings | None = None
     """What images show and texts ask for, for the negative strategies that compare attributes."""
     captioning: CaptioningSettings = CaptioningSettings()

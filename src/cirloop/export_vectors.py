@@ -26,10 +26,10 @@ from cirloop.config import explain
 from cirloop.data.sources import Sources
 from cirloop.evaluate_run import BASE, chosen
 from cirloop.experiment import done_iterations
-from cirloop.mine_split import split_vectors
+from cirloop.mine_split import mining_inputs
 from cirloop.report.terminal import progress
-from cirloop.retrieval.blocks import checked
 from cirloop.retrieval.embed import query_items
+from cirloop.retrieval.vectors import validate_embeddings
 from cirloop.run import Run, run_directory
 from cirloop.types import EvalSplit, TrainSplit, UserError
 
@@ -98,13 +98,13 @@ def _export_split(
     """The shape of what was written, by its name."""
     shapes = {}
     if options.what != "queries":
-        vectors = checked(run.gallery(backbone, split), "gallery vectors")
+        vectors = validate_embeddings(run.gallery(backbone, split), "gallery vectors")
         shapes["gallery"] = write(place, "gallery", split.gallery.ids, vectors, options)
     if options.what == "gallery":
         return shapes
     queries = [t.query for t in split.triplets] if isinstance(split, TrainSplit) else list(split.queries)
     if isinstance(split, TrainSplit) and options.format == "npy":
-        known = split_vectors(run, backbone, split)
+        known = mining_inputs(run, backbone, split)
         vectors = known.queries_QD
         assert known.references_Q is not None
         place.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,9 @@ def _export_split(
         write_json(place / "positives.json", [sorted(rows) for rows in known.positives or ()])
     else:
         vectors = run.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
-    shapes["queries"] = write(place, "queries", [query.id for query in queries], checked(vectors, "queries"), options)
+    shapes["queries"] = write(
+        place, "queries", [query.id for query in queries], validate_embeddings(vectors, "queries"), options
+    )
     return shapes
 
 

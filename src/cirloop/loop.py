@@ -36,7 +36,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
     note(stages.evaluate(run, "iter_0", model, split, 0))
     augmented: list[Artifact] = []
     for t in range(1, config.num_iterations + 1):
-        if (t - 1) % config.mining.period(config.num_iterations) == 0:
+        if (t - 1) % config.mining.strategy.refresh_every(config.num_iterations) == 0:
             scorer = model
         negatives = stages.mine(run, t - 1, scorer, augmented)
         samples = stages.caption(run, t, negatives, model, augmented) if config.captioning.enabled else None

@@ -20,14 +20,15 @@ from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
 from cirloop.data.dataset import grey
 from cirloop.known_positives import KINDS, REFERENCE, TARGET, KnownPositives
-from cirloop.mining import Found, Vectors, mine
+from cirloop.mining import MiningInputs, MiningResult, mine
+from cirloop.negatives import MiningSettings
 from cirloop.negatives.attributes.images import image_attributes
-from cirloop.negatives.base import About, Floats, Strategy, rows_of
-from cirloop.negatives.filters import Judges, Pairs, kept
+from cirloop.negatives.base import Floats, MiningContext, gallery_indices
+from cirloop.negatives.filters import FilterContext, MinedPairs, apply_filters
 from cirloop.negatives.report import summary
-from cirloop.retrieval.blocks import checked
 from cirloop.retrieval.embed import query_items
-from cirloop.retrieval.top import pair_scores
+from cirloop.retrieval.topk import scores_of
+from cirloop.retrieval.vectors import validate_embeddings
 from cirloop.run import Run
 from cirloop.types import ImageId, MinedNegative, TrainSplit
 
@@ -43,29 +44,29 @@ def mine_split(run: Run, backbone: Any, iteration: int, known: KnownPositives | 
     `known` says what is right beside the targets, by default what the train split knows.
     """
     config, train = run.config, run.data.train
-    strategy = config.mining
+    settings = config.mining
     barred, left_out = barred_rows(train, known or KnownPositives.of(train))
-    vectors = split_vectors(run, backbone, train, barred)
-    about = knowledge(run, backbone, train, vectors, iteration)
-    notes: dict[str, Any] = {}
+    vectors = mining_inputs(run, backbone, train, barred)
+    context = mining_context(run, backbone, train, vectors, iteration)
+    stats: dict[str, Any] = {}
     found, sizes = [], []
-    for each in mine(strategy, vectors, about, _device(), sets=True, notes=notes):
-        sizes += [] if each.whole is None else [len(each.whole)]
-        found.append(replace(each, whole=None))  # the sets of all queries at once may be as many as all scores
+    for each in mine(settings, vectors, context, _device(), sets=True, stats=stats):
+        sizes += [] if each.candidate_set is None else [len(each.candidate_set)]
+        found.append(replace(each, candidate_set=None))  # the sets of all queries at once may be as many as all scores
     pairs = _pairs(found, vectors)
-    keep_N, counts = kept(strategy.filters, pairs, _judges(run, backbone, train, vectors))
-    rows = _rows(train, found, keep_N, strategy)
+    keep_N, counts = apply_filters(settings.filters, pairs, _filter_context(run, backbone, train, vectors))
+    rows = _rows(train, found, keep_N, settings)
     num_kept = np.bincount(pairs.numbers_N[keep_N], minlength=len(found)).tolist()
     report = summary(
         [f.target_rank for f in found], [f.target_score for f in found], num_kept, pairs.scores_N[keep_N].tolist(),
-        strategy.k, sum(f.filled for f in found), sizes or None,
+        settings.strategy.negatives_per_query, sum(f.num_fallback for f in found), sizes or None,
     )  # fmt: skip
     if any(left_out.values()):
         counted = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items() if count)
         logger.info("mining: images that are no negative of a query were left out: %s", counted)
     return {
-        "schema": 3, "iteration": iteration, "strategy": strategy.model_dump(mode="json"),
-        "summary": report | notes | {"left_out": left_out, "filters": counts},
+        "schema": 3, "iteration": iteration, "strategy": settings.strategy.model_dump(mode="json"),
+        "summary": report | stats | {"left_out": left_out, "filters": counts},
         "negatives": [asdict(row) for row in rows],
     }  # fmt: skip
 
@@ -74,7 +75,7 @@ def barred_rows(train: TrainSplit, known: KnownPositives) -> tuple[list[frozense
     """Per query the gallery rows that are no negative of it, the target among them, and counts by kind.
 
     Counted are pairs of a query and an image other than its target and reference, each once, whether or not a strategy
-    would have chosen it. The reference itself is left to `mining.reference`.
+    would have chosen it. The reference itself is left to `mining.rank_reference`.
     """
     gallery, out = train.gallery, []
     rows, counts = gallery.rows(), Counter[str]()
@@ -100,49 +101,49 @@ def _spelling(image: ImageId) -> str:
     return posixpath.normpath(unicodedata.normalize("NFC", image))
 
 
-def split_vectors(
+def mining_inputs(
     run: Run, backbone: Any, train: TrainSplit, barred: Sequence[frozenset[int]] | None = None
-) -> Vectors:
+) -> MiningInputs:
     """Vectors of the queries and the gallery, and which rows are targets, references and (`barred`) no negatives."""
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
     if barred is None:
         barred, _ = barred_rows(train, KnownPositives.of(train))
     made = run.vectors(backbone, query_items(queries), train, f"embed {train.name} queries")
-    return Vectors(
-        checked(made, "query vectors"),
-        checked(run.gallery(backbone, train), "gallery vectors"),
+    return MiningInputs(
+        validate_embeddings(made, "query vectors"),
+        validate_embeddings(run.gallery(backbone, train), "gallery vectors"),
         np.array([rows[t.target] for t in train.triplets]),
         np.array([rows[q.reference] for q in queries]),
         barred,
     )
 
 
-def knowledge(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors, iteration: int) -> About:
+def mining_context(run: Run, backbone: Any, train: TrainSplit, vectors: MiningInputs, iteration: int) -> MiningContext:
     """What the data set and the run's settings let a strategy know."""
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
     texts: list[Floats] = []
 
-    def text_scores(numbers_B: Any) -> Floats:
+    def text_scores(query_index_B: Any) -> Floats:
         if not texts:  # the text alone: the query with a grey picture in the reference's place
             texts.append(run.vectors(backbone, query_items(queries), grey(train), f"embed {train.name} texts"))
-        return np.asarray(similarity(texts[0][numbers_B], vectors.gallery_GD))
+        return np.asarray(similarity(texts[0][query_index_B], vectors.gallery_GD))
 
     categories = [train.categories[image] for image in train.gallery.ids] if train.categories else None
     table, asked = None, None
     if run.config.attributes is not None:
         extractor = run.config.attributes.build()
-        asked = extractor.asked([q.text for q in queries])
+        asked = extractor.parse_request([q.text for q in queries])
         table = image_attributes(run.config.attributes, extractor, train.gallery.ids, partial(_describe, run, backbone))
         categories = categories or table.categories(extractor.lexicon.category)
-    return About(
+    return MiningContext(
         run.config.seed + iteration,
         iteration,
         run.config.num_iterations,
         [q.id for q in queries],
-        groups=[rows_of(train.groups.get(q.id, ()), rows) for q in queries] if train.groups else None,
+        groups=[gallery_indices(train.groups.get(q.id, ()), rows) for q in queries] if train.groups else None,
         categories=categories,
         attributes=table,
-        asked=asked,
+        requested_attributes=asked,
         losses=_losses(run, iteration),
         vectors_GD=pooled(vectors.gallery_GD),
         text_scores=text_scores,
@@ -176,27 +177,30 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _pairs(found: Sequence[Found], vectors: Vectors) -> Pairs:
-    counts = [len(f.columns) for f in found]
+def _pairs(found: Sequence[MiningResult], vectors: MiningInputs) -> MinedPairs:
+    counts = [len(f.gallery_indices) for f in found]
     numbers_N = np.repeat(np.arange(len(found)), counts)
     scores = np.array([f.target_score for f in found], np.float32)
-    return Pairs(
-        numbers_N, np.concatenate([np.zeros(0, np.int64), *(f.columns for f in found)]),
+    return MinedPairs(
+        numbers_N, np.concatenate([np.zeros(0, np.int64), *(f.gallery_indices for f in found)]),
         np.concatenate([np.zeros(0, np.float32), *(f.scores for f in found)]),
         vectors.targets_Q[numbers_N], scores[numbers_N],
     )  # fmt: skip
 
 
-def _rows(train: TrainSplit, found: Sequence[Found], keep_N: Any, strategy: Strategy) -> list[MinedNegative]:
+def _rows(
+    train: TrainSplit, found: Sequence[MiningResult], keep_N: Any, settings: MiningSettings
+) -> list[MinedNegative]:
     out, at = [], 0
     for f in found:
-        name, filled = train.triplets[f.number].query.id, len(f.columns) - f.filled
-        for place, (column, rank, score) in enumerate(zip(f.columns, f.ranks, f.scores, strict=True)):
+        query, own = train.triplets[f.query_index].query.id, len(f.gallery_indices) - f.num_fallback
+        for place, (column, rank, score) in enumerate(zip(f.gallery_indices, f.ranks, f.scores, strict=True)):
             if keep_N[at]:
-                made_by = strategy.type if place < filled else f"{strategy.type}, filled by {strategy.fallback}"
+                name = settings.strategy.type
+                made_by = name if place < own else f"{name}, filled by {settings.fallback}"
                 out.append(
                     MinedNegative(
-                        name,
+                        query,
                         train.gallery.ids[column],
                         int(rank),
                         round(float(score), 6),
@@ -209,8 +213,8 @@ def _rows(train: TrainSplit, found: Sequence[Found], keep_N: Any, strategy: Stra
     return out
 
 
-def _judges(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors) -> Judges:
-    def yes(pairs: Pairs) -> list[float]:
+def _filter_context(run: Run, backbone: Any, train: TrainSplit, vectors: MiningInputs) -> FilterContext:
+    def yes(pairs: MinedPairs) -> list[float]:
         asks = [
             Ask(train.triplets[n].query.reference, train.gallery.ids[c], train.triplets[n].query.text)
             for n, c in zip(pairs.numbers_N, pairs.columns_N, strict=True)
@@ -218,7 +222,7 @@ def _judges(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors) -> Jud
         prompt = run.config.captioning.prompts(run.config.foundation).verify
         return run.asked(lambda: backbone).yes(prompt, asks, "verify mined images")
 
-    def second(path: str, pairs: Pairs) -> tuple[Floats, Floats]:
+    def second(path: str, pairs: MinedPairs) -> tuple[Floats, Floats]:
         alone = {"start_adapter": None} if hasattr(run.config.model, "start_adapter") else {}
         other = run.models.embedder(None, run.config.model.model_copy(update={"path": path, **alone}))
         numbers, place = np.unique(pairs.numbers_N, return_inverse=True)
@@ -226,6 +230,7 @@ def _judges(run: Run, backbone: Any, train: TrainSplit, vectors: Vectors) -> Jud
         queries = run.vectors(other, items, train, "embed queries, second model")
         gallery = run.vectors(other, [Item(i) for i in train.gallery.ids], train, "embed gallery, second model")
         queries = queries[place]
-        return pair_scores(queries, gallery, pairs.columns_N), pair_scores(queries, gallery, pairs.targets_N)
+        scores_N2 = scores_of(queries, gallery, np.stack([pairs.columns_N, pairs.targets_N], 1))
+        return scores_N2[:, 0], scores_N2[:, 1]
 
-    return Judges(pooled(vectors.gallery_GD), yes, second)
+    return FilterContext(pooled(vectors.gallery_GD), yes, second)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from pydantic import Field, ValidationError, create_model
@@ -16,21 +16,18 @@ from pydantic_settings import SettingsConfigDict
 from cirloop import flags
 from cirloop.artifacts import write_text
 from cirloop.config import explain
-from cirloop.mining import Found, Vectors, mine
-from cirloop.negatives import MinerConfig
-from cirloop.negatives.base import About, Strategy
+from cirloop.mining import MiningInputs, MiningResult, mine
+from cirloop.negatives import STRATEGIES, MiningSettings
+from cirloop.negatives.base import MiningContext
 from cirloop.negatives.report import summary
 from cirloop.problems import Problems
 from cirloop.report.terminal import table
-from cirloop.retrieval.blocks import checked, score_blocks
-from cirloop.retrieval.vectors import open_vectors
+from cirloop.retrieval.dense import all_scores
+from cirloop.retrieval.vectors import open_vectors, validate_embeddings
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 PROGRAM = "add_hard_negatives.py"
-STRATEGIES: dict[str, type[Strategy]] = {
-    kind.model_fields["type"].default: kind for kind in get_args(get_args(MinerConfig)[0])
-}
 
 
 class VectorConfig(flags.Flags):
@@ -56,7 +53,7 @@ class VectorConfig(flags.Flags):
     """JSON: the category of each gallery row, a list, for `category_mix`."""
     strategy: str = "top_k"
     """A negative strategy. Its settings are flags too, such as --absolute-margin 0.05 or --variant released."""
-    num_negatives: int = Field(5, ge=1)
+    negatives_per_query: int = Field(5, ge=1)
     """Images per query."""
     save_sets: bool = False
     """Also write the whole set a strategy draws from, such as that of `band`."""
@@ -70,35 +67,36 @@ class VectorConfig(flags.Flags):
 
 def main(argv: Sequence[str]) -> None:
     """Mine and write `--output`. Raises UserError with every problem found; then nothing is written."""
-    options, strategy = parse(argv)
+    options, settings = parse(argv)
     problems = Problems("Vectors and rows must belong together: row i of --targets is about query i.")
-    vectors, about = _read(options, problems)
+    vectors, context = _read(options, problems)
     if not options.output.absolute().parent.is_dir():
         problems.add(f"--output {options.output}", "its directory does not exist")
     problems.stop()
     device = options.device or _device()
     began = time.monotonic()
-    notes: dict[str, Any] = {}
+    stats: dict[str, Any] = {}
     if vectors.positives is not None:
         targets = vectors.targets_Q.tolist()
-        notes["left_out"] = sum(len(rows - {t}) for rows, t in zip(vectors.positives, targets, strict=True))
-    found = list(mine(strategy, vectors, about, device, options.save_sets, notes=notes))
+        stats["left_out"] = sum(len(rows - {t}) for rows, t in zip(vectors.positives, targets, strict=True))
+    found = list(mine(settings, vectors, context, device, options.save_sets, stats=stats))
     seconds = time.monotonic() - began
     write_text(options.output, "[\n" + ",\n".join(_lines(found)) + "\n]\n")
     report = summary(
-        [f.target_rank for f in found], [f.target_score for f in found], [len(f.columns) for f in found],
-        np.concatenate([f.scores for f in found]).tolist(), strategy.k, sum(f.filled for f in found),
-        [len(f.whole) for f in found if f.whole is not None] or None,
+        [f.target_rank for f in found], [f.target_score for f in found], [len(f.gallery_indices) for f in found],
+        np.concatenate([f.scores for f in found]).tolist(), settings.strategy.negatives_per_query,
+        sum(f.num_fallback for f in found),
+        [len(f.candidate_set) for f in found if f.candidate_set is not None] or None,
     )  # fmt: skip
-    rows = [(name, value) for name, value in (report | notes).items() if not isinstance(value, dict)]
+    rows = [(name, value) for name, value in (report | stats).items() if not isinstance(value, dict)]
     rows += [(f"similarity, {part}", value) for part, value in report["similarity"].items()]
     rows += [("set size", report["set_size"])] if "set_size" in report else []
-    table(f"{strategy.type}: {seconds:.1f} s on {device}", ("what", "value"), rows)
+    table(f"{settings.strategy.type}: {seconds:.1f} s on {device}", ("what", "value"), rows)
     logger.info("wrote %s", options.output)
 
 
-def parse(argv: Sequence[str]) -> tuple[VectorConfig, Strategy]:
-    """The options, and the strategy with its settings; flags as --kebab-case or --snake_case. Raises UserError for what
+def parse(argv: Sequence[str]) -> tuple[VectorConfig, MiningSettings]:
+    """The options, and what is mined and how; flags as --kebab-case or --snake_case. Raises UserError for what
     is unknown or wrong, and for what is missing.
     """
     argv = flags.kebab(argv)
@@ -107,14 +105,18 @@ def parse(argv: Sequence[str]) -> tuple[VectorConfig, Strategy]:
     kind = STRATEGIES.get(peek.parse_known_args(list(argv))[0].strategy)
     if kind is None:
         raise UserError(f"--strategy must be one of {', '.join(sorted(STRATEGIES))}.")
-    own = {n: f for n, f in kind.model_fields.items() if n not in ("type", "k", "filters")}
-    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in own.items()}
-    made = create_model("VectorFlags", __base__=VectorConfig, __doc__=VectorConfig.__doc__, **fields)
+    own = {name: field for name, field in kind.model_fields.items() if name not in ("type", "negatives_per_query")}
+    shared = {name: field for name, field in MiningSettings.model_fields.items() if name not in ("strategy", "filters")}
+    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in (own | shared).items()}
+    model = create_model("VectorFlags", __base__=VectorConfig, __doc__=VectorConfig.__doc__, **fields)
     try:
-        options: VectorConfig = flags.parse(made, argv, PROGRAM)
-        settings = {name: getattr(options, name) for name in own}
-        defaults = {"only_wrong": False} if "--only-wrong" not in argv else {}
-        return options, kind(**(settings | defaults), k=options.num_negatives)
+        options: VectorConfig = flags.parse(model, argv, PROGRAM)
+        strategy = kind(
+            negatives_per_query=options.negatives_per_query, **{name: getattr(options, name) for name in own}
+        )
+        given = {name: getattr(options, name) for name in shared}
+        given["only_failed_queries"] = bool(given["only_failed_queries"])
+        return options, MiningSettings(strategy=strategy, **given)
     except ValidationError as error:
         _needed(error).stop()
         raise UserError(explain(error, PROGRAM)) from None
@@ -142,7 +144,7 @@ def _device() -> str:
     return "cpu"
 
 
-def _read(options: VectorConfig, problems: Problems) -> tuple[Vectors, About]:
+def _read(options: VectorConfig, problems: Problems) -> tuple[MiningInputs, MiningContext]:
     queries = _vectors(options.query_embeddings, "--query-embeddings", problems)
     gallery = _vectors(options.gallery_embeddings, "--gallery-embeddings", problems)
     texts = _vectors(options.text_embeddings, "--text-embeddings", problems) if options.text_embeddings else None
@@ -165,16 +167,11 @@ def _read(options: VectorConfig, problems: Problems) -> tuple[Vectors, About]:
         named = isinstance(categories, list) and all(isinstance(name, str) for name in categories)
         if categories is not None and not (named and len(categories) == size):
             problems.add("--categories", f"must be a list of {size} names, one a gallery row")
-    about = About(
+    context = MiningContext(
         options.seed, groups=groups, categories=categories, vectors_GD=gallery,
-        text_scores=None if texts is None else lambda numbers: _products(texts[numbers], gallery),
+        text_scores=None if texts is None else lambda numbers: all_scores(texts[numbers], gallery),
     )  # fmt: skip
-    return Vectors(queries, gallery, targets, references, positives), about
-
-
-def _products(texts_BD: Any, gallery_GD: Any) -> Any:
-    made = score_blocks(texts_BD, gallery_GD, np.arange(len(texts_BD)))
-    return np.concatenate([scores_BG for _, scores_BG in made])
+    return MiningInputs(queries, gallery, targets, references, positives), context
 
 
 def _array(path: Path, name: str, problems: Problems) -> Any:
@@ -188,7 +185,7 @@ def _array(path: Path, name: str, problems: Problems) -> Any:
 def _vectors(path: Path, name: str, problems: Problems) -> Any:
     made = _array(path, name, problems)
     try:
-        return None if made is None else checked(made, f"{name} {path}")
+        return None if made is None else validate_embeddings(made, f"{name} {path}")
     except UserError as error:
         problems.add(name, str(error))
         return None
@@ -232,15 +229,15 @@ def _lists(path: Path, name: str, num: int | None, size: int, problems: Problems
     return [frozenset(rows) for rows in content]
 
 
-def _lines(found: Sequence[Found]) -> Iterator[str]:
+def _lines(found: Sequence[MiningResult]) -> Iterator[str]:
     for f in found:
         negatives = [
             {"image": int(column), "rank": int(rank), "score": round(float(score), 6)}
-            for column, rank, score in zip(f.columns, f.ranks, f.scores, strict=True)
+            for column, rank, score in zip(f.gallery_indices, f.ranks, f.scores, strict=True)
         ]
-        row: dict[str, Any] = {"query": f.number, "target_rank": f.target_rank, "negatives": negatives}
-        if f.filled:
-            row["filled"] = f.filled
-        if f.whole is not None:
-            row["set"] = f.whole.tolist()
+        row: dict[str, Any] = {"query": f.query_index, "target_rank": f.target_rank, "negatives": negatives}
+        if f.num_fallback:
+            row["filled"] = f.num_fallback
+        if f.candidate_set is not None:
+            row["set"] = f.candidate_set.tolist()
         yield json.dumps(row)

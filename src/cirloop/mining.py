@@ -1,7 +1,7 @@
 """A strategy over all queries, block by block: vectors in, chosen images with their ranks and scores out.
 
 Strategies that see the whole gallery get blocks of all scores; the others get each query's best images, found without
-ever holding more than a block (`retrieval/top.py`). Array suffixes as in `negatives/base.py`.
+ever holding more than a block (`retrieval/topk.py`). Array suffixes as in `negatives/base.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from cirloop import memory, stopping
-from cirloop.negatives.base import About, Block, Floats, Rows, Strategy, best_of, ranked
-from cirloop.retrieval.blocks import score_blocks
-from cirloop.retrieval.index import indexed_rows
-from cirloop.retrieval.top import best_rows, pair_scores, places
-from cirloop.types import UserError
+from cirloop.negatives import MiningSettings
+from cirloop.negatives.base import CandidateBlock, Floats, MiningContext, Rows, sorted_block, top_of
+from cirloop.retrieval.ann import ann_topk
+from cirloop.retrieval.dense import ranks_of
+from cirloop.retrieval.topk import ranks, score_blocks, scores_of, topk
 
+BLOCK = 4096
+"""Queries of a block of best images."""
 SMALLER = (
     "Set mining.search ivf_pq, which holds the least (docs/scaling.md), a smaller depth of the strategy, or "
     'CUDA_VISIBLE_DEVICES="" to search in the machine\'s memory.'
@@ -26,7 +28,7 @@ SMALLER = (
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
+class MiningInputs:
     """What is mined: queries against a gallery, float16 or float32, memory-mapped or not.
 
     `targets_Q` are gallery rows, `references_Q` too (-1: the reference is not in the gallery; None: there are none),
@@ -41,169 +43,164 @@ class Vectors:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class MiningResult:
     """What was mined for one query: gallery rows, best first, with their ranks and scores.
 
-    The last `filled` come from the fallback. `whole` is the set they were drawn from, where the strategy has one.
+    The last `num_fallback` come from the fallback. `candidate_set` is the set they were drawn from, where the strategy
+    has one.
     """
 
-    number: int
+    query_index: int
     target_rank: int
     target_score: float
-    columns: Rows
+    gallery_indices: Rows
     ranks: Rows
     scores: Floats
-    filled: int = 0
-    whole: Rows | None = None
+    num_fallback: int = 0
+    candidate_set: Rows | None = None
 
 
 def mine(
-    strategy: Strategy,
-    vectors: Vectors,
-    about: About,
+    settings: MiningSettings,
+    inputs: MiningInputs,
+    context: MiningContext,
     device: str = "cpu",
     sets: bool = False,
     target_ranks: bool = True,
-    notes: dict[str, Any] | None = None,
-) -> Iterator[Found]:
-    """What `strategy` chooses for each query, in the queries' order; no images where it passes a query over.
+    stats: dict[str, Any] | None = None,
+) -> Iterator[MiningResult]:
+    """What the strategy chooses for each query, in the queries' order; no images where it passes a query over.
 
-    Ranks count from 1 among all images, the reference left out unless `strategy.reference` is "in". Without
-    `target_ranks`, a target that is not among the best images has rank 0: counting its place costs more than mining.
-    `notes` gets what a report should say: the recall of an approximate search, counts of the strategy. Raises UserError
-    where a strategy sees the whole gallery and another search than "exact" is asked for.
+    Ranks count from 1 among all images, the reference left out unless `settings.rank_reference`. Without
+    `target_ranks`, a target that is not among the best images has rank 0: counting its rank costs more than mining.
+    `stats` gets what a report should say: the recall of an approximate search, counts of the strategy.
     """
-    if strategy.search != "exact" and (strategy.whole or strategy.fallback == "random"):
-        raise UserError(f"search: {strategy.search} is for strategies that need the best images only, without a random "
-                        f"fallback; {strategy.type} sees the whole gallery.")  # fmt: skip
-    notes = {} if notes is None else notes
-    with memory.enough(f"mining {len(vectors.gallery_GD)} images", SMALLER):
-        scores_Q = pair_scores(vectors.queries_QD, vectors.gallery_GD, vectors.targets_Q, device)
-    about = replace(
-        about, targets_Q=vectors.targets_Q, mean_target_score=float(scores_Q.mean()) if len(scores_Q) else 0
-    )
-    if not strategy.whole and strategy.fallback != "random":
-        blocks = _windows(strategy, vectors, device, target_ranks or strategy.only_wrong, notes)
-    elif strategy.whole:
-        blocks = _whole(strategy, vectors, device)
+    strategy, stats = settings.strategy, {} if stats is None else stats
+    with memory.enough(f"mining {len(inputs.gallery_GD)} images", SMALLER):
+        scores_Q = scores_of(inputs.queries_QD, inputs.gallery_GD, inputs.targets_Q[:, None], device)
+    mean = float(scores_Q.mean()) if len(scores_Q) else 0.0
+    context = replace(context, targets_Q=inputs.targets_Q, mean_target_score=mean)
+    if not strategy.needs_full_gallery and settings.fallback != "random":
+        blocks = _top_k_blocks(settings, inputs, device, target_ranks or settings.skips_solved_queries, stats)
+    elif strategy.needs_full_gallery:
+        blocks = _full_blocks(settings, inputs, device)
     else:  # the best ones to choose from, all of them to draw from
-        blocks = (ranked(block)[0] for block in _whole(strategy, vectors, device))
-    with memory.enough(f"mining {len(vectors.gallery_GD)} images", SMALLER):
+        blocks = (sorted_block(block)[0] for block in _full_blocks(settings, inputs, device))
+    with memory.enough(f"mining {len(inputs.gallery_GD)} images", SMALLER):
         for block in blocks:
             stopping.check()
-            yield from _chosen(strategy, block, about, sets, notes)
+            yield from _results(settings, block, context, sets, stats)
 
 
-def _chosen(strategy: Strategy, block: Block, about: About, sets: bool, notes: dict[str, Any]) -> Iterator[Found]:
-    mined_B = block.target_rank_B > 1 if strategy.only_wrong else np.ones(len(block.numbers_B), bool)
-    part = block if mined_B.all() else block.of(np.flatnonzero(mined_B))
-    wholes = strategy.sets(part, about) if sets else None
-    chosen = strategy.choose(part, about) if wholes is None else strategy.from_sets(part, about, wholes)
-    for name, count in (strategy.counts(part, about, wholes) if wholes is not None else {}).items():
-        notes[name] = notes.get(name, 0) + count
-    found, sets_of = iter(chosen), iter(wholes or [])
+def _results(
+    settings: MiningSettings, block: CandidateBlock, context: MiningContext, sets: bool, stats: dict[str, Any]
+) -> Iterator[MiningResult]:
+    strategy, mined_B = settings.strategy, np.ones(len(block.query_index_B), bool)
+    if settings.skips_solved_queries:
+        mined_B = block.target_rank_B > 1
+    part = block if mined_B.all() else block.select(np.flatnonzero(mined_B))
+    candidate_sets = strategy.candidate_sets(part, context) if sets else None
+    if candidate_sets is None:
+        chosen = strategy.choose(part, context)
+    else:
+        chosen = strategy.choose_from(part, context, candidate_sets)
+        for name, count in strategy.set_stats(part, context, candidate_sets).items():
+            stats[name] = stats.get(name, 0) + count
+    place_B = np.cumsum(mined_B) - 1
     for b, mined in enumerate(mined_B):
-        picks, filled = next(found) if mined else np.zeros(0, np.int64), 0
-        if mined and len(picks) < strategy.k and strategy.fallback != "none":
-            more = _fill(strategy, block, b, picks, about)
-            picks, filled = np.concatenate([picks, more]), len(more)
-        inside = next(sets_of, None) if mined else None
-        whole = inside if inside is None or block.ranks_BK is None else block.columns_BK[b, inside]
-        yield Found(
-            int(block.numbers_B[b]), int(block.target_rank_B[b]), float(block.target_score_B[b]),
-            block.columns_BK[b, picks], _ranks(block, b, picks), block.scores_BK[b, picks], filled, whole,
+        picks, num_fallback, candidates = np.zeros(0, np.int64), 0, None
+        if mined:
+            picks = chosen[place_B[b]]
+            filler = _filler(settings, block, b, picks, context)
+            picks, num_fallback = np.concatenate([picks, filler]), len(filler)
+            candidates = None if candidate_sets is None else block.gallery_index_BK[b, candidate_sets[place_B[b]]]
+        yield MiningResult(
+            int(block.query_index_B[b]), int(block.target_rank_B[b]), float(block.target_score_B[b]),
+            block.gallery_index_BK[b, picks], _ranks(block, b, picks), block.scores_BK[b, picks], num_fallback,
+            candidates,
         )  # fmt: skip
 
 
-def _fill(strategy: Strategy, block: Block, b: int, picks: Rows, about: About) -> Rows:
-    left = np.setdiff1d(np.flatnonzero(block.allowed_BK[b]), picks)
-    num = min(strategy.k - len(picks), len(left))
-    if strategy.fallback == "random":
-        left = about.stream(int(block.numbers_B[b])).choice(left, num, replace=False)
-    return best_of(block.scores_BK[b], np.sort(left), num)
+def _filler(settings: MiningSettings, block: CandidateBlock, b: int, picks: Rows, context: MiningContext) -> Rows:
+    """What the fallback adds to the picks of a query."""
+    lacking = settings.strategy.negatives_per_query - len(picks)
+    if settings.fallback == "none" or lacking <= 0:
+        return picks[:0]
+    left = np.setdiff1d(np.flatnonzero(block.eligible_BK[b]), picks)
+    if settings.fallback == "random":
+        num = min(lacking, len(left))
+        left = np.sort(context.rng(int(block.query_index_B[b])).choice(left, num, replace=False))
+    return top_of(block.scores_BK[b], left, lacking)
 
 
-def _ranks(block: Block, b: int, picks: Rows) -> Rows:
+def _ranks(block: CandidateBlock, b: int, picks: Rows) -> Rows:
     if block.ranks_BK is not None:
         return np.asarray(block.ranks_BK[b, picks])
-    scores = block.scores_BK[b]
-    num = np.count_nonzero
-    return np.array([num(scores > scores[p]) + num(scores[:p] == scores[p]) + 1 for p in picks], np.int64)
+    return np.asarray(ranks_of(block.scores_BK[b : b + 1], picks[None])[0])
 
 
-def _whole(strategy: Strategy, vectors: Vectors, device: str) -> Iterator[Block]:
-    numbers = np.arange(len(vectors.targets_Q))
-    columns_G = np.arange(len(vectors.gallery_GD))
-    for rows, scores_BG in score_blocks(vectors.queries_QD, vectors.gallery_GD, numbers, device):
-        here, allowed_BG = np.arange(len(rows)), np.ones(scores_BG.shape, bool)
-        target_B = vectors.targets_Q[rows]
-        if vectors.references_Q is not None and strategy.reference == "out":
-            known = np.flatnonzero(vectors.references_Q[rows] >= 0)
-            scores_BG[known, vectors.references_Q[rows[known]]] = -np.inf
-            allowed_BG[known, vectors.references_Q[rows[known]]] = False
-        allowed_BG[here, target_B] = False
-        for b, right in enumerate(vectors.positives[rows[0] : rows[-1] + 1] if vectors.positives else ()):
-            allowed_BG[b, list(right)] = False
-        score_B = scores_BG[here, target_B]
-        rank_B = np.count_nonzero(scores_BG > score_B[:, None], axis=1) + 1
-        num_tied_B = np.count_nonzero(scores_BG == score_B[:, None], axis=1)
-        for tied in np.flatnonzero(num_tied_B > 1):
-            rank_B[tied] += np.count_nonzero(scores_BG[tied, : target_B[tied]] == score_B[tied])
-        yield Block(rows, np.broadcast_to(columns_G, scores_BG.shape), scores_BG, allowed_BG, target_B, score_B, rank_B)
-
-
-def _windows(
-    strategy: Strategy, vectors: Vectors, device: str, target_ranks: bool, notes: dict[str, Any]
-) -> Iterator[Block]:
-    num = len(vectors.targets_Q)
-    more = 2 + max(map(len, vectors.positives or [frozenset()]), default=0)  # target, reference and positives
-    more += strategy.k if strategy.fallback == "top_k" else 0
-    depth = strategy.depth + more
-    if strategy.search == "exact":
-        columns_QK, scores_QK = best_rows(vectors.queries_QD, vectors.gallery_GD, depth, device)
-    else:
-        columns_QK, scores_QK, found = indexed_rows(
-            vectors.queries_QD, vectors.gallery_GD, depth, strategy.search, strategy.index
+def _full_blocks(settings: MiningSettings, inputs: MiningInputs, device: str) -> Iterator[CandidateBlock]:
+    """All scores of some queries at a time, -inf for a reference that is not ranked."""
+    index_Q, index_G = np.arange(len(inputs.targets_Q)), np.arange(len(inputs.gallery_GD))
+    for block, scores_BG in score_blocks(inputs.queries_QD, inputs.gallery_GD, device):
+        eligible_BG, target_B = np.ones(scores_BG.shape, bool), inputs.targets_Q[block]
+        here = np.arange(len(scores_BG))
+        if inputs.references_Q is not None and not settings.rank_reference:
+            known = np.flatnonzero(inputs.references_Q[block] >= 0)
+            scores_BG[known, inputs.references_Q[block][known]] = -np.inf
+            eligible_BG[known, inputs.references_Q[block][known]] = False
+        eligible_BG[here, target_B] = False
+        for b, right in enumerate(inputs.positives[block] if inputs.positives else ()):
+            eligible_BG[b, list(right)] = False
+        rows_BG = np.broadcast_to(index_G, scores_BG.shape)
+        rank_B = ranks_of(scores_BG, target_B[:, None])[:, 0]
+        yield CandidateBlock(
+            index_Q[block], rows_BG, scores_BG, eligible_BG, target_B, scores_BG[here, target_B], rank_B
         )
-        notes["search_recall"] = round(found, 4)
-    allowed_QK = (columns_QK != vectors.targets_Q[:, None]) & (columns_QK >= 0)
-    rank_Q, score_Q = _target_places(vectors, columns_QK, scores_QK, device, target_ranks)
-    ranks_QK = np.broadcast_to(np.arange(1, columns_QK.shape[1] + 1), columns_QK.shape)
-    if vectors.references_Q is not None and strategy.reference == "out":
-        at_QK = columns_QK == vectors.references_Q[:, None]
-        allowed_QK &= ~at_QK
-        ranks_QK = ranks_QK - (at_QK.cumsum(axis=1) - at_QK)
-        rank_Q = rank_Q - np.where(rank_Q > 0, _reference_above(vectors, score_Q), 0)
-    for number, right in enumerate(vectors.positives or ()):
+
+
+def _top_k_blocks(
+    settings: MiningSettings, inputs: MiningInputs, device: str, target_ranks: bool, stats: dict[str, Any]
+) -> Iterator[CandidateBlock]:
+    """The best images of each query, so many that as many as the strategy needs are eligible."""
+    depth = settings.strategy.depth + 1 + max(map(len, inputs.positives or [frozenset()]), default=0)  # and the target
+    depth += settings.strategy.negatives_per_query if settings.fallback == "top_k" else 0
+    excluded = None
+    if inputs.references_Q is not None and not settings.rank_reference:
+        excluded = inputs.references_Q[:, None]
+    given = inputs.queries_QD, inputs.gallery_GD, depth
+    if settings.search == "exact":
+        rows_QK, scores_QK = topk(*given, device, excluded)
+    else:
+        rows_QK, scores_QK, recall = ann_topk(*given, settings.search, settings.index, excluded_QE=excluded)
+        stats["search_recall"] = round(recall, 4)
+    eligible_QK = (rows_QK != inputs.targets_Q[:, None]) & (rows_QK >= 0)
+    for query, right in enumerate(inputs.positives or ()):
         if right:
-            allowed_QK[number] &= ~np.isin(columns_QK[number], list(right))
-    for start in range(0, num, 4096):
-        rows = np.arange(start, min(start + 4096, num))
-        yield Block(
-            rows, columns_QK[rows], scores_QK[rows], allowed_QK[rows], vectors.targets_Q[rows], score_Q[rows],
-            rank_Q[rows], ranks_QK[rows],
+            eligible_QK[query] &= ~np.isin(rows_QK[query], list(right))
+    rank_Q, score_Q = _target_ranks(inputs, rows_QK, scores_QK, device, excluded, target_ranks)
+    ranks_QK = np.broadcast_to(np.arange(1, rows_QK.shape[1] + 1), rows_QK.shape)
+    index_Q = np.arange(len(rows_QK))
+    for start in range(0, len(rows_QK), BLOCK):
+        block = slice(start, start + BLOCK)
+        yield CandidateBlock(
+            index_Q[block], rows_QK[block], scores_QK[block], eligible_QK[block], inputs.targets_Q[block],
+            score_Q[block], rank_Q[block], ranks_QK[block],
         )  # fmt: skip
 
 
-def _target_places(
-    vectors: Vectors, columns_QK: Rows, scores_QK: Floats, device: str, count: bool
+def _target_ranks(
+    inputs: MiningInputs, rows_QK: Rows, scores_QK: Floats, device: str, excluded: Rows | None, target_ranks: bool
 ) -> tuple[Rows, Floats]:
-    """The target's rank among all images, the reference too, and its score: from the window where it is there."""
-    seen_QK = columns_QK == vectors.targets_Q[:, None]
+    """The target's rank and score: of the best images where it is one, else counted, or 0 without `target_ranks`."""
+    seen_QK = rows_QK == inputs.targets_Q[:, None]
     rank_Q, score_Q = seen_QK.argmax(axis=1) + 1, scores_QK[np.arange(len(scores_QK)), seen_QK.argmax(axis=1)]
     unseen = np.flatnonzero(~seen_QK.any(axis=1))
     if len(unseen):
-        given = vectors.queries_QD[unseen], vectors.gallery_GD, vectors.targets_Q[unseen], device
-        rank_Q[unseen], score_Q[unseen] = places(*given) if count else (0, pair_scores(*given))
+        given = inputs.queries_QD[unseen], inputs.gallery_GD, inputs.targets_Q[unseen, None], device
+        if target_ranks:
+            found = ranks(*given, None if excluded is None else excluded[unseen])
+            rank_Q[unseen], score_Q[unseen] = (array[:, 0] for array in found)
+        else:
+            rank_Q[unseen], score_Q[unseen] = 0, scores_of(*given)[:, 0]
     return rank_Q, score_Q
-
-
-def _reference_above(vectors: Vectors, score_Q: Floats) -> Rows:
-    """1 where the reference stands before the target, else 0."""
-    assert vectors.references_Q is not None
-    known = np.flatnonzero(vectors.references_Q >= 0)
-    above_Q = np.zeros(len(score_Q), np.int64)
-    score = pair_scores(vectors.queries_QD, vectors.gallery_GD, np.maximum(vectors.references_Q, 0))
-    tied = (score == score_Q) & (vectors.references_Q < vectors.targets_Q)
-    above_Q[known] = ((score > score_Q) | tied)[known]
-    return above_Q

@@ -74,7 +74,7 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
         ("train", trained),
         (parts[0].name, f"{asked} queries, {ranked} images"),
         ("iterations", f"{steps}; {training.batch_size} queries a step, {training.chunk_size or 'all'} rows at once"),
-        ("strategy", f"{mining.type}, {getattr(mining, 'k', 0)} a query"),
+        ("strategy", f"{mining.strategy.type}, {mining.strategy.negatives_per_query} a query"),
         ("loss", str(training.loss.type)),
         ("tuning", "none: there is no model" if config.model.type == "simulated" else f"{tune}; {how}"),
         ("captioning", texts if captioning.enabled and config.num_iterations else "none"),
@@ -160,7 +160,7 @@ def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows
         rows = training.batch_size * (2 + training.num_negatives) / 2  # measured: a query and its target
         hours["train"] = (training.warm_up_steps + rounds * training.steps) * rows * timings["step"].seconds
         hours["mine"] = rounds * (queries + images) * row
-        mined = rounds * queries * getattr(config.mining, "k", 0)
+        mined = rounds * queries * config.mining.strategy.negatives_per_query
         if "text" in timings:
             checked = config.captioning.candidates * row if config.captioning.round_trip else 0.0
             hours["caption, at most"] = mined * (timings["text"].seconds + checked)

@@ -19,7 +19,6 @@ from cirloop.backbones.config import BackboneConfig
 from cirloop.backbones.weights import TINY, model_type
 from cirloop.data.config import DataConfig
 from cirloop.data.dataset import FileSettings
-from cirloop.negatives.base import Strategy
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ CONFIG = "config.json"
 """A run directory's copy of its settings."""
 COMMON = {
     "training.loss": frozenset[str](),
-    "mining": frozenset(Strategy.model_fields) - {"type"},
+    "mining.strategy": frozenset({"negatives_per_query"}),
     "data": frozenset(FileSettings.model_fields),
 }
 """Settings of a group that mean the same for all its types; of models all do but the weights."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cirloop import launch, memory, notices, stopping, telling
+from cirloop import launch, notices, stopping, telling
 from cirloop.artifacts import Artifact, Store, fingerprint
 from cirloop.backbones import Item
 from cirloop.backbones.config import SimulatedSettings
@@ -28,8 +28,8 @@ from cirloop.report.costs import Costs
 from cirloop.report.terminal import progress
 from cirloop.retrieval.collapse import ALIKE, mean_cosine
 from cirloop.retrieval.embed import embed, query_items
-from cirloop.retrieval.search import rank
-from cirloop.retrieval.vectors import room
+from cirloop.retrieval.topk import ranks
+from cirloop.retrieval.vectors import zeros_or_memmap
 from cirloop.sharded_executor import DistributedCaptioner, ShardedExecutor
 from cirloop.types import EvalSplit, ImageId, Query, TrainSplit
 
@@ -109,7 +109,7 @@ class Run:
         for start in range(0, len(items), PIECE):
             made = self._embed(backbone, items[start : start + PIECE], split, title)
             if start == 0:
-                out = room((len(items), *made.shape[1:]), self.config.cache)
+                out = zeros_or_memmap((len(items), *made.shape[1:]), self.config.cache)
             out[start : start + len(made)] = made
         return out
 
@@ -156,18 +156,17 @@ class Run:
                 )
         return vectors
 
-    def ranks(
-        self,
-        backbone: Embedder,
-        queries: Sequence[Query],
-        targets: Sequence[ImageId],
-        split: TrainSplit | EvalSplit,
-        depth: int,
-    ) -> Any:
+    def rank_targets(
+        self, backbone: Embedder, queries: Sequence[Query], targets: Sequence[ImageId], split: TrainSplit | EvalSplit
+    ) -> list[int]:
+        """The rank of each query's target among all images but the query's reference."""
+        rows = split.gallery.rows()
         vectors = self.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
-        gallery, search = self.gallery(backbone, split), self.config.runtime.search
-        with memory.enough(f"ranking {len(gallery)} images", "Set runtime.search exact, which goes block by block."):
-            return rank(queries, targets, split.gallery, vectors, gallery, depth, search)
+        target_Q = np.array([rows[target] for target in targets], np.int64)
+        reference_Q = np.array([rows[query.reference] for query in queries], np.int64)
+        gallery = self.gallery(backbone, split)
+        ranks_Q1, _ = ranks(vectors, gallery, target_Q[:, None], excluded=reference_Q[:, None])
+        return [int(rank) for rank in ranks_Q1[:, 0]]
 
 
 def adapter_of(checkpoint: Artifact | None) -> Path | None:

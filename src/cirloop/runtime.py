@@ -21,8 +21,6 @@ class Runtime(Settings):
     """So many tokens embedded at once, instead of a number of rows; 0 = `embed_batch_size`."""
     num_workers: int = Field(2, ge=0)
     """Threads that decode and preprocess images ahead of the vision tower; 0 = none."""
-    search: Literal["exact", "faiss"] = "exact"
-    """How a run ranks: exact products, or a flat FAISS index, which changes nothing but rounding."""
     num_processes: int = Field(1, ge=1)
     """Processes of each stage; more than one are children under `accelerate launch`."""
     timeout_minutes: float = Field(30, gt=0)

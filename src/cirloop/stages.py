@@ -19,7 +19,7 @@ from cirloop.jobs import TrainJob
 from cirloop.known_positives import normal_text
 from cirloop.mine_split import mine_split
 from cirloop.retrieval.embed import query_items
-from cirloop.retrieval.search import best, places, scores
+from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
 from cirloop.rows import known_positives, read_augmented, read_mined
 from cirloop.run import Run, Vectors, adapter_of
 from cirloop.training.health import not_falling
@@ -76,8 +76,7 @@ def caption(
     def round_trip(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
         if not queries:
             return []
-        ranks: list[int] = run.ranks(run.embedder(checkpoint), queries, images, train, 1).target_rank_Q.tolist()
-        return ranks
+        return run.rank_targets(run.embedder(checkpoint), queries, images, train)
 
     def build(path: Path) -> None:
         queries = {t.query.id: t.query for t in train.triplets}
@@ -176,8 +175,9 @@ def evaluation(
         vectors, gallery = _vectors(run, backbone, part, ablate)
         tops += _top(part, vectors, gallery)
         wanted = [part.judged.needs(query) for query in part.queries]
-        look = scores if part.relevance and part.relevance.preferences else places
-        rows = look(part.queries, wanted, part.gallery, vectors, gallery)
+        preferences = part.relevance and part.relevance.preferences
+        look: Any = scores_of_images if preferences else ranks_of_images
+        rows = look(wanted, part.gallery, vectors, gallery)
         found |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
     metrics = protocols.metrics([part.judged for part in parts], found)
     compared, ranks = parts[0].judged.protocol.primary_metric, []
@@ -206,7 +206,7 @@ def _top(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[Image
     """Each query's best images, as the protocol ranks them; none where people chose between sets of images."""
     if part.relevance is None or part.relevance.preferences:
         return []
-    rows = best(part.queries, part.gallery, vectors, gallery, TOP + 1)
+    rows = topk_images(part.gallery, vectors, gallery, TOP + 1)
     kept = part.judged.protocol.keep_reference
     return [
         [image for image in row if kept or image != query.reference][:TOP]
@@ -227,9 +227,9 @@ def predictions(
     out, backbone = [], run.embedder(checkpoint)
     for part in run.data.parts(split_name):
         vectors, gallery = _vectors(run, backbone, part)
-        rows = best(part.queries, part.gallery, vectors, gallery, depth)
+        rows = topk_images(part.gallery, vectors, gallery, depth)
         groups = [part.judged.groups.get(query.id, ()) for query in part.queries]
-        among = places(part.queries, groups, part.gallery, vectors, gallery)
+        among = ranks_of_images(groups, part.gallery, vectors, gallery)
         out.append(
             {
                 query.id: row + [image for image in sorted(group, key=group.__getitem__) if image not in row]

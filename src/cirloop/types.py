@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NewType, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from PIL import Image
 
 ImageId = NewType("ImageId", str)
@@ -77,22 +75,6 @@ class Gallery:
 
     def rows(self) -> dict[ImageId, int]:
         return {image: row for row, image in enumerate(self.ids)}
-
-
-@dataclass(frozen=True, slots=True)
-class Rankings:
-    """The best K images per query, best first, ties by id, and the annotated target's place.
-
-    `images_QK` are gallery rows (int32), `scores_QK` cosine similarities (float32). `target_rank_Q` counts
-    from 1 among all ranked images (the reference is not ranked); `target_score_Q` is the target's similarity.
-    """
-
-    queries: tuple[QueryId, ...]
-    gallery: Gallery
-    images_QK: npt.NDArray[np.int32]
-    scores_QK: npt.NDArray[np.float32]
-    target_rank_Q: npt.NDArray[np.int32]
-    target_score_Q: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

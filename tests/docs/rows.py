@@ -117,9 +117,9 @@ ROWS = (
         extra="--max-pixels 12544", says="negatives_report.json", makes=("negatives.json",)),
     Row(f"{VECTORS} G.npy --targets T.npy --strategy margin --relative-margin 0.05 --output negatives.json",
         makes=("negatives.json",)),
-    Row(f"{VECTORS} G.npy --targets T.npy --references R.npy --strategy band --variant released --num-negatives 3 "
-        "--save-sets --output OUT.json", makes=("OUT.json",)),
-    Row(f"{VECTORS} vectors/gallery --targets T.npy --strategy top_k --below all --output OUT.json"),
+    Row(f"{VECTORS} G.npy --targets T.npy --references R.npy --strategy band --variant released "
+        "--negatives-per-query 3 --save-sets --output OUT.json", makes=("OUT.json",)),
+    Row(f"{VECTORS} vectors/gallery --targets T.npy --strategy top_k --extra-ranks all --output OUT.json"),
     Row(f"{VECTORS} vectors/gallery --targets T.npy --output OUT.json --search ivf_pq --index.nlist 4096 "
         "--index.nprobe 64 --index.m 64",
         swaps={"--index.nlist 4096": "--index.nlist 4", "--index.nprobe 64": "--index.nprobe 2",

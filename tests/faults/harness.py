@@ -29,7 +29,7 @@ VERY_SMALL: dict[str, Any] = {
     "foundation": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},
     "data": {"type": "shapes", "train_families": 3, "train_triplets": 12, "eval_families": 3},
     "num_iterations": 1,
-    "mining": {"type": "top_k", "k": 1, "below": "all"},
+    "mining": {"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}},
     "captioning": {"candidates": 1, "verify": 0.0, "round_trip": 33, "max_new_tokens": 8},
     "training": {"warm_up_steps": 5, "steps": 5, "batch_size": 3, "num_negatives": 1},
     "runtime": {"save_every": 2, "num_workers": 0},

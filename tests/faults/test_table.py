@@ -27,11 +27,9 @@ ELSEWHERE = {
     "stages": ("train.build",),  # of a warm-up of no steps
     # the cache held to a size, and a nameless file
     "backbones.tensor_cache": ("TensorCache._make_room", "_opened"),
-    "retrieval.vectors": ("room",),
+    "retrieval.vectors": ("zeros_or_memmap",),
     # outputs of commands that do their work anew
-    "add_negatives.features": ("_save", "work"),
-    "add_negatives.mine": ("add_negatives",),
-    "add_negatives.shards": ("_Running.__iter__", "encode"),
+    "add_negatives.pipeline": ("add_negatives",),
     "export.adapter": ("write",),  # an export is made aside and renamed, and what one that was killed left is removed:
     "export.make": ("_make", "_rename", "export"),  # tests/export/test_refused.py
     "export.merged": ("write",),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from cirloop.negatives.base import Block
+from cirloop.negatives.base import CandidateBlock
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,18 @@ class Case:
         ranked = [g for g in range(self.scores_QG.shape[1]) if reference == "in" or g != self.references[i]]
         return sorted(ranked, key=lambda g: (-self.scores_QG[i, g], g))
 
-    def whole(self, reference: str = "out") -> Block:
+    def whole(self, reference: str = "out") -> CandidateBlock:
         """All queries in one block over the whole gallery."""
         queries, size = self.scores_QG.shape
         allowed = np.zeros((queries, size), bool)
         for i in range(queries):
             allowed[i, self.allowed(i, reference)] = True
-        return Block(
+        return CandidateBlock(
             np.arange(queries), np.broadcast_to(np.arange(size), (queries, size)), self.scores_QG, allowed,
             *self._targets(reference),
         )  # fmt: skip
 
-    def window(self, depth: int, reference: str = "out") -> Block:
+    def window(self, depth: int, reference: str = "out") -> CandidateBlock:
         """All queries in one block of each one's best images, so many that `depth` allowed ones are among them."""
         queries = len(self.targets)
         ranked = [self.order(i, reference) for i in range(queries)]
@@ -61,7 +61,7 @@ class Case:
             columns[i, : len(row)], scores[i, : len(row)] = row, self.scores_QG[i, row]
             allowed[i, : len(row)] = np.isin(row, self.allowed(i, reference))
         ranks = np.broadcast_to(np.arange(1, width + 1), columns.shape)
-        return Block(np.arange(queries), columns, scores, allowed, *self._targets(reference), ranks)
+        return CandidateBlock(np.arange(queries), columns, scores, allowed, *self._targets(reference), ranks)
 
     def _targets(self, reference: str) -> tuple[Any, Any, Any]:
         number = range(len(self.targets))

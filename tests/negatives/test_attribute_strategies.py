@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from cirloop.negatives.attribute_mismatch import AttributeMismatch
 from cirloop.negatives.attributes.table import Table
-from cirloop.negatives.attributes.values import agrees, joined, verdict
-from cirloop.negatives.base import About, Block, Strategy
+from cirloop.negatives.attributes.values import agrees, compare_values, join_values
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy
 from cirloop.negatives.category_discrepant import CategoryDiscrepant
 from cirloop.negatives.category_mix import CategoryMix
 from cirloop.negatives.group import Group
@@ -31,7 +31,7 @@ class World:
     """A case and what is known of its images and queries."""
 
     case: Case
-    about: About
+    context: MiningContext
 
     @property
     def size(self) -> int:
@@ -42,24 +42,24 @@ class World:
 def worlds(draw: st.DrawFn) -> World:
     case = draw(cases())
     queries, size = case.scores_QG.shape
-    values = st.lists(st.sampled_from(LETTERS), min_size=1, max_size=2).map(joined)
+    values = st.lists(st.sampled_from(LETTERS), min_size=1, max_size=2).map(join_values)
     image = st.dictionaries(st.sampled_from(NAMES), values)
     text = st.dictionaries(
         st.sampled_from((*NAMES, "unheard of")), st.one_of(values, st.sampled_from(("*", "!a", "!b")))
     )
     vectors = draw(st.lists(st.integers(0, 7), min_size=size, max_size=size))
     angles = np.array(vectors) * np.pi / 4  # many equal vectors
-    about = About(
+    context = MiningContext(
         seed=draw(st.integers(0, 3)),
-        names=[QueryId(f"q{i}") for i in range(queries)],
+        query_ids=[QueryId(f"q{i}") for i in range(queries)],
         targets_Q=np.array(case.targets),
         groups=[frozenset(draw(st.sets(st.integers(0, size - 1), max_size=6))) for _ in range(queries)],
         categories=draw(st.lists(st.sampled_from(("dress", "shirt", "")), min_size=size, max_size=size)),
         attributes=draw(st.lists(image, min_size=size, max_size=size)),
-        asked=draw(st.lists(text, min_size=queries, max_size=queries)),
+        requested_attributes=draw(st.lists(text, min_size=queries, max_size=queries)),
         vectors_GD=np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32),
     )
-    return World(case, about)
+    return World(case, context)
 
 
 def meets(wanted: str | None, found: str | None) -> bool | None:
@@ -77,10 +77,10 @@ def meets(wanted: str | None, found: str | None) -> bool | None:
 
 def says(world: World, i: int, g: int, name: str) -> int:
     """1, -1 or 0: the image agrees, differs or is unknown in an attribute."""
-    about = world.about
-    assert about.asked is not None and about.attributes is not None
-    asked, target = about.asked[i].get(name), about.attributes[world.case.targets[i]].get(name)
-    found = about.attributes[g].get(name)
+    context = world.context
+    assert context.requested_attributes is not None and context.attributes is not None
+    asked, target = context.requested_attributes[i].get(name), context.attributes[world.case.targets[i]].get(name)
+    found = context.attributes[g].get(name)
     if meets(asked, target) is False:
         asked = None
     answers = {meets(asked, found), meets(target, found)}
@@ -89,21 +89,20 @@ def says(world: World, i: int, g: int, name: str) -> int:
 
 def verdicts(world: World, i: int, g: int) -> tuple[list[int], list[int]]:
     """What is said of the attributes asked for, and of the rest."""
-    assert world.about.asked is not None
-    asked = [says(world, i, g, name) for name in NAMES if name in world.about.asked[i]]
-    return asked, [says(world, i, g, name) for name in NAMES if name not in world.about.asked[i]]
+    assert world.context.requested_attributes is not None
+    asked = [says(world, i, g, name) for name in NAMES if name in world.context.requested_attributes[i]]
+    return asked, [says(world, i, g, name) for name in NAMES if name not in world.context.requested_attributes[i]]
 
 
 def chosen(strategy: Strategy, world: World, reference: str = "out", split: bool = False) -> list[list[int]]:
     """Gallery rows per query, all in one block or each query in its own."""
     block = world.case.whole(reference)
     blocks = [one(block, i) for i in range(len(world.case.targets))] if split else [block]
-    return [row.tolist() for part in blocks for row in strategy.choose(part, world.about)]
+    return [row.tolist() for part in blocks for row in strategy.choose(part, world.context)]
 
 
-def one(block: Block, i: int) -> Block:
-    parts = {name: getattr(block, name) for name in Block.__dataclass_fields__}
-    return Block(**{name: None if part is None else part[i : i + 1] for name, part in parts.items()})
+def one(block: CandidateBlock, i: int) -> CandidateBlock:
+    return block.select(slice(i, i + 1))
 
 
 def by_score(world: World, i: int, rows: list[int]) -> list[int]:
@@ -118,16 +117,16 @@ def eligible(strategy: Strategy, world: World, i: int, reference: str) -> list[i
         both = asked + other
         match strategy:
             case CategoryDiscrepant():
-                fits = -1 in asked and closeness(world, i, g) >= strategy.least_similarity
+                fits = -1 in asked and closeness(world, i, g) >= strategy.min_similarity
             case AttributeMismatch():
-                fits = -1 in asked and 1 not in asked and -1 not in other and other.count(1) >= strategy.agreed
+                fits = -1 in asked and 1 not in asked and -1 not in other and other.count(1) >= strategy.min_agreeing
             case Soft():
                 num = both.count(1)
                 total = num + both.count(-1)
-                fits = 0 < num < total and strategy.least <= num / total <= strategy.most
+                fits = 0 < num < total and strategy.min_agreement <= num / total <= strategy.max_agreement
             case _:
-                assert isinstance(strategy, Group) and world.about.groups is not None
-                fits = g in world.about.groups[i]
+                assert isinstance(strategy, Group) and world.context.groups is not None
+                fits = g in world.context.groups[i]
         rows += [g] if fits else []
     if isinstance(strategy, CategoryDiscrepant):
         return sorted(rows, key=lambda g: (-closeness(world, i, g), g))
@@ -135,46 +134,53 @@ def eligible(strategy: Strategy, world: World, i: int, reference: str) -> list[i
 
 
 def closeness(world: World, i: int, g: int) -> float:
-    vectors = world.about.vectors_GD
+    vectors = world.context.vectors_GD
     assert vectors is not None
     pairs = zip(vectors[world.case.targets[i]].tolist(), vectors[g].tolist(), strict=True)
     return sum(a * b for a, b in pairs)
 
 
 MADE = st.one_of(
-    st.builds(CategoryDiscrepant, k=st.integers(1, 30), least_similarity=st.sampled_from((-1.0, 0.5))),
-    st.builds(AttributeMismatch, k=st.integers(1, 30), agreed=st.integers(0, 2)),
-    st.builds(Soft, k=st.integers(1, 30), least=st.sampled_from((0.0, 0.5)), most=st.sampled_from((0.5, 1.0))),
-    st.builds(Group, k=st.integers(1, 30)),
+    st.builds(CategoryDiscrepant, negatives_per_query=st.integers(1, 30), min_similarity=st.sampled_from((-1.0, 0.5))),
+    st.builds(AttributeMismatch, negatives_per_query=st.integers(1, 30), min_agreeing=st.integers(0, 2)),
+    st.builds(
+        Soft,
+        negatives_per_query=st.integers(1, 30),
+        min_agreement=st.sampled_from((0.0, 0.5)),
+        max_agreement=st.sampled_from((0.5, 1.0)),
+    ),
+    st.builds(Group, negatives_per_query=st.integers(1, 30)),
 )
 
 
 @given(worlds(), MADE, st.sampled_from(("out", "in")))
 def test_the_best_of_those_that_fit_are_chosen(world: World, strategy: Strategy, reference: str) -> None:
-    expected = [eligible(strategy, world, i, reference)[: strategy.k] for i in range(len(world.case.targets))]
+    expected = [
+        eligible(strategy, world, i, reference)[: strategy.negatives_per_query] for i in range(len(world.case.targets))
+    ]
     assert chosen(strategy, world, reference) == expected
 
 
-@given(worlds(), st.one_of(MADE, st.builds(CategoryMix, k=st.integers(1, 12))), st.randoms())
+@given(worlds(), st.one_of(MADE, st.builds(CategoryMix, negatives_per_query=st.integers(1, 12))), st.randoms())
 def test_choices_do_not_hang_on_blocks_or_tables(world: World, strategy: Strategy, shuffle: Any) -> None:
-    assert world.about.attributes is not None
+    assert world.context.attributes is not None
     whole = chosen(strategy, world)
     assert chosen(strategy, world, split=True) == whole
-    table = World(world.case, replace(world.about, attributes=Table(world.about.attributes)))
+    table = World(world.case, replace(world.context, attributes=Table(world.context.attributes)))
     assert chosen(strategy, table) == whole
     order = list(range(world.size))
     shuffle.shuffle(order)
     block = world.case.whole()
     moved = replace(
         block,
-        columns_BK=block.columns_BK[:, order],
+        gallery_index_BK=block.gallery_index_BK[:, order],
         scores_BK=block.scores_BK[:, order],
-        allowed_BK=block.allowed_BK[:, order],
+        eligible_BK=block.eligible_BK[:, order],
     )
     if not isinstance(strategy, CategoryMix):  # draws by place
         got = [
             set(block.scores_BK[i, [order[p] for p in row]])
-            for i, row in enumerate(strategy.choose(moved, world.about))
+            for i, row in enumerate(strategy.choose(moved, world.context))
         ]
         want = [set(block.scores_BK[i, row]) for i, row in enumerate(whole)]
         assert got == want
@@ -182,7 +188,7 @@ def test_choices_do_not_hang_on_blocks_or_tables(world: World, strategy: Strateg
 
 def pools(world: World, i: int, reference: str) -> tuple[set[int], set[int], set[int]]:
     """Same category, other category, any."""
-    kinds = world.about.categories
+    kinds = world.context.categories
     assert kinds is not None
     mine, may = kinds[world.case.targets[i]], world.case.allowed(i, reference)
     same = {g for g in may if mine and kinds[g] == mine}
@@ -192,8 +198,8 @@ def pools(world: World, i: int, reference: str) -> tuple[set[int], set[int], set
 @given(worlds(), st.integers(1, 30), st.sampled_from(((0.7, 0.2, 0.1), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5))))
 def test_a_mix_takes_its_share_of_each_pool(world: World, k: int, shares: tuple[float, float, float]) -> None:
     for how in ("random", "hardest"):
-        mix = CategoryMix(k=k, same=shares[0], other=shares[1], any=shares[2], how=how)  # type: ignore[arg-type]
-        rows, counts_of = chosen(mix, world), mix._counts(world.case.whole(), world.about)
+        mix = CategoryMix(negatives_per_query=k, same=shares[0], other=shares[1], any=shares[2], selection=how)  # type: ignore[arg-type]
+        rows, counts_of = chosen(mix, world), mix._num_per_pool(world.case.whole(), world.context)
         assert rows == chosen(mix, world)
         for i, found in enumerate(rows):
             same, other, every = pools(world, i, "out")
@@ -220,9 +226,9 @@ def test_the_shares_hold_over_the_queries_for_every_k(k: int, seed: int) -> None
     targets = [i % 20 for i in range(queries)]  # all of category a
     case = Case(scores, targets, [59] * queries, [{t} for t in targets])
     kinds = ["a"] * 20 + ["b"] * 20 + [""] * 20
-    mix = CategoryMix(k=k)
-    world = World(case, About(seed=seed, categories=kinds, targets_Q=np.array(targets)))
-    counts = np.array(mix._counts(case.whole(), world.about))
+    mix = CategoryMix(negatives_per_query=k)
+    world = World(case, MiningContext(seed=seed, categories=kinds, targets_Q=np.array(targets)))
+    counts = np.array(mix._num_per_pool(case.whole(), world.context))
     assert (counts.sum(axis=1) == k).all()
     for total, share in zip(counts.sum(axis=0).tolist(), (0.7, 0.2, 0.1), strict=True):
         assert abs(total - share * k * queries) <= 1
@@ -241,18 +247,25 @@ def test_the_shares_hold_over_the_queries_for_every_k(k: int, seed: int) -> None
 def test_the_mix_at_one_image_differs_by_seed_and_not_by_block() -> None:
     targets = np.zeros(50, np.int64)
     case = Case(np.tile(np.linspace(1, 0, 9, dtype=np.float32), (50, 1)), [0] * 50, [8] * 50, [{0}] * 50)
-    made = [CategoryMix(k=1)._counts(case.whole(), About(seed=seed, targets_Q=targets)) for seed in (0, 1)]
+    made = [
+        CategoryMix(negatives_per_query=1)._num_per_pool(case.whole(), MiningContext(seed=seed, targets_Q=targets))
+        for seed in (0, 1)
+    ]
     assert made[0] != made[1]
     block = case.whole()
-    halves = [block.of(slice(None, 20)), block.of(slice(20, None))]
-    apart = [row for half in halves for row in CategoryMix(k=1)._counts(half, About(seed=0, targets_Q=targets))]
+    halves = [block.select(slice(None, 20)), block.select(slice(20, None))]
+    apart = [
+        row
+        for half in halves
+        for row in CategoryMix(negatives_per_query=1)._num_per_pool(half, MiningContext(seed=0, targets_Q=targets))
+    ]
     assert apart == made[0]
 
 
-def small(**about: Any) -> World:
+def small(**context: Any) -> World:
     """One query over six images, scores falling with the row; reference 0, target 1."""
     case = Case(np.array([[0.6, 0.5, 0.4, 0.3, 0.2, 0.1]], np.float32), [1], [0], [{1}])
-    return World(case, About(seed=0, targets_Q=np.array([1]), **about))
+    return World(case, MiningContext(seed=0, targets_Q=np.array([1]), **context))
 
 
 RED = {"color": "red", "shape": "circle", "size": "small"}
@@ -260,7 +273,7 @@ RED = {"color": "red", "shape": "circle", "size": "small"}
 
 def test_each_attribute_strategy_takes_its_own_kind_of_image() -> None:
     world = small(
-        asked=[{"color": "red"}],
+        requested_attributes=[{"color": "red"}],
         attributes=[
             RED,
             RED,
@@ -274,27 +287,27 @@ def test_each_attribute_strategy_takes_its_own_kind_of_image() -> None:
     assert chosen(AttributeMismatch(), world) == [[2]]
     assert chosen(CategoryDiscrepant(), world) == [[2, 3]]
     assert chosen(Soft(), world) == [[2, 3, 4]]
-    assert chosen(Soft(least=0.5), world) == [[2, 4]]
+    assert chosen(Soft(min_agreement=0.5), world) == [[2, 4]]
 
 
-@pytest.mark.parametrize("strategy", [CategoryDiscrepant(), AttributeMismatch(agreed=0), Soft()])
+@pytest.mark.parametrize("strategy", [CategoryDiscrepant(), AttributeMismatch(min_agreeing=0), Soft()])
 def test_unknown_is_never_a_mismatch(strategy: Strategy) -> None:
     vectors = np.ones((6, 2), np.float32)
     for asked, attributes in [({}, [RED] * 6), ({"color": "red"}, [{}] * 6), ({"color": "*"}, [{"shape": "a"}] * 6)]:
-        assert chosen(strategy, small(asked=[asked], attributes=attributes, vectors_GD=vectors)) == [[]]
+        assert chosen(strategy, small(requested_attributes=[asked], attributes=attributes, vectors_GD=vectors)) == [[]]
 
 
 def test_a_text_that_the_target_contradicts_is_not_believed() -> None:
     blue = {**RED, "color": "blue"}
-    world = small(asked=[{"color": "red"}], attributes=[RED, blue, blue, RED, RED, RED])
+    world = small(requested_attributes=[{"color": "red"}], attributes=[RED, blue, blue, RED, RED, RED])
     assert chosen(AttributeMismatch(), world) == [[3, 4, 5]]
 
 
 def test_one_category_leaves_other_empty_and_unknown_targets_have_none() -> None:
-    mix = CategoryMix(k=10)
+    mix = CategoryMix(negatives_per_query=10)
     assert chosen(mix, small(categories=["dress"] * 6)) == [[2, 3, 4, 5]]
     assert len(chosen(mix, small(categories=[""] * 6))[0]) == 1  # the share of any
-    assert chosen(CategoryMix(k=4, same=0, other=1, any=0), small(categories=["dress"] * 6)) == [[]]
+    assert chosen(CategoryMix(negatives_per_query=4, same=0, other=1, any=0), small(categories=["dress"] * 6)) == [[]]
 
 
 def test_a_mix_draws_evenly_and_differently_per_query_and_seed() -> None:
@@ -302,7 +315,8 @@ def test_a_mix_draws_evenly_and_differently_per_query_and_seed() -> None:
     counts = np.zeros(12)
     for seed in range(600):
         rows = chosen(
-            CategoryMix(k=1), World(case, About(seed=seed, categories=["dress"] * 12, targets_Q=np.array([1])))
+            CategoryMix(negatives_per_query=1),
+            World(case, MiningContext(seed=seed, categories=["dress"] * 12, targets_Q=np.array([1]))),
         )[0]
         counts[rows] += 1
     assert counts[:2].sum() == 0
@@ -312,9 +326,9 @@ def test_a_mix_draws_evenly_and_differently_per_query_and_seed() -> None:
 @pytest.mark.parametrize(
     ("strategy", "missing"),
     [
-        (CategoryDiscrepant(), "attributes.*asked.*vectors_GD"),
-        (AttributeMismatch(), "attributes.*asked"),
-        (Soft(), "attributes.*asked"),
+        (CategoryDiscrepant(), "attributes.*requested_attributes.*vectors_GD"),
+        (AttributeMismatch(), "attributes.*requested_attributes"),
+        (Soft(), "attributes.*requested_attributes"),
         (CategoryMix(), "categories"),
         (Group(), "groups"),
     ],
@@ -327,8 +341,8 @@ def test_what_is_needed_and_missing_is_named(strategy: Strategy, missing: str) -
 def test_settings_that_contradict_themselves_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"must sum to 1, found 0\.9"):
         CategoryMix(same=0.6)
-    with pytest.raises(ValidationError, match=r"least 0\.8 is above most 0\.2"):
-        Soft(least=0.8, most=0.2)
+    with pytest.raises(ValidationError, match=r"min_agreement 0\.8 is above max_agreement 0\.2"):
+        Soft(min_agreement=0.8, max_agreement=0.2)
 
 
 def test_near_ties_are_settled_by_exact_similarity_whatever_the_block() -> None:
@@ -337,14 +351,19 @@ def test_near_ties_are_settled_by_exact_similarity_whatever_the_block() -> None:
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     case = Case(np.zeros((5, 300), np.float32), [1, 2, 3, 4, 5], [0] * 5, [{1}, {2}, {3}, {4}, {5}])
     attributes = [{"color": "red" if g < 6 else "blue"} for g in range(300)]
-    world = World(case, About(seed=0, asked=[{"color": "red"}] * 5, attributes=attributes, vectors_GD=vectors))
+    world = World(
+        case,
+        MiningContext(seed=0, requested_attributes=[{"color": "red"}] * 5, attributes=attributes, vectors_GD=vectors),
+    )
     for held in (vectors, vectors.astype(np.float16)):
-        half = World(case, replace(world.about, vectors_GD=held))
+        half = World(case, replace(world.context, vectors_GD=held))
         exact = held.astype(np.float64)
-        for i, rows in enumerate(chosen(CategoryDiscrepant(k=7), half)):
+        for i, rows in enumerate(chosen(CategoryDiscrepant(negatives_per_query=7), half)):
             near = (exact * exact[case.targets[i]]).sum(1)
             assert rows == sorted(range(6, 300), key=lambda g: (-near[g], g))[:7]
-        assert chosen(CategoryDiscrepant(k=7), half, split=True) == chosen(CategoryDiscrepant(k=7), half)
+        assert chosen(CategoryDiscrepant(negatives_per_query=7), half, split=True) == chosen(
+            CategoryDiscrepant(negatives_per_query=7), half
+        )
 
 
 @pytest.mark.parametrize(
@@ -391,4 +410,4 @@ def test_when_values_agree(wanted: str | None, found: str | None, answer: bool |
 def test_what_is_wanted_of_text_and_target(
     asked: str | None, target: str | None, found: str | None, answer: int
 ) -> None:
-    assert verdict(asked, target, found) == answer
+    assert compare_values(asked, target, found) == answer

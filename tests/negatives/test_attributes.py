@@ -17,9 +17,9 @@ from cirloop.data.shapes.language import CASUAL, PLAIN, read, write
 from cirloop.data.shapes.scene import Change, Draws, random_change, random_scene
 from cirloop.data.shapes.splits import held_out
 from cirloop.negatives.attributes.classify import TokenClassifier, ZeroShot
-from cirloop.negatives.attributes.config import AttributeSettings
-from cirloop.negatives.attributes.extract import Extractor, Rules
-from cirloop.negatives.attributes.images import categories, image_attributes
+from cirloop.negatives.attributes.config import AttributeSettings, Extractor
+from cirloop.negatives.attributes.extract import Rules
+from cirloop.negatives.attributes.images import image_attributes
 from cirloop.negatives.attributes.lexicon import Lexicon, load, stem, tokens
 from cirloop.problems import ProblemsFound
 from cirloop.types import ImageId, UserError
@@ -195,17 +195,17 @@ def rules(domain: str) -> Rules:
 
 @pytest.mark.parametrize(("text", "asked"), FASHION)
 def test_fashion_texts(text: str, asked: dict[str, str]) -> None:
-    assert rules("fashion").asked([text]) == [asked]
+    assert rules("fashion").parse_request([text]) == [asked]
 
 
 @pytest.mark.parametrize(("text", "asked"), EVERYDAY)
 def test_everyday_texts(text: str, asked: dict[str, str]) -> None:
-    assert rules("everyday").asked([text]) == [asked]
+    assert rules("everyday").parse_request([text]) == [asked]
 
 
 @pytest.mark.parametrize(("text", "asked"), SHAPES)
 def test_shapes_texts(text: str, asked: dict[str, str]) -> None:
-    assert rules("shapes").asked([text]) == [asked]
+    assert rules("shapes").parse_request([text]) == [asked]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_shapes_texts(text: str, asked: dict[str, str]) -> None:
     ],
 )  # fmt: skip
 def test_captions(domain: str, caption: str, found: dict[str, str]) -> None:
-    assert rules(domain).described([caption]) == [found]
+    assert rules(domain).parse_caption([caption]) == [found]
 
 
 CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
@@ -257,7 +257,7 @@ FLOOR = 1.0
 def test_extraction_agrees_with_the_language_of_shapes(split: str) -> None:
     texts = [ask.text for ask in held_out()[split].asks]
     expected = [of_changes(read(text) or ()) for text in texts]
-    alike = sum(a == b for a, b in zip(rules("shapes").asked(texts), expected, strict=True))
+    alike = sum(a == b for a, b in zip(rules("shapes").parse_request(texts), expected, strict=True))
     assert all(expected) and alike / len(texts) >= FLOOR
 
 
@@ -267,7 +267,7 @@ def test_extraction_agrees_with_both_ways_of_speaking_on_fresh_scenes() -> None:
         changes = tuple(random_change(draws, random_scene(draws)) for _ in range(draws.between(1, 2)))
         for phrasing in (PLAIN, CASUAL):
             text = write(draws, changes, phrasing)
-            assert extractor.asked([text]) == [of_changes(changes)], text
+            assert extractor.parse_request([text]) == [of_changes(changes)], text
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -277,15 +277,15 @@ def test_every_word_of_a_lexicon_gives_its_value(domain: str) -> None:
     for name, attribute in lexicon.attributes.items():
         for value, words in attribute.values.items():
             for word in (value, *words):
-                assert extractor.described([word]) == [{name: value}], word
+                assert extractor.parse_caption([word]) == [{name: value}], word
         for word in attribute.asks:
-            assert extractor.asked([word]) == [{name: "*"}], word
+            assert extractor.parse_request([word]) == [{name: "*"}], word
 
 
 @given(st.sampled_from(DOMAINS), st.text(max_size=200))
 def test_any_text_gives_known_attributes_and_values(domain: str, text: str) -> None:
     lexicon = load(domain)
-    for found in (*rules(domain).asked([text]), *rules(domain).described([text])):
+    for found in (*rules(domain).parse_request([text]), *rules(domain).parse_caption([text])):
         for name, value in found.items():
             known = {*lexicon.attributes[name].values, lexicon.attributes[name].absent, "*"}
             assert {part.removeprefix("!") for part in value.split("|")} <= known
@@ -312,7 +312,7 @@ WORDS = (
 
 @given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join))
 def test_cues_in_any_order_are_read_and_only_named_values_are_found(text: str) -> None:
-    (found,) = rules("fashion").asked([text])
+    (found,) = rules("fashion").parse_request([text])
     for part in found.get("color", "*").split("|"):
         assert part == "*" or part.removeprefix("!") in text
     assert found.get("sleeves", "*") in ("*", "sleeveless")
@@ -321,9 +321,9 @@ def test_cues_in_any_order_are_read_and_only_named_values_are_found(text: str) -
 def test_a_huge_text_is_read_in_time_that_grows_with_its_length() -> None:
     start = time.process_time()
     text = "a red circle, not the blue one instead of " * 25_000
-    assert rules("shapes").asked([text])[0]["color"] == "red"
+    assert rules("shapes").parse_request([text])[0]["color"] == "red"
     assert time.process_time() - start < 20
-    assert rules("shapes").asked(["x" * 1_000_000]) == [{}]
+    assert rules("shapes").parse_request(["x" * 1_000_000]) == [{}]
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_a_lexicon_whose_words_mean_two_things_is_refused() -> None:
     fields = {"values": {"red": [], "blue": ["reds"]}}
     lexicon = Lexicon.model_validate({"category": "color", "definite": "weak", "attributes": {"color": fields}})
     with pytest.raises(UserError, match="'reds' of color 'blue'"):
-        Rules(lexicon).asked(["red"])
+        Rules(lexicon).parse_request(["red"])
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_captions_of_a_model() -> None:
     table = image_attributes(made, made.build(), IMAGES, caption)
     assert seen == [IMAGES]
     assert [row["color"] for row in table] == ["red", "teal", "blue"]
-    assert categories(table, made.build().lexicon) == ["circle"] * 3
+    assert table.categories(made.build().lexicon.category) == ["circle"] * 3
     with pytest.raises(ProblemsFound, match="gave 1 for 3 images"):
         image_attributes(made, made.build(), IMAGES, lambda images: ["one"])
     with pytest.raises(ProblemsFound, match="2 problems"):
@@ -514,25 +514,25 @@ def test_a_token_classifier_gives_the_form_of_the_rules(tmp_path: Path) -> None:
         "!",
         "zz red" + " zz" * 300 + " blue",
     ]
-    assert extractor.asked(texts) == [
+    assert extractor.parse_request(texts) == [
         {}, {"color": "red"}, {"color": "!red"}, {"color": "*"}, {"color": "blue"}, {}, {"color": "blue|red"},
     ]  # fmt: skip
-    assert extractor.described(["the red circle"]) == [{"color": "red", "shape": "circle"}]
-    assert TokenClassifier(str(tmp_path / "m"), load("shapes"), 1.0).asked(["is red"]) == [{}]
+    assert extractor.parse_caption(["the red circle"]) == [{"color": "red", "shape": "circle"}]
+    assert TokenClassifier(str(tmp_path / "m"), load("shapes"), 1.0).parse_request(["is red"]) == [{}]
 
 
 def test_zero_shot_gives_the_form_of_the_rules(tmp_path: Path) -> None:
     tiny_bert(tmp_path / "m", "Sequence", ["contradiction", "neutral", "entailment"]).save_pretrained(tmp_path / "m")
     lexicon = load("shapes")
     texts = ["make the circle red", "", "a" * 500]
-    (first, empty, _), again = ZeroShot(str(tmp_path / "m"), lexicon, 0).asked(texts), None
+    (first, empty, _), again = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(texts), None
     assert empty == {} and first.keys() == lexicon.attributes.keys()
     for name, value in first.items():
         assert value in {*lexicon.attributes[name].values, "*"}
-    (again,) = ZeroShot(str(tmp_path / "m"), lexicon, 0).asked(texts[:1])
+    (again,) = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(texts[:1])
     assert again == first
-    assert ZeroShot(str(tmp_path / "m"), lexicon, 1).asked(texts) == [{}, {}, {}]
-    (seen,) = ZeroShot(str(tmp_path / "m"), lexicon, 0).described(texts[:1])
+    assert ZeroShot(str(tmp_path / "m"), lexicon, 1).parse_request(texts) == [{}, {}, {}]
+    (seen,) = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_caption(texts[:1])
     assert "*" not in seen.values()
 
 
@@ -546,22 +546,22 @@ def test_zero_shot_takes_the_value_that_the_model_scores_best(tmp_path: Path) ->
     result = pipeline(
         "red", candidate_labels=list(labels), hypothesis_template="The text asks for {}.", multi_label=True
     )
-    assert ZeroShot(str(tmp_path / "m"), lexicon, 0).asked(["red"])[0]["color"] == labels[result["labels"][0]]
+    assert ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(["red"])[0]["color"] == labels[result["labels"][0]]
 
 
 def test_models_that_cannot_serve_are_refused_when_first_used(tmp_path: Path) -> None:
     lexicon = load("shapes")
     for kind in (ZeroShot, TokenClassifier):
         extractor = kind(str(tmp_path / "nowhere"), lexicon)  # built without loading
-        assert extractor.asked([""]) == [{}]
+        assert extractor.parse_request([""]) == [{}]
         with pytest.raises(UserError, match="nowhere' does not load"):
-            extractor.asked(["red"])
+            extractor.parse_request(["red"])
     tiny_bert(tmp_path / "s", "Sequence", ["yes", "no"]).save_pretrained(tmp_path / "s")
     with pytest.raises(UserError, match="none of them entailment"):
-        ZeroShot(str(tmp_path / "s"), lexicon).asked(["red"])
+        ZeroShot(str(tmp_path / "s"), lexicon).parse_request(["red"])
     tiny_bert(tmp_path / "t", "Token", ["O", "B-PER"]).save_pretrained(tmp_path / "t")
     with pytest.raises(UserError, match="none of them an attribute of the lexicon"):
-        TokenClassifier(str(tmp_path / "t"), lexicon).asked(["red"])
+        TokenClassifier(str(tmp_path / "t"), lexicon).parse_request(["red"])
 
 
 @pytest.mark.parametrize(
@@ -577,5 +577,5 @@ def test_lexicons_find_something_in_most_real_texts(folder: str, field: str, dom
         pytest.skip(f"the real annotations are not at {REAL}")
     rows = [row for path in sorted((REAL / folder).glob("*.json")) for row in json.loads(path.read_text("utf-8"))]
     texts = [text for row in rows for text in (row[field] if isinstance(row[field], list) else [row[field]])]
-    asked = AttributeSettings(domain=domain, images="vlm").build().asked(texts)
+    asked = AttributeSettings(domain=domain, images="vlm").build().parse_request(texts)
     assert len(texts) > 200 and sum(map(bool, asked)) / len(texts) > least

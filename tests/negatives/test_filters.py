@@ -8,20 +8,30 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.negatives.filters import Agreement, Judges, NearDuplicate, Pairs, ScoreMargin, Verify, kept
+from cirloop.negatives.filters import (
+    Agreement,
+    FilterContext,
+    MinedPairs,
+    NearDuplicate,
+    ScoreMargin,
+    Verify,
+    apply_filters,
+)
 
 
-def pairs(scores: list[int], targets: list[int]) -> Pairs:
+def pairs(scores: list[int], targets: list[int]) -> MinedPairs:
     num = len(scores)
     rows = np.arange(num)
-    return Pairs(rows, rows, np.array(scores, np.float32) / 8, np.full(num, num), np.array(targets, np.float32) / 8)
+    return MinedPairs(
+        rows, rows, np.array(scores, np.float32) / 8, np.full(num, num), np.array(targets, np.float32) / 8
+    )
 
 
-def judges(num: int, seed: int = 0) -> Judges:
+def judges(num: int, seed: int = 0) -> FilterContext:
     random = np.random.default_rng(seed)
     yes = random.random(num)
     second = random.standard_normal((2, num)).astype(np.float32)
-    return Judges(
+    return FilterContext(
         random.standard_normal((num + 1, 2)).astype(np.float32),
         lambda p: yes[p.numbers_N].tolist(),
         lambda path, p: (second[0, p.numbers_N], second[1, p.numbers_N]),
@@ -35,8 +45,8 @@ rows = st.lists(st.tuples(st.integers(-4, 8), st.integers(-4, 8)), max_size=12)
 def test_each_keeps_what_it_says(given_rows: list[tuple[int, int]], margin: float, seed: int) -> None:
     scores, targets = [a for a, _ in given_rows], [b for _, b in given_rows]
     made, known = pairs(scores, targets), judges(len(scores), seed)
-    vectors, yes = known.vectors_GD, known.yes(made)
-    images, others = known.second("x", made)
+    vectors, yes = known.vectors_GD, known.yes_probability(made)
+    images, others = known.second_model_scores("x", made)
     for i, (a, b) in enumerate(given_rows):
         cosine = vectors[i] @ vectors[-1] / np.linalg.norm(vectors[i]) / np.linalg.norm(vectors[-1])
         expected: list[tuple[Any, bool]] = [
@@ -53,7 +63,7 @@ def test_each_keeps_what_it_says(given_rows: list[tuple[int, int]], margin: floa
 def test_filters_follow_one_another_and_count(given_rows: list[tuple[int, int]]) -> None:
     made, known = pairs([a for a, _ in given_rows], [b for _, b in given_rows]), judges(len(given_rows))
     filters = (ScoreMargin(), Verify(threshold=0.5))
-    keep, counts = kept(filters, made, known)
+    keep, counts = apply_filters(filters, made, known)
     each = [one.keep(made, known) for one in filters] if len(given_rows) else [np.zeros(0, bool)] * 2
     assert keep.tolist() == (each[0] & each[1]).tolist()
     assert counts == [
@@ -63,5 +73,5 @@ def test_filters_follow_one_another_and_count(given_rows: list[tuple[int, int]])
 
 
 def test_without_filters_all_is_kept() -> None:
-    keep, counts = kept((), pairs([1, 2], [1, 1]), judges(2))
+    keep, counts = apply_filters((), pairs([1, 2], [1, 1]), judges(2))
     assert keep.all() and counts == []

@@ -10,20 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.knn_text_against_loop import Loop
-from cirloop.add_negatives.clusters import clusters, number_for
-from cirloop.add_negatives.phrases import is_generic, normal, uses
+from cirloop.add_negatives.pipeline import num_clusters_for
+from cirloop.add_negatives.text_reuse import is_generic, max_uses, normal
 from cirloop.negatives import knn_text_samples
-from cirloop.negatives.base import About
+from cirloop.negatives.base import MiningContext
 from cirloop.negatives.knn_text import KnnText, thresholds
 from cirloop.negatives.knn_text_samples import (
-    ABSENT,
-    GENERIC,
-    LOW,
-    NEAR,
-    SAME,
     Clusters,
-    Pool,
-    Rule,
+    KnnTextParams,
+    RejectReason,
+    SamplePool,
     choose,
     diverse_first,
     neighbours,
@@ -31,7 +27,12 @@ from cirloop.negatives.knn_text_samples import (
 from cirloop.types import UserError
 from tests.negatives.cases import Case, cases
 
-CODES = {LOW: "low", SAME: "same", GENERIC: "generic", NEAR: "near"}
+CODES = {
+    RejectReason.BELOW_FLOOR: "low",
+    RejectReason.SAME_TEXT: "same",
+    RejectReason.GENERIC: "generic",
+    RejectReason.TEXT_NEAR: "near",
+}
 
 
 def numbers(draw: st.DrawFn, rows: int, low: int, high: int) -> Any:
@@ -44,7 +45,7 @@ def vectors(draw: st.DrawFn, rows: int, dimensions: int) -> Any:
 
 
 @st.composite
-def pools(draw: st.DrawFn) -> tuple[Pool, Clusters, Rule]:
+def pools(draw: st.DrawFn) -> tuple[SamplePool, Clusters, KnnTextParams]:
     """One to fifteen samples, images and texts shared or not, one group or many, texts that may never be used."""
     num, images, texts = draw(st.integers(1, 15)), draw(st.integers(1, 15)), draw(st.integers(1, 10))
     dimensions = draw(st.integers(1, 3))
@@ -52,11 +53,11 @@ def pools(draw: st.DrawFn) -> tuple[Pool, Clusters, Rule]:
     visual = vectors(draw, int(image_of.max()) + 1, dimensions)
     text_of, group_of = numbers(draw, num, 0, texts - 1), numbers(draw, num, 0, draw(st.sampled_from([0, 3, 40])))
     uses_T, short_T = numbers(draw, texts, 0, 3), numbers(draw, texts, 0, 1).astype(bool)
-    pool = Pool(visual, image_of, vectors(draw, texts, dimensions), text_of, group_of, uses_T, short_T)
+    pool = SamplePool(visual, image_of, vectors(draw, texts, dimensions), text_of, group_of, uses_T, short_T)
     of_V = numbers(draw, len(visual), 0, draw(st.integers(0, 4)))
     _, of_V = np.unique(of_V, return_inverse=True)
     centroids = vectors(draw, int(of_V.max()) + 1, dimensions)
-    rule = Rule(
+    rule = KnnTextParams(
         draw(st.sampled_from([1, 2, 3, 5, 30])),
         draw(st.sampled_from([-1.0, -0.09, 0.0, 0.125, 0.3, 1.0])),
         draw(st.sampled_from([-1.0, 0.0, 0.125, 0.3, 2.0])),
@@ -70,15 +71,14 @@ def pools(draw: st.DrawFn) -> tuple[Pool, Clusters, Rule]:
 def test_the_same_as_one_sample_after_the_other(case: Any, block: int) -> None:
     pool, found, rule = case
     with pytest.MonkeyPatch.context() as patch:  # several blocks also of few samples
-        patch.setattr(knn_text_samples, "BLOCK_SAMPLES", block)
-        patch.setattr(knn_text_samples, "BLOCK_NUMBERS", 1)
+        patch.setattr(knn_text_samples, "BLOCK", block)
         patch.setattr(knn_text_samples, "DRAWN", block)
         near = neighbours(pool, rule)
-        chosen, passed_over = choose(pool, near, found, rule)
+        chosen, num_exhausted = choose(pool, near, found, rule)
     loop = Loop(pool, found, rule)
     assert chosen == loop.run()
-    assert passed_over == loop.passed_over
-    drops = [[CODES.get(code, "") for code in row if code != ABSENT] for row in near.codes_NK.tolist()]
+    assert num_exhausted == loop.num_exhausted
+    drops = [[CODES.get(code, "") for code in row if code != RejectReason.ABSENT] for row in near.codes_NK.tolist()]
     assert drops == loop.drops
 
 
@@ -87,7 +87,7 @@ def test_what_is_promised_of_every_negative(case: Any) -> None:
     """Said apart from any order of choice: what a negative may never be, whoever chose it."""
     pool, found, rule = case
     chosen, _ = choose(pool, neighbours(pool, rule), found, rule)
-    used = np.zeros(len(pool.uses_T), np.int64)
+    used = np.zeros(len(pool.max_uses_T), np.int64)
     for i, negative in enumerate(chosen):
         if negative is None:
             continue
@@ -103,28 +103,28 @@ def test_what_is_promised_of_every_negative(case: Any) -> None:
         else:
             assert found.of_V[pool.image_of_N[j]] != found.of_V[pool.image_of_N[i]]
         used[pool.text_of_N[j]] += 1
-    assert (used <= pool.uses_T).all()
+    assert (used <= pool.max_uses_T).all()
 
 
-def by_hand(texts: list[list[float]], **changes: Any) -> Pool:
+def by_hand(texts: list[list[float]], **changes: Any) -> SamplePool:
     """Sample 0 and others that are ever less like it; each a group of its own."""
     num = len(texts)
     angles = np.linspace(0, 0.5, num)
     visual = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     given: dict[str, Any] = {
         "visual_VD": visual, "image_of_N": np.arange(num), "texts_TE": np.array(texts, np.float32),
-        "text_of_N": np.arange(num), "group_of_N": np.arange(num), "uses_T": np.full(num, 3),
+        "text_of_N": np.arange(num), "group_of_N": np.arange(num), "max_uses_T": np.full(num, 3),
         "short_T": np.zeros(num, bool),
     }  # fmt: skip
-    return Pool(**{**given, **changes})
+    return SamplePool(**{**given, **changes})
 
 
-def first_negative(pool: Pool, rule: Rule, found: Clusters | None = None) -> Any:
+def first_negative(pool: SamplePool, rule: KnnTextParams, found: Clusters | None = None) -> Any:
     one = Clusters(np.zeros(len(pool.visual_VD), np.int64), pool.visual_VD[:1])
     return choose(pool, neighbours(pool, rule), found or one, rule)[0][0]
 
 
-HARD_ONLY = Rule(diverse_ratio=0.0)
+HARD_ONLY = KnnTextParams(diverse_ratio=0.0)
 
 
 def test_the_threshold_is_raised_only_as_far_as_needed() -> None:
@@ -140,27 +140,30 @@ def test_a_short_text_is_taken_only_where_no_longer_one_is_left() -> None:
     texts = [[1, 0], [0, 1], [0.4, 0]]
     short = np.array([False, True, False])
     assert first_negative(by_hand(texts, short_T=short), HARD_ONLY).row == 2
-    assert first_negative(by_hand(texts, short_T=short, uses_T=np.array([1, 1, 0])), HARD_ONLY).row == 1
-    assert first_negative(by_hand(texts, short_T=short, uses_T=np.array([1, 0, 0])), HARD_ONLY) is None
+    assert first_negative(by_hand(texts, short_T=short, max_uses_T=np.array([1, 1, 0])), HARD_ONLY).row == 1
+    assert first_negative(by_hand(texts, short_T=short, max_uses_T=np.array([1, 0, 0])), HARD_ONLY) is None
 
 
 def test_a_diverse_one_comes_from_the_farthest_cluster_and_is_the_fallback_of_hard() -> None:
     pool = by_hand([[1, 0], [0, 1], [0, 1], [0, 1]])
     found = Clusters(np.array([0, 0, 1, 2]), np.array([[0, 0], [1, 0], [2, 0]], np.float32))
-    assert (first_negative(pool, Rule(diverse_ratio=1.0), found).row) == 3
+    assert (first_negative(pool, KnnTextParams(diverse_ratio=1.0), found).row) == 3
     assert first_negative(pool, HARD_ONLY, found).row == 1
-    far = Rule(diverse_ratio=0.0, min_visual_similarity=1.5)
+    far = KnnTextParams(diverse_ratio=0.0, min_visual_similarity=1.5)
     negative = first_negative(pool, far, found)
     assert (negative.row, negative.kind) == (3, "diverse")
     assert first_negative(pool, far) is None  # one cluster has no farthest one
 
 
 def test_the_share_of_diverse_is_drawn_by_the_seed() -> None:
-    first = diverse_first(10_000, Rule(diverse_ratio=0.3, seed=1))
+    first = diverse_first(10_000, KnnTextParams(diverse_ratio=0.3, seed=1))
     assert first.mean() == pytest.approx(0.3, abs=0.02)
-    assert (first[:100] == diverse_first(100, Rule(diverse_ratio=0.3, seed=1))).all()
-    assert (first != diverse_first(10_000, Rule(diverse_ratio=0.3, seed=2))).any()
-    assert diverse_first(50, Rule(diverse_ratio=1.0)).all() and not diverse_first(50, Rule(diverse_ratio=0.0)).any()
+    assert (first[:100] == diverse_first(100, KnnTextParams(diverse_ratio=0.3, seed=1))).all()
+    assert (first != diverse_first(10_000, KnnTextParams(diverse_ratio=0.3, seed=2))).any()
+    assert (
+        diverse_first(50, KnnTextParams(diverse_ratio=1.0)).all()
+        and not diverse_first(50, KnnTextParams(diverse_ratio=0.0)).any()
+    )
 
 
 @pytest.mark.parametrize("text", ["a photo", "An image of something", "...", "yes", "it is the one", "IMAGE!", "🙂"])
@@ -175,10 +178,10 @@ def test_texts_that_say_something(text: str) -> None:
 
 def test_a_short_text_may_be_used_as_often_as_its_length_lets_it() -> None:
     texts = ["red", "a red dress", "x" * 19, "x" * 20, "x" * 200, "a photo"]
-    uses_T, short_T = uses(texts, 20, 3)
+    uses_T, short_T = max_uses(texts, 20, 3)
     assert uses_T.tolist() == [1, 1, 2, 3, 3, 0]
     assert short_T.tolist() == [True, True, True, False, False, True]
-    assert uses(["red"], 0, 3)[1].tolist() == [False] and uses(["red"], 0, 3)[0].tolist() == [3]
+    assert max_uses(["red"], 0, 3)[1].tolist() == [False] and max_uses(["red"], 0, 3)[0].tolist() == [3]
     assert normal("A  Red\n dress ") == normal("a red dress")
 
 
@@ -187,7 +190,7 @@ def test_clusters_find_what_is_apart_and_are_the_same_twice() -> None:
     centres = np.eye(4, dtype=np.float32)
     truth = random.integers(0, 4, 400)
     points = centres[truth] + 0.02 * random.standard_normal((400, 4)).astype(np.float32)
-    found, again = clusters(points, 12, 5), clusters(points, 12, 5)
+    found, again = Clusters.of_images(points, 12, 5), Clusters.of_images(points, 12, 5)
     assert (found.of_V == again.of_V).all() and (found.centroids_CD == again.centroids_CD).all()
     assert all(len(set(truth[found.of_V == c])) == 1 for c in range(len(found.centroids_CD)))
     distances = ((points[:, None] - found.centroids_CD[None]) ** 2).sum(-1)
@@ -198,9 +201,9 @@ def test_clusters_find_what_is_apart_and_are_the_same_twice() -> None:
 
 @pytest.mark.parametrize("points", [np.ones((1, 3), np.float32), np.ones((9, 3), np.float32)])
 def test_clusters_of_one_point(points: Any) -> None:
-    found = clusters(points, 4, 0)
+    found = Clusters.of_images(points, 4, 0)
     assert len(found.centroids_CD) == 1 and found.farthest().tolist() == [-1] and not found.of_V.any()
-    assert number_for(1) == 2 and number_for(10_000) == 71 and number_for(10**9) == 256
+    assert num_clusters_for(1) == 2 and num_clusters_for(10_000) == 71 and num_clusters_for(10**9) == 256
 
 
 def naive_sets(case: Case, strategy: KnnText, visual: Any, text: Any) -> list[list[int]]:
@@ -210,7 +213,7 @@ def naive_sets(case: Case, strategy: KnnText, visual: Any, text: Any) -> list[li
         alike = sorted(alike, key=lambda g: (-(visual[target] @ visual[g]), g))[: strategy.k_nn]
         kept: list[int] = []
         for threshold in thresholds(strategy.cosine_threshold):
-            if len(kept) < strategy.k:
+            if len(kept) < strategy.negatives_per_query:
                 kept = [g for g in alike if text[i, g] < threshold]
         out.append(kept)
     return out
@@ -229,14 +232,14 @@ def test_the_strategy_against_a_loop(case: Case, seed: int, k: int, k_nn: int, f
     size = case.scores_QG.shape[1]
     visual = (random.integers(-3, 5, (size, 2)) / 8).astype(np.float16 if half else np.float32)
     text = (random.integers(-2, 8, case.scores_QG.shape) / 10).astype(np.float32)
-    strategy = KnnText(k=k, k_nn=k_nn, min_visual_similarity=floor)
-    about = About(seed=0, vectors_GD=visual, text_scores=lambda numbers_B: text[numbers_B])
+    strategy = KnnText(negatives_per_query=k, k_nn=k_nn, min_visual_similarity=floor)
+    context = MiningContext(seed=0, vectors_GD=visual, text_scores=lambda query_index_B: text[query_index_B])
     expected = naive_sets(case, strategy, visual.astype(np.float32), text)
-    assert [rows.tolist() for rows in strategy.sets(case.whole(), about)] == expected
-    assert [rows.tolist() for rows in strategy.choose(case.whole(), about)] == [rows[:k] for rows in expected]
+    assert [rows.tolist() for rows in strategy.candidate_sets(case.whole(), context)] == expected
+    assert [rows.tolist() for rows in strategy.choose(case.whole(), context)] == [rows[:k] for rows in expected]
 
 
 def test_the_strategy_says_what_it_needs() -> None:
     case = Case(np.zeros((1, 3), np.float32), [1], [0], [{1}])
     with pytest.raises(UserError, match=r"'knn_text' needs vectors_GD .* and text_scores"):
-        KnnText().choose(case.whole(), About(seed=0))
+        KnnText().choose(case.whole(), MiningContext(seed=0))

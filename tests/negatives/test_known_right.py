@@ -19,12 +19,12 @@ from benchmarks.known_right_negatives import (
 )  # fmt: skip
 from cirloop.known_positives import KnownPositives
 from cirloop.mine_split import LEFT_OUT, SPELLING, barred_rows
-from cirloop.negatives import Nothing, Random, TopK
+from cirloop.negatives import NoMining, Random, TopK
 from cirloop.negatives.base import Strategy
 from cirloop.training.batches import Batches
 from cirloop.types import MinedNegative
 
-MINERS = [kind for kind in STRATEGIES if kind is not Nothing]
+MINERS = [kind for kind in STRATEGIES if kind is not NoMining]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_all_strategies_are_tried() -> None:
 @pytest.mark.parametrize("fallback", FALLBACKS)
 @pytest.mark.parametrize("kind", MINERS, ids=lambda kind: kind.model_fields["type"].default)
 def test_no_known_right_answer_is_mined(kind: type[Strategy], fallback: str, world: World) -> None:
-    pairs = mined(world, of(kind, k=5, only_wrong=False, fallback=fallback))
+    pairs = mined(world, of(kind, 5, fallback=fallback))
     assert pairs and right_ones(world, pairs) == Counter()
     if fallback != "none":
         assert set(Counter(query for query, _ in pairs).values()) == {5}, "a query was not filled up"
@@ -47,18 +47,15 @@ def test_no_known_right_answer_is_mined(kind: type[Strategy], fallback: str, wor
 
 @pytest.mark.parametrize("reference", ["out", "in"])
 def test_no_known_right_answer_is_mined_by_an_index_or_beside_the_reference(reference: str, world: World) -> None:
-    for strategy in (
-        TopK(k=5, below="all", only_wrong=False, reference=reference),  # type: ignore[arg-type]
-        TopK(k=5, below="all", only_wrong=False, reference=reference, search="hnsw"),  # type: ignore[arg-type]
-    ):
-        pairs = mined(world, strategy)
+    for search in ("exact", "hnsw"):
+        pairs = mined(world, of(TopK, 5, search=search, rank_reference=reference == "in", extra_ranks="all"))
         assert pairs and right_ones(world, pairs) == Counter()
         references = {t.query.id: t.query.reference for t in world.train.triplets}
         assert any(image == references[query] for query, image in pairs) == (reference == "in")
 
 
 def test_the_traps_catch_who_leaves_out_target_and_reference_alone(world: World) -> None:
-    careless = right_ones(world, mined(world, TopK(k=5, below="all", only_wrong=False), known=False))
+    careless = right_ones(world, mined(world, of(TopK, 5, extra_ranks="all"), known=False))
     assert set(careless) == set(KINDS)
 
 
@@ -94,7 +91,7 @@ def test_a_split_without_traps_leaves_nothing_out(world: World) -> None:
 def test_batches_pair_no_query_with_a_known_right_answer(num_negatives: int, world: World) -> None:
     """Also where the mining knew less: all that is right was mined."""
     known = KnownPositives.of(world.train, confirmed=world.confirmed)
-    wrong = mined(world, Random(k=2, only_wrong=False))
+    wrong = mined(world, of(Random, 2))
     right = [(query, image) for query, images in world.right.items() for image in images]
     rows = [MinedNegative(query, image, 1, 0.5, 2, 0.4, "random") for query, image in right + wrong]
     triplets = world.train.triplets

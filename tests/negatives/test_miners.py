@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,34 +12,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cirloop import mining
-from cirloop.mining import Found, Vectors
-from cirloop.negatives import Band, Margin, MinerConfig, Nothing, Random, TopK
-from cirloop.negatives.base import About, Strategy
+from cirloop.mining import MiningInputs, MiningResult
+from cirloop.negatives import STRATEGIES, Band, Margin, MiningSettings, NoMining, Random, TopK
+from cirloop.negatives.base import MiningContext, Strategy
 from cirloop.types import UserError
 from tests.negatives.cases import Case, cases
 
-MINERS: tuple[type[Strategy], ...] = get_args(get_args(MinerConfig)[0])
+MINERS = tuple(STRATEGIES.values())
 
 
-def vectors(case: Case) -> Vectors:
+def vectors(case: Case) -> MiningInputs:
     """Queries whose products with the gallery, unit vectors, are the case's scores."""
     identity = np.eye(case.scores_QG.shape[1], dtype=np.float32)
     targets, references = np.array(case.targets), np.array(case.references)
-    return Vectors(case.scores_QG, identity, targets, references, [frozenset(p) for p in case.positives])
+    return MiningInputs(case.scores_QG, identity, targets, references, [frozenset(p) for p in case.positives])
 
 
-def about(case: Case, seed: int = 0) -> About:
+def context(case: Case, seed: int = 0) -> MiningContext:
     """Something of everything a strategy may need."""
     size, queries = case.scores_QG.shape[1], len(case.targets)
     random = np.random.default_rng(7)
-    return About(
+    return MiningContext(
         seed,
         groups=[frozenset(range(0, size, 2)) for _ in range(queries)],
         categories=["ab"[row % 2] for row in range(size)],
         attributes=[
             {"colour": ("red", "blue", "green")[row % 3], "size": ("big", "small")[row % 2]} for row in range(size)
         ],
-        asked=[{"colour": "red"} for _ in range(queries)],
+        requested_attributes=[{"colour": "red"} for _ in range(queries)],
         vectors_GD=random.standard_normal((size, 4)).astype(np.float32),
         text_scores=lambda numbers: (
             np.random.default_rng(5).standard_normal((queries, size)).astype(np.float32)[numbers]
@@ -47,83 +47,96 @@ def about(case: Case, seed: int = 0) -> About:
     )
 
 
-def mine(strategy: Strategy, case: Case, seed: int = 0) -> dict[int, Found]:
-    return {found.number: found for found in mining.mine(strategy, vectors(case), about(case, seed))}
+def mine(strategy: Strategy, case: Case, seed: int = 0, **shared: Any) -> dict[int, MiningResult]:
+    settings = MiningSettings(strategy=strategy, **shared)  # type: ignore[arg-type]
+    return {found.query_index: found for found in mining.mine(settings, vectors(case), context(case, seed))}
 
 
 def of(kind: type[Strategy], **settings: Any) -> Strategy:
     if kind.__name__ == "Mixture":
         return kind(parts=[{"weight": 2, "strategy": {"type": "random"}}, {"strategy": {"type": "top_k"}}], **settings)
     if kind.__name__ == "Curriculum":
-        return kind(levels=[{"type": "random"}, {"type": "top_k"}], **settings)
+        return kind(stages=[{"type": "random"}, {"type": "top_k"}], **settings)
     return kind(**settings)
 
 
 def test_union_is_seen() -> None:
-    assert {TopK, Random, Nothing, Band, Margin} <= set(MINERS)
+    assert {TopK, Random, NoMining, Band, Margin} <= set(MINERS)
     assert len({kind.model_fields["type"].default for kind in MINERS}) == len(MINERS)
 
 
 @pytest.mark.parametrize("kind", MINERS, ids=lambda kind: kind.__name__)
 @given(
     case=cases(), k=st.integers(1, 5), seed=st.integers(0, 99), reference=st.sampled_from(["out", "in"]),
-    only_wrong=st.booleans(),
+    only_failed=st.booleans(),
 )  # fmt: skip
 def test_strategy_keeps_its_contract(
-    kind: type[Strategy], case: Case, k: int, seed: int, reference: Any, only_wrong: bool
+    kind: type[Strategy], case: Case, k: int, seed: int, reference: Any, only_failed: bool
 ) -> None:
-    strategy = of(kind, k=k, reference=reference, only_wrong=only_wrong)
-    found = mine(strategy, case, seed)
+    strategy = of(kind, negatives_per_query=k)
+    shared = {"rank_reference": reference == "in", "only_failed_queries": only_failed}
+    found = mine(strategy, case, seed, **shared)
     for i, row in found.items():
         order = case.order(i, reference)
-        assert set(row.columns.tolist()) <= set(case.allowed(i, reference)), "a barred image was mined"
-        assert len(set(row.columns.tolist())) == len(row.columns) <= k, "an image was mined twice, or too many"
-        assert row.ranks.tolist() == [order.index(column) + 1 for column in row.columns]
-        assert row.scores.tolist() == [case.scores_QG[i, column] for column in row.columns]
+        assert set(row.gallery_indices.tolist()) <= set(case.allowed(i, reference)), "a barred image was mined"
+        assert len(set(row.gallery_indices.tolist())) == len(row.gallery_indices) <= k, (
+            "an image was mined twice, or too many"
+        )
+        assert row.ranks.tolist() == [order.index(column) + 1 for column in row.gallery_indices]
+        assert row.scores.tolist() == [case.scores_QG[i, column] for column in row.gallery_indices]
         assert row.target_rank == order.index(case.targets[i]) + 1
         assert row.target_score == case.scores_QG[i, case.targets[i]]
-        assert not (only_wrong and row.target_rank == 1 and len(row.columns)) and row.filled == 0
+        assert not (only_failed and row.target_rank == 1 and len(row.gallery_indices)) and row.num_fallback == 0
     assert list(found) == list(range(len(case.targets))), "queries are missing or out of order"
-    again = mine(strategy, case, seed)
-    assert [row.columns.tolist() for row in found.values()] == [row.columns.tolist() for row in again.values()]
+    again = mine(strategy, case, seed, **shared)
+    assert [row.gallery_indices.tolist() for row in found.values()] == [
+        row.gallery_indices.tolist() for row in again.values()
+    ]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MINERS if kind is not Nothing], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [kind for kind in MINERS if kind is not NoMining], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("fallback", ["top_k", "random"])
 @given(case=cases(), k=st.integers(1, 5))
 def test_a_fallback_fills_up_what_there_is(kind: type[Strategy], fallback: Any, case: Case, k: int) -> None:
-    plain, filled = mine(of(kind, k=k), case), mine(of(kind, k=k, fallback=fallback), case)
+    strategy = of(kind, negatives_per_query=k)
+    plain, filled = mine(strategy, case), mine(strategy, case, fallback=fallback)
     for i, row in filled.items():
         allowed = case.allowed(i)
-        if kind.model_fields["only_wrong"].default and row.target_rank == 1:
-            assert not len(row.columns)
+        if kind.only_failed_queries and row.target_rank == 1:
+            assert not len(row.gallery_indices)
             continue
-        assert len(row.columns) == min(k, len(allowed)) and len(set(row.columns.tolist())) == len(row.columns)
-        kept = len(row.columns) - row.filled
-        assert set(row.columns[:kept].tolist()) == set(plain[i].columns.tolist())
+        assert len(row.gallery_indices) == min(k, len(allowed)) and len(set(row.gallery_indices.tolist())) == len(
+            row.gallery_indices
+        )
+        kept = len(row.gallery_indices) - row.num_fallback
+        assert set(row.gallery_indices[:kept].tolist()) == set(plain[i].gallery_indices.tolist())
         if fallback == "top_k":
-            rest = [column for column in case.order(i) if column in set(allowed) - set(row.columns[:kept].tolist())]
-            assert row.columns[kept:].tolist() == rest[: row.filled]
+            rest = [
+                column for column in case.order(i) if column in set(allowed) - set(row.gallery_indices[:kept].tolist())
+            ]
+            assert row.gallery_indices[kept:].tolist() == rest[: row.num_fallback]
 
 
 @given(case=cases(), k=st.integers(1, 5), below=st.one_of(st.integers(0, 6), st.just("all")))
 def test_top_k_takes_exactly_the_best_wrong_images(case: Case, k: int, below: Any) -> None:
-    for i, row in mine(TopK(k=k, below=below, only_wrong=False), case).items():
+    for i, row in mine(TopK(negatives_per_query=k, extra_ranks=below), case, only_failed_queries=False).items():
         order = case.order(i)
         end = len(order) if below == "all" else order.index(case.targets[i]) + 1 + below
-        assert row.columns.tolist() == [c for c in order[:end] if c in case.allowed(i)][:k]
+        assert row.gallery_indices.tolist() == [c for c in order[:end] if c in case.allowed(i)][:k]
 
 
 @given(case=cases(), k=st.integers(1, 5), seed=st.integers(0, 99))
 def test_random_takes_as_many_as_there_are_up_to_k(case: Case, k: int, seed: int) -> None:
-    for i, row in mine(Random(k=k, only_wrong=False), case, seed).items():
-        assert len(row.columns) == min(k, len(case.allowed(i)))
+    for i, row in mine(Random(negatives_per_query=k), case, seed, only_failed_queries=False).items():
+        assert len(row.gallery_indices) == min(k, len(case.allowed(i)))
         assert row.ranks.tolist() == sorted(row.ranks.tolist())
 
 
 def test_random_draws_evenly_and_by_its_seed() -> None:
     case = Case(np.linspace(1, 0, 12, dtype=np.float32)[None], [11], [0], [{11}])
-    drawn = [frozenset(mine(Random(k=3), case, seed)[0].columns.tolist()) for seed in range(400)]
+    drawn = [
+        frozenset(mine(Random(negatives_per_query=3), case, seed)[0].gallery_indices.tolist()) for seed in range(400)
+    ]
     assert len(set(drawn)) > 50
     counts = Counter(image for images in drawn for image in images)
     assert set(counts) == set(range(1, 11))
@@ -132,7 +145,7 @@ def test_random_draws_evenly_and_by_its_seed() -> None:
 
 def test_nothing_mines_nothing() -> None:
     case = Case(np.linspace(1, 0, 5, dtype=np.float32)[None], [4], [0], [{4}])
-    assert not len(mine(Nothing(), case)[0].columns)
+    assert not len(mine(NoMining(), case)[0].gallery_indices)
 
 
 @given(
@@ -146,8 +159,8 @@ def test_margin_is_its_limits(
 ) -> None:
     end = None if width is None else start + k + width
     strategy = Margin(
-        k=k, absolute_margin=absolute, relative_margin=relative, mean_delta=delta, min_score=low, max_score=high,
-        range_min=start, range_max=end,
+        negatives_per_query=k, absolute_margin=absolute, relative_margin=relative, mean_delta=delta, min_score=low,
+        max_score=high, range_min=start, range_max=end,
     )  # fmt: skip
     mean = np.mean([case.scores_QG[i, t] for i, t in enumerate(case.targets)])
     for i, row in mine(strategy, case).items():
@@ -160,46 +173,49 @@ def test_margin_is_its_limits(
             fits &= delta is None or s <= np.float32(mean) + np.float32(delta)
             fits &= (low is None or s >= low) and (high is None or s <= high)
             expected += [column] if fits else []
-        assert row.columns.tolist() == expected[:k]
+        assert row.gallery_indices.tolist() == expected[:k]
 
 
 def test_a_window_too_small_is_refused() -> None:
-    with pytest.raises(ValueError, match="range_max 4 leaves fewer than k 3 after range_min 2"):
-        Margin(k=3, range_min=2, range_max=4)
+    with pytest.raises(ValueError, match="range_max 4 leaves fewer than negatives_per_query 3 after range_min 2"):
+        Margin(negatives_per_query=3, range_min=2, range_max=4)
 
 
 @given(case=cases(), data=st.data())
 def test_what_is_mined_does_not_depend_on_blocks(case: Case, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(MINERS))
-    strategy = of(kind, k=2)
-    block = case.whole() if strategy.whole else case.window(strategy.depth)
-    known = replace(about(case), targets_Q=np.array(case.targets), mean_target_score=0.4)
+    strategy = of(kind, negatives_per_query=2)
+    block = case.whole() if strategy.needs_full_gallery else case.window(strategy.depth)
+    known = replace(context(case), targets_Q=np.array(case.targets), mean_target_score=0.4)
     cut = data.draw(st.integers(0, len(case.targets)))
     parts = []
     for rows in (slice(0, cut), slice(cut, None)):
-        fields = {name: getattr(block, name)[rows] for name in block.__dataclass_fields__ if name != "ranks_BK"}
-        ranks = None if block.ranks_BK is None else block.ranks_BK[rows]
-        parts += strategy.choose(replace(block, **fields, ranks_BK=ranks), known) if len(fields["numbers_B"]) else []
+        part = block.select(rows)
+        parts += strategy.choose(part, known) if len(part.query_index_B) else []
     assert [p.tolist() for p in parts] == [p.tolist() for p in strategy.choose(block, known)]
 
 
 def test_vectors_without_references_or_further_positives() -> None:
     scores = np.array([[0.9, 0.5, 0.7, 0.1]], np.float32)
-    plain = Vectors(scores, np.eye(4, dtype=np.float32), np.array([1]))
-    [found] = mining.mine(TopK(k=3, below="all"), plain, About(0))
-    assert (found.target_rank, found.columns.tolist(), found.ranks.tolist()) == (3, [0, 2, 3], [1, 2, 4])
-    [one] = mining.mine(Random(only_wrong=False), replace(plain, references_Q=np.array([-1])), About(0))
-    assert one.columns.tolist() == [0, 2, 3]
+    plain = MiningInputs(scores, np.eye(4, dtype=np.float32), np.array([1]))
+    [found] = mining.mine(
+        MiningSettings(strategy=TopK(negatives_per_query=3, extra_ranks="all")), plain, MiningContext(0)
+    )
+    assert (found.target_rank, found.gallery_indices.tolist(), found.ranks.tolist()) == (3, [0, 2, 3], [1, 2, 4])
+    every = MiningSettings(strategy=Random(), only_failed_queries=False)
+    [one] = mining.mine(every, replace(plain, references_Q=np.array([-1])), MiningContext(0))
+    assert one.gallery_indices.tolist() == [0, 2, 3]
 
 
 def test_one_image_gives_nothing() -> None:
-    plain = Vectors(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.array([0]))
+    plain = MiningInputs(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.array([0]))
     for kind in (TopK, Random, Band, Margin):
-        assert [len(f.columns) for f in mining.mine(kind(only_wrong=False), plain, About(0))] == [0]
+        settings = MiningSettings(strategy=kind(), only_failed_queries=False)  # type: ignore[arg-type]
+        assert [len(f.gallery_indices) for f in mining.mine(settings, plain, MiningContext(0))] == [0]
 
 
 def test_what_a_strategy_needs_and_has_not_is_said() -> None:
     with pytest.raises(
-        UserError, match="the negative strategy 'x' needs categories \\(a file\\), which this data has not"
+        UserError, match="the negative strategy 'x' needs categories \\(a file\\), but this dataset has none"
     ):
-        About(0).need("x", categories="a file")
+        MiningContext(0).require("x", categories="a file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -14,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from cirloop.negatives.base import About, Block, Rows, Strategy, ranked
+from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, sorted_block
 from cirloop.negatives.curriculum import Curriculum
-from cirloop.negatives.diverse import Diverse, _labels, clusters
+from cirloop.negatives.diverse import Diverse
 from cirloop.negatives.in_batch import InBatch
-from cirloop.negatives.mixture import Mixture, MixturePart, branch, shares
+from cirloop.negatives.mixture import Mixture, MixturePart, allocate, derived_context
 from cirloop.negatives.online_hardest import OnlineHardest
 from cirloop.negatives.semantic import Semantic
 from cirloop.negatives.semi_hard import SemiHard
+from cirloop.retrieval.ann import kmeans
 from cirloop.types import QueryId, UserError
 from tests.negatives.cases import Case, cases
 
@@ -46,38 +46,38 @@ ONE_IMAGE = Case(np.zeros((1, 1), np.float32), [0], [-1], [{0}])
 NONE_ALLOWED = Case(np.eye(2, 3, dtype=np.float32), [0, 1], [2, 2], [{0, 1}, {0, 1}])
 
 
-def some(block: Block, part: slice) -> Block:
+def some(block: CandidateBlock, part: slice) -> CandidateBlock:
     arrays = [getattr(block, field.name) for field in fields(block)]
-    return Block(*(None if array is None else array[part] for array in arrays))
+    return CandidateBlock(*(None if array is None else array[part] for array in arrays))
 
 
-def images(strategy: Strategy, block: Block, about: About) -> list[list[int]]:
+def images(strategy: Strategy, block: CandidateBlock, context: MiningContext) -> list[list[int]]:
     """The gallery rows chosen for each query."""
-    found = strategy.choose(block, about)
-    return [block.columns_BK[i, positions].tolist() for i, positions in enumerate(found)]
+    found = strategy.choose(block, context)
+    return [block.gallery_index_BK[i, positions].tolist() for i, positions in enumerate(found)]
 
 
-def check(strategy: Strategy, case: Case, about: About, expected: list[list[int]]) -> None:
+def check(strategy: Strategy, case: Case, context: MiningContext, expected: list[list[int]]) -> None:
     """The strategy gives `expected`: whole gallery, best first, in window; the queries together, in two halves."""
-    blocks = [ranked(case.whole())[0], case.window(case.scores_QG.shape[1])]
-    blocks += [case.whole()] if strategy.whole else [case.window(strategy.depth)]
+    blocks = [sorted_block(case.whole())[0], case.window(case.scores_QG.shape[1])]
+    blocks += [case.whole()] if strategy.needs_full_gallery else [case.window(strategy.depth)]
     for block in blocks:
-        assert images(strategy, block, about) == expected
+        assert images(strategy, block, context) == expected
         half = len(case.targets) // 2
         parts = [some(block, slice(None, half)), some(block, slice(half, None))]
-        assert [rows for part in parts for rows in images(strategy, part, about)] == expected
+        assert [rows for part in parts for rows in images(strategy, part, context)] == expected
 
 
-def check_all(strategy: Strategy, case: Case, about: About, oracle: Oracle) -> None:
-    check(strategy, case, about, [oracle(i, case.allowed(i)) for i in range(len(case.targets))])
+def check_all(strategy: Strategy, case: Case, context: MiningContext, oracle: Oracle) -> None:
+    check(strategy, case, context, [oracle(i, case.allowed(i)) for i in range(len(case.targets))])
 
 
 def best(case: Case, i: int, rows: Any, k: int | None = None) -> list[int]:
     return sorted(rows, key=lambda g: (-case.scores_QG[i, g], g))[:k]
 
 
-def whole_sets(strategy: Strategy, case: Case, about: About) -> list[list[int]]:
-    sets = strategy.sets(case.whole(), about)
+def whole_sets(strategy: Strategy, case: Case, context: MiningContext) -> list[list[int]]:
+    sets = strategy.candidate_sets(case.whole(), context)
     assert sets is not None
     return [rows.tolist() for rows in sets]
 
@@ -92,35 +92,37 @@ def semi_hard(case: Case, margin: float, i: int, allowed: list[int]) -> list[int
 
 @given(case=any_cases(), k=COUNTS, margin=st.sampled_from([0.125, 0.25, 0.5, 2.0]))
 def test_semi_hard_is_the_best_of_the_band(case: Case, k: int, margin: float) -> None:
-    strategy = SemiHard(k=k, margin=margin)
-    check_all(strategy, case, About(seed=0), lambda i, allowed: semi_hard(case, margin, i, allowed)[:k])
+    strategy = SemiHard(negatives_per_query=k, margin=margin)
+    check_all(strategy, case, MiningContext(seed=0), lambda i, allowed: semi_hard(case, margin, i, allowed)[:k])
     bands = [semi_hard(case, margin, i, case.allowed(i)) for i in range(len(case.targets))]
-    assert whole_sets(strategy, case, About(seed=0)) == bands
+    assert whole_sets(strategy, case, MiningContext(seed=0)) == bands
 
 
 @given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5))
 def test_random_semi_hard_draws_from_the_band(case: Case, k: int, seed: int) -> None:
-    strategy, about = SemiHard(k=k, margin=0.5, how="random"), About(seed=seed)
-    found = images(strategy, case.whole(), about)
+    strategy, context = SemiHard(negatives_per_query=k, margin=0.5, selection="random"), MiningContext(seed=seed)
+    found = images(strategy, case.whole(), context)
     for i, rows in enumerate(found):
         band = semi_hard(case, 0.5, i, case.allowed(i))
         assert set(rows) <= set(band) and len(set(rows)) == len(rows) == min(k, len(band))
         assert rows == best(case, i, rows)
-    halves = [images(strategy, some(case.whole(), part), about) for part in (slice(None, 1), slice(1, None))]
+    halves = [images(strategy, some(case.whole(), part), context) for part in (slice(None, 1), slice(1, None))]
     assert halves[0] + halves[1] == found
 
 
 def test_semi_hard_edges_are_outside() -> None:
     scores = np.array([[0.75, 0.75, 0.5, 0.25, 0.375, 1.0]], np.float32)
     case = Case(scores, [0], [5], [{0}])
-    assert images(SemiHard(margin=0.5), case.whole(), About(seed=0)) == [[2, 4]]
+    assert images(SemiHard(margin=0.5), case.whole(), MiningContext(seed=0)) == [[2, 4]]
 
 
 def test_seeds_and_names_change_the_draw() -> None:
     case = Case(np.linspace(0.5, 0, 40, dtype=np.float32)[None], [0], [39], [{0}])
-    strategy = SemiHard(k=3, margin=1, how="random")
-    draws = {tuple(images(strategy, case.whole(), About(seed=seed))[0]) for seed in range(20)}
-    named = {tuple(images(strategy, case.whole(), About(seed=0, names=[QueryId(n)]))[0]) for n in "abcdefghij"}
+    strategy = SemiHard(negatives_per_query=3, margin=1, selection="random")
+    draws = {tuple(images(strategy, case.whole(), MiningContext(seed=seed))[0]) for seed in range(20)}
+    named = {
+        tuple(images(strategy, case.whole(), MiningContext(seed=0, query_ids=[QueryId(n)]))[0]) for n in "abcdefghij"
+    }
     assert len(draws) > 15 and len(named) > 7
 
 
@@ -136,21 +138,29 @@ def test_in_batch_is_the_other_targets(case: Case, k: int, batch_size: int, seed
         (batch,) = (b for b in batches if i in b)
         return best(case, i, {case.targets[j] for j in batch if j != i} & set(allowed))
 
-    strategy, about = InBatch(k=k, batch_size=batch_size), About(seed=seed, targets_Q=np.array(case.targets))
-    check_all(strategy, case, about, lambda i, allowed: others(i, allowed)[:k])
-    assert whole_sets(strategy, case, about) == [others(i, case.allowed(i)) for i in range(len(case.targets))]
+    strategy, context = (
+        InBatch(negatives_per_query=k, batch_size=batch_size),
+        MiningContext(seed=seed, targets_Q=np.array(case.targets)),
+    )
+    check_all(strategy, case, context, lambda i, allowed: others(i, allowed)[:k])
+    assert whole_sets(strategy, case, context) == [others(i, case.allowed(i)) for i in range(len(case.targets))]
 
 
 def test_in_batch_needs_targets() -> None:
     with pytest.raises(UserError, match="target of every query"):
-        InBatch().choose(ONE_IMAGE.whole(), About(seed=0))
+        InBatch().choose(ONE_IMAGE.whole(), MiningContext(seed=0))
 
 
 def test_in_batch_batches_change_with_the_seed() -> None:
     scores = np.tile(np.arange(41, dtype=np.float32), (40, 1))
     case = Case(scores, list(range(40)), [40] * 40, [{i} for i in range(40)])
     found = [
-        images(InBatch(k=3, batch_size=4), case.whole(), About(seed=seed, targets_Q=np.arange(40))) for seed in (1, 2)
+        images(
+            InBatch(negatives_per_query=3, batch_size=4),
+            case.whole(),
+            MiningContext(seed=seed, targets_Q=np.arange(40)),
+        )
+        for seed in (1, 2)
     ]
     assert found[0] != found[1] and all(len(rows) == 3 for rows in found[0])
 
@@ -167,15 +177,20 @@ def online(case: Case, pool: int, margin: float | None, i: int, allowed: list[in
     case=any_cases(), k=COUNTS, pool=st.sampled_from([1, 2, 5, 40]), margin=st.sampled_from([None, 0.0, 0.25, -0.25])
 )
 def test_online_hardest_is_the_best_valid_of_the_pool(case: Case, k: int, pool: int, margin: float | None) -> None:
-    strategy = OnlineHardest(k=k, pool=pool, margin=margin or 0.0, valid="all" if margin is None else "below_target")
-    check_all(strategy, case, About(seed=0), lambda i, allowed: online(case, pool, margin, i, allowed)[:k])
+    strategy = OnlineHardest(
+        negatives_per_query=k,
+        candidate_pool=pool,
+        margin=margin or 0.0,
+        validity="all" if margin is None else "below_target",
+    )
+    check_all(strategy, case, MiningContext(seed=0), lambda i, allowed: online(case, pool, margin, i, allowed)[:k])
     sets = [online(case, pool, margin, i, case.allowed(i)) for i in range(len(case.targets))]
-    assert whole_sets(strategy, case, About(seed=0)) == sets
+    assert whole_sets(strategy, case, MiningContext(seed=0)) == sets
 
 
 def test_online_hardest_refuses_a_margin_it_would_not_use() -> None:
-    with pytest.raises(ValidationError, match="does nothing with valid: all"):
-        OnlineHardest(valid="all", margin=0.1)
+    with pytest.raises(ValidationError, match="does nothing with validity: all"):
+        OnlineHardest(validity="all", margin=0.1)
 
 
 # Semantic
@@ -188,15 +203,15 @@ def test_semantic_fits_the_text_worse(case: Case, k: int, window: int, margin: f
     size = case.scores_QG.size
     text = np.array(data.draw(st.lists(EIGHTHS, min_size=size, max_size=size)), np.float32)
     text_QG = text.reshape(case.scores_QG.shape)
-    about = About(seed=0, text_scores=lambda numbers: text_QG[numbers])
+    context = MiningContext(seed=0, text_scores=lambda numbers: text_QG[numbers])
 
     def unfit(i: int, allowed: list[int]) -> list[int]:
         limit = text_QG[i, case.targets[i]] - margin
         return [g for g in best(case, i, allowed, window) if text_QG[i, g] <= limit]
 
-    strategy = Semantic(k=k, window=window, margin=margin)
-    check_all(strategy, case, about, lambda i, allowed: unfit(i, allowed)[:k])
-    assert whole_sets(strategy, case, about) == [unfit(i, case.allowed(i)) for i in range(len(case.targets))]
+    strategy = Semantic(negatives_per_query=k, candidate_pool=window, margin=margin)
+    check_all(strategy, case, context, lambda i, allowed: unfit(i, allowed)[:k])
+    assert whole_sets(strategy, case, context) == [unfit(i, case.allowed(i)) for i in range(len(case.targets))]
 
 
 def test_semantic_asks_for_few_queries_at_once() -> None:
@@ -208,7 +223,7 @@ def test_semantic_asks_for_few_queries_at_once() -> None:
 
     scores = np.tile(np.array([0, 1, 2, 3], np.float32), (num, 1))
     case = Case(scores, [0] * num, [-1] * num, [{0}] * num)
-    found = images(Semantic(k=2), case.window(100), About(seed=0, text_scores=text_scores))
+    found = images(Semantic(negatives_per_query=2), case.window(100), MiningContext(seed=0, text_scores=text_scores))
     assert found == [[3, 1]] * num
     assert [n for numbers in asked for n in numbers] == list(range(num)) and max(map(len, asked)) <= 256
 
@@ -244,15 +259,15 @@ def test_mmr_is_the_greedy_choice(
     case: Case, k: int, window: int, balance: float, half: bool, data: st.DataObject
 ) -> None:
     vectors_GD = data.draw(vectors(case.scores_QG.shape[1]))
-    about = About(seed=0, vectors_GD=vectors_GD.astype(np.float16) if half else vectors_GD)
-    strategy = Diverse(k=k, window=window, balance=balance)
-    check_all(strategy, case, about, lambda i, allowed: mmr(case, vectors_GD, k, window, balance, i, allowed))
+    context = MiningContext(seed=0, vectors_GD=vectors_GD.astype(np.float16) if half else vectors_GD)
+    strategy = Diverse(negatives_per_query=k, candidate_pool=window, mmr_lambda=balance)
+    check_all(strategy, case, context, lambda i, allowed: mmr(case, vectors_GD, k, window, balance, i, allowed))
 
 
 @given(case=any_cases(), k=COUNTS, num_clusters=st.integers(2, 9), seed=st.integers(0, 3), data=st.data())
 def test_clusters_give_one_image_each(case: Case, k: int, num_clusters: int, seed: int, data: st.DataObject) -> None:
     vectors_GD = data.draw(vectors(case.scores_QG.shape[1]))
-    labels = clusters(vectors_GD, num_clusters, seed).tolist()
+    labels = kmeans(vectors_GD, num_clusters, seed)[0].tolist()
 
     def one_each(i: int, allowed: list[int]) -> list[int]:
         seen, taken = {labels[case.targets[i]]}, []
@@ -263,59 +278,42 @@ def test_clusters_give_one_image_each(case: Case, k: int, num_clusters: int, see
         return taken[:k]
 
     check_all(
-        Diverse(k=k, how="clusters", num_clusters=num_clusters), case, About(seed=seed, vectors_GD=vectors_GD), one_each
+        Diverse(negatives_per_query=k, method="clusters", num_clusters=num_clusters),
+        case,
+        MiningContext(seed=seed, vectors_GD=vectors_GD),
+        one_each,
     )
 
 
-def test_clusters_of_well_apart_images_are_found_once_per_array() -> None:
-    random = np.random.default_rng(0)
-    kind = random.integers(0, 4, 200)
-    vectors_GD = np.eye(4, 8, dtype=np.float32)[kind] + random.normal(0, 0.02, (200, 8)).astype(np.float32)
-    vectors_GD /= np.linalg.norm(vectors_GD, axis=1, keepdims=True)
-    for seed in range(10):  # k-means may settle elsewhere, for few seeds
-        labels = clusters(vectors_GD, 4, seed)
-        if len(set(zip(kind.tolist(), labels.tolist(), strict=True))) == 4:
-            break
-    else:
-        pytest.fail("no seed finds the four kinds")
-    assert clusters(vectors_GD, 4, seed) is labels
-    assert clusters(vectors_GD, 3, seed) is not labels
-    assert np.array_equal(clusters(vectors_GD.copy(), 4, seed), labels)
-
-
-def test_cluster_labels_go_with_their_array() -> None:
-    gc.collect()
-    before = len(_labels)
-    vectors_GD = np.eye(6, dtype=np.float32)
-    clusters(vectors_GD, 2, 0)
-    assert len(_labels) == before + 1
-    del vectors_GD
-    gc.collect()
-    assert len(_labels) == before
-
-
-def test_fewer_images_than_clusters_are_a_cluster_each() -> None:
-    assert sorted(clusters(np.eye(3, dtype=np.float32), 100, 2**40).tolist()) == [0, 1, 2]
+def test_clusters_are_worked_out_once_for_all_blocks() -> None:
+    case, vectors_GD = many(4, 20), np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+    context, strategy = MiningContext(seed=0, vectors_GD=vectors_GD), Diverse(method="clusters", num_clusters=3)
+    images(strategy, case.whole(), context)
+    [labels] = context.cache.values()
+    images(strategy, some(case.whole(), slice(0, 2)), context)
+    assert next(iter(context.cache.values())) is labels and len(context.cache) == 1
+    images(strategy, case.whole(), replace(context, seed=1))
+    assert len(context.cache) == 2
 
 
 def test_diverse_refuses_settings_of_the_other_way() -> None:
-    with pytest.raises(ValidationError, match="num_clusters does nothing with how: mmr"):
+    with pytest.raises(ValidationError, match="num_clusters does nothing with method: mmr"):
         Diverse(num_clusters=7)
-    with pytest.raises(ValidationError, match="window and balance does nothing with how: clusters"):
-        Diverse(how="clusters", window=7, balance=1)
+    with pytest.raises(ValidationError, match="candidate_pool and mmr_lambda does nothing with method: clusters"):
+        Diverse(method="clusters", candidate_pool=7, mmr_lambda=1)
 
 
-@pytest.mark.parametrize("strategy", [Diverse(), Diverse(how="clusters"), Semantic()])
+@pytest.mark.parametrize("strategy", [Diverse(), Diverse(method="clusters"), Semantic()])
 def test_what_is_not_known_is_named(strategy: Strategy) -> None:
     with pytest.raises(UserError, match=strategy.type):
-        strategy.choose(NONE_ALLOWED.whole(), About(seed=0))
+        strategy.choose(NONE_ALLOWED.whole(), MiningContext(seed=0))
 
 
 # Mixture and curriculum
 
 
 def mixture(k: int, *parts: tuple[float, Strategy]) -> Mixture:
-    return Mixture(k=k, parts=tuple(MixturePart(weight=w, strategy=s) for w, s in parts))
+    return Mixture(negatives_per_query=k, parts=tuple(MixturePart(weight=w, strategy=s) for w, s in parts))
 
 
 def shared(k: int, weights: list[int], draw: float) -> list[int]:
@@ -330,7 +328,7 @@ def shared(k: int, weights: list[int], draw: float) -> list[int]:
     draw=st.integers(0, 1008).map(lambda i: (2 * i + 1) / 2018),
 )  # fmt: skip
 def test_shares_are_the_quotas_rounded(k: int, weights: list[int], draw: float) -> None:
-    given_P = shares(k, weights, draw)
+    given_P = allocate(k, weights, draw)
     assert given_P.tolist() == shared(k, weights, draw)
     assert given_P.sum() == k
     assert (np.abs(given_P - k * np.array(weights) / sum(weights)) < 1).all()
@@ -338,20 +336,24 @@ def test_shares_are_the_quotas_rounded(k: int, weights: list[int], draw: float) 
 
 @given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5), weights=st.tuples(*[st.integers(1, 5)] * 3))
 def test_mixture_is_its_parts_in_turn(case: Case, k: int, seed: int, weights: tuple[int, int, int]) -> None:
-    about = About(seed=seed, targets_Q=np.array(case.targets))
-    strategies = [SemiHard(margin=0.25), OnlineHardest(pool=7), OnlineHardest(valid="all", pool=9)]
+    context = MiningContext(seed=seed, targets_Q=np.array(case.targets))
+    strategies = [
+        SemiHard(margin=0.25),
+        OnlineHardest(candidate_pool=7),
+        OnlineHardest(validity="all", candidate_pool=9),
+    ]
     strategy = mixture(k, *zip(weights, strategies, strict=True))
 
     def oracle(i: int, allowed: list[int]) -> list[int]:
         taken: list[int] = []
-        draw = branch(about, 0).stream(i).random()
+        draw = derived_context(context, 0).rng(i).random()
         for part, num in enumerate(shared(k, list(weights), draw)):
             left = [g for g in allowed if g not in taken]
             ways = [semi_hard(case, 0.25, i, left), online(case, 7, 0.0, i, left), online(case, 9, None, i, left)]
             taken += ways[part][:num]
         return best(case, i, taken)
 
-    check_all(strategy, case, about, oracle)
+    check_all(strategy, case, context, oracle)
 
 
 def many(queries: int, size: int) -> Case:
@@ -366,11 +368,14 @@ def test_weights_hold_over_many_queries() -> None:
     text = np.zeros((1, 41), np.float32)
     text[:, 1:31] = 1  # the target's is 0: none of these fits worse
     text[:, 31:] = -1
-    about = About(seed=4, text_scores=lambda numbers: np.repeat(text, len(numbers), 0))
+    context = MiningContext(seed=4, text_scores=lambda numbers: np.repeat(text, len(numbers), 0))
     strategy = mixture(
-        4, (3, Semantic(window=100)), (2, SemiHard(margin=0.02)), (1, OnlineHardest(margin=-0.03, pool=40))
+        4,
+        (3, Semantic(candidate_pool=100)),
+        (2, SemiHard(margin=0.02)),
+        (1, OnlineHardest(margin=-0.03, candidate_pool=40)),
     )
-    found = images(strategy, case.whole(), about)
+    found = images(strategy, case.whole(), context)
     parts = [Counter("semantic" if g > 30 else "semi" if g < 8 else "online" for g in rows) for rows in found]
     assert all(sum(part.values()) == 4 for part in parts)
     assert {part["semantic"] for part in parts} == {2}
@@ -381,16 +386,22 @@ def test_weights_hold_over_many_queries() -> None:
 
 def test_a_small_weight_gets_its_share_too() -> None:
     found = images(
-        mixture(1, (9, SemiHard(margin=0.004)), (1, OnlineHardest(valid="all"))), many(4000, 51).whole(), About(seed=0)
+        mixture(1, (9, SemiHard(margin=0.004)), (1, OnlineHardest(validity="all"))),
+        many(4000, 51).whole(),
+        MiningContext(seed=0),
     )
     assert sum(rows == [1] for rows in found) == 4000  # both give the best one, and each query gets it once
-    given_QP = np.array([shares(1, [9, 1], branch(About(seed=0), 0).stream(i).random()) for i in range(4000)])
+    given_QP = np.array(
+        [allocate(1, [9, 1], derived_context(MiningContext(seed=0), 0).rng(i).random()) for i in range(4000)]
+    )
     assert given_QP.mean(axis=0) == pytest.approx([0.9, 0.1], abs=0.015)
 
 
 def test_a_part_with_too_few_is_not_filled_up() -> None:
     found = images(
-        mixture(6, (1, SemiHard(margin=0.004)), (1, OnlineHardest(valid="all"))), many(5, 51).whole(), About(seed=0)
+        mixture(6, (1, SemiHard(margin=0.004)), (1, OnlineHardest(validity="all"))),
+        many(5, 51).whole(),
+        MiningContext(seed=0),
     )
     assert found == [[1, 2, 3, 4]] * 5  # one of three, and three of three
 
@@ -398,39 +409,39 @@ def test_a_part_with_too_few_is_not_filled_up() -> None:
 def test_draws_of_a_part_do_not_hang_on_its_share() -> None:
     """One of two parts gives a query its image; the random one still draws each of the four as often."""
     case = many(8000, 5)
-    random = SemiHard(margin=1, how="random")
-    found = images(mixture(1, (1, random), (1, random)), case.whole(), About(seed=0))
+    random = SemiHard(margin=1, selection="random")
+    found = images(mixture(1, (1, random), (1, random)), case.whole(), MiningContext(seed=0))
     counts = Counter(g for (g,) in found)
     assert all(1850 < counts[g] < 2150 for g in (1, 2, 3, 4))
-    held = mixture(1, (1, OnlineHardest(valid="all", pool=1)), (1, random))
-    counts = Counter(g for (g,) in images(held, case.whole(), About(seed=0)))
+    held = mixture(1, (1, OnlineHardest(validity="all", candidate_pool=1)), (1, random))
+    counts = Counter(g for (g,) in images(held, case.whole(), MiningContext(seed=0)))
     assert all(850 < counts[g] < 1150 for g in (2, 3, 4))
 
 
 def test_held_strategies_have_no_share_of_their_own() -> None:
-    with pytest.raises(ValidationError, match="k of the held strategy 'semi_hard' does nothing"):
-        mixture(5, (1, SemiHard(k=3)))
-    with pytest.raises(ValidationError, match="fallback of the held strategy 'in_batch'"):
-        Curriculum(levels=(SemiHard(), InBatch(fallback="random")))
+    with pytest.raises(ValidationError, match="negatives_per_query of the held strategy 'semi_hard' does nothing"):
+        mixture(5, (1, SemiHard(negatives_per_query=3)))
+    with pytest.raises(ValidationError, match="negatives_per_query of the held strategy 'in_batch'"):
+        Curriculum(stages=(SemiHard(), InBatch(negatives_per_query=2)))
     with pytest.raises(ValidationError, match="at least 1"):
         Mixture(parts=())
 
 
 def test_mixture_and_curriculum_come_back_from_json() -> None:
-    held = mixture(4, (2, Diverse(how="clusters")), (1, InBatch(batch_size=3)))
+    held = mixture(4, (2, Diverse(method="clusters")), (1, InBatch(batch_size=3)))
     assert Mixture.model_validate_json(held.model_dump_json()) == held
-    lesson = Curriculum(levels=(SemiHard(), OnlineHardest()), schedule="step", steps=(2,))
+    lesson = Curriculum(stages=(SemiHard(), OnlineHardest()), schedule="step", steps=(2,))
     assert Curriculum.model_validate_json(lesson.model_dump_json()) == lesson
 
 
-LEVELS = (SemiHard(margin=0.25), OnlineHardest(valid="all"))
+LEVELS = (SemiHard(margin=0.25), OnlineHardest(validity="all"))
 
 
 def test_linear_share() -> None:
-    lesson = Curriculum(levels=LEVELS, start=0.2, first_iteration=1, last_iteration=5)
-    assert [lesson.share(t) for t in range(8)] == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.8, 1, 1, 1])
-    at_once = Curriculum(levels=LEVELS, first_iteration=2, last_iteration=2)
-    assert [at_once.share(t) for t in range(4)] == [0, 0, 1, 1]
+    lesson = Curriculum(stages=LEVELS, initial_difficulty=0.2, first_iteration=1, last_iteration=5)
+    assert [lesson.difficulty(t) for t in range(8)] == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.8, 1, 1, 1])
+    at_once = Curriculum(stages=LEVELS, first_iteration=2, last_iteration=2)
+    assert [at_once.difficulty(t) for t in range(4)] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("rounds", range(1, 7))
@@ -440,37 +451,39 @@ def test_linear_share() -> None:
     ids=["even", "late end", "late start", "step", "loss"],
 )
 def test_the_last_round_is_at_the_hardest_level(rounds: int, settings: dict[str, Any]) -> None:
-    lesson = Curriculum(levels=LEVELS, **settings)
-    shares_T = [lesson.share(t, (2.0, 1.9), rounds) for t in range(rounds)]
+    lesson = Curriculum(stages=LEVELS, **settings)
+    shares_T = [lesson.difficulty(t, (2.0, 1.9), rounds) for t in range(rounds)]
     assert shares_T[-1] == 1 and lesson.weights(shares_T[-1]) == [0, 1]
     assert all(share < 1 for share in shares_T[:-1])
     case = Case(np.array([[0.5, 0.9, 0.4, 0.0]], np.float32), [0], [3], [{0}])
-    about = About(seed=0, iteration=rounds - 1, rounds=rounds, losses=(2.0, 1.9))
-    assert images(lesson.model_copy(update={"k": 1}), case.whole(), about) == [[1]]  # above the target: not semi-hard
+    context = MiningContext(seed=0, iteration=rounds - 1, rounds=rounds, losses=(2.0, 1.9))
+    assert images(lesson.model_copy(update={"negatives_per_query": 1}), case.whole(), context) == [
+        [1]
+    ]  # above the target: not semi-hard
 
 
 def test_the_share_rises_evenly_over_the_rounds() -> None:
-    lesson = Curriculum(levels=LEVELS)
-    assert [lesson.share(t, rounds=5) for t in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-    assert [lesson.share(t, rounds=2) for t in range(2)] == [0, 1]
-    assert lesson.share(0, rounds=1) == 1
+    lesson = Curriculum(stages=LEVELS)
+    assert [lesson.difficulty(t, rounds=5) for t in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert [lesson.difficulty(t, rounds=2) for t in range(2)] == [0, 1]
+    assert lesson.difficulty(0, rounds=1) == 1
 
 
 def test_step_share() -> None:
-    lesson = Curriculum(levels=(*LEVELS, InBatch()), schedule="step", steps=(2, 3))
-    assert [lesson.share(t) for t in range(5)] == [0, 0, 0.5, 1, 1]
-    assert [lesson.weights(lesson.share(t)) for t in (1, 2, 3)] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    lesson = Curriculum(stages=(*LEVELS, InBatch()), schedule="step", steps=(2, 3))
+    assert [lesson.difficulty(t) for t in range(5)] == [0, 0, 0.5, 1, 1]
+    assert [lesson.weights(lesson.difficulty(t)) for t in (1, 2, 3)] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_loss_share() -> None:
-    lesson = Curriculum(levels=LEVELS, schedule="loss", start=0.5, goal=0.5)
+    lesson = Curriculum(stages=LEVELS, schedule="loss", initial_difficulty=0.5, target_loss_ratio=0.5)
     losses = {(): 0.5, (2,): 0.5, (2, 3): 0.5, (2, 1.5): 0.75, (2, 1): 1.0, (2, 0.1): 1.0, (2, 1, 1.5): 0.75}
-    assert {seen: lesson.share(9, seen) for seen in losses} == losses
-    assert lesson.share(1, (0.0,)) == 1
+    assert {seen: lesson.difficulty(9, seen) for seen in losses} == losses
+    assert lesson.difficulty(1, (0.0,)) == 1
 
 
 def test_weights_lie_between_neighbours() -> None:
-    lesson = Curriculum(levels=(*LEVELS, InBatch()))
+    lesson = Curriculum(stages=(*LEVELS, InBatch()))
     assert lesson.weights(0.25) == pytest.approx([0.5, 0.5, 0])
     assert lesson.weights(0.875) == pytest.approx([0, 0.25, 0.75])
 
@@ -483,42 +496,44 @@ def test_weights_lie_between_neighbours() -> None:
         ({"first_iteration": 4, "last_iteration": 3}, "last_iteration 3 is before first_iteration 4"),
         ({"schedule": "step"}, "must be 1 ascending"),
         ({"schedule": "step", "steps": (3, 1)}, "must be 1 ascending"),
-        ({"levels": LEVELS[:1]}, "at least 2"),
+        ({"stages": LEVELS[:1]}, "at least 2"),
     ],
 )
 def test_curriculum_refuses(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        Curriculum(**{"levels": LEVELS, **wrong})
+        Curriculum(**{"stages": LEVELS, **wrong})
 
 
 @given(case=any_cases(), k=COUNTS, seed=st.integers(0, 3), iteration=st.integers(0, 5))
 def test_curriculum_goes_from_easy_to_hard(case: Case, k: int, seed: int, iteration: int) -> None:
-    lesson = Curriculum(k=k, levels=LEVELS, first_iteration=1, last_iteration=4)
-    about = About(seed=seed, iteration=iteration)
+    lesson = Curriculum(negatives_per_query=k, stages=LEVELS, first_iteration=1, last_iteration=4)
+    context = MiningContext(seed=seed, iteration=iteration)
     hard = [0, 0, 1, 2, 3, 3][iteration]
 
     def oracle(i: int, allowed: list[int]) -> list[int]:
-        draw = branch(about, 0).stream(i).random()
+        draw = derived_context(context, 0).rng(i).random()
         num_easy, num_hard = (k, 0) if hard == 0 else (0, k) if hard == 3 else shared(k, [3 - hard, hard], draw)
         easy = semi_hard(case, 0.25, i, allowed)[:num_easy]
         return best(case, i, easy + online(case, 50, None, i, [g for g in allowed if g not in easy])[:num_hard])
 
-    check_all(lesson, case, about, oracle)
+    check_all(lesson, case, context, oracle)
 
 
 def test_curriculum_reads_the_losses() -> None:
     case = many(4, 51)
-    lesson = Curriculum(k=2, levels=(OnlineHardest(margin=-0.051), OnlineHardest(valid="all")), schedule="loss")
-    assert images(lesson, case.whole(), About(seed=0)) == [[26, 27]] * 4
-    assert images(lesson, case.whole(), About(seed=0, losses=(2.0, 0.9))) == [[1, 2]] * 4
+    lesson = Curriculum(
+        negatives_per_query=2, stages=(OnlineHardest(margin=-0.051), OnlineHardest(validity="all")), schedule="loss"
+    )
+    assert images(lesson, case.whole(), MiningContext(seed=0)) == [[26, 27]] * 4
+    assert images(lesson, case.whole(), MiningContext(seed=0, losses=(2.0, 0.9))) == [[1, 2]] * 4
 
 
 # All
 
 
 EVERY: list[Strategy] = [
-    SemiHard(), SemiHard(how="random"), InBatch(), OnlineHardest(), OnlineHardest(valid="all"), Semantic(), Diverse(),
-    Diverse(how="clusters"), mixture(5, (1, SemiHard()), (2, Semantic())), Curriculum(levels=LEVELS),
+    SemiHard(), SemiHard(selection="random"), InBatch(), OnlineHardest(), OnlineHardest(validity="all"), Semantic(),
+    Diverse(), Diverse(method="clusters"), mixture(5, (1, SemiHard()), (2, Semantic())), Curriculum(stages=LEVELS),
 ]  # fmt: skip
 
 
@@ -526,9 +541,9 @@ EVERY: list[Strategy] = [
 @pytest.mark.parametrize("case", [ONE_IMAGE, NONE_ALLOWED], ids=["one image", "none allowed"])
 def test_no_candidates_give_nothing(strategy: Strategy, case: Case) -> None:
     size = case.scores_QG.shape[1]
-    about = About(
+    context = MiningContext(
         seed=0, targets_Q=np.array(case.targets), vectors_GD=np.eye(size, 4, dtype=np.float32),
         text_scores=lambda numbers: case.scores_QG[numbers],
     )  # fmt: skip
-    check(strategy, case, about, [[]] * len(case.targets))
-    assert images(strategy, some(case.whole(), slice(0, 0)), about) == []
+    check(strategy, case, context, [[]] * len(case.targets))
+    assert images(strategy, some(case.whole(), slice(0, 0)), context) == []

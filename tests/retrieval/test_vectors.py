@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop.mining import Vectors, mine
-from cirloop.negatives import Band, TopK
-from cirloop.negatives.base import About
-from cirloop.retrieval import blocks, search, top, vectors
-from cirloop.retrieval.vectors import Parts, files_of, open_vectors, room
-from cirloop.types import Gallery, ImageId, Query, QueryId, UserError
+from cirloop.mining import MiningInputs, mine
+from cirloop.negatives import Band, MiningSettings, TopK
+from cirloop.negatives.base import MiningContext
+from cirloop.retrieval import topk as module
+from cirloop.retrieval import vectors
+from cirloop.retrieval.topk import merge_topk, ranks, score_blocks, tensor, topk
+from cirloop.retrieval.vectors import ConcatArray, files_of, open_vectors, validate_embeddings, zeros_or_memmap
+from cirloop.types import UserError
 
 
 @pytest.fixture
-def whole() -> Any:
+def candidate_set() -> Any:
     """Small integers, so that scores are exact and many tie, and no two programs round them differently."""
     return np.random.default_rng(0).integers(-1, 2, (700, 12)).astype(np.float32)
 
@@ -49,15 +51,14 @@ def test_parts_give_what_the_whole_gives(
 ) -> None:
     queries, wanted = whole[::9], np.arange(0, 700, 9)[::-1].copy()
     order = np.argsort(-(queries @ whole.T), axis=1, kind="stable")
-    monkeypatch.setattr(top, "shard_size", lambda _: step)
-    monkeypatch.setattr(blocks, "shard_size", lambda _: step)
+    monkeypatch.setattr(module, "part_size", lambda _: step)
     for k in (1, 30, 700):
-        rows, scores = top.best_rows(queries, parts, k, device)
+        rows, scores = topk(queries, parts, k, device)
         assert (rows == order[:, :k]).all()
         assert (scores == np.take_along_axis(queries @ whole.T, order[:, :k], 1)).all()
-    places, _ = top.places(queries, parts, wanted, device)
-    assert (places == (order == wanted[:, None]).argmax(1) + 1).all()
-    made = np.concatenate([scores for _, scores in blocks.score_blocks(queries, parts, np.arange(78), device)])
+    found, _ = ranks(queries, parts, wanted[:, None], device)
+    assert (found[:, 0] == (order == wanted[:, None]).argmax(1) + 1).all()
+    made = np.concatenate([scores for _, scores in score_blocks(queries, parts, device)])
     assert (made == queries @ whole.T).all()
 
 
@@ -65,48 +66,48 @@ def test_what_parts_of_a_gallery_found_is_joined_exactly(whole: Any) -> None:
     """Each part searched alone, as another machine would; ties across parts by row."""
     queries, found = whole[:40], []
     for start in (0, 100, 420):
-        rows, scores = top.best_rows(queries, whole[start : {0: 100, 100: 420, 420: 700}[start]], 25)
+        rows, scores = topk(queries, whole[start : {0: 100, 100: 420, 420: 700}[start]], 25)
         found.append((rows + start, scores))
-    rows, scores = top.joined(found, 25)
-    all_rows, all_scores = top.best_rows(queries, whole, 25)
+    rows, scores = merge_topk(found, 25)
+    all_rows, all_scores = topk(queries, whole, 25)
     assert (rows == all_rows).all() and (scores == all_scores).all()
     assert (np.diff(scores, axis=1) == 0).any(), "nothing tied, so nothing was shown"
 
 
-@pytest.mark.parametrize("strategy", [TopK(k=4, below="all", only_wrong=False), Band(k=2), Band(k=2, how="hardest")])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        TopK(negatives_per_query=4, extra_ranks="all"),
+        Band(negatives_per_query=2),
+        Band(negatives_per_query=2, selection="hardest"),
+    ],
+)
 def test_mining_parts_is_mining_the_whole(
     strategy: Any, whole: Any, parts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = np.arange(0, 700, 20)
-    given = [list(mine(strategy, Vectors(whole[targets], g, targets), About(0))) for g in (whole, parts)]
-    monkeypatch.setattr(blocks, "BLOCK_NUMBERS", 3000)  # blocks of 4 queries, shards of 250 images
-    given.append(list(mine(strategy, Vectors(whole[targets], parts, targets), About(0))))
-    rows = [[(f.columns.tolist(), f.ranks.tolist(), f.target_rank) for f in found] for found in given]
+    settings = MiningSettings(strategy=strategy, only_failed_queries=False)
+    given = [list(mine(settings, MiningInputs(whole[targets], g, targets), MiningContext(0))) for g in (whole, parts)]
+    monkeypatch.setattr(module, "BLOCK_NUMBERS", 3000)  # blocks of 4 queries, shards of 250 images
+    given.append(list(mine(settings, MiningInputs(whole[targets], parts, targets), MiningContext(0))))
+    rows = [[(f.gallery_indices.tolist(), f.ranks.tolist(), f.target_rank) for f in found] for found in given]
     assert rows[0] == rows[1] == rows[2] and any(columns for columns, _, _ in rows[0])
 
 
 def test_a_mapped_gallery_is_not_copied(tmp_path: Path) -> None:
     np.save(tmp_path / "g.npy", np.ones((50, 4), np.float32))
     mapped = open_vectors(tmp_path / "g.npy")
-    assert blocks.tensor(mapped[10:40], "cpu").data_ptr() == mapped[10:40].ctypes.data
-    assert blocks.checked(mapped, "gallery") is mapped
-
-
-def test_blocks_of_a_run_search_are_bounded(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    gallery = Gallery("g", tuple(ImageId(f"{row:03d}") for row in range(700)))
-    queries = [Query(QueryId(str(n)), gallery.ids[n], "") for n in range(50)]
-    wanted, seen = [[gallery.ids[-1 - n]] for n in range(50)], []
-    before = search.places(queries, wanted, gallery, whole[:50], whole)
-    monkeypatch.setattr(search, "BLOCK_NUMBERS", 700 * 8)
-    real = search.similarity
-    monkeypatch.setattr(search, "similarity", lambda q, g: seen.append(len(q)) or real(q, g))
-    assert search.places(queries, wanted, gallery, whole[:50], whole) == before
-    assert max(seen) == 8 and sum(seen) == 50
+    assert tensor(mapped[10:40], "cpu").data_ptr() == mapped[10:40].ctypes.data
+    assert validate_embeddings(mapped, "gallery") is mapped
 
 
 def test_large_arrays_are_made_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "MAPPED_BYTES", 4000)
-    small, large, nowhere = room((99, 10), tmp_path), room((100, 10), tmp_path / "new"), room((100, 10), None)
+    small, large, nowhere = (
+        zeros_or_memmap((99, 10), tmp_path),
+        zeros_or_memmap((100, 10), tmp_path / "new"),
+        zeros_or_memmap((100, 10), None),
+    )
     assert small.base is None and nowhere.base is None and isinstance(large.base, np.memmap)
     large[7] = 3
     assert large.sum() == 30 and not list((tmp_path / "new").iterdir()), (
@@ -144,7 +145,23 @@ def test_files_that_do_not_go_together_are_named(second: Any, message: str, tmp_
 
 def test_parts_of_several_vectors_an_image(tmp_path: Path) -> None:
     made = np.random.default_rng(0).standard_normal((30, 3, 8)).astype(np.float32)
-    gallery = Parts([made[:11], made[11:]])
-    rows, scores = top.best_rows(made[:5, 0], gallery, 7)
-    same, again = top.best_rows(made[:5, 0], made, 7)
+    gallery = ConcatArray([made[:11], made[11:]])
+    rows, scores = topk(made[:5, 0], gallery, 7)
+    same, again = topk(made[:5, 0], made, 7)
     assert (rows == same).all() and (scores == again).all()
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (np.array([[1.0, np.nan]], np.float32), "row 0 is not finite"),
+        (np.array([[1.0], [np.inf]], np.float16), "row 1 is not finite"),
+        (np.array([[[1.0], [1.0]], [[1.0], [np.nan]]], np.float32), "row 1 is not finite"),
+        (np.ones((2, 2)), "must be a float16 or float32 array of rows and dimensions, found float64 \\(2, 2\\)"),
+        (np.ones(3, np.float32), "found float32 \\(3,\\)"),
+        (np.ones((3, 0), np.float32), "found float32 \\(3, 0\\)"),
+    ],
+)
+def test_what_is_no_finite_table_is_refused(vectors: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validate_embeddings(vectors, "--gallery-embeddings")

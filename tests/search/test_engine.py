@@ -15,6 +15,8 @@ from cirloop.backbones.features import VisionFeatures
 from cirloop.data.images import Blanked
 from cirloop.data.sources import Sources
 from cirloop.report.terminal import progress
+from cirloop.retrieval.embed import query_items
+from cirloop.retrieval.topk import topk
 from cirloop.run import Run, adapter_of, run_directory
 from cirloop.search.config import Searched, parse
 from cirloop.search.engine import MAX_TEXT, Engine, opened
@@ -77,8 +79,10 @@ def test_a_query_is_answered_as_the_run_ranks_it(finished: Path, engine: Engine)
     run, (part,) = Run(config, store, data), data.parts("val")
     queries = list(part.queries)[:12]
     targets = [part.relevance.targets[query.id] for query in queries]
-    ranked = run.ranks(run.embedder(store.find("checkpoint_iter_1")), queries, targets, part, 5)
-    for query, images, scores in zip(queries, ranked.images_QK, ranked.scores_QK, strict=True):
+    backbone, rows = run.embedder(store.find("checkpoint_iter_1")), part.gallery.rows()
+    vectors, gallery = run.vectors(backbone, query_items(queries), part, "queries"), run.gallery(backbone, part)
+    references = np.array([[rows[query.reference]] for query in queries])
+    for query, images, scores in zip(queries, *topk(vectors, gallery, 5, excluded=references), strict=True):
         found = engine.search("1", query.reference, query.text, 5).hits
         assert [hit.image for hit in found] == [part.gallery.ids[row] for row in images]
         assert np.allclose([hit.score for hit in found], scores, atol=1e-5)

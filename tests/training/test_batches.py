@@ -320,7 +320,7 @@ def test_a_rewritten_image_that_is_right_for_its_source_is_no_negative() -> None
 
 
 def test_a_reference_that_was_mined_is_a_negative_and_its_copy_is_not() -> None:
-    """`mining.reference: in` asks for the reference; nobody asks for a copy of it, or for one that is right."""
+    """`mining.rank_reference` asks for the reference; nobody asks for a copy of it, or for one that is right."""
     human = [triplet(0, 1, "make it red", 5), triplet(1, 2, "make it red", 6)]
     mined = [negative(QueryId("h0"), ImageId("i1")), negative(QueryId("h1"), ImageId("i2"))]
     mined.append(negative(QueryId("h0"), ImageId("copy of i1")))

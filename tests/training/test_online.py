@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.negatives.base import About
+from cirloop.negatives.base import MiningContext
 from cirloop.negatives.online_hardest import OnlineHardest
 from cirloop.training.batches import Batch
 from cirloop.training.config import TrainingSettings
@@ -55,10 +55,12 @@ def test_mask_is_what_a_loop_keeps(case: Case, top: int, k: int, margin: float |
 
 @given(case=cases(), top=st.integers(1, 30), k=st.integers(1, 30), valid=st.sampled_from(["below_target", "all"]))
 def test_mask_keeps_what_the_strategy_mines(case: Case, top: int, k: int, valid: str) -> None:
-    mined = OnlineHardest(k=k, pool=top, valid=valid).choose(case.window(top), About(seed=0))  # type: ignore[arg-type]
+    mined = OnlineHardest(negatives_per_query=k, candidate_pool=top, validity=valid).choose(
+        case.window(top), MiningContext(seed=0)
+    )  # type: ignore[arg-type]
     mask = online_mask(*tensors(case), top, k, None if valid == "all" else 0.0)
     for i, positions in enumerate(mined):
-        images = case.window(top).columns_BK[i, positions].tolist()
+        images = case.window(top).gallery_index_BK[i, positions].tolist()
         assert set(mask[i].nonzero().flatten().tolist()) == {case.targets[i], *images}
 
 

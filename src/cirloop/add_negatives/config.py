@@ -15,7 +15,7 @@ from cirloop.add_negatives import locate
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.backbones.model_settings import ModelSettings
 from cirloop.backbones.weights import is_adapter
-from cirloop.negatives.knn_text_samples import Rule
+from cirloop.negatives.knn_text_samples import KnnTextParams
 from cirloop.problems import Problems
 from cirloop.types import UserError
 
@@ -121,8 +121,11 @@ class AddNegativesConfig(flags.Flags):
         return self.output
 
     @property
-    def rule(self) -> Rule:
-        return Rule(self.k_nn, self.cosine_threshold, self.min_visual_similarity, self.diverse_ratio, self.seed)
+    def params(self) -> KnnTextParams:
+        """The numbers that decide."""
+        return KnnTextParams(
+            self.k_nn, self.cosine_threshold, self.min_visual_similarity, self.diverse_ratio, self.seed
+        )
 
     @property
     def model(self) -> ModelSettings:

@@ -27,11 +27,15 @@ class TextEncoder(Protocol):
     def vectors(self, texts: Sequence[str]) -> Floats: ...
 
 
-def image_vectors(backbone: Any, images: Sequence[Image.Image]) -> Floats:
-    """Unit-norm vectors (B, D) of images as gallery images, without a cache, which would change batches."""
+def image_vectors(backbone: Any, images: Sequence[Image.Image], prepared: Any = None) -> Floats:
+    """Unit-norm vectors (B, D) of images as gallery images, without a cache, which would change batches.
+
+    `prepared` is what the backbone's `prepare_images` made of them, where that was called before.
+    """
     items = [Item(ImageId(str(number))) for number in range(len(images))]
     with torch.inference_mode():
-        found: Floats = pooled(backbone.module(backbone.inputs(items, backbone.encode_images(images))).cpu().numpy())
+        inputs = backbone.inputs(items, backbone.encode_images(images, prepared))
+        found: Floats = pooled(backbone.module(inputs).cpu().numpy())
     return found
 
 
@@ -77,7 +81,7 @@ class SentenceEncoder:
         return found
 
 
-def checked(vectors: Floats, names: Sequence[str]) -> Floats:
+def finite(vectors: Floats, names: Sequence[str]) -> Floats:
     """The vectors, if they are finite. Raises UserError with the first that is not."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):

@@ -10,41 +10,42 @@ from typing import Any
 import numpy as np
 
 from cirloop.add_negatives.config import AddNegativesConfig
-from cirloop.add_negatives.samples import Distinct
-from cirloop.add_negatives.shards import Encoded, devices
+from cirloop.add_negatives.encode import Encoded, devices
+from cirloop.add_negatives.samples import UniqueItems
 from cirloop.negatives.knn_text import RAISES, thresholds
 from cirloop.negatives.knn_text_samples import (
-    ABSENT,
     DIVERSE,
-    GENERIC,
     HARD,
-    LOW,
-    NEAR,
-    SAME,
     Clusters,
     Negative,
     Neighbours,
-    Pool,
+    RejectReason,
+    SamplePool,
     diverse_first,
 )
 from cirloop.negatives.report import quartiles
 
 MOST_USED = 5
-DROPS = {LOW: "below_similarity_floor", SAME: "same_text", GENERIC: "generic_text", NEAR: "text_too_near"}
+DROPS = {
+    RejectReason.BELOW_FLOOR: "below_similarity_floor",
+    RejectReason.SAME_TEXT: "same_text",
+    RejectReason.GENERIC: "generic_text",
+    RejectReason.TEXT_NEAR: "text_too_near",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Mined:
+class MiningRun:
     """All that a report is made from."""
 
     options: AddNegativesConfig
-    what: Distinct
+    what: UniqueItems
     encoded: Encoded
-    pool: Pool
+    pool: SamplePool
     near: Neighbours
     clusters: Clusters
     chosen: Sequence[Negative | None]
-    passed_over: int
+    num_exhausted: int
     seconds: Mapping[str, float]
 
     @property
@@ -52,74 +53,78 @@ class Mined:
         return [negative for negative in self.chosen if negative is not None]
 
 
-def reason(mined: Mined, i: int) -> str:
+def reason(run: MiningRun, i: int) -> str:
     """Why sample i has no negative: what its visual neighbours lack. The farthest cluster had none for it either."""
-    codes = mined.near.codes_NK[i]
-    if (codes >= LOW).all():
+    codes = run.near.codes_NK[i]
+    if (codes >= RejectReason.BELOW_FLOOR).all():
         return "no visual neighbour at or above the floor"
-    if (codes >= GENERIC).all():
+    if (codes >= RejectReason.GENERIC).all():
         return "no visual neighbour with a usable text"
-    return "every neighbour's text too near" if (codes >= NEAR).all() else "every candidate's text used up"
+    return (
+        "every neighbour's text too near"
+        if (codes >= RejectReason.TEXT_NEAR).all()
+        else "every candidate's text used up"
+    )
 
 
-def report(mined: Mined) -> dict[str, Any]:
+def report(run: MiningRun) -> dict[str, Any]:
     """As JSON. Only `seconds` and `shards` differ between runs of the same settings on one machine."""
-    num, found = len(mined.chosen), mined.found
+    num, found = len(run.chosen), run.found
     kinds = Counter(negative.kind for negative in found)
-    first = diverse_first(num, mined.options.rule)
-    as_drawn = sum((n.kind == DIVERSE) == bool(f) for n, f in zip(mined.chosen, first, strict=True) if n is not None)
-    levels = [round(float(t), 4) for t in thresholds(mined.options.cosine_threshold)]
+    first = diverse_first(num, run.options.params)
+    as_drawn = sum((n.kind == DIVERSE) == bool(f) for n, f in zip(run.chosen, first, strict=True) if n is not None)
+    levels = [round(float(t), 4) for t in thresholds(run.options.cosine_threshold)]
     counts = Counter(negative.level for negative in found)
-    reasons = Counter(reason(mined, i) for i, negative in enumerate(mined.chosen) if negative is None)
+    reasons = Counter(reason(run, i) for i, negative in enumerate(run.chosen) if negative is None)
     return {
         "schema": 1,
         "samples": num,
-        "images": len(mined.what.images),
-        "texts": len(mined.what.texts),
-        "texts_cut": sum(shard.done["texts_cut"] for shard in mined.encoded.shards),
+        "images": len(run.what.images),
+        "texts": len(run.what.texts),
+        "texts_cut": sum(shard.done["texts_cut"] for shard in run.encoded.shards),
         "success_rate": round(len(found) / num, 6),
         "negatives": {HARD: kinds[HARD], DIVERSE: kinds[DIVERSE], "none": num - len(found)},
         "kind_looked_for_first": {"found": as_drawn, "other kind": len(found) - as_drawn},
         "thresholds": {str(level): counts[number] for number, level in enumerate(levels)},
-        "short_texts": sum(bool(mined.pool.short_T[mined.pool.text_of_N[n.row]]) for n in found),
+        "short_texts": sum(bool(run.pool.short_T[run.pool.text_of_N[n.row]]) for n in found),
         "reasons": dict(sorted(reasons.items())),
-        "similarity": _similarities(mined),
-        "dropped": dropped(mined),
-        "phrases": _phrases(mined),
-        "clusters": _clusters(mined),
-        "seconds": {name: round(value, 3) for name, value in mined.seconds.items()},
+        "similarity": _similarities(run),
+        "dropped": dropped(run),
+        "phrases": _phrases(run),
+        "clusters": _clusters(run),
+        "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
         "devices": devices(),
-        "shards": _shards(mined),
+        "shards": _shards(run),
     }
 
 
-def dropped(mined: Mined) -> dict[str, int]:
+def dropped(run: MiningRun) -> dict[str, int]:
     """What became of all samples' visual neighbours. `text_used_up` counts candidates passed over when looked at."""
-    codes, there = mined.near.codes_NK, int((mined.near.codes_NK != ABSENT).sum())
-    short_NK = mined.pool.short_T[mined.pool.text_of_N[mined.near.rows_NK]]
+    codes, there = run.near.codes_NK, int((run.near.codes_NK != RejectReason.ABSENT).sum())
+    short_NK = run.pool.short_T[run.pool.text_of_N[run.near.rows_NK]]
     return {
         "neighbours": there,
         **{name: int((codes == code).sum()) for code, name in DROPS.items()},
         "candidates": int((codes < RAISES).sum()),
         "short_candidates": int(((codes < RAISES) & short_NK).sum()),
-        "text_used_up": mined.passed_over,
+        "text_used_up": run.num_exhausted,
     }
 
 
-def _similarities(mined: Mined) -> dict[str, Any]:
+def _similarities(run: MiningRun) -> dict[str, Any]:
     """Of images and of texts: of each kind of negative, of all, and of all visual neighbours."""
-    near = mined.near.codes_NK != ABSENT
+    near = run.near.codes_NK != RejectReason.ABSENT
     kinds = {HARD: {HARD}, DIVERSE: {DIVERSE}, "all": {HARD, DIVERSE}}
-    rows = {name: [n for n in mined.found if n.kind in kind] for name, kind in kinds.items()}
+    rows = {name: [n for n in run.found if n.kind in kind] for name, kind in kinds.items()}
     return {
         "visual": {name: quartiles(np.array([n.visual for n in found])) for name, found in rows.items()}
-        | {"neighbours": quartiles(mined.near.visual_NK[near])},
+        | {"neighbours": quartiles(run.near.visual_NK[near])},
         "text": {name: quartiles(np.array([n.text for n in found])) for name, found in rows.items()}
-        | {"neighbours": quartiles(mined.near.text_NK[near])},
+        | {"neighbours": quartiles(run.near.text_NK[near])},
     }
 
 
-def evenness(counts: Sequence[int]) -> float | None:
+def normalized_entropy(counts: Sequence[int]) -> float | None:
     """Entropy of the counts over its largest value: 1 where all are equal, 0 where one has all; None of nothing."""
     if len(counts) == 0:
         return None
@@ -127,33 +132,37 @@ def evenness(counts: Sequence[int]) -> float | None:
     return round(float(-(shares * np.log(shares)).sum() / np.log(len(shares))), 4) if len(shares) > 1 else 0.0
 
 
-def _phrases(mined: Mined) -> dict[str, Any]:
-    used = Counter(mined.what.texts[mined.pool.text_of_N[n.row]] for n in mined.found)
+def _phrases(run: MiningRun) -> dict[str, Any]:
+    used = Counter(run.what.texts[run.pool.text_of_N[n.row]] for n in run.found)
     most = sorted(used.items(), key=lambda row: (-row[1], row[0]))[:MOST_USED]
-    share = round(len(used) / len(mined.found), 4) if mined.found else None
-    return {"distinct": len(used), "per_negative": share, "evenness": evenness([*used.values()]), "most_used": most}
-
-
-def _clusters(mined: Mined) -> dict[str, Any]:
-    of_N = mined.clusters.of_V[mined.pool.image_of_N]
-    reached = Counter(int(of_N[n.row]) for n in mined.found)
-    pairs = [(of_N[i], of_N[n.row]) for i, n in enumerate(mined.chosen) if n is not None]
+    share = round(len(used) / len(run.found), 4) if run.found else None
     return {
-        "clusters": len(mined.clusters.centroids_CD),
+        "distinct": len(used),
+        "per_negative": share,
+        "evenness": normalized_entropy([*used.values()]),
+        "most_used": most,
+    }
+
+
+def _clusters(run: MiningRun) -> dict[str, Any]:
+    of_N = run.clusters.of_V[run.pool.image_of_N]
+    reached = Counter(int(of_N[n.row]) for n in run.found)
+    pairs = [(of_N[i], of_N[n.row]) for i, n in enumerate(run.chosen) if n is not None]
+    return {
+        "clusters": len(run.clusters.centroids_CD),
         "reached": len(reached),
-        "evenness": evenness([*reached.values()]),
+        "evenness": normalized_entropy([*reached.values()]),
         "outside_own": round(sum(a != b for a, b in pairs) / len(pairs), 4) if pairs else None,
     }
 
 
-def _shards(mined: Mined) -> list[dict[str, Any]]:
+def _shards(run: MiningRun) -> list[dict[str, Any]]:
     """Each process: what it embedded, how long it took, and what became of the samples of its images."""
     rows = []
-    for number, shard in enumerate(mined.encoded.shards):
+    for number, shard in enumerate(run.encoded.shards):
         start, end = shard.images
         mine = [
-            mined.chosen[int(i)]
-            for i in np.flatnonzero((mined.pool.image_of_N >= start) & (mined.pool.image_of_N < end))
+            run.chosen[int(i)] for i in np.flatnonzero((run.pool.image_of_N >= start) & (run.pool.image_of_N < end))
         ]
         kinds = Counter("none" if negative is None else negative.kind for negative in mine)
         row = {"shard": number, "device": shard.done["device"], "images": end - start}

@@ -14,7 +14,7 @@ import numpy as np
 
 from cirloop import reading
 from cirloop.add_negatives import locate
-from cirloop.add_negatives.phrases import normal
+from cirloop.add_negatives.text_reuse import normal
 from cirloop.data.images import FileImages, leads_out
 from cirloop.data.verify import bad_images
 from cirloop.negatives.base import Rows
@@ -49,7 +49,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Distinct:
+class UniqueItems:
     """The images (V) and texts (T) of N samples, each once: files of equal content are one image."""
 
     images: tuple[ImageId, ...]
@@ -168,14 +168,14 @@ def _sample(entry: Entry, problems: Problems, folder: Path | None) -> Sample | N
     return Sample(ImageId(image), " ".join(text.split()), None if group is None else str(group), name)
 
 
-def look(samples: Sequence[Sample], folder: Path, workers: int, progress: Progress, problems: Problems) -> None:
+def check_images(samples: Sequence[Sample], folder: Path, workers: int, progress: Progress, problems: Problems) -> None:
     """Note every picture that is missing or does not decode."""
     files = {sample.image: folder / sample.image for sample in samples}
     for image, what in bad_images(files, workers, progress).items():
         problems.add(files[image], what, "Put the pictures right, or take their samples out of the annotations.")
 
 
-def distinct(samples: Sequence[Sample], folder: Path) -> Distinct:
+def deduplicate(samples: Sequence[Sample], folder: Path) -> UniqueItems:
     """Images by content, texts by phrase, in the order of their first sample; groups numbered, none shared by none."""
     files = FileImages({sample.image: folder / sample.image for sample in samples})
     images: dict[str, tuple[int, ImageId]] = {}
@@ -190,6 +190,6 @@ def distinct(samples: Sequence[Sample], folder: Path) -> Distinct:
         for number, sample in enumerate(samples)
     ]
     of_image, of_text, of_group = np.array(rows, np.int64).reshape(-1, 3).T
-    return Distinct(
+    return UniqueItems(
         tuple(i for _, i in images.values()), tuple(t for _, t in texts.values()), of_image, of_text, of_group
     )

@@ -1,28 +1,31 @@
 """Mining: scores of queries against a gallery -> wrong images to learn from. One short file per strategy."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from cirloop.negatives.attribute_mismatch import AttributeMismatch
 from cirloop.negatives.band import Band
+from cirloop.negatives.base import Strategy
 from cirloop.negatives.category_discrepant import CategoryDiscrepant
 from cirloop.negatives.category_mix import CategoryMix
 from cirloop.negatives.curriculum import Curriculum
 from cirloop.negatives.diverse import Diverse
+from cirloop.negatives.filters import FilterConfig
 from cirloop.negatives.group import Group
 from cirloop.negatives.in_batch import InBatch
 from cirloop.negatives.knn_text import KnnText
 from cirloop.negatives.margin import Margin
 from cirloop.negatives.mixture import Mixture, MixturePart
-from cirloop.negatives.none import Nothing
+from cirloop.negatives.none import NoMining
 from cirloop.negatives.online_hardest import OnlineHardest
 from cirloop.negatives.random import Random
 from cirloop.negatives.semantic import Semantic
 from cirloop.negatives.semi_hard import SemiHard
 from cirloop.negatives.soft import Soft
 from cirloop.negatives.top_k import TopK
-from cirloop.settings import default_type
+from cirloop.retrieval.config import IndexSettings, Search
+from cirloop.settings import Settings, default_type
 
 # TopK last: `--help` shows the last one's name and defaults.
 Single = (
@@ -50,8 +53,61 @@ MixturePart.model_rebuild(_types_namespace=_names)
 Mixture.model_rebuild(_types_namespace=_names)
 Curriculum.model_rebuild(_types_namespace=_names)
 
-MinerConfig = Annotated[
-    Curriculum | Mixture | Nothing | Single, Field(discriminator="type"), BeforeValidator(default_type("top_k"))
+StrategyConfig = Annotated[
+    Curriculum | Mixture | NoMining | Single, Field(discriminator="type"), BeforeValidator(default_type("top_k"))
 ]
+STRATEGIES: dict[str, type[Strategy]] = {
+    kind.model_fields["type"].default: kind for kind in get_args(get_args(StrategyConfig)[0])
+}
+"""Every strategy by its type."""
 
-__all__ = ["AnyStrategy", "Band", "Margin", "MinerConfig", "Nothing", "Random", "TopK"]
+
+class MiningSettings(Settings):
+    """Which wrong images a query learns from, and how they are found."""
+
+    strategy: StrategyConfig = TopK()
+    search: Search = "exact"
+    """How the best images are found: exactly, or by a FAISS index of this kind; only for strategies that need no
+    more than the best."""
+    index: IndexSettings = IndexSettings()
+    filters: tuple[FilterConfig, ...] = ()
+    """False-negative filters, one after the other; what they drop is counted and not replaced."""
+    fallback: Literal["none", "top_k", "random"] = "none"
+    """What fills up a query with fewer images than the strategy is to give: nothing, its best-ranked or random wrong
+    ones."""
+    rank_reference: bool = False
+    """Rank the reference too, which may then be mined."""
+    only_failed_queries: bool | None = None
+    """Mine only for queries whose target is not ranked first; by default so with `top_k` and `random` alone."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if ignored := self.index.ignored_settings(self.search):
+            raise ValueError(f"index: {' and '.join(ignored)} does nothing with search: {self.search}")
+        if self.search != "exact" and (self.strategy.needs_full_gallery or self.fallback == "random"):
+            raise ValueError(
+                f"search: {self.search} is for strategies that need the best images only, without a random fallback; "
+                f"{self.strategy.type} with fallback: {self.fallback} sees the whole gallery"
+            )
+        if self.fallback != "none" and self.strategy.type == "none":
+            raise ValueError(f"fallback: {self.fallback} does nothing with the strategy `none`")
+        return self
+
+    @property
+    def skips_solved_queries(self) -> bool:
+        """Whether queries whose target is ranked first are passed over."""
+        chosen = self.only_failed_queries
+        return self.strategy.only_failed_queries if chosen is None else chosen
+
+
+__all__ = [
+    "STRATEGIES",
+    "AnyStrategy",
+    "Band",
+    "Margin",
+    "MiningSettings",
+    "NoMining",
+    "Random",
+    "StrategyConfig",
+    "TopK",
+]

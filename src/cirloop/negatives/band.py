@@ -25,7 +25,18 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.base import About, Block, Floats, Mask, Rows, Strategy, best_of, drawn, drawn_of, hardest
+from cirloop.negatives.base import (
+    CandidateBlock,
+    Floats,
+    Mask,
+    MiningContext,
+    Rows,
+    Selection,
+    Strategy,
+    sample_from,
+    select,
+    top_of,
+)
 
 CACHED = 1 << 18
 """Scores worked on at once by a thread: what its processor keeps close."""
@@ -37,51 +48,50 @@ class Band(Strategy):
     """Images between the two steepest drops after the target."""
 
     type: Literal["band"] = "band"
-    k: int = Field(1, ge=1)
+    negatives_per_query: int = Field(1, ge=1)
     """Images drawn from the set per query."""
     variant: Literal["paper", "released"] = "paper"
     """The band as the paper defines it, or as the released code does."""
-    how: Literal["random", "hardest"] = "random"
+    selection: Selection = "random"
     """Which images of the band are taken."""
     n_def: int | None = Field(None, ge=1)
     """How often the sets are defined in a run of T rounds: every floor(T / n_def) rounds; by default in every round."""
-    warm_up: int | None = Field(None, ge=0)
+    full_set_rounds: int | None = Field(None, ge=0)
     """First rounds in which the set is every image but the target; by default floor(T / n_def), without `n_def` 0."""
 
-    def period(self, rounds: int) -> int:
+    def refresh_every(self, rounds: int) -> int:
         return 1 if self.n_def is None else max(1, rounds // self.n_def)
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
-        inside_BK = self.inside(block, about)
-        if self.how == "hardest":
-            return hardest(block, inside_BK, self.k)
-        return drawn(block, inside_BK, self.k, about)
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+        inside_BK = self.inside(block, context)
+        return select(self.selection, block, inside_BK, self.negatives_per_query, context)
 
-    def sets(self, block: Block, about: About) -> list[Rows]:
-        return [np.flatnonzero(row) for row in self.inside(block, about)]
+    def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+        return [np.flatnonzero(row) for row in self.inside(block, context)]
 
-    def from_sets(self, block: Block, about: About, sets: Sequence[Rows]) -> list[Rows]:
-        if self.how == "hardest":
-            return [best_of(s, inside, self.k) for s, inside in zip(block.scores_BK, sets, strict=True)]
-        return drawn_of(block, sets, self.k, about)
+    def choose_from(self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]) -> list[Rows]:
+        if self.selection == "hardest":
+            k = self.negatives_per_query
+            return [top_of(s, inside, k) for s, inside in zip(block.scores_BK, sets, strict=True)]
+        return sample_from(block, sets, self.negatives_per_query, context)
 
-    def counts(self, block: Block, about: About, sets: Sequence[Rows]) -> dict[str, int]:
+    def set_stats(self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]) -> dict[str, int]:
         """`whole_tail`: queries without two cliffs, whose set is all below the target; a band never holds tail[0]."""
         sizes_B = np.array([len(inside) for inside in sets], np.int64)
-        least_B = np.count_nonzero(block.allowed_BK, axis=1) - (block.target_rank_B - 1)  # length of the tail, or less
+        least_B = np.count_nonzero(block.eligible_BK, axis=1) - (block.target_rank_B - 1)  # length of the tail, or less
         likely = np.flatnonzero((sizes_B > 0) & (sizes_B >= least_B))
-        tails_B = np.count_nonzero(below_target(block.of(likely)), axis=1)
+        tails_B = np.count_nonzero(below_target(block.select(likely)), axis=1)
         return {"whole_tail": int(np.count_nonzero(sizes_B[likely] == tails_B))}
 
-    def inside(self, block: Block, about: About) -> Mask:
+    def inside(self, block: CandidateBlock, context: MiningContext) -> Mask:
         """Which candidates (B, K) are in the set."""
-        default = 0 if self.n_def is None else self.period(about.rounds)
-        if about.iteration < (default if self.warm_up is None else self.warm_up):
-            return block.allowed_BK
-        inside_BK = np.empty_like(block.allowed_BK)
+        default = 0 if self.n_def is None else self.refresh_every(context.rounds)
+        if context.iteration < (default if self.full_set_rounds is None else self.full_set_rounds):
+            return block.eligible_BK
+        inside_BK = np.empty_like(block.eligible_BK)
 
         def fill(rows: slice) -> None:
-            part = block.of(rows)
+            part = block.select(rows)
             inside_BK[rows] = band(part.scores_BK, below_target(part), self.variant)
 
         size = max(1, CACHED // block.scores_BK.shape[1])
@@ -90,13 +100,13 @@ class Band(Strategy):
         return inside_BK
 
 
-def below_target(block: Block) -> Mask:
+def below_target(block: CandidateBlock) -> Mask:
     """Allowed candidates (B, K) ranked after the target: scored lower, or as high with a later gallery row."""
     target_B1 = block.target_score_B[:, None]
-    below_BK = np.asarray(block.allowed_BK & (block.scores_BK < target_B1))
-    tied_BK = block.allowed_BK & (block.scores_BK == target_B1)
+    below_BK = np.asarray(block.eligible_BK & (block.scores_BK < target_B1))
+    tied_BK = block.eligible_BK & (block.scores_BK == target_B1)
     for b in np.flatnonzero(tied_BK.any(axis=1)):
-        below_BK[b] |= tied_BK[b] & (block.columns_BK[b] > block.target_B[b])
+        below_BK[b] |= tied_BK[b] & (block.gallery_index_BK[b] > block.target_B[b])
     return below_BK
 
 
@@ -122,7 +132,7 @@ def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]
     inside_BK[long_B] = tail_BK[long_B] & (scores <= top_B[:, None]) & (scores >= bottom_B[:, None])
     level = (values_BK[here, low_B] == top_B) | (values_BK[here, high_B + 1] == bottom_B)  # a bound inside a tie
     for b, low, high in zip(long_B[level], low_B[level], high_B[level], strict=True):
-        tail = best_of(scores_BK[b], np.flatnonzero(tail_BK[b]), -1)
+        tail = top_of(scores_BK[b], np.flatnonzero(tail_BK[b]))
         inside_BK[b] = False
         inside_BK[b, tail[low + 1 : high + 1]] = True
     return inside_BK

@@ -3,7 +3,7 @@
 The shares hold over the queries, for every k: a query takes floor(share * k) images or one more from each pool, `k` in
 all, by systematic rounding as in `mixture` with the numbers u = (i + 1/2) / Q in the place of its draws, where i is the
 query's place in one seeded shuffle of all Q queries. The totals over all queries are then the shares of Q * k to within
-one image; where only some queries are mined (`only_wrong`), they are so in expectation.
+one image; where only some queries are mined (`mining.only_failed_queries`), they are so in expectation.
 An image is taken once; `any` is drawn last, from all that is left. A pool that is too short is not filled from another.
 An image of unknown (empty) category is in `any` alone, and a target of unknown category has no `same` and no `other`.
 Degenerate case: with one category `other` is empty.
@@ -16,15 +16,15 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.base import About, Block, Floats, Mask, Rows, Strategy, best_of
-from cirloop.negatives.mixture import shares
+from cirloop.negatives.base import CandidateBlock, Floats, Mask, MiningContext, Rows, Selection, Strategy, top_of
+from cirloop.negatives.mixture import allocate
 from cirloop.types import UserError
 
 
 class CategoryMix(Strategy):
     """`k` images of which a share is of the target's category, a share of others, and a share of any."""
 
-    knowledge: ClassVar[tuple[str, ...]] = ("categories",)
+    context_fields: ClassVar[tuple[str, ...]] = ("categories",)
     type: Literal["category_mix"] = "category_mix"
     same: float = Field(0.7, ge=0, le=1)
     """Share of other items of the target's category."""
@@ -32,7 +32,7 @@ class CategoryMix(Strategy):
     """Share of items of other categories."""
     any: float = Field(0.1, ge=0, le=1)
     """Share of items of whatever category."""
-    how: Literal["random", "hardest"] = "random"
+    selection: Selection = "random"
     """Which images of a pool: drawn evenly, or the best-scored."""
 
     @model_validator(mode="after")
@@ -42,33 +42,36 @@ class CategoryMix(Strategy):
             raise ValueError(f"same {self.same}, other {self.other} and any {self.any} must sum to 1, found {total:g}")
         return self
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
-        about.need(self.type, categories="a category per image: of the data set, or of negatives.attributes")
-        assert about.categories is not None
-        categories_G = np.asarray(about.categories, dtype=object)
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+        context.require(self.type, categories="a category per image: of the data set, or of negatives.attributes")
+        assert context.categories is not None
+        categories_G = np.asarray(context.categories, dtype=object)
         known_G = np.asarray(categories_G != "", bool)
-        counts_BP, out = self._counts(block, about), []
-        for i, number in enumerate(block.numbers_B):
+        counts_BP, out = self._num_per_pool(block, context), []
+        for i, number in enumerate(block.query_index_B):
             category = categories_G[block.target_B[i]]
             same_G = known_G & np.asarray(categories_G == category, bool)
             other_G = known_G & ~same_G if category else np.zeros_like(known_G)
-            columns_K = block.columns_BK[i]
-            draw = about.stream(int(number)) if self.how == "random" else None
-            left_K, taken = block.allowed_BK[i].copy(), []
+            columns_K = block.gallery_index_BK[i]
+            draw = context.rng(int(number)) if self.selection == "random" else None
+            left_K, taken = block.eligible_BK[i].copy(), []
             for pool_K, count in zip((same_G[columns_K], other_G[columns_K], True), counts_BP[i], strict=True):
                 taken.append(_take(block.scores_BK[i], left_K & pool_K, count, draw))
                 left_K[taken[-1]] = False
-            out.append(best_of(block.scores_BK[i], np.sort(np.concatenate(taken)), -1))
+            out.append(top_of(block.scores_BK[i], np.sort(np.concatenate(taken))))
         return out
 
-    def _counts(self, block: Block, about: About) -> list[list[int]]:
+    def _num_per_pool(self, block: CandidateBlock, context: MiningContext) -> list[list[int]]:
         """How many images each query of the block takes from each pool."""
-        num_queries = len(about.targets_Q)
+        num_queries = len(context.targets_Q)
         if num_queries == 0:
             raise UserError("the negative strategy 'category_mix' needs the target of every query, and was given none.")
-        places_Q = np.random.default_rng(about.seed).permutation(num_queries)
+        places_Q = np.random.default_rng(context.seed).permutation(num_queries)
         weights = (self.same, self.other, self.any)
-        return [shares(self.k, weights, (places_Q[number] + 0.5) / num_queries).tolist() for number in block.numbers_B]
+        return [
+            allocate(self.negatives_per_query, weights, (places_Q[number] + 0.5) / num_queries).tolist()
+            for number in block.query_index_B
+        ]
 
 
 def _take(scores_K: Floats, pool_K: Mask, count: int, draw: np.random.Generator | None) -> Rows:
@@ -76,4 +79,4 @@ def _take(scores_K: Floats, pool_K: Mask, count: int, draw: np.random.Generator 
     found = np.flatnonzero(pool_K)
     if len(found) <= count:
         return found
-    return best_of(scores_K, found, count) if draw is None else draw.choice(found, count, replace=False)
+    return top_of(scores_K, found, count) if draw is None else draw.choice(found, count, replace=False)

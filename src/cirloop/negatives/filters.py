@@ -31,7 +31,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class MinedPairs:
     """Mined images: query numbers and gallery rows (N,), their scores and their targets' rows and scores."""
 
     numbers_N: Rows
@@ -40,17 +40,17 @@ class Pairs:
     targets_N: Rows
     target_scores_N: Floats
 
-    def of(self, keep_N: Mask) -> Pairs:
-        return Pairs(*(getattr(self, name)[keep_N] for name in self.__dataclass_fields__))
+    def of(self, keep_N: Mask) -> MinedPairs:
+        return MinedPairs(*(getattr(self, name)[keep_N] for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True, slots=True)
-class Judges:
+class FilterContext:
     """What filters may ask: vectors of the gallery, P(yes) of pairs, and a second model's (image, target) scores."""
 
     vectors_GD: Floats
-    yes: Callable[[Pairs], Sequence[float]]
-    second: Callable[[str, Pairs], tuple[Floats, Floats]]
+    yes_probability: Callable[[MinedPairs], Sequence[float]]
+    second_model_scores: Callable[[str, MinedPairs], tuple[Floats, Floats]]
 
 
 class ScoreMargin(Settings):
@@ -59,7 +59,7 @@ class ScoreMargin(Settings):
     type: Literal["score_margin"] = "score_margin"
     margin: float = 0.0
 
-    def keep(self, pairs: Pairs, judges: Judges) -> Mask:
+    def keep(self, pairs: MinedPairs, context: FilterContext) -> Mask:
         return np.asarray(pairs.scores_N <= pairs.target_scores_N - np.float32(self.margin))
 
 
@@ -69,8 +69,8 @@ class NearDuplicate(Settings):
     type: Literal["near_duplicate"] = "near_duplicate"
     threshold: float = Field(0.95, gt=-1, le=1)
 
-    def keep(self, pairs: Pairs, judges: Judges) -> Mask:
-        images, targets = judges.vectors_GD[pairs.columns_N], judges.vectors_GD[pairs.targets_N]
+    def keep(self, pairs: MinedPairs, context: FilterContext) -> Mask:
+        images, targets = context.vectors_GD[pairs.columns_N], context.vectors_GD[pairs.targets_N]
         norms = np.linalg.norm(images, axis=1) * np.linalg.norm(targets, axis=1)
         return np.asarray((images * targets).sum(axis=1) <= self.threshold * norms)
 
@@ -81,8 +81,8 @@ class Verify(Settings):
     type: Literal["verify"] = "verify"
     threshold: float = Field(0.5, gt=0, lt=1)
 
-    def keep(self, pairs: Pairs, judges: Judges) -> Mask:
-        return np.array(judges.yes(pairs), np.float32) <= self.threshold
+    def keep(self, pairs: MinedPairs, context: FilterContext) -> Mask:
+        return np.array(context.yes_probability(pairs), np.float32) <= self.threshold
 
 
 class Agreement(Settings):
@@ -92,21 +92,23 @@ class Agreement(Settings):
     path: str
     """Model directory or hub name of the second embedder; `tiny` is the embedded base model."""
 
-    def keep(self, pairs: Pairs, judges: Judges) -> Mask:
-        images_N, targets_N = judges.second(self.path, pairs)
+    def keep(self, pairs: MinedPairs, context: FilterContext) -> Mask:
+        images_N, targets_N = context.second_model_scores(self.path, pairs)
         return np.asarray(~((pairs.scores_N > pairs.target_scores_N) & (images_N > targets_N)))
 
 
 FilterConfig = Annotated[ScoreMargin | NearDuplicate | Verify | Agreement, Field(discriminator="type")]
 
 
-def kept(filters: Sequence[FilterConfig], pairs: Pairs, judges: Judges) -> tuple[Mask, list[dict[str, Any]]]:
+def apply_filters(
+    filters: Sequence[FilterConfig], pairs: MinedPairs, context: FilterContext
+) -> tuple[Mask, list[dict[str, Any]]]:
     """Which pairs (N,) pass every filter, one after the other, and what each saw and dropped."""
     keep_N: Mask = np.ones(len(pairs.numbers_N), bool)
     counts: list[dict[str, Any]] = []
     for each in filters:
         left = np.flatnonzero(keep_N)
-        passed = each.keep(pairs.of(keep_N), judges) if len(left) else np.zeros(0, bool)
+        passed = each.keep(pairs.of(keep_N), context) if len(left) else np.zeros(0, bool)
         keep_N[left[~passed]] = False
         counts.append({"filter": each.type, "seen": len(left), "dropped": int((~passed).sum())})
     return keep_N, counts

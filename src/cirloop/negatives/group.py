@@ -12,19 +12,19 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from cirloop.negatives.base import About, Block, Rows, Strategy, hardest
+from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, top_eligible
 
 
 class Group(Strategy):
     """The `k` best-scored wrong images of the query's group."""
 
-    knowledge: ClassVar[tuple[str, ...]] = ("groups",)
+    context_fields: ClassVar[tuple[str, ...]] = ("groups",)
     type: Literal["group"] = "group"
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
-        about.need(self.type, groups="the image groups of a data set like CIRR")
-        assert about.groups is not None
-        eligible_BK = np.zeros_like(block.allowed_BK)
-        for i, number in enumerate(block.numbers_B):
-            eligible_BK[i] = block.allowed_BK[i] & np.isin(block.columns_BK[i], list(about.groups[number]))
-        return hardest(block, eligible_BK, self.k)
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+        context.require(self.type, groups="the image groups of a data set like CIRR")
+        assert context.groups is not None
+        eligible_BK = np.zeros_like(block.eligible_BK)
+        for i, number in enumerate(block.query_index_B):
+            eligible_BK[i] = block.eligible_BK[i] & np.isin(block.gallery_index_BK[i], list(context.groups[number]))
+        return top_eligible(block, eligible_BK, self.negatives_per_query)

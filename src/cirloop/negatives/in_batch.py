@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.base import About, Block, Mask, Rows, Strategy, hardest
+from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
 from cirloop.types import UserError
 
 
@@ -26,23 +26,23 @@ class InBatch(Strategy):
     batch_size: int = Field(48, ge=2)
     """Queries per batch."""
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """Up to `k` other targets of the batch, best-scored first. Raises UserError where no targets are known."""
-        return hardest(block, self._others(block, about), self.k)
+        return top_eligible(block, self._others(block, context), self.negatives_per_query)
 
-    def sets(self, block: Block, about: About) -> list[Rows]:
+    def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """The other targets of the batch."""
-        return hardest(block, self._others(block, about), block.scores_BK.shape[1])
+        return top_eligible(block, self._others(block, context), block.scores_BK.shape[1])
 
-    def _others(self, block: Block, about: About) -> Mask:
-        num_queries = len(about.targets_Q)
+    def _others(self, block: CandidateBlock, context: MiningContext) -> Mask:
+        num_queries = len(context.targets_Q)
         if num_queries == 0:
             raise UserError("the negative strategy 'in_batch' needs the target of every query, and was given none.")
-        order_Q = np.random.default_rng(about.seed).permutation(num_queries)
+        order_Q = np.random.default_rng(context.seed).permutation(num_queries)
         place_Q = np.argsort(order_Q)
-        others_BK = np.zeros_like(block.allowed_BK)
-        for i, number in enumerate(block.numbers_B):
+        others_BK = np.zeros_like(block.eligible_BK)
+        for i, number in enumerate(block.query_index_B):
             start = place_Q[number] // self.batch_size * self.batch_size
             batch = order_Q[start : start + self.batch_size]
-            others_BK[i] = np.isin(block.columns_BK[i], about.targets_Q[batch])
-        return others_BK & block.allowed_BK
+            others_BK[i] = np.isin(block.gallery_index_BK[i], context.targets_Q[batch])
+        return others_BK & block.eligible_BK

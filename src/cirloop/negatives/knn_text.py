@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.base import About, Block, Floats, Rows, Strategy, best_of
+from cirloop.negatives.base import CandidateBlock, Floats, MiningContext, Rows, Strategy, top_of
+from cirloop.retrieval.dense import all_scores
 
 RAISES = 3
 """Thresholds tried: the given one and two raised ones."""
@@ -42,29 +43,21 @@ class KnnText(Strategy):
     min_visual_similarity: float = Field(0.3, ge=-1, le=1)
     """Similarity to the target that an image needs; -1 = any."""
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
-        return [rows[: self.k] for rows in self.sets(block, about)]
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+        return [rows[: self.negatives_per_query] for rows in self.candidate_sets(block, context)]
 
-    def sets(self, block: Block, about: About) -> list[Rows]:
-        about.need(self.type, vectors_GD="the gallery's vectors", text_scores="similarities of the texts alone")
-        assert about.vectors_GD is not None
-        visual_BG = _similarities(about.vectors_GD, block.target_B)
-        text_BG = about.text_scores(block.numbers_B)
-        eligible_BG = block.allowed_BK & (visual_BG >= np.float32(self.min_visual_similarity))
+    def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+        context.require(self.type, vectors_GD="the gallery's vectors", text_scores="similarities of the texts alone")
+        assert context.vectors_GD is not None
+        visual_BG = all_scores(context.vectors_GD[block.target_B], context.vectors_GD)
+        text_BG = context.text_scores(block.query_index_B)
+        eligible_BG = block.eligible_BK & (visual_BG >= np.float32(self.min_visual_similarity))
         out = []
         for visual, text, eligible in zip(visual_BG, text_BG, eligible_BG, strict=True):
-            near = best_of(visual, np.flatnonzero(eligible), self.k_nn)
+            near = top_of(visual, np.flatnonzero(eligible), self.k_nn)
             kept = near[:0]
             for threshold in thresholds(self.cosine_threshold):
-                if len(kept) < self.k:
+                if len(kept) < self.negatives_per_query:
                     kept = near[text[near] < threshold]
             out.append(kept)
         return out
-
-
-def _similarities(vectors_GD: Floats, rows_B: Rows, step: int = 1 << 14) -> Floats:
-    """Float32 similarities (B, G) of some images to all; float16 vectors, also mapped from a file, in parts."""
-    mine_BD, out = np.asarray(vectors_GD[rows_B], np.float32), np.empty((len(rows_B), len(vectors_GD)), np.float32)
-    for start in range(0, len(vectors_GD), step):
-        out[:, start : start + step] = mine_BD @ np.asarray(vectors_GD[start : start + step], np.float32).T
-    return out

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.base import About, Block, Rows, Strategy, drawn, hardest
+from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Selection, Strategy, select
 
 WINDOW = 10
 """Candidates looked at per image asked for, where a limit is set and `range_max` is not."""
@@ -25,7 +25,7 @@ WINDOW = 10
 class Margin(Strategy):
     """The best images under a limit that the target's score sets."""
 
-    whole: ClassVar[bool] = False
+    needs_full_gallery: ClassVar[bool] = False
     type: Literal["margin"] = "margin"
     absolute_margin: float | None = Field(None, ge=0)
     """Cosine that a negative must score below the target."""
@@ -41,14 +41,15 @@ class Margin(Strategy):
     """Best-ranked candidates that are skipped."""
     range_max: int | None = Field(None, ge=1)
     """Candidates looked at; by default 10 per image asked for and one more where a limit is set."""
-    how: Literal["hardest", "random"] = "hardest"
+    selection: Selection = "hardest"
     """Which of the images under the limit are taken."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Margin:
-        if self.depth < self.range_min + self.k:
+        if self.depth < self.range_min + self.negatives_per_query:
             raise ValueError(
-                f"range_max {self.range_max} leaves fewer than k {self.k} after range_min {self.range_min}"
+                f"range_max {self.range_max} leaves fewer than negatives_per_query "
+                f"{self.negatives_per_query} after range_min {self.range_min}"
             )
         return self
 
@@ -57,10 +58,11 @@ class Margin(Strategy):
         if self.range_max is not None:
             return self.range_max
         limits = (self.absolute_margin, self.relative_margin, self.mean_delta, self.min_score, self.max_score)
-        wanted = WINDOW * self.k + 1 if any(limit is not None for limit in limits) else self.k
+        limited = any(limit is not None for limit in limits)
+        wanted = WINDOW * self.negatives_per_query + 1 if limited else self.negatives_per_query
         return self.range_min + wanted
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         target_B1 = block.target_score_B[:, None]
         limit_B1 = np.full_like(target_B1, np.inf)
         if self.absolute_margin is not None:
@@ -68,13 +70,13 @@ class Margin(Strategy):
         if self.relative_margin is not None:
             limit_B1 = np.minimum(limit_B1, target_B1 - np.abs(target_B1) * np.float32(self.relative_margin))
         if self.mean_delta is not None:
-            about.need(self.type, mean_target_score="the mean score of all targets")
-            limit_B1 = np.minimum(limit_B1, np.float32(about.mean_target_score or 0.0) + np.float32(self.mean_delta))
+            context.require(self.type, mean_target_score="the mean score of all targets")
+            limit_B1 = np.minimum(limit_B1, np.float32(context.mean_target_score or 0.0) + np.float32(self.mean_delta))
         if self.max_score is not None:
             limit_B1 = np.minimum(limit_B1, np.float32(self.max_score))
-        place_BK = block.allowed_BK.cumsum(axis=1) - 1
-        eligible = block.allowed_BK & (block.scores_BK <= limit_B1)
+        place_BK = block.eligible_BK.cumsum(axis=1) - 1
+        eligible = block.eligible_BK & (block.scores_BK <= limit_B1)
         eligible &= (place_BK >= self.range_min) & (place_BK < self.depth)
         if self.min_score is not None:
             eligible &= block.scores_BK >= np.float32(self.min_score)
-        return hardest(block, eligible, self.k) if self.how == "hardest" else drawn(block, eligible, self.k, about)
+        return select(self.selection, block, eligible, self.negatives_per_query, context)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from cirloop.negatives.base import About, Block, Mask, Rows, Strategy, best_of, ranked
+from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, sorted_block, top_of
 from cirloop.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     # When the program runs it is the union of the strategies, which `model_rebuild` is given once they all exist.
 
 
-def without_own_share(strategy: Strategy) -> Strategy:
-    """A validator: raises ValueError for settings that a held strategy does not decide."""
-    for name in ("k", "only_wrong", "reference", "fallback"):
-        if getattr(strategy, name) != type(strategy).model_fields[name].default:
-            raise ValueError(f"{name} of the held strategy {strategy.type!r} does nothing; set it on what holds it")
+def reject_ignored_settings(strategy: Strategy) -> Strategy:
+    """A validator: raises ValueError for a number of images that a held strategy does not decide."""
+    name = "negatives_per_query"
+    if getattr(strategy, name) != type(strategy).model_fields[name].default:
+        raise ValueError(f"{name} of the held strategy {strategy.type!r} does nothing; set it on what holds it")
     return strategy
 
 
@@ -42,9 +42,9 @@ class MixturePart(Settings):
     weight: float = Field(1.0, gt=0)
     """Share of the images, in relation to the other parts' weights."""
     strategy: AnyStrategy
-    """What chooses them; `k`, `only_wrong`, `reference` and `fallback` are the mixture's."""
+    """What chooses them; `negatives_per_query` is the mixture's."""
 
-    _share = field_validator("strategy")(without_own_share)
+    _share = field_validator("strategy")(reject_ignored_settings)
 
 
 class Mixture(Strategy):
@@ -55,40 +55,46 @@ class Mixture(Strategy):
     """The strategies, the first choosing first."""
 
     @property
-    def needs(self) -> set[str]:
-        return {name for part in self.parts for name in part.strategy.needs}
+    def requires(self) -> set[str]:
+        return {name for part in self.parts for name in part.strategy.requires}
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """Up to `k` images, best-scored first."""
-        return chosen(block, about, self.k, [p.strategy for p in self.parts], [p.weight for p in self.parts])
+        return choose_from_parts(
+            block, context, self.negatives_per_query, [p.strategy for p in self.parts], [p.weight for p in self.parts]
+        )
 
 
-def chosen(block: Block, about: About, k: int, strategies: Sequence[Strategy], weights: Sequence[float]) -> list[Rows]:
+def choose_from_parts(
+    block: CandidateBlock, context: MiningContext, k: int, strategies: Sequence[Strategy], weights: Sequence[float]
+) -> list[Rows]:
     """`k` images of each query from `strategies` by `weights` (0 = none), best-scored first, none twice."""
-    draws = branch(about, 0)
-    shared = [shares(k, weights, draws.stream(int(n)).random()) for n in block.numbers_B]
+    draws = derived_context(context, 0)
+    shared = [allocate(k, weights, draws.rng(int(n)).random()) for n in block.query_index_B]
     num_BP = np.array(shared, np.int64).reshape(-1, len(strategies))
-    left_BK = block.allowed_BK.copy()
+    left_BK = block.eligible_BK.copy()
     for part, strategy in enumerate(strategies):
         for num in np.unique(num_BP[num_BP[:, part] > 0, part]):
             which = np.flatnonzero(num_BP[:, part] == num)
-            asked = strategy.model_copy(update={"k": int(num)})
-            found = _ask(asked, some_queries(block, which, left_BK), branch(about, part + 1))
+            asked = strategy.model_copy(update={"negatives_per_query": int(num)})
+            found = _ask(
+                asked, replace(block.select(which), eligible_BK=left_BK[which]), derived_context(context, part + 1)
+            )
             for i, positions in zip(which, found, strict=True):
                 left_BK[i, positions] = False
-    taken_BK = block.allowed_BK & ~left_BK
-    return [best_of(scores, np.flatnonzero(row), -1) for scores, row in zip(block.scores_BK, taken_BK, strict=True)]
+    taken_BK = block.eligible_BK & ~left_BK
+    return [top_of(scores, np.flatnonzero(row)) for scores, row in zip(block.scores_BK, taken_BK, strict=True)]
 
 
-def _ask(strategy: Strategy, block: Block, about: About) -> list[Rows]:
-    if strategy.whole or block.ranks_BK is not None:
-        return strategy.choose(block, about)
-    best_first, order_BK = ranked(block)
-    found = strategy.choose(best_first, about)
+def _ask(strategy: Strategy, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+    if strategy.needs_full_gallery or block.ranks_BK is not None:
+        return strategy.choose(block, context)
+    best_first, order_BK = sorted_block(block)
+    found = strategy.choose(best_first, context)
     return [order[positions] for order, positions in zip(order_BK, found, strict=True)]
 
 
-def shares(k: int, weights: Sequence[float], draw: float) -> Rows:
+def allocate(k: int, weights: Sequence[float], draw: float) -> Rows:
     """How many of `k` each weight gets: its quota rounded down or up by `draw` from [0, 1), `k` in all."""
     upto_P = np.cumsum(weights)
     quota_P = k * (upto_P / upto_P[-1])  # of a part and those before it; the last is exactly k
@@ -96,26 +102,7 @@ def shares(k: int, weights: Sequence[float], draw: float) -> Rows:
     return num_P
 
 
-def branch(about: About, part: int) -> About:
+def derived_context(context: MiningContext, part: int) -> MiningContext:
     """The same knowledge with random numbers of its own: no draw of a part may hang on what shared out `k`."""
-    seed = np.random.SeedSequence([about.seed, part]).generate_state(1)[0]
-    return replace(about, seed=int(seed))
-
-
-def some_queries(block: Block, which: Rows, allowed_BK: Mask) -> Block:
-    """The queries `which` of a block, with other allowed candidates."""
-    columns_BK = block.columns_BK
-    if columns_BK.strides[0] == 0:  # one row in memory for all queries, and it stays one
-        columns_BK = np.broadcast_to(columns_BK[0], (len(which), columns_BK.shape[1]))
-    else:
-        columns_BK = columns_BK[which]
-    return Block(
-        numbers_B=block.numbers_B[which],
-        columns_BK=columns_BK,
-        scores_BK=block.scores_BK[which],
-        allowed_BK=allowed_BK[which],
-        target_B=block.target_B[which],
-        target_score_B=block.target_score_B[which],
-        target_rank_B=block.target_rank_B[which],
-        ranks_BK=None if block.ranks_BK is None else block.ranks_BK[which],
-    )
+    seed = np.random.SeedSequence([context.seed, part]).generate_state(1)[0]
+    return replace(context, seed=int(seed))

@@ -6,16 +6,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from cirloop.negatives.base import About, Block, Rows, Strategy
+from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy
 
 
-class Nothing(Strategy):
+class NoMining(Strategy):
     """Mines no image, so there is nothing to caption either."""
 
-    whole: ClassVar[bool] = False
+    needs_full_gallery: ClassVar[bool] = False
     type: Literal["none"] = "none"
-    fallback: Literal["none"] = "none"
-    """Nothing fills up."""
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
-        return [np.zeros(0, np.int64) for _ in block.numbers_B]
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+        return [np.zeros(0, np.int64) for _ in block.query_index_B]

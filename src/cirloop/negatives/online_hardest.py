@@ -1,6 +1,6 @@
 """Online hardest mining: the hardest valid ones among a query's most similar candidates.
 
-Of the `pool` most similar wrong images of a query, those scored at most `margin` above its target,
+Of the `candidate_pool` most similar wrong images of a query, those scored at most `margin` above its target,
 
     s <= target + margin,
 
@@ -10,7 +10,7 @@ here). The `k` best-scored valid ones are kept. `training.online.online_mask` is
 training batch.
 
 Degenerate cases: a query all of whose pool outscores its target gives nothing, however many valid images lie beyond;
-with `valid: all` the result is the `k` best-ranked wrong images.
+with `validity: all` the result is the `k` best-ranked wrong images.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.base import About, Block, Mask, Rows, Strategy, hardest
+from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
 
 
 class OnlineHardest(Strategy):
-    """The `k` best-scored valid images among the `pool` most similar ones."""
+    """The `k` best-scored valid images among the `candidate_pool` most similar ones."""
 
-    whole: ClassVar[bool] = False
+    needs_full_gallery: ClassVar[bool] = False
     type: Literal["online_hardest"] = "online_hardest"
-    pool: int = Field(50, ge=1)
+    candidate_pool: int = Field(50, ge=1)
     """Most similar wrong images looked at, in images."""
-    valid: Literal["below_target", "all"] = "below_target"
+    validity: Literal["below_target", "all"] = "below_target"
     """Which of the pool may be taken: those scored at most `margin` above the target, or all."""
     margin: float = 0.0
     """What a valid image may score above the target, in cosine; negative: what it must lie below."""
 
     @model_validator(mode="after")
     def _margin_is_used(self) -> OnlineHardest:
-        if self.valid == "all" and self.margin != 0:
-            raise ValueError(f"margin {self.margin} does nothing with valid: all; leave it out, or use below_target")
+        if self.validity == "all" and self.margin != 0:
+            raise ValueError(f"margin {self.margin} does nothing with validity: all; leave it out, or use below_target")
         return self
 
     @property
     def depth(self) -> int:
         """Allowed candidates to search: the pool."""
-        return self.pool
+        return self.candidate_pool
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """Up to `k` valid images of the pool, best-scored first."""
-        return hardest(block, self._valid(block), self.k)
+        return top_eligible(block, self._valid(block), self.negatives_per_query)
 
-    def sets(self, block: Block, about: About) -> list[Rows]:
+    def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """The valid images of the pool."""
-        return hardest(block, self._valid(block), self.pool)
+        return top_eligible(block, self._valid(block), self.candidate_pool)
 
-    def _valid(self, block: Block) -> Mask:
-        pool_BK = most_similar(block, self.pool)
-        if self.valid == "below_target":
+    def _valid(self, block: CandidateBlock) -> Mask:
+        pool_BK = most_similar(block, self.candidate_pool)
+        if self.validity == "below_target":
             pool_BK &= block.scores_BK <= block.target_score_B[:, None] + self.margin
         return pool_BK
 
 
-def most_similar(block: Block, count: int) -> Mask:
+def most_similar(block: CandidateBlock, count: int) -> Mask:
     """(B, K): True for the `count` best-scored allowed candidates of each query, ties by gallery row."""
-    best_BK = np.zeros(block.allowed_BK.shape, bool)
-    for row, positions in zip(best_BK, hardest(block, block.allowed_BK, count), strict=True):
+    best_BK = np.zeros(block.eligible_BK.shape, bool)
+    for row, positions in zip(best_BK, top_eligible(block, block.eligible_BK, count), strict=True):
         row[positions] = True
     return best_BK

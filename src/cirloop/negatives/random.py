@@ -6,17 +6,16 @@ The images a query is given have nothing to do with what the model confuses. Deg
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from cirloop.negatives.base import About, Block, Rows, Strategy, drawn
+from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, sample_eligible
 
 
 class Random(Strategy):
     """`k` random wrong images."""
 
+    only_failed_queries: ClassVar[bool] = True
     type: Literal["random"] = "random"
-    only_wrong: bool = True
-    """Mine only for queries whose target is not ranked first."""
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
-        return drawn(block, block.allowed_BK, self.k, about)
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+        return sample_eligible(block, block.eligible_BK, self.negatives_per_query, context)

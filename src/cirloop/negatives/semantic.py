@@ -1,7 +1,7 @@
 """Semantic mining: images close to the query that do not do what its text asks.
 
 Let s(q, x) be the score by which images are ranked, of the whole query, and m(q, x) the similarity of image x to the
-modification text alone. Among the `window` best-ranked wrong images, those with
+modification text alone. Among the `candidate_pool` best-ranked wrong images, those with
 
     m(q, x) <= m(q, target) - margin
 
@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.base import About, Block, Mask, Rows, Strategy, hardest
+from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
 from cirloop.negatives.online_hardest import most_similar
 
 QUERIES = 256
@@ -29,9 +29,9 @@ QUERIES = 256
 class Semantic(Strategy):
     """The `k` best-scored images that fit the modification text worse than the target."""
 
-    whole: ClassVar[bool] = False
+    needs_full_gallery: ClassVar[bool] = False
     type: Literal["semantic"] = "semantic"
-    window: int = Field(100, ge=1)
+    candidate_pool: int = Field(100, ge=1)
     """Best-ranked wrong images looked at, in images."""
     margin: float = Field(0.05, ge=0)
     """How much less similar to the text than the target an image must be, in cosine."""
@@ -39,24 +39,24 @@ class Semantic(Strategy):
     @property
     def depth(self) -> int:
         """Allowed candidates to search: the window."""
-        return self.window
+        return self.candidate_pool
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """Up to `k` images, best-scored first. Raises UserError where the texts' similarities are not known."""
-        return hardest(block, self._unfit(block, about), self.k)
+        return top_eligible(block, self._unfit(block, context), self.negatives_per_query)
 
-    def sets(self, block: Block, about: About) -> list[Rows]:
+    def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """The images of the window that fit the text worse."""
-        return hardest(block, self._unfit(block, about), self.window)
+        return top_eligible(block, self._unfit(block, context), self.candidate_pool)
 
-    def _unfit(self, block: Block, about: About) -> Mask:
-        about.need(self.type, text_scores="similarities of the images to the modification texts alone")
-        unfit_BK = most_similar(block, self.window)
+    def _unfit(self, block: CandidateBlock, context: MiningContext) -> Mask:
+        context.require(self.type, text_scores="similarities of the images to the modification texts alone")
+        unfit_BK = most_similar(block, self.candidate_pool)
         for start in range(0, len(unfit_BK), QUERIES):
             part = slice(start, start + QUERIES)
-            fit_NG = about.text_scores(block.numbers_B[part])
+            fit_NG = context.text_scores(block.query_index_B[part])
             target_N1 = np.take_along_axis(fit_NG, block.target_B[part, None], axis=1)
             # Column -1 reads the last image's similarity; no such position is allowed.
-            fit_NK = np.take_along_axis(fit_NG, block.columns_BK[part], axis=1)
+            fit_NK = np.take_along_axis(fit_NG, block.gallery_index_BK[part], axis=1)
             unfit_BK[part] &= fit_NK <= target_N1 - self.margin
         return unfit_BK

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cirloop.negatives.base import About, Block, Mask, Rows, Strategy, drawn, hardest
+from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Selection, Strategy, select, top_eligible
 
 
 class SemiHard(Strategy):
@@ -24,20 +24,18 @@ class SemiHard(Strategy):
     type: Literal["semi_hard"] = "semi_hard"
     margin: float = Field(0.2, gt=0)
     """Width of the band below the target's score, in cosine."""
-    how: Literal["hardest", "random"] = "hardest"
+    selection: Selection = "hardest"
     """Which of the band: the best-scored, or random ones."""
 
-    def choose(self, block: Block, about: About) -> list[Rows]:
+    def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """Up to `k` of the band, best-scored first."""
-        if self.how == "random":
-            return drawn(block, self._band(block), self.k, about)
-        return hardest(block, self._band(block), self.k)
+        return select(self.selection, block, self._band(block), self.negatives_per_query, context)
 
-    def sets(self, block: Block, about: About) -> list[Rows]:
+    def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """The band."""
-        return hardest(block, self._band(block), block.scores_BK.shape[1])
+        return top_eligible(block, self._band(block), block.scores_BK.shape[1])
 
-    def _band(self, block: Block) -> Mask:
+    def _band(self, block: CandidateBlock) -> Mask:
         target_B1 = block.target_score_B[:, None]
         near_BK: Mask = (block.scores_BK > target_B1 - self.margin) & (block.scores_BK < target_B1)
-        return near_BK & block.allowed_BK
+        return near_BK & block.eligible_BK

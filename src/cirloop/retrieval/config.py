@@ -9,7 +9,7 @@ from pydantic import Field
 from cirloop.settings import Settings
 
 Search = Literal["exact", "flat", "ivf", "ivf_pq", "hnsw"]
-READ: dict[Search, set[str]] = {
+SETTINGS_BY_INDEX: dict[Search, set[str]] = {
     "ivf": {"nlist", "nprobe", "training_size"},
     "ivf_pq": {"nlist", "nprobe", "training_size", "m", "nbits", "candidates"},
 }
@@ -32,8 +32,8 @@ class IndexSettings(Settings):
     candidates: int = Field(4, ge=1)
     """ivf_pq: images looked up by their codes per image wanted; they are then scored exactly."""
 
-    def unread(self, search: Search) -> list[str]:
+    def ignored_settings(self, search: Search) -> list[str]:
         """The settings given that an index of this kind does not read."""
         fields = type(self).model_fields
         given = [name for name in fields if getattr(self, name) != fields[name].default]
-        return [name for name in given if name not in READ.get(search, set())]
+        return [name for name in given if name not in SETTINGS_BY_INDEX.get(search, set())]

@@ -19,11 +19,13 @@ import numpy.typing as npt
 
 from cirloop.types import UserError
 
+CHECKED_NUMBERS = 1 << 25
+"""Numbers that are looked at at once."""
 MAPPED_BYTES = 1 << 30
 """Arrays of at least this size are made on disk, where there is a directory for them."""
 
 
-class Parts:
+class ConcatArray:
     """Arrays (N, D) or (N, M, D) one after the other, as one that is read by slices and by rows.
 
     A slice inside one part is a view of it; everything else is a copy of the rows asked for, and of no others.
@@ -91,7 +93,23 @@ def open_vectors(path: Path) -> Any:
             found = " and ".join(f"{each.name} {dtype} (N, {', '.join(map(str, shape))})"
                                  for each, (dtype, shape) in zip((files[0], file), kinds, strict=True))  # fmt: skip
             raise UserError(f"its files do not go together: {found}")
-    return parts[0] if len(parts) == 1 else Parts(parts)
+    return parts[0] if len(parts) == 1 else ConcatArray(parts)
+
+
+def validate_embeddings(vectors: Any, name: str) -> Any:
+    """The vectors, which are finite numbers in two dimensions, or three where an image has several. Raises UserError
+    otherwise, with the first bad row."""
+    shaped = getattr(vectors, "ndim", 0) in (2, 3) and 0 not in vectors.shape[1:]
+    if not shaped or vectors.dtype not in (np.float16, np.float32):
+        found = f"{getattr(vectors, 'dtype', type(vectors).__name__)} {getattr(vectors, 'shape', '')}"
+        raise UserError(f"{name} must be a float16 or float32 array of rows and dimensions, found {found}.")
+    step = max(1, CHECKED_NUMBERS // int(np.prod(vectors.shape[1:], dtype=np.int64)))
+    for start in range(0, len(vectors), step):
+        part = vectors[start : start + step]
+        bad = np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))
+        if len(bad):
+            raise UserError(f"{name}: row {start + int(bad[0])} is not finite (NaN or infinity).")
+    return vectors
 
 
 def files_of(path: Path) -> list[Path]:
@@ -107,7 +125,7 @@ def files_of(path: Path) -> list[Path]:
     return sorted(found, key=lambda file: [int(w) if w.isdecimal() else w for w in re.split(r"(\d+)", file.name)])
 
 
-def room(shape: Sequence[int], directory: Path | None) -> npt.NDArray[np.float32]:
+def zeros_or_memmap(shape: Sequence[int], directory: Path | None) -> npt.NDArray[np.float32]:
     """Zeros (float32) of `shape`: in memory, or from 1 GiB on in a nameless file in `directory` that goes with them."""
     if directory is None or 4 * np.prod(shape, dtype=np.int64) < MAPPED_BYTES:
         return np.zeros(tuple(shape), np.float32)

@@ -28,8 +28,8 @@ from cirloop.backbones.similarity import pooled, similarity
 from cirloop.data import triplets
 from cirloop.data.images import BadImage, Packed, decode
 from cirloop.experiment import done_iterations
+from cirloop.retrieval.dense import best_positions
 from cirloop.retrieval.embed import embed_now
-from cirloop.retrieval.search import best_columns
 from cirloop.run import adapter_of, run_directory
 from cirloop.search.config import MAX_K, Searched
 from cirloop.search.gallery import Searchable, of_folder, of_run
@@ -109,7 +109,7 @@ class Searcher:
         scores_N = similarity(self._query(reference, text), self._vectors)[0]
         out = [] if keep else self._same(reference)
         scores_N[out] = -np.inf
-        best = best_columns(scores_N[None], min(k, len(scores_N) - len(out)))[0] if len(out) < len(scores_N) else []
+        best = best_positions(scores_N, min(k, len(scores_N) - len(out)))
         ids = self._gallery.ids
         return tuple(Hit(ids[row], float(scores_N[row]), rank) for rank, row in enumerate(best, 1))
 

@@ -70,7 +70,7 @@ class Batches:
         for negative in mined:
             query = self._by_id[negative.query].query
             kind = self._known.barred(query).get(self._known.content(negative.image))
-            asked_for = kind == REFERENCE and negative.image == query.reference  # by `mining.reference: in`
+            asked_for = kind == REFERENCE and negative.image == query.reference  # by `mining.rank_reference`
             if kind is not None and not asked_for:
                 self.num_right += 1
             else:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from cirloop.negatives.attributes.extract import combined
+from cirloop.negatives.attributes.extract import resolve
 from cirloop.negatives.attributes.lexicon import Lexicon, Match, stem, tokens
 from cirloop.negatives.attributes.values import ANY
 from cirloop.types import UserError
@@ -59,10 +59,10 @@ class ZeroShot:
             )
         return pipeline
 
-    def asked(self, texts: Sequence[str]) -> list[dict[str, str]]:
+    def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
         return self._read(texts, "The text asks for {}.", True)
 
-    def described(self, captions: Sequence[str]) -> list[dict[str, str]]:
+    def parse_caption(self, captions: Sequence[str]) -> list[dict[str, str]]:
         return self._read(captions, "The text describes {}.", False)
 
     def _labels(self, change: bool) -> dict[str, tuple[str, str]]:
@@ -112,10 +112,10 @@ class TokenClassifier:
             raise UserError(f"attributes: model {self.model!r} has no fast tokenizer, which says where its words are.")
         return pipeline
 
-    def asked(self, texts: Sequence[str]) -> list[dict[str, str]]:
+    def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
         return self._read(texts, False)
 
-    def described(self, captions: Sequence[str]) -> list[dict[str, str]]:
+    def parse_caption(self, captions: Sequence[str]) -> list[dict[str, str]]:
         return self._read(captions, True)
 
     def _attribute(self, label: str) -> str | None:
@@ -131,7 +131,7 @@ class TokenClassifier:
         found = self.pipeline([texts[i] for i in full], aggregation_strategy="first", stride=stride)
         for i, entities in zip(full, found, strict=True):
             words = tokens(texts[i])
-            out[i] = combined(words, self._matches(texts[i], len(words), entities), self.lexicon, caption)
+            out[i] = resolve(words, self._matches(texts[i], len(words), entities), self.lexicon, caption)
         return out
 
     def _matches(self, text: str, num_words: int, entities: Sequence[dict[str, Any]]) -> list[Match]:

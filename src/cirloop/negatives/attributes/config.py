@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
 from cirloop.settings import Settings
 
 if TYPE_CHECKING:
-    from cirloop.negatives.attributes.extract import Extractor
+    from cirloop.negatives.attributes.lexicon import Lexicon
+
+
+class Extractor(Protocol):
+    """Attributes of texts, {attribute: value} each; values as `attributes.values` writes them."""
+
+    @property
+    def lexicon(self) -> Lexicon: ...
+
+    def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
+        """What modification texts ask for."""
+
+    def parse_caption(self, captions: Sequence[str]) -> list[dict[str, str]]:
+        """What captions say of their images."""
 
 
 class AttributeSettings(Settings):

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirloop.negatives.attributes.config import AttributeSettings
-from cirloop.negatives.attributes.extract import Extractor
+from cirloop.negatives.attributes.config import AttributeSettings, Extractor
 from cirloop.negatives.attributes.lexicon import Lexicon
 from cirloop.negatives.attributes.table import Table
-from cirloop.negatives.attributes.values import joined
+from cirloop.negatives.attributes.values import join_values
 from cirloop.problems import Problems
 from cirloop.types import ImageId
 
@@ -35,17 +34,12 @@ def image_attributes(
     if settings.images == "vlm":
         assert caption is not None, "images from 'vlm' need a caption callable"
         captions = of_model(caption, images)
-        return _table(dict(zip(captions, extractor.described([*captions.values()]), strict=True)), images)
+        return _table(dict(zip(captions, extractor.parse_caption([*captions.values()]), strict=True)), images)
     assert settings.file is not None  # the settings see to it
     if settings.images == "metadata":
         return _table(metadata(settings.file, extractor.lexicon, images), images)
     texts = captions_file(settings.file, images)
-    return _table(dict(zip(texts, extractor.described(list(texts.values())), strict=True)), images)
-
-
-def categories(table: Table, lexicon: Lexicon) -> list[str]:
-    """Per image the value of the lexicon's category attribute, empty where it is unknown."""
-    return table.categories(lexicon.category)
+    return _table(dict(zip(texts, extractor.parse_caption(list(texts.values())), strict=True)), images)
 
 
 def metadata(path: Path, lexicon: Lexicon, images: Sequence[ImageId]) -> dict[ImageId, dict[str, str]]:
@@ -76,7 +70,7 @@ def _values(problems: Problems, where: str, lexicon: Lexicon, name: str, value: 
     if wrong:
         problems.add(where, f"must be text with letters or digits, found {wrong[0]!r:.60}")
         return ""
-    return joined(lexicon.value(name, v) for v in values)
+    return join_values(lexicon.value(name, v) for v in values)
 
 
 def captions_file(path: Path, images: Sequence[ImageId]) -> dict[ImageId, str]:

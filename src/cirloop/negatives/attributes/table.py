@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.negatives.attributes.values import verdict
+from cirloop.negatives.attributes.values import compare_values
 
 Counts = npt.NDArray[np.int16]
 Verdicts = npt.NDArray[np.int8]
@@ -62,10 +62,10 @@ class Table(Sequence[Mapping[str, str]]):
         return self.rows[row]
 
     def compare(self, name: str, asked: str | None, target: str | None) -> Verdicts:
-        """Per image 1, -1 or 0: agrees, differs, unknown (see `values.verdict`)."""
+        """Per image 1, -1 or 0: agrees, differs, unknown (see `values.compare_values`)."""
         key = (name, asked, target)
         if key not in self._known:
-            found = [verdict(asked, target, value) for value in self.values[name]]
+            found = [compare_values(asked, target, value) for value in self.values[name]]
             self._known[key] = np.array([*found, 0], np.int8)  # code -1, unknown, takes the last
         return self._known[key][self._codes[name]]
 

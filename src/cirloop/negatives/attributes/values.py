@@ -15,7 +15,7 @@ NOT = "!"
 OR = "|"
 
 
-def joined(values: Iterable[str]) -> str:
+def join_values(values: Iterable[str]) -> str:
     """One string for several values, in one order whatever order they came in."""
     return OR.join(sorted(set(values)))
 
@@ -44,7 +44,7 @@ def agrees(wanted: str | None, found: str | None) -> bool | None:
     return True if absent and (seen or absent <= unseen) else None
 
 
-def verdict(asked: str | None, target: str | None, found: str | None) -> int:
+def compare_values(asked: str | None, target: str | None, found: str | None) -> int:
     """1 where `found` agrees with what is asked or what the target has, -1 where it differs, 0 where not known.
 
     A text's value is believed unless the target's own contradicts it: then, as for `*`, the target's counts alone.

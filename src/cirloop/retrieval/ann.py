@@ -1,8 +1,8 @@
-"""Best images from a FAISS index, for galleries too large to score in full: flat (exact), IVF, IVF-PQ or HNSW.
+"""FAISS: indexes for galleries too large to score in full (flat, which is exact, IVF, IVF-PQ, HNSW), and k-means.
 
-The index says which images are in question; their scores are computed as in `top.py`, so ranks and ties are the same
+The index says which images are in question; their scores are computed as in `topk.py`, so ranks and ties are the same
 for the images found. What an approximate index misses is measured: `recall` of the exact best on sampled queries. The
-gallery is read shard by shard; what the index itself holds in memory is in docs/scaling.md.
+gallery is read part by part; what the index itself holds in memory is in docs/scaling.md.
 Sources: FAISS (arXiv 2401.08281); HNSW (arXiv 1603.09320); product quantisation (Jegou et al., PAMI 2011). Q queries, G
 gallery, K kept.
 """
@@ -15,13 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cirloop.retrieval.blocks import BLOCK_NUMBERS, Floats, Rows, shard_size
 from cirloop.retrieval.config import IndexSettings
-from cirloop.retrieval.top import best_rows, exact_scores
+from cirloop.retrieval.topk import Floats, Rows, part_size, scores_of, topk
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 Kind = Literal["flat", "ivf", "ivf_pq", "hnsw"]
+QUERIES = 4096
+"""Queries that the index is asked at once."""
 SAMPLED = 200
 """Queries whose best images are also searched exactly."""
 LINKS = 32
@@ -32,30 +33,34 @@ GPU_LIMIT = 2048
 """Images per query, and lists, that FAISS searches on a GPU."""
 
 
-def indexed_rows(
-    queries_QD: Any, gallery_GD: Any, k: int, kind: Kind, settings: IndexSettings | None = None, seed: int = 0
-) -> tuple[Rows, Floats, float]:
+def ann_topk(
+    queries_QD: Any, gallery_GD: Any, k: int, kind: Kind, settings: IndexSettings | None = None, seed: int = 0,
+    excluded_QE: Rows | None = None,
+) -> tuple[Rows, Floats, float]:  # fmt: skip
     """Gallery rows (Q, K) of each query's best images by an index, their scores, best first, and the recall.
 
-    Rows that the index did not find are -1 with a score of -inf. Raises UserError for settings that do not fit the
-    gallery.
+    Rows that the index did not find, and those in `excluded_QE`, are -1 with a score of -inf. Raises UserError for
+    settings that do not fit the gallery.
     """
     if gallery_GD.ndim == 3:
         raise UserError(f"search: {kind} is for images of one vector each; this model gives several. Use exact.")
     settings, k = settings or IndexSettings(), min(k, len(gallery_GD))
-    reach = min(k * (settings.candidates if kind == "ivf_pq" else 1), len(gallery_GD))
+    wanted = k if excluded_QE is None else k + excluded_QE.shape[1]
+    reach = min(wanted * (settings.candidates if kind == "ivf_pq" else 1), len(gallery_GD))
     index = build(gallery_GD, kind, settings, seed, reach)
     rows_QK, scores_QK = np.empty((len(queries_QD), k), np.int64), np.empty((len(queries_QD), k), np.float32)
-    size = max(1, min(4096, BLOCK_NUMBERS // (reach * gallery_GD.shape[1])))  # queries whose candidates are in memory
-    for start in range(0, len(queries_QD), size):
-        block = slice(start, start + size)
+    for start in range(0, len(queries_QD), QUERIES):
+        block = slice(start, start + QUERIES)
         queries = np.ascontiguousarray(queries_QD[block], np.float32)
         found = np.sort(index.search(queries, reach)[1], axis=1)  # by row, so that the stable sort below settles ties
-        scores = exact_scores(queries, gallery_GD, np.maximum(found, 0))
-        scores[found < 0] = -np.inf
+        scores = scores_of(queries, gallery_GD, np.maximum(found, 0))
+        lost = found < 0
+        if excluded_QE is not None:
+            lost |= (found[:, :, None] == excluded_QE[block][:, None]).any(axis=2)
+        scores[lost], found[lost] = -np.inf, -1
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         rows_QK[block], scores_QK[block] = np.take_along_axis(found, order, 1), np.take_along_axis(scores, order, 1)
-    return rows_QK, scores_QK, recall(queries_QD, gallery_GD, rows_QK, seed)
+    return rows_QK, scores_QK, recall(queries_QD, gallery_GD, rows_QK, seed, excluded_QE)
 
 
 def build(gallery_GD: Any, kind: Kind, settings: IndexSettings, seed: int, reach: int) -> Any:
@@ -76,7 +81,7 @@ def build(gallery_GD: Any, kind: Kind, settings: IndexSettings, seed: int, reach
         index.train(_sample(gallery_GD, kind, nlist, settings, seed))
     if hasattr(index, "clustering_index"):
         index.clustering_index = None
-    step = shard_size(gallery_GD)
+    step = part_size(gallery_GD)
     for start in range(0, len(gallery_GD), step):
         index.add(np.ascontiguousarray(gallery_GD[start : start + step], np.float32))
     return index
@@ -121,11 +126,23 @@ def _sample(gallery_GD: Any, kind: Kind, nlist: int, settings: IndexSettings, se
     return np.ascontiguousarray(gallery_GD[rows], np.float32)
 
 
-def recall(queries_QD: Any, gallery_GD: Any, rows_QK: Rows, seed: int) -> float:
+def recall(queries_QD: Any, gallery_GD: Any, rows_QK: Rows, seed: int, excluded_QE: Rows | None = None) -> float:
     """The share of the exact best images that `rows_QK` holds, over at most 200 queries."""
-    chosen = np.random.default_rng(seed).permutation(len(queries_QD))[:SAMPLED]
-    exact, _ = best_rows(queries_QD[np.sort(chosen)], gallery_GD, rows_QK.shape[1])
-    found = [len({*a.tolist()} & {*b.tolist()}) for a, b in zip(exact, rows_QK[np.sort(chosen)], strict=True)]
-    share = sum(found) / max(1, exact.size)
-    logger.info("the index holds %.4f of the exact best %d images (%d queries)", share, rows_QK.shape[1], len(chosen))
+    sample = np.sort(np.random.default_rng(seed).permutation(len(queries_QD))[:SAMPLED])
+    excluded = None if excluded_QE is None else excluded_QE[sample]
+    exact, _ = topk(queries_QD[sample], gallery_GD, rows_QK.shape[1], excluded=excluded)
+    held = sum(np.isin(best[best >= 0], rows).sum() for best, rows in zip(exact, rows_QK[sample], strict=True))
+    share = float(held / max(1, np.count_nonzero(exact >= 0)))
+    logger.info("the index holds %.4f of the exact best %d images (%d queries)", share, rows_QK.shape[1], len(sample))
     return share
+
+
+def kmeans(vectors_ND: Any, num_clusters: int, seed: int) -> tuple[Rows, Floats]:
+    """The cluster (N,) of each unit vector and the unit centroids (C, D), by spherical k-means."""
+    import faiss
+
+    vectors_ND = np.ascontiguousarray(vectors_ND, np.float32)
+    num = min(num_clusters, len(vectors_ND))
+    found = faiss.Kmeans(vectors_ND.shape[1], num, seed=seed % 2**31, spherical=True, min_points_per_centroid=1)
+    found.train(vectors_ND)
+    return np.asarray(found.index.search(vectors_ND, 1)[1][:, 0], np.int64), np.asarray(found.centroids)

@@ -33,7 +33,7 @@ def is_generic(text: str) -> bool:
     return all(word in GENERIC for word in re.findall(r"[^\W_]+", text.casefold()))
 
 
-def uses(texts: Sequence[str], min_length: int, limit: int) -> tuple[Rows, Mask]:
+def max_uses(texts: Sequence[str], min_length: int, limit: int) -> tuple[Rows, Mask]:
     """How often each text (T) may be a negative, and which are short.
 
     Generic: never. At least `min_length` characters: `limit` times. Shorter: where there is no longer one, and at most
