@@ -207,10 +207,12 @@ def traced(batches: Iterable[T], what: str) -> Iterator[T]:
 
     meter.inside = True
     try:
-        with nullcontext() if path.exists() else _profiler(save) as profiler:
+        recording: Any = nullcontext() if path.exists() else _profiler(save)
+        with recording as profiler:
             for batch in batches:
                 num += 1
-                with FlopCounterMode(display=False) if num <= COUNTED else nullcontext() as counter:
+                counting: Any = FlopCounterMode(display=False) if num <= COUNTED else nullcontext()
+                with counting as counter:
                     yield batch
                 flops = counter.get_total_flops() if counter is not None else flops
                 if profiler is not None:

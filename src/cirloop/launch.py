@@ -122,7 +122,7 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who:
             raise stopping.Stopped
         said = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise UserError(
-            f"{who} ended with {said}; their output above says why. What was finished is kept: go on with "
+            f"{who} ended with {said}; their output above and in logs/ says why. What was finished is kept: go on with "
             "--auto_resume."
         )
 
