@@ -1,10 +1,13 @@
-"""Vectors of images and of texts, a batch at a time. What a batch gives depends on nothing but the batch."""
+"""Vectors of images and of texts, a batch at a time. What a batch gives depends on nothing but the batch.
+
+An encoder of texts gives unit-norm vectors (B, E); `cut` counts texts too long for it, of which the end is not read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +19,6 @@ from cirloop.backbones.similarity import pooled
 from cirloop.backbones.weights import weights_digest
 from cirloop.negatives.base import Floats
 from cirloop.types import ImageId, UserError
-
-
-class TextEncoder(Protocol):
-    """Gives unit-norm vectors (B, E) of texts; `cut` counts texts too long for it, of which the end is not read."""
-
-    fingerprint: str
-    cut: int
-
-    def vectors(self, texts: Sequence[str]) -> Floats: ...
 
 
 def image_vectors(backbone: Any, images: Sequence[Image.Image], prepared: Any = None) -> Floats:
