@@ -21,6 +21,7 @@ LEAVES = {
 }  # fmt: skip
 ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training", "evaluation", "report"}
 BELOW_STAGES = LEAVES | ROOMS | {"config", "notices", "rows"}
+EXPERIMENT = {"checks", "flags", "lock", "loop", "plan", "report_run", "run", "stages", "trackers", "watch"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
@@ -76,9 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     "checks": BELOW_STAGES | {"launch", "model_checks", "trackers"},
     "measure": BELOW_STAGES | {"models", "worker"},
     "plan": BELOW_STAGES | {"launch", "measure", "model_checks", "resources"},
-    "experiment": BELOW_STAGES
-    | {"checks", "flags", "lock", "loop", "plan", "report_run", "run", "stages", "trackers", "watch"},
-    | {"checks", "lock", "plan", "report_run", "stages", "loop", "flags", "run", "trackers", "watch"},
+    "experiment": BELOW_STAGES | EXPERIMENT,
     "score_rankings": BELOW_STAGES,
     "evaluate_run": BELOW_STAGES | {"launch", "stages", "loop", "flags", "experiment", "score_rankings", "run"},
     "add_negatives": LEAVES | {"backbones", "data", "flags", "negatives", "report"},
