@@ -10,17 +10,37 @@ for t = 1 .. T:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cirloop import stages, telling
+from cirloop import telling
 from cirloop.artifacts import Artifact, write_json
-from cirloop.run import Run
+from cirloop.config import RunConfig
+
+if TYPE_CHECKING:
+    from cirloop.run import Run
 
 RESULTS = "evaluation_results.json"
 
 
+def plan(config: RunConfig, accounts: bool) -> list[str]:
+    """Return the names of a run's artifacts in the order in which `iterate` makes them.
+
+    `accounts`: the data set knows the truth, so that mining and captions are counted.
+    """
+    names = ["evaluation_base.json"] if config.evaluation.base else []
+    names += ["checkpoint_iter_0", "evaluation_iter_0.json"]
+    for t in range(1, config.num_iterations + 1):
+        names.append(f"hard_negatives_iter_{t - 1}.json")
+        names += [f"augmented_samples_iter_{t}.json"] if config.captioning.enabled else []
+        names += [f"accounting_iter_{t}.json"] if accounts else []
+        names += [f"checkpoint_iter_{t}", f"evaluation_iter_{t}.json"]
+    return names
+
+
 def iterate(run: Run) -> list[dict[str, Any]]:
-    """Do what is not done yet; returns the evaluations, base first."""
+    """Do what is not done yet; return the evaluations, base first."""
+    from cirloop import stages  # torch loads here
+
     config, split = run.config, run.config.evaluation.split
     results: list[dict[str, Any]] = []
 

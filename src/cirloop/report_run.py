@@ -14,10 +14,10 @@ from cirloop.config import RunConfig
 from cirloop.data import Dataset
 from cirloop.data.sources import Sources
 from cirloop.directory import run_directory
+from cirloop.loop import plan
 from cirloop.report import html
 from cirloop.report.terminal import progress
 from cirloop.types import EvalSplit, TrainSplit, UserError
-from cirloop.watch import plan
 
 logger = logging.getLogger(__name__)
 ANY_NUMBER = 1 << 62

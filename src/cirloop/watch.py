@@ -13,6 +13,7 @@ from typing import Any
 from cirloop import notices, schemas, telling
 from cirloop.artifacts import Artifact, Store
 from cirloop.config import RunConfig
+from cirloop.loop import plan
 from cirloop.report.costs import Costs
 from cirloop.report.live import Head
 from cirloop.report.terminal import metric_rows
@@ -22,18 +23,6 @@ WARM_UP = "checkpoint_iter_0"
 PARTS = {"hard_negatives": "mining", "augmented_samples": "captions", "checkpoint": "training", "evaluation":
          "evaluation", "accounting": "accounting"}  # fmt: skip
 """Kinds of artifacts, and the part of the loop that makes them."""
-
-
-def plan(config: RunConfig, counts: bool) -> list[str]:
-    """The names of a run's artifacts in the order of `loop.py`; `counts`: the data set knows the truth."""
-    names = ["evaluation_base.json"] if config.evaluation.base else []
-    names += [WARM_UP, "evaluation_iter_0.json"]
-    for t in range(1, config.num_iterations + 1):
-        names.append(f"hard_negatives_iter_{t - 1}.json")
-        names += [f"augmented_samples_iter_{t}.json"] if config.captioning.enabled else []
-        names += [f"accounting_iter_{t}.json"] if counts else []
-        names += [f"checkpoint_iter_{t}", f"evaluation_iter_{t}.json"]
-    return names
 
 
 class Watch:

@@ -26,10 +26,11 @@ from rich.console import Console
 from cirloop import telling
 from cirloop.artifacts import Store
 from cirloop.config import from_json
+from cirloop.loop import plan
 from cirloop.report.costs import Costs
 from cirloop.report.live import Head, View
 from cirloop.report.terminal import progress
-from cirloop.watch import Watch, plan
+from cirloop.watch import Watch
 from tests.commands import ROOT
 from tests.distributed.test_many import are_gone, processes
 from tests.faults.harness import VERY_SMALL
