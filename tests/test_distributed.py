@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from cirloop import experiment, stages
-from cirloop.artifacts import Artifact, Store, write_json
+from cirloop.artifacts import Artifact, Store
+from cirloop.config import save
 from cirloop.data.sources import Sources
 from cirloop.run import Run
 from cirloop.types import UserError
@@ -40,7 +41,7 @@ def trained_again(
     training = {**NO_DROPOUT, "lora": {"dropout": 0.0, "dtype": dtype}}
     config = small(directory, training=training, runtime=runtime)
     run = Run(config, Store(directory), config.data.build(Sources(None, config.cache, lambda items, _: items)))
-    write_json(directory / "config.json", config.resolved())
+    save(config, directory / "config.json")
     first, negatives, samples = (
         run.store.make(name, {}, [], partial(copy, alone / name), 0)
         for name in ("checkpoint_iter_0", "hard_negatives_iter_0.json", "augmented_samples_iter_1.json")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop.artifacts import Store, write_json
-from cirloop.config import RunConfig
+from cirloop.artifacts import Store
+from cirloop.config import RunConfig, save
 from cirloop.export_vectors import ExportConfig, main, write, write_parquet
 from cirloop.mine_split import mining_inputs
 from cirloop.mine_vectors import main as mine_vectors
@@ -29,7 +29,7 @@ def read(path: Path) -> Any:
 def config(small: Any, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """Of a run that has not begun: its base model can be exported."""
     made: RunConfig = small(tmp_path_factory.mktemp("runs") / "run")
-    write_json(made.directory / "config.json", made.resolved())
+    save(made, made.directory / "config.json")
     return made
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from cirloop import lock
 from cirloop.artifacts import Store, write_json
+from cirloop.config import save
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +131,7 @@ def test_a_second_run_refuses_and_changes_nothing(small: Any, tmp_path: Path) ->
     from cirloop import experiment
 
     with lock.held(tmp_path / "run"):
-        write_json(tmp_path / "run" / "config.json", small(tmp_path / "run").resolved())
+        save(small(tmp_path / "run"), tmp_path / "run" / "config.json")
         before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
         for resume in (False, True):
             with pytest.raises(UserError, match="a run works in"):

@@ -22,7 +22,7 @@ from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
 from cirloop.backbones.weights import PARTS_WEIGHTS, resolve
 from cirloop.training.config import TrainingSettings
-from cirloop.training.trainer import Pair
+from cirloop.training.gradients import QueryCandidateModule
 from cirloop.types import UserError
 from tests.backbones.tiny_blip2 import QUERY_TOKENS, build_tiny_blip2
 
@@ -213,7 +213,7 @@ def test_distributed_training_misses_no_gradient(path: Path, vision: Any, tmp_pa
     backbone.make_trainable(TrainingSettings(), seed=1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        module = torch.nn.parallel.DistributedDataParallel(Pair(backbone.module))
+        module = torch.nn.parallel.DistributedDataParallel(QueryCandidateModule(backbone.module))
         for _ in range(2):
             queries, images = module([backbone.inputs(items, vision[:4]) for items in (QUERIES, IMAGES[:4])])
             similarity(queries, images).square().sum().backward()

@@ -41,7 +41,9 @@ def test_all_paths_give_the_same_vectors(name: str, tmp_path: Path) -> None:
         trainer = Trainer(backbone, features, batches, settings, 1, 0, "", tmp_path / "w", 0, accelerator())
         trainer.module.eval()  # without dropout
         with torch.no_grad():
-            trained = [made.numpy() for made in trainer.module([trainer._inputs(queries), trainer._inputs(images)])]
+            trained = [
+                made.numpy() for made in trainer.module([trainer.engine._inputs_of(each) for each in (queries, images)])
+            ]
         for one, other in zip(searched, trained, strict=True):
             assert one.shape == other.shape and np.abs(one - other).max() < 1e-5
     from_pixels = image_vectors(backbone, [train.images.load(image) for image in train.gallery.ids])

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cirloop.artifacts import file_digests, write_json
+from cirloop.artifacts import file_digests
+from cirloop.config import save
 from cirloop.disk import explain
 from cirloop.evaluate_run import EvalConfig, evaluate_run
 from cirloop.export.__main__ import main
@@ -36,7 +37,7 @@ def test_iterations_that_are_not_there(iteration: str, says: str, run: Path) -> 
 def unfinished(small: Any, place: Path, **changes: Any) -> Path:
     """A run directory with settings, and no artifact."""
     config = small(place / "run", **changes)
-    write_json(config.directory / "config.json", config.resolved())
+    save(config, config.directory / "config.json")
     return config.directory  # type: ignore[no-any-return]
 
 

@@ -33,6 +33,7 @@ FAULTS: dict[str, type[BaseException]] = {
 }  # fmt: skip
 PATTERNS = (
     (r"/\.tmp\w{6}$", "/*"),  # of safetensors
+    (r"/\.\d+\.[0-9a-f]{8}\.tmp$", "/*"),  # of the vision cache
     (r"\.([^/]+?)\.\d+(\.[0-9a-f]{8})?\.tmp$", r"\1"),  # of ours
     (r"(iter|replaced|attempt)_\d+", r"\1_*"),
     (r"step_\d+", "step_*"),

@@ -38,11 +38,11 @@ def content(path: Path) -> Any:
 
 
 def made(home: Path, iterations: int = 2, parts: int | None = None, queries: int = 12, images: int = 9,
-         top: bool = True, **changes: Any) -> RunConfig:  # fmt: skip
+         **changes: Any) -> RunConfig:  # fmt: skip
     """A made-up run of a model that is nowhere, and its data."""
     make_data(home / "data", queries, images, EVIL)
     config = settings(home, iterations, **changes)
-    Made(config, queries, images, 3, top).run(parts)
+    Made(config, queries, images, 3).run(parts)
     return config
 
 

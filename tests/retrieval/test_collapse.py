@@ -44,14 +44,14 @@ def test_a_run_warns_of_collapsed_embeddings_once_and_keeps_it(
     config = small(tmp_path / "run")
     run = Run(config, Store(tmp_path / "run"), config.data.build(Sources(None, config.cache, lambda items, _: items)))
     part = run.data.parts("val")[0]
-    with caplog.at_level(logging.WARNING), run.costs.stage("a", False, lambda kind: 0.0):
+    with caplog.at_level(logging.WARNING), run.costs.stage("a", False):
         run.gallery(run.embedder(None), part)
         assert not caplog.records
         for _ in range(2):
             run.gallery(run.embedder(None), grey(part))  # every picture the same
     (said,) = [record.getMessage() for record in caplog.records]
     assert "a cosine of 1.0000 on average" in said
-    with run.costs.stage("b", False, lambda kind: 0.0):
+    with run.costs.stage("b", False):
         pass
     rows = json.loads((tmp_path / "run" / "costs.json").read_text())["stages"]
     assert [len(row.get("warnings", [])) for row in rows] == [1, 0]

@@ -19,7 +19,7 @@ from cirloop.types import UserError
 
 
 @pytest.fixture
-def candidate_set() -> Any:
+def whole() -> Any:
     """Small integers, so that scores are exact and many tie, and no two programs round them differently."""
     return np.random.default_rng(0).integers(-1, 2, (700, 12)).astype(np.float32)
 

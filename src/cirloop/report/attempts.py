@@ -77,7 +77,7 @@ class Attempt:
         self._directory.mkdir(exist_ok=True)
         before = {int(found[1]): path for path in self._directory.iterdir()
                   if (found := re.fullmatch(r"attempt_(\d+)\.log", path.name))}  # fmt: skip
-        for number in sorted(before)[: 1 - KEPT]:
+        for number in sorted(before)[: max(0, len(before) + 1 - KEPT)]:
             for part in self._directory.glob(f"{before[number].stem}.*"):  # those of launched processes too
                 part.unlink()
         path = self._directory / f"attempt_{max(before, default=0) + 1:03d}.log"

@@ -84,6 +84,8 @@ def ranks(
 def scores_of(queries_QD: Any, gallery_GD: Any, rows_QW: Rows, device: str = "cpu") -> Floats:
     """The scores (Q, W) of given gallery rows of each query, those that `topk` and `ranks` give them."""
     device, score_QW = first_device(device), np.empty(rows_QW.shape, np.float32)
+    if not rows_QW.size:
+        return score_QW
     numbers = max(1, rows_QW.shape[1] * int(np.prod(gallery_GD.shape[1:], dtype=np.int64)))
     size = max(1, min(4096, BLOCK_NUMBERS // numbers))
     for start in range(0, len(rows_QW), size):
