@@ -242,6 +242,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "experiments" / "simulated_jsonl_iterative"
 
 
+@pytest.mark.full
 def test_all_that_a_simulated_run_leaves_says_so_first(simulated: Path) -> None:
     paths = [path for path in simulated.rglob("*.json") if path.name not in ("manifest.json",)]
     assert len(paths) > 12

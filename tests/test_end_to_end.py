@@ -119,7 +119,8 @@ def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> N
     assert file_digests(copy / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
 
 
-@pytest.mark.parametrize("num_kills", [1, pytest.param(3, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("num_kills", [1, 3])
 def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
     num_kills: int, finished: Path, small: Any, tmp_path: Path
 ) -> None:

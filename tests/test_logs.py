@@ -165,6 +165,7 @@ os.write(2, b"C says hello\\n")
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_launched_processes_have_logs_beside_the_attempts_and_the_first_the_terminal(rank: str, tmp_path: Path) -> None:
     with Attempt(tmp_path) as attempt:

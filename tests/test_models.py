@@ -67,12 +67,13 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
         yield made
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("foundation", "filters"),
     [
-        pytest.param({}, [], id="shared base", marks=pytest.mark.full),
-        pytest.param(OWN, [], id="a model of its own", marks=pytest.mark.full),
-        pytest.param({}, FILTERS, id="shared base, filters", marks=pytest.mark.full),
+        pytest.param({}, [], id="shared base"),
+        pytest.param(OWN, [], id="a model of its own"),
+        pytest.param({}, FILTERS, id="shared base, filters"),
         pytest.param(OWN, FILTERS, id="a model of its own, filters"),
     ],
 )

@@ -23,6 +23,7 @@ def test_is_small() -> None:
     assert sum(f.stat().st_size for f in directory.iterdir()) <= 20e6
 
 
+@pytest.mark.full
 def test_accepted_texts_are_mostly_true(cache: Path) -> None:
     """For images of the reference's family, one to three changes away; greedy, without the embedder's check."""
     train = ShapesSettings(train_families=20, train_triplets=160).build().train

@@ -139,6 +139,7 @@ def agree(found: Rows, run: Path) -> None:
     assert {name: kept.get(name) for name in wanted} == wanted
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("read", [in_tensorboard, in_mlflow, in_trackio], ids=["tensorboard", "mlflow", "trackio"])
 def test_each_tracker_has_every_number_of_the_run(read: Any, tracked: Path, places: Path) -> None:
     found = read(tracked, places)
@@ -166,6 +167,7 @@ def test_the_settings_are_the_hyperparameters(tracked: Path) -> None:
                           "none": None, "empty": "{}"}  # fmt: skip
 
 
+@pytest.mark.full
 def test_a_tracker_asked_for_later_gets_all_of_it_and_results_do_not_change(
     without: Path, places: Path, small: Any
 ) -> None:

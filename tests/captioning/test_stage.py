@@ -16,6 +16,7 @@ from cirloop.types import UserError
 TURN = 'answer: json\nturn: "{image}{image}Change of the first: {text}. Answer in JSON."\n'
 
 
+@pytest.mark.full
 def test_a_dry_run_by_template_says_so_and_a_changed_prompt_makes_other_captions(small: Any, tmp_path: Path) -> None:
     prompt = tmp_path / "mine-1.yaml"
     prompt.write_text(TURN)

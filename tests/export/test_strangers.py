@@ -117,6 +117,7 @@ def test_the_search_of_the_card_is_a_search(to: str, strangers: Path, exported: 
     assert scores.shape == (1, 3) and np.abs(scores).max() <= 1 and len({*scores[0].tolist()}) == 3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("to", FORMATS)
 def test_nothing_of_this_machine_is_in_an_export(to: str, exported: dict[str, Path], run: Path) -> None:
     texts = [path for path in exported[to].rglob("*") if path.suffix in (".json", ".md", ".jinja")]

@@ -10,7 +10,7 @@ from tests.faults.points import Case, kills
 from tests.tiers import one_in
 
 
-@pytest.mark.parametrize("case", one_in(28, kills()))
+@pytest.mark.parametrize("case", one_in(50, kills()))
 def test_killed(case: Case, harness: Harness) -> None:
     directory, ended, ends = meets(harness, case)
     assert ended.code == -9, ended.said

@@ -16,6 +16,7 @@ from tests.faults.harness import Harness
 NOBODY = 65534
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("stage", "file_bytes", "names"),
     [
@@ -62,6 +63,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("stage", "left"),
     [pytest.param("checkpoint_iter_1", 20_000, marks=pytest.mark.full), ("evaluation_iter_1.json", 0)],

@@ -38,7 +38,7 @@ def stopped(harness: Harness, site: str, kind: str, nth: int = 1) -> tuple[Path,
     return directory, ended, ends
 
 
-@pytest.mark.parametrize(("site", "kind"), one_in(7, STAGES, ["RuntimeError", "MemoryError"]))
+@pytest.mark.parametrize(("site", "kind"), one_in(20, STAGES, ["RuntimeError", "MemoryError"]))
 def test_an_exception_in_a_stage(site: str, kind: str, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, site, kind)
     assert ended.code in ((1, REFUSED) if kind == "MemoryError" else (1,)) and "injected" in ended.said, ended.said
@@ -56,7 +56,7 @@ def test_out_of_memory_in_inference(site: str, harness: Harness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "nth"), one_in(7, ["RuntimeError", "OutOfMemoryError", "KeyboardInterrupt", "SIGKILL"], [1, 4])
+    ("kind", "nth"), one_in(8, ["RuntimeError", "OutOfMemoryError", "KeyboardInterrupt", "SIGKILL"], [1, 4])
 )
 def test_in_a_step_before_and_after_a_step_checkpoint(kind: str, nth: int, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, STEP, kind, nth)
@@ -77,7 +77,7 @@ def test_a_loss_that_is_no_number(nth: int, harness: Harness) -> None:
     goes_on(harness, directory, "run", ends)
 
 
-@pytest.mark.parametrize("site", one_in(7, STAGES))
+@pytest.mark.parametrize("site", one_in(20, STAGES))
 def test_asked_to_stop(site: str, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, site, "SIGTERM")
     assert ended.code in (STOPPED, 0) and "Traceback" not in ended.said, ended.said

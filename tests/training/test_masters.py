@@ -45,6 +45,7 @@ def test_gradients_of_chunks_add_up_in_float32() -> None:
     assert masters.copies["weight"].grad.item() == 1 + 64 * 2.0**-9
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("chunk_size", [0, 3])
 def test_around_a_float32_base_nothing_changes(chunk_size: int, tmp_path: Path, cache: Path) -> None:
     states = []
