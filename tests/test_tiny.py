@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from transformers import Qwen2VLForConditionalGeneration
 
 from cirloop.backbones.weights import resolve
