@@ -94,7 +94,7 @@ class Watch:
         """The operation and its path."""
         if name == "open" and isinstance(args[0], str | bytes | os.PathLike):
             writes = set(args[1] or "") & set("wax+") if args[1] else args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            return ("open", _absolute(args[0])) if writes else None
+            return ("open", _absolute(args[0])) if writes and not os.path.isdir(args[0]) else None
         if name in ("os.rename", "os.link", "os.symlink"):
             return name.removeprefix("os."), _absolute(args[1])
         if name in ("os.remove", "os.rmdir", "os.mkdir"):

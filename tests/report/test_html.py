@@ -254,11 +254,12 @@ def test_report_only_refuses_what_is_no_run_and_what_was_altered(copied: RunConf
         rebuild(copied)
 
 
-def test_the_report_can_be_switched_off_and_decides_nothing(copied: RunConfig) -> None:
+def test_the_report_can_be_switched_off_and_decides_nothing(finished: Path, tmp_path: Path) -> None:
     from cirloop import experiment
 
-    config, _ = run_directory(copied.directory)
-    page = copied.directory / "report.html"
+    directory = shutil.copytree(finished, tmp_path / "run")
+    config, _ = run_directory(directory)
+    page = directory / "report.html"
     for report in (False, True):
         page.unlink(missing_ok=True)
         runtime = config.runtime.model_copy(update={"report": report})
