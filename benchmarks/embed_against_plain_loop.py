@@ -108,11 +108,11 @@ class FromPixels:
 def compare_training(work: Work, args: argparse.Namespace) -> None:
     """On a LoRA, so what follows it sees another model."""
     pixels, trainer = FromPixels(Plain(work)), work.trainer(args.batch, args.chunk, temperature=0.02)
-    kept: Any = trainer.features
+    kept: Any = trainer.engine.features
     kept.ensure(work.ids)
 
     def step(features: Any, number: int, repeat: int) -> tuple[float, torch.Tensor]:
-        trainer.features = features
+        trainer.engine.features = features
         return trainer.engine.backward(number), gradient(trainer)
 
     sides = {"from pixels": partial(step, pixels, 0), "kept features": partial(step, kept, 0)}

@@ -138,7 +138,7 @@ def compare_training(work: Work, theirs: Theirs, args: argparse.Namespace) -> No
         return float(loss.detach()), made
 
     def step(repeat: int, number: int = 0) -> tuple[float, torch.Tensor]:  # opening the cache is part of it
-        trainer.features = work.features(f"train {repeat}", args.workers)
+        trainer.engine.features = work.features(f"train {repeat}", args.workers)
         return trainer.engine.backward(number), gradient(trainer)
 
     sides = {"sentence-transformers": their_step, "cold cache": step, "warm cache": step}

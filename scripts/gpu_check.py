@@ -209,7 +209,7 @@ def step(check: Check, attention: str, packed: bool, lora: Values) -> Values:
     trainer: Any = work.trainer(args.batch, args.chunk, temperature=0.02, **lora)
     trainer._step(0, {})  # what is only slow the first time; it fills the cache
     values = check.metered(partial(trainer._step, 1, {}), args.batch, "triplets")
-    return {**values, "loss": trainer.log[-1]["loss"], "chunk": trainer.chunk_size}
+    return {**values, "loss": trainer.log[-1]["loss"], "chunk": args.chunk}
 
 
 def captions(check: Check) -> None:

@@ -21,8 +21,8 @@ from tests.faults.server import OPEN, ROOT
 
 LIMIT = 240
 """Seconds for a child; it takes about one, and on a busy machine a minute."""
-NOT_COMPARED = {"run/costs.json", "run/config.json", "run/run.lock", "run/run.lock.json", "run/report.html",
-                "run/figures/costs.svg", "run/figures/costs.png"}  # fmt: skip
+LEFT_OUT = ("run/.work/", "run/logs/", "run/figures/")
+NOT_COMPARED = {"run/costs.json", "run/config.json", "run/run.lock", "run/run.lock.json", "run/report.html"}
 """They hold times, paths and processes; so do the logs of attempts."""
 VERY_SMALL: dict[str, Any] = {
     "model": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},
@@ -77,7 +77,11 @@ def tree(case: Path) -> dict[str, str]:
     """Digest per file of a case, hidden ones too; without what is in work, which goes when all is done."""
     found = {f"{top.name}/{name}": digest for top in case.iterdir() if top.is_dir()
              for name, digest in file_digests(top).items()}  # fmt: skip
-    kept = {name for name in found if name not in NOT_COMPARED and not name.startswith(("run/.work/", "run/logs/"))}
+    kept = {
+        name
+        for name in found
+        if name not in NOT_COMPARED and not name.startswith(("run/.work/", "run/logs/", "run/figures/"))
+    }
     return {name: found[name] for name in sorted(kept)}
 
 

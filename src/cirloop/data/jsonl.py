@@ -50,6 +50,8 @@ def pictures(directory: Path, settings: JsonlSettings, problems: Problems) -> di
         return own.folder_of_pictures(folder, problems)
     listed = own.on_disk(directory / settings.gallery)
     names = [spelled(name, folder) for name in problems.lines(listed) if name]
+    if not names:
+        problems.add(listed, "names no images")
     for name, count in sorted(Counter(names).items()):
         if count > 1:
             problems.add(listed, f"{name!r} is there more than once")
