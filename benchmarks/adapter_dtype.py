@@ -12,47 +12,24 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import study_loop_vs_control as study
 import torch
 
 from cirloop import experiment
-from cirloop.config import RunConfig
 from cirloop.report.terminal import table
 
 DTYPES = ("float32", "base")
-RECALLS = ("recall@1", "recall@5", "any correct recall@1")
 
 
 def recalls(args: argparse.Namespace, seed: int, dtype: str) -> list[float]:
     """Test recalls of iteration 0, in percent."""
-    settings: dict[str, Any] = {
-        "model": {"path": "tiny", "dtype": "bfloat16"},
-        "data": {
-            "train_families": args.families,
-            "train_triplets": args.triplets,
-            "eval_families": args.eval_families,
-            "subset_seed": seed,
-        },
-        "training": {
-            "warm_up_steps": args.steps,
-            "batch_size": args.batch_size,
-            "loss": {"temperature": 0.05},
-            "lora": {"dtype": dtype},
-        },
-        "evaluation": {"base": False},
-        "runtime": {"embed_batch_size": 128, "save_every": 0, "cache_dir": args.output / "cache"},
-    }
-    directory = args.output / f"{dtype}_{seed}"
-    config = RunConfig(experiment_dir=directory, seed=seed, num_iterations=0, auto_resume=True, **settings)
-    [result] = experiment.run(config)
-    return [100 * result["metrics"][key] for key in RECALLS]
-
-
-def mean_se(values_S: np.ndarray) -> str:
-    spread = values_S.std(ddof=1) / len(values_S) ** 0.5 if len(values_S) > 1 else float("nan")
-    return f"{values_S.mean():.2f} ± {spread:.2f}"
+    config = study.config(args, seed, args.output / f"{dtype}_{seed}", 0, "control")
+    training = config.training.model_copy(update={"lora": config.training.lora.model_copy(update={"dtype": dtype})})
+    model = config.model.model_copy(update={"dtype": "bfloat16"})
+    [result] = experiment.run(config.model_copy(update={"model": model, "training": training}))
+    return [100 * result["metrics"][key] for key in study.RECALLS]
 
 
 def main() -> None:
@@ -62,16 +39,18 @@ def main() -> None:
     parser.add_argument("--families", type=int, default=100)
     parser.add_argument("--triplets", type=int, default=400)
     parser.add_argument("--eval_families", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--warm_up", type=int, default=60, help="steps")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
+    parser.set_defaults(steps=0, temperature=0.05, augmented_share=0.0, num_negatives=0, split="test")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    logging.basicConfig(level=logging.WARNING)
-    by_dtype = {dtype: np.array([recalls(args, seed, dtype) for seed in range(1, args.seeds + 1)]) for dtype in DTYPES}
-    difference_SK = by_dtype["base"] - by_dtype["float32"]
-    rows = [[name, *map(mean_se, values_SK.T)] for name, values_SK in {**by_dtype, "difference": difference_SK}.items()]
-    title = f"training.lora.dtype, bfloat16 base, {args.seeds} seeds, {args.steps} steps, mean ± standard error"
+    logging.getLogger("cirloop").setLevel(logging.WARNING)
+    seeds = range(1, args.seeds + 1)
+    by_dtype = {dtype: np.array([recalls(args, seed, dtype) for seed in seeds]) for dtype in DTYPES}
+    by_dtype["difference"] = by_dtype["base"] - by_dtype["float32"]
+    rows = [[name, *map(study.mean_se, recalls_SK.T.tolist())] for name, recalls_SK in by_dtype.items()]
+    title = f"training.lora.dtype, bfloat16 base, {args.seeds} seeds, {args.warm_up} steps, mean ± standard error"
     table(title, ("dtype", "R@1", "R@5", "any R@1"), rows)
 
 

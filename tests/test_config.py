@@ -385,6 +385,15 @@ def test_requirements_end_with_the_package_itself() -> None:
     assert (ROOT / "requirements.txt").read_text("utf-8").splitlines()[-1] == "-e ."
 
 
+def test_a_strategys_settings_may_stand_right_under_mining(tmp_path: Path) -> None:
+    path = write(tmp_path / "flat.yaml", "mining: {type: top_k, k: 2, below: all, fallback: random}")
+    nested = {"strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"}, "fallback": "random"}
+    other = write(tmp_path / "nested.yaml", yaml.safe_dump({"mining": nested}))
+    one, two = (load(["--config", str(each)], DEFAULT) for each in (path, other))
+    assert one.mining == two.mining
+    assert load(["--config", str(path), "--negative_strategy", "band"], DEFAULT).mining.strategy.type == "band"
+
+
 def helped(words: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as end:
         load(words.split(), CONFIGS / "shapes.yaml")

@@ -57,7 +57,7 @@ class Evaluation(Settings):
 PLACES = (("", ("data_dir", "train_dir")), ("runtime", ("cache_dir", "control", "accelerate_config", "deepspeed")))
 """Settings that are paths and decide no result."""
 LAST_WORD = (
-    *("data.allow_missing_images", "data.categories", "mining.strategy.n_def"),
+    *("data.allow_missing_images", "data.allow_symlinks", "data.categories", "mining.strategy.n_def"),
     *("training.batch_size", "training.learning_rate"),
     *("training.skip_bad_batches", "runtime.num_processes", "runtime.accelerate_config", "runtime.deepspeed"),
     *("runtime.profile", "runtime.control", "runtime.report_to"),

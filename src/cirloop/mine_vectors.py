@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError, create_model
+from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import SettingsConfigDict
 
 from cirloop import flags
@@ -53,7 +53,7 @@ class VectorConfig(flags.Flags):
     """JSON: the category of each gallery row, a list, for `category_mix`."""
     strategy: str = "top_k"
     """A negative strategy. Its settings are flags too, such as --absolute-margin 0.05 or --variant released."""
-    negatives_per_query: int = Field(5, ge=1)
+    negatives_per_query: int = Field(5, ge=1, validation_alias=AliasChoices("negatives_per_query", "num_negatives"))
     """Images per query."""
     save_sets: bool = False
     """Also write the whole set a strategy draws from, such as that of `band`."""

@@ -19,6 +19,7 @@ from cirloop.backbones.config import BackboneConfig
 from cirloop.backbones.weights import TINY, model_type
 from cirloop.data.config import DataConfig
 from cirloop.data.dataset import FileSettings
+from cirloop.negatives import below_strategy
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -175,6 +176,8 @@ def _read(path: Path, configs: Path) -> Content:
     odd = [key for key in settings if not isinstance(key, str)]
     if odd:
         raise UserError(f"{path}: names of settings are words, found {odd[0]!r}.")
+    if isinstance(settings.get("mining"), dict):
+        settings["mining"] = below_strategy(settings["mining"])
     for flag in {"config", "fast_mode"} & settings.keys():
         raise UserError(f"{path}: `{flag}` is for the command line, not for a file. Give it as --{flag}.")
     return settings

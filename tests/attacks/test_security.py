@@ -307,7 +307,7 @@ def test_links_are_read_wherever_they_lead(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "more" / "c.png")
     (real / "images" / "sub").symlink_to(tmp_path / "more")
     (tmp_path / "data").symlink_to(real)
-    [part] = JsonlSettings().build(sources(tmp_path / "data")).parts("val")
+    [part] = JsonlSettings(allow_symlinks=True).build(sources(tmp_path / "data")).parts("val")
     assert part.gallery.ids == ("a.png", "b.png", "sub/c.png")
     assert part.images.load(ImageId("sub/c.png")).size == (9, 9)
 

@@ -43,7 +43,7 @@ SHORT = (
 CASES = (
     Case(
         "benchmarks/adapter_dtype.py",
-        "--output OUT --seeds 1 --families 4 --triplets 24 --eval_families 4 --steps 4 --batch_size 8", "difference",
+        "--output OUT --seeds 1 --families 4 --triplets 24 --eval_families 4 --warm_up 4 --batch_size 8", "difference",
     ),
     Case("benchmarks/band_against_loop.py", "--queries 20 --images 40 --dimensions 8 --repeats 2", "±"),
     Case("benchmarks/band_on_curves.py", "--queries 4 --images 80", "linear"),

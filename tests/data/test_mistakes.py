@@ -230,11 +230,13 @@ def test_pictures_of_all_kinds_are_in_the_gallery_and_others_named(
     assert len(said) == 1 and "2 .heic (a.heic)" in said[0]
 
 
-def test_a_linked_folder_is_in_the_gallery(data: Path) -> None:
+def test_a_linked_folder_is_named_and_followed_by_name(data: Path) -> None:
     (data.parent / "more").mkdir()
     Image.new("RGB", (32, 32), "white").save(data.parent / "more" / "s.png")
     (data / "images" / "season").symlink_to(data.parent / "more")
-    split = train(data)
+    with pytest.raises(UserError, match=r"season: is a link to a folder: .*more(.|\n)*--allow_symlinks"):
+        train(data)
+    split = train(data, allow_symlinks=True)
     assert "season/s.png" in split.gallery.ids and split.images.load(split.gallery.ids[-1]).size == (32, 32)
 
 

@@ -163,7 +163,9 @@ def test_links_are_followed_and_circles_end(folder: Path, tmp_path: Path, search
     (folder / "inner.png").symlink_to(folder / "1.png")
     (folder / "out").symlink_to(tmp_path / "outside")
     (folder / "circle").symlink_to(folder)
-    assert searched()[0] == 9 + 3
+    with pytest.raises(UserError, match=r"2 problems:(.|\n)*is a link to a folder(.|\n)*--allow_symlinks"):
+        searched()
+    assert searched(allow_symlinks=True)[0] == 9 + 3
 
 
 @pytest.mark.parametrize("what", ["missing", "file", "none"])

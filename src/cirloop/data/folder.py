@@ -44,18 +44,19 @@ def endings() -> frozenset[str]:
     return frozenset(ending for ending, kind in known.items() if kind in FORMATS and kind in Image.OPEN)
 
 
-def walk(directory: Path, problems: Problems) -> Folder:
+def walk(directory: Path, follow_links: bool, problems: Problems) -> Folder:
     """The files below a folder, linked ones too. Each folder is walked once, so that links in a circle end.
 
-    Names that are not UTF-8 or the same in NFC are problems.
+    Links to folders are problems unless `follow_links`: one may bring in another tree. Names that are not UTF-8, or
+    the same in NFC, are problems too.
     """
     folder, seen = Folder(), {os.path.realpath(directory)}
 
     def not_read(error: OSError) -> None:
         problems.add(error.filename, f"cannot be read ({error.strerror})")
 
-    for place, folders, names in os.walk(directory, followlinks=True, onerror=not_read):
-        folders[:] = sorted(name for name in folders if _entered(Path(place, name), seen))
+    for place, folders, names in os.walk(directory, followlinks=follow_links, onerror=not_read):
+        folders[:] = sorted(name for name in folders if _entered(Path(place, name), follow_links, seen, problems))
         for name in sorted(names):
             path = Path(place, name)
             if name.startswith(".") or path.suffix.lower() not in endings():
@@ -82,11 +83,14 @@ def _take(path: Path, directory: Path, files: dict[ImageId, Path], problems: Pro
     files[image] = path
 
 
-def _entered(folder: Path, seen: set[str]) -> bool:
+def _entered(folder: Path, follow_links: bool, seen: set[str], problems: Problems) -> bool:
     """Whether a folder is walked: not a hidden one, nor one that was walked by another name."""
     if folder.name.startswith("."):
         return False
     real = os.path.realpath(folder)
+    if folder.is_symlink() and not follow_links:
+        problems.add(folder, f"is a link to a folder: {real}", "Let links to folders be followed by --allow_symlinks.")
+        return False
     if real in seen:
         return False
     seen.add(real)

@@ -84,6 +84,8 @@ class HuggingFaceSettings(FileSettings):
     """Where pictures that rows name are."""
     images: str | None = None
     """Or the folder of them under --data_dir."""
+    allow_symlinks: bool = False
+    """Follow links to folders among the pictures; links to files are always followed."""
 
     def build(self, sources: Sources) -> Dataset:
         return load(self, sources)
@@ -122,7 +124,7 @@ def gallery(
     """The pictures that rows name, from the gallery table or the folder; None where there is neither."""
     if settings.images is not None:
         folder = own.on_disk(sources.root("huggingface") / settings.images)
-        return own.folder_of_pictures(folder, problems)
+        return own.folder_of_pictures(folder, settings.allow_symlinks, problems)
     if settings.gallery is None:
         return None
     found, wanted = settings.gallery, (settings.gallery.id, settings.gallery.image)

@@ -38,6 +38,8 @@ class JsonlSettings(FileSettings):
     """The folder of pictures; images are named by their path in it."""
     gallery: str | None = None
     """A file with one image a line; by default the gallery is every picture of the folder."""
+    allow_symlinks: bool = False
+    """Follow links to folders among the pictures; links to files are always followed."""
 
     def build(self, sources: Sources) -> Dataset:
         return load(self, sources)
@@ -47,7 +49,7 @@ def pictures(directory: Path, settings: JsonlSettings, problems: Problems) -> di
     """The gallery's images and where they are."""
     folder = own.on_disk(directory / settings.images)
     if settings.gallery is None or not folder.is_dir():
-        return own.folder_of_pictures(folder, problems)
+        return own.folder_of_pictures(folder, settings.allow_symlinks, problems)
     listed = own.on_disk(directory / settings.gallery)
     names = [spelled(name, folder) for name in problems.lines(listed) if name]
     if not names:
@@ -57,7 +59,7 @@ def pictures(directory: Path, settings: JsonlSettings, problems: Problems) -> di
             problems.add(listed, f"{name!r} is there more than once")
         if leads_out(name):
             problems.add(listed, f"{name!r} is not inside the picture folder")
-    files = walk(folder, Problems()).files  # names as the disk has them, which may be NFD
+    files = walk(folder, settings.allow_symlinks, Problems()).files  # names as the disk has them, which may be NFD
     return {ImageId(name): files.get(ImageId(name), folder / name) for name in names if not leads_out(name)}
 
 

@@ -48,7 +48,7 @@ def on_disk(path: Path) -> Path:
     return path
 
 
-def folder_of_pictures(folder: Path, problems: Problems) -> dict[ImageId, Picture]:
+def folder_of_pictures(folder: Path, follow_links: bool, problems: Problems) -> dict[ImageId, Picture]:
     """Every picture of a folder, by its path in it."""
     if not folder.is_dir():
         others = [f"{place.name!r}" for place in _folders_of_pictures(folder.parent)]
@@ -56,7 +56,7 @@ def folder_of_pictures(folder: Path, problems: Problems) -> dict[ImageId, Pictur
         way = "Name the folder of pictures by --data.images." if others else ""
         problems.add(folder, f"is no directory of pictures (data.images){hint}", way)
         return {}
-    seen = walk(folder, problems)
+    seen = walk(folder, follow_links, problems)
     unread = seen.passed_over(UNREAD)
     if unread:
         _warn_once(f"{folder}: passed over, since they are not read: {unread}. Convert them to JPEG or PNG to use them")

@@ -62,6 +62,19 @@ STRATEGIES: dict[str, type[Strategy]] = {
 """Every strategy by its type."""
 
 
+SHORT_NAMES = {"k": "negatives_per_query", "below": "extra_ranks"}
+"""What a file may call settings of a strategy that stand right under `mining`."""
+
+
+def below_strategy(mining: dict[str, Any]) -> dict[str, Any]:
+    """Return a file's `mining` with what stands right under it, such as {type: top_k, k: 3}, put under `strategy`."""
+    if "type" not in mining or "strategy" in mining:
+        return mining
+    own = {name: value for name, value in mining.items() if name not in MiningSettings.model_fields}
+    shared = {name: value for name, value in mining.items() if name in MiningSettings.model_fields}
+    return {**shared, "strategy": {SHORT_NAMES.get(name, name): value for name, value in own.items()}}
+
+
 class MiningSettings(Settings):
     """Which wrong images a query learns from, and how they are found."""
 

@@ -30,6 +30,8 @@ class Searched(flags.Flags):
     """Whose model: `base`, or a finished iteration's number. By default the last finished one's."""
     allow_missing_images: int = Field(0, ge=0)
     """Pictures of the folder that may be unreadable; they are left out."""
+    allow_symlinks: bool = False
+    """Follow links to folders in the folder; links to files are always followed."""
     k: int = Field(10, ge=1, le=MAX_K, validation_alias=AliasChoices("top_k", "k"))
     """Results of a query."""
 

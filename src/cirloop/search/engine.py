@@ -148,7 +148,8 @@ class Engine:
         if options.gallery is None:
             self.gallery = of_run(self._config)
         else:
-            self.gallery = of_folder(options.gallery, self._config, options.allow_missing_images)
+            allow = options.allow_missing_images, options.allow_symlinks
+            self.gallery = of_folder(options.gallery, self._config, *allow)
         self._ids = frozenset(self.gallery.ids)
         self._searchers: OrderedDict[str, Searcher] = OrderedDict()
         self._lock = threading.Lock()

@@ -70,13 +70,13 @@ def of_run(config: RunConfig) -> Searchable:
     return Searchable(name, fingerprint([name, ids]), ids, Joined(parts), queries, right)
 
 
-def of_folder(directory: Path, config: RunConfig, allow_missing: int) -> Searchable:
+def of_folder(directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool) -> Searchable:
     """The pictures below `directory`. Raises ProblemsFound with every one that cannot be used."""
     problems = Problems()
     if not directory.is_dir():
         problems.add(f"--gallery {directory}", "there is no such directory", "Give a folder of pictures.")
         problems.stop()
-    folder = walk(directory, problems)
+    folder = walk(directory, allow_symlinks, problems)
     files = folder.files
     if folder.others:
         logger.info("%s: passed over, no pictures by their names or hidden: %s", directory, folder.passed_over())
