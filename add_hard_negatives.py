@@ -2,7 +2,7 @@
 
 import sys
 
-from cirloop import cli
+from cirloop.cli import entry
 
 VECTORS = ("--query-embeddings", "--gallery-embeddings")
 """Flags that only mining from vectors alone has."""
@@ -11,12 +11,12 @@ VECTORS = ("--query-embeddings", "--gallery-embeddings")
 def main() -> None:
     argv = sys.argv[1:]
     if any(word.split("=")[0].replace("_", "-") in VECTORS for word in argv):
-        from cirloop.mine_vectors import main as mine_vectors
+        from cirloop.cli.mine_embeddings import main as mine_vectors
 
         mine_vectors(argv)
         return
-    from cirloop.add_negatives.config import AddNegativesConfig
-    from cirloop.add_negatives.pipeline import add_negatives
+    from cirloop.tools.add_negatives.config import AddNegativesConfig
+    from cirloop.tools.add_negatives.pipeline import add_negatives
 
     options = AddNegativesConfig.parse(argv)
     report = add_negatives(options)
@@ -25,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

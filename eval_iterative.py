@@ -2,15 +2,16 @@
 
 import sys
 
-from cirloop import cli, launch
+from cirloop.cli import entry
+from cirloop.distributed import launcher
 
 
 def main() -> None:
-    launch.alone(sys.argv)
-    from cirloop.evaluate_run import EvalConfig, evaluate
+    launcher.alone(sys.argv)
+    from cirloop.cli.evaluate import EvalConfig, evaluate
 
     evaluate(EvalConfig.parse(sys.argv[1:]))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

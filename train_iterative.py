@@ -3,22 +3,25 @@
 import sys
 from pathlib import Path
 
-from cirloop import cli, config, launch, report_run
+from cirloop.cli import entry
+from cirloop.config import run
+from cirloop.distributed import launcher
+from cirloop.report import builder
 
 
 def main() -> None:
-    launch.alone(sys.argv)
-    settings = config.load(sys.argv[1:], Path(__file__).resolve().parent / "configs" / "shapes.yaml")
+    launcher.alone(sys.argv)
+    settings = run.load(sys.argv[1:], Path(__file__).resolve().parent / "configs" / "shapes.yaml")
     if settings.report_only:
-        report_run.rebuild(settings)
+        builder.rebuild(settings)
         return
-    from cirloop import experiment  # torch and transformers load here, after the flags are known to be right
+    from cirloop.cli import runner  # torch and transformers load here, after the flags are known to be right
 
     if settings.dry_run:
-        experiment.dry_run(settings)
+        runner.dry_run(settings)
     else:
-        experiment.run(settings)
+        runner.run(settings)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -17,8 +17,8 @@ import numpy as np
 import study_loop_vs_control as study
 import torch
 
-from cirloop import experiment
-from cirloop.report.terminal import table
+from cirloop.cli import runner
+from cirloop.monitoring.console import table
 
 DTYPES = ("float32", "base")
 
@@ -28,7 +28,7 @@ def recalls(args: argparse.Namespace, seed: int, dtype: str) -> list[float]:
     config = study.config(args, seed, args.output / f"{dtype}_{seed}", 0, "control")
     training = config.training.model_copy(update={"lora": config.training.lora.model_copy(update={"dtype": dtype})})
     model = config.model.model_copy(update={"dtype": "bfloat16"})
-    [result] = experiment.run(config.model_copy(update={"model": model, "training": training}))
+    [result] = runner.run(config.model_copy(update={"model": model, "training": training}))
     return [100 * result["metrics"][key] for key in study.RECALLS]
 
 

@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 
-from cirloop.mining import MiningInputs, mine
 from cirloop.negatives import Band, MiningSettings
 from cirloop.negatives.base import MiningContext
+from cirloop.negatives.miner import MiningInputs, mine
 
 
 def loop(scores_G: np.ndarray, target: int) -> list[int]:

@@ -14,8 +14,8 @@ import argparse
 
 import numpy as np
 
+from cirloop.monitoring.console import table
 from cirloop.negatives.band import band
-from cirloop.report.terminal import table
 
 RIGHT = 10
 

@@ -29,9 +29,9 @@ from cirloop.backbones import Item
 from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning.base import Ask
 from cirloop.captioning.eyes import Eyes
-from cirloop.config import RunConfig, load
+from cirloop.config.run import RunConfig, load
 from cirloop.data.sources import Sources
-from cirloop.report.terminal import table
+from cirloop.monitoring.console import table
 from cirloop.retrieval.embed import embed, query_items
 
 ROOT = Path(__file__).resolve().parent.parent

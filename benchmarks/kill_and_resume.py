@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cirloop.report.terminal import table
+from cirloop.monitoring.console import table
 from tests.faults.harness import OPEN, Harness, age, tree
 
 Outcome = tuple[str, str]

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from cirloop.data.images import FileImages
-from cirloop.known_positives import Confirmed, KnownPositives
-from cirloop.mine_split import barred_rows
-from cirloop.mining import MiningInputs, mine
+from cirloop.data.known_positives import Confirmed, KnownPositives
+from cirloop.monitoring.console import table
 from cirloop.negatives import STRATEGIES as BY_TYPE
 from cirloop.negatives import MiningSettings
 from cirloop.negatives.base import MiningContext, Strategy
-from cirloop.report.terminal import table
+from cirloop.negatives.miner import MiningInputs, mine
+from cirloop.stages.mine import barred_rows
 from cirloop.types import Gallery, ImageId, Query, QueryId, TrainSplit, Triplet
 
 PAIRS, NEAR, WRONG, DIMENSIONS, K = 12, 6, 60, 16, 5

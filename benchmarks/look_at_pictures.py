@@ -21,7 +21,7 @@ from PIL import Image
 
 from cirloop.data.folder import endings
 from cirloop.data.verify import bad_images
-from cirloop.report.terminal import progress
+from cirloop.monitoring.console import progress
 from cirloop.types import ImageId
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from cirloop.config.runtime import Runtime
 from cirloop.data.folder import endings
-from cirloop.report.terminal import table
-from cirloop.runtime import Runtime
+from cirloop.monitoring.console import table
 from cirloop.types import ImageId, Query, QueryId, Triplet
 
 if TYPE_CHECKING:
@@ -142,10 +142,10 @@ class Work:
         import torch
 
         from cirloop.backbones import LoraSettings
+        from cirloop.distributed.worker import accelerator
         from cirloop.training.batches import Batches
         from cirloop.training.config import InfoNCE, TrainingSettings
         from cirloop.training.trainer import Trainer
-        from cirloop.worker import accelerator
 
         queries = [Query(QueryId(f"q{n}"), image, text_of(n)) for n, image in enumerate(self.ids)]
         triplets = [Triplet(query, target) for query, target in zip(queries, self.ids[1:] + self.ids[:1], strict=True)]

@@ -59,9 +59,9 @@ def mine_once(directory: Path, name: str) -> dict[str, float]:
     """What one process does: seconds, peak gigabytes, images mined."""
     import torch
 
-    from cirloop.mining import MiningInputs, mine
     from cirloop.negatives import MiningSettings
     from cirloop.negatives.base import MiningContext
+    from cirloop.negatives.miner import MiningInputs, mine
     from cirloop.retrieval.vectors import open_vectors, validate_embeddings
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cirloop.mining import MiningInputs, mine
 from cirloop.negatives import Margin, MiningSettings, TopK
 from cirloop.negatives.base import MiningContext
+from cirloop.negatives.miner import MiningInputs, mine
 
 
 class Stub:

@@ -31,12 +31,12 @@ from mid_model import SIZES, report, write_model
 
 from cirloop.backbones import Item, LoraSettings, Qwen2VLSettings
 from cirloop.backbones.base import Grid, VisionInput
+from cirloop.distributed.worker import accelerator
 from cirloop.retrieval.embed import embed
 from cirloop.training.batches import Batches
 from cirloop.training.config import TrainingSettings
 from cirloop.training.trainer import Trainer
 from cirloop.types import ImageId, Query, QueryId, Triplet
-from cirloop.worker import accelerator
 
 SIDES = {
     "plain": {},

@@ -19,7 +19,7 @@ from mid_model import in_turn
 from torch import nn
 
 from cirloop.backbones.patches import product_of
-from cirloop.report.terminal import table
+from cirloop.monitoring.console import table
 
 SIZES = {"Qwen2-VL": ((3, 2, 14, 14), 1280, False), "Qwen3-VL": ((3, 2, 16, 16), 1024, True)}
 """Channels, frames, height and width of a patch; width of the tower; whether there is a bias."""

@@ -102,8 +102,8 @@ def measure(size: str) -> dict[str, tuple[int, int]]:
     """By the name of a part, its bytes as planned and as measured."""
     import torch
 
-    from cirloop import resources
     from cirloop.backbones.base import LoraSettings
+    from cirloop.stages import resources
 
     targets = LoraSettings().targets
     with TemporaryDirectory() as name:
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="mid", help="of the model; small = to try it out")
     args = parser.parse_args(argv)
-    from cirloop.report.terminal import table
+    from cirloop.monitoring.console import table
 
     rows = [
         (name, f"{planned / 1e6:.2f} MB", f"{measured / 1e6:.2f} MB", f"{planned / measured:.3f}")

@@ -25,10 +25,10 @@ from typing import Any
 
 from PIL import Image
 
-from cirloop.artifacts import Store, write_json, write_sealed
-from cirloop.config import RunConfig, save
-from cirloop.cost import Cost
+from cirloop.artifacts.store import Store, write_json, write_sealed
+from cirloop.config.run import RunConfig, save
 from cirloop.evaluation.significance import compared
+from cirloop.monitoring.profiling import Cost
 
 ROOT = Path(__file__).resolve().parent.parent
 REASONS = ("not verified", "round trip", "a surer text was kept", "declined", "too short")

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cirloop.artifacts import write_json
+from cirloop.artifacts.store import write_json
 from cirloop.data import cirr
 from cirloop.evaluation import protocols, submission
-from cirloop.problems import Problems
 from cirloop.retrieval.images import ranks_of_images, topk_images
 from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
+from cirloop.validation import Problems
 
 
 def main() -> None:

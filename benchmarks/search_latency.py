@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cirloop import cli
+from cirloop.cli import entry
 from cirloop.data.shapes.splits import held_out
-from cirloop.demo.desk import Desk
-from cirloop.demo.page import blocks
-from cirloop.demo.server import HOST, Server, application, listening
-from cirloop.search.config import Searched
-from cirloop.search.engine import Engine
+from cirloop.tools.demo.desk import Desk
+from cirloop.tools.demo.page import blocks
+from cirloop.tools.demo.server import HOST, Server, application, listening
+from cirloop.tools.search.config import Searched
+from cirloop.tools.search.engine import Engine
 
 
 def draw(folder: Path, num: int) -> list[str]:
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -103,12 +103,12 @@ def work(part: str, directory: Path) -> int:
 
 def run_round(part: str, directory: Path) -> int:
     """Peak resident memory in KiB of warm-up, mining, captions, training and evaluation, a step of each training."""
-    from cirloop import experiment
-    from cirloop.config import RunConfig
+    from cirloop.cli import runner
+    from cirloop.config.run import RunConfig
 
     model = {"type": "qwen2_vl", "path": str(directory), "dtype": "float32"}
     captions = {"candidates": 2, "batch_size": BATCH, "max_new_tokens": 8, "verify": 0.5, "round_trip": 20}
-    experiment.run(RunConfig(
+    runner.run(RunConfig(
         experiment_dir=directory / part, model=model, foundation=model, num_iterations=1,
         data={"type": "shapes", "train_families": 2, "train_triplets": NUM_PAIRS, "eval_families": 2},
         mining={"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}},
@@ -128,7 +128,7 @@ def main() -> None:
     if args.part:
         print((run_round if args.part.startswith("round") else work)(args.part, args.directory))
         return
-    from cirloop.report.terminal import table
+    from cirloop.monitoring.console import table
 
     with TemporaryDirectory() as name:
         num = write_model(Path(name), args.size)

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cirloop import experiment
-from cirloop.config import RunConfig
+from cirloop.cli import runner
+from cirloop.config.run import RunConfig
 
 COLUMNS = ("memory MB", "open files", "threads", "run files", "run MB", "cache MB")
 
@@ -75,7 +75,7 @@ def main() -> None:
         logging.getLogger("cirloop").setLevel(logging.INFO)
         logging.getLogger("cirloop").addHandler(watch)
         print("it.", *(f"{column:>12}" for column in COLUMNS))
-        experiment.run(config)
+        runner.run(config)
     rows = np.array(watch.rows[len(watch.rows) // 2 :])
     at = np.arange(len(rows)) - (len(rows) - 1) / 2
     for column, values in zip(COLUMNS, rows.T, strict=True):

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cirloop import cli, experiment
-from cirloop.artifacts import write_json
-from cirloop.config import RunConfig, save
-from cirloop.directory import CONFIG
-from cirloop.report.terminal import table
+from cirloop.artifacts.store import write_json
+from cirloop.cli import entry, runner
+from cirloop.config.run import RunConfig, save
+from cirloop.config.run_dir import CONFIG
+from cirloop.monitoring.console import table
 
 TOP_K = {"type": "top_k", "negatives_per_query": 3, "extra_ranks": "all"}
 ARMS: dict[str, dict[str, Any]] = {
@@ -72,14 +72,14 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     kind = arm if arm == "longer" else "control"  # the steps of a round are in the warm-up's fingerprint
     warm, directory = args.output / f"warm_{kind}_{seed}", args.output / f"{arm}_{seed}"
     began = time.monotonic()
-    experiment.run(config(args, seed, warm, 0, kind))
+    runner.run(config(args, seed, warm, 0, kind))
     if not directory.exists():
         aside = args.output / f".{arm}_{seed}"
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(warm, aside)
         save(config(args, seed, directory, args.rounds, arm), aside / CONFIG)  # it stays the run of its manifest
         aside.rename(directory)
-    results = experiment.run(config(args, seed, directory, args.rounds, arm))
+    results = runner.run(config(args, seed, directory, args.rounds, arm))
     accounts = [json.loads(p.read_text()) for p in sorted(directory.glob("accounting_iter_*.json"))]
     total = {key: sum(a[key] for a in accounts) for key in ("mined", "false_negatives", "accepted", "true_captions")}
     recalls = {k: [100 * r["metrics"][k] for r in results] for k in RECALLS}
@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

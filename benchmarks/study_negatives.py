@@ -23,14 +23,14 @@ import numpy as np
 import study_loop_vs_control as study
 import torch
 
-from cirloop import cli, experiment
-from cirloop.artifacts import write_json
-from cirloop.config import RunConfig
+from cirloop.artifacts.store import write_json
+from cirloop.cli import entry, runner
+from cirloop.config.run import RunConfig
 from cirloop.data.shapes.load import image_id
 from cirloop.data.shapes.splits import held_out
-from cirloop.mine_split import mine_split
-from cirloop.report.terminal import table
-from cirloop.run import Run
+from cirloop.monitoring.console import table
+from cirloop.stages.context import Run
+from cirloop.stages.mine import mine_split
 
 K = 3
 CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
@@ -103,8 +103,8 @@ def mined_table(args: argparse.Namespace) -> None:
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         directory = args.output / f"warm_control_{seed}"
         config = study.config(args, seed, directory, 0, "control")
-        experiment.run(config)
-        warm = experiment.open_run(config)
+        runner.run(config)
+        warm = runner.open_run(config)
         checkpoint, oracle, train = warm.store.find("checkpoint_iter_0"), warm.data.train.oracle, warm.data.train
         assert oracle is not None
         right = {t.query.id: oracle.positives(t.query) - {t.target} for t in train.triplets}
@@ -167,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -66,19 +66,19 @@ class Group:
 
 VECTORS = "From vectors alone, with --query-embeddings"
 COMMANDS = (
-    Command("train_iterative", "train_iterative.py", {"": "cirloop.config:RunConfig"}, "tutorial", (
+    Command("train_iterative", "train_iterative.py", {"": "cirloop.config.run:RunConfig"}, "tutorial", (
         "./run_iterative_training.sh --fast_mode",
         "./run_iterative_training.sh --dry_run",
         "./run_iterative_training.sh --fast_mode --seed 1 --experiment_dir experiments/fast_1",
     )),
-    Command("eval_iterative", "eval_iterative.py", {"": "cirloop.evaluate_run:EvalConfig"}, "datasets", (
+    Command("eval_iterative", "eval_iterative.py", {"": "cirloop.cli.evaluate:EvalConfig"}, "datasets", (
         f"{PYTHON} eval_iterative.py --experiment_dir experiments/fast_1 --eval_dataset shapes_test \\\n"
         "    --iterations base,1,2 --output_file results.json",
         f"{PYTHON} eval_iterative.py --rankings FILE.json --eval_dataset cirr_val --data_dir data/cirr",
     )),
     Command("add_hard_negatives", "add_hard_negatives.py", {
-        "For samples of images and texts": "cirloop.add_negatives.config:AddNegativesConfig",
-        VECTORS: "cirloop.mine_vectors:VectorConfig",
+        "For samples of images and texts": "cirloop.tools.add_negatives.config:AddNegativesConfig",
+        VECTORS: "cirloop.cli.mine_embeddings:VectorConfig",
     }, "add_hard_negatives", (
         f"{PYTHON} add_hard_negatives.py --image-dir photos --annotations samples.json --split train \\\n"
         "    --model-path Qwen/Qwen2-VL-2B-Instruct --dtype bfloat16 --num-gpus 2 --output negatives.json",
@@ -86,11 +86,12 @@ COMMANDS = (
         "    --strategy margin --relative-margin 0.05 --output negatives.json",
     )),
     Command(
-        "export_vectors", "python -m cirloop.export_vectors", {"": "cirloop.export_vectors:ExportConfig"}, "scaling"
+        "export_vectors", "python -m cirloop.export_vectors",
+        {"": "cirloop.tools.export_embeddings:ExportConfig"}, "scaling",
     ),
-    Command("search", "python -m cirloop.search", {"": "cirloop.search.__main__:SearchConfig"}, "search"),
-    Command("demo", "python -m cirloop.demo", {"": "cirloop.demo.__main__:DemoConfig"}, "search"),
-    Command("export", "python -m cirloop.export", {"": "cirloop.export.__main__:ExportConfig"}, "export"),
+    Command("search", "python -m cirloop.search", {"": "cirloop.tools.search.__main__:SearchConfig"}, "search"),
+    Command("demo", "python -m cirloop.demo", {"": "cirloop.tools.demo.__main__:DemoConfig"}, "search"),
+    Command("export", "python -m cirloop.export", {"": "cirloop.tools.export.__main__:ExportConfig"}, "export"),
 )  # fmt: skip
 AFTER = {
     "train_iterative": "`run_iterative_training.sh` hands all flags on. Without `--config` the settings are "
@@ -198,9 +199,9 @@ def flag(model: type[BaseSettings], path: str, field: FieldInfo, types: tuple[st
 
 def parsed(model: type[BaseSettings]) -> set[str]:
     """The flags that the command's own parser takes."""
-    from cirloop import flags
+    from cirloop.config import cli
 
-    parser = flags.Parser()
+    parser = cli.Parser()
     CliSettingsSource(model, root_parser=parser)
     return {name for action in parser._actions for name in action.option_strings}
 

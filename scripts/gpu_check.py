@@ -41,11 +41,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import is_flash_attn_2_available
 
-from cirloop import cost, memory
 from cirloop.backbones import Item
 from cirloop.captioning.base import Ask
 from cirloop.captioning.config import CaptioningSettings, Qwen2VLFoundation
 from cirloop.captioning.eyes import Eyes
+from cirloop.monitoring import oom, profiling
 from cirloop.retrieval.embed import embed
 from cirloop.types import UserError
 
@@ -101,15 +101,15 @@ class Check:
         except UserError as error:
             values = {"refused": str(error)}
         except (MemoryError, RuntimeError) as error:
-            if not memory.ran_out(error):
+            if not oom.ran_out(error):
                 raise
-            values = {"out_of_memory": memory.first_line(error)}
+            values = {"out_of_memory": oom.first_line(error)}
         clear_device_cache(garbage_collection=True)
         self.tell(part, name, values)
 
     def metered(self, work: Callable[[], Any], num: int, what: str) -> Values:
         """Of `num` things that `work` does."""
-        with cost.metering() as spent:
+        with profiling.metering() as spent:
             work()
             wait()
         values = {
@@ -264,7 +264,7 @@ def run(check: Check) -> bool:
             check.tell(part, "the rest", {"skipped": str(error)})
         except Exception as error:  # told by name, and the parts that follow still tell
             traceback.print_exc()
-            check.tell(part, "the rest", {"failed": f"{type(error).__name__}: {memory.first_line(error)}"})
+            check.tell(part, "the rest", {"failed": f"{type(error).__name__}: {oom.first_line(error)}"})
             fine = False
     return fine
 

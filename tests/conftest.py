@@ -60,7 +60,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(cache: Path) -> Any:
     """Makes small configurations: `small(directory, num_iterations=2)`."""
-    from cirloop.config import RunConfig
+    from cirloop.config.run import RunConfig
 
     def make(directory: Path, **changes: Any) -> RunConfig:
         settings = {k: dict(v) if isinstance(v, dict) else v for k, v in SMALL.items()}
@@ -79,17 +79,17 @@ def small(cache: Path) -> Any:
 @pytest.fixture(scope="session")
 def finished(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of an unbroken small run of one iteration. Copy it before changing anything."""
-    from cirloop import experiment
+    from cirloop.cli import runner
 
     directory = tmp_path_factory.mktemp("runs") / "finished"
-    experiment.run(small(directory))
+    runner.run(small(directory))
     return directory
 
 
 @pytest.fixture(scope="session")
 def engine(finished: Path) -> Any:
     """What searches the gallery of the finished run."""
-    from cirloop.search.config import Searched
-    from cirloop.search.engine import Engine
+    from cirloop.tools.search.config import Searched
+    from cirloop.tools.search.engine import Engine
 
     return Engine(Searched(experiment_dir=finished))

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cirloop.add_negatives import samples as reading
-from cirloop.add_negatives.config import AddNegativesConfig
-from cirloop.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder
-from cirloop.add_negatives.pipeline import _read as looked_at
-from cirloop.add_negatives.pipeline import add_negatives
-from cirloop.add_negatives.report import normalized_entropy
-from cirloop.add_negatives.text_reuse import normal
 from cirloop.backbones import Qwen2VLSettings
 from cirloop.data.shapes.splits import FAMILY_SIZE, held_out
-from cirloop.problems import Problems
+from cirloop.tools.add_negatives import samples as reading
+from cirloop.tools.add_negatives.config import AddNegativesConfig
+from cirloop.tools.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder
+from cirloop.tools.add_negatives.pipeline import _read as looked_at
+from cirloop.tools.add_negatives.pipeline import add_negatives
+from cirloop.tools.add_negatives.report import normalized_entropy
+from cirloop.tools.add_negatives.text_reuse import normal
 from cirloop.types import UserError
+from cirloop.validation import Problems
 from tests.test_models_loop import model_of
 
 ROOT = Path(__file__).resolve().parent.parent

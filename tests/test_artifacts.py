@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.artifacts import MANIFEST, Store, dump, file_digests, fingerprint, write_json, write_text
+from cirloop.artifacts.store import MANIFEST, Store, dump, file_digests, fingerprint, write_json, write_text
 from cirloop.types import UserError
 
 
@@ -261,7 +261,7 @@ def test_interrupted_set_aside_is_finished_by_the_next_store(
     store = Store(five)
     with monkeypatch.context() as patch:
         if moved_before_the_kill == 3:  # all moved, the manifest not yet written again
-            patch.setattr("cirloop.artifacts.sync_directory", lambda path: None)
+            patch.setattr("cirloop.artifacts.store.sync_directory", lambda path: None)
             writes = iter([Store._write_manifest])
 
             def write_once(store: Store) -> None:

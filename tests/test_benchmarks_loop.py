@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cirloop import experiment
+from cirloop.cli import runner
+from cirloop.cli.evaluate import EvalConfig, evaluate
+from cirloop.cli.score_rankings import score_rankings
 from cirloop.data.shapes.draw import PRETRAIN, draw
 from cirloop.data.shapes.splits import held_out
-from cirloop.evaluate_run import EvalConfig, evaluate
-from cirloop.score_rankings import score_rankings
 from cirloop.types import UserError
 from tests.commands import command
 from tests.stand_in import (
@@ -45,7 +45,7 @@ def read(path: Path) -> Any:
 @pytest.mark.full
 def test_a_round_on_cirr(small: Any, cirr: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    results = experiment.run(small(run, data={"type": "cirr"}, data_dir=cirr))
+    results = runner.run(small(run, data={"type": "cirr"}, data_dir=cirr))
     assert [r["iteration"] for r in results] == ["base", "0", "1"]
     last = results[-1]
     assert last["split"] == "cirr_val" and "reference removed" in last["protocol"]
@@ -107,7 +107,7 @@ def test_a_base_model_on_cirr_val_needs_no_training_files(small: Any, cirr: Path
     (lone / "dev").symlink_to(cirr / "dev")
     settings = {"type": "cirr"}
     training = {"warm_up_steps": 0}
-    results = experiment.run(small(tmp_path / "run", data=settings, data_dir=lone, training=training, num_iterations=0))
+    results = runner.run(small(tmp_path / "run", data=settings, data_dir=lone, training=training, num_iterations=0))
     assert [r["iteration"] for r in results] == ["base", "0"] and results[0]["metrics"] == results[1]["metrics"]
 
 
@@ -127,7 +127,7 @@ def test_the_real_cirr_val_end_to_end(small: Any, tmp_path: Path) -> None:
         Image.fromarray(draw(scenes.scenes[row % len(scenes.scenes)], PRETRAIN, "stand-in", row)).save(data / path)
     run = tmp_path / "run"
     settings = {"training": {"warm_up_steps": 0}, "evaluation": {"base": False}, "num_iterations": 0}
-    [result] = experiment.run(small(run, data={"type": "cirr"}, data_dir=data, **settings))
+    [result] = runner.run(small(run, data={"type": "cirr"}, data_dir=data, **settings))
     assert (result["queries"], result["gallery"]) == (4181, 2297)
     assert evaluate(EvalConfig(experiment_dir=run, iterations="0", submission=tmp_path / "server"))
     scored = {}
@@ -143,7 +143,7 @@ def test_the_real_cirr_val_end_to_end(small: Any, tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_a_round_on_fashioniq(small: Any, fashioniq: Path, tmp_path: Path) -> None:
-    results = experiment.run(small(tmp_path / "run", data={"type": "fashioniq"}, data_dir=fashioniq))
+    results = runner.run(small(tmp_path / "run", data={"type": "fashioniq"}, data_dir=fashioniq))
     metrics = results[-1]["metrics"]
     for name in ("recall@10", "recall@10, reference removed", "recall@50"):
         each = [metrics[f"{name}, {category}"] for category in ("dress", "shirt", "toptee")]
@@ -162,7 +162,7 @@ def test_a_round_on_fashioniq(small: Any, fashioniq: Path, tmp_path: Path) -> No
 @pytest.mark.full
 def test_a_round_on_own_data(small: Any, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data")
-    results = experiment.run(small(tmp_path / "run", data={"type": "jsonl"}, data_dir=data))
+    results = runner.run(small(tmp_path / "run", data={"type": "jsonl"}, data_dir=data))
     assert results[-1]["split"] == "jsonl_val" and results[-1]["gallery"] == 132  # every picture of the folder
     assert set(results[-1]["metrics"]) == {f"recall@{k}" for k in (1, 5, 10, 50)}
     with pytest.raises(UserError, match=r"test\.jsonl: there is no such file"):
@@ -183,14 +183,14 @@ def test_circo_alone_cannot_be_trained_on(small: Any, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"circo has no training split\. Name the data set to train on by --data\.train"
     ):
-        experiment.run(small(tmp_path / "run", data={"type": "circo"}, data_dir=data))
+        runner.run(small(tmp_path / "run", data={"type": "circo"}, data_dir=data))
 
 
 @pytest.mark.full
 def test_a_round_on_circo_trained_on_cirr(small: Any, cirr: Path, tmp_path: Path) -> None:
     settings = {"type": "circo", "train": {"type": "cirr"}}
     run, circo = tmp_path / "run", write_circo(tmp_path / "circo")
-    results = experiment.run(small(run, data=settings, data_dir=circo, train_dir=cirr))
+    results = runner.run(small(run, data=settings, data_dir=circo, train_dir=cirr))
     assert [r["split"] for r in results] == ["circo_val"] * 3 and 0 < results[-1]["metrics"]["map@50"] <= 1
     mined = read(run / "hard_negatives_iter_0.json")["negatives"]
     assert mined and all(row["image"].startswith("train-") for row in mined)
@@ -199,7 +199,7 @@ def test_a_round_on_circo_trained_on_cirr(small: Any, cirr: Path, tmp_path: Path
 @pytest.mark.full
 def test_a_round_on_hp_fashioniq_trained_on_fashioniq(small: Any, tmp_path: Path) -> None:
     run, data = tmp_path / "run", write_hp_fashioniq(tmp_path / "data")
-    results = experiment.run(small(run, data={"type": "hp_fashioniq"}, data_dir=data))
+    results = runner.run(small(run, data={"type": "hp_fashioniq"}, data_dir=data))
     last = results[-1]
     assert last["split"] == "hp_fashioniq_val" and set(last["metrics"]) == {"preference rate", "symmetric accuracy"}
     # both numbers again, from the rows of the evaluation and the file's own preferences
@@ -213,7 +213,7 @@ def test_a_round_on_hp_fashioniq_trained_on_fashioniq(small: Any, tmp_path: Path
     with pytest.raises(UserError, match="people chose between sets"):
         evaluate(EvalConfig(**options, submission=tmp_path / "s"))
     with pytest.raises(UserError, match="hp_fashioniq has only val"):
-        experiment.run(
+        runner.run(
             small(tmp_path / "other", data={"type": "hp_fashioniq"}, data_dir=data, evaluation={"split": "test"})
         )
 
@@ -222,7 +222,7 @@ def test_a_round_on_hp_fashioniq_trained_on_fashioniq(small: Any, tmp_path: Path
 def test_a_round_on_a_saved_data_set(small: Any, tmp_path: Path) -> None:
     columns = {"reference": "query_image", "text": "modification", "target": "target_image"}
     data = write_huggingface(tmp_path / "data")
-    results = experiment.run(small(tmp_path / "run", data={"type": "huggingface", "columns": columns}, data_dir=data))
+    results = runner.run(small(tmp_path / "run", data={"type": "huggingface", "columns": columns}, data_dir=data))
     assert results[-1]["split"] == "huggingface_val" and results[-1]["metrics"]["recall@50"] > 0
 
 
@@ -237,12 +237,12 @@ def spoiled(cirr: Path, directory: Path) -> Path:
 def test_broken_pictures_stop_a_run_before_it_begins(small: Any, cirr: Path, tmp_path: Path) -> None:
     data = spoiled(cirr, tmp_path / "data")
     with pytest.raises(UserError) as caught:
-        experiment.run(small(tmp_path / "run", data={"type": "cirr"}, data_dir=data))
+        runner.run(small(tmp_path / "run", data={"type": "cirr"}, data_dir=data))
     for part in ("dev-3-img0.png: is not there", "dev-15-img0.png: is not a picture", "--allow_missing_images 2"):
         assert part in str(caught.value)
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="2 of 44 pictures cannot be used"):
-        experiment.run(small(tmp_path / "run", data={"type": "cirr", "allow_missing_images": 1}, data_dir=data))
+        runner.run(small(tmp_path / "run", data={"type": "cirr", "allow_missing_images": 1}, data_dir=data))
 
 
 @pytest.mark.full
@@ -251,7 +251,7 @@ def test_allowed_to_be_missing_they_are_counted_in_every_result(small: Any, cirr
     settings = {"type": "cirr", "allow_missing_images": 2}
     training = {"warm_up_steps": 0}
     config = small(tmp_path / "run", data=settings, data_dir=data, training=training, num_iterations=0)
-    for result in experiment.run(config):
+    for result in runner.run(config):
         assert result["missing_images"] == 2 and result["gallery"] == 42
         entries = read(data / "captions" / "cap.rc2.val.json")
         hit = {e["pairid"] for e in entries if {"dev-3-img0", "dev-15-img0"} & set(e["img_set"]["members"])}

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cirloop import flag_help
-from cirloop.config import RunConfig, from_json, load, save
+from cirloop.config import cli_help
+from cirloop.config.base import differences
+from cirloop.config.run import RunConfig, from_json, load, save
 from cirloop.data.sources import Sources
-from cirloop.settings import differences
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -403,7 +403,7 @@ def helped(words: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_help_shows_the_flags_people_use_with_the_values_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     said = helped("--help --dataset_name cirr", capsys)
-    assert set(re.findall(r"^--(\w+)", said, re.MULTILINE)) == set(flag_help.COMMON)
+    assert set(re.findall(r"^--(\w+)", said, re.MULTILINE)) == set(cli_help.COMMON)
     cirr = load(["--dataset_name", "cirr"], CONFIGS / "shapes.yaml")
     for value in (cirr.training.batch_size, cirr.training.learning_rate, cirr.model.path):
         assert f"({value})" in said
@@ -413,14 +413,14 @@ def test_help_shows_the_flags_people_use_with_the_values_of_the_recipe(capsys: p
 def test_help_on_a_word_and_on_all(capsys: pytest.CaptureFixture[str]) -> None:
     one, everything = helped("--help hard_negative", capsys), helped("--help_all", capsys)
     assert "--hard_negative_k" in one and "--seed" not in one
-    assert all(f"--{flag}" in everything for flag in flag_help.COMMON) and len(everything) > 20_000
+    assert all(f"--{flag}" in everything for flag in cli_help.COMMON) and len(everything) > 20_000
     with pytest.raises(UserError, match="no flag has this in its name"):
         load(["--help", "nonsense"], CONFIGS / "shapes.yaml")
 
 
 def test_flags_are_read_before_torch_is_loaded() -> None:
     """So that a mistyped flag and --help answer at once."""
-    code = "import sys, cirloop.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, cirloop.config.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,20 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from cirloop import cost, experiment
-from cirloop.artifacts import file_digests
+from cirloop.artifacts.store import file_digests
 from cirloop.backbones import Item, Qwen2VLSettings
 from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning.base import Ask
 from cirloop.captioning.config import Qwen2VLFoundation
 from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.prompts import REWRITE, VERIFY
-from cirloop.cost import Cost
+from cirloop.cli import runner
+from cirloop.config.runtime import Runtime
 from cirloop.data import ShapesSettings
 from cirloop.data.sources import Sources
-from cirloop.report.costs import FILE, NONE, PROFILE, Costs, cells, line
+from cirloop.monitoring import profiling
+from cirloop.monitoring.costs import FILE, NONE, PROFILE, Costs, cells, line
+from cirloop.monitoring.profiling import Cost
 from cirloop.retrieval.embed import embed, query_items
-from cirloop.runtime import Runtime
 from cirloop.types import UserError
 
 NAMES = (
@@ -35,36 +36,36 @@ NAMES = (
 
 
 def test_counters_go_to_the_innermost_meter_and_nowhere_without_one() -> None:
-    cost.add(items=99)
-    with cost.metering() as outer:
-        cost.add(items=1, waiting=0.5)
-        with cost.metering() as inner:
-            cost.add(items=10)
-        cost.add(items=2)
+    profiling.add(items=99)
+    with profiling.metering() as outer:
+        profiling.add(items=1, waiting=0.5)
+        with profiling.metering() as inner:
+            profiling.add(items=10)
+        profiling.add(items=2)
     assert (outer.items, outer.waiting) == (3, 0.5)
     assert inner.items == 10
     assert outer.seconds >= inner.seconds > 0 and outer.memory_bytes > 10e6
 
 
 def test_another_thread_has_a_meter_of_its_own() -> None:
-    with cost.metering() as mine:
-        thread = Thread(target=lambda: cost.add(items=5))
+    with profiling.metering() as mine:
+        thread = Thread(target=lambda: profiling.add(items=5))
         thread.start()
         thread.join()
     assert mine.items == 0
 
 
 def test_a_counter_that_is_none_is_an_error() -> None:
-    with cost.metering(), pytest.raises(AttributeError):
-        cost.add(itmes=1)
+    with profiling.metering(), pytest.raises(AttributeError):
+        profiling.add(itmes=1)
 
 
 def test_an_image_counts_once_for_a_tower_and_as_cached_only_where_it_was_there() -> None:
-    with cost.metering() as spent:
-        cost.want_images("a", {"1", "2", "3"}, ["3"])
-        cost.want_images("a", {"2", "3", "4"})
-        cost.want_images("b", {"1"})
-        cost.want_images("b", {"2"}, {"2"})
+    with profiling.metering() as spent:
+        profiling.want_images("a", {"1", "2", "3"}, ["3"])
+        profiling.want_images("a", {"2", "3", "4"})
+        profiling.want_images("b", {"1"})
+        profiling.want_images("b", {"2"}, {"2"})
     assert spent.images_cached == 2 + 1 + 1
 
 
@@ -82,10 +83,10 @@ def test_processes_at_once_are_summed_with_the_longest_of_their_times_and_pieces
 
 def test_what_processes_wrote_comes_back_once_and_nothing_of_a_stopped_attempt(tmp_path: Path) -> None:
     (tmp_path / "cost_7.json").write_text(json.dumps(Cost(items=1000).row()))
-    with cost.metering() as spent, cost.of_processes(tmp_path):
+    with profiling.metering() as spent, profiling.of_processes(tmp_path):
         for number in range(2):
-            with cost.process(tmp_path, number, None):
-                cost.add(items=1 + number)
+            with profiling.process(tmp_path, number, None):
+                profiling.add(items=1 + number)
     assert (spent.items, spent.processes) == (3, 2)
 
 
@@ -94,14 +95,14 @@ def test_a_trace_is_written_once_and_the_batches_stay_what_they_are(
 ) -> None:
     def work(batches: Any) -> list[int]:
         done = []
-        for batch in cost.traced(batches, "work"):
+        for batch in profiling.traced(batches, "work"):
             torch.ones(64, 64) @ torch.ones(64, 64)
             done.append(batch)
         return done
 
     caplog.set_level(logging.INFO, "cirloop")
     path = tmp_path / "profile" / "work.json.gz"
-    with cost.metering(tmp_path / "profile"):
+    with profiling.metering(tmp_path / "profile"):
         assert work(iter(range(2))) == [0, 1]
         assert not path.exists() and "too few batches of work" in caplog.text
         assert work(iter(range(9))) == [*range(9)]
@@ -109,30 +110,30 @@ def test_a_trace_is_written_once_and_the_batches_stay_what_they_are(
         assert work(iter(range(9))) == [*range(9)]
     assert path.stat().st_mtime_ns == written and [*path.parent.iterdir()] == [path]
     names = [event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]]
-    assert names.count("aten::mm") == cost.PIECE["active"]
+    assert names.count("aten::mm") == profiling.PIECE["active"]
     assert "aten::mm" in caplog.text
 
 
 def test_operations_of_the_second_batch_stand_for_all(tmp_path: Path) -> None:
     mm = 2 * 8 * 8 * 8
-    with cost.metering(tmp_path) as spent:
-        for number in cost.traced(range(6), "outer"):
-            for _ in cost.traced(range(3), "inner"):  # what is inside is part of it
+    with profiling.metering(tmp_path) as spent:
+        for number in profiling.traced(range(6), "outer"):
+            for _ in profiling.traced(range(3), "inner"):  # what is inside is part of it
                 if number != 0:
                     torch.ones(8, 8) @ torch.ones(8, 8)
     assert spent.flops == 6 * 3 * mm
-    with cost.metering() as spent:
-        for _ in cost.traced(range(6), "outer"):
+    with profiling.metering() as spent:
+        for _ in profiling.traced(range(6), "outer"):
             torch.ones(8, 8) @ torch.ones(8, 8)
     assert spent.flops == 0
 
 
 def test_no_trace_without_a_directory_and_none_inside_another(tmp_path: Path) -> None:
-    with cost.metering():
-        assert [*cost.traced(range(9), "work")] == [*range(9)]
-    with cost.metering(tmp_path):
-        for _ in cost.traced(range(6), "outer"):
-            assert len([*cost.traced(range(6), "inner")]) == 6
+    with profiling.metering():
+        assert [*profiling.traced(range(9), "work")] == [*range(9)]
+    with profiling.metering(tmp_path):
+        for _ in profiling.traced(range(6), "outer"):
+            assert len([*profiling.traced(range(6), "inner")]) == 6
     assert [path.name for path in tmp_path.iterdir()] == ["outer.json.gz"]
 
 
@@ -141,7 +142,7 @@ def test_a_stage_that_failed_stays_as_an_attempt(tmp_path: Path, caplog: pytest.
 
     def attempt(fails: bool) -> None:
         with Costs(tmp_path).stage("a.json", False):
-            cost.add(items=3)
+            profiling.add(items=3)
             if fails:
                 there = json.loads((tmp_path / FILE).read_text())["stages"][-1]
                 assert there == {"stage": "a.json", "attempt": 1, "finished": False}
@@ -187,7 +188,7 @@ def test_vision_embedding_and_captioning_are_traced_and_counted(tmp_path: Path) 
     captioner = Qwen2VLFoundation(path="tiny", dtype="float32").build(backbone)
     images = [*{train.images.digest(image): image for image in train.gallery.ids}.values()][:8]
     asks = [Ask(images[i], images[i + 1], "make it red") for i in range(6)]
-    with cost.metering(tmp_path / "profile") as spent:
+    with profiling.metering(tmp_path / "profile") as spent:
         features = VisionFeatures(backbone, train.images, tmp_path / "vision", Runtime(vision_batch_size=2))
         embed(backbone, features, [Item(image) for image in images], 2, lambda batches, _: batches, "embed")
         eyes = Eyes(captioner, train.images, tmp_path / "vision", 2, lambda batches, _: batches)
@@ -204,7 +205,7 @@ def test_vision_embedding_and_captioning_are_traced_and_counted(tmp_path: Path) 
 def profiled(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small run again, with --profile, and with a cache of its own that was empty at the start."""
     place = tmp_path_factory.mktemp("profiled")
-    experiment.run(small(place / "run", runtime={"cache_dir": place / "cache", "profile": True}))
+    runner.run(small(place / "run", runtime={"cache_dir": place / "cache", "profile": True}))
     return place / "run"
 
 
@@ -219,7 +220,7 @@ def spent(profiled: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.full
 def test_a_profile_changes_no_artifact(profiled: Path, small: Any, tmp_path: Path) -> None:
     plain = tmp_path / "run"
-    experiment.run(small(plain, runtime={"cache_dir": tmp_path / "cache"}))  # as full as the other's was
+    runner.run(small(plain, runtime={"cache_dir": tmp_path / "cache"}))  # as full as the other's was
     assert {n: file_digests(profiled / n) for n in NAMES} == {n: file_digests(plain / n) for n in NAMES}
 
 

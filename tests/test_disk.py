@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cirloop.artifacts import write_text
-from cirloop.disk import ABANDONED, explain, named, remove, save_tensors, sweep
+from cirloop.artifacts.fs import ABANDONED, explain, named, remove, save_tensors, sweep
+from cirloop.artifacts.store import write_text
 
 
 def test_an_error_names_the_file_and_the_way_out() -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cirloop import experiment, stages
-from cirloop.artifacts import Artifact, Store
-from cirloop.config import save
+from cirloop.artifacts.store import Artifact, Store
+from cirloop.cli import runner
+from cirloop.config.run import save
 from cirloop.data.sources import Sources
-from cirloop.report.costs import Costs
-from cirloop.run import Run
+from cirloop.monitoring.costs import Costs
+from cirloop.stages import stages
+from cirloop.stages.context import Run
 from cirloop.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ ADAPTER = "checkpoint_iter_1/adapter_model.safetensors"
 @pytest.fixture(scope="module")
 def alone(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("alone") / "run"
-    experiment.run(small(directory, training=NO_DROPOUT))
+    runner.run(small(directory, training=NO_DROPOUT))
     return directory
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cirloop.config import RunConfig, load
+from cirloop.config.run import RunConfig, load
 from cirloop.types import UserError
 from tests.commands import ROOT, command
 from tests.stand_in import write_cirr, write_jsonl
@@ -122,7 +122,7 @@ def test_where_files_were_looked_for_is_named(home: Path, monkeypatch: pytest.Mo
 
 
 def test_the_embedded_model_is_taken_for_photographs_only_by_name(home: Path) -> None:
-    from cirloop import notices
+    from cirloop.config import notices
 
     (home / "bare.yaml").write_text("data: {type: cirr}\n")
     with pytest.raises(UserError, match=r"(?s)model\.path: is not given.*foundation\.path: is not given"):
@@ -135,7 +135,7 @@ def test_the_embedded_model_is_taken_for_photographs_only_by_name(home: Path) ->
 
 
 def test_the_search_page_says_first_what_must_be_known_of_its_models() -> None:
-    from cirloop.demo import markup
+    from cirloop.tools.demo import markup
 
     page = markup.head("experiments/x", "shop", 3, ["`tiny` & shapes"])
     assert page.startswith('<p class="about"><strong>`tiny` &amp; shapes</strong></p><h1>')
@@ -216,14 +216,14 @@ def test_a_used_directory_goes_on_with_its_own_settings(home: Path, finished: Pa
 def test_flags_that_are_given_are_compared_with_the_directorys_settings(
     home: Path, finished: Path, tmp_path: Path
 ) -> None:
-    from cirloop import experiment
+    from cirloop.cli import runner
 
     copy = shutil.copytree(finished, tmp_path / "copy")
     with pytest.raises(UserError, match=r"(?s)seed: 0 -> 7.*leave those flags out.*--auto_resume goes on"):
-        experiment.run(parsed(f"--experiment_dir {copy} --auto_resume --seed 7"))
-    experiment.run(parsed(f"--experiment_dir {copy} --auto_resume --runtime.embed_batch_size 9"))
+        runner.run(parsed(f"--experiment_dir {copy} --auto_resume --seed 7"))
+    runner.run(parsed(f"--experiment_dir {copy} --auto_resume --runtime.embed_batch_size 9"))
     with pytest.raises(UserError, match="never go on from each other"):
-        experiment.run(parsed(f"--experiment_dir {copy} --auto_resume --retrieval simulated"))
+        runner.run(parsed(f"--experiment_dir {copy} --auto_resume --retrieval simulated"))
 
 
 def test_places_are_saved_so_that_another_directory_can_use_the_run(home: Path) -> None:
@@ -283,9 +283,9 @@ def test_nothing_real_follows_from_a_simulated_run(simulated: Path, script: str,
 
 
 def test_a_simulated_run_has_no_model_to_search_with_or_to_export(simulated: Path) -> None:
-    from cirloop.export.trained import trained
-    from cirloop.search.config import Searched
-    from cirloop.search.engine import Engine
+    from cirloop.tools.export.trained import trained
+    from cirloop.tools.search.config import Searched
+    from cirloop.tools.search.engine import Engine
 
     with pytest.raises(UserError, match="no model to search with"):
         Engine(Searched(experiment_dir=simulated))
@@ -320,7 +320,7 @@ def test_an_output_file_that_is_a_directory_is_refused_before_any_work(
 
 
 def test_an_export_does_not_take_the_place_of_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cirloop.export.make import export
+    from cirloop.tools.export.make import export
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"--output \. is the directory you are in"):
@@ -330,26 +330,26 @@ def test_an_export_does_not_take_the_place_of_where_one_is(tmp_path: Path, monke
 def test_processes_without_a_device_are_told_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from cirloop import launch
-    from cirloop.runtime import Runtime
+    from cirloop.config.runtime import Runtime
+    from cirloop.distributed import launcher
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert launch.crowded(Runtime()) == []
-    assert "4 processes share" in launch.crowded(Runtime(num_processes=4))[0]
+    assert launcher.crowded(Runtime()) == []
+    assert "4 processes share" in launcher.crowded(Runtime(num_processes=4))[0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert launch.crowded(Runtime(num_processes=2)) == []
+    assert launcher.crowded(Runtime(num_processes=2)) == []
     with pytest.raises(UserError, match="4 processes on this machine and 2 GPUs"):
-        launch.crowded(Runtime(num_processes=4))
+        launcher.crowded(Runtime(num_processes=4))
 
 
 def test_a_terminal_without_the_signs_is_written_to_in_others() -> None:
     import io
 
-    from cirloop import cli
+    from cirloop.cli import entry
 
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, "ascii", errors=cli.IN_OTHER_SIGNS)
+    stream = io.TextIOWrapper(raw, "ascii", errors=entry.IN_OTHER_SIGNS)
     stream.write("1.0 ± 0.5 → 木")
     stream.flush()
     assert raw.getvalue() == b"1.0 +- 0.5 -> ?"

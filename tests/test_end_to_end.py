@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cirloop import experiment
-from cirloop.artifacts import Store, file_digests
+from cirloop.artifacts.store import Store, file_digests
 from cirloop.backbones import Item
-from cirloop.config import from_json
+from cirloop.cli import runner
+from cirloop.cli.evaluate import EvalConfig, evaluate_run
+from cirloop.config.run import from_json
 from cirloop.data.sources import Sources
-from cirloop.evaluate_run import EvalConfig, evaluate_run
-from cirloop.run import Run
+from cirloop.stages.context import Run
 from cirloop.types import UserError
 from tests.commands import command
 
@@ -68,7 +68,7 @@ def test_every_mined_image_is_accounted_for(finished: Path) -> None:
 
 @pytest.mark.full
 def test_a_second_run_has_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
-    experiment.run(small(tmp_path / "again"))
+    runner.run(small(tmp_path / "again"))
     assert digests(tmp_path / "again") == digests(finished)
 
 
@@ -84,14 +84,14 @@ def test_a_second_run_has_the_same_bytes(finished: Path, small: Any, tmp_path: P
 def test_batch_sizes_workers_and_an_empty_cache_change_no_byte(
     finished: Path, small: Any, tmp_path: Path, runtime: dict[str, Any]
 ) -> None:
-    experiment.run(small(tmp_path / "other", runtime={**runtime, "cache_dir": tmp_path / "cache"}))
+    runner.run(small(tmp_path / "other", runtime={**runtime, "cache_dir": tmp_path / "cache"}))
     assert digests(tmp_path / "other") == digests(finished)
 
 
 def test_resuming_a_finished_run_makes_nothing_anew(finished: Path, small: Any, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.safetensors")}
-    experiment.run(small(copy, auto_resume=True))
+    runner.run(small(copy, auto_resume=True))
     assert {p: p.stat().st_mtime_ns for p in copy.rglob("*.safetensors")} == before
     assert digests(copy) == digests(finished)
 
@@ -102,7 +102,7 @@ def test_resume_from_iteration_keeps_what_is_below_and_moves_the_rest_aside(
 ) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     kept = (copy / "checkpoint_iter_0" / "adapter_model.safetensors").stat().st_mtime_ns
-    experiment.run(small(copy, resume_from_iteration=1))
+    runner.run(small(copy, resume_from_iteration=1))
     assert (copy / "checkpoint_iter_0" / "adapter_model.safetensors").stat().st_mtime_ns == kept
     assert digests(copy) == digests(finished)
     assert file_digests(copy / "replaced_1" / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
@@ -114,7 +114,7 @@ def test_resume_from_iteration_keeps_what_is_below_and_moves_the_rest_aside(
 @pytest.mark.full
 def test_a_run_can_be_prolonged(finished: Path, small: Any, tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
-    results = experiment.run(small(copy, auto_resume=True, num_iterations=2))
+    results = runner.run(small(copy, auto_resume=True, num_iterations=2))
     assert [r["iteration"] for r in results] == ["base", "0", "1", "2"]
     assert file_digests(copy / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
 
@@ -218,7 +218,7 @@ def test_a_corrupted_artifact_is_named_and_nothing_is_changed(
     (copy / name).write_bytes(bytes(content))
     before = snapshot(copy)
     with pytest.raises(UserError, match="altered") as error:
-        experiment.run(small(copy, auto_resume=True))
+        runner.run(small(copy, auto_resume=True))
     assert name in str(error.value) and "--resume_from_iteration" in str(error.value)
     assert snapshot(copy) == before
 
@@ -229,7 +229,7 @@ def test_the_default_run_directory_is_named_after_model_and_data(small: Any) -> 
 
 
 def test_dry_run_trains_nothing(small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    experiment.dry_run(small(tmp_path / "dry"))
+    runner.dry_run(small(tmp_path / "dry"))
     assert not (tmp_path / "dry").exists()
     assert "48 triplets" in capsys.readouterr().out
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop.artifacts import Store
-from cirloop.config import RunConfig, save
-from cirloop.export_vectors import ExportConfig, main, write, write_parquet
-from cirloop.mine_split import mining_inputs
-from cirloop.mine_vectors import main as mine_vectors
-from cirloop.mining import mine
+from cirloop.artifacts.store import Store
+from cirloop.cli.mine_embeddings import main as mine_vectors
+from cirloop.config.run import RunConfig, save
 from cirloop.negatives.base import MiningContext
+from cirloop.negatives.miner import mine
 from cirloop.retrieval.vectors import open_vectors
-from cirloop.run import Run
+from cirloop.stages.context import Run
+from cirloop.stages.mine import mining_inputs
+from cirloop.tools.export_embeddings import ExportConfig, main, write, write_parquet
 from cirloop.types import UserError
 
 
@@ -49,7 +49,7 @@ def test_what_is_mined_from_an_export_is_what_the_run_mines(
         for f in mine(config.mining, given, MiningContext(0))
         for column, rank in zip(f.gallery_indices, f.ranks.tolist(), strict=True)
     ]
-    monkeypatch.setattr("cirloop.run.PIECE", 64)  # also: a gallery embedded in pieces and kept on disk
+    monkeypatch.setattr("cirloop.stages.context.PIECE", 64)  # also: a gallery embedded in pieces and kept on disk
     monkeypatch.setattr("cirloop.retrieval.vectors.MAPPED_BYTES", 1000)
     made = export(config.directory, tmp_path / "made", "--rows_per_file", "20")
     assert len(list((made / "gallery").iterdir())) > 1

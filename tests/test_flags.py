@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from cirloop import flags
-from cirloop.add_negatives.config import AddNegativesConfig
-from cirloop.demo.__main__ import DemoConfig
-from cirloop.evaluate_run import EvalConfig
-from cirloop.export.__main__ import ExportConfig
-from cirloop.export_vectors import ExportConfig as VectorsConfig
-from cirloop.mine_vectors import VectorConfig
-from cirloop.search.__main__ import SearchConfig
+from cirloop.cli.evaluate import EvalConfig
+from cirloop.cli.mine_embeddings import VectorConfig
+from cirloop.config import cli
+from cirloop.tools.add_negatives.config import AddNegativesConfig
+from cirloop.tools.demo.__main__ import DemoConfig
+from cirloop.tools.export.__main__ import ExportConfig
+from cirloop.tools.export_embeddings import ExportConfig as VectorsConfig
+from cirloop.tools.search.__main__ import SearchConfig
 
 VECTORS = ["--query-embeddings", "q.npy", "--gallery-embeddings", "g.npy", "--targets", "t.npy", "--output", "o.json"]
-GIVEN: dict[type[flags.Flags], list[str]] = {
+GIVEN: dict[type[cli.Flags], list[str]] = {
     EvalConfig: ["--experiment_dir", "run"],
     VectorsConfig: ["--experiment_dir", "run", "--iteration", "1", "--output", "o"],
     ExportConfig: ["--experiment_dir", "run", "--iteration", "1", "--format", "merged"],
@@ -26,8 +26,8 @@ GIVEN: dict[type[flags.Flags], list[str]] = {
 
 
 @pytest.mark.parametrize("model", GIVEN, ids=lambda model: model.__module__)
-def test_the_environment_sets_nothing(model: type[flags.Flags], monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = flags.parse(model, GIVEN[model], "command")
+def test_the_environment_sets_nothing(model: type[cli.Flags], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = cli.parse(model, GIVEN[model], "command")
     for name in model.model_fields:
         monkeypatch.setenv(name.upper(), "7")
-    assert flags.parse(model, GIVEN[model], "command") == expected
+    assert cli.parse(model, GIVEN[model], "command") == expected

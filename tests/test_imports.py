@@ -204,15 +204,15 @@ def test_types_needs_the_standard_library_only() -> None:
     ("file", "line"),
     [
         ("negatives/top_k.py", "from cirloop.training.batches import Batches"),
-        ("negatives/top_k.py", "import cirloop.config"),
+        ("negatives/top_k.py", "import cirloop.config.run"),
         ("data/images.py", "from cirloop import backbones"),
         ("data/shapes/scene.py", "from ...evaluation import metrics"),
         ("data/shapes/__init__.py", "from ... import stages"),
         ("training/batches.py", "def late():\n    from cirloop.retrieval.topk import ranks"),
         ("backbones/base.py", "class A:\n    async def late(self):\n        import cirloop.captioning"),
         ("report/terminal.py", "try:\n    import cirloop.data\nexcept ImportError:\n    pass"),
-        ("launch.py", "from cirloop.worker import train"),
-        ("types.py", "if not TYPE_CHECKING:\n    import cirloop.artifacts"),
+        ("launch.py", "from cirloop.distributed.worker import train"),
+        ("types.py", "if not TYPE_CHECKING:\n    import cirloop.artifacts.store"),
         ("newcomer.py", "from cirloop.types import Query"),
     ],
 )
@@ -228,8 +228,8 @@ def test_walker_catches_a_planted_wrong_import(tmp_path: Path, file: str, line: 
     [
         ("negatives/top_k.py", "from cirloop.types import Query"),
         ("negatives/top_k.py", "from .report import summary"),
-        ("types.py", "if TYPE_CHECKING:\n    import cirloop.artifacts"),
-        ("launch.py", "def run():\n    from cirloop.worker import train"),
+        ("types.py", "if TYPE_CHECKING:\n    import cirloop.artifacts.store"),
+        ("launch.py", "def run():\n    from cirloop.distributed.worker import train"),
         ("loop.py", "from cirloop import stages"),
         ("loop.py", "import json, numpy.random"),
     ],
@@ -295,7 +295,10 @@ def unpicklers(tree: ast.AST) -> list[int]:
 def test_nothing_catches_every_exception() -> None:
     found = {module_name(p): broad_handlers(ast.parse(p.read_text("utf-8"))) for p in FILES}
     several = {module for module, lines in found.items() if lines}
-    assert several <= {"cirloop.telling", "cirloop.trackers"}  # a listener that fails is dropped and never ends a run
+    assert several <= {
+        "cirloop.monitoring.events",
+        "cirloop.monitoring.trackers",
+    }  # a listener that fails is dropped and never ends a run
     assert all(len(found[module]) == 1 for module in several)
 
 

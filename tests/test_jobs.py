@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cirloop import jobs
 from cirloop.backbones import Item
 from cirloop.captioning.base import Ask
 from cirloop.captioning.prompts import Prompt
-from cirloop.jobs import ShardJob, TrainJob
+from cirloop.distributed import jobs
+from cirloop.distributed.jobs import ShardJob, TrainJob
 from cirloop.types import ImageId
 
 A, B = ImageId("shapes:1"), ImageId("shapes:2")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cirloop import stages
-from cirloop.artifacts import Artifact, Store, write_json
-from cirloop.known_positives import (
+from cirloop.artifacts.rows import known_positives, read_confirmed
+from cirloop.artifacts.store import Artifact, Store, write_json
+from cirloop.data.known_positives import (
     CONFIRMED,
     LINE,
     REFERENCE,
@@ -19,9 +19,9 @@ from cirloop.known_positives import (
     KnownPositives,
     normal_text,
 )
-from cirloop.mine_split import mine_split
-from cirloop.rows import known_positives, read_confirmed
-from cirloop.run import Run
+from cirloop.stages import stages
+from cirloop.stages.context import Run
+from cirloop.stages.mine import mine_split
 from cirloop.types import AugmentedTriplet, ImageId, Query, QueryId, Triplet
 
 

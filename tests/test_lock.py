@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from cirloop import lock
-from cirloop.artifacts import Store, write_json
-from cirloop.config import save
+from cirloop.artifacts import run_lock
+from cirloop.artifacts.store import Store, write_json
+from cirloop.config.run import save
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,8 +69,8 @@ def said(worker: subprocess.Popen[str]) -> str:
 def test_the_lock_says_who_works_and_goes_also_on_errors(tmp_path: Path) -> None:
     for error in (None, RuntimeError, KeyboardInterrupt):
         try:
-            with lock.held(tmp_path / "run"):
-                owner = json.loads((tmp_path / "run" / lock.OWNER).read_text())["owner"]
+            with run_lock.held(tmp_path / "run"):
+                owner = json.loads((tmp_path / "run" / run_lock.OWNER).read_text())["owner"]
                 (tmp_path / "run" / "made").touch()
                 if error:
                     raise error
@@ -84,15 +84,15 @@ def test_a_working_run_is_named_and_a_killed_one_hinders_nobody(tmp_path: Path) 
     with workers(tmp_path) as (worker,):
         go(worker)
         assert said(worker) == "in\n"
-        owner = json.loads((tmp_path / lock.OWNER).read_text())["owner"]
-        with pytest.raises(UserError, match="--experiment_dir") as caught, lock.held(tmp_path):
+        owner = json.loads((tmp_path / run_lock.OWNER).read_text())["owner"]
+        with pytest.raises(UserError, match="--experiment_dir") as caught, run_lock.held(tmp_path):
             raise AssertionError("two runs in one directory")
         assert owner in str(caught.value) and f"process {worker.pid} of" in owner
         worker.kill()
         os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet cleared away
-        assert sorted(path.name for path in tmp_path.iterdir()) == [lock.FILE, lock.OWNER]
-        with lock.held(tmp_path):
-            assert f"process {os.getpid()} of" in (tmp_path / lock.OWNER).read_text()
+        assert sorted(path.name for path in tmp_path.iterdir()) == [run_lock.FILE, run_lock.OWNER]
+        with run_lock.held(tmp_path):
+            assert f"process {os.getpid()} of" in (tmp_path / run_lock.OWNER).read_text()
     assert not list(tmp_path.iterdir())
 
 
@@ -103,49 +103,49 @@ def test_of_runs_that_start_at_once_one_works(tmp_path: Path) -> None:
                 go(worker)
             answers = sorted(said(worker).split()[0] for worker in started)
             assert answers == ["in", *["refused"] * 5]
-    with lock.held(tmp_path):
+    with run_lock.held(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\x00", b"null", b"{}"])
 def test_a_damaged_note_of_the_owner_frees_nothing_and_hinders_nobody(content: bytes, tmp_path: Path) -> None:
-    with lock.held(tmp_path):
-        (tmp_path / lock.OWNER).write_bytes(content)
-        with pytest.raises(UserError, match="does not say which"), lock.held(tmp_path):
+    with run_lock.held(tmp_path):
+        (tmp_path / run_lock.OWNER).write_bytes(content)
+        with pytest.raises(UserError, match="does not say which"), run_lock.held(tmp_path):
             raise AssertionError
-    (tmp_path / lock.OWNER).write_bytes(content)
-    with lock.held(tmp_path):
-        assert str(os.getpid()) in (tmp_path / lock.OWNER).read_text()
+    (tmp_path / run_lock.OWNER).write_bytes(content)
+    with run_lock.held(tmp_path):
+        assert str(os.getpid()) in (tmp_path / run_lock.OWNER).read_text()
 
 
 def test_directories_are_made_and_go_again_when_nothing_came_into_them(tmp_path: Path) -> None:
-    with lock.held(tmp_path / "a" / "b"):
-        assert (tmp_path / "a" / "b" / lock.FILE).exists()
+    with run_lock.held(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / run_lock.FILE).exists()
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError), lock.held(tmp_path / "file" / "run"):
+    with pytest.raises(NotADirectoryError), run_lock.held(tmp_path / "file" / "run"):
         raise AssertionError
 
 
 def test_a_second_run_refuses_and_changes_nothing(small: Any, tmp_path: Path) -> None:
-    from cirloop import experiment
+    from cirloop.cli import runner
 
-    with lock.held(tmp_path / "run"):
+    with run_lock.held(tmp_path / "run"):
         save(small(tmp_path / "run"), tmp_path / "run" / "config.json")
         before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
         for resume in (False, True):
             with pytest.raises(UserError, match="a run works in"):
-                experiment.run(small(tmp_path / "run", auto_resume=resume))
+                runner.run(small(tmp_path / "run", auto_resume=resume))
         assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_directory_of_something_else_gets_no_lock(small: Any, tmp_path: Path) -> None:
-    from cirloop import experiment
+    from cirloop.cli import runner
 
     (tmp_path / "notes.txt").write_text("mine")
     os.utime(tmp_path, (1, 1))
     with pytest.raises(UserError, match="no run directory"):
-        experiment.run(small(tmp_path))
+        runner.run(small(tmp_path))
     assert tmp_path.stat().st_mtime == 1 and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -170,12 +170,12 @@ def test_threads_of_one_process_do_not_share_a_lock(tmp_path: Path) -> None:
 
     def second() -> None:
         try:
-            with lock.held(tmp_path):
+            with run_lock.held(tmp_path):
                 found.append("in")
         except UserError:
             found.append("refused")
 
-    with lock.held(tmp_path):
+    with run_lock.held(tmp_path):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from cirloop import stopping
-from cirloop.report import attempts
-from cirloop.report.attempts import Attempt
+from cirloop.monitoring import preemption, run_log
+from cirloop.monitoring.run_log import Attempt
 from cirloop.types import UserError
 from tests.commands import ROOT, command, logging_kept
 from tests.faults.harness import VERY_SMALL
@@ -49,7 +48,7 @@ def test_each_attempt_has_a_log_of_all_that_was_said(
     assert not logs.exists()
     with terminated_at("checkpoint_iter_0: start"):
         first = command("train_iterative.py", *flags)
-    assert first.returncode == stopping.CODE
+    assert first.returncode == preemption.CODE
     refused = command("train_iterative.py", *flags)
     assert refused.returncode == 2 and [path.name for path in logs.iterdir()] == ["attempt_001.log"]
     second = command("train_iterative.py", *flags, "--auto_resume")
@@ -87,7 +86,7 @@ def test_the_reason_of_the_end_is_in_it(error: BaseException, last: str, tmp_pat
     said = messages(path)
     assert last in said[-1], said
     assert ("Traceback (most recent call last):" in said) == isinstance(error, RuntimeError)
-    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, attempts.Log)]
+    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, run_log.Log)]
 
 
 def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> None:
@@ -114,8 +113,8 @@ def test_a_run_that_is_refused_leaves_no_log(tmp_path: Path) -> None:
 
 
 def test_a_log_and_their_number_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "KEPT", 3)
-    monkeypatch.setattr(attempts, "SIZE", 2000)
+    monkeypatch.setattr(run_log, "KEPT", 3)
+    monkeypatch.setattr(run_log, "SIZE", 2000)
     for number in range(1, 6):
         with Attempt(tmp_path) as attempt:
             assert attempt.open().name == f"attempt_{number:03d}.log"
@@ -133,12 +132,12 @@ def test_a_full_disk_stops_the_beginning_and_nothing_later(tmp_path: Path, caplo
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/attempt_001.log").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as error:
-        attempts.Log(tmp_path / "logs/attempt_001.log")
+        run_log.Log(tmp_path / "logs/attempt_001.log")
     assert error.value.filename == str(tmp_path / "logs/attempt_001.log")
     logging.getLogger().addHandler(caplog.handler)
     with Attempt(tmp_path) as attempt:
         path = attempt.open()
-        log = next(handler for handler in logging.getLogger().handlers if isinstance(handler, attempts.Log))
+        log = next(handler for handler in logging.getLogger().handlers if isinstance(handler, run_log.Log))
         assert log.stream is not None
         log.stream.close()
         log.stream = open("/dev/full", "w")  # noqa: SIM115 - the handler closes it
@@ -155,11 +154,11 @@ def test_a_full_disk_stops_the_beginning_and_nothing_later(tmp_path: Path, caplo
 CHILD = """
 import logging, os, sys, warnings
 from pathlib import Path
-from cirloop.report.terminal import start_logging
-from cirloop.worker import _log_beside
+from cirloop.monitoring.console import start_logging
+from cirloop.distributed.worker import _log_beside
 start_logging(plain=True)
 _log_beside(Path(sys.argv[1]))
-logging.getLogger("cirloop.worker").warning("half of it is done")
+logging.getLogger("cirloop.distributed.worker").warning("half of it is done")
 print("a library says hello", flush=True)
 os.write(2, b"C says hello\\n")
 """
@@ -183,7 +182,7 @@ def test_launched_processes_have_logs_beside_the_attempts_and_the_first_the_term
 
 
 def test_a_logs_of_launched_processes_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "KEPT", 1)
+    monkeypatch.setattr(run_log, "KEPT", 1)
     for _ in range(2):
         with Attempt(tmp_path) as attempt:
             path = attempt.open()

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from cirloop import memory
 from cirloop.captioning.base import Ask
 from cirloop.captioning.config import Qwen2VLFoundation
 from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.prompts import load
 from cirloop.data import ShapesSettings
-from cirloop.mining import MiningInputs, mine
+from cirloop.monitoring import oom
 from cirloop.negatives import MiningSettings
 from cirloop.negatives.base import MiningContext
+from cirloop.negatives.miner import MiningInputs, mine
 from cirloop.types import UserError
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -34,7 +34,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     ],
 )
 def test_running_out_of_memory_is_told_from_other_errors(error: Exception, so: bool) -> None:
-    with pytest.raises(UserError if so else type(error)) as caught, memory.enough("mining", "Set mining.search."):
+    with pytest.raises(UserError if so else type(error)) as caught, oom.enough("mining", "Set mining.search."):
         raise error
     assert ("mining.search" in str(caught.value)) == so
 

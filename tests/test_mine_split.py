@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cirloop import experiment
+from cirloop.cli import runner
 from cirloop.data.shapes.splits import held_out
-from cirloop.problems import ProblemsFound
 from cirloop.types import UserError
+from cirloop.validation import ProblemsFound
 from tests.stand_in import write_cirr, write_fashioniq
 
 WARM: dict[str, Any] = {
@@ -36,7 +36,7 @@ def test_filters_drop_false_negatives_and_count_them(small: Any, tmp_path: Path)
     mining = {"strategy": {"type": "top_k", "negatives_per_query": 3, "extra_ranks": "all"}}
     accounts = {}
     for name, added in (("plain", []), ("filtered", filters)):
-        experiment.run(small(tmp_path / name, mining={**mining, "filters": added}, **WARM))
+        runner.run(small(tmp_path / name, mining={**mining, "filters": added}, **WARM))
         made = read(tmp_path / name / "hard_negatives_iter_0.json")
         accounts[name] = read(tmp_path / name / "accounting_iter_1.json")
         assert len(made["negatives"]) == made["summary"]["negatives"] == accounts[name]["mined"]
@@ -53,7 +53,7 @@ def test_filters_drop_false_negatives_and_count_them(small: Any, tmp_path: Path)
 def test_a_band_tells_the_size_of_its_sets(small: Any, tmp_path: Path) -> None:
     mining = {"strategy": {"type": "band", "negatives_per_query": 2, "variant": "released"}, "fallback": "random"}
     training = {**WARM["training"], "hardest": 3, "hardest_of": 20}
-    experiment.run(small(tmp_path / "run", mining=mining, **{**WARM, "training": training}))
+    runner.run(small(tmp_path / "run", mining=mining, **{**WARM, "training": training}))
     made = read(tmp_path / "run" / "hard_negatives_iter_0.json")
     assert made["summary"]["set_size"]["mean"] >= 1
     names = {row["strategy"] for row in made["negatives"]}
@@ -74,12 +74,12 @@ def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
         "mining": {"strategy": {"type": "category_discrepant", "negatives_per_query": 2}},
         "attributes": told,
     }
-    experiment.run(small(tmp_path / "run", **settings))
+    runner.run(small(tmp_path / "run", **settings))
     assert read(tmp_path / "run" / "hard_negatives_iter_0.json")["negatives"]
     # another content of the file is another input: the stage is made anew
     (tmp_path / "attributes.json").write_text(json.dumps({key: {"color": ["red"]} for key in rows}))
     with pytest.raises(UserError, match="made with other"):
-        experiment.run(small(tmp_path / "run", **settings, auto_resume=True))
+        runner.run(small(tmp_path / "run", **settings, auto_resume=True))
 
 
 @pytest.mark.full
@@ -87,7 +87,7 @@ def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path
     """`tiny` was not taught to describe one picture, and answers it with nothing."""
     told = {"domain": "shapes", "images": "vlm"}
     with pytest.raises(ProblemsFound, match="shapes:train:00000: the model gave no caption, but ''"):
-        experiment.run(small(tmp_path / "run", **WARM, mining={"strategy": {"type": "soft"}}, attributes=told))
+        runner.run(small(tmp_path / "run", **WARM, mining={"strategy": {"type": "soft"}}, attributes=told))
 
 
 @pytest.mark.full
@@ -98,7 +98,7 @@ def test_groups_and_categories_come_from_the_data_set(
     write: Any, data: str, strategy: str, small: Any, tmp_path: Path
 ) -> None:
     directory = write(tmp_path / "data")
-    experiment.run(
+    runner.run(
         small(
             tmp_path / "run",
             data={"type": data},
@@ -118,7 +118,7 @@ def test_groups_and_categories_come_from_the_data_set(
 
 def test_what_a_strategy_lacks_is_said_before_training(small: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mining\.strategy group: needs groups: a data set that has them"):
-        experiment.run(small(tmp_path / "run", mining={"strategy": {"type": "group"}}, **WARM))
+        runner.run(small(tmp_path / "run", mining={"strategy": {"type": "group"}}, **WARM))
     assert not (tmp_path / "run").exists()
 
 
@@ -126,7 +126,7 @@ def test_what_a_strategy_lacks_is_said_before_training(small: Any, tmp_path: Pat
 def test_sets_are_defined_by_the_model_of_their_period(small: Any, tmp_path: Path) -> None:
     """Four rounds and n_def 2: rounds 0 and 1 warm up, rounds 2 and 3 score with the model of round 2."""
     settings = {**WARM, "num_iterations": 4, "captioning": {"enabled": False}}
-    experiment.run(small(tmp_path / "run", mining={"strategy": {"type": "band", "n_def": 2}}, **settings))
+    runner.run(small(tmp_path / "run", mining={"strategy": {"type": "band", "n_def": 2}}, **settings))
     made = [read(tmp_path / "run" / f"hard_negatives_iter_{t}.json") for t in range(4)]
     sizes = [one["summary"]["set_size"]["mean"] for one in made]
     assert sizes[0] == sizes[1] > 60 and sizes[2] == sizes[3] < sizes[0]

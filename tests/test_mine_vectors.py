@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop.mine_vectors import main, parse
-from cirloop.mining import MiningInputs, mine
+from cirloop.cli.mine_embeddings import main, parse
 from cirloop.negatives import STRATEGIES, Band, MiningSettings
 from cirloop.negatives.base import MiningContext
+from cirloop.negatives.miner import MiningInputs, mine
 from cirloop.types import UserError
 from tests.commands import command
 

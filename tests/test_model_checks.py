@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from cirloop import checks, model_checks
 from cirloop.backbones import LoraSettings, Qwen2VLSettings
-from cirloop.problems import Problems, ProblemsFound
+from cirloop.stages import model_checks, preflight
 from cirloop.training import TrainingSettings
+from cirloop.validation import Problems, ProblemsFound
 
 
 @pytest.fixture(scope="module")
@@ -93,23 +93,23 @@ def test_what_deepspeed_does_not_do_is_named(how: str, small: Any, tmp_path: Pat
 
 def test_a_disk_that_does_not_suffice_is_refused(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(tmp_path / "run", runtime={"cache_dir": tmp_path / "cache"})
-    assert checks.check(config)
+    assert preflight.check(config)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(10**6, 0, 10**6))
     with pytest.raises(ProblemsFound, match="vision features of") as error:
-        checks.check(config)
+        preflight.check(config)
     assert "1e-03 GB" in str(error.value) or "0.001 GB" in str(error.value)
     assert "runtime.cache_dir" in str(error.value) and "max_pixels" in str(error.value)
 
 
 def test_features_that_are_there_need_no_room(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(tmp_path / "run", runtime={"cache_dir": tmp_path / "cache"})
-    needed = model_checks.disk_of(config, checks.check(config))
+    needed = model_checks.disk_of(config, preflight.check(config))
     file = tmp_path / "cache" / "vision" / "a" / "b.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"x" * needed["vision"])
     free = needed["run"] + 1
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(free, 0, free))
-    assert checks.check(config)
+    assert preflight.check(config)
 
 
 def test_the_tokens_of_a_picture_are_those_of_the_model(small: Any, tmp_path: Path) -> None:

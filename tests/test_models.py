@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from transformers import Qwen2VLForConditionalGeneration
 
-from cirloop import experiment, launch, telling
+from cirloop.cli import runner
+from cirloop.distributed import launcher
+from cirloop.monitoring import events
 
 FILTERS = [{"type": "verify", "threshold": 0.9}, {"type": "agreement", "path": "tiny"}]
 OWN = {"attention": "eager"}
@@ -50,7 +52,7 @@ class Census:
 
 @pytest.fixture
 def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
-    made, build, launched = Census(), Qwen2VLForConditionalGeneration.__init__, launch._run
+    made, build, launched = Census(), Qwen2VLForConditionalGeneration.__init__, launcher._run
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
@@ -62,8 +64,8 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
         launched(*args, **kwargs)
 
     monkeypatch.setattr(Qwen2VLForConditionalGeneration, "__init__", counted)
-    monkeypatch.setattr(launch, "_run", with_none)
-    with telling.heard_by(made.hear):
+    monkeypatch.setattr(launcher, "_run", with_none)
+    with events.heard_by(made.hear):
         yield made
 
 
@@ -86,7 +88,7 @@ def test_one_set_of_base_weights_at_every_stage(
         mining={"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}, "filters": filters},
         **LITTLE,
     )
-    experiment.run(config)
+    runner.run(config)
     stages = {"hard_negatives_iter_0.json", "augmented_samples_iter_1.json", "checkpoint_iter_0", "checkpoint_iter_1",
               "evaluation_base.json", "evaluation_iter_0.json", "evaluation_iter_1.json"}  # fmt: skip
     assert stages <= census.most.keys()
@@ -100,14 +102,14 @@ def test_the_driver_holds_none_while_processes_work(census: Census, small: Any, 
         tmp_path / "run", evaluation={"base": False}, runtime={"num_processes": 2},
         **LITTLE | {"captioning": {**LITTLE["captioning"], "round_trip": 0}},
     )  # fmt: skip
-    experiment.run(config)
+    runner.run(config)
     assert census.at_launch and set(census.at_launch) == {0}
     assert max(census.most.values()) == 1
 
 
 def test_a_released_model_is_gone_with_its_vision_features(census: Census, finished: Path) -> None:
-    from cirloop.evaluate_run import run_directory
-    from cirloop.run import Run
+    from cirloop.cli.evaluate import run_directory
+    from cirloop.stages.context import Run
 
     config, store = run_directory(finished)
     run = Run(config, store, config.data.build(None))

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import BertTokenizer
 
-from cirloop import experiment
+from cirloop.cli import runner
 from cirloop.data import ShapesSettings
 from cirloop.training import TrainingSettings
 from cirloop.types import UserError
@@ -75,7 +75,7 @@ def test_a_round_with_gradient_caching(name: str, small: Any, tmp_path: Path) ->
         "mining": {"strategy": {"type": "band", "negatives_per_query": 2}},
         **NO_TEXTS,
     }
-    experiment.run(small(tmp_path / "run", model=model, training={**training, "loss": loss}, **options))
+    runner.run(small(tmp_path / "run", model=model, training={**training, "loss": loss}, **options))
     made = json.loads((tmp_path / "run" / "evaluation_results.json").read_text("utf-8"))["results"]
     assert [row["iteration"] for row in made] == ["base", "0", "1"]
     assert len({row["model"] for row in made}) == 3, "an iteration was evaluated with the weights of another"
@@ -93,7 +93,7 @@ def test_a_round_with_another_captioner(foundation: str, small: Any, tmp_path: P
     writes = {**model, "type": "qwen2_5_vl"} if foundation == "qwen2_5_vl" else {"type": "template"}
     training = {"warm_up_steps": 2, "steps": 2, "batch_size": 8}
     options = {"data": {"type": "shapes", **DATA}, "captioning": {"candidates": 1, "verify": 0.0, "round_trip": 0}}
-    experiment.run(small(tmp_path / "run", model=model, foundation=writes, training=training, **options))
+    runner.run(small(tmp_path / "run", model=model, foundation=writes, training=training, **options))
     made = json.loads((tmp_path / "run" / "augmented_samples_iter_1.json").read_text("utf-8"))
     assert made["summary"]["candidates"] > 0
     if foundation == "template":
@@ -109,7 +109,7 @@ def test_blip2_learns_from_a_random_start_with_a_frozen_random_tower(small: Any,
         "loss": {"type": "info_nce", "temperature": 0.1},
     }  # fmt: skip
     options = {"data": {"type": "shapes", **data}, "num_iterations": 0}
-    experiment.run(small(tmp_path / "run", model=blip2(tmp_path, data), training=training, **options))
+    runner.run(small(tmp_path / "run", model=blip2(tmp_path, data), training=training, **options))
     found = results(tmp_path / "run")
     assert found["base"]["recall@10"] < 0.25 < 0.35 < found["0"]["recall@10"], found
 
@@ -119,13 +119,13 @@ def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_
     options = {"data": {"type": "shapes", **DATA}, **NO_TEXTS}
     searched = {"mining": {"strategy": {"type": "top_k", "negatives_per_query": 2}, "search": "ivf"}}
     with pytest.raises(UserError, match=r"mining\.search ivf.*Use exact"):
-        experiment.run(small(tmp_path / "run", model=blip2(tmp_path, DATA), **options, **searched))
+        runner.run(small(tmp_path / "run", model=blip2(tmp_path, DATA), **options, **searched))
     for model, training, said in (
         ({"combiner": "sum"}, {}, "nothing to train"),
         ({"combiner": "combiner"}, {"tune": "lora"}, "trained in full"),
     ):
         with pytest.raises(UserError, match=said):
-            experiment.run(small(tmp_path / "run", model=clip(tmp_path, **model), training=training, **options))
+            runner.run(small(tmp_path / "run", model=clip(tmp_path, **model), training=training, **options))
     assert not (tmp_path / "run").exists()
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from cirloop import checks, experiment, measure, plan
-from cirloop.measure import timed
+from cirloop.cli import runner
+from cirloop.stages import estimate, measure, preflight
+from cirloop.stages.measure import timed
 
 
 def rows(config: Any) -> dict[str, str]:
-    return dict(plan.rows_of(config, checks.check(config)))
+    return dict(estimate.rows_of(config, preflight.check(config)))
 
 
 def test_every_part_of_a_plan(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +33,7 @@ def test_every_part_of_a_plan(small: Any, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_model_too_large_for_the_machine_is_planned_without_time(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_memory_of", lambda: (10**6, 10**6))
+    monkeypatch.setattr(estimate, "_memory_of", lambda: (10**6, 10**6))
     found = rows(small(tmp_path / "run"))
     assert "cannot be loaded here" in found["time"] and "0.001 GB are free" in found["time"]
     assert "more than the 0.001 GB of this device" in found["memory: train"]
@@ -42,7 +43,7 @@ def test_a_model_too_large_for_the_machine_is_planned_without_time(
 def test_adapters_in_half_precision_take_less(small: Any, tmp_path: Path) -> None:
     def trains(dtype: str) -> int:
         config = small(tmp_path / "run", model={"dtype": "bfloat16"}, training={"lora": {"dtype": dtype}})
-        return plan.peaks(config, 64)["train"]["activations"]
+        return estimate.peaks(config, 64)["train"]["activations"]
 
     assert trains("base") < 0.75 * trains("float32")
 
@@ -57,4 +58,4 @@ def test_a_dry_run_compares_with_the_directory(small: Any, finished: Path) -> No
     from cirloop.types import UserError
 
     with pytest.raises(UserError, match="other settings"):
-        experiment.dry_run(small(finished, seed=9, auto_resume=True))
+        runner.dry_run(small(finished, seed=9, auto_resume=True))

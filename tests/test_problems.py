@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cirloop.problems import Problems, ProblemsFound
+from cirloop.validation import Problems, ProblemsFound
 
 
 def test_many_of_one_cause_are_one_line_with_examples_and_their_count() -> None:

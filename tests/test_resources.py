@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cirloop import resources
 from cirloop.backbones.base import LoraSettings
 from cirloop.backbones.weights import resolve
+from cirloop.stages import resources
 from cirloop.types import UserError
 
 TARGETS = LoraSettings().targets

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cirloop import schemas
-from cirloop.artifacts import write_json, write_sealed
+from cirloop.artifacts import schema
+from cirloop.artifacts.store import write_json, write_sealed
 from cirloop.types import UserError
 
 
@@ -18,18 +18,18 @@ def test_every_file_of_a_run_says_its_version(finished: Path) -> None:
     found = [path for path in finished.rglob("*.json") if path.name != "adapter_config.json"]
     assert len(found) >= 11
     for path in found:
-        kind = schemas.kind_of(path.name)
-        assert json.loads(path.read_text())["schema"] == schemas.KINDS[kind].version, path.name
-        assert schemas.read(path)["schema"] == schemas.KINDS[kind].version
+        kind = schema.kind_of(path.name)
+        assert json.loads(path.read_text())["schema"] == schema.KINDS[kind].version, path.name
+        assert schema.read(path)["schema"] == schema.KINDS[kind].version
 
 
-@pytest.mark.parametrize("kind", schemas.KINDS)
+@pytest.mark.parametrize("kind", schema.KINDS)
 @pytest.mark.parametrize("version", [-1, 0, 7])
 def test_another_version_is_refused_by_name(kind: str, version: int, tmp_path: Path) -> None:
     write_sealed(tmp_path / "x.json", kind, {"schema": version})
     with pytest.raises(UserError) as error:
-        schemas.read(tmp_path / "x.json", kind)
-    about = schemas.KINDS[kind]
+        schema.read(tmp_path / "x.json", kind)
+    about = schema.KINDS[kind]
     assert (
         f"{tmp_path / 'x.json'} was written by another version of cirloop (schema {version}; this one reads "
         f"{about.version}). Use that version, or: {about.way}" == str(error.value)
@@ -40,16 +40,16 @@ def test_another_version_is_refused_by_name(kind: str, version: int, tmp_path: P
 def test_what_is_no_version_is_damage(schema: dict[str, Any], tmp_path: Path) -> None:
     write_json(tmp_path / "evaluation_base.json", schema)
     with pytest.raises(UserError, match=r"evaluation_base\.json is damaged"):
-        schemas.read(tmp_path / "evaluation_base.json")
+        schema.read(tmp_path / "evaluation_base.json")
 
 
 def test_a_manifest_that_is_gone_is_not_a_new_run(finished: Path, tmp_path: Path, small: Any) -> None:
     import shutil
 
-    from cirloop import experiment
+    from cirloop.cli import runner
 
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest\.json is missing, which says what of"):
-        experiment.open_run(small(run, auto_resume=True))
+        runner.open_run(small(run, auto_resume=True))
     assert (run / "checkpoint_iter_1").is_dir()

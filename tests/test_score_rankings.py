@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from cirloop.cli.score_rankings import score_rankings
 from cirloop.data import benchmarks, circo, cirr, fashioniq, sources
-from cirloop.problems import Problems
-from cirloop.score_rankings import score_rankings
 from cirloop.types import UserError
+from cirloop.validation import Problems
 from tests.commands import command
 
 ROOT = Path(__file__).resolve().parent.parent

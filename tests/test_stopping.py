@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cirloop import lock, stopping
-from cirloop.artifacts import file_digests
-from cirloop.report.terminal import progress
+from cirloop.artifacts import run_lock
+from cirloop.artifacts.store import file_digests
+from cirloop.monitoring import preemption
+from cirloop.monitoring.console import progress
 from tests.commands import command
 from tests.distributed.test_many import are_gone, processes
 from tests.test_end_to_end import ARTIFACTS
@@ -78,27 +79,27 @@ def settings(tmp_path: Path, config: Any) -> list[str]:
 
 def test_the_signal_is_noted_and_takes_effect_at_safe_moments(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with stopping.listening():
-        stopping.check()
-        assert not stopping.asked()
+    with preemption.listening():
+        preemption.check()
+        assert not preemption.asked()
         terminate()
-        assert stopping.asked()
-        with stopping.by_step():
-            stopping.check()
-        with pytest.raises(stopping.Stopped):
-            stopping.check()
-    assert signal.getsignal(signal.SIGTERM) is before and not stopping.asked()
+        assert preemption.asked()
+        with preemption.by_step():
+            preemption.check()
+        with pytest.raises(preemption.Stopped):
+            preemption.check()
+    assert signal.getsignal(signal.SIGTERM) is before and not preemption.asked()
     order = tmp_path / "stop"
-    with stopping.listening(order):
-        stopping.check()
+    with preemption.listening(order):
+        preemption.check()
         order.touch()
-        with pytest.raises(stopping.Stopped):
-            stopping.check()
+        with pytest.raises(preemption.Stopped):
+            preemption.check()
 
 
 def test_a_bar_is_left_between_two_items() -> None:
     seen = []
-    with stopping.listening(), pytest.raises(stopping.Stopped):
+    with preemption.listening(), pytest.raises(preemption.Stopped):
         for number in progress(range(5), "test"):
             seen.append(number)
             if number == 2:
@@ -110,7 +111,7 @@ def test_a_thread_that_can_handle_no_signal_leaves_its_meaning() -> None:
     before, found = signal.getsignal(signal.SIGTERM), list[bool]()
 
     def run() -> None:
-        with stopping.listening():
+        with preemption.listening():
             found.append(signal.getsignal(signal.SIGTERM) is before)
 
     thread = threading.Thread(target=run)
@@ -128,9 +129,9 @@ def test_stopped_in_every_stage_it_goes_on_to_the_same_bytes(finished: Path, sma
                   "augmented_samples_iter_1.json", "checkpoint_iter_1", "evaluation_iter_1.json"):  # fmt: skip
         with terminated_at(f"{stage}: start") if stage else terminated_when(lambda: any(steps.glob("step_*"))):
             done = command("train_iterative.py", *flags)
-        assert done.returncode == stopping.CODE == 75, (stage, done.stderr)
+        assert done.returncode == preemption.CODE == 75, (stage, done.stderr)
         assert done.stderr.splitlines()[-1] == "stopped by SIGTERM; go on with --auto_resume"
-        assert not (directory / stage).is_file() and not (directory / lock.FILE).exists()
+        assert not (directory / stage).is_file() and not (directory / run_lock.FILE).exists()
         assert len([*steps.glob("step_*")]) == (not stage)
     done = command("train_iterative.py", *flags)
     assert done.returncode == 0, done.stderr
@@ -209,7 +210,7 @@ def test_two_processes_that_embed_end_at_once(small: Any, tmp_path: Path) -> Non
     words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     process = started(words, "evaluation_base.json: start", tmp_path / "log", env=environment)
-    while not (there := [pid for pid, line in processes(process.pid) if "cirloop.worker" in line]):
+    while not (there := [pid for pid, line in processes(process.pid) if "cirloop.distributed.worker" in line]):
         time.sleep(0.02)
     process.terminate()
     assert process.wait(60) == 75

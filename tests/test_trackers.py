@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
-from cirloop import experiment, stopping, telling
-from cirloop.config import load
-from cirloop.problems import ProblemsFound
-from cirloop.trackers import flat, tracking
+from cirloop.cli import runner
+from cirloop.config.run import load
+from cirloop.monitoring import events, preemption
+from cirloop.monitoring.trackers import flat, tracking
 from cirloop.types import UserError
+from cirloop.validation import ProblemsFound
 from tests.commands import ROOT, command
 from tests.faults.harness import VERY_SMALL
 from tests.test_stopping import settings, terminated_when
@@ -51,7 +52,7 @@ def tracked(places: Path, small: Any, tmp_path_factory: pytest.TempPathFactory) 
     steps = config.directory / ".work" / "checkpoint_iter_1"
     with terminated_when(lambda: any(steps.glob("step_*"))):
         done = command("train_iterative.py", *flags)
-    assert done.returncode == stopping.CODE, done.stderr
+    assert done.returncode == preemption.CODE, done.stderr
     done = command("train_iterative.py", *flags)
     assert done.returncode == 0, done.stderr
     return Path(config.directory)
@@ -173,7 +174,7 @@ def test_a_tracker_asked_for_later_gets_all_of_it_and_results_do_not_change(
 ) -> None:
     manifest = (without / "manifest.json").read_bytes()
     for _ in range(2):  # what it has of stages that are done is not sent again
-        experiment.run(very_small(small, without, ["tensorboard"], auto_resume=True))
+        runner.run(very_small(small, without, ["tensorboard"], auto_resume=True))
     found = in_tensorboard(without, places)
     agree(found, without)
     assert all(len(rows) == len(dict(rows)) for name, rows in found.items() if name in expected(without))
@@ -182,16 +183,16 @@ def test_a_tracker_asked_for_later_gets_all_of_it_and_results_do_not_change(
 
 def test_remade_iterations_are_a_new_run_of_the_tracker(without: Path, small: Any) -> None:
     with tracking(without, ("tensorboard",), {}):
-        telling.tell("numbers", step=12, values={"train/loss": 1.0}, found=False)
+        events.tell("numbers", step=12, values={"train/loss": 1.0}, found=False)
     config = very_small(small, without, ["tensorboard"], resume_from_iteration=1)
-    experiment.open_run(config)
+    runner.open_run(config)
     assert not (without / "trackers").exists() and (without / "replaced_1/trackers/runs.json").exists()
 
 
 def test_what_can_be_known_is_said_before_the_run(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cirloop.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("cirloop.monitoring.trackers.find_spec", lambda name: None)
     with pytest.raises(ProblemsFound) as error:
-        experiment.run(small(tmp_path / "run", runtime={"report_to": ["wandb", "trackio"]}))
+        runner.run(small(tmp_path / "run", runtime={"report_to": ["wandb", "trackio"]}))
     assert str(error.value).count("pip install -e '.[trackers]'") == 2 and not (tmp_path / "run").exists()
 
 
@@ -199,7 +200,7 @@ def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(without: Pat
     (without / "trackers").mkdir()
     (without / "trackers/tensorboard").write_text("in the way")
     with pytest.raises(UserError, match=r"--report_to tensorboard cannot start: .*(?s:.*)Nothing was trained"):
-        experiment.run(very_small(small, without, ["tensorboard"], auto_resume=True))
+        runner.run(very_small(small, without, ["tensorboard"], auto_resume=True))
 
 
 def test_a_tracker_that_fails_later_is_left_out_with_one_warning(
@@ -209,16 +210,16 @@ def test_a_tracker_that_fails_later_is_left_out_with_one_warning(
         (gone,) = (places / "mlflow").glob(f"*/{runs(tmp_path)['mlflow']}")
         shutil.rmtree(gone)
         for step in (1, 2):
-            telling.tell("numbers", step=step, values={"x": 0.5}, found=False)
-        telling.tell("head", head=None)
-    said = [record.getMessage() for record in caplog.records if record.name == "cirloop.telling"]
+            events.tell("numbers", step=step, values={"x": 0.5}, found=False)
+        events.tell("head", head=None)
+    said = [record.getMessage() for record in caplog.records if record.name == "cirloop.monitoring.events"]
     assert len(said) == 1 and said[0].startswith("--report_to mlflow failed, and this attempt goes on without it")
     assert in_tensorboard(tmp_path, places)["x"] == [(1, 0.5), (2, 0.5)]
 
 
 def test_off_imports_nothing_and_writes_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cirloop.trackers import problems, tracking\n"
+        "import sys; from pathlib import Path; from cirloop.monitoring.trackers import problems, tracking\n"
         "with tracking(Path(sys.argv[1]), (), {}): assert not [*problems(())]\n"
         "print({'tensorboard', 'wandb', 'mlflow', 'trackio', 'accelerate', 'torch'} & {*sys.modules})"
     )

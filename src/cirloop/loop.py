@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cirloop import telling
-from cirloop.artifacts import Artifact, write_json
-from cirloop.config import RunConfig
+from cirloop.artifacts.store import Artifact, write_json
+from cirloop.config.run import RunConfig
+from cirloop.monitoring import events
 
 if TYPE_CHECKING:
-    from cirloop.run import Run
+    from cirloop.stages.context import Run
 
 RESULTS = "evaluation_results.json"
 
@@ -39,7 +39,7 @@ def plan(config: RunConfig, accounts: bool) -> list[str]:
 
 def iterate(run: Run) -> list[dict[str, Any]]:
     """Do what is not done yet; return the evaluations, base first."""
-    from cirloop import stages  # torch loads here
+    from cirloop.stages import stages  # torch loads here
 
     config, split = run.config, run.config.evaluation.split
     results: list[dict[str, Any]] = []
@@ -48,7 +48,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
         results.append(evaluation.read())
         write_json(run.store.directory / RESULTS, run.mark | stages.summary(results))
         if evaluation.made_now:
-            telling.tell("evaluated")
+            events.tell("evaluated")
 
     if config.evaluation.base:
         note(stages.evaluate(run, "base", None, split, 0))

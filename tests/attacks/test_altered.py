@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from cirloop import experiment, schemas
-from cirloop.artifacts import Store
+from cirloop.artifacts import schema
+from cirloop.artifacts.store import Store
 from cirloop.backbones.tensor_cache import TensorCache
+from cirloop.cli import runner
+from cirloop.cli.evaluate import EvalConfig, evaluate_run
 from cirloop.data.sources import Sources
-from cirloop.evaluate_run import EvalConfig, evaluate_run
-from cirloop.export_vectors import main as export_vectors
-from cirloop.report.costs import Costs
-from cirloop.run import run_directory
+from cirloop.monitoring.costs import Costs
+from cirloop.stages.context import run_directory
+from cirloop.tools.export_embeddings import main as export_vectors
 from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.types import UserError
 from tests.attacks import altering
@@ -41,7 +42,7 @@ OWN = ("manifest.json", "config.json")
 def other(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with another seed."""
     directory = tmp_path_factory.mktemp("runs") / "other"
-    experiment.run(small(directory, seed=1, training={"warm_up_steps": 2, "steps": 2}))
+    runner.run(small(directory, seed=1, training={"warm_up_steps": 2, "steps": 2}))
     return directory
 
 
@@ -62,13 +63,13 @@ def exported(run: Path) -> object:
 def test_a_run_does_not_go_on_with_an_altered_file(name: str, alteration: str, run: Path, small: Any) -> None:
     ALTERATIONS[alteration](run / name)
     before = content(run)
-    said = refused(lambda: experiment.open_run(small(run, auto_resume=True)))
+    said = refused(lambda: runner.open_run(small(run, auto_resume=True)))
     assert str(run / name) in said or (name == "config.json" and "(no config.json)" in said)
     assert content(run) == before, "something was made of it"
 
 
 def test_the_same_run_unaltered_is_opened(run: Path, small: Any) -> None:
-    experiment.open_run(small(run, auto_resume=True))
+    runner.open_run(small(run, auto_resume=True))
     Store(run).find("checkpoint_iter_1")
     assert run_directory(run)[1].names
 
@@ -92,7 +93,7 @@ def test_another_runs_file_is_refused(name: str, run: Path, other: Path, small: 
     if (other / name).read_bytes() == (run / name).read_bytes():
         pytest.skip("the same in both runs")
     shutil.copy(other / name, run / name)
-    said = refused(lambda: experiment.open_run(small(run, auto_resume=True)))
+    said = refused(lambda: runner.open_run(small(run, auto_resume=True)))
     assert str(run / name) in said or "does not agree with the manifest" in said
     if name in CHECKPOINT or name in OWN:
         assert refused(lambda: evaluated(run)), "only the resumed run minds"
@@ -102,7 +103,7 @@ def test_a_planted_artifact_is_not_taken_for_one(run: Path, other: Path, small: 
     """Nor shown: what the manifest does not list is nobody's."""
     planted = json.loads((other / "accounting_iter_1.json").read_text()) | {"iteration": 7}
     (run / "accounting_iter_7.json").write_text(json.dumps(planted))
-    assert "accounting_iter_7.json" not in experiment.open_run(small(run, auto_resume=True)).store.names
+    assert "accounting_iter_7.json" not in runner.open_run(small(run, auto_resume=True)).store.names
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def open_to_all(finished: Path) -> Iterator[Path]:
 def test_an_unreadable_file_is_named(name: str, open_to_all: Path, small: Any) -> None:
     (open_to_all / name).chmod(0)
     config = small(open_to_all, auto_resume=True, runtime={"cache_dir": open_to_all / "cache"})
-    said = refused_to_nobody(lambda: experiment.open_run(config))
+    said = refused_to_nobody(lambda: runner.open_run(config))
     assert str(open_to_all / name) in said and "Permission denied" in said, said
 
 
@@ -127,13 +128,13 @@ def test_an_unreadable_file_is_named(name: str, open_to_all: Path, small: Any) -
 def test_what_is_gathered_from_others_is_written_anew(alteration: str, run: Path, small: Any) -> None:
     whole = (run / "evaluation_results.json").read_bytes()
     ALTERATIONS[alteration](run / "evaluation_results.json")
-    experiment.run(small(run, auto_resume=True))
+    runner.run(small(run, auto_resume=True))
     assert (run / "evaluation_results.json").read_bytes() == whole
 
 
 def test_a_directory_where_results_belong_is_named(run: Path, small: Any) -> None:
     altering.a_directory(run / "evaluation_results.json")
-    said = refused(lambda: experiment.run(small(run, auto_resume=True)))
+    said = refused(lambda: runner.run(small(run, auto_resume=True)))
     assert f"{run / 'evaluation_results.json'} is a directory" in said and not list(run.glob(".*.tmp"))
 
 
@@ -173,11 +174,11 @@ def test_a_step_checkpoint_of_another_stage_is_named(step: Path) -> None:
 def test_no_single_bit_of_a_sealed_file_changes_what_is_read(name: str, finished: Path, tmp_path: Path) -> None:
     """Each byte in turn: refused, or read as what it was (a blank for a blank)."""
     whole, path = (finished / name).read_bytes(), tmp_path / name
-    read, same = schemas.read(finished / name), 0
+    read, same = schema.read(finished / name), 0
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
         try:
-            assert schemas.read(path) == read
+            assert schema.read(path) == read
             same += 1
         except UserError as error:
             assert str(path) in str(error)
@@ -245,4 +246,4 @@ def test_what_is_known_of_pictures_is_found_out_again(alteration: str, tmp_path:
         assert str(record) in refused(lambda: sources.bad("set", files))  # type: ignore[arg-type]
         return
     assert sources.bad("set", files) == found == {"b": "is not a picture of a known kind"}  # type: ignore[arg-type]
-    assert schemas.read(record, "pictures")["bad"] == found
+    assert schema.read(record, "pictures")["bad"] == found

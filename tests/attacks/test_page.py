@@ -13,10 +13,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from cirloop.demo import server
-from cirloop.demo.desk import UPLOADS, Desk
-from cirloop.demo.page import blocks
-from cirloop.demo.server import application, listening
+from cirloop.tools.demo import server
+from cirloop.tools.demo.desk import UPLOADS, Desk
+from cirloop.tools.demo.page import blocks
+from cirloop.tools.demo.server import application, listening
 from cirloop.types import UserError
 
 BINARY = {"Content-Type": "application/octet-stream"}

@@ -21,25 +21,26 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cirloop import cli, shown
-from cirloop.add_negatives.samples import read as read_samples
-from cirloop.artifacts import write_json
+from cirloop.artifacts.store import write_json
 from cirloop.backbones import Qwen2VLSettings
 from cirloop.backbones.config import ClipCombinerSettings
 from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.backbones.weights import resolve_adapter
 from cirloop.captioning.config import GenericFoundation
 from cirloop.captioning.pictures import chat_processor
-from cirloop.config import load
+from cirloop.cli import entry
+from cirloop.cli.mine_embeddings import main as mine_vectors
+from cirloop.config.run import load
 from cirloop.data.config import CirrSettings, FashionIQSettings, HuggingFaceSettings, JsonlSettings
 from cirloop.data.images import BadImage, FileImages, decode, leads_out
 from cirloop.data.sources import Sources
-from cirloop.mine_vectors import main as mine_vectors
-from cirloop.problems import Problems
-from cirloop.report.terminal import start_logging, table
+from cirloop.io import redact
+from cirloop.monitoring.console import start_logging, table
+from cirloop.tools.add_negatives.samples import read as read_samples
 from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.training.config import TrainingSettings
 from cirloop.types import ImageId, UserError
+from cirloop.validation import Problems
 from tests.commands import ROOT, logging_kept
 from tests.stand_in import write_cirr, write_fashioniq
 
@@ -74,7 +75,7 @@ def forbidden(tree: ast.AST) -> list[str]:
     return out
 
 
-OWN_CODE = {"src/cirloop/export/proof.py": ["exec", "compile"]}
+OWN_CODE = {"src/cirloop/tools/export/proof.py": ["exec", "compile"]}
 """It runs the code of a model card, which our own templates make; what is put in is written as literals (`repr`)."""
 
 
@@ -366,9 +367,9 @@ MARKUP = "[bold red]not[/] [link=file:///etc/passwd]x[/link] [/]"
 
 @pytest.mark.parametrize("name", STEERS)
 def test_what_steers_a_terminal_is_spelled_out(name: str) -> None:
-    safe = shown.safe(f"before {STEERS[name]} after")
+    safe = redact.safe(f"before {STEERS[name]} after")
     assert safe.isprintable() and "\\" in safe and safe.encode()
-    assert shown.safe("tab\tand line\nare fine, so is é 中 عربي") == "tab\tand line\nare fine, so is é 中 عربي"
+    assert redact.safe("tab\tand line\nare fine, so is é 中 عربي") == "tab\tand line\nare fine, so is é 中 عربي"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -388,10 +389,10 @@ def test_log_lines_and_errors_are_safe(capsys: pytest.CaptureFixture[str], monke
         raise UserError(f"{secret} \u202e https://me:word@host/x correct-horse")
 
     with logging_kept(), pytest.raises(SystemExit):
-        cli.run(main)
+        entry.run(main)
     said = capsys.readouterr().err
     assert MARKUP in said and "\\x1b[2J" in said and "\\u202e" in said
-    assert said.count(shown.HIDDEN) == 6
+    assert said.count(redact.HIDDEN) == 6
     for hidden in (secret, "me:word", "correct-horse", "\x1b[2J", "\u202e"):
         assert hidden not in said
 
@@ -423,7 +424,7 @@ def test_a_secret_is_no_setting(flag: str, value: str, named: str, tmp_path: Pat
 
 def test_secrets_are_found_by_name_too() -> None:
     settings = {"a": {"hub_token": "x", "password": "", "tokens": 3}, "b": [{"API_KEY": "y"}], "c": "https://x/y@z"}
-    assert list(shown.secrets_in(settings)) == ["a.hub_token", "b.0.API_KEY"]
+    assert list(redact.secrets_in(settings)) == ["a.hub_token", "b.0.API_KEY"]
 
 
 def test_files_have_the_users_umask(tmp_path: Path) -> None:

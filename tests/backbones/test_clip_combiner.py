@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from cirloop.artifacts import file_digest
+from cirloop.artifacts.store import file_digest
 from cirloop.backbones import Item
 from cirloop.backbones.clip_source import find_source
 from cirloop.backbones.combiners import AttentionFusion, Combiner, Encoded
@@ -421,7 +421,7 @@ def test_the_loop_teaches_a_tiny_clip_to_find_images_far_above_chance(small: Any
 
     What so few triplets teach is mostly to find the reference's own family of images, less to read the text.
     """
-    from cirloop import experiment
+    from cirloop.cli import runner
 
     config = {
         "embed_dim": 64,
@@ -437,6 +437,6 @@ def test_the_loop_teaches_a_tiny_clip_to_find_images_far_above_chance(small: Any
         captioning={"enabled": False},
         training={"warm_up_steps": 120, "steps": 30, "batch_size": 48, "learning_rate": 1e-3},
     )
-    base, *_, last = experiment.run(run)
+    base, *_, last = runner.run(run)
     assert last["gallery"] == 110 and last["queries"] == 60
     assert last["metrics"]["recall@10"] > max(3.5 * 10 / 109, base["metrics"]["recall@10"] + 0.15)

@@ -18,13 +18,13 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
-from cirloop import cost
 from cirloop.backbones import BackboneConfig, Qwen2VLSettings, tensor_cache
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.loading import AHEAD, loaded
 from cirloop.backbones.tensor_cache import TensorCache
+from cirloop.config.runtime import Runtime
 from cirloop.data import ShapesSettings
-from cirloop.runtime import Runtime
+from cirloop.monitoring import profiling
 from cirloop.types import ImageId, UserError
 from tests.backbones.test_paths import MODELS
 from tests.test_models_loop import model_of
@@ -293,7 +293,7 @@ def test_images_that_memory_does_not_hold_at_once_are_seen_in_halves(
         return encode(pictures, prepared)
 
     monkeypatch.setattr(backbone, "encode_images", scarce)
-    with cost.metering() as spent:
+    with profiling.metering() as spent:
         halved = VisionFeatures(backbone, images.images, tmp_path / "halved", Runtime(vision_batch_size=12)).get(ids)
     assert calls == [12, 6, 3, 3, 6, 3, 3] and spent.splits == 3 and spent.images_encoded == 12
     assert all(torch.allclose(a.tokens, b.tokens, atol=1e-5) for a, b in zip(first, halved, strict=True))

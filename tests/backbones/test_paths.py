@@ -10,16 +10,16 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from cirloop.add_negatives.encoders import image_vectors
 from cirloop.backbones import BackboneConfig, Item
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import pooled
 from cirloop.data import ShapesSettings
+from cirloop.distributed.worker import accelerator
 from cirloop.retrieval.embed import embed, query_items
+from cirloop.tools.add_negatives.encoders import image_vectors
 from cirloop.training import TrainingSettings
 from cirloop.training.batches import Batches
 from cirloop.training.trainer import Trainer
-from cirloop.worker import accelerator
 from tests.backbones.tiny_models import WRITERS
 from tests.test_models_loop import model_of
 

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page
 
 from benchmarks.report_of_28000 import Made, make_data, settings
-from cirloop.report_run import rebuild
+from cirloop.report.builder import rebuild
 from tests.browser.conftest import serious
 
 pytestmark = pytest.mark.full
@@ -44,7 +44,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name, few in {"query_changes.MAX_QUERIES": 1, "negatives.MAX_QUERIES": 1, "captions.MAX_TEXTS": 2,
                           "negatives.MAX_STRATEGIES": 1}.items():  # fmt: skip
-            patch.setattr(f"cirloop.report.html.{name}", few)
+            patch.setattr(f"cirloop.report.{name}", few)
         return rebuild(config)
 
 

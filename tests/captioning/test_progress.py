@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from cirloop import cost, telling
 from cirloop.captioning.base import Ask
 from cirloop.captioning.config import CaptioningSettings, TemplateFoundation
 from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.prompts import REWRITE
 from cirloop.data.images import DrawnImages
-from cirloop.report.costs import cells, line
-from cirloop.report.terminal import progress
-from cirloop.telling import Counted
+from cirloop.monitoring import events, profiling
+from cirloop.monitoring.console import progress
+from cirloop.monitoring.costs import cells, line
+from cirloop.monitoring.events import Counted
 from cirloop.types import ImageId
 
 
@@ -34,7 +34,7 @@ def test_bars_of_captioning_have_a_rate_and_the_stage_too(share: tuple[int, int]
     eyes = Eyes(TemplateFoundation().build(), DrawnImages(undrawn), tmp_path, 2, progress, share=share)
     asks = [Ask(ImageId(str(n)), ImageId("x"), "make it red") for n in range(8)]
     news: list[dict[str, Any]] = []
-    with cost.metering() as spent, telling.heard_by(lambda kind, what: news.append(what)):
+    with profiling.metering() as spent, events.heard_by(lambda kind, what: news.append(what)):
         eyes.write(REWRITE, asks, CaptioningSettings().max_new_tokens, [0.0, 0.7], 0, "captions")
     rates = [what["rate"] for what in news]
     assert rates[0] == rates[-1] == "" and all(re.fullmatch(rf"[\d.e+]+ {unit}", rate) for rate in rates[1:-1])

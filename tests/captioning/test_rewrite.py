@@ -15,7 +15,7 @@ from cirloop.captioning import CaptioningSettings
 from cirloop.captioning.base import Answer
 from cirloop.captioning.prompts import REWRITE
 from cirloop.captioning.rewrite import Candidate, check_form, check_round_trip, choose, write_candidates
-from cirloop.known_positives import normal_text
+from cirloop.data.known_positives import normal_text
 from cirloop.types import ImageId, MinedNegative, Query, QueryId
 
 SETTINGS = CaptioningSettings(min_words=2, max_words=5, round_trip=3, max_per_query=2)

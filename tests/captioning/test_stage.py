@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cirloop import experiment
 from cirloop.captioning.config import Qwen2VLFoundation
 from cirloop.captioning.prompts import load
+from cirloop.cli import runner
 from cirloop.types import UserError
 
 TURN = 'answer: json\nturn: "{image}{image}Change of the first: {text}. Answer in JSON."\n'
@@ -26,7 +26,7 @@ def test_a_dry_run_by_template_says_so_and_a_changed_prompt_makes_other_captions
         captioning={"verify": 0, "round_trip": 0, "rewrite_prompt": str(prompt)},
         training={"warm_up_steps": 0, "steps": 1},
     )
-    experiment.run(config)
+    runner.run(config)
     rows = json.loads((tmp_path / "run" / "augmented_samples_iter_1.json").read_text("utf-8"))
     assert rows["accepted"]
     assert {(row["captioner"], row["prompt"]) for row in rows["accepted"]} == {("template (no model)", "mine-1")}
@@ -34,12 +34,12 @@ def test_a_dry_run_by_template_says_so_and_a_changed_prompt_makes_other_captions
     prompt.write_text(TURN.replace("first", "left"))
     load.cache_clear()  # as in another process
     with pytest.raises(UserError, match=r"augmented_samples_iter_1.json was made with other settings"):
-        experiment.run(config.model_copy(update={"auto_resume": True}))
+        runner.run(config.model_copy(update={"auto_resume": True}))
 
 
 def test_a_template_that_is_to_judge_is_refused_before_anything_is_made(small: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot judge a text. Set captioning.verify to 0"):
-        experiment.run(small(tmp_path / "run", foundation={"type": "template"}, captioning={"verify": 0.5}))
+        runner.run(small(tmp_path / "run", foundation={"type": "template"}, captioning={"verify": 0.5}))
     assert not list((tmp_path / "run").glob("*.json"))
 
 
@@ -59,7 +59,7 @@ def test_one_model_is_loaded_where_the_base_is_the_same(
     texts = []
     for dtype in ("float32", "bfloat16"):
         changes = {"foundation": {"dtype": dtype}, "training": {"warm_up_steps": 2, "steps": 1}}
-        experiment.run(small(tmp_path / dtype, **changes))
+        runner.run(small(tmp_path / dtype, **changes))
         rows = json.loads((tmp_path / dtype / "augmented_samples_iter_1.json").read_text("utf-8"))
         texts.append(rows["summary"]["candidates"])
     assert built == [True, False] and all(texts)

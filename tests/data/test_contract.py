@@ -7,11 +7,11 @@ from typing import Any, ClassVar, get_args
 
 import pytest
 
-from cirloop.checks import check
 from cirloop.data import DataConfig
 from cirloop.data.cirr import CirrSettings
-from cirloop.problems import ProblemsFound
+from cirloop.stages.preflight import check
 from cirloop.types import EvalProtocol
+from cirloop.validation import ProblemsFound
 
 MEMBERS = get_args(get_args(DataConfig)[0])
 

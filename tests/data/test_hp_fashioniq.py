@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cirloop.data import hp_fashioniq
 from cirloop.data.hp_fashioniq import judged, plain
 from cirloop.evaluation.protocols import metrics
-from cirloop.problems import Problems
 from cirloop.types import ImageId, Judged, Preference, Query, QueryId, Relevance
+from cirloop.validation import Problems
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hp_fashioniq"
 

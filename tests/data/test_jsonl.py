@@ -13,8 +13,8 @@ from PIL import Image
 from cirloop.data.config import JsonlSettings
 from cirloop.data.jsonl import judged
 from cirloop.data.sources import Sources
-from cirloop.problems import Problems
 from cirloop.types import ImageId, UserError
+from cirloop.validation import Problems
 
 LINE = {"reference": "a.png", "text": "in blue", "target": "sub/b.png"}
 

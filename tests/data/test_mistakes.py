@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cirloop import checks, plan
 from cirloop.captioning.config import TemplateFoundation
-from cirloop.config import RunConfig
+from cirloop.config.run import RunConfig
 from cirloop.data import own, sources
 from cirloop.data.cirr import CirrSettings
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
 from cirloop.data.sources import Sources
 from cirloop.data.triplets import MAX_TEXT
+from cirloop.stages import estimate, preflight
 from cirloop.types import EvalSplit, TrainSplit, UserError
 from tests.stand_in import write_cirr
 
@@ -308,7 +308,7 @@ def test_a_training_split_of_another_name_is_a_message(data: Path) -> None:
 
 
 def checked(small: Any, directory: Path, run: Path) -> None:
-    from cirloop.checks import check
+    from cirloop.stages.preflight import check
 
     config: RunConfig = small(run, data={"type": "jsonl"}, data_dir=directory)
     check(config)
@@ -382,11 +382,11 @@ def simulated(data: Path, **settings: Any) -> RunConfig:
 def test_evaluating_without_targets_is_refused_before_the_run(data: Path) -> None:
     (data / "val.jsonl").write_text(lines([{name: row[name] for name in ("reference", "text")} for row in ROWS]))
     with pytest.raises(UserError, match=r"evaluation\.split: jsonl_val has no targets.*\n.*--evaluation\.split"):
-        checks.check(simulated(data))
+        preflight.check(simulated(data))
 
 
 def test_a_plan_without_models_has_no_blanks(data: Path) -> None:
-    rows = dict(plan.rows_of(simulated(data), checks.check(simulated(data))))
+    rows = dict(estimate.rows_of(simulated(data), preflight.check(simulated(data))))
     assert all(value.strip() for value in rows.values()) and rows["model"] == "simulated"
     assert rows["foundation model"].startswith("template") and "embedder's place" not in rows["captioning"]
     assert rows["tuning"].startswith("none") and rows["device"].endswith("1 process")

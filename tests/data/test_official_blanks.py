@@ -10,8 +10,8 @@ import pytest
 
 from cirloop.data import circo, cirr, fashioniq, sources
 from cirloop.evaluation import submission
-from cirloop.problems import Problems
 from cirloop.types import Judged
+from cirloop.validation import Problems
 from tests.stand_in import write_circo, write_cirr, write_fashioniq
 
 

@@ -20,8 +20,8 @@ import torch.distributed
 from torch.distributed.tensor import DTensor
 
 from cirloop.backbones import Item, LoraSettings
+from cirloop.distributed.worker import accelerator, in_pieces
 from cirloop.training.trainer import Trainer
-from cirloop.worker import accelerator, in_pieces
 from tests.training.test_trainer import STEPS, trainer_of
 
 ITEMS = 8

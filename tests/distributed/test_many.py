@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 import yaml
 
-from cirloop import launch, stages
-from cirloop.artifacts import Store, file_digests
+from cirloop.artifacts.store import Store, file_digests
+from cirloop.cli.evaluate import EvalConfig, evaluate
+from cirloop.config.runtime import Runtime
 from cirloop.data.sources import Sources
-from cirloop.evaluate_run import EvalConfig, evaluate
-from cirloop.report.costs import Costs
-from cirloop.run import Run
-from cirloop.runtime import Runtime
+from cirloop.distributed import launcher
+from cirloop.monitoring.costs import Costs
+from cirloop.stages import stages
+from cirloop.stages.context import Run
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,14 +89,14 @@ def test_an_accelerate_config_that_does_not_say_how_many_is_named(text: str | No
     if text is not None:
         file.write_text(text)
     with pytest.raises(UserError, match=says) as caught:
-        launch.processes(Runtime(accelerate_config=file))
+        launcher.processes(Runtime(accelerate_config=file))
     assert str(file) in str(caught.value) and "--num_processes N" in str(caught.value)
 
 
 def test_an_accelerate_config_says_how_many() -> None:
     file = ROOT / "configs/accelerate/nodes_2.yaml"
-    assert launch.processes(Runtime(accelerate_config=file)) == 16
-    assert launch.processes(Runtime(accelerate_config=file, num_processes=2)) == 2
+    assert launcher.processes(Runtime(accelerate_config=file)) == 16
+    assert launcher.processes(Runtime(accelerate_config=file, num_processes=2)) == 2
 
 
 def command(tmp_path: Path, config: Any) -> list[str]:
@@ -149,7 +150,7 @@ def kill_one(flags: list[str]) -> str:
             assert driver.poll() is None and time.monotonic() < deadline, "nothing to kill came"
             there = [*processes(driver.pid)]
             others = [pid for pid, _ in there]
-            victims = [pid for pid, line in there if "cirloop.worker" in line and "launch" not in line]
+            victims = [pid for pid, line in there if "cirloop.distributed.worker" in line and "launch" not in line]
             time.sleep(0.02)
         os.kill(victims[-1], signal.SIGKILL)
         began = time.monotonic()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cirloop import launch
 from cirloop.backbones import LoraSettings, Qwen2VLSettings
-from cirloop.runtime import Runtime
+from cirloop.config.runtime import Runtime
+from cirloop.distributed import launcher
 from tests.distributed.sharded import items
 from tests.training.test_trainer import trainer_of
 
@@ -32,8 +32,13 @@ def test_weights_in_pieces_are_trained_and_saved_whole(kind: str, cache: Path, t
     start = {name: value.clone() for name, value in alone.backbone.adapter_state().items()}
     log = alone.run(lambda steps: steps)
     one = alone.backbone.adapter_state()
-    command = [*launch.launcher(RUNTIMES[kind]), str(ROOT / "tests/distributed/sharded.py"), str(cache), str(tmp_path)]
-    environment = launch.environment(RUNTIMES[kind].deepspeed) | {"OMP_NUM_THREADS": "1"}
+    command = [
+        *launcher.launcher(RUNTIMES[kind]),
+        str(ROOT / "tests/distributed/sharded.py"),
+        str(cache),
+        str(tmp_path),
+    ]
+    environment = launcher.environment(RUNTIMES[kind].deepspeed) | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] += os.pathsep + str(ROOT)
     done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -25,9 +25,10 @@ from typing import Any
 from tests.commands import ROOT
 
 WARM = (
-    "torch._dynamo", "peft", "accelerate", "transformers", "cirloop.experiment", "cirloop.evaluate_run",
-    "cirloop.worker", "cirloop.captioning.qwen_vl", "cirloop.mine_split", "cirloop.mine_vectors",
-    "cirloop.export_vectors", "cirloop.add_negatives.pipeline", "transformers.models.qwen2_vl.modeling_qwen2_vl",
+    "torch._dynamo", "peft", "accelerate", "transformers", "cirloop.cli.runner", "cirloop.cli.evaluate",
+    "cirloop.distributed.worker", "cirloop.captioning.qwen_vl", "cirloop.stages.mine", "cirloop.cli.mine_embeddings",
+    "cirloop.tools.export_embeddings", "cirloop.tools.add_negatives.pipeline",
+    "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.qwen2_vl.processing_qwen2_vl", "pydantic_settings.sources", "rich.table", "rich.progress",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cirloop.export.__main__ import main
+from cirloop.tools.export.__main__ import main
 
 FORMATS = ("adapter", "merged", "sentence-transformers")
 

@@ -14,11 +14,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from cirloop.data.config import JsonlSettings
-from cirloop.export.card import UNKNOWN, card, code_of, license_of
-from cirloop.export.proof import Difference
-from cirloop.export.reading import Reading
-from cirloop.export.templates import code
-from cirloop.export.trained import Trained, trained
+from cirloop.tools.export.card import UNKNOWN, card, code_of, license_of
+from cirloop.tools.export.proof import Difference
+from cirloop.tools.export.reading import Reading
+from cirloop.tools.export.templates import code
+from cirloop.tools.export.trained import Trained, trained
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "sentence-transformers": "sentence-transformers"}

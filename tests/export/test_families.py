@@ -10,10 +10,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from cirloop.artifacts import Artifact
+from cirloop.artifacts.store import Artifact
 from cirloop.backbones.config import BackboneConfig
-from cirloop.export.make import _make
-from cirloop.export.trained import Trained, trained
+from cirloop.tools.export.make import _make
+from cirloop.tools.export.trained import Trained, trained
 from cirloop.training.config import TrainingSettings
 from cirloop.types import UserError
 from tests.backbones import tiny_models
@@ -102,9 +102,9 @@ def test_an_export_with_other_vectors_is_refused(run: Path, tmp_path: Path) -> N
     """The comparison sees another adapter, another prompt, and a picture that is resized otherwise."""
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "float32"})
-    from cirloop.export import adapter, proof
-    from cirloop.export.card import code_of
-    from cirloop.export.reading import reading_of
+    from cirloop.tools.export import adapter, proof
+    from cirloop.tools.export.card import code_of
+    from cirloop.tools.export.reading import reading_of
 
     backbone: Any = model.settings.build(model.checkpoint.path)  # type: ignore[attr-defined]
     reads = reading_of(backbone)
@@ -125,7 +125,7 @@ def test_an_export_with_other_vectors_is_refused(run: Path, tmp_path: Path) -> N
 
 
 def test_a_chat_template_that_changes_texts_is_refused(run: Path, tmp_path: Path) -> None:
-    from cirloop.export.reading import reading_of
+    from cirloop.tools.export.reading import reading_of
 
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     chat = base / "chat_template.jinja"

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from cirloop.export import hub
+from cirloop.tools.export import hub
 from cirloop.types import UserError
 
 TOKEN = "hf_" + "a1B2" * 8
 SOURCE = Path(__file__).parents[2] / "src"
-PUSH = "import sys; from pathlib import Path; from cirloop.export import hub; hub.check(sys.argv[2]); "
+PUSH = "import sys; from pathlib import Path; from cirloop.tools.export import hub; hub.check(sys.argv[2]); "
 PUSH += "print(hub.push(Path(sys.argv[1]), sys.argv[2], private=True))"
 
 
@@ -127,7 +127,7 @@ def test_a_refusal_is_one_message_without_the_token(server: Hub, tmp_path: Path)
 
 
 def test_what_can_be_known_before_is_said_before(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
-    from cirloop.export.__main__ import main
+    from cirloop.tools.export.__main__ import main
 
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from cirloop.artifacts import file_digests
-from cirloop.config import save
-from cirloop.disk import explain
-from cirloop.evaluate_run import EvalConfig, evaluate_run
-from cirloop.export.__main__ import main
-from cirloop.run import run_directory
+from cirloop.artifacts.fs import explain
+from cirloop.artifacts.store import file_digests
+from cirloop.cli.evaluate import EvalConfig, evaluate_run
+from cirloop.config.run import save
+from cirloop.stages.context import run_directory
+from cirloop.tools.export.__main__ import main
 from cirloop.types import UserError
 
 
@@ -68,7 +68,7 @@ def test_a_prompt_format_that_sentence_transformers_cannot_follow(small: Any, tm
 
 
 def test_a_warm_up_of_no_steps_and_parts_in_full(run: Path, tmp_path: Path) -> None:
-    from cirloop.artifacts import Store
+    from cirloop.artifacts.store import Store
 
     shutil.copytree(
         run, tmp_path / "run", ignore=shutil.ignore_patterns("export", "manifest.json", "*_iter_*", "eval*")
@@ -113,7 +113,7 @@ def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
     run: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that is full in the middle of the card; then again, over what a killed export left."""
-    from cirloop.export import make
+    from cirloop.tools.export import make
 
     goal = adapter
     there = file_digests(goal)
@@ -144,7 +144,7 @@ def test_the_run_is_as_whole_as_before(run: Path, adapter: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from cirloop.export.__main__ import main
+from cirloop.tools.export.__main__ import main
 
 def strike(event, args):
     if event == "{event}" and str(args[{place}]) == "{path}":

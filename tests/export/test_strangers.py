@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from cirloop.backbones import Item
-from cirloop.config import from_json
+from cirloop.config.run import from_json
 from cirloop.data.images import decode
 from cirloop.retrieval.embed import embed
-from cirloop.run import Run, run_directory
+from cirloop.stages.context import Run, run_directory
 from tests.export.conftest import FORMATS
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos"

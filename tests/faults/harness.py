@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from cirloop.artifacts import file_digests
+from cirloop.artifacts.store import file_digests
 from tests.faults.server import OPEN, ROOT
 
 LIMIT = 240
@@ -67,7 +67,9 @@ SCENES = {
         start="finished",
         script="eval_iterative.py",
     ),
-    "search": Scene(("--reference", "shapes:val:00003"), start="finished", script="src/cirloop/search/__main__.py"),
+    "search": Scene(
+        ("--reference", "shapes:val:00003"), start="finished", script="src/cirloop/tools/search/__main__.py"
+    ),
     "pictures": Scene(("--dry_run",), start="pictures", config="pictures.yaml"),
     "problems": Scene((), start="pictures", config="problems.yaml", code=2),
 }

@@ -39,16 +39,17 @@ def warm(config: Path) -> None:
     tqdm.tqdm.monitor_interval = 0  # no thread
     tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the children, and one killed would keep it
     torch.set_num_interop_threads(1)
-    for name in ("torch._dynamo", "peft", "accelerate", "transformers", "tests.faults.watch", "cirloop.experiment",
-                 "cirloop.evaluate_run", "cirloop.worker", "cirloop.captioning.qwen_vl", "cirloop.mine_split",
+    for name in ("torch._dynamo", "peft", "accelerate", "transformers", "tests.faults.watch", "cirloop.cli.runner",
+                 "cirloop.cli.evaluate", "cirloop.distributed.worker", "cirloop.captioning.qwen_vl",
+                 "cirloop.stages.mine",
                  "transformers.models.qwen2_vl.modeling_qwen2_vl", "transformers.models.qwen2_vl.processing_qwen2_vl",
                  "pydantic_settings.sources", "rich.table", "rich.progress"):  # fmt: skip
         importlib.import_module(name)
+    from cirloop import report
     from cirloop.backbones import Item
     from cirloop.backbones.features import VisionFeatures
-    from cirloop.config import load
+    from cirloop.config.run import load
     from cirloop.data.sources import Sources
-    from cirloop.report import html
     from cirloop.retrieval.embed import embed
 
     settings = load(["--config", str(config)], config)
@@ -58,7 +59,7 @@ def warm(config: Path) -> None:
     features = VisionFeatures(backbone, part.images, settings.cache / "vision", settings.runtime)
     embed(backbone, features, [Item(part.queries[0].reference, "a")], 1, lambda items, _: items, "warm")
     _ = data.train
-    html.page._template()
+    report.page._template()
     assert len(os.listdir("/proc/self/task")) == 1, "a child would lack the other threads"
 
 
@@ -66,7 +67,7 @@ def child(request: dict[str, Any]) -> int:
     """The command, with its faults; returns the exit code that Python would give."""
     import torch
 
-    from cirloop.artifacts import Store
+    from cirloop.artifacts.store import Store
     from tests.faults import calls
     from tests.faults.watch import Watch
 

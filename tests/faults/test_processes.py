@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cirloop.artifacts import file_digests
+from cirloop.artifacts.store import file_digests
 from tests.distributed.test_many import are_gone, processes
 from tests.faults.cases import REFUSED, refused_clearly
 from tests.faults.harness import ROOT, Harness
@@ -64,7 +64,9 @@ def test_a_process_that(
             assert driver.poll() is None and time.monotonic() < until, driver.communicate()[1]
             time.sleep(0.01)
         children = dict(processes(driver.pid))
-        workers = [pid for pid, line in children.items() if "cirloop.worker" in line and "launch" not in line]
+        workers = [
+            pid for pid, line in children.items() if "cirloop.distributed.worker" in line and "launch" not in line
+        ]
         os.kill(workers[-1], sent)
         _, said = driver.communicate(timeout=LONG)
     assert driver.returncode == REFUSED, said

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cirloop import lock
+from cirloop.artifacts import run_lock
 from tests.faults.cases import REFUSED, goes_on
 from tests.faults.harness import Harness
 from tests.tiers import one_in
@@ -89,9 +89,9 @@ def test_asked_to_stop(site: str, harness: Harness) -> None:
 
 def test_a_second_run_is_refused_and_a_killed_ones_lock_hinders_nobody(harness: Harness) -> None:
     directory, _, ends = stopped(harness, STEP, "SIGKILL")
-    left = {directory / "run" / name for name in (lock.FILE, lock.OWNER)}
+    left = {directory / "run" / name for name in (run_lock.FILE, run_lock.OWNER)}
     assert all(path.exists() for path in left)
-    with lock.held(directory / "run"):
+    with run_lock.held(directory / "run"):
         refused = harness.child(directory, "run", ends)
     assert refused.code == REFUSED and "a run works in" in refused.said
     goes_on(harness, directory, "run", ends)

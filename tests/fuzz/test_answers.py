@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cirloop.artifacts import Artifact, write_json
+from cirloop.artifacts.rows import read_augmented
+from cirloop.artifacts.store import Artifact, write_json
 from cirloop.captioning.answers import text_of
 from cirloop.captioning.base import as_words
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.rewrite import UNPARSEABLE, Candidate, check_form, choose
-from cirloop.rows import read_augmented
 from cirloop.types import ImageId, MinedNegative, QueryId
 
 NEGATIVE = MinedNegative(QueryId("q"), ImageId("b"), 1, 0.5, 2, 0.4, "top_k")

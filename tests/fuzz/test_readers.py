@@ -18,23 +18,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cirloop.add_negatives.config import AddNegativesConfig
-from cirloop.add_negatives.samples import read as read_samples
 from cirloop.captioning.prompts import load as load_prompt
-from cirloop.config import load
+from cirloop.cli.mine_embeddings import main as mine_vectors
+from cirloop.cli.score_rankings import score_rankings
+from cirloop.config.run import load
+from cirloop.config.runtime import Runtime
 from cirloop.data import circo, cirr, fashioniq, hp_fashioniq
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
 from cirloop.data.sources import Sources
-from cirloop.launch import processes
-from cirloop.mine_vectors import main as mine_vectors
+from cirloop.distributed.launcher import processes
 from cirloop.negatives.attributes.images import captions_file, metadata
 from cirloop.negatives.attributes.lexicon import load as lexicon
-from cirloop.problems import Problems
 from cirloop.retrieval.vectors import open_vectors
-from cirloop.runtime import Runtime
-from cirloop.score_rankings import score_rankings
+from cirloop.tools.add_negatives.config import AddNegativesConfig
+from cirloop.tools.add_negatives.samples import read as read_samples
 from cirloop.types import ImageId, UserError
+from cirloop.validation import Problems
 from tests.stand_in import write_circo, write_cirr, write_fashioniq, write_hp_fashioniq
 from tests.tiers import one_in
 

@@ -21,8 +21,8 @@ from cirloop.negatives.attributes.config import AttributeSettings, Extractor
 from cirloop.negatives.attributes.extract import Rules
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.negatives.attributes.lexicon import Lexicon, load, stem, tokens
-from cirloop.problems import ProblemsFound
 from cirloop.types import ImageId, UserError
+from cirloop.validation import ProblemsFound
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 DOMAINS = ("fashion", "everyday", "shapes")

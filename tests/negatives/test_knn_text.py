@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.knn_text_against_loop import Loop
-from cirloop.add_negatives.pipeline import num_clusters_for
-from cirloop.add_negatives.text_reuse import is_generic, max_uses, normal
 from cirloop.negatives import knn_text_samples
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.knn_text import KnnText, thresholds
@@ -24,6 +22,8 @@ from cirloop.negatives.knn_text_samples import (
     diverse_first,
     neighbours,
 )
+from cirloop.tools.add_negatives.pipeline import num_clusters_for
+from cirloop.tools.add_negatives.text_reuse import is_generic, max_uses, normal
 from cirloop.types import UserError
 from tests.negatives.cases import Case, cases
 

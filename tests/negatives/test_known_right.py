@@ -17,10 +17,10 @@ from benchmarks.known_right_negatives import (
     of,
     right_ones,
 )  # fmt: skip
-from cirloop.known_positives import KnownPositives
-from cirloop.mine_split import LEFT_OUT, SPELLING, barred_rows
+from cirloop.data.known_positives import KnownPositives
 from cirloop.negatives import NoMining, Random, TopK
 from cirloop.negatives.base import Strategy
+from cirloop.stages.mine import LEFT_OUT, SPELLING, barred_rows
 from cirloop.training.batches import Batches
 from cirloop.types import MinedNegative
 

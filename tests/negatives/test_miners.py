@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop import mining
-from cirloop.mining import MiningInputs, MiningResult
-from cirloop.negatives import STRATEGIES, Band, Margin, MiningSettings, NoMining, Random, TopK
+from cirloop.negatives import STRATEGIES, Band, Margin, MiningSettings, NoMining, Random, TopK, miner
 from cirloop.negatives.base import MiningContext, Strategy
+from cirloop.negatives.miner import MiningInputs, MiningResult
 from cirloop.types import UserError
 from tests.negatives.cases import Case, cases
 
@@ -49,7 +48,7 @@ def context(case: Case, seed: int = 0) -> MiningContext:
 
 def mine(strategy: Strategy, case: Case, seed: int = 0, **shared: Any) -> dict[int, MiningResult]:
     settings = MiningSettings(strategy=strategy, **shared)  # type: ignore[arg-type]
-    return {found.query_index: found for found in mining.mine(settings, vectors(case), context(case, seed))}
+    return {found.query_index: found for found in miner.mine(settings, vectors(case), context(case, seed))}
 
 
 def of(kind: type[Strategy], **settings: Any) -> Strategy:
@@ -198,12 +197,12 @@ def test_what_is_mined_does_not_depend_on_blocks(case: Case, data: st.DataObject
 def test_vectors_without_references_or_further_positives() -> None:
     scores = np.array([[0.9, 0.5, 0.7, 0.1]], np.float32)
     plain = MiningInputs(scores, np.eye(4, dtype=np.float32), np.array([1]))
-    [found] = mining.mine(
+    [found] = miner.mine(
         MiningSettings(strategy=TopK(negatives_per_query=3, extra_ranks="all")), plain, MiningContext(0)
     )
     assert (found.target_rank, found.gallery_indices.tolist(), found.ranks.tolist()) == (3, [0, 2, 3], [1, 2, 4])
     every = MiningSettings(strategy=Random(), only_failed_queries=False)
-    [one] = mining.mine(every, replace(plain, references_Q=np.array([-1])), MiningContext(0))
+    [one] = miner.mine(every, replace(plain, references_Q=np.array([-1])), MiningContext(0))
     assert one.gallery_indices.tolist() == [0, 2, 3]
 
 
@@ -211,7 +210,7 @@ def test_one_image_gives_nothing() -> None:
     plain = MiningInputs(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.array([0]))
     for kind in (TopK, Random, Band, Margin):
         settings = MiningSettings(strategy=kind(), only_failed_queries=False)  # type: ignore[arg-type]
-        assert [len(f.gallery_indices) for f in mining.mine(settings, plain, MiningContext(0))] == [0]
+        assert [len(f.gallery_indices) for f in miner.mine(settings, plain, MiningContext(0))] == [0]
 
 
 def test_what_a_strategy_needs_and_has_not_is_said() -> None:

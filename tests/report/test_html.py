@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.report_of_28000 import Made, make_data, settings
-from cirloop import lock
-from cirloop.artifacts import file_digests, write_json
-from cirloop.config import RunConfig
-from cirloop.directory import run_directory
-from cirloop.report.html import report_data
-from cirloop.report.html.charts import Table, draw, name_ticks
-from cirloop.report.html.metrics import plot_metrics
-from cirloop.report_run import rebuild, write_report
+from cirloop.artifacts import run_lock
+from cirloop.artifacts.store import file_digests, write_json
+from cirloop.config.run import RunConfig
+from cirloop.config.run_dir import run_directory
+from cirloop.report import report_data
+from cirloop.report.builder import rebuild, write_report
+from cirloop.report.charts import Table, draw, name_ticks
+from cirloop.report.metrics import plot_metrics
 from cirloop.types import UserError
 from tests.commands import command
 from tests.report.pages import Page, read
@@ -136,7 +136,7 @@ def test_false_negatives_are_marked_where_the_data_set_knows_them(finished: Path
     account = content(finished / "accounting_iter_1.json")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MAX_QUERIES", "MAX_IMAGES"):
-            patch.setattr(f"cirloop.report.html.negatives.{name}", 100)
+            patch.setattr(f"cirloop.report.negatives.{name}", 100)
         before = (finished / "report.html").read_bytes()
         try:
             text = write_report(config, store, _data(config)).read_text("utf-8")
@@ -235,7 +235,7 @@ def test_long_texts_are_cut() -> None:
 def test_report_only_reads_beside_a_run_and_changes_nothing_else(copied: RunConfig) -> None:
     """Under a lock that another run holds; the model's path leads nowhere."""
     before = file_digests(copied.directory)
-    with lock.held(copied.directory):
+    with run_lock.held(copied.directory):
         done = command("train_iterative.py", "--report_only", "--experiment_dir", copied.directory, "--data_dir",
                        copied.data_dir)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -255,7 +255,7 @@ def test_report_only_refuses_what_is_no_run_and_what_was_altered(copied: RunConf
 
 
 def test_the_report_can_be_switched_off_and_decides_nothing(finished: Path, tmp_path: Path) -> None:
-    from cirloop import experiment
+    from cirloop.cli import runner
 
     directory = shutil.copytree(finished, tmp_path / "run")
     config, _ = run_directory(directory)
@@ -265,7 +265,7 @@ def test_the_report_can_be_switched_off_and_decides_nothing(finished: Path, tmp_
         runtime = config.runtime.model_copy(update={"report": report})
         changed = config.model_copy(update={"runtime": runtime, "auto_resume": True})
         assert changed.decisive() == config.decisive()
-        experiment.run(changed)
+        runner.run(changed)
         assert page.exists() == report
 
 
@@ -305,7 +305,7 @@ def test_charts_are_files_and_equal_input_gives_equal_bytes(finished: Path) -> N
     [("fashioniq", "abcde"), ("circo", "abcde"), ("cirr", "acdef"), ("triplets", "acdef")],
 )
 def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(data: str, best: str) -> None:
-    from cirloop.stages import _top
+    from cirloop.stages.stages import _top
     from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance
 
     query = Query(QueryId("q"), ImageId("b"), "")

@@ -23,14 +23,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from cirloop import telling
-from cirloop.artifacts import Store
-from cirloop.config import from_json
+from cirloop.artifacts.store import Store
+from cirloop.config.run import from_json
 from cirloop.loop import plan
-from cirloop.report.costs import Costs
-from cirloop.report.live import Head, View
-from cirloop.report.terminal import progress
-from cirloop.watch import Watch
+from cirloop.monitoring import events
+from cirloop.monitoring.console import progress
+from cirloop.monitoring.costs import Costs
+from cirloop.monitoring.live import Head, View
+from cirloop.report.run_monitor import Watch
 from tests.commands import ROOT
 from tests.distributed.test_many import are_gone, processes
 from tests.faults.harness import VERY_SMALL
@@ -142,8 +142,8 @@ def head(**changes: Any) -> Head:
 @pytest.mark.parametrize("columns", [100, 40, 24])
 def test_the_region_fits_the_terminal_and_goes_without_a_trace(columns: int) -> None:
     screen = Screen(columns)
-    with telling.heard_by(screen.view):
-        telling.tell("head", head=head())
+    with events.heard_by(screen.view):
+        events.tell("head", head=head())
         bar = progress(range(100), "train iteration 2")
         for _ in range(30):
             next(bar)
@@ -161,15 +161,15 @@ def test_the_region_fits_the_terminal_and_goes_without_a_trace(columns: int) -> 
         assert not screen.cursor_is_hidden, "a process that is killed now would leave the terminal without one"
         bar.close()
         assert not [line for line in screen.lines if "29/100" in line]
-        telling.tell("head", head=None)
+        events.tell("head", head=None)
         assert screen.lines == ["a log line"] and not screen.cursor_is_hidden
 
 
 def test_without_an_honest_estimate_there_is_none() -> None:
     screen = Screen(100)
-    with telling.heard_by(screen.view):
+    with events.heard_by(screen.view):
         for left, says in ((None, False), (0.5, True), (-1.0, False)):
-            telling.tell("head", head=head(left=left))
+            events.tell("head", head=head(left=left))
             assert ("left in all" in screen.lines[1]) == says
     screen.view.stop()
 
@@ -177,9 +177,9 @@ def test_without_an_honest_estimate_there_is_none() -> None:
 def test_the_view_shows_no_markup_and_no_signs_that_steer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "correct-horse")
     screen = Screen(100)
-    with telling.heard_by(screen.view):
-        telling.tell("head", head=head(run="[red]correct-horse\x1b[2J"))
-        telling.tell("bar", key="1", title="[b]x\x1b[2J", done=1, total=2)
+    with events.heard_by(screen.view):
+        events.tell("head", head=head(run="[red]correct-horse\x1b[2J"))
+        events.tell("bar", key="1", title="[b]x\x1b[2J", done=1, total=2)
         shown = "\n".join(screen.lines)
     assert "[red][hidden]\\x1b[2J" in shown and "[b]x\\x1b[2J" in shown
     screen.view.stop()
@@ -188,23 +188,23 @@ def test_the_view_shows_no_markup_and_no_signs_that_steer(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("columns", [100, 60])
 def test_a_bar_shows_its_rate(columns: int) -> None:
     screen = Screen(columns)
-    with telling.heard_by(screen.view):
+    with events.heard_by(screen.view):
         for done, rate in ((0, ""), (1, "12.5 texts/s"), (2, "[b]13 texts/s")):
-            telling.tell("bar", key="1", title="captions: write", done=done, total=4, rate=rate)
+            events.tell("bar", key="1", title="captions: write", done=done, total=4, rate=rate)
             assert not rate or rate in "\n".join(screen.lines)
     screen.view.stop()
 
 
 def test_a_plain_line_says_the_rate(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("cirloop.report.terminal.LINE_EVERY", -1.0)
+    monkeypatch.setattr("cirloop.monitoring.console.LINE_EVERY", -1.0)
     with caplog.at_level(logging.INFO, "cirloop"):
-        assert [*progress(telling.Counted([1, 2], [5, 5], "texts/s"), "captions: write")] == [1, 2]
+        assert [*progress(events.Counted([1, 2], [5, 5], "texts/s"), "captions: write")] == [1, 2]
     (said,) = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(r"captions: write: 1 of 2, about \d+ s left, [\d.e+]+ texts/s", said)
 
 
 def test_no_terminal_has_plain_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("cirloop.report.terminal.LINE_EVERY", -1.0)
+    monkeypatch.setattr("cirloop.monitoring.console.LINE_EVERY", -1.0)
     with caplog.at_level(logging.INFO, "cirloop"):
         assert [*progress([1, 2, 3], "embed")] == [1, 2, 3]
     said = [record.getMessage() for record in caplog.records]
@@ -224,7 +224,7 @@ def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: 
     watch = Watch(config, Store(tmp_path), costs, True)
 
     def left(name: str, iteration: int) -> float | None:
-        with telling.heard_by(lambda kind, what: heads.append(what["head"])):
+        with events.heard_by(lambda kind, what: heads.append(what["head"])):
             watch("begins", {"name": name, "iteration": iteration})
         return heads[-1].left
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop import mining
-from cirloop.mining import MiningInputs
-from cirloop.negatives import Margin, MiningSettings, Random, TopK
+from cirloop.negatives import Margin, MiningSettings, Random, TopK, miner
 from cirloop.negatives.base import MiningContext
+from cirloop.negatives.miner import MiningInputs
 from cirloop.retrieval.ann import ann_topk, kmeans
 from cirloop.retrieval.config import IndexSettings
 from cirloop.retrieval.topk import topk
@@ -96,13 +95,13 @@ def test_settings_that_an_index_does_not_read_are_refused() -> None:
 def test_mining_by_an_index(vectors: tuple[Any, Any]) -> None:
     given, stats = MiningInputs(*vectors, np.arange(0, 4000, 40)), {}
     best = Margin(negatives_per_query=3, range_max=20)
-    exact = [f.gallery_indices.tolist() for f in mining.mine(MiningSettings(strategy=best), given, MiningContext(0))]
-    flat = mining.mine(MiningSettings(strategy=best, search="flat"), given, MiningContext(0), stats=stats)
+    exact = [f.gallery_indices.tolist() for f in miner.mine(MiningSettings(strategy=best), given, MiningContext(0))]
+    flat = miner.mine(MiningSettings(strategy=best, search="flat"), given, MiningContext(0), stats=stats)
     assert [f.gallery_indices.tolist() for f in flat] == exact and stats == {"search_recall": 1.0}
     every = MiningSettings(
         strategy=TopK(negatives_per_query=3, extra_ranks="all"), search="ivf", only_failed_queries=False
     )
-    few = list(mining.mine(every, given, MiningContext(0), stats=stats))
+    few = list(miner.mine(every, given, MiningContext(0), stats=stats))
     assert all(len(f.gallery_indices) == 3 for f in few) and stats["search_recall"] > 0.8
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop.artifacts import Store
+from cirloop.artifacts.store import Store
 from cirloop.data.dataset import grey
 from cirloop.data.sources import Sources
 from cirloop.retrieval.collapse import SAMPLED, mean_cosine
-from cirloop.run import Run
+from cirloop.stages.context import Run
 
 
 def unit(*shape: int, shift: float = 0.0) -> Any:

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop import cost
 from cirloop.backbones import Item, Qwen2VLSettings
 from cirloop.backbones.features import VisionFeatures
 from cirloop.data import ShapesSettings
+from cirloop.monitoring import profiling
 from cirloop.retrieval.embed import batches_of, embed, query_items
 from cirloop.types import UserError
 
@@ -105,7 +105,7 @@ def test_batches_that_memory_does_not_hold_are_halved_and_change_nothing(
     whole = vectors_of(watched, features, items)
     scarce = Scarce(watched.backbone.module, most)
     try:
-        with cost.metering() as spent:
+        with profiling.metering() as spent:
             ours = vectors_of(watched, features, items)
     finally:
         scarce.hook.remove()
@@ -155,7 +155,7 @@ def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
     watched: Watched, train: Any, features: VisionFeatures, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = list(dict.fromkeys(items_of(train)))
-    with caplog.at_level("INFO", "cirloop"), cost.metering() as spent:
+    with caplog.at_level("INFO", "cirloop"), profiling.metering() as spent:
         vectors_of(watched, features, items)
     assert spent.padding == 0 and spent.tokens == sum(rows * length for rows, length in watched.shapes)
     lengths = [watched.backbone.length(item, features.grids([item.image])[0]) for item in items]

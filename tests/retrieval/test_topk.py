@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cirloop.backbones.similarity import pooled, similarity
-from cirloop.mining import MiningInputs, mine
 from cirloop.negatives import Band, MiningSettings, TopK
 from cirloop.negatives.base import MiningContext
+from cirloop.negatives.miner import MiningInputs, mine
 from cirloop.retrieval import topk as module
 from cirloop.retrieval.ann import ann_topk
 from cirloop.retrieval.dense import all_scores, best_positions, ranks_of

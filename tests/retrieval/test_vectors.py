@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cirloop.mining import MiningInputs, mine
 from cirloop.negatives import Band, MiningSettings, TopK
 from cirloop.negatives.base import MiningContext
+from cirloop.negatives.miner import MiningInputs, mine
 from cirloop.retrieval import topk as module
 from cirloop.retrieval import vectors
 from cirloop.retrieval.topk import merge_topk, ranks, score_blocks, tensor, topk

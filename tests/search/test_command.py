@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from cirloop.search.engine import Engine
-from cirloop.search.queries import MAX_LINE, Asked, answers, lines_of, parse
+from cirloop.tools.search.engine import Engine
+from cirloop.tools.search.queries import MAX_LINE, Asked, answers, lines_of, parse_line
 from cirloop.types import ImageId, UserError
 from tests.commands import command
 
-SCRIPT = "src/cirloop/search/__main__.py"
+SCRIPT = "src/cirloop/tools/search/__main__.py"
 ONE = "shapes:val:00003"
 
 
@@ -110,6 +110,6 @@ def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     (tmp_path / "q").write_bytes('{"text": "a\u2028b"}\r\n{"text": "c"}'.encode())
-    assert [parse(line) for line in lines_of(tmp_path / "q")] == [Asked(text="a\u2028b"), Asked(text="c")]
+    assert [parse_line(line) for line in lines_of(tmp_path / "q")] == [Asked(text="a\u2028b"), Asked(text="c")]
     with pytest.raises(UserError, match="must be an object"):
-        parse(b"3")
+        parse_line(b"3")

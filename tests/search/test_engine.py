@@ -14,12 +14,12 @@ from cirloop.backbones import Item
 from cirloop.backbones.features import VisionFeatures
 from cirloop.data.images import Blanked
 from cirloop.data.sources import Sources
-from cirloop.report.terminal import progress
+from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import topk
-from cirloop.run import Run, adapter_of, run_directory
-from cirloop.search.config import Searched, parse
-from cirloop.search.engine import MAX_TEXT, Engine, opened
+from cirloop.stages.context import Run, adapter_of, run_directory
+from cirloop.tools.search.config import Searched, parse
+from cirloop.tools.search.engine import MAX_TEXT, Engine, opened
 from cirloop.types import ImageId, UserError
 
 ONE = ImageId("shapes:val:00003")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cirloop.search.config import Searched
-from cirloop.search.engine import Engine
-from cirloop.search.index import Index
+from cirloop.tools.search.config import Searched
+from cirloop.tools.search.engine import Engine
+from cirloop.tools.search.index import Index
 from cirloop.types import ImageId, UserError
 
 COUNTS = re.compile(r"(\d+) pictures, (\d+) embedded now, (\d+) in the index before, (\d+) no longer there")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from cirloop import stopping
+from cirloop.distributed.worker import accelerator
+from cirloop.monitoring import preemption
 from cirloop.types import UserError
-from cirloop.worker import accelerator
 from tests.training.test_bad_steps import narrow, until
 from tests.training.test_trainer import STEPS, trainer_of
 
@@ -35,12 +35,12 @@ def main() -> None:
     found = {"skipped": [row["step"] for row in trainer.log if "ids" in row]}
 
     trainer = trainer_of(output / "b", cache)
-    with stopping.listening():
+    with preemption.listening():
         try:
             trainer.run(
                 until(STEPS, lambda step: os.kill(os.getpid(), signal.SIGTERM) if rank == 1 == step - 1 else None)
             )
-        except stopping.Stopped:
+        except preemption.Stopped:
             found["stopped"] = [path.name for path in (output / "b" / "work").iterdir()]
     (output / f"rank_{rank}.json").write_text(json.dumps(found))
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from cirloop import stopping
 from cirloop.backbones import LoraSettings
+from cirloop.monitoring import preemption
 from cirloop.training.health import BadBatch, not_falling
 from cirloop.training.trainer import Trainer
 from cirloop.types import UserError
@@ -123,7 +123,7 @@ def test_one_bad_batch_more_than_may_be_left_out_stops_the_stage(tmp_path: Path,
 def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
     num_processes: int, small: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from cirloop import experiment
+    from cirloop.cli import runner
 
     training = {"learning_rate": 1e30, "rate_warm_up": 0.9, "warm_up_steps": 8}  # weights overflow
     settings = {
@@ -133,13 +133,13 @@ def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
         "runtime": {"num_processes": num_processes},
     }
     with pytest.raises(UserError, match=r"bad_batch\.json") as caught:
-        experiment.run(small(tmp_path / "run", **settings))
+        runner.run(small(tmp_path / "run", **settings))
     found = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
     assert found["schema"] == 1 and found["iteration"] == 0 and found["loss"] == "nan" and len(found["ids"]) == 12
     assert found["ids"][0] in str(caught.value) and not (tmp_path / "run" / "run.lock").exists()
     more = settings | {"training": training | {"skip_bad_batches": 1}, "auto_resume": True}
     with pytest.raises(UserError, match="--skip_bad_batches 2"):  # every batch is bad now: one more stops it
-        experiment.run(small(tmp_path / "run", **more))
+        runner.run(small(tmp_path / "run", **more))
     assert f"step {found['step']} is left out (bad batch 1 of at most 1)" in caplog.text + capfd.readouterr().err
 
 
@@ -233,13 +233,13 @@ def test_a_damaged_record_of_a_checkpoint_is_named(content: str, tmp_path: Path,
 def test_asked_to_stop_it_ends_after_the_step_and_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) -> None:
     whole, log = train(tmp_path / "a", cache)
     part, order = trainer_of(tmp_path / "b", cache), tmp_path / "stop"
-    with stopping.listening(order), pytest.raises(stopping.Stopped):
+    with preemption.listening(order), pytest.raises(preemption.Stopped):
         part.run(until(STEPS, lambda step: order.touch() if step == 1 else None))
     assert [path.name for path in (tmp_path / "b" / "work").iterdir()] == ["step_000002"]
     resumed, resumed_log = train(tmp_path / "b", cache)
     assert resumed_log == log and equal(resumed, whole)
     last = trainer_of(tmp_path / "c", cache)
-    with stopping.listening(order):
+    with preemption.listening(order):
         assert len(last.run(until(STEPS, lambda step: order.touch() if step == 3 else order.unlink(True)))) == STEPS
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.known_positives import KnownPositives
+from cirloop.data.known_positives import KnownPositives
 from cirloop.training.batches import Batch, Batches
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 

@@ -16,12 +16,12 @@ from cirloop.backbones import BackboneConfig, Item, LoraSettings
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
 from cirloop.data import ShapesSettings
+from cirloop.distributed.worker import accelerator
 from cirloop.training import TrainingSettings
 from cirloop.training.batches import Batch, Batches
 from cirloop.training.losses import Marks
 from cirloop.training.trainer import Trainer
 from cirloop.types import ImageId, Query, QueryId, Triplet
-from cirloop.worker import accelerator
 from tests.test_models_loop import clip
 
 TINY = {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"}

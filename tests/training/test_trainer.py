@@ -17,11 +17,11 @@ import torch
 from cirloop.backbones import LoraSettings, Qwen2VLSettings
 from cirloop.backbones.features import VisionFeatures
 from cirloop.data import ShapesSettings
+from cirloop.distributed.worker import accelerator
 from cirloop.training import TrainingSettings
 from cirloop.training.batches import Batches
 from cirloop.training.trainer import Trainer
 from cirloop.types import UserError
-from cirloop.worker import accelerator
 
 STEPS = 4
 

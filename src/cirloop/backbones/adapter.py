@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from cirloop import schemas
-from cirloop.artifacts import file_digest, write_json
+from cirloop.artifacts import schema
+from cirloop.artifacts.fs import named, save_tensors
+from cirloop.artifacts.store import file_digest, write_json
 from cirloop.backbones.base import Tuning
 from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS, PARTS_CONFIG, PARTS_WEIGHTS
-from cirloop.disk import named, save_tensors
 from cirloop.types import UserError
 
 PREFIX = "base_model.model."
@@ -155,7 +155,7 @@ class Adapted:
         before = self._probed()
         if (directory / PARTS_CONFIG).is_file():
             weights = directory / PARTS_WEIGHTS
-            self.trained_parts = tuple(schemas.read(directory / PARTS_CONFIG)["parts"])
+            self.trained_parts = tuple(schema.read(directory / PARTS_CONFIG)["parts"])
             state = self._read(weights, self.adapter_state())
             for name, parameter in self.core.named_parameters():
                 if name in state:

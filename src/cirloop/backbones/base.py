@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
-from cirloop.settings import Settings
+from cirloop.config.base import Settings
 from cirloop.types import ImageId
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Blip2ForImageTextRetrieval, Blip2Processor
 
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.adapter import Adapted
 from cirloop.backbones.base import Grid, Item, VisionInput
 from cirloop.backbones.target_pad import target_pad

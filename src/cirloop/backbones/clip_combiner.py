@@ -29,7 +29,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import Compose, Normalize
 
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.adapter import Adapted
 from cirloop.backbones.base import Grid, Item, Tuning, VisionInput, each_once
 from cirloop.backbones.clip_source import Source, find_source

@@ -19,8 +19,8 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from cirloop import reading
-from cirloop.artifacts import file_digest, fingerprint
+from cirloop.artifacts.store import file_digest, fingerprint
+from cirloop.io import parse
 from cirloop.types import UserError
 
 RANDOM, HUB = "random", "hf-hub:"
@@ -70,8 +70,8 @@ def find_source(name: str, path: str) -> Source:
     if path == RANDOM:
         return Source(name, model, preprocess, config, None)
     tag = open_clip.get_pretrained_cfg(name, path)
-    if path.startswith(HUB) or reading.at_home(path).is_dir():
-        directory = _download(path.removeprefix(HUB)) if path.startswith(HUB) else reading.at_home(path)
+    if path.startswith(HUB) or parse.at_home(path).is_dir():
+        directory = _download(path.removeprefix(HUB)) if path.startswith(HUB) else parse.at_home(path)
         model, preprocess = _same(name, model, directory / HF_CONFIG_NAME)
         return Source(name, model, preprocess, config, _checked(directory / HF_SAFE_WEIGHTS_NAME))
     if tag:
@@ -84,7 +84,7 @@ def find_source(name: str, path: str) -> Source:
         model["quick_gelu"] = bool(tag.get("quick_gelu", False))
         preprocess = PreprocessCfg(**merge_preprocess_dict(preprocess, tag))
         return Source(name, model, preprocess, config, _checked(_download(repository) / HF_SAFE_WEIGHTS_NAME))
-    file = reading.at_home(path)
+    file = parse.at_home(path)
     if not file.exists():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise UserError(
@@ -97,7 +97,7 @@ def find_source(name: str, path: str) -> Source:
 
 def _architecture(name: str) -> tuple[Config, PreprocessCfg, Path]:
     if name.endswith(".json"):
-        file = reading.at_home(name)
+        file = parse.at_home(name)
         return *_read(file), file
     found = open_clip.get_model_config(name) if ":" not in name else None
     if found is None:
@@ -113,7 +113,7 @@ def _architecture(name: str) -> tuple[Config, PreprocessCfg, Path]:
 def _read(file: Path) -> tuple[Config, PreprocessCfg]:
     """Of a model config, or of a hub repository's `open_clip_config.json`, which has one and a `preprocess_cfg`."""
     try:
-        content = reading.parse_json(reading.text(file))
+        content = parse.parse_json(parse.text(file))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:

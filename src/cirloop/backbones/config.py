@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.model_settings import ModelSettings, QwenSettings, VlmSettings
 from cirloop.backbones.weights import resolve
-from cirloop.settings import default_type
+from cirloop.config.base import default_type
 from cirloop.types import UserError
 
 if TYPE_CHECKING:

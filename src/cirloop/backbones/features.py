@@ -11,12 +11,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirloop import cost
 from cirloop.backbones.base import Grid, VisionInput
 from cirloop.backbones.halves import in_halves
 from cirloop.backbones.loading import loaded
 from cirloop.backbones.tensor_cache import TensorCache
-from cirloop.runtime import Runtime
+from cirloop.config.runtime import Runtime
+from cirloop.monitoring import profiling
 from cirloop.types import ImageId, Images
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class VisionFeatures:
     def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
         """Vision tokens of `images`, in order; what is not there yet is computed and kept."""
         self.ensure(images)
-        with cost.waiting():
+        with profiling.waiting():
             tokens = [self._tensors.read(self._images.digest(image)) for image in images]
         return [VisionInput(*each) for each in zip(tokens, self.grids(images), strict=True)]
 
@@ -58,7 +58,7 @@ class VisionFeatures:
         """The batches of `images` that must be computed."""
         wanted = {self._images.digest(image): image for image in images}
         missing = self._tensors.missing(wanted)
-        cost.want_images(self._tower, wanted, missing)
+        profiling.want_images(self._tower, wanted, missing)
         ids = [wanted[digest] for digest in missing]
         return [ids[i : i + self._batch_size] for i in range(0, len(ids), self._batch_size)]
 
@@ -68,11 +68,11 @@ class VisionFeatures:
             return
         fresh: dict[str, torch.Tensor] = {}
         with closing(loaded(batches, self._images, self._encoder.prepare_images, self._num_workers)) as ready:
-            for batch in cost.traced(progress(batches), "vision"):
-                with cost.waiting():
+            for batch in profiling.traced(progress(batches), "vision"):
+                with profiling.waiting():
                     pictures = next(ready)
                 encoded = self._encode(*pictures)
-                cost.add(images_encoded=len(encoded))
+                profiling.add(images_encoded=len(encoded))
                 for image, vision in zip(batch, encoded, strict=True):
                     fresh[f"{self._images.digest(image)}@{'x'.join(map(str, vision.grid))}"] = vision.tokens
                 if sum(t.nbytes for t in fresh.values()) >= self._shard_bytes:
@@ -91,7 +91,7 @@ class VisionFeatures:
     def known(self, images: Sequence[ImageId]) -> None:
         """Leave `images` to the costs of another process of the stage, which finds them on disk or makes them."""
         digests = {self._images.digest(image) for image in images}
-        cost.want_images(self._tower, digests, digests)
+        profiling.want_images(self._tower, digests, digests)
 
 
 def _grid(key: str) -> Grid:

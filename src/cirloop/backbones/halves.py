@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from accelerate.utils.memory import clear_device_cache
 
-from cirloop import cost, memory
+from cirloop.monitoring import oom, profiling
 from cirloop.types import UserError
 
 T = TypeVar("T")
@@ -24,12 +24,12 @@ def in_halves(work: Callable[[Sequence[T]], R], rows: Sequence[T], what: str, wa
     try:
         return [work(rows)]
     except (MemoryError, RuntimeError) as error:
-        if not memory.ran_out(error):
+        if not oom.ran_out(error):
             raise
         if len(rows) == 1:
-            raise UserError(f"out of memory with one of {what}: {memory.first_line(error)}\n{way_out}") from None
+            raise UserError(f"out of memory with one of {what}: {oom.first_line(error)}\n{way_out}") from None
         logger.warning("out of memory with %d of %s; in halves now", len(rows), what)
-    cost.add(splits=1)
+    profiling.add(splits=1)
     clear_device_cache(
         garbage_collection=True
     )  # what the failed call held is free only here, where its frames are gone

@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from cirloop.backbones.prompts import PromptFormat, fitting, load
 from cirloop.backbones.weights import resolve, resolve_adapter, weights_digest
-from cirloop.settings import Settings
+from cirloop.config.base import Settings
 from cirloop.types import UserError
 
 if TYPE_CHECKING:

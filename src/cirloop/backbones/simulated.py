@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 
 if TYPE_CHECKING:
     from cirloop.backbones.base import Item

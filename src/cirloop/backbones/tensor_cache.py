@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from cirloop.artifacts import file_digest
-from cirloop.disk import save_tensors, sweep
+from cirloop.artifacts.fs import save_tensors, sweep
+from cirloop.artifacts.store import file_digest
 
 if TYPE_CHECKING:
     import torch

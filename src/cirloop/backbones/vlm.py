@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from torch import nn
 
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.adapter import PREFIX, TARGETS, Adapted
 from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
 from cirloop.backbones.packing import check_packing, let_sdpa_take_rows, pack

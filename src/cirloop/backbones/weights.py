@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cirloop import reading
-from cirloop.artifacts import file_digest, fingerprint
+from cirloop.artifacts.store import file_digest, fingerprint
+from cirloop.io import parse
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def resolve(path: str, *model_types: str) -> Path:
 
     Raises UserError with all that is wrong.
     """
-    directory = Path(str(files("cirloop"))) / TINY if path == TINY else reading.at_home(path)
+    directory = Path(str(files("cirloop"))) / TINY if path == TINY else parse.at_home(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
@@ -64,12 +64,12 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
     config, index = directory / "config.json", directory / "model.safetensors.index.json"
     try:
         if config.is_file():
-            found = reading.parse_json(reading.text(config)).get("model_type")
+            found = parse.parse_json(parse.text(config)).get("model_type")
             if model_types and found not in model_types:
                 expected = " or ".join(map(repr, model_types))
                 problems.append(f"config.json says model_type {found!r}, expected {expected}")
         if index.is_file():
-            shards = set(reading.parse_json(reading.text(index))["weight_map"].values())
+            shards = set(parse.parse_json(parse.text(index))["weight_map"].values())
             problems += [f"no {name}" for name in sorted(shards) if not (directory / name).is_file()]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         problems.append(f"config.json or {index.name} cannot be read: {error}")
@@ -79,9 +79,9 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
 def model_type(path: str) -> str | None:
     """The `model_type` in the config.json of a model directory that is here; None where there is no such file or it
     says none."""
-    config = reading.at_home(path) / "config.json"
+    config = parse.at_home(path) / "config.json"
     try:
-        content = reading.parse_json(reading.text(config)) if config.is_file() else None
+        content = parse.parse_json(parse.text(config)) if config.is_file() else None
     except UserError:  # said by `resolve`, with all else that is wrong
         return None
     return content.get("model_type") if isinstance(content, dict) else None
@@ -89,7 +89,7 @@ def model_type(path: str) -> str | None:
 
 def resolve_adapter(path: str) -> Path:
     """The local directory of a published LoRA: a directory or a hub name. Raises UserError with all that is wrong."""
-    directory = reading.at_home(path)
+    directory = parse.at_home(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(f"model.start_adapter {path!r} does not exist. Give a directory or a hub name.")
@@ -101,7 +101,7 @@ def resolve_adapter(path: str) -> Path:
             "Weights of a whole model, such as a merged embedder's, belong in model.path."
         )
     try:
-        kind = reading.parse_json(reading.text(directory / LORA_CONFIG)).get("peft_type")
+        kind = parse.parse_json(parse.text(directory / LORA_CONFIG)).get("peft_type")
     except (ValueError, AttributeError) as error:
         raise UserError(f"model.start_adapter {path!r}: {LORA_CONFIG} cannot be read: {error}") from None
     if kind != "LORA":

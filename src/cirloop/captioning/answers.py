@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from cirloop import reading
 from cirloop.captioning.prompts import AnswerKind
+from cirloop.io import parse
 from cirloop.types import UserError
 
 KEY = "text"
@@ -55,7 +55,7 @@ def text_of(answer: str, kind: AnswerKind) -> str | None:
     answer = answer.strip()
     fenced = FENCED.fullmatch(answer)
     try:
-        found = reading.parse_json(fenced[1] if fenced else answer)
+        found = parse.parse_json(fenced[1] if fenced else answer)
     except UserError:
         return None
     text = found[KEY] if isinstance(found, dict) and found.keys() == {KEY} else None

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.model_settings import ModelSettings
 from cirloop.backbones.weights import resolve
 from cirloop.captioning.prompts import Prompts, load, packaged
-from cirloop.settings import Settings, default_type
+from cirloop.config.base import Settings, default_type
 from cirloop.types import UserError
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cirloop import cost, memory
 from cirloop.backbones.features import RUNTIME, VisionFeatures
 from cirloop.captioning.base import Answer, Ask, Captioner
 from cirloop.captioning.prompts import Prompt
-from cirloop.runtime import Runtime
-from cirloop.telling import Counted
+from cirloop.config.runtime import Runtime
+from cirloop.monitoring import oom, profiling
+from cirloop.monitoring.events import Counted
 from cirloop.types import ImageId, Images
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Pictures:
         return [(0,)] * len(images)
 
     def get(self, images: Sequence[ImageId]) -> list[Image.Image]:
-        with cost.waiting():
+        with profiling.waiting():
             loaded = {image: self._images.load(image) for image in dict.fromkeys(images)}
         return [loaded[image] for image in images]
 
@@ -112,13 +112,13 @@ class Eyes:
         out: list[list[Answer]] = [[] for _ in asks]
         counted = self._counted(self._batches(prompt, asks, title), len(temperatures))
         batches = self._progress(counted, f"{title}: write")
-        with cost.seconds_of("writing"):
-            for number, rows in cost.traced(batches, "captioning"):
+        with profiling.seconds_of("writing"):
+            for number, rows in profiling.traced(batches, "captioning"):
                 batch = [asks[i] for i in rows]
                 vision, draw = self._source.get(_images(batch)), seed + number * len(temperatures)
-                with memory.enough(f"{title}, {len(batch)} questions at once", SMALLER):
+                with oom.enough(f"{title}, {len(batch)} questions at once", SMALLER):
                     answers = self.captioner.write(prompt, batch, vision, max_new_tokens, temperatures, draw)
-                cost.add(texts=len(answers) * len(temperatures))
+                profiling.add(texts=len(answers) * len(temperatures))
                 for i, several in zip(rows, answers, strict=True):
                     out[i] = several
         return out
@@ -127,10 +127,10 @@ class Eyes:
         """Probability of "yes" per question."""
         out = [0.0] * len(asks)
         batches = self._progress(self._counted(self._batches(prompt, asks, title), 1), f"{title}: yes or no")
-        for _, rows in cost.traced(batches, "captioning"):
+        for _, rows in profiling.traced(batches, "captioning"):
             batch = [asks[i] for i in rows]
             vision = self._source.get(_images(batch))
-            with memory.enough(f"{title}, {len(batch)} questions at once", SMALLER):
+            with oom.enough(f"{title}, {len(batch)} questions at once", SMALLER):
                 answers = self.captioner.yes(prompt, batch, vision)
             for i, p in zip(rows, answers, strict=True):
                 out[i] = p

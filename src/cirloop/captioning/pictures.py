@@ -11,8 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cirloop import cost
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.captioning.base import (
     Answer,
     Ask,
@@ -27,6 +26,7 @@ from cirloop.captioning.base import (
 )
 from cirloop.captioning.lending import base_of, lends
 from cirloop.captioning.prompts import Prompt
+from cirloop.monitoring import profiling
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class PictureCaptioner:
 
     def inputs(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> Any:
         """The processor's tensors of the questions, left-padded, with no sign of padding (`without_padding`)."""
-        cost.add(images_encoded=len(vision))
+        profiling.add(images_encoded=len(vision))
         pictures = [within(picture, self.settings.max_side) for picture in vision]
         shown = [self.show(*pair) for pair in zip(pictures[::2], pictures[1::2], strict=True)]
         assert all(len(each) == prompt.num_images for each in shown), "the prompt is for another number of images"
@@ -173,8 +173,8 @@ class PictureCaptioner:
             out = self._generate(inputs, max_new_tokens, **sampling(temperature)).sequences
             assert torch.equal(out[:, :length], inputs["input_ids"]), "generate() did not return the prompt first"
             written = out[:, length:]
-            cost.add_tokens(inputs)
-            cost.add(tokens_written=int(written.ne(self.processor.tokenizer.pad_token_id).sum()))
+            profiling.add_tokens(inputs)
+            profiling.add(tokens_written=int(written.ne(self.processor.tokenizer.pad_token_id).sum()))
             texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
             ended = torch.isin(written, torch.tensor(self._ends, device=written.device)).any(1).tolist()
             turns.append([Answer(text.strip(), end) for text, end in zip(texts, ended, strict=True)])
@@ -185,7 +185,7 @@ class PictureCaptioner:
         positions under left padding; the logits are those before any processing."""
         inputs = self.inputs(prompt, asks, vision)
         made = self._generate(inputs, 1, do_sample=False, output_logits=True)
-        cost.add_tokens(inputs)
+        profiling.add_tokens(inputs)
         return probability(made.logits[0], self._yes, self._no)
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cirloop import cost
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones import qwen2_5_vl, qwen2_vl, qwen3_vl
 from cirloop.backbones.base import VisionInput
 from cirloop.backbones.vision import load_vlm
@@ -27,6 +26,7 @@ from cirloop.captioning.decoding import decode
 from cirloop.captioning.lending import base_of, lends
 from cirloop.captioning.prompts import Prompt
 from cirloop.captioning.reading import Reading, read
+from cirloop.monitoring import profiling
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,7 +92,7 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
             for turn, temperature in enumerate(temperatures):
                 torch.manual_seed(seed + turn)
                 made = decode(self.vlm, reading, max_new_tokens, **sampling(temperature))
-                cost.add(tokens_written=sum(int(row.ne(pad).sum()) for row in made))
+                profiling.add(tokens_written=sum(int(row.ne(pad).sum()) for row in made))
                 turns.append([self._answer(row) for row in made])
         return [list(answers) for answers in zip(*turns, strict=True)]
 

@@ -17,10 +17,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from cirloop import cost
 from cirloop.backbones.base import VisionInput
 from cirloop.backbones.vision import Inputs
 from cirloop.captioning.base import Ask
+from cirloop.monitoring import profiling
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -108,7 +108,7 @@ def _inputs(captioner: Any, rows: Sequence[torch.Tensor], tokens: torch.Tensor, 
 def _go_on(captioner: Any, before: Reading | None, parents: Sequence[int], inputs: Inputs) -> Reading:
     """The rows (U) of `inputs`, read behind the rows `parents` of `before`."""
     ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache()
-    cost.add_tokens(inputs)
+    profiling.add_tokens(inputs)
     placed = captioner.place(captioner.vlm, inputs)
     positions = placed["position_ids"]
     if before is not None:

@@ -16,8 +16,8 @@ from cirloop.captioning.base import Answer, Ask
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.eyes import Asked
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
-from cirloop.known_positives import DUPLICATE, ENOUGH, SURER_KEPT, WRITTEN_AGAIN, normal_text
-from cirloop.shown import plain
+from cirloop.data.known_positives import DUPLICATE, ENOUGH, SURER_KEPT, WRITTEN_AGAIN, normal_text
+from cirloop.io.redact import plain
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 UNPARSEABLE, CUT_OFF, SET_PHRASE = "unparseable", "cut off", "set phrase"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.captioning.answers import KEY
 from cirloop.captioning.base import Answer, Ask, Sees
 from cirloop.captioning.prompts import Prompt

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from cirloop import cost
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.captioning.base import Answer, Ask, Sees, chat_text, signs, yes_and_no
 from cirloop.captioning.pictures import chat_processor, within
 from cirloop.captioning.prompts import Prompt
+from cirloop.monitoring import profiling
 
 if TYPE_CHECKING:
     from cirloop.captioning.config import VllmFoundation
@@ -57,7 +57,7 @@ class VllmCaptioner:
         return fingerprint([self.settings.weights(), decisive])
 
     def _requests(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> list[dict[str, Any]]:
-        cost.add(images_encoded=len(vision))
+        profiling.add(images_encoded=len(vision))
         pictures = [within(picture, self.settings.max_side) for picture in vision]
         assert prompt.num_images == 2 and len(pictures) == 2 * len(asks)
         return [

@@ -11,8 +11,8 @@ from cirloop.data.config import DataConfig
 from cirloop.data.fashioniq import FashionIQSettings
 from cirloop.data.hp_fashioniq import HpFashionIQSettings
 from cirloop.data.shapes.load import ShapesSettings
-from cirloop.problems import Problems
 from cirloop.types import Judged, UserError, benchmark_of
+from cirloop.validation import Problems
 
 SPLITS = ("val", "test")
 RANKED = {"cirr": cirr.judged, "circo": circo.judged}

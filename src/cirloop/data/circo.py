@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.sources import Sources, eval_splits, note_blanks
 from cirloop.data.trained_on import TrainedOn, train_split_of
-from cirloop.problems import Problems
 from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.validation import Problems
 
 OFFICIAL = {"val": (220, 123403), "test": (800, 123403)}
 """Queries and images."""

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
 from cirloop.data.sources import Sources, eval_splits, note_blanks, train_split
-from cirloop.problems import Entry, Problems
 from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.validation import Entry, Problems
 
 SPLITS = {"train": "train", "val": "val", "test": "test1"}
 OFFICIAL = {"train": (28225, 16939), "val": (4181, 2297), "test": (4148, 2315)}

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from cirloop.config.base import default_type
 from cirloop.data.circo import CircoSettings
 from cirloop.data.cirr import CirrSettings
 from cirloop.data.fashioniq import FashionIQSettings
@@ -13,7 +14,6 @@ from cirloop.data.hp_fashioniq import HpFashionIQSettings
 from cirloop.data.huggingface import HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
 from cirloop.data.shapes.load import ShapesSettings
-from cirloop.settings import default_type
 
 # ShapesSettings last: `--help` shows the last one's name and defaults.
 DataConfig = Annotated[

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import Field
 
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
+from cirloop.config.base import Settings
 from cirloop.data.images import Blanked
-from cirloop.settings import Settings
 from cirloop.types import EvalProtocol, EvalSplit, Gallery, Images, Query, TrainSplit, Triplet, UserError
 
 if TYPE_CHECKING:

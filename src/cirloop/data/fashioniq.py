@@ -17,8 +17,8 @@ from typing import ClassVar, Literal
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
 from cirloop.data.sources import Sources, eval_splits, note_blanks, train_split
-from cirloop.problems import Problems
 from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.validation import Problems
 
 Category = Literal["dress", "shirt", "toptee"]
 CATEGORIES: tuple[Category, ...] = ("dress", "shirt", "toptee")

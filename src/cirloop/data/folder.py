@@ -16,8 +16,8 @@ from PIL import Image
 
 from cirloop.data.images import FORMATS
 from cirloop.data.names import composed
-from cirloop.problems import Problems
 from cirloop.types import ImageId
+from cirloop.validation import Problems
 
 UNREAD = frozenset({".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
 """Endings of pictures that are not read, and are passed over with a warning."""

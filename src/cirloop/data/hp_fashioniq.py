@@ -19,7 +19,6 @@ from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
 from cirloop.data.sources import Sources, eval_splits, note_blanks
 from cirloop.data.trained_on import TrainedOn, train_split_of
-from cirloop.problems import Entry, Problems
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
@@ -32,6 +31,7 @@ from cirloop.types import (
     Relevance,
     TrainSplit,
 )
+from cirloop.validation import Entry, Problems
 
 OFFICIAL = (3050, 5473)
 """Questions, and images in them: references and shown sets."""

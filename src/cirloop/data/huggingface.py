@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from cirloop.config.base import Settings
 from cirloop.data import own, triplets
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import Packed, Picture
 from cirloop.data.names import composed
 from cirloop.data.sources import Sources, eval_splits, train_split
 from cirloop.data.tables import COLUMNS, Tables
-from cirloop.problems import Entry, Problems
-from cirloop.settings import Settings
 from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
+from cirloop.validation import Entry, Problems
 
 logger = logging.getLogger(__name__)
 ROLES = ("reference", "target")

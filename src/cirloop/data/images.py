@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from cirloop.reading import LFS
+from cirloop.io.parse import LFS
 from cirloop.types import ImageId, Images, UserError
 
 MAX_PIXELS = 89_478_485

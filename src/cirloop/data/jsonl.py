@@ -19,8 +19,8 @@ from cirloop.data.folder import walk
 from cirloop.data.images import Picture, leads_out
 from cirloop.data.names import spelled
 from cirloop.data.sources import Sources, eval_splits, train_split
-from cirloop.problems import Problems
 from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
+from cirloop.validation import Problems
 
 
 class JsonlSettings(FileSettings):

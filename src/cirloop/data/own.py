@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from cirloop import reading
 from cirloop.data import triplets
 from cirloop.data.folder import UNREAD, endings, walk
 from cirloop.data.images import BadImage, Picture, decode, leads_out
 from cirloop.data.names import composed, copies, spelled
-from cirloop.problems import Entry, Problems
+from cirloop.io import parse
 from cirloop.types import ImageId, UserError
+from cirloop.validation import Entry, Problems
 
 logger = logging.getLogger(__name__)
 LINE = 'One object a line: {"reference": "a.jpg", "text": "the same in red", "target": "b.jpg"}.'
@@ -141,7 +141,7 @@ def missing_file(path: Path, setting: str, problems: Problems) -> None:
 
 def _form(path: Path) -> str:
     try:
-        form = reading.other_form(reading.text(path))
+        form = parse.other_form(parse.text(path))
     except UserError:
         return ""
     return f", {form}" if form else ""

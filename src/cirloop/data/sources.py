@@ -16,13 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cirloop import places, schemas
-from cirloop.artifacts import fingerprint, write_sealed
+from cirloop.artifacts import schema
+from cirloop.artifacts.store import fingerprint, write_sealed
+from cirloop.data import locations
 from cirloop.data.images import NOT_THERE, FileImages, Picture, stamp
 from cirloop.data.names import Alike
 from cirloop.data.verify import WORKERS, bad_images
-from cirloop.problems import Problems
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, QueryId, TrainSplit, Triplet, UserError
+from cirloop.validation import Problems
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -46,7 +47,7 @@ class Sources:
         if self.directory is None:
             raise UserError(
                 f"The data set {data_set} needs --data_dir, the directory of its files. They are in none of the usual "
-                f"places either: {places.looked(data_set)}."
+                f"places either: {locations.looked(data_set)}."
             )
         if self.directory.is_file():
             raise UserError(
@@ -76,7 +77,7 @@ class Sources:
         record = self.cache / "images" / f"{fingerprint(stamps)[:24]}.json"
         if record.is_file():
             try:
-                found = schemas.read(record, "pictures")["bad"]
+                found = schema.read(record, "pictures")["bad"]
                 return {ImageId(image): what for image, what in found.items()}
             except UserError as error:
                 logger.warning("looking at the pictures again, since what is known of them is of no use: %s", error)

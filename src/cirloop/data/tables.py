@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirloop import reading
 from cirloop.data.sources import Sources
-from cirloop.problems import Problems
+from cirloop.io import parse
 from cirloop.types import UserError
+from cirloop.validation import Problems
 
 if TYPE_CHECKING:
     from cirloop.data.huggingface import HuggingFaceSettings
@@ -86,7 +86,7 @@ def _check_files(directory: Path) -> None:
 def _check_commas(path: Path) -> None:
     """Raises UserError for a CSV file that is no UTF-8 text or that other signs than commas separate."""
     try:
-        head = reading.text(path).partition("\n")[0]
+        head = parse.text(path).partition("\n")[0]
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     for sign, name in ((";", "semicolons"), ("\t", "tabs")):

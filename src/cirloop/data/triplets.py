@@ -11,8 +11,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
 from cirloop.data.names import Alike
-from cirloop.problems import Entry, Problems
 from cirloop.types import EvalProtocol, Gallery, ImageId, Judged, Query, QueryId, Relevance
+from cirloop.validation import Entry, Problems
 
 PROTOCOL = EvalProtocol(
     "own data: the gallery given, reference removed, annotated target; subset: the images given",

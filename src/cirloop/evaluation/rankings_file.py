@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirloop.problems import Problems
 from cirloop.types import ImageId, Judged, QueryId
+from cirloop.validation import Problems
 
 NAMED = 3
 """Examples named per kind of problem."""

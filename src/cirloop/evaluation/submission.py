@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirloop.artifacts import write_text
+from cirloop.artifacts.store import write_text
 from cirloop.evaluation.rankings_file import some
-from cirloop.problems import Problems
 from cirloop.types import ImageId, Judged, QueryId
+from cirloop.validation import Problems
 
 LISTED = 50
 SUBSET_LISTED = 3

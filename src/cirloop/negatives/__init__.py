@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from cirloop.config.base import Settings, default_type
 from cirloop.negatives.attribute_mismatch import AttributeMismatch
 from cirloop.negatives.band import Band
 from cirloop.negatives.base import Strategy
@@ -25,7 +26,6 @@ from cirloop.negatives.semi_hard import SemiHard
 from cirloop.negatives.soft import Soft
 from cirloop.negatives.top_k import TopK
 from cirloop.retrieval.config import IndexSettings, Search
-from cirloop.settings import Settings, default_type
 
 # TopK last: `--help` shows the last one's name and defaults.
 Single = (

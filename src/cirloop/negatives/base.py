@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from cirloop.config.base import Settings
 from cirloop.retrieval.dense import best_positions
-from cirloop.settings import Settings
 from cirloop.types import ImageId, QueryId, UserError
 
 Floats = npt.NDArray[np.float32]

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from cirloop.settings import Settings
+from cirloop.config.base import Settings
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

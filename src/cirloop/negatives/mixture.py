@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from cirloop.config.base import Settings
 from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, sorted_block, top_of
-from cirloop.settings import Settings
 
 if TYPE_CHECKING:
     from cirloop.negatives.base import Strategy as AnyStrategy

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cirloop.settings import Settings
+from cirloop.config.base import Settings
 
 Search = Literal["exact", "flat", "ivf", "ivf_pq", "hnsw"]
 SETTINGS_BY_INDEX: dict[Search, set[str]] = {

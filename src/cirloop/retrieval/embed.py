@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cirloop import cost
 from cirloop.backbones import Item
 from cirloop.backbones.base import each_once
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.halves import in_halves
+from cirloop.monitoring import profiling
 from cirloop.types import Query
 
 logger = logging.getLogger(__name__)
@@ -84,13 +84,13 @@ def embed_share(
     def vectors_of(batch: Sequence[Item]) -> npt.NDArray[np.float32]:
         inputs = backbone.inputs(batch, features.get([item.image for item in batch]))
         vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
-        cost.add_tokens(inputs)
+        profiling.add_tokens(inputs)
         return vectors
 
-    for rows in cost.traced(progress(batches, title), "embedding"):
+    for rows in profiling.traced(progress(batches, title), "embedding"):
         batch = [items[i] for i in rows]
         vectors = np.concatenate(in_halves(vectors_of, batch, "items to embed", WAY_OUT))
-        cost.add(items=len(batch))
+        profiling.add(items=len(batch))
         _check(batch, vectors)
         made.append(vectors)
     done = [row for rows in batches for row in rows]

@@ -19,7 +19,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.known_positives import REFERENCE, KnownPositives
+from cirloop.data.known_positives import REFERENCE, KnownPositives
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cirloop import schemas
-from cirloop.artifacts import file_digest, write_sealed
-from cirloop.disk import save_tensors, sync_directory, sync_tree
+from cirloop.artifacts import schema
+from cirloop.artifacts.fs import save_tensors, sync_directory, sync_tree
+from cirloop.artifacts.store import file_digest, write_sealed
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class StepCheckpoints:
             if not all(os.path.lexists(path / name) for name in (RECORD, STATE)):
                 logger.warning("%s is not whole and is passed over", path)
                 continue
-            record = schemas.read(path / RECORD)
+            record = schema.read(path / RECORD)
             if record.get("key") != self._key:
                 raise UserError(
                     f"{path} is of a training stage with other settings or inputs. Delete it to train from the start."

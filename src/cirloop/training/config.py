@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from cirloop.backbones.base import LoraSettings
-from cirloop.settings import Settings, default_type
+from cirloop.config.base import Settings, default_type
 
 if TYPE_CHECKING:
     from cirloop.training.losses import Loss

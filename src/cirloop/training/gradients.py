@@ -15,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from cirloop import cost
 from cirloop.backbones import Item
 from cirloop.backbones.base import each_once
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
+from cirloop.monitoring import profiling
 from cirloop.training.batches import Batch, Batches
 from cirloop.training.config import TrainingSettings
 from cirloop.training.losses import Marks
@@ -85,7 +85,7 @@ class GradientEngine:
         """Add the gradient of a step's batch to the weights' gradients; returns the batch's loss."""
         batch = self.batches[step]
         if self.accelerator.is_main_process:
-            cost.add(steps=1, triplets=len(batch.queries))
+            profiling.add(steps=1, triplets=len(batch.queries))
         queries, candidates = (self._local_rows(items) for items, _ in self._encoder_inputs(batch))
         self.features.ensure([item.image for item in (*queries, *candidates)])  # in one go: threads read ahead
         chunked = self._backward_in_chunks if self.settings.chunk_size else self._backward_whole
@@ -122,8 +122,8 @@ class GradientEngine:
     def _inputs_of(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         inputs: dict[str, torch.Tensor] = self.backbone.inputs(items, self.features.get([item.image for item in items]))
         if torch.is_grad_enabled():  # of gradient caching's two passes, the second
-            cost.add_tokens(inputs)
-            cost.add(items=len(items))
+            profiling.add_tokens(inputs)
+            profiling.add(items=len(items))
         return inputs
 
     def _backward_whole(self, step: int, batch: Batch, queries: list[Item], candidates: list[Item]) -> float:

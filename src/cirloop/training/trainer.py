@@ -18,9 +18,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from cirloop import cost, memory, stopping
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.features import VisionFeatures
+from cirloop.monitoring import oom, preemption, profiling
 from cirloop.training.batches import Batches
 from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.training.config import TrainingSettings
@@ -81,8 +81,8 @@ class Trainer:
         before = gather_parameters(self._lora_B()) if start == 0 else {}
         for row in self.log:
             self.note(row)
-        for step in cost.traced(progress(range(start, self.steps)), "training"):
-            with memory.enough(f"training step {step + 1}", self._way_out()):
+        for step in profiling.traced(progress(range(start, self.steps)), "training"):
+            with oom.enough(f"training step {step + 1}", self._way_out()):
                 stop = self._step(step, before)
             self.note(self.log[-1])
             if stop and step + 1 < self.steps:
@@ -100,7 +100,7 @@ class Trainer:
         loss = self.engine.backward(step)  # under DeepSpeed, Accelerate takes the optimizer's step in here too
         norm = self._norm()
         finite = math.isfinite(loss) and (norm is None or self.scaled or math.isfinite(norm))
-        stop, bad = self._any(stopping.asked(), not finite)
+        stop, bad = self._any(preemption.asked(), not finite)
         if bad:
             self._pass_over(bad_row(step + 1, loss, norm, self.batches[step]))
             return stop
@@ -165,7 +165,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             kept = "not kept, since DeepSpeed has no step checkpoints" if self.deepspeed else "kept"
             logger.info("asked to stop: %d of %d steps are done and %s", step, self.steps, kept)
-        raise stopping.Stopped
+        raise preemption.Stopped
 
     def _rate(self, step: int) -> float:
         """Share of the highest learning rate."""

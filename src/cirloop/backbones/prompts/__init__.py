@@ -19,8 +19,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from cirloop import reading
-from cirloop.artifacts import fingerprint
+from cirloop.artifacts.store import fingerprint
+from cirloop.io import parse
 from cirloop.types import UserError
 
 IMAGE, PROMPT, TEXT, CATEGORY = "{image}", "{prompt}", "{text}", "{category}"
@@ -99,7 +99,7 @@ def filled(piece: str, text: str, category: str) -> str:
 @cache
 def load(name: str) -> PromptFormat:
     """The packaged format `name`, or that of a file. Raises UserError with all that is wrong."""
-    path = reading.at_home(name)
+    path = parse.at_home(name)
     if name in packaged():
         path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
     elif path.suffix != ".yaml" or not path.is_file():
@@ -107,7 +107,7 @@ def load(name: str) -> PromptFormat:
             f"prompt format {name!r} is none of {', '.join(packaged())}, and no .yaml file of that name is there."
         )
     try:
-        content = reading.yaml_file(path)
+        content = parse.yaml_file(path)
     except UserError as error:
         raise UserError(f"prompt format {name!r} {error}") from None
     problems = _problems(content)

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from cirloop import reading
+from cirloop.io import parse
 from cirloop.types import UserError
 
 Message = dict[str, Any]
@@ -65,13 +65,13 @@ def packaged() -> list[str]:
 @cache
 def load(name: str) -> Prompt:
     """The packaged prompt `name`, or the prompt of a file. Raises UserError with what is wrong."""
-    path = reading.at_home(name)
+    path = parse.at_home(name)
     if name in packaged():
         path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
     elif path.suffix != ".yaml" or not path.is_file():
         raise UserError(f"prompt {name!r} is none of {', '.join(packaged())}, and no .yaml file of that name is there.")
     try:
-        found = reading.yaml_file(path)
+        found = parse.yaml_file(path)
     except UserError as error:
         raise UserError(f"prompt {name!r} {error}") from None
     if not isinstance(found, dict) or found.keys() != {"answer", "turn"} or not isinstance(found["turn"], str):

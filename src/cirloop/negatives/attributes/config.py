@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
-from cirloop.settings import Settings
+from cirloop.config.base import Settings
 
 if TYPE_CHECKING:
     from cirloop.negatives.attributes.lexicon import Lexicon

@@ -15,8 +15,8 @@ from cirloop.negatives.attributes.config import AttributeSettings, Extractor
 from cirloop.negatives.attributes.lexicon import Lexicon
 from cirloop.negatives.attributes.table import Table
 from cirloop.negatives.attributes.values import join_values
-from cirloop.problems import Problems
 from cirloop.types import ImageId
+from cirloop.validation import Problems
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
+from cirloop.config.base import Settings
 from cirloop.negatives.attributes.values import ANY
-from cirloop.settings import Settings
 from cirloop.types import UserError
 
 _TOKEN = re.compile(r"[^\W_]+(?:['’](?:s|t|re|ve|ll|d|m)\b)?|[,;.:!?\n()]")

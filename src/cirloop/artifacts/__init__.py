@@ -1,0 +1,1 @@
+"""What a run keeps: stores, atomic writes, schemas, the run's lock and rows."""

@@ -1,0 +1,269 @@
+"""Make an artifact once, or find it: fingerprints, atomic writes, verified reads.
+
+An artifact is a file or directory of a run directory. It is done when the manifest says so and its bytes
+agree. The fingerprint covers the stage's settings and the content digests of its inputs, never paths or
+times. Writing is aside, synced, renamed, and the manifest entry comes last: killed at any moment, a run
+directory holds whole artifacts only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cirloop.artifacts import schema
+from cirloop.artifacts.fs import named, remove, sweep, sync_directory, sync_tree
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+WORK = ".work"
+READING = ".reading"
+"""As `WORK`, of those who only read: a run clears its own away when it is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished artifact. `digest` identifies its content."""
+
+    name: str
+    path: Path
+    digest: str
+    made_now: bool = False
+
+    def read(self) -> dict[str, Any]:
+        """Its content. Raises UserError as `schemas.read` does."""
+        return schema.read(self.path, schema.kind_of(self.name))
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """Digest per file, by path relative to `path` ("." for a single file)."""
+    if path.is_file():
+        return {".": file_digest(path)}
+    return {p.relative_to(path).as_posix(): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside, sync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path.parent, f".{path.name}.")
+    try:
+        with named(path), aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        with suppress(OSError):  # the first one counts
+            aside.unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):
+            raise UserError(f"{path} is a directory, where a file is to be written. Move it away.") from None
+        raise
+    sync_directory(path.parent)
+
+
+def dump(value: Any) -> str:
+    """JSON with one row of a list per line: small diffs, and readable at any size."""
+    if not isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, list) and item:
+            rows = ",\n  ".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in item)
+            lines.append(f" {json.dumps(key)}: [\n  {rows}\n ]")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False, allow_nan=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, dump(value))
+
+
+def write_sealed(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """With the version of its kind and a digest of its own, for what no manifest vouches for."""
+    write_json(path, schema.sealed(kind, content))
+
+
+def _found(path: Path) -> dict[str, str]:
+    """`file_digests` of what can be read; for a file that cannot, the reason."""
+    out = {}
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        name = "." if file == path else file.relative_to(path).as_posix()
+        try:
+            out[name] = file_digest(file)
+        except OSError as error:
+            out[name] = f"cannot be read: {error.strerror}"
+    return out
+
+
+class Store:
+    """The artifacts of one run directory."""
+
+    def __init__(self, directory: Path, reading: bool = False) -> None:
+        """With `reading`, nothing of the run is changed, which another process may be at work on."""
+        self.directory, self._work = directory, READING if reading else WORK
+        self._manifest = self._read_manifest()
+        if not reading:
+            self._finish_moves()
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.directory / MANIFEST
+        if not path.exists():
+            made = [p.name for name in ("*_iter_*", "evaluation_base.json") for p in self.directory.glob(name)]
+            if made:
+                raise UserError(
+                    f"{path} is missing, which says what of {', '.join(sorted(made)[:3])} is finished. Restore it from "
+                    "a backup, start anew in another --experiment_dir, or delete those to make them again."
+                )
+            return {"artifacts": {}}
+        return schema.read(path)
+
+    def _write_manifest(self) -> None:
+        content = {name: value for name, value in self._manifest.items() if name != "schema"}
+        text = json.dumps(schema.sealed("manifest", content), indent=1, sort_keys=True)
+        write_text(self.directory / MANIFEST, text + "\n")
+
+    def begin(self, run: str, settings: Path) -> None:
+        """`of_run`, written down before the first artifact: from now on a manifest that is not there is missing."""
+        self.of_run(run, settings)
+        self._write_manifest()
+
+    def of_run(self, run: str, settings: Path) -> None:
+        """Note to which run this directory belongs, or raise UserError where that is not the one of `settings`."""
+        if self._manifest.setdefault("run", run) != run:
+            raise UserError(
+                f"{settings} is of another run than {self.directory / MANIFEST}. Restore that which is not its own."
+            )
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._manifest["artifacts"])
+
+    def iteration_of(self, name: str) -> int | None:
+        number: int | None = self._manifest["artifacts"][name]["iteration"]
+        return number
+
+    def workspace(self, name: str) -> Path:
+        """Where a stage keeps what it needs while it works (step checkpoints). Removed when it is done."""
+        return self.directory / self._work / name
+
+    def find(self, name: str) -> Artifact:
+        """A finished artifact, its bytes verified."""
+        entry = self._manifest["artifacts"].get(name)
+        if entry is None:
+            there = ", ".join(sorted(self.names)) or "none"
+            raise UserError(f"{self.directory} has no artifact {name!r}; it has: {there}.")
+        path, damaged = self.directory / name, []
+        now = _found(path)
+        for file in sorted({*entry["files"], *now}):
+            if now.get(file) != entry["files"].get(file):
+                absent = "missing" if file not in now else "not part of it"
+                state = "altered" if file in now and file in entry["files"] else absent
+                state = now[file] if " " in now.get(file, "") else state
+                damaged.append(f"{path if file == '.' else path / file} ({state})")
+        if damaged:
+            again = f"--resume_from_iteration {entry['iteration'] or 0}"
+            raise UserError(
+                "artifact does not agree with the manifest:\n  "
+                + "\n  ".join(damaged)
+                + f"\nRestore it from a backup, or remake it and what follows from it with {again}."
+            )
+        return Artifact(name, path, fingerprint(entry["files"]))
+
+    def make(
+        self,
+        name: str,
+        settings: Any,
+        inputs: Iterable[str],
+        build: Callable[[Path], None],
+        iteration: int | None = None,
+    ) -> Artifact:
+        """The artifact `name`: the finished one if its fingerprint agrees, else `build(path)` writes it.
+
+        `settings` is JSON that decides the result, `inputs` the content digests it is made from.
+        """
+        key = fingerprint({"name": name, "settings": settings, "inputs": list(inputs)})
+        entry = self._manifest["artifacts"].get(name)
+        if entry is not None:
+            if entry["fingerprint"] != key:
+                raise UserError(
+                    f"{self.directory / name} was made with other settings or from other inputs than this "
+                    f"run has now. Remake it with --resume_from_iteration {entry['iteration'] or 0}, "
+                    "or use another --experiment_dir."
+                )
+            return self.find(name)
+        logger.info("%s: start", name)
+        began = time.monotonic()
+        path, aside = self.directory / name, self.directory / WORK / "new" / name
+        for left in (path, aside):  # an unfinished or unlisted one, made by a run that was stopped
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        build(aside)
+        sync_tree(aside)
+        files = file_digests(aside)
+        aside.replace(path)
+        sync_directory(self.directory)
+        self._manifest["artifacts"][name] = {"fingerprint": key, "iteration": iteration, "files": files}
+        self._write_manifest()
+        remove(self.workspace(name))
+        logger.info("%s: done in %.1f s", name, time.monotonic() - began)
+        return Artifact(name, path, fingerprint(files), made_now=True)
+
+    def clean(self) -> None:
+        """Remove what only served the making of artifacts, once all are done."""
+        remove(self.directory / WORK)
+
+    def set_aside(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
+        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, None if none are.
+
+        An artifact of no iteration (the base model's evaluation) is moved with iteration 0.
+        """
+        entries = self._manifest["artifacts"]
+        names = [n for n, e in entries.items() if (e["iteration"] or 0) >= from_iteration]
+        files = [n for n in also if (self.directory / n).exists()]
+        if not names:
+            return None
+        before = [re.fullmatch(r"replaced_(\d+)", p.name) for p in self.directory.glob("replaced_*")]
+        number = 1 + max((int(found[1]) for found in before if found), default=0)
+        self._manifest["moving"] = {"to": f"replaced_{number}", "names": [*names, *files]}
+        for name in names:
+            del entries[name]
+        self._write_manifest()
+        self._finish_moves()
+        return self.directory / f"replaced_{number}"
+
+    def _finish_moves(self) -> None:
+        moving = self._manifest.get("moving")
+        if moving is None:
+            return
+        goal = self.directory / moving["to"]
+        goal.mkdir(exist_ok=True)
+        for name in moving["names"]:
+            if (self.directory / name).exists() and not (goal / name).exists():
+                (self.directory / name).replace(goal / name)
+        if (self.directory / WORK).exists():  # step checkpoints of what was moved
+            shutil.rmtree(self.directory / WORK)
+        del self._manifest["moving"]
+        self._write_manifest()

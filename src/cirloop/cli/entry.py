@@ -1,0 +1,59 @@
+"""What the commands share: one clear line for the user's errors, and quiet libraries."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from cirloop.artifacts.fs import explain
+from cirloop.io.redact import safe
+from cirloop.monitoring import live, preemption
+from cirloop.monitoring.console import start_logging
+from cirloop.types import UserError
+
+IN_OTHER_SIGNS = "cirloop.signs"
+"""Name of how a terminal or pipe that cannot show a sign is written to: by one or more that it can."""
+SIGNS = {"±": "+-", "→": "->", "…": "...", "–": "-", "—": "-", "×": "x", "·": "-", "•": "-", "✓": "ok", "µ": "u"}
+
+
+def _in_other_signs(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(IN_OTHER_SIGNS, _in_other_signs)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command. A UserError, and a disk that is full, failing or shut, ends it with a message and exit code 2, an
+    interrupt with 130, and a run that was asked to stop by SIGTERM with 75."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=IN_OTHER_SIGNS)
+    start_logging()
+    try:
+        with live.shown():
+            main()
+    except UserError as error:
+        sys.stderr.write(f"error: {safe(str(error))}\n")
+        sys.exit(2)
+    except preemption.Stopped:
+        sys.stderr.write("stopped by SIGTERM; go on with --auto_resume\n")
+        sys.exit(preemption.CODE)
+    except OSError as error:
+        told = explain(error)
+        if told is None:
+            raise
+        sys.stderr.write(f"error: {told}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; go on with --auto_resume\n")
+        sys.exit(130)

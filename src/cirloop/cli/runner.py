@@ -1,0 +1,214 @@
+"""A run directory: opening a new one, going on in a used one, and refusing when that would lose or mix results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from cirloop.artifacts import run_lock
+from cirloop.artifacts.store import Store
+from cirloop.config import notices
+from cirloop.config.base import differences
+from cirloop.config.run import RunConfig, from_json, save
+from cirloop.evaluation.significance import compared
+from cirloop.loop import RESULTS, iterate
+from cirloop.monitoring import events, preemption
+from cirloop.monitoring.console import marked, metric_rows, table
+from cirloop.monitoring.run_log import Attempt
+from cirloop.monitoring.trackers import DIRECTORY as TRACKED
+from cirloop.monitoring.trackers import tracking
+from cirloop.report import builder
+from cirloop.report.run_monitor import Watch
+from cirloop.stages.context import CONFIG, Run
+from cirloop.stages.preflight import check
+from cirloop.types import EvalProtocol, UserError
+from cirloop.validation import ProblemsFound, by_cause
+
+logger = logging.getLogger(__name__)
+
+
+def done_iterations(store: Store) -> list[int]:
+    return sorted(int(n.removeprefix("checkpoint_iter_")) for n in store.names if n.startswith("checkpoint_iter_"))
+
+
+def is_used(directory: Path) -> bool:
+    """Whether `directory` holds a run. Raises UserError where it holds something else."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
+    used = directory.is_dir() and any(
+        p.suffix != ".tmp" and not p.name.startswith(run_lock.FILE) for p in directory.iterdir()
+    )
+    if used and not (directory / CONFIG).is_file():
+        raise UserError(
+            f"{directory} is not empty and is no run directory (no {CONFIG}). Give another --experiment_dir."
+        )
+    return used
+
+
+def open_run(config: RunConfig) -> Run:
+    """The run of `config`, whose lock the caller holds. Nothing else on disk changes before every check has passed."""
+    directory, data = config.directory, check(config)
+    used = is_used(directory)
+    resuming = config.auto_resume or config.resume_from_iteration is not None
+    if used and not resuming:
+        raise UserError(
+            f"{directory} holds a run already. Ways out:\n"
+            "  --auto_resume                 go on at the first stage that is not done\n"
+            "  --resume_from_iteration N     keep the iterations below N, remake N and what follows\n"
+            "  --experiment_dir DIR          start anew elsewhere"
+        )
+    start = config.resume_from_iteration
+    if start is not None and not used:
+        raise UserError(f"--resume_from_iteration {start}: {directory} holds no run. Leave the flag out to start one.")
+    if used:
+        _check_same(config, from_json(directory / CONFIG))
+    store = Store(directory)
+    if start is not None:
+        done = done_iterations(store)
+        if start > (done[-1] + 1 if done else 0):
+            raise UserError(
+                f"--resume_from_iteration {start}: {directory} has iterations {', '.join(map(str, done)) or 'none'}; "
+                f"the furthest to resume from is {done[-1] + 1 if done else 0}."
+            )
+        for name in store.names:  # what is kept must be whole
+            if (store.iteration_of(name) or 0) < start:
+                store.find(name)
+        aside = store.set_aside(start, also=[RESULTS, TRACKED])
+        if aside is not None:
+            logger.info("iterations %d and later moved to %s", start, aside)
+    elif used:
+        for name in store.names:
+            store.find(name)
+    for left in directory.glob(".*.tmp"):  # a write that a stopped run did not finish
+        left.unlink()
+    store.begin(save(config, directory / CONFIG), directory / CONFIG)
+    return Run(config, store, data)
+
+
+def _check_same(config: RunConfig, old: RunConfig) -> None:
+    lines = differences(old.decisive(), config.decisive())
+    if not lines:
+        return
+    if old.retrieval != config.retrieval:
+        lines = [
+            f"retrieval: {old.retrieval!r} -> {config.retrieval!r}. A simulated run and a real one never go on from "
+            "each other."
+        ]
+    raise UserError(
+        f"{config.directory} was made with other settings:\n  "
+        + "\n  ".join(lines)
+        + f"\nWays out: leave those flags out, and --experiment_dir {config.directory} --auto_resume goes on with the "
+        f"settings it was made with ({config.directory / CONFIG}); or start anew with another --experiment_dir."
+    )
+
+
+def run(config: RunConfig) -> list[dict[str, Any]]:
+    """Do the run, or what is left of it, and print the closing tables.
+
+    Raises UserError where another run works in the directory, Stopped where SIGTERM asked this one to stop.
+    """
+    began = time.monotonic()
+    is_used(config.directory)  # a directory of something else gets no lock
+    say_first(config)
+    with Attempt(config.directory) as attempt, marked(notices.title(config)):
+        with run_lock.held(config.directory), preemption.listening():
+            current = open_run(config)
+            current.log = attempt.open()
+            results = _watched(current)
+            current.store.clean()
+        show(results, config.data.protocol)
+        _show_accounts(current.store)
+        current.costs.show()
+        say_first(config)
+        logger.info("finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS)
+    return results
+
+
+def say_first(config: RunConfig) -> None:
+    """Log what a reader of the run's numbers must know."""
+    for notice in notices.of(config):
+        logger.warning("%s", notice)
+
+
+def _watched(current: Run) -> list[dict[str, Any]]:
+    """The loop, with its place in the plan on the terminal and its numbers in the trackers that were asked for."""
+    config = current.config
+    counts = config.num_iterations > 0 and current.data.train.oracle is not None
+    with ExitStack() as stack:
+        stack.enter_context(tracking(config.directory, config.runtime.report_to, config.resolved()))
+        watch = Watch(config, current.store, current.costs, counts)
+        stack.enter_context(events.heard_by(watch, "the view of the run"))
+        if config.runtime.report:
+            reporter = builder.reporter(config, current.store, current.data)
+            stack.enter_context(events.heard_by(reporter, "the report"))
+        stack.callback(events.tell, "head", head=None)
+        results = iterate(current)
+        events.tell("finished")  # the report gets the last comparison, also where nothing was left to do
+        return results
+
+
+def _show_accounts(store: Store) -> None:
+    accounts = [store.find(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")]
+    if accounts:
+        rows = [
+            (
+                a["iteration"],
+                a["mined"],
+                _share(a["false_negatives"], a["mined"]),
+                a["accepted"],
+                _share(a["true_captions"], a["accepted"]),
+            )
+            for a in accounts
+        ]
+        table(
+            "Mining and captions, counted exactly",
+            ("iteration", "mined", "false negatives", "accepted texts", "true"),
+            rows,
+        )
+
+
+def show(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
+    """The closing tables: a row an iteration, beside the title what a reader must know; then what differs from what."""
+    last = results[-1]
+    columns = [c for c in protocol.reported if any(c in r["metrics"] for r in results)]
+    title = f"{last['split']}, percent ± standard error over {last['queries']} queries. {last['protocol']}"
+    if last["ablated"]:
+        title += f". ABLATED: {'no texts' if last['ablated'] == 'text' else 'grey references'}"
+    if last["missing_images"] or last["dropped_queries"]:
+        title += f". {last['missing_images']} images missing, {last['dropped_queries']} queries dropped"
+    table(title, ("iteration", *columns), metric_rows(results, columns))
+    found = compared(results)
+    if found:
+        rows = [
+            [f"{c['from']} -> {c['to']}", f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}", f"{c['p']:.4f}"]
+            for c in found
+        ]
+        title = f"Paired over queries, {found[0]['metric']}: difference in points, p of a randomisation test"
+        table(title, ("iterations", "difference", "p"), rows)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({100 * part / whole:.1f}%)" if whole else "0"
+
+
+def dry_run(config: RunConfig) -> None:
+    """Check configuration, data and model; print the plan with sizes and an estimate, or every problem.
+
+    Writes nothing but features, what was found out about the pictures, and the problems.
+    """
+    from cirloop.stages import estimate  # it measures, with what a training process loads
+
+    say_first(config)
+    try:
+        data = check(config)
+    except ProblemsFound as error:
+        table(error.count, ("where", "what"), by_cause(error.rows), numbers=False)
+        raise UserError("\n".join([f"{error.count}, in the table above.", *error.ways])) from None
+    if is_used(config.directory) and (config.auto_resume or config.resume_from_iteration is not None):
+        _check_same(config, from_json(config.directory / CONFIG))
+    title = f"{notices.title(config)}Plan (nothing was trained)"
+    table(title, ("what", "value"), estimate.rows_of(config, data), numbers=False)

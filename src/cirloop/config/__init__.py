@@ -1,0 +1,1 @@
+"""Settings: their base class, the run's configuration, recipes and flags."""

@@ -1,0 +1,80 @@
+"""Flags from settings models: argparse underneath, with the user's errors as `UserError`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cirloop.config.suggestions import flags_like
+from cirloop.types import UserError
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class Flags(BaseSettings):
+    """What a command is given by its flags, and by nothing else."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, cli_hide_none_type=True, cli_avoid_json=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """No environment: a variable named SPLIT or OUTPUT is somebody else's."""
+        return (init_settings,)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without guessing at shortened flags; an unknown flag is answered with the nearest ones.
+
+    `help_flag` is what prints every flag.
+    """
+
+    def __init__(self, *args: Any, help_flag: str = "--help", **kwargs: Any) -> None:
+        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
+        self.help_flag = help_flag
+
+    def error(self, message: str) -> NoReturn:
+        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        near = flags_like(unknown, flags)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"{message}.{hint} All flags: {self.prog} {self.help_flag}")
+
+    def help_on(self, word: str) -> str:
+        """Return the entries of all flags with `word` in one of their names; empty where there are none."""
+        formatter = self._get_formatter()
+        formatter.add_arguments([a for a in self._actions if any(word in flag for flag in a.option_strings)])
+        return formatter.format_help()
+
+
+def kebab(argv: Sequence[str]) -> list[str]:
+    """The words with dashes for underscores in the names of flags: both spellings are taken."""
+    words = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        words.append(name.replace("_", "-") + equals + value if name.startswith("--") else word)
+    return words
+
+
+def parse(model: type[S], argv: Sequence[str], parser: Parser | str) -> S:
+    """Read `model` from flags, over the sources it names, by a new parser (or one of the program's name).
+
+    Raises UserError or pydantic's ValidationError.
+    """
+    if isinstance(parser, str):
+        parser = Parser(prog=parser, description=model.__doc__)
+    source: Any = CliSettingsSource(model, root_parser=parser)
+    try:
+        return CliApp.run(model, cli_args=list(argv), cli_settings_source=source)
+    except (UserError, ValidationError):
+        raise
+    except (ValueError, StopIteration, RecursionError) as error:  # what pydantic-settings' own parser of values ends in
+        way_out = f"All flags: {parser.prog} {parser.help_flag}"
+        raise UserError(f"a flag's value cannot be read: {error or 'brackets or quotes'}. {way_out}") from None

@@ -1,0 +1,74 @@
+"""What a reader of a run's numbers must know first, in a line each: on the terminal, in the report, page and card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cirloop.backbones.weights import TINY
+from cirloop.config.recipes import DRAWN
+from cirloop.types import UserError
+from cirloop.validation import Problems
+
+if TYPE_CHECKING:
+    from cirloop.config.run import RunConfig
+
+SIMULATED = "simulated"
+
+
+def of(config: RunConfig) -> list[str]:
+    """The notices of a run, none for most."""
+    lines = []
+    if config.retrieval == SIMULATED:
+        lines.append(
+            "Simulated: rankings are drawn from the seed and no model is trained; no number here means anything."
+        )
+    tiny = [name for name, path in _models(config).items() if path == TINY]
+    if tiny and config.data.type != DRAWN:
+        lines.append(
+            f"`{TINY}` is the {' and the '.join(tiny)}, and knows drawn shapes only: "
+            "results on photographs mean nothing."
+        )
+    return lines
+
+
+def mark(config: RunConfig) -> dict[str, Any]:
+    """What stands first in every JSON file of a run with simulated retrieval; nothing in those of others."""
+    return {SIMULATED: True} if config.retrieval == SIMULATED else {}
+
+
+def title(config: RunConfig) -> str:
+    """What stands before the title of a table or a page."""
+    return "SIMULATED: " if config.retrieval == SIMULATED else ""
+
+
+def refuse_simulated(config: RunConfig, what: str) -> None:
+    """Raises UserError for what needs a model, in a run without one."""
+    if config.retrieval == SIMULATED:
+        raise UserError(
+            f"{config.directory} holds a run with simulated retrieval: its rankings are drawn from a seed, and there "
+            f"is no model {what}. Make a run without --retrieval simulated in another --experiment_dir."
+        )
+
+
+def refuse_unnamed(config: RunConfig) -> None:
+    """Raises UserError where `tiny`, the default, would be taken for photographs and nobody named it."""
+    problems = Problems()
+    flags = {"embedder": ("model", "--model_path"), "foundation model": ("foundation", "--foundation_model_path")}
+    for name, path in _models(config).items():
+        group, flag = flags[name]
+        if path == TINY and config.data.type != DRAWN and "path" not in getattr(config, group).model_fields_set:
+            problems.add(
+                f"{group}.path",
+                f"is not given, and `{TINY}`, the embedded model, knows drawn shapes only. Give {flag}: a directory "
+                f"or a hub name such as Qwen/Qwen2-VL-2B-Instruct; or `{TINY}` by name, to try the machinery",
+            )  # fmt: skip
+    problems.stop()
+
+
+def _models(config: RunConfig) -> dict[str, str]:
+    """The weights of the models that a run uses."""
+    looks = any(each.type == "verify" for each in config.mining.filters)
+    looks = looks or (config.attributes is not None and config.attributes.images == "vlm")
+    captions = config.captioning.enabled and config.num_iterations > 0
+    models = {"embedder": config.model.path}
+    return models | ({"foundation model": config.foundation.path} if captions or looks else {})

@@ -1,0 +1,241 @@
+"""Where a command line's settings come from under its flags: the run directory's own, --config's, or a recipe.
+
+A recipe is `{dataset}_{backbone}.yaml` of the checkout's `configs/`; without a data set it is the default one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from cirloop.artifacts import schema
+from cirloop.backbones.config import BackboneConfig
+from cirloop.backbones.weights import TINY, model_type
+from cirloop.config import cli
+from cirloop.data.config import DataConfig
+from cirloop.data.dataset import FileSettings
+from cirloop.io import parse
+from cirloop.negatives import below_strategy
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+DRAWN = "shapes"
+"""The data set that is drawn, whose recipe is the default one whatever the backbone."""
+BACKBONE = "qwen2_vl"
+"""What is trained where no flag says otherwise."""
+CONFIG = "config.json"
+"""A run directory's copy of its settings."""
+COMMON = {
+    "training.loss": frozenset[str](),
+    "mining.strategy": frozenset({"negatives_per_query"}),
+    "data": frozenset(FileSettings.model_fields),
+}
+"""Settings of a group that mean the same for all its types; of models all do but the weights."""
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a command line says about where its settings come from. `types` holds the type that a flag gives a group of
+    settings (`data`, `model`, ...), `paths` those that flags name (`model`, `foundation`), `dtypes` the groups whose
+    dtype a flag gives."""
+
+    config: Path | None
+    fast_mode: bool
+    experiment_dir: Path | None
+    goes_on: bool
+    simulated: bool
+    types: Mapping[str, str]
+    paths: Mapping[str, str]
+    dtypes: frozenset[str] = frozenset()
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        backbone = "simulated" if self.simulated else self.types.get("model", BACKBONE)
+        return self.experiment_dir or default_directory(backbone, self.types.get("data", DRAWN))
+
+
+def default_directory(backbone: str, data: str) -> Path:
+    """The run directory where none is named."""
+    return Path("experiments") / f"{backbone}_{data}_iterative"
+
+
+def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
+    """What `argv` says; `typed` names the flag that gives each group of settings its type."""
+    peek = cli.Parser(prog=prog, add_help=False, help_flag="--help_all")
+    peek.add_argument("--config")
+    peek.add_argument("--experiment_dir")
+    for flag in ("fast_mode", "auto_resume", "report_only"):
+        peek.add_argument(f"--{flag}", action="store_true")
+    for flag in ("resume_from_iteration", "retrieval"):
+        peek.add_argument(f"--{flag}")
+    for group in ("model", "foundation"):
+        long = "foundation_model_path" if group == "foundation" else "model_path"
+        peek.add_argument(f"--{long}", f"--{group}.path", dest=f"{group}_path")
+        peek.add_argument(f"--{group}.dtype", dest=f"{group}_dtype")
+    for group, flag in typed.items():
+        peek.add_argument(f"--{flag}", f"--{group}.type", dest=group)
+    known, _ = peek.parse_known_args(list(argv))
+    goes_on = known.auto_resume or known.report_only or known.resume_from_iteration is not None
+    types = {group: getattr(known, group) for group in typed if getattr(known, group) is not None}
+    paths = {"model": known.model_path, "foundation": known.foundation_path}
+    given = {group: path for group, path in paths.items() if path is not None}
+    dtypes = frozenset(group for group in paths if getattr(known, f"{group}_dtype") is not None)
+    simulated = known.retrieval == "simulated"
+    config, directory = (path if path is None else parse.at_home(path) for path in (known.config, known.experiment_dir))
+    return Asked(config, known.fast_mode, directory, goes_on, simulated, types, given, dtypes)
+
+
+def content(asked: Asked, default: Path) -> Content:
+    """The settings under the flags, said in a line. `default` is the recipe of no data set; the others lie beside it.
+
+    Raises UserError where there is no recipe, or where a file of settings cannot be read.
+    """
+    own = asked.directory / CONFIG
+    if asked.goes_on and asked.config is None and not asked.fast_mode and own.is_file():
+        logger.info("going on with the settings of %s", own)
+        return schema.read(own, "config")
+    path = asked.config or _recipe(asked, default)
+    settings = _read(path, default.parent)
+    if asked.fast_mode:
+        settings = merged(settings, _read(_twin(path, default.parent), default.parent))
+    if asked.config is None:
+        logger.info("settings of the recipe %s; --config takes another", shown(path))
+        _name_embedder(asked, settings)
+    return settings
+
+
+def _recipe(asked: Asked, default: Path) -> Path:
+    """Raises UserError with the recipes of the data set where there is none for the backbone."""
+    data, backbone = asked.types.get("data", DRAWN), asked.types.get("model", BACKBONE)
+    if data == DRAWN or data not in type_names(DataConfig) or backbone not in type_names(BackboneConfig):
+        return default  # an unknown name is refused with the known ones when the settings are read
+    path = default.with_name(f"{data}_{backbone}.yaml")
+    if path.is_file():
+        return path
+    recipes = [each for each in sorted(default.parent.glob("*.yaml")) if _is_of(each, data)]
+    raise UserError(
+        f"no recipe for the data set {data} with the backbone {backbone} ({shown(path)}). Recipes for {data}: "
+        f"{', '.join(map(shown, recipes)) or 'none'}. Give one of them by --config, or a YAML of your own."
+    )
+
+
+def _is_of(path: Path, data: str) -> bool:
+    settings = parse.yaml_file(path)
+    named = settings.get("data") if isinstance(settings, dict) else None
+    return isinstance(named, dict) and named.get("type") == data
+
+
+def _twin(path: Path, configs: Path) -> Path:
+    """What --fast_mode lays over a file of settings. Raises UserError where there is nothing."""
+    twin = path.with_name(f"{path.stem}_fast{path.suffix}")
+    if not twin.is_file():
+        twins = ", ".join(shown(each) for each in sorted(configs.glob("*_fast.yaml")))
+        raise UserError(
+            f"--fast_mode needs {shown(twin)}, to lay over {path.name}: there is no such file. There is: "
+            f"{twins or 'none'}. Write it, or leave --fast_mode out and give smaller numbers by flags, such as "
+            "--num_iterations 1 --training.warm_up_steps 10 --training.steps 10."
+        )
+    return twin
+
+
+def _name_embedder(asked: Asked, settings: Content) -> None:
+    """Let --foundation_model_path name the embedder's weights too, where nothing else does and the families agree."""
+    path, data = asked.paths.get("foundation"), asked.types.get("data", DRAWN)
+    if path is None or path == TINY or data == DRAWN or "model" in asked.paths:
+        return
+    model = settings.get("model", {})
+    family, wanted = model_type(path), model.get("type", BACKBONE)
+    if family is None:  # a name on the hub: the foundation's own check reads its config.json
+        family = asked.types.get("foundation", settings.get("foundation", {}).get("type", BACKBONE))
+    if family != wanted:
+        logger.info("--foundation_model_path %s is of type %s, the embedder of type %s: it stays %s", path, family,
+                    wanted, model.get("path", "as it is"))  # fmt: skip
+        return
+    settings["model"] = {**model, "path": path}
+    logger.info("--foundation_model_path %s also names the embedder's weights; --model_path names others", path)
+
+
+def _read(path: Path, configs: Path) -> Content:
+    """A YAML of settings. Raises UserError, with files of a like name where there is no such file."""
+    if not path.is_file():
+        raise UserError(_missing(path, configs))
+    try:
+        settings = parse.yaml_file(path)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} must be a mapping of settings, found {type(settings).__name__}.")
+    odd = [key for key in settings if not isinstance(key, str)]
+    if odd:
+        raise UserError(f"{path}: names of settings are words, found {odd[0]!r}.")
+    if isinstance(settings.get("mining"), dict):
+        settings["mining"] = below_strategy(settings["mining"])
+    for flag in {"config", "fast_mode"} & settings.keys():
+        raise UserError(f"{path}: `{flag}` is for the command line, not for a file. Give it as --{flag}.")
+    return settings
+
+
+def _missing(path: Path, configs: Path) -> str:
+    """What is said of a --config that is not there: files of a like name, or all that lie where it was looked for."""
+    folder = path if path.is_dir() else path.parent
+    beside = sorted(folder.glob("*.yaml"))
+    recipes = sorted(configs.glob("*.yaml"))
+    stems = {each.stem: each for each in [*recipes, *beside]}
+    near = [shown(stems[stem]) for stem in difflib.get_close_matches(path.stem, stems, n=2)]
+    listed = ", ".join(each.name for each in beside) or "no YAML files"
+    rest = f"Did you mean {' or '.join(near)}?" if near else f"Recipes: {', '.join(map(shown, recipes))}."
+    if path.is_dir():
+        return f"--config: {path}: is a directory. In {folder}: {listed}. {rest}"
+    return f"--config: {path}: there is no such file. In {folder}: {listed}. {rest}"
+
+
+def of_type(root: type[BaseModel], settings: Any, group: str, type_: str) -> Any:
+    """A file's settings of a group of `root` whose type a flag changes: those that mean the same for the new type."""
+    union: Any = root
+    for part in group.split("."):
+        default, union = union.model_fields[part].default, union.model_fields[part].annotation
+    old = settings.get("type", default.type) if isinstance(settings, dict) else type_
+    if old == type_:
+        return settings
+    known = {n for kind in get_args(union) if kind.model_fields["type"].default == type_ for n in kind.model_fields}
+    if not known:  # an unknown type, which is refused with the known ones
+        return settings
+    kept = {name: value for name, value in settings.items() if name in known and _is_common(group, name)}
+    left = [f"{group}.{name}" for name in sorted(settings.keys() - kept.keys() - {"type"})]
+    if left:
+        logger.warning("%s.type is %s by flag, and the settings were for %s: %s left out, the rest stays", group, type_,
+                       old, ", ".join(left))  # fmt: skip
+    return kept
+
+
+def _is_common(group: str, name: str) -> bool:
+    """Whether a setting means the same for every type of its group. A temperature is one loss's, weights a family's."""
+    return name in COMMON[group] if group in COMMON else name not in ("type", "path", "start_adapter")
+
+
+def merged(settings: Content, over: Content) -> Content:
+    """Settings with others laid over them, group by group."""
+    out = dict(settings)
+    for name, value in over.items():
+        old = out.get(name)
+        out[name] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
+
+
+def type_names(union: Any) -> list[str]:
+    """The names of a union of settings."""
+    return [kind.model_fields["type"].default for kind in get_args(get_args(union)[0])]
+
+
+def shown(path: Path) -> str:
+    """A path from where the user is, where it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

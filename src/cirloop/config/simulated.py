@@ -1,0 +1,44 @@
+"""A run without a model: what takes the place of the embedder and of the foundation model, by name only."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from cirloop.backbones.config import SimulatedSettings
+from cirloop.captioning.config import TemplateFoundation
+from cirloop.types import UserError
+
+if TYPE_CHECKING:
+    from cirloop.config.run import RunConfig
+
+logger = logging.getLogger(__name__)
+LAX = {"verify": 0.0, "round_trip": 0}
+"""Checks of texts that a rule cannot answer, or that random rankings would decide."""
+
+
+def settings(content: dict[str, Any], foundation_named: bool) -> dict[str, Any]:
+    """What `--retrieval simulated` changes of a file's settings: texts are a rule's unless a flag names a model."""
+    if foundation_named or content.get("retrieval") == "simulated":
+        return {}
+    logger.info("simulated retrieval: texts are written by the rule `template`, and not verified")
+    return {"foundation": {"type": "template"}, "captioning": {**content.get("captioning", {}), **LAX}}
+
+
+def instead(config: RunConfig) -> RunConfig:
+    """The same run without the models whose weights are not to be had; `config` itself where all are."""
+    lacking = {}
+    for name, model in (("model", config.model), ("foundation", config.foundation)):
+        try:
+            model.find()
+        except UserError as error:
+            lacking[name] = str(error)
+    for name, why in lacking.items():
+        logger.warning("%s.path: %s", name, why)
+    if "model" not in lacking:
+        return config  # a foundation model alone is no matter of retrieval: the checks refuse it
+    logger.warning("--retrieval_fallback simulated: the embedder's weights are not here, so rankings are simulated")
+    update: dict[str, Any] = {"retrieval": "simulated", "model": SimulatedSettings(seed=config.seed)}
+    if "foundation" in lacking:
+        update |= {"foundation": TemplateFoundation(), "captioning": config.captioning.model_copy(update=LAX)}
+    return config.model_copy(update=update)

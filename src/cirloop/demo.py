@@ -1,0 +1,9 @@
+"""The command `python -m cirloop.demo` (`cirloop.tools.demo`)."""
+
+import sys
+
+from cirloop.cli import entry
+from cirloop.tools.demo.__main__ import main
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Several processes: the launcher, its workers, and work shared out among them."""

@@ -1,0 +1,9 @@
+"""The command `python -m cirloop.export` (`cirloop.tools.export`)."""
+
+import sys
+
+from cirloop.cli import entry
+from cirloop.tools.export.__main__ import main
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""Log lines, progress and closing tables: rich on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from cirloop.io.redact import safe
+from cirloop.monitoring import events, preemption
+from cirloop.monitoring.live import console
+
+T = TypeVar("T")
+logger = logging.getLogger("cirloop")
+LINE_EVERY = 15.0
+_numbers = itertools.count()
+_mark: ContextVar[str] = ContextVar("mark", default="")
+
+
+class Safe(logging.Formatter):
+    """Log lines without what steers a terminal and without secrets; tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe(super().format(record))
+
+
+def start_logging(plain: bool = False) -> None:
+    """One line per event: through rich on a terminal, elsewhere and where it is to be `plain` as it is."""
+    handler: logging.Handler
+    if console.is_interactive and not plain:
+        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]")
+        handler.setFormatter(Safe("%(message)s"))
+        handler.addFilter(lambda record: not getattr(record, "bar", False))  # the bar itself is there
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(Safe("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: not getattr(record, "aside", False))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logger.setLevel(logging.INFO)
+
+
+def progress(items: Iterable[T], title: str) -> Iterator[T]:
+    """`items`, telling how far it is: the live view shows a bar. A plain line now and then goes to the log, and to what
+    is no terminal. A run that is asked to stop does so between two of them. Items that are `telling.Counted` have a
+    rate too."""
+    total = len(items) if isinstance(items, Sized) else None
+    if total == 0:
+        return
+    key = f"{os.getpid()}.{next(_numbers)}"
+    began = last = time.monotonic()
+    try:
+        for done, item in enumerate(items):
+            preemption.check()
+            now = time.monotonic()
+            rate = items.rate(done, now - began) if isinstance(items, events.Counted) else ""
+            events.tell("bar", key=key, title=title, done=done, total=total, rate=rate)
+            if done and total and now - last > LINE_EVERY:
+                left = f"about {(now - began) / done * (total - done):.0f} s left"
+                said = ", ".join(filter(None, [left, rate]))
+                logger.info("%s: %d of %d, %s", title, done, total, said, extra={"bar": True})
+                last = now
+            yield item
+    finally:
+        events.tell("bar", key=key, title=title, done=None, total=total, rate="")
+
+
+@contextmanager
+def marked(mark: str) -> Iterator[None]:
+    """Within, the title of each table begins with `mark`."""
+    before = _mark.set(mark)
+    try:
+        yield
+    finally:
+        _mark.reset(before)
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    out: Console | None = None,
+    numbers: bool = True,
+) -> None:
+    """Print a table; the first column is text, the rest too or `numbers`."""
+    made = Table()
+    for number, column in enumerate(columns):
+        made.add_column(Text(safe(column)), justify="right" if number and numbers else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(safe(str(cell))) for cell in row))  # not markup: data sets and models wrote some of it
+    target = out or Console(width=None if console.is_terminal else 120)
+    target.print(safe(_mark.get() + title), highlight=False, markup=False)
+    target.print(made)
+
+
+def metric_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
+    """One row an iteration: each metric in percent as `value ± standard error`; one without a value as `none`."""
+
+    def cell(result: dict[str, Any], metric: str) -> str:
+        if metric not in result["metrics"]:
+            return "none"
+        return f"{100 * result['metrics'][metric]:.1f} ± {100 * result['standard_errors'][metric]:.1f}"
+
+    return [[str(result["iteration"]), *(cell(result, metric) for metric in metrics)] for result in results]

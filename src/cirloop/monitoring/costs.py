@@ -1,0 +1,116 @@
+"""What the stages of a run cost: `costs.json` of the run directory, a line when a stage ends, a table when a run does.
+
+A row per stage and attempt, none of it part of any fingerprint. A row is there from the start of the attempt, so that
+one of a killed attempt stays, with `finished` false.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cirloop.artifacts import schema
+from cirloop.artifacts.store import write_sealed
+from cirloop.monitoring import profiling
+from cirloop.monitoring.console import table
+from cirloop.monitoring.profiling import Cost
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+FILE, PROFILE = "costs.json", "profile"
+COLUMNS = ("stage", "s", "images/s", "tokens/s", "texts/s", "cached", "padding", "waiting s", "GB", "GPU GB", "GFLOP",
+           "GFLOP/s")  # fmt: skip
+NONE = "-"
+
+
+class Costs:
+    """The costs of one run directory."""
+
+    def __init__(self, directory: Path, mark: Mapping[str, Any] | None = None) -> None:
+        """`mark` stands first in the file."""
+        self._mark = mark or {}
+        self._path, self._made = directory / FILE, list[dict[str, Any]]()
+        self._warnings: list[str] = []
+
+    def read(self) -> list[dict[str, Any]]:
+        """The rows so far. Raises UserError where the file is damaged."""
+        content = schema.read(self._path) if self._path.exists() else {"stages": []}
+        if not isinstance(content.get("stages"), list):
+            raise UserError(f"{self._path} is damaged (it lists no stages). No result needs it: delete it.")
+        rows: list[dict[str, Any]] = content["stages"]
+        return rows
+
+    @contextmanager
+    def stage(self, name: str, profile: bool) -> Iterator[None]:
+        """Within, a stage is metered. With `profile` some batches are traced, and operations counted."""
+        rows = self.read()
+        attempt = 1 + sum(row["stage"] == name for row in rows)
+        row: dict[str, Any] = {"stage": name, "attempt": attempt, "finished": False}
+        rows.append(row)
+        self._write(rows)
+        self._warnings = []
+        try:
+            with profiling.metering(self._path.parent / PROFILE if profile else None) as spent:
+                yield
+            row["finished"] = True
+        finally:
+            row |= spent.row() | ({"warnings": self._warnings} if self._warnings else {})
+            self._write(rows)
+        self._made.append(row)
+        logger.info("%s cost: %s", name, line(row))
+
+    def warn(self, text: str) -> None:
+        """Log what looks wrong in the running stage, and have it in its row."""
+        logger.warning("warning: %s", text)
+        self._warnings.append(text)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        write_sealed(self._path, "costs", {**self._mark, "stages": rows})
+
+    def show(self) -> None:
+        """The table of the stages made since this object was."""
+        if self._made:
+            shown = [[row["stage"], *cells(row).values()] for row in self._made]
+            title = f"Cost; the columns are explained in docs/costs.md, all of it is in {self._path}"
+            table(title, *columns_in_use(shown))
+
+
+def columns_in_use(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """`COLUMNS` and rows of cells under them, without the columns in which no row has anything."""
+    used = [i for i, _ in enumerate(COLUMNS) if not i or any(row[i] != NONE for row in rows)]
+    return [COLUMNS[i] for i in used], [[row[i] for i in used] for row in rows]
+
+
+def cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row of `costs.json` as people read it, by column; `NONE` for what there was none of, or is not known."""
+    spent, seconds = Cost(**{name: row[name] for name in Cost.__annotations__}), max(row["seconds"], 1e-9)
+    images, places = spent.images_encoded + spent.images_cached, spent.tokens + spent.padding
+    values = (
+        f"{seconds:.1f}",
+        f"{images / seconds:.3g}" if images else NONE,
+        f"{(spent.tokens + spent.tokens_written) / seconds:.3g}" if spent.tokens else NONE,
+        f"{spent.texts / spent.writing:.3g}" if spent.texts and spent.writing else NONE,
+        f"{100 * spent.images_cached / images:.0f}%" if images else NONE,
+        f"{100 * spent.padding / places:.1f}%" if places else NONE,
+        f"{spent.waiting:.1f}",
+        f"{spent.memory_bytes / 1e9:.2f}",
+        f"{spent.gpu_bytes / 1e9:.2f}" if spent.gpu_bytes else NONE,
+        _short(spent.flops / 1e9) if spent.flops else NONE,
+        _short(spent.flops / 1e9 / seconds) if spent.flops else NONE,
+    )
+    return dict(zip(COLUMNS[1:], values, strict=True))
+
+
+def line(row: dict[str, Any]) -> str:
+    """The same in one line, with what a stage made."""
+    made = {"items": "embedded", "texts": "texts", "tokens_written": "tokens written", "triplets": "triplets",
+            "steps": "steps"}  # fmt: skip
+    parts = [f"{row[name]} {what}" for name, what in made.items() if row[name]]
+    return ", ".join([f"{value} {what}" for what, value in cells(row).items() if value != NONE] + parts)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,242 @@
+"""What a stage costs: counters that its code adds to, and on request a trace of some of its batches.
+
+`metering()` makes a `Cost` the current one of this context. What runs inside adds to it, wherever it stands, and adds
+to nothing where no stage is metered. A child process meters itself, and its driver takes what it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cirloop.artifacts.fs import named
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+LARGEST = frozenset({"memory_bytes", "gpu_bytes", "processes"})
+"""Of pieces one after another, the largest counts; of all else, the sum."""
+AT_ONCE = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting", "writing"})
+"""Of processes at once, the largest counts; of all else, the sum."""
+PIECE = {"wait": 1, "warmup": 1, "active": 3}
+"""Batches of a trace: left alone, run to warm up, recorded."""
+COUNTED = 2
+"""Batches under the counter of operations; the last of them counts, since the first may make what all need."""
+
+
+@dataclass(slots=True)
+class Cost:
+    """What was spent. The counters of several processes are sums."""
+
+    seconds: float = 0.0
+    waiting: float = 0.0
+    """Seconds in which the model had nothing to do, since pictures or features were not there yet."""
+    images_encoded: int = 0
+    images_cached: int = 0
+    """Unlike images whose features lay on disk when the stage first wanted them."""
+    items: int = 0
+    """Images, or images with a text, that went through the embedder."""
+    tokens: int = 0
+    """Read by the language model, without padding; those of an image among them."""
+    padding: int = 0
+    """Places in its batches that hold none."""
+    texts: int = 0
+    writing: float = 0.0
+    """Seconds in which a captioner wrote these texts: from the first batch of questions to the last answer."""
+    tokens_written: int = 0
+    triplets: int = 0
+    steps: int = 0
+    splits: int = 0
+    """Batches that were halved for lack of memory."""
+    flops: float = 0.0
+    """Floating-point operations, as torch counts them in one batch of each kind, times the batches; 0 = not counted."""
+    processes: int = 1
+    memory_bytes: int = 0
+    """Most that the process ever had in memory (its largest one's), in bytes; not only in this stage."""
+    gpu_bytes: int = 0
+    """Most that torch had allocated on a GPU in this stage, in bytes."""
+
+    def row(self) -> dict[str, Any]:
+        """As JSON, which `Cost(**row)` reads back."""
+        return asdict(self)
+
+    def take(self, other: Cost) -> None:
+        """Add what a piece of the stage cost; the clock of the stage has run meanwhile."""
+        for each in fields(self):
+            if each.name != "seconds":
+                mine, more = getattr(self, each.name), getattr(other, each.name)
+                setattr(self, each.name, max(mine, more) if each.name in LARGEST else mine + more)
+
+    @classmethod
+    def merged(cls, rows: Sequence[Mapping[str, Any]]) -> Cost:
+        """Of processes that worked at once, from what `row` gave in each: the longest of their times. Operations are
+        counted in the first, and the others are taken to do as many."""
+        both = cls(**{n: (max if n in AT_ONCE else sum)([row[n] for row in rows]) for n in Cost.__annotations__})
+        both.flops *= len(rows)
+        return both
+
+
+class _Meter:
+    """The current cost, the images known so far by the tower that sees them, and where traces go."""
+
+    def __init__(self, profile: Path | None) -> None:
+        self.cost, self.profile, self.inside = Cost(), profile, False
+        self.known: dict[str, set[str]] = defaultdict(set)
+
+
+_current: ContextVar[_Meter | None] = ContextVar("cost", default=None)
+
+
+@contextmanager
+def metering(profile: Path | None = None) -> Iterator[Cost]:
+    """The cost of what runs within; its times and peaks are there at the end. Traces go into `profile`, if given."""
+    meter, began = _Meter(profile), time.monotonic()
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.reset_peak_memory_stats()
+    before = _current.set(meter)
+    try:
+        yield meter.cost
+    finally:
+        _current.reset(before)
+        cost, cuda = meter.cost, _cuda()
+        cost.seconds = time.monotonic() - began
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        cost.memory_bytes = max(cost.memory_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        cost.gpu_bytes = max(cost.gpu_bytes, cuda.max_memory_allocated() if cuda is not None else 0)
+
+
+def _cuda() -> Any:
+    """torch.cuda where this process uses it already: to look is no reason to take memory on a GPU."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+@contextmanager
+def process(directory: Path, number: int, profile: Path | None) -> Iterator[None]:
+    """What runs within is the part of one of several processes; what it cost goes to a file of `directory`."""
+    with metering(profile if number == 0 else None) as cost:
+        yield
+    directory.mkdir(parents=True, exist_ok=True)
+    aside = directory / f".cost_{number}.json"
+    with named(aside):
+        aside.write_text(json.dumps(cost.row()), "utf-8")
+    aside.replace(directory / f"cost_{number}.json")
+
+
+@contextmanager
+def of_processes(directory: Path) -> Iterator[None]:
+    """Within, `process`es run at once and end; then the current cost takes what they wrote to `directory`."""
+    for left in directory.glob("cost_*.json"):  # of an attempt that was stopped
+        left.unlink()
+    yield
+    rows = [json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("cost_*.json"))]
+    meter = _current.get()
+    if meter is not None and rows:
+        meter.cost.take(Cost.merged(rows))
+
+
+def add(**counts: float) -> None:
+    """Add to counters of the current cost, by their names."""
+    meter = _current.get()
+    if meter is not None:
+        for name, count in counts.items():
+            setattr(meter.cost, name, getattr(meter.cost, name) + count)
+
+
+def add_tokens(inputs: Mapping[str, Any]) -> None:
+    """Add the tokens of a model's `inputs` by its attention mask, and the places that are padding."""
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        tokens = int(mask.sum())
+        add(tokens=tokens, padding=mask.numel() - tokens)
+
+
+def want_images(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
+    """Images by digest that the stage wants of a `tower`, and those of them that have to be made: the others count as
+    cached, once each."""
+    meter = _current.get()
+    if meter is not None:
+        fresh = {*wanted} - meter.known[tower]
+        meter.known[tower] |= fresh
+        meter.cost.images_cached += len(fresh.difference(missing))
+
+
+@contextmanager
+def seconds_of(counter: str) -> Iterator[None]:
+    """Seconds within are added to a counter."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        add(**{counter: time.monotonic() - began})
+
+
+def waiting() -> AbstractContextManager[None]:
+    """Seconds within count as waiting for data."""
+    return seconds_of("waiting")
+
+
+def traced(batches: Iterable[T], what: str) -> Iterator[T]:
+    """`batches`; where a profile is asked for, some of them under torch's profiler, unless the trace of `what` is
+    there, and the first two under its counter of operations. Loops inside of such a loop are part of it.
+
+    Writes `<what>.json.gz`, a trace that chrome://tracing and ui.perfetto.dev show, and logs the longest operators.
+    """
+    meter = _current.get()
+    if meter is None or meter.profile is None or meter.inside:
+        yield from batches
+        return
+    from torch.utils.flop_counter import FlopCounterMode
+
+    path, num, flops = meter.profile / f"{what}.json.gz", 0, 0
+
+    def save(profiler: Any) -> None:
+        if num > PIECE["wait"] + PIECE["warmup"]:  # recording begins before its batch
+            _save(profiler, path)
+
+    meter.inside = True
+    try:
+        recording: Any = nullcontext() if path.exists() else _profiler(save)
+        with recording as profiler:
+            for batch in batches:
+                num += 1
+                counting: Any = FlopCounterMode(display=False) if num <= COUNTED else nullcontext()
+                with counting as counter:
+                    yield batch
+                flops = counter.get_total_flops() if counter is not None else flops
+                if profiler is not None:
+                    profiler.step()
+    finally:
+        meter.inside = False
+        meter.cost.flops += flops * num
+    if not path.exists():
+        logger.info("profile: too few batches of %s for a trace; the next ones are tried", what)
+
+
+def _profiler(save: Callable[[Any], None]) -> Any:
+    from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
+
+    activities = supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}
+    return profile(activities=activities, schedule=schedule(**PIECE, repeat=1), on_trace_ready=save)
+
+
+def _save(profiler: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    profiler.export_chrome_trace(str(aside))
+    aside.replace(path)
+    rows = profiler.key_averages()
+    by = "self_device_time_total" if any(row.self_device_time_total for row in rows) else "self_cpu_time_total"
+    table = rows.table(sort_by=by, row_limit=10, max_name_column_width=40)
+    logger.info("profile: %s; its longest operators:\n%s", path, table)

@@ -1,0 +1,206 @@
+"""A strategy over all queries, block by block: vectors in, chosen images with their ranks and scores out.
+
+Strategies that see the whole gallery get blocks of all scores; the others get each query's best images, found without
+ever holding more than a block (`retrieval/topk.py`). Array suffixes as in `negatives/base.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cirloop.monitoring import oom, preemption
+from cirloop.negatives import MiningSettings
+from cirloop.negatives.base import CandidateBlock, Floats, MiningContext, Rows, sorted_block, top_of
+from cirloop.retrieval.ann import ann_topk
+from cirloop.retrieval.dense import ranks_of
+from cirloop.retrieval.topk import ranks, score_blocks, scores_of, topk
+
+BLOCK = 4096
+"""Queries of a block of best images."""
+SMALLER = (
+    "Set mining.search ivf_pq, which holds the least (docs/scaling.md), a smaller depth of the strategy, or "
+    'CUDA_VISIBLE_DEVICES="" to search in the machine\'s memory.'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MiningInputs:
+    """What is mined: queries against a gallery, float16 or float32, memory-mapped or not.
+
+    `targets_Q` are gallery rows, `references_Q` too (-1: the reference is not in the gallery; None: there are none),
+    `positives` per query further right answers.
+    """
+
+    queries_QD: Any
+    gallery_GD: Any
+    targets_Q: Rows
+    references_Q: Rows | None = None
+    positives: Sequence[frozenset[int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MiningResult:
+    """What was mined for one query: gallery rows, best first, with their ranks and scores.
+
+    The last `num_fallback` come from the fallback. `candidate_set` is the set they were drawn from, where the strategy
+    has one.
+    """
+
+    query_index: int
+    target_rank: int
+    target_score: float
+    gallery_indices: Rows
+    ranks: Rows
+    scores: Floats
+    num_fallback: int = 0
+    candidate_set: Rows | None = None
+
+
+def mine(
+    settings: MiningSettings,
+    inputs: MiningInputs,
+    context: MiningContext,
+    device: str = "cpu",
+    sets: bool = False,
+    target_ranks: bool = True,
+    stats: dict[str, Any] | None = None,
+) -> Iterator[MiningResult]:
+    """What the strategy chooses for each query, in the queries' order; no images where it passes a query over.
+
+    Ranks count from 1 among all images, the reference left out unless `settings.rank_reference`. Without
+    `target_ranks`, a target that is not among the best images has rank 0: counting its rank costs more than mining.
+    `stats` gets what a report should say: the recall of an approximate search, counts of the strategy.
+    """
+    strategy, stats = settings.strategy, {} if stats is None else stats
+    with oom.enough(f"mining {len(inputs.gallery_GD)} images", SMALLER):
+        scores_Q = scores_of(inputs.queries_QD, inputs.gallery_GD, inputs.targets_Q[:, None], device)
+    mean = float(scores_Q.mean()) if len(scores_Q) else 0.0
+    context = replace(context, targets_Q=inputs.targets_Q, mean_target_score=mean)
+    if not strategy.needs_full_gallery and settings.fallback != "random":
+        blocks = _top_k_blocks(settings, inputs, device, target_ranks or settings.skips_solved_queries, stats)
+    elif strategy.needs_full_gallery:
+        blocks = _full_blocks(settings, inputs, device)
+    else:  # the best ones to choose from, all of them to draw from
+        blocks = (sorted_block(block)[0] for block in _full_blocks(settings, inputs, device))
+    with oom.enough(f"mining {len(inputs.gallery_GD)} images", SMALLER):
+        for block in blocks:
+            preemption.check()
+            yield from _results(settings, block, context, sets, stats)
+
+
+def _results(
+    settings: MiningSettings, block: CandidateBlock, context: MiningContext, sets: bool, stats: dict[str, Any]
+) -> Iterator[MiningResult]:
+    strategy, mined_B = settings.strategy, np.ones(len(block.query_index_B), bool)
+    if settings.skips_solved_queries:
+        mined_B = block.target_rank_B > 1
+    part = block if mined_B.all() else block.select(np.flatnonzero(mined_B))
+    candidate_sets = strategy.candidate_sets(part, context) if sets else None
+    if candidate_sets is None:
+        chosen = strategy.choose(part, context)
+    else:
+        chosen = strategy.choose_from(part, context, candidate_sets)
+        for name, count in strategy.set_stats(part, context, candidate_sets).items():
+            stats[name] = stats.get(name, 0) + count
+    place_B = np.cumsum(mined_B) - 1
+    for b, mined in enumerate(mined_B):
+        picks, num_fallback, candidates = np.zeros(0, np.int64), 0, None
+        if mined:
+            picks = chosen[place_B[b]]
+            filler = _filler(settings, block, b, picks, context)
+            picks, num_fallback = np.concatenate([picks, filler]), len(filler)
+            candidates = None if candidate_sets is None else block.gallery_index_BK[b, candidate_sets[place_B[b]]]
+        yield MiningResult(
+            int(block.query_index_B[b]), int(block.target_rank_B[b]), float(block.target_score_B[b]),
+            block.gallery_index_BK[b, picks], _ranks(block, b, picks), block.scores_BK[b, picks], num_fallback,
+            candidates,
+        )  # fmt: skip
+
+
+def _filler(settings: MiningSettings, block: CandidateBlock, b: int, picks: Rows, context: MiningContext) -> Rows:
+    """What the fallback adds to the picks of a query."""
+    lacking = settings.strategy.negatives_per_query - len(picks)
+    if settings.fallback == "none" or lacking <= 0:
+        return picks[:0]
+    left = np.setdiff1d(np.flatnonzero(block.eligible_BK[b]), picks)
+    if settings.fallback == "random":
+        num = min(lacking, len(left))
+        left = np.sort(context.rng(int(block.query_index_B[b])).choice(left, num, replace=False))
+    return top_of(block.scores_BK[b], left, lacking)
+
+
+def _ranks(block: CandidateBlock, b: int, picks: Rows) -> Rows:
+    if block.ranks_BK is not None:
+        return np.asarray(block.ranks_BK[b, picks])
+    return np.asarray(ranks_of(block.scores_BK[b : b + 1], picks[None])[0])
+
+
+def _full_blocks(settings: MiningSettings, inputs: MiningInputs, device: str) -> Iterator[CandidateBlock]:
+    """All scores of some queries at a time, -inf for a reference that is not ranked."""
+    index_Q, index_G = np.arange(len(inputs.targets_Q)), np.arange(len(inputs.gallery_GD))
+    for block, scores_BG in score_blocks(inputs.queries_QD, inputs.gallery_GD, device):
+        eligible_BG, target_B = np.ones(scores_BG.shape, bool), inputs.targets_Q[block]
+        here = np.arange(len(scores_BG))
+        if inputs.references_Q is not None and not settings.rank_reference:
+            known = np.flatnonzero(inputs.references_Q[block] >= 0)
+            scores_BG[known, inputs.references_Q[block][known]] = -np.inf
+            eligible_BG[known, inputs.references_Q[block][known]] = False
+        eligible_BG[here, target_B] = False
+        for b, right in enumerate(inputs.positives[block] if inputs.positives else ()):
+            eligible_BG[b, list(right)] = False
+        rows_BG = np.broadcast_to(index_G, scores_BG.shape)
+        rank_B = ranks_of(scores_BG, target_B[:, None])[:, 0]
+        yield CandidateBlock(
+            index_Q[block], rows_BG, scores_BG, eligible_BG, target_B, scores_BG[here, target_B], rank_B
+        )
+
+
+def _top_k_blocks(
+    settings: MiningSettings, inputs: MiningInputs, device: str, target_ranks: bool, stats: dict[str, Any]
+) -> Iterator[CandidateBlock]:
+    """The best images of each query, so many that as many as the strategy needs are eligible."""
+    depth = settings.strategy.depth + 1 + max(map(len, inputs.positives or [frozenset()]), default=0)  # and the target
+    depth += settings.strategy.negatives_per_query if settings.fallback == "top_k" else 0
+    excluded = None
+    if inputs.references_Q is not None and not settings.rank_reference:
+        excluded = inputs.references_Q[:, None]
+    given = inputs.queries_QD, inputs.gallery_GD, depth
+    if settings.search == "exact":
+        rows_QK, scores_QK = topk(*given, device, excluded)
+    else:
+        rows_QK, scores_QK, recall = ann_topk(*given, settings.search, settings.index, excluded_QE=excluded)
+        stats["search_recall"] = round(recall, 4)
+    eligible_QK = (rows_QK != inputs.targets_Q[:, None]) & (rows_QK >= 0)
+    for query, right in enumerate(inputs.positives or ()):
+        if right:
+            eligible_QK[query] &= ~np.isin(rows_QK[query], list(right))
+    rank_Q, score_Q = _target_ranks(inputs, rows_QK, scores_QK, device, excluded, target_ranks)
+    ranks_QK = np.broadcast_to(np.arange(1, rows_QK.shape[1] + 1), rows_QK.shape)
+    index_Q = np.arange(len(rows_QK))
+    for start in range(0, len(rows_QK), BLOCK):
+        block = slice(start, start + BLOCK)
+        yield CandidateBlock(
+            index_Q[block], rows_QK[block], scores_QK[block], eligible_QK[block], inputs.targets_Q[block],
+            score_Q[block], rank_Q[block], ranks_QK[block],
+        )  # fmt: skip
+
+
+def _target_ranks(
+    inputs: MiningInputs, rows_QK: Rows, scores_QK: Floats, device: str, excluded: Rows | None, target_ranks: bool
+) -> tuple[Rows, Floats]:
+    """The target's rank and score: of the best images where it is one, else counted, or 0 without `target_ranks`."""
+    seen_QK = rows_QK == inputs.targets_Q[:, None]
+    rank_Q, score_Q = seen_QK.argmax(axis=1) + 1, scores_QK[np.arange(len(scores_QK)), seen_QK.argmax(axis=1)]
+    unseen = np.flatnonzero(~seen_QK.any(axis=1))
+    if len(unseen):
+        given = inputs.queries_QD[unseen], inputs.gallery_GD, inputs.targets_Q[unseen, None], device
+        if target_ranks:
+            found = ranks(*given, None if excluded is None else excluded[unseen])
+            rank_Q[unseen], score_Q[unseen] = (array[:, 0] for array in found)
+        else:
+            rank_Q[unseen], score_Q[unseen] = 0, scores_of(*given)[:, 0]
+    return rank_Q, score_Q

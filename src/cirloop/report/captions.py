@@ -1,0 +1,104 @@
+"""Texts that were written for mined images: how many passed which check, and some of each kind with both images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from cirloop.report.charts import Chart, Table, draw, stacked_bars
+from cirloop.report.negatives import Summaries
+from cirloop.report.report_data import Card, Examples, ReportData, Section, Thumbnails, evenly_spaced, join, shortened
+from cirloop.types import ImageId, QueryId
+
+ARTIFACT = "augmented_samples_iter_{t}.json"
+MAX_ITERATIONS = 3
+"""Latest iterations whose texts are shown."""
+MAX_TEXTS = 4
+"""Accepted texts of an iteration, and half as many rejected for each reason."""
+NO_TEXT = ("cut off", "declined", "set phrase", "unparseable")
+"""Reasons for which there is nothing to be true."""
+
+
+def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summaries]:
+    iterations, examples = data.iterations(ARTIFACT), list[Examples]()
+    summaries: Summaries = {}
+    for t, content in data.artifacts(ARTIFACT):
+        summaries[t] = content["summary"]
+        if t in iterations[-MAX_ITERATIONS:]:
+            examples.insert(0, _examples(data, t, content, thumbnails))
+    if not summaries:
+        is_on = data.settings["captioning"]["enabled"]
+        note = "Nothing is written yet." if is_on else "This run writes no captions (captioning.enabled is off)."
+        return Section("captions", "Captions", [note]), {}
+    note = (
+        "A foundation model wrote the text that would make a mined image right. Accepted texts become training "
+        "triplets; each rejected one is kept with the check that it failed."
+    )
+    chart = _chart(data, summaries)
+    return Section("captions", "Captions", [note], (), [chart], _true_texts(data), examples), summaries
+
+
+def _chart(data: ReportData, summaries: Summaries) -> Chart:
+    counts = {t: {"accepted": row["accepted"], **row["rejected"]} for t, row in summaries.items()}
+    kinds = ["accepted", *sorted({kind for each in counts.values() for kind in each} - {"accepted"})]
+    parts = {shortened(kind): [float(each.get(kind, 0)) for each in counts.values()] for kind in kinds}
+    rows = [
+        [str(t), *(str(each.get(kind, 0)) for kind in kinds), str(sum(each.values()))] for t, each in counts.items()
+    ]
+
+    def plot(axes: Axes) -> None:
+        stacked_bars(axes, [str(t) for t in counts], parts)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("texts")
+
+    table = Table("Texts by what became of them", ("iteration", *parts, "texts"), rows)
+    return draw("captions", f"{data.mark}Texts accepted and rejected", table, plot)
+
+
+def _true_texts(data: ReportData) -> list[Table]:
+    """How many of the accepted texts are true, where the data set knows."""
+    rows = []
+    for t, account in data.accounts.items():
+        true, accepted = account["true_captions"], account["accepted"]
+        rows.append((str(t), str(accepted), f"{true} ({100 * true / max(accepted, 1):.1f}%)"))
+    return [Table("Accepted texts that are true", ("iteration", "accepted", "true"), rows)] if rows else []
+
+
+def _examples(data: ReportData, t: int, content: Mapping[str, Any], thumbnails: Thumbnails) -> Examples:
+    cards = []
+    for row in evenly_spaced(content["accepted"], MAX_TEXTS):
+        query, target = row["triplet"]["query"], row["triplet"]["target"]
+        old = data.train_split.text(QueryId(row["source"]))
+        cards.append(_card(data, row, query["reference"], target, (old, query["text"]), "", thumbnails))
+    for reason in content["summary"]["rejected"]:
+        for row in evenly_spaced([row for row in content["rejected"] if row["reason"] == reason], MAX_TEXTS // 2):
+            texts = (row["original_text"], row["text"])
+            cards.append(_card(data, row, row["reference"], row["image"], texts, reason, thumbnails))
+    return Examples(f"Iteration {t}", f"{len(cards)} texts", cards)
+
+
+def _card(
+    data: ReportData, row: Mapping[str, Any], reference: str, image: str, texts: tuple[str, str], reason: str,
+    thumbnails: Thumbnails,
+) -> Card:  # fmt: skip
+    """Of a text that was rejected for `reason`; empty = accepted. `texts` are the old and the new one."""
+    old, new = texts
+    checks, notes = row["checks"], []
+    if "verify" in checks:
+        notes.append(f"verified with {float(checks['verify']):.2f}")
+    if "round_trip_rank" in checks:
+        notes.append(f"found at rank {checks['round_trip_rank']}")
+    oracle = data.train.oracle if data.train else None
+    if oracle is not None and reason not in NO_TEXT:
+        true = oracle.text_is_true(ImageId(reference), new, ImageId(image))
+        notes.append("the text is true" if true else "the text is not true")
+    split = data.train_split
+    images = [
+        thumbnails.add(split, ImageId(reference), "reference"),
+        thumbnails.add(split, ImageId(image), "mined image"),
+    ]
+    lines = [("Old text", shortened(old)), ("New text", shortened(new) or "(empty)")]
+    verdict = f"Rejected: {reason}" if reason else "Accepted"
+    return Card(shortened(row["source"]), lines, images, (), verdict, not reason, join("; ", notes))

@@ -1,0 +1,71 @@
+"""The settings of a run, and the programs and device that the report was written with."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+from cirloop.io.redact import HIDDEN, secrets_in
+from cirloop.report.charts import Table
+from cirloop.report.report_data import ReportData, Section, shortened
+
+PACKAGES = ("cirloop", "torch", "transformers", "peft", "accelerate", "numpy", "safetensors", "pillow", "faiss-cpu",
+            "faiss-gpu", "deepspeed", "bitsandbytes", "vllm", "open_clip_torch")  # fmt: skip
+
+
+def section(data: ReportData) -> Section:
+    return Section("settings", "Settings and environment", tables=[*_settings(data), _environment()])
+
+
+def _settings(data: ReportData) -> list[Table]:
+    """A table per group of settings, the run's own first; what looks like a secret is hidden."""
+    hidden = {*secrets_in(data.settings)}
+    groups: dict[str, list[tuple[str, str]]] = {"run": []}
+    for name, value in _flat(data.settings, ""):
+        group, _, rest = name.partition(".")
+        secret = any(f"{each}.".startswith(f"{name}.") for each in hidden)  # also one in a list
+        shown = HIDDEN if secret else shortened(_words(value))
+        groups.setdefault(group if rest else "run", []).append((rest or name, shown))
+    return [Table(group, ("setting", "value"), rows) for group, rows in groups.items()]
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values; the numbers of items are names too where items have settings."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}".lstrip("."))
+    else:
+        yield name, value
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value) or "(empty)"
+
+
+def _environment() -> Table:
+    rows = [("Python", platform.python_version()), ("system", platform.platform())]
+    for name in PACKAGES:
+        try:
+            rows.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue  # the table lists what is there
+    rows.append(("device", _device()))
+    return Table("Written with", ("program", "version"), rows)
+
+
+def _device() -> str:
+    """The GPUs of a process that uses them; to look is no reason to load torch, or to take memory on one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return f"CPU, {platform.machine()}"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))

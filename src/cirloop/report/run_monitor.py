@@ -1,0 +1,127 @@
+"""What a run says about itself while it works: to the live view its place in the plan, to the trackers its numbers.
+
+It listens (`telling.py`) and takes the numbers of stages from their artifacts, found ones too: a tracker that was asked
+for later gets those as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cirloop.artifacts import schema
+from cirloop.artifacts.store import Artifact, Store
+from cirloop.config import notices
+from cirloop.config.run import RunConfig
+from cirloop.loop import plan
+from cirloop.monitoring import events
+from cirloop.monitoring.console import metric_rows
+from cirloop.monitoring.costs import Costs
+from cirloop.monitoring.live import Head
+
+Numbers = dict[str, float]
+WARM_UP = "checkpoint_iter_0"
+PARTS = {"hard_negatives": "mining", "augmented_samples": "captions", "checkpoint": "training", "evaluation":
+         "evaluation", "accounting": "accounting"}  # fmt: skip
+"""Kinds of artifacts, and the part of the loop that makes them."""
+
+
+class Watch:
+    """Listens to one run."""
+
+    def __init__(self, config: RunConfig, store: Store, costs: Costs, counts: bool) -> None:
+        self._config, self._store, self._costs = config, store, costs
+        self._plan = plan(config, counts)
+        self._evaluations: list[dict[str, Any]] = []
+        self._iteration = 0
+
+    def __call__(self, kind: str, what: dict[str, Any]) -> None:
+        if kind == "begins":
+            self._iteration = what["iteration"] or 0
+            events.tell("head", head=self._head(what["name"], what["iteration"]))
+        elif kind == "step":
+            self._tell_step(what["row"], self._iteration)
+        elif kind == "ended":
+            self._ended(what["artifact"], what["iteration"] or 0)
+
+    def _head(self, name: str, iteration: int | None) -> Head:
+        number = self._plan.index(name) + 1
+        base = name.endswith("_base.json")
+        run = f"{notices.title(self._config)}{self._config.directory}"
+        return Head(
+            run, name, number, len(self._plan), None if base else iteration,
+            self._config.num_iterations, self._left(self._plan[number - 1 :]), self._recalls(),
+        )  # fmt: skip
+
+    def _left(self, names: Sequence[str]) -> float | None:
+        """Seconds that stages take, each as long as the last finished one of its kind did; None where one has none.
+
+        The warm-up is a kind of its own: it sees fewer images a step.
+        """
+        last = {_kind(row["stage"]): row for row in self._costs.read() if row["finished"]}
+        seconds = 0.0
+        for name in names:
+            if name in self._store.names:
+                continue
+            row = last.get(_kind(name))
+            if row is None:
+                return None
+            trains = _kind(name) == "checkpoint" and row["steps"]  # a resumed stage did some of the steps
+            seconds += row["seconds"] * (self._config.training.steps / row["steps"] if trains else 1.0)
+        return seconds
+
+    def _recalls(self) -> list[list[str]]:
+        if not self._evaluations:
+            return []
+        last = self._evaluations[-1]
+        columns = [c for c in self._config.data.protocol.reported if c in last["metrics"]]
+        return [["iteration", *columns], *metric_rows(self._evaluations, columns)]
+
+    def _steps_before(self, iteration: int) -> int:
+        t = self._config.training
+        return t.warm_up_steps + (iteration - 1) * t.steps if iteration else 0
+
+    def _tell_step(self, row: dict[str, Any], iteration: int, found: bool = False) -> None:
+        values = {f"train/{name}": float(value) for name, value in row.items()
+                  if name != "step" and isinstance(value, int | float)}  # fmt: skip
+        step = self._steps_before(iteration) + row["step"]
+        events.tell("numbers", step=step, values=values | {"train/iteration": float(iteration)}, found=found)
+
+    def _ended(self, artifact: Artifact, iteration: int) -> None:
+        kind = schema.kind_of(f"{artifact.name.removesuffix('.json')}.json")
+        if kind == "evaluation":
+            self._evaluations.append(artifact.read())
+        if not self._config.runtime.report_to:
+            return
+        found = not artifact.made_now
+        if artifact.path.is_dir() and found:  # else each step was told
+            for row in schema.read(artifact.path / "training_log.json")["rows"]:
+                self._tell_step(row, iteration, found)
+        trained = kind in ("checkpoint", "hard_negatives", "evaluation")  # the others come before the training of t
+        step = 0 if artifact.name == "evaluation_base.json" else self._steps_before(iteration + trained)
+        events.tell("numbers", step=step, values=dict(self._numbers(artifact, iteration)), found=found)
+
+    def _numbers(self, artifact: Artifact, iteration: int) -> Iterator[tuple[str, float]]:
+        """What one stage has of numbers: its results, and what it cost."""
+        part = PARTS[_kind(artifact.name) if artifact.name != WARM_UP else "checkpoint"]
+        if part == "evaluation":
+            content = self._evaluations[-1]
+            for name, value in content["metrics"].items():
+                yield f"{part}/{name}", value
+                yield f"{part}/{name} standard error", content["standard_errors"][name]
+        elif part != "training":
+            content = artifact.read()
+            for name, value in (content.get("summary") or content).items():
+                for inner, each in value.items() if isinstance(value, dict) else [("", value)]:
+                    if isinstance(each, int | float) and name not in ("schema", "iteration"):
+                        yield f"{part}/{name} {inner}".strip(), float(each)
+        rows = [row for row in self._costs.read() if row["stage"] == artifact.name and row["finished"]]
+        for name, value in rows[-1].items() if rows else ():
+            if isinstance(value, int | float) and name not in ("finished", "attempt") and math.isfinite(value):
+                yield f"cost/{part}/{name}", float(value)
+
+
+def _kind(name: str) -> str:
+    """Of stages whose costs are alike."""
+    return WARM_UP if name == WARM_UP else schema.kind_of(f"{name.removesuffix('.json')}.json")

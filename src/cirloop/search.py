@@ -1,0 +1,9 @@
+"""The command `python -m cirloop.search` (`cirloop.tools.search`)."""
+
+import sys
+
+from cirloop.cli import entry
+from cirloop.tools.search.__main__ import main
+
+if __name__ == "__main__":
+    entry.run(lambda: sys.exit(main(sys.argv[1:])))

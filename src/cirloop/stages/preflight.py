@@ -1,0 +1,168 @@
+"""What can be known to fail before any hour is spent: models, files, and the data set's pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from cirloop.artifacts.store import write_json
+from cirloop.config.run import RunConfig
+from cirloop.data import Dataset
+from cirloop.data.sources import Sources
+from cirloop.distributed import launcher
+from cirloop.monitoring import trackers
+from cirloop.monitoring.console import progress
+from cirloop.negatives.attributes.images import image_attributes
+from cirloop.stages.model_checks import check_disk, check_models
+from cirloop.types import EvalProtocol, EvalSplit, TrainSplit, UserError
+from cirloop.validation import Problems, ProblemsFound
+
+logger = logging.getLogger(__name__)
+PROBLEMS = "problems.json"
+
+
+def check(config: RunConfig) -> Dataset:
+    """Everything that can be known to fail before any hour is spent: models, files and the data set's pictures.
+
+    Raises ProblemsFound with all of it. Those of the data set are also written to `problems.json` in the cache.
+    """
+    problems, data = Problems(), None
+    if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
+        what = "has no protocol, so its rankings cannot be scored"
+        problems.add(f"data.type {config.data.type}", what, "Give its settings a `protocol`, as in data/cirr.py.")
+    try:
+        data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
+    except UserError as error:
+        problems.take(error, "data")
+    listed = False
+    for trains in (False, True) if data is not None else ():
+        assert data is not None
+        try:
+            if not trains:
+                _check_targets(data.parts(config.evaluation.split), problems)
+            elif config.num_iterations or config.training.warm_up_steps:
+                _check_triplets(config, data.train, problems)
+                _check_mining(config, data.train, problems)
+                _check_groups(config.training.group_batches, data.train, problems)
+                _warn_of_overlap(data.train, data.parts(config.evaluation.split))
+        except UserError as error:
+            listed = listed or isinstance(error, ProblemsFound)
+            problems.take(error, "data")
+    for name, model in (("model.path", config.model), ("foundation.path", config.foundation)):
+        try:
+            model.find()
+        except UserError as error:
+            problems.add(name, str(error))
+    if not problems.rows:  # the models' files are there, and the data set's
+        assert data is not None
+        check_disk(config, data, problems)
+    check_models(config, problems)
+    try:
+        if config.num_iterations or config.training.warm_up_steps:
+            config.model.check_training(config.training)
+    except UserError as error:
+        problems.add("training", str(error))
+    try:
+        if config.captioning.enabled:
+            config.captioning.check(config.foundation)
+    except UserError as error:
+        problems.add("captioning", str(error))
+    if config.mining.search != "exact" and config.model.several_vectors:
+        what = f"is for images of one vector; {config.model.type} gives several. Use exact"
+        problems.add(f"mining.search {config.mining.search}", what)
+    runtime = config.runtime
+    for name, file in (("--accelerate_config", runtime.accelerate_config), ("--deepspeed", runtime.deepspeed)):
+        if file is not None and not file.is_file():
+            problems.add(f"{name} {file}", "there is no such file")
+    try:
+        if runtime.accelerate_config is None or runtime.accelerate_config.is_file():
+            for line in launcher.crowded(runtime):
+                logger.warning("%s", line)
+    except UserError as error:
+        problems.add("--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error))
+    for where, what in trackers.problems(runtime.report_to):
+        problems.add(where, what)
+    if listed:
+        rows = [asdict(row) for row in problems.rows]
+        write_json(config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.ways})
+        problems.ways.append(f"All of them are in {config.cache / PROBLEMS}.")
+    problems.stop()
+    assert data is not None
+    return data
+
+
+def _check_targets(parts: Sequence[EvalSplit], problems: Problems) -> None:
+    """What is evaluated after each iteration has right answers."""
+    for part in parts:
+        if part.relevance is None:
+            what = f"{part.name} has no targets, so an iteration cannot be evaluated on it"
+            problems.add("evaluation.split", what, "Name a split with targets by --evaluation.split; eval_iterative.py "
+                         "writes the rankings of one without.")  # fmt: skip
+
+
+def _check_triplets(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
+    """The training triplets are enough to learn from."""
+    targets = len({triplet.target for triplet in train.triplets})
+    if targets < 2:
+        num = len(train.triplets)
+        what = f"{num:,} training triplets have one target, and a loss needs another image to compare it with"
+        problems.add("data.train", what, "Give triplets with two different targets or more.")
+    elif targets < config.training.batch_size and config.training.unique_targets:
+        logger.warning(
+            "%d training triplets have %d different targets: a batch holds at most so many queries, not "
+            "training.batch_size %d",
+            len(train.triplets),
+            targets,
+            config.training.batch_size,
+        )
+
+
+def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
+    """Say how many queries of the evaluation are training triplets."""
+    trained = {(t.query.reference, t.query.text, t.target) for t in train.triplets}
+    for part in parts:
+        targets = part.relevance.targets if part.relevance is not None else {}
+        rows = [(q.reference, q.text, targets[q.id]) for q in part.queries if q.id in targets]
+        both = sum(row in trained for row in rows)
+        if both:
+            logger.warning(
+                "%s: %d of %d queries are training triplets too (same reference, text and target), so recall on them "
+                "says nothing about other queries",
+                part.name,
+                both,
+                len(rows),
+            )
+
+
+def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
+    """What the negative strategy must be told is there, and what is in a file of attributes is right."""
+    told = config.attributes
+    asks = {"mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
+            "attributes.images vlm": told is not None and told.images == "vlm"}  # fmt: skip
+    for setting, needed in asks.items():
+        if needed and not config.foundation.judges:
+            problems.add(setting, f"the foundation model {config.foundation.type!r} looks at no picture; use another "
+                         "--foundation_model_backbone")  # fmt: skip
+    known = {"groups": train.groups, "categories": train.categories or told, "attributes": told}
+    for name in sorted(config.mining.strategy.requires):
+        if config.num_iterations and not known[name]:
+            sources = {"groups": "a data set that has them", "categories": "such a data set, or `attributes` settings"}
+            way = sources.get(name, "`attributes` settings")
+            problems.add(
+                f"mining.strategy {config.mining.strategy.type}", f"needs {name}: {way}; see docs/negatives.md"
+            )
+    if told is not None and told.images != "vlm":
+        image_attributes(told, told.build(), train.gallery.ids)
+
+
+def _check_groups(kind: str, train: TrainSplit, problems: Problems) -> None:
+    """Every query has the group that batches are to be drawn from."""
+    have = {
+        "none": True,
+        "category": all(t.target in train.categories for t in train.triplets),
+        "group": all(t.query.id in train.groups for t in train.triplets),
+    }
+    if not have[kind]:
+        problems.add(f"training.group_batches {kind}", "needs a data set that has them: categories are FashionIQ's, "
+                     "groups CIRR's; or leave it at none")  # fmt: skip

@@ -1,0 +1,1 @@
+"""What people run besides the loop. Nothing imports it."""

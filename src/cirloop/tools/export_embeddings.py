@@ -1,0 +1,150 @@
+"""Vectors of a run's model as files: .npy for `add_hard_negatives.py`, Parquet for vector databases.
+
+    python -m cirloop.export_vectors --experiment_dir DIR --iteration 1 --split train --output vectors
+
+OUTPUT/gallery/ and OUTPUT/queries/ hold files of `--rows_per_file` rows, in the order of ids (a directory for each
+category where a split has several). With .npy the ids are in gallery_ids.json and queries_ids.json, and for the train
+split targets.npy, references.npy and positives.json are what `add_hard_negatives.py` reads. In Parquet a row is an `id`
+and a `vector`, a list of fixed size. `export.json`, written last, says what they are. N rows, M vectors of an image, D
+dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from cirloop.artifacts.store import write_json
+from cirloop.cli import entry
+from cirloop.cli.evaluate import BASE, chosen
+from cirloop.cli.runner import done_iterations
+from cirloop.config import cli, notices
+from cirloop.config.run import explain
+from cirloop.data.sources import Sources
+from cirloop.monitoring.console import progress
+from cirloop.retrieval.embed import query_items
+from cirloop.retrieval.vectors import validate_embeddings
+from cirloop.stages.context import Run, run_directory
+from cirloop.stages.mine import mining_inputs
+from cirloop.types import EvalSplit, TrainSplit, UserError
+
+logger = logging.getLogger(__name__)
+PROGRAM = "python -m cirloop.export_vectors"
+TRAIN = "train"
+
+
+class ExportConfig(cli.Flags):
+    """Which vectors are exported, and how."""
+
+    experiment_dir: Path
+    """The run directory."""
+    iteration: str
+    """Whose model: `base`, or a finished iteration's number."""
+    split: str = TRAIN
+    """`train`, or another split of the run's data set, such as val."""
+    what: Literal["both", "gallery", "queries"] = "both"
+    """Which vectors."""
+    format: Literal["npy", "parquet"] = "npy"
+    """`.npy` files with the ids beside them, or Parquet with an id in each row."""
+    rows_per_file: int = Field(1_000_000, ge=1)
+    """Rows of a file, at most."""
+    output: Path
+    """A directory that is not there yet, or is empty."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Raises UserError for what is wrong with the flags; then nothing is written."""
+    try:
+        options = cli.parse(ExportConfig, argv, PROGRAM)
+    except ValidationError as error:
+        raise UserError(explain(error, PROGRAM)) from None
+    export(options)
+
+
+def export(options: ExportConfig) -> None:
+    """Embed with the model of the iteration, and write the files."""
+    directory = options.experiment_dir
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise UserError(f"--output {options.output} is there already and not an empty directory; give another.")
+    config, store = run_directory(directory)
+    notices.refuse_simulated(config, "whose vectors could be exported")
+    label, *more = chosen(options.iteration, done_iterations(store))
+    if more:
+        raise UserError(f"--iteration {options.iteration}: give one.")
+    data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
+    splits: Sequence[TrainSplit | EvalSplit]
+    splits = [data.train] if options.split == TRAIN else data.parts(options.split)
+    run = Run(config, store, data)
+    backbone = run.embedder(None if label == BASE else store.find(f"checkpoint_iter_{label}"))
+    made = []
+    for split in splits:
+        place = options.output / split.name.replace(":", "_") if len(splits) > 1 else options.output
+        made.append({"split": split.name} | _export_split(run, backbone, split, options, place))
+    write_json(
+        options.output / "export.json",
+        {"schema": 1, "model": backbone.fingerprint, "iteration": label, "format": options.format, "splits": made},
+    )
+    logger.info("wrote %s", options.output)
+
+
+def _export_split(
+    run: Run, backbone: Any, split: TrainSplit | EvalSplit, options: ExportConfig, place: Path
+) -> dict[str, list[int]]:
+    """The shape of what was written, by its name."""
+    shapes = {}
+    if options.what != "queries":
+        vectors = validate_embeddings(run.gallery(backbone, split), "gallery vectors")
+        shapes["gallery"] = write(place, "gallery", split.gallery.ids, vectors, options)
+    if options.what == "gallery":
+        return shapes
+    queries = [t.query for t in split.triplets] if isinstance(split, TrainSplit) else list(split.queries)
+    if isinstance(split, TrainSplit) and options.format == "npy":
+        known = mining_inputs(run, backbone, split)
+        vectors = known.queries_QD
+        assert known.references_Q is not None
+        place.mkdir(parents=True, exist_ok=True)
+        np.save(place / "targets.npy", known.targets_Q)
+        np.save(place / "references.npy", known.references_Q)
+        write_json(place / "positives.json", [sorted(rows) for rows in known.positives or ()])
+    else:
+        vectors = run.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
+    shapes["queries"] = write(
+        place, "queries", [query.id for query in queries], validate_embeddings(vectors, "queries"), options
+    )
+    return shapes
+
+
+def write(place: Path, name: str, ids: Sequence[str], vectors: Any, options: ExportConfig) -> list[int]:
+    """Files of rows (N, D) or (N, M, D) in `place/name`; the shape."""
+    (place / name).mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(ids), options.rows_per_file):
+        rows = slice(start, start + options.rows_per_file)
+        file = place / name / f"{start // options.rows_per_file:05d}.{options.format}"
+        if options.format == "npy":
+            np.save(file, vectors[rows])
+        else:
+            write_parquet(file, ids[rows], vectors[rows])
+    if options.format == "npy":
+        write_json(place / f"{name}_ids.json", list(ids))
+    return [int(size) for size in vectors.shape]
+
+
+def write_parquet(file: Path, ids: Sequence[str], vectors: Any) -> None:
+    """A row an id and a vector (D), or an image's vectors (M, D), as lists of fixed size."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    column = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    for size in reversed(vectors.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    parquet.write_table(pa.table({"id": list(ids), "vector": column}), file)
+
+
+if __name__ == "__main__":
+    entry.run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""Search a folder of pictures, or a run's own gallery, with a model of the run.
+
+    python -m cirloop.search --experiment_dir RUN --gallery FOLDER
+    python -m cirloop.search --experiment_dir RUN --gallery FOLDER --reference a.jpg --text "the same in red"
+    python -m cirloop.search --experiment_dir RUN --gallery FOLDER --queries queries.jsonl
+
+The first brings the index up to date and ends; the others do that too, and answer (docs/search.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from cirloop.cli import entry
+from cirloop.monitoring.console import table
+from cirloop.tools.search.config import Searched, parse
+from cirloop.tools.search.engine import BASE, Engine
+from cirloop.tools.search.queries import Asked, answer, answers, lines_of, write
+from cirloop.validation import Problems
+
+logger = logging.getLogger("cirloop.tools.search")
+PROGRAM = "python -m cirloop.search"
+SOME_WRONG = 1
+"""The exit code where a line of --queries was answered with an error."""
+
+
+class SearchConfig(Searched):
+    """Search pictures with a model of a run. Without --reference, --text and --queries the index of the gallery is
+    brought up to date, and that is all."""
+
+    reference: str | None = None
+    """A picture: its path in the gallery (an id of the run's gallery), or any other file."""
+    text: str | None = None
+    """What should be different in the picture; alone, what to find."""
+    queries: Path | None = None
+    """Answer the queries of a file of JSON lines, `-` for standard input, as JSON lines in the same order."""
+    keep_reference: bool = False
+    """Let the reference be among the results."""
+    as_json: bool = Field(False, validation_alias="json")
+    """One JSON line instead of a table."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code. Raises UserError for what is wrong with the flags, the run or the folder."""
+    options = parse(SearchConfig, argv, PROGRAM)
+    asked = Asked(options.reference, options.text)
+    problems = Problems()
+    if options.queries is not None and asked != Asked():
+        problems.add("--queries", "is given with --reference or --text; give the one or the others")
+    problems.stop(f"All flags: {PROGRAM} --help")
+    engine = Engine(options)
+    label = engine.label(options.iteration)
+    model = "the base model" if label == BASE else f"iteration {label}"
+    logger.info("searching %s with %s of %s", engine.gallery.name, model, options.experiment_dir)
+    engine.ready(label)
+    if options.queries is not None:
+        return _all(engine, label, options)
+    if asked != Asked():
+        made = answer(engine, label, asked, options.k, options.keep_reference)
+        if options.as_json:
+            write(made)
+        else:
+            rows = [[hit["rank"], hit["image"], f"{hit['score']:.4f}"] for hit in made["results"]]
+            words = " + ".join(each for each in (asked.reference, asked.text) if each)
+            table(f"{words} ({model}, {made['ms']:.0f} ms)", ("rank", "image", "score"), rows)
+    return 0
+
+
+def _all(engine: Engine, label: str, options: SearchConfig) -> int:
+    assert options.queries is not None
+    wrong = done = 0
+    for row in answers(engine, label, lines_of(options.queries), options.k, options.keep_reference):
+        write(row)
+        wrong, done = wrong + ("error" in row), done + 1
+    logger.info("%d queries answered, %d of them with an error", done, wrong)
+    return SOME_WRONG if wrong else 0
+
+
+if __name__ == "__main__":
+    entry.run(lambda: sys.exit(main(sys.argv[1:])))

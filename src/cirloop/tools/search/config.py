@@ -1,0 +1,47 @@
+"""The flags that `search` and `demo` share: which run, which model of it, which images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import SettingsConfigDict
+
+from cirloop.config import cli
+from cirloop.config.run import explain
+from cirloop.types import UserError
+
+MAX_K = 1000
+"""Results of a query, at most."""
+
+
+class Searched(cli.Flags):
+    """Which run's model searches which pictures."""
+
+    model_config = SettingsConfigDict(cli_implicit_flags=True)
+
+    experiment_dir: Path
+    """The run directory; the run may still be going on."""
+    gallery: Path | None = None
+    """A folder of pictures, with all below it; by default the gallery that the run evaluates on."""
+    iteration: str | None = None
+    """Whose model: `base`, or a finished iteration's number. By default the last finished one's."""
+    allow_missing_images: int = Field(0, ge=0)
+    """Pictures of the folder that may be unreadable; they are left out."""
+    allow_symlinks: bool = False
+    """Follow links to folders in the folder; links to files are always followed."""
+    k: int = Field(10, ge=1, le=MAX_K, validation_alias=AliasChoices("top_k", "k"))
+    """Results of a query."""
+
+
+S = TypeVar("S", bound=Searched)
+
+
+def parse(model: type[S], argv: Sequence[str], program: str) -> S:
+    """The flags. Raises UserError with all that is wrong."""
+    try:
+        return cli.parse(model, argv, program)
+    except ValidationError as error:
+        raise UserError(explain(error, program)) from None

@@ -1,0 +1,236 @@
+"""One query to the best pictures of a gallery: what the command and the page both answer with.
+
+A picture with a text is a composed query. A picture alone is embedded as a gallery picture is, so what is found looks
+like it. A text alone is asked about a grey picture, as `eval_iterative.py --ablate image` does: the models are trained
+on pairs. N pictures, M vectors of one, D dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cirloop.backbones import Item
+from cirloop.backbones.base import VisionInput
+from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.similarity import pooled, similarity
+from cirloop.cli.runner import done_iterations
+from cirloop.config import notices
+from cirloop.data import triplets
+from cirloop.data.images import BadImage, Packed, decode
+from cirloop.retrieval.dense import best_positions
+from cirloop.retrieval.embed import embed_now
+from cirloop.stages.context import adapter_of, run_directory
+from cirloop.tools.search.config import MAX_K, Searched
+from cirloop.tools.search.gallery import Searchable, of_folder, of_run
+from cirloop.tools.search.index import Index, gallery_vectors
+from cirloop.types import ImageId, UserError
+
+logger = logging.getLogger(__name__)
+BASE = "base"
+MAX_TEXT = triplets.MAX_TEXT
+"""Characters of a text."""
+MAX_FILE = 64 << 20
+"""Bytes of a picture given as a reference."""
+MODELS = 2
+"""Models in memory at once."""
+GREY = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """A picture that is not, or not known to be, one of the gallery; `digest` is of its file's bytes."""
+
+    digest: str
+    picture: Image.Image
+
+
+Reference = ImageId | Outside
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A picture found: its cosine with the query, the largest one where it has several vectors, and place from 1."""
+
+    image: ImageId
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The best pictures, best first, ties by id; `ms` from the query to them."""
+
+    hits: tuple[Hit, ...]
+    ms: float
+
+
+def opened(content: bytes, name: str) -> Outside:
+    """A picture from a file's bytes. Raises UserError with what is wrong with it."""
+    if len(content) > MAX_FILE:
+        raise UserError(f"{name} has more than {MAX_FILE:,} bytes. Give a smaller picture.")
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        return Outside(digest, decode(Packed(name, digest, lambda: content)))
+    except BadImage as error:
+        raise UserError(f"{name} {error}. Give another picture.") from None
+
+
+class _Alone:
+    """The vision tokens of one picture that is on no disk."""
+
+    def __init__(self, backbone: Any, picture: Image.Image) -> None:
+        self._backbone, self._picture = backbone, picture
+
+    def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
+        made: list[VisionInput] = self._backbone.encode_images([self._picture] * len(images))
+        return made
+
+
+class Searcher:
+    """One model over one gallery. Not for several threads at once."""
+
+    def __init__(self, backbone: Any, features: VisionFeatures, gallery: Searchable, vectors: Any) -> None:
+        self._backbone, self._features, self._gallery = backbone, features, gallery
+        self._vectors, self._rows = vectors, {image: row for row, image in enumerate(gallery.ids)}
+
+    def search(self, reference: Reference | None, text: str | None, k: int, keep: bool) -> tuple[Hit, ...]:
+        """The best `k`; without `keep`, pictures that are the reference are left out."""
+        scores_N = similarity(self._query(reference, text), self._vectors)[0]
+        out = [] if keep else self._same(reference)
+        scores_N[out] = -np.inf
+        best = best_positions(scores_N, min(k, len(scores_N) - len(out)))
+        ids = self._gallery.ids
+        return tuple(Hit(ids[row], float(scores_N[row]), rank) for rank, row in enumerate(best, 1))
+
+    def _query(self, reference: Reference | None, text: str | None) -> Any:
+        """The query's vector (1, D)."""
+        if isinstance(reference, str):
+            made = embed_now(self._backbone, self._features, [Item(reference, text)])
+        else:
+            picture = self._grey() if reference is None else reference.picture
+            made = embed_now(self._backbone, _Alone(self._backbone, picture), [Item(ImageId(""), text)])
+        return pooled(made) if text is None else made
+
+    def _grey(self) -> Image.Image:
+        """Of the size of the gallery's first picture: models see sizes."""
+        size = self._gallery.images.load(self._gallery.ids[0]).size
+        return Image.new("RGB", size, (GREY, GREY, GREY))
+
+    def _same(self, reference: Reference | None) -> list[int]:
+        """The rows of a reference: a gallery's own, or those of the same file's bytes."""
+        if isinstance(reference, Outside):
+            images = self._gallery.images
+            return [row for image, row in self._rows.items() if images.digest(image) == reference.digest]
+        return [] if reference is None else [self._rows[reference]]
+
+
+class Engine:
+    """A run's models over one gallery, at most MODELS of them in memory. Threads may share it."""
+
+    def __init__(self, options: Searched) -> None:
+        self.directory = options.experiment_dir
+        self._config, _ = run_directory(self.directory)
+        notices.refuse_simulated(self._config, "to search with")
+        self.notices = notices.of(self._config)
+        for notice in self.notices:
+            logger.warning("%s", notice)
+        if options.gallery is None:
+            self.gallery = of_run(self._config)
+        else:
+            allow = options.allow_missing_images, options.allow_symlinks
+            self.gallery = of_folder(options.gallery, self._config, *allow)
+        self._ids = frozenset(self.gallery.ids)
+        self._searchers: OrderedDict[str, Searcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def labels(self) -> list[str]:
+        """The models there are by now: `base`, and the finished iterations."""
+        return [BASE, *map(str, done_iterations(run_directory(self.directory)[1]))]
+
+    def label(self, wanted: str | None) -> str:
+        """The model asked for, or the last. Raises UserError for one that there is not."""
+        there = self.labels()
+        if wanted is not None and wanted not in there:
+            raise UserError(f"--iteration {wanted}: there is none here. There are: {', '.join(there)}.")
+        return wanted or there[-1]
+
+    def ready(self, label: str) -> Searcher:
+        """The model and its index, loaded and brought up to date if they are not there yet."""
+        if label in self._searchers:
+            self._searchers.move_to_end(label)
+            return self._searchers[label]
+        while len(self._searchers) >= MODELS:
+            self._searchers.popitem(last=False)
+        store = run_directory(self.directory)[1]
+        backbone = self._config.model.build(
+            adapter_of(None if label == BASE else store.find(f"checkpoint_iter_{label}"))
+        )
+        runtime, cache = self._config.runtime, self._config.cache
+        features = VisionFeatures(backbone, self.gallery.images, cache / "vision", runtime)
+        index = Index(cache / "search", backbone.fingerprint, self.gallery.key)
+        vectors = gallery_vectors(index, backbone, features, self.gallery, runtime)
+        self._searchers[label] = Searcher(backbone, features, self.gallery, vectors)
+        return self._searchers[label]
+
+    def warm(self, label: str) -> None:
+        """Load a model and ask it something, so that the first query is as fast as the others."""
+        began = time.monotonic()
+        self.search(label, self.gallery.ids[0], "the same", 1)
+        logger.info("iteration %s of %s answers; made ready in %.1f s", label, self.directory, time.monotonic() - began)
+
+    def reference(self, given: str) -> Reference:
+        """The picture that an id of the gallery or, where it is none, a path stands for."""
+        if given in self._ids:
+            return ImageId(given)
+        path, way = Path(given), f"Give the id of a picture of {self.gallery.name}, or a path."
+        try:
+            if not path.is_file():  # nor a pipe or a device, which are not waited for
+                raise UserError(f"reference {given!r:.300} is no picture of the gallery, and no file. {way}")
+            if path.stat().st_size > MAX_FILE:
+                raise UserError(f"reference {given!r:.300} has more than {MAX_FILE:,} bytes. Give a smaller picture.")
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"reference {given!r:.300} cannot be read ({error.strerror}). {way}") from None
+        return opened(content, given)
+
+    def known(self, given: str) -> ImageId:
+        """The id `given`, which is one of the gallery. Raises UserError: a path is none."""
+        if given not in self._ids:
+            raise UserError(f"reference {given!r:.200} is no picture of {self.gallery.name}.")
+        return ImageId(given)
+
+    def search(self, label: str, reference: Reference | None, text: str | None, k: int, keep: bool = False) -> Answer:
+        """Raises UserError where nothing is asked for, or not in the way it can be."""
+        if text is not None:
+            _check_text(text)
+        if reference is None and text is None:
+            raise UserError("nothing to search for: give a reference picture, a text, or both.")
+        if not 1 <= k <= MAX_K:
+            raise UserError(f"k is {k}; it must be from 1 to {MAX_K}.")
+        with self._lock:
+            searcher = self.ready(label)
+            began = time.perf_counter()
+            hits = searcher.search(reference, text, k, keep)
+            return Answer(hits, 1000 * (time.perf_counter() - began))
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise UserError("the text is empty. Say what should be different, or leave it out.")
+    if len(text) > MAX_TEXT:
+        raise UserError(f"the text has {len(text):,} characters, more than {MAX_TEXT:,}. Give a shorter one.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the text {text!r:.100} is not Unicode text.") from None

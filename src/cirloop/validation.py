@@ -1,0 +1,210 @@
+"""What is wrong with a data set, collected so that one error holds all of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cirloop.io import parse
+from cirloop.types import UserError
+
+T = TypeVar("T")
+SHOWN = 40
+LISTED = 3
+"""Problems of one cause that are shown one by one; of more the first stands for all."""
+LONGEST = 1000
+"""Characters of a place or a problem in a message; a name in a file may be a megabyte."""
+VARIES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d[\d,]*|(?<=: )/.*$""")
+"""What differs between problems of one cause: names in quotes, numbers, and a path at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Where (a file, an entry of it, an image) and what."""
+
+    where: str
+    what: str
+
+    @property
+    def cause(self) -> str:
+        """What is the same in all problems of one cause. A flag's problem is its own."""
+        return f"{self.where if self.where.startswith('--') else ''} {VARIES.sub('…', self.what[:LONGEST])}"
+
+
+class ProblemsFound(UserError):
+    """All problems: `rows`, and `ways` out of them. The message has a line for each cause of many."""
+
+    def __init__(self, rows: Sequence[Problem], ways: Sequence[str]) -> None:
+        self.rows, self.ways = tuple(rows), tuple(ways)
+        grouped = by_cause(rows)
+        lines = [f"  {where:.{LONGEST}}: {what:.{2 * LONGEST}}" for where, what in grouped[:SHOWN]]
+        lines += [f"  and {len(grouped) - SHOWN} more"] if len(grouped) > SHOWN else []
+        self.count = counted(len(rows), "problem")
+        super().__init__("\n".join([f"{self.count}:", *lines, *ways]))
+
+
+def counted(num: int, noun: str) -> str:
+    """A number with its noun, such as "1 problem" and "2 problems"."""
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
+
+
+def by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:
+    """Where and what, in the order of each cause's first problem; many of one cause are one line with their count."""
+    causes: dict[str, list[Problem]] = {}
+    for row in rows:
+        causes.setdefault(row.cause, []).append(row)
+    lines = []
+    for group in causes.values():
+        if len(group) <= LISTED:
+            lines += [(row.where, row.what) for row in group]
+            continue
+        first, second, *_ = group
+        more = f"{len(group) - 1:,} more like it, such as {second.where:.{LONGEST}}"
+        lines.append((first.where, f"{first.what:.{LONGEST}} ({more})"))
+    return lines
+
+
+class Problems:
+    """A growing list of problems; `stop` raises them together. `way_out` is what to do about them."""
+
+    def __init__(self, way_out: str = "") -> None:
+        self.rows: list[Problem] = []
+        self.ways: list[str] = []
+        self._way_out = way_out
+
+    def add(self, where: object, what: str, way_out: str = "") -> None:
+        """Note a problem, with a way out of its own where it has one."""
+        self.rows.append(Problem(str(where), what))
+        way = way_out or self._way_out
+        if way and way not in self.ways:
+            self.ways.append(way)
+
+    def take(self, error: UserError, where: str) -> None:
+        """Note all problems of an error that was caught; one that is no list stands under `where`."""
+        if not isinstance(error, ProblemsFound):
+            self.add(where, str(error))
+            return
+        self.rows = list(dict.fromkeys([*self.rows, *error.rows]))
+        self.ways = list(dict.fromkeys([*self.ways, *error.ways]))
+
+    def stop(self, way_out: str = "") -> None:
+        """Raises ProblemsFound if there is any problem."""
+        if self.rows:
+            raise ProblemsFound(self.rows, [*self.ways, *([way_out] if way_out else [])])
+
+    def json(self, path: Path) -> Any:
+        """The content of a JSON file, or None with the problem noted."""
+
+        text, noted = self._text(path), len(self.rows)
+        made = None if text is None else self._parsed(text, path)
+        if text is not None and made is None and len(self.rows) == noted:
+            self.add(path, "holds nothing but null")
+        return made
+
+    def _parsed(self, text: str, where: object) -> Any:
+        try:
+            return parse.parse_json(text, lambda key: self.add(where, f"the key {key!r} is there more than once"))
+        except UserError as error:
+            self.add(where, str(error))
+        return None
+
+    def lines(self, path: Path) -> list[str]:
+        """The lines of a text file, stripped; none, with the problem noted, where it cannot be read.
+
+        Only a line feed ends a line: JSON may hold other signs that Python takes for one.
+        """
+        return [line.strip() for line in (self._text(path) or "").split("\n")]
+
+    def _text(self, path: Path) -> str | None:
+        try:
+            return parse.text(path)
+        except UserError as error:
+            self.add(path, str(error))
+        return None
+
+    def json_lines(self, path: Path) -> Iterator[tuple[str, Entry]]:
+        """The objects of a JSON lines file, each with its place for messages; empty lines are passed over."""
+        before, num = len(self.rows), 0
+        text = self._text(path) or ""
+        form = parse.other_form(text)
+        if form:
+            self.add(path, f"is {form}, not JSON lines", "JSON lines hold one object on each line, in braces.")
+            return
+        for number, line in enumerate(map(str.strip, text.split("\n")), 1):
+            if not line:
+                continue
+            where, num = f"{path} line {number}", num + 1
+            noted = len(self.rows)
+            fields = self._parsed(line, where)
+            if isinstance(fields, dict):
+                yield where, Entry(fields, where, self)
+            elif fields is not None or len(self.rows) == noted:
+                self.add(where, f"must be an object, found {_kind(fields)}")
+        if num == 0 and len(self.rows) == before:
+            self.add(path, "holds no lines")
+
+    def entries(self, path: Path) -> Iterator[tuple[str, Entry]]:
+        """The objects of a JSON list, each with its place for messages."""
+        content = self.json(path)
+        if content is None:
+            return
+        if not isinstance(content, list):
+            self.add(path, f"must be a list of objects, found {_kind(content)}")
+            return
+        if not content:
+            self.add(path, "holds no entries")
+        for number, entry in enumerate(content):
+            where = f"{path} entry {number}"
+            if isinstance(entry, dict):
+                yield where, Entry(entry, where, self)
+            else:
+                self.add(where, f"must be an object, found {_kind(entry)}")
+
+
+class Entry:
+    """One object of an annotation file; what it lacks is noted as a problem."""
+
+    def __init__(self, fields: dict[str, Any], where: str, problems: Problems) -> None:
+        self.fields, self.where, self._problems = fields, where, problems
+
+    def get(self, name: str, kind: type[T], optional: bool = False, blank: bool = False) -> T | None:
+        """The field `name` if it is of `kind`; None otherwise, with the problem noted. A text that holds nothing but
+        blanks is a problem unless it may be `blank`."""
+        if name not in self.fields or (optional and self.fields[name] is None):
+            if not optional:
+                self._problems.add(self.where, f"has no {name!r}")
+            return None
+        value = self.fields[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self._problems.add(self.where, f"{name!r} must be {_name(kind)}, found {_kind(value)}")
+            return None
+        if kind is str and not blank and not value.strip():  # type: ignore[attr-defined]
+            self._problems.add(self.where, f"{name!r} is empty")
+            return None
+        return value
+
+    def list_of(self, name: str, kind: type[T]) -> list[T] | None:
+        """The field `name` as a list of `kind`."""
+        values = self.get(name, list)
+        if values is None:
+            return None
+        wrong = [v for v in values if not isinstance(v, kind) or isinstance(v, bool)]
+        if wrong:
+            self._problems.add(self.where, f"{name!r} must hold only {_name(kind)}, found {_kind(wrong[0])}")
+            return None
+        return values
+
+
+def _name(kind: type) -> str:
+    return {str: "text", int: "a whole number", list: "a list", dict: "an object"}[kind]
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    return {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}[type(value)]
