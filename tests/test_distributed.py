@@ -17,8 +17,8 @@ from cirloop.cli import runner
 from cirloop.config.run import save
 from cirloop.data.sources import Sources
 from cirloop.monitoring.costs import Costs
-from cirloop.stages import stages
 from cirloop.stages.context import Run
+from cirloop.stages.train import train
 from cirloop.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,7 @@ def trained_again(
         run.store.make(name, {}, [], partial(copy, alone / name), 0)
         for name in ("checkpoint_iter_0", "hard_negatives_iter_0.json", "augmented_samples_iter_1.json")
     )
-    return stages.train(run, 1, first, [samples], negatives)
+    return train(run, 1, first, [samples], negatives)
 
 
 def copy(source: Path, path: Path) -> None:

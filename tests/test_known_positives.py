@@ -19,9 +19,9 @@ from cirloop.data.known_positives import (
     KnownPositives,
     normal_text,
 )
-from cirloop.stages import stages
 from cirloop.stages.context import Run
 from cirloop.stages.mine import mine_split
+from cirloop.stages.train import train
 from cirloop.types import AugmentedTriplet, ImageId, Query, QueryId, Triplet
 
 
@@ -97,7 +97,7 @@ def test_what_the_captioner_confirmed_is_mined_no_more(small: Any, tmp_path: Pat
     """The same model mines twice; of the first time every image but the last was confirmed."""
     config = small(tmp_path / "run", training={"warm_up_steps": 0})
     run = Run(config, Store(config.directory), config.data.build())
-    stages.train(run, 0, None, [], None)
+    train(run, 0, None, [], None)
     first = mine_split(run, run.embedder(None), 0)
     confirmed = first["negatives"][:-1]
     queries = {each.query.id: each.query for each in run.data.train.triplets}

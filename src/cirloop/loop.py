@@ -39,29 +39,34 @@ def plan(config: RunConfig, accounts: bool) -> list[str]:
 
 def iterate(run: Run) -> list[dict[str, Any]]:
     """Do what is not done yet; return the evaluations, base first."""
-    from cirloop.stages import stages  # torch loads here
+    # torch loads here
+    from cirloop.stages.account import account
+    from cirloop.stages.caption import caption
+    from cirloop.stages.evaluate import evaluate, summary
+    from cirloop.stages.mine import mine
+    from cirloop.stages.train import train
 
     config, split = run.config, run.config.evaluation.split
     results: list[dict[str, Any]] = []
 
     def note(evaluation: Artifact) -> None:
         results.append(evaluation.read())
-        write_json(run.store.directory / RESULTS, run.mark | stages.summary(results))
+        write_json(run.store.directory / RESULTS, run.mark | summary(results))
         if evaluation.made_now:
             events.tell("evaluated")
 
     if config.evaluation.base:
-        note(stages.evaluate(run, "base", None, split, 0))
-    model = stages.train(run, 0, None, [], None)
-    note(stages.evaluate(run, "iter_0", model, split, 0))
+        note(evaluate(run, "base", None, split, 0))
+    model = train(run, 0, None, [], None)
+    note(evaluate(run, "iter_0", model, split, 0))
     augmented: list[Artifact] = []
     for t in range(1, config.num_iterations + 1):
         if (t - 1) % config.mining.strategy.refresh_every(config.num_iterations) == 0:
             scorer = model
-        negatives = stages.mine(run, t - 1, scorer, augmented)
-        samples = stages.caption(run, t, negatives, model, augmented) if config.captioning.enabled else None
+        negatives = mine(run, t - 1, scorer, augmented)
+        samples = caption(run, t, negatives, model, augmented) if config.captioning.enabled else None
         augmented += [samples] if samples else []
-        stages.account(run, t, negatives, samples)
-        model = stages.train(run, t, model, augmented, negatives)
-        note(stages.evaluate(run, f"iter_{t}", model, split, t))
+        account(run, t, negatives, samples)
+        model = train(run, t, model, augmented, negatives)
+        note(evaluate(run, f"iter_{t}", model, split, t))
     return results

@@ -24,8 +24,10 @@ from cirloop.config.runtime import Runtime
 from cirloop.data.sources import Sources
 from cirloop.distributed import launcher
 from cirloop.monitoring.costs import Costs
-from cirloop.stages import stages
+from cirloop.stages.caption import caption
 from cirloop.stages.context import Run
+from cirloop.stages.evaluate import evaluate
+from cirloop.stages.mine import mine
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,9 +50,9 @@ def all_but_training(small: Any, finished: Path, directory: Path, num_processes:
     checkpoint = run.store.make(
         trained.name, {}, [], lambda path: shutil.copytree(trained, path, dirs_exist_ok=True), 0
     )
-    negatives = stages.mine(run, 0, checkpoint)
-    stages.caption(run, 1, negatives, checkpoint, [])
-    stages.evaluate(run, "iter_0", checkpoint, "val", 0)
+    negatives = mine(run, 0, checkpoint)
+    caption(run, 1, negatives, checkpoint, [])
+    evaluate(run, "iter_0", checkpoint, "val", 0)
     assert not [*(directory / "run" / ".work").glob("shares*")]
     return {name: file_digests(directory / "run" / name) for name in NAMES}
 

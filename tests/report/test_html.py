@@ -305,7 +305,7 @@ def test_charts_are_files_and_equal_input_gives_equal_bytes(finished: Path) -> N
     [("fashioniq", "abcde"), ("circo", "abcde"), ("cirr", "acdef"), ("triplets", "acdef")],
 )
 def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(data: str, best: str) -> None:
-    from cirloop.stages.stages import _top
+    from cirloop.stages.evaluate import _top
     from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance
 
     query = Query(QueryId("q"), ImageId("b"), "")

@@ -20,7 +20,7 @@ from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.significance import compared
 from cirloop.monitoring.console import marked, progress
 from cirloop.stages.context import Run, run_directory
-from cirloop.stages.stages import evaluation, predictions
+from cirloop.stages.evaluate import evaluation, predictions
 from cirloop.types import UserError, benchmark_of
 from cirloop.validation import Problems
 

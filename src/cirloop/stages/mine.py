@@ -9,22 +9,25 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from cirloop.artifacts import schema
+from cirloop.artifacts.rows import known_positives
+from cirloop.artifacts.store import Artifact, file_digest, write_json
 from cirloop.backbones import Item
 from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
 from cirloop.data.dataset import grey
 from cirloop.data.known_positives import KINDS, REFERENCE, TARGET, KnownPositives
-from cirloop.negatives import MiningSettings
+from cirloop.negatives import MiningSettings, miner
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.negatives.base import Floats, MiningContext, gallery_indices
 from cirloop.negatives.filters import FilterContext, MinedPairs, apply_filters
-from cirloop.negatives.miner import MiningInputs, MiningResult, mine
+from cirloop.negatives.miner import MiningInputs, MiningResult
 from cirloop.negatives.report import summary
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import scores_of
@@ -36,6 +39,32 @@ logger = logging.getLogger(__name__)
 SPELLING = "other spellings of target or reference"
 """Of the copies, those whose names differ in spelling alone, as `./a.png` and `a.png`."""
 LEFT_OUT = (*KINDS, SPELLING)
+
+
+def mine(run: Run, iteration: int, checkpoint: Artifact, before: Sequence[Artifact] = ()) -> Artifact:
+    """hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries.
+
+    `before` are the augmented samples so far: what the captioner took for right is mined no more.
+    """
+
+    def build(path: Path) -> None:
+        known = known_positives(run.data.train, before)
+        write_json(path, run.mark | mine_split(run, run.embedder(checkpoint), iteration, known))
+
+    told = run.config.attributes
+    asked = any(each.type == "verify" for each in run.config.mining.filters) or (told and told.images == "vlm")
+    settings = run.key("model", "mining", "attributes", "data", *(["foundation"] if asked else []))
+    if asked:
+        settings["prompts"] = asdict(run.config.captioning.prompts(run.config.foundation))
+    if told is not None and told.file is not None:
+        settings["attributes"] = {**settings["attributes"], "file": file_digest(told.file)}
+    return run.make(
+        f"hard_negatives_iter_{iteration}.json",
+        settings,
+        [checkpoint.digest, run.data.digest, *(each.digest for each in before)],
+        build,
+        iteration,
+    )
 
 
 def mine_split(run: Run, backbone: Any, iteration: int, known: KnownPositives | None = None) -> dict[str, Any]:
@@ -50,7 +79,7 @@ def mine_split(run: Run, backbone: Any, iteration: int, known: KnownPositives | 
     context = mining_context(run, backbone, train, vectors, iteration)
     stats: dict[str, Any] = {}
     found, sizes = [], []
-    for each in mine(settings, vectors, context, _device(), sets=True, stats=stats):
+    for each in miner.mine(settings, vectors, context, _device(), sets=True, stats=stats):
         sizes += [] if each.candidate_set is None else [len(each.candidate_set)]
         found.append(replace(each, candidate_set=None))  # the sets of all queries at once may be as many as all scores
     pairs = _pairs(found, vectors)

@@ -1,0 +1,51 @@
+"""Training: a job of the settings and artifacts, here or in launched processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cirloop.artifacts import schema
+from cirloop.artifacts.store import Artifact, fingerprint, write_json
+from cirloop.distributed import launcher
+from cirloop.distributed.jobs import TrainJob
+from cirloop.monitoring import profiling
+from cirloop.stages.context import Run, adapter_of
+from cirloop.training.health import not_falling
+
+
+def train(
+    run: Run,
+    iteration: int,
+    parent: Artifact | None,
+    augmented: Sequence[Artifact],
+    negatives: Artifact | None,
+) -> Artifact:
+    """checkpoint_iter_{t}/: the LoRA after training on human and augmented triplets with the mined negatives."""
+    config, name = run.config, f"checkpoint_iter_{iteration}"
+    steps = config.training.steps if iteration else config.training.warm_up_steps
+    untrained = steps == 0 and parent is None  # evaluating a base model needs no training data
+    inputs = [a.digest for a in (parent, *augmented, negatives) if a is not None]
+    inputs = inputs if untrained else [run.data.digest, *inputs]
+    settings = run.key("model", "training", "data") | {"steps": steps}
+
+    def build(path: Path) -> None:
+        if untrained or config.retrieval == "simulated":  # which has nothing to train
+            write_json(path / "training_log.json", run.mark | {"schema": 1, "steps": 0, "rows": []})
+            return
+        workspace = run.store.workspace(name)
+        job = TrainJob(
+            directory=workspace.parent, log=run.log, run=run.store.directory, cache=config.cache, iteration=iteration,
+            steps=steps, parent=adapter_of(parent), augmented=tuple(a.name for a in augmented),
+            negatives=negatives.name if negatives else None, key=fingerprint([settings, inputs]), workspace=workspace,
+            output=path,
+        )  # fmt: skip
+        run.models.release()  # the trainer loads its own
+        with profiling.of_processes(workspace):
+            launcher.training(job, config.runtime)
+        log = schema.read(path / "training_log.json")
+        said = not_falling([row["loss"] for row in log["rows"] if "ids" not in row])
+        if said:
+            run.costs.warn(f"{name}: {said}")
+
+    return run.make(name, settings, inputs, build, iteration)
