@@ -15,7 +15,7 @@ import argparse
 import numpy as np
 
 from cirloop.monitoring.console import table
-from cirloop.negatives.band import band
+from cirloop.negatives.strategies.band import band
 
 RIGHT = 10
 

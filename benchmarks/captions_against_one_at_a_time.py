@@ -30,8 +30,8 @@ import torch
 from mid_model import PIXELS_PER_TOKEN, add_arguments, in_turn, photographs, picture, report, text_of, write_model
 
 from cirloop.captioning.base import Ask, sampling
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import CaptioningSettings, Qwen2VLFoundation
-from cirloop.captioning.eyes import Eyes
 from cirloop.data.images import FileImages
 
 Texts = list[list[str]]

@@ -28,9 +28,9 @@ import numpy as np
 from cirloop.backbones import Item
 from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning.base import Ask
-from cirloop.captioning.eyes import Eyes
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.config.run import RunConfig, load
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.monitoring.console import table
 from cirloop.retrieval.embed import embed, query_items
 

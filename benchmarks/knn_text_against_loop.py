@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cirloop.negatives.knn_text import thresholds
 from cirloop.negatives.knn_text_samples import Clusters, KnnTextParams, Negative, SamplePool, choose, neighbours
+from cirloop.negatives.strategies.knn_text import thresholds
 
 
 class Loop:

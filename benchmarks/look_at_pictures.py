@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from cirloop.data.folder import endings
-from cirloop.data.verify import bad_images
+from cirloop.data.image_check import bad_images
 from cirloop.monitoring.console import progress
 from cirloop.types import ImageId
 

@@ -59,7 +59,7 @@ def step(directory: Path, adapter: str, checkpointing: bool) -> tuple[int, int]:
 
     from cirloop.backbones import LoraSettings, Qwen2VLSettings
     from cirloop.training.config import TrainingSettings
-    from cirloop.training.masters import Masters
+    from cirloop.training.master_weights import Masters
 
     settings = Qwen2VLSettings(path=str(directory), dtype="bfloat16", gradient_checkpointing=checkpointing)
     backbone: Any = settings.build()

@@ -24,7 +24,7 @@ from PIL import Image
 
 from cirloop.cli import entry
 from cirloop.data.shapes.splits import held_out
-from cirloop.tools.demo.desk import Desk
+from cirloop.tools.demo.image_registry import Desk
 from cirloop.tools.demo.page import blocks
 from cirloop.tools.demo.server import HOST, Server, application, listening
 from cirloop.tools.search.config import Searched

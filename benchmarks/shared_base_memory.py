@@ -66,8 +66,8 @@ def work(part: str, directory: Path) -> int:
     from cirloop.backbones import Item, Qwen2VLSettings
     from cirloop.backbones.features import VisionFeatures
     from cirloop.captioning.base import Ask
+    from cirloop.captioning.batched_captioner import Eyes
     from cirloop.captioning.config import CaptioningSettings, Qwen2VLFoundation
-    from cirloop.captioning.eyes import Eyes
     from cirloop.data import ShapesSettings
     from cirloop.training.config import TrainingSettings
 

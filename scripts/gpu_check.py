@@ -43,8 +43,8 @@ from transformers.utils import is_flash_attn_2_available
 
 from cirloop.backbones import Item
 from cirloop.captioning.base import Ask
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import CaptioningSettings, Qwen2VLFoundation
-from cirloop.captioning.eyes import Eyes
 from cirloop.monitoring import oom, profiling
 from cirloop.retrieval.embed import embed
 from cirloop.types import UserError

@@ -15,7 +15,7 @@ import yaml
 from cirloop.config import cli_help
 from cirloop.config.base import differences
 from cirloop.config.run import RunConfig, from_json, load, save
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,13 +16,13 @@ from cirloop.artifacts.store import file_digests
 from cirloop.backbones import Item, Qwen2VLSettings
 from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning.base import Ask
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import Qwen2VLFoundation
-from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.prompts import REWRITE, VERIFY
 from cirloop.cli import runner
 from cirloop.config.runtime import Runtime
 from cirloop.data import ShapesSettings
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.monitoring import profiling
 from cirloop.monitoring.costs import FILE, NONE, PROFILE, Costs, cells, line
 from cirloop.monitoring.profiling import Cost

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from cirloop.artifacts.store import Artifact, Store
 from cirloop.cli import runner
 from cirloop.config.run import save
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.monitoring.costs import Costs
 from cirloop.stages.context import Run
 from cirloop.stages.train import train

@@ -109,7 +109,7 @@ def test_no_recipe_for_a_pair_is_one_error_that_lists_those_of_the_data_set(home
 
 
 def test_where_files_were_looked_for_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cirloop.data.sources import Sources
+    from cirloop.data.paths import Sources
 
     shutil.rmtree(home / "data")
     monkeypatch.setenv("CIRLOOP_DATA", str(home / "sets"))
@@ -135,11 +135,11 @@ def test_the_embedded_model_is_taken_for_photographs_only_by_name(home: Path) ->
 
 
 def test_the_search_page_says_first_what_must_be_known_of_its_models() -> None:
-    from cirloop.tools.demo import markup
+    from cirloop.tools.demo import html
 
-    page = markup.head("experiments/x", "shop", 3, ["`tiny` & shapes"])
+    page = html.head("experiments/x", "shop", 3, ["`tiny` & shapes"])
     assert page.startswith('<p class="about"><strong>`tiny` &amp; shapes</strong></p><h1>')
-    assert markup.head("experiments/x", "shop", 3).startswith("<h1>")
+    assert html.head("experiments/x", "shop", 3).startswith("<h1>")
 
 
 def test_a_recipe_of_another_family_leaves_its_weights_out_and_asks_for_others(
@@ -283,7 +283,7 @@ def test_nothing_real_follows_from_a_simulated_run(simulated: Path, script: str,
 
 
 def test_a_simulated_run_has_no_model_to_search_with_or_to_export(simulated: Path) -> None:
-    from cirloop.tools.export.trained import trained
+    from cirloop.tools.export.source import trained
     from cirloop.tools.search.config import Searched
     from cirloop.tools.search.engine import Engine
 
@@ -320,7 +320,7 @@ def test_an_output_file_that_is_a_directory_is_refused_before_any_work(
 
 
 def test_an_export_does_not_take_the_place_of_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cirloop.tools.export.make import export
+    from cirloop.tools.export.export import export
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"--output \. is the directory you are in"):

@@ -21,7 +21,7 @@ from cirloop.backbones import Item
 from cirloop.cli import runner
 from cirloop.cli.evaluate import EvalConfig, evaluate_run
 from cirloop.config.run import from_json
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.stages.context import Run
 from cirloop.types import UserError
 from tests.commands import command

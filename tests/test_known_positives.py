@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from cirloop.artifacts.rows import known_positives, read_confirmed
 from cirloop.artifacts.store import Artifact, Store, write_json
 from cirloop.data.known_positives import (
     CONFIRMED,
@@ -17,7 +16,9 @@ from cirloop.data.known_positives import (
     TARGET,
     WRITTEN_AGAIN,
     KnownPositives,
+    known_positives,
     normal_text,
+    read_confirmed,
 )
 from cirloop.stages.context import Run
 from cirloop.stages.mine import mine_split

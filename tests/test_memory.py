@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cirloop.captioning.base import Ask
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import Qwen2VLFoundation
-from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.prompts import load
 from cirloop.data import ShapesSettings
 from cirloop.monitoring import oom

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cirloop.cli.score_rankings import score_rankings
-from cirloop.data import benchmarks, circo, cirr, fashioniq, sources
+from cirloop.data import benchmarks, circo, cirr, fashioniq, paths
 from cirloop.types import UserError
 from cirloop.validation import Problems
 from tests.commands import command
@@ -47,7 +47,7 @@ def test_real_annotations_have_the_official_counts(name: str, queries: int, imag
     assert len(part.queries) == queries
     assert (len(part.gallery.ids) if part.gallery else None) == images
     assert part.relevance is not None and len(part.relevance.targets) == queries
-    assert sources.unofficial(part) == ""
+    assert paths.unofficial(part) == ""
 
 
 @pytest.mark.real_data
@@ -263,7 +263,7 @@ def test_what_is_not_spoiled_is_scored(tmp_path: Path) -> None:
 
 def test_other_counts_than_the_official_ones_are_told(tmp_path: Path) -> None:
     [part] = benchmarks.judged("cirr_val", small_cirr(tmp_path), "original", Problems())
-    assert "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297" in sources.unofficial(part)
+    assert "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297" in paths.unofficial(part)
 
 
 def test_several_problems_are_reported_together(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from cirloop.backbones.weights import resolve
 from cirloop.captioning import CaptioningSettings
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import Qwen2VLFoundation
-from cirloop.captioning.eyes import Eyes
-from cirloop.captioning.rewrite import check_form, choose, verify, write_candidates
+from cirloop.captioning.pipeline import check_form, choose, verify, write_candidates
 from cirloop.data import ShapesSettings
 from cirloop.data.shapes.splits import FAMILY_SIZE
 from cirloop.types import ImageId, MinedNegative, Triplet

@@ -39,14 +39,14 @@ def plan(config: RunConfig, accounts: bool) -> list[str]:
 
 def iterate(run: Run) -> list[dict[str, Any]]:
     """Do what is not done yet; return the evaluations, base first."""
-    # torch loads here
     from cirloop.stages.account import account
     from cirloop.stages.caption import caption
     from cirloop.stages.evaluate import evaluate, summary
     from cirloop.stages.mine import mine
     from cirloop.stages.train import train
 
-    config, split = run.config, run.config.evaluation.split
+    config = run.config
+    split = config.evaluation.split
     results: list[dict[str, Any]] = []
 
     def note(evaluation: Artifact) -> None:

@@ -18,7 +18,7 @@ from cirloop.artifacts.store import Store
 from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.cli import runner
 from cirloop.cli.evaluate import EvalConfig, evaluate_run
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.monitoring.costs import Costs
 from cirloop.stages.context import run_directory
 from cirloop.tools.export_embeddings import main as export_vectors

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cirloop.tools.demo import server
-from cirloop.tools.demo.desk import UPLOADS, Desk
+from cirloop.tools.demo.image_registry import UPLOADS, Desk
 from cirloop.tools.demo.page import blocks
 from cirloop.tools.demo.server import application, listening
 from cirloop.types import UserError

@@ -26,14 +26,14 @@ from cirloop.backbones import Qwen2VLSettings
 from cirloop.backbones.config import ClipCombinerSettings
 from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.backbones.weights import resolve_adapter
+from cirloop.captioning.backends.hf_captioner import chat_processor
 from cirloop.captioning.config import GenericFoundation
-from cirloop.captioning.pictures import chat_processor
 from cirloop.cli import entry
 from cirloop.cli.mine_embeddings import main as mine_vectors
 from cirloop.config.run import load
 from cirloop.data.config import CirrSettings, FashionIQSettings, HuggingFaceSettings, JsonlSettings
 from cirloop.data.images import BadImage, FileImages, decode, leads_out
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.io import redact
 from cirloop.monitoring.console import start_logging, table
 from cirloop.tools.add_negatives.samples import read as read_samples
@@ -75,7 +75,7 @@ def forbidden(tree: ast.AST) -> list[str]:
     return out
 
 
-OWN_CODE = {"src/cirloop/tools/export/proof.py": ["exec", "compile"]}
+OWN_CODE = {"src/cirloop/tools/export/roundtrip.py": ["exec", "compile"]}
 """It runs the code of a model card, which our own templates make; what is put in is written as literals (`repr`)."""
 
 

@@ -22,7 +22,7 @@ from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.similarity import similarity
 from cirloop.backbones.weights import PARTS_WEIGHTS, resolve
 from cirloop.training.config import TrainingSettings
-from cirloop.training.gradients import QueryCandidateModule
+from cirloop.training.gradient_engine import QueryCandidateModule
 from cirloop.types import UserError
 from tests.backbones.tiny_blip2 import QUERY_TOKENS, build_tiny_blip2
 

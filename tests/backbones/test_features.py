@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from cirloop.backbones import BackboneConfig, Qwen2VLSettings, tensor_cache
 from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.loading import AHEAD, loaded
+from cirloop.backbones.prefetch import AHEAD, loaded
 from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.config.runtime import Runtime
 from cirloop.data import ShapesSettings

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter
 from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig, BertForMaskedLM
 
 from cirloop.backbones.weights import resolve
+from cirloop.captioning.backends.hf_captioner import WHITE, side_by_side
 from cirloop.captioning.base import Answer, Ask, as_words, sampling, signs
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig, GenericFoundation
-from cirloop.captioning.eyes import Eyes
-from cirloop.captioning.pictures import WHITE, side_by_side
 from cirloop.types import ImageId, Images, UserError
 from tests.backbones.tiny_models import WRITERS
 from tests.captioning.photographs import photographs

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from cirloop.backbones import BackboneConfig, Item
 from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning.base import Ask
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig
-from cirloop.captioning.eyes import Eyes
 from cirloop.training.config import TrainingSettings
 from tests.backbones.tiny_models import WRITERS
 from tests.captioning.photographs import photographs

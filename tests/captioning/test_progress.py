@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cirloop.captioning.base import Ask
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import CaptioningSettings, TemplateFoundation
-from cirloop.captioning.eyes import Eyes
 from cirloop.captioning.prompts import REWRITE
 from cirloop.data.images import DrawnImages
 from cirloop.monitoring import events, profiling

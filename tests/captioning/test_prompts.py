@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.captioning.answers import text_of
 from cirloop.captioning.base import Answer, Ask
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import CaptioningSettings, LlavaFoundation, Qwen2VLFoundation, TemplateFoundation
-from cirloop.captioning.eyes import Eyes
+from cirloop.captioning.parsing import text_of
+from cirloop.captioning.pipeline import check_form, choose, write_candidates
 from cirloop.captioning.prompts import DESCRIBE, REWRITE, VERIFY, Prompt, load, packaged
-from cirloop.captioning.rewrite import check_form, choose, write_candidates
 from cirloop.data import ShapesSettings
 from cirloop.types import ImageId, MinedNegative, UserError
 

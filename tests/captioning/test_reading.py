@@ -18,11 +18,11 @@ from transformers.cache_utils import DynamicLayer
 
 from cirloop.captioning import decoding
 from cirloop.captioning.base import Answer, Ask, sampling
+from cirloop.captioning.batched_captioner import Eyes, _groups, _packed
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig
 from cirloop.captioning.decoding import Roomy, decode
-from cirloop.captioning.eyes import Eyes, _groups, _packed
-from cirloop.captioning.lending import base_of
 from cirloop.captioning.prompts import Prompt, load, packaged
+from cirloop.captioning.weight_sharing import base_of
 from cirloop.types import ImageId
 from tests.backbones.tiny_models import WRITERS
 from tests.captioning.photographs import photographs

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from cirloop.captioning import CaptioningSettings
 from cirloop.captioning.base import Answer
+from cirloop.captioning.pipeline import Candidate, check_form, check_round_trip, choose, write_candidates
 from cirloop.captioning.prompts import REWRITE
-from cirloop.captioning.rewrite import Candidate, check_form, check_round_trip, choose, write_candidates
 from cirloop.data.known_positives import normal_text
 from cirloop.types import ImageId, MinedNegative, Query, QueryId
 

@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cirloop.captioning.base import Ask, end_signs
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.captioning.config import CaptioningSettings, GenericFoundation, VllmFoundation
-from cirloop.captioning.eyes import Eyes
 from cirloop.types import UserError
 from tests.backbones.tiny_models import WRITERS
 from tests.captioning.photographs import photographs

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cirloop.data.huggingface import Columns, GalleryTable, HuggingFaceSettings
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.types import UserError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

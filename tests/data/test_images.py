@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from cirloop.data.image_check import bad_images
 from cirloop.data.images import BadImage, FileImages, decode
-from cirloop.data.verify import bad_images
 from cirloop.types import ImageId
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cirloop.data.config import JsonlSettings
 from cirloop.data.jsonl import judged
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.types import ImageId, UserError
 from cirloop.validation import Problems
 

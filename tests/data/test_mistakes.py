@@ -15,11 +15,11 @@ from PIL import Image
 
 from cirloop.captioning.config import TemplateFoundation
 from cirloop.config.run import RunConfig
-from cirloop.data import own, sources
+from cirloop.data import own, paths
 from cirloop.data.cirr import CirrSettings
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.data.triplets import MAX_TEXT
 from cirloop.stages import estimate, preflight
 from cirloop.types import EvalSplit, TrainSplit, UserError
@@ -35,7 +35,7 @@ def lines(rows: list[Any]) -> str:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Six pictures and as many triplets, for training and for evaluation."""
-    sources._warn_once.cache_clear()
+    paths._warn_once.cache_clear()
     own._warn_once.cache_clear()
     (tmp_path / "data" / "images").mkdir(parents=True)
     for number in range(6):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cirloop.data import circo, cirr, fashioniq, sources
+from cirloop.data import circo, cirr, fashioniq, paths
 from cirloop.evaluation import submission
 from cirloop.types import Judged
 from cirloop.validation import Problems
@@ -45,7 +45,7 @@ def test_a_blank_text_is_kept_and_said_once(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sources._warn_once.cache_clear()
+    paths._warn_once.cache_clear()
     path, read = official(tmp_path)
     problems = Problems()
     [part] = read(problems)

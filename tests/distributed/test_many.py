@@ -21,12 +21,12 @@ import yaml
 from cirloop.artifacts.store import Store, file_digests
 from cirloop.cli.evaluate import EvalConfig, evaluate
 from cirloop.config.runtime import Runtime
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.distributed import launcher
 from cirloop.monitoring.costs import Costs
 from cirloop.stages.caption import caption
 from cirloop.stages.context import Run
-from cirloop.stages.evaluate import evaluate
+from cirloop.stages.evaluate import evaluate as evaluate_stage
 from cirloop.stages.mine import mine
 from cirloop.types import UserError
 
@@ -52,7 +52,7 @@ def all_but_training(small: Any, finished: Path, directory: Path, num_processes:
     )
     negatives = mine(run, 0, checkpoint)
     caption(run, 1, negatives, checkpoint, [])
-    evaluate(run, "iter_0", checkpoint, "val", 0)
+    evaluate_stage(run, "iter_0", checkpoint, "val", 0)
     assert not [*(directory / "run" / ".work").glob("shares*")]
     return {name: file_digests(directory / "run" / name) for name in NAMES}
 

@@ -26,8 +26,8 @@ from tests.commands import ROOT
 
 WARM = (
     "torch._dynamo", "peft", "accelerate", "transformers", "cirloop.cli.runner", "cirloop.cli.evaluate",
-    "cirloop.distributed.worker", "cirloop.captioning.qwen_vl", "cirloop.stages.mine", "cirloop.cli.mine_embeddings",
-    "cirloop.tools.export_embeddings", "cirloop.tools.add_negatives.pipeline",
+    "cirloop.distributed.worker", "cirloop.captioning.backends.qwen_vl", "cirloop.stages.mine",
+    "cirloop.cli.mine_embeddings", "cirloop.tools.export_embeddings", "cirloop.tools.add_negatives.pipeline",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.qwen2_vl.processing_qwen2_vl", "pydantic_settings.sources", "rich.table", "rich.progress",
 )  # fmt: skip

@@ -15,10 +15,10 @@ from markdown_it import MarkdownIt
 
 from cirloop.data.config import JsonlSettings
 from cirloop.tools.export.card import UNKNOWN, card, code_of, license_of
-from cirloop.tools.export.proof import Difference
-from cirloop.tools.export.reading import Reading
+from cirloop.tools.export.prompt_spec import Reading
+from cirloop.tools.export.roundtrip import Difference
+from cirloop.tools.export.source import Trained, trained
 from cirloop.tools.export.templates import code
-from cirloop.tools.export.trained import Trained, trained
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "sentence-transformers": "sentence-transformers"}

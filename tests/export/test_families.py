@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from cirloop.artifacts.store import Artifact
 from cirloop.backbones.config import BackboneConfig
-from cirloop.tools.export.make import _make
-from cirloop.tools.export.trained import Trained, trained
+from cirloop.tools.export.export import _make
+from cirloop.tools.export.source import Trained, trained
 from cirloop.training.config import TrainingSettings
 from cirloop.types import UserError
 from tests.backbones import tiny_models
@@ -102,30 +102,30 @@ def test_an_export_with_other_vectors_is_refused(run: Path, tmp_path: Path) -> N
     """The comparison sees another adapter, another prompt, and a picture that is resized otherwise."""
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "float32"})
-    from cirloop.tools.export import adapter, proof
+    from cirloop.tools.export import adapter, roundtrip
     from cirloop.tools.export.card import code_of
-    from cirloop.tools.export.reading import reading_of
+    from cirloop.tools.export.prompt_spec import reading_of
 
     backbone: Any = model.settings.build(model.checkpoint.path)  # type: ignore[attr-defined]
     reads = reading_of(backbone)
-    given = proof.inputs(reads.signs)
-    right = proof.vectors_of(backbone, given)
+    given = roundtrip.inputs(reads.signs)
+    right = roundtrip.vectors_of(backbone, given)
     (place := tmp_path / "made").mkdir()
     adapter.write(model, place)
     reads.save(place)
     code = code_of(model, "adapter", reads, "made", False)
-    assert proof.compared(code, str(place), given, right, "float32").largest < 1e-5
+    assert roundtrip.compared(code, str(place), given, right, "float32").largest < 1e-5
     for wrong in ((code.replace('backend="pil"', 'backend="torchvision"')), code.replace("sum(1) - 1", "sum(1) - 2")):
         assert wrong != code
         with pytest.raises(AssertionError, match="gives other vectors than the run"):
-            proof.compared(wrong, str(place), given, right, "float32")
+            roundtrip.compared(wrong, str(place), given, right, "float32")
     replace(reads, document=reads.document + ".").save(place)
     with pytest.raises(AssertionError, match="gives other vectors than the run"):
-        proof.compared(code, str(place), given, right, "float32")
+        roundtrip.compared(code, str(place), given, right, "float32")
 
 
 def test_a_chat_template_that_changes_texts_is_refused(run: Path, tmp_path: Path) -> None:
-    from cirloop.tools.export.reading import reading_of
+    from cirloop.tools.export.prompt_spec import reading_of
 
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     chat = base / "chat_template.jinja"

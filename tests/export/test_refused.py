@@ -82,7 +82,7 @@ def test_a_warm_up_of_no_steps_and_parts_in_full(run: Path, tmp_path: Path) -> N
             if name == "parts.json":
                 (path / "parts.safetensors").write_text("")
 
-        return make
+        return export
 
     store.make("checkpoint_iter_0", {}, [], build("training_log.json"), 0)
     store.make("checkpoint_iter_1", {}, [], build("parts.json"), 1)
@@ -113,7 +113,7 @@ def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
     run: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that is full in the middle of the card; then again, over what a killed export left."""
-    from cirloop.tools.export import make
+    from cirloop.tools.export import export
 
     goal = adapter
     there = file_digests(goal)
@@ -122,7 +122,7 @@ def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
         raise OSError(errno.ENOSPC, "No space left on device", "README.md")
 
     with monkeypatch.context() as patched:
-        patched.setattr(make, "card", full)
+        patched.setattr(export, "card", full)
         with pytest.raises(OSError, match="No space left") as error:
             export(run, "--overwrite")
     assert "Free space there" in (explain(error.value) or "")

@@ -191,7 +191,7 @@ class Harness:
         """Killed twice in the last training stage: what both left is there."""
         case = self.case("checkpoint_iter_1")
         new = "RUN/.work/new/checkpoint_iter_*/adapter_config.json"
-        for site, path in (("backbones.adapter:Adapted.save_adapter", new), ("config:save", "RUN/config.json")):
+        for site, path in (("backbones.adapter:Adapted.save_adapter", new), ("config.run:save", "RUN/config.json")):
             fault = {"site": site, "op": "open", "path": path, "when": "during", "kind": "SIGKILL"}
             ended = self.child(case, "run", fault=fault)
             assert ended.code == -9, ended.said

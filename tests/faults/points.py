@@ -34,38 +34,38 @@ class Point:
 
 POINTS = (
     # opening a run directory
-    Point("lock:held", "RUN", "mkdir rmdir"),
-    Point("lock:held", "RUN/run.lock", "open remove"),
-    Point("lock:held", "RUN/run.lock.json", f"{TEXT} remove"),
-    Point("config:save", "RUN/config.json", TEXT),
-    Point("experiment:open_run", "RUN/config.json", "remove", "mended"),  # what a killed one left half-written
-    Point("report.attempts:Attempt.open", "RUN/logs", "mkdir"),
-    Point("report.attempts:Log.__init__", "RUN/logs/attempt_*.log", "open"),
+    Point("artifacts.run_lock:held", "RUN", "mkdir rmdir"),
+    Point("artifacts.run_lock:held", "RUN/run.lock", "open remove"),
+    Point("artifacts.run_lock:held", "RUN/run.lock.json", f"{TEXT} remove"),
+    Point("config.run:save", "RUN/config.json", TEXT),
+    Point("cli.runner:open_run", "RUN/config.json", "remove", "mended"),  # what a killed one left half-written
+    Point("monitoring.run_log:Attempt.open", "RUN/logs", "mkdir"),
+    Point("monitoring.run_log:Log.__init__", "RUN/logs/attempt_*.log", "open"),
     # an artifact: made aside by its stage, moved, listed
-    Point("stages:account.build", f"{NEW}/accounting_iter_*.json", TEXT),
-    Point("stages:caption.build", f"{NEW}/augmented_samples_iter_*.json", TEXT),
-    Point("stages:evaluate.build", f"{NEW}/evaluation_*.json", TEXT),
-    Point("stages:mine.build", f"{NEW}/hard_negatives_iter_*.json", TEXT),
+    Point("stages.account:account.build", f"{NEW}/accounting_iter_*.json", TEXT),
+    Point("stages.caption:caption.build", f"{NEW}/augmented_samples_iter_*.json", TEXT),
+    Point("stages.evaluate:evaluate.build", f"{NEW}/evaluation_*.json", TEXT),
+    Point("stages.mine:mine.build", f"{NEW}/hard_negatives_iter_*.json", TEXT),
     Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*", "mkdir"),
     Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*/adapter_model.safetensors", "save chmod"),
     Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*/adapter_config.json", "open"),
-    Point("worker:_train", f"{NEW}/checkpoint_iter_*/training_log.json", TEXT),
-    *(Point("artifacts:Store.make", f"{NEW}/{artifact}", "remove sync") for artifact in ARTIFACTS),
-    *(Point("artifacts:Store.make", f"RUN/{artifact}", "remove rename") for artifact in ARTIFACTS),
-    Point("artifacts:Store.make", f"{NEW}/checkpoint_iter_*", "rmtree", "mended"),  # a killed one's
-    Point("artifacts:Store.make", "RUN/.work", "mkdir"),
-    Point("artifacts:Store.make", NEW, "mkdir"),
-    Point("artifacts:Store.make", "RUN", "sync"),
-    Point("artifacts:Store._write_manifest", "RUN/manifest.json", TEXT),
-    Point("artifacts:Store.make", WORK, "rmtree"),
-    Point("artifacts:Store.clean", "RUN/.work", "rmtree"),
+    Point("distributed.worker:_train", f"{NEW}/checkpoint_iter_*/training_log.json", TEXT),
+    *(Point("artifacts.store:Store.make", f"{NEW}/{artifact}", "remove sync") for artifact in ARTIFACTS),
+    *(Point("artifacts.store:Store.make", f"RUN/{artifact}", "remove rename") for artifact in ARTIFACTS),
+    Point("artifacts.store:Store.make", f"{NEW}/checkpoint_iter_*", "rmtree", "mended"),  # a killed one's
+    Point("artifacts.store:Store.make", "RUN/.work", "mkdir"),
+    Point("artifacts.store:Store.make", NEW, "mkdir"),
+    Point("artifacts.store:Store.make", "RUN", "sync"),
+    Point("artifacts.store:Store._write_manifest", "RUN/manifest.json", TEXT),
+    Point("artifacts.store:Store.make", WORK, "rmtree"),
+    Point("artifacts.store:Store.clean", "RUN/.work", "rmtree"),
     # beside the artifacts
-    Point("report.costs:Costs._write", "RUN/costs.json", TEXT),
+    Point("monitoring.costs:Costs._write", "RUN/costs.json", TEXT),
     Point("loop:iterate.note", "RUN/evaluation_results.json", TEXT),
-    Point("report.html.page:write_figures", "RUN/figures", "mkdir"),
-    Point("report.html.page:write_figures", "RUN/figures/*.svg", "open"),
-    Point("report.html.page:write_figures", "RUN/figures/*.png", "open"),
-    Point("report.html.page:write", "RUN/report.html", TEXT),
+    Point("report.page:write_figures", "RUN/figures", "mkdir"),
+    Point("report.page:write_figures", "RUN/figures/*.svg", "open"),
+    Point("report.page:write_figures", "RUN/figures/*.png", "open"),
+    Point("report.page:write", "RUN/report.html", TEXT),
     # step checkpoints
     Point(CHECKPOINTS, WORK, "mkdir sync"),
     Point(CHECKPOINTS, f"{WORK}/new", "mkdir sync rename"),
@@ -73,13 +73,13 @@ POINTS = (
     Point(CHECKPOINTS, f"{WORK}/new/state.json", TEXT),
     Point(CHECKPOINTS, f"{WORK}/step_*", "rename"),
     Point("training.checkpoints:_remove", f"{WORK}/new", "rmtree"),
-    Point("worker:train", "RUN/bad_batch.json", "remove"),  # of a batch that was bad before
-    Point("cost:process", WORK, "mkdir"),
-    Point("cost:process", f"{WORK}/.cost_0.json", "open"),
-    Point("cost:process", f"{WORK}/cost_0.json", "rename"),
+    Point("distributed.worker:train", "RUN/bad_batch.json", "remove"),  # of a batch that was bad before
+    Point("monitoring.profiling:process", WORK, "mkdir"),
+    Point("monitoring.profiling:process", f"{WORK}/.cost_0.json", "open"),
+    Point("monitoring.profiling:process", f"{WORK}/cost_0.json", "rename"),
     # iterations moved aside
-    Point("artifacts:Store._finish_moves", "RUN/replaced_*", "mkdir", "again"),
-    *(Point("artifacts:Store._finish_moves", f"RUN/replaced_*/{name}", "rename", "again")
+    Point("artifacts.store:Store._finish_moves", "RUN/replaced_*", "mkdir", "again"),
+    *(Point("artifacts.store:Store._finish_moves", f"RUN/replaced_*/{name}", "rename", "again")
       for name in (*ARTIFACTS[:4], "evaluation_results.json")),
     # the cache
     Point("backbones.tensor_cache:TensorCache.write", "CACHE", "mkdir"),
@@ -88,17 +88,17 @@ POINTS = (
     Point("backbones.tensor_cache:TensorCache.write", SHARD, "save chmod remove"),
     Point("backbones.tensor_cache:TensorCache.write", f"{SHARD}.safetensors", "rename"),
     Point("backbones.tensor_cache:_mark", f"{SHARD}.safetensors", "utime"),
-    Point("data.sources:Sources.bad", "CACHE/images/*.json", TEXT, "pictures"),
-    Point("checks:check", "CACHE/problems.json", TEXT, "problems"),
+    Point("data.paths:Sources.bad", "CACHE/images/*.json", TEXT, "pictures"),
+    Point("stages.preflight:check", "CACHE/problems.json", TEXT, "problems"),
     # searching
-    Point("search.index:Index.write", "CACHE/search", "mkdir sync", "search"),
-    Point("search.index:Index.write", "CACHE/search/*", "save chmod sync remove", "search"),
-    Point("search.index:Index.write", "CACHE/search/*.safetensors", "rename", "search"),
+    Point("tools.search.index:Index.write", "CACHE/search", "mkdir sync", "search"),
+    Point("tools.search.index:Index.write", "CACHE/search/*", "save chmod sync remove", "search"),
+    Point("tools.search.index:Index.write", "CACHE/search/*.safetensors", "rename", "search"),
     # eval_iterative.py
     Point("evaluation.submission:write", "OUT/submission", "mkdir", "evaluate"),
     Point("evaluation.submission:write", "OUT/submission/iter_*", "mkdir", "evaluate"),
     Point("evaluation.submission:write", "OUT/submission/iter_*/shapes_val_rankings.json", TEXT, "evaluate"),
-    Point("evaluate_run:evaluate_run", "OUT/out.json", TEXT, "evaluate"),
+    Point("cli.evaluate:evaluate_run", "OUT/out.json", TEXT, "evaluate"),
 )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def warm(config: Path) -> None:
     tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the children, and one killed would keep it
     torch.set_num_interop_threads(1)
     for name in ("torch._dynamo", "peft", "accelerate", "transformers", "tests.faults.watch", "cirloop.cli.runner",
-                 "cirloop.cli.evaluate", "cirloop.distributed.worker", "cirloop.captioning.qwen_vl",
+                 "cirloop.cli.evaluate", "cirloop.distributed.worker", "cirloop.captioning.backends.qwen_vl",
                  "cirloop.stages.mine",
                  "transformers.models.qwen2_vl.modeling_qwen2_vl", "transformers.models.qwen2_vl.processing_qwen2_vl",
                  "pydantic_settings.sources", "rich.table", "rich.progress"):  # fmt: skip
@@ -49,7 +49,7 @@ def warm(config: Path) -> None:
     from cirloop.backbones import Item
     from cirloop.backbones.features import VisionFeatures
     from cirloop.config.run import load
-    from cirloop.data.sources import Sources
+    from cirloop.data.paths import Sources
     from cirloop.retrieval.embed import embed
 
     settings = load(["--config", str(config)], config)

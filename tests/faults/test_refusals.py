@@ -15,9 +15,11 @@ def test_refused(case: Case, harness: Harness) -> None:
     directory, ended, ends = meets(harness, case)
     if case.op == "rmtree" and case.point.path in ("RUN/.work", WORK):  # what it served is done
         assert ended.code == 0 and "delete it" in ended.said, ended.said
-    elif case.op == "utime" or (case.op == "mkdir" and case.point.site == "cost:process"):  # the directory is there
+    elif case.op == "utime" or (
+        case.op == "mkdir" and case.point.site == "monitoring.profiling:process"
+    ):  # the directory is there
         assert ended.code == 0, ended.said
-    elif case.point.site.startswith("report.html.page:"):  # no result depends on the report
+    elif case.point.site.startswith("report.page:"):  # no result depends on the report
         assert ended.code == 0 and "the report failed" in ended.said, ended.said
     else:
         assert ended.code == REFUSED, ended.said

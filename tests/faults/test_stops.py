@@ -16,17 +16,17 @@ STOPPED = 75
 INTERRUPTED = 130
 
 STAGES = {
-    "training.gradients:GradientEngine.backward": "checkpoint_iter_1",
+    "training.gradient_engine:GradientEngine.backward": "checkpoint_iter_1",
     "training.trainer:Trainer._save": "checkpoint_iter_1",
     "backbones.features:VisionFeatures.make": "evaluation_base.json",
-    "run:embed": "hard_negatives_iter_0.json",
-    "captioning.eyes:Eyes.write": "augmented_samples_iter_1.json",
-    "stages:mine_split": "hard_negatives_iter_0.json",
+    "stages.context:embed": "hard_negatives_iter_0.json",
+    "captioning.batched_captioner:Eyes.write": "augmented_samples_iter_1.json",
+    "stages.mine:mine_split": "hard_negatives_iter_0.json",
     "evaluation.protocols:metrics": "evaluation_iter_1.json",
-    "launch:training": "checkpoint_iter_0",
+    "distributed.launcher:training": "checkpoint_iter_0",
 }
 """Functions of stages, and the stage that meets them."""
-STEP = "training.gradients:GradientEngine.backward"
+STEP = "training.gradient_engine:GradientEngine.backward"
 
 
 def stopped(harness: Harness, site: str, kind: str, nth: int = 1) -> tuple[Path, Any, str | None]:
@@ -46,7 +46,10 @@ def test_an_exception_in_a_stage(site: str, kind: str, harness: Harness) -> None
 
 
 @pytest.mark.parametrize(
-    "site", one_in(3, ["run:embed", "backbones.features:VisionFeatures.make", "captioning.eyes:Eyes.write"])
+    "site",
+    one_in(
+        3, ["stages.context:embed", "backbones.features:VisionFeatures.make", "captioning.batched_captioner:Eyes.write"]
+    ),
 )
 def test_out_of_memory_in_inference(site: str, harness: Harness) -> None:
     """Ends the run, or is overcome by smaller batches; the files are the same."""

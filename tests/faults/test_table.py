@@ -17,27 +17,29 @@ CALLS = {"write_text", "write_bytes", "write_json", "save_tensors", "save_file",
          "export_chrome_trace"}  # fmt: skip
 ELSEWHERE = {
     # files of a stage's processes; test_processes.py and tests/distributed kill those
-    "jobs": ("write",),
-    "launch": ("_ended", "_run"),
-    "worker": ("_fail", "_log_beside", "_rows_to", "main"),
-    "sharded_worker": ("_caption", "_embed"),
-    "sharded_executor": ("ShardedExecutor._clear", "ShardedExecutor._run"),
-    "cost": ("of_processes", "_save"),  # _save: traces, by request
-    "trackers": ("tracking",),  # by request; tests/test_trackers.py
-    "stages": ("train.build",),  # of a warm-up of no steps
+    "distributed.jobs": ("write",),
+    "distributed.launcher": ("_ended", "_run"),
+    "distributed.worker": ("_fail", "_log_beside", "_rows_to", "main"),
+    "distributed.sharded_worker": ("_caption", "_embed"),
+    "distributed.sharded_executor": ("ShardedExecutor._clear", "ShardedExecutor._run"),
+    "monitoring.profiling": ("of_processes", "_save"),  # _save: traces, by request
+    "monitoring.trackers": ("tracking",),  # by request; tests/test_trackers.py
+    "stages.train": ("train.build",),  # of a warm-up of no steps
     # the cache held to a size, and a nameless file
     "backbones.tensor_cache": ("TensorCache._make_room", "_opened"),
     "retrieval.vectors": ("zeros_or_memmap",),
     # outputs of commands that do their work anew
-    "add_negatives.pipeline": ("add_negatives",),
-    "export.adapter": ("write",),  # an export is made aside and renamed, and what one that was killed left is removed:
-    "export.make": ("_make", "_rename", "export"),  # tests/export/test_refused.py
-    "export.merged": ("write",),
-    "export.reading": ("Reading.save",),
-    "export.sentence_transformers": ("write",),
-    "export_vectors": ("_export_split", "export", "write"),
-    "mine_vectors": ("main",),
-    "score_rankings": ("score_rankings",),
+    "tools.add_negatives.pipeline": ("add_negatives",),
+    "tools.export.adapter": (
+        "write",
+    ),  # an export is made aside and renamed, and what one that was killed left is removed:
+    "tools.export.export": ("_make", "_rename", "export"),  # tests/export/test_refused.py
+    "tools.export.merged": ("write",),
+    "tools.export.prompt_spec": ("Reading.save",),
+    "tools.export.sentence_transformers": ("write",),
+    "tools.export_embeddings": ("_export_split", "export", "write"),
+    "cli.mine_embeddings": ("main",),
+    "cli.score_rankings": ("score_rankings",),
 }
 """Functions that write what the scenes do not, by module, and why."""
 

@@ -23,8 +23,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-WRITERS = {f"artifacts:{name}" for name in ("write_text", "write_json", "write_sealed")}
-WRITERS |= {f"disk:{name}" for name in ("save_tensors", "sweep", "remove", "sync_directory", "sync_tree")}
+WRITERS = {f"artifacts.store:{name}" for name in ("write_text", "write_json", "write_sealed")}
+WRITERS |= {f"artifacts.fs:{name}" for name in ("save_tensors", "sweep", "remove", "sync_directory", "sync_tree")}
 """They write a path for others, who are the call site."""
 SIGNALS = ("SIGKILL", "SIGTERM")
 FAULTS: dict[str, type[BaseException]] = {

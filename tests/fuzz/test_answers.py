@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from cirloop.artifacts.rows import read_augmented
 from cirloop.artifacts.store import Artifact, write_json
-from cirloop.captioning.answers import text_of
 from cirloop.captioning.base import as_words
 from cirloop.captioning.config import CaptioningSettings
-from cirloop.captioning.rewrite import UNPARSEABLE, Candidate, check_form, choose
+from cirloop.captioning.parsing import text_of
+from cirloop.captioning.pipeline import UNPARSEABLE, Candidate, check_form, choose
 from cirloop.types import ImageId, MinedNegative, QueryId
 
 NEGATIVE = MinedNegative(QueryId("q"), ImageId("b"), 1, 0.5, 2, 0.4, "top_k")

@@ -26,7 +26,7 @@ from cirloop.config.runtime import Runtime
 from cirloop.data import circo, cirr, fashioniq, hp_fashioniq
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.distributed.launcher import processes
 from cirloop.negatives.attributes.images import captions_file, metadata
 from cirloop.negatives.attributes.lexicon import load as lexicon

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cirloop.negatives.attribute_mismatch import AttributeMismatch
 from cirloop.negatives.attributes.table import Table
 from cirloop.negatives.attributes.values import agrees, compare_values, join_values
 from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy
-from cirloop.negatives.category_discrepant import CategoryDiscrepant
-from cirloop.negatives.category_mix import CategoryMix
-from cirloop.negatives.group import Group
-from cirloop.negatives.soft import Soft
+from cirloop.negatives.strategies.attribute_mismatch import AttributeMismatch
+from cirloop.negatives.strategies.category_discrepant import CategoryDiscrepant
+from cirloop.negatives.strategies.category_mix import CategoryMix
+from cirloop.negatives.strategies.group import Group
+from cirloop.negatives.strategies.soft import Soft
 from cirloop.types import QueryId, UserError
 from tests.negatives.cases import Case, cases
 

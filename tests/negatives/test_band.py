@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from cirloop.negatives.band import Band, band, below_target
 from cirloop.negatives.base import CandidateBlock, MiningContext
+from cirloop.negatives.strategies.band import Band, band, below_target
 from tests.negatives.cases import Case, cases
 
 

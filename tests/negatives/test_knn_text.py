@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from benchmarks.knn_text_against_loop import Loop
 from cirloop.negatives import knn_text_samples
 from cirloop.negatives.base import MiningContext
-from cirloop.negatives.knn_text import KnnText, thresholds
 from cirloop.negatives.knn_text_samples import (
     Clusters,
     KnnTextParams,
@@ -22,6 +21,7 @@ from cirloop.negatives.knn_text_samples import (
     diverse_first,
     neighbours,
 )
+from cirloop.negatives.strategies.knn_text import KnnText, thresholds
 from cirloop.tools.add_negatives.pipeline import num_clusters_for
 from cirloop.tools.add_negatives.text_reuse import is_generic, max_uses, normal
 from cirloop.types import UserError

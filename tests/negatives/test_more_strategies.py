@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
 from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, sorted_block
-from cirloop.negatives.curriculum import Curriculum
-from cirloop.negatives.diverse import Diverse
-from cirloop.negatives.in_batch import InBatch
-from cirloop.negatives.mixture import Mixture, MixturePart, allocate, derived_context
-from cirloop.negatives.online_hardest import OnlineHardest
-from cirloop.negatives.semantic import Semantic
-from cirloop.negatives.semi_hard import SemiHard
+from cirloop.negatives.strategies.curriculum import Curriculum
+from cirloop.negatives.strategies.diverse import Diverse
+from cirloop.negatives.strategies.in_batch import InBatch
+from cirloop.negatives.strategies.mixture import Mixture, MixturePart, allocate, derived_context
+from cirloop.negatives.strategies.online_hardest import OnlineHardest
+from cirloop.negatives.strategies.semantic import Semantic
+from cirloop.negatives.strategies.semi_hard import SemiHard
 from cirloop.retrieval.ann import kmeans
 from cirloop.types import QueryId, UserError
 from tests.negatives.cases import Case, cases

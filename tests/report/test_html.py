@@ -22,7 +22,7 @@ from cirloop.config.run_dir import run_directory
 from cirloop.report import report_data
 from cirloop.report.builder import rebuild, write_report
 from cirloop.report.charts import Table, draw, name_ticks
-from cirloop.report.metrics import plot_metrics
+from cirloop.report.metrics_section import plot_metrics
 from cirloop.types import UserError
 from tests.commands import command
 from tests.report.pages import Page, read
@@ -125,7 +125,7 @@ def test_mining_captions_sets_loss_and_costs_are_those_of_the_artifacts(finished
 
 
 def _data(config: RunConfig) -> Any:
-    from cirloop.data.sources import Sources
+    from cirloop.data.paths import Sources
 
     return config.data.build(Sources(config.data_dir, config.cache, lambda items, _: items))
 
@@ -136,7 +136,7 @@ def test_false_negatives_are_marked_where_the_data_set_knows_them(finished: Path
     account = content(finished / "accounting_iter_1.json")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MAX_QUERIES", "MAX_IMAGES"):
-            patch.setattr(f"cirloop.report.negatives.{name}", 100)
+            patch.setattr(f"cirloop.report.negatives_section.{name}", 100)
         before = (finished / "report.html").read_bytes()
         try:
             text = write_report(config, store, _data(config)).read_text("utf-8")

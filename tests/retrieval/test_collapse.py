@@ -12,7 +12,7 @@ import pytest
 
 from cirloop.artifacts.store import Store
 from cirloop.data.dataset import grey
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.retrieval.collapse import SAMPLED, mean_cosine
 from cirloop.stages.context import Run
 

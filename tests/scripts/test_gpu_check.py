@@ -134,7 +134,7 @@ import sys
 sys.path[:] = [path for path in sys.path if "-packages" not in path]
 sys.path += [{str(bare)!r}]
 sys.path[:0] = [{str(ROOT / "scripts")!r}, {str(ROOT / "benchmarks")!r}, {str(ROOT / "src")!r}]
-import gpu_check, cirloop.backbones.qwen2_vl, cirloop.captioning.qwen_vl
+import gpu_check, cirloop.backbones.qwen2_vl, cirloop.captioning.backends.qwen_vl
 import cirloop.training.trainer, cirloop.distributed.worker
 """
     link(names, bare)

@@ -13,7 +13,7 @@ import torch
 from cirloop.backbones import Item
 from cirloop.backbones.features import VisionFeatures
 from cirloop.data.images import Blanked
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import topk

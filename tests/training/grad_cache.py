@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 
 from cirloop.training.config import BradleyTerry, InfoNCE, LossPart, LossSum, TripletHinge
-from cirloop.training.gradients import seed_of
+from cirloop.training.gradient_engine import seed_of
 from cirloop.training.trainer import Trainer
 from tests.training.test_trainer import trainer_of
 

@@ -13,7 +13,7 @@ from torch import nn
 from cirloop.backbones import LoraSettings, Qwen2VLSettings
 from cirloop.backbones.config import Blip2Settings, ClipCombinerSettings
 from cirloop.training import TrainingSettings
-from cirloop.training.masters import Masters
+from cirloop.training.master_weights import Masters
 from cirloop.types import UserError
 from tests.training.test_trainer import train, trainer_of
 

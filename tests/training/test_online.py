@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cirloop.negatives.base import MiningContext
-from cirloop.negatives.online_hardest import OnlineHardest
+from cirloop.negatives.strategies.online_hardest import OnlineHardest
 from cirloop.training.batches import Batch
 from cirloop.training.config import TrainingSettings
-from cirloop.training.gradients import marks_of
+from cirloop.training.gradient_engine import marks_of
+from cirloop.training.hard_candidates import online_mask, rows_of
 from cirloop.training.losses import Marks, info_nce
-from cirloop.training.online import online_mask, rows_of
 from tests.negatives.cases import Case, cases
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cirloop.backbones.base import Grid, VisionInput
-from cirloop.backbones.halves import in_halves
-from cirloop.backbones.loading import loaded
+from cirloop.backbones.oom_retry import in_halves
+from cirloop.backbones.prefetch import loaded
 from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring import profiling

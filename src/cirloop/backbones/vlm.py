@@ -22,9 +22,9 @@ from torch import nn
 from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.adapter import PREFIX, TARGETS, Adapted
 from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
+from cirloop.backbones.numerics_check import compile_layers, prove_embeddings, prove_gradient, uncompiled
 from cirloop.backbones.packing import check_packing, let_sdpa_take_rows, pack
 from cirloop.backbones.prompts import IMAGE, PROMPT, filled, fitting
-from cirloop.backbones.proof import compile_layers, prove_embeddings, prove_gradient, uncompiled
 from cirloop.backbones.vision import TOWERS, Inputs, VisionBase, load_vlm
 from cirloop.backbones.weights import resolve, resolve_adapter
 from cirloop.types import ImageId, UserError

@@ -71,7 +71,7 @@ class QwenFoundation(LoadedFoundation):
         return self
 
     def build(self, shared: Any | None = None) -> Captioner:
-        from cirloop.captioning.qwen_vl import CAPTIONERS
+        from cirloop.captioning.backends.qwen_vl import CAPTIONERS
 
         return CAPTIONERS[self.type](self, shared)
 
@@ -126,7 +126,7 @@ class LlavaFoundation(LoadedFoundation):
         return resolve(self.path, "llava", "llava_next", "llava_onevision")
 
     def build(self, shared: Any | None = None) -> Captioner:
-        from cirloop.captioning.pictures import LlavaCaptioner
+        from cirloop.captioning.backends.hf_captioner import LlavaCaptioner
 
         return LlavaCaptioner(self, shared)
 
@@ -144,7 +144,7 @@ class GenericFoundation(LoadedFoundation):
         return resolve(self.path)
 
     def build(self, shared: Any | None = None) -> Captioner:
-        from cirloop.captioning.pictures import PictureCaptioner
+        from cirloop.captioning.backends.hf_captioner import PictureCaptioner
 
         return PictureCaptioner(self, shared)
 
@@ -176,7 +176,7 @@ class VllmFoundation(Foundation):
         return resolve(self.path)
 
     def build(self, shared: Any | None = None) -> Captioner:
-        from cirloop.captioning.vllm_engine import VllmCaptioner
+        from cirloop.captioning.backends.vllm_engine import VllmCaptioner
 
         return VllmCaptioner(self)
 
@@ -196,12 +196,12 @@ class TemplateFoundation(Foundation):
         return Path(str(files("cirloop.captioning")))
 
     def weights(self) -> str:
-        from cirloop.captioning.template import VERSION
+        from cirloop.captioning.backends.template import VERSION
 
         return fingerprint(VERSION)
 
     def build(self, shared: Any | None = None) -> Captioner:
-        from cirloop.captioning.template import TemplateCaptioner
+        from cirloop.captioning.backends.template import TemplateCaptioner
 
         return TemplateCaptioner()
 

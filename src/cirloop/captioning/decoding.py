@@ -15,7 +15,7 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
 from cirloop.captioning.base import without_padding
-from cirloop.captioning.reading import KeysValues, Reading
+from cirloop.captioning.prefix_cache import KeysValues, Reading
 
 
 class Roomy(DynamicLayer):

@@ -15,7 +15,7 @@ from cirloop.cli.score_rankings import score_rankings
 from cirloop.config import cli, notices
 from cirloop.config.run import RunConfig, explain
 from cirloop.data import Dataset, benchmarks, locations
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.significance import compared
 from cirloop.monitoring.console import marked, progress

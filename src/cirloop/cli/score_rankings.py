@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cirloop.artifacts.store import write_json
-from cirloop.data import benchmarks, sources
+from cirloop.data import benchmarks, paths
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.protocols import SUBSET_KS, Places, describe, metrics, places_of
 from cirloop.monitoring.console import table
@@ -37,7 +37,7 @@ def score_rankings(
     problems = Problems()
     parts = benchmarks.judged(eval_dataset, data_dir, gallery, problems)
     problems.stop(f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout.")
-    for note in filter(None, map(sources.unofficial, parts)):
+    for note in filter(None, map(paths.unofficial, parts)):
         logger.warning("%s", note)
     labelled = all(part.relevance is not None for part in parts)
     if not labelled and benchmark not in submission.BENCHMARKS:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.sources import Sources, eval_splits, note_blanks
+from cirloop.data.paths import Sources, eval_splits, note_blanks
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 from cirloop.validation import Problems

@@ -15,7 +15,7 @@ from cirloop.data.images import Blanked
 from cirloop.types import EvalProtocol, EvalSplit, Gallery, Images, Query, TrainSplit, Triplet, UserError
 
 if TYPE_CHECKING:
-    from cirloop.data.sources import Sources
+    from cirloop.data.paths import Sources
 
 GREY = "/grey"
 """Ends the gallery's name of a split whose pictures are grey."""

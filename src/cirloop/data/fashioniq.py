@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
-from cirloop.data.sources import Sources, eval_splits, note_blanks, train_split
+from cirloop.data.paths import Sources, eval_splits, note_blanks, train_split
 from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
 from cirloop.validation import Problems
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from cirloop.data import fashioniq
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
-from cirloop.data.sources import Sources, eval_splits, note_blanks
+from cirloop.data.paths import Sources, eval_splits, note_blanks
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import (
     EvalProtocol,

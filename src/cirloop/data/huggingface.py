@@ -21,7 +21,7 @@ from cirloop.data import own, triplets
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import Packed, Picture
 from cirloop.data.names import composed
-from cirloop.data.sources import Sources, eval_splits, train_split
+from cirloop.data.paths import Sources, eval_splits, train_split
 from cirloop.data.tables import COLUMNS, Tables
 from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
 from cirloop.validation import Entry, Problems

@@ -18,7 +18,7 @@ from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.folder import walk
 from cirloop.data.images import Picture, leads_out
 from cirloop.data.names import spelled
-from cirloop.data.sources import Sources, eval_splits, train_split
+from cirloop.data.paths import Sources, eval_splits, train_split
 from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
 from cirloop.validation import Problems
 

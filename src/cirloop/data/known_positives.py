@@ -14,6 +14,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
+from cirloop.artifacts.rows import read_augmented
+from cirloop.artifacts.store import Artifact
 from cirloop.types import AugmentedTriplet, ImageId, Query, QueryId, TrainSplit, Triplet
 
 LINE = "positives of the line"
@@ -90,3 +92,15 @@ class KnownPositives:
 
     def _key(self, reference: ImageId, text: str) -> Key:
         return self.content(reference), normal_text(text)
+
+
+def read_confirmed(artifact: Artifact) -> list[Confirmed]:
+    """Texts that the captioner wrote for mined images and no check found wrong, but for those of accepted triplets."""
+    return [(r["reference"], r["text"], r["image"]) for r in artifact.read()["rejected"] if r["reason"] in SAID_RIGHT]
+
+
+def known_positives(train: TrainSplit, samples: Sequence[Artifact]) -> KnownPositives:
+    """What is right by the training lines and by the augmented samples so far."""
+    augmented = [row for each in samples for row in read_augmented(each)]
+    confirmed = [pair for each in samples for pair in read_confirmed(each)]
+    return KnownPositives.of(train, augmented, confirmed)

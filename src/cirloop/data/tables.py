@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.io import parse
 from cirloop.types import UserError
 from cirloop.validation import Problems

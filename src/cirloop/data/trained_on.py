@@ -11,7 +11,7 @@ from cirloop.data.cirr import CirrSettings
 from cirloop.data.fashioniq import FashionIQSettings
 from cirloop.data.huggingface import HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.types import TrainSplit, UserError
 
 TrainedOn = Annotated[

@@ -12,9 +12,9 @@ from accelerate import PartialState
 
 from cirloop.artifacts.store import fingerprint, write_json
 from cirloop.backbones.features import VisionFeatures
-from cirloop.captioning.eyes import Eyes
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.config.run import RunConfig
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.distributed.jobs import ShardJob
 from cirloop.monitoring import profiling
 from cirloop.monitoring.console import progress

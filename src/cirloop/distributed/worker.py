@@ -22,11 +22,12 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
 from cirloop.artifacts.fs import explain
-from cirloop.artifacts.rows import known_positives, read_augmented, read_mined
+from cirloop.artifacts.rows import read_augmented, read_mined
 from cirloop.artifacts.store import Artifact, write_json, write_text
 from cirloop.backbones.features import VisionFeatures
 from cirloop.config.run import RunConfig, from_json
-from cirloop.data.sources import Sources
+from cirloop.data.known_positives import known_positives
+from cirloop.data.paths import Sources
 from cirloop.distributed import jobs
 from cirloop.distributed.jobs import Job, ShardJob, TrainJob
 from cirloop.distributed.sharded_worker import do_share, see_together
@@ -34,7 +35,7 @@ from cirloop.monitoring import events, live, preemption, profiling
 from cirloop.monitoring.console import Safe, progress, start_logging
 from cirloop.monitoring.costs import PROFILE
 from cirloop.training.batches import Batches
-from cirloop.training.gradients import seed_of
+from cirloop.training.gradient_engine import seed_of
 from cirloop.training.health import BadBatch
 from cirloop.training.trainer import Trainer
 from cirloop.types import ImageId, QueryId, TrainSplit, UserError

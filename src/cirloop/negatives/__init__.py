@@ -5,26 +5,26 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from cirloop.config.base import Settings, default_type
-from cirloop.negatives.attribute_mismatch import AttributeMismatch
-from cirloop.negatives.band import Band
 from cirloop.negatives.base import Strategy
-from cirloop.negatives.category_discrepant import CategoryDiscrepant
-from cirloop.negatives.category_mix import CategoryMix
-from cirloop.negatives.curriculum import Curriculum
-from cirloop.negatives.diverse import Diverse
 from cirloop.negatives.filters import FilterConfig
-from cirloop.negatives.group import Group
-from cirloop.negatives.in_batch import InBatch
-from cirloop.negatives.knn_text import KnnText
-from cirloop.negatives.margin import Margin
-from cirloop.negatives.mixture import Mixture, MixturePart
-from cirloop.negatives.none import NoMining
-from cirloop.negatives.online_hardest import OnlineHardest
-from cirloop.negatives.random import Random
-from cirloop.negatives.semantic import Semantic
-from cirloop.negatives.semi_hard import SemiHard
-from cirloop.negatives.soft import Soft
-from cirloop.negatives.top_k import TopK
+from cirloop.negatives.strategies.attribute_mismatch import AttributeMismatch
+from cirloop.negatives.strategies.band import Band
+from cirloop.negatives.strategies.category_discrepant import CategoryDiscrepant
+from cirloop.negatives.strategies.category_mix import CategoryMix
+from cirloop.negatives.strategies.curriculum import Curriculum
+from cirloop.negatives.strategies.diverse import Diverse
+from cirloop.negatives.strategies.group import Group
+from cirloop.negatives.strategies.in_batch import InBatch
+from cirloop.negatives.strategies.knn_text import KnnText
+from cirloop.negatives.strategies.margin import Margin
+from cirloop.negatives.strategies.mixture import Mixture, MixturePart
+from cirloop.negatives.strategies.none import NoMining
+from cirloop.negatives.strategies.online_hardest import OnlineHardest
+from cirloop.negatives.strategies.random import Random
+from cirloop.negatives.strategies.semantic import Semantic
+from cirloop.negatives.strategies.semi_hard import SemiHard
+from cirloop.negatives.strategies.soft import Soft
+from cirloop.negatives.strategies.top_k import TopK
 from cirloop.retrieval.config import IndexSettings, Search
 
 # TopK last: `--help` shows the last one's name and defaults.

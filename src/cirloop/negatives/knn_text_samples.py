@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cirloop.negatives.base import Floats, Mask, Rows
-from cirloop.negatives.knn_text import RAISES, thresholds
+from cirloop.negatives.strategies.knn_text import RAISES, thresholds
 
 Progress = Callable[[Sequence[int]], Iterable[int]]
 BLOCK = 8192

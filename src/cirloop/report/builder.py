@@ -15,7 +15,7 @@ from cirloop.config import notices
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
 from cirloop.data import Dataset
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.loop import plan
 from cirloop.monitoring import events
 from cirloop.monitoring.console import progress

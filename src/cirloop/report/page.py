@@ -16,11 +16,11 @@ from cirloop.artifacts.fs import named
 from cirloop.artifacts.store import write_text
 from cirloop.io.redact import safe
 from cirloop.report import (
-    captions,
+    captions_section,
     costs_section,
-    environment,
-    metrics,
-    negatives,
+    environment_section,
+    metrics_section,
+    negatives_section,
     query_changes,
     report_data,
     training_curves,
@@ -36,18 +36,18 @@ def write(data: ReportData) -> Path:
     """Write `report.html` and `figures/`; returns the page's path. Raises UserError for an artifact that cannot be
     read, OSError where the disk refuses."""
     began, path = time.monotonic(), data.directory / FILE
-    thumbnails, evaluated = Thumbnails(), metrics.evaluations(data)
+    thumbnails, evaluated = Thumbnails(), metrics_section.evaluations(data)
     changes = query_changes.section(data, evaluated, thumbnails)
-    mined, mined_summaries = negatives.section(data, thumbnails)
-    texts, text_summaries = captions.section(data, thumbnails)
+    mined, mined_summaries = negatives_section.section(data, thumbnails)
+    texts, text_summaries = captions_section.section(data, thumbnails)
     sections = [
-        metrics.section(data, evaluated),
+        metrics_section.section(data, evaluated),
         changes,
         mined,
         texts,
         training_curves.section(data, mined_summaries, text_summaries),
         costs_section.section(data),
-        environment.section(data),
+        environment_section.section(data),
     ]
     write_figures(data.directory / FIGURES, sections)
     text = _template().render(
@@ -69,7 +69,7 @@ def write_figures(directory: Path, sections: Sequence[Section]) -> None:
                 (directory / path).write_bytes(content)
 
 
-def _headlines(data: ReportData, evaluated: Sequence[metrics.Evaluation]) -> list[tuple[str, str, str, str]]:
+def _headlines(data: ReportData, evaluated: Sequence[metrics_section.Evaluation]) -> list[tuple[str, str, str, str]]:
     """Metrics of the last evaluation: name, percent, standard error, and what was gained on the first, in points."""
     if not evaluated:
         return []

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from cirloop.report.charts import Table
-from cirloop.report.metrics import Evaluation
+from cirloop.report.metrics_section import Evaluation
 from cirloop.report.report_data import (
     Card,
     Examples,

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cirloop.report.charts import Chart, Table, draw
-from cirloop.report.negatives import Summaries
+from cirloop.report.negatives_section import Summaries
 from cirloop.report.report_data import ReportData, Section
 
 MAX_POINTS = 300

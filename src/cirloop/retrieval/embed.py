@@ -15,7 +15,7 @@ import torch
 from cirloop.backbones import Item
 from cirloop.backbones.base import each_once
 from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.halves import in_halves
+from cirloop.backbones.oom_retry import in_halves
 from cirloop.monitoring import profiling
 from cirloop.types import Query
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cirloop.artifacts.rows import read_augmented, read_mined
 from cirloop.artifacts.store import Artifact, write_json
-from cirloop.captioning import rewrite
+from cirloop.captioning import pipeline
 from cirloop.data.known_positives import normal_text
 from cirloop.stages.context import Run
 from cirloop.types import (
@@ -35,17 +35,17 @@ def caption(
         queries = {t.query.id: t.query for t in train.triplets}
         eyes = run.asked(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration
-        candidates = rewrite.write_candidates(eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite)
-        candidates = [rewrite.check_form(c, settings) for c in candidates]
+        candidates = pipeline.write_candidates(eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite)
+        candidates = [pipeline.check_form(c, settings) for c in candidates]
         if settings.verify:
-            candidates = rewrite.verify(eyes, candidates, settings, prompts.verify)
+            candidates = pipeline.verify(eyes, candidates, settings, prompts.verify)
         name = eyes.name
         del eyes  # before the embedder comes in
         if settings.round_trip:
-            candidates = rewrite.check_round_trip(candidates, settings, round_trip)
+            candidates = pipeline.check_round_trip(candidates, settings, round_trip)
         written = [each.triplet for artifact in before for each in read_augmented(artifact)]
         known = {(t.query.reference, normal_text(t.query.text)) for t in (*train.triplets, *written)}
-        accepted, rejected = rewrite.choose(candidates, known, settings, iteration, name)
+        accepted, rejected = pipeline.choose(candidates, known, settings, iteration, name)
         reasons = sorted({c.reason for c in rejected})
         write_json(path, run.mark | {
             "schema": 1, "iteration": iteration,

@@ -16,7 +16,7 @@ from cirloop.artifacts.store import Artifact, Store, fingerprint
 from cirloop.backbones import Item
 from cirloop.backbones.config import SimulatedSettings
 from cirloop.backbones.weights import is_adapter
-from cirloop.captioning.eyes import Asked, Eyes
+from cirloop.captioning.batched_captioner import Asked, Eyes
 from cirloop.config import notices
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import CONFIG as CONFIG

@@ -15,7 +15,7 @@ import torch
 
 from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning.base import Ask
-from cirloop.captioning.eyes import Eyes
+from cirloop.captioning.batched_captioner import Eyes
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.distributed.worker import accelerator

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.rows import known_positives
 from cirloop.artifacts.store import Artifact, file_digest, write_json
 from cirloop.backbones import Item
 from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
 from cirloop.data.dataset import grey
-from cirloop.data.known_positives import KINDS, REFERENCE, TARGET, KnownPositives
+from cirloop.data.known_positives import KINDS, REFERENCE, TARGET, KnownPositives, known_positives
 from cirloop.negatives import MiningSettings, miner
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.negatives.base import Floats, MiningContext, gallery_indices

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils.memory import clear_device_cache
 
 from cirloop.backbones.features import VisionFeatures
-from cirloop.captioning.lending import lends
+from cirloop.captioning.weight_sharing import lends
 from cirloop.config.run import RunConfig
 
 if TYPE_CHECKING:

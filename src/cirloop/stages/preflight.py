@@ -9,7 +9,7 @@ from dataclasses import asdict
 from cirloop.artifacts.store import write_json
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.distributed import launcher
 from cirloop.monitoring import trackers
 from cirloop.monitoring.console import progress

@@ -26,7 +26,7 @@ from cirloop.cli.evaluate import BASE, chosen
 from cirloop.cli.runner import done_iterations
 from cirloop.config import cli, notices
 from cirloop.config.run import explain
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.vectors import validate_embeddings

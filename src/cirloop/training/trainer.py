@@ -24,9 +24,9 @@ from cirloop.monitoring import oom, preemption, profiling
 from cirloop.training.batches import Batches
 from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.training.config import TrainingSettings
-from cirloop.training.gradients import GradientEngine, QueryCandidateModule
+from cirloop.training.gradient_engine import GradientEngine, QueryCandidateModule
 from cirloop.training.health import BadBatch, bad_row
-from cirloop.training.masters import Masters
+from cirloop.training.master_weights import Masters
 from cirloop.training.sharded import gather_parameters, gather_tensor, replaced, reshard_all, shard_like, unsharded
 from cirloop.types import UserError
 

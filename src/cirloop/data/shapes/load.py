@@ -11,10 +11,10 @@ from pydantic import Field
 
 from cirloop.data.dataset import Dataset, DatasetSettings
 from cirloop.data.images import DrawnImages
+from cirloop.data.paths import Sources
 from cirloop.data.shapes.language import read
 from cirloop.data.shapes.scene import Draws, Scene, differences, results
 from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, held_out
-from cirloop.data.sources import Sources
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,

@@ -60,7 +60,7 @@ class _Worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = names[gpu] if names else str(gpu)
         import torch
 
-        from cirloop.backbones.loading import loaded
+        from cirloop.backbones.prefetch import loaded
         from cirloop.data.images import FileImages
         from cirloop.tools.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder
 

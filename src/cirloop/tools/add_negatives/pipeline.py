@@ -13,8 +13,8 @@ import numpy as np
 
 from cirloop.artifacts.store import file_digest, write_json
 from cirloop.monitoring.console import progress
-from cirloop.negatives.knn_text import thresholds
 from cirloop.negatives.knn_text_samples import Clusters, SamplePool, choose, neighbours
+from cirloop.negatives.strategies.knn_text import thresholds
 from cirloop.tools.add_negatives import samples as reading
 from cirloop.tools.add_negatives.advice import advice
 from cirloop.tools.add_negatives.config import AddNegativesConfig

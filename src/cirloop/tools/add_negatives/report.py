@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from cirloop.negatives.knn_text import RAISES, thresholds
 from cirloop.negatives.knn_text_samples import (
     DIVERSE,
     HARD,
@@ -21,6 +20,7 @@ from cirloop.negatives.knn_text_samples import (
     diverse_first,
 )
 from cirloop.negatives.report import quartiles
+from cirloop.negatives.strategies.knn_text import RAISES, thresholds
 from cirloop.tools.add_negatives.config import AddNegativesConfig
 from cirloop.tools.add_negatives.encode import Encoded, devices
 from cirloop.tools.add_negatives.samples import UniqueItems

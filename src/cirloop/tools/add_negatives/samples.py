@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from cirloop.data.image_check import bad_images
 from cirloop.data.images import FileImages, leads_out
-from cirloop.data.verify import bad_images
 from cirloop.io import parse
 from cirloop.negatives.base import Rows
 from cirloop.tools.add_negatives import locate

@@ -33,7 +33,7 @@ class DemoConfig(Searched):
 def main(argv: Sequence[str]) -> None:
     """Raises UserError for what is wrong with the flags, the run, the folder or the port."""
     options = parse(DemoConfig, argv, PROGRAM)
-    from cirloop.tools.demo.desk import Desk
+    from cirloop.tools.demo.image_registry import Desk
     from cirloop.tools.demo.page import blocks
     from cirloop.tools.demo.server import HOST, application, listening, serve
 

@@ -10,8 +10,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 from gradio.events import api
 
-from cirloop.tools.demo import markup
-from cirloop.tools.demo.desk import Desk
+from cirloop.tools.demo import html
+from cirloop.tools.demo.image_registry import Desk
 from cirloop.tools.search.engine import MAX_TEXT, Engine, Outside
 from cirloop.tools.search.queries import content
 from cirloop.types import ImageId, UserError
@@ -42,18 +42,18 @@ class Page:
         if note and history[-1:] != [(key, text)]:
             history = [*history, (key, text)]
         right = gr.update(value=answers[1], visible=True) if len(answers) > 1 else gr.update(value="", visible=False)
-        return [key, history, markup.chosen(key, reference), text, "", answers[0], right]
+        return [key, history, html.chosen(key, reference), text, "", answers[0], right]
 
     def _results(self, label: str, key: str | None, text: str) -> str:
         reference = self._desk.reference(key) if key else None
         found = self._engine.search(self._engine.label(label), reference, text or None, self._k)
         known = self._engine.gallery.right or {}
         right = frozenset() if isinstance(reference, Outside) else known.get((reference or "", text), frozenset())
-        return markup.results(label, found, self._desk.digests, right)
+        return html.results(label, found, self._desk.digests, right)
 
     def _kept(self, key: str | None, text: str, history: History, problem: str) -> list[Any]:
         """For `shown`: the results as they are, with a message."""
-        return [key, history, gr.skip(), text, markup.message(problem), gr.skip(), gr.skip()]
+        return [key, history, gr.skip(), text, html.message(problem), gr.skip(), gr.skip()]
 
     def choose(self, event: gr.EventData, key: str | None, text: str, history: History) -> list[Any]:
         """Make the picture that was clicked or uploaded the reference; a result's comes without the old text."""
@@ -64,7 +64,7 @@ class Page:
             reference = self._desk.reference(str(given))
         except UserError as error:
             return self._kept(key, text, history, str(error))
-        return [given, history, markup.chosen(str(given), reference), text, "", gr.skip(), gr.skip()]
+        return [given, history, html.chosen(str(given), reference), text, "", gr.skip(), gr.skip()]
 
     def go_on(self, event: gr.EventData, key: str | None, text: str, history: History) -> list[Any]:
         """`choose` of a result: the text was about the reference before."""
@@ -80,14 +80,14 @@ class Page:
         return self.ask(*history[-2], history[:-1], first, second, note=False)
 
     def clear(self, text: str, history: History) -> list[Any]:
-        return [None, history, markup.chosen(None, None), text, "", gr.skip(), gr.skip()]
+        return [None, history, html.chosen(None, None), text, "", gr.skip(), gr.skip()]
 
     def strip(self, wanted: str, start: int) -> tuple[int, str]:
         """SHOWN pictures whose name holds `wanted`, from the `start`-th on, and where they really start."""
         words = wanted.lower()
         ids = [image for image in self._engine.gallery.ids if words in image.lower()]
         start = max(0, min(start, (len(ids) - 1) // SHOWN * SHOWN))
-        return start, markup.strip(ids[start : start + SHOWN], self._desk.digests, start, len(ids))
+        return start, html.strip(ids[start : start + SHOWN], self._desk.digests, start, len(ids))
 
     def api(self, reference: str, text: str, iteration: str, k: int) -> dict[str, Any]:
         """Search with the id of a picture of the gallery, a text, or both; empty ones are left out, and an empty
@@ -110,7 +110,7 @@ class Layout:
     def __init__(self, engine: Engine, page: Page, examples: str, label: str) -> None:
         self.key, self.history, self.start = gr.State(None), gr.State([]), gr.State(0)
         _html(
-            markup.head(str(engine.directory), engine.gallery.name, len(engine.gallery.ids), engine.notices),
+            html.head(str(engine.directory), engine.gallery.name, len(engine.gallery.ids), engine.notices),
             js_on_load=None,
         )
         with gr.Row():
@@ -118,15 +118,15 @@ class Layout:
                 self._pick(page)
             with gr.Column(scale=4):
                 self._ask(engine.labels(), label)
-                self.examples = _html(examples, js_on_load=markup.CLICKS)
+                self.examples = _html(examples, js_on_load=html.CLICKS)
         self.shown = [self.key, self.history, self.chosen, self.text, self.message, self.left, self.right]
         self.asked = [self.key, self.text, self.history, self.first, self.second]
 
     def _pick(self, page: Page) -> None:
-        self.chosen = _html(markup.chosen(None, None), js_on_load=markup.UPLOADS)
+        self.chosen = _html(html.chosen(None, None), js_on_load=html.UPLOADS)
         self.clear = gr.Button("No reference", size="sm")
         self.wanted = gr.Textbox(label="Pictures whose name contains", max_length=MAX_TEXT)
-        self.strip = _html(page.strip("", 0)[1], js_on_load=markup.CLICKS)
+        self.strip = _html(page.strip("", 0)[1], js_on_load=html.CLICKS)
         with gr.Row():
             self.before, self.after = gr.Button("Earlier", size="sm"), gr.Button("Later", size="sm")
 
@@ -148,8 +148,8 @@ class Layout:
                 self.back = gr.Button("Back", size="md")
         self.message = _html(js_on_load=None)
         with gr.Row():
-            self.left = _html(js_on_load=markup.CLICKS)
-            self.right = _html(js_on_load=markup.CLICKS, visible=False)
+            self.left = _html(js_on_load=html.CLICKS)
+            self.right = _html(js_on_load=html.CLICKS, visible=False)
 
 
 def blocks(engine: Engine, desk: Desk, label: str, k: int) -> gr.Blocks:
@@ -157,7 +157,7 @@ def blocks(engine: Engine, desk: Desk, label: str, k: int) -> gr.Blocks:
     page = Page(engine, desk, k)
     made: gr.Blocks
     with gr.Blocks(title=f"Search {engine.gallery.name}", analytics_enabled=False, fill_width=True) as made:
-        on = Layout(engine, page, markup.examples(_examples(engine), desk.digests), label)
+        on = Layout(engine, page, html.examples(_examples(engine), desk.digests), label)
         private: dict[str, Any] = {"api_visibility": "private", "queue": False}  # the engine's lock is the queue
         changed = [on.ask.click, on.text.submit, on.first.input, on.second.input]
         gr.on(changed, page.ask, on.asked, on.shown, **private)

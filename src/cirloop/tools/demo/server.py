@@ -19,7 +19,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 
 from cirloop.io.redact import safe
-from cirloop.tools.demo.desk import Desk
+from cirloop.tools.demo.image_registry import Desk
 from cirloop.tools.search.engine import MAX_FILE
 from cirloop.types import UserError
 

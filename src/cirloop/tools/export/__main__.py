@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     except ValidationError as error:
         raise UserError(explain(error, PROGRAM)) from None
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    from cirloop.tools.export.make import export
+    from cirloop.tools.export.export import export
 
     export(
         options.experiment_dir, options.iteration, options.format, options.output, options.overwrite,

@@ -10,7 +10,7 @@ from cirloop.artifacts.fs import named
 from cirloop.artifacts.store import write_json
 from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS
 from cirloop.io import parse
-from cirloop.tools.export.trained import Trained
+from cirloop.tools.export.source import Trained
 
 BASE = "base"
 PARTS_OF_A_MODEL = {".safetensors", ".json", ".jinja", ".txt", ".model"}

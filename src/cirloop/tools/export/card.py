@@ -17,10 +17,10 @@ from cirloop.config import notices
 from cirloop.io import parse
 from cirloop.io.redact import plain, safe
 from cirloop.monitoring.console import metric_rows
-from cirloop.tools.export.proof import ALIKE, EXACT, Difference
-from cirloop.tools.export.reading import Reading
+from cirloop.tools.export.prompt_spec import Reading
+from cirloop.tools.export.roundtrip import ALIKE, EXACT, Difference
+from cirloop.tools.export.source import ADAPTER, MERGED, SENTENCE_TRANSFORMERS, Trained
 from cirloop.tools.export.templates import code, render
-from cirloop.tools.export.trained import ADAPTER, MERGED, SENTENCE_TRANSFORMERS, Trained
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)

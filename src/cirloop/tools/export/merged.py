@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from cirloop.artifacts.fs import as_os_error
 from cirloop.backbones.weights import PARTS_WEIGHTS
-from cirloop.tools.export.trained import Trained
+from cirloop.tools.export.source import Trained
 
 SHARD = "5GB"
 

@@ -14,8 +14,8 @@ from transformers import AutoConfig
 
 from cirloop.artifacts.store import write_json
 from cirloop.tools.export import merged
-from cirloop.tools.export.reading import Reading
-from cirloop.tools.export.trained import Trained
+from cirloop.tools.export.prompt_spec import Reading
+from cirloop.tools.export.source import Trained
 
 HIDDEN = {"method": "forward", "method_output_name": "last_hidden_state"}
 MODULES = (

@@ -17,7 +17,7 @@ from cirloop.artifacts.store import fingerprint
 from cirloop.config.run import RunConfig
 from cirloop.data.folder import endings, walk
 from cirloop.data.images import FileImages
-from cirloop.data.sources import Sources
+from cirloop.data.paths import Sources
 from cirloop.monitoring.console import progress
 from cirloop.types import EvalSplit, ImageId, Images, Query
 from cirloop.validation import Problems

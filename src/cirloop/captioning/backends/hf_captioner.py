@@ -24,8 +24,8 @@ from cirloop.captioning.base import (
     without_padding,
     yes_and_no,
 )
-from cirloop.captioning.lending import base_of, lends
 from cirloop.captioning.prompts import Prompt
+from cirloop.captioning.weight_sharing import base_of, lends
 from cirloop.monitoring import profiling
 from cirloop.types import UserError
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cirloop.artifacts.fs import named, remove, sync_directory, sync_tree
 from cirloop.artifacts.store import write_json, write_text
-from cirloop.tools.export import adapter, hub, merged, proof, sentence_transformers
+from cirloop.tools.export import adapter, hub, merged, roundtrip, sentence_transformers
 from cirloop.tools.export.card import card, code_of
-from cirloop.tools.export.reading import Reading, reading_of
-from cirloop.tools.export.trained import ADAPTER, SENTENCE_TRANSFORMERS, Trained, trained
+from cirloop.tools.export.prompt_spec import Reading, reading_of
+from cirloop.tools.export.source import ADAPTER, SENTENCE_TRANSFORMERS, Trained, trained
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -73,13 +73,13 @@ def _make(model: Trained, to: str, aside: Path, where: str, pushed: bool, data_l
     """The files of an export, proven by the card's own code. The run's model is gone before the other is loaded."""
     backbone = model.settings.build(model.checkpoint.path)  # type: ignore[attr-defined]
     reading = reading_of(backbone)
-    given = proof.inputs(reading.signs)
-    expected, fingerprint = proof.vectors_of(backbone, given), backbone.fingerprint
+    given = roundtrip.inputs(reading.signs)
+    expected, fingerprint = roundtrip.vectors_of(backbone, given), backbone.fingerprint
     del backbone
     gc.collect()
     _write(model, to, reading, aside)
     code = code_of(model, to, reading, where, pushed)
-    found = proof.compared(code, str(aside), given, expected, model.settings.dtype)
+    found = roundtrip.compared(code, str(aside), given, expected, model.settings.dtype)
     write_text(aside / "README.md", card(model, to, reading, where, pushed, found, data_license))
     said = {"schema": 1, "format": to, "iteration": model.iteration, "checkpoint": model.checkpoint.digest,
             "model": fingerprint, "largest_difference": found.largest}  # fmt: skip

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy
-from cirloop.negatives.mixture import choose_from_parts, reject_ignored_settings
+from cirloop.negatives.strategies.mixture import choose_from_parts, reject_ignored_settings
 
 if TYPE_CHECKING:
     from cirloop.negatives.base import Strategy as AnyStrategy  # in the running program the union, as in `mixture`

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.attributes.fitting import eligible_by_attributes
+from cirloop.negatives.attributes.eligible import eligible_by_attributes
 from cirloop.negatives.base import CandidateBlock, Floats, Mask, MiningContext, Rows, Strategy
 from cirloop.retrieval.dense import all_scores
 

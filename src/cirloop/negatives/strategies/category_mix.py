@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cirloop.negatives.base import CandidateBlock, Floats, Mask, MiningContext, Rows, Selection, Strategy, top_of
-from cirloop.negatives.mixture import allocate
+from cirloop.negatives.strategies.mixture import allocate
 from cirloop.types import UserError
 
 

@@ -23,9 +23,9 @@ from cirloop.captioning.base import (
     signs,
 )
 from cirloop.captioning.decoding import decode
-from cirloop.captioning.lending import base_of, lends
+from cirloop.captioning.prefix_cache import Reading, read
 from cirloop.captioning.prompts import Prompt
-from cirloop.captioning.reading import Reading, read
+from cirloop.captioning.weight_sharing import base_of, lends
 from cirloop.monitoring import profiling
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from cirloop.backbones.similarity import similarity
 from cirloop.monitoring import profiling
 from cirloop.training.batches import Batch, Batches
 from cirloop.training.config import TrainingSettings
+from cirloop.training.hard_candidates import online_mask, rows_of
 from cirloop.training.losses import Marks
-from cirloop.training.masters import Masters
-from cirloop.training.online import online_mask, rows_of
+from cirloop.training.master_weights import Masters
 from cirloop.training.sharded import AllGatherWithGrad
 
 

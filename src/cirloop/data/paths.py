@@ -19,9 +19,9 @@ from typing import Any
 from cirloop.artifacts import schema
 from cirloop.artifacts.store import fingerprint, write_sealed
 from cirloop.data import locations
+from cirloop.data.image_check import WORKERS, bad_images
 from cirloop.data.images import NOT_THERE, FileImages, Picture, stamp
 from cirloop.data.names import Alike
-from cirloop.data.verify import WORKERS, bad_images
 from cirloop.types import EvalSplit, Gallery, ImageId, Judged, QueryId, TrainSplit, Triplet, UserError
 from cirloop.validation import Problems
 

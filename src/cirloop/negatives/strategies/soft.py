@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.attributes.fitting import eligible_by_attributes
+from cirloop.negatives.attributes.eligible import eligible_by_attributes
 from cirloop.negatives.attributes.table import Agreement
 from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
 

@@ -13,8 +13,8 @@ from random import Random
 from typing import Any
 
 from cirloop.artifacts.store import fingerprint
-from cirloop.captioning.answers import KEY
 from cirloop.captioning.base import Answer, Ask, Sees
+from cirloop.captioning.parsing import KEY
 from cirloop.captioning.prompts import Prompt
 from cirloop.types import UserError
 

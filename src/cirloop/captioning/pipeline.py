@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cirloop.captioning.answers import text_of, without_set_phrases
 from cirloop.captioning.base import Answer, Ask
+from cirloop.captioning.batched_captioner import Asked
 from cirloop.captioning.config import CaptioningSettings
-from cirloop.captioning.eyes import Asked
+from cirloop.captioning.parsing import text_of, without_set_phrases
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
 from cirloop.data.known_positives import DUPLICATE, ENOUGH, SURER_KEPT, WRITTEN_AGAIN, normal_text
 from cirloop.io.redact import plain

@@ -15,7 +15,7 @@ from cirloop.config import notices
 from cirloop.config.run import RunConfig
 from cirloop.io import parse
 from cirloop.stages.context import adapter_of, run_directory
-from cirloop.tools.export.reading import numbered
+from cirloop.tools.export.prompt_spec import numbered
 from cirloop.validation import Problems
 
 logger = logging.getLogger(__name__)

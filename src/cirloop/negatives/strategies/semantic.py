@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
-from cirloop.negatives.online_hardest import most_similar
+from cirloop.negatives.strategies.online_hardest import most_similar
 
 QUERIES = 256
 """Queries whose similarities to the whole gallery are in memory at once."""

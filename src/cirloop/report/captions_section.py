@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from cirloop.report.charts import Chart, Table, draw, stacked_bars
-from cirloop.report.negatives import Summaries
+from cirloop.report.negatives_section import Summaries
 from cirloop.report.report_data import Card, Examples, ReportData, Section, Thumbnails, evenly_spaced, join, shortened
 from cirloop.types import ImageId, QueryId
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from cirloop.backbones.proof import uncompiled
+from cirloop.backbones.numerics_check import uncompiled
 
 if TYPE_CHECKING:
     from cirloop.captioning.config import Foundation

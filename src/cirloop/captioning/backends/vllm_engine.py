@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from cirloop.artifacts.store import fingerprint
+from cirloop.captioning.backends.hf_captioner import chat_processor, within
 from cirloop.captioning.base import Answer, Ask, Sees, chat_text, signs, yes_and_no
-from cirloop.captioning.pictures import chat_processor, within
 from cirloop.captioning.prompts import Prompt
 from cirloop.monitoring import profiling
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from cirloop.negatives.attributes.fitting import eligible_by_attributes
+from cirloop.negatives.attributes.eligible import eligible_by_attributes
 from cirloop.negatives.attributes.table import Agreement
 from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
 

@@ -1,0 +1,1 @@
+"""Negative strategies, one file each."""
