@@ -1,4 +1,4 @@
-"""Add hard negatives to samples of images and texts, or mine them from vectors alone. Flags: --help"""
+"""Add hard negatives to samples of images and texts, or mine them from vectors. See --help."""
 
 import sys
 
@@ -21,7 +21,10 @@ def main() -> None:
     options = AddNegativesConfig.parse(argv)
     report = add_negatives(options)
     num = report["samples"] - report["negatives"]["none"]
-    print(f"{num} of {report['samples']} samples have a negative: {options.output}, and the report {options.report}")
+    print(
+        f"{num} of {report['samples']} samples have a negative: {options.output}, and the report"
+        f" {options.report}"
+    )
 
 
 if __name__ == "__main__":

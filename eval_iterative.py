@@ -1,4 +1,4 @@
-"""Evaluate iterations of a run, --experiment_dir E [--iterations 1,3,5], or score --rankings FILE. Flags: --help"""
+"""Evaluate iterations of a run (--iterations 1,3,5), or score --rankings FILE. See --help."""
 
 import sys
 

@@ -15,7 +15,9 @@ def main() -> None:
     if settings.report_only:
         builder.rebuild(settings)
         return
-    from cirloop.cli import runner  # torch and transformers load here, after the flags are known to be right
+    from cirloop.cli import (
+        runner,
+    )  # torch and transformers load here, after the flags are known to be right
 
     if settings.dry_run:
         runner.dry_run(settings)

@@ -1,14 +1,15 @@
 """Seconds per image, query and caption of a run's own settings: what docs/scaling.md multiplies.
 
-Takes a run's flags, builds its data set and models, and measures on its training split, as often as `--repeats`:
+Takes a run's flags, builds its data set and models, and measures on its training split, as often as
+`--repeats`:
 
     image      embedded as a gallery image, vision tower and decoding included (an empty cache)
     again      the same with its vision features kept
     query      a reference with a text, vision features kept
     caption    a text for two pictures by the foundation model, greedy, vision features kept
 
-Prints means with standard errors over the repeats, bytes of a vector and of a picture's kept vision features, and the
-flags for benchmarks/scaling_table.py.
+Prints means with standard errors over the repeats, bytes of a vector and of a picture's kept vision
+features, and the flags for benchmarks/scaling_table.py.
 
     python benchmarks/cost_per_item.py
     python benchmarks/cost_per_item.py --num 256 --config configs/cirr_qwen2_vl.yaml --data_dir CIRR
@@ -47,12 +48,17 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, made
 
 
-def measure(config: RunConfig, num: int, repeats: int, directory: Path) -> tuple[dict[str, list[float]], int, float]:
-    """Seconds per item of each kind, bytes of a vector, and bytes of kept vision features per image."""
+def measure(
+    config: RunConfig, num: int, repeats: int, directory: Path
+) -> tuple[dict[str, list[float]], int, float]:
+    """Seconds per item of each kind, bytes of a vector, and bytes of kept vision features per
+    image."""
     train = config.data.build(Sources(config.data_dir, config.cache, quiet, config.train_dir)).train
     triplets = train.triplets[:num]
     queries = query_items([t.query for t in triplets])
-    images = list(dict.fromkeys([t.target for t in triplets] + [t.query.reference for t in triplets]))
+    images = list(
+        dict.fromkeys([t.target for t in triplets] + [t.query.reference for t in triplets])
+    )
     runtime, backbone = config.runtime, config.model.build()
 
     def vectors(items: list[Item], name: str) -> Any:
@@ -65,16 +71,28 @@ def measure(config: RunConfig, num: int, repeats: int, directory: Path) -> tuple
     made: Any = None
     for repeat in range(repeats):
         kept = f"kept {repeat}"
-        for name, items in (("image", [Item(i) for i in images]), ("again", [Item(i) for i in images])):
+        for name, items in (
+            ("image", [Item(i) for i in images]),
+            ("again", [Item(i) for i in images]),
+        ):
             seconds, made = timed(lambda items=items, kept=kept: vectors(items, kept))
             taken[name].append(seconds / len(items))
         seconds, _ = timed(lambda kept=kept: vectors(queries, kept))
         taken["query"].append(seconds / len(queries))
-    on_disk = sum(file.stat().st_size for file in (directory / "kept 0").rglob("*") if file.is_file()) / len(images)
-    captioner = config.foundation.build(backbone if config.foundation.shares(config.model) else None)
+    on_disk = sum(
+        file.stat().st_size for file in (directory / "kept 0").rglob("*") if file.is_file()
+    ) / len(images)
+    captioner = config.foundation.build(
+        backbone if config.foundation.shares(config.model) else None
+    )
     asks = [Ask(t.query.reference, t.target, t.query.text) for t in triplets]
-    prompt, tokens = config.captioning.prompts(config.foundation).rewrite, config.captioning.max_new_tokens
-    eyes = Eyes(captioner, train.images, directory / "eyes", config.captioning.batch_size, quiet, runtime)
+    prompt, tokens = (
+        config.captioning.prompts(config.foundation).rewrite,
+        config.captioning.max_new_tokens,
+    )
+    eyes = Eyes(
+        captioner, train.images, directory / "eyes", config.captioning.batch_size, quiet, runtime
+    )
     for repeat in range(-1, repeats):  # the first keeps the vision features
         seconds, _ = timed(lambda: eyes.write(prompt, asks, tokens, [0.0], 0, "caption"))
         taken["caption"] += [seconds / len(asks)] if repeat >= 0 else []
@@ -82,7 +100,9 @@ def measure(config: RunConfig, num: int, repeats: int, directory: Path) -> tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--num", type=int, default=128, help="triplets")
     parser.add_argument("--repeats", type=int, default=3)
     args, rest = parser.parse_known_args()
@@ -91,13 +111,23 @@ def main() -> None:
         taken, vector, on_disk = measure(config, args.num, args.repeats, Path(directory))
     means = {name: float(np.mean(values)) for name, values in taken.items()}
     rows = [
-        (name, f"{1000 * means[name]:.3f} ± {1000 * np.std(values, ddof=1) / len(values) ** 0.5:.3f}")
+        (
+            name,
+            f"{1000 * means[name]:.3f} ± {1000 * np.std(values, ddof=1) / len(values) ** 0.5:.3f}",
+        )
         for name, values in taken.items()
     ]
-    table(f"{config.model.type} {config.model.path}, {args.num} triplets", ("item", "milliseconds"), rows)
+    table(
+        f"{config.model.type} {config.model.path}, {args.num} triplets",
+        ("item", "milliseconds"),
+        rows,
+    )
     print(f"bytes of a vector: {vector}; of an image's kept vision features: {on_disk:.0f}")
     flags = " ".join(f"--{name} {means[name]:.3g}" for name in ("image", "query", "caption"))
-    print(f"python benchmarks/scaling_table.py {flags} --dimensions {vector // 4} --features {on_disk:.0f}")
+    print(
+        f"python benchmarks/scaling_table.py {flags} --dimensions {vector // 4} --features"
+        f" {on_disk:.0f}"
+    )
 
 
 if __name__ == "__main__":

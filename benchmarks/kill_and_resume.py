@@ -1,10 +1,11 @@
 """`kill -9` runs at random moments, resume each, and compare every file with the unbroken run's.
 
-The runs are those of tests/faults: the real command on a very small configuration, in children forked from a process
-that has imported everything. Each is killed at a moment drawn over the time of the unbroken run, then, as often as
-`--again` says, the resumed one too, and then it is resumed to the end. It must end with exit code 0, and every file of
-the run directory and of the feature cache must have the unbroken run's bytes (not config.json and costs.json, which
-hold times and paths). Prints how many did by the stage that was killed, and the files of each that did not.
+The runs are those of tests/faults: the real command on a very small configuration, in children
+forked from a process that has imported everything. Each is killed at a moment drawn over the time
+of the unbroken run, then, as often as `--again` says, the resumed one too, and then it is resumed
+to the end. It must end with exit code 0, and every file of the run directory and of the feature
+cache must have the unbroken run's bytes (not config.json and costs.json, which hold times and
+paths). Prints how many did by the stage that was killed, and the files of each that did not.
 
     python benchmarks/kill_and_resume.py
     python benchmarks/kill_and_resume.py --kills 20 --workers 1
@@ -55,7 +56,9 @@ def one(harness: Harness, moments: random.Random, seconds: float, again: int) ->
         if ended.code:
             return where, f"exit code {ended.code}: {ended.said[-2000:]}"
         there, expected = tree(case), harness.expected("run", None)
-        differ = sorted(name for name in {*there, *expected} if there.get(name) != expected.get(name))
+        differ = sorted(
+            name for name in {*there, *expected} if there.get(name) != expected.get(name)
+        )
         return where, ", ".join(differ)
     finally:
         shutil.rmtree(case)
@@ -77,28 +80,42 @@ def many(seed: int, kills: int, again: int) -> list[Outcome]:
                 outcomes.append(outcome)
                 if outcome[1] or len(outcomes) % 25 == 0:
                     wrong = sum(bool(each[1]) for each in outcomes)
-                    print(f"seed {seed}: {len(outcomes)} of {kills}, {wrong} wrong {outcome[1]}", flush=True)
+                    print(
+                        f"seed {seed}: {len(outcomes)} of {kills}, {wrong} wrong {outcome[1]}",
+                        flush=True,
+                    )
             return outcomes
         finally:
             harness.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=1000, help="runs that are killed")
-    parser.add_argument("--again", type=int, default=0, help="further kills of each, of the resumed run")
+    parser.add_argument(
+        "--again", type=int, default=0, help="further kills of each, of the resumed run"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     shares = [len(range(worker, args.kills, args.workers)) for worker in range(args.workers)]
     began = time.monotonic()
     with ProcessPoolExecutor(args.workers) as pool:
-        made = pool.map(many, range(args.seed, args.seed + args.workers), shares, [args.again] * args.workers)
+        made = pool.map(
+            many, range(args.seed, args.seed + args.workers), shares, [args.again] * args.workers
+        )
         outcomes = [outcome for each in made for outcome in each]
-    where, right = Counter(stage for stage, _ in outcomes), Counter(stage for stage, wrong in outcomes if not wrong)
+    where, right = (
+        Counter(stage for stage, _ in outcomes),
+        Counter(stage for stage, wrong in outcomes if not wrong),
+    )
     rows = [(stage, f"{right[stage]} of {num}") for stage, num in where.most_common()]
     table(
-        f"{args.kills} runs killed, in {time.monotonic() - began:.0f} s", ("killed in", "resumed to equal bytes"), rows
+        f"{args.kills} runs killed, in {time.monotonic() - began:.0f} s",
+        ("killed in", "resumed to equal bytes"),
+        rows,
     )
     for stage, wrong in outcomes:
         if wrong:

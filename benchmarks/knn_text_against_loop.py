@@ -1,10 +1,11 @@
 """`knn_text` on samples against the straightforward loop: 10,000 samples, vectors alone.
 
-The loop takes one sample after the other: similarities to all, a sort, and a walk over the neighbours. Both sides are
-given the same clusters, whose making is not timed, and must choose the same negatives. The vectors are multiples of
-1/512 in each of their dimensions, so that their dot products are exact in any order of addition; a last bit cannot
-decide. `random`: directions drawn evenly; `clustered`: around 100 centres, one in ten samples a further text of an
-image that is there already. Prints seconds and the ratio with its standard error over the repeats.
+The loop takes one sample after the other: similarities to all, a sort, and a walk over the
+neighbours. Both sides are given the same clusters, whose making is not timed, and must choose the
+same negatives. The vectors are multiples of 1/512 in each of their dimensions, so that their dot
+products are exact in any order of addition; a last bit cannot decide. `random`: directions drawn
+evenly; `clustered`: around 100 centres, one in ten samples a further text of an image that is there
+already. Prints seconds and the ratio with its standard error over the repeats.
 
     OMP_NUM_THREADS=2 python benchmarks/knn_text_against_loop.py
 """
@@ -18,7 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from cirloop.negatives.knn_text_samples import Clusters, KnnTextParams, Negative, SamplePool, choose, neighbours
+from cirloop.negatives.knn_text_samples import (
+    Clusters,
+    KnnTextParams,
+    Negative,
+    SamplePool,
+    choose,
+    neighbours,
+)
 from cirloop.negatives.strategies.knn_text import thresholds
 
 
@@ -50,7 +58,10 @@ class Loop:
     def may(self, i: int, row: int) -> bool:
         """Neither of the same image nor of the same group."""
         pool = self.pool
-        return bool(pool.image_of_N[row] != pool.image_of_N[i] and pool.group_of_N[row] != pool.group_of_N[i])
+        return bool(
+            pool.image_of_N[row] != pool.image_of_N[i]
+            and pool.group_of_N[row] != pool.group_of_N[i]
+        )
 
     def near(self, i: int) -> list[tuple[int, float]]:
         pool = self.pool
@@ -66,7 +77,9 @@ class Loop:
 
     def likeness(self, i: int, row: int) -> np.float32:
         pool = self.pool
-        found: np.float32 = np.dot(pool.texts_TE[pool.text_of_N[row]], pool.texts_TE[pool.text_of_N[i]])
+        found: np.float32 = np.dot(
+            pool.texts_TE[pool.text_of_N[row]], pool.texts_TE[pool.text_of_N[i]]
+        )
         return found
 
     def why(self, i: int, row: int, visual: float) -> str:
@@ -87,11 +100,19 @@ class Loop:
     def hard(self, i: int, near: list[tuple[int, float]], short: bool) -> Negative | None:
         for level, threshold in enumerate(thresholds(self.rule.cosine_threshold)):
             for row, visual in near:
-                if np.float32(visual) < np.float32(self.rule.min_visual_similarity) or not self.usable(row, short):
+                if np.float32(visual) < np.float32(
+                    self.rule.min_visual_similarity
+                ) or not self.usable(row, short):
                     continue
-                if self.pool.text_of_N[row] == self.pool.text_of_N[i] or not self.likeness(i, row) < threshold:
+                if (
+                    self.pool.text_of_N[row] == self.pool.text_of_N[i]
+                    or not self.likeness(i, row) < threshold
+                ):
                     continue
-                if level and self.likeness(i, row) < thresholds(self.rule.cosine_threshold)[level - 1]:
+                if (
+                    level
+                    and self.likeness(i, row) < thresholds(self.rule.cosine_threshold)[level - 1]
+                ):
                     continue  # seen at the threshold before, and used up
                 if self.left[int(self.pool.text_of_N[row])] > 0:
                     return Negative(row, "hard", level, visual, float(self.likeness(i, row)))
@@ -101,7 +122,11 @@ class Loop:
     def farthest(self, i: int) -> int | None:
         own, centroids = self.cluster_of[i], self.clusters.centroids_CD
         others = [c for c in range(len(centroids)) if c != own]
-        return max(others, key=lambda c: (float(((centroids[c] - centroids[own]) ** 2).sum()), -c), default=None)
+        return max(
+            others,
+            key=lambda c: (float(((centroids[c] - centroids[own]) ** 2).sum()), -c),
+            default=None,
+        )
 
     def diverse(self, i: int, short: bool) -> Negative | None:
         far, pool = self.farthest(i), self.pool
@@ -114,14 +139,20 @@ class Loop:
                 if not self.may(i, row) or text == pool.text_of_N[i] or not self.usable(row, short):
                     continue
                 if self.left[text] > 0 and self.likeness(i, row) < threshold:
-                    visual = np.dot(pool.visual_VD[pool.image_of_N[row]], pool.visual_VD[pool.image_of_N[i]])
-                    return Negative(row, "diverse", level, float(visual), float(self.likeness(i, row)))
+                    visual = np.dot(
+                        pool.visual_VD[pool.image_of_N[row]], pool.visual_VD[pool.image_of_N[i]]
+                    )
+                    return Negative(
+                        row, "diverse", level, float(visual), float(self.likeness(i, row))
+                    )
         return None
 
 
 def exact(vectors: Any) -> Any:
     """Nearly unit norm, in steps of 1/512."""
-    return (np.round(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * 512) / 512).astype(np.float32)
+    return (np.round(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * 512) / 512).astype(
+        np.float32
+    )
 
 
 def make(kind: str, num: int, dimensions: int) -> tuple[SamplePool, Clusters]:
@@ -137,16 +168,26 @@ def make(kind: str, num: int, dimensions: int) -> tuple[SamplePool, Clusters]:
     visual_VD, texts_TE = exact(visual), exact(texts)
     image_of_N = np.concatenate([np.arange(images), random.integers(0, images, num - images)])
     lengths_T = random.integers(1, 60, num)
-    uses_T = np.where(lengths_T < 3, 0, np.where(lengths_T < 20, np.maximum(1, 3 * lengths_T // 20), 3))
+    uses_T = np.where(
+        lengths_T < 3, 0, np.where(lengths_T < 20, np.maximum(1, 3 * lengths_T // 20), 3)
+    )
     pool = SamplePool(
-        visual_VD, image_of_N, texts_TE, np.arange(num), random.integers(0, num // 4, num), uses_T, lengths_T < 20
+        visual_VD,
+        image_of_N,
+        texts_TE,
+        np.arange(num),
+        random.integers(0, num // 4, num),
+        uses_T,
+        lengths_T < 20,
     )
     centroids_CD = visual_VD[:70]
     return pool, Clusters(np.argmax(visual_VD @ centroids_CD.T, axis=1), centroids_CD)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
@@ -172,7 +213,10 @@ def main() -> None:
         kinds = [negative.kind if negative else "none" for negative in ours]
         counts = ", ".join(f"{kinds.count(name)} {name}" for name in ("hard", "diverse", "none"))
         ratio = f"{np.mean(slow / fast):.1f} ± {error:.1f} times as fast"
-        print(f"{kind}: {np.mean(fast):.2f} s against {np.mean(slow):.1f} s, {ratio}; the same {counts}")
+        print(
+            f"{kind}: {np.mean(fast):.2f} s against {np.mean(slow):.1f} s, {ratio}; the same"
+            f" {counts}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""How many known right answers each strategy mines: all 18 strategies by the kinds of known right answers.
+"""How many known right answers each strategy mines: all 18 strategies by the kinds of known right
+answers.
 
-A small train split full of traps. Its queries come in pairs that ask for the same thing (the same picture under two
-names as reference, the same text in other case and spaces) and have two targets; a line names two further right images;
-there are copies of target and reference, and second spellings of their names; and the captioner wrote the text again
-for one more image. All of these score next to the target, as do some that are wrong. Prints, per strategy and kind, the
-mined pairs of a query and such an image, over the fallbacks `none`, `top_k` and `random`; in brackets those that are
-mined where only target and reference are left out. In seconds on a CPU.
+A small train split full of traps. Its queries come in pairs that ask for the same thing (the same
+picture under two names as reference, the same text in other case and spaces) and have two targets;
+a line names two further right images; there are copies of target and reference, and second
+spellings of their names; and the captioner wrote the text again for one more image. All of these
+score next to the target, as do some that are wrong. Prints, per strategy and kind, the mined pairs
+of a query and such an image, over the fallbacks `none`, `top_k` and `random`; in brackets those
+that are mined where only target and reference are left out. In seconds on a CPU.
 
     python benchmarks/known_right_negatives.py
 """
@@ -39,7 +41,8 @@ STRATEGIES = tuple(BY_TYPE.values())
 
 @dataclass(frozen=True)
 class World:
-    """A train split, what the captioner confirmed, and per query the kind of each right image but the target."""
+    """A train split, what the captioner confirmed, and per query the kind of each right image but
+    the target."""
 
     train: TrainSplit
     confirmed: list[Confirmed]
@@ -92,13 +95,20 @@ def make_world(folder: Path, seed: int = 0) -> World:
             reference = pictures.put(f"r{pair}{name}.png", f"reference {pair}", centre_D)
             target = pictures.put(f"t{pair}{name}.png", f"target {pair}{name}", centre_D)
             query = Query(QueryId(f"q{pair}{name}"), reference, text)
-            line = [pictures.put(f"p{pair}{name}{i}.png", f"positive {pair}{name}{i}", centre_D) for i in range(2)]
+            line = [
+                pictures.put(f"p{pair}{name}{i}.png", f"positive {pair}{name}{i}", centre_D)
+                for i in range(2)
+            ]
             again = pictures.put(f"c{pair}{name}.png", f"confirmed {pair}{name}", centre_D)
             copy = pictures.put(f"copy of {target}", f"target {pair}{name}", centre_D)
             positives[query.id] = frozenset(line)
             confirmed.append((query.reference, query.text, again))
-            kinds += [(image, "positives", query.id) for image in line] + [(target, "target", query.id)]
-            kinds += [(image, "copies", None) for image in (reference, copy)] + [(again, "confirmed", None)]
+            kinds += [(image, "positives", query.id) for image in line] + [
+                (target, "target", query.id)
+            ]
+            kinds += [(image, "copies", None) for image in (reference, copy)] + [
+                (again, "confirmed", None)
+            ]
             kinds += [(pictures.spelled(image), "spellings", None) for image in (reference, target)]
             pair_of.append(Triplet(query, target))
             asked.append(unit(centre_D + 0.05 * random.standard_normal(DIMENSIONS)))
@@ -106,7 +116,9 @@ def make_world(folder: Path, seed: int = 0) -> World:
             own = (triplet.query.id, None)
             of_all = {image: kind if owner in own else "same text" for image, kind, owner in kinds}
             itself = (triplet.target, triplet.query.reference)
-            right[triplet.query.id] = {image: kind for image, kind in of_all.items() if image not in itself}
+            right[triplet.query.id] = {
+                image: kind for image, kind in of_all.items() if image not in itself
+            }
         triplets += pair_of
         for number in range(NEAR):
             pictures.put(f"n{pair}{number}.png", f"near {pair}{number}", centre_D)
@@ -114,7 +126,11 @@ def make_world(folder: Path, seed: int = 0) -> World:
         pictures.put(f"w{number}.png", f"wrong {number}", random.standard_normal(DIMENSIONS))
     ids = tuple(sorted(pictures.files))
     train = TrainSplit(
-        "traps/train", tuple(triplets), Gallery("traps/train", ids), FileImages(pictures.files), positives=positives
+        "traps/train",
+        tuple(triplets),
+        Gallery("traps/train", ids),
+        FileImages(pictures.files),
+        positives=positives,
     )
     gallery_GD = np.stack([pictures.vectors[image] for image in ids])
     return World(train, confirmed, right, np.stack(asked), gallery_GD)
@@ -125,14 +141,20 @@ def mining_context(world: World) -> MiningContext:
     size, count = len(world.gallery_GD), len(world.queries_QD)
     colours = ("red", "blue", "green")
     return MiningContext(
-        0, rounds=1, query_ids=[t.query.id for t in world.train.triplets],
+        0,
+        rounds=1,
+        query_ids=[t.query.id for t in world.train.triplets],
         groups=[frozenset(range(size))] * count,
         categories=["ab"[row % 2] for row in range(size)],
-        attributes=[{"colour": colours[row % 3], "size": ("big", "small")[row % 2]} for row in range(size)],
+        attributes=[
+            {"colour": colours[row % 3], "size": ("big", "small")[row % 2]} for row in range(size)
+        ],
         requested_attributes=[{"colour": "red"}] * count,
         vectors_GD=world.gallery_GD,
-        text_scores=lambda numbers: np.random.default_rng(5).uniform(-1, 1, (count, size)).astype(np.float32)[numbers],
-    )  # fmt: skip
+        text_scores=lambda numbers: (
+            np.random.default_rng(5).uniform(-1, 1, (count, size)).astype(np.float32)[numbers]
+        ),
+    )
 
 
 def of(
@@ -146,7 +168,12 @@ def of(
     """Mining `k` images for every query by a strategy, those that hold others with two."""
     held: dict[str, Any] = {}
     if kind.__name__ == "Mixture":
-        held = {"parts": [{"weight": 2, "strategy": {"type": "random"}}, {"strategy": {"type": "top_k"}}]}
+        held = {
+            "parts": [
+                {"weight": 2, "strategy": {"type": "random"}},
+                {"strategy": {"type": "top_k"}},
+            ]
+        }
     if kind.__name__ == "Curriculum":
         held = {"stages": [{"type": "random"}, {"type": "online_hardest"}]}
     return MiningSettings(
@@ -155,8 +182,11 @@ def of(
     )  # fmt: skip
 
 
-def mined(world: World, settings: MiningSettings, known: bool = True) -> list[tuple[QueryId, ImageId]]:
-    """Queries and the images mined for them; without `known` only target and reference are left out."""
+def mined(
+    world: World, settings: MiningSettings, known: bool = True
+) -> list[tuple[QueryId, ImageId]]:
+    """Queries and the images mined for them; without `known` only target and reference are left
+    out."""
     train, rows = world.train, world.train.gallery.rows()
     barred, _ = barred_rows(train, KnownPositives.of(train, confirmed=world.confirmed))
     vectors = MiningInputs(
@@ -172,7 +202,9 @@ def mined(world: World, settings: MiningSettings, known: bool = True) -> list[tu
 
 def right_ones(world: World, pairs: Sequence[tuple[QueryId, ImageId]]) -> Counter[str]:
     """The known right answers among mined pairs, by kind."""
-    return Counter(world.right[query][image] for query, image in pairs if image in world.right[query])
+    return Counter(
+        world.right[query][image] for query, image in pairs if image in world.right[query]
+    )
 
 
 def main() -> None:
@@ -186,7 +218,11 @@ def main() -> None:
             now, before = right_ones(world, pairs), right_ones(world, careless)
             counts = [f"{now[name]} ({before[name]})" for name in KINDS]
             rows.append((kind.model_fields["type"].default, *counts, len(pairs)))
-    table("known right answers mined; in brackets without what is known", ("strategy", *KINDS, "images"), rows)
+    table(
+        "known right answers mined; in brackets without what is known",
+        ("strategy", *KINDS, "images"),
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What looking at every picture costs, against nothing but decoding it with the same workers.
 
-Both sides in turn over the same files, copies of the pictures of `--pictures` until there are `--num`. Prints pictures
-a second of both and the ratio of their times with its standard error over the repeats.
+Both sides in turn over the same files, copies of the pictures of `--pictures` until there are
+`--num`. Prints pictures a second of both and the ratio of their times with its standard error over
+the repeats.
 
     python benchmarks/look_at_pictures.py --pictures DIR --num 10000
 """
@@ -31,7 +32,9 @@ def bare(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--num", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -55,10 +58,13 @@ def main() -> None:
             ended = time.monotonic()
             ratios.append((ended - middle) / (middle - began))
             rates = [args.num / seconds for seconds in (middle - began, ended - middle)]
-            print(f"decode alone {rates[0]:.0f}/s, look {rates[1]:.0f}/s, {len(bad)} bad", flush=True)
+            print(
+                f"decode alone {rates[0]:.0f}/s, look {rates[1]:.0f}/s, {len(bad)} bad", flush=True
+            )
     spread = np.std(ratios, ddof=1) / len(ratios) ** 0.5 if len(ratios) > 1 else float("nan")
     print(
-        f"look / decode alone, in time: {np.mean(ratios):.2f} ± {spread:.2f}; {args.num} files, {args.workers} workers"
+        f"look / decode alone, in time: {np.mean(ratios):.2f} ± {spread:.2f}; {args.num} files,"
+        f" {args.workers} workers"
     )
 
 

@@ -1,6 +1,6 @@
-"""A random Qwen2-VL of about 100 million weights, photographs for it, sides timed in turn and tables of ratios: what
-the benchmarks of embedding, training and captioning share. Not a benchmark itself.
-"""
+"""A random Qwen2-VL of about 100 million weights, photographs for it, sides timed in turn and
+tables of ratios: what the benchmarks of embedding, training and captioning share. Not a benchmark
+itself."""
 
 from __future__ import annotations
 
@@ -24,28 +24,73 @@ if TYPE_CHECKING:
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "2b": {
-        "text": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-                 "num_key_value_heads": 2, "vocab_size": 151_936},
-        "vision": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "hidden_size": 1536, "mlp_ratio": 4},
+        "text": {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "vocab_size": 151_936,
+        },
+        "vision": {
+            "embed_dim": 1280,
+            "depth": 32,
+            "num_heads": 16,
+            "hidden_size": 1536,
+            "mlp_ratio": 4,
+        },
     },
     "mid": {
-        "text": {"hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 11, "num_attention_heads": 8,
-                 "num_key_value_heads": 2, "vocab_size": 20_700},
-        "vision": {"embed_dim": 384, "depth": 15, "num_heads": 6, "hidden_size": 512, "mlp_ratio": 4},
+        "text": {
+            "hidden_size": 512,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 11,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "vocab_size": 20_700,
+        },
+        "vision": {
+            "embed_dim": 384,
+            "depth": 15,
+            "num_heads": 6,
+            "hidden_size": 512,
+            "mlp_ratio": 4,
+        },
     },
     "small": {
-        "text": {"hidden_size": 128, "intermediate_size": 768, "num_hidden_layers": 3, "num_attention_heads": 2,
-                 "num_key_value_heads": 1, "vocab_size": 5_000},
-        "vision": {"embed_dim": 128, "depth": 3, "num_heads": 2, "hidden_size": 128, "mlp_ratio": 4},
+        "text": {
+            "hidden_size": 128,
+            "intermediate_size": 768,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "vocab_size": 5_000,
+        },
+        "vision": {
+            "embed_dim": 128,
+            "depth": 3,
+            "num_heads": 2,
+            "hidden_size": 128,
+            "mlp_ratio": 4,
+        },
     },
-}  # fmt: skip
-"""`2b`: Qwen2-VL-2B's. `mid`: vision tower, language model and embedding in its proportions (665 : 1,310 : 233)."""
+}
+"""`2b`: Qwen2-VL-2B's. `mid`: vision tower, language model and embedding in its proportions (665 :
+1,310 : 233)."""
 PIXELS_PER_TOKEN = 28 * 28
-COLOURS = ("red", "navy blue", "green with white stripes", "black", "a very light shade of grey", "brown")
+COLOURS = (
+    "red",
+    "navy blue",
+    "green with white stripes",
+    "black",
+    "a very light shade of grey",
+    "brown",
+)
 
 
 def write_model(directory: Path, size: str, dtype: str = "float32") -> str:
-    """A random Qwen2-VL, drawn on the GPU if there is one, with the embedded model's tokenizer and processor.
+    """A random Qwen2-VL, drawn on the GPU if there is one, with the embedded model's tokenizer and
+    processor.
 
     Returns how many weights its parts have, in words.
     """
@@ -60,26 +105,46 @@ def write_model(directory: Path, size: str, dtype: str = "float32") -> str:
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
     ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     config = type(config)(
-        text_config={**config.text_config.to_dict(), **sizes["text"], "layer_types": None, "rope_parameters": rope},
+        text_config={
+            **config.text_config.to_dict(),
+            **sizes["text"],
+            "layer_types": None,
+            "rope_parameters": rope,
+        },
         vision_config={**config.vision_config.to_dict(), **sizes["vision"]},
-        tie_word_embeddings=True, dtype=dtype,
+        tie_word_embeddings=True,
+        dtype=dtype,
         **{name: getattr(config, name) for name in ids},
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen2VLForConditionalGeneration(config).to(getattr(torch, dtype))
     model.save_pretrained(directory)
     AutoProcessor.from_pretrained(tiny).save_pretrained(directory)
-    parts = {"vision tower": model.model.visual, "language model": model.model.language_model.layers,
-             "embedding": model.get_input_embeddings()}  # fmt: skip
-    millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
+    parts = {
+        "vision tower": model.model.visual,
+        "language model": model.model.language_model.layers,
+        "embedding": model.get_input_embeddings(),
+    }
+    millions = {
+        name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()
+    }
     return ", ".join(f"{name} {each:.1f} M" for name, each in millions.items())
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--photos", type=Path, required=True, help="a directory of pictures, searched with its folders")
-    parser.add_argument("--size", choices=SIZES, default="mid", help="of the model; small = to try it out")
-    parser.add_argument("--tokens", type=int, default=256, help="visual tokens of an image, at most")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        required=True,
+        help="a directory of pictures, searched with its folders",
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="mid", help="of the model; small = to try it out"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=256, help="visual tokens of an image, at most"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--repeats", type=int, default=4)
 
@@ -90,7 +155,9 @@ def noise(directory: Path, num: int, wide: int, high: int) -> None:
     directory.mkdir()
     for number in range(num):
         rough = Image.fromarray(random.integers(0, 256, (60, 80, 3), np.uint8))
-        rough.resize((wide, high), Image.Resampling.BICUBIC).save(directory / f"{number:04d}.jpg", quality=90)
+        rough.resize((wide, high), Image.Resampling.BICUBIC).save(
+            directory / f"{number:04d}.jpg", quality=90
+        )
 
 
 def photographs(directory: Path, num: int) -> dict[ImageId, Path]:
@@ -106,7 +173,9 @@ def picture(path: Path, max_pixels: int) -> Image.Image:
 
     with Image.open(path) as opened:
         upright = ImageOps.exif_transpose(opened).convert("RGB")
-    sized: Image.Image = fetch_image({"image": upright, "min_pixels": PIXELS_PER_TOKEN, "max_pixels": max_pixels})
+    sized: Image.Image = fetch_image(
+        {"image": upright, "min_pixels": PIXELS_PER_TOKEN, "max_pixels": max_pixels}
+    )
     return sized
 
 
@@ -115,19 +184,38 @@ def text_of(number: int) -> str:
 
 
 class Work:
-    """Our embedder of the model in `directory`, with the photographs `files`; further settings are the embedder's."""
+    """Our embedder of the model in `directory`, with the photographs `files`; further settings are
+    the embedder's."""
 
     def __init__(
-        self, directory: Path, files: Mapping[ImageId, Path], tokens: int, dtype: str = "float32", **settings: Any
+        self,
+        directory: Path,
+        files: Mapping[ImageId, Path],
+        tokens: int,
+        dtype: str = "float32",
+        **settings: Any,
     ) -> None:
         from cirloop.backbones import Qwen2VLSettings
 
-        self.directory, self.files, self.ids, self.max_pixels = directory, files, [*files], tokens * PIXELS_PER_TOKEN
-        settings = {"path": str(directory), "dtype": dtype, "max_pixels": self.max_pixels, **settings}
+        self.directory, self.files, self.ids, self.max_pixels = (
+            directory,
+            files,
+            [*files],
+            tokens * PIXELS_PER_TOKEN,
+        )
+        settings = {
+            "path": str(directory),
+            "dtype": dtype,
+            "max_pixels": self.max_pixels,
+            **settings,
+        }
         self.backbone: Any = Qwen2VLSettings(**settings).build()
 
-    def features(self, name: str, num_workers: int = 2, vision_batch_size: int = 8) -> VisionFeatures:
-        """The cache called `name`, as a new process finds it: it reads the photographs' digests again."""
+    def features(
+        self, name: str, num_workers: int = 2, vision_batch_size: int = 8
+    ) -> VisionFeatures:
+        """The cache called `name`, as a new process finds it: it reads the photographs' digests
+        again."""
         from cirloop.backbones.features import VisionFeatures
         from cirloop.data.images import FileImages
 
@@ -138,7 +226,8 @@ class Work:
         return picture(self.files[image], self.max_pixels)
 
     def trainer(self, size: int, chunk_size: int, temperature: float, **lora: Any) -> Trainer:
-        """InfoNCE by gradient caching over batches of `size`; a LoRA that is not zero, no dropout, by `lora`."""
+        """InfoNCE by gradient caching over batches of `size`; a LoRA that is not zero, no dropout,
+        by `lora`."""
         import torch
 
         from cirloop.backbones import LoraSettings
@@ -148,7 +237,10 @@ class Work:
         from cirloop.training.trainer import Trainer
 
         queries = [Query(QueryId(f"q{n}"), image, text_of(n)) for n, image in enumerate(self.ids)]
-        triplets = [Triplet(query, target) for query, target in zip(queries, self.ids[1:] + self.ids[:1], strict=True)]
+        triplets = [
+            Triplet(query, target)
+            for query, target in zip(queries, self.ids[1:] + self.ids[:1], strict=True)
+        ]
         settings = TrainingSettings(
             batch_size=size, chunk_size=chunk_size, loss=InfoNCE(temperature=temperature),
             lora=LoraSettings(dropout=0.0, **lora),
@@ -157,12 +249,22 @@ class Work:
         with torch.no_grad():
             for number, (name, parameter) in enumerate(self.backbone.trainable().items()):
                 if "lora_B" in name:
-                    drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+                    drawn = torch.randn(
+                        parameter.shape, generator=torch.Generator().manual_seed(number)
+                    )
                     parameter.copy_(0.02 * drawn)
         made = Trainer(
-            self.backbone, self.features("train"), Batches(triplets, [], [], size, 0.0, 0, 0), settings, 1, 0, "",
-            self.directory / "steps", 0, accelerator(),
-        )  # fmt: skip
+            self.backbone,
+            self.features("train"),
+            Batches(triplets, [], [], size, 0.0, 0, 0),
+            settings,
+            1,
+            0,
+            "",
+            self.directory / "steps",
+            0,
+            accelerator(),
+        )
         made.module.train()
         return made
 
@@ -185,7 +287,8 @@ def apart(one: Any, other: Any) -> float:
 def in_turn(
     sides: Mapping[str, Callable[[int], Any]], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
-    """Seconds and results per side: all sides once, then all again; a side is called with the number of the repeat.
+    """Seconds and results per side: all sides once, then all again; a side is called with the
+    number of the repeat.
 
     Work that a side has given to a GPU is waited for.
     """
@@ -209,7 +312,8 @@ def wait() -> None:
 
 
 def best(call: Callable[[], Any], repeats: int = 3, enough: float = 5.0) -> float:
-    """Seconds of the quickest call after a first one, or of that one where it took more than `enough`."""
+    """Seconds of the quickest call after a first one, or of that one where it took more than
+    `enough`."""
     taken: list[float] = []
     while len(taken) <= repeats and (not taken or taken[0] < enough):
         wait()
@@ -227,11 +331,14 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def report(title: str, taken: Mapping[str, Sequence[float]]) -> None:
-    """Mean seconds per side, and how many times as fast as the first: mean over the repeats and standard error."""
+    """Mean seconds per side, and how many times as fast as the first: mean over the repeats and
+    standard error."""
     first = np.array(next(iter(taken.values())))
     rows = []
     for name, each in taken.items():
         ratios = first / np.array(each)
-        spread = f"{np.std(ratios, ddof=1) / len(ratios) ** 0.5:.2f}" if len(ratios) > 1 else "unknown"
+        spread = (
+            f"{np.std(ratios, ddof=1) / len(ratios) ** 0.5:.2f}" if len(ratios) > 1 else "unknown"
+        )
         rows.append((name, f"{np.mean(each):.2f}", f"{np.mean(ratios):.2f} ± {spread}"))
     table(title, ("side", "seconds", "times as fast as the first"), rows)

@@ -1,10 +1,11 @@
 """Time and peak memory of `top_k` and `band` over memory-mapped galleries of growing size.
 
-Unit vectors in clusters of about 100, float32, written to .npy files of at most 250,000 rows in a temporary directory;
-a query lies between its target and the centre of the target's cluster. Each case runs in a process of its own, bound to
-`--cores` cores, so that its peak of resident memory (VmHWM, the pages of the mapped gallery included) is its own.
-Prints seconds, queries per second and that peak, and the exponent b of seconds ~ G^b by least squares on logarithms,
-with its standard error.
+Unit vectors in clusters of about 100, float32, written to .npy files of at most 250,000 rows in a
+temporary directory; a query lies between its target and the centre of the target's cluster. Each
+case runs in a process of its own, bound to `--cores` cores, so that its peak of resident memory
+(VmHWM, the pages of the mapped gallery included) is its own. Prints seconds, queries per second and
+that peak, and the exponent b of seconds ~ G^b by least squares on logarithms, with its standard
+error.
 
     python benchmarks/mine_a_million.py
     python benchmarks/mine_a_million.py --queries 200 --sizes 2000 5000 10000
@@ -67,8 +68,12 @@ def mine_once(directory: Path, name: str) -> dict[str, float]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     began = time.monotonic()
     gallery = validate_embeddings(open_vectors(directory / "gallery"), "gallery")
-    vectors = MiningInputs(np.load(directory / "queries.npy"), gallery, np.load(directory / "targets.npy"))
-    settings = MiningSettings(strategy={"type": name, "negatives_per_query": 3}, only_failed_queries=False)
+    vectors = MiningInputs(
+        np.load(directory / "queries.npy"), gallery, np.load(directory / "targets.npy")
+    )
+    settings = MiningSettings(
+        strategy={"type": name, "negatives_per_query": 3}, only_failed_queries=False
+    )
     num = sum(len(found.gallery_indices) for found in mine(settings, vectors, MiningContext(0)))
     seconds = time.monotonic() - began
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -88,19 +93,29 @@ def in_process(directory: Path, name: str, cores: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", str(directory), name]
     mine = sorted(os.sched_getaffinity(0))[:cores]
     done = subprocess.run(
-        command, check=True, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, mine)
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, mine),
     )
     made: dict[str, float] = json.loads(done.stdout)
     return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--queries", type=int, default=20_000)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000, 300_000, 1_000_000])
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000, 300_000, 1_000_000]
+    )
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=[*STRATEGIES])
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--directory", type=Path, help="where the vectors are written for a time (1.3 GB at 1 M)")
+    parser.add_argument(
+        "--directory", type=Path, help="where the vectors are written for a time (1.3 GB at 1 M)"
+    )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -114,9 +129,9 @@ def main() -> None:
                 made = in_process(Path(there) / "made", name, args.cores)
                 seconds[name].append(made["seconds"])
                 print(
-                    f"{name}, {args.queries:,} queries, {size:,} images of {WIDTH}: {made['seconds']:.1f} s, "
-                    f"{args.queries / made['seconds']:.0f} queries/s, peak {made['peak']:.2f} GB, "
-                    f"{made['mined']} mined",
+                    f"{name}, {args.queries:,} queries, {size:,} images of {WIDTH}:"
+                    f" {made['seconds']:.1f} s, {args.queries / made['seconds']:.0f} queries/s,"
+                    f" peak {made['peak']:.2f} GB, {made['mined']} mined",
                     flush=True,
                 )
     for name, taken in seconds.items():

@@ -1,18 +1,20 @@
-"""What `model.packed` and `model.compile` save, against padded rows and plain layers, and how far results are apart.
+"""What `model.packed` and `model.compile` save, against padded rows and plain layers, and how far
+results are apart.
 
-A random Qwen2-VL (benchmarks/mid_model.py) four times: plain, packed, compiled, and both. In turn, as often as
-`--repeats`, from vision features in memory, with images of 16 to 256 visual tokens and texts of 2 to 60 words:
+A random Qwen2-VL (benchmarks/mid_model.py) four times: plain, packed, compiled, and both. In turn,
+as often as `--repeats`, from vision features in memory, with images of 16 to 256 visual tokens and
+texts of 2 to 60 words:
 
     embed     queries in batches sorted by length, as every stage embeds them
     train     a step's forward and backward pass over batches in random order, with gradient caching
 
-Prints seconds, items a second, ratios with their standard error over the repeats, and the largest distance of results.
-Building a model, with its self-test and compilation, is not in the seconds and is printed apart. The GPU is used where
-there is one.
+Prints seconds, items a second, ratios with their standard error over the repeats, and the largest
+distance of results. Building a model, with its self-test and compilation, is not in the seconds and
+is printed apart. The GPU is used where there is one.
 
     python benchmarks/packed_and_compiled.py
     python benchmarks/packed_and_compiled.py --size small --num 24 --batch 8 --repeats 2
-    python benchmarks/packed_and_compiled.py --dtype bfloat16 --num 2048 --batch 256 --chunk 64     on a GPU
+    python benchmarks/packed_and_compiled.py --dtype bfloat16 --num 2048 --batch 256 --chunk 64
 """
 
 from __future__ import annotations
@@ -44,11 +46,26 @@ SIDES = {
     "compiled": {"compile": True},
     "both": {"packed": True, "compile": True},
 }
-WORDS = ("the", "same", "red", "blue", "long", "short", "dress", "sleeves", "with", "without", "more", "stripes", "and")
+WORDS = (
+    "the",
+    "same",
+    "red",
+    "blue",
+    "long",
+    "short",
+    "dress",
+    "sleeves",
+    "with",
+    "without",
+    "more",
+    "stripes",
+    "and",
+)
 
 
 class Features:
-    """Vision tokens, drawn, of images of unlike sizes, in memory; stands where `VisionFeatures` does."""
+    """Vision tokens, drawn, of images of unlike sizes, in memory; stands where `VisionFeatures`
+    does."""
 
     def __init__(self, num: int, width: int, dtype: torch.dtype) -> None:
         drawn = random.Random(0)
@@ -56,7 +73,9 @@ class Features:
         sides = [(1, 2 * drawn.randint(4, 16), 2 * drawn.randint(4, 16)) for _ in self.ids]
         noise = torch.Generator().manual_seed(0)
         self.made = {
-            image: VisionInput((torch.randn(h * w // 4, width, generator=noise) * 0.02).to(dtype), (1, h, w))
+            image: VisionInput(
+                (torch.randn(h * w // 4, width, generator=noise) * 0.02).to(dtype), (1, h, w)
+            )
             for image, (_, h, w) in zip(self.ids, sides, strict=True)
         }
 
@@ -84,8 +103,11 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, made
 
 
-def in_turn(sides: dict[str, Callable[[], np.ndarray[Any, Any]]], repeats: int, what: str, num: int) -> None:
-    """Each side once unmeasured, which compiles what is left to compile; `num` items are worked through."""
+def in_turn(
+    sides: dict[str, Callable[[], np.ndarray[Any, Any]]], repeats: int, what: str, num: int
+) -> None:
+    """Each side once unmeasured, which compiles what is left to compile; `num` items are worked
+    through."""
     made = {name: side() for name, side in sides.items()}
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
@@ -97,13 +119,20 @@ def in_turn(sides: dict[str, Callable[[], np.ndarray[Any, Any]]], repeats: int, 
     assert np.isfinite(plain).all() and plain.any()
     for name, each in made.items():
         apart = np.linalg.norm(each - plain, axis=-1).max() / np.linalg.norm(plain, axis=-1).max()
-        print(f"{name}: {num / np.mean(taken[name]):.1f} items/s, {apart:.1e} of its length from plain at most")
+        print(
+            f"{name}: {num / np.mean(taken[name]):.1f} items/s, {apart:.1e} of its length from"
+            " plain at most"
+        )
 
 
-def trainer_of(backbone: Any, features: Any, queries: list[Query], args: argparse.Namespace, work: Path) -> Trainer:
+def trainer_of(
+    backbone: Any, features: Any, queries: list[Query], args: argparse.Namespace, work: Path
+) -> Trainer:
     targets = features.ids[1:] + features.ids[:1]
     triplets = [Triplet(query, target) for query, target in zip(queries, targets, strict=True)]
-    settings = TrainingSettings(batch_size=args.batch, chunk_size=args.chunk, lora=LoraSettings(dropout=0.0))
+    settings = TrainingSettings(
+        batch_size=args.batch, chunk_size=args.chunk, lora=LoraSettings(dropout=0.0)
+    )
     backbone.make_trainable(settings, 0)
     batches = Batches(triplets, [], [], args.batch, 0.0, 0, 0)
     trainer = Trainer(backbone, features, batches, settings, 1, 0, "", work, 0, accelerator())
@@ -113,18 +142,26 @@ def trainer_of(backbone: Any, features: Any, queries: list[Query], args: argpars
 
 def gradient(trainer: Trainer) -> np.ndarray[Any, Any]:
     trainer.engine.backward(0)
-    parts = [weight.grad.flatten() for weight in trainer.parameters.values() if weight.grad is not None]
+    parts = [
+        weight.grad.flatten() for weight in trainer.parameters.values() if weight.grad is not None
+    ]
     made: np.ndarray[Any, Any] = torch.cat(parts).float().cpu().numpy()
     trainer.optimizer.zero_grad()
     return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="mid", help="of the model; small = to try it out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="mid", help="of the model; small = to try it out"
+    )
     parser.add_argument("--path", help="a model directory in its place")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--attention", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa")
+    parser.add_argument(
+        "--attention", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa"
+    )
     parser.add_argument("--num", type=int, default=256, help="queries to embed")
     parser.add_argument("--rows", type=int, default=64, help="runtime.embed_batch_size")
     parser.add_argument("--batch", type=int, default=32, help="queries of the training step")
@@ -139,9 +176,13 @@ def main() -> None:
         shared = {"path": args.path or name, "dtype": args.dtype, "attention": args.attention}
         backbones: dict[str, Any] = {}
         for side, more in SIDES.items():
-            took, backbones[side] = seconds(lambda more=more: Qwen2VLSettings(**shared, **more).build())
+            took, backbones[side] = seconds(
+                lambda more=more: Qwen2VLSettings(**shared, **more).build()
+            )
             print(f"{side}: built in {took:.1f} s", flush=True)
-        features: Any = Features(args.num, backbones["plain"].vision_width(), getattr(torch, args.dtype))
+        features: Any = Features(
+            args.num, backbones["plain"].vision_width(), getattr(torch, args.dtype)
+        )
         queries = queries_of(features)
         items = [Item(query.reference, query.text) for query in queries]
         sides = {
@@ -154,7 +195,12 @@ def main() -> None:
             for side, each in backbones.items()
         }
         steps = {side: lambda each=each: gradient(each) for side, each in trainers.items()}
-        in_turn(steps, args.repeats, f"train: {args.batch} queries, chunks of {args.chunk}", 2 * args.batch)
+        in_turn(
+            steps,
+            args.repeats,
+            f"train: {args.batch} queries, chunks of {args.chunk}",
+            2 * args.batch,
+        )
 
 
 if __name__ == "__main__":

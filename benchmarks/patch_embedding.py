@@ -1,9 +1,10 @@
 """Qwen-VL's patch embedding as transformers has it, a Conv3d, against ours, a product of matrices.
 
-At the size of Qwen2-VL (1,176 numbers a patch to 1,280) and of Qwen3-VL (1,536 to 1,024, with a bias), on random
-patches; a picture of 256 visual tokens has 1,024. Both sides in turn, `--repeats` times. Prints milliseconds, how many
-times as fast with its standard error over the repeats, and the largest difference as a share of the largest number.
-Under a minute on one core; on a GPU where torch sees one.
+At the size of Qwen2-VL (1,176 numbers a patch to 1,280) and of Qwen3-VL (1,536 to 1,024, with a
+bias), on random patches; a picture of 256 visual tokens has 1,024. Both sides in turn, `--repeats`
+times. Prints milliseconds, how many times as fast with its standard error over the repeats, and the
+largest difference as a share of the largest number. Under a minute on one core; on a GPU where
+torch sees one.
 
     python benchmarks/patch_embedding.py
     python benchmarks/patch_embedding.py --patches 64 --repeats 2 --dtype bfloat16     to try it out
@@ -30,7 +31,9 @@ def compare(name: str, args: argparse.Namespace) -> tuple[str, ...]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, args.dtype)
     torch.manual_seed(0)
-    convolution = nn.Conv3d(channels, width, tuple(kernel), tuple(kernel), bias=bias, device=device, dtype=dtype)
+    convolution = nn.Conv3d(
+        channels, width, tuple(kernel), tuple(kernel), bias=bias, device=device, dtype=dtype
+    )
     product = product_of(convolution)
     patches = torch.randn(args.patches, channels, *kernel, device=device).to(dtype)
     sides = {"convolution": convolution, "product": product}
@@ -52,7 +55,9 @@ def _call(layer: nn.Module, patches: torch.Tensor, repeat: int) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--patches", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -61,7 +66,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     with torch.inference_mode():
         rows = [compare(name, args) for name in SIZES]
-    head = ("patch embedding of", "convolution, ms", "product, ms", "times as fast", "largest difference")
+    head = (
+        "patch embedding of",
+        "convolution, ms",
+        "product, ms",
+        "times as fast",
+        "largest difference",
+    )
     table(f"{args.patches} patches, {args.dtype}", head, rows)
 
 

@@ -1,8 +1,9 @@
-"""The plan's arithmetic of memory against what a model takes, in bytes: weights, what autograd keeps of a training
-step, weights with optimizer, and keys and values of captions.
+"""The plan's arithmetic of memory against what a model takes, in bytes: weights, what autograd
+keeps of a training step, weights with optimizer, and keys and values of captions.
 
-A random Qwen2-VL of about 100 million weights trains a LoRA around a bfloat16 base, its adapters in float32 and in
-bfloat16. What autograd keeps is each storage that its graph saves, counted once, without the model's own weights.
+A random Qwen2-VL of about 100 million weights trains a LoRA around a bfloat16 base, its adapters in
+float32 and in bfloat16. What autograd keeps is each storage that its graph saves, counted once,
+without the model's own weights.
 
     python benchmarks/plan_against_measured.py [--size small]
 """
@@ -50,18 +51,25 @@ def inputs_of(vlm: Any) -> Any:
     mask = torch.ones(ROWS, TOKENS, dtype=torch.long)
     mask[0, -8:] = 0
     positions = torch.arange(TOKENS).expand(3, ROWS, TOKENS)
-    return {"inputs_embeds": vlm.get_input_embeddings()(ids), "attention_mask": mask, "position_ids": positions}
+    return {
+        "inputs_embeds": vlm.get_input_embeddings()(ids),
+        "attention_mask": mask,
+        "position_ids": positions,
+    }
 
 
 def step(directory: Path, adapter: str, checkpointing: bool) -> tuple[int, int]:
-    """Bytes that autograd keeps of a forward pass, and of weights that are trained with gradients and optimizer."""
+    """Bytes that autograd keeps of a forward pass, and of weights that are trained with gradients
+    and optimizer."""
     import torch
 
     from cirloop.backbones import LoraSettings, Qwen2VLSettings
     from cirloop.training.config import TrainingSettings
     from cirloop.training.master_weights import Masters
 
-    settings = Qwen2VLSettings(path=str(directory), dtype="bfloat16", gradient_checkpointing=checkpointing)
+    settings = Qwen2VLSettings(
+        path=str(directory), dtype="bfloat16", gradient_checkpointing=checkpointing
+    )
     backbone: Any = settings.build()
     backbone.make_trainable(TrainingSettings(lora=LoraSettings(rank=RANK)), 0)
     trained = backbone.trainable()
@@ -82,7 +90,8 @@ def step(directory: Path, adapter: str, checkpointing: bool) -> tuple[int, int]:
 
 
 def captions(directory: Path) -> tuple[int, int]:
-    """Bytes of the weights, and of keys and values of questions as they were read and with room for answers."""
+    """Bytes of the weights, and of keys and values of questions as they were read and with room for
+    answers."""
     from transformers import DynamicCache
 
     from cirloop.backbones.qwen2_vl import load_vlm
@@ -119,16 +128,25 @@ def measure(size: str) -> dict[str, tuple[int, int]]:
                 (resources.caption_bytes(sizes, "bfloat16", ROWS, TOKENS, NEW_TOKENS), key_values),
         }  # fmt: skip
         for adapter, copies in (("float32", 0), ("bfloat16", 2)):
-            per_token = resources.activation_bytes(sizes, "bfloat16", adapter, RANK, targets, 0.1, on_cpu=True)
+            per_token = resources.activation_bytes(
+                sizes, "bfloat16", adapter, RANK, targets, 0.1, on_cpu=True
+            )
             kept, trained = step(directory, adapter, False)
             rows[f"activations, adapters in {adapter}"] = (per_token * tokens, kept)
-            rows[f"adapters and optimizer, {adapter}"] = (resources.trained_bytes(weights, copies), trained)
+            rows[f"adapters and optimizer, {adapter}"] = (
+                resources.trained_bytes(weights, copies),
+                trained,
+            )
     return rows
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="mid", help="of the model; small = to try it out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="mid", help="of the model; small = to try it out"
+    )
     args = parser.parse_args(argv)
     from cirloop.monitoring.console import table
 

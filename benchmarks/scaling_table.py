@@ -1,9 +1,10 @@
-"""What galleries of 1 M, 10 M and 1 B images need, from measured seconds: the table of docs/scaling.md, in Markdown.
+"""What galleries of 1 M, 10 M and 1 B images need, from measured seconds: the table of
+docs/scaling.md, in Markdown.
 
-Bytes are exact arithmetic. Times are the measured ones multiplied: those per item by the number of items, those of
-mining by (G / G0)^b and Q / Q0, where `benchmarks/mine_a_million.py` gives the seconds at G0 images for Q0 queries and
-the exponent b.
-`benchmarks/cost_per_item.py` prints the flags for seconds per item. What is not given is left out.
+Bytes are exact arithmetic. Times are the measured ones multiplied: those per item by the number of
+items, those of mining by (G / G0)^b and Q / Q0, where `benchmarks/mine_a_million.py` gives the
+seconds at G0 images for Q0 queries and the exponent b. `benchmarks/cost_per_item.py` prints the
+flags for seconds per item. What is not given is left out.
 
     python benchmarks/scaling_table.py --dimensions 1536
 """
@@ -21,7 +22,8 @@ NAMES = {1_000_000: "1 M", 10_000_000: "10 M", 1_000_000_000: "1 B"}
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds per item, bytes, and the seconds that mining took at `mined` images for `mined_queries` queries."""
+    """Seconds per item, bytes, and the seconds that mining took at `mined` images for
+    `mined_queries` queries."""
 
     dimensions: int = 1536
     m: int = 0
@@ -54,12 +56,18 @@ def rows_of(given: Measured, sizes: Sequence[int] = SIZES) -> list[tuple[str, li
     rows = [
         ("vectors, float32", [amount(4 * width * size) for size in sizes]),
         ("vectors, float16", [amount(2 * width * size) for size in sizes]),
-        ("IVF-Flat in memory", [amount((4 * width + 8) * size + 4 * width * lists(size)) for size in sizes]),
+        (
+            "IVF-Flat in memory",
+            [amount((4 * width + 8) * size + 4 * width * lists(size)) for size in sizes],
+        ),
         (
             f"IVF-PQ in memory, {codes} bytes a vector",
             [amount((codes + 8) * size + 4 * width * lists(size)) for size in sizes],
         ),
-        ("IVF training sample, 64 a list", [amount(4 * width * 64 * lists(size)) for size in sizes]),
+        (
+            "IVF training sample, 64 a list",
+            [amount(4 * width * 64 * lists(size)) for size in sizes],
+        ),
         ("scores of one query", [amount(4 * size) for size in sizes]),
     ]
     if given.features is not None:
@@ -67,9 +75,19 @@ def rows_of(given: Measured, sizes: Sequence[int] = SIZES) -> list[tuple[str, li
     if given.image is not None:
         seconds = [given.image * size for size in sizes]
         rows.append(("embed the gallery, one process", [duration(s) for s in seconds]))
-        rows.append((f"processes for {given.hours:g} h", [f"{math.ceil(s / 3600 / given.hours):,}" for s in seconds]))
+        rows.append(
+            (
+                f"processes for {given.hours:g} h",
+                [f"{math.ceil(s / 3600 / given.hours):,}" for s in seconds],
+            )
+        )
     if given.query is not None:
-        rows.append((f"embed {given.queries:,} queries", [duration(given.query * given.queries)] * len(sizes)))
+        rows.append(
+            (
+                f"embed {given.queries:,} queries",
+                [duration(given.query * given.queries)] * len(sizes),
+            )
+        )
     for name, taken, exponent in (
         ("top_k", given.top_k, given.top_k_exponent),
         ("band", given.band, given.band_exponent),
@@ -101,7 +119,9 @@ def duration(seconds: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     whole = ("dimensions", "m", "mined", "mined_queries", "queries", "captions")
     for name, field in Measured.__dataclass_fields__.items():
         kind = int if name in whole else float

@@ -1,10 +1,11 @@
-"""How long a query takes, from the engine and through the page's HTTP API, apart from the first ones.
+"""How long a query takes, from the engine and through the page's HTTP API, apart from the first
+ones.
 
     .venv/bin/python benchmarks/search_latency.py --experiment_dir RUN --pictures 2000
 
-Draws `shapes` pictures into a folder, indexes them with the run's last model, and asks composed queries: a random
-picture and a text of the data set each. Prints median, 95th percentile and maximum in milliseconds. Run it on an idle
-machine; OMP_NUM_THREADS sets the threads.
+Draws `shapes` pictures into a folder, indexes them with the run's last model, and asks composed
+queries: a random picture and a text of the data set each. Prints median, 95th percentile and
+maximum in milliseconds. Run it on an idle machine; OMP_NUM_THREADS sets the threads.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ def timed(name: str, asked: list[tuple[str, str]], search: Callable[[str, str], 
         search(image, text)
         seconds.append(time.perf_counter() - began)
     ms = 1000 * np.array(seconds[3:])
-    print(f"{name:>20}  median {np.median(ms):7.1f}  p95 {np.percentile(ms, 95):7.1f}  max {ms.max():7.1f} ms")
+    print(
+        f"{name:>20}  median {np.median(ms):7.1f}  p95 {np.percentile(ms, 95):7.1f}  max"
+        f" {ms.max():7.1f} ms"
+    )
 
 
 def by_http(engine: Engine, label: str, asked: list[tuple[str, str]], k: int) -> None:
@@ -56,13 +60,19 @@ def by_http(engine: Engine, label: str, asked: list[tuple[str, str]], k: int) ->
     from gradio_client import Client
 
     desk, on = Desk(engine), listening(0)
-    settings = uvicorn.Config(application(blocks(engine, desk, label, k), desk), log_level="warning")
+    settings = uvicorn.Config(
+        application(blocks(engine, desk, label, k), desk), log_level="warning"
+    )
     server = Server(settings)
     thread = threading.Thread(target=lambda sockets: server.run(sockets=sockets), args=([on],))
     thread.start()
     port = int(on.getsockname()[1])
     client = Client(f"http://{HOST}:{port}", verbose=False, analytics_enabled=False)
-    timed("page, gradio_client", asked, lambda image, text: client.predict(image, text, label, k, api_name="/search"))
+    timed(
+        "page, gradio_client",
+        asked,
+        lambda image, text: client.predict(image, text, label, k, api_name="/search"),
+    )
     client.close()
     kept = http.client.HTTPConnection(HOST, port)  # as a browser: one connection, kept open
 
@@ -79,7 +89,9 @@ def by_http(engine: Engine, label: str, asked: list[tuple[str, str]], k: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--experiment_dir", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--queries", type=int, default=200)
@@ -91,10 +103,22 @@ def main() -> None:
         label = engine.label(None)
         engine.warm(label)
         random = np.random.default_rng(0)
-        rows, words = random.integers(options.pictures, size=options.queries + 3), random.permutation(len(texts))
-        asked = [(engine.gallery.ids[row], texts[word]) for row, word in zip(rows, words, strict=False)]
-        print(f"{options.pictures} pictures, {options.queries} queries, {torch.get_num_threads()} threads")
-        timed("engine", asked, lambda image, text: engine.search(label, engine.known(image), text, options.k))
+        rows, words = (
+            random.integers(options.pictures, size=options.queries + 3),
+            random.permutation(len(texts)),
+        )
+        asked = [
+            (engine.gallery.ids[row], texts[word]) for row, word in zip(rows, words, strict=False)
+        ]
+        print(
+            f"{options.pictures} pictures, {options.queries} queries, {torch.get_num_threads()}"
+            " threads"
+        )
+        timed(
+            "engine",
+            asked,
+            lambda image, text: engine.search(label, engine.known(image), text, options.k),
+        )
         by_http(engine, label, asked, options.k)
 
 

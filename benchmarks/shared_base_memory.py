@@ -1,9 +1,11 @@
-"""Memory of captioning beside the embedder: on its weights with its adapter off, and with a model of its own.
+"""Memory of captioning beside the embedder: on its weights with its adapter off, and with a model
+of its own.
 
-Writes a random Qwen2-VL of about 200 million weights to a temporary directory. Three child processes embed the same
-images and texts with a LoRA on; two of them also write, verify and embed again, as a round of the loop does. Two more
-run a whole round: without new texts, and with texts on the embedder's weights. Prints the peak resident memory of each,
-as measured by the kernel, and its ratio to the first of its kind.
+Writes a random Qwen2-VL of about 200 million weights to a temporary directory. Three child
+processes embed the same images and texts with a LoRA on; two of them also write, verify and embed
+again, as a round of the loop does. Two more run a whole round: without new texts, and with texts on
+the embedder's weights. Prints the peak resident memory of each, as measured by the kernel, and its
+ratio to the first of its kind.
 
     python benchmarks/shared_base_memory.py
     python benchmarks/shared_base_memory.py --size small     to try it out
@@ -27,11 +29,21 @@ PARTS = {
     "round shared": "a round with texts on the embedder's weights",
 }
 SIZES = {
-    "full": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 14, "num_attention_heads": 16,
-             "num_key_value_heads": 4},
-    "small": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "num_key_value_heads": 1},
-}  # fmt: skip
+    "full": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 14,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+    },
+    "small": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+}
 
 
 def write_model(directory: Path, size: str) -> int:
@@ -46,12 +58,24 @@ def write_model(directory: Path, size: str) -> int:
     text = SIZES[size]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
     config = type(config)(
-        text_config={**config.text_config.to_dict(), **text, "layer_types": None, "rope_parameters": rope},
+        text_config={
+            **config.text_config.to_dict(),
+            **text,
+            "layer_types": None,
+            "rope_parameters": rope,
+        },
         vision_config={**config.vision_config.to_dict(), "hidden_size": text["hidden_size"]},
         tie_word_embeddings=config.tie_word_embeddings,
-        **{name: getattr(config, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id",
-                                                    "vision_end_token_id")},
-    )  # fmt: skip
+        **{
+            name: getattr(config, name)
+            for name in (
+                "image_token_id",
+                "video_token_id",
+                "vision_start_token_id",
+                "vision_end_token_id",
+            )
+        },
+    )
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration(config)
     model.save_pretrained(directory)
@@ -71,7 +95,9 @@ def work(part: str, directory: Path) -> int:
     from cirloop.data import ShapesSettings
     from cirloop.training.config import TrainingSettings
 
-    train = ShapesSettings(train_families=2, train_triplets=NUM_PAIRS, eval_families=2).build().train
+    train = (
+        ShapesSettings(train_families=2, train_triplets=NUM_PAIRS, eval_families=2).build().train
+    )
     embedder = Qwen2VLSettings(path=str(directory), dtype="float32").build()
     embedder.make_trainable(TrainingSettings(), seed=0)
     embedder.module.eval()
@@ -85,7 +111,9 @@ def work(part: str, directory: Path) -> int:
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
             with torch.no_grad():
-                embedder.module(embedder.inputs(batch, features.get([item.image for item in batch])))
+                embedder.module(
+                    embedder.inputs(batch, features.get([item.image for item in batch]))
+                )
 
     embed()
     if part != "embedder":
@@ -102,25 +130,44 @@ def work(part: str, directory: Path) -> int:
 
 
 def run_round(part: str, directory: Path) -> int:
-    """Peak resident memory in KiB of warm-up, mining, captions, training and evaluation, a step of each training."""
+    """Peak resident memory in KiB of warm-up, mining, captions, training and evaluation, a step of
+    each training."""
     from cirloop.cli import runner
     from cirloop.config.run import RunConfig
 
     model = {"type": "qwen2_vl", "path": str(directory), "dtype": "float32"}
-    captions = {"candidates": 2, "batch_size": BATCH, "max_new_tokens": 8, "verify": 0.5, "round_trip": 20}
-    runner.run(RunConfig(
-        experiment_dir=directory / part, model=model, foundation=model, num_iterations=1,
-        data={"type": "shapes", "train_families": 2, "train_triplets": NUM_PAIRS, "eval_families": 2},
-        mining={"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}},
-        captioning={**captions, "enabled": part == "round shared"},
-        training={"warm_up_steps": 1, "steps": 1, "batch_size": BATCH, "num_negatives": 0},
-        runtime={"cache_dir": directory / f"cache {part}", "embed_batch_size": BATCH},
-    ))  # fmt: skip
+    captions = {
+        "candidates": 2,
+        "batch_size": BATCH,
+        "max_new_tokens": 8,
+        "verify": 0.5,
+        "round_trip": 20,
+    }
+    runner.run(
+        RunConfig(
+            experiment_dir=directory / part,
+            model=model,
+            foundation=model,
+            num_iterations=1,
+            data={
+                "type": "shapes",
+                "train_families": 2,
+                "train_triplets": NUM_PAIRS,
+                "eval_families": 2,
+            },
+            mining={"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}},
+            captioning={**captions, "enabled": part == "round shared"},
+            training={"warm_up_steps": 1, "steps": 1, "batch_size": BATCH, "num_negatives": 0},
+            runtime={"cache_dir": directory / f"cache {part}", "embed_batch_size": BATCH},
+        )
+    )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="full", help="of the model")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
@@ -138,8 +185,14 @@ def main() -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             peaks[part] = int(done.stdout.split()[-1]) * 1024
     first = {part: peaks["round" if part.startswith("round") else "embedder"] for part in peaks}
-    rows = [(PARTS[p], f"{peak / 1e9:.2f} GB", f"{peak / first[p]:.3f}") for p, peak in peaks.items()]
-    table(f"Peak memory, {num / 1e6:.0f} million weights in float32", ("process", "peak", "ratio"), rows)
+    rows = [
+        (PARTS[p], f"{peak / 1e9:.2f} GB", f"{peak / first[p]:.3f}") for p, peak in peaks.items()
+    ]
+    table(
+        f"Peak memory, {num / 1e6:.0f} million weights in float32",
+        ("process", "peak", "ratio"),
+        rows,
+    )
 
 
 if __name__ == "__main__":

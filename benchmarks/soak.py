@@ -1,10 +1,11 @@
 """Many rounds in one process: do memory, open files and disk grow?
 
-A very small run of `--rounds` iterations on the embedded data and model. After each iteration: resident memory (VmRSS),
-open files (/proc/self/fd), threads, files and bytes of the run directory, and bytes of the feature cache. An iteration
-leaves an adapter, negatives, texts and an evaluation, so the run directory grows by as much; the rest should not grow
-once the first iterations have filled what is kept. Prints a line per iteration, and the growth per iteration over the
-second half by least squares with its standard error.
+A very small run of `--rounds` iterations on the embedded data and model. After each iteration:
+resident memory (VmRSS), open files (/proc/self/fd), threads, files and bytes of the run directory,
+and bytes of the feature cache. An iteration leaves an adapter, negatives, texts and an evaluation,
+so the run directory grows by as much; the rest should not grow once the first iterations have
+filled what is kept. Prints a line per iteration, and the growth per iteration over the second half
+by least squares with its standard error.
 
     python benchmarks/soak.py
     python benchmarks/soak.py --rounds 6
@@ -53,24 +54,41 @@ class Watch(logging.Handler):
         line = record.getMessage()
         if line.startswith("evaluation_iter_") and ": done" in line:
             self.rows.append(sample(self.run, self.cache))
-            print(f"{len(self.rows) - 1:3}", *(f"{value:12.1f}" for value in self.rows[-1]), flush=True)
+            print(
+                f"{len(self.rows) - 1:3}",
+                *(f"{value:12.1f}" for value in self.rows[-1]),
+                flush=True,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         run, cache = Path(name) / "run", Path(name) / "cache"
-        config = RunConfig.model_validate({
-            "experiment_dir": run, "num_iterations": args.rounds,
-            "model": {"type": "qwen2_vl", "dtype": "float32"}, "foundation": {"type": "qwen2_vl", "dtype": "float32"},
-            "data": {"type": "shapes", "train_families": 12, "train_triplets": 96, "eval_families": 6},
-            "mining": {"strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"}},
-            "captioning": {"candidates": 2, "verify": 0.0, "round_trip": 66},
-            "training": {"warm_up_steps": 6, "steps": 6, "batch_size": 12},
-            "runtime": {"cache_dir": cache},
-        })  # fmt: skip
+        config = RunConfig.model_validate(
+            {
+                "experiment_dir": run,
+                "num_iterations": args.rounds,
+                "model": {"type": "qwen2_vl", "dtype": "float32"},
+                "foundation": {"type": "qwen2_vl", "dtype": "float32"},
+                "data": {
+                    "type": "shapes",
+                    "train_families": 12,
+                    "train_triplets": 96,
+                    "eval_families": 6,
+                },
+                "mining": {
+                    "strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"}
+                },
+                "captioning": {"candidates": 2, "verify": 0.0, "round_trip": 66},
+                "training": {"warm_up_steps": 6, "steps": 6, "batch_size": 12},
+                "runtime": {"cache_dir": cache},
+            }
+        )
         watch = Watch(run, cache)
         logging.getLogger("cirloop").setLevel(logging.INFO)
         logging.getLogger("cirloop").addHandler(watch)

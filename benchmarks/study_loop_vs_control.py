@@ -1,10 +1,12 @@
-"""Does the loop pay? Mined and captioned against controls that spend the same optimisation steps, over seeds.
+"""Does the loop pay? Mined and captioned against controls that spend the same optimisation steps,
+over seeds.
 
-Arms, after one shared warm-up per seed: `loop` (mine, caption, train), `control` (human triplets alone), `random`
-(random instead of mined images, captioned and checked alike), `negatives` (mined images as negatives, no new texts),
-`longer` (the control with 1.4 times the steps: the loop's mined negatives add up to 3/8 to the images of a step).
-Prints, for each arm, recalls on `shapes` test with the standard error over seeds, the paired gain over `control`, and
-the share of true captions and of false negatives.
+Arms, after one shared warm-up per seed: `loop` (mine, caption, train), `control` (human triplets
+alone), `random` (random instead of mined images, captioned and checked alike), `negatives` (mined
+images as negatives, no new texts), `longer` (the control with 1.4 times the steps: the loop's mined
+negatives add up to 3/8 to the images of a step). Prints, for each arm, recalls on `shapes` test
+with the standard error over seeds, the paired gain over `control`, and the share of true captions
+and of false negatives.
 
     python benchmarks/study_loop_vs_control.py --seeds 5 --output experiments/study
 """
@@ -40,7 +42,9 @@ ARMS: dict[str, dict[str, Any]] = {
 RECALLS = ("recall@1", "recall@5", "any correct recall@1")
 
 
-def config(args: argparse.Namespace, seed: int, directory: Path, rounds: int, arm: str) -> RunConfig:
+def config(
+    args: argparse.Namespace, seed: int, directory: Path, rounds: int, arm: str
+) -> RunConfig:
     settings: dict[str, Any] = {
         "model": {"path": "tiny", "dtype": "float32"},
         "foundation": {"path": "tiny", "dtype": "float32"},
@@ -64,12 +68,16 @@ def config(args: argparse.Namespace, seed: int, directory: Path, rounds: int, ar
     }
     for name, value in ARMS[arm].items():
         settings[name] = {**settings.get(name, {}), **value}
-    return RunConfig(experiment_dir=directory, seed=seed, num_iterations=rounds, auto_resume=True, **settings)
+    return RunConfig(
+        experiment_dir=directory, seed=seed, num_iterations=rounds, auto_resume=True, **settings
+    )
 
 
 def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     """The last evaluation of one arm; the warm-up is made once per seed and copied."""
-    kind = arm if arm == "longer" else "control"  # the steps of a round are in the warm-up's fingerprint
+    kind = (
+        arm if arm == "longer" else "control"
+    )  # the steps of a round are in the warm-up's fingerprint
     warm, directory = args.output / f"warm_{kind}_{seed}", args.output / f"{arm}_{seed}"
     began = time.monotonic()
     runner.run(config(args, seed, warm, 0, kind))
@@ -77,11 +85,16 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
         aside = args.output / f".{arm}_{seed}"
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(warm, aside)
-        save(config(args, seed, directory, args.rounds, arm), aside / CONFIG)  # it stays the run of its manifest
+        save(
+            config(args, seed, directory, args.rounds, arm), aside / CONFIG
+        )  # it stays the run of its manifest
         aside.rename(directory)
     results = runner.run(config(args, seed, directory, args.rounds, arm))
     accounts = [json.loads(p.read_text()) for p in sorted(directory.glob("accounting_iter_*.json"))]
-    total = {key: sum(a[key] for a in accounts) for key in ("mined", "false_negatives", "accepted", "true_captions")}
+    total = {
+        key: sum(a[key] for a in accounts)
+        for key in ("mined", "false_negatives", "accepted", "true_captions")
+    }
     recalls = {k: [100 * r["metrics"][k] for r in results] for k in RECALLS}
     return {
         "arm": arm,
@@ -107,7 +120,9 @@ def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
         gains = [""] * len(RECALLS)
         if arm != "control" and "control" in arms:
             pairs = [(r["recalls"], by["control", r["seed"]]["recalls"]) for r in mine]
-            gains = [mean_se([ours[k][-1] - theirs[k][-1] for ours, theirs in pairs]) for k in RECALLS]
+            gains = [
+                mean_se([ours[k][-1] - theirs[k][-1] for ours, theirs in pairs]) for k in RECALLS
+            ]
         mined, accepted = sum(r["mined"] for r in mine), sum(r["accepted"] for r in mine)
         lines.append(
             [
@@ -117,16 +132,26 @@ def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
                 *gains,
                 f"{100 * sum(r['false_negatives'] for r in mine) / mined:.1f}%" if mined else "",
                 f"{accepted / len(mine):.0f}" if accepted else "",
-                f"{100 * sum(r['true_captions'] for r in mine) / accepted:.1f}%" if accepted else "",
+                (
+                    f"{100 * sum(r['true_captions'] for r in mine) / accepted:.1f}%"
+                    if accepted
+                    else ""
+                ),
             ]
         )
     short = ("R@1", "R@5", "any R@1")
     columns = ("arm", "warm-up", *short, *(f"+ {k}" for k in short), "false neg.", "texts", "true")
-    table(f"shapes {split}, {len(seeds)} seeds, {rounds} rounds, mean ± standard error over seeds", columns, lines)
+    table(
+        f"shapes {split}, {len(seeds)} seeds, {rounds} rounds, mean ± standard error over seeds",
+        columns,
+        lines,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("experiments/study"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first_seed", type=int, default=1)
@@ -141,7 +166,9 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--augmented_share", type=float, default=0.25)
     parser.add_argument("--num_negatives", type=int, default=1)
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="choose settings on val")
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="test", help="choose settings on val"
+    )
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 = all")
     parser.add_argument("--report_only", action="store_true")
     args = parser.parse_args(sys.argv[1:])
@@ -150,7 +177,9 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     logging.getLogger("cirloop").setLevel(logging.WARNING)
     args.output.mkdir(parents=True, exist_ok=True)
-    for seed in range(args.first_seed, args.first_seed + args.seeds) if not args.report_only else ():
+    for seed in (
+        range(args.first_seed, args.first_seed + args.seeds) if not args.report_only else ()
+    ):
         for arm in args.arms.split(","):
             row = run_arm(args, seed, arm)
             write_json(args.output / f"row_{arm}_{seed}.json", row)

@@ -1,10 +1,12 @@
-"""What each negative strategy mines on `shapes`, and what training on it buys. The truth is known, so it is counted.
+"""What each negative strategy mines on `shapes`, and what training on it buys. The truth is known,
+so it is counted.
 
-`--part table`: for the warm-up model of each seed, every strategy with no filter and with each false-negative filter:
-how many images are mined or left, and the share of them that are right answers. `--part recall`: arms that spend the
-same optimisation steps after one shared warm-up per seed: the strategy's images as negatives, no new texts, against
-`control`, no mined images; `strategy+filter` is an arm too, by default every filter after `top_k_all`. Prints recalls
-on `shapes` test, mean and standard error over seeds, paired gains.
+`--part table`: for the warm-up model of each seed, every strategy with no filter and with each
+false-negative filter: how many images are mined or left, and the share of them that are right
+answers. `--part recall`: arms that spend the same optimisation steps after one shared warm-up per
+seed: the strategy's images as negatives, no new texts, against `control`, no mined images;
+`strategy+filter` is an arm too, by default every filter after `top_k_all`. Prints recalls on
+`shapes` test, mean and standard error over seeds, paired gains.
 
     python benchmarks/study_negatives.py --part table --seeds 3
     python benchmarks/study_negatives.py --part recall --seeds 3
@@ -33,7 +35,17 @@ from cirloop.stages.context import Run
 from cirloop.stages.mine import mine_split
 
 K = 3
-CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+CELLS = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 ALL_QUERIES = ("random", "top_k_all")
 """Which mine for every query, also one whose target is first, against their strategy's default."""
 STRATEGIES: dict[str, dict[str, Any]] = {
@@ -53,8 +65,15 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "category_mix": {"type": "category_mix"},
     "diverse": {"type": "diverse"},
     "knn_text": {"type": "knn_text"},
-    "mixture": {"type": "mixture", "parts": [{"strategy": {"type": "top_k"}}, {"strategy": {"type": "random"}}]},
-    "curriculum": {"type": "curriculum", "stages": [{"type": "random"}, {"type": "semi_hard"}], "last_iteration": 2},
+    "mixture": {
+        "type": "mixture",
+        "parts": [{"strategy": {"type": "top_k"}}, {"strategy": {"type": "random"}}],
+    },
+    "curriculum": {
+        "type": "curriculum",
+        "stages": [{"type": "random"}, {"type": "semi_hard"}],
+        "last_iteration": 2,
+    },
 }
 FILTERS: dict[str, list[dict[str, Any]]] = {
     "none": [],
@@ -63,9 +82,14 @@ FILTERS: dict[str, list[dict[str, Any]]] = {
     "verify": [{"type": "verify"}],
     "agreement": [{"type": "agreement", "path": "tiny"}],
 }
-"""The margin is 0.05; near duplicates are those of a cosine of 0.95, verified those of a probability of 0.5, and the
-second model to agree is the base model: defaults but for the margin and the model."""
-ARMS = ["control", *STRATEGIES, *(f"top_k_all+{title}" for title, filters in FILTERS.items() if filters)]
+"""The margin is 0.05; near duplicates are those of a cosine of 0.95, verified those of a
+probability of 0.5, and the second model to agree is the base model: defaults but for the margin and
+the model."""
+ARMS = [
+    "control",
+    *STRATEGIES,
+    *(f"top_k_all+{title}" for title, filters in FILTERS.items() if filters),
+]
 
 
 def metadata(path: Path) -> Path:
@@ -88,10 +112,14 @@ def metadata(path: Path) -> Path:
 def mining(name: str, filters: list[dict[str, Any]]) -> dict[str, Any]:
     """The settings of a strategy of the study."""
     strategy = {**STRATEGIES[name], "negatives_per_query": K}
-    return {"strategy": strategy, "filters": filters} | ({"only_failed_queries": False} if name in ALL_QUERIES else {})
+    return {"strategy": strategy, "filters": filters} | (
+        {"only_failed_queries": False} if name in ALL_QUERIES else {}
+    )
 
 
-def with_strategy(config: RunConfig, name: str, filters: list[dict[str, Any]], output: Path) -> RunConfig:
+def with_strategy(
+    config: RunConfig, name: str, filters: list[dict[str, Any]], output: Path
+) -> RunConfig:
     told = {"domain": "shapes", "images": "metadata", "file": str(output / "metadata.json")}
     changes = {"mining": mining(name, filters), "attributes": told}
     kept = config.model_dump(exclude={"mining", "attributes"})
@@ -105,7 +133,11 @@ def mined_table(args: argparse.Namespace) -> None:
         config = study.config(args, seed, directory, 0, "control")
         runner.run(config)
         warm = runner.open_run(config)
-        checkpoint, oracle, train = warm.store.find("checkpoint_iter_0"), warm.data.train.oracle, warm.data.train
+        checkpoint, oracle, train = (
+            warm.store.find("checkpoint_iter_0"),
+            warm.data.train.oracle,
+            warm.data.train,
+        )
         assert oracle is not None
         right = {t.query.id: oracle.positives(t.query) - {t.target} for t in train.triplets}
         for name in STRATEGIES:
@@ -113,7 +145,15 @@ def mined_table(args: argparse.Namespace) -> None:
                 run = Run(with_strategy(config, name, filters, args.output), warm.store, warm.data)
                 made = mine_split(run, warm.embedder(checkpoint), 0)["negatives"]
                 false = sum(row["image"] in right[row["query"]] for row in made)
-                rows.append({"strategy": name, "filter": title, "seed": seed, "mined": len(made), "false": false})
+                rows.append(
+                    {
+                        "strategy": name,
+                        "filter": title,
+                        "seed": seed,
+                        "mined": len(made),
+                        "false": false,
+                    }
+                )
         write_json(args.output / "table.json", {"rows": rows})
     lines = []
     for name in STRATEGIES:
@@ -121,22 +161,38 @@ def mined_table(args: argparse.Namespace) -> None:
         for title in FILTERS:
             mine = [r for r in rows if r["strategy"] == name and r["filter"] == title]
             shares = [100 * r["false"] / r["mined"] for r in mine if r["mined"]]
-            cells.append(f"{study.mean_se(shares)}% of {np.mean([r['mined'] for r in mine]):.0f}" if shares else "none")
+            cells.append(
+                f"{study.mean_se(shares)}% of {np.mean([r['mined'] for r in mine]):.0f}"
+                if shares
+                else "none"
+            )
         lines.append([name, *cells])
-    table(f"False negatives among mined images, {args.seeds} seeds, by filter", ("strategy", *FILTERS), lines)
+    table(
+        f"False negatives among mined images, {args.seeds} seeds, by filter",
+        ("strategy", *FILTERS),
+        lines,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--part", choices=["table", "recall"], required=True)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--output", type=Path, default=Path("experiments/study_negatives"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=1)
     for name, value in (
-        ("rounds", 2), ("families", 100), ("triplets", 400), ("eval_families", 182), ("warm_up", 60), ("steps", 60),
-        ("batch_size", 32), ("num_negatives", 1),
-    ):  # fmt: skip
+        ("rounds", 2),
+        ("families", 100),
+        ("triplets", 400),
+        ("eval_families", 182),
+        ("warm_up", 60),
+        ("steps", 60),
+        ("batch_size", 32),
+        ("num_negatives", 1),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--augmented_share", type=float, default=0.25)

@@ -1,11 +1,12 @@
 """Say what requirements.txt asks for and this Python lacks.
 
-    python scripts/check_environment.py [--dev]   one requirement a line, exit 3; silent, exit 0 if none
-    python scripts/check_environment.py --lists   where requirements.txt and pyproject.toml differ, exit 1
+    python scripts/check_environment.py [--dev]   a requirement a line, exit 3; silent if none
+    python scripts/check_environment.py --lists   where the two lists differ, exit 1
 
 Versions come from installed metadata and modules are found, not imported: a fraction of a second.
 With CIRLOOP_LOCKED=1 also the installed packages whose version is not that of requirements.lock.
-`--dev` adds pyproject.toml's `dev` extra. scripts/setup_env.sh runs this under each Python it considers.
+`--dev` adds pyproject.toml's `dev` extra. scripts/setup_env.sh runs this under each Python it
+considers.
 """
 
 import importlib.metadata
@@ -16,7 +17,9 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-UNFINISHED = ".cirloop-install-unfinished"  # setup_env.sh keeps this file in the environment while pip works
+UNFINISHED = (  # setup_env.sh keeps this file in the environment while pip works
+    ".cirloop-install-unfinished"
+)
 LACKING = 3  # not 1, which is what a Python that stumbles over this file ends with
 MODULES = {
     "faiss-cpu": "faiss",
@@ -38,7 +41,9 @@ except ImportError:  # half of requirements.txt depends on packaging, so none of
 
 
 def requirements_txt() -> list[Requirement]:
-    lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    lines = (
+        line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()
+    )
     return [Requirement(line) for line in lines if line and not line.startswith("-")]
 
 
@@ -65,7 +70,8 @@ def pinned() -> list[Requirement]:
 
 
 def unlike(requirement: Requirement) -> str | None:
-    """Whether an installed package has another version; one that is not there may not be needed here."""
+    """Whether an installed package has another version; one that is not there may not be needed
+    here."""
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:

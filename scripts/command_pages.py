@@ -1,4 +1,5 @@
-"""The pages of docs/commands/, written from the code: flags from settings models, texts from docstrings and comments.
+"""The pages of docs/commands/, written from the code: flags from settings models, texts from
+docstrings and comments.
 
     python scripts/command_pages.py             write them
     python scripts/command_pages.py --check     name those that are not what the code says, exit 1
@@ -33,7 +34,8 @@ PYTHON = ".venv/bin/python"
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A page: `models` are its settings as module:class, each with what it is for where there are several."""
+    """A page: `models` are its settings as module:class, each with what it is for where there are
+    several."""
 
     page: str
     program: str
@@ -56,7 +58,8 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Flags that begin alike; `types`: the values of its `type`, each with the first line of its docstring."""
+    """Flags that begin alike; `types`: the values of its `type`, each with the first line of its
+    docstring."""
 
     path: str
     about: str
@@ -66,40 +69,90 @@ class Group:
 
 VECTORS = "From vectors alone, with --query-embeddings"
 COMMANDS = (
-    Command("train_iterative", "train_iterative.py", {"": "cirloop.config.run:RunConfig"}, "tutorial", (
-        "./run_iterative_training.sh --fast_mode",
-        "./run_iterative_training.sh --dry_run",
-        "./run_iterative_training.sh --fast_mode --seed 1 --experiment_dir experiments/fast_1",
-    )),
-    Command("eval_iterative", "eval_iterative.py", {"": "cirloop.cli.evaluate:EvalConfig"}, "datasets", (
-        f"{PYTHON} eval_iterative.py --experiment_dir experiments/fast_1 --eval_dataset shapes_test \\\n"
-        "    --iterations base,1,2 --output_file results.json",
-        f"{PYTHON} eval_iterative.py --rankings FILE.json --eval_dataset cirr_val --data_dir data/cirr",
-    )),
-    Command("add_hard_negatives", "add_hard_negatives.py", {
-        "For samples of images and texts": "cirloop.tools.add_negatives.config:AddNegativesConfig",
-        VECTORS: "cirloop.cli.mine_embeddings:VectorConfig",
-    }, "add_hard_negatives", (
-        f"{PYTHON} add_hard_negatives.py --image-dir photos --annotations samples.json --split train \\\n"
-        "    --model-path Qwen/Qwen2-VL-2B-Instruct --dtype bfloat16 --num-gpus 2 --output negatives.json",
-        f"{PYTHON} add_hard_negatives.py --query-embeddings Q.npy --gallery-embeddings G.npy --targets T.npy \\\n"
-        "    --strategy margin --relative-margin 0.05 --output negatives.json",
-    )),
     Command(
-        "export_vectors", "python -m cirloop.export_vectors",
-        {"": "cirloop.tools.export_embeddings:ExportConfig"}, "scaling",
+        "train_iterative",
+        "train_iterative.py",
+        {"": "cirloop.config.run:RunConfig"},
+        "tutorial",
+        (
+            "./run_iterative_training.sh --fast_mode",
+            "./run_iterative_training.sh --dry_run",
+            "./run_iterative_training.sh --fast_mode --seed 1 --experiment_dir experiments/fast_1",
+        ),
     ),
-    Command("search", "python -m cirloop.search", {"": "cirloop.tools.search.__main__:SearchConfig"}, "search"),
-    Command("demo", "python -m cirloop.demo", {"": "cirloop.tools.demo.__main__:DemoConfig"}, "search"),
-    Command("export", "python -m cirloop.export", {"": "cirloop.tools.export.__main__:ExportConfig"}, "export"),
-)  # fmt: skip
+    Command(
+        "eval_iterative",
+        "eval_iterative.py",
+        {"": "cirloop.cli.evaluate:EvalConfig"},
+        "datasets",
+        (
+            (
+                f"{PYTHON} eval_iterative.py --experiment_dir experiments/fast_1 --eval_dataset"
+                " shapes_test \\\n    --iterations base,1,2 --output_file results.json"
+            ),
+            (
+                f"{PYTHON} eval_iterative.py --rankings FILE.json --eval_dataset cirr_val"
+                " --data_dir data/cirr"
+            ),
+        ),
+    ),
+    Command(
+        "add_hard_negatives",
+        "add_hard_negatives.py",
+        {
+            "For samples of images and texts": (
+                "cirloop.tools.add_negatives.config:AddNegativesConfig"
+            ),
+            VECTORS: "cirloop.cli.mine_embeddings:VectorConfig",
+        },
+        "add_hard_negatives",
+        (
+            (
+                f"{PYTHON} add_hard_negatives.py --image-dir photos --annotations samples.json"
+                " --split train \\\n    --model-path Qwen/Qwen2-VL-2B-Instruct --dtype bfloat16"
+                " --num-gpus 2 --output negatives.json"
+            ),
+            (
+                f"{PYTHON} add_hard_negatives.py --query-embeddings Q.npy --gallery-embeddings"
+                " G.npy --targets T.npy \\\n    --strategy margin --relative-margin 0.05 --output"
+                " negatives.json"
+            ),
+        ),
+    ),
+    Command(
+        "export_vectors",
+        "python -m cirloop.export_vectors",
+        {"": "cirloop.tools.export_embeddings:ExportConfig"},
+        "scaling",
+    ),
+    Command(
+        "search",
+        "python -m cirloop.search",
+        {"": "cirloop.tools.search.__main__:SearchConfig"},
+        "search",
+    ),
+    Command(
+        "demo", "python -m cirloop.demo", {"": "cirloop.tools.demo.__main__:DemoConfig"}, "search"
+    ),
+    Command(
+        "export",
+        "python -m cirloop.export",
+        {"": "cirloop.tools.export.__main__:ExportConfig"},
+        "export",
+    ),
+)
 AFTER = {
-    "train_iterative": "`run_iterative_training.sh` hands all flags on. Without `--config` the settings are "
-    "those of the recipe `configs/{dataset_name}_{model_backbone}.yaml`, without a data set of `configs/shapes.yaml`. "
-    "Every flag but those of the first table may stand in the YAML too, nested at its dots. Flags win over the file.",
-    VECTORS: "The settings of the `--strategy`, and of `mining` beside it, are flags too, without `--mining.strategy.` "
-    "and `--mining.`: see the groups `mining` and `mining.strategy` of "
-    "[train_iterative.py](train_iterative.md#mining).",
+    "train_iterative": (
+        "`run_iterative_training.sh` hands all flags on. Without `--config` the settings are those"
+        " of the recipe `configs/{dataset_name}_{model_backbone}.yaml`, without a data set of"
+        " `configs/shapes.yaml`. Every flag but those of the first table may stand in the YAML too,"
+        " nested at its dots. Flags win over the file."
+    ),
+    VECTORS: (
+        "The settings of the `--strategy`, and of `mining` beside it, are flags too, without"
+        " `--mining.strategy.` and `--mining.`: see the groups `mining` and `mining.strategy` of"
+        " [train_iterative.py](train_iterative.md#mining)."
+    ),
 }
 
 
@@ -126,7 +179,8 @@ def docstring(path: Path) -> list[str]:
 
 
 def summary(path: Path) -> str:
-    """What a file says of itself first: a docstring's paragraph, or the sentence that a comment begins with."""
+    """What a file says of itself first: a docstring's paragraph, or the sentence that a comment
+    begins with."""
     first = docstring(path)[0]
     if path.suffix != ".py":
         return first.splitlines()[0].partition(". ")[0].rstrip(".") + "."
@@ -137,7 +191,9 @@ def kinds_of(annotation: Any) -> list[type[BaseModel]]:
     """The settings models a field may hold, not those in lists."""
     if get_origin(annotation) in (Union, UnionType, Annotated):
         return [kind for each in get_args(annotation) for kind in kinds_of(each)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    return (
+        [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    )
 
 
 def type_name(annotation: Any) -> str:
@@ -153,7 +209,9 @@ def type_name(annotation: Any) -> str:
         return "JSON"
     if args:  # a union
         return " or ".join(dict.fromkeys(type_name(a) for a in args if a is not NoneType))
-    return {"Path": "path", "str": "text", "bool": "true or false"}.get(annotation.__name__, annotation.__name__)
+    return {"Path": "path", "str": "text", "bool": "true or false"}.get(
+        annotation.__name__, annotation.__name__
+    )
 
 
 def bounds(field: FieldInfo) -> str:
@@ -162,7 +220,12 @@ def bounds(field: FieldInfo) -> str:
     if get_origin(field.annotation) in (Union, UnionType):
         found += [m for arg in get_args(field.annotation) for m in getattr(arg, "__metadata__", ())]
     signs = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
-    return "".join(f" {sign} {getattr(m, name)}" for m in found for of, (sign, name) in signs.items() if type(m) is of)
+    return "".join(
+        f" {sign} {getattr(m, name)}"
+        for m in found
+        for of, (sign, name) in signs.items()
+        if type(m) is of
+    )
 
 
 def default_of(field: FieldInfo) -> str:
@@ -186,7 +249,9 @@ def flag(model: type[BaseSettings], path: str, field: FieldInfo, types: tuple[st
     told = model.model_config
     short = (told.get("cli_shortcuts") or {}).get(path, ())
     given = field.validation_alias  # takes the place of the name
-    aliases = given.choices if isinstance(given, AliasChoices) else [given or path.rpartition(".")[2]]
+    aliases = (
+        given.choices if isinstance(given, AliasChoices) else [given or path.rpartition(".")[2]]
+    )
     paths = [f"{path.rpartition('.')[0]}.{alias}".lstrip(".") for alias in aliases]
     names = [f"-{name}" if len(name) == 1 else f"--{name}" for name in (*paths, *_several(short))]
     if told.get("cli_kebab_case"):
@@ -194,7 +259,9 @@ def flag(model: type[BaseSettings], path: str, field: FieldInfo, types: tuple[st
     kind = type_name(field.annotation) + bounds(field)
     if kind == "true or false" and told.get("cli_implicit_flags"):
         names, kind = [*names, *(f"--no-{name[2:]}" for name in names)], "switch"
-    return Flag(tuple(names), kind, default_of(field), " ".join((field.description or "").split()), types)
+    return Flag(
+        tuple(names), kind, default_of(field), " ".join((field.description or "").split()), types
+    )
 
 
 def parsed(model: type[BaseSettings]) -> set[str]:
@@ -214,7 +281,11 @@ def groups(
     types: tuple[str, ...] = (),
 ) -> Iterator[Group]:
     """The flags of settings that are one of `kinds`, and then the groups among them."""
-    tags = {kind: str(kind.model_fields["type"].default) for kind in kinds if "type" in kind.model_fields}
+    tags = {
+        kind: str(kind.model_fields["type"].default)
+        for kind in kinds
+        if "type" in kind.model_fields
+    }
     flags: dict[tuple[str, str, str, str], tuple[Flag, list[str]]] = {}
     nested: dict[str, tuple[FieldInfo, list[str]]] = {}
     for kind in kinds:
@@ -224,17 +295,27 @@ def groups(
                 nested.setdefault(where, (field, []))[1].append(tag)
             elif name != "type" or not path:
                 made = flag(model, where, field, ())
-                flags.setdefault((where, made.kind, made.default, made.meaning), (made, []))[1].append(tag)
+                flags.setdefault((where, made.kind, made.default, made.meaning), (made, []))[
+                    1
+                ].append(tag)
     if path and len(tags) > 1:
         short = (model.model_config.get("cli_shortcuts") or {}).get(f"{path}.type", ())
         names = (f"--{path}.type", *(f"--{n}" for n in _several(short)))
-        yield Group(path, about, (Flag(names, "see above", "", "Which of them."), *_merged(flags, len(kinds))),
-                    {tags[kind]: _first_line(kind) for kind in kinds})  # fmt: skip
+        yield Group(
+            path,
+            about,
+            (Flag(names, "see above", "", "Which of them."), *_merged(flags, len(kinds))),
+            {tags[kind]: _first_line(kind) for kind in kinds},
+        )
     elif flags:
         yield Group(path, about, _merged(flags, len(kinds)), {})
     for where, (field, of) in nested.items():
-        for_types = f" For {', '.join(f'`{tag}`' for tag in of)}." if tags and len(of) < len(kinds) else ""
-        yield from groups(model, kinds_of(field.annotation), where, (field.description or "") + for_types)
+        for_types = (
+            f" For {', '.join(f'`{tag}`' for tag in of)}." if tags and len(of) < len(kinds) else ""
+        )
+        yield from groups(
+            model, kinds_of(field.annotation), where, (field.description or "") + for_types
+        )
 
 
 def _merged(flags: dict[Any, tuple[Flag, list[str]]], num: int) -> tuple[Flag, ...]:
@@ -264,7 +345,11 @@ def table(group: Group, known: set[str]) -> list[str]:
         there = [name for name in each.names if name in known]
         names = ", ".join(f"`{name}`" for name in there) or f"`{each.names[0][2:]}` (YAML only)"
         types = [", ".join(f"`{t}`" for t in each.types) or "all"] if of else []
-        out.append("| " + " | ".join(cell(c) for c in (names, each.kind, each.default, each.meaning, *types)) + " |")
+        out.append(
+            "| "
+            + " | ".join(cell(c) for c in (names, each.kind, each.default, each.meaning, *types))
+            + " |"
+        )
     return out
 
 
@@ -273,8 +358,10 @@ def page(command: Command) -> str:
     _, *rest = docstring(file)
     examples = command.examples or tuple(
         f"{PYTHON} {line.strip().removeprefix('python ')}"
-        for block in rest for line in block.splitlines() if line.startswith("    ") and "python" in line
-    )  # fmt: skip
+        for block in rest
+        for line in block.splitlines()
+        if line.startswith("    ") and "python" in line
+    )
     more = f"How it is used: [{command.more}.md](../{command.more}.md)."
     out = [f"# {command.program}", "", MARK, "", summary(file), "", more, ""]
     out += ["```sh", *examples, "```", ""]
@@ -287,8 +374,15 @@ def page(command: Command) -> str:
         out += [AFTER[title], ""] if title in AFTER else []
         for group in groups(model, [model]):
             if group.path:
-                out += [f"### {group.path}", "", *([group.about.strip(), ""] if group.about.strip() else [])]
-            out += [*(f"- `{tag}`: {first}" for tag, first in group.types.items()), *([""] if group.types else [])]
+                out += [
+                    f"### {group.path}",
+                    "",
+                    *([group.about.strip(), ""] if group.about.strip() else []),
+                ]
+            out += [
+                *(f"- `{tag}`: {first}" for tag, first in group.types.items()),
+                *([""] if group.types else []),
+            ]
             out += [*table(group, known), ""]
     return "\n".join(out)
 
@@ -296,23 +390,37 @@ def page(command: Command) -> str:
 def listed(title: str, about: str, directory: str, patterns: tuple[str, ...]) -> str:
     """A page of files with the first paragraph that each says of itself."""
     files = sorted(path for pattern in patterns for path in (ROOT / directory).glob(pattern))
-    rows = [f"| [{path.name}](../../{path.relative_to(ROOT)}) | {cell(summary(path))} |" for path in files]
-    return "\n".join([f"# {title}", "", MARK, "", about, "", "| file | |", "| --- | --- |", *rows, ""])
+    rows = [
+        f"| [{path.name}](../../{path.relative_to(ROOT)}) | {cell(summary(path))} |"
+        for path in files
+    ]
+    return "\n".join(
+        [f"# {title}", "", MARK, "", about, "", "| file | |", "| --- | --- |", *rows, ""]
+    )
 
 
 def pages() -> dict[str, str]:
     """The text of each page, by its name."""
     out = {f"{command.page}.md": page(command) for command in COMMANDS}
     out["benchmarks.md"] = listed(
-        "Benchmarks", "Each is run by `python benchmarks/NAME.py` and has `--help`. What was measured with them is in "
-        "[performance.md](../performance.md), [scaling.md](../scaling.md) and [the log](../../experiments/LOG.md).",
-        "benchmarks", ("*.py",),
-    )  # fmt: skip
+        "Benchmarks",
+        "Each is run by `python benchmarks/NAME.py` and has `--help`. What was measured with them"
+        " is in [performance.md](../performance.md), [scaling.md](../scaling.md) and [the"
+        " log](../../experiments/LOG.md).",
+        "benchmarks",
+        ("*.py",),
+    )
     out["scripts.md"] = listed(
-        "Scripts", "What the other commands are started with, and what keeps the project. `make` names its targets.",
-        ".", ("*.sh", "scripts/*.sh", "scripts/*.py", "scripts/*.sbatch"),
-    )  # fmt: skip
-    rows = [f"| [{c.program}]({c.page}.md) | {cell(summary(module_file(c.program)))} |" for c in COMMANDS]
+        "Scripts",
+        "What the other commands are started with, and what keeps the project. `make` names its"
+        " targets.",
+        ".",
+        ("*.sh", "scripts/*.sh", "scripts/*.py", "scripts/*.sbatch"),
+    )
+    rows = [
+        f"| [{c.program}]({c.page}.md) | {cell(summary(module_file(c.program)))} |"
+        for c in COMMANDS
+    ]
     rows += ["| [benchmarks](benchmarks.md) | Measuring, a program each. |"]
     rows += ["| [scripts](scripts.md) | Set-up, checks, Slurm. |"]
     out["README.md"] = "\n".join(["# Commands", "", MARK, "", "| | |", "| --- | --- |", *rows, ""])
@@ -323,9 +431,15 @@ def main() -> int:
     made = pages()
     there = {path.name for path in PAGES.glob("*.md")}
     if "--check" in sys.argv[1:]:
-        stale = [name for name, text in made.items() if name not in there or (PAGES / name).read_text("utf-8") != text]
+        stale = [
+            name
+            for name, text in made.items()
+            if name not in there or (PAGES / name).read_text("utf-8") != text
+        ]
         for name in sorted({*stale, *(there - {*made})}):
-            print(f"docs/commands/{name}: not what the code says; run python scripts/command_pages.py")
+            print(
+                f"docs/commands/{name}: not what the code says; run python scripts/command_pages.py"
+            )
         return int(bool(stale or there - {*made}))
     PAGES.mkdir(parents=True, exist_ok=True)
     for name in there - {*made}:

@@ -1,20 +1,23 @@
-"""What a GPU does with Qwen2-VL-2B: its architecture with random weights in bfloat16, against the device's limits.
+"""What a GPU does with Qwen2-VL-2B: its architecture with random weights in bfloat16, against the
+device's limits.
 
-Run it by scripts/gpu_check.sh, which sees to packages. Parts, in this order, each with a limit of time; every line is
-printed and written to `--output` as soon as it is known, so that a run that is cut off still tells:
+Run it by scripts/gpu_check.sh, which sees to packages. Parts, in this order, each with a limit of
+time; every line is printed and written to `--output` as soon as it is known, so that a run that is
+cut off still tells:
 
     limits     FLOP/s of a large product of matrices, bytes/s of a copy within the device
-    patches    the patch embedding as a Conv3d and as a product, and their shares of the vision tower
-    embed      pictures a second with an empty cache and a full one, at two sizes of pictures and several of batches
-    train      a training step with kept features: attention, rows padded or packed, type of the adapters
+    patches    the patch embedding as a Conv3d and as a product, and their shares of the tower
+    embed      images a second with an empty and a full cache, by image size and batch size
+    train      a training step with kept features: attention, packing, type of the adapters
     captions   texts a second as a round writes them, for a query's mined images
     equality   embeddings of a few items against the same weights in float32
 
-`of limit` is the share of the measured FLOP/s (FLOPs by torch's counter), `waiting` that of time without pixels or
-features, `halved` the batches that memory did not hold. Ends with 1 where a part failed.
+`of limit` is the share of the measured FLOP/s (FLOPs by torch's counter), `waiting` that of time
+without pixels or features, `halved` the batches that memory did not hold. Ends with 1 where a part
+failed.
 
     scripts/gpu_check.sh
-    scripts/gpu_check.sh --size small --dtype float32 --num 4 --tokens 9 16 --batches 2 4     without a GPU
+    scripts/gpu_check.sh --size small --dtype float32 --num 4 --tokens 9 16 --batches 2 4
 """
 
 from __future__ import annotations
@@ -81,18 +84,32 @@ class Check:
         self.rows: list[Values] = []
         self.began, self.limit = time.monotonic(), float("nan")
         self.machine = {
-            "device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-            "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
-            "size": args.size, "dtype": args.dtype,
-        }  # fmt: skip
+            "device": (
+                torch.cuda.get_device_name()
+                if DEVICE == "cuda"
+                else f"CPU, {torch.get_num_threads()} threads"
+            ),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "size": args.size,
+            "dtype": args.dtype,
+        }
 
     def tell(self, part: str, case: str, values: Values) -> None:
-        row = {"part": part, "case": case, **values, "after": round(time.monotonic() - self.began, 1)}
+        row = {
+            "part": part,
+            "case": case,
+            **values,
+            "after": round(time.monotonic() - self.began, 1),
+        }
         self.rows.append(row)
         shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
         print(f"{row['after']:6.1f} s  {part}: {case}: {shown}", flush=True)
         self.args.output.parent.mkdir(parents=True, exist_ok=True)
-        self.args.output.write_text(json.dumps({**self.machine, "rows": self.rows}, indent=1), "utf-8")
+        self.args.output.write_text(
+            json.dumps({**self.machine, "rows": self.rows}, indent=1), "utf-8"
+        )
 
     def case(self, part: str, name: str, work: Callable[[], Values]) -> None:
         """What `work` gives, or that memory did not suffice, or why it cannot be had."""
@@ -120,11 +137,18 @@ class Check:
         return {**values, "halved": spent.splits} if spent.splits else values
 
     def pictures(self, tokens: int) -> Path:
-        """`--num` pictures that make so many tokens or a few less, half as large again as the model sees them."""
+        """`--num` pictures that make so many tokens or a few less, half as large again as the model
+        sees them."""
         directory = self.directory / f"pictures {tokens}"
         if not directory.exists():
-            sides = [(tokens // high, high) for high in range(1, tokens + 1) if high <= tokens // high <= 2 * high]
-            wide, high = (3 * 28 * side // 2 for side in max(sides, key=lambda side: side[0] * side[1]))
+            sides = [
+                (tokens // high, high)
+                for high in range(1, tokens + 1)
+                if high <= tokens // high <= 2 * high
+            ]
+            wide, high = (
+                3 * 28 * side // 2 for side in max(sides, key=lambda side: side[0] * side[1])
+            )
             noise(directory, self.args.num, wide, high)
         return directory
 
@@ -138,8 +162,12 @@ def limits(check: Check) -> None:
     size = 8192 if DEVICE == "cuda" else 1024
     matrix = torch.randn(size, size, device=DEVICE).to(getattr(torch, check.args.dtype))
     check.limit = 2 * size**3 / best(partial(torch.mm, matrix, matrix), 10)
-    check.tell("limits", f"product in {check.args.dtype}", {"TFLOP/s": round(check.limit / 1e12, 3)})
-    source = torch.empty(2**30 if DEVICE == "cuda" else 2**26, dtype=torch.uint8, device=DEVICE).random_()
+    check.tell(
+        "limits", f"product in {check.args.dtype}", {"TFLOP/s": round(check.limit / 1e12, 3)}
+    )
+    source = torch.empty(
+        2**30 if DEVICE == "cuda" else 2**26, dtype=torch.uint8, device=DEVICE
+    ).random_()
     taken = best(partial(torch.empty_like(source).copy_, source), 10)
     check.tell("limits", "copy", {"GB/s": round(2 * source.numel() / taken / 1e9, 1)})
 
@@ -149,7 +177,9 @@ def patches(check: Check) -> None:
     tokens, num = max(check.args.tokens), min(check.args.batches)
     backbone, side = check.work(tokens).backbone, 2 * int(tokens**0.5)
     tower = backbone.vlm.model.visual
-    pixels = torch.randn(num * side * side, tower.patch_embed.proj.weight[0].numel(), device=DEVICE).to(tower.dtype)
+    pixels = torch.randn(
+        num * side * side, tower.patch_embed.proj.weight[0].numel(), device=DEVICE
+    ).to(tower.dtype)
     grids = torch.tensor([[1, side, side]] * num, device=DEVICE)
     product = best(lambda: tower.patch_embed(pixels))
     whole = best(lambda: tower(pixels, grid_thw=grids))
@@ -158,12 +188,23 @@ def patches(check: Check) -> None:
     done = counter.get_total_flops()
     values = {"ms": round(1e3 * whole, 2), "of_limit": round(done / whole / check.limit, 3)}
     check.tell("patches", f"tower, {len(pixels)} patches", values)
-    check.tell("patches", "product", {"ms": round(1e3 * product, 3), "of_tower": round(product / whole, 4)})
+    check.tell(
+        "patches", "product", {"ms": round(1e3 * product, 3), "of_tower": round(product / whole, 4)}
+    )
     made, patch = tower.patch_embed(pixels).float(), tower.patch_embed.proj
     call = partial(nn.Conv3d.forward, patch, pixels.view(len(pixels), *patch.weight.shape[1:]))
-    convolution, differ = best(call), (call().flatten(1).float() - made).abs().max() / made.abs().max()
-    values = {"ms": round(1e3 * convolution, 3), "of_tower": round(convolution / (whole - product + convolution), 4)}
-    values |= {"times_the_product": round(convolution / product, 2), "differ": f"{float(differ):.1e}"}
+    convolution, differ = (
+        best(call),
+        (call().flatten(1).float() - made).abs().max() / made.abs().max(),
+    )
+    values = {
+        "ms": round(1e3 * convolution, 3),
+        "of_tower": round(convolution / (whole - product + convolution), 4),
+    }
+    values |= {
+        "times_the_product": round(convolution / product, 2),
+        "differ": f"{float(differ):.1e}",
+    }
     check.tell("patches", "convolution", values)
 
 
@@ -174,7 +215,9 @@ def embedding(check: Check) -> None:
 
 def embed_pictures(check: Check, work: Work) -> None:
     args, items = check.args, [Item(image) for image in work.ids]
-    vectors(work, items, "first", min(args.batches), args.workers)  # what is only slow the first time
+    vectors(
+        work, items, "first", min(args.batches), args.workers
+    )  # what is only slow the first time
     real = sum(map(work.backbone.image_length, work.features("first").grids(work.ids))) / len(items)
     for size in args.batches:
         call = partial(vectors, work, items, f"embed {size}", size, args.workers)
@@ -183,10 +226,15 @@ def embed_pictures(check: Check, work: Work) -> None:
             check.case("embed", name, partial(check.metered, call, len(items), "pictures"))
 
 
-def vectors(work: Work, items: Sequence[Item], name: str, size: int, workers: int = 0) -> torch.Tensor:
-    """Of `items`, whose vision features are kept in the cache `name`; opening it is part of the work."""
+def vectors(
+    work: Work, items: Sequence[Item], name: str, size: int, workers: int = 0
+) -> torch.Tensor:
+    """Of `items`, whose vision features are kept in the cache `name`; opening it is part of the
+    work."""
     features = work.features(name, workers, size)
-    return torch.from_numpy(embed(work.backbone, features, items, size, lambda batches, _: batches, "embed"))
+    return torch.from_numpy(
+        embed(work.backbone, features, items, size, lambda batches, _: batches, "embed")
+    )
 
 
 def training(check: Check) -> None:
@@ -214,13 +262,19 @@ def step(check: Check, attention: str, packed: bool, lora: Values) -> Values:
 
 def captions(check: Check) -> None:
     args, work = check.args, check.work(max(check.args.tokens))
-    foundation = Qwen2VLFoundation(path=str(check.model), dtype=args.dtype, max_pixels=work.max_pixels)
+    foundation = Qwen2VLFoundation(
+        path=str(check.model), dtype=args.dtype, max_pixels=work.max_pixels
+    )
     captioner: Any = foundation.build(work.backbone)
     assert captioner.lender is not None, "two models, where one lends its weights"
-    captioner.vlm.generation_config.eos_token_id = None  # a random model does not say when it is done
+    captioner.vlm.generation_config.eos_token_id = (
+        None  # a random model does not say when it is done
+    )
     captioner.vlm.generation_config.pad_token_id = captioner.processor.tokenizer.pad_token_id
     prompt, num = CaptioningSettings().prompts(foundation).rewrite, args.num // (args.k + 1)
-    mined = [(query, num + query * args.k + place) for query in range(num) for place in range(args.k)]
+    mined = [
+        (query, num + query * args.k + place) for query in range(num) for place in range(args.k)
+    ]
     asks = [Ask(work.ids[query], work.ids[image], text_of(query)) for query, image in mined]
     images: Any = work.features("captions")._images
     eyes = Eyes(captioner, images, check.directory / "eyes", args.chunk, lambda batches, _: batches)
@@ -235,7 +289,9 @@ def equality(check: Check) -> None:
     made = {}
     for dtype in (check.args.dtype, "float32"):
         work = check.work(max(check.args.tokens), dtype)
-        items = [Item(image, text) for n, image in enumerate(work.ids[:4]) for text in (None, text_of(n))]
+        items = [
+            Item(image, text) for n, image in enumerate(work.ids[:4]) for text in (None, text_of(n))
+        ]
         made[dtype] = vectors(work, items, f"equality {dtype}", 2)
         del work
     one, other = made[check.args.dtype], made["float32"]
@@ -245,9 +301,13 @@ def equality(check: Check) -> None:
 
 
 PARTS: dict[str, tuple[Callable[[Check], None], float]] = {
-    "limits": (limits, 0.05), "patches": (patches, 0.15), "embed": (embedding, 0.35), "train": (training, 0.45),
-    "captions": (captions, 0.15), "equality": (equality, 0.15),
-}  # fmt: skip
+    "limits": (limits, 0.05),
+    "patches": (patches, 0.15),
+    "embed": (embedding, 0.35),
+    "train": (training, 0.45),
+    "captions": (captions, 0.15),
+    "equality": (equality, 0.15),
+}
 """With the share of the whole time that each may take at most."""
 
 
@@ -264,29 +324,49 @@ def run(check: Check) -> bool:
             check.tell(part, "the rest", {"skipped": str(error)})
         except Exception as error:  # told by name, and the parts that follow still tell
             traceback.print_exc()
-            check.tell(part, "the rest", {"failed": f"{type(error).__name__}: {oom.first_line(error)}"})
+            check.tell(
+                part, "the rest", {"failed": f"{type(error).__name__}: {oom.first_line(error)}"}
+            )
             fine = False
     return fine
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "gpu_check" / "results.json")
-    parser.add_argument("--minutes", type=float, default=7.5, help="at most, for all parts together")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "build" / "gpu_check" / "results.json"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=7.5, help="at most, for all parts together"
+    )
     parser.add_argument("--size", choices=SIZES, default="2b", help="of the model")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=[*PARTS])
     parser.add_argument("--num", type=int, default=256, help="pictures")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[188, 256], help="visual tokens of a picture")
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256], help="of the tower, too")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=[188, 256], help="visual tokens of a picture"
+    )
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[8, 16, 32, 64, 128, 256],
+        help="of the tower, too",
+    )
     parser.add_argument("--workers", type=int, default=12, help="runtime.num_workers")
     parser.add_argument("--batch", type=int, default=256, help="triplets of a training step")
-    parser.add_argument("--chunk", type=int, default=64, help="training.chunk_size and captioning.batch_size")
+    parser.add_argument(
+        "--chunk", type=int, default=64, help="training.chunk_size and captioning.batch_size"
+    )
     parser.add_argument("--k", type=int, default=3, help="mined images per query")
     parser.add_argument("--new_tokens", type=int, default=32, help="tokens of a caption")
     args = parser.parse_args()
     if args.size == "2b" and DEVICE == "cpu":
-        sys.exit("torch sees no GPU, and Qwen2-VL-2B on a CPU takes hours. To try this out: --size small")
+        sys.exit(
+            "torch sees no GPU, and Qwen2-VL-2B on a CPU takes hours. To try this out: --size small"
+        )
     args.batch = min(args.batch, args.num)
     transformers.utils.logging.disable_progress_bar()
     with TemporaryDirectory() as name:

@@ -1,10 +1,11 @@
-"""Write requirements.lock: the versions that this environment has of what requirements.txt and the dev tools need.
+"""Write requirements.lock: the versions that this environment has of what requirements.txt and the
+dev tools need.
 
     python scripts/lock.py            write the file
     python scripts/lock.py --check    exit 1 and say what differs
 
-Versions come from installed metadata, so the environment is to be one whose tests pass. CIRLOOP_LOCKED=1 makes
-scripts/setup_env.sh install these.
+Versions come from installed metadata, so the environment is to be one whose tests pass.
+CIRLOOP_LOCKED=1 makes scripts/setup_env.sh install these.
 """
 
 import importlib.metadata
@@ -18,8 +19,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 HEAD = """\
-# What the tests last passed with: Python {python}, {platform}. Written by scripts/lock.py (`make lock`).
-# CIRLOOP_LOCKED=1 ./run_iterative_training.sh ... installs these; pip install -c requirements.lock -r requirements.txt.
+# What the tests last passed with: Python {python}, {platform}. Written by scripts/lock.py (`make
+# lock`). CIRLOOP_LOCKED=1 ./run_iterative_training.sh ... installs these; pip install -c
+# requirements.lock -r requirements.txt.
 """
 
 

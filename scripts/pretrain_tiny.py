@@ -1,15 +1,18 @@
-"""Make `tiny`, the embedded base model, from nothing: real Qwen2-VL classes, pre-trained on `shapes`' pretrain split.
+"""Make `tiny`, the embedded base model, from nothing: real Qwen2-VL classes, pre-trained on
+`shapes`' pretrain split.
 
-Five stages. See: the vision tower alone learns, per cell, colour, shape, size and place (a linear head, thrown away),
-as the towers of large models come pre-trained. Align: the language model learns to say what single pictures show.
-Compare: it learns to say, cell by cell, where two pictures differ; a second head, thrown away too, asks its middle
-layers what each cell held before and what became of it. Rewrite: it learns to word the change. Then, the tower frozen,
-all of this with two more tasks in every step, losses summed: retrieve (composed query -> target among all members of
-the families, pretrain style and plain phrasing only; a third head, thrown away too, reads each cell back from the
-embedding) and verify (is this text the change? yes/no). All but retrieve see pictures over the whole range of looks
-and both phrasings, as a foundation model has seen pictures and texts of many kinds; the retrieval embedding has not,
-which leaves fine-tuning something to learn. A fifth of the pairs to reword show the same or have little in common, and
-the answer is "none". No scene of train, val or test is drawn.
+Five stages. See: the vision tower alone learns, per cell, colour, shape, size and place (a linear
+head, thrown away), as the towers of large models come pre-trained. Align: the language model learns
+to say what single pictures show. Compare: it learns to say, cell by cell, where two pictures
+differ; a second head, thrown away too, asks its middle layers what each cell held before and what
+became of it. Rewrite: it learns to word the change. Then, the tower frozen, all of this with two
+more tasks in every step, losses summed: retrieve (composed query -> target among all members of the
+families, pretrain style and plain phrasing only; a third head, thrown away too, reads each cell
+back from the embedding) and verify (is this text the change? yes/no). All but retrieve see pictures
+over the whole range of looks and both phrasings, as a foundation model has seen pictures and texts
+of many kinds; the retrieval embedding has not, which leaves fine-tuning something to learn. A fifth
+of the pairs to reword show the same or have little in common, and the answer is "none". No scene of
+train, val or test is drawn.
 
     python scripts/pretrain_tiny.py --bf16 --output src/cirloop/tiny
 """
@@ -76,22 +79,34 @@ IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QUERY = IMAGE + "\nGiven an image, find a similar everyday image with the described changes: {text}"
 DOCUMENT = IMAGE + "\nRepresent the given image."
 SPECIAL = [
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+    ),
     *("<|image_pad|>", "<|video_pad|>"),
 ]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for content in message['content'] %}{% if content['type'] == 'image' %}" + IMAGE + "{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    + IMAGE
+    + "{% else %}"
     "{{ content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def float_attention(module, query, key, value, attention_mask, **kwargs):
-    """SDPA in float32: its bfloat16 backward is slow on CPU, while bfloat16 matrix products are fast."""
+    """SDPA in float32: its bfloat16 backward is slow on CPU, while bfloat16 matrix products are
+    fast."""
     with torch.autocast("cpu", enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+        return sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **kwargs
+        )
 
 
 AttentionInterface.register("float_sdpa", float_attention)
@@ -104,13 +119,19 @@ def name_of(words: Words, thing: Object) -> str:
 
 
 def describe(words: Words, scene: Scene) -> str:
-    parts = [f"{words.cells[cell]}: {name_of(words, thing)}" for cell, thing in enumerate(scene) if thing is not None]
+    parts = [
+        f"{words.cells[cell]}: {name_of(words, thing)}"
+        for cell, thing in enumerate(scene)
+        if thing is not None
+    ]
     return ". ".join(parts)
 
 
 def chat(content: list[dict[str, str]] | str) -> str:
     body = (
-        content if isinstance(content, str) else "".join(IMAGE if c["type"] == "image" else c["text"] for c in content)
+        content
+        if isinstance(content, str)
+        else "".join(IMAGE if c["type"] == "image" else c["text"] for c in content)
     )
     return f"<|im_start|>user\n{body}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -136,11 +157,13 @@ class Samples:
 
     @staticmethod
     def _by_cell(changes):
-        return tuple(sorted(changes, key=lambda c: c.cell if c.selector is None else c.selector.cell))
+        return tuple(
+            sorted(changes, key=lambda c: c.cell if c.selector is None else c.selector.cell)
+        )
 
     def retrieve(self, families: int, per_family: int):
-        """Queries (text, reference pixels, place of the target, results), and candidates (scene, pixels): all members
-        of the families."""
+        """Queries (text, reference pixels, place of the target, results), and candidates (scene,
+        pixels): all members of the families."""
         queries, candidates = [], []
         for _ in range(families):
             members = family(self.draws, self.taken)
@@ -150,7 +173,9 @@ class Samples:
                 a, b, changes = self._pair(members, 2)
                 said = spoken(self.draws, a, changes, LOOSE_PERCENT)
                 text = QUERY.format(text=write(self.draws, said, PLAIN))
-                queries.append((text, self._picture(a, PRETRAIN), start + members.index(b), results(a, said)))
+                queries.append(
+                    (text, self._picture(a, PRETRAIN), start + members.index(b), results(a, said))
+                )
         return queries, candidates
 
     def crowd(self) -> Scene:
@@ -187,13 +212,25 @@ class Samples:
             for _ in range(min(3, num - len(out))):
                 if self.draws.chance(20):
                     a, b = self._beyond_words(members)
-                    example = write(self.draws, spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT), CASUAL)
+                    example = write(
+                        self.draws,
+                        spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT),
+                        CASUAL,
+                    )
                     pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
-                    out.append((chat(REWRITE.messages(example)[0]["content"]), "none", pictures, (a, b)))
+                    out.append(
+                        (chat(REWRITE.messages(example)[0]["content"]), "none", pictures, (a, b))
+                    )
                     continue
-                phrasing = self.draws.choice((PLAIN, CASUAL, CASUAL))  # the answer speaks as the example does
+                phrasing = self.draws.choice(
+                    (PLAIN, CASUAL, CASUAL)
+                )  # the answer speaks as the example does
                 a, b, changes = self._pair(members, self.draws.choice((1, 3)))
-                example = write(self.draws, spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT), phrasing)
+                example = write(
+                    self.draws,
+                    spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT),
+                    phrasing,
+                )
                 text = write(self.draws, spoken(self.draws, a, self._by_cell(changes), 0), phrasing)
                 pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
                 out.append((chat(REWRITE.messages(example)[0]["content"]), text, pictures, (a, b)))
@@ -230,23 +267,40 @@ class Samples:
         while len(out) < num:
             scene = random_scene(self.draws)
             if self.draws.chance(35):
-                scene = put((None,) * NUM_CELLS, self.draws.below(NUM_CELLS), random_object(self.draws))
+                scene = put(
+                    (None,) * NUM_CELLS, self.draws.below(NUM_CELLS), random_object(self.draws)
+                )
             if scene in self.taken:
                 continue
             words = self.draws.choice((PLAIN_WORDS, CASUAL_WORDS))
             picture = [self._picture(scene, WIDE)]
             if self.draws.chance(50):
-                out.append((chat(IMAGE + "Describe the picture."), describe(words, scene), picture, (scene,)))
+                out.append(
+                    (
+                        chat(IMAGE + "Describe the picture."),
+                        describe(words, scene),
+                        picture,
+                        (scene,),
+                    )
+                )
                 continue
             full = [cell for cell, thing in enumerate(scene) if thing is not None]
             cell = self.draws.choice(full) if self.draws.chance(70) else self.draws.below(NUM_CELLS)
             thing = scene[cell]
             answer = name_of(words, thing) if thing else "nothing"
-            out.append((chat(IMAGE + f"What is {words.at} the {words.cells[cell]}?"), answer, picture, (scene,)))
+            out.append(
+                (
+                    chat(IMAGE + f"What is {words.at} the {words.cells[cell]}?"),
+                    answer,
+                    picture,
+                    (scene,),
+                )
+            )
         return out
 
     def compare(self, num: int):
-        """(prompt, answer, [before, after]): cell by cell what differs, or what is at a place of one of the two."""
+        """(prompt, answer, [before, after]): cell by cell what differs, or what is at a place of
+        one of the two."""
         out = []
         while len(out) < num:
             members = family(self.draws, self.taken)
@@ -258,14 +312,25 @@ class Samples:
                 def said(thing: Object | None, words: Words = words) -> str:
                     return name_of(words, thing) if thing else "nothing"
 
-                both = [(words.cells[i], said(x), said(y)) for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+                both = [
+                    (words.cells[i], said(x), said(y))
+                    for i, (x, y) in enumerate(zip(a, b, strict=True))
+                    if x != y
+                ]
                 question = "What differs?"
                 answer = ". ".join(f"{cell}: {x} to {y}" for cell, x, y in both)
                 if self.draws.chance(30):
                     which, cell = self.draws.below(2), self.draws.below(NUM_CELLS)
                     question = f"What is {words.at} the {words.cells[cell]} in picture {which + 1}?"
                     answer = said((a, b)[which][cell])
-                out.append((chat(f"Picture 1: {IMAGE}Picture 2: {IMAGE}{question}"), answer, pictures, (a, b)))
+                out.append(
+                    (
+                        chat(f"Picture 1: {IMAGE}Picture 2: {IMAGE}{question}"),
+                        answer,
+                        pictures,
+                        (a, b),
+                    )
+                )
         return out
 
     def _other(self, members, a):
@@ -300,7 +365,9 @@ def make_tokenizer(vocab: int) -> Qwen2Tokenizer:
     bpe.train_from_iterator(
         lines,
         trainers.BpeTrainer(
-            vocab_size=vocab - len(SPECIAL), initial_alphabet=ByteLevel.alphabet(), show_progress=False
+            vocab_size=vocab - len(SPECIAL),
+            initial_alphabet=ByteLevel.alphabet(),
+            show_progress=False,
         ),
     )
     model = json.loads(bpe.to_str())["model"]
@@ -330,7 +397,11 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2VLForConditionalGeneration:
             "num_key_value_heads": 2,
             "max_position_embeddings": 1024,
             "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 5.0, "mrope_section": [8, 12, 12]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5.0,
+                "mrope_section": [8, 12, 12],
+            },
             "bos_token_id": ids[PAD],
             "eos_token_id": ids[IM_END],
             "pad_token_id": ids[PAD],
@@ -352,12 +423,15 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2VLForConditionalGeneration:
         tie_word_embeddings=True,
     )
     model = Qwen2VLForConditionalGeneration(config)
-    model.generation_config.update(bos_token_id=ids[PAD], eos_token_id=[ids[IM_END], ids[PAD]], pad_token_id=ids[PAD])
+    model.generation_config.update(
+        bos_token_id=ids[PAD], eos_token_id=[ids[IM_END], ids[PAD]], pad_token_id=ids[PAD]
+    )
     return model
 
 
 class Batches:
-    """Texts and pictures to tensors. All pictures are 84x84, so a picture is always 36 patches and 9 tokens."""
+    """Texts and pictures to tensors. All pictures are 84x84, so a picture is always 36 patches and
+    9 tokens."""
 
     def __init__(self, tokenizer, model) -> None:
         self.tokenizer, self.model = tokenizer, model
@@ -366,7 +440,8 @@ class Batches:
         self.std = torch.tensor(self.processor.image_std).view(3, 1, 1) * 255
 
     def patches(self, pictures: list[np.ndarray]) -> torch.Tensor:
-        """The image processor's `pixel_values` for 84x84 pictures, (N*36, 1176); asserted equal to it at start."""
+        """The image processor's `pixel_values` for 84x84 pictures, (N*36, 1176); asserted equal to
+        it at start."""
         x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
         x = (x - self.mean) / self.std
         x = x.unsqueeze(1).expand(-1, 2, -1, -1, -1)  # two equal frames
@@ -385,7 +460,8 @@ class Batches:
         start = image & ~F.pad(image, (1, 0))[:, :-1]
         number = start.cumsum(1)
         step = torch.where(image, torch.zeros_like(ids), torch.ones_like(ids))
-        # a picture advances the text position by 3 (its larger side), on its first token for those after it
+        # a picture advances the text position by 3 (its larger side), on its first token for those
+        # after it
         base = step.cumsum(1) + 3 * number - 1
         within = (image.long().cumsum(1) - 1) % 9
         origin = torch.where(image, base - 3 + 1, base)
@@ -395,7 +471,8 @@ class Batches:
         return torch.stack([t, h, w])
 
     def vision(self, pictures: list[np.ndarray]) -> torch.Tensor:
-        """The vision tower over equal-sized pictures at once (N*9, D); the same weights and arithmetic, batched."""
+        """The vision tower over equal-sized pictures at once (N*9, D); the same weights and
+        arithmetic, batched."""
         tower, n = self.model.model.visual, len(pictures)
         x = F.linear(self.patches(pictures), tower.patch_embed.proj.weight.flatten(1))
         cos, sin = self._rotary(tower)
@@ -415,14 +492,20 @@ class Batches:
 
             grid = torch.tensor([[1, 6, 6]])
             with torch.no_grad():
-                self._cos_sin = tower.rotary_pos_emb(torch.zeros(1), get_vision_position_ids(grid, 2))
+                self._cos_sin = tower.rotary_pos_emb(
+                    torch.zeros(1), get_vision_position_ids(grid, 2)
+                )
         return self._cos_sin
 
-    def hidden(self, texts: list[str], pictures: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def hidden(
+        self, texts: list[str], pictures: list[np.ndarray]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last hidden states (B, T, D), ids and mask."""
         ids, mask = self.tokens(texts)
         embeds = self.model.get_input_embeddings()(ids)
-        embeds = embeds.masked_scatter((ids == self.model.config.image_token_id).unsqueeze(-1), self.vision(pictures))
+        embeds = embeds.masked_scatter(
+            (ids == self.model.config.image_token_id).unsqueeze(-1), self.vision(pictures)
+        )
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             out = self.model.model.language_model(
                 inputs_embeds=embeds,
@@ -435,7 +518,8 @@ class Batches:
     bf16 = False
 
     def watch(self) -> None:
-        """From now on `middle` holds what the language model's second and third layers gave last, (B, T, D) each."""
+        """From now on `middle` holds what the language model's second and third layers gave last,
+        (B, T, D) each."""
         self.middle: list[torch.Tensor] = [torch.empty(0)] * 2
         for i in range(2):
 
@@ -462,8 +546,12 @@ def assert_same_as_library(batches: Batches) -> None:
     batches.model.eval()
     with torch.no_grad():
         ours, ids, mask = batches.hidden(texts, pictures)
-        got = batches.processor(images=[torch.from_numpy(p).permute(2, 0, 1) for p in pictures], return_tensors="pt")
-        assert torch.allclose(got["pixel_values"], batches.patches(pictures), atol=1e-5), "patches differ"
+        got = batches.processor(
+            images=[torch.from_numpy(p).permute(2, 0, 1) for p in pictures], return_tensors="pt"
+        )
+        assert torch.allclose(got["pixel_values"], batches.patches(pictures), atol=1e-5), (
+            "patches differ"
+        )
         out = batches.model.model(
             input_ids=ids,
             attention_mask=mask,
@@ -489,7 +577,8 @@ def answer_loss(batches: Batches, rows) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def looks(things: list[Object | None]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Colour (one more for nothing), shape and size as classes; -100, which the loss leaves out, where nothing is."""
+    """Colour (one more for nothing), shape and size as classes; -100, which the loss leaves out,
+    where nothing is."""
     color = torch.tensor([COLORS.index(t.color) if t else len(COLORS) for t in things])
     shape = torch.tensor([SHAPES.index(t.shape) if t else -100 for t in things])
     size = torch.tensor([SIZES.index(t.size) if t else -100 for t in things])
@@ -505,7 +594,8 @@ NUM_LOOKS = len(COLORS) + 1 + len(SHAPES) + len(SIZES)
 
 
 class Seeing(torch.nn.Module):
-    """Colour, shape, size and place of each cell from its vision token; for the first stage, then thrown away."""
+    """Colour, shape, size and place of each cell from its vision token; for the first stage, then
+    thrown away."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -513,17 +603,18 @@ class Seeing(torch.nn.Module):
 
     def loss(self, batches: Batches, samples: Samples, num: int) -> torch.Tensor:
         scenes = [samples.crowd() for _ in range(num)]
-        seen, place = self.head(batches.vision([samples._picture(scene, WIDE) for scene in scenes])).split(
-            [NUM_LOOKS, NUM_CELLS], dim=1
-        )
+        seen, place = self.head(
+            batches.vision([samples._picture(scene, WIDE) for scene in scenes])
+        ).split([NUM_LOOKS, NUM_CELLS], dim=1)
         return looks_loss(seen, [thing for scene in scenes for thing in scene]) + F.cross_entropy(
             place, torch.arange(NUM_CELLS).repeat(num)
         )
 
 
 class Relating(torch.nn.Module):
-    """What was in each cell of the second picture before, and what became of it, from the language model's middle
-    layers; for training alone, then thrown away. Without it, pairs take the language model hours longer."""
+    """What was in each cell of the second picture before, and what became of it, from the language
+    model's middle layers; for training alone, then thrown away. Without it, pairs take the language
+    model hours longer."""
 
     CHANGES = ("color", "shape", "size", "add", "remove", "away", "here")
 
@@ -534,9 +625,14 @@ class Relating(torch.nn.Module):
         self.other = torch.nn.Linear(width, NUM_CELLS)
 
     def loss(self, batches: Batches, ids: torch.Tensor, pairs) -> torch.Tensor:
-        second = (ids == batches.model.config.image_token_id).nonzero()[:, 1].reshape(len(ids), 2, NUM_CELLS)[:, 1]
+        second = (
+            (ids == batches.model.config.image_token_id)
+            .nonzero()[:, 1]
+            .reshape(len(ids), 2, NUM_CELLS)[:, 1]
+        )
         early, late = (
-            x.float().gather(1, second[:, :, None].expand(-1, -1, x.shape[2])).flatten(0, 1) for x in batches.middle
+            x.float().gather(1, second[:, :, None].expand(-1, -1, x.shape[2])).flatten(0, 1)
+            for x in batches.middle
         )
         labels = torch.zeros(len(ids), NUM_CELLS, len(self.CHANGES))
         other = torch.full((len(ids), NUM_CELLS), -100)
@@ -550,15 +646,18 @@ class Relating(torch.nn.Module):
                     cell = change.cell if change.selector is None else change.selector.cell
                     labels[row, cell, self.CHANGES.index(change.kind)] = 1
         loss = looks_loss(self.before(early), [thing for a, _ in pairs for thing in a])
-        loss = loss + 5 * F.binary_cross_entropy_with_logits(self.change(late), labels.flatten(0, 1))
+        loss = loss + 5 * F.binary_cross_entropy_with_logits(
+            self.change(late), labels.flatten(0, 1)
+        )
         if (other >= 0).any():
             loss = loss + 0.3 * F.cross_entropy(self.other(late), other.flatten())
         return loss
 
 
 class Composing(torch.nn.Module):
-    """Retrieval; beside it, each cell of the picture that an embedding stands for, from the embedding by a linear head
-    thrown away in the end: the candidate's own, and of a query the cells that its text and its reference settle."""
+    """Retrieval; beside it, each cell of the picture that an embedding stands for, from the
+    embedding by a linear head thrown away in the end: the candidate's own, and of a query the cells
+    that its text and its reference settle."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -573,22 +672,37 @@ class Composing(torch.nn.Module):
         scores = vectors[:n] @ vectors[n:].T / 0.05
         target = torch.tensor([q[2] for q in queries])
         right = torch.tensor(
-            [[scene in q[3] and i != q[2] for i, (scene, _) in enumerate(candidates)] for q in queries]
+            [
+                [scene in q[3] and i != q[2] for i, (scene, _) in enumerate(candidates)]
+                for q in queries
+            ]
         )
         cells = self.head(hidden).unflatten(1, (NUM_CELLS, NUM_LOOKS))
-        settled = torch.tensor([[len({s[cell] for s in q[3]}) == 1 for cell in range(NUM_CELLS)] for q in queries])
+        settled = torch.tensor(
+            [[len({s[cell] for s in q[3]}) == 1 for cell in range(NUM_CELLS)] for q in queries]
+        )
         asked = [thing for q in queries for thing in candidates[q[2]][0]]
         kept = settled.flatten().nonzero()[:, 0]
-        own = looks_loss(cells[n:].flatten(0, 1), [thing for scene, _ in candidates for thing in scene])
+        own = looks_loss(
+            cells[n:].flatten(0, 1), [thing for scene, _ in candidates for thing in scene]
+        )
         return {
             "retrieve": F.cross_entropy(scores.masked_fill(right, -1e4), target),
             "own cells": own,
-            "asked cells": looks_loss(cells[:n].flatten(0, 1)[kept], [asked[i] for i in kept.tolist()]),
+            "asked cells": looks_loss(
+                cells[:n].flatten(0, 1)[kept], [asked[i] for i in kept.tolist()]
+            ),
         }
 
 
 def losses(
-    batches: Batches, samples: Samples, seeing: Seeing, relating: Relating, composing: Composing, args, step: int
+    batches: Batches,
+    samples: Samples,
+    seeing: Seeing,
+    relating: Relating,
+    composing: Composing,
+    args,
+    step: int,
 ) -> dict[str, torch.Tensor]:
     def say(rows) -> torch.Tensor:
         return answer_loss(batches, rows)[0]
@@ -625,14 +739,18 @@ def losses(
 
 @torch.no_grad()
 def evaluate(batches: Batches, num: int) -> dict[str, float]:
-    """On val: R@1 and R@5 of `num` queries over 484 images; of 96 at most, truth of rewrites, accuracy of verifying."""
+    """On val: R@1 and R@5 of `num` queries over 484 images; of 96 at most, truth of rewrites,
+    accuracy of verifying."""
     batches.model.eval()
     val = held_out()["val"]
     rows = list(range(44 * 11))
     asks = [a for a in val.asks if a.reference < len(rows)][:num]
     pictures = {r: val.pixels(r) for r in rows}
     gallery = torch.cat(
-        [batches.embed([DOCUMENT] * 44, [pictures[r] for r in rows[i : i + 44]]) for i in range(0, len(rows), 44)]
+        [
+            batches.embed([DOCUMENT] * 44, [pictures[r] for r in rows[i : i + 44]])
+            for i in range(0, len(rows), 44)
+        ]
     )
     queries = torch.cat(
         [
@@ -646,7 +764,9 @@ def evaluate(batches: Batches, num: int) -> dict[str, float]:
     scores = queries @ gallery.T
     for i, a in enumerate(asks):
         scores[i, a.reference] = -2
-    rank = (scores > scores[torch.arange(len(asks)), torch.tensor([a.target for a in asks])][:, None]).sum(1)
+    rank = (
+        scores > scores[torch.arange(len(asks)), torch.tensor([a.target for a in asks])][:, None]
+    ).sum(1)
     draws = Draws("evaluate")
     jobs = []
     while len(jobs) < min(96, num):
@@ -666,7 +786,9 @@ def evaluate(batches: Batches, num: int) -> dict[str, float]:
     ]
     yes, no = (batches.tokenizer.encode(w)[0] for w in ("yes", "no"))
     prompts = [chat(VERIFY.messages(t)[0]["content"]) for t in texts]
-    hidden, _, mask = batches.hidden(prompts, [p for a, b in jobs for p in (pictures[a.reference], pictures[b])])
+    hidden, _, mask = batches.hidden(
+        prompts, [p for a, b in jobs for p in (pictures[a.reference], pictures[b])]
+    )
     logits = batches.model.lm_head(hidden[torch.arange(len(jobs)), mask.sum(1) - 1])
     accepted = (logits[:, yes] > logits[:, no]).tolist()
     kept = [t for t, ok in zip(true, accepted, strict=False) if ok]
@@ -691,7 +813,9 @@ def evaluate(batches: Batches, num: int) -> dict[str, float]:
 
 def generate(batches: Batches, prompts: list[str], pictures) -> list[str]:
     ids, mask = batches.tokens(prompts)
-    flip = [torch.arange(ids.shape[1]).roll(int(ids.shape[1] - m.sum())) for m in mask]  # right to left padding
+    flip = [
+        torch.arange(ids.shape[1]).roll(int(ids.shape[1] - m.sum())) for m in mask
+    ]  # right to left padding
     order = torch.stack(flip)
     ids, mask = ids.gather(1, order), mask.gather(1, order)
     out = batches.model.generate(
@@ -723,7 +847,11 @@ def save(batches: Batches, output: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--start_from", type=Path, help="go on from a model of this script, with new stages and rates")
+    parser.add_argument(
+        "--start_from",
+        type=Path,
+        help="go on from a model of this script, with new stages and rates",
+    )
     parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--families", type=int, default=6)
@@ -732,20 +860,36 @@ def main() -> None:
     parser.add_argument("--verify", type=int, default=20)
     parser.add_argument("--describe", type=int, default=6)
     parser.add_argument("--see", type=int, default=96, help="pictures per step of the first stage")
-    parser.add_argument("--see_steps", type=int, default=250, help="steps of the vision tower alone, first")
-    parser.add_argument("--align", type=int, default=96, help="single pictures per step of the second stage")
-    parser.add_argument("--align_steps", type=int, default=300, help="steps on single pictures alone, second")
-    parser.add_argument("--compare_steps", type=int, default=1000, help="steps of comparing pictures, third")
-    parser.add_argument("--rewrite_steps", type=int, default=800, help="steps of wording the change, fourth")
+    parser.add_argument(
+        "--see_steps", type=int, default=250, help="steps of the vision tower alone, first"
+    )
+    parser.add_argument(
+        "--align", type=int, default=96, help="single pictures per step of the second stage"
+    )
+    parser.add_argument(
+        "--align_steps", type=int, default=300, help="steps on single pictures alone, second"
+    )
+    parser.add_argument(
+        "--compare_steps", type=int, default=1000, help="steps of comparing pictures, third"
+    )
+    parser.add_argument(
+        "--rewrite_steps", type=int, default=800, help="steps of wording the change, fourth"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast the language model")
     parser.add_argument("--eval_every", type=int, default=300)
-    parser.add_argument("--eval_examples", type=int, default=200, help="queries of val that an evaluation asks")
+    parser.add_argument(
+        "--eval_examples", type=int, default=200, help="queries of val that an evaluation asks"
+    )
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     if args.start_from is not None:
-        tokenizer = AutoProcessor.from_pretrained(args.start_from, trust_remote_code=False).tokenizer
-        model = Qwen2VLForConditionalGeneration.from_pretrained(args.start_from, dtype=torch.float32)
+        tokenizer = AutoProcessor.from_pretrained(
+            args.start_from, trust_remote_code=False
+        ).tokenizer
+        model = Qwen2VLForConditionalGeneration.from_pretrained(
+            args.start_from, dtype=torch.float32
+        )
     else:
         tokenizer = make_tokenizer(768)
         model = make_model(tokenizer)
@@ -754,11 +898,18 @@ def main() -> None:
     batches.bf16 = args.bf16
     model.model.language_model.set_attn_implementation("float_sdpa")
     model.train()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    seeing, relating, composing = (made(model.config.text_config.hidden_size) for made in (Seeing, Relating, Composing))
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens",
+        flush=True,
+    )
+    seeing, relating, composing = (
+        made(model.config.text_config.hidden_size) for made in (Seeing, Relating, Composing)
+    )
     batches.watch()
     trained = [p for part in (model, seeing, relating, composing) for p in part.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        trained, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
+    )
     decay_from = 0.6 * args.steps
     samples, start = Samples(args.seed), time.time()
     log: list[dict[str, float]] = []
@@ -774,13 +925,17 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         log.append({name: part.item() for name, part in parts.items()})
         if step % 50 == 49:
-            means = {name: np.mean([row[name] for row in log[-50:] if name in row]) for name in parts}
+            means = {
+                name: np.mean([row[name] for row in log[-50:] if name in row]) for name in parts
+            }
             line = " ".join(f"{name} {value:.3f}" for name, value in means.items())
             print(f"{step + 1:5d} {time.time() - start:6.0f}s lr {rate:.1e}  {line}", flush=True)
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             scores = evaluate(batches, args.eval_examples)
             print(
-                json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}),
+                json.dumps(
+                    {k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}
+                ),
                 flush=True,
             )
             save(batches, args.output)

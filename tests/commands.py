@@ -1,4 +1,5 @@
-"""The commands as a shell would start them, but in this process: starting Python and torch takes seconds each time."""
+"""The commands as a shell would start them, but in this process: starting Python and torch takes
+seconds each time."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def logging_kept() -> Iterator[None]:
 
 
 def command(script: str, *flags: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a script of the repository's root in `cwd`. What it does not catch is raised, not returned."""
+    """Run a script of the repository's root in `cwd`. What it does not catch is raised, not
+    returned."""
     words, out, err = [str(ROOT / script), *map(str, flags)], io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", words),

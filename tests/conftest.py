@@ -1,7 +1,8 @@
-"""Shared pieces: the tiers, and a very small run of the real program on the embedded data and model.
+"""Shared pieces: the tiers, and a very small run of the real program on the embedded data and
+model.
 
-Tests marked `full` are left out by default (pyproject.toml); `./run_tests.sh --full` runs them too, and .ci/run the
-`--full_share` of them that it can afford.
+Tests marked `full` are left out by default (pyproject.toml); `./run_tests.sh --full` runs them too,
+and .ci/run the `--full_share` of them that it can afford.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.tiers import in_share
 
-# Of every property test 30 examples, the same ones each time; with `--hypothesis-profile full` 500 new ones. A slow
-# machine is no failure.
+# Of every property test 30 examples, the same ones each time; with `--hypothesis-profile full` 500
+# new ones. A slow machine is no failure.
 common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("default", common, max_examples=30, derandomize=True)
 settings.register_profile("full", common, max_examples=500, derandomize=False, print_blob=True)
@@ -38,14 +39,24 @@ SMALL: dict[str, Any] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full_share", type=int, default=1, metavar="N", help="of the tests marked `full`, one in N")
+    parser.addoption(
+        "--full_share",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of the tests marked `full`, one in N",
+    )
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out all but one in N of the tests marked `full`."""
     every = config.getoption("full_share")
-    left_out = [item for item in items if item.get_closest_marker("full") and not in_share(item.nodeid, every)]
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("full") and not in_share(item.nodeid, every)
+    ]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]

@@ -1,4 +1,5 @@
-"""Benchmarks in their official layouts with drawn pictures: `shapes` scenes in the files of each."""
+"""Benchmarks in their official layouts with drawn pictures: `shapes` scenes in the files of
+each."""
 
 from __future__ import annotations
 
@@ -23,8 +24,13 @@ def _write(path: Path, content: object) -> None:
 
 
 def write_cirr(directory: Path, families: int = 6) -> Path:
-    """Train, val and test1 of `families` families; a query's group is its reference, target and four of its family."""
-    for split, ours, folder in (("train", "train", "train/0"), ("val", "val", "dev"), ("test1", "test", "test1")):
+    """Train, val and test1 of `families` families; a query's group is its reference, target and
+    four of its family."""
+    for split, ours, folder in (
+        ("train", "train", "train/0"),
+        ("val", "val", "dev"),
+        ("test1", "test", "test1"),
+    ):
         scenes = held_out()[ours]
         num = families * FAMILY_SIZE
         name = {row: f"{folder.split('/')[0]}-{row}-img0" for row in range(num)}
@@ -37,7 +43,9 @@ def write_cirr(directory: Path, families: int = 6) -> Path:
         entries = []
         for number, ask in enumerate(a for a in scenes.asks if a.reference < num):
             start = ask.reference // FAMILY_SIZE * FAMILY_SIZE
-            others = [r for r in range(start, start + FAMILY_SIZE) if r not in (ask.reference, ask.target)][:4]
+            others = [
+                r for r in range(start, start + FAMILY_SIZE) if r not in (ask.reference, ask.target)
+            ][:4]
             members = [name[row] for row in sorted([ask.reference, ask.target, *others])]
             entry = {"pairid": 100 + number, "reference": name[ask.reference], "caption": ask.text}
             entry |= {"img_set": {"id": start, "members": members}}
@@ -47,7 +55,8 @@ def write_cirr(directory: Path, families: int = 6) -> Path:
 
 
 def write_fashioniq(directory: Path, families: int = 3) -> Path:
-    """Three categories of `families` families each; two captions per query, one of them sometimes empty."""
+    """Three categories of `families` families each; two captions per query, one of them sometimes
+    empty."""
     for split in ("train", "val"):
         scenes = held_out()[split]
         for place, category in enumerate(("dress", "shirt", "toptee")):
@@ -56,7 +65,9 @@ def write_fashioniq(directory: Path, families: int = 3) -> Path:
             for row in rows:
                 folder = directory / "images" if place else directory / "images" / category
                 _save(scenes, row, folder / f"{name[row]}.{'png' if place else 'jpg'}")
-            _write(directory / "image_splits" / f"split.{category}.{split}.json", list(name.values()))
+            _write(
+                directory / "image_splits" / f"split.{category}.{split}.json", list(name.values())
+            )
             entries = [
                 {
                     "candidate": name[a.reference],
@@ -70,12 +81,16 @@ def write_fashioniq(directory: Path, families: int = 3) -> Path:
 
 
 def write_circo(directory: Path, families: int = 6) -> Path:
-    """Val and test over one gallery of `families` families, with every right answer from the scenes."""
+    """Val and test over one gallery of `families` families, with every right answer from the
+    scenes."""
     scenes, num = held_out()["val"], families * FAMILY_SIZE
     coco = directory / "COCO2017_unlabeled"
     for row in range(num):
         _save(scenes, row, coco / "unlabeled2017" / f"{1000 + row:012d}.jpg")
-    _write(coco / "annotations" / "image_info_unlabeled2017.json", {"images": [{"id": 1000 + n} for n in range(num)]})
+    _write(
+        coco / "annotations" / "image_info_unlabeled2017.json",
+        {"images": [{"id": 1000 + n} for n in range(num)]},
+    )
     entries = []
     for ask in (a for a in scenes.asks if a.reference < num):
         changes = read(ask.text)
@@ -84,11 +99,15 @@ def write_circo(directory: Path, families: int = 6) -> Path:
         right = [row for row in range(num) if scenes.scenes[row] in wanted and row != ask.target]
         entries.append(
             {
-                "id": len(entries), "reference_img_id": 1000 + ask.reference, "relative_caption": ask.text,
-                "shared_concept": "shapes", "target_img_id": 1000 + ask.target,
-                "gt_img_ids": [1000 + row for row in (ask.target, *right)], "semantic_aspects": ["addition"],
+                "id": len(entries),
+                "reference_img_id": 1000 + ask.reference,
+                "relative_caption": ask.text,
+                "shared_concept": "shapes",
+                "target_img_id": 1000 + ask.target,
+                "gt_img_ids": [1000 + row for row in (ask.target, *right)],
+                "semantic_aspects": ["addition"],
             }
-        )  # fmt: skip
+        )
     _write(directory / "annotations" / "val.json", entries)
     hidden = {"target_img_id", "gt_img_ids", "semantic_aspects"}
     unlabelled = [{k: v for k, v in entry.items() if k not in hidden} for entry in entries]
@@ -103,7 +122,11 @@ def write_jsonl(directory: Path, families: int = 6) -> Path:
         for row in range(num):
             _save(scenes, row, directory / "images" / split / f"{row}.png")
         lines = [
-            {"reference": f"{split}/{a.reference}.png", "text": a.text, "target": f"{split}/{a.target}.png"}
+            {
+                "reference": f"{split}/{a.reference}.png",
+                "text": a.text,
+                "target": f"{split}/{a.target}.png",
+            }
             for a in scenes.asks
             if a.reference < num
         ]
@@ -112,10 +135,18 @@ def write_jsonl(directory: Path, families: int = 6) -> Path:
 
 
 def write_hp_fashioniq(directory: Path, families: int = 3) -> Path:
-    """FashionIQ's stand-in, and for each query of two of its categories two sets of five: the right image is in one."""
+    """FashionIQ's stand-in, and for each query of two of its categories two sets of five: the right
+    image is in one."""
     write_fashioniq(directory, families)
     sets: dict[str, list[object]] = {
-        name: [] for name in ("ref_img_paths", "targ_img_paths", "sentences", "retrieved_set1", "retrieved_set2")
+        name: []
+        for name in (
+            "ref_img_paths",
+            "targ_img_paths",
+            "sentences",
+            "retrieved_set1",
+            "retrieved_set2",
+        )
     }
     preferred = sets.setdefault("preferred set", [])
     for category in ("shirt", "toptee"):
@@ -132,7 +163,9 @@ def write_hp_fashioniq(directory: Path, families: int = 3) -> Path:
                 sets[f"retrieved_set{place}"].append({"img_path": paths, "user_score": "3"})
             sets["ref_img_paths"].append(f"/-/image_data/{category}/{reference}.jpg")
             sets["targ_img_paths"].append(f"/-/image_data/{category}/{target}.jpg")
-            sets["sentences"].append(entry["captions"][0].replace(".", "dotmark") + "dotmark  and is niceandmarkred")
+            sets["sentences"].append(
+                entry["captions"][0].replace(".", "dotmark") + "dotmark  and is niceandmarkred"
+            )
     _write(directory / "hpfiq.json", {"user_1": {"question_set_1": sets}})
     return directory
 
@@ -142,7 +175,11 @@ def write_huggingface(directory: Path, families: int = 6) -> Path:
     import datasets
 
     features = datasets.Features(
-        {"query_image": datasets.Image(), "modification": datasets.Value("string"), "target_image": datasets.Image()}
+        {
+            "query_image": datasets.Image(),
+            "modification": datasets.Value("string"),
+            "target_image": datasets.Image(),
+        }
     )
     splits = {}
     for split, ours in (("train", "train"), ("validation", "val")):

@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.artifacts.store import MANIFEST, Store, dump, file_digests, fingerprint, write_json, write_text
+from cirloop.artifacts.store import (
+    MANIFEST,
+    Store,
+    dump,
+    file_digests,
+    fingerprint,
+    write_json,
+    write_text,
+)
 from cirloop.types import UserError
 
 
@@ -99,7 +107,9 @@ def add_beside(path: Path) -> None:
         (add_beside, "model/extra (not part of it)"),
     ],
 )
-def test_damage_to_a_directory_is_named(tmp_path: Path, damage: Callable[[Path], None], named: str) -> None:
+def test_damage_to_a_directory_is_named(
+    tmp_path: Path, damage: Callable[[Path], None], named: str
+) -> None:
     Store(tmp_path).make("model", {}, [], a_directory, 2)
     damage(tmp_path / "model" / "weights")
     for look in (lambda s: s.find("model"), lambda s: s.make("model", {}, [], never, 2)):
@@ -111,7 +121,9 @@ def test_damage_to_a_directory_is_named(tmp_path: Path, damage: Callable[[Path],
 
 
 @pytest.mark.parametrize(("damage", "state"), [(truncate, "altered"), (Path.unlink, "missing")])
-def test_damage_to_a_file_is_named(tmp_path: Path, damage: Callable[[Path], None], state: str) -> None:
+def test_damage_to_a_file_is_named(
+    tmp_path: Path, damage: Callable[[Path], None], state: str
+) -> None:
     make(Store(tmp_path))
     damage(tmp_path / "a.json")
     with pytest.raises(UserError) as error:
@@ -137,7 +149,9 @@ def test_unknown_artifact_is_an_error_that_lists_those_there_are(tmp_path: Path)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_failed_build_leaves_no_artifact_and_a_later_make_succeeds(tmp_path: Path, error: type[BaseException]) -> None:
+def test_failed_build_leaves_no_artifact_and_a_later_make_succeeds(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
     def fail(path: Path) -> None:
         a_directory(path)
         raise error
@@ -275,7 +289,9 @@ def test_interrupted_set_aside_is_finished_by_the_next_store(
             patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             store.set_aside(1, also=["results.json"])
-    assert "moving" in json.loads((five / MANIFEST).read_text()), "the kill came too early or too late"
+    assert "moving" in json.loads((five / MANIFEST).read_text()), (
+        "the kill came too early or too late"
+    )
     store = Store(five)
     assert store.names == ["base", "m_0"]
     assert sorted(p.name for p in (five / "replaced_1").iterdir()) == ["m_1", "m_2", "results.json"]
@@ -302,7 +318,9 @@ def test_damaged_manifest_is_a_clear_error_and_stays_as_it_is(tmp_path: Path, te
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
         Store(tmp_path)
-    assert contents(tmp_path) == file_digests(tmp_path) and (tmp_path / MANIFEST).read_text() == text
+    assert (
+        contents(tmp_path) == file_digests(tmp_path) and (tmp_path / MANIFEST).read_text() == text
+    )
 
 
 def test_manifest_that_is_not_text_is_a_clear_error(tmp_path: Path) -> None:
@@ -312,7 +330,11 @@ def test_manifest_that_is_not_text_is_a_clear_error(tmp_path: Path) -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -330,7 +352,9 @@ def test_dump_writes_one_row_per_line(tmp_path: Path) -> None:
     assert written == '{\n "schema": 1,\n "rows": [\n  {"a": 1},\n  {"a": 2}\n ]\n}\n'
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, [math.nan], {"a": math.nan}, {"a": [math.inf]}])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, [math.nan], {"a": math.nan}, {"a": [math.inf]}]
+)
 def test_dump_refuses_numbers_json_does_not_have(value: Any) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
         dump(value)

@@ -52,36 +52,70 @@ def test_shipped_config_parses_and_says_what_it_says(path: Path) -> None:
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {
-    # ReCALL (arXiv 2602.01639), implementation details and 6.2: batch 512, LoRA rank 16, 300 + 350 steps on CIRR and
-    # 200 + 250 on FashionIQ, InfoNCE + lambda x triplet (margin 0.05), verification at 0.95, 5 images a failed query
+    # ReCALL (arXiv 2602.01639), implementation details and 6.2: batch 512, LoRA rank 16, 300 + 350
+    # steps on CIRR and 200 + 250 on FashionIQ, InfoNCE + lambda x triplet (margin 0.05),
+    # verification at 0.95, 5 images a failed query
     "recall_cirr": {
-        "training.batch_size": 512, "training.warm_up_steps": 300, "training.steps": 350, "training.lora.rank": 16,
-        "training.learning_rate": 2e-5, "captioning.verify": 0.95, "captioning.max_per_query": 5, "num_iterations": 1,
-        "mining.strategy.negatives_per_query": 5, "model.max_pixels": 147_456, "model.prompt_format": "recall_cirr",
-        "training.num_negatives": 0, "training.augmented_share": 0.5,
+        "training.batch_size": 512,
+        "training.warm_up_steps": 300,
+        "training.steps": 350,
+        "training.lora.rank": 16,
+        "training.learning_rate": 2e-5,
+        "captioning.verify": 0.95,
+        "captioning.max_per_query": 5,
+        "num_iterations": 1,
+        "mining.strategy.negatives_per_query": 5,
+        "model.max_pixels": 147_456,
+        "model.prompt_format": "recall_cirr",
+        "training.num_negatives": 0,
+        "training.augmented_share": 0.5,
     },
     "recall_fashioniq": {
-        "training.batch_size": 512, "training.warm_up_steps": 200, "training.steps": 250, "training.lora.rank": 16,
-        "training.learning_rate": 4e-5, "captioning.verify": 0.95, "captioning.max_per_query": 5, "num_iterations": 1,
-        "mining.strategy.negatives_per_query": 5, "model.max_pixels": 147_456,
+        "training.batch_size": 512,
+        "training.warm_up_steps": 200,
+        "training.steps": 250,
+        "training.lora.rank": 16,
+        "training.learning_rate": 4e-5,
+        "captioning.verify": 0.95,
+        "captioning.max_per_query": 5,
+        "num_iterations": 1,
+        "mining.strategy.negatives_per_query": 5,
+        "model.max_pixels": 147_456,
         "model.prompt_format": "recall_fashioniq",
-        "training.num_negatives": 0, "training.augmented_share": 0.5, "training.group_batches": "category",
+        "training.num_negatives": 0,
+        "training.augmented_share": 0.5,
+        "training.group_batches": "category",
     },
     # VLM2Vec-V2 (arXiv 2507.04590), train_v2-qwen2vl-2B.sh and arguments.py
     "vlm2vec_cirr": {
-        "training.batch_size": 1024, "training.learning_rate": 5e-5, "training.lora.rank": 16,
+        "training.batch_size": 1024,
+        "training.learning_rate": 5e-5,
+        "training.lora.rank": 16,
         "training.lora.alpha": 64,
-        "training.loss.temperature": 0.02, "training.chunk_size": 8, "model.max_pixels": 1_003_520,
-        "model.min_pixels": 3_136, "model.prompt_format": "vlm2vec", "training.tune": "lora",
+        "training.loss.temperature": 0.02,
+        "training.chunk_size": 8,
+        "model.max_pixels": 1_003_520,
+        "model.min_pixels": 3_136,
+        "model.prompt_format": "vlm2vec",
+        "training.tune": "lora",
     },
     # QuRe (arXiv 2507.12416)
     "qure_like_cirr_2b": {
-        "mining.strategy.type": "band", "mining.strategy.n_def": 6, "num_iterations": 6, "training.num_negatives": 1,
-        "training.loss.type": "bradley_terry", "captioning.enabled": False, "training.warm_up_steps": 0,
+        "mining.strategy.type": "band",
+        "mining.strategy.n_def": 6,
+        "num_iterations": 6,
+        "training.num_negatives": 1,
+        "training.loss.type": "bradley_terry",
+        "captioning.enabled": False,
+        "training.warm_up_steps": 0,
     },
-}  # fmt: skip
+}
 PUBLISHED["recall_cirr_2b"] = PUBLISHED["recall_cirr"]
-LOSSES = {"recall_cirr": (0.02, 0.25), "recall_cirr_2b": (0.02, 0.25), "recall_fashioniq": (0.03, 0.30)}
+LOSSES = {
+    "recall_cirr": (0.02, 0.25),
+    "recall_cirr_2b": (0.02, 0.25),
+    "recall_fashioniq": (0.03, 0.30),
+}
 """Temperature and weight of the triplet part."""
 
 
@@ -92,13 +126,18 @@ def test_a_recipe_has_its_sources_numbers(name: str) -> None:
     if name in LOSSES:
         temperature, weight = LOSSES[name]
         parts: Any = setting(config, "training.loss.parts")
-        assert [(part.weight, part.loss.type) for part in parts] == [(1.0, "info_nce"), (weight, "triplet")]
+        assert [(part.weight, part.loss.type) for part in parts] == [
+            (1.0, "info_nce"),
+            (weight, "triplet"),
+        ]
         assert (parts[0].loss.temperature, parts[1].loss.margin) == (temperature, 0.05)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_a_recipe_states_memory_and_disk(path: Path) -> None:
-    comments = " ".join(line for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
+    comments = " ".join(
+        line for line in path.read_text("utf-8").splitlines() if line.startswith("#")
+    )
     if not path.stem.endswith("_fast"):  # laid over another
         assert re.search(r"Memory(, by arithmetic)?: .*?\d GB", comments), "no memory"
         assert re.search(r"Disk: .*?\d GB|GB of disk", comments), "no disk"
@@ -106,7 +145,11 @@ def test_a_recipe_states_memory_and_disk(path: Path) -> None:
 
 def test_default_command_is_shapes_with_tiny() -> None:
     config = load([], DEFAULT)
-    assert (config.data.type, config.model.path, config.foundation.path) == ("shapes", "tiny", "tiny")
+    assert (config.data.type, config.model.path, config.foundation.path) == (
+        "shapes",
+        "tiny",
+        "tiny",
+    )
     assert config.directory == Path("experiments/qwen2_vl_shapes_iterative")
     assert config.cache == Path("experiments/cache")
 
@@ -161,16 +204,23 @@ def test_flag_sets_its_setting(flags: str, dotted: str, value: Any) -> None:
 def test_one_model_has_one_dtype(
     flags: str, text: str, dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = write(tmp_path / "a.yaml", text or "model: {dtype: float32}\nfoundation: {dtype: float32}")
+    file = write(
+        tmp_path / "a.yaml", text or "model: {dtype: float32}\nfoundation: {dtype: float32}"
+    )
     with caplog.at_level("INFO"):
         config = load(flags.split(), file)
     assert config.foundation.dtype == dtype
     follows = dtype == config.model.dtype
-    assert ("foundation.dtype is" in caplog.text) == follows and not (follows and "\n" in caplog.messages[0])
+    assert ("foundation.dtype is" in caplog.text) == follows and not (
+        follows and "\n" in caplog.messages[0]
+    )
 
 
 def test_data_dir_is_refused_for_a_drawn_data_set() -> None:
-    with pytest.raises(UserError, match=r"--data_dir /x: the data set is `shapes`, .* --dataset_name, such as jsonl"):
+    with pytest.raises(
+        UserError,
+        match=r"--data_dir /x: the data set is `shapes`, .* --dataset_name, such as jsonl",
+    ):
         load(["--data_dir", "/x"], DEFAULT)
     config = RunConfig(data_dir=Path("/x"))
     with pytest.raises(UserError, match="--data_dir: the data set `shapes` is drawn"):
@@ -183,8 +233,13 @@ def test_experiment_dir_takes_the_place_of_the_default(tmp_path: Path) -> None:
 
 
 def test_flags_beat_fast_beats_file_beats_defaults(tmp_path: Path) -> None:
-    base = write(tmp_path / "a.yaml", "training: {steps: 1, batch_size: 10, lora: {rank: 1}}\nseed: 1\n")
-    write(tmp_path / "a_fast.yaml", "training: {steps: 2, warm_up_steps: 2, lora: {rank: 2}}\nseed: 2\n")
+    base = write(
+        tmp_path / "a.yaml", "training: {steps: 1, batch_size: 10, lora: {rank: 1}}\nseed: 1\n"
+    )
+    write(
+        tmp_path / "a_fast.yaml",
+        "training: {steps: 2, warm_up_steps: 2, lora: {rank: 2}}\nseed: 2\n",
+    )
     names = (
         *("training.steps", "training.batch_size", "training.warm_up_steps", "training.lora.rank"),
         *("training.lora.alpha", "seed"),
@@ -216,7 +271,9 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
     assert first == "9 problems in the configuration:" and "--help" in last
     said = dict(line.strip().split(": ", 1) for line in lines)
     assert said["modle"] == "unknown setting; did you mean model?"
-    assert said["training.batchsize"].startswith("unknown setting; did you mean training.batch_size")
+    assert said["training.batchsize"].startswith(
+        "unknown setting; did you mean training.batch_size"
+    )
     assert said["training.lora.rnk"] == "unknown setting; did you mean training.lora.rank?"
     assert said["mining.strategy.top_k.extra_rank"].startswith(
         "unknown setting; did you mean mining.strategy.top_k.extra_ranks"
@@ -249,7 +306,9 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
         ("--config /no/such.yaml", "/no/such.yaml"),
     ],
 )
-def test_bad_flag_is_one_clear_error(argv: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_flag_is_one_clear_error(
+    argv: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError) as error:
         load(argv.split(), DEFAULT)
     assert said in str(error.value)
@@ -295,7 +354,15 @@ DECISIVE = {
     "evaluation",
 }
 INDECISIVE = {
-    *("config", "fast_mode", "experiment_dir", "auto_resume", "resume_from_iteration", "dry_run", "data_dir"),
+    *(
+        "config",
+        "fast_mode",
+        "experiment_dir",
+        "auto_resume",
+        "resume_from_iteration",
+        "dry_run",
+        "data_dir",
+    ),
     *("num_iterations", "runtime", "train_dir", "report_only", "retrieval_fallback"),
 }
 
@@ -314,7 +381,12 @@ def test_every_setting_is_known_to_decide_results_or_not() -> None:
             "--runtime.embed_batch_size 1",
             "--num_processes 2",
         ),
-        *("--runtime.save_every 1", "--experiment_dir /e", "--auto_resume", "--resume_from_iteration 1"),
+        *(
+            "--runtime.save_every 1",
+            "--experiment_dir /e",
+            "--auto_resume",
+            "--resume_from_iteration 1",
+        ),
         *("--dry_run", "--runtime.cache_dir /c", "--deepspeed /d", "--accelerate_config /a"),
         *("--profile", "--report_only", "--control /c", "--report_to tensorboard"),
         *("--skip_bad_batches 3", "--training.chunk_size 2"),
@@ -337,7 +409,9 @@ def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:
         ("--model.max_pixels 7840", "model.max_pixels: 200704 -> 7840"),
     ],
 )
-def test_setting_that_decides_results_is_decisive_and_shown_as_a_difference(flags: str, line: str) -> None:
+def test_setting_that_decides_results_is_decisive_and_shown_as_a_difference(
+    flags: str, line: str
+) -> None:
     old, new = load([], DEFAULT).decisive(), load(flags.split(), DEFAULT).decisive()
     assert differences(old, new) == [line]
 
@@ -352,7 +426,9 @@ def test_differences_show_what_only_one_side_has() -> None:
     assert differences(old, old) == []
 
 
-@pytest.mark.parametrize("flags", ["", "--fast_mode --seed 3", "--negative_strategy random --deepspeed /d"])
+@pytest.mark.parametrize(
+    "flags", ["", "--fast_mode --seed 3", "--negative_strategy random --deepspeed /d"]
+)
 def test_resolved_copy_reads_back_as_the_same_run(tmp_path: Path, flags: str) -> None:
     config = load(flags.split(), DEFAULT)
     path = tmp_path / "config.json"
@@ -386,12 +462,20 @@ def test_requirements_end_with_the_package_itself() -> None:
 
 
 def test_a_strategys_settings_may_stand_right_under_mining(tmp_path: Path) -> None:
-    path = write(tmp_path / "flat.yaml", "mining: {type: top_k, k: 2, below: all, fallback: random}")
-    nested = {"strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"}, "fallback": "random"}
+    path = write(
+        tmp_path / "flat.yaml", "mining: {type: top_k, k: 2, below: all, fallback: random}"
+    )
+    nested = {
+        "strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"},
+        "fallback": "random",
+    }
     other = write(tmp_path / "nested.yaml", yaml.safe_dump({"mining": nested}))
     one, two = (load(["--config", str(each)], DEFAULT) for each in (path, other))
     assert one.mining == two.mining
-    assert load(["--config", str(path), "--negative_strategy", "band"], DEFAULT).mining.strategy.type == "band"
+    assert (
+        load(["--config", str(path), "--negative_strategy", "band"], DEFAULT).mining.strategy.type
+        == "band"
+    )
 
 
 def helped(words: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -401,7 +485,9 @@ def helped(words: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_help_shows_the_flags_people_use_with_the_values_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_flags_people_use_with_the_values_of_the_recipe(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     said = helped("--help --dataset_name cirr", capsys)
     assert set(re.findall(r"^--(\w+)", said, re.MULTILINE)) == set(cli_help.COMMON)
     cirr = load(["--dataset_name", "cirr"], CONFIGS / "shapes.yaml")

@@ -1,4 +1,5 @@
-"""Counters of a stage: exact on small known work, at home in their own context, and without effect on any artifact."""
+"""Counters of a stage: exact on small known work, at home in their own context, and without effect
+on any artifact."""
 
 from __future__ import annotations
 
@@ -30,9 +31,15 @@ from cirloop.retrieval.embed import embed, query_items
 from cirloop.types import UserError
 
 NAMES = (
-    "checkpoint_iter_0", "checkpoint_iter_1", "hard_negatives_iter_0.json", "augmented_samples_iter_1.json",
-    "evaluation_base.json", "evaluation_iter_0.json", "evaluation_iter_1.json", "manifest.json",
-)  # fmt: skip
+    "checkpoint_iter_0",
+    "checkpoint_iter_1",
+    "hard_negatives_iter_0.json",
+    "augmented_samples_iter_1.json",
+    "evaluation_base.json",
+    "evaluation_iter_0.json",
+    "evaluation_iter_1.json",
+    "manifest.json",
+)
 
 
 def test_counters_go_to_the_innermost_meter_and_nowhere_without_one() -> None:
@@ -69,7 +76,7 @@ def test_an_image_counts_once_for_a_tower_and_as_cached_only_where_it_was_there(
     assert spent.images_cached == 2 + 1 + 1
 
 
-def test_processes_at_once_are_summed_with_the_longest_of_their_times_and_pieces_in_turn_with_their_sum() -> None:
+def test_parallel_processes_take_the_longest_time_and_pieces_in_turn_their_sum() -> None:
     one = Cost(seconds=3, waiting=2, items=4, flops=1.0, memory_bytes=7)
     two = Cost(seconds=5, waiting=1, items=6, memory_bytes=6)
     both = Cost.merged([one.row(), two.row()])
@@ -77,11 +84,19 @@ def test_processes_at_once_are_summed_with_the_longest_of_their_times_and_pieces
     stage = Cost(seconds=9, waiting=1, items=1, memory_bytes=8)
     stage.take(both)
     stage.take(both)
-    assert (stage.seconds, stage.waiting, stage.items, stage.memory_bytes, stage.processes) == (9, 5, 21, 8, 2)
+    assert (stage.seconds, stage.waiting, stage.items, stage.memory_bytes, stage.processes) == (
+        9,
+        5,
+        21,
+        8,
+        2,
+    )
     assert Cost(**json.loads(json.dumps(stage.row()))) == stage
 
 
-def test_what_processes_wrote_comes_back_once_and_nothing_of_a_stopped_attempt(tmp_path: Path) -> None:
+def test_what_processes_wrote_comes_back_once_and_nothing_of_a_stopped_attempt(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "cost_7.json").write_text(json.dumps(Cost(items=1000).row()))
     with profiling.metering() as spent, profiling.of_processes(tmp_path):
         for number in range(2):
@@ -109,7 +124,9 @@ def test_a_trace_is_written_once_and_the_batches_stay_what_they_are(
         written = path.stat().st_mtime_ns
         assert work(iter(range(9))) == [*range(9)]
     assert path.stat().st_mtime_ns == written and [*path.parent.iterdir()] == [path]
-    names = [event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]]
+    names = [
+        event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    ]
     assert names.count("aten::mm") == profiling.PIECE["active"]
     assert "aten::mm" in caplog.text
 
@@ -137,7 +154,9 @@ def test_no_trace_without_a_directory_and_none_inside_another(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["outer.json.gz"]
 
 
-def test_a_stage_that_failed_stays_as_an_attempt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stage_that_failed_stays_as_an_attempt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "cirloop")
 
     def attempt(fails: bool) -> None:
@@ -152,7 +171,10 @@ def test_a_stage_that_failed_stays_as_an_attempt(tmp_path: Path, caplog: pytest.
         attempt(True)
     attempt(False)
     rows = Costs(tmp_path).read()
-    assert [(row["attempt"], row["finished"], row["items"]) for row in rows] == [(1, False, 3), (2, True, 3)]
+    assert [(row["attempt"], row["finished"], row["items"]) for row in rows] == [
+        (1, False, 3),
+        (2, True, 3),
+    ]
     assert "a.json cost: " in caplog.text and "3 embedded" in caplog.text
 
 
@@ -164,10 +186,19 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_a_row_as_people_read_it() -> None:
     spent = Cost(
-        seconds=10, waiting=1.25, images_encoded=30, images_cached=90, tokens=900, padding=100, tokens_written=100,
-        texts=7, flops=5e12, processes=2, memory_bytes=3 * 10**9,
+        seconds=10,
+        waiting=1.25,
+        images_encoded=30,
+        images_cached=90,
+        tokens=900,
+        padding=100,
+        tokens_written=100,
+        texts=7,
+        flops=5e12,
+        processes=2,
+        memory_bytes=3 * 10**9,
         gpu_bytes=5 * 10**9,
-    )  # fmt: skip
+    )
     row = {"stage": "s", **spent.row()}
     assert cells(row) == {
         "s": "10.0", "images/s": "12", "tokens/s": "100", "texts/s": "-", "cached": "75%",
@@ -189,8 +220,17 @@ def test_vision_embedding_and_captioning_are_traced_and_counted(tmp_path: Path) 
     images = [*{train.images.digest(image): image for image in train.gallery.ids}.values()][:8]
     asks = [Ask(images[i], images[i + 1], "make it red") for i in range(6)]
     with profiling.metering(tmp_path / "profile") as spent:
-        features = VisionFeatures(backbone, train.images, tmp_path / "vision", Runtime(vision_batch_size=2))
-        embed(backbone, features, [Item(image) for image in images], 2, lambda batches, _: batches, "embed")
+        features = VisionFeatures(
+            backbone, train.images, tmp_path / "vision", Runtime(vision_batch_size=2)
+        )
+        embed(
+            backbone,
+            features,
+            [Item(image) for image in images],
+            2,
+            lambda batches, _: batches,
+            "embed",
+        )
         eyes = Eyes(captioner, train.images, tmp_path / "vision", 2, lambda batches, _: batches)
         eyes.yes(VERIFY, asks, "ask")
         assert spent.tokens_written == 0
@@ -203,7 +243,8 @@ def test_vision_embedding_and_captioning_are_traced_and_counted(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def profiled(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run again, with --profile, and with a cache of its own that was empty at the start."""
+    """The small run again, with --profile, and with a cache of its own that was empty at the
+    start."""
     place = tmp_path_factory.mktemp("profiled")
     runner.run(small(place / "run", runtime={"cache_dir": place / "cache", "profile": True}))
     return place / "run"
@@ -220,28 +261,48 @@ def spent(profiled: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.full
 def test_a_profile_changes_no_artifact(profiled: Path, small: Any, tmp_path: Path) -> None:
     plain = tmp_path / "run"
-    runner.run(small(plain, runtime={"cache_dir": tmp_path / "cache"}))  # as full as the other's was
-    assert {n: file_digests(profiled / n) for n in NAMES} == {n: file_digests(plain / n) for n in NAMES}
+    runner.run(
+        small(plain, runtime={"cache_dir": tmp_path / "cache"})
+    )  # as full as the other's was
+    assert {n: file_digests(profiled / n) for n in NAMES} == {
+        n: file_digests(plain / n) for n in NAMES
+    }
 
 
 @pytest.mark.full
-def test_a_profile_has_traces_and_operations(profiled: Path, spent: dict[str, dict[str, Any]]) -> None:
+def test_a_profile_has_traces_and_operations(
+    profiled: Path, spent: dict[str, dict[str, Any]]
+) -> None:
     there = {path.name for path in (profiled / PROFILE).iterdir()}
-    assert there == {"training.json.gz", "vision.json.gz", "embedding.json.gz"}  # of captions, too few batches
+    assert there == {
+        "training.json.gz",
+        "vision.json.gz",
+        "embedding.json.gz",
+    }  # of captions, too few batches
     for name in ("evaluation_base.json", "checkpoint_iter_1", "augmented_samples_iter_1.json"):
         assert cells(spent[name])["GFLOP"] != NONE, name
 
 
 @pytest.mark.full
-def test_the_stages_counters_are_exact(spent: dict[str, dict[str, Any]], profiled: Path, small: Any) -> None:
+def test_the_stages_counters_are_exact(
+    spent: dict[str, dict[str, Any]], profiled: Path, small: Any
+) -> None:
     config = small(profiled)
     data = config.data.build(Sources(None, config.cache, lambda items, _: items))
     (part,) = data.parts("val")
     items = {*query_items(part.queries), *(Item(image) for image in part.gallery.ids)}
     images = {part.images.digest(item.image) for item in items}
     base, after = spent["evaluation_base.json"], spent["evaluation_iter_0.json"]
-    assert (base["images_encoded"], base["images_cached"], base["items"]) == (len(images), 0, len(items))
-    assert (after["images_encoded"], after["images_cached"], after["items"]) == (0, len(images), len(items))
+    assert (base["images_encoded"], base["images_cached"], base["items"]) == (
+        len(images),
+        0,
+        len(items),
+    )
+    assert (after["images_encoded"], after["images_cached"], after["items"]) == (
+        0,
+        len(images),
+        len(items),
+    )
     assert after["tokens"] == base["tokens"] > len(items) and after["padding"] == base["padding"]
     for iteration in (0, 1):
         train = spent[f"checkpoint_iter_{iteration}"]
@@ -251,5 +312,11 @@ def test_the_stages_counters_are_exact(spent: dict[str, dict[str, Any]], profile
     captions = spent["augmented_samples_iter_1.json"]
     mined = json.loads((profiled / "hard_negatives_iter_0.json").read_text())["negatives"]
     assert captions["texts"] == len(mined) * config.captioning.candidates
-    assert captions["texts"] <= captions["tokens_written"] <= captions["texts"] * config.captioning.max_new_tokens
-    assert all(row["processes"] == 1 and row["seconds"] > row["waiting"] >= 0 for row in spent.values())
+    assert (
+        captions["texts"]
+        <= captions["tokens_written"]
+        <= captions["texts"] * config.captioning.max_new_tokens
+    )
+    assert all(
+        row["processes"] == 1 and row["seconds"] > row["waiting"] >= 0 for row in spent.values()
+    )

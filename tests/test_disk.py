@@ -16,14 +16,18 @@ from cirloop.artifacts.store import write_text
 
 def test_an_error_names_the_file_and_the_way_out() -> None:
     told = explain(OSError(errno.ENOSPC, "No space left on device", "/runs/a/manifest.json"))
-    assert told is not None and told.startswith("/runs/a/manifest.json: No space left on device. Free space there")
+    assert told is not None and told.startswith(
+        "/runs/a/manifest.json: No space left on device. Free space there"
+    )
     moved = explain(OSError(errno.EROFS, "Read-only file system", "/a", None, "/b"))
     assert moved is not None and moved.startswith("/b: ") and "writable" in moved
     assert "shorter name" in str(explain(OSError(errno.ENAMETOOLONG, "File name too long", "/a")))
     assert explain(OSError(errno.ENOENT, "No such file or directory", "/a")) is None
 
 
-def test_a_write_that_fails_names_its_file_and_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_names_its_file_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -39,7 +43,12 @@ def test_a_name_that_is_there_stays() -> None:
 
 
 def test_only_what_was_abandoned_is_swept(tmp_path: Path) -> None:
-    for name, seconds in ((".a.1.tmp", 2 * ABANDONED), (".a.2.tmp", 0.0), (".b.1.tmp", 2 * ABANDONED), ("a", 1e6)):
+    for name, seconds in (
+        (".a.1.tmp", 2 * ABANDONED),
+        (".a.2.tmp", 0.0),
+        (".b.1.tmp", 2 * ABANDONED),
+        ("a", 1e6),
+    ):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - seconds,) * 2)
     sweep(tmp_path, ".a.")

@@ -1,4 +1,5 @@
-"""Training stages in real processes under `accelerate launch`: DDP and DeepSpeed ZeRO-2 on two CPU processes."""
+"""Training stages in real processes under `accelerate launch`: DDP and DeepSpeed ZeRO-2 on two CPU
+processes."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ from cirloop.types import UserError
 
 ROOT = Path(__file__).parent.parent
 NO_DROPOUT = {"lora": {"dropout": 0.0}, "learning_rate": 1e-5}
-"""Processes draw different dropout; without it two processes must do what one does. Small steps: Adam turns rounding
-of near-zero gradients into full steps of either sign, which would drown what is compared."""
+"""Processes draw different dropout; without it two processes must do what one does. Small steps:
+Adam turns rounding of near-zero gradients into full steps of either sign, which would drown what is
+compared."""
 ADAPTER = "checkpoint_iter_1/adapter_model.safetensors"
 
 
@@ -38,14 +40,23 @@ def alone(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained_again(
     alone: Path, directory: Path, small: Any, runtime: dict[str, Any], dtype: str = "float32"
 ) -> Artifact:
-    """The training stage of iteration 1 with other `runtime` settings, from the artifacts it had."""
+    """The training stage of iteration 1 with other `runtime` settings, from the artifacts it
+    had."""
     training = {**NO_DROPOUT, "lora": {"dropout": 0.0, "dtype": dtype}}
     config = small(directory, training=training, runtime=runtime)
-    run = Run(config, Store(directory), config.data.build(Sources(None, config.cache, lambda items, _: items)))
+    run = Run(
+        config,
+        Store(directory),
+        config.data.build(Sources(None, config.cache, lambda items, _: items)),
+    )
     save(config, directory / "config.json")
     first, negatives, samples = (
         run.store.make(name, {}, [], partial(copy, alone / name), 0)
-        for name in ("checkpoint_iter_0", "hard_negatives_iter_0.json", "augmented_samples_iter_1.json")
+        for name in (
+            "checkpoint_iter_0",
+            "hard_negatives_iter_0.json",
+            "augmented_samples_iter_1.json",
+        )
     )
     return train(run, 1, first, [samples], negatives)
 
@@ -73,12 +84,16 @@ def test_two_processes_train_what_one_trains(
     runtime: dict[str, Any], tolerance: float, dtype: str, alone: Path, small: Any, tmp_path: Path
 ) -> None:
     found = trained_again(alone, tmp_path / "run", small, runtime, dtype)
-    (spent,) = [row for row in Costs(tmp_path / "run").read() if row["stage"] == "checkpoint_iter_1"]
+    (spent,) = [
+        row for row in Costs(tmp_path / "run").read() if row["stage"] == "checkpoint_iter_1"
+    ]
     assert spent["processes"] == 2
     one, two = load_file(alone / ADAPTER), load_file(found.path / "adapter_model.safetensors")
     assert two.keys() == one.keys()
     start = load_file(alone / "checkpoint_iter_0/adapter_model.safetensors")
-    moved, other = (torch.cat([(state[k] - start[k]).flatten() for k in sorted(one)]) for state in (one, two))
+    moved, other = (
+        torch.cat([(state[k] - start[k]).flatten() for k in sorted(one)]) for state in (one, two)
+    )
     assert float(moved.norm()) > 0
     assert float(torch.cosine_similarity(moved, other, dim=0)) > 0.95
     losses = [
@@ -89,7 +104,9 @@ def test_two_processes_train_what_one_trains(
 
 
 @pytest.mark.full
-def test_a_child_that_fails_ends_the_stage_with_the_way_out(alone: Path, small: Any, tmp_path: Path) -> None:
+def test_a_child_that_fails_ends_the_stage_with_the_way_out(
+    alone: Path, small: Any, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text('{"zero_optimization": {"stage": 9}}')
     with pytest.raises(UserError, match="--auto_resume"):

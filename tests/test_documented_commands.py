@@ -1,4 +1,5 @@
-"""The train and eval commands that people type, as they stand: what they are taken to mean, and whole runs of them."""
+"""The train and eval commands that people type, as they stand: what they are taken to mean, and
+whole runs of them."""
 
 from __future__ import annotations
 
@@ -23,23 +24,25 @@ DEFAULT = ROOT / "configs" / "shapes.yaml"
 MODEL = "./models/Qwen2-VL-2B-Instruct"
 RUN = "./experiments/qwen2_vl_cirr_iterative"
 FIRST = (
-    "--model_backbone qwen2_vl --dataset_name cirr --num_iterations 3 --foundation_model_path /path/to/qwen2-vl-model"
+    "--model_backbone qwen2_vl --dataset_name cirr --num_iterations 3 --foundation_model_path"
+    " /path/to/qwen2-vl-model"
 )
 SECOND = (
-    f"--model_backbone qwen2_vl --dataset_name cirr --num_iterations 5 --hard_negative_k 10 "
+    "--model_backbone qwen2_vl --dataset_name cirr --num_iterations 5 --hard_negative_k 10 "
     f"--foundation_model_path {MODEL} --batch_size 32 --learning_rate 1e-5"
 )
 TOY = (
-    "--training.warm_up_steps 1 --training.steps 1 --training.chunk_size 0 --captioning.candidates 1 "
-    "--captioning.verify 0 --captioning.round_trip 0 --captioning.max_new_tokens 4 --model.dtype float32 "
-    "--model.max_pixels 3136 --foundation.dtype float32 --foundation.max_pixels 3136"
+    "--training.warm_up_steps 1 --training.steps 1 --training.chunk_size 0 --captioning.candidates"
+    " 1 --captioning.verify 0 --captioning.round_trip 0 --captioning.max_new_tokens 4 --model.dtype"
+    " float32 --model.max_pixels 3136 --foundation.dtype float32 --foundation.max_pixels 3136"
 )
 """What makes a recipe for a GPU a run of minutes on a CPU."""
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a user is who has CIRR in its usual place, and a model, of which only the config is looked at."""
+    """Where a user is who has CIRR in its usual place, and a model, of which only the config is
+    looked at."""
     (tmp_path / "data" / "cirr").mkdir(parents=True)
     model = tmp_path / MODEL
     model.mkdir(parents=True)
@@ -63,18 +66,32 @@ def said(caplog: pytest.LogCaptureFixture, *words: str) -> Iterator[None]:
         assert word in caplog.text
 
 
-def test_a_real_data_set_takes_its_own_recipe_and_says_so(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with said(caplog, "configs/cirr_qwen2_vl.yaml", "data/cirr is taken", "also names the embedder's weights"):
+def test_a_real_data_set_takes_its_own_recipe_and_says_so(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with said(
+        caplog,
+        "configs/cirr_qwen2_vl.yaml",
+        "data/cirr is taken",
+        "also names the embedder's weights",
+    ):
         config = parsed(SECOND)
     recipe = load(["--config", str(ROOT / "configs" / "cirr_qwen2_vl.yaml")], DEFAULT)
     assert (config.model.path, config.foundation.path) == (MODEL, MODEL)
-    assert (config.num_iterations, config.mining.strategy.negatives_per_query, config.training.batch_size) == (
+    assert (
+        config.num_iterations,
+        config.mining.strategy.negatives_per_query,
+        config.training.batch_size,
+    ) == (
         5,
         10,
         32,
     )  # type: ignore[union-attr]
     assert config.training.learning_rate == 1e-5
-    assert config.training.steps == recipe.training.steps and config.training.chunk_size == recipe.training.chunk_size
+    assert (
+        config.training.steps == recipe.training.steps
+        and config.training.chunk_size == recipe.training.chunk_size
+    )
     assert config.data_dir == home / "data" / "cirr" and config.directory == Path(RUN)
 
 
@@ -85,11 +102,15 @@ def test_the_first_command_names_the_path_that_is_not_there(home: Path) -> None:
         config.model.find()
 
 
-def test_a_path_of_another_family_is_the_foundation_models_alone(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_path_of_another_family_is_the_foundation_models_alone(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (home / "llava").mkdir()
     (home / "llava" / "config.json").write_text('{"model_type": "llava"}')
     with said(caplog, "is of type llava, the embedder of type qwen2_vl"):
-        config = parsed("--dataset_name cirr --foundation_model_backbone llava --foundation_model_path llava")
+        config = parsed(
+            "--dataset_name cirr --foundation_model_backbone llava --foundation_model_path llava"
+        )
     assert (config.model.path, config.foundation.path) == ("Qwen/Qwen2-VL-2B-Instruct", "llava")
 
 
@@ -97,14 +118,19 @@ def test_a_path_of_another_family_is_the_foundation_models_alone(home: Path, cap
 def test_the_embedders_weights_are_those_that_are_named(home: Path, more: str) -> None:
     flags = more.format(recipe=ROOT / "configs" / "cirr_qwen2_vl.yaml")
     config = parsed(f"--dataset_name cirr --foundation_model_path {MODEL} {flags}")
-    assert config.model.path in ("other", "Qwen/Qwen2-VL-2B-Instruct") and config.foundation.path == MODEL
+    assert (
+        config.model.path in ("other", "Qwen/Qwen2-VL-2B-Instruct")
+        and config.foundation.path == MODEL
+    )
 
 
 def test_no_recipe_for_a_pair_is_one_error_that_lists_those_of_the_data_set(home: Path) -> None:
     with pytest.raises(UserError) as error:
         parsed("--dataset_name cirr --model_backbone blip2")
     message = str(error.value)
-    assert "cirr_qwen2_vl.yaml" in message and "recall_cirr.yaml" in message and "--config" in message
+    assert (
+        "cirr_qwen2_vl.yaml" in message and "recall_cirr.yaml" in message and "--config" in message
+    )
     assert "fashioniq_qwen2_vl.yaml" not in message
 
 
@@ -116,7 +142,9 @@ def test_where_files_were_looked_for_is_named(home: Path, monkeypatch: pytest.Mo
     config = parsed("--dataset_name cirr")
     with pytest.raises(UserError) as error:
         config.data.build(Sources(config.data_dir, config.cache, lambda items, _: items))
-    assert str(home / "data" / "cirr") in str(error.value) and str(home / "sets" / "cirr") in str(error.value)
+    assert str(home / "data" / "cirr") in str(error.value) and str(home / "sets" / "cirr") in str(
+        error.value
+    )
     (home / "sets" / "cirr").mkdir(parents=True)
     assert parsed("--dataset_name cirr").data_dir == home / "sets" / "cirr"
 
@@ -125,7 +153,9 @@ def test_the_embedded_model_is_taken_for_photographs_only_by_name(home: Path) ->
     from cirloop.config import notices
 
     (home / "bare.yaml").write_text("data: {type: cirr}\n")
-    with pytest.raises(UserError, match=r"(?s)model\.path: is not given.*foundation\.path: is not given"):
+    with pytest.raises(
+        UserError, match=r"(?s)model\.path: is not given.*foundation\.path: is not given"
+    ):
         parsed("--config bare.yaml")
     config = parsed("--config bare.yaml --model_path tiny --no-captioning.enabled")
     assert notices.of(config) == [
@@ -146,7 +176,10 @@ def test_a_recipe_of_another_family_leaves_its_weights_out_and_asks_for_others(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = f"--config {ROOT / 'configs' / 'recall_cirr.yaml'} --model_backbone"
-    with said(caplog, "the settings were for qwen2_5_vl: model.path left out"), pytest.raises(UserError, match="path"):
+    with (
+        said(caplog, "the settings were for qwen2_5_vl: model.path left out"),
+        pytest.raises(UserError, match="path"),
+    ):
         parsed(f"{recipe} qwen2_vl")
     assert parsed(f"{recipe} qwen2_vl --model_path {MODEL}").model.path == MODEL
 
@@ -158,7 +191,9 @@ def test_defaults_are_five_negatives_and_three_rounds(home: Path) -> None:
 
 
 def test_fast_mode_without_a_twin_is_one_error_with_the_ways_out(home: Path) -> None:
-    with pytest.raises(UserError, match=r"--fast_mode needs .*cirr_qwen2_vl_fast\.yaml.*shapes_fast\.yaml.*flags"):
+    with pytest.raises(
+        UserError, match=r"--fast_mode needs .*cirr_qwen2_vl_fast\.yaml.*shapes_fast\.yaml.*flags"
+    ):
         parsed("--fast_mode --dataset_name cirr")
     assert parsed("--fast_mode --num_iterations 1").num_iterations == 1
 
@@ -185,10 +220,18 @@ def test_what_was_meant_is_suggested(home: Path, flags: str, words: str) -> None
     ("flags", "group", "settings"),
     [
         ("--loss bradley_terry", "training.loss", {"temperature": 1.0}),
-        ("--loss bradley_terry --training.loss.temperature 0.5", "training.loss", {"temperature": 0.5}),
+        (
+            "--loss bradley_terry --training.loss.temperature 0.5",
+            "training.loss",
+            {"temperature": 0.5},
+        ),
         ("--loss info_nce", "training.loss", {"temperature": 0.05}),
         ("--negative_strategy random", "mining.strategy", {"negatives_per_query": 3}),
-        ("--model_backbone qwen2_5_vl", "model", {"path": "Qwen/Qwen2.5-VL-3B-Instruct", "dtype": "float32"}),
+        (
+            "--model_backbone qwen2_5_vl",
+            "model",
+            {"path": "Qwen/Qwen2.5-VL-3B-Instruct", "dtype": "float32"},
+        ),
     ],
 )
 def test_a_type_by_flag_takes_its_own_defaults_for_what_means_something_else_there(
@@ -219,7 +262,9 @@ def test_flags_that_are_given_are_compared_with_the_directorys_settings(
     from cirloop.cli import runner
 
     copy = shutil.copytree(finished, tmp_path / "copy")
-    with pytest.raises(UserError, match=r"(?s)seed: 0 -> 7.*leave those flags out.*--auto_resume goes on"):
+    with pytest.raises(
+        UserError, match=r"(?s)seed: 0 -> 7.*leave those flags out.*--auto_resume goes on"
+    ):
         runner.run(parsed(f"--experiment_dir {copy} --auto_resume --seed 7"))
     runner.run(parsed(f"--experiment_dir {copy} --auto_resume --runtime.embed_batch_size 9"))
     with pytest.raises(UserError, match="never go on from each other"):
@@ -228,7 +273,9 @@ def test_flags_that_are_given_are_compared_with_the_directorys_settings(
 
 def test_places_are_saved_so_that_another_directory_can_use_the_run(home: Path) -> None:
     saved = parsed("--dataset_name cirr --data_dir data/cirr --runtime.cache_dir c").resolved()
-    assert saved["data_dir"] == str(home / "data" / "cirr") and saved["runtime"]["cache_dir"] == str(home / "c")
+    assert saved["data_dir"] == str(home / "data" / "cirr") and saved["runtime"][
+        "cache_dir"
+    ] == str(home / "c")
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +283,9 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run without a model, on own triplets, in the home of who made it."""
     home = tmp_path_factory.mktemp("simulated")
     write_jsonl(home / "data" / "jsonl", families=2)
-    done = command("train_iterative.py", *shlex.split("--dataset_name jsonl --retrieval simulated"), cwd=home)
+    done = command(
+        "train_iterative.py", *shlex.split("--dataset_name jsonl --retrieval simulated"), cwd=home
+    )
     assert done.returncode == 0, done.stderr
     assert "SIMULATED: jsonl_val" in done.stdout and "Simulated: rankings are drawn" in done.stderr
     return home / "experiments" / "simulated_jsonl_iterative"
@@ -258,27 +307,49 @@ def test_all_that_a_simulated_run_leaves_says_so_first(simulated: Path) -> None:
 @pytest.mark.full
 def test_a_simulated_run_follows_from_its_seed_and_resumes(simulated: Path) -> None:
     home, name = simulated.parent.parent, "evaluation_results.json"
-    done = command("train_iterative.py", "--experiment_dir", simulated, "--resume_from_iteration", "2", cwd=home)
+    done = command(
+        "train_iterative.py",
+        "--experiment_dir",
+        simulated,
+        "--resume_from_iteration",
+        "2",
+        cwd=home,
+    )
     assert done.returncode == 0, done.stderr
     other = command(
         "train_iterative.py",
         *shlex.split("--dataset_name jsonl --retrieval simulated --experiment_dir other"),
         cwd=home,
     )
-    assert other.returncode == 0 and (home / "other" / name).read_text() == (simulated / name).read_text()
+    assert (
+        other.returncode == 0
+        and (home / "other" / name).read_text() == (simulated / name).read_text()
+    )
 
 
 @pytest.mark.parametrize(
     ("script", "flags", "words"),
     [
-        ("train_iterative.py", "--auto_resume --retrieval real", "with an --experiment_dir of its own"),
-        ("train_iterative.py", "--auto_resume --dataset_name jsonl --config {tiny}", "never go on from each other"),
+        (
+            "train_iterative.py",
+            "--auto_resume --retrieval real",
+            "with an --experiment_dir of its own",
+        ),
+        (
+            "train_iterative.py",
+            "--auto_resume --dataset_name jsonl --config {tiny}",
+            "never go on from each other",
+        ),
         ("eval_iterative.py", "--submission s", "no model whose rankings could be submitted"),
     ],
 )
-def test_nothing_real_follows_from_a_simulated_run(simulated: Path, script: str, flags: str, words: str) -> None:
+def test_nothing_real_follows_from_a_simulated_run(
+    simulated: Path, script: str, flags: str, words: str
+) -> None:
     flags = flags.format(tiny=ROOT / "configs" / "jsonl_tiny.yaml")
-    done = command(script, "--experiment_dir", simulated, *shlex.split(flags), cwd=simulated.parent.parent)
+    done = command(
+        script, "--experiment_dir", simulated, *shlex.split(flags), cwd=simulated.parent.parent
+    )
     assert done.returncode == 2 and words in done.stderr
 
 
@@ -295,17 +366,35 @@ def test_a_simulated_run_has_no_model_to_search_with_or_to_export(simulated: Pat
 
 def test_simulated_results_can_be_evaluated_and_say_so(simulated: Path, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    done = command("eval_iterative.py", "--experiment_dir", simulated, "--iterations", "1", "--output_file", file)
+    done = command(
+        "eval_iterative.py",
+        "--experiment_dir",
+        simulated,
+        "--iterations",
+        "1",
+        "--output_file",
+        file,
+    )
     assert done.returncode == 0, done.stderr
-    assert next(iter(json.loads(file.read_text()))) == "simulated" and "SIMULATED: jsonl_val" in done.stdout
+    assert (
+        next(iter(json.loads(file.read_text()))) == "simulated"
+        and "SIMULATED: jsonl_val" in done.stdout
+    )
 
 
-def test_the_fallback_is_taken_by_name_and_only_without_weights(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fallback_is_taken_by_name_and_only_without_weights(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with said(caplog, "'/no/weights' does not exist", "rankings are simulated"):
-        config = parsed("--dataset_name cirr --model_path /no/weights --retrieval_fallback simulated")
+        config = parsed(
+            "--dataset_name cirr --model_path /no/weights --retrieval_fallback simulated"
+        )
     assert (config.retrieval, config.model.type) == ("simulated", "simulated")
     assert config.directory == Path("experiments/simulated_cirr_iterative")
-    there = parsed("--dataset_name cirr --model_path tiny --foundation_model_path tiny --retrieval_fallback simulated")
+    there = parsed(
+        "--dataset_name cirr --model_path tiny --foundation_model_path tiny --retrieval_fallback"
+        " simulated"
+    )
     assert (there.retrieval, there.model.path) == ("real", "tiny")
     assert parsed("--dataset_name cirr --model_path /no/weights").retrieval == "real"
 
@@ -315,11 +404,15 @@ def test_an_output_file_that_is_a_directory_is_refused_before_any_work(
     finished: Path, tmp_path: Path, path: str
 ) -> None:
     (tmp_path / "results").mkdir()
-    done = command("eval_iterative.py", "--experiment_dir", finished, "--output_file", path, cwd=tmp_path)
+    done = command(
+        "eval_iterative.py", "--experiment_dir", finished, "--output_file", path, cwd=tmp_path
+    )
     assert done.returncode == 2 and "is a directory; give a file" in done.stderr
 
 
-def test_an_export_does_not_take_the_place_of_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_does_not_take_the_place_of_where_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cirloop.tools.export.export import export
 
     monkeypatch.chdir(tmp_path)
@@ -327,7 +420,9 @@ def test_an_export_does_not_take_the_place_of_where_one_is(tmp_path: Path, monke
         export(tmp_path / "run", "1", "adapter", output=Path("."))
 
 
-def test_processes_without_a_device_are_told_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_without_a_device_are_told_of(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     from cirloop.config.runtime import Runtime
@@ -357,20 +452,28 @@ def test_a_terminal_without_the_signs_is_written_to_in_others() -> None:
 
 @pytest.mark.full
 def test_the_commands_work_one_after_the_other(tmp_path: Path) -> None:
-    """As they stand, with the flags of TOY after the one that trains. `tiny` copied stands for the model."""
+    """As they stand, with the flags of TOY after the one that trains. `tiny` copied stands for the
+    model."""
     write_cirr(tmp_path / "data" / "cirr", families=5)
     shutil.copytree(str(files("cirloop") / "tiny"), tmp_path / MODEL)
     for script, flags in (
         ("train_iterative.py", f"{SECOND} {TOY}"),
         ("train_iterative.py", f"--experiment_dir {RUN} --resume_from_iteration 2"),
         ("eval_iterative.py", f"--experiment_dir {RUN} --eval_dataset cirr_test"),
-        ("eval_iterative.py", f'--experiment_dir {RUN} --iterations "1,3,5" --output_file results.json'),
+        (
+            "eval_iterative.py",
+            f'--experiment_dir {RUN} --iterations "1,3,5" --output_file results.json',
+        ),
     ):
         done = command(script, *shlex.split(flags), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     directory = tmp_path / RUN
-    assert (directory / "hard_negatives_iter_0.json").is_file() and list(directory.glob("replaced_*"))
-    assert (directory / "augmented_samples_iter_1.json").is_file() and (directory / "checkpoint_iter_5").is_dir()
+    assert (directory / "hard_negatives_iter_0.json").is_file() and list(
+        directory.glob("replaced_*")
+    )
+    assert (directory / "augmented_samples_iter_1.json").is_file() and (
+        directory / "checkpoint_iter_5"
+    ).is_dir()
     assert {path.name for path in (directory / "submission_cirr_test" / "iter_5").iterdir()} == {
         "cirr_test_recall.json", "cirr_test_recall_subset.json",
     }  # fmt: skip

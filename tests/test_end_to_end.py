@@ -28,10 +28,17 @@ from tests.commands import command
 
 ROOT = Path(__file__).parent.parent
 ARTIFACTS = (
-    "checkpoint_iter_0", "checkpoint_iter_1", "hard_negatives_iter_0.json", "augmented_samples_iter_1.json",
-    "accounting_iter_1.json", "evaluation_base.json", "evaluation_iter_0.json", "evaluation_iter_1.json",
-    "evaluation_results.json", "manifest.json",
-)  # fmt: skip
+    "checkpoint_iter_0",
+    "checkpoint_iter_1",
+    "hard_negatives_iter_0.json",
+    "augmented_samples_iter_1.json",
+    "accounting_iter_1.json",
+    "evaluation_base.json",
+    "evaluation_iter_0.json",
+    "evaluation_iter_1.json",
+    "evaluation_results.json",
+    "manifest.json",
+)
 
 
 def digests(directory: Path) -> dict[str, dict[str, str]]:
@@ -41,7 +48,14 @@ def digests(directory: Path) -> dict[str, dict[str, str]]:
 
 def test_a_run_leaves_its_artifacts_and_nothing_else(finished: Path) -> None:
     there = {path.name for path in finished.iterdir()}
-    assert there - {".work"} == {*ARTIFACTS, "config.json", "costs.json", "report.html", "figures", "logs"}
+    assert there - {".work"} == {
+        *ARTIFACTS,
+        "config.json",
+        "costs.json",
+        "report.html",
+        "figures",
+        "logs",
+    }
     assert not [p for p in finished.rglob("*") if p.is_file() and ".work" in p.parts]
 
 
@@ -62,7 +76,9 @@ def test_every_mined_image_is_accounted_for(finished: Path) -> None:
     assert summary["accepted"] + sum(summary["rejected"].values()) == summary["candidates"]
     assert all(row["reason"] for row in samples["rejected"])
     account = json.loads((finished / "accounting_iter_1.json").read_text())
-    assert account["mined"] == len(json.loads((finished / "hard_negatives_iter_0.json").read_text())["negatives"])
+    assert account["mined"] == len(
+        json.loads((finished / "hard_negatives_iter_0.json").read_text())["negatives"]
+    )
     assert 0 <= account["true_captions"] <= account["accepted"]
 
 
@@ -73,7 +89,10 @@ def test_a_second_run_has_the_same_bytes(finished: Path, small: Any, tmp_path: P
 
 
 @pytest.mark.full
-@pytest.mark.skipif("MKL_CBWR" not in os.environ, reason="not an Intel processor: bits of a product depend on its size")
+@pytest.mark.skipif(
+    "MKL_CBWR" not in os.environ,
+    reason="not an Intel processor: bits of a product depend on its size",
+)
 @pytest.mark.parametrize(
     "runtime",
     [
@@ -88,7 +107,9 @@ def test_batch_sizes_workers_and_an_empty_cache_change_no_byte(
     assert digests(tmp_path / "other") == digests(finished)
 
 
-def test_resuming_a_finished_run_makes_nothing_anew(finished: Path, small: Any, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_makes_nothing_anew(
+    finished: Path, small: Any, tmp_path: Path
+) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.safetensors")}
     runner.run(small(copy, auto_resume=True))
@@ -105,8 +126,13 @@ def test_resume_from_iteration_keeps_what_is_below_and_moves_the_rest_aside(
     runner.run(small(copy, resume_from_iteration=1))
     assert (copy / "checkpoint_iter_0" / "adapter_model.safetensors").stat().st_mtime_ns == kept
     assert digests(copy) == digests(finished)
-    assert file_digests(copy / "replaced_1" / "checkpoint_iter_1") == file_digests(finished / "checkpoint_iter_1")
-    attempts = {(row["stage"], row["attempt"]) for row in json.loads((copy / "costs.json").read_text())["stages"]}
+    assert file_digests(copy / "replaced_1" / "checkpoint_iter_1") == file_digests(
+        finished / "checkpoint_iter_1"
+    )
+    attempts = {
+        (row["stage"], row["attempt"])
+        for row in json.loads((copy / "costs.json").read_text())["stages"]
+    }
     assert ("checkpoint_iter_0", 1) in attempts and ("checkpoint_iter_0", 2) not in attempts
     assert {("checkpoint_iter_1", 1), ("checkpoint_iter_1", 2)} <= attempts
 
@@ -128,12 +154,19 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
     directory = tmp_path / "killed"
     config = small(directory).resolved()
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
-    flags = [sys.executable, str(ROOT / "train_iterative.py"), "--config", str(tmp_path / "small.yaml")]
+    flags = [
+        sys.executable,
+        str(ROOT / "train_iterative.py"),
+        "--config",
+        str(tmp_path / "small.yaml"),
+    ]
     flags += ["--experiment_dir", str(directory), "--auto_resume"]
     environment = dict(os.environ) | {"PYTHONPATH": str(ROOT / "src")}
     moments = random.Random(5)
     for _ in range(num_kills):
-        process = subprocess.Popen(flags, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            flags, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         start = len(list(directory.glob("*"))) if directory.exists() else 0
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
@@ -143,7 +176,9 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
         time.sleep(moments.random() * 3)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(flags, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        flags, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert digests(directory) == digests(finished)
 
@@ -158,10 +193,21 @@ def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_a_command_is_a_process_with_its_exit_code(tmp_path: Path) -> None:
     for script in ("train_iterative.py", "eval_iterative.py"):
-        words = [sys.executable, str(ROOT / script), "--experiment_dir", str(tmp_path), "--nope", "1"]
+        words = [
+            sys.executable,
+            str(ROOT / script),
+            "--experiment_dir",
+            str(tmp_path),
+            "--nope",
+            "1",
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-        assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "--nope" in done.stderr
+        done = subprocess.run(
+            words, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+        )
+        assert (
+            done.returncode == 2 and done.stderr.count("error: ") == 1 and "--nope" in done.stderr
+        )
         assert "Traceback" not in done.stderr
 
 
@@ -170,20 +216,38 @@ def test_a_command_is_a_process_with_its_exit_code(tmp_path: Path) -> None:
     [
         (["--dataset_name", "nope"], ["data.type", "'shapes'"]),
         (["--model_path", "/no/model"], ["/no/model", "does not exist", "tiny"]),
-        (["--model_path", "HERE", "--foundation_model_path", "/no/b"], ["not a qwen2_vl", "config.json", "/no/b"]),
+        (
+            ["--model_path", "HERE", "--foundation_model_path", "/no/b"],
+            ["not a qwen2_vl", "config.json", "/no/b"],
+        ),
         (["--training.batch_sze", "4"], ["--training.batch_sze", "--training.batch_size"]),
-        (["--learning_rate", "-1", "--num_iterations", "many"], ["2 problems", "learning_rate", "num_iterations"]),
+        (
+            ["--learning_rate", "-1", "--num_iterations", "many"],
+            ["2 problems", "learning_rate", "num_iterations"],
+        ),
         (["--config", "/no/file.yaml"], ["/no/file.yaml", "no such file"]),
-        (["--experiment_dir", "USED"], ["--auto_resume", "--resume_from_iteration", "--experiment_dir"]),
-        (["--experiment_dir", "USED", "--auto_resume", "--seed", "9"], ["seed: 0 -> 9", "Ways out"]),
-        (["--experiment_dir", "USED", "--resume_from_iteration", "7"], ["has iterations 0, 1", "furthest", "2"]),
+        (
+            ["--experiment_dir", "USED"],
+            ["--auto_resume", "--resume_from_iteration", "--experiment_dir"],
+        ),
+        (
+            ["--experiment_dir", "USED", "--auto_resume", "--seed", "9"],
+            ["seed: 0 -> 9", "Ways out"],
+        ),
+        (
+            ["--experiment_dir", "USED", "--resume_from_iteration", "7"],
+            ["has iterations 0, 1", "furthest", "2"],
+        ),
         (["--experiment_dir", "HERE", "--auto_resume"], ["not empty", "no run directory"]),
         (["--resume_from_iteration", "1"], ["holds no run"]),
         (["--deepspeed", "/no/ds.json"], ["/no/ds.json", "no such file"]),
-        (["--accelerate_config", str(ROOT / "LICENSE")], ["LICENSE", "Give a file of", "--num_processes N"]),
+        (
+            ["--accelerate_config", str(ROOT / "LICENSE")],
+            ["LICENSE", "Give a file of", "--num_processes N"],
+        ),
         (["--data_dir", "/data"], ["--data_dir", "drawn"]),
     ],
-)  # fmt: skip
+)
 def test_bad_use_is_one_clear_error_and_changes_nothing(
     flags: list[str], says: list[str], finished: Path, small: Any, tmp_path: Path
 ) -> None:
@@ -207,7 +271,11 @@ def test_bad_use_is_one_clear_error_and_changes_nothing(
 
 @pytest.mark.parametrize(
     "name",
-    ["hard_negatives_iter_0.json", "checkpoint_iter_1/adapter_model.safetensors", "evaluation_base.json"],
+    [
+        "hard_negatives_iter_0.json",
+        "checkpoint_iter_1/adapter_model.safetensors",
+        "evaluation_base.json",
+    ],
 )
 def test_a_corrupted_artifact_is_named_and_nothing_is_changed(
     name: str, finished: Path, small: Any, tmp_path: Path
@@ -228,7 +296,9 @@ def test_the_default_run_directory_is_named_after_model_and_data(small: Any) -> 
     assert config.directory == Path("experiments/qwen2_vl_shapes_iterative")
 
 
-def test_dry_run_trains_nothing(small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_trains_nothing(
+    small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runner.dry_run(small(tmp_path / "dry"))
     assert not (tmp_path / "dry").exists()
     assert "48 triplets" in capsys.readouterr().out
@@ -263,10 +333,14 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
     run = Run(config, store, config.data.build(Sources(None, config.cache, lambda items, _: items)))
     [part] = run.data.parts("val")
     backbone = run.embedder(store.find("checkpoint_iter_1"))
-    queries_QD = run.vectors(backbone, [Item(query.reference, "") for query in part.queries], part, "")
+    queries_QD = run.vectors(
+        backbone, [Item(query.reference, "") for query in part.queries], part, ""
+    )
     scores_QG, rows = queries_QD @ run.gallery(backbone, part).T, part.gallery.rows()
     assert part.relevance is not None
-    for scores_G, query, (name, rank, _) in zip(scores_QG, part.queries, no_text["ranks"], strict=True):
+    for scores_G, query, (name, rank, _) in zip(
+        scores_QG, part.queries, no_text["ranks"], strict=True
+    ):
         scores_G[rows[query.reference]] = -2
         target = scores_G[rows[part.relevance.targets[query.id]]]
         assert name == query.id and (scores_G > target).sum() < rank <= (scores_G >= target).sum()
@@ -276,7 +350,10 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
     ("flags", "says"),
     [
         (["--iterations", "1,3,5"], ["no 3, 5 here", "base, 0, 1"]),
-        (["--eval_dataset", "shape_test"], ["shapes_test", "shapes_val", "with --data_dir cirr_val"]),
+        (
+            ["--eval_dataset", "shape_test"],
+            ["shapes_test", "shapes_val", "with --data_dir cirr_val"],
+        ),
         (["--eval_dataset", "cirr_test"], ["cirr needs --data_dir"]),
         (["--gallery", "union"], ["the run has its own", "--data_dir"]),
         (["--allow_missing_images", "2"], ["the run has its own", "--data_dir"]),
@@ -284,7 +361,9 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
         (["--iteration", "1"], ["--iterations"]),
     ],
 )
-def test_eval_iterative_says_what_there_is(flags: list[str], says: list[str], finished: Path) -> None:
+def test_eval_iterative_says_what_there_is(
+    flags: list[str], says: list[str], finished: Path
+) -> None:
     done = command("eval_iterative.py", "--experiment_dir", finished, *flags)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for words in says:

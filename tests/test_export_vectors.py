@@ -1,4 +1,5 @@
-"""Exported vectors: what add_hard_negatives.py mines from them is what the run mined; Parquet holds the same."""
+"""Exported vectors: what add_hard_negatives.py mines from them is what the run mined; Parquet holds
+the same."""
 
 from __future__ import annotations
 
@@ -49,15 +50,30 @@ def test_what_is_mined_from_an_export_is_what_the_run_mines(
         for f in mine(config.mining, given, MiningContext(0))
         for column, rank in zip(f.gallery_indices, f.ranks.tolist(), strict=True)
     ]
-    monkeypatch.setattr("cirloop.stages.context.PIECE", 64)  # also: a gallery embedded in pieces and kept on disk
+    monkeypatch.setattr(
+        "cirloop.stages.context.PIECE", 64
+    )  # also: a gallery embedded in pieces and kept on disk
     monkeypatch.setattr("cirloop.retrieval.vectors.MAPPED_BYTES", 1000)
     made = export(config.directory, tmp_path / "made", "--rows_per_file", "20")
     assert len(list((made / "gallery").iterdir())) > 1
-    flags = {"--query-embeddings": "queries", "--gallery-embeddings": "gallery", "--targets": "targets.npy",
-             "--references": "references.npy", "--positives": "positives.json"}  # fmt: skip
+    flags = {
+        "--query-embeddings": "queries",
+        "--gallery-embeddings": "gallery",
+        "--targets": "targets.npy",
+        "--references": "references.npy",
+        "--positives": "positives.json",
+    }
     files = [word for flag, name in flags.items() for word in (flag, str(made / name))]
     mine_vectors(
-        [*files, "--extra-ranks", "all", "--negatives-per-query", "2", "--output", str(tmp_path / "mined.json")]
+        [
+            *files,
+            "--extra-ranks",
+            "all",
+            "--negatives-per-query",
+            "2",
+            "--output",
+            str(tmp_path / "mined.json"),
+        ]
     )
     images, queries = read(made / "gallery_ids.json"), read(made / "queries_ids.json")
     mined = [
@@ -68,7 +84,9 @@ def test_what_is_mined_from_an_export_is_what_the_run_mines(
     ]
     assert mined == there and mined
     said = read(made / "export.json")
-    assert said["iteration"] == "base" and said["splits"][0]["gallery"] == list(open_vectors(made / "gallery").shape)
+    assert said["iteration"] == "base" and said["splits"][0]["gallery"] == list(
+        open_vectors(made / "gallery").shape
+    )
 
 
 @pytest.mark.full
@@ -76,10 +94,22 @@ def test_parquet_holds_the_same_rows(config: RunConfig, tmp_path: Path) -> None:
     from datasets import load_dataset
 
     plain = export(config.directory, tmp_path / "npy", "--split", "val", "--what", "gallery")
-    made = export(config.directory, tmp_path / "parquet", "--split", "val", "--what", "gallery", "--format", "parquet",
-                  "--rows_per_file", "50")  # fmt: skip
+    made = export(
+        config.directory,
+        tmp_path / "parquet",
+        "--split",
+        "val",
+        "--what",
+        "gallery",
+        "--format",
+        "parquet",
+        "--rows_per_file",
+        "50",
+    )
     files = sorted(map(str, (made / "gallery").iterdir()))
-    rows = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    rows = load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
     assert len(files) > 1 and rows["id"][:] == read(plain / "gallery_ids.json")
     vectors = np.array(rows["vector"][:], np.float32)
     assert (vectors == open_vectors(plain / "gallery")).all()
@@ -94,12 +124,17 @@ def test_a_vector_is_a_list_of_fixed_size(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["a", "b", "c"], made[:, 0])
     write_parquet(tmp_path / "b.parquet", ["a", "b", "c"], made)
     one, several = (parquet.read_table(tmp_path / f"{name}.parquet") for name in "ab")
-    assert str(one.schema.field("vector").type).startswith("fixed_size_list") and one["id"].to_pylist() == [
+    assert str(one.schema.field("vector").type).startswith("fixed_size_list") and one[
+        "id"
+    ].to_pylist() == [
         "a",
         "b",
         "c",
     ]
-    assert one["vector"].to_pylist() == made[:, 0].tolist() and several["vector"].to_pylist() == made.tolist()
+    assert (
+        one["vector"].to_pylist() == made[:, 0].tolist()
+        and several["vector"].to_pylist() == made.tolist()
+    )
 
 
 def test_files_of_so_many_rows(tmp_path: Path) -> None:
@@ -127,7 +162,16 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path: Path) -> Non
 @pytest.mark.full
 def test_an_unknown_iteration_or_split_is_named(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no 7 here\. There are: base"):
-        main(["--experiment_dir", str(config.directory), "--iteration", "7", "--output", str(tmp_path / "made")])
+        main(
+            [
+                "--experiment_dir",
+                str(config.directory),
+                "--iteration",
+                "7",
+                "--output",
+                str(tmp_path / "made"),
+            ]
+        )
     with pytest.raises(UserError):
         export(config.directory, tmp_path / "made", "--split", "unheard")
     assert not (tmp_path / "made").exists()

@@ -1,4 +1,5 @@
-"""A command is given what its flags say: variables of the environment that have a setting's name are not for it."""
+"""A command is given what its flags say: variables of the environment that have a setting's name
+are not for it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,16 @@ from cirloop.tools.export.__main__ import ExportConfig
 from cirloop.tools.export_embeddings import ExportConfig as VectorsConfig
 from cirloop.tools.search.__main__ import SearchConfig
 
-VECTORS = ["--query-embeddings", "q.npy", "--gallery-embeddings", "g.npy", "--targets", "t.npy", "--output", "o.json"]
+VECTORS = [
+    "--query-embeddings",
+    "q.npy",
+    "--gallery-embeddings",
+    "g.npy",
+    "--targets",
+    "t.npy",
+    "--output",
+    "o.json",
+]
 GIVEN: dict[type[cli.Flags], list[str]] = {
     EvalConfig: ["--experiment_dir", "run"],
     VectorsConfig: ["--experiment_dir", "run", "--iteration", "1", "--output", "o"],
@@ -26,7 +36,9 @@ GIVEN: dict[type[cli.Flags], list[str]] = {
 
 
 @pytest.mark.parametrize("model", GIVEN, ids=lambda model: model.__module__)
-def test_the_environment_sets_nothing(model: type[cli.Flags], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_nothing(
+    model: type[cli.Flags], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = cli.parse(model, GIVEN[model], "command")
     for name in model.model_fields:
         monkeypatch.setenv(name.upper(), "7")

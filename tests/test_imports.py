@@ -41,16 +41,19 @@ ALLOWED: dict[str, set[str]] = {
     "tools": BASE | ROOMS | {"config", "distributed", "stages", "loop", "report", "cli"},
     "commands": {"cli", "tools"},
 }
-"""Room or top module of cirloop -> what it may import, besides itself. A new one is entered here first."""
+"""Room or top module of cirloop -> what it may import, besides itself. A new one is entered here
+first."""
 PARTS = {"config.base": "config.base", "config.runtime": "config.base"} | dict.fromkeys(
     ("search", "demo", "export", "export_vectors"), "commands"
 )
-"""Modules that are a part of their own: what every settings class needs, and the commands `python -m cirloop.NAME`."""
+"""Modules that are a part of their own: what every settings class needs, and the commands `python
+-m cirloop.NAME`."""
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """One import: `importer` of `imported` (full dotted names) on `line`; `lazy` where a function does it."""
+    """One import: `importer` of `imported` (full dotted names) on `line`; `lazy` where a function
+    does it."""
 
     importer: str
     imported: str
@@ -83,7 +86,9 @@ def is_type_checking(test: ast.expr) -> bool:
     )
 
 
-def import_nodes(node: ast.AST, lazy: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+def import_nodes(
+    node: ast.AST, lazy: bool = False
+) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
     """Import statements below `node` that run, and whether only when a function is called."""
     if isinstance(node, ast.If) and is_type_checking(node.test):
         children: list[ast.AST] = list(node.orelse)
@@ -99,12 +104,15 @@ def import_nodes(node: ast.AST, lazy: bool = False) -> Iterator[tuple[ast.Import
 
 
 def names_of(node: ast.Import | ast.ImportFrom, module: str, is_package: bool) -> list[str]:
-    """Dotted names a statement imports; `from a import b` gives `a.b`, relative ones are resolved."""
+    """Dotted names a statement imports; `from a import b` gives `a.b`, relative ones are
+    resolved."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     parts = module.split(".")
     keep = len(parts) - node.level + is_package
-    base = ".".join(parts[:keep] if node.level else []) + ("." if node.level and node.module else "")
+    base = ".".join(parts[:keep] if node.level else []) + (
+        "." if node.level and node.module else ""
+    )
     return [f"{base}{node.module or ''}.{alias.name}".lstrip(".") for alias in node.names]
 
 
@@ -128,7 +136,9 @@ def wrong(found: list[Arrow]) -> list[str]:
         if importer == imported:
             continue
         if imported not in ALLOWED.get(importer, set()):
-            out.append(f"{arrow.importer}, line {arrow.line}: {importer} may not import {arrow.imported}")
+            out.append(
+                f"{arrow.importer}, line {arrow.line}: {importer} may not import {arrow.imported}"
+            )
     return out
 
 
@@ -150,12 +160,18 @@ def test_config_takes_only_settings_from_the_rooms() -> None:
     settings_modules |= {"cirloop.data", "cirloop.negatives", "cirloop.negatives.attributes.config"}
     taken = [a for a in arrows() if a.importer == "cirloop.config.run" and a.ends[1] in ROOMS]
     assert taken, "the walker sees none of config's imports"
-    assert [a for a in taken if a.lazy or a.imported.rpartition(".")[0] not in settings_modules] == []
+    assert [
+        a for a in taken if a.lazy or a.imported.rpartition(".")[0] not in settings_modules
+    ] == []
 
 
 def test_types_needs_the_standard_library_only() -> None:
     tree = ast.parse((SOURCE / "types.py").read_text("utf-8"))
-    imported = {name.split(".")[0] for node, _ in import_nodes(tree) for name in names_of(node, "cirloop.types", False)}
+    imported = {
+        name.split(".")[0]
+        for node, _ in import_nodes(tree)
+        for name in names_of(node, "cirloop.types", False)
+    }
     assert imported <= set(sys.stdlib_module_names)
 
 
@@ -168,7 +184,10 @@ def test_types_needs_the_standard_library_only() -> None:
         ("data/shapes/scene.py", "from ...evaluation import metrics"),
         ("data/shapes/__init__.py", "from ... import stages"),
         ("training/batches.py", "def late():\n    from cirloop.retrieval.topk import ranks"),
-        ("backbones/base.py", "class A:\n    async def late(self):\n        import cirloop.captioning"),
+        (
+            "backbones/base.py",
+            "class A:\n    async def late(self):\n        import cirloop.captioning",
+        ),
         ("monitoring/console.py", "try:\n    import cirloop.data\nexcept ImportError:\n    pass"),
         ("loop.py", "from cirloop.tools.search import engine"),
         ("negatives/miner.py", "from cirloop.config.run import RunConfig"),
@@ -270,11 +289,18 @@ def test_nothing_is_pickled() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["except:", "except Exception:", "except (OSError, Exception) as e:", "except builtins.BaseException:"],
+    [
+        "except:",
+        "except Exception:",
+        "except (OSError, Exception) as e:",
+        "except builtins.BaseException:",
+    ],
 )
 def test_a_planted_broad_handler_is_seen(text: str) -> None:
     assert broad_handlers(ast.parse(f"try:\n    pass\n{text}\n    pass")) == [3]
-    assert broad_handlers(ast.parse("try:\n    pass\nexcept (OSError, ValueError):\n    pass")) == []
+    assert (
+        broad_handlers(ast.parse("try:\n    pass\nexcept (OSError, ValueError):\n    pass")) == []
+    )
     assert broad_handlers(ast.parse("with contextlib.suppress(Exception):\n    pass")) == [1]
 
 

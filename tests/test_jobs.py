@@ -19,15 +19,36 @@ A, B = ImageId("shapes:1"), ImageId("shapes:2")
 def job(kind: str, directory: Path) -> TrainJob | ShardJob:
     if kind == "train":
         return TrainJob(
-            directory=directory, cache=Path("cache"), log=directory / "attempt_001.log", run=Path("run"), iteration=2,
-            steps=9, parent=None, augmented=("a", "b"), negatives=None, key="k", workspace=Path("w"), output=Path("o"),
-        )  # fmt: skip
+            directory=directory,
+            cache=Path("cache"),
+            log=directory / "attempt_001.log",
+            run=Path("run"),
+            iteration=2,
+            steps=9,
+            parent=None,
+            augmented=("a", "b"),
+            negatives=None,
+            key="k",
+            workspace=Path("w"),
+            output=Path("o"),
+        )
     return ShardJob(
-        kind="write", directory=directory, cache=Path("cache"), log=None, config={"seed": 1}, where=("val", "gallery"),
-        images="digest", title="captions", profile=Path("p"), items=(Item(A), Item(B, "réd", "dress")),
-        adapter=Path("adapter"), model="m", prompt=Prompt("rewrite", "<image>", "json"), asks=(Ask(A, B, "text"),),
+        kind="write",
+        directory=directory,
+        cache=Path("cache"),
+        log=None,
+        config={"seed": 1},
+        where=("val", "gallery"),
+        images="digest",
+        title="captions",
+        profile=Path("p"),
+        items=(Item(A), Item(B, "réd", "dress")),
+        adapter=Path("adapter"),
+        model="m",
+        prompt=Prompt("rewrite", "<image>", "json"),
+        asks=(Ask(A, B, "text"),),
         options={"temperatures": [0.0, 0.7], "seed": 3},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("kind", ["train", "write"])

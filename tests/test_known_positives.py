@@ -1,4 +1,5 @@
-"""What is known to be right of training queries, from lines, bytes, equal queries and the captioner."""
+"""What is known to be right of training queries, from lines, bytes, equal queries and the
+captioner."""
 
 from __future__ import annotations
 
@@ -39,12 +40,22 @@ def triplet(name: str, reference: str, text: str, target: str) -> Triplet:
         ("make it red", "Make it red ."),
     ],
 )
-def test_texts_are_the_same_but_for_case_spaces_full_stop_and_unicode_form(text: str, same: str) -> None:
+def test_texts_are_the_same_but_for_case_spaces_full_stop_and_unicode_form(
+    text: str, same: str
+) -> None:
     assert normal_text(text) == normal_text(same)
 
 
 def test_other_words_are_other_texts() -> None:
-    assert len({normal_text(text) for text in ("make it red", "make it red?", "make itred", "make it rd")}) == 4
+    assert (
+        len(
+            {
+                normal_text(text)
+                for text in ("make it red", "make it red?", "make itred", "make it rd")
+            }
+        )
+        == 4
+    )
 
 
 def test_kinds_of_known_positives() -> None:
@@ -54,8 +65,13 @@ def test_kinds_of_known_positives() -> None:
         triplet("q1", "r.2", "make it  RED", "b.1"),
         triplet("q2", "r.1", "make it blue", "c.1"),
     ]
-    written = AugmentedTriplet(triplet("q2+1", "r.3", "MAKE IT RED", "d.1"), QueryId("q2"), 1, "tiny", "p")
-    positives = {QueryId("q0"): frozenset({ImageId("e.1"), ImageId("a.2")}), QueryId("q1"): frozenset({ImageId("f.1")})}
+    written = AugmentedTriplet(
+        triplet("q2+1", "r.3", "MAKE IT RED", "d.1"), QueryId("q2"), 1, "tiny", "p"
+    )
+    positives = {
+        QueryId("q0"): frozenset({ImageId("e.1"), ImageId("a.2")}),
+        QueryId("q1"): frozenset({ImageId("f.1")}),
+    }
     known = KnownPositives(
         human,
         [written],
@@ -74,21 +90,38 @@ def test_kinds_of_known_positives() -> None:
 
 
 def test_texts_that_no_check_found_wrong_are_read(tmp_path: Path) -> None:
-    """A duplicate is the text of another query or of another image, and right for this image too."""
+    """A duplicate is the text of another query or of another image, and right for this image
+    too."""
     reasons = {
-        "a": "same as the original text", "b": "duplicate", "c": "a surer text was kept", "d": "enough for this query",
-        "e": "not verified", "f": "round trip", "g": "cut off", "h": "unparseable",
-    }  # fmt: skip
-    rows = [{"reference": "r", "text": "t", "image": image, "reason": reason} for image, reason in reasons.items()]
-    write_json(tmp_path / "augmented_samples_iter_1.json", {"schema": 1, "accepted": [], "rejected": rows})
+        "a": "same as the original text",
+        "b": "duplicate",
+        "c": "a surer text was kept",
+        "d": "enough for this query",
+        "e": "not verified",
+        "f": "round trip",
+        "g": "cut off",
+        "h": "unparseable",
+    }
+    rows = [
+        {"reference": "r", "text": "t", "image": image, "reason": reason}
+        for image, reason in reasons.items()
+    ]
+    write_json(
+        tmp_path / "augmented_samples_iter_1.json", {"schema": 1, "accepted": [], "rejected": rows}
+    )
     assert read_confirmed(
         Artifact("augmented_samples_iter_1.json", tmp_path / "augmented_samples_iter_1.json", "")
     ) == [("r", "t", image) for image in "abcd"]
 
 
-def write_samples(path: Path, queries: dict[QueryId, Query], mined: list[dict[str, Any]]) -> Artifact:
+def write_samples(
+    path: Path, queries: dict[QueryId, Query], mined: list[dict[str, Any]]
+) -> Artifact:
     asked = [(queries[row["query"]], row["image"]) for row in mined]
-    rows = [{"reference": q.reference, "text": q.text, "image": i, "reason": WRITTEN_AGAIN} for q, i in asked]
+    rows = [
+        {"reference": q.reference, "text": q.text, "image": i, "reason": WRITTEN_AGAIN}
+        for q, i in asked
+    ]
     write_json(path, {"schema": 1, "accepted": [], "rejected": rows})
     return Artifact(path.name, path, "")
 
@@ -105,7 +138,9 @@ def test_what_the_captioner_confirmed_is_mined_no_more(small: Any, tmp_path: Pat
     samples = write_samples(tmp_path / "augmented_samples_iter_1.json", queries, confirmed)
     known = known_positives(run.data.train, [samples])
     second = mine_split(run, run.embedder(None), 0, known)
-    pairs = [{(row["query"], row["image"]) for row in made["negatives"]} for made in (first, second)]
+    pairs = [
+        {(row["query"], row["image"]) for row in made["negatives"]} for made in (first, second)
+    ]
     last = first["negatives"][-1]
     assert pairs[0] & pairs[1] == {(last["query"], last["image"])}
     assert len(pairs[1]) == len(pairs[0])

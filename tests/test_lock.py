@@ -44,7 +44,9 @@ def workers(directory: Path, num: int = 1) -> Iterator[list[subprocess.Popen[str
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", WORK, str(directory)]
     made = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         for _ in range(num)
     ]
     try:
@@ -108,7 +110,9 @@ def test_of_runs_that_start_at_once_one_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\x00", b"null", b"{}"])
-def test_a_damaged_note_of_the_owner_frees_nothing_and_hinders_nobody(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_note_of_the_owner_frees_nothing_and_hinders_nobody(
+    content: bytes, tmp_path: Path
+) -> None:
     with run_lock.held(tmp_path):
         (tmp_path / run_lock.OWNER).write_bytes(content)
         with pytest.raises(UserError, match="does not say which"), run_lock.held(tmp_path):
@@ -146,7 +150,9 @@ def test_a_directory_of_something_else_gets_no_lock(small: Any, tmp_path: Path) 
     os.utime(tmp_path, (1, 1))
     with pytest.raises(UserError, match="no run directory"):
         runner.run(small(tmp_path))
-    assert tmp_path.stat().st_mtime == 1 and [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert tmp_path.stat().st_mtime == 1 and [path.name for path in tmp_path.iterdir()] == [
+        "notes.txt"
+    ]
 
 
 def test_those_who_only_read_leave_a_move_to_the_run(tmp_path: Path) -> None:
@@ -159,7 +165,10 @@ def test_those_who_only_read_leave_a_move_to_the_run(tmp_path: Path) -> None:
     store.set_aside(1)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     reader = Store(tmp_path, reading=True)
-    assert reader.names == ["accounting_iter_0.json"] and reader.find(*reader.names).read()["iteration"] == 0
+    assert (
+        reader.names == ["accounting_iter_0.json"]
+        and reader.find(*reader.names).read()["iteration"] == 0
+    )
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     Store(tmp_path)
     assert (tmp_path / "replaced_1" / "accounting_iter_1.json").exists()

@@ -74,7 +74,10 @@ def test_each_attempt_has_a_log_of_all_that_was_said(
     [
         (UserError("the model is gone"), "the model is gone"),
         (KeyboardInterrupt(), "interrupted; go on with --auto_resume"),
-        (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device. Free space"),
+        (
+            OSError(28, "No space left on device", "/x/y"),
+            "/x/y: No space left on device. Free space",
+        ),
         (RuntimeError("a bug"), "RuntimeError: a bug"),
     ],
     ids=lambda value: type(value).__name__,
@@ -86,7 +89,9 @@ def test_the_reason_of_the_end_is_in_it(error: BaseException, last: str, tmp_pat
     said = messages(path)
     assert last in said[-1], said
     assert ("Traceback (most recent call last):" in said) == isinstance(error, RuntimeError)
-    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, run_log.Log)]
+    assert not [
+        handler for handler in logging.getLogger().handlers if isinstance(handler, run_log.Log)
+    ]
 
 
 def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> None:
@@ -112,7 +117,9 @@ def test_a_run_that_is_refused_leaves_no_log(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_log_and_their_number_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_and_their_number_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_log, "KEPT", 3)
     monkeypatch.setattr(run_log, "SIZE", 2000)
     for number in range(1, 6):
@@ -128,7 +135,9 @@ def test_a_log_and_their_number_are_bounded(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_stops_the_beginning_and_nothing_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_stops_the_beginning_and_nothing_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/attempt_001.log").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as error:
@@ -137,7 +146,9 @@ def test_a_full_disk_stops_the_beginning_and_nothing_later(tmp_path: Path, caplo
     logging.getLogger().addHandler(caplog.handler)
     with Attempt(tmp_path) as attempt:
         path = attempt.open()
-        log = next(handler for handler in logging.getLogger().handlers if isinstance(handler, run_log.Log))
+        log = next(
+            handler for handler in logging.getLogger().handlers if isinstance(handler, run_log.Log)
+        )
         assert log.stream is not None
         log.stream.close()
         log.stream = open("/dev/full", "w")  # noqa: SIM115 - the handler closes it
@@ -145,8 +156,9 @@ def test_a_full_disk_stops_the_beginning_and_nothing_later(tmp_path: Path, caplo
             logger.info("line %d", number)
     said = [record.getMessage() for record in caplog.records]
     assert [line for line in said if "the log lacks lines from here on" in line] == [
-        f"the log lacks lines from here on: {path}: No space left on device. Free space there (df, quota). What was "
-        "finished is kept: then run the command again, train_iterative.py with --auto_resume."
+        f"the log lacks lines from here on: {path}: No space left on device. Free space there (df,"
+        " quota). What was finished is kept: then run the command again, train_iterative.py with"
+        " --auto_resume."
     ]
     assert "line 2" in said
 
@@ -166,12 +178,18 @@ os.write(2, b"C says hello\\n")
 
 @pytest.mark.full
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_launched_processes_have_logs_beside_the_attempts_and_the_first_the_terminal(rank: str, tmp_path: Path) -> None:
+def test_launched_processes_have_logs_beside_the_attempts_and_the_first_the_terminal(
+    rank: str, tmp_path: Path
+) -> None:
     with Attempt(tmp_path) as attempt:
         path = attempt.open()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "RANK": rank}
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(path)], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", CHILD, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     log = (tmp_path / f"logs/attempt_001.rank_{rank}.log").read_text("utf-8")
     said = done.stdout + done.stderr
@@ -181,10 +199,15 @@ def test_launched_processes_have_logs_beside_the_attempts_and_the_first_the_term
     assert rank == "0" or ("a library says hello" in log and "C says hello" in log)
 
 
-def test_a_logs_of_launched_processes_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logs_of_launched_processes_go_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_log, "KEPT", 1)
     for _ in range(2):
         with Attempt(tmp_path) as attempt:
             path = attempt.open()
             path.with_suffix(".rank_0.log").touch()
-    assert sorted(each.name for each in path.parent.iterdir()) == ["attempt_002.log", "attempt_002.rank_0.log"]
+    assert sorted(each.name for each in path.parent.iterdir()) == [
+        "attempt_002.log",
+        "attempt_002.rank_0.log",
+    ]

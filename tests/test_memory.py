@@ -27,14 +27,22 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     ("error", "so"),
     [
         (FULL, True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+            ),
+            True,
+        ),
         (MemoryError(), True),
         (RuntimeError("Error in void* faiss::gpu: err == cudaMalloc error out of memory"), True),
         (RuntimeError("size mismatch"), False),
     ],
 )
 def test_running_out_of_memory_is_told_from_other_errors(error: Exception, so: bool) -> None:
-    with pytest.raises(UserError if so else type(error)) as caught, oom.enough("mining", "Set mining.search."):
+    with (
+        pytest.raises(UserError if so else type(error)) as caught,
+        oom.enough("mining", "Set mining.search."),
+    ):
         raise error
     assert ("mining.search" in str(caught.value)) == so
 
@@ -53,7 +61,9 @@ def test_captioning_names_what_to_set(tmp_path: Path) -> None:
                 lambda: eyes.yes(load("verify-1"), asks, "verify")):  # fmt: skip
         with pytest.raises(UserError, match="3 questions at once: CUDA out of memory") as caught:
             ask()
-        assert "captioning.batch_size" in str(caught.value) and "foundation.max_pixels" in str(caught.value)
+        assert "captioning.batch_size" in str(caught.value) and "foundation.max_pixels" in str(
+            caught.value
+        )
 
 
 class Full(np.ndarray[Any, Any]):
@@ -64,7 +74,9 @@ class Full(np.ndarray[Any, Any]):
 
 
 def test_mining_names_what_to_set() -> None:
-    vectors = MiningInputs(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32).view(Full), np.arange(4))
+    vectors = MiningInputs(
+        np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32).view(Full), np.arange(4)
+    )
     context = MiningContext(0, 0, 1, [str(i) for i in range(4)])
     with pytest.raises(UserError, match="mining 4 images: Unable to allocate") as caught:
         list(mine(MiningSettings(), vectors, context))

@@ -1,4 +1,5 @@
-"""Mining from vectors alone: the files it reads and writes, every strategy by name, and what is wrong with them."""
+"""Mining from vectors alone: the files it reads and writes, every strategy by name, and what is
+wrong with them."""
 
 from __future__ import annotations
 
@@ -28,19 +29,33 @@ def files(tmp_path: Path) -> Path:
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     targets = random.integers(0, 60, 40)
     np.save(tmp_path / "g.npy", gallery.astype(np.float16))
-    np.save(tmp_path / "q.npy", gallery[targets] + 0.4 * random.standard_normal((40, 16)).astype(np.float32))
+    np.save(
+        tmp_path / "q.npy",
+        gallery[targets] + 0.4 * random.standard_normal((40, 16)).astype(np.float32),
+    )
     np.save(tmp_path / "x.npy", random.standard_normal((40, 16)).astype(np.float32))
     np.save(tmp_path / "t.npy", targets)
     np.save(tmp_path / "r.npy", (targets + 1) % 60)
     (tmp_path / "p.json").write_text(json.dumps({"3": [5, 6], "0": []}))
-    (tmp_path / "groups.json").write_text(json.dumps([[(t + 2) % 60, (t + 3) % 60] for t in targets.tolist()]))
-    (tmp_path / "c.json").write_text(json.dumps(["hat" if row % 2 else "shoe" for row in range(60)]))
+    (tmp_path / "groups.json").write_text(
+        json.dumps([[(t + 2) % 60, (t + 3) % 60] for t in targets.tolist()])
+    )
+    (tmp_path / "c.json").write_text(
+        json.dumps(["hat" if row % 2 else "shoe" for row in range(60)])
+    )
     return tmp_path
 
 
 def flags(files: Path, *more: str) -> list[str]:
-    named = {"query-embeddings": "q.npy", "gallery-embeddings": "g.npy", "targets": "t.npy", "output": "out.json"}
-    return [word for name, file in named.items() for word in (f"--{name}", str(files / file))] + list(more)
+    named = {
+        "query-embeddings": "q.npy",
+        "gallery-embeddings": "g.npy",
+        "targets": "t.npy",
+        "output": "out.json",
+    }
+    return [
+        word for name, file in named.items() for word in (f"--{name}", str(files / file))
+    ] + list(more)
 
 
 def mined(files: Path, *more: str) -> list[dict[str, Any]]:
@@ -54,21 +69,34 @@ def scores(files: Path) -> Any:
 
 
 def test_top_k_gives_the_images_above_the_target(files: Path) -> None:
-    rows, every, targets = mined(files, "--negatives-per-query", "4"), scores(files), np.load(files / "t.npy")
+    rows, every, targets = (
+        mined(files, "--negatives-per-query", "4"),
+        scores(files),
+        np.load(files / "t.npy"),
+    )
     assert [row["query"] for row in rows] == list(range(40))
     for i, row in enumerate(rows):
         order = np.argsort(-every[i], kind="stable").tolist()
         assert row["target_rank"] == order.index(targets[i]) + 1
         assert [n["image"] for n in row["negatives"]] == order[: min(4, row["target_rank"] - 1)]
         assert [n["rank"] for n in row["negatives"]] == list(range(1, len(row["negatives"]) + 1))
-        assert all(n["score"] == pytest.approx(every[i, n["image"]], abs=2e-6) for n in row["negatives"])
+        assert all(
+            n["score"] == pytest.approx(every[i, n["image"]], abs=2e-6) for n in row["negatives"]
+        )
 
 
 def test_references_and_positives_are_left_out(files: Path) -> None:
     rows = mined(
-        files, "--references", str(files / "r.npy"), "--positives", str(files / "p.json"), "--extra-ranks", "all",
-        "--negatives-per-query", "60",
-    )  # fmt: skip
+        files,
+        "--references",
+        str(files / "r.npy"),
+        "--positives",
+        str(files / "p.json"),
+        "--extra-ranks",
+        "all",
+        "--negatives-per-query",
+        "60",
+    )
     targets, references = np.load(files / "t.npy"), np.load(files / "r.npy")
     for i, row in enumerate(rows):
         out = {int(targets[i]), int(references[i]), *([5, 6] if i == 3 else [])}
@@ -96,10 +124,16 @@ def test_band_saves_its_sets(files: Path) -> None:
 
 def test_band_counts_queries_without_two_cliffs() -> None:
     """Two images below the target are too few for two drops; ten are not."""
-    vectors = MiningInputs(np.float32([[3, 2, 1], [1, 3, 2]]), np.eye(3, dtype=np.float32), np.array([0, 0]))
+    vectors = MiningInputs(
+        np.float32([[3, 2, 1], [1, 3, 2]]), np.eye(3, dtype=np.float32), np.array([0, 0])
+    )
     stats: dict[str, Any] = {}
-    found = list(mine(MiningSettings(strategy=Band()), vectors, MiningContext(0), sets=True, stats=stats))
-    assert stats == {"whole_tail": 1} and [f.candidate_set.tolist() for f in found if f.candidate_set is not None] == [
+    found = list(
+        mine(MiningSettings(strategy=Band()), vectors, MiningContext(0), sets=True, stats=stats)
+    )
+    assert stats == {"whole_tail": 1} and [
+        f.candidate_set.tolist() for f in found if f.candidate_set is not None
+    ] == [
         [1, 2],
         [],
     ]
@@ -135,7 +169,18 @@ def test_a_gallery_in_many_files(strategy: str, files: Path) -> None:
 
 def test_an_index_has_settings(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    search = ["--search", "ivf_pq", "--index.nlist", "3", "--index.nprobe", "3", "--index.m", "8", "--index.nbits", "4"]
+    search = [
+        "--search",
+        "ivf_pq",
+        "--index.nlist",
+        "3",
+        "--index.nprobe",
+        "3",
+        "--index.m",
+        "8",
+        "--index.nbits",
+        "4",
+    ]
     rows = mined(files, "--extra-ranks", "all", "--negatives-per-query", "3", *search)
     assert all(len(row["negatives"]) == 3 for row in rows) and "of the exact best" in caplog.text
     with pytest.raises(UserError, match="nlist does nothing with search: exact"):
@@ -158,30 +203,86 @@ def text(name: str, content: str) -> Callable[[Path], object]:
 
 NAN = np.full((40, 16), np.nan, np.float32)
 WRONG: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
-    "no queries": (lambda f: (f / "q.npy").unlink(), [], "--query-embeddings .*q.npy: there is no such file"),
+    "no queries": (
+        lambda f: (f / "q.npy").unlink(),
+        [],
+        "--query-embeddings .*q.npy: there is no such file",
+    ),
     "no array": (text("g.npy", "hello"), [], "--gallery-embeddings .*g.npy: is not a .npy array"),
     "objects": (save("q.npy", np.array([{}], object)), [], "is not a .npy array .*Python objects"),
     "NaN": (save("q.npy", NAN), [], "row 0 is not finite"),
-    "doubles": (save("q.npy", NAN.astype(float)), [], "must be a float16 or float32 array .* found float64"),
-    "other width": (save("q.npy", np.ones((40, 3), np.float32)), [], "has 3 dimensions, --gallery-embeddings 16"),
+    "doubles": (
+        save("q.npy", NAN.astype(float)),
+        [],
+        "must be a float16 or float32 array .* found float64",
+    ),
+    "other width": (
+        save("q.npy", np.ones((40, 3), np.float32)),
+        [],
+        "has 3 dimensions, --gallery-embeddings 16",
+    ),
     "no rows": (save("q.npy", np.ones((0, 16), np.float32)), [], "must have at least one row each"),
-    "too few targets": (save("t.npy", np.arange(3)), [], "--targets: must be 40 whole numbers in one dimension"),
-    "targets no numbers": (save("t.npy", np.ones(40)), [], "--targets: must be 40 whole numbers .* found float64"),
-    "target outside": (save("t.npy", np.full(40, 60)), [], "40 rows are outside 0 .. 59, the first: 60 of query 0"),
-    "target negative": (save("t.npy", np.full(40, -1)), [], "40 rows are outside 0 .. 59, the first: -1 of query 0"),
-    "positives no list": (text("p.json", "3"), ["--positives", "p.json"], "--positives: must hold a list of gallery"),
+    "too few targets": (
+        save("t.npy", np.arange(3)),
+        [],
+        "--targets: must be 40 whole numbers in one dimension",
+    ),
+    "targets no numbers": (
+        save("t.npy", np.ones(40)),
+        [],
+        "--targets: must be 40 whole numbers .* found float64",
+    ),
+    "target outside": (
+        save("t.npy", np.full(40, 60)),
+        [],
+        "40 rows are outside 0 .. 59, the first: 60 of query 0",
+    ),
+    "target negative": (
+        save("t.npy", np.full(40, -1)),
+        [],
+        "40 rows are outside 0 .. 59, the first: -1 of query 0",
+    ),
+    "positives no list": (
+        text("p.json", "3"),
+        ["--positives", "p.json"],
+        "--positives: must hold a list of gallery",
+    ),
     "positives unknown": (
         text("p.json", '{"99": []}'),
         ["--positives", "p.json"],
         "queries are unknown, the first: '99'",
     ),
-    "positives outside": (text("p.json", '{"0": [60]}'), ["--positives", "p.json"], "query 0: must be gallery rows"),
-    "categories short": (text("c.json", "[]"), ["--categories", "c.json"], "--categories: must be a list of 60 names"),
-    "texts short": (save("x.npy", NAN[:2] * 0 + 1), ["--text-embeddings", "x.npy"], "row 0 is not finite"),
-    "no such strategy": (lambda f: None, ["--strategy", "best"], "--strategy must be one of attribute_mismatch, band,"),
+    "positives outside": (
+        text("p.json", '{"0": [60]}'),
+        ["--positives", "p.json"],
+        "query 0: must be gallery rows",
+    ),
+    "categories short": (
+        text("c.json", "[]"),
+        ["--categories", "c.json"],
+        "--categories: must be a list of 60 names",
+    ),
+    "texts short": (
+        save("x.npy", NAN[:2] * 0 + 1),
+        ["--text-embeddings", "x.npy"],
+        "row 0 is not finite",
+    ),
+    "no such strategy": (
+        lambda f: None,
+        ["--strategy", "best"],
+        "--strategy must be one of attribute_mismatch, band,",
+    ),
     "no such setting": (lambda f: None, ["--marginn", "3"], "unrecognized arguments"),
-    "k of 0": (lambda f: None, ["--negatives-per-query", "0"], "negatives_per_query: Input should be greater"),
-    "no directory": (lambda f: None, ["--output", "none/out.json"], "--output .*: its directory does not exist"),
+    "k of 0": (
+        lambda f: None,
+        ["--negatives-per-query", "0"],
+        "negatives_per_query: Input should be greater",
+    ),
+    "no directory": (
+        lambda f: None,
+        ["--output", "none/out.json"],
+        "--output .*: its directory does not exist",
+    ),
 }
 
 
@@ -189,7 +290,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
 def test_each_mistake_is_named_and_nothing_written(name: str, files: Path) -> None:
     spoil, more, message = WRONG[name]
     spoil(files)
-    more = [str(files / word) if (files / word).exists() or word.startswith("none/") else word for word in more]
+    more = [
+        str(files / word) if (files / word).exists() or word.startswith("none/") else word
+        for word in more
+    ]
     with pytest.raises(UserError, match=message):
         main(flags(files, *more))
     assert not (files / "out.json").exists()
@@ -200,13 +304,21 @@ def test_mistakes_come_together_with_one_exit_code(files: Path) -> None:
     np.save(files / "q.npy", np.ones((40, 3), np.float32))
     done = command("add_hard_negatives.py", *flags(files))
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "2 problems" in done.stderr and "has 3 dimensions" in done.stderr and "outside 0 .. 59" in done.stderr
+    assert (
+        "2 problems" in done.stderr
+        and "has 3 dimensions" in done.stderr
+        and "outside 0 .. 59" in done.stderr
+    )
 
 
 def test_a_flag_that_is_needed_is_named_with_what_it_is() -> None:
     with pytest.raises(UserError) as caught:
         parse(["--query_embeddings", "q.npy", "--negatives-per-query", "0"])
     said = str(caught.value)
-    for flag in ("--gallery-embeddings: is needed: Gallery", "--targets: is needed: The gallery row", "--output: is"):
+    for flag in (
+        "--gallery-embeddings: is needed: Gallery",
+        "--targets: is needed: The gallery row",
+        "--output: is",
+    ):
         assert flag in said, said
     assert "--negatives-per-query: " in said and "Field required" not in said

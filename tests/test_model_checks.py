@@ -1,4 +1,5 @@
-"""What is known of models before they are loaded: adapters that do not fit, what is not installed, the disk."""
+"""What is known of models before they are loaded: adapters that do not fit, what is not installed,
+the disk."""
 
 from __future__ import annotations
 
@@ -49,7 +50,12 @@ def problems_of(config: Any) -> str:
     ],
 )
 def test_a_start_adapter_is_looked_at(
-    start: str, training: dict[str, Any], words: list[str], adapters: Path, small: Any, tmp_path: Path
+    start: str,
+    training: dict[str, Any],
+    words: list[str],
+    adapters: Path,
+    small: Any,
+    tmp_path: Path,
 ) -> None:
     path = str(adapters / start) if (adapters / start).is_dir() else start
     found = problems_of(small(tmp_path / "run", model={"start_adapter": path}, training=training))
@@ -61,7 +67,9 @@ def test_an_adapter_of_another_size_is_named(adapters: Path, small: Any, tmp_pat
 
     copy = shutil.copytree(adapters / "lora", tmp_path / "copy")
     state = load_file(copy / "adapter_model.safetensors")
-    wide = {n: torch.zeros(16, 999) if "q_proj.lora_A" in n else value for n, value in state.items()}
+    wide = {
+        n: torch.zeros(16, 999) if "q_proj.lora_A" in n else value for n, value in state.items()
+    }
     save_file(wide, copy / "adapter_model.safetensors")
     found = problems_of(small(tmp_path / "run", model={"start_adapter": str(copy)}))
     assert "[16, 999], not [16, 256]" in found and "5 tensors" in found
@@ -71,44 +79,63 @@ def test_flash_attention_that_is_not_there(small: Any, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     found = problems_of(small(tmp_path / "run", foundation={"attention": "flash_attention_2"}))
-    assert "foundation.attention flash_attention_2" in found and "a CUDA GPU" in found and "sdpa" in found
+    assert (
+        "foundation.attention flash_attention_2" in found
+        and "a CUDA GPU" in found
+        and "sdpa" in found
+    )
 
 
 def test_adapters_in_half_precision_need_whole_weights(small: Any, tmp_path: Path) -> None:
     root = Path(__file__).parent.parent / "configs/accelerate"
     half = {"lora": LoraSettings(dtype="base")}
-    sharded = small(tmp_path / "run", training=half, runtime={"accelerate_config": root / "cpu_2_fsdp2.yaml"})
+    sharded = small(
+        tmp_path / "run", training=half, runtime={"accelerate_config": root / "cpu_2_fsdp2.yaml"}
+    )
     assert "training.lora.dtype base" in problems_of(sharded)
-    assert not problems_of(small(tmp_path / "run", training=half, runtime={"accelerate_config": root / "cpu_2.yaml"}))
+    assert not problems_of(
+        small(tmp_path / "run", training=half, runtime={"accelerate_config": root / "cpu_2.yaml"})
+    )
 
 
 @pytest.mark.parametrize("how", ["deepspeed", "accelerate_config"])
 def test_what_deepspeed_does_not_do_is_named(how: str, small: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{}" if how == "deepspeed" else "distributed_type: DEEPSPEED")
-    settings = {"training": {"chunk_size": 4, "skip_bad_batches": 1}, "runtime": {how: tmp_path / "file"}}
+    settings = {
+        "training": {"chunk_size": 4, "skip_bad_batches": 1},
+        "runtime": {how: tmp_path / "file"},
+    }
     found = problems_of(small(tmp_path / "run", **settings))
     for name in ("chunk_size", "skip_bad_batches"):
         assert f"training.{name} is not available under DeepSpeed; set it to 0" in found
 
 
-def test_a_disk_that_does_not_suffice_is_refused(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_does_not_suffice_is_refused(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = small(tmp_path / "run", runtime={"cache_dir": tmp_path / "cache"})
     assert preflight.check(config)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(10**6, 0, 10**6))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(10**6, 0, 10**6)
+    )
     with pytest.raises(ProblemsFound, match="vision features of") as error:
         preflight.check(config)
     assert "1e-03 GB" in str(error.value) or "0.001 GB" in str(error.value)
     assert "runtime.cache_dir" in str(error.value) and "max_pixels" in str(error.value)
 
 
-def test_features_that_are_there_need_no_room(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_are_there_need_no_room(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = small(tmp_path / "run", runtime={"cache_dir": tmp_path / "cache"})
     needed = model_checks.disk_of(config, preflight.check(config))
     file = tmp_path / "cache" / "vision" / "a" / "b.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"x" * needed["vision"])
     free = needed["run"] + 1
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(free, 0, free))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(free, 0, free)
+    )
     assert preflight.check(config)
 
 

@@ -25,8 +25,9 @@ LITTLE: dict[str, Any] = {
 
 
 class Census:
-    """Counts the models that are in memory: whenever one is built, at each step of training, where each stage begins
-    and ends, and when processes are launched. Those that no one refers to any more, but in a cycle, count too."""
+    """Counts the models that are in memory: whenever one is built, at each step of training, where
+    each stage begins and ends, and when processes are launched. Those that no one refers to any
+    more, but in a cycle, count too."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -85,19 +86,31 @@ def test_one_set_of_base_weights_at_every_stage(
     config = small(
         tmp_path / "run",
         foundation=foundation,
-        mining={"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}, "filters": filters},
+        mining={
+            "strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"},
+            "filters": filters,
+        },
         **LITTLE,
     )
     runner.run(config)
-    stages = {"hard_negatives_iter_0.json", "augmented_samples_iter_1.json", "checkpoint_iter_0", "checkpoint_iter_1",
-              "evaluation_base.json", "evaluation_iter_0.json", "evaluation_iter_1.json"}  # fmt: skip
+    stages = {
+        "hard_negatives_iter_0.json",
+        "augmented_samples_iter_1.json",
+        "checkpoint_iter_0",
+        "checkpoint_iter_1",
+        "evaluation_base.json",
+        "evaluation_iter_0.json",
+        "evaluation_iter_1.json",
+    }
     assert stages <= census.most.keys()
     assert {name: num for name, num in census.most.items() if num > 1} == {}, census.most
     assert census.built >= 5  # base, warm-up, its embedder, training, its embedder
 
 
 @pytest.mark.full
-def test_the_driver_holds_none_while_processes_work(census: Census, small: Any, tmp_path: Path) -> None:
+def test_the_driver_holds_none_while_processes_work(
+    census: Census, small: Any, tmp_path: Path
+) -> None:
     config = small(
         tmp_path / "run", evaluation={"base": False}, runtime={"num_processes": 2},
         **LITTLE | {"captioning": {**LITTLE["captioning"], "round_trip": 0}},

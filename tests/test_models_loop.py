@@ -1,4 +1,5 @@
-"""Every kind of embedder through the whole loop: tiny, randomly initialised models of the real classes."""
+"""Every kind of embedder through the whole loop: tiny, randomly initialised models of the real
+classes."""
 
 from __future__ import annotations
 
@@ -30,16 +31,28 @@ CLIP = {
 def clip(directory: Path, **settings: Any) -> dict[str, Any]:
     config = directory / "clip.json"
     config.write_text(json.dumps(CLIP))
-    return {"type": "clip_combiner", "clip": str(config), "path": "random", "combiner_width": 2, **settings}
+    return {
+        "type": "clip_combiner",
+        "clip": str(config),
+        "path": "random",
+        "combiner_width": 2,
+        **settings,
+    }
 
 
 def blip2(directory: Path, data: dict[str, int]) -> dict[str, Any]:
-    """A BLIP-2 whose word pieces are the words of the training texts, with a random, frozen vision tower."""
+    """A BLIP-2 whose word pieces are the words of the training texts, with a random, frozen vision
+    tower."""
     triplets = ShapesSettings(**data).build().train.triplets
-    words = sorted({word for t in triplets for word in re.findall(r"[a-z]+|[^a-z\s]", t.query.text.lower())})
+    words = sorted(
+        {word for t in triplets for word in re.findall(r"[a-z]+|[^a-z\s]", t.query.text.lower())}
+    )
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *words]
     tokenizer = BertTokenizer(vocab={name: i for i, name in enumerate(names)}, bos_token="[DEC]")
-    return {"type": "blip2", "path": str(save_blip2(directory / "blip2", tokenizer, 64, 64, 56, 14))}
+    return {
+        "type": "blip2",
+        "path": str(save_blip2(directory / "blip2", tokenizer, 64, 64, 56, 14)),
+    }
 
 
 def model_of(name: str, directory: Path) -> dict[str, Any]:
@@ -60,7 +73,9 @@ def results(directory: Path) -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize(
     "name",
     [
-        *(name for name in WRITERS if name != "qwen2_vl"),  # `tiny` is one, and runs everywhere else
+        *(
+            name for name in WRITERS if name != "qwen2_vl"
+        ),  # `tiny` is one, and runs everywhere else
         "blip2",
         "clip combiner",
         "clip attention_fusion trained",
@@ -68,8 +83,20 @@ def results(directory: Path) -> dict[str, dict[str, float]]:
 )
 def test_a_round_with_gradient_caching(name: str, small: Any, tmp_path: Path) -> None:
     model = model_of(name, tmp_path)
-    training = {"warm_up_steps": 2, "steps": 2, "batch_size": 8, "chunk_size": 3, "learning_rate": 1e-3}
-    loss = {"type": "bradley_terry"} if name == "blip2" else {"type": "triplet"} if "clip" in name else {}
+    training = {
+        "warm_up_steps": 2,
+        "steps": 2,
+        "batch_size": 8,
+        "chunk_size": 3,
+        "learning_rate": 1e-3,
+    }
+    loss = (
+        {"type": "bradley_terry"}
+        if name == "blip2"
+        else {"type": "triplet"}
+        if "clip" in name
+        else {}
+    )
     options = {
         "data": {"type": "shapes", **DATA},
         "mining": {"strategy": {"type": "band", "negatives_per_query": 2}},
@@ -78,31 +105,46 @@ def test_a_round_with_gradient_caching(name: str, small: Any, tmp_path: Path) ->
     runner.run(small(tmp_path / "run", model=model, training={**training, "loss": loss}, **options))
     made = json.loads((tmp_path / "run" / "evaluation_results.json").read_text("utf-8"))["results"]
     assert [row["iteration"] for row in made] == ["base", "0", "1"]
-    assert len({row["model"] for row in made}) == 3, "an iteration was evaluated with the weights of another"
+    assert len({row["model"] for row in made}) == 3, (
+        "an iteration was evaluated with the weights of another"
+    )
     mined = json.loads((tmp_path / "run" / "hard_negatives_iter_0.json").read_text("utf-8"))
     assert mined["negatives"]
-    log = json.loads((tmp_path / "run" / "checkpoint_iter_1" / "training_log.json").read_text("utf-8"))
+    log = json.loads(
+        (tmp_path / "run" / "checkpoint_iter_1" / "training_log.json").read_text("utf-8")
+    )
     assert len(log["rows"]) == 2 and all(row["grad_norm"] > 0 for row in log["rows"])
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("foundation", ["qwen2_5_vl", "template"])
 def test_a_round_with_another_captioner(foundation: str, small: Any, tmp_path: Path) -> None:
-    """Qwen2.5-VL writes with the embedder's own weights; the rewriter without a model says what it is in every row."""
+    """Qwen2.5-VL writes with the embedder's own weights; the rewriter without a model says what it
+    is in every row."""
     model = model_of("qwen2_5_vl", tmp_path)
     writes = {**model, "type": "qwen2_5_vl"} if foundation == "qwen2_5_vl" else {"type": "template"}
     training = {"warm_up_steps": 2, "steps": 2, "batch_size": 8}
-    options = {"data": {"type": "shapes", **DATA}, "captioning": {"candidates": 1, "verify": 0.0, "round_trip": 0}}
-    runner.run(small(tmp_path / "run", model=model, foundation=writes, training=training, **options))
+    options = {
+        "data": {"type": "shapes", **DATA},
+        "captioning": {"candidates": 1, "verify": 0.0, "round_trip": 0},
+    }
+    runner.run(
+        small(tmp_path / "run", model=model, foundation=writes, training=training, **options)
+    )
     made = json.loads((tmp_path / "run" / "augmented_samples_iter_1.json").read_text("utf-8"))
     assert made["summary"]["candidates"] > 0
     if foundation == "template":
-        assert made["accepted"] and {row["captioner"] for row in made["accepted"]} == {"template (no model)"}
+        assert made["accepted"] and {row["captioner"] for row in made["accepted"]} == {
+            "template (no model)"
+        }
 
 
 @pytest.mark.full
-def test_blip2_learns_from_a_random_start_with_a_frozen_random_tower(small: Any, tmp_path: Path) -> None:
-    """60 queries among 109 images: chance is 9% at R@10; before training 8%, after it 57% (one seed)."""
+def test_blip2_learns_from_a_random_start_with_a_frozen_random_tower(
+    small: Any, tmp_path: Path
+) -> None:
+    """60 queries among 109 images: chance is 9% at R@10; before training 8%, after it 57% (one
+    seed)."""
     data = {"train_families": 100, "train_triplets": 1500, "eval_families": 10}
     training = {
         "warm_up_steps": 200, "batch_size": 48, "learning_rate": 1e-3,
@@ -115,9 +157,12 @@ def test_blip2_learns_from_a_random_start_with_a_frozen_random_tower(small: Any,
 
 
 def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_path: Path) -> None:
-    """An index over images of several vectors, and a model with nothing to train: both in one error."""
+    """An index over images of several vectors, and a model with nothing to train: both in one
+    error."""
     options = {"data": {"type": "shapes", **DATA}, **NO_TEXTS}
-    searched = {"mining": {"strategy": {"type": "top_k", "negatives_per_query": 2}, "search": "ivf"}}
+    searched = {
+        "mining": {"strategy": {"type": "top_k", "negatives_per_query": 2}, "search": "ivf"}
+    }
     with pytest.raises(UserError, match=r"mining\.search ivf.*Use exact"):
         runner.run(small(tmp_path / "run", model=blip2(tmp_path, DATA), **options, **searched))
     for model, training, said in (
@@ -125,16 +170,24 @@ def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_
         ({"combiner": "combiner"}, {"tune": "lora"}, "trained in full"),
     ):
         with pytest.raises(UserError, match=said):
-            runner.run(small(tmp_path / "run", model=clip(tmp_path, **model), training=training, **options))
+            runner.run(
+                small(tmp_path / "run", model=clip(tmp_path, **model), training=training, **options)
+            )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        ({"hardest": 3, "loss": {"type": "bradley_terry"}}, "hardest 3 does nothing with loss bradley_terry"),
+        (
+            {"hardest": 3, "loss": {"type": "bradley_terry"}},
+            "hardest 3 does nothing with loss bradley_terry",
+        ),
         ({"hardest_margin": 0.1}, "hardest_margin 0.1 does nothing with hardest: 0"),
-        ({"num_negatives": 0, "loss": {"type": "triplet"}}, "num_negatives 0 leaves queries without a pair"),
+        (
+            {"num_negatives": 0, "loss": {"type": "triplet"}},
+            "num_negatives 0 leaves queries without a pair",
+        ),
         ({"tune": "lora", "parts": ["model"]}, "parts are for tune full, not lora"),
         ({"rates": {"clip(": 1e-6}}, r"'clip\(' is no pattern"),
         ({"rates": {"clip": 0}}, "greater than 0"),

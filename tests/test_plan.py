@@ -1,4 +1,5 @@
-"""The plan of a dry run: every part is there, and what cannot be loaded is planned by arithmetic."""
+"""The plan of a dry run: every part is there, and what cannot be loaded is planned by
+arithmetic."""
 
 from __future__ import annotations
 
@@ -19,14 +20,31 @@ def rows(config: Any) -> dict[str, str]:
 def test_every_part_of_a_plan(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "BUDGET", 0.5)
     found = rows(small(tmp_path / "run", captioning={"batch_size": 4, "max_new_tokens": 6}))
-    names = {"device", "strategy", "loss", "tuning", "captioning", "memory: embed", "memory: train", "memory: caption",
-             "disk: vision cache", "disk: checkpoints", "measured: a picture in the tower",
-             "measured: an embedding, vision cached", "measured: a triplet in a step",
-             "measured: an image's texts, written and judged", "estimate: train", "estimate: all"}  # fmt: skip
+    names = {
+        "device",
+        "strategy",
+        "loss",
+        "tuning",
+        "captioning",
+        "memory: embed",
+        "memory: train",
+        "memory: caption",
+        "disk: vision cache",
+        "disk: checkpoints",
+        "measured: a picture in the tower",
+        "measured: an embedding, vision cached",
+        "measured: a triplet in a step",
+        "measured: an image's texts, written and judged",
+        "estimate: train",
+        "estimate: all",
+    }
     assert names <= found.keys()
     for part in ("weights", "adapters and optimizer", "activations", "working space"):
         assert part in found["memory: train"]
-    assert "keys and values" in found["memory: caption"] and "on the embedder's weights" in found["captioning"]
+    assert (
+        "keys and values" in found["memory: caption"]
+        and "on the embedder's weights" in found["captioning"]
+    )
     assert found["estimate: all"].endswith(" h") and not (tmp_path / "run").exists()
 
 
@@ -42,7 +60,9 @@ def test_a_model_too_large_for_the_machine_is_planned_without_time(
 
 def test_adapters_in_half_precision_take_less(small: Any, tmp_path: Path) -> None:
     def trains(dtype: str) -> int:
-        config = small(tmp_path / "run", model={"dtype": "bfloat16"}, training={"lora": {"dtype": dtype}})
+        config = small(
+            tmp_path / "run", model={"dtype": "bfloat16"}, training={"lora": {"dtype": dtype}}
+        )
         return estimate.peaks(config, 64)["train"]["activations"]
 
     assert trains("base") < 0.75 * trains("float32")

@@ -16,7 +16,10 @@ def test_many_of_one_cause_are_one_line_with_examples_and_their_count() -> None:
         problems.stop()
     assert str(caught.value).splitlines() == [
         "19,251 problems:",
-        "  /data/cirr/train/0.png: is not there (19,249 more like it, such as /data/cirr/train/1.png)",
+        (
+            "  /data/cirr/train/0.png: is not there (19,249 more like it, such as"
+            " /data/cirr/train/1.png)"
+        ),
         "  /data/cirr/dev/x.png: is empty",
         "Put the pictures right.",
     ]

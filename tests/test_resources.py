@@ -1,4 +1,5 @@
-"""Memory and disk by arithmetic: published sizes, sums by hand, and the benchmark against a measured model."""
+"""Memory and disk by arithmetic: published sizes, sums by hand, and the benchmark against a
+measured model."""
 
 from __future__ import annotations
 
@@ -21,10 +22,18 @@ ROOT = Path(__file__).parent.parent
 def two_b() -> resources.Sizes:
     """Qwen2-VL-2B's."""
     return replace(
-        resources.sizes_of(resolve("tiny")), hidden=1536, intermediate=8960, layers=28, heads=12, key_heads=2,
-        head_width=128, language_weights=1_310_000_000, embedding_weights=233_000_000, vision_weights=665_000_000,
+        resources.sizes_of(resolve("tiny")),
+        hidden=1536,
+        intermediate=8960,
+        layers=28,
+        heads=12,
+        key_heads=2,
+        head_width=128,
+        language_weights=1_310_000_000,
+        embedding_weights=233_000_000,
+        vision_weights=665_000_000,
         vision_width=1536,
-    )  # fmt: skip
+    )
 
 
 def test_weights_are_counted_from_config_json_alone(tmp_path: Path) -> None:
@@ -34,7 +43,11 @@ def test_weights_are_counted_from_config_json_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
     sizes = resources.sizes_of(tmp_path)
     with safe_open(tiny / "model.safetensors", framework="pt") as tensors:
-        shapes = [tensors.get_slice(name).get_shape() for name in [*tensors.keys()] if "lm_head" not in name]
+        shapes = [
+            tensors.get_slice(name).get_shape()
+            for name in [*tensors.keys()]
+            if "lm_head" not in name
+        ]
     whole = 0
     for shape in shapes:
         num = 1
@@ -52,21 +65,30 @@ def test_a_config_of_no_model_is_named(tmp_path: Path) -> None:
 
 
 def test_of_the_2b_model(two_b: resources.Sizes) -> None:
-    """4.4 GB of weights; 6.1 and 4.1 MB a token were measured on a CPU; CIRR's features are 17 GB."""
+    """4.4 GB of weights; 6.1 and 4.1 MB a token were measured on a CPU; CIRR's features are 17
+    GB."""
     assert resources.weight_bytes(two_b, "bfloat16") / 1e9 == pytest.approx(4.4, rel=0.02)
-    assert resources.adapter_weights(two_b, 16, TARGETS) == 18_464_768  # PEFT's count for these targets
+    assert (
+        resources.adapter_weights(two_b, 16, TARGETS) == 18_464_768
+    )  # PEFT's count for these targets
     how = (16, TARGETS, 0.1)
     wide = resources.activation_bytes(two_b, "bfloat16", "float32", *how, on_cpu=True)
     narrow = resources.activation_bytes(two_b, "bfloat16", "bfloat16", *how, on_cpu=True)
-    assert wide / 1e6 == pytest.approx(6.1, rel=0.05) and narrow / 1e6 == pytest.approx(4.1, rel=0.05)
+    assert wide / 1e6 == pytest.approx(6.1, rel=0.05) and narrow / 1e6 == pytest.approx(
+        4.1, rel=0.05
+    )
     assert resources.activation_bytes(two_b, "bfloat16", "float32", *how) < wide
     assert resources.key_value_bytes(two_b, "bfloat16") == 2 * 28 * 2 * 128 * 2
-    assert 21_551 * resources.feature_bytes(two_b, "bfloat16", 256) / 1e9 == pytest.approx(17, rel=0.01)
+    assert 21_551 * resources.feature_bytes(two_b, "bfloat16", 256) / 1e9 == pytest.approx(
+        17, rel=0.01
+    )
 
 
 def test_features_of_deepstack_and_of_many_tiles(two_b: resources.Sizes) -> None:
     deep = replace(two_b, vision_width=2048 * 4)
-    assert 21_551 * resources.feature_bytes(deep, "bfloat16", 256) / 1e9 == pytest.approx(90, rel=0.01)
+    assert 21_551 * resources.feature_bytes(deep, "bfloat16", 256) / 1e9 == pytest.approx(
+        90, rel=0.01
+    )
     tiles = replace(two_b, vision_width=4096)
     assert resources.feature_bytes(tiles, "bfloat16", 2928) / 1e6 == pytest.approx(24, rel=0.01)
 

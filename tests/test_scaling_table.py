@@ -1,4 +1,5 @@
-"""The arithmetic of docs/scaling.md: values by hand, and the document holds what the script prints."""
+"""The arithmetic of docs/scaling.md: values by hand, and the document holds what the script
+prints."""
 
 from __future__ import annotations
 
@@ -17,13 +18,25 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_bytes_and_times_by_hand() -> None:
     given = Measured(
-        dimensions=1000, m=100, image=0.036, query=0.5, caption=2.0, features=1e6, top_k=100.0, band=10.0,
-        band_exponent=1.5, queries=40_000, captions=1, hours=10,
-    )  # fmt: skip
+        dimensions=1000,
+        m=100,
+        image=0.036,
+        query=0.5,
+        caption=2.0,
+        features=1e6,
+        top_k=100.0,
+        band=10.0,
+        band_exponent=1.5,
+        queries=40_000,
+        captions=1,
+        hours=10,
+    )
     rows = dict(rows_of(given))
     assert rows["vectors, float32"] == ["4 GB", "40 GB", "4 TB"]
     assert rows["vectors, float16"] == ["2 GB", "20 GB", "2 TB"]
-    assert rows["IVF-PQ in memory, 100 bytes a vector"][0] == "124 MB"  # 108 M, and 4,000 centres of 4,000 bytes
+    assert (
+        rows["IVF-PQ in memory, 100 bytes a vector"][0] == "124 MB"
+    )  # 108 M, and 4,000 centres of 4,000 bytes
     assert rows["IVF-Flat in memory"][0] == "4.02 GB"
     assert rows["IVF training sample, 64 a list"][0] == "1.02 GB"
     assert rows["scores of one query"] == ["4 MB", "40 MB", "4 GB"]
@@ -43,13 +56,21 @@ def test_what_was_not_measured_is_left_out() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "text"), [(999, "999 B"), (1000, "1 kB"), (1.5e15, "1.5 PB"), (999.6e3, "1 MB")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(999, "999 B"), (1000, "1 kB"), (1.5e15, "1.5 PB"), (999.6e3, "1 MB")]
+)
 def test_amounts(number: float, text: str) -> None:
     assert amount(number) == text
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (5, 119, 120, 7200, 172800)] == ["5 s", "119 s", "2 min", "2 h", "2 days"]
+    assert [duration(s) for s in (5, 119, 120, 7200, 172800)] == [
+        "5 s",
+        "119 s",
+        "2 min",
+        "2 h",
+        "2 days",
+    ]
 
 
 def test_the_document_holds_the_tables_of_bytes() -> None:

@@ -31,8 +31,8 @@ def test_another_version_is_refused_by_name(kind: str, version: int, tmp_path: P
         schema.read(tmp_path / "x.json", kind)
     about = schema.KINDS[kind]
     assert (
-        f"{tmp_path / 'x.json'} was written by another version of cirloop (schema {version}; this one reads "
-        f"{about.version}). Use that version, or: {about.way}" == str(error.value)
+        f"{tmp_path / 'x.json'} was written by another version of cirloop (schema {version}; this"
+        f" one reads {about.version}). Use that version, or: {about.way}" == str(error.value)
     )
 
 
@@ -43,7 +43,9 @@ def test_what_is_no_version_is_damage(schema: dict[str, Any], tmp_path: Path) ->
         schema.read(tmp_path / "evaluation_base.json")
 
 
-def test_a_manifest_that_is_gone_is_not_a_new_run(finished: Path, tmp_path: Path, small: Any) -> None:
+def test_a_manifest_that_is_gone_is_not_a_new_run(
+    finished: Path, tmp_path: Path, small: Any
+) -> None:
     import shutil
 
     from cirloop.cli import runner

@@ -40,7 +40,9 @@ def read(path: Path) -> Any:
         ("circo_val", circo.OFFICIAL["val"][0], None),
     ],
 )
-def test_real_annotations_have_the_official_counts(name: str, queries: int, images: int | None) -> None:
+def test_real_annotations_have_the_official_counts(
+    name: str, queries: int, images: int | None
+) -> None:
     problems = Problems()
     [part] = benchmarks.judged(name, real(name.split("_")[0]), "original", problems)
     assert not problems.rows
@@ -53,7 +55,9 @@ def test_real_annotations_have_the_official_counts(name: str, queries: int, imag
 @pytest.mark.real_data
 def test_the_union_gallery_has_the_references_and_targets() -> None:
     for category in ("dress", "toptee"):
-        [part] = benchmarks.judged(f"fashioniq_val:{category}", real("fashioniq"), "union", Problems())
+        [part] = benchmarks.judged(
+            f"fashioniq_val:{category}", real("fashioniq"), "union", Problems()
+        )
         assert part.gallery is not None and len(part.gallery.ids) == fashioniq.UNION[category]
 
 
@@ -65,7 +69,8 @@ def test_captions_are_joined_as_in_clip4cir() -> None:
 
 @pytest.mark.real_data
 def test_circo_equals_the_papers_formula(tmp_path: Path) -> None:
-    """Random lists over right and wrong images, the reference among them; the oracle is written out here."""
+    """Random lists over right and wrong images, the reference among them; the oracle is written out
+    here."""
     directory, draw = real("circo"), random.Random(0)
     entries = read(directory / "annotations" / "val.json")
     rankings = {}
@@ -81,7 +86,9 @@ def test_circo_equals_the_papers_formula(tmp_path: Path) -> None:
     def ap(entry: dict[str, Any], k: int) -> float:
         right, ranking = set(entry["gt_img_ids"]), rankings[str(entry["id"])]
         precisions = [
-            sum(image in right for image in ranking[:n]) / n for n in range(1, k + 1) if ranking[n - 1] in right
+            sum(image in right for image in ranking[:n]) / n
+            for n in range(1, k + 1)
+            if ranking[n - 1] in right
         ]
         return sum(precisions) / min(k, len(right))
 
@@ -137,7 +144,9 @@ def test_the_two_submission_files_of_cirr_are_scored_for_their_own_recall(tmp_pa
     perfect |= {str(e["pairid"]): [e["target_hard"]] for e in entries}
     (tmp_path / "subset.json").write_text(json.dumps(perfect))
     found = score_rankings(tmp_path / "subset.json", "cirr_val", directory)
-    assert found["metrics"] == {f"recall_subset@{k}": 1.0 for k in (1, 2, 3)} and "note" not in found
+    assert (
+        found["metrics"] == {f"recall_subset@{k}": 1.0 for k in (1, 2, 3)} and "note" not in found
+    )
     (tmp_path / "recall.json").write_text(json.dumps(perfect | {"metric": "recall"}))
     found = score_rankings(tmp_path / "recall.json", "cirr_val", directory)
     assert found["metrics"] == {f"recall@{k}": 1.0 for k in (1, 5, 10, 50)}
@@ -150,7 +159,14 @@ def test_the_command_writes_fractions(tmp_path: Path) -> None:
     rankings = {str(n): [e["candidate"], e["target"]] for n, e in enumerate(entries)}
     (tmp_path / "rankings.json").write_text(json.dumps(rankings))
     flags = ["--rankings", tmp_path / "rankings.json", "--output_file", tmp_path / "o.json"]
-    done = command("eval_iterative.py", *flags, "--eval_dataset", "fashioniq_val:dress", "--data_dir", directory)
+    done = command(
+        "eval_iterative.py",
+        *flags,
+        "--eval_dataset",
+        "fashioniq_val:dress",
+        "--data_dir",
+        directory,
+    )
     assert done.returncode == 0, done.stderr
     assert "original gallery" in done.stdout
     found = read(tmp_path / "o.json")
@@ -159,18 +175,24 @@ def test_the_command_writes_fractions(tmp_path: Path) -> None:
 
 
 def small_cirr(directory: Path) -> Path:
-    """Two queries over one group of six and two more images, in CIRR's layout, with rankings beside."""
+    """Two queries over one group of six and two more images, in CIRR's layout, with rankings
+    beside."""
     names = [f"dev-{n}" for n in range(8)]
     (directory / "captions").mkdir(parents=True)
     (directory / "image_splits").mkdir()
-    (directory / "image_splits" / "split.rc2.val.json").write_text(json.dumps({n: f"./dev/{n}.png" for n in names}))
+    (directory / "image_splits" / "split.rc2.val.json").write_text(
+        json.dumps({n: f"./dev/{n}.png" for n in names})
+    )
     entries = [
         {
-            "pairid": number, "reference": names[number], "target_hard": names[number + 1], "caption": "with a hat",
+            "pairid": number,
+            "reference": names[number],
+            "target_hard": names[number + 1],
+            "caption": "with a hat",
             "img_set": {"id": 1, "members": names[:6]},
         }
         for number in range(2)
-    ]  # fmt: skip
+    ]
     (directory / "captions" / "cap.rc2.val.json").write_text(json.dumps(entries))
     (directory / "rankings.json").write_text(json.dumps({str(n): names for n in range(2)}))
     return directory
@@ -202,44 +224,110 @@ def raw(name: str, content: bytes) -> Callable[[Path], object]:
 
 CAPTIONS, SPLIT = "captions/cap.rc2.val.json", "image_splits/split.rc2.val.json"
 RUBBISH: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no annotations": (lambda d: (d / CAPTIONS).unlink(), "cap.rc2.val.json: there is no such file"),
+    "no annotations": (
+        lambda d: (d / CAPTIONS).unlink(),
+        "cap.rc2.val.json: there is no such file",
+    ),
     "no split file": (lambda d: (d / SPLIT).unlink(), "split.rc2.val.json: there is no such file"),
     "annotations not JSON": (raw(CAPTIONS, b"[{"), "is not JSON"),
     "annotations not UTF-8": (raw(CAPTIONS, b"\xff\xfe"), "is not UTF-8 text"),
     "annotations nested": (raw(CAPTIONS, b"[" * 200_000), "is not JSON"),
-    "annotations an object": (raw(CAPTIONS, b'{"a": 1}'), "must be a list of objects, found an object"),
+    "annotations an object": (
+        raw(CAPTIONS, b'{"a": 1}'),
+        "must be a list of objects, found an object",
+    ),
     "annotations empty": (raw(CAPTIONS, b"[]"), "holds no entries"),
-    "entry not an object": (captions(lambda e: e.append(3)), "entry 2: must be an object, found a whole number"),
+    "entry not an object": (
+        captions(lambda e: e.append(3)),
+        "entry 2: must be an object, found a whole number",
+    ),
     "no pairid": (captions(lambda e: e[0].pop("pairid")), "entry 0: has no 'pairid'"),
-    "pairid text": (captions(lambda e: e[0].update(pairid="x")), "'pairid' must be a whole number, found text"),
-    "pairid true": (captions(lambda e: e[0].update(pairid=True)), "'pairid' must be a whole number, found true or"),
+    "pairid text": (
+        captions(lambda e: e[0].update(pairid="x")),
+        "'pairid' must be a whole number, found text",
+    ),
+    "pairid true": (
+        captions(lambda e: e[0].update(pairid=True)),
+        "'pairid' must be a whole number, found true or",
+    ),
     "pairid twice": (captions(lambda e: e[1].update(pairid=0)), "pairid 0 is there more than once"),
-    "caption null": (captions(lambda e: e[0].update(caption=None)), "'caption' must be text, found null"),
+    "caption null": (
+        captions(lambda e: e[0].update(caption=None)),
+        "'caption' must be text, found null",
+    ),
     "no target": (captions(lambda e: e[0].pop("target_hard")), "entry 0: has no 'target_hard'"),
-    "unknown reference": (captions(lambda e: e[0].update(reference="dev-9")), "reference 'dev-9' is not in split"),
-    "unknown target": (captions(lambda e: e[0].update(target_hard="dev-9")), "target_hard 'dev-9' is not in split"),
-    "target is reference": (captions(lambda e: e[0].update(target_hard="dev-0")), "are the same image, 'dev-0'"),
-    "target outside group": (captions(lambda e: e[0].update(target_hard="dev-7")), "not among img_set's members"),
-    "five members": (captions(lambda e: e[0]["img_set"]["members"].pop()), "six different members, found 5"),
-    "members not text": (captions(lambda e: e[0]["img_set"].update(members=[1])), "must hold only text"),
+    "unknown reference": (
+        captions(lambda e: e[0].update(reference="dev-9")),
+        "reference 'dev-9' is not in split",
+    ),
+    "unknown target": (
+        captions(lambda e: e[0].update(target_hard="dev-9")),
+        "target_hard 'dev-9' is not in split",
+    ),
+    "target is reference": (
+        captions(lambda e: e[0].update(target_hard="dev-0")),
+        "are the same image, 'dev-0'",
+    ),
+    "target outside group": (
+        captions(lambda e: e[0].update(target_hard="dev-7")),
+        "not among img_set's members",
+    ),
+    "five members": (
+        captions(lambda e: e[0]["img_set"]["members"].pop()),
+        "six different members, found 5",
+    ),
+    "members not text": (
+        captions(lambda e: e[0]["img_set"].update(members=[1])),
+        "must hold only text",
+    ),
     "no group": (captions(lambda e: e[0].pop("img_set")), "entry 0: has no 'img_set'"),
     "split file a list": (raw(SPLIT, b"[]"), "must be an object of image name -> path"),
-    "split file with a double": (raw(SPLIT, b'{"a": "x", "a": "y"}'), "the key 'a' is there more than once"),
-    "no rankings": (lambda d: (d / "rankings.json").unlink(), "rankings.json: there is no such file"),
+    "split file with a double": (
+        raw(SPLIT, b'{"a": "x", "a": "y"}'),
+        "the key 'a' is there more than once",
+    ),
+    "no rankings": (
+        lambda d: (d / "rankings.json").unlink(),
+        "rankings.json: there is no such file",
+    ),
     "rankings a directory": (
         lambda d: ((d / "rankings.json").unlink(), (d / "rankings.json").mkdir()),
         "is a directory, not a file",
     ),
-    "rankings a list": (raw("rankings.json", b"[1]"), "must be an object {query id: [image ids, best first]}"),
+    "rankings a list": (
+        raw("rankings.json", b"[1]"),
+        "must be an object {query id: [image ids, best first]}",
+    ),
     "query not ranked": (rankings(lambda r: r.pop("1")), "1 of 2 queries are not ranked: 1"),
     "unknown query": (rankings(lambda r: r.update(x=["dev-1"])), "1 queries are unknown: x"),
-    "ranking not a list": (rankings(lambda r: r.update({"0": "dev-1"})), "1 queries have no list of image ids: 0"),
-    "ranking empty": (rankings(lambda r: r.update({"0": []})), "1 queries have no list of image ids: 0"),
-    "ranking with a number": (rankings(lambda r: r.update({"0": [1.5]})), "1 queries have no list of image ids: 0"),
-    "image twice": (rankings(lambda r: r["0"].append("dev-1")), "1 queries list an image more than once: 0"),
-    "unknown image": (rankings(lambda r: r["1"].append("dev-9")), "does not have: 'dev-9' of query 1"),
-    "wrong version": (rankings(lambda r: r.update(version="rc1")), "'version' must be 'rc2', found 'rc1'"),
-    "wrong metric": (rankings(lambda r: r.update(metric="map")), "'metric' must be 'recall' or 'recall_subset'"),
+    "ranking not a list": (
+        rankings(lambda r: r.update({"0": "dev-1"})),
+        "1 queries have no list of image ids: 0",
+    ),
+    "ranking empty": (
+        rankings(lambda r: r.update({"0": []})),
+        "1 queries have no list of image ids: 0",
+    ),
+    "ranking with a number": (
+        rankings(lambda r: r.update({"0": [1.5]})),
+        "1 queries have no list of image ids: 0",
+    ),
+    "image twice": (
+        rankings(lambda r: r["0"].append("dev-1")),
+        "1 queries list an image more than once: 0",
+    ),
+    "unknown image": (
+        rankings(lambda r: r["1"].append("dev-9")),
+        "does not have: 'dev-9' of query 1",
+    ),
+    "wrong version": (
+        rankings(lambda r: r.update(version="rc1")),
+        "'version' must be 'rc2', found 'rc1'",
+    ),
+    "wrong metric": (
+        rankings(lambda r: r.update(metric="map")),
+        "'metric' must be 'recall' or 'recall_subset'",
+    ),
 }
 
 
@@ -258,12 +346,16 @@ def test_each_kind_of_rubbish_is_named(name: str, tmp_path: Path) -> None:
 def test_what_is_not_spoiled_is_scored(tmp_path: Path) -> None:
     directory = small_cirr(tmp_path)
     found = score_rankings(directory / "rankings.json", "cirr_val", directory)["metrics"]
-    assert found["recall@1"] == 0.5 and found["recall@5"] == 1  # dev-1 for dev-0; dev-0 comes before dev-2
+    assert (
+        found["recall@1"] == 0.5 and found["recall@5"] == 1
+    )  # dev-1 for dev-0; dev-0 comes before dev-2
 
 
 def test_other_counts_than_the_official_ones_are_told(tmp_path: Path) -> None:
     [part] = benchmarks.judged("cirr_val", small_cirr(tmp_path), "original", Problems())
-    assert "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297" in paths.unofficial(part)
+    assert "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297" in paths.unofficial(
+        part
+    )
 
 
 def test_several_problems_are_reported_together(tmp_path: Path) -> None:
@@ -272,8 +364,9 @@ def test_several_problems_are_reported_together(tmp_path: Path) -> None:
         RUBBISH[name][0](directory)
     with pytest.raises(UserError) as caught:
         score_rankings(directory / "rankings.json", "cirr_val", directory)
-    # with the split file unreadable no image can be called unknown; the target is outside its group all the same.
-    # Of the entry without a text no query is made, so the next one's pairid is no double.
+    # with the split file unreadable no image can be called unknown; the target is outside its group
+    # all the same. Of the entry without a text no query is made, so the next one's pairid is no
+    # double.
     for part in (
         "3 problems",
         "'caption' must be text",
@@ -290,11 +383,38 @@ def test_several_problems_are_reported_together(tmp_path: Path) -> None:
         (["--experiment_dir", "x", "--rankings", "y"], "give one of the two"),
         (["--rankings", "y"], "--data_dir: is needed with --rankings"),
         (["--experiment_dir", "x", "--data_dir", "y"], "x is no run directory"),
-        (["--rankings", "y", "--eval_dataset", "circo_val", "--data_dir", "no"], "there is no such directory"),
-        (["--rankings", "y", "--eval_dataset", "cirrr_val", "--data_dir", "."], "There are: cirr_val, cirr_test,"),
-        (["--rankings", "y", "--eval_dataset", "cirr_val", "--data_dir", ".", "--iterations", "1"], "--iterations"),
         (
-            ["--rankings", "y", "--eval_dataset", "cirr_val", "--data_dir", ".", "--output_file", "no/o"],
+            ["--rankings", "y", "--eval_dataset", "circo_val", "--data_dir", "no"],
+            "there is no such directory",
+        ),
+        (
+            ["--rankings", "y", "--eval_dataset", "cirrr_val", "--data_dir", "."],
+            "There are: cirr_val, cirr_test,",
+        ),
+        (
+            [
+                "--rankings",
+                "y",
+                "--eval_dataset",
+                "cirr_val",
+                "--data_dir",
+                ".",
+                "--iterations",
+                "1",
+            ],
+            "--iterations",
+        ),
+        (
+            [
+                "--rankings",
+                "y",
+                "--eval_dataset",
+                "cirr_val",
+                "--data_dir",
+                ".",
+                "--output_file",
+                "no/o",
+            ],
             "its directory",
         ),
     ],
@@ -329,7 +449,9 @@ def test_cirr_submission_files_have_the_servers_form_and_the_same_scores(tmp_pat
             assert set(row) <= set(names if metric == "recall" else entry["img_set"]["members"])
         assert file.stat().st_size <= 5_000_000
         again = score_rankings(file, "cirr_val", directory)["metrics"]
-        assert again == {name: v for name, v in whole["metrics"].items() if name.startswith(f"{metric}@")}
+        assert again == {
+            name: v for name, v in whole["metrics"].items() if name.startswith(f"{metric}@")
+        }
 
 
 @pytest.mark.real_data
@@ -340,10 +462,17 @@ def test_circo_submission_scores_the_same(tmp_path: Path) -> None:
         pool = sorted({*entry["gt_img_ids"], *draw.sample(range(10**6), 70)})
         rankings[str(entry["id"])] = draw.sample(pool, len(pool))
     (tmp_path / "rankings.json").write_text(json.dumps(rankings))
-    whole = score_rankings(tmp_path / "rankings.json", "circo_val", directory, submission_dir=tmp_path)
+    whole = score_rankings(
+        tmp_path / "rankings.json", "circo_val", directory, submission_dir=tmp_path
+    )
     rows = read(tmp_path / "circo_val.json")
-    assert all(len(row) == 50 and all(isinstance(image, int) for image in row) for row in rows.values())
-    assert score_rankings(tmp_path / "circo_val.json", "circo_val", directory)["metrics"] == whole["metrics"]
+    assert all(
+        len(row) == 50 and all(isinstance(image, int) for image in row) for row in rows.values()
+    )
+    assert (
+        score_rankings(tmp_path / "circo_val.json", "circo_val", directory)["metrics"]
+        == whole["metrics"]
+    )
 
 
 def unlabelled(directory: Path) -> Path:
@@ -361,7 +490,9 @@ def unlabelled(directory: Path) -> Path:
 
 def test_a_split_without_targets_gives_files_and_no_scores(tmp_path: Path) -> None:
     directory = unlabelled(tmp_path / "cirr")
-    found = score_rankings(directory / "rankings.json", "cirr_test", directory, submission_dir=tmp_path / "s")
+    found = score_rankings(
+        directory / "rankings.json", "cirr_test", directory, submission_dir=tmp_path / "s"
+    )
     assert "metrics" not in found and "no scores" in found["note"]
     assert score_rankings(directory / "rankings.json", "cirr_test", directory) == found
     for file in found["submission"]:
@@ -376,9 +507,13 @@ def test_what_the_server_would_refuse_is_not_written(tmp_path: Path) -> None:
     short = {"0": [f"test1-{n}" for n in range(60)], "1": [f"test1-{n}" for n in range(49)]}
     (directory / "rankings.json").write_text(json.dumps(short))
     with pytest.raises(UserError) as caught:
-        score_rankings(directory / "rankings.json", "cirr_test", directory, submission_dir=tmp_path / "s")
+        score_rankings(
+            directory / "rankings.json", "cirr_test", directory, submission_dir=tmp_path / "s"
+        )
     assert "recall: 1 queries rank fewer than 50 images: 1 (49)" in str(caught.value)
-    assert "recall_subset: 2 queries rank fewer than 3 images of their group: 0 (0), 1 (0)" in str(caught.value)
+    assert "recall_subset: 2 queries rank fewer than 3 images of their group: 0 (0), 1 (0)" in str(
+        caught.value
+    )
     assert not (tmp_path / "s").exists()
 
 

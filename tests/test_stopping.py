@@ -1,4 +1,5 @@
-"""SIGTERM at any time: the run ends at a safe moment with code 75, and goes on to the bytes of an unbroken one."""
+"""SIGTERM at any time: the run ends at a safe moment with code 75, and goes on to the bytes of an
+unbroken one."""
 
 from __future__ import annotations
 
@@ -121,13 +122,26 @@ def test_a_thread_that_can_handle_no_signal_leaves_its_meaning() -> None:
 
 
 @pytest.mark.full
-def test_stopped_in_every_stage_it_goes_on_to_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
+def test_stopped_in_every_stage_it_goes_on_to_the_same_bytes(
+    finished: Path, small: Any, tmp_path: Path
+) -> None:
     directory = tmp_path / "run"
     steps = directory / ".work" / "checkpoint_iter_0"
     flags = [*settings(tmp_path, small(directory)), "--auto_resume"]
-    for stage in ("evaluation_base.json", "checkpoint_iter_0", "", "hard_negatives_iter_0.json",
-                  "augmented_samples_iter_1.json", "checkpoint_iter_1", "evaluation_iter_1.json"):  # fmt: skip
-        with terminated_at(f"{stage}: start") if stage else terminated_when(lambda: any(steps.glob("step_*"))):
+    for stage in (
+        "evaluation_base.json",
+        "checkpoint_iter_0",
+        "",
+        "hard_negatives_iter_0.json",
+        "augmented_samples_iter_1.json",
+        "checkpoint_iter_1",
+        "evaluation_iter_1.json",
+    ):
+        with (
+            terminated_at(f"{stage}: start")
+            if stage
+            else terminated_when(lambda: any(steps.glob("step_*")))
+        ):
             done = command("train_iterative.py", *flags)
         assert done.returncode == preemption.CODE == 75, (stage, done.stderr)
         assert done.stderr.splitlines()[-1] == "stopped by SIGTERM; go on with --auto_resume"
@@ -144,17 +158,26 @@ def test_stopped_in_every_stage_it_goes_on_to_the_same_bytes(finished: Path, sma
 def started(words: list[str], line: str, log: Path, **more: Any) -> subprocess.Popen[bytes]:
     """A command as a process of its own session, once it has logged `line`."""
     with log.open("wb") as file:
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True, **more)
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True, **more
+        )
     deadline = time.monotonic() + LONG
     while line not in log.read_text(errors="replace"):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text(
+            errors="replace"
+        )[-3000:]
         time.sleep(0.02)
     return process
 
 
 @pytest.mark.full
 def test_the_shell_script_passes_the_signal_and_the_code_on(small: Any, tmp_path: Path) -> None:
-    config = small(tmp_path / "run", num_iterations=0, evaluation={"base": False}, training={"warm_up_steps": 2000})
+    config = small(
+        tmp_path / "run",
+        num_iterations=0,
+        evaluation={"base": False},
+        training={"warm_up_steps": 2000},
+    )
     words = [str(ROOT / "run_iterative_training.sh"), *settings(tmp_path, config)]
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "src")}
     process = started(words, "checkpoint_iter_0: start", tmp_path / "log", env=environment)
@@ -166,10 +189,18 @@ def test_the_shell_script_passes_the_signal_and_the_code_on(small: Any, tmp_path
 
 @pytest.mark.full
 @pytest.mark.parametrize("whom", ["driver", "group", "launcher"])
-def test_two_training_processes_stop_after_the_same_step(whom: str, small: Any, tmp_path: Path) -> None:
+def test_two_training_processes_stop_after_the_same_step(
+    whom: str, small: Any, tmp_path: Path
+) -> None:
     runtime = {"num_processes": 2, "save_every": 0}
     training = {"warm_up_steps": 2000}
-    config = small(tmp_path / "run", num_iterations=0, evaluation={"base": False}, training=training, runtime=runtime)
+    config = small(
+        tmp_path / "run",
+        num_iterations=0,
+        evaluation={"base": False},
+        training=training,
+        runtime=runtime,
+    )
     words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     log = tmp_path / "log"
@@ -180,20 +211,31 @@ def test_two_training_processes_stop_after_the_same_step(whom: str, small: Any, 
     elif whom == "group":
         os.killpg(process.pid, signal.SIGTERM)
     else:
-        os.kill(next(pid for pid, line in there if "accelerate.commands.launch" in line), signal.SIGTERM)
+        os.kill(
+            next(pid for pid, line in there if "accelerate.commands.launch" in line), signal.SIGTERM
+        )
     assert process.wait(LONG) == 75, log.read_text()[-3000:]
     are_gone(pid for pid, _ in there)
     (kept,) = (tmp_path / "run").glob(".work/checkpoint_iter_0/step_*")
     record = json.loads((kept / "state.json").read_text())
     assert len(record["log"]) == record["step"] < 2000
-    assert log.read_text().count(f"asked to stop: {record['step']} of 2000 steps are done and kept") == 1
+    assert (
+        log.read_text().count(f"asked to stop: {record['step']} of 2000 steps are done and kept")
+        == 1
+    )
 
 
 @pytest.mark.full
 def test_under_deepspeed_it_stops_after_a_step_and_keeps_none(small: Any, tmp_path: Path) -> None:
     runtime = {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"}
     training = {"warm_up_steps": 2000}
-    config = small(tmp_path / "run", num_iterations=0, evaluation={"base": False}, training=training, runtime=runtime)
+    config = small(
+        tmp_path / "run",
+        num_iterations=0,
+        evaluation={"base": False},
+        training=training,
+        runtime=runtime,
+    )
     words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     process = started(words, "training in 2 processes", tmp_path / "log", env=environment)
@@ -206,11 +248,20 @@ def test_under_deepspeed_it_stops_after_a_step_and_keeps_none(small: Any, tmp_pa
 @pytest.mark.full
 def test_two_processes_that_embed_end_at_once(small: Any, tmp_path: Path) -> None:
     data = {"type": "shapes", "train_families": 6, "train_triplets": 48, "eval_families": 60}
-    config = small(tmp_path / "run", num_iterations=0, data=data, runtime={"num_processes": 2, "embed_batch_size": 4})
+    config = small(
+        tmp_path / "run",
+        num_iterations=0,
+        data=data,
+        runtime={"num_processes": 2, "embed_batch_size": 4},
+    )
     words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     process = started(words, "evaluation_base.json: start", tmp_path / "log", env=environment)
-    while not (there := [pid for pid, line in processes(process.pid) if "cirloop.distributed.worker" in line]):
+    while not (
+        there := [
+            pid for pid, line in processes(process.pid) if "cirloop.distributed.worker" in line
+        ]
+    ):
         time.sleep(0.02)
     process.terminate()
     assert process.wait(60) == 75
@@ -220,16 +271,27 @@ def test_two_processes_that_embed_end_at_once(small: Any, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 @pytest.mark.parametrize(("code", "says"), [(75, "requeue 7"), (0, ""), (2, "")])
-def test_the_slurm_script_asks_for_another_turn_where_a_run_stopped(code: int, says: str, tmp_path: Path) -> None:
+def test_the_slurm_script_asks_for_another_turn_where_a_run_stopped(
+    code: int, says: str, tmp_path: Path
+) -> None:
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f"#!/bin/bash\ntrap 'exit {code}' TERM\ntouch ready\nwhile :; do sleep 0.05; done\n")
+    python.write_text(
+        f"#!/bin/bash\ntrap 'exit {code}' TERM\ntouch ready\nwhile :; do sleep 0.05; done\n"
+    )
     (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@"\n')
     for file in (python, tmp_path / "scontrol"):
         file.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+    }
     batch = subprocess.Popen(
-        ["bash", str(ROOT / "scripts" / "slurm.sbatch")], env=environment, stdout=subprocess.PIPE, text=True
+        ["bash", str(ROOT / "scripts" / "slurm.sbatch")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     while not (tmp_path / "ready").exists():
         assert batch.poll() is None

@@ -18,21 +18,30 @@ WORDS = "-m|pytest|-n|2|--dist|worksteal|"
 
 
 def asked(directory: Path, program: str, *arguments: str) -> str:
-    """What a program gives to Python at its end, in a checkout where everything is installed and the check passes."""
+    """What a program gives to Python at its end, in a checkout where everything is installed and
+    the check passes."""
     (directory / "scripts").mkdir()
     for name in ("run_tests.sh", ".ci/run"):
         (directory / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, directory / name)
     for name, text in (
-        ("python", '#!/bin/bash\nIFS="|"\necho "$*"\n'), ("chromium", "#!/bin/bash\n"),
+        ("python", '#!/bin/bash\nIFS="|"\necho "$*"\n'),
+        ("chromium", "#!/bin/bash\n"),
         ("scripts/check.sh", "#!/bin/bash\n"),
-        ("scripts/setup_env.sh", f"setup_env() {{ root='{directory}' python='{directory}/python'; }}\n"),
-    ):  # fmt: skip
+        (
+            "scripts/setup_env.sh",
+            f"setup_env() {{ root='{directory}' python='{directory}/python'; }}\n",
+        ),
+    ):
         (directory / name).write_text(text)
         (directory / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", str(directory / program), *arguments], env=environment, capture_output=True, text=True, check=True
+        ["bash", str(directory / program), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.splitlines()[-1]
 
@@ -42,7 +51,10 @@ def asked(directory: Path, program: str, *arguments: str) -> str:
     [
         ([], ""),
         (["--full"], "-m|not gpu|--hypothesis-profile|full"),
-        (["tests/data", "--full", "-k", "a or b"], "tests/data|-m|not gpu|--hypothesis-profile|full|-k|a or b"),
+        (
+            ["tests/data", "--full", "-k", "a or b"],
+            "tests/data|-m|not gpu|--hypothesis-profile|full|-k|a or b",
+        ),
         (["-m", "gpu"], "-m|gpu"),
     ],
 )
@@ -65,8 +77,11 @@ def test_a_share_is_of_its_size_and_one_in_one_is_all() -> None:
 def test_a_sample_begins_with_the_first_and_the_rest_is_full() -> None:
     cases = one_in(3, "ab", [1, 2])
     assert [(case.values, case.id, bool(case.marks)) for case in cases] == [
-        (("a", 1), "a-1", False), (("a", 2), "a-2", True), (("b", 1), "b-1", True), (("b", 2), "b-2", False),
-    ]  # fmt: skip
+        (("a", 1), "a-1", False),
+        (("a", 2), "a-2", True),
+        (("b", 1), "b-1", True),
+        (("b", 2), "b-2", False),
+    ]
 
 
 def test_property_tests_have_as_many_examples_as_their_tier_says() -> None:
@@ -74,6 +89,10 @@ def test_property_tests_have_as_many_examples_as_their_tier_says() -> None:
     assert (few.max_examples, few.derandomize) == (30, True)
     assert (many.max_examples, many.derandomize, many.print_blob) == (500, False, True)
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        words = [word for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
-                 for word in node.keywords]  # fmt: skip
+        words = [
+            word
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.Call)
+            for word in node.keywords
+        ]
         assert not {word.arg for word in words} & {"max_examples", "derandomize"}, path

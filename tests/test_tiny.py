@@ -1,4 +1,5 @@
-"""The embedded model: within its limits of size, and able to do what the loop asks of a foundation model."""
+"""The embedded model: within its limits of size, and able to do what the loop asks of a foundation
+model."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def test_is_small() -> None:
 
 @pytest.mark.full
 def test_accepted_texts_are_mostly_true(cache: Path) -> None:
-    """For images of the reference's family, one to three changes away; greedy, without the embedder's check."""
+    """For images of the reference's family, one to three changes away; greedy, without the
+    embedder's check."""
     train = ShapesSettings(train_families=20, train_triplets=160).build().train
     oracle, ids, row = train.oracle, train.gallery.ids, train.gallery.rows()
     assert oracle is not None
@@ -34,12 +36,18 @@ def test_accepted_texts_are_mostly_true(cache: Path) -> None:
     def confusion(triplet: Triplet) -> ImageId:
         start = row[triplet.query.reference] // FAMILY_SIZE * FAMILY_SIZE
         others = (image for image in ids[start : start + FAMILY_SIZE] if image != triplet.target)
-        return next(image for image in others if 1 <= oracle.distance(triplet.query.reference, image) <= 3)
+        return next(
+            image for image in others if 1 <= oracle.distance(triplet.query.reference, image) <= 3
+        )
 
-    mined = [MinedNegative(t.query.id, confusion(t), 1, 0.5, 2, 0.4, "top_k") for t in train.triplets]
+    mined = [
+        MinedNegative(t.query.id, confusion(t), 1, 0.5, 2, 0.4, "top_k") for t in train.triplets
+    ]
     settings = CaptioningSettings(candidates=1)
     captioner = Qwen2VLFoundation(path="tiny", dtype="float32").build()
-    eyes = Eyes(captioner, train.images, cache / "vision", settings.batch_size, lambda items, _: items)
+    eyes = Eyes(
+        captioner, train.images, cache / "vision", settings.batch_size, lambda items, _: items
+    )
     queries = {t.query.id: t.query for t in train.triplets}
     candidates = write_candidates(eyes, mined, queries, settings, 0)
     candidates = verify(eyes, [check_form(c, settings) for c in candidates], settings)

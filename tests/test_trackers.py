@@ -1,4 +1,5 @@
-"""Trackers: what real TensorBoard, W&B, MLflow and trackio hold after a run that was stopped and went on."""
+"""Trackers: what real TensorBoard, W&B, MLflow and trackio hold after a run that was stopped and
+went on."""
 
 from __future__ import annotations
 
@@ -60,7 +61,10 @@ def tracked(places: Path, small: Any, tmp_path_factory: pytest.TempPathFactory) 
 
 def very_small(small: Any, directory: Path, names: Sequence[str], **changes: Any) -> Any:
     """A run of five warm-up steps and a round of five."""
-    return small(directory, **{**VERY_SMALL, "runtime": {**VERY_SMALL["runtime"], "report_to": names}, **changes})
+    return small(
+        directory,
+        **{**VERY_SMALL, "runtime": {**VERY_SMALL["runtime"], "report_to": names}, **changes},
+    )
 
 
 @pytest.fixture
@@ -74,7 +78,9 @@ def without(tracked: Path, tmp_path: Path) -> Path:
 def in_tensorboard(run: Path, _: Path) -> Rows:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(run / "trackers/tensorboard"), size_guidance={"scalars": 0}).Reload()
+    found = EventAccumulator(
+        str(run / "trackers/tensorboard"), size_guidance={"scalars": 0}
+    ).Reload()
     return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
@@ -83,7 +89,9 @@ def in_mlflow(run: Path, _: Path) -> Rows:
 
     client, number = MlflowClient(), runs(run)["mlflow"]
     names = client.get_run(number).data.metrics
-    return {name: [(m.step, m.value) for m in client.get_metric_history(number, name)] for name in names}
+    return {
+        name: [(m.step, m.value) for m in client.get_metric_history(number, name)] for name in names
+    }
 
 
 def in_trackio(run: Path, places: Path) -> Rows:
@@ -116,37 +124,53 @@ def expected(run: Path) -> Rows:
         for row in artifact(run, f"checkpoint_iter_{t}/training_log.json")["rows"]:
             for name in ("loss", "learning_rate", "grad_norm"):
                 found.setdefault(f"train/{name}", []).append((5 * t + row["step"], row[name]))
-    for place, row in zip((0, 5, 10), artifact(run, "evaluation_results.json")["results"], strict=True):
+    for place, row in zip(
+        (0, 5, 10), artifact(run, "evaluation_results.json")["results"], strict=True
+    ):
         for part, end in (("metrics", ""), ("standard_errors", " standard error")):
             for name, value in row[part].items():
                 name = f"evaluation/{name.replace('@', '_at_')}{end}"
                 found.setdefault(name, []).append((place, value))
     summary = artifact(run, "augmented_samples_iter_1.json")["summary"]
-    found["mining/negatives"] = [(5, artifact(run, "hard_negatives_iter_0.json")["summary"]["negatives"])]
+    found["mining/negatives"] = [
+        (5, artifact(run, "hard_negatives_iter_0.json")["summary"]["negatives"])
+    ]
     found["captions/accepted"] = [(5, summary["accepted"])]
-    found |= {f"captions/rejected {reason}": [(5, count)] for reason, count in summary["rejected"].items()}
-    found["accounting/true_captions"] = [(5, artifact(run, "accounting_iter_1.json")["true_captions"])]
+    found |= {
+        f"captions/rejected {reason}": [(5, count)] for reason, count in summary["rejected"].items()
+    }
+    found["accounting/true_captions"] = [
+        (5, artifact(run, "accounting_iter_1.json")["true_captions"])
+    ]
     return found
 
 
 def as_sent(found: Rows) -> Rows:
-    """Of steps that were done again after the stop, the value sent last, which is the same on a CPU."""
+    """Of steps that were done again after the stop, the value sent last, which is the same on a
+    CPU."""
     return {name: sorted(dict(rows).items()) for name, rows in found.items()}
 
 
 def agree(found: Rows, run: Path) -> None:
-    wanted = {name: [(s, pytest.approx(v, rel=1e-6)) for s, v in rows] for name, rows in expected(run).items()}
+    wanted = {
+        name: [(s, pytest.approx(v, rel=1e-6)) for s, v in rows]
+        for name, rows in expected(run).items()
+    }
     kept = as_sent(found)
     assert {name: kept.get(name) for name in wanted} == wanted
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("read", [in_tensorboard, in_mlflow, in_trackio], ids=["tensorboard", "mlflow", "trackio"])
+@pytest.mark.parametrize(
+    "read", [in_tensorboard, in_mlflow, in_trackio], ids=["tensorboard", "mlflow", "trackio"]
+)
 def test_each_tracker_has_every_number_of_the_run(read: Any, tracked: Path, places: Path) -> None:
     found = read(tracked, places)
     agree(found, tracked)
-    costs = {row["stage"]: row for row in artifact(tracked, "costs.json")["stages"] if row["finished"]}
-    (first, *_) = sorted(found["cost/captions/seconds"])
+    costs = {
+        row["stage"]: row for row in artifact(tracked, "costs.json")["stages"] if row["finished"]
+    }
+    first, *_ = sorted(found["cost/captions/seconds"])
     assert first == (5, pytest.approx(costs["augmented_samples_iter_1.json"]["seconds"], rel=1e-6))
 
 
@@ -154,16 +178,26 @@ def test_wandb_has_one_run_in_two_parts(tracked: Path) -> None:
     files = sorted((tracked / "trackers/wandb").glob("offline-run-*/*.wandb"))
     assert [file.stem for file in files] == [f"run-{runs(tracked)['wandb']}"] * 2
     whole = b"".join(file.read_bytes() for file in files)
-    assert all(name in whole for name in (b"train/loss", b"evaluation/recall_at_1", b"cost/captions/seconds"))
+    assert all(
+        name in whole
+        for name in (b"train/loss", b"evaluation/recall_at_1", b"cost/captions/seconds")
+    )
 
 
 def test_the_settings_are_the_hyperparameters(tracked: Path) -> None:
     from mlflow import MlflowClient
 
     params = MlflowClient().get_run(runs(tracked)["mlflow"]).data.params
-    assert params["training.lora.rank"] == str(artifact(tracked, "config.json")["training"]["lora"]["rank"])
+    assert params["training.lora.rank"] == str(
+        artifact(tracked, "config.json")["training"]["lora"]["rank"]
+    )
     assert params["runtime.report_to"] == json.dumps(list(ALL))
-    told = {"a": {"path": "https://me:word@host/x", "hub_token": "x"}, "list": [1, "b"], "none": None, "empty": {}}
+    told = {
+        "a": {"path": "https://me:word@host/x", "hub_token": "x"},
+        "list": [1, "b"],
+        "none": None,
+        "empty": {},
+    }
     assert flat(told) == {"a.path": "[hidden]", "a.hub_token": "[hidden]", "list": '[1, "b"]',
                           "none": None, "empty": "{}"}  # fmt: skip
 
@@ -177,7 +211,9 @@ def test_a_tracker_asked_for_later_gets_all_of_it_and_results_do_not_change(
         runner.run(very_small(small, without, ["tensorboard"], auto_resume=True))
     found = in_tensorboard(without, places)
     agree(found, without)
-    assert all(len(rows) == len(dict(rows)) for name, rows in found.items() if name in expected(without))
+    assert all(
+        len(rows) == len(dict(rows)) for name, rows in found.items() if name in expected(without)
+    )
     assert (without / "manifest.json").read_bytes() == manifest
 
 
@@ -186,20 +222,31 @@ def test_remade_iterations_are_a_new_run_of_the_tracker(without: Path, small: An
         events.tell("numbers", step=12, values={"train/loss": 1.0}, found=False)
     config = very_small(small, without, ["tensorboard"], resume_from_iteration=1)
     runner.open_run(config)
-    assert not (without / "trackers").exists() and (without / "replaced_1/trackers/runs.json").exists()
+    assert (
+        not (without / "trackers").exists() and (without / "replaced_1/trackers/runs.json").exists()
+    )
 
 
-def test_what_can_be_known_is_said_before_the_run(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_be_known_is_said_before_the_run(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cirloop.monitoring.trackers.find_spec", lambda name: None)
     with pytest.raises(ProblemsFound) as error:
         runner.run(small(tmp_path / "run", runtime={"report_to": ["wandb", "trackio"]}))
-    assert str(error.value).count("pip install -e '.[trackers]'") == 2 and not (tmp_path / "run").exists()
+    assert (
+        str(error.value).count("pip install -e '.[trackers]'") == 2
+        and not (tmp_path / "run").exists()
+    )
 
 
-def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(without: Path, places: Path, small: Any) -> None:
+def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(
+    without: Path, places: Path, small: Any
+) -> None:
     (without / "trackers").mkdir()
     (without / "trackers/tensorboard").write_text("in the way")
-    with pytest.raises(UserError, match=r"--report_to tensorboard cannot start: .*(?s:.*)Nothing was trained"):
+    with pytest.raises(
+        UserError, match=r"--report_to tensorboard cannot start: .*(?s:.*)Nothing was trained"
+    ):
         runner.run(very_small(small, without, ["tensorboard"], auto_resume=True))
 
 
@@ -212,19 +259,28 @@ def test_a_tracker_that_fails_later_is_left_out_with_one_warning(
         for step in (1, 2):
             events.tell("numbers", step=step, values={"x": 0.5}, found=False)
         events.tell("head", head=None)
-    said = [record.getMessage() for record in caplog.records if record.name == "cirloop.monitoring.events"]
-    assert len(said) == 1 and said[0].startswith("--report_to mlflow failed, and this attempt goes on without it")
+    said = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "cirloop.monitoring.events"
+    ]
+    assert len(said) == 1 and said[0].startswith(
+        "--report_to mlflow failed, and this attempt goes on without it"
+    )
     assert in_tensorboard(tmp_path, places)["x"] == [(1, 0.5), (2, 0.5)]
 
 
 def test_off_imports_nothing_and_writes_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cirloop.monitoring.trackers import problems, tracking\n"
-        "with tracking(Path(sys.argv[1]), (), {}): assert not [*problems(())]\n"
-        "print({'tensorboard', 'wandb', 'mlflow', 'trackio', 'accelerate', 'torch'} & {*sys.modules})"
+        "import sys; from pathlib import Path; from cirloop.monitoring.trackers import problems,"
+        " tracking\nwith tracking(Path(sys.argv[1]), (), {}): assert not"
+        " [*problems(())]\nprint({'tensorboard', 'wandb', 'mlflow', 'trackio', 'accelerate',"
+        " 'torch'} & {*sys.modules})"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True
+    )
     assert done.stdout == "set()\n", done.stderr
     assert [*tmp_path.iterdir()] == []
 
@@ -233,7 +289,9 @@ def test_the_flag_is_a_list_and_decides_no_result(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("{}")
     config = load(["--config", str(path), "--report_to", "tensorboard,wandb"], path)
-    assert config.runtime.report_to == ("tensorboard", "wandb") and "runtime" not in config.decisive()
+    assert (
+        config.runtime.report_to == ("tensorboard", "wandb") and "runtime" not in config.decisive()
+    )
     path.write_text(yaml.safe_dump({"runtime": {"report_to": ["mlflow"]}}))
     assert load(["--config", str(path)], path).runtime.report_to == ("mlflow",)
     with pytest.raises(UserError, match="tensorboard"):

@@ -5,7 +5,7 @@ for t = 1 .. T:
     N_t-1 = mine(M_t-1, S_1..S_t-1)                       hard_negatives_iter_{t-1}.json
     S_t   = caption(N_t-1)                                augmented_samples_iter_{t}.json
     M_t   = train(M_t-1, human + S_1..S_t, N_t-1)         checkpoint_iter_{t}/
-    E_t   = evaluate(M_t)                                 evaluation_iter_{t}.json, evaluation_results.json
+    E_t   = evaluate(M_t)                                 evaluation_iter_{t}.json
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def iterate(run: Run) -> list[dict[str, Any]]:
         if (t - 1) % config.mining.strategy.refresh_every(config.num_iterations) == 0:
             scorer = model
         negatives = mine(run, t - 1, scorer, augmented)
-        samples = caption(run, t, negatives, model, augmented) if config.captioning.enabled else None
+        samples = (
+            caption(run, t, negatives, model, augmented) if config.captioning.enabled else None
+        )
         augmented += [samples] if samples else []
         account(run, t, negatives, samples)
         model = train(run, t, model, augmented, negatives)

@@ -1,6 +1,7 @@
 """The words of the domain. Standard library and numpy arrays only; imports nothing of ours.
 
-Array suffixes, here and everywhere: Q queries, G gallery, K kept, N images, D embedding, B batch, T tokens.
+Array suffixes, here and everywhere: Q queries, G gallery, K kept, N images, D embedding, B batch, T
+tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ QueryId = NewType("QueryId", str)
 
 
 class UserError(ValueError):
-    """Something the user can put right. The message says what is wrong, what is accepted and the way out."""
+    """Something the user can put right. The message says what is wrong, what is accepted and the
+    way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,12 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Relevance:
-    """What counts as right, per query. Evaluation only: never reaches mining, captioning or training.
+    """What counts as right, per query. Evaluation only: never reaches mining, captioning or
+    training.
 
-    `targets` holds the one annotated target, `positives` every correct image where the data set knows them, `aspects`
-    the names of what a text asks for (CIRCO). Where people chose between sets there are `preferences` and no targets.
+    `targets` holds the one annotated target, `positives` every correct image where the data set
+    knows them, `aspects` the names of what a text asks for (CIRCO). Where people chose between sets
+    there are `preferences` and no targets.
     """
 
     targets: Mapping[QueryId, ImageId]
@@ -64,7 +68,8 @@ class Relevance:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Row i of every matrix of this gallery is `ids[i]`. Ids are sorted: ties broken by row are broken by id."""
+    """Row i of every matrix of this gallery is `ids[i]`. Ids are sorted: ties broken by row are
+    broken by id."""
 
     name: str
     ids: tuple[ImageId, ...]
@@ -92,7 +97,8 @@ class MinedNegative:
 
 @dataclass(frozen=True, slots=True)
 class AugmentedTriplet:
-    """A mined negative turned into a positive by a new text; `source` is the human query it came from."""
+    """A mined negative turned into a positive by a new text; `source` is the human query it came
+    from."""
 
     triplet: Triplet
     source: QueryId
@@ -111,7 +117,8 @@ class Images(Protocol):
 
 
 class Oracle(Protocol):
-    """Exact knowledge of synthetic data. Accounting only: never reaches mining, captioning or training."""
+    """Exact knowledge of synthetic data. Accounting only: never reaches mining, captioning or
+    training."""
 
     def positives(self, query: Query) -> frozenset[ImageId]: ...
 
@@ -124,8 +131,9 @@ class Oracle(Protocol):
 class TrainSplit:
     """Human triplets and the gallery that is mined.
 
-    `groups` and `categories` are there where the data set has them: images shown together with a query, the kind of
-    thing an image shows. `positives` are further right answers that training lines name, of the gallery.
+    `groups` and `categories` are there where the data set has them: images shown together with a
+    query, the kind of thing an image shows. `positives` are further right answers that training
+    lines name, of the gallery.
     """
 
     name: str
@@ -145,9 +153,9 @@ class TrainSplit:
 class EvalProtocol:
     """How a benchmark scores a ranking, and which of its metrics are shown and compared.
 
-    `description` is printed beside every result; `{gallery}` in it becomes the kind of gallery. `cutoffs` are the K of
-    recall@K and map@K, in images. `primary_metric` is what iterations are compared on, query by query; `reported` are
-    the metrics that the papers' tables show.
+    `description` is printed beside every result; `{gallery}` in it becomes the kind of gallery.
+    `cutoffs` are the K of recall@K and map@K, in images. `primary_metric` is what iterations are
+    compared on, query by query; `reported` are the metrics that the papers' tables show.
     """
 
     description: str
@@ -170,10 +178,10 @@ class EvalProtocol:
 class Judged:
     """Queries and what is right, without pixels: all that scoring a ranking needs.
 
-    `relevance` is None for a split whose targets are not published, `gallery` where the list of its images is not
-    there (CIRCO without the COCO files). `category` is FashionIQ's, else empty. `groups` holds CIRR's: the five other
-    images of a query's group, which it is also ranked among. `official` is how many queries and images the published
-    split has, where that is known.
+    `relevance` is None for a split whose targets are not published, `gallery` where the list of its
+    images is not there (CIRCO without the COCO files). `category` is FashionIQ's, else empty.
+    `groups` holds CIRR's: the five other images of a query's group, which it is also ranked among.
+    `official` is how many queries and images the published split has, where that is known.
     """
 
     name: str
@@ -191,7 +199,8 @@ class Judged:
         return benchmark_of(self.name)
 
     def needs(self, query: Query) -> set[ImageId]:
-        """The images that decide a query's metrics: its reference, right answers, group and sets."""
+        """The images that decide a query's metrics: its reference, right answers, group and
+        sets."""
         images = {query.reference, *self.groups.get(query.id, ())}
         if self.relevance is not None:
             images |= self.relevance.positives.get(query.id, frozenset())
@@ -207,8 +216,8 @@ class Judged:
 class EvalSplit:
     """What is evaluated: judged queries, the gallery they are ranked against, and its pictures.
 
-    One per category where a benchmark has several. `missing` images of the gallery could not be used and are not
-    ranked; `dropped` queries needed one of them. Every result says both.
+    One per category where a benchmark has several. `missing` images of the gallery could not be
+    used and are not ranked; `dropped` queries needed one of them. Every result says both.
     """
 
     judged: Judged

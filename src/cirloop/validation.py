@@ -31,11 +31,15 @@ class Problem:
     @property
     def cause(self) -> str:
         """What is the same in all problems of one cause. A flag's problem is its own."""
-        return f"{self.where if self.where.startswith('--') else ''} {VARIES.sub('…', self.what[:LONGEST])}"
+        return (
+            f"{self.where if self.where.startswith('--') else ''}"
+            f" {VARIES.sub('…', self.what[:LONGEST])}"
+        )
 
 
 class ProblemsFound(UserError):
-    """All problems: `rows`, and `ways` out of them. The message has a line for each cause of many."""
+    """All problems: `rows`, and `ways` out of them. The message has a line for each cause of
+    many."""
 
     def __init__(self, rows: Sequence[Problem], ways: Sequence[str]) -> None:
         self.rows, self.ways = tuple(rows), tuple(ways)
@@ -52,7 +56,8 @@ def counted(num: int, noun: str) -> str:
 
 
 def by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:
-    """Where and what, in the order of each cause's first problem; many of one cause are one line with their count."""
+    """Where and what, in the order of each cause's first problem; many of one cause are one line
+    with their count."""
     causes: dict[str, list[Problem]] = {}
     for row in rows:
         causes.setdefault(row.cause, []).append(row)
@@ -68,7 +73,8 @@ def by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:
 
 
 class Problems:
-    """A growing list of problems; `stop` raises them together. `way_out` is what to do about them."""
+    """A growing list of problems; `stop` raises them together. `way_out` is what to do about
+    them."""
 
     def __init__(self, way_out: str = "") -> None:
         self.rows: list[Problem] = []
@@ -83,7 +89,8 @@ class Problems:
             self.ways.append(way)
 
     def take(self, error: UserError, where: str) -> None:
-        """Note all problems of an error that was caught; one that is no list stands under `where`."""
+        """Note all problems of an error that was caught; one that is no list stands under
+        `where`."""
         if not isinstance(error, ProblemsFound):
             self.add(where, str(error))
             return
@@ -106,13 +113,16 @@ class Problems:
 
     def _parsed(self, text: str, where: object) -> Any:
         try:
-            return parse.parse_json(text, lambda key: self.add(where, f"the key {key!r} is there more than once"))
+            return parse.parse_json(
+                text, lambda key: self.add(where, f"the key {key!r} is there more than once")
+            )
         except UserError as error:
             self.add(where, str(error))
         return None
 
     def lines(self, path: Path) -> list[str]:
-        """The lines of a text file, stripped; none, with the problem noted, where it cannot be read.
+        """The lines of a text file, stripped; none, with the problem noted, where it cannot be
+        read.
 
         Only a line feed ends a line: JSON may hold other signs that Python takes for one.
         """
@@ -126,12 +136,17 @@ class Problems:
         return None
 
     def json_lines(self, path: Path) -> Iterator[tuple[str, Entry]]:
-        """The objects of a JSON lines file, each with its place for messages; empty lines are passed over."""
+        """The objects of a JSON lines file, each with its place for messages; empty lines are
+        passed over."""
         before, num = len(self.rows), 0
         text = self._text(path) or ""
         form = parse.other_form(text)
         if form:
-            self.add(path, f"is {form}, not JSON lines", "JSON lines hold one object on each line, in braces.")
+            self.add(
+                path,
+                f"is {form}, not JSON lines",
+                "JSON lines hold one object on each line, in braces.",
+            )
             return
         for number, line in enumerate(map(str.strip, text.split("\n")), 1):
             if not line:
@@ -170,9 +185,11 @@ class Entry:
     def __init__(self, fields: dict[str, Any], where: str, problems: Problems) -> None:
         self.fields, self.where, self._problems = fields, where, problems
 
-    def get(self, name: str, kind: type[T], optional: bool = False, blank: bool = False) -> T | None:
-        """The field `name` if it is of `kind`; None otherwise, with the problem noted. A text that holds nothing but
-        blanks is a problem unless it may be `blank`."""
+    def get(
+        self, name: str, kind: type[T], optional: bool = False, blank: bool = False
+    ) -> T | None:
+        """The field `name` if it is of `kind`; None otherwise, with the problem noted. A text that
+        holds nothing but blanks is a problem unless it may be `blank`."""
         if name not in self.fields or (optional and self.fields[name] is None):
             if not optional:
                 self._problems.add(self.where, f"has no {name!r}")
@@ -193,7 +210,9 @@ class Entry:
             return None
         wrong = [v for v in values if not isinstance(v, kind) or isinstance(v, bool)]
         if wrong:
-            self._problems.add(self.where, f"{name!r} must hold only {_name(kind)}, found {_kind(wrong[0])}")
+            self._problems.add(
+                self.where, f"{name!r} must hold only {_name(kind)}, found {_kind(wrong[0])}"
+            )
             return None
         return values
 
@@ -207,4 +226,10 @@ def _kind(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    return {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}[type(value)]
+    return {
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }[type(value)]

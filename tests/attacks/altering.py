@@ -24,7 +24,8 @@ def flipped(share: float) -> Callable[[Path], None]:
 
 
 def cut(share: float) -> Callable[[Path], None]:
-    """The first `share` of the file; all but the last two bytes (of JSON `}` and a line feed) where it is 1."""
+    """The first `share` of the file; all but the last two bytes (of JSON `}` and a line feed) where
+    it is 1."""
 
     def truncate(path: Path) -> None:
         content = path.read_bytes()

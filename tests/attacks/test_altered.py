@@ -29,10 +29,15 @@ from tests.attacks.altering import ALTERATIONS, content, copied, refused, refuse
 from tests.tiers import one_in
 
 VOUCHED = (
-    "hard_negatives_iter_0.json", "augmented_samples_iter_1.json", "accounting_iter_1.json", "evaluation_base.json",
-    "evaluation_iter_1.json", "checkpoint_iter_1/adapter_model.safetensors", "checkpoint_iter_1/adapter_config.json",
+    "hard_negatives_iter_0.json",
+    "augmented_samples_iter_1.json",
+    "accounting_iter_1.json",
+    "evaluation_base.json",
+    "evaluation_iter_1.json",
+    "checkpoint_iter_1/adapter_model.safetensors",
+    "checkpoint_iter_1/adapter_config.json",
     "checkpoint_iter_1/training_log.json",
-)  # fmt: skip
+)
 """By the manifest."""
 CHECKPOINT = [name for name in VOUCHED if name.startswith("checkpoint")]
 OWN = ("manifest.json", "config.json")
@@ -56,11 +61,15 @@ def evaluated(run: Path) -> object:
 
 
 def exported(run: Path) -> object:
-    return export_vectors(["--experiment_dir", str(run), "--iteration", "1", "--output", str(run.parent / "vectors")])
+    return export_vectors(
+        ["--experiment_dir", str(run), "--iteration", "1", "--output", str(run.parent / "vectors")]
+    )
 
 
 @pytest.mark.parametrize(("name", "alteration"), one_in(80, [*VOUCHED, *OWN], ALTERATIONS))
-def test_a_run_does_not_go_on_with_an_altered_file(name: str, alteration: str, run: Path, small: Any) -> None:
+def test_a_run_does_not_go_on_with_an_altered_file(
+    name: str, alteration: str, run: Path, small: Any
+) -> None:
     ALTERATIONS[alteration](run / name)
     before = content(run)
     said = refused(lambda: runner.open_run(small(run, auto_resume=True)))
@@ -77,10 +86,13 @@ def test_the_same_run_unaltered_is_opened(run: Path, small: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "alteration", "read"),
     one_in(
-        7, [*CHECKPOINT, *OWN], ["a bit of its middle", "half of it", "empty", "a directory", "gone"],
-        [evaluated, exported], name=lambda value: getattr(value, "__name__", str(value)),
+        7,
+        [*CHECKPOINT, *OWN],
+        ["a bit of its middle", "half of it", "empty", "a directory", "gone"],
+        [evaluated, exported],
+        name=lambda value: getattr(value, "__name__", str(value)),
     ),
-)  # fmt: skip
+)
 def test_nothing_is_evaluated_or_exported(
     name: str, alteration: str, read: Callable[[Path], object], run: Path
 ) -> None:
@@ -99,7 +111,9 @@ def test_another_runs_file_is_refused(name: str, run: Path, other: Path, small: 
         assert refused(lambda: evaluated(run)), "only the resumed run minds"
 
 
-def test_a_planted_artifact_is_not_taken_for_one(run: Path, other: Path, small: Any, caplog: Any) -> None:
+def test_a_planted_artifact_is_not_taken_for_one(
+    run: Path, other: Path, small: Any, caplog: Any
+) -> None:
     """Nor shown: what the manifest does not list is nobody's."""
     planted = json.loads((other / "accounting_iter_1.json").read_text()) | {"iteration": 7}
     (run / "accounting_iter_7.json").write_text(json.dumps(planted))
@@ -123,9 +137,12 @@ def test_an_unreadable_file_is_named(name: str, open_to_all: Path, small: Any) -
 
 
 @pytest.mark.parametrize(
-    "alteration", one_in(5, ["a bit of its middle", "empty", "half of it", "zeros", "a dangling link"])
+    "alteration",
+    one_in(5, ["a bit of its middle", "empty", "half of it", "zeros", "a dangling link"]),
 )
-def test_what_is_gathered_from_others_is_written_anew(alteration: str, run: Path, small: Any) -> None:
+def test_what_is_gathered_from_others_is_written_anew(
+    alteration: str, run: Path, small: Any
+) -> None:
     whole = (run / "evaluation_results.json").read_bytes()
     ALTERATIONS[alteration](run / "evaluation_results.json")
     runner.run(small(run, auto_resume=True))
@@ -135,10 +152,14 @@ def test_what_is_gathered_from_others_is_written_anew(alteration: str, run: Path
 def test_a_directory_where_results_belong_is_named(run: Path, small: Any) -> None:
     altering.a_directory(run / "evaluation_results.json")
     said = refused(lambda: runner.run(small(run, auto_resume=True)))
-    assert f"{run / 'evaluation_results.json'} is a directory" in said and not list(run.glob(".*.tmp"))
+    assert f"{run / 'evaluation_results.json'} is a directory" in said and not list(
+        run.glob(".*.tmp")
+    )
 
 
-@pytest.mark.parametrize("alteration", [name for name in ALTERATIONS if name not in ("gone", "a dangling link")])
+@pytest.mark.parametrize(
+    "alteration", [name for name in ALTERATIONS if name not in ("gone", "a dangling link")]
+)
 def test_altered_costs_are_named(alteration: str, run: Path) -> None:
     ALTERATIONS[alteration](run / "costs.json")
     assert str(run / "costs.json") in refused(Costs(run).read)
@@ -161,7 +182,10 @@ def test_an_altered_step_checkpoint_is_named(
     assert checkpoints.newest()[0]["step"] == 2  # type: ignore[index]
     ALTERATIONS[alteration](step / name)
     if alteration == "gone":  # as of a removal that was broken off
-        assert checkpoints.newest() is None and f"{step} is not whole and is passed over" in caplog.text
+        assert (
+            checkpoints.newest() is None
+            and f"{step} is not whole and is passed over" in caplog.text
+        )
     else:
         assert str(step / name) in refused(checkpoints.newest)
 
@@ -171,12 +195,16 @@ def test_a_step_checkpoint_of_another_stage_is_named(step: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "config.json", "costs.json"])
-def test_no_single_bit_of_a_sealed_file_changes_what_is_read(name: str, finished: Path, tmp_path: Path) -> None:
+def test_no_single_bit_of_a_sealed_file_changes_what_is_read(
+    name: str, finished: Path, tmp_path: Path
+) -> None:
     """Each byte in turn: refused, or read as what it was (a blank for a blank)."""
     whole, path = (finished / name).read_bytes(), tmp_path / name
     read, same = schema.read(finished / name), 0
     for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
+        )
         try:
             assert schema.read(path) == read
             same += 1
@@ -188,7 +216,9 @@ def test_no_single_bit_of_a_sealed_file_changes_what_is_read(name: str, finished
 @pytest.fixture
 def cached(tmp_path: Path) -> Path:
     """The file of a shard of vision features."""
-    TensorCache(tmp_path, "tower").write({f"{name}@1x2x2": torch.rand(40, 8, dtype=torch.bfloat16) for name in "abc"})
+    TensorCache(tmp_path, "tower").write(
+        {f"{name}@1x2x2": torch.rand(40, 8, dtype=torch.bfloat16) for name in "abc"}
+    )
     (path,) = tmp_path.rglob("*.safetensors")
     return path
 
@@ -200,7 +230,9 @@ def read_cached(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("alteration", ALTERATIONS)
-def test_an_altered_shard_is_missing(alteration: str, cached: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_altered_shard_is_missing(
+    alteration: str, cached: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert len(read_cached(cached)) == 3
     ALTERATIONS[alteration](cached)
     assert read_cached(cached) == {}
@@ -211,7 +243,9 @@ def test_an_altered_shard_is_missing(alteration: str, cached: Path, caplog: pyte
 def test_no_single_bit_of_a_shard_is_read_over(cached: Path) -> None:
     whole = cached.read_bytes()
     for place in range(0, len(whole), 3):
-        cached.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        cached.write_bytes(
+            whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
+        )
         assert read_cached(cached) == {}, place
 
 
@@ -228,7 +262,10 @@ def test_an_unreadable_shard_is_missing() -> None:
         TensorCache(Path(made), "tower").write({"a@1x2x2": torch.zeros(3)})
         (path,) = Path(made).rglob("*.safetensors")
         path.chmod(0)
-        assert refused_to_nobody(lambda: read_cached(path)) == "not a UserError: AssertionError('accepted: {}')"
+        assert (
+            refused_to_nobody(lambda: read_cached(path))
+            == "not a UserError: AssertionError('accepted: {}')"
+        )
 
 
 @pytest.mark.parametrize("alteration", ALTERATIONS)

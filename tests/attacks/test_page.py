@@ -1,4 +1,5 @@
-"""What the served page lets a request do: nothing off this machine, no file named, no upload without bounds."""
+"""What the served page lets a request do: nothing off this machine, no file named, no upload
+without bounds."""
 
 from __future__ import annotations
 
@@ -60,10 +61,25 @@ def test_the_api_answers_as_the_engine_does(client: TestClient, engine: Any) -> 
 def test_no_request_names_a_file(client: TestClient, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     Image.new("RGB", (8, 8)).save(secret)
-    names = [secret, "/etc/passwd", f"/../../../..{secret}", "src/cirloop/__init__.py", "http://127.0.0.1:1/x"]
+    names = [
+        secret,
+        "/etc/passwd",
+        f"/../../../..{secret}",
+        "src/cirloop/__init__.py",
+        "http://127.0.0.1:1/x",
+    ]
     for name in names:
-        for way in ("/gradio_api/file={}", "/file={}", "/gradio_api/file/{}", "/gradio_api/proxy={}", "/picture/{}",
-                    "/gradio_api/%66ile={}", "/gradio_api/stream/{}", "/static/{}", "/assets/{}"):  # fmt: skip
+        for way in (
+            "/gradio_api/file={}",
+            "/file={}",
+            "/gradio_api/file/{}",
+            "/gradio_api/proxy={}",
+            "/picture/{}",
+            "/gradio_api/%66ile={}",
+            "/gradio_api/stream/{}",
+            "/static/{}",
+            "/assets/{}",
+        ):
             found = client.get(way.format(name))
             assert found.status_code in (403, 404), (way, name)
         status, body = asked(client, str(name), "red", "1", 1)
@@ -71,8 +87,13 @@ def test_no_request_names_a_file(client: TestClient, tmp_path: Path) -> None:
     assert client.post("/gradio_api/upload", files={"files": b"x"}).status_code == 404
 
 
-def test_uploads_are_pictures_of_bounded_size(client: TestClient, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "octet-stream" in client.post("/picture", content=b"x", headers={"Content-Type": "text/plain"}).text
+def test_uploads_are_pictures_of_bounded_size(
+    client: TestClient, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        "octet-stream"
+        in client.post("/picture", content=b"x", headers={"Content-Type": "text/plain"}).text
+    )
     for content in (b"", b"rubbish", b"%!PS-Adobe-3.0 EPSF-3.0\n"):
         assert client.post("/picture", content=content, headers=BINARY).json().keys() == {"problem"}
     monkeypatch.setattr(server, "MAX_FILE", 1000)
@@ -83,7 +104,10 @@ def test_uploads_are_pictures_of_bounded_size(client: TestClient, desk: Desk, mo
             sent.append(1)
             yield b"x" * 600
 
-    assert "more than 1,000 bytes" in client.post("/picture", content=endless(), headers=BINARY).json()["problem"]
+    assert (
+        "more than 1,000 bytes"
+        in client.post("/picture", content=endless(), headers=BINARY).json()["problem"]
+    )
     monkeypatch.undo()
     keys = []
     for number in range(UPLOADS + 1):

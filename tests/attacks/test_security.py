@@ -1,4 +1,5 @@
-"""What a data set, a model directory or a setting may try: no code runs, no file outside is read, nothing leaks."""
+"""What a data set, a model directory or a setting may try: no code runs, no file outside is read,
+nothing leaks."""
 
 from __future__ import annotations
 
@@ -47,9 +48,21 @@ from tests.stand_in import write_cirr, write_fashioniq
 SOURCE = [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.py")]
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {
-    "eval", "exec", "compile", "__import__", "torch.load", "torch.save", "np.load_pickle", "yaml.load",
-    "yaml.unsafe_load", "yaml.full_load", "os.system", "os.chmod", "tempfile.mkstemp", "tempfile.NamedTemporaryFile",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "torch.load",
+    "torch.save",
+    "np.load_pickle",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "os.system",
+    "os.chmod",
+    "tempfile.mkstemp",
+    "tempfile.NamedTemporaryFile",
+}
 TINY = ROOT / "src" / "cirloop" / "tiny"
 
 
@@ -59,24 +72,33 @@ def forbidden(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            out += [f"{node.lineno}: import {n}" for n in names if n.split(".")[0] in FORBIDDEN_MODULES]
+            out += [
+                f"{node.lineno}: import {n}" for n in names if n.split(".")[0] in FORBIDDEN_MODULES
+            ]
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             out += [f"{node.lineno}: {name}"] if name in FORBIDDEN_CALLS else []
             for word in node.keywords:
                 value = ast.unparse(word.value)
-                if word.arg == "allow_pickle" or (word.arg == "trust_remote_code" and value != "False"):
+                if word.arg == "allow_pickle" or (
+                    word.arg == "trust_remote_code" and value != "False"
+                ):
                     out.append(f"{node.lineno}: {word.arg}={value}")
                 if word.arg == "shell" and value != "False":
                     out.append(f"{node.lineno}: shell={value}")
             if name.startswith("Auto") and name.endswith(".from_pretrained"):
                 given = {word.arg for word in node.keywords}
-                out += [] if "trust_remote_code" in given else [f"{node.lineno}: {name} may ask for remote code"]
+                out += (
+                    []
+                    if "trust_remote_code" in given
+                    else [f"{node.lineno}: {name} may ask for remote code"]
+                )
     return out
 
 
 OWN_CODE = {"src/cirloop/tools/export/roundtrip.py": ["exec", "compile"]}
-"""It runs the code of a model card, which our own templates make; what is put in is written as literals (`repr`)."""
+"""It runs the code of a model card, which our own templates make; what is put in is written as
+literals (`repr`)."""
 
 
 @pytest.mark.parametrize("path", SOURCE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -88,12 +110,19 @@ def test_no_source_runs_what_it_reads(path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "import pickle", "from dill import loads", "import joblib as j", "torch.load(path)", "yaml.load(text)",
+        "import pickle",
+        "from dill import loads",
+        "import joblib as j",
+        "torch.load(path)",
+        "yaml.load(text)",
         "eval(x)",
-        "np.load(path, allow_pickle=True)", "AutoModel.from_pretrained(d, trust_remote_code=True)",
-        "AutoTokenizer.from_pretrained(d)", "subprocess.run(x, shell=True)", "exec(code)",
+        "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(d, trust_remote_code=True)",
+        "AutoTokenizer.from_pretrained(d)",
+        "subprocess.run(x, shell=True)",
+        "exec(code)",
     ],
-)  # fmt: skip
+)
 def test_the_search_finds_what_is_planted(line: str) -> None:
     assert forbidden(ast.parse(f"def f():\n    {line}\n"))
 
@@ -131,7 +160,13 @@ def test_a_pickled_adapter_is_not_read(tmp_path: Path, mark: Path) -> None:
 
 
 def test_an_adapter_that_names_code_is_not_followed(tmp_path: Path) -> None:
-    lora = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "megatron_config": {}, "megatron_core": "evil"}
+    lora = {
+        "peft_type": "LORA",
+        "r": 4,
+        "target_modules": ["q_proj"],
+        "megatron_config": {},
+        "megatron_core": "evil",
+    }
     (tmp_path / "adapter_config.json").write_text(json.dumps(lora))
     with pytest.raises(UserError, match="names a module for PEFT to import"):
         Qwen2VLSettings(dtype="float32").build(tmp_path)
@@ -139,10 +174,19 @@ def test_an_adapter_that_names_code_is_not_followed(tmp_path: Path) -> None:
 
 LORA = '{"peft_type": "LORA", "target_modules": ["q_proj"], '
 BAD_LORA = (
-    "", "{", "[]", "null", "\0", '{"peft_type": 3}', '{"peft_type": "LORA", "r": "x"}', LORA + '"r": "x"}',
-    LORA + '"r": -1}', LORA + '"lora_dropout": []}', '{"peft_type": "LORA", "target_modules": "("}',
+    "",
+    "{",
+    "[]",
+    "null",
+    "\0",
+    '{"peft_type": 3}',
+    '{"peft_type": "LORA", "r": "x"}',
+    LORA + '"r": "x"}',
+    LORA + '"r": -1}',
+    LORA + '"lora_dropout": []}',
+    '{"peft_type": "LORA", "target_modules": "("}',
     '{"peft_type": "LORA", "target_modules": ["nothing"]}',
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("content", BAD_LORA)
@@ -153,7 +197,8 @@ def test_a_malformed_adapter_config_is_named(content: str, tmp_path: Path) -> No
 
 
 def test_a_pickled_model_is_not_read(tmp_path: Path, mark: Path) -> None:
-    """Neither where it is all there is, nor beside a safetensors file that is none of the model's."""
+    """Neither where it is all there is, nor beside a safetensors file that is none of the
+    model's."""
     model = shutil.copytree(TINY, tmp_path / "model")
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Bomb(mark)}))
@@ -177,7 +222,11 @@ def test_a_pickled_clip_is_not_read(tmp_path: Path, mark: Path) -> None:
 def vectors(tmp_path: Path, gallery: Path) -> list[str]:
     np.save(tmp_path / "queries.npy", np.ones((2, 3), np.float32))
     np.save(tmp_path / "targets.npy", np.array([0, 1]))
-    flags = {"query-embeddings": "queries.npy", "gallery-embeddings": gallery.name, "targets": "targets.npy"}
+    flags = {
+        "query-embeddings": "queries.npy",
+        "gallery-embeddings": gallery.name,
+        "targets": "targets.npy",
+    }
     given = [word for flag, name in flags.items() for word in (f"--{flag}", str(tmp_path / name))]
     return [*given, "--output", str(tmp_path / "out.json")]
 
@@ -197,10 +246,18 @@ def test_code_of_a_model_directory_is_not_run(tmp_path: Path, mark: Path) -> Non
     """`auto_map` names a file of the directory; our own classes load it, or it is refused."""
     model = shutil.copytree(TINY, tmp_path / "model")
     (model / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Evil: ...\n")
-    autos = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoProcessor", "AutoTokenizer")
+    autos = (
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForImageTextToText",
+        "AutoProcessor",
+        "AutoTokenizer",
+    )
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         content = json.loads((model / name).read_text())
-        (model / name).write_text(json.dumps(content | {"auto_map": {auto: "evil.Evil" for auto in autos}}))
+        (model / name).write_text(
+            json.dumps(content | {"auto_map": {auto: "evil.Evil" for auto in autos}})
+        )
     try:
         made: Any = Qwen2VLSettings(path=str(model), dtype="float32").build()
         assert type(made.vlm).__module__.startswith("transformers.models.qwen2_vl")
@@ -213,7 +270,17 @@ def test_code_of_a_model_directory_is_not_run(tmp_path: Path, mark: Path) -> Non
     assert not mark.exists()
 
 
-OUTSIDE = ("../../etc/passwd", "/etc/passwd", "..", "a/../../b.png", "a\0b.png", "..\\..\\b.png", "a\\b.png", "", ".")
+OUTSIDE = (
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..",
+    "a/../../b.png",
+    "a\0b.png",
+    "..\\..\\b.png",
+    "a\\b.png",
+    "",
+    ".",
+)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -221,7 +288,9 @@ def test_a_name_that_leads_out_is_told(name: str) -> None:
     assert leads_out(name)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a/b.png", "./a.png", "a..b.png", "é ü.png", "a b", "...", "a:b"])
+@pytest.mark.parametrize(
+    "name", ["a.png", "a/b.png", "./a.png", "a..b.png", "é ü.png", "a b", "...", "a:b"]
+)
 def test_other_names_do_not(name: str) -> None:
     assert not leads_out(name)
 
@@ -269,7 +338,9 @@ def test_benchmarks_that_lead_out_are_refused(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name])
 def test_samples_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / "samples.json").write_text(json.dumps([{"image": name, "text": "x"}, {"image": "a.png", "text": "y"}]))
+    (tmp_path / "samples.json").write_text(
+        json.dumps([{"image": name, "text": "x"}, {"image": "a.png", "text": "y"}])
+    )
     problems = Problems()
     read_samples(tmp_path / "samples.json", None, None, problems)
     [row] = problems.rows
@@ -281,10 +352,18 @@ def test_a_table_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
 
     Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
     features = datasets.Features(
-        {"reference": datasets.Image(), "text": datasets.Value("string"), "target": datasets.Image()}
+        {
+            "reference": datasets.Image(),
+            "text": datasets.Value("string"),
+            "target": datasets.Image(),
+        }
     )
     inside = {"bytes": (tmp_path / "private.png").read_bytes(), "path": None}
-    row = {"reference": {"bytes": None, "path": str(tmp_path / "private.png")}, "text": "x", "target": inside}
+    row = {
+        "reference": {"bytes": None, "path": str(tmp_path / "private.png")},
+        "text": "x",
+        "target": inside,
+    }
     made = datasets.Dataset.from_list([row], features=features)
     (tmp_path / "data").mkdir()
     made.to_parquet(str(tmp_path / "data" / "validation.parquet"))
@@ -297,7 +376,8 @@ def test_a_table_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_links_are_read_wherever_they_lead(tmp_path: Path) -> None:
-    """The data directory, the folder of pictures, a folder in it and a picture, each on another disk."""
+    """The data directory, the folder of pictures, a folder in it and a picture, each on another
+    disk."""
     real = own_data(tmp_path / "real")
     (tmp_path / "disk").mkdir()
     (real / "images").rename(tmp_path / "disk" / "pictures")
@@ -329,8 +409,17 @@ def with_text(megabytes: int) -> bytes:
 def icon(side: int) -> bytes:
     """An icon that says 16x16, and holds a PNG that says it is `side` x `side`."""
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    return struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 24, len(png), 22) + png
+    png = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+    return (
+        struct.pack("<HHH", 0, 1, 1)
+        + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 24, len(png), 22)
+        + png
+    )
 
 
 PLANTED: dict[str, bytes] = {
@@ -358,10 +447,17 @@ def test_a_pipe_and_a_device_are_no_pictures(tmp_path: Path) -> None:
 
 
 STEERS = {
-    "clears the screen": "\x1b[2J", "a link": "\x1b]8;;http://x\x07", "goes back": "abc\rdef", "bell": "\a",
+    "clears the screen": "\x1b[2J",
+    "a link": "\x1b]8;;http://x\x07",
+    "goes back": "abc\rdef",
+    "bell": "\a",
     "C1": "\x9b31m",
-    "backwards": "\u202etxet", "isolates": "\u2066x\u2069", "half a pair": "\ud800", "NUL": "\0", "line": "a\u2028b",
-}  # fmt: skip
+    "backwards": "\u202etxet",
+    "isolates": "\u2066x\u2069",
+    "half a pair": "\ud800",
+    "NUL": "\0",
+    "line": "a\u2028b",
+}
 MARKUP = "[bold red]not[/] [link=file:///etc/passwd]x[/link] [/]"
 
 
@@ -369,7 +465,10 @@ MARKUP = "[bold red]not[/] [link=file:///etc/passwd]x[/link] [/]"
 def test_what_steers_a_terminal_is_spelled_out(name: str) -> None:
     safe = redact.safe(f"before {STEERS[name]} after")
     assert safe.isprintable() and "\\" in safe and safe.encode()
-    assert redact.safe("tab\tand line\nare fine, so is é 中 عربي") == "tab\tand line\nare fine, so is é 中 عربي"
+    assert (
+        redact.safe("tab\tand line\nare fine, so is é 中 عربي")
+        == "tab\tand line\nare fine, so is é 中 عربي"
+    )
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -377,15 +476,24 @@ def test_tables_show_what_a_model_wrote_as_it_is(terminal: bool) -> None:
     out = Console(file=io.StringIO(), force_terminal=terminal, width=200, color_system=None)
     table(f"title {MARKUP}\x1b[2J", ("a", MARKUP), [[MARKUP, "\x1b[2J\u202e"]], out)
     said = out.file.getvalue()  # type: ignore[attr-defined]
-    assert said.count(MARKUP) == 3 and "\\x1b[2J" in said and "\x1b[2J" not in said and "\u202e" not in said
+    assert (
+        said.count(MARKUP) == 3
+        and "\\x1b[2J" in said
+        and "\x1b[2J" not in said
+        and "\u202e" not in said
+    )
 
 
-def test_log_lines_and_errors_are_safe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_and_errors_are_safe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_API_KEY", "correct-horse")
     secret = "hf_" + "a1B2" * 8
 
     def main() -> None:
-        logging.getLogger("cirloop").info("%s %s https://me:word@host/x correct-horse \x1b[2J", MARKUP, secret)
+        logging.getLogger("cirloop").info(
+            "%s %s https://me:word@host/x correct-horse \x1b[2J", MARKUP, secret
+        )
         raise UserError(f"{secret} \u202e https://me:word@host/x correct-horse")
 
     with logging_kept(), pytest.raises(SystemExit):
@@ -419,11 +527,19 @@ def test_a_secret_is_no_setting(flag: str, value: str, named: str, tmp_path: Pat
     (tmp_path / "c.yaml").write_text("{}")
     with pytest.raises(UserError) as error:
         load(["--config", str(tmp_path / "c.yaml"), flag, value], tmp_path / "c.yaml")
-    assert str(error.value).startswith(named) and value not in str(error.value) and "HF_TOKEN" in str(error.value)
+    assert (
+        str(error.value).startswith(named)
+        and value not in str(error.value)
+        and "HF_TOKEN" in str(error.value)
+    )
 
 
 def test_secrets_are_found_by_name_too() -> None:
-    settings = {"a": {"hub_token": "x", "password": "", "tokens": 3}, "b": [{"API_KEY": "y"}], "c": "https://x/y@z"}
+    settings = {
+        "a": {"hub_token": "x", "password": "", "tokens": 3},
+        "b": [{"API_KEY": "y"}],
+        "c": "https://x/y@z",
+    }
     assert list(redact.secrets_in(settings)) == ["a.hub_token", "b.0.API_KEY"]
 
 
@@ -438,6 +554,8 @@ def test_files_have_the_users_umask(tmp_path: Path) -> None:
         backbone.save_adapter(tmp_path / "adapter")
     finally:
         os.umask(before)
-    modes = {str(p.relative_to(tmp_path)): oct(p.stat().st_mode & 0o777) for p in tmp_path.rglob("*")}
+    modes = {
+        str(p.relative_to(tmp_path)): oct(p.stat().st_mode & 0o777) for p in tmp_path.rglob("*")
+    }
     assert len(modes) >= 9
     assert {name: mode for name, mode in modes.items() if mode not in ("0o640", "0o750")} == {}

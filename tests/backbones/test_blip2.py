@@ -74,7 +74,9 @@ def vision(backbone: Any) -> Any:
 def embed(backbone: Any, items: list[Item], vision: Any) -> torch.Tensor:
     backbone.module.eval()
     with torch.no_grad():
-        vectors: torch.Tensor = backbone.module(backbone.inputs(items, [vision[int(item.image)] for item in items]))
+        vectors: torch.Tensor = backbone.module(
+            backbone.inputs(items, [vision[int(item.image)] for item in items])
+        )
     return vectors
 
 
@@ -83,7 +85,9 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @NEEDS_PHOTOS
-def test_queries_are_one_vector_and_images_one_per_query_token_all_of_unit_norm(backbone: Any, vision: Any) -> None:
+def test_queries_are_one_vector_and_images_one_per_query_token_all_of_unit_norm(
+    backbone: Any, vision: Any
+) -> None:
     queries, images = embed(backbone, QUERIES, vision), embed(backbone, IMAGES, vision)
     assert queries.shape == (4, 16) and images.shape == (8, QUERY_TOKENS, 16)
     assert queries.dtype == images.dtype == torch.float32
@@ -94,10 +98,13 @@ def test_queries_are_one_vector_and_images_one_per_query_token_all_of_unit_norm(
 
 @NEEDS_PHOTOS
 def test_images_and_texts_equal_the_librarys_own(backbone: Any, vision: Any) -> None:
-    """`image_embeds` and `text_embeds` of `Blip2ForImageTextRetrieval`, fed with pixels and its processor's tokens."""
+    """`image_embeds` and `text_embeds` of `Blip2ForImageTextRetrieval`, fed with pixels and its
+    processor's tokens."""
     photos = [Photos().load(item.image) for item in IMAGES[:4]]
     cut = {"padding": True, "truncation": True, "max_length": 32 + QUERY_TOKENS}
-    batch = backbone.processor(images=photos, text=[plain(text) for text in TEXTS], **cut, return_tensors="pt")
+    batch = backbone.processor(
+        images=photos, text=[plain(text) for text in TEXTS], **cut, return_tensors="pt"
+    )
     batch["input_ids"], batch["attention_mask"] = (
         batch[name][:, QUERY_TOKENS:] for name in ("input_ids", "attention_mask")
     )
@@ -110,7 +117,8 @@ def test_images_and_texts_equal_the_librarys_own(backbone: Any, vision: Any) -> 
 
 @NEEDS_PHOTOS
 def test_a_query_is_the_mean_of_what_the_matching_head_reads(backbone: Any, vision: Any) -> None:
-    """The query tokens' outputs with image and text, caught where transformers hands them to its matching head."""
+    """The query tokens' outputs with image and text, caught where transformers hands them to its
+    matching head."""
     caught = []
     hook = backbone.model.itm_head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
     for item in QUERIES:
@@ -126,7 +134,9 @@ def test_a_query_is_the_mean_of_what_the_matching_head_reads(backbone: Any, visi
 
 @NEEDS_PHOTOS
 @pytest.mark.parametrize("items", [QUERIES, IMAGES], ids=["queries", "images"])
-def test_a_batchs_other_rows_and_its_padding_change_nothing(backbone: Any, vision: Any, items: list[Item]) -> None:
+def test_a_batchs_other_rows_and_its_padding_change_nothing(
+    backbone: Any, vision: Any, items: list[Item]
+) -> None:
     alone = torch.cat([embed(backbone, [item], vision) for item in items])
     assert close(embed(backbone, items, vision), alone)
     assert close(embed(backbone, items[::-1], vision), alone.flip(0))
@@ -134,8 +144,12 @@ def test_a_batchs_other_rows_and_its_padding_change_nothing(backbone: Any, visio
 
 @NEEDS_PHOTOS
 def test_text_and_reference_both_decide_a_query(backbone: Any, vision: Any) -> None:
-    first, text, image = embed(backbone, [QUERIES[0], Item("0", TEXTS[1]), Item("1", TEXTS[0])], vision)  # type: ignore[arg-type]
-    assert not torch.allclose(first, text, atol=1e-3) and not torch.allclose(first, image, atol=1e-3)
+    first, text, image = embed(
+        backbone, [QUERIES[0], Item("0", TEXTS[1]), Item("1", TEXTS[0])], vision
+    )  # type: ignore[arg-type]
+    assert not torch.allclose(first, text, atol=1e-3) and not torch.allclose(
+        first, image, atol=1e-3
+    )
 
 
 @NEEDS_PHOTOS
@@ -148,7 +162,9 @@ def test_kept_features_are_the_towers_on_pixels(
     monkeypatch.setattr(backbone, "encode_images", None)
     again = VisionFeatures(backbone, kept, tmp_path).get(ids)
     for item, made in zip(IMAGES, again, strict=True):
-        pixels = backbone.processor.image_processor(Photos().load(item.image), return_tensors="pt")["pixel_values"]
+        pixels = backbone.processor.image_processor(Photos().load(item.image), return_tensors="pt")[
+            "pixel_values"
+        ]
         with torch.no_grad():
             hidden = backbone.model.vision_model(pixel_values=pixels).last_hidden_state[0]
         assert made.grid == (1, 4, 4) and close(made.tokens, hidden)
@@ -156,7 +172,9 @@ def test_kept_features_are_the_towers_on_pixels(
 
 
 @NEEDS_PHOTOS
-def test_other_pixels_or_another_dtype_have_other_features(backbone: Any, path: Path, vision: Any) -> None:
+def test_other_pixels_or_another_dtype_have_other_features(
+    backbone: Any, path: Path, vision: Any
+) -> None:
     padding = Blip2Settings(path=str(path), pad_ratio=1.25).build()
     half: Any = Blip2Settings(path=str(path), dtype="bfloat16").build()
     assert len({backbone.vision_key, padding.vision_key, half.vision_key}) == 3
@@ -171,7 +189,9 @@ def test_other_pixels_or_another_dtype_have_other_features(backbone: Any, path: 
 
 def test_a_text_is_words_also_where_it_looks_like_a_sign(backbone: Any) -> None:
     ids = backbone.text_inputs(["a [SEP] b <image> c [PAD]"])["input_ids"][0]
-    special = set(backbone.processor.tokenizer.added_tokens_decoder)  # with the processor's `<image>`
+    special = set(
+        backbone.processor.tokenizer.added_tokens_decoder
+    )  # with the processor's `<image>`
     assert [int(i) in special for i in ids] == [True, *[False] * (len(ids) - 2), True]
     assert plain("Is RED. (very)  red!") == "is red very red"
 
@@ -187,12 +207,16 @@ def test_queries_and_images_in_one_batch_are_our_mistake(backbone: Any, vision: 
 
 def contrastive(backbone: Any, vision: Any) -> torch.Tensor:
     """InfoNCE of queries on images, the most similar of an image's vectors counting."""
-    queries, images = (backbone.module(backbone.inputs(items, vision[:4])) for items in (QUERIES, IMAGES[:4]))
+    queries, images = (
+        backbone.module(backbone.inputs(items, vision[:4])) for items in (QUERIES, IMAGES[:4])
+    )
     return F.cross_entropy(similarity(queries, images) / 0.1, torch.arange(4))
 
 
 @NEEDS_PHOTOS
-def test_everything_that_is_trained_gets_a_gradient_and_the_tower_none(path: Path, vision: Any) -> None:
+def test_everything_that_is_trained_gets_a_gradient_and_the_tower_none(
+    path: Path, vision: Any
+) -> None:
     backbone: Any = Blip2Settings(path=str(path)).build()
     backbone.make_trainable(TrainingSettings(), seed=1)
     backbone.module.eval()
@@ -208,14 +232,19 @@ def test_everything_that_is_trained_gets_a_gradient_and_the_tower_none(path: Pat
 
 @NEEDS_PHOTOS
 def test_distributed_training_misses_no_gradient(path: Path, vision: Any, tmp_path: Path) -> None:
-    """The second call of `DistributedDataParallel` fails where the first left a trained weight without a gradient."""
+    """The second call of `DistributedDataParallel` fails where the first left a trained weight
+    without a gradient."""
     backbone: Any = Blip2Settings(path=str(path)).build()
     backbone.make_trainable(TrainingSettings(), seed=1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     try:
         module = torch.nn.parallel.DistributedDataParallel(QueryCandidateModule(backbone.module))
         for _ in range(2):
-            queries, images = module([backbone.inputs(items, vision[:4]) for items in (QUERIES, IMAGES[:4])])
+            queries, images = module(
+                [backbone.inputs(items, vision[:4]) for items in (QUERIES, IMAGES[:4])]
+            )
             similarity(queries, images).square().sum().backward()
     finally:
         torch.distributed.destroy_process_group()
@@ -242,7 +271,11 @@ def test_a_step_lowers_the_loss_of_its_batch(path: Path, vision: Any, tune: Any)
     before = contrastive(backbone, vision)
     before.backward()
     if tune == "lora":
-        assert all(p.grad is not None and p.grad.any() for n, p in backbone.trainable().items() if "lora_B" in n)
+        assert all(
+            p.grad is not None and p.grad.any()
+            for n, p in backbone.trainable().items()
+            if "lora_B" in n
+        )
     optimizer.step()
     assert contrastive(backbone, vision) < before - 1e-3
 
@@ -258,7 +291,9 @@ def test_lora_is_on_the_qformer_alone_and_other_names_are_refused(path: Path) ->
 @pytest.mark.parametrize("part", ["vision_model", "itm_head", "v", "nothing"])
 def test_parts_that_are_not_trained_are_refused(path: Path, part: str) -> None:
     with pytest.raises(UserError, match=part):
-        Blip2Settings(path=str(path)).build().make_trainable(TrainingSettings(tune="full", parts=(part,)), seed=1)
+        Blip2Settings(path=str(path)).build().make_trainable(
+            TrainingSettings(tune="full", parts=(part,)), seed=1
+        )
 
 
 def moved(path: Path, directory: Path, **tuning: Any) -> Any:
@@ -293,10 +328,16 @@ def test_saved_adapters_give_the_same_embeddings_in_another_process(
     path: Path, backbone: Any, vision: Any, tmp_path: Path
 ) -> None:
     tunings: dict[str, Any] = {
-        "full": {}, "lora": {"tune": "lora", "lora": LORA}, "part": {"parts": ("vision_projection",)}
-    }  # fmt: skip
-    made = {tmp_path / name: moved(path, tmp_path / name, **tuning) for name, tuning in tunings.items()}
-    subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS, str(path), *map(str, made)], check=True, cwd=ROOT)
+        "full": {},
+        "lora": {"tune": "lora", "lora": LORA},
+        "part": {"parts": ("vision_projection",)},
+    }
+    made = {
+        tmp_path / name: moved(path, tmp_path / name, **tuning) for name, tuning in tunings.items()
+    }
+    subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS, str(path), *map(str, made)], check=True, cwd=ROOT
+    )
     for directory, here in made.items():
         there = load_file(directory / "made")
         assert torch.equal(there["queries"], embed(here, QUERIES, vision))
@@ -304,7 +345,9 @@ def test_saved_adapters_give_the_same_embeddings_in_another_process(
         assert not close(there["images"], embed(backbone, IMAGES, vision))
 
 
-def test_an_adapter_changes_the_fingerprint_and_not_the_vision_key(path: Path, backbone: Any, tmp_path: Path) -> None:
+def test_an_adapter_changes_the_fingerprint_and_not_the_vision_key(
+    path: Path, backbone: Any, tmp_path: Path
+) -> None:
     moved(path, tmp_path)
     loaded = Blip2Settings(path=str(path)).build(tmp_path)
     assert loaded.fingerprint != backbone.fingerprint and loaded.vision_key == backbone.vision_key
@@ -316,7 +359,10 @@ def altered(path: Path, directory: Path, change: Any) -> str:
     directory.mkdir()
     for file in path.iterdir():
         (directory / file.name).write_bytes(file.read_bytes())
-    state, config = load_file(path / "model.safetensors"), json.loads((path / "config.json").read_text("utf-8"))
+    state, config = (
+        load_file(path / "model.safetensors"),
+        json.loads((path / "config.json").read_text("utf-8")),
+    )
     change(state, config)
     save_file(state, directory / "model.safetensors", {"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config), "utf-8")
@@ -359,13 +405,17 @@ def test_a_processor_of_another_size_is_refused(path: Path, tmp_path: Path) -> N
         Blip2Settings(path=str(other)).build()
 
 
-def test_weights_beyond_those_needed_and_no_matching_head_do_no_harm(path: Path, tmp_path: Path, backbone: Any) -> None:
+def test_weights_beyond_those_needed_and_no_matching_head_do_no_harm(
+    path: Path, tmp_path: Path, backbone: Any
+) -> None:
     def change(state: Any, config: Any) -> None:
         state["language_model.lm_head.weight"] = torch.ones(2, 2)
         del state["itm_head.weight"], state["itm_head.bias"]
 
     other: Any = Blip2Settings(path=altered(path, tmp_path / "m", change)).build()
-    assert torch.allclose(other.probe(), backbone.probe(), atol=1e-6)  # bits depend on where weights lie in memory
+    assert torch.allclose(
+        other.probe(), backbone.probe(), atol=1e-6
+    )  # bits depend on where weights lie in memory
 
 
 def test_cut_weights_are_named(path: Path, tmp_path: Path) -> None:
@@ -379,7 +429,9 @@ def test_cut_weights_are_named(path: Path, tmp_path: Path) -> None:
 def test_another_architecture_and_a_name_out_of_reach_are_refused() -> None:
     with pytest.raises(UserError, match="'qwen2_vl', expected 'blip-2'"):
         Blip2Settings(path=str(resolve("tiny", "qwen2_vl"))).build()
-    with pytest.raises(UserError, match=r"Salesforce/blip2-itm-vit-g.*neither a directory here nor"):
+    with pytest.raises(
+        UserError, match=r"Salesforce/blip2-itm-vit-g.*neither a directory here nor"
+    ):
         Blip2Settings().build()
 
 

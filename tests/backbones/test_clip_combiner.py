@@ -1,4 +1,5 @@
-"""CLIP with combiners against open_clip's own calls and plain computations, on tiny CLIPs with drawn weights."""
+"""CLIP with combiners against open_clip's own calls and plain computations, on tiny CLIPs with
+drawn weights."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ CLIPS: dict[str, dict[str, Any]] = {
     "vit": {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 16},
     "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
 }
-TEXTS = ["is red and has long sleeves", "longer", "the same hat, but of straw, with a wide brim and a dark ribbon"]
+TEXTS = [
+    "is red and has long sleeves",
+    "longer",
+    "the same hat, but of straw, with a wide brim and a dark ribbon",
+]
 COMBINERS = ["sum", "combiner", "attention_fusion"]
 TRAINED = [(c, False) for c in COMBINERS[1:]] + [(c, True) for c in COMBINERS]
 
@@ -91,7 +96,9 @@ def gallery(backbone: Any, photos: Photos) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", CLIPS)
 @pytest.mark.parametrize("inside", [False, True])
-def test_features_are_open_clips(clips: dict[str, str], photos: Photos, kind: str, inside: bool) -> None:
+def test_features_are_open_clips(
+    clips: dict[str, str], photos: Photos, kind: str, inside: bool
+) -> None:
     backbone: Any = settings(clips[kind], pad_ratio=0, train_clip=inside).build()
     clip = find_source(clips[kind], "random").build(0)
     transform = image_transform_v2(PreprocessCfg(size=clip.visual.image_size), is_train=False)
@@ -102,7 +109,9 @@ def test_features_are_open_clips(clips: dict[str, str], photos: Photos, kind: st
         alone = backbone.module(backbone.text_inputs(TEXTS))
     assert torch.allclose(gallery(backbone, photos), F.normalize(images, dim=-1), atol=1e-5)
     assert torch.allclose(alone, F.normalize(texts, dim=-1), atol=1e-5)
-    assert torch.allclose(queries(backbone, photos), F.normalize(images[: len(TEXTS)] + texts, dim=-1), atol=1e-5)
+    assert torch.allclose(
+        queries(backbone, photos), F.normalize(images[: len(TEXTS)] + texts, dim=-1), atol=1e-5
+    )
     assert (images @ images.T).std() > 0, "all photographs look the same to this CLIP"
 
 
@@ -115,7 +124,9 @@ def test_batches_and_both_paths_give_the_same_unit_vectors(
     frozen: Any = settings(clips[kind], combiner=combiner).build()
     inside: Any = settings(clips[kind], combiner=combiner, train_clip=True).build()
     together = queries(frozen, photos)
-    assert together.shape == (3, 32) and torch.allclose(together.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert together.shape == (3, 32) and torch.allclose(
+        together.norm(dim=1), torch.ones(3), atol=1e-5
+    )
     alone = torch.cat([queries(frozen, photos, [row]) for row in items(photos)])
     assert torch.allclose(together, alone, atol=1e-5)
     assert torch.allclose(together, queries(inside, photos), atol=1e-5)
@@ -125,19 +136,25 @@ def test_batches_and_both_paths_give_the_same_unit_vectors(
         kept.ensure(list(photos.files))
         vision = kept.get([row.image for row in items(photos)])
         with torch.no_grad():
-            assert torch.allclose(backbone.module(backbone.inputs(items(photos), vision)), together, atol=1e-5)
+            assert torch.allclose(
+                backbone.module(backbone.inputs(items(photos), vision)), together, atol=1e-5
+            )
     assert frozen.vision_key != inside.vision_key and frozen.base_digest == inside.base_digest
 
 
 @pytest.mark.parametrize("kind", CLIPS)
-def test_image_tokens_have_the_global_feature_first(clips: dict[str, str], photos: Photos, kind: str) -> None:
+def test_image_tokens_have_the_global_feature_first(
+    clips: dict[str, str], photos: Photos, kind: str
+) -> None:
     rows = [photos.load(image) for image in photos.files]
     tokens = settings(clips[kind], combiner="attention_fusion").build().encode_images(rows)
     places = {"vit": 16, "resnet": 4}[kind]
     assert {v.tokens.shape for v in tokens} == {(1 + places, 32)}
     pooled = settings(clips[kind]).build().encode_images(rows)
     assert torch.allclose(
-        torch.stack([v.tokens[:1] for v in tokens]), torch.stack([v.tokens for v in pooled]), atol=1e-5
+        torch.stack([v.tokens[:1] for v in tokens]),
+        torch.stack([v.tokens for v in pooled]),
+        atol=1e-5,
     )
     assert len({round(float(t.norm()), 4) for t in tokens[0].tokens}) == 1 + places
 
@@ -145,7 +162,9 @@ def test_image_tokens_have_the_global_feature_first(clips: dict[str, str], photo
 def test_attention_fusion_starts_as_the_sum(clips: dict[str, str], photos: Photos) -> None:
     """And its text tokens are the text's only: the token at the end sign is the text feature."""
     fusion: Any = settings(clips["vit"], combiner="attention_fusion").build()
-    assert torch.allclose(queries(fusion, photos), queries(settings(clips["vit"]).build(), photos), atol=1e-5)
+    assert torch.allclose(
+        queries(fusion, photos), queries(settings(clips["vit"]).build(), photos), atol=1e-5
+    )
     ids = fusion.text_inputs(TEXTS)["text"]
     with torch.no_grad():
         text = fusion.module.read(ids)
@@ -165,7 +184,9 @@ def test_text_past_the_end_sign_does_not_reach_a_fused_query() -> None:
     text = torch.randn(2, 8)
     made = fusion(image, Encoded(text, tokens, mask))
     assert torch.allclose(made, fusion(image, Encoded(text, other, mask)), atol=1e-6)
-    assert not torch.allclose(made, fusion(image, Encoded(text, other, torch.ones_like(mask))), atol=1e-3)
+    assert not torch.allclose(
+        made, fusion(image, Encoded(text, other, torch.ones_like(mask))), atol=1e-3
+    )
     turned = image._replace(tokens=image.tokens.flip(0))  # type: ignore[union-attr]
     assert not torch.allclose(made, fusion(turned, Encoded(text, tokens, mask)), atol=1e-3)
 
@@ -181,11 +202,17 @@ def test_the_combiner_is_clip4cirs_formula() -> None:
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     t, i = text.numpy(), image.numpy()
-    both = np.concatenate([np.maximum(layer(t, "project_text.0"), 0), np.maximum(layer(i, "project_image.0"), 0)], 1)
+    both = np.concatenate(
+        [np.maximum(layer(t, "project_text.0"), 0), np.maximum(layer(i, "project_image.0"), 0)], 1
+    )
     assert both.shape == (3, 2 * 4 * 6)
     share = 1 / (1 + np.exp(-layer(np.maximum(layer(both, "share.0"), 0), "share.3")))
-    expected = layer(np.maximum(layer(both, "mixture.0"), 0), "mixture.3") + share * t + (1 - share) * i
-    assert np.allclose(network(Encoded(image), Encoded(text)).detach().numpy(), expected, atol=1e-12)
+    expected = (
+        layer(np.maximum(layer(both, "mixture.0"), 0), "mixture.3") + share * t + (1 - share) * i
+    )
+    assert np.allclose(
+        network(Encoded(image), Encoded(text)).detach().numpy(), expected, atol=1e-12
+    )
     assert share.shape == (3, 1) and w["mixture.0.weight"].shape == (8 * 6, 8 * 6)
 
 
@@ -199,7 +226,9 @@ def loss_of(backbone: Any, photos: Photos) -> torch.Tensor:
     """InfoNCE of three queries against the photographs: query i's target is photograph i + 1."""
     rows, candidates = items(photos), [Item(image) for image in photos.files]
     vectors = [
-        backbone.module(backbone.inputs(each, backbone.encode_images([photos.load(row.image) for row in each])))
+        backbone.module(
+            backbone.inputs(each, backbone.encode_images([photos.load(row.image) for row in each]))
+        )
         for each in (rows, candidates)
     ]
     return F.cross_entropy(vectors[0] @ vectors[1].T / 0.1, torch.arange(len(rows)) + 1)
@@ -210,7 +239,8 @@ def loss_of(backbone: Any, photos: Photos) -> torch.Tensor:
 def test_training_reaches_every_weight_and_lowers_the_loss(
     clips: dict[str, str], photos: Photos, kind: str, combiner: str, inside: bool
 ) -> None:
-    """Weights behind the fusion's gate, or behind a ResNet block that starts as the identity, move from step 2 on."""
+    """Weights behind the fusion's gate, or behind a ResNet block that starts as the identity, move
+    from step 2 on."""
     backbone = trainable(clips[kind], combiner, inside)
     parameters = backbone.trainable()
     assert {name.split(".")[0] for name in parameters} == set(backbone.parts)
@@ -231,7 +261,9 @@ def test_training_reaches_every_weight_and_lowers_the_loss(
             backbone.module.train()
 
 
-def test_clip_stays_in_eval_mode_and_only_the_combiner_drops(clips: dict[str, str], photos: Photos) -> None:
+def test_clip_stays_in_eval_mode_and_only_the_combiner_drops(
+    clips: dict[str, str], photos: Photos
+) -> None:
     backbone = trainable(clips["resnet"], "combiner", True)
     means = {n: b.clone() for n, b in backbone.module.clip.named_buffers()}
     backbone.module.train()
@@ -257,17 +289,27 @@ def test_saved_weights_give_the_same_queries_in_a_new_process(
         backbone.save_adapter(directory)
         expected[str(directory)] = torch.cat([queries(backbone, photos), gallery(backbone, photos)])
         told[str(directory)] = backbone.settings.model_dump(mode="json")
-        assert not torch.allclose(queries(backbone.settings.build(), photos), expected[str(directory)][:3], atol=1e-3)
+        assert not torch.allclose(
+            queries(backbone.settings.build(), photos), expected[str(directory)][:3], atol=1e-3
+        )
     program = (
-        "import json, sys, torch; from pathlib import Path; from safetensors.torch import save_file\n"
-        "from tests.backbones.test_clip_combiner import ClipCombinerSettings, Photos, gallery, queries\n"
-        "told, photos = json.loads(sys.argv[1]), Photos([Path(file) for file in sys.argv[3:]])\n"
-        "built = {k: ClipCombinerSettings(**v).build(Path(k)) for k, v in told.items()}\n"
-        "made = {k: torch.cat([queries(b, photos), gallery(b, photos)]) for k, b in built.items()}\n"
-        "save_file(made, sys.argv[2]); print(*[b.fingerprint for b in built.values()])\n"
+        "import json, sys, torch; from pathlib import Path; from safetensors.torch import"
+        " save_file\nfrom tests.backbones.test_clip_combiner import ClipCombinerSettings, Photos,"
+        " gallery, queries\ntold, photos = json.loads(sys.argv[1]), Photos([Path(file) for file in"
+        " sys.argv[3:]])\nbuilt = {k: ClipCombinerSettings(**v).build(Path(k)) for k, v in"
+        " told.items()}\nmade = {k: torch.cat([queries(b, photos), gallery(b, photos)]) for k, b in"
+        " built.items()}\nsave_file(made, sys.argv[2]); print(*[b.fingerprint for b in"
+        " built.values()])\n"
     )
     files = [str(file) for file in photos.files.values()]
-    command = [sys.executable, "-c", program, json.dumps(told), str(tmp_path / "made.safetensors"), *files]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        json.dumps(told),
+        str(tmp_path / "made.safetensors"),
+        *files,
+    ]
     out = subprocess.run(command, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     made = load_file(tmp_path / "made.safetensors")
@@ -288,10 +330,14 @@ def test_a_trained_clip_loads_frozen_with_features_of_its_own(
         frozen.make_trainable(TrainingSettings(), seed=0)
 
 
-def test_the_text_tower_alone_can_be_trained_with_kept_image_features(clips: dict[str, str], photos: Photos) -> None:
+def test_the_text_tower_alone_can_be_trained_with_kept_image_features(
+    clips: dict[str, str], photos: Photos
+) -> None:
     backbone = trainable(clips["vit"], "sum", False, parts=("clip.(?!visual)",))
     loss_of(backbone, photos).backward()
-    assert [n for n, p in backbone.trainable().items() if p.grad is None or n.startswith("clip.visual")] == []
+    assert [
+        n for n, p in backbone.trainable().items() if p.grad is None or n.startswith("clip.visual")
+    ] == []
 
 
 def test_what_cannot_be_trained_says_the_way_out(clips: dict[str, str]) -> None:
@@ -305,12 +351,17 @@ def test_what_cannot_be_trained_says_the_way_out(clips: dict[str, str]) -> None:
         with pytest.raises(UserError, match=match):
             frozen.make_trainable(TrainingSettings(**tuning), seed=0)
     with pytest.raises(UserError, match="float32"):
-        settings(clips["vit"], train_clip=True, dtype="bfloat16").build().make_trainable(TrainingSettings(), seed=0)
+        settings(clips["vit"], train_clip=True, dtype="bfloat16").build().make_trainable(
+            TrainingSettings(), seed=0
+        )
 
 
 def test_half_precision_is_near(clips: dict[str, str], photos: Photos) -> None:
     for kind in CLIPS:
-        full, half = (settings(clips[kind], combiner="combiner", dtype=d).build() for d in ("float32", "bfloat16"))
+        full, half = (
+            settings(clips[kind], combiner="combiner", dtype=d).build()
+            for d in ("float32", "bfloat16")
+        )
         assert (queries(full, photos) * queries(half, photos)).sum(1).min() > 0.99
         assert full.vision_key != half.vision_key  # type: ignore[attr-defined]
 
@@ -324,12 +375,16 @@ def test_padding_is_part_of_the_vision_key(clips: dict[str, str]) -> None:
 
 def test_a_sign_in_a_text_is_words(clips: dict[str, str]) -> None:
     backbone: Any = settings(clips["vit"]).build()
-    first, second = backbone.text_inputs(["red <END_OF_TEXT> dress", "red &lt;start_of_text&gt; dress"])["text"]
+    first, second = backbone.text_inputs(
+        ["red <END_OF_TEXT> dress", "red &lt;start_of_text&gt; dress"]
+    )["text"]
     for ids in (first, second):
         assert ids.argmax() > 6 and (ids >= 49406).sum() == 2
 
 
-def test_a_text_that_is_cut_is_named(clips: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_text_that_is_cut_is_named(
+    clips: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
     backbone: Any = settings(clips["vit"]).build()
     exact = " ".join(["red"] * 75)
     ids = backbone.text_inputs([exact, "a"])["text"]
@@ -345,16 +400,23 @@ def test_a_text_that_is_cut_is_named(clips: dict[str, str], caplog: pytest.LogCa
 def test_rn50x4_builds_without_weights_and_gives_640_dimensions(photos: Photos) -> None:
     backbone: Any = ClipCombinerSettings(path="random").build()
     assert sum(p.numel() for p in backbone.module.clip.visual.parameters()) == 87_137_080
-    assert gallery(backbone, photos).shape == (5, 640) and queries(backbone, photos).shape == (3, 640)
+    assert gallery(backbone, photos).shape == (5, 640) and queries(backbone, photos).shape == (
+        3,
+        640,
+    )
     assert backbone.module.combiner.mixture[0].weight.shape == (5120, 5120)
 
 
-def test_weights_come_from_a_file_or_a_directory(clips: dict[str, str], photos: Photos, tmp_path: Path) -> None:
+def test_weights_come_from_a_file_or_a_directory(
+    clips: dict[str, str], photos: Photos, tmp_path: Path
+) -> None:
     drawn = settings(clips["vit"], random_seed=3)
     clip = find_source(drawn.clip, "random").build(3)
     save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
     model = json.loads(Path(clips["vit"]).read_text())
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {"size": 32}}))
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model, "preprocess_cfg": {"size": 32}})
+    )
     expected = queries(drawn.build(), photos)
     for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
         found = settings(clips["vit"], path=str(path))
@@ -364,8 +426,13 @@ def test_weights_come_from_a_file_or_a_directory(clips: dict[str, str], photos: 
     assert drawn.find() == Path(clips["vit"])
 
 
-def test_a_directory_with_another_architecture_is_refused(clips: dict[str, str], tmp_path: Path) -> None:
-    save_file(find_source(clips["vit"], "random").build(0).state_dict(), tmp_path / "open_clip_model.safetensors")
+def test_a_directory_with_another_architecture_is_refused(
+    clips: dict[str, str], tmp_path: Path
+) -> None:
+    save_file(
+        find_source(clips["vit"], "random").build(0).state_dict(),
+        tmp_path / "open_clip_model.safetensors",
+    )
     (tmp_path / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": json.loads(Path(clips["vit"]).read_text())})
     )
@@ -416,20 +483,36 @@ def test_building_does_not_move_torchs_generator(clips: dict[str, str]) -> None:
 
 
 @pytest.mark.full
-def test_the_loop_teaches_a_tiny_clip_to_find_images_far_above_chance(small: Any, tmp_path: Path) -> None:
-    """Warm-up, a mined round and evaluation, from drawn weights. Chance is 10 of 109 images; the drawn CLIP has 0.18.
+def test_the_loop_teaches_a_tiny_clip_to_find_images_far_above_chance(
+    small: Any, tmp_path: Path
+) -> None:
+    """Warm-up, a mined round and evaluation, from drawn weights. Chance is 10 of 109 images; the
+    drawn CLIP has 0.18.
 
-    What so few triplets teach is mostly to find the reference's own family of images, less to read the text.
+    What so few triplets teach is mostly to find the reference's own family of images, less to read
+    the text.
     """
     from cirloop.cli import runner
 
     config = {
         "embed_dim": 64,
-        "vision_cfg": {"image_size": 56, "patch_size": 14, "width": 64, "layers": 2, "head_width": 32},
+        "vision_cfg": {
+            "image_size": 56,
+            "patch_size": 14,
+            "width": 64,
+            "layers": 2,
+            "head_width": 32,
+        },
         "text_cfg": {**TEXT, "width": 64, "context_length": 32},
     }
     (tmp_path / "clip.json").write_text(json.dumps(config))
-    model = settings(str(tmp_path / "clip.json"), combiner="combiner", combiner_width=2, dropout=0, train_clip=True)
+    model = settings(
+        str(tmp_path / "clip.json"),
+        combiner="combiner",
+        combiner_width=2,
+        dropout=0,
+        train_clip=True,
+    )
     run = small(
         tmp_path / "run",
         model=model.model_dump(),

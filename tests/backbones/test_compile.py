@@ -1,5 +1,5 @@
-"""Compiled layers against plain ones: the same embeddings, dropout and gradients, names, and no new compilation for
-other lengths; and what differs or cannot be compiled is refused."""
+"""Compiled layers against plain ones: the same embeddings, dropout and gradients, names, and no new
+compilation for other lengths; and what differs or cannot be compiled is refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def trained(backbone: Any) -> Any:
 
 
 def step(backbone: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Vectors without and with a graph from the same dropout, as gradient caching needs them, and gradients."""
+    """Vectors without and with a graph from the same dropout, as gradient caching needs them, and
+    gradients."""
     inputs = backbone.inputs(ITEMS, seen_by(backbone))
     with torch.no_grad():
         torch.manual_seed(7)
@@ -51,7 +52,11 @@ def step(backbone: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Ten
     torch.manual_seed(7)
     again = backbone.module(inputs)
     (again @ first.roll(1, 0).T).diagonal().sum().backward()
-    return first, again.detach(), {name: weight.grad for name, weight in backbone.trainable().items()}
+    return (
+        first,
+        again.detach(),
+        {name: weight.grad for name, weight in backbone.trainable().items()},
+    )
 
 
 @pytest.mark.full
@@ -60,7 +65,9 @@ def test_compiled_layers_give_what_plain_ones_give(
     packed: bool, checkpointing: bool, models: dict[str, Path], tmp_path: Path
 ) -> None:
     more = {"packed": packed, "gradient_checkpointing": checkpointing}
-    plain, compiled = (settings("qwen2_vl", models, compile=on, **more).build() for on in (False, True))
+    plain, compiled = (
+        settings("qwen2_vl", models, compile=on, **more).build() for on in (False, True)
+    )
     assert counters["stats"]["unique_graphs"] > 0
     with torch.inference_mode():
         for rows in ([0, 1, 2, 3], [2, 0], [1, 3, 3]):
@@ -91,7 +98,9 @@ def scaled(language_model: Any) -> None:
     """Compiled to something else: what each layer gives is a tenth too large."""
 
     def backend(graph: Any, _: Any) -> Any:
-        return lambda *given: [out * 1.1 if torch.is_floating_point(out) else out for out in graph(*given)]
+        return lambda *given: [
+            out * 1.1 if torch.is_floating_point(out) else out for out in graph(*given)
+        ]
 
     for layer in language_model.layers:
         layer.compile(dynamic=True, backend=backend)
@@ -101,15 +110,21 @@ def test_layers_compiled_to_something_else_are_refused(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vlm, "compile_layers", scaled)
-    with pytest.raises(UserError, match=r"model.compile changes embeddings: by .* Set model.compile false"):
+    with pytest.raises(
+        UserError, match=r"model.compile changes embeddings: by .* Set model.compile false"
+    ):
         settings("qwen2_vl", models, compile=True).build()
 
 
 @pytest.mark.full
-def test_without_a_compiler_the_way_out_is_said(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_way_out_is_said(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch._inductor.config as inductor
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(inductor, "force_disable_caches", True)
-    with pytest.raises(UserError, match=r"torch.compile does not work here: (.|\n)*g\+\+(.|\n)*model.compile false"):
+    with pytest.raises(
+        UserError, match=r"torch.compile does not work here: (.|\n)*g\+\+(.|\n)*model.compile false"
+    ):
         settings("qwen2_vl", models, compile=True).build()

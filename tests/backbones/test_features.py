@@ -1,4 +1,5 @@
-"""The cache of vision features: its limit, other processes on the same files, threads ahead of the tower."""
+"""The cache of vision features: its limit, other processes on the same files, threads ahead of the
+tower."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def features_of(backbone: Any, images: Any, directory: Path, **keeping: Any) -> 
 
 def same(one: list[Any], other: list[Any], tolerance: float = 0.0) -> bool:
     return all(
-        a.grid == b.grid and (a.tokens - b.tokens).abs().max() <= tolerance for a, b in zip(one, other, strict=True)
+        a.grid == b.grid and (a.tokens - b.tokens).abs().max() <= tolerance
+        for a, b in zip(one, other, strict=True)
     )
 
 
@@ -105,7 +107,9 @@ def test_the_limit_counts_other_towers_and_what_killed_processes_left(tmp_path: 
     assert [*(tmp_path / "other").iterdir()] == []
 
 
-def test_what_this_run_has_used_stays_beyond_the_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_this_run_has_used_stays_beyond_the_limit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     TensorCache(tmp_path, "tower").write(tensors("a"))
     (path,) = age(tmp_path)
     limited = TensorCache(tmp_path, "tower", max_bytes=5000)
@@ -122,8 +126,12 @@ def test_a_shard_is_compared_once_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     TensorCache(tmp_path, "tower").write(tensors("a"))
     compared: list[Path] = []
     digest = tensor_cache.file_digest
-    monkeypatch.setattr(tensor_cache, "file_digest", lambda path: compared.append(path) or digest(path))
-    assert TensorCache(tmp_path, "tower").missing(["a"]) == [] and compared == [], "written in this run"
+    monkeypatch.setattr(
+        tensor_cache, "file_digest", lambda path: compared.append(path) or digest(path)
+    )
+    assert TensorCache(tmp_path, "tower").missing(["a"]) == [] and compared == [], (
+        "written in this run"
+    )
     paths = age(tmp_path)
     for _ in range(2):
         assert TensorCache(tmp_path, "tower").missing(["a"]) == [] and compared == paths
@@ -147,7 +155,9 @@ def test_a_shard_that_is_gone_and_made_again_is_found(tmp_path: Path) -> None:
     assert reader.missing(["a"]) == []
 
 
-def test_a_listed_shard_that_is_deleted_is_computed_again(backbone: Any, images: Any, tmp_path: Path) -> None:
+def test_a_listed_shard_that_is_deleted_is_computed_again(
+    backbone: Any, images: Any, tmp_path: Path
+) -> None:
     ids = images.gallery.ids[: 2 * BATCH]
     first = features_of(backbone, images.images, tmp_path).get(ids)
     reader = features_of(backbone, images.images, tmp_path)
@@ -187,16 +197,23 @@ def child(work: str, directory: Path, *more: str) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(root / "src"), str(root)])
     command = [sys.executable, __file__, work, str(directory), *more]
     return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
 
 
 def fill(directory: Path, part: str) -> None:
-    """Half of the images and a few of the other half, in many small shards, from both ends at once."""
+    """Half of the images and a few of the other half, in many small shards, from both ends at
+    once."""
     train = ShapesSettings(train_families=4, train_triplets=10, eval_families=2).build().train
     encoder: Any = Qwen2VLSettings(dtype="float32").build()
     ids = list(train.gallery.ids[:24])
-    features = VisionFeatures(encoder, train.images, directory, Runtime(vision_batch_size=BATCH), shard_bytes=1)
+    features = VisionFeatures(
+        encoder, train.images, directory, Runtime(vision_batch_size=BATCH), shard_bytes=1
+    )
     print("ready", flush=True)
     sys.stdin.readline()
     features.ensure(ids if part == "0" else ids[::-1])
@@ -206,7 +223,8 @@ def fill(directory: Path, part: str) -> None:
 
 @pytest.mark.full
 def test_two_processes_fill_one_cache(backbone: Any, images: Any, tmp_path: Path) -> None:
-    """At once, over the same images: both read what they would alone, every shard is whole, nothing is left aside."""
+    """At once, over the same images: both read what they would alone, every shard is whole, nothing
+    is left aside."""
     children = [child("fill", tmp_path, part) for part in "01"]
     for each in children:
         assert each.stdout is not None and each.stdout.readline() == "ready\n"
@@ -222,7 +240,9 @@ def test_two_processes_fill_one_cache(backbone: Any, images: Any, tmp_path: Path
     ids = images.gallery.ids[:24]
     alone = features_of(backbone, images.images, tmp_path / "alone").get(ids)
     for found in sums:
-        assert found == pytest.approx([each.tokens.double().sum().item() for each in alone], abs=1e-3)
+        assert found == pytest.approx(
+            [each.tokens.double().sum().item() for each in alone], abs=1e-3
+        )
     assert not [*tmp_path.rglob("*.tmp")]
     assert same(features_of(backbone, images.images, tmp_path).get(ids), alone, 1e-5)
 
@@ -234,7 +254,9 @@ def delete(directory: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_process_survives_that_another_deletes_its_shards(backbone: Any, images: Any, tmp_path: Path) -> None:
+def test_a_process_survives_that_another_deletes_its_shards(
+    backbone: Any, images: Any, tmp_path: Path
+) -> None:
     counted = Counted(images.images)
     ids = list(images.gallery.ids[: 2 * BATCH])
     first = features_of(backbone, counted, tmp_path).get(ids)
@@ -252,7 +274,9 @@ def test_a_process_survives_that_another_deletes_its_shards(backbone: Any, image
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_threads_change_nothing(backbone: Any, images: Any, tmp_path: Path, num_workers: int) -> None:
+def test_threads_change_nothing(
+    backbone: Any, images: Any, tmp_path: Path, num_workers: int
+) -> None:
     ids = [*images.gallery.ids[:30], *images.gallery.ids[:3]]
     alone = features_of(backbone, images.images, tmp_path / "alone")
     alone.ensure(ids)
@@ -267,14 +291,19 @@ def test_threads_change_nothing(backbone: Any, images: Any, tmp_path: Path, num_
     assert counted.loads == Counter(dict.fromkeys(ids[:30], 1)), "each image once"
 
 
-@pytest.mark.skipif("MKL_CBWR" not in os.environ, reason="not an Intel processor: bits of a product depend on its size")
+@pytest.mark.skipif(
+    "MKL_CBWR" not in os.environ,
+    reason="not an Intel processor: bits of a product depend on its size",
+)
 @pytest.mark.parametrize("vision_batch_size", [1, 3, 30])
 def test_no_number_of_images_at_once_changes_a_bit(
     backbone: Any, images: Any, tmp_path: Path, vision_batch_size: int
 ) -> None:
     ids = images.gallery.ids[:30]
     made = [
-        VisionFeatures(backbone, images.images, tmp_path / str(size), Runtime(vision_batch_size=size)).get(ids)
+        VisionFeatures(
+            backbone, images.images, tmp_path / str(size), Runtime(vision_batch_size=size)
+        ).get(ids)
         for size in (8, vision_batch_size)
     ]
     assert same(*made)
@@ -294,13 +323,19 @@ def test_images_that_memory_does_not_hold_at_once_are_seen_in_halves(
 
     monkeypatch.setattr(backbone, "encode_images", scarce)
     with profiling.metering() as spent:
-        halved = VisionFeatures(backbone, images.images, tmp_path / "halved", Runtime(vision_batch_size=12)).get(ids)
+        halved = VisionFeatures(
+            backbone, images.images, tmp_path / "halved", Runtime(vision_batch_size=12)
+        ).get(ids)
     assert calls == [12, 6, 3, 3, 6, 3, 3] and spent.splits == 3 and spent.images_encoded == 12
-    assert all(torch.allclose(a.tokens, b.tokens, atol=1e-5) for a, b in zip(first, halved, strict=True))
+    assert all(
+        torch.allclose(a.tokens, b.tokens, atol=1e-5) for a, b in zip(first, halved, strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_prepares_in_threads_what_it_prepares_alone(name: str, images: Any, tmp_path: Path) -> None:
+def test_every_model_prepares_in_threads_what_it_prepares_alone(
+    name: str, images: Any, tmp_path: Path
+) -> None:
     """Eight batches in four threads at once, encoded in the order asked for."""
     encoder: Any = TypeAdapter(BackboneConfig).validate_python(model_of(name, tmp_path)).build()
     pictures = [images.images.load(image) for image in images.gallery.ids[:24]]

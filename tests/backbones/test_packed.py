@@ -1,4 +1,5 @@
-"""Packed rows against rows alone: the same embeddings and gradients, no padding computed; and what leaks is refused."""
+"""Packed rows against rows alone: the same embeddings and gradients, no padding computed; and what
+leaks is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ from cirloop.types import ImageId, UserError
 from tests.backbones.test_vlm import settings, trained
 from tests.backbones.tiny_models import WRITERS
 
-TEXTS = ("red", None, "the same one, but with a much longer skirt and no belt at all", "is blue with short sleeves")
+TEXTS = (
+    "red",
+    None,
+    "the same one, but with a much longer skirt and no belt at all",
+    "is blue with short sleeves",
+)
 GRIDS = ((1, 4, 4), (1, 8, 4), (1, 2, 2), (1, 2, 8))
 ITEMS = [Item(ImageId(str(number)), text) for number, text in enumerate(TEXTS)]
 
@@ -31,13 +37,18 @@ def seen_by(backbone: Any) -> list[VisionInput]:
     """Vision tokens of four pictures, drawn."""
     drawn = torch.Generator().manual_seed(3)
     sizes = [(backbone.image_length(grid), backbone.vision_width()) for grid in GRIDS]
-    return [VisionInput(torch.randn(*size, generator=drawn), grid) for size, grid in zip(sizes, GRIDS, strict=True)]
+    return [
+        VisionInput(torch.randn(*size, generator=drawn), grid)
+        for size, grid in zip(sizes, GRIDS, strict=True)
+    ]
 
 
 @torch.no_grad()
 def embed(backbone: Any, rows: list[int]) -> torch.Tensor:
     vision = seen_by(backbone)
-    made: torch.Tensor = backbone.module(backbone.inputs([ITEMS[i] for i in rows], [vision[i] for i in rows]))
+    made: torch.Tensor = backbone.module(
+        backbone.inputs([ITEMS[i] for i in rows], [vision[i] for i in rows])
+    )
     return made
 
 
@@ -54,20 +65,28 @@ def test_packed_rows_are_as_each_alone(name: str, attention: str, models: dict[s
     alone = torch.cat([embed(plain, [row]) for row in range(len(ITEMS))])
     for rows in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 2, 0]):
         assert torch.allclose(embed(packed, rows), alone[rows], atol=1e-5)
-    assert (alone @ alone.T - torch.eye(len(alone))).abs().max() < 0.999, "the model does not tell these apart"
+    assert (alone @ alone.T - torch.eye(len(alone))).abs().max() < 0.999, (
+        "the model does not tell these apart"
+    )
     texts = ["red", "a much longer text than that", "blue"]
     with torch.no_grad():
         assert torch.allclose(
-            packed.module(packed.text_inputs(texts)), plain.module(plain.text_inputs(texts)), atol=1e-5
+            packed.module(packed.text_inputs(texts)),
+            plain.module(plain.text_inputs(texts)),
+            atol=1e-5,
         )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", WRITERS)
-def test_packed_rows_have_the_same_gradients(name: str, checkpointing: bool, models: dict[str, Path]) -> None:
+def test_packed_rows_have_the_same_gradients(
+    name: str, checkpointing: bool, models: dict[str, Path]
+) -> None:
     made = {}
     for packed in (False, True):
-        backbone = trained(settings(name, models, packed=packed, gradient_checkpointing=checkpointing).build())
+        backbone = trained(
+            settings(name, models, packed=packed, gradient_checkpointing=checkpointing).build()
+        )
         backbone.module.train()
         vectors = backbone.module(backbone.inputs(ITEMS, seen_by(backbone)))
         (vectors @ vectors.detach().roll(1, 0).T).diagonal().sum().backward()
@@ -81,7 +100,9 @@ def test_no_padding_goes_through_the_layers(name: str, models: dict[str, Path]) 
     shapes = []
     for packed in (False, True):
         backbone = settings(name, models, packed=packed).build()
-        backbone.vlm.model.language_model.layers[0].mlp.register_forward_hook(lambda *a: shapes.append(a[2].shape[:2]))
+        backbone.vlm.model.language_model.layers[0].mlp.register_forward_hook(
+            lambda *a: shapes.append(a[2].shape[:2])
+        )
         inputs = backbone.inputs(ITEMS, seen_by(backbone))
         backbone.module(inputs)
     mask = inputs["attention_mask"]
@@ -95,17 +116,25 @@ def without_places(placed: Any, attention: str) -> Any:
 def without_text_positions(placed: Any, attention: str) -> Any:
     packed = packing.pack(placed, attention)
     positions = packed["position_ids"]
-    return {**packed, "position_ids": positions[1:] if positions.ndim == 3 else torch.arange(positions.numel())[None]}
+    return {
+        **packed,
+        "position_ids": (
+            positions[1:] if positions.ndim == 3 else torch.arange(positions.numel())[None]
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize(("attention", "broken"), [("sdpa", without_places), ("eager", without_text_positions)])
+@pytest.mark.parametrize(
+    ("attention", "broken"), [("sdpa", without_places), ("eager", without_text_positions)]
+)
 def test_rows_that_leak_are_refused(
     name: str, attention: str, broken: Any, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vlm, "pack", broken)
     with pytest.raises(
-        UserError, match=r"model.packed changes embeddings: by [01](\.\d+)? on .* Set model.packed false"
+        UserError,
+        match=r"model.packed changes embeddings: by [01](\.\d+)? on .* Set model.packed false",
     ):
         settings(name, models, packed=True, attention=attention).build()
 
@@ -120,7 +149,9 @@ def test_half_precision_passes_and_its_leaks_do_not(
         settings("qwen2_vl", models, packed=True, dtype=dtype).build()
 
 
-def test_a_wrong_gradient_is_refused(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_gradient_is_refused(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     padded = packing._padded
     monkeypatch.setattr(packing, "_padded", lambda *given: padded(*given).detach())
     backbone = settings("qwen2_vl", models, packed=True).build()
@@ -142,10 +173,14 @@ def test_the_proof_leaves_mode_and_random_numbers_as_they_were(models: dict[str,
     assert all(torch.equal(a, b) for a, b in zip(plain[2], packed[2], strict=True))
 
 
-def test_a_loaded_adapter_is_compared_without_dropout(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_loaded_adapter_is_compared_without_dropout(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     dropping = TrainingSettings(lora=LoraSettings(rank=4, dropout=0.5))
     trained(settings("qwen2_vl", models).build(), dropping).save_adapter(tmp_path)
-    packed, plain = (settings("qwen2_vl", models, packed=on).build(tmp_path) for on in (True, False))
+    packed, plain = (
+        settings("qwen2_vl", models, packed=on).build(tmp_path) for on in (True, False)
+    )
     assert torch.allclose(embed_eval(packed), embed_eval(plain), atol=1e-5)
     packed.make_trainable(dropping, seed=2)
 
@@ -163,11 +198,22 @@ def altered(source: Path, directory: Path, **text: Any) -> dict[str, Path]:
 
 
 def test_models_that_cannot_be_packed_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'gemma'; rows can be packed for .*qwen2_vl_text.* Set model.packed false"):
-        settings("llava", altered(models["llava"], tmp_path / "a", model_type="gemma"), packed=True).build()
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}
+    with pytest.raises(
+        UserError, match=r"'gemma'; rows can be packed for .*qwen2_vl_text.* Set model.packed false"
+    ):
+        settings(
+            "llava", altered(models["llava"], tmp_path / "a", model_type="gemma"), packed=True
+        ).build()
+    window = {
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+        "layer_types": None,
+    }
     with pytest.raises(UserError, match="a window of 8 tokens"):
-        settings("qwen2_vl", altered(models["qwen2_vl"], tmp_path / "b", **window), packed=True).build()
+        settings(
+            "qwen2_vl", altered(models["qwen2_vl"], tmp_path / "b", **window), packed=True
+        ).build()
     mistral = altered(models["llava"], tmp_path / "c", model_type="mistral", sliding_window=16)
     with pytest.raises(UserError, match="a window of 16 tokens"):
         settings("llava", mistral, packed=True).build()
@@ -177,12 +223,24 @@ def test_flash_attention_is_told_where_rows_end() -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
     placed = {"inputs_embeds": torch.arange(15.0).view(3, 5, 1), "attention_mask": mask}
     made = packing.pack(placed, "flash_attention_2")
-    assert made["attention_mask"] is None and made["inputs_embeds"].flatten().tolist() == [0, 1, 2, 5, *range(10, 15)]
+    assert made["attention_mask"] is None and made["inputs_embeds"].flatten().tolist() == [
+        0,
+        1,
+        2,
+        5,
+        *range(10, 15),
+    ]
     assert made["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 4]]
     assert made["cu_seq_lens_q"].tolist() == made["cu_seq_lens_k"].tolist() == [0, 3, 4, 9]
-    assert made["cu_seq_lens_q"].dtype == torch.int32 and made["max_length_q"] == made["max_length_k"] == 5
+    assert (
+        made["cu_seq_lens_q"].dtype == torch.int32
+        and made["max_length_q"] == made["max_length_k"] == 5
+    )
 
 
 def test_the_setting_is_part_of_the_fingerprint(models: dict[str, Path]) -> None:
-    plain, packed = settings("qwen2_vl", models).build(), settings("qwen2_vl", models, packed=True).build()
+    plain, packed = (
+        settings("qwen2_vl", models).build(),
+        settings("qwen2_vl", models, packed=True).build(),
+    )
     assert plain.fingerprint != packed.fingerprint and plain.vision_key == packed.vision_key

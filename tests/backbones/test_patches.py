@@ -1,4 +1,5 @@
-"""The patch embedding as a product of matrices: the convolution's features, weights, names and shapes."""
+"""The patch embedding as a product of matrices: the convolution's features, weights, names and
+shapes."""
 
 from __future__ import annotations
 
@@ -29,11 +30,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def pictures() -> list[Image.Image]:
-    return [Image.effect_noise(size, 80).convert("RGB") for size in ((200, 150), (90, 260), (64, 64))]
+    return [
+        Image.effect_noise(size, 80).convert("RGB") for size in ((200, 150), (90, 260), (64, 64))
+    ]
 
 
 def settings(name: str, path: Path, dtype: str = "float32") -> dict[str, Any]:
-    return {"type": name, "path": str(path), "dtype": dtype, "min_pixels": 64 * 64, "max_pixels": 128 * 128}
+    return {
+        "type": name,
+        "path": str(path),
+        "dtype": dtype,
+        "min_pixels": 64 * 64,
+        "max_pixels": 128 * 128,
+    }
 
 
 def embedder(name: str, path: Path, dtype: str = "float32") -> Any:
@@ -50,11 +59,15 @@ def plain(path: Path, dtype: torch.dtype = torch.float32) -> Any:
 @pytest.mark.parametrize("name", QWEN)
 def test_features_are_the_convolutions(name: str, models: dict[str, Path]) -> None:
     backbone, images = embedder(name, models[name]), pictures()
-    captioner: Any = TypeAdapter(FoundationConfig).validate_python(settings(name, models[name])).build()
+    captioner: Any = (
+        TypeAdapter(FoundationConfig).validate_python(settings(name, models[name])).build()
+    )
     prepared = backbone.prepare_images(images)
     visual = plain(models[name]).model.visual
     with torch.no_grad():
-        wanted = backbone.features(visual(prepared["pixel_values"], grid_thw=prepared["image_grid_thw"]))
+        wanted = backbone.features(
+            visual(prepared["pixel_values"], grid_thw=prepared["image_grid_thw"])
+        )
     for encoder in (backbone, captioner):
         assert isinstance(encoder.vlm.model.visual.patch_embed.proj, PatchProduct)
         made = torch.cat([vision.tokens for vision in encoder.encode_images(images)])
@@ -66,17 +79,24 @@ def test_features_are_the_convolutions(name: str, models: dict[str, Path]) -> No
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_dtype_passes_its_check(dtype: str, models: dict[str, Path]) -> None:
     for name in QWEN:
-        assert isinstance(embedder(name, models[name], dtype).vlm.model.visual.patch_embed.proj, PatchProduct)
+        assert isinstance(
+            embedder(name, models[name], dtype).vlm.model.visual.patch_embed.proj, PatchProduct
+        )
 
 
 @pytest.mark.parametrize("name", QWEN)
-def test_weights_keep_their_names_and_shapes(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_keep_their_names_and_shapes(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
     vlm = embedder(name, models[name]).vlm
     wanted = plain(models[name]).state_dict()
     assert [*vlm.state_dict()] == [*wanted]
     assert all(torch.equal(weight, wanted[key]) for key, weight in vlm.state_dict().items())
     vlm.save_pretrained(tmp_path)
-    saved, original = load_file(tmp_path / "model.safetensors"), load_file(models[name] / "model.safetensors")
+    saved, original = (
+        load_file(tmp_path / "model.safetensors"),
+        load_file(models[name] / "model.safetensors"),
+    )
     assert saved.keys() == original.keys()
     assert all(torch.equal(saved[key], original[key]) for key in original)
 
@@ -98,7 +118,10 @@ def test_a_wrong_product_is_refused_with_both_values(
     right = PatchProduct.forward
     factor = {"scaled": 1.001, "not a number": float("nan")}[wrong]
     monkeypatch.setattr(PatchProduct, "forward", lambda self, input: right(self, input) * factor)
-    with pytest.raises(UserError, match=r"differs from the convolution by (0\.001|nan) .* at most 1e-05 .*\n?.*dtype"):
+    with pytest.raises(
+        UserError,
+        match=r"differs from the convolution by (0\.001|nan) .* at most 1e-05 .*\n?.*dtype",
+    ):
         embedder("qwen2_vl", models["qwen2_vl"])
 
 

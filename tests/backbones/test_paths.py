@@ -1,4 +1,5 @@
-"""One encoder: mining, evaluation, training, and the tool without a cache give the same vectors, whatever the model."""
+"""One encoder: mining, evaluation, training, and the tool without a cache give the same vectors,
+whatever the model."""
 
 from __future__ import annotations
 
@@ -23,7 +24,14 @@ from cirloop.training.trainer import Trainer
 from tests.backbones.tiny_models import WRITERS
 from tests.test_models_loop import model_of
 
-MODELS = [*WRITERS, "blip2", "clip sum", "clip combiner", "clip attention_fusion", "clip combiner trained"]
+MODELS = [
+    *WRITERS,
+    "blip2",
+    "clip sum",
+    "clip combiner",
+    "clip attention_fusion",
+    "clip combiner trained",
+]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -33,16 +41,24 @@ def test_all_paths_give_the_same_vectors(name: str, tmp_path: Path) -> None:
     features = VisionFeatures(backbone, train.images, tmp_path / "cache")
     queries = query_items([t.query for t in train.triplets])
     images = [Item(image) for image in train.gallery.ids]
-    searched = [embed(backbone, features, items, 3, lambda batches, _: batches, "") for items in (queries, images)]
+    searched = [
+        embed(backbone, features, items, 3, lambda batches, _: batches, "")
+        for items in (queries, images)
+    ]
     if name != "clip sum":  # which has nothing to train while CLIP is frozen
         settings = TrainingSettings(batch_size=4)
         backbone.make_trainable(settings, 0)
         batches = Batches(train.triplets, [], [], 4, 0.0, 0, 0)
-        trainer = Trainer(backbone, features, batches, settings, 1, 0, "", tmp_path / "w", 0, accelerator())
+        trainer = Trainer(
+            backbone, features, batches, settings, 1, 0, "", tmp_path / "w", 0, accelerator()
+        )
         trainer.module.eval()  # without dropout
         with torch.no_grad():
             trained = [
-                made.numpy() for made in trainer.module([trainer.engine._inputs_of(each) for each in (queries, images)])
+                made.numpy()
+                for made in trainer.module(
+                    [trainer.engine._inputs_of(each) for each in (queries, images)]
+                )
             ]
         for one, other in zip(searched, trained, strict=True):
             assert one.shape == other.shape and np.abs(one - other).max() < 1e-5

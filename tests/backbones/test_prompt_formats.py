@@ -1,8 +1,10 @@
-"""Prompt formats: what is read, and the vector, equal each published embedder's own construction, written out here.
+"""Prompt formats: what is read, and the vector, equal each published embedder's own construction,
+written out here.
 
 The constructions are those of github.com/TIGER-AI-Lab/VLM2Vec, of GME's gme_inference.py, of
-github.com/QwenLM/Qwen3-VL-Embedding and of github.com/RemRico/Recall: text by their formatting, ids by the processor,
-positions by their search for images, the pooled token by their rule. Models are the real classes with random weights.
+github.com/QwenLM/Qwen3-VL-Embedding and of github.com/RemRico/Recall: text by their formatting, ids
+by the processor, positions by their search for images, the pooled token by their rule. Models are
+the real classes with random weights.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def pictures() -> list[Image.Image]:
     random = np.random.default_rng(3)
-    return [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for w, h in ((150, 90), (70, 110))]
+    return [
+        Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8))
+        for w, h in ((150, 90), (70, 110))
+    ]
 
 
 def settings(name: str, models: dict[str, Path], **more: Any) -> Any:
@@ -54,9 +59,12 @@ def settings(name: str, models: dict[str, Path], **more: Any) -> Any:
 
 
 def vlm2vec(processor: Any, text: str | None) -> str:
-    """`data_prepare` of image_i2i_vg_dataset.py with `process_input_text`, for a row of MMEB's CIRR."""
+    """`data_prepare` of image_i2i_vg_dataset.py with `process_input_text`, for a row of MMEB's
+    CIRR."""
     if text is not None:
-        row = "<|image_1|>\nGiven an image, find a similar everyday image with the described changes:"
+        row = (
+            "<|image_1|>\nGiven an image, find a similar everyday image with the described changes:"
+        )
         instruction = "\n" + row.replace("<|image_1|>", "").strip()
         return ("<|image_pad|>" + " " + instruction + " " + text).replace(" \n", "\n") + "\n"
     return ("<|image_pad|>" + " " + "\nRepresent the given image.").replace(" \n", "\n")
@@ -64,7 +72,10 @@ def vlm2vec(processor: Any, text: str | None) -> str:
 
 def gme(processor: Any, text: str | None) -> str:
     """`GmeQwen2VL.embed`."""
-    instruction, input_str = "You are a helpful assistant.", "<|vision_start|><|image_pad|><|vision_end|>"
+    instruction, input_str = (
+        "You are a helpful assistant.",
+        "<|vision_start|><|image_pad|><|vision_end|>",
+    )
     if text is not None:
         input_str += text
     return (
@@ -82,7 +93,9 @@ def qwen3_vl_embedding(processor: Any, text: str | None) -> str:
         {"role": "system", "content": [{"type": "text", "text": "Represent the user's input."}]},
         {"role": "user", "content": content},
     ]
-    written: str = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    written: str = processor.apply_chat_template(
+        conversation, add_generation_prompt=True, tokenize=False
+    )
     return written
 
 
@@ -91,8 +104,8 @@ def recall(wording: str) -> Written:
 
     def written(processor: Any, text: str | None) -> str:
         system_prompt = (
-            "You are a multimodal retrieval encoder. Your sole function is to map any input into a compact embedding "
-            "for nearest-neighbor retrieval."
+            "You are a multimodal retrieval encoder. Your sole function is to map any input into a"
+            " compact embedding for nearest-neighbor retrieval."
         )
         instruction = "Represent the given image in one word:" if text is None else wording % text
         input_str = "<|image_pad|>" + instruction
@@ -105,8 +118,8 @@ def recall(wording: str) -> Written:
 
 
 def searched_positions(model: Any, batch: Any) -> torch.Tensor:
-    """`get_rope_index` of transformers up to 4.57 for one row with at most one image: images are looked for behind
-    vision starts. (3, 1, T)"""
+    """`get_rope_index` of transformers up to 4.57 for one row with at most one image: images are
+    looked for behind vision starts. (3, 1, T)"""
     (ids,), config = batch["input_ids"].tolist(), model.config
     starts = [at for at, token in enumerate(ids) if token == config.vision_start_token_id]
     images = [at + 1 for at in starts if ids[at + 1] == config.image_token_id]
@@ -123,7 +136,9 @@ def searched_positions(model: Any, batch: Any) -> torch.Tensor:
         ]
     )
     rest = torch.arange(len(ids) - start - image.shape[1]) + start + int(image.max()) + 1
-    return torch.cat([torch.arange(start).expand(3, -1), image + start, rest.expand(3, -1)], 1)[:, None]
+    return torch.cat([torch.arange(start).expand(3, -1), image + start, rest.expand(3, -1)], 1)[
+        :, None
+    ]
 
 
 def no_positions(model: Any, batch: Any) -> torch.Tensor:
@@ -137,14 +152,20 @@ CASES: dict[str, tuple[str, Written, Callable[[Any, Any], torch.Tensor], str]] =
     "gme": ("qwen2_vl", gme, no_positions, "<|endoftext|>"),
     "qwen3_vl_embedding": ("qwen3_vl", qwen3_vl_embedding, searched_positions, "\n"),
     "recall_cirr": (
-        "qwen2_5_vl", recall("Modify this image with <%s>\nRepresent the modified image in one word:"),
-        searched_positions, "<|endoftext|>",
+        "qwen2_5_vl",
+        recall("Modify this image with <%s>\nRepresent the modified image in one word:"),
+        searched_positions,
+        "<|endoftext|>",
     ),
     "recall_fashioniq": (
-        "qwen2_5_vl", recall("Change the style of this dress to <%s>\nRepresent this modified dress in one word:"),
-        searched_positions, "<|endoftext|>",
+        "qwen2_5_vl",
+        recall(
+            "Change the style of this dress to <%s>\nRepresent this modified dress in one word:"
+        ),
+        searched_positions,
+        "<|endoftext|>",
     ),
-}  # fmt: skip
+}
 
 
 @torch.no_grad()
@@ -158,16 +179,23 @@ def published(
 ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
     """Ids, positions (3, T) and vector (D) from pixels, by transformers' own modules."""
     sized = fetch_image({"image": picture, **BUDGET}, 16 if name == "qwen3_vl" else 14)
-    batch = processor(text=[text], images=[sized], images_kwargs={"do_resize": False}, return_tensors="pt")
+    batch = processor(
+        text=[text], images=[sized], images_kwargs={"do_resize": False}, return_tensors="pt"
+    )
     place = positions(model, batch)
     if name == "qwen3_vl":  # DeepStack: what the model does with image features between its layers
         hidden = model.model(**batch, position_ids=place, use_cache=False).last_hidden_state
     else:
-        image = model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
+        image = model.model.visual(
+            batch["pixel_values"], grid_thw=batch["image_grid_thw"]
+        ).pooler_output
         embeds = model.get_input_embeddings()(batch["input_ids"])
         embeds[batch["input_ids"] == model.config.image_token_id] = image
         hidden = model.model.language_model(
-            inputs_embeds=embeds, position_ids=place, attention_mask=batch["attention_mask"], use_cache=False
+            inputs_embeds=embeds,
+            position_ids=place,
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
         ).last_hidden_state
     return batch["input_ids"][0].tolist(), place[:, 0], F.normalize(hidden[0, -1], dim=0)
 
@@ -213,9 +241,14 @@ def test_a_published_dora_reads_the_published_input(
     model.save_pretrained(str(tmp_path))
     state = load_file(tmp_path / LORA_WEIGHTS)
     assert any("lora_magnitude_vector" in name for name in state)
-    former = {name.replace("model.language_model.layers", "model.layers"): value for name, value in state.items()}
+    former = {
+        name.replace("model.language_model.layers", "model.layers"): value
+        for name, value in state.items()
+    }
     save_file(former, tmp_path / LORA_WEIGHTS)
-    backbone = settings("qwen2_vl", models, prompt_format="vlm2vec", start_adapter=str(tmp_path)).build()
+    backbone = settings(
+        "qwen2_vl", models, prompt_format="vlm2vec", start_adapter=str(tmp_path)
+    ).build()
     item, processor = Item(ImageId("a"), TEXT), AutoProcessor.from_pretrained(models["qwen2_vl"])
     with torch.no_grad():
         ours = backbone.module(backbone.inputs([item], backbone.encode_images(pictures[:1])))[0]
@@ -231,12 +264,19 @@ def test_the_embedded_model_reads_what_it_was_trained_on() -> None:
     backbone = TypeAdapter(BackboneConfig).validate_python({"dtype": "float32"}).build()
     items = [Item(ImageId("a"), "make the square green <|image_pad|> {x}"), Item(ImageId("a"))]
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    asked = "Given an image, find a similar everyday image with the described changes: make the square green"
+    asked = (
+        "Given an image, find a similar everyday image with the described changes: make the square"
+        " green"
+    )
     assert backbone.text(items[0]) == f"{image}\n{asked} < |image_pad|> {{x}}"
     assert backbone.text(items[1]) == f"{image}\nRepresent the given image."
     with torch.no_grad():
-        vectors = backbone.module(backbone.inputs(items, backbone.encode_images([picture, picture])))
-    expected = torch.tensor([[0.019156, 0.023209, 0.021876, 0.058005], [0.019233, 0.073960, 0.028805, 0.072162]])
+        vectors = backbone.module(
+            backbone.inputs(items, backbone.encode_images([picture, picture]))
+        )
+    expected = torch.tensor(
+        [[0.019156, 0.023209, 0.021876, 0.058005], [0.019233, 0.073960, 0.028805, 0.072162]]
+    )
     assert (vectors[:, :4] - expected).abs().max() < 1e-5
 
 
@@ -261,9 +301,14 @@ def test_a_users_text_is_words_in_every_format(name: str, models: dict[str, Path
         assert sum(int(token) in special for token in made) == count, backbone.text(item)
 
 
-def test_a_file_of_ones_own_is_trusted_and_known_by_its_content(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_file_of_ones_own_is_trusted_and_known_by_its_content(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     file = tmp_path / "mine.yaml"
-    content = 'query: "{image}{prompt}<|im_end|>"\ndocument: "{image}<|endoftext|>"\nquery_prompt: "now {text}"\n'
+    content = (
+        'query: "{image}{prompt}<|im_end|>"\ndocument: "{image}<|endoftext|>"\nquery_prompt: "now'
+        ' {text}"\n'
+    )
     file.write_text(content)
     mine = settings("qwen2_vl", models, prompt_format=str(file))
     backbone = mine.build()
@@ -277,21 +322,31 @@ def test_a_file_of_ones_own_is_trusted_and_known_by_its_content(models: dict[str
     assert mine.content() == same.content() and same.build().fingerprint == backbone.fingerprint
     (other := tmp_path / "changed.yaml").write_text(content.replace("now", "then"))
     changed = settings("qwen2_vl", models, prompt_format=str(other))
-    assert mine.content() != changed.content() and changed.build().fingerprint != backbone.fingerprint
+    assert (
+        mine.content() != changed.content() and changed.build().fingerprint != backbone.fingerprint
+    )
 
 
 def test_instructions_of_the_settings_stand_in_the_format_as_words(models: dict[str, Path]) -> None:
     asked = {"query_prompt": "Retrieve it.<|im_end|>", "document_prompt": "Represent."}
     backbone = settings("qwen2_vl", models, prompt_format="gme", **asked).build()
     text = backbone.text(Item(ImageId("a"), "red"))
-    assert text.startswith("<|im_start|>system\nRetrieve it.< |im_end|><|im_end|>\n") and "red<|im_end|>" in text
-    assert backbone.text(Item(ImageId("a"))).startswith("<|im_start|>system\nRepresent.<|im_end|>\n")
+    assert (
+        text.startswith("<|im_start|>system\nRetrieve it.< |im_end|><|im_end|>\n")
+        and "red<|im_end|>" in text
+    )
+    assert backbone.text(Item(ImageId("a"))).startswith(
+        "<|im_start|>system\nRepresent.<|im_end|>\n"
+    )
 
 
 def test_without_a_category_the_files_word_is_read(models: dict[str, Path]) -> None:
     backbone = settings("qwen2_5_vl", models, prompt_format="recall_fashioniq").build()
     text = backbone.text(Item(ImageId("a"), "red"))
-    assert "Change the style of this garment to <red>\nRepresent this modified garment in one word:" in text
+    assert (
+        "Change the style of this garment to <red>\nRepresent this modified garment in one word:"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,7 +354,10 @@ def test_without_a_category_the_files_word_is_read(models: dict[str, Path]) -> N
     [
         ({"prompts": "vlm2vec"}, "`prompt_format: instruction`, the default"),
         ({"prompt_format": "vlm3vec"}, "'vlm3vec' is none of chat, gme, instruction"),
-        ({"prompt_format": "gme", "query_prompt": "with {text}"}, "has {text} in its query, so not in a prompt"),
+        (
+            {"prompt_format": "gme", "query_prompt": "with {text}"},
+            "has {text} in its query, so not in a prompt",
+        ),
         ({"query_prompt": "no place"}, "has {text} once in its query_prompt"),
         ({"query_prompt": "{image} {text}"}, "belong into a prompt format"),
         (
@@ -309,7 +367,9 @@ def test_without_a_category_the_files_word_is_read(models: dict[str, Path]) -> N
         ({"document_prompt": "a {category}"}, "neither {text} nor {category}"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(given: dict[str, str], problem: str, models: dict[str, Path]) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    given: dict[str, str], problem: str, models: dict[str, Path]
+) -> None:
     with pytest.raises(ValidationError) as caught:
         settings("qwen2_vl", models, **given)
     assert problem in str(caught.value)
@@ -318,10 +378,13 @@ def test_settings_that_do_not_fit_are_refused(given: dict[str, str], problem: st
 def test_a_family_without_a_formats_tokens_is_told_which_there_are(models: dict[str, Path]) -> None:
     for name in ("vlm2vec", "gme", "qwen3_vl_embedding", "recall_cirr"):
         with pytest.raises(
-            ValidationError, match=rf"'{name}' is for qwen2_vl.*for llava there are chat, instruction, or"
+            ValidationError,
+            match=rf"'{name}' is for qwen2_vl.*for llava there are chat, instruction, or",
         ):
             settings("llava", models, prompt_format=name)
-    assert {family: len(fitting(family)) for family in FAMILIES} == dict.fromkeys(QWEN, len(packaged())) | {"llava": 2}
+    assert {family: len(fitting(family)) for family in FAMILIES} == dict.fromkeys(
+        QWEN, len(packaged())
+    ) | {"llava": 2}
 
 
 @pytest.mark.parametrize(
@@ -336,8 +399,14 @@ def test_a_family_without_a_formats_tokens_is_told_which_there_are(models: dict[
         ("query: '{image}{text}'\ndocument: '{image}{text}'", "a document has neither"),
         ("query: '{image}{prompt}'\ndocument: '{image}'", "{prompt} stands in query once"),
         ("query: '{image}{text}{category}'\ndocument: '{image}'", "the word where data have none"),
-        ("query: '{image}{text}'\ndocument: '{image}'\npositions: mrope", "'mrope' is none of model, sequential"),
-        ("query: '{image}{text}'\ndocument: '{image}'\nfamilies: [clip]", "there are qwen2_vl, qwen2_5_vl"),
+        (
+            "query: '{image}{text}'\ndocument: '{image}'\npositions: mrope",
+            "'mrope' is none of model, sequential",
+        ),
+        (
+            "query: '{image}{text}'\ndocument: '{image}'\nfamilies: [clip]",
+            "there are qwen2_vl, qwen2_5_vl",
+        ),
         ("query: '{image}{image}{text}'\ndocument: '{image}'", "query must hold {image} once"),
     ],
 )

@@ -35,25 +35,37 @@ def backbone() -> Any:
 def embed(backbone: Any, items: list[Item], features: VisionFeatures) -> torch.Tensor:
     backbone.module.eval()
     with torch.no_grad():
-        vectors: torch.Tensor = backbone.module(backbone.inputs(items, features.get([i.image for i in items])))
+        vectors: torch.Tensor = backbone.module(
+            backbone.inputs(items, features.get([i.image for i in items]))
+        )
     return vectors
 
 
 def items_of(train: Any) -> list[Item]:
-    return [Item(t.query.reference, t.query.text) for t in train.triplets[:4]] + [Item(train.gallery.ids[0])]
+    return [Item(t.query.reference, t.query.text) for t in train.triplets[:4]] + [
+        Item(train.gallery.ids[0])
+    ]
 
 
-def test_embeddings_equal_the_librarys_own_forward_pass(backbone: Any, train: Any, tmp_path: Path) -> None:
-    """The cached vision path, its placing and its positions against `Qwen2VLModel` fed with pixels."""
+def test_embeddings_equal_the_librarys_own_forward_pass(
+    backbone: Any, train: Any, tmp_path: Path
+) -> None:
+    """The cached vision path, its placing and its positions against `Qwen2VLModel` fed with
+    pixels."""
     items = items_of(train)
     ours = embed(backbone, items, VisionFeatures(backbone, train.images, tmp_path))
     for item, vector in zip(items, ours, strict=True):
         text = (
             f"{IMAGE}\nRepresent the given image."
             if item.text is None
-            else f"{IMAGE}\nGiven an image, find a similar everyday image with the described changes: {item.text}"
+            else (
+                f"{IMAGE}\nGiven an image, find a similar everyday image with the described"
+                f" changes: {item.text}"
+            )
         )
-        batch = backbone.processor(text=[text], images=[train.images.load(item.image)], return_tensors="pt")
+        batch = backbone.processor(
+            text=[text], images=[train.images.load(item.image)], return_tensors="pt"
+        )
         with torch.no_grad():
             hidden = backbone.vlm.model(**batch, use_cache=False).last_hidden_state[0, -1]
         assert torch.allclose(vector, hidden / hidden.norm(), atol=1e-5)
@@ -77,12 +89,17 @@ def test_cached_features_are_the_computed_ones_and_are_not_computed_again(
 
     monkeypatch.setattr(backbone, "encode_images", refuse)
     again = VisionFeatures(backbone, train.images, tmp_path).get(ids)
-    assert all(torch.equal(a.tokens, b.tokens) and a.grid == b.grid for a, b in zip(first, again, strict=True))
+    assert all(
+        torch.equal(a.tokens, b.tokens) and a.grid == b.grid
+        for a, b in zip(first, again, strict=True)
+    )
 
 
 def test_a_damaged_feature_shard_is_made_again(backbone: Any, train: Any, tmp_path: Path) -> None:
     first = VisionFeatures(backbone, train.images, tmp_path).get(train.gallery.ids[:3])
-    tokens = [each.tokens.clone() for each in first]  # they are mapped from the file that is damaged next
+    tokens = [
+        each.tokens.clone() for each in first
+    ]  # they are mapped from the file that is damaged next
     (shard,) = tmp_path.rglob("*.safetensors")
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-40] + bytes(40))
@@ -123,24 +140,35 @@ def test_lora_is_on_the_language_model_alone(tmp_path: Path) -> None:
     assert all("language_model" in name and "visual" not in name for name in names)
 
 
-def test_a_saved_adapter_loads_with_the_same_embeddings(backbone: Any, train: Any, tmp_path: Path) -> None:
+def test_a_saved_adapter_loads_with_the_same_embeddings(
+    backbone: Any, train: Any, tmp_path: Path
+) -> None:
     made = trained(tmp_path / "a")
     loaded = SETTINGS.build(tmp_path / "a")
     features = VisionFeatures(backbone, train.images, tmp_path / "cache")
     items = items_of(train)
     assert torch.equal(embed(made, items, features), embed(loaded, items, features))
-    assert not torch.allclose(embed(loaded, items, features), embed(backbone, items, features), atol=1e-3)
+    assert not torch.allclose(
+        embed(loaded, items, features), embed(backbone, items, features), atol=1e-3
+    )
     assert loaded.fingerprint != backbone.fingerprint
     assert loaded.vision_key == backbone.vision_key
 
 
-def test_peft_alone_loads_a_saved_adapter_with_the_same_embedding(train: Any, tmp_path: Path) -> None:
+def test_peft_alone_loads_a_saved_adapter_with_the_same_embedding(
+    train: Any, tmp_path: Path
+) -> None:
     made = trained(tmp_path / "a")
     (item,) = items_of(train)[:1]
     ours = embed(made, [item], VisionFeatures(made, train.images, tmp_path / "cache"))[0]
-    base = Qwen2VLForConditionalGeneration.from_pretrained(resolve("tiny", "qwen2_vl"), dtype=torch.float32)
+    base = Qwen2VLForConditionalGeneration.from_pretrained(
+        resolve("tiny", "qwen2_vl"), dtype=torch.float32
+    )
     model = PeftModel.from_pretrained(base, str(tmp_path / "a")).eval()
-    text = f"{IMAGE}\nGiven an image, find a similar everyday image with the described changes: {item.text}"
+    text = (
+        f"{IMAGE}\nGiven an image, find a similar everyday image with the described changes:"
+        f" {item.text}"
+    )
     batch = made.processor(text=[text], images=[train.images.load(item.image)], return_tensors="pt")
     with torch.no_grad():
         hidden = model.get_base_model().model(**batch, use_cache=False).last_hidden_state[0, -1]

@@ -1,4 +1,5 @@
-"""The contract of the vision-language embedders: every family, randomly initialised, on real photographs."""
+"""The contract of the vision-language embedders: every family, randomly initialised, on real
+photographs."""
 
 from __future__ import annotations
 
@@ -51,12 +52,19 @@ def photos() -> list[Image.Image]:
     if not PHOTOS.is_dir():
         pytest.skip(f"the photographs are not at {PHOTOS}")
     paths = sorted(PHOTOS.rglob("*.jpg"))[:: max(1, len(list(PHOTOS.rglob("*.jpg"))) // 5)]
-    return [Image.open(path).convert("RGB").resize(size) for path, size in zip(paths, SIZES, strict=False)]
+    return [
+        Image.open(path).convert("RGB").resize(size)
+        for path, size in zip(paths, SIZES, strict=False)
+    ]
 
 
 def settings(name: str, models: dict[str, Path], **more: Any) -> Any:
     budget = {"min_pixels": 64 * 64, "max_pixels": 128 * 128} if name in QWEN else {}
-    given = {"type": name.split("_next")[0].split("_onevision")[0], "path": str(models[name]), "dtype": "float32"}
+    given = {
+        "type": name.split("_next")[0].split("_onevision")[0],
+        "path": str(models[name]),
+        "dtype": "float32",
+    }
     return TypeAdapter(BackboneConfig).validate_python({**given, **budget, **more})
 
 
@@ -97,7 +105,9 @@ def sized(name: str, image: Image.Image) -> Image.Image:
     if name not in QWEN:
         return image
     patch = 16 if name == "qwen3_vl" else 14
-    made: Image.Image = fetch_image({"image": image, "min_pixels": 64 * 64, "max_pixels": 128 * 128}, patch)
+    made: Image.Image = fetch_image(
+        {"image": image, "min_pixels": 64 * 64, "max_pixels": 128 * 128}, patch
+    )
     return made
 
 
@@ -114,15 +124,24 @@ def test_embeddings_equal_plain_transformers_from_pixels(
     for item, image, vector in zip(items(), photos, ours, strict=True):
         text = "Represent the given image."
         if item.text is not None:
-            text = f"Given an image, find a similar everyday image with the described changes: {item.text}"
+            text = (
+                "Given an image, find a similar everyday image with the described changes:"
+                f" {item.text}"
+            )
         if prompts == "chat":
             turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-            whole = processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+            whole = processor.apply_chat_template(
+                [turn], add_generation_prompt=True, tokenize=False
+            )
         else:
             whole = f"{sign}\n{text}"
         assert backbone.text(item) == whole
-        assert torch.allclose(vector, plainly(model, processor, name, whole, sized(name, image)), atol=1e-5)
-    assert (ours @ ours.T - torch.eye(len(ours))).abs().max() < 0.999, "the model does not tell these apart"
+        assert torch.allclose(
+            vector, plainly(model, processor, name, whole, sized(name, image)), atol=1e-5
+        )
+    assert (ours @ ours.T - torch.eye(len(ours))).abs().max() < 0.999, (
+        "the model does not tell these apart"
+    )
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -132,20 +151,29 @@ def test_unit_norm_whatever_the_batch_and_the_padding(
     backbone, rows = settings(name, models).build(), items()
     vision = backbone.encode_images(photos)
     together = embed(backbone, rows, vision)
-    alone = torch.cat([embed(backbone, [row], [seen]) for row, seen in zip(rows, vision, strict=True)])
+    alone = torch.cat(
+        [embed(backbone, [row], [seen]) for row, seen in zip(rows, vision, strict=True)]
+    )
     turned = embed(backbone, rows[::-1], vision[::-1]).flip(0)
-    assert torch.allclose(together, alone, atol=1e-5) and torch.allclose(together, turned, atol=1e-5)
+    assert torch.allclose(together, alone, atol=1e-5) and torch.allclose(
+        together, turned, atol=1e-5
+    )
     assert torch.allclose(together.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
     by_one = [backbone.encode_images([photo])[0] for photo in photos]
-    assert all(torch.allclose(a.tokens, b.tokens, atol=1e-4) for a, b in zip(vision, by_one, strict=True))
+    assert all(
+        torch.allclose(a.tokens, b.tokens, atol=1e-4) for a, b in zip(vision, by_one, strict=True)
+    )
     assert [backbone.image_length(v.grid) for v in vision] == [len(v.tokens) for v in vision]
     lengths = [backbone.length(row, seen.grid) for row, seen in zip(rows, vision, strict=True)]
     assert lengths == backbone.inputs(rows, vision)["attention_mask"].sum(1).tolist()
 
 
 @pytest.mark.parametrize("name", QWEN)
-def test_a_long_narrow_picture_is_sized_as_transformers_does(name: str, models: dict[str, Path]) -> None:
-    """Where qwen-vl-utils leaves it without one of its sides; what an export reads must be the same."""
+def test_a_long_narrow_picture_is_sized_as_transformers_does(
+    name: str, models: dict[str, Path]
+) -> None:
+    """Where qwen-vl-utils leaves it without one of its sides; what an export reads must be the
+    same."""
     without = 0
     backbone = settings(name, models, min_pixels=32 * 32).build()
     processor = backbone.processor.image_processor
@@ -162,19 +190,26 @@ def test_a_long_narrow_picture_is_sized_as_transformers_does(name: str, models: 
                 assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
                 assert torch.allclose(ours["pixel_values"], theirs["pixel_values"], atol=0.05)
             [made] = backbone.encode_images([picture], ours)
-            assert len(made.tokens) == backbone.image_length(made.grid) and torch.isfinite(made.tokens).all()
+            assert (
+                len(made.tokens) == backbone.image_length(made.grid)
+                and torch.isfinite(made.tokens).all()
+            )
     assert without >= 4
 
 
 @pytest.mark.parametrize("name", QWEN)
-def test_the_pixel_budget_holds_on_both_sides(name: str, models: dict[str, Path], photos: list[Image.Image]) -> None:
+def test_the_pixel_budget_holds_on_both_sides(
+    name: str, models: dict[str, Path], photos: list[Image.Image]
+) -> None:
     backbone = settings(name, models).build()
     patch = backbone.processor.image_processor.patch_size
     assert patch == (16 if name == "qwen3_vl" else 14)
     small = [photos[0].resize((20, 30)), photos[1].resize((2000, 1500))]
     low, high = (v.grid[1] * v.grid[2] * patch**2 for v in backbone.encode_images(small))
     assert 64 * 64 <= low < high <= 128 * 128
-    backbone.max_pixels = 32 * 32  # below the least: what qwen-vl-utils makes is looked at, not believed
+    backbone.max_pixels = (
+        32 * 32
+    )  # below the least: what qwen-vl-utils makes is looked at, not believed
     with pytest.raises(AssertionError):
         backbone.encode_images(small)
     with pytest.raises(ValueError, match="is more than max_pixels"):
@@ -198,11 +233,18 @@ def test_a_text_with_the_sign_for_an_image_is_words(
         backbone = settings(name, models, prompt_format=prompts).build()
         sign, vision = backbone.processor.image_token, backbone.encode_images(photos[:2])
         nested = sign[: len(sign) // 2] + sign + sign[len(sign) // 2 :]
-        rows = [Item(ImageId("a"), f"a {sign} and <|im_end|>{nested}"), Item(ImageId("b"), f"{sign}{sign}")]
+        rows = [
+            Item(ImageId("a"), f"a {sign} and <|im_end|>{nested}"),
+            Item(ImageId("b"), f"{sign}{sign}"),
+        ]
         made = backbone.inputs(rows, vision)
         counts = (made["input_ids"] == backbone.vlm.config.image_token_id).sum(1).tolist()
         assert counts == [len(v.tokens) for v in vision]
-        ends = (made["input_ids"] == backbone.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")).sum().item()
+        ends = (
+            (made["input_ids"] == backbone.processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
+            .sum()
+            .item()
+        )
         assert ends == (2 if prompts == "chat" and name in QWEN else 0)
         assert torch.isfinite(embed(backbone, rows, vision)).all()
         assert backbone.words("plain < text > with | signs") == "plain < text > with | signs"
@@ -244,7 +286,9 @@ def test_saved_adapters_load_in_another_process(
         made.save_adapter(tmp_path / name)
         inputs = made.inputs(items(), made.encode_images(photos))
         vectors[name] = made.module.eval()(inputs).detach()
-        save_file({key: value.contiguous() for key, value in inputs.items()}, tmp_path / name / "inputs")
+        save_file(
+            {key: value.contiguous() for key, value in inputs.items()}, tmp_path / name / "inputs"
+        )
         (tmp_path / name / "settings.json").write_text(made.settings.model_dump_json())
     subprocess.run([sys.executable, "-c", PROCESS, str(tmp_path)], check=True, timeout=300)
     for name, expected in vectors.items():
@@ -280,13 +324,19 @@ def test_an_embedding_takes_no_lm_head_and_keeps_no_layer(
     backbone.vlm.lm_head.register_forward_hook(lambda *_: heads.append(name))
     language.register_forward_hook(lambda module, given, out: made.append(out))
     embed(backbone, items(), backbone.encode_images(photos))
-    assert heads == [] and [(out.hidden_states, out.past_key_values) for out in made] == [(None, None)]
+    assert heads == [] and [(out.hidden_states, out.past_key_values) for out in made] == [
+        (None, None)
+    ]
     backbone.vlm(input_ids=torch.tensor([[5, 6]]))
     language(input_ids=torch.tensor([[5, 6]]), output_hidden_states=True)
-    assert heads == [name] and made[-1].hidden_states and made[-1].past_key_values, "the hooks see what is not wanted"
+    assert heads == [name] and made[-1].hidden_states and made[-1].past_key_values, (
+        "the hooks see what is not wanted"
+    )
 
 
-@pytest.mark.parametrize(("tune", "dtype"), [("lora", "float32"), ("dora", "float32"), ("lora", "bfloat16")])
+@pytest.mark.parametrize(
+    ("tune", "dtype"), [("lora", "float32"), ("dora", "float32"), ("lora", "bfloat16")]
+)
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_step_reaches_every_lora_and_lowers_the_loss(
     name: str, tune: Any, dtype: str, models: dict[str, Path], photos: list[Image.Image]
@@ -301,12 +351,16 @@ def test_a_step_reaches_every_lora_and_lowers_the_loss(
     losses = []
     for step in range(3):
         query, *candidates = backbone.module(inputs)
-        loss = torch.nn.functional.cross_entropy(torch.stack(candidates) @ query / 0.05, torch.tensor(1))
+        loss = torch.nn.functional.cross_entropy(
+            torch.stack(candidates) @ query / 0.05, torch.tensor(1)
+        )
         losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
-            dead = [n for n, p in backbone.trainable().items() if "lora_B" in n and not p.grad.any()]
+            dead = [
+                n for n, p in backbone.trainable().items() if "lora_B" in n and not p.grad.any()
+            ]
             assert dead == []
         optimizer.step()
     assert losses[1] < losses[0] and losses[2] < losses[1]
@@ -339,7 +393,9 @@ def test_parts_train_in_full_on_a_base_of_half_precision(
     backbone.make_trainable(TrainingSettings(tune="full", parts=(part,)), seed=1)
     vectors = backbone.module.train()(inputs)
     (vectors @ vectors.detach().roll(1, 0).T).diagonal().sum().backward()
-    assert [n for n, p in backbone.trainable().items() if p.grad is None or p.dtype != torch.float32] == []
+    assert [
+        n for n, p in backbone.trainable().items() if p.grad is None or p.dtype != torch.float32
+    ] == []
     assert torch.allclose(vectors, before, atol=0.05)
     torch.optim.AdamW(backbone.trainable().values(), lr=1e-2).step()
     backbone.save_adapter(tmp_path)
@@ -353,7 +409,9 @@ def test_parts_in_full_but_not_the_vision_tower(models: dict[str, Path], tmp_pat
 
     backbone = settings("llava_onevision", models).build()
     backbone.make_trainable(full("model.language_model.layers.2"), seed=1)
-    assert backbone.trainable() and all(n.startswith("model.language_model.layers.2") for n in backbone.trainable())
+    assert backbone.trainable() and all(
+        n.startswith("model.language_model.layers.2") for n in backbone.trainable()
+    )
     for part in ("model.multi_modal_projector", "model", "model.image_newline"):
         with pytest.raises(UserError, match=f"{part} reach the vision tower"):
             settings("llava_onevision", models).build().make_trainable(full(part), seed=1)
@@ -362,10 +420,16 @@ def test_parts_in_full_but_not_the_vision_tower(models: dict[str, Path], tmp_pat
 def published(base: Path, directory: Path, rename: tuple[str, str] = ("", ""), **more: Any) -> Path:
     """An adapter as PEFT saves one, `rename` in the names of its weights."""
     torch.manual_seed(1)
-    lora = LoraConfig(**{"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "init_lora_weights": False, **more})
-    model: Any = get_peft_model(AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), lora)
+    lora = LoraConfig(
+        **{"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "init_lora_weights": False, **more}
+    )
+    model: Any = get_peft_model(
+        AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), lora
+    )
     model.save_pretrained(str(directory))
-    state = {name.replace(*rename): value for name, value in load_file(directory / LORA_WEIGHTS).items()}
+    state = {
+        name.replace(*rename): value for name, value in load_file(directory / LORA_WEIGHTS).items()
+    }
     save_file(state, directory / LORA_WEIGHTS)
     return directory
 
@@ -390,7 +454,11 @@ def test_a_published_adapter_starts_also_by_its_former_names(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    where = {"target_modules": r".*language_model\..*\.(" + "|".join(NAMES) + ")"} if name == "llava_next" else {}
+    where = (
+        {"target_modules": r".*language_model\..*\.(" + "|".join(NAMES) + ")"}
+        if name == "llava_next"
+        else {}
+    )
     adapter = published(models[name], tmp_path / "a", rename, **({"target_modules": NAMES} | where))
     base, start = settings(name, models), settings(name, models, start_adapter=str(adapter))
     backbone, vision = start.build(), base.build().encode_images(photos)
@@ -401,16 +469,25 @@ def test_a_published_adapter_starts_also_by_its_former_names(
         str(published(models[name], tmp_path / "now", **({"target_modules": NAMES} | where))),
     )
     processor, image = AutoProcessor.from_pretrained(models[name]), sized(name, photos[0])
-    theirs = plainly(model.eval().get_base_model(), processor, name, backbone.text(items()[0]), image)
+    theirs = plainly(
+        model.eval().get_base_model(), processor, name, backbone.text(items()[0]), image
+    )
     assert torch.allclose(ours[0], theirs, atol=1e-5)
     assert start.content()["path"] == base.content()["path"] and start.content() != base.content()
-    assert backbone.fingerprint not in (base.build().fingerprint, start.build(adapter_of(base, tmp_path)).fingerprint)
+    assert backbone.fingerprint not in (
+        base.build().fingerprint,
+        start.build(adapter_of(base, tmp_path)).fingerprint,
+    )
     before = {n: w.clone() for n, w in backbone.adapter_state().items()}
     backbone.make_trainable(TUNING, seed=1)
     assert all(torch.equal(before[n], w) for n, w in backbone.adapter_state().items())
     assert len(backbone.trainable()) == len(before)
-    other = TUNING.model_copy(update={"lora": LoraSettings(rank=8, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"))})
-    with pytest.raises(UserError, match=r"rank 4, not 8; targets .*gate_proj.*, not q_proj, v_proj") as error:
+    other = TUNING.model_copy(
+        update={"lora": LoraSettings(rank=8, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"))}
+    )
+    with pytest.raises(
+        UserError, match=r"rank 4, not 8; targets .*gate_proj.*, not q_proj, v_proj"
+    ) as error:
         start.build().make_trainable(other, seed=1)
     assert "alpha" not in str(error.value)
 
@@ -426,7 +503,9 @@ def test_an_adapter_of_a_base_of_another_name_is_told(
 ) -> None:
     adapter = published(models["qwen2_vl"], tmp_path, target_modules=NAMES)
     config = json.loads((adapter / LORA_CONFIG).read_text("utf-8"))
-    (adapter / LORA_CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "Qwen/Qwen2-VL-2B"}))
+    (adapter / LORA_CONFIG).write_text(
+        json.dumps({**config, "base_model_name_or_path": "Qwen/Qwen2-VL-2B"})
+    )
     settings("qwen2_vl", models, start_adapter=str(adapter)).build()
     assert "was trained on Qwen/Qwen2-VL-2B, and starts on" in caplog.text
 
@@ -441,7 +520,9 @@ def test_an_adapter_that_reaches_the_vision_tower_is_refused(
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "llava_onevision"])
-def test_an_adapter_of_another_base_is_refused(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
     other = "qwen3_vl" if name == "qwen2_vl" else "llava_next"
     trained(settings(other, models).build()).save_adapter(tmp_path)
     state = load_file(tmp_path / LORA_WEIGHTS)
@@ -500,10 +581,13 @@ def test_damaged_weights_are_named(name: str, models: dict[str, Path], tmp_path:
     state[first] = state[first][:1].clone()
     save_file(state, weights, {"format": "pt"})
     with pytest.raises(
-        UserError, match=r"1 weights do not fit config.json: .*input_layernorm.weight \[1\], not \[64\]"
+        UserError,
+        match=r"1 weights do not fit config.json: .*input_layernorm.weight \[1\], not \[64\]",
     ):
         settings(name, {name: directory}).build()
-    (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002.safetensors"}}')
+    (directory / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00002.safetensors"}}'
+    )
     with pytest.raises(UserError, match=r"no model-00002\.safetensors"):
         settings(name, {name: directory}).build()
 
@@ -519,7 +603,9 @@ def test_another_architecture_is_named(name: str, models: dict[str, Path]) -> No
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_tokenizer_without_the_image_token_is_named(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_tokenizer_without_the_image_token_is_named(
+    name: str, models: dict[str, Path], tmp_path: Path
+) -> None:
     directory = copied(models[name], tmp_path / name)
     sign = "<|image_pad|>" if name in QWEN else "<image>"
     for path in directory.glob("*token*.json"):
@@ -535,10 +621,15 @@ def test_a_merged_embedder_with_code_of_its_own_loads_without_that_code(
     """GME's directories name a class of their own in config.json; its weights are Qwen2-VL's."""
     directory = copied(models["qwen2_vl"], tmp_path / "gme")
     config = json.loads((directory / "config.json").read_text("utf-8"))
-    config["auto_map"] = {"AutoModel": "modeling_gme.Gme", "AutoModelForImageTextToText": "modeling_gme.Gme"}
+    config["auto_map"] = {
+        "AutoModel": "modeling_gme.Gme",
+        "AutoModelForImageTextToText": "modeling_gme.Gme",
+    }
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "modeling_gme.py").write_text("raise RuntimeError('code of the model was run')")
-    merged, base = (settings("qwen2_vl", {"qwen2_vl": d}).build() for d in (directory, models["qwen2_vl"]))
+    merged, base = (
+        settings("qwen2_vl", {"qwen2_vl": d}).build() for d in (directory, models["qwen2_vl"])
+    )
     vision = base.encode_images(photos)
     assert torch.equal(embed(merged, items(), vision), embed(base, items(), vision))
     assert merged.fingerprint != base.fingerprint and merged.vision_key == base.vision_key
@@ -559,7 +650,9 @@ def test_an_attention_that_is_not_installed_is_named(models: dict[str, Path]) ->
         settings("llava", models, attention="flash_attention_2").build()
 
 
-def test_four_bits_need_bitsandbytes_and_a_gpu(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_bits_need_bitsandbytes_and_a_gpu(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"quantization nf4 needs .*a CUDA GPU.*quantization none"):
         settings("qwen2_vl", models, quantization="nf4").build()

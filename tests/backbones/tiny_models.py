@@ -1,7 +1,9 @@
-"""Small randomly initialised models of the real classes, with their real processors, written as model directories.
+"""Small randomly initialised models of the real classes, with their real processors, written as
+model directories.
 
-`write_<family>(directory)` gives the directory. Weights are float32 and drawn wide, so that every input shows in the
-output. Tokenizers are the embedded model's byte-level BPE; those of LLaVA have `<image>`, and a `<s>` in front.
+`write_<family>(directory)` gives the directory. Weights are float32 and drawn wide, so that every
+input shows in the output. Tokenizers are the embedded model's byte-level BPE; those of LLaVA have
+`<image>`, and a `<s>` in front.
 """
 
 from __future__ import annotations
@@ -51,19 +53,28 @@ from cirloop.backbones.weights import resolve
 STD = 0.08
 CHATML = (Path(resolve("tiny", "qwen2_vl")) / "chat_template.jinja").read_text("utf-8")
 LLAVA_CHAT = (
-    "{% for message in messages %}{{ message['role'].upper() }}: {% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<image>\n{% else %}{{ content['text'] }}{% endif %}{% endfor %} {% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{% for message in messages %}{{ message['role'].upper() }}: {% for content in"
+    " message['content'] %}{% if content['type'] == 'image' %}<image>\n{% else %}{{ content['text']"
+    " }}{% endif %}{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
 
 def _text(**more: Any) -> dict[str, Any]:
     """A language model of width 64; ids are the embedded tokenizer's."""
     return {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 640, "max_position_embeddings": 4096, "initializer_range": STD,
-        "bos_token_id": 573, "eos_token_id": 572, "pad_token_id": 573, **more,
-    }  # fmt: skip
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 640,
+        "max_position_embeddings": 4096,
+        "initializer_range": STD,
+        "bos_token_id": 573,
+        "eos_token_id": 572,
+        "pad_token_id": 573,
+        **more,
+    }
 
 
 def _save(directory: Path, model_class: Any, config: Any, processor: Any) -> Path:
@@ -82,19 +93,33 @@ def _qwen_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(resolve("tiny", "qwen2_vl"))
 
 
-QWEN_IDS = {"image_token_id": 578, "video_token_id": 579, "vision_start_token_id": 575, "vision_end_token_id": 576}
+QWEN_IDS = {
+    "image_token_id": 578,
+    "video_token_id": 579,
+    "vision_start_token_id": 575,
+    "vision_end_token_id": 576,
+}
 
 
 def write_qwen2_vl(directory: Path) -> Path:
     """Patches of 14 pixels; the vision MLP is `fc1`, `fc2`."""
     config = Qwen2VLConfig(
-        text_config=_text(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}),
+        text_config=_text(
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+        ),
         vision_config={
-            "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14,
-            "spatial_merge_size": 2, "initializer_range": STD,
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "initializer_range": STD,
         },
-        tie_word_embeddings=True, **QWEN_IDS,
-    )  # fmt: skip
+        tie_word_embeddings=True,
+        **QWEN_IDS,
+    )
     processor = Qwen2VLProcessor(
         Qwen2VLImageProcessor(), _qwen_tokenizer(), Qwen2VLVideoProcessor(), chat_template=CHATML
     )
@@ -102,16 +127,27 @@ def write_qwen2_vl(directory: Path) -> Path:
 
 
 def write_qwen2_5_vl(directory: Path) -> Path:
-    """Windowed vision attention; the vision MLP has the language model's names, `gate_proj`, `up_proj`, `down_proj`."""
+    """Windowed vision attention; the vision MLP has the language model's names, `gate_proj`,
+    `up_proj`, `down_proj`."""
     config = Qwen2_5_VLConfig(
-        text_config=_text(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}),
+        text_config=_text(
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+        ),
         vision_config={
-            "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "num_heads": 2,
-            "patch_size": 14, "spatial_merge_size": 2, "window_size": 56, "fullatt_block_indexes": [1],
+            "depth": 2,
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
             "initializer_range": STD,
         },
-        tie_word_embeddings=True, **QWEN_IDS,
-    )  # fmt: skip
+        tie_word_embeddings=True,
+        **QWEN_IDS,
+    )
     processor = Qwen2_5_VLProcessor(
         Qwen2VLImageProcessor(), _qwen_tokenizer(), Qwen2VLVideoProcessor(), chat_template=CHATML
     )
@@ -119,7 +155,8 @@ def write_qwen2_5_vl(directory: Path) -> Path:
 
 
 def write_qwen3_vl(directory: Path) -> Path:
-    """Patches of 16 pixels, learned positions, and features of two vision layers for the first two language layers."""
+    """Patches of 16 pixels, learned positions, and features of two vision layers for the first two
+    language layers."""
     config = Qwen3VLConfig(
         text_config=_text(
             head_dim=16,
@@ -131,14 +168,24 @@ def write_qwen3_vl(directory: Path) -> Path:
             },
         ),
         vision_config={
-            "depth": 3, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "num_heads": 2,
-            "patch_size": 16, "spatial_merge_size": 2, "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1], "initializer_range": STD,
+            "depth": 3,
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+            "initializer_range": STD,
         },
-        tie_word_embeddings=True, **QWEN_IDS,
-    )  # fmt: skip
+        tie_word_embeddings=True,
+        **QWEN_IDS,
+    )
     images = Qwen2VLImageProcessor(patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    processor = Qwen3VLProcessor(images, _qwen_tokenizer(), Qwen3VLVideoProcessor(), chat_template=CHATML)
+    processor = Qwen3VLProcessor(
+        images, _qwen_tokenizer(), Qwen3VLVideoProcessor(), chat_template=CHATML
+    )
     return _save(directory, Qwen3VLForConditionalGeneration, config, processor)
 
 
@@ -150,21 +197,31 @@ def _llava_tokenizer(*images: str, bos: bool) -> Any:
     tokenizer.add_tokens(list(images), special_tokens=True)
     if bos:
         tokenizer.add_special_tokens({"bos_token": "<s>"})
-        front = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+        front = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
         tokenizer.backend_tokenizer.post_processor = front
     return tokenizer
 
 
 MISTRAL_CHAT = (
-    "<s>{% for message in messages %}[INST] {% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<image>\n{% else %}{{ content['text'] }}{% endif %}{% endfor %} [/INST]"
-    "{% endfor %}"
+    "<s>{% for message in messages %}[INST] {% for content in message['content'] %}{% if"
+    " content['type'] == 'image' %}<image>\n{% else %}{{ content['text'] }}{% endif %}{% endfor %}"
+    " [/INST]{% endfor %}"
 )
 """Writes its `<s>` itself, which the tokenizer must not do again."""
 
 
-CLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2,
-        "image_size": 28, "patch_size": 7, "projection_dim": 32, "initializer_range": STD}  # fmt: skip
+CLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 7,
+    "projection_dim": 32,
+    "initializer_range": STD,
+}
 
 
 def write_llava(directory: Path) -> Path:
@@ -177,9 +234,13 @@ def write_llava(directory: Path) -> Path:
     )  # fmt: skip
     images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     processor = LlavaProcessor(
-        images, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        images,
+        tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=LLAVA_CHAT,
-    )  # fmt: skip
+    )
     return _save(directory, LlavaForConditionalGeneration, config, processor)
 
 
@@ -190,17 +251,26 @@ def write_llava_next(directory: Path) -> Path:
     """LLaVA-NeXT: the image and its tiles, padding cut off, a newline after each row."""
     tokenizer = _llava_tokenizer("<image>", bos=True)
     config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(**CLIP), text_config=LlamaConfig(**_text()),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_grid_pinpoints=PINPOINTS,
-        vision_feature_layer=-2, tie_word_embeddings=False,
-    )  # fmt: skip
+        vision_config=CLIPVisionConfig(**CLIP),
+        text_config=LlamaConfig(**_text()),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=-2,
+        tie_word_embeddings=False,
+    )
     images = LlavaNextImageProcessor(
-        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=PINPOINTS
+        size={"shortest_edge": 28},
+        crop_size={"height": 28, "width": 28},
+        image_grid_pinpoints=PINPOINTS,
     )
     processor = LlavaNextProcessor(
-        images, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        images,
+        tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=MISTRAL_CHAT,
-    )  # fmt: skip
+    )
     return _save(directory, LlavaNextForConditionalGeneration, config, processor)
 
 
@@ -210,15 +280,25 @@ def write_llava_onevision(directory: Path) -> Path:
     tower = {key: value for key, value in CLIP.items() if key != "projection_dim"}
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(**tower, vision_use_head=False),
-        text_config=Qwen2Config(**_text()), image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"), image_grid_pinpoints=PINPOINTS,
-        vision_aspect_ratio="anyres_max_2", tie_word_embeddings=False,
-    )  # fmt: skip
-    images = LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, image_grid_pinpoints=PINPOINTS)
+        text_config=Qwen2Config(**_text()),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_2",
+        tie_word_embeddings=False,
+    )
+    images = LlavaOnevisionImageProcessor(
+        size={"height": 28, "width": 28}, image_grid_pinpoints=PINPOINTS
+    )
     processor = LlavaOnevisionProcessor(
-        images, tokenizer, LlavaOnevisionVideoProcessor(size={"height": 28, "width": 28}), num_image_tokens=16,
-        vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_2", chat_template=LLAVA_CHAT,
-    )  # fmt: skip
+        images,
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size={"height": 28, "width": 28}),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+        chat_template=LLAVA_CHAT,
+    )
     return _save(directory, LlavaOnevisionForConditionalGeneration, config, processor)
 
 
@@ -230,4 +310,5 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "llava_next": write_llava_next,
     "llava_onevision": write_llava_onevision,
 }
-"""Family, and kind of LLaVA -> its writer. The `type` of a configuration is `llava` for the last three."""
+"""Family, and kind of LLaVA -> its writer. The `type` of a configuration is `llava` for the last
+three."""

@@ -1,4 +1,5 @@
-"""Every program of benchmarks/ and scripts/ runs to its end, at its smallest size, on a processor."""
+"""Every program of benchmarks/ and scripts/ runs to its end, at its smallest size, on a
+processor."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ LIMIT = 600
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A program, flags that make its work small, and what it says last. PICTURES is a directory of pictures, RUN that
-    of a finished run, OUT an empty one."""
+    """A program, flags that make its work small, and what it says last. PICTURES is a directory of
+    pictures, RUN that of a finished run, OUT an empty one."""
 
     program: str
     flags: str = ""
@@ -33,41 +34,80 @@ class Case:
 
 
 TOY = (
-    "--output OUT --seeds 1 --rounds 1 --families 4 --triplets 24 --eval_families 4 --warm_up 2 --steps 2 "
-    "--batch_size 8 --threads 1"
+    "--output OUT --seeds 1 --rounds 1 --families 4 --triplets 24 --eval_families 4 --warm_up 2"
+    " --steps 2 --batch_size 8 --threads 1"
 )
 SHORT = (
-    "--steps 6 --see 4 --see_steps 1 --align 4 --align_steps 1 --compare_steps 1 --rewrite 4 --rewrite_steps 1 "
-    "--verify 4 --describe 2 --families 2 --per_family 4 --eval_every 6 --eval_examples 4"
+    "--steps 6 --see 4 --see_steps 1 --align 4 --align_steps 1 --compare_steps 1 --rewrite 4"
+    " --rewrite_steps 1 --verify 4 --describe 2 --families 2 --per_family 4 --eval_every 6"
+    " --eval_examples 4"
 )
 CASES = (
     Case(
         "benchmarks/adapter_dtype.py",
-        "--output OUT --seeds 1 --families 4 --triplets 24 --eval_families 4 --warm_up 4 --batch_size 8", "difference",
+        "--output OUT --seeds 1 --families 4 --triplets 24 --eval_families 4 --warm_up 4"
+        " --batch_size 8",
+        "difference",
     ),
-    Case("benchmarks/band_against_loop.py", "--queries 20 --images 40 --dimensions 8 --repeats 2", "±"),
+    Case(
+        "benchmarks/band_against_loop.py",
+        "--queries 20 --images 40 --dimensions 8 --repeats 2",
+        "±",
+    ),
     Case("benchmarks/band_on_curves.py", "--queries 4 --images 80", "linear"),
     Case("benchmarks/kill_and_resume.py", "--kills 1 --workers 1", "1 of 1"),
     Case("benchmarks/known_right_negatives.py", says="top_k"),
-    Case("benchmarks/knn_text_against_loop.py", "--samples 200 --dimensions 16 --repeats 2", "clustered: "),
-    Case("benchmarks/look_at_pictures.py", "--pictures PICTURES --num 6 --workers 1 --repeats 1", "6 files, 1 workers"),
+    Case(
+        "benchmarks/knn_text_against_loop.py",
+        "--samples 200 --dimensions 16 --repeats 2",
+        "clustered: ",
+    ),
+    Case(
+        "benchmarks/look_at_pictures.py",
+        "--pictures PICTURES --num 6 --workers 1 --repeats 1",
+        "6 files, 1 workers",
+    ),
     Case(
         "benchmarks/mine_against_sentence_transformers.py",
-        "--queries 30 --images 60 --dimensions 16 --repeats 2", "margin: FAISS path / ours",
+        "--queries 30 --images 60 --dimensions 16 --repeats 2",
+        "margin: FAISS path / ours",
     ),
     Case("benchmarks/plan_against_measured.py", "--size small", "weights"),
-    Case("benchmarks/report_of_28000.py", "--queries 20 --images 12 --iterations 1 --k 2", "again: "),
-    Case("benchmarks/score_cirr.py", "--queries 10 --images 70 --dimensions 8 --repeats 2", "s to score and write"),
-    Case("benchmarks/search_latency.py", "--experiment_dir RUN --pictures 12 --queries 3 --k 2", "page, by POST"),
-    Case("benchmarks/shared_base_memory.py", "--size small", "a round with texts on the embedder's weights"),
+    Case(
+        "benchmarks/report_of_28000.py", "--queries 20 --images 12 --iterations 1 --k 2", "again: "
+    ),
+    Case(
+        "benchmarks/score_cirr.py",
+        "--queries 10 --images 70 --dimensions 8 --repeats 2",
+        "s to score and write",
+    ),
+    Case(
+        "benchmarks/search_latency.py",
+        "--experiment_dir RUN --pictures 12 --queries 3 --k 2",
+        "page, by POST",
+    ),
+    Case(
+        "benchmarks/shared_base_memory.py",
+        "--size small",
+        "a round with texts on the embedder's weights",
+    ),
     Case("benchmarks/soak.py", "--rounds 5", "growth of"),
     Case("benchmarks/study_negatives.py", f"{TOY} --part table", "curriculum"),
-    Case("benchmarks/study_negatives.py", f"{TOY} --part recall --arms control,band,top_k_all+score_margin", "band"),
+    Case(
+        "benchmarks/study_negatives.py",
+        f"{TOY} --part recall --arms control,band,top_k_all+score_margin",
+        "band",
+    ),
     Case("scripts/check_environment.py", "--lists"),
     Case("scripts/command_pages.py", "--check"),
     Case("scripts/pretrain_tiny.py", f"--output OUT {SHORT}", "parameters"),
-)  # fmt: skip
-HERE = {"benchmarks/study_loop_vs_control.py", "scripts/check.sh", "scripts/lock.py", "scripts/setup_env.sh"}
+)
+HERE = {
+    "benchmarks/study_loop_vs_control.py",
+    "scripts/check.sh",
+    "scripts/lock.py",
+    "scripts/setup_env.sh",
+}
 """Programs with a test of their own below."""
 ELSEWHERE = {
     "benchmarks/mid_model.py": "tests/docs/rows.py",  # it is a part of those that measure models
@@ -81,8 +121,11 @@ ELSEWHERE = {
 def programs() -> set[str]:
     folders = [ROOT / "benchmarks", ROOT / "scripts"]
     return {
-        str(path.relative_to(ROOT)) for folder in folders for path in folder.iterdir() if path.is_file()
-    }  # fmt: skip
+        str(path.relative_to(ROOT))
+        for folder in folders
+        for path in folder.iterdir()
+        if path.is_file()
+    }
 
 
 def test_every_program_is_run_by_a_test() -> None:
@@ -110,8 +153,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.program} {case.flags}".replace("/", "|")[:60].strip())
-def test_it_ends_well(case: Case, shell: Shell, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case.program} {case.flags}".replace("/", "|")[:60].strip()
+)
+def test_it_ends_well(
+    case: Case, shell: Shell, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     places = {"PICTURES": pictures, "OUT": tmp_path / "out"}
     if "RUN" in case.flags:
         places["RUN"] = request.getfixturevalue("finished")
@@ -131,14 +178,24 @@ def test_a_program_that_fails_is_told(shell: Shell, tmp_path: Path) -> None:
 def test_the_study_compares_arms_from_one_warm_up(tmp_path: Path) -> None:
     """Arms whose settings differ from the warm-up's, which they are copied from."""
     flags = shlex.split(TOY.replace("OUT", str(tmp_path / "study")))
-    done = command("benchmarks/study_loop_vs_control.py", *flags, "--arms", "control,negatives", cwd=tmp_path)
+    done = command(
+        "benchmarks/study_loop_vs_control.py", *flags, "--arms", "control,negatives", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "negatives" in done.stdout and "1 seeds, 1 rounds" in done.stdout
-    warm, *arms = (tmp_path / "study" / name for name in ("warm_control_1", "control_1", "negatives_1"))
+    warm, *arms = (
+        tmp_path / "study" / name for name in ("warm_control_1", "control_1", "negatives_1")
+    )
     first = "checkpoint_iter_0/adapter_model.safetensors"
     assert {(arm / first).read_bytes() for arm in arms} == {(warm / first).read_bytes()}
     assert all((arm / "checkpoint_iter_1" / "adapter_model.safetensors").is_file() for arm in arms)
-    again = command("benchmarks/study_loop_vs_control.py", *flags, "--arms", "control,negatives", "--report_only")
+    again = command(
+        "benchmarks/study_loop_vs_control.py",
+        *flags,
+        "--arms",
+        "control,negatives",
+        "--report_only",
+    )
     assert again.returncode == 0 and "negatives" in again.stdout
 
 
@@ -146,7 +203,9 @@ def checkout(directory: Path) -> Path:
     """A copy of what the scripts read and write."""
     for name in ("pyproject.toml", "requirements.txt", "requirements.lock"):
         shutil.copy(ROOT / name, directory / name)
-    shutil.copytree(ROOT / "scripts", directory / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "scripts", directory / "scripts", ignore=shutil.ignore_patterns("__pycache__")
+    )
     return directory
 
 
@@ -176,4 +235,7 @@ def test_the_check_passes_here() -> None:
 def test_an_interpreter_that_does_not_run_is_named(tmp_path: Path) -> None:
     words = ["env", "PYTHON=/no/python", "bash", str(checkout(tmp_path) / "scripts" / "check.sh")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False)
-    assert done.returncode == 1 and "cirloop: error: '/no/python' is not there. Set PYTHON" in done.stderr
+    assert (
+        done.returncode == 1
+        and "cirloop: error: '/no/python' is not there. Set PYTHON" in done.stderr
+    )

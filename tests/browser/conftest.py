@@ -1,4 +1,5 @@
-"""A headless Chromium that fails a test for what a person would not see: console errors, requests, missing pictures."""
+"""A headless Chromium that fails a test for what a person would not see: console errors, requests,
+missing pictures."""
 
 from __future__ import annotations
 
@@ -10,9 +11,18 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")  # fmt: skip
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @pytest.fixture(scope="session")
@@ -27,18 +37,24 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[..., Page]]:
-    """`opened(url, **context)` is the loaded page. At the end of the test nothing may have gone wrong in any of them:
-    no console error, no uncaught exception, no failed request, no request off this machine, no broken picture."""
+    """`opened(url, **context)` is the loaded page. At the end of the test nothing may have gone
+    wrong in any of them: no console error, no uncaught exception, no failed request, no request off
+    this machine, no broken picture."""
     pages: list[Page] = []
     wrong: list[str] = []
 
     def asked(request: Any) -> None:
-        if not request.url.startswith(("file:", "data:", "blob:", "http://127.0.0.1", "ws://127.0.0.1")):
+        if not request.url.startswith(
+            ("file:", "data:", "blob:", "http://127.0.0.1", "ws://127.0.0.1")
+        ):
             wrong.append(f"off this machine: {request.url}")
 
     def open_page(url: str, **context: Any) -> Page:
         page: Page = browser.new_context(**context).new_page()
-        page.on("console", lambda said: wrong.append(f"console: {said.text}") if said.type == "error" else None)
+        page.on(
+            "console",
+            lambda said: wrong.append(f"console: {said.text}") if said.type == "error" else None,
+        )
         page.on("pageerror", lambda error: wrong.append(f"exception: {error}"))
         page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url[:200]}"))
         page.on("request", asked)
@@ -54,16 +70,15 @@ def opened(browser: Any) -> Iterator[Callable[..., Page]]:
 
 
 def broken_pictures(page: Page) -> list[str]:
-    """Pictures that are loaded and have no size, by address; what is far below and not loaded yet is loaded first."""
-    found: list[str] = page.evaluate(
-        """async () => {
+    """Pictures that are loaded and have no size, by address; what is far below and not loaded yet
+    is loaded first."""
+    found: list[str] = page.evaluate("""async () => {
             const all = [...document.images];
             for (const image of all) { image.loading = 'eager'; }
             await Promise.all(all.map(image => image.complete ? null : new Promise(done => {
                 image.onload = image.onerror = done; })));
             return all.filter(image => image.naturalWidth === 0).map(image => image.src);
-        }"""
-    )
+        }""")
     return found
 
 

@@ -28,10 +28,19 @@ SHOWN = re.compile(r"the page is at (http://127\.0\.0\.1:\d+)")
 
 def started(log: Path, *flags: object) -> Iterator[str]:
     """The address of a page whose process ends with the test."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'src'}",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     words = [sys.executable, "-m", "cirloop.demo", "--port", "0", *map(str, flags)]
-    with log.open("w") as out, subprocess.Popen(words, stderr=subprocess.PIPE, stdout=out, text=True,
-                                                env=environment, cwd=log.parent) as server:  # fmt: skip
+    with (
+        log.open("w") as out,
+        subprocess.Popen(
+            words, stderr=subprocess.PIPE, stdout=out, text=True, env=environment, cwd=log.parent
+        ) as server,
+    ):
         assert server.stderr is not None
         said = ""
         for line in server.stderr:
@@ -42,7 +51,9 @@ def started(log: Path, *flags: object) -> Iterator[str]:
                 break
         else:
             raise AssertionError(f"no page: {said}")
-        with socket.create_connection(("127.0.0.1", int(found[1].rpartition(":")[2]))) as listener:  # an open page
+        with socket.create_connection(
+            ("127.0.0.1", int(found[1].rpartition(":")[2]))
+        ) as listener:  # an open page
             listener.sendall(b"GET /gradio_api/heartbeat/x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert b" 200 " in listener.recv(100)
             server.send_signal(signal.SIGINT)
@@ -87,7 +98,10 @@ def results(page: Page, title: str) -> list[tuple[str, str, str]]:
 def by_command(finished: Path, iteration: str, *flags: str) -> list[tuple[str, str, str]]:
     where = ("--experiment_dir", finished, "--iteration", iteration)
     done = command("src/cirloop/tools/search/__main__.py", *where, "--json", *flags)
-    return [(r["image"], str(r["rank"]), f"{r['score']:.4f}") for r in json.loads(done.stdout)["results"]]
+    return [
+        (r["image"], str(r["rank"]), f"{r['score']:.4f}")
+        for r in json.loads(done.stdout)["results"]
+    ]
 
 
 def test_a_query_returns_what_the_command_returns(page: Page, finished: Path) -> None:
@@ -96,12 +110,14 @@ def test_a_query_returns_what_the_command_returns(page: Page, finished: Path) ->
     found = results(page, "iteration 1")
     assert found == by_command(finished, "1", "--reference", ONE, "--text", TEXT)
     assert len(found) == 10 and ONE not in [image for image, _, _ in found]
-    expect(page.get_by_role("region", name="Results of iteration 1").locator(".about")).to_have_text(
-        re.compile(r"^\d+ ms")
-    )
+    expect(
+        page.get_by_role("region", name="Results of iteration 1").locator(".about")
+    ).to_have_text(re.compile(r"^\d+ ms"))
     page.get_by_label("Beside it").click()
     page.get_by_role("option", name="base").click()
-    assert results(page, "base model") == by_command(finished, "base", "--reference", ONE, "--text", TEXT)
+    assert results(page, "base model") == by_command(
+        finished, "base", "--reference", ONE, "--text", TEXT
+    )
     assert results(page, "iteration 1") == found
     assert serious(page) == []
 
@@ -144,7 +160,9 @@ def test_uploads_good_and_bad(page: Page, finished: Path, engine: Any, tmp_path:
     expect(page.locator(".reference .name")).to_have_text("an uploaded picture")
     expect(page.get_by_role("alert")).to_have_count(0)
     ask(page, TEXT)
-    assert results(page, "iteration 1") == by_command(finished, "1", "--reference", str(good), "--text", TEXT)
+    assert results(page, "iteration 1") == by_command(
+        finished, "1", "--reference", str(good), "--text", TEXT
+    )
 
 
 def test_nothing_asked_is_a_message_and_text_stays_text(page: Page, finished: Path) -> None:
@@ -207,14 +225,16 @@ def test_names_with_markup_are_text(hostile: str, opened: Callable[..., Page]) -
 
 def test_the_example_of_the_documents(url: str, finished: Path) -> None:
     (code,) = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs/search.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+        r"^```python\n(.*?)^```",
+        (ROOT / "docs/search.md").read_text("utf-8"),
+        re.DOTALL | re.MULTILINE,
     )
     assert code.count("http://127.0.0.1:7860") == 1
     example = [sys.executable, "-c", code.replace("http://127.0.0.1:7860", url)]
     said = subprocess.run(example, capture_output=True, text=True, timeout=300, check=False)
     assert said.returncode == 0, said.stderr
     asked = ["--reference", ONE, "--text", "make it red", "--top_k", "3", "--json"]
-    found = json.loads(command("src/cirloop/tools/search/__main__.py", "--experiment_dir", finished, *asked).stdout)[
-        "results"
-    ]
+    found = json.loads(
+        command("src/cirloop/tools/search/__main__.py", "--experiment_dir", finished, *asked).stdout
+    )["results"]
     assert len(found) == 3 and all(each["image"] in said.stdout for each in found), said.stdout

@@ -1,4 +1,5 @@
-"""`report.html` as a person opens it: from disk, in Chromium, light and dark, on a phone, and with things planted."""
+"""`report.html` as a person opens it: from disk, in Chromium, light and dark, on a phone, and with
+things planted."""
 
 from __future__ import annotations
 
@@ -17,9 +18,12 @@ from tests.browser.conftest import serious
 
 pytestmark = pytest.mark.full
 EVIL = (
-    "<script>window.planted = 1</script>", "<img src=x onerror='window.planted = 1'>", "<svg onload=window.planted=1>",
-    "x" * 900, "a text as others are",
-)  # fmt: skip
+    "<script>window.planted = 1</script>",
+    "<img src=x onerror='window.planted = 1'>",
+    "<svg onload=window.planted=1>",
+    "x" * 900,
+    "a text as others are",
+)
 Opened = Callable[..., Page]
 
 
@@ -42,8 +46,12 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Made(config, 12, 9, 3).run()
     (home / "data" / "images" / "000001.jpg").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        for name, few in {"query_changes.MAX_QUERIES": 1, "negatives.MAX_QUERIES": 1, "captions.MAX_TEXTS": 2,
-                          "negatives.MAX_STRATEGIES": 1}.items():  # fmt: skip
+        for name, few in {
+            "query_changes.MAX_QUERIES": 1,
+            "negatives.MAX_QUERIES": 1,
+            "captions.MAX_TEXTS": 2,
+            "negatives.MAX_STRATEGIES": 1,
+        }.items():
             patch.setattr(f"cirloop.report.{name}", few)
         return rebuild(config)
 
@@ -52,7 +60,8 @@ def numbers(page: Page, caption: str) -> list[list[str]]:
     """The rows of a table as the page has them."""
     found: list[list[str]] = page.evaluate(
         """caption => {
-            const table = [...document.querySelectorAll('table')].find(t => t.caption.textContent === caption);
+            const tables = [...document.querySelectorAll('table')];
+            const table = tables.find(t => t.caption.textContent === caption);
             return [...table.rows].map(row => [...row.cells].map(cell => cell.textContent));
         }""",
         caption,
@@ -75,7 +84,9 @@ def test_axe_finds_nothing_serious(scheme: Any, short: Path, opened: Opened) -> 
     page = opened(short.as_uri(), color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert serious(page) == []
-    headings: list[str] = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(each => each.tagName)")
+    headings: list[str] = page.evaluate(
+        "[...document.querySelectorAll('h1, h2, h3, h4')].map(each => each.tagName)"
+    )
     assert headings.count("H1") == 1
     levels = [int(tag[1]) for tag in headings]
     assert all(after <= before + 1 for before, after in pairwise(levels))

@@ -1,4 +1,5 @@
-"""Real photographs, named by their place in sorted order; skips what needs them where they are not there."""
+"""Real photographs, named by their place in sorted order; skips what needs them where they are not
+there."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos"
 
 
 def photographs(num: int, directory: Path) -> tuple[FileImages, list[ImageId]]:
-    """`num` photographs of different kinds and shapes, reduced to about 200 pixels so that tests are quick."""
+    """`num` photographs of different kinds and shapes, reduced to about 200 pixels so that tests
+    are quick."""
     files = sorted(PHOTOS.glob("*/*.jpg"))
     if len(files) < num:
         pytest.skip(f"needs {num} photographs in {PHOTOS}, which has {len(files)}")

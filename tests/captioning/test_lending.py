@@ -1,4 +1,5 @@
-"""Captions on the embedder's weights are those of a model of its own, and the embedder is left as it was."""
+"""Captions on the embedder's weights are those of a model of its own, and the embedder is left as
+it was."""
 
 from __future__ import annotations
 
@@ -34,19 +35,39 @@ def moved(backbone: Any, tune: str = "lora") -> Any:
     with torch.no_grad():
         for name, parameter in backbone.trainable().items():
             if "lora_A" not in name:
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.05)
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+                    * 0.05
+                )
     return backbone
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Settings of a foundation model, an embedder on the same base with a LoRA that was moved, and photographs."""
+    """Settings of a foundation model, an embedder on the same base with a LoRA that was moved, and
+    photographs."""
     directory = tmp_path_factory.mktemp("lending")
-    base = {"type": request.param, "path": directory_of(request.param, directory), "dtype": "float32"}
+    base = {
+        "type": request.param,
+        "path": directory_of(request.param, directory),
+        "dtype": "float32",
+    }
     images, ids = photographs(3, directory)
-    asks = [Ask(ids[0], ids[1], "make it red"), Ask(ids[1], ids[2], "with a longer hem and no sleeves")]
-    lender = {**base, "packed": request.param in ("qwen2_5_vl", "llava")}  # which captions know nothing of
-    return FOUNDATION.validate_python(base), moved(BACKBONE.validate_python(lender).build()), images, ids, asks
+    asks = [
+        Ask(ids[0], ids[1], "make it red"),
+        Ask(ids[1], ids[2], "with a longer hem and no sleeves"),
+    ]
+    lender = {
+        **base,
+        "packed": request.param in ("qwen2_5_vl", "llava"),
+    }  # which captions know nothing of
+    return (
+        FOUNDATION.validate_python(base),
+        moved(BACKBONE.validate_python(lender).build()),
+        images,
+        ids,
+        asks,
+    )
 
 
 def captions(captioner: Any, images: Any, asks: list[Ask], cache: Path) -> Any:
@@ -72,13 +93,19 @@ def test_captions_are_those_of_a_model_of_its_own(both: Any, tmp_path: Path) -> 
     before = embedded(embedder, images, ids, tmp_path / "e")
     captioner, own = foundation.build(embedder), foundation.build()
     assert captioner.vlm is embedder.vlm and own.vlm is not embedder.vlm
-    assert captions(captioner, images, asks, tmp_path / "a") == captions(own, images, asks, tmp_path / "b")
+    assert captions(captioner, images, asks, tmp_path / "a") == captions(
+        own, images, asks, tmp_path / "b"
+    )
     assert captioner.fingerprint == own.fingerprint
     assert getattr(captioner, "vision_key", None) == getattr(own, "vision_key", None)
-    assert torch.equal(embedded(embedder, images, ids, tmp_path / "e"), before), "the adapter did not come back"
+    assert torch.equal(embedded(embedder, images, ids, tmp_path / "e"), before), (
+        "the adapter did not come back"
+    )
 
 
-def test_the_adapter_would_show_if_it_stayed_on(both: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_adapter_would_show_if_it_stayed_on(
+    both: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     foundation, embedder, images, _, asks = both
     right = captions(foundation.build(), images, asks, tmp_path)
     monkeypatch.setattr(embedder, "switch_adapter", lambda on: None)
@@ -112,7 +139,12 @@ TINY = {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"}
 
 @pytest.mark.parametrize(
     "other",
-    [{"dtype": "bfloat16"}, {"attention": "eager"}, {"type": "generic"}, {"type": "template", "path": ""}],
+    [
+        {"dtype": "bfloat16"},
+        {"attention": "eager"},
+        {"type": "generic"},
+        {"type": "template", "path": ""},
+    ],
 )
 def test_another_form_of_the_model_is_loaded_for_itself(other: dict[str, Any]) -> None:
     model, foundation = BACKBONE.validate_python(TINY), {**TINY, **other}

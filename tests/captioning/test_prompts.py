@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from cirloop.captioning.base import Answer, Ask
 from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import CaptioningSettings, LlavaFoundation, Qwen2VLFoundation, TemplateFoundation
+from cirloop.captioning.config import (
+    CaptioningSettings,
+    LlavaFoundation,
+    Qwen2VLFoundation,
+    TemplateFoundation,
+)
 from cirloop.captioning.parsing import text_of
 from cirloop.captioning.pipeline import check_form, choose, write_candidates
 from cirloop.captioning.prompts import DESCRIBE, REWRITE, VERIFY, Prompt, load, packaged
@@ -24,7 +29,7 @@ IMAGE = {"type": "image"}
 
 
 def said(prompt: Prompt, text: str) -> Any:
-    ((_, role), (_, content)) = sorted(prompt.messages(text)[0].items(), reverse=True)
+    (_, role), (_, content) = sorted(prompt.messages(text)[0].items(), reverse=True)
     assert role == "user"
     return [part if part == IMAGE else part["text"] for part in content]
 
@@ -33,8 +38,10 @@ def test_the_prompts_that_the_embedded_model_was_trained_on_say_what_they_always
     pictures = ["Picture 1: ", IMAGE, "Picture 2: ", IMAGE]
     assert said(REWRITE, "A {b}") == [
         *pictures,
-        "Another change of picture 1: A {b}\nDescribe the change from picture 1 to picture 2 in one short sentence. "
-        'Answer "none" if they show the same or have little in common.',
+        (
+            "Another change of picture 1: A {b}\nDescribe the change from picture 1 to picture 2 in"
+            ' one short sentence. Answer "none" if they show the same or have little in common.'
+        ),
     ]
     assert said(VERIFY, "A") == [
         *pictures,
@@ -42,8 +49,10 @@ def test_the_prompts_that_the_embedded_model_was_trained_on_say_what_they_always
     ]
     assert said(DESCRIBE, "") == [
         *pictures,
-        "Both pictures are the same. Describe what it shows in one sentence: the kind of thing, its colours, pattern, "
-        "shape and details.",
+        (
+            "Both pictures are the same. Describe what it shows in one sentence: the kind of thing,"
+            " its colours, pattern, shape and details."
+        ),
     ]
 
 
@@ -52,7 +61,9 @@ def test_every_packaged_prompt_is_named_versioned_and_loads(name: str) -> None:
     prompt = load(name)
     assert name.rpartition("-")[2].isdigit() and prompt.name == name
     assert prompt.num_images == (1 if "-side" in name else 2)
-    assert prompt.answer == ("yes_no" if "verify" in name else "json" if "json" in name else "plain")
+    assert prompt.answer == (
+        "yes_no" if "verify" in name else "json" if "json" in name else "plain"
+    )
 
 
 def test_a_text_that_looks_like_a_place_is_a_text() -> None:
@@ -62,7 +73,9 @@ def test_a_text_that_looks_like_a_place_is_a_text() -> None:
 def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine-3.yaml"
     file.write_text('answer: json\nturn: "{image}{image} From {text} to {\\"text\\": ...}"\n')
-    assert load(str(file)) == Prompt("mine-3", '{image}{image} From {text} to {"text": ...}', "json")
+    assert load(str(file)) == Prompt(
+        "mine-3", '{image}{image} From {text} to {"text": ...}', "json"
+    )
     settings = CaptioningSettings(rewrite_prompt=str(file))
     assert settings.prompts(Qwen2VLFoundation()).rewrite.name == "mine-3"
     with pytest.raises(UserError, match=r"rewrite_prompt 'mine-3' has 2 places .* llava needs 1"):
@@ -139,11 +152,15 @@ class Scripted:
     def __init__(self, *answers: str) -> None:
         self.answers = list(answers)
 
-    def write(self, prompt: Prompt, asks: Any, vision: Any, tokens: int, temperatures: Any, seed: int) -> Any:
+    def write(
+        self, prompt: Prompt, asks: Any, vision: Any, tokens: int, temperatures: Any, seed: int
+    ) -> Any:
         return [[Answer(self.answers.pop(0), ended=True) for _ in temperatures] for _ in asks]
 
 
-def candidates(captioner: Any, prompt: Prompt, settings: CaptioningSettings, directory: Path) -> Any:
+def candidates(
+    captioner: Any, prompt: Prompt, settings: CaptioningSettings, directory: Path
+) -> Any:
     """Candidates for one mined image of the embedded data, after the check of their form."""
     train = ShapesSettings(train_families=2, train_triplets=2, eval_families=2).build().train
     query = train.triplets[0].query
@@ -154,7 +171,9 @@ def candidates(captioner: Any, prompt: Prompt, settings: CaptioningSettings, dir
 
 
 def test_an_answer_of_another_kind_is_unparseable_and_kept_as_it_is(tmp_path: Path) -> None:
-    told = Scripted('{"text": "make it red"}', "make it blue", '{"text": "none"}', '{"text": "make it red"}')
+    told = Scripted(
+        '{"text": "make it red"}', "make it blue", '{"text": "none"}', '{"text": "make it red"}'
+    )
     _, made = candidates(told, load("rewrite-json-1"), CaptioningSettings(candidates=4), tmp_path)
     assert [(c.text, c.reason) for c in made] == [
         ("make it red", ""), ("make it blue", "unparseable"), ("none", "declined"),
@@ -164,7 +183,9 @@ def test_an_answer_of_another_kind_is_unparseable_and_kept_as_it_is(tmp_path: Pa
 
 
 @pytest.mark.parametrize("prompt", ["rewrite-2", "rewrite-json-1"])
-def test_texts_of_the_template_say_so(prompt: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_texts_of_the_template_say_so(
+    prompt: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         captioner = TemplateFoundation().build()
     assert [r.message for r in caplog.records if "sees no picture" in r.message]
@@ -181,5 +202,7 @@ def test_texts_of_the_template_say_so(prompt: str, tmp_path: Path, caplog: pytes
 
 def test_the_template_cannot_judge_and_that_is_said_beforehand() -> None:
     CaptioningSettings(verify=0).check(TemplateFoundation())
-    with pytest.raises(UserError, match=r"captioning.verify 0.5: .*'template'.* Set captioning.verify to 0"):
+    with pytest.raises(
+        UserError, match=r"captioning.verify 0.5: .*'template'.* Set captioning.verify to 0"
+    ):
         CaptioningSettings().check(TemplateFoundation())

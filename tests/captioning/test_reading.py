@@ -29,12 +29,18 @@ from tests.captioning.photographs import photographs
 from tests.captioning.test_captioners import END, ends_are_likely, sized
 
 FAMILIES = ("tiny", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-TEXTS = ("make it red", "is longer, with short sleeves and a round neck", "no hat", "the same in another colour")
+TEXTS = (
+    "make it red",
+    "is longer, with short sleeves and a round neck",
+    "no hat",
+    "the same in another colour",
+)
 READ: Any = TypeAdapter(FoundationConfig)
 
 
 class Case:
-    """A captioner, and questions about two references of different size; pairs come back with other texts."""
+    """A captioner, and questions about two references of different size; pairs come back with other
+    texts."""
 
     def __init__(self, family: str, directory: Path) -> None:
         path = "tiny" if family == "tiny" else str(WRITERS[family](directory / "model"))
@@ -48,7 +54,9 @@ class Case:
         self.directory = directory
 
     def eyes(self, batch_size: int = 9) -> Eyes:
-        return Eyes(self.captioner, self.images, self.directory / "cache", batch_size, lambda b, _: b)
+        return Eyes(
+            self.captioner, self.images, self.directory / "cache", batch_size, lambda b, _: b
+        )
 
     def vision(self, asks: list[Ask]) -> Any:
         return self.eyes()._source.get([image for ask in asks for image in (ask.first, ask.second)])
@@ -77,8 +85,11 @@ def called(case: Case) -> Iterator[list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize("kind", ["rewrite", "verify"])
-def test_rows_read_in_parts_are_those_read_whole(case: Case, kind: str, called: list[tuple[int, int]]) -> None:
-    """Tokens, M-RoPE positions and logits of the first word, with three references and six pairs in eight questions."""
+def test_rows_read_in_parts_are_those_read_whole(
+    case: Case, kind: str, called: list[tuple[int, int]]
+) -> None:
+    """Tokens, M-RoPE positions and logits of the first word, with three references and six pairs in
+    eight questions."""
     prompt = getattr(case.prompts, kind)
     parts = case.reading(prompt)
     assert [rows for rows, _ in called] == [3, 6, 8]
@@ -95,17 +106,22 @@ def test_rows_read_in_parts_are_those_read_whole(case: Case, kind: str, called: 
         assert torch.equal(parts.positions_3BT[:, row, left], whole.positions_3BT[:, row, right])
     logits, theirs = (case.captioner.vlm.lm_head(reading.last_BD) for reading in (parts, whole))
     assert float((logits - theirs).abs().max()) < 1e-4
-    assert float((logits[1:] - logits[:-1]).abs().max()) > 1e-2, "else equal logits would say nothing"
+    assert float((logits[1:] - logits[:-1]).abs().max()) > 1e-2, (
+        "else equal logits would say nothing"
+    )
 
 
 def test_texts_are_those_of_transformers_asked_one_by_one(case: Case) -> None:
-    """Against the library's own way, from pixels: logits and greedy texts of a batch that shares pictures, and sampled
-    texts, which random models vary more, of one that shares nothing but the question."""
+    """Against the library's own way, from pixels: logits and greedy texts of a batch that shares
+    pictures, and sampled texts, which random models vary more, of one that shares nothing but the
+    question."""
     captioner, rewrite = case.captioner, case.prompts.rewrite
     greedy = case.eyes().write(rewrite, case.asks, 8, [0.0], 0, "test")
     with base_of(None):
         logits = captioner.vlm.lm_head(case.reading(rewrite).last_BD)
-    model = AutoModelForImageTextToText.from_pretrained(case.foundation.find(), dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(
+        case.foundation.find(), dtype=torch.float32
+    ).eval()
     sampled = []
     for row, ask in enumerate(case.asks):
         batch = captioner.processor(
@@ -117,8 +133,12 @@ def test_texts_are_those_of_transformers_asked_one_by_one(case: Case) -> None:
         theirs = []
         for turn, temperature in enumerate((0.0, 1.5)):
             torch.manual_seed(row + turn)
-            out = model.generate(**batch, max_new_tokens=8, **sampling(temperature))[0, batch["input_ids"].shape[1] :]
-            theirs.append(captioner.processor.tokenizer.decode(out, skip_special_tokens=True).strip())
+            out = model.generate(**batch, max_new_tokens=8, **sampling(temperature))[
+                0, batch["input_ids"].shape[1] :
+            ]
+            theirs.append(
+                captioner.processor.tokenizer.decode(out, skip_special_tokens=True).strip()
+            )
         assert [answer.text for answer in greedy[row]] == theirs[:1]
         (ours,) = captioner.write(rewrite, [ask], case.vision([ask]), 8, [0.0, 1.5], row)
         assert [answer.text for answer in ours] == theirs
@@ -128,7 +148,10 @@ def test_texts_are_those_of_transformers_asked_one_by_one(case: Case) -> None:
 
 def test_batches_decide_no_greedy_text_and_no_judgement(case: Case) -> None:
     asks, (rewrite, verify) = case.asks, (case.prompts.rewrite, case.prompts.verify)
-    texts, sure = case.eyes().write(rewrite, asks, 8, [0.0], 0, "test"), case.eyes().yes(verify, asks, "test")
+    texts, sure = (
+        case.eyes().write(rewrite, asks, 8, [0.0], 0, "test"),
+        case.eyes().yes(verify, asks, "test"),
+    )
     for size in (1, 3):
         assert case.eyes(size).write(rewrite, asks, 8, [0.0], 0, "test") == texts
         assert case.eyes(size).yes(verify, asks, "test") == pytest.approx(sure, abs=1e-5)
@@ -143,15 +166,21 @@ def test_a_repetition_penalty_does_not_look_at_padding_inside_a_row(
     monkeypatch.setattr(vlm.generation_config, "eos_token_id", [572, END])
     hook = vlm.get_output_embeddings().register_forward_hook(ends_are_likely)
     try:
-        alone, together, threes = (case.eyes(size).write(rewrite, case.asks, 8, [0.0], 0, "test") for size in (1, 9, 3))
+        alone, together, threes = (
+            case.eyes(size).write(rewrite, case.asks, 8, [0.0], 0, "test") for size in (1, 9, 3)
+        )
         assert together == alone and threes == alone
         monkeypatch.setattr(decoding, "without_padding", lambda ids, mask: ids)
-        assert case.eyes().write(rewrite, case.asks, 8, [0.0], 0, "test") != alone, "padding matters here"
+        assert case.eyes().write(rewrite, case.asks, 8, [0.0], 0, "test") != alone, (
+            "padding matters here"
+        )
     finally:
         hook.remove()
 
 
-def test_a_question_is_read_once_for_all_its_answers(case: Case, called: list[tuple[int, int]]) -> None:
+def test_a_question_is_read_once_for_all_its_answers(
+    case: Case, called: list[tuple[int, int]]
+) -> None:
     for temperatures in ([0.0], [0.0, 1.5, 1.5]):
         case.eyes().write(case.prompts.rewrite, case.asks, 3, temperatures, 0, "test")
         assert [rows for rows, columns in called if columns > 1] == [3, 6, 8]
@@ -159,22 +188,31 @@ def test_a_question_is_read_once_for_all_its_answers(case: Case, called: list[tu
         called.clear()
 
 
-def test_a_text_before_the_pictures_leaves_nothing_to_share(case: Case, called: list[tuple[int, int]]) -> None:
+def test_a_text_before_the_pictures_leaves_nothing_to_share(
+    case: Case, called: list[tuple[int, int]]
+) -> None:
     prompt = Prompt("before-1", "{text}: {image}{image}")
     case.reading(prompt)
     assert [rows for rows, _ in called] == [8]
     assert not prompt.pictures_first and all(load(name).pictures_first for name in packaged())
 
 
-def test_rows_that_have_ended_leave_and_change_no_other(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_have_ended_leave_and_change_no_other(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, vlm = case.captioner.vlm.generation_config, case.captioner.vlm
     monkeypatch.setattr(config, "eos_token_id", None)
     monkeypatch.setattr(config, "pad_token_id", 573)
     reading = case.reading(case.prompts.rewrite)
-    how = {"do_sample": False, "repetition_penalty": 1.5}  # else random models say one word again and again
+    how = {
+        "do_sample": False,
+        "repetition_penalty": 1.5,
+    }  # else random models say one word again and again
 
     def stops(ends: set[int]) -> list[int]:
-        return [next((at + 1 for at, token in enumerate(row) if token in ends), 12) for row in endless]
+        return [
+            next((at + 1 for at, token in enumerate(row) if token in ends), 12) for row in endless
+        ]
 
     with base_of(None):
         endless = [row.tolist() for row in decode(vlm, reading, 12, **how)]
@@ -197,13 +235,17 @@ def test_shares_of_the_batches_make_the_whole(case: Case) -> None:
     """Sampled texts too, whoever asks them."""
 
     def ask(share: tuple[int, int]) -> tuple[list[int], list[list[Answer]]]:
-        eyes = Eyes(case.captioner, case.images, case.directory / "cache", 3, lambda b, _: b, share=share)
+        eyes = Eyes(
+            case.captioner, case.images, case.directory / "cache", 3, lambda b, _: b, share=share
+        )
         answers = eyes.write(case.prompts.rewrite, case.asks, 4, [0.0, 1.5], 5, "test")
         return eyes.done, [answers[row] for row in eyes.done]
 
     rows = dict(zip(*ask((0, 1)), strict=True))
     parts = [ask((number, 2)) for number in range(2)]
-    assert {row: text for done, texts in parts for row, text in zip(done, texts, strict=True)} == rows
+    assert {
+        row: text for done, texts in parts for row, text in zip(done, texts, strict=True)
+    } == rows
 
 
 def test_a_model_with_a_sliding_window_reads_rows_whole(tmp_path: Path) -> None:
@@ -219,12 +261,15 @@ def test_a_model_with_a_sliding_window_reads_rows_whole(tmp_path: Path) -> None:
 
 
 asked = st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from("abcd"), st.sampled_from(("", "x", "xyz"))), max_size=20
+    st.tuples(st.sampled_from("abc"), st.sampled_from("abcd"), st.sampled_from(("", "x", "xyz"))),
+    max_size=20,
 )
 
 
 @given(rows=asked, together=st.booleans())
-def test_groups_hold_every_row_once_and_a_reference_stands_together(rows: list[Any], together: bool) -> None:
+def test_groups_hold_every_row_once_and_a_reference_stands_together(
+    rows: list[Any], together: bool
+) -> None:
     asks = [Ask(ImageId(a), ImageId(b), text) for a, b, text in rows]
     patches = {"a": 8, "b": 4, "c": 8, "d": 4}
     sizes = [(patches[ask.first], patches[ask.second]) for ask in asks]
@@ -232,10 +277,14 @@ def test_groups_hold_every_row_once_and_a_reference_stands_together(rows: list[A
     order = [row for group in groups for row in group]
     assert sorted(order) == [*range(len(asks))]
     if together:
-        assert [{asks[row].first for row in group} for group in groups] == [{asks[group[0]].first} for group in groups]
+        assert [{asks[row].first for row in group} for group in groups] == [
+            {asks[group[0]].first} for group in groups
+        ]
         assert len(groups) == len({ask.first for ask in asks})
         pairs = [(asks[row].first, asks[row].second) for row in order]
-        assert sum(one != other for one, other in pairwise(pairs)) == max(len({*pairs}) - 1, 0), "a pair stands apart"
+        assert sum(one != other for one, other in pairwise(pairs)) == max(len({*pairs}) - 1, 0), (
+            "a pair stands apart"
+        )
     else:
         lengths = [sum(size) + len(ask.text) for size, ask in zip(sizes, asks, strict=True)]
         assert order == sorted(range(len(asks)), key=lambda i: (lengths[i], i))
@@ -255,7 +304,10 @@ def test_batches_are_full_of_whole_groups(sizes: list[int], size: int) -> None:
 
 
 def test_keys_and_values_with_room_are_those_that_are_copied() -> None:
-    states = [(torch.randn(4, 2, 7, 8), torch.randn(4, 2, 7, 8)), *((torch.randn(4, 2, 1, 8),) * 2 for _ in range(3))]
+    states = [
+        (torch.randn(4, 2, 7, 8), torch.randn(4, 2, 7, 8)),
+        *((torch.randn(4, 2, 1, 8),) * 2 for _ in range(3)),
+    ]
     ours, theirs = Roomy(states[0], 10), DynamicLayer()
     theirs.update(*states[0])
     for each in states[1:]:

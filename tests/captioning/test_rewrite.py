@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from cirloop.captioning import CaptioningSettings
 from cirloop.captioning.base import Answer
-from cirloop.captioning.pipeline import Candidate, check_form, check_round_trip, choose, write_candidates
+from cirloop.captioning.pipeline import (
+    Candidate,
+    check_form,
+    check_round_trip,
+    choose,
+    write_candidates,
+)
 from cirloop.captioning.prompts import REWRITE
 from cirloop.data.known_positives import normal_text
 from cirloop.types import ImageId, MinedNegative, Query, QueryId
@@ -64,7 +70,11 @@ def candidate(
         ("Sure, make it blue", "make it blue", "same as the original text"),
         ("The main change is none.", "none.", "declined"),
         ("Sure! Here is", "Sure! Here is", "set phrase"),
-        ("The change from picture 1 to picture 2 is", "The change from picture 1 to picture 2 is", "set phrase"),
+        (
+            "The change from picture 1 to picture 2 is",
+            "The change from picture 1 to picture 2 is",
+            "set phrase",
+        ),
         ("make it red. Let me know if", "make it red. Let me know if", "set phrase"),
         ("I'm sorry, it is red", "I'm sorry, it is red", "set phrase"),
         ("this is red", "this is red", ""),
@@ -90,16 +100,25 @@ def test_an_answer_that_had_not_ended_is_cut_off_and_kept_as_it_is() -> None:
 
         def write(self, *_: Any) -> list[list[Answer]]:
             return [
-                [Answer("make it", ended=False), Answer("make it red", ended=True), Answer("make it red", ended=True)]
+                [
+                    Answer("make it", ended=False),
+                    Answer("make it red", ended=True),
+                    Answer("make it red", ended=True),
+                ]
             ]
 
     mined, query = candidate().negative, Query(QueryId("q"), ImageId("ref of q"), "make it blue")
     rows = write_candidates(Scripted(), [mined], {query.id: query}, SETTINGS, 0)  # type: ignore[arg-type]
     checked = [check_form(row, SETTINGS) for row in rows]
-    assert [(row.text, row.reason) for row in checked] == [("make it", "cut off"), ("make it red", "")]
+    assert [(row.text, row.reason) for row in checked] == [
+        ("make it", "cut off"),
+        ("make it red", ""),
+    ]
 
 
-def chosen(candidates: Sequence[Candidate], known: set[tuple[ImageId, str]] | None = None) -> dict[str, str]:
+def chosen(
+    candidates: Sequence[Candidate], known: set[tuple[ImageId, str]] | None = None
+) -> dict[str, str]:
     """Reason per text, empty where it was accepted."""
     accepted, rejected = choose(candidates, known or set(), SETTINGS, 1, "tiny")
     return {a.triplet.query.text: "" for a in accepted} | {c.text: c.reason for c in rejected}
@@ -111,8 +130,16 @@ def test_a_text_that_is_there_but_for_spaces_and_a_full_stop_is_a_duplicate() ->
 
 
 def test_surest_text_of_an_image_is_kept() -> None:
-    texts = [candidate("a b", verify=0.6), candidate("c d", verify=0.9), candidate("e f", verify=0.7)]
-    assert chosen(texts) == {"a b": "a surer text was kept", "c d": "", "e f": "a surer text was kept"}
+    texts = [
+        candidate("a b", verify=0.6),
+        candidate("c d", verify=0.9),
+        candidate("e f", verify=0.7),
+    ]
+    assert chosen(texts) == {
+        "a b": "a surer text was kept",
+        "c d": "",
+        "e f": "a surer text was kept",
+    }
 
 
 def test_equally_sure_texts_are_taken_in_order() -> None:
@@ -126,16 +153,23 @@ def test_rejected_text_is_never_kept_however_sure() -> None:
 
 
 def test_surest_images_of_a_query_are_kept_up_to_the_limit() -> None:
-    texts = [candidate(f"text {n}", image=f"i{n}", verify=v) for n, v in enumerate((0.6, 0.9, 0.7, 0.8))]
+    texts = [
+        candidate(f"text {n}", image=f"i{n}", verify=v) for n, v in enumerate((0.6, 0.9, 0.7, 0.8))
+    ]
     enough = "enough for this query"
     assert chosen(texts) == {"text 0": enough, "text 1": "", "text 2": enough, "text 3": ""}
     others = [candidate(f"other {n}", query="p", image=f"i{n}") for n in range(2)]
-    assert [chosen([*texts, *others])[f"other {n}"] for n in range(2)] == ["", ""], "the limit is per query"
+    assert [chosen([*texts, *others])[f"other {n}"] for n in range(2)] == [
+        "",
+        "",
+    ], "the limit is per query"
 
 
 def test_one_text_for_two_images_is_a_duplicate() -> None:
     """A second target for one query would be a contradiction, in any case of letters."""
-    assert chosen([candidate("a b", image="i", verify=0.8), candidate("A B", image="j", verify=0.9)]) == {
+    assert chosen(
+        [candidate("a b", image="i", verify=0.8), candidate("A B", image="j", verify=0.9)]
+    ) == {
         "A B": "",
         "a b": "duplicate",
     }
@@ -170,7 +204,9 @@ def many(draw: st.DrawFn) -> list[Candidate]:
 
 
 @given(candidates=many(), limit=st.integers(1, 3))
-def test_every_candidate_is_accepted_or_rejected_for_a_reason(candidates: list[Candidate], limit: int) -> None:
+def test_every_candidate_is_accepted_or_rejected_for_a_reason(
+    candidates: list[Candidate], limit: int
+) -> None:
     settings = CaptioningSettings(max_per_query=limit)
     known = {(ImageId("ref of p"), "g h")}
     accepted, rejected = choose(candidates, known, settings, 2, "tiny")
@@ -180,7 +216,9 @@ def test_every_candidate_is_accepted_or_rejected_for_a_reason(candidates: list[C
     def key(c: Candidate) -> tuple[object, ...]:
         return c.negative.query, c.negative.image, c.text, c.checks.get("verify")
 
-    taken = [(a.source, a.triplet.target, a.triplet.query.text, a.checks.get("verify")) for a in accepted]
+    taken = [
+        (a.source, a.triplet.target, a.triplet.query.text, a.checks.get("verify")) for a in accepted
+    ]
     assert Counter([*taken, *map(key, rejected)]) == Counter(map(key, candidates))
     ids = [a.triplet.query.id for a in accepted]
     assert len(set(ids)) == len(ids)
@@ -191,7 +229,11 @@ def test_every_candidate_is_accepted_or_rejected_for_a_reason(candidates: list[C
     for c in rejected:
         sure = c.checks.get("verify", 0)
         if c.reason == "a surer text was kept":
-            same = [a for a in accepted if (a.source, a.triplet.target) == (c.negative.query, c.negative.image)]
+            same = [
+                a
+                for a in accepted
+                if (a.source, a.triplet.target) == (c.negative.query, c.negative.image)
+            ]
             assert same and same[0].checks.get("verify", 0) >= sure
         elif c.reason == "enough for this query":
             best = [a.checks.get("verify", 0) for a in accepted if a.source == c.negative.query]
@@ -243,6 +285,8 @@ def test_a_rewritten_triplet_keeps_its_querys_category() -> None:
         asked.extend(query.category for query in queries)
         return [1] * len(images)
 
-    (checked,) = check_round_trip([replace(candidate(verify=0.9), category="dress")], SETTINGS, ranks)
+    (checked,) = check_round_trip(
+        [replace(candidate(verify=0.9), category="dress")], SETTINGS, ranks
+    )
     (accepted,), _ = choose([checked], set(), SETTINGS, 1, "someone")
     assert asked == ["dress"] and accepted.triplet.query.category == "dress"

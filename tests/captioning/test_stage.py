@@ -17,7 +17,9 @@ TURN = 'answer: json\nturn: "{image}{image}Change of the first: {text}. Answer i
 
 
 @pytest.mark.full
-def test_a_dry_run_by_template_says_so_and_a_changed_prompt_makes_other_captions(small: Any, tmp_path: Path) -> None:
+def test_a_dry_run_by_template_says_so_and_a_changed_prompt_makes_other_captions(
+    small: Any, tmp_path: Path
+) -> None:
     prompt = tmp_path / "mine-1.yaml"
     prompt.write_text(TURN)
     config = small(
@@ -29,17 +31,25 @@ def test_a_dry_run_by_template_says_so_and_a_changed_prompt_makes_other_captions
     runner.run(config)
     rows = json.loads((tmp_path / "run" / "augmented_samples_iter_1.json").read_text("utf-8"))
     assert rows["accepted"]
-    assert {(row["captioner"], row["prompt"]) for row in rows["accepted"]} == {("template (no model)", "mine-1")}
+    assert {(row["captioner"], row["prompt"]) for row in rows["accepted"]} == {
+        ("template (no model)", "mine-1")
+    }
 
     prompt.write_text(TURN.replace("first", "left"))
     load.cache_clear()  # as in another process
-    with pytest.raises(UserError, match=r"augmented_samples_iter_1.json was made with other settings"):
+    with pytest.raises(
+        UserError, match=r"augmented_samples_iter_1.json was made with other settings"
+    ):
         runner.run(config.model_copy(update={"auto_resume": True}))
 
 
-def test_a_template_that_is_to_judge_is_refused_before_anything_is_made(small: Any, tmp_path: Path) -> None:
+def test_a_template_that_is_to_judge_is_refused_before_anything_is_made(
+    small: Any, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"cannot judge a text. Set captioning.verify to 0"):
-        runner.run(small(tmp_path / "run", foundation={"type": "template"}, captioning={"verify": 0.5}))
+        runner.run(
+            small(tmp_path / "run", foundation={"type": "template"}, captioning={"verify": 0.5})
+        )
     assert not list((tmp_path / "run").glob("*.json"))
 
 

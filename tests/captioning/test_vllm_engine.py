@@ -1,4 +1,5 @@
-"""The vLLM engine against a stand-in that speaks vLLM's documented offline interface. vLLM itself is not run."""
+"""The vLLM engine against a stand-in that speaks vLLM's documented offline interface. vLLM itself
+is not run."""
 
 from __future__ import annotations
 
@@ -58,44 +59,67 @@ class RequestOutput:
 
 
 class LLM:
-    """Takes requests one by one through transformers, checking them as vLLM's documentation describes them."""
+    """Takes requests one by one through transformers, checking them as vLLM's documentation
+    describes them."""
 
     def __init__(
         self, model: str, *, dtype: str, max_model_len: int, gpu_memory_utilization: float,
         limit_mm_per_prompt: dict[str, int], logprobs_mode: str = "raw_logprobs", seed: int = 0,
         trust_remote_code: bool = False, load_format: str = "auto",
     ) -> None:  # fmt: skip
-        assert not trust_remote_code and load_format == "safetensors", "pickled weights, or code of the model's"
+        assert not trust_remote_code and load_format == "safetensors", (
+            "pickled weights, or code of the model's"
+        )
         assert 0 < gpu_memory_utilization <= 1 and max_model_len > 0 and seed is not None
         self.limit, self.mode = limit_mm_per_prompt, logprobs_mode
         self.processor = AutoProcessor.from_pretrained(model)
-        self.vlm = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+        self.vlm = AutoModelForImageTextToText.from_pretrained(
+            model, dtype=getattr(torch, dtype)
+        ).eval()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json asks for."""
-        return SamplingParams(repetition_penalty=self.vlm.generation_config.repetition_penalty or 1.0)
+        return SamplingParams(
+            repetition_penalty=self.vlm.generation_config.repetition_penalty or 1.0
+        )
 
     def generate(
         self, prompts: list[dict[str, Any]], sampling_params: Any, *, use_tqdm: bool = True
     ) -> list[RequestOutput]:
-        many = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(prompts)
+        many = (
+            sampling_params
+            if isinstance(sampling_params, list)
+            else [sampling_params] * len(prompts)
+        )
         assert len(many) == len(prompts)
         return [self._one(request, how) for request, how in zip(prompts, many, strict=True)]
 
     @torch.no_grad()
     def _one(self, request: dict[str, Any], how: SamplingParams) -> RequestOutput:
-        assert request.keys() == {"prompt", "multi_modal_data"} and request["multi_modal_data"].keys() == {"image"}
+        assert request.keys() == {"prompt", "multi_modal_data"} and request[
+            "multi_modal_data"
+        ].keys() == {"image"}
         images = request["multi_modal_data"]["image"]
-        assert len(images) <= self.limit["image"] and all(isinstance(i, Image.Image) for i in images)
+        assert len(images) <= self.limit["image"] and all(
+            isinstance(i, Image.Image) for i in images
+        )
         inputs = self.processor(text=[request["prompt"]], images=[images], return_tensors="pt")
         start = inputs["input_ids"].shape[1]
         torch.manual_seed(how.seed or 0)
-        sampled = {"do_sample": True, "temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
+        sampled = {
+            "do_sample": True,
+            "temperature": how.temperature,
+            "top_k": how.top_k,
+            "top_p": how.top_p,
+        }
         out = self.vlm.generate(
-            **inputs, max_new_tokens=how.max_tokens, output_logits=True, return_dict_in_generate=True,
+            **inputs,
+            max_new_tokens=how.max_tokens,
+            output_logits=True,
+            return_dict_in_generate=True,
             repetition_penalty=how.repetition_penalty,
             **(sampled if how.temperature else {"do_sample": False}),
-        )  # fmt: skip
+        )
         ids = out.sequences[0, start:].tolist()
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
         why = "stop" if {*ids} & {*end_signs(self.vlm, "stand-in")} else "length"
@@ -111,23 +135,35 @@ class LLM:
                 kept[how.allowed_token_ids] = row[how.allowed_token_ids]
                 row = kept
             best = row.log_softmax(-1).topk(how.logprobs)
-            rows.append({int(i): Logprob(float(v)) for v, i in zip(best.values, best.indices, strict=True)})
+            rows.append(
+                {int(i): Logprob(float(v)) for v, i in zip(best.values, best.indices, strict=True)}
+            )
         return rows
 
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = ModuleType("vllm")
-    module.LLM, module.SamplingParams, module.__spec__ = LLM, SamplingParams, ModuleSpec("vllm", None)
+    module.LLM, module.SamplingParams, module.__spec__ = (
+        LLM,
+        SamplingParams,
+        ModuleSpec("vllm", None),
+    )
     monkeypatch.setitem(sys.modules, "vllm", module)
 
 
-def test_answers_are_those_of_the_same_model_by_transformers(stand_in: None, tmp_path: Path) -> None:
-    """Prompts, pictures, seeds and log probabilities arrive as the interface has them: the answers are equal."""
+def test_answers_are_those_of_the_same_model_by_transformers(
+    stand_in: None, tmp_path: Path
+) -> None:
+    """Prompts, pictures, seeds and log probabilities arrive as the interface has them: the answers
+    are equal."""
     path = str(WRITERS["llava_onevision"](tmp_path / "model"))
     foundation = VllmFoundation(path=path, dtype="float32", max_side=120)
     images, ids = photographs(3, tmp_path)
-    asks = [Ask(ids[0], ids[1], "make it red"), Ask(ids[1], ids[2], "<image> with<|im_end|> a longer hem")]
+    asks = [
+        Ask(ids[0], ids[1], "make it red"),
+        Ask(ids[1], ids[2], "<image> with<|im_end|> a longer hem"),
+    ]
     prompts = CaptioningSettings().prompts(foundation)
     vllm, generic = (
         Eyes(each.build(), images, tmp_path, 4, lambda b, _: b)

@@ -16,7 +16,9 @@ from cirloop.validation import ProblemsFound
 MEMBERS = get_args(get_args(DataConfig)[0])
 
 
-@pytest.mark.parametrize("settings", MEMBERS, ids=lambda settings: settings.model_fields["type"].default)
+@pytest.mark.parametrize(
+    "settings", MEMBERS, ids=lambda settings: settings.model_fields["type"].default
+)
 def test_each_says_how_its_rankings_are_scored(settings: Any) -> None:
     protocol = settings.protocol
     assert isinstance(protocol, EvalProtocol) and protocol.description

@@ -27,7 +27,9 @@ def path(image: str, category: str = "shirt") -> str:
 
 def content() -> dict[str, Any]:
     """Two questions of one user."""
-    shown = [{"img_path": [path(f"{place}{n}") for n in range(5)], "user_score": "3"} for place in "ab"]
+    shown = [
+        {"img_path": [path(f"{place}{n}") for n in range(5)], "user_score": "3"} for place in "ab"
+    ]
     return {
         "user_1": {
             "question_set_1": {
@@ -53,7 +55,10 @@ def read(directory: Path, what: Any) -> tuple[Judged, dict[ImageId, str], str]:
 @pytest.mark.parametrize(
     ("sentence", "text"),
     [
-        ("is blue in colordotmark  and has no sleevesdotmark", "Is blue in color and has no sleeves"),
+        (
+            "is blue in colordotmark  and has no sleevesdotmark",
+            "Is blue in color and has no sleeves",
+        ),
         ("looks like a hondaquestionmark  and is green", "Looks like a honda and is green"),
         ("black andmark white  and blackandmarkwhite", "Black & white and black&white"),
         ("shows a landmark  and has Landmarks", "Shows a landmark and has Landmarks"),
@@ -92,17 +97,35 @@ def field(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no users": (lambda c: c.clear(), "holds no users"),
     "user no object": (lambda c: c.update(user_1=[]), "user_1: must be an object"),
-    "set no object": (lambda c: c["user_1"].update(question_set_1=3), "question_set_1: must be an object of lists"),
-    "list missing": (lambda c: c["user_1"]["question_set_1"].pop("sentences"), "has no 'sentences'"),
+    "set no object": (
+        lambda c: c["user_1"].update(question_set_1=3),
+        "question_set_1: must be an object of lists",
+    ),
+    "list missing": (
+        lambda c: c["user_1"]["question_set_1"].pop("sentences"),
+        "has no 'sentences'",
+    ),
     "list a word": (field("preferred set", "1"), "'preferred set' must be a list, found text"),
     "lists differ": (field("preferred set", ["1"]), "the lists differ in length"),
     "sentence a number": (at("sentences", 3), "'sentences' must be text, found a whole number"),
     "preferred 3": (at("preferred set", "3"), "'preferred set' must be '1' or '2', found '3'"),
-    "set no object of paths": (at("retrieved_set1", []), "'retrieved_set1' must be an object, found a list"),
+    "set no object of paths": (
+        at("retrieved_set1", []),
+        "'retrieved_set1' must be an object, found a list",
+    ),
     "set without paths": (at("retrieved_set1", {}), "retrieved_set1: has no 'img_path'"),
-    "set empty": (at("retrieved_set2", {"img_path": []}), "retrieved_set2: 'img_path' holds no images"),
-    "image twice": (at("retrieved_set2", {"img_path": [path("b0")] * 2}), "holds an image more than once"),
-    "unknown category": (at("ref_img_paths", "/-/image_data/hat/x.jpg"), "does not end in <category>/<image>.jpg"),
+    "set empty": (
+        at("retrieved_set2", {"img_path": []}),
+        "retrieved_set2: 'img_path' holds no images",
+    ),
+    "image twice": (
+        at("retrieved_set2", {"img_path": [path("b0")] * 2}),
+        "holds an image more than once",
+    ),
+    "unknown category": (
+        at("ref_img_paths", "/-/image_data/hat/x.jpg"),
+        "does not end in <category>/<image>.jpg",
+    ),
     "path a number": (at("ref_img_paths", 1), "'ref_img_paths' must be text, found a whole number"),
 }
 
@@ -129,7 +152,11 @@ def test_all_mistakes_come_together(tmp_path: Path) -> None:
         WRONG[name][0](what)
     at("preferred set", "x", 1)(what)
     wrong = read(tmp_path, what)[2]
-    for message in ("'sentences' must be text", "holds an image more than once", "question 1: 'preferred set' must be"):
+    for message in (
+        "'sentences' must be text",
+        "holds an image more than once",
+        "question 1: 'preferred set' must be",
+    ):
         assert message in wrong
 
 
@@ -144,15 +171,23 @@ def test_both_numbers_are_their_definitions(rows: list[tuple[list[int], int]]) -
     images = tuple(ImageId(str(n)) for n in range(10))
     queries = tuple(Query(QueryId(str(n)), images[0], "x") for n in range(len(rows)))
     chosen = {
-        q.id: Preference(images[:5], images[5:], preferred) for q, (_, preferred) in zip(queries, rows, strict=True)
+        q.id: Preference(images[:5], images[5:], preferred)
+        for q, (_, preferred) in zip(queries, rows, strict=True)
     }
-    part = Judged("hp_fashioniq_val", queries, Relevance({}, preferences=chosen), None, hp_fashioniq.PROTOCOL)
-    scores = {q.id: dict(zip(images, map(float, row), strict=True)) for q, (row, _) in zip(queries, rows, strict=True)}
+    part = Judged(
+        "hp_fashioniq_val", queries, Relevance({}, preferences=chosen), None, hp_fashioniq.PROTOCOL
+    )
+    scores = {
+        q.id: dict(zip(images, map(float, row), strict=True))
+        for q, (row, _) in zip(queries, rows, strict=True)
+    }
     found = metrics([part], scores)
     above = [preferred == 1 for row, preferred in rows if sum(row[:5]) > sum(row[5:])]
     below = [preferred == 2 for row, preferred in rows if sum(row[:5]) < sum(row[5:])]
     tied = len(rows) - len(above) - len(below)
-    assert found["symmetric accuracy"].value == pytest.approx((sum(above) + sum(below) + tied / 2) / len(rows))
+    assert found["symmetric accuracy"].value == pytest.approx(
+        (sum(above) + sum(below) + tied / 2) / len(rows)
+    )
     assert ("preference rate" in found) == bool(above)
     if above:
         rate = sum(above) / len(above)
@@ -162,7 +197,8 @@ def test_both_numbers_are_their_definitions(rows: list[tuple[list[int], int]]) -
 
 @pytest.mark.real_data
 def test_the_real_file(tmp_path: Path) -> None:
-    """The first 20 users. A score that knows nothing has a preference rate of the share of set 1, not one half."""
+    """The first 20 users. A score that knows nothing has a preference rate of the share of set 1,
+    not one half."""
     if not REAL.is_dir():
         pytest.skip(f"the real annotations are not at {REAL}")
     problems = Problems()
@@ -172,7 +208,9 @@ def test_the_real_file(tmp_path: Path) -> None:
     assert not any("mark" in query.text for query in part.queries if "landmark" not in query.text)
     assert sum(p.preferred == 1 for p in part.relevance.preferences.values()) == 533
     random = np.random.default_rng(0)
-    scores = {q.id: {image: random.standard_normal() for image in part.needs(q)} for q in part.queries}
+    scores = {
+        q.id: {image: random.standard_normal() for image in part.needs(q)} for q in part.queries
+    }
     found = metrics([part], scores)
     assert abs(found["preference rate"].value - 0.533) < 4 * found["preference rate"].se
     assert abs(found["symmetric accuracy"].value - 0.5) < 4 * found["symmetric accuracy"].se

@@ -1,4 +1,5 @@
-"""Own data in Hugging Face `datasets`: pictures in the rows, in a gallery table, or in a folder; mistakes named."""
+"""Own data in Hugging Face `datasets`: pictures in the rows, in a gallery table, or in a folder;
+mistakes named."""
 
 from __future__ import annotations
 
@@ -24,8 +25,13 @@ def picture(colour: str) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def save(directory: Path, rows: list[dict[str, Any]], gallery: Any = None, pictures: tuple[str, ...] = ()) -> Path:
-    tables = {"train": datasets.Dataset.from_list(rows), "validation": datasets.Dataset.from_list(rows)}
+def save(
+    directory: Path, rows: list[dict[str, Any]], gallery: Any = None, pictures: tuple[str, ...] = ()
+) -> Path:
+    tables = {
+        "train": datasets.Dataset.from_list(rows),
+        "validation": datasets.Dataset.from_list(rows),
+    }
     if gallery is not None:
         tables["gallery"] = datasets.Dataset.from_list(gallery)
     for name, table in tables.items():
@@ -46,7 +52,10 @@ INSIDE = [
 ]
 COLUMNS = Columns(reference="before", text="say", target="after")
 GALLERY = [{"id": n, "image": picture(colour)} for n, colour in enumerate(COLOURS)]
-NAMED = [{"reference": 0, "text": "is green", "target": 1}, {"reference": 1, "text": "is blue", "target": 2}]
+NAMED = [
+    {"reference": 0, "text": "is green", "target": 1},
+    {"reference": 1, "text": "is blue", "target": 2},
+]
 TABLE = GalleryTable(split="gallery")
 
 
@@ -62,7 +71,10 @@ def test_pictures_in_the_rows(tmp_path: Path) -> None:
     assert len(part.gallery.ids) == 3  # the green picture is in two rows
     assert [colour_of(part, q.reference) for q in part.queries] == ["red", "green"]
     assert part.relevance is not None
-    assert [colour_of(part, part.relevance.targets[q.id]) for q in part.queries] == ["green", "blue"]
+    assert [colour_of(part, part.relevance.targets[q.id]) for q in part.queries] == [
+        "green",
+        "blue",
+    ]
     assert [colour_of(data.train, t.target) for t in data.train.triplets] == ["green", "blue"]
     assert data.digest == build(tmp_path, columns=COLUMNS).digest
 
@@ -76,7 +88,9 @@ def test_pictures_in_a_gallery_table(tmp_path: Path) -> None:
 def test_pictures_in_a_folder_beside_a_folder_of_parquet(tmp_path: Path) -> None:
     rows = [{"reference": "red.png", "text": "is green", "target": "green.png"}]
     for name in ("train", "validation"):
-        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"{name}-00000-of-00001.parquet"))
+        datasets.Dataset.from_list(rows).to_parquet(
+            str(tmp_path / f"{name}-00000-of-00001.parquet")
+        )
     (tmp_path / "photos").mkdir()
     for colour in COLOURS:
         (tmp_path / "photos" / f"{colour}.png").write_bytes(picture(colour)["bytes"])
@@ -99,21 +113,75 @@ def spoiled(**cells: Any) -> list[dict[str, Any]]:
 
 TEXT_FILE = {"bytes": b"<html>", "path": None}
 WRONG: dict[str, tuple[list[dict[str, Any]], Any, dict[str, Any], str]] = {
-    "no column": (INSIDE, None, {}, "validation: has no column 'reference'; there are: before, say, after"),
-    "no split": (INSIDE, None, {"columns": COLUMNS, "val": "dev"}, "has no split 'dev'; there are: train, validation"),
-    "no picture": (spoiled(before=None), None, {"columns": COLUMNS}, "row 0: 'reference' must be text, found null"),
-    "no text": (spoiled(say=None), None, {"columns": COLUMNS}, "row 0: 'text' must be text, found null"),
+    "no column": (
+        INSIDE,
+        None,
+        {},
+        "validation: has no column 'reference'; there are: before, say, after",
+    ),
+    "no split": (
+        INSIDE,
+        None,
+        {"columns": COLUMNS, "val": "dev"},
+        "has no split 'dev'; there are: train, validation",
+    ),
+    "no picture": (
+        spoiled(before=None),
+        None,
+        {"columns": COLUMNS},
+        "row 0: 'reference' must be text, found null",
+    ),
+    "no text": (
+        spoiled(say=None),
+        None,
+        {"columns": COLUMNS},
+        "row 0: 'text' must be text, found null",
+    ),
     "empty text": (spoiled(say=[" "]), None, {"columns": COLUMNS}, "row 0: has no 'text'"),
-    "no picture file": (spoiled(after=TEXT_FILE), None, {"columns": COLUMNS}, "row 0 after: is not a picture but"),
-    "no target": (spoiled(after=None), None, {"columns": COLUMNS}, "1 of 2 lines have no targets, and others have"),
-    "named and nowhere": (NAMED, None, {}, "names its pictures, so say where they are: data.gallery"),
-    "not in the gallery": (NAMED, GALLERY[:2], {"gallery": TABLE}, "row 1: target '2' is not in the gallery"),
-    "id twice": (NAMED, [*GALLERY, GALLERY[0]], {"gallery": TABLE}, "row 3: the id '0' is there more than once"),
-    "gallery of words": (NAMED, [{"id": 0, "picture": "x"}], {"gallery": {"split": "gallery", "image": "picture"}},
-                         "the column 'picture' holds no pictures"),
+    "no picture file": (
+        spoiled(after=TEXT_FILE),
+        None,
+        {"columns": COLUMNS},
+        "row 0 after: is not a picture but",
+    ),
+    "no target": (
+        spoiled(after=None),
+        None,
+        {"columns": COLUMNS},
+        "1 of 2 lines have no targets, and others have",
+    ),
+    "named and nowhere": (
+        NAMED,
+        None,
+        {},
+        "names its pictures, so say where they are: data.gallery",
+    ),
+    "not in the gallery": (
+        NAMED,
+        GALLERY[:2],
+        {"gallery": TABLE},
+        "row 1: target '2' is not in the gallery",
+    ),
+    "id twice": (
+        NAMED,
+        [*GALLERY, GALLERY[0]],
+        {"gallery": TABLE},
+        "row 3: the id '0' is there more than once",
+    ),
+    "gallery of words": (
+        NAMED,
+        [{"id": 0, "picture": "x"}],
+        {"gallery": {"split": "gallery", "image": "picture"}},
+        "the column 'picture' holds no pictures",
+    ),
     "no folder": (NAMED, None, {"images": "photos"}, "photos: is no directory of pictures"),
-    "both": (INSIDE, GALLERY, {"columns": COLUMNS, "gallery": TABLE}, "holds its pictures in reference, target; leave"),
-}  # fmt: skip
+    "both": (
+        INSIDE,
+        GALLERY,
+        {"columns": COLUMNS, "gallery": TABLE},
+        "holds its pictures in reference, target; leave",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -132,7 +200,8 @@ def test_one_table_is_no_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [(None, "cannot be loaded by `datasets`"), ("no/such", "no/such cannot be")]
+    ("path", "message"),
+    [(None, "cannot be loaded by `datasets`"), ("no/such", "no/such cannot be")],
 )
 def test_what_cannot_be_loaded_is_named(path: str | None, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):

@@ -25,7 +25,8 @@ def saved(picture: Image.Image, path: Path, **how: object) -> Path:
 
 
 def exif_turned(path: Path) -> Path:
-    """4x2 pixels, the left half red, to be shown turned by 90 degrees clockwise: 2x4, the upper half red."""
+    """4x2 pixels, the left half red, to be shown turned by 90 degrees clockwise: 2x4, the upper
+    half red."""
     picture = Image.new("RGB", (4, 2), WHITE)
     picture.paste(RED, (0, 0, 2, 2))
     exif = Image.Exif()
@@ -47,7 +48,11 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
 def test_transparency_lies_over_white(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (2, 1), (*RED, 255))
     picture.putpixel((1, 0), (0, 0, 0, 0))
-    for name, made in (("rgba", picture), ("palette", picture.quantize(4)), ("la", picture.convert("LA"))):
+    for name, made in (
+        ("rgba", picture),
+        ("palette", picture.quantize(4)),
+        ("la", picture.convert("LA")),
+    ):
         seen = decode(saved(made, tmp_path / f"{name}.png"))
         assert seen.mode == "RGB" and seen.getpixel((1, 0)) == WHITE, name
 
@@ -73,7 +78,9 @@ def test_one_pixel_and_long_strips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("megabytes", "opens"), [(2, True), (15, True), (17, False)])
-def test_a_png_with_a_long_text_opens_up_to_a_bound(megabytes: int, opens: bool, tmp_path: Path) -> None:
+def test_a_png_with_a_long_text_opens_up_to_a_bound(
+    megabytes: int, opens: bool, tmp_path: Path
+) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_itxt("Comment", "A" * (megabytes << 20), zip=True)
     path = saved(Image.new("RGB", (4, 4), RED), tmp_path / "a.png", pnginfo=text)
@@ -88,10 +95,14 @@ def bomb(path: Path) -> Path:
     """A PNG of a few bytes that says it is 60,000 x 60,000."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b""))
+    )
     return path
 
 
@@ -123,9 +134,18 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "head": (written(b"\x89PNG\r\n\x1a\n"), ""),
     "cut": (truncated, "cannot be decoded"),
     "bomb": (bomb, "pixels"),
-    "large": (lambda p: saved(Image.new("1", (10_000, 9_000)), p, format="PNG"), "has 10000x9000 pixels"),
-    "strip": (lambda p: saved(Image.new("L", (201, 1)), p, format="PNG"), "is 201x1, one side more than 200 times"),
-    "float": (lambda p: saved(Image.new("F", (4, 4)), p, format="TIFF"), "holds 32-bit values (mode F)"),
+    "large": (
+        lambda p: saved(Image.new("1", (10_000, 9_000)), p, format="PNG"),
+        "has 10000x9000 pixels",
+    ),
+    "strip": (
+        lambda p: saved(Image.new("L", (201, 1)), p, format="PNG"),
+        "is 201x1, one side more than 200 times",
+    ),
+    "float": (
+        lambda p: saved(Image.new("F", (4, 4)), p, format="TIFF"),
+        "holds 32-bit values (mode F)",
+    ),
     "directory": (directory, "is a directory"),
 }
 
@@ -136,12 +156,19 @@ def test_a_picture_that_cannot_be_used_is_named(name: str, tmp_path: Path) -> No
     path = make(tmp_path / f"{name}.jpg")
     with pytest.raises(BadImage) as caught:
         FileImages({ImageId("it"): path}).load(ImageId("it"))
-    assert message in str(caught.value) and "'it'" in str(caught.value) and path.name in str(caught.value)
+    assert (
+        message in str(caught.value)
+        and "'it'" in str(caught.value)
+        and path.name in str(caught.value)
+    )
 
 
 def test_all_bad_images_are_found_at_once(tmp_path: Path) -> None:
     files = {ImageId(name): make(tmp_path / f"{name}.jpg") for name, (make, _) in BAD.items()}
-    files |= {ImageId(f"good {n}"): saved(Image.new("RGB", (9, 9)), tmp_path / f"good_{n}.png") for n in range(40)}
+    files |= {
+        ImageId(f"good {n}"): saved(Image.new("RGB", (9, 9)), tmp_path / f"good_{n}.png")
+        for n in range(40)
+    }
     seen: list[ImageId] = []
 
     def progress(images: object) -> object:

@@ -25,7 +25,9 @@ def folder(directory: Path, lines: list[Any]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (red, 0, 0)).save(path, "PNG")
     (directory / "images" / "notes.txt").write_text("no picture")
-    (directory / "val.jsonl").write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    (directory / "val.jsonl").write_text(
+        "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines)
+    )
     return directory
 
 
@@ -36,24 +38,39 @@ def sources(directory: Path) -> Sources:
 def test_a_line_becomes_a_query(tmp_path: Path) -> None:
     lines = [LINE, "", LINE | {"id": "mine", "texts": ["is red", " ", "has dots "]}]
     [part] = JsonlSettings().build(sources(folder(tmp_path, lines))).parts("val")
-    assert [(q.id, q.text) for q in part.queries] == [("val/0", "in blue"), ("mine", "is red and has dots")]
+    assert [(q.id, q.text) for q in part.queries] == [
+        ("val/0", "in blue"),
+        ("mine", "is red and has dots"),
+    ]
     assert part.gallery.ids == ("a.png", "c.JPG", "sub/b.png")
     assert part.relevance is not None and part.relevance.targets[part.queries[0].id] == "sub/b.png"
     assert part.images.load(ImageId("c.JPG")).size == (8, 8)
 
 
 def test_categories_groups_and_positives(tmp_path: Path) -> None:
-    line = LINE | {"category": "dress", "subset": ["a.png", "c.JPG", "sub/b.png"], "positives": ["c.JPG"]}
-    parts = JsonlSettings().build(sources(folder(tmp_path, [line, line | {"category": "bag"}]))).parts("val")
+    line = LINE | {
+        "category": "dress",
+        "subset": ["a.png", "c.JPG", "sub/b.png"],
+        "positives": ["c.JPG"],
+    }
+    parts = (
+        JsonlSettings()
+        .build(sources(folder(tmp_path, [line, line | {"category": "bag"}])))
+        .parts("val")
+    )
     assert [part.judged.category for part in parts] == ["bag", "dress"]
     assert [query.category for part in parts for query in part.queries] == ["bag", "dress"]
     [query] = parts[1].queries
     assert parts[1].judged.groups[query.id] == ("c.JPG", "sub/b.png")
-    assert parts[1].relevance is not None and parts[1].relevance.positives[query.id] == {"c.JPG", "sub/b.png"}
+    assert parts[1].relevance is not None and parts[1].relevance.positives[query.id] == {
+        "c.JPG",
+        "sub/b.png",
+    }
 
 
 def test_positives_of_training_lines_come_with_the_train_split(tmp_path: Path) -> None:
-    """They are part of the data's digest; the target is none of them, and a validation line's never get there."""
+    """They are part of the data's digest; the target is none of them, and a validation line's never
+    get there."""
     line = LINE | {"positives": ["c.JPG", "sub/b.png"]}
     directory = folder(tmp_path, [LINE | {"positives": ["a.png"]}])
     digests = []
@@ -80,11 +97,14 @@ def test_a_gallery_list_decides_what_is_ranked(tmp_path: Path) -> None:
 
 def test_a_picture_that_a_line_names_and_the_folder_lacks_is_missing(tmp_path: Path) -> None:
     directory = folder(
-        tmp_path, [LINE, LINE | {"reference": "gone.png"}, LINE | {"positives": ["gone.png"], "id": "p"}]
+        tmp_path,
+        [LINE, LINE | {"reference": "gone.png"}, LINE | {"positives": ["gone.png"], "id": "p"}],
     )
     with pytest.raises(UserError) as caught:
         JsonlSettings().build(sources(directory)).parts("val")
-    assert "images/gone.png: is not there" in str(caught.value) and "--allow_missing_images 1" in str(caught.value)
+    assert "images/gone.png: is not there" in str(
+        caught.value
+    ) and "--allow_missing_images 1" in str(caught.value)
     lines = (directory / "val.jsonl").read_text().splitlines()[:2]
     (directory / "val.jsonl").write_text("\n".join(lines))
     [part] = JsonlSettings(allow_missing_images=1).build(sources(directory)).parts("val")
@@ -108,7 +128,9 @@ def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"a\.png: is not a picture of a known kind"):
             JsonlSettings().build(sources(directory)).parts("val")
         [record] = (directory / "cache" / "images").glob("*.json")
-        assert json.loads(record.read_text())["bad"] == {"a.png": "is not a picture of a known kind"}
+        assert json.loads(record.read_text())["bad"] == {
+            "a.png": "is not a picture of a known kind"
+        }
 
 
 def listed(text: str) -> Callable[[Path], object]:
@@ -125,17 +147,41 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "text a number": ([LINE | {"text": 3}], "'text' must be text, found a whole number"),
     "texts not a list": ([LINE | {"texts": "x"}], "'texts' must be a list, found text"),
     "no reference": ([{"text": "x", "target": "a.png"}], "has no 'reference'"),
-    "reference outside": ([LINE | {"reference": "/x.png"}], "reference '/x.png' is not in the gallery"),
+    "reference outside": (
+        [LINE | {"reference": "/x.png"}],
+        "reference '/x.png' is not in the gallery",
+    ),
     "target outside": ([LINE | {"target": "../b.png"}], "target '../b.png' is not in the gallery"),
-    "target is reference": ([LINE | {"target": "a.png"}], "reference and target are the same image"),
-    "some without target": ([LINE, {"reference": "a.png", "text": "x"}], "1 of 2 lines have no targets"),
-    "id twice": ([LINE | {"id": "x"}, LINE | {"id": "x"}], "line 2: the id 'x' is there more than once"),
+    "target is reference": (
+        [LINE | {"target": "a.png"}],
+        "reference and target are the same image",
+    ),
+    "some without target": (
+        [LINE, {"reference": "a.png", "text": "x"}],
+        "1 of 2 lines have no targets",
+    ),
+    "id twice": (
+        [LINE | {"id": "x"}, LINE | {"id": "x"}],
+        "line 2: the id 'x' is there more than once",
+    ),
     "some without positives": ([LINE, LINE | {"positives": []}], "1 of 2 lines have no positives"),
-    "positive outside": ([LINE | {"positives": ["../x"]}], "positives '../x' is not in the gallery"),
-    "positive a number": ([LINE | {"positives": [3]}], "'positives' must hold only text, found a whole number"),
+    "positive outside": (
+        [LINE | {"positives": ["../x"]}],
+        "positives '../x' is not in the gallery",
+    ),
+    "positive a number": (
+        [LINE | {"positives": [3]}],
+        "'positives' must hold only text, found a whole number",
+    ),
     "positives a word": ([LINE | {"positives": "a.png"}], "'positives' must be a list, found text"),
-    "target outside subset": ([LINE | {"subset": ["a.png", "c.JPG"]}], "the target is not in its subset"),
-    "some without category": ([LINE, LINE | {"category": "x"}], "1 lines have no category and others have one"),
+    "target outside subset": (
+        [LINE | {"subset": ["a.png", "c.JPG"]}],
+        "the target is not in its subset",
+    ),
+    "some without category": (
+        [LINE, LINE | {"category": "x"}],
+        "1 lines have no category and others have one",
+    ),
 }
 
 
@@ -156,7 +202,9 @@ def test_each_mistake_is_named(name: str, tmp_path: Path) -> None:
         (lambda directory: None, "gallery.txt: there is no such file"),
     ],
 )
-def test_a_wrong_gallery_list_is_named(change: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+def test_a_wrong_gallery_list_is_named(
+    change: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
     change(folder(tmp_path, [LINE]))
     with pytest.raises(UserError) as caught:
         JsonlSettings(gallery="gallery.txt").build(sources(tmp_path)).parts("val")

@@ -1,5 +1,6 @@
 # ruff: noqa: E501 - tables
-"""Own data as people have it: each mistake gets one message with the way out, and what is harmless is read."""
+"""Own data as people have it: each mistake gets one message with the way out, and what is harmless
+is read."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ from cirloop.stages import estimate, preflight
 from cirloop.types import EvalSplit, TrainSplit, UserError
 from tests.stand_in import write_cirr
 
-ROWS = [{"reference": f"p{n}.png", "text": f"make it {n}", "target": f"p{(n + 1) % 6}.png"} for n in range(6)]
+ROWS = [
+    {"reference": f"p{n}.png", "text": f"make it {n}", "target": f"p{(n + 1) % 6}.png"}
+    for n in range(6)
+]
 
 
 def lines(rows: list[Any]) -> str:
@@ -78,51 +82,122 @@ def named(change: Callable[[str], str]) -> Callable[[Path], object]:
 
 CSV = "reference,text,target\np0.png,in red,p1.png\n"
 MISTAKES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "CSV in the folder": (instead("train.csv", CSV), ("there is 'train.csv', a table of", "--dataset_name huggingface")),
-    "CSV in train.jsonl": (raw(CSV), ("is a table of columns 'reference', 'text', 'target' separated by commas",)),
-    "a Git LFS pointer": (raw("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"), ("is a pointer of Git LFS. Fetch", "git lfs pull")),
-    "a bad sign": (raw(lines(ROWS) + '{"reference": "p0.png",}'), ("line 7: is not JSON (", "column 24)")),
-    "a long number": (raw('{"reference": ' + "9" * 6000 + "}"), ("line 1: holds a whole number of more than 4,300 digits",)),
+    "CSV in the folder": (
+        instead("train.csv", CSV),
+        ("there is 'train.csv', a table of", "--dataset_name huggingface"),
+    ),
+    "CSV in train.jsonl": (
+        raw(CSV),
+        ("is a table of columns 'reference', 'text', 'target' separated by commas",),
+    ),
+    "a Git LFS pointer": (
+        raw("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"),
+        ("is a pointer of Git LFS. Fetch", "git lfs pull"),
+    ),
+    "a bad sign": (
+        raw(lines(ROWS) + '{"reference": "p0.png",}'),
+        ("line 7: is not JSON (", "column 24)"),
+    ),
+    "a long number": (
+        raw('{"reference": ' + "9" * 6000 + "}"),
+        ("line 1: holds a whole number of more than 4,300 digits",),
+    ),
     "semicolons in train.jsonl": (raw(CSV.replace(",", ";")), ("separated by semicolons",)),
-    "a list in train.jsonl": (raw(json.dumps(ROWS, indent=1)), ("is one JSON list of 6 objects, not JSON lines",)),
+    "a list in train.jsonl": (
+        raw(json.dumps(ROWS, indent=1)),
+        ("is one JSON list of 6 objects, not JSON lines",),
+    ),
     "a list on one line": (raw(json.dumps(ROWS)), ("is one JSON list of 6 objects",)),
-    "indented objects": (raw("\n".join(json.dumps(r, indent=1) for r in ROWS)), ("go over several lines",)),
-    "train.json": (instead("train.json", json.dumps(ROWS)), ("there is 'train.json', one JSON list", "jq -c")),
-    "another split name": (instead("training.jsonl", lines(ROWS)), ("'training.jsonl'", "--data.train FILE")),
+    "indented objects": (
+        raw("\n".join(json.dumps(r, indent=1) for r in ROWS)),
+        ("go over several lines",),
+    ),
+    "train.json": (
+        instead("train.json", json.dumps(ROWS)),
+        ("there is 'train.json', one JSON list", "jq -c"),
+    ),
+    "another split name": (
+        instead("training.jsonl", lines(ROWS)),
+        ("'training.jsonl'", "--data.train FILE"),
+    ),
     "an empty file": (raw(b""), ("train.jsonl: holds no lines",)),
-    "UTF-16": (raw(lines(ROWS).encode("utf-16")), ("is not UTF-8 text but UTF-16", "Save it as UTF-8")),
-    "UTF-16 without a mark": (raw(lines(ROWS).encode("utf-16-le")), ("is not UTF-8 text but UTF-16",)),
-    "Latin-1": (raw(lines(ROWS).replace("make", "gr\u00fcn").encode("latin-1")), ("may be Latin-1", "gr\u00fcn it")),
+    "UTF-16": (
+        raw(lines(ROWS).encode("utf-16")),
+        ("is not UTF-8 text but UTF-16", "Save it as UTF-8"),
+    ),
+    "UTF-16 without a mark": (
+        raw(lines(ROWS).encode("utf-16-le")),
+        ("is not UTF-8 text but UTF-16",),
+    ),
+    "Latin-1": (
+        raw(lines(ROWS).replace("make", "gr\u00fcn").encode("latin-1")),
+        ("may be Latin-1", "gr\u00fcn it"),
+    ),
     "a workbook": (raw(b"PK\x03\x04" + bytes(40)), ("an Excel workbook",)),
     "other field names": (
         each(lambda r: {"reference": r["reference"], "caption": r["text"], "target": r["target"]}),
         ("'caption'; known: ", "did you mean 'text'?", "(5 more like it, such as"),
     ),
-    "a prefix": (named(lambda n: f"photos/{n}"), ("photos/p0.png: is not there; did you mean 'p0.png'?",)),
-    "a folder called photos": (lambda d: (d / "images").rename(d / "photos"), ("pictures are in 'photos'", "--data.images")),
-    "backslashes": (named(lambda n: f"images\\{n}"), ("is not in the gallery; did you mean 'p0.png'?",)),
+    "a prefix": (
+        named(lambda n: f"photos/{n}"),
+        ("photos/p0.png: is not there; did you mean 'p0.png'?",),
+    ),
+    "a folder called photos": (
+        lambda d: (d / "images").rename(d / "photos"),
+        ("pictures are in 'photos'", "--data.images"),
+    ),
+    "backslashes": (
+        named(lambda n: f"images\\{n}"),
+        ("is not in the gallery; did you mean 'p0.png'?",),
+    ),
     "a path of Windows": (named(lambda n: f"C:\\shop\\images\\{n}"), ("did you mean 'p0.png'?",)),
     "an absolute path elsewhere": (named(lambda n: f"/elsewhere/{n}"), ("did you mean 'p0.png'?",)),
-    "no ending": (named(lambda n: n.removesuffix(".png")), ("images/p0: is not there; did you mean 'p0.png'?",)),
-    "another ending": (named(lambda n: n.replace("png", "jpg")), ("p0.jpg: is not there; did you mean 'p0.png'?",)),
+    "no ending": (
+        named(lambda n: n.removesuffix(".png")),
+        ("images/p0: is not there; did you mean 'p0.png'?",),
+    ),
+    "another ending": (
+        named(lambda n: n.replace("png", "jpg")),
+        ("p0.jpg: is not there; did you mean 'p0.png'?",),
+    ),
     "another case": (named(str.upper), ("P0.PNG: is not there; did you mean 'p0.png'?",)),
-    "a line without target": (lambda d: write(d, [{"reference": "p0.png", "text": "x"}, *ROWS]), ("line 1: has no 'target'",)),
+    "a line without target": (
+        lambda d: write(d, [{"reference": "p0.png", "text": "x"}, *ROWS]),
+        ("line 1: has no 'target'",),
+    ),
     "an empty text": (each(lambda r: r | {"text": " "}), ("'text' is empty (5 more like it",)),
-    "a pasted document": (each(lambda r: r | {"text": "long " * 12_800}), (f"64,000 characters, more than {MAX_TEXT:,}",)),
-    "target is reference": (each(lambda r: r | {"target": r["reference"]}), ("reference and target are the same image",)),
+    "a pasted document": (
+        each(lambda r: r | {"text": "long " * 12_800}),
+        (f"64,000 characters, more than {MAX_TEXT:,}",),
+    ),
+    "target is reference": (
+        each(lambda r: r | {"target": r["reference"]}),
+        ("reference and target are the same image",),
+    ),
     "target is reference in another spelling": (
-        each(lambda r: r | {"target": f"./{r['reference']}"}), ("reference and target are the same image",),
+        each(lambda r: r | {"target": f"./{r['reference']}"}),
+        ("reference and target are the same image",),
     ),
     "target has the reference's bytes": (
         lambda d: (d / "images" / "p1.png").write_bytes((d / "images" / "p0.png").read_bytes()),
         ("same image, 'p1.png'; 'p0.png' has the same bytes",),
     ),
     "broken and missing": (
-        lambda d: ((d / "images" / "p0.png").write_text("<html>"), (d / "images" / "p1.png").unlink()),
-        ("p0.png: is not a picture but a web page", "p1.png: is not there", "--allow_missing_images 2"),
+        lambda d: (
+            (d / "images" / "p0.png").write_text("<html>"),
+            (d / "images" / "p1.png").unlink(),
+        ),
+        (
+            "p0.png: is not a picture but a web page",
+            "p1.png: is not there",
+            "--allow_missing_images 2",
+        ),
     ),
-    "no pictures": (lambda d: [p.unlink() for p in (d / "images").iterdir()], ("holds no pictures (", ".avif")),
-}  # fmt: skip
+    "no pictures": (
+        lambda d: [p.unlink() for p in (d / "images").iterdir()],
+        ("holds no pictures (", ".avif"),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -137,12 +212,16 @@ def test_each_mistake_is_one_short_message(name: str, data: Path) -> None:
 
 
 def nfd(directory: Path) -> None:
-    (directory / "images" / "p0.png").rename(directory / "images" / unicodedata.normalize("NFD", "été.png"))
+    (directory / "images" / "p0.png").rename(
+        directory / "images" / unicodedata.normalize("NFD", "été.png")
+    )
     named(lambda n: unicodedata.normalize("NFC", n.replace("p0", "été")))(directory)
 
 
 def nfc(directory: Path) -> None:
-    (directory / "images" / "p0.png").rename(directory / "images" / unicodedata.normalize("NFC", "été.png"))
+    (directory / "images" / "p0.png").rename(
+        directory / "images" / unicodedata.normalize("NFC", "été.png")
+    )
     named(lambda n: unicodedata.normalize("NFD", n.replace("p0", "été")))(directory)
 
 
@@ -165,7 +244,9 @@ def hidden(directory: Path) -> None:
 
 GOOD: dict[str, Callable[[Path], object]] = {
     "as it is": lambda d: None,
-    "a mark and CRLF": lambda d: raw(b"\xef\xbb\xbf" + lines(ROWS).replace("\n", "\r\n").encode())(d),
+    "a mark and CRLF": lambda d: raw(b"\xef\xbb\xbf" + lines(ROWS).replace("\n", "\r\n").encode())(
+        d
+    ),
     "blank lines": lambda d: raw("\n\n" + lines(ROWS).replace("\n", "\n\n"))(d),
     "umlauts, capitals, three levels": nested,
     "a linked folder of pictures": linked,
@@ -182,22 +263,33 @@ def test_what_is_harmless_is_read(name: str, data: Path) -> None:
     GOOD[name](data)
     split = train(data)
     assert (len(split.triplets), len(split.gallery.ids)) == (6, 6)
-    assert all(t.target in split.gallery.ids and t.query.reference in split.gallery.ids for t in split.triplets)
+    assert all(
+        t.target in split.gallery.ids and t.query.reference in split.gallery.ids
+        for t in split.triplets
+    )
     assert all(split.images.load(image).size == (32, 32) for image in split.gallery.ids)
 
 
 def test_equal_bytes_are_one_image_said_once(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in (1, 2):
-        (data / "images" / f"copy{number}.png").write_bytes((data / "images" / f"p{number}.png").read_bytes())
+        (data / "images" / f"copy{number}.png").write_bytes(
+            (data / "images" / f"p{number}.png").read_bytes()
+        )
     last = {"reference": "copy1.png", "text": "again", "target": "copy2.png"}
     write(data, [row | {"positives": ["p2.png"]} for row in [*ROWS, last]])
     made = JsonlSettings().build(of(data))
     [part] = made.parts("val")
     assert part.gallery.ids == ("copy1.png", "copy2.png", "p0.png", "p3.png", "p4.png", "p5.png")
     assert (part.queries[0].reference, made.train.triplets[0].target) == ("p0.png", "copy1.png")
-    assert part.relevance is not None and part.relevance.positives[part.queries[-1].id] == {"copy2.png"}
+    assert part.relevance is not None and part.relevance.positives[part.queries[-1].id] == {
+        "copy2.png"
+    }
     said = [r.getMessage() for r in caplog.records if "bytes of another" in r.getMessage()]
-    assert len(said) == 1 and "2 of 8 pictures" in said[0] and "'p1.png', which is 'copy1.png'" in said[0]
+    assert (
+        len(said) == 1
+        and "2 of 8 pictures" in said[0]
+        and "'p1.png', which is 'copy1.png'" in said[0]
+    )
 
 
 def test_copies_that_cannot_be_used_are_each_named(data: Path) -> None:
@@ -221,12 +313,20 @@ def test_pictures_of_all_kinds_are_in_the_gallery_and_others_named(
         "apng": "PNG",
     }
     for number, (ending, kind) in enumerate(kinds.items()):
-        Image.new("RGB", (32, 32), (0, 30 * number, 200)).save(data / "images" / f"k.{ending}", kind)
+        Image.new("RGB", (32, 32), (0, 30 * number, 200)).save(
+            data / "images" / f"k.{ending}", kind
+        )
     for name in ("a.heic", "b.HEIC", "notes.txt"):
         (data / "images" / name).write_bytes(b"x")
     split = train(data)
-    assert {f"k.{ending}" for ending in kinds} <= set(split.gallery.ids) and len(split.gallery.ids) == 6 + len(kinds)
-    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and "passed over" in r.getMessage()]
+    assert {f"k.{ending}" for ending in kinds} <= set(split.gallery.ids) and len(
+        split.gallery.ids
+    ) == 6 + len(kinds)
+    said = [
+        r.getMessage()
+        for r in caplog.records
+        if r.levelno == logging.WARNING and "passed over" in r.getMessage()
+    ]
     assert len(said) == 1 and "2 .heic (a.heic)" in said[0]
 
 
@@ -234,19 +334,27 @@ def test_a_linked_folder_is_named_and_followed_by_name(data: Path) -> None:
     (data.parent / "more").mkdir()
     Image.new("RGB", (32, 32), "white").save(data.parent / "more" / "s.png")
     (data / "images" / "season").symlink_to(data.parent / "more")
-    with pytest.raises(UserError, match=r"season: is a link to a folder: .*more(.|\n)*--allow_symlinks"):
+    with pytest.raises(
+        UserError, match=r"season: is a link to a folder: .*more(.|\n)*--allow_symlinks"
+    ):
         train(data)
     split = train(data, allow_symlinks=True)
-    assert "season/s.png" in split.gallery.ids and split.images.load(split.gallery.ids[-1]).size == (32, 32)
+    assert "season/s.png" in split.gallery.ids and split.images.load(
+        split.gallery.ids[-1]
+    ).size == (32, 32)
 
 
-def test_the_data_directory_is_a_file_or_misspelt(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_directory_is_a_file_or_misspelt(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl is a file\. Give the directory"):
         of(data / "train.jsonl").root("jsonl")
     with pytest.raises(UserError, match=r"no such directory; did you mean '.*/data'\?"):
         of(data.parent / "dat").root("jsonl")
     monkeypatch.chdir(data)
-    with pytest.raises(UserError, match=rf"--data_dir shop: there is no such directory \({data}/shop\)"):
+    with pytest.raises(
+        UserError, match=rf"--data_dir shop: there is no such directory \({data}/shop\)"
+    ):
         Sources(Path("shop"), data / "cache", lambda items, _: items).root("jsonl")
 
 
@@ -262,7 +370,11 @@ def test_pictures_of_a_benchmark_in_another_folder_are_pointed_at(tmp_path: Path
 
 
 def hugging(directory: Path, **settings: Any) -> tuple[EvalSplit, ...]:
-    return HuggingFaceSettings(train="train", val="train", **settings).build(of(directory)).parts("val")
+    return (
+        HuggingFaceSettings(train="train", val="train", **settings)
+        .build(of(directory))
+        .parts("val")
+    )
 
 
 def table(directory: Path, head: str = "reference,text,target", sign: str = ",") -> None:
@@ -276,13 +388,33 @@ def table(directory: Path, head: str = "reference,text,target", sign: str = ",")
 @pytest.mark.parametrize(
     ("head", "sign", "settings", "messages"),
     [
-        ("reference,text,target", ";", {"images": "images"}, ("train.csv is separated by semicolons", "Save it with commas")),
+        (
+            "reference,text,target",
+            ";",
+            {"images": "images"},
+            ("train.csv is separated by semicolons", "Save it with commas"),
+        ),
         ("reference,text,target", "\t", {"images": "images"}, ("is separated by tabs",)),
-        ("a,caption,b", ",", {"images": "images"}, ("has no column 'text'; there are: a, caption, b", "--data.columns.text")),
-        ("reference,text,target", ",", {}, ("names its pictures, so say where they are", "--data.images images")),
-        ("reference,text,target", ",", {"images": "photos"}, ("pictures are in 'images'", "--data.images")),
+        (
+            "a,caption,b",
+            ",",
+            {"images": "images"},
+            ("has no column 'text'; there are: a, caption, b", "--data.columns.text"),
+        ),
+        (
+            "reference,text,target",
+            ",",
+            {},
+            ("names its pictures, so say where they are", "--data.images images"),
+        ),
+        (
+            "reference,text,target",
+            ",",
+            {"images": "photos"},
+            ("pictures are in 'images'", "--data.images"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_mistake_with_a_table_is_one_short_message(
     head: str, sign: str, settings: dict[str, Any], messages: tuple[str, ...], data: Path
 ) -> None:
@@ -303,7 +435,9 @@ def test_a_table_with_other_columns_is_read_where_they_are_named(data: Path) -> 
 
 def test_a_training_split_of_another_name_is_a_message(data: Path) -> None:
     table(data)
-    with pytest.raises(UserError, match=r"has no split 'training'; there are: train(?s:.*)--data\.train"):
+    with pytest.raises(
+        UserError, match=r"has no split 'training'; there are: train(?s:.*)--data\.train"
+    ):
         _ = HuggingFaceSettings(train="training", images="images").build(of(data)).train
 
 
@@ -332,7 +466,11 @@ def test_few_triplets_and_those_of_val_are_warned_of(
 
 def test_dots_that_stay_in_the_folder_are_one_spelling(data: Path) -> None:
     write(
-        data, [row | {"target": f"x/../{row['target']}", "reference": f"../images/{row['reference']}"} for row in ROWS]
+        data,
+        [
+            row | {"target": f"x/../{row['target']}", "reference": f"../images/{row['reference']}"}
+            for row in ROWS
+        ],
     )
     assert {t.target for t in train(data).triplets} == {row["target"] for row in ROWS}
 
@@ -343,7 +481,9 @@ def test_folder_and_file_names_are_compared_in_nfc(data: Path) -> None:
     assert len(train(data, images="bébé", train="é.jsonl").triplets) == 6
 
 
-@pytest.mark.parametrize(("name", "meant"), [("my%20p0.png", "my p0.png"), ("P0.PNG", "P0.png"), ("p1 .png", "p1.png")])
+@pytest.mark.parametrize(
+    ("name", "meant"), [("my%20p0.png", "my p0.png"), ("P0.PNG", "P0.png"), ("p1 .png", "p1.png")]
+)
 def test_escapes_case_and_blanks_have_a_hint(data: Path, name: str, meant: str) -> None:
     for side, extra in enumerate(("my p0.png", "P0.png"), 8):
         Image.new("RGB", (side, side)).save(data / "images" / extra)
@@ -362,7 +502,10 @@ def test_a_link_to_nothing_is_not_a_file_elsewhere(data: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "is a pointer of Git LFS"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+            "is a pointer of Git LFS",
+        ),
         (b"<!DOCTYPE html>\n<html>404</html>", "is not a picture but a web page"),
     ],
 )
@@ -374,21 +517,33 @@ def test_what_a_download_left_is_named(data: Path, content: bytes, what: str) ->
 
 def simulated(data: Path, **settings: Any) -> RunConfig:
     return RunConfig(
-        retrieval="simulated", data=JsonlSettings(), data_dir=data, experiment_dir=data.parent / "run",
-        foundation=TemplateFoundation(), captioning={"verify": 0.0, "round_trip": 0}, **settings,
-    )  # fmt: skip
+        retrieval="simulated",
+        data=JsonlSettings(),
+        data_dir=data,
+        experiment_dir=data.parent / "run",
+        foundation=TemplateFoundation(),
+        captioning={"verify": 0.0, "round_trip": 0},
+        **settings,
+    )
 
 
 def test_evaluating_without_targets_is_refused_before_the_run(data: Path) -> None:
-    (data / "val.jsonl").write_text(lines([{name: row[name] for name in ("reference", "text")} for row in ROWS]))
-    with pytest.raises(UserError, match=r"evaluation\.split: jsonl_val has no targets.*\n.*--evaluation\.split"):
+    (data / "val.jsonl").write_text(
+        lines([{name: row[name] for name in ("reference", "text")} for row in ROWS])
+    )
+    with pytest.raises(
+        UserError, match=r"evaluation\.split: jsonl_val has no targets.*\n.*--evaluation\.split"
+    ):
         preflight.check(simulated(data))
 
 
 def test_a_plan_without_models_has_no_blanks(data: Path) -> None:
     rows = dict(estimate.rows_of(simulated(data), preflight.check(simulated(data))))
     assert all(value.strip() for value in rows.values()) and rows["model"] == "simulated"
-    assert rows["foundation model"].startswith("template") and "embedder's place" not in rows["captioning"]
+    assert (
+        rows["foundation model"].startswith("template")
+        and "embedder's place" not in rows["captioning"]
+    )
     assert rows["tuning"].startswith("none") and rows["device"].endswith("1 process")
 
 

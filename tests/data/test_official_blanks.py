@@ -1,4 +1,5 @@
-"""A blank text in an official file, as CIRR's test1 has one, is a query like any other and is said once."""
+"""A blank text in an official file, as CIRR's test1 has one, is a query like any other and is said
+once."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ from cirloop.types import EvalSplit, UserError
 
 SPLITS = ("train", "val", "test")
 GOLDEN = "85ad17058bfe8479c319b17aac540236c39c7a67c8ce92487dc81fd2c25ff163"
-"""SHA-256 over train, val and test: every image's pixels, then every query. A new one is a new data set."""
+"""SHA-256 over train, val and test: every image's pixels, then every query. A new one is a new data
+set."""
 
 objects = st.builds(Object, *map(st.sampled_from, (COLORS, SHAPES, SIZES)))
 scenes = st.lists(st.none() | objects, min_size=NUM_CELLS, max_size=NUM_CELLS).map(tuple)
@@ -82,9 +83,12 @@ def test_no_two_splits_share_a_scene(splits: dict[str, Scenes]) -> None:
 
 
 def test_families_are_related_scenes(splits: dict[str, Scenes]) -> None:
-    """Of a root, three changes in every combination, and alternates: none is further than three from it."""
+    """Of a root, three changes in every combination, and alternates: none is further than three
+    from it."""
     for split in splits.values():
-        assert Counter(Counter(split.families).values()) == {FAMILY_SIZE: len(split.scenes) // FAMILY_SIZE}
+        assert Counter(Counter(split.families).values()) == {
+            FAMILY_SIZE: len(split.scenes) // FAMILY_SIZE
+        }
         for start in range(0, len(split.scenes), FAMILY_SIZE):
             root, *others = split.scenes[start : start + FAMILY_SIZE]
             assert max(len(differences(root, other)) for other in others) == 3
@@ -118,7 +122,9 @@ def test_positives_hold_the_target_and_never_the_reference(full: Dataset, name: 
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_positives_are_exactly_what_the_text_asks_for(full: Dataset, splits: dict[str, Scenes], name: str) -> None:
+def test_positives_are_exactly_what_the_text_asks_for(
+    full: Dataset, splits: dict[str, Scenes], name: str
+) -> None:
     """Against a naive pass over the whole gallery, for some queries."""
     split, rows = splits[name], positives_of(full, name)
     for i in range(0, len(split.asks), 97):
@@ -129,7 +135,9 @@ def test_positives_are_exactly_what_the_text_asks_for(full: Dataset, splits: dic
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_every_text_reads_back_to_changes_that_give_the_target(splits: dict[str, Scenes], name: str) -> None:
+def test_every_text_reads_back_to_changes_that_give_the_target(
+    splits: dict[str, Scenes], name: str
+) -> None:
     split = splits[name]
     for ask in split.asks:
         changes = read(ask.text)
@@ -138,7 +146,9 @@ def test_every_text_reads_back_to_changes_that_give_the_target(splits: dict[str,
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_all_kinds_of_change_and_compounds_of_two_occur(splits: dict[str, Scenes], name: str) -> None:
+def test_all_kinds_of_change_and_compounds_of_two_occur(
+    splits: dict[str, Scenes], name: str
+) -> None:
     said = [read(ask.text) or () for ask in splits[name].asks]
     kinds = Counter(change.kind for changes in said for change in changes)
     lengths = Counter(map(len, said))
@@ -234,8 +244,12 @@ def test_selectors_speak_of_the_reference() -> None:
 # the language
 
 
-@given(seed=seeds, phrasing=phrasings, loose=st.sampled_from((0, 50, 100)), how_many=st.integers(1, 3))
-def test_text_reads_back_as_what_was_said(seed: int, phrasing: Phrasing, loose: int, how_many: int) -> None:
+@given(
+    seed=seeds, phrasing=phrasings, loose=st.sampled_from((0, 50, 100)), how_many=st.integers(1, 3)
+)
+def test_text_reads_back_as_what_was_said(
+    seed: int, phrasing: Phrasing, loose: int, how_many: int
+) -> None:
     draws = Draws(seed)
     scene = random_scene(draws)
     after: Scene | None = scene
@@ -249,12 +263,16 @@ def test_text_reads_back_as_what_was_said(seed: int, phrasing: Phrasing, loose: 
     again = read(text)
     assert again == said
     assert after in results(scene, again)
-    if loose == 0 and not any(c.kind == "add" for c in changes):  # an added object's size may stay unsaid
+    if loose == 0 and not any(
+        c.kind == "add" for c in changes
+    ):  # an added object's size may stay unsaid
         assert results(scene, again) == {after}
 
 
 @given(a=scenes, b=scenes, seed=seeds, phrasing=phrasings)
-def test_fully_specified_text_gives_exactly_the_other_scene(a: Scene, b: Scene, seed: int, phrasing: Phrasing) -> None:
+def test_fully_specified_text_gives_exactly_the_other_scene(
+    a: Scene, b: Scene, seed: int, phrasing: Phrasing
+) -> None:
     assume(a != b)
     again = read(write(Draws(seed), differences(a, b), phrasing))
     assert again is not None and results(a, again) == {b}
@@ -300,12 +318,15 @@ def test_drawing_is_decided_by_scene_look_and_seed(seed: int, look: Look) -> Non
     pixels = draw(scene, look, "s", seed)
     assert pixels.shape == (84, 84, 3) and pixels.dtype == np.uint8
     assert np.array_equal(pixels, draw(scene, look, "s", seed))
-    assert not np.array_equal(pixels, draw(scene, look, "s", seed + 1)), "nothing varies that no text mentions"
+    assert not np.array_equal(pixels, draw(scene, look, "s", seed + 1)), (
+        "nothing varies that no text mentions"
+    )
 
 
 @given(seed=seeds, look=st.sampled_from((PRETRAIN, TARGET, WIDE)))
 def test_change_shows_where_it_is_made_and_nowhere_else(seed: int, look: Look) -> None:
-    """Drawn with one seed, two scenes of equal layout differ within 6 pixels of the changed cell only."""
+    """Drawn with one seed, two scenes of equal layout differ within 6 pixels of the changed cell
+    only."""
     draws = Draws(seed)
     scene = random_scene(draws)
     cell = draws.choice([c for c, thing in enumerate(scene) if thing is not None])
@@ -366,7 +387,9 @@ def test_a_subset_is_part_of_the_full_set_and_decided_by_its_seed(full: Dataset)
     assert one.train.triplets == again.train.triplets and one.digest == again.digest
     assert set(one.train.triplets) != set(other.train.triplets) and one.digest != other.digest
     assert set(one.train.triplets) < set(full.train.triplets)
-    assert [t.query.id for t in one.train.triplets] == sorted(t.query.id for t in one.train.triplets)
+    assert [t.query.id for t in one.train.triplets] == sorted(
+        t.query.id for t in one.train.triplets
+    )
     image = one.train.gallery.ids[5]
     assert one.train.images.digest(image) == full.train.images.digest(image)
 
@@ -381,7 +404,10 @@ def test_evaluation_sees_the_same_split_each_time(full: Dataset) -> None:
         return split.name, split.queries, split.gallery, split.relevance
 
     assert facts(full.evals["val"]()[0]) == facts(full.evals["val"]()[0])
-    assert full.evals["val"]()[0].name == "shapes_val" and full.evals["test"]()[0].name == "shapes_test"
+    assert (
+        full.evals["val"]()[0].name == "shapes_val"
+        and full.evals["test"]()[0].name == "shapes_test"
+    )
 
 
 def test_oracle_judges_texts_and_distances(full: Dataset, splits: dict[str, Scenes]) -> None:
@@ -393,7 +419,9 @@ def test_oracle_judges_texts_and_distances(full: Dataset, splits: dict[str, Scen
         assert not oracle.text_is_true(reference, triplet.query.text, reference)
         assert not oracle.text_is_true(reference, "make it nicer", target)
         rows = [int(i.rsplit(":")[-1]) for i in (reference, target)]
-        assert oracle.distance(reference, target) == len(differences(*(split.scenes[r] for r in rows)))
+        assert oracle.distance(reference, target) == len(
+            differences(*(split.scenes[r] for r in rows))
+        )
 
 
 def test_loaded_image_is_the_drawn_one(full: Dataset, splits: dict[str, Scenes]) -> None:

@@ -1,7 +1,9 @@
-"""A stage whose weights lie in pieces on two processes, under `accelerate launch`: `... sharded.py CACHE OUTPUT`.
+"""A stage whose weights lie in pieces on two processes, under `accelerate launch`: `... sharded.py
+CACHE OUTPUT`.
 
-Writes the adapter, the log, what the training processes themselves make of some items, and the largest share of the
-weights that one process held. Under FSDP2 it also stops a stage after two steps and goes on.
+Writes the adapter, the log, what the training processes themselves make of some items, and the
+largest share of the weights that one process held. Under FSDP2 it also stops a stage after two
+steps and goes on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Stages in several real processes: the same bytes as one, and a killed share ends the stage, to be resumed.
+"""Stages in several real processes: the same bytes as one, and a killed share ends the stage, to be
+resumed.
 
 tests/faults/test_processes.py kills one that trains.
 """
@@ -40,10 +41,21 @@ NAMES = ("hard_negatives_iter_0.json", "augmented_samples_iter_1.json", "evaluat
 COUNTERS = ("images_encoded", "items", "tokens", "padding", "texts", "tokens_written")
 
 
-def all_but_training(small: Any, finished: Path, directory: Path, num_processes: int) -> dict[str, Any]:
-    """The artifacts of mining, captioning and evaluation in a directory and vision cache of their own."""
-    runtime = {"num_processes": num_processes, "embed_batch_size": 8, "cache_dir": directory / "cache"}
-    config = small(directory / "run", runtime=runtime, captioning={"verify": 0.2, "batch_size": 5, "round_trip": 66})
+def all_but_training(
+    small: Any, finished: Path, directory: Path, num_processes: int
+) -> dict[str, Any]:
+    """The artifacts of mining, captioning and evaluation in a directory and vision cache of their
+    own."""
+    runtime = {
+        "num_processes": num_processes,
+        "embed_batch_size": 8,
+        "cache_dir": directory / "cache",
+    }
+    config = small(
+        directory / "run",
+        runtime=runtime,
+        captioning={"verify": 0.2, "batch_size": 5, "round_trip": 66},
+    )
     data = config.data.build(Sources(None, config.cache, lambda items, _: items))
     run = Run(config, Store(directory / "run"), data)
     trained = finished / "checkpoint_iter_0"
@@ -58,10 +70,14 @@ def all_but_training(small: Any, finished: Path, directory: Path, num_processes:
 
 
 @pytest.mark.full
-def test_shares_put_together_have_the_bytes_of_one_process(small: Any, finished: Path, tmp_path: Path) -> None:
+def test_shares_put_together_have_the_bytes_of_one_process(
+    small: Any, finished: Path, tmp_path: Path
+) -> None:
     one, two = (all_but_training(small, finished, tmp_path / str(num), num) for num in (1, 2))
     assert one == two
-    spent = [{row["stage"]: row for row in Costs(tmp_path / str(num) / "run").read()} for num in (1, 2)]
+    spent = [
+        {row["stage"]: row for row in Costs(tmp_path / str(num) / "run").read()} for num in (1, 2)
+    ]
     for name in NAMES:
         alone, apart = (rows[name] for rows in spent)
         assert (alone["processes"], apart["processes"]) == (1, 2)
@@ -70,8 +86,15 @@ def test_shares_put_together_have_the_bytes_of_one_process(small: Any, finished:
 
 
 @pytest.mark.full
-def test_a_run_is_evaluated_in_more_processes_on_grey_pictures_of_another_split(finished: Path) -> None:
-    asked = {"experiment_dir": finished, "iterations": "1", "eval_dataset": "shapes_test", "ablate": "image"}
+def test_a_run_is_evaluated_in_more_processes_on_grey_pictures_of_another_split(
+    finished: Path,
+) -> None:
+    asked = {
+        "experiment_dir": finished,
+        "iterations": "1",
+        "eval_dataset": "shapes_test",
+        "ablate": "image",
+    }
     one, two = (evaluate(EvalConfig(**asked, num_processes=num)) for num in (1, 2))
     assert one == two and one[0]["split"] == "shapes_test" and one[0]["ablated"] == "image"
 
@@ -86,7 +109,9 @@ def test_a_run_is_evaluated_in_more_processes_on_grey_pictures_of_another_split(
         ("num_processes: 0", "is 0, not"),
     ],
 )
-def test_an_accelerate_config_that_does_not_say_how_many_is_named(text: str | None, says: str, tmp_path: Path) -> None:
+def test_an_accelerate_config_that_does_not_say_how_many_is_named(
+    text: str | None, says: str, tmp_path: Path
+) -> None:
     file = tmp_path / "accelerate.yaml"
     if text is not None:
         file.write_text(text)
@@ -128,8 +153,8 @@ def processes(driver: int) -> Iterator[tuple[int, str]]:
 
 
 def are_gone(pids: Iterable[int]) -> None:
-    """None of them is left a moment after the command's end. One that has ended is there until its parent, which may be
-    the system's first process by then, has asked for its exit code."""
+    """None of them is left a moment after the command's end. One that has ended is there until its
+    parent, which may be the system's first process by then, has asked for its exit code."""
     deadline = time.monotonic() + A_MOMENT
     left = {*pids}
     while left := {pid for pid in left if _runs(pid)}:
@@ -146,13 +171,19 @@ def _runs(pid: int) -> bool:
 
 def kill_one(flags: list[str]) -> str:
     """Start the command and kill -9 one of its workers; what the command then says."""
-    with subprocess.Popen(flags, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as driver:
+    with subprocess.Popen(
+        flags, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as driver:
         deadline, victims, others = time.monotonic() + LONG, list[int](), list[int]()
         while not victims:
             assert driver.poll() is None and time.monotonic() < deadline, "nothing to kill came"
             there = [*processes(driver.pid)]
             others = [pid for pid, _ in there]
-            victims = [pid for pid, line in there if "cirloop.distributed.worker" in line and "launch" not in line]
+            victims = [
+                pid
+                for pid, line in there
+                if "cirloop.distributed.worker" in line and "launch" not in line
+            ]
             time.sleep(0.02)
         os.kill(victims[-1], signal.SIGKILL)
         began = time.monotonic()
@@ -168,10 +199,18 @@ def run(flags: list[str]) -> None:
 
 
 @pytest.mark.full
-def test_a_killed_share_ends_the_stage_which_is_resumed_to_the_bytes_of_one_process(small: Any, tmp_path: Path) -> None:
+def test_a_killed_share_ends_the_stage_which_is_resumed_to_the_bytes_of_one_process(
+    small: Any, tmp_path: Path
+) -> None:
     def settings(name: str, num: int) -> Any:
         training, runtime = {"warm_up_steps": 0}, {"num_processes": num, "embed_batch_size": 8}
-        return small(tmp_path / name, num_iterations=0, training=training, runtime=runtime, evaluation={"base": False})
+        return small(
+            tmp_path / name,
+            num_iterations=0,
+            training=training,
+            runtime=runtime,
+            evaluation={"base": False},
+        )
 
     flags = command(tmp_path, settings("two", 2))
     said = kill_one(flags)
@@ -185,16 +224,31 @@ def test_a_killed_share_ends_the_stage_which_is_resumed_to_the_bytes_of_one_proc
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-                                      ["accelerate.commands.launch", "--num_processes", "2", "--cpu"]])  # fmt: skip
-def test_under_a_launcher_the_command_says_what_to_use_instead(launcher: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        ["accelerate.commands.launch", "--num_processes", "2", "--cpu"],
+    ],
+)
+def test_under_a_launcher_the_command_says_what_to_use_instead(
+    launcher: list[str], tmp_path: Path
+) -> None:
     script = [str(ROOT / "train_iterative.py"), "--experiment_dir", str(tmp_path / "run")]
-    if launcher[0].startswith("accelerate"):  # with --cpu it starts one process, as its MPI would two
+    if launcher[0].startswith(
+        "accelerate"
+    ):  # with --cpu it starts one process, as its MPI would two
         environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
     else:
         environment = dict(os.environ)
-    done = subprocess.run([sys.executable, "-m", *launcher, *script], capture_output=True, text=True, timeout=300,
-                          env=environment, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *script],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
     assert done.returncode != 0
     assert "of 2 of a launcher" in done.stderr and "python " + script[0] in done.stderr
     assert "--num_processes 2" in done.stderr and not (tmp_path / "run").exists()

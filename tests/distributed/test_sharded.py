@@ -27,7 +27,9 @@ RUNTIMES = {
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", RUNTIMES)
-def test_weights_in_pieces_are_trained_and_saved_whole(kind: str, cache: Path, tmp_path: Path) -> None:
+def test_weights_in_pieces_are_trained_and_saved_whole(
+    kind: str, cache: Path, tmp_path: Path
+) -> None:
     alone = trainer_of(tmp_path / "alone", cache, lora=LoraSettings(dropout=0.0))
     start = {name: value.clone() for name, value in alone.backbone.adapter_state().items()}
     log = alone.run(lambda steps: steps)
@@ -40,16 +42,22 @@ def test_weights_in_pieces_are_trained_and_saved_whole(kind: str, cache: Path, t
     ]
     environment = launcher.environment(RUNTIMES[kind].deepspeed) | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] += os.pathsep + str(ROOT)
-    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, timeout=300, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     rows = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
-    assert all(row["share"] < 0.6 for row in rows), "the weights were not in pieces"  # what is uneven is padded
+    assert all(row["share"] < 0.6 for row in rows), (
+        "the weights were not in pieces"
+    )  # what is uneven is padded
     assert {row["kind"] for row in rows} == {{"zero3": "DEEPSPEED", "fsdp2": "FSDP"}[kind]}
     for row in rows:
         assert [r["loss"] for r in row["log"]] == pytest.approx([r["loss"] for r in log], rel=1e-2)
     two = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert {k: v.shape for k, v in two.items()} == {k: v.shape for k, v in one.items()}
-    moved, other = (torch.cat([(state[k] - start[k]).flatten() for k in sorted(one)]) for state in (one, two))
+    moved, other = (
+        torch.cat([(state[k] - start[k]).flatten() for k in sorted(one)]) for state in (one, two)
+    )
     assert float(moved.norm()) > 0 and float(torch.cosine_similarity(moved, other, dim=0)) > 0.9
     # one process loads the adapter and scores as the training processes did
     backbone = Qwen2VLSettings(dtype="float32").build(tmp_path / "adapter")

@@ -1,8 +1,9 @@
-"""A process in which everything is imported, and which forks a child for each command of the documents.
+"""A process in which everything is imported, and which forks a child for each command of the
+documents.
 
-`python -m tests.docs.shell`: requests and answers are JSON lines. Importing takes longer than most of the commands. A
-child is the real command, in the directory and with the words that a shell would give it. It has one thread: a fork
-takes no other thread along.
+`python -m tests.docs.shell`: requests and answers are JSON lines. Importing takes longer than most
+of the commands. A child is the real command, in the directory and with the words that a shell would
+give it. It has one thread: a fork takes no other thread along.
 """
 
 from __future__ import annotations
@@ -25,12 +26,24 @@ from typing import Any
 from tests.commands import ROOT
 
 WARM = (
-    "torch._dynamo", "peft", "accelerate", "transformers", "cirloop.cli.runner", "cirloop.cli.evaluate",
-    "cirloop.distributed.worker", "cirloop.captioning.backends.qwen_vl", "cirloop.stages.mine",
-    "cirloop.cli.mine_embeddings", "cirloop.tools.export_embeddings", "cirloop.tools.add_negatives.pipeline",
+    "torch._dynamo",
+    "peft",
+    "accelerate",
+    "transformers",
+    "cirloop.cli.runner",
+    "cirloop.cli.evaluate",
+    "cirloop.distributed.worker",
+    "cirloop.captioning.backends.qwen_vl",
+    "cirloop.stages.mine",
+    "cirloop.cli.mine_embeddings",
+    "cirloop.tools.export_embeddings",
+    "cirloop.tools.add_negatives.pipeline",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
-    "transformers.models.qwen2_vl.processing_qwen2_vl", "pydantic_settings.sources", "rich.table", "rich.progress",
-)  # fmt: skip
+    "transformers.models.qwen2_vl.processing_qwen2_vl",
+    "pydantic_settings.sources",
+    "rich.table",
+    "rich.progress",
+)
 
 
 def warm() -> None:
@@ -73,7 +86,8 @@ def run(words: list[str]) -> int:
 
 
 def fork(request: dict[str, Any]) -> int:
-    """The exit code of a child, negative for a signal. With `until` it is interrupted once its output has that text."""
+    """The exit code of a child, negative for a signal. With `until` it is interrupted once its
+    output has that text."""
     log = Path(request["log"])
     log.write_text("")
     pid = os.fork()
@@ -106,7 +120,8 @@ def fork(request: dict[str, Any]) -> int:
 
 
 class Shell:
-    """The process as its user sees it; it starts with the first command, whose output goes to the file `log`."""
+    """The process as its user sees it; it starts with the first command, whose output goes to the
+    file `log`."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -114,11 +129,19 @@ class Shell:
     @cached_property
     def _server(self) -> subprocess.Popen[str]:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.docs.shell"], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1",
-                 "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.docs.shell"],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+            },
+        )
         assert server.stdout is not None
         line = server.stdout.readline()
         assert line == "ready\n", f"the server of children ended with {server.wait(30)}"
@@ -130,13 +153,25 @@ class Shell:
             self._server.wait()
 
     def run(
-        self, words: list[str], cwd: Path, limit: float, env: Mapping[str, str] | None = None, until: str = ""
+        self,
+        words: list[str],
+        cwd: Path,
+        limit: float,
+        env: Mapping[str, str] | None = None,
+        until: str = "",
     ) -> tuple[int, str]:
-        """The exit code of Python with these words, and what it wrote. `limit` is in seconds; `until` as in `fork`."""
+        """The exit code of Python with these words, and what it wrote. `limit` is in seconds;
+        `until` as in `fork`."""
         server = self._server
         assert server.stdin is not None and server.stdout is not None
-        request = {"words": words, "cwd": str(cwd), "log": str(self.log), "limit": limit, "env": dict(env or {}),
-                   "until": until}  # fmt: skip
+        request = {
+            "words": words,
+            "cwd": str(cwd),
+            "log": str(self.log),
+            "limit": limit,
+            "env": dict(env or {}),
+            "until": until,
+        }
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         code: int = json.loads(server.stdout.readline())["code"]

@@ -19,7 +19,9 @@ SHELLS = ("sh", "bash", "console", "shell")
 def commands(page: Path) -> list[str]:
     """The commands of a page's blocks of shell, a line each, and its blocks of Python."""
     out = []
-    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+    for language, block in re.findall(
+        r"^```(\w+)\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    ):
         if language == "python":
             num = 1 + sum(command.startswith("python ") for command in out)
             out.append(f"python {f'{num} ' if num > 1 else ''}of {page.relative_to(ROOT)}")
@@ -66,5 +68,9 @@ def test_the_tutorial_ran_on_photographs(world: World) -> None:
 def test_a_command_that_fails_or_makes_nothing_is_told(world: World) -> None:
     unknown = Row(".venv/bin/python eval_iterative.py --iteration 1")
     assert "Did you mean --iterations" in (world.wrong(unknown) or "")
-    assert "did not make" in (world.wrong(Row(".venv/bin/python eval_iterative.py --help", makes=("x",))) or "")
-    assert "did not say" in (world.wrong(Row(".venv/bin/python add_hard_negatives.py --help", says="\0")) or "")
+    assert "did not make" in (
+        world.wrong(Row(".venv/bin/python eval_iterative.py --help", makes=("x",))) or ""
+    )
+    assert "did not say" in (
+        world.wrong(Row(".venv/bin/python add_hard_negatives.py --help", says="\0")) or ""
+    )

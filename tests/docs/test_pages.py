@@ -1,4 +1,5 @@
-"""The documents are true: command pages as the code says, messages that the program has, links that lead somewhere."""
+"""The documents are true: command pages as the code says, messages that the program has, links that
+lead somewhere."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ import pytest
 from tests.commands import ROOT
 
 PAGES = [
-    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").glob("*.md")),
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "experiments").glob("*.md")),
     ROOT / "src" / "cirloop" / "tiny" / "README.md",
-]  # fmt: skip
+]
 
 
 @cache
@@ -27,7 +30,9 @@ def text_of(page: Path) -> str:
 
 def prose(page: Path) -> str:
     """A page without its blocks of code, and without what stands between backticks."""
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE))
+    return re.sub(
+        r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+    )
 
 
 def anchors(page: Path) -> set[str]:
@@ -43,7 +48,9 @@ def anchors(page: Path) -> set[str]:
 
 def broken(page: Path) -> list[str]:
     """Links of a page to files, folders and headings that are not there."""
-    found = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose(page)) + re.findall(r'\bsrc="([^"]+)"', prose(page))
+    found = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose(page)) + re.findall(
+        r'\bsrc="([^"]+)"', prose(page)
+    )
     out = []
     for link in found:
         if re.match(r"[a-z]+:", link):
@@ -63,9 +70,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_a_planted_broken_link_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "# One `two`\n# Again\n# Again\n[a](#one-two) [b](#again-1) [c](#three) [d](gone.md) [e](page.md#one)\n"
-        "`[f](code.md)` <img src='x' src=\"gone.png\"> [g](https://example.com)\n"
-        "```sh\n# no heading\n[h](code.md)\n```\n"
+        "# One `two`\n# Again\n# Again\n[a](#one-two) [b](#again-1) [c](#three) [d](gone.md)"
+        " [e](page.md#one)\n`[f](code.md)` <img src='x' src=\"gone.png\">"
+        " [g](https://example.com)\n```sh\n# no heading\n[h](code.md)\n```\n"
     )
     assert broken(page) == ["#three", "gone.md", "page.md#one", "gone.png"]
 
@@ -82,7 +89,9 @@ def test_every_block_of_code_says_its_language() -> None:
 
 @cache
 def command_pages() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("command_pages", ROOT / "scripts" / "command_pages.py")
+    spec = importlib.util.spec_from_file_location(
+        "command_pages", ROOT / "scripts" / "command_pages.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["command_pages"] = module  # dataclasses look their module up
@@ -92,9 +101,13 @@ def command_pages() -> ModuleType:
 
 def test_command_pages_are_what_the_code_says() -> None:
     made: dict[str, str] = command_pages().pages()
-    there = {path.name: path.read_text("utf-8") for path in (ROOT / "docs" / "commands").glob("*.md")}
+    there = {
+        path.name: path.read_text("utf-8") for path in (ROOT / "docs" / "commands").glob("*.md")
+    }
     assert {*made} == {*there}
-    assert [name for name in made if made[name] != there[name]] == [], "run python scripts/command_pages.py"
+    assert [name for name in made if made[name] != there[name]] == [], (
+        "run python scripts/command_pages.py"
+    )
 
 
 def test_pages_have_every_flag_of_the_parser_and_no_other() -> None:
@@ -102,14 +115,19 @@ def test_pages_have_every_flag_of_the_parser_and_no_other() -> None:
     for command in pages.COMMANDS:
         text = pages.page(command)
         listed = set(
-            re.findall(r"`(--?[\w.-]+)`", "\n".join(re.findall(r"^\| ((?:`-[^|]*`)+) \|", text, re.MULTILINE)))
+            re.findall(
+                r"`(--?[\w.-]+)`",
+                "\n".join(re.findall(r"^\| ((?:`-[^|]*`)+) \|", text, re.MULTILINE)),
+            )
         )
         known: set[str] = set()
         for name in command.models.values():
             module, _, kind = name.partition(":")
             known |= pages.parsed(getattr(importlib.import_module(module), kind))
         assert listed <= known, command.page
-        whole = {flag for flag in known if any(each.startswith(f"{flag}.") for each in known)}  # a group as JSON
+        whole = {
+            flag for flag in known if any(each.startswith(f"{flag}.") for each in known)
+        }  # a group as JSON
         assert known - whole - listed <= {"-h", "--help"}, command.page
 
 
@@ -118,10 +136,16 @@ def strings(path: Path) -> list[str]:
     out = []
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.JoinedStr):
-            out.append("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
+            out.append(
+                "".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values)
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             out.append(re.sub(r"%\.?\d*[sdgfr]", "…", node.value))
-        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and isinstance(node.left, ast.Constant):
+        elif (
+            isinstance(node, ast.BinOp)
+            and isinstance(node.op, ast.Add)
+            and isinstance(node.left, ast.Constant)
+        ):
             out.append(str(node.left.value))
     return out
 

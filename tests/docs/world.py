@@ -1,4 +1,5 @@
-"""A directory like the one that the documents speak of: the commands, and the files that their examples name."""
+"""A directory like the one that the documents speak of: the commands, and the files that their
+examples name."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from tests.stand_in import write_circo, write_cirr
 
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 KINDS = ("dress", "hat", "pants", "shirt")
-COMMANDS = ("train_iterative.py", "eval_iterative.py", "add_hard_negatives.py", "configs", "benchmarks", "scripts")
+COMMANDS = (
+    "train_iterative.py",
+    "eval_iterative.py",
+    "add_hard_negatives.py",
+    "configs",
+    "benchmarks",
+    "scripts",
+)
 LIMIT = 240
 """Seconds for a command; most take one."""
 
@@ -49,12 +57,19 @@ class World:
         self._photographs()
         write_cirr(home / "data" / "cirr", families=5)
         write_circo(home / "data" / "circo", families=2)
-        names = json.loads((home / "data" / "cirr" / "image_splits" / "split.rc2.val.json").read_text())
+        names = json.loads(
+            (home / "data" / "cirr" / "image_splits" / "split.rc2.val.json").read_text()
+        )
         asked = json.loads((home / "data" / "cirr" / "captions" / "cap.rc2.val.json").read_text())
         (home / "FILE.json").write_text(json.dumps({str(row["pairid"]): [*names] for row in asked}))
         rows = np.random.default_rng(0)
         (home / "vectors" / "gallery").mkdir(parents=True)
-        for name, size in (("Q", 20), ("G", 300), ("vectors/gallery/0", 200), ("vectors/gallery/1", 100)):
+        for name, size in (
+            ("Q", 20),
+            ("G", 300),
+            ("vectors/gallery/0", 200),
+            ("vectors/gallery/1", 100),
+        ):
             vectors = rows.normal(size=(size, 16)).astype(np.float32)
             np.save(home / f"{name}.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
         np.save(home / "T.npy", np.arange(20))
@@ -68,7 +83,9 @@ class World:
             folder.mkdir(parents=True)
             for n, real in enumerate(sorted((PHOTOS / kind).glob("*.jpg"))[:6] or [None] * 6):
                 if real is None:
-                    Image.fromarray(held_out()["train"].pixels(6 * number + n)).save(folder / f"{n}.png")
+                    Image.fromarray(held_out()["train"].pixels(6 * number + n)).save(
+                        folder / f"{n}.png"
+                    )
                 else:
                     (folder / f"{n}.jpg").write_bytes(real.read_bytes())
             samples += [
@@ -80,16 +97,23 @@ class World:
                 for path in sorted(folder.iterdir())
             ]
         Image.open(next(folder.iterdir())).convert("RGB").save(self.home / "a.jpg")
-        (self.home / "queries.jsonl").write_text(json.dumps({"reference": "a.jpg", "text": "the same in red"}) + "\n")
+        (self.home / "queries.jsonl").write_text(
+            json.dumps({"reference": "a.jpg", "text": "the same in red"}) + "\n"
+        )
         (self.home / "samples.json").write_text(json.dumps(samples))
 
     def close(self) -> None:
         self.shell.close()
 
     def words(self, row: Row) -> list[str]:
-        """What Python is given for a row: `./run_iterative_training.sh` does the same after looking for packages."""
+        """What Python is given for a row: `./run_iterative_training.sh` does the same after looking
+        for packages."""
         if block := re.fullmatch(r"python (\d* ?)of (.*)", row.command):
-            code = re.findall(r"^```python\n(.*?)^```", (ROOT / block[2]).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+            code = re.findall(
+                r"^```python\n(.*?)^```",
+                (ROOT / block[2]).read_text("utf-8"),
+                re.DOTALL | re.MULTILINE,
+            )
             return ["-c", swapped(code[int(block[1] or 1) - 1], row.swaps)]
         line = swapped(f"{row.command} {row.extra}", row.swaps)
         if re.search("[|<>;&]", line) or not line.startswith((RUN, PYTHON)):
@@ -100,11 +124,16 @@ class World:
         return words
 
     def wrong(self, row: Row) -> str | None:
-        """What is wrong with a row's command; None where all is well. Those that it comes after are run before it."""
+        """What is wrong with a row's command; None where all is well. Those that it comes after are
+        run before it."""
         if row.command not in self._done:
             first = [each for each in ROWS if each.command in row.after]
             assert len(first) == len(row.after), f"{row.command} comes after what is no row"
-            told = [f"{each.command}, which comes before: {what}" for each in first if (what := self.wrong(each))]
+            told = [
+                f"{each.command}, which comes before: {what}"
+                for each in first
+                if (what := self.wrong(each))
+            ]
             self._done[row.command] = told[0] if told else self._run(row)
         return self._done[row.command]
 

@@ -1,4 +1,5 @@
-"""Metrics of the benchmarks against oracles written from the papers' formulas, and against ir-measures."""
+"""Metrics of the benchmarks against oracles written from the papers' formulas, and against
+ir-measures."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def paper_ap(ranking: Sequence[str], right: set[str], k: int) -> float:
 
 
 @given(order=orders, right=groups, k=st.integers(1, 25), listed=st.integers(0, 20))
-def test_average_precision_is_the_papers(order: list[ImageId], right: set[ImageId], k: int, listed: int) -> None:
+def test_average_precision_is_the_papers(
+    order: list[ImageId], right: set[ImageId], k: int, listed: int
+) -> None:
     ranking = order[:listed]
     ours = average_precision_at(places_of(ranking, right), frozenset(right), k)
     assert ours == pytest.approx(paper_ap(ranking, set(right), k), abs=1e-12)
@@ -48,35 +51,52 @@ def test_average_precision_is_the_papers(order: list[ImageId], right: set[ImageI
 
 
 @given(order=orders, right=groups)
-def test_right_images_first_is_an_average_precision_of_one(order: list[ImageId], right: set[ImageId]) -> None:
+def test_right_images_first_is_an_average_precision_of_one(
+    order: list[ImageId], right: set[ImageId]
+) -> None:
     ranking = sorted(order, key=lambda image: image not in right)
     for k in (1, 3, 10):
-        assert average_precision_at(places_of(ranking, right), frozenset(right), k) == pytest.approx(1)
+        assert average_precision_at(
+            places_of(ranking, right), frozenset(right), k
+        ) == pytest.approx(1)
 
 
 @given(orders=st.lists(st.tuples(orders, groups), min_size=1, max_size=4), k=st.integers(1, 20))
 def test_agrees_with_ir_measures(orders: list[tuple[list[ImageId], set[ImageId]]], k: int) -> None:
-    """AP over the whole list, where its division by |G| is the paper's; recall of one target is Success."""
-    run = {f"q{n}": {image: 100.0 - place for place, image in enumerate(order)} for n, (order, _) in enumerate(orders)}
+    """AP over the whole list, where its division by |G| is the paper's; recall of one target is
+    Success."""
+    run = {
+        f"q{n}": {image: 100.0 - place for place, image in enumerate(order)}
+        for n, (order, _) in enumerate(orders)
+    }
     all_right = {f"q{n}": dict.fromkeys(right, 1) for n, (_, right) in enumerate(orders)}
     one_right = {f"q{n}": {min(right): 1} for n, (_, right) in enumerate(orders)}
     ap = ir_measures.calc_aggregate([AP @ 20], all_right, run)[AP @ 20]
     success = ir_measures.calc_aggregate([Success @ k], one_right, run)[Success @ k]
     places = [places_of(order, set(IMAGES)) for order, _ in orders]
-    ours = [average_precision_at(p, frozenset(right), 20) for p, (_, right) in zip(places, orders, strict=True)]
+    ours = [
+        average_precision_at(p, frozenset(right), 20)
+        for p, (_, right) in zip(places, orders, strict=True)
+    ]
     recall = [recall_at(p[min(right)], k) for p, (_, right) in zip(places, orders, strict=True)]
     assert sum(ours) / len(ours) == pytest.approx(ap)
     assert sum(recall) / len(recall) == pytest.approx(success)
 
 
 @given(order=orders, reference=st.sampled_from(IMAGES), listed=st.integers(0, 20))
-def test_removing_the_reference_is_ranking_without_it(order: list[ImageId], reference: ImageId, listed: int) -> None:
+def test_removing_the_reference_is_ranking_without_it(
+    order: list[ImageId], reference: ImageId, listed: int
+) -> None:
     ranking = order[:listed]
     naive = places_of([image for image in ranking if image != reference], set(IMAGES))
     assert without(places_of(ranking, set(IMAGES)), reference) == naive
 
 
-@given(order=orders, members=st.lists(st.sampled_from(IMAGES), min_size=5, max_size=5, unique=True), data=st.data())
+@given(
+    order=orders,
+    members=st.lists(st.sampled_from(IMAGES), min_size=5, max_size=5, unique=True),
+    data=st.data(),
+)
 def test_subset_place_is_the_place_among_the_members(
     order: list[ImageId], members: list[ImageId], data: st.DataObject
 ) -> None:
@@ -93,14 +113,20 @@ def test_what_a_ranking_does_not_list_is_not_retrieved() -> None:
 
 
 def part(category: str, num: int, seed: int) -> tuple[Judged, dict[QueryId, list[ImageId]]]:
-    """A part of `num` FashionIQ queries and random rankings of its 20 images, the reference among them."""
+    """A part of `num` FashionIQ queries and random rankings of its 20 images, the reference among
+    them."""
     draw = random.Random(seed)
     pairs = [draw.sample(IMAGES, 2) for _ in range(num)]
-    queries = tuple(Query(QueryId(f"{category}/{n}"), pair[0], "text") for n, pair in enumerate(pairs))
+    queries = tuple(
+        Query(QueryId(f"{category}/{n}"), pair[0], "text") for n, pair in enumerate(pairs)
+    )
     relevance = Relevance({query.id: pair[1] for query, pair in zip(queries, pairs, strict=True)})
     rankings = {query.id: draw.sample(IMAGES, len(IMAGES)) for query in queries}
     gallery = Gallery(category, tuple(IMAGES))
-    return Judged("fashioniq_val", queries, relevance, gallery, fashioniq.PROTOCOL, category), rankings
+    return (
+        Judged("fashioniq_val", queries, relevance, gallery, fashioniq.PROTOCOL, category),
+        rankings,
+    )
 
 
 def test_any_correct_counts_the_first_right_image_after_the_reference() -> None:
@@ -118,7 +144,11 @@ def test_any_correct_counts_the_first_right_image_after_the_reference() -> None:
 def test_fashioniq_averages_categories_and_not_queries() -> None:
     (dress, a), (shirt, b) = part("dress", 3, 0), part("shirt", 30, 1)
     rankings = a | b
-    places = {query.id: places_of(rankings[query.id], p.needs(query)) for p in (dress, shirt) for query in p.queries}
+    places = {
+        query.id: places_of(rankings[query.id], p.needs(query))
+        for p in (dress, shirt)
+        for query in p.queries
+    }
 
     def naive(p: Judged, k: int, keep: bool) -> float:
         assert p.relevance is not None
@@ -134,7 +164,9 @@ def test_fashioniq_averages_categories_and_not_queries() -> None:
         assert found[f"recall@10{mark}"].value == pytest.approx(sum(each) / 2)
         assert found[f"recall@10{mark}, dress"].value == pytest.approx(each[0])
     ten, fifty = found["recall@10"], found["recall@50"]
-    assert found["mean of recall@10 and recall@50"].value == pytest.approx((ten.value + fifty.value) / 2)
+    assert found["mean of recall@10 and recall@50"].value == pytest.approx(
+        (ten.value + fifty.value) / 2
+    )
     both = [values(p, places)["recall@10"] for p in (dress, shirt)]
     assert ten.se == pytest.approx(sum(mean(v).se ** 2 for v in both) ** 0.5 / 2)
     assert fifty.value == 1 and fifty.se == 0  # twenty images

@@ -1,4 +1,5 @@
-"""The randomisation test against enumeration of all signs, and its error rate where nothing differs."""
+"""The randomisation test against enumeration of all signs, and its error rate where nothing
+differs."""
 
 from __future__ import annotations
 

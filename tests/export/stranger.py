@@ -1,7 +1,8 @@
 """Run as `python -I stranger.py`: what a stranger without cirloop gets from the code of a card.
 
-Reads a JSON line: `cards` (name -> README.md), `inputs` ({"image": file, "text": ...}), `here` (the directory that
-cards are run in), `out`. Writes OUT/NAME.npy, vectors (N, D), and prints which of our modules were loaded.
+Reads a JSON line: `cards` (name -> README.md), `inputs` ({"image": file, "text": ...}), `here` (the
+directory that cards are run in), `out`. Writes OUT/NAME.npy, vectors (N, D), and prints which of
+our modules were loaded.
 """
 
 import importlib
@@ -29,11 +30,16 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 for name, card in asked["cards"].items():
-    loads, searches = re.findall(r"^```python\n(.*?)^```$", Path(card).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    loads, searches = re.findall(
+        r"^```python\n(.*?)^```$", Path(card).read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
     space = {}
     exec(compile(loads, card, "exec"), space)
     exec(compile(searches, card, "exec"), space)
-    given = [{**each, "image": Image.open(each["image"])} if "image" in each else each for each in asked["inputs"]]
+    given = [
+        {**each, "image": Image.open(each["image"])} if "image" in each else each
+        for each in asked["inputs"]
+    ]
     made = np.stack([space["embed"](each)[0].numpy() for each in given])
     pictures = [each for each in given if "image" in each]
     together = space["embed"](*pictures).numpy()

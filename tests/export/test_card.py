@@ -1,4 +1,5 @@
-"""The card says what the run's artifacts say, its metadata are the Hub's, and what strangers wrote stays text."""
+"""The card says what the run's artifacts say, its metadata are the Hub's, and what strangers wrote
+stays text."""
 
 from __future__ import annotations
 
@@ -21,8 +22,15 @@ from cirloop.tools.export.source import Trained, trained
 from cirloop.tools.export.templates import code
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
-LIBRARIES = {"adapter": "peft", "merged": "transformers", "sentence-transformers": "sentence-transformers"}
-EVIL = "</code> ```\n# evil | <script>alert(1)</script> **b** [x](http://x) `` ` --- {text} {{ 1 }}\n\n---\n\u202e"
+LIBRARIES = {
+    "adapter": "peft",
+    "merged": "transformers",
+    "sentence-transformers": "sentence-transformers",
+}
+EVIL = (
+    "</code> ```\n# evil | <script>alert(1)</script> **b** [x](http://x) `` ` --- {text} {{ 1"
+    " }}\n\n---\n\u202e"
+)
 
 
 def read(path: Path) -> Any:
@@ -34,7 +42,9 @@ READING = Reading("a", ("b", "c"), (), 1, 2, None)
 
 def card_of(run: Path, to: str) -> str:
     """As an export has it."""
-    return card(trained(run, "1", to), to, READING, f"iter_1_{to}", False, Difference(0, 1, 1), None)
+    return card(
+        trained(run, "1", to), to, READING, f"iter_1_{to}", False, Difference(0, 1, 1), None
+    )
 
 
 @pytest.mark.parametrize("to", LIBRARIES)
@@ -44,9 +54,14 @@ def test_metadata(to: str, run: Path) -> None:
     assert data.license == "apache-2.0", "the embedded model's own card says so"
     assert data.base_model is None and data.datasets is None, "neither has a name on the Hub"
     assert ("sentence-transformers" in data.tags) == (to == "sentence-transformers")
-    stated, found = {r.metric_type: r for r in data.eval_results}, read(run / "evaluation_iter_1.json")
+    stated, found = (
+        {r.metric_type: r for r in data.eval_results},
+        read(run / "evaluation_iter_1.json"),
+    )
     assert {name: r.metric_value for name, r in stated.items()} == found["metrics"]
-    assert {name: r.metric_args["standard_error"] for name, r in stated.items()} == found["standard_errors"]
+    assert {name: r.metric_args["standard_error"] for name, r in stated.items()} == found[
+        "standard_errors"
+    ]
     assert {r.metric_args["protocol"] for r in stated.values()} == {found["protocol"]}
 
 
@@ -55,19 +70,40 @@ def test_text(run: Path) -> None:
     for label in ("base", "iter_0", "iter_1"):
         found = read(run / f"evaluation_{label}.json")
         name = found["iteration"] + (" (this model)" if label == "iter_1" else "")
-        cells = [f"{100 * found['metrics'][m]:.1f} ± {100 * found['standard_errors'][m]:.1f}" for m in found["metrics"]]
+        cells = [
+            f"{100 * found['metrics'][m]:.1f} ± {100 * found['standard_errors'][m]:.1f}"
+            for m in found["metrics"]
+        ]
         assert f"| {name} | {' | '.join(cells)} |" in text
-    said, mined = read(run / "accounting_iter_1.json"), read(run / "hard_negatives_iter_0.json")["summary"]
+    said, mined = (
+        read(run / "accounting_iter_1.json"),
+        read(run / "hard_negatives_iter_0.json")["summary"],
+    )
     written = read(run / "augmented_samples_iter_1.json")["summary"]
-    row = next(line for line in text.splitlines() if line.startswith(f"| 1 | {mined['negatives']} |"))
+    row = next(
+        line for line in text.splitlines() if line.startswith(f"| 1 | {mined['negatives']} |")
+    )
     numbers = [cell.split()[0] for cell in row.strip("| ").split(" | ")]
-    counts = [1, mined["negatives"], said["false_negatives"], written["candidates"], said["accepted"],
-              said["true_captions"], sum(written["rejected"].values())]  # fmt: skip
+    counts = [
+        1,
+        mined["negatives"],
+        said["false_negatives"],
+        written["candidates"],
+        said["accepted"],
+        said["true_captions"],
+        sum(written["rejected"].values()),
+    ]
     assert [int(number) for number in numbers] == counts
-    assert f"{mined['queries']} training triplets" in text and f"| the training data | `{UNKNOWN}` |" in text
+    assert (
+        f"{mined['queries']} training triplets" in text
+        and f"| the training data | `{UNKNOWN}` |" in text
+    )
     recipe = text.split("```json\n")[1].split("\n```")[0]
     config = read(run / "config.json")
-    assert json.loads(recipe)["model"] == config["model"] and json.loads(recipe)["training"]["steps"] == 6
+    assert (
+        json.loads(recipe)["model"] == config["model"]
+        and json.loads(recipe)["training"]["steps"] == 6
+    )
 
 
 def parsed(text: str) -> list[Any]:
@@ -93,7 +129,13 @@ def test_what_strangers_wrote_is_text(to: str, run: Path) -> None:
     plain = card_of(run, to)
     assert headings(made)[1:] == headings(plain)[1:]
     inline = [child for token in parsed(made) for child in token.children or []]
-    assert {child.type for child in inline} <= {"text", "code_inline", "em_open", "em_close", "softbreak"}
+    assert {child.type for child in inline} <= {
+        "text",
+        "code_inline",
+        "em_open",
+        "em_close",
+        "softbreak",
+    }
     assert [token.type for token in parsed(made)] == [token.type for token in parsed(plain)]
     blocks = [token.content for token in parsed(made) if token.info == "python"]
     for block in blocks:
@@ -141,20 +183,29 @@ def test_a_licence_that_nobody_states_is_left_open(run: Path, tmp_path: Path) ->
     model = with_base(run, tmp_path / "base", None)
     made = card(model, "merged", READING, "x", False, Difference(0, 1, 1), "cc-by-4.0")
     assert ModelCard(made).data.to_dict().get("license") is None
-    assert f"| the base model, by its own card | `{UNKNOWN}` |" in made and f"| this model | `{UNKNOWN}` |" in made
+    assert (
+        f"| the base model, by its own card | `{UNKNOWN}` |" in made
+        and f"| this model | `{UNKNOWN}` |" in made
+    )
     assert "| the training data | `cc-by-4.0` |" in made
 
 
 def test_the_page_shows_the_code_of_the_cards(run: Path) -> None:
-    blocks = [token.content for token in MarkdownIt().parse(PAGE.read_text("utf-8")) if token.info == "python"]
+    blocks = [
+        token.content
+        for token in MarkdownIt().parse(PAGE.read_text("utf-8"))
+        if token.info == "python"
+    ]
     found = trained(run, "1", "adapter")
     settings = found.settings.model_copy(update={"dtype": "bfloat16"})
     model = replace(found, hub="Qwen/Qwen2-VL-2B-Instruct", settings=settings)
     formats = ("sentence-transformers", "adapter")
     shown = [code_of(model, to, READING, "me/my-embedder", True) for to in formats]
-    search = [t.content for t in parsed(card(model, "merged", READING, "x", False, None, None)) if t.info == "python"][
-        1
-    ]
+    search = [
+        t.content
+        for t in parsed(card(model, "merged", READING, "x", False, None, None))
+        if t.info == "python"
+    ][1]
     for block, wanted in zip(blocks, [*shown, search], strict=True):  # ruff sets the page's quotes
         assert ast.dump(ast.parse(block)) == ast.dump(ast.parse(wanted))
 
@@ -163,7 +214,10 @@ def test_a_base_without_a_name_is_fetched_with_its_adapter(run: Path) -> None:
     reading = Reading("a", ("b", "c"), (), None, None, None)
     made = code_of(trained(run, "1", "adapter"), "adapter", reading, "me/model", True)
     compile(made, "README.md", "exec")
-    assert "where = snapshot_download('me/model')" in made and 'from_pretrained(f"{where}/base"' in made
+    assert (
+        "where = snapshot_download('me/model')" in made
+        and 'from_pretrained(f"{where}/base"' in made
+    )
 
 
 def test_a_card_says_first_that_the_embedded_model_knows_drawn_shapes_only(run: Path) -> None:

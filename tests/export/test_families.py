@@ -1,4 +1,5 @@
-"""Other families than the run's, DoRA, parts, half precision: proven by the code of the card, on tiny real models."""
+"""Other families than the run's, DoRA, parts, half precision: proven by the code of the card, on
+tiny real models."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ FAMILIES = {
 }
 
 
-def trained_model(run: Path, base: Path, place: Path, settings: dict[str, Any], tune: str = "lora") -> Trained:
+def trained_model(
+    run: Path, base: Path, place: Path, settings: dict[str, Any], tune: str = "lora"
+) -> Trained:
     """As if the run had trained this model: its trained weights are drawn."""
     model: Any = TypeAdapter(BackboneConfig).validate_python({"path": str(base), **settings})
     backbone: Any = model.build()
@@ -40,7 +43,11 @@ def trained_model(run: Path, base: Path, place: Path, settings: dict[str, Any], 
     backbone.save_adapter(place / "checkpoint")
     found = trained(run, "1", "merged")
     return replace(
-        found, settings=model, base=base, checkpoint=Artifact("c", place / "checkpoint", "0" * 64), lora=tune != "full"
+        found,
+        settings=model,
+        base=base,
+        checkpoint=Artifact("c", place / "checkpoint", "0" * 64),
+        lora=tune != "full",
     )
 
 
@@ -57,7 +64,9 @@ def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
     base = getattr(tiny_models, FAMILIES[family])(tmp_path / "base")
     kind = "llava" if family.startswith("llava") else family
     prompts = "chat" if family in ("qwen2_5_vl", "llava_next") else "instruction"
-    model = trained_model(run, base, tmp_path, {"type": kind, "dtype": "float32", "prompt_format": prompts})
+    model = trained_model(
+        run, base, tmp_path, {"type": kind, "dtype": "float32", "prompt_format": prompts}
+    )
     card = made(model, "sentence-transformers", tmp_path / "made")
     assert ("resized by Pillow" in card) == (kind != "llava")
     if family == "llava_next":
@@ -71,12 +80,18 @@ def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
         ("vlm2vec", "qwen2_vl", "adapter"),
         pytest.param("gme", "qwen2_vl", "merged", marks=pytest.mark.full),
         ("recall_fashioniq", "qwen2_5_vl", "merged"),
-        pytest.param("qwen3_vl_embedding", "qwen3_vl", "sentence-transformers", marks=pytest.mark.full),
+        pytest.param(
+            "qwen3_vl_embedding", "qwen3_vl", "sentence-transformers", marks=pytest.mark.full
+        ),
     ],
 )
-def test_a_prompt_format_is_exported(name: str, family: str, to: str, run: Path, tmp_path: Path) -> None:
+def test_a_prompt_format_is_exported(
+    name: str, family: str, to: str, run: Path, tmp_path: Path
+) -> None:
     base = getattr(tiny_models, f"write_{family}")(tmp_path / "base")
-    model = trained_model(run, base, tmp_path, {"type": family, "dtype": "float32", "prompt_format": name})
+    model = trained_model(
+        run, base, tmp_path, {"type": family, "dtype": "float32", "prompt_format": name}
+    )
     card = made(model, to, tmp_path / "made")
     assert ('batch["position_ids"]' in card) == (name != "qwen3_vl_embedding")
     assert ("Where this says `garment`" in card) == (name == "recall_fashioniq")
@@ -86,11 +101,15 @@ def test_a_prompt_format_is_exported(name: str, family: str, to: str, run: Path,
 def test_parts_trained_in_full_are_in_their_places(run: Path, tmp_path: Path) -> None:
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "float32"}, "full")
-    assert "with the parts that were trained in their places" in made(model, "merged", tmp_path / "made")
+    assert "with the parts that were trained in their places" in made(
+        model, "merged", tmp_path / "made"
+    )
 
 
 @pytest.mark.full
-def test_a_dora_is_merged_in_half_precision_and_the_card_says_how_near(run: Path, tmp_path: Path) -> None:
+def test_a_dora_is_merged_in_half_precision_and_the_card_says_how_near(
+    run: Path, tmp_path: Path
+) -> None:
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "bfloat16"}, "dora")
     card = made(model, "merged", tmp_path / "made")
@@ -99,7 +118,8 @@ def test_a_dora_is_merged_in_half_precision_and_the_card_says_how_near(run: Path
 
 @pytest.mark.full
 def test_an_export_with_other_vectors_is_refused(run: Path, tmp_path: Path) -> None:
-    """The comparison sees another adapter, another prompt, and a picture that is resized otherwise."""
+    """The comparison sees another adapter, another prompt, and a picture that is resized
+    otherwise."""
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "float32"})
     from cirloop.tools.export import adapter, roundtrip
@@ -115,7 +135,10 @@ def test_an_export_with_other_vectors_is_refused(run: Path, tmp_path: Path) -> N
     reads.save(place)
     code = code_of(model, "adapter", reads, "made", False)
     assert roundtrip.compared(code, str(place), given, right, "float32").largest < 1e-5
-    for wrong in ((code.replace('backend="pil"', 'backend="torchvision"')), code.replace("sum(1) - 1", "sum(1) - 2")):
+    for wrong in (
+        (code.replace('backend="pil"', 'backend="torchvision"')),
+        code.replace("sum(1) - 1", "sum(1) - 2"),
+    ):
         assert wrong != code
         with pytest.raises(AssertionError, match="gives other vectors than the run"):
             roundtrip.compared(wrong, str(place), given, right, "float32")
@@ -129,7 +152,9 @@ def test_a_chat_template_that_changes_texts_is_refused(run: Path, tmp_path: Path
 
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     chat = base / "chat_template.jinja"
-    chat.write_text(chat.read_text("utf-8").replace("content['text']", "content['text'] | trim"), "utf-8")
+    chat.write_text(
+        chat.read_text("utf-8").replace("content['text']", "content['text'] | trim"), "utf-8"
+    )
     model: Any = TypeAdapter(BackboneConfig).validate_python(
         {"type": "qwen2_vl", "path": str(base), "dtype": "float32", "prompt_format": "chat"}
     )

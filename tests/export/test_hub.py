@@ -1,4 +1,5 @@
-"""Uploading, to a server on this machine that stands where the Hub is. The token is sent there and shown nowhere."""
+"""Uploading, to a server on this machine that stands where the Hub is. The token is sent there and
+shown nowhere."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from cirloop.types import UserError
 
 TOKEN = "hf_" + "a1B2" * 8
 SOURCE = Path(__file__).parents[2] / "src"
-PUSH = "import sys; from pathlib import Path; from cirloop.tools.export import hub; hub.check(sys.argv[2]); "
+PUSH = (
+    "import sys; from pathlib import Path; from cirloop.tools.export import hub;"
+    " hub.check(sys.argv[2]); "
+)
 PUSH += "print(hub.push(Path(sys.argv[1]), sys.argv[2], private=True))"
 
 
@@ -68,10 +72,16 @@ class Answer(BaseHTTPRequestHandler):
             for line in body.splitlines():
                 row = json.loads(line)
                 if row["key"] == "file":
-                    self.server.files[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
+                    self.server.files[row["value"]["path"]] = base64.b64decode(
+                        row["value"]["content"]
+                    )
             return self.answer(
                 200,
-                {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.server.url}/me/model/commit/{40 * '0'}"},
+                {
+                    "success": True,
+                    "commitOid": "0" * 40,
+                    "commitUrl": f"{self.server.url}/me/model/commit/{40 * '0'}",
+                },
             )
         self.answer(404, {})
 
@@ -95,16 +105,29 @@ def server() -> Iterator[Hub]:
 def push(server: Hub, directory: Path, name: str = "me/model") -> subprocess.CompletedProcess[str]:
     """In a process of its own: the address of the Hub is read when the library is."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    env |= {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "PYTHONPATH": str(SOURCE), "HF_HOME": str(directory / "home")}
+    env |= {
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": TOKEN,
+        "PYTHONPATH": str(SOURCE),
+        "HF_HOME": str(directory / "home"),
+    }
     return subprocess.run(
-        [sys.executable, "-c", PUSH, str(directory), name], capture_output=True, text=True, timeout=120, env=env
+        [sys.executable, "-c", PUSH, str(directory), name],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=env,
     )
 
 
 @pytest.mark.full
 def test_an_export_is_uploaded(server: Hub, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
-    contents = {"README.md": b"# A card", "adapter_model.safetensors": b"\x00\x01", "base/config.json": b"{}"}
+    contents = {
+        "README.md": b"# A card",
+        "adapter_model.safetensors": b"\x00\x01",
+        "base/config.json": b"{}",
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     ended = push(server, tmp_path)
@@ -122,17 +145,24 @@ def test_a_refusal_is_one_message_without_the_token(server: Hub, tmp_path: Path)
     (tmp_path / "README.md").write_text("a")
     server.refuses = True
     ended = push(server, tmp_path)
-    assert "UserError: --push_to_hub me/model: the Hub refused" in ended.stderr and "is whole" in ended.stderr
+    assert (
+        "UserError: --push_to_hub me/model: the Hub refused" in ended.stderr
+        and "is whole" in ended.stderr
+    )
     assert TOKEN not in ended.stdout + ended.stderr
 
 
-def test_what_can_be_known_before_is_said_before(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+def test_what_can_be_known_before_is_said_before(
+    monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
     from cirloop.tools.export.__main__ import main
 
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere/token")
     flags = ["--experiment_dir", str(run), "--iteration", "0", "--format", "merged"]
-    with pytest.raises(UserError, match=r"3 problems:(.|\n)*OWNER/NAME(.|\n)*no token(.|\n)*HF_HUB_OFFLINE is set"):
+    with pytest.raises(
+        UserError, match=r"3 problems:(.|\n)*OWNER/NAME(.|\n)*no token(.|\n)*HF_HUB_OFFLINE is set"
+    ):
         main([*flags, "--push_to_hub", "no-owner"])
     assert not (run / "export" / "iter_0_merged").exists()
     monkeypatch.setenv("HF_TOKEN", TOKEN)

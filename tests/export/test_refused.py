@@ -1,4 +1,5 @@
-"""What cannot be exported is said at once, with what can be; nothing half-made is ever under its name."""
+"""What cannot be exported is said at once, with what can be; nothing half-made is ever under its
+name."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ def export(run: Path, *more: str, iteration: str = "1", to: str = "adapter") -> 
 
 @pytest.mark.parametrize(
     ("iteration", "says"),
-    [("base", "is not trained: use it as it is"), ("7", "no such iteration"), ("x", "no such iteration")],
+    [
+        ("base", "is not trained: use it as it is"),
+        ("7", "no such iteration"),
+        ("x", "no such iteration"),
+    ],
 )
 def test_iterations_that_are_not_there(iteration: str, says: str, run: Path) -> None:
     with pytest.raises(UserError, match=rf"{says}.*There are: 0, 1\.\nNothing was written"):
@@ -44,12 +49,20 @@ def unfinished(small: Any, place: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ({"type": "blip2", "path": "x", "dtype": "float32"}, "a model of type blip2 is made of parts"),
-        ({"type": "clip_combiner", "path": "random", "clip": "RN50", "dtype": "float32"}, "of type clip_combiner"),
+        (
+            {"type": "blip2", "path": "x", "dtype": "float32"},
+            "a model of type blip2 is made of parts",
+        ),
+        (
+            {"type": "clip_combiner", "path": "random", "clip": "RN50", "dtype": "float32"},
+            "of type clip_combiner",
+        ),
         ({"type": "qwen2_vl", "path": "tiny", "quantization": "nf4"}, "weights of nf4"),
     ],
 )
-def test_models_that_are_not_exported(model: dict[str, str], says: str, small: Any, tmp_path: Path) -> None:
+def test_models_that_are_not_exported(
+    model: dict[str, str], says: str, small: Any, tmp_path: Path
+) -> None:
     """All problems at once."""
     run = unfinished(small, tmp_path, model=model)
     with pytest.raises(UserError, match=r"2 problems:(.|\n)*There are: none") as error:
@@ -57,10 +70,14 @@ def test_models_that_are_not_exported(model: dict[str, str], says: str, small: A
     assert says in str(error.value) and {path.name for path in run.iterdir()} == {"config.json"}
 
 
-def test_a_prompt_format_that_sentence_transformers_cannot_follow(small: Any, tmp_path: Path) -> None:
+def test_a_prompt_format_that_sentence_transformers_cannot_follow(
+    small: Any, tmp_path: Path
+) -> None:
     model = {"type": "qwen2_vl", "path": "tiny", "dtype": "float32", "prompt_format": "vlm2vec"}
     run = unfinished(small, tmp_path, model=model)
-    with pytest.raises(UserError, match=r"prompt_format vlm2vec numbers (.|\n)*Give --format merged or adapter"):
+    with pytest.raises(
+        UserError, match=r"prompt_format vlm2vec numbers (.|\n)*Give --format merged or adapter"
+    ):
         export(run, to="sentence-transformers")
     with pytest.raises(UserError) as error:
         export(run, to="merged")
@@ -71,7 +88,9 @@ def test_a_warm_up_of_no_steps_and_parts_in_full(run: Path, tmp_path: Path) -> N
     from cirloop.artifacts.store import Store
 
     shutil.copytree(
-        run, tmp_path / "run", ignore=shutil.ignore_patterns("export", "manifest.json", "*_iter_*", "eval*")
+        run,
+        tmp_path / "run",
+        ignore=shutil.ignore_patterns("export", "manifest.json", "*_iter_*", "eval*"),
     )
     store = Store(tmp_path / "run")
 
@@ -86,18 +105,24 @@ def test_a_warm_up_of_no_steps_and_parts_in_full(run: Path, tmp_path: Path) -> N
 
     store.make("checkpoint_iter_0", {}, [], build("training_log.json"), 0)
     store.make("checkpoint_iter_1", {}, [], build("parts.json"), 1)
-    with pytest.raises(UserError, match=r"was trained for 0 steps, so it is the base model\. There are: 1\."):
+    with pytest.raises(
+        UserError, match=r"was trained for 0 steps, so it is the base model\. There are: 1\."
+    ):
         export(tmp_path / "run", iteration="0")
     with pytest.raises(UserError, match=r"there is no LoRA\. Give --format merged"):
         export(tmp_path / "run")
 
 
-def test_an_export_is_not_overwritten_unless_asked_and_nothing_else_ever(run: Path, adapter: Path) -> None:
+def test_an_export_is_not_overwritten_unless_asked_and_nothing_else_ever(
+    run: Path, adapter: Path
+) -> None:
     there = file_digests(adapter)
     with pytest.raises(UserError, match=r"is an export already\. Replace it with --overwrite"):
         export(run)
     assert file_digests(adapter) == there
-    with pytest.raises(UserError, match=r"is there already and is no export \(no exported_model.json\)"):
+    with pytest.raises(
+        UserError, match=r"is there already and is no export \(no exported_model.json\)"
+    ):
         export(run, "--output", str(run / "checkpoint_iter_1"), "--overwrite")
 
 
@@ -159,13 +184,22 @@ main(sys.argv[1:])
 def test_a_killed_export_leaves_the_old_one_whole(
     run: Path, adapter: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`kill -9` with half of the files there, and between the old one's rename and the new one's; then again."""
+    """`kill -9` with half of the files there, and between the old one's rename and the new one's;
+    then again."""
     there, aside = file_digests(adapter), adapter.with_name(f".{adapter.name}.tmp")
     old = adapter.with_name(f".{adapter.name}.old")
 
     def killed(event: str, place: int, path: Path) -> None:
         code = KILLED.format(event=event, place=place, path=path)
-        argv = ["--experiment_dir", str(run), "--iteration", "1", "--format", "adapter", "--overwrite"]
+        argv = [
+            "--experiment_dir",
+            str(run),
+            "--iteration",
+            "1",
+            "--format",
+            "adapter",
+            "--overwrite",
+        ]
         ended = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
 

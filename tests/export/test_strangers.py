@@ -1,4 +1,5 @@
-"""Exports in a fresh process without cirloop, by the code of their own cards: the run's vectors, to 1e-5."""
+"""Exports in a fresh process without cirloop, by the code of their own cards: the run's vectors, to
+1e-5."""
 
 from __future__ import annotations
 
@@ -42,12 +43,15 @@ class Pictures:
 
 @pytest.fixture(scope="session")
 def pictures(exported: dict[str, Path], run: Path) -> Path:
-    """Where the cards are run: pictures of val beside photographs, where there are any, and noise of odd sizes."""
+    """Where the cards are run: pictures of val beside photographs, where there are any, and noise
+    of odd sizes."""
     here = exported["adapter"].parent
     val = Run(*run_directory(run), from_json(run / "config.json").data.build()).data.parts("val")[0]
     for name, image in zip(SEEN, val.gallery.ids, strict=False):
         val.images.load(image).save(here / name.replace("jpg", "png"))
-    for number, (name, size) in enumerate(zip(SEEN, ((640, 200), (90, 333), (50, 40), (84, 84)), strict=True)):
+    for number, (name, size) in enumerate(
+        zip(SEEN, ((640, 200), (90, 333), (50, 40), (84, 84)), strict=True)
+    ):
         noise = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(noise).save(here / name, quality=95)
     for number, photo in enumerate(sorted(PHOTOS.rglob("*.jpg"))[:2]):
@@ -59,22 +63,39 @@ def pictures(exported: dict[str, Path], run: Path) -> Path:
 def inputs(pictures: Path) -> list[dict[str, str]]:
     names = sorted(path.name for path in pictures.iterdir() if path.suffix in (".jpg", ".png"))
     composed = [
-        {"image": name, "text": text} for name, text in zip(names, ("make it blue", ODD, "", "x"), strict=False)
+        {"image": name, "text": text}
+        for name, text in zip(names, ("make it blue", ODD, "", "x"), strict=False)
     ]
-    return [*({"image": name} for name in names), *composed, {"text": "a red circle"}, {"text": "two squares, \nblue"}]
+    return [
+        *({"image": name} for name in names),
+        *composed,
+        {"text": "a red circle"},
+        {"text": "two squares, \nblue"},
+    ]
 
 
 @pytest.fixture(scope="session")
 def strangers(
-    exported: dict[str, Path], pictures: Path, inputs: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+    exported: dict[str, Path],
+    pictures: Path,
+    inputs: list[dict[str, str]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """What the process without cirloop wrote."""
     out = tmp_path_factory.mktemp("strangers")
-    asked = {"cards": {to: str(path / "README.md") for to, path in exported.items()}, "inputs": inputs,
-             "here": str(pictures), "out": str(out)}  # fmt: skip
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    asked = {
+        "cards": {to: str(path / "README.md") for to, path in exported.items()},
+        "inputs": inputs,
+        "here": str(pictures),
+        "out": str(out),
+    }
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "OMP_NUM_THREADS": "1"
+    }
     script = [sys.executable, "-I", str(Path(__file__).with_name("stranger.py"))]
-    ended = subprocess.run(script, input=json.dumps(asked) + "\n", capture_output=True, text=True, env=env, timeout=300)
+    ended = subprocess.run(
+        script, input=json.dumps(asked) + "\n", capture_output=True, text=True, env=env, timeout=300
+    )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == [], "cirloop was there"
     return out
@@ -94,7 +115,9 @@ def expected(run: Path, pictures: Path, inputs: list[dict[str, str]]) -> npt.NDA
     items: list[Any] = [Item(each["image"], each.get("text")) for each in inputs if "image" in each]  # type: ignore[arg-type]
     made = embed(backbone, features, items, 64, lambda batches, _: batches, "expected")
     with torch.inference_mode():
-        alone = backbone.module(backbone.text_inputs([each["text"] for each in inputs if "image" not in each]))
+        alone = backbone.module(
+            backbone.text_inputs([each["text"] for each in inputs if "image" not in each])
+        )
     return np.concatenate([made, alone.numpy()])
 
 
@@ -105,21 +128,27 @@ def test_a_stranger_gets_the_vectors_of_the_run(
 ) -> None:
     made, together = np.load(strangers / f"{to}.npy"), np.load(strangers / f"{to}_together.npy")
     assert made.shape == expected.shape and np.abs(made - expected).max() < 1e-5
-    assert np.abs(together - expected[: len(together)]).max() < 1e-5, "a batch gives other vectors than its rows alone"
+    assert np.abs(together - expected[: len(together)]).max() < 1e-5, (
+        "a batch gives other vectors than its rows alone"
+    )
     apart = np.abs(expected[:, None] - expected[None]).max(-1) + np.eye(len(expected))
     assert apart.min() > 1e-3, "inputs that could be exchanged show nothing"
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("to", FORMATS)
-def test_the_search_of_the_card_is_a_search(to: str, strangers: Path, exported: dict[str, Path]) -> None:
+def test_the_search_of_the_card_is_a_search(
+    to: str, strangers: Path, exported: dict[str, Path]
+) -> None:
     scores = np.load(strangers / f"{to}_scores.npy")
     assert scores.shape == (1, 3) and np.abs(scores).max() <= 1 and len({*scores[0].tolist()}) == 3
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("to", FORMATS)
-def test_nothing_of_this_machine_is_in_an_export(to: str, exported: dict[str, Path], run: Path) -> None:
+def test_nothing_of_this_machine_is_in_an_export(
+    to: str, exported: dict[str, Path], run: Path
+) -> None:
     texts = [path for path in exported[to].rglob("*") if path.suffix in (".json", ".md", ".jinja")]
     assert len(texts) > 5
     assert [path.name for path in texts if str(run.parent) in path.read_text("utf-8")] == []

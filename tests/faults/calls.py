@@ -9,7 +9,8 @@ from tests.faults.watch import raise_fault
 
 
 class Call:
-    """Stands in front of `module:function`; the `nth` call meets the fault, or with NaN gives that."""
+    """Stands in front of `module:function`; the `nth` call meets the fault, or with NaN gives
+    that."""
 
     def __init__(self, site: str, kind: str, nth: int = 1) -> None:
         module, _, name = site.partition(":")

@@ -24,7 +24,8 @@ def goes_to(harness: Harness, scene: str, stage: str) -> str | None:
 
 
 def meets(harness: Harness, case: Case) -> tuple[Path, Ended, str | None]:
-    """The directory in which the fault of `case` has struck, how the command ended, and where its stage ends."""
+    """The directory in which the fault of `case` has struck, how the command ended, and where its
+    stage ends."""
     scene, point = case.point.scene, case.point
     stage = harness.where(scene, case.op, point.site, point.path)
     ends = goes_to(harness, scene, stage)
@@ -40,7 +41,8 @@ def meets(harness: Harness, case: Case) -> tuple[Path, Ended, str | None]:
 
 
 def goes_on(harness: Harness, directory: Path, scene: str, ends: str | None) -> None:
-    """The same command again, unhindered: to the files of the unbroken run, and to nothing beside them."""
+    """The same command again, unhindered: to the files of the unbroken run, and to nothing beside
+    them."""
     age(directory)
     ended = harness.child(directory, scene, ends)
     assert ended.code == SCENES[scene].code, ended.said

@@ -22,7 +22,13 @@ from tests.faults.server import OPEN, ROOT
 LIMIT = 240
 """Seconds for a child; it takes about one, and on a busy machine a minute."""
 LEFT_OUT = ("run/.work/", "run/logs/", "run/figures/")
-NOT_COMPARED = {"run/costs.json", "run/config.json", "run/run.lock", "run/run.lock.json", "run/report.html"}
+NOT_COMPARED = {
+    "run/costs.json",
+    "run/config.json",
+    "run/run.lock",
+    "run/run.lock.json",
+    "run/report.html",
+}
 """They hold times, paths and processes; so do the logs of attempts."""
 VERY_SMALL: dict[str, Any] = {
     "model": {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"},
@@ -48,7 +54,8 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A command, the state it starts from and the stage it ends before. `OUT` stands for the output directory."""
+    """A command, the state it starts from and the stage it ends before. `OUT` stands for the output
+    directory."""
 
     flags: tuple[str, ...]
     start: str = OPEN
@@ -61,14 +68,18 @@ class Scene:
 SCENES = {
     "run": Scene(("--auto_resume",)),
     "mended": Scene(("--auto_resume",), start="broken", next="evaluation_iter_1.json"),
-    "again": Scene(("--resume_from_iteration", "1"), start="finished", next="accounting_iter_1.json"),
+    "again": Scene(
+        ("--resume_from_iteration", "1"), start="finished", next="accounting_iter_1.json"
+    ),
     "evaluate": Scene(
         ("--iterations", "1", "--output_file", "OUT/out.json", "--submission", "OUT/submission"),
         start="finished",
         script="eval_iterative.py",
     ),
     "search": Scene(
-        ("--reference", "shapes:val:00003"), start="finished", script="src/cirloop/tools/search/__main__.py"
+        ("--reference", "shapes:val:00003"),
+        start="finished",
+        script="src/cirloop/tools/search/__main__.py",
     ),
     "pictures": Scene(("--dry_run",), start="pictures", config="pictures.yaml"),
     "problems": Scene((), start="pictures", config="problems.yaml", code=2),
@@ -76,13 +87,15 @@ SCENES = {
 
 
 def tree(case: Path) -> dict[str, str]:
-    """Digest per file of a case, hidden ones too; without what is in work, which goes when all is done."""
+    """Digest per file of a case, hidden ones too; without what is in work, which goes when all is
+    done."""
     found = {f"{top.name}/{name}": digest for top in case.iterdir() if top.is_dir()
              for name, digest in file_digests(top).items()}  # fmt: skip
     kept = {
         name
         for name in found
-        if name not in NOT_COMPARED and not name.startswith(("run/.work/", "run/logs/", "run/figures/"))
+        if name not in NOT_COMPARED
+        and not name.startswith(("run/.work/", "run/logs/", "run/figures/"))
     }
     return {name: found[name] for name in sorted(kept)}
 
@@ -127,28 +140,42 @@ class Harness:
         return self.answer()
 
     def child(self, case: Path, scene: str, before: str | None = None, **told: Any) -> Ended:
-        """The scene's command in a child, until the stage `before` begins; `told` goes to the server."""
+        """The scene's command in a child, until the stage `before` begins; `told` goes to the
+        server."""
         assert self._ready == "ready\n" and self._server.stdin is not None
         s, out = SCENES[scene], case / "out"
         flags = [flag.replace("OUT", str(out)) for flag in s.flags]
         config = ["--config", str(self.home / s.config)] if s.script == "train_iterative.py" else []
-        log, noted = self.home / "log.txt", self.home / "result.json"  # not on the case's disk, which may be full
+        log, noted = (
+            self.home / "log.txt",
+            self.home / "result.json",
+        )  # not on the case's disk, which may be full
         noted.write_text("")
         noted.chmod(0o666)  # the child may be another user
         request = {
-            "script": s.script, "argv": [*config, "--experiment_dir", str(case / "run"), *flags], "before": before,
-            "roots": {"RUN": str(case / "run"), "CACHE": str(case / "cache"), "OUT": str(out)}, "limit": LIMIT,
-            "log": str(log), "result": str(noted), **told,
-        }  # fmt: skip
+            "script": s.script,
+            "argv": [*config, "--experiment_dir", str(case / "run"), *flags],
+            "before": before,
+            "roots": {"RUN": str(case / "run"), "CACHE": str(case / "cache"), "OUT": str(out)},
+            "limit": LIMIT,
+            "log": str(log),
+            "result": str(noted),
+            **told,
+        }
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         code = json.loads(self.answer())["code"]
-        result = json.loads(noted.read_text("utf-8") or '{"fired": true, "events": [], "seconds": {}}')
+        result = json.loads(
+            noted.read_text("utf-8") or '{"fired": true, "events": [], "seconds": {}}'
+        )
         events = tuple(tuple(event) for event in result["events"])
-        return Ended(code, log.read_text("utf-8", "replace"), result["fired"], events, result["seconds"])
+        return Ended(
+            code, log.read_text("utf-8", "replace"), result["fired"], events, result["seconds"]
+        )
 
     def state(self, name: str) -> Path:
-        """A state to start from: before a stage of the unbroken run, after all of it, or as a killed one left it."""
+        """A state to start from: before a stage of the unbroken run, after all of it, or as a
+        killed one left it."""
         if name == "broken":
             return self._broken
         if name == "pictures":
@@ -163,7 +190,9 @@ class Harness:
         case.mkdir()
         for part in ("run", "cache"):
             if (state / part).exists():
-                shutil.copytree(state / part, case / part, ignore=shutil.ignore_patterns("run.lock*"))
+                shutil.copytree(
+                    state / part, case / part, ignore=shutil.ignore_patterns("run.lock*")
+                )
         (case / "out").mkdir()
         return case
 
@@ -174,8 +203,15 @@ class Harness:
         (data / "images").mkdir(parents=True)
         for n in range(3):
             Image.new("RGB", (40, 40), (60 * n, 90, 30)).save(data / "images" / f"{n}.png")
-        rows = [{"id": f"q{n}", "reference": f"{n}.png", "text": "redder", "target": f"{(n + 1) % 3}.png"}
-                for n in range(3)]  # fmt: skip
+        rows = [
+            {
+                "id": f"q{n}",
+                "reference": f"{n}.png",
+                "text": "redder",
+                "target": f"{(n + 1) % 3}.png",
+            }
+            for n in range(3)
+        ]
         for split in ("train", "val"):
             (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         bad = {**rows[0], "target": "gone.png"}
@@ -191,21 +227,27 @@ class Harness:
         """Killed twice in the last training stage: what both left is there."""
         case = self.case("checkpoint_iter_1")
         new = "RUN/.work/new/checkpoint_iter_*/adapter_config.json"
-        for site, path in (("backbones.adapter:Adapted.save_adapter", new), ("config.run:save", "RUN/config.json")):
+        for site, path in (
+            ("backbones.adapter:Adapted.save_adapter", new),
+            ("config.run:save", "RUN/config.json"),
+        ):
             fault = {"site": site, "op": "open", "path": path, "when": "during", "kind": "SIGKILL"}
             ended = self.child(case, "run", fault=fault)
             assert ended.code == -9, ended.said
         return case
 
     def recorded(self, scene: str) -> Ended:
-        """The scene unbroken, with what it wrote. The scene `run` leaves the states that others start from."""
+        """The scene unbroken, with what it wrote. The scene `run` leaves the states that others
+        start from."""
         if scene not in self._recorded:
             s = SCENES[scene]
             case = self.home / ("finished" if scene == "run" else f"unbroken_{scene}")
             state = None if s.start == OPEN else self.state(s.start)
             (case / "out").mkdir(parents=True)
             for part in [p for p in ("run", "cache") if state and (state / p).exists()]:
-                shutil.copytree(state / part, case / part, ignore=shutil.ignore_patterns("run.lock*"))
+                shutil.copytree(
+                    state / part, case / part, ignore=shutil.ignore_patterns("run.lock*")
+                )
             told = {"snapshots": str(self.home / "states")} if scene == "run" else {}
             ended = self.child(case, scene, s.next, **told)
             assert ended.code == s.code, ended.said
@@ -223,8 +265,11 @@ class Harness:
         return tree(self.state("finished" if before is None else before))
 
     def where(self, scene: str, op: str, site: str, path: str) -> str:
-        """The shortest stage of a scene that meets a write point; for a directory the first, which makes it."""
-        stages = {stage for stage, *point in self.recorded(scene).events if point == [op, site, path]}
+        """The shortest stage of a scene that meets a write point; for a directory the first, which
+        makes it."""
+        stages = {
+            stage for stage, *point in self.recorded(scene).events if point == [op, site, path]
+        }
         assert stages, f"{scene} never comes to {op} of {path} in {site}"
         seconds = {OPEN: 0.0, **self.recorded(scene).seconds}
         if op == "mkdir":

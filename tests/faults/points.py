@@ -1,7 +1,9 @@
-"""The table of write points: who writes what below a run directory, its cache and the outputs of an evaluation.
+"""The table of write points: who writes what below a run directory, its cache and the outputs of an
+evaluation.
 
-`test_table.py` compares it with what the commands were seen to write: a new write fails there until it has a line here,
-and from the line its faults follow. RUN, CACHE and OUT are the directories, `*` numbers and names of processes.
+`test_table.py` compares it with what the commands were seen to write: a new write fails there until
+it has a line here, and from the line its faults follow. RUN, CACHE and OUT are the directories, `*`
+numbers and names of processes.
 """
 
 from __future__ import annotations
@@ -11,8 +13,13 @@ from itertools import cycle
 
 TEXT = "mkdir open sync rename sync_dir"
 """`write_text` and `write_json`: beside the goal, synced, renamed."""
-ARTIFACTS = ("accounting_iter_*.json", "augmented_samples_iter_*.json", "checkpoint_iter_*", "evaluation_*.json",
-             "hard_negatives_iter_*.json")  # fmt: skip
+ARTIFACTS = (
+    "accounting_iter_*.json",
+    "augmented_samples_iter_*.json",
+    "checkpoint_iter_*",
+    "evaluation_*.json",
+    "hard_negatives_iter_*.json",
+)
 NEW, WORK = "RUN/.work/new", "RUN/.work/checkpoint_iter_*"
 CHECKPOINTS = "training.checkpoints:StepCheckpoints.write"
 SHARD = "CACHE/vision/*/*"
@@ -38,7 +45,9 @@ POINTS = (
     Point("artifacts.run_lock:held", "RUN/run.lock", "open remove"),
     Point("artifacts.run_lock:held", "RUN/run.lock.json", f"{TEXT} remove"),
     Point("config.run:save", "RUN/config.json", TEXT),
-    Point("cli.runner:open_run", "RUN/config.json", "remove", "mended"),  # what a killed one left half-written
+    Point(
+        "cli.runner:open_run", "RUN/config.json", "remove", "mended"
+    ),  # what a killed one left half-written
     Point("monitoring.run_log:Attempt.open", "RUN/logs", "mkdir"),
     Point("monitoring.run_log:Log.__init__", "RUN/logs/attempt_*.log", "open"),
     # an artifact: made aside by its stage, moved, listed
@@ -47,12 +56,28 @@ POINTS = (
     Point("stages.evaluate:evaluate.build", f"{NEW}/evaluation_*.json", TEXT),
     Point("stages.mine:mine.build", f"{NEW}/hard_negatives_iter_*.json", TEXT),
     Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*", "mkdir"),
-    Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*/adapter_model.safetensors", "save chmod"),
-    Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*/adapter_config.json", "open"),
+    Point(
+        "backbones.adapter:Adapted.save_adapter",
+        f"{NEW}/checkpoint_iter_*/adapter_model.safetensors",
+        "save chmod",
+    ),
+    Point(
+        "backbones.adapter:Adapted.save_adapter",
+        f"{NEW}/checkpoint_iter_*/adapter_config.json",
+        "open",
+    ),
     Point("distributed.worker:_train", f"{NEW}/checkpoint_iter_*/training_log.json", TEXT),
-    *(Point("artifacts.store:Store.make", f"{NEW}/{artifact}", "remove sync") for artifact in ARTIFACTS),
-    *(Point("artifacts.store:Store.make", f"RUN/{artifact}", "remove rename") for artifact in ARTIFACTS),
-    Point("artifacts.store:Store.make", f"{NEW}/checkpoint_iter_*", "rmtree", "mended"),  # a killed one's
+    *(
+        Point("artifacts.store:Store.make", f"{NEW}/{artifact}", "remove sync")
+        for artifact in ARTIFACTS
+    ),
+    *(
+        Point("artifacts.store:Store.make", f"RUN/{artifact}", "remove rename")
+        for artifact in ARTIFACTS
+    ),
+    Point(
+        "artifacts.store:Store.make", f"{NEW}/checkpoint_iter_*", "rmtree", "mended"
+    ),  # a killed one's
     Point("artifacts.store:Store.make", "RUN/.work", "mkdir"),
     Point("artifacts.store:Store.make", NEW, "mkdir"),
     Point("artifacts.store:Store.make", "RUN", "sync"),
@@ -73,14 +98,18 @@ POINTS = (
     Point(CHECKPOINTS, f"{WORK}/new/state.json", TEXT),
     Point(CHECKPOINTS, f"{WORK}/step_*", "rename"),
     Point("training.checkpoints:_remove", f"{WORK}/new", "rmtree"),
-    Point("distributed.worker:train", "RUN/bad_batch.json", "remove"),  # of a batch that was bad before
+    Point(
+        "distributed.worker:train", "RUN/bad_batch.json", "remove"
+    ),  # of a batch that was bad before
     Point("monitoring.profiling:process", WORK, "mkdir"),
     Point("monitoring.profiling:process", f"{WORK}/.cost_0.json", "open"),
     Point("monitoring.profiling:process", f"{WORK}/cost_0.json", "rename"),
     # iterations moved aside
     Point("artifacts.store:Store._finish_moves", "RUN/replaced_*", "mkdir", "again"),
-    *(Point("artifacts.store:Store._finish_moves", f"RUN/replaced_*/{name}", "rename", "again")
-      for name in (*ARTIFACTS[:4], "evaluation_results.json")),
+    *(
+        Point("artifacts.store:Store._finish_moves", f"RUN/replaced_*/{name}", "rename", "again")
+        for name in (*ARTIFACTS[:4], "evaluation_results.json")
+    ),
     # the cache
     Point("backbones.tensor_cache:TensorCache.write", "CACHE", "mkdir"),
     Point("backbones.tensor_cache:TensorCache.write", "CACHE/vision", "mkdir"),
@@ -97,9 +126,14 @@ POINTS = (
     # eval_iterative.py
     Point("evaluation.submission:write", "OUT/submission", "mkdir", "evaluate"),
     Point("evaluation.submission:write", "OUT/submission/iter_*", "mkdir", "evaluate"),
-    Point("evaluation.submission:write", "OUT/submission/iter_*/shapes_val_rankings.json", TEXT, "evaluate"),
+    Point(
+        "evaluation.submission:write",
+        "OUT/submission/iter_*/shapes_val_rankings.json",
+        TEXT,
+        "evaluate",
+    ),
     Point("cli.evaluate:evaluate_run", "OUT/out.json", TEXT, "evaluate"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +147,38 @@ class Case:
     nth: int = 1
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.when}-{self.op}-{self.point.name}" + (f"-{self.nth}" if self.nth > 1 else "")
+        return f"{self.kind}-{self.when}-{self.op}-{self.point.name}" + (
+            f"-{self.nth}" if self.nth > 1 else ""
+        )
 
     @property
     def fault(self) -> dict[str, object]:
-        return {"site": self.point.site, "path": self.point.path, "op": self.op, "when": self.when, "kind": self.kind,
-                "nth": self.nth}  # fmt: skip
+        return {
+            "site": self.point.site,
+            "path": self.point.path,
+            "op": self.op,
+            "when": self.when,
+            "kind": self.kind,
+            "nth": self.nth,
+        }
 
 
 def kills() -> list[Case]:
     """kill -9 at every point: around each operation, and with half a file written."""
-    moments = {"open": ("during",), "save": ("during", "after"), "rename": ("before", "after"), "sync": (), "utime":
-               ("before",), "sync_dir": (), "chmod": (), "mkdir": ("after",), "rmtree": ("before", "after"),
-               "remove": ("after",), "link": ("before", "after"), "rmdir": ()}  # fmt: skip
+    moments = {
+        "open": ("during",),
+        "save": ("during", "after"),
+        "rename": ("before", "after"),
+        "sync": (),
+        "utime": ("before",),
+        "sync_dir": (),
+        "chmod": (),
+        "mkdir": ("after",),
+        "rmtree": ("before", "after"),
+        "remove": ("after",),
+        "link": ("before", "after"),
+        "rmdir": (),
+    }
     found = []
     for point in POINTS:
         ops = [op for op in point.ops.split() if not (op == "mkdir" and point.ops == TEXT)]
@@ -135,7 +188,8 @@ def kills() -> list[Case]:
 
 
 def refusals() -> list[Case]:
-    """A disk that is full, failing or shut, at every point: where it opens something, and in the middle of a write."""
+    """A disk that is full, failing or shut, at every point: where it opens something, and in the
+    middle of a write."""
     numbers = cycle(["EROFS", "ENOSPC", "EACCES", "EIO", "EDQUOT"])
     found = []
     for point in POINTS:

@@ -1,7 +1,8 @@
 """A process in which everything is imported and nothing runs, and which forks one child a request.
 
-`python -m tests.faults.server`: requests and answers are JSON lines. A child is the real command on its own files. It
-has one thread: a fork takes no other thread along, and what those held stays locked.
+`python -m tests.faults.server`: requests and answers are JSON lines. A child is the real command on
+its own files. It has one thread: a fork takes no other thread along, and what those held stays
+locked.
 """
 
 from __future__ import annotations
@@ -37,13 +38,27 @@ def warm(config: Path) -> None:
 
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread
-    tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with the children, and one killed would keep it
+    tqdm.tqdm.set_lock(
+        threading.RLock()
+    )  # its own is shared with the children, and one killed would keep it
     torch.set_num_interop_threads(1)
-    for name in ("torch._dynamo", "peft", "accelerate", "transformers", "tests.faults.watch", "cirloop.cli.runner",
-                 "cirloop.cli.evaluate", "cirloop.distributed.worker", "cirloop.captioning.backends.qwen_vl",
-                 "cirloop.stages.mine",
-                 "transformers.models.qwen2_vl.modeling_qwen2_vl", "transformers.models.qwen2_vl.processing_qwen2_vl",
-                 "pydantic_settings.sources", "rich.table", "rich.progress"):  # fmt: skip
+    for name in (
+        "torch._dynamo",
+        "peft",
+        "accelerate",
+        "transformers",
+        "tests.faults.watch",
+        "cirloop.cli.runner",
+        "cirloop.cli.evaluate",
+        "cirloop.distributed.worker",
+        "cirloop.captioning.backends.qwen_vl",
+        "cirloop.stages.mine",
+        "transformers.models.qwen2_vl.modeling_qwen2_vl",
+        "transformers.models.qwen2_vl.processing_qwen2_vl",
+        "pydantic_settings.sources",
+        "rich.table",
+        "rich.progress",
+    ):
         importlib.import_module(name)
     from cirloop import report
     from cirloop.backbones import Item
@@ -57,7 +72,14 @@ def warm(config: Path) -> None:
     part = data.parts(settings.evaluation.split)[0]
     backbone: Any = settings.model.build()
     features = VisionFeatures(backbone, part.images, settings.cache / "vision", settings.runtime)
-    embed(backbone, features, [Item(part.queries[0].reference, "a")], 1, lambda items, _: items, "warm")
+    embed(
+        backbone,
+        features,
+        [Item(part.queries[0].reference, "a")],
+        1,
+        lambda items, _: items,
+        "warm",
+    )
     _ = data.train
     report.page._template()
     assert len(os.listdir("/proc/self/task")) == 1, "a child would lack the other threads"
@@ -71,9 +93,13 @@ def child(request: dict[str, Any]) -> int:
     from tests.faults import calls
     from tests.faults.watch import Watch
 
-    torch.set_num_threads(1)  # torch makes its pool anew after a fork, and not well in two threads at once
+    torch.set_num_threads(
+        1
+    )  # torch makes its pool anew after a fork, and not well in two threads at once
     faulthandler.dump_traceback_later(request["limit"], exit=True)
-    watch = Watch({name: Path(path) for name, path in request["roots"].items()}, request.get("fault"))
+    watch = Watch(
+        {name: Path(path) for name, path in request["roots"].items()}, request.get("fault")
+    )
     call = calls.plant(request["call"]) if request.get("call") else None
     marks: list[tuple[str, float]] = []
 
@@ -104,7 +130,9 @@ def child(request: dict[str, Any]) -> int:
     marks.append(("", time.monotonic()))
     seconds = {stage: after - at for (stage, at), (_, after) in pairwise(marks)}
     fired = watch.fired or (call is not None and call.fired)
-    Path(request["result"]).write_text(json.dumps({"fired": fired, "events": watch.events, "seconds": seconds}))
+    Path(request["result"]).write_text(
+        json.dumps({"fired": fired, "events": watch.events, "seconds": seconds})
+    )
     return code
 
 

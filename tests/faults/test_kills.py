@@ -1,4 +1,5 @@
-"""`kill -9` at every write point: what was finished is whole, and the command again makes the unbroken run's files."""
+"""`kill -9` at every write point: what was finished is whole, and the command again makes the
+unbroken run's files."""
 
 from __future__ import annotations
 

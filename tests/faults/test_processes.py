@@ -1,4 +1,5 @@
-"""A stage's processes under `accelerate launch`: one dies, one stands still. tests/distributed kills a share's."""
+"""A stage's processes under `accelerate launch`: one dies, one stands still. tests/distributed
+kills a share's."""
 
 from __future__ import annotations
 
@@ -25,18 +26,29 @@ LONG = 240.0
 
 def start(harness: Harness, directory: Path, minutes: float = 30) -> subprocess.Popen[str]:
     """The training stage in two processes."""
-    flags = ["--config", str(harness.home / "run.yaml"), "--experiment_dir", str(directory / "run"), "--auto_resume"]
+    flags = [
+        "--config",
+        str(harness.home / "run.yaml"),
+        "--experiment_dir",
+        str(directory / "run"),
+        "--auto_resume",
+    ]
     flags += ["--num_processes", "2", "--runtime.timeout_minutes", str(minutes)]
     given = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, str(ROOT / "train_iterative.py"), *flags]
-    return subprocess.Popen(words, env=given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, env=given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def trained(harness: Harness, directory: Path) -> dict[str, str]:
     """Digests of the checkpoint; what follows is not waited for."""
     until = time.monotonic() + LONG
     with start(harness, directory) as driver:
-        while STAGE not in json.loads((directory / "run/manifest.json").read_text("utf-8"))["artifacts"]:
+        while (
+            STAGE
+            not in json.loads((directory / "run/manifest.json").read_text("utf-8"))["artifacts"]
+        ):
             assert driver.poll() is None and time.monotonic() < until, driver.communicate()[1]
             time.sleep(0.05)
         driver.kill()
@@ -65,23 +77,32 @@ def test_a_process_that(
             time.sleep(0.01)
         children = dict(processes(driver.pid))
         workers = [
-            pid for pid, line in children.items() if "cirloop.distributed.worker" in line and "launch" not in line
+            pid
+            for pid, line in children.items()
+            if "cirloop.distributed.worker" in line and "launch" not in line
         ]
         os.kill(workers[-1], sent)
         _, said = driver.communicate(timeout=LONG)
     assert driver.returncode == REFUSED, said
-    assert says in said and said.count("error: the training stage's processes") == 1 and "--auto_resume" in said
+    assert (
+        says in said
+        and said.count("error: the training stage's processes") == 1
+        and "--auto_resume" in said
+    )
     are_gone(children)
     assert trained(harness, directory) == unbroken
 
 
 @pytest.mark.full
 def test_a_file_that_a_process_may_not_write(harness: Harness) -> None:
-    """The size of files is limited for the processes, as a full disk would: the file is named, in one message at the
-    end. (The other process and torchrun show tracebacks of their own, where they noticed that it had ended.)"""
+    """The size of files is limited for the processes, as a full disk would: the file is named, in
+    one message at the end. (The other process and torchrun show tracebacks of their own, where they
+    noticed that it had ended.)"""
     directory = harness.case(STAGE)
     with start(harness, directory) as driver:
-        resource.prlimit(driver.pid, resource.RLIMIT_FSIZE, (200_000, 200_000))  # less than a step checkpoint
+        resource.prlimit(
+            driver.pid, resource.RLIMIT_FSIZE, (200_000, 200_000)
+        )  # less than a step checkpoint
         _, said = driver.communicate(timeout=LONG)
     assert driver.returncode == REFUSED, said
     assert "OSError" not in said, said

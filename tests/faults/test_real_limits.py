@@ -1,4 +1,5 @@
-"""Limits of the system itself, not injected: the size of files, a full file system, a directory of another user."""
+"""Limits of the system itself, not injected: the size of files, a full file system, a directory of
+another user."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ NOBODY = 65534
         pytest.param("evaluation_base.json", 5_000, "cache/vision/", marks=pytest.mark.full),
     ],
 )
-def test_a_file_that_may_not_grow(stage: str, file_bytes: int, names: str, harness: Harness) -> None:
+def test_a_file_that_may_not_grow(
+    stage: str, file_bytes: int, names: str, harness: Harness
+) -> None:
     directory = harness.case(stage)
     (directory / "run" / "costs.json").unlink(missing_ok=True)  # it is written first
     ended = harness.child(directory, "run", file_bytes=file_bytes)
@@ -39,7 +42,10 @@ def test_a_file_that_may_not_grow(stage: str, file_bytes: int, names: str, harne
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_directory_of_another_user(harness: Harness) -> None:
     directory = harness.case("hard_negatives_iter_0.json")
-    for each in (directory, *directory.rglob("*")):  # its ancestors let others pass, or the case cannot run
+    for each in (
+        directory,
+        *directory.rglob("*"),
+    ):  # its ancestors let others pass, or the case cannot run
         each.chmod(0o755 if each.is_dir() else 0o644)
     shut = [each for each in directory.parents if not each.stat().st_mode & 0o001]
     for each in shut:
@@ -57,7 +63,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(disk)]
-    if os.getuid() != 0 or shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+    if (
+        os.getuid() != 0
+        or shutil.which("mount") is None
+        or subprocess.run(mount, check=False).returncode
+    ):
         pytest.skip("no file system can be mounted here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
@@ -66,7 +76,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("stage", "left"),
-    [pytest.param("checkpoint_iter_1", 20_000, marks=pytest.mark.full), ("evaluation_iter_1.json", 0)],
+    [
+        pytest.param("checkpoint_iter_1", 20_000, marks=pytest.mark.full),
+        ("evaluation_iter_1.json", 0),
+    ],
 )
 def test_a_full_disk(stage: str, left: int, small_disk: Path, harness: Harness) -> None:
     state = harness.case(stage)

@@ -1,4 +1,5 @@
-"""A disk that is full, failing or shut, at every write point: one clear error, and nothing is lost."""
+"""A disk that is full, failing or shut, at every write point: one clear error, and nothing is
+lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Faults between writes: exceptions, a lack of memory, a loss that is no number, signals. A run goes on after each."""
+"""Faults between writes: exceptions, a lack of memory, a loss that is no number, signals. A run
+goes on after each."""
 
 from __future__ import annotations
 
@@ -41,14 +42,21 @@ def stopped(harness: Harness, site: str, kind: str, nth: int = 1) -> tuple[Path,
 @pytest.mark.parametrize(("site", "kind"), one_in(20, STAGES, ["RuntimeError", "MemoryError"]))
 def test_an_exception_in_a_stage(site: str, kind: str, harness: Harness) -> None:
     directory, ended, ends = stopped(harness, site, kind)
-    assert ended.code in ((1, REFUSED) if kind == "MemoryError" else (1,)) and "injected" in ended.said, ended.said
+    assert (
+        ended.code in ((1, REFUSED) if kind == "MemoryError" else (1,)) and "injected" in ended.said
+    ), ended.said
     goes_on(harness, directory, "run", ends)
 
 
 @pytest.mark.parametrize(
     "site",
     one_in(
-        3, ["stages.context:embed", "backbones.features:VisionFeatures.make", "captioning.batched_captioner:Eyes.write"]
+        3,
+        [
+            "stages.context:embed",
+            "backbones.features:VisionFeatures.make",
+            "captioning.batched_captioner:Eyes.write",
+        ],
     ),
 )
 def test_out_of_memory_in_inference(site: str, harness: Harness) -> None:
@@ -59,11 +67,18 @@ def test_out_of_memory_in_inference(site: str, harness: Harness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "nth"), one_in(8, ["RuntimeError", "OutOfMemoryError", "KeyboardInterrupt", "SIGKILL"], [1, 4])
+    ("kind", "nth"),
+    one_in(8, ["RuntimeError", "OutOfMemoryError", "KeyboardInterrupt", "SIGKILL"], [1, 4]),
 )
-def test_in_a_step_before_and_after_a_step_checkpoint(kind: str, nth: int, harness: Harness) -> None:
+def test_in_a_step_before_and_after_a_step_checkpoint(
+    kind: str, nth: int, harness: Harness
+) -> None:
     directory, ended, ends = stopped(harness, STEP, kind, nth)
-    expected = {"KeyboardInterrupt": {INTERRUPTED}, "SIGKILL": {-9}, "OutOfMemoryError": {1, REFUSED}}
+    expected = {
+        "KeyboardInterrupt": {INTERRUPTED},
+        "SIGKILL": {-9},
+        "OutOfMemoryError": {1, REFUSED},
+    }
     assert ended.code in expected.get(kind, {1}), ended.said
     steps = sorted(path.name for path in (directory / "run/.work/checkpoint_iter_1").glob("step_*"))
     assert steps == (["step_000002"] if nth > 2 else [])
@@ -86,7 +101,9 @@ def test_asked_to_stop(site: str, harness: Harness) -> None:
     assert ended.code in (STOPPED, 0) and "Traceback" not in ended.said, ended.said
     assert ended.code == 0 or "--auto_resume" in ended.said
     if site == STEP:
-        assert ended.code == STOPPED and [*(directory / "run/.work/checkpoint_iter_1").glob("step_000001")]
+        assert ended.code == STOPPED and [
+            *(directory / "run/.work/checkpoint_iter_1").glob("step_000001")
+        ]
     goes_on(harness, directory, "run", ends)
 
 

@@ -1,4 +1,5 @@
-"""The table of write points is whole: what commands write is in it, and what is in it is written."""
+"""The table of write points is whole: what commands write is in it, and what is in it is
+written."""
 
 from __future__ import annotations
 
@@ -12,9 +13,25 @@ from tests.faults.points import POINTS, kills, refusals
 from tests.faults.watch import WRITERS
 
 SOURCE = Path(__file__).parents[2] / "src" / "cirloop"
-CALLS = {"write_text", "write_bytes", "write_json", "save_tensors", "save_file", "save_pretrained", "mkdir", "makedirs",
-         "unlink", "rmdir", "rmtree", "touch", "utime", "symlink_to", "link", "TemporaryFile",
-         "export_chrome_trace"}  # fmt: skip
+CALLS = {
+    "write_text",
+    "write_bytes",
+    "write_json",
+    "save_tensors",
+    "save_file",
+    "save_pretrained",
+    "mkdir",
+    "makedirs",
+    "unlink",
+    "rmdir",
+    "rmtree",
+    "touch",
+    "utime",
+    "symlink_to",
+    "link",
+    "TemporaryFile",
+    "export_chrome_trace",
+}
 ELSEWHERE = {
     # files of a stage's processes; test_processes.py and tests/distributed kill those
     "distributed.jobs": ("write",),
@@ -52,8 +69,14 @@ def test_every_write_is_in_the_table(scene: str, harness: Harness) -> None:
 
 
 def test_every_line_of_the_table_is_written(harness: Harness) -> None:
-    listed = {(point.scene, point.site, point.path, op) for point in POINTS for op in point.ops.split()}
-    seen = {(scene, site, path, op) for scene in SCENES for _, op, site, path in harness.recorded(scene).events}
+    listed = {
+        (point.scene, point.site, point.path, op) for point in POINTS for op in point.ops.split()
+    }
+    seen = {
+        (scene, site, path, op)
+        for scene in SCENES
+        for _, op, site, path in harness.recorded(scene).events
+    }
     assert listed - seen == set()
 
 
@@ -71,7 +94,9 @@ def writes(node: ast.Call) -> bool:
     if name == "remove":  # not of a list
         return isinstance(node.func, ast.Name) or ast.unparse(node.func) == "os.remove"
     if name == "open":
-        modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        modes = [
+            a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)
+        ]
         return any(set(mode) & set("wax+") and len(mode) < 4 for mode in modes)
     return name in CALLS or ast.unparse(node.func) == "np.save"
 
@@ -97,7 +122,11 @@ def test_every_function_that_writes_has_a_line_or_a_reason() -> None:
     for path in SOURCE.rglob("*.py"):
         module = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
         found |= writers(ast.parse(path.read_text("utf-8")), module)
-    known = {point.site for point in POINTS} | WRITERS | {f"{m}:{n}" for m, names in ELSEWHERE.items() for n in names}
+    known = (
+        {point.site for point in POINTS}
+        | WRITERS
+        | {f"{m}:{n}" for m, names in ELSEWHERE.items() for n in names}
+    )
     assert found - known == set()
     assert {f"{m}:{n}" for m, names in ELSEWHERE.items() for n in names} - found == set()
 

@@ -1,8 +1,9 @@
-"""Every write below some directories as it happens, with its call site, and a fault at a chosen one.
+"""Every write below some directories as it happens, with its call site, and a fault at a chosen
+one.
 
-Only for processes that end soon: an audit hook stays for the life of a process. What Python does raises audit events;
-what they miss is wrapped: `os.fsync`, and safetensors' `save_file`, which writes from Rust. For a fault in the middle
-of a write `open` is wrapped too.
+Only for processes that end soon: an audit hook stays for the life of a process. What Python does
+raises audit events; what they miss is wrapped: `os.fsync`, and safetensors' `save_file`, which
+writes from Rust. For a fault in the middle of a write `open` is wrapped too.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ import torch
 from safetensors import SafetensorError
 
 WRITERS = {f"artifacts.store:{name}" for name in ("write_text", "write_json", "write_sealed")}
-WRITERS |= {f"artifacts.fs:{name}" for name in ("save_tensors", "sweep", "remove", "sync_directory", "sync_tree")}
+WRITERS |= {
+    f"artifacts.fs:{name}"
+    for name in ("save_tensors", "sweep", "remove", "sync_directory", "sync_tree")
+}
 """They write a path for others, who are the call site."""
 SIGNALS = ("SIGKILL", "SIGTERM")
 FAULTS: dict[str, type[BaseException]] = {
-    "MemoryError": MemoryError, "OutOfMemoryError": torch.OutOfMemoryError, "RuntimeError": RuntimeError,
+    "MemoryError": MemoryError,
+    "OutOfMemoryError": torch.OutOfMemoryError,
+    "RuntimeError": RuntimeError,
     "KeyboardInterrupt": KeyboardInterrupt,
-}  # fmt: skip
+}
 PATTERNS = (
     (r"/\.tmp\w{6}$", "/*"),  # of safetensors
     (r"/\.\d+\.[0-9a-f]{8}\.tmp$", "/*"),  # of the vision cache
@@ -68,9 +74,11 @@ def raise_fault(kind: str, path: Path | None) -> None:
 
 
 class Watch:
-    """From now on every write below `roots` (name -> directory) goes to `events`; `fault` strikes once.
+    """From now on every write below `roots` (name -> directory) goes to `events`; `fault` strikes
+    once.
 
-    A fault is {site, op, path, when, kind, nth}; `when` is before or after the operation, or in the middle of it.
+    A fault is {site, op, path, when, kind, nth}; `when` is before or after the operation, or in the
+    middle of it.
     """
 
     def __init__(self, roots: dict[str, Path], fault: dict[str, Any] | None) -> None:
@@ -93,7 +101,11 @@ class Watch:
     def _told(self, name: str, args: tuple[Any, ...]) -> tuple[str, Path] | None:
         """The operation and its path."""
         if name == "open" and isinstance(args[0], str | bytes | os.PathLike):
-            writes = set(args[1] or "") & set("wax+") if args[1] else args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            writes = (
+                set(args[1] or "") & set("wax+")
+                if args[1]
+                else args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            )
             return ("open", _absolute(args[0])) if writes and not os.path.isdir(args[0]) else None
         if name in ("os.rename", "os.link", "os.symlink"):
             return name.removeprefix("os."), _absolute(args[1])
@@ -136,7 +148,10 @@ class Watch:
 
     def _due(self, op: str, site: str, where: str | None, when: str) -> bool:
         return (
-            self._matches(op, site, where) and self.fault is not None and self.fault["when"] == when and not self._left
+            self._matches(op, site, where)
+            and self.fault is not None
+            and self.fault["when"] == when
+            and not self._left
         )
 
     def _strike(self, now: bool, path: Path | None, ours: FrameType) -> None:
@@ -213,7 +228,9 @@ class Half:
 
 def _as_safetensors_says(error: OSError) -> None:
     """Its errors are not OSError."""
-    raise SafetensorError(f"Error while serializing: I/O error: {error.strerror} (os error {error.errno})") from None
+    raise SafetensorError(
+        f"Error while serializing: I/O error: {error.strerror} (os error {error.errno})"
+    ) from None
 
 
 def _absolute(path: Any, directory: Any = -1) -> Path:
@@ -225,8 +242,8 @@ def _absolute(path: Any, directory: Any = -1) -> Path:
 
 
 def _site(frame: FrameType | None) -> tuple[str, FrameType | None, bool, Path | None]:
-    """`module:function` of the innermost code of cirloop that is no writer, the innermost of all of it, whether shutil
-    is at work below it, and the path that a writer between the two writes."""
+    """`module:function` of the innermost code of cirloop that is no writer, the innermost of all of
+    it, whether shutil is at work below it, and the path that a writer between the two writes."""
     ours, removing, target = None, False, None
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -234,7 +251,8 @@ def _site(frame: FrameType | None) -> tuple[str, FrameType | None, bool, Path | 
             removing = removing or "rmtree" in frame.f_code.co_name
         if module.startswith("cirloop."):
             ours = ours or frame
-            site = f"{module.removeprefix('cirloop.')}:{frame.f_code.co_qualname.replace('.<locals>', '')}"
+            name = frame.f_code.co_qualname.replace(".<locals>", "")
+            site = f"{module.removeprefix('cirloop.')}:{name}"
             if site not in WRITERS:
                 return site, ours, removing, target
             target = Path(frame.f_locals.get("path") or frame.f_locals["directory"]).resolve()

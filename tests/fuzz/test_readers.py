@@ -1,5 +1,6 @@
 # ruff: noqa: E501 - tables
-"""Files that people wrote, malformed: each is read, or refused by a UserError that names it. Nothing hangs."""
+"""Files that people wrote, malformed: each is read, or refused by a UserError that names it.
+Nothing hangs."""
 
 from __future__ import annotations
 
@@ -42,8 +43,15 @@ SECONDS = 15.0
 GROWTH = 600 << 20
 """Bytes of memory that reading one small file may add to the most this process has had."""
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 10**30) | st.floats() | st.text(max_size=8) | st.just("\ud800"),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**30)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.just("\ud800"),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -57,7 +65,8 @@ def bounded() -> Iterator[None]:
 
 
 def refused_or_read(read: Callable[[], object], named: str | None = None) -> str | None:
-    """The message of the UserError, None where the file was accepted. Anything else that is raised is a failure."""
+    """The message of the UserError, None where the file was accepted. Anything else that is raised
+    is a failure."""
     with bounded():
         try:
             read()
@@ -76,26 +85,61 @@ def stopped(read: Callable[[Problems], object]) -> None:
 
 def laughs(levels: int = 12) -> str:
     """A YAML file of a few bytes that stands for 9 to the `levels` values."""
-    lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
+    lines = ["a0: &a0 [x]"] + [
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)
+    ]
     return "\n".join(lines)
 
 
 BYTES: dict[str, bytes] = {
-    "empty": b"", "a blank": b" \n", "NUL": b"\0", "not UTF-8": b"\xff\xfe\x80", "UTF-16": '[{"a": 1}]'.encode("utf-16"),
-    "nothing but a mark": b"\xef\xbb\xbf", "null": b"null", "a number": b"3", "text": b'"x"', "a list": b"[]",
-    "an object": b"{}", "a list of lists": b"[[]]", "a list of nulls": b"[null, null]", "an object of null": b'{"a": null}',
-    "cut": b'[{"a": 1}, {"b"', "two values": b"[] []", "a comma too many": b"[1,]", "quotes of Python": b"[{'a': 1}]",
-    "deep lists": b"[" * 100_000, "deep lists that end": b"[" * 50_000 + b"]" * 50_000, "deep objects": b'{"a":' * 60_000,
-    "a long number": b"[" + b"9" * 100_000 + b"]", "a long exponent": b"[1e999999]", "NaN": b"[NaN]", "Infinity": b'{"a": Infinity}',
-    "a key twice": b'{"a": 1, "a": 2}', "half a pair": b'[{"a": "\\ud800"}]', "half a pair as key": b'{"\\udfff": [1]}',
-    "a megabyte of text": b'["' + b"a" * (1 << 20) + b'"]', "many keys twice": b"{" + b'"a":1,' * 5_000 + b'"b":2}',
-    "control characters": b'["\x01\x02"]', "escaped ones": b'["\\u0000\\u001b[2J"]', "right to left": '["\u202eabc"]'.encode(),
-    "HTML": b"<!doctype html><script>alert(1)</script>", "a picture": b"\x89PNG\r\n\x1a\n" + bytes(50),
-    "a zip": b"PK\x03\x04" + bytes(50), "a pickle": b"\x80\x04\x95\x06\x00\x00\x00\x00\x00\x00\x00]\x94K\x01a.",
-    "YAML that unfolds": laughs().encode(), "an anchor in itself": b"a: &a [*a]\n", "a tag of Python": b"!!python/object/apply:os.system [ls]",
-    "a date that is none": b"a: 2024-99-99\n", "a time that is none": b"!!timestamp x\n", "an integer of nothing": b"a: !!int ''\n",
-    "a list as key": b"? [a]\n: b\n", "a tab": b"\ta: b\n", "deep YAML": b"[" * 3000, "YAML twice": b"--- a\n--- b\n",
-}  # fmt: skip
+    "empty": b"",
+    "a blank": b" \n",
+    "NUL": b"\0",
+    "not UTF-8": b"\xff\xfe\x80",
+    "UTF-16": '[{"a": 1}]'.encode("utf-16"),
+    "nothing but a mark": b"\xef\xbb\xbf",
+    "null": b"null",
+    "a number": b"3",
+    "text": b'"x"',
+    "a list": b"[]",
+    "an object": b"{}",
+    "a list of lists": b"[[]]",
+    "a list of nulls": b"[null, null]",
+    "an object of null": b'{"a": null}',
+    "cut": b'[{"a": 1}, {"b"',
+    "two values": b"[] []",
+    "a comma too many": b"[1,]",
+    "quotes of Python": b"[{'a': 1}]",
+    "deep lists": b"[" * 100_000,
+    "deep lists that end": b"[" * 50_000 + b"]" * 50_000,
+    "deep objects": b'{"a":' * 60_000,
+    "a long number": b"[" + b"9" * 100_000 + b"]",
+    "a long exponent": b"[1e999999]",
+    "NaN": b"[NaN]",
+    "Infinity": b'{"a": Infinity}',
+    "a key twice": b'{"a": 1, "a": 2}',
+    "half a pair": b'[{"a": "\\ud800"}]',
+    "half a pair as key": b'{"\\udfff": [1]}',
+    "a megabyte of text": b'["' + b"a" * (1 << 20) + b'"]',
+    "many keys twice": b"{" + b'"a":1,' * 5_000 + b'"b":2}',
+    "control characters": b'["\x01\x02"]',
+    "escaped ones": b'["\\u0000\\u001b[2J"]',
+    "right to left": '["\u202eabc"]'.encode(),
+    "HTML": b"<!doctype html><script>alert(1)</script>",
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(50),
+    "a zip": b"PK\x03\x04" + bytes(50),
+    "a pickle": b"\x80\x04\x95\x06\x00\x00\x00\x00\x00\x00\x00]\x94K\x01a.",
+    "YAML that unfolds": laughs().encode(),
+    "an anchor in itself": b"a: &a [*a]\n",
+    "a tag of Python": b"!!python/object/apply:os.system [ls]",
+    "a date that is none": b"a: 2024-99-99\n",
+    "a time that is none": b"!!timestamp x\n",
+    "an integer of nothing": b"a: !!int ''\n",
+    "a list as key": b"? [a]\n: b\n",
+    "a tab": b"\ta: b\n",
+    "deep YAML": b"[" * 3000,
+    "YAML twice": b"--- a\n--- b\n",
+}
 OTHERS = ("a directory", "a pipe", "a dangling link", "a link to itself", "no file")
 
 
@@ -123,7 +167,9 @@ def own(directory: Path) -> Path:
         (directory / "images").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (red, 0, 0)).save(directory / "images" / name)
     (directory / "gallery.txt").write_text("a.png\nb.png\n")
-    (directory / "val.jsonl").write_text('{"reference": "a.png", "text": "in blue", "target": "b.png"}\n')
+    (directory / "val.jsonl").write_text(
+        '{"reference": "a.png", "text": "in blue", "target": "b.png"}\n'
+    )
     return directory
 
 
@@ -137,8 +183,19 @@ def of_own(directory: Path) -> Callable[[], object]:
 
 
 def of_vectors(directory: Path) -> Callable[[], object]:
-    flags = ["query-embeddings", "gallery-embeddings", "targets", "positives", "groups", "categories"]
-    words = [w for f in flags for w in (f"--{f}", str(directory / f"{f}.{'npy' if flags.index(f) < 3 else 'json'}"))]
+    flags = [
+        "query-embeddings",
+        "gallery-embeddings",
+        "targets",
+        "positives",
+        "groups",
+        "categories",
+    ]
+    words = [
+        w
+        for f in flags
+        for w in (f"--{f}", str(directory / f"{f}.{'npy' if flags.index(f) < 3 else 'json'}"))
+    ]
     return lambda: mine_vectors([*words, "--output", str(directory / "out.json")])
 
 
@@ -147,7 +204,11 @@ def vectors_at(directory: Path) -> Path:
     np.save(directory / "query-embeddings.npy", np.eye(3, dtype=np.float32))
     np.save(directory / "gallery-embeddings.npy", np.eye(3, dtype=np.float32))
     np.save(directory / "targets.npy", np.arange(3))
-    for name, content in (("positives", [[], [], []]), ("groups", [[], [], []]), ("categories", ["a", "b", "c"])):
+    for name, content in (
+        ("positives", [[], [], []]),
+        ("groups", [[], [], []]),
+        ("categories", ["a", "b", "c"]),
+    ):
         (directory / f"{name}.json").write_text(json.dumps(content))
     return directory
 
@@ -162,40 +223,108 @@ def cirr_at(directory: Path) -> Path:
 
 
 FILES: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], Callable[[], object]]]] = {
-    "cirr captions": (cirr_at, "captions/cap.rc2.val.json", lambda d: lambda: stopped(lambda p: cirr.judged(d, "val", p))),
-    "cirr images": (cirr_at, "image_splits/split.rc2.val.json", lambda d: lambda: stopped(lambda p: cirr.judged(d, "val", p))),
-    "fashioniq captions": (lambda d: write_fashioniq(d, 1), "captions/cap.dress.val.json",
-                           lambda d: lambda: stopped(lambda p: fashioniq.judged(d, "val", p, ("dress",)))),
-    "fashioniq images": (lambda d: write_fashioniq(d, 1), "image_splits/split.dress.val.json",
-                         lambda d: lambda: stopped(lambda p: fashioniq.judged(d, "val", p, ("dress",)))),
-    "circo annotations": (lambda d: write_circo(d, 1), "annotations/val.json",
-                          lambda d: lambda: stopped(lambda p: circo.judged(d, "val", p))),
-    "circo images": (lambda d: write_circo(d, 1), str(circo.LIST), lambda d: lambda: stopped(lambda p: circo.judged(d, "val", p))),
-    "hp_fashioniq": (write_hp_fashioniq, "hpfiq.json",
-                     lambda d: lambda: stopped(lambda p: hp_fashioniq.judged(d, "hpfiq.json", p))),
+    "cirr captions": (
+        cirr_at,
+        "captions/cap.rc2.val.json",
+        lambda d: lambda: stopped(lambda p: cirr.judged(d, "val", p)),
+    ),
+    "cirr images": (
+        cirr_at,
+        "image_splits/split.rc2.val.json",
+        lambda d: lambda: stopped(lambda p: cirr.judged(d, "val", p)),
+    ),
+    "fashioniq captions": (
+        lambda d: write_fashioniq(d, 1),
+        "captions/cap.dress.val.json",
+        lambda d: lambda: stopped(lambda p: fashioniq.judged(d, "val", p, ("dress",))),
+    ),
+    "fashioniq images": (
+        lambda d: write_fashioniq(d, 1),
+        "image_splits/split.dress.val.json",
+        lambda d: lambda: stopped(lambda p: fashioniq.judged(d, "val", p, ("dress",))),
+    ),
+    "circo annotations": (
+        lambda d: write_circo(d, 1),
+        "annotations/val.json",
+        lambda d: lambda: stopped(lambda p: circo.judged(d, "val", p)),
+    ),
+    "circo images": (
+        lambda d: write_circo(d, 1),
+        str(circo.LIST),
+        lambda d: lambda: stopped(lambda p: circo.judged(d, "val", p)),
+    ),
+    "hp_fashioniq": (
+        write_hp_fashioniq,
+        "hpfiq.json",
+        lambda d: lambda: stopped(lambda p: hp_fashioniq.judged(d, "hpfiq.json", p)),
+    ),
     "own lines": (own, "val.jsonl", of_own),
     "own gallery": (own, "gallery.txt", of_own),
     "rankings": (cirr_at, "rankings.json", scored),
-    "samples": (own, "samples.json", lambda d: lambda: stopped(lambda p: read_samples(d / "samples.json", None, None, p))),
-    "lines of samples": (own, "s.jsonl", lambda d: lambda: stopped(lambda p: read_samples(d / "s.jsonl", None, None, p))),
-    "attributes": (own, "attributes.json", lambda d: lambda: metadata(d / "attributes.json", lexicon("fashion"), [ImageId("a.png")])),
-    "captions": (own, "captions.json", lambda d: lambda: captions_file(d / "captions.json", [ImageId("a.png")])),
-    "settings": (own, "run.yaml", lambda d: lambda: load(["--config", str(d / "run.yaml")], d / "run.yaml")),
-    "a prompt": (own, "prompt.yaml", lambda d: lambda: load_prompt.__wrapped__(str(d / "prompt.yaml"))),
-    "accelerate": (own, "accelerate.yaml", lambda d: lambda: processes(Runtime(accelerate_config=d / "accelerate.yaml"))),
-    "settings of an embedder": (own, "model.yaml", lambda d: lambda: AddNegativesConfig(
-        image_dir=d, annotations=d / "a", output=d / "o", run_config=d / "model.yaml").model),
+    "samples": (
+        own,
+        "samples.json",
+        lambda d: lambda: stopped(lambda p: read_samples(d / "samples.json", None, None, p)),
+    ),
+    "lines of samples": (
+        own,
+        "s.jsonl",
+        lambda d: lambda: stopped(lambda p: read_samples(d / "s.jsonl", None, None, p)),
+    ),
+    "attributes": (
+        own,
+        "attributes.json",
+        lambda d: lambda: metadata(d / "attributes.json", lexicon("fashion"), [ImageId("a.png")]),
+    ),
+    "captions": (
+        own,
+        "captions.json",
+        lambda d: lambda: captions_file(d / "captions.json", [ImageId("a.png")]),
+    ),
+    "settings": (
+        own,
+        "run.yaml",
+        lambda d: lambda: load(["--config", str(d / "run.yaml")], d / "run.yaml"),
+    ),
+    "a prompt": (
+        own,
+        "prompt.yaml",
+        lambda d: lambda: load_prompt.__wrapped__(str(d / "prompt.yaml")),
+    ),
+    "accelerate": (
+        own,
+        "accelerate.yaml",
+        lambda d: lambda: processes(Runtime(accelerate_config=d / "accelerate.yaml")),
+    ),
+    "settings of an embedder": (
+        own,
+        "model.yaml",
+        lambda d: (
+            lambda: (
+                AddNegativesConfig(
+                    image_dir=d, annotations=d / "a", output=d / "o", run_config=d / "model.yaml"
+                ).model
+            )
+        ),
+    ),
     "vectors": (vectors_at, "gallery-embeddings.npy", of_vectors),
     "targets": (vectors_at, "targets.npy", of_vectors),
     "positives": (vectors_at, "positives.json", of_vectors),
     "categories": (vectors_at, "categories.json", of_vectors),
-}  # fmt: skip
+}
 HARMLESS = {
-    ("settings", "an object"), ("accelerate", "an object"), ("accelerate", "an object of null"),
-    ("accelerate", "Infinity"), ("accelerate", "half a pair as key"), ("circo images", "a dangling link"),
-    ("circo images", "a link to itself"), ("circo images", "no file"), ("positives", "an object"),
-}  # fmt: skip
-"""What may stand in a file, or be missing: rankings of CIRCO can be scored without COCO's list of images."""
+    ("settings", "an object"),
+    ("accelerate", "an object"),
+    ("accelerate", "an object of null"),
+    ("accelerate", "Infinity"),
+    ("accelerate", "half a pair as key"),
+    ("circo images", "a dangling link"),
+    ("circo images", "a link to itself"),
+    ("circo images", "no file"),
+    ("positives", "an object"),
+}
+"""What may stand in a file, or be missing: rankings of CIRCO can be scored without COCO's list of
+images."""
 NAMED_BY_OTHERS = {"own gallery", "settings"}
 """Whose content is wrong in view of another file, or named by the setting."""
 
@@ -224,7 +353,9 @@ def test_a_malformed_file_is_refused(name: str, content: str, places: dict[str, 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_same_file_unharmed_is_read_with_a_mark_and_windows_lines(name: str, tmp_path: Path) -> None:
+def test_the_same_file_unharmed_is_read_with_a_mark_and_windows_lines(
+    name: str, tmp_path: Path
+) -> None:
     write, file, read = FILES[name]
     write(tmp_path)
     path = tmp_path / file
@@ -241,17 +372,41 @@ SHAPED = st.fixed_dictionaries(
     {},
     optional={
         name: JSON | st.just("a.png") | st.lists(st.just("a.png"), max_size=3)
-        for name in ("reference", "text", "texts", "target", "id", "category", "subset", "positives", "pairid", "caption",
-                     "target_hard", "img_set", "candidate", "captions", "image", "answer", "group")
+        for name in (
+            "reference",
+            "text",
+            "texts",
+            "target",
+            "id",
+            "category",
+            "subset",
+            "positives",
+            "pairid",
+            "caption",
+            "target_hard",
+            "img_set",
+            "candidate",
+            "captions",
+            "image",
+            "answer",
+            "group",
+        )
     },
-)  # fmt: skip
+)
 """Objects with the fields of annotations, and anything in them."""
 
 
 @pytest.mark.parametrize(
-    "name", one_in(3, [name for name, (_, file, _) in FILES.items() if not file.endswith((".npy", ".txt"))])
+    "name",
+    one_in(
+        3, [name for name, (_, file, _) in FILES.items() if not file.endswith((".npy", ".txt"))]
+    ),
 )
-@given(value=st.lists(SHAPED, max_size=3) | JSON | st.dictionaries(st.text(max_size=6), JSON, max_size=4))
+@given(
+    value=st.lists(SHAPED, max_size=3)
+    | JSON
+    | st.dictionaries(st.text(max_size=6), JSON, max_size=4)
+)
 @BOUNDS
 def test_any_json_is_read_or_refused(name: str, value: Any, places: dict[str, Path]) -> None:
     _, file, read = FILES[name]
@@ -294,26 +449,51 @@ def test_any_vectors_file_is_read_or_refused(content: bytes, headed: bool, tmp_p
 
 HEADERS = (
     "{'descr': '<f4', 'fortran_order': False, 'shape': (999999999999, 9), }",
-    "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 3), }", "{'descr': 'O', 'fortran_order': False, 'shape': (1,), }",
-    "{'descr': '<f4', 'fortran_order': False, 'shape': 3, }", "{'descr': 3, 'fortran_order': 0, 'shape': ()}", "[]",
-    "__import__('os').system('touch x')", "(" * 5000, "{'descr': '<f4', 'fortran_order': False, 'shape': (1e400,)}",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 3), }",
+    "{'descr': 'O', 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': 3, }",
+    "{'descr': 3, 'fortran_order': 0, 'shape': ()}",
+    "[]",
+    "__import__('os').system('touch x')",
+    "(" * 5000,
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1e400,)}",
     "{'descr': [('a', '<f4', (99999, 99999))], 'fortran_order': False, 'shape': (3,), }",
     "{'descr': '<f4', 'fortran_order': False, 'shape': (18446744073709551616, 0), }",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("header", HEADERS)
 def test_a_header_that_lies_is_refused(header: str, tmp_path: Path) -> None:
     text = header.encode() + b"\n"
-    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(100))
+    (tmp_path / "a.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(100)
+    )
     assert refused_or_read(lambda: open_vectors(tmp_path / "a.npy"))
 
 
 SETTINGS_FLAGS = st.sampled_from(
-    ["seed", "num_iterations", "model_path", "data_dir", "hard_negative_k", "batch_size", "learning_rate", "loss",
-     "negative_strategy", "dataset_name", "training.rates", "mining.filters", "experiment_dir", "config", "nothing",
-     "runtime.cache_gb", "training.lora.targets", "allow_missing_images", "data.categories"]
-)  # fmt: skip
+    [
+        "seed",
+        "num_iterations",
+        "model_path",
+        "data_dir",
+        "hard_negative_k",
+        "batch_size",
+        "learning_rate",
+        "loss",
+        "negative_strategy",
+        "dataset_name",
+        "training.rates",
+        "mining.filters",
+        "experiment_dir",
+        "config",
+        "nothing",
+        "runtime.cache_gb",
+        "training.lora.targets",
+        "allow_missing_images",
+        "data.categories",
+    ]
+)
 VALUES = st.text(max_size=12) | st.sampled_from(
     [
         "nan",
@@ -338,13 +518,18 @@ VALUES = st.text(max_size=12) | st.sampled_from(
 @BOUNDS
 def test_any_flags_are_read_or_refused(flags: list[tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("{}")
-    refused_or_read(lambda: load([f"--{name}={value}" for name, value in flags], tmp_path / "run.yaml"))
+    refused_or_read(
+        lambda: load([f"--{name}={value}" for name, value in flags], tmp_path / "run.yaml")
+    )
 
 
 @pytest.mark.parametrize("content", one_in(5, BYTES))
 def test_a_table_of_malformed_rows_is_refused(content: str, tmp_path: Path) -> None:
-    """Some would end the process inside of Arrow; what `datasets` cannot read is told in its words."""
+    """Some would end the process inside of Arrow; what `datasets` cannot read is told in its
+    words."""
     Image.new("RGB", (8, 8)).save(put(tmp_path / "images" / "a.png", b""))
     put(tmp_path / "validation.json", BYTES[content])
-    chosen = HuggingFaceSettings(columns=Columns(reference="a", text="a", target=None), images="images")
+    chosen = HuggingFaceSettings(
+        columns=Columns(reference="a", text="a", target=None), images="images"
+    )
     assert refused_or_read(lambda: chosen.build(of_sources(tmp_path)).parts("val"), str(tmp_path))

@@ -1,4 +1,5 @@
-"""Random queries over small galleries with many tied scores, as hypothesis strategies, and their blocks."""
+"""Random queries over small galleries with many tied scores, as hypothesis strategies, and their
+blocks."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ class Case:
 
     def order(self, i: int, reference: str = "out") -> list[int]:
         """Gallery rows ranked for query i, best first, ties by row."""
-        ranked = [g for g in range(self.scores_QG.shape[1]) if reference == "in" or g != self.references[i]]
+        ranked = [
+            g
+            for g in range(self.scores_QG.shape[1])
+            if reference == "in" or g != self.references[i]
+        ]
         return sorted(ranked, key=lambda g: (-self.scores_QG[i, g], g))
 
     def whole(self, reference: str = "out") -> CandidateBlock:
@@ -38,12 +43,16 @@ class Case:
         for i in range(queries):
             allowed[i, self.allowed(i, reference)] = True
         return CandidateBlock(
-            np.arange(queries), np.broadcast_to(np.arange(size), (queries, size)), self.scores_QG, allowed,
+            np.arange(queries),
+            np.broadcast_to(np.arange(size), (queries, size)),
+            self.scores_QG,
+            allowed,
             *self._targets(reference),
-        )  # fmt: skip
+        )
 
     def window(self, depth: int, reference: str = "out") -> CandidateBlock:
-        """All queries in one block of each one's best images, so many that `depth` allowed ones are among them."""
+        """All queries in one block of each one's best images, so many that `depth` allowed ones are
+        among them."""
         queries = len(self.targets)
         ranked = [self.order(i, reference) for i in range(queries)]
         kept = []
@@ -55,13 +64,18 @@ class Case:
                 end += 1
             kept.append(ranked[i][:end])
         width = max(map(len, kept), default=0)
-        columns, scores = np.full((queries, width), -1), np.full((queries, width), -np.inf, np.float32)
+        columns, scores = (
+            np.full((queries, width), -1),
+            np.full((queries, width), -np.inf, np.float32),
+        )
         allowed = np.zeros((queries, width), bool)
         for i, row in enumerate(kept):
             columns[i, : len(row)], scores[i, : len(row)] = row, self.scores_QG[i, row]
             allowed[i, : len(row)] = np.isin(row, self.allowed(i, reference))
         ranks = np.broadcast_to(np.arange(1, width + 1), columns.shape)
-        return CandidateBlock(np.arange(queries), columns, scores, allowed, *self._targets(reference), ranks)
+        return CandidateBlock(
+            np.arange(queries), columns, scores, allowed, *self._targets(reference), ranks
+        )
 
     def _targets(self, reference: str) -> tuple[Any, Any, Any]:
         number = range(len(self.targets))
@@ -72,7 +86,8 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn, smallest: int = 2) -> Case:
-    """One to six queries over `smallest` to 24 images; scores of few distinct values, exact in float32."""
+    """One to six queries over `smallest` to 24 images; scores of few distinct values, exact in
+    float32."""
     size, count = draw(st.integers(smallest, 24)), draw(st.integers(1, 6))
     references, targets, positives = [], [], []
     for _ in range(count):
@@ -82,4 +97,6 @@ def cases(draw: st.DrawFn, smallest: int = 2) -> Case:
         targets.append(right[0])
         positives.append(set(right))
     scores = draw(st.lists(st.integers(-2, 8), min_size=size * count, max_size=size * count))
-    return Case(np.array(scores, np.float32).reshape(count, size) / 8, targets, references, positives)
+    return Case(
+        np.array(scores, np.float32).reshape(count, size) / 8, targets, references, positives
+    )

@@ -1,4 +1,5 @@
-"""Strategies by attribute, category and group against plain loops over images, on random cases with many unknowns."""
+"""Strategies by attribute, category and group against plain loops over images, on random cases with
+many unknowns."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def worlds(draw: st.DrawFn) -> World:
     values = st.lists(st.sampled_from(LETTERS), min_size=1, max_size=2).map(join_values)
     image = st.dictionaries(st.sampled_from(NAMES), values)
     text = st.dictionaries(
-        st.sampled_from((*NAMES, "unheard of")), st.one_of(values, st.sampled_from(("*", "!a", "!b")))
+        st.sampled_from((*NAMES, "unheard of")),
+        st.one_of(values, st.sampled_from(("*", "!a", "!b"))),
     )
     vectors = draw(st.lists(st.integers(0, 7), min_size=size, max_size=size))
     angles = np.array(vectors) * np.pi / 4  # many equal vectors
@@ -53,8 +55,12 @@ def worlds(draw: st.DrawFn) -> World:
         seed=draw(st.integers(0, 3)),
         query_ids=[QueryId(f"q{i}") for i in range(queries)],
         targets_Q=np.array(case.targets),
-        groups=[frozenset(draw(st.sets(st.integers(0, size - 1), max_size=6))) for _ in range(queries)],
-        categories=draw(st.lists(st.sampled_from(("dress", "shirt", "")), min_size=size, max_size=size)),
+        groups=[
+            frozenset(draw(st.sets(st.integers(0, size - 1), max_size=6))) for _ in range(queries)
+        ],
+        categories=draw(
+            st.lists(st.sampled_from(("dress", "shirt", "")), min_size=size, max_size=size)
+        ),
         attributes=draw(st.lists(image, min_size=size, max_size=size)),
         requested_attributes=draw(st.lists(text, min_size=queries, max_size=queries)),
         vectors_GD=np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32),
@@ -79,7 +85,10 @@ def says(world: World, i: int, g: int, name: str) -> int:
     """1, -1 or 0: the image agrees, differs or is unknown in an attribute."""
     context = world.context
     assert context.requested_attributes is not None and context.attributes is not None
-    asked, target = context.requested_attributes[i].get(name), context.attributes[world.case.targets[i]].get(name)
+    asked, target = (
+        context.requested_attributes[i].get(name),
+        context.attributes[world.case.targets[i]].get(name),
+    )
     found = context.attributes[g].get(name)
     if meets(asked, target) is False:
         asked = None
@@ -90,11 +99,19 @@ def says(world: World, i: int, g: int, name: str) -> int:
 def verdicts(world: World, i: int, g: int) -> tuple[list[int], list[int]]:
     """What is said of the attributes asked for, and of the rest."""
     assert world.context.requested_attributes is not None
-    asked = [says(world, i, g, name) for name in NAMES if name in world.context.requested_attributes[i]]
-    return asked, [says(world, i, g, name) for name in NAMES if name not in world.context.requested_attributes[i]]
+    asked = [
+        says(world, i, g, name) for name in NAMES if name in world.context.requested_attributes[i]
+    ]
+    return asked, [
+        says(world, i, g, name)
+        for name in NAMES
+        if name not in world.context.requested_attributes[i]
+    ]
 
 
-def chosen(strategy: Strategy, world: World, reference: str = "out", split: bool = False) -> list[list[int]]:
+def chosen(
+    strategy: Strategy, world: World, reference: str = "out", split: bool = False
+) -> list[list[int]]:
     """Gallery rows per query, all in one block or each query in its own."""
     block = world.case.whole(reference)
     blocks = [one(block, i) for i in range(len(world.case.targets))] if split else [block]
@@ -119,11 +136,19 @@ def eligible(strategy: Strategy, world: World, i: int, reference: str) -> list[i
             case CategoryDiscrepant():
                 fits = -1 in asked and closeness(world, i, g) >= strategy.min_similarity
             case AttributeMismatch():
-                fits = -1 in asked and 1 not in asked and -1 not in other and other.count(1) >= strategy.min_agreeing
+                fits = (
+                    -1 in asked
+                    and 1 not in asked
+                    and -1 not in other
+                    and other.count(1) >= strategy.min_agreeing
+                )
             case Soft():
                 num = both.count(1)
                 total = num + both.count(-1)
-                fits = 0 < num < total and strategy.min_agreement <= num / total <= strategy.max_agreement
+                fits = (
+                    0 < num < total
+                    and strategy.min_agreement <= num / total <= strategy.max_agreement
+                )
             case _:
                 assert isinstance(strategy, Group) and world.context.groups is not None
                 fits = g in world.context.groups[i]
@@ -141,8 +166,14 @@ def closeness(world: World, i: int, g: int) -> float:
 
 
 MADE = st.one_of(
-    st.builds(CategoryDiscrepant, negatives_per_query=st.integers(1, 30), min_similarity=st.sampled_from((-1.0, 0.5))),
-    st.builds(AttributeMismatch, negatives_per_query=st.integers(1, 30), min_agreeing=st.integers(0, 2)),
+    st.builds(
+        CategoryDiscrepant,
+        negatives_per_query=st.integers(1, 30),
+        min_similarity=st.sampled_from((-1.0, 0.5)),
+    ),
+    st.builds(
+        AttributeMismatch, negatives_per_query=st.integers(1, 30), min_agreeing=st.integers(0, 2)
+    ),
     st.builds(
         Soft,
         negatives_per_query=st.integers(1, 30),
@@ -154,15 +185,24 @@ MADE = st.one_of(
 
 
 @given(worlds(), MADE, st.sampled_from(("out", "in")))
-def test_the_best_of_those_that_fit_are_chosen(world: World, strategy: Strategy, reference: str) -> None:
+def test_the_best_of_those_that_fit_are_chosen(
+    world: World, strategy: Strategy, reference: str
+) -> None:
     expected = [
-        eligible(strategy, world, i, reference)[: strategy.negatives_per_query] for i in range(len(world.case.targets))
+        eligible(strategy, world, i, reference)[: strategy.negatives_per_query]
+        for i in range(len(world.case.targets))
     ]
     assert chosen(strategy, world, reference) == expected
 
 
-@given(worlds(), st.one_of(MADE, st.builds(CategoryMix, negatives_per_query=st.integers(1, 12))), st.randoms())
-def test_choices_do_not_hang_on_blocks_or_tables(world: World, strategy: Strategy, shuffle: Any) -> None:
+@given(
+    worlds(),
+    st.one_of(MADE, st.builds(CategoryMix, negatives_per_query=st.integers(1, 12))),
+    st.randoms(),
+)
+def test_choices_do_not_hang_on_blocks_or_tables(
+    world: World, strategy: Strategy, shuffle: Any
+) -> None:
     assert world.context.attributes is not None
     whole = chosen(strategy, world)
     assert chosen(strategy, world, split=True) == whole
@@ -195,10 +235,18 @@ def pools(world: World, i: int, reference: str) -> tuple[set[int], set[int], set
     return same, {g for g in may if mine and kinds[g] and kinds[g] != mine}, set(may)
 
 
-@given(worlds(), st.integers(1, 30), st.sampled_from(((0.7, 0.2, 0.1), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5))))
-def test_a_mix_takes_its_share_of_each_pool(world: World, k: int, shares: tuple[float, float, float]) -> None:
+@given(
+    worlds(),
+    st.integers(1, 30),
+    st.sampled_from(((0.7, 0.2, 0.1), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5))),
+)
+def test_a_mix_takes_its_share_of_each_pool(
+    world: World, k: int, shares: tuple[float, float, float]
+) -> None:
     for how in ("random", "hardest"):
-        mix = CategoryMix(negatives_per_query=k, same=shares[0], other=shares[1], any=shares[2], selection=how)  # type: ignore[arg-type]
+        mix = CategoryMix(
+            negatives_per_query=k, same=shares[0], other=shares[1], any=shares[2], selection=how
+        )  # type: ignore[arg-type]
         rows, counts_of = chosen(mix, world), mix._num_per_pool(world.case.whole(), world.context)
         assert rows == chosen(mix, world)
         for i, found in enumerate(rows):
@@ -212,7 +260,10 @@ def test_a_mix_takes_its_share_of_each_pool(world: World, k: int, shares: tuple[
             assert len(same & set(found)) >= want[0] and len(other & set(found)) >= want[1]
             assert len(set(found) - same - other) <= want[2]
             if how == "hardest":
-                taken = by_score(world, i, list(same))[: counts[0]] + by_score(world, i, list(other))[: counts[1]]
+                taken = (
+                    by_score(world, i, list(same))[: counts[0]]
+                    + by_score(world, i, list(other))[: counts[1]]
+                )
                 left = by_score(world, i, list(every - set(taken)))[: counts[2]]
                 assert set(found) == {*taken, *left}
 
@@ -220,7 +271,8 @@ def test_a_mix_takes_its_share_of_each_pool(world: World, k: int, shares: tuple[
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 10])
 def test_the_shares_hold_over_the_queries_for_every_k(k: int, seed: int) -> None:
-    """1,000 queries over 60 images of three categories; `any` is counted by what is left of a query's quota."""
+    """1,000 queries over 60 images of three categories; `any` is counted by what is left of a
+    query's quota."""
     queries, size = 1000, 60
     scores = np.random.default_rng(seed).random((queries, size)).astype(np.float32)
     targets = [i % 20 for i in range(queries)]  # all of category a
@@ -236,7 +288,9 @@ def test_the_shares_hold_over_the_queries_for_every_k(k: int, seed: int) -> None
         assert set(column.tolist()) <= {int(share * k + 1e-9), int(share * k + 1e-9) + 1}
     rows = chosen(mix, world)
     found = [[kinds[row] for row in images] for images in rows]
-    unknown = sum(images.count("") for images in found)  # of `any` alone: about 20 of its 57 and less
+    unknown = sum(
+        images.count("") for images in found
+    )  # of `any` alone: about 20 of its 57 and less
     same, other = (sum(images.count(kind) for images in found) for kind in "ab")
     assert same >= 0.7 * k * queries - 1 and other >= 0.2 * k * queries - 1
     assert same + other + unknown == k * queries
@@ -246,9 +300,13 @@ def test_the_shares_hold_over_the_queries_for_every_k(k: int, seed: int) -> None
 
 def test_the_mix_at_one_image_differs_by_seed_and_not_by_block() -> None:
     targets = np.zeros(50, np.int64)
-    case = Case(np.tile(np.linspace(1, 0, 9, dtype=np.float32), (50, 1)), [0] * 50, [8] * 50, [{0}] * 50)
+    case = Case(
+        np.tile(np.linspace(1, 0, 9, dtype=np.float32), (50, 1)), [0] * 50, [8] * 50, [{0}] * 50
+    )
     made = [
-        CategoryMix(negatives_per_query=1)._num_per_pool(case.whole(), MiningContext(seed=seed, targets_Q=targets))
+        CategoryMix(negatives_per_query=1)._num_per_pool(
+            case.whole(), MiningContext(seed=seed, targets_Q=targets)
+        )
         for seed in (0, 1)
     ]
     assert made[0] != made[1]
@@ -257,7 +315,9 @@ def test_the_mix_at_one_image_differs_by_seed_and_not_by_block() -> None:
     apart = [
         row
         for half in halves
-        for row in CategoryMix(negatives_per_query=1)._num_per_pool(half, MiningContext(seed=0, targets_Q=targets))
+        for row in CategoryMix(negatives_per_query=1)._num_per_pool(
+            half, MiningContext(seed=0, targets_Q=targets)
+        )
     ]
     assert apart == made[0]
 
@@ -290,16 +350,26 @@ def test_each_attribute_strategy_takes_its_own_kind_of_image() -> None:
     assert chosen(Soft(min_agreement=0.5), world) == [[2, 4]]
 
 
-@pytest.mark.parametrize("strategy", [CategoryDiscrepant(), AttributeMismatch(min_agreeing=0), Soft()])
+@pytest.mark.parametrize(
+    "strategy", [CategoryDiscrepant(), AttributeMismatch(min_agreeing=0), Soft()]
+)
 def test_unknown_is_never_a_mismatch(strategy: Strategy) -> None:
     vectors = np.ones((6, 2), np.float32)
-    for asked, attributes in [({}, [RED] * 6), ({"color": "red"}, [{}] * 6), ({"color": "*"}, [{"shape": "a"}] * 6)]:
-        assert chosen(strategy, small(requested_attributes=[asked], attributes=attributes, vectors_GD=vectors)) == [[]]
+    for asked, attributes in [
+        ({}, [RED] * 6),
+        ({"color": "red"}, [{}] * 6),
+        ({"color": "*"}, [{"shape": "a"}] * 6),
+    ]:
+        assert chosen(
+            strategy, small(requested_attributes=[asked], attributes=attributes, vectors_GD=vectors)
+        ) == [[]]
 
 
 def test_a_text_that_the_target_contradicts_is_not_believed() -> None:
     blue = {**RED, "color": "blue"}
-    world = small(requested_attributes=[{"color": "red"}], attributes=[RED, blue, blue, RED, RED, RED])
+    world = small(
+        requested_attributes=[{"color": "red"}], attributes=[RED, blue, blue, RED, RED, RED]
+    )
     assert chosen(AttributeMismatch(), world) == [[3, 4, 5]]
 
 
@@ -307,7 +377,9 @@ def test_one_category_leaves_other_empty_and_unknown_targets_have_none() -> None
     mix = CategoryMix(negatives_per_query=10)
     assert chosen(mix, small(categories=["dress"] * 6)) == [[2, 3, 4, 5]]
     assert len(chosen(mix, small(categories=[""] * 6))[0]) == 1  # the share of any
-    assert chosen(CategoryMix(negatives_per_query=4, same=0, other=1, any=0), small(categories=["dress"] * 6)) == [[]]
+    assert chosen(
+        CategoryMix(negatives_per_query=4, same=0, other=1, any=0), small(categories=["dress"] * 6)
+    ) == [[]]
 
 
 def test_a_mix_draws_evenly_and_differently_per_query_and_seed() -> None:
@@ -316,7 +388,9 @@ def test_a_mix_draws_evenly_and_differently_per_query_and_seed() -> None:
     for seed in range(600):
         rows = chosen(
             CategoryMix(negatives_per_query=1),
-            World(case, MiningContext(seed=seed, categories=["dress"] * 12, targets_Q=np.array([1]))),
+            World(
+                case, MiningContext(seed=seed, categories=["dress"] * 12, targets_Q=np.array([1]))
+            ),
         )[0]
         counts[rows] += 1
     assert counts[:2].sum() == 0
@@ -353,7 +427,12 @@ def test_near_ties_are_settled_by_exact_similarity_whatever_the_block() -> None:
     attributes = [{"color": "red" if g < 6 else "blue"} for g in range(300)]
     world = World(
         case,
-        MiningContext(seed=0, requested_attributes=[{"color": "red"}] * 5, attributes=attributes, vectors_GD=vectors),
+        MiningContext(
+            seed=0,
+            requested_attributes=[{"color": "red"}] * 5,
+            attributes=attributes,
+            vectors_GD=vectors,
+        ),
     )
     for held in (vectors, vectors.astype(np.float16)):
         half = World(case, replace(world.context, vectors_GD=held))

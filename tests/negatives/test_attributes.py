@@ -1,4 +1,5 @@
-"""Attributes of texts and images: tables per domain, agreement with the embedded set's own language, real pipelines."""
+"""Attributes of texts and images: tables per domain, agreement with the embedded set's own
+language, real pipelines."""
 
 from __future__ import annotations
 
@@ -135,9 +136,17 @@ EVERYDAY: list[tuple[str, dict[str, str]]] = [
     ("a big bus", {"size": "large", "subject": "bus"}),
     ("tiny buses", {"size": "small", "subject": "bus"}),
     ("a drawing", {"medium": "drawing"}),
-    ("two brown dogs running in the snow", {"count": "2", "color": "brown", "subject": "dog", "action": "running",
-                                            "background": "snow"}),
-]  # fmt: skip
+    (
+        "two brown dogs running in the snow",
+        {
+            "count": "2",
+            "color": "brown",
+            "subject": "dog",
+            "action": "running",
+            "background": "snow",
+        },
+    ),
+]
 
 SHAPES: list[tuple[str, dict[str, str]]] = [
     ("", {}),
@@ -211,20 +220,45 @@ def test_shapes_texts(text: str, asked: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("domain", "caption", "found"),
     [
-        ("shapes", "the big red circle is in the upper left",
-         {"size": "large", "color": "red", "shape": "circle", "position": "top left"}),
-        ("shapes", "a red circle and a green cross", {"color": "green|red", "shape": "circle|cross"}),
-        ("fashion", "The red dress has no sleeves.", {"color": "red", "garment": "dress", "sleeves": "sleeveless"}),
+        (
+            "shapes",
+            "the big red circle is in the upper left",
+            {"size": "large", "color": "red", "shape": "circle", "position": "top left"},
+        ),
+        (
+            "shapes",
+            "a red circle and a green cross",
+            {"color": "green|red", "shape": "circle|cross"},
+        ),
+        (
+            "fashion",
+            "The red dress has no sleeves.",
+            {"color": "red", "garment": "dress", "sleeves": "sleeveless"},
+        ),
         ("fashion", "the color of the dress is unclear", {"garment": "dress"}),
-        ("everyday", "The dog lies on the grass", {"subject": "dog", "action": "lying", "background": "grass"}),
+        (
+            "everyday",
+            "The dog lies on the grass",
+            {"subject": "dog", "action": "lying", "background": "grass"},
+        ),
         ("everyday", "", {}),
     ],
-)  # fmt: skip
+)
 def test_captions(domain: str, caption: str, found: dict[str, str]) -> None:
     assert rules(domain).parse_caption([caption]) == [found]
 
 
-CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+CELLS = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "center",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
 
 
 def of_changes(changes: tuple[Change, ...]) -> dict[str, str]:
@@ -233,11 +267,19 @@ def of_changes(changes: tuple[Change, ...]) -> dict[str, str]:
     gone: dict[str, set[str]] = {}
     out: dict[str, str] = {}
     for change in changes:
-        for where, parts in ((new, change), (gone, change.selector if change.kind == "remove" else None)):
+        for where, parts in (
+            (new, change),
+            (gone, change.selector if change.kind == "remove" else None),
+        ):
             if parts is None:
                 continue
             place = None if parts.cell is None else CELLS[parts.cell]
-            values = {"color": parts.color, "shape": parts.shape, "size": parts.size, "position": place}
+            values = {
+                "color": parts.color,
+                "shape": parts.shape,
+                "size": parts.size,
+                "position": place,
+            }
             for name, value in values.items():
                 if value is not None:
                     where.setdefault(name, set()).add(value)
@@ -245,7 +287,9 @@ def of_changes(changes: tuple[Change, ...]) -> dict[str, str]:
             out[change.kind] = "*"
         if change.kind == "move" and change.cell is None:
             out["position"] = "*"
-    out |= {name: "|".join(sorted(f"!{value}" for value in values)) for name, values in gone.items()}
+    out |= {
+        name: "|".join(sorted(f"!{value}" for value in values)) for name, values in gone.items()
+    }
     return out | {name: "|".join(sorted(values)) for name, values in new.items()}
 
 
@@ -264,7 +308,9 @@ def test_extraction_agrees_with_the_language_of_shapes(split: str) -> None:
 def test_extraction_agrees_with_both_ways_of_speaking_on_fresh_scenes() -> None:
     draws, extractor = Draws("attributes"), rules("shapes")
     for _ in range(500):
-        changes = tuple(random_change(draws, random_scene(draws)) for _ in range(draws.between(1, 2)))
+        changes = tuple(
+            random_change(draws, random_scene(draws)) for _ in range(draws.between(1, 2))
+        )
         for phrasing in (PLAIN, CASUAL):
             text = write(draws, changes, phrasing)
             assert extractor.parse_request([text]) == [of_changes(changes)], text
@@ -329,10 +375,18 @@ def test_a_huge_text_is_read_in_time_that_grows_with_its_length() -> None:
 @pytest.mark.parametrize(
     ("word", "same"),
     [
-        ("dresses", "dress"), ("sleeves", "sleeve"), ("boxes", "box"), ("puppies", "puppy"), ("hoodies", "hoodie"),
-        ("women", "woman"), ("buses", "bus"), ("watches", "watch"), ("houses", "house"), ("crosses", "cross"),
+        ("dresses", "dress"),
+        ("sleeves", "sleeve"),
+        ("boxes", "box"),
+        ("puppies", "puppy"),
+        ("hoodies", "hoodie"),
+        ("women", "woman"),
+        ("buses", "bus"),
+        ("watches", "watch"),
+        ("houses", "house"),
+        ("crosses", "cross"),
     ],
-)  # fmt: skip
+)
 def test_plurals(word: str, same: str) -> None:
     assert stem(word) == stem(same)
 
@@ -342,12 +396,23 @@ def test_words_that_are_no_plurals_stay() -> None:
         "dress", "is", "this", "has", "shorts", "gas",
     ]  # fmt: skip
     assert stem("shorts") != stem("short")
-    assert tokens("Doesn't the dress's V-neck…") == ["not", "the", "dress", "v", "neck", ".", ".", "."]
+    assert tokens("Doesn't the dress's V-neck…") == [
+        "not",
+        "the",
+        "dress",
+        "v",
+        "neck",
+        ".",
+        ".",
+        ".",
+    ]
 
 
 def test_a_lexicon_whose_words_mean_two_things_is_refused() -> None:
     fields = {"values": {"red": [], "blue": ["reds"]}}
-    lexicon = Lexicon.model_validate({"category": "color", "definite": "weak", "attributes": {"color": fields}})
+    lexicon = Lexicon.model_validate(
+        {"category": "color", "definite": "weak", "attributes": {"color": fields}}
+    )
     with pytest.raises(UserError, match="'reds' of color 'blue'"):
         Rules(lexicon).parse_request(["red"])
 
@@ -359,7 +424,10 @@ def test_a_lexicon_whose_words_mean_two_things_is_refused() -> None:
         ({"images": "captions"}, "'captions' need file"),
         ({"images": "vlm", "file": "a.json"}, "'a.json' is not read for images from 'vlm'"),
         ({"images": "vlm", "extractor": "zero_shot"}, "'zero_shot' needs model"),
-        ({"images": "vlm", "extractor": "token_classifier", "model": ""}, "'token_classifier' needs model"),
+        (
+            {"images": "vlm", "extractor": "token_classifier", "model": ""},
+            "'token_classifier' needs model",
+        ),
         ({"images": "vlm", "model": "bert"}, "'bert' is not used by the extractor 'lexicon'"),
         ({"images": "vlm", "domain": "cars"}, "'fashion', 'everyday' or 'shapes'"),
         ({"images": "vlm", "modle": "bert"}, "Extra inputs"),
@@ -373,7 +441,9 @@ def test_settings_that_do_not_fit_are_refused(given: dict[str, Any], message: st
 IMAGES = [ImageId("a"), ImageId("b"), ImageId("c")]
 
 
-def from_file(path: Path, content: Any, images: str = "metadata", domain: str = "fashion") -> list[Mapping[str, str]]:
+def from_file(
+    path: Path, content: Any, images: str = "metadata", domain: str = "fashion"
+) -> list[Mapping[str, str]]:
     path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
     made = AttributeSettings.model_validate({"domain": domain, "images": images, "file": path})
     return list(image_attributes(made, made.build(), IMAGES))
@@ -399,10 +469,20 @@ def test_captions_are_read_by_the_extractor(tmp_path: Path) -> None:
 
 def test_all_that_is_wrong_with_metadata_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ProblemsFound) as found:
-        from_file(tmp_path / "m.json", {"a": "red", "b": {"color": 3, "size": [""], "?": "x"}, "c": {"color": {}}})
+        from_file(
+            tmp_path / "m.json",
+            {"a": "red", "b": {"color": 3, "size": [""], "?": "x"}, "c": {"color": {}}},
+        )
     text = str(found.value)
     assert len(found.value.rows) == 5
-    for part in ("'a': must be an object", "'b' 'color'", "'b' 'size'", "name has no letters", "'c' 'color'", "null"):
+    for part in (
+        "'a': must be an object",
+        "'b' 'color'",
+        "'b' 'size'",
+        "name has no letters",
+        "'c' 'color'",
+        "null",
+    ):
         assert part in text
 
 
@@ -449,37 +529,61 @@ def test_captions_of_a_model() -> None:
         image_attributes(made, made.build(), IMAGES, lambda images: ["one"])
     with pytest.raises(ProblemsFound, match="2 problems"):
         image_attributes(made, made.build(), IMAGES, lambda images: ["fine", "", " "])
-    with pytest.raises(ProblemsFound, match=r"none of the 3 that the model gave had ended(?s:.*)max_new_tokens"):
+    with pytest.raises(
+        ProblemsFound, match=r"none of the 3 that the model gave had ended(?s:.*)max_new_tokens"
+    ):
         image_attributes(made, made.build(), IMAGES, lambda images: [None] * len(images))
-    first, *others = image_attributes(made, made.build(), IMAGES, lambda images: [None, *caption(images)[1:]])
+    first, *others = image_attributes(
+        made, made.build(), IMAGES, lambda images: [None, *caption(images)[1:]]
+    )
     assert first == {} and others == [*table][1:], "an image without a whole caption is unknown"
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS_OF_BERT = "red blue circle color the not is make text asks for no different shape"
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, ",", ".", "-", *(f"##{letter}" for letter in LETTERS)]
+VOCAB = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *LETTERS,
+    ",",
+    ".",
+    "-",
+    *(f"##{letter}" for letter in LETTERS),
+]
 VOCAB += WORDS_OF_BERT.split()
 
 
 def tiny_bert(folder: Path, kind: str, labels: list[str]) -> Any:
-    """A BERT of random weights with a word-piece vocabulary, saved as a model directory; the model, to set weights."""
+    """A BERT of random weights with a word-piece vocabulary, saved as a model directory; the model,
+    to set weights."""
     import torch
     import transformers
 
     torch.manual_seed(0)
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(VOCAB), "utf-8")
-    transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=10**6).save_pretrained(folder)
+    transformers.BertTokenizerFast(
+        str(folder / "vocab.txt"), model_max_length=10**6
+    ).save_pretrained(folder)
     config = transformers.BertConfig(
-        vocab_size=len(VOCAB), hidden_size=len(VOCAB), num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
-        max_position_embeddings=64, label2id={label: i for i, label in enumerate(labels)},
+        vocab_size=len(VOCAB),
+        hidden_size=len(VOCAB),
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        max_position_embeddings=64,
+        label2id={label: i for i, label in enumerate(labels)},
         id2label=dict(enumerate(labels)),
-    )  # fmt: skip
+    )
     return getattr(transformers, f"BertFor{kind}Classification")(config)
 
 
 def tagging(folder: Path, labels: list[str], tags: dict[str, str]) -> str:
-    """A real tagger whose weights are set so that it looks words up: `tags` of words, the first label for others."""
+    """A real tagger whose weights are set so that it looks words up: `tags` of words, the first
+    label for others."""
     import torch
 
     model = tiny_bert(folder, "Token", labels)
@@ -487,7 +591,9 @@ def tagging(folder: Path, labels: list[str], tags: dict[str, str]) -> str:
         for parameter in model.parameters():
             parameter.zero_()
         model.bert.embeddings.word_embeddings.weight.copy_(torch.eye(len(VOCAB)))
-        for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
+        for norm in (
+            module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)
+        ):
             norm.weight.fill_(1)
         for place, word in enumerate(VOCAB):
             model.classifier.weight[labels.index(tags.get(word, labels[0])), place] = 1
@@ -497,7 +603,13 @@ def tagging(folder: Path, labels: list[str], tags: dict[str, str]) -> str:
 
 def test_a_token_classifier_gives_the_form_of_the_rules(tmp_path: Path) -> None:
     labels = ["O", "B-COLOR", "I-COLOR", "B-shape", "PERSON"]
-    tags = {"red": "B-COLOR", "blue": "B-COLOR", "circle": "B-shape", "color": "B-COLOR", "a": "PERSON"}
+    tags = {
+        "red": "B-COLOR",
+        "blue": "B-COLOR",
+        "circle": "B-shape",
+        "color": "B-COLOR",
+        "a": "PERSON",
+    }
     made = AttributeSettings.model_validate(
         {
             "domain": "shapes", "images": "vlm", "extractor": "token_classifier",
@@ -515,14 +627,24 @@ def test_a_token_classifier_gives_the_form_of_the_rules(tmp_path: Path) -> None:
         "zz red" + " zz" * 300 + " blue",
     ]
     assert extractor.parse_request(texts) == [
-        {}, {"color": "red"}, {"color": "!red"}, {"color": "*"}, {"color": "blue"}, {}, {"color": "blue|red"},
-    ]  # fmt: skip
+        {},
+        {"color": "red"},
+        {"color": "!red"},
+        {"color": "*"},
+        {"color": "blue"},
+        {},
+        {"color": "blue|red"},
+    ]
     assert extractor.parse_caption(["the red circle"]) == [{"color": "red", "shape": "circle"}]
-    assert TokenClassifier(str(tmp_path / "m"), load("shapes"), 1.0).parse_request(["is red"]) == [{}]
+    assert TokenClassifier(str(tmp_path / "m"), load("shapes"), 1.0).parse_request(["is red"]) == [
+        {}
+    ]
 
 
 def test_zero_shot_gives_the_form_of_the_rules(tmp_path: Path) -> None:
-    tiny_bert(tmp_path / "m", "Sequence", ["contradiction", "neutral", "entailment"]).save_pretrained(tmp_path / "m")
+    tiny_bert(
+        tmp_path / "m", "Sequence", ["contradiction", "neutral", "entailment"]
+    ).save_pretrained(tmp_path / "m")
     lexicon = load("shapes")
     texts = ["make the circle red", "", "a" * 500]
     (first, empty, _), again = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(texts), None
@@ -539,14 +661,24 @@ def test_zero_shot_gives_the_form_of_the_rules(tmp_path: Path) -> None:
 def test_zero_shot_takes_the_value_that_the_model_scores_best(tmp_path: Path) -> None:
     import transformers
 
-    tiny_bert(tmp_path / "m", "Sequence", ["contradiction", "neutral", "entailment"]).save_pretrained(tmp_path / "m")
+    tiny_bert(
+        tmp_path / "m", "Sequence", ["contradiction", "neutral", "entailment"]
+    ).save_pretrained(tmp_path / "m")
     lexicon = load("shapes")
     pipeline = transformers.pipeline("zero-shot-classification", model=str(tmp_path / "m"))
-    labels = {f"the color {value}": value for value in lexicon.attributes["color"].values} | {"a different color": "*"}
+    labels = {f"the color {value}": value for value in lexicon.attributes["color"].values} | {
+        "a different color": "*"
+    }
     result = pipeline(
-        "red", candidate_labels=list(labels), hypothesis_template="The text asks for {}.", multi_label=True
+        "red",
+        candidate_labels=list(labels),
+        hypothesis_template="The text asks for {}.",
+        multi_label=True,
     )
-    assert ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(["red"])[0]["color"] == labels[result["labels"][0]]
+    assert (
+        ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(["red"])[0]["color"]
+        == labels[result["labels"][0]]
+    )
 
 
 def test_models_that_cannot_serve_are_refused_when_first_used(tmp_path: Path) -> None:
@@ -572,10 +704,20 @@ def test_models_that_cannot_serve_are_refused_when_first_used(tmp_path: Path) ->
         ("circo/annotations", "relative_caption", "everyday", 0.83),
     ],
 )
-def test_lexicons_find_something_in_most_real_texts(folder: str, field: str, domain: Any, least: float) -> None:
+def test_lexicons_find_something_in_most_real_texts(
+    folder: str, field: str, domain: Any, least: float
+) -> None:
     if not REAL.is_dir():
         pytest.skip(f"the real annotations are not at {REAL}")
-    rows = [row for path in sorted((REAL / folder).glob("*.json")) for row in json.loads(path.read_text("utf-8"))]
-    texts = [text for row in rows for text in (row[field] if isinstance(row[field], list) else [row[field]])]
+    rows = [
+        row
+        for path in sorted((REAL / folder).glob("*.json"))
+        for row in json.loads(path.read_text("utf-8"))
+    ]
+    texts = [
+        text
+        for row in rows
+        for text in (row[field] if isinstance(row[field], list) else [row[field]])
+    ]
     asked = AttributeSettings(domain=domain, images="vlm").build().parse_request(texts)
     assert len(texts) > 200 and sum(map(bool, asked)) / len(texts) > least

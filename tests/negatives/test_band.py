@@ -1,4 +1,5 @@
-"""QuRe's band, both variants, against a loop that does what the paper, and the released code, say."""
+"""QuRe's band, both variants, against a loop that does what the paper, and the released code,
+say."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def block(scores: np.ndarray, target: int) -> CandidateBlock:
     allowed[:, target] = False
     columns = np.broadcast_to(np.arange(size), scores.shape)
     number = np.arange(len(scores))
-    return CandidateBlock(number, columns, scores, allowed, np.full(len(scores), target), scores[:, target], number)
+    return CandidateBlock(
+        number, columns, scores, allowed, np.full(len(scores), target), scores[:, target], number
+    )
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
@@ -46,7 +49,9 @@ def test_a_thousand_rows_of_random_scores(variant: str, kind: str) -> None:
     random = np.random.default_rng(3)
     scores = random.standard_normal((1000, 60)).astype(np.float32)
     if kind != "continuous":
-        scores = random.integers(0, 12 if kind == "few values" else 2, (1000, 60)).astype(np.float32)
+        scores = random.integers(0, 12 if kind == "few values" else 2, (1000, 60)).astype(
+            np.float32
+        )
     scores[:300, 20:] = -5 - random.random((300, 40), np.float32)  # a cliff that many rows have
     for target in (0, 7, 59):
         given = block(scores, target)
@@ -67,27 +72,42 @@ def test_with_references_and_other_positives(variant: str, case: Case) -> None:
 
 
 def test_an_example_by_hand() -> None:
-    """Target 0; the tail falls .80 .78 | .50 .48 .47 | .10: the second cliff is the steepest, the first the next."""
+    """Target 0; the tail falls .80 .78 | .50 .48 .47 | .10: the second cliff is the steepest, the
+    first the next."""
     scores = np.array([[0.9, 0.1, 0.47, 0.8, 0.5, 0.78, 0.48]], np.float32)
     [paper] = Band().candidate_sets(block(scores, 0), MiningContext(0))
     assert paper.tolist() == [2, 4, 6]
-    # drops of .3 at 0 and .2 at 1: one position apart, so the released rule goes on to the next pair, 1 and 3
+    # drops of .3 at 0 and .2 at 1: one position apart, so the released rule goes on to the next
+    # pair, 1 and 3
     scores = np.array([[0.9, 0.8, 0.5, 0.3, 0.25, 0.15]], np.float32)
     assert Band().candidate_sets(block(scores, 0), MiningContext(0))[0].tolist() == [2]
-    assert Band(variant="released").candidate_sets(block(scores, 0), MiningContext(0))[0].tolist() == [3, 4]
+    assert Band(variant="released").candidate_sets(block(scores, 0), MiningContext(0))[
+        0
+    ].tolist() == [3, 4]
 
 
 def test_short_tails_and_warm_up_give_what_the_docstring_says() -> None:
     scores = np.array([[0.9, 0.5, 0.4]], np.float32)
     for variant in ("paper", "released"):
-        assert Band(variant=variant).candidate_sets(block(scores, 0), MiningContext(0))[0].tolist() == [1, 2]  # type: ignore[arg-type]
+        assert Band(variant=variant).candidate_sets(block(scores, 0), MiningContext(0))[
+            0
+        ].tolist() == [
+            1,
+            2,
+        ]  # type: ignore[arg-type]
         assert not len(Band(variant=variant).candidate_sets(block(scores, 2), MiningContext(0))[0])  # type: ignore[arg-type]
     level = np.full((1, 6), 0.5, np.float32)
     assert Band().candidate_sets(block(level, 0), MiningContext(0))[0].tolist() == [
         2
     ]  # tail 1..5, earliest drops 0 and 1: tail[1]
     warm = Band(full_set_rounds=2)
-    assert warm.candidate_sets(block(level, 2), MiningContext(0, iteration=1))[0].tolist() == [0, 1, 3, 4, 5]
+    assert warm.candidate_sets(block(level, 2), MiningContext(0, iteration=1))[0].tolist() == [
+        0,
+        1,
+        3,
+        4,
+        5,
+    ]
     assert warm.candidate_sets(block(level, 2), MiningContext(0, iteration=2))[0].tolist() == [4]
 
 
@@ -95,7 +115,10 @@ def test_n_def_sets_warm_up_and_period() -> None:
     level, six = np.full((1, 6), 0.5, np.float32), Band(n_def=6)
     assert [six.refresh_every(rounds) for rounds in (3, 6, 12, 20)] == [1, 1, 2, 3]
     assert Band().refresh_every(12) == 1
-    sizes = [len(six.candidate_sets(block(level, 2), MiningContext(0, iteration=t, rounds=12))[0]) for t in range(4)]
+    sizes = [
+        len(six.candidate_sets(block(level, 2), MiningContext(0, iteration=t, rounds=12))[0])
+        for t in range(4)
+    ]
     assert sizes == [5, 5, 1, 1]
 
 
@@ -104,7 +127,9 @@ def test_the_image_drawn_is_of_the_set_and_evenly() -> None:
     drawn = [int(Band().choose(block(scores, 0), MiningContext(seed))[0][0]) for seed in range(300)]
     counts = {image: drawn.count(image) for image in set(drawn)}
     assert set(counts) == {2, 4, 6} and min(counts.values()) > 70
-    assert Band(selection="hardest", negatives_per_query=2).choose(block(scores, 0), MiningContext(0))[0].tolist() == [
+    assert Band(selection="hardest", negatives_per_query=2).choose(
+        block(scores, 0), MiningContext(0)
+    )[0].tolist() == [
         4,
         6,
     ]

@@ -23,7 +23,11 @@ def pairs(scores: list[int], targets: list[int]) -> MinedPairs:
     num = len(scores)
     rows = np.arange(num)
     return MinedPairs(
-        rows, rows, np.array(scores, np.float32) / 8, np.full(num, num), np.array(targets, np.float32) / 8
+        rows,
+        rows,
+        np.array(scores, np.float32) / 8,
+        np.full(num, num),
+        np.array(targets, np.float32) / 8,
     )
 
 
@@ -42,7 +46,9 @@ rows = st.lists(st.tuples(st.integers(-4, 8), st.integers(-4, 8)), max_size=12)
 
 
 @given(rows, st.sampled_from([-0.25, 0.0, 0.25]), st.integers(0, 9))
-def test_each_keeps_what_it_says(given_rows: list[tuple[int, int]], margin: float, seed: int) -> None:
+def test_each_keeps_what_it_says(
+    given_rows: list[tuple[int, int]], margin: float, seed: int
+) -> None:
     scores, targets = [a for a, _ in given_rows], [b for _, b in given_rows]
     made, known = pairs(scores, targets), judges(len(scores), seed)
     vectors, yes = known.vectors_GD, known.yes_probability(made)
@@ -61,14 +67,23 @@ def test_each_keeps_what_it_says(given_rows: list[tuple[int, int]], margin: floa
 
 @given(rows)
 def test_filters_follow_one_another_and_count(given_rows: list[tuple[int, int]]) -> None:
-    made, known = pairs([a for a, _ in given_rows], [b for _, b in given_rows]), judges(len(given_rows))
+    made, known = (
+        pairs([a for a, _ in given_rows], [b for _, b in given_rows]),
+        judges(len(given_rows)),
+    )
     filters = (ScoreMargin(), Verify(threshold=0.5))
     keep, counts = apply_filters(filters, made, known)
-    each = [one.keep(made, known) for one in filters] if len(given_rows) else [np.zeros(0, bool)] * 2
+    each = (
+        [one.keep(made, known) for one in filters] if len(given_rows) else [np.zeros(0, bool)] * 2
+    )
     assert keep.tolist() == (each[0] & each[1]).tolist()
     assert counts == [
         {"filter": "score_margin", "seen": len(given_rows), "dropped": int((~each[0]).sum())},
-        {"filter": "verify", "seen": int(each[0].sum()), "dropped": int((each[0] & ~each[1]).sum())},
+        {
+            "filter": "verify",
+            "seen": int(each[0].sum()),
+            "dropped": int((each[0] & ~each[1]).sum()),
+        },
     ]
 
 

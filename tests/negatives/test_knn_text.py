@@ -46,14 +46,24 @@ def vectors(draw: st.DrawFn, rows: int, dimensions: int) -> Any:
 
 @st.composite
 def pools(draw: st.DrawFn) -> tuple[SamplePool, Clusters, KnnTextParams]:
-    """One to fifteen samples, images and texts shared or not, one group or many, texts that may never be used."""
-    num, images, texts = draw(st.integers(1, 15)), draw(st.integers(1, 15)), draw(st.integers(1, 10))
+    """One to fifteen samples, images and texts shared or not, one group or many, texts that may
+    never be used."""
+    num, images, texts = (
+        draw(st.integers(1, 15)),
+        draw(st.integers(1, 15)),
+        draw(st.integers(1, 10)),
+    )
     dimensions = draw(st.integers(1, 3))
     image_of = np.arange(num) if draw(st.booleans()) else numbers(draw, num, 0, images - 1)
     visual = vectors(draw, int(image_of.max()) + 1, dimensions)
-    text_of, group_of = numbers(draw, num, 0, texts - 1), numbers(draw, num, 0, draw(st.sampled_from([0, 3, 40])))
+    text_of, group_of = (
+        numbers(draw, num, 0, texts - 1),
+        numbers(draw, num, 0, draw(st.sampled_from([0, 3, 40]))),
+    )
     uses_T, short_T = numbers(draw, texts, 0, 3), numbers(draw, texts, 0, 1).astype(bool)
-    pool = SamplePool(visual, image_of, vectors(draw, texts, dimensions), text_of, group_of, uses_T, short_T)
+    pool = SamplePool(
+        visual, image_of, vectors(draw, texts, dimensions), text_of, group_of, uses_T, short_T
+    )
     of_V = numbers(draw, len(visual), 0, draw(st.integers(0, 4)))
     _, of_V = np.unique(of_V, return_inverse=True)
     centroids = vectors(draw, int(of_V.max()) + 1, dimensions)
@@ -78,7 +88,10 @@ def test_the_same_as_one_sample_after_the_other(case: Any, block: int) -> None:
     loop = Loop(pool, found, rule)
     assert chosen == loop.run()
     assert num_exhausted == loop.num_exhausted
-    drops = [[CODES.get(code, "") for code in row if code != RejectReason.ABSENT] for row in near.codes_NK.tolist()]
+    drops = [
+        [CODES.get(code, "") for code in row if code != RejectReason.ABSENT]
+        for row in near.codes_NK.tolist()
+    ]
     assert drops == loop.drops
 
 
@@ -140,8 +153,14 @@ def test_a_short_text_is_taken_only_where_no_longer_one_is_left() -> None:
     texts = [[1, 0], [0, 1], [0.4, 0]]
     short = np.array([False, True, False])
     assert first_negative(by_hand(texts, short_T=short), HARD_ONLY).row == 2
-    assert first_negative(by_hand(texts, short_T=short, max_uses_T=np.array([1, 1, 0])), HARD_ONLY).row == 1
-    assert first_negative(by_hand(texts, short_T=short, max_uses_T=np.array([1, 0, 0])), HARD_ONLY) is None
+    assert (
+        first_negative(by_hand(texts, short_T=short, max_uses_T=np.array([1, 1, 0])), HARD_ONLY).row
+        == 1
+    )
+    assert (
+        first_negative(by_hand(texts, short_T=short, max_uses_T=np.array([1, 0, 0])), HARD_ONLY)
+        is None
+    )
 
 
 def test_a_diverse_one_comes_from_the_farthest_cluster_and_is_the_fallback_of_hard() -> None:
@@ -166,7 +185,9 @@ def test_the_share_of_diverse_is_drawn_by_the_seed() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["a photo", "An image of something", "...", "yes", "it is the one", "IMAGE!", "🙂"])
+@pytest.mark.parametrize(
+    "text", ["a photo", "An image of something", "...", "yes", "it is the one", "IMAGE!", "🙂"]
+)
 def test_generic_texts(text: str) -> None:
     assert is_generic(text)
 
@@ -181,7 +202,9 @@ def test_a_short_text_may_be_used_as_often_as_its_length_lets_it() -> None:
     uses_T, short_T = max_uses(texts, 20, 3)
     assert uses_T.tolist() == [1, 1, 2, 3, 3, 0]
     assert short_T.tolist() == [True, True, True, False, False, True]
-    assert max_uses(["red"], 0, 3)[1].tolist() == [False] and max_uses(["red"], 0, 3)[0].tolist() == [3]
+    assert max_uses(["red"], 0, 3)[1].tolist() == [False] and max_uses(["red"], 0, 3)[
+        0
+    ].tolist() == [3]
     assert normal("A  Red\n dress ") == normal("a red dress")
 
 
@@ -202,14 +225,24 @@ def test_clusters_find_what_is_apart_and_are_the_same_twice() -> None:
 @pytest.mark.parametrize("points", [np.ones((1, 3), np.float32), np.ones((9, 3), np.float32)])
 def test_clusters_of_one_point(points: Any) -> None:
     found = Clusters.of_images(points, 4, 0)
-    assert len(found.centroids_CD) == 1 and found.farthest().tolist() == [-1] and not found.of_V.any()
-    assert num_clusters_for(1) == 2 and num_clusters_for(10_000) == 71 and num_clusters_for(10**9) == 256
+    assert (
+        len(found.centroids_CD) == 1 and found.farthest().tolist() == [-1] and not found.of_V.any()
+    )
+    assert (
+        num_clusters_for(1) == 2
+        and num_clusters_for(10_000) == 71
+        and num_clusters_for(10**9) == 256
+    )
 
 
 def naive_sets(case: Case, strategy: KnnText, visual: Any, text: Any) -> list[list[int]]:
     out = []
     for i, target in enumerate(case.targets):
-        alike = [g for g in case.allowed(i) if visual[target] @ visual[g] >= np.float32(strategy.min_visual_similarity)]
+        alike = [
+            g
+            for g in case.allowed(i)
+            if visual[target] @ visual[g] >= np.float32(strategy.min_visual_similarity)
+        ]
         alike = sorted(alike, key=lambda g: (-(visual[target] @ visual[g]), g))[: strategy.k_nn]
         kept: list[int] = []
         for threshold in thresholds(strategy.cosine_threshold):
@@ -227,16 +260,22 @@ def naive_sets(case: Case, strategy: KnnText, visual: Any, text: Any) -> list[li
     floor=st.sampled_from([-1.0, 0.0, 0.25]),
     half=st.booleans(),
 )
-def test_the_strategy_against_a_loop(case: Case, seed: int, k: int, k_nn: int, floor: float, half: bool) -> None:
+def test_the_strategy_against_a_loop(
+    case: Case, seed: int, k: int, k_nn: int, floor: float, half: bool
+) -> None:
     random = np.random.default_rng(seed)
     size = case.scores_QG.shape[1]
     visual = (random.integers(-3, 5, (size, 2)) / 8).astype(np.float16 if half else np.float32)
     text = (random.integers(-2, 8, case.scores_QG.shape) / 10).astype(np.float32)
     strategy = KnnText(negatives_per_query=k, k_nn=k_nn, min_visual_similarity=floor)
-    context = MiningContext(seed=0, vectors_GD=visual, text_scores=lambda query_index_B: text[query_index_B])
+    context = MiningContext(
+        seed=0, vectors_GD=visual, text_scores=lambda query_index_B: text[query_index_B]
+    )
     expected = naive_sets(case, strategy, visual.astype(np.float32), text)
     assert [rows.tolist() for rows in strategy.candidate_sets(case.whole(), context)] == expected
-    assert [rows.tolist() for rows in strategy.choose(case.whole(), context)] == [rows[:k] for rows in expected]
+    assert [rows.tolist() for rows in strategy.choose(case.whole(), context)] == [
+        rows[:k] for rows in expected
+    ]
 
 
 def test_the_strategy_says_what_it_needs() -> None:

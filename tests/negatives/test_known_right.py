@@ -42,13 +42,19 @@ def test_no_known_right_answer_is_mined(kind: type[Strategy], fallback: str, wor
     pairs = mined(world, of(kind, 5, fallback=fallback))
     assert pairs and right_ones(world, pairs) == Counter()
     if fallback != "none":
-        assert set(Counter(query for query, _ in pairs).values()) == {5}, "a query was not filled up"
+        assert set(Counter(query for query, _ in pairs).values()) == {5}, (
+            "a query was not filled up"
+        )
 
 
 @pytest.mark.parametrize("reference", ["out", "in"])
-def test_no_known_right_answer_is_mined_by_an_index_or_beside_the_reference(reference: str, world: World) -> None:
+def test_no_known_right_answer_is_mined_by_an_index_or_beside_the_reference(
+    reference: str, world: World
+) -> None:
     for search in ("exact", "hnsw"):
-        pairs = mined(world, of(TopK, 5, search=search, rank_reference=reference == "in", extra_ranks="all"))
+        pairs = mined(
+            world, of(TopK, 5, search=search, rank_reference=reference == "in", extra_ranks="all")
+        )
         assert pairs and right_ones(world, pairs) == Counter()
         references = {t.query.id: t.query.reference for t in world.train.triplets}
         assert any(image == references[query] for query, image in pairs) == (reference == "in")
@@ -60,15 +66,22 @@ def test_the_traps_catch_who_leaves_out_target_and_reference_alone(world: World)
 
 
 def test_pairs_left_out_are_counted_by_name(world: World) -> None:
-    """Per pair of queries a, b that ask for the same, against the number of each trap that was set."""
-    barred, counts = barred_rows(world.train, KnownPositives.of(world.train, confirmed=world.confirmed))
+    """Per pair of queries a, b that ask for the same, against the number of each trap that was
+    set."""
+    barred, counts = barred_rows(
+        world.train, KnownPositives.of(world.train, confirmed=world.confirmed)
+    )
     queries = len(world.train.triplets)
     assert tuple(counts) == LEFT_OUT
     assert counts == {
         "positives of the line": 2 * queries,
         "copies of the target": queries,
-        "copies of the reference": 2 * queries,  # the other query's reference, and its second spelling
-        "same text": 5 * queries,  # the other query's positives; its target with its copy and second spelling
+        "copies of the reference": (
+            2 * queries
+        ),  # the other query's reference, and its second spelling
+        "same text": (
+            5 * queries
+        ),  # the other query's positives; its target with its copy and second spelling
         "confirmed by the captioner": 2 * queries,
         SPELLING: 2 * queries,
     }

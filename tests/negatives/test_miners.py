@@ -1,4 +1,5 @@
-"""What every mining strategy owes the loop, against naive oracles: ranks, scores, exclusions, seeds, blocks."""
+"""What every mining strategy owes the loop, against naive oracles: ranks, scores, exclusions,
+seeds, blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.negatives import STRATEGIES, Band, Margin, MiningSettings, NoMining, Random, TopK, miner
+from cirloop.negatives import (
+    STRATEGIES,
+    Band,
+    Margin,
+    MiningSettings,
+    NoMining,
+    Random,
+    TopK,
+    miner,
+)
 from cirloop.negatives.base import MiningContext, Strategy
 from cirloop.negatives.miner import MiningInputs, MiningResult
 from cirloop.types import UserError
@@ -24,7 +34,9 @@ def vectors(case: Case) -> MiningInputs:
     """Queries whose products with the gallery, unit vectors, are the case's scores."""
     identity = np.eye(case.scores_QG.shape[1], dtype=np.float32)
     targets, references = np.array(case.targets), np.array(case.references)
-    return MiningInputs(case.scores_QG, identity, targets, references, [frozenset(p) for p in case.positives])
+    return MiningInputs(
+        case.scores_QG, identity, targets, references, [frozenset(p) for p in case.positives]
+    )
 
 
 def context(case: Case, seed: int = 0) -> MiningContext:
@@ -36,7 +48,8 @@ def context(case: Case, seed: int = 0) -> MiningContext:
         groups=[frozenset(range(0, size, 2)) for _ in range(queries)],
         categories=["ab"[row % 2] for row in range(size)],
         attributes=[
-            {"colour": ("red", "blue", "green")[row % 3], "size": ("big", "small")[row % 2]} for row in range(size)
+            {"colour": ("red", "blue", "green")[row % 3], "size": ("big", "small")[row % 2]}
+            for row in range(size)
         ],
         requested_attributes=[{"colour": "red"} for _ in range(queries)],
         vectors_GD=random.standard_normal((size, 4)).astype(np.float32),
@@ -48,12 +61,18 @@ def context(case: Case, seed: int = 0) -> MiningContext:
 
 def mine(strategy: Strategy, case: Case, seed: int = 0, **shared: Any) -> dict[int, MiningResult]:
     settings = MiningSettings(strategy=strategy, **shared)  # type: ignore[arg-type]
-    return {found.query_index: found for found in miner.mine(settings, vectors(case), context(case, seed))}
+    return {
+        found.query_index: found
+        for found in miner.mine(settings, vectors(case), context(case, seed))
+    }
 
 
 def of(kind: type[Strategy], **settings: Any) -> Strategy:
     if kind.__name__ == "Mixture":
-        return kind(parts=[{"weight": 2, "strategy": {"type": "random"}}, {"strategy": {"type": "top_k"}}], **settings)
+        return kind(
+            parts=[{"weight": 2, "strategy": {"type": "random"}}, {"strategy": {"type": "top_k"}}],
+            **settings,
+        )
     if kind.__name__ == "Curriculum":
         return kind(stages=[{"type": "random"}, {"type": "top_k"}], **settings)
     return kind(**settings)
@@ -66,9 +85,12 @@ def test_union_is_seen() -> None:
 
 @pytest.mark.parametrize("kind", MINERS, ids=lambda kind: kind.__name__)
 @given(
-    case=cases(), k=st.integers(1, 5), seed=st.integers(0, 99), reference=st.sampled_from(["out", "in"]),
+    case=cases(),
+    k=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    reference=st.sampled_from(["out", "in"]),
     only_failed=st.booleans(),
-)  # fmt: skip
+)
 def test_strategy_keeps_its_contract(
     kind: type[Strategy], case: Case, k: int, seed: int, reference: Any, only_failed: bool
 ) -> None:
@@ -77,7 +99,9 @@ def test_strategy_keeps_its_contract(
     found = mine(strategy, case, seed, **shared)
     for i, row in found.items():
         order = case.order(i, reference)
-        assert set(row.gallery_indices.tolist()) <= set(case.allowed(i, reference)), "a barred image was mined"
+        assert set(row.gallery_indices.tolist()) <= set(case.allowed(i, reference)), (
+            "a barred image was mined"
+        )
         assert len(set(row.gallery_indices.tolist())) == len(row.gallery_indices) <= k, (
             "an image was mined twice, or too many"
         )
@@ -85,7 +109,10 @@ def test_strategy_keeps_its_contract(
         assert row.scores.tolist() == [case.scores_QG[i, column] for column in row.gallery_indices]
         assert row.target_rank == order.index(case.targets[i]) + 1
         assert row.target_score == case.scores_QG[i, case.targets[i]]
-        assert not (only_failed and row.target_rank == 1 and len(row.gallery_indices)) and row.num_fallback == 0
+        assert (
+            not (only_failed and row.target_rank == 1 and len(row.gallery_indices))
+            and row.num_fallback == 0
+        )
     assert list(found) == list(range(len(case.targets))), "queries are missing or out of order"
     again = mine(strategy, case, seed, **shared)
     assert [row.gallery_indices.tolist() for row in found.values()] == [
@@ -93,10 +120,14 @@ def test_strategy_keeps_its_contract(
     ]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MINERS if kind is not NoMining], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MINERS if kind is not NoMining], ids=lambda kind: kind.__name__
+)
 @pytest.mark.parametrize("fallback", ["top_k", "random"])
 @given(case=cases(), k=st.integers(1, 5))
-def test_a_fallback_fills_up_what_there_is(kind: type[Strategy], fallback: Any, case: Case, k: int) -> None:
+def test_a_fallback_fills_up_what_there_is(
+    kind: type[Strategy], fallback: Any, case: Case, k: int
+) -> None:
     strategy = of(kind, negatives_per_query=k)
     plain, filled = mine(strategy, case), mine(strategy, case, fallback=fallback)
     for i, row in filled.items():
@@ -104,21 +135,25 @@ def test_a_fallback_fills_up_what_there_is(kind: type[Strategy], fallback: Any, 
         if kind.only_failed_queries and row.target_rank == 1:
             assert not len(row.gallery_indices)
             continue
-        assert len(row.gallery_indices) == min(k, len(allowed)) and len(set(row.gallery_indices.tolist())) == len(
-            row.gallery_indices
-        )
+        assert len(row.gallery_indices) == min(k, len(allowed)) and len(
+            set(row.gallery_indices.tolist())
+        ) == len(row.gallery_indices)
         kept = len(row.gallery_indices) - row.num_fallback
         assert set(row.gallery_indices[:kept].tolist()) == set(plain[i].gallery_indices.tolist())
         if fallback == "top_k":
             rest = [
-                column for column in case.order(i) if column in set(allowed) - set(row.gallery_indices[:kept].tolist())
+                column
+                for column in case.order(i)
+                if column in set(allowed) - set(row.gallery_indices[:kept].tolist())
             ]
             assert row.gallery_indices[kept:].tolist() == rest[: row.num_fallback]
 
 
 @given(case=cases(), k=st.integers(1, 5), below=st.one_of(st.integers(0, 6), st.just("all")))
 def test_top_k_takes_exactly_the_best_wrong_images(case: Case, k: int, below: Any) -> None:
-    for i, row in mine(TopK(negatives_per_query=k, extra_ranks=below), case, only_failed_queries=False).items():
+    for i, row in mine(
+        TopK(negatives_per_query=k, extra_ranks=below), case, only_failed_queries=False
+    ).items():
         order = case.order(i)
         end = len(order) if below == "all" else order.index(case.targets[i]) + 1 + below
         assert row.gallery_indices.tolist() == [c for c in order[:end] if c in case.allowed(i)][:k]
@@ -126,7 +161,9 @@ def test_top_k_takes_exactly_the_best_wrong_images(case: Case, k: int, below: An
 
 @given(case=cases(), k=st.integers(1, 5), seed=st.integers(0, 99))
 def test_random_takes_as_many_as_there_are_up_to_k(case: Case, k: int, seed: int) -> None:
-    for i, row in mine(Random(negatives_per_query=k), case, seed, only_failed_queries=False).items():
+    for i, row in mine(
+        Random(negatives_per_query=k), case, seed, only_failed_queries=False
+    ).items():
         assert len(row.gallery_indices) == min(k, len(case.allowed(i)))
         assert row.ranks.tolist() == sorted(row.ranks.tolist())
 
@@ -134,12 +171,15 @@ def test_random_takes_as_many_as_there_are_up_to_k(case: Case, k: int, seed: int
 def test_random_draws_evenly_and_by_its_seed() -> None:
     case = Case(np.linspace(1, 0, 12, dtype=np.float32)[None], [11], [0], [{11}])
     drawn = [
-        frozenset(mine(Random(negatives_per_query=3), case, seed)[0].gallery_indices.tolist()) for seed in range(400)
+        frozenset(mine(Random(negatives_per_query=3), case, seed)[0].gallery_indices.tolist())
+        for seed in range(400)
     ]
     assert len(set(drawn)) > 50
     counts = Counter(image for images in drawn for image in images)
     assert set(counts) == set(range(1, 11))
-    assert min(counts.values()) > 80 and max(counts.values()) < 160  # 120 expected of each, deviation 9
+    assert (
+        min(counts.values()) > 80 and max(counts.values()) < 160
+    )  # 120 expected of each, deviation 9
 
 
 def test_nothing_mines_nothing() -> None:
@@ -154,13 +194,27 @@ def test_nothing_mines_nothing() -> None:
     width=st.one_of(st.none(), st.integers(0, 6)),
 )  # fmt: skip
 def test_margin_is_its_limits(
-    case: Case, k: int, absolute: Any, relative: Any, delta: Any, low: Any, high: Any, start: int, width: int | None
+    case: Case,
+    k: int,
+    absolute: Any,
+    relative: Any,
+    delta: Any,
+    low: Any,
+    high: Any,
+    start: int,
+    width: int | None,
 ) -> None:
     end = None if width is None else start + k + width
     strategy = Margin(
-        negatives_per_query=k, absolute_margin=absolute, relative_margin=relative, mean_delta=delta, min_score=low,
-        max_score=high, range_min=start, range_max=end,
-    )  # fmt: skip
+        negatives_per_query=k,
+        absolute_margin=absolute,
+        relative_margin=relative,
+        mean_delta=delta,
+        min_score=low,
+        max_score=high,
+        range_min=start,
+        range_max=end,
+    )
     mean = np.mean([case.scores_QG[i, t] for i, t in enumerate(case.targets)])
     for i, row in mine(strategy, case).items():
         positive, expected = case.scores_QG[i, case.targets[i]], []
@@ -176,7 +230,9 @@ def test_margin_is_its_limits(
 
 
 def test_a_window_too_small_is_refused() -> None:
-    with pytest.raises(ValueError, match="range_max 4 leaves fewer than negatives_per_query 3 after range_min 2"):
+    with pytest.raises(
+        ValueError, match="range_max 4 leaves fewer than negatives_per_query 3 after range_min 2"
+    ):
         Margin(negatives_per_query=3, range_min=2, range_max=4)
 
 
@@ -198,9 +254,15 @@ def test_vectors_without_references_or_further_positives() -> None:
     scores = np.array([[0.9, 0.5, 0.7, 0.1]], np.float32)
     plain = MiningInputs(scores, np.eye(4, dtype=np.float32), np.array([1]))
     [found] = miner.mine(
-        MiningSettings(strategy=TopK(negatives_per_query=3, extra_ranks="all")), plain, MiningContext(0)
+        MiningSettings(strategy=TopK(negatives_per_query=3, extra_ranks="all")),
+        plain,
+        MiningContext(0),
     )
-    assert (found.target_rank, found.gallery_indices.tolist(), found.ranks.tolist()) == (3, [0, 2, 3], [1, 2, 4])
+    assert (found.target_rank, found.gallery_indices.tolist(), found.ranks.tolist()) == (
+        3,
+        [0, 2, 3],
+        [1, 2, 4],
+    )
     every = MiningSettings(strategy=Random(), only_failed_queries=False)
     [one] = miner.mine(every, replace(plain, references_Q=np.array([-1])), MiningContext(0))
     assert one.gallery_indices.tolist() == [0, 2, 3]
@@ -210,11 +272,14 @@ def test_one_image_gives_nothing() -> None:
     plain = MiningInputs(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.array([0]))
     for kind in (TopK, Random, Band, Margin):
         settings = MiningSettings(strategy=kind(), only_failed_queries=False)  # type: ignore[arg-type]
-        assert [len(f.gallery_indices) for f in miner.mine(settings, plain, MiningContext(0))] == [0]
+        assert [len(f.gallery_indices) for f in miner.mine(settings, plain, MiningContext(0))] == [
+            0
+        ]
 
 
 def test_what_a_strategy_needs_and_has_not_is_said() -> None:
     with pytest.raises(
-        UserError, match="the negative strategy 'x' needs categories \\(a file\\), but this dataset has none"
+        UserError,
+        match="the negative strategy 'x' needs categories \\(a file\\), but this dataset has none",
     ):
         MiningContext(0).require("x", categories="a file")

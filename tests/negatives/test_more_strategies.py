@@ -1,4 +1,5 @@
-"""Strategies beyond ranking, each against an oracle of plain loops, over the whole gallery and over windows."""
+"""Strategies beyond ranking, each against an oracle of plain loops, over the whole gallery and over
+windows."""
 
 from __future__ import annotations
 
@@ -25,9 +26,13 @@ from cirloop.retrieval.ann import kmeans
 from cirloop.types import QueryId, UserError
 from tests.negatives.cases import Case, cases
 
-Union = Annotated[SemiHard | InBatch | OnlineHardest | Semantic | Diverse, Field(discriminator="type")]
+Union = Annotated[
+    SemiHard | InBatch | OnlineHardest | Semantic | Diverse, Field(discriminator="type")
+]
 for model in (MixturePart, Mixture, Curriculum):
-    model.model_rebuild(_types_namespace={"AnyStrategy": Union})  # nothing where the package has done it
+    model.model_rebuild(
+        _types_namespace={"AnyStrategy": Union}
+    )  # nothing where the package has done it
 
 EIGHTHS = st.integers(-8, 8).map(lambda n: n / 8)
 COUNTS = st.sampled_from([1, 2, 3, 5, 30])
@@ -57,8 +62,11 @@ def images(strategy: Strategy, block: CandidateBlock, context: MiningContext) ->
     return [block.gallery_index_BK[i, positions].tolist() for i, positions in enumerate(found)]
 
 
-def check(strategy: Strategy, case: Case, context: MiningContext, expected: list[list[int]]) -> None:
-    """The strategy gives `expected`: whole gallery, best first, in window; the queries together, in two halves."""
+def check(
+    strategy: Strategy, case: Case, context: MiningContext, expected: list[list[int]]
+) -> None:
+    """The strategy gives `expected`: whole gallery, best first, in window; the queries together, in
+    two halves."""
     blocks = [sorted_block(case.whole())[0], case.window(case.scores_QG.shape[1])]
     blocks += [case.whole()] if strategy.needs_full_gallery else [case.window(strategy.depth)]
     for block in blocks:
@@ -93,20 +101,31 @@ def semi_hard(case: Case, margin: float, i: int, allowed: list[int]) -> list[int
 @given(case=any_cases(), k=COUNTS, margin=st.sampled_from([0.125, 0.25, 0.5, 2.0]))
 def test_semi_hard_is_the_best_of_the_band(case: Case, k: int, margin: float) -> None:
     strategy = SemiHard(negatives_per_query=k, margin=margin)
-    check_all(strategy, case, MiningContext(seed=0), lambda i, allowed: semi_hard(case, margin, i, allowed)[:k])
+    check_all(
+        strategy,
+        case,
+        MiningContext(seed=0),
+        lambda i, allowed: semi_hard(case, margin, i, allowed)[:k],
+    )
     bands = [semi_hard(case, margin, i, case.allowed(i)) for i in range(len(case.targets))]
     assert whole_sets(strategy, case, MiningContext(seed=0)) == bands
 
 
 @given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5))
 def test_random_semi_hard_draws_from_the_band(case: Case, k: int, seed: int) -> None:
-    strategy, context = SemiHard(negatives_per_query=k, margin=0.5, selection="random"), MiningContext(seed=seed)
+    strategy, context = (
+        SemiHard(negatives_per_query=k, margin=0.5, selection="random"),
+        MiningContext(seed=seed),
+    )
     found = images(strategy, case.whole(), context)
     for i, rows in enumerate(found):
         band = semi_hard(case, 0.5, i, case.allowed(i))
         assert set(rows) <= set(band) and len(set(rows)) == len(rows) == min(k, len(band))
         assert rows == best(case, i, rows)
-    halves = [images(strategy, some(case.whole(), part), context) for part in (slice(None, 1), slice(1, None))]
+    halves = [
+        images(strategy, some(case.whole(), part), context)
+        for part in (slice(None, 1), slice(1, None))
+    ]
     assert halves[0] + halves[1] == found
 
 
@@ -119,9 +138,12 @@ def test_semi_hard_edges_are_outside() -> None:
 def test_seeds_and_names_change_the_draw() -> None:
     case = Case(np.linspace(0.5, 0, 40, dtype=np.float32)[None], [0], [39], [{0}])
     strategy = SemiHard(negatives_per_query=3, margin=1, selection="random")
-    draws = {tuple(images(strategy, case.whole(), MiningContext(seed=seed))[0]) for seed in range(20)}
+    draws = {
+        tuple(images(strategy, case.whole(), MiningContext(seed=seed))[0]) for seed in range(20)
+    }
     named = {
-        tuple(images(strategy, case.whole(), MiningContext(seed=0, query_ids=[QueryId(n)]))[0]) for n in "abcdefghij"
+        tuple(images(strategy, case.whole(), MiningContext(seed=0, query_ids=[QueryId(n)]))[0])
+        for n in "abcdefghij"
     }
     assert len(draws) > 15 and len(named) > 7
 
@@ -143,7 +165,9 @@ def test_in_batch_is_the_other_targets(case: Case, k: int, batch_size: int, seed
         MiningContext(seed=seed, targets_Q=np.array(case.targets)),
     )
     check_all(strategy, case, context, lambda i, allowed: others(i, allowed)[:k])
-    assert whole_sets(strategy, case, context) == [others(i, case.allowed(i)) for i in range(len(case.targets))]
+    assert whole_sets(strategy, case, context) == [
+        others(i, case.allowed(i)) for i in range(len(case.targets))
+    ]
 
 
 def test_in_batch_needs_targets() -> None:
@@ -170,20 +194,34 @@ def test_in_batch_batches_change_with_the_seed() -> None:
 
 def online(case: Case, pool: int, margin: float | None, i: int, allowed: list[int]) -> list[int]:
     target = case.scores_QG[i, case.targets[i]]
-    return [g for g in best(case, i, allowed, pool) if margin is None or case.scores_QG[i, g] <= target + margin]
+    return [
+        g
+        for g in best(case, i, allowed, pool)
+        if margin is None or case.scores_QG[i, g] <= target + margin
+    ]
 
 
 @given(
-    case=any_cases(), k=COUNTS, pool=st.sampled_from([1, 2, 5, 40]), margin=st.sampled_from([None, 0.0, 0.25, -0.25])
+    case=any_cases(),
+    k=COUNTS,
+    pool=st.sampled_from([1, 2, 5, 40]),
+    margin=st.sampled_from([None, 0.0, 0.25, -0.25]),
 )
-def test_online_hardest_is_the_best_valid_of_the_pool(case: Case, k: int, pool: int, margin: float | None) -> None:
+def test_online_hardest_is_the_best_valid_of_the_pool(
+    case: Case, k: int, pool: int, margin: float | None
+) -> None:
     strategy = OnlineHardest(
         negatives_per_query=k,
         candidate_pool=pool,
         margin=margin or 0.0,
         validity="all" if margin is None else "below_target",
     )
-    check_all(strategy, case, MiningContext(seed=0), lambda i, allowed: online(case, pool, margin, i, allowed)[:k])
+    check_all(
+        strategy,
+        case,
+        MiningContext(seed=0),
+        lambda i, allowed: online(case, pool, margin, i, allowed)[:k],
+    )
     sets = [online(case, pool, margin, i, case.allowed(i)) for i in range(len(case.targets))]
     assert whole_sets(strategy, case, MiningContext(seed=0)) == sets
 
@@ -197,9 +235,15 @@ def test_online_hardest_refuses_a_margin_it_would_not_use() -> None:
 
 
 @given(
-    case=any_cases(), k=COUNTS, window=st.sampled_from([1, 3, 40]), margin=st.sampled_from([0.0, 0.25]), data=st.data()
+    case=any_cases(),
+    k=COUNTS,
+    window=st.sampled_from([1, 3, 40]),
+    margin=st.sampled_from([0.0, 0.25]),
+    data=st.data(),
 )
-def test_semantic_fits_the_text_worse(case: Case, k: int, window: int, margin: float, data: st.DataObject) -> None:
+def test_semantic_fits_the_text_worse(
+    case: Case, k: int, window: int, margin: float, data: st.DataObject
+) -> None:
     size = case.scores_QG.size
     text = np.array(data.draw(st.lists(EIGHTHS, min_size=size, max_size=size)), np.float32)
     text_QG = text.reshape(case.scores_QG.shape)
@@ -211,7 +255,9 @@ def test_semantic_fits_the_text_worse(case: Case, k: int, window: int, margin: f
 
     strategy = Semantic(negatives_per_query=k, candidate_pool=window, margin=margin)
     check_all(strategy, case, context, lambda i, allowed: unfit(i, allowed)[:k])
-    assert whole_sets(strategy, case, context) == [unfit(i, case.allowed(i)) for i in range(len(case.targets))]
+    assert whole_sets(strategy, case, context) == [
+        unfit(i, case.allowed(i)) for i in range(len(case.targets))
+    ]
 
 
 def test_semantic_asks_for_few_queries_at_once() -> None:
@@ -223,9 +269,15 @@ def test_semantic_asks_for_few_queries_at_once() -> None:
 
     scores = np.tile(np.array([0, 1, 2, 3], np.float32), (num, 1))
     case = Case(scores, [0] * num, [-1] * num, [{0}] * num)
-    found = images(Semantic(negatives_per_query=2), case.window(100), MiningContext(seed=0, text_scores=text_scores))
+    found = images(
+        Semantic(negatives_per_query=2),
+        case.window(100),
+        MiningContext(seed=0, text_scores=text_scores),
+    )
     assert found == [[3, 1]] * num
-    assert [n for numbers in asked for n in numbers] == list(range(num)) and max(map(len, asked)) <= 256
+    assert [n for numbers in asked for n in numbers] == list(range(num)) and max(
+        map(len, asked)
+    ) <= 256
 
 
 # Diverse
@@ -238,13 +290,17 @@ def vectors(draw: st.DrawFn, size: int) -> Any:
     return np.array(halves, np.float32).reshape(size, 3) / 2
 
 
-def mmr(case: Case, vectors_GD: Any, k: int, window: int, balance: float, i: int, allowed: list[int]) -> list[int]:
+def mmr(
+    case: Case, vectors_GD: Any, k: int, window: int, balance: float, i: int, allowed: list[int]
+) -> list[int]:
     left, taken = best(case, i, allowed, window), []
     while left and len(taken) < k:
 
         def value(g: int) -> float:
             score = balance * float(case.scores_QG[i, g])
-            return score - (1 - balance) * max((float(vectors_GD[g] @ vectors_GD[y]) for y in taken), default=0.0)
+            return score - (1 - balance) * max(
+                (float(vectors_GD[g] @ vectors_GD[y]) for y in taken), default=0.0
+            )
 
         taken.append(left[0] if not taken else max(left, key=value))  # max: the first of equals
         left.remove(taken[-1])
@@ -252,20 +308,39 @@ def mmr(case: Case, vectors_GD: Any, k: int, window: int, balance: float, i: int
 
 
 @given(
-    case=any_cases(), k=COUNTS, window=st.sampled_from([1, 4, 40]), balance=st.sampled_from([0, 0.25, 0.5, 1]),
-    half=st.booleans(), data=st.data(),
-)  # fmt: skip
+    case=any_cases(),
+    k=COUNTS,
+    window=st.sampled_from([1, 4, 40]),
+    balance=st.sampled_from([0, 0.25, 0.5, 1]),
+    half=st.booleans(),
+    data=st.data(),
+)
 def test_mmr_is_the_greedy_choice(
     case: Case, k: int, window: int, balance: float, half: bool, data: st.DataObject
 ) -> None:
     vectors_GD = data.draw(vectors(case.scores_QG.shape[1]))
-    context = MiningContext(seed=0, vectors_GD=vectors_GD.astype(np.float16) if half else vectors_GD)
+    context = MiningContext(
+        seed=0, vectors_GD=vectors_GD.astype(np.float16) if half else vectors_GD
+    )
     strategy = Diverse(negatives_per_query=k, candidate_pool=window, mmr_lambda=balance)
-    check_all(strategy, case, context, lambda i, allowed: mmr(case, vectors_GD, k, window, balance, i, allowed))
+    check_all(
+        strategy,
+        case,
+        context,
+        lambda i, allowed: mmr(case, vectors_GD, k, window, balance, i, allowed),
+    )
 
 
-@given(case=any_cases(), k=COUNTS, num_clusters=st.integers(2, 9), seed=st.integers(0, 3), data=st.data())
-def test_clusters_give_one_image_each(case: Case, k: int, num_clusters: int, seed: int, data: st.DataObject) -> None:
+@given(
+    case=any_cases(),
+    k=COUNTS,
+    num_clusters=st.integers(2, 9),
+    seed=st.integers(0, 3),
+    data=st.data(),
+)
+def test_clusters_give_one_image_each(
+    case: Case, k: int, num_clusters: int, seed: int, data: st.DataObject
+) -> None:
     vectors_GD = data.draw(vectors(case.scores_QG.shape[1]))
     labels = kmeans(vectors_GD, num_clusters, seed)[0].tolist()
 
@@ -286,8 +361,14 @@ def test_clusters_give_one_image_each(case: Case, k: int, num_clusters: int, see
 
 
 def test_clusters_are_worked_out_once_for_all_blocks() -> None:
-    case, vectors_GD = many(4, 20), np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
-    context, strategy = MiningContext(seed=0, vectors_GD=vectors_GD), Diverse(method="clusters", num_clusters=3)
+    case, vectors_GD = (
+        many(4, 20),
+        np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32),
+    )
+    context, strategy = (
+        MiningContext(seed=0, vectors_GD=vectors_GD),
+        Diverse(method="clusters", num_clusters=3),
+    )
     images(strategy, case.whole(), context)
     [labels] = context.cache.values()
     images(strategy, some(case.whole(), slice(0, 2)), context)
@@ -299,7 +380,9 @@ def test_clusters_are_worked_out_once_for_all_blocks() -> None:
 def test_diverse_refuses_settings_of_the_other_way() -> None:
     with pytest.raises(ValidationError, match="num_clusters does nothing with method: mmr"):
         Diverse(num_clusters=7)
-    with pytest.raises(ValidationError, match="candidate_pool and mmr_lambda does nothing with method: clusters"):
+    with pytest.raises(
+        ValidationError, match="candidate_pool and mmr_lambda does nothing with method: clusters"
+    ):
         Diverse(method="clusters", candidate_pool=7, mmr_lambda=1)
 
 
@@ -313,13 +396,18 @@ def test_what_is_not_known_is_named(strategy: Strategy) -> None:
 
 
 def mixture(k: int, *parts: tuple[float, Strategy]) -> Mixture:
-    return Mixture(negatives_per_query=k, parts=tuple(MixturePart(weight=w, strategy=s) for w, s in parts))
+    return Mixture(
+        negatives_per_query=k, parts=tuple(MixturePart(weight=w, strategy=s) for w, s in parts)
+    )
 
 
 def shared(k: int, weights: list[int], draw: float) -> list[int]:
-    """Slot m of k goes to the part in whose stretch of the quotas, laid end to end, m - draw falls."""
+    """Slot m of k goes to the part in whose stretch of the quotas, laid end to end, m - draw
+    falls."""
     ends = [k * sum(weights[: i + 1]) / sum(weights) for i in range(len(weights))]
-    given = Counter(next(i for i, end in enumerate(ends) if m - draw <= end) for m in range(1, k + 1))
+    given = Counter(
+        next(i for i, end in enumerate(ends) if m - draw <= end) for m in range(1, k + 1)
+    )
     return [given[i] for i in range(len(weights))]
 
 
@@ -334,8 +422,12 @@ def test_shares_are_the_quotas_rounded(k: int, weights: list[int], draw: float) 
     assert (np.abs(given_P - k * np.array(weights) / sum(weights)) < 1).all()
 
 
-@given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5), weights=st.tuples(*[st.integers(1, 5)] * 3))
-def test_mixture_is_its_parts_in_turn(case: Case, k: int, seed: int, weights: tuple[int, int, int]) -> None:
+@given(
+    case=any_cases(), k=COUNTS, seed=st.integers(0, 5), weights=st.tuples(*[st.integers(1, 5)] * 3)
+)
+def test_mixture_is_its_parts_in_turn(
+    case: Case, k: int, seed: int, weights: tuple[int, int, int]
+) -> None:
     context = MiningContext(seed=seed, targets_Q=np.array(case.targets))
     strategies = [
         SemiHard(margin=0.25),
@@ -349,7 +441,11 @@ def test_mixture_is_its_parts_in_turn(case: Case, k: int, seed: int, weights: tu
         draw = derived_context(context, 0).rng(i).random()
         for part, num in enumerate(shared(k, list(weights), draw)):
             left = [g for g in allowed if g not in taken]
-            ways = [semi_hard(case, 0.25, i, left), online(case, 7, 0.0, i, left), online(case, 9, None, i, left)]
+            ways = [
+                semi_hard(case, 0.25, i, left),
+                online(case, 7, 0.0, i, left),
+                online(case, 9, None, i, left),
+            ]
             taken += ways[part][:num]
         return best(case, i, taken)
 
@@ -357,7 +453,8 @@ def test_mixture_is_its_parts_in_turn(case: Case, k: int, seed: int, weights: tu
 
 
 def many(queries: int, size: int) -> Case:
-    """Queries whose target, image 0, is scored 1 and all other images a little less; no reference."""
+    """Queries whose target, image 0, is scored 1 and all other images a little less; no
+    reference."""
     scores = np.linspace(1, 0.9, size, dtype=np.float32)
     return Case(np.tile(scores, (queries, 1)), [0] * queries, [-1] * queries, [{0}] * queries)
 
@@ -376,7 +473,10 @@ def test_weights_hold_over_many_queries() -> None:
         (1, OnlineHardest(margin=-0.03, candidate_pool=40)),
     )
     found = images(strategy, case.whole(), context)
-    parts = [Counter("semantic" if g > 30 else "semi" if g < 8 else "online" for g in rows) for rows in found]
+    parts = [
+        Counter("semantic" if g > 30 else "semi" if g < 8 else "online" for g in rows)
+        for rows in found
+    ]
     assert all(sum(part.values()) == 4 for part in parts)
     assert {part["semantic"] for part in parts} == {2}
     assert {part["semi"] for part in parts} == {1, 2}
@@ -390,9 +490,14 @@ def test_a_small_weight_gets_its_share_too() -> None:
         many(4000, 51).whole(),
         MiningContext(seed=0),
     )
-    assert sum(rows == [1] for rows in found) == 4000  # both give the best one, and each query gets it once
+    assert (
+        sum(rows == [1] for rows in found) == 4000
+    )  # both give the best one, and each query gets it once
     given_QP = np.array(
-        [allocate(1, [9, 1], derived_context(MiningContext(seed=0), 0).rng(i).random()) for i in range(4000)]
+        [
+            allocate(1, [9, 1], derived_context(MiningContext(seed=0), 0).rng(i).random())
+            for i in range(4000)
+        ]
     )
     assert given_QP.mean(axis=0) == pytest.approx([0.9, 0.1], abs=0.015)
 
@@ -407,7 +512,8 @@ def test_a_part_with_too_few_is_not_filled_up() -> None:
 
 
 def test_draws_of_a_part_do_not_hang_on_its_share() -> None:
-    """One of two parts gives a query its image; the random one still draws each of the four as often."""
+    """One of two parts gives a query its image; the random one still draws each of the four as
+    often."""
     case = many(8000, 5)
     random = SemiHard(margin=1, selection="random")
     found = images(mixture(1, (1, random), (1, random)), case.whole(), MiningContext(seed=0))
@@ -419,9 +525,13 @@ def test_draws_of_a_part_do_not_hang_on_its_share() -> None:
 
 
 def test_held_strategies_have_no_share_of_their_own() -> None:
-    with pytest.raises(ValidationError, match="negatives_per_query of the held strategy 'semi_hard' does nothing"):
+    with pytest.raises(
+        ValidationError, match="negatives_per_query of the held strategy 'semi_hard' does nothing"
+    ):
         mixture(5, (1, SemiHard(negatives_per_query=3)))
-    with pytest.raises(ValidationError, match="negatives_per_query of the held strategy 'in_batch'"):
+    with pytest.raises(
+        ValidationError, match="negatives_per_query of the held strategy 'in_batch'"
+    ):
         Curriculum(stages=(SemiHard(), InBatch(negatives_per_query=2)))
     with pytest.raises(ValidationError, match="at least 1"):
         Mixture(parts=())
@@ -439,7 +549,9 @@ LEVELS = (SemiHard(margin=0.25), OnlineHardest(validity="all"))
 
 def test_linear_share() -> None:
     lesson = Curriculum(stages=LEVELS, initial_difficulty=0.2, first_iteration=1, last_iteration=5)
-    assert [lesson.difficulty(t) for t in range(8)] == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.8, 1, 1, 1])
+    assert [lesson.difficulty(t) for t in range(8)] == pytest.approx(
+        [0.2, 0.2, 0.4, 0.6, 0.8, 1, 1, 1]
+    )
     at_once = Curriculum(stages=LEVELS, first_iteration=2, last_iteration=2)
     assert [at_once.difficulty(t) for t in range(4)] == [0, 0, 1, 1]
 
@@ -447,7 +559,13 @@ def test_linear_share() -> None:
 @pytest.mark.parametrize("rounds", range(1, 7))
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"last_iteration": 9}, {"first_iteration": 2}, {"schedule": "step", "steps": (7,)}, {"schedule": "loss"}],
+    [
+        {},
+        {"last_iteration": 9},
+        {"first_iteration": 2},
+        {"schedule": "step", "steps": (7,)},
+        {"schedule": "loss"},
+    ],
     ids=["even", "late end", "late start", "step", "loss"],
 )
 def test_the_last_round_is_at_the_hardest_level(rounds: int, settings: dict[str, Any]) -> None:
@@ -464,7 +582,9 @@ def test_the_last_round_is_at_the_hardest_level(rounds: int, settings: dict[str,
 
 def test_the_share_rises_evenly_over_the_rounds() -> None:
     lesson = Curriculum(stages=LEVELS)
-    assert [lesson.difficulty(t, rounds=5) for t in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert [lesson.difficulty(t, rounds=5) for t in range(5)] == pytest.approx(
+        [0, 0.25, 0.5, 0.75, 1]
+    )
     assert [lesson.difficulty(t, rounds=2) for t in range(2)] == [0, 1]
     assert lesson.difficulty(0, rounds=1) == 1
 
@@ -472,12 +592,26 @@ def test_the_share_rises_evenly_over_the_rounds() -> None:
 def test_step_share() -> None:
     lesson = Curriculum(stages=(*LEVELS, InBatch()), schedule="step", steps=(2, 3))
     assert [lesson.difficulty(t) for t in range(5)] == [0, 0, 0.5, 1, 1]
-    assert [lesson.weights(lesson.difficulty(t)) for t in (1, 2, 3)] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert [lesson.weights(lesson.difficulty(t)) for t in (1, 2, 3)] == [
+        [1, 0, 0],
+        [0, 1, 0],
+        [0, 0, 1],
+    ]
 
 
 def test_loss_share() -> None:
-    lesson = Curriculum(stages=LEVELS, schedule="loss", initial_difficulty=0.5, target_loss_ratio=0.5)
-    losses = {(): 0.5, (2,): 0.5, (2, 3): 0.5, (2, 1.5): 0.75, (2, 1): 1.0, (2, 0.1): 1.0, (2, 1, 1.5): 0.75}
+    lesson = Curriculum(
+        stages=LEVELS, schedule="loss", initial_difficulty=0.5, target_loss_ratio=0.5
+    )
+    losses = {
+        (): 0.5,
+        (2,): 0.5,
+        (2, 3): 0.5,
+        (2, 1.5): 0.75,
+        (2, 1): 1.0,
+        (2, 0.1): 1.0,
+        (2, 1, 1.5): 0.75,
+    }
     assert {seen: lesson.difficulty(9, seen) for seen in losses} == losses
     assert lesson.difficulty(1, (0.0,)) == 1
 
@@ -492,8 +626,14 @@ def test_weights_lie_between_neighbours() -> None:
     ("wrong", "message"),
     [
         ({"steps": (1,)}, "steps does nothing with schedule: linear"),
-        ({"schedule": "loss", "last_iteration": 9}, "last_iteration does nothing with schedule: loss"),
-        ({"first_iteration": 4, "last_iteration": 3}, "last_iteration 3 is before first_iteration 4"),
+        (
+            {"schedule": "loss", "last_iteration": 9},
+            "last_iteration does nothing with schedule: loss",
+        ),
+        (
+            {"first_iteration": 4, "last_iteration": 3},
+            "last_iteration 3 is before first_iteration 4",
+        ),
         ({"schedule": "step"}, "must be 1 ascending"),
         ({"schedule": "step", "steps": (3, 1)}, "must be 1 ascending"),
         ({"stages": LEVELS[:1]}, "at least 2"),
@@ -512,9 +652,15 @@ def test_curriculum_goes_from_easy_to_hard(case: Case, k: int, seed: int, iterat
 
     def oracle(i: int, allowed: list[int]) -> list[int]:
         draw = derived_context(context, 0).rng(i).random()
-        num_easy, num_hard = (k, 0) if hard == 0 else (0, k) if hard == 3 else shared(k, [3 - hard, hard], draw)
+        num_easy, num_hard = (
+            (k, 0) if hard == 0 else (0, k) if hard == 3 else shared(k, [3 - hard, hard], draw)
+        )
         easy = semi_hard(case, 0.25, i, allowed)[:num_easy]
-        return best(case, i, easy + online(case, 50, None, i, [g for g in allowed if g not in easy])[:num_hard])
+        return best(
+            case,
+            i,
+            easy + online(case, 50, None, i, [g for g in allowed if g not in easy])[:num_hard],
+        )
 
     check_all(lesson, case, context, oracle)
 
@@ -522,7 +668,9 @@ def test_curriculum_goes_from_easy_to_hard(case: Case, k: int, seed: int, iterat
 def test_curriculum_reads_the_losses() -> None:
     case = many(4, 51)
     lesson = Curriculum(
-        negatives_per_query=2, stages=(OnlineHardest(margin=-0.051), OnlineHardest(validity="all")), schedule="loss"
+        negatives_per_query=2,
+        stages=(OnlineHardest(margin=-0.051), OnlineHardest(validity="all")),
+        schedule="loss",
     )
     assert images(lesson, case.whole(), MiningContext(seed=0)) == [[26, 27]] * 4
     assert images(lesson, case.whole(), MiningContext(seed=0, losses=(2.0, 0.9))) == [[1, 2]] * 4
@@ -532,9 +680,17 @@ def test_curriculum_reads_the_losses() -> None:
 
 
 EVERY: list[Strategy] = [
-    SemiHard(), SemiHard(selection="random"), InBatch(), OnlineHardest(), OnlineHardest(validity="all"), Semantic(),
-    Diverse(), Diverse(method="clusters"), mixture(5, (1, SemiHard()), (2, Semantic())), Curriculum(stages=LEVELS),
-]  # fmt: skip
+    SemiHard(),
+    SemiHard(selection="random"),
+    InBatch(),
+    OnlineHardest(),
+    OnlineHardest(validity="all"),
+    Semantic(),
+    Diverse(),
+    Diverse(method="clusters"),
+    mixture(5, (1, SemiHard()), (2, Semantic())),
+    Curriculum(stages=LEVELS),
+]
 
 
 @pytest.mark.parametrize("strategy", EVERY, ids=lambda s: s.type)

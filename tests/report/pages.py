@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 
 @dataclass
 class Page(HTMLParser):
-    """`tables` are rows of cells by caption, heads first; `text` is all text that is no style; `tags` are counted."""
+    """`tables` are rows of cells by caption, heads first; `text` is all text that is no style;
+    `tags` are counted."""
 
     tables: dict[str, list[list[str]]] = field(default_factory=dict)
     tags: dict[str, int] = field(default_factory=dict)

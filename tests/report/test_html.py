@@ -1,4 +1,5 @@
-"""`report.html`: what stands in it is what the artifacts say, and it is whole whatever is missing or planted."""
+"""`report.html`: what stands in it is what the artifacts say, and it is whole whatever is missing
+or planted."""
 
 from __future__ import annotations
 
@@ -28,17 +29,26 @@ from tests.commands import command
 from tests.report.pages import Page, read
 
 EVIL = (
-    "<script>window.planted = 1</script>", "<img src=x onerror='window.planted = 1'>", "</figcaption><h1>no</h1>",
-    "{{ 7 * 7 }} \x1b[31m \u202e red", "\"><svg onload=window.planted=1>",
-)  # fmt: skip
+    "<script>window.planted = 1</script>",
+    "<img src=x onerror='window.planted = 1'>",
+    "</figcaption><h1>no</h1>",
+    "{{ 7 * 7 }} \x1b[31m \u202e red",
+    '"><svg onload=window.planted=1>',
+)
 
 
 def content(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-def made(home: Path, iterations: int = 2, parts: int | None = None, queries: int = 12, images: int = 9,
-         **changes: Any) -> RunConfig:  # fmt: skip
+def made(
+    home: Path,
+    iterations: int = 2,
+    parts: int | None = None,
+    queries: int = 12,
+    images: int = 9,
+    **changes: Any,
+) -> RunConfig:
     """A made-up run of a model that is nowhere, and its data."""
     make_data(home / "data", queries, images, EVIL)
     config = settings(home, iterations, **changes)
@@ -58,7 +68,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture
 def copied(whole: RunConfig, tmp_path: Path) -> RunConfig:
-    shutil.copytree(whole.directory.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html", "figures"))
+    shutil.copytree(
+        whole.directory.parent,
+        tmp_path / "copy",
+        ignore=shutil.ignore_patterns("report.html", "figures"),
+    )
     place = {"data_dir": tmp_path / "copy" / "data", "experiment_dir": tmp_path / "copy" / "run"}
     return whole.model_copy(update=place)
 
@@ -72,14 +86,23 @@ def test_a_run_leaves_a_report_with_the_numbers_of_its_results(finished: Path) -
         [r["iteration"], *(f"{r['metrics'][m]} ± {r['standard_errors'][m]}" for m in heads[1:])]
         for r in results["results"]
     ]
-    [compared] = [rows for caption, rows in page.tables.items() if caption.startswith("Each iteration against")]
-    assert [row[2] for row in compared[1:]] == [f"{c['p']:.4f}" for c in results["compared"]] and len(compared) == 3
+    [compared] = [
+        rows
+        for caption, rows in page.tables.items()
+        if caption.startswith("Each iteration against")
+    ]
+    assert [row[2] for row in compared[1:]] == [
+        f"{c['p']:.4f}" for c in results["compared"]
+    ] and len(compared) == 3
     assert "Finished." in page.text and "Still missing" not in page.text
 
 
 def test_won_and_lost_are_counted_query_by_query(finished: Path) -> None:
     page = read((finished / "report.html").read_text("utf-8"))
-    ranks = [content(finished / f"evaluation_{name}.json")["ranks"] for name in ("base", "iter_0", "iter_1")]
+    ranks = [
+        content(finished / f"evaluation_{name}.json")["ranks"]
+        for name in ("base", "iter_0", "iter_1")
+    ]
     rows = {row[0]: row[1:] for row in page.tables["Queries won and lost by recall@1"][1:]}
     for label, a, b in (("base → 0", 0, 1), ("0 → 1", 1, 2), ("base → 1", 0, 2)):
         pairs = Counter((x[1] > 1) - (y[1] > 1) for x, y in zip(ranks[a], ranks[b], strict=True))
@@ -93,7 +116,9 @@ def test_best_images_agree_with_the_ranks(finished: Path) -> None:
     assert part.relevance is not None
     evaluation = store.find("evaluation_iter_1.json").read()
     seen = 0
-    for query, (name, rank, _), top in zip(part.queries, evaluation["ranks"], evaluation["top"], strict=True):
+    for query, (name, rank, _), top in zip(
+        part.queries, evaluation["ranks"], evaluation["top"], strict=True
+    ):
         assert name == query.id and len({*top}) == 5 and query.reference not in top
         target = part.relevance.targets[query.id]
         assert (top.index(target) + 1 if target in top else None) == (rank if rank <= 5 else None)
@@ -103,7 +128,10 @@ def test_best_images_agree_with_the_ranks(finished: Path) -> None:
 
 def test_mining_captions_sets_loss_and_costs_are_those_of_the_artifacts(finished: Path) -> None:
     page = read((finished / "report.html").read_text("utf-8"))
-    mined, texts = content(finished / "hard_negatives_iter_0.json"), content(finished / "augmented_samples_iter_1.json")
+    mined, texts = (
+        content(finished / "hard_negatives_iter_0.json"),
+        content(finished / "augmented_samples_iter_1.json"),
+    )
     account = content(finished / "accounting_iter_1.json")
     [row] = page.tables["Mined negatives by the model that was wrong"][1:]
     count, wrong = len(mined["negatives"]), account["false_negatives"]
@@ -116,9 +144,16 @@ def test_mining_captions_sets_loss_and_costs_are_those_of_the_artifacts(finished
     heads, row = page.tables["Texts by what became of them"]
     assert dict(zip(heads[2:-1], map(int, row[2:-1]), strict=True)) == texts["summary"]["rejected"]
     assert int(row[1]) == len(texts["accepted"]) and int(row[-1]) == texts["summary"]["candidates"]
-    assert page.tables["Set sizes"][1][:5] == ["1", "48", str(len(texts["accepted"])), str(len(texts["accepted"])),
-                                               str(count)]  # fmt: skip
-    log = [row["loss"] for row in content(finished / "checkpoint_iter_1" / "training_log.json")["rows"]]
+    assert page.tables["Set sizes"][1][:5] == [
+        "1",
+        "48",
+        str(len(texts["accepted"])),
+        str(len(texts["accepted"])),
+        str(count),
+    ]
+    log = [
+        row["loss"] for row in content(finished / "checkpoint_iter_1" / "training_log.json")["rows"]
+    ]
     assert page.tables["Loss of each iteration"][2][3] == f"{log[0]:.6g}" and len(log) == 6
     stages = [row[0] for row in page.tables["Cost of each attempt at a stage"][1:]]
     assert stages == [row["stage"] for row in content(finished / "costs.json")["stages"]]
@@ -154,7 +189,9 @@ def test_markup_in_texts_and_settings_stands_as_text(whole: RunConfig) -> None:
     assert "script" not in page.tags and page.tags["h1"] == 1
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert not [
-        value for name, value in page.attributes if name in ("src", "href") and not value.startswith(("data:", "#"))
+        value
+        for name, value in page.attributes
+        if name in ("src", "href") and not value.startswith(("data:", "#"))
     ]
 
 
@@ -167,7 +204,11 @@ def test_secrets_are_hidden(copied: RunConfig, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MODEL_PASSWORD", "nowhere/no-model")
     text = rebuild(copied).read_text("utf-8")
     assert "nowhere/no-model" not in text and "qwen2_vl" in text
-    assert "the same, [hidden] and [hidden]" in text and "secret and" not in text and "hf_abc" not in text
+    assert (
+        "the same, [hidden] and [hidden]" in text
+        and "secret and" not in text
+        and "hf_abc" not in text
+    )
 
 
 def test_pictures_that_are_gone_leave_tiles_that_say_so(copied: RunConfig) -> None:
@@ -175,13 +216,17 @@ def test_pictures_that_are_gone_leave_tiles_that_say_so(copied: RunConfig) -> No
     before = page_of(copied)
     (copied.data_dir / "images" / "000001.jpg").unlink()
     some = page_of(copied)
-    assert 0 < some.tags["img"] < before.tags["img"] and "Missing pictures. 1 of" in " ".join(some.text.split())
+    assert 0 < some.tags["img"] < before.tags["img"] and "Missing pictures. 1 of" in " ".join(
+        some.text.split()
+    )
     shutil.rmtree(copied.data_dir / "images")
     assert "No pictures." in page_of(copied).text
     shutil.rmtree(copied.data_dir)
     none = page_of(copied)
     assert "img" not in none.tags and "there is no such directory" in none.text
-    assert none.tables["Fractions ± standard errors"] == before.tables["Fractions ± standard errors"]
+    assert (
+        none.tables["Fractions ± standard errors"] == before.tables["Fractions ± standard errors"]
+    )
 
 
 @pytest.mark.parametrize("parts", [0, 1, 3, 4, 5])
@@ -195,17 +240,32 @@ def test_a_run_that_is_going_says_what_is_missing(parts: int, tmp_path: Path) ->
     assert ("Nothing is written yet." in page.text) == (parts < 5)
 
 
-def test_a_control_is_drawn_where_it_was_evaluated_alike(whole: RunConfig, copied: RunConfig) -> None:
-    with_control = copied.model_copy(update={"runtime": copied.runtime.model_copy(update={"control": whole.directory})})
+def test_a_control_is_drawn_where_it_was_evaluated_alike(
+    whole: RunConfig, copied: RunConfig
+) -> None:
+    with_control = copied.model_copy(
+        update={"runtime": copied.runtime.model_copy(update={"control": whole.directory})}
+    )
     rows = page_of(with_control).tables["Fractions ± standard errors"][1:]
-    assert [row[0] for row in rows] == ["base", "0", "1", "2", "control base", "control 0", "control 1", "control 2"]
+    assert [row[0] for row in rows] == [
+        "base",
+        "0",
+        "1",
+        "2",
+        "control base",
+        "control 0",
+        "control 1",
+        "control 2",
+    ]
     results = content(copied.directory / "evaluation_results.json")
     for row in results["results"]:
         row["split"] = "jsonl_test"
     other = copied.directory.parent / "other"
     other.mkdir()
     write_json(other / "evaluation_results.json", results)
-    with_control = copied.model_copy(update={"runtime": copied.runtime.model_copy(update={"control": other})})
+    with_control = copied.model_copy(
+        update={"runtime": copied.runtime.model_copy(update={"control": other})}
+    )
     page = page_of(with_control)
     assert "The control other is not drawn: it was evaluated with another split." in page.text
     assert len(page.tables["Fractions ± standard errors"]) == 5
@@ -236,16 +296,28 @@ def test_report_only_reads_beside_a_run_and_changes_nothing_else(copied: RunConf
     """Under a lock that another run holds; the model's path leads nowhere."""
     before = file_digests(copied.directory)
     with run_lock.held(copied.directory):
-        done = command("train_iterative.py", "--report_only", "--experiment_dir", copied.directory, "--data_dir",
-                       copied.data_dir)  # fmt: skip
+        done = command(
+            "train_iterative.py",
+            "--report_only",
+            "--experiment_dir",
+            copied.directory,
+            "--data_dir",
+            copied.data_dir,
+        )
     assert done.returncode == 0, done.stderr
     after = file_digests(copied.directory)
     assert "report.html" in after
-    rest = {name: digest for name, digest in after.items() if name != "report.html" and not name.startswith("figures")}
+    rest = {
+        name: digest
+        for name, digest in after.items()
+        if name != "report.html" and not name.startswith("figures")
+    }
     assert rest == before
 
 
-def test_report_only_refuses_what_is_no_run_and_what_was_altered(copied: RunConfig, tmp_path: Path) -> None:
+def test_report_only_refuses_what_is_no_run_and_what_was_altered(
+    copied: RunConfig, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="is no run directory"):
         rebuild(copied.model_copy(update={"experiment_dir": tmp_path}))
     path = copied.directory / "hard_negatives_iter_0.json"
@@ -277,7 +349,9 @@ def test_the_chart_of_metrics_draws_the_results(finished: Path) -> None:
     assert [*drawn] == ["recall@1", "recall@1, control", "recall@10", "recall@10, control"]
     for metric in ("recall@1", "recall@10"):
         line, _, [bars] = drawn[metric]
-        assert line.get_xydata().tolist() == [[i, row["metrics"][metric]] for i, row in enumerate(results)]
+        assert line.get_xydata().tolist() == [
+            [i, row["metrics"][metric]] for i, row in enumerate(results)
+        ]
         errors = [(high - low) / 2 for (_, low), (_, high) in bars.get_segments()]
         assert errors == pytest.approx([row["standard_errors"][metric] for row in results])
         assert drawn[f"{metric}, control"][0].get_linestyle() == "--"
@@ -287,11 +361,17 @@ def test_the_chart_of_metrics_draws_the_results(finished: Path) -> None:
 def test_charts_are_files_and_equal_input_gives_equal_bytes(finished: Path) -> None:
     names = {"recalls", "similarity_1", "captions", "loss", "costs"}
     figures = finished / "figures"
-    assert {path.name for path in figures.iterdir()} == {f"{n}.{kind}" for n in names for kind in ("svg", "png")}
-    assert (figures / "loss.svg").read_text().count("<svg") == 1 and Image.open(figures / "loss.png").size[0] == 720
+    assert {path.name for path in figures.iterdir()} == {
+        f"{n}.{kind}" for n in names for kind in ("svg", "png")
+    }
+    assert (figures / "loss.svg").read_text().count("<svg") == 1 and Image.open(
+        figures / "loss.png"
+    ).size[0] == 720
 
     def chart(title: str) -> Any:
-        return draw("a", title, Table("", (), ()), lambda axes: name_ticks(axes, [*map(str, range(30))]))
+        return draw(
+            "a", title, Table("", (), ()), lambda axes: name_ticks(axes, [*map(str, range(30))])
+        )
 
     evil = "<b>$x^2$\x1b\"'"
     assert chart(evil) == chart(evil)
@@ -304,7 +384,9 @@ def test_charts_are_files_and_equal_input_gives_equal_bytes(finished: Path) -> N
     ("data", "best"),
     [("fashioniq", "abcde"), ("circo", "abcde"), ("cirr", "acdef"), ("triplets", "acdef")],
 )
-def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(data: str, best: str) -> None:
+def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(
+    data: str, best: str
+) -> None:
     from cirloop.stages.evaluate import _top
     from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance
 

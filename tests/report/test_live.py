@@ -1,4 +1,5 @@
-"""The live view: on a real terminal and on a narrow one, what it shows and what it leaves behind."""
+"""The live view: on a real terminal and on a narrow one, what it shows and what it leaves
+behind."""
 
 from __future__ import annotations
 
@@ -36,10 +37,19 @@ from tests.distributed.test_many import are_gone, processes
 from tests.faults.harness import VERY_SMALL
 from tests.test_stopping import settings
 
-ONE = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_processes": 1, "num_machines": 1,
-       "mixed_precision": "no", "use_cpu": True}  # fmt: skip
-RECALLS = [["iteration", "recall@1", "recall@5", "recall@10"], ["base", "22.4 ± 1.3", "60.1 ± 1.5", "75.3 ± 1.4"],
-           *([str(t), f"{40 + t}.0 ± 1.6", "86.2 ± 1.1", "96.3 ± 0.6"] for t in range(6))]  # fmt: skip
+ONE = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "NO",
+    "num_processes": 1,
+    "num_machines": 1,
+    "mixed_precision": "no",
+    "use_cpu": True,
+}
+RECALLS = [
+    ["iteration", "recall@1", "recall@5", "recall@10"],
+    ["base", "22.4 ± 1.3", "60.1 ± 1.5", "75.3 ± 1.4"],
+    *([str(t), f"{40 + t}.0 ± 1.6", "86.2 ± 1.1", "96.3 ± 0.6"] for t in range(6)),
+]
 
 
 class Terminal:
@@ -92,11 +102,21 @@ def test_a_run_on_a_terminal_and_ctrl_c(small: Any, tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(ONE))
     runtime = {"num_workers": 0, "accelerate_config": tmp_path / "one.yaml"}
     training = {**VERY_SMALL["training"], "warm_up_steps": 2000}
-    config = small(tmp_path / "run", **{**VERY_SMALL, "num_iterations": 1, "training": training, "runtime": runtime})
+    config = small(
+        tmp_path / "run",
+        **{**VERY_SMALL, "num_iterations": 1, "training": training, "runtime": runtime},
+    )
     words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "OMP_NUM_THREADS": "1",
+        "TERM": "xterm",
+    }
     terminal = Terminal(words, 90, environment)
-    shown = terminal.until(lambda text: re.search(r"train iteration 0 .* [1-9]\d*/2000 .*left \d", text))
+    shown = terminal.until(
+        lambda text: re.search(r"train iteration 0 .* [1-9]\d*/2000 .*left \d", text)
+    )
     assert shown.count("train iteration 0") == 1 and "stage 2 of 8" not in shown, "two regions"
     there = [pid for pid, _ in processes(terminal.pid)]
     terminal.type(b"\x03")
@@ -114,7 +134,9 @@ class Screen:
 
     def __init__(self, columns: int) -> None:
         self._out = io.StringIO()
-        self.console = Console(file=self._out, force_terminal=True, width=columns, height=20, color_system=None)
+        self.console = Console(
+            file=self._out, force_terminal=True, width=columns, height=20, color_system=None
+        )
         self.view = View(self.console)
         self._screen = pyte.Screen(columns, 60)
         self._stream = pyte.Stream(self._screen)
@@ -134,8 +156,16 @@ class Screen:
 
 
 def head(**changes: Any) -> Head:
-    told = {"run": "experiments/a_run_with_a_long_name", "stage": "checkpoint_iter_2", "number": 12, "of": 17,
-            "iteration": 2, "iterations": 3, "left": 754.0, "recalls": RECALLS}  # fmt: skip
+    told = {
+        "run": "experiments/a_run_with_a_long_name",
+        "stage": "checkpoint_iter_2",
+        "number": 12,
+        "of": 17,
+        "iteration": 2,
+        "iterations": 3,
+        "left": 754.0,
+        "recalls": RECALLS,
+    }
     return Head(**{**told, **changes})
 
 
@@ -151,14 +181,23 @@ def test_the_region_fits_the_terminal_and_goes_without_a_trace(columns: int) -> 
         screen.console.print("a log line")
         lines = screen.lines
         assert lines[0] == "a log line" and lines[1].startswith("stage 12 of 17: check"), lines
-        assert len(lines) == 1 + 2 + 1 + 1 + 4, lines  # the stage, the bar, the columns, four evaluations
+        assert len(lines) == 1 + 2 + 1 + 1 + 4, (
+            lines
+        )  # the stage, the bar, the columns, four evaluations
         assert (lines[2].startswith("iteration 2 of 3") and "29" in lines[3]) or columns < 30
         assert [line.split()[0] for line in lines[5:]] == ["base", "3", "4", "5"]
-        assert lines[4].split()[1:] == ["recall@1", "recall@5", "recall@10"][: max(1, columns // 14 - 1)]
+        assert (
+            lines[4].split()[1:]
+            == ["recall@1", "recall@5", "recall@10"][: max(1, columns // 14 - 1)]
+        )
         if columns == 100:
-            assert re.search(r"about 1[0-3] min left in all · experiments/a_run_with_a_long_name", lines[2]), lines[2]
+            assert re.search(
+                r"about 1[0-3] min left in all · experiments/a_run_with_a_long_name", lines[2]
+            ), lines[2]
             assert "22.4 ± 1.3" in lines[5] and "45.0 ± 1.6" in lines[8] and "29/100" in lines[3]
-        assert not screen.cursor_is_hidden, "a process that is killed now would leave the terminal without one"
+        assert not screen.cursor_is_hidden, (
+            "a process that is killed now would leave the terminal without one"
+        )
         bar.close()
         assert not [line for line in screen.lines if "29/100" in line]
         events.tell("head", head=None)
@@ -195,7 +234,9 @@ def test_a_bar_shows_its_rate(columns: int) -> None:
     screen.view.stop()
 
 
-def test_a_plain_line_says_the_rate(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plain_line_says_the_rate(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("cirloop.monitoring.console.LINE_EVERY", -1.0)
     with caplog.at_level(logging.INFO, "cirloop"):
         assert [*progress(events.Counted([1, 2], [5, 5], "texts/s"), "captions: write")] == [1, 2]
@@ -203,7 +244,9 @@ def test_a_plain_line_says_the_rate(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert re.fullmatch(r"captions: write: 1 of 2, about \d+ s left, [\d.e+]+ texts/s", said)
 
 
-def test_no_terminal_has_plain_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_terminal_has_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("cirloop.monitoring.console.LINE_EVERY", -1.0)
     with caplog.at_level(logging.INFO, "cirloop"):
         assert [*progress([1, 2, 3], "embed")] == [1, 2, 3]
@@ -229,14 +272,26 @@ def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: 
         return heads[-1].left
 
     assert left("evaluation_base.json", 0) is None
-    seconds = {"evaluation_base.json": 9, "checkpoint_iter_0": 100, "evaluation_iter_0.json": 3,
-               "hard_negatives_iter_0.json": 5, "augmented_samples_iter_1.json": 40, "accounting_iter_1.json": 1,
-               "checkpoint_iter_1": 16}  # fmt: skip
-    rows = [{"stage": name, "seconds": s, "steps": 8 * name.startswith("check"), "finished": True}
-            for name, s in seconds.items()]  # fmt: skip
+    seconds = {
+        "evaluation_base.json": 9,
+        "checkpoint_iter_0": 100,
+        "evaluation_iter_0.json": 3,
+        "hard_negatives_iter_0.json": 5,
+        "augmented_samples_iter_1.json": 40,
+        "accounting_iter_1.json": 1,
+        "checkpoint_iter_1": 16,
+    }
+    rows = [
+        {"stage": name, "seconds": s, "steps": 8 * name.startswith("check"), "finished": True}
+        for name, s in seconds.items()
+    ]
     costs._write(rows[:6])
     assert left("checkpoint_iter_1", 1) is None, "a round's training is not the warm-up"
-    costs._write([*rows, {"stage": "evaluation_iter_1.json", "seconds": 999, "steps": 0, "finished": False}])
-    two_rounds_more = 3 + 5 + 40 + 1 + 16 / 8 * 10 + 3  # evaluate; mine, caption, account, train 10 steps, evaluate
+    costs._write(
+        [*rows, {"stage": "evaluation_iter_1.json", "seconds": 999, "steps": 0, "finished": False}]
+    )
+    two_rounds_more = (
+        3 + 5 + 40 + 1 + 16 / 8 * 10 + 3
+    )  # evaluate; mine, caption, account, train 10 steps, evaluate
     assert left("evaluation_iter_1.json", 1) == pytest.approx(two_rounds_more)
     assert (heads[-1].number, heads[-1].of) == (8, 13)

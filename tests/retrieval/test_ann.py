@@ -21,7 +21,9 @@ from cirloop.types import UserError
 def vectors() -> tuple[Any, Any]:
     random = np.random.default_rng(0)
     centres = random.standard_normal((60, 32))
-    gallery = (centres[random.integers(0, 60, 4000)] + 0.7 * random.standard_normal((4000, 32))).astype(np.float32)
+    gallery = (
+        centres[random.integers(0, 60, 4000)] + 0.7 * random.standard_normal((4000, 32))
+    ).astype(np.float32)
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     return gallery[::40] + 0.05 * random.standard_normal((100, 32)).astype(np.float32), gallery
 
@@ -36,7 +38,9 @@ def test_flat_is_exact(vectors: tuple[Any, Any]) -> None:
 def test_an_approximate_index_says_what_it_holds(kind: Any, vectors: tuple[Any, Any]) -> None:
     rows, scores, recall = ann_topk(*vectors, 20, kind)
     exact, _ = topk(*vectors, 20)
-    held = np.mean([len({*a} & {*b}) for a, b in zip(rows.tolist(), exact.tolist(), strict=True)]) / 20
+    held = (
+        np.mean([len({*a} & {*b}) for a, b in zip(rows.tolist(), exact.tolist(), strict=True)]) / 20
+    )
     assert recall == pytest.approx(held) and 0.8 < held <= 1
     queries, gallery = vectors
     for i in range(100):
@@ -58,7 +62,9 @@ def test_looking_at_more_finds_more(vectors: tuple[Any, Any]) -> None:
     assert held("ivf_pq", nprobe=50, m=2, nbits=4, candidates=30) > coarse
 
 
-def test_an_index_is_the_same_again_and_reads_no_more_than_it_trains_on(vectors: tuple[Any, Any]) -> None:
+def test_an_index_is_the_same_again_and_reads_no_more_than_it_trains_on(
+    vectors: tuple[Any, Any],
+) -> None:
     queries, gallery = vectors
     settings = IndexSettings(nlist=20, nprobe=2, training_size=900, m=8, nbits=5)
     parts = ConcatArray([gallery[:1500], gallery[1500:]])
@@ -80,7 +86,9 @@ def test_an_index_is_the_same_again_and_reads_no_more_than_it_trains_on(vectors:
         ("ivf_pq", {"training_size": 255}, "training_size 255 must be at least 256"),
     ],
 )
-def test_settings_that_do_not_fit_the_gallery(kind: Any, settings: Any, message: str, vectors: tuple[Any, Any]) -> None:
+def test_settings_that_do_not_fit_the_gallery(
+    kind: Any, settings: Any, message: str, vectors: tuple[Any, Any]
+) -> None:
     with pytest.raises(UserError, match=message):
         ann_topk(*vectors, 20, kind, IndexSettings(**settings))
 
@@ -95,11 +103,18 @@ def test_settings_that_an_index_does_not_read_are_refused() -> None:
 def test_mining_by_an_index(vectors: tuple[Any, Any]) -> None:
     given, stats = MiningInputs(*vectors, np.arange(0, 4000, 40)), {}
     best = Margin(negatives_per_query=3, range_max=20)
-    exact = [f.gallery_indices.tolist() for f in miner.mine(MiningSettings(strategy=best), given, MiningContext(0))]
-    flat = miner.mine(MiningSettings(strategy=best, search="flat"), given, MiningContext(0), stats=stats)
+    exact = [
+        f.gallery_indices.tolist()
+        for f in miner.mine(MiningSettings(strategy=best), given, MiningContext(0))
+    ]
+    flat = miner.mine(
+        MiningSettings(strategy=best, search="flat"), given, MiningContext(0), stats=stats
+    )
     assert [f.gallery_indices.tolist() for f in flat] == exact and stats == {"search_recall": 1.0}
     every = MiningSettings(
-        strategy=TopK(negatives_per_query=3, extra_ranks="all"), search="ivf", only_failed_queries=False
+        strategy=TopK(negatives_per_query=3, extra_ranks="all"),
+        search="ivf",
+        only_failed_queries=False,
     )
     few = list(miner.mine(every, given, MiningContext(0), stats=stats))
     assert all(len(f.gallery_indices) == 3 for f in few) and stats["search_recall"] > 0.8
@@ -124,13 +139,20 @@ def test_an_index_leaves_out_what_is_excluded(vectors: tuple[Any, Any]) -> None:
     excluded = np.where(np.arange(100)[:, None] % 2, first, -1)
     rows, scores, recall = ann_topk(queries, gallery, 20, "flat", excluded_QE=excluded)
     exact, same = topk(queries, gallery, 20, excluded=excluded)
-    assert recall == 1 and (rows == exact).all() and (scores == same).all() and not (rows[1::2] == first[1::2]).any()
+    assert (
+        recall == 1
+        and (rows == exact).all()
+        and (scores == same).all()
+        and not (rows[1::2] == first[1::2]).any()
+    )
 
 
 def test_clusters_of_well_apart_images() -> None:
     random = np.random.default_rng(0)
     kind = random.integers(0, 4, 200)
-    vectors_ND = np.eye(4, 8, dtype=np.float32)[kind] + random.normal(0, 0.02, (200, 8)).astype(np.float32)
+    vectors_ND = np.eye(4, 8, dtype=np.float32)[kind] + random.normal(0, 0.02, (200, 8)).astype(
+        np.float32
+    )
     vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     for seed in range(10):  # k-means may settle elsewhere, for few seeds
         labels, centroids = kmeans(vectors_ND, 4, seed)

@@ -26,7 +26,9 @@ def unit(*shape: int, shift: float = 0.0) -> Any:
 def test_the_mean_cosine_is_that_of_all_pairs(shift: float) -> None:
     vectors = unit(40, 8, shift=shift)
     cosines = vectors @ vectors.T
-    assert mean_cosine(vectors, 0) == pytest.approx(cosines[~np.eye(40, dtype=bool)].mean(), abs=1e-6)
+    assert mean_cosine(vectors, 0) == pytest.approx(
+        cosines[~np.eye(40, dtype=bool)].mean(), abs=1e-6
+    )
 
 
 def test_at_most_a_thousand_rows_are_looked_at_and_several_vectors_are_pooled() -> None:
@@ -42,7 +44,11 @@ def test_a_run_warns_of_collapsed_embeddings_once_and_keeps_it(
     small: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = small(tmp_path / "run")
-    run = Run(config, Store(tmp_path / "run"), config.data.build(Sources(None, config.cache, lambda items, _: items)))
+    run = Run(
+        config,
+        Store(tmp_path / "run"),
+        config.data.build(Sources(None, config.cache, lambda items, _: items)),
+    )
     part = run.data.parts("val")[0]
     with caplog.at_level(logging.WARNING), run.costs.stage("a", False):
         run.gallery(run.embedder(None), part)

@@ -1,4 +1,5 @@
-"""Embedding: what is alike is embedded once, batches are of one length, and neither shows in the result."""
+"""Embedding: what is alike is embedded once, batches are of one length, and neither shows in the
+result."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from cirloop.monitoring import profiling
 from cirloop.retrieval.embed import batches_of, embed, query_items
 from cirloop.types import UserError
 
-LONG = "Make it blue, and put a small green circle on the left of every large red square that has a white border. " * 3
+LONG = (
+    "Make it blue, and put a small green circle on the left of every large red square that has a"
+    " white border. " * 3
+)
 
 
 class Watched:
@@ -45,7 +49,9 @@ def train() -> Any:
 
 
 @pytest.fixture(scope="module")
-def features(watched: Watched, train: Any, tmp_path_factory: pytest.TempPathFactory) -> VisionFeatures:
+def features(
+    watched: Watched, train: Any, tmp_path_factory: pytest.TempPathFactory
+) -> VisionFeatures:
     return VisionFeatures(watched.backbone, train.images, tmp_path_factory.mktemp("cache"))
 
 
@@ -57,10 +63,22 @@ def items_of(train: Any) -> list[Item]:
 
 
 def vectors_of(
-    watched: Watched, features: VisionFeatures, items: list[Item], batch_size: int = 64, max_tokens: int = 0
+    watched: Watched,
+    features: VisionFeatures,
+    items: list[Item],
+    batch_size: int = 64,
+    max_tokens: int = 0,
 ) -> npt.NDArray[np.float32]:
     watched.shapes.clear()
-    return embed(watched.backbone, features, items, batch_size, lambda batches, _: batches, "embed", max_tokens)
+    return embed(
+        watched.backbone,
+        features,
+        items,
+        batch_size,
+        lambda batches, _: batches,
+        "embed",
+        max_tokens,
+    )
 
 
 def alone(watched: Watched, features: VisionFeatures, items: list[Item]) -> Any:
@@ -68,11 +86,16 @@ def alone(watched: Watched, features: VisionFeatures, items: list[Item]) -> Any:
     out = np.zeros((len(items), 256), np.float32)
     with torch.inference_mode():
         for row, item in enumerate(items):
-            out[row] = watched.backbone.module(watched.backbone.inputs([item], features.get([item.image])))[0].numpy()
+            out[row] = watched.backbone.module(
+                watched.backbone.inputs([item], features.get([item.image]))
+            )[0].numpy()
     return out
 
 
-@pytest.mark.skipif("MKL_CBWR" not in os.environ, reason="not an Intel processor: bits of a product depend on its size")
+@pytest.mark.skipif(
+    "MKL_CBWR" not in os.environ,
+    reason="not an Intel processor: bits of a product depend on its size",
+)
 @pytest.mark.parametrize(("batch_size", "max_tokens"), [(1, 0), (5, 0), (64, 0), (64, 200)])
 def test_no_batch_size_changes_a_bit(
     watched: Watched, train: Any, features: VisionFeatures, batch_size: int, max_tokens: int
@@ -84,7 +107,8 @@ def test_no_batch_size_changes_a_bit(
 
 
 class Scarce:
-    """A device that holds `most` rows of the module at once; from torch's own error on it goes as on a GPU."""
+    """A device that holds `most` rows of the module at once; from torch's own error on it goes as
+    on a GPU."""
 
     def __init__(self, module: torch.nn.Module, most: int) -> None:
         self.calls: list[int] = []
@@ -99,7 +123,11 @@ class Scarce:
 
 @pytest.mark.parametrize("most", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_batches_that_memory_does_not_hold_are_halved_and_change_nothing(
-    watched: Watched, train: Any, features: VisionFeatures, most: int, caplog: pytest.LogCaptureFixture
+    watched: Watched,
+    train: Any,
+    features: VisionFeatures,
+    most: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     items = list(dict.fromkeys(items_of(train)))
     whole = vectors_of(watched, features, items)
@@ -122,7 +150,10 @@ def test_an_item_that_memory_does_not_hold_alone_is_an_error_with_the_way_out(
 ) -> None:
     scarce = Scarce(watched.backbone.module, 0)
     try:
-        with pytest.raises(UserError, match=r"out of memory with one of items to embed: CUDA.*\nSet model.max_pixels"):
+        with pytest.raises(
+            UserError,
+            match=r"out of memory with one of items to embed: CUDA.*\nSet model.max_pixels",
+        ):
             vectors_of(watched, features, items_of(train))
     finally:
         scarce.hook.remove()
@@ -146,7 +177,9 @@ def test_items_that_differ_in_text_or_image_alone_are_not_alike(
 ) -> None:
     one, other = train.gallery.ids[:2]
     made = vectors_of(
-        watched, features, [Item(one, "red"), Item(one, "blue"), Item(other, "red"), Item(one), Item(other)]
+        watched,
+        features,
+        [Item(one, "red"), Item(one, "blue"), Item(other, "red"), Item(one), Item(other)],
     )
     assert len({row.tobytes() for row in made}) == 5
 
@@ -157,10 +190,14 @@ def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
     items = list(dict.fromkeys(items_of(train)))
     with caplog.at_level("INFO", "cirloop"), profiling.metering() as spent:
         vectors_of(watched, features, items)
-    assert spent.padding == 0 and spent.tokens == sum(rows * length for rows, length in watched.shapes)
+    assert spent.padding == 0 and spent.tokens == sum(
+        rows * length for rows, length in watched.shapes
+    )
     lengths = [watched.backbone.length(item, features.grids([item.image])[0]) for item in items]
     assert {length for _, length in watched.shapes} == {*lengths} and len({*lengths}) > 2
-    assert f"{len(items)} of {len(items)} unlike items in {len(watched.shapes)} batches" in caplog.text
+    assert (
+        f"{len(items)} of {len(items)} unlike items in {len(watched.shapes)} batches" in caplog.text
+    )
 
 
 def test_a_vector_that_is_not_finite_is_named_by_its_item(
@@ -173,14 +210,18 @@ def test_a_vector_that_is_not_finite_is_named_by_its_item(
             norm.fill_(torch.nan)
         with pytest.raises(RuntimeError, match=r"'red'.*2 in the batch"):
             image = train.gallery.ids[0]
-            vectors_of(watched, features, [Item(image, "red"), Item(image, "blue"), Item(image, "red")])
+            vectors_of(
+                watched, features, [Item(image, "red"), Item(image, "blue"), Item(image, "red")]
+            )
     finally:
         with torch.no_grad():
             norm.copy_(kept)
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 7), st.integers(0, 120))
-def test_batches_hold_every_row_once_and_keep_their_bound(lengths: list[int], batch_size: int, budget: int) -> None:
+def test_batches_hold_every_row_once_and_keep_their_bound(
+    lengths: list[int], batch_size: int, budget: int
+) -> None:
     batches = batches_of(lengths, batch_size, budget)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     flat = [lengths[row] for batch in batches for row in batch]

@@ -1,4 +1,5 @@
-"""Best images and ranks against sorting everything: exact whatever the rounding of the fast product, ties by row."""
+"""Best images and ranks against sorting everything: exact whatever the rounding of the fast
+product, ties by row."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from cirloop.types import Gallery, ImageId, UserError
 RANDOM = np.random.default_rng(0)
 QUERIES = RANDOM.integers(-2, 3, (40, 6)).astype(np.float32)  # exact scores, many ties
 SEVERAL = RANDOM.integers(-2, 3, (90, 4, 6)).astype(np.float32)
-SCORES = np.array([[max(float(v @ q) for v in image) for image in SEVERAL] for q in QUERIES], np.float32)
+SCORES = np.array(
+    [[max(float(v @ q) for v in image) for image in SEVERAL] for q in QUERIES], np.float32
+)
 
 
 def unit(rows: Any) -> Any:
@@ -57,32 +60,49 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> An
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [None, 700])
-def test_the_best_rows_are_those_of_a_full_sort(kind: str, size: int | None, dtype: Any, monkeypatch: Any) -> None:
+def test_the_best_rows_are_those_of_a_full_sort(
+    kind: str, size: int | None, dtype: Any, monkeypatch: Any
+) -> None:
     gallery = gallery_of(kind)
-    queries = gallery_of("small integers" if kind in ("small integers", "all equal") else "random", 50)
+    queries = gallery_of(
+        "small integers" if kind in ("small integers", "all equal") else "random", 50
+    )
     if size is not None:
         monkeypatch.setattr(module, "part_size", lambda _: size)
     for k in (1, 7, 100, len(gallery) + 5):
         rows, scores = topk(queries, gallery, k)
         assert rows.shape == (50, min(k, len(gallery)))
-        exact = np.sort((queries.astype(np.float64) @ gallery.T.astype(np.float64)), axis=1)[:, ::-1][:, :k]
+        exact = np.sort((queries.astype(np.float64) @ gallery.T.astype(np.float64)), axis=1)[
+            :, ::-1
+        ][:, :k]
         assert np.allclose(scores, exact, atol=2e-6)
-        for i in range(50):  # in the order of their own scores, ties by row, and none left out that ties
-            assert sorted(zip(-scores[i], rows[i], strict=True)) == list(zip(-scores[i], rows[i], strict=True))
+        for i in range(
+            50
+        ):  # in the order of their own scores, ties by row, and none left out that ties
+            assert sorted(zip(-scores[i], rows[i], strict=True)) == list(
+                zip(-scores[i], rows[i], strict=True)
+            )
             assert len(set(rows[i].tolist())) == len(rows[i])
         if kind in ("small integers", "all equal"):
             order = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")[:, :k]
             assert (rows == order).all()
-        if kind == "duplicates":  # equal vectors have equal scores, so the first rows of the best vector come first
+        if (
+            kind == "duplicates"
+        ):  # equal vectors have equal scores, so the first rows of the best vector come first
             same = (gallery == gallery[rows[0, 0]]).all(axis=1)
-            assert rows[0, : min(k, same.sum())].tolist() == np.flatnonzero(same)[: min(k, same.sum())].tolist()
+            assert (
+                rows[0, : min(k, same.sum())].tolist()
+                == np.flatnonzero(same)[: min(k, same.sum())].tolist()
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_are_those_of_a_full_sort(kind: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "part_size", lambda _: 800)
     gallery, random = gallery_of(kind), np.random.default_rng(2)
-    queries = gallery_of("small integers" if kind in ("small integers", "all equal") else "random", 60)
+    queries = gallery_of(
+        "small integers" if kind in ("small integers", "all equal") else "random", 60
+    )
     wanted = random.integers(0, len(gallery), (60, 2))
     found, scores = ranks(queries, gallery, wanted)
     every, all_found = topk(queries, gallery, len(gallery))
@@ -94,10 +114,17 @@ def test_ranks_are_those_of_a_full_sort(kind: str, monkeypatch: Any) -> None:
 
 @st.composite
 def tied(draw: st.DrawFn) -> tuple[Any, Any, list[list[int]], Any]:
-    """Queries, a gallery of one or several vectors an image, rows left out of each query, and two wanted rows."""
-    count, size, several = draw(st.integers(1, 5)), draw(st.integers(1, 30)), draw(st.integers(1, 3))
+    """Queries, a gallery of one or several vectors an image, rows left out of each query, and two
+    wanted rows."""
+    count, size, several = (
+        draw(st.integers(1, 5)),
+        draw(st.integers(1, 30)),
+        draw(st.integers(1, 3)),
+    )
     numbers = st.integers(-1, 1)
-    queries = draw(st.lists(st.lists(numbers, min_size=2, max_size=2), min_size=count, max_size=count))
+    queries = draw(
+        st.lists(st.lists(numbers, min_size=2, max_size=2), min_size=count, max_size=count)
+    )
     flat = draw(st.lists(numbers, min_size=2 * size * several, max_size=2 * size * several))
     gallery = np.array(flat, np.float32).reshape((size, several, 2) if several > 1 else (size, 2))
     row = st.integers(-1, size - 1)
@@ -108,7 +135,8 @@ def tied(draw: st.DrawFn) -> tuple[Any, Any, list[list[int]], Any]:
 
 @given(given=tied(), k=st.integers(1, 35), size=st.sampled_from([3, 1000]))
 def test_both_are_sorting_by_score_then_row(given: Any, k: int, size: int) -> None:
-    """Against plain Python: several vectors an image, parts, ties at every cut, and rows that are not ranked."""
+    """Against plain Python: several vectors an image, parts, ties at every cut, and rows that are
+    not ranked."""
     queries, gallery, excluded, wanted = given
     left_out = [np.array(rows, np.int64) for rows in excluded]
     with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +145,9 @@ def test_both_are_sorting_by_score_then_row(given: Any, k: int, size: int) -> No
         found, _ = ranks(queries, gallery, wanted, excluded=left_out)
     for i, query in enumerate(queries):
         score = [max(float(query @ v) for v in image.reshape(-1, 2)) for image in gallery]
-        order = sorted((g for g in range(len(gallery)) if g not in excluded[i]), key=lambda g: (-score[g], g))
+        order = sorted(
+            (g for g in range(len(gallery)) if g not in excluded[i]), key=lambda g: (-score[g], g)
+        )
         padding = [-1] * (min(k, len(gallery)) - len(order))
         assert rows[i].tolist() == order[:k] + padding
         assert scores[i].tolist() == [score[g] for g in order[:k]] + [-np.inf] * len(padding)
@@ -127,7 +157,10 @@ def test_both_are_sorting_by_score_then_row(given: Any, k: int, size: int) -> No
 
 
 def test_memory_mapped_halves_give_what_their_float32_gives(tmp_path: Path) -> None:
-    queries, gallery = gallery_of("random", 30).astype(np.float16), gallery_of("random", 500).astype(np.float16)
+    queries, gallery = (
+        gallery_of("random", 30).astype(np.float16),
+        gallery_of("random", 500).astype(np.float16),
+    )
     np.save(tmp_path / "g.npy", gallery)
     rows, scores = topk(queries, np.load(tmp_path / "g.npy", mmap_mode="r"), 9)
     again, same = topk(queries.astype(np.float32), gallery.astype(np.float32), 9)
@@ -138,7 +171,9 @@ def test_blocks_hold_every_query_once(monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "BLOCK_NUMBERS", 4000)
     queries, gallery = gallery_of("random", 37), gallery_of("random", 500)
     seen = list(score_blocks(queries, gallery))
-    assert len(seen) > 1 and np.concatenate([np.arange(37)[block] for block, _ in seen]).tolist() == list(range(37))
+    assert len(seen) > 1 and np.concatenate(
+        [np.arange(37)[block] for block, _ in seen]
+    ).tolist() == list(range(37))
     assert np.allclose(np.concatenate([s for _, s in seen]), queries @ gallery.T, atol=1e-6)
 
 
@@ -160,14 +195,20 @@ def test_scores_of_given_rows_are_those_of_the_best(monkeypatch: Any) -> None:
 def test_the_order_of_scores_in_memory(numbers: list[int], k: int) -> None:
     scores = np.array(numbers, np.float32)
     order = sorted(range(len(numbers)), key=lambda g: (-numbers[g], g))
-    assert best_positions(scores).tolist() == order and best_positions(scores, k).tolist() == order[:k]
+    assert (
+        best_positions(scores).tolist() == order and best_positions(scores, k).tolist() == order[:k]
+    )
     wanted = np.arange(len(numbers))[None]
-    assert ranks_of(scores[None], wanted)[0].tolist() == [order.index(g) + 1 for g in range(len(numbers))]
+    assert ranks_of(scores[None], wanted)[0].tolist() == [
+        order.index(g) + 1 for g in range(len(numbers))
+    ]
 
 
 def test_all_scores_of_halves() -> None:
     halves = gallery_of("random", 40).astype(np.float16)
-    assert np.allclose(all_scores(halves[:3], halves), halves[:3].astype(np.float32) @ halves.astype(np.float32).T)
+    assert np.allclose(
+        all_scores(halves[:3], halves), halves[:3].astype(np.float32) @ halves.astype(np.float32).T
+    )
 
 
 # Several vectors an image
@@ -175,9 +216,13 @@ def test_all_scores_of_halves() -> None:
 
 def test_the_most_similar_vector_counts() -> None:
     assert (similarity(QUERIES, SEVERAL) == SCORES).all()
-    assert torch.equal(similarity(torch.from_numpy(QUERIES), torch.from_numpy(SEVERAL)), torch.from_numpy(SCORES))
+    assert torch.equal(
+        similarity(torch.from_numpy(QUERIES), torch.from_numpy(SEVERAL)), torch.from_numpy(SCORES)
+    )
     alone = similarity(QUERIES, SEVERAL[:, 0])
-    assert (alone == similarity(QUERIES, SEVERAL[:, :1])).all() and (alone == QUERIES @ SEVERAL[:, 0].T).all()
+    assert (alone == similarity(QUERIES, SEVERAL[:, :1])).all() and (
+        alone == QUERIES @ SEVERAL[:, 0].T
+    ).all()
 
 
 def test_one_vector_of_unit_norm_stands_for_an_image_among_images() -> None:
@@ -187,17 +232,29 @@ def test_one_vector_of_unit_norm_stands_for_an_image_among_images() -> None:
     assert pooled(QUERIES) is QUERIES
 
 
-@pytest.mark.parametrize("strategy", [TopK(negatives_per_query=3, extra_ranks="all"), Band(negatives_per_query=2)])
+@pytest.mark.parametrize(
+    "strategy", [TopK(negatives_per_query=3, extra_ranks="all"), Band(negatives_per_query=2)]
+)
 @pytest.mark.parametrize("fallback", ["none", "random"])
 def test_mining_is_that_of_the_scores(strategy: Any, fallback: Any) -> None:
     """A gallery whose vectors are the scores themselves gives the same images."""
     targets, references = RANDOM.integers(0, 45, 40), RANDOM.integers(45, 90, 40)
     settings = MiningSettings(strategy=strategy, fallback=fallback)
     made = [
-        [(f.query_index, f.target_rank, f.gallery_indices.tolist(), f.ranks.tolist(), f.scores.tolist())
-         for f in mine(settings, MiningInputs(queries, gallery, targets, references), MiningContext(0))]
+        [
+            (
+                f.query_index,
+                f.target_rank,
+                f.gallery_indices.tolist(),
+                f.ranks.tolist(),
+                f.scores.tolist(),
+            )
+            for f in mine(
+                settings, MiningInputs(queries, gallery, targets, references), MiningContext(0)
+            )
+        ]
         for queries, gallery in ((QUERIES, SEVERAL), (SCORES, np.eye(90, dtype=np.float32)))
-    ]  # fmt: skip
+    ]
     assert made[0] == made[1] and sum(len(row[2]) for row in made[0]) > 20
 
 
@@ -212,14 +269,19 @@ def test_an_index_refuses_several_vectors() -> None:
 def test_images_by_their_ids() -> None:
     gallery = Gallery("g", tuple(ImageId(f"{i:03}") for i in range(90)))
     order = np.argsort(-SCORES, axis=1, kind="stable")
-    assert topk_images(gallery, QUERIES, SEVERAL, 7) == [[gallery.ids[g] for g in row[:7]] for row in order]
-    wanted = [{gallery.ids[(7 * i + n) % 90] for n in range(i % 4)} for i in range(40)]  # of some queries none
+    assert topk_images(gallery, QUERIES, SEVERAL, 7) == [
+        [gallery.ids[g] for g in row[:7]] for row in order
+    ]
+    wanted = [
+        {gallery.ids[(7 * i + n) % 90] for n in range(i % 4)} for i in range(40)
+    ]  # of some queries none
     assert ranks_of_images(wanted, gallery, QUERIES, SEVERAL) == [
         {image: order[i].tolist().index(gallery.ids.index(image)) + 1 for image in sorted(images)}
         for i, images in enumerate(wanted)
     ]
     assert scores_of_images(wanted, gallery, QUERIES, SEVERAL) == [
-        {image: float(SCORES[i, gallery.ids.index(image)]) for image in images} for i, images in enumerate(wanted)
+        {image: float(SCORES[i, gallery.ids.index(image)]) for image in images}
+        for i, images in enumerate(wanted)
     ]
     with pytest.raises(KeyError, match="elsewhere"):
         ranks_of_images([{ImageId("elsewhere")}], gallery, QUERIES[:1], SEVERAL)

@@ -1,4 +1,5 @@
-"""Galleries in many files: searched part by part they give what the whole gives, and nothing large is copied."""
+"""Galleries in many files: searched part by part they give what the whole gives, and nothing large
+is copied."""
 
 from __future__ import annotations
 
@@ -14,13 +15,20 @@ from cirloop.negatives.miner import MiningInputs, mine
 from cirloop.retrieval import topk as module
 from cirloop.retrieval import vectors
 from cirloop.retrieval.topk import merge_topk, ranks, score_blocks, tensor, topk
-from cirloop.retrieval.vectors import ConcatArray, files_of, open_vectors, validate_embeddings, zeros_or_memmap
+from cirloop.retrieval.vectors import (
+    ConcatArray,
+    files_of,
+    open_vectors,
+    validate_embeddings,
+    zeros_or_memmap,
+)
 from cirloop.types import UserError
 
 
 @pytest.fixture
 def whole() -> Any:
-    """Small integers, so that scores are exact and many tie, and no two programs round them differently."""
+    """Small integers, so that scores are exact and many tie, and no two programs round them
+    differently."""
     return np.random.default_rng(0).integers(-1, 2, (700, 12)).astype(np.float32)
 
 
@@ -32,8 +40,20 @@ def parts(whole: Any, tmp_path: Path) -> Any:
 
 
 def test_parts_are_read_as_one_array(whole: Any, parts: Any) -> None:
-    assert parts.shape == whole.shape and parts.dtype == whole.dtype and len(parts) == 700 and parts.ndim == 2
-    for rows in (slice(0, 5), slice(90, 460), slice(449, 452), slice(0, None), slice(699, 900), slice(3, 3)):
+    assert (
+        parts.shape == whole.shape
+        and parts.dtype == whole.dtype
+        and len(parts) == 700
+        and parts.ndim == 2
+    )
+    for rows in (
+        slice(0, 5),
+        slice(90, 460),
+        slice(449, 452),
+        slice(0, None),
+        slice(699, 900),
+        slice(3, 3),
+    ):
         assert (parts[rows] == whole[rows]).all() and parts[rows].shape == whole[rows].shape
     random = np.random.default_rng(1).integers(0, 700, (9, 4))
     assert (parts[random] == whole[random]).all() and parts[np.zeros(0, int)].shape == (0, 12)
@@ -87,10 +107,18 @@ def test_mining_parts_is_mining_the_whole(
 ) -> None:
     targets = np.arange(0, 700, 20)
     settings = MiningSettings(strategy=strategy, only_failed_queries=False)
-    given = [list(mine(settings, MiningInputs(whole[targets], g, targets), MiningContext(0))) for g in (whole, parts)]
+    given = [
+        list(mine(settings, MiningInputs(whole[targets], g, targets), MiningContext(0)))
+        for g in (whole, parts)
+    ]
     monkeypatch.setattr(module, "BLOCK_NUMBERS", 3000)  # blocks of 4 queries, shards of 250 images
-    given.append(list(mine(settings, MiningInputs(whole[targets], parts, targets), MiningContext(0))))
-    rows = [[(f.gallery_indices.tolist(), f.ranks.tolist(), f.target_rank) for f in found] for found in given]
+    given.append(
+        list(mine(settings, MiningInputs(whole[targets], parts, targets), MiningContext(0)))
+    )
+    rows = [
+        [(f.gallery_indices.tolist(), f.ranks.tolist(), f.target_rank) for f in found]
+        for found in given
+    ]
     assert rows[0] == rows[1] == rows[2] and any(columns for columns, _, _ in rows[0])
 
 
@@ -119,9 +147,15 @@ def test_files_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for name in ("p_10.npy", "p_9.npy", "p_1.npy", "q.txt", "a.npy"):
         (tmp_path / name).touch()
     assert [file.name for file in files_of(tmp_path)] == ["a.npy", "p_1.npy", "p_9.npy", "p_10.npy"]
-    assert [file.name for file in files_of(tmp_path / "p_*.npy")] == ["p_1.npy", "p_9.npy", "p_10.npy"]
+    assert [file.name for file in files_of(tmp_path / "p_*.npy")] == [
+        "p_1.npy",
+        "p_9.npy",
+        "p_10.npy",
+    ]
     (tmp_path / "p[1].npy").touch()
-    assert files_of(tmp_path / "p[1].npy") == [tmp_path / "p[1].npy"], "a file's own name is no pattern"
+    assert files_of(tmp_path / "p[1].npy") == [tmp_path / "p[1].npy"], (
+        "a file's own name is no pattern"
+    )
     with pytest.raises(UserError, match=r"has no \.npy files"):
         files_of(tmp_path / "x*.npy")
 
@@ -129,7 +163,10 @@ def test_files_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (np.ones((3, 5), np.float32), r"do not go together: 0\.npy float32 \(N, 4\) and 1\.npy float32 \(N, 5\)"),
+        (
+            np.ones((3, 5), np.float32),
+            r"do not go together: 0\.npy float32 \(N, 4\) and 1\.npy float32 \(N, 5\)",
+        ),
         (np.ones((3, 4), np.float16), r"do not go together: .* and 1\.npy float16"),
     ],
 )
@@ -157,7 +194,10 @@ def test_parts_of_several_vectors_an_image(tmp_path: Path) -> None:
         (np.array([[1.0, np.nan]], np.float32), "row 0 is not finite"),
         (np.array([[1.0], [np.inf]], np.float16), "row 1 is not finite"),
         (np.array([[[1.0], [1.0]], [[1.0], [np.nan]]], np.float32), "row 1 is not finite"),
-        (np.ones((2, 2)), "must be a float16 or float32 array of rows and dimensions, found float64 \\(2, 2\\)"),
+        (
+            np.ones((2, 2)),
+            "must be a float16 or float32 array of rows and dimensions, found float64 \\(2, 2\\)",
+        ),
         (np.ones(3, np.float32), "found float32 \\(3,\\)"),
         (np.ones((3, 0), np.float32), "found float32 \\(3, 0\\)"),
     ],

@@ -1,4 +1,5 @@
-"""scripts/gpu_check.sh at toy size on a CPU: every part tells, on the packages that it says it needs."""
+"""scripts/gpu_check.sh at toy size on a CPU: every part tells, on the packages that it says it
+needs."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ from packaging.utils import canonicalize_name
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-TOY = "--size small --num 2 --tokens 4 --batches 2 --batch 2 --chunk 1 --k 1 --new_tokens 2 --workers 0 --dtype float32"
+TOY = (
+    "--size small --num 2 --tokens 4 --batches 2 --batch 2 --chunk 1 --k 1 --new_tokens 2 --workers"
+    " 0 --dtype float32"
+)
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +57,9 @@ def test_every_part_tells_in_its_order(tmp_path: Path) -> None:
     for cache in ("empty", "full"):
         row = rows[f"embed: 4 tokens, batches of 2, {cache} cache"]
         assert row["pictures_a_second"] > 0
-    padded, packed = (rows[f"train: sdpa, {how}, adapters in float32"] for how in ("padded", "packed"))
+    padded, packed = (
+        rows[f"train: sdpa, {how}, adapters in float32"] for how in ("padded", "packed")
+    )
     assert padded["triplets_a_second"] > 0 and padded["GB"] > 0
     assert padded["loss"] == pytest.approx(packed["loss"], abs=1e-4)
     assert rows["captions: 1 of 2 tokens, batches of 1"]["captions_a_second"] > 0
@@ -71,7 +77,13 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
 def check_of(gpu_check: Any, directory: Path, minutes: float) -> Any:
     """Without a model: for parts that need none."""
     output = directory / "deep" / "results.json"
-    args = {"size": "small", "dtype": "float32", "output": output, "minutes": minutes, "parts": [*gpu_check.PARTS]}
+    args = {
+        "size": "small",
+        "dtype": "float32",
+        "output": output,
+        "minutes": minutes,
+        "parts": [*gpu_check.PARTS],
+    }
     return gpu_check.Check(Namespace(**args), directory)
 
 
@@ -88,7 +100,10 @@ def test_a_part_beyond_its_time_is_told_and_the_others_go_on(
 
 
 def test_running_out_of_memory_and_failing_are_told_by_name(
-    gpu_check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gpu_check: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def out_of_memory() -> dict[str, Any]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -101,7 +116,9 @@ def test_running_out_of_memory_and_failing_are_told_by_name(
         check.case("embed", "a large picture", refused)
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(gpu_check, "PARTS", {"embed": (fails, 0.5), "limits": (gpu_check.limits, 0.5)})
+    monkeypatch.setattr(
+        gpu_check, "PARTS", {"embed": (fails, 0.5), "limits": (gpu_check.limits, 0.5)}
+    )
     check = check_of(gpu_check, tmp_path, minutes=1.0)
     assert not gpu_check.run(check)
     rows = rows_of(check.args.output)
@@ -116,7 +133,9 @@ def test_a_cpu_and_a_folder_without_wheels_are_named(
     gpu_check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = command("--wheels-from", str(tmp_path))
-    assert done.returncode == 2 and f"{tmp_path} has no wheels: fill it with --wheels" in done.stderr
+    assert (
+        done.returncode == 2 and f"{tmp_path} has no wheels: fill it with --wheels" in done.stderr
+    )
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
     with pytest.raises(SystemExit, match="torch sees no GPU"):
@@ -125,9 +144,22 @@ def test_a_cpu_and_a_folder_without_wheels_are_named(
 
 @pytest.mark.full
 def test_only_listed_packages_are_imported(tmp_path: Path) -> None:
-    """What a bare machine has, with what those packages need, and the wheels of gpu_check.sh; no more."""
-    bare, wheels = tmp_path / "bare", (ROOT / "scripts" / "gpu_check.sh").read_text("utf-8").split('locked="')[1]
-    names = ["torch", "transformers", "peft", "accelerate", "safetensors", "pillow", "rich", "numpy"]
+    """What a bare machine has, with what those packages need, and the wheels of gpu_check.sh; no
+    more."""
+    bare, wheels = (
+        tmp_path / "bare",
+        (ROOT / "scripts" / "gpu_check.sh").read_text("utf-8").split('locked="')[1],
+    )
+    names = [
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "safetensors",
+        "pillow",
+        "rich",
+        "numpy",
+    ]
     names += ["torchvision", *wheels.split('"')[0].split()]
     script = f"""
 import sys
@@ -139,9 +171,13 @@ import cirloop.training.trainer, cirloop.distributed.worker
 """
     link(names, bare)
     done = subprocess.run(
-        [sys.executable, "-S", "-c", script], capture_output=True, text=True, timeout=600, check=False,
+        [sys.executable, "-S", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -160,7 +196,11 @@ def link(names: list[str], directory: Path) -> None:
             continue
         needs = [Requirement(each) for each in found.requires or []]
         if name not in names[8:]:
-            left += [each.name for each in needs if each.marker is None or each.marker.evaluate({"extra": ""})]
+            left += [
+                each.name
+                for each in needs
+                if each.marker is None or each.marker.evaluate({"extra": ""})
+            ]
         tops = {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}
         for top in tops:
             if not (directory / top).exists():

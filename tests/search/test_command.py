@@ -20,19 +20,34 @@ ONE = "shapes:val:00003"
 
 
 def test_a_table_and_a_json_line_say_the_same(finished: Path, engine: Engine) -> None:
-    asked = ["--experiment_dir", finished, "--reference", ONE, "--text", "make it <b>red</b>", "-k", "3"]
+    asked = [
+        "--experiment_dir",
+        finished,
+        "--reference",
+        ONE,
+        "--text",
+        "make it <b>red</b>",
+        "-k",
+        "3",
+    ]
     plain, machine = command(SCRIPT, *asked), command(SCRIPT, *asked, "--json", "--iteration", "1")
     assert plain.returncode == machine.returncode == 0
     found = json.loads(machine.stdout)
     hits = engine.search("1", ImageId(ONE), "make it <b>red</b>", 3).hits
-    assert [(r["image"], r["rank"]) for r in found["results"]] == [(hit.image, hit.rank) for hit in hits]
-    assert [r["score"] for r in found["results"]] == pytest.approx([hit.score for hit in hits], abs=1e-6)
+    assert [(r["image"], r["rank"]) for r in found["results"]] == [
+        (hit.image, hit.rank) for hit in hits
+    ]
+    assert [r["score"] for r in found["results"]] == pytest.approx(
+        [hit.score for hit in hits], abs=1e-6
+    )
     assert found["ms"] > 0 and ONE not in [r["image"] for r in found["results"]]
     assert all(f"{hit.score:.4f}" in plain.stdout and hit.image in plain.stdout for hit in hits)
     assert "make it <b>red</b>" in plain.stdout
 
 
-def test_json_lines_are_answered_in_order_and_wrong_ones_named(finished: Path, tmp_path: Path, engine: Engine) -> None:
+def test_json_lines_are_answered_in_order_and_wrong_ones_named(
+    finished: Path, tmp_path: Path, engine: Engine
+) -> None:
     lines = [
         b'{"reference": "%s", "text": "make it red"}' % ONE.encode(),
         b"rubbish",
@@ -56,7 +71,12 @@ def test_json_lines_are_answered_in_order_and_wrong_ones_named(finished: Path, t
     assert [len(row.get("results", ())) for row in rows] == [4, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     said = {row["line"]: row["error"] for row in rows if "error" in row}
     assert all(name in said[5] for name in ("'reference'", "'text'", "'k'", "'more'"))
-    assert "known kind" in said[6] and "UTF-8" in said[7] and "bytes" in said[8] and "nested" in said[9]
+    assert (
+        "known kind" in said[6]
+        and "UTF-8" in said[7]
+        and "bytes" in said[8]
+        and "nested" in said[9]
+    )
     assert "more than once" in said[10] and "nothing to search for" in said[11]
     best = engine.search("1", ImageId(ONE), "make it red", 4).hits
     assert [r["image"] for r in rows[0]["results"]] == [hit.image for hit in best]
@@ -110,6 +130,9 @@ def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     (tmp_path / "q").write_bytes('{"text": "a\u2028b"}\r\n{"text": "c"}'.encode())
-    assert [parse_line(line) for line in lines_of(tmp_path / "q")] == [Asked(text="a\u2028b"), Asked(text="c")]
+    assert [parse_line(line) for line in lines_of(tmp_path / "q")] == [
+        Asked(text="a\u2028b"),
+        Asked(text="c"),
+    ]
     with pytest.raises(UserError, match="must be an object"):
         parse_line(b"3")

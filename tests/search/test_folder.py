@@ -1,4 +1,5 @@
-"""The index of a folder: kept by content, whole whatever happens, and every picture that cannot be used is named."""
+"""The index of a folder: kept by content, whole whatever happens, and every picture that cannot be
+used is named."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from cirloop.tools.search.engine import Engine
 from cirloop.tools.search.index import Index
 from cirloop.types import ImageId, UserError
 
-COUNTS = re.compile(r"(\d+) pictures, (\d+) embedded now, (\d+) in the index before, (\d+) no longer there")
+COUNTS = re.compile(
+    r"(\d+) pictures, (\d+) embedded now, (\d+) in the index before, (\d+) no longer there"
+)
 
 
 @pytest.fixture
@@ -29,15 +32,20 @@ def folder(engine: Engine, tmp_path: Path) -> Path:
     place = tmp_path / "photos"
     (place / "more").mkdir(parents=True)
     for number, image in enumerate(engine.gallery.ids[:9]):
-        engine.gallery.images.load(image).save(place / ("more" if number > 5 else "") / f"{number}.png")
+        engine.gallery.images.load(image).save(
+            place / ("more" if number > 5 else "") / f"{number}.png"
+        )
     (place / "README.txt").write_text("no picture")
     (place / ".hidden.png").write_bytes(b"")
     return place
 
 
 @pytest.fixture
-def searched(finished: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., list[int]]:
-    """Search the folder anew: pictures, embedded, known before, dropped. `run` is the directory, `label` the model."""
+def searched(
+    finished: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> Callable[..., list[int]]:
+    """Search the folder anew: pictures, embedded, known before, dropped. `run` is the directory,
+    `label` the model."""
 
     def counts(label: str = "1", **options: Any) -> list[int]:
         caplog.clear()
@@ -75,13 +83,20 @@ def test_it_is_updated_by_content(searched: Callable[..., list[int]], folder: Pa
 def test_names_scores_and_copies(finished: Path, folder: Path) -> None:
     shutil.copy(folder / "2.png", folder / "copy.png")
     engine, _ = index_of(finished, folder)
-    assert list(engine.gallery.ids) == sorted(engine.gallery.ids) and "more/7.png" in engine.gallery.ids
+    assert (
+        list(engine.gallery.ids) == sorted(engine.gallery.ids)
+        and "more/7.png" in engine.gallery.ids
+    )
     by_id = engine.search("1", ImageId("2.png"), None, 20)
     by_path = engine.search("1", engine.reference(str(folder / "2.png")), None, 20)
     assert by_id.hits[0].image == "copy.png" and by_id.hits[0].score == pytest.approx(1, abs=1e-5)
-    assert not {"2.png", "copy.png"} & {hit.image for hit in by_path.hits}  # the same bytes are the reference
+    assert not {"2.png", "copy.png"} & {
+        hit.image for hit in by_path.hits
+    }  # the same bytes are the reference
     kept = engine.search("1", ImageId("2.png"), None, 20, keep=True).hits
-    assert [hit.image for hit in kept[:2]] == ["2.png", "copy.png"] and kept[0].score == kept[1].score
+    assert [hit.image for hit in kept[:2]] == ["2.png", "copy.png"] and kept[0].score == kept[
+        1
+    ].score
 
 
 def test_an_updated_index_gives_what_a_new_one_does(finished: Path, folder: Path) -> None:
@@ -92,26 +107,36 @@ def test_an_updated_index_gives_what_a_new_one_does(finished: Path, folder: Path
     path.unlink()
     new = index_of(finished, folder)[0].search("1", ImageId("2.png"), "make it red", 20)
     assert [hit.image for hit in updated.hits] == [hit.image for hit in new.hits]
-    assert np.allclose([hit.score for hit in updated.hits], [hit.score for hit in new.hits], atol=1e-5)
+    assert np.allclose(
+        [hit.score for hit in updated.hits], [hit.score for hit in new.hits], atol=1e-5
+    )
     assert "1.png" not in {hit.image for hit in new.hits} and "1.png" in old.gallery.ids
 
 
 @pytest.mark.parametrize("what", ["cut", "flipped", "empty", "another"])
 def test_a_damaged_index_is_made_again_and_said(
-    finished: Path, folder: Path, searched: Callable[..., list[int]], caplog: pytest.LogCaptureFixture, what: str
+    finished: Path,
+    folder: Path,
+    searched: Callable[..., list[int]],
+    caplog: pytest.LogCaptureFixture,
+    what: str,
 ) -> None:
     path = index_of(finished, folder)[1]
     content = path.read_bytes()
     middle = len(content) - 100
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     other = index_of(finished, folder, "0")[1].read_bytes()
-    path.write_bytes({"cut": content[:-7], "flipped": flipped, "empty": b"", "another": other}[what])
+    path.write_bytes(
+        {"cut": content[:-7], "flipped": flipped, "empty": b"", "another": other}[what]
+    )
     assert searched() == [9, 9, 0, 0]
     assert f"the index {path} is damaged" in caplog.text
     assert path.read_bytes() == content  # batches are the same, so bytes are
 
 
-def test_what_a_killed_one_left_does_no_harm(finished: Path, folder: Path, searched: Callable[..., list[int]]) -> None:
+def test_what_a_killed_one_left_does_no_harm(
+    finished: Path, folder: Path, searched: Callable[..., list[int]]
+) -> None:
     path = index_of(finished, folder)[1]
     path.with_name(f".{path.stem}.1.00000000.tmp").write_bytes(b"half")
     assert searched() == [9, 0, 9, 0]
@@ -119,7 +144,9 @@ def test_what_a_killed_one_left_does_no_harm(finished: Path, folder: Path, searc
 
 def test_two_at_once_leave_a_whole_index(tmp_path: Path) -> None:
     """Each reader sees all of one writer's vectors or all of the other's."""
-    sets = [{f"{row:064x}": np.full(4, kind, np.float32) for row in range(50 + kind)} for kind in (1, 2)]
+    sets = [
+        {f"{row:064x}": np.full(4, kind, np.float32) for row in range(50 + kind)} for kind in (1, 2)
+    ]
     done, seen = threading.Event(), []
 
     def write(known: dict[str, Any]) -> None:
@@ -142,7 +169,9 @@ def test_two_at_once_leave_a_whole_index(tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
-def test_every_rubbish_picture_is_named(finished: Path, folder: Path, tmp_path: Path, searched: Any) -> None:
+def test_every_rubbish_picture_is_named(
+    finished: Path, folder: Path, tmp_path: Path, searched: Any
+) -> None:
     (folder / "text.jpg").write_text("no picture")
     (folder / "empty.png").write_bytes(b"")
     (folder / "cut.png").write_bytes((folder / "1.png").read_bytes()[:60])
@@ -150,7 +179,10 @@ def test_every_rubbish_picture_is_named(finished: Path, folder: Path, tmp_path: 
     with pytest.raises(UserError) as caught:
         Engine(Searched(experiment_dir=finished, gallery=folder))
     said = str(caught.value)
-    assert all(name in said for name in ("text.jpg", "empty.png", "cut.png", "<b>", "--allow_missing_images 4"))
+    assert all(
+        name in said
+        for name in ("text.jpg", "empty.png", "cut.png", "<b>", "--allow_missing_images 4")
+    )
     with pytest.raises(UserError, match="4 of 13 pictures"):
         Engine(Searched(experiment_dir=finished, gallery=folder, allow_missing_images=3))
     assert searched(allow_missing_images=4) == [9, 9, 0, 0]
@@ -163,7 +195,9 @@ def test_links_are_followed_and_circles_end(folder: Path, tmp_path: Path, search
     (folder / "inner.png").symlink_to(folder / "1.png")
     (folder / "out").symlink_to(tmp_path / "outside")
     (folder / "circle").symlink_to(folder)
-    with pytest.raises(UserError, match=r"2 problems:(.|\n)*is a link to a folder(.|\n)*--allow_symlinks"):
+    with pytest.raises(
+        UserError, match=r"2 problems:(.|\n)*is a link to a folder(.|\n)*--allow_symlinks"
+    ):
         searched()
     assert searched(allow_symlinks=True)[0] == 9 + 3
 
@@ -176,5 +210,7 @@ def test_a_folder_that_is_none(finished: Path, tmp_path: Path, what: str) -> Non
     elif what == "none":
         place.mkdir()
         (place / "a.txt").write_text("")
-    with pytest.raises(UserError, match="holds no pictures" if what == "none" else "no such directory"):
+    with pytest.raises(
+        UserError, match="holds no pictures" if what == "none" else "no such directory"
+    ):
         Engine(Searched(experiment_dir=finished, gallery=place))

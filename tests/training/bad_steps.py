@@ -1,6 +1,8 @@
-"""Two processes of a stage of which one alone has trouble: `torchrun ... bad_steps.py CACHE OUTPUT`.
+"""Two processes of a stage of which one alone has trouble: `torchrun ... bad_steps.py CACHE
+OUTPUT`.
 
-Each writes which steps were left out and after which it stopped; then one of them runs out of memory and says so.
+Each writes which steps were left out and after which it stopped; then one of them runs out of
+memory and says so.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def main() -> None:
     def poison(grad: torch.Tensor) -> torch.Tensor:
         return grad * math.nan if rank == 1 and now[0] == 1 else grad
 
-    next(weight for name, weight in trainer.parameters.items() if "lora_B" in name).register_hook(poison)
+    next(weight for name, weight in trainer.parameters.items() if "lora_B" in name).register_hook(
+        poison
+    )
     trainer.run(until(STEPS, lambda step: now.__setitem__(0, step)))
     found = {"skipped": [row["step"] for row in trainer.log if "ids" in row]}
 
@@ -38,7 +42,12 @@ def main() -> None:
     with preemption.listening():
         try:
             trainer.run(
-                until(STEPS, lambda step: os.kill(os.getpid(), signal.SIGTERM) if rank == 1 == step - 1 else None)
+                until(
+                    STEPS,
+                    lambda step: (
+                        os.kill(os.getpid(), signal.SIGTERM) if rank == 1 == step - 1 else None
+                    ),
+                )
             )
         except preemption.Stopped:
             found["stopped"] = [path.name for path in (output / "b" / "work").iterdir()]

@@ -1,6 +1,6 @@
-"""Gradients of one step by gradient caching, and of the same chunks with their graphs kept, in as many processes as
-run it: `torchrun --nproc_per_node 2 tests/training/grad_cache.py CACHE OUTPUT`. Dropout is on.
-"""
+"""Gradients of one step by gradient caching, and of the same chunks with their graphs kept, in as
+many processes as run it: `torchrun --nproc_per_node 2 tests/training/grad_cache.py CACHE OUTPUT`.
+Dropout is on."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ LOSSES = {
     "info_nce masked": InfoNCE(temperature=0.05, mask_margin=0.1),
     "triplet": TripletHinge(margin=0.2),
     "bradley_terry": BradleyTerry(temperature=0.1),
-    "sum": LossSum(parts=(LossPart(weight=0.5, loss=InfoNCE()), LossPart(weight=2.0, loss=BradleyTerry()))),
+    "sum": LossSum(
+        parts=(LossPart(weight=0.5, loss=InfoNCE()), LossPart(weight=2.0, loss=BradleyTerry()))
+    ),
 }
 CHUNK = 3
 
 
 def gradients(cache: Path, loss: Any) -> float:
-    """Largest difference between the two gradients, relative to the gradient's norm, over all weights."""
+    """Largest difference between the two gradients, relative to the gradient's norm, over all
+    weights."""
     with tempfile.TemporaryDirectory() as work:
         trainer = trainer_of(Path(work), cache, loss=loss, chunk_size=CHUNK)
     with torch.no_grad():
@@ -42,19 +45,26 @@ def gradients(cache: Path, loss: Any) -> float:
     trainer.optimizer.zero_grad()
     whole = with_graphs(trainer)
     assert len(cached) == len(whole) == len(trainer.parameters) and any(g.any() for g in whole)
-    return max(float((a - b).norm() / b.norm().clamp(min=1e-8)) for a, b in zip(cached, whole, strict=True))
+    return max(
+        float((a - b).norm() / b.norm().clamp(min=1e-8)) for a, b in zip(cached, whole, strict=True)
+    )
 
 
 def with_graphs(trainer: Trainer) -> list[torch.Tensor]:
-    """The gradient of the whole batch at once: every chunk's graph is kept until the loss is there."""
+    """The gradient of the whole batch at once: every chunk's graph is kept until the loss is
+    there."""
     batch, rank = trainer.batches[0], trainer.accelerator.process_index
-    queries, candidates = (trainer.engine._local_rows(items) for items, _ in trainer.engine._encoder_inputs(batch))
+    queries, candidates = (
+        trainer.engine._local_rows(items) for items, _ in trainer.engine._encoder_inputs(batch)
+    )
     made: list[list[torch.Tensor]] = [[], []]
     number = 0
     for side, rows in zip(made, (queries, candidates), strict=True):
         for start in range(0, len(rows), CHUNK):
             torch.manual_seed(seed_of(trainer.engine.seed, 0, rank, number))
-            side.append(trainer.backbone.module(trainer.engine._inputs_of(rows[start : start + CHUNK])))
+            side.append(
+                trainer.backbone.module(trainer.engine._inputs_of(rows[start : start + CHUNK]))
+            )
             number += 1
     trainer.engine._loss(batch, torch.cat(made[0]), torch.cat(made[1])).backward()
     grads = [p.grad for p in trainer.parameters.values() if p.grad is not None]

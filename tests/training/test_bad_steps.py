@@ -1,4 +1,5 @@
-"""Steps that go wrong: no finite loss, too little memory, a checkpoint half removed. And a loss that does not fall."""
+"""Steps that go wrong: no finite loss, too little memory, a checkpoint half removed. And a loss
+that does not fall."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from cirloop.types import UserError
 from tests.training.test_trainer import STEPS, train, trainer_of
 
 STEADY: dict[str, Any] = {"lora": LoraSettings(dropout=0.0), "learning_rate": 1e-5}
-"""Adam turns rounding of near-zero gradients into full steps of either sign: small ones, and no dropout."""
+"""Adam turns rounding of near-zero gradients into full steps of either sign: small ones, and no
+dropout."""
 
 
 class Stop(Exception):
@@ -64,7 +66,9 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_loss_that_is_not_finite_stops_the_stage_with_the_batch(tmp_path: Path, cache: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_stage_with_the_batch(
+    tmp_path: Path, cache: Path
+) -> None:
     trainer = trainer_of(tmp_path, cache)
     with poisoned(trainer, 1) as steps, pytest.raises(BadBatch) as caught:
         trainer.run(steps())
@@ -80,7 +84,10 @@ def test_a_gradient_that_is_not_finite_stops_the_stage(tmp_path: Path, cache: Pa
     weight.register_hook(lambda grad: grad + math.inf)
     with pytest.raises(BadBatch) as caught:
         trainer.run(lambda steps: steps)
-    assert isinstance(caught.value.row["loss"], float) and caught.value.row["grad_norm"] in ("inf", "nan")
+    assert isinstance(caught.value.row["loss"], float) and caught.value.row["grad_norm"] in (
+        "inf",
+        "nan",
+    )
 
 
 @pytest.mark.parametrize("bad", [(0,), (2,)])
@@ -113,15 +120,24 @@ def until_state(steps: Any, trainer: Trainer, states: list[Any]) -> Any:
     return watched
 
 
-def test_one_bad_batch_more_than_may_be_left_out_stops_the_stage(tmp_path: Path, cache: Path) -> None:
+def test_one_bad_batch_more_than_may_be_left_out_stops_the_stage(
+    tmp_path: Path, cache: Path
+) -> None:
     trainer = trainer_of(tmp_path, cache, skip_bad_batches=1)
-    with poisoned(trainer, 1, 3) as steps, pytest.raises(BadBatch, match=r"step 4 of 4[\s\S]*--skip_bad_batches 2"):
+    with (
+        poisoned(trainer, 1, 3) as steps,
+        pytest.raises(BadBatch, match=r"step 4 of 4[\s\S]*--skip_bad_batches 2"),
+    ):
         trainer.run(steps())
 
 
 @pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
-    num_processes: int, small: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    num_processes: int,
+    small: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from cirloop.cli import runner
 
@@ -135,12 +151,22 @@ def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
     with pytest.raises(UserError, match=r"bad_batch\.json") as caught:
         runner.run(small(tmp_path / "run", **settings))
     found = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
-    assert found["schema"] == 1 and found["iteration"] == 0 and found["loss"] == "nan" and len(found["ids"]) == 12
+    assert (
+        found["schema"] == 1
+        and found["iteration"] == 0
+        and found["loss"] == "nan"
+        and len(found["ids"]) == 12
+    )
     assert found["ids"][0] in str(caught.value) and not (tmp_path / "run" / "run.lock").exists()
     more = settings | {"training": training | {"skip_bad_batches": 1}, "auto_resume": True}
-    with pytest.raises(UserError, match="--skip_bad_batches 2"):  # every batch is bad now: one more stops it
+    with pytest.raises(
+        UserError, match="--skip_bad_batches 2"
+    ):  # every batch is bad now: one more stops it
         runner.run(small(tmp_path / "run", **more))
-    assert f"step {found['step']} is left out (bad batch 1 of at most 1)" in caplog.text + capfd.readouterr().err
+    assert (
+        f"step {found['step']} is left out (bad batch 1 of at most 1)"
+        in caplog.text + capfd.readouterr().err
+    )
 
 
 @contextmanager
@@ -158,12 +184,17 @@ def narrow(trainer: Trainer, most: int) -> Iterator[list[int]]:
     hook.remove()
 
 
-@pytest.mark.parametrize(("chunk_size", "way_out"), [(0, "--training.chunk_size 4 "), (5, "--training.chunk_size 2 ")])
+@pytest.mark.parametrize(
+    ("chunk_size", "way_out"), [(0, "--training.chunk_size 4 "), (5, "--training.chunk_size 2 ")]
+)
 def test_a_step_that_runs_out_of_memory_names_the_chunk_size_to_try(
     chunk_size: int, way_out: str, tmp_path: Path, cache: Path
 ) -> None:
     trainer = trainer_of(tmp_path, cache, chunk_size=chunk_size)
-    with narrow(trainer, 4), pytest.raises(UserError, match="training step 1: CUDA out of memory") as caught:
+    with (
+        narrow(trainer, 4),
+        pytest.raises(UserError, match="training step 1: CUDA out of memory") as caught,
+    ):
         trainer.run(lambda steps: steps)
     assert way_out in str(caught.value) and "--auto_resume" in str(caught.value)
     trainer = trainer_of(tmp_path, cache, chunk_size=int(way_out.split()[1]))
@@ -172,7 +203,9 @@ def test_a_step_that_runs_out_of_memory_names_the_chunk_size_to_try(
     assert max(asked) <= 4 and len(trainer.log) == STEPS
 
 
-def test_a_stage_that_ran_out_of_memory_goes_on_in_smaller_chunks(tmp_path: Path, cache: Path) -> None:
+def test_a_stage_that_ran_out_of_memory_goes_on_in_smaller_chunks(
+    tmp_path: Path, cache: Path
+) -> None:
     whole = trainer_of(tmp_path / "a", cache, **STEADY)
     whole.run(lambda steps: steps)
     with suppress(Stop):
@@ -184,7 +217,9 @@ def test_a_stage_that_ran_out_of_memory_goes_on_in_smaller_chunks(tmp_path: Path
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
 
 
-def test_where_one_row_is_too_large_the_error_says_what_else_to_set(tmp_path: Path, cache: Path) -> None:
+def test_where_one_row_is_too_large_the_error_says_what_else_to_set(
+    tmp_path: Path, cache: Path
+) -> None:
     trainer = trainer_of(tmp_path, cache, chunk_size=1)
     with narrow(trainer, 0), pytest.raises(UserError, match=r"model\.max_pixels") as caught:
         trainer.run(lambda steps: steps)
@@ -203,7 +238,9 @@ def test_memory_that_runs_out_in_the_optimizer_is_said(tmp_path: Path, cache: Pa
     assert "training.chunk_size" in str(caught.value)
 
 
-@pytest.mark.parametrize("lost", ["state.json", pytest.param("state.safetensors", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "lost", ["state.json", pytest.param("state.safetensors", marks=pytest.mark.full)]
+)
 def test_a_checkpoint_half_removed_is_passed_over(lost: str, tmp_path: Path, cache: Path) -> None:
     whole, log = train(tmp_path / "a", cache, save_every=1)
     train(tmp_path / "b", cache, steps_run=3, save_every=1)
@@ -221,7 +258,9 @@ def test_a_checkpoint_half_removed_is_passed_over(lost: str, tmp_path: Path, cac
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": 1, "key": "k", "digest": "d"}'])
-def test_a_damaged_record_of_a_checkpoint_is_named(content: str, tmp_path: Path, cache: Path) -> None:
+def test_a_damaged_record_of_a_checkpoint_is_named(
+    content: str, tmp_path: Path, cache: Path
+) -> None:
     train(tmp_path, cache, steps_run=2, save_every=1)
     (record,) = (tmp_path / "work").rglob("state.json")
     record.write_text(content)
@@ -230,7 +269,9 @@ def test_a_damaged_record_of_a_checkpoint_is_named(content: str, tmp_path: Path,
     assert str(record.parent) in str(caught.value)
 
 
-def test_asked_to_stop_it_ends_after_the_step_and_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) -> None:
+def test_asked_to_stop_it_ends_after_the_step_and_goes_on_to_the_same_bytes(
+    tmp_path: Path, cache: Path
+) -> None:
     whole, log = train(tmp_path / "a", cache)
     part, order = trainer_of(tmp_path / "b", cache), tmp_path / "stop"
     with preemption.listening(order), pytest.raises(preemption.Stopped):
@@ -240,24 +281,50 @@ def test_asked_to_stop_it_ends_after_the_step_and_goes_on_to_the_same_bytes(tmp_
     assert resumed_log == log and equal(resumed, whole)
     last = trainer_of(tmp_path / "c", cache)
     with preemption.listening(order):
-        assert len(last.run(until(STEPS, lambda step: order.touch() if step == 3 else order.unlink(True)))) == STEPS
+        assert (
+            len(
+                last.run(
+                    until(STEPS, lambda step: order.touch() if step == 3 else order.unlink(True))
+                )
+            )
+            == STEPS
+        )
 
 
 @pytest.mark.full
 def test_two_processes_stop_and_leave_out_together(cache: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
     script = [str(root / "tests/training/bad_steps.py"), str(cache), str(tmp_path)]
     done = subprocess.run(
-        [*command, *script], env=environment, check=False, timeout=300, capture_output=True, text=True
+        [*command, *script],
+        env=environment,
+        check=False,
+        timeout=300,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode != 0, "the last part ends in an error"
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
     assert first == second, done.stderr[-3000:]
     assert first["skipped"] == [2] and first["stopped"] == ["step_000003"]
     said = (tmp_path / "said.txt").read_text()
-    assert "training step 1: CUDA out of memory" in said and "--training.chunk_size 2 --auto_resume" in said
+    assert (
+        "training step 1: CUDA out of memory" in said
+        and "--training.chunk_size 2 --auto_resume" in said
+    )
 
 
 def test_a_loss_that_does_not_fall_is_told_from_one_that_does() -> None:

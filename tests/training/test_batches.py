@@ -33,9 +33,16 @@ class Rows:
     mined: list[MinedNegative] = field(default_factory=list)
 
     def batches(
-        self, size: int, share: float = 0.25, num_negatives: int = 1, seed: int = 0, unique: bool = False
+        self,
+        size: int,
+        share: float = 0.25,
+        num_negatives: int = 1,
+        seed: int = 0,
+        unique: bool = False,
     ) -> Batches:
-        return Batches(self.human, self.augmented, self.mined, size, share, num_negatives, seed, unique)
+        return Batches(
+            self.human, self.augmented, self.mined, size, share, num_negatives, seed, unique
+        )
 
     def targets(self) -> dict[QueryId, ImageId]:
         return {t.query.id: t.target for t in [*self.human, *(a.triplet for a in self.augmented)]}
@@ -63,7 +70,9 @@ def rows(draw: st.DrawFn) -> Rows:
         if draw(st.integers(0, 2)) == 0:
             source = next(t for t in made.human if t.query.id == mined.query)
             query = Query(QueryId(f"a{n}"), source.query.reference, f"new text {draw(few)}")
-            made.augmented.append(AugmentedTriplet(Triplet(query, mined.image), mined.query, 1, "tiny", "p"))
+            made.augmented.append(
+                AugmentedTriplet(Triplet(query, mined.image), mined.query, 1, "tiny", "p")
+            )
     return made
 
 
@@ -76,7 +85,9 @@ def same(a: Batch, b: Batch) -> bool:
     )
 
 
-@given(given=rows(), seed=st.integers(0, 9), steps=st.lists(st.integers(0, 30), min_size=1, max_size=6))
+@given(
+    given=rows(), seed=st.integers(0, 9), steps=st.lists(st.integers(0, 30), min_size=1, max_size=6)
+)
 def test_batch_is_decided_by_seed_and_step_alone(given: Rows, seed: int, steps: list[int]) -> None:
     """Asked for in any order, as a resumed run does."""
     straight = given.batches(8, seed=seed)
@@ -97,7 +108,9 @@ def test_human_triplets_come_once_per_epoch_where_nothing_is_augmented(num: int,
     for epoch in range(3):
         seen = Counter(q.id for step in range(steps) for q in batches[epoch * steps + step].queries)
         assert len(seen) == num and set(seen.values()) == {1}
-    orders = [[q.id for s in range(steps) for q in batches[e * steps + s].queries] for e in range(2)]
+    orders = [
+        [q.id for s in range(steps) for q in batches[e * steps + s].queries] for e in range(2)
+    ]
     assert orders[0] != orders[1], "two epochs in one order"
 
 
@@ -122,14 +135,20 @@ def test_batch_size_is_constant_where_triplets_are_many(share: float) -> None:
     given = plain(200)
     for t in given.human[:100]:
         query = Query(QueryId(f"a{t.query.id}"), t.query.reference, "new text")
-        given.augmented.append(AugmentedTriplet(Triplet(query, ImageId("i5")), t.query.id, 1, "tiny", "p"))
+        given.augmented.append(
+            AugmentedTriplet(Triplet(query, ImageId("i5")), t.query.id, 1, "tiny", "p")
+        )
     batches = given.batches(24, share)
     assert {len(batches[step].queries) for step in range(60)} == {24}
 
 
 @pytest.mark.parametrize(("num", "size"), [(5, 4), (49, 48), (50, 48), (9, 8)])
 def test_batch_is_full_where_an_epoch_ends_within_it(num: int, size: int) -> None:
-    sizes = [len(plain(num).batches(size, seed=seed)[step].queries) for seed in range(5) for step in range(40)]
+    sizes = [
+        len(plain(num).batches(size, seed=seed)[step].queries)
+        for seed in range(5)
+        for step in range(40)
+    ]
     assert set(sizes) == {size}
 
 
@@ -155,7 +174,10 @@ def test_negatives_of_human_rows_are_candidates(given: Rows, seed: int, num: int
     batches, targets = given.batches(8, num_negatives=num, seed=seed), given.targets()
     everything = [*given.human, *(a.triplet for a in given.augmented)]
     keys = {t.query.id: (t.query.reference, t.query.text) for t in everything}
-    right = {q: {t.target for t in everything if keys[t.query.id] == key} | {key[0]} for q, key in keys.items()}
+    right = {
+        q: {t.target for t in everything if keys[t.query.id] == key} | {key[0]}
+        for q, key in keys.items()
+    }
     for step in range(6):
         batch = batches[step]
         own = {targets[q.id] for q in batch.queries}
@@ -181,7 +203,10 @@ def test_targets_are_where_the_batch_says(given: Rows, seed: int) -> None:
 
 @given(given=rows(), seed=st.integers(0, 9))
 def test_also_right_marks_exactly_the_other_known_targets(given: Rows, seed: int) -> None:
-    known = {(t.query.reference, t.query.text, t.target) for t in [*given.human, *(a.triplet for a in given.augmented)]}
+    known = {
+        (t.query.reference, t.query.text, t.target)
+        for t in [*given.human, *(a.triplet for a in given.augmented)]
+    }
     batches = given.batches(8, seed=seed)
     for step in range(6):
         batch = batches[step]
@@ -208,22 +233,36 @@ def test_no_image_is_the_target_of_two_queries(given: Rows, seed: int, share: fl
 
 
 @given(given=rows(), seed=st.integers(0, 9), num=st.integers(0, 3), unique=st.booleans())
-def test_own_negatives_are_mined_or_of_other_queries(given: Rows, seed: int, num: int, unique: bool) -> None:
+def test_own_negatives_are_mined_or_of_other_queries(
+    given: Rows, seed: int, num: int, unique: bool
+) -> None:
     mined: dict[QueryId, set[ImageId]] = {}
     for n in given.mined:
         mined.setdefault(n.query, set()).add(n.image)
-    batches, targets = given.batches(8, num_negatives=num, seed=seed, unique=unique), given.targets()
+    batches, targets = (
+        given.batches(8, num_negatives=num, seed=seed, unique=unique),
+        given.targets(),
+    )
     source = {a.triplet.query.id: a.source for a in given.augmented}
-    known = {(t.query.reference, t.query.text, t.target) for t in [*given.human, *(a.triplet for a in given.augmented)]}
+    known = {
+        (t.query.reference, t.query.text, t.target)
+        for t in [*given.human, *(a.triplet for a in given.augmented)]
+    }
     for step in range(6):
         batch = batches[step]
         assert batch.own_BK.shape[0] == len(batch.queries) and batch.own_BK.shape[1] >= 1
         for query, row in zip(batch.queries, batch.own_BK, strict=True):
             own = {batch.candidates[place] for place in row if place >= 0}
             assert len(own) == (row >= 0).sum()
-            right = {image for reference, text, image in known if (reference, text) == (query.reference, query.text)}
+            right = {
+                image
+                for reference, text, image in known
+                if (reference, text) == (query.reference, query.text)
+            }
             barred = right | {query.reference}
-            rewritten = {targets[q.id] for q in batch.queries if source.get(q.id) == query.id} - barred
+            rewritten = {
+                targets[q.id] for q in batch.queries if source.get(q.id) == query.id
+            } - barred
             usable = mined.get(query.id, set()) - barred
             if rewritten or (num and usable):
                 assert rewritten <= own <= rewritten | usable
@@ -260,9 +299,14 @@ def paired(num: int, per_query: int = 1) -> Rows:
     for i, t in enumerate(made.human):
         for n in range(per_query):
             image = ImageId(f"m{i}.{n}")
-            made.mined += [negative(t.query.id, image), negative(t.query.id, ImageId(f"unwritten{i}.{n}"))]
+            made.mined += [
+                negative(t.query.id, image),
+                negative(t.query.id, ImageId(f"unwritten{i}.{n}")),
+            ]
             query = Query(QueryId(f"{t.query.id}+1.{n}"), t.query.reference, f"new text {i}.{n}")
-            made.augmented.append(AugmentedTriplet(Triplet(query, image), t.query.id, 1, "tiny", "p"))
+            made.augmented.append(
+                AugmentedTriplet(Triplet(query, image), t.query.id, 1, "tiny", "p")
+            )
     return made
 
 
@@ -271,10 +315,16 @@ def paired(num: int, per_query: int = 1) -> Rows:
 def test_a_human_query_is_paired_with_the_mined_image_of_its_rewritten_triplet(
     num_negatives: int, share: float
 ) -> None:
-    """ReCALL's I_h: every human query with an augmented partner in its batch, and with 0 negatives nothing else."""
+    """ReCALL's I_h: every human query with an augmented partner in its batch, and with 0 negatives
+    nothing else."""
     given = paired(100)
-    batches, written = given.batches(16, share, num_negatives), {a.source: a.triplet for a in given.augmented}
-    mined = {t.query.id: {n.image for n in given.mined if n.query == t.query.id} for t in given.human}
+    batches, written = (
+        given.batches(16, share, num_negatives),
+        {a.source: a.triplet for a in given.augmented},
+    )
+    mined = {
+        t.query.id: {n.image for n in given.mined if n.query == t.query.id} for t in given.human
+    }
     pairs = alone = 0
     for step in range(100):
         batch = batches[step]
@@ -286,7 +336,11 @@ def test_a_human_query_is_paired_with_the_mined_image_of_its_rewritten_triplet(
                 assert len(own) == num_negatives
             elif partner.query.id in ids:
                 pairs += 1
-                assert own[0] == partner.target and set(own) <= mined[query.id] and len(own) <= 1 + num_negatives
+                assert (
+                    own[0] == partner.target
+                    and set(own) <= mined[query.id]
+                    and len(own) <= 1 + num_negatives
+                )
             else:
                 alone += 1
                 assert set(own) <= mined[query.id] and len(own) == num_negatives
@@ -308,7 +362,9 @@ def test_a_rewritten_image_that_is_right_for_its_source_is_no_negative() -> None
     given = paired(8)
     queries = {t.query.id: t.query for t in given.human}
     confirmed = [(a.source, a.triplet.target) for a in given.augmented[:4]]
-    written = [(queries[source].reference, queries[source].text, image) for source, image in confirmed]
+    written = [
+        (queries[source].reference, queries[source].text, image) for source, image in confirmed
+    ]
     known = KnownPositives(given.human, given.augmented, confirmed=written)
     batch = Batches(given.human, given.augmented, given.mined, 16, 0.5, 0, 0, known=known)[0]
     own = {query.id: row for query, row in zip(batch.queries, batch.own_BK, strict=True)}
@@ -320,7 +376,8 @@ def test_a_rewritten_image_that_is_right_for_its_source_is_no_negative() -> None
 
 
 def test_a_reference_that_was_mined_is_a_negative_and_its_copy_is_not() -> None:
-    """`mining.rank_reference` asks for the reference; nobody asks for a copy of it, or for one that is right."""
+    """`mining.rank_reference` asks for the reference; nobody asks for a copy of it, or for one that
+    is right."""
     human = [triplet(0, 1, "make it red", 5), triplet(1, 2, "make it red", 6)]
     mined = [negative(QueryId("h0"), ImageId("i1")), negative(QueryId("h1"), ImageId("i2"))]
     mined.append(negative(QueryId("h0"), ImageId("copy of i1")))
@@ -339,12 +396,19 @@ def test_a_reference_that_was_mined_is_a_negative_and_its_copy_is_not() -> None:
 
 
 def test_queries_that_differ_in_case_and_spaces_alone_share_their_targets() -> None:
-    human = [triplet(0, 1, "Make it  RED", 5), triplet(1, 1, " make it red", 6), triplet(2, 1, "make it blue", 7)]
+    human = [
+        triplet(0, 1, "Make it  RED", 5),
+        triplet(1, 1, " make it red", 6),
+        triplet(2, 1, "make it blue", 7),
+    ]
     batch = Batches(human, [], [negative(QueryId("h0"), ImageId("i6"))], 3, 0.0, 5, 0)[0]
     of = {query.id: i for i, query in enumerate(batch.queries)}
     places = [batch.candidates.index(ImageId(f"i{n}")) for n in (5, 6, 7)]
     assert batch.also_right_BN[of[QueryId("h0")], places].tolist() == [False, True, False]
     assert batch.also_right_BN[of[QueryId("h1")], places].tolist() == [True, False, False]
     assert not batch.also_right_BN[of[QueryId("h2")]].any()
-    own = [{batch.candidates[p] for p in batch.own_BK[of[QueryId(f"h{n}")]] if p >= 0} for n in range(3)]
+    own = [
+        {batch.candidates[p] for p in batch.own_BK[of[QueryId(f"h{n}")]] if p >= 0}
+        for n in range(3)
+    ]
     assert own == [{"i7"}, {"i7"}, {"i5", "i6"}]

@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 
-from cirloop.training.config import BradleyTerry, InfoNCE, LossConfig, LossPart, LossSum, TripletHinge
+from cirloop.training.config import (
+    BradleyTerry,
+    InfoNCE,
+    LossConfig,
+    LossPart,
+    LossSum,
+    TripletHinge,
+)
 from cirloop.training.losses import Marks, info_nce
 
 NONE = torch.zeros(1, 2, dtype=torch.bool)
@@ -21,12 +28,25 @@ LOSSES = [
     InfoNCE(temperature=0.1, mask_margin=0.05),
     TripletHinge(),
     BradleyTerry(temperature=0.1),
-    LossSum(parts=(LossPart(weight=0.5, loss=InfoNCE(temperature=0.1)), LossPart(weight=2.0, loss=TripletHinge()))),
+    LossSum(
+        parts=(
+            LossPart(weight=0.5, loss=InfoNCE(temperature=0.1)),
+            LossPart(weight=2.0, loss=TripletHinge()),
+        )
+    ),
 ]
 
 
-def nce(queries: torch.Tensor, candidates: torch.Tensor, target: torch.Tensor, out: torch.Tensor, t: float) -> Any:
-    return info_nce(queries @ candidates.T, Marks(target, out, torch.full((len(queries), 1), -1)), t)
+def nce(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    target: torch.Tensor,
+    out: torch.Tensor,
+    t: float,
+) -> Any:
+    return info_nce(
+        queries @ candidates.T, Marks(target, out, torch.full((len(queries), 1), -1)), t
+    )
 
 
 def marks(own: list[list[int]], out: torch.Tensor | None = None, num: int = 2) -> Marks:
@@ -91,30 +111,47 @@ def test_info_nce_is_cross_entropy() -> None:
     scores = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
     left_out = torch.zeros(6, 9, dtype=torch.bool)
     given = Marks(torch.tensor([3, 0, 8, 8, 1, 2]), left_out, torch.full((6, 1), -1))
-    assert torch.equal(InfoNCE(temperature=0.5).build()(scores, given), F.cross_entropy(scores / 0.5, given.target_B))
+    assert torch.equal(
+        InfoNCE(temperature=0.5).build()(scores, given),
+        F.cross_entropy(scores / 0.5, given.target_B),
+    )
 
 
 def test_mask_margin_leaves_out_what_scores_too_high_but_not_own_negatives() -> None:
-    """Of the second query's candidates 0.1 and target 0.2 none is 0.05 above; of the first 0.3 is 0.1 above 0.2."""
+    """Of the second query's candidates 0.1 and target 0.2 none is 0.05 above; of the first 0.3 is
+    0.1 above 0.2."""
     scores = torch.tensor([[0.2, 0.3], [0.1, 0.2]])
     loss = InfoNCE(temperature=1.0, mask_margin=0.05)
     second = log(1 + exp(-0.1))
     assert loss.build()(scores, marks([[-1], [-1]])).item() == pytest.approx(second / 2, rel=1e-5)
-    assert loss.build()(scores, marks([[1], [-1]])).item() == pytest.approx((log(1 + exp(0.1)) + second) / 2, rel=1e-5)
+    assert loss.build()(scores, marks([[1], [-1]])).item() == pytest.approx(
+        (log(1 + exp(0.1)) + second) / 2, rel=1e-5
+    )
     wide = InfoNCE(temperature=1.0, mask_margin=0.2)
-    assert wide.build()(scores, marks([[-1], [-1]])) == InfoNCE(temperature=1.0).build()(scores, marks([[-1], [-1]]))
+    assert wide.build()(scores, marks([[-1], [-1]])) == InfoNCE(temperature=1.0).build()(
+        scores, marks([[-1], [-1]])
+    )
 
 
 def test_triplet_is_the_hinge_of_each_own_negative() -> None:
     """Targets lead by 0.2 and 0.1: hinges 0 and 0.1 at margin 0.2, 0.1 and 0.2 at margin 0.3."""
-    assert TripletHinge(margin=0.2).build()(HALF, marks([[1], [0]])).item() == pytest.approx(0.05, abs=1e-6)
-    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [0]])).item() == pytest.approx(0.15, abs=1e-6)
-    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [-1]])).item() == pytest.approx(0.1, abs=1e-6)
+    assert TripletHinge(margin=0.2).build()(HALF, marks([[1], [0]])).item() == pytest.approx(
+        0.05, abs=1e-6
+    )
+    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [0]])).item() == pytest.approx(
+        0.15, abs=1e-6
+    )
+    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [-1]])).item() == pytest.approx(
+        0.1, abs=1e-6
+    )
 
 
-@pytest.mark.parametrize("loss", [TripletHinge(margin=0.3), BradleyTerry()], ids=lambda loss: loss.type)
+@pytest.mark.parametrize(
+    "loss", [TripletHinge(margin=0.3), BradleyTerry()], ids=lambda loss: loss.type
+)
 def test_queries_without_negatives_do_not_water_down_the_pairs(loss: Any) -> None:
-    """The mean is over the queries that have a pair; without any the loss is 0 and has a gradient of 0."""
+    """The mean is over the queries that have a pair; without any the loss is 0 and has a gradient
+    of 0."""
     alone = loss.build()(HALF[:1], marks([[1]]))
     assert loss.build()(HALF, marks([[1], [-1]])).item() == pytest.approx(alone.item(), rel=1e-6)
     scores = HALF.clone().requires_grad_()
@@ -124,21 +161,35 @@ def test_queries_without_negatives_do_not_water_down_the_pairs(loss: Any) -> Non
 
 
 def test_triplet_takes_the_hardest_valid_candidates_where_there_are_some() -> None:
-    """Target 0.5; own negative 0.1, hardest 0.45 and 0.3: hinges 0.15 and 0. Bradley-Terry keeps its own."""
+    """Target 0.5; own negative 0.1, hardest 0.45 and 0.3: hinges 0.15 and 0. Bradley-Terry keeps
+    its own."""
     scores = torch.tensor([[0.5, 0.1, 0.45, 0.3]])
-    given = Marks(torch.tensor([0]), torch.zeros(1, 4, dtype=torch.bool), torch.tensor([[1]]), torch.tensor([[2, 3]]))
-    assert TripletHinge(margin=0.2).build()(scores, given).item() == pytest.approx(0.15 / 2, abs=1e-6)
-    assert BradleyTerry().build()(scores, given).item() == pytest.approx(log(1 + exp(-0.4)), rel=1e-5)
+    given = Marks(
+        torch.tensor([0]),
+        torch.zeros(1, 4, dtype=torch.bool),
+        torch.tensor([[1]]),
+        torch.tensor([[2, 3]]),
+    )
+    assert TripletHinge(margin=0.2).build()(scores, given).item() == pytest.approx(
+        0.15 / 2, abs=1e-6
+    )
+    assert BradleyTerry().build()(scores, given).item() == pytest.approx(
+        log(1 + exp(-0.4)), rel=1e-5
+    )
     nothing = Marks(given.target_B, given.left_out_BN, given.negatives_BK, torch.tensor([[-1, -1]]))
     assert TripletHinge(margin=0.2).build()(scores, nothing).item() == 0
 
 
 def test_bradley_terry_is_the_mean_of_its_pairs() -> None:
     one, other = log(1 + exp(-0.2)), log(1 + exp(-0.1))
-    assert BradleyTerry().build()(HALF, marks([[1], [0]])).item() == pytest.approx((one + other) / 2, rel=1e-5)
+    assert BradleyTerry().build()(HALF, marks([[1], [0]])).item() == pytest.approx(
+        (one + other) / 2, rel=1e-5
+    )
     scores = torch.tensor([[0.5, 0.3, 0.4]])
     given = marks([[1, 2, -1]], num=3)
-    assert BradleyTerry().build()(scores, given).item() == pytest.approx((one + other) / 2, rel=1e-5)
+    assert BradleyTerry().build()(scores, given).item() == pytest.approx(
+        (one + other) / 2, rel=1e-5
+    )
     warm = BradleyTerry(temperature=0.1).build()(HALF, marks([[1], [0]])).item()
     assert warm == pytest.approx((log(1 + exp(-2)) + log(1 + exp(-1))) / 2, rel=1e-5)
 
@@ -171,7 +222,13 @@ def test_pairs_ignore_what_is_not_their_own() -> None:
 
 
 def test_a_loss_without_a_type_is_info_nce_and_an_unknown_one_is_refused() -> None:
-    assert TypeAdapter(LossConfig).validate_python({"temperature": 0.07}) == InfoNCE(temperature=0.07)
-    for wrong in ({"type": "dpo"}, {"type": "triplet", "temperature": 1}, {"type": "sum", "parts": []}):
+    assert TypeAdapter(LossConfig).validate_python({"temperature": 0.07}) == InfoNCE(
+        temperature=0.07
+    )
+    for wrong in (
+        {"type": "dpo"},
+        {"type": "triplet", "temperature": 1},
+        {"type": "sum", "parts": []},
+    ):
         with pytest.raises(ValidationError):
             TypeAdapter(LossConfig).validate_python(wrong)

@@ -1,4 +1,5 @@
-"""Adapters in the base's dtype: float32 copies take the steps, add up the gradients, and are what is saved."""
+"""Adapters in the base's dtype: float32 copies take the steps, add up the gradients, and are what
+is saved."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def test_gradients_of_chunks_add_up_in_float32() -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("chunk_size", [0, 3])
-def test_around_a_float32_base_nothing_changes(chunk_size: int, tmp_path: Path, cache: Path) -> None:
+def test_around_a_float32_base_nothing_changes(
+    chunk_size: int, tmp_path: Path, cache: Path
+) -> None:
     states = []
     for dtype in ("float32", "base"):
         lora = LoraSettings(dtype=dtype)
@@ -60,7 +63,9 @@ def test_around_a_float32_base_nothing_changes(chunk_size: int, tmp_path: Path, 
 
 
 @pytest.mark.full
-def test_the_file_holds_the_copies_and_the_model_their_rounding(tmp_path: Path, cache: Path) -> None:
+def test_the_file_holds_the_copies_and_the_model_their_rounding(
+    tmp_path: Path, cache: Path
+) -> None:
     trainer = trainer_of(tmp_path, cache, model=HALF, lora=BASE)
     log = trainer.run(lambda steps: steps)
     trainer.save_adapter(tmp_path / "adapter")

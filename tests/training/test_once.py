@@ -1,4 +1,5 @@
-"""In a step equal inputs are embedded once and images prepared once; the gradient is that of each row for itself."""
+"""In a step equal inputs are embedded once and images prepared once; the gradient is that of each
+row for itself."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ TINY = {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"}
 
 
 class Seen:
-    """The embedder's images, and how often each was loaded for it; the rows that its module was called with."""
+    """The embedder's images, and how often each was loaded for it; the rows that its module was
+    called with."""
 
     def __init__(self, images: Any) -> None:
         self._images, self.loads, self.rows = images, Counter[ImageId](), Counter[str]()
@@ -52,9 +54,9 @@ class Seen:
 
 
 def doubled(triplets: list[Triplet]) -> Batch:
-    """Seven queries: the third asks the first's question, the fourth and fifth of the first's reference, the sixth's
-    reference is the first's target. Of seven candidates the last stands there a second time, known as right.
-    """
+    """Seven queries: the third asks the first's question, the fourth and fifth of the first's
+    reference, the sixth's reference is the first's target. Of seven candidates the last stands
+    there a second time, known as right."""
     a, b, _, d, e, f, g = triplets
     asked = [
         a.query,
@@ -65,16 +67,21 @@ def doubled(triplets: list[Triplet]) -> Batch:
         replace(f.query, reference=a.target),
         g.query,
     ]
-    made = Batches([Triplet(q, t.target) for q, t in zip(asked, triplets, strict=True)], [], [], 7, 0.0, 0, 5)[0]
+    made = Batches(
+        [Triplet(q, t.target) for q, t in zip(asked, triplets, strict=True)], [], [], 7, 0.0, 0, 5
+    )[0]
     first = made.candidates[0]
     again = (made.target_B == 0)[:, None] | made.also_right_BN[:, :1]
     return replace(
-        made, candidates=(*made.candidates, first), also_right_BN=np.concatenate([made.also_right_BN, again], axis=1)
+        made,
+        candidates=(*made.candidates, first),
+        also_right_BN=np.concatenate([made.also_right_BN, again], axis=1),
     )
 
 
 def trainer_of(model: dict[str, Any], work: Path, chunk_size: int) -> tuple[Trainer, Seen]:
-    """On a batch that repeats itself, with weights that all have a gradient, in float64 and without dropout."""
+    """On a batch that repeats itself, with weights that all have a gradient, in float64 and without
+    dropout."""
     data = ShapesSettings(train_families=4, train_triplets=24, eval_families=2).build().train
     backbone: Any = TypeAdapter(BackboneConfig).validate_python(model).build()
     is_clip = model["type"] == "clip_combiner"
@@ -90,9 +97,17 @@ def trainer_of(model: dict[str, Any], work: Path, chunk_size: int) -> tuple[Trai
     backbone.module.register_forward_pre_hook(seen.note)
     triplets = list({t.target: t for t in data.triplets}.values())[:7]
     trainer = Trainer(
-        backbone, VisionFeatures(backbone, seen, work / "vision"), {0: doubled(triplets)}, options, 1, 0, "", work, 0,
+        backbone,
+        VisionFeatures(backbone, seen, work / "vision"),
+        {0: doubled(triplets)},
+        options,
+        1,
+        0,
+        "",
+        work,
+        0,
         accelerator(),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # type: ignore[arg-type]
     trainer.module.train()
     return trainer, seen
 
@@ -124,11 +139,17 @@ def taken(trainer: Trainer) -> torch.Tensor:
 def plainly(trainer: Trainer) -> tuple[float, torch.Tensor]:
     """Loss and gradient with every row embedded in a call of its own."""
     batch = trainer.batches[0]
-    items = [Item(q.reference, q.text) for q in batch.queries], [Item(image) for image in batch.candidates]
-    queries, candidates = (
-        torch.cat([trainer.backbone.module(trainer.engine._inputs_of([item])) for item in side]) for side in items
+    items = (
+        [Item(q.reference, q.text) for q in batch.queries],
+        [Item(image) for image in batch.candidates],
     )
-    marks = [torch.from_numpy(array) for array in (batch.target_B, batch.also_right_BN, batch.own_BK)]
+    queries, candidates = (
+        torch.cat([trainer.backbone.module(trainer.engine._inputs_of([item])) for item in side])
+        for side in items
+    )
+    marks = [
+        torch.from_numpy(array) for array in (batch.target_B, batch.also_right_BN, batch.own_BK)
+    ]
     loss = trainer.engine.loss(similarity(queries, candidates), Marks(*marks))
     loss.backward()
     return float(loss.detach()), taken(trainer)
@@ -136,22 +157,32 @@ def plainly(trainer: Trainer) -> tuple[float, torch.Tensor]:
 
 @pytest.mark.parametrize("chunk_size", [0, 3])
 @pytest.mark.parametrize("kind", ["qwen2_vl", "clip"])
-def test_equal_inputs_are_embedded_once_and_change_nothing(kind: str, chunk_size: int, tmp_path: Path) -> None:
+def test_equal_inputs_are_embedded_once_and_change_nothing(
+    kind: str, chunk_size: int, tmp_path: Path
+) -> None:
     model = TINY if kind == "qwen2_vl" else clip(tmp_path, train_clip=True, combiner="sum")
     trainer, seen = trainer_of(model, tmp_path, chunk_size)
     loss = trainer.engine.backward(0)
-    ours, rows = taken(trainer), Counter({name: num // (2 if chunk_size else 1) for name, num in seen.rows.items()})
+    ours, rows = (
+        taken(trainer),
+        Counter({name: num // (2 if chunk_size else 1) for name, num in seen.rows.items()}),
+    )
     plain_loss, plain = plainly(trainer)
     assert abs(loss - plain_loss) < 1e-6 * plain_loss
     assert float((ours - plain).norm()) < 1e-6 * float(plain.norm())
     batch = trainer.batches[0]
     images = {*batch.candidates, *(q.reference for q in batch.queries)}
-    assert seen.loads == Counter(dict.fromkeys(images, 1)), "each image is prepared once, whoever asks for it"
+    assert seen.loads == Counter(dict.fromkeys(images, 1)), (
+        "each image is prepared once, whoever asks for it"
+    )
     assert (len(batch.queries), len(batch.candidates)) == (7, 8)
     if kind == "qwen2_vl":
         assert rows == {"all": 6 + 7}
     else:
-        queries, size = list(dict.fromkeys((q.reference, q.text) for q in batch.queries)), chunk_size or 7
+        queries, size = (
+            list(dict.fromkeys((q.reference, q.text) for q in batch.queries)),
+            chunk_size or 7,
+        )
         references = [{image for image, _ in queries[i : i + size]} for i in range(0, 6, size)]
         assert rows == {"query": 6, "candidate": 7, "pixels": 7 + sum(map(len, references))}
         assert rows["pixels"] < 6 + 7, "references repeat within a chunk"

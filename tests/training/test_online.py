@@ -20,7 +20,9 @@ from cirloop.training.losses import Marks, info_nce
 from tests.negatives.cases import Case, cases
 
 
-def naive(scores: list[float], target: int, also_right: set[int], top: int, k: int, margin: float | None) -> set[int]:
+def naive(
+    scores: list[float], target: int, also_right: set[int], top: int, k: int, margin: float | None
+) -> set[int]:
     """What is kept for one query, by sorting."""
     wrong = [n for n in range(len(scores)) if n != target and n not in also_right]
     pool = sorted(wrong, key=lambda n: (-scores[n], n))[:top]
@@ -36,12 +38,17 @@ def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.from_numpy(case.scores_QG), torch.tensor(case.targets), also_right
 
 
-def nce(scores: torch.Tensor, target: torch.Tensor, left_out: torch.Tensor, temperature: float) -> torch.Tensor:
+def nce(
+    scores: torch.Tensor, target: torch.Tensor, left_out: torch.Tensor, temperature: float
+) -> torch.Tensor:
     return info_nce(scores, Marks(target, left_out, torch.full((len(scores), 1), -1)), temperature)
 
 
 @given(
-    case=cases(), top=st.integers(1, 30), k=st.integers(1, 30), margin=st.sampled_from([None, 0.0, -0.125, 0.25, -5.0])
+    case=cases(),
+    top=st.integers(1, 30),
+    k=st.integers(1, 30),
+    margin=st.sampled_from([None, 0.0, -0.125, 0.25, -5.0]),
 )
 def test_mask_is_what_a_loop_keeps(case: Case, top: int, k: int, margin: float | None) -> None:
     scores, target, also_right = tensors(case)
@@ -53,7 +60,12 @@ def test_mask_is_what_a_loop_keeps(case: Case, top: int, k: int, margin: float |
         assert kept == naive(scores[i].tolist(), case.targets[i], right, top, k, margin)
 
 
-@given(case=cases(), top=st.integers(1, 30), k=st.integers(1, 30), valid=st.sampled_from(["below_target", "all"]))
+@given(
+    case=cases(),
+    top=st.integers(1, 30),
+    k=st.integers(1, 30),
+    valid=st.sampled_from(["below_target", "all"]),
+)
 def test_mask_keeps_what_the_strategy_mines(case: Case, top: int, k: int, valid: str) -> None:
     mined = OnlineHardest(negatives_per_query=k, candidate_pool=top, validity=valid).choose(
         case.window(top), MiningContext(seed=0)
@@ -65,18 +77,23 @@ def test_mask_keeps_what_the_strategy_mines(case: Case, top: int, k: int, valid:
 
 
 def test_one_candidate_is_the_target() -> None:
-    mask = online_mask(torch.zeros(1, 1), torch.tensor([0]), torch.zeros(1, 1, dtype=torch.bool), 5, 5)
+    mask = online_mask(
+        torch.zeros(1, 1), torch.tensor([0]), torch.zeros(1, 1, dtype=torch.bool), 5, 5
+    )
     assert mask.tolist() == [[True]]
 
 
 def test_masked_positives_take_no_place_in_the_pool() -> None:
     scores = torch.tensor([[0.0, -torch.inf, -torch.inf, -1.0]])
     also_right = torch.tensor([[False, True, False, False]])
-    assert online_mask(scores, torch.tensor([0]), also_right, 2, 2).tolist() == [[True, False, True, True]]
+    assert online_mask(scores, torch.tensor([0]), also_right, 2, 2).tolist() == [
+        [True, False, True, True]
+    ]
 
 
 def test_loss_over_the_hardest_valid_candidate() -> None:
-    """Scores 0.6 (target), 1, 0.6, 0: what outscores the target goes, of the rest the equal one stays: log 2."""
+    """Scores 0.6 (target), 1, 0.6, 0: what outscores the target goes, of the rest the equal one
+    stays: log 2."""
     query = torch.tensor([[1.0, 0.0]])
     candidates = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.6, -0.8], [0.0, 1.0]], requires_grad=True)
     target, none = torch.tensor([0]), torch.zeros(1, 4, dtype=torch.bool)
@@ -87,34 +104,48 @@ def test_loss_over_the_hardest_valid_candidate() -> None:
     assert candidates.grad is not None
     assert candidates.grad.abs().sum(1).gt(0).tolist() == [True, False, True, False]
     hardest = online_mask(query @ candidates.T, target, none, 4, 1, None)
-    assert nce(query @ candidates.T, target, ~hardest, 1.0).item() == pytest.approx(log(1 + exp(0.4)), rel=1e-6)
+    assert nce(query @ candidates.T, target, ~hardest, 1.0).item() == pytest.approx(
+        log(1 + exp(0.4)), rel=1e-6
+    )
 
 
 def test_everything_kept_is_plain_info_nce() -> None:
     random = np.random.default_rng(0)
-    queries, candidates = (torch.from_numpy(random.standard_normal((n, 4)).astype(np.float32)) for n in (5, 9))
+    queries, candidates = (
+        torch.from_numpy(random.standard_normal((n, 4)).astype(np.float32)) for n in (5, 9)
+    )
     target, also_right = torch.arange(5), torch.from_numpy(random.random((5, 9)) < 0.2)
     also_right[torch.arange(5), target] = False
     mask = online_mask(queries @ candidates.T, target, also_right, 9, 9, None)
     assert torch.equal(~mask, also_right)
-    assert nce(queries @ candidates.T, target, ~mask, 0.1) == nce(queries @ candidates.T, target, also_right, 0.1)
+    assert nce(queries @ candidates.T, target, ~mask, 0.1) == nce(
+        queries @ candidates.T, target, also_right, 0.1
+    )
 
 
 def test_no_valid_candidate_leaves_no_loss() -> None:
-    query, candidates = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]])
-    mask = online_mask(query @ candidates.T, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.bool), 2, 2)
+    query, candidates = (
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]]),
+    )
+    mask = online_mask(
+        query @ candidates.T, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.bool), 2, 2
+    )
     assert mask.tolist() == [[True, False, False]]
     assert nce(query @ candidates.T, torch.tensor([0]), ~mask, 0.1).item() == 0.0
 
 
 def test_rows_are_those_of_the_mask() -> None:
-    mask = torch.tensor([[True, False, True, False], [False, False, False, False], [False, True, False, False]])
+    mask = torch.tensor(
+        [[True, False, True, False], [False, False, False, False], [False, True, False, False]]
+    )
     assert rows_of(mask, 2).tolist() == [[0, 2], [-1, -1], [1, -1]]
     assert rows_of(mask[:, :1], 3).tolist() == [[0], [-1], [-1]]
 
 
 SCORES = torch.tensor([[0.5, 0.55, 0.4, 0.3, 0.9], [0.2, 0.6, 0.1, 0.65, 0.5]])
-"""Of two queries, whose targets are candidates 0 and 1; candidate 4 is known to be right for the first."""
+"""Of two queries, whose targets are candidates 0 and 1; candidate 4 is known to be right for the
+first."""
 
 
 def batch() -> Batch:
@@ -137,9 +168,13 @@ def test_triplet_of_the_hardest_valid_candidate() -> None:
     """Below the targets 0.5 and 0.6 the best are 0.4 and 0.5: each lacks 0.1 of the margin."""
     assert loss_of(hardest=1, loss=TRIPLET).item() == pytest.approx(0.1, abs=1e-6)
     # 0.06 above the target counts too: 0.55 and 0.65, each 0.05 above
-    assert loss_of(hardest=1, hardest_margin=0.06, loss=TRIPLET).item() == pytest.approx(0.25, abs=1e-6)
+    assert loss_of(hardest=1, hardest_margin=0.06, loss=TRIPLET).item() == pytest.approx(
+        0.25, abs=1e-6
+    )
     # 0.15 below it: 0.3 is beyond the margin; the second query's best is 0.2, beyond it too
-    assert loss_of(hardest=1, hardest_margin=-0.15, loss=TRIPLET).item() == pytest.approx(0, abs=1e-6)
+    assert loss_of(hardest=1, hardest_margin=-0.15, loss=TRIPLET).item() == pytest.approx(
+        0, abs=1e-6
+    )
     # two of each: hinges 0.1 and 0, and 0.1 and 0
     assert loss_of(hardest=2, loss=TRIPLET).item() == pytest.approx(0.05, abs=1e-6)
     # the one most similar candidate is not valid for either query, so there is no pair
@@ -151,14 +186,18 @@ def test_triplet_of_the_hardest_valid_candidate() -> None:
 def test_a_margin_lets_harder_candidates_into_the_denominator() -> None:
     plain = (log(1 + exp(-0.1)) + log(1 + exp(-0.1))) / 2
     assert loss_of(hardest=1, loss=NCE).item() == pytest.approx(plain, rel=1e-5)
-    assert loss_of(hardest=1, hardest_margin=0.06, loss=NCE).item() == pytest.approx(log(1 + exp(0.05)), rel=1e-5)
+    assert loss_of(hardest=1, hardest_margin=0.06, loss=NCE).item() == pytest.approx(
+        log(1 + exp(0.05)), rel=1e-5
+    )
 
 
 def test_the_hardest_within_a_sum() -> None:
     for online in ({"hardest": 1}, {"hardest": 2, "hardest_margin": 0.06}, {}):
         parts = 2.0 * loss_of(**online, loss=NCE) + 0.5 * loss_of(**online, loss=TRIPLET)
         assert torch.allclose(loss_of(**online, loss=BOTH), parts)
-    assert loss_of(hardest=1, loss=BOTH).item() == pytest.approx(2 * log(1 + exp(-0.1)) + 0.05, rel=1e-5)
+    assert loss_of(hardest=1, loss=BOTH).item() == pytest.approx(
+        2 * log(1 + exp(-0.1)) + 0.05, rel=1e-5
+    )
 
 
 def test_what_is_known_to_be_right_is_no_hardest_candidate() -> None:

@@ -27,9 +27,13 @@ STEPS = 4
 
 
 def trainer_of(
-    tmp_path: Path, cache: Path, key: str = "k", save_every: int = 0, model: dict[str, Any] | None = None,
+    tmp_path: Path,
+    cache: Path,
+    key: str = "k",
+    save_every: int = 0,
+    model: dict[str, Any] | None = None,
     **settings: Any,
-) -> Trainer:  # fmt: skip
+) -> Trainer:
     data = ShapesSettings(train_families=4, train_triplets=24, eval_families=2).build().train
     backbone: Any = Qwen2VLSettings(**{"dtype": "float32", **(model or {})}).build()
     options = TrainingSettings(batch_size=8, **settings)
@@ -37,13 +41,20 @@ def trainer_of(
     batches = Batches(data.triplets, [], [], 8, 0.0, 1, 5)
     features = VisionFeatures(backbone, data.images, cache / "vision")
     work = tmp_path / "work"
-    trainer = Trainer(backbone, features, batches, options, STEPS, 7, key, work, save_every, accelerator())
+    trainer = Trainer(
+        backbone, features, batches, options, STEPS, 7, key, work, save_every, accelerator()
+    )
     trainer.module.train()
     return trainer
 
 
 def train(
-    tmp_path: Path, cache: Path, steps_run: int = STEPS, key: str = "k", save_every: int = 0, **settings: Any
+    tmp_path: Path,
+    cache: Path,
+    steps_run: int = STEPS,
+    key: str = "k",
+    save_every: int = 0,
+    **settings: Any,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Adapter and log after `steps_run` of STEPS steps (fewer: the process is stopped there)."""
     trainer = trainer_of(tmp_path, cache, key, save_every, **settings)
@@ -80,7 +91,9 @@ def test_a_step_without_a_loss_moves_nothing_and_is_no_error(tmp_path: Path, cac
 
 
 @pytest.mark.parametrize("chunk_size", [3, 8])
-def test_gradient_caching_gives_the_same_gradient(tmp_path: Path, cache: Path, chunk_size: int) -> None:
+def test_gradient_caching_gives_the_same_gradient(
+    tmp_path: Path, cache: Path, chunk_size: int
+) -> None:
     made = []
     for size in (0, chunk_size):
         trainer = trainer_of(tmp_path, cache, lora=LoraSettings(dropout=0.0), chunk_size=size)
@@ -89,7 +102,9 @@ def test_gradient_caching_gives_the_same_gradient(tmp_path: Path, cache: Path, c
                 if "lora_B" in name:
                     parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(number))
         loss = trainer.engine.backward(0)
-        made.append((loss, [p.grad.clone() for p in trainer.parameters.values() if p.grad is not None]))
+        made.append(
+            (loss, [p.grad.clone() for p in trainer.parameters.values() if p.grad is not None])
+        )
     (loss, grads), (cached_loss, cached) = made
     assert cached_loss == pytest.approx(loss, rel=1e-5)
     assert len(cached) == len(grads) == len(trainer.parameters)
@@ -124,25 +139,49 @@ def test_an_altered_step_checkpoint_is_named(tmp_path: Path, cache: Path) -> Non
 def test_gradient_caching_is_exact_with_dropout_for_every_loss(cache: Path) -> None:
     from tests.training.grad_cache import LOSSES, gradients
 
-    assert {name: gradients(cache, loss) < 1e-5 for name, loss in LOSSES.items()} == dict.fromkeys(LOSSES, True)
+    assert {name: gradients(cache, loss) < 1e-5 for name, loss in LOSSES.items()} == dict.fromkeys(
+        LOSSES, True
+    )
 
 
 @pytest.mark.full
-def test_gradient_caching_is_exact_with_dropout_in_two_processes(cache: Path, tmp_path: Path) -> None:
+def test_gradient_caching_is_exact_with_dropout_in_two_processes(
+    cache: Path, tmp_path: Path
+) -> None:
     root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
     script = [str(root / "tests/training/grad_cache.py"), str(cache), str(tmp_path)]
     subprocess.run([*command, *script], env=environment, check=True, timeout=300)
     for rank in range(2):
         found = json.loads((tmp_path / f"rank_{rank}.json").read_text())
         assert found.pop("processes") == 2
-        assert {name: value < 1e-5 for name, value in found.items()} == dict.fromkeys(found, True) != {}, found
+        assert (
+            {name: value < 1e-5 for name, value in found.items()}
+            == dict.fromkeys(found, True)
+            != {}
+        ), found
 
 
 def test_rates_of_their_own_and_schedules(tmp_path: Path, cache: Path) -> None:
-    trainer = trainer_of(tmp_path, cache, rates={r".*layers\.0\.": 1e-5}, learning_rate=1e-3, schedule="cosine")
-    by_rate = {group["top"]: sum(p.numel() for p in group["params"]) for group in trainer.optimizer.param_groups}
+    trainer = trainer_of(
+        tmp_path, cache, rates={r".*layers\.0\.": 1e-5}, learning_rate=1e-3, schedule="cosine"
+    )
+    by_rate = {
+        group["top"]: sum(p.numel() for p in group["params"])
+        for group in trainer.optimizer.param_groups
+    }
     layers = trainer.backbone.vlm.config.text_config.num_hidden_layers
     assert by_rate.keys() == {1e-3, 1e-5} and by_rate[1e-3] == (layers - 1) * by_rate[1e-5]
     shares = [trainer._rate(step) for step in range(STEPS)]

@@ -1,4 +1,5 @@
-"""What a disk does to a run: errors that name their file and the way out, and what killed writers leave behind."""
+"""What a disk does to a run: errors that name their file and the way out, and what killed writers
+leave behind."""
 
 from __future__ import annotations
 
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 ABANDONED = 600.0
-"""Seconds without a write after which a temporary file is taken for that of a process that was killed."""
+"""Seconds without a write after which a temporary file is taken for that of a process that was
+killed."""
 _FULL = "Free space there (df, quota)"
 _SHUT = "Make it writable for this user, or give a directory that is"
 WAYS_OUT = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
-    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or use a file system without it",
+    errno.EFBIG: (
+        "Raise the limit on the size of files (ulimit -f), or use a file system without it"
+    ),
     errno.EIO: "The disk or its connection failed; the system's log says more",
     errno.ESTALE: "The file server failed",
     errno.EROFS: _SHUT,
@@ -40,13 +44,17 @@ def explain(error: OSError) -> str | None:
     """A message for the user where a disk is full, failing or shut; None for any other error."""
     way = WAYS_OUT.get(error.errno or 0)
     file = error.filename2 or error.filename or "a file"
-    end = "What was finished is kept: then run the command again, train_iterative.py with --auto_resume."
+    end = (
+        "What was finished is kept: then run the command again, train_iterative.py with"
+        " --auto_resume."
+    )
     return None if way is None else f"{file}: {error.strerror}. {way}. {end}"
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Within, an OSError names `path` where it names nothing: those of writing, syncing and closing do not."""
+    """Within, an OSError names `path` where it names nothing: those of writing, syncing and closing
+    do not."""
     try:
         yield
     except OSError as error:
@@ -85,10 +93,11 @@ def as_os_error(path: Path) -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, with the permissions of any other new file: the library's own lets only its owner read
-    it. Raises OSError, as other writes do.
-    """
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file, with the permissions of any other new file: the library's own lets
+    only its owner read it. Raises OSError, as other writes do."""
     from safetensors.torch import save_file  # here, since it loads torch
 
     with as_os_error(path):
@@ -99,7 +108,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict
 
 
 def sweep(directory: Path, prefix: str = ".") -> None:
-    """Delete the files named `prefix`... that killed processes left in `directory`: nobody has written to them lately.
+    """Delete the files named `prefix`... that killed processes left in `directory`: nobody has
+    written to them lately.
 
     safetensors' own temporary files are `.tmp` and six letters.
     """
@@ -111,9 +121,12 @@ def sweep(directory: Path, prefix: str = ".") -> None:
 
 
 def remove(directory: Path) -> None:
-    """Delete a directory that is not needed any more. If that fails, a warning says so: it is no reason to stop."""
+    """Delete a directory that is not needed any more. If that fails, a warning says so: it is no
+    reason to stop."""
     if directory.exists():
         try:
             shutil.rmtree(directory)
         except OSError as error:
-            logger.warning("%s could not be removed (%s); nothing needs it, delete it", directory, error)
+            logger.warning(
+                "%s could not be removed (%s); nothing needs it, delete it", directory, error
+            )

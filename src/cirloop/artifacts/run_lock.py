@@ -1,4 +1,5 @@
-"""One run at a time in a run directory: a lock of the operating system on `run.lock`, which ends with its process.
+"""One run at a time in a run directory: a lock of the operating system on `run.lock`, which ends
+with its process.
 
 `run.lock.json` beside it says who holds it. A killed run leaves both files, and they hinder nobody.
 """
@@ -36,7 +37,10 @@ def held(directory: Path) -> Iterator[None]:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(directory / FILE, timeout=0))
-                for name in (FILE, OWNER):  # while it is held: who waited for this file takes a new one
+                for name in (
+                    FILE,
+                    OWNER,
+                ):  # while it is held: who waited for this file takes a new one
                     stack.callback((directory / name).unlink, missing_ok=True)
                 write_json(directory / OWNER, {"schema": 1, "owner": _owner()})
             except Timeout:
@@ -44,7 +48,9 @@ def held(directory: Path) -> Iterator[None]:
             except OSError as error:
                 if explain(error):  # the command says it
                     raise
-                raise UserError(f"--experiment_dir {directory} cannot be written: {error}.") from None
+                raise UserError(
+                    f"--experiment_dir {directory} cannot be written: {error}."
+                ) from None
             yield
     finally:
         for each in new:
@@ -55,7 +61,10 @@ def held(directory: Path) -> Iterator[None]:
 def _owner() -> str:
     user = os.environ.get("USER", "a user without a name")
     began = datetime.now().astimezone().isoformat(timespec="seconds")
-    return f"process {os.getpid()} of {user} on {socket.gethostname()}, since {began} ({shlex.join(sys.argv)})"
+    return (
+        f"process {os.getpid()} of {user} on {socket.gethostname()}, since {began}"
+        f" ({shlex.join(sys.argv)})"
+    )
 
 
 def _refusal(directory: Path) -> str:
@@ -64,6 +73,7 @@ def _refusal(directory: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):  # about to be written, or changed by hand
         owner = f"{OWNER} does not say which"
     return (
-        f"a run works in {directory} already: {owner}.\nWays out: wait for it to end; stop its process by SIGTERM, and "
-        "--auto_resume can go on; or start another run with another --experiment_dir."
+        f"a run works in {directory} already: {owner}.\nWays out: wait for it to end; stop its"
+        " process by SIGTERM, and --auto_resume can go on; or start another run with another"
+        " --experiment_dir."
     )

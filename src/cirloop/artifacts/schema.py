@@ -1,8 +1,9 @@
 """The JSON files that cirloop writes: the version of each kind's form.
 
-A file says its version as `schema`, and one of another version is refused. Files that the manifest does not vouch for
-carry a `digest` of their own content, so that a changed one is noticed. Lists of ids, rankings and submissions have
-forms that others fixed and carry no version; neither do the files that a process and its children exchange.
+A file says its version as `schema`, and one of another version is refused. Files that the manifest
+does not vouch for carry a `digest` of their own content, so that a changed one is noticed. Lists of
+ids, rankings and submissions have forms that others fixed and carry no version; neither do the
+files that a process and its children exchange.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ RESTORE = "Restore it from a backup, or start anew in another --experiment_dir."
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Files of one form. A sealed one carries its digest; `way` is what to do about a damaged one."""
+    """Files of one form. A sealed one carries its digest; `way` is what to do about a damaged
+    one."""
 
     version: int = 1
     sealed: bool = False
@@ -35,7 +37,10 @@ KINDS = {
     "manifest": Kind(2, sealed=True),
     "config": Kind(sealed=True),
     "costs": Kind(2, sealed=True, way="No result needs it: delete it."),
-    "trackers": Kind(sealed=True, way="No result needs it: delete its directory; what was tracked is tracked anew."),
+    "trackers": Kind(
+        sealed=True,
+        way="No result needs it: delete its directory; what was tracked is tracked anew.",
+    ),
     "pictures": Kind(2, sealed=True, way="It is remade."),
     "state": Kind(sealed=True, way="Delete its directory to train from the start."),
     "hard_negatives": Kind(3),
@@ -75,7 +80,8 @@ def sealed(kind: str, content: Mapping[str, Any]) -> Content:
 def read(path: Path, kind: str | None = None) -> Content:
     """A file that cirloop wrote, without its digest.
 
-    Raises UserError, with the file named, where it cannot be read, is damaged or altered, or is of another version.
+    Raises UserError, with the file named, where it cannot be read, is damaged or altered, or is of
+    another version.
     """
     about = KINDS[kind or kind_of(path.name)]
     try:
@@ -89,8 +95,8 @@ def read(path: Path, kind: str | None = None) -> Content:
         raise UserError(f"{path} is damaged ({error}). {about.way}") from None
     if version != about.version:
         raise UserError(
-            f"{path} was written by another version of cirloop (schema {version}; this one reads {about.version}). Use "
-            f"that version, or: {about.way}"
+            f"{path} was written by another version of cirloop (schema {version}; this one reads"
+            f" {about.version}). Use that version, or: {about.way}"
         )
     if about.sealed and content.pop("digest", None) != digest(content):
         raise UserError(f"{path} is altered: its digest does not agree with the rest. {about.way}")

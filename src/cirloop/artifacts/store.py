@@ -1,9 +1,9 @@
 """Make an artifact once, or find it: fingerprints, atomic writes, verified reads.
 
-An artifact is a file or directory of a run directory. It is done when the manifest says so and its bytes
-agree. The fingerprint covers the stage's settings and the content digests of its inputs, never paths or
-times. Writing is aside, synced, renamed, and the manifest entry comes last: killed at any moment, a run
-directory holds whole artifacts only.
+An artifact is a file or directory of a run directory. It is done when the manifest says so and its
+bytes agree. The fingerprint covers the stage's settings and the content digests of its inputs,
+never paths or times. Writing is aside, synced, renamed, and the manifest entry comes last: killed
+at any moment, a run directory holds whole artifacts only.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ def file_digests(path: Path) -> dict[str, str]:
     """Digest per file, by path relative to `path` ("." for a single file)."""
     if path.is_file():
         return {".": file_digest(path)}
-    return {p.relative_to(path).as_posix(): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(path).as_posix(): file_digest(p)
+        for p in sorted(path.rglob("*"))
+        if p.is_file()
+    }
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,7 +82,9 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):  # the first one counts
             aside.unlink(missing_ok=True)
         if isinstance(error, IsADirectoryError):
-            raise UserError(f"{path} is a directory, where a file is to be written. Move it away.") from None
+            raise UserError(
+                f"{path} is a directory, where a file is to be written. Move it away."
+            ) from None
         raise
     sync_directory(path.parent)
 
@@ -90,10 +96,14 @@ def dump(value: Any) -> str:
     lines = []
     for key, item in value.items():
         if isinstance(item, list) and item:
-            rows = ",\n  ".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in item)
+            rows = ",\n  ".join(
+                json.dumps(row, ensure_ascii=False, allow_nan=False) for row in item
+            )
             lines.append(f" {json.dumps(key)}: [\n  {rows}\n ]")
         else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False, allow_nan=False)}")
+            lines.append(
+                f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False, allow_nan=False)}"
+            )
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -122,7 +132,8 @@ class Store:
     """The artifacts of one run directory."""
 
     def __init__(self, directory: Path, reading: bool = False) -> None:
-        """With `reading`, nothing of the run is changed, which another process may be at work on."""
+        """With `reading`, nothing of the run is changed, which another process may be at work
+        on."""
         self.directory, self._work = directory, READING if reading else WORK
         self._manifest = self._read_manifest()
         if not reading:
@@ -131,11 +142,16 @@ class Store:
     def _read_manifest(self) -> dict[str, Any]:
         path = self.directory / MANIFEST
         if not path.exists():
-            made = [p.name for name in ("*_iter_*", "evaluation_base.json") for p in self.directory.glob(name)]
+            made = [
+                p.name
+                for name in ("*_iter_*", "evaluation_base.json")
+                for p in self.directory.glob(name)
+            ]
             if made:
                 raise UserError(
-                    f"{path} is missing, which says what of {', '.join(sorted(made)[:3])} is finished. Restore it from "
-                    "a backup, start anew in another --experiment_dir, or delete those to make them again."
+                    f"{path} is missing, which says what of {', '.join(sorted(made)[:3])} is"
+                    " finished. Restore it from a backup, start anew in another --experiment_dir,"
+                    " or delete those to make them again."
                 )
             return {"artifacts": {}}
         return schema.read(path)
@@ -146,15 +162,18 @@ class Store:
         write_text(self.directory / MANIFEST, text + "\n")
 
     def begin(self, run: str, settings: Path) -> None:
-        """`of_run`, written down before the first artifact: from now on a manifest that is not there is missing."""
+        """`of_run`, written down before the first artifact: from now on a manifest that is not
+        there is missing."""
         self.of_run(run, settings)
         self._write_manifest()
 
     def of_run(self, run: str, settings: Path) -> None:
-        """Note to which run this directory belongs, or raise UserError where that is not the one of `settings`."""
+        """Note to which run this directory belongs, or raise UserError where that is not the one of
+        `settings`."""
         if self._manifest.setdefault("run", run) != run:
             raise UserError(
-                f"{settings} is of another run than {self.directory / MANIFEST}. Restore that which is not its own."
+                f"{settings} is of another run than {self.directory / MANIFEST}. Restore that which"
+                " is not its own."
             )
 
     @property
@@ -166,7 +185,8 @@ class Store:
         return number
 
     def workspace(self, name: str) -> Path:
-        """Where a stage keeps what it needs while it works (step checkpoints). Removed when it is done."""
+        """Where a stage keeps what it needs while it works (step checkpoints). Removed when it is
+        done."""
         return self.directory / self._work / name
 
     def find(self, name: str) -> Artifact:
@@ -200,7 +220,8 @@ class Store:
         build: Callable[[Path], None],
         iteration: int | None = None,
     ) -> Artifact:
-        """The artifact `name`: the finished one if its fingerprint agrees, else `build(path)` writes it.
+        """The artifact `name`: the finished one if its fingerprint agrees, else `build(path)`
+        writes it.
 
         `settings` is JSON that decides the result, `inputs` the content digests it is made from.
         """
@@ -209,9 +230,9 @@ class Store:
         if entry is not None:
             if entry["fingerprint"] != key:
                 raise UserError(
-                    f"{self.directory / name} was made with other settings or from other inputs than this "
-                    f"run has now. Remake it with --resume_from_iteration {entry['iteration'] or 0}, "
-                    "or use another --experiment_dir."
+                    f"{self.directory / name} was made with other settings or from other inputs"
+                    " than this run has now. Remake it with --resume_from_iteration"
+                    f" {entry['iteration'] or 0}, or use another --experiment_dir."
                 )
             return self.find(name)
         logger.info("%s: start", name)
@@ -225,7 +246,11 @@ class Store:
         files = file_digests(aside)
         aside.replace(path)
         sync_directory(self.directory)
-        self._manifest["artifacts"][name] = {"fingerprint": key, "iteration": iteration, "files": files}
+        self._manifest["artifacts"][name] = {
+            "fingerprint": key,
+            "iteration": iteration,
+            "files": files,
+        }
         self._write_manifest()
         remove(self.workspace(name))
         logger.info("%s: done in %.1f s", name, time.monotonic() - began)
@@ -236,7 +261,8 @@ class Store:
         remove(self.directory / WORK)
 
     def set_aside(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
-        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, None if none are.
+        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, None if
+        none are.
 
         An artifact of no iteration (the base model's evaluation) is moved with iteration 0.
         """
@@ -245,7 +271,9 @@ class Store:
         files = [n for n in also if (self.directory / n).exists()]
         if not names:
             return None
-        before = [re.fullmatch(r"replaced_(\d+)", p.name) for p in self.directory.glob("replaced_*")]
+        before = [
+            re.fullmatch(r"replaced_(\d+)", p.name) for p in self.directory.glob("replaced_*")
+        ]
         number = 1 + max((int(found[1]) for found in before if found), default=0)
         self._manifest["moving"] = {"to": f"replaced_{number}", "names": [*names, *files]}
         for name in names:

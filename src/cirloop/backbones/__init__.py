@@ -1,4 +1,5 @@
-"""Embedders: one file per model family. Nothing outside this room knows of pixels, grids or prompts' tokens."""
+"""Embedders: one file per model family. Nothing outside this room knows of pixels, grids or
+prompts' tokens."""
 
 from cirloop.backbones.base import Item, LoraSettings
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings

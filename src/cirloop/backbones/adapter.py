@@ -1,4 +1,5 @@
-"""The trained part of an embedder: LoRA or DoRA by PEFT, or named parts in full. Saved and loaded, and both proven."""
+"""The trained part of an embedder: LoRA or DoRA by PEFT, or named parts in full. Saved and loaded,
+and both proven."""
 
 from __future__ import annotations
 
@@ -32,23 +33,32 @@ TARGETS = "training.lora.targets do"
 
 
 def _lora(directory: Path) -> LoraConfig:
-    """PEFT's settings of a saved LoRA. Raises UserError for what is damaged, no LoRA, or names code to import."""
+    """PEFT's settings of a saved LoRA. Raises UserError for what is damaged, no LoRA, or names code
+    to import."""
     try:
         lora = PeftConfig.from_pretrained(str(directory))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{directory / LORA_CONFIG} cannot be read: {error}. Restore it, or train it again.") from None
+        raise UserError(
+            f"{directory / LORA_CONFIG} cannot be read: {error}. Restore it, or train it again."
+        ) from None
     if not isinstance(lora, LoraConfig):
-        raise UserError(f"adapter {directory} is of type {lora.peft_type}; only LoRA and DoRA are read.")
+        raise UserError(
+            f"adapter {directory} is of type {lora.peft_type}; only LoRA and DoRA are read."
+        )
     if lora.megatron_config is not None:
-        raise UserError(f"{directory / LORA_CONFIG} names a module for PEFT to import (megatron_core); not followed.")
+        raise UserError(
+            f"{directory / LORA_CONFIG} names a module for PEFT to import (megatron_core); not"
+            " followed."
+        )
     return lora
 
 
 class Adapted:
     """What every embedder inherits: how its weights are trained, saved and loaded.
 
-    The embedder sets `core` (the module that holds the weights; PEFT's and the parts' names start there), `base_path`,
-    and before `load_adapter` everything that `probe` needs. Its base weights are frozen.
+    The embedder sets `core` (the module that holds the weights; PEFT's and the parts' names start
+    there), `base_path`, and before `load_adapter` everything that `probe` needs. Its base weights
+    are frozen.
     """
 
     core: Any
@@ -56,7 +66,8 @@ class Adapted:
     lora_modules = r".*\.({targets})"
     """Which modules get a LoRA, as a pattern of their whole name; `{targets}` are the settings'."""
     parts: tuple[str, ...] = ()
-    """What full tuning trains unless the settings name parts: patterns that a parameter's name starts with."""
+    """What full tuning trains unless the settings name parts: patterns that a parameter's name
+    starts with."""
     default_tune = "lora"
     lora: LoraConfig | None = None
     trained_parts: tuple[str, ...] = ()
@@ -71,13 +82,17 @@ class Adapted:
         raise NotImplementedError
 
     def make_trainable(self, tuning: Tuning, seed: int) -> None:
-        """Put a fresh LoRA on the model, or free the parts named; what is loaded already goes on being trained."""
+        """Put a fresh LoRA on the model, or free the parts named; what is loaded already goes on
+        being trained."""
         tune = tuning.tune or self.default_tune
         loaded = "full" if self.trained_parts else tune
         if self.lora is not None:
             loaded = "dora" if self.lora.use_dora else "lora"
         if loaded != tune:
-            raise UserError(f"training.tune {tune!r}, but the checkpoint to go on from was made with {loaded!r}.")
+            raise UserError(
+                f"training.tune {tune!r}, but the checkpoint to go on from was made with"
+                f" {loaded!r}."
+            )
         if tune == "full":
             self.trained_parts = tuning.parts or self.trained_parts or self.parts
             self._check_parts(self.trained_parts)
@@ -94,7 +109,9 @@ class Adapted:
                     lora_alpha=tuning.lora.alpha,
                     lora_dropout=tuning.lora.dropout,
                     use_dora=tune == "dora",
-                    target_modules=self.lora_modules.replace("{targets}", "|".join(tuning.lora.targets)),
+                    target_modules=self.lora_modules.replace(
+                        "{targets}", "|".join(tuning.lora.targets)
+                    ),
                     base_model_name_or_path=self.base_path,
                 )
                 self._inject(self.lora)
@@ -104,12 +121,17 @@ class Adapted:
 
     def _check_parts(self, parts: tuple[str, ...]) -> None:
         if not parts:
-            raise UserError("training.tune full: say which parts with training.parts; this model has no default.")
+            raise UserError(
+                "training.tune full: say which parts with training.parts; this model has no"
+                " default."
+            )
         names = [name for name, _ in self.core.named_parameters()]
         idle = [part for part in parts if not any(re.match(part, name) for name in names)]
         if idle:
             there = sorted({".".join(name.split(".")[:2]) for name in names})
-            raise UserError(f"training.parts: {', '.join(idle)} match no weight; there are {', '.join(there)}.")
+            raise UserError(
+                f"training.parts: {', '.join(idle)} match no weight; there are {', '.join(there)}."
+            )
 
     def _inject(self, lora: LoraConfig, what: str = TARGETS) -> None:
         """LoRA modules in float32, whatever the base's dtype."""
@@ -125,7 +147,8 @@ class Adapted:
         return {name: p for name, p in self.core.named_parameters() if p.requires_grad}
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
-        """The trained weights: a LoRA's by PEFT's names, as `PeftModel.from_pretrained` expects them."""
+        """The trained weights: a LoRA's by PEFT's names, as `PeftModel.from_pretrained` expects
+        them."""
         if self.trained_parts:
             freed = re.compile("|".join(f"(?:{part})" for part in self.trained_parts))
             named = {name: p for name, p in self.core.named_parameters() if freed.match(name)}
@@ -134,24 +157,34 @@ class Adapted:
         return {PREFIX + name: value.detach().cpu().contiguous() for name, value in state.items()}
 
     def save_adapter(self, directory: Path) -> None:
-        """Write the trained weights, a LoRA as PEFT does, and check that what was written is what is in memory."""
+        """Write the trained weights, a LoRA as PEFT does, and check that what was written is what
+        is in memory."""
         directory.mkdir(parents=True, exist_ok=True)
-        state, weights = self.adapter_state(), directory / (PARTS_WEIGHTS if self.trained_parts else LORA_WEIGHTS)
+        state, weights = (
+            self.adapter_state(),
+            directory / (PARTS_WEIGHTS if self.trained_parts else LORA_WEIGHTS),
+        )
         empty = [k for k, v in state.items() if v.numel() == 0]
         assert state and not empty, f"empty adapter tensors: {empty[:3]}"
         save_tensors(weights, state)
         if self.trained_parts:
-            write_json(directory / PARTS_CONFIG, {"schema": 1, "base": self.base_path, "parts": self.trained_parts})
+            write_json(
+                directory / PARTS_CONFIG,
+                {"schema": 1, "base": self.base_path, "parts": self.trained_parts},
+            )
         else:
             assert self.lora is not None
             self.lora.inference_mode = True
             with named(directory):
                 self.lora.save_pretrained(str(directory))
         written = load_file(weights)
-        assert written.keys() == state.keys() and all(torch.equal(written[k], state[k]) for k in state)
+        assert written.keys() == state.keys() and all(
+            torch.equal(written[k], state[k]) for k in state
+        )
 
     def load_adapter(self, directory: Path) -> None:
-        """Load what `save_adapter` wrote, or any LoRA of PEFT's. Raises UserError where it does not fit, key by key."""
+        """Load what `save_adapter` wrote, or any LoRA of PEFT's. Raises UserError where it does not
+        fit, key by key."""
         before = self._probed()
         if (directory / PARTS_CONFIG).is_file():
             weights = directory / PARTS_WEIGHTS
@@ -167,11 +200,15 @@ class Adapted:
             self.core.eval()  # a new LoRA drops out
             self.lora = lora
             state = self._read(weights, self.adapter_state())
-            set_peft_model_state_dict(self.core, {name.removeprefix(PREFIX): value for name, value in state.items()})
+            set_peft_model_state_dict(
+                self.core, {name.removeprefix(PREFIX): value for name, value in state.items()}
+            )
             if not any(v.any() for k, v in state.items() if "lora_B" in k):
                 raise UserError(f"adapter {directory} changes nothing: every lora_B is zero.")
         loaded = self.adapter_state()
-        assert all(torch.equal(loaded[k], state[k].to(loaded[k].dtype)) for k in state), "adapter did not load"
+        assert all(torch.equal(loaded[k], state[k].to(loaded[k].dtype)) for k in state), (
+            "adapter did not load"
+        )
         self.core.requires_grad_(False)
         self.adapter_digest = file_digest(weights)
         assert not torch.equal(self._probed(), before), "the adapter loaded but changes no output"
@@ -180,18 +217,24 @@ class Adapted:
         try:
             state = {self.map_legacy_key(name): value for name, value in load_file(weights).items()}
         except (SafetensorError, OSError) as error:
-            raise UserError(f"adapter {weights} cannot be read ({error}). Restore it, or train it again.") from None
+            raise UserError(
+                f"adapter {weights} cannot be read ({error}). Restore it, or train it again."
+            ) from None
         odd = sorted(state.keys() ^ expected.keys())
         if odd:
             raise UserError(
-                f"adapter {weights.parent} does not fit the model {self.base_path!r}: {len(odd)} keys differ, {odd[:3]}"
+                f"adapter {weights.parent} does not fit the model {self.base_path!r}: {len(odd)}"
+                f" keys differ, {odd[:3]}"
             )
-        other = [f"{k} {list(state[k].shape)}, not {list(v.shape)}" for k, v in expected.items()
-                 if state[k].shape != v.shape]  # fmt: skip
+        other = [
+            f"{k} {list(state[k].shape)}, not {list(v.shape)}"
+            for k, v in expected.items()
+            if state[k].shape != v.shape
+        ]
         if other:
             raise UserError(
-                f"adapter {weights.parent} does not fit the model {self.base_path!r}: {len(other)} shapes differ, "
-                f"{'; '.join(other[:3])}"
+                f"adapter {weights.parent} does not fit the model {self.base_path!r}: {len(other)}"
+                f" shapes differ, {'; '.join(other[:3])}"
             )
         return state
 

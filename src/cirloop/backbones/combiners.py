@@ -1,4 +1,5 @@
-"""How an image and a text become one query: three combiners of CLIP features (B, D). None normalises its output.
+"""How an image and a text become one query: three combiners of CLIP features (B, D). None
+normalises its output.
 
 Array suffixes: B batch, T tokens, D CLIP's embedding.
 """
@@ -12,7 +13,8 @@ from torch import nn
 
 
 class Encoded(NamedTuple):
-    """What CLIP makes of images or texts: features (B, D), not normalised, and where asked for tokens (B, T, D).
+    """What CLIP makes of images or texts: features (B, D), not normalised, and where asked for
+    tokens (B, T, D).
 
     `mask` (B, T) is true on a text's tokens, from its start sign to its end sign.
     """
@@ -23,7 +25,8 @@ class Encoded(NamedTuple):
 
 
 class Sum(nn.Module):
-    """image + text, features as CLIP gives them: what CLIP4Cir fine-tunes CLIP with. Has no weights."""
+    """image + text, features as CLIP gives them: what CLIP4Cir fine-tunes CLIP with. Has no
+    weights."""
 
     needs_tokens = False
 
@@ -34,8 +37,9 @@ class Sum(nn.Module):
 class Combiner(nn.Module):
     """CLIP4Cir's network (Baldrati et al., ACM TOMM 2023, arXiv 2308.11485).
 
-    Both features are projected to `width` D, ReLU, dropout; from the two together a network gives a mixture v and a
-    second one a share s in (0, 1): query = v + s text + (1 - s) image. Theirs has width 4 and dropout 0.5.
+    Both features are projected to `width` D, ReLU, dropout; from the two together a network gives a
+    mixture v and a second one a share s in (0, 1): query = v + s text + (1 - s) image. Theirs has
+    width 4 and dropout 0.5.
     """
 
     needs_tokens = False
@@ -43,9 +47,15 @@ class Combiner(nn.Module):
     def __init__(self, dim: int, width: int, dropout: float) -> None:
         super().__init__()
         both = 2 * width * dim
-        self.project_text = nn.Sequential(nn.Linear(dim, width * dim), nn.ReLU(), nn.Dropout(dropout))
-        self.project_image = nn.Sequential(nn.Linear(dim, width * dim), nn.ReLU(), nn.Dropout(dropout))
-        self.mixture = nn.Sequential(nn.Linear(both, both), nn.ReLU(), nn.Dropout(dropout), nn.Linear(both, dim))
+        self.project_text = nn.Sequential(
+            nn.Linear(dim, width * dim), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.project_image = nn.Sequential(
+            nn.Linear(dim, width * dim), nn.ReLU(), nn.Dropout(dropout)
+        )
+        self.mixture = nn.Sequential(
+            nn.Linear(both, both), nn.ReLU(), nn.Dropout(dropout), nn.Linear(both, dim)
+        )
         self.share = nn.Sequential(
             nn.Linear(both, both), nn.ReLU(), nn.Dropout(dropout), nn.Linear(both, 1), nn.Sigmoid()
         )
@@ -58,12 +68,14 @@ class Combiner(nn.Module):
 
 
 class AttentionFusion(nn.Module):
-    """Text tokens look at image tokens; what they found is added to the sum of both features through a gate.
+    """Text tokens look at image tokens; what they found is added to the sum of both features
+    through a gate.
 
-    One pre-norm layer: h = text tokens + attention(text tokens -> image tokens), h + mlp(h) averaged over the text's
-    tokens gives f, and query = image + text + tanh(gate) f, a gate per dimension (tanh gates from 0: Flamingo,
-    arXiv 2204.14198). The gate starts at 0, so that the query starts as that of `sum`: the first
-    step moves only the gate, and from the second step every weight has a gradient other than zero.
+    One pre-norm layer: h = text tokens + attention(text tokens -> image tokens), h + mlp(h)
+    averaged over the text's tokens gives f, and query = image + text + tanh(gate) f, a gate per
+    dimension (tanh gates from 0: Flamingo, arXiv 2204.14198). The gate starts at 0, so that the
+    query starts as that of `sum`: the first step moves only the gate, and from the second step
+    every weight has a gradient other than zero.
     """
 
     needs_tokens = True
@@ -71,9 +83,15 @@ class AttentionFusion(nn.Module):
     def __init__(self, dim: int, width: int, dropout: float) -> None:
         super().__init__()
         heads = max(h for h in range(1, max(1, dim // 64) + 1) if dim % h == 0)
-        self.norm_text, self.norm_image, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm_text, self.norm_image, self.norm_mlp = (
+            nn.LayerNorm(dim),
+            nn.LayerNorm(dim),
+            nn.LayerNorm(dim),
+        )
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(dim, width * dim), nn.GELU(), nn.Linear(width * dim, dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, width * dim), nn.GELU(), nn.Linear(width * dim, dim)
+        )
         self.dropout = nn.Dropout(dropout)
         self.gate = nn.Parameter(torch.zeros(dim))
 
@@ -84,12 +102,15 @@ class AttentionFusion(nn.Module):
         hidden = text.tokens + self.dropout(found)
         hidden = hidden + self.dropout(self.mlp(self.norm_mlp(hidden)))
         weight = (text.mask / text.mask.sum(1, keepdim=True)).unsqueeze(-1)
-        out: torch.Tensor = image.pooled + text.pooled + torch.tanh(self.gate) * (weight * hidden).sum(1)
+        out: torch.Tensor = (
+            image.pooled + text.pooled + torch.tanh(self.gate) * (weight * hidden).sum(1)
+        )
         return out
 
 
 def combiner(name: str, dim: int, width: int, dropout: float) -> Sum | Combiner | AttentionFusion:
-    """The combiner of that name, of CLIP features (B, dim), its weights drawn from torch's generator."""
+    """The combiner of that name, of CLIP features (B, dim), its weights drawn from torch's
+    generator."""
     if name == "sum":
         return Sum()
     if name == "combiner":

@@ -69,7 +69,8 @@ class Qwen3VLSettings(QwenSettings):
 
 
 class LlavaSettings(VlmSettings):
-    """LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision, whichever the model's config.json names, used the VLM2Vec way.
+    """LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision, whichever the model's config.json names, used the
+    VLM2Vec way.
 
     The size of images is the processor's own.
     """
@@ -88,7 +89,8 @@ class LlavaSettings(VlmSettings):
 
 
 class Blip2Settings(ModelSettings):
-    """BLIP-2 as QuRe uses it (ICML 2025, arXiv 2507.12416): trained Q-Former, 32 vectors per gallery image."""
+    """BLIP-2 as QuRe uses it (ICML 2025, arXiv 2507.12416): trained Q-Former, 32 vectors per
+    gallery image."""
 
     several_vectors: ClassVar[bool] = True
     type: Literal["blip2"] = "blip2"
@@ -99,8 +101,9 @@ class Blip2Settings(ModelSettings):
     max_tokens: int = Field(32, ge=4, le=512)
     """Word pieces kept of a text, with the two signs around it."""
     pad_ratio: float | None = Field(None, ge=1)
-    """Images are padded until their long side is at most this many short ones, and their middle square is taken; QuRe
-    has 1.25 (TargetPad of CLIP4Cir). By default they are squeezed into a square, as BLIP-2's processor does."""
+    """Images are padded until their long side is at most this many short ones, and their middle
+    square is taken; QuRe has 1.25 (TargetPad of CLIP4Cir). By default they are squeezed into a
+    square, as BLIP-2's processor does."""
 
     def find(self) -> Path:
         return resolve(self.path, "blip-2")
@@ -112,29 +115,34 @@ class Blip2Settings(ModelSettings):
 
 
 class ClipCombinerSettings(ModelSettings):
-    """CLIP by open_clip with a combiner of image and text (CLIP4Cir, ACM TOMM 2023, arXiv 2308.11485).
+    """CLIP by open_clip with a combiner of image and text (CLIP4Cir, ACM TOMM 2023, arXiv
+    2308.11485).
 
-    Trained weights are named `combiner...` and, with `train_clip`, `clip...`: `training.rates: {clip: 1.0e-6}` gives
-    CLIP a rate of its own.
+    Trained weights are named `combiner...` and, with `train_clip`, `clip...`: `training.rates:
+    {clip: 1.0e-6}` gives CLIP a rate of its own.
     """
 
     type: Literal["clip_combiner"] = "clip_combiner"
     clip: str = "RN50x4"
-    """Architecture, by open_clip's name or as an open_clip model config ending in .json. Weights from a file that were
-    trained with QuickGELU, as OpenAI's, need a name ending in -quickgelu; with a tag or a repository that is known."""
+    """Architecture, by open_clip's name or as an open_clip model config ending in .json. Weights
+    from a file that were trained with QuickGELU, as OpenAI's, need a name ending in -quickgelu;
+    with a tag or a repository that is known."""
     path: str = "openai"
-    """Weights: a `.safetensors` file; open_clip's tag of published ones, or `hf-hub:NAME`, which are fetched from the
-    hub; a directory with such a repository's two files; or `random` for none at all. Pickles are not read."""
+    """Weights: a `.safetensors` file; open_clip's tag of published ones, or `hf-hub:NAME`, which
+    are fetched from the hub; a directory with such a repository's two files; or `random` for none
+    at all. Pickles are not read."""
     random_seed: int = Field(0, ge=0)
     """Of the weights that are drawn: the combiner's, and CLIP's where `path` is `random`."""
     combiner: Literal["sum", "combiner", "attention_fusion"] = "combiner"
-    """How image and text features become a query: their sum, CLIP4Cir's network, or attention between tokens."""
+    """How image and text features become a query: their sum, CLIP4Cir's network, or attention
+    between tokens."""
     combiner_width: int = Field(4, ge=1)
     """Width of the combiner's hidden layers, in dimensions of CLIP's embedding."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Of the combiner, while it is trained."""
     pad_ratio: float = Field(1.25, ge=0)
-    """Images whose sides differ by more get black bars until they differ by this factor; 0 = none."""
+    """Images whose sides differ by more get black bars until they differ by this factor; 0 =
+    none."""
     train_clip: bool = False
     """Train CLIP too, both towers; its image features are then no longer kept."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -144,17 +152,24 @@ class ClipCombinerSettings(ModelSettings):
     @classmethod
     def _pads(cls, ratio: float) -> float:
         if 0 < ratio < 1:
-            raise ValueError(f"{ratio} is no ratio of the longer side to the shorter: give 1 or more, or 0 for none")
+            raise ValueError(
+                f"{ratio} is no ratio of the longer side to the shorter: give 1 or more, or 0 for"
+                " none"
+            )
         return ratio
 
     def check_training(self, tuning: Tuning) -> None:
         super().check_training(tuning)
         if tuning.tune not in (None, "full"):
-            raise UserError(f"training.tune {tuning.tune!r}: clip_combiner is trained in full; leave the setting out.")
+            raise UserError(
+                f"training.tune {tuning.tune!r}: clip_combiner is trained in full; leave the"
+                " setting out."
+            )
         if self.combiner == "sum" and not self.train_clip and not tuning.parts:
             raise UserError(
-                "model.combiner `sum` has no weights and CLIP is frozen: nothing to train. Set model.train_clip, "
-                "choose the combiner `combiner` or `attention_fusion`, or train for 0 steps."
+                "model.combiner `sum` has no weights and CLIP is frozen: nothing to train. Set"
+                " model.train_clip, choose the combiner `combiner` or `attention_fusion`, or train"
+                " for 0 steps."
             )
 
     def find(self) -> Path:

@@ -1,7 +1,7 @@
 """The vision tower's output per image, computed once and kept on disk.
 
-Valid wherever image bytes, processor, pixel budget, vision weights and dtype are the same: across stages, rounds and
-runs. Kept in shards (key: image digest and patch grid), which processes share.
+Valid wherever image bytes, processor, pixel budget, vision weights and dtype are the same: across
+stages, rounds and runs. Kept in shards (key: image digest and patch grid), which processes share.
 """
 
 from __future__ import annotations
@@ -24,14 +24,22 @@ if TYPE_CHECKING:
     from PIL import Image
 
 RUNTIME = Runtime()
-WAY_OUT = "Set max_pixels of the model lower, or its dtype to bfloat16, or use a device with more memory."
+WAY_OUT = (
+    "Set max_pixels of the model lower, or its dtype to bfloat16, or use a device with more memory."
+)
 
 
 class VisionFeatures:
-    """Vision tokens of images by id. `encoder` has `prepare_images`, `encode_images` and `vision_key`."""
+    """Vision tokens of images by id. `encoder` has `prepare_images`, `encode_images` and
+    `vision_key`."""
 
     def __init__(
-        self, encoder: Any, images: Images, directory: Path, runtime: Runtime = RUNTIME, shard_bytes: int = 256 << 20
+        self,
+        encoder: Any,
+        images: Images,
+        directory: Path,
+        runtime: Runtime = RUNTIME,
+        shard_bytes: int = 256 << 20,
     ) -> None:
         self._encoder, self._images, self._tower = encoder, images, encoder.vision_key[:16]
         self._batch_size, self._num_workers = runtime.vision_batch_size, runtime.num_workers
@@ -67,14 +75,18 @@ class VisionFeatures:
         if not batches:
             return
         fresh: dict[str, torch.Tensor] = {}
-        with closing(loaded(batches, self._images, self._encoder.prepare_images, self._num_workers)) as ready:
+        with closing(
+            loaded(batches, self._images, self._encoder.prepare_images, self._num_workers)
+        ) as ready:
             for batch in profiling.traced(progress(batches), "vision"):
                 with profiling.waiting():
                     pictures = next(ready)
                 encoded = self._encode(*pictures)
                 profiling.add(images_encoded=len(encoded))
                 for image, vision in zip(batch, encoded, strict=True):
-                    fresh[f"{self._images.digest(image)}@{'x'.join(map(str, vision.grid))}"] = vision.tokens
+                    fresh[f"{self._images.digest(image)}@{'x'.join(map(str, vision.grid))}"] = (
+                        vision.tokens
+                    )
                 if sum(t.nbytes for t in fresh.values()) >= self._shard_bytes:
                     self._tensors.write(fresh)
                     fresh = {}
@@ -89,7 +101,8 @@ class VisionFeatures:
         return [vision for part in parts for vision in part]
 
     def known(self, images: Sequence[ImageId]) -> None:
-        """Leave `images` to the costs of another process of the stage, which finds them on disk or makes them."""
+        """Leave `images` to the costs of another process of the stage, which finds them on disk or
+        makes them."""
         digests = {self._images.digest(image) for image in images}
         profiling.want_images(self._tower, digests, digests)
 

@@ -25,17 +25,21 @@ class ModelSettings(Settings):
     path: str
 
     def check_training(self, tuning: Tuning) -> None:
-        """Raises UserError where a model of these settings cannot be trained so, as far as the settings tell."""
+        """Raises UserError where a model of these settings cannot be trained so, as far as the
+        settings tell."""
         if tuning.lora.dtype == "base":
-            raise UserError(f"training.lora.dtype base is for LoRA on a language model, not for {self.type}: leave it "
-                            "at float32.")  # fmt: skip
+            raise UserError(
+                f"training.lora.dtype base is for LoRA on a language model, not for {self.type}:"
+                " leave it at float32."
+            )
 
     def find(self) -> Path:
         """The local directory of the weights. Raises UserError with all that is wrong."""
         return resolve(self.path, self.type)
 
     def weights(self) -> str:
-        """Digest of everything on disk that decides what the model gives; stands for `path` in fingerprints."""
+        """Digest of everything on disk that decides what the model gives; stands for `path` in
+        fingerprints."""
         return weights_digest(self.find())
 
     def content(self) -> dict[str, str | None]:
@@ -44,31 +48,36 @@ class ModelSettings(Settings):
 
 
 class VlmSettings(ModelSettings):
-    """A language model that sees, used the VLM2Vec way (arXiv 2410.05160): last token, unit norm, an instruction."""
+    """A language model that sees, used the VLM2Vec way (arXiv 2410.05160): last token, unit norm,
+    an instruction."""
 
     type: str
     path: str
     """Model directory or hub name: a base model, or an embedder whose adapter is merged into it."""
     start_adapter: str | None = None
-    """Directory or hub name of a published LoRA, such as VLM2Vec's, to start from; training goes on with it."""
+    """Directory or hub name of a published LoRA, such as VLM2Vec's, to start from; training goes on
+    with it."""
     prompt_format: str = "instruction"
-    """What the model reads: the name of a packaged format (instruction, chat, vlm2vec, gme, qwen3_vl_embedding,
-    recall_cirr, recall_fashioniq) or a .yaml file like them. Published weights need their own."""
+    """What the model reads: the name of a packaged format (instruction, chat, vlm2vec, gme,
+    qwen3_vl_embedding, recall_cirr, recall_fashioniq) or a .yaml file like them. Published weights
+    need their own."""
     query_prompt: str | None = None
-    """The instruction of a query, in place of the format's; `{text}` is the modification text, where the format has it
-    in its instruction. None: the format's."""
+    """The instruction of a query, in place of the format's; `{text}` is the modification text,
+    where the format has it in its instruction. None: the format's."""
     document_prompt: str | None = None
     """The instruction of a gallery image, in place of the format's. None: the format's."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the base model; LoRA weights are float32, in training as `training.lora.dtype` says."""
     quantization: Literal["none", "nf4"] = "none"
-    """`nf4`: the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs bitsandbytes and CUDA."""
+    """`nf4`: the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs
+    bitsandbytes and CUDA."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """The implementation that transformers takes."""
     gradient_checkpointing: bool = False
     """Compute activations anew in the backward pass: less memory, more time."""
     packed: bool = False
-    """Rows of a batch one after another in one row without padding, each seeing only itself; checked at the start."""
+    """Rows of a batch one after another in one row without padding, each seeing only itself;
+    checked at the start."""
     compile: bool = False
     """torch.compile of the language model's layers; checked at the start, which compiles them."""
 
@@ -77,9 +86,10 @@ class VlmSettings(ModelSettings):
     def _renamed(cls, values: Any) -> Any:
         if isinstance(values, dict) and "prompts" in values:
             raise ValueError(
-                f"prompts {values['prompts']!r}: prompt_format says what is read now. What `prompts: vlm2vec` was is "
-                "`prompt_format: instruction`, the default; `prompt_format: vlm2vec` is VLM2Vec's own input; "
-                "`prompts: chat` is `prompt_format: chat`"
+                f"prompts {values['prompts']!r}: prompt_format says what is read now. What"
+                " `prompts: vlm2vec` was is `prompt_format: instruction`, the default;"
+                " `prompt_format: vlm2vec` is VLM2Vec's own input; `prompts: chat` is"
+                " `prompt_format: chat`"
             )
         return values
 
@@ -88,21 +98,22 @@ class VlmSettings(ModelSettings):
         prompts = self.reads()
         if self.type not in prompts.families:
             raise ValueError(
-                f"prompt_format {self.prompt_format!r} is for {', '.join(prompts.families)}; for {self.type} there are "
-                f"{', '.join(fitting(self.type))}, or a .yaml file"
+                f"prompt_format {self.prompt_format!r} is for {', '.join(prompts.families)}; for"
+                f" {self.type} there are {', '.join(fitting(self.type))}, or a .yaml file"
             )
         prompts.check_prompts(self.query_prompt, self.document_prompt)
         return self
 
     def reads(self) -> PromptFormat:
-        """The prompt format. Raises UserError where there is none of that name, or it is damaged."""
+        """The prompt format. Raises UserError where there is none of that name, or it is
+        damaged."""
         return load(self.prompt_format)
 
     def check_training(self, tuning: Tuning) -> None:
         if self.quantization != "none" and tuning.tune == "full":
             raise UserError(
-                f"training.tune full cannot train weights of {self.quantization}. Set training.tune lora or dora, or "
-                "model.quantization none."
+                f"training.tune full cannot train weights of {self.quantization}. Set training.tune"
+                " lora or dora, or model.quantization none."
             )
         if tuning.lora.dtype == "base":
             self._check_adapters_in_half(tuning)
@@ -110,14 +121,22 @@ class VlmSettings(ModelSettings):
     def _check_adapters_in_half(self, tuning: Tuning) -> None:
         ways = "or set training.lora.dtype float32."
         if tuning.tune in ("full", "dora"):
-            raise UserError(f"training.lora.dtype base is for a plain LoRA, not for training.tune {tuning.tune}: set "
-                            f"training.tune lora, {ways}")  # fmt: skip
+            raise UserError(
+                "training.lora.dtype base is for a plain LoRA, not for training.tune"
+                f" {tuning.tune}: set training.tune lora, {ways}"
+            )
         if self.dtype == "float16":
-            raise UserError("training.lora.dtype base with model.dtype float16: small gradients become zero there. Set "
-                            f"model.dtype bfloat16, {ways}")  # fmt: skip
+            raise UserError(
+                "training.lora.dtype base with model.dtype float16: small gradients become zero"
+                f" there. Set model.dtype bfloat16, {ways}"
+            )
 
     def content(self) -> dict[str, str | None]:
-        adapter = None if self.start_adapter is None else weights_digest(resolve_adapter(self.start_adapter))
+        adapter = (
+            None
+            if self.start_adapter is None
+            else weights_digest(resolve_adapter(self.start_adapter))
+        )
         return {**super().content(), "start_adapter": adapter, "prompt_format": self.reads().digest}
 
 
@@ -130,5 +149,7 @@ class QwenSettings(VlmSettings):
     @model_validator(mode="after")
     def _ordered(self) -> QwenSettings:
         if self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
+            raise ValueError(
+                f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}"
+            )
         return self

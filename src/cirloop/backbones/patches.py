@@ -1,12 +1,13 @@
 """Qwen-VL's patch embedding as a product of matrices.
 
-The towers of Qwen's families begin with a Conv3d that gets each patch by itself, as large as its kernel: every weight
-meets one number, so that patches (N, C, T, P, P) times the kernel, both flattened, is the same sum in another order. A
-convolution is the slower way to it: several times on a CPU, and seconds a call in bfloat16 with some releases of
-cuDNN. Weights keep the convolution's names and shapes, so checkpoints, exports and digests do too.
+The towers of Qwen's families begin with a Conv3d that gets each patch by itself, as large as its
+kernel: every weight meets one number, so that patches (N, C, T, P, P) times the kernel, both
+flattened, is the same sum in another order. A convolution is the slower way to it: several times on
+a CPU, and seconds a call in bfloat16 with some releases of cuDNN. Weights keep the convolution's
+names and shapes, so checkpoints, exports and digests do too.
 
-transformers offers the same for Qwen's families (`fusion_config={"patch_embeddings": True}`), for all models of a
-process at once, and up to 5.17 not for the second one that is loaded.
+transformers offers the same for Qwen's families (`fusion_config={"patch_embeddings": True}`), for
+all models of a process at once, and up to 5.17 not for the second one that is loaded.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from cirloop.types import UserError
 VERSION = "patches as a product"
 """Part of the key of kept features: those of the convolution differ in their last bits."""
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest difference from the convolution in float32, as a share of its largest number. A result is rounded once, by
-2^-24, 2^-11 or 2^-9 of itself, and a GPU may round parts of a sum before they are added: eight times that is let pass,
-and in float32 the thousand terms of a sum, each rounded."""
+"""Largest difference from the convolution in float32, as a share of its largest number. A result is
+rounded once, by 2^-24, 2^-11 or 2^-9 of itself, and a GPU may round parts of a sum before they are
+added: eight times that is let pass, and in float32 the thousand terms of a sum, each rounded."""
 NUM_PATCHES = 8
 
 
@@ -38,7 +39,8 @@ class PatchProduct(nn.Conv3d):
 
 
 def use_product(vlm: Any, path: str) -> None:
-    """Have the vision tower of a Qwen-VL embed patches by a product; other families are left as they are.
+    """Have the vision tower of a Qwen-VL embed patches by a product; other families are left as
+    they are.
 
     Raises UserError where that gives something else than the convolution.
     """
@@ -54,7 +56,9 @@ def product_of(convolution: nn.Conv3d) -> PatchProduct:
     """On the convolution's own weights."""
     kernel: Any = convolution.kernel_size
     bias = convolution.bias is not None
-    product = PatchProduct(convolution.in_channels, convolution.out_channels, kernel, kernel, bias=bias, device="meta")
+    product = PatchProduct(
+        convolution.in_channels, convolution.out_channels, kernel, kernel, bias=bias, device="meta"
+    )
     product.weight = convolution.weight
     product.bias = convolution.bias
     return product.train(convolution.training)
@@ -62,7 +66,8 @@ def product_of(convolution: nn.Conv3d) -> PatchProduct:
 
 @torch.no_grad()
 def check(product: nn.Conv3d, convolution: nn.Conv3d, path: str) -> None:
-    """Random patches by `product` where it is, and by `convolution` on the CPU in float32. Raises UserError."""
+    """Random patches by `product` where it is, and by `convolution` on the CPU in float32. Raises
+    UserError."""
     weight = product.weight
     shape = (NUM_PATCHES, convolution.in_channels, *convolution.kernel_size)
     patches = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
@@ -74,8 +79,8 @@ def check(product: nn.Conv3d, convolution: nn.Conv3d, path: str) -> None:
     if bool(wanted_ND.isfinite().all()) and not apart <= limit:  # also where it is not a number
         dtype = str(weight.dtype).removeprefix("torch.")
         raise UserError(
-            f"model path {path!r}: the patch embedding as a product of matrices on {weight.device.type} in {dtype} "
-            f"differs from the convolution by {apart:.2g} of its largest value, at most {limit:g} is rounding. This "
-            "device's products are wrong: set model.dtype (and foundation.dtype) float32, or install another release "
-            "of torch."
+            f"model path {path!r}: the patch embedding as a product of matrices on"
+            f" {weight.device.type} in {dtype} differs from the convolution by {apart:.2g} of its"
+            f" largest value, at most {limit:g} is rounding. This device's products are wrong: set"
+            " model.dtype (and foundation.dtype) float32, or install another release of torch."
         )

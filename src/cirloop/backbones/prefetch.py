@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 AHEAD = 2
-"""Batches in the making while one is in the tower: so many batches of pixels lie in memory besides that one."""
+"""Batches in the making while one is in the tower: so many batches of pixels lie in memory besides
+that one."""
 Loaded = tuple[list["Image.Image"], Any]
 
 
@@ -23,10 +24,12 @@ def loaded(
     prepare: Callable[[list[Image.Image]], Any],
     num_workers: int,
 ) -> Generator[Loaded]:
-    """Per batch, in order, its pictures and what `prepare` makes of them. `num_workers` 0 = without threads.
+    """Per batch, in order, its pictures and what `prepare` makes of them. `num_workers` 0 = without
+    threads.
 
-    A picture is a task of its own, its batch's `prepare` another: that is queued behind the pictures it waits for, so
-    it never waits for one that no thread is free to load. Raises what loading or preparing raised, at its batch.
+    A picture is a task of its own, its batch's `prepare` another: that is queued behind the
+    pictures it waits for, so it never waits for one that no thread is free to load. Raises what
+    loading or preparing raised, at its batch.
     """
     if not num_workers:
         for batch in batches:
@@ -42,7 +45,9 @@ def loaded(
     queue: deque[Future[Loaded]] = deque()
     try:
         for batch in batches:
-            queue.append(pool.submit(prepared, [pool.submit(images.load, image) for image in batch]))
+            queue.append(
+                pool.submit(prepared, [pool.submit(images.load, image) for image in batch])
+            )
             if len(queue) > AHEAD:
                 yield queue.popleft().result()
         while queue:

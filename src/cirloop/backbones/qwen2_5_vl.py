@@ -1,7 +1,8 @@
 """Qwen2.5-VL (arXiv 2502.13923): Qwen2-VL with windowed attention in the vision tower.
 
-The tower's MLP has the names of the language model's (`gate_proj`, `up_proj`, `down_proj`), so that a LoRA by those
-names alone would reach it: `lora_modules` names the language model too, and where LoRA really is gets checked.
+The tower's MLP has the names of the language model's (`gate_proj`, `up_proj`, `down_proj`), so that
+a LoRA by those names alone would reach it: `lora_modules` names the language model too, and where
+LoRA really is gets checked.
 """
 
 from __future__ import annotations

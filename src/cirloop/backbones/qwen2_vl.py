@@ -1,4 +1,5 @@
-"""Qwen2-VL (arXiv 2409.12191): images of any size, 28x28 pixels a token, positions in three dimensions (M-RoPE)."""
+"""Qwen2-VL (arXiv 2409.12191): images of any size, 28x28 pixels a token, positions in three
+dimensions (M-RoPE)."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def place_vision(vlm: Any, inputs: Inputs, sequential: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input embeddings (B, T, D) with the vision tokens in their places, and positions (3, B, T): M-RoPE's, or with
-    `sequential` three times 0, 1, 2, ..."""
+    """Input embeddings (B, T, D) with the vision tokens in their places, and positions (3, B, T):
+    M-RoPE's, or with `sequential` three times 0, 1, 2, ..."""
     ids = inputs["input_ids"]
     if sequential:
-        return embed_with(vlm, inputs), (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
+        return embed_with(vlm, inputs), (inputs["attention_mask"].cumsum(-1) - 1).clamp(
+            min=0
+        ).expand(3, -1, -1)
     positions, _ = vlm.model.get_rope_index(
         ids,
         (ids == vlm.config.image_token_id).int(),
@@ -40,7 +43,8 @@ def place_vision(vlm: Any, inputs: Inputs, sequential: bool) -> tuple[torch.Tens
 
 
 class VisionMixin(VisionBase):
-    """Vision of Qwen's families: qwen-vl-utils sizes an image within the pixel budget, in whole tokens."""
+    """Vision of Qwen's families: qwen-vl-utils sizes an image within the pixel budget, in whole
+    tokens."""
 
     min_pixels: int
     max_pixels: int
@@ -48,21 +52,31 @@ class VisionMixin(VisionBase):
     @staticmethod
     def place(vlm: Any, inputs: Inputs, sequential: bool = False) -> Inputs:
         embeds, positions = place_vision(vlm, inputs, sequential)
-        return {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"], "position_ids": positions}
+        return {
+            "inputs_embeds": embeds,
+            "attention_mask": inputs["attention_mask"],
+            "position_ids": positions,
+        }
 
     def vision_settings(self) -> list[Any]:
         return [self.min_pixels, self.max_pixels, str(self.vlm.dtype), patches.VERSION]
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Any:
         processor = self.processor.image_processor
-        return processor(images=[self._sized(image) for image in images], do_resize=False, return_tensors="pt")
+        return processor(
+            images=[self._sized(image) for image in images], do_resize=False, return_tensors="pt"
+        )
 
     def _sized(self, image: Image.Image) -> Image.Image:
-        """Within the pixel budget, as qwen-vl-utils does it. Where that leaves a long narrow picture without one side,
-        as transformers' processor does it, which gives the side one token and may pass the budget along the other."""
+        """Within the pixel budget, as qwen-vl-utils does it. Where that leaves a long narrow
+        picture without one side, as transformers' processor does it, which gives the side one token
+        and may pass the budget along the other."""
         patch = self.processor.image_processor.patch_size
-        budget = {"factor": patch * self.processor.image_processor.merge_size, "min_pixels": self.min_pixels,
-                  "max_pixels": self.max_pixels}  # fmt: skip
+        budget = {
+            "factor": patch * self.processor.image_processor.merge_size,
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+        }
         if min(smart_resize(image.height, image.width, **budget)) > 0:
             sides = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
             sized: Image.Image = fetch_image({"image": image, **sides}, image_patch_size=patch)
@@ -82,7 +96,9 @@ class VisionMixin(VisionBase):
             )
             enough = pixels >= self.min_pixels or image.width * image.height >= self.min_pixels
             assert enough, f"an image was enlarged to {pixels} pixels only, not {self.min_pixels}"
-        out = visual(prepared["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device))
+        out = visual(
+            prepared["pixel_values"].to(self.device, visual.dtype), grid_thw=grids.to(self.device)
+        )
         sizes = (grids.prod(-1) // visual.spatial_merge_size**2).tolist()
         return [
             VisionInput(tokens, (int(g[0]), int(g[1]), int(g[2])))

@@ -9,7 +9,8 @@ import torch
 
 
 def similarity(queries_BD: Any, images: Any) -> Any:
-    """Scores (B, N): dot products; where an image has several vectors (N, M, D), the most similar one's.
+    """Scores (B, N): dot products; where an image has several vectors (N, M, D), the most similar
+    one's.
 
     Tensors or arrays, and the same comes back.
     """
@@ -21,7 +22,8 @@ def similarity(queries_BD: Any, images: Any) -> Any:
 
 
 def pooled(images: Any) -> Any:
-    """One vector of unit norm (N, D) per image, to compare images with each other: the mean of several."""
+    """One vector of unit norm (N, D) per image, to compare images with each other: the mean of
+    several."""
     if images.ndim == 2:
         return images
     mean_ND = images.mean(1)

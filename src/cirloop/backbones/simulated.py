@@ -18,7 +18,8 @@ DIMENSIONS = 64
 
 
 class SimulatedRetrieval:
-    """Stands where an embedder stands. It looks at no picture: an item's vector follows from the seed and its names."""
+    """Stands where an embedder stands. It looks at no picture: an item's vector follows from the
+    seed and its names."""
 
     def __init__(self, settings: SimulatedSettings) -> None:
         self.settings, self.fingerprint = settings, fingerprint(settings.content())

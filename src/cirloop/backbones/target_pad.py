@@ -6,7 +6,8 @@ from PIL import Image, ImageOps
 
 
 def target_pad(image: Image.Image, ratio: float) -> Image.Image:
-    """Black bars along the long sides of an image whose sides differ by more than `ratio`, until they differ by that.
+    """Black bars along the long sides of an image whose sides differ by more than `ratio`, until
+    they differ by that.
 
     A centre crop then loses less of a tall picture. 0 = none.
     """

@@ -1,9 +1,11 @@
-"""Tensors kept on disk in shards, safetensors files of many, shared by processes and held to a size.
+"""Tensors kept on disk in shards, safetensors files of many, shared by processes and held to a
+size.
 
-A shard is written aside and renamed, so several processes may write at once and a killed one leaves nothing
-half-written behind. Its name is the digest of its content: a shard that does not agree is deleted, and what it held is
-reported missing. Shards are read mapped into memory: one that is open stays readable when another process deletes its
-file. A shard's time of change is the start of the last run that found it whole, which need not compare it again.
+A shard is written aside and renamed, so several processes may write at once and a killed one leaves
+nothing half-written behind. Its name is the digest of its content: a shard that does not agree is
+deleted, and what it held is reported missing. Shards are read mapped into memory: one that is open
+stays readable when another process deletes its file. A shard's time of change is the start of the
+last run that found it whole, which need not compare it again.
 """
 
 from __future__ import annotations
@@ -31,9 +33,8 @@ RUN_STARTED_AT = int(os.environ.setdefault("CIRLOOP_RUN_STARTED_AT", str(int(tim
 
 
 class TensorCache:
-    """The shards in `root / name`. Keys are `digest@...`; a digest is what is asked for. `max_bytes` is of all of
-    `root`, 0 = no limit; what this run uses stays also beyond it.
-    """
+    """The shards in `root / name`. Keys are `digest@...`; a digest is what is asked for.
+    `max_bytes` is of all of `root`, 0 = no limit; what this run uses stays also beyond it."""
 
     def __init__(self, root: Path, name: str, max_bytes: int = 0) -> None:
         self._root, self._directory, self._max_bytes = root, root / name, max_bytes
@@ -44,11 +45,17 @@ class TensorCache:
         self._list()
 
     def missing(self, digests: Collection[str]) -> list[str]:
-        """Those of `digests` that no shard holds. The others can be read from now on, whoever deletes their files."""
+        """Those of `digests` that no shard holds. The others can be read from now on, whoever
+        deletes their files."""
         if any(digest not in self._index for digest in digests):
             self._list()  # another process may have made them meanwhile
-        while closed := {self._index[digest][0] for digest in digests if digest in self._index} - self._open.keys():
-            self._open |= {path: shard for path in closed if (shard := _opened(path, compare=True)) is not None}
+        while (
+            closed := {self._index[digest][0] for digest in digests if digest in self._index}
+            - self._open.keys()
+        ):
+            self._open |= {
+                path: shard for path in closed if (shard := _opened(path, compare=True)) is not None
+            }
             if gone := closed - self._open.keys():
                 self._keys = {path: keys for path, keys in self._keys.items() if path not in gone}
                 self._list()
@@ -85,10 +92,13 @@ class TensorCache:
         for path in sorted({*self._directory.glob("*.safetensors")} - self._keys.keys()):
             shard = _opened(path)
             self._keys[path] = [] if shard is None else [*shard.keys()]
-        self._index = {key.split("@")[0]: (path, key) for path, keys in self._keys.items() for key in keys}
+        self._index = {
+            key.split("@")[0]: (path, key) for path, keys in self._keys.items() for key in keys
+        }
 
     def _make_room(self, num_bytes: int) -> None:
-        """Delete files in `root`, the oldest first, until `num_bytes` fit or this run uses all that are left."""
+        """Delete files in `root`, the oldest first, until `num_bytes` fit or this run uses all that
+        are left."""
         files = []
         for path in self._root.glob("*/*"):
             with suppress(FileNotFoundError):  # another process deletes too
@@ -101,12 +111,16 @@ class TensorCache:
                     total -= size
         if total > self._max_bytes and not self._warned:
             self._warned = True
-            message = "the vision features in use take %.3g GB in %s, more than runtime.cache_gb; they stay"
+            message = (
+                "the vision features in use take %.3g GB in %s, more than runtime.cache_gb; they"
+                " stay"
+            )
             logger.warning(message, total / 1e9, self._root)
 
 
 def _opened(path: Path, compare: bool = False) -> Any:
-    """A shard mapped into memory; None where it is gone or may not be read, or is damaged, and then deleted."""
+    """A shard mapped into memory; None where it is gone or may not be read, or is damaged, and then
+    deleted."""
     try:
         shard = safe_open(path, framework="pt") if path.is_file() else None
         if shard is not None and compare and path.stat().st_mtime != RUN_STARTED_AT:
@@ -117,12 +131,16 @@ def _opened(path: Path, compare: bool = False) -> Any:
     except FileNotFoundError:
         return None
     except SafetensorError as error:
-        logger.warning("cached vision features %s are damaged (%s): deleted and made again", path, error)
+        logger.warning(
+            "cached vision features %s are damaged (%s): deleted and made again", path, error
+        )
         path.unlink(missing_ok=True)
         return None
 
 
 def _mark(path: Path) -> None:
     """Note that a shard is whole."""
-    with suppress(OSError):  # another user's, or on a disk that is not written to: other processes compare it too
+    with suppress(
+        OSError
+    ):  # another user's, or on a disk that is not written to: other processes compare it too
         os.utime(path, (RUN_STARTED_AT, RUN_STARTED_AT))

@@ -1,8 +1,9 @@
-"""Loading a vision-language model, and its images as tokens: what the embedder and the captioner of a family share.
+"""Loading a vision-language model, and its images as tokens: what the embedder and the captioner of
+a family share.
 
-The vision tower is frozen: its output per image (`encode_images`) is computed once and put where the image
-placeholders are. A family's file says how its processor is called, what the tower gives, and what the language model
-is told about places and positions.
+The vision tower is frozen: its output per image (`encode_images`) is computed once and put where
+the image placeholders are. A family's file says how its processor is called, what the tower gives,
+and what the language model is told about places and positions.
 
 B rows, T tokens of a row, D dimensions.
 """
@@ -29,25 +30,39 @@ from cirloop.types import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-TOWERS = ("model.visual", "model.vision_tower", "model.multi_modal_projector", "model.image_newline")
+TOWERS = (
+    "model.visual",
+    "model.vision_tower",
+    "model.multi_modal_projector",
+    "model.image_newline",
+)
 """Where the families keep what makes vision tokens of pixels."""
 Inputs = dict[str, Any]
 
 
 def load_vlm(
-    path: str, dtype: str, attention: str, types: tuple[str, ...] = ("qwen2_vl",), quantization: str = "none"
+    path: str,
+    dtype: str,
+    attention: str,
+    types: tuple[str, ...] = ("qwen2_vl",),
+    quantization: str = "none",
 ) -> tuple[Any, Any, str]:
-    """Model, processor and weights digest. Raises UserError where the files or the machine are not up to it."""
+    """Model, processor and weights digest. Raises UserError where the files or the machine are not
+    up to it."""
     directory = resolve(path, *types)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    four_bit = {"quantization_config": _nf4(dtype), "device_map": {"": device}} if quantization == "nf4" else {}
+    four_bit = (
+        {"quantization_config": _nf4(dtype), "device_map": {"": device}}
+        if quantization == "nf4"
+        else {}
+    )
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             directory,
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are in the report, and refused with their names
+            ignore_mismatched_sizes=True,  # they are reported, and refused by name
             trust_remote_code=False,
             use_safetensors=True,
             **four_bit,
@@ -55,21 +70,32 @@ def load_vlm(
         processor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     except (SafetensorError, OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"model path {path!r} cannot be loaded: {error}\nRestore the files, or download them again."
+            f"model path {path!r} cannot be loaded: {error}\nRestore the files, or download them"
+            " again."
         ) from None
     vlm, info = loaded
     tied = {"lm_head.weight"} if vlm.config.tie_word_embeddings else set()
     missing = sorted({*info["missing_keys"]} - tied)
     if missing:
-        raise UserError(f"model path {path!r} lacks weights: {', '.join(missing[:5])} ({len(missing)} in all).")
-    odd = [f"{name} {list(has)}, not {list(needs)}" for name, has, needs in sorted(info["mismatched_keys"])]
+        raise UserError(
+            f"model path {path!r} lacks weights: {', '.join(missing[:5])} ({len(missing)} in all)."
+        )
+    odd = [
+        f"{name} {list(has)}, not {list(needs)}"
+        for name, has, needs in sorted(info["mismatched_keys"])
+    ]
     if odd:
-        raise UserError(f"model path {path!r}: {len(odd)} weights do not fit config.json: {'; '.join(odd[:3])}.")
-    there, needed = processor.tokenizer.convert_tokens_to_ids(processor.image_token), vlm.config.image_token_id
+        raise UserError(
+            f"model path {path!r}: {len(odd)} weights do not fit config.json: {'; '.join(odd[:3])}."
+        )
+    there, needed = (
+        processor.tokenizer.convert_tokens_to_ids(processor.image_token),
+        vlm.config.image_token_id,
+    )
     if there != needed:
         raise UserError(
-            f"model path {path!r}: the tokenizer's {processor.image_token!r} is {there}, but the model's image token "
-            f"is {needed}. Give the tokenizer that belongs to the model."
+            f"model path {path!r}: the tokenizer's {processor.image_token!r} is {there}, but the"
+            f" model's image token is {needed}. Give the tokenizer that belongs to the model."
         )
     vlm.requires_grad_(False)
     vlm = (vlm if four_bit else vlm.to(device)).eval()
@@ -79,10 +105,14 @@ def load_vlm(
 
 def _nf4(dtype: str) -> BitsAndBytesConfig:
     """4 bits as QLoRA has them (arXiv 2305.14314), the vision tower left as it is."""
-    lacks = [] if find_spec("bitsandbytes") else ["the package bitsandbytes (pip install bitsandbytes)"]
+    lacks = (
+        [] if find_spec("bitsandbytes") else ["the package bitsandbytes (pip install bitsandbytes)"]
+    )
     lacks += [] if torch.cuda.is_available() else ["a CUDA GPU"]
     if lacks:
-        raise UserError(f"model.quantization nf4 needs {' and '.join(lacks)}. Or set model.quantization none.")
+        raise UserError(
+            f"model.quantization nf4 needs {' and '.join(lacks)}. Or set model.quantization none."
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -93,15 +123,16 @@ def _nf4(dtype: str) -> BitsAndBytesConfig:
 
 
 class VisionBase:
-    """Images to vision tokens and those to their places: what embedder and captioner of a family share."""
+    """Images to vision tokens and those to their places: what embedder and captioner of a family
+    share."""
 
     vlm: Any
     processor: Any
 
     @staticmethod
     def place(vlm: Any, inputs: Inputs, sequential: bool = False) -> Inputs:
-        """What the language model is called with for `tensors(...)`; its own embeddings (B, T, D) among it. With
-        `sequential`, image tokens are numbered as text is."""
+        """What the language model is called with for `tensors(...)`; its own embeddings (B, T, D)
+        among it. With `sequential`, image tokens are numbered as text is."""
         raise NotImplementedError
 
     def vision_settings(self) -> list[Any]:
@@ -126,19 +157,35 @@ class VisionBase:
         tower = hashlib.sha256()
         named = {n: w for n, w in self.vlm.state_dict().items() if n.startswith(TOWERS)}
         for name, weight in sorted((n.removeprefix("model.visual."), w) for n, w in named.items()):
-            tower.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        image_processor = {k: v for k, v in self.processor.image_processor.to_dict().items() if k != "processor_class"}
-        return fingerprint([tower.hexdigest(), fingerprint(plain(image_processor)), self.vision_settings()])
+            tower.update(
+                name.encode()
+                + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            )
+        image_processor = {
+            k: v
+            for k, v in self.processor.image_processor.to_dict().items()
+            if k != "processor_class"
+        }
+        return fingerprint(
+            [tower.hexdigest(), fingerprint(plain(image_processor)), self.vision_settings()]
+        )
 
     def vision_is_frozen(self) -> bool:
-        return not any(p.requires_grad for n, p in self.vlm.named_parameters() if n.startswith(TOWERS))
+        return not any(
+            p.requires_grad for n, p in self.vlm.named_parameters() if n.startswith(TOWERS)
+        )
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Image.Image], prepared: Any = None) -> list[VisionInput]:
+    def encode_images(
+        self, images: Sequence[Image.Image], prepared: Any = None
+    ) -> list[VisionInput]:
         """Vision tokens per image, on the CPU. What the processor really made is checked."""
         assert self.vision_is_frozen(), "the vision tower is trained: its output may not be kept"
         ready = self.prepare_images(images) if prepared is None else prepared
-        return [VisionInput(made.tokens.cpu().clone(), made.grid) for made in self.make_tokens(images, ready)]
+        return [
+            VisionInput(made.tokens.cpu().clone(), made.grid)
+            for made in self.make_tokens(images, ready)
+        ]
 
     def num_tokens(self, vision: VisionInput) -> int:
         return len(vision.tokens)
@@ -155,11 +202,13 @@ class VisionBase:
         return re.compile("|".join(map(re.escape, self.signs)))
 
     def words(self, text: str) -> str:
-        """A user's text with every special token in it, such as the sign for an image, broken up into words."""
+        """A user's text with every special token in it, such as the sign for an image, broken up
+        into words."""
         return self._signs.sub(lambda sign: f"{sign[0][0]} {sign[0][1:]}", text)
 
     def tensors(self, texts: Sequence[str], vision: Sequence[VisionInput], side: str) -> Inputs:
-        """Tokenised, padded texts whose image placeholders stand once per vision token of `vision`, in order."""
+        """Tokenised, padded texts whose image placeholders stand once per vision token of `vision`,
+        in order."""
         left, sign = iter(vision), self.processor.image_token
         full = []
         for text in texts:
@@ -177,9 +226,14 @@ class VisionBase:
         """Ids and mask of texts, padded on a side."""
         bos = self.processor.tokenizer.bos_token
         return self.processor.tokenizer(
-            list(texts), padding=True, padding_side=side, return_tensors="pt",
-            add_special_tokens=not (bos and texts[0].startswith(bos)),  # a chat template that writes it itself
-        )  # fmt: skip
+            list(texts),
+            padding=True,
+            padding_side=side,
+            return_tensors="pt",
+            add_special_tokens=not (
+                bos and texts[0].startswith(bos)
+            ),  # a chat template that writes it itself
+        )
 
 
 def embed_with(vlm: Any, inputs: Inputs) -> torch.Tensor:
@@ -187,7 +241,9 @@ def embed_with(vlm: Any, inputs: Inputs) -> torch.Tensor:
     ids, tokens = inputs["input_ids"], inputs["vision_tokens"]
     embeds: torch.Tensor = vlm.get_input_embeddings()(ids)
     is_image = ids == vlm.config.image_token_id
-    assert int(is_image.sum()) == len(tokens), f"{int(is_image.sum())} image places, {len(tokens)} vision tokens"
+    assert int(is_image.sum()) == len(tokens), (
+        f"{int(is_image.sum())} image places, {len(tokens)} vision tokens"
+    )
     return embeds.masked_scatter(is_image.unsqueeze(-1), tokens.to(embeds.dtype))
 
 

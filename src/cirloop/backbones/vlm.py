@@ -22,7 +22,12 @@ from torch import nn
 from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.adapter import PREFIX, TARGETS, Adapted
 from cirloop.backbones.base import Grid, Item, Tuning, VisionInput
-from cirloop.backbones.numerics_check import compile_layers, prove_embeddings, prove_gradient, uncompiled
+from cirloop.backbones.numerics_check import (
+    compile_layers,
+    prove_embeddings,
+    prove_gradient,
+    uncompiled,
+)
 from cirloop.backbones.packing import check_packing, let_sdpa_take_rows, pack
 from cirloop.backbones.prompts import IMAGE, PROMPT, filled, fitting
 from cirloop.backbones.vision import TOWERS, Inputs, VisionBase, load_vlm
@@ -37,8 +42,12 @@ Place = Callable[[Any, Inputs, bool], Inputs]
 logger = logging.getLogger(__name__)
 SPECIAL = re.compile(r"<\|[^|<>\s]+\|>")
 """What looks like a special token of Qwen's."""
-LEGACY_PREFIXES = {"model.layers.": "model.language_model.layers.", "language_model.model.": "model.language_model."}
-"""Names of the language model in adapters published for Qwen and LLaVA before transformers 4.52, and since."""
+LEGACY_PREFIXES = {
+    "model.layers.": "model.language_model.layers.",
+    "language_model.model.": "model.language_model.",
+}
+"""Names of the language model in adapters published for Qwen and LLaVA before transformers 4.52,
+and since."""
 
 
 class Embedder(nn.Module):
@@ -50,7 +59,8 @@ class Embedder(nn.Module):
         self.sequential = sequential
         """Number image tokens as text is numbered."""
         self.autocast_dtype: torch.dtype | None = None
-        """Where some weights of the language model are float32 and others not: the type they are used in."""
+        """Where some weights of the language model are float32 and others not: the type they are
+        used in."""
         self.packed = False
         """Lay rows one after another, without their padding."""
 
@@ -58,7 +68,9 @@ class Embedder(nn.Module):
         """Embeddings (B, D), float32, of right-padded rows."""
         mask, placed = inputs["attention_mask"], self.place(self.vlm, inputs, self.sequential)
         if self.packed:
-            hidden = self.hidden(**pack(placed, self.vlm.model.language_model.config._attn_implementation))
+            hidden = self.hidden(
+                **pack(placed, self.vlm.model.language_model.config._attn_implementation)
+            )
             last = hidden[0, mask.sum(1).cumsum(0) - 1]
         else:
             hidden = self.hidden(**placed)
@@ -69,7 +81,9 @@ class Embedder(nn.Module):
         """Last hidden states (B, T, D) of the language model."""
         device, dtype = self.vlm.lm_head.weight.device.type, self.autocast_dtype
         with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            out: torch.Tensor = self.vlm.model.language_model(**given, use_cache=False).last_hidden_state
+            out: torch.Tensor = self.vlm.model.language_model(
+                **given, use_cache=False
+            ).last_hidden_state
         return out
 
 
@@ -79,7 +93,8 @@ class VlmEmbedder(VisionBase, Adapted):
     types: ClassVar[tuple[str, ...]]
     """What config.json may name as `model_type`."""
     image_sign: ClassVar[str]
-    """What a prompt format's `{image}` is: the sign of an image with what the family puts around it."""
+    """What a prompt format's `{image}` is: the sign of an image with what the family puts around
+    it."""
     lora_modules = r".*language_model\..*\.({targets})"
     parts = ("model.language_model",)
 
@@ -108,12 +123,21 @@ class VlmEmbedder(VisionBase, Adapted):
         self.load_adapter(adapter)
         assert self.lora is not None
         base, path = self.lora.base_model_name_or_path, self.settings.path
-        if base and Path(base).name != Path(path).name:  # the same shape does not make it the same base
-            logger.warning("the adapter %s was trained on %s, and starts on %s here", adapter, base, path)
+        if (
+            base and Path(base).name != Path(path).name
+        ):  # the same shape does not make it the same base
+            logger.warning(
+                "the adapter %s was trained on %s, and starts on %s here", adapter, base, path
+            )
 
     @property
     def fingerprint(self) -> str:
-        apart = {"path", "start_adapter", "prompt_format", "gradient_checkpointing"}  # digests stand for files
+        apart = {
+            "path",
+            "start_adapter",
+            "prompt_format",
+            "gradient_checkpointing",
+        }  # digests stand for files
         settings = self.settings.model_dump(mode="json", exclude=apart)
         return fingerprint([self.base_digest, self.adapter_digest, self.format.digest, settings])
 
@@ -124,15 +148,18 @@ class VlmEmbedder(VisionBase, Adapted):
         if self.format.chat_template and not self.processor.chat_template:
             raise UserError(f"model.prompt_format {name}: {path!r} has no chat template. {way_out}")
         written = [self.text(Item(ImageId(""), text)) for text in (None, "")]
-        unknown = sorted({sign for text in written for sign in SPECIAL.findall(text)} - {*self.signs})
+        unknown = sorted(
+            {sign for text in written for sign in SPECIAL.findall(text)} - {*self.signs}
+        )
         if unknown:
             raise UserError(
-                f"model.prompt_format {name}: {', '.join(unknown)} are no special tokens of {path!r}. {way_out}"
+                f"model.prompt_format {name}: {', '.join(unknown)} are no special tokens of"
+                f" {path!r}. {way_out}"
             )
         if any(text.count(self.processor.image_token) != 1 for text in written):
             raise UserError(
-                f"model.prompt_format {name}: a query and a document must hold one image, {IMAGE} or "
-                f"{self.processor.image_token}. {way_out}"
+                f"model.prompt_format {name}: a query and a document must hold one image, {IMAGE}"
+                f" or {self.processor.image_token}. {way_out}"
             )
 
     def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> Inputs:
@@ -152,32 +179,45 @@ class VlmEmbedder(VisionBase, Adapted):
         return lru_cache(4096)(lambda text: len(self.tokenized([text], "right")["input_ids"][0]))
 
     def text(self, item: Item) -> str:
-        """What the model reads, by the prompt format; what looks like a special token in an item's values is words."""
+        """What the model reads, by the prompt format; what looks like a special token in an item's
+        values is words."""
         frame = self._document if item.text is None else self._query
         if not self.format.chat_template:
             pieces = re.split(f"({self._signs.pattern})", frame.replace(IMAGE, self.image_sign))
-            return "".join(piece if at % 2 else self._filled(piece, item) for at, piece in enumerate(pieces))
+            return "".join(
+                piece if at % 2 else self._filled(piece, item) for at, piece in enumerate(pieces)
+            )
         before, after = (self._filled(piece, item) for piece in frame.split(IMAGE))
-        content = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
+        content = [
+            {"type": "text", "text": before},
+            {"type": "image"},
+            {"type": "text", "text": after},
+        ]
         turn = {"role": "user", "content": [part for part in content if part.get("text") != ""]}
-        text: str = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+        text: str = self.processor.apply_chat_template(
+            [turn], add_generation_prompt=True, tokenize=False
+        )
         return text
 
     def _filled(self, piece: str, item: Item) -> str:
-        """A piece between special tokens with the item's values. Broken up as a whole: a value must not make a special
-        token with what stands beside it."""
+        """A piece between special tokens with the item's values. Broken up as a whole: a value must
+        not make a special token with what stands beside it."""
         return self.words(filled(piece, item.text or "", item.category or self.format.category))
 
     @cached_property
     def _query(self) -> str:
         """The format's query with its instruction. One of the settings is words."""
         own = self.settings.query_prompt
-        return self.format.query.replace(PROMPT, self.format.query_prompt if own is None else self.words(own))
+        return self.format.query.replace(
+            PROMPT, self.format.query_prompt if own is None else self.words(own)
+        )
 
     @cached_property
     def _document(self) -> str:
         own = self.settings.document_prompt
-        return self.format.document.replace(PROMPT, self.format.document_prompt if own is None else self.words(own))
+        return self.format.document.replace(
+            PROMPT, self.format.document_prompt if own is None else self.words(own)
+        )
 
     def vision_width(self) -> int:
         """Numbers per vision token."""
@@ -185,7 +225,11 @@ class VlmEmbedder(VisionBase, Adapted):
 
     def text_inputs(self, texts: Sequence[str]) -> Inputs:
         batch = self.processor.tokenizer(
-            list(texts), padding=True, padding_side="right", return_tensors="pt", split_special_tokens=True
+            list(texts),
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+            split_special_tokens=True,
         ).to(self.device)
         return {
             "input_ids": batch["input_ids"],
@@ -205,21 +249,26 @@ class VlmEmbedder(VisionBase, Adapted):
         prove_gradient(self)
 
     def _check_same_lora(self, lora: LoraConfig, tuning: Tuning) -> None:
-        """Raises UserError where the LoRA that goes on being trained is not what the settings ask for."""
+        """Raises UserError where the LoRA that goes on being trained is not what the settings ask
+        for."""
         names = [name for name, _ in self.core.named_parameters() if "language_model." in name]
         there = {part for name in names for part in name.split(".")}
-        adapted = sorted({name.split(".lora_A.")[0].split(".")[-1] for name in names if ".lora_A." in name})
+        adapted = sorted(
+            {name.split(".lora_A.")[0].split(".")[-1] for name in names if ".lora_A." in name}
+        )
         pairs = {
             "rank": (lora.r, tuning.lora.rank),
             "alpha": (lora.lora_alpha, tuning.lora.alpha),
             "dropout": (lora.lora_dropout, tuning.lora.dropout),
             "targets": (", ".join(adapted), ", ".join(sorted(there & {*tuning.lora.targets}))),
         }
-        differ = [f"{name} {has}, not {wanted}" for name, (has, wanted) in pairs.items() if has != wanted]
+        differ = [
+            f"{name} {has}, not {wanted}" for name, (has, wanted) in pairs.items() if has != wanted
+        ]
         if differ:
             raise UserError(
-                f"the adapter to go on from does not have training.lora's settings: {'; '.join(differ)}. "
-                "Set training.lora to the adapter's, or start without it."
+                "the adapter to go on from does not have training.lora's settings:"
+                f" {'; '.join(differ)}. Set training.lora to the adapter's, or start without it."
             )
 
     def _check_parts(self, parts: tuple[str, ...]) -> None:
@@ -228,8 +277,8 @@ class VlmEmbedder(VisionBase, Adapted):
         seen = [part for part in parts if any(re.match(part, name) for name in named)]
         if seen:
             raise UserError(
-                f"training.parts: {', '.join(seen)} reach the vision tower, which stays frozen here: its output per "
-                "image is kept. Name parts of model.language_model."
+                f"training.parts: {', '.join(seen)} reach the vision tower, which stays frozen"
+                " here: its output per image is kept. Name parts of model.language_model."
             )
 
     def map_legacy_key(self, name: str) -> str:
@@ -244,13 +293,16 @@ class VlmEmbedder(VisionBase, Adapted):
         outside = [name for name in names if "language_model." not in name]
         if outside:
             raise UserError(
-                f"LoRA outside the language model of {self.base_path!r}: {len(outside)} of {len(names)} weights, the "
-                f"first {outside[0]}. The vision tower stays frozen here. Merge such an adapter into its base (PEFT's "
-                "merge_and_unload) and give the merged model as model.path."
+                f"LoRA outside the language model of {self.base_path!r}: {len(outside)} of"
+                f" {len(names)} weights, the first {outside[0]}. The vision tower stays frozen"
+                " here. Merge such an adapter into its base (PEFT's merge_and_unload) and give the"
+                " merged model as model.path."
             )
 
     def probe(self) -> torch.Tensor:
-        ids = torch.tensor([self.processor.tokenizer.encode("represent the given image")], device=self.device)
+        ids = torch.tensor(
+            [self.processor.tokenizer.encode("represent the given image")], device=self.device
+        )
         self._set_autocast()
         with uncompiled():
             return self.module.hidden(input_ids=ids)

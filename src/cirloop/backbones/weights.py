@@ -21,8 +21,8 @@ _NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
 def resolve(path: str, *model_types: str) -> Path:
-    """The local directory of `path` (a directory, a hub name, or `tiny`), whose config.json has one of `model_types`;
-    any where none are given.
+    """The local directory of `path` (a directory, a hub name, or `tiny`), whose config.json has one
+    of `model_types`; any where none are given.
 
     Raises UserError with all that is wrong.
     """
@@ -30,9 +30,8 @@ def resolve(path: str, *model_types: str) -> Path:
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
-                f"model path {path!r} does not exist{_here(path)}. Give a directory, a hub name such as "
-                f"Qwen/Qwen2-VL-2B-Instruct, "
-                f"or `{TINY}`, the embedded model."
+                f"model path {path!r} does not exist{_here(path)}. Give a directory, a hub name"
+                f" such as Qwen/Qwen2-VL-2B-Instruct, or `{TINY}`, the embedded model."
             )
         directory = _download(path)
     if not directory.is_dir():
@@ -70,15 +69,17 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
                 problems.append(f"config.json says model_type {found!r}, expected {expected}")
         if index.is_file():
             shards = set(parse.parse_json(parse.text(index))["weight_map"].values())
-            problems += [f"no {name}" for name in sorted(shards) if not (directory / name).is_file()]
+            problems += [
+                f"no {name}" for name in sorted(shards) if not (directory / name).is_file()
+            ]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         problems.append(f"config.json or {index.name} cannot be read: {error}")
     return problems
 
 
 def model_type(path: str) -> str | None:
-    """The `model_type` in the config.json of a model directory that is here; None where there is no such file or it
-    says none."""
+    """The `model_type` in the config.json of a model directory that is here; None where there is no
+    such file or it says none."""
     config = parse.at_home(path) / "config.json"
     try:
         content = parse.parse_json(parse.text(config)) if config.is_file() else None
@@ -88,11 +89,14 @@ def model_type(path: str) -> str | None:
 
 
 def resolve_adapter(path: str) -> Path:
-    """The local directory of a published LoRA: a directory or a hub name. Raises UserError with all that is wrong."""
+    """The local directory of a published LoRA: a directory or a hub name. Raises UserError with all
+    that is wrong."""
     directory = parse.at_home(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
-            raise UserError(f"model.start_adapter {path!r} does not exist. Give a directory or a hub name.")
+            raise UserError(
+                f"model.start_adapter {path!r} does not exist. Give a directory or a hub name."
+            )
         directory = _download(path)
     lacks = [name for name in (LORA_CONFIG, LORA_WEIGHTS) if not (directory / name).is_file()]
     if lacks:
@@ -103,9 +107,14 @@ def resolve_adapter(path: str) -> Path:
     try:
         kind = parse.parse_json(parse.text(directory / LORA_CONFIG)).get("peft_type")
     except (ValueError, AttributeError) as error:
-        raise UserError(f"model.start_adapter {path!r}: {LORA_CONFIG} cannot be read: {error}") from None
+        raise UserError(
+            f"model.start_adapter {path!r}: {LORA_CONFIG} cannot be read: {error}"
+        ) from None
     if kind != "LORA":
-        raise UserError(f"model.start_adapter {path!r} is of type {kind!r}; only 'LORA' is read, with DoRA or without.")
+        raise UserError(
+            f"model.start_adapter {path!r} is of type {kind!r}; only 'LORA' is read, with DoRA or"
+            " without."
+        )
     return directory
 
 
@@ -119,16 +128,25 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]))
+        return Path(
+            snapshot_download(
+                name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+            )
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model path {name!r} is neither a directory here nor to be had from the hub ({type(error).__name__}). "
-            f"Check the name and the network, download it beforehand, or use `{TINY}`, the embedded model."
+            f"model path {name!r} is neither a directory here nor to be had from the hub"
+            f" ({type(error).__name__}). Check the name and the network, download it beforehand, or"
+            f" use `{TINY}`, the embedded model."
         ) from None
 
 
 @cache
 def weights_digest(directory: Path) -> str:
     """Digest of every file that decides the model's output."""
-    names = sorted(p for p in directory.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"})
+    names = sorted(
+        p
+        for p in directory.iterdir()
+        if p.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}
+    )
     return fingerprint({p.name: file_digest(p) for p in names})

@@ -1,4 +1,5 @@
-"""Mined negatives -> augmented triplets: a foundation model writes texts, named checks accept or reject."""
+"""Mined negatives -> augmented triplets: a foundation model writes texts, named checks accept or
+reject."""
 
 from cirloop.captioning.config import CaptioningSettings, FoundationConfig
 

@@ -1,4 +1,5 @@
-"""A captioner that is shown the images it is asked about: cached vision tokens, pictures, or nothing."""
+"""A captioner that is shown the images it is asked about: cached vision tokens, pictures, or
+nothing."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SMALLER = (
-    "Set a smaller captioning.batch_size or foundation.max_pixels. Batches are not split by themselves: the random "
-    "numbers that texts come from depend on them."
+    "Set a smaller captioning.batch_size or foundation.max_pixels. Batches are not split by"
+    " themselves: the random numbers that texts come from depend on them."
 )
 
 
@@ -72,7 +73,8 @@ class Asked(Protocol):
 
 
 class Eyes:
-    """Questions in batches of like references and lengths. `batch_size` decides the random numbers texts come from."""
+    """Questions in batches of like references and lengths. `batch_size` decides the random numbers
+    texts come from."""
 
     def __init__(
         self,
@@ -84,7 +86,8 @@ class Eyes:
         runtime: Runtime = RUNTIME,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """With `share` (i, n) only every n-th batch is asked, from the i-th on; `done` are its rows."""
+        """With `share` (i, n) only every n-th batch is asked, from the i-th on; `done` are its
+        rows."""
         self.captioner, self._batch_size, self._progress = captioner, batch_size, progress
         self._share = share
         self.done: list[int] = []
@@ -108,7 +111,8 @@ class Eyes:
         seed: int,
         title: str,
     ) -> list[list[Answer]]:
-        """Per question an answer for each of `temperatures`; 0 is greedy. Same arguments, same answers."""
+        """Per question an answer for each of `temperatures`; 0 is greedy. Same arguments, same
+        answers."""
         out: list[list[Answer]] = [[] for _ in asks]
         counted = self._counted(self._batches(prompt, asks, title), len(temperatures))
         batches = self._progress(counted, f"{title}: write")
@@ -117,7 +121,9 @@ class Eyes:
                 batch = [asks[i] for i in rows]
                 vision, draw = self._source.get(_images(batch)), seed + number * len(temperatures)
                 with oom.enough(f"{title}, {len(batch)} questions at once", SMALLER):
-                    answers = self.captioner.write(prompt, batch, vision, max_new_tokens, temperatures, draw)
+                    answers = self.captioner.write(
+                        prompt, batch, vision, max_new_tokens, temperatures, draw
+                    )
                 profiling.add(texts=len(answers) * len(temperatures))
                 for i, several in zip(rows, answers, strict=True):
                     out[i] = several
@@ -126,7 +132,9 @@ class Eyes:
     def yes(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[float]:
         """Probability of "yes" per question."""
         out = [0.0] * len(asks)
-        batches = self._progress(self._counted(self._batches(prompt, asks, title), 1), f"{title}: yes or no")
+        batches = self._progress(
+            self._counted(self._batches(prompt, asks, title), 1), f"{title}: yes or no"
+        )
         for _, rows in profiling.traced(batches, "captioning"):
             batch = [asks[i] for i in rows]
             vision = self._source.get(_images(batch))
@@ -137,19 +145,25 @@ class Eyes:
         return out
 
     def see(self, asks: Sequence[Ask], ensure: Callable[[Any, Sequence[ImageId]], None]) -> None:
-        """Have the images of `asks` by `ensure(features, images)`, where the captioner has features of them."""
+        """Have the images of `asks` by `ensure(features, images)`, where the captioner has features
+        of them."""
         if self.captioner.sees == "tokens":
             ensure(self._source, _images(asks))
 
-    def _counted(self, batches: list[tuple[int, list[int]]], texts: int) -> Counted[tuple[int, list[int]]]:
-        """With the number of texts that each batch is about, `texts` a question; a rate is that of this process."""
+    def _counted(
+        self, batches: list[tuple[int, list[int]]], texts: int
+    ) -> Counted[tuple[int, list[int]]]:
+        """With the number of texts that each batch is about, `texts` a question; a rate is that of
+        this process."""
         num = self._share[1]
         unit = "texts/s" if num == 1 else f"texts/s in each of {num} processes"
         return Counted(batches, [texts * len(rows) for _, rows in batches], unit)
 
-    def _batches(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[tuple[int, list[int]]]:
-        """Rows of `asks` in numbered batches, sorted by length; what a captioner that sees tokens can read once stands
-        together. Only those of this process's share."""
+    def _batches(
+        self, prompt: Prompt, asks: Sequence[Ask], title: str
+    ) -> list[tuple[int, list[int]]]:
+        """Rows of `asks` in numbered batches, sorted by length; what a captioner that sees tokens
+        can read once stands together. Only those of this process's share."""
         self._source.ensure(_images(asks), lambda b: self._progress(b, f"{title}: vision"))
         grids = [self._source.grids([ask.first, ask.second]) for ask in asks]
         sizes = [(prod(first), prod(second)) for first, second in grids]
@@ -160,10 +174,12 @@ class Eyes:
         return mine
 
 
-def _groups(asks: Sequence[Ask], sizes: Sequence[tuple[int, int]], together: bool) -> list[list[int]]:
-    """Rows, where `together` those of one reference in a group, its pairs side by side. Groups and rows are sorted by
-    length: patches and characters, about four of either to a token; groups first by that of the reference, so that
-    neither what is shared nor what is not needs much padding."""
+def _groups(
+    asks: Sequence[Ask], sizes: Sequence[tuple[int, int]], together: bool
+) -> list[list[int]]:
+    """Rows, where `together` those of one reference in a group, its pairs side by side. Groups and
+    rows are sorted by length: patches and characters, about four of either to a token; groups first
+    by that of the reference, so that neither what is shared nor what is not needs much padding."""
     groups: dict[ImageId | int, list[int]] = {}
     for i, ask in enumerate(asks):
         groups.setdefault(ask.first if together else i, []).append(i)
@@ -178,7 +194,8 @@ def _groups(asks: Sequence[Ask], sizes: Sequence[tuple[int, int]], together: boo
 
 
 def _packed(groups: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Batches of at most `size` rows, in order; a group is cut only where it is larger than a batch."""
+    """Batches of at most `size` rows, in order; a group is cut only where it is larger than a
+    batch."""
     batches: list[list[int]] = []
     for group in groups:
         for start in range(0, len(group), size):

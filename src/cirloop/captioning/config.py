@@ -34,7 +34,8 @@ class Foundation(ModelSettings):
     """Can say whether a text is right."""
 
     def build(self, shared: Any | None = None) -> Captioner:
-        """The captioner; on the weights of the embedder `shared` where that is the same base, else on its own."""
+        """The captioner; on the weights of the embedder `shared` where that is the same base, else
+        on its own."""
         raise NotImplementedError
 
     def shares(self, model: ModelSettings) -> bool:
@@ -59,7 +60,8 @@ class LoadedFoundation(Foundation):
 
 
 class QwenFoundation(LoadedFoundation):
-    """What the Qwen-VLs have: two pictures in one conversation, vision tokens from the embedder's cache."""
+    """What the Qwen-VLs have: two pictures in one conversation, vision tokens from the embedder's
+    cache."""
 
     min_pixels: int
     max_pixels: int
@@ -67,7 +69,9 @@ class QwenFoundation(LoadedFoundation):
     @model_validator(mode="after")
     def _ordered(self) -> QwenFoundation:
         if self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
+            raise ValueError(
+                f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}"
+            )
         return self
 
     def build(self, shared: Any | None = None) -> Captioner:
@@ -120,7 +124,8 @@ class LlavaFoundation(LoadedFoundation):
     path: str = "llava-hf/llava-1.5-7b-hf"
     """Model directory or hub name, with a chat template."""
     max_side: int = Field(672, ge=28)
-    """Longest side of either picture, in pixels; a larger one is scaled down before they are put together."""
+    """Longest side of either picture, in pixels; a larger one is scaled down before they are put
+    together."""
 
     def find(self) -> Path:
         return resolve(self.path, "llava", "llava_next", "llava_onevision")
@@ -132,7 +137,8 @@ class LlavaFoundation(LoadedFoundation):
 
 
 class GenericFoundation(LoadedFoundation):
-    """Any image-text-to-text model of transformers that takes two images, through its own chat template."""
+    """Any image-text-to-text model of transformers that takes two images, through its own chat
+    template."""
 
     type: Literal["generic"] = "generic"
     path: str
@@ -150,9 +156,8 @@ class GenericFoundation(LoadedFoundation):
 
 
 class VllmFoundation(Foundation):
-    """Any model that vLLM serves with two images, by its offline engine. Written against vLLM's documented interface
-    and tested with a stand-in that speaks it, never with vLLM itself.
-    """
+    """Any model that vLLM serves with two images, by its offline engine. Written against vLLM's
+    documented interface and tested with a stand-in that speaks it, never with vLLM itself."""
 
     type: Literal["vllm"] = "vllm"
     path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -169,9 +174,10 @@ class VllmFoundation(Foundation):
     def find(self) -> Path:
         if find_spec("vllm") is None:
             raise UserError(
-                "foundation.type vllm: vLLM is not installed here. It pins its own torch, so give it an environment of "
-                "its own: python -m venv .venv-vllm, pip install vllm into that, then pip install -e . and run from "
-                "there; or use another --foundation_model_backbone."
+                "foundation.type vllm: vLLM is not installed here. It pins its own torch, so give"
+                " it an environment of its own: python -m venv .venv-vllm, pip install vllm into"
+                " that, then pip install -e . and run from there; or use another"
+                " --foundation_model_backbone."
             )
         return resolve(self.path)
 
@@ -182,10 +188,9 @@ class VllmFoundation(Foundation):
 
 
 class TemplateFoundation(Foundation):
-    """No model: a rule rewrites the human text without a look at the pictures. For dry runs of the machinery; every
-    text is marked `template (no model)`, and nothing follows from the results. It cannot judge, so `captioning.verify`
-    must be 0.
-    """
+    """No model: a rule rewrites the human text without a look at the pictures. For dry runs of the
+    machinery; every text is marked `template (no model)`, and nothing follows from the results. It
+    cannot judge, so `captioning.verify` must be 0."""
 
     judges: ClassVar[bool] = False
     type: Literal["template"] = "template"
@@ -220,15 +225,20 @@ FoundationConfig = Annotated[
 
 
 def one_dtype(foundation: Foundation, model: ModelSettings, by_flag: bool) -> Foundation:
-    """The foundation with the embedder's dtype where both are one model and nobody gave the foundation's: else two
-    copies would be loaded, and two vision caches kept. A dtype in a file gives way where a flag gives the embedder's.
-    """
+    """The foundation with the embedder's dtype where both are one model and nobody gave the
+    foundation's: else two copies would be loaded, and two vision caches kept. A dtype in a file
+    gives way where a flag gives the embedder's."""
     wanted, dtype = getattr(model, "dtype", None), getattr(foundation, "dtype", None)
     one = (model.type, model.path) == (foundation.type, foundation.path)
     if not one or wanted == dtype or not (by_flag or "dtype" not in foundation.model_fields_set):
         return foundation
-    logger.info("foundation.dtype is %s like model.dtype, not %s: both are %s, so one copy serves both; "
-                "--foundation.dtype sets another", wanted, dtype, model.path)  # fmt: skip
+    logger.info(
+        "foundation.dtype is %s like model.dtype, not %s: both are %s, so one copy serves both; "
+        "--foundation.dtype sets another",
+        wanted,
+        dtype,
+        model.path,
+    )
     return foundation.model_copy(update={"dtype": wanted})
 
 
@@ -238,16 +248,18 @@ class CaptioningSettings(Settings):
     enabled: bool = True
     """False: mined images are used as negatives only."""
     candidates: int = Field(4, ge=1)
-    """Texts per mined image: one greedy, the rest sampled; the one that passes the checks best is kept."""
+    """Texts per mined image: one greedy, the rest sampled; the one that passes the checks best is
+    kept."""
     temperature: float = Field(0.7, gt=0)
     """Of the sampled texts."""
     batch_size: int = Field(64, ge=1)
-    """Questions per generation batch. It decides the random numbers a text is sampled with, so it is here."""
+    """Questions per generation batch. It decides the random numbers a text is sampled with, so it
+    is here."""
     max_new_tokens: int = Field(48, ge=4)
     """Tokens of an answer, at most."""
     rewrite_prompt: str | None = None
-    """What asks for a text: the name of a packaged prompt or a .yaml file like them. None: rewrite-2, for llava
-    rewrite-side-1."""
+    """What asks for a text: the name of a packaged prompt or a .yaml file like them. None:
+    rewrite-2, for llava rewrite-side-1."""
     verify_prompt: str | None = None
     """What asks if a text is right. None: verify-1, for llava verify-side-1."""
     min_words: int = Field(2, ge=1)
@@ -255,15 +267,20 @@ class CaptioningSettings(Settings):
     max_words: int = Field(40, ge=1)
     """A longer text is rejected."""
     verify: float = Field(0.5, ge=0, lt=1)
-    """Least probability of "yes" when the foundation model is asked if the text is right; 0 = do not ask."""
+    """Least probability of "yes" when the foundation model is asked if the text is right; 0 = do
+    not ask."""
     round_trip: int = Field(20, ge=0)
-    """Lowest rank the current embedder may give the mined image for the new text; 0 = do not check."""
+    """Lowest rank the current embedder may give the mined image for the new text; 0 = do not
+    check."""
     max_per_query: int = Field(3, ge=1)
     """Augmented triplets kept per human query and iteration, the surest first."""
 
     def prompts(self, foundation: Foundation) -> Prompts:
-        """What this foundation model is asked. Raises UserError for a prompt that is not there or does not fit."""
-        rewrite, side = ("rewrite-side-1", "-side") if foundation.side_by_side else ("rewrite-2", "")
+        """What this foundation model is asked. Raises UserError for a prompt that is not there or
+        does not fit."""
+        rewrite, side = (
+            ("rewrite-side-1", "-side") if foundation.side_by_side else ("rewrite-2", "")
+        )
         found = Prompts(
             load(self.rewrite_prompt or rewrite),
             load(self.verify_prompt or f"verify{side}-1"),
@@ -276,9 +293,9 @@ class CaptioningSettings(Settings):
         ):
             if prompt.num_images != wanted or prompt.answer not in answers:
                 raise UserError(
-                    f"{setting} {prompt.name!r} has {prompt.num_images} places for an image and the answer "
-                    f"{prompt.answer!r}; {foundation.type} needs {wanted} and {' or '.join(answers)}. "
-                    f"Packaged are {', '.join(packaged())}."
+                    f"{setting} {prompt.name!r} has {prompt.num_images} places for an image and the"
+                    f" answer {prompt.answer!r}; {foundation.type} needs {wanted} and"
+                    f" {' or '.join(answers)}. Packaged are {', '.join(packaged())}."
                 )
         return found
 
@@ -287,6 +304,7 @@ class CaptioningSettings(Settings):
         self.prompts(foundation)
         if self.verify and not foundation.judges:
             raise UserError(
-                f"captioning.verify {self.verify}: the foundation model {foundation.type!r} looks at no picture and "
-                "cannot judge a text. Set captioning.verify to 0, or use another --foundation_model_backbone."
+                f"captioning.verify {self.verify}: the foundation model {foundation.type!r} looks"
+                " at no picture and cannot judge a text. Set captioning.verify to 0, or use"
+                " another --foundation_model_backbone."
             )

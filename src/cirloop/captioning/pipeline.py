@@ -1,7 +1,8 @@
-"""From mined negatives to augmented triplets: write, check by name, keep the surest, and the rest with the reason.
+"""From mined negatives to augmented triplets: write, check by name, keep the surest, and the rest
+with the reason.
 
-ReCALL (CVPR 2026, arXiv 2602.01639) rewrites the text so that the mined image is right, and lets the foundation
-model verify it. The round trip through the current embedder is the second opinion.
+ReCALL (CVPR 2026, arXiv 2602.01639) rewrites the text so that the mined image is right, and lets
+the foundation model verify it. The round trip through the current embedder is the second opinion.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ RoundTrip = Callable[[Sequence[Query], Sequence[ImageId]], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One text for one mined image. `reason` names the check that rejected it; empty = accepted so far."""
+    """One text for one mined image. `reason` names the check that rejected it; empty = accepted so
+    far."""
 
     negative: MinedNegative
     reference: ImageId
@@ -41,20 +43,27 @@ class Candidate:
 
     def row(self) -> dict[str, Any]:
         return {
-            "source": self.negative.query, "reference": self.reference, "image": self.negative.image,
-            "original_text": self.original, "text": self.text, "reason": self.reason,
+            "source": self.negative.query,
+            "reference": self.reference,
+            "image": self.negative.image,
+            "original_text": self.original,
+            "text": self.text,
+            "reason": self.reason,
             "checks": dict(self.checks),
-        }  # fmt: skip
+        }
 
 
 def write_candidates(
-    eyes: Asked, mined: Sequence[MinedNegative], queries: Mapping[QueryId, Query],
-    settings: CaptioningSettings, seed: int, prompt: Prompt = REWRITE,
-) -> list[Candidate]:  # fmt: skip
-    """`settings.candidates` texts per mined image, the first greedy; equal texts once. An answer that had not ended
-    after `settings.max_new_tokens` tokens is kept as it is, `cut off`, and so is one that is not of the kind the prompt
-    asks for, `unparseable`.
-    """
+    eyes: Asked,
+    mined: Sequence[MinedNegative],
+    queries: Mapping[QueryId, Query],
+    settings: CaptioningSettings,
+    seed: int,
+    prompt: Prompt = REWRITE,
+) -> list[Candidate]:
+    """`settings.candidates` texts per mined image, the first greedy; equal texts once. An answer
+    that had not ended after `settings.max_new_tokens` tokens is kept as it is, `cut off`, and so is
+    one that is not of the kind the prompt asks for, `unparseable`."""
     asks = [Ask(queries[n.query].reference, n.image, queries[n.query].text) for n in mined]
     temperatures = [0.0] + [settings.temperature] * (settings.candidates - 1)
     answers = eyes.write(prompt, asks, settings.max_new_tokens, temperatures, seed, "captions")
@@ -62,7 +71,17 @@ def write_candidates(
     for negative, ask, several in zip(mined, asks, answers, strict=True):
         category = queries[negative.query].category
         for text, reason in dict.fromkeys(_said(answer, prompt) for answer in several):
-            out.append(Candidate(negative, ask.first, ask.text, text, reason, prompt=prompt.name, category=category))
+            out.append(
+                Candidate(
+                    negative,
+                    ask.first,
+                    ask.text,
+                    text,
+                    reason,
+                    prompt=prompt.name,
+                    category=category,
+                )
+            )
     return out
 
 
@@ -86,7 +105,12 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
         return replace(candidate, reason=SET_PHRASE)
     text = " ".join(rest.strip().strip('"').split())
     words = len(text.split())
-    if not text or "\n" in rest.strip() or any(mark in text for mark in "<>{}[]|") or plain(text) != text:
+    if (
+        not text
+        or "\n" in rest.strip()
+        or any(mark in text for mark in "<>{}[]|")
+        or plain(text) != text
+    ):
         reason = UNPARSEABLE
     elif text.casefold().rstrip(".") == "none":
         reason = "declined"  # as the prompt allows
@@ -102,7 +126,10 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
 
 
 def verify(
-    eyes: Asked, candidates: Sequence[Candidate], settings: CaptioningSettings, prompt: Prompt = VERIFY
+    eyes: Asked,
+    candidates: Sequence[Candidate],
+    settings: CaptioningSettings,
+    prompt: Prompt = VERIFY,
 ) -> list[Candidate]:
     """Ask the foundation model whether each text, still accepted, is right."""
     out = list(candidates)
@@ -117,11 +144,14 @@ def verify(
 def check_round_trip(
     candidates: Sequence[Candidate], settings: CaptioningSettings, round_trip: RoundTrip
 ) -> list[Candidate]:
-    """The current embedder ranks the mined image within the top `settings.round_trip` for the new text."""
+    """The current embedder ranks the mined image within the top `settings.round_trip` for the new
+    text."""
     out = list(candidates)
     left = [i for i, c in enumerate(out) if not c.reason]
     queries = [Query(QueryId(str(i)), out[i].reference, out[i].text, out[i].category) for i in left]
-    for i, rank in zip(left, round_trip(queries, [out[i].negative.image for i in left]), strict=True):
+    for i, rank in zip(
+        left, round_trip(queries, [out[i].negative.image for i in left]), strict=True
+    ):
         failed = "round trip" if rank > settings.round_trip else ""
         out[i] = replace(out[i], checks={**out[i].checks, "round_trip_rank": rank}, reason=failed)
     return out
@@ -134,17 +164,21 @@ def choose(
     iteration: int,
     captioner: str,
 ) -> tuple[list[AugmentedTriplet], list[Candidate]]:
-    """The surest text per mined image and the surest images per query; the rest, each with its reason.
+    """The surest text per mined image and the surest images per query; the rest, each with its
+    reason.
 
-    `known` holds (reference, `normal_text`) of every triplet there is already: a second target for one query would be a
-    contradiction, and is called a duplicate.
+    `known` holds (reference, `normal_text`) of every triplet there is already: a second target for
+    one query would be a contradiction, and is called a duplicate.
     """
     out = list(candidates)
     taken = set(known)
     used: set[tuple[QueryId, ImageId]] = set()
     per_query: Counter[QueryId] = Counter()
     accepted: list[tuple[int, AugmentedTriplet]] = []
-    sure = sorted((i for i, c in enumerate(out) if not c.reason), key=lambda i: (-out[i].checks.get("verify", 0.0), i))
+    sure = sorted(
+        (i for i, c in enumerate(out) if not c.reason),
+        key=lambda i: (-out[i].checks.get("verify", 0.0), i),
+    )
     for i in sure:
         c = out[i]
         source, image, key = c.negative.query, c.negative.image, (c.reference, normal_text(c.text))
@@ -158,14 +192,23 @@ def choose(
             taken.add(key)
             used.add((source, image))
             per_query[source] += 1
-            query = Query(QueryId(f"{source}+{iteration}.{per_query[source]}"), c.reference, c.text, c.category)
+            query = Query(
+                QueryId(f"{source}+{iteration}.{per_query[source]}"),
+                c.reference,
+                c.text,
+                c.category,
+            )
             accepted.append(
                 (
                     i,
-                    AugmentedTriplet(Triplet(query, image), source, iteration, captioner, c.prompt, c.checks),
+                    AugmentedTriplet(
+                        Triplet(query, image), source, iteration, captioner, c.prompt, c.checks
+                    ),
                 )
             )
             continue
         out[i] = replace(c, reason=reason)
     kept = {i for i, _ in accepted}
-    return [a for _, a in sorted(accepted, key=lambda pair: pair[0])], [c for i, c in enumerate(out) if i not in kept]
+    return [a for _, a in sorted(accepted, key=lambda pair: pair[0])], [
+        c for i, c in enumerate(out) if i not in kept
+    ]

@@ -1,8 +1,9 @@
 """Questions read by the language model, what several have in common only once.
 
-A conversation is cut where its second picture begins and where that ends. Rows that are alike up to a cut, in pictures
-and tokens, are one row until there; its keys and values are then repeated for all that go on from it. So a reference
-picture is read once for all its mined images, and a pair of pictures once for all texts about it.
+A conversation is cut where its second picture begins and where that ends. Rows that are alike up to
+a cut, in pictures and tokens, are one row until there; its keys and values are then repeated for
+all that go on from it. So a reference picture is read once for all its mined images, and a pair of
+pictures once for all texts about it.
 
 B rows, T columns, U rows that differ up to a cut, D dimensions.
 """
@@ -27,7 +28,8 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Rows that were read. Padding stands to the left of each part, so inside a row where there are several."""
+    """Rows that were read. Padding stands to the left of each part, so inside a row where there are
+    several."""
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
@@ -41,7 +43,8 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The rows up to a cut: `names` are equal where rows are alike, `ends` count tokens, `pictures` those before it."""
+    """The rows up to a cut: `names` are equal where rows are alike, `ends` count tokens, `pictures`
+    those before it."""
 
     names: Sequence[Hashable]
     ends: Sequence[int]
@@ -49,18 +52,23 @@ class Part:
 
 
 def read(
-    captioner: Any, rows: Sequence[torch.Tensor], asks: Sequence[Ask], vision: Sequence[VisionInput], share: bool
+    captioner: Any,
+    rows: Sequence[torch.Tensor],
+    asks: Sequence[Ask],
+    vision: Sequence[VisionInput],
+    share: bool,
 ) -> Reading:
-    """Tokens `rows` of conversations about two pictures each, `vision` theirs in order. `share` False reads every row
-    for itself.
-    """
+    """Tokens `rows` of conversations about two pictures each, `vision` theirs in order. `share`
+    False reads every row for itself."""
     made: Reading | None = None
     begins, seen, groups = [0] * len(rows), 0, [0] * len(rows)
     for part in _parts(captioner, rows, asks, vision, share):
         place = {name: number for number, name in enumerate(dict.fromkeys(part.names))}
         first = {place[name]: row for row, name in reversed([*enumerate(part.names)])}
         alike = [first[number] for number in range(len(place))]
-        pictures = [picture for row in alike for picture in vision[2 * row + seen : 2 * row + part.pictures]]
+        pictures = [
+            picture for row in alike for picture in vision[2 * row + seen : 2 * row + part.pictures]
+        ]
         inputs = _inputs(
             captioner,
             [rows[row][begins[row] : part.ends[row]] for row in alike],
@@ -74,7 +82,11 @@ def read(
 
 
 def _parts(
-    captioner: Any, rows: Sequence[torch.Tensor], asks: Sequence[Ask], vision: Sequence[VisionInput], share: bool
+    captioner: Any,
+    rows: Sequence[torch.Tensor],
+    asks: Sequence[Ask],
+    vision: Sequence[VisionInput],
+    share: bool,
 ) -> list[Part]:
     """Cuts that save something, and the end."""
     whole = Part(range(len(rows)), [len(row) for row in rows], 2)
@@ -87,17 +99,27 @@ def _parts(
         ends.append(places[-1] + 1)
     words = [row.tolist() for row in rows]
     ones = [(ask.first, *row[:cut]) for ask, row, cut in zip(asks, words, begins, strict=True)]
-    pairs = [(ask.first, ask.second, *row[:cut]) for ask, row, cut in zip(asks, words, ends, strict=True)]
+    pairs = [
+        (ask.first, ask.second, *row[:cut]) for ask, row, cut in zip(asks, words, ends, strict=True)
+    ]
     parts = [Part(ones, begins, 1), Part(pairs, ends, 2), whole]
     num = [len(set(part.names)) for part in parts]
-    return [part for part, here, after in zip(parts, num, [*num[1:], len(rows) + 1], strict=True) if here < after]
+    return [
+        part
+        for part, here, after in zip(parts, num, [*num[1:], len(rows) + 1], strict=True)
+        if here < after
+    ]
 
 
-def _inputs(captioner: Any, rows: Sequence[torch.Tensor], tokens: torch.Tensor, grids: torch.Tensor) -> Inputs:
+def _inputs(
+    captioner: Any, rows: Sequence[torch.Tensor], tokens: torch.Tensor, grids: torch.Tensor
+) -> Inputs:
     """As `VisionBase.tensors` has them, left-padded; there need not be a picture."""
     masks = [torch.ones_like(row) for row in rows]
     inputs = {
-        "input_ids": pad_sequence([*rows], True, captioner.processor.tokenizer.pad_token_id, "left"),
+        "input_ids": pad_sequence(
+            [*rows], True, captioner.processor.tokenizer.pad_token_id, "left"
+        ),
         "attention_mask": pad_sequence(masks, True, 0, "left"),
         "vision_tokens": tokens,
         "image_grid_thw": grids,
@@ -105,7 +127,9 @@ def _inputs(captioner: Any, rows: Sequence[torch.Tensor], tokens: torch.Tensor, 
     return {name: tensor.to(captioner.device) for name, tensor in inputs.items()}
 
 
-def _go_on(captioner: Any, before: Reading | None, parents: Sequence[int], inputs: Inputs) -> Reading:
+def _go_on(
+    captioner: Any, before: Reading | None, parents: Sequence[int], inputs: Inputs
+) -> Reading:
     """The rows (U) of `inputs`, read behind the rows `parents` of `before`."""
     ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache()
     profiling.add_tokens(inputs)
@@ -117,7 +141,10 @@ def _go_on(captioner: Any, before: Reading | None, parents: Sequence[int], input
         positions = positions + before.positions_3BT.amax((0, 2))[from_U, None] + 1
     placed["position_ids"] = positions = positions * mask
     if before is not None:
-        ids, mask = torch.cat([before.ids_BT[from_U], ids], 1), torch.cat([before.mask_BT[from_U], mask], 1)
+        ids, mask = (
+            torch.cat([before.ids_BT[from_U], ids], 1),
+            torch.cat([before.mask_BT[from_U], mask], 1),
+        )
         positions = torch.cat([before.positions_3BT[:, from_U], positions], 2)
     out = captioner.vlm.model.language_model(
         **{**placed, "attention_mask": mask, "past_key_values": cache, "use_cache": True}

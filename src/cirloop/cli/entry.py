@@ -16,21 +16,36 @@ from cirloop.monitoring.console import start_logging
 from cirloop.types import UserError
 
 IN_OTHER_SIGNS = "cirloop.signs"
-"""Name of how a terminal or pipe that cannot show a sign is written to: by one or more that it can."""
-SIGNS = {"±": "+-", "→": "->", "…": "...", "–": "-", "—": "-", "×": "x", "·": "-", "•": "-", "✓": "ok", "µ": "u"}
+"""Name of how a terminal or pipe that cannot show a sign is written to: by one or more that it
+can."""
+SIGNS = {
+    "±": "+-",
+    "→": "->",
+    "…": "...",
+    "–": "-",
+    "—": "-",
+    "×": "x",
+    "·": "-",
+    "•": "-",
+    "✓": "ok",
+    "µ": "u",
+}
 
 
 def _in_other_signs(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
-    return "".join(SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+    return (
+        "".join(SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]),
+        error.end,
+    )
 
 
 codecs.register_error(IN_OTHER_SIGNS, _in_other_signs)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command. A UserError, and a disk that is full, failing or shut, ends it with a message and exit code 2, an
-    interrupt with 130, and a run that was asked to stop by SIGTERM with 75."""
+    """Run a command. A UserError, and a disk that is full, failing or shut, ends it with a message
+    and exit code 2, an interrupt with 130, and a run that was asked to stop by SIGTERM with 75."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

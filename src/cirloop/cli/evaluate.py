@@ -34,22 +34,26 @@ class EvalConfig(cli.Flags):
     experiment_dir: Path | None = None
     """The run directory."""
     rankings: Path | None = None
-    """Score this JSON file of any system's rankings, {query id: [image ids, best first]}, instead of a run."""
+    """Score this JSON file of any system's rankings, {query id: [image ids, best first]}, instead
+    of a run."""
     eval_dataset: str | None = None
     """Data set and split, such as shapes_test; by default the split the run evaluates on."""
     data_dir: Path | None = None
     """The directory of the benchmark that --eval_dataset names, where it is not the run's own."""
     submission: Path | None = None
-    """Write each iteration's rankings into this directory: for CIRR and CIRCO the files for their servers, else
-    the form that --rankings reads."""
+    """Write each iteration's rankings into this directory: for CIRR and CIRCO the files for their
+    servers, else the form that --rankings reads."""
     gallery: Literal["original", "union"] = "original"
     """For FashionIQ: all images of the split, or the references and targets of its queries."""
     iterations: str | None = None
-    """Iterations separated by commas, `base` among them if wanted; by default the base and all there are."""
+    """Iterations separated by commas, `base` among them if wanted; by default the base and all
+    there are."""
     allow_missing_images: int = Field(0, ge=0)
-    """With --data_dir: pictures that may be missing or damaged; every result says how many queries that drops."""
+    """With --data_dir: pictures that may be missing or damaged; every result says how many queries
+    that drops."""
     ablate: Literal["text", "image"] | None = None
-    """Evaluate with the texts dropped, or the references made grey: how much the other alone solves."""
+    """Evaluate with the texts dropped, or the references made grey: how much the other alone
+    solves."""
     num_processes: int | None = Field(None, ge=1)
     """Processes to embed in; by default the run's."""
     output_file: Path | None = None
@@ -64,22 +68,28 @@ class EvalConfig(cli.Flags):
 
 
 def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
-    """Labels of the iterations asked for. Raises UserError for unknown ones, with those there are."""
+    """Labels of the iterations asked for. Raises UserError for unknown ones, with those there
+    are."""
     there = [BASE, *map(str, done)]
     if wanted is None:
         return there
     labels = [label.strip() for label in wanted.split(",")]
     unknown = [label or "(empty)" for label in labels if label not in there]
     if unknown:
-        raise UserError(f"--iterations {wanted}: no {', '.join(unknown)} here. There are: {', '.join(there)}.")
+        raise UserError(
+            f"--iterations {wanted}: no {', '.join(unknown)} here. There are: {', '.join(there)}."
+        )
     return list(dict.fromkeys(labels))
 
 
 def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
-    """The data set and the split to evaluate on, the run's own or another benchmark's by name, and settings with it."""
+    """The data set and the split to evaluate on, the run's own or another benchmark's by name, and
+    settings with it."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
     other = benchmarks.settings_for(name, options.gallery, options.allow_missing_images)
-    if other is not None and (options.data_dir is not None or benchmark_of(name) != config.data.type):
+    if other is not None and (
+        options.data_dir is not None or benchmark_of(name) != config.data.type
+    ):
         settings, split = other
         directory = locations.found(settings, options.data_dir, None)["data_dir"]
         where = Sources(directory, config.cache, progress)
@@ -90,9 +100,13 @@ def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, s
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name not in names:
         also = "; with --data_dir " + ", ".join([*benchmarks.names(), "hp_fashioniq_val"])
-        raise UserError(f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}{also}.")
+        raise UserError(
+            f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}{also}."
+        )
     if options.gallery != "original" or options.allow_missing_images:
-        raise UserError("--gallery, --allow_missing_images: the run has its own; give --data_dir to use others.")
+        raise UserError(
+            "--gallery, --allow_missing_images: the run has its own; give --data_dir to use others."
+        )
     return config.model_copy(update={"data_dir": where.directory}), own, names[name]
 
 
@@ -113,38 +127,62 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     config, data, split = _data(options, config)
     run, parts = Run(config, store, data), data.parts(split)
     labelled = all(part.relevance is not None for part in parts)
-    if options.submission is not None and any(part.relevance and part.relevance.preferences for part in parts):
-        raise UserError(f"--submission: {parts[0].name} ranks nothing; people chose between sets of images.")
+    if options.submission is not None and any(
+        part.relevance and part.relevance.preferences for part in parts
+    ):
+        raise UserError(
+            f"--submission: {parts[0].name} ranks nothing; people chose between sets of images."
+        )
     if not labelled and options.ablate is not None:
-        raise UserError(f"--ablate: {parts[0].name} has no published targets, so there is nothing to score.")
+        raise UserError(
+            f"--ablate: {parts[0].name} has no published targets, so there is nothing to score."
+        )
     if not labelled and options.output_file is not None:
         raise UserError(
-            f"--output_file {options.output_file}: {parts[0].name} has no published targets, so there are no scores to "
-            "write. Leave the flag out: the rankings are written for the server, into --submission."
+            f"--output_file {options.output_file}: {parts[0].name} has no published targets, so"
+            " there are no scores to write. Leave the flag out: the rankings are written for the"
+            " server, into --submission."
         )
     if not labelled or options.submission is not None:
         notices.refuse_simulated(config, "whose rankings could be submitted")
     results = []
     for label in labels:
-        checkpoint: Artifact | None = None if label == BASE else store.find(f"checkpoint_iter_{label}")
+        checkpoint: Artifact | None = (
+            None if label == BASE else store.find(f"checkpoint_iter_{label}")
+        )
         if labelled:
             results.append(evaluation(run, label, checkpoint, split, options.ablate))
         if options.submission is not None or not labelled:
-            _submit(run, label, checkpoint, split, options.submission or directory / f"submission_{parts[0].name}")
+            _submit(
+                run,
+                label,
+                checkpoint,
+                split,
+                options.submission or directory / f"submission_{parts[0].name}",
+            )
     if not labelled:
-        logger.warning("%s has no published targets, so no scores: its server gives them for the files above",
-                       parts[0].name)  # fmt: skip
+        logger.warning(
+            "%s has no published targets, so no scores: its server gives them for the files above",
+            parts[0].name,
+        )
         return []
     with marked(notices.title(config)):
         show(results, parts[0].judged.protocol)
     if options.output_file is not None:
-        write_json(options.output_file, run.mark | {"schema": 3, "results": results, "compared": compared(results)})
+        write_json(
+            options.output_file,
+            run.mark | {"schema": 3, "results": results, "compared": compared(results)},
+        )
     return results
 
 
 def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, directory: Path) -> None:
-    """The server's files of one iteration, or where there is no server its rankings, in a directory of its own."""
-    parts, rankings = run.data.parts(split), predictions(run, checkpoint, split, submission.LISTED + 1)
+    """The server's files of one iteration, or where there is no server its rankings, in a directory
+    of its own."""
+    parts, rankings = (
+        run.data.parts(split),
+        predictions(run, checkpoint, split, submission.LISTED + 1),
+    )
     if parts[0].judged.benchmark in submission.BENCHMARKS:
         problems = Problems()
         files = submission.submission(parts[0].judged, rankings[0], problems)
@@ -175,7 +213,9 @@ def evaluate(options: EvalConfig) -> Any:
         problems.add(f"--output_file {options.output_file}", "its directory does not exist")
     for flag, path in (("output_file", options.output_file), ("rankings", options.rankings)):
         if path is not None and path.is_dir():
-            problems.add(f"--{flag} {path}", f"is a directory; give a file, such as {path / 'results.json'}")
+            problems.add(
+                f"--{flag} {path}", f"is a directory; give a file, such as {path / 'results.json'}"
+            )
     if options.submission is not None and options.submission.is_file():
         problems.add(f"--submission {options.submission}", "is a file; give a directory")
     problems.stop("All flags: eval_iterative.py --help")

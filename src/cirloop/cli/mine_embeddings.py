@@ -1,4 +1,5 @@
-"""The vector mode of add_hard_negatives.py: a strategy over embeddings of any model, no pictures and no texts."""
+"""The vector mode of add_hard_negatives.py: a strategy over embeddings of any model, no pictures
+and no texts."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class VectorConfig(cli.Flags):
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True)
 
     query_embeddings: Path
-    """Query vectors, float16 or float32: a .npy file, a directory of them or a pattern, in the order of their names."""
+    """Query vectors, float16 or float32: a .npy file, a directory of them or a pattern, in the
+    order of their names."""
     gallery_embeddings: Path
     """Gallery vectors, likewise."""
     targets: Path
@@ -52,23 +54,30 @@ class VectorConfig(cli.Flags):
     categories: Path | None = None
     """JSON: the category of each gallery row, a list, for `category_mix`."""
     strategy: str = "top_k"
-    """A negative strategy. Its settings are flags too, such as --absolute-margin 0.05 or --variant released."""
-    negatives_per_query: int = Field(5, ge=1, validation_alias=AliasChoices("negatives_per_query", "num_negatives"))
+    """A negative strategy. Its settings are flags too, such as --absolute-margin 0.05 or --variant
+    released."""
+    negatives_per_query: int = Field(
+        5, ge=1, validation_alias=AliasChoices("negatives_per_query", "num_negatives")
+    )
     """Images per query."""
     save_sets: bool = False
     """Also write the whole set a strategy draws from, such as that of `band`."""
     seed: int = Field(0, ge=0)
     """Of strategies that draw."""
     device: str | None = None
-    """Where scores are computed; by default a GPU where there is one. `cuda:0,cuda:1`: parts of the gallery on each."""
+    """Where scores are computed; by default a GPU where there is one. `cuda:0,cuda:1`: parts of the
+    gallery on each."""
     output: Path
     """The JSON file to write."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Mine and write `--output`. Raises UserError with every problem found; then nothing is written."""
+    """Mine and write `--output`. Raises UserError with every problem found; then nothing is
+    written."""
     options, settings = parse(argv)
-    problems = Problems("Vectors and rows must belong together: row i of --targets is about query i.")
+    problems = Problems(
+        "Vectors and rows must belong together: row i of --targets is about query i."
+    )
     vectors, context = _read(options, problems)
     if not options.output.absolute().parent.is_dir():
         problems.add(f"--output {options.output}", "its directory does not exist")
@@ -78,17 +87,24 @@ def main(argv: Sequence[str]) -> None:
     stats: dict[str, Any] = {}
     if vectors.positives is not None:
         targets = vectors.targets_Q.tolist()
-        stats["left_out"] = sum(len(rows - {t}) for rows, t in zip(vectors.positives, targets, strict=True))
+        stats["left_out"] = sum(
+            len(rows - {t}) for rows, t in zip(vectors.positives, targets, strict=True)
+        )
     found = list(mine(settings, vectors, context, device, options.save_sets, stats=stats))
     seconds = time.monotonic() - began
     write_text(options.output, "[\n" + ",\n".join(_lines(found)) + "\n]\n")
     report = summary(
-        [f.target_rank for f in found], [f.target_score for f in found], [len(f.gallery_indices) for f in found],
-        np.concatenate([f.scores for f in found]).tolist(), settings.strategy.negatives_per_query,
+        [f.target_rank for f in found],
+        [f.target_score for f in found],
+        [len(f.gallery_indices) for f in found],
+        np.concatenate([f.scores for f in found]).tolist(),
+        settings.strategy.negatives_per_query,
         sum(f.num_fallback for f in found),
         [len(f.candidate_set) for f in found if f.candidate_set is not None] or None,
-    )  # fmt: skip
-    rows = [(name, value) for name, value in (report | stats).items() if not isinstance(value, dict)]
+    )
+    rows = [
+        (name, value) for name, value in (report | stats).items() if not isinstance(value, dict)
+    ]
     rows += [(f"similarity, {part}", value) for part, value in report["similarity"].items()]
     rows += [("set size", report["set_size"])] if "set_size" in report else []
     table(f"{settings.strategy.type}: {seconds:.1f} s on {device}", ("what", "value"), rows)
@@ -96,23 +112,35 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> tuple[VectorConfig, MiningSettings]:
-    """The options, and what is mined and how; flags as --kebab-case or --snake_case. Raises UserError for what
-    is unknown or wrong, and for what is missing.
-    """
+    """The options, and what is mined and how; flags as --kebab-case or --snake_case. Raises
+    UserError for what is unknown or wrong, and for what is missing."""
     argv = cli.kebab(argv)
     peek = cli.Parser(prog=PROGRAM, add_help=False)
     peek.add_argument("--strategy", default="top_k")
     kind = STRATEGIES.get(peek.parse_known_args(list(argv))[0].strategy)
     if kind is None:
         raise UserError(f"--strategy must be one of {', '.join(sorted(STRATEGIES))}.")
-    own = {name: field for name, field in kind.model_fields.items() if name not in ("type", "negatives_per_query")}
-    shared = {name: field for name, field in MiningSettings.model_fields.items() if name not in ("strategy", "filters")}
-    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in (own | shared).items()}
-    model = create_model("VectorFlags", __base__=VectorConfig, __doc__=VectorConfig.__doc__, **fields)
+    own = {
+        name: field
+        for name, field in kind.model_fields.items()
+        if name not in ("type", "negatives_per_query")
+    }
+    shared = {
+        name: field
+        for name, field in MiningSettings.model_fields.items()
+        if name not in ("strategy", "filters")
+    }
+    fields: dict[str, Any] = {
+        name: (field.annotation, field) for name, field in (own | shared).items()
+    }
+    model = create_model(
+        "VectorFlags", __base__=VectorConfig, __doc__=VectorConfig.__doc__, **fields
+    )
     try:
         options: VectorConfig = cli.parse(model, argv, PROGRAM)
         strategy = kind(
-            negatives_per_query=options.negatives_per_query, **{name: getattr(options, name) for name in own}
+            negatives_per_query=options.negatives_per_query,
+            **{name: getattr(options, name) for name in own},
         )
         given = {name: getattr(options, name) for name in shared}
         given["only_failed_queries"] = bool(given["only_failed_queries"])
@@ -123,14 +151,19 @@ def parse(argv: Sequence[str]) -> tuple[VectorConfig, MiningSettings]:
 
 
 def _needed(error: ValidationError) -> Problems:
-    """All that is wrong with the flags, where one of those that are needed is missing; else nothing."""
+    """All that is wrong with the flags, where one of those that are needed is missing; else
+    nothing."""
     problems, rows = Problems(f"All flags: {PROGRAM} --query-embeddings x --help"), error.errors()
     if any(row["type"] == "missing" for row in rows):
         for row in rows:
             name = str(row["loc"][0])
             field = VectorConfig.model_fields.get(name)
             about = f": {field.description}" if field else ""
-            what = f"is needed{about}" if row["type"] == "missing" else f"{row['msg']} (given: {row['input']!r:.200})"
+            what = (
+                f"is needed{about}"
+                if row["type"] == "missing"
+                else f"{row['msg']} (given: {row['input']!r:.200})"
+            )
             problems.add(f"--{name.replace('_', '-')}", what)
     return problems
 
@@ -147,10 +180,16 @@ def _device() -> str:
 def _read(options: VectorConfig, problems: Problems) -> tuple[MiningInputs, MiningContext]:
     queries = _vectors(options.query_embeddings, "--query-embeddings", problems)
     gallery = _vectors(options.gallery_embeddings, "--gallery-embeddings", problems)
-    texts = _vectors(options.text_embeddings, "--text-embeddings", problems) if options.text_embeddings else None
+    texts = (
+        _vectors(options.text_embeddings, "--text-embeddings", problems)
+        if options.text_embeddings
+        else None
+    )
     for name, made in (("--query-embeddings", queries), ("--text-embeddings", texts)):
         if made is not None and gallery is not None and made.shape[1] != gallery.shape[1]:
-            problems.add(name, f"has {made.shape[1]} dimensions, --gallery-embeddings {gallery.shape[1]}")
+            problems.add(
+                name, f"has {made.shape[1]} dimensions, --gallery-embeddings {gallery.shape[1]}"
+            )
     num = None if queries is None else len(queries)
     size = 0 if gallery is None else len(gallery)
     if num == 0 or (gallery is not None and size == 0):
@@ -158,8 +197,14 @@ def _read(options: VectorConfig, problems: Problems) -> tuple[MiningInputs, Mini
     if texts is not None and num is not None and len(texts) != num:
         problems.add("--text-embeddings", f"has {len(texts)} rows for {num} queries")
     targets = _rows(options.targets, "--targets", num, 0, size, problems)
-    references = _rows(options.references, "--references", num, -1, size, problems) if options.references else None
-    positives = _lists(options.positives, "--positives", num, size, problems) if options.positives else None
+    references = (
+        _rows(options.references, "--references", num, -1, size, problems)
+        if options.references
+        else None
+    )
+    positives = (
+        _lists(options.positives, "--positives", num, size, problems) if options.positives else None
+    )
     groups = _lists(options.groups, "--groups", num, size, problems) if options.groups else None
     categories = None
     if options.categories is not None:
@@ -168,9 +213,12 @@ def _read(options: VectorConfig, problems: Problems) -> tuple[MiningInputs, Mini
         if categories is not None and not (named and len(categories) == size):
             problems.add("--categories", f"must be a list of {size} names, one a gallery row")
     context = MiningContext(
-        options.seed, groups=groups, categories=categories, vectors_GD=gallery,
+        options.seed,
+        groups=groups,
+        categories=categories,
+        vectors_GD=gallery,
         text_scores=None if texts is None else lambda numbers: all_scores(texts[numbers], gallery),
-    )  # fmt: skip
+    )
     return MiningInputs(queries, gallery, targets, references, positives), context
 
 
@@ -191,23 +239,34 @@ def _vectors(path: Path, name: str, problems: Problems) -> Any:
         return None
 
 
-def _rows(path: Path, name: str, num: int | None, lowest: int, size: int, problems: Problems) -> Any:
+def _rows(
+    path: Path, name: str, num: int | None, lowest: int, size: int, problems: Problems
+) -> Any:
     made = _array(path, name, problems)
     if made is None:
         return None
-    if made.ndim != 1 or not np.issubdtype(made.dtype, np.integer) or (num is not None and len(made) != num):
-        problems.add(name, f"must be {num} whole numbers in one dimension, found {made.dtype} {made.shape}")
+    if (
+        made.ndim != 1
+        or not np.issubdtype(made.dtype, np.integer)
+        or (num is not None and len(made) != num)
+    ):
+        problems.add(
+            name, f"must be {num} whole numbers in one dimension, found {made.dtype} {made.shape}"
+        )
         return None
     wrong = np.flatnonzero((made < lowest) | (made >= size)) if size else np.zeros(0, int)
     if len(wrong):
         problems.add(
             name,
-            f"{len(wrong)} rows are outside {lowest} .. {size - 1}, the first: {made[wrong[0]]} of query {wrong[0]}",
+            f"{len(wrong)} rows are outside {lowest} .. {size - 1}, the first: {made[wrong[0]]} of"
+            f" query {wrong[0]}",
         )
     return made.astype(np.int64)
 
 
-def _lists(path: Path, name: str, num: int | None, size: int, problems: Problems) -> list[frozenset[int]] | None:
+def _lists(
+    path: Path, name: str, num: int | None, size: int, problems: Problems
+) -> list[frozenset[int]] | None:
     content = problems.json(path)
     if isinstance(content, dict):
         known = {str(number) for number in range(num or 0)}
@@ -222,9 +281,13 @@ def _lists(path: Path, name: str, num: int | None, size: int, problems: Problems
         problems.add(name, f"must hold a list of gallery rows for each of {num} queries")
         return None
     for number, rows in enumerate(content):
-        whole = isinstance(rows, list) and all(isinstance(r, int) and not isinstance(r, bool) for r in rows)
+        whole = isinstance(rows, list) and all(
+            isinstance(r, int) and not isinstance(r, bool) for r in rows
+        )
         if not whole or any(not 0 <= r < size for r in rows):
-            problems.add(name, f"query {number}: must be gallery rows, whole numbers from 0 to {size - 1}")
+            problems.add(
+                name, f"query {number}: must be gallery rows, whole numbers from 0 to {size - 1}"
+            )
             return None
     return [frozenset(rows) for rows in content]
 
@@ -235,7 +298,11 @@ def _lines(found: Sequence[MiningResult]) -> Iterator[str]:
             {"image": int(column), "rank": int(rank), "score": round(float(score), 6)}
             for column, rank, score in zip(f.gallery_indices, f.ranks, f.scores, strict=True)
         ]
-        row: dict[str, Any] = {"query": f.query_index, "target_rank": f.target_rank, "negatives": negatives}
+        row: dict[str, Any] = {
+            "query": f.query_index,
+            "target_rank": f.target_rank,
+            "negatives": negatives,
+        }
         if f.num_fallback:
             row["filled"] = f.num_fallback
         if f.candidate_set is not None:

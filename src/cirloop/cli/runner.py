@@ -1,4 +1,5 @@
-"""A run directory: opening a new one, going on in a used one, and refusing when that would lose or mix results."""
+"""A run directory: opening a new one, going on in a used one, and refusing when that would lose or
+mix results."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 def done_iterations(store: Store) -> list[int]:
-    return sorted(int(n.removeprefix("checkpoint_iter_")) for n in store.names if n.startswith("checkpoint_iter_"))
+    return sorted(
+        int(n.removeprefix("checkpoint_iter_"))
+        for n in store.names
+        if n.startswith("checkpoint_iter_")
+    )
 
 
 def is_used(directory: Path) -> bool:
@@ -44,26 +49,31 @@ def is_used(directory: Path) -> bool:
     )
     if used and not (directory / CONFIG).is_file():
         raise UserError(
-            f"{directory} is not empty and is no run directory (no {CONFIG}). Give another --experiment_dir."
+            f"{directory} is not empty and is no run directory (no {CONFIG}). Give another"
+            " --experiment_dir."
         )
     return used
 
 
 def open_run(config: RunConfig) -> Run:
-    """The run of `config`, whose lock the caller holds. Nothing else on disk changes before every check has passed."""
+    """The run of `config`, whose lock the caller holds. Nothing else on disk changes before every
+    check has passed."""
     directory, data = config.directory, check(config)
     used = is_used(directory)
     resuming = config.auto_resume or config.resume_from_iteration is not None
     if used and not resuming:
         raise UserError(
-            f"{directory} holds a run already. Ways out:\n"
-            "  --auto_resume                 go on at the first stage that is not done\n"
-            "  --resume_from_iteration N     keep the iterations below N, remake N and what follows\n"
-            "  --experiment_dir DIR          start anew elsewhere"
+            f"{directory} holds a run already. Ways out:\n  --auto_resume                 go on at"
+            " the first stage that is not done\n  --resume_from_iteration N     keep the"
+            " iterations below N, remake N and what follows\n  --experiment_dir DIR          start"
+            " anew elsewhere"
         )
     start = config.resume_from_iteration
     if start is not None and not used:
-        raise UserError(f"--resume_from_iteration {start}: {directory} holds no run. Leave the flag out to start one.")
+        raise UserError(
+            f"--resume_from_iteration {start}: {directory} holds no run. Leave the flag out to"
+            " start one."
+        )
     if used:
         _check_same(config, from_json(directory / CONFIG))
     store = Store(directory)
@@ -71,8 +81,9 @@ def open_run(config: RunConfig) -> Run:
         done = done_iterations(store)
         if start > (done[-1] + 1 if done else 0):
             raise UserError(
-                f"--resume_from_iteration {start}: {directory} has iterations {', '.join(map(str, done)) or 'none'}; "
-                f"the furthest to resume from is {done[-1] + 1 if done else 0}."
+                f"--resume_from_iteration {start}: {directory} has iterations"
+                f" {', '.join(map(str, done)) or 'none'}; the furthest to resume from is"
+                f" {done[-1] + 1 if done else 0}."
             )
         for name in store.names:  # what is kept must be whole
             if (store.iteration_of(name) or 0) < start:
@@ -95,21 +106,23 @@ def _check_same(config: RunConfig, old: RunConfig) -> None:
         return
     if old.retrieval != config.retrieval:
         lines = [
-            f"retrieval: {old.retrieval!r} -> {config.retrieval!r}. A simulated run and a real one never go on from "
-            "each other."
+            f"retrieval: {old.retrieval!r} -> {config.retrieval!r}. A simulated run and a real one"
+            " never go on from each other."
         ]
     raise UserError(
         f"{config.directory} was made with other settings:\n  "
         + "\n  ".join(lines)
-        + f"\nWays out: leave those flags out, and --experiment_dir {config.directory} --auto_resume goes on with the "
-        f"settings it was made with ({config.directory / CONFIG}); or start anew with another --experiment_dir."
+        + f"\nWays out: leave those flags out, and --experiment_dir {config.directory}"
+        " --auto_resume goes on with the settings it was made with"
+        f" ({config.directory / CONFIG}); or start anew with another --experiment_dir."
     )
 
 
 def run(config: RunConfig) -> list[dict[str, Any]]:
     """Do the run, or what is left of it, and print the closing tables.
 
-    Raises UserError where another run works in the directory, Stopped where SIGTERM asked this one to stop.
+    Raises UserError where another run works in the directory, Stopped where SIGTERM asked this one
+    to stop.
     """
     began = time.monotonic()
     is_used(config.directory)  # a directory of something else gets no lock
@@ -124,7 +137,11 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
         _show_accounts(current.store)
         current.costs.show()
         say_first(config)
-        logger.info("finished in %.0f s; results in %s", time.monotonic() - began, current.store.directory / RESULTS)
+        logger.info(
+            "finished in %.0f s; results in %s",
+            time.monotonic() - began,
+            current.store.directory / RESULTS,
+        )
     return results
 
 
@@ -135,7 +152,8 @@ def say_first(config: RunConfig) -> None:
 
 
 def _watched(current: Run) -> list[dict[str, Any]]:
-    """The loop, with its place in the plan on the terminal and its numbers in the trackers that were asked for."""
+    """The loop, with its place in the plan on the terminal and its numbers in the trackers that
+    were asked for."""
     config = current.config
     counts = config.num_iterations > 0 and current.data.train.oracle is not None
     with ExitStack() as stack:
@@ -147,12 +165,16 @@ def _watched(current: Run) -> list[dict[str, Any]]:
             stack.enter_context(events.heard_by(reporter, "the report"))
         stack.callback(events.tell, "head", head=None)
         results = iterate(current)
-        events.tell("finished")  # the report gets the last comparison, also where nothing was left to do
+        events.tell(
+            "finished"
+        )  # the report gets the last comparison, also where nothing was left to do
         return results
 
 
 def _show_accounts(store: Store) -> None:
-    accounts = [store.find(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")]
+    accounts = [
+        store.find(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")
+    ]
     if accounts:
         rows = [
             (
@@ -172,22 +194,35 @@ def _show_accounts(store: Store) -> None:
 
 
 def show(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
-    """The closing tables: a row an iteration, beside the title what a reader must know; then what differs from what."""
+    """The closing tables: a row an iteration, beside the title what a reader must know; then what
+    differs from what."""
     last = results[-1]
     columns = [c for c in protocol.reported if any(c in r["metrics"] for r in results)]
-    title = f"{last['split']}, percent ± standard error over {last['queries']} queries. {last['protocol']}"
+    title = (
+        f"{last['split']}, percent ± standard error over {last['queries']} queries."
+        f" {last['protocol']}"
+    )
     if last["ablated"]:
         title += f". ABLATED: {'no texts' if last['ablated'] == 'text' else 'grey references'}"
     if last["missing_images"] or last["dropped_queries"]:
-        title += f". {last['missing_images']} images missing, {last['dropped_queries']} queries dropped"
+        title += (
+            f". {last['missing_images']} images missing, {last['dropped_queries']} queries dropped"
+        )
     table(title, ("iteration", *columns), metric_rows(results, columns))
     found = compared(results)
     if found:
         rows = [
-            [f"{c['from']} -> {c['to']}", f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}", f"{c['p']:.4f}"]
+            [
+                f"{c['from']} -> {c['to']}",
+                f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}",
+                f"{c['p']:.4f}",
+            ]
             for c in found
         ]
-        title = f"Paired over queries, {found[0]['metric']}: difference in points, p of a randomisation test"
+        title = (
+            f"Paired over queries, {found[0]['metric']}: difference in points, p of a randomisation"
+            " test"
+        )
         table(title, ("iterations", "difference", "p"), rows)
 
 
@@ -196,7 +231,8 @@ def _share(part: int, whole: int) -> str:
 
 
 def dry_run(config: RunConfig) -> None:
-    """Check configuration, data and model; print the plan with sizes and an estimate, or every problem.
+    """Check configuration, data and model; print the plan with sizes and an estimate, or every
+    problem.
 
     Writes nothing but features, what was found out about the pictures, and the problems.
     """
@@ -208,7 +244,9 @@ def dry_run(config: RunConfig) -> None:
     except ProblemsFound as error:
         table(error.count, ("where", "what"), by_cause(error.rows), numbers=False)
         raise UserError("\n".join([f"{error.count}, in the table above.", *error.ways])) from None
-    if is_used(config.directory) and (config.auto_resume or config.resume_from_iteration is not None):
+    if is_used(config.directory) and (
+        config.auto_resume or config.resume_from_iteration is not None
+    ):
         _check_same(config, from_json(config.directory / CONFIG))
     title = f"{notices.title(config)}Plan (nothing was trained)"
     table(title, ("what", "value"), estimate.rows_of(config, data), numbers=False)

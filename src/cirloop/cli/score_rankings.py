@@ -26,34 +26,51 @@ def score_rankings(
     output_file: Path | None = None,
     submission_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Metrics as fractions with their standard errors; with `submission_dir` the server's files as well.
+    """Metrics as fractions with their standard errors; with `submission_dir` the server's files as
+    well.
 
-    A split without published targets has no scores; its files are written beside the rankings unless told where.
-    Raises UserError with every problem of data and file; then nothing is written.
+    A split without published targets has no scores; its files are written beside the rankings
+    unless told where. Raises UserError with every problem of data and file; then nothing is
+    written.
     """
     benchmark = benchmark_of(eval_dataset)
     if submission_dir is not None and benchmark not in submission.BENCHMARKS:
-        raise UserError(f"--submission: {benchmark} has no server; {' and '.join(submission.BENCHMARKS)} have.")
+        raise UserError(
+            f"--submission: {benchmark} has no server; {' and '.join(submission.BENCHMARKS)} have."
+        )
     problems = Problems()
     parts = benchmarks.judged(eval_dataset, data_dir, gallery, problems)
-    problems.stop(f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout.")
+    problems.stop(
+        f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout."
+    )
     for note in filter(None, map(paths.unofficial, parts)):
         logger.warning("%s", note)
     labelled = all(part.relevance is not None for part in parts)
     if not labelled and benchmark not in submission.BENCHMARKS:
-        raise UserError(f"--eval_dataset {eval_dataset} has no published targets, so there are no scores.")
+        raise UserError(
+            f"--eval_dataset {eval_dataset} has no published targets, so there are no scores."
+        )
     if not labelled and submission_dir is None:
         submission_dir = path.with_name(f"{path.stem}_submission")
     rankings, metric = rankings_file.read(path, parts, problems)
-    problems.stop(f"--rankings must hold one list of image ids per query of {eval_dataset}, each image once.")
-    files = submission.submission(parts[0], rankings, problems) if submission_dir is not None else {}
-    problems.stop(f"--submission: the server of {benchmark} would refuse it. Rank more images in --rankings.")
+    problems.stop(
+        f"--rankings must hold one list of image ids per query of {eval_dataset}, each image once."
+    )
+    files = (
+        submission.submission(parts[0], rankings, problems) if submission_dir is not None else {}
+    )
+    problems.stop(
+        f"--submission: the server of {benchmark} would refuse it. Rank more images in --rankings."
+    )
     result: dict[str, Any] = {
         "schema": 1,
         "dataset": eval_dataset,
         "protocol": describe(parts),
         "num_queries": sum(len(part.queries) for part in parts),
-        "gallery": {part.category or part.name: len(part.gallery.ids) if part.gallery else None for part in parts},
+        "gallery": {
+            part.category or part.name: len(part.gallery.ids) if part.gallery else None
+            for part in parts
+        },
         "shortest_list": min(map(len, rankings.values())),
     }
     if labelled:
@@ -62,7 +79,11 @@ def score_rankings(
             [name, f"{100 * value:.2f} ± {100 * result['standard_errors'][name]:.2f}"]
             for name, value in result["metrics"].items()
         ]
-        table(f"{eval_dataset}, percent ± standard error. {result['protocol']}", ("metric", "value"), rows)
+        table(
+            f"{eval_dataset}, percent ± standard error. {result['protocol']}",
+            ("metric", "value"),
+            rows,
+        )
     else:
         result["note"] = "no published targets, so no scores"
         logger.warning("%s has %s", eval_dataset, result["note"])
@@ -74,8 +95,12 @@ def score_rankings(
     return result
 
 
-def _scores(parts: Sequence[Judged], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str) -> dict[str, Any]:
-    places = {q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries}
+def _scores(
+    parts: Sequence[Judged], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
+) -> dict[str, Any]:
+    places = {
+        q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries
+    }
     found = metrics(parts, places)
     if metric:  # CIRR's two submission files hold lists for one kind of recall each
         found = {name: m for name, m in found.items() if name.startswith(f"{metric}@")}
@@ -90,8 +115,8 @@ def _scores(parts: Sequence[Judged], rankings: Mapping[QueryId, Sequence[ImageId
     }
     if short:
         out["note"] = (
-            f"{short} queries list neither their target nor {max(SUBSET_KS)} other members of its group: there "
-            "recall_subset counts a miss, so it is a lower bound"
+            f"{short} queries list neither their target nor {max(SUBSET_KS)} other members of its"
+            " group: there recall_subset counts a miss, so it is a lower bound"
         )
         logger.warning("%s", out["note"])
     return out

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from cirloop.config.suggestions import flags_like
 from cirloop.types import UserError
@@ -19,19 +25,28 @@ class Flags(BaseSettings):
     """What a command is given by its flags, and by nothing else."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, cli_hide_none_type=True, cli_avoid_json=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
     )
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """No environment: a variable named SPLIT or OUTPUT is somebody else's."""
         return (init_settings,)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without guessing at shortened flags; an unknown flag is answered with the nearest ones.
+    """argparse without guessing at shortened flags; an unknown flag is answered with the nearest
+    ones.
 
     `help_flag` is what prints every flag.
     """
@@ -48,9 +63,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}.{hint} All flags: {self.prog} {self.help_flag}")
 
     def help_on(self, word: str) -> str:
-        """Return the entries of all flags with `word` in one of their names; empty where there are none."""
+        """Return the entries of all flags with `word` in one of their names; empty where there are
+        none."""
         formatter = self._get_formatter()
-        formatter.add_arguments([a for a in self._actions if any(word in flag for flag in a.option_strings)])
+        formatter.add_arguments(
+            [a for a in self._actions if any(word in flag for flag in a.option_strings)]
+        )
         return formatter.format_help()
 
 
@@ -64,7 +82,8 @@ def kebab(argv: Sequence[str]) -> list[str]:
 
 
 def parse(model: type[S], argv: Sequence[str], parser: Parser | str) -> S:
-    """Read `model` from flags, over the sources it names, by a new parser (or one of the program's name).
+    """Read `model` from flags, over the sources it names, by a new parser (or one of the program's
+    name).
 
     Raises UserError or pydantic's ValidationError.
     """
@@ -75,6 +94,12 @@ def parse(model: type[S], argv: Sequence[str], parser: Parser | str) -> S:
         return CliApp.run(model, cli_args=list(argv), cli_settings_source=source)
     except (UserError, ValidationError):
         raise
-    except (ValueError, StopIteration, RecursionError) as error:  # what pydantic-settings' own parser of values ends in
+    except (
+        ValueError,
+        StopIteration,
+        RecursionError,
+    ) as error:  # what pydantic-settings' own parser of values ends in
         way_out = f"All flags: {parser.prog} {parser.help_flag}"
-        raise UserError(f"a flag's value cannot be read: {error or 'brackets or quotes'}. {way_out}") from None
+        raise UserError(
+            f"a flag's value cannot be read: {error or 'brackets or quotes'}. {way_out}"
+        ) from None

@@ -1,4 +1,5 @@
-"""What `train_iterative.py --help` prints: the flags people use, with the values that they have; `--help_all` the rest.
+"""What `train_iterative.py --help` prints: the flags people use, with the values that they have;
+`--help_all` the rest.
 
 `--help WORD` prints every flag that has the word in its name.
 """
@@ -15,29 +16,50 @@ from cirloop.types import UserError
 HELP = "--help"
 HELP_ALL = "--help_all"
 COMMON = {
-    "config": ("config", "A YAML of settings; by default configs/{dataset_name}_{model_backbone}.yaml."),
+    "config": (
+        "config",
+        "A YAML of settings; by default configs/{dataset_name}_{model_backbone}.yaml.",
+    ),
     "fast_mode": ("fast_mode", "A small, quick run: the config's `_fast.yaml` laid over it."),
-    "dry_run": ("dry_run", "Check everything, print the plan with memory and hours, and train nothing."),
+    "dry_run": (
+        "dry_run",
+        "Check everything, print the plan with memory and hours, and train nothing.",
+    ),
     "experiment_dir": ("experiment_dir", "The run directory."),
     "auto_resume": ("auto_resume", "Go on with a run at the first stage that is not done."),
-    "resume_from_iteration": ("resume_from_iteration", "Keep the iterations below this one and remake what follows."),
-    "report_only": ("report_only", "Write the report of --experiment_dir anew and do nothing else."),
+    "resume_from_iteration": (
+        "resume_from_iteration",
+        "Keep the iterations below this one and remake what follows.",
+    ),
+    "report_only": (
+        "report_only",
+        "Write the report of --experiment_dir anew and do nothing else.",
+    ),
     "dataset_name": ("data.type", "The data set."),
     "data_dir": ("data_dir", "The directory of its files."),
     "allow_missing_images": ("data.allow_missing_images", "Images that may be missing or damaged."),
     "model_backbone": ("model.type", "The family of the embedder."),
     "model_path": ("model.path", "The embedder's directory or hub name."),
-    "foundation_model_backbone": ("foundation.type", "The family of the model that writes modification texts."),
+    "foundation_model_backbone": (
+        "foundation.type",
+        "The family of the model that writes modification texts.",
+    ),
     "foundation_model_path": ("foundation.path", "Its directory or hub name."),
     "num_iterations": ("num_iterations", "Rounds of mine, caption, train, evaluate."),
-    "negative_strategy": ("mining.strategy.type", "Which wrong images are mined (docs/negatives.md)."),
+    "negative_strategy": (
+        "mining.strategy.type",
+        "Which wrong images are mined (docs/negatives.md).",
+    ),
     "hard_negative_k": ("mining.strategy.negatives_per_query", "Wrong images mined per query."),
     "batch_size": ("training.batch_size", "Queries per step, over all processes."),
     "learning_rate": ("training.learning_rate", "The peak of the learning rate."),
     "loss": ("training.loss.type", "The training loss."),
     "seed": ("seed", "Of all random numbers."),
     "num_processes": ("runtime.num_processes", "Processes that share every stage, one per GPU."),
-    "accelerate_config": ("runtime.accelerate_config", "A file of configs/accelerate/ or of your own."),
+    "accelerate_config": (
+        "runtime.accelerate_config",
+        "A file of configs/accelerate/ or of your own.",
+    ),
     "deepspeed": ("runtime.deepspeed", "A file of configs/deepspeed/."),
     "report_to": ("runtime.report_to", "Trackers: tensorboard, wandb, mlflow, trackio."),
 }
@@ -51,7 +73,11 @@ def asked(argv: Sequence[str]) -> bool:
 
 def rest(argv: Sequence[str]) -> list[str]:
     """Return the command line without what asks for help."""
-    return [word for place, word in enumerate(argv) if word not in (HELP, "-h", HELP_ALL) and not _is_word(argv, place)]
+    return [
+        word
+        for place, word in enumerate(argv)
+        if word not in (HELP, "-h", HELP_ALL) and not _is_word(argv, place)
+    ]
 
 
 def _is_word(argv: Sequence[str], place: int) -> bool:
@@ -60,7 +86,8 @@ def _is_word(argv: Sequence[str], place: int) -> bool:
 
 
 def text(parser: Parser, settings: Mapping[str, Any], argv: Sequence[str]) -> str:
-    """Return the help that `argv` asks for. `settings` are those of a run with the other flags, as nested JSON.
+    """Return the help that `argv` asks for. `settings` are those of a run with the other flags, as
+    nested JSON.
 
     Raises UserError for a WORD that is in no flag.
     """
@@ -70,17 +97,30 @@ def text(parser: Parser, settings: Mapping[str, Any], argv: Sequence[str]) -> st
     if words:
         found = parser.help_on(words[0])
         if not found:
-            raise UserError(f"{HELP} {words[0]}: no flag has this in its name. All flags: {parser.prog} {HELP_ALL}")
+            raise UserError(
+                f"{HELP} {words[0]}: no flag has this in its name. All flags: {parser.prog}"
+                f" {HELP_ALL}"
+            )
         return found
-    rows = [(f"--{flag}", _value(settings, setting), what) for flag, (setting, what) in COMMON.items()]
+    rows = [
+        (f"--{flag}", _value(settings, setting), what) for flag, (setting, what) in COMMON.items()
+    ]
     width = max(len(flag) for flag, _, _ in rows)
     lines = [f"usage: {parser.prog} [flags]", "", f"{parser.description}", ""]
     for flag, value, what in rows:
-        lines += textwrap.wrap(f"{flag:<{width}}  {what} ({value})", 100, subsequent_indent=" " * (width + 2))
+        lines += textwrap.wrap(
+            f"{flag:<{width}}  {what} ({value})", 100, subsequent_indent=" " * (width + 2)
+        )
     lines += [
         "",
-        f"In brackets is the value without the flag. {HELP} WORD: flags with WORD in their names, {HELP_ALL}: all of",
-        "them, by stage; each may stand in the YAML too. docs/commands/train_iterative.md has them as a page.",
+        (
+            f"In brackets is the value without the flag. {HELP} WORD: flags with WORD in their"
+            f" names, {HELP_ALL}: all of"
+        ),
+        (
+            "them, by stage; each may stand in the YAML too. docs/commands/train_iterative.md has"
+            " them as a page."
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -91,4 +131,10 @@ def _value(settings: Mapping[str, Any], setting: str) -> str:
         node = node.get(name) if isinstance(node, Mapping) else None
     if isinstance(node, bool):
         return "on" if node else "off"
-    return "none" if node in (None, [], ()) else ", ".join(map(str, node)) if isinstance(node, list) else str(node)
+    return (
+        "none"
+        if node in (None, [], ())
+        else ", ".join(map(str, node))
+        if isinstance(node, list)
+        else str(node)
+    )

@@ -1,4 +1,5 @@
-"""What a reader of a run's numbers must know first, in a line each: on the terminal, in the report, page and card."""
+"""What a reader of a run's numbers must know first, in a line each: on the terminal, in the report,
+page and card."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def of(config: RunConfig) -> list[str]:
     lines = []
     if config.retrieval == SIMULATED:
         lines.append(
-            "Simulated: rankings are drawn from the seed and no model is trained; no number here means anything."
+            "Simulated: rankings are drawn from the seed and no model is trained; no number here"
+            " means anything."
         )
     tiny = [name for name, path in _models(config).items() if path == TINY]
     if tiny and config.data.type != DRAWN:
@@ -32,7 +34,8 @@ def of(config: RunConfig) -> list[str]:
 
 
 def mark(config: RunConfig) -> dict[str, Any]:
-    """What stands first in every JSON file of a run with simulated retrieval; nothing in those of others."""
+    """What stands first in every JSON file of a run with simulated retrieval; nothing in those of
+    others."""
     return {SIMULATED: True} if config.retrieval == SIMULATED else {}
 
 
@@ -45,23 +48,33 @@ def refuse_simulated(config: RunConfig, what: str) -> None:
     """Raises UserError for what needs a model, in a run without one."""
     if config.retrieval == SIMULATED:
         raise UserError(
-            f"{config.directory} holds a run with simulated retrieval: its rankings are drawn from a seed, and there "
-            f"is no model {what}. Make a run without --retrieval simulated in another --experiment_dir."
+            f"{config.directory} holds a run with simulated retrieval: its rankings are drawn from"
+            f" a seed, and there is no model {what}. Make a run without --retrieval simulated in"
+            " another --experiment_dir."
         )
 
 
 def refuse_unnamed(config: RunConfig) -> None:
-    """Raises UserError where `tiny`, the default, would be taken for photographs and nobody named it."""
+    """Raises UserError where `tiny`, the default, would be taken for photographs and nobody named
+    it."""
     problems = Problems()
-    flags = {"embedder": ("model", "--model_path"), "foundation model": ("foundation", "--foundation_model_path")}
+    flags = {
+        "embedder": ("model", "--model_path"),
+        "foundation model": ("foundation", "--foundation_model_path"),
+    }
     for name, path in _models(config).items():
         group, flag = flags[name]
-        if path == TINY and config.data.type != DRAWN and "path" not in getattr(config, group).model_fields_set:
+        if (
+            path == TINY
+            and config.data.type != DRAWN
+            and "path" not in getattr(config, group).model_fields_set
+        ):
             problems.add(
                 f"{group}.path",
-                f"is not given, and `{TINY}`, the embedded model, knows drawn shapes only. Give {flag}: a directory "
-                f"or a hub name such as Qwen/Qwen2-VL-2B-Instruct; or `{TINY}` by name, to try the machinery",
-            )  # fmt: skip
+                f"is not given, and `{TINY}`, the embedded model, knows drawn shapes only. Give"
+                f" {flag}: a directory or a hub name such as Qwen/Qwen2-VL-2B-Instruct; or `{TINY}`"
+                " by name, to try the machinery",
+            )
     problems.stop()
 
 

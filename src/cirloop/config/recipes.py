@@ -1,6 +1,8 @@
-"""Where a command line's settings come from under its flags: the run directory's own, --config's, or a recipe.
+"""Where a command line's settings come from under its flags: the run directory's own, --config's,
+or a recipe.
 
-A recipe is `{dataset}_{backbone}.yaml` of the checkout's `configs/`; without a data set it is the default one.
+A recipe is `{dataset}_{backbone}.yaml` of the checkout's `configs/`; without a data set it is the
+default one.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ Content = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a command line says about where its settings come from. `types` holds the type that a flag gives a group of
-    settings (`data`, `model`, ...), `paths` those that flags name (`model`, `foundation`), `dtypes` the groups whose
-    dtype a flag gives."""
+    """What a command line says about where its settings come from. `types` holds the type that a
+    flag gives a group of settings (`data`, `model`, ...), `paths` those that flags name (`model`,
+    `foundation`), `dtypes` the groups whose dtype a flag gives."""
 
     config: Path | None
     fast_mode: bool
@@ -89,12 +91,16 @@ def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
     given = {group: path for group, path in paths.items() if path is not None}
     dtypes = frozenset(group for group in paths if getattr(known, f"{group}_dtype") is not None)
     simulated = known.retrieval == "simulated"
-    config, directory = (path if path is None else parse.at_home(path) for path in (known.config, known.experiment_dir))
+    config, directory = (
+        path if path is None else parse.at_home(path)
+        for path in (known.config, known.experiment_dir)
+    )
     return Asked(config, known.fast_mode, directory, goes_on, simulated, types, given, dtypes)
 
 
 def content(asked: Asked, default: Path) -> Content:
-    """The settings under the flags, said in a line. `default` is the recipe of no data set; the others lie beside it.
+    """The settings under the flags, said in a line. `default` is the recipe of no data set; the
+    others lie beside it.
 
     Raises UserError where there is no recipe, or where a file of settings cannot be read.
     """
@@ -115,15 +121,20 @@ def content(asked: Asked, default: Path) -> Content:
 def _recipe(asked: Asked, default: Path) -> Path:
     """Raises UserError with the recipes of the data set where there is none for the backbone."""
     data, backbone = asked.types.get("data", DRAWN), asked.types.get("model", BACKBONE)
-    if data == DRAWN or data not in type_names(DataConfig) or backbone not in type_names(BackboneConfig):
+    if (
+        data == DRAWN
+        or data not in type_names(DataConfig)
+        or backbone not in type_names(BackboneConfig)
+    ):
         return default  # an unknown name is refused with the known ones when the settings are read
     path = default.with_name(f"{data}_{backbone}.yaml")
     if path.is_file():
         return path
     recipes = [each for each in sorted(default.parent.glob("*.yaml")) if _is_of(each, data)]
     raise UserError(
-        f"no recipe for the data set {data} with the backbone {backbone} ({shown(path)}). Recipes for {data}: "
-        f"{', '.join(map(shown, recipes)) or 'none'}. Give one of them by --config, or a YAML of your own."
+        f"no recipe for the data set {data} with the backbone {backbone} ({shown(path)}). Recipes"
+        f" for {data}: {', '.join(map(shown, recipes)) or 'none'}. Give one of them by --config, or"
+        " a YAML of your own."
     )
 
 
@@ -139,15 +150,17 @@ def _twin(path: Path, configs: Path) -> Path:
     if not twin.is_file():
         twins = ", ".join(shown(each) for each in sorted(configs.glob("*_fast.yaml")))
         raise UserError(
-            f"--fast_mode needs {shown(twin)}, to lay over {path.name}: there is no such file. There is: "
-            f"{twins or 'none'}. Write it, or leave --fast_mode out and give smaller numbers by flags, such as "
-            "--num_iterations 1 --training.warm_up_steps 10 --training.steps 10."
+            f"--fast_mode needs {shown(twin)}, to lay over {path.name}: there is no such file."
+            f" There is: {twins or 'none'}. Write it, or leave --fast_mode out and give smaller"
+            " numbers by flags, such as --num_iterations 1 --training.warm_up_steps 10"
+            " --training.steps 10."
         )
     return twin
 
 
 def _name_embedder(asked: Asked, settings: Content) -> None:
-    """Let --foundation_model_path name the embedder's weights too, where nothing else does and the families agree."""
+    """Let --foundation_model_path name the embedder's weights too, where nothing else does and the
+    families agree."""
     path, data = asked.paths.get("foundation"), asked.types.get("data", DRAWN)
     if path is None or path == TINY or data == DRAWN or "model" in asked.paths:
         return
@@ -156,15 +169,24 @@ def _name_embedder(asked: Asked, settings: Content) -> None:
     if family is None:  # a name on the hub: the foundation's own check reads its config.json
         family = asked.types.get("foundation", settings.get("foundation", {}).get("type", BACKBONE))
     if family != wanted:
-        logger.info("--foundation_model_path %s is of type %s, the embedder of type %s: it stays %s", path, family,
-                    wanted, model.get("path", "as it is"))  # fmt: skip
+        logger.info(
+            "--foundation_model_path %s is of type %s, the embedder of type %s: it stays %s",
+            path,
+            family,
+            wanted,
+            model.get("path", "as it is"),
+        )
         return
     settings["model"] = {**model, "path": path}
-    logger.info("--foundation_model_path %s also names the embedder's weights; --model_path names others", path)
+    logger.info(
+        "--foundation_model_path %s also names the embedder's weights; --model_path names others",
+        path,
+    )
 
 
 def _read(path: Path, configs: Path) -> Content:
-    """A YAML of settings. Raises UserError, with files of a like name where there is no such file."""
+    """A YAML of settings. Raises UserError, with files of a like name where there is no such
+    file."""
     if not path.is_file():
         raise UserError(_missing(path, configs))
     try:
@@ -179,46 +201,69 @@ def _read(path: Path, configs: Path) -> Content:
     if isinstance(settings.get("mining"), dict):
         settings["mining"] = below_strategy(settings["mining"])
     for flag in {"config", "fast_mode"} & settings.keys():
-        raise UserError(f"{path}: `{flag}` is for the command line, not for a file. Give it as --{flag}.")
+        raise UserError(
+            f"{path}: `{flag}` is for the command line, not for a file. Give it as --{flag}."
+        )
     return settings
 
 
 def _missing(path: Path, configs: Path) -> str:
-    """What is said of a --config that is not there: files of a like name, or all that lie where it was looked for."""
+    """What is said of a --config that is not there: files of a like name, or all that lie where it
+    was looked for."""
     folder = path if path.is_dir() else path.parent
     beside = sorted(folder.glob("*.yaml"))
     recipes = sorted(configs.glob("*.yaml"))
     stems = {each.stem: each for each in [*recipes, *beside]}
     near = [shown(stems[stem]) for stem in difflib.get_close_matches(path.stem, stems, n=2)]
     listed = ", ".join(each.name for each in beside) or "no YAML files"
-    rest = f"Did you mean {' or '.join(near)}?" if near else f"Recipes: {', '.join(map(shown, recipes))}."
+    rest = (
+        f"Did you mean {' or '.join(near)}?"
+        if near
+        else f"Recipes: {', '.join(map(shown, recipes))}."
+    )
     if path.is_dir():
         return f"--config: {path}: is a directory. In {folder}: {listed}. {rest}"
     return f"--config: {path}: there is no such file. In {folder}: {listed}. {rest}"
 
 
 def of_type(root: type[BaseModel], settings: Any, group: str, type_: str) -> Any:
-    """A file's settings of a group of `root` whose type a flag changes: those that mean the same for the new type."""
+    """A file's settings of a group of `root` whose type a flag changes: those that mean the same
+    for the new type."""
     union: Any = root
     for part in group.split("."):
         default, union = union.model_fields[part].default, union.model_fields[part].annotation
     old = settings.get("type", default.type) if isinstance(settings, dict) else type_
     if old == type_:
         return settings
-    known = {n for kind in get_args(union) if kind.model_fields["type"].default == type_ for n in kind.model_fields}
+    known = {
+        n
+        for kind in get_args(union)
+        if kind.model_fields["type"].default == type_
+        for n in kind.model_fields
+    }
     if not known:  # an unknown type, which is refused with the known ones
         return settings
-    kept = {name: value for name, value in settings.items() if name in known and _is_common(group, name)}
+    kept = {
+        name: value for name, value in settings.items() if name in known and _is_common(group, name)
+    }
     left = [f"{group}.{name}" for name in sorted(settings.keys() - kept.keys() - {"type"})]
     if left:
-        logger.warning("%s.type is %s by flag, and the settings were for %s: %s left out, the rest stays", group, type_,
-                       old, ", ".join(left))  # fmt: skip
+        logger.warning(
+            "%s.type is %s by flag, and the settings were for %s: %s left out, the rest stays",
+            group,
+            type_,
+            old,
+            ", ".join(left),
+        )
     return kept
 
 
 def _is_common(group: str, name: str) -> bool:
-    """Whether a setting means the same for every type of its group. A temperature is one loss's, weights a family's."""
-    return name in COMMON[group] if group in COMMON else name not in ("type", "path", "start_adapter")
+    """Whether a setting means the same for every type of its group. A temperature is one loss's,
+    weights a family's."""
+    return (
+        name in COMMON[group] if group in COMMON else name not in ("type", "path", "start_adapter")
+    )
 
 
 def merged(settings: Content, over: Content) -> Content:
@@ -226,7 +271,9 @@ def merged(settings: Content, over: Content) -> Content:
     out = dict(settings)
     for name, value in over.items():
         old = out.get(name)
-        out[name] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        out[name] = (
+            merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
     return out
 
 

@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from cirloop.artifacts import schema
 from cirloop.artifacts.store import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
-from cirloop.captioning.config import CaptioningSettings, FoundationConfig, Qwen2VLFoundation, one_dtype
+from cirloop.captioning.config import (
+    CaptioningSettings,
+    FoundationConfig,
+    Qwen2VLFoundation,
+    one_dtype,
+)
 from cirloop.config import cli, cli_help, notices, recipes, simulated, suggestions
 from cirloop.config.base import Settings
 from cirloop.config.runtime import Runtime
@@ -51,12 +61,25 @@ class Evaluation(Settings):
     """Also evaluate the base model, before any training."""
 
 
-PLACES = (("", ("data_dir", "train_dir")), ("runtime", ("cache_dir", "control", "accelerate_config", "deepspeed")))
+PLACES = (
+    ("", ("data_dir", "train_dir")),
+    ("runtime", ("cache_dir", "control", "accelerate_config", "deepspeed")),
+)
 """Settings that are paths and decide no result."""
 LAST_WORD = (
-    *("data.allow_missing_images", "data.allow_symlinks", "data.categories", "mining.strategy.n_def"),
+    *(
+        "data.allow_missing_images",
+        "data.allow_symlinks",
+        "data.categories",
+        "mining.strategy.n_def",
+    ),
     *("training.batch_size", "training.learning_rate"),
-    *("training.skip_bad_batches", "runtime.num_processes", "runtime.accelerate_config", "runtime.deepspeed"),
+    *(
+        "training.skip_bad_batches",
+        "runtime.num_processes",
+        "runtime.accelerate_config",
+        "runtime.deepspeed",
+    ),
     *("runtime.profile", "runtime.control", "runtime.report_to"),
 )
 """Settings whose last word alone is a flag too."""
@@ -100,20 +123,22 @@ class RunConfig(BaseSettings):
     dry_run: bool = False
     """Check configuration, data and model, print the plan, and train nothing."""
     report_only: bool = False
-    """Write report.html of --experiment_dir anew from what is finished there, and do nothing else."""
+    """Write report.html of --experiment_dir anew from what is finished there, and do nothing
+    else."""
     data_dir: Path | None = None
     """Where the data set's files are; `shapes` is drawn and needs none."""
     train_dir: Path | None = None
-    """Where the files of `data.train` are, for benchmarks without a training split; by default --data_dir."""
+    """Where the files of `data.train` are, for benchmarks without a training split; by default
+    --data_dir."""
     num_iterations: int = Field(3, ge=0)
     """Rounds of mine, caption, train, evaluate after the warm-up."""
     seed: int = Field(0, ge=0, description="Of all random numbers of the run.")
     retrieval: Literal["real", "simulated"] = "real"
-    """`simulated`: no model; rankings are drawn from the seed, for trying the machinery on data of one's own. All that
-    such a run makes says so first."""
+    """`simulated`: no model; rankings are drawn from the seed, for trying the machinery on data of
+    one's own. All that such a run makes says so first."""
     retrieval_fallback: Literal["none", "simulated"] = "none"
-    """What ranks where the weights of a model are not to be had: nothing, the run ends; or rankings drawn from the
-    seed."""
+    """What ranks where the weights of a model are not to be had: nothing, the run ends; or rankings
+    drawn from the seed."""
     model: BackboneConfig = Qwen2VLSettings()
     foundation: FoundationConfig = Qwen2VLFoundation()
     data: DataConfig = ShapesSettings()
@@ -142,14 +167,19 @@ class RunConfig(BaseSettings):
     def _model(self) -> Self:
         if self.retrieval == "real" and self.model.type == "simulated":
             raise ValueError(
-                "retrieval is real, and the model `simulated` is none. Name a model by --model_backbone or a recipe by "
-                "--config, with an --experiment_dir of its own; or give --retrieval simulated"
+                "retrieval is real, and the model `simulated` is none. Name a model by"
+                " --model_backbone or a recipe by --config, with an --experiment_dir of its own; or"
+                " give --retrieval simulated"
             )
         return self
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
@@ -162,10 +192,10 @@ class RunConfig(BaseSettings):
         return self.runtime.cache_dir or self.directory.parent / "cache"
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide results, as JSON. `num_iterations` is not one: a run may be prolonged. Neither is
-        `training.skip_bad_batches`: a finished stage left out the bad batches that it had, whatever the limit. Nor is
-        `training.chunk_size`, so that a run that ran out of memory goes on: it decides no more than which dropout is
-        drawn."""
+        """The settings that decide results, as JSON. `num_iterations` is not one: a run may be
+        prolonged. Neither is `training.skip_bad_batches`: a finished stage left out the bad batches
+        that it had, whatever the limit. Nor is `training.chunk_size`, so that a run that ran out of
+        memory goes on: it decides no more than which dropout is drawn."""
         keep = {
             "seed",
             "retrieval",
@@ -178,20 +208,35 @@ class RunConfig(BaseSettings):
             "training",
             "evaluation",
         }
-        return self.model_dump(mode="json", include=keep, exclude={"training": {"skip_bad_batches", "chunk_size"}})
+        return self.model_dump(
+            mode="json", include=keep, exclude={"training": {"skip_bad_batches", "chunk_size"}}
+        )
 
     def resolved(self) -> dict[str, Any]:
         """Everything, as JSON, for the run directory's `config.json`."""
-        asked = {"config", "fast_mode", "auto_resume", "resume_from_iteration", "dry_run", "report_only"}
+        asked = {
+            "config",
+            "fast_mode",
+            "auto_resume",
+            "resume_from_iteration",
+            "dry_run",
+            "report_only",
+        }
         settings = self.model_dump(mode="json", exclude={*asked, "experiment_dir"})
-        for group, names in PLACES:  # a run is also used from other directories than that it was begun in
+        for (
+            group,
+            names,
+        ) in PLACES:  # a run is also used from other directories than that it was begun in
             node = settings[group] if group else settings
-            node |= {name: str(Path(node[name]).absolute()) for name in names if node[name] is not None}
+            node |= {
+                name: str(Path(node[name]).absolute()) for name in names if node[name] is not None
+            }
         return settings
 
 
 def load(given: Sequence[str], default_config: Path) -> RunConfig:
-    """The configuration of a command line. Raises UserError with every problem found; prints the help asked for."""
+    """The configuration of a command line. Raises UserError with every problem found; prints the
+    help asked for."""
     argv = cli_help.rest(given)
     asked = recipes.asked(argv, TYPED, PROGRAM)
     content = recipes.content(asked, default_config)
@@ -205,12 +250,18 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
         if isinstance(node, dict):
             node[name] = recipes.of_type(RunConfig, node.get(name, {}), group, type_)
     if asked.simulated:
-        content |= simulated.settings(content, foundation_named="foundation" in {*asked.types, *asked.paths})
+        content |= simulated.settings(
+            content, foundation_named="foundation" in {*asked.types, *asked.paths}
+        )
 
     class Parsed(RunConfig):
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            *_: Any,
+            **__: Any,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (init_settings, InitSettingsSource(settings_cls, content))
 
@@ -227,19 +278,25 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
         config = config.model_copy(update={"foundation": foundation})
     named = ", ".join(secrets_in(config.resolved()))
     if named:
-        raise UserError(f"{named}: a secret, and settings are copied to {config.directory}. Give tokens as HF_TOKEN.")
+        raise UserError(
+            f"{named}: a secret, and settings are copied to {config.directory}. Give tokens as"
+            " HF_TOKEN."
+        )
     return config if config.report_only else completed(config)
 
 
 def completed(config: RunConfig) -> RunConfig:
-    """The configuration with the usual place of its data, and without a model where that is asked for and none is here.
+    """The configuration with the usual place of its data, and without a model where that is asked
+    for and none is here.
 
-    Raises UserError for `tiny` on photographs where nobody named it, and for a data directory that is not read.
+    Raises UserError for `tiny` on photographs where nobody named it, and for a data directory that
+    is not read.
     """
     if config.data_dir is not None and config.data.type == recipes.DRAWN:
         raise UserError(
-            f"--data_dir {config.data_dir}: the data set is `shapes`, which is drawn and reads no files. Name what "
-            "lies there by --dataset_name, such as jsonl for triplets of your own (docs/datasets.md), or by --config."
+            f"--data_dir {config.data_dir}: the data set is `shapes`, which is drawn and reads no"
+            " files. Name what lies there by --dataset_name, such as jsonl for triplets of your"
+            " own (docs/datasets.md), or by --config."
         )
     notices.refuse_unnamed(config)
     if config.retrieval_fallback == "simulated" and config.retrieval == "real":
@@ -248,16 +305,20 @@ def completed(config: RunConfig) -> RunConfig:
 
 
 def from_json(path: Path, **changes: Any) -> RunConfig:
-    """The configuration a run directory was made with. Raises UserError for a copy that is damaged or was changed."""
+    """The configuration a run directory was made with. Raises UserError for a copy that is damaged
+    or was changed."""
     content = schema.read(path, "config")
     try:
-        return RunConfig(**{name: value for name, value in content.items() if name not in NO_SETTINGS}, **changes)
+        return RunConfig(
+            **{name: value for name, value in content.items() if name not in NO_SETTINGS}, **changes
+        )
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error)}") from None
 
 
 def save(config: RunConfig, path: Path) -> str:
-    """Write a run directory's copy; returns the run's name, a digest of what decides results in its first copy."""
+    """Write a run directory's copy; returns the run's name, a digest of what decides results in its
+    first copy."""
     run = run_of(path) if path.exists() else fingerprint(config.decisive())
     write_sealed(path, "config", notices.mark(config) | {"run": run, **config.resolved()})
     return run
@@ -270,7 +331,8 @@ def run_of(path: Path) -> str:
 
 
 def explain(error: ValidationError, program: str = PROGRAM) -> str:
-    """Every problem of a validation error, a line each, with the nearest right name for an unknown one."""
+    """Every problem of a validation error, a line each, with the nearest right name for an unknown
+    one."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
@@ -282,10 +344,14 @@ def explain(error: ValidationError, program: str = PROGRAM) -> str:
             where += ".type"
             given, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
             near = suggestions.types_like(str(given), [tag.strip(" '") for tag in tags.split(",")])
-            message = f"should be one of {tags} (given: {given!r}{f'; see {near[0]}' if near else ''})"
+            message = (
+                f"should be one of {tags} (given: {given!r}{f'; see {near[0]}' if near else ''})"
+            )
         else:
             message += (
-                f" (given: {problem['input']!r:.200})" if not isinstance(problem["input"], (dict, BaseModel)) else ""
+                f" (given: {problem['input']!r:.200})"
+                if not isinstance(problem["input"], (dict, BaseModel))
+                else ""
             )
         lines.append(f"  {where or 'settings'}: {message}")
     return (

@@ -11,9 +11,13 @@ from cirloop.types import UserError
 
 
 def run_directory(directory: Path) -> tuple[RunConfig, Store]:
-    """The settings and artifacts of a run directory, for reading. Raises UserError where it is none or is damaged."""
+    """The settings and artifacts of a run directory, for reading. Raises UserError where it is none
+    or is damaged."""
     if not (directory / CONFIG).is_file():
         raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
-    config, store = from_json(directory / CONFIG, experiment_dir=directory), Store(directory, reading=True)
+    config, store = (
+        from_json(directory / CONFIG, experiment_dir=directory),
+        Store(directory, reading=True),
+    )
     store.of_run(run_of(directory / CONFIG), directory / CONFIG)
     return config, store

@@ -24,7 +24,8 @@ class Runtime(Settings):
     num_processes: int = Field(1, ge=1)
     """Processes of each stage; more than one are children under `accelerate launch`."""
     timeout_minutes: float = Field(30, gt=0)
-    """Minutes that the processes of a stage wait for each other before they end, and the run with them."""
+    """Minutes that the processes of a stage wait for each other before they end, and the run with
+    them."""
     accelerate_config: Path | None = None
     """An `accelerate launch --config_file`."""
     deepspeed: Path | None = None
@@ -32,8 +33,8 @@ class Runtime(Settings):
     cache_dir: Path | None = None
     """Where vision features are kept; by default `cache/` beside the run directory."""
     cache_gb: float = Field(0, ge=0)
-    """Size that vision features may take there, in 10^9 bytes, before those not used for longest are deleted; what this
-    run has used stays. 0 = no limit."""
+    """Size that vision features may take there, in 10^9 bytes, before those not used for longest
+    are deleted; what this run has used stays. 0 = no limit."""
     save_every: int = Field(50, ge=0)
     """Steps between step checkpoints; 0 = none."""
     report: bool = True
@@ -41,8 +42,8 @@ class Runtime(Settings):
     control: Path | None = None
     """Another run directory, whose recalls `report.html` draws beside this run's."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    """Where losses, recalls and costs go while the run works, such as tensorboard,wandb; nowhere by default
-    (docs/watching.md)."""
+    """Where losses, recalls and costs go while the run works, such as tensorboard,wandb; nowhere by
+    default (docs/watching.md)."""
     profile: bool = False
-    """Write torch profiler traces of a few batches into `profile/` of the run directory, and count floating-point
-    operations for each stage's cost (docs/costs.md)."""
+    """Write torch profiler traces of a few batches into `profile/` of the run directory, and count
+    floating-point operations for each stage's cost (docs/costs.md)."""

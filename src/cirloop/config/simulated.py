@@ -1,4 +1,5 @@
-"""A run without a model: what takes the place of the embedder and of the foundation model, by name only."""
+"""A run without a model: what takes the place of the embedder and of the foundation model, by name
+only."""
 
 from __future__ import annotations
 
@@ -18,15 +19,20 @@ LAX = {"verify": 0.0, "round_trip": 0}
 
 
 def settings(content: dict[str, Any], foundation_named: bool) -> dict[str, Any]:
-    """What `--retrieval simulated` changes of a file's settings: texts are a rule's unless a flag names a model."""
+    """What `--retrieval simulated` changes of a file's settings: texts are a rule's unless a flag
+    names a model."""
     if foundation_named or content.get("retrieval") == "simulated":
         return {}
     logger.info("simulated retrieval: texts are written by the rule `template`, and not verified")
-    return {"foundation": {"type": "template"}, "captioning": {**content.get("captioning", {}), **LAX}}
+    return {
+        "foundation": {"type": "template"},
+        "captioning": {**content.get("captioning", {}), **LAX},
+    }
 
 
 def instead(config: RunConfig) -> RunConfig:
-    """The same run without the models whose weights are not to be had; `config` itself where all are."""
+    """The same run without the models whose weights are not to be had; `config` itself where all
+    are."""
     lacking = {}
     for name, model in (("model", config.model), ("foundation", config.foundation)):
         try:
@@ -37,8 +43,17 @@ def instead(config: RunConfig) -> RunConfig:
         logger.warning("%s.path: %s", name, why)
     if "model" not in lacking:
         return config  # a foundation model alone is no matter of retrieval: the checks refuse it
-    logger.warning("--retrieval_fallback simulated: the embedder's weights are not here, so rankings are simulated")
-    update: dict[str, Any] = {"retrieval": "simulated", "model": SimulatedSettings(seed=config.seed)}
+    logger.warning(
+        "--retrieval_fallback simulated: the embedder's weights are not here, so rankings are"
+        " simulated"
+    )
+    update: dict[str, Any] = {
+        "retrieval": "simulated",
+        "model": SimulatedSettings(seed=config.seed),
+    }
     if "foundation" in lacking:
-        update |= {"foundation": TemplateFoundation(), "captioning": config.captioning.model_copy(update=LAX)}
+        update |= {
+            "foundation": TemplateFoundation(),
+            "captioning": config.captioning.model_copy(update=LAX),
+        }
     return config.model_copy(update=update)

@@ -1,4 +1,5 @@
-"""What a user may have meant: settings, types and flags with names like the one that is not known."""
+"""What a user may have meant: settings, types and flags with names like the one that is not
+known."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def flags_like(words: Iterable[str], known: Collection[str]) -> list[str]:
 
 
 def settings_like(where: str, model: type[BaseModel]) -> list[str]:
-    """At most two settings of `model`, dotted, with a name like the last part of `where`; those of its group first."""
+    """At most two settings of `model`, dotted, with a name like the last part of `where`; those of
+    its group first."""
     group, _, name = where.rpartition(".")
     names = _names(model) - {where}
     like = difflib.get_close_matches(name, {n.rpartition(".")[2] for n in names})
@@ -60,7 +62,8 @@ def settings_like(where: str, model: type[BaseModel]) -> list[str]:
 
 
 def _names(model: type[BaseModel]) -> set[str]:
-    """Every setting, dotted; where a group has a type, with the type between as pydantic names it."""
+    """Every setting, dotted; where a group has a type, with the type between as pydantic names
+    it."""
     names: set[str] = set()
 
     def walk(model: type[BaseModel], prefix: str) -> None:

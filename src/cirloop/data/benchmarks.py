@@ -21,21 +21,28 @@ RANKED = {"cirr": cirr.judged, "circo": circo.judged}
 
 def names() -> list[str]:
     """Every name that `judged` knows."""
-    plain = [f"{benchmark}_{split}" for benchmark in ("cirr", "fashioniq", "circo") for split in SPLITS]
-    return plain + [f"fashioniq_{split}:{category}" for split in SPLITS for category in fashioniq.CATEGORIES]
+    plain = [
+        f"{benchmark}_{split}" for benchmark in ("cirr", "fashioniq", "circo") for split in SPLITS
+    ]
+    return plain + [
+        f"fashioniq_{split}:{category}" for split in SPLITS for category in fashioniq.CATEGORIES
+    ]
 
 
 def settings_for(
     name: str, gallery: fashioniq.GalleryKind, allow_missing_images: int = 0
 ) -> tuple[DataConfig, str] | None:
-    """Settings and split of an evaluation name such as `cirr_val` or `fashioniq_val:dress`; None for no such name."""
+    """Settings and split of an evaluation name such as `cirr_val` or `fashioniq_val:dress`; None
+    for no such name."""
     benchmark, split, categories = _parts(name)
     allow = allow_missing_images
     known: dict[str, DataConfig] = {
         "cirr": CirrSettings(allow_missing_images=allow),
         "circo": CircoSettings(allow_missing_images=allow),
         "hp_fashioniq": HpFashionIQSettings(allow_missing_images=allow),
-        "fashioniq": FashionIQSettings(categories=categories, gallery=gallery, allow_missing_images=allow),
+        "fashioniq": FashionIQSettings(
+            categories=categories, gallery=gallery, allow_missing_images=allow
+        ),
         "shapes": ShapesSettings(),
     }
     whole = ":" not in name or benchmark == "fashioniq"
@@ -43,8 +50,11 @@ def settings_for(
     return (known[benchmark], split) if there else None
 
 
-def judged(name: str, directory: Path, gallery: fashioniq.GalleryKind, problems: Problems) -> list[Judged]:
-    """The parts of a benchmark's split. Raises UserError for an unknown name; adds what is wrong to `problems`."""
+def judged(
+    name: str, directory: Path, gallery: fashioniq.GalleryKind, problems: Problems
+) -> list[Judged]:
+    """The parts of a benchmark's split. Raises UserError for an unknown name; adds what is wrong to
+    `problems`."""
     if name not in names():
         raise UserError(f"--eval_dataset {name}: unknown. There are: {', '.join(names())}.")
     if not directory.is_dir():

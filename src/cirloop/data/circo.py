@@ -1,9 +1,9 @@
 """CIRCO (Baldrati et al., ICCV 2023, arXiv 2303.15247) in its official layout.
 
 annotations/<split>.json; the gallery is COCO 2017 unlabeled, 123,403 images, listed in
-COCO2017_unlabeled/annotations/image_info_unlabeled2017.json. An entry: id, reference_img_id, relative_caption, and on
-val target_img_id, gt_img_ids and semantic_aspects. `shared_concept` is no part of the query: it tells what the images
-have in common.
+COCO2017_unlabeled/annotations/image_info_unlabeled2017.json. An entry: id, reference_img_id,
+relative_caption, and on val target_img_id, gt_img_ids and semantic_aspects. `shared_concept` is no
+part of the query: it tells what the images have in common.
 """
 
 from __future__ import annotations
@@ -16,13 +16,24 @@ from typing import ClassVar, Literal
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.paths import Sources, eval_splits, note_blanks
 from cirloop.data.trained_on import TrainedOn, train_split_of
-from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.types import (
+    EvalProtocol,
+    EvalSplit,
+    Gallery,
+    ImageId,
+    Judged,
+    Query,
+    QueryId,
+    Relevance,
+    TrainSplit,
+)
 from cirloop.validation import Problems
 
 OFFICIAL = {"val": (220, 123403), "test": (800, 123403)}
 """Queries and images."""
 PROTOCOL = EvalProtocol(
-    "CIRCO: COCO 2017 unlabeled, reference kept; map@K over all right answers, divided by min(|GT|, K)",
+    "CIRCO: COCO 2017 unlabeled, reference kept; map@K over all right answers, divided by"
+    " min(|GT|, K)",
     primary_metric="map@10",
     reported=("map@5", "map@10", "map@25", "map@50"),
     cutoffs=(5, 10, 25, 50),
@@ -40,7 +51,9 @@ class CircoSettings(FileSettings):
     """The data set to train on; its files are under --train_dir."""
 
     def build(self, sources: Sources) -> Dataset:
-        return load(self.allow_missing_images, train_split_of("circo", self.train, sources), sources)
+        return load(
+            self.allow_missing_images, train_split_of("circo", self.train, sources), sources
+        )
 
 
 def gallery(directory: Path, problems: Problems) -> Gallery | None:
@@ -50,8 +63,12 @@ def gallery(directory: Path, problems: Problems) -> Gallery | None:
         return None
     content = problems.json(path)
     images = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(images, list) or not all(isinstance(i, dict) and isinstance(i.get("id"), int) for i in images):
-        problems.add(path, "must be an object with a list `images` of objects with a whole number `id`")
+    if not isinstance(images, list) or not all(
+        isinstance(i, dict) and isinstance(i.get("id"), int) for i in images
+    ):
+        problems.add(
+            path, "must be an object with a list `images` of objects with a whole number `id`"
+        )
         return None
     return Gallery("circo", tuple(sorted({ImageId(str(image["id"])) for image in images})))
 
@@ -95,20 +112,40 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         aspects[query] = tuple(entry.list_of("semantic_aspects", str) or ())
     note_blanks(path, blanks)
     relevance = Relevance(targets, positives, aspects=aspects) if targets else None
-    return [Judged(f"circo_{split}", tuple(queries.values()), relevance, there, PROTOCOL, official=OFFICIAL[split])]
+    return [
+        Judged(
+            f"circo_{split}",
+            tuple(queries.values()),
+            relevance,
+            there,
+            PROTOCOL,
+            official=OFFICIAL[split],
+        )
+    ]
 
 
-def load(allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources) -> Dataset:
-    """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017, and another data set's training split."""
+def load(
+    allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources
+) -> Dataset:
+    """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017, and another data set's
+    training split."""
     directory = sources.root("circo")
     folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
 
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        problems = Problems(f"Put CIRCO and COCO's list of images under --data_dir {directory}; see docs/datasets.md.")
+        problems = Problems(
+            f"Put CIRCO and COCO's list of images under --data_dir {directory}; see"
+            " docs/datasets.md."
+        )
         [part] = judged(directory, split, problems)
         if part.gallery is None and not (directory / LIST).exists():
             problems.add(directory / LIST, "there is no such file")
-        files = {image: folder / f"{int(image):012d}.jpg" for image in (part.gallery.ids if part.gallery else ())}
+        files = {
+            image: folder / f"{int(image):012d}.jpg"
+            for image in (part.gallery.ids if part.gallery else ())
+        }
         return eval_splits([(part, files)], allow_missing_images, sources, problems)
 
-    return Dataset("circo", make_train, {split: partial(evaluated, split) for split in ("val", "test")})
+    return Dataset(
+        "circo", make_train, {split: partial(evaluated, split) for split in ("val", "test")}
+    )

@@ -1,8 +1,9 @@
 """CIRR (Liu et al., ICCV 2021, arXiv 2108.04024), annotations `rc2`, in its official layout.
 
-captions/cap.rc2.<split>.json and image_splits/split.rc2.<split>.json (image name -> path). The gallery of a split is
-all its images. An entry: pairid, reference, caption, target_hard (test1: none), img_set.members (six, with the
-reference). A caption may be blank, as that of pairid 27098 of test1 is.
+captions/cap.rc2.<split>.json and image_splits/split.rc2.<split>.json (image name -> path). The
+gallery of a split is all its images. An entry: pairid, reference, caption, target_hard (test1:
+none), img_set.members (six, with the reference). A caption may be blank, as that of pairid 27098 of
+test1 is.
 """
 
 from __future__ import annotations
@@ -14,14 +15,25 @@ from typing import ClassVar, Literal
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
 from cirloop.data.paths import Sources, eval_splits, note_blanks, train_split
-from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.types import (
+    EvalProtocol,
+    EvalSplit,
+    Gallery,
+    ImageId,
+    Judged,
+    Query,
+    QueryId,
+    Relevance,
+    TrainSplit,
+)
 from cirloop.validation import Entry, Problems
 
 SPLITS = {"train": "train", "val": "val", "test": "test1"}
 OFFICIAL = {"train": (28225, 16939), "val": (4181, 2297), "test": (4148, 2315)}
 """Queries and images."""
 PROTOCOL = EvalProtocol(
-    "CIRR: gallery of the split's images, reference removed, target_hard; subset: five group members",
+    "CIRR: gallery of the split's images, reference removed, target_hard; subset: five group"
+    " members",
     primary_metric="recall@1",
     reported=("recall@1", "recall@5", "recall@10", "recall@50", "recall_subset@1"),
 )
@@ -70,7 +82,11 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         )
         target = entry.get("target_hard", str, optional=split == "test")
         members = _members(entry, problems)
-        for role, image in (("reference", reference), ("target_hard", target), *(("member", m) for m in members)):
+        for role, image in (
+            ("reference", reference),
+            ("target_hard", target),
+            *(("member", m) for m in members),
+        ):
             if image is not None and images and image not in images:
                 problems.add(where, f"{role} {image!r} is not in split.rc2.{SPLITS[split]}.json")
         for role, image in (("reference", reference), ("target_hard", target)):
@@ -89,12 +105,24 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         if target is not None:
             targets[query] = ImageId(target)
     if targets and len(targets) < len(queries):
-        problems.add(path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target")
+        problems.add(
+            path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target"
+        )
     note_blanks(path, blanks)
     relevance = Relevance(targets) if targets else None
     gallery = Gallery(f"cirr/{split}", tuple(sorted(images)))
     queries_of = tuple(queries.values())
-    return [Judged(f"cirr_{split}", queries_of, relevance, gallery, PROTOCOL, groups=groups, official=OFFICIAL[split])]
+    return [
+        Judged(
+            f"cirr_{split}",
+            queries_of,
+            relevance,
+            gallery,
+            PROTOCOL,
+            groups=groups,
+            official=OFFICIAL[split],
+        )
+    ]
 
 
 def _members(entry: Entry, problems: Problems) -> list[str]:
@@ -103,19 +131,28 @@ def _members(entry: Entry, problems: Problems) -> list[str]:
         return []
     members = Entry(group, f"{entry.where} img_set", problems).list_of("members", str) or []
     if members and len(set(members)) != 6:
-        problems.add(entry.where, f"img_set must have six different members, found {len(set(members))}")
+        problems.add(
+            entry.where, f"img_set must have six different members, found {len(set(members))}"
+        )
     return members
 
 
 def load(allow_missing_images: int, sources: Sources) -> Dataset:
-    """Train, val and test1 with their pictures, at the paths of the split files, under `img_raw/` or beside it."""
+    """Train, val and test1 with their pictures, at the paths of the split files, under `img_raw/`
+    or beside it."""
     directory = sources.root("cirr")
     raw = directory / "img_raw"
     pictures = raw if raw.is_dir() else directory
-    way_out = f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the layout."
+    way_out = (
+        f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the"
+        " layout."
+    )
 
     def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:
-        files = {image: pictures / path for image, path in image_files(directory, split, Problems()).items()}
+        files = {
+            image: pictures / path
+            for image, path in image_files(directory, split, Problems()).items()
+        }
         return [(part, files) for part in judged(directory, split, problems)]
 
     def train() -> TrainSplit:

@@ -1,4 +1,5 @@
-"""The data sets. The union is the registry: a data set is one file with its settings, its protocol and its reader."""
+"""The data sets. The union is the registry: a data set is one file with its settings, its protocol
+and its reader."""
 
 from __future__ import annotations
 

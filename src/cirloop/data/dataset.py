@@ -12,7 +12,16 @@ from pydantic import Field
 from cirloop.artifacts.store import fingerprint
 from cirloop.config.base import Settings
 from cirloop.data.images import Blanked
-from cirloop.types import EvalProtocol, EvalSplit, Gallery, Images, Query, TrainSplit, Triplet, UserError
+from cirloop.types import (
+    EvalProtocol,
+    EvalSplit,
+    Gallery,
+    Images,
+    Query,
+    TrainSplit,
+    Triplet,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from cirloop.data.paths import Sources
@@ -29,7 +38,8 @@ class DatasetSettings(Settings):
     type: str
 
     def build(self, sources: Sources) -> Dataset:
-        """The data set, its splits made when asked for. Raises UserError where its files are not there."""
+        """The data set, its splits made when asked for. Raises UserError where its files are not
+        there."""
         raise NotImplementedError
 
 
@@ -37,12 +47,14 @@ class FileSettings(DatasetSettings):
     """What the settings of data sets from files share."""
 
     allow_missing_images: int = Field(0, ge=0)
-    """Pictures of a split that may be missing or damaged. Queries that need one are dropped, every result says so."""
+    """Pictures of a split that may be missing or damaged. Queries that need one are dropped, every
+    result says so."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`make_train` gives the train split, `evals` the parts of an evaluation split by name (`val`, `test`).
+    """`make_train` gives the train split, `evals` the parts of an evaluation split by name (`val`,
+    `test`).
 
     Both are made when asked for, so that evaluating needs no training data.
     """
@@ -53,9 +65,12 @@ class Dataset:
     _made: dict[str, tuple[EvalSplit, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def parts(self, split: str) -> tuple[EvalSplit, ...]:
-        """The parts of an evaluation split, made once. Raises UserError where the data set has no such split."""
+        """The parts of an evaluation split, made once. Raises UserError where the data set has no
+        such split."""
         if split not in self.evals:
-            raise UserError(f"evaluation.split {split}: {self.name} has only {', '.join(self.evals)}.")
+            raise UserError(
+                f"evaluation.split {split}: {self.name} has only {', '.join(self.evals)}."
+            )
         if split not in self._made:
             self._made[split] = self.evals[split]()
         return self._made[split]
@@ -65,15 +80,22 @@ class Dataset:
         return self.make_train()
 
     def where(self, split: TrainSplit | EvalSplit) -> tuple[str, str]:
-        """How another process finds a split of this data set again: what holds it, and the name of its gallery."""
+        """How another process finds a split of this data set again: what holds it, and the name of
+        its gallery."""
         gallery = split.gallery.name.removesuffix(GREY)
-        held = [name for name, parts in self._made.items() if gallery in [part.gallery.name for part in parts]]
+        held = [
+            name
+            for name, parts in self._made.items()
+            if gallery in [part.gallery.name for part in parts]
+        ]
         return ("train" if isinstance(split, TrainSplit) else held[0]), split.gallery.name
 
     def at(self, where: Sequence[str]) -> TrainSplit | EvalSplit:
         """The split that `where` names."""
         holder, gallery = where
-        splits: Sequence[TrainSplit | EvalSplit] = [self.train] if holder == "train" else self.parts(holder)
+        splits: Sequence[TrainSplit | EvalSplit] = (
+            [self.train] if holder == "train" else self.parts(holder)
+        )
         (found,) = [split for split in splits if split.gallery.name == gallery.removesuffix(GREY)]
         return grey(found) if gallery.endswith(GREY) else found
 
@@ -111,9 +133,15 @@ def _queries(part: EvalSplit) -> list[list[object]]:
         if query.id in part.relevance.preferences:
             preference = part.relevance.preferences[query.id]
             return [preference.first, preference.second, preference.preferred]
-        return [part.relevance.targets[query.id], sorted(part.relevance.positives.get(query.id, ()))]
+        return [
+            part.relevance.targets[query.id],
+            sorted(part.relevance.positives.get(query.id, ())),
+        ]
 
-    return [[q.id, q.reference, q.text, q.category, *right(q), part.judged.groups.get(q.id, ())] for q in part.queries]
+    return [
+        [q.id, q.reference, q.text, q.category, *right(q), part.judged.groups.get(q.id, ())]
+        for q in part.queries
+    ]
 
 
 def _pixels(gallery: Gallery, images: Images) -> list[str]:

@@ -1,9 +1,9 @@
 """FashionIQ (Wu et al., CVPR 2021, arXiv 1905.12794) in its official layout.
 
-captions/cap.<category>.<split>.json and image_splits/split.<category>.<split>.json (a list of image ids). An entry:
-candidate (the reference), target (test: none), two captions, some of them empty, in which case the text may be
-too. Two galleries are in use and never
-mixed: `original`, every image of the split file, and `union`, the references and targets of the queries.
+captions/cap.<category>.<split>.json and image_splits/split.<category>.<split>.json (a list of image
+ids). An entry: candidate (the reference), target (test: none), two captions, some of them empty, in
+which case the text may be too. Two galleries are in use and never mixed: `original`, every image of
+the split file, and `union`, the references and targets of the queries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from typing import ClassVar, Literal
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import leads_out
 from cirloop.data.paths import Sources, eval_splits, note_blanks, train_split
-from cirloop.types import EvalProtocol, EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance, TrainSplit
+from cirloop.types import (
+    EvalProtocol,
+    EvalSplit,
+    Gallery,
+    ImageId,
+    Judged,
+    Query,
+    QueryId,
+    Relevance,
+    TrainSplit,
+)
 from cirloop.validation import Problems
 
 Category = Literal["dress", "shirt", "toptee"]
@@ -50,30 +60,40 @@ class FashionIQSettings(FileSettings):
     categories: tuple[Category, ...] = CATEGORIES
     """Trained on together, evaluated one by one."""
     gallery: GalleryKind = "original"
-    """What is ranked at evaluation: every image of the split, or the references and targets of the queries."""
+    """What is ranked at evaluation: every image of the split, or the references and targets of the
+    queries."""
 
     def build(self, sources: Sources) -> Dataset:
         return load(self.categories, self.gallery, self.allow_missing_images, sources)
 
 
 def joined(captions: Sequence[str]) -> str:
-    """The two captions as one text, as CLIP4Cir, SPRC and QuRe do at evaluation; an empty one is left out."""
+    """The two captions as one text, as CLIP4Cir, SPRC and QuRe do at evaluation; an empty one is
+    left out."""
     parts = [part for part in (caption.strip(".?, ") for caption in captions) if part]
     return " and ".join([parts[0].capitalize(), *parts[1:]]) if parts else ""
 
 
 def judged(
-    directory: Path, split: str, problems: Problems, categories: Sequence[str] = CATEGORIES,
+    directory: Path,
+    split: str,
+    problems: Problems,
+    categories: Sequence[str] = CATEGORIES,
     kind: GalleryKind = "original",
-) -> list[Judged]:  # fmt: skip
-    """Queries and targets of `split`, one part per category; the problems found are added to `problems`."""
+) -> list[Judged]:
+    """Queries and targets of `split`, one part per category; the problems found are added to
+    `problems`."""
     return [_category(directory, split, category, problems, kind) for category in categories]
 
 
-def _category(directory: Path, split: str, category: str, problems: Problems, kind: GalleryKind) -> Judged:
+def _category(
+    directory: Path, split: str, category: str, problems: Problems, kind: GalleryKind
+) -> Judged:
     names = directory / "image_splits" / f"split.{category}.{split}.json"
     content = problems.json(names)
-    if content is not None and not (isinstance(content, list) and all(isinstance(name, str) for name in content)):
+    if content is not None and not (
+        isinstance(content, list) and all(isinstance(name, str) for name in content)
+    ):
         problems.add(names, "must be a list of image ids")
         content = None
     out = [name for name in content or () if leads_out(name) or "/" in name]
@@ -85,7 +105,9 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
     images = [] if content is None else content
     twice = sorted(name for name, count in Counter(images).items() if count > 1)
     if twice:
-        problems.add(names, f"{len(twice)} images are there more than once, the first: {twice[0]!r}")
+        problems.add(
+            names, f"{len(twice)} images are there more than once, the first: {twice[0]!r}"
+        )
     known, path = set(images), directory / "captions" / f"cap.{category}.{split}.json"
     queries: list[Query] = []
     targets: dict[QueryId, ImageId] = {}
@@ -108,15 +130,33 @@ def _category(directory: Path, split: str, category: str, problems: Problems, ki
         if target is not None:
             targets[query] = ImageId(target)
     if targets and len(targets) < len(queries):
-        problems.add(path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target")
+        problems.add(
+            path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target"
+        )
     note_blanks(path, blanks)
     if kind == "union":
         known = {query.reference for query in queries} | set(targets.values())
-    gallery = Gallery(f"fashioniq/{category}/{split}/{kind}", tuple(ImageId(name) for name in sorted(known)))
+    gallery = Gallery(
+        f"fashioniq/{category}/{split}/{kind}", tuple(ImageId(name) for name in sorted(known))
+    )
     asked, images_of = OFFICIAL[split][category]
-    official = (asked, images_of) if kind == "original" else (asked, UNION[category]) if split == "val" else None
+    official = (
+        (asked, images_of)
+        if kind == "original"
+        else (asked, UNION[category])
+        if split == "val"
+        else None
+    )
     relevance = Relevance(targets) if targets else None
-    return Judged(f"fashioniq_{split}", tuple(queries), relevance, gallery, PROTOCOL, category, official=official)
+    return Judged(
+        f"fashioniq_{split}",
+        tuple(queries),
+        relevance,
+        gallery,
+        PROTOCOL,
+        category,
+        official=official,
+    )
 
 
 def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> dict[ImageId, Path]:
@@ -129,14 +169,24 @@ def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> 
     return {image: there.get(image, directory / "images" / f"{image}.png") for image in images}
 
 
-def load(categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, sources: Sources) -> Dataset:
+def load(
+    categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, sources: Sources
+) -> Dataset:
     """Train over the categories together; val and test one part per category."""
     directory = sources.root("fashioniq")
-    way_out = f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the layout."
+    way_out = (
+        f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the"
+        " layout."
+    )
 
     def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:
-        parts = judged(directory, split, problems, categories, kind if split != "train" else "original")
-        return [(p, picture_files(directory, p.gallery.ids if p.gallery else (), p.category)) for p in parts]
+        parts = judged(
+            directory, split, problems, categories, kind if split != "train" else "original"
+        )
+        return [
+            (p, picture_files(directory, p.gallery.ids if p.gallery else (), p.category))
+            for p in parts
+        ]
 
     def train() -> TrainSplit:
         problems = Problems(way_out)
@@ -146,4 +196,6 @@ def load(categories: Sequence[str], kind: GalleryKind, allow_missing_images: int
         problems = Problems(way_out)
         return eval_splits(read(split, problems), allow_missing_images, sources, problems)
 
-    return Dataset("fashioniq", train, {split: partial(evaluated, split) for split in ("val", "test")})
+    return Dataset(
+        "fashioniq", train, {split: partial(evaluated, split) for split in ("val", "test")}
+    )

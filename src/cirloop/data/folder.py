@@ -1,7 +1,8 @@
 """The pictures of a folder: which files are taken for pictures, and what is passed over.
 
-A picture is named by its path in the folder, in Unicode NFC. Hidden files and folders, among them macOS' `._*`, and
-files whose names do not end as a picture's do are passed over and counted; every other file must decode.
+A picture is named by its path in the folder, in Unicode NFC. Hidden files and folders, among them
+macOS' `._*`, and files whose names do not end as a picture's do are passed over and counted; every
+other file must decode.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ UNREAD = frozenset({".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Pictures by name, and what was passed over: how often by ending, and one file of each ending."""
+    """Pictures by name, and what was passed over: how often by ending, and one file of each
+    ending."""
 
     files: dict[ImageId, Path] = field(default_factory=dict)
     others: Counter[str] = field(default_factory=Counter)
@@ -33,7 +35,11 @@ class Folder:
 
     def passed_over(self, endings_of_interest: frozenset[str] | None = None) -> str:
         """What was passed over, such as `2 .heic (a.heic)`; empty where nothing was."""
-        wanted = [kind for kind in sorted(self.others) if endings_of_interest is None or kind in endings_of_interest]
+        wanted = [
+            kind
+            for kind in sorted(self.others)
+            if endings_of_interest is None or kind in endings_of_interest
+        ]
         return ", ".join(f"{self.others[kind]:,} {kind} ({self.examples[kind]})" for kind in wanted)
 
 
@@ -41,14 +47,17 @@ class Folder:
 def endings() -> frozenset[str]:
     """How the names of pictures end, of the kinds that are decoded here."""
     known = Image.registered_extensions()
-    return frozenset(ending for ending, kind in known.items() if kind in FORMATS and kind in Image.OPEN)
+    return frozenset(
+        ending for ending, kind in known.items() if kind in FORMATS and kind in Image.OPEN
+    )
 
 
 def walk(directory: Path, follow_links: bool, problems: Problems) -> Folder:
-    """The files below a folder, linked ones too. Each folder is walked once, so that links in a circle end.
+    """The files below a folder, linked ones too. Each folder is walked once, so that links in a
+    circle end.
 
-    Links to folders are problems unless `follow_links`: one may bring in another tree. Names that are not UTF-8, or
-    the same in NFC, are problems too.
+    Links to folders are problems unless `follow_links`: one may bring in another tree. Names that
+    are not UTF-8, or the same in NFC, are problems too.
     """
     folder, seen = Folder(), {os.path.realpath(directory)}
 
@@ -56,13 +65,19 @@ def walk(directory: Path, follow_links: bool, problems: Problems) -> Folder:
         problems.add(error.filename, f"cannot be read ({error.strerror})")
 
     for place, folders, names in os.walk(directory, followlinks=follow_links, onerror=not_read):
-        folders[:] = sorted(name for name in folders if _entered(Path(place, name), follow_links, seen, problems))
+        folders[:] = sorted(
+            name for name in folders if _entered(Path(place, name), follow_links, seen, problems)
+        )
         for name in sorted(names):
             path = Path(place, name)
             if name.startswith(".") or path.suffix.lower() not in endings():
-                kind = "hidden" if name.startswith(".") else path.suffix.lower() or "without an ending"
+                kind = (
+                    "hidden" if name.startswith(".") else path.suffix.lower() or "without an ending"
+                )
                 folder.others[kind] += 1
-                folder.examples.setdefault(kind, os.fsencode(name).decode("utf-8", "backslashreplace"))
+                folder.examples.setdefault(
+                    kind, os.fsencode(name).decode("utf-8", "backslashreplace")
+                )
                 continue
             _take(path, directory, folder.files, problems)
     return folder
@@ -72,12 +87,16 @@ def _take(path: Path, directory: Path, files: dict[ImageId, Path], problems: Pro
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError:
-        problems.add(os.fsencode(path).decode("utf-8", "backslashreplace"), "has a name that is not UTF-8")
+        problems.add(
+            os.fsencode(path).decode("utf-8", "backslashreplace"), "has a name that is not UTF-8"
+        )
         return
     image = ImageId(composed(path.relative_to(directory).as_posix()))
     if image in files:
         problems.add(
-            path, f"has the same name as another file but for its Unicode form (NFC, NFD): {str(files[image])!r}"
+            path,
+            "has the same name as another file but for its Unicode form (NFC, NFD):"
+            f" {str(files[image])!r}",
         )
         return
     files[image] = path
@@ -89,7 +108,11 @@ def _entered(folder: Path, follow_links: bool, seen: set[str], problems: Problem
         return False
     real = os.path.realpath(folder)
     if folder.is_symlink() and not follow_links:
-        problems.add(folder, f"is a link to a folder: {real}", "Let links to folders be followed by --allow_symlinks.")
+        problems.add(
+            folder,
+            f"is a link to a folder: {real}",
+            "Let links to folders be followed by --allow_symlinks.",
+        )
         return False
     if real in seen:
         return False

@@ -1,10 +1,12 @@
-"""HP-FashionIQ (QuRe, Kwak et al., ICML 2025): which of two sets of retrieved images people preferred.
+"""HP-FashionIQ (QuRe, Kwak et al., ICML 2025): which of two sets of retrieved images people
+preferred.
 
-`hpfiq.json` beside FashionIQ's pictures: user -> question set -> lists of 25: `ref_img_paths`, `sentences`,
-`retrieved_set1` and `retrieved_set2` (`img_path` of five images), `preferred set` ("1" or "2"). Built from FashionIQ's
-val split, so that one may train on FashionIQ's train. Of a path only the last two parts count, category and file name.
-The sentences are two of FashionIQ's captions whose marks were written out (`dotmark`); they are turned back, and joined
-as in FashionIQ's evaluation.
+`hpfiq.json` beside FashionIQ's pictures: user -> question set -> lists of 25: `ref_img_paths`,
+`sentences`, `retrieved_set1` and `retrieved_set2` (`img_path` of five images), `preferred set` ("1"
+or "2"). Built from FashionIQ's val split, so that one may train on FashionIQ's train. Of a path
+only the last two parts count, category and file name. The sentences are two of FashionIQ's captions
+whose marks were written out (`dotmark`); they are turned back, and joined as in FashionIQ's
+evaluation.
 """
 
 from __future__ import annotations
@@ -65,7 +67,10 @@ def plain(sentence: str) -> str:
     `andmark` also lies in "landmark", which stays.
     """
     marked = re.sub(
-        r"\blandmarks?\b|" + "|".join(MARKS), lambda found: MARKS.get(found[0], found[0]), sentence, flags=re.IGNORECASE
+        r"\blandmarks?\b|" + "|".join(MARKS),
+        lambda found: MARKS.get(found[0], found[0]),
+        sentence,
+        flags=re.IGNORECASE,
     )
     return fashioniq.joined([" ".join(caption.split()) for caption in marked.split("  and ")])
 
@@ -77,14 +82,18 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
     categories: dict[ImageId, str] = {}
     blanks: list[str] = []
     for name, entry in _questions(directory / file, problems):
-        reference = _images(entry, "ref_img_paths", [entry.get("ref_img_paths", str)], categories, problems)
+        reference = _images(
+            entry, "ref_img_paths", [entry.get("ref_img_paths", str)], categories, problems
+        )
         sentence = entry.get("sentences", str, blank=True)
         text = None if sentence is None else plain(sentence)
         blanks += [name] if text == "" else []
         shown = []
         for role in ("retrieved_set1", "retrieved_set2"):
             group, where = entry.get(role, dict), f"{entry.where} {role}"
-            paths = None if group is None else Entry(group, where, problems).list_of("img_path", str)
+            paths = (
+                None if group is None else Entry(group, where, problems).list_of("img_path", str)
+            )
             if paths == []:
                 problems.add(where, "'img_path' holds no images")
             shown.append(_images(entry, role, paths or [], categories, problems))
@@ -99,7 +108,10 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
     note_blanks(directory / file, blanks)
     gallery = Gallery("hp_fashioniq/val", tuple(sorted(categories)))
     relevance = Relevance({}, preferences=preferences)
-    return Judged("hp_fashioniq_val", tuple(queries), relevance, gallery, PROTOCOL, official=OFFICIAL), categories
+    return (
+        Judged("hp_fashioniq_val", tuple(queries), relevance, gallery, PROTOCOL, official=OFFICIAL),
+        categories,
+    )
 
 
 def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:
@@ -123,12 +135,21 @@ def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:
                 problems.add(where, f"the lists differ in length: {lengths}")
             elif len(lengths) == len(LISTS):
                 for number in range(lengths["sentences"]):
-                    row = {key: values[number] for key, values in lists.items() if values is not None}
-                    yield f"{user}/{name}/{number}", Entry(row, f"{where} question {number}", problems)
+                    row = {
+                        key: values[number] for key, values in lists.items() if values is not None
+                    }
+                    yield (
+                        f"{user}/{name}/{number}",
+                        Entry(row, f"{where} question {number}", problems),
+                    )
 
 
 def _images(
-    entry: Entry, role: str, paths: list[str] | list[str | None], categories: dict[ImageId, str], problems: Problems
+    entry: Entry,
+    role: str,
+    paths: list[str] | list[str | None],
+    categories: dict[ImageId, str],
+    problems: Problems,
 ) -> tuple[ImageId, ...]:
     """Image ids of paths like `/-/image_data/shirt/B000LUIBH8.jpg`, their categories noted."""
     images = []
@@ -137,19 +158,26 @@ def _images(
             continue
         path = PurePosixPath(text)
         if path.parent.name not in fashioniq.CATEGORIES or not path.stem or leads_out(path.name):
-            problems.add(f"{entry.where} {role}", f"{text!r} does not end in <category>/<image>.jpg")
+            problems.add(
+                f"{entry.where} {role}", f"{text!r} does not end in <category>/<image>.jpg"
+            )
             continue
         categories.setdefault(ImageId(path.stem), path.parent.name)
         images.append(ImageId(path.stem))
     return tuple(images)
 
 
-def load(file: str, allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources) -> Dataset:
+def load(
+    file: str, allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources
+) -> Dataset:
     """Val with FashionIQ's pictures, and another data set's training split."""
     directory = sources.root("hp_fashioniq")
 
     def evaluated() -> tuple[EvalSplit, ...]:
-        problems = Problems(f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see docs/datasets.md.")
+        problems = Problems(
+            f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see"
+            " docs/datasets.md."
+        )
         part, categories = judged(directory, file, problems)
         files: dict[ImageId, Path] = {}
         for category in sorted(set(categories.values())):

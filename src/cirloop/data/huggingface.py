@@ -1,9 +1,9 @@
-"""Data of one's own in Hugging Face `datasets`: a hub name, a directory of `save_to_disk`, or a folder of Parquet, JSON
-or CSV that `load_dataset` reads.
+"""Data of one's own in Hugging Face `datasets`: a hub name, a directory of `save_to_disk`, or a
+folder of Parquet, JSON or CSV that `load_dataset` reads.
 
-Each row is a triplet; `columns` say which column is which (see `triplets.py`). Reference and target are pictures (then
-a split's gallery is all pictures of its rows, an image's id the start of its bytes' SHA-256), or names of pictures,
-which lie in a gallery table or in a folder.
+Each row is a triplet; `columns` say which column is which (see `triplets.py`). Reference and target
+are pictures (then a split's gallery is all pictures of its rows, an image's id the start of its
+bytes' SHA-256), or names of pictures, which lie in a gallery table or in a folder.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class HuggingFaceSettings(FileSettings):
     type: Literal["huggingface"] = "huggingface"
     protocol: ClassVar[EvalProtocol] = triplets.PROTOCOL
     path: str | None = None
-    """A name on the hub; by default --data_dir is a directory of `save_to_disk`, or one that `load_dataset` reads."""
+    """A name on the hub; by default --data_dir is a directory of `save_to_disk`, or one that
+    `load_dataset` reads."""
     revision: str | None = None
     """A branch, tag or commit on the hub."""
     train: str = "train"
@@ -98,7 +99,8 @@ def is_picture(table: Any, column: str) -> bool:
 
 
 def packed(table: Any, row: int, column: str, cell: Any, name: str) -> Picture | None:
-    """The picture of a cell: its bytes in the table, or the file it points to; None for an empty cell."""
+    """The picture of a cell: its bytes in the table, or the file it points to; None for an empty
+    cell."""
     if cell is None or (cell["bytes"] is None and not cell["path"]):
         return None
     if cell["bytes"] is None:
@@ -121,7 +123,8 @@ def _id(picture: Picture) -> ImageId:
 def gallery(
     settings: HuggingFaceSettings, tables: Tables, sources: Sources, problems: Problems
 ) -> dict[ImageId, Picture] | None:
-    """The pictures that rows name, from the gallery table or the folder; None where there is neither."""
+    """The pictures that rows name, from the gallery table or the folder; None where there is
+    neither."""
     if settings.images is not None:
         folder = own.on_disk(sources.root("huggingface") / settings.images)
         return own.folder_of_pictures(folder, settings.allow_symlinks, problems)
@@ -164,7 +167,9 @@ def judged(
     """The queries of `split` and the pictures of its gallery."""
     name = getattr(settings, split)
     where, table = f"{tables.name} {name}", tables.split(name, problems)
-    chosen = {role: column for role, column in settings.columns.model_dump().items() if column is not None}
+    chosen = {
+        role: column for role, column in settings.columns.model_dump().items() if column is not None
+    }
     if table is None or _lacks(table, chosen.values(), where, problems):
         return [], {}
     named = gallery(settings, tables, sources, problems)
@@ -173,12 +178,17 @@ def judged(
     if named is None and len(packed_roles) < len([role for role in ROLES if role in chosen]):
         problems.add(
             where,
-            "names its pictures, so say where they are: data.gallery (a table) or data.images (a folder)",
+            "names its pictures, so say where they are: data.gallery (a table) or data.images (a"
+            " folder)",
             "Give the folder under --data_dir by --data.images images.",
         )
         return [], {}
     if named is not None and packed_roles:
-        problems.add(where, f"holds its pictures in {', '.join(packed_roles)}; leave data.gallery and data.images out")
+        problems.add(
+            where,
+            f"holds its pictures in {', '.join(packed_roles)}; leave data.gallery and"
+            " data.images out",
+        )
 
     def entries() -> Iterator[tuple[str, Entry]]:
         for row, cells in enumerate(table.select_columns(list(dict.fromkeys(chosen.values())))):
@@ -194,28 +204,56 @@ def judged(
                     value = str(value) if isinstance(value, int) else value
                 elif role == "text" and isinstance(value, list):
                     role = "texts"
-                if value is not None or role not in ("target", "category", "subset", "positives", "id"):
+                if value is not None or role not in (
+                    "target",
+                    "category",
+                    "subset",
+                    "positives",
+                    "id",
+                ):
                     fields[role] = value
             yield place, Entry(fields, place, problems)
 
-    folder = None if settings.images is None else own.on_disk(sources.root("huggingface") / settings.images)
-    rows = own.respelled(entries(), folder)  # all pictures are known before the first row is looked at
+    folder = (
+        None
+        if settings.images is None
+        else own.on_disk(sources.root("huggingface") / settings.images)
+    )
+    rows = own.respelled(
+        entries(), folder
+    )  # all pictures are known before the first row is looked at
     if folder is not None and files:
         files = own.with_named(files, folder, rows)
     once = own.without_copies(files, where if folder is None else folder)
-    return triplets.judged(rows, once.files, "huggingface", split, where, problems, once.same), once.files
+    return (
+        triplets.judged(rows, once.files, "huggingface", split, where, problems, once.same),
+        once.files,
+    )
 
 
-def _refuse_outside(pictures: Iterable[Picture], directory: Path | None, problems: Problems) -> None:
-    """Raises ProblemsFound for files that a table names outside of its directory and of the caches of `datasets`."""
+def _refuse_outside(
+    pictures: Iterable[Picture], directory: Path | None, problems: Problems
+) -> None:
+    """Raises ProblemsFound for files that a table names outside of its directory and of the caches
+    of `datasets`."""
     from datasets import config
     from huggingface_hub import constants
 
-    folders = [Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE), *([directory] if directory else [])]
-    roots = {root for folder in folders for root in (os.path.abspath(folder), os.path.realpath(folder))}
+    folders = [
+        Path(config.HF_DATASETS_CACHE),
+        Path(constants.HF_HUB_CACHE),
+        *([directory] if directory else []),
+    ]
+    roots = {
+        root for folder in folders for root in (os.path.abspath(folder), os.path.realpath(folder))
+    }
     way = "Put the pictures into the data directory, or their bytes into the table."
     files = [picture for picture in pictures if isinstance(picture, Path)]
-    outside = [file for file in files if not any(Path(os.path.abspath(file)).is_relative_to(root) for root in roots)]
+    outside = [
+        file
+        for file in files
+        if not any(Path(os.path.abspath(file)).is_relative_to(root) for root in roots)
+    ]
     for file in outside:
         problems.add(file, "is outside of the data directory", way)
     if outside:
@@ -227,7 +265,9 @@ def load(settings: HuggingFaceSettings, sources: Sources) -> Dataset:
     tables, allow = Tables(settings, sources), settings.allow_missing_images
 
     def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
-        problems = Problems(f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md.")
+        problems = Problems(
+            f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md."
+        )
         parts, files = judged(settings, tables, split, sources, problems)
         if settings.images is None:
             _refuse_outside(files.values(), sources.directory, problems)
@@ -241,4 +281,6 @@ def load(settings: HuggingFaceSettings, sources: Sources) -> Dataset:
         parts, problems = read(split)
         return eval_splits(parts, allow, sources, problems)
 
-    return Dataset("huggingface", train, {split: partial(evaluated, split) for split in ("val", "test")})
+    return Dataset(
+        "huggingface", train, {split: partial(evaluated, split) for split in ("val", "test")}
+    )

@@ -17,7 +17,8 @@ def bad_images(
     workers: int,
     progress: Callable[[Sequence[ImageId]], Iterable[ImageId]] = iter,
 ) -> dict[ImageId, str]:
-    """What is wrong with each image that cannot be used, by id. Threads: Pillow decodes without the GIL."""
+    """What is wrong with each image that cannot be used, by id. Threads: Pillow decodes without the
+    GIL."""
 
     def problem(image: ImageId) -> str | None:
         try:

@@ -1,7 +1,8 @@
 """Images by id, drawn or from files, as upright RGB, and the digest that identifies their content.
 
-The only place that knows paths. A file loads as a person would see it (turned as its EXIF says, its first frame,
-transparency over white, 16 bits scaled to 8) or raises `BadImage`; nothing is guessed at.
+The only place that knows paths. A file loads as a person would see it (turned as its EXIF says, its
+first frame, transparency over white, 16 bits scaled to 8) or raises `BadImage`; nothing is guessed
+at.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ MAX_ASPECT = 200
 """Longer side over shorter; Qwen2-VL's image processor takes no more."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""What is decoded, by content and not by name. Pillow knows more, among them EPS, for which it starts Ghostscript."""
+"""What is decoded, by content and not by name. Pillow knows more, among them EPS, for which it
+starts Ghostscript."""
 NOT_THERE = "is not there"
 PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
-"""Bytes of one text in a PNG, unfolded. Pillow's own bound of 1 MiB refuses pictures with a long history or workflow
-in them, which every viewer opens; all texts of a file together stay below Pillow's 64 MiB."""
+"""Bytes of one text in a PNG, unfolded. Pillow's own bound of 1 MiB refuses pictures with a long
+history or workflow in them, which every viewer opens; all texts of a file together stay below
+Pillow's 64 MiB."""
 ORIENTATION = 0x0112
 """The EXIF tag; 1 is upright."""
 
@@ -58,7 +61,8 @@ Picture = Path | Packed
 
 
 def stamp(picture: Picture) -> tuple[object, ...]:
-    """What changes when a picture does: the path, size and time of a file, the digest of packed bytes."""
+    """What changes when a picture does: the path, size and time of a file, the digest of packed
+    bytes."""
     if isinstance(picture, Packed):
         return (picture.sha256,)
     try:
@@ -69,7 +73,8 @@ def stamp(picture: Picture) -> tuple[object, ...]:
 
 
 def size_of(picture: Picture) -> int | None:
-    """Something that equal pictures share and that is quick to tell: a file's bytes. None where there is no file."""
+    """Something that equal pictures share and that is quick to tell: a file's bytes. None where
+    there is no file."""
     if isinstance(picture, Packed):
         return int(picture.sha256[:12], 16)
     try:
@@ -80,7 +85,8 @@ def size_of(picture: Picture) -> int | None:
 
 
 def content_digest(picture: Picture) -> str | None:
-    """The SHA-256 of a picture's bytes, computed once for a file that does not change; None where it cannot be read."""
+    """The SHA-256 of a picture's bytes, computed once for a file that does not change; None where
+    it cannot be read."""
     if isinstance(picture, Packed):
         return picture.sha256
     try:
@@ -99,7 +105,9 @@ def _file_digest(path: Path, *_: int) -> str:
 def leads_out(name: str) -> bool:
     """Whether a name of a picture in annotations could stand for a file outside of its folder."""
     parts = PurePosixPath(name).parts
-    return not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\0\\")
+    return (
+        not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\0\\")
+    )
 
 
 class DrawnImages:
@@ -130,7 +138,9 @@ class FileImages:
         try:
             return decode(self._files[image])
         except BadImage as error:
-            raise BadImage(f"image {image!r}: {self._files[image]} {error}. Replace the file.") from None
+            raise BadImage(
+                f"image {image!r}: {self._files[image]} {error}. Replace the file."
+            ) from None
 
     def digest(self, image: ImageId) -> str:
         picture = self._files[image]
@@ -138,12 +148,15 @@ class FileImages:
             return picture.sha256
         if image not in self._digests:
             seen = picture.stat()
-            self._digests[image] = _file_digest(picture, seen.st_size, seen.st_mtime_ns, seen.st_ino)
+            self._digests[image] = _file_digest(
+                picture, seen.st_size, seen.st_mtime_ns, seen.st_ino
+            )
         return self._digests[image]
 
 
 class Blanked:
-    """The same images as grey pictures of their own sizes: what is left of a query when its reference is taken away."""
+    """The same images as grey pictures of their own sizes: what is left of a query when its
+    reference is taken away."""
 
     def __init__(self, images: Images) -> None:
         self._images = images
@@ -160,9 +173,13 @@ def decode(source: Picture) -> Image.Image:
     path = io.BytesIO(source.read()) if isinstance(source, Packed) else source
     try:
         if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
-            raise BadImage("is a directory" if path.is_dir() else "is a pipe or a device, not a file")
+            raise BadImage(
+                "is a directory" if path.is_dir() else "is a pipe or a device, not a file"
+            )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # the size is checked below
             with Image.open(path, formats=_formats()) as picture:
                 _check_size(picture)
                 picture.load()
@@ -176,8 +193,16 @@ def decode(source: Picture) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadImage(f"has far more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise BadImage(_no_picture(path.getvalue() if isinstance(path, io.BytesIO) else path.read_bytes())) from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # what Pillow's decoders raise
+        raise BadImage(
+            _no_picture(path.getvalue() if isinstance(path, io.BytesIO) else path.read_bytes())
+        ) from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+    ) as error:  # what Pillow's decoders raise
         if isinstance(error, BadImage):
             raise
         raise BadImage(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
@@ -214,7 +239,9 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("F", "I"):
         raise BadImage(f"holds 32-bit values (mode {picture.mode}), which have no fixed range")
     if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture, np.uint32) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(picture, np.uint32) // 257).astype(np.uint8)).convert(
+            "RGB"
+        )
     if picture.has_transparency_data:
         clear = picture.convert("RGBA")
         white = Image.new("RGB", clear.size, (255, 255, 255))

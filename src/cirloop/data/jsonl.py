@@ -1,8 +1,8 @@
 """Data of one's own: JSON lines and a folder of pictures.
 
-`train.jsonl`, `val.jsonl` and `test.jsonl` hold one object a line (see `triplets.py`). Images are paths relative to the
-picture folder, in any spelling; files of equal bytes are one image. The gallery is every picture of the folder and all
-that the lines name, or those of a list, one a line.
+`train.jsonl`, `val.jsonl` and `test.jsonl` hold one object a line (see `triplets.py`). Images are
+paths relative to the picture folder, in any spelling; files of equal bytes are one image. The
+gallery is every picture of the folder and all that the lines name, or those of a list, one a line.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class JsonlSettings(FileSettings):
         return load(self, sources)
 
 
-def pictures(directory: Path, settings: JsonlSettings, problems: Problems) -> dict[ImageId, Picture]:
+def pictures(
+    directory: Path, settings: JsonlSettings, problems: Problems
+) -> dict[ImageId, Picture]:
     """The gallery's images and where they are."""
     folder = own.on_disk(directory / settings.images)
     if settings.gallery is None or not folder.is_dir():
@@ -59,8 +61,14 @@ def pictures(directory: Path, settings: JsonlSettings, problems: Problems) -> di
             problems.add(listed, f"{name!r} is there more than once")
         if leads_out(name):
             problems.add(listed, f"{name!r} is not inside the picture folder")
-    files = walk(folder, settings.allow_symlinks, Problems()).files  # names as the disk has them, which may be NFD
-    return {ImageId(name): files.get(ImageId(name), folder / name) for name in names if not leads_out(name)}
+    files = walk(
+        folder, settings.allow_symlinks, Problems()
+    ).files  # names as the disk has them, which may be NFD
+    return {
+        ImageId(name): files.get(ImageId(name), folder / name)
+        for name in names
+        if not leads_out(name)
+    }
 
 
 def judged(
@@ -68,7 +76,10 @@ def judged(
 ) -> tuple[list[Judged], dict[ImageId, Picture]]:
     """The queries of `split`, a part per category if its lines have one, and the pictures."""
     files = pictures(directory, settings, problems)
-    path, folder = own.on_disk(directory / getattr(settings, split)), own.on_disk(directory / settings.images)
+    path, folder = (
+        own.on_disk(directory / getattr(settings, split)),
+        own.on_disk(directory / settings.images),
+    )
     if not os.path.lexists(path):
         own.missing_file(path, f"data.{split}", problems)
         return [], files
@@ -85,7 +96,10 @@ def load(settings: JsonlSettings, sources: Sources) -> Dataset:
     directory, allow = sources.root("jsonl"), settings.allow_missing_images
 
     def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
-        problems = Problems(f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a line.")
+        problems = Problems(
+            f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a"
+            " line."
+        )
         parts, files = judged(directory, settings, split, problems)
         return [(part, files) for part in parts], problems
 

@@ -1,10 +1,11 @@
 """Which images are no negative of a training query, and why.
 
-Known right are the target and what a line names beside it, the targets of every query with the same reference and text,
-and images for which the captioner wrote the query's text, for whichever query those were mined. Images are the same
-where their contents are (equal bytes, whatever their names), references too; texts are the same but for case, spaces, a
-full stop and Unicode form. A copy of the reference is not right, but no negative either. All of it comes from training
-lines and from the run's own artifacts: what an evaluation knows to be right never gets here.
+Known right are the target and what a line names beside it, the targets of every query with the same
+reference and text, and images for which the captioner wrote the query's text, for whichever query
+those were mined. Images are the same where their contents are (equal bytes, whatever their names),
+references too; texts are the same but for case, spaces, a full stop and Unicode form. A copy of the
+reference is not right, but no negative either. All of it comes from training lines and from the
+run's own artifacts: what an evaluation knows to be right never gets here.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ KINDS = (LINE, TARGET, REFERENCE, SAME_TEXT, CONFIRMED)
 WRITTEN_AGAIN = "same as the original text"
 SURER_KEPT, DUPLICATE, ENOUGH = "a surer text was kept", "duplicate", "enough for this query"
 SAID_RIGHT = (WRITTEN_AGAIN, SURER_KEPT, DUPLICATE, ENOUGH)
-"""The reasons of rejected captions that no check found wrong: what the captioner wrote is right for the mined image."""
+"""The reasons of rejected captions that no check found wrong: what the captioner wrote is right for
+the mined image."""
 
 Confirmed = tuple[ImageId, str, ImageId]
 """A reference, a text that the captioner wrote, and the mined image for which it did."""
@@ -36,7 +38,8 @@ Key = tuple[str, str]
 
 
 def normal_text(text: str) -> str:
-    """The text without differences of case, of spaces, of Unicode form and of a full stop at its end."""
+    """The text without differences of case, of spaces, of Unicode form and of a full stop at its
+    end."""
     return " ".join(unicodedata.normalize("NFC", text.casefold()).split()).rstrip(" .")
 
 
@@ -45,7 +48,8 @@ def _name(image: ImageId) -> str:
 
 
 class KnownPositives:
-    """Known positives by query. `content` gives what identifies an image's content, by default its name."""
+    """Known positives by query. `content` gives what identifies an image's content, by default its
+    name."""
 
     def __init__(
         self,
@@ -57,7 +61,8 @@ class KnownPositives:
     ) -> None:
         self.content = content
         self._notes: dict[Key, list[tuple[QueryId | None, str, str]]] = defaultdict(list)
-        """By reference and text: whose image it is (None: the captioner's), the kind it is there, and its content."""
+        """By reference and text: whose image it is (None: the captioner's), the kind it is there,
+        and its content."""
         queries = {triplet.query.id: triplet.query for triplet in triplets}
         for triplet in (*triplets, *(each.triplet for each in augmented)):
             self._note(triplet.query, TARGET, triplet.target)
@@ -69,9 +74,13 @@ class KnownPositives:
 
     @classmethod
     def of(
-        cls, train: TrainSplit, augmented: Iterable[AugmentedTriplet] = (), confirmed: Iterable[Confirmed] = ()
+        cls,
+        train: TrainSplit,
+        augmented: Iterable[AugmentedTriplet] = (),
+        confirmed: Iterable[Confirmed] = (),
     ) -> Self:
-        """What a train split knows, and what was written for it so far; contents are digests of the pictures."""
+        """What a train split knows, and what was written for it so far; contents are digests of the
+        pictures."""
         return cls(train.triplets, augmented, train.positives, confirmed, train.images.digest)
 
     def right(self, query: Query) -> dict[str, str]:
@@ -84,19 +93,27 @@ class KnownPositives:
         return kinds
 
     def barred(self, query: Query) -> dict[str, str]:
-        """The same and the content of the reference: what may be no explicit negative of a query."""
+        """The same and the content of the reference: what may be no explicit negative of a
+        query."""
         return {self.content(query.reference): REFERENCE} | self.right(query)
 
     def _note(self, query: Query, kind: str, image: ImageId) -> None:
-        self._notes[self._key(query.reference, query.text)].append((query.id, kind, self.content(image)))
+        self._notes[self._key(query.reference, query.text)].append(
+            (query.id, kind, self.content(image))
+        )
 
     def _key(self, reference: ImageId, text: str) -> Key:
         return self.content(reference), normal_text(text)
 
 
 def read_confirmed(artifact: Artifact) -> list[Confirmed]:
-    """Texts that the captioner wrote for mined images and no check found wrong, but for those of accepted triplets."""
-    return [(r["reference"], r["text"], r["image"]) for r in artifact.read()["rejected"] if r["reason"] in SAID_RIGHT]
+    """Texts that the captioner wrote for mined images and no check found wrong, but for those of
+    accepted triplets."""
+    return [
+        (r["reference"], r["text"], r["image"])
+        for r in artifact.read()["rejected"]
+        if r["reason"] in SAID_RIGHT
+    ]
 
 
 def known_positives(train: TrainSplit, samples: Sequence[Artifact]) -> KnownPositives:

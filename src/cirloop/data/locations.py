@@ -1,4 +1,5 @@
-"""The usual places of data sets: `data/NAME` where the command is given, and `$CIRLOOP_DATA/NAME`."""
+"""The usual places of data sets: `data/NAME` where the command is given, and
+`$CIRLOOP_DATA/NAME`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ BESIDE = {"hp_fashioniq": "fashioniq"}
 
 def usual(data_set: str) -> list[Path]:
     """Where a data set's files are looked for when no directory is named."""
-    roots = [Path("data"), *([Path(os.environ[VARIABLE]).expanduser()] if os.environ.get(VARIABLE) else [])]
+    roots = [
+        Path("data"),
+        *([Path(os.environ[VARIABLE]).expanduser()] if os.environ.get(VARIABLE) else []),
+    ]
     return [root / BESIDE.get(data_set, data_set) for root in roots]
 
 
@@ -29,7 +33,8 @@ def looked(data_set: str) -> str:
 
 
 def found(data: DataConfig, data_dir: Path | None, train_dir: Path | None) -> dict[str, Any]:
-    """`data_dir` and `train_dir`, taken from the usual places where they are not given and a place is there."""
+    """`data_dir` and `train_dir`, taken from the usual places where they are not given and a place
+    is there."""
     named = {"data_dir": (data_dir, None if _needs_none(data) else data.type)}
     trained: Any = getattr(data, "train", None)
     if hasattr(trained, "type") and data_dir is None:

@@ -1,4 +1,5 @@
-"""Names of pictures: one spelling of each, one name for files of equal bytes, and the name that a wrong one is like."""
+"""Names of pictures: one spelling of each, one name for files of equal bytes, and the name that a
+wrong one is like."""
 
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ MAX_COMPARED = 5_000
 
 
 def composed(name: str) -> str:
-    """The name in Unicode NFC: `é` is one character, however a file system or an editor writes it."""
+    """The name in Unicode NFC: `é` is one character, however a file system or an editor writes
+    it."""
     return unicodedata.normalize("NFC", name)
 
 
 def spelled(name: str, folder: Path | None = None) -> str:
-    """The one spelling of a picture's name: NFC, without `.`, `..`, `//` and the path of `folder` before it.
+    """The one spelling of a picture's name: NFC, without `.`, `..`, `//` and the path of `folder`
+    before it.
 
     A name that leads out of the folder stays as it is, for the caller to refuse.
     """
@@ -59,7 +62,8 @@ def copies(files: Mapping[ImageId, Picture]) -> dict[ImageId, ImageId]:
 
 
 class Alike:
-    """Finds, for a name that no picture has, the one that is meant: another prefix, ending, case, slash or escape."""
+    """Finds, for a name that no picture has, the one that is meant: another prefix, ending, case,
+    slash or escape."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._given = names
@@ -79,7 +83,10 @@ class Alike:
         """The picture that a name most likely stands for; None where none or several do."""
         parts = _parts(name)
         candidates = self._by_stem.get(parts[-1], []) if parts else []
-        likeness = {other: (_shared(parts, _parts(other)), _stem(name) == _stem(other)) for other in candidates}
+        likeness = {
+            other: (_shared(parts, _parts(other)), _stem(name) == _stem(other))
+            for other in candidates
+        }
         if likeness:
             best = max(likeness.values())
             nearest = [other for other in candidates if likeness[other] == best]

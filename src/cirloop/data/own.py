@@ -1,6 +1,8 @@
-"""Pictures and files of one's own data, as people have them: found, spelled one way, and a way out where they are not.
+"""Pictures and files of one's own data, as people have them: found, spelled one way, and a way out
+where they are not.
 
-Shared by `jsonl` and `huggingface`. Files of equal bytes are one image, by the first of their names.
+Shared by `jsonl` and `huggingface`. Files of equal bytes are one image, by the first of their
+names.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from cirloop.validation import Entry, Problems
 logger = logging.getLogger(__name__)
 LINE = 'One object a line: {"reference": "a.jpg", "text": "the same in red", "target": "b.jpg"}.'
 TABLE = (
-    "A table (CSV with commas, or Parquet) is read by --dataset_name huggingface, its columns named by "
-    "--data.columns.reference, --data.columns.text and --data.columns.target and the folder of its pictures by "
-    "--data.images images; docs/datasets.md has an example."
+    "A table (CSV with commas, or Parquet) is read by --dataset_name huggingface, its columns named"
+    " by --data.columns.reference, --data.columns.text and --data.columns.target and the folder of"
+    " its pictures by --data.images images; docs/datasets.md has an example."
 )
 LIST = "A JSON list becomes JSON lines by: jq -c '.[]' FILE.json > FILE.jsonl"
 TABLES = (".csv", ".tsv", ".parquet", ".xls", ".xlsx")
@@ -41,14 +43,19 @@ class Gallery:
 
 
 def on_disk(path: Path) -> Path:
-    """The path as the disk has its last part, which may be the same in another Unicode form (NFC, NFD)."""
+    """The path as the disk has its last part, which may be the same in another Unicode form (NFC,
+    NFD)."""
     if path.parent.is_dir() and not path.exists():
-        twins = [other for other in path.parent.iterdir() if composed(other.name) == composed(path.name)]
+        twins = [
+            other for other in path.parent.iterdir() if composed(other.name) == composed(path.name)
+        ]
         return twins[0] if twins else path
     return path
 
 
-def folder_of_pictures(folder: Path, follow_links: bool, problems: Problems) -> dict[ImageId, Picture]:
+def folder_of_pictures(
+    folder: Path, follow_links: bool, problems: Problems
+) -> dict[ImageId, Picture]:
     """Every picture of a folder, by its path in it."""
     if not folder.is_dir():
         others = [f"{place.name!r}" for place in _folders_of_pictures(folder.parent)]
@@ -59,7 +66,10 @@ def folder_of_pictures(folder: Path, follow_links: bool, problems: Problems) -> 
     seen = walk(folder, follow_links, problems)
     unread = seen.passed_over(UNREAD)
     if unread:
-        _warn_once(f"{folder}: passed over, since they are not read: {unread}. Convert them to JPEG or PNG to use them")
+        _warn_once(
+            f"{folder}: passed over, since they are not read: {unread}. Convert them to JPEG or PNG"
+            " to use them"
+        )
     rest = seen.passed_over(frozenset(seen.others.keys() - UNREAD))
     if rest:
         _info_once(f"{folder}: passed over, no pictures by their names or hidden: {rest}")
@@ -72,14 +82,23 @@ def _folders_of_pictures(directory: Path) -> list[Path]:
     """Folders of a directory that hold pictures, at most ten."""
     if not directory.is_dir():
         return []
-    inner = [place for place in sorted(directory.iterdir()) if place.is_dir() and not place.name.startswith(".")]
-    return [place for place in inner[:100] if any(path.suffix.lower() in endings() for path in place.rglob("*"))][:10]
+    inner = [
+        place
+        for place in sorted(directory.iterdir())
+        if place.is_dir() and not place.name.startswith(".")
+    ]
+    return [
+        place
+        for place in inner[:100]
+        if any(path.suffix.lower() in endings() for path in place.rglob("*"))
+    ][:10]
 
 
 def with_named(
     files: Mapping[ImageId, Picture], folder: Path, entries: Iterable[tuple[str, Entry]]
 ) -> dict[ImageId, Picture]:
-    """The pictures of a folder and those that objects name and that are not there, to be found missing."""
+    """The pictures of a folder and those that objects name and that are not there, to be found
+    missing."""
     names = {ImageId(image) for _, entry in entries for _, image in triplets.named(entry)}
     return {image: folder / image for image in sorted(names) if not leads_out(image)} | dict(files)
 
@@ -90,8 +109,8 @@ def without_copies(files: Mapping[ImageId, Picture], where: object) -> Gallery:
     if same:
         copy, first = next(iter(sorted(same.items())))
         _warn_once(
-            f"{where}: {len(same):,} of {len(files):,} pictures have the bytes of another one and are that one, such "
-            f"as {copy!r}, which is {first!r}"
+            f"{where}: {len(same):,} of {len(files):,} pictures have the bytes of another one and"
+            f" are that one, such as {copy!r}, which is {first!r}"
         )
     return Gallery({image: picture for image, picture in files.items() if image not in same}, same)
 
@@ -113,7 +132,9 @@ def respelled(entries: Iterable[tuple[str, Entry]], folder: Path | None) -> list
             if isinstance(value, str):
                 entry.fields[role] = spelled(value, folder)
             elif isinstance(value, list):
-                entry.fields[role] = [spelled(name, folder) if isinstance(name, str) else name for name in value]
+                entry.fields[role] = [
+                    spelled(name, folder) if isinstance(name, str) else name for name in value
+                ]
     return rows
 
 
@@ -122,11 +143,19 @@ def missing_file(path: Path, setting: str, problems: Problems) -> None:
     if not path.parent.is_dir():
         problems.add(path, "there is no such file")
         return
-    others = [p for p in sorted(path.parent.iterdir()) if p.suffix.lower() in NOTES and p.is_file() and p != path]
+    others = [
+        p
+        for p in sorted(path.parent.iterdir())
+        if p.suffix.lower() in NOTES and p.is_file() and p != path
+    ]
     twins = [p for p in others if p.stem.casefold() == path.stem.casefold()]
     for twin in twins:
         way = TABLE if twin.suffix.lower() in TABLES else LIST
-        problems.add(path, f"there is no such file, but there is {twin.name!r}{_form(twin)}", f"{LINE}\n{way}")
+        problems.add(
+            path,
+            f"there is no such file, but there is {twin.name!r}{_form(twin)}",
+            f"{LINE}\n{way}",
+        )
     if twins:
         return
     lines = [p.name for p in others if p.suffix.lower() in (".jsonl", ".ndjson")]

@@ -1,7 +1,8 @@
 """From annotations and picture files to splits, with every picture looked at first.
 
-A picture that is missing or does not decode is an error. `allow_missing_images` lets a run go on without up to so many:
-queries that need one of them are dropped, the gallery does without it, and every result says how many of both.
+A picture that is missing or does not decode is an error. `allow_missing_images` lets a run go on
+without up to so many: queries that need one of them are dropped, the gallery does without it, and
+every result says how many of both.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from cirloop.data import locations
 from cirloop.data.image_check import WORKERS, bad_images
 from cirloop.data.images import NOT_THERE, FileImages, Picture, stamp
 from cirloop.data.names import Alike
-from cirloop.types import EvalSplit, Gallery, ImageId, Judged, QueryId, TrainSplit, Triplet, UserError
+from cirloop.types import (
+    EvalSplit,
+    Gallery,
+    ImageId,
+    Judged,
+    QueryId,
+    TrainSplit,
+    Triplet,
+    UserError,
+)
 from cirloop.validation import Problems
 
 logger = logging.getLogger(__name__)
@@ -32,9 +42,11 @@ Files = Mapping[ImageId, Picture]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where a data set's files are, where what was found out about them is kept, and how progress is shown.
+    """Where a data set's files are, where what was found out about them is kept, and how progress
+    is shown.
 
-    `train_directory` is for a benchmark without a training split, which takes it from another data set.
+    `train_directory` is for a benchmark without a training split, which takes it from another data
+    set.
     """
 
     directory: Path | None
@@ -46,15 +58,18 @@ class Sources:
         """The data directory. Raises UserError without one."""
         if self.directory is None:
             raise UserError(
-                f"The data set {data_set} needs --data_dir, the directory of its files. They are in none of the usual "
-                f"places either: {locations.looked(data_set)}."
+                f"The data set {data_set} needs --data_dir, the directory of its files. They are in"
+                f" none of the usual places either: {locations.looked(data_set)}."
             )
         if self.directory.is_file():
             raise UserError(
-                f"--data_dir {self.directory} is a file. Give the directory that holds it: {self.directory.parent}."
+                f"--data_dir {self.directory} is a file. Give the directory that holds it:"
+                f" {self.directory.parent}."
             )
         if not self.directory.is_dir():
-            raise UserError(f"--data_dir {self.directory}: there is no such directory{self._near()}")
+            raise UserError(
+                f"--data_dir {self.directory}: there is no such directory{self._near()}"
+            )
         return self.directory
 
     def _near(self) -> str:
@@ -72,7 +87,8 @@ class Sources:
         return replace(self, directory=self.train_directory or self.directory, train_directory=None)
 
     def bad(self, name: str, files: Files) -> dict[ImageId, str]:
-        """What is wrong with which picture; looked at once, and again when a file's size or time changes."""
+        """What is wrong with which picture; looked at once, and again when a file's size or time
+        changes."""
         stamps = [[image, *stamp(picture)] for image, picture in sorted(files.items())]
         record = self.cache / "images" / f"{fingerprint(stamps)[:24]}.json"
         if record.is_file():
@@ -80,22 +96,37 @@ class Sources:
                 found = schema.read(record, "pictures")["bad"]
                 return {ImageId(image): what for image, what in found.items()}
             except UserError as error:
-                logger.warning("looking at the pictures again, since what is known of them is of no use: %s", error)
+                logger.warning(
+                    "looking at the pictures again, since what is known of them is of no use: %s",
+                    error,
+                )
         began = time.monotonic()
         found = bad_images(files, WORKERS, lambda images: self.progress(images, f"look at {name}"))
         seconds = time.monotonic() - began
         rate = len(files) / max(seconds, 1e-9)
         logger.info(
-            "%s: looked at %d pictures in %.1f s, %.0f a second, %d threads", name, len(files), seconds, rate, WORKERS
+            "%s: looked at %d pictures in %.1f s, %.0f a second, %d threads",
+            name,
+            len(files),
+            seconds,
+            rate,
+            WORKERS,
         )
         write_sealed(record, "pictures", {"name": name, "images": len(files), "bad": found})
         if found:
-            logger.warning("%s: %d of %d pictures cannot be used; listed in %s", name, len(found), len(files), record)
+            logger.warning(
+                "%s: %d of %d pictures cannot be used; listed in %s",
+                name,
+                len(found),
+                len(files),
+                record,
+            )
         return found
 
 
 def unofficial(part: Judged) -> str:
-    """How a part's counts differ from the benchmark's; empty where they do not, or where none are known."""
+    """How a part's counts differ from the benchmark's; empty where they do not, or where none are
+    known."""
     if part.official is None:
         return ""
     images = len(part.gallery.ids) if part.gallery else part.official[1]
@@ -103,8 +134,9 @@ def unofficial(part: Judged) -> str:
         return ""
     name = f"{part.name} {part.category}".rstrip()
     return (
-        f"{name} has {len(part.queries):,} queries and {images:,} images, officially {part.official[0]:,} and "
-        f"{part.official[1]:,}: its numbers are not comparable with published ones"
+        f"{name} has {len(part.queries):,} queries and {images:,} images, officially"
+        f" {part.official[0]:,} and {part.official[1]:,}: its numbers are not comparable with"
+        " published ones"
     )
 
 
@@ -112,7 +144,9 @@ def note_blanks(path: Path, blanks: Sequence[str]) -> None:
     """Say once that an official file has blank texts, whose queries are like any other."""
     if blanks:
         first = f"{', '.join(blanks[:3])}{', ..' if blanks[3:] else ''}"
-        _warn_once(f"{path}: blank texts: {len(blanks):,} ({first}); their queries are kept like any other")
+        _warn_once(
+            f"{path}: blank texts: {len(blanks):,} ({first}); their queries are kept like any other"
+        )
 
 
 @cache
@@ -124,7 +158,8 @@ def _warn_once(note: str) -> None:
 def eval_splits(
     parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems
 ) -> tuple[EvalSplit, ...]:
-    """Judged queries with their pictures. Raises ProblemsFound with what `problems` held and every picture's."""
+    """Judged queries with their pictures. Raises ProblemsFound with what `problems` held and every
+    picture's."""
     if not parts and not problems.rows:
         problems.add("data", "the split holds no row that can be used")
     bad = [_look(part.gallery, files, allow, sources, problems) for part, files in parts]
@@ -138,13 +173,17 @@ def eval_splits(
     out = []
     for (part, files), gone, left in zip(parts, bad, kept, strict=True):
         assert part.gallery is not None
-        gallery = Gallery(part.gallery.name, tuple(image for image in part.gallery.ids if image not in gone))
+        gallery = Gallery(
+            part.gallery.name, tuple(image for image in part.gallery.ids if image not in gone)
+        )
         dropped = len(part.queries) - len(left.queries)
         out.append(EvalSplit(left, gallery, FileImages(files), len(gone), dropped))
     return tuple(out)
 
 
-def _look(gallery: Gallery | None, files: Files, allow: int, sources: Sources, problems: Problems) -> set[ImageId]:
+def _look(
+    gallery: Gallery | None, files: Files, allow: int, sources: Sources, problems: Problems
+) -> set[ImageId]:
     """The pictures that cannot be used. They are problems if they are more than `allow`."""
     if gallery is None or not gallery.ids:
         return set()
@@ -158,15 +197,16 @@ def _look(gallery: Gallery | None, files: Files, allow: int, sources: Sources, p
             problems.add(
                 files[image],
                 what if meant is None else f"{what}; did you mean {meant!r}?",
-                f"{gallery.name}: {len(found)} of {len(gallery.ids)} pictures cannot be used. Put them right, or go on "
-                f"without them by --allow_missing_images {len(found)}: queries that need them are dropped, and every "
-                "result says so.",
+                f"{gallery.name}: {len(found)} of {len(gallery.ids)} pictures cannot be used. Put"
+                f" them right, or go on without them by --allow_missing_images {len(found)}:"
+                " queries that need them are dropped, and every result says so.",
             )
     return set(found)
 
 
 def _note_elsewhere(picture: Picture | None, sources: Sources, problems: Problems) -> None:
-    """Where else below the data directory a file has the name of a picture that is not there, as a way out."""
+    """Where else below the data directory a file has the name of a picture that is not there, as a
+    way out."""
     if not isinstance(picture, Path) or sources.directory is None:
         return
     for place, _, names in os.walk(sources.directory):
@@ -177,10 +217,14 @@ def _note_elsewhere(picture: Picture | None, sources: Sources, problems: Problem
 
 def _without(part: Judged, bad: set[ImageId]) -> Judged:
     """Without the queries that need a picture that cannot be used."""
-    return replace(part, queries=tuple(query for query in part.queries if bad.isdisjoint(part.needs(query))))
+    return replace(
+        part, queries=tuple(query for query in part.queries if bad.isdisjoint(part.needs(query)))
+    )
 
 
-def train_split(parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems) -> TrainSplit:
+def train_split(
+    parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems
+) -> TrainSplit:
     """The triplets of all parts over one gallery. Raises ProblemsFound like `eval_splits`."""
     if not parts:
         if not problems.rows:
@@ -188,7 +232,10 @@ def train_split(parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sour
         problems.stop()
     name = f"{parts[0][0].benchmark}/train"
     files = {image: picture for _, rows in parts for image, picture in rows.items()}
-    gallery = Gallery(name, tuple(sorted({image for part, _ in parts if part.gallery for image in part.gallery.ids})))
+    gallery = Gallery(
+        name,
+        tuple(sorted({image for part, _ in parts if part.gallery for image in part.gallery.ids})),
+    )
     bad = _look(gallery, files, allow, sources, problems)
     triplets = []
     for part, _ in parts:
@@ -206,15 +253,32 @@ def train_split(parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sour
         logger.warning("%s: %d triplets dropped, %d images left out", name, dropped, len(bad))
     ids = tuple(image for image in gallery.ids if image not in bad)
     groups = {query: images for part, _ in parts for query, images in part.groups.items()}
-    categories = {i: p.category for p, _ in parts if p.category and p.gallery for i in p.gallery.ids}
+    categories = {
+        i: p.category for p, _ in parts if p.category and p.gallery for i in p.gallery.ids
+    }
     named = _named_positives(parts, triplets, frozenset(ids))
-    return TrainSplit(name, tuple(triplets), Gallery(name, ids), FileImages(files), None, groups, categories, named)
+    return TrainSplit(
+        name,
+        tuple(triplets),
+        Gallery(name, ids),
+        FileImages(files),
+        None,
+        groups,
+        categories,
+        named,
+    )
 
 
 def _named_positives(
     parts: Sequence[tuple[Judged, Files]], triplets: Sequence[Triplet], gallery: frozenset[ImageId]
 ) -> dict[QueryId, frozenset[ImageId]]:
-    """What training lines name as right beside the target, of the queries and images that are left."""
-    lines = {query: images for part, _ in parts if part.relevance for query, images in part.relevance.positives.items()}
+    """What training lines name as right beside the target, of the queries and images that are
+    left."""
+    lines = {
+        query: images
+        for part, _ in parts
+        if part.relevance
+        for query, images in part.relevance.positives.items()
+    }
     left = {t.query.id: lines.get(t.query.id, frozenset()) & gallery - {t.target} for t in triplets}
     return {query: images for query, images in left.items() if images}

@@ -1,4 +1,5 @@
-"""Tables of Hugging Face `datasets`: a hub name, a directory of `save_to_disk`, or files that `load_dataset` reads."""
+"""Tables of Hugging Face `datasets`: a hub name, a directory of `save_to_disk`, or files that
+`load_dataset` reads."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 COLUMNS = (
-    "Say which column is what by --data.columns.reference, --data.columns.text and --data.columns.target, such as "
-    "--data.columns.text caption."
+    "Say which column is what by --data.columns.reference, --data.columns.text and"
+    " --data.columns.target, such as --data.columns.text caption."
 )
 
 
@@ -38,7 +39,9 @@ class Tables:
         datasets.disable_progress_bars()
         directory = self._directory
         try:
-            if directory is not None and any((directory / n).exists() for n in ("dataset_dict.json", "state.json")):
+            if directory is not None and any(
+                (directory / n).exists() for n in ("dataset_dict.json", "state.json")
+            ):
                 return datasets.load_from_disk(str(directory))
             if directory is not None:
                 _check_files(directory)
@@ -48,16 +51,21 @@ class Tables:
         except (OSError, ValueError, LookupError, TypeError, StopIteration, DatasetsError) as error:
             # what `datasets` raises for names, files and versions it cannot read
             raise UserError(
-                f"{self.name}{f' ({configuration})' if configuration else ''} cannot be loaded by `datasets`: {error}"
+                f"{self.name}{f' ({configuration})' if configuration else ''} cannot be loaded by"
+                f" `datasets`: {error}"
             ) from None
 
     def split(self, split: str, problems: Problems, configuration: str | None = None) -> Any:
-        """The table of a split, its pictures not decoded; None, with the problem noted, where there is none."""
+        """The table of a split, its pictures not decoded; None, with the problem noted, where there
+        is none."""
         import datasets
 
         made = self._loaded(configuration)
         if not isinstance(made, dict):
-            problems.add(self.name, "is one table and has no splits; save a DatasetDict with train and validation")
+            problems.add(
+                self.name,
+                "is one table and has no splits; save a DatasetDict with train and validation",
+            )
             return None
         if split not in made:
             there = ", ".join(map(str, made))
@@ -84,7 +92,8 @@ def _check_files(directory: Path) -> None:
 
 
 def _check_commas(path: Path) -> None:
-    """Raises UserError for a CSV file that is no UTF-8 text or that other signs than commas separate."""
+    """Raises UserError for a CSV file that is no UTF-8 text or that other signs than commas
+    separate."""
     try:
         head = parse.text(path).partition("\n")[0]
     except UserError as error:
@@ -92,13 +101,14 @@ def _check_commas(path: Path) -> None:
     for sign, name in ((";", "semicolons"), ("\t", "tabs")):
         if head.count(sign) > head.count(","):
             raise UserError(
-                f"{path} is separated by {name}: {head[:100]!r}. Save it with commas, from a spreadsheet as "
-                '"CSV (comma separated)", or as JSON lines'
+                f"{path} is separated by {name}: {head[:100]!r}. Save it with commas, from a"
+                ' spreadsheet as "CSV (comma separated)", or as JSON lines'
             )
 
 
 def _check_rows(path: Path) -> None:
-    """Raises UserError for a JSON file that holds no objects: Arrow's reader dies of some values, without an error."""
+    """Raises UserError for a JSON file that holds no objects: Arrow's reader dies of some values,
+    without an error."""
     if not path.is_file():
         raise UserError(f"{path} is no regular file")
     with path.open("rb") as file:

@@ -15,20 +15,24 @@ from cirloop.data.paths import Sources
 from cirloop.types import TrainSplit, UserError
 
 TrainedOn = Annotated[
-    CirrSettings | FashionIQSettings | HuggingFaceSettings | JsonlSettings, Field(discriminator="type")
+    CirrSettings | FashionIQSettings | HuggingFaceSettings | JsonlSettings,
+    Field(discriminator="type"),
 ]
 """What a benchmark without a training split can be trained on."""
 
 
-def train_split_of(name: str, settings: TrainedOn | None, sources: Sources) -> Callable[[], TrainSplit]:
-    """Make the training split of `settings` when called; `name` is for the error where there are none."""
+def train_split_of(
+    name: str, settings: TrainedOn | None, sources: Sources
+) -> Callable[[], TrainSplit]:
+    """Make the training split of `settings` when called; `name` is for the error where there are
+    none."""
 
     def train() -> TrainSplit:
         if settings is None:
             raise UserError(
-                f"{name} has no training split. Name the data set to train on by --data.train.type and its files by "
-                f"--train_dir, or train on another data set and evaluate that run by eval_iterative.py --eval_dataset "
-                f"{name}_val --data_dir DIR."
+                f"{name} has no training split. Name the data set to train on by --data.train.type"
+                " and its files by --train_dir, or train on another data set and evaluate that run"
+                f" by eval_iterative.py --eval_dataset {name}_val --data_dir DIR."
             )
         return settings.build(sources.for_training()).train
 

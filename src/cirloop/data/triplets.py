@@ -1,8 +1,9 @@
-"""Triplets of one's own, an object each, whatever they were read from: checked, and made into parts.
+"""Triplets of one's own, an object each, whatever they were read from: checked, and made into
+parts.
 
-`reference`, `text` (or `texts`, joined by " and "), `target`, and optionally `id`, `category`, `subset` (images of a
-group to rank among as well) and `positives` (further right answers). Where no object of a split has a target, the split
-is for prediction only.
+`reference`, `text` (or `texts`, joined by " and "), `target`, and optionally `id`, `category`,
+`subset` (images of a group to rank among as well) and `positives` (further right answers). Where no
+object of a split has a target, the split is for prediction only.
 """
 
 from __future__ import annotations
@@ -22,19 +23,30 @@ PROTOCOL = EvalProtocol(
 LISTS = {"subset", "positives"}
 KNOWN = {"reference", "text", "texts", "target", "id", "category", *LISTS}
 UNKNOWN = (
-    "Rename fields that are not known or leave them out. --dataset_name huggingface reads other names, by "
-    "--data.columns.text caption and the like."
+    "Rename fields that are not known or leave them out. --dataset_name huggingface reads other"
+    " names, by --data.columns.text caption and the like."
 )
 OTHER_NAMES = {
-    "caption": "text", "captions": "texts", "instruction": "text", "modification": "text", "modification_text": "text",
-    "relative_caption": "text", "query": "text", "candidate": "reference", "query_image": "reference",
-    "reference_image": "reference", "source": "reference", "source_image": "reference", "target_hard": "target",
+    "caption": "text",
+    "captions": "texts",
+    "instruction": "text",
+    "modification": "text",
+    "modification_text": "text",
+    "relative_caption": "text",
+    "query": "text",
+    "candidate": "reference",
+    "query_image": "reference",
+    "reference_image": "reference",
+    "source": "reference",
+    "source_image": "reference",
+    "target_hard": "target",
     "target_image": "target",
-}  # fmt: skip
+}
 """What other data sets call the fields."""
 MAX_TEXT = 4096
-"""Characters of a text: about a thousand tokens, four times a picture's at the usual budget, and sixteen times the
-longest caption of CIRR's val. A longer one is a pasted document, and would slow and swell every batch that holds it."""
+"""Characters of a text: about a thousand tokens, four times a picture's at the usual budget, and
+sixteen times the longest caption of CIRR's val. A longer one is a pasted document, and would slow
+and swell every batch that holds it."""
 
 
 def judged(
@@ -48,7 +60,8 @@ def judged(
 ) -> list[Judged]:
     """The queries of `split`, a part per category if its objects have one. `path` is for messages.
 
-    `files` are the images, where that is known; `same` names the image that stands for a copy of it.
+    `files` are the images, where that is known; `same` names the image that stands for a copy of
+    it.
     """
     same = same or {}
     rows: dict[str, list[tuple[Query, Entry]]] = {}
@@ -57,7 +70,10 @@ def judged(
     for number, (where, entry) in enumerate(entries):
         for name in sorted(entry.fields.keys() - KNOWN):
             problems.add(
-                where, f"has an unknown field {name!r:.100}; known: {', '.join(sorted(KNOWN))}{_meant(name)}", UNKNOWN
+                where,
+                f"has an unknown field {name!r:.100}; known:"
+                f" {', '.join(sorted(KNOWN))}{_meant(name)}",
+                UNKNOWN,
             )
         reference, text = entry.get("reference", str), _text(entry, problems)
         for role in sorted(LISTS & entry.fields.keys()):
@@ -75,12 +91,17 @@ def judged(
             continue
         seen.add(known_as)
         shown = same.get(ImageId(reference), ImageId(reference))
-        rows.setdefault(category, []).append((Query(QueryId(known_as), shown, text, category or None), entry))
+        rows.setdefault(category, []).append(
+            (Query(QueryId(known_as), shown, text, category or None), entry)
+        )
     if "" in rows and len(rows) > 1:
         problems.add(path, f"{len(rows['']):,} lines have no category and others have one")
     gallery = Gallery(f"{data_set}/{split}", tuple(sorted(files)))
     name = f"{data_set}_{split}"
-    return [_part(name, path, split, category, rows[category], gallery, problems, same) for category in sorted(rows)]
+    return [
+        _part(name, path, split, category, rows[category], gallery, problems, same)
+        for category in sorted(rows)
+    ]
 
 
 def _meant(field: str) -> str:
@@ -109,7 +130,11 @@ def named(entry: Entry) -> Iterator[tuple[str, str]]:
     for role in ("reference", "target", *sorted(LISTS)):
         value = entry.fields.get(role)
         for image in value if role in LISTS and isinstance(value, list) else [value]:
-            if isinstance(image, str) and image.strip() and (role in LISTS) == isinstance(value, list):
+            if (
+                isinstance(image, str)
+                and image.strip()
+                and (role in LISTS) == isinstance(value, list)
+            ):
                 yield role, image
 
 
@@ -138,7 +163,9 @@ def _part(
             if targets[query.id] == query.reference:
                 other = entry.fields["reference"]
                 copied = "" if other == target else f"; {other!r} has the same bytes"
-                problems.add(entry.where, f"reference and target are the same image, {target!r}{copied}")
+                problems.add(
+                    entry.where, f"reference and target are the same image, {target!r}{copied}"
+                )
         further = [same.get(ImageId(i), ImageId(i)) for i in _names(entry, "positives")]
         if isinstance(entry.fields.get("positives"), list) and target is not None:
             positives[query.id] = frozenset([targets[query.id], *further])
@@ -151,6 +178,11 @@ def _part(
     for what, found in (("targets", targets), ("positives", positives), ("subsets", groups)):
         optional = split == "train" and what == "positives"  # which only an evaluation counts
         if found and len(found) < len(rows) and not optional:
-            problems.add(path, f"{len(rows) - len(found)} of {len(rows)} lines have no {what}, and others have")
+            problems.add(
+                path,
+                f"{len(rows) - len(found)} of {len(rows)} lines have no {what}, and others have",
+            )
     relevance = Relevance(targets, positives) if targets else None
-    return Judged(name, tuple(query for query, _ in rows), relevance, gallery, PROTOCOL, category, groups)
+    return Judged(
+        name, tuple(query for query, _ in rows), relevance, gallery, PROTOCOL, category, groups
+    )

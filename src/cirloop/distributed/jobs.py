@@ -1,4 +1,5 @@
-"""What launched processes are told to do: a job, a JSON file in a directory for what they and the driver exchange."""
+"""What launched processes are told to do: a job, a JSON file in a directory for what they and the
+driver exchange."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where a job runs: in this process, or in children under `accelerate launch`.
 
-The children's exit is the barrier: their memory comes back when they end, and what hangs or dies ends a stage, not a
-run. Accelerate's launcher ends the others when one has failed.
+The children's exit is the barrier: their memory comes back when they end, and what hangs or dies
+ends a stage, not a run. Accelerate's launcher ends the others when one has failed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ PATIENCE = 40
 
 
 def processes(runtime: Runtime) -> int:
-    """How many do a job; an accelerate config says so where the setting does not. Raises UserError where it cannot."""
+    """How many do a job; an accelerate config says so where the setting does not. Raises UserError
+    where it cannot."""
     file = runtime.accelerate_config
     if runtime.num_processes > 1 or file is None:
         return runtime.num_processes
@@ -45,14 +46,21 @@ def processes(runtime: Runtime) -> int:
         why = "it holds no settings"
     num = told.get("num_processes", 1) if isinstance(told, dict) else None
     if not isinstance(num, int) or num < 1:
-        why = f"num_processes is {num!r}, not a number of at least 1" if isinstance(told, dict) else why
-        raise UserError(f"--accelerate_config {file}: {why}. Give a file of `accelerate config`, or --num_processes N.")
+        why = (
+            f"num_processes is {num!r}, not a number of at least 1"
+            if isinstance(told, dict)
+            else why
+        )
+        raise UserError(
+            f"--accelerate_config {file}: {why}. Give a file of `accelerate config`, or"
+            " --num_processes N."
+        )
     return num
 
 
 def crowded(runtime: Runtime) -> list[str]:
-    """What is to be said of processes without a device of their own on this machine. Raises UserError on GPUs, of which
-    each process needs one."""
+    """What is to be said of processes without a device of their own on this machine. Raises
+    UserError on GPUs, of which each process needs one."""
     import torch
 
     per_machine = -(-processes(runtime) // num_nodes())
@@ -61,20 +69,27 @@ def crowded(runtime: Runtime) -> list[str]:
     if torch.cuda.is_available():
         if per_machine > torch.cuda.device_count():
             raise UserError(
-                f"--num_processes: {per_machine} processes on this machine and {torch.cuda.device_count()} GPUs; each "
-                f"process needs one. Give --num_processes {torch.cuda.device_count()} a machine, or more GPUs."
+                f"--num_processes: {per_machine} processes on this machine and"
+                f" {torch.cuda.device_count()} GPUs; each process needs one. Give --num_processes"
+                f" {torch.cuda.device_count()} a machine, or more GPUs."
             )
         return []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [
-        f"{per_machine} processes share {cores} CPU cores, and there is no GPU: each loads a "
-        "model of its own, and together they are hardly faster than one. Leave --num_processes out unless you mean it."
+        f"{per_machine} processes share {cores} CPU cores, and there is no GPU: each loads a model"
+        " of its own, and together they are hardly faster than one. Leave --num_processes out"
+        " unless you mean it."
     ]
 
 
 def training(job: TrainJob, runtime: Runtime) -> None:
-    """Run the training `job` and return when its output is there. Raises Stopped where it was asked to stop before."""
-    if runtime.num_processes == 1 and runtime.accelerate_config is None and runtime.deepspeed is None:
+    """Run the training `job` and return when its output is there. Raises Stopped where it was asked
+    to stop before."""
+    if (
+        runtime.num_processes == 1
+        and runtime.accelerate_config is None
+        and runtime.deepspeed is None
+    ):
         from cirloop.distributed.worker import train
 
         train(job)
@@ -87,7 +102,8 @@ def training(job: TrainJob, runtime: Runtime) -> None:
 def sharded(job: ShardJob, runtime: Runtime) -> None:
     """Run a `job` of which each process does its share, and return when all have.
 
-    On a CPU each has as many threads as this process: their number changes the last bits of a result.
+    On a CPU each has as many threads as this process: their number changes the last bits of a
+    result.
     """
     import torch
 
@@ -97,16 +113,18 @@ def sharded(job: ShardJob, runtime: Runtime) -> None:
 
 
 def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who: str) -> None:
-    """Raises UserError when the children fail, Stopped when the run is asked to stop. Those that train then end by
-    themselves, after the step that they are at; others are ended. However this ends, they have too.
-    """
+    """Raises UserError when the children fail, Stopped when the run is asked to stop. Those that
+    train then end by themselves, after the step that they are at; others are ended. However this
+    ends, they have too."""
     for left in ("error.txt", "stop", "steps.jsonl"):  # of an attempt that was stopped
         (job.directory / left).unlink(missing_ok=True)
     jobs.write(job)
     command = on_all_nodes([*launcher(runtime), "-m", "cirloop.distributed.worker", str(job.file)])
     events.tell("processes", working=True)
     try:
-        with subprocess.Popen(command, env=given, stdout=2) as child:  # standard output is for tables
+        with subprocess.Popen(
+            command, env=given, stdout=2
+        ) as child:  # standard output is for tables
             try:
                 code = _ended(child, job)
             finally:
@@ -120,18 +138,20 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who:
     if code:
         if job.error.exists():  # what one of them said to the user
             raise UserError(job.error.read_text("utf-8"))
-        if preemption.asked() or (isinstance(job, TrainJob) and job.stop.exists()):  # maybe they alone got the signal
+        if preemption.asked() or (
+            isinstance(job, TrainJob) and job.stop.exists()
+        ):  # maybe they alone got the signal
             raise preemption.Stopped
         said = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise UserError(
-            f"{who} ended with {said}; their output above and in logs/ says why. What was finished is kept: go on with "
-            "--auto_resume."
+            f"{who} ended with {said}; their output above and in logs/ says why. What was finished"
+            " is kept: go on with --auto_resume."
         )
 
 
 def _ended(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
-    """The exit code of `child`, whose steps are told meanwhile. Raises Stopped when a run that does not train is asked
-    to stop."""
+    """The exit code of `child`, whose steps are told meanwhile. Raises Stopped when a run that does
+    not train is asked to stop."""
     place, code = 0, None
     while code is None:
         with suppress(subprocess.TimeoutExpired):
@@ -159,15 +179,21 @@ def _tell_steps(rows: Path, place: int) -> int:
 
 
 def alone(argv: Sequence[str]) -> None:
-    """Raises UserError in a process that a launcher started among others: the driver is one, and starts its own."""
+    """Raises UserError in a process that a launcher started among others: the driver is one, and
+    starts its own."""
     num = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" in os.environ and num > 1:
-        flags = [] if any(flag.startswith("--num_processes") for flag in argv) else ["--num_processes", str(num)]
+        flags = (
+            []
+            if any(flag.startswith("--num_processes") for flag in argv)
+            else ["--num_processes", str(num)]
+        )
         command = shlex.join(["python", *argv, *flags])
         raise UserError(
-            f"this is process {os.environ['RANK']} of {num} of a launcher (accelerate launch, torchrun, deepspeed). "
-            f"Start the command by itself; it launches its own processes:\n  {command}\n"
-            "An accelerate config goes with --accelerate_config FILE, a DeepSpeed JSON with --deepspeed FILE."
+            f"this is process {os.environ['RANK']} of {num} of a launcher (accelerate launch,"
+            " torchrun, deepspeed). Start the command by itself; it launches its own processes:\n "
+            f" {command}\nAn accelerate config goes with --accelerate_config FILE, a DeepSpeed JSON"
+            " with --deepspeed FILE."
         )
 
 
@@ -182,7 +208,8 @@ def num_nodes() -> int:
 
 
 def on_all_nodes(command: Sequence[str]) -> list[str]:
-    """The command of a launcher, once on each machine of a Slurm job. One that fails ends the others."""
+    """The command of a launcher, once on each machine of a Slurm job. One that fails ends the
+    others."""
     num = num_nodes()
     if num == 1:
         return [*command]
@@ -195,8 +222,12 @@ def environment(deepspeed: Path | None = None) -> dict[str, str]:
     """A child's: this package can be imported, and DeepSpeed knows where there is no GPU."""
     import torch
 
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
-    cpu = {"DS_ACCELERATOR": "cpu"} if deepspeed is not None and not torch.cuda.is_available() else {}
+    paths = os.pathsep.join(
+        filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
+    )
+    cpu = (
+        {"DS_ACCELERATOR": "cpu"} if deepspeed is not None and not torch.cuda.is_available() else {}
+    )
     return {**os.environ, "PYTHONPATH": paths, **cpu}
 
 

@@ -1,7 +1,9 @@
-"""Embedding and captioning in N processes: a job goes out as a file, each process does its share, rows come as files.
+"""Embedding and captioning in N processes: a job goes out as a file, each process does its share,
+rows come as files.
 
-The batches are those of one process; batch b goes to process b % N, with one process's seed. So the result has the
-same bytes whatever N is. This is the driver's half; `sharded_worker.py` is a process's.
+The batches are those of one process; batch b goes to process b % N, with one process's seed. So the
+result has the same bytes whatever N is. This is the driver's half; `sharded_worker.py` is a
+process's.
 """
 
 from __future__ import annotations
@@ -34,17 +36,26 @@ logger = logging.getLogger(__name__)
 
 
 class ShardedExecutor:
-    """Runs jobs over the images of one split. `work` is a directory for the files, seen by all machines."""
+    """Runs jobs over the images of one split. `work` is a directory for the files, seen by all
+    machines."""
 
     def __init__(
-        self, config: RunConfig, data: Dataset, split: TrainSplit | EvalSplit, work: Path, log: Path | None
+        self,
+        config: RunConfig,
+        data: Dataset,
+        split: TrainSplit | EvalSplit,
+        work: Path,
+        log: Path | None,
     ) -> None:
         """`log` is that of the attempt, beside which each process has its own."""
         self._config, self._work, self._split, self._log = config, work, split, log
         self._where = data.where(split)
 
-    def embed(self, items: Sequence[Item], adapter: Path | None, model: str, title: str) -> npt.NDArray[np.float32]:
-        """Vectors (N, D) or (N, M, D) of `items`; the processes prove that theirs is the embedder `model`."""
+    def embed(
+        self, items: Sequence[Item], adapter: Path | None, model: str, title: str
+    ) -> npt.NDArray[np.float32]:
+        """Vectors (N, D) or (N, M, D) of `items`; the processes prove that theirs is the embedder
+        `model`."""
         unique = tuple(dict.fromkeys(items))
         images = [item.image for item in unique]
         self._run("embed", images, title, items=unique, adapter=adapter, model=model)
@@ -55,24 +66,44 @@ class ShardedExecutor:
         return vectors[[place[item] for item in items]]
 
     def ask(
-        self, kind: Literal["write", "yes"], prompt: Prompt, asks: Sequence[Ask], title: str, **options: Any
+        self,
+        kind: Literal["write", "yes"],
+        prompt: Prompt,
+        asks: Sequence[Ask],
+        title: str,
+        **options: Any,
     ) -> tuple[str, list[Any]]:
         """The captioner's name, and its answer to each question: `Eyes.write` or `Eyes.yes`."""
         images = [image for ask in asks for image in (ask.first, ask.second)]
         self._run(kind, images, title, prompt=prompt, asks=tuple(asks), options=options)
         parts = [json.loads(path.read_text("utf-8")) for path in self._files("answers.json")]
-        places = _places(np.array([row for part in parts for row in part["rows"]], np.int64), len(asks))
+        places = _places(
+            np.array([row for part in parts for row in part["rows"]], np.int64), len(asks)
+        )
         answers = [answer for part in parts for answer in part["answers"]]
         self._clear()
         return parts[0]["name"], [answers[place] for place in places]
 
-    def _run(self, kind: Literal["embed", "write", "yes"], images: Sequence[ImageId], title: str, **task: Any) -> None:
+    def _run(
+        self,
+        kind: Literal["embed", "write", "yes"],
+        images: Sequence[ImageId],
+        title: str,
+        **task: Any,
+    ) -> None:
         began = time.monotonic()
         job = ShardJob(
-            kind=kind, directory=self._work, log=self._log, config=self._config.resolved(), cache=self._config.cache,
-            where=self._where, images=content(self._split.images, images), title=title,
-            profile=self._config.directory / PROFILE, **task,
-        )  # fmt: skip
+            kind=kind,
+            directory=self._work,
+            log=self._log,
+            config=self._config.resolved(),
+            cache=self._config.cache,
+            where=self._where,
+            images=content(self._split.images, images),
+            title=title,
+            profile=self._config.directory / PROFILE,
+            **task,
+        )
         if self._work.exists():
             shutil.rmtree(self._work)
         with ExitStack() as undo:
@@ -110,7 +141,8 @@ class DistributedCaptioner:
         seed: int,
         title: str,
     ) -> list[list[Answer]]:
-        """Per question an answer for each of `temperatures`; 0 is greedy. As `Eyes.write` answers."""
+        """Per question an answer for each of `temperatures`; 0 is greedy. As `Eyes.write`
+        answers."""
         options = {"max_new_tokens": max_new_tokens, "temperatures": [*temperatures], "seed": seed}
         rows = self._ask("write", prompt, asks, title, **options)
         return [[Answer(**answer) for answer in row] for row in rows]
@@ -120,7 +152,12 @@ class DistributedCaptioner:
         return self._ask("yes", prompt, asks, title)
 
     def _ask(
-        self, kind: Literal["write", "yes"], prompt: Prompt, asks: Sequence[Ask], title: str, **options: Any
+        self,
+        kind: Literal["write", "yes"],
+        prompt: Prompt,
+        asks: Sequence[Ask],
+        title: str,
+        **options: Any,
     ) -> list[Any]:
         if not asks:
             return []

@@ -1,4 +1,5 @@
-"""Embedding and captioning in one of N processes: its share of a job of `sharded_executor.py`, written to files."""
+"""Embedding and captioning in one of N processes: its share of a job of `sharded_executor.py`,
+written to files."""
 
 from __future__ import annotations
 
@@ -36,9 +37,13 @@ def do_share(job: ShardJob) -> None:
     state = PartialState(timeout=timedelta(minutes=config.runtime.timeout_minutes), **gpu)
     data = config.data.build(Sources(config.data_dir, job.cache, _quiet, config.train_dir))
     images = data.at(job.where).images
-    wanted = [item.image for item in job.items] + [image for ask in job.asks for image in (ask.first, ask.second)]
+    wanted = [item.image for item in job.items] + [
+        image for ask in job.asks for image in (ask.first, ask.second)
+    ]
     assert content(images, wanted) == job.images, "not the driver's pictures"
-    with profiling.process(job.directory, state.process_index, job.profile if config.runtime.profile else None):
+    with profiling.process(
+        job.directory, state.process_index, job.profile if config.runtime.profile else None
+    ):
         (_embed if job.kind == "embed" else _caption)(job, config, images, state)
 
 
@@ -69,12 +74,17 @@ def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialSta
     answers = ask(job.prompt, job.asks, title=job.title, **job.options)
     if job.kind == "write":
         answers = [[asdict(answer) for answer in row] for row in answers]
-    rows = {"name": captioner.name, "rows": eyes.done, "answers": [answers[row] for row in eyes.done]}
+    rows = {
+        "name": captioner.name,
+        "rows": eyes.done,
+        "answers": [answers[row] for row in eyes.done],
+    }
     write_json(job.directory / f"{share[0]}_answers.json", rows)
 
 
 def see_together(features: VisionFeatures, wanted: Sequence[ImageId], state: PartialState) -> None:
-    """Have the images on disk, each process its share of the batches that one process would make."""
+    """Have the images on disk, each process its share of the batches that one process would
+    make."""
     if not state.is_main_process:
         features.known(wanted)  # the first process counts them
     batches = features.missing(wanted)

@@ -1,7 +1,7 @@
 """A job inside a process: training, also in the driver's, or a share of embedding and captioning.
 
-`python -m cirloop.distributed.worker JOB`, under a launcher. To train, rows come from the run directory's artifacts,
-and rank 0 writes the checkpoint.
+`python -m cirloop.distributed.worker JOB`, under a launcher. To train, rows come from the run
+directory's artifacts, and rank 0 writes the checkpoint.
 """
 
 from __future__ import annotations
@@ -45,39 +45,54 @@ BAD_BATCH = "bad_batch.json"
 
 
 def accelerator(timeout_minutes: float = 30) -> Accelerator:
-    """Accelerate as the launcher set it up; gloo where there is no GPU. Processes wait for each other for so long."""
+    """Accelerate as the launcher set it up; gloo where there is no GPU. Processes wait for each
+    other for so long."""
     import torch
 
-    # Models are loaded whole and then cut, also under ZeRO-3: an adapter is put on and proven before.
+    # Models are loaded whole and then cut, also under ZeRO-3: an adapter is put on and proven
+    # before.
     os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"
     fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if fsdp and os.environ.get("FSDP_VERSION") != "2":
         raise UserError(
-            f"fsdp_version {os.environ.get('FSDP_VERSION')} in the accelerate config; set it to 2, as in "
-            "configs/accelerate/fsdp2.yaml."
+            f"fsdp_version {os.environ.get('FSDP_VERSION')} in the accelerate config; set it to 2,"
+            " as in configs/accelerate/fsdp2.yaml."
         )
     timeout = timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
         return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
-    handlers = [InitProcessGroupKwargs(backend="gloo", timeout=timeout)] if "RANK" in os.environ else []
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"  # Accelerate drops DeepSpeed if told cpu=True
+    handlers = (
+        [InitProcessGroupKwargs(backend="gloo", timeout=timeout)] if "RANK" in os.environ else []
+    )
+    deepspeed = (
+        os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    )  # Accelerate drops DeepSpeed if told cpu=True
     made = Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
-    if fsdp and made.num_processes > 1:  # Accelerate itself would take plain DDP here, though torch's FSDP2 has gloo
-        made.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    if (
+        fsdp and made.num_processes > 1
+    ):  # Accelerate itself would take plain DDP here, though torch's FSDP2 has gloo
+        made.state.distributed_type = PartialState._shared_state["distributed_type"] = (
+            DistributedType.FSDP
+        )
         made.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     return made
 
 
 def in_pieces(accelerate: Accelerator) -> bool:
-    """Whether weights lie in pieces on the processes: then a forward pass is for all of them together."""
+    """Whether weights lie in pieces on the processes: then a forward pass is for all of them
+    together."""
     plugin = accelerate.state.deepspeed_plugin
-    return accelerate.distributed_type == DistributedType.FSDP or (plugin is not None and plugin.zero_stage == 3)
+    return accelerate.distributed_type == DistributedType.FSDP or (
+        plugin is not None and plugin.zero_stage == 3
+    )
 
 
 def images_of(batches: Batches, steps: int) -> list[ImageId]:
     """All that the steps look at."""
     wanted = [batches[step] for step in range(steps)]
-    return sorted({image for b in wanted for image in (*b.candidates, *(q.reference for q in b.queries))})
+    return sorted(
+        {image for b in wanted for image in (*b.candidates, *(q.reference for q in b.queries))}
+    )
 
 
 def groups_of(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
@@ -86,19 +101,24 @@ def groups_of(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
     if kind == "category":
         return {query.id: data.categories[target] for query, target in queries}
     if kind == "group":
-        return {query.id: " ".join(sorted({query.reference, *data.groups[query.id]})) for query, _ in queries}
+        return {
+            query.id: " ".join(sorted({query.reference, *data.groups[query.id]}))
+            for query, _ in queries
+        }
     return None
 
 
 def train(job: TrainJob) -> None:
-    """Train one stage and write `job.output`: adapter, adapter config and training log. What it cost goes to the
-    workspace."""
+    """Train one stage and write `job.output`: adapter, adapter config and training log. What it
+    cost goes to the workspace."""
     config = from_json(job.run / "config.json")
     bad = job.run / BAD_BATCH
     try:
         with (
             preemption.by_step(),
-            profiling.process(job.workspace, rank(), job.run / PROFILE if config.runtime.profile else None),
+            profiling.process(
+                job.workspace, rank(), job.run / PROFILE if config.runtime.profile else None
+            ),
         ):
             _train(job, config)
     except BadBatch as error:
@@ -119,15 +139,17 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     accelerate = accelerator(config.runtime.timeout_minutes)
     if getattr(config.model, "compile", False) and in_pieces(accelerate):
         raise UserError(
-            "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2). Set model.compile "
-            "false, or keep the weights whole (ZeRO-2, DDP)."
+            "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2)."
+            " Set model.compile false, or keep the weights whole (ZeRO-2, DDP)."
         )
     seed = seed_of(config.seed, "train", iteration)
     backbone: Any = config.model.build(job.parent)
     backbone.make_trainable(settings, seed_of(config.seed, "lora"))
     samples = [Artifact(name, job.run / name, "") for name in job.augmented]
     augmented = [row for each in samples for row in read_augmented(each)]
-    mined = read_mined(Artifact(job.negatives, job.run / job.negatives, "")) if job.negatives else []
+    mined = (
+        read_mined(Artifact(job.negatives, job.run / job.negatives, "")) if job.negatives else []
+    )
     batches = Batches(
         data.triplets,
         augmented,
@@ -144,24 +166,46 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     if in_pieces(accelerate):  # the tower must still be whole
         see_together(features, images_of(batches, job.steps), accelerate.state)
     trainer = Trainer(
-        backbone, features, batches, settings, job.steps, seed, job.key, job.workspace,
-        config.runtime.save_every, accelerate, lambda row: events.tell("step", row=row),
-    )  # fmt: skip
+        backbone,
+        features,
+        batches,
+        settings,
+        job.steps,
+        seed,
+        job.key,
+        job.workspace,
+        config.runtime.save_every,
+        accelerate,
+        lambda row: events.tell("step", row=row),
+    )
     main = accelerate.is_main_process
     if main and batches.num_right:
-        logger.info("%d of %d mined images are known to be right and no negatives", batches.num_right, len(mined))
+        logger.info(
+            "%d of %d mined images are known to be right and no negatives",
+            batches.num_right,
+            len(mined),
+        )
     if main and accelerate.num_processes > 1:
-        logger.info("training in %d processes, %s", accelerate.num_processes, accelerate.distributed_type.value)
-    rows = trainer.run(lambda steps: progress(steps, f"train iteration {iteration}") if main else steps)
+        logger.info(
+            "training in %d processes, %s",
+            accelerate.num_processes,
+            accelerate.distributed_type.value,
+        )
+    rows = trainer.run(
+        lambda steps: progress(steps, f"train iteration {iteration}") if main else steps
+    )
     accelerate.wait_for_everyone()
     trainer.save_adapter(job.output)
     if main:
-        write_json(job.output / "training_log.json", {"schema": 1, "steps": job.steps, "rows": rows})
+        write_json(
+            job.output / "training_log.json", {"schema": 1, "steps": job.steps, "rows": rows}
+        )
     accelerate.free_memory()
 
 
 def end_with(driver: tuple[str, int]) -> None:
-    """End this process when the driver on the same machine has ended: nobody waits for its result any more."""
+    """End this process when the driver on the same machine has ended: nobody waits for its result
+    any more."""
     host, pid = driver
 
     def watch() -> None:
@@ -174,7 +218,8 @@ def end_with(driver: tuple[str, int]) -> None:
 
 
 def _log_beside(attempt: Path) -> None:
-    """A log of this process: what it says of the first one, which has the terminal too; of the others all output."""
+    """A log of this process: what it says of the first one, which has the terminal too; of the
+    others all output."""
     path = attempt.with_suffix(f".rank_{rank()}.log")
     if rank() == 0:
         handler = logging.FileHandler(path, encoding="utf-8")
@@ -215,7 +260,9 @@ def main() -> None:
                 if first:
                     stack.enter_context(events.heard_by(_rows_to(job.rows), "the driver's view"))
                 train(job)
-    except preemption.Stopped:  # the driver knows from this file, also where it got no signal itself
+    except (
+        preemption.Stopped
+    ):  # the driver knows from this file, also where it got no signal itself
         assert isinstance(job, TrainJob)
         job.stop.touch()
     except UserError as error:

@@ -1,7 +1,7 @@
 """Is one iteration better than another? A paired randomisation test over queries.
 
-Under the hypothesis that two systems are alike, the sign of each query's difference is a coin toss (Fisher's
-randomisation test; Smucker, Allan & Carterette, CIKM 2007). Q queries.
+Under the hypothesis that two systems are alike, the sign of each query's difference is a coin toss
+(Fisher's randomisation test; Smucker, Allan & Carterette, CIKM 2007). Q queries.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ class Difference:
 
 
 def paired(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, seed: int = 0) -> Difference:
-    """How much better `b_Q` is than `a_Q`, query by query. Raises ValueError for different or no queries.
+    """How much better `b_Q` is than `a_Q`, query by query. Raises ValueError for different or no
+    queries.
 
-    p = (1 + draws at least as far from 0) / (1 + draws): never 0, the least is 1e-4. Equal systems give 1.
+    p = (1 + draws at least as far from 0) / (1 + draws): never 0, the least is 1e-4. Equal systems
+    give 1.
     """
     a, b = np.asarray(a_Q, np.float64), np.asarray(b_Q, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):

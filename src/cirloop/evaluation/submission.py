@@ -1,8 +1,8 @@
 """Files for the benchmarks' servers, checked against their rules before they are written.
 
-CIRR: two JSON files, `"version": "rc2"`, `"metric": "recall"` with 50 image names per pairid and `"recall_subset"` with
-3, the reference left out, 5 MB at most. CIRCO: one JSON of 50 integer image ids per query id. All queries, no image
-twice.
+CIRR: two JSON files, `"version": "rc2"`, `"metric": "recall"` with 50 image names per pairid and
+`"recall_subset"` with 3, the reference left out, 5 MB at most. CIRCO: one JSON of 50 integer image
+ids per query id. All queries, no image twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ BENCHMARKS = ("cirr", "circo")
 def submission(
     part: Judged, rankings: Mapping[QueryId, Sequence[ImageId]], problems: Problems
 ) -> dict[str, dict[str, Any]]:
-    """File name -> content, from rankings of 50 images or more. Adds what the server would refuse to `problems`."""
+    """File name -> content, from rankings of 50 images or more. Adds what the server would refuse
+    to `problems`."""
     short: list[str] = []
 
     def best(query: QueryId, images: Sequence[ImageId], count: int) -> Sequence[ImageId]:
@@ -40,7 +41,9 @@ def submission(
             images = best(query.id, rankings[query.id], LISTED)
             files[f"{part.name}.json"][query.id] = [int(image) for image in images]
         if short:
-            problems.add("submission", f"{len(short)} queries rank fewer than {LISTED} images: {some(short)}")
+            problems.add(
+                "submission", f"{len(short)} queries rank fewer than {LISTED} images: {some(short)}"
+            )
         return files
     recall: dict[str, Any] = {"version": "rc2", "metric": "recall"}
     subset: dict[str, Any] = {"version": "rc2", "metric": "recall_subset"}
@@ -48,13 +51,21 @@ def submission(
         others = [image for image in rankings[query.id] if image != query.reference]
         recall[query.id] = best(query.id, others, LISTED)
     if short:
-        problems.add("submission, recall", f"{len(short)} queries rank fewer than {LISTED} images: {some(short)}")
+        problems.add(
+            "submission, recall",
+            f"{len(short)} queries rank fewer than {LISTED} images: {some(short)}",
+        )
         short.clear()
     for query in part.queries:
         members = {*part.groups[query.id]}
-        subset[query.id] = best(query.id, [i for i in rankings[query.id] if i in members], SUBSET_LISTED)
+        subset[query.id] = best(
+            query.id, [i for i in rankings[query.id] if i in members], SUBSET_LISTED
+        )
     if short:
-        what = f"{len(short)} queries rank fewer than {SUBSET_LISTED} images of their group: {some(short)}"
+        what = (
+            f"{len(short)} queries rank fewer than {SUBSET_LISTED} images of their group:"
+            f" {some(short)}"
+        )
         problems.add("submission, recall_subset", what)
     files = {f"{part.name}_recall.json": recall, f"{part.name}_recall_subset.json": subset}
     for name, rows in files.items():

@@ -1,7 +1,8 @@
 """What people and other programs wrote, read with bounds: text, JSON, YAML.
 
-Whatever a file holds, it is read or a UserError says what is wrong with it, without the path: the caller knows what the
-file is for. Nothing here waits for a pipe, unfolds what unfolds without end, or keeps one of two values of a key.
+Whatever a file holds, it is read or a UserError says what is wrong with it, without the path: the
+caller knows what the file is for. Nothing here waits for a pipe, unfolds what unfolds without end,
+or keeps one of two values of a key.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def text(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 def _decoded(content: bytes) -> str:
-    """UTF-8, its byte order mark taken away, line ends as line feeds. Raises UserError with what it is instead."""
+    """UTF-8, its byte order mark taken away, line ends as line feeds. Raises UserError with what it
+    is instead."""
     for start, kind in STARTS.items():
         if content.startswith(start):
             raise UserError(f"is {kind}" if kind is LFS else f"is not UTF-8 text but {kind}")
@@ -73,13 +75,15 @@ def _decoded(content: bytes) -> str:
     except UnicodeDecodeError as error:
         word = content[max(0, error.start - 12) : error.start + 12].decode("latin-1")
         raise UserError(
-            f"is not UTF-8 text; it may be Latin-1 or Windows-1252, in which this part reads {word!r}. Save it as UTF-8"
+            "is not UTF-8 text; it may be Latin-1 or Windows-1252, in which this part reads"
+            f" {word!r}. Save it as UTF-8"
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def other_form(content: str) -> str:
-    """What a text that should be JSON lines is instead, as far as that can be told of the whole; else empty."""
+    """What a text that should be JSON lines is instead, as far as that can be told of the whole;
+    else empty."""
     head = content.lstrip()[:HEAD]
     if head.startswith("["):
         try:
@@ -103,12 +107,15 @@ def other_form(content: str) -> str:
 
 
 def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> Any:
-    """A JSON value. A key that is there twice is told to `doubled`, and is an error where there is none to tell."""
+    """A JSON value. A key that is there twice is told to `doubled`, and is an error where there is
+    none to tell."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
-            for key in sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1):
+            for key in sorted(
+                key for key, count in Counter(key for key, _ in pairs).items() if count > 1
+            ):
                 (doubled or _twice)(key)
         return made
 
@@ -126,7 +133,9 @@ def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> An
     except UserError:
         raise
     except ValueError:
-        raise UserError(f"holds a whole number of more than {sys.get_int_max_str_digits():,} digits") from None
+        raise UserError(
+            f"holds a whole number of more than {sys.get_int_max_str_digits():,} digits"
+        ) from None
     return value
 
 
@@ -141,8 +150,16 @@ def parse_yaml(content: str) -> Any:
         raise UserError("is not YAML: nested too deeply") from None
     except UserError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        # PyYAML's constructors fail in their own ways at values such as 2024-99-99 and `!!timestamp x`
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+    ) as error:
+        # PyYAML's constructors fail in their own ways at values such as 2024-99-99 and `!!timestamp
+        # x`
         raise UserError(f"is not YAML: {str(error) or type(error).__name__}") from None
 
 
@@ -151,7 +168,9 @@ def at_home(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"path {path!r}: there is no user of that name, so `~` stands for no directory.") from None
+        raise UserError(
+            f"path {path!r}: there is no user of that name, so `~` stands for no directory."
+        ) from None
 
 
 def yaml_file(path: Path) -> Any:
@@ -167,7 +186,8 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _unfolded(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
-    """How many values a node stands for, its aliases unfolded. Raises UserError for too many and for keys twice."""
+    """How many values a node stands for, its aliases unfolded. Raises UserError for too many and
+    for keys twice."""
     if id(node) in within:
         raise UserError("is not YAML: an anchor holds itself")
     if id(node) in known:

@@ -1,4 +1,5 @@
-"""What is shown on a terminal or written to a log: signs that steer the terminal are spelled out, secrets left out."""
+"""What is shown on a terminal or written to a log: signs that steer the terminal are spelled out,
+secrets left out."""
 
 from __future__ import annotations
 
@@ -8,23 +9,28 @@ from collections.abc import Iterator
 from typing import Any
 
 _STEERS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but for tabs and line feeds; escapes begin with one
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tabs and line feeds
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of writing
     "\u2028\u2029\ud800-\udfff]"
 )
 _NAMES = re.compile(r"token|secret|passw(or)?d|api_?key|access_?key|credential", re.IGNORECASE)
-_TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{16}\b")
+_TOKENS = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{16}\b"
+)
 _LOGIN = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 HIDDEN = "[hidden]"
 
 
 def plain(text: str) -> str:
     """The text with what would steer a terminal written as Python would, such as \\x1b."""
-    return _STEERS.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    return _STEERS.sub(
+        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
+    )
 
 
 def without_secrets(text: str) -> str:
-    """The text without tokens of known forms, logins in URLs, and values of environment variables named as secrets."""
+    """The text without tokens of known forms, logins in URLs, and values of environment variables
+    named as secrets."""
     for value in _of_environment():
         text = text.replace(value, HIDDEN)
     return _LOGIN.sub(HIDDEN, _TOKENS.sub(HIDDEN, text))

@@ -35,12 +35,17 @@ class Safe(logging.Formatter):
 
 
 def start_logging(plain: bool = False) -> None:
-    """One line per event: through rich on a terminal, elsewhere and where it is to be `plain` as it is."""
+    """One line per event: through rich on a terminal, elsewhere and where it is to be `plain` as it
+    is."""
     handler: logging.Handler
     if console.is_interactive and not plain:
-        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]")
+        handler = RichHandler(
+            console=console, show_path=False, show_level=False, log_time_format="[%X]"
+        )
         handler.setFormatter(Safe("%(message)s"))
-        handler.addFilter(lambda record: not getattr(record, "bar", False))  # the bar itself is there
+        handler.addFilter(
+            lambda record: not getattr(record, "bar", False)
+        )  # the bar itself is there
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(Safe("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -50,9 +55,9 @@ def start_logging(plain: bool = False) -> None:
 
 
 def progress(items: Iterable[T], title: str) -> Iterator[T]:
-    """`items`, telling how far it is: the live view shows a bar. A plain line now and then goes to the log, and to what
-    is no terminal. A run that is asked to stop does so between two of them. Items that are `telling.Counted` have a
-    rate too."""
+    """`items`, telling how far it is: the live view shows a bar. A plain line now and then goes to
+    the log, and to what is no terminal. A run that is asked to stop does so between two of them.
+    Items that are `telling.Counted` have a rate too."""
     total = len(items) if isinstance(items, Sized) else None
     if total == 0:
         return
@@ -94,20 +99,30 @@ def table(
     """Print a table; the first column is text, the rest too or `numbers`."""
     made = Table()
     for number, column in enumerate(columns):
-        made.add_column(Text(safe(column)), justify="right" if number and numbers else "left", overflow="fold")
+        made.add_column(
+            Text(safe(column)), justify="right" if number and numbers else "left", overflow="fold"
+        )
     for row in rows:
-        made.add_row(*(Text(safe(str(cell))) for cell in row))  # not markup: data sets and models wrote some of it
+        made.add_row(
+            *(Text(safe(str(cell))) for cell in row)
+        )  # not markup: data sets and models wrote some of it
     target = out or Console(width=None if console.is_terminal else 120)
     target.print(safe(_mark.get() + title), highlight=False, markup=False)
     target.print(made)
 
 
 def metric_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
-    """One row an iteration: each metric in percent as `value ± standard error`; one without a value as `none`."""
+    """One row an iteration: each metric in percent as `value ± standard error`; one without a value
+    as `none`."""
 
     def cell(result: dict[str, Any], metric: str) -> str:
         if metric not in result["metrics"]:
             return "none"
-        return f"{100 * result['metrics'][metric]:.1f} ± {100 * result['standard_errors'][metric]:.1f}"
+        return (
+            f"{100 * result['metrics'][metric]:.1f} ± {100 * result['standard_errors'][metric]:.1f}"
+        )
 
-    return [[str(result["iteration"]), *(cell(result, metric) for metric in metrics)] for result in results]
+    return [
+        [str(result["iteration"]), *(cell(result, metric) for metric in metrics)]
+        for result in results
+    ]

@@ -1,7 +1,8 @@
-"""What the stages of a run cost: `costs.json` of the run directory, a line when a stage ends, a table when a run does.
+"""What the stages of a run cost: `costs.json` of the run directory, a line when a stage ends, a
+table when a run does.
 
-A row per stage and attempt, none of it part of any fingerprint. A row is there from the start of the attempt, so that
-one of a killed attempt stays, with `finished` false.
+A row per stage and attempt, none of it part of any fingerprint. A row is there from the start of
+the attempt, so that one of a killed attempt stays, with `finished` false.
 """
 
 from __future__ import annotations
@@ -21,8 +22,20 @@ from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 FILE, PROFILE = "costs.json", "profile"
-COLUMNS = ("stage", "s", "images/s", "tokens/s", "texts/s", "cached", "padding", "waiting s", "GB", "GPU GB", "GFLOP",
-           "GFLOP/s")  # fmt: skip
+COLUMNS = (
+    "stage",
+    "s",
+    "images/s",
+    "tokens/s",
+    "texts/s",
+    "cached",
+    "padding",
+    "waiting s",
+    "GB",
+    "GPU GB",
+    "GFLOP",
+    "GFLOP/s",
+)
 NONE = "-"
 
 
@@ -39,13 +52,16 @@ class Costs:
         """The rows so far. Raises UserError where the file is damaged."""
         content = schema.read(self._path) if self._path.exists() else {"stages": []}
         if not isinstance(content.get("stages"), list):
-            raise UserError(f"{self._path} is damaged (it lists no stages). No result needs it: delete it.")
+            raise UserError(
+                f"{self._path} is damaged (it lists no stages). No result needs it: delete it."
+            )
         rows: list[dict[str, Any]] = content["stages"]
         return rows
 
     @contextmanager
     def stage(self, name: str, profile: bool) -> Iterator[None]:
-        """Within, a stage is metered. With `profile` some batches are traced, and operations counted."""
+        """Within, a stage is metered. With `profile` some batches are traced, and operations
+        counted."""
         rows = self.read()
         attempt = 1 + sum(row["stage"] == name for row in rows)
         row: dict[str, Any] = {"stage": name, "attempt": attempt, "finished": False}
@@ -74,7 +90,9 @@ class Costs:
         """The table of the stages made since this object was."""
         if self._made:
             shown = [[row["stage"], *cells(row).values()] for row in self._made]
-            title = f"Cost; the columns are explained in docs/costs.md, all of it is in {self._path}"
+            title = (
+                f"Cost; the columns are explained in docs/costs.md, all of it is in {self._path}"
+            )
             table(title, *columns_in_use(shown))
 
 
@@ -85,8 +103,12 @@ def columns_in_use(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[
 
 
 def cells(row: dict[str, Any]) -> dict[str, str]:
-    """A row of `costs.json` as people read it, by column; `NONE` for what there was none of, or is not known."""
-    spent, seconds = Cost(**{name: row[name] for name in Cost.__annotations__}), max(row["seconds"], 1e-9)
+    """A row of `costs.json` as people read it, by column; `NONE` for what there was none of, or is
+    not known."""
+    spent, seconds = (
+        Cost(**{name: row[name] for name in Cost.__annotations__}),
+        max(row["seconds"], 1e-9),
+    )
     images, places = spent.images_encoded + spent.images_cached, spent.tokens + spent.padding
     values = (
         f"{seconds:.1f}",
@@ -106,10 +128,17 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 
 def line(row: dict[str, Any]) -> str:
     """The same in one line, with what a stage made."""
-    made = {"items": "embedded", "texts": "texts", "tokens_written": "tokens written", "triplets": "triplets",
-            "steps": "steps"}  # fmt: skip
+    made = {
+        "items": "embedded",
+        "texts": "texts",
+        "tokens_written": "tokens written",
+        "triplets": "triplets",
+        "steps": "steps",
+    }
     parts = [f"{row[name]} {what}" for name, what in made.items() if row[name]]
-    return ", ".join([f"{value} {what}" for what, value in cells(row).items() if value != NONE] + parts)
+    return ", ".join(
+        [f"{value} {what}" for what, value in cells(row).items() if value != NONE] + parts
+    )
 
 
 def _short(value: float) -> str:

@@ -1,12 +1,14 @@
-"""What a run tells those who watch it: how far a bar is, each training step, each stage. No result depends on them.
+"""What a run tells those who watch it: how far a bar is, each training step, each stage. No result
+depends on them.
 
 A listener is called with the kind of the news and what it says, in the thread that tells it:
 
-- `bar`: `key`, `title`, `done`, `total` (None = not known), `rate` in words, empty where it is not known; `done` None =
-  the bar is over
+- `bar`: `key`, `title`, `done`, `total` (None = not known), `rate` in words, empty where it is not
+  known; `done` None = the bar is over
 - `step`: `row`, a step as the training log has it
 - `begins`: `name`, `iteration` of an artifact, made or found; `ended`: the same and `artifact`
-- `numbers`: `step` over all iterations, `values` by name, and `found`: they are of an artifact that was there before
+- `numbers`: `step` over all iterations, `values` by name, and `found`: they are of an artifact that
+  was there before
 - `head`: what stands above the bars (`report.live.Head`); None = the run is over
 - `evaluated`: an iteration was evaluated, and the results are written
 - `finished`: the loop has done all of its work
@@ -28,10 +30,12 @@ _listeners: list[tuple[str, Listener]] = []
 
 
 class Counted(Iterable[T], Generic[T]):
-    """Batches with how many of something each makes, so that a bar can tell how many there are a second."""
+    """Batches with how many of something each makes, so that a bar can tell how many there are a
+    second."""
 
     def __init__(self, batches: Sequence[T], counts: Sequence[int], unit: str) -> None:
-        """`counts` has a number per batch; `unit` is what stands behind their rate, such as "texts/s"."""
+        """`counts` has a number per batch; `unit` is what stands behind their rate, such as
+        "texts/s"."""
         self._batches, self.counts, self.unit = batches, counts, unit
 
     def __len__(self) -> int:
@@ -59,12 +63,16 @@ def heard_by(listener: Listener, name: str = "a listener") -> Iterator[None]:
 
 
 def tell(kind: str, **what: Any) -> None:
-    """Nothing happens where nobody listens. A listener that fails hears nothing more: it must never end a run."""
+    """Nothing happens where nobody listens. A listener that fails hears nothing more: it must never
+    end a run."""
     for entry in [*_listeners]:
         name, listener = entry
         try:
             listener(kind, what)
         except Exception:  # whatever a terminal, a disk or a tracker's service raises
             _listeners.remove(entry)
-            logger.warning("%s failed, and this attempt goes on without it. No result depends on it.", name,
-                           exc_info=True)  # fmt: skip
+            logger.warning(
+                "%s failed, and this attempt goes on without it. No result depends on it.",
+                name,
+                exc_info=True,
+            )

@@ -1,7 +1,9 @@
-"""The live view: on a terminal, one region at the bottom with the stage, its bars and the last recalls.
+"""The live view: on a terminal, one region at the bottom with the stage, its bars and the last
+recalls.
 
-Log lines scroll above it, since both go through one console. The region is there while a run works or a bar moves, and
-leaves nothing behind. While launched processes work, the terminal is theirs: the first of them has a view of its own.
+Log lines scroll above it, since both go through one console. The region is there while a run works
+or a bar moves, and leaves nothing behind. While launched processes work, the terminal is theirs:
+the first of them has a view of its own.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Head:
     iteration: int | None
     iterations: int
     left: float | None = None
-    """Seconds that the rest of the run takes from the beginning of this stage on; None = nobody knows."""
+    """Seconds that the rest of the run takes from the beginning of this stage on; None = nobody
+    knows."""
     recalls: Sequence[Sequence[str]] = ()
     """Names of the columns, then a row an evaluation."""
     began: float = field(default_factory=time.monotonic)
@@ -84,7 +87,9 @@ class View:
         elif self._live is None:
             self._start()
 
-    def _bar(self, key: str, title: str, done: int | None, total: int | None, rate: str = "") -> None:
+    def _bar(
+        self, key: str, title: str, done: int | None, total: int | None, rate: str = ""
+    ) -> None:
         if done is None:
             task = self._tasks.pop(key, None)
             if task is not None:
@@ -92,16 +97,24 @@ class View:
         elif key in self._tasks:
             self._bars.update(self._tasks[key], completed=done, rate=safe(rate))
         else:
-            self._tasks[key] = self._bars.add_task(safe(title), total=total, completed=done, rate=safe(rate))
+            self._tasks[key] = self._bars.add_task(
+                safe(title), total=total, completed=done, rate=safe(rate)
+            )
 
     def _start(self) -> None:
-        """What Python code prints to a terminal goes above the region too; what goes into a file still does."""
+        """What Python code prints to a terminal goes above the region too; what goes into a file
+        still does."""
         self._live = Live(
-            get_renderable=self._shown, console=self._console, transient=True, vertical_overflow="crop",
+            get_renderable=self._shown,
+            console=self._console,
+            transient=True,
+            vertical_overflow="crop",
             redirect_stdout=sys.stdout.isatty(),
-        )  # fmt: skip
+        )
         self._live.start()
-        self._console.show_cursor(True)  # Live hides it, and a process that is killed could not bring it back
+        self._console.show_cursor(
+            True
+        )  # Live hides it, and a process that is killed could not bring it back
 
     def stop(self) -> None:
         """Take the region away."""
@@ -114,9 +127,16 @@ class View:
         self._bars.columns = _columns(width)
         parts: list[RenderableType] = []
         if self._head is not None:
-            parts += [_line(text, style) for text, style in zip(_words(self._head), ("bold", "dim"), strict=True)]
+            parts += [
+                _line(text, style)
+                for text, style in zip(_words(self._head), ("bold", "dim"), strict=True)
+            ]
         if self._tasks:
-            parts.append(self._bars.make_tasks_table([task for task in self._bars.tasks if not task.finished]))
+            parts.append(
+                self._bars.make_tasks_table(
+                    [task for task in self._bars.tasks if not task.finished]
+                )
+            )
         if self._head is not None and len(self._head.recalls) > 1:
             parts.append(_recalls(self._head.recalls, width))
         return Group(*parts)
@@ -124,8 +144,8 @@ class View:
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Within, bars and a run's stages are shown, where there is a terminal that can; after it, the terminal is as it
-    was, however this ends."""
+    """Within, bars and a run's stages are shown, where there is a terminal that can; after it, the
+    terminal is as it was, however this ends."""
     if not console.is_interactive:
         yield
         return
@@ -140,10 +160,21 @@ def shown() -> Iterator[None]:
 def _columns(width: int) -> tuple[ProgressColumn, ...]:
     title = TextColumn("{task.description}", markup=False)
     rate = TextColumn("{task.fields[rate]}", markup=False)
-    few: tuple[ProgressColumn, ...] = (title, MofNCompleteColumn(), TimeRemainingColumn(compact=True), rate)
+    few: tuple[ProgressColumn, ...] = (
+        title,
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        rate,
+    )
     many = (
-        title, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), rate,
-    )  # fmt: skip
+        title,
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        rate,
+    )
     return many if width >= WIDE else few
 
 
@@ -152,7 +183,8 @@ def _line(text: str, style: str) -> Text:
 
 
 def _words(head: Head) -> tuple[str, str]:
-    """The stage, then where it stands in the run: the first word of each counts where a terminal is narrow."""
+    """The stage, then where it stands in the run: the first word of each counts where a terminal is
+    narrow."""
     iteration = f"iteration {head.iteration} of {head.iterations}" if head.iteration else "warm-up"
     parts = ["base model" if head.iteration is None else iteration]
     left = None if head.left is None else head.left - (time.monotonic() - head.began)

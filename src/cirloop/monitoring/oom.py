@@ -29,7 +29,8 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def enough(what: str, ways: str) -> Iterator[None]:
-    """Raises UserError with `ways`, what to set, where memory does not suffice for what runs within."""
+    """Raises UserError with `ways`, what to set, where memory does not suffice for what runs
+    within."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,8 +1,9 @@
 """SIGTERM: a run that is asked to stop ends at the next safe moment, and `--auto_resume` goes on.
 
-The signal only leaves a note. Training looks at it after each step and keeps a step checkpoint; everything else looks
-between two batches and between stages, since what is half made there is made anew. Processes of a training stage are
-asked by a file as well: a launcher that passes the signal on kills them after 30 seconds, in the middle of a long step.
+The signal only leaves a note. Training looks at it after each step and keeps a step checkpoint;
+everything else looks between two batches and between stages, since what is half made there is made
+anew. Processes of a training stage are asked by a file as well: a launcher that passes the signal
+on kills them after 30 seconds, in the middle of a long step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _by_step = False
 
 
 class Stopped(BaseException):
-    """The run was asked to stop and does. What is finished is kept. No error: `except Exception` lets it through."""
+    """The run was asked to stop and does. What is finished is kept. No error: `except Exception`
+    lets it through."""
 
 
 @contextmanager

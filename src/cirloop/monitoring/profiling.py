@@ -1,7 +1,9 @@
-"""What a stage costs: counters that its code adds to, and on request a trace of some of its batches.
+"""What a stage costs: counters that its code adds to, and on request a trace of some of its
+batches.
 
-`metering()` makes a `Cost` the current one of this context. What runs inside adds to it, wherever it stands, and adds
-to nothing where no stage is metered. A child process meters itself, and its driver takes what it wrote.
+`metering()` makes a `Cost` the current one of this context. What runs inside adds to it, wherever
+it stands, and adds to nothing where no stage is metered. A child process meters itself, and its
+driver takes what it wrote.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ AT_ONCE = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting", "writing
 PIECE = {"wait": 1, "warmup": 1, "active": 3}
 """Batches of a trace: left alone, run to warm up, recorded."""
 COUNTED = 2
-"""Batches under the counter of operations; the last of them counts, since the first may make what all need."""
+"""Batches under the counter of operations; the last of them counts, since the first may make what
+all need."""
 
 
 @dataclass(slots=True)
@@ -40,7 +43,8 @@ class Cost:
 
     seconds: float = 0.0
     waiting: float = 0.0
-    """Seconds in which the model had nothing to do, since pictures or features were not there yet."""
+    """Seconds in which the model had nothing to do, since pictures or features were not there
+    yet."""
     images_encoded: int = 0
     images_cached: int = 0
     """Unlike images whose features lay on disk when the stage first wanted them."""
@@ -52,17 +56,20 @@ class Cost:
     """Places in its batches that hold none."""
     texts: int = 0
     writing: float = 0.0
-    """Seconds in which a captioner wrote these texts: from the first batch of questions to the last answer."""
+    """Seconds in which a captioner wrote these texts: from the first batch of questions to the last
+    answer."""
     tokens_written: int = 0
     triplets: int = 0
     steps: int = 0
     splits: int = 0
     """Batches that were halved for lack of memory."""
     flops: float = 0.0
-    """Floating-point operations, as torch counts them in one batch of each kind, times the batches; 0 = not counted."""
+    """Floating-point operations, as torch counts them in one batch of each kind, times the batches;
+    0 = not counted."""
     processes: int = 1
     memory_bytes: int = 0
-    """Most that the process ever had in memory (its largest one's), in bytes; not only in this stage."""
+    """Most that the process ever had in memory (its largest one's), in bytes; not only in this
+    stage."""
     gpu_bytes: int = 0
     """Most that torch had allocated on a GPU in this stage, in bytes."""
 
@@ -79,15 +86,21 @@ class Cost:
 
     @classmethod
     def merged(cls, rows: Sequence[Mapping[str, Any]]) -> Cost:
-        """Of processes that worked at once, from what `row` gave in each: the longest of their times. Operations are
-        counted in the first, and the others are taken to do as many."""
-        both = cls(**{n: (max if n in AT_ONCE else sum)([row[n] for row in rows]) for n in Cost.__annotations__})
+        """Of processes that worked at once, from what `row` gave in each: the longest of their
+        times. Operations are counted in the first, and the others are taken to do as many."""
+        both = cls(
+            **{
+                n: (max if n in AT_ONCE else sum)([row[n] for row in rows])
+                for n in Cost.__annotations__
+            }
+        )
         both.flops *= len(rows)
         return both
 
 
 class _Meter:
-    """The current cost, the images known so far by the tower that sees them, and where traces go."""
+    """The current cost, the images known so far by the tower that sees them, and where traces
+    go."""
 
     def __init__(self, profile: Path | None) -> None:
         self.cost, self.profile, self.inside = Cost(), profile, False
@@ -99,7 +112,8 @@ _current: ContextVar[_Meter | None] = ContextVar("cost", default=None)
 
 @contextmanager
 def metering(profile: Path | None = None) -> Iterator[Cost]:
-    """The cost of what runs within; its times and peaks are there at the end. Traces go into `profile`, if given."""
+    """The cost of what runs within; its times and peaks are there at the end. Traces go into
+    `profile`, if given."""
     meter, began = _Meter(profile), time.monotonic()
     cuda = _cuda()
     if cuda is not None:
@@ -112,19 +126,23 @@ def metering(profile: Path | None = None) -> Iterator[Cost]:
         cost, cuda = meter.cost, _cuda()
         cost.seconds = time.monotonic() - began
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-        cost.memory_bytes = max(cost.memory_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        cost.memory_bytes = max(
+            cost.memory_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        )
         cost.gpu_bytes = max(cost.gpu_bytes, cuda.max_memory_allocated() if cuda is not None else 0)
 
 
 def _cuda() -> Any:
-    """torch.cuda where this process uses it already: to look is no reason to take memory on a GPU."""
+    """torch.cuda where this process uses it already: to look is no reason to take memory on a
+    GPU."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 @contextmanager
 def process(directory: Path, number: int, profile: Path | None) -> Iterator[None]:
-    """What runs within is the part of one of several processes; what it cost goes to a file of `directory`."""
+    """What runs within is the part of one of several processes; what it cost goes to a file of
+    `directory`."""
     with metering(profile if number == 0 else None) as cost:
         yield
     directory.mkdir(parents=True, exist_ok=True)
@@ -136,7 +154,8 @@ def process(directory: Path, number: int, profile: Path | None) -> Iterator[None
 
 @contextmanager
 def of_processes(directory: Path) -> Iterator[None]:
-    """Within, `process`es run at once and end; then the current cost takes what they wrote to `directory`."""
+    """Within, `process`es run at once and end; then the current cost takes what they wrote to
+    `directory`."""
     for left in directory.glob("cost_*.json"):  # of an attempt that was stopped
         left.unlink()
     yield
@@ -155,7 +174,8 @@ def add(**counts: float) -> None:
 
 
 def add_tokens(inputs: Mapping[str, Any]) -> None:
-    """Add the tokens of a model's `inputs` by its attention mask, and the places that are padding."""
+    """Add the tokens of a model's `inputs` by its attention mask, and the places that are
+    padding."""
     mask = inputs.get("attention_mask")
     if mask is not None:
         tokens = int(mask.sum())
@@ -163,8 +183,8 @@ def add_tokens(inputs: Mapping[str, Any]) -> None:
 
 
 def want_images(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
-    """Images by digest that the stage wants of a `tower`, and those of them that have to be made: the others count as
-    cached, once each."""
+    """Images by digest that the stage wants of a `tower`, and those of them that have to be made:
+    the others count as cached, once each."""
     meter = _current.get()
     if meter is not None:
         fresh = {*wanted} - meter.known[tower]
@@ -188,10 +208,12 @@ def waiting() -> AbstractContextManager[None]:
 
 
 def traced(batches: Iterable[T], what: str) -> Iterator[T]:
-    """`batches`; where a profile is asked for, some of them under torch's profiler, unless the trace of `what` is
-    there, and the first two under its counter of operations. Loops inside of such a loop are part of it.
+    """`batches`; where a profile is asked for, some of them under torch's profiler, unless the
+    trace of `what` is there, and the first two under its counter of operations. Loops inside of
+    such a loop are part of it.
 
-    Writes `<what>.json.gz`, a trace that chrome://tracing and ui.perfetto.dev show, and logs the longest operators.
+    Writes `<what>.json.gz`, a trace that chrome://tracing and ui.perfetto.dev show, and logs the
+    longest operators.
     """
     meter = _current.get()
     if meter is None or meter.profile is None or meter.inside:
@@ -237,6 +259,10 @@ def _save(profiler: Any, path: Path) -> None:
     profiler.export_chrome_trace(str(aside))
     aside.replace(path)
     rows = profiler.key_averages()
-    by = "self_device_time_total" if any(row.self_device_time_total for row in rows) else "self_cpu_time_total"
+    by = (
+        "self_device_time_total"
+        if any(row.self_device_time_total for row in rows)
+        else "self_cpu_time_total"
+    )
     table = rows.table(sort_by=by, row_limit=10, max_name_column_width=40)
     logger.info("profile: %s; its longest operators:\n%s", path, table)

@@ -1,7 +1,8 @@
 """`logs/` of a run directory: the log of each attempt at the run, `attempt_001.log` and on.
 
-An attempt is logged from the moment it has the lock; its file is made once every check has passed, since a run that is
-refused changes nothing. It has what the terminal has, with date and level, and besides what only a terminal's bars say.
+An attempt is logged from the moment it has the lock; its file is made once every check has passed,
+since a run that is refused changes nothing. It has what the terminal has, with date and level, and
+besides what only a terminal's bars say.
 """
 
 from __future__ import annotations
@@ -27,20 +28,31 @@ from cirloop.types import UserError
 logger = logging.getLogger(__name__)
 DIRECTORY = "logs"
 SIZE, PARTS = 16_000_000, 4
-"""Bytes of a log before it goes on in a new file, and files of one attempt: the first of them is the newest."""
+"""Bytes of a log before it goes on in a new file, and files of one attempt: the first of them is
+the newest."""
 KEPT = 200
 """Attempts whose logs are kept."""
 
 
 class Log(RotatingFileHandler):
-    """A line at a time on the disk. Where that fails the run goes on, since no result depends on it; said once."""
+    """A line at a time on the disk. Where that fails the run goes on, since no result depends on
+    it; said once."""
 
     def __init__(self, path: Path) -> None:
         with named(path):
-            super().__init__(path, mode="a", maxBytes=SIZE, backupCount=PARTS - 1, encoding="utf-8", errors="replace")
+            super().__init__(
+                path,
+                mode="a",
+                maxBytes=SIZE,
+                backupCount=PARTS - 1,
+                encoding="utf-8",
+                errors="replace",
+            )
             self.setFormatter(Safe("%(asctime)s %(levelname)s %(name)s: %(message)s"))
             assert self.stream is not None
-            first = f"cirloop {cirloop.__version__}, process {os.getpid()} on {socket.gethostname()}: "
+            first = (
+                f"cirloop {cirloop.__version__}, process {os.getpid()} on {socket.gethostname()}: "
+            )
             self.stream.write(self.format(_record(first + shlex.join(sys.argv))) + self.terminator)
             self.stream.flush()
         self._failed = False
@@ -75,10 +87,15 @@ class Attempt:
     def open(self) -> Path:
         """Make the file, with what was logged until now. Raises OSError, as other writes do."""
         self._directory.mkdir(exist_ok=True)
-        before = {int(found[1]): path for path in self._directory.iterdir()
-                  if (found := re.fullmatch(r"attempt_(\d+)\.log", path.name))}  # fmt: skip
+        before = {
+            int(found[1]): path
+            for path in self._directory.iterdir()
+            if (found := re.fullmatch(r"attempt_(\d+)\.log", path.name))
+        }
         for number in sorted(before)[: max(0, len(before) + 1 - KEPT)]:
-            for part in self._directory.glob(f"{before[number].stem}.*"):  # those of launched processes too
+            for part in self._directory.glob(
+                f"{before[number].stem}.*"
+            ):  # those of launched processes too
                 part.unlink()
         path = self._directory / f"attempt_{max(before, default=0) + 1:03d}.log"
         self._log = Log(path)
@@ -90,7 +107,9 @@ class Attempt:
         logger.info("log of this attempt: %s", path)
         return path
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         seconds = time.monotonic() - self._began
         if error is not None:
             _say_why(error, seconds)
@@ -104,14 +123,21 @@ class Attempt:
 
 
 def _say_why(error: BaseException, seconds: float) -> None:
-    """The last lines of an attempt that did not come to its end. The terminal is told by the command."""
+    """The last lines of an attempt that did not come to its end. The terminal is told by the
+    command."""
     about = {"aside": True}
     if isinstance(error, preemption.Stopped):
-        logger.info("ended after %.0f s: stopped by SIGTERM; go on with --auto_resume", seconds, extra=about)
+        logger.info(
+            "ended after %.0f s: stopped by SIGTERM; go on with --auto_resume", seconds, extra=about
+        )
     elif isinstance(error, KeyboardInterrupt):
-        logger.info("ended after %.0f s: interrupted; go on with --auto_resume", seconds, extra=about)
+        logger.info(
+            "ended after %.0f s: interrupted; go on with --auto_resume", seconds, extra=about
+        )
     elif isinstance(error, UserError) or (isinstance(error, OSError) and explain(error)):
         told = explain(error) if isinstance(error, OSError) else str(error)
         logger.error("ended after %.0f s: %s", seconds, told, extra=about)
     else:
-        logger.error("ended after %.0f s by an error of the program", seconds, exc_info=error, extra=about)
+        logger.error(
+            "ended after %.0f s by an error of the program", seconds, exc_info=error, extra=about
+        )

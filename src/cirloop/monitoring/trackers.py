@@ -1,8 +1,10 @@
-"""Losses, recalls and costs sent to TensorBoard, Weights & Biases, MLflow or trackio, through Accelerate's trackers.
+"""Losses, recalls and costs sent to TensorBoard, Weights & Biases, MLflow or trackio, through
+Accelerate's trackers.
 
-Each tracker has one run for a run directory, whose id is kept in `trackers/runs.json`; steps that are done again after
-a kill are sent again. A tracker that cannot start stops the run before its first stage; one that fails later is left
-out (`telling.py`). The packages are imported only when asked for.
+Each tracker has one run for a run directory, whose id is kept in `trackers/runs.json`; steps that
+are done again after a kill are sent again. A tracker that cannot start stops the run before its
+first stage; one that fails later is left out (`telling.py`). The packages are imported only when
+asked for.
 """
 
 from __future__ import annotations
@@ -73,21 +75,28 @@ def tracking(directory: Path, names: Sequence[str], settings: Mapping[str, Any])
 class _Listener:
     """One of Accelerate's trackers, which hears `numbers`."""
 
-    def __init__(self, name: str, directory: Path, run: str | None, settings: Mapping[str, Any]) -> None:
-        """`run` is the id of the tracker's run that goes on; None = a new one, which gets the `settings`."""
+    def __init__(
+        self, name: str, directory: Path, run: str | None, settings: Mapping[str, Any]
+    ) -> None:
+        """`run` is the id of the tracker's run that goes on; None = a new one, which gets the
+        `settings`."""
         self._name, self._new, self.run = name, run is None, run or uuid.uuid4().hex[:16]
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # it would wait long for a server that is away
+        os.environ.setdefault(
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
+        )  # it would wait long for a server that is away
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # trackio's; the closing tables are all that belongs there
+            with contextlib.redirect_stdout(
+                io.StringIO()
+            ):  # trackio's; the closing tables are all that belongs there
                 self._tracker = _tracker(name, directory, self.run, self._new)
                 self._tracker.start()
                 if self._new:
                     self._tracker.store_init_configuration(flat(settings))
         except Exception as error:  # whatever its service or its disk raises
             raise UserError(
-                f"--report_to {name} cannot start: {error}\nNothing was trained. Leave it out, or see that it can be "
-                "reached and written to, and give --auto_resume."
+                f"--report_to {name} cannot start: {error}\nNothing was trained. Leave it out, or"
+                " see that it can be reached and written to, and give --auto_resume."
             ) from error
         if name == "mlflow":  # it names its runs itself
             self.run = self._tracker.tracker.info.run_id
@@ -97,8 +106,12 @@ class _Listener:
     def __call__(self, kind: str, what: dict[str, Any]) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             if kind == "numbers" and (self._new or not what["found"]):
-                values = {re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_")): value  # what MLflow takes
-                          for name, value in what["values"].items()}  # fmt: skip
+                values = {
+                    re.sub(
+                        r"[^\w\-. :/]", "_", name.replace("@", "_at_")
+                    ): value  # what MLflow takes
+                    for name, value in what["values"].items()
+                }
                 self._tracker.log(values, step=what["step"])
             elif kind == "head" and what["head"] is None:
                 self._tracker.finish()
@@ -110,14 +123,22 @@ def _tracker(name: str, directory: Path, run: str, new: bool) -> Any:
     from accelerate import PartialState, tracking
 
     launched = "RANK" in os.environ and not torch.cuda.is_available()
-    PartialState(**({"cpu": True, "backend": "gloo"} if launched else {}))  # trackers ask it which process they are in
+    PartialState(
+        **({"cpu": True, "backend": "gloo"} if launched else {})
+    )  # trackers ask it which process they are in
     if name == "tensorboard":
         return tracking.TensorBoardTracker("tensorboard", directory / DIRECTORY)
     if name == "mlflow":
         return tracking.MLflowTracker(PROJECT, run_id=None if new else run, run_name=directory.name)
     if name == "trackio":
-        return tracking.TrackioTracker(PROJECT, name=f"{directory.name}-{run[:8]}", resume="allow", embed=False)
-    quiet = import_module("wandb").Settings(console="off", silent=True, save_code=False)  # the terminal is the run's
+        return tracking.TrackioTracker(
+            PROJECT, name=f"{directory.name}-{run[:8]}", resume="allow", embed=False
+        )
+    quiet = import_module("wandb").Settings(
+        console="off", silent=True, save_code=False
+    )  # the terminal is the run's
     place = {} if "WANDB_DIR" in os.environ else {"dir": directory / DIRECTORY}
     project = os.environ.get("WANDB_PROJECT", PROJECT)
-    return tracking.WandBTracker(project, id=run, name=directory.name, resume="allow", settings=quiet, **place)
+    return tracking.WandBTracker(
+        project, id=run, name=directory.name, resume="allow", settings=quiet, **place
+    )

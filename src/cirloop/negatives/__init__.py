@@ -1,4 +1,5 @@
-"""Mining: scores of queries against a gallery -> wrong images to learn from. One short file per strategy."""
+"""Mining: scores of queries against a gallery -> wrong images to learn from. One short file per
+strategy."""
 
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -54,7 +55,9 @@ Mixture.model_rebuild(_types_namespace=_names)
 Curriculum.model_rebuild(_types_namespace=_names)
 
 StrategyConfig = Annotated[
-    Curriculum | Mixture | NoMining | Single, Field(discriminator="type"), BeforeValidator(default_type("top_k"))
+    Curriculum | Mixture | NoMining | Single,
+    Field(discriminator="type"),
+    BeforeValidator(default_type("top_k")),
 ]
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.model_fields["type"].default: kind for kind in get_args(get_args(StrategyConfig)[0])
@@ -67,12 +70,16 @@ SHORT_NAMES = {"k": "negatives_per_query", "below": "extra_ranks"}
 
 
 def below_strategy(mining: dict[str, Any]) -> dict[str, Any]:
-    """Return a file's `mining` with what stands right under it, such as {type: top_k, k: 3}, put under `strategy`."""
+    """Return a file's `mining` with what stands right under it, such as {type: top_k, k: 3}, put
+    under `strategy`."""
     if "type" not in mining or "strategy" in mining:
         return mining
     own = {name: value for name, value in mining.items() if name not in MiningSettings.model_fields}
     shared = {name: value for name, value in mining.items() if name in MiningSettings.model_fields}
-    return {**shared, "strategy": {SHORT_NAMES.get(name, name): value for name, value in own.items()}}
+    return {
+        **shared,
+        "strategy": {SHORT_NAMES.get(name, name): value for name, value in own.items()},
+    }
 
 
 class MiningSettings(Settings):
@@ -80,27 +87,33 @@ class MiningSettings(Settings):
 
     strategy: StrategyConfig = TopK()
     search: Search = "exact"
-    """How the best images are found: exactly, or by a FAISS index of this kind; only for strategies that need no
-    more than the best."""
+    """How the best images are found: exactly, or by a FAISS index of this kind; only for strategies
+    that need no more than the best."""
     index: IndexSettings = IndexSettings()
     filters: tuple[FilterConfig, ...] = ()
     """False-negative filters, one after the other; what they drop is counted and not replaced."""
     fallback: Literal["none", "top_k", "random"] = "none"
-    """What fills up a query with fewer images than the strategy is to give: nothing, its best-ranked or random wrong
-    ones."""
+    """What fills up a query with fewer images than the strategy is to give: nothing, its
+    best-ranked or random wrong ones."""
     rank_reference: bool = False
     """Rank the reference too, which may then be mined."""
     only_failed_queries: bool | None = None
-    """Mine only for queries whose target is not ranked first; by default so with `top_k` and `random` alone."""
+    """Mine only for queries whose target is not ranked first; by default so with `top_k` and
+    `random` alone."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if ignored := self.index.ignored_settings(self.search):
-            raise ValueError(f"index: {' and '.join(ignored)} does nothing with search: {self.search}")
-        if self.search != "exact" and (self.strategy.needs_full_gallery or self.fallback == "random"):
             raise ValueError(
-                f"search: {self.search} is for strategies that need the best images only, without a random fallback; "
-                f"{self.strategy.type} with fallback: {self.fallback} sees the whole gallery"
+                f"index: {' and '.join(ignored)} does nothing with search: {self.search}"
+            )
+        if self.search != "exact" and (
+            self.strategy.needs_full_gallery or self.fallback == "random"
+        ):
+            raise ValueError(
+                f"search: {self.search} is for strategies that need the best images only, without a"
+                f" random fallback; {self.strategy.type} with fallback: {self.fallback} sees the"
+                " whole gallery"
             )
         if self.fallback != "none" and self.strategy.type == "none":
             raise ValueError(f"fallback: {self.fallback} does nothing with the strategy `none`")

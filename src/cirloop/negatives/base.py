@@ -1,8 +1,8 @@
 """What a strategy is given and what it gives back.
 
-Array suffixes: B queries of a block, K candidates of a query, G gallery. A strategy sees block after block, never all
-queries by all images. Its candidates are the whole gallery in its order (`needs_full_gallery`), or each query's best
-ones, best first.
+Array suffixes: B queries of a block, K candidates of a query, G gallery. A strategy sees block
+after block, never all queries by all images. Its candidates are the whole gallery in its order
+(`needs_full_gallery`), or each query's best ones, best first.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ Selection = Literal["hardest", "random"]
 class CandidateBlock:
     """Candidates of some queries.
 
-    `query_index_B` counts all queries from 0. `gallery_index_BK` are gallery rows, -1 where a query has fewer;
-    `ranks_BK` are ranks from 1 among all ranked images (the reference is one only with `mining.rank_reference`), None
-    for the whole gallery; `eligible_BK` is False for the target, known positives and the reference.
+    `query_index_B` counts all queries from 0. `gallery_index_BK` are gallery rows, -1 where a query
+    has fewer; `ranks_BK` are ranks from 1 among all ranked images (the reference is one only with
+    `mining.rank_reference`), None for the whole gallery; `eligible_BK` is False for the target,
+    known positives and the reference.
     """
 
     query_index_B: Rows
@@ -47,20 +48,26 @@ class CandidateBlock:
     def select(self, rows_B: Rows | slice) -> CandidateBlock:
         """Some queries of the block. Gallery rows that all queries share in memory stay shared."""
         arrays: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
-        kept: dict[str, Any] = {name: None if array is None else array[rows_B] for name, array in arrays.items()}
+        kept: dict[str, Any] = {
+            name: None if array is None else array[rows_B] for name, array in arrays.items()
+        }
         if self.gallery_index_BK.strides[0] == 0 and len(kept["query_index_B"]):
-            kept["gallery_index_BK"] = np.broadcast_to(self.gallery_index_BK[0], kept["scores_BK"].shape)
+            kept["gallery_index_BK"] = np.broadcast_to(
+                self.gallery_index_BK[0], kept["scores_BK"].shape
+            )
         return CandidateBlock(**kept)
 
 
 @dataclass(frozen=True, slots=True)
 class MiningContext:
-    """What a strategy may know beside the scores; what is not known is None, and a strategy that needs it says so.
+    """What a strategy may know beside the scores; what is not known is None, and a strategy that
+    needs it says so.
 
-    `groups` are per query the images of its group. `categories` and `attributes` are per gallery row;
-    `requested_attributes` is per query, the names of the attributes its text asks for with their values. `vectors_GD`
-    are the gallery's, `text_scores` gives (B, G) similarities of the texts alone for query numbers. `mean_target_score`
-    is over all queries, `losses` are those measured in the rounds before, `iteration` counts the `rounds` from 0.
+    `groups` are per query the images of its group. `categories` and `attributes` are per gallery
+    row; `requested_attributes` is per query, the names of the attributes its text asks for with
+    their values. `vectors_GD` are the gallery's, `text_scores` gives (B, G) similarities of the
+    texts alone for query numbers. `mean_target_score` is over all queries, `losses` are those
+    measured in the rounds before, `iteration` counts the `rounds` from 0.
     """
 
     seed: int
@@ -86,10 +93,14 @@ class MiningContext:
 
     def require(self, strategy: str, **sources: str) -> None:
         """Raises UserError for each thing (field name -> where it comes from) that is not known."""
-        missing = [f"{name} ({source})" for name, source in sources.items() if getattr(self, name) is None]
+        missing = [
+            f"{name} ({source})" for name, source in sources.items() if getattr(self, name) is None
+        ]
         if missing:
             lacking = " and ".join(missing)
-            raise UserError(f"the negative strategy {strategy!r} needs {lacking}, but this dataset has none.")
+            raise UserError(
+                f"the negative strategy {strategy!r} needs {lacking}, but this dataset has none."
+            )
 
 
 class Strategy(Settings):
@@ -98,7 +109,8 @@ class Strategy(Settings):
     needs_full_gallery: ClassVar[bool] = True
     """Sees the whole gallery; False: each query's best `depth` candidates."""
     context_fields: ClassVar[tuple[str, ...]] = ()
-    """What it must be told beside scores: `groups`, `categories`, `attributes` of `MiningContext`."""
+    """What it must be told beside scores: `groups`, `categories`, `attributes` of
+    `MiningContext`."""
     only_failed_queries: ClassVar[bool] = False
     """Whether it mines, by default, only for queries whose target is not ranked first."""
     type: str
@@ -112,11 +124,13 @@ class Strategy(Settings):
 
     @property
     def depth(self) -> int:
-        """Eligible candidates to search per query where the strategy does not see the full gallery."""
+        """Eligible candidates to search per query where the strategy does not see the full
+        gallery."""
         return self.negatives_per_query
 
     def refresh_every(self, rounds: int) -> int:
-        """Rounds for which the model that scored stays the one that scores; 1 = every round mines with its own."""
+        """Rounds for which the model that scored stays the one that scores; 1 = every round mines
+        with its own."""
         return 1
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
@@ -124,14 +138,19 @@ class Strategy(Settings):
         raise NotImplementedError
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows] | None:
-        """Per query the whole set that `choose` draws from, positions ascending; None where there is no such set."""
+        """Per query the whole set that `choose` draws from, positions ascending; None where there
+        is no such set."""
         return None
 
-    def set_stats(self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]) -> dict[str, int]:
+    def set_stats(
+        self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]
+    ) -> dict[str, int]:
         """What the report should say of the sets: how many queries have one of a special kind."""
         return {}
 
-    def choose_from(self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]) -> list[Rows]:
+    def choose_from(
+        self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]
+    ) -> list[Rows]:
         """What `choose` gives, from the sets that are there already where that saves work."""
         return self.choose(block, context)
 
@@ -139,7 +158,8 @@ class Strategy(Settings):
 def select(
     selection: Selection, block: CandidateBlock, eligible_BK: Mask, k: int, context: MiningContext
 ) -> list[Rows]:
-    """`k` of the eligible candidates of each query, the best-scored or random ones; best-scored first."""
+    """`k` of the eligible candidates of each query, the best-scored or random ones; best-scored
+    first."""
     if selection == "hardest":
         return top_eligible(block, eligible_BK, k)
     return sample_eligible(block, eligible_BK, k, context)
@@ -149,20 +169,28 @@ def top_eligible(block: CandidateBlock, eligible_BK: Mask, k: int) -> list[Rows]
     """The `k` best-scored eligible candidates of each query, ties by gallery row."""
     if block.ranks_BK is not None:  # best first already
         return [np.flatnonzero(row)[:k] for row in eligible_BK]
-    return [top_of(scores, np.flatnonzero(row), k) for scores, row in zip(block.scores_BK, eligible_BK, strict=True)]
+    return [
+        top_of(scores, np.flatnonzero(row), k)
+        for scores, row in zip(block.scores_BK, eligible_BK, strict=True)
+    ]
 
 
 def top_of(scores_K: Floats, positions: Rows, k: int | None = None) -> Rows:
-    """The `k` of `positions` (ascending) with the best scores, best first, ties by position; by default all."""
+    """The `k` of `positions` (ascending) with the best scores, best first, ties by position; by
+    default all."""
     return positions[best_positions(scores_K[positions], k)]
 
 
-def sample_eligible(block: CandidateBlock, eligible_BK: Mask, k: int, context: MiningContext) -> list[Rows]:
+def sample_eligible(
+    block: CandidateBlock, eligible_BK: Mask, k: int, context: MiningContext
+) -> list[Rows]:
     """`k` random eligible candidates of each query, best-scored first."""
     return sample_from(block, [np.flatnonzero(row) for row in eligible_BK], k, context)
 
 
-def sample_from(block: CandidateBlock, sets: Sequence[Rows], k: int, context: MiningContext) -> list[Rows]:
+def sample_from(
+    block: CandidateBlock, sets: Sequence[Rows], k: int, context: MiningContext
+) -> list[Rows]:
     """The same from positions (ascending) per query."""
     out = []
     for query, scores, positions in zip(block.query_index_B, block.scores_BK, sets, strict=True):
@@ -173,7 +201,8 @@ def sample_from(block: CandidateBlock, sets: Sequence[Rows], k: int, context: Mi
 
 
 def sorted_block(block: CandidateBlock) -> tuple[CandidateBlock, Rows]:
-    """The whole gallery of each query best first, ties by gallery row, and where each candidate was (B, K)."""
+    """The whole gallery of each query best first, ties by gallery row, and where each candidate was
+    (B, K)."""
     order_BK = np.argsort(-block.scores_BK, axis=1, kind="stable")
     by_score = replace(
         block,

@@ -1,14 +1,17 @@
 """False-negative filters: named steps after any strategy, each with a count of what it dropped.
 
-An image that is right but not annotated spoils what is learnt from it. A filter sees pairs of a query and a mined image
-and says which to keep; it never sees what is right. N pairs.
+An image that is right but not annotated spoils what is learnt from it. A filter sees pairs of a
+query and a mined image and says which to keep; it never sees what is right. N pairs.
 
-- `score_margin`: keeps what scores at most the target's score less `margin` (NV-Retriever, arXiv 2407.15831).
-- `near_duplicate`: drops images whose vector has a cosine above `threshold` with the target's: another picture of it.
-- `verify`: asks the foundation model whether the image is what reference and text ask for; drops it where its
-  probability of yes is above `threshold` (ReCALL's verification, turned round: arXiv 2602.01639).
-- `agreement`: drops images that a second embedder also scores above the target: two models that agree are more often
-  right than the annotation is complete.
+- `score_margin`: keeps what scores at most the target's score less `margin` (NV-Retriever, arXiv
+  2407.15831).
+- `near_duplicate`: drops images whose vector has a cosine above `threshold` with the target's:
+  another picture of it.
+- `verify`: asks the foundation model whether the image is what reference and text ask for; drops it
+  where its probability of yes is above `threshold` (ReCALL's verification, turned round: arXiv
+  2602.01639).
+- `agreement`: drops images that a second embedder also scores above the target: two models that
+  agree are more often right than the annotation is complete.
 
 Degenerate cases: a filter may drop all images of a query; nothing is put in their place.
 """
@@ -32,7 +35,8 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class MinedPairs:
-    """Mined images: query numbers and gallery rows (N,), their scores and their targets' rows and scores."""
+    """Mined images: query numbers and gallery rows (N,), their scores and their targets' rows and
+    scores."""
 
     numbers_N: Rows
     columns_N: Rows
@@ -46,7 +50,8 @@ class MinedPairs:
 
 @dataclass(frozen=True, slots=True)
 class FilterContext:
-    """What filters may ask: vectors of the gallery, P(yes) of pairs, and a second model's (image, target) scores."""
+    """What filters may ask: vectors of the gallery, P(yes) of pairs, and a second model's (image,
+    target) scores."""
 
     vectors_GD: Floats
     yes_probability: Callable[[MinedPairs], Sequence[float]]
@@ -97,7 +102,9 @@ class Agreement(Settings):
         return np.asarray(~((pairs.scores_N > pairs.target_scores_N) & (images_N > targets_N)))
 
 
-FilterConfig = Annotated[ScoreMargin | NearDuplicate | Verify | Agreement, Field(discriminator="type")]
+FilterConfig = Annotated[
+    ScoreMargin | NearDuplicate | Verify | Agreement, Field(discriminator="type")
+]
 
 
 def apply_filters(

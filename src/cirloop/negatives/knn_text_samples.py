@@ -1,14 +1,15 @@
 """`knn_text` for samples of an image and a text each: negatives that look alike and read otherwise.
 
-Among a sample's k nearest others in looks, at or above a similarity floor, the nearest of those whose text is usable
-and less similar than a threshold; where it lets none through it is raised by 0.09, twice. Beside these *hard* negatives
-stand *diverse* ones, from the visually farthest cluster and under the same thresholds. Similarities are dot products of
-vectors of unit norm.
+Among a sample's k nearest others in looks, at or above a similarity floor, the nearest of those
+whose text is usable and less similar than a threshold; where it lets none through it is raised by
+0.09, twice. Beside these *hard* negatives stand *diverse* ones, from the visually farthest cluster
+and under the same thresholds. Similarities are dot products of vectors of unit norm.
 
-Degenerate cases: where nothing is at or above the floor, or every text is at or above the last threshold, there is no
-hard negative. One cluster has no farthest one, so there are no diverse ones.
+Degenerate cases: where nothing is at or above the floor, or every text is at or above the last
+threshold, there is no hard negative. One cluster has no farthest one, so there are no diverse ones.
 
-N samples, B of them a block, V images, T texts, C clusters, K neighbours, D and E dimensions of images and texts.
+N samples, B of them a block, V images, T texts, C clusters, K neighbours, D and E dimensions of
+images and texts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ HARD, DIVERSE = "hard", "diverse"
 
 
 class RejectReason(IntEnum):
-    """Why a neighbour is no candidate; 0 to 2 are candidates, at the first, second or third threshold."""
+    """Why a neighbour is no candidate; 0 to 2 are candidates, at the first, second or third
+    threshold."""
 
     TEXT_NEAR = RAISES
     GENERIC = 4
@@ -45,8 +47,9 @@ class RejectReason(IntEnum):
 class SamplePool:
     """Samples, each an image and a text, and the vectors of both.
 
-    Samples of one image, or of one group, are never each other's negatives. A text may be used as a negative
-    `max_uses_T` times, 0 for a generic one; a `short_T` one only where no longer text is found.
+    Samples of one image, or of one group, are never each other's negatives. A text may be used as a
+    negative `max_uses_T` times, 0 for a generic one; a `short_T` one only where no longer text is
+    found.
     """
 
     visual_VD: Floats
@@ -62,7 +65,9 @@ class SamplePool:
 
     def barred(self, i: int, rows: Rows) -> Mask:
         """Which of `rows` are of the image, the group or the text of sample i."""
-        same = [keys[rows] == keys[i] for keys in (self.image_of_N, self.group_of_N, self.text_of_N)]
+        same = [
+            keys[rows] == keys[i] for keys in (self.image_of_N, self.group_of_N, self.text_of_N)
+        ]
         return np.asarray(np.logical_or.reduce(same))
 
 
@@ -79,7 +84,8 @@ class KnnTextParams:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """The k nearest others in looks, best first, ties by row; -1 where there are fewer. `codes_NK` as above."""
+    """The k nearest others in looks, best first, ties by row; -1 where there are fewer. `codes_NK`
+    as above."""
 
     rows_NK: Rows
     visual_NK: Floats
@@ -107,7 +113,8 @@ class Clusters:
 
     @classmethod
     def of_images(cls, visual_VD: Floats, num: int, seed: int) -> Clusters:
-        """At most `num` clusters, the empty ones left out. The same for the same vectors and seed."""
+        """At most `num` clusters, the empty ones left out. The same for the same vectors and
+        seed."""
         from cirloop.retrieval.ann import kmeans
 
         label_V, centroids_CD = kmeans(visual_VD, num, seed)
@@ -115,15 +122,21 @@ class Clusters:
         return cls(of_V.astype(np.int64), centroids_CD[kept])
 
     def farthest(self) -> Rows:
-        """Each cluster's farthest other one by Euclidean distance of the centroids, ties by number; -1 for a single."""
+        """Each cluster's farthest other one by Euclidean distance of the centroids, ties by number;
+        -1 for a single."""
         squared = (self.centroids_CD**2).sum(axis=1)
-        distances = squared[:, None] + squared[None, :] - 2 * self.centroids_CD @ self.centroids_CD.T
+        distances = (
+            squared[:, None] + squared[None, :] - 2 * self.centroids_CD @ self.centroids_CD.T
+        )
         np.fill_diagonal(distances, -np.inf)
         return np.argmax(distances, axis=1) if len(distances) > 1 else np.full(len(distances), -1)
 
 
-def neighbours(pool: SamplePool, params: KnnTextParams, device: str = "cpu", progress: Progress = iter) -> Neighbours:
-    """Each sample's neighbours and what each is good for. Blocks of samples against all: never an N x N matrix."""
+def neighbours(
+    pool: SamplePool, params: KnnTextParams, device: str = "cpu", progress: Progress = iter
+) -> Neighbours:
+    """Each sample's neighbours and what each is good for. Blocks of samples against all: never an N
+    x N matrix."""
     from cirloop.retrieval.topk import scores_of, topk
 
     num, k = len(pool), min(params.k_nn, max(1, len(pool) - 1))
@@ -132,11 +145,17 @@ def neighbours(pool: SamplePool, params: KnnTextParams, device: str = "cpu", pro
     related = [_members(pool.image_of_N), _members(pool.group_of_N)]
     for start in progress(range(0, num, BLOCK)):
         block = slice(start, start + BLOCK)
-        left_out = [np.concatenate(rows) for rows in zip(*(each[block] for each in related), strict=True)]
+        left_out = [
+            np.concatenate(rows) for rows in zip(*(each[block] for each in related), strict=True)
+        ]
         rows_NK[block], visual_NK[block] = topk(vectors_ND[block], vectors_ND, k, device, left_out)
         texts_BK = pool.text_of_N[rows_NK[block]]
-        text_NK[block] = scores_of(pool.texts_TE[pool.text_of_N[block]], pool.texts_TE, texts_BK, device)
-    return Neighbours(rows_NK, visual_NK, text_NK, _codes(pool, params, rows_NK, visual_NK, text_NK))
+        text_NK[block] = scores_of(
+            pool.texts_TE[pool.text_of_N[block]], pool.texts_TE, texts_BK, device
+        )
+    return Neighbours(
+        rows_NK, visual_NK, text_NK, _codes(pool, params, rows_NK, visual_NK, text_NK)
+    )
 
 
 def _members(keys_N: Rows) -> list[Rows]:
@@ -163,7 +182,9 @@ def _codes(
 class _Selector:
     """Choices in the samples' order, since each one counts as a use of its text."""
 
-    def __init__(self, pool: SamplePool, near: Neighbours, clusters: Clusters, params: KnnTextParams) -> None:
+    def __init__(
+        self, pool: SamplePool, near: Neighbours, clusters: Clusters, params: KnnTextParams
+    ) -> None:
         self._pool, self._near, self._params = pool, near, params
         self._levels = thresholds(params.cosine_threshold)
         self._remaining_uses_T = pool.max_uses_T.copy()
@@ -172,13 +193,16 @@ class _Selector:
         self.num_exhausted = 0
         """Candidates that were passed over because their text was used up."""
         short_NK = pool.short_T[pool.text_of_N[near.rows_NK]]
-        keys = np.where(near.codes_NK < RAISES, near.codes_NK + RAISES * short_NK, 2 * RAISES).astype(np.int8)
+        keys = np.where(
+            near.codes_NK < RAISES, near.codes_NK + RAISES * short_NK, 2 * RAISES
+        ).astype(np.int8)
         order_NK = np.argsort(keys, axis=1, kind="stable")
         self._order_NK = order_NK.astype(np.int16 if near.rows_NK.shape[1] < 1 << 15 else np.int32)
         self._num_long_N, self._num_N = (keys < RAISES).sum(1), (keys < 2 * RAISES).sum(1)
 
     def choose(self, i: int, diverse_first: bool) -> Negative | None:
-        """Long texts of the first kind, of the other, then short texts of both; None where there is none."""
+        """Long texts of the first kind, of the other, then short texts of both; None where there is
+        none."""
         kinds = (self._diverse, self._hard) if diverse_first else (self._hard, self._diverse)
         for short in (False, True):
             for kind in kinds:
@@ -191,16 +215,21 @@ class _Selector:
     def _hard(self, i: int, short: bool) -> Negative | None:
         """The best in looks of those below the lowest threshold that lets any through."""
         near, long = self._near, self._num_long_N[i]
-        for place in self._order_NK[i, long : self._num_N[i]] if short else self._order_NK[i, :long]:
+        for place in (
+            self._order_NK[i, long : self._num_N[i]] if short else self._order_NK[i, :long]
+        ):
             row = near.rows_NK[i, place]
             if self._remaining_uses_T[self._pool.text_of_N[row]] > 0:
                 visual, text = near.visual_NK[i, place], near.text_NK[i, place]
-                return Negative(int(row), HARD, int(near.codes_NK[i, place]), float(visual), float(text))
+                return Negative(
+                    int(row), HARD, int(near.codes_NK[i, place]), float(visual), float(text)
+                )
             self.num_exhausted += 1
         return None
 
     def _diverse(self, i: int, short: bool) -> Negative | None:
-        """The first, in an order drawn for this sample, below the lowest threshold that lets any through."""
+        """The first, in an order drawn for this sample, below the lowest threshold that lets any
+        through."""
         pool, members = self._pool, self._far[self._cluster_of_N[i]]
         mine_E, best = pool.texts_TE[pool.text_of_N[i]], (RAISES, -1, 0.0)
         drawn = members[np.random.default_rng([self._params.seed, 2, i]).permutation(len(members))]
@@ -209,9 +238,11 @@ class _Selector:
             texts = pool.text_of_N[rows]
             scores = pool.texts_TE[texts] @ mine_E
             levels = (scores[:, None] >= self._levels).sum(axis=1)
-            levels[(self._remaining_uses_T[texts] <= 0) | (pool.short_T[texts] != short) | pool.barred(i, rows)] = (
-                RAISES
-            )
+            levels[
+                (self._remaining_uses_T[texts] <= 0)
+                | (pool.short_T[texts] != short)
+                | pool.barred(i, rows)
+            ] = RAISES
             at = int(np.argmin(levels))
             if levels[at] < best[0]:
                 best = (int(levels[at]), int(rows[at]), float(scores[at]))
@@ -225,19 +256,31 @@ class _Selector:
 
 
 def diverse_first(num: int, params: KnnTextParams) -> Mask:
-    """Which samples look for a diverse negative first: a share of `diverse_ratio`, drawn by the seed."""
+    """Which samples look for a diverse negative first: a share of `diverse_ratio`, drawn by the
+    seed."""
     return np.random.default_rng([params.seed, 1]).random(num) < params.diverse_ratio
 
 
 def choose(
-    pool: SamplePool, near: Neighbours, clusters: Clusters, params: KnnTextParams, progress: Progress = iter
+    pool: SamplePool,
+    near: Neighbours,
+    clusters: Clusters,
+    params: KnnTextParams,
+    progress: Progress = iter,
 ) -> tuple[list[Negative | None], int]:
-    """Each sample's negative, and how many candidates were passed over because their text was used up.
+    """Each sample's negative, and how many candidates were passed over because their text was used
+    up.
 
-    In the samples' order. Hard or diverse is looked for first, as drawn; then the other kind; then both again with
-    short texts. Nothing is chosen where none of them finds any.
+    In the samples' order. Hard or diverse is looked for first, as drawn; then the other kind; then
+    both again with short texts. Nothing is chosen where none of them finds any.
     """
-    first, selector, chosen = diverse_first(len(pool), params), _Selector(pool, near, clusters, params), []
+    first, selector, chosen = (
+        diverse_first(len(pool), params),
+        _Selector(pool, near, clusters, params),
+        [],
+    )
     for start in progress(range(0, len(pool), 1024)):
-        chosen += [selector.choose(i, bool(first[i])) for i in range(start, min(start + 1024, len(pool)))]
+        chosen += [
+            selector.choose(i, bool(first[i])) for i in range(start, min(start + 1024, len(pool)))
+        ]
     return chosen, selector.num_exhausted

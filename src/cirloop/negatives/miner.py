@@ -1,7 +1,9 @@
-"""A strategy over all queries, block by block: vectors in, chosen images with their ranks and scores out.
+"""A strategy over all queries, block by block: vectors in, chosen images with their ranks and
+scores out.
 
-Strategies that see the whole gallery get blocks of all scores; the others get each query's best images, found without
-ever holding more than a block (`retrieval/topk.py`). Array suffixes as in `negatives/base.py`.
+Strategies that see the whole gallery get blocks of all scores; the others get each query's best
+images, found without ever holding more than a block (`retrieval/topk.py`). Array suffixes as in
+`negatives/base.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from cirloop.retrieval.topk import ranks, score_blocks, scores_of, topk
 BLOCK = 4096
 """Queries of a block of best images."""
 SMALLER = (
-    "Set mining.search ivf_pq, which holds the least (docs/scaling.md), a smaller depth of the strategy, or "
-    'CUDA_VISIBLE_DEVICES="" to search in the machine\'s memory.'
+    "Set mining.search ivf_pq, which holds the least (docs/scaling.md), a smaller depth of the"
+    ' strategy, or CUDA_VISIBLE_DEVICES="" to search in the machine\'s memory.'
 )
 
 
@@ -31,8 +33,8 @@ SMALLER = (
 class MiningInputs:
     """What is mined: queries against a gallery, float16 or float32, memory-mapped or not.
 
-    `targets_Q` are gallery rows, `references_Q` too (-1: the reference is not in the gallery; None: there are none),
-    `positives` per query further right answers.
+    `targets_Q` are gallery rows, `references_Q` too (-1: the reference is not in the gallery; None:
+    there are none), `positives` per query further right answers.
     """
 
     queries_QD: Any
@@ -46,8 +48,8 @@ class MiningInputs:
 class MiningResult:
     """What was mined for one query: gallery rows, best first, with their ranks and scores.
 
-    The last `num_fallback` come from the fallback. `candidate_set` is the set they were drawn from, where the strategy
-    has one.
+    The last `num_fallback` come from the fallback. `candidate_set` is the set they were drawn from,
+    where the strategy has one.
     """
 
     query_index: int
@@ -69,19 +71,25 @@ def mine(
     target_ranks: bool = True,
     stats: dict[str, Any] | None = None,
 ) -> Iterator[MiningResult]:
-    """What the strategy chooses for each query, in the queries' order; no images where it passes a query over.
+    """What the strategy chooses for each query, in the queries' order; no images where it passes a
+    query over.
 
-    Ranks count from 1 among all images, the reference left out unless `settings.rank_reference`. Without
-    `target_ranks`, a target that is not among the best images has rank 0: counting its rank costs more than mining.
-    `stats` gets what a report should say: the recall of an approximate search, counts of the strategy.
+    Ranks count from 1 among all images, the reference left out unless `settings.rank_reference`.
+    Without `target_ranks`, a target that is not among the best images has rank 0: counting its rank
+    costs more than mining. `stats` gets what a report should say: the recall of an approximate
+    search, counts of the strategy.
     """
     strategy, stats = settings.strategy, {} if stats is None else stats
     with oom.enough(f"mining {len(inputs.gallery_GD)} images", SMALLER):
-        scores_Q = scores_of(inputs.queries_QD, inputs.gallery_GD, inputs.targets_Q[:, None], device)
+        scores_Q = scores_of(
+            inputs.queries_QD, inputs.gallery_GD, inputs.targets_Q[:, None], device
+        )
     mean = float(scores_Q.mean()) if len(scores_Q) else 0.0
     context = replace(context, targets_Q=inputs.targets_Q, mean_target_score=mean)
     if not strategy.needs_full_gallery and settings.fallback != "random":
-        blocks = _top_k_blocks(settings, inputs, device, target_ranks or settings.skips_solved_queries, stats)
+        blocks = _top_k_blocks(
+            settings, inputs, device, target_ranks or settings.skips_solved_queries, stats
+        )
     elif strategy.needs_full_gallery:
         blocks = _full_blocks(settings, inputs, device)
     else:  # the best ones to choose from, all of them to draw from
@@ -93,7 +101,11 @@ def mine(
 
 
 def _results(
-    settings: MiningSettings, block: CandidateBlock, context: MiningContext, sets: bool, stats: dict[str, Any]
+    settings: MiningSettings,
+    block: CandidateBlock,
+    context: MiningContext,
+    sets: bool,
+    stats: dict[str, Any],
 ) -> Iterator[MiningResult]:
     strategy, mined_B = settings.strategy, np.ones(len(block.query_index_B), bool)
     if settings.skips_solved_queries:
@@ -113,15 +125,26 @@ def _results(
             picks = chosen[place_B[b]]
             filler = _filler(settings, block, b, picks, context)
             picks, num_fallback = np.concatenate([picks, filler]), len(filler)
-            candidates = None if candidate_sets is None else block.gallery_index_BK[b, candidate_sets[place_B[b]]]
+            candidates = (
+                None
+                if candidate_sets is None
+                else block.gallery_index_BK[b, candidate_sets[place_B[b]]]
+            )
         yield MiningResult(
-            int(block.query_index_B[b]), int(block.target_rank_B[b]), float(block.target_score_B[b]),
-            block.gallery_index_BK[b, picks], _ranks(block, b, picks), block.scores_BK[b, picks], num_fallback,
+            int(block.query_index_B[b]),
+            int(block.target_rank_B[b]),
+            float(block.target_score_B[b]),
+            block.gallery_index_BK[b, picks],
+            _ranks(block, b, picks),
+            block.scores_BK[b, picks],
+            num_fallback,
             candidates,
-        )  # fmt: skip
+        )
 
 
-def _filler(settings: MiningSettings, block: CandidateBlock, b: int, picks: Rows, context: MiningContext) -> Rows:
+def _filler(
+    settings: MiningSettings, block: CandidateBlock, b: int, picks: Rows, context: MiningContext
+) -> Rows:
     """What the fallback adds to the picks of a query."""
     lacking = settings.strategy.negatives_per_query - len(picks)
     if settings.fallback == "none" or lacking <= 0:
@@ -139,7 +162,9 @@ def _ranks(block: CandidateBlock, b: int, picks: Rows) -> Rows:
     return np.asarray(ranks_of(block.scores_BK[b : b + 1], picks[None])[0])
 
 
-def _full_blocks(settings: MiningSettings, inputs: MiningInputs, device: str) -> Iterator[CandidateBlock]:
+def _full_blocks(
+    settings: MiningSettings, inputs: MiningInputs, device: str
+) -> Iterator[CandidateBlock]:
     """All scores of some queries at a time, -inf for a reference that is not ranked."""
     index_Q, index_G = np.arange(len(inputs.targets_Q)), np.arange(len(inputs.gallery_GD))
     for block, scores_BG in score_blocks(inputs.queries_QD, inputs.gallery_GD, device):
@@ -155,15 +180,27 @@ def _full_blocks(settings: MiningSettings, inputs: MiningInputs, device: str) ->
         rows_BG = np.broadcast_to(index_G, scores_BG.shape)
         rank_B = ranks_of(scores_BG, target_B[:, None])[:, 0]
         yield CandidateBlock(
-            index_Q[block], rows_BG, scores_BG, eligible_BG, target_B, scores_BG[here, target_B], rank_B
+            index_Q[block],
+            rows_BG,
+            scores_BG,
+            eligible_BG,
+            target_B,
+            scores_BG[here, target_B],
+            rank_B,
         )
 
 
 def _top_k_blocks(
-    settings: MiningSettings, inputs: MiningInputs, device: str, target_ranks: bool, stats: dict[str, Any]
+    settings: MiningSettings,
+    inputs: MiningInputs,
+    device: str,
+    target_ranks: bool,
+    stats: dict[str, Any],
 ) -> Iterator[CandidateBlock]:
     """The best images of each query, so many that as many as the strategy needs are eligible."""
-    depth = settings.strategy.depth + 1 + max(map(len, inputs.positives or [frozenset()]), default=0)  # and the target
+    depth = (
+        settings.strategy.depth + 1 + max(map(len, inputs.positives or [frozenset()]), default=0)
+    )  # and the target
     depth += settings.strategy.negatives_per_query if settings.fallback == "top_k" else 0
     excluded = None
     if inputs.references_Q is not None and not settings.rank_reference:
@@ -172,7 +209,9 @@ def _top_k_blocks(
     if settings.search == "exact":
         rows_QK, scores_QK = topk(*given, device, excluded)
     else:
-        rows_QK, scores_QK, recall = ann_topk(*given, settings.search, settings.index, excluded_QE=excluded)
+        rows_QK, scores_QK, recall = ann_topk(
+            *given, settings.search, settings.index, excluded_QE=excluded
+        )
         stats["search_recall"] = round(recall, 4)
     eligible_QK = (rows_QK != inputs.targets_Q[:, None]) & (rows_QK >= 0)
     for query, right in enumerate(inputs.positives or ()):
@@ -184,17 +223,32 @@ def _top_k_blocks(
     for start in range(0, len(rows_QK), BLOCK):
         block = slice(start, start + BLOCK)
         yield CandidateBlock(
-            index_Q[block], rows_QK[block], scores_QK[block], eligible_QK[block], inputs.targets_Q[block],
-            score_Q[block], rank_Q[block], ranks_QK[block],
-        )  # fmt: skip
+            index_Q[block],
+            rows_QK[block],
+            scores_QK[block],
+            eligible_QK[block],
+            inputs.targets_Q[block],
+            score_Q[block],
+            rank_Q[block],
+            ranks_QK[block],
+        )
 
 
 def _target_ranks(
-    inputs: MiningInputs, rows_QK: Rows, scores_QK: Floats, device: str, excluded: Rows | None, target_ranks: bool
+    inputs: MiningInputs,
+    rows_QK: Rows,
+    scores_QK: Floats,
+    device: str,
+    excluded: Rows | None,
+    target_ranks: bool,
 ) -> tuple[Rows, Floats]:
-    """The target's rank and score: of the best images where it is one, else counted, or 0 without `target_ranks`."""
+    """The target's rank and score: of the best images where it is one, else counted, or 0 without
+    `target_ranks`."""
     seen_QK = rows_QK == inputs.targets_Q[:, None]
-    rank_Q, score_Q = seen_QK.argmax(axis=1) + 1, scores_QK[np.arange(len(scores_QK)), seen_QK.argmax(axis=1)]
+    rank_Q, score_Q = (
+        seen_QK.argmax(axis=1) + 1,
+        scores_QK[np.arange(len(scores_QK)), seen_QK.argmax(axis=1)],
+    )
     unseen = np.flatnonzero(~seen_QK.any(axis=1))
     if len(unseen):
         given = inputs.queries_QD[unseen], inputs.gallery_GD, inputs.targets_Q[unseen, None], device

@@ -20,8 +20,9 @@ def summary(
 ) -> dict[str, Any]:
     """Counts and the quartiles of similarity, of targets and of mined images.
 
-    Per query the target's rank and score and how many images were mined; `scores` are those of all mined images,
-    `filled` how many of them a fallback gave. `set_sizes` are of strategies that draw from a set (`band`).
+    Per query the target's rank and score and how many images were mined; `scores` are those of all
+    mined images, `filled` how many of them a fallback gave. `set_sizes` are of strategies that draw
+    from a set (`band`).
     """
     mined_Q, ranks_Q = np.array(counts, np.int64), np.array(target_ranks, np.int64)
     first = int((ranks_Q == 1).sum())

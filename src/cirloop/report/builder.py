@@ -1,4 +1,5 @@
-"""`report.html` of a run: what its rooms know, handed to the page; and the page made anew from a run directory."""
+"""`report.html` of a run: what its rooms know, handed to the page; and the page made anew from a
+run directory."""
 
 from __future__ import annotations
 
@@ -27,22 +28,33 @@ LOG = "training_log.json"
 
 
 def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -> Path:
-    """The report of a run with what is finished by now; without `data`, with what can be read of it.
+    """The report of a run with what is finished by now; without `data`, with what can be read of
+    it.
 
     Raises UserError for an artifact that is not what it was, OSError where the disk refuses.
     """
     train, evals, no_data = _splits(config, store, data)
     return report.write(
         report.ReportData(
-            store.directory, frozenset(store.names), [name for name in plan(config, False) if name not in store.names],
-            partial(_read, store), config.resolved(), config.data.protocol.reported, train, evals, no_data,
-            config.runtime.control, notices.of(config), notices.title(config),
+            store.directory,
+            frozenset(store.names),
+            [name for name in plan(config, False) if name not in store.names],
+            partial(_read, store),
+            config.resolved(),
+            config.data.protocol.reported,
+            train,
+            evals,
+            no_data,
+            config.runtime.control,
+            notices.of(config),
+            notices.title(config),
         )
-    )  # fmt: skip
+    )
 
 
 def reporter(config: RunConfig, store: Store, data: Dataset) -> events.Listener:
-    """Return a listener that writes the report after each iteration and at the end of a run (`telling.py`)."""
+    """Return a listener that writes the report after each iteration and at the end of a run
+    (`telling.py`)."""
 
     def hear(kind: str, what: dict[str, Any]) -> None:
         if kind in ("evaluated", "finished"):
@@ -52,21 +64,28 @@ def reporter(config: RunConfig, store: Store, data: Dataset) -> events.Listener:
 
 
 def rebuild(config: RunConfig) -> Path:
-    """The report of the run in `config.directory` from its artifacts; `config` may say where data or a control lie now.
+    """The report of the run in `config.directory` from its artifacts; `config` may say where data
+    or a control lie now.
 
-    Loads no model and takes no lock; where the data or pictures are gone the page says so. Raises UserError where the
-    directory holds no run, and as `write_report`.
+    Loads no model and takes no lock; where the data or pictures are gone the page says so. Raises
+    UserError where the directory holds no run, and as `write_report`.
     """
     own, store = run_directory(config.directory)
-    runtime = own.runtime.model_copy(update={"control": config.runtime.control or own.runtime.control})
-    places = {"data_dir": config.data_dir or own.data_dir, "train_dir": config.train_dir or own.train_dir}
+    runtime = own.runtime.model_copy(
+        update={"control": config.runtime.control or own.runtime.control}
+    )
+    places = {
+        "data_dir": config.data_dir or own.data_dir,
+        "train_dir": config.train_dir or own.train_dir,
+    }
     path = write_report(own.model_copy(update={"runtime": runtime, **places}), store)
     logger.info("wrote %s", path)
     return path
 
 
 def _read(store: Store, name: str) -> dict[str, Any]:
-    """An artifact's content, verified; of a checkpoint the training log, without reading the weights."""
+    """An artifact's content, verified; of a checkpoint the training log, without reading the
+    weights."""
     path = store.directory / name
     return schema.read(path / LOG) if path.is_dir() else store.find(name).read()
 
@@ -74,14 +93,17 @@ def _read(store: Store, name: str) -> dict[str, Any]:
 def _splits(
     config: RunConfig, store: Store, data: Dataset | None
 ) -> tuple[TrainSplit | None, Sequence[EvalSplit], str]:
-    """The data as far as something was made of it, and why there is none: some runs have no training data."""
+    """The data as far as something was made of it, and why there is none: some runs have no
+    training data."""
     settings = config.data
     if hasattr(settings, "allow_missing_images"):
         settings = settings.model_copy(update={"allow_missing_images": ANY_NUMBER})
     places = Sources(config.data_dir, config.cache, progress, config.train_dir)
     try:
         data = data or settings.build(places)
-        train = data.train if any(name.startswith("hard_negatives") for name in store.names) else None
+        train = (
+            data.train if any(name.startswith("hard_negatives") for name in store.names) else None
+        )
         evaluated = any(name.startswith("evaluation") for name in store.names)
         return train, data.parts(config.evaluation.split) if evaluated else (), ""
     except UserError as error:

@@ -1,4 +1,5 @@
-"""Texts that were written for mined images: how many passed which check, and some of each kind with both images."""
+"""Texts that were written for mined images: how many passed which check, and some of each kind with
+both images."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ from matplotlib.axes import Axes
 
 from cirloop.report.charts import Chart, Table, draw, stacked_bars
 from cirloop.report.negatives_section import Summaries
-from cirloop.report.report_data import Card, Examples, ReportData, Section, Thumbnails, evenly_spaced, join, shortened
+from cirloop.report.report_data import (
+    Card,
+    Examples,
+    ReportData,
+    Section,
+    Thumbnails,
+    evenly_spaced,
+    join,
+    shortened,
+)
 from cirloop.types import ImageId, QueryId
 
 ARTIFACT = "augmented_samples_iter_{t}.json"
@@ -30,22 +40,35 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
             examples.insert(0, _examples(data, t, content, thumbnails))
     if not summaries:
         is_on = data.settings["captioning"]["enabled"]
-        note = "Nothing is written yet." if is_on else "This run writes no captions (captioning.enabled is off)."
+        note = (
+            "Nothing is written yet."
+            if is_on
+            else "This run writes no captions (captioning.enabled is off)."
+        )
         return Section("captions", "Captions", [note]), {}
     note = (
-        "A foundation model wrote the text that would make a mined image right. Accepted texts become training "
-        "triplets; each rejected one is kept with the check that it failed."
+        "A foundation model wrote the text that would make a mined image right. Accepted texts"
+        " become training triplets; each rejected one is kept with the check that it failed."
     )
     chart = _chart(data, summaries)
-    return Section("captions", "Captions", [note], (), [chart], _true_texts(data), examples), summaries
+    return (
+        Section("captions", "Captions", [note], (), [chart], _true_texts(data), examples),
+        summaries,
+    )
 
 
 def _chart(data: ReportData, summaries: Summaries) -> Chart:
     counts = {t: {"accepted": row["accepted"], **row["rejected"]} for t, row in summaries.items()}
-    kinds = ["accepted", *sorted({kind for each in counts.values() for kind in each} - {"accepted"})]
-    parts = {shortened(kind): [float(each.get(kind, 0)) for each in counts.values()] for kind in kinds}
+    kinds = [
+        "accepted",
+        *sorted({kind for each in counts.values() for kind in each} - {"accepted"}),
+    ]
+    parts = {
+        shortened(kind): [float(each.get(kind, 0)) for each in counts.values()] for kind in kinds
+    }
     rows = [
-        [str(t), *(str(each.get(kind, 0)) for kind in kinds), str(sum(each.values()))] for t, each in counts.items()
+        [str(t), *(str(each.get(kind, 0)) for kind in kinds), str(sum(each.values()))]
+        for t, each in counts.items()
     ]
 
     def plot(axes: Axes) -> None:
@@ -63,27 +86,45 @@ def _true_texts(data: ReportData) -> list[Table]:
     for t, account in data.accounts.items():
         true, accepted = account["true_captions"], account["accepted"]
         rows.append((str(t), str(accepted), f"{true} ({100 * true / max(accepted, 1):.1f}%)"))
-    return [Table("Accepted texts that are true", ("iteration", "accepted", "true"), rows)] if rows else []
+    return (
+        [Table("Accepted texts that are true", ("iteration", "accepted", "true"), rows)]
+        if rows
+        else []
+    )
 
 
-def _examples(data: ReportData, t: int, content: Mapping[str, Any], thumbnails: Thumbnails) -> Examples:
+def _examples(
+    data: ReportData, t: int, content: Mapping[str, Any], thumbnails: Thumbnails
+) -> Examples:
     cards = []
     for row in evenly_spaced(content["accepted"], MAX_TEXTS):
         query, target = row["triplet"]["query"], row["triplet"]["target"]
         old = data.train_split.text(QueryId(row["source"]))
-        cards.append(_card(data, row, query["reference"], target, (old, query["text"]), "", thumbnails))
+        cards.append(
+            _card(data, row, query["reference"], target, (old, query["text"]), "", thumbnails)
+        )
     for reason in content["summary"]["rejected"]:
-        for row in evenly_spaced([row for row in content["rejected"] if row["reason"] == reason], MAX_TEXTS // 2):
+        for row in evenly_spaced(
+            [row for row in content["rejected"] if row["reason"] == reason], MAX_TEXTS // 2
+        ):
             texts = (row["original_text"], row["text"])
-            cards.append(_card(data, row, row["reference"], row["image"], texts, reason, thumbnails))
+            cards.append(
+                _card(data, row, row["reference"], row["image"], texts, reason, thumbnails)
+            )
     return Examples(f"Iteration {t}", f"{len(cards)} texts", cards)
 
 
 def _card(
-    data: ReportData, row: Mapping[str, Any], reference: str, image: str, texts: tuple[str, str], reason: str,
+    data: ReportData,
+    row: Mapping[str, Any],
+    reference: str,
+    image: str,
+    texts: tuple[str, str],
+    reason: str,
     thumbnails: Thumbnails,
-) -> Card:  # fmt: skip
-    """Of a text that was rejected for `reason`; empty = accepted. `texts` are the old and the new one."""
+) -> Card:
+    """Of a text that was rejected for `reason`; empty = accepted. `texts` are the old and the new
+    one."""
     old, new = texts
     checks, notes = row["checks"], []
     if "verify" in checks:

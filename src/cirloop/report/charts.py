@@ -1,4 +1,5 @@
-"""Charts of a report, drawn by matplotlib: SVG in the page, SVG and PNG as files. Each has a table of its numbers."""
+"""Charts of a report, drawn by matplotlib: SVG in the page, SVG and PNG as files. Each has a table
+of its numbers."""
 
 from __future__ import annotations
 
@@ -22,12 +23,27 @@ INK, PAPER = "#1c1e21", "#ffffff"
 COLORS = ("#1f77b4", "#d4600c", "#2c9a48", "#9467bd", "#a97c00", "#d0457f", "#0e8a9a", "#7f7f7f")
 """Each has a contrast of 3 to 1 at least with the page, light and dark."""
 STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "cirloop", "text.parse_math": False, "font.size": 11,
-    "axes.prop_cycle": cycler(color=COLORS), "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#80808040", "lines.markersize": 5,
-    "errorbar.capsize": 3, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
-    "ytick.color": INK, "axes.titlelocation": "left", "axes.titlesize": 12, "axes.titleweight": "bold",
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cirloop",
+    "text.parse_math": False,
+    "font.size": 11,
+    "axes.prop_cycle": cycler(color=COLORS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#80808040",
+    "lines.markersize": 5,
+    "errorbar.capsize": 3,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+}
 INCHES = (4.8, 3.4)
 """Small enough that texts can be read on a phone."""
 MAX_LABELS = 10
@@ -57,8 +73,12 @@ class Chart:
         """The SVG as part of the page: its paper is the page's, its ink the page's text colour."""
         drawing = self.svg[self.svg.index("<svg") :]
         drawing = drawing.replace(f"fill: {PAPER}", "fill: none").replace(INK, "currentColor")
-        drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # such ids are the same in all charts of a page
-        return Markup(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(safe(self.title))}"', 1))
+        drawing = re.sub(
+            r'<g id="[^"]*"', "<g", drawing
+        )  # such ids are the same in all charts of a page
+        return Markup(
+            drawing.replace("<svg", f'<svg role="img" aria-label="{escape(safe(self.title))}"', 1)
+        )
 
 
 def draw(name: str, title: str, table: Table, plot: Callable[[Axes], None]) -> Chart:

@@ -13,8 +13,13 @@ from cirloop.monitoring.costs import FILE, Costs, cells, columns_in_use
 from cirloop.report.charts import Chart, Table, draw, stacked_bars
 from cirloop.report.report_data import ReportData, Section, shortened, try_read
 
-KINDS = {"evaluation": "evaluate", "checkpoint": "train", "hard_negatives": "mine", "augmented_samples": "caption",
-         "accounting": "account"}  # fmt: skip
+KINDS = {
+    "evaluation": "evaluate",
+    "checkpoint": "train",
+    "hard_negatives": "mine",
+    "augmented_samples": "caption",
+    "accounting": "account",
+}
 
 
 def section(data: ReportData) -> Section:
@@ -24,13 +29,18 @@ def section(data: ReportData) -> Section:
     rows, problem = try_read(lambda: Costs(data.directory).read())
     if not rows:
         return Section("cost", title, [problem])
-    warnings = [shortened(f"{row['stage']}: {text}") for row in rows for text in row.get("warnings", ())]
+    warnings = [
+        shortened(f"{row['stage']}: {text}") for row in rows for text in row.get("warnings", ())
+    ]
     done = [row for row in rows if "seconds" in row]
-    return Section("cost", title, (), warnings, [_chart(data, done)] if done else [], [_table(rows)])
+    return Section(
+        "cost", title, (), warnings, [_chart(data, done)] if done else [], [_table(rows)]
+    )
 
 
 def _turn(row: Mapping[str, Any]) -> tuple[int, str]:
-    """The iteration a stage is counted with, -1 for the base model, and its kind: images mined by model t-1 serve t."""
+    """The iteration a stage is counted with, -1 for the base model, and its kind: images mined by
+    model t-1 serve t."""
     name = str(row["stage"])
     kind = next((word for start, word in KINDS.items() if name.startswith(start)), name)
     number = re.search(r"_iter_(\d+)", name)
@@ -47,8 +57,10 @@ def _chart(data: ReportData, rows: Sequence[Mapping[str, Any]]) -> Chart:
     labels = ["base" if turn < 0 else str(turn) for turn in turns]
     divisor, unit = (3600, "hours") if seconds.total() > 36000 else (60, "minutes")
     parts = {kind: [seconds[turn, kind] / divisor for turn in turns] for kind in kinds}
-    cells_of = [[label, *(f"{seconds[turn, kind]:.1f}" for kind in kinds)]
-                for label, turn in zip(labels, turns, strict=True)]  # fmt: skip
+    cells_of = [
+        [label, *(f"{seconds[turn, kind]:.1f}" for kind in kinds)]
+        for label, turn in zip(labels, turns, strict=True)
+    ]
 
     def plot(axes: Axes) -> None:
         stacked_bars(axes, labels, parts)

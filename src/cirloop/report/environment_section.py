@@ -12,12 +12,28 @@ from cirloop.io.redact import HIDDEN, secrets_in
 from cirloop.report.charts import Table
 from cirloop.report.report_data import ReportData, Section, shortened
 
-PACKAGES = ("cirloop", "torch", "transformers", "peft", "accelerate", "numpy", "safetensors", "pillow", "faiss-cpu",
-            "faiss-gpu", "deepspeed", "bitsandbytes", "vllm", "open_clip_torch")  # fmt: skip
+PACKAGES = (
+    "cirloop",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "numpy",
+    "safetensors",
+    "pillow",
+    "faiss-cpu",
+    "faiss-gpu",
+    "deepspeed",
+    "bitsandbytes",
+    "vllm",
+    "open_clip_torch",
+)
 
 
 def section(data: ReportData) -> Section:
-    return Section("settings", "Settings and environment", tables=[*_settings(data), _environment()])
+    return Section(
+        "settings", "Settings and environment", tables=[*_settings(data), _environment()]
+    )
 
 
 def _settings(data: ReportData) -> list[Table]:
@@ -63,7 +79,8 @@ def _environment() -> Table:
 
 
 def _device() -> str:
-    """The GPUs of a process that uses them; to look is no reason to load torch, or to take memory on one."""
+    """The GPUs of a process that uses them; to look is no reason to load torch, or to take memory
+    on one."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return f"CPU, {platform.machine()}"

@@ -24,8 +24,9 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """An evaluation without its queries' best images. `values_Q` are what iterations are compared on (float32),
-    `ranks_Q` the targets' ranks, or margins where people chose between sets (float64)."""
+    """An evaluation without its queries' best images. `values_Q` are what iterations are compared
+    on (float32), `ranks_Q` the targets' ranks, or margins where people chose between sets
+    (float64)."""
 
     name: str
     label: str
@@ -48,7 +49,9 @@ def _evaluation(name: str, content: dict[str, Any]) -> Evaluation:
     ranks = content.pop("ranks")
     queries = [row[0] for row in ranks]
     values_Q = np.array([row[2] for row in ranks], np.float32)
-    return Evaluation(name, content["iteration"], content, queries, values_Q, np.array([row[1] for row in ranks]))
+    return Evaluation(
+        name, content["iteration"], content, queries, values_Q, np.array([row[1] for row in ranks])
+    )
 
 
 def section(data: ReportData, evaluated: Sequence[Evaluation]) -> Section:
@@ -59,12 +62,17 @@ def section(data: ReportData, evaluated: Sequence[Evaluation]) -> Section:
     drawn = [metric for metric in data.headline if any(metric in row["metrics"] for row in results)]
     last = results[-1]
     notes = [
-        f"{last['protocol']}. base is the model before any training, 0 after the warm-up on human triplets.",
+        (
+            f"{last['protocol']}. base is the model before any training, 0 after the warm-up on"
+            " human triplets."
+        ),
         control_note,
     ]
     if last["missing_images"] or last["dropped_queries"]:
-        notes.append(f"{last['missing_images']} images of the gallery are missing, "
-                     f"{last['dropped_queries']} queries dropped.")  # fmt: skip
+        notes.append(
+            f"{last['missing_images']} images of the gallery are missing, "
+            f"{last['dropped_queries']} queries dropped."
+        )
     labelled = [*results, *({**row, "iteration": f"control {row['iteration']}"} for row in control)]
     metrics = list(dict.fromkeys(metric for row in results for metric in row["metrics"]))
     title = "All metrics, percent ± standard error over queries"
@@ -84,24 +92,38 @@ def _control(data: ReportData, own: Result) -> tuple[Sequence[Result], str]:
     content, problem = try_read(lambda: schema.read(file))
     if content is None:
         return [], f"The control {name} cannot be read: {problem}"
-    different = [key for key in COMPARABLE if any(row[key] != own[key] for row in content["results"])]
+    different = [
+        key for key in COMPARABLE if any(row[key] != own[key] for row in content["results"])
+    ]
     if different:
-        return [], f"The control {name} is not drawn: it was evaluated with another {', '.join(different)}."
+        return (
+            [],
+            (
+                f"The control {name} is not drawn: it was evaluated with another"
+                f" {', '.join(different)}."
+            ),
+        )
     return content["results"], f"Dashed: the control {name}, evaluated alike."
 
 
 def _chart(
-    data: ReportData, metrics: Sequence[str], results: Sequence[Result], control: Sequence[Result],
+    data: ReportData,
+    metrics: Sequence[str],
+    results: Sequence[Result],
+    control: Sequence[Result],
     labelled: Sequence[Result],
-) -> Chart:  # fmt: skip
+) -> Chart:
     rows = [[row["iteration"], *(_exact(row, metric) for metric in metrics)] for row in labelled]
     table = Table("Fractions ± standard errors", ("iteration", *metrics), rows)
     title = f"{data.mark}Metrics with one standard error"
     return draw("recalls", title, table, lambda axes: plot_metrics(axes, metrics, results, control))
 
 
-def plot_metrics(axes: Axes, metrics: Sequence[str], results: Sequence[Result], control: Sequence[Result]) -> None:
-    """A line per metric over the iterations with error bars; the control's dashed, in the same colour."""
+def plot_metrics(
+    axes: Axes, metrics: Sequence[str], results: Sequence[Result], control: Sequence[Result]
+) -> None:
+    """A line per metric over the iterations with error bars; the control's dashed, in the same
+    colour."""
     numbers = {row["iteration"] for row in (*results, *control)} - {"base"}
     labels = ["base", *sorted(numbers, key=int)]
     for i, metric in enumerate(metrics):
@@ -109,10 +131,14 @@ def plot_metrics(axes: Axes, metrics: Sequence[str], results: Sequence[Result], 
             rows = [row for row in each if metric in row["metrics"]]
             if rows:
                 axes.errorbar(
-                    [labels.index(row["iteration"]) for row in rows], [row["metrics"][metric] for row in rows],
-                    [row["standard_errors"][metric] for row in rows], fmt=style, color=f"C{i}",
-                    markerfacecolor="none" if suffix else None, label=metric + suffix,
-                )  # fmt: skip
+                    [labels.index(row["iteration"]) for row in rows],
+                    [row["metrics"][metric] for row in rows],
+                    [row["standard_errors"][metric] for row in rows],
+                    fmt=style,
+                    color=f"C{i}",
+                    markerfacecolor="none" if suffix else None,
+                    label=metric + suffix,
+                )
     name_ticks(axes, labels)
     percent(axes)
     axes.set_xlabel("iteration")
@@ -132,8 +158,15 @@ def _compared(data: ReportData) -> list[Table]:
     if not compared:
         return []
     rows = [
-        (f"{c['from']} → {c['to']}", f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}", f"{c['p']:.4f}")
+        (
+            f"{c['from']} → {c['to']}",
+            f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}",
+            f"{c['p']:.4f}",
+        )
         for c in compared
     ]
-    title = f"Each iteration against the one before it, paired over queries: {compared[0]['metric']}, points"
+    title = (
+        f"Each iteration against the one before it, paired over queries: {compared[0]['metric']},"
+        " points"
+    )
     return [Table(title, ("iterations", "difference", "p of a randomisation test"), rows)]

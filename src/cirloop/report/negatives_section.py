@@ -1,4 +1,5 @@
-"""What was mined: counts by iteration and strategy, similarities of targets and negatives, and images of some."""
+"""What was mined: counts by iteration and strategy, similarities of targets and negatives, and
+images of some."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cirloop.report.charts import Chart, Table, draw, percent
-from cirloop.report.report_data import Card, Examples, ReportData, Section, Thumbnails, evenly_spaced, shortened
+from cirloop.report.report_data import (
+    Card,
+    Examples,
+    ReportData,
+    Section,
+    Thumbnails,
+    evenly_spaced,
+    shortened,
+)
 from cirloop.types import ImageId, QueryId
 
 ARTIFACT = "hard_negatives_iter_{t}.json"
@@ -25,8 +34,16 @@ MAX_IMAGES = 5
 MAX_HISTOGRAMS = 4
 """Of iterations at even distances; the last is one of them."""
 NUM_BARS = 40
-COLUMNS = ("by model", "strategy: images", "queries", "target first", "queries mined", "images", "left out as right",
-           "false negatives")  # fmt: skip
+COLUMNS = (
+    "by model",
+    "strategy: images",
+    "queries",
+    "target first",
+    "queries mined",
+    "images",
+    "left out as right",
+    "false negatives",
+)
 Summaries = dict[int, Mapping[str, Any]]
 """What the artifacts say of themselves, by iteration."""
 
@@ -46,11 +63,16 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
             charts.append(_chart(data, drawn.index(t) + 1, t, content["negatives"]))
         if t in iterations[-MAX_ITERATIONS:]:
             strategies = [*counts][:MAX_STRATEGIES]
-            examples[:0] = [_examples(data, t, content["negatives"], name, thumbnails) for name in strategies]
+            examples[:0] = [
+                _examples(data, t, content["negatives"], name, thumbnails) for name in strategies
+            ]
     if not rows:
         return Section("mined", "Mined negatives", ["Nothing is mined yet."]), {}
     if data.train is not None and data.train.oracle is not None:
-        known = "This data set knows every right image: a mined image that is right is marked as a false negative."
+        known = (
+            "This data set knows every right image: a mined image that is right is marked as a"
+            " false negative."
+        )
     else:
         known = "Whether a mined image is right after all is not known for this data set."
     note = f"Wrong images that the current model ranks high for a training query. {known}"
@@ -58,16 +80,23 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
     return Section("mined", "Mined negatives", [note], (), charts, [table], examples), summaries
 
 
-def _row(data: ReportData, t: int, content: Mapping[str, Any], counts: Mapping[str, int]) -> list[str]:
+def _row(
+    data: ReportData, t: int, content: Mapping[str, Any], counts: Mapping[str, int]
+) -> list[str]:
     """Counts of an iteration, and false negatives where they were accounted for."""
     summary, account, false = content["summary"], data.accounts.get(t + 1), "not known"
     if account:
-        false = f"{account['false_negatives']} ({100 * account['false_negatives'] / max(account['mined'], 1):.1f}%)"
+        false = (
+            f"{account['false_negatives']}"
+            f" ({100 * account['false_negatives'] / max(account['mined'], 1):.1f}%)"
+        )
     return [
-        str(t), _counted(counts) or content["strategy"]["type"],
+        str(t),
+        _counted(counts) or content["strategy"]["type"],
         *(str(summary[name]) for name in ("queries", "target_first", "queries_mined", "negatives")),
-        _counted(summary["left_out"]) or "none", false,
-    ]  # fmt: skip
+        _counted(summary["left_out"]) or "none",
+        false,
+    ]
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -75,15 +104,23 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _chart(data: ReportData, number: int, t: int, rows: Rows) -> Chart:
-    """Histograms of similarity: of the targets of the queries that images were mined for, and of these images."""
+    """Histograms of similarity: of the targets of the queries that images were mined for, and of
+    these images."""
     targets = [*{row["query"]: float(row["target_score"]) for row in rows}.values()]
     scores = [float(row["score"]) for row in rows]
     edges = np.histogram_bin_edges([*targets, *scores], NUM_BARS)
-    counts = {"targets": np.histogram(targets, edges)[0], "mined images": np.histogram(scores, edges)[0]}
-    table = Table(f"Counts, model {t}", ("cosine similarity", *counts), [
-        (f"{low:.3f} to {high:.3f}", *(str(each[i]) for each in counts.values()))
-        for i, (low, high) in enumerate(pairwise(edges))
-    ])  # fmt: skip
+    counts = {
+        "targets": np.histogram(targets, edges)[0],
+        "mined images": np.histogram(scores, edges)[0],
+    }
+    table = Table(
+        f"Counts, model {t}",
+        ("cosine similarity", *counts),
+        [
+            (f"{low:.3f} to {high:.3f}", *(str(each[i]) for each in counts.values()))
+            for i, (low, high) in enumerate(pairwise(edges))
+        ],
+    )
 
     def plot(axes: Axes) -> None:
         for name, each in counts.items():
@@ -92,16 +129,22 @@ def _chart(data: ReportData, number: int, t: int, rows: Rows) -> Chart:
         axes.set_xlabel("cosine similarity")
         axes.set_ylabel("of each")
 
-    return draw(f"similarity_{number}", f"{data.mark}Similarity to the query, model {t}", table, plot)
+    return draw(
+        f"similarity_{number}", f"{data.mark}Similarity to the query, model {t}", table, plot
+    )
 
 
 def _examples(
     data: ReportData, t: int, negatives: Rows, strategy: str, thumbnails: Thumbnails
-) -> Examples:  # fmt: skip
+) -> Examples:
     rows = [row for row in negatives if row["strategy"] == strategy]
     groups = [list(group) for _, group in groupby(rows, lambda row: row["query"])]
     cards = [_card(data, group, thumbnails) for group in evenly_spaced(groups, MAX_QUERIES)]
-    return Examples(f"Model {t}, {shortened(strategy)}", f"{len(cards)} queries; {len(rows)} images in all", cards)
+    return Examples(
+        f"Model {t}, {shortened(strategy)}",
+        f"{len(cards)} queries; {len(rows)} images in all",
+        cards,
+    )
 
 
 def _card(data: ReportData, rows: Rows, thumbnails: Thumbnails) -> Card:
@@ -113,8 +156,14 @@ def _card(data: ReportData, rows: Rows, thumbnails: Thumbnails) -> Card:
     for row in rows[:MAX_IMAGES]:
         is_false = row["image"] in right
         note = f"rank {row['rank']}, {row['score']:.3f}" + (", false negative" if is_false else "")
-        images.append(thumbnails.add(split, ImageId(row["image"]), "", note, "wrong" if is_false else ""))
+        images.append(
+            thumbnails.add(split, ImageId(row["image"]), "", note, "wrong" if is_false else "")
+        )
     more = f" (and {len(rows) - MAX_IMAGES} more)" if len(rows) > MAX_IMAGES else ""
     target = f"rank {rows[0]['target_rank']}, {rows[0]['target_score']:.3f}"
-    return Card(shortened(query), [("", split.text(query))], thumbnails.query(split, query, target),
-                [(f"Mined{more}", images)])  # fmt: skip
+    return Card(
+        shortened(query),
+        [("", split.text(query))],
+        thumbnails.query(split, query, target),
+        [(f"Mined{more}", images)],
+    )

@@ -1,4 +1,5 @@
-"""`report.html` of a run directory: one page with everything in it, and the charts as files in `figures/`."""
+"""`report.html` of a run directory: one page with everything in it, and the charts as files in
+`figures/`."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ HERE = Path(__file__).parent
 
 
 def write(data: ReportData) -> Path:
-    """Write `report.html` and `figures/`; returns the page's path. Raises UserError for an artifact that cannot be
-    read, OSError where the disk refuses."""
+    """Write `report.html` and `figures/`; returns the page's path. Raises UserError for an artifact
+    that cannot be read, OSError where the disk refuses."""
     began, path = time.monotonic(), data.directory / FILE
     thumbnails, evaluated = Thumbnails(), metrics_section.evaluations(data)
     changes = query_changes.section(data, evaluated, thumbnails)
@@ -51,10 +52,16 @@ def write(data: ReportData) -> Path:
     ]
     write_figures(data.directory / FIGURES, sections)
     text = _template().render(
-        name=data.directory.resolve().name, data=data, sections=sections, headlines=_headlines(data, evaluated),
-        evaluated=evaluated, thumbnails=thumbnails, side=report_data.SIDE, limit=report_data.MAX_BYTES,
+        name=data.directory.resolve().name,
+        data=data,
+        sections=sections,
+        headlines=_headlines(data, evaluated),
+        evaluated=evaluated,
+        thumbnails=thumbnails,
+        side=report_data.SIDE,
+        limit=report_data.MAX_BYTES,
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
-    )  # fmt: skip
+    )
     write_text(path, text)
     logger.debug("%s: %.1f MB in %.1f s", path, len(text) / 1e6, time.monotonic() - began)
     return path
@@ -64,22 +71,39 @@ def write_figures(directory: Path, sections: Sequence[Section]) -> None:
     """Write each chart as NAME.svg and NAME.png."""
     for chart in (chart for section in sections for chart in section.charts):
         directory.mkdir(exist_ok=True)
-        for path, content in ((f"{chart.name}.svg", chart.svg.encode()), (f"{chart.name}.png", chart.png)):
+        for path, content in (
+            (f"{chart.name}.svg", chart.svg.encode()),
+            (f"{chart.name}.png", chart.png),
+        ):
             with named(directory / path):
                 (directory / path).write_bytes(content)
 
 
-def _headlines(data: ReportData, evaluated: Sequence[metrics_section.Evaluation]) -> list[tuple[str, str, str, str]]:
-    """Metrics of the last evaluation: name, percent, standard error, and what was gained on the first, in points."""
+def _headlines(
+    data: ReportData, evaluated: Sequence[metrics_section.Evaluation]
+) -> list[tuple[str, str, str, str]]:
+    """Metrics of the last evaluation: name, percent, standard error, and what was gained on the
+    first, in points."""
     if not evaluated:
         return []
     first, last = evaluated[0], evaluated[-1]
-    before, after, errors = first.result["metrics"], last.result["metrics"], last.result["standard_errors"]
+    before, after, errors = (
+        first.result["metrics"],
+        last.result["metrics"],
+        last.result["standard_errors"],
+    )
     rows = []
     for name in data.headline:
         if name in after:
             gain = f"{100 * (after[name] - before.get(name, after[name])):+.1f} on {first.label}"
-            rows.append((name, f"{100 * after[name]:.1f}", f"{100 * errors[name]:.1f}", gain if last != first else ""))
+            rows.append(
+                (
+                    name,
+                    f"{100 * after[name]:.1f}",
+                    f"{100 * errors[name]:.1f}",
+                    gain if last != first else "",
+                )
+            )
     return rows
 
 
@@ -91,8 +115,12 @@ def _shown(value: Any) -> Any:
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.globals["style"] = Markup((HERE / "style.css").read_text("utf-8"))  # our own file
     return environment.get_template("page.html.j2")

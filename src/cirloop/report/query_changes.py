@@ -1,4 +1,5 @@
-"""Queries that an iteration won or lost against an earlier one, with the best images before and after."""
+"""Queries that an iteration won or lost against an earlier one, with the best images before and
+after."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from cirloop.report.report_data import (
 from cirloop.types import ImageId, QueryId
 
 MAX_PAIRS = 4
-"""Latest pairs of neighbouring evaluations that are shown with images, besides the first against the last."""
+"""Latest pairs of neighbouring evaluations that are shown with images, besides the first against
+the last."""
 MAX_QUERIES = 4
 """Queries won, and queries lost, of a pair."""
 Pair = tuple[Evaluation, Evaluation]
@@ -31,7 +33,8 @@ Tops = Mapping[int, Sequence[ImageId]]
 
 
 def section(data: ReportData, evaluated: Sequence[Evaluation], thumbnails: Thumbnails) -> Section:
-    """Every pair of neighbours is counted; the latest, and the first against the last, are shown with images."""
+    """Every pair of neighbours is counted; the latest, and the first against the last, are shown
+    with images."""
     pairs = [(a, b) for a, b in pairwise(evaluated) if a.queries == b.queries]
     if not pairs:
         text = f"Two evaluations are needed; {len(evaluated)} are there."
@@ -43,12 +46,15 @@ def section(data: ReportData, evaluated: Sequence[Evaluation], thumbnails: Thumb
     rows = [(_title(pair), *(str(len(rows_Q)) for rows_Q in _changed(pair))) for pair in pairs]
     metric = evaluated[-1].result["compared_on"]
     notes = [
-        f"A query is won where {metric} rises, lost where it falls. {len(shown)} of {len(pairs)} comparisons are shown "
-        "with pictures, each with a few queries at even distances through the list; the target is framed."
+        f"A query is won where {metric} rises, lost where it falls. {len(shown)} of {len(pairs)}"
+        " comparisons are shown with pictures, each with a few queries at even distances through"
+        " the list; the target is framed."
     ]
     if data.evals and not data.eval_split.targets:
         notes.append("People chose between sets of images here, so there is no ranking to show.")
-    table = Table(f"Queries won and lost by {metric}", ("iterations", "won", "lost", "as before"), rows)
+    table = Table(
+        f"Queries won and lost by {metric}", ("iterations", "won", "lost", "as before"), rows
+    )
     examples = [_examples(data, pair, thumbnails) for pair in reversed(shown)]
     return Section("changes", "Queries won and lost", notes, tables=[table], examples=examples)
 
@@ -70,7 +76,9 @@ def _examples(data: ReportData, pair: Pair, thumbnails: Thumbnails) -> Examples:
     rows += [(row, False) for row in evenly_spaced(lost, MAX_QUERIES)]
     tops = [_tops(data, each.name, [row for row, _ in rows]) for each in pair]
     cards = [_card(data, pair, row, is_won, tops, thumbnails) for row, is_won in rows]
-    return Examples(f"{_title(pair)}: {len(won)} won, {len(lost)} lost", f"{len(cards)} shown", cards)
+    return Examples(
+        f"{_title(pair)}: {len(won)} won, {len(lost)} lost", f"{len(cards)} shown", cards
+    )
 
 
 def _tops(data: ReportData, name: str, rows: Sequence[int]) -> Tops:
@@ -81,7 +89,7 @@ def _tops(data: ReportData, name: str, rows: Sequence[int]) -> Tops:
 
 def _card(
     data: ReportData, pair: Pair, row: int, won: bool, tops: Sequence[Tops], thumbnails: Thumbnails
-) -> Card:  # fmt: skip
+) -> Card:
     split, query = data.eval_split, QueryId(pair[0].queries[row])
     target = split.targets.get(query)
 
@@ -89,10 +97,15 @@ def _card(
         if top is None:
             return None
         return [
-            thumbnails.add(split, image, str(place), "the target" if image == target else "",
-                           "right" if image == target else "")
+            thumbnails.add(
+                split,
+                image,
+                str(place),
+                "the target" if image == target else "",
+                "right" if image == target else "",
+            )
             for place, image in enumerate(top, 1)
-        ]  # fmt: skip
+        ]
 
     before, after = pair[0].ranks_Q[row], pair[1].ranks_Q[row]
     if query in split.queries and target is None:  # a preference between sets
@@ -100,7 +113,14 @@ def _card(
     else:
         change = f"the target's rank: {before:.0f}, then {after:.0f}"
     return Card(
-        shortened(query), [("", split.text(query))], thumbnails.query(split, query),
-        [(f"Before ({pair[0].label})", best(tops[0].get(row))), (f"After ({pair[1].label})", best(tops[1].get(row)))],
-        "Won" if won else "Lost", won, change,
-    )  # fmt: skip
+        shortened(query),
+        [("", split.text(query))],
+        thumbnails.query(split, query),
+        [
+            (f"Before ({pair[0].label})", best(tops[0].get(row))),
+            (f"After ({pair[1].label})", best(tops[1].get(row))),
+        ],
+        "Won" if won else "Lost",
+        won,
+        change,
+    )

@@ -1,4 +1,5 @@
-"""The run as its report sees it, the parts that a section of the page is made of, and how much of a run is shown."""
+"""The run as its report sees it, the parts that a section of the page is made of, and how much of a
+run is shown."""
 
 from __future__ import annotations
 
@@ -30,10 +31,11 @@ MAX_BYTES = 8_000_000
 class ReportData:
     """A run as its report sees it.
 
-    `names` are the finished artifacts, `missing` those still to come, and `read` gives the content of one (of a
-    checkpoint its training log). `settings` are the run's as JSON, `headline` the metrics to draw. Where the data set
-    cannot be read, `train` is None, `evals` is empty and `no_data` says why. `notices` are what a reader must know
-    first, `mark` stands before titles, and `control` is the directory of another run.
+    `names` are the finished artifacts, `missing` those still to come, and `read` gives the content
+    of one (of a checkpoint its training log). `settings` are the run's as JSON, `headline` the
+    metrics to draw. Where the data set cannot be read, `train` is None, `evals` is empty and
+    `no_data` says why. `notices` are what a reader must know first, `mark` stands before titles,
+    and `control` is the directory of another run.
     """
 
     directory: Path
@@ -52,11 +54,16 @@ class ReportData:
     def iterations(self, pattern: str) -> list[int]:
         """Iterations t whose artifact `pattern`, with {t} in it, is finished, in order."""
         before, after = pattern.split("{t}")
-        numbers = (name.removeprefix(before).removesuffix(after) for name in self.names if name.startswith(before))
+        numbers = (
+            name.removeprefix(before).removesuffix(after)
+            for name in self.names
+            if name.startswith(before)
+        )
         return sorted(int(number) for number in numbers if number.isdigit())
 
     def artifacts(self, pattern: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The same with the content of each, one at a time: a large run's do not fit the memory together."""
+        """The same with the content of each, one at a time: a large run's do not fit the memory
+        together."""
         for t in self.iterations(pattern):
             yield t, self.read(pattern.format(t=t))
 
@@ -68,13 +75,21 @@ class ReportData:
     @cached_property
     def train_split(self) -> SplitLookup:
         triplets = self.train.triplets if self.train else ()
-        queries, targets = {t.query.id: t.query for t in triplets}, {t.query.id: t.target for t in triplets}
+        queries, targets = (
+            {t.query.id: t.query for t in triplets},
+            {t.query.id: t.target for t in triplets},
+        )
         return SplitLookup(queries, targets, [self.train.images] if self.train else [])
 
     @cached_property
     def eval_split(self) -> SplitLookup:
         queries = {query.id: query for part in self.evals for query in part.queries}
-        targets = {q: image for part in self.evals if part.relevance for q, image in part.relevance.targets.items()}
+        targets = {
+            q: image
+            for part in self.evals
+            if part.relevance
+            for q, image in part.relevance.targets.items()
+        }
         return SplitLookup(queries, targets, [part.images for part in self.evals])
 
 
@@ -90,7 +105,8 @@ class SplitLookup:
         return shortened(self.queries[query].text) if query in self.queries else "(text not known)"
 
     def load(self, image: ImageId) -> Image.Image:
-        """Raises KeyError for an image that no part knows, UserError or OSError for one that cannot be used."""
+        """Raises KeyError for an image that no part knows, UserError or OSError for one that cannot
+        be used."""
         for images in self.images:
             try:
                 return images.load(image)
@@ -101,7 +117,8 @@ class SplitLookup:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """An image of the page, or why it is `missing`. `frame` is `right` (the target), `wrong` or empty."""
+    """An image of the page, or why it is `missing`. `frame` is `right` (the target), `wrong` or
+    empty."""
 
     source: Markup
     alt: str
@@ -118,7 +135,9 @@ class Thumbnails:
         self.places = self.filled = self.bytes = 0
         self.gone: set[ImageId] = set()
 
-    def add(self, split: SplitLookup, image: ImageId, role: str, note: str = "", frame: str = "") -> Thumbnail:
+    def add(
+        self, split: SplitLookup, image: ImageId, role: str, note: str = "", frame: str = ""
+    ) -> Thumbnail:
         """`role` is what the image is to the query."""
         self.places += 1
         source, missing = Markup(), ""
@@ -138,7 +157,8 @@ class Thumbnails:
         return Thumbnail(source, join(", ", [role, image, note]), join(": ", words), missing, frame)
 
     def query(self, split: SplitLookup, query: QueryId, note: str = "") -> list[Thumbnail]:
-        """The reference and the target of a query, as far as they are known; `note` is about the target."""
+        """The reference and the target of a query, as far as they are known; `note` is about the
+        target."""
         images = []
         if query in split.queries:
             images.append(self.add(split, split.queries[query].reference, "reference"))
@@ -154,14 +174,16 @@ class Thumbnails:
             picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
             out = io.BytesIO()
             picture.save(out, "JPEG", quality=82, optimize=True, subsampling=0)
-            self._sources[key] = Markup("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode())
+            self._sources[key] = Markup(
+                "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+            )
         return self._sources[key]
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """An example: the images of a query with its texts, then named rows of images. A row is None where the images were
-    not kept. `good` colours the verdict."""
+    """An example: the images of a query with its texts, then named rows of images. A row is None
+    where the images were not kept. `good` colours the verdict."""
 
     query: str
     texts: Sequence[tuple[str, str]]

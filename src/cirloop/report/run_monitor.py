@@ -1,7 +1,8 @@
-"""What a run says about itself while it works: to the live view its place in the plan, to the trackers its numbers.
+"""What a run says about itself while it works: to the live view its place in the plan, to the
+trackers its numbers.
 
-It listens (`telling.py`) and takes the numbers of stages from their artifacts, found ones too: a tracker that was asked
-for later gets those as well.
+It listens (`telling.py`) and takes the numbers of stages from their artifacts, found ones too: a
+tracker that was asked for later gets those as well.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ from cirloop.monitoring.live import Head
 
 Numbers = dict[str, float]
 WARM_UP = "checkpoint_iter_0"
-PARTS = {"hard_negatives": "mining", "augmented_samples": "captions", "checkpoint": "training", "evaluation":
-         "evaluation", "accounting": "accounting"}  # fmt: skip
+PARTS = {
+    "hard_negatives": "mining",
+    "augmented_samples": "captions",
+    "checkpoint": "training",
+    "evaluation": "evaluation",
+    "accounting": "accounting",
+}
 """Kinds of artifacts, and the part of the loop that makes them."""
 
 
@@ -50,12 +56,19 @@ class Watch:
         base = name.endswith("_base.json")
         run = f"{notices.title(self._config)}{self._config.directory}"
         return Head(
-            run, name, number, len(self._plan), None if base else iteration,
-            self._config.num_iterations, self._left(self._plan[number - 1 :]), self._recalls(),
-        )  # fmt: skip
+            run,
+            name,
+            number,
+            len(self._plan),
+            None if base else iteration,
+            self._config.num_iterations,
+            self._left(self._plan[number - 1 :]),
+            self._recalls(),
+        )
 
     def _left(self, names: Sequence[str]) -> float | None:
-        """Seconds that stages take, each as long as the last finished one of its kind did; None where one has none.
+        """Seconds that stages take, each as long as the last finished one of its kind did; None
+        where one has none.
 
         The warm-up is a kind of its own: it sees fewer images a step.
         """
@@ -67,8 +80,12 @@ class Watch:
             row = last.get(_kind(name))
             if row is None:
                 return None
-            trains = _kind(name) == "checkpoint" and row["steps"]  # a resumed stage did some of the steps
-            seconds += row["seconds"] * (self._config.training.steps / row["steps"] if trains else 1.0)
+            trains = (
+                _kind(name) == "checkpoint" and row["steps"]
+            )  # a resumed stage did some of the steps
+            seconds += row["seconds"] * (
+                self._config.training.steps / row["steps"] if trains else 1.0
+            )
         return seconds
 
     def _recalls(self) -> list[list[str]]:
@@ -83,10 +100,15 @@ class Watch:
         return t.warm_up_steps + (iteration - 1) * t.steps if iteration else 0
 
     def _tell_step(self, row: dict[str, Any], iteration: int, found: bool = False) -> None:
-        values = {f"train/{name}": float(value) for name, value in row.items()
-                  if name != "step" and isinstance(value, int | float)}  # fmt: skip
+        values = {
+            f"train/{name}": float(value)
+            for name, value in row.items()
+            if name != "step" and isinstance(value, int | float)
+        }
         step = self._steps_before(iteration) + row["step"]
-        events.tell("numbers", step=step, values=values | {"train/iteration": float(iteration)}, found=found)
+        events.tell(
+            "numbers", step=step, values=values | {"train/iteration": float(iteration)}, found=found
+        )
 
     def _ended(self, artifact: Artifact, iteration: int) -> None:
         kind = schema.kind_of(f"{artifact.name.removesuffix('.json')}.json")
@@ -98,9 +120,19 @@ class Watch:
         if artifact.path.is_dir() and found:  # else each step was told
             for row in schema.read(artifact.path / "training_log.json")["rows"]:
                 self._tell_step(row, iteration, found)
-        trained = kind in ("checkpoint", "hard_negatives", "evaluation")  # the others come before the training of t
-        step = 0 if artifact.name == "evaluation_base.json" else self._steps_before(iteration + trained)
-        events.tell("numbers", step=step, values=dict(self._numbers(artifact, iteration)), found=found)
+        trained = kind in (
+            "checkpoint",
+            "hard_negatives",
+            "evaluation",
+        )  # the others come before the training of t
+        step = (
+            0
+            if artifact.name == "evaluation_base.json"
+            else self._steps_before(iteration + trained)
+        )
+        events.tell(
+            "numbers", step=step, values=dict(self._numbers(artifact, iteration)), found=found
+        )
 
     def _numbers(self, artifact: Artifact, iteration: int) -> Iterator[tuple[str, float]]:
         """What one stage has of numbers: its results, and what it cost."""
@@ -116,9 +148,15 @@ class Watch:
                 for inner, each in value.items() if isinstance(value, dict) else [("", value)]:
                     if isinstance(each, int | float) and name not in ("schema", "iteration"):
                         yield f"{part}/{name} {inner}".strip(), float(each)
-        rows = [row for row in self._costs.read() if row["stage"] == artifact.name and row["finished"]]
+        rows = [
+            row for row in self._costs.read() if row["stage"] == artifact.name and row["finished"]
+        ]
         for name, value in rows[-1].items() if rows else ():
-            if isinstance(value, int | float) and name not in ("finished", "attempt") and math.isfinite(value):
+            if (
+                isinstance(value, int | float)
+                and name not in ("finished", "attempt")
+                and math.isfinite(value)
+            ):
                 yield f"cost/{part}/{name}", float(value)
 
 

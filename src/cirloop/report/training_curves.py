@@ -17,8 +17,12 @@ MAX_POINTS = 300
 
 def section(data: ReportData, mined: Summaries, written: Summaries) -> Section:
     logs = {t: content["rows"] for t, content in data.artifacts("checkpoint_iter_{t}")}
-    losses = {t: [float(row["loss"]) for row in rows if "ids" not in row] for t, rows in logs.items()}
-    left_out = {t: len(rows) - len(losses[t]) for t, rows in logs.items()}  # batches that were left out have ids
+    losses = {
+        t: [float(row["loss"]) for row in rows if "ids" not in row] for t, rows in logs.items()
+    }
+    left_out = {
+        t: len(rows) - len(losses[t]) for t, rows in logs.items()
+    }  # batches that were left out have ids
     trained = {t: each for t, each in losses.items() if each}
     charts = [_loss(data, trained, left_out)] if trained else []
     tables = _set_sizes(data, mined, written)
@@ -34,13 +38,30 @@ def _set_sizes(data: ReportData, mined: Summaries, written: Summaries) -> list[T
     for t, summary in ((before + 1, summary) for before, summary in mined.items()):
         size = summary.get("set_size")
         total = sum(num for turn, num in accepted.items() if turn <= t)
-        rows.append((str(t), human, str(accepted.get(t, 0)), str(total), str(summary["negatives"]),
-                     f"{size['mean']:.1f}" if size else "none"))  # fmt: skip
-    columns = ("iteration", "human triplets", "new texts", "texts so far", "mined images", "set drawn from, mean")
+        rows.append(
+            (
+                str(t),
+                human,
+                str(accepted.get(t, 0)),
+                str(total),
+                str(summary["negatives"]),
+                f"{size['mean']:.1f}" if size else "none",
+            )
+        )
+    columns = (
+        "iteration",
+        "human triplets",
+        "new texts",
+        "texts so far",
+        "mined images",
+        "set drawn from, mean",
+    )
     return [Table("Set sizes", columns, rows)] if rows else []
 
 
-def _loss(data: ReportData, losses: Mapping[int, Sequence[float]], left_out: Mapping[int, int]) -> Chart:
+def _loss(
+    data: ReportData, losses: Mapping[int, Sequence[float]], left_out: Mapping[int, int]
+) -> Chart:
     """One curve through all iterations."""
     num_steps = sum(map(len, losses.values()))
     step = -(-num_steps // MAX_POINTS)
@@ -50,14 +71,25 @@ def _loss(data: ReportData, losses: Mapping[int, Sequence[float]], left_out: Map
         for t, each in losses.items():
             starts = range(0, len(each), step)
             means = [np.mean(each[start : start + step]) for start in starts]
-            axes.plot([done + start + 1 for start in starts], means, label=f"iteration {t}" if len(losses) <= 8 else "")
+            axes.plot(
+                [done + start + 1 for start in starts],
+                means,
+                label=f"iteration {t}" if len(losses) <= 8 else "",
+            )
             done += len(each)
         axes.set_xlabel("step" if step == 1 else f"step; means of {step}")
         axes.set_ylabel("loss")
 
     rows = [
-        (str(t), str(len(each)), str(left_out[t]), *(f"{value:.6g}" for value in (each[0], np.mean(each), each[-1])))
+        (
+            str(t),
+            str(len(each)),
+            str(left_out[t]),
+            *(f"{value:.6g}" for value in (each[0], np.mean(each), each[-1])),
+        )
         for t, each in losses.items()
     ]
-    table = Table("Loss of each iteration", ("iteration", "steps", "left out", "first", "mean", "last"), rows)
+    table = Table(
+        "Loss of each iteration", ("iteration", "steps", "left out", "first", "mean", "last"), rows
+    )
     return draw("loss", f"{data.mark}Training loss", table, plot)

@@ -1,4 +1,5 @@
-"""Collapsed embeddings: images that all have nearly the same vector, so that no ranking means anything."""
+"""Collapsed embeddings: images that all have nearly the same vector, so that no ranking means
+anything."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ SAMPLED = 1000
 
 
 def mean_cosine(vectors_ND: Any, seed: int) -> float | None:
-    """The mean cosine of two different rows, of at most SAMPLED rows drawn by `seed`; None for fewer than two.
+    """The mean cosine of two different rows, of at most SAMPLED rows drawn by `seed`; None for
+    fewer than two.
 
-    Rows (N, D) of unit norm, or (N, M, D) of images with several, of which the mean counts. The sum over all pairs is
-    the squared norm of the rows' sum: no matrix of pairs.
+    Rows (N, D) of unit norm, or (N, M, D) of images with several, of which the mean counts. The sum
+    over all pairs is the squared norm of the rows' sum: no matrix of pairs.
     """
     num = min(len(vectors_ND), SAMPLED)
     if num < 2:

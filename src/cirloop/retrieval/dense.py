@@ -1,6 +1,8 @@
-"""Scores that are held in memory: all of some queries, and their order, best first and ties by column.
+"""Scores that are held in memory: all of some queries, and their order, best first and ties by
+column.
 
-B queries, G images, W wanted ones, D dimensions. Needs no torch, so that settings can be read without it.
+B queries, G images, W wanted ones, D dimensions. Needs no torch, so that settings can be read
+without it.
 """
 
 from __future__ import annotations
@@ -21,16 +23,22 @@ def all_scores(queries_BD: Any, gallery_GD: Any) -> Floats:
     mine_BD = np.asarray(queries_BD, np.float32)
     scores_BG = np.empty((len(queries_BD), len(gallery_GD)), np.float32)
     for start in range(0, len(gallery_GD), STEP):
-        scores_BG[:, start : start + STEP] = mine_BD @ np.asarray(gallery_GD[start : start + STEP], np.float32).T
+        scores_BG[:, start : start + STEP] = (
+            mine_BD @ np.asarray(gallery_GD[start : start + STEP], np.float32).T
+        )
     return scores_BG
 
 
 def best_positions(scores_G: Floats, k: int | None = None) -> Rows:
     """Positions of the `k` largest scores, by default of all, best first, ties by position."""
-    if k is not None and 0 < k < len(scores_G) // 8:  # a sort of everything at least as good as the k-th
+    if (
+        k is not None and 0 < k < len(scores_G) // 8
+    ):  # a sort of everything at least as good as the k-th
         near = np.flatnonzero(scores_G >= np.partition(scores_G, -k)[-k])
         return np.asarray(near[best_positions(scores_G[near])[:k]])
-    order = np.argsort(-scores_G)  # many times quicker than a stable sort, and the same where nothing is tied
+    order = np.argsort(
+        -scores_G
+    )  # many times quicker than a stable sort, and the same where nothing is tied
     sorted_G = scores_G[order]
     if (sorted_G[1:] == sorted_G[:-1]).any():
         order = np.argsort(-scores_G, kind="stable")

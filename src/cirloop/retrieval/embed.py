@@ -29,9 +29,9 @@ def query_items(queries: Sequence[Query]) -> list[Item]:
 
 
 def batches_of(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> list[list[int]]:
-    """Rows in batches of one length each, shortest first, each row once: `batch_size` rows, or with `max_tokens` as
-    many as have so many together, and never none. So nothing is padded, and no row depends on those beside it.
-    """
+    """Rows in batches of one length each, shortest first, each row once: `batch_size` rows, or with
+    `max_tokens` as many as have so many together, and never none. So nothing is padded, and no row
+    depends on those beside it."""
     rows_of = defaultdict(list)
     for row, length in enumerate(lengths):
         rows_of[length].append(row)
@@ -51,12 +51,14 @@ def embed(
     title: str,
     max_tokens: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """Unit-norm embeddings (N, D) of `items`, (N, M, D) of images with several, batched by length (`batches_of`); equal
-    items are embedded once. A failed item stops the stage, named."""
+    """Unit-norm embeddings (N, D) of `items`, (N, M, D) of images with several, batched by length
+    (`batches_of`); equal items are embedded once. A failed item stops the stage, named."""
     if not items:
         return np.zeros((0, 0), np.float32)
     unique, places = each_once(items)
-    features.ensure([item.image for item in unique], lambda batches: progress(batches, f"{title}: vision"))
+    features.ensure(
+        [item.image for item in unique], lambda batches: progress(batches, f"{title}: vision")
+    )
     rows, made = embed_share(backbone, features, unique, batch_size, progress, title, max_tokens)
     return made[np.argsort(rows)[places]]
 
@@ -72,8 +74,8 @@ def embed_share(
     max_tokens: int = 0,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[list[int], npt.NDArray[np.float32]]:
-    """With `share` (i, n) every n-th batch of `items` from the i-th on: their rows, and those rows' embeddings. The
-    images have been ensured."""
+    """With `share` (i, n) every n-th batch of `items` from the i-th on: their rows, and those rows'
+    embeddings. The images have been ensured."""
     began = time.monotonic()
     grids = features.grids([item.image for item in items])
     lengths = [backbone.length(item, grid) for item, grid in zip(items, grids, strict=True)]
@@ -96,15 +98,19 @@ def embed_share(
     done = [row for rows in batches for row in rows]
     logger.info(
         "%s: %d of %d unlike items in %d batches, %.1f s",
-        title, len(done), len(items), len(batches), time.monotonic() - began,
-    )  # fmt: skip
+        title,
+        len(done),
+        len(items),
+        len(batches),
+        time.monotonic() - began,
+    )
     return done, np.concatenate(made) if made else np.zeros((0, 0), np.float32)
 
 
 @torch.inference_mode()
 def embed_now(backbone: Any, features: Any, items: Sequence[Item]) -> npt.NDArray[np.float32]:
-    """Embeddings of a few items as one batch, without a log line: a query that a person waits for. `features.get` gives
-    their images' vision tokens."""
+    """Embeddings of a few items as one batch, without a log line: a query that a person waits for.
+    `features.get` gives their images' vision tokens."""
     backbone.module.eval()
     inputs = backbone.inputs(items, features.get([item.image for item in items]))
     vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
@@ -113,8 +119,14 @@ def embed_now(backbone: Any, features: Any, items: Sequence[Item]) -> npt.NDArra
 
 
 def _check(batch: Sequence[Item], vectors: npt.NDArray[np.float32]) -> None:
-    bad = [batch[i] for i in np.flatnonzero(~np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)).tolist()]
+    bad = [
+        batch[i]
+        for i in np.flatnonzero(
+            ~np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)
+        ).tolist()
+    ]
     if bad:
         raise RuntimeError(
-            f"embedding is not finite: image {bad[0].image!r}, text {bad[0].text!r} ({len(bad)} in the batch)"
+            f"embedding is not finite: image {bad[0].image!r}, text {bad[0].text!r} ({len(bad)} in"
+            " the batch)"
         )

@@ -1,4 +1,5 @@
-"""`retrieval.topk` by the ids of images, as evaluation and search name them. The reference is ranked like any other."""
+"""`retrieval.topk` by the ids of images, as evaluation and search name them. The reference is
+ranked like any other."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ def ranks_of_images(
     """Per query the rank of each of its `wanted` images among all of the gallery."""
     images, rows_QW = _padded(wanted, gallery)
     ranks_QW, _ = ranks(queries_QD, gallery_GD, rows_QW)
-    return [dict(zip(names, row.tolist(), strict=False)) for names, row in zip(images, ranks_QW, strict=True)]
+    return [
+        dict(zip(names, row.tolist(), strict=False))
+        for names, row in zip(images, ranks_QW, strict=True)
+    ]
 
 
 def scores_of_images(
@@ -32,11 +36,17 @@ def scores_of_images(
     """Per query the similarity of each of its `wanted` images."""
     images, rows_QW = _padded(wanted, gallery)
     scores_QW = scores_of(queries_QD, gallery_GD, np.maximum(rows_QW, 0))
-    return [dict(zip(names, row.tolist(), strict=False)) for names, row in zip(images, scores_QW, strict=True)]
+    return [
+        dict(zip(names, row.tolist(), strict=False))
+        for names, row in zip(images, scores_QW, strict=True)
+    ]
 
 
-def _padded(wanted: Sequence[Collection[ImageId]], gallery: Gallery) -> tuple[list[list[ImageId]], Rows]:
-    """Each query's images in order, and their gallery rows (Q, W), -1 where a query has fewer than others."""
+def _padded(
+    wanted: Sequence[Collection[ImageId]], gallery: Gallery
+) -> tuple[list[list[ImageId]], Rows]:
+    """Each query's images in order, and their gallery rows (Q, W), -1 where a query has fewer than
+    others."""
     rows, images = gallery.rows(), [sorted(each) for each in wanted]
     rows_QW = np.full((len(images), max(map(len, images), default=0)), -1, np.int64)
     for row_W, names in zip(rows_QW, images, strict=True):

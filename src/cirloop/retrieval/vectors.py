@@ -1,7 +1,8 @@
-"""Vectors on disk: one .npy file or many, read as one array; and arrays too large to hold, on disk instead.
+"""Vectors on disk: one .npy file or many, read as one array; and arrays too large to hold, on disk
+instead.
 
-What is memory-mapped is read by the operating system page by page and can be dropped from memory at any time, so a
-gallery may be larger than memory. N rows, D dimensions, M vectors of an image.
+What is memory-mapped is read by the operating system page by page and can be dropped from memory at
+any time, so a gallery may be larger than memory. N rows, D dimensions, M vectors of an image.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ MAPPED_BYTES = 1 << 30
 class ConcatArray:
     """Arrays (N, D) or (N, M, D) one after the other, as one that is read by slices and by rows.
 
-    A slice inside one part is a view of it; everything else is a copy of the rows asked for, and of no others.
+    A slice inside one part is a view of it; everything else is a copy of the rows asked for, and of
+    no others.
     """
 
     def __init__(self, parts: Sequence[Any]) -> None:
@@ -62,10 +64,11 @@ class ConcatArray:
 
 
 def open_vectors(path: Path) -> Any:
-    """Vectors memory-mapped for reading: a .npy file, or the .npy files of a directory or a pattern (`dir/*.npy`).
+    """Vectors memory-mapped for reading: a .npy file, or the .npy files of a directory or a pattern
+    (`dir/*.npy`).
 
-    Many files come in the order of their names, numbers in these by value. Raises UserError where there are none, one
-    is no .npy array, or they do not go together.
+    Many files come in the order of their names, numbers in these by value. Raises UserError where
+    there are none, one is no .npy array, or they do not go together.
     """
     files = files_of(path)
     parts = []
@@ -73,7 +76,9 @@ def open_vectors(path: Path) -> Any:
         try:
             if not stat.S_ISREG(file.stat().st_mode):
                 raise ValueError("it is no regular file")
-            parts.append(np.lib.format.open_memmap(file, mode="r"))  # np.load would read archives as well
+            parts.append(
+                np.lib.format.open_memmap(file, mode="r")
+            )  # np.load would read archives as well
         except FileNotFoundError:
             raise UserError("there is no such file") from None
         except (
@@ -90,19 +95,25 @@ def open_vectors(path: Path) -> Any:
             raise UserError(f"{where}is not a .npy array ({error!s:.200})") from None
         kinds = [(part.dtype, part.shape[1:]) for part in (parts[0], parts[-1])]
         if kinds[0] != kinds[1] or not parts[0].ndim:
-            found = " and ".join(f"{each.name} {dtype} (N, {', '.join(map(str, shape))})"
-                                 for each, (dtype, shape) in zip((files[0], file), kinds, strict=True))  # fmt: skip
+            found = " and ".join(
+                f"{each.name} {dtype} (N, {', '.join(map(str, shape))})"
+                for each, (dtype, shape) in zip((files[0], file), kinds, strict=True)
+            )
             raise UserError(f"its files do not go together: {found}")
     return parts[0] if len(parts) == 1 else ConcatArray(parts)
 
 
 def validate_embeddings(vectors: Any, name: str) -> Any:
-    """The vectors, which are finite numbers in two dimensions, or three where an image has several. Raises UserError
-    otherwise, with the first bad row."""
+    """The vectors, which are finite numbers in two dimensions, or three where an image has several.
+    Raises UserError otherwise, with the first bad row."""
     shaped = getattr(vectors, "ndim", 0) in (2, 3) and 0 not in vectors.shape[1:]
     if not shaped or vectors.dtype not in (np.float16, np.float32):
-        found = f"{getattr(vectors, 'dtype', type(vectors).__name__)} {getattr(vectors, 'shape', '')}"
-        raise UserError(f"{name} must be a float16 or float32 array of rows and dimensions, found {found}.")
+        found = (
+            f"{getattr(vectors, 'dtype', type(vectors).__name__)} {getattr(vectors, 'shape', '')}"
+        )
+        raise UserError(
+            f"{name} must be a float16 or float32 array of rows and dimensions, found {found}."
+        )
     step = max(1, CHECKED_NUMBERS // int(np.prod(vectors.shape[1:], dtype=np.int64)))
     for start in range(0, len(vectors), step):
         part = vectors[start : start + step]
@@ -113,7 +124,8 @@ def validate_embeddings(vectors: Any, name: str) -> Any:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a path, a directory or a pattern stands for, in order. Raises UserError where there are none."""
+    """The files that a path, a directory or a pattern stands for, in order. Raises UserError where
+    there are none."""
     if path.is_dir():
         found = list(path.glob("*.npy"))
     elif any(sign in path.name for sign in "*?[") and not path.exists():
@@ -122,11 +134,15 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     if not found:
         raise UserError("has no .npy files")
-    return sorted(found, key=lambda file: [int(w) if w.isdecimal() else w for w in re.split(r"(\d+)", file.name)])
+    return sorted(
+        found,
+        key=lambda file: [int(w) if w.isdecimal() else w for w in re.split(r"(\d+)", file.name)],
+    )
 
 
 def zeros_or_memmap(shape: Sequence[int], directory: Path | None) -> npt.NDArray[np.float32]:
-    """Zeros (float32) of `shape`: in memory, or from 1 GiB on in a nameless file in `directory` that goes with them."""
+    """Zeros (float32) of `shape`: in memory, or from 1 GiB on in a nameless file in `directory`
+    that goes with them."""
     if directory is None or 4 * np.prod(shape, dtype=np.int64) < MAPPED_BYTES:
         return np.zeros(tuple(shape), np.float32)
     directory.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,11 @@ from cirloop.types import (
 )
 
 
-def account(run: Run, iteration: int, negatives: Artifact, augmented: Artifact | None) -> Artifact | None:
-    """accounting_iter_{t}.json, where the data set knows the truth: false negatives and true captions, counted."""
+def account(
+    run: Run, iteration: int, negatives: Artifact, augmented: Artifact | None
+) -> Artifact | None:
+    """accounting_iter_{t}.json, where the data set knows the truth: false negatives and true
+    captions, counted."""
     oracle, triplets = run.data.train.oracle, run.data.train.triplets
     if oracle is None:
         return None
@@ -27,14 +30,24 @@ def account(run: Run, iteration: int, negatives: Artifact, augmented: Artifact |
         apart = [oracle.distance(by_id[n.query].reference, n.image) for n in mined]
         accepted = read_augmented(augmented) if augmented else []
         true = [
-            oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target) for a in accepted
+            oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target)
+            for a in accepted
         ]
-        write_json(path, run.mark | {
-            "schema": 1, "iteration": iteration,
-            "mined": len(mined), "false_negatives": sum(n.image in right[n.query] for n in mined),
-            "mined_by_changes_from_reference": {str(d): apart.count(d) for d in sorted(set(apart))},
-            "accepted": len(accepted), "true_captions": sum(true),
-        })  # fmt: skip
+        write_json(
+            path,
+            run.mark
+            | {
+                "schema": 1,
+                "iteration": iteration,
+                "mined": len(mined),
+                "false_negatives": sum(n.image in right[n.query] for n in mined),
+                "mined_by_changes_from_reference": {
+                    str(d): apart.count(d) for d in sorted(set(apart))
+                },
+                "accepted": len(accepted),
+                "true_captions": sum(true),
+            },
+        )
 
     inputs = [negatives.digest, *([augmented.digest] if augmented else [])]
     return run.make(f"accounting_iter_{iteration}.json", {}, inputs, build, iteration)

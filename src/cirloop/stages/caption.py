@@ -20,7 +20,8 @@ from cirloop.types import (
 def caption(
     run: Run, iteration: int, negatives: Artifact, checkpoint: Artifact, before: Sequence[Artifact]
 ) -> Artifact:
-    """augmented_samples_iter_{t}.json: mined images with a new text that makes them right, and the rejected ones."""
+    """augmented_samples_iter_{t}.json: mined images with a new text that makes them right, and the
+    rejected ones."""
     config, train = run.config, run.data.train
     settings = config.captioning
     settings.check(config.foundation)
@@ -35,7 +36,9 @@ def caption(
         queries = {t.query.id: t.query for t in train.triplets}
         eyes = run.asked(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration
-        candidates = pipeline.write_candidates(eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite)
+        candidates = pipeline.write_candidates(
+            eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite
+        )
         candidates = [pipeline.check_form(c, settings) for c in candidates]
         if settings.verify:
             candidates = pipeline.verify(eyes, candidates, settings, prompts.verify)
@@ -44,21 +47,36 @@ def caption(
         if settings.round_trip:
             candidates = pipeline.check_round_trip(candidates, settings, round_trip)
         written = [each.triplet for artifact in before for each in read_augmented(artifact)]
-        known = {(t.query.reference, normal_text(t.query.text)) for t in (*train.triplets, *written)}
+        known = {
+            (t.query.reference, normal_text(t.query.text)) for t in (*train.triplets, *written)
+        }
         accepted, rejected = pipeline.choose(candidates, known, settings, iteration, name)
         reasons = sorted({c.reason for c in rejected})
-        write_json(path, run.mark | {
-            "schema": 1, "iteration": iteration,
-            "summary": {
-                "mined": len({(c.negative.query, c.negative.image) for c in candidates}), "candidates": len(candidates),
-                "accepted": len(accepted), "rejected": {r: sum(c.reason == r for c in rejected) for r in reasons},
+        write_json(
+            path,
+            run.mark
+            | {
+                "schema": 1,
+                "iteration": iteration,
+                "summary": {
+                    "mined": len({(c.negative.query, c.negative.image) for c in candidates}),
+                    "candidates": len(candidates),
+                    "accepted": len(accepted),
+                    "rejected": {r: sum(c.reason == r for c in rejected) for r in reasons},
+                },
+                "accepted": [asdict(a) for a in accepted],
+                "rejected": [c.row() for c in rejected],
             },
-            "accepted": [asdict(a) for a in accepted], "rejected": [c.row() for c in rejected],
-        })  # fmt: skip
+        )
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
     key = run.key("model", "foundation", "captioning", "data")
-    asked = ("rewrite_prompt", "verify_prompt")  # names, or paths of files: the prompts themselves count
-    key["captioning"] = {name: value for name, value in key["captioning"].items() if name not in asked}
+    asked = (
+        "rewrite_prompt",
+        "verify_prompt",
+    )  # names, or paths of files: the prompts themselves count
+    key["captioning"] = {
+        name: value for name, value in key["captioning"].items() if name not in asked
+    }
     key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
     return run.make(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)

@@ -1,4 +1,5 @@
-"""What the stages of a run share: its configuration, its data, its run directory, and the owner of its models."""
+"""What the stages of a run share: its configuration, its data, its run directory, and the owner of
+its models."""
 
 from __future__ import annotations
 
@@ -56,10 +57,15 @@ class Run:
         """That of the attempt, once it is open; launched processes have theirs beside it."""
 
     def make(
-        self, name: str, settings: Any, inputs: Iterable[str], build: Callable[[Path], None], iteration: int | None
+        self,
+        name: str,
+        settings: Any,
+        inputs: Iterable[str],
+        build: Callable[[Path], None],
+        iteration: int | None,
     ) -> Artifact:
-        """`store.make`, told to those who watch; what the making costs goes to `costs.json`. Before it is a moment to
-        stop."""
+        """`store.make`, told to those who watch; what the making costs goes to `costs.json`. Before
+        it is a moment to stop."""
 
         def metered(path: Path) -> None:
             preemption.check()
@@ -77,7 +83,8 @@ class Run:
         return notices.mark(self.config)
 
     def key(self, *names: str) -> dict[str, Any]:
-        """The settings a stage depends on, with the digests of a model's files in the place of their paths."""
+        """The settings a stage depends on, with the digests of a model's files in the place of
+        their paths."""
         settings: dict[str, Any] = {name: self.config.decisive()[name] for name in (*names, "seed")}
         for name in {"model", "foundation"} & {*names}:
             settings[name] = {**settings[name], **getattr(self.config, name).content()}
@@ -89,12 +96,18 @@ class Run:
         return self._digests[split_name]
 
     def embedder(self, checkpoint: Artifact | None) -> Embedder:
-        """The embedder of a checkpoint (None = the base); its weights are loaded when they are needed."""
+        """The embedder of a checkpoint (None = the base); its weights are loaded when they are
+        needed."""
         return self.models.embedder(adapter_of(checkpoint))
 
-    def vectors(self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
-        """Vectors of `items`; the last few results are kept. In several processes if there are, for the run's model."""
-        name = fingerprint([backbone.fingerprint, split.gallery.name, [astuple(item) for item in items]])
+    def vectors(
+        self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
+    ) -> Vectors:
+        """Vectors of `items`; the last few results are kept. In several processes if there are, for
+        the run's model."""
+        name = fingerprint(
+            [backbone.fingerprint, split.gallery.name, [astuple(item) for item in items]]
+        )
         if name not in self._vectors:
             while len(self._vectors) >= KEPT:
                 self._vectors.popitem(last=False)
@@ -115,7 +128,9 @@ class Run:
             out[start : start + len(made)] = made
         return out
 
-    def _embed(self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str) -> Vectors:
+    def _embed(
+        self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
+    ) -> Vectors:
         runtime = self.config.runtime
         if isinstance(backbone.settings, SimulatedSettings):
             vectors: Vectors = self.models.load(backbone).vectors(items)
@@ -124,7 +139,15 @@ class Run:
             name = backbone.fingerprint
             return self._executor(split).embed(items, backbone.adapter, name, title)
         features, size = self.models.features(backbone, split), runtime.embed_batch_size
-        return embed(self.models.load(backbone), features, items, size, progress, title, runtime.embed_batch_tokens)
+        return embed(
+            self.models.load(backbone),
+            features,
+            items,
+            size,
+            progress,
+            title,
+            runtime.embed_batch_tokens,
+        )
 
     def _executor(self, split: TrainSplit | EvalSplit) -> ShardedExecutor:
         """Several processes, each of which loads the model: this one holds none meanwhile."""
@@ -133,9 +156,9 @@ class Run:
         return ShardedExecutor(self.config, self.data, split, work, self.log)
 
     def asked(self, backbone: Callable[[], Embedder]) -> Asked:
-        """The foundation model on the train split's images: in this process, on the weights of the embedder that
-        `backbone` gives where that has the same base; or in several. Let go of it before the embedder is used again.
-        """
+        """The foundation model on the train split's images: in this process, on the weights of the
+        embedder that `backbone` gives where that has the same base; or in several. Let go of it
+        before the embedder is used again."""
         config, train = self.config, self.data.train
         if launcher.processes(config.runtime) > 1:
             return DistributedCaptioner(self._executor(train))
@@ -153,13 +176,17 @@ class Run:
             alike = mean_cosine(vectors, self.config.seed)
             if alike is not None and alike > ALIKE:
                 self.costs.warn(
-                    f"{split.gallery.name}: two images have a cosine of {alike:.4f} on average, more than {ALIKE}: the "
-                    "embeddings have collapsed, and rankings mean little"
+                    f"{split.gallery.name}: two images have a cosine of {alike:.4f} on average,"
+                    f" more than {ALIKE}: the embeddings have collapsed, and rankings mean little"
                 )
         return vectors
 
     def rank_targets(
-        self, backbone: Embedder, queries: Sequence[Query], targets: Sequence[ImageId], split: TrainSplit | EvalSplit
+        self,
+        backbone: Embedder,
+        queries: Sequence[Query],
+        targets: Sequence[ImageId],
+        split: TrainSplit | EvalSplit,
     ) -> list[int]:
         """The rank of each query's target among all images but the query's reference."""
         rows = split.gallery.rows()
@@ -172,7 +199,8 @@ class Run:
 
 
 def adapter_of(checkpoint: Artifact | None) -> Path | None:
-    """The adapter directory of a checkpoint; None for the base model, which a warm-up of 0 steps leaves as it is."""
+    """The adapter directory of a checkpoint; None for the base model, which a warm-up of 0 steps
+    leaves as it is."""
     if checkpoint is None or not is_adapter(checkpoint.path):
         return None
     return checkpoint.path

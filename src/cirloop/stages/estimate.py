@@ -1,4 +1,5 @@
-"""The plan of a dry run: what will be done, memory by stage, disk, and time, each measured here or by arithmetic."""
+"""The plan of a dry run: what will be done, memory by stage, disk, and time, each measured here or
+by arithmetic."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from cirloop.stages.resources import gigabytes
 from cirloop.validation import counted
 
 TEXT_TOKENS, PROMPT_TOKENS = 40, 220
-"""Taken for a query's words with their prompt, and for those of a question to the foundation model."""
+"""Taken for a query's words with their prompt, and for those of a question to the foundation
+model."""
 Rows = list[tuple[str, str]]
 
 
@@ -41,7 +43,12 @@ def rows_of(config: RunConfig, data: Dataset) -> Rows:
             raise
         timings, cannot = {}, oom.first_line(error)
     if trains and timings and "step" not in timings:
-        rows.append(("not measured", "training: the activations of its rows do not fit the memory that is free here"))
+        rows.append(
+            (
+                "not measured",
+                "training: the activations of its rows do not fit the memory that is free here",
+            )
+        )
     if not timings:
         return [*rows, ("time", f"not measured, since the model cannot be loaded here: {cannot}")]
     return rows + _times(config, data, timings)
@@ -57,41 +64,64 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
     shared = config.foundation.shares(config.model) and num == 1
     lora, tune = (
         training.lora,
-        training.tune or ("lora" if isinstance(config.model, VlmSettings) else "as the model has it"),
+        training.tune
+        or ("lora" if isinstance(config.model, VlmSettings) else "as the model has it"),
     )
     foundation = config.foundation.path or f"{config.foundation.type}, a rule without a model"
     texts = f"{counted(captioning.candidates, 'text')} per mined image by {foundation}"
     if config.foundation.path:
         texts += ", on the embedder's weights" if shared else ", loaded in the embedder's place"
     how = (
-        f"rank {lora.rank}, alpha {lora.alpha}, {lora.dtype}" if training.tune != "full" else ", ".join(training.parts)
+        f"rank {lora.rank}, alpha {lora.alpha}, {lora.dtype}"
+        if training.tune != "full"
+        else ", ".join(training.parts)
     )
-    trained = f"{len(data.train.triplets)} triplets, {len(data.train.gallery.ids)} images" if trains else "nothing"
-    steps = f"warm-up of {training.warm_up_steps} steps, then {config.num_iterations} of {training.steps} steps"
+    trained = (
+        f"{len(data.train.triplets)} triplets, {len(data.train.gallery.ids)} images"
+        if trains
+        else "nothing"
+    )
+    steps = (
+        f"warm-up of {training.warm_up_steps} steps, then {config.num_iterations} of"
+        f" {training.steps} steps"
+    )
     return [
-        ("run directory", f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}"),
+        (
+            "run directory",
+            f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}",
+        ),
         ("device", f"{_device()}, {gigabytes(_memory_of()[0])}; {num} process{'es' * (num > 1)}"),
         ("model", " ".join(filter(None, (config.model.path, getattr(config.model, "dtype", ""))))),
         ("foundation model", foundation),
         ("train", trained),
         (parts[0].name, f"{asked} queries, {ranked} images"),
-        ("iterations", f"{steps}; {training.batch_size} queries a step, {training.chunk_size or 'all'} rows at once"),
+        (
+            "iterations",
+            (
+                f"{steps}; {training.batch_size} queries a step, {training.chunk_size or 'all'}"
+                " rows at once"
+            ),
+        ),
         ("strategy", f"{mining.strategy.type}, {mining.strategy.negatives_per_query} a query"),
         ("loss", str(training.loss.type)),
-        ("tuning", "none: there is no model" if config.model.type == "simulated" else f"{tune}; {how}"),
+        (
+            "tuning",
+            "none: there is no model" if config.model.type == "simulated" else f"{tune}; {how}",
+        ),
         ("captioning", texts if captioning.enabled and config.num_iterations else "none"),
-    ]  # fmt: skip
+    ]
 
 
 def rows_at_once(config: RunConfig) -> int:
-    """Rows whose activations a training step holds at once: all, or with gradient caching a chunk of each side."""
+    """Rows whose activations a training step holds at once: all, or with gradient caching a chunk
+    of each side."""
     training = config.training
     return 2 * training.chunk_size or training.batch_size * (2 + training.num_negatives)
 
 
 def peaks(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
-    """Bytes by stage and part, of rows of `tokens` vision tokens: `embed`, `train`, `caption`. For LoRAs on
-    vision-language models; of other models and full tuning no arithmetic is known."""
+    """Bytes by stage and part, of rows of `tokens` vision tokens: `embed`, `train`, `caption`. For
+    LoRAs on vision-language models; of other models and full tuning no arithmetic is known."""
     model, training = config.model, config.training
     if not isinstance(model, VlmSettings):
         return {}
@@ -102,25 +132,43 @@ def peaks(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
     kind = model.dtype if half else "float32"
     working = resources.working_bytes(sizes, model.dtype, "float32")
     batch = config.runtime.embed_batch_tokens or config.runtime.embed_batch_size * row
-    stages = {"embed": {"weights": weights, "adapters": 4 * adapters, "working space": batch * working}}
+    stages = {
+        "embed": {"weights": weights, "adapters": 4 * adapters, "working space": batch * working}
+    }
     if training.tune != "full" and (config.num_iterations or training.warm_up_steps):
         rows = rows_at_once(config)
         per_token = resources.activation_bytes(
-            sizes, model.dtype, kind, lora.rank, lora.targets, lora.dropout, not model.packed,
-            row if model.attention == "eager" else 0, not torch.cuda.is_available(),
-        )  # fmt: skip
+            sizes,
+            model.dtype,
+            kind,
+            lora.rank,
+            lora.targets,
+            lora.dropout,
+            not model.packed,
+            row if model.attention == "eager" else 0,
+            not torch.cuda.is_available(),
+        )
         if model.gradient_checkpointing:
             per_token = resources.checkpointed_bytes(sizes, model.dtype, per_token)
         trained = resources.trained_bytes(adapters, resources.BYTES[model.dtype] if half else 0)
         working = resources.working_bytes(sizes, model.dtype, kind)
-        stages["train"] = {"weights": weights, "adapters and optimizer": trained,
-                           "activations": rows * row * per_token, "working space": rows * row * working}  # fmt: skip
+        stages["train"] = {
+            "weights": weights,
+            "adapters and optimizer": trained,
+            "activations": rows * row * per_token,
+            "working space": rows * row * working,
+        }
     if captioning.enabled and config.num_iterations and config.foundation.shares(model):
         question = 2 * round(tokens) + PROMPT_TOKENS
-        kept = resources.caption_bytes(sizes, model.dtype, captioning.batch_size, question, captioning.max_new_tokens)
+        kept = resources.caption_bytes(
+            sizes, model.dtype, captioning.batch_size, question, captioning.max_new_tokens
+        )
         working = resources.working_bytes(sizes, model.dtype)
-        stages["caption"] = {"weights": weights, "keys and values": kept,
-                             "working space": captioning.batch_size * question * working}  # fmt: skip
+        stages["caption"] = {
+            "weights": weights,
+            "keys and values": kept,
+            "working space": captioning.batch_size * question * working,
+        }
     return stages
 
 
@@ -144,9 +192,14 @@ def _disk(config: RunConfig, data: Dataset) -> Rows:
     if not needs:
         return [("disk", f"not known for {config.model.type}; {gigabytes(free)} free")]
     num = num_images(splits_of(config, data))
-    vision = f"{gigabytes(needs['vision'])} for {num:,} images, {needs['vision'] / max(1, num) / 1e6:.3g} MB each"
-    return [("disk: vision cache", f"{vision}; {gigabytes(free)} free in {config.cache}"),
-            ("disk: checkpoints", gigabytes(needs["run"]))]  # fmt: skip
+    vision = (
+        f"{gigabytes(needs['vision'])} for {num:,} images,"
+        f" {needs['vision'] / max(1, num) / 1e6:.3g} MB each"
+    )
+    return [
+        ("disk: vision cache", f"{vision}; {gigabytes(free)} free in {config.cache}"),
+        ("disk: checkpoints", gigabytes(needs["run"])),
+    ]
 
 
 def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
@@ -159,21 +212,31 @@ def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows
     hours["evaluate"] = (rounds + 1 + config.evaluation.base) * (asked + ranked) * row
     if "step" in timings:
         queries, images = len(data.train.triplets), len(data.train.gallery.ids)
-        rows = training.batch_size * (2 + training.num_negatives) / 2  # measured: a query and its target
-        hours["train"] = (training.warm_up_steps + rounds * training.steps) * rows * timings["step"].seconds
+        rows = (
+            training.batch_size * (2 + training.num_negatives) / 2
+        )  # measured: a query and its target
+        hours["train"] = (
+            (training.warm_up_steps + rounds * training.steps) * rows * timings["step"].seconds
+        )
         hours["mine"] = rounds * (queries + images) * row
         mined = rounds * queries * config.mining.strategy.negatives_per_query
         if "text" in timings:
             checked = config.captioning.candidates * row if config.captioning.round_trip else 0.0
             hours["caption, at most"] = mined * (timings["text"].seconds + checked)
-    names = {"picture": "a picture in the tower", "row": "an embedding, vision cached", "step": "a triplet in a step",
-             "text": "an image's texts, written and judged"}  # fmt: skip
+    names = {
+        "picture": "a picture in the tower",
+        "row": "an embedding, vision cached",
+        "step": "a triplet in a step",
+        "text": "an image's texts, written and judged",
+    }
     num = launcher.processes(config.runtime)
     shown: Rows = [(f"measured: {names[name]}", str(timing)) for name, timing in timings.items()]
     if rounds and config.captioning.enabled and "text" not in timings:
         shown.append(("not measured", f"captions of {config.foundation.type}"))
     note = f", at {num} processes as fast as {num} devices" if num > 1 else ""
-    shown += [(f"estimate: {name}", f"{seconds / num / 3600:.3g} h") for name, seconds in hours.items()]
+    shown += [
+        (f"estimate: {name}", f"{seconds / num / 3600:.3g} h") for name, seconds in hours.items()
+    ]
     return [*shown, ("estimate: all", f"{sum(hours.values()) / num / 3600:.3g} h{note}")]
 
 
@@ -182,12 +245,20 @@ def _too_large(config: RunConfig) -> str:
     if not isinstance(config.model, VlmSettings):
         return ""
     sizes = resources.sizes_of(config.model.find())
-    needed, free = resources.weight_bytes(sizes, config.model.dtype, config.model.quantization), _memory_of()[1]
-    return f"its weights take {gigabytes(needed)}, and {gigabytes(free)} are free" if needed > free else ""
+    needed, free = (
+        resources.weight_bytes(sizes, config.model.dtype, config.model.quantization),
+        _memory_of()[1],
+    )
+    return (
+        f"its weights take {gigabytes(needed)}, and {gigabytes(free)} are free"
+        if needed > free
+        else ""
+    )
 
 
 def _rows_that_fit(config: RunConfig, data: Dataset) -> int:
-    """Rows of a training step whose activations fit the memory that is free; no limit where no arithmetic is known."""
+    """Rows of a training step whose activations fit the memory that is free; no limit where no
+    arithmetic is known."""
     if not isinstance(config.model, VlmSettings) or config.training.tune == "full":
         return sys.maxsize
     tokens = mean_tokens(config.model, splits_of(config, data))
@@ -212,5 +283,9 @@ def _memory_of() -> tuple[int, int]:
         return whole, free
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     known = Path("/proc/meminfo")  # on Linux; elsewhere all of it counts as free
-    available = re.search(r"MemAvailable:\s+(\d+) kB", known.read_text("utf-8")) if known.is_file() else None
+    available = (
+        re.search(r"MemAvailable:\s+(\d+) kB", known.read_text("utf-8"))
+        if known.is_file()
+        else None
+    )
     return whole, int(available[1]) * 1024 if available else whole

@@ -26,11 +26,12 @@ TOP = 5
 """Best images per query that an evaluation keeps."""
 
 
-def evaluate(run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None) -> Artifact:
-    """evaluation_iter_{t}.json (or `evaluation_base.json`): metrics with standard errors; per query the target's rank
-    without the reference (HP-FashionIQ: how much higher set 1 scores), the value that iterations are compared on, and
-    its best images.
-    """
+def evaluate(
+    run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None
+) -> Artifact:
+    """evaluation_iter_{t}.json (or `evaluation_base.json`): metrics with standard errors; per query
+    the target's rank without the reference (HP-FashionIQ: how much higher set 1 scores), the value
+    that iterations are compared on, and its best images."""
 
     def build(path: Path) -> None:
         write_json(path, evaluation(run, label, checkpoint, split_name))
@@ -64,24 +65,36 @@ def evaluation(
         values_Q = protocols.values(part.judged, found)[compared]
         for query, value in zip(part.queries, values_Q.tolist(), strict=True):
             if query.id in part.relevance.preferences:
-                place = round(protocols.margin(found[query.id], part.relevance.preferences[query.id]), 6)
+                place = round(
+                    protocols.margin(found[query.id], part.relevance.preferences[query.id]), 6
+                )
             else:
-                place = protocols.without(found[query.id], query.reference)[part.relevance.targets[query.id]]
+                place = protocols.without(found[query.id], query.reference)[
+                    part.relevance.targets[query.id]
+                ]
             ranks.append([query.id, place, round(value, 6)])
     return run.mark | {
-        "schema": 3, "iteration": label.removeprefix("iter_"), "split": parts[0].name,
-        "queries": sum(len(part.queries) for part in parts), "gallery": sum(len(part.gallery.ids) for part in parts),
-        "missing_images": sum(part.missing for part in parts), "dropped_queries": sum(part.dropped for part in parts),
-        "protocol": protocols.describe([part.judged for part in parts]), "ablated": ablate,
+        "schema": 3,
+        "iteration": label.removeprefix("iter_"),
+        "split": parts[0].name,
+        "queries": sum(len(part.queries) for part in parts),
+        "gallery": sum(len(part.gallery.ids) for part in parts),
+        "missing_images": sum(part.missing for part in parts),
+        "dropped_queries": sum(part.dropped for part in parts),
+        "protocol": protocols.describe([part.judged for part in parts]),
+        "ablated": ablate,
         "model": backbone.fingerprint,
         "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
         "standard_errors": {name: round(m.se, 6) for name, m in metrics.items()},
-        "compared_on": compared, "ranks": ranks, "top": tops,
-    }  # fmt: skip
+        "compared_on": compared,
+        "ranks": ranks,
+        "top": tops,
+    }
 
 
 def _top(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:
-    """Each query's best images, as the protocol ranks them; none where people chose between sets of images."""
+    """Each query's best images, as the protocol ranks them; none where people chose between sets of
+    images."""
     if part.relevance is None or part.relevance.preferences:
         return []
     rows = topk_images(part.gallery, vectors, gallery, TOP + 1)
@@ -93,15 +106,20 @@ def _top(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[Image
 
 
 def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """evaluation_results.json: the evaluations without their queries' rows, and each against the one before it."""
-    results = [{name: value for name, value in row.items() if name not in ("ranks", "top")} for row in evaluations]
+    """evaluation_results.json: the evaluations without their queries' rows, and each against the
+    one before it."""
+    results = [
+        {name: value for name, value in row.items() if name not in ("ranks", "top")}
+        for row in evaluations
+    ]
     return {"schema": 3, "results": results, "compared": compared(evaluations)}
 
 
 def predictions(
     run: Run, checkpoint: Artifact | None, split_name: str, depth: int
 ) -> list[dict[QueryId, list[ImageId]]]:
-    """Per part the best `depth` images of each query and, after them, the rest of its group, in the model's order."""
+    """Per part the best `depth` images of each query and, after them, the rest of its group, in the
+    model's order."""
     out, backbone = [], run.embedder(checkpoint)
     for part in run.data.parts(split_name):
         vectors, gallery = _vectors(run, backbone, part)
@@ -110,15 +128,21 @@ def predictions(
         among = ranks_of_images(groups, part.gallery, vectors, gallery)
         out.append(
             {
-                query.id: row + [image for image in sorted(group, key=group.__getitem__) if image not in row]
+                query.id: (
+                    row
+                    + [image for image in sorted(group, key=group.__getitem__) if image not in row]
+                )
                 for query, row, group in zip(part.queries, rows, among, strict=True)
             }
         )
     return out
 
 
-def _vectors(run: Run, backbone: Any, part: EvalSplit, ablate: Ablation = None) -> tuple[Vectors, Vectors]:
-    """Query and gallery vectors of a part; the queries without their texts, or with grey references, on request."""
+def _vectors(
+    run: Run, backbone: Any, part: EvalSplit, ablate: Ablation = None
+) -> tuple[Vectors, Vectors]:
+    """Query and gallery vectors of a part; the queries without their texts, or with grey
+    references, on request."""
     items, asked = query_items(part.queries), part
     if ablate == "text":
         items = [Item(item.image, "", item.category) for item in items]

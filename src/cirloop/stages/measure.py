@@ -1,6 +1,6 @@
-"""Seconds of a run's work, measured before it begins: a picture in the tower, a batch embedded, texts written and
-judged, a step of training. As much of each as is predicted to take `BUDGET` seconds, at most the settings' own batch.
-"""
+"""Seconds of a run's work, measured before it begins: a picture in the tower, a batch embedded,
+texts written and judged, a step of training. As much of each as is predicted to take `BUDGET`
+seconds, at most the settings' own batch."""
 
 from __future__ import annotations
 
@@ -41,12 +41,17 @@ class Timing:
     of: int
 
     def __str__(self) -> str:
-        part = f"a full batch of {self.of}" if self.rows == self.of else f"{self.rows} rows of a batch of {self.of}"
+        part = (
+            f"a full batch of {self.of}"
+            if self.rows == self.of
+            else f"{self.rows} rows of a batch of {self.of}"
+        )
         return f"{1000 * self.seconds:,.1f} ms, from {part}"
 
 
 def timed(work: Callable[[int], object], of: int) -> Timing:
-    """Seconds a row of `work(rows)`: a few rows first, then as many of `of` as fit the budget, if they are more."""
+    """Seconds a row of `work(rows)`: a few rows first, then as many of `of` as fit the budget, if
+    they are more."""
     rows = min(FIRST, of)
     work(rows)  # the first call also warms up
     while True:
@@ -58,7 +63,9 @@ def timed(work: Callable[[int], object], of: int) -> Timing:
         more = min(of, int(BUDGET / max(seconds, 1e-9)))
         if more < 2 * rows and (more <= rows or more < of):
             return Timing(seconds, rows, of)
-        rows = min(more, 8 * rows)  # larger batches are faster: the prediction is made anew on the way
+        rows = min(
+            more, 8 * rows
+        )  # larger batches are faster: the prediction is made anew on the way
 
 
 def _wait() -> None:
@@ -71,9 +78,10 @@ def _quiet(items: Any, title: str = "") -> Any:
 
 
 def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> dict[str, Timing]:
-    """Seconds of a `picture`, a `row` embedded, an image's `text` written and judged with all its candidates, and a
-    triplet of a training `step`; the last two only where the run `trains`, the last only where its activations are
-    those of at most `most_rows` rows. Lets go of every model at the end."""
+    """Seconds of a `picture`, a `row` embedded, an image's `text` written and judged with all its
+    candidates, and a triplet of a training `step`; the last two only where the run `trains`, the
+    last only where its activations are those of at most `most_rows` rows. Lets go of every model at
+    the end."""
     models = Models(config)
     try:
         split = data.train if trains else data.parts(config.evaluation.split)[0]
@@ -92,7 +100,9 @@ def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> d
         models.release()
 
 
-def _embedding(config: RunConfig, models: Models, split: TrainSplit | EvalSplit) -> dict[str, Timing]:
+def _embedding(
+    config: RunConfig, models: Models, split: TrainSplit | EvalSplit
+) -> dict[str, Timing]:
     embedder, runtime = models.embedder(None), config.runtime
     queries = split.queries if isinstance(split, EvalSplit) else [t.query for t in split.triplets]
     items = _filled(query_items(queries), runtime.embed_batch_size)
@@ -102,7 +112,9 @@ def _embedding(config: RunConfig, models: Models, split: TrainSplit | EvalSplit)
         return models.load(embedder).encode_images(pictures[:rows])
 
     picture = timed(see, runtime.vision_batch_size)
-    size = min(len(items), max(FIRST, int(BUDGET / picture.seconds)))  # whose pictures must be encoded first
+    size = min(
+        len(items), max(FIRST, int(BUDGET / picture.seconds))
+    )  # whose pictures must be encoded first
     features = models.features(embedder, split)
     features.ensure([item.image for item in items[:size]])
 
@@ -115,13 +127,18 @@ def _embedding(config: RunConfig, models: Models, split: TrainSplit | EvalSplit)
 
 def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
     settings, prompts = config.captioning, config.captioning.prompts(config.foundation)
-    asks = _filled([Ask(t.query.reference, t.target, t.query.text) for t in train.triplets], settings.batch_size)
+    asks = _filled(
+        [Ask(t.query.reference, t.target, t.query.text) for t in train.triplets],
+        settings.batch_size,
+    )
     captioner = models.captioner(models.embedder(None))
     eyes = Eyes(captioner, train.images, config.cache / "vision", len(asks), _quiet, config.runtime)
     heats = [0.0] + [settings.temperature] * (settings.candidates - 1)
 
     def work(rows: int) -> object:
-        texts = eyes.write(prompts.rewrite, asks[:rows], settings.max_new_tokens, heats, 0, "measure")
+        texts = eyes.write(
+            prompts.rewrite, asks[:rows], settings.max_new_tokens, heats, 0, "measure"
+        )
         if not settings.verify:
             return texts
         again = [ask for ask in asks[:rows] for _ in range(settings.candidates)]
@@ -131,18 +148,22 @@ def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
 
 
 def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -> Timing:
-    """Seconds of a triplet in a step of at most `size`, without mined images beside it, and so with InfoNCE, which
-    needs none: the loss itself takes no time to speak of."""
+    """Seconds of a triplet in a step of at most `size`, without mined images beside it, and so with
+    InfoNCE, which needs none: the loss itself takes no time to speak of."""
     backbone = models.load(models.embedder(None))
     backbone.make_trainable(config.training, 0)
     accelerate = accelerator()
     features = VisionFeatures(backbone, train.images, config.cache / "vision", config.runtime)
 
     def work(rows: int) -> object:
-        settings = config.training.model_copy(update={"batch_size": rows, "hardest": 0, "loss": InfoNCE()})
+        settings = config.training.model_copy(
+            update={"batch_size": rows, "hardest": 0, "loss": InfoNCE()}
+        )
         batches = Batches(train.triplets, [], [], rows, 0.0, 0, 0, False)
         with TemporaryDirectory() as work:
-            trainer = Trainer(backbone, features, batches, settings, 1, 0, "measure", Path(work), 0, accelerate)
+            trainer = Trainer(
+                backbone, features, batches, settings, 1, 0, "measure", Path(work), 0, accelerate
+            )
             trainer.module.train()
             loss = trainer.engine.backward(0)
             trainer.optimizer.step()

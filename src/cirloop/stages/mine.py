@@ -1,4 +1,5 @@
-"""Mining the training split of a run: the current model's vectors, what the data set knows, a strategy and filters."""
+"""Mining the training split of a run: the current model's vectors, what the data set knows, a
+strategy and filters."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ SPELLING = "other spellings of target or reference"
 LEFT_OUT = (*KINDS, SPELLING)
 
 
-def mine(run: Run, iteration: int, checkpoint: Artifact, before: Sequence[Artifact] = ()) -> Artifact:
+def mine(
+    run: Run, iteration: int, checkpoint: Artifact, before: Sequence[Artifact] = ()
+) -> Artifact:
     """hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries.
 
     `before` are the augmented samples so far: what the captioner took for right is mined no more.
@@ -51,7 +54,9 @@ def mine(run: Run, iteration: int, checkpoint: Artifact, before: Sequence[Artifa
         write_json(path, run.mark | mine_split(run, run.embedder(checkpoint), iteration, known))
 
     told = run.config.attributes
-    asked = any(each.type == "verify" for each in run.config.mining.filters) or (told and told.images == "vlm")
+    asked = any(each.type == "verify" for each in run.config.mining.filters) or (
+        told and told.images == "vlm"
+    )
     settings = run.key("model", "mining", "attributes", "data", *(["foundation"] if asked else []))
     if asked:
         settings["prompts"] = asdict(run.config.captioning.prompts(run.config.foundation))
@@ -66,7 +71,9 @@ def mine(run: Run, iteration: int, checkpoint: Artifact, before: Sequence[Artifa
     )
 
 
-def mine_split(run: Run, backbone: Any, iteration: int, known: KnownPositives | None = None) -> dict[str, Any]:
+def mine_split(
+    run: Run, backbone: Any, iteration: int, known: KnownPositives | None = None
+) -> dict[str, Any]:
     """hard_negatives_iter_{t}.json: the rows, what strategy and filters did, and counts.
 
     `known` says what is right beside the targets, by default what the train split knows.
@@ -80,30 +87,45 @@ def mine_split(run: Run, backbone: Any, iteration: int, known: KnownPositives | 
     found, sizes = [], []
     for each in miner.mine(settings, vectors, context, _device(), sets=True, stats=stats):
         sizes += [] if each.candidate_set is None else [len(each.candidate_set)]
-        found.append(replace(each, candidate_set=None))  # the sets of all queries at once may be as many as all scores
+        found.append(
+            replace(each, candidate_set=None)
+        )  # the sets of all queries at once may be as many as all scores
     pairs = _pairs(found, vectors)
-    keep_N, counts = apply_filters(settings.filters, pairs, _filter_context(run, backbone, train, vectors))
+    keep_N, counts = apply_filters(
+        settings.filters, pairs, _filter_context(run, backbone, train, vectors)
+    )
     rows = _rows(train, found, keep_N, settings)
     num_kept = np.bincount(pairs.numbers_N[keep_N], minlength=len(found)).tolist()
     report = summary(
-        [f.target_rank for f in found], [f.target_score for f in found], num_kept, pairs.scores_N[keep_N].tolist(),
-        settings.strategy.negatives_per_query, sum(f.num_fallback for f in found), sizes or None,
-    )  # fmt: skip
+        [f.target_rank for f in found],
+        [f.target_score for f in found],
+        num_kept,
+        pairs.scores_N[keep_N].tolist(),
+        settings.strategy.negatives_per_query,
+        sum(f.num_fallback for f in found),
+        sizes or None,
+    )
     if any(left_out.values()):
         counted = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items() if count)
         logger.info("mining: images that are no negative of a query were left out: %s", counted)
     return {
-        "schema": 3, "iteration": iteration, "strategy": settings.strategy.model_dump(mode="json"),
+        "schema": 3,
+        "iteration": iteration,
+        "strategy": settings.strategy.model_dump(mode="json"),
         "summary": report | stats | {"left_out": left_out, "filters": counts},
         "negatives": [asdict(row) for row in rows],
-    }  # fmt: skip
+    }
 
 
-def barred_rows(train: TrainSplit, known: KnownPositives) -> tuple[list[frozenset[int]], dict[str, int]]:
-    """Per query the gallery rows that are no negative of it, the target among them, and counts by kind.
+def barred_rows(
+    train: TrainSplit, known: KnownPositives
+) -> tuple[list[frozenset[int]], dict[str, int]]:
+    """Per query the gallery rows that are no negative of it, the target among them, and counts by
+    kind.
 
-    Counted are pairs of a query and an image other than its target and reference, each once, whether or not a strategy
-    would have chosen it. The reference itself is left to `mining.rank_reference`.
+    Counted are pairs of a query and an image other than its target and reference, each once,
+    whether or not a strategy would have chosen it. The reference itself is left to
+    `mining.rank_reference`.
     """
     gallery, out = train.gallery, []
     rows, counts = gallery.rows(), Counter[str]()
@@ -118,7 +140,10 @@ def barred_rows(train: TrainSplit, known: KnownPositives) -> tuple[list[frozense
             equal = {*of_content[content]}
             others = equal - {target, reference}
             copies = kind in (TARGET, REFERENCE)
-            counts.update(SPELLING if copies and _spelling(gallery.ids[row]) in spelled else kind for row in others)
+            counts.update(
+                SPELLING if copies and _spelling(gallery.ids[row]) in spelled else kind
+                for row in others
+            )
             barred |= others if kind == REFERENCE else equal
         out.append(frozenset(barred))
     return out, {kind: counts[kind] for kind in LEFT_OUT}
@@ -132,7 +157,8 @@ def _spelling(image: ImageId) -> str:
 def mining_inputs(
     run: Run, backbone: Any, train: TrainSplit, barred: Sequence[frozenset[int]] | None = None
 ) -> MiningInputs:
-    """Vectors of the queries and the gallery, and which rows are targets, references and (`barred`) no negatives."""
+    """Vectors of the queries and the gallery, and which rows are targets, references and (`barred`)
+    no negatives."""
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
     if barred is None:
         barred, _ = barred_rows(train, KnownPositives.of(train))
@@ -146,29 +172,43 @@ def mining_inputs(
     )
 
 
-def mining_context(run: Run, backbone: Any, train: TrainSplit, vectors: MiningInputs, iteration: int) -> MiningContext:
+def mining_context(
+    run: Run, backbone: Any, train: TrainSplit, vectors: MiningInputs, iteration: int
+) -> MiningContext:
     """What the data set and the run's settings let a strategy know."""
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
     texts: list[Floats] = []
 
     def text_scores(query_index_B: Any) -> Floats:
         if not texts:  # the text alone: the query with a grey picture in the reference's place
-            texts.append(run.vectors(backbone, query_items(queries), grey(train), f"embed {train.name} texts"))
+            texts.append(
+                run.vectors(
+                    backbone, query_items(queries), grey(train), f"embed {train.name} texts"
+                )
+            )
         return np.asarray(similarity(texts[0][query_index_B], vectors.gallery_GD))
 
-    categories = [train.categories[image] for image in train.gallery.ids] if train.categories else None
+    categories = (
+        [train.categories[image] for image in train.gallery.ids] if train.categories else None
+    )
     table, asked = None, None
     if run.config.attributes is not None:
         extractor = run.config.attributes.build()
         asked = extractor.parse_request([q.text for q in queries])
-        table = image_attributes(run.config.attributes, extractor, train.gallery.ids, partial(_describe, run, backbone))
+        table = image_attributes(
+            run.config.attributes, extractor, train.gallery.ids, partial(_describe, run, backbone)
+        )
         categories = categories or table.categories(extractor.lexicon.category)
     return MiningContext(
         run.config.seed + iteration,
         iteration,
         run.config.num_iterations,
         [q.id for q in queries],
-        groups=[gallery_indices(train.groups.get(q.id, ()), rows) for q in queries] if train.groups else None,
+        groups=(
+            [gallery_indices(train.groups.get(q.id, ()), rows) for q in queries]
+            if train.groups
+            else None
+        ),
         categories=categories,
         attributes=table,
         requested_attributes=asked,
@@ -179,16 +219,20 @@ def mining_context(run: Run, backbone: Any, train: TrainSplit, vectors: MiningIn
 
 
 def _describe(run: Run, backbone: Any, images: Sequence[ImageId]) -> list[str | None]:
-    """A sentence about each image by the foundation model, greedy; None for one that had not ended."""
+    """A sentence about each image by the foundation model, greedy; None for one that had not
+    ended."""
     settings, prompts = run.config.captioning, run.config.captioning.prompts(run.config.foundation)
     asks = [Ask(image, image, "") for image in images]
-    answers = run.asked(lambda: backbone).write(prompts.describe, asks, settings.max_new_tokens, [0.0], 0, "describe")
+    answers = run.asked(lambda: backbone).write(
+        prompts.describe, asks, settings.max_new_tokens, [0.0], 0, "describe"
+    )
     texts = [answer.text if answer.ended else None for (answer,) in answers]
     cut_off = texts.count(None)
     if cut_off:
         run.costs.warn(
-            f"{cut_off} of {len(texts)} descriptions of images had not ended after captioning.max_new_tokens "
-            f"{settings.max_new_tokens}; the attributes of these images are unknown. Raise it."
+            f"{cut_off} of {len(texts)} descriptions of images had not ended after"
+            f" captioning.max_new_tokens {settings.max_new_tokens}; the attributes of these images"
+            " are unknown. Raise it."
         )
     return texts
 
@@ -197,7 +241,9 @@ def _losses(run: Run, iteration: int) -> list[float]:
     """The mean training loss of each finished iteration."""
     found = [run.store.find(f"checkpoint_iter_{t}") for t in range(iteration + 1)]
     logs = [schema.read(a.path / "training_log.json")["rows"] for a in found]
-    taken = [[row["loss"] for row in rows if "ids" not in row] for rows in logs]  # a batch that was left out has ids
+    taken = [
+        [row["loss"] for row in rows if "ids" not in row] for rows in logs
+    ]  # a batch that was left out has ids
     return [float(np.mean(losses)) for losses in taken if losses]
 
 
@@ -210,10 +256,12 @@ def _pairs(found: Sequence[MiningResult], vectors: MiningInputs) -> MinedPairs:
     numbers_N = np.repeat(np.arange(len(found)), counts)
     scores = np.array([f.target_score for f in found], np.float32)
     return MinedPairs(
-        numbers_N, np.concatenate([np.zeros(0, np.int64), *(f.gallery_indices for f in found)]),
+        numbers_N,
+        np.concatenate([np.zeros(0, np.int64), *(f.gallery_indices for f in found)]),
         np.concatenate([np.zeros(0, np.float32), *(f.scores for f in found)]),
-        vectors.targets_Q[numbers_N], scores[numbers_N],
-    )  # fmt: skip
+        vectors.targets_Q[numbers_N],
+        scores[numbers_N],
+    )
 
 
 def _rows(
@@ -222,7 +270,9 @@ def _rows(
     out, at = [], 0
     for f in found:
         query, own = train.triplets[f.query_index].query.id, len(f.gallery_indices) - f.num_fallback
-        for place, (column, rank, score) in enumerate(zip(f.gallery_indices, f.ranks, f.scores, strict=True)):
+        for place, (column, rank, score) in enumerate(
+            zip(f.gallery_indices, f.ranks, f.scores, strict=True)
+        ):
             if keep_N[at]:
                 name = settings.strategy.type
                 made_by = name if place < own else f"{name}, filled by {settings.fallback}"
@@ -241,10 +291,16 @@ def _rows(
     return out
 
 
-def _filter_context(run: Run, backbone: Any, train: TrainSplit, vectors: MiningInputs) -> FilterContext:
+def _filter_context(
+    run: Run, backbone: Any, train: TrainSplit, vectors: MiningInputs
+) -> FilterContext:
     def yes(pairs: MinedPairs) -> list[float]:
         asks = [
-            Ask(train.triplets[n].query.reference, train.gallery.ids[c], train.triplets[n].query.text)
+            Ask(
+                train.triplets[n].query.reference,
+                train.gallery.ids[c],
+                train.triplets[n].query.text,
+            )
             for n, c in zip(pairs.numbers_N, pairs.columns_N, strict=True)
         ]
         prompt = run.config.captioning.prompts(run.config.foundation).verify
@@ -252,11 +308,15 @@ def _filter_context(run: Run, backbone: Any, train: TrainSplit, vectors: MiningI
 
     def second(path: str, pairs: MinedPairs) -> tuple[Floats, Floats]:
         alone = {"start_adapter": None} if hasattr(run.config.model, "start_adapter") else {}
-        other = run.models.embedder(None, run.config.model.model_copy(update={"path": path, **alone}))
+        other = run.models.embedder(
+            None, run.config.model.model_copy(update={"path": path, **alone})
+        )
         numbers, place = np.unique(pairs.numbers_N, return_inverse=True)
         items = query_items([train.triplets[n].query for n in numbers])
         queries = run.vectors(other, items, train, "embed queries, second model")
-        gallery = run.vectors(other, [Item(i) for i in train.gallery.ids], train, "embed gallery, second model")
+        gallery = run.vectors(
+            other, [Item(i) for i in train.gallery.ids], train, "embed gallery, second model"
+        )
         queries = queries[place]
         scores_N2 = scores_of(queries, gallery, np.stack([pairs.columns_N, pairs.targets_N], 1))
         return scores_N2[:, 0], scores_N2[:, 1]

@@ -1,4 +1,5 @@
-"""What can be known of a run's models before any is loaded: whether adapters fit, what must be installed, the disk."""
+"""What can be known of a run's models before any is loaded: whether adapters fit, what must be
+installed, the disk."""
 
 from __future__ import annotations
 
@@ -33,22 +34,31 @@ def check_models(config: RunConfig, problems: Problems) -> None:
         if getattr(getattr(config, group), "attention", None) == "flash_attention_2":
             _check_flash(f"{group}.attention flash_attention_2", problems)
     if getattr(config.model, "quantization", "none") == "nf4" and find_spec("bitsandbytes") is None:
-        problems.add("model.quantization nf4", "needs the package bitsandbytes (pip install bitsandbytes); or set none")
+        problems.add(
+            "model.quantization nf4",
+            "needs the package bitsandbytes (pip install bitsandbytes); or set none",
+        )
     if not trains:
         return
     runtime, half = config.runtime, config.training.lora.dtype == "base"
     if runtime.deepspeed is not None and find_spec("deepspeed") is None:
-        problems.add("--deepspeed", "needs the package deepspeed (pip install deepspeed); or leave it out")
+        problems.add(
+            "--deepspeed", "needs the package deepspeed (pip install deepspeed); or leave it out"
+        )
     kind = _kind(runtime.accelerate_config) if runtime.deepspeed is None else "DEEPSPEED"
     if half and kind in ("DEEPSPEED", "FSDP"):
-        problems.add("training.lora.dtype base", "is not available under DeepSpeed or FSDP; set it to float32")
+        problems.add(
+            "training.lora.dtype base",
+            "is not available under DeepSpeed or FSDP; set it to float32",
+        )
     for name in ("chunk_size", "skip_bad_batches"):
         if kind == "DEEPSPEED" and getattr(config.training, name):
             problems.add(f"training.{name}", "is not available under DeepSpeed; set it to 0")
 
 
 def _kind(accelerate_config: Path | None) -> str | None:
-    """`distributed_type` of an accelerate config; None where it cannot be read, which is said elsewhere."""
+    """`distributed_type` of an accelerate config; None where it cannot be read, which is said
+    elsewhere."""
     if accelerate_config is None or not accelerate_config.is_file():
         return None
     try:
@@ -68,29 +78,36 @@ def _check_flash(setting: str, problems: Problems) -> None:
 
 
 def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, trains: bool) -> None:
-    """It is a LoRA, it fits the model's layers, and training goes on with what it is. Raises UserError with all that
-    is wrong."""
+    """It is a LoRA, it fits the model's layers, and training goes on with what it is. Raises
+    UserError with all that is wrong."""
     directory = resolve_adapter(path)
     lora = parse.parse_json(parse.text(directory / LORA_CONFIG))
     wrong = _misfits(directory / LORA_WEIGHTS, model, lora)
     tuning = config.training
     dora, tune = bool(lora.get("use_dora")), tuning.tune or "lora"
     if trains and tune != ("dora" if dora else "lora"):
-        wrong.append(f"it is a {'DoRA' if dora else 'plain LoRA'}, and training.tune is {tune}: set training.tune "
-                     f"{'dora' if dora else 'lora'}")  # fmt: skip
-    names = {"rank": ("r", tuning.lora.rank), "alpha": ("lora_alpha", tuning.lora.alpha),
-             "dropout": ("lora_dropout", tuning.lora.dropout)}  # fmt: skip
+        wrong.append(
+            f"it is a {'DoRA' if dora else 'plain LoRA'}, and training.tune is {tune}: set"
+            f" training.tune {'dora' if dora else 'lora'}"
+        )
+    names = {
+        "rank": ("r", tuning.lora.rank),
+        "alpha": ("lora_alpha", tuning.lora.alpha),
+        "dropout": ("lora_dropout", tuning.lora.dropout),
+    }
     for setting, (key, wanted) in names.items() if trains and tune != "full" else ():
         if lora.get(key) != wanted:
             wrong.append(
-                f"its {setting} is {lora.get(key)}, training.lora.{setting} is {wanted}: set that to the adapter's"
+                f"its {setting} is {lora.get(key)}, training.lora.{setting} is {wanted}: set that"
+                " to the adapter's"
             )
     if wrong:
         raise UserError(f"{path}: {'; '.join(wrong)}.")
 
 
 def _misfits(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[str]:
-    """What of an adapter's tensors cannot be put on the model's layers, by the headers of its file."""
+    """What of an adapter's tensors cannot be put on the model's layers, by the headers of its
+    file."""
     from safetensors import SafetensorError, safe_open
 
     sizes = resources.sizes_of(model.find())
@@ -104,7 +121,10 @@ def _misfits(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[st
                 if "lora_A" not in parts or leaf is None:
                     continue
                 layers.add(next((part for part in parts if part.isdigit()), ""))
-                shape, wanted = tensors.get_slice(name).get_shape(), [lora.get("r"), sizes.shapes[leaf][0]]
+                shape, wanted = (
+                    tensors.get_slice(name).get_shape(),
+                    [lora.get("r"), sizes.shapes[leaf][0]],
+                )
                 if list(shape) != wanted:
                     wrong.append(f"{name} is {list(shape)}, not {wanted}")
     except (SafetensorError, OSError) as error:
@@ -121,7 +141,9 @@ def _misfits(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[st
 def splits_of(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
     """Those whose pictures the run looks at."""
     splits: list[TrainSplit | EvalSplit] = [*data.parts(config.evaluation.split)]
-    return [data.train, *splits] if config.num_iterations or config.training.warm_up_steps else splits
+    return (
+        [data.train, *splits] if config.num_iterations or config.training.warm_up_steps else splits
+    )
 
 
 def num_images(splits: Iterable[TrainSplit | EvalSplit]) -> int:
@@ -134,7 +156,10 @@ def mean_tokens(model: VlmSettings, splits: Iterable[TrainSplit | EvalSplit]) ->
     for split in splits:
         ids = split.gallery.ids
         some: list[ImageId] = [*ids[:: max(1, len(ids) // SAMPLE)]][:SAMPLE]
-        shapes = [(picture.height, picture.width) for picture in (split.images.load(image) for image in some)]
+        shapes = [
+            (picture.height, picture.width)
+            for picture in (split.images.load(image) for image in some)
+        ]
         total += len(ids) * sum(_tokens(model, shapes)) / max(1, len(some))
         weight += len(ids)
     return total / max(1, weight)
@@ -157,13 +182,20 @@ def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:
 
 
 def disk_of(config: RunConfig, data: Dataset) -> dict[str, int]:
-    """Bytes by where they go: features of all pictures in the cache, and in the run directory the adapters of all
-    iterations with two step checkpoints. Only of vision-language models; of others neither is known beforehand."""
+    """Bytes by where they go: features of all pictures in the cache, and in the run directory the
+    adapters of all iterations with two step checkpoints. Only of vision-language models; of others
+    neither is known beforehand."""
     model = config.model
     if not isinstance(model, VlmSettings):
         return {}
-    splits, sizes, training = splits_of(config, data), resources.sizes_of(model.find()), config.training
-    adapter = resources.adapter_weights(sizes, training.lora.rank, training.lora.targets, training.tune == "dora")
+    splits, sizes, training = (
+        splits_of(config, data),
+        resources.sizes_of(model.find()),
+        config.training,
+    )
+    adapter = resources.adapter_weights(
+        sizes, training.lora.rank, training.lora.targets, training.tune == "dora"
+    )
     weights = sizes.language_weights if training.tune == "full" else adapter
     kept = (config.num_iterations + 1) * 4 * weights + 2 * 12 * weights
     each = resources.feature_bytes(sizes, model.dtype, mean_tokens(model, splits))
@@ -185,22 +217,29 @@ def check_disk(config: RunConfig, data: Dataset, problems: Problems) -> None:
     if vision + needs["run"] * together > free:
         problems.add(
             f"runtime.cache_dir {config.cache}",
-            f"the vision features of {num_images(splits_of(config, data)):,} images take "
-            f"{resources.gigabytes(needs['vision'])}, {resources.gigabytes(there)} of them or of others are there, and "
-            f"{resources.gigabytes(free)} are free: give a larger disk by --runtime.cache_dir, lower model.max_pixels "
-            "(where the model has it), or free some of it. runtime.cache_gb only deletes what other runs have left: "
-            "what a run itself needs stays",
-        )  # fmt: skip
+            f"the vision features of {num_images(splits_of(config, data)):,} images take"
+            f" {resources.gigabytes(needs['vision'])}, {resources.gigabytes(there)} of them or of"
+            f" others are there, and {resources.gigabytes(free)} are free: give a larger disk by"
+            " --runtime.cache_dir, lower model.max_pixels (where the model has it), or free some"
+            " of it. runtime.cache_gb only deletes what other runs have left: what a run itself"
+            " needs stays",
+        )
     if not together and needs["run"] > shutil.disk_usage(run).free:
         left = resources.gigabytes(shutil.disk_usage(run).free)
-        what = f"checkpoints take {resources.gigabytes(needs['run'])}, and {left} are free: give one on a larger disk"
+        what = (
+            f"checkpoints take {resources.gigabytes(needs['run'])}, and {left} are free: give one"
+            " on a larger disk"
+        )
         problems.add(f"--experiment_dir {config.directory}", what)
 
 
 def standing(path: Path) -> Path:
-    """The nearest directory that is there already. Raises UserError for one that may not be looked into."""
+    """The nearest directory that is there already. Raises UserError for one that may not be looked
+    into."""
     path = path.absolute()
     try:
         return next(each for each in (path, *path.parents) if each.is_dir())
     except PermissionError:
-        raise UserError(f"{path}: permission denied. Give a directory that may be read and written.") from None
+        raise UserError(
+            f"{path}: permission denied. Give a directory that may be read and written."
+        ) from None

@@ -1,7 +1,7 @@
 """The one owner of loaded models: never more than one whole set of base weights lies in memory.
 
-Stages hold an `Embedder`, which is a name. Whoever needs the weights asks `Models.load` for the length of a call and
-keeps no reference, so that loading another model finds the memory free.
+Stages hold an `Embedder`, which is a name. Whoever needs the weights asks `Models.load` for the
+length of a call and keeps no reference, so that loading another model finds the memory free.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides an embedding; the weights are loaded where it is not known yet."""
+        """Of everything that decides an embedding; the weights are loaded where it is not known
+        yet."""
         return self.models.fingerprint(self)
 
 
 class Models:
-    """Loads what is asked for and lets go of everything else before: the model, and the vision features that it
-    encodes for."""
+    """Loads what is asked for and lets go of everything else before: the model, and the vision
+    features that it encodes for."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -55,7 +56,8 @@ class Models:
         self._fingerprints: dict[str, str] = {}
 
     def embedder(self, adapter: Path | None, settings: ModelSettings | None = None) -> Embedder:
-        """The run's embedder with the `adapter` of a checkpoint (None = the base), or one with other `settings`."""
+        """The run's embedder with the `adapter` of a checkpoint (None = the base), or one with
+        other `settings`."""
         return Embedder(self, settings or self._config.model, adapter)
 
     def fingerprint(self, embedder: Embedder) -> str:
@@ -65,7 +67,8 @@ class Models:
         return self._fingerprints[embedder.name]
 
     def load(self, embedder: Embedder) -> Any:
-        """The `Backbone` itself. Keep no reference to it: it is one of two in memory when the next one is loaded."""
+        """The `Backbone` itself. Keep no reference to it: it is one of two in memory when the next
+        one is loaded."""
         name = f"embedder {embedder.name}"
         if self._loaded is None or self._loaded[0] != name:
             self.release()
@@ -73,11 +76,14 @@ class Models:
             backbone: Any = settings.build(embedder.adapter)  # type: ignore[attr-defined]  # each of the union has it
             self._loaded = (name, backbone)
             self._fingerprints[embedder.name] = backbone.fingerprint
-            logger.debug("loaded %s in %.1f s", embedder.adapter or settings.path, time.monotonic() - began)
+            logger.debug(
+                "loaded %s in %.1f s", embedder.adapter or settings.path, time.monotonic() - began
+            )
         return self._loaded[1]
 
     def features(self, embedder: Embedder, split: TrainSplit | EvalSplit) -> VisionFeatures:
-        """Vision features of a split's images, encoded by this embedder's tower; they go when its weights go."""
+        """Vision features of a split's images, encoded by this embedder's tower; they go when its
+        weights go."""
         backbone = self.load(embedder)
         name = split.gallery.name + backbone.vision_key
         if self._features is None or self._features[0] != name:
@@ -86,8 +92,8 @@ class Models:
         return self._features[1]
 
     def captioner(self, base: Embedder) -> Captioner:
-        """The run's foundation model: on the weights of the embedder `base` where those are the same and can be lent,
-        else in their place."""
+        """The run's foundation model: on the weights of the embedder `base` where those are the
+        same and can be lent, else in their place."""
         foundation = self._config.foundation
         if foundation.shares(base.settings):
             backbone = self.load(base)

@@ -1,4 +1,5 @@
-"""What can be known to fail before any hour is spent: models, files, and the data set's pictures."""
+"""What can be known to fail before any hour is spent: models, files, and the data set's
+pictures."""
 
 from __future__ import annotations
 
@@ -23,14 +24,20 @@ PROBLEMS = "problems.json"
 
 
 def check(config: RunConfig) -> Dataset:
-    """Everything that can be known to fail before any hour is spent: models, files and the data set's pictures.
+    """Everything that can be known to fail before any hour is spent: models, files and the data
+    set's pictures.
 
-    Raises ProblemsFound with all of it. Those of the data set are also written to `problems.json` in the cache.
+    Raises ProblemsFound with all of it. Those of the data set are also written to `problems.json`
+    in the cache.
     """
     problems, data = Problems(), None
     if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
         what = "has no protocol, so its rankings cannot be scored"
-        problems.add(f"data.type {config.data.type}", what, "Give its settings a `protocol`, as in data/cirr.py.")
+        problems.add(
+            f"data.type {config.data.type}",
+            what,
+            "Give its settings a `protocol`, as in data/cirr.py.",
+        )
     try:
         data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     except UserError as error:
@@ -72,7 +79,10 @@ def check(config: RunConfig) -> Dataset:
         what = f"is for images of one vector; {config.model.type} gives several. Use exact"
         problems.add(f"mining.search {config.mining.search}", what)
     runtime = config.runtime
-    for name, file in (("--accelerate_config", runtime.accelerate_config), ("--deepspeed", runtime.deepspeed)):
+    for name, file in (
+        ("--accelerate_config", runtime.accelerate_config),
+        ("--deepspeed", runtime.deepspeed),
+    ):
         if file is not None and not file.is_file():
             problems.add(f"{name} {file}", "there is no such file")
     try:
@@ -80,12 +90,16 @@ def check(config: RunConfig) -> Dataset:
             for line in launcher.crowded(runtime):
                 logger.warning("%s", line)
     except UserError as error:
-        problems.add("--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error))
+        problems.add(
+            "--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error)
+        )
     for where, what in trackers.problems(runtime.report_to):
         problems.add(where, what)
     if listed:
         rows = [asdict(row) for row in problems.rows]
-        write_json(config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.ways})
+        write_json(
+            config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.ways}
+        )
         problems.ways.append(f"All of them are in {config.cache / PROBLEMS}.")
     problems.stop()
     assert data is not None
@@ -97,8 +111,12 @@ def _check_targets(parts: Sequence[EvalSplit], problems: Problems) -> None:
     for part in parts:
         if part.relevance is None:
             what = f"{part.name} has no targets, so an iteration cannot be evaluated on it"
-            problems.add("evaluation.split", what, "Name a split with targets by --evaluation.split; eval_iterative.py "
-                         "writes the rankings of one without.")  # fmt: skip
+            problems.add(
+                "evaluation.split",
+                what,
+                "Name a split with targets by --evaluation.split; eval_iterative.py "
+                "writes the rankings of one without.",
+            )
 
 
 def _check_triplets(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
@@ -106,12 +124,15 @@ def _check_triplets(config: RunConfig, train: TrainSplit, problems: Problems) ->
     targets = len({triplet.target for triplet in train.triplets})
     if targets < 2:
         num = len(train.triplets)
-        what = f"{num:,} training triplets have one target, and a loss needs another image to compare it with"
+        what = (
+            f"{num:,} training triplets have one target, and a loss needs another image to compare"
+            " it with"
+        )
         problems.add("data.train", what, "Give triplets with two different targets or more.")
     elif targets < config.training.batch_size and config.training.unique_targets:
         logger.warning(
-            "%d training triplets have %d different targets: a batch holds at most so many queries, not "
-            "training.batch_size %d",
+            "%d training triplets have %d different targets: a batch holds at most so many queries,"
+            " not training.batch_size %d",
             len(train.triplets),
             targets,
             config.training.batch_size,
@@ -127,8 +148,8 @@ def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
         both = sum(row in trained for row in rows)
         if both:
             logger.warning(
-                "%s: %d of %d queries are training triplets too (same reference, text and target), so recall on them "
-                "says nothing about other queries",
+                "%s: %d of %d queries are training triplets too (same reference, text and target),"
+                " so recall on them says nothing about other queries",
                 part.name,
                 both,
                 len(rows),
@@ -136,21 +157,31 @@ def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
 
 
 def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
-    """What the negative strategy must be told is there, and what is in a file of attributes is right."""
+    """What the negative strategy must be told is there, and what is in a file of attributes is
+    right."""
     told = config.attributes
-    asks = {"mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
-            "attributes.images vlm": told is not None and told.images == "vlm"}  # fmt: skip
+    asks = {
+        "mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
+        "attributes.images vlm": told is not None and told.images == "vlm",
+    }
     for setting, needed in asks.items():
         if needed and not config.foundation.judges:
-            problems.add(setting, f"the foundation model {config.foundation.type!r} looks at no picture; use another "
-                         "--foundation_model_backbone")  # fmt: skip
+            problems.add(
+                setting,
+                f"the foundation model {config.foundation.type!r} looks at no picture; use another "
+                "--foundation_model_backbone",
+            )
     known = {"groups": train.groups, "categories": train.categories or told, "attributes": told}
     for name in sorted(config.mining.strategy.requires):
         if config.num_iterations and not known[name]:
-            sources = {"groups": "a data set that has them", "categories": "such a data set, or `attributes` settings"}
+            sources = {
+                "groups": "a data set that has them",
+                "categories": "such a data set, or `attributes` settings",
+            }
             way = sources.get(name, "`attributes` settings")
             problems.add(
-                f"mining.strategy {config.mining.strategy.type}", f"needs {name}: {way}; see docs/negatives.md"
+                f"mining.strategy {config.mining.strategy.type}",
+                f"needs {name}: {way}; see docs/negatives.md",
             )
     if told is not None and told.images != "vlm":
         image_attributes(told, told.build(), train.gallery.ids)
@@ -164,5 +195,8 @@ def _check_groups(kind: str, train: TrainSplit, problems: Problems) -> None:
         "group": all(t.query.id in train.groups for t in train.triplets),
     }
     if not have[kind]:
-        problems.add(f"training.group_batches {kind}", "needs a data set that has them: categories are FashionIQ's, "
-                     "groups CIRR's; or leave it at none")  # fmt: skip
+        problems.add(
+            f"training.group_batches {kind}",
+            "needs a data set that has them: categories are FashionIQ's, "
+            "groups CIRR's; or leave it at none",
+        )

@@ -1,8 +1,8 @@
-"""Memory and disk by arithmetic, from the sizes in a model's config.json; `benchmarks/plan_against_measured.py` holds
-it against what a model really takes.
+"""Memory and disk by arithmetic, from the sizes in a model's config.json;
+`benchmarks/plan_against_measured.py` holds it against what a model really takes.
 
-Names of sizes: D hidden, F intermediate, Q and K the widths of all queries and of all keys of a layer, `bytes` of the
-base's type and `adapter_bytes` of the adapters'.
+Names of sizes: D hidden, F intermediate, Q and K the widths of all queries and of all keys of a
+layer, `bytes` of the base's type and `adapter_bytes` of the adapters'.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Sizes:
     key_heads: int
     head_width: int
     language_weights: int
-    """Of the language model without what is embedded; a head that is not tied to the embedding is there."""
+    """Of the language model without what is embedded; a head that is not tied to the embedding is
+    there."""
     embedding_weights: int
     vision_weights: int
     vision_width: int
@@ -51,16 +52,20 @@ class Sizes:
         """Inputs and outputs of each linear layer of a decoder layer."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         return {
-            "q_proj": (self.hidden, queries), "k_proj": (self.hidden, keys), "v_proj": (self.hidden, keys),
-            "o_proj": (queries, self.hidden), "gate_proj": (self.hidden, self.intermediate),
-            "up_proj": (self.hidden, self.intermediate), "down_proj": (self.intermediate, self.hidden),
-        }  # fmt: skip
+            "q_proj": (self.hidden, queries),
+            "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys),
+            "o_proj": (queries, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
 
 
 @cache
 def sizes_of(directory: Path) -> Sizes:
-    """Of the model in a directory, of which only config.json is read: its weights are counted without being there.
-    Raises UserError for a config.json of no model."""
+    """Of the model in a directory, of which only config.json is read: its weights are counted
+    without being there. Raises UserError for a config.json of no model."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -69,7 +74,9 @@ def sizes_of(directory: Path) -> Sizes:
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{directory / 'config.json'} is of no model that can be built: {error}") from None
+        raise UserError(
+            f"{directory / 'config.json'} is of no model that can be built: {error}"
+        ) from None
     text, vision = config.text_config, config.vision_config
     whole = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight.numel()
@@ -79,11 +86,19 @@ def sizes_of(directory: Path) -> Sizes:
     merged = getattr(vision, "spatial_merge_size", 0)
     heads = text.num_attention_heads
     return Sizes(
-        config.model_type, text.hidden_size, text.intermediate_size, text.num_hidden_layers, heads,
-        text.num_key_value_heads or heads, getattr(text, "head_dim", None) or text.hidden_size // heads,
-        language - embedding + head, embedding, whole - language - head, text.hidden_size * (1 + deep),
+        config.model_type,
+        text.hidden_size,
+        text.intermediate_size,
+        text.num_hidden_layers,
+        heads,
+        text.num_key_value_heads or heads,
+        getattr(text, "head_dim", None) or text.hidden_size // heads,
+        language - embedding + head,
+        embedding,
+        whole - language - head,
+        text.hidden_size * (1 + deep),
         vision.patch_size * merged,
-    )  # fmt: skip
+    )
 
 
 def weight_bytes(sizes: Sizes, dtype: str, quantization: str = "none") -> int:
@@ -94,7 +109,8 @@ def weight_bytes(sizes: Sizes, dtype: str, quantization: str = "none") -> int:
 
 
 def adapter_weights(sizes: Sizes, rank: int, targets: Sequence[str], dora: bool = False) -> int:
-    """Numbers of a LoRA: `rank` rows and columns for each target, for DoRA a length per output too."""
+    """Numbers of a LoRA: `rank` rows and columns for each target, for DoRA a length per output
+    too."""
     layer = 0
     for name in {*targets} & sizes.shapes.keys():
         inputs, outputs = sizes.shapes[name]
@@ -103,21 +119,29 @@ def adapter_weights(sizes: Sizes, rank: int, targets: Sequence[str], dora: bool 
 
 
 def trained_bytes(weights: int, copies_of: int = 0) -> int:
-    """Of trained float32 weights, their gradients and AdamW's two moments; with `copies_of` the bytes of the weights
-    that the float32 ones are copies of."""
+    """Of trained float32 weights, their gradients and AdamW's two moments; with `copies_of` the
+    bytes of the weights that the float32 ones are copies of."""
     return weights * (4 + 4 + 8 + copies_of)
 
 
 def activation_bytes(
-    sizes: Sizes, dtype: str, adapter_dtype: str, rank: int, targets: Sequence[str], dropout: float,
-    padded: bool = True, eager_tokens: int = 0, on_cpu: bool = False,
-) -> int:  # fmt: skip
+    sizes: Sizes,
+    dtype: str,
+    adapter_dtype: str,
+    rank: int,
+    targets: Sequence[str],
+    dropout: float,
+    padded: bool = True,
+    eager_tokens: int = 0,
+    on_cpu: bool = False,
+) -> int:
     """Per token of a row, what autograd keeps of a decoder for LoRAs around a frozen base.
 
-    A layer keeps: the float32 input of its two norms; queries, keys, values (of all heads, where a mask is given) and
-    the output of attention; gate, its activation and up of the MLP; per adapter its input after dropout, what dropout
-    left (a byte on a GPU, a number on a CPU) and the `rank` numbers between its factors. Frozen linear layers keep
-    nothing. `eager_tokens`: a row's, where attention keeps all its weights.
+    A layer keeps: the float32 input of its two norms; queries, keys, values (of all heads, where a
+    mask is given) and the output of attention; gate, its activation and up of the MLP; per adapter
+    its input after dropout, what dropout left (a byte on a GPU, a number on a CPU) and the `rank`
+    numbers between its factors. Frozen linear layers keep nothing. `eager_tokens`: a row's, where
+    attention keeps all its weights.
     """
     base, adapter = BYTES[dtype], BYTES[adapter_dtype]
     queries, keys = sizes.heads * sizes.head_width, sizes.key_heads * sizes.head_width
@@ -141,9 +165,14 @@ def checkpointed_bytes(sizes: Sizes, dtype: str, per_token: int) -> int:
 
 
 def working_bytes(sizes: Sizes, dtype: str, adapter_dtype: str = "") -> int:
-    """Per token, what the largest part of a layer, the MLP, holds at once beside what autograd keeps."""
+    """Per token, what the largest part of a layer, the MLP, holds at once beside what autograd
+    keeps."""
     adapter = BYTES.get(adapter_dtype, 0)
-    return 3 * sizes.intermediate * BYTES[dtype] + 2 * sizes.intermediate * adapter + 4 * sizes.hidden * 4
+    return (
+        3 * sizes.intermediate * BYTES[dtype]
+        + 2 * sizes.intermediate * adapter
+        + 4 * sizes.hidden * 4
+    )
 
 
 def key_value_bytes(sizes: Sizes, dtype: str) -> int:

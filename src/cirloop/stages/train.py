@@ -21,7 +21,8 @@ def train(
     augmented: Sequence[Artifact],
     negatives: Artifact | None,
 ) -> Artifact:
-    """checkpoint_iter_{t}/: the LoRA after training on human and augmented triplets with the mined negatives."""
+    """checkpoint_iter_{t}/: the LoRA after training on human and augmented triplets with the mined
+    negatives."""
     config, name = run.config, f"checkpoint_iter_{iteration}"
     steps = config.training.steps if iteration else config.training.warm_up_steps
     untrained = steps == 0 and parent is None  # evaluating a base model needs no training data
@@ -35,11 +36,19 @@ def train(
             return
         workspace = run.store.workspace(name)
         job = TrainJob(
-            directory=workspace.parent, log=run.log, run=run.store.directory, cache=config.cache, iteration=iteration,
-            steps=steps, parent=adapter_of(parent), augmented=tuple(a.name for a in augmented),
-            negatives=negatives.name if negatives else None, key=fingerprint([settings, inputs]), workspace=workspace,
+            directory=workspace.parent,
+            log=run.log,
+            run=run.store.directory,
+            cache=config.cache,
+            iteration=iteration,
+            steps=steps,
+            parent=adapter_of(parent),
+            augmented=tuple(a.name for a in augmented),
+            negatives=negatives.name if negatives else None,
+            key=fingerprint([settings, inputs]),
+            workspace=workspace,
             output=path,
-        )  # fmt: skip
+        )
         run.models.release()  # the trainer loads its own
         with profiling.of_processes(workspace):
             launcher.training(job, config.runtime)

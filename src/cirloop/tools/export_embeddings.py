@@ -1,12 +1,14 @@
-"""Vectors of a run's model as files: .npy for `add_hard_negatives.py`, Parquet for vector databases.
+"""Vectors of a run's model as files: .npy for `add_hard_negatives.py`, Parquet for vector
+databases.
 
-    python -m cirloop.export_vectors --experiment_dir DIR --iteration 1 --split train --output vectors
+    python -m cirloop.export_vectors --experiment_dir DIR --iteration 1 --split train --output
+    vectors
 
-OUTPUT/gallery/ and OUTPUT/queries/ hold files of `--rows_per_file` rows, in the order of ids (a directory for each
-category where a split has several). With .npy the ids are in gallery_ids.json and queries_ids.json, and for the train
-split targets.npy, references.npy and positives.json are what `add_hard_negatives.py` reads. In Parquet a row is an `id`
-and a `vector`, a list of fixed size. `export.json`, written last, says what they are. N rows, M vectors of an image, D
-dimensions.
+OUTPUT/gallery/ and OUTPUT/queries/ hold files of `--rows_per_file` rows, in the order of ids (a
+directory for each category where a split has several). With .npy the ids are in gallery_ids.json
+and queries_ids.json, and for the train split targets.npy, references.npy and positives.json are
+what `add_hard_negatives.py` reads. In Parquet a row is an `id` and a `vector`, a list of fixed
+size. `export.json`, written last, says what they are. N rows, M vectors of an image, D dimensions.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ def export(options: ExportConfig) -> None:
     """Embed with the model of the iteration, and write the files."""
     directory = options.experiment_dir
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        raise UserError(f"--output {options.output} is there already and not an empty directory; give another.")
+        raise UserError(
+            f"--output {options.output} is there already and not an empty directory; give another."
+        )
     config, store = run_directory(directory)
     notices.refuse_simulated(config, "whose vectors could be exported")
     label, *more = chosen(options.iteration, done_iterations(store))
@@ -88,7 +92,13 @@ def export(options: ExportConfig) -> None:
         made.append({"split": split.name} | _export_split(run, backbone, split, options, place))
     write_json(
         options.output / "export.json",
-        {"schema": 1, "model": backbone.fingerprint, "iteration": label, "format": options.format, "splits": made},
+        {
+            "schema": 1,
+            "model": backbone.fingerprint,
+            "iteration": label,
+            "format": options.format,
+            "splits": made,
+        },
     )
     logger.info("wrote %s", options.output)
 
@@ -103,7 +113,9 @@ def _export_split(
         shapes["gallery"] = write(place, "gallery", split.gallery.ids, vectors, options)
     if options.what == "gallery":
         return shapes
-    queries = [t.query for t in split.triplets] if isinstance(split, TrainSplit) else list(split.queries)
+    queries = (
+        [t.query for t in split.triplets] if isinstance(split, TrainSplit) else list(split.queries)
+    )
     if isinstance(split, TrainSplit) and options.format == "npy":
         known = mining_inputs(run, backbone, split)
         vectors = known.queries_QD
@@ -115,12 +127,18 @@ def _export_split(
     else:
         vectors = run.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
     shapes["queries"] = write(
-        place, "queries", [query.id for query in queries], validate_embeddings(vectors, "queries"), options
+        place,
+        "queries",
+        [query.id for query in queries],
+        validate_embeddings(vectors, "queries"),
+        options,
     )
     return shapes
 
 
-def write(place: Path, name: str, ids: Sequence[str], vectors: Any, options: ExportConfig) -> list[int]:
+def write(
+    place: Path, name: str, ids: Sequence[str], vectors: Any, options: ExportConfig
+) -> list[int]:
     """Files of rows (N, D) or (N, M, D) in `place/name`; the shape."""
     (place / name).mkdir(parents=True, exist_ok=True)
     for start in range(0, len(ids), options.rows_per_file):

@@ -1,4 +1,5 @@
-"""Step checkpoints of a training stage: one directory, whole or not there, and the one before it until then."""
+"""Step checkpoints of a training stage: one directory, whole or not there, and the one before it
+until then."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ STATE, RECORD = "state.safetensors", "state.json"
 
 
 class StepCheckpoints:
-    """Those in `directory`, made under `key`, which identifies everything that decides the stage's result."""
+    """Those in `directory`, made under `key`, which identifies everything that decides the stage's
+    result."""
 
     def __init__(self, directory: Path, key: str) -> None:
         self._directory, self._key = directory, key
@@ -46,8 +48,9 @@ class StepCheckpoints:
     def newest(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The record and state to go on from; None = from the start.
 
-        A directory without one of its files is left over from a removal that was broken off, and passed over. Raises
-        UserError, with the file named, where one is damaged or of another stage.
+        A directory without one of its files is left over from a removal that was broken off, and
+        passed over. Raises UserError, with the file named, where one is damaged or of another
+        stage.
         """
         for path in reversed(self._all()):
             if not all(os.path.lexists(path / name) for name in (RECORD, STATE)):
@@ -56,7 +59,8 @@ class StepCheckpoints:
             record = schema.read(path / RECORD)
             if record.get("key") != self._key:
                 raise UserError(
-                    f"{path} is of a training stage with other settings or inputs. Delete it to train from the start."
+                    f"{path} is of a training stage with other settings or inputs. Delete it to"
+                    " train from the start."
                 )
             return record, self._tensors(path / STATE, record.get("tensors"))
         return None
@@ -71,7 +75,9 @@ class StepCheckpoints:
                 raise UserError(f"{path} is altered. Delete {path.parent} to train from the start.")
             return load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}). Delete {path.parent} to train from the start.") from None
+            raise UserError(
+                f"{path} cannot be read ({error}). Delete {path.parent} to train from the start."
+            ) from None
 
 
 def _remove(path: Path) -> None:

@@ -22,8 +22,8 @@ class InfoNCE(Settings):
     temperature: float = Field(0.02, gt=0)
     """Scores are divided by it."""
     mask_margin: float | None = Field(None, ge=0)
-    """Other queries' candidates scored more than this above the target count as right and are left out; Qwen3-Embedding
-    (arXiv 2506.05176) takes 0.1. By default none is."""
+    """Other queries' candidates scored more than this above the target count as right and are left
+    out; Qwen3-Embedding (arXiv 2506.05176) takes 0.1. By default none is."""
 
     def build(self) -> Loss:
         from cirloop.training.losses import info_nce
@@ -45,7 +45,8 @@ class TripletHinge(Settings):
 
 
 class BradleyTerry(Settings):
-    """QuRe's: the log-odds of the target against a query's own negatives; QuRe draws one, `training.num_negatives`."""
+    """QuRe's: the log-odds of the target against a query's own negatives; QuRe draws one,
+    `training.num_negatives`."""
 
     type: Literal["bradley_terry"] = "bradley_terry"
     temperature: float = Field(1.0, gt=0)
@@ -95,27 +96,31 @@ class TrainingSettings(Settings):
     batch_size: int = Field(48, ge=2)
     """Queries per step, over all processes."""
     augmented_share: float = Field(0.25, ge=0, le=0.5)
-    """Share of a batch that is augmented triplets, where there are any; each brings its human triplet along."""
+    """Share of a batch that is augmented triplets, where there are any; each brings its human
+    triplet along."""
     num_negatives: int = Field(1, ge=0)
-    """Mined images added as candidates per human query that has any: its own negatives, for losses of pairs, beside the
-    mined images that were rewritten and are in the batch. A query with neither gets as many random targets of other
-    queries of the batch."""
+    """Mined images added as candidates per human query that has any: its own negatives, for losses
+    of pairs, beside the mined images that were rewritten and are in the batch. A query with neither
+    gets as many random targets of other queries of the batch."""
     unique_targets: bool = True
     """No image is the target of two queries of a batch."""
     group_batches: Literal["none", "category", "group"] = "none"
-    """Draw a batch's human triplets from one category of images, or whole groups of them (CIRR's sets of six)."""
+    """Draw a batch's human triplets from one category of images, or whole groups of them (CIRR's
+    sets of six)."""
     hardest: int = Field(0, ge=0)
-    """Valid wrong candidates of the batch kept in a query's denominator, the hardest, which are also the negatives of
-    `triplet`; 0 = all of them, and a query's own negatives for `triplet`."""
+    """Valid wrong candidates of the batch kept in a query's denominator, the hardest, which are
+    also the negatives of `triplet`; 0 = all of them, and a query's own negatives for `triplet`."""
     hardest_of: int = Field(50, ge=1)
     """Most similar candidates that those are looked for among."""
     hardest_margin: float = 0.0
-    """How far above the target a valid candidate may score, in cosine; negative: how far below it must stay."""
+    """How far above the target a valid candidate may score, in cosine; negative: how far below it
+    must stay."""
     loss: LossConfig = InfoNCE()
     learning_rate: float = Field(5e-4, gt=0)
     """The peak of the rate."""
     rates: dict[str, Annotated[float, Field(gt=0)]] = Field({})
-    """Other learning rates, by a pattern that a weight's name starts with; the first that fits counts."""
+    """Other learning rates, by a pattern that a weight's name starts with; the first that fits
+    counts."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls after its warm-up, to 0 at the stage's last step, or not at all."""
     rate_warm_up: float = Field(0.1, ge=0, lt=1)
@@ -125,43 +130,60 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
     """Longer gradients are shortened to this norm."""
     chunk_size: int = Field(0, ge=0)
-    """Rows encoded at once with gradient caching (GradCache, arXiv 2101.06983); 0 = the whole batch at once. A
-    run may go on with another number, which changes rounding and the draws of dropout."""
+    """Rows encoded at once with gradient caching (GradCache, arXiv 2101.06983); 0 = the whole batch
+    at once. A run may go on with another number, which changes rounding and the draws of
+    dropout."""
     skip_bad_batches: int = Field(0, ge=0)
-    """Batches of a stage without a finite loss and gradient that may be left out; one more stops it. What is left out
-    does not depend on this number, so a run can go on with a higher one."""
+    """Batches of a stage without a finite loss and gradient that may be left out; one more stops
+    it. What is left out does not depend on this number, so a run can go on with a higher one."""
     tune: Literal["lora", "dora", "full"] | None = None
-    """How weights are trained; by default as suits the model: LoRA on a language model, other models in full."""
+    """How weights are trained; by default as suits the model: LoRA on a language model, other
+    models in full."""
     lora: LoraSettings = LoraSettings()
     parts: tuple[str, ...] = ()
-    """With `tune: full`, what is trained: patterns that a weight's name starts with; by default the model's own."""
+    """With `tune: full`, what is trained: patterns that a weight's name starts with; by default the
+    model's own."""
 
     @model_validator(mode="after")
     def _even(self) -> TrainingSettings:
         if int(self.batch_size * self.augmented_share) * 2 > self.batch_size:
             raise ValueError(
-                f"batch_size {self.batch_size} cannot hold its augmented share {self.augmented_share} in pairs"
+                f"batch_size {self.batch_size} cannot hold its augmented share"
+                f" {self.augmented_share} in pairs"
             )
         return self
 
     @model_validator(mode="after")
     def _heard(self) -> TrainingSettings:
         """No setting that would do nothing, and patterns that are patterns."""
-        losses = [part.loss for part in self.loss.parts] if isinstance(self.loss, LossSum) else [self.loss]
+        losses = (
+            [part.loss for part in self.loss.parts]
+            if isinstance(self.loss, LossSum)
+            else [self.loss]
+        )
         if self.hardest and all(isinstance(loss, BradleyTerry) for loss in losses):
-            raise ValueError(f"hardest {self.hardest} does nothing with loss {self.loss.type}, which has pairs of its "
-                             "own; leave it out, or use info_nce or triplet")  # fmt: skip
+            raise ValueError(
+                f"hardest {self.hardest} does nothing with loss {self.loss.type}, which has pairs"
+                " of its own; leave it out, or use info_nce or triplet"
+            )
         if self.hardest_margin != 0 and not self.hardest:
-            raise ValueError(f"hardest_margin {self.hardest_margin} does nothing with hardest: 0; set hardest too")
+            raise ValueError(
+                f"hardest_margin {self.hardest_margin} does nothing with hardest: 0; set"
+                " hardest too"
+            )
         only_pairs = not any(isinstance(loss, InfoNCE) for loss in losses)
         if only_pairs and self.num_negatives == 0 and not self.hardest:
-            raise ValueError(f"num_negatives 0 leaves queries without a pair, and loss {self.loss.type} has nothing "
-                             "else; set num_negatives 1 or more, or add info_nce")  # fmt: skip
+            raise ValueError(
+                f"num_negatives 0 leaves queries without a pair, and loss {self.loss.type} has"
+                " nothing else; set num_negatives 1 or more, or add info_nce"
+            )
         if self.parts and self.tune in ("lora", "dora"):
             raise ValueError(f"parts are for tune full, not {self.tune}; leave one of the two out")
         for pattern in (*self.parts, *self.rates):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{pattern!r} is no pattern ({error}); give the start of a weight's name") from None
+                raise ValueError(
+                    f"{pattern!r} is no pattern ({error}); give the start of a weight's name"
+                ) from None
         return self

@@ -13,15 +13,18 @@ def online_mask(
     k: int,
     margin: float | None = 0.0,
 ) -> torch.Tensor:
-    """(B, N) bool: True for each query's target and the hardest `k` of its valid candidates, False for all others.
+    """(B, N) bool: True for each query's target and the hardest `k` of its valid candidates, False
+    for all others.
 
-    A query's candidates are those of the batch (or a queue) but its target `target_B` and the known positives
-    `also_right_BN`. Of the `top` most similar ones, those scored at most `margin` above the target, in the units of
-    `scores_BN`, are valid (None: all), and the `k` best-scored valid ones are kept, ties to the lower candidate. The
-    rule of `negatives.online_hardest`, with `pool` = `top`; the loss leaves out what is False.
+    A query's candidates are those of the batch (or a queue) but its target `target_B` and the known
+    positives `also_right_BN`. Of the `top` most similar ones, those scored at most `margin` above
+    the target, in the units of `scores_BN`, are valid (None: all), and the `k` best-scored valid
+    ones are kept, ties to the lower candidate. The rule of `negatives.online_hardest`, with `pool`
+    = `top`; the loss leaves out what is False.
 
-    Degenerate cases: with `top` and `k` >= N and `margin` None all but the known positives are kept, as in plain
-    InfoNCE; a query without a valid candidate keeps its target alone and has no loss.
+    Degenerate cases: with `top` and `k` >= N and `margin` None all but the known positives are
+    kept, as in plain InfoNCE; a query without a valid candidate keeps its target alone and has no
+    loss.
     """
     scores_BN = scores_BN.detach()
     target_B1 = target_B[:, None]
@@ -36,7 +39,8 @@ def online_mask(
 
 
 def rows_of(kept_BN: torch.Tensor, k: int) -> torch.Tensor:
-    """(B, at most k) candidate rows of what is True, ascending, -1 where a query has fewer; at most `k` are True."""
+    """(B, at most k) candidate rows of what is True, ascending, -1 where a query has fewer; at most
+    `k` are True."""
     num = min(k, kept_BN.shape[1])
     rows_BK = kept_BN.int().sort(dim=1, descending=True, stable=True).indices[:, :num]
     return rows_BK.where(kept_BN.gather(1, rows_BK), -1)

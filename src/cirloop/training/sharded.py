@@ -1,4 +1,5 @@
-"""Weights that lie in pieces on several processes (DeepSpeed ZeRO-3, FSDP2), as whole tensors, and the way back.
+"""Weights that lie in pieces on several processes (DeepSpeed ZeRO-3, FSDP2), as whole tensors, and
+the way back.
 
 Every process of the stage calls these together: gathering is a collective.
 """
@@ -17,9 +18,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class AllGatherWithGrad(torch.autograd.Function):
-    """Rows of all P processes (B, P, D) from each one's (B, D). Every process computes a loss of all rows, and a row's
-    gradient is the sum of theirs.
-    """
+    """Rows of all P processes (B, P, D) from each one's (B, D). Every process computes a loss of
+    all rows, and a row's gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, local_BD: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,10 @@ def gather_parameters(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Te
 
         context = GatheredParameters(pieces)
     with context:
-        return {name: gather_tensor(p.detach()).cpu().clone().contiguous() for name, p in parameters.items()}
+        return {
+            name: gather_tensor(p.detach()).cpu().clone().contiguous()
+            for name, p in parameters.items()
+        }
 
 
 def unsharded(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -67,8 +70,8 @@ def unsharded(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
 
 
 def reshard_all(module: nn.Module) -> None:
-    """FSDP2 keeps some weights gathered after a forward pass, and reading the state of one process alone would cut them
-    there alone: the next collective would not fit. So all cut them."""
+    """FSDP2 keeps some weights gathered after a forward pass, and reading the state of one process
+    alone would cut them there alone: the next collective would not fit. So all cut them."""
     for each in module.modules():
         if isinstance(each, FSDPModule):
             each.reshard()

@@ -1,7 +1,8 @@
-"""One training stage under Accelerate: one process, DDP, FSDP2, or DeepSpeed, the same batches and the same loss.
+"""One training stage under Accelerate: one process, DDP, FSDP2, or DeepSpeed, the same batches and
+the same loss.
 
-Randomness is a function of (seed, step, process), so resuming needs no random-number state: a step checkpoint is the
-adapter, the optimizer's moments and the log, in safetensors and JSON.
+Randomness is a function of (seed, step, process), so resuming needs no random-number state: a step
+checkpoint is the adapter, the optimizer's moments and the log, in safetensors and JSON.
 """
 
 from __future__ import annotations
@@ -27,25 +28,48 @@ from cirloop.training.config import TrainingSettings
 from cirloop.training.gradient_engine import GradientEngine, QueryCandidateModule
 from cirloop.training.health import BadBatch, bad_row
 from cirloop.training.master_weights import Masters
-from cirloop.training.sharded import gather_parameters, gather_tensor, replaced, reshard_all, shard_like, unsharded
+from cirloop.training.sharded import (
+    gather_parameters,
+    gather_tensor,
+    replaced,
+    reshard_all,
+    shard_like,
+    unsharded,
+)
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
-"""A step in the training log: loss, rate, gradient norm; of a bad batch that was left out, `bad_row`."""
+"""A step in the training log: loss, rate, gradient norm; of a bad batch that was left out,
+`bad_row`."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Trainer:
-    """Trains the LoRA of `backbone` for `steps` steps; `key` identifies everything that decides the result."""
+    """Trains the LoRA of `backbone` for `steps` steps; `key` identifies everything that decides the
+    result."""
 
     def __init__(
-        self, backbone: Any, features: VisionFeatures, batches: Batches, settings: TrainingSettings, steps: int,
-        seed: int, key: str, workspace: Path, save_every: int, accelerator: Accelerator,
+        self,
+        backbone: Any,
+        features: VisionFeatures,
+        batches: Batches,
+        settings: TrainingSettings,
+        steps: int,
+        seed: int,
+        key: str,
+        workspace: Path,
+        save_every: int,
+        accelerator: Accelerator,
         note: Callable[[Row], None] = lambda row: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`note` gets each row of the log, also those of steps that an attempt before has done."""
-        self.backbone, self.batches, self.settings, self.accelerator = backbone, batches, settings, accelerator
+        self.backbone, self.batches, self.settings, self.accelerator = (
+            backbone,
+            batches,
+            settings,
+            accelerator,
+        )
         self.steps, self.save_every, self.note = steps, save_every, note
         self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.key = fingerprint([key, accelerator.num_processes])
@@ -53,7 +77,9 @@ class Trainer:
         self.log: list[Row] = []
         if self.deepspeed:
             config = accelerator.state.deepspeed_plugin.deepspeed_config
-            config["train_micro_batch_size_per_gpu"] = max(1, settings.batch_size // accelerator.num_processes)
+            config["train_micro_batch_size_per_gpu"] = max(
+                1, settings.batch_size // accelerator.num_processes
+            )
             config["gradient_clipping"] = settings.max_grad_norm
         self.parameters = backbone.trainable()
         self.masters: Masters | None = None
@@ -62,20 +88,28 @@ class Trainer:
             self.masters = Masters(self.parameters, getattr(torch, backbone.settings.dtype))
             self.parameters = self.masters.copies
         optimizer = torch.optim.AdamW(
-            self._groups(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
+            self._groups(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            foreach=False,
         )
-        self.module, self.optimizer = accelerator.prepare(QueryCandidateModule(backbone.module), optimizer)
+        self.module, self.optimizer = accelerator.prepare(
+            QueryCandidateModule(backbone.module), optimizer
+        )
         if self.masters is None:
             self.parameters = backbone.trainable()  # FSDP2 puts others in their place
         self.engine = GradientEngine(
             backbone, features, batches, settings, seed, accelerator, self.module, self.masters
         )
-        self.scaled = bool(self.module.fp16_enabled() if self.deepspeed else accelerator.scaler is not None)
-        """Whether gradients carry a scale that is lowered at those that are not finite; their step is left out."""
+        self.scaled = bool(
+            self.module.fp16_enabled() if self.deepspeed else accelerator.scaler is not None
+        )
+        """Whether gradients carry a scale that is lowered at those that are not finite; their step
+        is left out."""
 
     def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
-        """Do the steps left, and return a row for each. Raises BadBatch, and Stopped after the step at which the run
-        is asked to stop."""
+        """Do the steps left, and return a row for each. Raises BadBatch, and Stopped after the step
+        at which the run is asked to stop."""
         start = 0 if self.deepspeed else self._resume()
         self.module.train()
         before = gather_parameters(self._lora_B()) if start == 0 else {}
@@ -87,17 +121,24 @@ class Trainer:
             self.note(self.log[-1])
             if stop and step + 1 < self.steps:
                 self._stop(step + 1)
-            if not self.deepspeed and self.save_every and (step + 1) % self.save_every == 0 and step + 1 < self.steps:
+            if (
+                not self.deepspeed
+                and self.save_every
+                and (step + 1) % self.save_every == 0
+                and step + 1 < self.steps
+            ):
                 self._save(step + 1)
         return self.log
 
     def _step(self, step: int, before: dict[str, torch.Tensor]) -> bool:
-        """One step, or a bad batch left out; a row in the log; whether the run is asked to stop. `before`: every
-        trained lora_B as it was at the start, until a step with a gradient."""
+        """One step, or a bad batch left out; a row in the log; whether the run is asked to stop.
+        `before`: every trained lora_B as it was at the start, until a step with a gradient."""
         rate = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * rate
-        loss = self.engine.backward(step)  # under DeepSpeed, Accelerate takes the optimizer's step in here too
+        loss = self.engine.backward(
+            step
+        )  # under DeepSpeed, Accelerate takes the optimizer's step in here too
         norm = self._norm()
         finite = math.isfinite(loss) and (norm is None or self.scaled or math.isfinite(norm))
         stop, bad = self._any(preemption.asked(), not finite)
@@ -110,10 +151,16 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.masters is not None:
             self.masters.round()
-        if norm is None or 0 < norm < math.inf:  # a loss of 0, where no negative counts, moves nothing
+        if (
+            norm is None or 0 < norm < math.inf
+        ):  # a loss of 0, where no negative counts, moves nothing
             self._assert_all_trained(before)
             before.clear()
-        row: Row = {"step": step + 1, "loss": round(loss, 6), "learning_rate": self.settings.learning_rate * rate}
+        row: Row = {
+            "step": step + 1,
+            "loss": round(loss, 6),
+            "learning_rate": self.settings.learning_rate * rate,
+        }
         if norm is not None and not self.deepspeed and math.isfinite(norm):
             row["grad_norm"] = round(norm, 6)
         self.log.append(row)
@@ -121,24 +168,34 @@ class Trainer:
 
     def _way_out(self) -> str:
         """What to set where memory does not suffice for a step."""
-        rest = "a smaller training.batch_size or model.max_pixels, or model.gradient_checkpointing true."
-        rows = self.settings.chunk_size or -(-self.settings.batch_size // self.accelerator.num_processes)
+        rest = (
+            "a smaller training.batch_size or model.max_pixels, or model.gradient_checkpointing"
+            " true."
+        )
+        rows = self.settings.chunk_size or -(
+            -self.settings.batch_size // self.accelerator.num_processes
+        )
         if self.deepspeed or rows == 1:
             return f"Set {rest}"
         return (
-            f"Go on by --training.chunk_size {rows // 2} --auto_resume, so many rows at once. Or start anew with {rest}"
+            f"Go on by --training.chunk_size {rows // 2} --auto_resume, so many rows at once. Or"
+            f" start anew with {rest}"
         )
 
     def _norm(self) -> float | None:
-        """The gradient's norm, which is cut to the highest allowed; None where DeepSpeed, which cuts it, tells none."""
+        """The gradient's norm, which is cut to the highest allowed; None where DeepSpeed, which
+        cuts it, tells none."""
         if self.deepspeed:
             total = self.module.get_global_grad_norm()
             return None if total is None else float(total)
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(
+            self.parameters.values(), self.settings.max_grad_norm
+        )
         return float(gather_tensor(norm))
 
     def _any(self, *flags: bool) -> list[bool]:
-        """Each of `flags`, true in all processes where it is in one: they stop and pass over together."""
+        """Each of `flags`, true in all processes where it is in one: they stop and pass over
+        together."""
         local = torch.tensor([float(flag) for flag in flags], device=self.accelerator.device)
         return [bool(flag) for flag in self.accelerator.reduce(local, "sum").tolist()]
 
@@ -154,8 +211,14 @@ class Trainer:
         self.optimizer.zero_grad()
         self.log.append(row)
         if self.accelerator.is_main_process:
-            logger.warning("step %d is left out (bad batch %d of at most %d): loss %s, gradient norm %s", row["step"],
-                           skipped + 1, self.settings.skip_bad_batches, row["loss"], row["grad_norm"])  # fmt: skip
+            logger.warning(
+                "step %d is left out (bad batch %d of at most %d): loss %s, gradient norm %s",
+                row["step"],
+                skipped + 1,
+                self.settings.skip_bad_batches,
+                row["loss"],
+                row["grad_norm"],
+            )
 
     def _stop(self, step: int) -> None:
         """Keep what `step` steps have made. Raises Stopped."""
@@ -171,18 +234,29 @@ class Trainer:
         """Share of the highest learning rate."""
         rise = max(1, round(self.settings.rate_warm_up * self.steps))
         left = (self.steps - step) / max(1, self.steps - rise)
-        fall = {"linear": left, "cosine": (1 - math.cos(math.pi * min(1.0, left))) / 2, "constant": 1.0}
+        fall = {
+            "linear": left,
+            "cosine": (1 - math.cos(math.pi * min(1.0, left))) / 2,
+            "constant": 1.0,
+        }
         return min((step + 1) / rise, fall[self.settings.schedule])
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Weights by learning rate, those of `settings.rates` apart. Raises UserError for a pattern that fits none."""
+        """Weights by learning rate, those of `settings.rates` apart. Raises UserError for a pattern
+        that fits none."""
         rates = self.settings.rates
         of = {n: next((p for p in rates if re.match(p, n)), None) for n in self.parameters}
         idle = sorted(rates.keys() - {p for p in of.values() if p})
         if idle:
-            raise UserError(f"training.rates: {', '.join(idle)} fit no trained weight, such as {next(iter(of))}.")
+            raise UserError(
+                f"training.rates: {', '.join(idle)} fit no trained weight, such as"
+                f" {next(iter(of))}."
+            )
         tops: list[tuple[str | None, float]] = [(None, self.settings.learning_rate), *rates.items()]
-        groups = [{"params": [w for n, w in self.parameters.items() if of[n] == p], "top": top} for p, top in tops]
+        groups = [
+            {"params": [w for n, w in self.parameters.items() if of[n] == p], "top": top}
+            for p, top in tops
+        ]
         return [group for group in groups if group["params"]]
 
     def _assert_gradients(self) -> None:
@@ -214,7 +288,9 @@ class Trainer:
         state = {f"parameter/{n}": value for n, value in gather_parameters(self.parameters).items()}
         for n, p in self.parameters.items():
             for moment in MOMENTS:
-                state[f"{moment}/{n}"] = gather_tensor(self.optimizer.state[p][moment].detach()).cpu().contiguous()
+                state[f"{moment}/{n}"] = (
+                    gather_tensor(self.optimizer.state[p][moment].detach()).cpu().contiguous()
+                )
         if self.accelerator.is_main_process:
             self.checkpoints.write(step, state, self.log)
 

@@ -1,13 +1,16 @@
-"""What an embedder reads: a file per prompt format, named. A published embedder's weights need that embedder's format.
+"""What an embedder reads: a file per prompt format, named. A published embedder's weights need that
+embedder's format.
 
-A file says what is read of a composed query and of a gallery image (`query`, `document`): `{image}` is an image with
-the family's own signs around it, `{prompt}` the instruction (`query_prompt`, `document_prompt`), `{text}` the
-modification text, `{category}` what kind of thing a query is about, as its data set has it, or else the file's
-`category`. All else is read as it stands, special tokens included: a file is trusted. A text and a category are words.
+A file says what is read of a composed query and of a gallery image (`query`, `document`): `{image}`
+is an image with the family's own signs around it, `{prompt}` the instruction (`query_prompt`,
+`document_prompt`), `{text}` the modification text, `{category}` what kind of thing a query is
+about, as its data set has it, or else the file's `category`. All else is read as it stands, special
+tokens included: a file is trusted. A text and a category are words.
 
-`positions: sequential` numbers image tokens as text is numbered; `model`, the default, leaves them to the model (M-RoPE
-in the Qwen-VLs). With `chat_template: true` the query is a user's turn of the model's own chat template. `families` are
-the types of model that a file is for; without it, all. What a file says, and not its name, is part of fingerprints.
+`positions: sequential` numbers image tokens as text is numbered; `model`, the default, leaves them
+to the model (M-RoPE in the Qwen-VLs). With `chat_template: true` the query is a user's turn of the
+model's own chat template. `families` are the types of model that a file is for; without it, all.
+What a file says, and not its name, is part of fingerprints.
 """
 
 from __future__ import annotations
@@ -59,31 +62,51 @@ class PromptFormat:
         return fingerprint({name: value for name, value in asdict(self).items() if name != "name"})
 
     def check_prompts(self, query_prompt: str | None, document_prompt: str | None) -> None:
-        """Raises UserError where `model.query_prompt` or `model.document_prompt` does not fit in the places of the
-        file's own."""
+        """Raises UserError where `model.query_prompt` or `model.document_prompt` does not fit in
+        the places of the file's own."""
         problems = []
-        for role, frame, prompt in (("query", self.query, query_prompt), ("document", self.document, document_prompt)):
+        for role, frame, prompt in (
+            ("query", self.query, query_prompt),
+            ("document", self.document, document_prompt),
+        ):
             if prompt is None:
                 continue
             if PROMPT not in frame:
-                problems.append(f"{role}_prompt: prompt format {self.name!r} has no {PROMPT} in its {role}")
+                problems.append(
+                    f"{role}_prompt: prompt format {self.name!r} has no {PROMPT} in its {role}"
+                )
             if IMAGE in prompt or PROMPT in prompt:
-                problems.append(f"{role}_prompt {prompt!r}: {IMAGE} and {PROMPT} belong into a prompt format")
+                problems.append(
+                    f"{role}_prompt {prompt!r}: {IMAGE} and {PROMPT} belong into a prompt format"
+                )
         if query_prompt is not None and (self.query + query_prompt).count(TEXT) != 1:
-            place = "in its query, so not in a prompt" if TEXT in self.query else "once in its query_prompt"
-            problems.append(f"query_prompt {query_prompt!r}: prompt format {self.name!r} has {TEXT} {place}")
+            place = (
+                "in its query, so not in a prompt"
+                if TEXT in self.query
+                else "once in its query_prompt"
+            )
+            problems.append(
+                f"query_prompt {query_prompt!r}: prompt format {self.name!r} has {TEXT} {place}"
+            )
         if query_prompt is not None and CATEGORY in query_prompt and not self.category:
             what = f"has no category, the word where data have none, so no {CATEGORY}"
             problems.append(f"query_prompt {query_prompt!r}: prompt format {self.name!r} {what}")
         if document_prompt is not None and _VALUES.search(document_prompt):
-            problems.append(f"document_prompt {document_prompt!r}: a gallery image has neither {TEXT} nor {CATEGORY}")
+            problems.append(
+                f"document_prompt {document_prompt!r}: a gallery image has neither {TEXT} nor"
+                f" {CATEGORY}"
+            )
         if problems:
-            raise UserError(f"{'; '.join(problems)}. Change the prompt, or give another prompt_format.")
+            raise UserError(
+                f"{'; '.join(problems)}. Change the prompt, or give another prompt_format."
+            )
 
 
 def packaged() -> list[str]:
     """Names of the formats that come along."""
-    return sorted(p.name.removesuffix(".yaml") for p in files(__name__).iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in files(__name__).iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def fitting(family: str) -> list[str]:
@@ -104,7 +127,8 @@ def load(name: str) -> PromptFormat:
         path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
     elif path.suffix != ".yaml" or not path.is_file():
         raise UserError(
-            f"prompt format {name!r} is none of {', '.join(packaged())}, and no .yaml file of that name is there."
+            f"prompt format {name!r} is none of {', '.join(packaged())}, and no .yaml file of that"
+            " name is there."
         )
     try:
         content = parse.yaml_file(path)
@@ -113,7 +137,8 @@ def load(name: str) -> PromptFormat:
     problems = _problems(content)
     if problems:
         raise UserError(
-            f"prompt format {name!r}: {'; '.join(problems)}. Those that come along are in {files(__name__)}."
+            f"prompt format {name!r}: {'; '.join(problems)}. Those that come along are in"
+            f" {files(__name__)}."
         )
     families = tuple(content.pop("families", FAMILIES))
     return PromptFormat(path.stem, families=families, **content)
@@ -122,7 +147,9 @@ def load(name: str) -> PromptFormat:
 def _problems(content: Any) -> list[str]:
     if not isinstance(content, dict):
         return [f"must be a mapping with {', '.join(_KINDS)}"]
-    problems = [f"unknown key {key!r}; known: {', '.join(_KINDS)}" for key in content if key not in _KINDS]
+    problems = [
+        f"unknown key {key!r}; known: {', '.join(_KINDS)}" for key in content if key not in _KINDS
+    ]
     problems += [f"has no {key}" for key in ("query", "document") if key not in content]
     for key, (kind, wanted) in _KINDS.items():
         if key in content and not isinstance(content[key], kind):
@@ -135,7 +162,9 @@ def _misplaced(content: dict[str, Any]) -> list[str]:
     for role in ("query", "document"):
         frame, prompt = content[role], content.get(f"{role}_prompt", "")
         if frame.count(PROMPT) > 1 or (PROMPT in frame) != bool(prompt):
-            problems.append(f"{PROMPT} stands in {role} once where {role}_prompt is given, else not")
+            problems.append(
+                f"{PROMPT} stands in {role} once where {role}_prompt is given, else not"
+            )
         if IMAGE in prompt or PROMPT in prompt:
             problems.append(f"{role}_prompt must not hold {IMAGE} or {PROMPT}")
         if frame.count(IMAGE) > 1 or (content.get("chat_template") and IMAGE not in frame):
@@ -146,7 +175,10 @@ def _misplaced(content: dict[str, Any]) -> list[str]:
     if _VALUES.search(content["document"] + content.get("document_prompt", "")):
         problems.append(f"a document has neither {TEXT} nor {CATEGORY}")
     if (CATEGORY in asked) != bool(content.get("category")):
-        problems.append(f"category, the word where data have none, belongs to {CATEGORY} in query or query_prompt")
+        problems.append(
+            f"category, the word where data have none, belongs to {CATEGORY} in query or"
+            " query_prompt"
+        )
     return problems
 
 

@@ -1,4 +1,5 @@
-"""Foundation models that are shown pictures through their own processor: any of transformers', and LLaVA."""
+"""Foundation models that are shown pictures through their own processor: any of transformers', and
+LLaVA."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ GAP = 1 / 32
 
 
 def within(picture: Image.Image, max_side: int) -> Image.Image:
-    """`picture`, scaled down where a side is longer than `max_side`; the other one is not rounded below the ratio of
-    sides that image processors take."""
+    """`picture`, scaled down where a side is longer than `max_side`; the other one is not rounded
+    below the ratio of sides that image processors take."""
     scale = max_side / max(picture.size)
     if scale >= 1:
         return picture
@@ -51,9 +52,9 @@ def within(picture: Image.Image, max_side: int) -> Image.Image:
 
 
 def side_by_side(left: Image.Image, right: Image.Image, square: bool) -> Image.Image:
-    """Both pictures at their own size on white, the lower one in the middle of the other's height, a gap between them.
-    `square`: with as much white above and below as makes a square, for processors that crop.
-    """
+    """Both pictures at their own size on white, the lower one in the middle of the other's height,
+    a gap between them. `square`: with as much white above and below as makes a square, for
+    processors that crop."""
     height = max(left.height, right.height)
     gap = max(1, round(height * GAP))
     width = left.width + gap + right.width
@@ -70,8 +71,8 @@ def readable(path: str) -> Iterator[None]:
         yield
     except (SafetensorError, OSError, ValueError, ImportError) as error:
         raise UserError(
-            f"foundation.path {path!r} cannot be loaded: {error}\nGive an image-text-to-text model that transformers "
-            "knows, or restore its files."
+            f"foundation.path {path!r} cannot be loaded: {error}\nGive an image-text-to-text model"
+            " that transformers knows, or restore its files."
         ) from None
 
 
@@ -81,18 +82,21 @@ def chat_processor(path: str, directory: Any) -> Any:
         processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     if not getattr(processor, "chat_template", None):
         raise UserError(
-            f"foundation.path {path!r} has no chat template, so how to ask it is not known. Use an instruction-tuned "
-            "model, or put its chat_template.jinja into the directory."
+            f"foundation.path {path!r} has no chat template, so how to ask it is not known. Use an"
+            " instruction-tuned model, or put its chat_template.jinja into the directory."
         )
     return processor
 
 
 class PictureCaptioner:
-    """Two pictures in one turn of the model's chat template; batched generation with left padding."""
+    """Two pictures in one turn of the model's chat template; batched generation with left
+    padding."""
 
     sees: Sees = "pictures"
 
-    def __init__(self, settings: GenericFoundation | LlavaFoundation, shared: Any | None = None) -> None:
+    def __init__(
+        self, settings: GenericFoundation | LlavaFoundation, shared: Any | None = None
+    ) -> None:
         self.settings, self.name = settings, settings.path
         self.lender = shared if shared is not None and lends(shared, settings) else None
         directory = settings.find()
@@ -116,17 +120,23 @@ class PictureCaptioner:
         model, info = loaded
         missing = sorted(info["missing_keys"])
         if missing:
-            raise UserError(f"foundation.path {self.name!r} lacks weights: {', '.join(missing[:5])} ({len(missing)}).")
+            raise UserError(
+                f"foundation.path {self.name!r} lacks weights: {', '.join(missing[:5])}"
+                f" ({len(missing)})."
+            )
         if model.config.is_encoder_decoder:
             raise UserError(
-                f"foundation.path {self.name!r} is an encoder-decoder model; a decoder with a chat is needed."
+                f"foundation.path {self.name!r} is an encoder-decoder model; a decoder with a chat"
+                " is needed."
             )
         model.requires_grad_(False)
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint([self.base_digest, self.settings.model_dump(mode="json", exclude={"path"})])
+        return fingerprint(
+            [self.base_digest, self.settings.model_dump(mode="json", exclude={"path"})]
+        )
 
     def show(self, first: Image.Image, second: Image.Image) -> list[Image.Image]:
         """The pictures of one question."""
@@ -137,11 +147,14 @@ class PictureCaptioner:
         return chat_text(self.processor, self.signs, prompt, text)
 
     def inputs(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> Any:
-        """The processor's tensors of the questions, left-padded, with no sign of padding (`without_padding`)."""
+        """The processor's tensors of the questions, left-padded, with no sign of padding
+        (`without_padding`)."""
         profiling.add(images_encoded=len(vision))
         pictures = [within(picture, self.settings.max_side) for picture in vision]
         shown = [self.show(*pair) for pair in zip(pictures[::2], pictures[1::2], strict=True)]
-        assert all(len(each) == prompt.num_images for each in shown), "the prompt is for another number of images"
+        assert all(len(each) == prompt.num_images for each in shown), (
+            "the prompt is for another number of images"
+        )
         made = self.processor(
             text=[self.turn(prompt, ask.text) for ask in asks],
             images=shown,
@@ -154,7 +167,9 @@ class PictureCaptioner:
 
     def _generate(self, inputs: Any, max_new_tokens: int, **how: Any) -> Any:
         with base_of(self.lender):
-            return self.vlm.generate(**inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, **how)
+            return self.vlm.generate(
+                **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, **how
+            )
 
     def write(
         self,
@@ -165,24 +180,36 @@ class PictureCaptioner:
         temperatures: Sequence[float],
         seed: int,
     ) -> list[list[Answer]]:
-        """An answer per temperature and question; 0 is greedy. `vision` holds two pictures per question, in order."""
+        """An answer per temperature and question; 0 is greedy. `vision` holds two pictures per
+        question, in order."""
         inputs, turns = self.inputs(prompt, asks, vision), []
         length = inputs["input_ids"].shape[1]
         for turn, temperature in enumerate(temperatures):
             torch.manual_seed(seed + turn)
             out = self._generate(inputs, max_new_tokens, **sampling(temperature)).sequences
-            assert torch.equal(out[:, :length], inputs["input_ids"]), "generate() did not return the prompt first"
+            assert torch.equal(out[:, :length], inputs["input_ids"]), (
+                "generate() did not return the prompt first"
+            )
             written = out[:, length:]
             profiling.add_tokens(inputs)
-            profiling.add(tokens_written=int(written.ne(self.processor.tokenizer.pad_token_id).sum()))
+            profiling.add(
+                tokens_written=int(written.ne(self.processor.tokenizer.pad_token_id).sum())
+            )
             texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-            ended = torch.isin(written, torch.tensor(self._ends, device=written.device)).any(1).tolist()
-            turns.append([Answer(text.strip(), end) for text, end in zip(texts, ended, strict=True)])
+            ended = (
+                torch.isin(written, torch.tensor(self._ends, device=written.device)).any(1).tolist()
+            )
+            turns.append(
+                [Answer(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
+            )
         return [list(answers) for answers in zip(*turns, strict=True)]
 
-    def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]) -> list[float]:
-        """Probability of "yes" against "no" as the first word of the answer. By `generate`, which knows each model's
-        positions under left padding; the logits are those before any processing."""
+    def yes(
+        self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]
+    ) -> list[float]:
+        """Probability of "yes" against "no" as the first word of the answer. By `generate`, which
+        knows each model's positions under left padding; the logits are those before any
+        processing."""
         inputs = self.inputs(prompt, asks, vision)
         made = self._generate(inputs, 1, do_sample=False, output_logits=True)
         profiling.add_tokens(inputs)

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
 
 class QwenVLCaptioner(qwen2_vl.VisionMixin):
-    """Batched generation; vision tokens from the same cache as the embedder's, what questions share is read once.
+    """Batched generation; vision tokens from the same cache as the embedder's, what questions share
+    is read once.
 
-    On the weights of the embedder `shared` where that lends them, with its adapter off in every call.
+    On the weights of the embedder `shared` where that lends them, with its adapter off in every
+    call.
     """
 
     sees: Sees = "tokens"
@@ -56,13 +58,19 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
         self.name, self.signs = settings.path, signs(self.processor)
         self._ends = end_signs(self.vlm, self.name)
         kinds = getattr(self.vlm.config.text_config, "layer_types", None) or []
-        self.shares = not any("sliding" in kind for kind in kinds)  # a window counts padding inside a row too
+        self.shares = not any(
+            "sliding" in kind for kind in kinds
+        )  # a window counts padding inside a row too
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint([self.base_digest, self.settings.model_dump(mode="json", exclude={"path"})])
+        return fingerprint(
+            [self.base_digest, self.settings.model_dump(mode="json", exclude={"path"})]
+        )
 
-    def encode_images(self, images: Sequence[Image.Image], prepared: Any = None) -> list[VisionInput]:
+    def encode_images(
+        self, images: Sequence[Image.Image], prepared: Any = None
+    ) -> list[VisionInput]:
         with base_of(self.lender):
             return super().encode_images(images, prepared)
 
@@ -73,7 +81,10 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
     def read(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]) -> Reading:
         """The questions in the language model, whose adapter must be off."""
         inputs = self.tensors([self.turn(prompt, ask.text) for ask in asks], vision, side="left")
-        rows = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+        rows = [
+            ids[mask.bool()]
+            for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        ]
         return read(self, rows, asks, vision, self.shares)
 
     def write(
@@ -85,7 +96,8 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
         temperatures: Sequence[float],
         seed: int,
     ) -> list[list[Answer]]:
-        """An answer per temperature and question, read once. `vision` holds two images per question, in order."""
+        """An answer per temperature and question, read once. `vision` holds two images per
+        question, in order."""
         with base_of(self.lender):
             reading = self.read(prompt, asks, vision)
             turns, pad = [], self.processor.tokenizer.pad_token_id
@@ -101,11 +113,16 @@ class QwenVLCaptioner(qwen2_vl.VisionMixin):
         ended = torch.isin(tokens, torch.tensor(self._ends, device=tokens.device)).any()
         return Answer(text.strip(), bool(ended))
 
-    def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]) -> list[float]:
+    def yes(
+        self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]
+    ) -> list[float]:
         """Probability of "yes" against "no" as the first word of the answer, either case."""
         with base_of(self.lender):
             logits = self.vlm.lm_head(self.read(prompt, asks, vision).last_BD)
-        yes, no = (first_tokens(self.processor.tokenizer, words) for words in (("yes", "Yes"), ("no", "No")))
+        yes, no = (
+            first_tokens(self.processor.tokenizer, words)
+            for words in (("yes", "Yes"), ("no", "No"))
+        )
         return probability(logits, yes, no)
 
 

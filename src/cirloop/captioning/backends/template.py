@@ -1,7 +1,8 @@
 """No model: texts from a rule, for dry runs of everything around captioning.
 
-The rule sees the human text and no picture, so it cannot know what is true of the mined image. A result of texts like
-these means nothing; every text carries the name `template (no model)` into the artifact, and a warning is logged.
+The rule sees the human text and no picture, so it cannot know what is true of the mined image. A
+result of texts like these means nothing; every text carries the name `template (no model)` into the
+artifact, and a warning is logged.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ VERSION = ["template-1", *RULES]
 
 
 class TemplateCaptioner:
-    """Greedy is the first rule; a temperature, whichever, draws one by the seed and the question."""
+    """Greedy is the first rule; a temperature, whichever, draws one by the seed and the
+    question."""
 
     name = "template (no model)"
     sees: Sees = "nothing"
@@ -38,8 +40,8 @@ class TemplateCaptioner:
     def __init__(self) -> None:
         self.fingerprint = fingerprint(VERSION)
         logger.warning(
-            "foundation.type template: texts are made by a rule that sees no picture. This is for dry runs; "
-            "results of this run mean nothing"
+            "foundation.type template: texts are made by a rule that sees no picture. This is for"
+            " dry runs; results of this run mean nothing"
         )
 
     def write(
@@ -51,8 +53,8 @@ class TemplateCaptioner:
         temperatures: Sequence[float],
         seed: int,
     ) -> list[list[Answer]]:
-        """The human text in a rule's frame; JSON where the prompt asks for it. One of more than `max_new_tokens` words
-        is cut there, and has not ended."""
+        """The human text in a rule's frame; JSON where the prompt asks for it. One of more than
+        `max_new_tokens` words is cut there, and has not ended."""
         out = []
         for ask in asks:
             texts = []
@@ -67,8 +69,9 @@ class TemplateCaptioner:
         return out
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Any]) -> list[float]:
-        """Raises UserError: a rule that sees no picture has no opinion, and a made-up one would pass for a check."""
+        """Raises UserError: a rule that sees no picture has no opinion, and a made-up one would
+        pass for a check."""
         raise UserError(
-            "foundation.type template looks at no picture and cannot judge. Set captioning.verify to 0 and leave the "
-            "verify filter out, or use another --foundation_model_backbone."
+            "foundation.type template looks at no picture and cannot judge. Set captioning.verify"
+            " to 0 and leave the verify filter out, or use another --foundation_model_backbone."
         )

@@ -1,8 +1,9 @@
 """What the foundation model is asked: a file per prompt, named and versioned.
 
-A file says the user's turn (`{image}` where a picture stands, `{text}` where the text does, all else as it is) and
-the kind of answer: `plain`, `json` (an object with the one key `text`) or `yes_no`. Its name is the file's. The text is
-part of the fingerprint of what it produced: one that is changed gets another number.
+A file says the user's turn (`{image}` where a picture stands, `{text}` where the text does, all
+else as it is) and the kind of answer: `plain`, `json` (an object with the one key `text`) or
+`yes_no`. Its name is the file's. The text is part of the fingerprint of what it produced: one that
+is changed gets another number.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Prompts:
 
 def packaged() -> list[str]:
     """Names of the prompts that come along."""
-    return sorted(p.name.removesuffix(".yaml") for p in files(__name__).iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in files(__name__).iterdir() if p.name.endswith(".yaml")
+    )
 
 
 @cache
@@ -69,15 +72,24 @@ def load(name: str) -> Prompt:
     if name in packaged():
         path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
     elif path.suffix != ".yaml" or not path.is_file():
-        raise UserError(f"prompt {name!r} is none of {', '.join(packaged())}, and no .yaml file of that name is there.")
+        raise UserError(
+            f"prompt {name!r} is none of {', '.join(packaged())}, and no .yaml file of that name is"
+            " there."
+        )
     try:
         found = parse.yaml_file(path)
     except UserError as error:
         raise UserError(f"prompt {name!r} {error}") from None
-    if not isinstance(found, dict) or found.keys() != {"answer", "turn"} or not isinstance(found["turn"], str):
+    if (
+        not isinstance(found, dict)
+        or found.keys() != {"answer", "turn"}
+        or not isinstance(found["turn"], str)
+    ):
         raise UserError(f"prompt {name!r} must have `answer` and `turn`, a text, and nothing else.")
     if found["answer"] not in KINDS:
-        raise UserError(f"prompt {name!r}: answer {found['answer']!r} is none of {', '.join(KINDS)}.")
+        raise UserError(
+            f"prompt {name!r}: answer {found['answer']!r} is none of {', '.join(KINDS)}."
+        )
     if found["turn"].count(TEXT) != 1:
         raise UserError(f"prompt {name!r}: the turn must hold {TEXT} once.")
     return Prompt(path.stem if path.suffix else name, found["turn"], found["answer"])

@@ -37,9 +37,9 @@ _LIGHT: dict[str, Rgb] = {
 class Look:
     """How a scene is drawn, none of which a text mentions.
 
-    `tint` is the palette's place from deep (0) to light (100), in percent, as a range; `noise` the wobble of
-    each colour channel; `background` the range of its shade; `gradient` the largest change of shade from top to
-    bottom.
+    `tint` is the palette's place from deep (0) to light (100), in percent, as a range; `noise` the
+    wobble of each colour channel; `background` the range of its shade; `gradient` the largest
+    change of shade from top to bottom.
     """
 
     tint: tuple[int, int]
@@ -86,7 +86,12 @@ def draw(scene: Scene, look: Look, *seed: object) -> npt.NDArray[np.uint8]:
     for color in COLORS:
         deep, light = _DEEP[color], _LIGHT[color]
         palette[color] = [
-            min(255, max(0, (d * (100 - tint) + v * tint) // 100 + draws.between(-look.noise, look.noise)))
+            min(
+                255,
+                max(
+                    0, (d * (100 - tint) + v * tint) // 100 + draws.between(-look.noise, look.noise)
+                ),
+            )
             for d, v in zip(deep, light, strict=True)
         ]
     outline = draws.choice(("none", "dark", "bright"))

@@ -1,8 +1,8 @@
 """Modification texts for scenes: writing them, and reading them back into changes.
 
-Two ways of speaking. `PLAIN` is what the tiny base model was pre-trained to retrieve with; `CASUAL` is how
-the train, val and test splits speak: other sentences and other words for sizes and places. `read` understands
-both.
+Two ways of speaking. `PLAIN` is what the tiny base model was pre-trained to retrieve with; `CASUAL`
+is how the train, val and test splits speak: other sentences and other words for sizes and places.
+`read` understands both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ class Words:
 
 PLAIN_WORDS = Words(
     ("small", "large"),
-    ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right"),
+    (
+        "top left",
+        "top",
+        "top right",
+        "left",
+        "center",
+        "right",
+        "bottom left",
+        "bottom",
+        "bottom right",
+    ),
     "at",
 )
 CASUAL_WORDS = Words(
@@ -37,7 +47,8 @@ CASUAL_WORDS = Words(
 )
 
 Sentences = dict[str, tuple[str, ...]]
-"""Per kind, `kind?` if under-specified. Slots: o object, c colour, s shape, z size, n new object, p place."""
+"""Per kind, `kind?` if under-specified. Slots: o object, c colour, s shape, z size, n new object, p
+place."""
 
 PLAIN_SENTENCES: Sentences = {
     "color": ("make {o} {c}", "turn {o} {c}", "change the color of {o} to {c}", "paint {o} {c}"),
@@ -75,13 +86,22 @@ PLAIN = Phrasing(PLAIN_SENTENCES, PLAIN_WORDS)
 CASUAL = Phrasing(CASUAL_SENTENCES, CASUAL_WORDS)
 
 _SIZE = {
-    w: size for words in (PLAIN_WORDS, CASUAL_WORDS) for w, size in zip(words.sizes, ("small", "large"), strict=True)
+    w: size
+    for words in (PLAIN_WORDS, CASUAL_WORDS)
+    for w, size in zip(words.sizes, ("small", "large"), strict=True)
 }
 _CELL = {w: cell for words in (PLAIN_WORDS, CASUAL_WORDS) for cell, w in enumerate(words.cells)}
 _CELLS = "|".join(sorted(_CELL, key=len, reverse=True))
 
 
-def _noun(words: Words, color: str | None, shape: str | None, size: str | None, cell: int | None, article: str) -> str:
+def _noun(
+    words: Words,
+    color: str | None,
+    shape: str | None,
+    size: str | None,
+    cell: int | None,
+    article: str,
+) -> str:
     size_word = words.sizes[("small", "large").index(size)] if size else None
     parts = [word for word in (size_word, color, shape or "object") if word]
     if article == "a" and parts[0][0] in "aeiou":
@@ -121,8 +141,11 @@ def _loosened(draws: Draws, change: Change) -> Change:
             return change
 
 
-def spoken(draws: Draws, scene: Scene, changes: tuple[Change, ...], loose_percent: int) -> tuple[Change, ...]:
-    """What a speaker says of `changes`: short names for objects, at most one change left under-specified."""
+def spoken(
+    draws: Draws, scene: Scene, changes: tuple[Change, ...], loose_percent: int
+) -> tuple[Change, ...]:
+    """What a speaker says of `changes`: short names for objects, at most one change left
+    under-specified."""
     loose = draws.below(len(changes)) if draws.chance(loose_percent) else -1
     said = []
     for i, change in enumerate(changes):
@@ -139,7 +162,10 @@ def write(draws: Draws, changes: tuple[Change, ...], phrasing: Phrasing) -> str:
     words, parts = phrasing.words, []
     for change in changes:
         name: str = change.kind
-        if name in ("color", "shape", "move") and (change.color, change.shape, change.cell) == (None,) * 3:
+        if (
+            name in ("color", "shape", "move")
+            and (change.color, change.shape, change.cell) == (None,) * 3
+        ):
             name += "?"
         slots = {
             "c": change.color,

@@ -33,7 +33,8 @@ MAX_TRAIN_FAMILIES = 276
 MAX_TRAIN_TRIPLETS = 4400
 MAX_EVAL_FAMILIES = 182
 PROTOCOL = EvalProtocol(
-    "shapes: gallery of the split's images, reference removed, annotated target; any correct image beside it",
+    "shapes: gallery of the split's images, reference removed, annotated target; any correct image"
+    " beside it",
     primary_metric="recall@1",
     reported=("recall@1", "recall@5", "recall@10", "recall@50"),
     any_correct_cutoffs=(1, 5),
@@ -57,7 +58,9 @@ class ShapesSettings(DatasetSettings):
 
     def build(self, sources: Sources | None = None) -> Dataset:
         if sources is not None and sources.directory is not None:
-            raise UserError("--data_dir: the data set `shapes` is drawn and reads no files. Leave the flag out.")
+            raise UserError(
+                "--data_dir: the data set `shapes` is drawn and reads no files. Leave the flag out."
+            )
         return load(self)
 
 
@@ -88,13 +91,19 @@ class ShapesOracle:
 
     def positives(self, query: Query) -> frozenset[ImageId]:
         wanted = self._results(query.reference, query.text)
-        return frozenset(image_id(self._scenes.split, row) for scene in wanted for row in self._by_scene.get(scene, ()))
+        return frozenset(
+            image_id(self._scenes.split, row)
+            for scene in wanted
+            for row in self._by_scene.get(scene, ())
+        )
 
     def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
         return self._scenes.scenes[_row(image)] in self._results(reference, text)
 
     def distance(self, reference: ImageId, image: ImageId) -> int:
-        return len(differences(self._scenes.scenes[_row(reference)], self._scenes.scenes[_row(image)]))
+        return len(
+            differences(self._scenes.scenes[_row(reference)], self._scenes.scenes[_row(image)])
+        )
 
 
 def _pixels(scenes: Scenes, image: ImageId) -> npt.NDArray[np.uint8]:
@@ -102,13 +111,17 @@ def _pixels(scenes: Scenes, image: ImageId) -> npt.NDArray[np.uint8]:
 
 
 def _gallery(scenes: Scenes, num: int) -> Gallery:
-    return Gallery(f"shapes/{scenes.split}", tuple(image_id(scenes.split, row) for row in range(num)))
+    return Gallery(
+        f"shapes/{scenes.split}", tuple(image_id(scenes.split, row) for row in range(num))
+    )
 
 
 def _triplets(scenes: Scenes, num_images: int) -> list[Triplet]:
     return [
         Triplet(
-            Query(QueryId(f"{scenes.split}-{i:05d}"), image_id(scenes.split, ask.reference), ask.text),
+            Query(
+                QueryId(f"{scenes.split}-{i:05d}"), image_id(scenes.split, ask.reference), ask.text
+            ),
             image_id(scenes.split, ask.target),
         )
         for i, ask in enumerate(scenes.asks)
@@ -117,9 +130,12 @@ def _triplets(scenes: Scenes, num_images: int) -> list[Triplet]:
 
 
 def load(settings: ShapesSettings) -> Dataset:
-    """The train split, val and test, cut to the sizes of `settings`. Raises UserError for more than there is."""
+    """The train split, val and test, cut to the sizes of `settings`. Raises UserError for more than
+    there is."""
     train = _train(settings)
-    evals = {name: partial(_eval, name, settings.eval_families * FAMILY_SIZE) for name in ("val", "test")}
+    evals = {
+        name: partial(_eval, name, settings.eval_families * FAMILY_SIZE) for name in ("val", "test")
+    }
     return Dataset("shapes", lambda: train, evals)
 
 
@@ -129,8 +145,8 @@ def _train(settings: ShapesSettings) -> TrainSplit:
     triplets = _triplets(scenes, num)
     if len(triplets) < settings.train_triplets:
         raise UserError(
-            f"data.train_triplets is {settings.train_triplets}, but {settings.train_families} families have "
-            f"{len(triplets)}. Ask for fewer triplets or more data.train_families."
+            f"data.train_triplets is {settings.train_triplets}, but {settings.train_families}"
+            f" families have {len(triplets)}. Ask for fewer triplets or more data.train_families."
         )
     if settings.train_triplets < len(triplets):
         kept = Draws("subset", settings.subset_seed).shuffled(triplets)[: settings.train_triplets]
@@ -148,8 +164,11 @@ def _eval(name: str, num: int) -> tuple[EvalSplit]:
     scenes = held_out()[name]
     triplets, oracle = _triplets(scenes, num), ShapesOracle(scenes, num)
     relevance = Relevance(
-        {t.query.id: t.target for t in triplets}, {t.query.id: oracle.positives(t.query) for t in triplets}
+        {t.query.id: t.target for t in triplets},
+        {t.query.id: oracle.positives(t.query) for t in triplets},
     )
     gallery = _gallery(scenes, num)
-    judged = Judged(f"shapes_{name}", tuple(t.query for t in triplets), relevance, gallery, PROTOCOL)
+    judged = Judged(
+        f"shapes_{name}", tuple(t.query for t in triplets), relevance, gallery, PROTOCOL
+    )
     return (EvalSplit(judged, gallery, DrawnImages(partial(_pixels, scenes))),)

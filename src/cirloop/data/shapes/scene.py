@@ -1,8 +1,8 @@
 """Scenes of coloured shapes on a 3x3 grid, and what a modification does to one.
 
-In the spirit of the CSS set of TIRG (Vo et al., CVPR 2019, arXiv 1812.07119). A scene is what a text can
-mention: nine cells, each empty or holding one object. What no text mentions (jitter, shades, outline) belongs to
-`draw`.
+In the spirit of the CSS set of TIRG (Vo et al., CVPR 2019, arXiv 1812.07119). A scene is what a
+text can mention: nine cells, each empty or holding one object. What no text mentions (jitter,
+shades, outline) belongs to `draw`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One atomic modification. `selector` is None for `add`; a new value of None means any other value."""
+    """One atomic modification. `selector` is None for `add`; a new value of None means any other
+    value."""
 
     kind: Kind
     selector: Selector | None = None
@@ -67,7 +68,8 @@ class Change:
 
 
 class Draws:
-    """Random choices from `random.random()` alone, the one stream Python promises to keep across versions."""
+    """Random choices from `random.random()` alone, the one stream Python promises to keep across
+    versions."""
 
     def __init__(self, *key: object) -> None:
         self._random = Random("/".join(map(str, key))).random  # a str seed is hashed with SHA-512
@@ -97,7 +99,8 @@ def put(scene: Scene, cell: int, thing: Object | None) -> Scene:
 
 
 def _outcomes(scene: Scene, change: Change, cell: int | None) -> set[Scene]:
-    """Scenes after `change` to the object at `cell` (None for `add`); empty where it cannot be done."""
+    """Scenes after `change` to the object at `cell` (None for `add`); empty where it cannot be
+    done."""
     empty = [c for c, thing in enumerate(scene) if thing is None]
     if change.kind == "add":
         options = product(
@@ -129,17 +132,23 @@ def _outcomes(scene: Scene, change: Change, cell: int | None) -> set[Scene]:
 def results(reference: Scene, changes: tuple[Change, ...]) -> set[Scene]:
     """Every scene that `changes`, read together, may ask for. Selectors speak of the reference.
 
-    A selector that fits several objects may mean any of them; changes that cannot be done give the empty set.
+    A selector that fits several objects may mean any of them; changes that cannot be done give the
+    empty set.
     """
     states: set[Scene] = {reference}
     for change in changes:
-        cells: list[int | None] = [None] if change.selector is None else [*change.selector.cells(reference)]
-        states = {after for state in states for cell in cells for after in _outcomes(state, change, cell)}
+        cells: list[int | None] = (
+            [None] if change.selector is None else [*change.selector.cells(reference)]
+        )
+        states = {
+            after for state in states for cell in cells for after in _outcomes(state, change, cell)
+        }
     return states - {reference}
 
 
 def differences(before: Scene, after: Scene) -> tuple[Change, ...]:
-    """The atomic changes, fully specified, from one scene to the other (an equal object elsewhere moved)."""
+    """The atomic changes, fully specified, from one scene to the other (an equal object elsewhere
+    moved)."""
     changes: list[Change] = []
     gone, come = [], []
     for cell, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -200,9 +209,13 @@ def random_change(draws: Draws, scene: Scene) -> Change:
         case "move":
             return Change("move", where, cell=draws.choice(empty))
         case "color":
-            return Change("color", where, color=draws.choice([c for c in COLORS if c != thing.color]))
+            return Change(
+                "color", where, color=draws.choice([c for c in COLORS if c != thing.color])
+            )
         case "shape":
-            return Change("shape", where, shape=draws.choice([s for s in SHAPES if s != thing.shape]))
+            return Change(
+                "shape", where, shape=draws.choice([s for s in SHAPES if s != thing.shape])
+            )
         case _:
             return Change("size", where, size=draws.choice([z for z in SIZES if z != thing.size]))
 
@@ -214,18 +227,28 @@ def apply(scene: Scene, change: Change) -> Scene | None:
 
 
 def another_value(draws: Draws, change: Change, scene: Scene) -> Change | None:
-    """The same change to another value (colour, shape, place or new object); None where there is none."""
+    """The same change to another value (colour, shape, place or new object); None where there is
+    none."""
     if change.kind in ("remove", "size"):
         return None
     if change.kind == "move":
         return replace(
-            change, cell=draws.choice([c for c in range(NUM_CELLS) if scene[c] is None and c != change.cell])
+            change,
+            cell=draws.choice(
+                [c for c in range(NUM_CELLS) if scene[c] is None and c != change.cell]
+            ),
         )
     if change.kind == "add":
         return replace(change, color=draws.choice([c for c in COLORS if c != change.color]))
     assert change.selector is not None
     if change.kind == "color":
         return replace(
-            change, color=draws.choice([c for c in COLORS if c not in (change.color, change.selector.color)])
+            change,
+            color=draws.choice(
+                [c for c in COLORS if c not in (change.color, change.selector.color)]
+            ),
         )
-    return replace(change, shape=draws.choice([s for s in SHAPES if s not in (change.shape, change.selector.shape)]))
+    return replace(
+        change,
+        shape=draws.choice([s for s in SHAPES if s not in (change.shape, change.selector.shape)]),
+    )

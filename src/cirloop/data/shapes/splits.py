@@ -1,9 +1,11 @@
-"""The splits of `shapes`: families of related scenes, queries within them, and exactly what is right.
+"""The splits of `shapes`: families of related scenes, queries within them, and exactly what is
+right.
 
-A family is a root scene and three changes that do not disturb one another: its members are the root with every
-subset of the three (8 scenes, any two at most three changes apart), two alternates (one change to another
-value, so that an under-specified text has several right answers) and a twin (a member's scene drawn anew).
-Families play the part of CIRR's image groups: what a model confuses with the target mostly lies in its family.
+A family is a root scene and three changes that do not disturb one another: its members are the root
+with every subset of the three (8 scenes, any two at most three changes apart), two alternates (one
+change to another value, so that an under-specified text has several right answers) and a twin (a
+member's scene drawn anew). Families play the part of CIRR's image groups: what a model confuses
+with the target mostly lies in its family.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Scenes:
 
 
 def family(draws: Draws, taken: set[Scene]) -> list[Scene]:
-    """The scenes of one family, none of them in `taken`; tries roots and changes until they fit together."""
+    """The scenes of one family, none of them in `taken`; tries roots and changes until they fit
+    together."""
     while True:
         root = random_scene(draws)
         changes = [random_change(draws, root) for _ in range(3)]
@@ -86,7 +89,8 @@ def family(draws: Draws, taken: set[Scene]) -> list[Scene]:
 
 
 def _cube(root: Scene, changes: list[Change]) -> list[Scene] | None:
-    """The root after every subset of the changes, or None where two of them touch the same thing."""
+    """The root after every subset of the changes, or None where two of them touch the same
+    thing."""
     members = []
     for num in range(4):
         for subset in combinations(changes, num):
@@ -99,7 +103,9 @@ def _cube(root: Scene, changes: list[Change]) -> list[Scene] | None:
     return members if len(set(members)) == 8 else None
 
 
-def ask(draws: Draws, members: list[Scene], max_changes: int, phrasing: Phrasing) -> tuple[int, int, str]:
+def ask(
+    draws: Draws, members: list[Scene], max_changes: int, phrasing: Phrasing
+) -> tuple[int, int, str]:
     """Two members at most `max_changes` apart and a text that turns the first into the second."""
     while True:
         a, b = draws.below(len(members)), draws.below(len(members))

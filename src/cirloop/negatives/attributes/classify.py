@@ -1,10 +1,11 @@
 """Attributes of texts by a transformers classifier; the model is loaded when it is first used.
 
-`ZeroShot` asks a natural language inference model for each value of the lexicon whether the text entails "The text asks
-for the color red." (Yin et al., EMNLP 2019, arXiv 1909.00161). `TokenClassifier` takes a model that tags words with the
-lexicon's attributes (COLOR, B-color); rules then say which of the tagged values are wanted and which removed. Both give
-what `extract.Rules` gives. Degenerate cases: an empty text asks for nothing; a text longer than the model's window is
-cut for `ZeroShot`, and read in overlapping windows by `TokenClassifier`.
+`ZeroShot` asks a natural language inference model for each value of the lexicon whether the text
+entails "The text asks for the color red." (Yin et al., EMNLP 2019, arXiv 1909.00161).
+`TokenClassifier` takes a model that tags words with the lexicon's attributes (COLOR, B-color);
+rules then say which of the tagged values are wanted and which removed. Both give what
+`extract.Rules` gives. Degenerate cases: an empty text asks for nothing; a text longer than the
+model's window is cut for `ZeroShot`, and read in overlapping windows by `TokenClassifier`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ BATCH = 32
 
 
 def load_pipeline(task: str, model: str) -> Any:
-    """The pipeline, reading no more than the model's positions hold. Raises UserError where the model does not load."""
+    """The pipeline, reading no more than the model's positions hold. Raises UserError where the
+    model does not load."""
     import transformers
 
     try:
         build: Any = transformers.pipeline  # its overloads name every task by a literal
         pipeline = build(
-            task, model=model, batch_size=BATCH, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            task,
+            model=model,
+            batch_size=BATCH,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
         )
     except (OSError, ValueError) as error:
         raise UserError(
@@ -44,7 +50,8 @@ def load_pipeline(task: str, model: str) -> Any:
 
 
 class ZeroShot:
-    """The likeliest value of each attribute, of those with at least `threshold`, ties by the lexicon's order."""
+    """The likeliest value of each attribute, of those with at least `threshold`, ties by the
+    lexicon's order."""
 
     def __init__(self, model: str, lexicon: Lexicon, threshold: float = 0.5) -> None:
         self.model, self.lexicon, self.threshold = model, lexicon, threshold
@@ -54,8 +61,9 @@ class ZeroShot:
         pipeline = load_pipeline("zero-shot-classification", self.model)
         if pipeline.entailment_id == -1:
             raise UserError(
-                f"attributes: model {self.model!r} has the labels {sorted(pipeline.model.config.label2id)}, "
-                "none of them entailment. zero_shot needs a natural language inference model."
+                f"attributes: model {self.model!r} has the labels"
+                f" {sorted(pipeline.model.config.label2id)}, none of them entailment. zero_shot"
+                " needs a natural language inference model."
             )
         return pipeline
 
@@ -82,7 +90,10 @@ class ZeroShot:
         if not full:
             return out
         results = self.pipeline(
-            [texts[i] for i in full], candidate_labels=list(labels), hypothesis_template=template, multi_label=True
+            [texts[i] for i in full],
+            candidate_labels=list(labels),
+            hypothesis_template=template,
+            multi_label=True,
         )
         for i, result in zip(full, results, strict=True):
             scores = dict(zip(result["labels"], result["scores"], strict=True))
@@ -94,7 +105,8 @@ class ZeroShot:
 
 
 class TokenClassifier:
-    """Values that a tagging model finds with at least `threshold`, under the lexicon's names where it has them."""
+    """Values that a tagging model finds with at least `threshold`, under the lexicon's names where
+    it has them."""
 
     def __init__(self, model: str, lexicon: Lexicon, threshold: float = 0.5) -> None:
         self.model, self.lexicon, self.threshold = model, lexicon, threshold
@@ -105,11 +117,15 @@ class TokenClassifier:
         labels = sorted(pipeline.model.config.label2id)
         if not any(self._attribute(label) for label in labels):
             raise UserError(
-                f"attributes: model {self.model!r} tags {labels}, none of them an attribute of the lexicon: "
-                f"{sorted(self.lexicon.attributes)}. Give a model whose labels are those names."
+                f"attributes: model {self.model!r} tags {labels}, none of them an attribute of the"
+                f" lexicon: {sorted(self.lexicon.attributes)}. Give a model whose labels are those"
+                " names."
             )
         if not pipeline.tokenizer.is_fast:
-            raise UserError(f"attributes: model {self.model!r} has no fast tokenizer, which says where its words are.")
+            raise UserError(
+                f"attributes: model {self.model!r} has no fast tokenizer, which says where its"
+                " words are."
+            )
         return pipeline
 
     def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
@@ -131,17 +147,27 @@ class TokenClassifier:
         found = self.pipeline([texts[i] for i in full], aggregation_strategy="first", stride=stride)
         for i, entities in zip(full, found, strict=True):
             words = tokens(texts[i])
-            out[i] = resolve(words, self._matches(texts[i], len(words), entities), self.lexicon, caption)
+            out[i] = resolve(
+                words, self._matches(texts[i], len(words), entities), self.lexicon, caption
+            )
         return out
 
-    def _matches(self, text: str, num_words: int, entities: Sequence[dict[str, Any]]) -> list[Match]:
+    def _matches(
+        self, text: str, num_words: int, entities: Sequence[dict[str, Any]]
+    ) -> list[Match]:
         """The tagged words as matches, left to right; overlapping ones are left out."""
         out, last = [], 0
         for entity in sorted(entities, key=lambda entity: (entity["start"], -entity["end"])):
             name = self._attribute(entity["entity_group"])
             span = text[entity["start"] : entity["end"]]
             start, size = len(tokens(text[: entity["start"]])), len(tokens(span))
-            if name is None or entity["score"] < self.threshold or size == 0 or start < last or start >= num_words:
+            if (
+                name is None
+                or entity["score"] < self.threshold
+                or size == 0
+                or start < last
+                or start >= num_words
+            ):
                 continue
             last = min(start + size, num_words)
             known = self.lexicon.phrases.get(tuple(map(stem, tokens(span))))

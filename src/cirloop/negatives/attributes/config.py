@@ -39,9 +39,11 @@ class AttributeSettings(Settings):
     threshold: float = Field(0.5, ge=0, le=1)
     """Least score of a value that a classifier finds; the lexicon has no scores."""
     images: Literal["metadata", "captions", "vlm"] = "metadata"
-    """Where attributes of images come from: a file of them, a file of captions, or the foundation model's captions."""
+    """Where attributes of images come from: a file of them, a file of captions, or the foundation
+    model's captions."""
     file: Path | None = None
-    """JSON of `metadata` ({image: {attribute: value}}) or `captions` ({image: caption}); none for `vlm`."""
+    """JSON of `metadata` ({image: {attribute: value}}) or `captions` ({image: caption}); none for
+    `vlm`."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -61,14 +63,18 @@ class AttributeSettings(Settings):
                 "set images to 'metadata' or 'captions', or leave file out"
             )
         if self.images != "vlm" and self.file is None:
-            form = "{image: {attribute: value}}" if self.images == "metadata" else "{image: caption}"
+            form = (
+                "{image: {attribute: value}}" if self.images == "metadata" else "{image: caption}"
+            )
             raise ValueError(
-                f"images from {self.images!r} need file, a JSON file {form}: set it, or set images to 'vlm'"
+                f"images from {self.images!r} need file, a JSON file {form}: set it, or set images"
+                " to 'vlm'"
             )
         return self
 
     def build(self) -> Extractor:
-        """What reads attributes out of texts. A classifier's model is loaded when it is first used."""
+        """What reads attributes out of texts. A classifier's model is loaded when it is first
+        used."""
         from cirloop.negatives.attributes.extract import Rules
         from cirloop.negatives.attributes.lexicon import load
 

@@ -1,4 +1,5 @@
-"""Candidates by how their attributes agree with what a query wants: what the strategies on attributes share."""
+"""Candidates by how their attributes agree with what a query wants: what the strategies on
+attributes share."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def eligible_by_attributes(
     fits_G: Callable[[Agreement], Mask],
     **also_needed: str,
 ) -> Mask:
-    """Which allowed candidates (B, K) `fits_G` takes, a function of how all images (G) agree with a query.
+    """Which allowed candidates (B, K) `fits_G` takes, a function of how all images (G) agree with a
+    query.
 
     Raises UserError where attributes, or what is `also_needed` of `about`, are not known.
     """

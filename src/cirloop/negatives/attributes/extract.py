@@ -1,8 +1,10 @@
-"""What a text asks for, by rules: which of the values it names are wanted, removed or only mentioned.
+"""What a text asks for, by rules: which of the values it names are wanted, removed or only
+mentioned.
 
-A cue such as `without` or `instead of` changes what the values after it mean, to the end of the clause or a word such
-as `to`; `is gone` removes the values before it. A value that is only removed is an absence ("not red" -> `!red`, "no
-sleeves" -> sleeveless). A phrase with `the` names a thing that is in the reference already, and is no wish.
+A cue such as `without` or `instead of` changes what the values after it mean, to the end of the
+clause or a word such as `to`; `is gone` removes the values before it. A value that is only removed
+is an absence ("not red" -> `!red`, "no sleeves" -> sleeveless). A phrase with `the` names a thing
+that is in the reference already, and is no wish.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from cirloop.negatives.attributes.lexicon import Lexicon, Match, tokens
 from cirloop.negatives.attributes.values import ANY, NOT, join_values
 
 _CUES = {
-    "removed": "no;no more;no longer;not;without;never;remove;removes;removing;take away;get rid of;delete;exclude;"
-    "lose;loses;lack;lacks;lacking;minus;free of",
+    "removed": (
+        "no;no more;no longer;not;without;never;remove;removes;removing;take away;get rid"
+        " of;delete;exclude;lose;loses;lack;lacks;lacking;minus;free of"
+    ),
     "replaced": "instead of;rather than;in place of;from;replace;replaces;replacing",
     "changed": "change;changes;changing;turn;turns;turning;swap;convert",
     "kept": "same;keep;keeps;than;unlike;similar;unchanged;compared to",
@@ -25,16 +29,32 @@ _CUES = {
 CUES = {tuple(cue.split()): role for role, cues in _CUES.items() for cue in cues.split(";")}
 GONE = {"gone", "removed", "missing", "absent", "disappear", "disappears"}
 BREAKS = {",", ";", ".", ":", "!", "?", "\n", "(", ")", "and", "but", "instead"}
-VERBS = {"with", "has", "have", "is", "are", "be", "should", "add", "make"}  # end a cue once a value has followed it
+VERBS = {
+    "with",
+    "has",
+    "have",
+    "is",
+    "are",
+    "be",
+    "should",
+    "add",
+    "make",
+}  # end a cue once a value has followed it
 TARGETS = {"to", "into", "by", "for"}  # end it anyway, but where something is removed
 WINDOW = 12  # words after `change` in which `to` must follow
 THE = {"the", "this", "that", "its", "their"}
 OPEN = {"a", "an", "another", *VERBS, *TARGETS, "in", "at", "on", "of", "as", "goes", "want"}
 
 
-def roles(words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon) -> tuple[dict[int, str], set[int]]:
+def roles(
+    words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon
+) -> tuple[dict[int, str], set[int]]:
     """The role of each match by its first word, and those in phrases with `the`."""
-    starts, role_of, definite = {match.start: match for match in matches}, dict[int, str](), set[int]()
+    starts, role_of, definite = (
+        {match.start: match for match in matches},
+        dict[int, str](),
+        set[int](),
+    )
     role, named, inside, last, at, clause = "wanted", False, False, False, 0, list[int]()
     while at < len(words):
         word, match = words[at], starts.get(at)
@@ -57,21 +77,31 @@ def roles(words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon) -> t
             role_of |= dict.fromkeys(clause, "removed")
         if word in BREAKS:
             role, inside, last, clause = "wanted", False, False, []
-        elif (word in VERBS and named) or (word in TARGETS and role != "removed") or (word == "in" and role == "kept"):
+        elif (
+            (word in VERBS and named)
+            or (word in TARGETS and role != "removed")
+            or (word == "in" and role == "kept")
+        ):
             role = "wanted"
         if word in THE:  # `in the middle` after a phrase belongs to it; `to the middle` is a goal
             before = words[at - 1] if at else ""
-            inside = last if before in ("in", "at", "on", "of") else before not in ("to", "into", "as")
+            inside = (
+                last if before in ("in", "at", "on", "of") else before not in ("to", "into", "as")
+            )
         elif word in OPEN or word in lexicon.nouns:
             last, inside = inside if word in lexicon.nouns else last, False
         at += 1
     return role_of, definite
 
 
-def resolve(words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon, caption: bool) -> dict[str, str]:
-    """One value per attribute: those wanted; else those removed; else `*` where the attribute alone is asked for.
+def resolve(
+    words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon, caption: bool
+) -> dict[str, str]:
+    """One value per attribute: those wanted; else those removed; else `*` where the attribute alone
+    is asked for.
 
-    In a caption a phrase with `the` counts like any other, and naming an attribute alone says nothing.
+    In a caption a phrase with `the` counts like any other, and naming an attribute alone says
+    nothing.
     """
     role_of, definite = roles(words, matches, lexicon)
     found: dict[str, dict[str, list[str]]] = {}
@@ -89,7 +119,10 @@ def resolve(words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon, ca
                 kind = "" if lexicon.definite == "ignored" or attribute.head else "weak"
         found.setdefault(match.attribute, {}).setdefault(kind, []).append(value)
     ranked = ("wanted", "weak", "removed", "asked")
-    best = {name: next((kinds[kind] for kind in ranked if kind in kinds), []) for name, kinds in found.items()}
+    best = {
+        name: next((kinds[kind] for kind in ranked if kind in kinds), [])
+        for name, kinds in found.items()
+    }
     return {name: join_values(values) for name, values in best.items() if values}
 
 

@@ -1,7 +1,8 @@
-"""Attributes of a gallery's images: from a file of them, or read out of captions from a file or a model.
+"""Attributes of a gallery's images: from a file of them, or read out of captions from a file or a
+model.
 
-All that is wrong is reported together. An image that a file says nothing of, like an attribute that it lacks, is
-unknown; a file that speaks of none of the gallery's images is an error.
+All that is wrong is reported together. An image that a file says nothing of, like an attribute that
+it lacks, is unknown; a file that speaks of none of the gallery's images is an error.
 """
 
 from __future__ import annotations
@@ -21,33 +22,47 @@ from cirloop.validation import Problems
 log = logging.getLogger(__name__)
 
 Caption = Callable[[Sequence[ImageId]], Sequence[str | None]]
-"""Captions of images, one each, in their order; None for an image that has none that can be used."""
+"""Captions of images, one each, in their order; None for an image that has none that can be
+used."""
 
 
 def image_attributes(
-    settings: AttributeSettings, extractor: Extractor, images: Sequence[ImageId], caption: Caption | None = None
+    settings: AttributeSettings,
+    extractor: Extractor,
+    images: Sequence[ImageId],
+    caption: Caption | None = None,
 ) -> Table:
-    """The attributes of the gallery's images, row by row. `caption` asks the foundation model, for images from `vlm`.
+    """The attributes of the gallery's images, row by row. `caption` asks the foundation model, for
+    images from `vlm`.
 
     Raises ProblemsFound with everything that is wrong in the file or among the captions.
     """
     if settings.images == "vlm":
         assert caption is not None, "images from 'vlm' need a caption callable"
         captions = of_model(caption, images)
-        return _table(dict(zip(captions, extractor.parse_caption([*captions.values()]), strict=True)), images)
+        return _table(
+            dict(zip(captions, extractor.parse_caption([*captions.values()]), strict=True)), images
+        )
     assert settings.file is not None  # the settings see to it
     if settings.images == "metadata":
         return _table(metadata(settings.file, extractor.lexicon, images), images)
     texts = captions_file(settings.file, images)
-    return _table(dict(zip(texts, extractor.parse_caption(list(texts.values())), strict=True)), images)
+    return _table(
+        dict(zip(texts, extractor.parse_caption(list(texts.values())), strict=True)), images
+    )
 
 
-def metadata(path: Path, lexicon: Lexicon, images: Sequence[ImageId]) -> dict[ImageId, dict[str, str]]:
-    """The attributes of the images that a JSON file {image: {attribute: value}} holds, under the lexicon's names.
+def metadata(
+    path: Path, lexicon: Lexicon, images: Sequence[ImageId]
+) -> dict[ImageId, dict[str, str]]:
+    """The attributes of the images that a JSON file {image: {attribute: value}} holds, under the
+    lexicon's names.
 
     A value is text, a list of texts, or null for unknown.
     """
-    problems = Problems("Write it as {image: {attribute: value or list of values}}; null or no entry is unknown.")
+    problems = Problems(
+        "Write it as {image: {attribute: value or list of values}}; null or no entry is unknown."
+    )
     out: dict[ImageId, dict[str, str]] = {}
     for image, fields in _entries(problems, path, images).items():
         if not isinstance(fields, dict):
@@ -55,7 +70,9 @@ def metadata(path: Path, lexicon: Lexicon, images: Sequence[ImageId]) -> dict[Im
             continue
         out[image] = {}
         for name, value in fields.items():
-            read = _values(problems, f"{path} {image!r} {name!r}", lexicon, lexicon.attribute(name), value)
+            read = _values(
+                problems, f"{path} {image!r} {name!r}", lexicon, lexicon.attribute(name), value
+            )
             if read:
                 out[image][lexicon.attribute(name)] = read
     problems.stop()
@@ -85,8 +102,8 @@ def captions_file(path: Path, images: Sequence[ImageId]) -> dict[ImageId, str]:
 
 
 def of_model(caption: Caption, images: Sequence[ImageId]) -> dict[ImageId, str]:
-    """The captions a model gives the images, without those that cannot be used. Raises ProblemsFound for an empty one,
-    and where none is left."""
+    """The captions a model gives the images, without those that cannot be used. Raises
+    ProblemsFound for an empty one, and where none is left."""
     problems = Problems("Look at these images and at the captioning model.")
     texts = list(caption(images))
     if len(texts) != len(images):
@@ -97,8 +114,11 @@ def of_model(caption: Caption, images: Sequence[ImageId]) -> dict[ImageId, str]:
         if not isinstance(text, str) or not text.strip():
             problems.add(image, f"the model gave no caption, but {text!r:.60}")
     if images and not captions:
-        problems.add("captions", f"none of the {len(images)} that the model gave had ended",
-                     "Raise captioning.max_new_tokens.")  # fmt: skip
+        problems.add(
+            "captions",
+            f"none of the {len(images)} that the model gave had ended",
+            "Raise captioning.max_new_tokens.",
+        )
     problems.stop()
     return captions
 
@@ -107,14 +127,19 @@ def _entries(problems: Problems, path: Path, images: Sequence[ImageId]) -> dict[
     """The file's entries of these images."""
     content = problems.json(path)
     if content is not None and not isinstance(content, dict):
-        problems.add(path, f"must be an object with an entry per image, found {type(content).__name__}")
+        problems.add(
+            path, f"must be an object with an entry per image, found {type(content).__name__}"
+        )
     if not isinstance(content, dict):
         problems.stop()
         return {}
     found = {image: content[image] for image in images if image in content}
     if images and not found:
-        problems.add(path, f"names none of the gallery's {len(images)} images; it names {list(content)[:3]}, "
-                     f"the gallery {list(images[:3])}")  # fmt: skip
+        problems.add(
+            path,
+            f"names none of the gallery's {len(images)} images; it names {list(content)[:3]}, "
+            f"the gallery {list(images[:3])}",
+        )
     return found
 
 

@@ -1,7 +1,8 @@
 """A domain's attributes and the words for their values; matching them in a text.
 
-A lexicon is a YAML file beside this one. Words are compared without case, accents and plural endings; hyphens and
-apostrophes part words. The longest phrase that starts at a word is taken, and the next begins after it.
+A lexicon is a YAML file beside this one. Words are compared without case, accents and plural
+endings; hyphens and apostrophes part words. The longest phrase that starts at a word is taken, and
+the next begins after it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,38 @@ from cirloop.types import UserError
 
 _TOKEN = re.compile(r"[^\W_]+(?:['’](?:s|t|re|ve|ll|d|m)\b)?|[,;.:!?\n()]")
 _IRREGULAR = {
-    **{"men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse", "geese": "goose"},
-    **{"feet": "foot", "teeth": "tooth", "knives": "knife", "leaves": "leaf", "shelves": "shelf", "scarves": "scarf"},
-    **{"loaves": "loaf", "wolves": "wolf", "calves": "calf", "buses": "bus", "tomatoes": "tomato", "gas": "gas"},
-    **{"potatoes": "potato", "heroes": "hero", "lens": "lens", "lenses": "lens", "canvas": "canvas", "oxen": "ox"},
+    **{
+        "men": "man",
+        "women": "woman",
+        "children": "child",
+        "people": "person",
+        "mice": "mouse",
+        "geese": "goose",
+    },
+    **{
+        "feet": "foot",
+        "teeth": "tooth",
+        "knives": "knife",
+        "leaves": "leaf",
+        "shelves": "shelf",
+        "scarves": "scarf",
+    },
+    **{
+        "loaves": "loaf",
+        "wolves": "wolf",
+        "calves": "calf",
+        "buses": "bus",
+        "tomatoes": "tomato",
+        "gas": "gas",
+    },
+    **{
+        "potatoes": "potato",
+        "heroes": "hero",
+        "lens": "lens",
+        "lenses": "lens",
+        "canvas": "canvas",
+        "oxen": "ox",
+    },
     **{
         "christmas": "christmas",
         "axes": "axe",
@@ -42,7 +71,8 @@ _IRREGULAR = {
 
 @cache
 def stem(word: str) -> str:
-    """A word without its plural ending: dresses -> dress, sleeves -> sleeve; hoodie and hoodies -> hoody."""
+    """A word without its plural ending: dresses -> dress, sleeves -> sleeve; hoodie and hoodies ->
+    hoody."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) > 4 and word.endswith(("ies", "ie")):
@@ -70,7 +100,8 @@ def words(text: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Words [start, end) of a text that mean `value` of `attribute`; `*` where they name the attribute alone."""
+    """Words [start, end) of a text that mean `value` of `attribute`; `*` where they name the
+    attribute alone."""
 
     start: int
     end: int
@@ -97,8 +128,9 @@ class Lexicon(Settings):
     category: str
     """The attribute that is an image's category."""
     definite: Literal["ignored", "weak"]
-    """What a value in a phrase with `the` is worth in a modification text. `ignored`: it only says which thing is
-    meant ("the red circle"). `weak`: it counts where no other value of the attribute is asked for, if it is no noun."""
+    """What a value in a phrase with `the` is worth in a modification text. `ignored`: it only says
+    which thing is meant ("the red circle"). `weak`: it counts where no other value of the attribute
+    is asked for, if it is no noun."""
     heads: tuple[str, ...] = ()
     """Other nouns that end a noun phrase."""
     attributes: dict[str, Attribute] = Field(min_length=1)
@@ -108,11 +140,18 @@ class Lexicon(Settings):
         """Stemmed words -> attribute and value. Raises UserError for words that mean two things."""
         out: dict[tuple[str, ...], tuple[str, str]] = {}
         for name, attribute in self.attributes.items():
-            forms = [(value, word) for value, others in attribute.values.items() for word in (value, *others)]
+            forms = [
+                (value, word)
+                for value, others in attribute.values.items()
+                for word in (value, *others)
+            ]
             for value, word in [*forms, *((ANY, word) for word in attribute.asks)]:
                 key = tuple(map(stem, words(word)))
                 if not key or out.setdefault(key, (name, value)) != (name, value):
-                    raise UserError(f"the lexicon's {word!r} of {name} {value!r} is empty or means {out.get(key)} too.")
+                    raise UserError(
+                        f"the lexicon's {word!r} of {name} {value!r} is empty or means"
+                        f" {out.get(key)} too."
+                    )
         return out
 
     @cached_property
@@ -127,7 +166,8 @@ class Lexicon(Settings):
         return frozenset(map(stem, self.heads))
 
     def matches(self, text: Sequence[str]) -> list[Match]:
-        """What the tokens of a text mean, left to right and without overlap, longest phrase first."""
+        """What the tokens of a text mean, left to right and without overlap, longest phrase
+        first."""
         stems, out, at = [stem(token) for token in text], [], 0
         while at < len(stems):
             for end in range(min(len(stems), at + self._longest.get(stems[at], 0)), at, -1):
@@ -140,7 +180,8 @@ class Lexicon(Settings):
         return out
 
     def attribute(self, name: str) -> str:
-        """The attribute that a file or model calls `name`: `colour`, `COLOR` -> `color`; plain words if it is new."""
+        """The attribute that a file or model calls `name`: `colour`, `COLOR` -> `color`; plain
+        words if it is new."""
         plain = words(name.replace("_", " "))
         for known in self.attributes:
             if list(map(stem, plain)) == list(map(stem, words(known.replace("_", " ")))):
@@ -149,10 +190,15 @@ class Lexicon(Settings):
         return found[0] if found is not None and found[1] == ANY else " ".join(plain)
 
     def value(self, attribute: str, text: str) -> str:
-        """The value that a file or a model writes as `text`: `Crimson` -> `red`; its plain words if it is new."""
+        """The value that a file or a model writes as `text`: `Crimson` -> `red`; its plain words if
+        it is new."""
         plain = words(text)
         found = self.phrases.get(tuple(map(stem, plain)))
-        return found[1] if found is not None and found[0] == attribute and found[1] != ANY else " ".join(plain)
+        return (
+            found[1]
+            if found is not None and found[0] == attribute and found[1] != ANY
+            else " ".join(plain)
+        )
 
 
 @cache

@@ -20,7 +20,8 @@ Verdicts = npt.NDArray[np.int8]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Per image the number of attributes that agree with what a query wants and that differ; the rest is unknown.
+    """Per image the number of attributes that agree with what a query wants and that differ; the
+    rest is unknown.
 
     `asked` are those its text asks for, `other` the target's other ones.
     """
@@ -32,7 +33,8 @@ class Agreement:
 
 
 class Table(Sequence[Mapping[str, str]]):
-    """The attributes of every gallery row: a sequence of mappings that keeps a column per attribute as well."""
+    """The attributes of every gallery row: a sequence of mappings that keeps a column per attribute
+    as well."""
 
     def __init__(self, rows: Sequence[Mapping[str, str]]) -> None:
         self.rows = rows
@@ -70,7 +72,8 @@ class Table(Sequence[Mapping[str, str]]):
         return self._known[key][self._codes[name]]
 
     def agreement(self, asked: Mapping[str, str], target: int) -> Agreement:
-        """How every image agrees with what a text asks for and with the rest of the target at row `target`."""
+        """How every image agrees with what a text asks for and with the rest of the target at row
+        `target`."""
         there = self.rows[target]
         counts = np.zeros((4, len(self)), np.int16)
         for name in {**there, **asked}:

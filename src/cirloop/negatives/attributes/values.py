@@ -1,8 +1,9 @@
 """How an attribute's value is written, and when two values agree.
 
-A value is one string: `red`; `red|white` where several hold at once; `!red` where red is known to be absent; `*` where
-a text asks for the attribute without saying what it should be ("a different color"). An attribute that is not there is
-unknown. Values are compared as sets, and what is unknown is never counted as a mismatch.
+A value is one string: `red`; `red|white` where several hold at once; `!red` where red is known to
+be absent; `*` where a text asks for the attribute without saying what it should be ("a different
+color"). An attribute that is not there is unknown. Values are compared as sets, and what is unknown
+is never counted as a mismatch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def join_values(values: Iterable[str]) -> str:
 
 @lru_cache(1 << 16)
 def parts(value: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The values that are there, and those known to be absent; both empty for `*` and the empty string."""
+    """The values that are there, and those known to be absent; both empty for `*` and the empty
+    string."""
     words = {word for word in value.split(OR) if word not in ("", ANY)}
     absent = frozenset(word.removeprefix(NOT) for word in words if word.startswith(NOT))
     return frozenset(word for word in words if not word.startswith(NOT)), absent
@@ -31,9 +33,9 @@ def parts(value: str) -> tuple[frozenset[str], frozenset[str]]:
 def agrees(wanted: str | None, found: str | None) -> bool | None:
     """Whether `found` is what is `wanted`; None where that is not known.
 
-    True: all that is wanted is there and nothing unwanted is. False: none of what is wanted is there, or something
-    wanted is known to be absent, or something unwanted is there. None: one of the two is unknown, or only a part of
-    what is wanted is there.
+    True: all that is wanted is there and nothing unwanted is. False: none of what is wanted is
+    there, or something wanted is known to be absent, or something unwanted is there. None: one of
+    the two is unknown, or only a part of what is wanted is there.
     """
     there, absent = parts(wanted or "")
     seen, unseen = parts(found or "")
@@ -45,9 +47,11 @@ def agrees(wanted: str | None, found: str | None) -> bool | None:
 
 
 def compare_values(asked: str | None, target: str | None, found: str | None) -> int:
-    """1 where `found` agrees with what is asked or what the target has, -1 where it differs, 0 where not known.
+    """1 where `found` agrees with what is asked or what the target has, -1 where it differs, 0
+    where not known.
 
-    A text's value is believed unless the target's own contradicts it: then, as for `*`, the target's counts alone.
+    A text's value is believed unless the target's own contradicts it: then, as for `*`, the
+    target's counts alone.
     """
     if agrees(asked, target) is False:
         asked = None

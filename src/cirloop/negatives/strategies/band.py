@@ -1,18 +1,22 @@
-"""QuRe's set of hard negatives: the images between the two steepest drops of the scores after the target.
+"""QuRe's set of hard negatives: the images between the two steepest drops of the scores after the
+target.
 
-Let `tail` be the images ranked below the target, best first (ties by gallery row), and drop i the fall from tail[i] to
-tail[i + 1]. Of the two largest drops (ties: the earlier) let low < high be the positions; the set is
-tail[low + 1 .. high]. Before the first cliff lie images that may be right, after the second those that teach nothing.
-One image is drawn from the set per query; in the first floor(T / n_def) of T rounds the set is all images but the
-target, then it is defined anew every floor(T / n_def) rounds, and drawn from in between (QuRe, ICML 2025, arXiv
-2507.12416: epochs and n_def 6).
+Let `tail` be the images ranked below the target, best first (ties by gallery row), and drop i the
+fall from tail[i] to tail[i + 1]. Of the two largest drops (ties: the earlier) let low < high be the
+positions; the set is tail[low + 1 .. high]. Before the first cliff lie images that may be right,
+after the second those that teach nothing. One image is drawn from the set per query; in the first
+floor(T / n_def) of T rounds the set is all images but the target, then it is defined anew every
+floor(T / n_def) rounds, and drawn from in between (QuRe, ICML 2025, arXiv 2507.12416: epochs and
+n_def 6).
 
-`released` is the rule of the authors' code: the two drops must be more than one position apart, else the next pair in
-order of size is tried. Where the released code keeps the bounds of the query before (no such pair, or a tail too short
-to have two drops), ours takes the whole tail and counts the query.
+`released` is the rule of the authors' code: the two drops must be more than one position apart,
+else the next pair in order of size is tried. Where the released code keeps the bounds of the query
+before (no such pair, or a tail too short to have two drops), ours takes the whole tail and counts
+the query.
 
-Degenerate cases: a tail of fewer than three images has no two drops: the whole tail. Where all drops are alike (a
-straight line, tied scores) the earliest two count and the set is tail[1]. Nothing below the target: no images.
+Degenerate cases: a tail of fewer than three images has no two drops: the whole tail. Where all
+drops are alike (a straight line, tied scores) the earliest two count and the set is tail[1].
+Nothing below the target: no images.
 """
 
 from __future__ import annotations
@@ -55,9 +59,11 @@ class Band(Strategy):
     selection: Selection = "random"
     """Which images of the band are taken."""
     n_def: int | None = Field(None, ge=1)
-    """How often the sets are defined in a run of T rounds: every floor(T / n_def) rounds; by default in every round."""
+    """How often the sets are defined in a run of T rounds: every floor(T / n_def) rounds; by
+    default in every round."""
     full_set_rounds: int | None = Field(None, ge=0)
-    """First rounds in which the set is every image but the target; by default floor(T / n_def), without `n_def` 0."""
+    """First rounds in which the set is every image but the target; by default floor(T / n_def),
+    without `n_def` 0."""
 
     def refresh_every(self, rounds: int) -> int:
         return 1 if self.n_def is None else max(1, rounds // self.n_def)
@@ -69,16 +75,23 @@ class Band(Strategy):
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         return [np.flatnonzero(row) for row in self.inside(block, context)]
 
-    def choose_from(self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]) -> list[Rows]:
+    def choose_from(
+        self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]
+    ) -> list[Rows]:
         if self.selection == "hardest":
             k = self.negatives_per_query
             return [top_of(s, inside, k) for s, inside in zip(block.scores_BK, sets, strict=True)]
         return sample_from(block, sets, self.negatives_per_query, context)
 
-    def set_stats(self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]) -> dict[str, int]:
-        """`whole_tail`: queries without two cliffs, whose set is all below the target; a band never holds tail[0]."""
+    def set_stats(
+        self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]
+    ) -> dict[str, int]:
+        """`whole_tail`: queries without two cliffs, whose set is all below the target; a band never
+        holds tail[0]."""
         sizes_B = np.array([len(inside) for inside in sets], np.int64)
-        least_B = np.count_nonzero(block.eligible_BK, axis=1) - (block.target_rank_B - 1)  # length of the tail, or less
+        least_B = np.count_nonzero(block.eligible_BK, axis=1) - (
+            block.target_rank_B - 1
+        )  # length of the tail, or less
         likely = np.flatnonzero((sizes_B > 0) & (sizes_B >= least_B))
         tails_B = np.count_nonzero(below_target(block.select(likely)), axis=1)
         return {"whole_tail": int(np.count_nonzero(sizes_B[likely] == tails_B))}
@@ -95,13 +108,20 @@ class Band(Strategy):
             inside_BK[rows] = band(part.scores_BK, below_target(part), self.variant)
 
         size = max(1, CACHED // block.scores_BK.shape[1])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy sorts and compares without the interpreter's lock
-            list(pool.map(fill, [slice(start, start + size) for start in range(0, len(inside_BK), size)]))
+        with ThreadPoolExecutor(
+            os.cpu_count()
+        ) as pool:  # numpy sorts and compares without the interpreter's lock
+            list(
+                pool.map(
+                    fill, [slice(start, start + size) for start in range(0, len(inside_BK), size)]
+                )
+            )
         return inside_BK
 
 
 def below_target(block: CandidateBlock) -> Mask:
-    """Allowed candidates (B, K) ranked after the target: scored lower, or as high with a later gallery row."""
+    """Allowed candidates (B, K) ranked after the target: scored lower, or as high with a later
+    gallery row."""
     target_B1 = block.target_score_B[:, None]
     below_BK = np.asarray(block.eligible_BK & (block.scores_BK < target_B1))
     tied_BK = block.eligible_BK & (block.scores_BK == target_B1)
@@ -113,7 +133,8 @@ def below_target(block: CandidateBlock) -> Mask:
 def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]) -> Mask:
     """The set (B, K) of each query, from scores in the gallery's order and the images of the tail.
 
-    Rows are sorted by value alone; that decides wherever both drops are falls. The few others are done one by one.
+    Rows are sorted by value alone; that decides wherever both drops are falls. The few others are
+    done one by one.
     """
     sorted_BK = -np.sort(np.where(tail_BK, -scores_BK, np.inf), axis=1)
     num_B = np.count_nonzero(tail_BK, axis=1)
@@ -130,7 +151,9 @@ def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]
     top_B, bottom_B = values_BK[here, low_B + 1], values_BK[here, high_B]
     scores = scores_BK[long_B]
     inside_BK[long_B] = tail_BK[long_B] & (scores <= top_B[:, None]) & (scores >= bottom_B[:, None])
-    level = (values_BK[here, low_B] == top_B) | (values_BK[here, high_B + 1] == bottom_B)  # a bound inside a tie
+    level = (values_BK[here, low_B] == top_B) | (
+        values_BK[here, high_B + 1] == bottom_B
+    )  # a bound inside a tie
     for b, low, high in zip(long_B[level], low_B[level], high_B[level], strict=True):
         tail = top_of(scores_BK[b], np.flatnonzero(tail_BK[b]))
         inside_BK[b] = False
@@ -139,7 +162,8 @@ def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]
 
 
 def _bounds(sorted_BK: Floats, num_B: Rows, variant: str) -> tuple[Rows, Rows, Mask]:
-    """low, high (B,) and whether there are such; `sorted_BK` falls, and holds -inf from place `num_B` on."""
+    """low, high (B,) and whether there are such; `sorted_BK` falls, and holds -inf from place
+    `num_B` on."""
     with np.errstate(invalid="ignore"):  # -inf less -inf, beyond the tail
         drops_BK = sorted_BK[:, :-1] - sorted_BK[:, 1:]
     drops_BK[np.arange(drops_BK.shape[1]) >= (num_B - 1)[:, None]] = -1.0

@@ -1,10 +1,12 @@
 """Images that look like the target but differ in what the text asks for.
 
-Of a query's candidates those that are known to differ from what is wanted in at least one attribute that its text asks
-for, the most similar to the target first: the dot product of the two unit vectors, ties by gallery row. Wanted is the
-value the text names or the target's own (`attributes.values.compare_values`). An unknown attribute is no mismatch.
-Assumption: visual neighbours that miss the requested change are the errors a model makes that ignores the text.
-Degenerate cases: a text that asks for nothing known gives nothing; so does a gallery without known attributes.
+Of a query's candidates those that are known to differ from what is wanted in at least one attribute
+that its text asks for, the most similar to the target first: the dot product of the two unit
+vectors, ties by gallery row. Wanted is the value the text names or the target's own
+(`attributes.values.compare_values`). An unknown attribute is no mismatch. Assumption: visual
+neighbours that miss the requested change are the errors a model makes that ignores the text.
+Degenerate cases: a text that asks for nothing known gives nothing; so does a gallery without known
+attributes.
 """
 
 from __future__ import annotations
@@ -39,13 +41,17 @@ class CategoryDiscrepant(Strategy):
             for i, eligible_K in enumerate(eligible_BK)
         ]
 
-    def _nearest(self, block: CandidateBlock, i: int, eligible_K: Mask, near_G: Floats, vectors_GD: Floats) -> Rows:
-        """Positions of the best by exact similarity, so that no choice hangs on the rounding of a block's product."""
+    def _nearest(
+        self, block: CandidateBlock, i: int, eligible_K: Mask, near_G: Floats, vectors_GD: Floats
+    ) -> Rows:
+        """Positions of the best by exact similarity, so that no choice hangs on the rounding of a
+        block's product."""
         found = np.flatnonzero(eligible_K)
         columns = block.gallery_index_BK[i, found]
         if len(found) > self.negatives_per_query:
             edge = (
-                np.partition(near_G[columns], -self.negatives_per_query)[-self.negatives_per_query] - 1e-3
+                np.partition(near_G[columns], -self.negatives_per_query)[-self.negatives_per_query]
+                - 1e-3
             )  # beyond any rounding of unit vectors
             found, columns = found[near_G[columns] >= edge], columns[near_G[columns] >= edge]
         target_D = np.asarray(vectors_GD[block.target_B[i]], np.float64)

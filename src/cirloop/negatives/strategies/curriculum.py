@@ -1,19 +1,22 @@
 """A curriculum: easy images in the first iterations, hard ones later (Bengio et al., ICML 2009).
 
-`stages` are L strategies from the easiest to the hardest, and the share h in [0, 1] says how far along them an
-iteration stands: h * (L - 1) lies between two neighbours, which share `k` by the fraction (as in `mixture`). With two
-stages h is the hard one's share. With start = `initial_difficulty`, ratio = `target_loss_ratio`, iteration t, and the
-mean training losses l_0, ..., l of the iterations so far:
+`stages` are L strategies from the easiest to the hardest, and the share h in [0, 1] says how far
+along them an iteration stands: h * (L - 1) lies between two neighbours, which share `k` by the
+fraction (as in `mixture`). With two stages h is the hard one's share. With start =
+`initial_difficulty`, ratio = `target_loss_ratio`, iteration t, and the mean training losses l_0,
+..., l of the iterations so far:
 
-    linear  h rises from start at `first_iteration` to 1 at `last_iteration`, by default the last round's
+    linear  h rises from start at `first_iteration` to 1 at `last_iteration` (default: the last)
     step    h = (how many of `steps` are <= t) / (L - 1)
     loss    h = start + (1 - start) * (l_0 - l) / (l_0 - ratio * l_0), between start and 1
 
-The last round mines from the hardest level (h = 1) whatever the schedule says, so a run of one round does too.
+The last round mines from the hardest level (h = 1) whatever the schedule says, so a run of one
+round does too.
 
-Degenerate cases: before `first_iteration` h is start, after `last_iteration` 1, as at both where they are the same;
-without a loss h is start, and a first loss of 0 leaves nothing to learn from easy images: 1. Where the number of rounds
-is not known (0), `last_iteration` is by default `first_iteration`.
+Degenerate cases: before `first_iteration` h is start, after `last_iteration` 1, as at both where
+they are the same; without a loss h is start, and a first loss of 0 leaves nothing to learn from
+easy images: 1. Where the number of rounds is not known (0), `last_iteration` is by default
+`first_iteration`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy
 from cirloop.negatives.strategies.mixture import choose_from_parts, reject_ignored_settings
 
 if TYPE_CHECKING:
-    from cirloop.negatives.base import Strategy as AnyStrategy  # in the running program the union, as in `mixture`
+    from cirloop.negatives.base import (
+        Strategy as AnyStrategy,
+    )  # in the running program the union, as in `mixture`
 
 SETTINGS = {
     "linear": ("initial_difficulty", "first_iteration", "last_iteration"),
@@ -52,7 +57,8 @@ class Curriculum(Strategy):
     last_iteration: int | None = Field(None, ge=0)
     """linear: the first iteration with hard images only; by default the last round's."""
     steps: tuple[int, ...] = ()
-    """step: iterations from which each next level is used, ascending; one fewer than there are stages."""
+    """step: iterations from which each next level is used, ascending; one fewer than there are
+    stages."""
     target_loss_ratio: float = Field(0.5, ge=0, lt=1)
     """loss: the part of the first loss at which all images are hard."""
 
@@ -60,16 +66,22 @@ class Curriculum(Strategy):
 
     @model_validator(mode="after")
     def _fits_the_schedule(self) -> Curriculum:
-        for name in sorted({name for names in SETTINGS.values() for name in names} - {*SETTINGS[self.schedule]}):
+        for name in sorted(
+            {name for names in SETTINGS.values() for name in names} - {*SETTINGS[self.schedule]}
+        ):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} does nothing with schedule: {self.schedule}")
         if self.last_iteration is not None and self.last_iteration < self.first_iteration:
-            raise ValueError(f"last_iteration {self.last_iteration} is before first_iteration {self.first_iteration}")
+            raise ValueError(
+                f"last_iteration {self.last_iteration} is before first_iteration"
+                f" {self.first_iteration}"
+            )
         if self.schedule == "step" and (
             len(self.steps) != len(self.stages) - 1 or sorted(set(self.steps)) != [*self.steps]
         ):
             raise ValueError(
-                f"steps {self.steps} must be {len(self.stages) - 1} ascending iterations, one per new stage"
+                f"steps {self.steps} must be {len(self.stages) - 1} ascending iterations, one per"
+                " new stage"
             )
         return self
 
@@ -78,19 +90,30 @@ class Curriculum(Strategy):
         return {name for stage in self.stages for name in stage.requires}
 
     def difficulty(self, iteration: int, losses: Sequence[float] = (), rounds: int = 0) -> float:
-        """How far from the easiest (0) to the hardest level (1) an iteration of `rounds` (0 = not known) stands."""
+        """How far from the easiest (0) to the hardest level (1) an iteration of `rounds` (0 = not
+        known) stands."""
         if rounds and iteration >= rounds - 1:
             return 1.0
         if self.schedule == "step":
             return sum(step <= iteration for step in self.steps) / (len(self.stages) - 1)
         if self.schedule == "linear":
-            last = max(self.first_iteration, rounds - 1) if self.last_iteration is None else self.last_iteration
+            last = (
+                max(self.first_iteration, rounds - 1)
+                if self.last_iteration is None
+                else self.last_iteration
+            )
             length = last - self.first_iteration
-            done = (iteration - self.first_iteration) / length if length else float(iteration >= last)
+            done = (
+                (iteration - self.first_iteration) / length if length else float(iteration >= last)
+            )
         elif not losses:
             done = 0.0
         else:
-            done = (losses[0] - losses[-1]) / (losses[0] * (1 - self.target_loss_ratio)) if losses[0] > 0 else 1.0
+            done = (
+                (losses[0] - losses[-1]) / (losses[0] * (1 - self.target_loss_ratio))
+                if losses[0] > 0
+                else 1.0
+            )
         return self.initial_difficulty + (1 - self.initial_difficulty) * min(max(done, 0.0), 1.0)
 
     def weights(self, difficulty: float) -> list[float]:
@@ -101,4 +124,6 @@ class Curriculum(Strategy):
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """Up to `k` images, best-scored first."""
         difficulty = self.difficulty(context.iteration, context.losses, context.rounds)
-        return choose_from_parts(block, context, self.negatives_per_query, self.stages, self.weights(difficulty))
+        return choose_from_parts(
+            block, context, self.negatives_per_query, self.stages, self.weights(difficulty)
+        )

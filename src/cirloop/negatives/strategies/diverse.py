@@ -1,15 +1,18 @@
-"""Diverse mining: hard images that differ from one another, so that one cluster of look-alikes does not fill the list.
+"""Diverse mining: hard images that differ from one another, so that one cluster of look-alikes does
+not fill the list.
 
-`mmr` is maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): from the `candidate_pool` best-ranked wrong
-images, one after another,
+`mmr` is maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998): from the `candidate_pool`
+best-ranked wrong images, one after another,
 
     argmax_x  mmr_lambda * s(q, x) - (1 - mmr_lambda) * max_{y chosen} <v_x, v_y>
 
-with v the images' unit vectors; the first has no y and is the best-ranked. `clusters` splits the gallery by spherical
-k-means and takes the best-scored image of each of the best clusters other than the target's.
+with v the images' unit vectors; the first has no y and is the best-ranked. `clusters` splits the
+gallery by spherical k-means and takes the best-scored image of each of the best clusters other than
+the target's.
 
-Degenerate cases: `mmr_lambda` 1 is ranked mining; equal values go to the better-ranked image; a gallery of fewer images
-than `num_clusters` makes each a cluster; one in the target's cluster alone gives nothing.
+Degenerate cases: `mmr_lambda` 1 is ranked mining; equal values go to the better-ranked image; a
+gallery of fewer images than `num_clusters` makes each a cluster; one in the target's cluster alone
+gives nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +22,15 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.base import CandidateBlock, Floats, MiningContext, Rows, Strategy, top_eligible, top_of
+from cirloop.negatives.base import (
+    CandidateBlock,
+    Floats,
+    MiningContext,
+    Rows,
+    Strategy,
+    top_eligible,
+    top_of,
+)
 
 SETTINGS = {"mmr": ("candidate_pool", "mmr_lambda"), "clusters": ("num_clusters",)}
 """What each way alone reads."""
@@ -34,17 +45,23 @@ class Diverse(Strategy):
     candidate_pool: int = Field(100, ge=1)
     """mmr: best-ranked wrong images to choose from, in images."""
     mmr_lambda: float = Field(0.5, ge=0, le=1)
-    """mmr: the weight lambda of the score against likeness to what is chosen; 1 = the score alone."""
+    """mmr: the weight lambda of the score against likeness to what is chosen; 1 = the score
+    alone."""
     num_clusters: int = Field(100, ge=2)
     """clusters: how many the gallery is split into."""
 
     @model_validator(mode="after")
     def _settings_are_used(self) -> Diverse:
         for method, names in SETTINGS.items():
-            changed = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+            changed = [
+                name
+                for name in names
+                if getattr(self, name) != type(self).model_fields[name].default
+            ]
             if changed and method != self.method:
                 raise ValueError(
-                    f"{' and '.join(changed)} does nothing with method: {self.method}, only with method: {method}"
+                    f"{' and '.join(changed)} does nothing with method: {self.method}, only with"
+                    f" method: {method}"
                 )
         return self
 
@@ -89,5 +106,9 @@ class Diverse(Strategy):
         top_C = np.full(labels_G.max(initial=0) + 1, -np.inf, np.float32)
         np.maximum.at(top_C, label, scores)
         at_top = scores == top_C[label]
-        _, first = np.unique(label[at_top], return_index=True)  # ties within a cluster: the first position
-        return top_of(block.scores_BK[i], np.sort(positions[at_top][first]), self.negatives_per_query)
+        _, first = np.unique(
+            label[at_top], return_index=True
+        )  # ties within a cluster: the first position
+        return top_of(
+            block.scores_BK[i], np.sort(positions[at_top][first]), self.negatives_per_query
+        )

@@ -1,9 +1,10 @@
 """The query's own group: images that annotators saw beside the reference, because they look alike.
 
-CIRR (Liu et al., ICCV 2021, arXiv 2108.04125) wrote its texts within sets of six similar images, so that a text tells
-its target from the rest of the set. Kept are the best-scored images of the set that are neither the target, a known
-positive nor, unless asked for, the reference: four or five at most. Degenerate cases: an image of the group that the
-gallery lacks is left out; a query without a group gives nothing.
+CIRR (Liu et al., ICCV 2021, arXiv 2108.04125) wrote its texts within sets of six similar images, so
+that a text tells its target from the rest of the set. Kept are the best-scored images of the set
+that are neither the target, a known positive nor, unless asked for, the reference: four or five at
+most. Degenerate cases: an image of the group that the gallery lacks is left out; a query without a
+group gives nothing.
 """
 
 from __future__ import annotations
@@ -26,5 +27,7 @@ class Group(Strategy):
         assert context.groups is not None
         eligible_BK = np.zeros_like(block.eligible_BK)
         for i, number in enumerate(block.query_index_B):
-            eligible_BK[i] = block.eligible_BK[i] & np.isin(block.gallery_index_BK[i], list(context.groups[number]))
+            eligible_BK[i] = block.eligible_BK[i] & np.isin(
+                block.gallery_index_BK[i], list(context.groups[number])
+            )
         return top_eligible(block, eligible_BK, self.negatives_per_query)

@@ -1,11 +1,11 @@
 """In-batch mining: the targets of the other queries of a batch, as contrastive training takes them.
 
-The queries are shuffled once by the seed and cut into batches of `batch_size`; a query's candidates are the targets of
-its batch, and the `k` best-scored of them are kept. What InfoNCE (arXiv 1807.03748) has for nothing, and so the control
-that shows what mining the gallery adds.
+The queries are shuffled once by the seed and cut into batches of `batch_size`; a query's candidates
+are the targets of its batch, and the `k` best-scored of them are kept. What InfoNCE (arXiv
+1807.03748) has for nothing, and so the control that shows what mining the gallery adds.
 
-Degenerate cases: the last batch is smaller where the queries do not divide, and one left alone in it gives nothing; an
-image that is the target of two queries counts once.
+Degenerate cases: the last batch is smaller where the queries do not divide, and one left alone in
+it gives nothing; an image that is the target of two queries counts once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class InBatch(Strategy):
     """Queries per batch."""
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Up to `k` other targets of the batch, best-scored first. Raises UserError where no targets are known."""
+        """Up to `k` other targets of the batch, best-scored first. Raises UserError where no
+        targets are known."""
         return top_eligible(block, self._others(block, context), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
@@ -37,7 +38,10 @@ class InBatch(Strategy):
     def _others(self, block: CandidateBlock, context: MiningContext) -> Mask:
         num_queries = len(context.targets_Q)
         if num_queries == 0:
-            raise UserError("the negative strategy 'in_batch' needs the target of every query, and was given none.")
+            raise UserError(
+                "the negative strategy 'in_batch' needs the target of every query, and was given"
+                " none."
+            )
         order_Q = np.random.default_rng(context.seed).permutation(num_queries)
         place_Q = np.argsort(order_Q)
         others_BK = np.zeros_like(block.eligible_BK)

@@ -1,11 +1,12 @@
 """`knn_text`: images that look like the target and whose text is far.
 
-Among the `k_nn` images most similar in looks to the query's target, at or above a similarity floor, those whose text
-side is less similar to the query's text than a threshold; while it lets too few through it is raised by 0.09, at most
-twice. `knn_text_samples.py` is the same rule for samples of an image and a text each (`add_hard_negatives.py`).
+Among the `k_nn` images most similar in looks to the query's target, at or above a similarity floor,
+those whose text side is less similar to the query's text than a threshold; while it lets too few
+through it is raised by 0.09, at most twice. `knn_text_samples.py` is the same rule for samples of
+an image and a text each (`add_hard_negatives.py`).
 
-Degenerate cases: where nothing is at or above the floor, or every text is at or above the last threshold, there is no
-negative. Similarities are dot products of vectors of unit norm.
+Degenerate cases: where nothing is at or above the floor, or every text is at or above the last
+threshold, there is no negative. Similarities are dot products of vectors of unit norm.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ def thresholds(first: float) -> Floats:
 
 
 class KnnText(Strategy):
-    """Images that look like the target and whose text is far from the query's, the most alike in looks first.
+    """Images that look like the target and whose text is far from the query's, the most alike in
+    looks first.
 
-    The threshold is raised, at most twice, while it lets fewer than `k` through. Needs the gallery's vectors and the
-    similarities of the texts.
+    The threshold is raised, at most twice, while it lets fewer than `k` through. Needs the
+    gallery's vectors and the similarities of the texts.
     """
 
     type: Literal["knn_text"] = "knn_text"
@@ -47,7 +49,11 @@ class KnnText(Strategy):
         return [rows[: self.negatives_per_query] for rows in self.candidate_sets(block, context)]
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        context.require(self.type, vectors_GD="the gallery's vectors", text_scores="similarities of the texts alone")
+        context.require(
+            self.type,
+            vectors_GD="the gallery's vectors",
+            text_scores="similarities of the texts alone",
+        )
         assert context.vectors_GD is not None
         visual_BG = all_scores(context.vectors_GD[block.target_B], context.vectors_GD)
         text_BG = context.text_scores(block.query_index_B)

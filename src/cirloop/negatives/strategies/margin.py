@@ -1,12 +1,14 @@
 """Positive-aware mining: the best-ranked images that score clearly lower than the target.
 
-NV-Retriever (arXiv 2407.15831, section 3.2): candidates scored above a limit set by the target are taken for false
-negatives and left out: `absolute_margin` m: s <= pos - m; `relative_margin` m: s <= pos - |pos| * m, which is right for
-negative scores too. Qwen's: s <= mean(pos) + delta over all queries, `mean_delta`. Beside them windows of ranks and
-scores, as in sentence-transformers' `mine_hard_negatives`. The limits that are set hold together.
+NV-Retriever (arXiv 2407.15831, section 3.2): candidates scored above a limit set by the target are
+taken for false negatives and left out: `absolute_margin` m: s <= pos - m; `relative_margin` m: s <=
+pos - |pos| * m, which is right for negative scores too. Qwen's: s <= mean(pos) + delta over all
+queries, `mean_delta`. Beside them windows of ranks and scores, as in sentence-transformers'
+`mine_hard_negatives`. The limits that are set hold together.
 
-Ranks count the images that may be mined, best first from 0: `range_min` skips so many, `range_max` is where the window
-ends. Degenerate cases: no limit set = the best-ranked wrong images; a window without candidates gives nothing.
+Ranks count the images that may be mined, best first from 0: `range_min` skips so many, `range_max`
+is where the window ends. Degenerate cases: no limit set = the best-ranked wrong images; a window
+without candidates gives nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +59,13 @@ class Margin(Strategy):
     def depth(self) -> int:
         if self.range_max is not None:
             return self.range_max
-        limits = (self.absolute_margin, self.relative_margin, self.mean_delta, self.min_score, self.max_score)
+        limits = (
+            self.absolute_margin,
+            self.relative_margin,
+            self.mean_delta,
+            self.min_score,
+            self.max_score,
+        )
         limited = any(limit is not None for limit in limits)
         wanted = WINDOW * self.negatives_per_query + 1 if limited else self.negatives_per_query
         return self.range_min + wanted
@@ -68,10 +76,14 @@ class Margin(Strategy):
         if self.absolute_margin is not None:
             limit_B1 = np.minimum(limit_B1, target_B1 - np.float32(self.absolute_margin))
         if self.relative_margin is not None:
-            limit_B1 = np.minimum(limit_B1, target_B1 - np.abs(target_B1) * np.float32(self.relative_margin))
+            limit_B1 = np.minimum(
+                limit_B1, target_B1 - np.abs(target_B1) * np.float32(self.relative_margin)
+            )
         if self.mean_delta is not None:
             context.require(self.type, mean_target_score="the mean score of all targets")
-            limit_B1 = np.minimum(limit_B1, np.float32(context.mean_target_score or 0.0) + np.float32(self.mean_delta))
+            limit_B1 = np.minimum(
+                limit_B1, np.float32(context.mean_target_score or 0.0) + np.float32(self.mean_delta)
+            )
         if self.max_score is not None:
             limit_B1 = np.minimum(limit_B1, np.float32(self.max_score))
         place_BK = block.eligible_BK.cumsum(axis=1) - 1

@@ -1,14 +1,17 @@
 """Mixtures: each query's images from several strategies, shared out by weight.
 
-Part i of weight w_i has the quota q_i = k * w_i / sum(w). Per query it gives floor(q_i) or ceil(q_i) images, `k` in
-all, by systematic rounding: with Q_i = q_1 + ... + q_i and one draw u from [0, 1) per query,
+Part i of weight w_i has the quota q_i = k * w_i / sum(w). Per query it gives floor(q_i) or
+ceil(q_i) images, `k` in all, by systematic rounding: with Q_i = q_1 + ... + q_i and one draw u from
+[0, 1) per query,
 
     n_i = floor(Q_i + u) - floor(Q_i-1 + u),
 
-so that a part's mean over the queries is its quota exactly, which the largest remainder alone would not keep.
+so that a part's mean over the queries is its quota exactly, which the largest remainder alone would
+not keep.
 
-The parts choose in their order, each from what those before it left, so that no image comes twice; a part that finds
-too few is not filled up by another. Degenerate case: a part whose quota is below one gives many queries nothing.
+The parts choose in their order, each from what those before it left, so that no image comes twice;
+a part that finds too few is not filled up by another. Degenerate case: a part whose quota is below
+one gives many queries nothing.
 """
 
 from __future__ import annotations
@@ -21,18 +24,30 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from cirloop.config.base import Settings
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, sorted_block, top_of
+from cirloop.negatives.base import (
+    CandidateBlock,
+    MiningContext,
+    Rows,
+    Strategy,
+    sorted_block,
+    top_of,
+)
 
 if TYPE_CHECKING:
     from cirloop.negatives.base import Strategy as AnyStrategy
-    # When the program runs it is the union of the strategies, which `model_rebuild` is given once they all exist.
+
+    # When the program runs it is the union of the strategies, which `model_rebuild` is given once
+    # they all exist.
 
 
 def reject_ignored_settings(strategy: Strategy) -> Strategy:
-    """A validator: raises ValueError for a number of images that a held strategy does not decide."""
+    """A validator: raises ValueError for a number of images that a held strategy does not
+    decide."""
     name = "negatives_per_query"
     if getattr(strategy, name) != type(strategy).model_fields[name].default:
-        raise ValueError(f"{name} of the held strategy {strategy.type!r} does nothing; set it on what holds it")
+        raise ValueError(
+            f"{name} of the held strategy {strategy.type!r} does nothing; set it on what holds it"
+        )
     return strategy
 
 
@@ -61,14 +76,23 @@ class Mixture(Strategy):
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """Up to `k` images, best-scored first."""
         return choose_from_parts(
-            block, context, self.negatives_per_query, [p.strategy for p in self.parts], [p.weight for p in self.parts]
+            block,
+            context,
+            self.negatives_per_query,
+            [p.strategy for p in self.parts],
+            [p.weight for p in self.parts],
         )
 
 
 def choose_from_parts(
-    block: CandidateBlock, context: MiningContext, k: int, strategies: Sequence[Strategy], weights: Sequence[float]
+    block: CandidateBlock,
+    context: MiningContext,
+    k: int,
+    strategies: Sequence[Strategy],
+    weights: Sequence[float],
 ) -> list[Rows]:
-    """`k` images of each query from `strategies` by `weights` (0 = none), best-scored first, none twice."""
+    """`k` images of each query from `strategies` by `weights` (0 = none), best-scored first, none
+    twice."""
     draws = derived_context(context, 0)
     shared = [allocate(k, weights, draws.rng(int(n)).random()) for n in block.query_index_B]
     num_BP = np.array(shared, np.int64).reshape(-1, len(strategies))
@@ -78,12 +102,17 @@ def choose_from_parts(
             which = np.flatnonzero(num_BP[:, part] == num)
             asked = strategy.model_copy(update={"negatives_per_query": int(num)})
             found = _ask(
-                asked, replace(block.select(which), eligible_BK=left_BK[which]), derived_context(context, part + 1)
+                asked,
+                replace(block.select(which), eligible_BK=left_BK[which]),
+                derived_context(context, part + 1),
             )
             for i, positions in zip(which, found, strict=True):
                 left_BK[i, positions] = False
     taken_BK = block.eligible_BK & ~left_BK
-    return [top_of(scores, np.flatnonzero(row)) for scores, row in zip(block.scores_BK, taken_BK, strict=True)]
+    return [
+        top_of(scores, np.flatnonzero(row))
+        for scores, row in zip(block.scores_BK, taken_BK, strict=True)
+    ]
 
 
 def _ask(strategy: Strategy, block: CandidateBlock, context: MiningContext) -> list[Rows]:
@@ -95,7 +124,8 @@ def _ask(strategy: Strategy, block: CandidateBlock, context: MiningContext) -> l
 
 
 def allocate(k: int, weights: Sequence[float], draw: float) -> Rows:
-    """How many of `k` each weight gets: its quota rounded down or up by `draw` from [0, 1), `k` in all."""
+    """How many of `k` each weight gets: its quota rounded down or up by `draw` from [0, 1), `k` in
+    all."""
     upto_P = np.cumsum(weights)
     quota_P = k * (upto_P / upto_P[-1])  # of a part and those before it; the last is exactly k
     num_P: Rows = np.diff(np.floor(quota_P + draw), prepend=0).astype(np.int64)
@@ -103,6 +133,7 @@ def allocate(k: int, weights: Sequence[float], draw: float) -> Rows:
 
 
 def derived_context(context: MiningContext, part: int) -> MiningContext:
-    """The same knowledge with random numbers of its own: no draw of a part may hang on what shared out `k`."""
+    """The same knowledge with random numbers of its own: no draw of a part may hang on what shared
+    out `k`."""
     seed = np.random.SeedSequence([context.seed, part]).generate_state(1)[0]
     return replace(context, seed=int(seed))

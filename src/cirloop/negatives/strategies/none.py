@@ -1,4 +1,5 @@
-"""No mining: each iteration trains on the human triplets alone. The control that spends the same steps."""
+"""No mining: each iteration trains on the human triplets alone. The control that spends the same
+steps."""
 
 from __future__ import annotations
 

@@ -1,16 +1,17 @@
 """Online hardest mining: the hardest valid ones among a query's most similar candidates.
 
-Of the `candidate_pool` most similar wrong images of a query, those scored at most `margin` above its target,
+Of the `candidate_pool` most similar wrong images of a query, those scored at most `margin` above
+its target,
 
     s <= target + margin,
 
-are valid: what outscores the target by more is more often an unlabelled positive than a mistake of the model, the case
-against taking negatives by score alone in NV-Retriever (arXiv 2407.15831; its TopK-MarginPos is a negative `margin`
-here). The `k` best-scored valid ones are kept. `training.online.online_mask` is the same rule over the candidates of a
-training batch.
+are valid: what outscores the target by more is more often an unlabelled positive than a mistake of
+the model, the case against taking negatives by score alone in NV-Retriever (arXiv 2407.15831; its
+TopK-MarginPos is a negative `margin` here). The `k` best-scored valid ones are kept.
+`training.online.online_mask` is the same rule over the candidates of a training batch.
 
-Degenerate cases: a query all of whose pool outscores its target gives nothing, however many valid images lie beyond;
-with `validity: all` the result is the `k` best-ranked wrong images.
+Degenerate cases: a query all of whose pool outscores its target gives nothing, however many valid
+images lie beyond; with `validity: all` the result is the `k` best-ranked wrong images.
 """
 
 from __future__ import annotations
@@ -33,12 +34,16 @@ class OnlineHardest(Strategy):
     validity: Literal["below_target", "all"] = "below_target"
     """Which of the pool may be taken: those scored at most `margin` above the target, or all."""
     margin: float = 0.0
-    """What a valid image may score above the target, in cosine; negative: what it must lie below."""
+    """What a valid image may score above the target, in cosine; negative: what it must lie
+    below."""
 
     @model_validator(mode="after")
     def _margin_is_used(self) -> OnlineHardest:
         if self.validity == "all" and self.margin != 0:
-            raise ValueError(f"margin {self.margin} does nothing with validity: all; leave it out, or use below_target")
+            raise ValueError(
+                f"margin {self.margin} does nothing with validity: all; leave it out, or use"
+                " below_target"
+            )
         return self
 
     @property
@@ -62,7 +67,8 @@ class OnlineHardest(Strategy):
 
 
 def most_similar(block: CandidateBlock, count: int) -> Mask:
-    """(B, K): True for the `count` best-scored allowed candidates of each query, ties by gallery row."""
+    """(B, K): True for the `count` best-scored allowed candidates of each query, ties by gallery
+    row."""
     best_BK = np.zeros(block.eligible_BK.shape, bool)
     for row, positions in zip(best_BK, top_eligible(block, block.eligible_BK, count), strict=True):
         row[positions] = True

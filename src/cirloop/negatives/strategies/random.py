@@ -1,7 +1,7 @@
 """Random mining, the control: `k` images drawn evenly from all that may be mined.
 
-The images a query is given have nothing to do with what the model confuses. Degenerate case: a gallery with fewer than
-`k` wrong images gives all of them.
+The images a query is given have nothing to do with what the model confuses. Degenerate case: a
+gallery with fewer than `k` wrong images gives all of them.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
 """Semantic mining: images close to the query that do not do what its text asks.
 
-Let s(q, x) be the score by which images are ranked, of the whole query, and m(q, x) the similarity of image x to the
-modification text alone. Among the `candidate_pool` best-ranked wrong images, those with
+Let s(q, x) be the score by which images are ranked, of the whole query, and m(q, x) the similarity
+of image x to the modification text alone. Among the `candidate_pool` best-ranked wrong images,
+those with
 
     m(q, x) <= m(q, target) - margin
 
-fit the text worse than the target does, and the `k` of them with the best s are kept: they look right for the
-reference's sake. What fits the text as well as the target does is more often an unlabelled positive.
+fit the text worse than the target does, and the `k` of them with the best s are kept: they look
+right for the reference's sake. What fits the text as well as the target does is more often an
+unlabelled positive.
 
-Degenerate cases: a text that the target fits no better than the window does gives nothing; `margin` 0 takes an image
-that fits the text exactly as well as the target.
+Degenerate cases: a text that the target fits no better than the window does gives nothing; `margin`
+0 takes an image that fits the text exactly as well as the target.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Semantic(Strategy):
         return self.candidate_pool
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Up to `k` images, best-scored first. Raises UserError where the texts' similarities are not known."""
+        """Up to `k` images, best-scored first. Raises UserError where the texts' similarities are
+        not known."""
         return top_eligible(block, self._unfit(block, context), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
@@ -50,7 +53,9 @@ class Semantic(Strategy):
         return top_eligible(block, self._unfit(block, context), self.candidate_pool)
 
     def _unfit(self, block: CandidateBlock, context: MiningContext) -> Mask:
-        context.require(self.type, text_scores="similarities of the images to the modification texts alone")
+        context.require(
+            self.type, text_scores="similarities of the images to the modification texts alone"
+        )
         unfit_BK = most_similar(block, self.candidate_pool)
         for start in range(0, len(unfit_BK), QUERIES):
             part = slice(start, start + QUERIES)

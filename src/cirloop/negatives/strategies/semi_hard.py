@@ -1,12 +1,13 @@
 """Semi-hard mining: wrong images scored below the target, yet within a margin of it.
 
-FaceNet (arXiv 1503.03832, section 3.2, eq. 4) takes negatives farther from the anchor than the positive whose distance
-still lies inside the margin, because the very hardest ones can collapse training early on. For scores s of a query:
+FaceNet (arXiv 1503.03832, section 3.2, eq. 4) takes negatives farther from the anchor than the
+positive whose distance still lies inside the margin, because the very hardest ones can collapse
+training early on. For scores s of a query:
 
     target - margin < s < target
 
-Degenerate cases: an image scored as the target is, or exactly `margin` below it, is not taken; a query whose target is
-scored lowest, or has none that close below it, gives nothing.
+Degenerate cases: an image scored as the target is, or exactly `margin` below it, is not taken; a
+query whose target is scored lowest, or has none that close below it, gives nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Selection, Strategy, select, top_eligible
+from cirloop.negatives.base import (
+    CandidateBlock,
+    Mask,
+    MiningContext,
+    Rows,
+    Selection,
+    Strategy,
+    select,
+    top_eligible,
+)
 
 
 class SemiHard(Strategy):

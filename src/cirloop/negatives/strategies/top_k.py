@@ -1,9 +1,9 @@
 """Ranked mining: the highest-ranked wrong images of the queries the model gets wrong.
 
-The best `k` images ranked above the target, with `extra_ranks` also that many ranks under it, that are neither the
-reference, the target, nor another known positive. Source: the mining step of ReCALL (CVPR 2026, arXiv 2602.01639).
-Degenerate cases: a query whose target is first has nothing above it; a gallery with fewer wrong images gives those
-there are.
+The best `k` images ranked above the target, with `extra_ranks` also that many ranks under it, that
+are neither the reference, the target, nor another known positive. Source: the mining step of ReCALL
+(CVPR 2026, arXiv 2602.01639). Degenerate cases: a query whose target is first has nothing above it;
+a gallery with fewer wrong images gives those there are.
 """
 
 from __future__ import annotations
@@ -28,5 +28,7 @@ class TopK(Strategy):
         assert block.ranks_BK is not None
         eligible = block.eligible_BK
         if self.extra_ranks != "all":
-            eligible = eligible & (block.ranks_BK <= block.target_rank_B[:, None] + self.extra_ranks)
+            eligible = eligible & (
+                block.ranks_BK <= block.target_rank_B[:, None] + self.extra_ranks
+            )
         return top_eligible(block, eligible, self.negatives_per_query)

@@ -34,27 +34,31 @@ class AddNegativesConfig(cli.Flags):
     image_dir: Path
     """The directory that the samples' images are in."""
     annotations: Path | None = None
-    """The samples, JSON or JSON lines; docs/add_hard_negatives.md has the form. By default the split's file in or
-    beside --image-dir, such as train.json or annotations/train.jsonl."""
+    """The samples, JSON or JSON lines; docs/add_hard_negatives.md has the form. By default the
+    split's file in or beside --image-dir, such as train.json or annotations/train.jsonl."""
     split: str | None = None
     """Such as train, val_seen or val_unseen: which samples of the file."""
     output: Path | None = None
-    """Where the result goes, as JSON; the report goes beside it, as NAME_report.json. By default beside the
-    annotations, as NAME_with_negatives.json, which must not be there yet."""
+    """Where the result goes, as JSON; the report goes beside it, as NAME_report.json. By default
+    beside the annotations, as NAME_with_negatives.json, which must not be there yet."""
     gpu_id: int = Field(0, ge=0)
     """The first GPU to use."""
     num_gpus: int = Field(1, ge=1)
-    """Processes that compute vectors, a GPU each; without a GPU, CPU processes of one thread each."""
+    """Processes that compute vectors, a GPU each; without a GPU, CPU processes of one thread
+    each."""
     k_nn: int = Field(30, ge=1)
     """Visual neighbours of a sample that are looked at."""
     cosine_threshold: float = Field(0.3, ge=-1, le=1)
-    """Text similarity below which a text is far enough; raised by 0.09 twice where it lets none through."""
+    """Text similarity below which a text is far enough; raised by 0.09 twice where it lets none
+    through."""
     min_visual_similarity: float = Field(0.3, ge=-1, le=1)
     """Visual similarity that a hard negative needs; -1 = any."""
     diverse_ratio: float = Field(0.3, ge=0, le=1)
-    """Share of the samples that are first given one of the visually farthest cluster; the others get a hard one."""
+    """Share of the samples that are first given one of the visually farthest cluster; the others
+    get a hard one."""
     min_answer_length: int = Field(20, ge=0)
-    """Characters of a text, below which it is used as a negative only where there is no longer one; 0 = any length."""
+    """Characters of a text, below which it is used as a negative only where there is no longer one;
+    0 = any length."""
     fallback_phrase_reuse_limit: int = Field(3, ge=1)
     """How many samples a text may be the negative of; a short text fewer, by its length."""
     num_clusters: int | None = Field(None, ge=1)
@@ -68,7 +72,8 @@ class AddNegativesConfig(cli.Flags):
     model_path: str = "tiny"
     """The embedder: a Qwen2-VL directory or hub name; `tiny` is the embedded model."""
     run_config: Path | None = None
-    """A run's YAML or config.json: its `model` is the embedder, in place of --model-path, --dtype and --max-pixels."""
+    """A run's YAML or config.json: its `model` is the embedder, in place of --model-path, --dtype
+    and --max-pixels."""
     adapter: Path | None = None
     """An adapter on it, such as a run's checkpoint_iter_1."""
     max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
@@ -76,13 +81,15 @@ class AddNegativesConfig(cli.Flags):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the embedder's weights."""
     text_encoder: Path | None = None
-    """Directory of a sentence encoder (transformers' AutoModel, mean over tokens); by default the embedder on texts."""
+    """Directory of a sentence encoder (transformers' AutoModel, mean over tokens); by default the
+    embedder on texts."""
     seed: int = Field(0, ge=0)
     """Of all draws."""
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> AddNegativesConfig:
-        """The flags, as --kebab-case or --snake_case, with the paths that are looked for filled in where there is one.
+        """The flags, as --kebab-case or --snake_case, with the paths that are looked for filled in
+        where there is one.
 
         Raises UserError with every flag that is missing or wrong.
         """
@@ -98,7 +105,8 @@ class AddNegativesConfig(cli.Flags):
         raise AssertionError("a validation error without errors")
 
     def _located(self) -> AddNegativesConfig:
-        """With the annotations beside the pictures, and the result beside them. What is not there stays None."""
+        """With the annotations beside the pictures, and the result beside them. What is not there
+        stays None."""
         annotations, output = self.annotations, self.output
         if annotations is None:
             files = locate.split_files(self.image_dir, self.split)
@@ -125,21 +133,29 @@ class AddNegativesConfig(cli.Flags):
     def params(self) -> KnnTextParams:
         """The numbers that decide."""
         return KnnTextParams(
-            self.k_nn, self.cosine_threshold, self.min_visual_similarity, self.diverse_ratio, self.seed
+            self.k_nn,
+            self.cosine_threshold,
+            self.min_visual_similarity,
+            self.diverse_ratio,
+            self.seed,
         )
 
     @property
     def model(self) -> ModelSettings:
         """The embedder's settings. Raises UserError where `run_config` has none."""
         if self.run_config is None:
-            return Qwen2VLSettings(path=self.model_path, dtype=self.dtype, max_pixels=self.max_pixels)
+            return Qwen2VLSettings(
+                path=self.model_path, dtype=self.dtype, max_pixels=self.max_pixels
+            )
         try:
             content = parse.yaml_file(self.run_config)
             made: ModelSettings = TypeAdapter(BackboneConfig).validate_python(content["model"])
             if made.type == "simulated":
                 raise UserError("the run has simulated retrieval, and so no model")
         except (UserError, ValidationError, KeyError, TypeError) as error:
-            raise UserError(f"--run-config {self.run_config} has no `model` that can be used: {error}") from None
+            raise UserError(
+                f"--run-config {self.run_config} has no `model` that can be used: {error}"
+            ) from None
         return made
 
     @property
@@ -163,7 +179,10 @@ class AddNegativesConfig(cli.Flags):
         except UserError as error:
             problems.take(error, "model")
         if self.adapter is not None and not is_adapter(self.adapter):
-            problems.add(f"--adapter {self.adapter}", "is no adapter directory (no adapter_config.json or parts.json)")
+            problems.add(
+                f"--adapter {self.adapter}",
+                "is no adapter directory (no adapter_config.json or parts.json)",
+            )
         if self.text_encoder is not None:
             for name in ("config.json", "tokenizer_config.json"):
                 if not (self.text_encoder / name).is_file():
@@ -176,30 +195,45 @@ class AddNegativesConfig(cli.Flags):
         files = locate.split_files(self.image_dir, self.split)
         if files:
             several = " and ".join(map(str, files))
-            problems.add("--annotations", f"is not given, and there are {several}", "Say which by --annotations.")
+            problems.add(
+                "--annotations",
+                f"is not given, and there are {several}",
+                "Say which by --annotations.",
+            )
             return
         whose = f"of the split {self.split!r} " if self.split else ""
         problems.add(
-            "--annotations", f"is not given, and no file {whose}was found; looked at "
+            "--annotations",
+            f"is not given, and no file {whose}was found; looked at "
             f"{locate.looked_at(self.image_dir, self.split)}",
             'Expected is a JSON list or JSON lines of samples, {"image": "a.jpg", "text": ".."} or '
             '{"image": "a.jpg", "question": "..", "answer": ".."}; give it by --annotations FILE.',
-        )  # fmt: skip
+        )
 
     def _check_output(self, output: Path, problems: Problems) -> None:
         """Note a result that cannot go where it should, or would take the place of something."""
         flag = f"--output {output}"
         if output.is_dir():
-            problems.add(flag, "is a directory, not a file", f"Give a file in it: --output {output / 'negatives.json'}")
+            problems.add(
+                flag,
+                "is a directory, not a file",
+                f"Give a file in it: --output {output / 'negatives.json'}",
+            )
             return
         if self.annotations is not None:
             if "output" not in self.model_fields_set and output.exists():
-                problems.add(flag, "is there already, and --output is not given",
-                             f"Give --output {output} to replace it, or another name.")  # fmt: skip
+                problems.add(
+                    flag,
+                    "is there already, and --output is not given",
+                    f"Give --output {output} to replace it, or another name.",
+                )
             for path in (output, self.report):
                 if path.resolve() == self.annotations.resolve():
                     problems.add(flag, "would overwrite the annotations")
         above = next(folder for folder in output.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
-            problems.add(flag, f"cannot be written: {above} is no directory that this user may write into",
-                         "Give a file elsewhere by --output.")  # fmt: skip
+            problems.add(
+                flag,
+                f"cannot be written: {above} is no directory that this user may write into",
+                "Give a file elsewhere by --output.",
+            )

@@ -1,6 +1,8 @@
-"""Vectors of images and of texts, a batch at a time. What a batch gives depends on nothing but the batch.
+"""Vectors of images and of texts, a batch at a time. What a batch gives depends on nothing but the
+batch.
 
-An encoder of texts gives unit-norm vectors (B, E); `cut` counts texts too long for it, of which the end is not read.
+An encoder of texts gives unit-norm vectors (B, E); `cut` counts texts too long for it, of which the
+end is not read.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from cirloop.types import ImageId, UserError
 
 
 def image_vectors(backbone: Any, images: Sequence[Image.Image], prepared: Any = None) -> Floats:
-    """Unit-norm vectors (B, D) of images as gallery images, without a cache, which would change batches.
+    """Unit-norm vectors (B, D) of images as gallery images, without a cache, which would change
+    batches.
 
     `prepared` is what the backbone's `prepare_images` made of them, where that was called before.
     """
@@ -47,7 +50,8 @@ class EmbedderOnTexts:
 
 
 class SentenceEncoder:
-    """A transformers encoder: the mean of its last hidden states over a text's tokens, of unit norm."""
+    """A transformers encoder: the mean of its last hidden states over a text's tokens, of unit
+    norm."""
 
     def __init__(self, directory: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -65,7 +69,11 @@ class SentenceEncoder:
         whole = self._tokenizer(list(texts))["input_ids"]
         self.cut += sum(len(ids) > self._longest for ids in whole)
         batch = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self._longest,
+            return_tensors="pt",
         ).to(self._model.device)
         with torch.inference_mode():
             hidden = self._model(**batch).last_hidden_state.float()
@@ -80,7 +88,7 @@ def finite(vectors: Floats, names: Sequence[str]) -> Floats:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise UserError(
-            f"the vector of {names[bad[0]]!r} is not finite ({len(bad)} of {len(names)} in its batch). "
-            "Try --dtype float32."
+            f"the vector of {names[bad[0]]!r} is not finite ({len(bad)} of {len(names)} in its"
+            " batch). Try --dtype float32."
         )
     return vectors

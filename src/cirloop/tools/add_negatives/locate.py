@@ -7,9 +7,15 @@ from pathlib import Path
 
 ENDINGS = (".json", ".jsonl", ".ndjson")
 SPLIT_NAMES = (
-    "{split}", "annotations_{split}", "{split}_annotations", "samples_{split}", "{split}_samples",
-    "annotations/{split}", "annotations/annotations_{split}", "annotations/{split}_annotations",
-)  # fmt: skip
+    "{split}",
+    "annotations_{split}",
+    "{split}_annotations",
+    "samples_{split}",
+    "{split}_samples",
+    "annotations/{split}",
+    "annotations/annotations_{split}",
+    "annotations/{split}_annotations",
+)
 """Names of a split's own file, without ending, in the picture directory or beside it."""
 COMMON_NAMES = ("annotations", "samples")
 """Names of a file with all splits."""
@@ -19,7 +25,12 @@ def places(image_dir: Path, split: str | None) -> list[Path]:
     """Every path that is looked at: in the picture directory, then beside it."""
     names = [name.format(split=split) for name in SPLIT_NAMES] if split else []
     folders = (image_dir, image_dir.absolute().parent)
-    return [folder / f"{name}{end}" for folder in folders for name in (*names, *COMMON_NAMES) for end in ENDINGS]
+    return [
+        folder / f"{name}{end}"
+        for folder in folders
+        for name in (*names, *COMMON_NAMES)
+        for end in ENDINGS
+    ]
 
 
 def split_files(image_dir: Path, split: str | None) -> list[Path]:
@@ -40,7 +51,10 @@ def looked_at(image_dir: Path, split: str | None) -> str:
     """The places in words."""
     names = [name.format(split=split) for name in SPLIT_NAMES] if split else []
     stems = ", ".join((*names, *COMMON_NAMES))
-    return f"{stems}, each with {', '.join(ENDINGS)}, in {image_dir} and in {image_dir.absolute().parent}"
+    return (
+        f"{stems}, each with {', '.join(ENDINGS)}, in {image_dir} and in"
+        f" {image_dir.absolute().parent}"
+    )
 
 
 def is_of(path: Path, split: str) -> bool:

@@ -27,13 +27,24 @@ from cirloop.validation import Problems
 
 logger = logging.getLogger(__name__)
 RESULT_SETTINGS = (
-    "split", "k_nn", "cosine_threshold", "min_visual_similarity", "diverse_ratio", "min_answer_length",
-    "fallback_phrase_reuse_limit", "num_clusters", "batch_size", "max_samples", "max_pixels", "dtype", "seed",
-)  # fmt: skip
+    "split",
+    "k_nn",
+    "cosine_threshold",
+    "min_visual_similarity",
+    "diverse_ratio",
+    "min_answer_length",
+    "fallback_phrase_reuse_limit",
+    "num_clusters",
+    "batch_size",
+    "max_samples",
+    "max_pixels",
+    "dtype",
+    "seed",
+)
 """What decides the result, beside the files."""
 TINY = (
-    "the embedder is the embedded model `tiny`, which knows drawn shapes only: of photographs its similarities mean "
-    "little. Give another by --model-path, such as Qwen/Qwen2-VL-2B-Instruct"
+    "the embedder is the embedded model `tiny`, which knows drawn shapes only: of photographs its"
+    " similarities mean little. Give another by --model-path, such as Qwen/Qwen2-VL-2B-Instruct"
 )
 
 
@@ -52,9 +63,8 @@ class PhaseTimer:
 
 
 def add_negatives(options: AddNegativesConfig) -> dict[str, Any]:
-    """Write the result and the report, print the report and return it. Raises UserError with all that is wrong with the
-    input.
-    """
+    """Write the result and the report, print the report and return it. Raises UserError with all
+    that is wrong with the input."""
     timer = PhaseTimer()
     if options.annotations is not None and options.output is not None:
         logger.info("samples from %s; the result goes to %s", options.annotations, options.output)
@@ -65,7 +75,9 @@ def add_negatives(options: AddNegativesConfig) -> dict[str, Any]:
     with timer.phase("embed"):
         encoded = encode(options, what, progress)
     uses = max_uses(what.texts, options.min_answer_length, options.fallback_phrase_reuse_limit)
-    pool = SamplePool(encoded.visual_VD, what.image_of_N, encoded.texts_TE, what.text_of_N, what.group_of_N, *uses)
+    pool = SamplePool(
+        encoded.visual_VD, what.image_of_N, encoded.texts_TE, what.text_of_N, what.group_of_N, *uses
+    )
     params, device = options.params, f"cuda:{options.gpu_id}" if num_gpus_here() else "cpu"
     with timer.phase("find neighbours"):
         near = neighbours(pool, params, device, lambda starts: progress(starts, "find neighbours"))
@@ -73,9 +85,13 @@ def add_negatives(options: AddNegativesConfig) -> dict[str, Any]:
         num = options.num_clusters or num_clusters_for(len(what.images))
         clusters = Clusters.of_images(pool.visual_VD, num, options.seed)
     with timer.phase("choose"):
-        chosen, num_exhausted = choose(pool, near, clusters, params, lambda starts: progress(starts, "choose"))
+        chosen, num_exhausted = choose(
+            pool, near, clusters, params, lambda starts: progress(starts, "choose")
+        )
     timer.seconds["total"] = sum(timer.seconds.values())
-    run = MiningRun(options, what, encoded, pool, near, clusters, chosen, num_exhausted, timer.seconds)
+    run = MiningRun(
+        options, what, encoded, pool, near, clusters, chosen, num_exhausted, timer.seconds
+    )
     content = report(run)
     content["advice"] = advice(content, options)
     write_json(options.result_file, _result(run, samples))
@@ -101,9 +117,17 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
     if options.image_dir.is_dir():
         looked_at = partial(progress, title="look at pictures")
         reading.check_images(samples, options.image_dir, options.num_workers, looked_at, problems)
-    problems.stop("docs/add_hard_negatives.md has the form of the annotations; all flags: add_hard_negatives.py --help")
+    problems.stop(
+        "docs/add_hard_negatives.md has the form of the annotations; all flags:"
+        " add_hard_negatives.py --help"
+    )
     what = reading.deduplicate(samples, options.image_dir)
-    logger.info("%d samples, %d different images, %d different texts", len(samples), len(what.images), len(what.texts))
+    logger.info(
+        "%d samples, %d different images, %d different texts",
+        len(samples),
+        len(what.images),
+        len(what.texts),
+    )
     return samples, what
 
 

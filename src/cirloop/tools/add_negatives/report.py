@@ -1,4 +1,5 @@
-"""The mining report: what was found, what each filter dropped, and what to change where little was found."""
+"""The mining report: what was found, what each filter dropped, and what to change where little was
+found."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class MiningRun:
 
 
 def reason(run: MiningRun, i: int) -> str:
-    """Why sample i has no negative: what its visual neighbours lack. The farthest cluster had none for it either."""
+    """Why sample i has no negative: what its visual neighbours lack. The farthest cluster had none
+    for it either."""
     codes = run.near.codes_NK[i]
     if (codes >= RejectReason.BELOW_FLOOR).all():
         return "no visual neighbour at or above the floor"
@@ -68,11 +70,16 @@ def reason(run: MiningRun, i: int) -> str:
 
 
 def report(run: MiningRun) -> dict[str, Any]:
-    """As JSON. Only `seconds` and `shards` differ between runs of the same settings on one machine."""
+    """As JSON. Only `seconds` and `shards` differ between runs of the same settings on one
+    machine."""
     num, found = len(run.chosen), run.found
     kinds = Counter(negative.kind for negative in found)
     first = diverse_first(num, run.options.params)
-    as_drawn = sum((n.kind == DIVERSE) == bool(f) for n, f in zip(run.chosen, first, strict=True) if n is not None)
+    as_drawn = sum(
+        (n.kind == DIVERSE) == bool(f)
+        for n, f in zip(run.chosen, first, strict=True)
+        if n is not None
+    )
     levels = [round(float(t), 4) for t in thresholds(run.options.cosine_threshold)]
     counts = Counter(negative.level for negative in found)
     reasons = Counter(reason(run, i) for i, negative in enumerate(run.chosen) if negative is None)
@@ -99,7 +106,8 @@ def report(run: MiningRun) -> dict[str, Any]:
 
 
 def dropped(run: MiningRun) -> dict[str, int]:
-    """What became of all samples' visual neighbours. `text_used_up` counts candidates passed over when looked at."""
+    """What became of all samples' visual neighbours. `text_used_up` counts candidates passed over
+    when looked at."""
     codes, there = run.near.codes_NK, int((run.near.codes_NK != RejectReason.ABSENT).sum())
     short_NK = run.pool.short_T[run.pool.text_of_N[run.near.rows_NK]]
     return {
@@ -117,19 +125,28 @@ def _similarities(run: MiningRun) -> dict[str, Any]:
     kinds = {HARD: {HARD}, DIVERSE: {DIVERSE}, "all": {HARD, DIVERSE}}
     rows = {name: [n for n in run.found if n.kind in kind] for name, kind in kinds.items()}
     return {
-        "visual": {name: quartiles(np.array([n.visual for n in found])) for name, found in rows.items()}
-        | {"neighbours": quartiles(run.near.visual_NK[near])},
-        "text": {name: quartiles(np.array([n.text for n in found])) for name, found in rows.items()}
-        | {"neighbours": quartiles(run.near.text_NK[near])},
+        "visual": (
+            {name: quartiles(np.array([n.visual for n in found])) for name, found in rows.items()}
+            | {"neighbours": quartiles(run.near.visual_NK[near])}
+        ),
+        "text": (
+            {name: quartiles(np.array([n.text for n in found])) for name, found in rows.items()}
+            | {"neighbours": quartiles(run.near.text_NK[near])}
+        ),
     }
 
 
 def normalized_entropy(counts: Sequence[int]) -> float | None:
-    """Entropy of the counts over its largest value: 1 where all are equal, 0 where one has all; None of nothing."""
+    """Entropy of the counts over its largest value: 1 where all are equal, 0 where one has all;
+    None of nothing."""
     if len(counts) == 0:
         return None
     shares = np.array(counts) / sum(counts)
-    return round(float(-(shares * np.log(shares)).sum() / np.log(len(shares))), 4) if len(shares) > 1 else 0.0
+    return (
+        round(float(-(shares * np.log(shares)).sum() / np.log(len(shares))), 4)
+        if len(shares) > 1
+        else 0.0
+    )
 
 
 def _phrases(run: MiningRun) -> dict[str, Any]:
@@ -157,12 +174,14 @@ def _clusters(run: MiningRun) -> dict[str, Any]:
 
 
 def _shards(run: MiningRun) -> list[dict[str, Any]]:
-    """Each process: what it embedded, how long it took, and what became of the samples of its images."""
+    """Each process: what it embedded, how long it took, and what became of the samples of its
+    images."""
     rows = []
     for number, shard in enumerate(run.encoded.shards):
         start, end = shard.images
         mine = [
-            run.chosen[int(i)] for i in np.flatnonzero((run.pool.image_of_N >= start) & (run.pool.image_of_N < end))
+            run.chosen[int(i)]
+            for i in np.flatnonzero((run.pool.image_of_N >= start) & (run.pool.image_of_N < end))
         ]
         kinds = Counter("none" if negative is None else negative.kind for negative in mine)
         row = {"shard": number, "device": shard.done["device"], "images": end - start}

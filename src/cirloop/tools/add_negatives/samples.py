@@ -26,8 +26,8 @@ LINES = (".jsonl", ".ndjson")
 WRAPPERS = ("samples", "annotations", "data", "items", "questions", "images")
 """Keys under which other tools, and this one's result, have the whole list."""
 FORM = (
-    'Samples are a JSON list, [{"image": "a.jpg", "text": ".."}, ..], an object of such lists by split, or JSON lines '
-    "(.jsonl), an object a line."
+    'Samples are a JSON list, [{"image": "a.jpg", "text": ".."}, ..], an object of such lists by'
+    " split, or JSON lines (.jsonl), an object a line."
 )
 FIELDS = {"image", "text", "answer", "group", "split", "id"}
 Progress = Callable[[Sequence[ImageId]], Iterable[ImageId]]
@@ -35,7 +35,8 @@ Progress = Callable[[Sequence[ImageId]], Iterable[ImageId]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`image` is a path in the image directory. Samples of one group are never each other's negatives."""
+    """`image` is a path in the image directory. Samples of one group are never each other's
+    negatives."""
 
     image: ImageId
     text: str
@@ -45,12 +46,17 @@ class Sample:
     def row(self) -> dict[str, Any]:
         """As in the result."""
         given = {"id": self.id, "group": self.group}
-        return {**{k: v for k, v in given.items() if v is not None}, "image": self.image, "text": self.text}
+        return {
+            **{k: v for k, v in given.items() if v is not None},
+            "image": self.image,
+            "text": self.text,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class UniqueItems:
-    """The images (V) and texts (T) of N samples, each once: files of equal content are one image."""
+    """The images (V) and texts (T) of N samples, each once: files of equal content are one
+    image."""
 
     images: tuple[ImageId, ...]
     texts: tuple[str, ...]
@@ -60,9 +66,14 @@ class UniqueItems:
 
 
 def read(
-    path: Path, split: str | None, max_samples: int | None, problems: Problems, folder: Path | None = None
+    path: Path,
+    split: str | None,
+    max_samples: int | None,
+    problems: Problems,
+    folder: Path | None = None,
 ) -> list[Sample]:
-    """The samples of a file, or of its split, with pictures in `folder`. What is wrong with them is noted."""
+    """The samples of a file, or of its split, with pictures in `folder`. What is wrong with them is
+    noted."""
     if kind := _other_kind(path):
         problems.add(path, kind, FORM)
         return []
@@ -89,10 +100,17 @@ def _entries(path: Path, split: str | None, problems: Problems) -> Iterator[tupl
             if split is None or split not in content:
                 wrapped = [name for name in WRAPPERS if isinstance(content.get(name), list)]
                 if wrapped:
-                    problems.add(path, f"is an object that holds a list under {wrapped[0]!r}, which is no split",
-                                 f"Save the list under {wrapped[0]!r} alone as the file. {FORM}")  # fmt: skip
+                    problems.add(
+                        path,
+                        f"is an object that holds a list under {wrapped[0]!r}, which is no split",
+                        f"Save the list under {wrapped[0]!r} alone as the file. {FORM}",
+                    )
                     return
-                what = "has splits, give one by --split" if split is None else f"has no split {split!r}"
+                what = (
+                    "has splits, give one by --split"
+                    if split is None
+                    else f"has no split {split!r}"
+                )
                 problems.add(path, f"{what}; there are: {names}")
                 return
             content, split, where = content[split], None, f"{path} {split}"
@@ -126,14 +144,18 @@ def _listed(content: Any, where: str, problems: Problems) -> Iterator[tuple[str,
 
 
 def _other_kind(path: Path) -> str:
-    """What a file is that is neither JSON nor JSON lines as its name says; empty where nothing is known against it."""
+    """What a file is that is neither JSON nor JSON lines as its name says; empty where nothing is
+    known against it."""
     try:
         text = parse.text(path).strip()
     except UserError:  # it is said when the file is read
         return ""
     if path.suffix in LINES or not text.startswith(("[", "{")):
         form = parse.other_form(text)
-        return form and f"is {form}, not {'JSON lines: name it .json' if text.startswith('[') else 'JSON'}"
+        return (
+            form
+            and f"is {form}, not {'JSON lines: name it .json' if text.startswith('[') else 'JSON'}"
+        )
     head, _, rest = text.partition("\n")
     if head.startswith("{") and head.rstrip().endswith("}") and rest.lstrip().startswith("{"):
         return "holds JSON lines, an object a line, and by its name one JSON value: name it .jsonl"
@@ -151,7 +173,9 @@ def _inside(image: str, folder: Path | None) -> str:
 
 def _sample(entry: Entry, problems: Problems, folder: Path | None) -> Sample | None:
     image = entry.get("image", str)
-    text = entry.get("text" if "text" in entry.fields or "answer" not in entry.fields else "answer", str)
+    text = entry.get(
+        "text" if "text" in entry.fields or "answer" not in entry.fields else "answer", str
+    )
     if image is not None and ".." not in PurePosixPath(image).parts:
         image = _inside(image, folder)
     if image is not None and leads_out(image):
@@ -165,18 +189,27 @@ def _sample(entry: Entry, problems: Problems, folder: Path | None) -> Sample | N
             return None
     if image is None or text is None:
         return None
-    return Sample(ImageId(image), " ".join(text.split()), None if group is None else str(group), name)
+    return Sample(
+        ImageId(image), " ".join(text.split()), None if group is None else str(group), name
+    )
 
 
-def check_images(samples: Sequence[Sample], folder: Path, workers: int, progress: Progress, problems: Problems) -> None:
+def check_images(
+    samples: Sequence[Sample], folder: Path, workers: int, progress: Progress, problems: Problems
+) -> None:
     """Note every picture that is missing or does not decode."""
     files = {sample.image: folder / sample.image for sample in samples}
     for image, what in bad_images(files, workers, progress).items():
-        problems.add(files[image], what, "Put the pictures right, or take their samples out of the annotations.")
+        problems.add(
+            files[image],
+            what,
+            "Put the pictures right, or take their samples out of the annotations.",
+        )
 
 
 def deduplicate(samples: Sequence[Sample], folder: Path) -> UniqueItems:
-    """Images by content, texts by phrase, in the order of their first sample; groups numbered, none shared by none."""
+    """Images by content, texts by phrase, in the order of their first sample; groups numbered, none
+    shared by none."""
     files = FileImages({sample.image: folder / sample.image for sample in samples})
     images: dict[str, tuple[int, ImageId]] = {}
     texts: dict[str, tuple[int, str]] = {}
@@ -191,5 +224,9 @@ def deduplicate(samples: Sequence[Sample], folder: Path) -> UniqueItems:
     ]
     of_image, of_text, of_group = np.array(rows, np.int64).reshape(-1, 3).T
     return UniqueItems(
-        tuple(i for _, i in images.values()), tuple(t for _, t in texts.values()), of_image, of_text, of_group
+        tuple(i for _, i in images.values()),
+        tuple(t for _, t in texts.values()),
+        of_image,
+        of_text,
+        of_group,
     )

@@ -15,7 +15,11 @@ def show(report: dict[str, Any]) -> None:
     """Print the report's tables; what is advised goes to the log."""
     num, negatives = report["samples"], report["negatives"]
     shares = [[kind, f"{count:,}", f"{count / num:.1%}"] for kind, count in negatives.items()]
-    table(f"Negatives of {num:,} samples: {report['success_rate']:.1%} have one", ["kind", "samples", "share"], shares)
+    table(
+        f"Negatives of {num:,} samples: {report['success_rate']:.1%} have one",
+        ["kind", "samples", "share"],
+        shares,
+    )
     names = ("mean", "25%", "median", "75%")
     rows = [
         [f"{side}, {of}", *(f"{values[name]:.3f}" for name in names)]
@@ -25,35 +29,67 @@ def show(report: dict[str, Any]) -> None:
     ]
     table("Similarity", ["of", *names], rows)
     dropped = {name.replace("_", " "): f"{count:,}" for name, count in report["dropped"].items()}
-    table("Visual neighbours, and what each filter dropped", ["", "neighbours"], [*map(list, dropped.items())])
+    table(
+        "Visual neighbours, and what each filter dropped",
+        ["", "neighbours"],
+        [*map(list, dropped.items())],
+    )
     table("Choice", ["", "samples"], _choice(report))
     table("Diversity", ["", "different", "evenness", ""], _diversity(report))
-    table("Seconds", ["phase", "s"], [[name, f"{value:.1f}"] for name, value in report["seconds"].items()])
+    table(
+        "Seconds",
+        ["phase", "s"],
+        [[name, f"{value:.1f}"] for name, value in report["seconds"].items()],
+    )
     _show_shards(report["shards"])
-    rows = [[each["device"], each["name"], f"{each['memory_bytes'] / 2**30:.1f}"] for each in report["devices"]]
+    rows = [
+        [each["device"], each["name"], f"{each['memory_bytes'] / 2**30:.1f}"]
+        for each in report["devices"]
+    ]
     table("Devices of this machine", ["device", "name", "memory, GiB"], rows)
     for sentence in report["advice"]:
         logger.warning("low yield: %s", sentence)
 
 
 def _show_shards(shards: Sequence[dict[str, Any]]) -> None:
-    """A row per process: what became of its samples, then what it embedded and how long that took."""
-    counts, means = ("samples", "hard", "diverse", "none"), ("mean_text_similarity", "mean_visual_similarity")
+    """A row per process: what became of its samples, then what it embedded and how long that
+    took."""
+    counts, means = (
+        ("samples", "hard", "diverse", "none"),
+        ("mean_text_similarity", "mean_visual_similarity"),
+    )
     yields, work = [], []
     for shard in shards:
         rate = "none" if shard["success_rate"] is None else f"{shard['success_rate']:.1%}"
         similar = ["none" if shard[name] is None else f"{shard[name]:.3f}" for name in means]
-        yields.append([str(shard["shard"]), *(f"{shard[name]:,}" for name in counts), rate, *similar])
+        yields.append(
+            [str(shard["shard"]), *(f"{shard[name]:,}" for name in counts), rate, *similar]
+        )
         seconds = [f"{shard['seconds'][phase]:.1f}" for phase in ("load", "images", "texts")]
-        work.append([str(shard["shard"]), shard["device"], f"{shard['images']:,}", f"{shard['texts']:,}", *seconds])
+        work.append(
+            [
+                str(shard["shard"]),
+                shard["device"],
+                f"{shard['images']:,}",
+                f"{shard['texts']:,}",
+                *seconds,
+            ]
+        )
     table("Negatives by shard", ["shard", *counts, "success", "mean text", "mean visual"], yields)
-    table("Processes", ["shard", "device", "images", "texts", "load, s", "images, s", "texts, s"], work)
+    table(
+        "Processes",
+        ["shard", "device", "images", "texts", "load, s", "images, s", "texts, s"],
+        work,
+    )
 
 
 def _choice(report: dict[str, Any]) -> list[list[str]]:
     rows = [[f"text below {threshold}", count] for threshold, count in report["thresholds"].items()]
     first = report["kind_looked_for_first"]
-    rows += [["of the kind looked for first", first["found"]], ["of the other kind", first["other kind"]]]
+    rows += [
+        ["of the kind looked for first", first["found"]],
+        ["of the other kind", first["other kind"]],
+    ]
     rows += [["with a short text", report["short_texts"]]]
     rows += [[f"none: {why}", count] for why, count in report["reasons"].items()]
     return [[name, f"{count:,}"] for name, count in rows]
@@ -69,5 +105,10 @@ def _diversity(report: dict[str, Any]) -> list[list[str]]:
     outside = f"outside the sample's own: {number(clusters['outside_own'])}"
     return [
         ["phrases", str(phrases["distinct"]), number(phrases["evenness"]), most],
-        ["clusters", f"{clusters['reached']} of {clusters['clusters']}", number(clusters["evenness"]), outside],
+        [
+            "clusters",
+            f"{clusters['reached']} of {clusters['clusters']}",
+            number(clusters["evenness"]),
+            outside,
+        ],
     ]

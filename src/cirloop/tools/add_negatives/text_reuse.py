@@ -11,10 +11,13 @@ from cirloop.negatives.base import Mask, Rows
 
 _WORDS = """
     a an the this that these those it its he she they there here what which who
-    is are was were be been being am do does did has have had can could will would may might must shall should
+    is are was were be been being am do does did has have had can could will would may might must
+    shall should
     i you we me my your our his her their him them us
-    and or but nor not no yes if then than as so too also very just only of in on at by to from for with without into
-    over under about up down out off near some any all both each other another same such more most many much
+    and or but nor not no yes if then than as so too also very just only of in on at by to from for with
+    without into
+    over under about up down out off near some any all both each other another same such more
+    most many much
     image images photo photos photograph picture pictures pic photography scene view shot
     thing things something anything object objects item items stuff one ones someone
     none null nan unknown untitled n na
@@ -36,8 +39,8 @@ def is_generic(text: str) -> bool:
 def max_uses(texts: Sequence[str], min_length: int, limit: int) -> tuple[Rows, Mask]:
     """How often each text (T) may be a negative, and which are short.
 
-    Generic: never. At least `min_length` characters: `limit` times. Shorter: where there is no longer one, and at most
-    `limit` x length / `min_length` times, rounded down, but once at least.
+    Generic: never. At least `min_length` characters: `limit` times. Shorter: where there is no
+    longer one, and at most `limit` x length / `min_length` times, rounded down, but once at least.
     """
     lengths_T = np.array([len(text) for text in texts], np.int64)
     short_T = lengths_T < min_length

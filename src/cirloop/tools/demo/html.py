@@ -20,9 +20,12 @@ UPLOADS = """
 const send = async file => {
     try {
         const head = {'Content-Type': 'application/octet-stream'};
-        const said = await (await fetch('/picture', {method: 'POST', headers: head, body: file})).json();
+        const sent = await fetch('/picture', {method: 'POST', headers: head, body: file});
+        const said = await sent.json();
         trigger('click', said);
-    } catch (error) { trigger('click', {problem: 'The upload did not arrive. Is the server still there?'}); }
+    } catch (error) {
+        trigger('click', {problem: 'The upload did not arrive. Is the server still there?'});
+    }
 };
 element.addEventListener('change', event => {
     if (event.target.files.length) { send(event.target.files[0]); }
@@ -48,16 +51,24 @@ def picture(key: str, alt: str = "") -> str:
 def head(directory: str, gallery: str, num: int, notices: Sequence[str] = ()) -> str:
     """`notices` are what a reader must know of the models first."""
     first = "".join(f'<p class="about"><strong>{text(notice)}</strong></p>' for notice in notices)
-    return first + (
-        f'<h1>Search {text(gallery)}</h1><p class="about">{num:,} pictures, with the models of {text(directory)}. '
-        "Choose or upload a picture, say what should be different, and press Enter.</p>"
+    return (
+        first
+        + f'<h1>Search {text(gallery)}</h1><p class="about">{num:,} pictures, with the models of'
+        f" {text(directory)}. Choose or upload a picture, say what should be different, and press"
+        " Enter.</p>"
     )
 
 
 def chosen(key: str | None, reference: Reference | None) -> str:
     """The reference, and where another is uploaded."""
-    name = "an uploaded picture" if isinstance(reference, Outside) else reference or "none: the text alone is searched"
-    shown = picture(key, f"Reference: {name}") if key else '<div class="none" aria-hidden="true"></div>'
+    name = (
+        "an uploaded picture"
+        if isinstance(reference, Outside)
+        else reference or "none: the text alone is searched"
+    )
+    shown = (
+        picture(key, f"Reference: {name}") if key else '<div class="none" aria-hidden="true"></div>'
+    )
     return (
         f'<section class="reference" aria-label="Reference"><h2>Reference</h2>{shown}'
         f'<p class="name">{text(name)}</p><label class="upload">Upload or drop a picture'
@@ -70,30 +81,40 @@ def strip(images: Sequence[ImageId], keys: Mapping[ImageId, str], start: int, nu
     if not images:
         return '<p role="status">No picture has such a name.</p>'
     buttons = "".join(
-        f'<li><button type="button" data-key="{keys[image]}" title="{text(image)}">{picture(keys[image], image)}'
-        "</button></li>"
+        f'<li><button type="button" data-key="{keys[image]}"'
+        f' title="{text(image)}">{picture(keys[image], image)}</button></li>'
         for image in images
     )
-    return f'<ul class="strip">{buttons}</ul><p class="about">{start + 1:,} to {start + len(images):,} of {num:,}</p>'
+    return (
+        f'<ul class="strip">{buttons}</ul><p class="about">{start + 1:,} to {start + len(images):,}'
+        f" of {num:,}</p>"
+    )
 
 
 def examples(queries: Sequence[Query], keys: Mapping[ImageId, str]) -> str:
     if not queries:
         return ""
     buttons = "".join(
-        f'<li><button type="button" data-key="{keys[query.reference]}" data-text="{text(query.text)}">'
+        f'<li><button type="button" data-key="{keys[query.reference]}"'
+        f' data-text="{text(query.text)}">'
         f"{picture(keys[query.reference])}<span>{text(query.text)}</span></button></li>"
         for query in queries
     )
-    return f'<section aria-label="Examples"><h2>Examples</h2><ul class="examples">{buttons}</ul></section>'
+    return (
+        '<section aria-label="Examples"><h2>Examples</h2><ul'
+        f' class="examples">{buttons}</ul></section>'
+    )
 
 
 def message(problem: str) -> str:
     return f'<p class="problem" role="alert">{text(problem)}</p>' if problem else ""
 
 
-def results(label: str, answer: Answer, keys: Mapping[ImageId, str], right: frozenset[ImageId]) -> str:
-    """The best pictures, each a button that makes it the reference; those known to be right are marked."""
+def results(
+    label: str, answer: Answer, keys: Mapping[ImageId, str], right: frozenset[ImageId]
+) -> str:
+    """The best pictures, each a button that makes it the reference; those known to be right are
+    marked."""
     cards = []
     for hit in answer.hits:
         mark = '<strong class="right">right</strong>' if hit.image in right else ""
@@ -104,7 +125,11 @@ def results(label: str, answer: Answer, keys: Mapping[ImageId, str], right: froz
             f'<span class="score">{hit.score:.4f}</span>{mark}</span></button></li>'
         )
     found = {hit.image for hit in answer.hits}
-    missed = "" if found & right or not right else f" The right picture is not among these {len(answer.hits)}."
+    missed = (
+        ""
+        if found & right or not right
+        else f" The right picture is not among these {len(answer.hits)}."
+    )
     name = "Base model" if label == "base" else f"Iteration {label}"
     return (
         f'<section aria-label="Results of {text(name.lower())}"><h2>{text(name)}</h2>'

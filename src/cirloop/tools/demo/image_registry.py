@@ -1,4 +1,5 @@
-"""The pictures that the page shows and takes: small copies by the digest of their content, and uploads, in memory.
+"""The pictures that the page shows and takes: small copies by the digest of their content, and
+uploads, in memory.
 
 A picture is named to the page by a digest and nothing else, so no request can name a file.
 """
@@ -24,7 +25,8 @@ UPLOADS = 16
 
 
 class Desk:
-    """References by key: the digest of a picture of the gallery or of an upload. Threads may share it."""
+    """References by key: the digest of a picture of the gallery or of an upload. Threads may share
+    it."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -57,14 +59,19 @@ class Desk:
         return self._images[key]
 
     def small(self, key: str) -> bytes:
-        """A picture as WebP of at most SIDE. Raises UserError where it is not there or cannot be read any more."""
+        """A picture as WebP of at most SIDE. Raises UserError where it is not there or cannot be
+        read any more."""
         with self._lock:
             if key in self._small:
                 self._small.move_to_end(key)
                 return self._small[key]
         found = self.reference(key)
         try:
-            picture = found.picture if isinstance(found, Outside) else self._engine.gallery.images.load(found)
+            picture = (
+                found.picture
+                if isinstance(found, Outside)
+                else self._engine.gallery.images.load(found)
+            )
         except BadImage as error:
             raise UserError(str(error)) from None
         out, copy = io.BytesIO(), picture.copy()

@@ -25,38 +25,58 @@ History = list[tuple[str | None, str]]
 
 
 class Page:
-    """What the page's events answer with. A reference is named by its key on the desk; None is no reference."""
+    """What the page's events answer with. A reference is named by its key on the desk; None is no
+    reference."""
 
     def __init__(self, engine: Engine, desk: Desk, k: int) -> None:
         self._engine, self._desk, self._k = engine, desk, k
 
     def ask(
-        self, key: str | None, text: str, history: History, first: str, second: str, note: bool = True
+        self,
+        key: str | None,
+        text: str,
+        history: History,
+        first: str,
+        second: str,
+        note: bool = True,
     ) -> list[Any]:
         """For the outputs `shown`: the results of one iteration or two, or what is wrong."""
         try:
             reference = self._desk.reference(key) if key else None
-            answers = [self._results(label, key, text) for label in (first, second) if label != NONE]
+            answers = [
+                self._results(label, key, text) for label in (first, second) if label != NONE
+            ]
         except UserError as error:
             return self._kept(key, text, history, str(error))
         if note and history[-1:] != [(key, text)]:
             history = [*history, (key, text)]
-        right = gr.update(value=answers[1], visible=True) if len(answers) > 1 else gr.update(value="", visible=False)
+        right = (
+            gr.update(value=answers[1], visible=True)
+            if len(answers) > 1
+            else gr.update(value="", visible=False)
+        )
         return [key, history, html.chosen(key, reference), text, "", answers[0], right]
 
     def _results(self, label: str, key: str | None, text: str) -> str:
         reference = self._desk.reference(key) if key else None
         found = self._engine.search(self._engine.label(label), reference, text or None, self._k)
         known = self._engine.gallery.right or {}
-        right = frozenset() if isinstance(reference, Outside) else known.get((reference or "", text), frozenset())
+        right = (
+            frozenset()
+            if isinstance(reference, Outside)
+            else known.get((reference or "", text), frozenset())
+        )
         return html.results(label, found, self._desk.digests, right)
 
     def _kept(self, key: str | None, text: str, history: History, problem: str) -> list[Any]:
         """For `shown`: the results as they are, with a message."""
         return [key, history, gr.skip(), text, html.message(problem), gr.skip(), gr.skip()]
 
-    def choose(self, event: gr.EventData, key: str | None, text: str, history: History) -> list[Any]:
-        """Make the picture that was clicked or uploaded the reference; a result's comes without the old text."""
+    def choose(
+        self, event: gr.EventData, key: str | None, text: str, history: History
+    ) -> list[Any]:
+        """Make the picture that was clicked or uploaded the reference; a result's comes without the
+        old text."""
         problem, given = getattr(event, "problem", None), getattr(event, "key", None)
         if problem is not None:
             return self._kept(key, text, history, str(problem)[:1000])
@@ -71,9 +91,13 @@ class Page:
         return self.choose(event, key, "", history)
 
     def example(self, event: gr.EventData, history: History, first: str, second: str) -> list[Any]:
-        return self.ask(str(getattr(event, "key", "")), str(getattr(event, "text", "")), history, first, second)
+        return self.ask(
+            str(getattr(event, "key", "")), str(getattr(event, "text", "")), history, first, second
+        )
 
-    def back(self, key: str | None, text: str, history: History, first: str, second: str) -> list[Any]:
+    def back(
+        self, key: str | None, text: str, history: History, first: str, second: str
+    ) -> list[Any]:
         """The search before the last one."""
         if len(history) < 2:
             return self._kept(key, text, history, "There is no earlier search.")
@@ -83,18 +107,22 @@ class Page:
         return [None, history, html.chosen(None, None), text, "", gr.skip(), gr.skip()]
 
     def strip(self, wanted: str, start: int) -> tuple[int, str]:
-        """SHOWN pictures whose name holds `wanted`, from the `start`-th on, and where they really start."""
+        """SHOWN pictures whose name holds `wanted`, from the `start`-th on, and where they really
+        start."""
         words = wanted.lower()
         ids = [image for image in self._engine.gallery.ids if words in image.lower()]
         start = max(0, min(start, (len(ids) - 1) // SHOWN * SHOWN))
         return start, html.strip(ids[start : start + SHOWN], self._desk.digests, start, len(ids))
 
     def api(self, reference: str, text: str, iteration: str, k: int) -> dict[str, Any]:
-        """Search with the id of a picture of the gallery, a text, or both; empty ones are left out, and an empty
-        iteration is the last. `results` holds image, score and rank; `ms` is the time it took."""
+        """Search with the id of a picture of the gallery, a text, or both; empty ones are left out,
+        and an empty iteration is the last. `results` holds image, score and rank; `ms` is the time
+        it took."""
         try:
             given = self._engine.known(reference) if reference else None
-            return content(self._engine.search(self._engine.label(iteration or None), given, text or None, k))
+            return content(
+                self._engine.search(self._engine.label(iteration or None), given, text or None, k)
+            )
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -110,7 +138,9 @@ class Layout:
     def __init__(self, engine: Engine, page: Page, examples: str, label: str) -> None:
         self.key, self.history, self.start = gr.State(None), gr.State([]), gr.State(0)
         _html(
-            html.head(str(engine.directory), engine.gallery.name, len(engine.gallery.ids), engine.notices),
+            html.head(
+                str(engine.directory), engine.gallery.name, len(engine.gallery.ids), engine.notices
+            ),
             js_on_load=None,
         )
         with gr.Row():
@@ -119,7 +149,15 @@ class Layout:
             with gr.Column(scale=4):
                 self._ask(engine.labels(), label)
                 self.examples = _html(examples, js_on_load=html.CLICKS)
-        self.shown = [self.key, self.history, self.chosen, self.text, self.message, self.left, self.right]
+        self.shown = [
+            self.key,
+            self.history,
+            self.chosen,
+            self.text,
+            self.message,
+            self.left,
+            self.right,
+        ]
         self.asked = [self.key, self.text, self.history, self.first, self.second]
 
     def _pick(self, page: Page) -> None:
@@ -156,9 +194,14 @@ def blocks(engine: Engine, desk: Desk, label: str, k: int) -> gr.Blocks:
     """The page, with the iteration `label` chosen."""
     page = Page(engine, desk, k)
     made: gr.Blocks
-    with gr.Blocks(title=f"Search {engine.gallery.name}", analytics_enabled=False, fill_width=True) as made:
+    with gr.Blocks(
+        title=f"Search {engine.gallery.name}", analytics_enabled=False, fill_width=True
+    ) as made:
         on = Layout(engine, page, html.examples(_examples(engine), desk.digests), label)
-        private: dict[str, Any] = {"api_visibility": "private", "queue": False}  # the engine's lock is the queue
+        private: dict[str, Any] = {
+            "api_visibility": "private",
+            "queue": False,
+        }  # the engine's lock is the queue
         changed = [on.ask.click, on.text.submit, on.first.input, on.second.input]
         gr.on(changed, page.ask, on.asked, on.shown, **private)
         gr.on([on.strip.click, on.chosen.click], page.choose, on.asked[:3], on.shown, **private)
@@ -168,8 +211,12 @@ def blocks(engine: Engine, desk: Desk, label: str, k: int) -> gr.Blocks:
         on.clear.click(page.clear, [on.text, on.history], on.shown, **private)
         pager: dict[str, Any] = {"outputs": [on.start, on.strip], **private}
         on.wanted.change(lambda name: page.strip(name, 0), on.wanted, **pager)
-        on.before.click(lambda name, at: page.strip(name, at - SHOWN), [on.wanted, on.start], **pager)
-        on.after.click(lambda name, at: page.strip(name, at + SHOWN), [on.wanted, on.start], **pager)
+        on.before.click(
+            lambda name, at: page.strip(name, at - SHOWN), [on.wanted, on.start], **pager
+        )
+        on.after.click(
+            lambda name, at: page.strip(name, at + SHOWN), [on.wanted, on.start], **pager
+        )
         made.load(lambda: _choices(engine), None, [on.first, on.second], **private)
         api(page.api, api_name="search", queue=False)
     return made

@@ -1,7 +1,7 @@
 """The server of the page: this machine only, and no way in it to name a file.
 
-Gradio's own ways to send, fetch and pass on files are shut. Pictures go by digest through `/picture`, to the desk and
-from it.
+Gradio's own ways to send, fetch and pass on files are shut. Pictures go by digest through
+`/picture`, to the desk and from it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from cirloop.tools.search.engine import MAX_FILE
 from cirloop.types import UserError
 
 HOST = "127.0.0.1"
-SHUT = re.compile(r"/(file|proxy)[=/]|/(upload|upload_progress|stream|monitoring|deep_link|vibe-[a-z-]+)(/|$)")
-"""Of Gradio: files by path, requests to other servers, uploads to the disk, and what watches or edits the page."""
+SHUT = re.compile(
+    r"/(file|proxy)[=/]|/(upload|upload_progress|stream|monitoring|deep_link|vibe-[a-z-]+)(/|$)"
+)
+"""Of Gradio: files by path, requests to other servers, uploads to the disk, and what watches or
+edits the page."""
 BINARY = "application/octet-stream"
 """Of an upload. Other sites' pages may not send this without asking, which nothing here answers."""
 FONTS = ("system-ui", "sans-serif")
@@ -56,32 +59,57 @@ def application(blocks: gr.Blocks, desk: Desk) -> FastAPI:
             made = desk.small(key)
         except UserError:
             return Response(status_code=404)
-        head = {"Cache-Control": "private, max-age=86400, immutable", "X-Content-Type-Options": "nosniff"}
+        head = {
+            "Cache-Control": "private, max-age=86400, immutable",
+            "X-Content-Type-Options": "nosniff",
+        }
         return Response(made, media_type="image/webp", headers=head)
 
     @app.post("/picture")
     async def upload(request: Request) -> dict[str, str]:
-        """The key of a picture, or what is wrong with it; that is an answer too, and no failed request."""
+        """The key of a picture, or what is wrong with it; that is an answer too, and no failed
+        request."""
         if request.headers.get("content-type") != BINARY:
             return {"problem": f"an upload is sent as {BINARY}"}
         content = bytearray()
         async for chunk in request.stream():
             content += chunk
             if len(content) > MAX_FILE:
-                return {"problem": f"the uploaded file has more than {MAX_FILE:,} bytes. Give a smaller picture."}
+                return {
+                    "problem": (
+                        f"the uploaded file has more than {MAX_FILE:,} bytes. Give a smaller"
+                        " picture."
+                    )
+                }
         try:
             return {"key": await run_in_threadpool(desk.take, bytes(content))}
         except UserError as error:
             return {"problem": safe(str(error))}
 
-    theme = gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace"), primary_hue="blue")
-    theme.set(button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700")
+    theme = gr.themes.Default(
+        font=FONTS, font_mono=("ui-monospace", "monospace"), primary_hue="blue"
+    )
+    theme.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+    )
     with resources.as_file(resources.files("cirloop.tools.demo") / "page.css") as css:
         made: FastAPI = gr.mount_gradio_app(
-            app, blocks, "/", server_name=HOST, footer_links=[], run_history=False, allowed_paths=[], show_error=False,
-            enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, theme=theme,
+            app,
+            blocks,
+            "/",
+            server_name=HOST,
+            footer_links=[],
+            run_history=False,
+            allowed_paths=[],
+            show_error=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            theme=theme,
             css=Path(css).read_text("utf-8"),
-        )  # fmt: skip
+        )
     return made
 
 
@@ -94,7 +122,9 @@ def listening(port: int) -> socket.socket:
         made.listen()
     except OSError as error:
         made.close()
-        raise UserError(f"--port {port}: {error.strerror}. Give another, or 0 for any that is free.") from None
+        raise UserError(
+            f"--port {port}: {error.strerror}. Give another, or 0 for any that is free."
+        ) from None
     return made
 
 
@@ -110,5 +140,7 @@ class Server(uvicorn.Server):
 
 def serve(app: FastAPI, on: socket.socket) -> None:
     """Until the process is asked to end."""
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, access_log=False)
+    settings = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=1, access_log=False
+    )
     Server(settings).run(sockets=[on])

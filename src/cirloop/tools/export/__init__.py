@@ -1,1 +1,2 @@
-"""A run's model for others: directories that transformers with peft, or sentence-transformers, load."""
+"""A run's model for others: directories that transformers with peft, or sentence-transformers,
+load."""

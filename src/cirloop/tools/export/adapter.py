@@ -18,12 +18,14 @@ ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 
 
 def write(model: Trained, directory: Path) -> None:
-    """The adapter's files and, where the base has no name that others can load it by, the base's."""
+    """The adapter's files and, where the base has no name that others can load it by, the
+    base's."""
     with named(directory / LORA_WEIGHTS):
         shutil.copyfile(model.checkpoint.path / LORA_WEIGHTS, directory / LORA_WEIGHTS)
     settings = parse.parse_json(parse.text(model.checkpoint.path / LORA_CONFIG))
     write_json(
-        directory / LORA_CONFIG, json.loads(json.dumps(settings | {"base_model_name_or_path": model.hub or BASE}))
+        directory / LORA_CONFIG,
+        json.loads(json.dumps(settings | {"base_model_name_or_path": model.hub or BASE})),
     )
     if model.hub is None:
         (directory / BASE).mkdir()

@@ -1,4 +1,5 @@
-"""The model card: README.md of an export, from the run's artifacts. What they do not say, the card does not say."""
+"""The model card: README.md of an export, from the run's artifacts. What they do not say, the card
+does not say."""
 
 from __future__ import annotations
 
@@ -26,21 +27,36 @@ from cirloop.types import UserError
 logger = logging.getLogger(__name__)
 UNKNOWN = "not stated: fill in"
 LICENSE = ("license", "license_name", "license_link")
-LIBRARIES = {ADAPTER: "peft", MERGED: "transformers", SENTENCE_TRANSFORMERS: "sentence-transformers"}
+LIBRARIES = {
+    ADAPTER: "peft",
+    MERGED: "transformers",
+    SENTENCE_TRANSFORMERS: "sentence-transformers",
+}
 NEEDS = {
     ADAPTER: ("torch", "torchvision", "transformers", "peft", "pillow"),
     MERGED: ("torch", "torchvision", "transformers", "pillow"),
-    SENTENCE_TRANSFORMERS: ("torch", "torchvision", "transformers", "sentence-transformers", "pillow"),
+    SENTENCE_TRANSFORMERS: (
+        "torch",
+        "torchvision",
+        "transformers",
+        "sentence-transformers",
+        "pillow",
+    ),
 }
 
 
 def code_of(model: Trained, to: str, reading: Reading, where: str, pushed: bool) -> str:
-    """The Python of the card that loads the export and embeds with it; `where` is a directory or a name on the Hub."""
+    """The Python of the card that loads the export and embeds with it; `where` is a directory or a
+    name on the Hub."""
     return render(
         f"{to.replace('-', '_')}.py.jinja",
-        where=where, pushed=pushed, hub=model.hub, dtype=model.settings.dtype, pillow=reading.pillow,
+        where=where,
+        pushed=pushed,
+        hub=model.hub,
+        dtype=model.settings.dtype,
+        pillow=reading.pillow,
         sequential=reading.sequential,
-    )  # fmt: skip
+    )
 
 
 def card(
@@ -58,28 +74,52 @@ def card(
     decisive = public(model.config.decisive())
     dtype, signs = model.settings.dtype, {"cell": _cell, "percent": _percent}
     return render(
-        "card.md.jinja", signs,
+        "card.md.jinja",
+        signs,
         metadata=_metadata(model, to, where, evaluations, licenses),
         notices=notices.of(model.config),
-        name=plain(where.replace("`", "")), to=to, iteration=model.iteration, checkpoint=model.checkpoint.digest,
-        base=_shown(model.settings.path, model.hub), hub=model.hub, dtype=dtype, lora=model.lora,
-        needs=" ".join(NEEDS[to]), versions=", ".join(f"{name} {version(name)}" for name in NEEDS[to]),
-        code=code_of(model, to, reads, where, pushed), reads=reads, asked="{text}".join(reads.composed),
-        found=found, exact=EXACT, alike=ALIKE,
-        last=evaluations[-1] if evaluations else None, metrics=[*evaluations[-1]["metrics"]] if evaluations else [],
+        name=plain(where.replace("`", "")),
+        to=to,
+        iteration=model.iteration,
+        checkpoint=model.checkpoint.digest,
+        base=_shown(model.settings.path, model.hub),
+        hub=model.hub,
+        dtype=dtype,
+        lora=model.lora,
+        needs=" ".join(NEEDS[to]),
+        versions=", ".join(f"{name} {version(name)}" for name in NEEDS[to]),
+        code=code_of(model, to, reads, where, pushed),
+        reads=reads,
+        asked="{text}".join(reads.composed),
+        found=found,
+        exact=EXACT,
+        alike=ALIKE,
+        last=evaluations[-1] if evaluations else None,
+        metrics=[*evaluations[-1]["metrics"]] if evaluations else [],
         rows=metric_rows(evaluations, [*evaluations[-1]["metrics"]]) if evaluations else [],
-        data=model.config.data.type, triplets=_triplets(model), rounds=[*_rounds(model)],
-        licenses={"base": licenses.get("license", UNKNOWN), "data": data_license or UNKNOWN,
-                  "base_known": "license" in licenses}, unknown=UNKNOWN,
-        training=decisive["training"], decisive=decisive,
+        data=model.config.data.type,
+        triplets=_triplets(model),
+        rounds=[*_rounds(model)],
+        licenses={
+            "base": licenses.get("license", UNKNOWN),
+            "data": data_license or UNKNOWN,
+            "base_known": "license" in licenses,
+        },
+        unknown=UNKNOWN,
+        training=decisive["training"],
+        decisive=decisive,
         recipe=safe(json.dumps(decisive, indent=1, ensure_ascii=False)),
-    )  # fmt: skip
+    )
 
 
 def _evaluations(model: Trained) -> list[dict[str, Any]]:
     """Of the base and of every iteration there is, in order."""
     labels = ["base", *(f"iter_{number}" for number in range(model.iteration + 1))]
-    names = [name for name in (f"evaluation_{label}.json" for label in labels) if name in model.store.names]
+    names = [
+        name
+        for name in (f"evaluation_{label}.json" for label in labels)
+        if name in model.store.names
+    ]
     return [model.store.find(name).read() for name in names]
 
 
@@ -90,30 +130,39 @@ def _triplets(model: Trained) -> int | None:
 
 
 def _rounds(model: Trained) -> Iterable[dict[str, Any]]:
-    """What was mined and written for each iteration up to this one; `None` where no oracle knows what is true."""
+    """What was mined and written for each iteration up to this one; `None` where no oracle knows
+    what is true."""
     for number in range(1, model.iteration + 1):
         names = {f"hard_negatives_iter_{number - 1}.json", f"augmented_samples_iter_{number}.json"}
         if not names <= {*model.store.names}:
             continue
-        mined, written = (model.store.find(name).read()["summary"] for name in sorted(names, reverse=True))
+        mined, written = (
+            model.store.find(name).read()["summary"] for name in sorted(names, reverse=True)
+        )
         known = f"accounting_iter_{number}.json"
         truth = model.store.find(known).read() if known in model.store.names else {}
         yield {
-            "iteration": number, "mined": mined["negatives"], "candidates": written["candidates"],
-            "accepted": written["accepted"], "rejected": sum(written["rejected"].values()),
-            "false_negatives": truth.get("false_negatives"), "true_captions": truth.get("true_captions"),
-        }  # fmt: skip
+            "iteration": number,
+            "mined": mined["negatives"],
+            "candidates": written["candidates"],
+            "accepted": written["accepted"],
+            "rejected": sum(written["rejected"].values()),
+            "false_negatives": truth.get("false_negatives"),
+            "true_captions": truth.get("true_captions"),
+        }
 
 
 def license_of(model: Trained) -> dict[str, str]:
-    """What the card of the base states (`license`, `license_name`, `license_link`), if there is a card: beside its
-    weights, or on the Hub."""
+    """What the card of the base states (`license`, `license_name`, `license_link`), if there is a
+    card: beside its weights, or on the Hub."""
     file = model.base / "README.md"
     if not file.is_file() and model.hub is not None:
         try:
             file = Path(hf_hub_download(model.hub, "README.md"))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            logger.warning("the card of %s cannot be read (%s): its licence is left open", model.hub, error)
+            logger.warning(
+                "the card of %s cannot be read (%s): its licence is left open", model.hub, error
+            )
             return {}
     if not file.is_file():
         return {}
@@ -123,23 +172,44 @@ def license_of(model: Trained) -> dict[str, str]:
     except (UserError, ValueError, yaml.YAMLError) as error:
         logger.warning("%s cannot be read (%s): the base's licence is left open", file, error)
         return {}
-    return {name: value for name in LICENSE if isinstance(value := stated.get(name), str) and "license" in stated}
+    return {
+        name: value
+        for name in LICENSE
+        if isinstance(value := stated.get(name), str) and "license" in stated
+    }
 
 
-def _metadata(model: Trained, to: str, where: str, evaluations: list[dict[str, Any]], licenses: dict[str, str]) -> str:
-    """The YAML on top, as the Hub reads it. A licence that the base's card does not state is not there."""
+def _metadata(
+    model: Trained, to: str, where: str, evaluations: list[dict[str, Any]], licenses: dict[str, str]
+) -> str:
+    """The YAML on top, as the Hub reads it. A licence that the base's card does not state is not
+    there."""
     last = [row for row in evaluations if row["iteration"] == str(model.iteration)]
     results = [
         EvalResult(
-            task_type="feature-extraction", task_name="composed image retrieval",
-            dataset_type=str(row["split"]), dataset_name=str(row["split"]), dataset_split=model.config.evaluation.split,
-            metric_type=metric, metric_value=value, metric_name=metric,
-            metric_args={"standard_error": row["standard_errors"][metric], "queries": row["queries"],
-                         "gallery": row["gallery"], "protocol": row["protocol"]},
+            task_type="feature-extraction",
+            task_name="composed image retrieval",
+            dataset_type=str(row["split"]),
+            dataset_name=str(row["split"]),
+            dataset_split=model.config.evaluation.split,
+            metric_type=metric,
+            metric_value=value,
+            metric_name=metric,
+            metric_args={
+                "standard_error": row["standard_errors"][metric],
+                "queries": row["queries"],
+                "gallery": row["gallery"],
+                "protocol": row["protocol"],
+            },
         )
-        for row in last for metric, value in row["metrics"].items()
-    ]  # fmt: skip
-    named = getattr(model.config.data, "path", None) if model.config.data.type == "huggingface" else None
+        for row in last
+        for metric, value in row["metrics"].items()
+    ]
+    named = (
+        getattr(model.config.data, "path", None)
+        if model.config.data.type == "huggingface"
+        else None
+    )
     data = ModelCardData(
         **licenses,  # type: ignore[arg-type]
         library_name=LIBRARIES[to],
@@ -147,7 +217,12 @@ def _metadata(model: Trained, to: str, where: str, evaluations: list[dict[str, A
         base_model=model.hub,
         base_model_relation=("adapter" if to == ADAPTER else "finetune") if model.hub else None,
         datasets=[named] if named and "/" in named and not parse.at_home(named).exists() else None,
-        tags=["composed-image-retrieval", "image-retrieval", "cirloop", *([SENTENCE_TRANSFORMERS] * ("sent" in to))],
+        tags=[
+            "composed-image-retrieval",
+            "image-retrieval",
+            "cirloop",
+            *([SENTENCE_TRANSFORMERS] * ("sent" in to)),
+        ],
         model_name=Path(where).name,
         eval_results=results or None,
     )
@@ -155,7 +230,8 @@ def _metadata(model: Trained, to: str, where: str, evaluations: list[dict[str, A
 
 
 def public(settings: Any) -> Any:
-    """Settings without the places of this machine: of a path that is here, or is absolute, the last part."""
+    """Settings without the places of this machine: of a path that is here, or is absolute, the last
+    part."""
     if isinstance(settings, dict):
         return {name: public(value) for name, value in settings.items()}
     if isinstance(settings, list):
@@ -164,7 +240,11 @@ def public(settings: Any) -> Any:
 
 
 def _shown(path: str, hub: str | None) -> str:
-    here = "/" in path and "\n" not in path and (path.startswith(("/", "~", ".")) or Path(path).exists())
+    here = (
+        "/" in path
+        and "\n" not in path
+        and (path.startswith(("/", "~", ".")) or Path(path).exists())
+    )
     return Path(path).name if here and hub is None else path
 
 

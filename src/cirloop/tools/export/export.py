@@ -1,4 +1,5 @@
-"""An export from checks to a finished directory: made aside, opened again and compared, then given its name."""
+"""An export from checks to a finished directory: made aside, opened again and compared, then given
+its name."""
 
 from __future__ import annotations
 
@@ -30,10 +31,12 @@ def export(
     private: bool = False,
     data_license: str | None = None,
 ) -> Path:
-    """The directory that was made. Raises UserError, before anything is written, where that cannot be."""
+    """The directory that was made. Raises UserError, before anything is written, where that cannot
+    be."""
     if output is not None and output.resolve() == Path.cwd():
         raise UserError(
-            f"--output {output} is the directory you are in. Give one that can be made, such as ./exported."
+            f"--output {output} is the directory you are in. Give one that can be made, such as"
+            " ./exported."
         )
     if push_to_hub is not None:
         hub.check(push_to_hub)
@@ -64,13 +67,20 @@ def _check_goal(goal: Path, overwrite: bool, to: str) -> None:
     if not goal.exists() or (goal.is_dir() and not any(goal.iterdir())):
         return
     if not (goal / SAID).is_file():
-        raise UserError(f"--output {goal} is there already and is no export (no {SAID}). Give another.")
+        raise UserError(
+            f"--output {goal} is there already and is no export (no {SAID}). Give another."
+        )
     if not overwrite:
-        raise UserError(f"{goal} is an export already. Replace it with --overwrite, or give another --output.")
+        raise UserError(
+            f"{goal} is an export already. Replace it with --overwrite, or give another --output."
+        )
 
 
-def _make(model: Trained, to: str, aside: Path, where: str, pushed: bool, data_license: str | None) -> None:
-    """The files of an export, proven by the card's own code. The run's model is gone before the other is loaded."""
+def _make(
+    model: Trained, to: str, aside: Path, where: str, pushed: bool, data_license: str | None
+) -> None:
+    """The files of an export, proven by the card's own code. The run's model is gone before the
+    other is loaded."""
     backbone = model.settings.build(model.checkpoint.path)  # type: ignore[attr-defined]
     reading = reading_of(backbone)
     given = roundtrip.inputs(reading.signs)
@@ -81,8 +91,14 @@ def _make(model: Trained, to: str, aside: Path, where: str, pushed: bool, data_l
     code = code_of(model, to, reading, where, pushed)
     found = roundtrip.compared(code, str(aside), given, expected, model.settings.dtype)
     write_text(aside / "README.md", card(model, to, reading, where, pushed, found, data_license))
-    said = {"schema": 1, "format": to, "iteration": model.iteration, "checkpoint": model.checkpoint.digest,
-            "model": fingerprint, "largest_difference": found.largest}  # fmt: skip
+    said = {
+        "schema": 1,
+        "format": to,
+        "iteration": model.iteration,
+        "checkpoint": model.checkpoint.digest,
+        "model": fingerprint,
+        "largest_difference": found.largest,
+    }
     write_json(aside / SAID, said)
 
 
@@ -97,7 +113,8 @@ def _write(model: Trained, to: str, reading: Reading, directory: Path) -> None:
 
 
 def _rename(aside: Path, goal: Path, old: Path) -> None:
-    """Under its name; an export that had it goes only when the new one is whole and in its place."""
+    """Under its name; an export that had it goes only when the new one is whole and in its
+    place."""
     if old.exists():  # of one that was killed before it was removed
         shutil.rmtree(old)
     with named(goal):

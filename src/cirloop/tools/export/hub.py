@@ -1,4 +1,5 @@
-"""Putting an export on the Hugging Face Hub. What can be known to fail is found before anything is made."""
+"""Putting an export on the Hugging Face Hub. What can be known to fail is found before anything is
+made."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 def check(name: str) -> None:
-    """Raises UserError with all that keeps a repository `name` from being written to. The token is never shown."""
+    """Raises UserError with all that keeps a repository `name` from being written to. The token is
+    never shown."""
     problems = Problems()
     try:
         validate_repo_id(name)
@@ -33,16 +35,18 @@ def check(name: str) -> None:
 
 
 def push(directory: Path, name: str, private: bool) -> str:
-    """The address of the repository, made where there is none, with the files of `directory`. Raises UserError where
-    the Hub refuses."""
+    """The address of the repository, made where there is none, with the files of `directory`.
+    Raises UserError where the Hub refuses."""
     api = HfApi()
     try:
         made = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=directory, commit_message="A model exported by cirloop")
+        api.upload_folder(
+            repo_id=name, folder_path=directory, commit_message="A model exported by cirloop"
+        )
     except (HfHubHTTPError, OfflineModeIsEnabled, ConnectionError) as error:
         raise UserError(
-            f"--push_to_hub {name}: the Hub refused: {safe(str(error))}\n{directory} is whole. Upload it with "
-            f"`hf upload {name} {directory}`, once the Hub takes it."
+            f"--push_to_hub {name}: the Hub refused: {safe(str(error))}\n{directory} is whole."
+            f" Upload it with `hf upload {name} {directory}`, once the Hub takes it."
         ) from None
     logger.info("uploaded %s to %s", directory, made)
     return str(made)

@@ -1,4 +1,5 @@
-"""The whole model in the run's dtype: a LoRA merged into its base, or parts trained in full in their places."""
+"""The whole model in the run's dtype: a LoRA merged into its base, or parts trained in full in
+their places."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ def write(model: Trained, directory: Path) -> None:
 def merged(model: Trained) -> Any:
     """The base with what was trained in it, on the CPU."""
     base: Any = AutoModelForImageTextToText.from_pretrained(
-        model.base, dtype=getattr(torch, model.settings.dtype), trust_remote_code=False, use_safetensors=True
+        model.base,
+        dtype=getattr(torch, model.settings.dtype),
+        trust_remote_code=False,
+        use_safetensors=True,
     )
     if not model.lora:
         found = base.load_state_dict(load_file(model.checkpoint.path / PARTS_WEIGHTS), strict=False)
@@ -34,4 +38,8 @@ def merged(model: Trained) -> Any:
         return base.eval()
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, str(model.checkpoint.path)).merge_and_unload(safe_merge=True).eval()
+    return (
+        PeftModel.from_pretrained(base, str(model.checkpoint.path))
+        .merge_and_unload(safe_merge=True)
+        .eval()
+    )

@@ -1,7 +1,8 @@
-"""What the model reads, as a chat template and processor files: prompts and pixel budget travel with the weights.
+"""What the model reads, as a chat template and processor files: prompts and pixel budget travel
+with the weights.
 
-The template is the same for every format. It takes one message of the user with an image, an image and a text, or a
-text, and gives what `Backbone.text` and `Backbone.text_inputs` give for those.
+The template is the same for every format. It takes one message of the user with an image, an image
+and a text, or a text, and gives what `Backbone.text` and `Backbone.text_inputs` give for those.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ MARK = "cirloop-text-goes-here"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an embedder makes of its inputs: `document` for an image alone; the two pieces of `composed`, with the text
-    between them, for an image with a text. Special tokens (`signs`) in a text are broken up into words."""
+    """What an embedder makes of its inputs: `document` for an image alone; the two pieces of
+    `composed`, with the text between them, for an image with a text. Special tokens (`signs`) in a
+    text are broken up into words."""
 
     document: str
     composed: tuple[str, str]
@@ -39,23 +41,37 @@ class Reading:
 
     @property
     def pillow(self) -> bool:
-        """Whether the run sized images itself, by Pillow: transformers' default differs in the last bit of a pixel."""
+        """Whether the run sized images itself, by Pillow: transformers' default differs in the last
+        bit of a pixel."""
         return self.max_pixels is not None
 
     def template(self) -> str:
         """The chat template."""
         broken = _literal([[sign, f"{sign[0]} {sign[1:]}"] for sign in self.signs])
         first, last = self.composed
-        begins = max((first.rfind(sign) + len(sign) for sign in self.signs if sign in first), default=0)
+        begins = max(
+            (first.rfind(sign) + len(sign) for sign in self.signs if sign in first), default=0
+        )
         ends = min((last.find(sign) for sign in self.signs if sign in last), default=len(last))
-        pieces = {"head": first[:begins], "before": first[begins:], "after": last[:ends], "tail": last[ends:]}
-        literal = {name: _literal(piece) for name, piece in {**pieces, "document": self.document}.items()}
+        pieces = {
+            "head": first[:begins],
+            "before": first[begins:],
+            "after": last[:ends],
+            "tail": last[ends:],
+        }
+        literal = {
+            name: _literal(piece) for name, piece in {**pieces, "document": self.document}.items()
+        }
         return render("chat_template.jinja", broken=broken, **literal)
 
     def save(self, directory: Path) -> None:
-        """Tokenizer, image processor and chat template, as `AutoProcessor.from_pretrained` reads them."""
+        """Tokenizer, image processor and chat template, as `AutoProcessor.from_pretrained` reads
+        them."""
         if self.pillow:
-            self.processor.image_processor.size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+            self.processor.image_processor.size = {
+                "shortest_edge": self.min_pixels,
+                "longest_edge": self.max_pixels,
+            }
         self.processor.tokenizer.padding_side = "right"
         self.processor.chat_template = self.template()
         with named(directory):
@@ -68,20 +84,27 @@ def _literal(value: Any) -> str:
 
 
 def reading_of(backbone: Any) -> Reading:
-    """Raises UserError where the model's own chat template changes a text, which no other template can follow."""
+    """Raises UserError where the model's own chat template changes a text, which no other template
+    can follow."""
     image, odd = ImageId(""), "  Two  spaces, a {brace} and a\nline "
     settings = backbone.settings
     composed = backbone.text(Item(image, MARK)).split(MARK)
     if len(composed) != 2 or backbone.text(Item(image, odd)) != odd.join(composed):
         raise UserError(
-            f"model.prompt_format {settings.prompt_format}: what {settings.path!r} reads does not hold the text as it "
-            "is, once, so it cannot be exported. Train with another, such as instruction."
+            f"model.prompt_format {settings.prompt_format}: what {settings.path!r} reads does not"
+            " hold the text as it is, once, so it cannot be exported. Train with another, such as"
+            " instruction."
         )
     return Reading(
-        backbone.text(Item(image)), (composed[0], composed[1]), tuple(backbone.signs),
-        getattr(backbone, "min_pixels", None), getattr(backbone, "max_pixels", None), backbone.processor,
-        numbered(settings), backbone.format.category,
-    )  # fmt: skip
+        backbone.text(Item(image)),
+        (composed[0], composed[1]),
+        tuple(backbone.signs),
+        getattr(backbone, "min_pixels", None),
+        getattr(backbone, "max_pixels", None),
+        backbone.processor,
+        numbered(settings),
+        backbone.format.category,
+    )
 
 
 def numbered(settings: VlmSettings) -> bool:

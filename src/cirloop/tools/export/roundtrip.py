@@ -1,4 +1,5 @@
-"""An export is done when the card's own code, run on its files, gives the vectors that the run's embedder gives."""
+"""An export is done when the card's own code, run on its files, gives the vectors that the run's
+embedder gives."""
 
 from __future__ import annotations
 
@@ -20,14 +21,16 @@ EXACT = 1e-5
 ALIKE = 0.99
 """Smallest cosine in half precision, where merging rounds the weights."""
 SIZES = (97, 61), (300, 200), (640, 90), (56, 56), (61, 97)
-"""Width and height of the pictures: two that keep their sizes, others that are made larger, smaller and squeezed."""
+"""Width and height of the pictures: two that keep their sizes, others that are made larger, smaller
+and squeezed."""
 TEXTS = "is red and has long sleeves", "the same, but\nwith two buttons: not {one}"
 Input = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Between the vectors of an export and those of the run: the largest of a number, the smallest cosine."""
+    """Between the vectors of an export and those of the run: the largest of a number, the smallest
+    cosine."""
 
     largest: float
     cosine: float
@@ -35,13 +38,16 @@ class Difference:
 
 
 def inputs(signs: Sequence[str]) -> list[Input]:
-    """Pictures of noise, in which the last bit of sizing shows; those with texts; texts. One text holds each of the
-    special tokens `signs`, which mean nothing in a text; another lacks but the two ends of one."""
+    """Pictures of noise, in which the last bit of sizing shows; those with texts; texts. One text
+    holds each of the special tokens `signs`, which mean nothing in a text; another lacks but the
+    two ends of one."""
     random = np.random.default_rng(0)
     pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIZES]
     words = *TEXTS, f"has {' and '.join(signs)} on it", "", signs[0][1:-1]
     made: list[Input] = [{"image": picture} for picture in pictures]
-    made += [{"image": picture, "text": text} for picture, text in zip(pictures, words, strict=True)]
+    made += [
+        {"image": picture, "text": text} for picture, text in zip(pictures, words, strict=True)
+    ]
     return made + [{"text": text} for text in TEXTS]
 
 
@@ -59,9 +65,11 @@ def vectors_of(backbone: Any, given: Sequence[Input]) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def compared(code: str, where: str, given: Sequence[Input], expected: torch.Tensor, dtype: str) -> Difference:
-    """Run the card's `code` with its `where` set, one input at a time and all together. Raises AssertionError where the
-    vectors are not the run's."""
+def compared(
+    code: str, where: str, given: Sequence[Input], expected: torch.Tensor, dtype: str
+) -> Difference:
+    """Run the card's `code` with its `where` set, one input at a time and all together. Raises
+    AssertionError where the vectors are not the run's."""
     namespace: dict[str, Any] = {}
     line = next(line for line in code.splitlines() if line.startswith("where = "))
     exec(compile(code.replace(line, f"where = {where!r}"), "README.md", "exec"), namespace)
@@ -75,5 +83,7 @@ def compared(code: str, where: str, given: Sequence[Input], expected: torch.Tens
     found = Difference(largest, cosine, len(given))
     enough = largest <= EXACT if dtype == "float32" else cosine >= ALIKE
     assert enough, f"the export in {where} gives other vectors than the run: {found}"
-    logger.info("vectors of %d inputs agree with the run's: largest difference %.1e", len(given), largest)
+    logger.info(
+        "vectors of %d inputs agree with the run's: largest difference %.1e", len(given), largest
+    )
     return found

@@ -1,4 +1,5 @@
-"""The templates of this package: chat template, code and card. Their delimiters leave Jinja's own to what they make."""
+"""The templates of this package: chat template, code and card. Their delimiters leave Jinja's own
+to what they make."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from cirloop.io.redact import plain
 def render(name: str, filters: Mapping[str, Any] | None = None, /, **values: Any) -> str:
     """A template with values. A value that is missing is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (files("cirloop.tools.export") / name).read_text("utf-8")),
+        loader=jinja2.FunctionLoader(
+            lambda name: (files("cirloop.tools.export") / name).read_text("utf-8")
+        ),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         variable_start_string="<<",
@@ -31,7 +34,8 @@ def render(name: str, filters: Mapping[str, Any] | None = None, /, **values: Any
 
 
 def code(value: object) -> str:
-    """A value as code within a line of Markdown: nothing in it is markup, and nothing in it ends it."""
+    """A value as code within a line of Markdown: nothing in it is markup, and nothing in it ends
+    it."""
     text = plain(str(value)).replace("\n", "\\n").replace("\t", "\\t")
     runs = [len(run) for run in "".join(c if c == "`" else " " for c in text).split()]
     fence = "`" * (max(runs, default=0) + 1)

@@ -1,8 +1,8 @@
 """Search a folder of pictures, or a run's own gallery, with a model of the run.
 
-    python -m cirloop.search --experiment_dir RUN --gallery FOLDER
-    python -m cirloop.search --experiment_dir RUN --gallery FOLDER --reference a.jpg --text "the same in red"
-    python -m cirloop.search --experiment_dir RUN --gallery FOLDER --queries queries.jsonl
+    python -m cirloop.search --experiment_dir RUN --gallery FOLDER python -m cirloop.search
+    --experiment_dir RUN --gallery FOLDER --reference a.jpg --text "the same in red" python -m
+    cirloop.search --experiment_dir RUN --gallery FOLDER --queries queries.jsonl
 
 The first brings the index up to date and ends; the others do that too, and answer (docs/search.md).
 """
@@ -30,15 +30,16 @@ SOME_WRONG = 1
 
 
 class SearchConfig(Searched):
-    """Search pictures with a model of a run. Without --reference, --text and --queries the index of the gallery is
-    brought up to date, and that is all."""
+    """Search pictures with a model of a run. Without --reference, --text and --queries the index of
+    the gallery is brought up to date, and that is all."""
 
     reference: str | None = None
     """A picture: its path in the gallery (an id of the run's gallery), or any other file."""
     text: str | None = None
     """What should be different in the picture; alone, what to find."""
     queries: Path | None = None
-    """Answer the queries of a file of JSON lines, `-` for standard input, as JSON lines in the same order."""
+    """Answer the queries of a file of JSON lines, `-` for standard input, as JSON lines in the same
+    order."""
     keep_reference: bool = False
     """Let the reference be among the results."""
     as_json: bool = Field(False, validation_alias="json")

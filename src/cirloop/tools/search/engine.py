@@ -1,8 +1,8 @@
 """One query to the best pictures of a gallery: what the command and the page both answer with.
 
-A picture with a text is a composed query. A picture alone is embedded as a gallery picture is, so what is found looks
-like it. A text alone is asked about a grey picture, as `eval_iterative.py --ablate image` does: the models are trained
-on pairs. N pictures, M vectors of one, D dimensions.
+A picture with a text is a composed query. A picture alone is embedded as a gallery picture is, so
+what is found looks like it. A text alone is asked about a grey picture, as `eval_iterative.py
+--ablate image` does: the models are trained on pairs. N pictures, M vectors of one, D dimensions.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ GREY = 128
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """A picture that is not, or not known to be, one of the gallery; `digest` is of its file's bytes."""
+    """A picture that is not, or not known to be, one of the gallery; `digest` is of its file's
+    bytes."""
 
     digest: str
     picture: Image.Image
@@ -60,7 +61,8 @@ Reference = ImageId | Outside
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A picture found: its cosine with the query, the largest one where it has several vectors, and place from 1."""
+    """A picture found: its cosine with the query, the largest one where it has several vectors, and
+    place from 1."""
 
     image: ImageId
     score: float
@@ -100,11 +102,15 @@ class _Alone:
 class Searcher:
     """One model over one gallery. Not for several threads at once."""
 
-    def __init__(self, backbone: Any, features: VisionFeatures, gallery: Searchable, vectors: Any) -> None:
+    def __init__(
+        self, backbone: Any, features: VisionFeatures, gallery: Searchable, vectors: Any
+    ) -> None:
         self._backbone, self._features, self._gallery = backbone, features, gallery
         self._vectors, self._rows = vectors, {image: row for row, image in enumerate(gallery.ids)}
 
-    def search(self, reference: Reference | None, text: str | None, k: int, keep: bool) -> tuple[Hit, ...]:
+    def search(
+        self, reference: Reference | None, text: str | None, k: int, keep: bool
+    ) -> tuple[Hit, ...]:
         """The best `k`; without `keep`, pictures that are the reference are left out."""
         scores_N = similarity(self._query(reference, text), self._vectors)[0]
         out = [] if keep else self._same(reference)
@@ -119,7 +125,9 @@ class Searcher:
             made = embed_now(self._backbone, self._features, [Item(reference, text)])
         else:
             picture = self._grey() if reference is None else reference.picture
-            made = embed_now(self._backbone, _Alone(self._backbone, picture), [Item(ImageId(""), text)])
+            made = embed_now(
+                self._backbone, _Alone(self._backbone, picture), [Item(ImageId(""), text)]
+            )
         return pooled(made) if text is None else made
 
     def _grey(self) -> Image.Image:
@@ -131,7 +139,9 @@ class Searcher:
         """The rows of a reference: a gallery's own, or those of the same file's bytes."""
         if isinstance(reference, Outside):
             images = self._gallery.images
-            return [row for image, row in self._rows.items() if images.digest(image) == reference.digest]
+            return [
+                row for image, row in self._rows.items() if images.digest(image) == reference.digest
+            ]
         return [] if reference is None else [self._rows[reference]]
 
 
@@ -162,7 +172,9 @@ class Engine:
         """The model asked for, or the last. Raises UserError for one that there is not."""
         there = self.labels()
         if wanted is not None and wanted not in there:
-            raise UserError(f"--iteration {wanted}: there is none here. There are: {', '.join(there)}.")
+            raise UserError(
+                f"--iteration {wanted}: there is none here. There are: {', '.join(there)}."
+            )
         return wanted or there[-1]
 
     def ready(self, label: str) -> Searcher:
@@ -187,7 +199,12 @@ class Engine:
         """Load a model and ask it something, so that the first query is as fast as the others."""
         began = time.monotonic()
         self.search(label, self.gallery.ids[0], "the same", 1)
-        logger.info("iteration %s of %s answers; made ready in %.1f s", label, self.directory, time.monotonic() - began)
+        logger.info(
+            "iteration %s of %s answers; made ready in %.1f s",
+            label,
+            self.directory,
+            time.monotonic() - began,
+        )
 
     def reference(self, given: str) -> Reference:
         """The picture that an id of the gallery or, where it is none, a path stands for."""
@@ -196,12 +213,19 @@ class Engine:
         path, way = Path(given), f"Give the id of a picture of {self.gallery.name}, or a path."
         try:
             if not path.is_file():  # nor a pipe or a device, which are not waited for
-                raise UserError(f"reference {given!r:.300} is no picture of the gallery, and no file. {way}")
+                raise UserError(
+                    f"reference {given!r:.300} is no picture of the gallery, and no file. {way}"
+                )
             if path.stat().st_size > MAX_FILE:
-                raise UserError(f"reference {given!r:.300} has more than {MAX_FILE:,} bytes. Give a smaller picture.")
+                raise UserError(
+                    f"reference {given!r:.300} has more than {MAX_FILE:,} bytes. Give a smaller"
+                    " picture."
+                )
             content = path.read_bytes()
         except OSError as error:
-            raise UserError(f"reference {given!r:.300} cannot be read ({error.strerror}). {way}") from None
+            raise UserError(
+                f"reference {given!r:.300} cannot be read ({error.strerror}). {way}"
+            ) from None
         return opened(content, given)
 
     def known(self, given: str) -> ImageId:
@@ -210,7 +234,9 @@ class Engine:
             raise UserError(f"reference {given!r:.200} is no picture of {self.gallery.name}.")
         return ImageId(given)
 
-    def search(self, label: str, reference: Reference | None, text: str | None, k: int, keep: bool = False) -> Answer:
+    def search(
+        self, label: str, reference: Reference | None, text: str | None, k: int, keep: bool = False
+    ) -> Answer:
         """Raises UserError where nothing is asked for, or not in the way it can be."""
         if text is not None:
             _check_text(text)
@@ -229,7 +255,9 @@ def _check_text(text: str) -> None:
     if not text.strip():
         raise UserError("the text is empty. Say what should be different, or leave it out.")
     if len(text) > MAX_TEXT:
-        raise UserError(f"the text has {len(text):,} characters, more than {MAX_TEXT:,}. Give a shorter one.")
+        raise UserError(
+            f"the text has {len(text):,} characters, more than {MAX_TEXT:,}. Give a shorter one."
+        )
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,5 @@
-"""What is searched: the pictures of a folder, or the gallery that a run evaluates on, with what is known to be right.
+"""What is searched: the pictures of a folder, or the gallery that a run evaluates on, with what is
+known to be right.
 
 A folder's pictures and their names are those of `data/folder.py`, as in a run on one's own data.
 """
@@ -27,9 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Searchable:
-    """Pictures to search: sorted `ids`, their pixels, a `key` that stands for the place in names of indexes.
+    """Pictures to search: sorted `ids`, their pixels, a `key` that stands for the place in names of
+    indexes.
 
-    `queries` are the run's own, `right` the right answers of those that have any, by reference and text.
+    `queries` are the run's own, `right` the right answers of those that have any, by reference and
+    text.
     """
 
     name: str
@@ -63,35 +66,57 @@ def of_run(config: RunConfig) -> Searchable:
         for query in part.queries if part.relevance is not None else ():
             assert part.relevance is not None
             target = part.relevance.targets.get(query.id)
-            images = part.relevance.positives.get(query.id, frozenset()) | ({target} if target else set())
-            right[query.reference, query.text] = right.get((query.reference, query.text), frozenset()) | images
+            images = part.relevance.positives.get(query.id, frozenset()) | (
+                {target} if target else set()
+            )
+            right[query.reference, query.text] = (
+                right.get((query.reference, query.text), frozenset()) | images
+            )
     queries = tuple(query for part in parts for query in part.queries)
     name = f"{config.data.type} {config.evaluation.split}"
     return Searchable(name, fingerprint([name, ids]), ids, Joined(parts), queries, right)
 
 
-def of_folder(directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool) -> Searchable:
+def of_folder(
+    directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool
+) -> Searchable:
     """The pictures below `directory`. Raises ProblemsFound with every one that cannot be used."""
     problems = Problems()
     if not directory.is_dir():
-        problems.add(f"--gallery {directory}", "there is no such directory", "Give a folder of pictures.")
+        problems.add(
+            f"--gallery {directory}", "there is no such directory", "Give a folder of pictures."
+        )
         problems.stop()
     folder = walk(directory, allow_symlinks, problems)
     files = folder.files
     if folder.others:
-        logger.info("%s: passed over, no pictures by their names or hidden: %s", directory, folder.passed_over())
+        logger.info(
+            "%s: passed over, no pictures by their names or hidden: %s",
+            directory,
+            folder.passed_over(),
+        )
     bad = Sources(directory, config.cache, progress).bad(directory.name, files)
     if len(bad) > allow_missing:
         for image, what in bad.items():
-            way = f"{len(bad)} of {len(files)} pictures cannot be used. Replace them, or go on without them by "
+            way = (
+                f"{len(bad)} of {len(files)} pictures cannot be used. Replace them, or go on"
+                " without them by "
+            )
             problems.add(files[image], what, f"{way}--allow_missing_images {len(bad)}.")
     if not files.keys() - bad.keys() and not problems.rows:
         kinds = " ".join(sorted(endings()))
-        problems.add(f"--gallery {directory}", "holds no pictures", f"A picture's name ends in one of: {kinds}")
+        problems.add(
+            f"--gallery {directory}",
+            "holds no pictures",
+            f"A picture's name ends in one of: {kinds}",
+        )
     problems.stop()
     if bad:
         logger.warning("%s: searched without %d pictures that cannot be used", directory, len(bad))
     ids = tuple(sorted(files.keys() - bad.keys()))
     return Searchable(
-        str(directory), os.path.realpath(directory), ids, FileImages({image: files[image] for image in ids})
+        str(directory),
+        os.path.realpath(directory),
+        ids,
+        FileImages({image: files[image] for image in ids}),
     )

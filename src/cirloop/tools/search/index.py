@@ -1,9 +1,10 @@
 """A gallery's vectors on disk, by the content of its pictures, one file for each model and gallery.
 
-`digests` (N, 32) are the SHA-256 of the pictures, sorted, and row i of `vectors`, (N, D) or (N, M, D), is of picture i:
-a renamed picture keeps its vector, and two equal ones share it. The file is written aside, synced and renamed, so that
-a killed process leaves the one before, and of two at once the later stays. It holds the model's fingerprint and a
-CRC-32 of each array; a file that does not agree is made again. One file, so that it always agrees with itself.
+`digests` (N, 32) are the SHA-256 of the pictures, sorted, and row i of `vectors`, (N, D) or (N, M,
+D), is of picture i: a renamed picture keeps its vector, and two equal ones share it. The file is
+written aside, synced and renamed, so that a killed process leaves the one before, and of two at
+once the later stays. It holds the model's fingerprint and a CRC-32 of each array; a file that does
+not agree is made again. One file, so that it always agrees with itself.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ PIECE = 8192
 
 
 class Index:
-    """The index of a gallery in `directory`, by the model with `fingerprint`. `key` stands for the gallery."""
+    """The index of a gallery in `directory`, by the model with `fingerprint`. `key` stands for the
+    gallery."""
 
     def __init__(self, directory: Path, model: str, key: str) -> None:
         self._model = model
@@ -53,9 +55,13 @@ class Index:
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise ValueError("it is no regular file")
-            # Read, not mapped, which opens the path a second time: another index may be there by then.
+            # Read, not mapped, which opens the path a second time: another index may be there by
+            # then.
             with safe_open(self.path, framework="pt", backend="pread") as file:
-                about, found = file.metadata(), {name: file.get_tensor(name) for name in ("digests", "vectors")}
+                about, found = (
+                    file.metadata(),
+                    {name: file.get_tensor(name) for name in ("digests", "vectors")},
+                )
             return self._checked(json.loads((about or {})["about"]), found)
         except FileNotFoundError:
             return {}
@@ -64,13 +70,18 @@ class Index:
             return {}
 
     def _checked(self, about: Any, found: Mapping[str, torch.Tensor]) -> dict[str, Vectors]:
-        """Raises ValueError, LookupError or AttributeError where the file is not what `write` made."""
+        """Raises ValueError, LookupError or AttributeError where the file is not what `write`
+        made."""
         digests, vectors = found["digests"], found["vectors"]
         if (about.get("schema"), about.get("model")) != (SCHEMA, self._model):
             raise ValueError("it is of another model or version")
         if about["crc32"] != {name: _checksum(name, tensor) for name, tensor in found.items()}:
             raise ValueError("its checksums do not agree")
-        if digests.shape != (len(vectors), 32) or vectors.ndim not in (2, 3) or vectors.dtype != torch.float32:
+        if (
+            digests.shape != (len(vectors), 32)
+            or vectors.ndim not in (2, 3)
+            or vectors.dtype != torch.float32
+        ):
             raise ValueError(f"it holds {tuple(digests.shape)} and {tuple(vectors.shape)}")
         rows: Vectors = vectors.numpy()
         return {bytes(digest).hex(): row for digest, row in zip(digests.numpy(), rows, strict=True)}
@@ -92,7 +103,11 @@ class Index:
                 save_tensors(
                     aside,
                     tensors,
-                    {"about": json.dumps({"schema": SCHEMA, "model": self._model, "crc32": sums}, sort_keys=True)},
+                    {
+                        "about": json.dumps(
+                            {"schema": SCHEMA, "model": self._model, "crc32": sums}, sort_keys=True
+                        )
+                    },
                 )
                 sync_directory(aside)
             aside.replace(self.path)
@@ -111,18 +126,28 @@ def _checksum(name: str, tensor: torch.Tensor) -> str:
 def gallery_vectors(
     index: Index, backbone: Any, features: VisionFeatures, gallery: Searchable, runtime: Runtime
 ) -> Vectors:
-    """Vectors (N, D) or (N, M, D) of the gallery, in the order of its ids. What the index lacks is embedded, and what
-    is no longer in the gallery is dropped from it."""
-    digests = [gallery.images.digest(image) for image in progress(gallery.ids, f"read {gallery.name}")]
+    """Vectors (N, D) or (N, M, D) of the gallery, in the order of its ids. What the index lacks is
+    embedded, and what is no longer in the gallery is dropped from it."""
+    digests = [
+        gallery.images.digest(image) for image in progress(gallery.ids, f"read {gallery.name}")
+    ]
     known, wanted = index.read(), dict(zip(digests, gallery.ids, strict=True))
     gone = known.keys() - wanted.keys()
     kept = {digest: vector for digest, vector in known.items() if digest not in gone}
     new = sorted(wanted.keys() - kept.keys())
-    made = _embedded(index, backbone, features, [(d, wanted[d]) for d in new], kept, runtime, gallery.name)
+    made = _embedded(
+        index, backbone, features, [(d, wanted[d]) for d in new], kept, runtime, gallery.name
+    )
     if gone and not new:
         index.write(made)
-    logger.info("%s: %d pictures, %d embedded now, %d in the index before, %d no longer there and dropped",
-                gallery.name, len(digests), len(new), len(kept), len(gone))  # fmt: skip
+    logger.info(
+        "%s: %d pictures, %d embedded now, %d in the index before, %d no longer there and dropped",
+        gallery.name,
+        len(digests),
+        len(new),
+        len(kept),
+        len(gone),
+    )
     return np.stack([made[digest] for digest in digests])
 
 
@@ -135,14 +160,21 @@ def _embedded(
     runtime: Runtime,
     name: str,
 ) -> dict[str, Vectors]:
-    """`kept` with the vectors of the pictures in `new` (digest and id), written after each piece."""
+    """`kept` with the vectors of the pictures in `new` (digest and id), written after each
+    piece."""
     made = dict(kept)
     for start in range(0, len(new), PIECE):
         piece = new[start : start + PIECE]
         title = f"embed {name}" + (f" from {start:,} of {len(new):,}" if len(new) > PIECE else "")
         items = [Item(image) for _, image in piece]
         vectors = embed(
-            backbone, features, items, runtime.embed_batch_size, progress, title, runtime.embed_batch_tokens
+            backbone,
+            features,
+            items,
+            runtime.embed_batch_size,
+            progress,
+            title,
+            runtime.embed_batch_tokens,
         )
         made |= {digest: vector for (digest, _), vector in zip(piece, vectors, strict=True)}
         index.write(made)

@@ -1,7 +1,8 @@
-"""Queries as JSON lines, answered line by line in their order; a line that is wrong is answered with its error.
+"""Queries as JSON lines, answered line by line in their order; a line that is wrong is answered
+with its error.
 
-{"reference": "dress/1.jpg", "text": "the same in red", "k": 3}
-{"line": 1, "reference": .., "text": .., "results": [{"image": .., "score": .., "rank": 1}, ..], "ms": 12.3}
+{"reference": "dress/1.jpg", "text": "the same in red", "k": 3} {"line": 1, "reference": .., "text":
+.., "results": [{"image": .., "score": .., "rank": 1}, ..], "ms": 12.3}
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def parse_line(line: bytes) -> Asked:
         if not isinstance(value, kind) or isinstance(value, bool):
             wrong.append(f"{name!r} must be {what}")
     if wrong:
-        raise UserError(f"{'; '.join(wrong)}. A query has {', '.join(KINDS)}, each of which may be left out.")
+        raise UserError(
+            f"{'; '.join(wrong)}. A query has {', '.join(KINDS)}, each of which may be left out."
+        )
     return Asked(**given)
 
 
@@ -71,7 +74,9 @@ def content(found: Answer) -> dict[str, Any]:
     return {"results": results, "ms": round(found.ms, 3)}
 
 
-def answers(engine: Engine, label: str, lines: Iterable[bytes], k: int, keep: bool) -> Iterator[dict[str, Any]]:
+def answers(
+    engine: Engine, label: str, lines: Iterable[bytes], k: int, keep: bool
+) -> Iterator[dict[str, Any]]:
     """An answer for each line that is not empty, when it has been read."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -84,13 +89,16 @@ def answers(engine: Engine, label: str, lines: Iterable[bytes], k: int, keep: bo
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a file, of standard input for `-`, one at a time. Raises UserError where there are none to read."""
+    """The lines of a file, of standard input for `-`, one at a time. Raises UserError where there
+    are none to read."""
     if str(path) == "-":
         yield from _lines(sys.stdin.buffer)
         return
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"--queries {path} is no file. Give a file of JSON lines, or - for standard input.")
+            raise UserError(
+                f"--queries {path} is no file. Give a file of JSON lines, or - for standard input."
+            )
         with path.open("rb") as file:
             yield from _lines(file)
     except OSError as error:
@@ -98,7 +106,8 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Only line feeds end a line. Of one that is too long the beginning, which `parse_line` refuses."""
+    """Only line feeds end a line. Of one that is too long the beginning, which `parse_line`
+    refuses."""
     while line := file.readline(MAX_LINE + 1):
         rest = line
         while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE)):
