@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - tables
+
 """Own data as people have it: each mistake gets one message with the way out, and what is harmless
 is read."""
 

@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - tables
+
 """Files that people wrote, malformed: each is read, or refused by a UserError that names it.
 Nothing hangs."""
 

@@ -14,7 +14,8 @@ _WORDS = """
     is are was were be been being am do does did has have had can could will would may might must
     shall should
     i you we me my your our his her their him them us
-    and or but nor not no yes if then than as so too also very just only of in on at by to from for with
+    and or but nor not no yes if then than as so too also very just only of in on at by to
+    from for with
     without into
     over under about up down out off near some any all both each other another same such more
     most many much
