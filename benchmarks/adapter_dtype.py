@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.set_defaults(
-        steps=0, temperature=0.05, augmented_share=0.0, num_negatives=0, split="test"
+        steps=0, temperature=0.05, augmented_fraction=0.0, num_negatives=0, split="test"
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

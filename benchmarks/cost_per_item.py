@@ -63,7 +63,7 @@ def measure(
 
     def vectors(items: list[Item], name: str) -> Any:
         features = VisionFeatures(backbone, train.images, directory / name, runtime)
-        size, tokens = runtime.embed_batch_size, runtime.embed_batch_tokens
+        size, tokens = runtime.embed_batch_size, runtime.max_tokens_per_batch
         return embed(backbone, features, items, size, quiet, name, tokens)
 
     vectors([Item(image) for image in images[:4]], "first")  # what only the first call does

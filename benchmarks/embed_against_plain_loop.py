@@ -181,9 +181,9 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=32, help="photographs")
     parser.add_argument("--workers", type=int, default=2, help="runtime.num_workers")
     parser.add_argument("--rows", type=int, default=64, help="runtime.embed_batch_size")
-    parser.add_argument("--batch_tokens", type=int, default=0, help="runtime.embed_batch_tokens")
+    parser.add_argument("--batch_tokens", type=int, default=0, help="runtime.max_tokens_per_batch")
     parser.add_argument("--batch", type=int, default=8, help="queries of the training step")
-    parser.add_argument("--chunk", type=int, default=4, help="training.chunk_size")
+    parser.add_argument("--chunk", type=int, default=4, help="training.grad_cache_chunk_size")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with TemporaryDirectory() as name:

@@ -222,7 +222,7 @@ def main() -> None:
         "--their_batch", type=int, default=32, help="batch_size of SentenceTransformer.encode"
     )
     parser.add_argument("--batch", type=int, default=8, help="queries of the training step")
-    parser.add_argument("--chunk", type=int, default=4, help="training.chunk_size")
+    parser.add_argument("--chunk", type=int, default=4, help="training.grad_cache_chunk_size")
     args = parser.parse_args()
     if find_spec("sentence_transformers") is None:
         sys.exit(

@@ -131,7 +131,7 @@ def trainer_of(
     targets = features.ids[1:] + features.ids[:1]
     triplets = [Triplet(query, target) for query, target in zip(queries, targets, strict=True)]
     settings = TrainingSettings(
-        batch_size=args.batch, chunk_size=args.chunk, lora=LoraSettings(dropout=0.0)
+        batch_size=args.batch, grad_cache_chunk_size=args.chunk, lora=LoraSettings(dropout=0.0)
     )
     backbone.make_trainable(settings, 0)
     batches = Batches(triplets, [], [], args.batch, 0.0, 0, 0)
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=256, help="queries to embed")
     parser.add_argument("--rows", type=int, default=64, help="runtime.embed_batch_size")
     parser.add_argument("--batch", type=int, default=32, help="queries of the training step")
-    parser.add_argument("--chunk", type=int, default=8, help="training.chunk_size")
+    parser.add_argument("--chunk", type=int, default=8, help="training.grad_cache_chunk_size")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

@@ -71,7 +71,7 @@ def step(directory: Path, adapter: str, checkpointing: bool) -> tuple[int, int]:
         path=str(directory), dtype="bfloat16", gradient_checkpointing=checkpointing
     )
     backbone: Any = settings.build()
-    backbone.make_trainable(TrainingSettings(lora=LoraSettings(rank=RANK)), 0)
+    backbone.make_trainable(TrainingSettings(lora=LoraSettings(r=RANK)), 0)
     trained = backbone.trainable()
     masters = Masters(trained, torch.bfloat16) if adapter == "bfloat16" else None
     optimizer = torch.optim.AdamW(masters.copies.values() if masters else trained.values())

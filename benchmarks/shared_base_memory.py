@@ -157,7 +157,12 @@ def run_round(part: str, directory: Path) -> int:
             },
             mining={"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}},
             captioning={**captions, "enabled": part == "round shared"},
-            training={"warm_up_steps": 1, "steps": 1, "batch_size": BATCH, "num_negatives": 0},
+            training={
+                "iteration_0_steps": 1,
+                "steps_per_iteration": 1,
+                "batch_size": BATCH,
+                "negatives_in_batch": 0,
+            },
             runtime={"cache_dir": directory / f"cache {part}", "embed_batch_size": BATCH},
         )
     )

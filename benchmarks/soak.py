@@ -84,8 +84,12 @@ def main() -> None:
                 "mining": {
                     "strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"}
                 },
-                "captioning": {"candidates": 2, "verify": 0.0, "round_trip": 66},
-                "training": {"warm_up_steps": 6, "steps": 6, "batch_size": 12},
+                "captioning": {
+                    "num_candidates": 2,
+                    "min_verify_probability": 0.0,
+                    "max_round_trip_rank": 66,
+                },
+                "training": {"iteration_0_steps": 6, "steps_per_iteration": 6, "batch_size": 12},
                 "runtime": {"cache_dir": cache},
             }
         )

@@ -55,16 +55,24 @@ def config(
             "subset_seed": seed,
         },
         "training": {
-            "warm_up_steps": args.warm_up,
-            "steps": round(1.4 * args.steps) if arm == "longer" else args.steps,
+            "iteration_0_steps": args.warm_up,
+            "steps_per_iteration": round(1.4 * args.steps) if arm == "longer" else args.steps,
             "batch_size": args.batch_size,
             "loss": {"temperature": args.temperature},
-            "augmented_share": args.augmented_share,
-            "num_negatives": args.num_negatives,
+            "augmented_fraction": args.augmented_fraction,
+            "negatives_in_batch": args.num_negatives,
         },
-        "captioning": {"candidates": 2, "verify": 0.6, "round_trip": 3},
-        "evaluation": {"split": args.split, "base": False},
-        "runtime": {"embed_batch_size": 128, "save_every": 0, "cache_dir": args.output / "cache"},
+        "captioning": {
+            "num_candidates": 2,
+            "min_verify_probability": 0.6,
+            "max_round_trip_rank": 3,
+        },
+        "evaluation": {"split": args.split, "evaluate_base": False},
+        "runtime": {
+            "embed_batch_size": 128,
+            "checkpoint_every_steps": 0,
+            "cache_dir": args.output / "cache",
+        },
     }
     for name, value in ARMS[arm].items():
         settings[name] = {**settings.get(name, {}), **value}
@@ -164,7 +172,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--temperature", type=float, default=0.05)
-    parser.add_argument("--augmented_share", type=float, default=0.25)
+    parser.add_argument("--augmented_fraction", type=float, default=0.25)
     parser.add_argument("--num_negatives", type=int, default=1)
     parser.add_argument(
         "--split", choices=("val", "test"), default="test", help="choose settings on val"

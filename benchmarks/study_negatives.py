@@ -195,7 +195,7 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--temperature", type=float, default=0.05)
-    parser.add_argument("--augmented_share", type=float, default=0.25)
+    parser.add_argument("--augmented_fraction", type=float, default=0.25)
     parser.add_argument("--split", default="test")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -358,7 +358,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=12, help="runtime.num_workers")
     parser.add_argument("--batch", type=int, default=256, help="triplets of a training step")
     parser.add_argument(
-        "--chunk", type=int, default=64, help="training.chunk_size and captioning.batch_size"
+        "--chunk",
+        type=int,
+        default=64,
+        help="training.grad_cache_chunk_size and captioning.batch_size",
     )
     parser.add_argument("--k", type=int, default=3, help="mined images per query")
     parser.add_argument("--new_tokens", type=int, default=32, help="tokens of a caption")

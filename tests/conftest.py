@@ -31,9 +31,9 @@ SMALL: dict[str, Any] = {
     "data": {"type": "shapes", "train_families": 6, "train_triplets": 48, "eval_families": 6},
     "num_iterations": 1,
     "mining": {"strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"}},
-    "captioning": {"candidates": 2, "verify": 0.0, "round_trip": 66},
-    "training": {"warm_up_steps": 6, "steps": 6, "batch_size": 12},
-    "runtime": {"save_every": 2},
+    "captioning": {"num_candidates": 2, "min_verify_probability": 0.0, "max_round_trip_rank": 66},
+    "training": {"iteration_0_steps": 6, "steps_per_iteration": 6, "batch_size": 12},
+    "runtime": {"checkpoint_every_steps": 2},
 }
 """Checks on texts are lax here: what is tested is the machinery, not the model."""
 

@@ -139,7 +139,7 @@ def test_a_base_model_on_cirr_val_needs_no_training_files(
         (lone / name).write_bytes((cirr / name).read_bytes())
     (lone / "dev").symlink_to(cirr / "dev")
     settings = {"type": "cirr"}
-    training = {"warm_up_steps": 0}
+    training = {"iteration_0_steps": 0}
     results = runner.run(
         small(tmp_path / "run", data=settings, data_dir=lone, training=training, num_iterations=0)
     )
@@ -167,8 +167,8 @@ def test_the_real_cirr_val_end_to_end(small: Any, tmp_path: Path) -> None:
         ).save(data / path)
     run = tmp_path / "run"
     settings = {
-        "training": {"warm_up_steps": 0},
-        "evaluation": {"base": False},
+        "training": {"iteration_0_steps": 0},
+        "evaluation": {"evaluate_base": False},
         "num_iterations": 0,
     }
     [result] = runner.run(small(run, data={"type": "cirr"}, data_dir=data, **settings))
@@ -342,7 +342,7 @@ def test_allowed_to_be_missing_they_are_counted_in_every_result(
 ) -> None:
     data = spoiled(cirr, tmp_path / "data")
     settings = {"type": "cirr", "allow_missing_images": 2}
-    training = {"warm_up_steps": 0}
+    training = {"iteration_0_steps": 0}
     config = small(
         tmp_path / "run", data=settings, data_dir=data, training=training, num_iterations=0
     )

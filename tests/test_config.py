@@ -57,57 +57,57 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     # verification at 0.95, 5 images a failed query
     "recall_cirr": {
         "training.batch_size": 512,
-        "training.warm_up_steps": 300,
-        "training.steps": 350,
-        "training.lora.rank": 16,
+        "training.iteration_0_steps": 300,
+        "training.steps_per_iteration": 350,
+        "training.lora.r": 16,
         "training.learning_rate": 2e-5,
-        "captioning.verify": 0.95,
+        "captioning.min_verify_probability": 0.95,
         "captioning.max_per_query": 5,
         "num_iterations": 1,
         "mining.strategy.negatives_per_query": 5,
         "model.max_pixels": 147_456,
         "model.prompt_format": "recall_cirr",
-        "training.num_negatives": 0,
-        "training.augmented_share": 0.5,
+        "training.negatives_in_batch": 0,
+        "training.augmented_fraction": 0.5,
     },
     "recall_fashioniq": {
         "training.batch_size": 512,
-        "training.warm_up_steps": 200,
-        "training.steps": 250,
-        "training.lora.rank": 16,
+        "training.iteration_0_steps": 200,
+        "training.steps_per_iteration": 250,
+        "training.lora.r": 16,
         "training.learning_rate": 4e-5,
-        "captioning.verify": 0.95,
+        "captioning.min_verify_probability": 0.95,
         "captioning.max_per_query": 5,
         "num_iterations": 1,
         "mining.strategy.negatives_per_query": 5,
         "model.max_pixels": 147_456,
         "model.prompt_format": "recall_fashioniq",
-        "training.num_negatives": 0,
-        "training.augmented_share": 0.5,
+        "training.negatives_in_batch": 0,
+        "training.augmented_fraction": 0.5,
         "training.group_batches": "category",
     },
     # VLM2Vec-V2 (arXiv 2507.04590), train_v2-qwen2vl-2B.sh and arguments.py
     "vlm2vec_cirr": {
         "training.batch_size": 1024,
         "training.learning_rate": 5e-5,
-        "training.lora.rank": 16,
+        "training.lora.r": 16,
         "training.lora.alpha": 64,
         "training.loss.temperature": 0.02,
-        "training.chunk_size": 8,
+        "training.grad_cache_chunk_size": 8,
         "model.max_pixels": 1_003_520,
         "model.min_pixels": 3_136,
         "model.prompt_format": "vlm2vec",
-        "training.tune": "lora",
+        "training.finetuning": "lora",
     },
     # QuRe (arXiv 2507.12416)
     "qure_like_cirr_2b": {
         "mining.strategy.type": "band",
         "mining.strategy.n_def": 6,
         "num_iterations": 6,
-        "training.num_negatives": 1,
+        "training.negatives_in_batch": 1,
         "training.loss.type": "bradley_terry",
         "captioning.enabled": False,
-        "training.warm_up_steps": 0,
+        "training.iteration_0_steps": 0,
     },
 }
 PUBLISHED["recall_cirr_2b"] = PUBLISHED["recall_cirr"]
@@ -178,7 +178,7 @@ def test_default_command_is_shapes_with_tiny() -> None:
         ("--dry_run", "dry_run", True),
         ("--fast_mode", "fast_mode", True),
         ("--training.batch_size 32", "training.batch_size", 32),
-        ("--training.lora.rank 4", "training.lora.rank", 4),
+        ("--training.lora.r 4", "training.lora.r", 4),
         ("--mining.strategy.negatives_per_query 2", "mining.strategy.negatives_per_query", 2),
         ("--no-captioning.enabled", "captioning.enabled", False),
     ],
@@ -238,10 +238,15 @@ def test_flags_beat_fast_beats_file_beats_defaults(tmp_path: Path) -> None:
     )
     write(
         tmp_path / "a_fast.yaml",
-        "training: {steps: 2, warm_up_steps: 2, lora: {rank: 2}}\nseed: 2\n",
+        "training: {steps: 2, iteration_0_steps: 2, lora: {rank: 2}}\nseed: 2\n",
     )
     names = (
-        *("training.steps", "training.batch_size", "training.warm_up_steps", "training.lora.rank"),
+        *(
+            "training.steps_per_iteration",
+            "training.batch_size",
+            "training.iteration_0_steps",
+            "training.lora.r",
+        ),
         *("training.lora.alpha", "seed"),
     )
 
@@ -251,8 +256,8 @@ def test_flags_beat_fast_beats_file_beats_defaults(tmp_path: Path) -> None:
 
     assert values() == [1, 10, 100, 1, 64, 1]
     assert values("--fast_mode") == [2, 10, 2, 2, 64, 2]
-    assert values("--fast_mode", "--training.lora.rank", "3", "--seed", "3") == [2, 10, 2, 3, 64, 3]
-    assert values("--training.steps", "4") == [4, 10, 100, 1, 64, 1]
+    assert values("--fast_mode", "--training.lora.r", "3", "--seed", "3") == [2, 10, 2, 3, 64, 3]
+    assert values("--training.steps_per_iteration", "4") == [4, 10, 100, 1, 64, 1]
 
 
 def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> None:
@@ -274,7 +279,7 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
     assert said["training.batchsize"].startswith(
         "unknown setting; did you mean training.batch_size"
     )
-    assert said["training.lora.rnk"] == "unknown setting; did you mean training.lora.rank?"
+    assert said["training.lora.rnk"] == "unknown setting; did you mean training.lora.r?"
     assert said["mining.strategy.top_k.extra_rank"].startswith(
         "unknown setting; did you mean mining.strategy.top_k.extra_ranks"
     )
@@ -289,7 +294,7 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
     ("argv", "said"),
     [
         ("--batchsize 3", "--batch_size"),
-        ("--trainig.steps 3", "--training.steps"),
+        ("--trainig.steps 3", "--training.steps_per_iteration"),
         ("--fast_mod", "--fast_mode"),  # not taken as a shortened --fast_mode
         ("--fast_mode=true", "--fast_mode"),
         ("--config", "expected one argument"),
@@ -300,7 +305,7 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
         ("--negative_strategy best", "'top_k'"),
         ("--hard_negative_k 0", "greater than or equal to 1"),
         ("--batch_size x", "valid integer"),
-        ("--training.augmented_share 0.6", "less than or equal to 0.5"),
+        ("--training.augmented_fraction 0.6", "less than or equal to 0.5"),
         ("--learning_rate nan", "finite number"),
         ("--resume_from_iteration -1", "greater than or equal to 0"),
         ("--config /no/such.yaml", "/no/such.yaml"),
@@ -382,14 +387,14 @@ def test_every_setting_is_known_to_decide_results_or_not() -> None:
             "--num_processes 2",
         ),
         *(
-            "--runtime.save_every 1",
+            "--runtime.checkpoint_every_steps 1",
             "--experiment_dir /e",
             "--auto_resume",
             "--resume_from_iteration 1",
         ),
         *("--dry_run", "--runtime.cache_dir /c", "--deepspeed /d", "--accelerate_config /a"),
-        *("--profile", "--report_only", "--control /c", "--report_to tensorboard"),
-        *("--skip_bad_batches 3", "--training.chunk_size 2"),
+        *("--profile", "--report_only", "--compare_with /c", "--report_to tensorboard"),
+        *("--max_skipped_batches 3", "--training.grad_cache_chunk_size 2"),
     ],
 )
 def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:
@@ -401,8 +406,8 @@ def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:
     [
         ("--seed 1", "seed: 0 -> 1"),
         ("--hard_negative_k 4", "mining.strategy.negatives_per_query: 3 -> 4"),
-        ("--training.lora.rank 4", "training.lora.rank: 16 -> 4"),
-        ("--captioning.candidates 3", "captioning.candidates: 2 -> 3"),
+        ("--training.lora.r 4", "training.lora.r: 16 -> 4"),
+        ("--captioning.num_candidates 3", "captioning.num_candidates: 2 -> 3"),
         ("--foundation_model_path /f", "foundation.path: 'tiny' -> '/f'"),
         ("--evaluation.split test", "evaluation.split: 'val' -> 'test'"),
         ("--data.train_triplets 9", "data.train_triplets: 4400 -> 9"),
@@ -454,7 +459,7 @@ def test_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 1
     with pytest.raises(ValueError, match="frozen"):
-        config.training.lora.rank = 1
+        config.training.lora.r = 1
 
 
 def test_requirements_end_with_the_package_itself() -> None:

@@ -306,12 +306,12 @@ def test_the_stages_counters_are_exact(
     assert after["tokens"] == base["tokens"] > len(items) and after["padding"] == base["padding"]
     for iteration in (0, 1):
         train = spent[f"checkpoint_iter_{iteration}"]
-        steps, batch = config.training.steps, config.training.batch_size
+        steps, batch = config.training.steps_per_iteration, config.training.batch_size
         assert (train["steps"], train["triplets"]) == (steps, steps * batch)
         assert train["items"] > steps * batch and train["padding"] > 0 < train["waiting"]
     captions = spent["augmented_samples_iter_1.json"]
     mined = json.loads((profiled / "hard_negatives_iter_0.json").read_text())["negatives"]
-    assert captions["texts"] == len(mined) * config.captioning.candidates
+    assert captions["texts"] == len(mined) * config.captioning.num_candidates
     assert (
         captions["texts"]
         <= captions["tokens_written"]

@@ -32,9 +32,11 @@ SECOND = (
     f"--foundation_model_path {MODEL} --batch_size 32 --learning_rate 1e-5"
 )
 TOY = (
-    "--training.warm_up_steps 1 --training.steps 1 --training.chunk_size 0 --captioning.candidates"
-    " 1 --captioning.verify 0 --captioning.round_trip 0 --captioning.max_new_tokens 4 --model.dtype"
-    " float32 --model.max_pixels 3136 --foundation.dtype float32 --foundation.max_pixels 3136"
+    "--training.iteration_0_steps 1 --training.steps_per_iteration 1"
+    " --training.grad_cache_chunk_size 0 --captioning.num_candidates 1"
+    " --captioning.min_verify_probability 0 --captioning.max_round_trip_rank 0"
+    " --captioning.max_new_tokens 4 --model.dtype float32 --model.max_pixels 3136"
+    " --foundation.dtype float32 --foundation.max_pixels 3136"
 )
 """What makes a recipe for a GPU a run of minutes on a CPU."""
 
@@ -89,8 +91,8 @@ def test_a_real_data_set_takes_its_own_recipe_and_says_so(
     )  # type: ignore[union-attr]
     assert config.training.learning_rate == 1e-5
     assert (
-        config.training.steps == recipe.training.steps
-        and config.training.chunk_size == recipe.training.chunk_size
+        config.training.steps_per_iteration == recipe.training.steps_per_iteration
+        and config.training.grad_cache_chunk_size == recipe.training.grad_cache_chunk_size
     )
     assert config.data_dir == home / "data" / "cirr" and config.directory == Path(RUN)
 
@@ -248,12 +250,12 @@ def test_a_used_directory_goes_on_with_its_own_settings(home: Path, finished: Pa
     for flags in ("--auto_resume", "--resume_from_iteration 1"):
         config = parsed(f"{own} {flags}")
         assert (
-            config.training.steps == 6
+            config.training.steps_per_iteration == 6
             and config.mining.strategy.negatives_per_query == 2
             and config.num_iterations == 1
         )  # type: ignore[union-attr]
     assert parsed(f"{own} --auto_resume --seed 7").seed == 7
-    assert parsed(f"{own} --auto_resume --fast_mode").training.steps == 40
+    assert parsed(f"{own} --auto_resume --fast_mode").training.steps_per_iteration == 40
 
 
 def test_flags_that_are_given_are_compared_with_the_directorys_settings(

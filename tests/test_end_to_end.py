@@ -97,7 +97,12 @@ def test_a_second_run_has_the_same_bytes(finished: Path, small: Any, tmp_path: P
     "runtime",
     [
         {"vision_batch_size": 3, "embed_batch_size": 5, "num_workers": 0},
-        {"vision_batch_size": 1, "embed_batch_tokens": 150, "num_workers": 3, "cache_gb": 0.0005},
+        {
+            "vision_batch_size": 1,
+            "max_tokens_per_batch": 150,
+            "num_workers": 3,
+            "feature_cache_max_gb": 0.0005,
+        },
     ],
 )
 def test_batch_sizes_workers_and_an_empty_cache_change_no_byte(

@@ -129,7 +129,7 @@ def write_samples(
 @pytest.mark.full
 def test_what_the_captioner_confirmed_is_mined_no_more(small: Any, tmp_path: Path) -> None:
     """The same model mines twice; of the first time every image but the last was confirmed."""
-    config = small(tmp_path / "run", training={"warm_up_steps": 0})
+    config = small(tmp_path / "run", training={"iteration_0_steps": 0})
     run = Run(config, Store(config.directory), config.data.build())
     train(run, 0, None, [], None)
     first = mine_split(run, run.embedder(None), 0)

@@ -23,7 +23,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("adapters")
     for tune in ("lora", "dora"):
         backbone: Any = Qwen2VLSettings(dtype="float32").build()
-        backbone.make_trainable(TrainingSettings(tune=tune), 0)
+        backbone.make_trainable(TrainingSettings(finetuning=tune), 0)
         with torch.no_grad():
             for name, parameter in backbone.trainable().items():
                 if "lora_B" in name:
@@ -43,9 +43,9 @@ def problems_of(config: Any) -> str:
     [
         ("lora", {}, []),
         ("dora", {"tune": "dora"}, []),
-        ("dora", {}, ["it is a DoRA", "training.tune dora"]),
-        ("lora", {"tune": "dora"}, ["it is a plain LoRA", "training.tune lora"]),
-        ("lora", {"lora": LoraSettings(rank=8)}, ["its rank is 16", "training.lora.rank is 8"]),
+        ("dora", {}, ["it is a DoRA", "training.finetuning dora"]),
+        ("lora", {"tune": "dora"}, ["it is a plain LoRA", "training.finetuning lora"]),
+        ("lora", {"lora": LoraSettings(r=8)}, ["its rank is 16", "training.lora.r is 8"]),
         ("nowhere/at/all", {}, ["does not exist"]),
     ],
 )
@@ -102,11 +102,11 @@ def test_adapters_in_half_precision_need_whole_weights(small: Any, tmp_path: Pat
 def test_what_deepspeed_does_not_do_is_named(how: str, small: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{}" if how == "deepspeed" else "distributed_type: DEEPSPEED")
     settings = {
-        "training": {"chunk_size": 4, "skip_bad_batches": 1},
+        "training": {"grad_cache_chunk_size": 4, "max_skipped_batches": 1},
         "runtime": {how: tmp_path / "file"},
     }
     found = problems_of(small(tmp_path / "run", **settings))
-    for name in ("chunk_size", "skip_bad_batches"):
+    for name in ("chunk_size", "max_skipped_batches"):
         assert f"training.{name} is not available under DeepSpeed; set it to 0" in found
 
 

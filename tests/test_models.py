@@ -19,8 +19,13 @@ OWN = {"attention": "eager"}
 """Of a foundation model that is not the embedder's base."""
 LITTLE: dict[str, Any] = {
     "data": {"train_families": 2, "train_triplets": 8, "eval_families": 2},
-    "captioning": {"candidates": 1, "max_new_tokens": 4, "verify": 0.1},
-    "training": {"warm_up_steps": 1, "steps": 1, "batch_size": 4, "num_negatives": 1},
+    "captioning": {"num_candidates": 1, "max_new_tokens": 4, "min_verify_probability": 0.1},
+    "training": {
+        "iteration_0_steps": 1,
+        "steps_per_iteration": 1,
+        "batch_size": 4,
+        "negatives_in_batch": 1,
+    },
 }
 
 
@@ -112,8 +117,8 @@ def test_the_driver_holds_none_while_processes_work(
     census: Census, small: Any, tmp_path: Path
 ) -> None:
     config = small(
-        tmp_path / "run", evaluation={"base": False}, runtime={"num_processes": 2},
-        **LITTLE | {"captioning": {**LITTLE["captioning"], "round_trip": 0}},
+        tmp_path / "run", evaluation={"evaluate_base": False}, runtime={"num_processes": 2},
+        **LITTLE | {"captioning": {**LITTLE["captioning"], "max_round_trip_rank": 0}},
     )  # fmt: skip
     runner.run(config)
     assert census.at_launch and set(census.at_launch) == {0}

@@ -84,7 +84,7 @@ def results(directory: Path) -> dict[str, dict[str, float]]:
 def test_a_round_with_gradient_caching(name: str, small: Any, tmp_path: Path) -> None:
     model = model_of(name, tmp_path)
     training = {
-        "warm_up_steps": 2,
+        "iteration_0_steps": 2,
         "steps": 2,
         "batch_size": 8,
         "chunk_size": 3,
@@ -123,10 +123,14 @@ def test_a_round_with_another_captioner(foundation: str, small: Any, tmp_path: P
     is in every row."""
     model = model_of("qwen2_5_vl", tmp_path)
     writes = {**model, "type": "qwen2_5_vl"} if foundation == "qwen2_5_vl" else {"type": "template"}
-    training = {"warm_up_steps": 2, "steps": 2, "batch_size": 8}
+    training = {"iteration_0_steps": 2, "steps": 2, "batch_size": 8}
     options = {
         "data": {"type": "shapes", **DATA},
-        "captioning": {"candidates": 1, "verify": 0.0, "round_trip": 0},
+        "captioning": {
+            "num_candidates": 1,
+            "min_verify_probability": 0.0,
+            "max_round_trip_rank": 0,
+        },
     }
     runner.run(
         small(tmp_path / "run", model=model, foundation=writes, training=training, **options)
@@ -147,7 +151,7 @@ def test_blip2_learns_from_a_random_start_with_a_frozen_random_tower(
     seed)."""
     data = {"train_families": 100, "train_triplets": 1500, "eval_families": 10}
     training = {
-        "warm_up_steps": 200, "batch_size": 48, "learning_rate": 1e-3,
+        "iteration_0_steps": 200, "batch_size": 48, "learning_rate": 1e-3,
         "loss": {"type": "info_nce", "temperature": 0.1},
     }  # fmt: skip
     options = {"data": {"type": "shapes", **data}, "num_iterations": 0}
@@ -183,7 +187,7 @@ def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_
             {"hardest": 3, "loss": {"type": "bradley_terry"}},
             "hardest 3 does nothing with loss bradley_terry",
         ),
-        ({"hardest_margin": 0.1}, "hardest_margin 0.1 does nothing with hardest: 0"),
+        ({"hard_candidate_margin": 0.1}, "hard_candidate_margin 0.1 does nothing with hardest: 0"),
         (
             {"num_negatives": 0, "loss": {"type": "triplet"}},
             "num_negatives 0 leaves queries without a pair",

@@ -175,8 +175,8 @@ def test_the_shell_script_passes_the_signal_and_the_code_on(small: Any, tmp_path
     config = small(
         tmp_path / "run",
         num_iterations=0,
-        evaluation={"base": False},
-        training={"warm_up_steps": 2000},
+        evaluation={"evaluate_base": False},
+        training={"iteration_0_steps": 2000},
     )
     words = [str(ROOT / "run_iterative_training.sh"), *settings(tmp_path, config)]
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "src")}
@@ -192,12 +192,12 @@ def test_the_shell_script_passes_the_signal_and_the_code_on(small: Any, tmp_path
 def test_two_training_processes_stop_after_the_same_step(
     whom: str, small: Any, tmp_path: Path
 ) -> None:
-    runtime = {"num_processes": 2, "save_every": 0}
-    training = {"warm_up_steps": 2000}
+    runtime = {"num_processes": 2, "checkpoint_every_steps": 0}
+    training = {"iteration_0_steps": 2000}
     config = small(
         tmp_path / "run",
         num_iterations=0,
-        evaluation={"base": False},
+        evaluation={"evaluate_base": False},
         training=training,
         runtime=runtime,
     )
@@ -228,11 +228,11 @@ def test_two_training_processes_stop_after_the_same_step(
 @pytest.mark.full
 def test_under_deepspeed_it_stops_after_a_step_and_keeps_none(small: Any, tmp_path: Path) -> None:
     runtime = {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"}
-    training = {"warm_up_steps": 2000}
+    training = {"iteration_0_steps": 2000}
     config = small(
         tmp_path / "run",
         num_iterations=0,
-        evaluation={"base": False},
+        evaluation={"evaluate_base": False},
         training=training,
         runtime=runtime,
     )

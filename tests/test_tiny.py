@@ -43,7 +43,7 @@ def test_accepted_texts_are_mostly_true(cache: Path) -> None:
     mined = [
         MinedNegative(t.query.id, confusion(t), 1, 0.5, 2, 0.4, "top_k") for t in train.triplets
     ]
-    settings = CaptioningSettings(candidates=1)
+    settings = CaptioningSettings(num_candidates=1)
     captioner = Qwen2VLFoundation(path="tiny", dtype="float32").build()
     eyes = Eyes(
         captioner, train.images, cache / "vision", settings.batch_size, lambda items, _: items

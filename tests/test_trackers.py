@@ -188,7 +188,7 @@ def test_the_settings_are_the_hyperparameters(tracked: Path) -> None:
     from mlflow import MlflowClient
 
     params = MlflowClient().get_run(runs(tracked)["mlflow"]).data.params
-    assert params["training.lora.rank"] == str(
+    assert params["training.lora.r"] == str(
         artifact(tracked, "config.json")["training"]["lora"]["rank"]
     )
     assert params["runtime.report_to"] == json.dumps(list(ALL))

@@ -27,7 +27,7 @@ def plan(config: RunConfig, accounts: bool) -> list[str]:
 
     `accounts`: the data set knows the truth, so that mining and captions are counted.
     """
-    names = ["evaluation_base.json"] if config.evaluation.base else []
+    names = ["evaluation_base.json"] if config.evaluation.evaluate_base else []
     names += ["checkpoint_iter_0", "evaluation_iter_0.json"]
     for t in range(1, config.num_iterations + 1):
         names.append(f"hard_negatives_iter_{t - 1}.json")
@@ -55,7 +55,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
         if evaluation.made_now:
             events.tell("evaluated")
 
-    if config.evaluation.base:
+    if config.evaluation.evaluate_base:
         note(evaluate(run, "base", None, split, 0))
     model = train(run, 0, None, [], None)
     note(evaluate(run, "iter_0", model, split, 0))

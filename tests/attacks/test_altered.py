@@ -47,7 +47,9 @@ OWN = ("manifest.json", "config.json")
 def other(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with another seed."""
     directory = tmp_path_factory.mktemp("runs") / "other"
-    runner.run(small(directory, seed=1, training={"warm_up_steps": 2, "steps": 2}))
+    runner.run(
+        small(directory, seed=1, training={"iteration_0_steps": 2, "steps_per_iteration": 2})
+    )
     return directory
 
 

@@ -36,7 +36,7 @@ TEXTS = [
     "has no heel",
 ]
 NEEDS_PHOTOS = pytest.mark.skipif(not FILES, reason=f"no photographs in {PHOTOS}")
-LORA = LoraSettings(targets=("query", "key", "value", "dense"))
+LORA = LoraSettings(target_modules=("query", "key", "value", "dense"))
 
 
 class Photos:
@@ -265,7 +265,7 @@ def test_dropout_is_on_while_training_but_not_in_the_tower(path: Path, vision: A
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_a_step_lowers_the_loss_of_its_batch(path: Path, vision: Any, tune: Any) -> None:
     backbone: Any = Blip2Settings(path=str(path)).build()
-    backbone.make_trainable(TrainingSettings(tune=tune, lora=LORA), seed=1)
+    backbone.make_trainable(TrainingSettings(finetuning=tune, lora=LORA), seed=1)
     backbone.module.eval()
     optimizer = torch.optim.AdamW(backbone.trainable().values(), lr=1e-3)
     before = contrastive(backbone, vision)
@@ -282,17 +282,19 @@ def test_a_step_lowers_the_loss_of_its_batch(path: Path, vision: Any, tune: Any)
 
 def test_lora_is_on_the_qformer_alone_and_other_names_are_refused(path: Path) -> None:
     backbone: Any = Blip2Settings(path=str(path)).build()
-    backbone.make_trainable(TrainingSettings(tune="lora", lora=LORA), seed=1)
+    backbone.make_trainable(TrainingSettings(finetuning="lora", lora=LORA), seed=1)
     assert all(name.startswith("qformer.") and "lora_" in name for name in backbone.trainable())
     with pytest.raises(UserError, match="targets"):
-        Blip2Settings(path=str(path)).build().make_trainable(TrainingSettings(tune="lora"), seed=1)
+        Blip2Settings(path=str(path)).build().make_trainable(
+            TrainingSettings(finetuning="lora"), seed=1
+        )
 
 
 @pytest.mark.parametrize("part", ["vision_model", "itm_head", "v", "nothing"])
 def test_parts_that_are_not_trained_are_refused(path: Path, part: str) -> None:
     with pytest.raises(UserError, match=part):
         Blip2Settings(path=str(path)).build().make_trainable(
-            TrainingSettings(tune="full", parts=(part,)), seed=1
+            TrainingSettings(finetuning="full", trainable_patterns=(part,)), seed=1
         )
 
 

@@ -518,7 +518,12 @@ def test_the_loop_teaches_a_tiny_clip_to_find_images_far_above_chance(
         model=model.model_dump(),
         data={"train_families": 40, "train_triplets": 600, "eval_families": 10},
         captioning={"enabled": False},
-        training={"warm_up_steps": 120, "steps": 30, "batch_size": 48, "learning_rate": 1e-3},
+        training={
+            "iteration_0_steps": 120,
+            "steps_per_iteration": 30,
+            "batch_size": 48,
+            "learning_rate": 1e-3,
+        },
     )
     base, *_, last = runner.run(run)
     assert last["gallery"] == 110 and last["queries"] == 60

@@ -18,7 +18,7 @@ from tests.backbones.test_packed import ITEMS, embed, embed_eval, seen_by
 from tests.backbones.test_vlm import settings
 from tests.backbones.tiny_models import write_qwen2_vl
 
-DROPPING = TrainingSettings(lora=LoraSettings(rank=4, alpha=8, dropout=0.2))
+DROPPING = TrainingSettings(lora=LoraSettings(r=4, alpha=8, dropout=0.2))
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,9 @@ def test_what_this_run_has_used_stays_beyond_the_limit(
         limited.write(tensors("b"))
         limited.write(tensors("c"))
     assert path.exists() and limited.missing(["a", "b", "c"]) == []
-    assert [r.message.count("runtime.cache_gb") for r in caplog.records] == [1], "said once"
+    assert [r.message.count("runtime.feature_cache_max_gb") for r in caplog.records] == [1], (
+        "said once"
+    )
 
 
 def test_a_shard_is_compared_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,14 +156,14 @@ def test_a_wrong_gradient_is_refused(
     monkeypatch.setattr(packing, "_padded", lambda *given: padded(*given).detach())
     backbone = settings("qwen2_vl", models, packed=True).build()
     with pytest.raises(UserError, match=r"model.packed changes gradients"):
-        backbone.make_trainable(TrainingSettings(lora=LoraSettings(rank=4)), seed=1)
+        backbone.make_trainable(TrainingSettings(lora=LoraSettings(r=4)), seed=1)
 
 
 def test_the_proof_leaves_mode_and_random_numbers_as_they_were(models: dict[str, Path]) -> None:
     def drawn(packed: bool) -> tuple[list[bool], torch.Tensor, list[torch.Tensor]]:
         torch.manual_seed(5)
         backbone = settings("qwen2_vl", models, packed=packed).build()
-        backbone.make_trainable(TrainingSettings(lora=LoraSettings(rank=4)), seed=1)
+        backbone.make_trainable(TrainingSettings(lora=LoraSettings(r=4)), seed=1)
         assert all(weight.grad is None for weight in backbone.trainable().values())
         modes = [module.training for module in backbone.module.modules()]
         return modes, torch.rand(3), [*backbone.trainable().values()]
@@ -176,7 +176,7 @@ def test_the_proof_leaves_mode_and_random_numbers_as_they_were(models: dict[str,
 def test_a_loaded_adapter_is_compared_without_dropout(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    dropping = TrainingSettings(lora=LoraSettings(rank=4, dropout=0.5))
+    dropping = TrainingSettings(lora=LoraSettings(r=4, dropout=0.5))
     trained(settings("qwen2_vl", models).build(), dropping).save_adapter(tmp_path)
     packed, plain = (
         settings("qwen2_vl", models, packed=on).build(tmp_path) for on in (True, False)

@@ -37,7 +37,7 @@ TEXTS = (
 )
 SIZES = ((200, 150), (150, 200), (260, 90), (64, 64), (90, 260))
 RESIZE = {"images_kwargs": {"size": {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}}}
-TUNING = TrainingSettings(lora=LoraSettings(rank=4, alpha=8, dropout=0.0))
+TUNING = TrainingSettings(lora=LoraSettings(r=4, alpha=8, dropout=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +375,7 @@ def test_a_trained_dora_goes_on_being_trained(models: dict[str, Path], tmp_path:
 
 
 def test_a_loaded_adapter_does_not_drop_out(models: dict[str, Path], tmp_path: Path) -> None:
-    dropping = TUNING.model_copy(update={"lora": LoraSettings(rank=4, alpha=8, dropout=0.5)})
+    dropping = TUNING.model_copy(update={"lora": LoraSettings(r=4, alpha=8, dropout=0.5)})
     trained(settings("qwen2_vl", models).build(), dropping).save_adapter(tmp_path)
     loaded = settings("qwen2_vl", models).build(tmp_path)
     one, other = (loaded.module(loaded.text_inputs(["a red circle"])) for _ in range(2))
@@ -390,7 +390,7 @@ def test_parts_train_in_full_on_a_base_of_half_precision(
     backbone = settings(name, models, dtype="bfloat16").build()
     inputs = backbone.inputs(items(), backbone.encode_images(photos))
     before = backbone.module.eval()(inputs)
-    backbone.make_trainable(TrainingSettings(tune="full", parts=(part,)), seed=1)
+    backbone.make_trainable(TrainingSettings(finetuning="full", trainable_patterns=(part,)), seed=1)
     vectors = backbone.module.train()(inputs)
     (vectors @ vectors.detach().roll(1, 0).T).diagonal().sum().backward()
     assert [
@@ -405,7 +405,7 @@ def test_parts_train_in_full_on_a_base_of_half_precision(
 
 def test_parts_in_full_but_not_the_vision_tower(models: dict[str, Path], tmp_path: Path) -> None:
     def full(*parts: str) -> TrainingSettings:
-        return TrainingSettings(tune="full", parts=parts)
+        return TrainingSettings(finetuning="full", trainable_patterns=parts)
 
     backbone = settings("llava_onevision", models).build()
     backbone.make_trainable(full("model.language_model.layers.2"), seed=1)
@@ -483,7 +483,9 @@ def test_a_published_adapter_starts_also_by_its_former_names(
     assert all(torch.equal(before[n], w) for n, w in backbone.adapter_state().items())
     assert len(backbone.trainable()) == len(before)
     other = TUNING.model_copy(
-        update={"lora": LoraSettings(rank=8, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"))}
+        update={
+            "lora": LoraSettings(r=8, alpha=8, dropout=0.0, target_modules=("q_proj", "v_proj"))
+        }
     )
     with pytest.raises(
         UserError, match=r"rank 4, not 8; targets .*gate_proj.*, not q_proj, v_proj"

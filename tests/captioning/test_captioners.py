@@ -131,7 +131,7 @@ def test_several_temperatures_are_asked_in_turn(subject: Subject) -> None:
 def test_yes_is_a_probability_that_does_not_depend_on_what_else_is_asked(subject: Subject) -> None:
     verify, asks = subject.prompts.verify, subject.asks
     if not subject.foundation.judges:
-        with pytest.raises(UserError, match=r"captioning.verify to 0"):
+        with pytest.raises(UserError, match=r"captioning.min_verify_probability to 0"):
             subject.eyes(9).yes(verify, asks, "test")
         return
     together = subject.eyes(9).yes(verify, asks, "test")

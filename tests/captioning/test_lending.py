@@ -31,7 +31,7 @@ def directory_of(family: str, directory: Path) -> str:
 
 def moved(backbone: Any, tune: str = "lora") -> Any:
     """The embedder with a fresh trainable part, moved far from where it changes nothing."""
-    backbone.make_trainable(TrainingSettings(tune=tune), seed=1)
+    backbone.make_trainable(TrainingSettings(finetuning=tune), seed=1)
     with torch.no_grad():
         for name, parameter in backbone.trainable().items():
             if "lora_A" not in name:

@@ -174,7 +174,9 @@ def test_an_answer_of_another_kind_is_unparseable_and_kept_as_it_is(tmp_path: Pa
     told = Scripted(
         '{"text": "make it red"}', "make it blue", '{"text": "none"}', '{"text": "make it red"}'
     )
-    _, made = candidates(told, load("rewrite-json-1"), CaptioningSettings(candidates=4), tmp_path)
+    _, made = candidates(
+        told, load("rewrite-json-1"), CaptioningSettings(num_candidates=4), tmp_path
+    )
     assert [(c.text, c.reason) for c in made] == [
         ("make it red", ""), ("make it blue", "unparseable"), ("none", "declined"),
     ]  # fmt: skip
@@ -189,7 +191,7 @@ def test_texts_of_the_template_say_so(
     with caplog.at_level(logging.WARNING):
         captioner = TemplateFoundation().build()
     assert [r.message for r in caplog.records if "sees no picture" in r.message]
-    settings = CaptioningSettings(candidates=4, verify=0)
+    settings = CaptioningSettings(num_candidates=4, min_verify_probability=0)
     query, made = candidates(captioner, load(prompt), settings, tmp_path)
     assert len(made) > 1 and all(query.text in c.text and not c.reason for c in made)
     accepted, _ = choose(made, set(), settings, 1, captioner.name)
@@ -201,8 +203,12 @@ def test_texts_of_the_template_say_so(
 
 
 def test_the_template_cannot_judge_and_that_is_said_beforehand() -> None:
-    CaptioningSettings(verify=0).check(TemplateFoundation())
+    CaptioningSettings(min_verify_probability=0).check(TemplateFoundation())
     with pytest.raises(
-        UserError, match=r"captioning.verify 0.5: .*'template'.* Set captioning.verify to 0"
+        UserError,
+        match=(
+            r"captioning.min_verify_probability 0.5: .*'template'.* Set"
+            r" captioning.min_verify_probability to 0"
+        ),
     ):
         CaptioningSettings().check(TemplateFoundation())

@@ -24,7 +24,7 @@ from cirloop.captioning.prompts import REWRITE
 from cirloop.data.known_positives import normal_text
 from cirloop.types import ImageId, MinedNegative, Query, QueryId
 
-SETTINGS = CaptioningSettings(min_words=2, max_words=5, round_trip=3, max_per_query=2)
+SETTINGS = CaptioningSettings(min_words=2, max_words=5, max_round_trip_rank=3, max_per_query=2)
 
 
 def candidate(

@@ -25,8 +25,12 @@ def test_a_dry_run_by_template_says_so_and_a_changed_prompt_makes_other_captions
     config = small(
         tmp_path / "run",
         foundation={"type": "template"},
-        captioning={"verify": 0, "round_trip": 0, "rewrite_prompt": str(prompt)},
-        training={"warm_up_steps": 0, "steps": 1},
+        captioning={
+            "min_verify_probability": 0,
+            "max_round_trip_rank": 0,
+            "rewrite_prompt": str(prompt),
+        },
+        training={"iteration_0_steps": 0, "steps_per_iteration": 1},
     )
     runner.run(config)
     rows = json.loads((tmp_path / "run" / "augmented_samples_iter_1.json").read_text("utf-8"))
@@ -46,9 +50,15 @@ def test_a_dry_run_by_template_says_so_and_a_changed_prompt_makes_other_captions
 def test_a_template_that_is_to_judge_is_refused_before_anything_is_made(
     small: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"cannot judge a text. Set captioning.verify to 0"):
+    with pytest.raises(
+        UserError, match=r"cannot judge a text. Set captioning.min_verify_probability to 0"
+    ):
         runner.run(
-            small(tmp_path / "run", foundation={"type": "template"}, captioning={"verify": 0.5})
+            small(
+                tmp_path / "run",
+                foundation={"type": "template"},
+                captioning={"min_verify_probability": 0.5},
+            )
         )
     assert not list((tmp_path / "run").glob("*.json"))
 
@@ -68,7 +78,10 @@ def test_one_model_is_loaded_where_the_base_is_the_same(
     monkeypatch.setattr(Qwen2VLFoundation, "build", watched)
     texts = []
     for dtype in ("float32", "bfloat16"):
-        changes = {"foundation": {"dtype": dtype}, "training": {"warm_up_steps": 2, "steps": 1}}
+        changes = {
+            "foundation": {"dtype": dtype},
+            "training": {"iteration_0_steps": 2, "steps_per_iteration": 1},
+        }
         runner.run(small(tmp_path / dtype, **changes))
         rows = json.loads((tmp_path / dtype / "augmented_samples_iter_1.json").read_text("utf-8"))
         texts.append(rows["summary"]["candidates"])

@@ -1,4 +1,3 @@
-
 """Own data as people have it: each mistake gets one message with the way out, and what is harmless
 is read."""
 
@@ -522,7 +521,7 @@ def simulated(data: Path, **settings: Any) -> RunConfig:
         data_dir=data,
         experiment_dir=data.parent / "run",
         foundation=TemplateFoundation(),
-        captioning={"verify": 0.0, "round_trip": 0},
+        captioning={"min_verify_probability": 0.0, "max_round_trip_rank": 0},
         **settings,
     )
 

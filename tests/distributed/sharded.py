@@ -68,7 +68,7 @@ def share(trainer: Trainer) -> float:
 
 
 def made(work: Path, cache: Path, last: int | None = None) -> Trainer:
-    trainer = trainer_of(work, cache, save_every=1, lora=LoraSettings(dropout=0.0))
+    trainer = trainer_of(work, cache, checkpoint_every_steps=1, lora=LoraSettings(dropout=0.0))
     assert in_pieces(trainer.accelerator)
     with contextlib.suppress(Stop):
         trainer.run(until(last) if last is not None else lambda steps: steps)

@@ -54,7 +54,7 @@ def all_but_training(
     config = small(
         directory / "run",
         runtime=runtime,
-        captioning={"verify": 0.2, "batch_size": 5, "round_trip": 66},
+        captioning={"min_verify_probability": 0.2, "batch_size": 5, "max_round_trip_rank": 66},
     )
     data = config.data.build(Sources(None, config.cache, lambda items, _: items))
     run = Run(config, Store(directory / "run"), data)
@@ -203,13 +203,13 @@ def test_a_killed_share_ends_the_stage_which_is_resumed_to_the_bytes_of_one_proc
     small: Any, tmp_path: Path
 ) -> None:
     def settings(name: str, num: int) -> Any:
-        training, runtime = {"warm_up_steps": 0}, {"num_processes": num, "embed_batch_size": 8}
+        training, runtime = {"iteration_0_steps": 0}, {"num_processes": num, "embed_batch_size": 8}
         return small(
             tmp_path / name,
             num_iterations=0,
             training=training,
             runtime=runtime,
-            evaluation={"base": False},
+            evaluation={"evaluate_base": False},
         )
 
     flags = command(tmp_path, settings("two", 2))

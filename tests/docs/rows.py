@@ -16,9 +16,9 @@ SHAPES = (
     " --runtime.num_workers 0"
 )
 SHORT = (
-    "--training.warm_up_steps 2 --training.steps 2 --training.batch_size 3 --hard_negative_k 1"
-    " --captioning.candidates 1 --captioning.verify 0 --captioning.round_trip 0"
-    " --captioning.max_new_tokens 8"
+    "--training.iteration_0_steps 2 --training.steps_per_iteration 2 --training.batch_size 3"
+    " --hard_negative_k 1 --captioning.num_candidates 1 --captioning.min_verify_probability 0"
+    " --captioning.max_round_trip_rank 0 --captioning.max_new_tokens 8"
 )
 """Flags that make a run small: they are added to the documented ones."""
 TINY = "--model_path tiny --foundation_model_path tiny"
@@ -152,7 +152,8 @@ ROWS = (
     Row(f"{CIRR} --dry_run", f"{TINY} {SHORT}", says=PLAN),
     Row(
         CIRR,
-        f"{TINY} {SHORT} --training.chunk_size 0 --num_iterations 1 --runtime.num_workers 0",
+        f"{TINY} {SHORT} --training.grad_cache_chunk_size 0 --num_iterations 1"
+        " --runtime.num_workers 0",
         makes=("experiments/qwen2_vl_cirr_iterative/evaluation_results.json",),
     ),
     Row(
@@ -227,8 +228,8 @@ ROWS = (
     ),
     Row(
         SHOP,
-        "--training.warm_up_steps 2 --training.steps 2 --training.batch_size 4 --model.max_pixels"
-        " 12544 --foundation.max_pixels 12544",
+        "--training.iteration_0_steps 2 --training.steps_per_iteration 2 --training.batch_size 4"
+        " --model.max_pixels 12544 --foundation.max_pixels 12544",
         after=(SHOP_DATA,),
         says="recall@1",
         makes=(

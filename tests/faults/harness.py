@@ -36,9 +36,19 @@ VERY_SMALL: dict[str, Any] = {
     "data": {"type": "shapes", "train_families": 3, "train_triplets": 12, "eval_families": 3},
     "num_iterations": 1,
     "mining": {"strategy": {"type": "top_k", "negatives_per_query": 1, "extra_ranks": "all"}},
-    "captioning": {"candidates": 1, "verify": 0.0, "round_trip": 33, "max_new_tokens": 8},
-    "training": {"warm_up_steps": 5, "steps": 5, "batch_size": 3, "num_negatives": 1},
-    "runtime": {"save_every": 2, "num_workers": 0},
+    "captioning": {
+        "num_candidates": 1,
+        "min_verify_probability": 0.0,
+        "max_round_trip_rank": 33,
+        "max_new_tokens": 8,
+    },
+    "training": {
+        "iteration_0_steps": 5,
+        "steps_per_iteration": 5,
+        "batch_size": 3,
+        "negatives_in_batch": 1,
+    },
+    "runtime": {"checkpoint_every_steps": 2, "num_workers": 0},
 }
 """Five steps and two step checkpoints a training stage: the second removes the first."""
 

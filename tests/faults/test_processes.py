@@ -33,7 +33,7 @@ def start(harness: Harness, directory: Path, minutes: float = 30) -> subprocess.
         str(directory / "run"),
         "--auto_resume",
     ]
-    flags += ["--num_processes", "2", "--runtime.timeout_minutes", str(minutes)]
+    flags += ["--num_processes", "2", "--runtime.hang_timeout_minutes", str(minutes)]
     given = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, str(ROOT / "train_iterative.py"), *flags]
     return subprocess.Popen(

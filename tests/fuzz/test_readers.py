@@ -1,4 +1,3 @@
-
 """Files that people wrote, malformed: each is read, or refused by a UserError that names it.
 Nothing hangs."""
 
@@ -483,13 +482,13 @@ SETTINGS_FLAGS = st.sampled_from(
         "loss",
         "negative_strategy",
         "dataset_name",
-        "training.rates",
+        "training.lr_overrides",
         "mining.filters",
         "experiment_dir",
         "config",
         "nothing",
-        "runtime.cache_gb",
-        "training.lora.targets",
+        "runtime.feature_cache_max_gb",
+        "training.lora.target_modules",
         "allow_missing_images",
         "data.categories",
     ]

@@ -514,7 +514,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_captions_of_a_model() -> None:
-    made = AttributeSettings(domain="shapes", images="vlm")
+    made = AttributeSettings(domain="shapes", image_source="vlm")
     seen = []
 
     def caption(images: Any) -> list[str]:
@@ -719,5 +719,5 @@ def test_lexicons_find_something_in_most_real_texts(
         for row in rows
         for text in (row[field] if isinstance(row[field], list) else [row[field]])
     ]
-    asked = AttributeSettings(domain=domain, images="vlm").build().parse_request(texts)
+    asked = AttributeSettings(domain=domain, image_source="vlm").build().parse_request(texts)
     assert len(texts) > 200 and sum(map(bool, asked)) / len(texts) > least

@@ -101,7 +101,7 @@ def test_a_run_on_a_terminal_and_ctrl_c(small: Any, tmp_path: Path) -> None:
     """Training is in a launched process, which has the terminal."""
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(ONE))
     runtime = {"num_workers": 0, "accelerate_config": tmp_path / "one.yaml"}
-    training = {**VERY_SMALL["training"], "warm_up_steps": 2000}
+    training = {**VERY_SMALL["training"], "iteration_0_steps": 2000}
     config = small(
         tmp_path / "run",
         **{**VERY_SMALL, "num_iterations": 1, "training": training, "runtime": runtime},
@@ -262,7 +262,11 @@ def test_the_plan_is_what_a_run_makes(finished: Path) -> None:
 
 
 def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: Path) -> None:
-    config = small(tmp_path / "run", num_iterations=2, training={"warm_up_steps": 50, "steps": 10})
+    config = small(
+        tmp_path / "run",
+        num_iterations=2,
+        training={"iteration_0_steps": 50, "steps_per_iteration": 10},
+    )
     costs, heads = Costs(tmp_path), list[Head]()
     watch = Watch(config, Store(tmp_path), costs, True)
 

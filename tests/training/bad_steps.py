@@ -26,7 +26,7 @@ from tests.training.test_trainer import STEPS, trainer_of
 def main() -> None:
     cache, output = map(Path, sys.argv[1:])
     rank = accelerator().process_index
-    trainer = trainer_of(output / "a", cache, skip_bad_batches=1)
+    trainer = trainer_of(output / "a", cache, max_skipped_batches=1)
     now = [0]
 
     def poison(grad: torch.Tensor) -> torch.Tensor:

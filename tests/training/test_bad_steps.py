@@ -74,7 +74,9 @@ def test_a_loss_that_is_not_finite_stops_the_stage_with_the_batch(
         trainer.run(steps())
     ids = [query.id for query in trainer.batches[1].queries]
     assert caught.value.row == {"step": 2, "loss": "nan", "grad_norm": "nan", "ids": ids}
-    assert ids[0] in str(caught.value) and "--skip_bad_batches 1 --auto_resume" in str(caught.value)
+    assert ids[0] in str(caught.value) and "--max_skipped_batches 1 --auto_resume" in str(
+        caught.value
+    )
     assert len(trainer.log) == 1
 
 
@@ -94,7 +96,10 @@ def test_a_gradient_that_is_not_finite_stops_the_stage(tmp_path: Path, cache: Pa
 def test_a_bad_batch_is_left_out_by_choice_and_a_resumed_stage_does_the_same(
     bad: tuple[int], tmp_path: Path, cache: Path
 ) -> None:
-    whole, states = trainer_of(tmp_path / "a", cache, save_every=1, skip_bad_batches=1), list[Any]()
+    whole, states = (
+        trainer_of(tmp_path / "a", cache, checkpoint_every_steps=1, max_skipped_batches=1),
+        list[Any](),
+    )
     with poisoned(whole, *bad) as steps:
         whole.run(until_state(steps(), whole, states))
     assert equal(states[bad[0]], states[bad[0] + 1]), "a step was taken"
@@ -102,7 +107,7 @@ def test_a_bad_batch_is_left_out_by_choice_and_a_resumed_stage_does_the_same(
     assert [row["step"] for row in whole.log if "ids" in row] == [bad[0] + 1]
     json.dumps(whole.log, allow_nan=False)
     for _ in range(2):
-        part = trainer_of(tmp_path / "b", cache, save_every=1, skip_bad_batches=1)
+        part = trainer_of(tmp_path / "b", cache, checkpoint_every_steps=1, max_skipped_batches=1)
         with poisoned(part, *bad) as steps, suppress(Stop):
             part.run(steps(3 if not list((tmp_path / "b").rglob("state.json")) else STEPS))
     assert part.log == whole.log and equal(adapter(part), adapter(whole))
@@ -123,10 +128,10 @@ def until_state(steps: Any, trainer: Trainer, states: list[Any]) -> Any:
 def test_one_bad_batch_more_than_may_be_left_out_stops_the_stage(
     tmp_path: Path, cache: Path
 ) -> None:
-    trainer = trainer_of(tmp_path, cache, skip_bad_batches=1)
+    trainer = trainer_of(tmp_path, cache, max_skipped_batches=1)
     with (
         poisoned(trainer, 1, 3) as steps,
-        pytest.raises(BadBatch, match=r"step 4 of 4[\s\S]*--skip_bad_batches 2"),
+        pytest.raises(BadBatch, match=r"step 4 of 4[\s\S]*--max_skipped_batches 2"),
     ):
         trainer.run(steps())
 
@@ -141,10 +146,14 @@ def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
 ) -> None:
     from cirloop.cli import runner
 
-    training = {"learning_rate": 1e30, "rate_warm_up": 0.9, "warm_up_steps": 8}  # weights overflow
+    training = {
+        "learning_rate": 1e30,
+        "lr_warmup_ratio": 0.9,
+        "iteration_0_steps": 8,
+    }  # weights overflow
     settings = {
         "num_iterations": 0,
-        "evaluation": {"base": False},
+        "evaluation": {"evaluate_base": False},
         "training": training,
         "runtime": {"num_processes": num_processes},
     }
@@ -158,9 +167,9 @@ def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
         and len(found["ids"]) == 12
     )
     assert found["ids"][0] in str(caught.value) and not (tmp_path / "run" / "run.lock").exists()
-    more = settings | {"training": training | {"skip_bad_batches": 1}, "auto_resume": True}
+    more = settings | {"training": training | {"max_skipped_batches": 1}, "auto_resume": True}
     with pytest.raises(
-        UserError, match="--skip_bad_batches 2"
+        UserError, match="--max_skipped_batches 2"
     ):  # every batch is bad now: one more stops it
         runner.run(small(tmp_path / "run", **more))
     assert (
@@ -185,7 +194,8 @@ def narrow(trainer: Trainer, most: int) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("chunk_size", "way_out"), [(0, "--training.chunk_size 4 "), (5, "--training.chunk_size 2 ")]
+    ("chunk_size", "way_out"),
+    [(0, "--training.grad_cache_chunk_size 4 "), (5, "--training.grad_cache_chunk_size 2 ")],
 )
 def test_a_step_that_runs_out_of_memory_names_the_chunk_size_to_try(
     chunk_size: int, way_out: str, tmp_path: Path, cache: Path
@@ -209,8 +219,8 @@ def test_a_stage_that_ran_out_of_memory_goes_on_in_smaller_chunks(
     whole = trainer_of(tmp_path / "a", cache, **STEADY)
     whole.run(lambda steps: steps)
     with suppress(Stop):
-        trainer_of(tmp_path / "b", cache, save_every=1, **STEADY).run(until(2))
-    resumed = trainer_of(tmp_path / "b", cache, save_every=1, chunk_size=3, **STEADY)
+        trainer_of(tmp_path / "b", cache, checkpoint_every_steps=1, **STEADY).run(until(2))
+    resumed = trainer_of(tmp_path / "b", cache, checkpoint_every_steps=1, chunk_size=3, **STEADY)
     resumed.run(lambda steps: steps)
     for one, other in zip(resumed.log, whole.log, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
@@ -235,24 +245,24 @@ def test_memory_that_runs_out_in_the_optimizer_is_said(tmp_path: Path, cache: Pa
     trainer.optimizer.optimizer.register_step_pre_hook(fail)
     with pytest.raises(UserError, match="training step 1: CUDA out of memory") as caught:
         trainer.run(lambda steps: steps)
-    assert "training.chunk_size" in str(caught.value)
+    assert "training.grad_cache_chunk_size" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "lost", ["state.json", pytest.param("state.safetensors", marks=pytest.mark.full)]
 )
 def test_a_checkpoint_half_removed_is_passed_over(lost: str, tmp_path: Path, cache: Path) -> None:
-    whole, log = train(tmp_path / "a", cache, save_every=1)
-    train(tmp_path / "b", cache, steps_run=3, save_every=1)
+    whole, log = train(tmp_path / "a", cache, checkpoint_every_steps=1)
+    train(tmp_path / "b", cache, steps_run=3, checkpoint_every_steps=1)
     (newest,) = (tmp_path / "b" / "work").glob("step_*")
     shutil.copytree(newest, older := newest.with_name("step_000001"))
     (older / lost).unlink()
-    assert train(tmp_path / "b", cache, save_every=1)[1] == log  # the newest is whole
-    train(tmp_path / "c", cache, steps_run=3, save_every=1)
+    assert train(tmp_path / "b", cache, checkpoint_every_steps=1)[1] == log  # the newest is whole
+    train(tmp_path / "c", cache, steps_run=3, checkpoint_every_steps=1)
     (tmp_path / "c" / "work" / "step_000003" / lost).unlink()
-    train(tmp_path / "c", cache, steps_run=2, save_every=1)
+    train(tmp_path / "c", cache, steps_run=2, checkpoint_every_steps=1)
     assert [path.name for path in (tmp_path / "c" / "work").iterdir()] == ["step_000002"]
-    resumed, resumed_log = train(tmp_path / "c", cache, save_every=1)
+    resumed, resumed_log = train(tmp_path / "c", cache, checkpoint_every_steps=1)
     assert resumed_log == log and equal(resumed, whole)
     assert [path.name for path in (tmp_path / "c" / "work").iterdir()] == ["step_000003"]
 
@@ -261,7 +271,7 @@ def test_a_checkpoint_half_removed_is_passed_over(lost: str, tmp_path: Path, cac
 def test_a_damaged_record_of_a_checkpoint_is_named(
     content: str, tmp_path: Path, cache: Path
 ) -> None:
-    train(tmp_path, cache, steps_run=2, save_every=1)
+    train(tmp_path, cache, steps_run=2, checkpoint_every_steps=1)
     (record,) = (tmp_path / "work").rglob("state.json")
     record.write_text(content)
     with pytest.raises(UserError, match=r"Delete (it|its directory) to train") as caught:
@@ -323,7 +333,7 @@ def test_two_processes_stop_and_leave_out_together(cache: Path, tmp_path: Path) 
     said = (tmp_path / "said.txt").read_text()
     assert (
         "training step 1: CUDA out of memory" in said
-        and "--training.chunk_size 2 --auto_resume" in said
+        and "--training.grad_cache_chunk_size 2 --auto_resume" in said
     )
 
 

@@ -84,7 +84,12 @@ def test_the_file_holds_the_copies_and_the_model_their_rounding(
 
 @pytest.mark.full
 def test_a_stopped_stage_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) -> None:
-    how: dict[str, Any] = {"save_every": 1, "model": HALF, "lora": BASE, "chunk_size": 3}
+    how: dict[str, Any] = {
+        "checkpoint_every_steps": 1,
+        "model": HALF,
+        "lora": BASE,
+        "chunk_size": 3,
+    }
     whole, log = train(tmp_path / "a", cache, **how)
     train(tmp_path / "b", cache, steps_run=2, **how)
     resumed, resumed_log = train(tmp_path / "b", cache, **how)
@@ -95,8 +100,8 @@ def test_a_stopped_stage_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) 
 @pytest.mark.parametrize(
     ("settings", "tuning", "words"),
     [
-        (Qwen2VLSettings(), {"tune": "dora"}, "training.tune dora"),
-        (Qwen2VLSettings(), {"tune": "full"}, "training.tune full"),
+        (Qwen2VLSettings(), {"tune": "dora"}, "training.finetuning dora"),
+        (Qwen2VLSettings(), {"tune": "full"}, "training.finetuning full"),
         (Qwen2VLSettings(dtype="float16"), {}, "set model.dtype bfloat16"),
         (Blip2Settings(), {}, "not for blip2"),
         (ClipCombinerSettings(), {}, "not for clip_combiner"),

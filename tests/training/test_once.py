@@ -86,7 +86,7 @@ def trainer_of(model: dict[str, Any], work: Path, chunk_size: int) -> tuple[Trai
     backbone: Any = TypeAdapter(BackboneConfig).validate_python(model).build()
     is_clip = model["type"] == "clip_combiner"
     lora = {} if is_clip else {"lora": LoraSettings(dropout=0.0)}
-    options = TrainingSettings(batch_size=7, chunk_size=chunk_size, **lora)
+    options = TrainingSettings(batch_size=7, grad_cache_chunk_size=chunk_size, **lora)
     backbone.make_trainable(options, seed=3)
     with torch.no_grad():
         for number, (name, parameter) in enumerate(backbone.trainable().items()):

@@ -168,17 +168,17 @@ def test_triplet_of_the_hardest_valid_candidate() -> None:
     """Below the targets 0.5 and 0.6 the best are 0.4 and 0.5: each lacks 0.1 of the margin."""
     assert loss_of(hardest=1, loss=TRIPLET).item() == pytest.approx(0.1, abs=1e-6)
     # 0.06 above the target counts too: 0.55 and 0.65, each 0.05 above
-    assert loss_of(hardest=1, hardest_margin=0.06, loss=TRIPLET).item() == pytest.approx(
+    assert loss_of(hardest=1, hard_candidate_margin=0.06, loss=TRIPLET).item() == pytest.approx(
         0.25, abs=1e-6
     )
     # 0.15 below it: 0.3 is beyond the margin; the second query's best is 0.2, beyond it too
-    assert loss_of(hardest=1, hardest_margin=-0.15, loss=TRIPLET).item() == pytest.approx(
+    assert loss_of(hardest=1, hard_candidate_margin=-0.15, loss=TRIPLET).item() == pytest.approx(
         0, abs=1e-6
     )
     # two of each: hinges 0.1 and 0, and 0.1 and 0
     assert loss_of(hardest=2, loss=TRIPLET).item() == pytest.approx(0.05, abs=1e-6)
     # the one most similar candidate is not valid for either query, so there is no pair
-    assert loss_of(hardest=1, hardest_of=1, loss=TRIPLET).item() == 0
+    assert loss_of(hardest=1, hard_candidate_pool=1, loss=TRIPLET).item() == 0
     # off: the first query's own negative, 0.3, is 0.2 below
     assert loss_of(loss=TRIPLET).item() == pytest.approx(0, abs=1e-6)
 
@@ -186,13 +186,13 @@ def test_triplet_of_the_hardest_valid_candidate() -> None:
 def test_a_margin_lets_harder_candidates_into_the_denominator() -> None:
     plain = (log(1 + exp(-0.1)) + log(1 + exp(-0.1))) / 2
     assert loss_of(hardest=1, loss=NCE).item() == pytest.approx(plain, rel=1e-5)
-    assert loss_of(hardest=1, hardest_margin=0.06, loss=NCE).item() == pytest.approx(
+    assert loss_of(hardest=1, hard_candidate_margin=0.06, loss=NCE).item() == pytest.approx(
         log(1 + exp(0.05)), rel=1e-5
     )
 
 
 def test_the_hardest_within_a_sum() -> None:
-    for online in ({"hardest": 1}, {"hardest": 2, "hardest_margin": 0.06}, {}):
+    for online in ({"hardest": 1}, {"hardest": 2, "hard_candidate_margin": 0.06}, {}):
         parts = 2.0 * loss_of(**online, loss=NCE) + 0.5 * loss_of(**online, loss=TRIPLET)
         assert torch.allclose(loss_of(**online, loss=BOTH), parts)
     assert loss_of(hardest=1, loss=BOTH).item() == pytest.approx(
@@ -203,5 +203,7 @@ def test_the_hardest_within_a_sum() -> None:
 def test_what_is_known_to_be_right_is_no_hardest_candidate() -> None:
     scores = torch.tensor([[0.5, 0.9]])
     known = Batch((), (), np.array([0]), np.array([[False, True]]), np.array([[-1]]))
-    marks = marks_of(scores, known, TrainingSettings(hardest=1, hardest_margin=1.0))
+    marks = marks_of(
+        scores, known, TrainingSettings(num_hard_candidates=1, hard_candidate_margin=1.0)
+    )
     assert marks.hardest_BH is not None and marks.hardest_BH.tolist() == [[-1]]

@@ -30,7 +30,7 @@ def trainer_of(
     tmp_path: Path,
     cache: Path,
     key: str = "k",
-    save_every: int = 0,
+    checkpoint_every_steps: int = 0,
     model: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Trainer:
@@ -42,7 +42,16 @@ def trainer_of(
     features = VisionFeatures(backbone, data.images, cache / "vision")
     work = tmp_path / "work"
     trainer = Trainer(
-        backbone, features, batches, options, STEPS, 7, key, work, save_every, accelerator()
+        backbone,
+        features,
+        batches,
+        options,
+        STEPS,
+        7,
+        key,
+        work,
+        checkpoint_every_steps,
+        accelerator(),
     )
     trainer.module.train()
     return trainer
@@ -53,11 +62,11 @@ def train(
     cache: Path,
     steps_run: int = STEPS,
     key: str = "k",
-    save_every: int = 0,
+    checkpoint_every_steps: int = 0,
     **settings: Any,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Adapter and log after `steps_run` of STEPS steps (fewer: the process is stopped there)."""
-    trainer = trainer_of(tmp_path, cache, key, save_every, **settings)
+    trainer = trainer_of(tmp_path, cache, key, checkpoint_every_steps, **settings)
 
     class Stop(Exception):
         pass
@@ -84,7 +93,7 @@ def test_every_lora_b_moves_and_the_loss_falls(tmp_path: Path, cache: Path) -> N
 
 def test_a_step_without_a_loss_moves_nothing_and_is_no_error(tmp_path: Path, cache: Path) -> None:
     """A hinge may be far enough already, or online mining find no valid negative."""
-    trainer = trainer_of(tmp_path, cache, hardest=1, hardest_margin=-1.9)
+    trainer = trainer_of(tmp_path, cache, hardest=1, hard_candidate_margin=-1.9)
     log = trainer.run(lambda steps: steps)
     assert [row["loss"] for row in log] == [0.0] * STEPS
     assert not any(v.any() for k, v in trainer.backbone.adapter_state().items() if "lora_B" in k)
@@ -113,21 +122,21 @@ def test_gradient_caching_gives_the_same_gradient(
 
 
 def test_a_stopped_stage_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) -> None:
-    whole, log = train(tmp_path / "a", cache, save_every=1)
-    train(tmp_path / "b", cache, steps_run=2, save_every=1)
-    resumed, resumed_log = train(tmp_path / "b", cache, save_every=1)
+    whole, log = train(tmp_path / "a", cache, checkpoint_every_steps=1)
+    train(tmp_path / "b", cache, steps_run=2, checkpoint_every_steps=1)
+    resumed, resumed_log = train(tmp_path / "b", cache, checkpoint_every_steps=1)
     assert resumed_log == log
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
 def test_a_step_checkpoint_of_another_stage_is_refused(tmp_path: Path, cache: Path) -> None:
-    train(tmp_path, cache, steps_run=2, save_every=1)
+    train(tmp_path, cache, steps_run=2, checkpoint_every_steps=1)
     with pytest.raises(UserError, match="other settings or inputs"):
         train(tmp_path, cache, key="another")
 
 
 def test_an_altered_step_checkpoint_is_named(tmp_path: Path, cache: Path) -> None:
-    train(tmp_path, cache, steps_run=2, save_every=1)
+    train(tmp_path, cache, steps_run=2, checkpoint_every_steps=1)
     (state,) = (tmp_path / "work").rglob("state.safetensors")
     data = bytearray(state.read_bytes())
     data[-5] ^= 1

@@ -28,7 +28,7 @@ from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS, PARTS_CONFIG, P
 from cirloop.types import UserError
 
 PREFIX = "base_model.model."
-TARGETS = "training.lora.targets do"
+TARGETS = "training.lora.target_modules do"
 """What did not fit, for messages."""
 
 
@@ -84,17 +84,17 @@ class Adapted:
     def make_trainable(self, tuning: Tuning, seed: int) -> None:
         """Put a fresh LoRA on the model, or free the parts named; what is loaded already goes on
         being trained."""
-        tune = tuning.tune or self.default_tune
+        tune = tuning.finetuning or self.default_tune
         loaded = "full" if self.trained_parts else tune
         if self.lora is not None:
             loaded = "dora" if self.lora.use_dora else "lora"
         if loaded != tune:
             raise UserError(
-                f"training.tune {tune!r}, but the checkpoint to go on from was made with"
+                f"training.finetuning {tune!r}, but the checkpoint to go on from was made with"
                 f" {loaded!r}."
             )
         if tune == "full":
-            self.trained_parts = tuning.parts or self.trained_parts or self.parts
+            self.trained_parts = tuning.trainable_patterns or self.trained_parts or self.parts
             self._check_parts(self.trained_parts)
             freed = re.compile("|".join(f"(?:{part})" for part in self.trained_parts))
             for name, parameter in self.core.named_parameters():
@@ -105,12 +105,12 @@ class Adapted:
             if self.lora is None:
                 torch.manual_seed(seed)
                 self.lora = LoraConfig(
-                    r=tuning.lora.rank,
+                    r=tuning.lora.r,
                     lora_alpha=tuning.lora.alpha,
                     lora_dropout=tuning.lora.dropout,
                     use_dora=tune == "dora",
                     target_modules=self.lora_modules.replace(
-                        "{targets}", "|".join(tuning.lora.targets)
+                        "{targets}", "|".join(tuning.lora.target_modules)
                     ),
                     base_model_name_or_path=self.base_path,
                 )
@@ -122,15 +122,16 @@ class Adapted:
     def _check_parts(self, parts: tuple[str, ...]) -> None:
         if not parts:
             raise UserError(
-                "training.tune full: say which parts with training.parts; this model has no"
-                " default."
+                "training.finetuning full: say which parts with training.trainable_patterns; this"
+                " model has no default."
             )
         names = [name for name, _ in self.core.named_parameters()]
         idle = [part for part in parts if not any(re.match(part, name) for name in names)]
         if idle:
             there = sorted({".".join(name.split(".")[:2]) for name in names})
             raise UserError(
-                f"training.parts: {', '.join(idle)} match no weight; there are {', '.join(there)}."
+                f"training.trainable_patterns: {', '.join(idle)} match no weight; there are"
+                f" {', '.join(there)}."
             )
 
     def _inject(self, lora: LoraConfig, what: str = TARGETS) -> None:

@@ -51,13 +51,13 @@ class VisionInput:
 class LoraSettings(Settings):
     """The trainable part (LoRA, arXiv 2106.09685). Defaults are VLM2Vec's."""
 
-    rank: int = Field(16, ge=1)
-    """Of the two factors."""
+    r: int = Field(16, ge=1)
+    """Rank of the two factors."""
     alpha: int = Field(64, ge=1)
-    """What the adapter adds is multiplied by alpha / rank."""
+    """What the adapter adds is multiplied by alpha / r."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of an adapter's inputs dropped in training."""
-    targets: tuple[str, ...] = (
+    target_modules: tuple[str, ...] = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -77,13 +77,13 @@ class Tuning(Protocol):
     """The settings of training that say what is trained; `training.config` has them."""
 
     @property
-    def tune(self) -> str | None: ...
+    def finetuning(self) -> str | None: ...
 
     @property
     def lora(self) -> LoraSettings: ...
 
     @property
-    def parts(self) -> tuple[str, ...]: ...
+    def trainable_patterns(self) -> tuple[str, ...]: ...
 
 
 class Backbone(Protocol):

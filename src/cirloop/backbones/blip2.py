@@ -201,8 +201,9 @@ class Blip2(Adapted):
         wrong = [part for part in parts if any(re.match(part, name) for name in fixed)]
         if wrong:
             raise UserError(
-                f"training.parts: {', '.join(wrong)} match weights of {' or '.join(UNUSED)}, which"
-                f" this model does not train. By default it trains {', '.join(self.parts)}."
+                f"training.trainable_patterns: {', '.join(wrong)} match weights of"
+                f" {' or '.join(UNUSED)}, which this model does not train. By default it trains"
+                f" {', '.join(self.parts)}."
             )
 
     def prepare_images(self, images: Sequence[Image]) -> torch.Tensor:

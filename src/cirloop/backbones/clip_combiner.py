@@ -241,13 +241,13 @@ class ClipCombiner(Adapted):
         """Free the combiner, and with `train_clip` CLIP; raises UserError for a LoRA, and where
         nothing is left."""
         self.settings.check_training(tuning)
-        parts = tuning.parts or self.trained_parts or self.parts
+        parts = tuning.trainable_patterns or self.trained_parts or self.parts
         freed = re.compile("|".join(f"(?:{part})" for part in parts))
         names = [name for name, _ in self.core.named_parameters() if freed.match(name)]
         if not self.settings.train_clip and any(name.startswith("clip.visual.") for name in names):
             raise UserError(
-                f"training.parts {', '.join(parts)} would train CLIP's image tower, whose features"
-                " are kept on disk. Set model.train_clip, or name other parts."
+                f"training.trainable_patterns {', '.join(parts)} would train CLIP's image tower,"
+                " whose features are kept on disk. Set model.train_clip, or name other parts."
             )
         if self.settings.dtype != "float32" and any(name.startswith("clip.") for name in names):
             raise UserError(

@@ -118,8 +118,8 @@ class ClipCombinerSettings(ModelSettings):
     """CLIP by open_clip with a combiner of image and text (CLIP4Cir, ACM TOMM 2023, arXiv
     2308.11485).
 
-    Trained weights are named `combiner...` and, with `train_clip`, `clip...`: `training.rates:
-    {clip: 1.0e-6}` gives CLIP a rate of its own.
+    Trained weights are named `combiner...` and, with `train_clip`, `clip...`:
+    `training.lr_overrides: {clip: 1.0e-6}` gives CLIP a rate of its own.
     """
 
     type: Literal["clip_combiner"] = "clip_combiner"
@@ -160,12 +160,12 @@ class ClipCombinerSettings(ModelSettings):
 
     def check_training(self, tuning: Tuning) -> None:
         super().check_training(tuning)
-        if tuning.tune not in (None, "full"):
+        if tuning.finetuning not in (None, "full"):
             raise UserError(
-                f"training.tune {tuning.tune!r}: clip_combiner is trained in full; leave the"
-                " setting out."
+                f"training.finetuning {tuning.finetuning!r}: clip_combiner is trained in full;"
+                " leave the setting out."
             )
-        if self.combiner == "sum" and not self.train_clip and not tuning.parts:
+        if self.combiner == "sum" and not self.train_clip and not tuning.trainable_patterns:
             raise UserError(
                 "model.combiner `sum` has no weights and CLIP is frozen: nothing to train. Set"
                 " model.train_clip, choose the combiner `combiner` or `attention_fusion`, or train"

@@ -43,7 +43,7 @@ class VisionFeatures:
     ) -> None:
         self._encoder, self._images, self._tower = encoder, images, encoder.vision_key[:16]
         self._batch_size, self._num_workers = runtime.vision_batch_size, runtime.num_workers
-        max_bytes = int(runtime.cache_gb * 1e9)
+        max_bytes = int(runtime.feature_cache_max_gb * 1e9)
         self._shard_bytes = min(shard_bytes, max_bytes // 16) if max_bytes else shard_bytes
         self._tensors = TensorCache(directory, self._tower, max_bytes)
 

@@ -110,20 +110,20 @@ class VlmSettings(ModelSettings):
         return load(self.prompt_format)
 
     def check_training(self, tuning: Tuning) -> None:
-        if self.quantization != "none" and tuning.tune == "full":
+        if self.quantization != "none" and tuning.finetuning == "full":
             raise UserError(
-                f"training.tune full cannot train weights of {self.quantization}. Set training.tune"
-                " lora or dora, or model.quantization none."
+                f"training.finetuning full cannot train weights of {self.quantization}. Set"
+                " training.finetuning lora or dora, or model.quantization none."
             )
         if tuning.lora.dtype == "base":
             self._check_adapters_in_half(tuning)
 
     def _check_adapters_in_half(self, tuning: Tuning) -> None:
         ways = "or set training.lora.dtype float32."
-        if tuning.tune in ("full", "dora"):
+        if tuning.finetuning in ("full", "dora"):
             raise UserError(
-                "training.lora.dtype base is for a plain LoRA, not for training.tune"
-                f" {tuning.tune}: set training.tune lora, {ways}"
+                "training.lora.dtype base is for a plain LoRA, not for training.finetuning"
+                f" {tuning.finetuning}: set training.finetuning lora, {ways}"
             )
         if self.dtype == "float16":
             raise UserError(

@@ -112,8 +112,8 @@ class TensorCache:
         if total > self._max_bytes and not self._warned:
             self._warned = True
             message = (
-                "the vision features in use take %.3g GB in %s, more than runtime.cache_gb; they"
-                " stay"
+                "the vision features in use take %.3g GB in %s, more than"
+                " runtime.feature_cache_max_gb; they stay"
             )
             logger.warning(message, total / 1e9, self._root)
 

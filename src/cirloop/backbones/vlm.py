@@ -257,10 +257,13 @@ class VlmEmbedder(VisionBase, Adapted):
             {name.split(".lora_A.")[0].split(".")[-1] for name in names if ".lora_A." in name}
         )
         pairs = {
-            "rank": (lora.r, tuning.lora.rank),
+            "r": (lora.r, tuning.lora.r),
             "alpha": (lora.lora_alpha, tuning.lora.alpha),
             "dropout": (lora.lora_dropout, tuning.lora.dropout),
-            "targets": (", ".join(adapted), ", ".join(sorted(there & {*tuning.lora.targets}))),
+            "target_modules": (
+                ", ".join(adapted),
+                ", ".join(sorted(there & {*tuning.lora.target_modules})),
+            ),
         }
         differ = [
             f"{name} {has}, not {wanted}" for name, (has, wanted) in pairs.items() if has != wanted
@@ -277,8 +280,9 @@ class VlmEmbedder(VisionBase, Adapted):
         seen = [part for part in parts if any(re.match(part, name) for name in named)]
         if seen:
             raise UserError(
-                f"training.parts: {', '.join(seen)} reach the vision tower, which stays frozen"
-                " here: its output per image is kept. Name parts of model.language_model."
+                f"training.trainable_patterns: {', '.join(seen)} reach the vision tower, which"
+                " stays frozen here: its output per image is kept. Name parts of"
+                " model.language_model."
             )
 
     def map_legacy_key(self, name: str) -> str:

@@ -151,7 +151,8 @@ def yes_and_no(tokenizer: Any) -> tuple[list[int], list[int]]:
     )
     if yes <= no or no <= yes:
         raise UserError(
-            "The foundation model's tokenizer cannot tell yes from no. Set captioning.verify to 0."
+            "The foundation model's tokenizer cannot tell yes from no. Set"
+            " captioning.min_verify_probability to 0."
         )
     return sorted(yes - no), sorted(no - yes)
 

@@ -190,7 +190,7 @@ class VllmFoundation(Foundation):
 class TemplateFoundation(Foundation):
     """No model: a rule rewrites the human text without a look at the pictures. For dry runs of the
     machinery; every text is marked `template (no model)`, and nothing follows from the results. It
-    cannot judge, so `captioning.verify` must be 0."""
+    cannot judge, so `captioning.min_verify_probability` must be 0."""
 
     judges: ClassVar[bool] = False
     type: Literal["template"] = "template"
@@ -247,7 +247,7 @@ class CaptioningSettings(Settings):
 
     enabled: bool = True
     """False: mined images are used as negatives only."""
-    candidates: int = Field(4, ge=1)
+    num_candidates: int = Field(4, ge=1)
     """Texts per mined image: one greedy, the rest sampled; the one that passes the checks best is
     kept."""
     temperature: float = Field(0.7, gt=0)
@@ -266,10 +266,10 @@ class CaptioningSettings(Settings):
     """A shorter text is rejected."""
     max_words: int = Field(40, ge=1)
     """A longer text is rejected."""
-    verify: float = Field(0.5, ge=0, lt=1)
+    min_verify_probability: float = Field(0.5, ge=0, lt=1)
     """Least probability of "yes" when the foundation model is asked if the text is right; 0 = do
     not ask."""
-    round_trip: int = Field(20, ge=0)
+    max_round_trip_rank: int = Field(20, ge=0)
     """Lowest rank the current embedder may give the mined image for the new text; 0 = do not
     check."""
     max_per_query: int = Field(3, ge=1)
@@ -302,9 +302,10 @@ class CaptioningSettings(Settings):
     def check(self, foundation: Foundation) -> None:
         """Raises UserError where these settings and the foundation model do not go together."""
         self.prompts(foundation)
-        if self.verify and not foundation.judges:
+        if self.min_verify_probability and not foundation.judges:
             raise UserError(
-                f"captioning.verify {self.verify}: the foundation model {foundation.type!r} looks"
-                " at no picture and cannot judge a text. Set captioning.verify to 0, or use"
-                " another --foundation_model_backbone."
+                f"captioning.min_verify_probability {self.min_verify_probability}: the foundation"
+                f" model {foundation.type!r} looks at no picture and cannot judge a text. Set"
+                " captioning.min_verify_probability to 0, or use another"
+                " --foundation_model_backbone."
             )

@@ -61,11 +61,11 @@ def write_candidates(
     seed: int,
     prompt: Prompt = REWRITE,
 ) -> list[Candidate]:
-    """`settings.candidates` texts per mined image, the first greedy; equal texts once. An answer
-    that had not ended after `settings.max_new_tokens` tokens is kept as it is, `cut off`, and so is
-    one that is not of the kind the prompt asks for, `unparseable`."""
+    """`settings.num_candidates` texts per mined image, the first greedy; equal texts once. An
+    answer that had not ended after `settings.max_new_tokens` tokens is kept as it is, `cut off`,
+    and so is one that is not of the kind the prompt asks for, `unparseable`."""
     asks = [Ask(queries[n.query].reference, n.image, queries[n.query].text) for n in mined]
-    temperatures = [0.0] + [settings.temperature] * (settings.candidates - 1)
+    temperatures = [0.0] + [settings.temperature] * (settings.num_candidates - 1)
     answers = eyes.write(prompt, asks, settings.max_new_tokens, temperatures, seed, "captions")
     out = []
     for negative, ask, several in zip(mined, asks, answers, strict=True):
@@ -136,7 +136,7 @@ def verify(
     left = [i for i, c in enumerate(out) if not c.reason]
     asks = [Ask(out[i].reference, out[i].negative.image, out[i].text) for i in left]
     for i, p in zip(left, eyes.yes(prompt, asks, "captions: verify"), strict=True):
-        failed = "not verified" if p < settings.verify else ""
+        failed = "not verified" if p < settings.min_verify_probability else ""
         out[i] = replace(out[i], checks={**out[i].checks, "verify": p}, reason=failed)
     return out
 
@@ -144,15 +144,15 @@ def verify(
 def check_round_trip(
     candidates: Sequence[Candidate], settings: CaptioningSettings, round_trip: RoundTrip
 ) -> list[Candidate]:
-    """The current embedder ranks the mined image within the top `settings.round_trip` for the new
-    text."""
+    """The current embedder ranks the mined image within the top `settings.max_round_trip_rank` for
+    the new text."""
     out = list(candidates)
     left = [i for i, c in enumerate(out) if not c.reason]
     queries = [Query(QueryId(str(i)), out[i].reference, out[i].text, out[i].category) for i in left]
     for i, rank in zip(
         left, round_trip(queries, [out[i].negative.image for i in left]), strict=True
     ):
-        failed = "round trip" if rank > settings.round_trip else ""
+        failed = "round trip" if rank > settings.max_round_trip_rank else ""
         out[i] = replace(out[i], checks={**out[i].checks, "round_trip_rank": rank}, reason=failed)
     return out
 

@@ -39,6 +39,14 @@ COMMON = {
     "data": frozenset(FileSettings.model_fields),
 }
 """Settings of a group that mean the same for all its types; of models all do but the weights."""
+EARLIER_NAMES = {
+    "training.warm_up_steps": "training.iteration_0_steps",
+    "training.steps": "training.steps_per_iteration",
+    "captioning.candidates": "captioning.num_candidates",
+    "captioning.verify": "captioning.min_verify_probability",
+    "captioning.round_trip": "captioning.max_round_trip_rank",
+}
+"""Names that files and flags in use still have for these settings."""
 Content = dict[str, Any]
 
 
@@ -98,6 +106,14 @@ def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
     return Asked(config, known.fast_mode, directory, goes_on, simulated, types, given, dtypes)
 
 
+def current_flags(argv: Sequence[str]) -> list[str]:
+    """Return a command line with flags of `EARLIER_NAMES` under the names that settings have
+    now."""
+    names = {f"--{name}": f"--{current}" for name, current in EARLIER_NAMES.items()}
+    split = [word.partition("=") for word in argv]
+    return [names.get(flag, flag) + sign + value for flag, sign, value in split]
+
+
 def content(asked: Asked, default: Path) -> Content:
     """The settings under the flags, said in a line. `default` is the recipe of no data set; the
     others lie beside it.
@@ -152,8 +168,8 @@ def _twin(path: Path, configs: Path) -> Path:
         raise UserError(
             f"--fast_mode needs {shown(twin)}, to lay over {path.name}: there is no such file."
             f" There is: {twins or 'none'}. Write it, or leave --fast_mode out and give smaller"
-            " numbers by flags, such as --num_iterations 1 --training.warm_up_steps 10"
-            " --training.steps 10."
+            " numbers by flags, such as --num_iterations 1 --training.iteration_0_steps 10"
+            " --training.steps_per_iteration 10."
         )
     return twin
 
@@ -198,6 +214,10 @@ def _read(path: Path, configs: Path) -> Content:
     odd = [key for key in settings if not isinstance(key, str)]
     if odd:
         raise UserError(f"{path}: names of settings are words, found {odd[0]!r}.")
+    for name, current in EARLIER_NAMES.items():
+        group, _, setting = name.partition(".")
+        if isinstance(settings.get(group), dict) and setting in settings[group]:
+            settings[group][current.rpartition(".")[2]] = settings[group].pop(setting)
     if isinstance(settings.get("mining"), dict):
         settings["mining"] = below_strategy(settings["mining"])
     for flag in {"config", "fast_mode"} & settings.keys():

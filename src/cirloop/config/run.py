@@ -57,13 +57,13 @@ class Evaluation(Settings):
     """What is evaluated after each iteration."""
 
     split: Literal["val", "test"] = Field("val", description="What iterations are evaluated on.")
-    base: bool = True
+    evaluate_base: bool = True
     """Also evaluate the base model, before any training."""
 
 
 PLACES = (
     ("", ("data_dir", "train_dir")),
-    ("runtime", ("cache_dir", "control", "accelerate_config", "deepspeed")),
+    ("runtime", ("cache_dir", "compare_with", "accelerate_config", "deepspeed")),
 )
 """Settings that are paths and decide no result."""
 LAST_WORD = (
@@ -75,12 +75,12 @@ LAST_WORD = (
     ),
     *("training.batch_size", "training.learning_rate"),
     *(
-        "training.skip_bad_batches",
+        "training.max_skipped_batches",
         "runtime.num_processes",
         "runtime.accelerate_config",
         "runtime.deepspeed",
     ),
-    *("runtime.profile", "runtime.control", "runtime.report_to"),
+    *("runtime.profile", "runtime.compare_with", "runtime.report_to"),
 )
 """Settings whose last word alone is a flag too."""
 SHORTCUTS = {
@@ -193,9 +193,9 @@ class RunConfig(BaseSettings):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide results, as JSON. `num_iterations` is not one: a run may be
-        prolonged. Neither is `training.skip_bad_batches`: a finished stage left out the bad batches
-        that it had, whatever the limit. Nor is `training.chunk_size`, so that a run that ran out of
-        memory goes on: it decides no more than which dropout is drawn."""
+        prolonged. Neither is `training.max_skipped_batches`: a finished stage left out the bad
+        batches that it had, whatever the limit. Nor is `training.grad_cache_chunk_size`, so that a
+        run that ran out of memory goes on: it decides no more than which dropout is drawn."""
         keep = {
             "seed",
             "retrieval",
@@ -209,7 +209,7 @@ class RunConfig(BaseSettings):
             "evaluation",
         }
         return self.model_dump(
-            mode="json", include=keep, exclude={"training": {"skip_bad_batches", "chunk_size"}}
+            mode="json", include=keep, exclude={"training": {"max_skipped_batches", "chunk_size"}}
         )
 
     def resolved(self) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class RunConfig(BaseSettings):
 def load(given: Sequence[str], default_config: Path) -> RunConfig:
     """The configuration of a command line. Raises UserError with every problem found; prints the
     help asked for."""
-    argv = cli_help.rest(given)
+    argv = recipes.current_flags(cli_help.rest(given))
     asked = recipes.asked(argv, TYPED, PROGRAM)
     content = recipes.content(asked, default_config)
     for name in NO_SETTINGS if "schema" in content else ():

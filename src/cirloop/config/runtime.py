@@ -17,13 +17,13 @@ class Runtime(Settings):
     """Images in the vision tower at once."""
     embed_batch_size: int = Field(64, ge=1)
     """Rows embedded at once, at most: rows of one length are."""
-    embed_batch_tokens: int = Field(0, ge=0)
+    max_tokens_per_batch: int = Field(0, ge=0)
     """So many tokens embedded at once, instead of a number of rows; 0 = `embed_batch_size`."""
     num_workers: int = Field(2, ge=0)
     """Threads that decode and preprocess images ahead of the vision tower; 0 = none."""
     num_processes: int = Field(1, ge=1)
     """Processes of each stage; more than one are children under `accelerate launch`."""
-    timeout_minutes: float = Field(30, gt=0)
+    hang_timeout_minutes: float = Field(30, gt=0)
     """Minutes that the processes of a stage wait for each other before they end, and the run with
     them."""
     accelerate_config: Path | None = None
@@ -32,14 +32,14 @@ class Runtime(Settings):
     """A DeepSpeed JSON; training runs under DeepSpeed."""
     cache_dir: Path | None = None
     """Where vision features are kept; by default `cache/` beside the run directory."""
-    cache_gb: float = Field(0, ge=0)
+    feature_cache_max_gb: float = Field(0, ge=0)
     """Size that vision features may take there, in 10^9 bytes, before those not used for longest
     are deleted; what this run has used stays. 0 = no limit."""
-    save_every: int = Field(50, ge=0)
+    checkpoint_every_steps: int = Field(50, ge=0)
     """Steps between step checkpoints; 0 = none."""
     report: bool = True
     """Write `report.html` anew after each iteration and at the end."""
-    control: Path | None = None
+    compare_with: Path | None = None
     """Another run directory, whose recalls `report.html` draws beside this run's."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where losses, recalls and costs go while the run works, such as tensorboard,wandb; nowhere by

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cirloop.config.run import RunConfig
 
 logger = logging.getLogger(__name__)
-LAX = {"verify": 0.0, "round_trip": 0}
+LAX = {"min_verify_probability": 0.0, "max_round_trip_rank": 0}
 """Checks of texts that a rule cannot answer, or that random rankings would decide."""
 
 

@@ -34,7 +34,7 @@ def do_share(job: ShardJob) -> None:
 
     config = RunConfig(**job.config)
     gpu = {} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}
-    state = PartialState(timeout=timedelta(minutes=config.runtime.timeout_minutes), **gpu)
+    state = PartialState(timeout=timedelta(minutes=config.runtime.hang_timeout_minutes), **gpu)
     data = config.data.build(Sources(config.data_dir, job.cache, _quiet, config.train_dir))
     images = data.at(job.where).images
     wanted = [item.image for item in job.items] + [
@@ -56,7 +56,7 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
     see_together(features, [item.image for item in job.items], state)
     shown, size = progress if share[0] == 0 else _quiet, runtime.embed_batch_size
     rows, vectors = embed_share(
-        backbone, features, job.items, size, shown, job.title, runtime.embed_batch_tokens, share
+        backbone, features, job.items, size, shown, job.title, runtime.max_tokens_per_batch, share
     )
     if rows:
         np.save(job.directory / f"{share[0]}_rows.npy", np.array(rows, np.int64))

@@ -44,7 +44,7 @@ logger = logging.getLogger("cirloop.distributed.worker")  # also when run as __m
 BAD_BATCH = "bad_batch.json"
 
 
-def accelerator(timeout_minutes: float = 30) -> Accelerator:
+def accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
     """Accelerate as the launcher set it up; gloo where there is no GPU. Processes wait for each
     other for so long."""
     import torch
@@ -58,7 +58,7 @@ def accelerator(timeout_minutes: float = 30) -> Accelerator:
             f"fsdp_version {os.environ.get('FSDP_VERSION')} in the accelerate config; set it to 2,"
             " as in configs/accelerate/fsdp2.yaml."
         )
-    timeout = timedelta(minutes=timeout_minutes)
+    timeout = timedelta(minutes=hang_timeout_minutes)
     if torch.cuda.is_available():
         return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
     handlers = (
@@ -136,7 +136,7 @@ def rank() -> int:
 def _train(job: TrainJob, config: RunConfig) -> None:
     data = config.data.build(Sources(config.data_dir, job.cache, progress, config.train_dir)).train
     settings, iteration = config.training, job.iteration
-    accelerate = accelerator(config.runtime.timeout_minutes)
+    accelerate = accelerator(config.runtime.hang_timeout_minutes)
     if getattr(config.model, "compile", False) and in_pieces(accelerate):
         raise UserError(
             "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2)."
@@ -155,8 +155,8 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         augmented,
         mined,
         settings.batch_size,
-        settings.augmented_share,
-        settings.num_negatives,
+        settings.augmented_fraction,
+        settings.negatives_in_batch,
         seed,
         settings.unique_targets,
         groups_of(data, settings.group_batches),
@@ -174,7 +174,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         seed,
         job.key,
         job.workspace,
-        config.runtime.save_every,
+        config.runtime.checkpoint_every_steps,
         accelerate,
         lambda row: events.tell("step", row=row),
     )

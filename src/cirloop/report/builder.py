@@ -45,7 +45,7 @@ def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -
             train,
             evals,
             no_data,
-            config.runtime.control,
+            config.runtime.compare_with,
             notices.of(config),
             notices.title(config),
         )
@@ -72,7 +72,7 @@ def rebuild(config: RunConfig) -> Path:
     """
     own, store = run_directory(config.directory)
     runtime = own.runtime.model_copy(
-        update={"control": config.runtime.control or own.runtime.control}
+        update={"compare_with": config.runtime.compare_with or own.runtime.compare_with}
     )
     places = {
         "data_dir": config.data_dir or own.data_dir,

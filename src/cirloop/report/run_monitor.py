@@ -84,7 +84,7 @@ class Watch:
                 _kind(name) == "checkpoint" and row["steps"]
             )  # a resumed stage did some of the steps
             seconds += row["seconds"] * (
-                self._config.training.steps / row["steps"] if trains else 1.0
+                self._config.training.steps_per_iteration / row["steps"] if trains else 1.0
             )
         return seconds
 
@@ -97,7 +97,7 @@ class Watch:
 
     def _steps_before(self, iteration: int) -> int:
         t = self._config.training
-        return t.warm_up_steps + (iteration - 1) * t.steps if iteration else 0
+        return t.iteration_0_steps + (iteration - 1) * t.steps_per_iteration if iteration else 0
 
     def _tell_step(self, row: dict[str, Any], iteration: int, found: bool = False) -> None:
         values = {

@@ -40,11 +40,11 @@ def caption(
             eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite
         )
         candidates = [pipeline.check_form(c, settings) for c in candidates]
-        if settings.verify:
+        if settings.min_verify_probability:
             candidates = pipeline.verify(eyes, candidates, settings, prompts.verify)
         name = eyes.name
         del eyes  # before the embedder comes in
-        if settings.round_trip:
+        if settings.max_round_trip_rank:
             candidates = pipeline.check_round_trip(candidates, settings, round_trip)
         written = [each.triplet for artifact in before for each in read_augmented(artifact)]
         known = {

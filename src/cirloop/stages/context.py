@@ -146,7 +146,7 @@ class Run:
             size,
             progress,
             title,
-            runtime.embed_batch_tokens,
+            runtime.max_tokens_per_batch,
         )
 
     def _executor(self, split: TrainSplit | EvalSplit) -> ShardedExecutor:

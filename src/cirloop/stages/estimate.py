@@ -34,7 +34,7 @@ def rows_of(config: RunConfig, data: Dataset) -> Rows:
     if config.retrieval == "simulated":
         return [*_what(config, data), ("time", "seconds: there is no model")]
     rows = _what(config, data) + _memory(config, data) + _disk(config, data)
-    trains = bool(config.num_iterations or config.training.warm_up_steps)
+    trains = bool(config.num_iterations or config.training.iteration_0_steps)
     cannot = _too_large(config)
     try:
         timings = {} if cannot else measure(config, data, trains, _rows_that_fit(config, data))
@@ -58,23 +58,23 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
     """Data, model and method."""
     training, captioning, mining = config.training, config.captioning, config.mining
     parts = data.parts(config.evaluation.split)
-    trains = bool(config.num_iterations or training.warm_up_steps)
+    trains = bool(config.num_iterations or training.iteration_0_steps)
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
     num = launcher.processes(config.runtime)
     shared = config.foundation.shares(config.model) and num == 1
     lora, tune = (
         training.lora,
-        training.tune
+        training.finetuning
         or ("lora" if isinstance(config.model, VlmSettings) else "as the model has it"),
     )
     foundation = config.foundation.path or f"{config.foundation.type}, a rule without a model"
-    texts = f"{counted(captioning.candidates, 'text')} per mined image by {foundation}"
+    texts = f"{counted(captioning.num_candidates, 'text')} per mined image by {foundation}"
     if config.foundation.path:
         texts += ", on the embedder's weights" if shared else ", loaded in the embedder's place"
     how = (
-        f"rank {lora.rank}, alpha {lora.alpha}, {lora.dtype}"
-        if training.tune != "full"
-        else ", ".join(training.parts)
+        f"rank {lora.r}, alpha {lora.alpha}, {lora.dtype}"
+        if training.finetuning != "full"
+        else ", ".join(training.trainable_patterns)
     )
     trained = (
         f"{len(data.train.triplets)} triplets, {len(data.train.gallery.ids)} images"
@@ -82,8 +82,8 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
         else "nothing"
     )
     steps = (
-        f"warm-up of {training.warm_up_steps} steps, then {config.num_iterations} of"
-        f" {training.steps} steps"
+        f"warm-up of {training.iteration_0_steps} steps, then {config.num_iterations} of"
+        f" {training.steps_per_iteration} steps"
     )
     return [
         (
@@ -98,8 +98,8 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
         (
             "iterations",
             (
-                f"{steps}; {training.batch_size} queries a step, {training.chunk_size or 'all'}"
-                " rows at once"
+                f"{steps}; {training.batch_size} queries a step,"
+                f" {training.grad_cache_chunk_size or 'all'} rows at once"
             ),
         ),
         ("strategy", f"{mining.strategy.type}, {mining.strategy.negatives_per_query} a query"),
@@ -116,7 +116,9 @@ def rows_at_once(config: RunConfig) -> int:
     """Rows whose activations a training step holds at once: all, or with gradient caching a chunk
     of each side."""
     training = config.training
-    return 2 * training.chunk_size or training.batch_size * (2 + training.num_negatives)
+    return 2 * training.grad_cache_chunk_size or training.batch_size * (
+        2 + training.negatives_in_batch
+    )
 
 
 def peaks(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
@@ -127,22 +129,24 @@ def peaks(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
         return {}
     sizes, lora, captioning = resources.sizes_of(model.find()), training.lora, config.captioning
     weights = resources.weight_bytes(sizes, model.dtype, model.quantization)
-    adapters = resources.adapter_weights(sizes, lora.rank, lora.targets, training.tune == "dora")
+    adapters = resources.adapter_weights(
+        sizes, lora.r, lora.target_modules, training.finetuning == "dora"
+    )
     row, half = round(tokens) + TEXT_TOKENS, lora.dtype == "base"
     kind = model.dtype if half else "float32"
     working = resources.working_bytes(sizes, model.dtype, "float32")
-    batch = config.runtime.embed_batch_tokens or config.runtime.embed_batch_size * row
+    batch = config.runtime.max_tokens_per_batch or config.runtime.embed_batch_size * row
     stages = {
         "embed": {"weights": weights, "adapters": 4 * adapters, "working space": batch * working}
     }
-    if training.tune != "full" and (config.num_iterations or training.warm_up_steps):
+    if training.finetuning != "full" and (config.num_iterations or training.iteration_0_steps):
         rows = rows_at_once(config)
         per_token = resources.activation_bytes(
             sizes,
             model.dtype,
             kind,
-            lora.rank,
-            lora.targets,
+            lora.r,
+            lora.target_modules,
             lora.dropout,
             not model.packed,
             row if model.attention == "eager" else 0,
@@ -182,8 +186,8 @@ def _memory(config: RunConfig, data: Dataset) -> Rows:
         note = f": more than the {gigabytes(whole)} of this device" if total > whole else ""
         shown = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())
         rows.append((f"memory: {stage}", f"{gigabytes(total)}{note} = {shown}"))
-    if config.training.tune == "full":
-        rows.append(("memory: train", "no arithmetic is known for training.tune full"))
+    if config.training.finetuning == "full":
+        rows.append(("memory: train", "no arithmetic is known for training.finetuning full"))
     return rows
 
 
@@ -209,19 +213,25 @@ def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
     row, hours = timings["row"].seconds, {}
     hours["vision, once"] = num_images(splits) * timings["picture"].seconds
-    hours["evaluate"] = (rounds + 1 + config.evaluation.base) * (asked + ranked) * row
+    hours["evaluate"] = (rounds + 1 + config.evaluation.evaluate_base) * (asked + ranked) * row
     if "step" in timings:
         queries, images = len(data.train.triplets), len(data.train.gallery.ids)
         rows = (
-            training.batch_size * (2 + training.num_negatives) / 2
+            training.batch_size * (2 + training.negatives_in_batch) / 2
         )  # measured: a query and its target
         hours["train"] = (
-            (training.warm_up_steps + rounds * training.steps) * rows * timings["step"].seconds
+            (training.iteration_0_steps + rounds * training.steps_per_iteration)
+            * rows
+            * timings["step"].seconds
         )
         hours["mine"] = rounds * (queries + images) * row
         mined = rounds * queries * config.mining.strategy.negatives_per_query
         if "text" in timings:
-            checked = config.captioning.candidates * row if config.captioning.round_trip else 0.0
+            checked = (
+                config.captioning.num_candidates * row
+                if config.captioning.max_round_trip_rank
+                else 0.0
+            )
             hours["caption, at most"] = mined * (timings["text"].seconds + checked)
     names = {
         "picture": "a picture in the tower",
@@ -259,7 +269,7 @@ def _too_large(config: RunConfig) -> str:
 def _rows_that_fit(config: RunConfig, data: Dataset) -> int:
     """Rows of a training step whose activations fit the memory that is free; no limit where no
     arithmetic is known."""
-    if not isinstance(config.model, VlmSettings) or config.training.tune == "full":
+    if not isinstance(config.model, VlmSettings) or config.training.finetuning == "full":
         return sys.maxsize
     tokens = mean_tokens(config.model, splits_of(config, data))
     parts = peaks(config, tokens).get("train")

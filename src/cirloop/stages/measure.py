@@ -91,9 +91,9 @@ def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> d
         if writes and foundation.type not in ("template", "vllm"):
             found["text"] = _captioning(config, models, data.train)
         size = min(config.training.batch_size, len(data.train.triplets)) if trains else 0
-        if not config.training.chunk_size:
+        if not config.training.grad_cache_chunk_size:
             size = min(size, most_rows // 2)
-        if size >= FIRST and 2 * config.training.chunk_size <= most_rows:
+        if size >= FIRST and 2 * config.training.grad_cache_chunk_size <= most_rows:
             found["step"] = _training(config, models, data.train, size)
         return found
     finally:
@@ -133,15 +133,15 @@ def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
     )
     captioner = models.captioner(models.embedder(None))
     eyes = Eyes(captioner, train.images, config.cache / "vision", len(asks), _quiet, config.runtime)
-    heats = [0.0] + [settings.temperature] * (settings.candidates - 1)
+    heats = [0.0] + [settings.temperature] * (settings.num_candidates - 1)
 
     def work(rows: int) -> object:
         texts = eyes.write(
             prompts.rewrite, asks[:rows], settings.max_new_tokens, heats, 0, "measure"
         )
-        if not settings.verify:
+        if not settings.min_verify_probability:
             return texts
-        again = [ask for ask in asks[:rows] for _ in range(settings.candidates)]
+        again = [ask for ask in asks[:rows] for _ in range(settings.num_candidates)]
         return eyes.yes(prompts.verify, again[: len(asks)], "measure")
 
     return timed(work, len(asks))

@@ -55,7 +55,7 @@ def mine(
 
     told = run.config.attributes
     asked = any(each.type == "verify" for each in run.config.mining.filters) or (
-        told and told.images == "vlm"
+        told and told.image_source == "vlm"
     )
     settings = run.key("model", "mining", "attributes", "data", *(["foundation"] if asked else []))
     if asked:

@@ -24,7 +24,7 @@ SAMPLE = 16
 
 def check_models(config: RunConfig, problems: Problems) -> None:
     """Adapters, and what settings ask of the machine."""
-    trains = bool(config.num_iterations or config.training.warm_up_steps)
+    trains = bool(config.num_iterations or config.training.iteration_0_steps)
     if isinstance(config.model, VlmSettings) and config.model.start_adapter is not None:
         try:
             _check_start_adapter(config, config.model, config.model.start_adapter, trains)
@@ -51,7 +51,7 @@ def check_models(config: RunConfig, problems: Problems) -> None:
             "training.lora.dtype base",
             "is not available under DeepSpeed or FSDP; set it to float32",
         )
-    for name in ("chunk_size", "skip_bad_batches"):
+    for name in ("chunk_size", "max_skipped_batches"):
         if kind == "DEEPSPEED" and getattr(config.training, name):
             problems.add(f"training.{name}", "is not available under DeepSpeed; set it to 0")
 
@@ -84,14 +84,14 @@ def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, train
     lora = parse.parse_json(parse.text(directory / LORA_CONFIG))
     wrong = _misfits(directory / LORA_WEIGHTS, model, lora)
     tuning = config.training
-    dora, tune = bool(lora.get("use_dora")), tuning.tune or "lora"
+    dora, tune = bool(lora.get("use_dora")), tuning.finetuning or "lora"
     if trains and tune != ("dora" if dora else "lora"):
         wrong.append(
-            f"it is a {'DoRA' if dora else 'plain LoRA'}, and training.tune is {tune}: set"
-            f" training.tune {'dora' if dora else 'lora'}"
+            f"it is a {'DoRA' if dora else 'plain LoRA'}, and training.finetuning is {tune}: set"
+            f" training.finetuning {'dora' if dora else 'lora'}"
         )
     names = {
-        "rank": ("r", tuning.lora.rank),
+        "r": ("r", tuning.lora.r),
         "alpha": ("lora_alpha", tuning.lora.alpha),
         "dropout": ("lora_dropout", tuning.lora.dropout),
     }
@@ -142,7 +142,9 @@ def splits_of(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
     """Those whose pictures the run looks at."""
     splits: list[TrainSplit | EvalSplit] = [*data.parts(config.evaluation.split)]
     return (
-        [data.train, *splits] if config.num_iterations or config.training.warm_up_steps else splits
+        [data.train, *splits]
+        if config.num_iterations or config.training.iteration_0_steps
+        else splits
     )
 
 
@@ -194,9 +196,9 @@ def disk_of(config: RunConfig, data: Dataset) -> dict[str, int]:
         config.training,
     )
     adapter = resources.adapter_weights(
-        sizes, training.lora.rank, training.lora.targets, training.tune == "dora"
+        sizes, training.lora.r, training.lora.target_modules, training.finetuning == "dora"
     )
-    weights = sizes.language_weights if training.tune == "full" else adapter
+    weights = sizes.language_weights if training.finetuning == "full" else adapter
     kept = (config.num_iterations + 1) * 4 * weights + 2 * 12 * weights
     each = resources.feature_bytes(sizes, model.dtype, mean_tokens(model, splits))
     return {"vision": each * num_images(splits), "run": kept}
@@ -221,8 +223,8 @@ def check_disk(config: RunConfig, data: Dataset, problems: Problems) -> None:
             f" {resources.gigabytes(needs['vision'])}, {resources.gigabytes(there)} of them or of"
             f" others are there, and {resources.gigabytes(free)} are free: give a larger disk by"
             " --runtime.cache_dir, lower model.max_pixels (where the model has it), or free some"
-            " of it. runtime.cache_gb only deletes what other runs have left: what a run itself"
-            " needs stays",
+            " of it. runtime.feature_cache_max_gb only deletes what other runs have left: what a"
+            " run itself needs stays",
         )
     if not together and needs["run"] > shutil.disk_usage(run).free:
         left = resources.gigabytes(shutil.disk_usage(run).free)

@@ -48,7 +48,7 @@ def check(config: RunConfig) -> Dataset:
         try:
             if not trains:
                 _check_targets(data.parts(config.evaluation.split), problems)
-            elif config.num_iterations or config.training.warm_up_steps:
+            elif config.num_iterations or config.training.iteration_0_steps:
                 _check_triplets(config, data.train, problems)
                 _check_mining(config, data.train, problems)
                 _check_groups(config.training.group_batches, data.train, problems)
@@ -66,7 +66,7 @@ def check(config: RunConfig) -> Dataset:
         check_disk(config, data, problems)
     check_models(config, problems)
     try:
-        if config.num_iterations or config.training.warm_up_steps:
+        if config.num_iterations or config.training.iteration_0_steps:
             config.model.check_training(config.training)
     except UserError as error:
         problems.add("training", str(error))
@@ -162,7 +162,7 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> N
     told = config.attributes
     asks = {
         "mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
-        "attributes.images vlm": told is not None and told.images == "vlm",
+        "attributes.image_source vlm": told is not None and told.image_source == "vlm",
     }
     for setting, needed in asks.items():
         if needed and not config.foundation.judges:
@@ -183,7 +183,7 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> N
                 f"mining.strategy {config.mining.strategy.type}",
                 f"needs {name}: {way}; see docs/negatives.md",
             )
-    if told is not None and told.images != "vlm":
+    if told is not None and told.image_source != "vlm":
         image_attributes(told, told.build(), train.gallery.ids)
 
 

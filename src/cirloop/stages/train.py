@@ -24,7 +24,7 @@ def train(
     """checkpoint_iter_{t}/: the LoRA after training on human and augmented triplets with the mined
     negatives."""
     config, name = run.config, f"checkpoint_iter_{iteration}"
-    steps = config.training.steps if iteration else config.training.warm_up_steps
+    steps = config.training.steps_per_iteration if iteration else config.training.iteration_0_steps
     untrained = steps == 0 and parent is None  # evaluating a base model needs no training data
     inputs = [a.digest for a in (parent, *augmented, negatives) if a is not None]
     inputs = inputs if untrained else [run.data.digest, *inputs]

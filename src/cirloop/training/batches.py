@@ -47,7 +47,7 @@ class Batches:
         augmented: Sequence[AugmentedTriplet],
         mined: Sequence[MinedNegative],
         batch_size: int,
-        augmented_share: float,
+        augmented_fraction: float,
         num_negatives: int,
         seed: int,
         unique_targets: bool = True,
@@ -61,7 +61,7 @@ class Batches:
             raise ValueError("no human triplets to train on")
         self._human, self._augmented = list(human), list(augmented)
         self._by_id = {t.query.id: t for t in human}
-        self._num_augmented = int(batch_size * augmented_share) if augmented else 0
+        self._num_augmented = int(batch_size * augmented_fraction) if augmented else 0
         self._batch_size, self._num_negatives, self._seed = batch_size, num_negatives, seed
         self._unique, self._groups = unique_targets, groups
         self._shuffles: dict[tuple[str, int], list[int]] = {}

@@ -46,7 +46,7 @@ class TripletHinge(Settings):
 
 class BradleyTerry(Settings):
     """QuRe's: the log-odds of the target against a query's own negatives; QuRe draws one,
-    `training.num_negatives`."""
+    `training.negatives_in_batch`."""
 
     type: Literal["bradley_terry"] = "bradley_terry"
     temperature: float = Field(1.0, gt=0)
@@ -89,16 +89,16 @@ LossConfig = Annotated[
 class TrainingSettings(Settings):
     """One training stage: a contrastive loss, AdamW, a linear warm-up of the rate and a fall."""
 
-    warm_up_steps: int = Field(100, ge=0)
+    iteration_0_steps: int = Field(100, ge=0)
     """Optimisation steps of iteration 0, on human triplets alone; 0 = the base model as it is."""
-    steps: int = Field(100, ge=0)
+    steps_per_iteration: int = Field(100, ge=0)
     """Optimisation steps of each later iteration."""
     batch_size: int = Field(48, ge=2)
     """Queries per step, over all processes."""
-    augmented_share: float = Field(0.25, ge=0, le=0.5)
+    augmented_fraction: float = Field(0.25, ge=0, le=0.5)
     """Share of a batch that is augmented triplets, where there are any; each brings its human
     triplet along."""
-    num_negatives: int = Field(1, ge=0)
+    negatives_in_batch: int = Field(1, ge=0)
     """Mined images added as candidates per human query that has any: its own negatives, for losses
     of pairs, beside the mined images that were rewritten and are in the batch. A query with neither
     gets as many random targets of other queries of the batch."""
@@ -107,49 +107,49 @@ class TrainingSettings(Settings):
     group_batches: Literal["none", "category", "group"] = "none"
     """Draw a batch's human triplets from one category of images, or whole groups of them (CIRR's
     sets of six)."""
-    hardest: int = Field(0, ge=0)
+    num_hard_candidates: int = Field(0, ge=0)
     """Valid wrong candidates of the batch kept in a query's denominator, the hardest, which are
     also the negatives of `triplet`; 0 = all of them, and a query's own negatives for `triplet`."""
-    hardest_of: int = Field(50, ge=1)
+    hard_candidate_pool: int = Field(50, ge=1)
     """Most similar candidates that those are looked for among."""
-    hardest_margin: float = 0.0
+    hard_candidate_margin: float = 0.0
     """How far above the target a valid candidate may score, in cosine; negative: how far below it
     must stay."""
     loss: LossConfig = InfoNCE()
     learning_rate: float = Field(5e-4, gt=0)
     """The peak of the rate."""
-    rates: dict[str, Annotated[float, Field(gt=0)]] = Field({})
+    lr_overrides: dict[str, Annotated[float, Field(gt=0)]] = Field({})
     """Other learning rates, by a pattern that a weight's name starts with; the first that fits
     counts."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls after its warm-up, to 0 at the stage's last step, or not at all."""
-    rate_warm_up: float = Field(0.1, ge=0, lt=1)
+    lr_warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Longer gradients are shortened to this norm."""
-    chunk_size: int = Field(0, ge=0)
+    grad_cache_chunk_size: int = Field(0, ge=0)
     """Rows encoded at once with gradient caching (GradCache, arXiv 2101.06983); 0 = the whole batch
     at once. A run may go on with another number, which changes rounding and the draws of
     dropout."""
-    skip_bad_batches: int = Field(0, ge=0)
+    max_skipped_batches: int = Field(0, ge=0)
     """Batches of a stage without a finite loss and gradient that may be left out; one more stops
     it. What is left out does not depend on this number, so a run can go on with a higher one."""
-    tune: Literal["lora", "dora", "full"] | None = None
+    finetuning: Literal["lora", "dora", "full"] | None = None
     """How weights are trained; by default as suits the model: LoRA on a language model, other
     models in full."""
     lora: LoraSettings = LoraSettings()
-    parts: tuple[str, ...] = ()
-    """With `tune: full`, what is trained: patterns that a weight's name starts with; by default the
-    model's own."""
+    trainable_patterns: tuple[str, ...] = ()
+    """With `finetuning: full`, what is trained: patterns that a weight's name starts with; by
+    default the model's own."""
 
     @model_validator(mode="after")
     def _even(self) -> TrainingSettings:
-        if int(self.batch_size * self.augmented_share) * 2 > self.batch_size:
+        if int(self.batch_size * self.augmented_fraction) * 2 > self.batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot hold its augmented share"
-                f" {self.augmented_share} in pairs"
+                f" {self.augmented_fraction} in pairs"
             )
         return self
 
@@ -161,25 +161,29 @@ class TrainingSettings(Settings):
             if isinstance(self.loss, LossSum)
             else [self.loss]
         )
-        if self.hardest and all(isinstance(loss, BradleyTerry) for loss in losses):
+        if self.num_hard_candidates and all(isinstance(loss, BradleyTerry) for loss in losses):
             raise ValueError(
-                f"hardest {self.hardest} does nothing with loss {self.loss.type}, which has pairs"
-                " of its own; leave it out, or use info_nce or triplet"
+                f"num_hard_candidates {self.num_hard_candidates} does nothing with loss"
+                f" {self.loss.type}, which has pairs of its own; leave it out, or use info_nce or"
+                " triplet"
             )
-        if self.hardest_margin != 0 and not self.hardest:
+        if self.hard_candidate_margin != 0 and not self.num_hard_candidates:
             raise ValueError(
-                f"hardest_margin {self.hardest_margin} does nothing with hardest: 0; set"
-                " hardest too"
+                f"hard_candidate_margin {self.hard_candidate_margin} does nothing with"
+                " num_hard_candidates: 0; set num_hard_candidates too"
             )
         only_pairs = not any(isinstance(loss, InfoNCE) for loss in losses)
-        if only_pairs and self.num_negatives == 0 and not self.hardest:
+        if only_pairs and self.negatives_in_batch == 0 and not self.num_hard_candidates:
             raise ValueError(
-                f"num_negatives 0 leaves queries without a pair, and loss {self.loss.type} has"
-                " nothing else; set num_negatives 1 or more, or add info_nce"
+                f"negatives_in_batch 0 leaves queries without a pair, and loss {self.loss.type} has"
+                " nothing else; set negatives_in_batch 1 or more, or add info_nce"
             )
-        if self.parts and self.tune in ("lora", "dora"):
-            raise ValueError(f"parts are for tune full, not {self.tune}; leave one of the two out")
-        for pattern in (*self.parts, *self.rates):
+        if self.trainable_patterns and self.finetuning in ("lora", "dora"):
+            raise ValueError(
+                f"trainable_patterns are for finetuning full, not {self.finetuning}; leave one of"
+                " the two out"
+            )
+        for pattern in (*self.trainable_patterns, *self.lr_overrides):
             try:
                 re.compile(pattern)
             except re.error as error:

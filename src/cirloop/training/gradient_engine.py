@@ -69,17 +69,17 @@ def marks_of(scores_BN: torch.Tensor, batch: Batch, settings: TrainingSettings) 
     keeps."""
     arrays = (batch.target_B, batch.also_right_BN, batch.own_BK)
     target_B, right_BN, own_BK = (torch.from_numpy(array).to(scores_BN.device) for array in arrays)
-    if not settings.hardest:
+    if not settings.num_hard_candidates:
         return Marks(target_B, right_BN, own_BK)
     kept_BN = online_mask(
         scores_BN,
         target_B,
         right_BN,
-        settings.hardest_of,
-        settings.hardest,
-        settings.hardest_margin,
+        settings.hard_candidate_pool,
+        settings.num_hard_candidates,
+        settings.hard_candidate_margin,
     )
-    hardest_BH = rows_of(kept_BN.scatter(1, target_B[:, None], False), settings.hardest)
+    hardest_BH = rows_of(kept_BN.scatter(1, target_B[:, None], False), settings.num_hard_candidates)
     return Marks(target_B, right_BN | ~kept_BN, own_BK, hardest_BH)
 
 
@@ -120,7 +120,11 @@ class GradientEngine:
         self.features.ensure(
             [item.image for item in (*queries, *candidates)]
         )  # in one go: threads read ahead
-        chunked = self._backward_in_chunks if self.settings.chunk_size else self._backward_whole
+        chunked = (
+            self._backward_in_chunks
+            if self.settings.grad_cache_chunk_size
+            else self._backward_whole
+        )
         loss = chunked(step, batch, queries, candidates)
         if self.masters is not None:
             self.masters.average(self.accelerator)
@@ -184,7 +188,7 @@ class GradientEngine:
     ) -> float:
         """GradCache (arXiv 2101.06983): embed without a graph, take the loss's gradient, replay
         chunk by chunk."""
-        size = self.settings.chunk_size
+        size = self.settings.grad_cache_chunk_size
         chunks = [
             rows[i : i + size] for rows in (queries, candidates) for i in range(0, len(rows), size)
         ]

@@ -27,7 +27,7 @@ class BadBatch(Exception):
             f"step {row['step']} of {steps}: the loss is {row['loss']}, the gradient's norm"
             f" {row['grad_norm']}. The batch's triplets: {', '.join(ids[:SHOWN])}{more}.\nWays out:"
             " look at their pictures and texts; a lower --learning_rate; another model.dtype; or"
-            f" --skip_bad_batches {skipped + 1} --auto_resume, which leaves such a batch out."
+            f" --max_skipped_batches {skipped + 1} --auto_resume, which leaves such a batch out."
         )
 
 

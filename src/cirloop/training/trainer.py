@@ -59,7 +59,7 @@ class Trainer:
         seed: int,
         key: str,
         workspace: Path,
-        save_every: int,
+        checkpoint_every_steps: int,
         accelerator: Accelerator,
         note: Callable[[Row], None] = lambda row: None,
     ) -> None:
@@ -70,7 +70,7 @@ class Trainer:
             settings,
             accelerator,
         )
-        self.steps, self.save_every, self.note = steps, save_every, note
+        self.steps, self.checkpoint_every_steps, self.note = steps, checkpoint_every_steps, note
         self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.key = fingerprint([key, accelerator.num_processes])
         self.checkpoints = StepCheckpoints(workspace, self.key)
@@ -123,8 +123,8 @@ class Trainer:
                 self._stop(step + 1)
             if (
                 not self.deepspeed
-                and self.save_every
-                and (step + 1) % self.save_every == 0
+                and self.checkpoint_every_steps
+                and (step + 1) % self.checkpoint_every_steps == 0
                 and step + 1 < self.steps
             ):
                 self._save(step + 1)
@@ -172,14 +172,14 @@ class Trainer:
             "a smaller training.batch_size or model.max_pixels, or model.gradient_checkpointing"
             " true."
         )
-        rows = self.settings.chunk_size or -(
+        rows = self.settings.grad_cache_chunk_size or -(
             -self.settings.batch_size // self.accelerator.num_processes
         )
         if self.deepspeed or rows == 1:
             return f"Set {rest}"
         return (
-            f"Go on by --training.chunk_size {rows // 2} --auto_resume, so many rows at once. Or"
-            f" start anew with {rest}"
+            f"Go on by --training.grad_cache_chunk_size {rows // 2} --auto_resume, so many rows at"
+            f" once. Or start anew with {rest}"
         )
 
     def _norm(self) -> float | None:
@@ -206,7 +206,7 @@ class Trainer:
     def _pass_over(self, row: Row) -> None:
         """Leave a bad batch's step out, if so many may be. Raises BadBatch."""
         skipped = self._num_skipped()
-        if skipped >= self.settings.skip_bad_batches:
+        if skipped >= self.settings.max_skipped_batches:
             raise BadBatch(row, self.steps, skipped)
         self.optimizer.zero_grad()
         self.log.append(row)
@@ -215,7 +215,7 @@ class Trainer:
                 "step %d is left out (bad batch %d of at most %d): loss %s, gradient norm %s",
                 row["step"],
                 skipped + 1,
-                self.settings.skip_bad_batches,
+                self.settings.max_skipped_batches,
                 row["loss"],
                 row["grad_norm"],
             )
@@ -232,24 +232,24 @@ class Trainer:
 
     def _rate(self, step: int) -> float:
         """Share of the highest learning rate."""
-        rise = max(1, round(self.settings.rate_warm_up * self.steps))
+        rise = max(1, round(self.settings.lr_warmup_ratio * self.steps))
         left = (self.steps - step) / max(1, self.steps - rise)
         fall = {
             "linear": left,
             "cosine": (1 - math.cos(math.pi * min(1.0, left))) / 2,
             "constant": 1.0,
         }
-        return min((step + 1) / rise, fall[self.settings.schedule])
+        return min((step + 1) / rise, fall[self.settings.lr_scheduler])
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Weights by learning rate, those of `settings.rates` apart. Raises UserError for a pattern
-        that fits none."""
-        rates = self.settings.rates
+        """Weights by learning rate, those of `settings.lr_overrides` apart. Raises UserError for a
+        pattern that fits none."""
+        rates = self.settings.lr_overrides
         of = {n: next((p for p in rates if re.match(p, n)), None) for n in self.parameters}
         idle = sorted(rates.keys() - {p for p in of.values() if p})
         if idle:
             raise UserError(
-                f"training.rates: {', '.join(idle)} fit no trained weight, such as"
+                f"training.lr_overrides: {', '.join(idle)} fit no trained weight, such as"
                 f" {next(iter(of))}."
             )
         tops: list[tuple[str | None, float]] = [(None, self.settings.learning_rate), *rates.items()]

@@ -72,6 +72,7 @@ class TemplateCaptioner:
         """Raises UserError: a rule that sees no picture has no opinion, and a made-up one would
         pass for a check."""
         raise UserError(
-            "foundation.type template looks at no picture and cannot judge. Set captioning.verify"
-            " to 0 and leave the verify filter out, or use another --foundation_model_backbone."
+            "foundation.type template looks at no picture and cannot judge. Set"
+            " captioning.min_verify_probability to 0 and leave the verify filter out, or use"
+            " another --foundation_model_backbone."
         )

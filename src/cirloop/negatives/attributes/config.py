@@ -38,7 +38,7 @@ class AttributeSettings(Settings):
     """Model directory or hub name of a classifier; none for `lexicon`."""
     threshold: float = Field(0.5, ge=0, le=1)
     """Least score of a value that a classifier finds; the lexicon has no scores."""
-    images: Literal["metadata", "captions", "vlm"] = "metadata"
+    image_source: Literal["metadata", "captions", "vlm"] = "metadata"
     """Where attributes of images come from: a file of them, a file of captions, or the foundation
     model's captions."""
     file: Path | None = None
@@ -57,18 +57,20 @@ class AttributeSettings(Settings):
                 f"the extractor {self.extractor!r} needs model, a model directory or hub name: "
                 "set it, or set extractor to 'lexicon', which needs none"
             )
-        if self.images == "vlm" and self.file is not None:
+        if self.image_source == "vlm" and self.file is not None:
             raise ValueError(
-                f"file {str(self.file)!r} is not read for images from 'vlm': "
-                "set images to 'metadata' or 'captions', or leave file out"
+                f"file {str(self.file)!r} is not read for image_source 'vlm': "
+                "set image_source to 'metadata' or 'captions', or leave file out"
             )
-        if self.images != "vlm" and self.file is None:
+        if self.image_source != "vlm" and self.file is None:
             form = (
-                "{image: {attribute: value}}" if self.images == "metadata" else "{image: caption}"
+                "{image: {attribute: value}}"
+                if self.image_source == "metadata"
+                else "{image: caption}"
             )
             raise ValueError(
-                f"images from {self.images!r} need file, a JSON file {form}: set it, or set images"
-                " to 'vlm'"
+                f"image_source {self.image_source!r} need file, a JSON file {form}: set it, or set"
+                " image_source to 'vlm'"
             )
         return self
 

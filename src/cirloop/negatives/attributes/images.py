@@ -37,14 +37,14 @@ def image_attributes(
 
     Raises ProblemsFound with everything that is wrong in the file or among the captions.
     """
-    if settings.images == "vlm":
+    if settings.image_source == "vlm":
         assert caption is not None, "images from 'vlm' need a caption callable"
         captions = of_model(caption, images)
         return _table(
             dict(zip(captions, extractor.parse_caption([*captions.values()]), strict=True)), images
         )
     assert settings.file is not None  # the settings see to it
-    if settings.images == "metadata":
+    if settings.image_source == "metadata":
         return _table(metadata(settings.file, extractor.lexicon, images), images)
     texts = captions_file(settings.file, images)
     return _table(

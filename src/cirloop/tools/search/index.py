@@ -174,7 +174,7 @@ def _embedded(
             runtime.embed_batch_size,
             progress,
             title,
-            runtime.embed_batch_tokens,
+            runtime.max_tokens_per_batch,
         )
         made |= {digest: vector for (digest, _), vector in zip(piece, vectors, strict=True)}
         index.write(made)
