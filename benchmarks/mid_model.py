@@ -242,7 +242,9 @@ class Work:
             for query, target in zip(queries, self.ids[1:] + self.ids[:1], strict=True)
         ]
         settings = TrainingSettings(
-            batch_size=size, grad_cache_chunk_size=chunk_size, loss=InfoNCE(temperature=temperature),
+            batch_size=size,
+            grad_cache_chunk_size=chunk_size,
+            loss=InfoNCE(temperature=temperature),
             lora=LoraSettings(dropout=0.0, **lora),
         )  # fmt: skip
         self.backbone.make_trainable(settings, 0)
