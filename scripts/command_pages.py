@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -160,10 +159,10 @@ def module_file(name: str) -> Path:
     """The file of a program: a script of the root, or what `python -m` runs."""
     if not name.startswith("python -m "):
         return ROOT / name
-    spec = importlib.util.find_spec(name.removeprefix("python -m "))
-    assert spec is not None and spec.origin is not None, name
-    main = Path(spec.origin).with_name("__main__.py")
-    return main if Path(spec.origin).name == "__init__.py" and main.exists() else Path(spec.origin)
+    module = name.removeprefix("python -m cirloop.")
+    tools = ROOT / "src" / "cirloop" / "tools"
+    package = tools / module / "__main__.py"
+    return package if package.exists() else tools / "export_embeddings.py"
 
 
 def docstring(path: Path) -> list[str]:

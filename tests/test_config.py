@@ -234,11 +234,12 @@ def test_experiment_dir_takes_the_place_of_the_default(tmp_path: Path) -> None:
 
 def test_flags_beat_fast_beats_file_beats_defaults(tmp_path: Path) -> None:
     base = write(
-        tmp_path / "a.yaml", "training: {steps: 1, batch_size: 10, lora: {rank: 1}}\nseed: 1\n"
+        tmp_path / "a.yaml",
+        "training: {steps_per_iteration: 1, batch_size: 10, lora: {r: 1}}\nseed: 1\n",
     )
     write(
         tmp_path / "a_fast.yaml",
-        "training: {steps: 2, iteration_0_steps: 2, lora: {rank: 2}}\nseed: 2\n",
+        "training: {steps_per_iteration: 2, iteration_0_steps: 2, lora: {r: 2}}\nseed: 2\n",
     )
     names = (
         *(
@@ -264,7 +265,7 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
     path = write(
         tmp_path / "bad.yaml",
         "modle: {path: a}\n"
-        "training: {batchsize: 3, learning_rate: -1, lora: {rnk: 3}}\n"
+        "training: {batchsize: 3, learning_rate: -1, lora: {alpah: 3}}\n"
         "mining: {strategy: {type: top_k, extra_rank: 3}}\n"
         "learning_rate: 0.1\n"
         "num_iterations: two\n"
@@ -279,7 +280,7 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
     assert said["training.batchsize"].startswith(
         "unknown setting; did you mean training.batch_size"
     )
-    assert said["training.lora.rnk"] == "unknown setting; did you mean training.lora.r?"
+    assert said["training.lora.alpah"] == "unknown setting; did you mean training.lora.alpha?"
     assert said["mining.strategy.top_k.extra_rank"].startswith(
         "unknown setting; did you mean mining.strategy.top_k.extra_ranks"
     )
@@ -294,7 +295,7 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
     ("argv", "said"),
     [
         ("--batchsize 3", "--batch_size"),
-        ("--trainig.steps 3", "--training.steps_per_iteration"),
+        ("--trainig.steps_per_iteration 3", "--training.steps_per_iteration"),
         ("--fast_mod", "--fast_mode"),  # not taken as a shortened --fast_mode
         ("--fast_mode=true", "--fast_mode"),
         ("--config", "expected one argument"),

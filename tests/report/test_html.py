@@ -244,7 +244,7 @@ def test_a_control_is_drawn_where_it_was_evaluated_alike(
     whole: RunConfig, copied: RunConfig
 ) -> None:
     with_control = copied.model_copy(
-        update={"runtime": copied.runtime.model_copy(update={"control": whole.directory})}
+        update={"runtime": copied.runtime.model_copy(update={"compare_with": whole.directory})}
     )
     rows = page_of(with_control).tables["Fractions ± standard errors"][1:]
     assert [row[0] for row in rows] == [
@@ -264,7 +264,7 @@ def test_a_control_is_drawn_where_it_was_evaluated_alike(
     other.mkdir()
     write_json(other / "evaluation_results.json", results)
     with_control = copied.model_copy(
-        update={"runtime": copied.runtime.model_copy(update={"control": other})}
+        update={"runtime": copied.runtime.model_copy(update={"compare_with": other})}
     )
     page = page_of(with_control)
     assert "The control other is not drawn: it was evaluated with another split." in page.text
