@@ -16,8 +16,8 @@ sampled. `plain` generates each anew, ours reads the question once. Prints secon
 first side with their standard error, and how many greedy texts are equal on all sides in all
 repeats.
 
-    python benchmarks/captions_against_one_at_a_time.py --photos DIR python
-    benchmarks/captions_against_one_at_a_time.py --photos DIR --size small --queries 4 --repeats 2
+    python benchmarks/captions_against_one_at_a_time.py --photos DIR
+    python benchmarks/captions_against_one_at_a_time.py --photos DIR --size small --queries 4
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ ROWS = (
     ),
     Row(
         f"{PYTHON} -m cirloop.export_vectors --experiment_dir DIR --iteration 1 --split train"
-        " --output vectors",
-        swaps={"DIR": "experiments/fast_1", "vectors": "vectors_npy"},
+        " --output V",
+        swaps={"DIR": "experiments/fast_1", " V": " vectors_npy"},
         after=(FAST_1,),
         makes=("vectors_npy/targets.npy", "vectors_npy/export.json"),
     ),
@@ -263,7 +263,7 @@ ROWS = (
     # docs/commands
     Row(f"{SEARCH} RUN --gallery FOLDER", swaps=ON_SHOP, after=(SHOP,)),
     Row(
-        f'{SEARCH} RUN --gallery FOLDER --reference a.jpg --text "the same in red"',
+        f'{SEARCH} RUN --gallery FOLDER --reference a.jpg --text "in red"',
         swaps=ON_SHOP,
         after=(SHOP,),
         says="score",

@@ -422,7 +422,7 @@ def test_a_lexicon_whose_words_mean_two_things_is_refused() -> None:
     [
         ({}, "'metadata' need file"),
         ({"image_source": "captions"}, "'captions' need file"),
-        ({"image_source": "vlm", "file": "a.json"}, "'a.json' is not read for images from 'vlm'"),
+        ({"image_source": "vlm", "file": "a.json"}, "'a.json' is not read for image_source 'vlm'"),
         ({"image_source": "vlm", "extractor": "zero_shot"}, "'zero_shot' needs model"),
         (
             {"image_source": "vlm", "extractor": "token_classifier", "model": ""},

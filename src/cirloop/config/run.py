@@ -95,6 +95,8 @@ SHORTCUTS = {
     "training.loss.type": "loss",
 }
 """Setting -> its short flag."""
+UNDECIDED = {"max_skipped_batches", "grad_cache_chunk_size"}
+"""Settings of training that decide no result."""
 
 
 class RunConfig(BaseSettings):
@@ -211,7 +213,7 @@ class RunConfig(BaseSettings):
         return self.model_dump(
             mode="json",
             include=keep,
-            exclude={"training": {"max_skipped_batches", "grad_cache_chunk_size"}},
+            exclude={"training": UNDECIDED},
         )
 
     def resolved(self) -> dict[str, Any]:

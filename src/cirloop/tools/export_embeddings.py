@@ -1,8 +1,6 @@
-"""Vectors of a run's model as files: .npy for `add_hard_negatives.py`, Parquet for vector
-databases.
+"""Embeddings of a run's model as .npy files, for `add_hard_negatives.py`, or as Parquet.
 
-    python -m cirloop.export_vectors --experiment_dir DIR --iteration 1 --split train --output
-    vectors
+    python -m cirloop.export_vectors --experiment_dir DIR --iteration 1 --split train --output V
 
 OUTPUT/gallery/ and OUTPUT/queries/ hold files of `--rows_per_file` rows, in the order of ids (a
 directory for each category where a split has several). With .npy the ids are in gallery_ids.json

@@ -1,8 +1,8 @@
 """Search a folder of pictures, or a run's own gallery, with a model of the run.
 
-    python -m cirloop.search --experiment_dir RUN --gallery FOLDER python -m cirloop.search
-    --experiment_dir RUN --gallery FOLDER --reference a.jpg --text "the same in red" python -m
-    cirloop.search --experiment_dir RUN --gallery FOLDER --queries queries.jsonl
+    python -m cirloop.search --experiment_dir RUN --gallery FOLDER
+    python -m cirloop.search --experiment_dir RUN --gallery FOLDER --reference a.jpg --text "in red"
+    python -m cirloop.search --experiment_dir RUN --gallery FOLDER --queries queries.jsonl
 
 The first brings the index up to date and ends; the others do that too, and answer (docs/search.md).
 """
