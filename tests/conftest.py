@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from tests.tiers import in_share
@@ -89,12 +90,18 @@ def small(cache: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def finished(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of an unbroken small run of one iteration. Copy it before changing anything."""
+    """The directory of an unbroken small run of one iteration, which the processes of a session of
+    tests share. Copy it before changing anything."""
     from cirloop.cli import runner
 
-    directory = tmp_path_factory.mktemp("runs") / "finished"
-    runner.run(small(directory))
-    return directory
+    temporary = tmp_path_factory.getbasetemp()
+    runs = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "runs"
+    runs.mkdir(exist_ok=True)
+    with FileLock(runs / "lock"):  # the first process makes it
+        if not (runs / "made").exists():
+            runner.run(small(runs / "finished"))
+            (runs / "made").touch()
+    return runs / "finished"
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,7 @@ def digests_of(directory: Path, names: set[str]) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in names}
 
 
+@pytest.mark.full
 def test_negatives_of_drawn_pictures(shapes: Path, one: Path) -> None:
     result, report = read(one), read(one.with_name("negatives_report.json"))
     samples = [json.loads(line) for line in (shapes / "samples.jsonl").read_text().splitlines()]

@@ -280,7 +280,9 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
     assert said["training.batchsize"].startswith(
         "unknown setting; did you mean training.batch_size"
     )
-    assert said["training.lora.alpah"].startswith("unknown setting; did you mean training.lora.alpha")
+    assert said["training.lora.alpah"].startswith(
+        "unknown setting; did you mean training.lora.alpha"
+    )
     assert said["mining.strategy.top_k.extra_rank"].startswith(
         "unknown setting; did you mean mining.strategy.top_k.extra_ranks"
     )

@@ -301,6 +301,7 @@ def test_the_default_run_directory_is_named_after_model_and_data(small: Any) -> 
     assert config.directory == Path("experiments/qwen2_vl_shapes_iterative")
 
 
+@pytest.mark.full
 def test_dry_run_trains_nothing(
     small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def messages(path: Path) -> list[str]:
     return [LINE.sub("", line) for line in path.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.full
 def test_each_attempt_has_a_log_of_all_that_was_said(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ def test_each_tracker_has_every_number_of_the_run(read: Any, tracked: Path, plac
     assert first == (5, pytest.approx(costs["augmented_samples_iter_1.json"]["seconds"], rel=1e-6))
 
 
+@pytest.mark.full
 def test_wandb_has_one_run_in_two_parts(tracked: Path) -> None:
     files = sorted((tracked / "trackers/wandb").glob("offline-run-*/*.wandb"))
     assert [file.stem for file in files] == [f"run-{runs(tracked)['wandb']}"] * 2

@@ -106,6 +106,7 @@ def scaled(language_model: Any) -> None:
         layer.compile(dynamic=True, backend=backend)
 
 
+@pytest.mark.full
 def test_layers_compiled_to_something_else_are_refused(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_a_warm_up_of_no_steps_and_parts_in_full(run: Path, tmp_path: Path) -> N
         export(tmp_path / "run")
 
 
+@pytest.mark.full
 def test_an_export_is_not_overwritten_unless_asked_and_nothing_else_ever(
     run: Path, adapter: Path
 ) -> None:

@@ -11,7 +11,7 @@ from tests.faults.points import Case, kills
 from tests.tiers import one_in
 
 
-@pytest.mark.parametrize("case", one_in(50, kills()))
+@pytest.mark.parametrize("case", one_in(100, kills()))
 def test_killed(case: Case, harness: Harness) -> None:
     directory, ended, ends = meets(harness, case)
     assert ended.code == -9, ended.said

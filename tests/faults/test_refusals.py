@@ -11,7 +11,7 @@ from tests.faults.points import WORK, Case, refusals
 from tests.tiers import one_in
 
 
-@pytest.mark.parametrize("case", one_in(50, refusals()))
+@pytest.mark.parametrize("case", one_in(100, refusals()))
 def test_refused(case: Case, harness: Harness) -> None:
     directory, ended, ends = meets(harness, case)
     if case.op == "rmtree" and case.point.path in ("RUN/.work", WORK):  # what it served is done

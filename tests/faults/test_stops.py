@@ -66,6 +66,7 @@ def test_out_of_memory_in_inference(site: str, harness: Harness) -> None:
     goes_on(harness, directory, "run", ends)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("kind", "nth"),
     one_in(8, ["RuntimeError", "OutOfMemoryError", "KeyboardInterrupt", "SIGKILL"], [1, 4]),

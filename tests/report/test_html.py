@@ -211,6 +211,7 @@ def test_secrets_are_hidden(copied: RunConfig, monkeypatch: pytest.MonkeyPatch) 
     )
 
 
+@pytest.mark.full
 def test_pictures_that_are_gone_leave_tiles_that_say_so(copied: RunConfig) -> None:
     assert copied.data_dir is not None
     before = page_of(copied)
@@ -240,6 +241,7 @@ def test_a_run_that_is_going_says_what_is_missing(parts: int, tmp_path: Path) ->
     assert ("Nothing is written yet." in page.text) == (parts < 5)
 
 
+@pytest.mark.full
 def test_a_control_is_drawn_where_it_was_evaluated_alike(
     whole: RunConfig, copied: RunConfig
 ) -> None:
@@ -271,6 +273,7 @@ def test_a_control_is_drawn_where_it_was_evaluated_alike(
     assert len(page.tables["Fractions ± standard errors"]) == 5
 
 
+@pytest.mark.full
 def test_a_report_of_thirty_iterations_is_bounded(tmp_path: Path) -> None:
     small = rebuild(made(tmp_path / "a", iterations=4)).stat().st_size
     large = rebuild(made(tmp_path / "b", iterations=30)).read_text("utf-8")
@@ -326,6 +329,7 @@ def test_report_only_refuses_what_is_no_run_and_what_was_altered(
         rebuild(copied)
 
 
+@pytest.mark.full
 def test_the_report_can_be_switched_off_and_decides_nothing(finished: Path, tmp_path: Path) -> None:
     from cirloop.cli import runner
 

@@ -121,6 +121,7 @@ class Scarce:
         self.hook = module.register_forward_pre_hook(look)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("most", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_batches_that_memory_does_not_hold_are_halved_and_change_nothing(
     watched: Watched,

@@ -136,6 +136,7 @@ def test_one_bad_batch_more_than_may_be_left_out_stops_the_stage(
         trainer.run(steps())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
     num_processes: int,
@@ -213,6 +214,7 @@ def test_a_step_that_runs_out_of_memory_names_the_chunk_size_to_try(
     assert max(asked) <= 4 and len(trainer.log) == STEPS
 
 
+@pytest.mark.full
 def test_a_stage_that_ran_out_of_memory_goes_on_in_smaller_chunks(
     tmp_path: Path, cache: Path
 ) -> None:
@@ -248,6 +250,7 @@ def test_memory_that_runs_out_in_the_optimizer_is_said(tmp_path: Path, cache: Pa
     assert "training.grad_cache_chunk_size" in str(caught.value)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "lost", ["state.json", pytest.param("state.safetensors", marks=pytest.mark.full)]
 )

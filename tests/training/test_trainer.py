@@ -145,6 +145,7 @@ def test_an_altered_step_checkpoint_is_named(tmp_path: Path, cache: Path) -> Non
         train(tmp_path, cache)
 
 
+@pytest.mark.full
 def test_gradient_caching_is_exact_with_dropout_for_every_loss(cache: Path) -> None:
     from tests.training.grad_cache import LOSSES, gradients
 
