@@ -337,12 +337,18 @@ def test_a_simulated_run_follows_from_its_seed_and_resumes(simulated: Path) -> N
             "--auto_resume --retrieval real",
             "with an --experiment_dir of its own",
         ),
-        (
+        pytest.param(
             "train_iterative.py",
             "--auto_resume --dataset_name jsonl --config {tiny}",
             "never go on from each other",
+            marks=pytest.mark.full,
         ),
-        ("eval_iterative.py", "--submission s", "no model whose rankings could be submitted"),
+        pytest.param(
+            "eval_iterative.py",
+            "--submission s",
+            "no model whose rankings could be submitted",
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_nothing_real_follows_from_a_simulated_run(

@@ -442,7 +442,11 @@ NAMES = list(LoraSettings().targets)
     [
         ("qwen2_vl", ("", "")),
         ("qwen2_vl", ("model.language_model.layers", "model.layers")),
-        ("qwen3_vl", ("model.language_model.layers", "model.layers")),
+        pytest.param(
+            "qwen3_vl",
+            ("model.language_model.layers", "model.layers"),
+            marks=pytest.mark.full,
+        ),
         ("llava_next", ("model.model.language_model", "model.language_model.model")),
     ],
 )

@@ -26,6 +26,7 @@ from cirloop.negatives.base import MiningContext, Strategy
 from cirloop.negatives.miner import MiningInputs, MiningResult
 from cirloop.types import UserError
 from tests.negatives.cases import Case, cases
+from tests.tiers import one_in
 
 MINERS = tuple(STRATEGIES.values())
 
@@ -121,9 +122,14 @@ def test_strategy_keeps_its_contract(
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in MINERS if kind is not NoMining], ids=lambda kind: kind.__name__
+    ("kind", "fallback"),
+    one_in(
+        3,
+        [kind for kind in MINERS if kind is not NoMining],
+        ["top_k", "random"],
+        name=lambda value: getattr(value, "__name__", value),
+    ),
 )
-@pytest.mark.parametrize("fallback", ["top_k", "random"])
 @given(case=cases(), k=st.integers(1, 5))
 def test_a_fallback_fills_up_what_there_is(
     kind: type[Strategy], fallback: Any, case: Case, k: int

@@ -196,7 +196,10 @@ def narrow(trainer: Trainer, most: int) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize(
     ("chunk_size", "way_out"),
-    [(0, "--training.grad_cache_chunk_size 4 "), (5, "--training.grad_cache_chunk_size 2 ")],
+    [
+        (5, "--training.grad_cache_chunk_size 2 "),
+        pytest.param(0, "--training.grad_cache_chunk_size 4 ", marks=pytest.mark.full),
+    ],
 )
 def test_a_step_that_runs_out_of_memory_names_the_chunk_size_to_try(
     chunk_size: int, way_out: str, tmp_path: Path, cache: Path
