@@ -28,7 +28,7 @@ from cirloop.data.shapes.splits import held_out
 from cirloop.tools.demo.image_registry import Desk
 from cirloop.tools.demo.page import blocks
 from cirloop.tools.demo.server import HOST, Server, application, listening
-from cirloop.tools.search.config import Searched
+from cirloop.tools.search.config import SearchOptions
 from cirloop.tools.search.engine import Engine
 
 
@@ -99,9 +99,9 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as place:
         texts = draw(Path(place), options.pictures)
-        engine = Engine(Searched(experiment_dir=options.experiment_dir, gallery=Path(place)))
+        engine = Engine(SearchOptions(experiment_dir=options.experiment_dir, gallery=Path(place)))
         label = engine.label(None)
-        engine.warm(label)
+        engine.warm_up(label)
         random = np.random.default_rng(0)
         rows, words = (
             random.integers(options.pictures, size=options.queries + 3),

@@ -107,7 +107,7 @@ def finished(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(finished: Path) -> Any:
     """What searches the gallery of the finished run."""
-    from cirloop.tools.search.config import Searched
+    from cirloop.tools.search.config import SearchOptions
     from cirloop.tools.search.engine import Engine
 
-    return Engine(Searched(experiment_dir=finished))
+    return Engine(SearchOptions(experiment_dir=finished))

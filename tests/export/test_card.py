@@ -16,9 +16,9 @@ from markdown_it import MarkdownIt
 
 from cirloop.data.config import JsonlSettings
 from cirloop.tools.export.card import UNKNOWN, card, code_of, license_of
-from cirloop.tools.export.prompt_spec import Reading
+from cirloop.tools.export.prompt_spec import PromptSpec
 from cirloop.tools.export.roundtrip import Difference
-from cirloop.tools.export.source import Trained, trained
+from cirloop.tools.export.source import ExportSource, trained
 from cirloop.tools.export.templates import code
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -37,7 +37,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-READING = Reading("a", ("b", "c"), (), 1, 2, None)
+READING = PromptSpec("a", ("b", "c"), (), 1, 2, None)
 
 
 def card_of(run: Path, to: str) -> str:
@@ -119,7 +119,7 @@ def headings(text: str) -> list[str]:
 @pytest.mark.parametrize("to", LIBRARIES)
 def test_what_strangers_wrote_is_text(to: str, run: Path) -> None:
     model, signs = trained(run, "1", to), (EVIL,)
-    reading = Reading(EVIL, (EVIL, EVIL), signs, 1, 2, None)
+    reading = PromptSpec(EVIL, (EVIL, EVIL), signs, 1, 2, None)
     settings = model.settings.model_copy(update={"path": EVIL, "query_prompt": EVIL})
     foundation = model.config.foundation.model_copy(update={"path": EVIL})
     config = model.config.model_copy(update={"foundation": foundation, "model": settings})
@@ -153,7 +153,7 @@ def test_code_in_a_line_holds_what_it_is_given(text: str) -> None:
     assert held[0].strip() == shown.strip()
 
 
-def with_base(run: Path, base: Path, text: str | None) -> Trained:
+def with_base(run: Path, base: Path, text: str | None) -> ExportSource:
     base.mkdir()
     if text is not None:
         (base / "README.md").write_text(text, "utf-8")
@@ -211,7 +211,7 @@ def test_the_page_shows_the_code_of_the_cards(run: Path) -> None:
 
 
 def test_a_base_without_a_name_is_fetched_with_its_adapter(run: Path) -> None:
-    reading = Reading("a", ("b", "c"), (), None, None, None)
+    reading = PromptSpec("a", ("b", "c"), (), None, None, None)
     made = code_of(trained(run, "1", "adapter"), "adapter", reading, "me/model", True)
     compile(made, "README.md", "exec")
     assert (

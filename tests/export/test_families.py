@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from cirloop.artifacts.store import Artifact
 from cirloop.backbones.config import BackboneConfig
 from cirloop.tools.export.export import _make
-from cirloop.tools.export.source import Trained, trained
+from cirloop.tools.export.source import ExportSource, trained
 from cirloop.training.config import TrainingSettings
 from cirloop.types import UserError
 from tests.backbones import tiny_models
@@ -30,7 +30,7 @@ FAMILIES = {
 
 def trained_model(
     run: Path, base: Path, place: Path, settings: dict[str, Any], tune: str = "lora"
-) -> Trained:
+) -> ExportSource:
     """As if the run had trained this model: its trained weights are drawn."""
     model: Any = TypeAdapter(BackboneConfig).validate_python({"path": str(base), **settings})
     backbone: Any = model.build()
@@ -51,7 +51,7 @@ def trained_model(
     )
 
 
-def made(model: Trained, to: str, place: Path) -> str:
+def made(model: ExportSource, to: str, place: Path) -> str:
     """The card; the comparison is part of the making."""
     place.mkdir()
     _make(model, to, place, "made", False, None)

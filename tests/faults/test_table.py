@@ -52,7 +52,7 @@ ELSEWHERE = {
     ),  # an export is made aside and renamed, and what one that was killed left is removed:
     "tools.export.export": ("_make", "_rename", "export"),  # tests/export/test_refused.py
     "tools.export.merged": ("write",),
-    "tools.export.prompt_spec": ("Reading.save",),
+    "tools.export.prompt_spec": ("PromptSpec.save",),
     "tools.export.sentence_transformers": ("write",),
     "tools.export_embeddings": ("_export_split", "export", "write"),
     "cli.mine_embeddings": ("main",),

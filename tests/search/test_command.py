@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cirloop.tools.search.engine import Engine
-from cirloop.tools.search.queries import MAX_LINE, Asked, answers, lines_of, parse_line
+from cirloop.tools.search.queries import MAX_LINE, SearchQuery, answers, lines_of, parse_line
 from cirloop.types import ImageId, UserError
 from tests.commands import command
 
@@ -131,8 +131,8 @@ def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     (tmp_path / "q").write_bytes('{"text": "a\u2028b"}\r\n{"text": "c"}'.encode())
     assert [parse_line(line) for line in lines_of(tmp_path / "q")] == [
-        Asked(text="a\u2028b"),
-        Asked(text="c"),
+        SearchQuery(text="a\u2028b"),
+        SearchQuery(text="c"),
     ]
     with pytest.raises(UserError, match="must be an object"):
         parse_line(b"3")

@@ -18,8 +18,8 @@ from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import topk
 from cirloop.stages.context import Run, adapter_of, run_directory
-from cirloop.tools.search.config import Searched, parse
-from cirloop.tools.search.engine import MAX_TEXT, Engine, opened
+from cirloop.tools.search.config import SearchOptions, parse
+from cirloop.tools.search.engine import MAX_TEXT, Engine, decode_upload
 from cirloop.types import ImageId, UserError
 
 ONE = ImageId("shapes:val:00003")
@@ -158,14 +158,14 @@ def test_references_that_are_none(engine: Engine, tmp_path: Path) -> None:
     broken = io.BytesIO()
     engine.gallery.images.load(ONE).save(broken, "PNG")
     with pytest.raises(UserError, match="cannot be decoded"):
-        opened(broken.getvalue()[:200], "it")
+        decode_upload(broken.getvalue()[:200], "it")
     with pytest.raises(UserError, match="--iteration 7"):
         engine.label("7")
 
 
 def test_flags_come_from_the_command_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERATION", "7")
-    assert parse(Searched, ["--experiment_dir", "E", "--top_k", "3"], "x").iteration is None
-    assert parse(Searched, ["--experiment_dir", "E", "-k", "3"], "x").k == 3
+    assert parse(SearchOptions, ["--experiment_dir", "E", "--top_k", "3"], "x").iteration is None
+    assert parse(SearchOptions, ["--experiment_dir", "E", "-k", "3"], "x").k == 3
     with pytest.raises(UserError, match=r"(?s)k: .*experiment_dir|experiment_dir.*k: "):
-        parse(Searched, ["-k", "0"], "x")
+        parse(SearchOptions, ["-k", "0"], "x")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cirloop.tools.search.config import Searched
+from cirloop.tools.search.config import SearchOptions
 from cirloop.tools.search.engine import Engine
 from cirloop.tools.search.index import Index
 from cirloop.types import ImageId, UserError
@@ -50,8 +50,8 @@ def searched(
     def counts(label: str = "1", **options: Any) -> list[int]:
         caplog.clear()
         with caplog.at_level(logging.INFO, "cirloop"):
-            made = Engine(Searched(experiment_dir=finished, gallery=folder, **options))
-            made.ready(label)
+            made = Engine(SearchOptions(experiment_dir=finished, gallery=folder, **options))
+            made.load(label)
         (found,) = COUNTS.findall(caplog.text)
         return [int(number) for number in found]
 
@@ -59,8 +59,8 @@ def searched(
 
 
 def index_of(finished: Path, folder: Path, label: str = "1") -> tuple[Engine, Path]:
-    engine = Engine(Searched(experiment_dir=finished, gallery=folder))
-    fingerprint = engine.ready(label)._backbone.fingerprint
+    engine = Engine(SearchOptions(experiment_dir=finished, gallery=folder))
+    fingerprint = engine.load(label)._backbone.fingerprint
     return engine, Index(engine._config.cache / "search", fingerprint, engine.gallery.key).path
 
 
@@ -177,14 +177,14 @@ def test_every_rubbish_picture_is_named(
     (folder / "cut.png").write_bytes((folder / "1.png").read_bytes()[:60])
     (folder / "<b>\x1b[31m.png").write_text("rubbish")
     with pytest.raises(UserError) as caught:
-        Engine(Searched(experiment_dir=finished, gallery=folder))
+        Engine(SearchOptions(experiment_dir=finished, gallery=folder))
     said = str(caught.value)
     assert all(
         name in said
         for name in ("text.jpg", "empty.png", "cut.png", "<b>", "--allow_missing_images 4")
     )
     with pytest.raises(UserError, match="4 of 13 pictures"):
-        Engine(Searched(experiment_dir=finished, gallery=folder, allow_missing_images=3))
+        Engine(SearchOptions(experiment_dir=finished, gallery=folder, allow_missing_images=3))
     assert searched(allow_missing_images=4) == [9, 9, 0, 0]
 
 
@@ -213,4 +213,4 @@ def test_a_folder_that_is_none(finished: Path, tmp_path: Path, what: str) -> Non
     with pytest.raises(
         UserError, match="holds no pictures" if what == "none" else "no such directory"
     ):
-        Engine(Searched(experiment_dir=finished, gallery=place))
+        Engine(SearchOptions(experiment_dir=finished, gallery=place))

@@ -16,14 +16,14 @@ from contextlib import suppress
 from pydantic import Field
 
 from cirloop.cli import entry
-from cirloop.tools.search.config import Searched, parse
+from cirloop.tools.search.config import SearchOptions, parse
 from cirloop.tools.search.engine import Engine
 
 logger = logging.getLogger("cirloop.tools.demo")
 PROGRAM = "python -m cirloop.demo"
 
 
-class DemoConfig(Searched):
+class DemoConfig(SearchOptions):
     """A search page over a run's models. It is served to this machine only; Ctrl-C ends it."""
 
     port: int = Field(7860, ge=0, le=65535)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     with listening(options.port) as on:
         engine = Engine(options)
         label = engine.label(options.iteration)
-        engine.warm(label)
+        engine.warm_up(label)
         desk = Desk(engine)
         app = application(blocks(engine, desk, label, options.k), desk)
         logger.info("the page is at http://%s:%d (Ctrl-C ends it)", HOST, on.getsockname()[1])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from cirloop.io.redact import safe
-from cirloop.tools.search.engine import Answer, Outside, Reference
+from cirloop.tools.search.engine import Answer, Reference, UploadedImage
 from cirloop.types import ImageId, Query
 
 CLICKS = """
@@ -63,7 +63,7 @@ def chosen(key: str | None, reference: Reference | None) -> str:
     """The reference, and where another is uploaded."""
     name = (
         "an uploaded picture"
-        if isinstance(reference, Outside)
+        if isinstance(reference, UploadedImage)
         else reference or "none: the text alone is searched"
     )
     shown = (

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from PIL import Image
 
 from cirloop.data.images import BadImage
-from cirloop.tools.search.engine import Engine, Outside, Reference, opened
+from cirloop.tools.search.engine import Engine, Reference, UploadedImage, decode_upload
 from cirloop.types import UserError
 
 SIDE = 256
@@ -33,7 +33,7 @@ class Desk:
         images = engine.gallery.images
         self.digests = {image: images.digest(image) for image in engine.gallery.ids}
         self._images = {digest: image for image, digest in reversed(self.digests.items())}
-        self._uploads: OrderedDict[str, Outside] = OrderedDict()
+        self._uploads: OrderedDict[str, UploadedImage] = OrderedDict()
         self._small: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -41,7 +41,7 @@ class Desk:
         """The key of an uploaded picture. Raises UserError for what is none, or too large."""
         if not content:
             raise UserError("the uploaded file is empty. Give another picture.")
-        made = opened(content, "the uploaded file")
+        made = decode_upload(content, "the uploaded file")
         with self._lock:
             self._uploads[made.digest] = made
             while len(self._uploads) > UPLOADS:
@@ -69,7 +69,7 @@ class Desk:
         try:
             picture = (
                 found.picture
-                if isinstance(found, Outside)
+                if isinstance(found, UploadedImage)
                 else self._engine.gallery.images.load(found)
             )
         except BadImage as error:

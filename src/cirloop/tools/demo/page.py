@@ -12,7 +12,7 @@ from gradio.events import api
 
 from cirloop.tools.demo import html
 from cirloop.tools.demo.image_registry import Desk
-from cirloop.tools.search.engine import MAX_TEXT, Engine, Outside
+from cirloop.tools.search.engine import MAX_TEXT, Engine, UploadedImage
 from cirloop.tools.search.queries import content
 from cirloop.types import ImageId, UserError
 
@@ -63,7 +63,7 @@ class Page:
         known = self._engine.gallery.right or {}
         right = (
             frozenset()
-            if isinstance(reference, Outside)
+            if isinstance(reference, UploadedImage)
             else known.get((reference or "", text), frozenset())
         )
         return html.results(label, found, self._desk.digests, right)

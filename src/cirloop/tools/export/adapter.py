@@ -10,14 +10,14 @@ from cirloop.artifacts.fs import named
 from cirloop.artifacts.store import write_json
 from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS
 from cirloop.io import parse
-from cirloop.tools.export.source import Trained
+from cirloop.tools.export.source import ExportSource
 
 BASE = "base"
 PARTS_OF_A_MODEL = {".safetensors", ".json", ".jinja", ".txt", ".model"}
 ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 
 
-def write(model: Trained, directory: Path) -> None:
+def write(model: ExportSource, directory: Path) -> None:
     """The adapter's files and, where the base has no name that others can load it by, the
     base's."""
     with named(directory / LORA_WEIGHTS):

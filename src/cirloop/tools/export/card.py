@@ -18,9 +18,9 @@ from cirloop.config import notices
 from cirloop.io import parse
 from cirloop.io.redact import plain, safe
 from cirloop.monitoring.console import metric_rows
-from cirloop.tools.export.prompt_spec import Reading
+from cirloop.tools.export.prompt_spec import PromptSpec
 from cirloop.tools.export.roundtrip import ALIKE, EXACT, Difference
-from cirloop.tools.export.source import ADAPTER, MERGED, SENTENCE_TRANSFORMERS, Trained
+from cirloop.tools.export.source import ADAPTER, MERGED, SENTENCE_TRANSFORMERS, ExportSource
 from cirloop.tools.export.templates import code, render
 from cirloop.types import UserError
 
@@ -45,7 +45,7 @@ NEEDS = {
 }
 
 
-def code_of(model: Trained, to: str, reading: Reading, where: str, pushed: bool) -> str:
+def code_of(model: ExportSource, to: str, reading: PromptSpec, where: str, pushed: bool) -> str:
     """The Python of the card that loads the export and embeds with it; `where` is a directory or a
     name on the Hub."""
     return render(
@@ -60,9 +60,9 @@ def code_of(model: Trained, to: str, reading: Reading, where: str, pushed: bool)
 
 
 def card(
-    model: Trained,
+    model: ExportSource,
     to: str,
-    reads: Reading,
+    reads: PromptSpec,
     where: str,
     pushed: bool,
     found: Difference | None,
@@ -112,7 +112,7 @@ def card(
     )
 
 
-def _evaluations(model: Trained) -> list[dict[str, Any]]:
+def _evaluations(model: ExportSource) -> list[dict[str, Any]]:
     """Of the base and of every iteration there is, in order."""
     labels = ["base", *(f"iter_{number}" for number in range(model.iteration + 1))]
     names = [
@@ -123,13 +123,13 @@ def _evaluations(model: Trained) -> list[dict[str, Any]]:
     return [model.store.find(name).read() for name in names]
 
 
-def _triplets(model: Trained) -> int | None:
+def _triplets(model: ExportSource) -> int | None:
     """Human triplets, where an iteration mined for them."""
     names = sorted(name for name in model.store.names if name.startswith("hard_negatives_iter_"))
     return int(model.store.find(names[0]).read()["summary"]["queries"]) if names else None
 
 
-def _rounds(model: Trained) -> Iterable[dict[str, Any]]:
+def _rounds(model: ExportSource) -> Iterable[dict[str, Any]]:
     """What was mined and written for each iteration up to this one; `None` where no oracle knows
     what is true."""
     for number in range(1, model.iteration + 1):
@@ -152,7 +152,7 @@ def _rounds(model: Trained) -> Iterable[dict[str, Any]]:
         }
 
 
-def license_of(model: Trained) -> dict[str, str]:
+def license_of(model: ExportSource) -> dict[str, str]:
     """What the card of the base states (`license`, `license_name`, `license_link`), if there is a
     card: beside its weights, or on the Hub."""
     file = model.base / "README.md"
@@ -180,7 +180,11 @@ def license_of(model: Trained) -> dict[str, str]:
 
 
 def _metadata(
-    model: Trained, to: str, where: str, evaluations: list[dict[str, Any]], licenses: dict[str, str]
+    model: ExportSource,
+    to: str,
+    where: str,
+    evaluations: list[dict[str, Any]],
+    licenses: dict[str, str],
 ) -> str:
     """The YAML on top, as the Hub reads it. A licence that the base's card does not state is not
     there."""

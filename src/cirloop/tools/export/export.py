@@ -12,12 +12,12 @@ from cirloop.artifacts.fs import named, remove, sync_directory, sync_tree
 from cirloop.artifacts.store import write_json, write_text
 from cirloop.tools.export import adapter, hub, merged, roundtrip, sentence_transformers
 from cirloop.tools.export.card import card, code_of
-from cirloop.tools.export.prompt_spec import Reading, reading_of
-from cirloop.tools.export.source import ADAPTER, SENTENCE_TRANSFORMERS, Trained, trained
+from cirloop.tools.export.prompt_spec import PromptSpec, reading_of
+from cirloop.tools.export.source import ADAPTER, SENTENCE_TRANSFORMERS, ExportSource, trained
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
-SAID = "exported_model.json"
+EXPORT_INFO = "exported_model.json"
 """What an export is of; only a directory with it is ever replaced."""
 
 
@@ -66,9 +66,9 @@ def export(
 def _check_goal(goal: Path, overwrite: bool, to: str) -> None:
     if not goal.exists() or (goal.is_dir() and not any(goal.iterdir())):
         return
-    if not (goal / SAID).is_file():
+    if not (goal / EXPORT_INFO).is_file():
         raise UserError(
-            f"--output {goal} is there already and is no export (no {SAID}). Give another."
+            f"--output {goal} is there already and is no export (no {EXPORT_INFO}). Give another."
         )
     if not overwrite:
         raise UserError(
@@ -77,7 +77,7 @@ def _check_goal(goal: Path, overwrite: bool, to: str) -> None:
 
 
 def _make(
-    model: Trained, to: str, aside: Path, where: str, pushed: bool, data_license: str | None
+    model: ExportSource, to: str, aside: Path, where: str, pushed: bool, data_license: str | None
 ) -> None:
     """The files of an export, proven by the card's own code. The run's model is gone before the
     other is loaded."""
@@ -99,10 +99,10 @@ def _make(
         "model": fingerprint,
         "largest_difference": found.largest,
     }
-    write_json(aside / SAID, said)
+    write_json(aside / EXPORT_INFO, said)
 
 
-def _write(model: Trained, to: str, reading: Reading, directory: Path) -> None:
+def _write(model: ExportSource, to: str, reading: PromptSpec, directory: Path) -> None:
     if to == ADAPTER:
         adapter.write(model, directory)
     elif to == SENTENCE_TRANSFORMERS:

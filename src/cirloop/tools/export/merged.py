@@ -12,19 +12,19 @@ from transformers import AutoModelForImageTextToText
 
 from cirloop.artifacts.fs import as_os_error
 from cirloop.backbones.weights import PARTS_WEIGHTS
-from cirloop.tools.export.source import Trained
+from cirloop.tools.export.source import ExportSource
 
 SHARD = "5GB"
 
 
-def write(model: Trained, directory: Path) -> None:
+def write(model: ExportSource, directory: Path) -> None:
     """`config.json` and safetensors, as `from_pretrained` reads them."""
     whole = merged(model)
     with as_os_error(directory):
         whole.save_pretrained(directory, max_shard_size=SHARD)
 
 
-def merged(model: Trained) -> Any:
+def merged(model: ExportSource) -> Any:
     """The base with what was trained in it, on the CPU."""
     base: Any = AutoModelForImageTextToText.from_pretrained(
         model.base,

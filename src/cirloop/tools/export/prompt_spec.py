@@ -22,7 +22,7 @@ MARK = "cirloop-text-goes-here"
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PromptSpec:
     """What an embedder makes of its inputs: `document` for an image alone; the two pieces of
     `composed`, with the text between them, for an image with a text. Special tokens (`signs`) in a
     text are broken up into words."""
@@ -83,7 +83,7 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def reading_of(backbone: Any) -> Reading:
+def reading_of(backbone: Any) -> PromptSpec:
     """Raises UserError where the model's own chat template changes a text, which no other template
     can follow."""
     image, odd = ImageId(""), "  Two  spaces, a {brace} and a\nline "
@@ -95,7 +95,7 @@ def reading_of(backbone: Any) -> Reading:
             " hold the text as it is, once, so it cannot be exported. Train with another, such as"
             " instruction."
         )
-    return Reading(
+    return PromptSpec(
         backbone.text(Item(image)),
         (composed[0], composed[1]),
         tuple(backbone.signs),

@@ -15,8 +15,8 @@ from transformers import AutoConfig
 
 from cirloop.artifacts.store import write_json
 from cirloop.tools.export import merged
-from cirloop.tools.export.prompt_spec import Reading
-from cirloop.tools.export.source import Trained
+from cirloop.tools.export.prompt_spec import PromptSpec
+from cirloop.tools.export.source import ExportSource
 
 HIDDEN = {"method": "forward", "method_output_name": "last_hidden_state"}
 MODULES = (
@@ -26,7 +26,7 @@ MODULES = (
 )
 
 
-def write(model: Trained, reading: Reading, directory: Path) -> None:
+def write(model: ExportSource, reading: PromptSpec, directory: Path) -> None:
     """The merged model and the four files that sentence-transformers looks for beside it."""
     merged.write(model, directory)
     modules = [
@@ -51,7 +51,7 @@ def write(model: Trained, reading: Reading, directory: Path) -> None:
     write_json(directory / "2_Normalize" / "config.json", {})
 
 
-def _transformer(reading: Reading) -> dict[str, Any]:
+def _transformer(reading: PromptSpec) -> dict[str, Any]:
     """`message` among the modalities sends every input through the chat template. Nothing is cut:
     the run cuts nothing, and a cut image has fewer places than tokens."""
     made: dict[str, Any] = {

@@ -24,7 +24,7 @@ ADAPTER, MERGED, SENTENCE_TRANSFORMERS = "adapter", "merged", "sentence-transfor
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class ExportSource:
     """The model of an iteration. `base` is the local directory of its base, `hub` the base's name
     there if it has one (a base without a name travels with an adapter), `lora` whether LoRA was
     trained, and not parts in full."""
@@ -39,7 +39,7 @@ class Trained:
     lora: bool
 
 
-def trained(directory: Path, iteration: str, to: str) -> Trained:
+def trained(directory: Path, iteration: str, to: str) -> ExportSource:
     """Raises UserError with all that keeps this iteration from being exported to format `to`."""
     config, store = run_directory(directory)
     notices.refuse_simulated(config, "to export")
@@ -97,6 +97,6 @@ def trained(directory: Path, iteration: str, to: str) -> Trained:
     assert isinstance(settings, VlmSettings)
     number, base = int(iteration), settings.find()
     local = settings.path == "tiny" or parse.at_home(settings.path).exists()
-    return Trained(
+    return ExportSource(
         config, settings, store, number, found[number], base, None if local else settings.path, lora
     )

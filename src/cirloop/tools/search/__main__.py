@@ -18,9 +18,9 @@ from pydantic import Field
 
 from cirloop.cli import entry
 from cirloop.monitoring.console import table
-from cirloop.tools.search.config import Searched, parse
+from cirloop.tools.search.config import SearchOptions, parse
 from cirloop.tools.search.engine import BASE, Engine
-from cirloop.tools.search.queries import Asked, answer, answers, lines_of, write
+from cirloop.tools.search.queries import SearchQuery, answer, answers, lines_of, write
 from cirloop.validation import Problems
 
 logger = logging.getLogger("cirloop.tools.search")
@@ -29,7 +29,7 @@ SOME_WRONG = 1
 """The exit code where a line of --queries was answered with an error."""
 
 
-class SearchConfig(Searched):
+class SearchConfig(SearchOptions):
     """Search pictures with a model of a run. Without --reference, --text and --queries the index of
     the gallery is brought up to date, and that is all."""
 
@@ -49,19 +49,19 @@ class SearchConfig(Searched):
 def main(argv: Sequence[str]) -> int:
     """The exit code. Raises UserError for what is wrong with the flags, the run or the folder."""
     options = parse(SearchConfig, argv, PROGRAM)
-    asked = Asked(options.reference, options.text)
+    asked = SearchQuery(options.reference, options.text)
     problems = Problems()
-    if options.queries is not None and asked != Asked():
+    if options.queries is not None and asked != SearchQuery():
         problems.add("--queries", "is given with --reference or --text; give the one or the others")
     problems.stop(f"All flags: {PROGRAM} --help")
     engine = Engine(options)
     label = engine.label(options.iteration)
     model = "the base model" if label == BASE else f"iteration {label}"
     logger.info("searching %s with %s of %s", engine.gallery.name, model, options.experiment_dir)
-    engine.ready(label)
+    engine.load(label)
     if options.queries is not None:
         return _all(engine, label, options)
-    if asked != Asked():
+    if asked != SearchQuery():
         made = answer(engine, label, asked, options.k, options.keep_reference)
         if options.as_json:
             write(made)

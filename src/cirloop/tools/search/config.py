@@ -17,7 +17,7 @@ MAX_K = 1000
 """Results of a query, at most."""
 
 
-class Searched(cli.Flags):
+class SearchOptions(cli.Flags):
     """Which run's model searches which pictures."""
 
     model_config = SettingsConfigDict(cli_implicit_flags=True)
@@ -36,7 +36,7 @@ class Searched(cli.Flags):
     """Results of a query."""
 
 
-S = TypeVar("S", bound=Searched)
+S = TypeVar("S", bound=SearchOptions)
 
 
 def parse(model: type[S], argv: Sequence[str], program: str) -> S:

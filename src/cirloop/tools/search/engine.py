@@ -31,8 +31,8 @@ from cirloop.data.images import BadImage, Packed, decode
 from cirloop.retrieval.dense import best_positions
 from cirloop.retrieval.embed import embed_now
 from cirloop.stages.context import adapter_of, run_directory
-from cirloop.tools.search.config import MAX_K, Searched
-from cirloop.tools.search.gallery import Searchable, of_folder, of_run
+from cirloop.tools.search.config import MAX_K, SearchOptions
+from cirloop.tools.search.gallery import SearchGallery, of_folder, of_run
 from cirloop.tools.search.index import Index, gallery_vectors
 from cirloop.types import ImageId, UserError
 
@@ -48,7 +48,7 @@ GREY = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
+class UploadedImage:
     """A picture that is not, or not known to be, one of the gallery; `digest` is of its file's
     bytes."""
 
@@ -56,7 +56,7 @@ class Outside:
     picture: Image.Image
 
 
-Reference = ImageId | Outside
+Reference = ImageId | UploadedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +77,18 @@ class Answer:
     ms: float
 
 
-def opened(content: bytes, name: str) -> Outside:
+def decode_upload(content: bytes, name: str) -> UploadedImage:
     """A picture from a file's bytes. Raises UserError with what is wrong with it."""
     if len(content) > MAX_FILE:
         raise UserError(f"{name} has more than {MAX_FILE:,} bytes. Give a smaller picture.")
     digest = hashlib.sha256(content).hexdigest()
     try:
-        return Outside(digest, decode(Packed(name, digest, lambda: content)))
+        return UploadedImage(digest, decode(Packed(name, digest, lambda: content)))
     except BadImage as error:
         raise UserError(f"{name} {error}. Give another picture.") from None
 
 
-class _Alone:
+class SingleImage:
     """The vision tokens of one picture that is on no disk."""
 
     def __init__(self, backbone: Any, picture: Image.Image) -> None:
@@ -103,7 +103,7 @@ class Searcher:
     """One model over one gallery. Not for several threads at once."""
 
     def __init__(
-        self, backbone: Any, features: VisionFeatures, gallery: Searchable, vectors: Any
+        self, backbone: Any, features: VisionFeatures, gallery: SearchGallery, vectors: Any
     ) -> None:
         self._backbone, self._features, self._gallery = backbone, features, gallery
         self._vectors, self._rows = vectors, {image: row for row, image in enumerate(gallery.ids)}
@@ -126,7 +126,7 @@ class Searcher:
         else:
             picture = self._grey() if reference is None else reference.picture
             made = embed_now(
-                self._backbone, _Alone(self._backbone, picture), [Item(ImageId(""), text)]
+                self._backbone, SingleImage(self._backbone, picture), [Item(ImageId(""), text)]
             )
         return pooled(made) if text is None else made
 
@@ -137,7 +137,7 @@ class Searcher:
 
     def _same(self, reference: Reference | None) -> list[int]:
         """The rows of a reference: a gallery's own, or those of the same file's bytes."""
-        if isinstance(reference, Outside):
+        if isinstance(reference, UploadedImage):
             images = self._gallery.images
             return [
                 row for image, row in self._rows.items() if images.digest(image) == reference.digest
@@ -148,7 +148,7 @@ class Searcher:
 class Engine:
     """A run's models over one gallery, at most MODELS of them in memory. Threads may share it."""
 
-    def __init__(self, options: Searched) -> None:
+    def __init__(self, options: SearchOptions) -> None:
         self.directory = options.experiment_dir
         self._config, _ = run_directory(self.directory)
         notices.refuse_simulated(self._config, "to search with")
@@ -177,7 +177,7 @@ class Engine:
             )
         return wanted or there[-1]
 
-    def ready(self, label: str) -> Searcher:
+    def load(self, label: str) -> Searcher:
         """The model and its index, loaded and brought up to date if they are not there yet."""
         if label in self._searchers:
             self._searchers.move_to_end(label)
@@ -195,7 +195,7 @@ class Engine:
         self._searchers[label] = Searcher(backbone, features, self.gallery, vectors)
         return self._searchers[label]
 
-    def warm(self, label: str) -> None:
+    def warm_up(self, label: str) -> None:
         """Load a model and ask it something, so that the first query is as fast as the others."""
         began = time.monotonic()
         self.search(label, self.gallery.ids[0], "the same", 1)
@@ -226,7 +226,7 @@ class Engine:
             raise UserError(
                 f"reference {given!r:.300} cannot be read ({error.strerror}). {way}"
             ) from None
-        return opened(content, given)
+        return decode_upload(content, given)
 
     def known(self, given: str) -> ImageId:
         """The id `given`, which is one of the gallery. Raises UserError: a path is none."""
@@ -245,7 +245,7 @@ class Engine:
         if not 1 <= k <= MAX_K:
             raise UserError(f"k is {k}; it must be from 1 to {MAX_K}.")
         with self._lock:
-            searcher = self.ready(label)
+            searcher = self.load(label)
             began = time.perf_counter()
             hits = searcher.search(reference, text, k, keep)
             return Answer(hits, 1000 * (time.perf_counter() - began))

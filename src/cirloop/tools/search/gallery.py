@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Searchable:
+class SearchGallery:
     """Pictures to search: sorted `ids`, their pixels, a `key` that stands for the place in names of
     indexes.
 
@@ -43,7 +43,7 @@ class Searchable:
     right: Mapping[tuple[str, str], frozenset[ImageId]] | None = None
 
 
-class Joined:
+class MultiPartImages:
     """The pictures of several parts of a split, as one."""
 
     def __init__(self, parts: Sequence[EvalSplit]) -> None:
@@ -56,7 +56,7 @@ class Joined:
         return self._of[image].digest(image)
 
 
-def of_run(config: RunConfig) -> Searchable:
+def of_run(config: RunConfig) -> SearchGallery:
     """The gallery that the run evaluates on, its categories together, and its queries."""
     data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     parts = data.parts(config.evaluation.split)
@@ -74,12 +74,14 @@ def of_run(config: RunConfig) -> Searchable:
             )
     queries = tuple(query for part in parts for query in part.queries)
     name = f"{config.data.type} {config.evaluation.split}"
-    return Searchable(name, fingerprint([name, ids]), ids, Joined(parts), queries, right)
+    return SearchGallery(
+        name, fingerprint([name, ids]), ids, MultiPartImages(parts), queries, right
+    )
 
 
 def of_folder(
     directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool
-) -> Searchable:
+) -> SearchGallery:
     """The pictures below `directory`. Raises ProblemsFound with every one that cannot be used."""
     problems = Problems()
     if not directory.is_dir():
@@ -114,7 +116,7 @@ def of_folder(
     if bad:
         logger.warning("%s: searched without %d pictures that cannot be used", directory, len(bad))
     ids = tuple(sorted(files.keys() - bad.keys()))
-    return Searchable(
+    return SearchGallery(
         str(directory),
         os.path.realpath(directory),
         ids,

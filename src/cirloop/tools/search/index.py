@@ -31,7 +31,7 @@ from cirloop.backbones.features import VisionFeatures
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import embed
-from cirloop.tools.search.gallery import Searchable
+from cirloop.tools.search.gallery import SearchGallery
 from cirloop.types import ImageId
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _checksum(name: str, tensor: torch.Tensor) -> str:
 
 
 def gallery_vectors(
-    index: Index, backbone: Any, features: VisionFeatures, gallery: Searchable, runtime: Runtime
+    index: Index, backbone: Any, features: VisionFeatures, gallery: SearchGallery, runtime: Runtime
 ) -> Vectors:
     """Vectors (N, D) or (N, M, D) of the gallery, in the order of its ids. What the index lacks is
     embedded, and what is no longer in the gallery is dropped from it."""

@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[type, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SearchQuery:
     """A query as it was given."""
 
     reference: str | None = None
@@ -39,7 +39,7 @@ class Asked:
     k: int | None = None
 
 
-def parse_line(line: bytes) -> Asked:
+def parse_line(line: bytes) -> SearchQuery:
     """A line's query. Raises UserError with all that is wrong with it."""
     if len(line) > MAX_LINE:
         raise UserError(f"has more than {MAX_LINE:,} bytes")
@@ -59,10 +59,10 @@ def parse_line(line: bytes) -> Asked:
         raise UserError(
             f"{'; '.join(wrong)}. A query has {', '.join(KINDS)}, each of which may be left out."
         )
-    return Asked(**given)
+    return SearchQuery(**given)
 
 
-def answer(engine: Engine, label: str, asked: Asked, k: int, keep: bool) -> dict[str, Any]:
+def answer(engine: Engine, label: str, asked: SearchQuery, k: int, keep: bool) -> dict[str, Any]:
     """A query's answer as JSON. Raises UserError."""
     reference = None if asked.reference is None else engine.reference(asked.reference)
     found = engine.search(label, reference, asked.text, k if asked.k is None else asked.k, keep)
