@@ -363,11 +363,11 @@ def test_nothing_real_follows_from_a_simulated_run(
 
 def test_a_simulated_run_has_no_model_to_search_with_or_to_export(simulated: Path) -> None:
     from cirloop.tools.export.source import trained
-    from cirloop.tools.search.config import Searched
+    from cirloop.tools.search.config import SearchOptions
     from cirloop.tools.search.engine import Engine
 
     with pytest.raises(UserError, match="no model to search with"):
-        Engine(Searched(experiment_dir=simulated))
+        Engine(SearchOptions(experiment_dir=simulated))
     with pytest.raises(UserError, match="no model to export"):
         trained(simulated, "1", "adapter")
 

@@ -58,7 +58,7 @@ def test_a_band_tells_the_size_of_its_sets(small: Any, tmp_path: Path) -> None:
         "strategy": {"type": "band", "negatives_per_query": 2, "variant": "released"},
         "fallback": "random",
     }
-    training = {**WARM["training"], "hardest": 3, "hard_candidate_pool": 20}
+    training = {**WARM["training"], "num_hard_candidates": 3, "hard_candidate_pool": 20}
     runner.run(small(tmp_path / "run", mining=mining, **{**WARM, "training": training}))
     made = read(tmp_path / "run" / "hard_negatives_iter_0.json")
     assert made["summary"]["set_size"]["mean"] >= 1

@@ -85,9 +85,9 @@ def test_a_round_with_gradient_caching(name: str, small: Any, tmp_path: Path) ->
     model = model_of(name, tmp_path)
     training = {
         "iteration_0_steps": 2,
-        "steps": 2,
+        "steps_per_iteration": 2,
         "batch_size": 8,
-        "chunk_size": 3,
+        "grad_cache_chunk_size": 3,
         "learning_rate": 1e-3,
     }
     loss = (
@@ -123,7 +123,7 @@ def test_a_round_with_another_captioner(foundation: str, small: Any, tmp_path: P
     is in every row."""
     model = model_of("qwen2_5_vl", tmp_path)
     writes = {**model, "type": "qwen2_5_vl"} if foundation == "qwen2_5_vl" else {"type": "template"}
-    training = {"iteration_0_steps": 2, "steps": 2, "batch_size": 8}
+    training = {"iteration_0_steps": 2, "steps_per_iteration": 2, "batch_size": 8}
     options = {
         "data": {"type": "shapes", **DATA},
         "captioning": {
@@ -171,7 +171,7 @@ def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_
         runner.run(small(tmp_path / "run", model=blip2(tmp_path, DATA), **options, **searched))
     for model, training, said in (
         ({"combiner": "sum"}, {}, "nothing to train"),
-        ({"combiner": "combiner"}, {"tune": "lora"}, "trained in full"),
+        ({"combiner": "combiner"}, {"finetuning": "lora"}, "trained in full"),
     ):
         with pytest.raises(UserError, match=said):
             runner.run(
@@ -184,17 +184,23 @@ def test_what_cannot_work_together_is_said_before_anything_runs(small: Any, tmp_
     ("training", "said"),
     [
         (
-            {"hardest": 3, "loss": {"type": "bradley_terry"}},
-            "hardest 3 does nothing with loss bradley_terry",
+            {"num_hard_candidates": 3, "loss": {"type": "bradley_terry"}},
+            "num_hard_candidates 3 does nothing with loss bradley_terry",
         ),
-        ({"hard_candidate_margin": 0.1}, "hard_candidate_margin 0.1 does nothing with hardest: 0"),
         (
-            {"num_negatives": 0, "loss": {"type": "triplet"}},
-            "num_negatives 0 leaves queries without a pair",
+            {"hard_candidate_margin": 0.1},
+            "hard_candidate_margin 0.1 does nothing with num_hard_candidates: 0",
         ),
-        ({"tune": "lora", "parts": ["model"]}, "parts are for tune full, not lora"),
-        ({"rates": {"clip(": 1e-6}}, r"'clip\(' is no pattern"),
-        ({"rates": {"clip": 0}}, "greater than 0"),
+        (
+            {"negatives_in_batch": 0, "loss": {"type": "triplet"}},
+            "negatives_in_batch 0 leaves queries without a pair",
+        ),
+        (
+            {"finetuning": "lora", "trainable_patterns": ["model"]},
+            "trainable_patterns are for finetuning full, not lora",
+        ),
+        ({"lr_overrides": {"clip(": 1e-6}}, r"'clip\(' is no pattern"),
+        ({"lr_overrides": {"clip": 0}}, "greater than 0"),
     ],
 )
 def test_a_setting_that_would_do_nothing_is_refused(training: dict[str, Any], said: str) -> None:

@@ -102,7 +102,7 @@ def test_text(run: Path) -> None:
     config = read(run / "config.json")
     assert (
         json.loads(recipe)["model"] == config["model"]
-        and json.loads(recipe)["training"]["steps"] == 6
+        and json.loads(recipe)["training"]["steps_per_iteration"] == 6
     )
 
 

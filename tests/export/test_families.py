@@ -35,7 +35,9 @@ def trained_model(
     model: Any = TypeAdapter(BackboneConfig).validate_python({"path": str(base), **settings})
     backbone: Any = model.build()
     parts = ["model.language_model.layers.0"] if tune == "full" else []
-    backbone.make_trainable(TrainingSettings.model_validate({"tune": tune, "parts": parts}), seed=0)
+    backbone.make_trainable(
+        TrainingSettings.model_validate({"finetuning": tune, "trainable_patterns": parts}), seed=0
+    )
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in backbone.trainable().values():
