@@ -101,7 +101,7 @@ def test_a_warm_up_of_no_steps_and_parts_in_full(run: Path, tmp_path: Path) -> N
             if name == "parts.json":
                 (path / "parts.safetensors").write_text("")
 
-        return export
+        return make
 
     store.make("checkpoint_iter_0", {}, [], build("training_log.json"), 0)
     store.make("checkpoint_iter_1", {}, [], build("parts.json"), 1)
