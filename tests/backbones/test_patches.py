@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from cirloop.backbones import BackboneConfig
 from cirloop.backbones.patches import PatchProduct, use_product
-from cirloop.captioning.config import FoundationConfig
+from cirloop.captioning.foundation import FoundationConfig
 from cirloop.types import UserError
 from tests.backbones.tiny_models import WRITERS
 

@@ -14,7 +14,7 @@ from cirloop.config.base import default_type
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
-    from cirloop.backbones.base import Backbone, Tuning
+    from cirloop.backbones.base import Backbone, TuningSettings
 
 
 class Qwen2VLSettings(QwenSettings):
@@ -28,7 +28,7 @@ class Qwen2VLSettings(QwenSettings):
     max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
     """Largest image after resizing, in pixels; 28x28 of them make one token."""
 
-    def build(self, adapter: Path | None = None) -> Any:
+    def build(self, adapter: Path | None = None) -> Backbone:
         from cirloop.backbones.qwen2_vl import Qwen2VL
 
         return Qwen2VL(self, adapter)
@@ -79,7 +79,7 @@ class LlavaSettings(VlmSettings):
     path: str = "llava-hf/llava-v1.6-mistral-7b-hf"
     """Model directory or hub name."""
 
-    def find(self) -> Path:
+    def resolve_dir(self) -> Path:
         return resolve(self.path, "llava", "llava_next", "llava_onevision")
 
     def build(self, adapter: Path | None = None) -> Backbone:
@@ -92,7 +92,7 @@ class Blip2Settings(ModelSettings):
     """BLIP-2 as QuRe uses it (ICML 2025, arXiv 2507.12416): trained Q-Former, 32 vectors per
     gallery image."""
 
-    several_vectors: ClassVar[bool] = True
+    multi_vector: ClassVar[bool] = True
     type: Literal["blip2"] = "blip2"
     path: str = "Salesforce/blip2-itm-vit-g"
     """Directory or hub name of a `Blip2ForImageTextRetrieval`."""
@@ -105,7 +105,7 @@ class Blip2Settings(ModelSettings):
     square is taken; QuRe has 1.25 (TargetPad of CLIP4Cir). By default they are squeezed into a
     square, as BLIP-2's processor does."""
 
-    def find(self) -> Path:
+    def resolve_dir(self) -> Path:
         return resolve(self.path, "blip-2")
 
     def build(self, adapter: Path | None = None) -> Backbone:
@@ -158,7 +158,8 @@ class ClipCombinerSettings(ModelSettings):
             )
         return ratio
 
-    def check_training(self, tuning: Tuning) -> None:
+    def check_training(self, tuning: TuningSettings) -> None:
+        """Raise UserError where no weight would be trained, or an adapter is asked for."""
         super().check_training(tuning)
         if tuning.finetuning not in (None, "full"):
             raise UserError(
@@ -172,21 +173,24 @@ class ClipCombinerSettings(ModelSettings):
                 " for 0 steps."
             )
 
-    def find(self) -> Path:
-        """The file of the weights; of the architecture where they are drawn."""
-        from cirloop.backbones.clip_source import find_source
+    def resolve_dir(self) -> Path:
+        """Return the file of the weights, or of the architecture where weights are drawn."""
+        from cirloop.backbones.clip_source import find_checkpoint
 
-        source = find_source(self.clip, self.path)
-        return source.weights or source.config
+        checkpoint = find_checkpoint(self.clip, self.path)
+        return checkpoint.weights or checkpoint.config
 
-    def weights(self) -> str:
-        from cirloop.backbones.clip_source import find_source
+    def weights_digest(self) -> str:
+        from cirloop.backbones.clip_source import find_checkpoint
 
-        return find_source(self.clip, self.path).digest(self.random_seed)
+        return find_checkpoint(self.clip, self.path).digest(self.random_seed)
 
-    def content(self) -> dict[str, str | None]:
-        """`weights` covers a config's content, so where its file lies does not matter."""
-        return {**super().content(), "clip": None if self.clip.endswith(".json") else self.clip}
+    def path_digests(self) -> dict[str, str | None]:
+        """Return the digests; that of the weights covers a JSON config, whatever its path."""
+        return {
+            **super().path_digests(),
+            "clip": None if self.clip.endswith(".json") else self.clip,
+        }
 
     def build(self, adapter: Path | None = None) -> Backbone:
         from cirloop.backbones.clip_combiner import ClipCombiner
@@ -203,10 +207,10 @@ class SimulatedSettings(ModelSettings):
     seed: int = 0
     """The run's."""
 
-    def find(self) -> Path:
+    def resolve_dir(self) -> Path:
         return Path(__file__).parent
 
-    def weights(self) -> str:
+    def weights_digest(self) -> str:
         return fingerprint(["simulated-1", self.seed])
 
     def build(self, adapter: Path | None = None) -> Any:
