@@ -97,9 +97,9 @@ class Blip2Settings(ModelSettings):
     path: str = "Salesforce/blip2-itm-vit-g"
     """Directory or hub name of a `Blip2ForImageTextRetrieval`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the frozen vision tower; the trained parts are float32."""
+    """Dtype of the frozen vision tower; the trained parts are float32."""
     max_tokens: int = Field(32, ge=4, le=512)
-    """Word pieces kept of a text, with the two signs around it."""
+    """Most word pieces of a text, with the two special tokens around it."""
     pad_ratio: float | None = Field(None, ge=1)
     """Images are padded until their long side is at most this many short ones, and their middle
     square is taken; QuRe has 1.25 (TargetPad of CLIP4Cir). By default they are squeezed into a
@@ -132,21 +132,21 @@ class ClipCombinerSettings(ModelSettings):
     are fetched from the hub; a directory with such a repository's two files; or `random` for none
     at all. Pickles are not read."""
     random_seed: int = Field(0, ge=0)
-    """Of the weights that are drawn: the combiner's, and CLIP's where `path` is `random`."""
+    """Seed of the weights that are drawn: the combiner's, and CLIP's where `path` is `random`."""
     combiner: Literal["sum", "combiner", "attention_fusion"] = "combiner"
     """How image and text features become a query: their sum, CLIP4Cir's network, or attention
     between tokens."""
     combiner_width: int = Field(4, ge=1)
     """Width of the combiner's hidden layers, in dimensions of CLIP's embedding."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Of the combiner, while it is trained."""
+    """Dropout of the combiner in training."""
     pad_ratio: float = Field(1.25, ge=0)
     """Images whose sides differ by more get black bars until they differ by this factor; 0 =
     none."""
     train_clip: bool = False
-    """Train CLIP too, both towers; its image features are then no longer kept."""
+    """Train both towers of CLIP too; its image features are then no longer kept."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of CLIP; the combiner is float32, and so is a CLIP that is trained."""
+    """Dtype of CLIP; the combiner is float32, and so is a CLIP that is trained."""
 
     @field_validator("pad_ratio")
     @classmethod

@@ -59,7 +59,7 @@ class VlmSettings(ModelSettings):
     """Directory or hub name of a published LoRA, such as VLM2Vec's, to start from; training goes on
     with it."""
     prompt_format: str = "instruction"
-    """What the model reads: the name of a packaged format (instruction, chat, vlm2vec, gme,
+    """Format of the model's prompts: the name of a packaged one (instruction, chat, vlm2vec, gme,
     qwen3_vl_embedding, recall_cirr, recall_fashioniq) or a .yaml file like them. Published weights
     need their own."""
     query_prompt: str | None = None
@@ -68,14 +68,14 @@ class VlmSettings(ModelSettings):
     document_prompt: str | None = None
     """The instruction of a gallery image, in place of the format's. None: the format's."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the base model; LoRA weights are float32, in training as `training.lora.dtype` says."""
+    """Dtype of the base model; LoRA weights are float32, or in training `training.lora.dtype`."""
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs
     bitsandbytes and CUDA."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """The implementation that transformers takes."""
+    """Attention implementation of transformers."""
     gradient_checkpointing: bool = False
-    """Compute activations anew in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     packed: bool = False
     """Rows of a batch one after another in one row without padding, each seeing only itself;
     checked at the start."""

@@ -11,29 +11,28 @@ from cirloop.types import UserError
 
 
 class CaptioningSettings(Settings):
-    """How texts are written and which are believed."""
+    """Settings of how texts are generated and which are accepted."""
 
     enabled: bool = True
-    """False: mined images are used as negatives only."""
+    """Generate texts; without them, mined images are used as negatives only."""
     num_candidates: int = Field(4, ge=1)
-    """Texts per mined image: one greedy, the rest sampled; the one that passes the checks best is
+    """Texts per mined image: one greedy, the rest sampled; the surest that passes the checks is
     kept."""
     temperature: float = Field(0.7, gt=0)
-    """Of the sampled texts."""
+    """Temperature of the sampled texts."""
     batch_size: int = Field(64, ge=1)
-    """Questions per generation batch. It decides the random numbers a text is sampled with, so it
-    is here."""
+    """Requests per batch. Each batch has its own seed, so the size affects sampled texts."""
     max_new_tokens: int = Field(48, ge=4)
-    """Tokens of an answer, at most."""
+    """Most tokens of an answer."""
     rewrite_prompt: str | None = None
     """What requests for a text: the name of a packaged prompt or a .yaml file like them. None:
     rewrite-2, for llava rewrite-side-1."""
     verify_prompt: str | None = None
     """What requests if a text is right. None: verify-1, for llava verify-side-1."""
     min_words: int = Field(2, ge=1)
-    """A shorter text is rejected."""
+    """Least words of a text."""
     max_words: int = Field(40, ge=1)
-    """A longer text is rejected."""
+    """Most words of a text."""
     min_verify_probability: float = Field(0.5, ge=0, lt=1)
     """Least probability of "yes" when the foundation model is asked if the text is right; 0 = do
     not request."""

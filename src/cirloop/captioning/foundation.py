@@ -49,9 +49,9 @@ class LoadedFoundation(Foundation):
     """Settings of a model that transformers loads."""
 
     dtype: Dtype = "bfloat16"
-    """Of its weights."""
+    """Dtype of its weights."""
     attention: Attention = "sdpa"
-    """The implementation that transformers takes."""
+    """Attention implementation of transformers."""
 
     def shares_base_with(self, model: ModelSettings) -> bool:
         embedder_form = (
@@ -123,14 +123,14 @@ class Qwen3VLFoundation(QwenFoundation):
 
 
 class LlavaFoundation(LoadedFoundation):
-    """LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision, shown the two pictures side by side in one."""
+    """LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision, shown the two images side by side in one."""
 
     concatenates_images: ClassVar[bool] = True
     type: Literal["llava"] = "llava"
     path: str = "llava-hf/llava-1.5-7b-hf"
     """Model directory or hub name, with a chat template."""
     max_side: int = Field(672, ge=28)
-    """Longest side of either picture, in pixels; a larger one is scaled down before they are put
+    """Longest side of either image, in pixels; a larger one is scaled down before they are put
     together."""
 
     def resolve_dir(self) -> Path:
@@ -150,7 +150,7 @@ class GenericFoundation(LoadedFoundation):
     path: str
     """Model directory or hub name, with a chat template."""
     max_side: int = Field(672, ge=28)
-    """Longest side of a picture, in pixels; a larger one is scaled down first."""
+    """Longest side of an image, in pixels; a larger one is scaled down."""
 
     def resolve_dir(self) -> Path:
         return resolve(self.path)
@@ -163,17 +163,17 @@ class GenericFoundation(LoadedFoundation):
 
 class VllmFoundation(Foundation):
     """Any model that vLLM serves with two images, by its offline engine. Written against vLLM's
-    documented interface and tested with a stand-in that speaks it, never with vLLM itself."""
+    documented interface and tested with a fake engine, never with vLLM itself."""
 
     type: Literal["vllm"] = "vllm"
     path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
     """Model directory or hub name, with a chat template."""
     max_side: int = Field(672, ge=28)
-    """Longest side of a picture, in pixels; a larger one is scaled down first."""
+    """Longest side of an image, in pixels; a larger one is scaled down."""
     dtype: Dtype = "bfloat16"
-    """Of its weights."""
+    """Dtype of its weights."""
     max_model_len: int = Field(8192, ge=256)
-    """Tokens of a question with its pictures and answer, at most."""
+    """Most tokens of a request with its images and answer."""
     gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
     """Share of the GPU's memory that vLLM takes at once; the embedder needs some of the rest."""
 
@@ -194,9 +194,9 @@ class VllmFoundation(Foundation):
 
 
 class TemplateFoundation(Foundation):
-    """No model: a rule rewrites the human text without a look at the pictures. For dry runs of the
-    machinery; every text is marked `template (no model)`, and nothing follows from the results. It
-    cannot judge, so `captioning.min_verify_probability` must be 0."""
+    """No model: a rule rewrites the human text without the images, for dry runs. Every text is
+    marked `template (no model)`, and the results mean nothing. The rule cannot verify, so
+    `captioning.min_verify_probability` must be 0."""
 
     can_verify: ClassVar[bool] = False
     type: Literal["template"] = "template"
