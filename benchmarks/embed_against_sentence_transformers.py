@@ -107,11 +107,11 @@ class Theirs:
         from peft import LoraConfig, inject_adapter_in_model
 
         lora = trainer.settings.lora
-        targets = trainer.backbone.lora_modules.format(targets="|".join(lora.targets))
+        targets = trainer.backbone.lora_modules.format(targets="|".join(lora.target_modules))
         # what `add_adapter` does; that of transformers 5.24 asks for a PEFT that is not out
         inject_adapter_in_model(
             LoraConfig(
-                r=lora.rank,
+                r=lora.r,
                 lora_alpha=lora.alpha,
                 lora_dropout=lora.dropout,
                 target_modules=targets,

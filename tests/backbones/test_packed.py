@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cirloop.backbones import EmbedInput, packing, vlm
+from cirloop.backbones import EmbedInput, packing, vlm_module
 from cirloop.backbones.base import ImageFeatures, LoraSettings
 from cirloop.training.config import TrainingSettings
 from cirloop.types import ImageId, UserError
@@ -131,7 +131,7 @@ def without_text_positions(placed: Any, attention: str) -> Any:
 def test_rows_that_leak_are_refused(
     name: str, attention: str, broken: Any, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vlm, "pack", broken)
+    monkeypatch.setattr(vlm_module, "pack", broken)
     with pytest.raises(
         UserError,
         match=r"model.packed changes embeddings: by [01](\.\d+)? on .* Set model.packed false",
@@ -144,7 +144,7 @@ def test_half_precision_passes_and_its_leaks_do_not(
     dtype: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(settings("qwen2_vl", models, packed=True, dtype=dtype).build())
-    monkeypatch.setattr(vlm, "pack", without_places)
+    monkeypatch.setattr(vlm_module, "pack", without_places)
     with pytest.raises(UserError, match=r"model.packed changes embeddings"):
         settings("qwen2_vl", models, packed=True, dtype=dtype).build()
 

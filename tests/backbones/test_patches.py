@@ -65,7 +65,7 @@ def test_features_are_the_convolutions(name: str, models: dict[str, Path]) -> No
     prepared = backbone.prepare_images(images)
     visual = plain(models[name]).model.visual
     with torch.no_grad():
-        wanted = backbone.features(
+        wanted = backbone.token_features(
             visual(prepared["pixel_values"], grid_thw=prepared["image_grid_thw"])
         )
     for encoder in (backbone, captioner):

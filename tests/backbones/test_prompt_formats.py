@@ -234,7 +234,9 @@ def test_a_published_dora_reads_the_published_input(
     """VLM2Vec ships DoRA, its weights named as the layers were before transformers 4.52."""
     torch.manual_seed(1)
     base: Any = AutoModelForImageTextToText.from_pretrained(models["qwen2_vl"], dtype=torch.float32)
-    lora = LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=list(LoraSettings().targets))
+    lora = LoraConfig(
+        r=4, lora_alpha=8, use_dora=True, target_modules=list(LoraSettings().target_modules)
+    )
     model: Any = get_peft_model(base, lora)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -436,7 +436,7 @@ def published(base: Path, directory: Path, rename: tuple[str, str] = ("", ""), *
     return directory
 
 
-NAMES = list(LoraSettings().targets)
+NAMES = list(LoraSettings().target_modules)
 
 
 @pytest.mark.parametrize(

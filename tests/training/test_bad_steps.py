@@ -136,7 +136,7 @@ def test_one_bad_batch_more_than_may_be_left_out_stops_the_stage(
         trainer.run(steps())
 
 
-@pytest.mark.parametrize("num_processes", [1, pytest.param(2, masks=pytest.mark.full)])
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
     num_processes: int,
     small: Any,
@@ -251,7 +251,7 @@ def test_memory_that_runs_out_in_the_optimizer_is_said(tmp_path: Path, cache: Pa
 
 
 @pytest.mark.parametrize(
-    "lost", ["state.json", pytest.param("state.safetensors", masks=pytest.mark.full)]
+    "lost", ["state.json", pytest.param("state.safetensors", marks=pytest.mark.full)]
 )
 def test_a_checkpoint_half_removed_is_passed_over(lost: str, tmp_path: Path, cache: Path) -> None:
     whole, log = train(tmp_path / "a", cache, checkpoint_every_steps=1)

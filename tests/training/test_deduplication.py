@@ -117,16 +117,16 @@ def test_a_step_makes_all_its_vision_features_in_one_go(
     chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, seen = trainer_of(TINY, tmp_path, chunk_size)
-    made: list[int] = []
-    make = VisionCache.make
+    computed: list[int] = []
+    compute = VisionCache.compute
 
-    def noted(self: VisionCache, batches: Any, *more: Any) -> None:
-        made.extend([sum(map(len, batches))] * bool(batches))
-        make(self, batches, *more)
+    def counted(self: VisionCache, batches: Any, *args: Any) -> None:
+        computed.extend([sum(map(len, batches))] * bool(batches))
+        compute(self, batches, *args)
 
-    monkeypatch.setattr(VisionCache, "make", noted)
+    monkeypatch.setattr(VisionCache, "compute", counted)
     trainer.engine.backward(0)
-    assert made == [len(seen.loads)] and {*seen.loads.values()} == {1}
+    assert computed == [len(seen.loads)] and {*seen.loads.values()} == {1}
 
 
 def taken(trainer: Trainer) -> torch.Tensor:
