@@ -493,7 +493,7 @@ def test_a_published_adapter_starts_also_by_its_former_names(
         }
     )
     with pytest.raises(
-        UserError, match=r"rank 4, not 8; targets .*gate_proj.*, not q_proj, v_proj"
+        UserError, match=r"r 4, not 8; target_modules .*gate_proj.*, not q_proj, v_proj"
     ) as error:
         start.build().make_trainable(other, seed=1)
     assert "alpha" not in str(error.value)
