@@ -40,9 +40,10 @@ from mid_model import (
     write_model,
 )
 
-from cirloop.captioning.base import Ask, sampling
-from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import CaptioningSettings, Qwen2VLFoundation
+from cirloop.captioning.base import CaptionRequest, sampling_kwargs
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.foundation import Qwen2VLFoundation
 from cirloop.data.images import FileImages
 
 Texts = list[list[str]]
@@ -72,8 +73,8 @@ class Work:
         )
         self.prompt = CaptioningSettings().prompts(foundation).rewrite
         ids = list(self.files)
-        self.asks = [
-            Ask(ids[query], ids[args.queries + query * args.k + place], text_of(query))
+        self.requests = [
+            CaptionRequest(ids[query], ids[args.queries + query * args.k + place], text_of(query))
             for query in range(args.queries)
             for place in range(args.k)
         ]
@@ -81,21 +82,23 @@ class Work:
 
     def plain(self) -> Texts:
         processor, vlm, out = self.captioner.processor, self.captioner.vlm, []
-        for ask in self.asks:
+        for request in self.requests:
             answers = []
             for temperature in self.temperatures:
                 inputs = processor(
-                    text=[self.captioner.turn(self.prompt, ask.text)],
+                    text=[self.captioner.render_chat(self.prompt, request.text)],
                     images=[
                         picture(self.files[image], self.max_pixels)
-                        for image in (ask.first, ask.second)
+                        for image in (request.reference, request.image)
                     ],
                     images_kwargs={"do_resize": False},
                     return_tensors="pt",
                 ).to(vlm.device, vlm.dtype)
                 with torch.inference_mode():
                     made = vlm.generate(
-                        **inputs, max_new_tokens=self.args.new_tokens, **sampling(temperature)
+                        **inputs,
+                        max_new_tokens=self.args.new_tokens,
+                        **sampling_kwargs(temperature),
                     )
                 new = made[:, inputs["input_ids"].shape[1] :]
                 answers.append(
@@ -105,10 +108,12 @@ class Work:
         return out
 
     def ours(self, batch_size: int, share: bool) -> Texts:
-        self.captioner.shares = share
-        eyes = Eyes(self.captioner, FileImages(self.files), self.cache, batch_size, lambda b, _: b)
-        answers = eyes.write(
-            self.prompt, self.asks, self.args.new_tokens, self.temperatures, 0, "captions"
+        self.captioner.shares_prefixes = share
+        eyes = BatchedCaptioner(
+            self.captioner, FileImages(self.files), self.cache, batch_size, lambda b, _: b
+        )
+        answers = eyes.generate(
+            self.prompt, self.requests, self.args.new_tokens, self.temperatures, 0, "captions"
         )
         return [[answer.text for answer in several] for several in answers]
 
@@ -142,13 +147,14 @@ def main() -> None:
         work.ours(size, share=True)  # the cache is full in all that follows
         taken, made = in_turn(sides, args.repeats)
     report(
-        f"{len(work.asks)} questions, {args.candidates} captions each, of {args.new_tokens} tokens",
+        f"{len(work.requests)} questions, {args.candidates} captions each, of {args.new_tokens}"
+        " tokens",
         taken,
     )
     greedy = [[text for text, *_ in texts] for each in made.values() for texts in each]
     equal = sum(len({*texts}) == 1 for texts in zip(*greedy, strict=True))
     print(
-        f"greedy texts equal on all sides: {equal} of {len(work.asks)}; {len({*greedy[0]})}"
+        f"greedy texts equal on all sides: {equal} of {len(work.requests)}; {len({*greedy[0]})}"
         " different texts"
     )
 

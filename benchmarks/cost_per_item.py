@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from cirloop.backbones import Item
-from cirloop.backbones.features import VisionFeatures
-from cirloop.captioning.base import Ask
-from cirloop.captioning.batched_captioner import Eyes
+from cirloop.backbones import EmbedInput
+from cirloop.backbones.features import VisionCache
+from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.config.run import RunConfig, load
 from cirloop.data.paths import Sources
 from cirloop.monitoring.console import table
@@ -61,19 +61,19 @@ def measure(
     )
     runtime, backbone = config.runtime, config.model.build()
 
-    def vectors(items: list[Item], name: str) -> Any:
-        features = VisionFeatures(backbone, train.images, directory / name, runtime)
+    def vectors(items: list[EmbedInput], name: str) -> Any:
+        features = VisionCache(backbone, train.images, directory / name, runtime)
         size, tokens = runtime.embed_batch_size, runtime.max_tokens_per_batch
         return embed(backbone, features, items, size, quiet, name, tokens)
 
-    vectors([Item(image) for image in images[:4]], "first")  # what only the first call does
+    vectors([EmbedInput(image) for image in images[:4]], "first")  # what only the first call does
     taken: dict[str, list[float]] = {name: [] for name in ("image", "again", "query", "caption")}
     made: Any = None
     for repeat in range(repeats):
         kept = f"kept {repeat}"
         for name, items in (
-            ("image", [Item(i) for i in images]),
-            ("again", [Item(i) for i in images]),
+            ("image", [EmbedInput(i) for i in images]),
+            ("again", [EmbedInput(i) for i in images]),
         ):
             seconds, made = timed(lambda items=items, kept=kept: vectors(items, kept))
             taken[name].append(seconds / len(items))
@@ -83,19 +83,19 @@ def measure(
         file.stat().st_size for file in (directory / "kept 0").rglob("*") if file.is_file()
     ) / len(images)
     captioner = config.foundation.build(
-        backbone if config.foundation.shares(config.model) else None
+        backbone if config.foundation.shares_base_with(config.model) else None
     )
-    asks = [Ask(t.query.reference, t.target, t.query.text) for t in triplets]
+    requests = [CaptionRequest(t.query.reference, t.target, t.query.text) for t in triplets]
     prompt, tokens = (
         config.captioning.prompts(config.foundation).rewrite,
         config.captioning.max_new_tokens,
     )
-    eyes = Eyes(
+    eyes = BatchedCaptioner(
         captioner, train.images, directory / "eyes", config.captioning.batch_size, quiet, runtime
     )
     for repeat in range(-1, repeats):  # the first keeps the vision features
-        seconds, _ = timed(lambda: eyes.write(prompt, asks, tokens, [0.0], 0, "caption"))
-        taken["caption"] += [seconds / len(asks)] if repeat >= 0 else []
+        seconds, _ = timed(lambda: eyes.generate(prompt, requests, tokens, [0.0], 0, "caption"))
+        taken["caption"] += [seconds / len(requests)] if repeat >= 0 else []
     return taken, int(made[0].nbytes), on_disk
 
 

@@ -41,8 +41,8 @@ from mid_model import (
     write_model,
 )
 
-from cirloop.backbones import Item
-from cirloop.backbones.base import VisionInput
+from cirloop.backbones import EmbedInput
+from cirloop.backbones.base import ImageFeatures
 from cirloop.retrieval.embed import embed
 from cirloop.types import ImageId
 
@@ -55,7 +55,7 @@ class Plain:
     def __init__(self, work: Work) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.work, self.text = work, work.backbone.text(Item(work.ids[0]))
+        self.work, self.text = work, work.backbone.text(EmbedInput(work.ids[0]))
         ours = work.backbone
         self.vlm = AutoModelForImageTextToText.from_pretrained(
             work.directory, dtype=ours.vlm.dtype
@@ -82,7 +82,7 @@ class Plain:
 
 
 def compare_embedding(work: Work, args: argparse.Namespace) -> None:
-    items, plain = [Item(image) for image in work.ids], Plain(work)
+    items, plain = [EmbedInput(image) for image in work.ids], Plain(work)
 
     def ours(repeat: int) -> torch.Tensor:  # opening the cache is part of it
         features = work.features(f"embed {repeat}", args.workers)
@@ -119,11 +119,11 @@ class FromPixels:
     def __init__(self, plain: Plain) -> None:
         self.plain, self.num_seen = plain, 0
 
-    def ensure(self, images: Sequence[ImageId]) -> None:
+    def precompute(self, images: Sequence[ImageId]) -> None:
         """Nothing is kept."""
 
     @torch.no_grad()
-    def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
+    def get(self, images: Sequence[ImageId]) -> list[ImageFeatures]:
         processor, visual = self.plain.processor.image_processor, self.plain.vlm.model.visual
         sized = [self.plain.work.pixels(image) for image in images]
         made = processor(sized, do_resize=False, return_tensors="pt")
@@ -134,7 +134,7 @@ class FromPixels:
         )
         self.num_seen += len(images)
         return [
-            VisionInput(each, tuple(grid))
+            ImageFeatures(each, tuple(grid))
             for each, grid in zip(tokens, grids.tolist(), strict=True)
         ]
 
@@ -146,7 +146,7 @@ def compare_training(work: Work, args: argparse.Namespace) -> None:
         work.trainer(args.batch, args.chunk, temperature=0.02),
     )
     kept: Any = trainer.engine.features
-    kept.ensure(work.ids)
+    kept.precompute(work.ids)
 
     def step(features: Any, number: int, repeat: int) -> tuple[float, torch.Tensor]:
         trainer.engine.features = features

@@ -45,7 +45,7 @@ from mid_model import (
     write_model,
 )
 
-from cirloop.backbones import Item
+from cirloop.backbones import EmbedInput
 from cirloop.retrieval.embed import embed
 
 TEMPERATURE = 0.02
@@ -77,7 +77,7 @@ class Theirs:
             modules=[transformer, pooling, Normalize()], device="cpu"
         )
 
-    def pairs(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+    def pairs(self, items: Sequence[EmbedInput]) -> list[dict[str, Any]]:
         """Pictures, sized as ours are, with the words that ours get."""
         words = [DOCUMENT if item.text is None else PROMPT.format(text=item.text) for item in items]
         pictures = [self.work.pixels(item.image) for item in items]
@@ -85,14 +85,14 @@ class Theirs:
             {"image": picture, "text": text} for picture, text in zip(pictures, words, strict=True)
         ]
 
-    def embed(self, items: Sequence[Item]) -> torch.Tensor:
+    def embed(self, items: Sequence[EmbedInput]) -> torch.Tensor:
         """Vectors (N, D)."""
         made: torch.Tensor = self.model.encode(
             self.pairs(items), batch_size=self.batch_size, convert_to_tensor=True
         )
         return made.clone()
 
-    def check_tokens(self, items: Sequence[Item]) -> None:
+    def check_tokens(self, items: Sequence[EmbedInput]) -> None:
         """Raises AssertionError where the two models read different tokens."""
         vision = self.work.features("tokens").get([item.image for item in items])
         ours, theirs = (
@@ -107,11 +107,11 @@ class Theirs:
         from peft import LoraConfig, inject_adapter_in_model
 
         lora = trainer.settings.lora
-        targets = trainer.backbone.lora_modules.format(targets="|".join(lora.targets))
+        targets = trainer.backbone.lora_modules.format(targets="|".join(lora.target_modules))
         # what `add_adapter` does; that of transformers 5.24 asks for a PEFT that is not out
         inject_adapter_in_model(
             LoraConfig(
-                r=lora.rank,
+                r=lora.r,
                 lora_alpha=lora.alpha,
                 lora_dropout=lora.dropout,
                 target_modules=targets,
@@ -131,7 +131,7 @@ class Theirs:
 
 
 def ours_of(
-    work: Work, items: Sequence[Item], args: argparse.Namespace
+    work: Work, items: Sequence[EmbedInput], args: argparse.Namespace
 ) -> Callable[[int], torch.Tensor]:
     def ours(repeat: int) -> torch.Tensor:  # opening the cache is part of it
         features = work.features(f"embed {repeat}", args.workers)
@@ -143,8 +143,8 @@ def ours_of(
 
 
 def compare_embedding(work: Work, theirs: Theirs, args: argparse.Namespace) -> None:
-    items = [Item(image) for image in work.ids] + [
-        Item(image, text_of(n)) for n, image in enumerate(work.ids)
+    items = [EmbedInput(image) for image in work.ids] + [
+        EmbedInput(image, text_of(n)) for n, image in enumerate(work.ids)
     ]
     theirs.check_tokens([items[0], items[1], items[-1]])
     theirs.embed(items[:2])  # what is only slow the first time
@@ -174,7 +174,10 @@ def compare_training(work: Work, theirs: Theirs, args: argparse.Namespace) -> No
     theirs.model.train()
     batch = trainer.batches[0]
     targets = [batch.candidates[place] for place in batch.target_B]
-    columns = [Item(q.reference, q.text) for q in batch.queries], [Item(image) for image in targets]
+    columns = (
+        [EmbedInput(q.reference, q.text) for q in batch.queries],
+        [EmbedInput(image) for image in targets],
+    )
     loss_of = CachedMultipleNegativesRankingLoss(
         theirs.model, scale=1 / TEMPERATURE, mini_batch_size=args.chunk
     )

@@ -19,7 +19,7 @@ from cirloop.monitoring.console import table
 from cirloop.types import ImageId, Query, QueryId, Triplet
 
 if TYPE_CHECKING:
-    from cirloop.backbones.features import VisionFeatures
+    from cirloop.backbones.features import VisionCache
     from cirloop.training.trainer import Trainer
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -211,16 +211,14 @@ class Work:
         }
         self.backbone: Any = Qwen2VLSettings(**settings).build()
 
-    def features(
-        self, name: str, num_workers: int = 2, vision_batch_size: int = 8
-    ) -> VisionFeatures:
+    def features(self, name: str, num_workers: int = 2, vision_batch_size: int = 8) -> VisionCache:
         """The cache called `name`, as a new process finds it: it reads the photographs' digests
         again."""
-        from cirloop.backbones.features import VisionFeatures
+        from cirloop.backbones.features import VisionCache
         from cirloop.data.images import FileImages
 
         runtime = Runtime(num_workers=num_workers, vision_batch_size=vision_batch_size)
-        return VisionFeatures(self.backbone, FileImages(self.files), self.directory / name, runtime)
+        return VisionCache(self.backbone, FileImages(self.files), self.directory / name, runtime)
 
     def pixels(self, image: ImageId) -> Image.Image:
         return picture(self.files[image], self.max_pixels)
@@ -232,7 +230,7 @@ class Work:
 
         from cirloop.backbones import LoraSettings
         from cirloop.distributed.worker import accelerator
-        from cirloop.training.batches import Batches
+        from cirloop.training.batches import BatchSampler
         from cirloop.training.config import InfoNCE, TrainingSettings
         from cirloop.training.trainer import Trainer
 
@@ -258,7 +256,7 @@ class Work:
         made = Trainer(
             self.backbone,
             self.features("train"),
-            Batches(triplets, [], [], size, 0.0, 0, 0),
+            BatchSampler(triplets, [], [], size, 0.0, 0, 0),
             settings,
             1,
             0,

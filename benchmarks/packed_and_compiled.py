@@ -31,11 +31,11 @@ import numpy as np
 import torch
 from mid_model import SIZES, report, write_model
 
-from cirloop.backbones import Item, LoraSettings, Qwen2VLSettings
-from cirloop.backbones.base import Grid, VisionInput
+from cirloop.backbones import EmbedInput, LoraSettings, Qwen2VLSettings
+from cirloop.backbones.base import Grid, ImageFeatures
 from cirloop.distributed.worker import accelerator
 from cirloop.retrieval.embed import embed
-from cirloop.training.batches import Batches
+from cirloop.training.batches import BatchSampler
 from cirloop.training.config import TrainingSettings
 from cirloop.training.trainer import Trainer
 from cirloop.types import ImageId, Query, QueryId, Triplet
@@ -64,7 +64,7 @@ WORDS = (
 
 
 class Features:
-    """Vision tokens, drawn, of images of unlike sizes, in memory; stands where `VisionFeatures`
+    """Vision tokens, drawn, of images of unlike sizes, in memory; stands where `VisionCache`
     does."""
 
     def __init__(self, num: int, width: int, dtype: torch.dtype) -> None:
@@ -73,19 +73,19 @@ class Features:
         sides = [(1, 2 * drawn.randint(4, 16), 2 * drawn.randint(4, 16)) for _ in self.ids]
         noise = torch.Generator().manual_seed(0)
         self.made = {
-            image: VisionInput(
+            image: ImageFeatures(
                 (torch.randn(h * w // 4, width, generator=noise) * 0.02).to(dtype), (1, h, w)
             )
             for image, (_, h, w) in zip(self.ids, sides, strict=True)
         }
 
-    def ensure(self, images: Sequence[ImageId], progress: Callable[[Any], Any] = iter) -> None:
+    def precompute(self, images: Sequence[ImageId], progress: Callable[[Any], Any] = iter) -> None:
         assert all(image in self.made for image in images)
 
     def grids(self, images: Sequence[ImageId]) -> list[Grid]:
         return [self.made[image].grid for image in images]
 
-    def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
+    def get(self, images: Sequence[ImageId]) -> list[ImageFeatures]:
         return [self.made[image] for image in images]
 
 
@@ -134,7 +134,7 @@ def trainer_of(
         batch_size=args.batch, grad_cache_chunk_size=args.chunk, lora=LoraSettings(dropout=0.0)
     )
     backbone.make_trainable(settings, 0)
-    batches = Batches(triplets, [], [], args.batch, 0.0, 0, 0)
+    batches = BatchSampler(triplets, [], [], args.batch, 0.0, 0, 0)
     trainer = Trainer(backbone, features, batches, settings, 1, 0, "", work, 0, accelerator())
     trainer.module.train()
     return trainer
@@ -184,7 +184,7 @@ def main() -> None:
             args.num, backbones["plain"].vision_width(), getattr(torch, args.dtype)
         )
         queries = queries_of(features)
-        items = [Item(query.reference, query.text) for query in queries]
+        items = [EmbedInput(query.reference, query.text) for query in queries]
         sides = {
             side: lambda each=each: embed(each, features, items, args.rows, lambda b, _: b, "embed")
             for side, each in backbones.items()

@@ -65,7 +65,7 @@ def step(directory: Path, adapter: str, checkpointing: bool) -> tuple[int, int]:
 
     from cirloop.backbones import LoraSettings, Qwen2VLSettings
     from cirloop.training.config import TrainingSettings
-    from cirloop.training.master_weights import Masters
+    from cirloop.training.master_weights import MasterWeights
 
     settings = Qwen2VLSettings(
         path=str(directory), dtype="bfloat16", gradient_checkpointing=checkpointing
@@ -73,8 +73,10 @@ def step(directory: Path, adapter: str, checkpointing: bool) -> tuple[int, int]:
     backbone: Any = settings.build()
     backbone.make_trainable(TrainingSettings(lora=LoraSettings(r=RANK)), 0)
     trained = backbone.trainable()
-    masters = Masters(trained, torch.bfloat16) if adapter == "bfloat16" else None
-    optimizer = torch.optim.AdamW(masters.copies.values() if masters else trained.values())
+    master_weights = MasterWeights(trained, torch.bfloat16) if adapter == "bfloat16" else None
+    optimizer = torch.optim.AdamW(
+        master_weights.copies.values() if master_weights else trained.values()
+    )
     backbone.module.train()
     kept = Kept({p.untyped_storage().data_ptr() for p in backbone.vlm.parameters()})
     inputs = inputs_of(backbone.vlm)
@@ -83,7 +85,7 @@ def step(directory: Path, adapter: str, checkpointing: bool) -> tuple[int, int]:
         loss = hidden[:, -1].float().square().sum()
     loss.backward()
     optimizer.step()
-    ours = [*trained.values(), *(masters.copies.values() if masters else [])]
+    ours = [*trained.values(), *(master_weights.copies.values() if master_weights else [])]
     state = [each for of in optimizer.state.values() for each in of.values() if each.ndim]
     gradients = [p.grad for p in ours if p.grad is not None]
     return kept.total, sum(each.nbytes for each in [*ours, *state, *gradients])
@@ -94,16 +96,16 @@ def captions(directory: Path) -> tuple[int, int]:
     answers."""
     from transformers import DynamicCache
 
-    from cirloop.backbones.qwen2_vl import load_vlm
-    from cirloop.captioning.decoding import Roomy
+    from cirloop.backbones.vision import load_vlm
+    from cirloop.captioning.decoding import PreallocatedCacheLayer
 
     vlm, _, _ = load_vlm(str(directory), "bfloat16", "sdpa")
     cache = DynamicCache()
     vlm.model.language_model(**inputs_of(vlm), past_key_values=cache, use_cache=True)
     layers: Any = cache.layers
     past = [(layer.keys, layer.values) for layer in layers]
-    roomy = [Roomy(each, TOKENS + NEW_TOKENS) for each in past]
-    made = [*(t for each in past for t in each), *(t for each in roomy for t in each._room)]
+    roomy = [PreallocatedCacheLayer(each, TOKENS + NEW_TOKENS) for each in past]
+    made = [*(t for each in past for t in each), *(t for each in roomy for t in each._buffers)]
     return sum(p.nbytes for p in vlm.parameters()), sum(tensor.nbytes for tensor in made)
 
 

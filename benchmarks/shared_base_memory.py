@@ -87,11 +87,12 @@ def work(part: str, directory: Path) -> int:
     """Peak resident memory in KiB."""
     import torch
 
-    from cirloop.backbones import Item, Qwen2VLSettings
-    from cirloop.backbones.features import VisionFeatures
-    from cirloop.captioning.base import Ask
-    from cirloop.captioning.batched_captioner import Eyes
-    from cirloop.captioning.config import CaptioningSettings, Qwen2VLFoundation
+    from cirloop.backbones import EmbedInput, Qwen2VLSettings
+    from cirloop.backbones.features import VisionCache
+    from cirloop.captioning.base import CaptionRequest
+    from cirloop.captioning.batched_captioner import BatchedCaptioner
+    from cirloop.captioning.config import CaptioningSettings
+    from cirloop.captioning.foundation import Qwen2VLFoundation
     from cirloop.data import ShapesSettings
     from cirloop.training.config import TrainingSettings
 
@@ -102,11 +103,11 @@ def work(part: str, directory: Path) -> int:
     embedder.make_trainable(TrainingSettings(), seed=0)
     embedder.module.eval()
     cache = directory / f"vision {part}"
-    features = VisionFeatures(embedder, train.images, cache)
+    features = VisionCache(embedder, train.images, cache)
 
     def embed() -> None:
-        items = [Item(t.query.reference, t.query.text) for t in train.triplets] + [
-            Item(i) for i in train.gallery.ids[:NUM_PAIRS]
+        items = [EmbedInput(t.query.reference, t.query.text) for t in train.triplets] + [
+            EmbedInput(i) for i in train.gallery.ids[:NUM_PAIRS]
         ]
         for start in range(0, len(items), BATCH):
             batch = items[start : start + BATCH]
@@ -120,11 +121,13 @@ def work(part: str, directory: Path) -> int:
         foundation = Qwen2VLFoundation(path=str(directory), dtype="float32")
         captioner = foundation.build(embedder if part == "shared" else None)
         assert (captioner.vlm is embedder.vlm) == (part == "shared")
-        eyes = Eyes(captioner, train.images, cache, BATCH, lambda b, _: b)
-        asks = [Ask(t.query.reference, t.target, t.query.text) for t in train.triplets]
+        eyes = BatchedCaptioner(captioner, train.images, cache, BATCH, lambda b, _: b)
+        requests = [
+            CaptionRequest(t.query.reference, t.target, t.query.text) for t in train.triplets
+        ]
         prompts = CaptioningSettings().prompts(foundation)
-        eyes.write(prompts.rewrite, asks, 8, [0.0, 0.7], 0, "benchmark")
-        eyes.yes(prompts.verify, asks, "benchmark")
+        eyes.generate(prompts.rewrite, requests, 8, [0.0, 0.7], 0, "benchmark")
+        eyes.yes_probability(prompts.verify, requests, "benchmark")
         embed()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

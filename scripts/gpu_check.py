@@ -44,10 +44,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import is_flash_attn_2_available
 
-from cirloop.backbones import Item
-from cirloop.captioning.base import Ask
-from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import CaptioningSettings, Qwen2VLFoundation
+from cirloop.backbones import EmbedInput
+from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.foundation import Qwen2VLFoundation
 from cirloop.monitoring import oom, profiling
 from cirloop.retrieval.embed import embed
 from cirloop.types import UserError
@@ -214,11 +215,13 @@ def embedding(check: Check) -> None:
 
 
 def embed_pictures(check: Check, work: Work) -> None:
-    args, items = check.args, [Item(image) for image in work.ids]
+    args, items = check.args, [EmbedInput(image) for image in work.ids]
     vectors(
         work, items, "first", min(args.batches), args.workers
     )  # what is only slow the first time
-    real = sum(map(work.backbone.image_length, work.features("first").grids(work.ids))) / len(items)
+    real = sum(map(work.backbone.num_image_tokens, work.features("first").grids(work.ids))) / len(
+        items
+    )
     for size in args.batches:
         call = partial(vectors, work, items, f"embed {size}", size, args.workers)
         for cache in ("empty", "full"):
@@ -227,7 +230,7 @@ def embed_pictures(check: Check, work: Work) -> None:
 
 
 def vectors(
-    work: Work, items: Sequence[Item], name: str, size: int, workers: int = 0
+    work: Work, items: Sequence[EmbedInput], name: str, size: int, workers: int = 0
 ) -> torch.Tensor:
     """Of `items`, whose vision features are kept in the cache `name`; opening it is part of the
     work."""
@@ -266,7 +269,9 @@ def captions(check: Check) -> None:
         path=str(check.model), dtype=args.dtype, max_pixels=work.max_pixels
     )
     captioner: Any = foundation.build(work.backbone)
-    assert captioner.lender is not None, "two models, where one lends its weights"
+    assert captioner.shared_embedder is not None, (
+        "two models, where one can_share_weights its weights"
+    )
     captioner.vlm.generation_config.eos_token_id = (
         None  # a random model does not say when it is done
     )
@@ -275,14 +280,20 @@ def captions(check: Check) -> None:
     mined = [
         (query, num + query * args.k + place) for query in range(num) for place in range(args.k)
     ]
-    asks = [Ask(work.ids[query], work.ids[image], text_of(query)) for query, image in mined]
+    requests = [
+        CaptionRequest(work.ids[query], work.ids[image], text_of(query)) for query, image in mined
+    ]
     images: Any = work.features("captions")._images
-    eyes = Eyes(captioner, images, check.directory / "eyes", args.chunk, lambda batches, _: batches)
-    eyes.write(prompt, asks[: args.k], 2, [0.0], 0, "captions")  # what is only slow the first time
-    eyes._source.ensure(work.ids)  # the cache is full, as after mining
-    write = partial(eyes.write, prompt, asks, args.new_tokens, [0.0], 0, "captions")
-    name = f"{len(asks)} of {args.new_tokens} tokens, batches of {args.chunk}"
-    check.case("captions", name, partial(check.metered, write, len(asks), "captions"))
+    eyes = BatchedCaptioner(
+        captioner, images, check.directory / "eyes", args.chunk, lambda batches, _: batches
+    )
+    eyes.generate(
+        prompt, requests[: args.k], 2, [0.0], 0, "captions"
+    )  # what is only slow the first time
+    eyes._source.precompute(work.ids)  # the cache is full, as after mining
+    write = partial(eyes.generate, prompt, requests, args.new_tokens, [0.0], 0, "captions")
+    name = f"{len(requests)} of {args.new_tokens} tokens, batches of {args.chunk}"
+    check.case("captions", name, partial(check.metered, write, len(requests), "captions"))
 
 
 def equality(check: Check) -> None:
@@ -290,7 +301,9 @@ def equality(check: Check) -> None:
     for dtype in (check.args.dtype, "float32"):
         work = check.work(max(check.args.tokens), dtype)
         items = [
-            Item(image, text) for n, image in enumerate(work.ids[:4]) for text in (None, text_of(n))
+            EmbedInput(image, text)
+            for n, image in enumerate(work.ids[:4])
+            for text in (None, text_of(n))
         ]
         made[dtype] = vectors(work, items, f"equality {dtype}", 2)
         del work

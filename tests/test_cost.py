@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from cirloop.artifacts.store import file_digests
-from cirloop.backbones import Item, Qwen2VLSettings
-from cirloop.backbones.features import VisionFeatures
-from cirloop.captioning.base import Ask
-from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import Qwen2VLFoundation
+from cirloop.backbones import EmbedInput, Qwen2VLSettings
+from cirloop.backbones.features import VisionCache
+from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.foundation import Qwen2VLFoundation
 from cirloop.captioning.prompts import REWRITE, VERIFY
 from cirloop.cli import runner
 from cirloop.config.runtime import Runtime
@@ -218,23 +218,25 @@ def test_vision_embedding_and_captioning_are_traced_and_counted(tmp_path: Path) 
     backbone: Any = Qwen2VLSettings(dtype="float32").build()
     captioner = Qwen2VLFoundation(path="tiny", dtype="float32").build(backbone)
     images = [*{train.images.digest(image): image for image in train.gallery.ids}.values()][:8]
-    asks = [Ask(images[i], images[i + 1], "make it red") for i in range(6)]
+    requests = [CaptionRequest(images[i], images[i + 1], "make it red") for i in range(6)]
     with profiling.metering(tmp_path / "profile") as spent:
-        features = VisionFeatures(
+        features = VisionCache(
             backbone, train.images, tmp_path / "vision", Runtime(vision_batch_size=2)
         )
         embed(
             backbone,
             features,
-            [Item(image) for image in images],
+            [EmbedInput(image) for image in images],
             2,
             lambda batches, _: batches,
             "embed",
         )
-        eyes = Eyes(captioner, train.images, tmp_path / "vision", 2, lambda batches, _: batches)
-        eyes.yes(VERIFY, asks, "ask")
+        eyes = BatchedCaptioner(
+            captioner, train.images, tmp_path / "vision", 2, lambda batches, _: batches
+        )
+        eyes.yes_probability(VERIFY, requests, "ask")
         assert spent.tokens_written == 0
-        eyes.write(REWRITE, asks, 4, [0.0, 1.0], 0, "write")
+        eyes.generate(REWRITE, requests, 4, [0.0, 1.0], 0, "write")
     names = {path.name for path in (tmp_path / "profile").iterdir()}
     assert names == {"vision.json.gz", "embedding.json.gz", "captioning.json.gz"}
     assert (spent.images_encoded, spent.images_cached, spent.items, spent.texts) == (8, 0, 8, 12)
@@ -290,7 +292,7 @@ def test_the_stages_counters_are_exact(
     config = small(profiled)
     data = config.data.build(Sources(None, config.cache, lambda items, _: items))
     (part,) = data.parts("val")
-    items = {*query_items(part.queries), *(Item(image) for image in part.gallery.ids)}
+    items = {*query_items(part.queries), *(EmbedInput(image) for image in part.gallery.ids)}
     images = {part.images.digest(item.image) for item in items}
     base, after = spent["evaluation_base.json"], spent["evaluation_iter_0.json"]
     assert (base["images_encoded"], base["images_cached"], base["items"]) == (

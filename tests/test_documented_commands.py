@@ -101,7 +101,7 @@ def test_the_first_command_names_the_path_that_is_not_there(home: Path) -> None:
     config = parsed(FIRST)
     assert config.model.path == config.foundation.path == "/path/to/qwen2-vl-model"
     with pytest.raises(UserError, match=r"'/path/to/qwen2-vl-model' does not exist"):
-        config.model.find()
+        config.model.resolve_dir()
 
 
 def test_a_path_of_another_family_is_the_foundation_models_alone(

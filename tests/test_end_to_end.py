@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cirloop.artifacts.store import Store, file_digests
-from cirloop.backbones import Item
+from cirloop.backbones import EmbedInput
 from cirloop.cli import runner
 from cirloop.cli.evaluate import EvalConfig, evaluate_run
 from cirloop.config.run import from_json
@@ -340,7 +340,7 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
     [part] = run.data.parts("val")
     backbone = run.embedder(store.find("checkpoint_iter_1"))
     queries_QD = run.vectors(
-        backbone, [Item(query.reference, "") for query in part.queries], part, ""
+        backbone, [EmbedInput(query.reference, "") for query in part.queries], part, ""
     )
     scores_QG, rows = queries_QD @ run.gallery(backbone, part).T, part.gallery.rows()
     assert part.relevance is not None

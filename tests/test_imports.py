@@ -178,7 +178,7 @@ def test_types_needs_the_standard_library_only() -> None:
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("negatives/top_k.py", "from cirloop.training.batches import Batches"),
+        ("negatives/top_k.py", "from cirloop.training.batches import BatchSampler"),
         ("negatives/top_k.py", "import cirloop.config.run"),
         ("data/images.py", "from cirloop import backbones"),
         ("data/shapes/scene.py", "from ...evaluation import metrics"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cirloop.backbones import Item
-from cirloop.captioning.base import Ask
+from cirloop.backbones import EmbedInput
+from cirloop.captioning.base import CaptionRequest
 from cirloop.captioning.prompts import Prompt
 from cirloop.distributed import jobs
 from cirloop.distributed.jobs import ShardJob, TrainJob
@@ -33,7 +33,7 @@ def job(kind: str, directory: Path) -> TrainJob | ShardJob:
             output=Path("o"),
         )
     return ShardJob(
-        kind="write",
+        kind="generate",
         directory=directory,
         cache=Path("cache"),
         log=None,
@@ -42,16 +42,16 @@ def job(kind: str, directory: Path) -> TrainJob | ShardJob:
         images="digest",
         title="captions",
         profile=Path("p"),
-        items=(Item(A), Item(B, "réd", "dress")),
+        items=(EmbedInput(A), EmbedInput(B, "réd", "dress")),
         adapter=Path("adapter"),
         model="m",
         prompt=Prompt("rewrite", "<image>", "json"),
-        asks=(Ask(A, B, "text"),),
+        requests=(CaptionRequest(A, B, "text"),),
         options={"temperatures": [0.0, 0.7], "seed": 3},
     )
 
 
-@pytest.mark.parametrize("kind", ["train", "write"])
+@pytest.mark.parametrize("kind", ["train", "generate"])
 def test_a_job_is_read_as_it_was_written(kind: str, tmp_path: Path) -> None:
     written = job(kind, tmp_path / "new")
     jobs.write(written)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cirloop.captioning.base import Ask
-from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import Qwen2VLFoundation
+from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.foundation import Qwen2VLFoundation
 from cirloop.captioning.prompts import load
 from cirloop.data import ShapesSettings
 from cirloop.monitoring import oom
@@ -50,15 +50,15 @@ def test_running_out_of_memory_is_told_from_other_errors(error: Exception, so: b
 def test_captioning_names_what_to_set(tmp_path: Path) -> None:
     train = ShapesSettings(train_families=2, train_triplets=2, eval_families=2).build().train
     captioner: Any = Qwen2VLFoundation(path="tiny", dtype="float32").build()
-    eyes = Eyes(captioner, train.images, tmp_path, 3, lambda batches, _: batches)
-    asks = [Ask(train.gallery.ids[i], train.gallery.ids[i + 1], "") for i in range(3)]
+    eyes = BatchedCaptioner(captioner, train.images, tmp_path, 3, lambda batches, _: batches)
+    asks = [CaptionRequest(train.gallery.ids[i], train.gallery.ids[i + 1], "") for i in range(3)]
 
     def full(*_: Any) -> None:
         raise FULL
 
     captioner.vlm.get_input_embeddings().register_forward_pre_hook(full)
-    for ask in (lambda: eyes.write(load("rewrite-json-1"), asks, 4, [0.0], 0, "write"),
-                lambda: eyes.yes(load("verify-1"), asks, "verify")):  # fmt: skip
+    for ask in (lambda: eyes.generate(load("rewrite-json-1"), asks, 4, [0.0], 0, "write"),
+                lambda: eyes.yes_probability(load("verify-1"), asks, "verify")):  # fmt: skip
         with pytest.raises(UserError, match="3 questions at once: CUDA out of memory") as caught:
             ask()
         assert "captioning.batch_size" in str(caught.value) and "foundation.max_pixels" in str(

@@ -14,7 +14,7 @@ from cirloop.backbones.weights import resolve
 from cirloop.stages import resources
 from cirloop.types import UserError
 
-TARGETS = LoraSettings().targets
+TARGETS = LoraSettings().target_modules
 ROOT = Path(__file__).parent.parent
 
 

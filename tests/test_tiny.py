@@ -10,9 +10,9 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from cirloop.backbones.weights import resolve
 from cirloop.captioning import CaptioningSettings
-from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import Qwen2VLFoundation
-from cirloop.captioning.pipeline import check_form, choose, verify, write_candidates
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.foundation import Qwen2VLFoundation
+from cirloop.captioning.pipeline import check_format, generate_candidates, select, verify
 from cirloop.data import ShapesSettings
 from cirloop.data.shapes.splits import FAMILY_SIZE
 from cirloop.types import ImageId, MinedNegative, Triplet
@@ -45,13 +45,13 @@ def test_accepted_texts_are_mostly_true(cache: Path) -> None:
     ]
     settings = CaptioningSettings(num_candidates=1)
     captioner = Qwen2VLFoundation(path="tiny", dtype="float32").build()
-    eyes = Eyes(
+    eyes = BatchedCaptioner(
         captioner, train.images, cache / "vision", settings.batch_size, lambda items, _: items
     )
     queries = {t.query.id: t.query for t in train.triplets}
-    candidates = write_candidates(eyes, mined, queries, settings, 0)
-    candidates = verify(eyes, [check_form(c, settings) for c in candidates], settings)
-    accepted, _ = choose(candidates, set(), settings, 1, "tiny")
+    candidates = generate_candidates(eyes, mined, queries, settings, 0)
+    candidates = verify(eyes, [check_format(c, settings) for c in candidates], settings)
+    accepted, _ = select(candidates, set(), settings, 1, "tiny")
     texts = [(a.triplet.query.reference, a.triplet.query.text, a.triplet.target) for a in accepted]
     true = sum(oracle.text_is_true(*text) for text in texts)
     assert len(accepted) >= len(mined) / 3

@@ -28,7 +28,7 @@ from cirloop.backbones.config import ClipCombinerSettings
 from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.backbones.weights import resolve_adapter
 from cirloop.captioning.backends.hf_captioner import chat_processor
-from cirloop.captioning.config import GenericFoundation
+from cirloop.captioning.foundation import GenericFoundation
 from cirloop.cli import entry
 from cirloop.cli.mine_embeddings import main as mine_vectors
 from cirloop.config.run import load
@@ -264,7 +264,7 @@ def test_code_of_a_model_directory_is_not_run(tmp_path: Path, mark: Path) -> Non
     except UserError as error:
         assert "trust_remote_code" in str(error)
     try:
-        chat_processor(str(model), GenericFoundation(path=str(model)).find())
+        chat_processor(str(model), GenericFoundation(path=str(model)).resolve_dir())
     except UserError as error:
         assert str(model) in str(error)
     assert not mark.exists()

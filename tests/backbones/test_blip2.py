@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cirloop.backbones import Item
+from cirloop.backbones import EmbedInput
 from cirloop.backbones.base import LoraSettings
-from cirloop.backbones.blip2 import plain
+from cirloop.backbones.blip2 import normalize_caption
 from cirloop.backbones.config import Blip2Settings
-from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import similarity
 from cirloop.backbones.weights import PARTS_WEIGHTS, resolve
 from cirloop.training.config import TrainingSettings
@@ -49,8 +49,8 @@ class Photos:
         return FILES[int(image)].stem
 
 
-QUERIES = [Item(str(i), text) for i, text in enumerate(TEXTS)]  # type: ignore[arg-type]
-IMAGES = [Item(str(i)) for i in range(len(FILES))]  # type: ignore[arg-type]
+QUERIES = [EmbedInput(str(i), text) for i, text in enumerate(TEXTS)]  # type: ignore[arg-type]
+IMAGES = [EmbedInput(str(i)) for i in range(len(FILES))]  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def vision(backbone: Any) -> Any:
     return backbone.encode_images([Photos().load(item.image) for item in IMAGES])
 
 
-def embed(backbone: Any, items: list[Item], vision: Any) -> torch.Tensor:
+def embed(backbone: Any, items: list[EmbedInput], vision: Any) -> torch.Tensor:
     backbone.module.eval()
     with torch.no_grad():
         vectors: torch.Tensor = backbone.module(
@@ -103,7 +103,7 @@ def test_images_and_texts_equal_the_librarys_own(backbone: Any, vision: Any) -> 
     photos = [Photos().load(item.image) for item in IMAGES[:4]]
     cut = {"padding": True, "truncation": True, "max_length": 32 + QUERY_TOKENS}
     batch = backbone.processor(
-        images=photos, text=[plain(text) for text in TEXTS], **cut, return_tensors="pt"
+        images=photos, text=[normalize_caption(text) for text in TEXTS], **cut, return_tensors="pt"
     )
     batch["input_ids"], batch["attention_mask"] = (
         batch[name][:, QUERY_TOKENS:] for name in ("input_ids", "attention_mask")
@@ -135,7 +135,7 @@ def test_a_query_is_the_mean_of_what_the_matching_head_reads(backbone: Any, visi
 @NEEDS_PHOTOS
 @pytest.mark.parametrize("items", [QUERIES, IMAGES], ids=["queries", "images"])
 def test_a_batchs_other_rows_and_its_padding_change_nothing(
-    backbone: Any, vision: Any, items: list[Item]
+    backbone: Any, vision: Any, items: list[EmbedInput]
 ) -> None:
     alone = torch.cat([embed(backbone, [item], vision) for item in items])
     assert close(embed(backbone, items, vision), alone)
@@ -145,7 +145,7 @@ def test_a_batchs_other_rows_and_its_padding_change_nothing(
 @NEEDS_PHOTOS
 def test_text_and_reference_both_decide_a_query(backbone: Any, vision: Any) -> None:
     first, text, image = embed(
-        backbone, [QUERIES[0], Item("0", TEXTS[1]), Item("1", TEXTS[0])], vision
+        backbone, [QUERIES[0], EmbedInput("0", TEXTS[1]), EmbedInput("1", TEXTS[0])], vision
     )  # type: ignore[arg-type]
     assert not torch.allclose(first, text, atol=1e-3) and not torch.allclose(
         first, image, atol=1e-3
@@ -158,9 +158,9 @@ def test_kept_features_are_the_towers_on_pixels(
 ) -> None:
     ids: Any = [item.image for item in IMAGES]
     kept: Any = Photos()
-    VisionFeatures(backbone, kept, tmp_path).get(ids)
+    VisionCache(backbone, kept, tmp_path).get(ids)
     monkeypatch.setattr(backbone, "encode_images", None)
-    again = VisionFeatures(backbone, kept, tmp_path).get(ids)
+    again = VisionCache(backbone, kept, tmp_path).get(ids)
     for item, made in zip(IMAGES, again, strict=True):
         pixels = backbone.processor.image_processor(Photos().load(item.image), return_tensors="pt")[
             "pixel_values"
@@ -193,7 +193,7 @@ def test_a_text_is_words_also_where_it_looks_like_a_sign(backbone: Any) -> None:
         backbone.processor.tokenizer.added_tokens_decoder
     )  # with the processor's `<image>`
     assert [int(i) in special for i in ids] == [True, *[False] * (len(ids) - 2), True]
-    assert plain("Is RED. (very)  red!") == "is red very red"
+    assert normalize_caption("Is RED. (very)  red!") == "is red very red"
 
 
 def test_long_texts_are_cut_at_the_settings_tokens(backbone: Any) -> None:
@@ -224,7 +224,7 @@ def test_everything_that_is_trained_gets_a_gradient_and_the_tower_none(
     trained = backbone.trainable()
     assert not [name for name, p in trained.items() if p.grad is None or not p.grad.any()]
     assert {p.dtype for p in trained.values()} == {torch.float32}
-    rest = {name for name, _ in backbone.core.named_parameters()} - set(trained)
+    rest = {name for name, _ in backbone.root_module.named_parameters()} - set(trained)
     text_ffn = ("qformer.encoder.layer.2.intermediate.", "qformer.encoder.layer.2.output.")
     assert all(name.startswith(("vision_model.", "itm_head.", *text_ffn)) for name in rest)
     assert backbone.vision_is_frozen()
@@ -331,8 +331,8 @@ def test_saved_adapters_give_the_same_embeddings_in_another_process(
 ) -> None:
     tunings: dict[str, Any] = {
         "full": {},
-        "lora": {"tune": "lora", "lora": LORA},
-        "part": {"parts": ("vision_projection",)},
+        "lora": {"finetuning": "lora", "lora": LORA},
+        "part": {"trainable_patterns": ("vision_projection",)},
     }
     made = {
         tmp_path / name: moved(path, tmp_path / name, **tuning) for name, tuning in tunings.items()
@@ -416,7 +416,7 @@ def test_weights_beyond_those_needed_and_no_matching_head_do_no_harm(
 
     other: Any = Blip2Settings(path=altered(path, tmp_path / "m", change)).build()
     assert torch.allclose(
-        other.probe(), backbone.probe(), atol=1e-6
+        other.probe_output(), backbone.probe_output(), atol=1e-6
     )  # bits depend on where weights lie in memory
 
 

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from cirloop.artifacts.store import file_digest
-from cirloop.backbones import Item
-from cirloop.backbones.clip_source import find_source
-from cirloop.backbones.combiners import AttentionFusion, Combiner, Encoded
+from cirloop.backbones import EmbedInput
+from cirloop.backbones.clip_source import find_checkpoint
+from cirloop.backbones.combiners import AttentionFusion, ClipFeatures, Combiner
 from cirloop.backbones.config import ClipCombinerSettings
-from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.features import VisionCache
 from cirloop.training.config import TrainingSettings
 from cirloop.types import ImageId, UserError
 
@@ -78,11 +78,11 @@ def settings(clip: str, **changes: Any) -> ClipCombinerSettings:
     return ClipCombinerSettings(**{"clip": clip, "path": "random", "combiner": "sum", **changes})
 
 
-def items(photos: Photos) -> list[Item]:
-    return [Item(image, text) for image, text in zip(photos.files, TEXTS, strict=False)]
+def items(photos: Photos) -> list[EmbedInput]:
+    return [EmbedInput(image, text) for image, text in zip(photos.files, TEXTS, strict=False)]
 
 
-def queries(backbone: Any, photos: Photos, rows: list[Item] | None = None) -> torch.Tensor:
+def queries(backbone: Any, photos: Photos, rows: list[EmbedInput] | None = None) -> torch.Tensor:
     rows = rows or items(photos)
     vision = backbone.encode_images([photos.load(row.image) for row in rows])
     with torch.no_grad():
@@ -91,7 +91,7 @@ def queries(backbone: Any, photos: Photos, rows: list[Item] | None = None) -> to
 
 
 def gallery(backbone: Any, photos: Photos) -> torch.Tensor:
-    return queries(backbone, photos, [Item(image) for image in photos.files])
+    return queries(backbone, photos, [EmbedInput(image) for image in photos.files])
 
 
 @pytest.mark.parametrize("kind", CLIPS)
@@ -100,7 +100,7 @@ def test_features_are_open_clips(
     clips: dict[str, str], photos: Photos, kind: str, inside: bool
 ) -> None:
     backbone: Any = settings(clips[kind], pad_ratio=0, train_clip=inside).build()
-    clip = find_source(clips[kind], "random").build(0)
+    clip = find_checkpoint(clips[kind], "random").build(0)
     transform = image_transform_v2(PreprocessCfg(size=clip.visual.image_size), is_train=False)
     pixels = torch.stack([transform(photos.load(image)) for image in photos.files])
     with torch.no_grad():
@@ -132,8 +132,8 @@ def test_batches_and_both_paths_give_the_same_unit_vectors(
     assert torch.allclose(together, queries(inside, photos), atol=1e-5)
     assert torch.allclose(gallery(frozen, photos), gallery(inside, photos), atol=1e-5)
     for backbone in (frozen, inside):
-        kept = VisionFeatures(backbone, photos, tmp_path)  # type: ignore[arg-type]
-        kept.ensure(list(photos.files))
+        kept = VisionCache(backbone, photos, tmp_path)  # type: ignore[arg-type]
+        kept.precompute(list(photos.files))
         vision = kept.get([row.image for row in items(photos)])
         with torch.no_grad():
             assert torch.allclose(
@@ -167,7 +167,7 @@ def test_attention_fusion_starts_as_the_sum(clips: dict[str, str], photos: Photo
     )
     ids = fusion.text_inputs(TEXTS)["text"]
     with torch.no_grad():
-        text = fusion.module.read(ids)
+        text = fusion.module.encode_text(ids)
         pooled = fusion.module.clip.encode_text(ids)
     ends = text.mask.sum(1) - 1
     assert ends.tolist() == [len(fusion.tokenizer.encode(t)) + 1 for t in TEXTS]
@@ -178,17 +178,17 @@ def test_text_past_the_end_sign_does_not_reach_a_fused_query() -> None:
     torch.manual_seed(0)
     fusion = AttentionFusion(8, 2, 0.0)
     torch.nn.init.normal_(fusion.gate)
-    image = Encoded(torch.randn(2, 8), torch.randn(2, 5, 8))
+    image = ClipFeatures(torch.randn(2, 8), torch.randn(2, 5, 8))
     tokens, mask = torch.randn(2, 6, 8), torch.arange(6) < torch.tensor([[3], [6]])
     other = torch.where(mask.unsqueeze(-1), tokens, torch.randn(2, 6, 8))
     text = torch.randn(2, 8)
-    made = fusion(image, Encoded(text, tokens, mask))
-    assert torch.allclose(made, fusion(image, Encoded(text, other, mask)), atol=1e-6)
+    made = fusion(image, ClipFeatures(text, tokens, mask))
+    assert torch.allclose(made, fusion(image, ClipFeatures(text, other, mask)), atol=1e-6)
     assert not torch.allclose(
-        made, fusion(image, Encoded(text, other, torch.ones_like(mask))), atol=1e-3
+        made, fusion(image, ClipFeatures(text, other, torch.ones_like(mask))), atol=1e-3
     )
     turned = image._replace(tokens=image.tokens.flip(0))  # type: ignore[union-attr]
-    assert not torch.allclose(made, fusion(turned, Encoded(text, tokens, mask)), atol=1e-3)
+    assert not torch.allclose(made, fusion(turned, ClipFeatures(text, tokens, mask)), atol=1e-3)
 
 
 def test_the_combiner_is_clip4cirs_formula() -> None:
@@ -211,7 +211,7 @@ def test_the_combiner_is_clip4cirs_formula() -> None:
         layer(np.maximum(layer(both, "mixture.0"), 0), "mixture.3") + share * t + (1 - share) * i
     )
     assert np.allclose(
-        network(Encoded(image), Encoded(text)).detach().numpy(), expected, atol=1e-12
+        network(ClipFeatures(image), ClipFeatures(text)).detach().numpy(), expected, atol=1e-12
     )
     assert share.shape == (3, 1) and w["mixture.0.weight"].shape == (8 * 6, 8 * 6)
 
@@ -224,7 +224,7 @@ def trainable(clip: str, combiner: str, inside: bool, **tuning: Any) -> Any:
 
 def loss_of(backbone: Any, photos: Photos) -> torch.Tensor:
     """InfoNCE of three queries against the photographs: query i's target is photograph i + 1."""
-    rows, candidates = items(photos), [Item(image) for image in photos.files]
+    rows, candidates = items(photos), [EmbedInput(image) for image in photos.files]
     vectors = [
         backbone.module(
             backbone.inputs(each, backbone.encode_images([photos.load(row.image) for row in each]))
@@ -243,7 +243,7 @@ def test_training_reaches_every_weight_and_lowers_the_loss(
     from step 2 on."""
     backbone = trainable(clips[kind], combiner, inside)
     parameters = backbone.trainable()
-    assert {name.split(".")[0] for name in parameters} == set(backbone.parts)
+    assert {name.split(".")[0] for name in parameters} == set(backbone.default_trainable_patterns)
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
     before = float(loss_of(backbone, photos).detach())
     backbone.module.train()
@@ -333,7 +333,7 @@ def test_a_trained_clip_loads_frozen_with_features_of_its_own(
 def test_the_text_tower_alone_can_be_trained_with_kept_image_features(
     clips: dict[str, str], photos: Photos
 ) -> None:
-    backbone = trainable(clips["vit"], "sum", False, parts=("clip.(?!visual)",))
+    backbone = trainable(clips["vit"], "sum", False, trainable_patterns=("clip.(?!visual)",))
     loss_of(backbone, photos).backward()
     assert [
         n for n, p in backbone.trainable().items() if p.grad is None or n.startswith("clip.visual")
@@ -344,9 +344,9 @@ def test_what_cannot_be_trained_says_the_way_out(clips: dict[str, str]) -> None:
     frozen: Any = settings(clips["vit"]).build()
     for tuning, match in (
         ({}, "train_clip"),
-        ({"tune": "lora"}, "in full"),
-        ({"parts": ("clip",)}, "train_clip"),
-        ({"parts": ("combinator",)}, "match no weight"),
+        ({"finetuning": "lora"}, "in full"),
+        ({"trainable_patterns": ("clip",)}, "train_clip"),
+        ({"trainable_patterns": ("combinator",)}, "match no weight"),
     ):
         with pytest.raises(UserError, match=match):
             frozen.make_trainable(TrainingSettings(**tuning), seed=0)
@@ -411,7 +411,7 @@ def test_weights_come_from_a_file_or_a_directory(
     clips: dict[str, str], photos: Photos, tmp_path: Path
 ) -> None:
     drawn = settings(clips["vit"], random_seed=3)
-    clip = find_source(drawn.clip, "random").build(3)
+    clip = find_checkpoint(drawn.clip, "random").build(3)
     save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
     model = json.loads(Path(clips["vit"]).read_text())
     (tmp_path / "open_clip_config.json").write_text(
@@ -421,23 +421,25 @@ def test_weights_come_from_a_file_or_a_directory(
     for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
         found = settings(clips["vit"], path=str(path))
         assert torch.allclose(queries(found.build(), photos), expected, atol=1e-6)
-        assert found.find() == tmp_path / "open_clip_model.safetensors"
-    assert drawn.weights() != settings(clips["vit"]).weights() != found.weights()
-    assert drawn.find() == Path(clips["vit"])
+        assert found.resolve_dir() == tmp_path / "open_clip_model.safetensors"
+    assert (
+        drawn.weights_digest() != settings(clips["vit"]).weights_digest() != found.weights_digest()
+    )
+    assert drawn.resolve_dir() == Path(clips["vit"])
 
 
 def test_a_directory_with_another_architecture_is_refused(
     clips: dict[str, str], tmp_path: Path
 ) -> None:
     save_file(
-        find_source(clips["vit"], "random").build(0).state_dict(),
+        find_checkpoint(clips["vit"], "random").build(0).state_dict(),
         tmp_path / "open_clip_model.safetensors",
     )
     (tmp_path / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": json.loads(Path(clips["vit"]).read_text())})
     )
     with pytest.raises(UserError, match=r"vision_cfg.width 80, not 48"):
-        settings("RN50x4", path=str(tmp_path)).find()
+        settings("RN50x4", path=str(tmp_path)).resolve_dir()
     with pytest.raises(UserError, match="another architecture"):
         settings(clips["resnet"], path=str(tmp_path / "open_clip_model.safetensors")).build()
 
@@ -461,7 +463,7 @@ def test_weights_that_cannot_be_had_say_the_way_out(clips: dict[str, str], tmp_p
         ("RN50x4", "hf-hub:nobody/nothing", r"nobody/nothing.*network"),
     ):
         with pytest.raises(UserError, match=match):
-            settings(clip, path=path).find()
+            settings(clip, path=path).resolve_dir()
 
 
 def test_attention_fusion_refuses_towers_without_tokens(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from cirloop.backbones import BackboneConfig, Qwen2VLSettings, tensor_cache
-from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.prefetch import AHEAD, loaded
+from cirloop.backbones.features import VisionCache
+from cirloop.backbones.prefetch import PREFETCH_BATCHES, prefetch_images
 from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.config.runtime import Runtime
 from cirloop.data import ShapesSettings
@@ -61,8 +61,8 @@ class Counted:
         return digest
 
 
-def features_of(backbone: Any, images: Any, directory: Path, **keeping: Any) -> VisionFeatures:
-    return VisionFeatures(backbone, images, directory, Runtime(vision_batch_size=BATCH, **keeping))
+def features_of(backbone: Any, images: Any, directory: Path, **keeping: Any) -> VisionCache:
+    return VisionCache(backbone, images, directory, Runtime(vision_batch_size=BATCH, **keeping))
 
 
 def same(one: list[Any], other: list[Any], tolerance: float = 0.0) -> bool:
@@ -213,12 +213,12 @@ def fill(directory: Path, part: str) -> None:
     train = ShapesSettings(train_families=4, train_triplets=10, eval_families=2).build().train
     encoder: Any = Qwen2VLSettings(dtype="float32").build()
     ids = list(train.gallery.ids[:24])
-    features = VisionFeatures(
+    features = VisionCache(
         encoder, train.images, directory, Runtime(vision_batch_size=BATCH), shard_bytes=1
     )
     print("ready", flush=True)
     sys.stdin.readline()
-    features.ensure(ids if part == "0" else ids[::-1])
+    features.precompute(ids if part == "0" else ids[::-1])
     made = [each.tokens.double().sum().item() for each in features.get(ids)]
     print(" ".join(f"{value:.9e}" for value in made), flush=True)
 
@@ -281,10 +281,10 @@ def test_threads_change_nothing(
 ) -> None:
     ids = [*images.gallery.ids[:30], *images.gallery.ids[:3]]
     alone = features_of(backbone, images.images, tmp_path / "alone")
-    alone.ensure(ids)
+    alone.precompute(ids)
     counted = Counted(images.images)
     threaded = features_of(backbone, counted, tmp_path / "threads", num_workers=num_workers)
-    threaded.ensure(ids)
+    threaded.precompute(ids)
     written = [
         {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.safetensors")}
         for name in ("alone", "threads")
@@ -303,7 +303,7 @@ def test_no_number_of_images_at_once_changes_a_bit(
 ) -> None:
     ids = images.gallery.ids[:30]
     made = [
-        VisionFeatures(
+        VisionCache(
             backbone, images.images, tmp_path / str(size), Runtime(vision_batch_size=size)
         ).get(ids)
         for size in (8, vision_batch_size)
@@ -325,7 +325,7 @@ def test_images_that_memory_does_not_hold_at_once_are_seen_in_halves(
 
     monkeypatch.setattr(backbone, "encode_images", scarce)
     with profiling.metering() as spent:
-        halved = VisionFeatures(
+        halved = VisionCache(
             backbone, images.images, tmp_path / "halved", Runtime(vision_batch_size=12)
         ).get(ids)
     assert calls == [12, 6, 3, 3, 6, 3, 3] and spent.splits == 3 and spent.images_encoded == 12
@@ -353,10 +353,12 @@ def test_no_more_than_so_many_batches_are_loaded_ahead(images: Any) -> None:
     counted = Counted(images.images)
     ids = images.gallery.ids[:40]
     batches = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
-    for taken, (pictures, number) in enumerate(loaded(batches, counted, len, 3)):
+    for taken, (pictures, number) in enumerate(prefetch_images(batches, counted, len, 3)):
         assert number == len(pictures) == BATCH
         time.sleep(0.02)
-        assert BATCH * (taken + 1) <= counted.loads.total() <= BATCH * (taken + 1 + AHEAD)
+        assert (
+            BATCH * (taken + 1) <= counted.loads.total() <= BATCH * (taken + 1 + PREFETCH_BATCHES)
+        )
 
 
 def test_a_picture_that_cannot_be_loaded_stops_the_threads(images: Any) -> None:
@@ -370,11 +372,13 @@ def test_a_picture_that_cannot_be_loaded_stops_the_threads(images: Any) -> None:
     bad = Bad(images.images)
     taken = []
     with pytest.raises(UserError, match="damaged"):
-        for pictures, _ in loaded([ids[i : i + BATCH] for i in range(0, 40, BATCH)], bad, len, 2):
+        for pictures, _ in prefetch_images(
+            [ids[i : i + BATCH] for i in range(0, 40, BATCH)], bad, len, 2
+        ):
             taken.append(len(pictures))
     assert taken == [BATCH], "the batch before it came through"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("images")]
-    assert bad.loads.total() <= BATCH * (AHEAD + 2)
+    assert bad.loads.total() <= BATCH * (PREFETCH_BATCHES + 2)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from cirloop.backbones import Item, packing, vlm
-from cirloop.backbones.base import LoraSettings, VisionInput
+from cirloop.backbones import EmbedInput, packing, vlm_module
+from cirloop.backbones.base import ImageFeatures, LoraSettings
 from cirloop.training.config import TrainingSettings
 from cirloop.types import ImageId, UserError
 from tests.backbones.test_vlm import settings, trained
@@ -24,7 +24,7 @@ TEXTS = (
     "is blue with short sleeves",
 )
 GRIDS = ((1, 4, 4), (1, 8, 4), (1, 2, 2), (1, 2, 8))
-ITEMS = [Item(ImageId(str(number)), text) for number, text in enumerate(TEXTS)]
+ITEMS = [EmbedInput(ImageId(str(number)), text) for number, text in enumerate(TEXTS)]
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write(directory / name) for name, write in WRITERS.items()}
 
 
-def seen_by(backbone: Any) -> list[VisionInput]:
+def seen_by(backbone: Any) -> list[ImageFeatures]:
     """Vision tokens of four pictures, drawn."""
     drawn = torch.Generator().manual_seed(3)
-    sizes = [(backbone.image_length(grid), backbone.vision_width()) for grid in GRIDS]
+    sizes = [(backbone.num_image_tokens(grid), backbone.vision_width()) for grid in GRIDS]
     return [
-        VisionInput(torch.randn(*size, generator=drawn), grid)
+        ImageFeatures(torch.randn(*size, generator=drawn), grid)
         for size, grid in zip(sizes, GRIDS, strict=True)
     ]
 
@@ -110,7 +110,7 @@ def test_no_padding_goes_through_the_layers(name: str, models: dict[str, Path]) 
 
 
 def without_places(placed: Any, attention: str) -> Any:
-    return {**packing.pack(placed, attention), "packed_places": None}
+    return {**packing.pack(placed, attention), "packed_tokens": None}
 
 
 def without_text_positions(placed: Any, attention: str) -> Any:
@@ -131,7 +131,7 @@ def without_text_positions(placed: Any, attention: str) -> Any:
 def test_rows_that_leak_are_refused(
     name: str, attention: str, broken: Any, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vlm, "pack", broken)
+    monkeypatch.setattr(vlm_module, "pack", broken)
     with pytest.raises(
         UserError,
         match=r"model.packed changes embeddings: by [01](\.\d+)? on .* Set model.packed false",
@@ -144,7 +144,7 @@ def test_half_precision_passes_and_its_leaks_do_not(
     dtype: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(settings("qwen2_vl", models, packed=True, dtype=dtype).build())
-    monkeypatch.setattr(vlm, "pack", without_places)
+    monkeypatch.setattr(vlm_module, "pack", without_places)
     with pytest.raises(UserError, match=r"model.packed changes embeddings"):
         settings("qwen2_vl", models, packed=True, dtype=dtype).build()
 

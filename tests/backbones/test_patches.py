@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from cirloop.backbones import BackboneConfig
 from cirloop.backbones.patches import PatchProduct, use_product
-from cirloop.captioning.config import FoundationConfig
+from cirloop.captioning.foundation import FoundationConfig
 from cirloop.types import UserError
 from tests.backbones.tiny_models import WRITERS
 
@@ -65,7 +65,7 @@ def test_features_are_the_convolutions(name: str, models: dict[str, Path]) -> No
     prepared = backbone.prepare_images(images)
     visual = plain(models[name]).model.visual
     with torch.no_grad():
-        wanted = backbone.features(
+        wanted = backbone.token_features(
             visual(prepared["pixel_values"], grid_thw=prepared["image_grid_thw"])
         )
     for encoder in (backbone, captioner):

@@ -11,15 +11,15 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from cirloop.backbones import BackboneConfig, Item
-from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.similarity import pooled
+from cirloop.backbones import BackboneConfig, EmbedInput
+from cirloop.backbones.features import VisionCache
+from cirloop.backbones.similarity import mean_pool
 from cirloop.data import ShapesSettings
 from cirloop.distributed.worker import accelerator
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.tools.add_negatives.encoders import image_vectors
 from cirloop.training import TrainingSettings
-from cirloop.training.batches import Batches
+from cirloop.training.batches import BatchSampler
 from cirloop.training.trainer import Trainer
 from tests.backbones.tiny_models import WRITERS
 from tests.test_models_loop import model_of
@@ -38,9 +38,9 @@ MODELS = [
 def test_all_paths_give_the_same_vectors(name: str, tmp_path: Path) -> None:
     train = ShapesSettings(train_families=2, train_triplets=10, eval_families=2).build().train
     backbone: Any = TypeAdapter(BackboneConfig).validate_python(model_of(name, tmp_path)).build()
-    features = VisionFeatures(backbone, train.images, tmp_path / "cache")
+    features = VisionCache(backbone, train.images, tmp_path / "cache")
     queries = query_items([t.query for t in train.triplets])
-    images = [Item(image) for image in train.gallery.ids]
+    images = [EmbedInput(image) for image in train.gallery.ids]
     searched = [
         embed(backbone, features, items, 3, lambda batches, _: batches, "")
         for items in (queries, images)
@@ -48,7 +48,7 @@ def test_all_paths_give_the_same_vectors(name: str, tmp_path: Path) -> None:
     if name != "clip sum":  # which has nothing to train while CLIP is frozen
         settings = TrainingSettings(batch_size=4)
         backbone.make_trainable(settings, 0)
-        batches = Batches(train.triplets, [], [], 4, 0.0, 0, 0)
+        batches = BatchSampler(train.triplets, [], [], 4, 0.0, 0, 0)
         trainer = Trainer(
             backbone, features, batches, settings, 1, 0, "", tmp_path / "w", 0, accelerator()
         )
@@ -63,6 +63,6 @@ def test_all_paths_give_the_same_vectors(name: str, tmp_path: Path) -> None:
         for one, other in zip(searched, trained, strict=True):
             assert one.shape == other.shape and np.abs(one - other).max() < 1e-5
     from_pixels = image_vectors(backbone, [train.images.load(image) for image in train.gallery.ids])
-    assert np.abs(from_pixels - pooled(searched[1])).max() < 1e-5
+    assert np.abs(from_pixels - mean_pool(searched[1])).max() < 1e-5
     assert np.abs(np.linalg.norm(searched[0], axis=-1) - 1).max() < 1e-5
     assert searched[1].ndim == (3 if name == "blip2" else 2)

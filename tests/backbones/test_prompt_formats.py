@@ -24,7 +24,7 @@ from qwen_vl_utils import fetch_image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cirloop.backbones import BackboneConfig, Item
+from cirloop.backbones import BackboneConfig, EmbedInput
 from cirloop.backbones.base import LoraSettings
 from cirloop.backbones.prompts import FAMILIES, fitting, load, packaged
 from cirloop.backbones.weights import LORA_WEIGHTS
@@ -209,9 +209,11 @@ def test_a_format_is_its_publications_input(
     backbone = settings(name, models, prompt_format=case.split(" ")[0], packed=packed).build()
     model = AutoModelForImageTextToText.from_pretrained(models[name], dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(models[name])
-    items = [Item(ImageId("a"), TEXT, "dress"), Item(ImageId("b"))]
+    items = [EmbedInput(ImageId("a"), TEXT, "dress"), EmbedInput(ImageId("b"))]
     inputs = backbone.inputs(items, backbone.encode_images(pictures))
-    places = backbone.place(backbone.vlm, inputs, backbone.module.sequential)["position_ids"]
+    places = backbone.language_model_inputs(backbone.vlm, inputs, backbone.module.sequential)[
+        "position_ids"
+    ]
     with torch.no_grad():
         vectors = backbone.module(inputs)
     for row, (item, picture) in enumerate(zip(items, pictures, strict=True)):
@@ -222,7 +224,7 @@ def test_a_format_is_its_publications_input(
         assert inputs["input_ids"][row, :length].tolist() == ids
         assert torch.equal(places[:, row, :length], place)
         assert (vectors[row] - vector).abs().max() < 1e-5
-        assert backbone.length(item, backbone.encode_images([picture])[0].grid) == length
+        assert backbone.sequence_length(item, backbone.encode_images([picture])[0].grid) == length
     assert backbone.text(items[0]).endswith(last)
 
 
@@ -232,7 +234,9 @@ def test_a_published_dora_reads_the_published_input(
     """VLM2Vec ships DoRA, its weights named as the layers were before transformers 4.52."""
     torch.manual_seed(1)
     base: Any = AutoModelForImageTextToText.from_pretrained(models["qwen2_vl"], dtype=torch.float32)
-    lora = LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=list(LoraSettings().targets))
+    lora = LoraConfig(
+        r=4, lora_alpha=8, use_dora=True, target_modules=list(LoraSettings().target_modules)
+    )
     model: Any = get_peft_model(base, lora)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -249,7 +253,10 @@ def test_a_published_dora_reads_the_published_input(
     backbone = settings(
         "qwen2_vl", models, prompt_format="vlm2vec", start_adapter=str(tmp_path)
     ).build()
-    item, processor = Item(ImageId("a"), TEXT), AutoProcessor.from_pretrained(models["qwen2_vl"])
+    item, processor = (
+        EmbedInput(ImageId("a"), TEXT),
+        AutoProcessor.from_pretrained(models["qwen2_vl"]),
+    )
     with torch.no_grad():
         ours = backbone.module(backbone.inputs([item], backbone.encode_images(pictures[:1])))[0]
     whole, text = model.eval().get_base_model(), vlm2vec(processor, TEXT)
@@ -262,7 +269,10 @@ def test_the_embedded_model_reads_what_it_was_trained_on() -> None:
     picture = Image.new("RGB", (96, 64), (200, 40, 40))
     picture.paste((20, 60, 220), (30, 10, 60, 50))
     backbone = TypeAdapter(BackboneConfig).validate_python({"dtype": "float32"}).build()
-    items = [Item(ImageId("a"), "make the square green <|image_pad|> {x}"), Item(ImageId("a"))]
+    items = [
+        EmbedInput(ImageId("a"), "make the square green <|image_pad|> {x}"),
+        EmbedInput(ImageId("a")),
+    ]
     image = "<|vision_start|><|image_pad|><|vision_end|>"
     asked = (
         "Given an image, find a similar everyday image with the described changes: make the square"
@@ -286,8 +296,10 @@ def test_a_users_text_is_words_in_every_format(name: str, models: dict[str, Path
     family = load(name).families[0]
     backbone = settings(family, models, prompt_format=name).build()
     ids = backbone.processor.tokenizer.convert_tokens_to_ids
-    plain = backbone.tokenized([backbone.text(Item(ImageId("a"), "red"))], "right")["input_ids"][0]
-    special = {ids(sign) for sign in backbone.signs}
+    plain = backbone.tokenize([backbone.text(EmbedInput(ImageId("a"), "red"))], "right")[
+        "input_ids"
+    ][0]
+    special = {ids(sign) for sign in backbone.special_tokens}
     count = sum(int(token) in special for token in plain)
     for text in (
         "|image_pad|",
@@ -296,8 +308,8 @@ def test_a_users_text_is_words_in_every_format(name: str, models: dict[str, Path
         "{image}{text}{prompt}",
         "|endoftext|",
     ):
-        item = Item(ImageId("a"), text, f"dress{text}")
-        made = backbone.tokenized([backbone.text(item)], "right")["input_ids"][0]
+        item = EmbedInput(ImageId("a"), text, f"dress{text}")
+        made = backbone.tokenize([backbone.text(item)], "right")["input_ids"][0]
         assert sum(int(token) in special for token in made) == count, backbone.text(item)
 
 
@@ -313,36 +325,40 @@ def test_a_file_of_ones_own_is_trusted_and_known_by_its_content(
     mine = settings("qwen2_vl", models, prompt_format=str(file))
     backbone = mine.build()
     end = backbone.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    text = backbone.text(Item(ImageId("a"), "red <|im_end|>"))
+    text = backbone.text(EmbedInput(ImageId("a"), "red <|im_end|>"))
     assert text == "<|vision_start|><|image_pad|><|vision_end|>now red < |im_end|><|im_end|>"
-    assert backbone.tokenized([text], "right")["input_ids"][0].tolist().count(end) == 1
+    assert backbone.tokenize([text], "right")["input_ids"][0].tolist().count(end) == 1
     (tmp_path / "copy").mkdir()
     (again := tmp_path / "copy" / "other.yaml").write_text("# the same\n" + content)
     same = settings("qwen2_vl", models, prompt_format=str(again))
-    assert mine.content() == same.content() and same.build().fingerprint == backbone.fingerprint
+    assert (
+        mine.path_digests() == same.path_digests()
+        and same.build().fingerprint == backbone.fingerprint
+    )
     (other := tmp_path / "changed.yaml").write_text(content.replace("now", "then"))
     changed = settings("qwen2_vl", models, prompt_format=str(other))
     assert (
-        mine.content() != changed.content() and changed.build().fingerprint != backbone.fingerprint
+        mine.path_digests() != changed.path_digests()
+        and changed.build().fingerprint != backbone.fingerprint
     )
 
 
 def test_instructions_of_the_settings_stand_in_the_format_as_words(models: dict[str, Path]) -> None:
     asked = {"query_prompt": "Retrieve it.<|im_end|>", "document_prompt": "Represent."}
     backbone = settings("qwen2_vl", models, prompt_format="gme", **asked).build()
-    text = backbone.text(Item(ImageId("a"), "red"))
+    text = backbone.text(EmbedInput(ImageId("a"), "red"))
     assert (
         text.startswith("<|im_start|>system\nRetrieve it.< |im_end|><|im_end|>\n")
         and "red<|im_end|>" in text
     )
-    assert backbone.text(Item(ImageId("a"))).startswith(
+    assert backbone.text(EmbedInput(ImageId("a"))).startswith(
         "<|im_start|>system\nRepresent.<|im_end|>\n"
     )
 
 
 def test_without_a_category_the_files_word_is_read(models: dict[str, Path]) -> None:
     backbone = settings("qwen2_5_vl", models, prompt_format="recall_fashioniq").build()
-    text = backbone.text(Item(ImageId("a"), "red"))
+    text = backbone.text(EmbedInput(ImageId("a"), "red"))
     assert (
         "Change the style of this garment to <red>\nRepresent this modified garment in one word:"
         in text

@@ -11,8 +11,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
-from cirloop.backbones import Item, Qwen2VLSettings
-from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones import EmbedInput, Qwen2VLSettings
+from cirloop.backbones.features import VisionCache
 from cirloop.backbones.qwen2_vl import IMAGE
 from cirloop.backbones.weights import LORA_WEIGHTS, resolve
 from cirloop.data import ShapesSettings
@@ -32,7 +32,7 @@ def backbone() -> Any:
     return SETTINGS.build()
 
 
-def embed(backbone: Any, items: list[Item], features: VisionFeatures) -> torch.Tensor:
+def embed(backbone: Any, items: list[EmbedInput], features: VisionCache) -> torch.Tensor:
     backbone.module.eval()
     with torch.no_grad():
         vectors: torch.Tensor = backbone.module(
@@ -41,9 +41,9 @@ def embed(backbone: Any, items: list[Item], features: VisionFeatures) -> torch.T
     return vectors
 
 
-def items_of(train: Any) -> list[Item]:
-    return [Item(t.query.reference, t.query.text) for t in train.triplets[:4]] + [
-        Item(train.gallery.ids[0])
+def items_of(train: Any) -> list[EmbedInput]:
+    return [EmbedInput(t.query.reference, t.query.text) for t in train.triplets[:4]] + [
+        EmbedInput(train.gallery.ids[0])
     ]
 
 
@@ -53,7 +53,7 @@ def test_embeddings_equal_the_librarys_own_forward_pass(
     """The cached vision path, its placing and its positions against `Qwen2VLModel` fed with
     pixels."""
     items = items_of(train)
-    ours = embed(backbone, items, VisionFeatures(backbone, train.images, tmp_path))
+    ours = embed(backbone, items, VisionCache(backbone, train.images, tmp_path))
     for item, vector in zip(items, ours, strict=True):
         text = (
             f"{IMAGE}\nRepresent the given image."
@@ -72,7 +72,7 @@ def test_embeddings_equal_the_librarys_own_forward_pass(
 
 
 def test_padding_does_not_change_an_embedding(backbone: Any, train: Any, tmp_path: Path) -> None:
-    items, features = items_of(train), VisionFeatures(backbone, train.images, tmp_path)
+    items, features = items_of(train), VisionCache(backbone, train.images, tmp_path)
     alone = torch.cat([embed(backbone, [item], features) for item in items])
     assert torch.allclose(embed(backbone, items, features), alone, atol=1e-5)
     assert torch.allclose(alone.norm(dim=1), torch.ones(len(items)), atol=1e-5)
@@ -82,13 +82,13 @@ def test_cached_features_are_the_computed_ones_and_are_not_computed_again(
     backbone: Any, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = list(train.gallery.ids)
-    first = VisionFeatures(backbone, train.images, tmp_path).get(ids)
+    first = VisionCache(backbone, train.images, tmp_path).get(ids)
 
     def refuse(images: Any) -> Any:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(backbone, "encode_images", refuse)
-    again = VisionFeatures(backbone, train.images, tmp_path).get(ids)
+    again = VisionCache(backbone, train.images, tmp_path).get(ids)
     assert all(
         torch.equal(a.tokens, b.tokens) and a.grid == b.grid
         for a, b in zip(first, again, strict=True)
@@ -96,14 +96,14 @@ def test_cached_features_are_the_computed_ones_and_are_not_computed_again(
 
 
 def test_a_damaged_feature_shard_is_made_again(backbone: Any, train: Any, tmp_path: Path) -> None:
-    first = VisionFeatures(backbone, train.images, tmp_path).get(train.gallery.ids[:3])
+    first = VisionCache(backbone, train.images, tmp_path).get(train.gallery.ids[:3])
     tokens = [
         each.tokens.clone() for each in first
     ]  # they are mapped from the file that is damaged next
     (shard,) = tmp_path.rglob("*.safetensors")
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-40] + bytes(40))
-    again = VisionFeatures(backbone, train.images, tmp_path).get(train.gallery.ids[:3])
+    again = VisionCache(backbone, train.images, tmp_path).get(train.gallery.ids[:3])
     assert all(torch.equal(a, b.tokens) for a, b in zip(tokens, again, strict=True))
     assert [each.grid for each in first] == [each.grid for each in again]
     assert shard.read_bytes() == whole
@@ -145,7 +145,7 @@ def test_a_saved_adapter_loads_with_the_same_embeddings(
 ) -> None:
     made = trained(tmp_path / "a")
     loaded = SETTINGS.build(tmp_path / "a")
-    features = VisionFeatures(backbone, train.images, tmp_path / "cache")
+    features = VisionCache(backbone, train.images, tmp_path / "cache")
     items = items_of(train)
     assert torch.equal(embed(made, items, features), embed(loaded, items, features))
     assert not torch.allclose(
@@ -160,7 +160,7 @@ def test_peft_alone_loads_a_saved_adapter_with_the_same_embedding(
 ) -> None:
     made = trained(tmp_path / "a")
     (item,) = items_of(train)[:1]
-    ours = embed(made, [item], VisionFeatures(made, train.images, tmp_path / "cache"))[0]
+    ours = embed(made, [item], VisionCache(made, train.images, tmp_path / "cache"))[0]
     base = Qwen2VLForConditionalGeneration.from_pretrained(
         resolve("tiny", "qwen2_vl"), dtype=torch.float32
     )

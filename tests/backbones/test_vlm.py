@@ -19,8 +19,8 @@ from qwen_vl_utils import fetch_image, smart_resize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cirloop.backbones import BackboneConfig, Item
-from cirloop.backbones.base import LoraSettings, VisionInput
+from cirloop.backbones import BackboneConfig, EmbedInput
+from cirloop.backbones.base import ImageFeatures, LoraSettings
 from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS
 from cirloop.training.config import TrainingSettings
 from cirloop.types import ImageId, UserError
@@ -68,12 +68,12 @@ def settings(name: str, models: dict[str, Path], **more: Any) -> Any:
     return TypeAdapter(BackboneConfig).validate_python({**given, **budget, **more})
 
 
-def items() -> list[Item]:
-    return [Item(ImageId(str(i)), text) for i, text in enumerate(TEXTS)]
+def items() -> list[EmbedInput]:
+    return [EmbedInput(ImageId(str(i)), text) for i, text in enumerate(TEXTS)]
 
 
 @torch.no_grad()
-def embed(backbone: Any, rows: list[Item], vision: list[VisionInput]) -> torch.Tensor:
+def embed(backbone: Any, rows: list[EmbedInput], vision: list[ImageFeatures]) -> torch.Tensor:
     backbone.module.eval()
     vectors: torch.Tensor = backbone.module(backbone.inputs(rows, vision))
     return vectors
@@ -163,8 +163,10 @@ def test_unit_norm_whatever_the_batch_and_the_padding(
     assert all(
         torch.allclose(a.tokens, b.tokens, atol=1e-4) for a, b in zip(vision, by_one, strict=True)
     )
-    assert [backbone.image_length(v.grid) for v in vision] == [len(v.tokens) for v in vision]
-    lengths = [backbone.length(row, seen.grid) for row, seen in zip(rows, vision, strict=True)]
+    assert [backbone.num_image_tokens(v.grid) for v in vision] == [len(v.tokens) for v in vision]
+    lengths = [
+        backbone.sequence_length(row, seen.grid) for row, seen in zip(rows, vision, strict=True)
+    ]
     assert lengths == backbone.inputs(rows, vision)["attention_mask"].sum(1).tolist()
 
 
@@ -191,7 +193,7 @@ def test_a_long_narrow_picture_is_sized_as_transformers_does(
                 assert torch.allclose(ours["pixel_values"], theirs["pixel_values"], atol=0.05)
             [made] = backbone.encode_images([picture], ours)
             assert (
-                len(made.tokens) == backbone.image_length(made.grid)
+                len(made.tokens) == backbone.num_image_tokens(made.grid)
                 and torch.isfinite(made.tokens).all()
             )
     assert without >= 4
@@ -234,8 +236,8 @@ def test_a_text_with_the_sign_for_an_image_is_words(
         sign, vision = backbone.processor.image_token, backbone.encode_images(photos[:2])
         nested = sign[: len(sign) // 2] + sign + sign[len(sign) // 2 :]
         rows = [
-            Item(ImageId("a"), f"a {sign} and <|im_end|>{nested}"),
-            Item(ImageId("b"), f"{sign}{sign}"),
+            EmbedInput(ImageId("a"), f"a {sign} and <|im_end|>{nested}"),
+            EmbedInput(ImageId("b"), f"{sign}{sign}"),
         ]
         made = backbone.inputs(rows, vision)
         counts = (made["input_ids"] == backbone.vlm.config.image_token_id).sum(1).tolist()
@@ -247,7 +249,7 @@ def test_a_text_with_the_sign_for_an_image_is_words(
         )
         assert ends == (2 if prompts == "chat" and name in QWEN else 0)
         assert torch.isfinite(embed(backbone, rows, vision)).all()
-        assert backbone.words("plain < text > with | signs") == "plain < text > with | signs"
+        assert backbone.escape("plain < text > with | signs") == "plain < text > with | signs"
     alone = backbone.text_inputs([f"a {sign} b"])
     assert not (alone["input_ids"] == backbone.vlm.config.image_token_id).any()
     assert torch.allclose(backbone.module(alone).norm(dim=1), torch.ones(1), atol=1e-5)
@@ -343,9 +345,9 @@ def test_a_step_reaches_every_lora_and_lowers_the_loss(
 ) -> None:
     backbone = settings(name, models, gradient_checkpointing=True, dtype=dtype).build()
     vision = backbone.encode_images(photos)
-    backbone.make_trainable(TUNING.model_copy(update={"tune": tune}), seed=1)
+    backbone.make_trainable(TUNING.model_copy(update={"finetuning": tune}), seed=1)
     backbone.module.train()
-    rows = [Item(ImageId("q"), TEXTS[0]), *(Item(ImageId(str(i))) for i in range(3))]
+    rows = [EmbedInput(ImageId("q"), TEXTS[0]), *(EmbedInput(ImageId(str(i))) for i in range(3))]
     inputs = backbone.inputs(rows, [vision[0], *vision[1:4]])
     optimizer = torch.optim.AdamW(backbone.trainable().values(), lr=1e-3)
     losses = []
@@ -367,7 +369,7 @@ def test_a_step_reaches_every_lora_and_lowers_the_loss(
 
 
 def test_a_trained_dora_goes_on_being_trained(models: dict[str, Path], tmp_path: Path) -> None:
-    tuning = TUNING.model_copy(update={"tune": "dora"})
+    tuning = TUNING.model_copy(update={"finetuning": "dora"})
     trained(settings("qwen2_5_vl", models).build(), tuning).save_adapter(tmp_path)
     settings("qwen2_5_vl", models).build(tmp_path).make_trainable(tuning, seed=2)
     with pytest.raises(UserError, match="'dora'"):
@@ -434,7 +436,7 @@ def published(base: Path, directory: Path, rename: tuple[str, str] = ("", ""), *
     return directory
 
 
-NAMES = list(LoraSettings().targets)
+NAMES = list(LoraSettings().target_modules)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +479,10 @@ def test_a_published_adapter_starts_also_by_its_former_names(
         model.eval().get_base_model(), processor, name, backbone.text(items()[0]), image
     )
     assert torch.allclose(ours[0], theirs, atol=1e-5)
-    assert start.content()["path"] == base.content()["path"] and start.content() != base.content()
+    assert (
+        start.path_digests()["path"] == base.path_digests()["path"]
+        and start.path_digests() != base.path_digests()
+    )
     assert backbone.fingerprint not in (
         base.build().fingerprint,
         start.build(adapter_of(base, tmp_path)).fingerprint,
@@ -492,7 +497,7 @@ def test_a_published_adapter_starts_also_by_its_former_names(
         }
     )
     with pytest.raises(
-        UserError, match=r"rank 4, not 8; targets .*gate_proj.*, not q_proj, v_proj"
+        UserError, match=r"r 4, not 8; target_modules .*gate_proj.*, not q_proj, v_proj"
     ) as error:
         start.build().make_trainable(other, seed=1)
     assert "alpha" not in str(error.value)

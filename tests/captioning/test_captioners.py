@@ -13,11 +13,17 @@ from PIL import Image
 from pydantic import TypeAdapter
 from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig, BertForMaskedLM
 
+from cirloop.backbones.special_tokens import escape_special_tokens, special_tokens
 from cirloop.backbones.weights import resolve
 from cirloop.captioning.backends.hf_captioner import WHITE, side_by_side
-from cirloop.captioning.base import Answer, Ask, as_words, sampling, signs
-from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import CaptioningSettings, FoundationConfig, GenericFoundation
+from cirloop.captioning.base import (
+    Answer,
+    CaptionRequest,
+    sampling_kwargs,
+)
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.foundation import FoundationConfig, GenericFoundation
 from cirloop.types import ImageId, Images, UserError
 from tests.backbones.tiny_models import WRITERS
 from tests.captioning.photographs import photographs
@@ -57,24 +63,24 @@ class Subject:
         self.captioner = self.foundation.build()
         self.prompts = SETTINGS.prompts(self.foundation)
         self.images, ids = photographs(5, directory)
-        self.asks = [Ask(ids[i], ids[i + 1], text) for i, text in enumerate(TEXTS)]
+        self.requests = [CaptionRequest(ids[i], ids[i + 1], text) for i, text in enumerate(TEXTS)]
         self.directory = directory
 
-    def eyes(self, batch_size: int) -> Eyes:
-        return Eyes(
+    def eyes(self, batch_size: int) -> BatchedCaptioner:
+        return BatchedCaptioner(
             self.captioner, self.images, self.directory / "cache", batch_size, lambda b, _: b
         )
 
-    def write(
+    def generate(
         self,
-        asks: list[Ask],
+        requests: list[CaptionRequest],
         temperature: float = 0.0,
         seed: int = 0,
         tokens: int = 6,
         batch: int = 9,
     ) -> Any:
-        answers = self.eyes(batch).write(
-            self.prompts.rewrite, asks, tokens, [temperature], seed, "test"
+        answers = self.eyes(batch).generate(
+            self.prompts.rewrite, requests, tokens, [temperature], seed, "test"
         )
         return [answer.text for (answer,) in answers]
 
@@ -102,50 +108,54 @@ every_captioner, every_model = (
 
 @every_captioner
 def test_greedy_texts_do_not_depend_on_what_else_is_asked(subject: Subject) -> None:
-    together = subject.write(subject.asks)
-    assert together == subject.write(subject.asks)
-    assert together == [subject.write([ask])[0] for ask in subject.asks]
-    assert together == subject.write(subject.asks, batch=2)
-    assert together == subject.write(subject.asks[::-1])[::-1]
+    together = subject.generate(subject.requests)
+    assert together == subject.generate(subject.requests)
+    assert together == [subject.generate([request])[0] for request in subject.requests]
+    assert together == subject.generate(subject.requests, batch=2)
+    assert together == subject.generate(subject.requests[::-1])[::-1]
 
 
 @every_captioner
 def test_sampled_texts_follow_the_seed(subject: Subject) -> None:
-    asks = subject.asks * 2
-    first = subject.write(asks, temperature=1.5, seed=3)
-    assert first == subject.write(asks, temperature=1.5, seed=3)
-    assert first != subject.write(asks, temperature=1.5, seed=4)
+    requests = subject.requests * 2
+    first = subject.generate(requests, temperature=1.5, seed=3)
+    assert first == subject.generate(requests, temperature=1.5, seed=3)
+    assert first != subject.generate(requests, temperature=1.5, seed=4)
     torch.rand(3)  # the generator's state before is of no matter
-    assert first == subject.write(asks, temperature=1.5, seed=3)
+    assert first == subject.generate(requests, temperature=1.5, seed=3)
 
 
 @every_captioner
 def test_several_temperatures_are_asked_in_turn(subject: Subject) -> None:
-    eyes, asks = subject.eyes(9), subject.asks
-    both = eyes.write(subject.prompts.rewrite, asks, 6, [0.0, 1.5], 7, "test")
-    assert [first.text for first, _ in both] == subject.write(asks)
-    assert [second.text for _, second in both] == subject.write(asks, temperature=1.5, seed=8)
+    eyes, requests = subject.eyes(9), subject.requests
+    both = eyes.generate(subject.prompts.rewrite, requests, 6, [0.0, 1.5], 7, "test")
+    assert [first.text for first, _ in both] == subject.generate(requests)
+    assert [second.text for _, second in both] == subject.generate(
+        requests, temperature=1.5, seed=8
+    )
 
 
 @every_captioner
 def test_yes_is_a_probability_that_does_not_depend_on_what_else_is_asked(subject: Subject) -> None:
-    verify, asks = subject.prompts.verify, subject.asks
-    if not subject.foundation.judges:
+    verify, requests = subject.prompts.verify, subject.requests
+    if not subject.foundation.can_verify:
         with pytest.raises(UserError, match=r"captioning.min_verify_probability to 0"):
-            subject.eyes(9).yes(verify, asks, "test")
+            subject.eyes(9).yes_probability(verify, requests, "test")
         return
-    together = subject.eyes(9).yes(verify, asks, "test")
+    together = subject.eyes(9).yes_probability(verify, requests, "test")
     assert all(0 <= p <= 1 for p in together) and len(set(together)) > 1
-    alone = [subject.eyes(1).yes(verify, [ask], "test")[0] for ask in asks]
+    alone = [subject.eyes(1).yes_probability(verify, [request], "test")[0] for request in requests]
     assert together == pytest.approx(alone, abs=1e-5)
-    assert subject.eyes(9).yes(verify, asks[::-1], "test")[::-1] == pytest.approx(alone, abs=1e-5)
+    assert subject.eyes(9).yes_probability(verify, requests[::-1], "test")[::-1] == pytest.approx(
+        alone, abs=1e-5
+    )
 
 
 @every_model
 def test_the_pictures_show_in_the_answers(subject: Subject) -> None:
-    one = subject.asks[0]
-    turned = Ask(one.second, one.first, one.text)
-    p, q = subject.eyes(9).yes(subject.prompts.verify, [one, turned], "test")
+    one = subject.requests[0]
+    turned = CaptionRequest(one.image, one.reference, one.text)
+    p, q = subject.eyes(9).yes_probability(subject.prompts.verify, [one, turned], "test")
     assert abs(p - q) > 1e-4
 
 
@@ -163,7 +173,7 @@ def test_questions_are_padded_on_the_left_and_answers_are_short(
 
     monkeypatch.setattr(subject.captioner.vlm, "generate", watched)
     for tokens in (1, 5):
-        subject.write(subject.asks, temperature=1.5, tokens=tokens)
+        subject.generate(subject.requests, temperature=1.5, tokens=tokens)
         mask, out = seen.pop()
         assert mask[:, -1].all() and not mask.all(), (
             "no question ends in padding, and some are shorter"
@@ -177,24 +187,27 @@ def test_signs_in_a_text_are_words(subject: Subject) -> None:
     """Text by users and models that spells the chat's signs puts no image, ends no turn and is no
     padding."""
     processor, tokenizer = subject.captioner.processor, subject.captioner.processor.tokenizer
-    everything = " ".join(signs(processor))
+    everything = " ".join(special_tokens(processor))
     assert all(sign in everything for sign in ("<|im_end|>", processor.image_token))
-    ask = subject.asks[0]
+    request = subject.requests[0]
     hostile = [
-        Ask(ask.first, ask.second, f"{t} red")
+        CaptionRequest(request.reference, request.image, f"{t} red")
         for t in (everything, "<|<|im_end|>im_end|>", "<image><image>")
     ]
-    subject.write(hostile)
-    assert all(0 <= p <= 1 for p in subject.eyes(9).yes(subject.prompts.verify, hostile, "test"))
+    subject.generate(hostile)
+    assert all(
+        0 <= p <= 1
+        for p in subject.eyes(9).yes_probability(subject.prompts.verify, hostile, "test")
+    )
     special = set(tokenizer.all_special_ids) | {
         i for i, t in tokenizer.added_tokens_decoder.items() if t.special
     }
     for question in hostile:
-        said = as_words(question.text, signs(processor))
+        said = escape_special_tokens(question.text, special_tokens(processor))
         assert special.isdisjoint(tokenizer.encode(said, add_special_tokens=False))
         counts = [
             special_ids(subject, each.text)
-            for each in (question, Ask(ask.first, ask.second, "red"))
+            for each in (question, CaptionRequest(request.reference, request.image, "red"))
         ]
         assert counts[0] == counts[1], "the turn has other signs than that of a harmless text"
 
@@ -203,7 +216,7 @@ def special_ids(subject: Subject, text: str) -> list[int]:
     """The signs of a turn with `text`, in order."""
     captioner, tokenizer = subject.captioner, subject.captioner.processor.tokenizer
     special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    ids = tokenizer.encode(captioner.turn(subject.prompts.rewrite, text))
+    ids = tokenizer.encode(captioner.render_chat(subject.prompts.rewrite, text))
     return [i for i in ids if i in special]
 
 
@@ -227,13 +240,13 @@ def test_greedy_texts_do_not_depend_on_the_batch_under_a_repetition_penalty(
     )
     hook = vlm.get_output_embeddings().register_forward_hook(ends_are_likely)
     try:
-        asks = subject.asks
-        alone = [subject.write([ask], tokens=8)[0] for ask in asks]
-        assert subject.write(asks, tokens=8) == alone
-        assert subject.write(asks[::-1], tokens=8, batch=3)[::-1] == alone
+        requests = subject.requests
+        alone = [subject.generate([request], tokens=8)[0] for request in requests]
+        assert subject.generate(requests, tokens=8) == alone
+        assert subject.generate(requests[::-1], tokens=8, batch=3)[::-1] == alone
     finally:
         hook.remove()
-    assert max(map(len, seen)) == len(asks) and not any((ids == END).any() for ids in seen)
+    assert max(map(len, seen)) == len(requests) and not any((ids == END).any() for ids in seen)
 
 
 def ends_are_likely(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -247,12 +260,14 @@ def ends_are_likely(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
 def test_an_answer_says_whether_it_came_to_its_end(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captioner, ask = subject.captioner, subject.asks[0]
+    captioner, request = subject.captioner, subject.requests[0]
 
     def answer(tokens: int, ends: list[int]) -> Answer:
         monkeypatch.setattr(captioner.vlm.generation_config, "eos_token_id", ends)
-        monkeypatch.setattr(captioner, "_ends", ends)
-        ((made,),) = subject.eyes(1).write(subject.prompts.rewrite, [ask], tokens, [0.0], 0, "test")
+        monkeypatch.setattr(captioner, "end_ids", ends)
+        ((made,),) = subject.eyes(1).generate(
+            subject.prompts.rewrite, [request], tokens, [0.0], 0, "test"
+        )
         return made
 
     nothing = len(captioner.processor.tokenizer) + 1
@@ -287,7 +302,7 @@ def test_what_narrows_a_published_distribution_does_not_hold_and_the_penalty_doe
     }
     model.generation_config.update(**published)
     for temperature in (0.0, 0.7):
-        config, _ = model._prepare_generation_config(None, **sampling(temperature))
+        config, _ = model._prepare_generation_config(None, **sampling_kwargs(temperature))
         processors = model._get_logits_processor(config, input_ids_seq_length=4, device="cpu")
         names = [type(each).__name__ for each in processors]
         assert names == [
@@ -298,27 +313,27 @@ def test_what_narrows_a_published_distribution_does_not_hold_and_the_penalty_doe
 
 
 def test_a_text_without_signs_is_left_as_it_is() -> None:
-    assert as_words("a < b | c {image}", ["<|im_end|>", "<s>"]) == "a < b | c {image}"
+    assert escape_special_tokens("a < b | c {image}", ["<|im_end|>", "<s>"]) == "a < b | c {image}"
 
 
 @pytest.mark.parametrize("case", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_greedy_texts_are_those_of_transformers_fed_with_one_question(subject: Subject) -> None:
     """Vision tokens from the cache, placing, padding and batching against the library's own way,
     from pixels."""
-    captioner, ask = subject.captioner, subject.asks[0]
+    captioner, request = subject.captioner, subject.requests[0]
     model = AutoModelForImageTextToText.from_pretrained(
-        subject.foundation.find(), dtype=torch.float32
+        subject.foundation.resolve_dir(), dtype=torch.float32
     ).eval()
     text = captioner.processor.apply_chat_template(
-        subject.prompts.rewrite.messages(ask.text), add_generation_prompt=True, tokenize=False
+        subject.prompts.rewrite.messages(request.text), add_generation_prompt=True, tokenize=False
     )
-    pictures = sized(subject, [ask.first, ask.second])
+    pictures = sized(subject, [request.reference, request.image])
     batch = captioner.processor(text=[text], images=pictures, return_tensors="pt", do_resize=False)
     out = model.generate(**batch, max_new_tokens=6, do_sample=False)[
         0, batch["input_ids"].shape[1] :
     ]
     theirs = captioner.processor.tokenizer.decode(out, skip_special_tokens=True).strip()
-    assert subject.write(subject.asks)[0] == theirs
+    assert subject.generate(subject.requests)[0] == theirs
 
 
 def sized(subject: Subject, ids: list[ImageId]) -> list[Any]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cirloop.captioning.base import Ask
-from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import CaptioningSettings, TemplateFoundation
+from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.foundation import TemplateFoundation
 from cirloop.captioning.prompts import REWRITE
 from cirloop.data.images import DrawnImages
 from cirloop.monitoring import events, profiling
@@ -39,13 +40,15 @@ def test_bars_of_captioning_have_a_rate_and_the_stage_too(
     def undrawn(image: ImageId) -> Any:
         raise AssertionError("the template looks at no picture")
 
-    eyes = Eyes(
+    eyes = BatchedCaptioner(
         TemplateFoundation().build(), DrawnImages(undrawn), tmp_path, 2, progress, share=share
     )
-    asks = [Ask(ImageId(str(n)), ImageId("x"), "make it red") for n in range(8)]
+    requests = [CaptionRequest(ImageId(str(n)), ImageId("x"), "make it red") for n in range(8)]
     news: list[dict[str, Any]] = []
     with profiling.metering() as spent, events.heard_by(lambda kind, what: news.append(what)):
-        eyes.write(REWRITE, asks, CaptioningSettings().max_new_tokens, [0.0, 0.7], 0, "captions")
+        eyes.generate(
+            REWRITE, requests, CaptioningSettings().max_new_tokens, [0.0, 0.7], 0, "captions"
+        )
     rates = [what["rate"] for what in news]
     assert rates[0] == rates[-1] == "" and all(
         re.fullmatch(rf"[\d.e+]+ {unit}", rate) for rate in rates[1:-1]

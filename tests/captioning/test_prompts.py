@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.captioning.base import Answer, Ask
-from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import (
-    CaptioningSettings,
+from cirloop.captioning.base import Answer, CaptionRequest
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.foundation import (
     LlavaFoundation,
     Qwen2VLFoundation,
     TemplateFoundation,
 )
-from cirloop.captioning.parsing import text_of
-from cirloop.captioning.pipeline import check_form, choose, write_candidates
+from cirloop.captioning.parsing import parse_answer
+from cirloop.captioning.pipeline import check_format, generate_candidates, select
 from cirloop.captioning.prompts import DESCRIBE, REWRITE, VERIFY, Prompt, load, packaged
 from cirloop.data import ShapesSettings
 from cirloop.types import ImageId, MinedNegative, UserError
@@ -135,27 +135,27 @@ def test_an_unknown_prompt_names_those_there_are() -> None:
     ],
 )
 def test_a_json_answer_is_one_object_with_one_text(answer: str, text: str | None) -> None:
-    assert text_of(answer, "json") == text
-    assert text_of(answer, "plain") == answer
+    assert parse_answer(answer, "json") == text
+    assert parse_answer(answer, "plain") == answer
 
 
 @given(text=st.text().map(str.strip))
 def test_every_text_survives_json(text: str) -> None:
-    assert text_of(json.dumps({"text": text}), "json") == text
+    assert parse_answer(json.dumps({"text": text}), "json") == text
 
 
 class Scripted:
     """A captioner with the property that it says what it is told, whatever is asked."""
 
-    name, sees, fingerprint = "scripted", "nothing", ""
+    name, input_kind, fingerprint = "scripted", "none", ""
 
     def __init__(self, *answers: str) -> None:
         self.answers = list(answers)
 
-    def write(
-        self, prompt: Prompt, asks: Any, vision: Any, tokens: int, temperatures: Any, seed: int
+    def generate(
+        self, prompt: Prompt, requests: Any, vision: Any, tokens: int, temperatures: Any, seed: int
     ) -> Any:
-        return [[Answer(self.answers.pop(0), ended=True) for _ in temperatures] for _ in asks]
+        return [[Answer(self.answers.pop(0), ended=True) for _ in temperatures] for _ in requests]
 
 
 def candidates(
@@ -165,9 +165,9 @@ def candidates(
     train = ShapesSettings(train_families=2, train_triplets=2, eval_families=2).build().train
     query = train.triplets[0].query
     mined = [MinedNegative(query.id, train.gallery.ids[3], 1, 0.5, 2, 0.4, "top_k")]
-    eyes = Eyes(captioner, train.images, directory, 4, lambda b, _: b)
-    made = write_candidates(eyes, mined, {query.id: query}, settings, 1, prompt)
-    return query, [check_form(c, settings) for c in made]
+    eyes = BatchedCaptioner(captioner, train.images, directory, 4, lambda b, _: b)
+    made = generate_candidates(eyes, mined, {query.id: query}, settings, 1, prompt)
+    return query, [check_format(c, settings) for c in made]
 
 
 def test_an_answer_of_another_kind_is_unparseable_and_kept_as_it_is(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_an_answer_of_another_kind_is_unparseable_and_kept_as_it_is(tmp_path: Pa
     assert [(c.text, c.reason) for c in made] == [
         ("make it red", ""), ("make it blue", "unparseable"), ("none", "declined"),
     ]  # fmt: skip
-    (row,), _ = choose(made, set(), CaptioningSettings(), 1, "scripted")
+    (row,), _ = select(made, set(), CaptioningSettings(), 1, "scripted")
     assert row.prompt == "rewrite-json-1"
 
 
@@ -194,10 +194,12 @@ def test_texts_of_the_template_say_so(
     settings = CaptioningSettings(num_candidates=4, min_verify_probability=0)
     query, made = candidates(captioner, load(prompt), settings, tmp_path)
     assert len(made) > 1 and all(query.text in c.text and not c.reason for c in made)
-    accepted, _ = choose(made, set(), settings, 1, captioner.name)
+    accepted, _ = select(made, set(), settings, 1, captioner.name)
     assert [a.captioner for a in accepted] == ["template (no model)"]
-    ask = Ask(ImageId("a"), ImageId("b"), "red and blue and green")
-    cut, whole = (captioner.write(load("rewrite-2"), [ask], [], num, [0.0], 0) for num in (4, 8))
+    request = CaptionRequest(ImageId("a"), ImageId("b"), "red and blue and green")
+    cut, whole = (
+        captioner.generate(load("rewrite-2"), [request], [], num, [0.0], 0) for num in (4, 8)
+    )
     assert cut == [[Answer("not quite this: red", ended=False)]]
     assert whole == [[Answer("not quite this: red and blue and green", ended=True)]]
 

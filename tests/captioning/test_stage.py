@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cirloop.captioning.config import Qwen2VLFoundation
+from cirloop.captioning.foundation import Qwen2VLFoundation
 from cirloop.captioning.prompts import load
 from cirloop.cli import runner
 from cirloop.types import UserError
@@ -72,7 +72,7 @@ def test_one_model_is_loaded_where_the_base_is_the_same(
 
     def watched(self: Any, shared: Any = None) -> Any:
         captioner: Any = build(self, shared)
-        built.append(captioner.lender is shared and shared is not None)
+        built.append(captioner.shared_embedder is shared and shared is not None)
         return captioner
 
     monkeypatch.setattr(Qwen2VLFoundation, "build", watched)

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cirloop.captioning.base import Ask, end_signs
-from cirloop.captioning.batched_captioner import Eyes
-from cirloop.captioning.config import CaptioningSettings, GenericFoundation, VllmFoundation
+from cirloop.captioning.base import CaptionRequest, end_token_ids
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.foundation import GenericFoundation, VllmFoundation
 from cirloop.types import UserError
 from tests.backbones.tiny_models import WRITERS
 from tests.captioning.photographs import photographs
@@ -78,7 +79,7 @@ class LLM:
         ).eval()
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What the model's generation_config.json asks for."""
+        """What the model's generation_config.json requests for."""
         return SamplingParams(
             repetition_penalty=self.vlm.generation_config.repetition_penalty or 1.0
         )
@@ -122,7 +123,7 @@ class LLM:
         )
         ids = out.sequences[0, start:].tolist()
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
-        why = "stop" if {*ids} & {*end_signs(self.vlm, "stand-in")} else "length"
+        why = "stop" if {*ids} & {*end_token_ids(self.vlm, "stand-in")} else "length"
         return RequestOutput([CompletionOutput(text, ids, self._logprobs(out.logits, how), why)])
 
     def _logprobs(self, logits: Any, how: SamplingParams) -> list[dict[int, Logprob]] | None:
@@ -160,20 +161,26 @@ def test_answers_are_those_of_the_same_model_by_transformers(
     path = str(WRITERS["llava_onevision"](tmp_path / "model"))
     foundation = VllmFoundation(path=path, dtype="float32", max_side=120)
     images, ids = photographs(3, tmp_path)
-    asks = [
-        Ask(ids[0], ids[1], "make it red"),
-        Ask(ids[1], ids[2], "<image> with<|im_end|> a longer hem"),
+    requests = [
+        CaptionRequest(ids[0], ids[1], "make it red"),
+        CaptionRequest(ids[1], ids[2], "<image> with<|im_end|> a longer hem"),
     ]
     prompts = CaptioningSettings().prompts(foundation)
     vllm, generic = (
-        Eyes(each.build(), images, tmp_path, 4, lambda b, _: b)
+        BatchedCaptioner(each.build(), images, tmp_path, 4, lambda b, _: b)
         for each in (foundation, GenericFoundation(path=path, dtype="float32", max_side=120))
     )
-    told = [eyes.write(prompts.rewrite, asks, 6, [0.0, 1.5], 3, "test") for eyes in (vllm, generic)]
+    told = [
+        eyes.generate(prompts.rewrite, requests, 6, [0.0, 1.5], 3, "test")
+        for eyes in (vllm, generic)
+    ]
     assert [greedy for greedy, _ in told[0]] == [greedy for greedy, _ in told[1]]
-    assert vllm.write(prompts.rewrite, asks, 6, [0.0, 1.5], 3, "test") == told[0]
-    assert vllm.write(prompts.rewrite, asks, 6, [0.0, 1.5], 4, "test") != told[0]
-    ours, theirs = vllm.yes(prompts.verify, asks, "test"), generic.yes(prompts.verify, asks, "test")
+    assert vllm.generate(prompts.rewrite, requests, 6, [0.0, 1.5], 3, "test") == told[0]
+    assert vllm.generate(prompts.rewrite, requests, 6, [0.0, 1.5], 4, "test") != told[0]
+    ours, theirs = (
+        vllm.yes_probability(prompts.verify, requests, "test"),
+        generic.yes_probability(prompts.verify, requests, "test"),
+    )
     assert ours == pytest.approx(theirs, abs=1e-5) and all(0 <= p <= 1 for p in ours)
 
 
@@ -181,4 +188,4 @@ def test_without_vllm_the_way_out_is_said() -> None:
     if find_spec("vllm") is not None:
         pytest.skip("vLLM is installed")
     with pytest.raises(UserError, match=r"vLLM is not installed here.*environment of its own"):
-        VllmFoundation(path="tiny").find()
+        VllmFoundation(path="tiny").resolve_dir()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cirloop.captioning.config import TemplateFoundation
+from cirloop.captioning.foundation import TemplateFoundation
 from cirloop.config.run import RunConfig
 from cirloop.data import own, paths
 from cirloop.data.cirr import CirrSettings

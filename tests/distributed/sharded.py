@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 from torch.distributed.tensor import DTensor
 
-from cirloop.backbones import Item, LoraSettings
+from cirloop.backbones import EmbedInput, LoraSettings
 from cirloop.distributed.worker import accelerator, in_pieces
 from cirloop.training.trainer import Trainer
 from tests.training.test_trainer import STEPS, trainer_of
@@ -43,23 +43,23 @@ def until(last: int) -> Any:
     return steps
 
 
-def items(trainer: Trainer) -> list[Item]:
+def items(trainer: Trainer) -> list[EmbedInput]:
     batch = trainer.batches[0]
-    asked = [Item(q.reference, q.text) for q in batch.queries]
-    return asked[: ITEMS // 2] + [Item(image) for image in batch.candidates[: ITEMS // 2]]
+    asked = [EmbedInput(q.reference, q.text) for q in batch.queries]
+    return asked[: ITEMS // 2] + [EmbedInput(image) for image in batch.candidates[: ITEMS // 2]]
 
 
 def vectors(trainer: Trainer) -> Any:
     trainer.module.eval()
     with torch.no_grad():
-        made = [trainer.module([trainer._inputs([item])])[0] for item in items(trainer)]
+        made = [trainer.module([trainer.engine._inputs_of([item])])[0] for item in items(trainer)]
     return torch.cat(made).cpu().numpy()
 
 
 def share(trainer: Trainer) -> float:
     """Of the weights, the part that this process holds."""
     held = total = 0
-    for p in trainer.backbone.core.parameters():
+    for p in trainer.backbone.root_module.parameters():
         whole = p.ds_numel if hasattr(p, "ds_numel") else p.numel()
         local = p.ds_tensor.numel() if hasattr(p, "ds_tensor") else p.numel()
         local = p.to_local().numel() if isinstance(p, DTensor) else local

@@ -63,7 +63,7 @@ def test_weights_in_pieces_are_trained_and_saved_whole(
     backbone = Qwen2VLSettings(dtype="float32").build(tmp_path / "adapter")
     backbone.module.eval()
     with torch.inference_mode():
-        rows_ = [backbone.module(alone._inputs([item])) for item in items(alone)]
+        rows_ = [backbone.module(alone.engine._inputs_of([item])) for item in items(alone)]
     found = torch.cat(rows_).numpy()
     assert np.abs(found - np.load(tmp_path / "vectors.npy")).max() < 1e-5
     if kind == "fsdp2":

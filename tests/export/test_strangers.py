@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from cirloop.backbones import Item
+from cirloop.backbones import EmbedInput
 from cirloop.config.run import from_json
 from cirloop.data.images import decode
 from cirloop.retrieval.embed import embed
@@ -106,13 +106,15 @@ def expected(run: Path, pictures: Path, inputs: list[dict[str, str]]) -> npt.NDA
     """The run's own vectors (N, D), the way mining and evaluation embed."""
     import torch
 
-    from cirloop.backbones.features import VisionFeatures
+    from cirloop.backbones.features import VisionCache
 
     config, store = run_directory(run)
     backbone: Any = config.model.build(store.find("checkpoint_iter_1").path)
     files: Any = Pictures(pictures)
-    features = VisionFeatures(backbone, files, pictures / "cache", config.runtime)
-    items: list[Any] = [Item(each["image"], each.get("text")) for each in inputs if "image" in each]  # type: ignore[arg-type]
+    features = VisionCache(backbone, files, pictures / "cache", config.runtime)
+    items: list[Any] = [
+        EmbedInput(each["image"], each.get("text")) for each in inputs if "image" in each
+    ]  # type: ignore[arg-type]
     made = embed(backbone, features, items, 64, lambda batches, _: batches, "expected")
     with torch.inference_mode():
         alone = backbone.module(

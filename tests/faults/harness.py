@@ -238,7 +238,7 @@ class Harness:
         case = self.case("checkpoint_iter_1")
         new = "RUN/.work/new/checkpoint_iter_*/adapter_config.json"
         for site, path in (
-            ("backbones.adapter:Adapted.save_adapter", new),
+            ("backbones.adapter:TrainableWeights.save_adapter", new),
             ("config.run:save", "RUN/config.json"),
         ):
             fault = {"site": site, "op": "open", "path": path, "when": "during", "kind": "SIGKILL"}

@@ -55,14 +55,14 @@ POINTS = (
     Point("stages.caption:caption.build", f"{NEW}/augmented_samples_iter_*.json", TEXT),
     Point("stages.evaluate:evaluate.build", f"{NEW}/evaluation_*.json", TEXT),
     Point("stages.mine:mine.build", f"{NEW}/hard_negatives_iter_*.json", TEXT),
-    Point("backbones.adapter:Adapted.save_adapter", f"{NEW}/checkpoint_iter_*", "mkdir"),
+    Point("backbones.adapter:TrainableWeights.save_adapter", f"{NEW}/checkpoint_iter_*", "mkdir"),
     Point(
-        "backbones.adapter:Adapted.save_adapter",
+        "backbones.adapter:TrainableWeights.save_adapter",
         f"{NEW}/checkpoint_iter_*/adapter_model.safetensors",
         "save chmod",
     ),
     Point(
-        "backbones.adapter:Adapted.save_adapter",
+        "backbones.adapter:TrainableWeights.save_adapter",
         f"{NEW}/checkpoint_iter_*/adapter_config.json",
         "open",
     ),
@@ -116,7 +116,7 @@ POINTS = (
     Point("backbones.tensor_cache:TensorCache.write", "CACHE/vision/*", "mkdir"),
     Point("backbones.tensor_cache:TensorCache.write", SHARD, "save chmod remove"),
     Point("backbones.tensor_cache:TensorCache.write", f"{SHARD}.safetensors", "rename"),
-    Point("backbones.tensor_cache:_mark", f"{SHARD}.safetensors", "utime"),
+    Point("backbones.tensor_cache:_touch", f"{SHARD}.safetensors", "utime"),
     Point("data.paths:Sources.bad", "CACHE/images/*.json", TEXT, "pictures"),
     Point("stages.preflight:check", "CACHE/problems.json", TEXT, "problems"),
     # searching

@@ -61,8 +61,8 @@ def warm(config: Path) -> None:
     ):
         importlib.import_module(name)
     from cirloop import report
-    from cirloop.backbones import Item
-    from cirloop.backbones.features import VisionFeatures
+    from cirloop.backbones import EmbedInput
+    from cirloop.backbones.features import VisionCache
     from cirloop.config.run import load
     from cirloop.data.paths import Sources
     from cirloop.retrieval.embed import embed
@@ -71,11 +71,11 @@ def warm(config: Path) -> None:
     data = settings.data.build(Sources(None, settings.cache, lambda items, _: items))
     part = data.parts(settings.evaluation.split)[0]
     backbone: Any = settings.model.build()
-    features = VisionFeatures(backbone, part.images, settings.cache / "vision", settings.runtime)
+    features = VisionCache(backbone, part.images, settings.cache / "vision", settings.runtime)
     embed(
         backbone,
         features,
-        [Item(part.queries[0].reference, "a")],
+        [EmbedInput(part.queries[0].reference, "a")],
         1,
         lambda items, _: items,
         "warm",

@@ -19,9 +19,9 @@ INTERRUPTED = 130
 STAGES = {
     "training.gradient_engine:GradientEngine.backward": "checkpoint_iter_1",
     "training.trainer:Trainer._save": "checkpoint_iter_1",
-    "backbones.features:VisionFeatures.make": "evaluation_base.json",
+    "backbones.features:VisionCache.make": "evaluation_base.json",
     "stages.context:embed": "hard_negatives_iter_0.json",
-    "captioning.batched_captioner:Eyes.write": "augmented_samples_iter_1.json",
+    "captioning.batched_captioner:BatchedCaptioner.generate": "augmented_samples_iter_1.json",
     "stages.mine:mine_split": "hard_negatives_iter_0.json",
     "evaluation.protocols:metrics": "evaluation_iter_1.json",
     "distributed.launcher:training": "checkpoint_iter_0",
@@ -54,8 +54,8 @@ def test_an_exception_in_a_stage(site: str, kind: str, harness: Harness) -> None
         3,
         [
             "stages.context:embed",
-            "backbones.features:VisionFeatures.make",
-            "captioning.batched_captioner:Eyes.write",
+            "backbones.features:VisionCache.make",
+            "captioning.batched_captioner:BatchedCaptioner.generate",
         ],
     ),
 )

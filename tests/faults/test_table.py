@@ -43,7 +43,7 @@ ELSEWHERE = {
     "monitoring.trackers": ("tracking",),  # by request; tests/test_trackers.py
     "stages.train": ("train.build",),  # of a warm-up of no steps
     # the cache held to a size, and a nameless file
-    "backbones.tensor_cache": ("TensorCache._make_room", "_opened"),
+    "backbones.tensor_cache": ("TensorCache._make_room", "_open_shard"),
     "retrieval.vectors": ("zeros_or_memmap",),
     # outputs of commands that do their work anew
     "tools.add_negatives.pipeline": ("add_negatives",),

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from cirloop.artifacts.rows import read_augmented
 from cirloop.artifacts.store import Artifact, write_json
-from cirloop.captioning.base import as_words
+from cirloop.backbones.special_tokens import escape_special_tokens
 from cirloop.captioning.config import CaptioningSettings
-from cirloop.captioning.parsing import text_of
-from cirloop.captioning.pipeline import UNPARSEABLE, Candidate, check_form, choose
+from cirloop.captioning.parsing import parse_answer
+from cirloop.captioning.pipeline import UNPARSEABLE, Candidate, check_format, select
 from cirloop.types import ImageId, MinedNegative, QueryId
 
 NEGATIVE = MinedNegative(QueryId("q"), ImageId("b"), 1, 0.5, 2, 0.4, "top_k")
@@ -59,16 +59,16 @@ def candidate(text: str) -> Candidate:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_an_answer_that_is_not_the_object_asked_for_is_none(name: str) -> None:
     began = time.monotonic()
-    assert text_of(HOSTILE[name], "json") is None
+    assert parse_answer(HOSTILE[name], "json") is None
     assert time.monotonic() - began < SECONDS
 
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_a_text_that_is_no_plain_sentence_is_rejected(name: str) -> None:
     if name == "a separator":  # white space becomes one blank
-        assert check_form(candidate(REJECTED[name]), CaptioningSettings()).text == "is red"
+        assert check_format(candidate(REJECTED[name]), CaptioningSettings()).text == "is red"
         return
-    assert check_form(candidate(REJECTED[name]), CaptioningSettings()).reason in (
+    assert check_format(candidate(REJECTED[name]), CaptioningSettings()).reason in (
         UNPARSEABLE,
         "too long",
     )
@@ -81,11 +81,11 @@ def test_a_text_that_is_no_plain_sentence_is_rejected(name: str) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_answer_is_rejected_or_comes_back_as_it_is(text: str, tmp_path: Path) -> None:
     for kind in ("plain", "json"):
-        said = text_of(text if kind == "plain" else json.dumps({"text": text}), kind)  # type: ignore[arg-type]
+        said = parse_answer(text if kind == "plain" else json.dumps({"text": text}), kind)  # type: ignore[arg-type]
         if said is None:
             continue
-        checked = check_form(candidate(said), CaptioningSettings())
-        accepted, rejected = choose([checked], set(), CaptioningSettings(), 1, "m")
+        checked = check_format(candidate(said), CaptioningSettings())
+        accepted, rejected = select([checked], set(), CaptioningSettings(), 1, "m")
         path = tmp_path / "augmented_samples_iter_1.json"
         rows = {"accepted": [asdict(a) for a in accepted], "rejected": [c.row() for c in rejected]}
         write_json(path, {"schema": 1, "iteration": 1, **rows})
@@ -102,7 +102,7 @@ def test_any_answer_is_rejected_or_comes_back_as_it_is(text: str, tmp_path: Path
     ).map("".join)
 )
 def test_no_text_holds_a_sign_of_the_chat(text: str) -> None:
-    made = as_words(text, SIGNS)
+    made = escape_special_tokens(text, SIGNS)
     assert not any(sign in made for sign in SIGNS) and made.replace(" ", "") == text.replace(
         " ", ""
     )
@@ -110,5 +110,5 @@ def test_no_text_holds_a_sign_of_the_chat(text: str) -> None:
 
 def test_many_signs_take_no_long() -> None:
     began = time.monotonic()
-    as_words("<|im_start|>" * 80_000 + "<i" * 100_000 + "mage>" * 100_000, SIGNS)
+    escape_special_tokens("<|im_start|>" * 80_000 + "<i" * 100_000 + "mage>" * 100_000, SIGNS)
     assert time.monotonic() - began < SECONDS

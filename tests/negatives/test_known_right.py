@@ -21,7 +21,7 @@ from cirloop.data.known_positives import KnownPositives
 from cirloop.negatives import NoMining, Random, TopK
 from cirloop.negatives.base import Strategy
 from cirloop.stages.mine import LEFT_OUT, SPELLING, barred_rows
-from cirloop.training.batches import Batches
+from cirloop.training.batches import BatchSampler
 from cirloop.types import MinedNegative
 
 MINERS = [kind for kind in STRATEGIES if kind is not NoMining]
@@ -108,15 +108,15 @@ def test_batches_pair_no_query_with_a_known_right_answer(num_negatives: int, wor
     right = [(query, image) for query, images in world.right.items() for image in images]
     rows = [MinedNegative(query, image, 1, 0.5, 2, 0.4, "random") for query, image in right + wrong]
     triplets = world.train.triplets
-    batches = Batches(triplets, [], rows, 12, 0.0, num_negatives, 0, known=known)
-    assert batches.num_right == len(right)
+    batches = BatchSampler(triplets, [], rows, 12, 0.0, num_negatives, 0, known=known)
+    assert batches.num_known_positives == len(right)
     targets = {t.query.id: t.target for t in triplets}
     for step in range(6):
         batch = batches[step]
         for i, query in enumerate(batch.queries):
-            images = [batch.candidates[place] for place in batch.own_BK[i] if place >= 0]
+            images = [batch.candidates[place] for place in batch.hard_negatives_BK[i] if place >= 0]
             assert images and not set(images) & {*world.right[query.id], targets[query.id]}
-        marked = [np.flatnonzero(row).tolist() for row in batch.also_right_BN]
+        marked = [np.flatnonzero(row).tolist() for row in batch.known_positive_BN]
         for i, query in enumerate(batch.queries):
             reference = world.train.images.digest(query.reference)
             kinds = world.right[query.id]
@@ -130,9 +130,9 @@ def test_batches_pair_no_query_with_a_known_right_answer(num_negatives: int, wor
 def test_others_are_no_known_right_answers(world: World) -> None:
     """In the warm-up a query's own negatives are random targets of other queries."""
     known = KnownPositives.of(world.train)
-    batches = Batches(world.train.triplets, [], [], 24, 0.0, 20, 0, known=known)
+    batches = BatchSampler(world.train.triplets, [], [], 24, 0.0, 20, 0, known=known)
     batch = batches[0]
     assert len(batch.queries) == 24
     for i, query in enumerate(batch.queries):
-        images = {batch.candidates[place] for place in batch.own_BK[i] if place >= 0}
+        images = {batch.candidates[place] for place in batch.hard_negatives_BK[i] if place >= 0}
         assert len(images) == 20 and not images & set(world.right[query.id])

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.backbones import Item, Qwen2VLSettings
-from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones import EmbedInput, Qwen2VLSettings
+from cirloop.backbones.features import VisionCache
 from cirloop.data import ShapesSettings
 from cirloop.monitoring import profiling
 from cirloop.retrieval.embed import batches_of, embed, query_items
@@ -49,23 +49,21 @@ def train() -> Any:
 
 
 @pytest.fixture(scope="module")
-def features(
-    watched: Watched, train: Any, tmp_path_factory: pytest.TempPathFactory
-) -> VisionFeatures:
-    return VisionFeatures(watched.backbone, train.images, tmp_path_factory.mktemp("cache"))
+def features(watched: Watched, train: Any, tmp_path_factory: pytest.TempPathFactory) -> VisionCache:
+    return VisionCache(watched.backbone, train.images, tmp_path_factory.mktemp("cache"))
 
 
-def items_of(train: Any) -> list[Item]:
+def items_of(train: Any) -> list[EmbedInput]:
     """Queries of very different lengths, and images."""
     queries = query_items([t.query for t in train.triplets])
-    long = [Item(item.image, LONG) for item in queries[:3]]
-    return [*queries, *long, *(Item(image) for image in train.gallery.ids[:6])]
+    long = [EmbedInput(item.image, LONG) for item in queries[:3]]
+    return [*queries, *long, *(EmbedInput(image) for image in train.gallery.ids[:6])]
 
 
 def vectors_of(
     watched: Watched,
-    features: VisionFeatures,
-    items: list[Item],
+    features: VisionCache,
+    items: list[EmbedInput],
     batch_size: int = 64,
     max_tokens: int = 0,
 ) -> npt.NDArray[np.float32]:
@@ -81,7 +79,7 @@ def vectors_of(
     )
 
 
-def alone(watched: Watched, features: VisionFeatures, items: list[Item]) -> Any:
+def alone(watched: Watched, features: VisionCache, items: list[EmbedInput]) -> Any:
     """Each item by itself."""
     out = np.zeros((len(items), 256), np.float32)
     with torch.inference_mode():
@@ -98,7 +96,7 @@ def alone(watched: Watched, features: VisionFeatures, items: list[Item]) -> Any:
 )
 @pytest.mark.parametrize(("batch_size", "max_tokens"), [(1, 0), (5, 0), (64, 0), (64, 200)])
 def test_no_batch_size_changes_a_bit(
-    watched: Watched, train: Any, features: VisionFeatures, batch_size: int, max_tokens: int
+    watched: Watched, train: Any, features: VisionCache, batch_size: int, max_tokens: int
 ) -> None:
     items = list(dict.fromkeys(items_of(train)))
     ours = vectors_of(watched, features, items, batch_size, max_tokens)
@@ -126,7 +124,7 @@ class Scarce:
 def test_batches_that_memory_does_not_hold_are_halved_and_change_nothing(
     watched: Watched,
     train: Any,
-    features: VisionFeatures,
+    features: VisionCache,
     most: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -147,7 +145,7 @@ def test_batches_that_memory_does_not_hold_are_halved_and_change_nothing(
 
 
 def test_an_item_that_memory_does_not_hold_alone_is_an_error_with_the_way_out(
-    watched: Watched, train: Any, features: VisionFeatures
+    watched: Watched, train: Any, features: VisionCache
 ) -> None:
     scarce = Scarce(watched.backbone.module, 0)
     try:
@@ -161,7 +159,7 @@ def test_an_item_that_memory_does_not_hold_alone_is_an_error_with_the_way_out(
 
 
 def test_like_items_are_embedded_once_and_stand_in_every_place(
-    watched: Watched, train: Any, features: VisionFeatures
+    watched: Watched, train: Any, features: VisionCache
 ) -> None:
     items = list(dict.fromkeys(items_of(train)))
     repeated = [*items, *items[::-1], items[3], *items[:5]]
@@ -174,19 +172,25 @@ def test_like_items_are_embedded_once_and_stand_in_every_place(
 
 
 def test_items_that_differ_in_text_or_image_alone_are_not_alike(
-    watched: Watched, train: Any, features: VisionFeatures
+    watched: Watched, train: Any, features: VisionCache
 ) -> None:
     one, other = train.gallery.ids[:2]
     made = vectors_of(
         watched,
         features,
-        [Item(one, "red"), Item(one, "blue"), Item(other, "red"), Item(one), Item(other)],
+        [
+            EmbedInput(one, "red"),
+            EmbedInput(one, "blue"),
+            EmbedInput(other, "red"),
+            EmbedInput(one),
+            EmbedInput(other),
+        ],
     )
     assert len({row.tobytes() for row in made}) == 5
 
 
 def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
-    watched: Watched, train: Any, features: VisionFeatures, caplog: pytest.LogCaptureFixture
+    watched: Watched, train: Any, features: VisionCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = list(dict.fromkeys(items_of(train)))
     with caplog.at_level("INFO", "cirloop"), profiling.metering() as spent:
@@ -194,7 +198,9 @@ def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
     assert spent.padding == 0 and spent.tokens == sum(
         rows * length for rows, length in watched.shapes
     )
-    lengths = [watched.backbone.length(item, features.grids([item.image])[0]) for item in items]
+    lengths = [
+        watched.backbone.sequence_length(item, features.grids([item.image])[0]) for item in items
+    ]
     assert {length for _, length in watched.shapes} == {*lengths} and len({*lengths}) > 2
     assert (
         f"{len(items)} of {len(items)} unlike items in {len(watched.shapes)} batches" in caplog.text
@@ -202,7 +208,7 @@ def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
 
 
 def test_a_vector_that_is_not_finite_is_named_by_its_item(
-    watched: Watched, train: Any, features: VisionFeatures
+    watched: Watched, train: Any, features: VisionCache
 ) -> None:
     norm = watched.backbone.vlm.model.language_model.norm.weight
     kept = norm.detach().clone()
@@ -212,7 +218,9 @@ def test_a_vector_that_is_not_finite_is_named_by_its_item(
         with pytest.raises(RuntimeError, match=r"'red'.*2 in the batch"):
             image = train.gallery.ids[0]
             vectors_of(
-                watched, features, [Item(image, "red"), Item(image, "blue"), Item(image, "red")]
+                watched,
+                features,
+                [EmbedInput(image, "red"), EmbedInput(image, "blue"), EmbedInput(image, "red")],
             )
     finally:
         with torch.no_grad():

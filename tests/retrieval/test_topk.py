@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.backbones.similarity import pooled, similarity
+from cirloop.backbones.similarity import mean_pool, similarity
 from cirloop.negatives import Band, MiningSettings, TopK
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.miner import MiningInputs, mine
@@ -226,10 +226,10 @@ def test_the_most_similar_vector_counts() -> None:
 
 
 def test_one_vector_of_unit_norm_stands_for_an_image_among_images() -> None:
-    mean = pooled(SEVERAL)
+    mean = mean_pool(SEVERAL)
     assert np.allclose(np.linalg.norm(mean, axis=1), 1, atol=1e-6)
     assert np.allclose(mean[3] * np.linalg.norm(SEVERAL[3].mean(0)), SEVERAL[3].mean(0), atol=1e-6)
-    assert pooled(QUERIES) is QUERIES
+    assert mean_pool(QUERIES) is QUERIES
 
 
 @pytest.mark.parametrize(

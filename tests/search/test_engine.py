@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cirloop.backbones import Item
-from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones import EmbedInput
+from cirloop.backbones.features import VisionCache
 from cirloop.data.images import Blanked
 from cirloop.data.paths import Sources
 from cirloop.monitoring.console import progress
@@ -33,8 +33,8 @@ def apart(finished: Path, engine: Engine, tmp_path_factory: pytest.TempPathFacto
     backbone = config.model.build(adapter_of(store.find("checkpoint_iter_1")))
     kept = tmp_path_factory.mktemp("vision")
 
-    def vector(item: Item, images: Any = None) -> Any:
-        features = VisionFeatures(backbone, images or engine.gallery.images, kept)
+    def vector(item: EmbedInput, images: Any = None) -> Any:
+        features = VisionCache(backbone, images or engine.gallery.images, kept)
         backbone.module.eval()
         with torch.inference_mode():
             return backbone.module(backbone.inputs([item], features.get([item.image]))).numpy()[0]
@@ -44,7 +44,7 @@ def apart(finished: Path, engine: Engine, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def gallery_ND(engine: Engine, apart: Any) -> Any:
-    return np.stack([apart(Item(image)) for image in engine.gallery.ids])
+    return np.stack([apart(EmbedInput(image)) for image in engine.gallery.ids])
 
 
 def order(scores: Any, ids: tuple[ImageId, ...], leave: set[ImageId]) -> list[tuple[str, float]]:
@@ -58,7 +58,7 @@ def test_order_and_scores_are_those_of_vectors_computed_apart(
     engine: Engine, apart: Any, gallery_ND: Any, text: str | None, keep: bool
 ) -> None:
     ids = engine.gallery.ids
-    wanted = order(gallery_ND @ apart(Item(ONE, text)), ids, set() if keep else {ONE})
+    wanted = order(gallery_ND @ apart(EmbedInput(ONE, text)), ids, set() if keep else {ONE})
     found = engine.search("1", ONE, text, len(ids), keep).hits
     assert len(found) == len(ids) - (not keep)
     assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
@@ -70,7 +70,7 @@ def test_a_text_alone_is_asked_about_a_grey_picture(
     engine: Engine, apart: Any, gallery_ND: Any
 ) -> None:
     first = engine.gallery.ids[0]
-    query = apart(Item(first, TEXT), Blanked(engine.gallery.images))
+    query = apart(EmbedInput(first, TEXT), Blanked(engine.gallery.images))
     best = engine.search("1", None, TEXT, 1).hits[0]
     assert best.score == pytest.approx(float((gallery_ND @ query).max()), abs=1e-5)
 

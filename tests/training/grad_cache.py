@@ -35,7 +35,7 @@ def gradients(cache: Path, loss: Any) -> float:
     """Largest difference between the two gradients, relative to the gradient's norm, over all
     weights."""
     with tempfile.TemporaryDirectory() as work:
-        trainer = trainer_of(Path(work), cache, loss=loss, chunk_size=CHUNK)
+        trainer = trainer_of(Path(work), cache, loss=loss, grad_cache_chunk_size=CHUNK)
     with torch.no_grad():
         for number, (name, parameter) in enumerate(trainer.parameters.items()):
             if "lora_B" in name:

@@ -20,7 +20,7 @@ import torch
 
 from cirloop.backbones import LoraSettings
 from cirloop.monitoring import preemption
-from cirloop.training.health import BadBatch, not_falling
+from cirloop.training.health import NonFiniteBatch, plateau_warning
 from cirloop.training.trainer import Trainer
 from cirloop.types import UserError
 from tests.training.test_trainer import STEPS, train, trainer_of
@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage_with_the_batch(
     tmp_path: Path, cache: Path
 ) -> None:
     trainer = trainer_of(tmp_path, cache)
-    with poisoned(trainer, 1) as steps, pytest.raises(BadBatch) as caught:
+    with poisoned(trainer, 1) as steps, pytest.raises(NonFiniteBatch) as caught:
         trainer.run(steps())
     ids = [query.id for query in trainer.batches[1].queries]
     assert caught.value.row == {"step": 2, "loss": "nan", "grad_norm": "nan", "ids": ids}
@@ -84,7 +84,7 @@ def test_a_gradient_that_is_not_finite_stops_the_stage(tmp_path: Path, cache: Pa
     trainer = trainer_of(tmp_path, cache)
     weight = next(weight for name, weight in trainer.parameters.items() if "lora_B" in name)
     weight.register_hook(lambda grad: grad + math.inf)
-    with pytest.raises(BadBatch) as caught:
+    with pytest.raises(NonFiniteBatch) as caught:
         trainer.run(lambda steps: steps)
     assert isinstance(caught.value.row["loss"], float) and caught.value.row["grad_norm"] in (
         "inf",
@@ -131,7 +131,7 @@ def test_one_bad_batch_more_than_may_be_left_out_stops_the_stage(
     trainer = trainer_of(tmp_path, cache, max_skipped_batches=1)
     with (
         poisoned(trainer, 1, 3) as steps,
-        pytest.raises(BadBatch, match=r"step 4 of 4[\s\S]*--max_skipped_batches 2"),
+        pytest.raises(NonFiniteBatch, match=r"step 4 of 4[\s\S]*--max_skipped_batches 2"),
     ):
         trainer.run(steps())
 
@@ -204,14 +204,14 @@ def narrow(trainer: Trainer, most: int) -> Iterator[list[int]]:
 def test_a_step_that_runs_out_of_memory_names_the_chunk_size_to_try(
     chunk_size: int, way_out: str, tmp_path: Path, cache: Path
 ) -> None:
-    trainer = trainer_of(tmp_path, cache, chunk_size=chunk_size)
+    trainer = trainer_of(tmp_path, cache, grad_cache_chunk_size=chunk_size)
     with (
         narrow(trainer, 4),
         pytest.raises(UserError, match="training step 1: CUDA out of memory") as caught,
     ):
         trainer.run(lambda steps: steps)
     assert way_out in str(caught.value) and "--auto_resume" in str(caught.value)
-    trainer = trainer_of(tmp_path, cache, chunk_size=int(way_out.split()[1]))
+    trainer = trainer_of(tmp_path, cache, grad_cache_chunk_size=int(way_out.split()[1]))
     with narrow(trainer, 4) as asked:
         trainer.run(lambda steps: steps)
     assert max(asked) <= 4 and len(trainer.log) == STEPS
@@ -225,7 +225,9 @@ def test_a_stage_that_ran_out_of_memory_goes_on_in_smaller_chunks(
     whole.run(lambda steps: steps)
     with suppress(Stop):
         trainer_of(tmp_path / "b", cache, checkpoint_every_steps=1, **STEADY).run(until(2))
-    resumed = trainer_of(tmp_path / "b", cache, checkpoint_every_steps=1, chunk_size=3, **STEADY)
+    resumed = trainer_of(
+        tmp_path / "b", cache, checkpoint_every_steps=1, grad_cache_chunk_size=3, **STEADY
+    )
     resumed.run(lambda steps: steps)
     for one, other in zip(resumed.log, whole.log, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
@@ -235,7 +237,7 @@ def test_a_stage_that_ran_out_of_memory_goes_on_in_smaller_chunks(
 def test_where_one_row_is_too_large_the_error_says_what_else_to_set(
     tmp_path: Path, cache: Path
 ) -> None:
-    trainer = trainer_of(tmp_path, cache, chunk_size=1)
+    trainer = trainer_of(tmp_path, cache, grad_cache_chunk_size=1)
     with narrow(trainer, 0), pytest.raises(UserError, match=r"model\.max_pixels") as caught:
         trainer.run(lambda steps: steps)
     assert "chunk_size" not in str(caught.value)
@@ -345,12 +347,12 @@ def test_two_processes_stop_and_leave_out_together(cache: Path, tmp_path: Path) 
 
 def test_a_loss_that_does_not_fall_is_told_from_one_that_does() -> None:
     noise = torch.randn(80, generator=torch.Generator().manual_seed(1)).tolist()
-    flat = not_falling([2.0 + 0.1 * n for n in noise])
+    flat = plateau_warning([2.0 + 0.1 * n for n in noise])
     assert flat is not None and "first 20 steps" in flat and "standard error of 0.0" in flat
-    assert not_falling([2.0 + 0.1 * n - 0.01 * i for i, n in enumerate(noise)]) is None
-    assert not_falling([2.0 + 0.01 * i for i in range(80)]) is not None
-    assert not_falling([2.0] * 31) is None, "too few steps to tell"
-    assert not_falling([2.0] * 32) is not None
+    assert plateau_warning([2.0 + 0.1 * n - 0.01 * i for i, n in enumerate(noise)]) is None
+    assert plateau_warning([2.0 + 0.01 * i for i in range(80)]) is not None
+    assert plateau_warning([2.0] * 31) is None, "too few steps to tell"
+    assert plateau_warning([2.0] * 32) is not None
 
 
 @pytest.fixture(autouse=True)

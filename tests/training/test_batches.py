@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cirloop.data.known_positives import KnownPositives
-from cirloop.training.batches import Batch, Batches
+from cirloop.training.batches import Batch, BatchSampler
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 
@@ -39,8 +39,8 @@ class Rows:
         num_negatives: int = 1,
         seed: int = 0,
         unique: bool = False,
-    ) -> Batches:
-        return Batches(
+    ) -> BatchSampler:
+        return BatchSampler(
             self.human, self.augmented, self.mined, size, share, num_negatives, seed, unique
         )
 
@@ -80,8 +80,8 @@ def same(a: Batch, b: Batch) -> bool:
     return (
         (a.queries, a.candidates) == (b.queries, b.candidates)
         and np.array_equal(a.target_B, b.target_B)
-        and np.array_equal(a.also_right_BN, b.also_right_BN)
-        and np.array_equal(a.own_BK, b.own_BK)
+        and np.array_equal(a.known_positive_BN, b.known_positive_BN)
+        and np.array_equal(a.hard_negatives_BK, b.hard_negatives_BK)
     )
 
 
@@ -210,12 +210,12 @@ def test_also_right_marks_exactly_the_other_known_targets(given: Rows, seed: int
     batches = given.batches(8, seed=seed)
     for step in range(6):
         batch = batches[step]
-        assert batch.also_right_BN.shape == (len(batch.queries), len(batch.candidates))
+        assert batch.known_positive_BN.shape == (len(batch.queries), len(batch.candidates))
         for i, query in enumerate(batch.queries):
-            assert not batch.also_right_BN[i, batch.target_B[i]], "the target itself is masked"
+            assert not batch.known_positive_BN[i, batch.target_B[i]], "the target itself is masked"
             for j, image in enumerate(batch.candidates):
                 right = (query.reference, query.text, image) in known and j != batch.target_B[i]
-                assert batch.also_right_BN[i, j] == right
+                assert batch.known_positive_BN[i, j] == right
 
 
 @given(given=rows(), seed=st.integers(0, 9), share=st.sampled_from((0.0, 0.25)))
@@ -250,8 +250,11 @@ def test_own_negatives_are_mined_or_of_other_queries(
     }
     for step in range(6):
         batch = batches[step]
-        assert batch.own_BK.shape[0] == len(batch.queries) and batch.own_BK.shape[1] >= 1
-        for query, row in zip(batch.queries, batch.own_BK, strict=True):
+        assert (
+            batch.hard_negatives_BK.shape[0] == len(batch.queries)
+            and batch.hard_negatives_BK.shape[1] >= 1
+        )
+        for query, row in zip(batch.queries, batch.hard_negatives_BK, strict=True):
             own = {batch.candidates[place] for place in row if place >= 0}
             assert len(own) == (row >= 0).sum()
             right = {
@@ -276,7 +279,7 @@ def test_own_negatives_are_mined_or_of_other_queries(
 def test_grouped_batches_hold_few_groups_and_see_nearly_all(size: int, groups: int) -> None:
     given = plain(100)
     of = {t.query.id: f"g{i % groups}" for i, t in enumerate(given.human)}
-    batches = Batches(given.human, [], [], size, 0.0, 0, 0, True, of)
+    batches = BatchSampler(given.human, [], [], size, 0.0, 0, 0, True, of)
     steps = 100 // size
     found = [{of[q.id] for q in batches[step].queries} for step in range(steps)]
     plainly = [{of[q.id] for q in given.batches(size, 0.0)[step].queries} for step in range(steps)]
@@ -329,7 +332,7 @@ def test_a_human_query_is_paired_with_the_mined_image_of_its_rewritten_triplet(
     for step in range(100):
         batch = batches[step]
         ids = {query.id for query in batch.queries}
-        for query, row in zip(batch.queries, batch.own_BK, strict=True):
+        for query, row in zip(batch.queries, batch.hard_negatives_BK, strict=True):
             own = [batch.candidates[place] for place in row if place >= 0]
             partner = written.get(query.id)
             if partner is None:  # an augmented query: the paper gives it no negative
@@ -350,7 +353,9 @@ def test_a_human_query_is_paired_with_the_mined_image_of_its_rewritten_triplet(
 def test_all_rewritten_triplets_of_a_query_in_a_batch_are_its_negatives() -> None:
     given = paired(2, per_query=3)
     batch = given.batches(10, 0.5, 0)[0]
-    own = [{batch.candidates[place] for place in row if place >= 0} for row in batch.own_BK]
+    own = [
+        {batch.candidates[place] for place in row if place >= 0} for row in batch.hard_negatives_BK
+    ]
     for query, images in zip(batch.queries, own, strict=True):
         partners = {a.triplet.target for a in given.augmented if a.source == query.id}
         assert images == partners & set(batch.candidates)
@@ -366,9 +371,11 @@ def test_a_rewritten_image_that_is_right_for_its_source_is_no_negative() -> None
         (queries[source].reference, queries[source].text, image) for source, image in confirmed
     ]
     known = KnownPositives(given.human, given.augmented, confirmed=written)
-    batch = Batches(given.human, given.augmented, given.mined, 16, 0.5, 0, 0, known=known)[0]
-    own = {query.id: row for query, row in zip(batch.queries, batch.own_BK, strict=True)}
-    right = {query.id: row for query, row in zip(batch.queries, batch.also_right_BN, strict=True)}
+    batch = BatchSampler(given.human, given.augmented, given.mined, 16, 0.5, 0, 0, known=known)[0]
+    own = {query.id: row for query, row in zip(batch.queries, batch.hard_negatives_BK, strict=True)}
+    right = {
+        query.id: row for query, row in zip(batch.queries, batch.known_positive_BN, strict=True)
+    }
     assert len(own) == 16
     for source, image in confirmed:
         assert (own[source] < 0).all() and right[source][batch.candidates.index(image)]
@@ -386,13 +393,13 @@ def test_a_reference_that_was_mined_is_a_negative_and_its_copy_is_not() -> None:
         confirmed=[(ImageId("i2"), "make it red", ImageId("i2"))],
         content=lambda image: image.removeprefix("copy of "),
     )
-    batches = Batches(human, [], mined, 2, 0.0, 2, 0, known=known)
+    batches = BatchSampler(human, [], mined, 2, 0.0, 2, 0, known=known)
     batch = batches[0]
     own = {
         query.id: {batch.candidates[place] for place in row if place >= 0}
-        for query, row in zip(batch.queries, batch.own_BK, strict=True)
+        for query, row in zip(batch.queries, batch.hard_negatives_BK, strict=True)
     }
-    assert own == {"h0": {"i1"}, "h1": {"i5"}} and batches.num_right == 2
+    assert own == {"h0": {"i1"}, "h1": {"i5"}} and batches.num_known_positives == 2
 
 
 def test_queries_that_differ_in_case_and_spaces_alone_share_their_targets() -> None:
@@ -401,14 +408,14 @@ def test_queries_that_differ_in_case_and_spaces_alone_share_their_targets() -> N
         triplet(1, 1, " make it red", 6),
         triplet(2, 1, "make it blue", 7),
     ]
-    batch = Batches(human, [], [negative(QueryId("h0"), ImageId("i6"))], 3, 0.0, 5, 0)[0]
+    batch = BatchSampler(human, [], [negative(QueryId("h0"), ImageId("i6"))], 3, 0.0, 5, 0)[0]
     of = {query.id: i for i, query in enumerate(batch.queries)}
     places = [batch.candidates.index(ImageId(f"i{n}")) for n in (5, 6, 7)]
-    assert batch.also_right_BN[of[QueryId("h0")], places].tolist() == [False, True, False]
-    assert batch.also_right_BN[of[QueryId("h1")], places].tolist() == [True, False, False]
-    assert not batch.also_right_BN[of[QueryId("h2")]].any()
+    assert batch.known_positive_BN[of[QueryId("h0")], places].tolist() == [False, True, False]
+    assert batch.known_positive_BN[of[QueryId("h1")], places].tolist() == [True, False, False]
+    assert not batch.known_positive_BN[of[QueryId("h2")]].any()
     own = [
-        {batch.candidates[p] for p in batch.own_BK[of[QueryId(f"h{n}")]] if p >= 0}
+        {batch.candidates[p] for p in batch.hard_negatives_BK[of[QueryId(f"h{n}")]] if p >= 0}
         for n in range(3)
     ]
     assert own == [{"i7"}, {"i7"}, {"i5", "i6"}]

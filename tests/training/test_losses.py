@@ -18,7 +18,7 @@ from cirloop.training.config import (
     LossSum,
     TripletHinge,
 )
-from cirloop.training.losses import Marks, info_nce
+from cirloop.training.losses import CandidateMasks, info_nce
 
 NONE = torch.zeros(1, 2, dtype=torch.bool)
 HALF = torch.tensor([[0.5, 0.3], [0.1, 0.2]])
@@ -45,14 +45,14 @@ def nce(
     t: float,
 ) -> Any:
     return info_nce(
-        queries @ candidates.T, Marks(target, out, torch.full((len(queries), 1), -1)), t
+        queries @ candidates.T, CandidateMasks(target, out, torch.full((len(queries), 1), -1)), t
     )
 
 
-def marks(own: list[list[int]], out: torch.Tensor | None = None, num: int = 2) -> Marks:
+def masks(own: list[list[int]], out: torch.Tensor | None = None, num: int = 2) -> CandidateMasks:
     """Queries whose targets are on the diagonal of their scores."""
     left_out = torch.zeros(len(own), num, dtype=torch.bool) if out is None else out
-    return Marks(torch.arange(len(own)), left_out, torch.tensor(own))
+    return CandidateMasks(torch.arange(len(own)), left_out, torch.tensor(own))
 
 
 def test_one_query_with_its_target_and_one_other() -> None:
@@ -110,7 +110,7 @@ def test_gradient_pulls_the_target_and_pushes_the_rest_but_not_the_masked() -> N
 def test_info_nce_is_cross_entropy() -> None:
     scores = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
     left_out = torch.zeros(6, 9, dtype=torch.bool)
-    given = Marks(torch.tensor([3, 0, 8, 8, 1, 2]), left_out, torch.full((6, 1), -1))
+    given = CandidateMasks(torch.tensor([3, 0, 8, 8, 1, 2]), left_out, torch.full((6, 1), -1))
     assert torch.equal(
         InfoNCE(temperature=0.5).build()(scores, given),
         F.cross_entropy(scores / 0.5, given.target_B),
@@ -123,25 +123,25 @@ def test_mask_margin_leaves_out_what_scores_too_high_but_not_own_negatives() -> 
     scores = torch.tensor([[0.2, 0.3], [0.1, 0.2]])
     loss = InfoNCE(temperature=1.0, mask_margin=0.05)
     second = log(1 + exp(-0.1))
-    assert loss.build()(scores, marks([[-1], [-1]])).item() == pytest.approx(second / 2, rel=1e-5)
-    assert loss.build()(scores, marks([[1], [-1]])).item() == pytest.approx(
+    assert loss.build()(scores, masks([[-1], [-1]])).item() == pytest.approx(second / 2, rel=1e-5)
+    assert loss.build()(scores, masks([[1], [-1]])).item() == pytest.approx(
         (log(1 + exp(0.1)) + second) / 2, rel=1e-5
     )
     wide = InfoNCE(temperature=1.0, mask_margin=0.2)
-    assert wide.build()(scores, marks([[-1], [-1]])) == InfoNCE(temperature=1.0).build()(
-        scores, marks([[-1], [-1]])
+    assert wide.build()(scores, masks([[-1], [-1]])) == InfoNCE(temperature=1.0).build()(
+        scores, masks([[-1], [-1]])
     )
 
 
 def test_triplet_is_the_hinge_of_each_own_negative() -> None:
     """Targets lead by 0.2 and 0.1: hinges 0 and 0.1 at margin 0.2, 0.1 and 0.2 at margin 0.3."""
-    assert TripletHinge(margin=0.2).build()(HALF, marks([[1], [0]])).item() == pytest.approx(
+    assert TripletHinge(margin=0.2).build()(HALF, masks([[1], [0]])).item() == pytest.approx(
         0.05, abs=1e-6
     )
-    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [0]])).item() == pytest.approx(
+    assert TripletHinge(margin=0.3).build()(HALF, masks([[1], [0]])).item() == pytest.approx(
         0.15, abs=1e-6
     )
-    assert TripletHinge(margin=0.3).build()(HALF, marks([[1], [-1]])).item() == pytest.approx(
+    assert TripletHinge(margin=0.3).build()(HALF, masks([[1], [-1]])).item() == pytest.approx(
         0.1, abs=1e-6
     )
 
@@ -152,10 +152,10 @@ def test_triplet_is_the_hinge_of_each_own_negative() -> None:
 def test_queries_without_negatives_do_not_water_down_the_pairs(loss: Any) -> None:
     """The mean is over the queries that have a pair; without any the loss is 0 and has a gradient
     of 0."""
-    alone = loss.build()(HALF[:1], marks([[1]]))
-    assert loss.build()(HALF, marks([[1], [-1]])).item() == pytest.approx(alone.item(), rel=1e-6)
+    alone = loss.build()(HALF[:1], masks([[1]]))
+    assert loss.build()(HALF, masks([[1], [-1]])).item() == pytest.approx(alone.item(), rel=1e-6)
     scores = HALF.clone().requires_grad_()
-    none = loss.build()(scores, marks([[-1], [-1]]))
+    none = loss.build()(scores, masks([[-1], [-1]]))
     none.backward()
     assert none.item() == 0 and scores.grad is not None and not scores.grad.any()
 
@@ -164,7 +164,7 @@ def test_triplet_takes_the_hardest_valid_candidates_where_there_are_some() -> No
     """Target 0.5; own negative 0.1, hardest 0.45 and 0.3: hinges 0.15 and 0. Bradley-Terry keeps
     its own."""
     scores = torch.tensor([[0.5, 0.1, 0.45, 0.3]])
-    given = Marks(
+    given = CandidateMasks(
         torch.tensor([0]),
         torch.zeros(1, 4, dtype=torch.bool),
         torch.tensor([[1]]),
@@ -176,26 +176,28 @@ def test_triplet_takes_the_hardest_valid_candidates_where_there_are_some() -> No
     assert BradleyTerry().build()(scores, given).item() == pytest.approx(
         log(1 + exp(-0.4)), rel=1e-5
     )
-    nothing = Marks(given.target_B, given.left_out_BN, given.negatives_BK, torch.tensor([[-1, -1]]))
+    nothing = CandidateMasks(
+        given.target_B, given.ignored_BN, given.hard_negatives_BK, torch.tensor([[-1, -1]])
+    )
     assert TripletHinge(margin=0.2).build()(scores, nothing).item() == 0
 
 
 def test_bradley_terry_is_the_mean_of_its_pairs() -> None:
     one, other = log(1 + exp(-0.2)), log(1 + exp(-0.1))
-    assert BradleyTerry().build()(HALF, marks([[1], [0]])).item() == pytest.approx(
+    assert BradleyTerry().build()(HALF, masks([[1], [0]])).item() == pytest.approx(
         (one + other) / 2, rel=1e-5
     )
     scores = torch.tensor([[0.5, 0.3, 0.4]])
-    given = marks([[1, 2, -1]], num=3)
+    given = masks([[1, 2, -1]], num=3)
     assert BradleyTerry().build()(scores, given).item() == pytest.approx(
         (one + other) / 2, rel=1e-5
     )
-    warm = BradleyTerry(temperature=0.1).build()(HALF, marks([[1], [0]])).item()
+    warm = BradleyTerry(temperature=0.1).build()(HALF, masks([[1], [0]])).item()
     assert warm == pytest.approx((log(1 + exp(-2)) + log(1 + exp(-1))) / 2, rel=1e-5)
 
 
 def test_a_sum_weighs_its_parts() -> None:
-    given = marks([[1], [0]])
+    given = masks([[1], [0]])
     parts = (LossPart(weight=0.5, loss=BradleyTerry()), LossPart(weight=3.0, loss=TripletHinge()))
     expected = 0.5 * BradleyTerry().build()(HALF, given) + 3.0 * TripletHinge().build()(HALF, given)
     assert torch.allclose(LossSum(parts=parts).build()(HALF, given), expected)
@@ -204,7 +206,7 @@ def test_a_sum_weighs_its_parts() -> None:
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.type)
 def test_every_loss_falls_along_its_gradient_and_is_read_back(loss: Any) -> None:
     scores = HALF.clone().requires_grad_()
-    given = marks([[1], [0]])
+    given = masks([[1], [0]])
     before = loss.build()(scores, given)
     before.backward()
     assert scores.grad is not None and scores.grad.any()
@@ -217,7 +219,7 @@ def test_pairs_ignore_what_is_not_their_own() -> None:
     scores = torch.tensor([[0.5, 0.3, 9.0]], requires_grad=True)
     for loss in (TripletHinge(margin=0.3), BradleyTerry()):
         scores.grad = None
-        loss.build()(scores, marks([[1, -1]], num=3)).backward()
+        loss.build()(scores, masks([[1, -1]], num=3)).backward()
         assert scores.grad is not None and scores.grad[0, 2] == 0 and scores.grad[0, 1] > 0
 
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from cirloop.backbones import LoraSettings, Qwen2VLSettings
-from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.features import VisionCache
 from cirloop.data import ShapesSettings
 from cirloop.distributed.worker import accelerator
 from cirloop.training import TrainingSettings
-from cirloop.training.batches import Batches
+from cirloop.training.batches import BatchSampler
+from cirloop.training.optimization import lr_factor
 from cirloop.training.trainer import Trainer
 from cirloop.types import UserError
 
@@ -38,8 +39,8 @@ def trainer_of(
     backbone: Any = Qwen2VLSettings(**{"dtype": "float32", **(model or {})}).build()
     options = TrainingSettings(batch_size=8, **settings)
     backbone.make_trainable(options, seed=3)
-    batches = Batches(data.triplets, [], [], 8, 0.0, 1, 5)
-    features = VisionFeatures(backbone, data.images, cache / "vision")
+    batches = BatchSampler(data.triplets, [], [], 8, 0.0, 1, 5)
+    features = VisionCache(backbone, data.images, cache / "vision")
     work = tmp_path / "work"
     trainer = Trainer(
         backbone,
@@ -93,7 +94,7 @@ def test_every_lora_b_moves_and_the_loss_falls(tmp_path: Path, cache: Path) -> N
 
 def test_a_step_without_a_loss_moves_nothing_and_is_no_error(tmp_path: Path, cache: Path) -> None:
     """A hinge may be far enough already, or online mining find no valid negative."""
-    trainer = trainer_of(tmp_path, cache, hardest=1, hard_candidate_margin=-1.9)
+    trainer = trainer_of(tmp_path, cache, num_hard_candidates=1, hard_candidate_margin=-1.9)
     log = trainer.run(lambda steps: steps)
     assert [row["loss"] for row in log] == [0.0] * STEPS
     assert not any(v.any() for k, v in trainer.backbone.adapter_state().items() if "lora_B" in k)
@@ -105,7 +106,9 @@ def test_gradient_caching_gives_the_same_gradient(
 ) -> None:
     made = []
     for size in (0, chunk_size):
-        trainer = trainer_of(tmp_path, cache, lora=LoraSettings(dropout=0.0), chunk_size=size)
+        trainer = trainer_of(
+            tmp_path, cache, lora=LoraSettings(dropout=0.0), grad_cache_chunk_size=size
+        )
         with torch.no_grad():
             for number, (name, parameter) in enumerate(trainer.parameters.items()):
                 if "lora_B" in name:
@@ -186,7 +189,11 @@ def test_gradient_caching_is_exact_with_dropout_in_two_processes(
 
 def test_rates_of_their_own_and_schedules(tmp_path: Path, cache: Path) -> None:
     trainer = trainer_of(
-        tmp_path, cache, rates={r".*layers\.0\.": 1e-5}, learning_rate=1e-3, schedule="cosine"
+        tmp_path,
+        cache,
+        lr_overrides={r".*layers\.0\.": 1e-5},
+        learning_rate=1e-3,
+        lr_scheduler="cosine",
     )
     by_rate = {
         group["top"]: sum(p.numel() for p in group["params"])
@@ -194,10 +201,10 @@ def test_rates_of_their_own_and_schedules(tmp_path: Path, cache: Path) -> None:
     }
     layers = trainer.backbone.vlm.config.text_config.num_hidden_layers
     assert by_rate.keys() == {1e-3, 1e-5} and by_rate[1e-3] == (layers - 1) * by_rate[1e-5]
-    shares = [trainer._rate(step) for step in range(STEPS)]
+    shares = [lr_factor(step, STEPS, trainer.settings) for step in range(STEPS)]
     assert shares[0] == 1.0 and sorted(shares, reverse=True) == shares and shares[-1] > 0
     assert shares[2] == pytest.approx((1 - math.cos(math.pi * 2 / 3)) / 2)
-    steady = trainer_of(tmp_path, cache, schedule="constant")
-    assert [steady._rate(step) for step in range(STEPS)] == [1.0] * STEPS
+    constant = TrainingSettings(lr_scheduler="constant")
+    assert [lr_factor(step, STEPS, constant) for step in range(STEPS)] == [1.0] * STEPS
     with pytest.raises(UserError, match=r"vision fit no trained weight, such as model\."):
-        trainer_of(tmp_path, cache, rates={"vision": 1e-5})
+        trainer_of(tmp_path, cache, lr_overrides={"vision": 1e-5})

@@ -1,11 +1,13 @@
-"""The trained part of an embedder: LoRA or DoRA by PEFT, or named parts in full. Saved and loaded,
-and both proven."""
+"""Trainable weights of an embedder: LoRA or DoRA by PEFT, or named parameters in full.
+
+Weights are saved and loaded here, and both are checked.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import (
@@ -23,18 +25,20 @@ from torch import nn
 from cirloop.artifacts import schema
 from cirloop.artifacts.fs import named, save_tensors
 from cirloop.artifacts.store import file_digest, write_json
-from cirloop.backbones.base import Tuning
+from cirloop.backbones.base import TuningSettings
 from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS, PARTS_CONFIG, PARTS_WEIGHTS
 from cirloop.types import UserError
 
 PREFIX = "base_model.model."
-TARGETS = "training.lora.target_modules do"
-"""What did not fit, for messages."""
+LORA_TARGETS = "training.lora.target_modules do"
+"""Subject and verb of the message about a LoRA that does not fit."""
 
 
-def _lora(directory: Path) -> LoraConfig:
-    """PEFT's settings of a saved LoRA. Raises UserError for what is damaged, no LoRA, or names code
-    to import."""
+def _read_lora_config(directory: Path) -> LoraConfig:
+    """Read PEFT's settings of a saved LoRA.
+
+    Raises UserError for a damaged file, another type of adapter, or one that names code to import.
+    """
     try:
         lora = PeftConfig.from_pretrained(str(directory))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -53,203 +57,236 @@ def _lora(directory: Path) -> LoraConfig:
     return lora
 
 
-class Adapted:
-    """What every embedder inherits: how its weights are trained, saved and loaded.
+def any_of(patterns: Sequence[str]) -> re.Pattern[str]:
+    """Compile a pattern that matches where one of `patterns` does."""
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
 
-    The embedder sets `core` (the module that holds the weights; PEFT's and the parts' names start
-    there), `base_path`, and before `load_adapter` everything that `probe` needs. Its base weights
-    are frozen.
+
+class TrainableWeights:
+    """Base class of embedders: how weights are trained, saved and loaded.
+
+    The embedder sets `root_module` (the module that holds the weights; names of PEFT and of
+    trainable patterns start there), `base_path`, and before `load_adapter` everything that
+    `probe_output` needs. Its base weights are frozen.
     """
 
-    core: Any
+    root_module: nn.Module
     base_path: str
     lora_modules = r".*\.({targets})"
-    """Which modules get a LoRA, as a pattern of their whole name; `{targets}` are the settings'."""
-    parts: tuple[str, ...] = ()
-    """What full tuning trains unless the settings name parts: patterns that a parameter's name
-    starts with."""
-    default_tune = "lora"
+    """Pattern of the whole names of modules that get a LoRA; `{targets}` are the settings'."""
+    default_trainable_patterns: tuple[str, ...] = ()
+    """Patterns that full finetuning trains unless the settings have some: a parameter is trained
+    where its name starts with one."""
+    default_finetuning = "lora"
     lora: LoraConfig | None = None
-    trained_parts: tuple[str, ...] = ()
+    trainable_patterns: tuple[str, ...] = ()
+    """Patterns of the parameters that are trained in full; empty for a LoRA."""
     adapter_digest = ""
 
-    def probe(self) -> torch.Tensor:
-        """An output that every adapter must change."""
+    def probe_output(self) -> torch.Tensor:
+        """Return an output that every adapter must change."""
         raise NotImplementedError
 
     def vision_is_frozen(self) -> bool:
-        """Whether what `encode_images` gives stays the same while training."""
+        """Return whether the output of `encode_images` stays the same in training."""
         raise NotImplementedError
 
-    def make_trainable(self, tuning: Tuning, seed: int) -> None:
-        """Put a fresh LoRA on the model, or free the parts named; what is loaded already goes on
-        being trained."""
-        tune = tuning.finetuning or self.default_tune
-        loaded = "full" if self.trained_parts else tune
-        if self.lora is not None:
-            loaded = "dora" if self.lora.use_dora else "lora"
-        if loaded != tune:
+    def make_trainable(self, tuning: TuningSettings, seed: int) -> None:
+        """Put a new LoRA on the model, or free parameters; train on what is loaded already."""
+        finetuning = tuning.finetuning or self.default_finetuning
+        loaded = self._loaded_finetuning() or finetuning
+        if loaded != finetuning:
             raise UserError(
-                f"training.finetuning {tune!r}, but the checkpoint to go on from was made with"
-                f" {loaded!r}."
+                f"training.finetuning {finetuning!r}, but the checkpoint to go on from was made"
+                f" with {loaded!r}."
             )
-        if tune == "full":
-            self.trained_parts = tuning.trainable_patterns or self.trained_parts or self.parts
-            self._check_parts(self.trained_parts)
-            freed = re.compile("|".join(f"(?:{part})" for part in self.trained_parts))
-            for name, parameter in self.core.named_parameters():
-                parameter.requires_grad_(freed.match(name) is not None)
-                if parameter.requires_grad:
-                    parameter.data = parameter.data.float()
+        if finetuning == "full":
+            self._free_parameters(tuning)
         else:
-            if self.lora is None:
-                torch.manual_seed(seed)
-                self.lora = LoraConfig(
-                    r=tuning.lora.r,
-                    lora_alpha=tuning.lora.alpha,
-                    lora_dropout=tuning.lora.dropout,
-                    use_dora=tune == "dora",
-                    target_modules=self.lora_modules.replace(
-                        "{targets}", "|".join(tuning.lora.target_modules)
-                    ),
-                    base_model_name_or_path=self.base_path,
-                )
-                self._inject(self.lora)
-            for name, parameter in self.core.named_parameters():
-                parameter.requires_grad_("lora_" in name)
+            self._free_lora(tuning, seed, use_dora=finetuning == "dora")
         assert self.vision_is_frozen() and self.trainable()
 
-    def _check_parts(self, parts: tuple[str, ...]) -> None:
-        if not parts:
+    def _loaded_finetuning(self) -> str | None:
+        """Return how the loaded weights were trained; None where there are none."""
+        if self.lora is not None:
+            return "dora" if self.lora.use_dora else "lora"
+        return "full" if self.trainable_patterns else None
+
+    def _free_parameters(self, tuning: TuningSettings) -> None:
+        """Train parameters in full, in float32."""
+        self.trainable_patterns = (
+            tuning.trainable_patterns or self.trainable_patterns or self.default_trainable_patterns
+        )
+        self._check_patterns(self.trainable_patterns)
+        pattern = any_of(self.trainable_patterns)
+        for name, parameter in self.root_module.named_parameters():
+            parameter.requires_grad_(pattern.match(name) is not None)
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def _free_lora(self, tuning: TuningSettings, seed: int, *, use_dora: bool) -> None:
+        """Train the LoRA; draw a new one where none is loaded."""
+        if self.lora is None:
+            torch.manual_seed(seed)
+            targets = "|".join(tuning.lora.target_modules)
+            self.lora = LoraConfig(
+                r=tuning.lora.r,
+                lora_alpha=tuning.lora.alpha,
+                lora_dropout=tuning.lora.dropout,
+                use_dora=use_dora,
+                target_modules=self.lora_modules.replace("{targets}", targets),
+                base_model_name_or_path=self.base_path,
+            )
+            self._inject(self.lora)
+        for name, parameter in self.root_module.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+    def _check_patterns(self, patterns: tuple[str, ...]) -> None:
+        """Raise UserError where there is no pattern, or one matches no parameter."""
+        if not patterns:
             raise UserError(
                 "training.finetuning full: say which parts with training.trainable_patterns; this"
                 " model has no default."
             )
-        names = [name for name, _ in self.core.named_parameters()]
-        idle = [part for part in parts if not any(re.match(part, name) for name in names)]
-        if idle:
-            there = sorted({".".join(name.split(".")[:2]) for name in names})
+        names = [name for name, _ in self.root_module.named_parameters()]
+        unmatched = [p for p in patterns if not any(re.match(p, name) for name in names)]
+        if unmatched:
+            prefixes = sorted({".".join(name.split(".")[:2]) for name in names})
             raise UserError(
-                f"training.trainable_patterns: {', '.join(idle)} match no weight; there are"
-                f" {', '.join(there)}."
+                f"training.trainable_patterns: {', '.join(unmatched)} match no weight; there are"
+                f" {', '.join(prefixes)}."
             )
 
-    def _inject(self, lora: LoraConfig, what: str = TARGETS) -> None:
-        """LoRA modules in float32, whatever the base's dtype."""
+    def _inject(self, lora: LoraConfig, subject: str = LORA_TARGETS) -> None:
+        """Put LoRA modules on the model, in float32 whatever the base's dtype.
+
+        `subject` begins the message of the UserError where they do not fit.
+        """
         try:
-            inject_adapter_in_model(lora, self.core)
+            inject_adapter_in_model(lora, self.root_module)
         except (ValueError, TypeError, re.error) as error:
-            raise UserError(f"{what} not fit the modules of {self.base_path!r}: {error}") from None
-        for name, parameter in self.core.named_parameters():
+            raise UserError(
+                f"{subject} not fit the modules of {self.base_path!r}: {error}"
+            ) from None
+        for name, parameter in self.root_module.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.core.named_parameters() if p.requires_grad}
+        """Return the weights that are trained, by name."""
+        return {name: p for name, p in self.root_module.named_parameters() if p.requires_grad}
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
-        """The trained weights: a LoRA's by PEFT's names, as `PeftModel.from_pretrained` expects
-        them."""
-        if self.trained_parts:
-            freed = re.compile("|".join(f"(?:{part})" for part in self.trained_parts))
-            named = {name: p for name, p in self.core.named_parameters() if freed.match(name)}
-            return {name: p.detach().cpu().contiguous().clone() for name, p in named.items()}
-        state = get_peft_model_state_dict(self.core, save_embedding_layers=False)
+        """Return the trained weights: a LoRA's by the names `PeftModel.from_pretrained` expects."""
+        if self.trainable_patterns:
+            pattern = any_of(self.trainable_patterns)
+            return {
+                name: parameter.detach().cpu().contiguous().clone()
+                for name, parameter in self.root_module.named_parameters()
+                if pattern.match(name)
+            }
+        state = get_peft_model_state_dict(self.root_module, save_embedding_layers=False)
         return {PREFIX + name: value.detach().cpu().contiguous() for name, value in state.items()}
 
     def save_adapter(self, directory: Path) -> None:
-        """Write the trained weights, a LoRA as PEFT does, and check that what was written is what
-        is in memory."""
+        """Write the trained weights, a LoRA as PEFT does, and check the written file."""
         directory.mkdir(parents=True, exist_ok=True)
-        state, weights = (
-            self.adapter_state(),
-            directory / (PARTS_WEIGHTS if self.trained_parts else LORA_WEIGHTS),
-        )
-        empty = [k for k, v in state.items() if v.numel() == 0]
+        state = self.adapter_state()
+        weights = directory / (PARTS_WEIGHTS if self.trainable_patterns else LORA_WEIGHTS)
+        empty = [name for name, value in state.items() if value.numel() == 0]
         assert state and not empty, f"empty adapter tensors: {empty[:3]}"
         save_tensors(weights, state)
-        if self.trained_parts:
-            write_json(
-                directory / PARTS_CONFIG,
-                {"schema": 1, "base": self.base_path, "parts": self.trained_parts},
-            )
+        if self.trainable_patterns:
+            content = {"schema": 1, "base": self.base_path, "parts": self.trainable_patterns}
+            write_json(directory / PARTS_CONFIG, content)
         else:
             assert self.lora is not None
             self.lora.inference_mode = True
             with named(directory):
                 self.lora.save_pretrained(str(directory))
         written = load_file(weights)
-        assert written.keys() == state.keys() and all(
-            torch.equal(written[k], state[k]) for k in state
-        )
+        assert written.keys() == state.keys()
+        assert all(torch.equal(written[name], value) for name, value in state.items())
 
     def load_adapter(self, directory: Path) -> None:
-        """Load what `save_adapter` wrote, or any LoRA of PEFT's. Raises UserError where it does not
-        fit, key by key."""
-        before = self._probed()
+        """Load what `save_adapter` wrote, or any LoRA of PEFT's.
+
+        Raises UserError, with the keys, where it does not fit.
+        """
+        before = self._probe()
         if (directory / PARTS_CONFIG).is_file():
             weights = directory / PARTS_WEIGHTS
-            self.trained_parts = tuple(schema.read(directory / PARTS_CONFIG)["parts"])
-            state = self._read(weights, self.adapter_state())
-            for name, parameter in self.core.named_parameters():
-                if name in state:
-                    parameter.data = state[name].to(parameter.device)
+            state = self._load_parameters(directory)
         else:
             weights = directory / LORA_WEIGHTS
-            lora = _lora(directory)
-            self._inject(lora, f"adapter {directory}: its {LORA_CONFIG} does")
-            self.core.eval()  # a new LoRA drops out
-            self.lora = lora
-            state = self._read(weights, self.adapter_state())
-            set_peft_model_state_dict(
-                self.core, {name.removeprefix(PREFIX): value for name, value in state.items()}
-            )
-            if not any(v.any() for k, v in state.items() if "lora_B" in k):
-                raise UserError(f"adapter {directory} changes nothing: every lora_B is zero.")
+            state = self._load_lora(directory)
         loaded = self.adapter_state()
         assert all(torch.equal(loaded[k], state[k].to(loaded[k].dtype)) for k in state), (
             "adapter did not load"
         )
-        self.core.requires_grad_(False)
+        self.root_module.requires_grad_(False)
         self.adapter_digest = file_digest(weights)
-        assert not torch.equal(self._probed(), before), "the adapter loaded but changes no output"
+        assert not torch.equal(self._probe(), before), "the adapter loaded but changes no output"
 
-    def _read(self, weights: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _load_parameters(self, directory: Path) -> dict[str, torch.Tensor]:
+        self.trainable_patterns = tuple(schema.read(directory / PARTS_CONFIG)["parts"])
+        state = self._read_state(directory / PARTS_WEIGHTS, self.adapter_state())
+        for name, parameter in self.root_module.named_parameters():
+            if name in state:
+                parameter.data = state[name].to(parameter.device)
+        return state
+
+    def _load_lora(self, directory: Path) -> dict[str, torch.Tensor]:
+        lora = _read_lora_config(directory)
+        self._inject(lora, f"adapter {directory}: its {LORA_CONFIG} does")
+        self.root_module.eval()  # a new LoRA has dropout
+        self.lora = lora
+        state = self._read_state(directory / LORA_WEIGHTS, self.adapter_state())
+        peft_state = {name.removeprefix(PREFIX): value for name, value in state.items()}
+        set_peft_model_state_dict(self.root_module, peft_state)
+        if not any(value.any() for name, value in state.items() if "lora_B" in name):
+            raise UserError(f"adapter {directory} changes nothing: every lora_B is zero.")
+        return state
+
+    def _read_state(
+        self, weights: Path, expected: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Read saved weights. Raises UserError where names or shapes are not the expected ones."""
         try:
             state = {self.map_legacy_key(name): value for name, value in load_file(weights).items()}
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"adapter {weights} cannot be read ({error}). Restore it, or train it again."
             ) from None
-        odd = sorted(state.keys() ^ expected.keys())
-        if odd:
+        other_keys = sorted(state.keys() ^ expected.keys())
+        if other_keys:
             raise UserError(
-                f"adapter {weights.parent} does not fit the model {self.base_path!r}: {len(odd)}"
-                f" keys differ, {odd[:3]}"
+                f"adapter {weights.parent} does not fit the model {self.base_path!r}:"
+                f" {len(other_keys)} keys differ, {other_keys[:3]}"
             )
-        other = [
-            f"{k} {list(state[k].shape)}, not {list(v.shape)}"
-            for k, v in expected.items()
-            if state[k].shape != v.shape
+        other_shapes = [
+            f"{name} {list(state[name].shape)}, not {list(value.shape)}"
+            for name, value in expected.items()
+            if state[name].shape != value.shape
         ]
-        if other:
+        if other_shapes:
             raise UserError(
-                f"adapter {weights.parent} does not fit the model {self.base_path!r}: {len(other)}"
-                f" shapes differ, {'; '.join(other[:3])}"
+                f"adapter {weights.parent} does not fit the model {self.base_path!r}:"
+                f" {len(other_shapes)} shapes differ, {'; '.join(other_shapes[:3])}"
             )
         return state
 
     def map_legacy_key(self, name: str) -> str:
-        """The name here of a saved weight; an adapter that others published may have another."""
+        """Return the name here of a saved weight; published adapters may have another."""
         return name
 
-    def _probed(self) -> torch.Tensor:
+    def _probe(self) -> torch.Tensor:
         with torch.no_grad():
-            return self.probe()
+            return self.probe_output()
 
-    def switch_adapter(self, on: bool) -> None:
-        """A LoRA on or off: off, the model is its base."""
-        for layer in self.core.modules():
+    def set_adapter_enabled(self, enabled: bool) -> None:
+        """Switch a LoRA on or off; off, the model is its base."""
+        for layer in self.root_module.modules():
             if isinstance(layer, BaseTunerLayer):
-                layer.enable_adapters(on)
-        self.core.requires_grad_(False)
+                layer.enable_adapters(enabled)
+        self.root_module.requires_grad_(False)

@@ -1,11 +1,11 @@
-"""What every embedder is to the rest of the program."""
+"""The interface of embedders, and the values they exchange with the rest of the program."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from pydantic import Field
 
@@ -16,33 +16,36 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+Grid = tuple[int, int, int]
+"""Patches of an image: frames, height, width."""
+Inputs: TypeAlias = dict[str, Any]
+"""Tensors by name, as an embedder's module or a language model takes them."""
+PreparedImages: TypeAlias = Any
+"""Output of an image processor: a tensor, or a mapping of tensors, by family."""
+VisionLanguageModel: TypeAlias = Any
+"""An image-text-to-text model of transformers: untyped, with other attributes in each family."""
+
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """What is embedded: an image with a text is a composed query, an image alone a gallery
+class EmbedInput:
+    """An input to embed: an image with a text is a composed query, an image alone a gallery
     image."""
 
     image: ImageId
     text: str | None = None
     category: str | None = None
-    """What kind of thing a query is about, where its data set says so; some prompt formats read
-    it."""
+    """Category of a query, where its data set has one; some prompt formats read it."""
 
 
-def each_once(items: Sequence[Item]) -> tuple[list[Item], list[int]]:
-    """The different ones of `items`, in order, and per item its place among them."""
-    place = {item: at for at, item in enumerate(dict.fromkeys(items))}
-    return [*place], [place[item] for item in items]
-
-
-Grid = tuple[int, int, int]
-"""Patches of an image: frames, height, width."""
+def deduplicate(items: Sequence[EmbedInput]) -> tuple[list[EmbedInput], list[int]]:
+    """Return the unique inputs in order, and the index among them of each of `items`."""
+    index_of = {item: index for index, item in enumerate(dict.fromkeys(items))}
+    return [*index_of], [index_of[item] for item in items]
 
 
 @dataclass(frozen=True, slots=True)
-class VisionInput:
-    """One image as the language model sees it: `tokens` (T, D), and the patch grid (frames, height,
-    width)."""
+class ImageFeatures:
+    """An image as the language model sees it: vision tokens (T, D) and the patch grid."""
 
     tokens: torch.Tensor
     grid: Grid
@@ -73,8 +76,8 @@ class LoraSettings(Settings):
     see docs/performance.md."""
 
 
-class Tuning(Protocol):
-    """The settings of training that say what is trained; `training.config` has them."""
+class TuningSettings(Protocol):
+    """The training settings that say which weights are trained; `training.config` has them."""
 
     @property
     def finetuning(self) -> str | None: ...
@@ -86,55 +89,78 @@ class Tuning(Protocol):
     def trainable_patterns(self) -> tuple[str, ...]: ...
 
 
-class Backbone(Protocol):
-    """A vision-language embedder. Queries are of unit norm (B, D); gallery images too, or (B, M,
-    D): M vectors of one image, of which the one most similar to the query counts
-    (`retrieval.similarity`). A call of `module` gets queries or gallery images, never both."""
+class ModelWithDtype(Protocol):
+    """Settings of a model, with its dtype."""
 
     @property
-    def fingerprint(self) -> str:
-        """Of base weights, adapter weights and everything else that decides an embedding."""
-        ...
+    def dtype(self) -> str: ...
+
+
+class ImageEncoder(Protocol):
+    """A frozen vision tower, whose output per image can be kept on disk."""
 
     @property
     def vision_key(self) -> str:
-        """Of what decides `encode_images`: frozen weights, processor, pixel budget, dtype."""
+        """Digest of what decides `encode_images`: frozen weights, processor, pixels, dtype."""
+        ...
+
+    def prepare_images(self, images: Sequence[Image.Image]) -> PreparedImages:
+        """Run the image processor. Uses no weights: threads do it ahead of the tower."""
+        ...
+
+    def encode_images(
+        self, images: Sequence[Image.Image], prepared: PreparedImages | None = None
+    ) -> Sequence[ImageFeatures]:
+        """Compute the output of the frozen part, on the CPU; pixels where no part is frozen.
+
+        `prepared` is the output of `prepare_images` for the same images, where there is one.
+        """
+        ...
+
+
+class Backbone(ImageEncoder, Protocol):
+    """A vision-language embedder.
+
+    Queries are of unit norm (B, D). Gallery images are too, or (B, M, D): M vectors of one image,
+    of which the one most similar to the query counts (`backbones.similarity`). A call of `module`
+    gets queries or gallery images, never both.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of base weights, adapter weights and all else that decides an embedding."""
         ...
 
     @property
     def module(self) -> torch.nn.Module:
-        """Takes `inputs(...)`, gives unit-norm embeddings."""
+        """The module that takes `inputs(...)` and returns unit-norm embeddings."""
         ...
 
     @property
     def device(self) -> torch.device: ...
 
-    def prepare_images(self, images: Sequence[Image.Image]) -> Any:
-        """What the image processor makes of images. Touches no weights: threads do it ahead of the
-        tower."""
+    @property
+    def settings(self) -> ModelWithDtype: ...
+
+    @property
+    def root_module(self) -> torch.nn.Module:
+        """The module that holds the weights; their names start there."""
         ...
 
-    def encode_images(
-        self, images: Sequence[Image.Image], prepared: Any = None
-    ) -> list[VisionInput]:
-        """What the frozen part makes of images, on the CPU and kept on disk; pixels where no part
-        is frozen. `prepared` is what `prepare_images` made of the same images, if that is done
-        already."""
+    def inputs(self, items: Sequence[EmbedInput], vision: Sequence[ImageFeatures]) -> Inputs: ...
+
+    def text_inputs(self, texts: Sequence[str]) -> Inputs:
+        """Return the inputs of texts alone, without a prompt; special tokens in them are words."""
         ...
 
-    def inputs(self, items: Sequence[Item], vision: Sequence[VisionInput]) -> dict[str, Any]: ...
+    def sequence_length(self, item: EmbedInput, grid: Grid) -> int:
+        """Count the tokens of an item alone.
 
-    def text_inputs(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Texts alone, without a prompt. A text is words, also where it looks like the sign for an
-        image."""
+        Items of one length need no padding in a common batch.
+        """
         ...
 
-    def length(self, item: Item, grid: Grid) -> int:
-        """Places that `inputs` gives an item alone. Items of one length need no padding beside each
-        other."""
-        ...
-
-    def make_trainable(self, tuning: Tuning, seed: int) -> None: ...
+    def make_trainable(self, tuning: TuningSettings, seed: int) -> None: ...
 
     def trainable(self) -> dict[str, torch.nn.Parameter]: ...
 

@@ -1,9 +1,8 @@
-"""Which CLIP: an architecture of open_clip's, or one in a JSON, and where its weights are. Nothing
-pickled is read.
+"""CLIP checkpoints: an architecture of open_clip's, or one in a JSON file, and its weights.
 
-open_clip's own loader would fetch a pickle where a repository has no safetensors, resize position
-embeddings that do not fit, and only warn where weights were trained with another GELU; here each of
-these is an error, or settled.
+No pickle is read. open_clip's own loader would fetch a pickle where a repository has no
+safetensors, resize position embeddings that do not fit, and only warn where weights were trained
+with another GELU. Here the first two are errors, and the weights' own config says which GELU.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import open_clip
 import torch
@@ -22,19 +21,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from cirloop.artifacts.store import file_digest, fingerprint
+from cirloop.backbones.clip_module import Clip
 from cirloop.io import parse
 from cirloop.types import UserError
 
 RANDOM, HUB = "random", "hf-hub:"
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 _digest = cache(file_digest)
-Config = dict[str, Any]
+Config: TypeAlias = dict[str, Any]
+"""A model config of open_clip."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A CLIP: open_clip's model config, its preprocessing, the file of the config and of the
-    weights (None = drawn)."""
+class ClipCheckpoint:
+    """A CLIP: open_clip's model config, its preprocessing, and the files of config and weights.
+
+    Without a file of weights, they are drawn.
+    """
 
     name: str
     model: Config
@@ -43,27 +46,25 @@ class Source:
     weights: Path | None
 
     def digest(self, seed: int) -> str:
-        """Of everything that decides what this CLIP gives; `seed` is that of drawn weights."""
+        """Return the digest of all that decides features; `seed` is that of drawn weights."""
         drawn = ["drawn", seed] if self.weights is None else _digest(self.weights)
         return fingerprint([self.model, asdict(self.preprocess), drawn])
 
-    def build(self, seed: int) -> Any:
-        """The model in float32 on the CPU, frozen and in eval mode; raises UserError where the
-        weights do not fit."""
-        model = {
-            **self.model,
-            "vision_cfg": {**self.model["vision_cfg"], "timm_model_pretrained": False},
-        }
+    def build(self, seed: int) -> Clip:
+        """Build the model in float32 on the CPU, frozen and in evaluation mode.
+
+        Raises UserError where the weights do not fit.
+        """
+        vision = {**self.model["vision_cfg"], "timm_model_pretrained": False}
+        model = {**self.model, "vision_cfg": vision}
         kind = open_clip.CustomTextCLIP if model.pop("custom_text", False) else open_clip.CLIP
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             clip = kind(**model)
         if self.weights is not None:
-            clip.load_state_dict(_fitting(self.name, self.weights, clip.state_dict()))
-        for name in (
-            "logit_scale",
-            "logit_bias",
-        ):  # our losses have their own temperature: nothing to train here
+            clip.load_state_dict(_load_matching(self.name, self.weights, clip.state_dict()))
+        # Losses have their own temperature, so these are not trained.
+        for name in ("logit_scale", "logit_bias"):
             value = getattr(clip, name)
             if value is not None:
                 delattr(clip, name)
@@ -71,24 +72,21 @@ class Source:
         return clip.requires_grad_(False).eval()
 
 
-def find_source(name: str, path: str) -> Source:
-    """The CLIP `name` (open_clip's, or a JSON) with the weights `path`; downloads what a tag or
-    `hf-hub:` names.
+def find_checkpoint(name: str, path: str) -> ClipCheckpoint:
+    """Find the CLIP `name` (open_clip's, or a JSON file) with the weights `path`.
 
-    Raises UserError: an architecture or a tag that is not there, a file that is none, a pickle, no
-    network.
+    Downloads what a tag or `hf-hub:` names. Raises UserError for an unknown architecture or tag, a
+    missing or damaged file, a pickle, and where the network is needed and missing.
     """
     model, preprocess, config = _architecture(name)
     if path == RANDOM:
-        return Source(name, model, preprocess, config, None)
-    tag = open_clip.get_pretrained_cfg(name, path)
+        return ClipCheckpoint(name, model, preprocess, config, None)
     if path.startswith(HUB) or parse.at_home(path).is_dir():
-        directory = (
-            _download(path.removeprefix(HUB)) if path.startswith(HUB) else parse.at_home(path)
-        )
-        model, preprocess = _same(name, model, directory / HF_CONFIG_NAME)
-        return Source(name, model, preprocess, config, _checked(directory / HF_SAFE_WEIGHTS_NAME))
-    if tag:
+        is_hub_name = path.startswith(HUB)
+        directory = _download(path.removeprefix(HUB)) if is_hub_name else parse.at_home(path)
+        model, preprocess = _require_same_architecture(name, model, directory / HF_CONFIG_NAME)
+        weights = _require_safetensors(directory / HF_SAFE_WEIGHTS_NAME)
+    elif tag := open_clip.get_pretrained_cfg(name, path):
         repository, _, file = tag.get("hf_hub", "").rpartition("/")
         if not repository or file:  # a file named there is a pickle
             raise UserError(
@@ -97,9 +95,14 @@ def find_source(name: str, path: str) -> Source:
             )
         model["quick_gelu"] = bool(tag.get("quick_gelu", False))
         preprocess = PreprocessCfg(**merge_preprocess_dict(preprocess, tag))
-        return Source(
-            name, model, preprocess, config, _checked(_download(repository) / HF_SAFE_WEIGHTS_NAME)
-        )
+        weights = _require_safetensors(_download(repository) / HF_SAFE_WEIGHTS_NAME)
+    else:
+        weights = _weights_file(name, path)
+    return ClipCheckpoint(name, model, preprocess, config, weights)
+
+
+def _weights_file(name: str, path: str) -> Path:
+    """Return the file of weights. Raises UserError where it does not exist or cannot be read."""
     file = parse.at_home(path)
     if not file.exists():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
@@ -108,54 +111,49 @@ def find_source(name: str, path: str) -> Source:
             f" {HF_CONFIG_NAME} and {HF_SAFE_WEIGHTS_NAME}, `{HUB}NAME` of such a repository,"
             f" `{RANDOM}`, or a tag of {name}'s published weights: {tags}."
         )
-    return Source(name, model, preprocess, config, _checked(file, name))
+    return _require_safetensors(file, name)
 
 
 def _architecture(name: str) -> tuple[Config, PreprocessCfg, Path]:
+    """Return the model config and preprocessing of an architecture, and the file of its config."""
     if name.endswith(".json"):
         file = parse.at_home(name)
-        return *_read(file), file
-    found = open_clip.get_model_config(name) if ":" not in name else None
-    if found is None:
-        lower = {each.lower(): each for each in open_clip.list_models()}
-        near = [lower[each] for each in get_close_matches(name.lower(), lower, 3, cutoff=0.5)] or [
-            "RN50x4",
-            "ViT-B-32",
-        ]
+        return *_read_config(file), file
+    model = open_clip.get_model_config(name) if ":" not in name else None
+    if model is None:
+        by_lower_case = {
+            architecture.lower(): architecture for architecture in open_clip.list_models()
+        }
+        matches = get_close_matches(name.lower(), by_lower_case, 3, cutoff=0.5)
+        near = [by_lower_case[match] for match in matches] or ["RN50x4", "ViT-B-32"]
         raise UserError(
             f"model.clip {name!r} is no architecture of open_clip's. Near: {', '.join(near)}. Or"
             " give the path of an open_clip model config, ending in .json."
         )
-    return (
-        *_checked_model(found, name),
-        Path(open_clip.__file__).parent / "model_configs" / f"{name}.json",
-    )
+    config = Path(open_clip.__file__).parent / "model_configs" / f"{name}.json"
+    return *_require_clip_config(model, name), config
 
 
-def _read(file: Path) -> tuple[Config, PreprocessCfg]:
-    """Of a model config, or of a hub repository's `open_clip_config.json`, which has one and a
-    `preprocess_cfg`."""
+def _read_config(file: Path) -> tuple[Config, PreprocessCfg]:
+    """Read a model config, alone or with a `preprocess_cfg` in a hub's `open_clip_config.json`."""
     try:
         content = parse.parse_json(parse.text(file))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as an open_clip model config ({error}).") from None
-    model, preprocess = _checked_model(content.get("model_cfg", content), str(file))
-    return model, PreprocessCfg(
-        **merge_preprocess_dict(preprocess, content.get("preprocess_cfg", {}))
-    )
+    model, preprocess = _require_clip_config(content.get("model_cfg", content), str(file))
+    merged = merge_preprocess_dict(preprocess, content.get("preprocess_cfg", {}))
+    return model, PreprocessCfg(**merged)
 
 
-def _checked_model(model: Config, name: str) -> tuple[Config, PreprocessCfg]:
+def _require_clip_config(model: Config, name: str) -> tuple[Config, PreprocessCfg]:
     lacks = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model]
     if lacks:
         raise UserError(f"{name} is no open_clip model config: no {', '.join(lacks)}.")
     try:
-        vision, text = (
-            open_clip.CLIPVisionCfg(**model["vision_cfg"]),
-            open_clip.CLIPTextCfg(**model["text_cfg"]),
-        )
+        vision = open_clip.CLIPVisionCfg(**model["vision_cfg"])
+        text = open_clip.CLIPTextCfg(**model["text_cfg"])
     except TypeError as error:
         raise UserError(f"{name} is no model config of this open_clip: {error}.") from None
     if "multimodal_cfg" in model or text.hf_model_name or text.hf_tokenizer_name:
@@ -171,41 +169,41 @@ def _checked_model(model: Config, name: str) -> tuple[Config, PreprocessCfg]:
     return model, PreprocessCfg(size=vision.image_size)
 
 
-def _same(name: str, model: Config, file: Path) -> tuple[Config, PreprocessCfg]:
-    """The repository's own config, which says which GELU and which mean; its towers must be those
-    of `name`."""
-    theirs, preprocess = _read(file)
-    asked, found = _towers(model), _towers(theirs)
-    other = [f"{key} {asked[key]}, not {found[key]}" for key in asked if asked[key] != found[key]]
+def _require_same_architecture(
+    name: str, model: Config, file: Path
+) -> tuple[Config, PreprocessCfg]:
+    """Return the repository's own config, which says which GELU and which mean.
+
+    Raises UserError where its towers are not those of `name`.
+    """
+    weights_model, preprocess = _read_config(file)
+    expected = _tower_dims(model)
+    dims = _tower_dims(weights_model)
+    other = [
+        f"{key} {value}, not {dims[key]}" for key, value in expected.items() if value != dims[key]
+    ]
     if other:
         raise UserError(
             f"model.clip {name} is another architecture than the weights': {', '.join(other)}. Give"
             f" theirs, by open_clip's name or as {file}."
         )
-    return theirs, preprocess
+    return weights_model, preprocess
 
 
-def _towers(model: Config) -> Config:
-    """What tells architectures apart, with open_clip's defaults."""
-    vision, text = (
-        open_clip.CLIPVisionCfg(**model["vision_cfg"]),
-        open_clip.CLIPTextCfg(**model["text_cfg"]),
-    )
-    return {"embed_dim": model["embed_dim"]} | {
-        f"{tower}.{key}": getattr(config, key)
-        for tower, config, keys in (
-            (
-                "vision_cfg",
-                vision,
-                ("timm_model_name", "layers", "width", "head_width", "image_size"),
-            ),
-            ("text_cfg", text, ("layers", "width", "heads", "context_length")),
-        )
-        for key in keys
-    }
+def _tower_dims(model: Config) -> Config:
+    """Return what tells architectures apart, with open_clip's defaults."""
+    vision = open_clip.CLIPVisionCfg(**model["vision_cfg"])
+    text = open_clip.CLIPTextCfg(**model["text_cfg"])
+    vision_keys = ("timm_model_name", "layers", "width", "head_width", "image_size")
+    text_keys = ("layers", "width", "heads", "context_length")
+    dims: Config = {"embed_dim": model["embed_dim"]}
+    dims |= {f"vision_cfg.{key}": getattr(vision, key) for key in vision_keys}
+    dims |= {f"text_cfg.{key}": getattr(text, key) for key in text_keys}
+    return dims
 
 
-def _checked(file: Path, name: str = "") -> Path:
+def _require_safetensors(file: Path, name: str = "") -> Path:
+    """Return `file`. Raises UserError where it is a pickle, or no safetensors file."""
     if file.suffix in _PICKLES:
         raise UserError(f"model.path {file} is a pickle, which is not read. {_convert(name)}")
     try:
@@ -219,24 +217,29 @@ def _checked(file: Path, name: str = "") -> Path:
 
 
 def _convert(name: str) -> str:
+    """Tell how to convert a pickle."""
     return (
         "Where you trust it, convert it once: safetensors.torch.save_file(open_clip.create_model("
         f"{name!r}, pretrained=FILE_OR_TAG).state_dict(), 'clip.safetensors'); then give that file."
     )
 
 
-def _fitting(name: str, file: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _load_matching(
+    name: str, file: Path, expected: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Load weights. Raises UserError where names or shapes are not the expected ones."""
     state = load_file(file)
-    odd = sorted(state.keys() ^ expected.keys())
-    odd += [
+    differing = sorted(state.keys() ^ expected.keys())
+    differing += [
         f"{k} {list(state[k].shape)}, not {list(v.shape)}"
         for k, v in expected.items()
         if k in state and state[k].shape != v.shape
     ]
-    if odd:
+    if differing:
         raise UserError(
-            f"model.path {file} holds weights of another architecture than {name}: {len(odd)} keys"
-            f" or shapes differ, {'; '.join(odd[:3])}. Give the `clip` that they are of."
+            f"model.path {file} holds weights of another architecture than {name}:"
+            f" {len(differing)} keys or shapes differ, {'; '.join(differing[:3])}. Give the `clip`"
+            " that they are of."
         )
     return state
 

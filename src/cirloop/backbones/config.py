@@ -14,7 +14,7 @@ from cirloop.config.base import default_type
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
-    from cirloop.backbones.base import Backbone, Tuning
+    from cirloop.backbones.base import Backbone, TuningSettings
 
 
 class Qwen2VLSettings(QwenSettings):
@@ -28,7 +28,7 @@ class Qwen2VLSettings(QwenSettings):
     max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
     """Largest image after resizing, in pixels; 28x28 of them make one token."""
 
-    def build(self, adapter: Path | None = None) -> Any:
+    def build(self, adapter: Path | None = None) -> Backbone:
         from cirloop.backbones.qwen2_vl import Qwen2VL
 
         return Qwen2VL(self, adapter)
@@ -79,7 +79,7 @@ class LlavaSettings(VlmSettings):
     path: str = "llava-hf/llava-v1.6-mistral-7b-hf"
     """Model directory or hub name."""
 
-    def find(self) -> Path:
+    def resolve_dir(self) -> Path:
         return resolve(self.path, "llava", "llava_next", "llava_onevision")
 
     def build(self, adapter: Path | None = None) -> Backbone:
@@ -92,20 +92,20 @@ class Blip2Settings(ModelSettings):
     """BLIP-2 as QuRe uses it (ICML 2025, arXiv 2507.12416): trained Q-Former, 32 vectors per
     gallery image."""
 
-    several_vectors: ClassVar[bool] = True
+    multi_vector: ClassVar[bool] = True
     type: Literal["blip2"] = "blip2"
     path: str = "Salesforce/blip2-itm-vit-g"
     """Directory or hub name of a `Blip2ForImageTextRetrieval`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the frozen vision tower; the trained parts are float32."""
+    """Dtype of the frozen vision tower; the trained parts are float32."""
     max_tokens: int = Field(32, ge=4, le=512)
-    """Word pieces kept of a text, with the two signs around it."""
+    """Most word pieces of a text, with the two special tokens around it."""
     pad_ratio: float | None = Field(None, ge=1)
     """Images are padded until their long side is at most this many short ones, and their middle
     square is taken; QuRe has 1.25 (TargetPad of CLIP4Cir). By default they are squeezed into a
     square, as BLIP-2's processor does."""
 
-    def find(self) -> Path:
+    def resolve_dir(self) -> Path:
         return resolve(self.path, "blip-2")
 
     def build(self, adapter: Path | None = None) -> Backbone:
@@ -132,21 +132,21 @@ class ClipCombinerSettings(ModelSettings):
     are fetched from the hub; a directory with such a repository's two files; or `random` for none
     at all. Pickles are not read."""
     random_seed: int = Field(0, ge=0)
-    """Of the weights that are drawn: the combiner's, and CLIP's where `path` is `random`."""
+    """Seed of the weights that are drawn: the combiner's, and CLIP's where `path` is `random`."""
     combiner: Literal["sum", "combiner", "attention_fusion"] = "combiner"
     """How image and text features become a query: their sum, CLIP4Cir's network, or attention
     between tokens."""
     combiner_width: int = Field(4, ge=1)
     """Width of the combiner's hidden layers, in dimensions of CLIP's embedding."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Of the combiner, while it is trained."""
+    """Dropout of the combiner in training."""
     pad_ratio: float = Field(1.25, ge=0)
     """Images whose sides differ by more get black bars until they differ by this factor; 0 =
     none."""
     train_clip: bool = False
-    """Train CLIP too, both towers; its image features are then no longer kept."""
+    """Train both towers of CLIP too; its image features are then no longer kept."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of CLIP; the combiner is float32, and so is a CLIP that is trained."""
+    """Dtype of CLIP; the combiner is float32, and so is a CLIP that is trained."""
 
     @field_validator("pad_ratio")
     @classmethod
@@ -158,7 +158,8 @@ class ClipCombinerSettings(ModelSettings):
             )
         return ratio
 
-    def check_training(self, tuning: Tuning) -> None:
+    def check_training(self, tuning: TuningSettings) -> None:
+        """Raise UserError where no weight would be trained, or an adapter is asked for."""
         super().check_training(tuning)
         if tuning.finetuning not in (None, "full"):
             raise UserError(
@@ -172,21 +173,24 @@ class ClipCombinerSettings(ModelSettings):
                 " for 0 steps."
             )
 
-    def find(self) -> Path:
-        """The file of the weights; of the architecture where they are drawn."""
-        from cirloop.backbones.clip_source import find_source
+    def resolve_dir(self) -> Path:
+        """Return the file of the weights, or of the architecture where weights are drawn."""
+        from cirloop.backbones.clip_source import find_checkpoint
 
-        source = find_source(self.clip, self.path)
-        return source.weights or source.config
+        checkpoint = find_checkpoint(self.clip, self.path)
+        return checkpoint.weights or checkpoint.config
 
-    def weights(self) -> str:
-        from cirloop.backbones.clip_source import find_source
+    def weights_digest(self) -> str:
+        from cirloop.backbones.clip_source import find_checkpoint
 
-        return find_source(self.clip, self.path).digest(self.random_seed)
+        return find_checkpoint(self.clip, self.path).digest(self.random_seed)
 
-    def content(self) -> dict[str, str | None]:
-        """`weights` covers a config's content, so where its file lies does not matter."""
-        return {**super().content(), "clip": None if self.clip.endswith(".json") else self.clip}
+    def path_digests(self) -> dict[str, str | None]:
+        """Return the digests; that of the weights covers a JSON config, whatever its path."""
+        return {
+            **super().path_digests(),
+            "clip": None if self.clip.endswith(".json") else self.clip,
+        }
 
     def build(self, adapter: Path | None = None) -> Backbone:
         from cirloop.backbones.clip_combiner import ClipCombiner
@@ -203,10 +207,10 @@ class SimulatedSettings(ModelSettings):
     seed: int = 0
     """The run's."""
 
-    def find(self) -> Path:
+    def resolve_dir(self) -> Path:
         return Path(__file__).parent
 
-    def weights(self) -> str:
+    def weights_digest(self) -> str:
         return fingerprint(["simulated-1", self.seed])
 
     def build(self, adapter: Path | None = None) -> Any:

@@ -1,7 +1,8 @@
 """The vision tower's output per image, computed once and kept on disk.
 
-Valid wherever image bytes, processor, pixel budget, vision weights and dtype are the same: across
-stages, rounds and runs. Kept in shards (key: image digest and patch grid), which processes share.
+An entry is valid wherever image bytes, processor, pixel budget, vision weights and dtype are the
+same: across stages, iterations and runs. Entries are kept in shards (key: image digest and patch
+grid), which processes share.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirloop.backbones.base import Grid, VisionInput
-from cirloop.backbones.oom_retry import in_halves
-from cirloop.backbones.prefetch import loaded
+from cirloop.backbones.base import Grid, ImageEncoder, ImageFeatures, PreparedImages
+from cirloop.backbones.oom_retry import run_with_oom_split
+from cirloop.backbones.prefetch import prefetch_images
 from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring import profiling
@@ -24,89 +25,95 @@ if TYPE_CHECKING:
     from PIL import Image
 
 RUNTIME = Runtime()
-WAY_OUT = (
+OOM_ADVICE = (
     "Set max_pixels of the model lower, or its dtype to bfloat16, or use a device with more memory."
 )
 
 
-class VisionFeatures:
-    """Vision tokens of images by id. `encoder` has `prepare_images`, `encode_images` and
-    `vision_key`."""
+class VisionCache:
+    """Vision features of images by id, which `encoder` computes."""
 
     def __init__(
         self,
-        encoder: Any,
+        encoder: ImageEncoder,
         images: Images,
         directory: Path,
         runtime: Runtime = RUNTIME,
         shard_bytes: int = 256 << 20,
     ) -> None:
-        self._encoder, self._images, self._tower = encoder, images, encoder.vision_key[:16]
-        self._batch_size, self._num_workers = runtime.vision_batch_size, runtime.num_workers
+        self._encoder = encoder
+        self._images = images
+        self._tower = encoder.vision_key[:16]
+        self._batch_size = runtime.vision_batch_size
+        self._num_workers = runtime.num_workers
         max_bytes = int(runtime.feature_cache_max_gb * 1e9)
         self._shard_bytes = min(shard_bytes, max_bytes // 16) if max_bytes else shard_bytes
         self._tensors = TensorCache(directory, self._tower, max_bytes)
 
     def grids(self, images: Sequence[ImageId]) -> list[Grid]:
-        """Patch grids (frames, height, width) of `images`, which must have been ensured."""
+        """Return the patch grids (frames, height, width) of `images`, which must be cached."""
         return [_grid(self._tensors.key(self._images.digest(image))) for image in images]
 
-    def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
-        """Vision tokens of `images`, in order; what is not there yet is computed and kept."""
-        self.ensure(images)
+    def get(self, images: Sequence[ImageId]) -> list[ImageFeatures]:
+        """Return the features of `images`, in order; compute and keep what is missing."""
+        self.precompute(images)
         with profiling.waiting():
             tokens = [self._tensors.read(self._images.digest(image)) for image in images]
-        return [VisionInput(*each) for each in zip(tokens, self.grids(images), strict=True)]
+        return [ImageFeatures(*pair) for pair in zip(tokens, self.grids(images), strict=True)]
 
-    def ensure(self, images: Sequence[ImageId], progress: Callable[[Any], Any] = iter) -> None:
-        """Have `images` on disk; `progress` wraps the list of batches that must be computed."""
-        self.make(self.missing(images), progress)
+    def precompute(self, images: Sequence[ImageId], progress: Callable[[Any], Any] = iter) -> None:
+        """Put the features of `images` on disk; `progress` wraps the list of batches to compute."""
+        self.compute(self.missing_batches(images), progress)
 
-    def missing(self, images: Sequence[ImageId]) -> list[list[ImageId]]:
-        """The batches of `images` that must be computed."""
-        wanted = {self._images.digest(image): image for image in images}
-        missing = self._tensors.missing(wanted)
-        profiling.want_images(self._tower, wanted, missing)
-        ids = [wanted[digest] for digest in missing]
+    def missing_batches(self, images: Sequence[ImageId]) -> list[list[ImageId]]:
+        """Return the batches of `images` that must be computed."""
+        image_of = {self._images.digest(image): image for image in images}
+        missing = self._tensors.missing(image_of)
+        profiling.want_images(self._tower, image_of, missing)
+        ids = [image_of[digest] for digest in missing]
         return [ids[i : i + self._batch_size] for i in range(0, len(ids), self._batch_size)]
 
-    def make(self, batches: Sequence[list[ImageId]], progress: Callable[[Any], Any] = iter) -> None:
-        """Compute `batches` of images and write them to disk."""
+    def compute(
+        self, batches: Sequence[list[ImageId]], progress: Callable[[Any], Any] = iter
+    ) -> None:
+        """Compute the features of `batches` of images and write them to disk."""
         if not batches:
             return
-        fresh: dict[str, torch.Tensor] = {}
-        with closing(
-            loaded(batches, self._images, self._encoder.prepare_images, self._num_workers)
-        ) as ready:
+        unwritten: dict[str, torch.Tensor] = {}
+        prefetched = prefetch_images(
+            batches, self._images, self._encoder.prepare_images, self._num_workers
+        )
+        with closing(prefetched):
             for batch in profiling.traced(progress(batches), "vision"):
                 with profiling.waiting():
-                    pictures = next(ready)
-                encoded = self._encode(*pictures)
+                    images, prepared = next(prefetched)
+                encoded = self._encode(images, prepared)
                 profiling.add(images_encoded=len(encoded))
-                for image, vision in zip(batch, encoded, strict=True):
-                    fresh[f"{self._images.digest(image)}@{'x'.join(map(str, vision.grid))}"] = (
-                        vision.tokens
-                    )
-                if sum(t.nbytes for t in fresh.values()) >= self._shard_bytes:
-                    self._tensors.write(fresh)
-                    fresh = {}
-        if fresh:
-            self._tensors.write(fresh)
+                for image, features in zip(batch, encoded, strict=True):
+                    unwritten[_key(self._images.digest(image), features.grid)] = features.tokens
+                if sum(tokens.nbytes for tokens in unwritten.values()) >= self._shard_bytes:
+                    self._tensors.write(unwritten)
+                    unwritten = {}
+        if unwritten:
+            self._tensors.write(unwritten)
 
-    def _encode(self, pictures: list[Image.Image], prepared: Any) -> list[VisionInput]:
-        def encode(some: Sequence[Image.Image]) -> Sequence[VisionInput]:
-            return self._encoder.encode_images(some, prepared if some is pictures else None)  # type: ignore[no-any-return]
+    def _encode(self, images: list[Image.Image], prepared: PreparedImages) -> list[ImageFeatures]:
+        def encode(part: Sequence[Image.Image]) -> Sequence[ImageFeatures]:
+            return self._encoder.encode_images(part, prepared if part is images else None)
 
-        parts = in_halves(encode, pictures, "images in the vision tower", WAY_OUT)
-        return [vision for part in parts for vision in part]
+        parts = run_with_oom_split(encode, images, "images in the vision tower", OOM_ADVICE)
+        return [features for part in parts for features in part]
 
-    def known(self, images: Sequence[ImageId]) -> None:
-        """Leave `images` to the costs of another process of the stage, which finds them on disk or
-        makes them."""
+    def mark_counted_elsewhere(self, images: Sequence[ImageId]) -> None:
+        """Leave `images` to the costs of another process of the stage, which counts them."""
         digests = {self._images.digest(image) for image in images}
         profiling.want_images(self._tower, digests, digests)
 
 
+def _key(digest: str, grid: Grid) -> str:
+    return f"{digest}@{'x'.join(map(str, grid))}"
+
+
 def _grid(key: str) -> Grid:
-    t, h, w = (int(n) for n in key.split("@")[1].split("x"))
-    return t, h, w
+    frames, height, width = (int(n) for n in key.split("@")[1].split("x"))
+    return frames, height, width

@@ -1,9 +1,9 @@
 """LLaVA-1.5 (arXiv 2310.03744), LLaVA-NeXT and LLaVA-OneVision (arXiv 2408.03326), whichever
 config.json names.
 
-An image is what the processor makes of it, so many tokens as the projector gives: one centre crop
-(1.5), or the image and its tiles with padding cut off and a newline embedding after each row (the
-others, `pack_image_features`).
+An image has as many tokens as the projector makes of it: one centre crop (1.5), or the image and
+its tiles with padding cut off and a newline embedding after each row (the others,
+`pack_image_features`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cirloop.backbones.base import Grid, VisionInput
-from cirloop.backbones.vision import Inputs, embed_with, plain
+from cirloop.backbones.base import (
+    Grid,
+    ImageFeatures,
+    Inputs,
+    PreparedImages,
+    VisionLanguageModel,
+)
+from cirloop.backbones.vision import merge_vision_tokens, to_json
 from cirloop.backbones.vlm import VlmEmbedder
 from cirloop.types import UserError
 
@@ -23,20 +29,23 @@ TYPES = ("llava", "llava_next", "llava_onevision")
 
 
 class Llava(VlmEmbedder):
-    """The embedder of the three; `vision tower`, here, is the tower, the projector and the
-    newline."""
+    """The embedder of all three; its vision tower includes the projector and the newline."""
 
     types: ClassVar[tuple[str, ...]] = TYPES
-    image_sign = "<image>"
+    image_placeholder = "<image>"
 
     @staticmethod
-    def place(vlm: Any, inputs: Inputs, sequential: bool = False) -> Inputs:
+    def language_model_inputs(
+        vlm: VisionLanguageModel, inputs: Inputs, sequential: bool = False
+    ) -> Inputs:
+        """Return embeddings and mask; positions are always sequential."""
         return {
-            "inputs_embeds": embed_with(vlm, inputs),
+            "inputs_embeds": merge_vision_tokens(vlm, inputs),
             "attention_mask": inputs["attention_mask"],
         }
 
     def vision_settings(self) -> list[Any]:
+        """Return what decides which features are taken and how tiles are laid out."""
         config = self.vlm.config
         names = (
             "vision_feature_layer",
@@ -44,20 +53,21 @@ class Llava(VlmEmbedder):
             "image_grid_pinpoints",
             "vision_aspect_ratio",
         )
-        return [
-            config.model_type,
-            str(self.vlm.dtype),
-            plain({n: getattr(config, n, None) for n in names}),
-        ]
+        settings = {name: getattr(config, name, None) for name in names}
+        return [config.model_type, str(self.vlm.dtype), to_json(settings)]
 
-    def prepare_images(self, images: Sequence[Image.Image]) -> Any:
+    def prepare_images(self, images: Sequence[Image.Image]) -> PreparedImages:
+        """Crop images, or cut them into tiles."""
         return self.processor.image_processor(
-            images=[i.convert("RGB") for i in images], return_tensors="pt"
+            images=[image.convert("RGB") for image in images], return_tensors="pt"
         )
 
-    def make_tokens(self, images: Sequence[Image.Image], prepared: Any) -> list[VisionInput]:
-        """The size of crops and tiles is checked on what the processor really made."""
-        pixels, side = prepared["pixel_values"], self.vlm.config.vision_config.image_size
+    def compute_tokens(
+        self, images: Sequence[Image.Image], prepared: PreparedImages
+    ) -> list[ImageFeatures]:
+        """Compute vision tokens; check the size of crops and tiles that the processor made."""
+        pixels = prepared["pixel_values"]
+        side = self.vlm.config.vision_config.image_size
         height, width = pixels.shape[-2:]
         if height != side or width != side:
             raise UserError(
@@ -65,15 +75,14 @@ class Llava(VlmEmbedder):
                 f" the vision tower takes {side}x{side}. Give the processor that belongs to the"
                 " model."
             )
-        more = (
-            {}
-            if self.vlm.config.model_type == "llava"
-            else {"image_sizes": prepared["image_sizes"]}
+        sizes = {}
+        if self.vlm.config.model_type != "llava":
+            sizes["image_sizes"] = prepared["image_sizes"]
+        output = self.vlm.model.get_image_features(
+            pixel_values=pixels.to(self.device, self.vlm.model.vision_tower.dtype), **sizes
         )
-        tokens = self.vlm.model.get_image_features(
-            pixel_values=pixels.to(self.device, self.vlm.model.vision_tower.dtype), **more
-        ).pooler_output
-        return [VisionInput(each, (1, 1, len(each))) for each in tokens]
+        return [ImageFeatures(tokens, (1, 1, len(tokens))) for tokens in output.pooler_output]
 
-    def image_length(self, grid: Grid) -> int:
+    def num_image_tokens(self, grid: Grid) -> int:
+        """Count the vision tokens of an image."""
         return grid[0] * grid[1] * grid[2]

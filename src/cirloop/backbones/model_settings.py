@@ -1,9 +1,9 @@
-"""What the settings of all embedders share, of vision-language models, and of Qwen's families."""
+"""Settings that all embedders have, all vision-language models, and all of Qwen's families."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -13,38 +13,39 @@ from cirloop.config.base import Settings
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
-    from cirloop.backbones.base import Tuning
+    from cirloop.backbones.base import TuningSettings
 
 
 class ModelSettings(Settings):
-    """What every model's settings have: where its weights are."""
+    """Settings of any model: where its weights are."""
 
-    several_vectors: ClassVar[bool] = False
-    """A gallery image has several vectors, which no index searches."""
+    multi_vector: ClassVar[bool] = False
+    """Whether a gallery image has several vectors, which no index searches."""
     type: str
     path: str
 
-    def check_training(self, tuning: Tuning) -> None:
-        """Raises UserError where a model of these settings cannot be trained so, as far as the
-        settings tell."""
+    def check_training(self, tuning: TuningSettings) -> None:
+        """Raise UserError where the settings show that this model cannot be trained so."""
         if tuning.lora.dtype == "base":
             raise UserError(
                 f"training.lora.dtype base is for LoRA on a language model, not for {self.type}:"
                 " leave it at float32."
             )
 
-    def find(self) -> Path:
-        """The local directory of the weights. Raises UserError with all that is wrong."""
+    def resolve_dir(self) -> Path:
+        """Return the local directory of the weights. Raises UserError with all that is wrong."""
         return resolve(self.path, self.type)
 
-    def weights(self) -> str:
-        """Digest of everything on disk that decides what the model gives; stands for `path` in
-        fingerprints."""
-        return weights_digest(self.find())
+    def weights_digest(self) -> str:
+        """Return the digest of all on disk that decides the model's output.
 
-    def content(self) -> dict[str, str | None]:
-        """The settings that are paths, each with the digest of what lies there in its place."""
-        return {"path": self.weights()}
+        It stands for `path` in fingerprints.
+        """
+        return weights_digest(self.resolve_dir())
+
+    def path_digests(self) -> dict[str, str | None]:
+        """Return the settings that are paths, each replaced by the digest of what lies there."""
+        return {"path": self.weights_digest()}
 
 
 class VlmSettings(ModelSettings):
@@ -58,7 +59,7 @@ class VlmSettings(ModelSettings):
     """Directory or hub name of a published LoRA, such as VLM2Vec's, to start from; training goes on
     with it."""
     prompt_format: str = "instruction"
-    """What the model reads: the name of a packaged format (instruction, chat, vlm2vec, gme,
+    """Format of the model's prompts: the name of a packaged one (instruction, chat, vlm2vec, gme,
     qwen3_vl_embedding, recall_cirr, recall_fashioniq) or a .yaml file like them. Published weights
     need their own."""
     query_prompt: str | None = None
@@ -67,14 +68,14 @@ class VlmSettings(ModelSettings):
     document_prompt: str | None = None
     """The instruction of a gallery image, in place of the format's. None: the format's."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of the base model; LoRA weights are float32, in training as `training.lora.dtype` says."""
+    """Dtype of the base model; LoRA weights are float32, or in training `training.lora.dtype`."""
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: the language model's frozen weights in 4 bits (QLoRA, arXiv 2305.14314); needs
     bitsandbytes and CUDA."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """The implementation that transformers takes."""
+    """Attention implementation of transformers."""
     gradient_checkpointing: bool = False
-    """Compute activations anew in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     packed: bool = False
     """Rows of a batch one after another in one row without padding, each seeing only itself;
     checked at the start."""
@@ -83,7 +84,7 @@ class VlmSettings(ModelSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _renamed(cls, values: Any) -> Any:
+    def _renamed(cls, values: object) -> object:
         if isinstance(values, dict) and "prompts" in values:
             raise ValueError(
                 f"prompts {values['prompts']!r}: prompt_format says what is read now. What"
@@ -95,7 +96,7 @@ class VlmSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _reads(self) -> VlmSettings:
-        prompts = self.reads()
+        prompts = self.load_prompt_format()
         if self.type not in prompts.families:
             raise ValueError(
                 f"prompt_format {self.prompt_format!r} is for {', '.join(prompts.families)}; for"
@@ -104,12 +105,12 @@ class VlmSettings(ModelSettings):
         prompts.check_prompts(self.query_prompt, self.document_prompt)
         return self
 
-    def reads(self) -> PromptFormat:
-        """The prompt format. Raises UserError where there is none of that name, or it is
-        damaged."""
+    def load_prompt_format(self) -> PromptFormat:
+        """Load the prompt format. Raises UserError where it does not exist or is damaged."""
         return load(self.prompt_format)
 
-    def check_training(self, tuning: Tuning) -> None:
+    def check_training(self, tuning: TuningSettings) -> None:
+        """Raise UserError where quantization or dtype forbids this training."""
         if self.quantization != "none" and tuning.finetuning == "full":
             raise UserError(
                 f"training.finetuning full cannot train weights of {self.quantization}. Set"
@@ -118,7 +119,7 @@ class VlmSettings(ModelSettings):
         if tuning.lora.dtype == "base":
             self._check_adapters_in_half(tuning)
 
-    def _check_adapters_in_half(self, tuning: Tuning) -> None:
+    def _check_adapters_in_half(self, tuning: TuningSettings) -> None:
         ways = "or set training.lora.dtype float32."
         if tuning.finetuning in ("full", "dora"):
             raise UserError(
@@ -131,17 +132,17 @@ class VlmSettings(ModelSettings):
                 f" there. Set model.dtype bfloat16, {ways}"
             )
 
-    def content(self) -> dict[str, str | None]:
-        adapter = (
-            None
-            if self.start_adapter is None
-            else weights_digest(resolve_adapter(self.start_adapter))
-        )
-        return {**super().content(), "start_adapter": adapter, "prompt_format": self.reads().digest}
+    def path_digests(self) -> dict[str, str | None]:
+        """Return the digests of weights, start adapter and prompt format."""
+        adapter = None
+        if self.start_adapter is not None:
+            adapter = weights_digest(resolve_adapter(self.start_adapter))
+        prompt_format = self.load_prompt_format().digest
+        return {**super().path_digests(), "start_adapter": adapter, "prompt_format": prompt_format}
 
 
 class QwenSettings(VlmSettings):
-    """What Qwen's families share: images of any size, within a budget of pixels."""
+    """Settings of Qwen's families: images of any size, within a budget of pixels."""
 
     min_pixels: int
     max_pixels: int

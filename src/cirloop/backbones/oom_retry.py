@@ -1,4 +1,4 @@
-"""Batches that take more memory than there is, in halves."""
+"""Retry of a batch in halves where memory does not hold it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 
-def in_halves(
+def run_with_oom_split(
     work: Callable[[Sequence[T]], R], rows: Sequence[T], what: str, way_out: str
 ) -> list[R]:
-    """`[work(rows)]`, or where a device's memory does not hold that, of the halves of `rows`, and
-    so on.
+    """Return `[work(rows)]`, or, where memory does not hold that, the results of halves of `rows`.
 
-    Counted in the stage's cost. Raises UserError with the `way_out` where one row alone is too
-    much.
+    Halves are halved in turn. Each split counts in the stage's cost. Raises UserError with the
+    `way_out` where one row alone is too much.
     """
     try:
         return [work(rows)]
@@ -36,10 +35,8 @@ def in_halves(
             ) from None
         logger.warning("out of memory with %d of %s; in halves now", len(rows), what)
     profiling.add(splits=1)
-    clear_device_cache(
-        garbage_collection=True
-    )  # what the failed call held is free only here, where its frames are gone
+    # Memory of the failed call is free only here, where its frames are gone.
+    clear_device_cache(garbage_collection=True)
     half = len(rows) // 2
-    return [
-        made for part in (rows[:half], rows[half:]) for made in in_halves(work, part, what, way_out)
-    ]
+    first_results = run_with_oom_split(work, rows[:half], what, way_out)
+    return first_results + run_with_oom_split(work, rows[half:], what, way_out)

@@ -1,11 +1,11 @@
-"""Rows of a batch laid one after another in one row without padding, each seeing only itself.
+"""Packing: rows of a batch one after another in one row without padding, each seeing only itself.
 
-All but attention works on each token by itself and needs nothing more than the tokens. Attention is
-told where rows begin: flash attention by `cu_seq_lens`; eager attention by the positions of the
-text, from which transformers makes a mask (where they are given as a fourth row beside M-RoPE's
-three, without any mask; else rows leak into each other). For sdpa that mask would be (L, L), and
-its attention quadratic in the whole batch. Here sdpa therefore gets its rows back, padded on the
-right, for which being causal is mask enough: no token sees what is to its right.
+All layers but attention work on each token by itself and need only the tokens. Attention must know
+where rows begin. Flash attention knows it from `cu_seq_lens`. Eager attention knows it from the
+positions of the text, from which transformers makes a mask (if they are a fourth row beside
+M-RoPE's three and no mask is passed; otherwise rows leak into each other). For sdpa that mask would
+be (L, L), and its attention quadratic in the whole batch. Here sdpa therefore gets its rows back,
+padded on the right, for which the causal mask suffices: no token sees what is to its right.
 
 B rows, T tokens of the longest, L tokens of all, H heads, D dimensions.
 """
@@ -16,23 +16,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from cirloop.backbones.base import Inputs
 from cirloop.types import UserError
 
-Inputs = dict[str, Any]
 SDPA = "sdpa_of_packed_rows"
-"""transformers' name for sdpa that also takes packed rows; without them it is sdpa."""
+"""Name in transformers of an sdpa that also takes packed rows; without them it is sdpa."""
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
-"""Whose forward passes have been read: what is told of rows reaches attention, and nothing else
-mixes tokens."""
+"""Types of language models whose forward passes were read: what describes rows reaches attention,
+and nothing else mixes tokens."""
 
 
 def check_packing(directory: str) -> None:
-    """Raises UserError where the language model of `directory` is none that rows can be packed
-    for."""
+    """Raise UserError where rows cannot be packed for the language model of `directory`."""
     text = AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
     if text.model_type not in LANGUAGE_MODELS:
         raise UserError(
@@ -47,79 +47,85 @@ def check_packing(directory: str) -> None:
         )
 
 
-def let_sdpa_take_rows(language_model: Any) -> None:
-    if language_model.config._attn_implementation == "sdpa":
+def attention_of(language_model: PreTrainedModel) -> str:
+    """Return the name of a language model's attention implementation."""
+    implementation: str = language_model.config._attn_implementation  # no public name
+    return implementation
+
+
+def install_packed_sdpa(language_model: PreTrainedModel) -> None:
+    """Replace a language model's sdpa by the one that takes packed rows."""
+    if attention_of(language_model) == "sdpa":
         language_model.set_attn_implementation(SDPA)
 
 
-def pack(placed: Inputs, attention: str) -> Inputs:
-    """What a language model with `attention` is called with, in one row (1, L), for right-padded
-    rows (B, T)."""
-    mask_BT = placed["attention_mask"].bool()
+def pack(inputs: Inputs, attention: str) -> Inputs:
+    """Pack right-padded rows (B, T) of a language model's inputs into one row (1, L)."""
+    mask_BT = inputs["attention_mask"].bool()
     longest = mask_BT.shape[1]
-    places_L = mask_BT.flatten().nonzero().squeeze(1)
-    text_L = places_L % longest
+    tokens_L = mask_BT.flatten().nonzero().squeeze(1)
+    text_L = tokens_L % longest
     packed = {
-        **placed,
-        "inputs_embeds": placed["inputs_embeds"].flatten(0, 1)[places_L][None],
+        **inputs,
+        "inputs_embeds": inputs["inputs_embeds"].flatten(0, 1)[tokens_L][None],
         "attention_mask": None,
         "position_ids": text_L[None],
     }
-    if "position_ids" in placed:  # M-RoPE's three rows
-        packed["position_ids"] = torch.cat(
-            [text_L[None], placed["position_ids"].flatten(1)[:, places_L]]
-        )[:, None]
-    if "visual_pos_masks" in placed:
-        packed["visual_pos_masks"] = placed["visual_pos_masks"].flatten()[places_L][None]
+    if "position_ids" in inputs:  # M-RoPE's three rows
+        mrope_3L = inputs["position_ids"].flatten(1)[:, tokens_L]
+        packed["position_ids"] = torch.cat([text_L[None], mrope_3L])[:, None]
+    if "visual_pos_masks" in inputs:
+        packed["visual_pos_masks"] = inputs["visual_pos_masks"].flatten()[tokens_L][None]
     if attention == SDPA:
-        # transformers hands a mask of four dimensions on as it is, and makes none: this one is not
-        # looked at
-        sign = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=mask_BT.device)
-        return {**packed, "attention_mask": sign, "packed_mask": mask_BT, "packed_places": places_L}
+        # transformers passes a mask of four dimensions on and makes none. This one is not read.
+        mark = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=mask_BT.device)
+        return {**packed, "attention_mask": mark, "packed_mask": mask_BT, "packed_tokens": tokens_L}
     if attention == "flash_attention_2":
         starts = F.pad(mask_BT.sum(1).cumsum(0), (1, 0)).int()
-        ends = {
+        boundaries = {
             "cu_seq_lens_q": starts,
             "cu_seq_lens_k": starts,
             "max_length_q": longest,
             "max_length_k": longest,
         }
-        return {**packed, **ends}
+        return {**packed, **boundaries}
     assert attention == "eager", attention
     return packed
 
 
-def attend(
-    module: Any,
+def packed_sdpa(
+    module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     packed_mask: torch.Tensor | None = None,
-    packed_places: torch.Tensor | None = None,
-    **more: Any,
+    packed_tokens: torch.Tensor | None = None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' sdpa, (1, H, L, D) to (1, L, H, D), of the rows that `packed_mask` (B, T) and
-    `packed_places` (L) describe; without them as it is."""
-    if packed_mask is None or packed_places is None:
-        out: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **more
+    """Run transformers' sdpa, (1, H, L, D) to (1, L, H, D), on packed rows.
+
+    `packed_mask` (B, T) and `packed_tokens` (L) describe the rows; without them it is plain sdpa.
+    """
+    if packed_mask is None or packed_tokens is None:
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **kwargs
         )
-        return out
+        return output
     query, key, value = (
-        _padded(states, packed_mask, packed_places) for states in (query, key, value)
+        _padded(states, packed_mask, packed_tokens) for states in (query, key, value)
     )
-    out_BTHD, _ = sdpa_attention_forward(module, query, key, value, None, **more)
-    return out_BTHD.flatten(0, 1)[packed_places][None], None
+    out_BTHD, _ = sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    return out_BTHD.flatten(0, 1)[packed_tokens][None], None
 
 
-def _padded(states: torch.Tensor, mask_BT: torch.Tensor, places_L: torch.Tensor) -> torch.Tensor:
-    """(1, H, L, D) to (B, H, T, D)."""
+def _padded(states: torch.Tensor, mask_BT: torch.Tensor, tokens_L: torch.Tensor) -> torch.Tensor:
+    """Unpack states (1, H, L, D) to padded rows (B, H, T, D)."""
     states_LHD = states[0].transpose(0, 1)
     empty = states_LHD.new_zeros(mask_BT.numel(), *states_LHD.shape[1:])
-    padded: torch.Tensor = empty.index_copy(0, places_L, states_LHD).unflatten(0, mask_BT.shape)
+    padded: torch.Tensor = empty.index_copy(0, tokens_L, states_LHD).unflatten(0, mask_BT.shape)
     return padded.transpose(1, 2)
 
 
-AttentionInterface.register(SDPA, attend)
+AttentionInterface.register(SDPA, packed_sdpa)
 AttentionMaskInterface.register(SDPA, sdpa_mask)

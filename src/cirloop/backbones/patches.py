@@ -1,10 +1,10 @@
 """Qwen-VL's patch embedding as a product of matrices.
 
-The towers of Qwen's families begin with a Conv3d that gets each patch by itself, as large as its
-kernel: every weight meets one number, so that patches (N, C, T, P, P) times the kernel, both
-flattened, is the same sum in another order. A convolution is the slower way to it: several times on
-a CPU, and seconds a call in bfloat16 with some releases of cuDNN. Weights keep the convolution's
-names and shapes, so checkpoints, exports and digests do too.
+The towers of Qwen's families begin with a Conv3d whose input is one patch, as large as its kernel:
+every weight meets one number, so the product of patches (N, C, T, P, P) and kernel, both flattened,
+is the same sum in another order. The convolution is slower: several times on a CPU, and seconds a
+call in bfloat16 with some releases of cuDNN. Weights keep the convolution's names and shapes, and
+so do checkpoints, exports and digests.
 
 transformers offers the same for Qwen's families (`fusion_config={"patch_embeddings": True}`), for
 all models of a process at once, and up to 5.17 not for the second one that is loaded.
@@ -12,20 +12,23 @@ all models of a process at once, and up to 5.17 not for the second one that is l
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cirloop.backbones.base import VisionLanguageModel
 from cirloop.types import UserError
 
 VERSION = "patches as a product"
-"""Part of the key of kept features: those of the convolution differ in their last bits."""
+"""Part of the vision key: features of the convolution differ in their last bits."""
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest difference from the convolution in float32, as a share of its largest number. A result is
-rounded once, by 2^-24, 2^-11 or 2^-9 of itself, and a GPU may round parts of a sum before they are
-added: eight times that is let pass, and in float32 the thousand terms of a sum, each rounded."""
+"""Largest difference from the convolution in float32, as a share of its largest number.
+
+A result is rounded once, by 2^-24, 2^-11 or 2^-9 of itself, and a GPU may round parts of a sum
+before they are added: eight times that is allowed, and in float32 the rounding of a thousand terms
+of a sum."""
 NUM_PATCHES = 8
 
 
@@ -33,16 +36,15 @@ class PatchProduct(nn.Conv3d):
     """A Conv3d for inputs as large as its kernel."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, T, P, P) to (N, D, 1, 1, 1)."""
-        made_ND = F.linear(input.flatten(1), self.weight.flatten(1), self.bias)
-        return made_ND[:, :, None, None, None]
+        """Embed patches (N, C, T, P, P) as (N, D, 1, 1, 1)."""
+        embedded_ND = F.linear(input.flatten(1), self.weight.flatten(1), self.bias)
+        return embedded_ND[:, :, None, None, None]
 
 
-def use_product(vlm: Any, path: str) -> None:
-    """Have the vision tower of a Qwen-VL embed patches by a product; other families are left as
-    they are.
+def use_product(vlm: VisionLanguageModel, path: str) -> None:
+    """Make the vision tower of a Qwen-VL embed patches by a product; leave other families alone.
 
-    Raises UserError where that gives something else than the convolution.
+    Raises UserError where the product differs from the convolution.
     """
     embed = getattr(getattr(vlm.model, "visual", None), "patch_embed", None)
     if embed is None:
@@ -53,8 +55,8 @@ def use_product(vlm: Any, path: str) -> None:
 
 
 def product_of(convolution: nn.Conv3d) -> PatchProduct:
-    """On the convolution's own weights."""
-    kernel: Any = convolution.kernel_size
+    """Return the product on the convolution's own weights."""
+    kernel = cast(tuple[int, int, int], convolution.kernel_size)
     bias = convolution.bias is not None
     product = PatchProduct(
         convolution.in_channels, convolution.out_channels, kernel, kernel, bias=bias, device="meta"
@@ -66,21 +68,35 @@ def product_of(convolution: nn.Conv3d) -> PatchProduct:
 
 @torch.no_grad()
 def check(product: nn.Conv3d, convolution: nn.Conv3d, path: str) -> None:
-    """Random patches by `product` where it is, and by `convolution` on the CPU in float32. Raises
-    UserError."""
+    """Compare both on random patches: the convolution runs on the CPU in float32.
+
+    Raises UserError where they differ by more than rounding.
+    """
     weight = product.weight
     shape = (NUM_PATCHES, convolution.in_channels, *convolution.kernel_size)
     patches = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-    made_ND = product(patches.to(weight.device)).flatten(1).float().cpu()
+    product_ND = product(patches.to(weight.device)).flatten(1).float().cpu()
     bias = None if convolution.bias is None else convolution.bias.float().cpu()
-    wanted_ND = convolution._conv_forward(patches.float(), weight.float().cpu(), bias).flatten(1)
-    apart = float((made_ND - wanted_ND).abs().max() / wanted_ND.abs().max().clamp_min(1e-30))
+    expected_ND = F.conv3d(
+        patches.float(),
+        weight.float().cpu(),
+        bias,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+    ).flatten(1)
+    difference = float(
+        (product_ND - expected_ND).abs().max() / expected_ND.abs().max().clamp_min(1e-30)
+    )
     limit = LIMITS[weight.dtype]
-    if bool(wanted_ND.isfinite().all()) and not apart <= limit:  # also where it is not a number
+    if (
+        bool(expected_ND.isfinite().all()) and not difference <= limit
+    ):  # also where it is not a number
         dtype = str(weight.dtype).removeprefix("torch.")
         raise UserError(
             f"model path {path!r}: the patch embedding as a product of matrices on"
-            f" {weight.device.type} in {dtype} differs from the convolution by {apart:.2g} of its"
-            f" largest value, at most {limit:g} is rounding. This device's products are wrong: set"
-            " model.dtype (and foundation.dtype) float32, or install another release of torch."
+            f" {weight.device.type} in {dtype} differs from the convolution by {difference:.2g} of"
+            f" its largest value, at most {limit:g} is rounding. This device's products are wrong:"
+            " set model.dtype (and foundation.dtype) float32, or install another release of torch."
         )

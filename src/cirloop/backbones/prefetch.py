@@ -5,50 +5,50 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cirloop.backbones.base import PreparedImages
 from cirloop.types import ImageId, Images
 
 if TYPE_CHECKING:
     from PIL import Image
 
-AHEAD = 2
-"""Batches in the making while one is in the tower: so many batches of pixels lie in memory besides
+PREFETCH_BATCHES = 2
+"""Batches prepared while another is in the tower: pixels of so many batches lie in memory besides
 that one."""
-Loaded = tuple[list["Image.Image"], Any]
+PrefetchedBatch = tuple[list["Image.Image"], PreparedImages]
+"""Images of a batch, and the image processor's output for them."""
 
 
-def loaded(
+def prefetch_images(
     batches: Sequence[Sequence[ImageId]],
     images: Images,
-    prepare: Callable[[list[Image.Image]], Any],
+    prepare: Callable[[list[Image.Image]], PreparedImages],
     num_workers: int,
-) -> Generator[Loaded]:
-    """Per batch, in order, its pictures and what `prepare` makes of them. `num_workers` 0 = without
-    threads.
+) -> Generator[PrefetchedBatch]:
+    """Yield each batch's images, in order, with the output of `prepare` for them.
 
-    A picture is a task of its own, its batch's `prepare` another: that is queued behind the
-    pictures it waits for, so it never waits for one that no thread is free to load. Raises what
-    loading or preparing raised, at its batch.
+    `num_workers` 0 = without threads. Every image is a task, and so is `prepare` of a batch, which
+    is queued behind the images it waits for: it never waits for an image that no thread is free to
+    load. Raises at its batch what loading or preparing raised.
     """
     if not num_workers:
         for batch in batches:
-            pictures = [images.load(image) for image in batch]
-            yield pictures, prepare(pictures)
+            loaded = [images.load(image) for image in batch]
+            yield loaded, prepare(loaded)
         return
 
-    def prepared(loads: Sequence[Future[Image.Image]]) -> Loaded:
-        pictures = [load.result() for load in loads]
-        return pictures, prepare(pictures)
+    def prepared(loads: Sequence[Future[Image.Image]]) -> PrefetchedBatch:
+        loaded = [load.result() for load in loads]
+        return loaded, prepare(loaded)
 
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="images")
-    queue: deque[Future[Loaded]] = deque()
+    queue: deque[Future[PrefetchedBatch]] = deque()
     try:
         for batch in batches:
-            queue.append(
-                pool.submit(prepared, [pool.submit(images.load, image) for image in batch])
-            )
-            if len(queue) > AHEAD:
+            loads = [pool.submit(images.load, image) for image in batch]
+            queue.append(pool.submit(prepared, loads))
+            if len(queue) > PREFETCH_BATCHES:
                 yield queue.popleft().result()
         while queue:
             yield queue.popleft().result()

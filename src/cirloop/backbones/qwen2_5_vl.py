@@ -1,8 +1,8 @@
 """Qwen2.5-VL (arXiv 2502.13923): Qwen2-VL with windowed attention in the vision tower.
 
 The tower's MLP has the names of the language model's (`gate_proj`, `up_proj`, `down_proj`), so that
-a LoRA by those names alone would reach it: `lora_modules` names the language model too, and where
-LoRA really is gets checked.
+a LoRA by those names alone would reach it. So `lora_modules` names the language model too, and
+`VlmEmbedder` checks where the LoRA is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from cirloop.backbones import qwen2_vl
 
 
 class VisionMixin(qwen2_vl.VisionMixin):
-    """As Qwen2-VL's; windows are settings that no weight shows."""
+    """Vision of Qwen2-VL with windows, which are settings that no weight shows."""
 
     def vision_settings(self) -> list[Any]:
+        """Return Qwen2-VL's settings, and those of windowed attention."""
         vision = self.vlm.config.vision_config
         return [*super().vision_settings(), vision.window_size, list(vision.fullatt_block_indexes)]
 

@@ -1,8 +1,8 @@
-"""Qwen3-VL (arXiv 2511.21631): 32x32 pixels a token, and DeepStack (arXiv 2406.04334).
+"""Qwen3-VL (arXiv 2511.21631): a token per 32x32 pixels, and DeepStack (arXiv 2406.04334).
 
-DeepStack adds features of early vision layers to the image places after the first layers of the
-language model. They are kept with the vision tokens: a row of `VisionInput.tokens` is (D * (1 +
-layers)), the merged token first.
+DeepStack adds features of early vision layers to the image tokens after the first layers of the
+language model. They are kept with the vision tokens: a row of `ImageFeatures.tokens` has D * (1 +
+layers) numbers, the merged token first.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from typing import Any, ClassVar
 import torch
 
 from cirloop.backbones import qwen2_vl
-from cirloop.backbones.vision import Inputs
+from cirloop.backbones.base import Inputs, VisionLanguageModel
 
 
 class VisionMixin(qwen2_vl.VisionMixin):
     """Vision tokens with DeepStack's beside them."""
 
     @staticmethod
-    def place(vlm: Any, inputs: Inputs, sequential: bool = False) -> Inputs:
+    def language_model_inputs(
+        vlm: VisionLanguageModel, inputs: Inputs, sequential: bool = False
+    ) -> Inputs:
+        """Return Qwen2-VL's inputs, and DeepStack's features with their places."""
         width = vlm.config.text_config.hidden_size
-        merged, *deep = (part.contiguous() for part in inputs["vision_tokens"].split(width, dim=-1))
-        embeds, positions = qwen2_vl.place_vision(
+        parts = inputs["vision_tokens"].split(width, dim=-1)
+        merged, *deepstack = (part.contiguous() for part in parts)
+        embeds, positions = qwen2_vl.mrope_inputs(
             vlm, {**inputs, "vision_tokens": merged}, sequential
         )
         return {
@@ -30,17 +34,17 @@ class VisionMixin(qwen2_vl.VisionMixin):
             "attention_mask": inputs["attention_mask"],
             "position_ids": positions,
             "visual_pos_masks": inputs["input_ids"] == vlm.config.image_token_id,
-            "deepstack_visual_embeds": deep,
+            "deepstack_visual_embeds": deepstack,
         }
 
     def vision_settings(self) -> list[Any]:
-        return [
-            *super().vision_settings(),
-            list(self.vlm.config.vision_config.deepstack_visual_indexes),
-        ]
+        """Return Qwen2-VL's settings, and DeepStack's layers."""
+        layers = list(self.vlm.config.vision_config.deepstack_visual_indexes)
+        return [*super().vision_settings(), layers]
 
-    def features(self, out: Any) -> torch.Tensor:
-        return torch.cat([out.pooler_output, *out.deepstack_features], dim=-1)
+    def token_features(self, output: Any) -> torch.Tensor:
+        """Return merged tokens with DeepStack's features beside them."""
+        return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)
 
 
 class Qwen3VL(VisionMixin, qwen2_vl.QwenEmbedder):
@@ -49,6 +53,6 @@ class Qwen3VL(VisionMixin, qwen2_vl.QwenEmbedder):
     types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
 
     def vision_width(self) -> int:
-        return super().vision_width() * (
-            1 + len(self.vlm.config.vision_config.deepstack_visual_indexes)
-        )
+        """Return how many numbers a vision token has, with DeepStack's."""
+        num_layers = len(self.vlm.config.vision_config.deepstack_visual_indexes)
+        return super().vision_width() * (1 + num_layers)

@@ -1,4 +1,4 @@
-"""No model: vectors drawn from a seed, for trying everything around a model in seconds."""
+"""Vectors drawn from a seed in place of a model, to try everything around a model in seconds."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ import numpy.typing as npt
 from cirloop.artifacts.store import fingerprint
 
 if TYPE_CHECKING:
-    from cirloop.backbones.base import Item
+    from cirloop.backbones.base import EmbedInput
     from cirloop.backbones.config import SimulatedSettings
 
 DIMENSIONS = 64
 
 
 class SimulatedRetrieval:
-    """Stands where an embedder stands. It looks at no picture: an item's vector follows from the
-    seed and its names."""
+    """A stand-in for an embedder that looks at no image.
+
+    An item's vector follows from the seed, its image's id and its text.
+    """
 
     def __init__(self, settings: SimulatedSettings) -> None:
-        self.settings, self.fingerprint = settings, fingerprint(settings.content())
+        self.settings = settings
+        self.fingerprint = fingerprint(settings.path_digests())
 
-    def vectors(self, items: Sequence[Item]) -> npt.NDArray[np.float32]:
-        """Of unit norm (N, D), float32."""
-        out = np.empty((len(items), DIMENSIONS), np.float32)
+    def vectors(self, items: Sequence[EmbedInput]) -> npt.NDArray[np.float32]:
+        """Return vectors (N, D) of unit norm, float32."""
+        vectors_ND = np.empty((len(items), DIMENSIONS), np.float32)
         for row, item in enumerate(items):
             name = fingerprint([self.settings.seed, item.image, item.text])
-            out[row] = np.random.default_rng(int(name[:16], 16)).standard_normal(DIMENSIONS)
-        out /= np.linalg.norm(out, axis=1, keepdims=True)
-        return out
+            random = np.random.default_rng(int(name[:16], 16))
+            vectors_ND[row] = random.standard_normal(DIMENSIONS)
+        vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+        return vectors_ND

@@ -1,4 +1,4 @@
-"""CLIP4Cir's padding of images before a centre crop (arXiv 2308.11485), which QuRe takes over."""
+"""CLIP4Cir's padding of images before a centre crop (arXiv 2308.11485), which QuRe uses too."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from PIL import Image, ImageOps
 
 
 def target_pad(image: Image.Image, ratio: float) -> Image.Image:
-    """Black bars along the long sides of an image whose sides differ by more than `ratio`, until
-    they differ by that.
+    """Add black bars along the long sides of an image until its sides differ by `ratio` only.
 
-    A centre crop then loses less of a tall picture. 0 = none.
+    A centre crop then loses less of a tall image. 0 = no padding.
     """
     longer, shorter = max(image.size), min(image.size)
     if not ratio or longer / shorter < ratio:

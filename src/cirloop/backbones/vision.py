@@ -1,9 +1,8 @@
-"""Loading a vision-language model, and its images as tokens: what the embedder and the captioner of
-a family share.
+"""Loading of vision-language models, and their images as tokens, for embedder and captioner.
 
 The vision tower is frozen: its output per image (`encode_images`) is computed once and put where
-the image placeholders are. A family's file says how its processor is called, what the tower gives,
-and what the language model is told about places and positions.
+the image placeholders are. A family's file says how its processor is called, what the tower
+returns, and which inputs the language model takes.
 
 B rows, T tokens of a row, D dimensions.
 """
@@ -11,33 +10,33 @@ B rows, T tokens of a row, D dimensions.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from cirloop.artifacts.store import fingerprint
-from cirloop.backbones.base import VisionInput
+from cirloop.backbones.base import ImageFeatures, Inputs, PreparedImages, VisionLanguageModel
 from cirloop.backbones.patches import use_product
+from cirloop.backbones.special_tokens import Processor, escape_special_tokens, special_tokens
 from cirloop.backbones.weights import resolve, weights_digest
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-TOWERS = (
+VISION_PREFIXES = (
     "model.visual",
     "model.vision_tower",
     "model.multi_modal_projector",
     "model.image_newline",
 )
-"""Where the families keep what makes vision tokens of pixels."""
-Inputs = dict[str, Any]
+"""Prefixes of the weights that make vision tokens of pixels, over all families."""
+Json: TypeAlias = dict[str, "Json"] | int | float | str | bool | None
 
 
 def load_vlm(
@@ -46,16 +45,17 @@ def load_vlm(
     attention: str,
     types: tuple[str, ...] = ("qwen2_vl",),
     quantization: str = "none",
-) -> tuple[Any, Any, str]:
-    """Model, processor and weights digest. Raises UserError where the files or the machine are not
-    up to it."""
+) -> tuple[VisionLanguageModel, Processor, str]:
+    """Load a model, its processor and the digest of its weights.
+
+    Raises UserError where the files are not complete and consistent, or the machine lacks what
+    `quantization` needs.
+    """
     directory = resolve(path, *types)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    four_bit = (
-        {"quantization_config": _nf4(dtype), "device_map": {"": device}}
-        if quantization == "nf4"
-        else {}
-    )
+    quantized: dict[str, Any] = {}
+    if quantization == "nf4":
+        quantized = {"quantization_config": _nf4(dtype), "device_map": {"": device}}
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             directory,
@@ -65,7 +65,7 @@ def load_vlm(
             ignore_mismatched_sizes=True,  # they are reported, and refused by name
             trust_remote_code=False,
             use_safetensors=True,
-            **four_bit,
+            **quantized,
         )
         processor = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     except (SafetensorError, OSError, ValueError, ImportError) as error:
@@ -74,41 +74,51 @@ def load_vlm(
             " again."
         ) from None
     vlm, info = loaded
+    _require_weights(path, vlm, info)
+    _require_image_token(path, vlm, processor)
+    vlm.requires_grad_(False)
+    vlm = (vlm if quantized else vlm.to(device)).eval()
+    use_product(vlm, path)
+    return vlm, processor, weights_digest(directory)
+
+
+def _require_weights(path: str, vlm: VisionLanguageModel, info: dict[str, Any]) -> None:
+    """Raise UserError where weights were missing or had other shapes than config.json says."""
     tied = {"lm_head.weight"} if vlm.config.tie_word_embeddings else set()
     missing = sorted({*info["missing_keys"]} - tied)
     if missing:
         raise UserError(
             f"model path {path!r} lacks weights: {', '.join(missing[:5])} ({len(missing)} in all)."
         )
-    odd = [
-        f"{name} {list(has)}, not {list(needs)}"
-        for name, has, needs in sorted(info["mismatched_keys"])
+    mismatched = [
+        f"{name} {list(shape)}, not {list(expected)}"
+        for name, shape, expected in sorted(info["mismatched_keys"])
     ]
-    if odd:
+    if mismatched:
         raise UserError(
-            f"model path {path!r}: {len(odd)} weights do not fit config.json: {'; '.join(odd[:3])}."
+            f"model path {path!r}: {len(mismatched)} weights do not fit config.json:"
+            f" {'; '.join(mismatched[:3])}."
         )
-    there, needed = (
-        processor.tokenizer.convert_tokens_to_ids(processor.image_token),
-        vlm.config.image_token_id,
-    )
-    if there != needed:
+
+
+def _require_image_token(path: str, vlm: VisionLanguageModel, processor: Processor) -> None:
+    """Raise UserError where tokenizer and model do not have the same image token."""
+    token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    expected = vlm.config.image_token_id
+    if token_id != expected:
         raise UserError(
-            f"model path {path!r}: the tokenizer's {processor.image_token!r} is {there}, but the"
-            f" model's image token is {needed}. Give the tokenizer that belongs to the model."
+            f"model path {path!r}: the tokenizer's {processor.image_token!r} is {token_id}, but the"
+            f" model's image token is {expected}. Give the tokenizer that belongs to the model."
         )
-    vlm.requires_grad_(False)
-    vlm = (vlm if four_bit else vlm.to(device)).eval()
-    use_product(vlm, path)
-    return vlm, processor, weights_digest(directory)
 
 
 def _nf4(dtype: str) -> BitsAndBytesConfig:
-    """4 bits as QLoRA has them (arXiv 2305.14314), the vision tower left as it is."""
-    lacks = (
-        [] if find_spec("bitsandbytes") else ["the package bitsandbytes (pip install bitsandbytes)"]
-    )
-    lacks += [] if torch.cuda.is_available() else ["a CUDA GPU"]
+    """Return the configuration of QLoRA's 4 bits (arXiv 2305.14314), without the vision tower."""
+    lacks = []
+    if not find_spec("bitsandbytes"):
+        lacks.append("the package bitsandbytes (pip install bitsandbytes)")
+    if not torch.cuda.is_available():
+        lacks.append("a CUDA GPU")
     if lacks:
         raise UserError(
             f"model.quantization nf4 needs {' and '.join(lacks)}. Or set model.quantization none."
@@ -118,33 +128,47 @@ def _nf4(dtype: str) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype),
-        llm_int8_skip_modules=[*TOWERS, "lm_head"],
+        llm_int8_skip_modules=[*VISION_PREFIXES, "lm_head"],
     )
 
 
-class VisionBase:
-    """Images to vision tokens and those to their places: what embedder and captioner of a family
-    share."""
+def tower_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Return the digest of a vision tower's names and weights, in order."""
+    digest = hashlib.sha256()
+    for name, weight in weights:
+        values = weight.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        digest.update(name.encode() + values.numpy().tobytes())
+    return digest.hexdigest()
 
-    vlm: Any
-    processor: Any
+
+class VisionBase:
+    """Vision tokens of images and their places in a prompt, for embedder and captioner."""
+
+    vlm: VisionLanguageModel
+    processor: Processor
 
     @staticmethod
-    def place(vlm: Any, inputs: Inputs, sequential: bool = False) -> Inputs:
-        """What the language model is called with for `tensors(...)`; its own embeddings (B, T, D)
-        among it. With `sequential`, image tokens are numbered as text is."""
+    def language_model_inputs(
+        vlm: VisionLanguageModel, inputs: Inputs, sequential: bool = False
+    ) -> Inputs:
+        """Return the language model's inputs for `collate(...)`, with embeddings (B, T, D).
+
+        With `sequential`, image tokens are numbered as text is.
+        """
         raise NotImplementedError
 
     def vision_settings(self) -> list[Any]:
-        """What decides `encode_images` besides the tower's weights and the image processor."""
+        """Return what decides `encode_images` besides the tower's weights and the processor."""
         raise NotImplementedError
 
-    def prepare_images(self, images: Sequence[Image.Image]) -> Any:
-        """What the image processor makes of images, without the model's weights."""
+    def prepare_images(self, images: Sequence[Image.Image]) -> PreparedImages:
+        """Run the image processor, which needs no weights of the model."""
         raise NotImplementedError
 
-    def make_tokens(self, images: Sequence[Image.Image], prepared: Any) -> list[VisionInput]:
-        """Vision tokens per image, on the model's device, from `prepare_images`' output."""
+    def compute_tokens(
+        self, images: Sequence[Image.Image], prepared: PreparedImages
+    ) -> list[ImageFeatures]:
+        """Compute vision tokens per image, on the model's device, from `prepare_images`' output."""
         raise NotImplementedError
 
     @property
@@ -154,67 +178,60 @@ class VisionBase:
 
     @cached_property
     def vision_key(self) -> str:
-        tower = hashlib.sha256()
-        named = {n: w for n, w in self.vlm.state_dict().items() if n.startswith(TOWERS)}
-        for name, weight in sorted((n.removeprefix("model.visual."), w) for n, w in named.items()):
-            tower.update(
-                name.encode()
-                + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-            )
-        image_processor = {
-            k: v
-            for k, v in self.processor.image_processor.to_dict().items()
-            if k != "processor_class"
-        }
+        weights = self.vlm.state_dict().items()
+        tower = ((n.removeprefix("model.visual."), w) for n, w in weights if _is_vision(n))
+        image_processor = self.processor.image_processor.to_dict()
+        image_processor.pop("processor_class", None)
         return fingerprint(
-            [tower.hexdigest(), fingerprint(plain(image_processor)), self.vision_settings()]
+            [
+                tower_digest(sorted(tower)),
+                fingerprint(to_json(image_processor)),
+                self.vision_settings(),
+            ]
         )
 
     def vision_is_frozen(self) -> bool:
-        return not any(
-            p.requires_grad for n, p in self.vlm.named_parameters() if n.startswith(TOWERS)
-        )
+        """Return whether no weight of the vision tower is trained."""
+        return not any(p.requires_grad for n, p in self.vlm.named_parameters() if _is_vision(n))
 
     @torch.no_grad()
     def encode_images(
-        self, images: Sequence[Image.Image], prepared: Any = None
-    ) -> list[VisionInput]:
-        """Vision tokens per image, on the CPU. What the processor really made is checked."""
+        self, images: Sequence[Image.Image], prepared: PreparedImages | None = None
+    ) -> list[ImageFeatures]:
+        """Compute vision tokens per image, on the CPU. Checks what the processor really made."""
         assert self.vision_is_frozen(), "the vision tower is trained: its output may not be kept"
         ready = self.prepare_images(images) if prepared is None else prepared
         return [
-            VisionInput(made.tokens.cpu().clone(), made.grid)
-            for made in self.make_tokens(images, ready)
+            ImageFeatures(features.tokens.cpu().clone(), features.grid)
+            for features in self.compute_tokens(images, ready)
         ]
 
-    def num_tokens(self, vision: VisionInput) -> int:
+    def num_tokens(self, vision: ImageFeatures) -> int:
+        """Count the placeholders of an image in the prompt."""
         return len(vision.tokens)
 
     @cached_property
-    def signs(self) -> list[str]:
-        """The special tokens, such as the sign for an image, longest first."""
-        added = self.processor.tokenizer.added_tokens_decoder.values()
-        signs = {token.content for token in added if token.special} | {self.processor.image_token}
-        return sorted(signs, key=lambda sign: (-len(sign), sign))
+    def special_tokens(self) -> list[str]:
+        """The processor's special tokens, such as the image placeholder, longest first."""
+        return special_tokens(self.processor)
 
-    @cached_property
-    def _signs(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self.signs)))
+    def escape(self, text: str) -> str:
+        """Break up every special token in a user's text, so that it is read as words."""
+        return escape_special_tokens(text, self.special_tokens)
 
-    def words(self, text: str) -> str:
-        """A user's text with every special token in it, such as the sign for an image, broken up
-        into words."""
-        return self._signs.sub(lambda sign: f"{sign[0][0]} {sign[0][1:]}", text)
+    def collate(self, texts: Sequence[str], vision: Sequence[ImageFeatures], side: str) -> Inputs:
+        """Tokenize and pad texts on `side`; repeat each image placeholder once per vision token.
 
-    def tensors(self, texts: Sequence[str], vision: Sequence[VisionInput], side: str) -> Inputs:
-        """Tokenised, padded texts whose image placeholders stand once per vision token of `vision`,
-        in order."""
-        left, sign = iter(vision), self.processor.image_token
-        full = []
+        `vision` are the images of all texts, in order.
+        """
+        remaining = iter(vision)
+        placeholder = self.processor.image_token
+        expanded = []
         for text in texts:
-            first, *rest = text.split(sign)
-            full.append(first + "".join(sign * self.num_tokens(next(left)) + part for part in rest))
-        batch = self.tokenized(full, side)
+            first, *rest = text.split(placeholder)
+            parts = [placeholder * self.num_tokens(next(remaining)) + part for part in rest]
+            expanded.append(first + "".join(parts))
+        batch = self.tokenize(expanded, side)
         return {
             "input_ids": batch["input_ids"].to(self.device),
             "attention_mask": batch["attention_mask"].to(self.device),
@@ -222,23 +239,29 @@ class VisionBase:
             "image_grid_thw": torch.tensor([v.grid for v in vision], device=self.device),
         }
 
-    def tokenized(self, texts: Sequence[str], side: str) -> Any:
-        """Ids and mask of texts, padded on a side."""
+    def tokenize(self, texts: Sequence[str], side: str) -> Inputs:
+        """Return ids and mask of texts, padded on `side`."""
         bos = self.processor.tokenizer.bos_token
-        return self.processor.tokenizer(
+        # A chat template may have written the start token itself.
+        has_bos = bool(bos) and texts[0].startswith(bos)
+        batch: Inputs = self.processor.tokenizer(
             list(texts),
             padding=True,
             padding_side=side,
             return_tensors="pt",
-            add_special_tokens=not (
-                bos and texts[0].startswith(bos)
-            ),  # a chat template that writes it itself
+            add_special_tokens=not has_bos,
         )
+        return batch
 
 
-def embed_with(vlm: Any, inputs: Inputs) -> torch.Tensor:
-    """Input embeddings (B, T, D) with the vision tokens in their places."""
-    ids, tokens = inputs["input_ids"], inputs["vision_tokens"]
+def _is_vision(name: str) -> bool:
+    return name.startswith(VISION_PREFIXES)
+
+
+def merge_vision_tokens(vlm: VisionLanguageModel, inputs: Inputs) -> torch.Tensor:
+    """Return input embeddings (B, T, D) with the vision tokens in the places of placeholders."""
+    ids = inputs["input_ids"]
+    tokens = inputs["vision_tokens"]
     embeds: torch.Tensor = vlm.get_input_embeddings()(ids)
     is_image = ids == vlm.config.image_token_id
     assert int(is_image.sum()) == len(tokens), (
@@ -247,8 +270,8 @@ def embed_with(vlm: Any, inputs: Inputs) -> torch.Tensor:
     return embeds.masked_scatter(is_image.unsqueeze(-1), tokens.to(embeds.dtype))
 
 
-def plain(value: Any) -> Any:
-    """A configuration as JSON can hold it; what it cannot hold, as text."""
+def to_json(value: object) -> Json:
+    """Convert a configuration to JSON values; what JSON cannot hold becomes text."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(key): to_json(entry) for key, entry in value.items()}
     return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)

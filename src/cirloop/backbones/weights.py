@@ -1,37 +1,35 @@
-"""Model directories: finding one, saying what is wrong with one, and its content digest."""
+"""Model directories: where they are, what is wrong with them, and the digest of their content."""
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cirloop.artifacts.store import file_digest, fingerprint
 from cirloop.io import parse
 from cirloop.types import UserError
 
-if TYPE_CHECKING:
-    pass
-
 TINY = "tiny"
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PARTS_CONFIG, PARTS_WEIGHTS = "parts.json", "parts.safetensors"
+SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
+"""Suffixes of files that decide a model's output."""
 _NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
 def resolve(path: str, *model_types: str) -> Path:
-    """The local directory of `path` (a directory, a hub name, or `tiny`), whose config.json has one
-    of `model_types`; any where none are given.
+    """Return the local directory of `path` (a directory, a hub name, or `tiny`).
 
-    Raises UserError with all that is wrong.
+    Its config.json must have one of `model_types`, if any are given. Raises UserError with all that
+    is wrong.
     """
     directory = Path(str(files("cirloop"))) / TINY if path == TINY else parse.at_home(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
-                f"model path {path!r} does not exist{_here(path)}. Give a directory, a hub name"
-                f" such as Qwen/Qwen2-VL-2B-Instruct, or `{TINY}`, the embedded model."
+                f"model path {path!r} does not exist{_search_place(path)}. Give a directory, a hub"
+                f" name such as Qwen/Qwen2-VL-2B-Instruct, or `{TINY}`, the embedded model."
             )
         directory = _download(path)
     if not directory.is_dir():
@@ -46,27 +44,28 @@ def resolve(path: str, *model_types: str) -> Path:
     return directory
 
 
-def _here(path: str) -> str:
-    """Where a path that is no absolute one was looked for."""
+def _search_place(path: str) -> str:
+    """Return where a relative path was looked for."""
     return "" if path.startswith(("/", "~")) else f" in {Path.cwd()}"
 
 
 def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
+    """List what is missing in a model directory, or wrong with it."""
     problems = []
     for name in _NEEDED:
-        if not (directory / name).is_file() and not (
-            name.startswith("pre") and (directory / "processor_config.json").is_file()
-        ):
+        names = (name, "processor_config.json") if name == "preprocessor_config.json" else (name,)
+        if not any((directory / alternative).is_file() for alternative in names):
             problems.append(f"no {name}")
     if not list(directory.glob("*.safetensors")):
         problems.append("no *.safetensors weights (pickled .bin weights are not read)")
-    config, index = directory / "config.json", directory / "model.safetensors.index.json"
+    config = directory / "config.json"
+    index = directory / "model.safetensors.index.json"
     try:
         if config.is_file():
-            found = parse.parse_json(parse.text(config)).get("model_type")
-            if model_types and found not in model_types:
+            model_type = parse.parse_json(parse.text(config)).get("model_type")
+            if model_types and model_type not in model_types:
                 expected = " or ".join(map(repr, model_types))
-                problems.append(f"config.json says model_type {found!r}, expected {expected}")
+                problems.append(f"config.json says model_type {model_type!r}, expected {expected}")
         if index.is_file():
             shards = set(parse.parse_json(parse.text(index))["weight_map"].values())
             problems += [
@@ -78,8 +77,7 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
 
 
 def model_type(path: str) -> str | None:
-    """The `model_type` in the config.json of a model directory that is here; None where there is no
-    such file or it says none."""
+    """Return the `model_type` in a local directory's config.json; None where it has none."""
     config = parse.at_home(path) / "config.json"
     try:
         content = parse.parse_json(parse.text(config)) if config.is_file() else None
@@ -89,8 +87,10 @@ def model_type(path: str) -> str | None:
 
 
 def resolve_adapter(path: str) -> Path:
-    """The local directory of a published LoRA: a directory or a hub name. Raises UserError with all
-    that is wrong."""
+    """Return the local directory of a published LoRA, by its path or hub name.
+
+    Raises UserError with all that is wrong.
+    """
     directory = parse.at_home(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
@@ -119,20 +119,17 @@ def resolve_adapter(path: str) -> Path:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether `directory` holds trained weights: a LoRA, or parts trained in full."""
+    """Return whether `directory` holds trained weights: a LoRA, or parameters trained in full."""
     return any((directory / name).is_file() for name in (LORA_CONFIG, PARTS_CONFIG))
 
 
 def _download(name: str) -> Path:
+    """Download a model. Raises UserError where the hub does not give it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"model path {name!r} is neither a directory here nor to be had from the hub"
@@ -143,10 +140,6 @@ def _download(name: str) -> Path:
 
 @cache
 def weights_digest(directory: Path) -> str:
-    """Digest of every file that decides the model's output."""
-    names = sorted(
-        p
-        for p in directory.iterdir()
-        if p.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}
-    )
-    return fingerprint({p.name: file_digest(p) for p in names})
+    """Return the digest of every file that decides the model's output."""
+    paths = sorted(path for path in directory.iterdir() if path.suffix in SUFFIXES)
+    return fingerprint({path.name: file_digest(path) for path in paths})

@@ -1,6 +1,7 @@
 """Mined negatives -> augmented triplets: a foundation model writes texts, named checks accept or
-reject."""
+reject them."""
 
-from cirloop.captioning.config import CaptioningSettings, FoundationConfig
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.foundation import FoundationConfig
 
 __all__ = ["CaptioningSettings", "FoundationConfig"]

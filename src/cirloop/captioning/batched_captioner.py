@@ -1,15 +1,15 @@
-"""A captioner that is shown the images it is asked about: cached vision tokens, pictures, or
-nothing."""
+"""Captioning in batches: requests are grouped, and the captioner gets the images they are about."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from cirloop.backbones.features import RUNTIME, VisionFeatures
-from cirloop.captioning.base import Answer, Ask, Captioner
+from cirloop.backbones.base import ImageEncoder
+from cirloop.backbones.features import RUNTIME, VisionCache
+from cirloop.captioning.base import Answer, Captioner, CaptionRequest
 from cirloop.captioning.prompts import Prompt
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring import oom, profiling
@@ -19,62 +19,84 @@ from cirloop.types import ImageId, Images
 if TYPE_CHECKING:
     from PIL import Image
 
-SMALLER = (
+OOM_ADVICE = (
     "Set a smaller captioning.batch_size or foundation.max_pixels. Batches are not split by"
     " themselves: the random numbers that texts come from depend on them."
 )
+NumberedBatch = tuple[int, list[int]]
+"""A batch's number and the indices of its requests."""
+Progress = Callable[[Any, str], Any]
+"""Wraps an iterable of batches under a title, and yields the same batches."""
 
 
-class Pictures:
-    """Images as they are, loaded when asked for. The counterpart of `VisionFeatures`."""
+class ImageSource(Protocol):
+    """What a captioner is shown of images: `VisionCache`, `RawImageSource`, `NullImageSource`."""
+
+    def precompute(
+        self, images: Sequence[ImageId], progress: Callable[[Any], Any] = iter
+    ) -> None: ...
+
+    def grids(self, images: Sequence[ImageId]) -> Sequence[tuple[int, ...]]: ...
+
+    def get(self, images: Sequence[ImageId]) -> Sequence[Any]: ...
+
+
+class RawImageSource:
+    """Images as they are, loaded when needed. The counterpart of `VisionCache`."""
 
     def __init__(self, images: Images) -> None:
         self._images = images
 
-    def ensure(self, images: Sequence[ImageId], progress: Callable[[Any], Any] = iter) -> None:
-        """Nothing to prepare."""
+    def precompute(self, images: Sequence[ImageId], progress: Callable[[Any], Any] = iter) -> None:
+        """Do nothing: there is nothing to prepare."""
 
     def grids(self, images: Sequence[ImageId]) -> list[tuple[int, ...]]:
-        """Not known before they are loaded: all alike."""
+        """Return equal grids: sizes are not known before images are loaded."""
         return [(0,)] * len(images)
 
     def get(self, images: Sequence[ImageId]) -> list[Image.Image]:
+        """Load `images`, each once."""
         with profiling.waiting():
             loaded = {image: self._images.load(image) for image in dict.fromkeys(images)}
         return [loaded[image] for image in images]
 
 
-class Nothing(Pictures):
-    """For a captioner that looks at no image."""
+class NullImageSource(RawImageSource):
+    """No images, for a captioner that looks at none."""
 
     def get(self, images: Sequence[ImageId]) -> list[Image.Image]:
+        """Return no image."""
         return []
 
 
-class Asked(Protocol):
-    """Who answers questions about images: `Eyes`, or several processes that each have some."""
+class CaptionClient(Protocol):
+    """A captioner as stages use it: `BatchedCaptioner`, or several processes with one each."""
 
     @property
     def name(self) -> str:
-        """What the artifacts call the captioner."""
+        """The captioner's name in the artifacts."""
         ...
 
-    def write(
+    def generate(
         self,
         prompt: Prompt,
-        asks: Sequence[Ask],
+        requests: Sequence[CaptionRequest],
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
         title: str,
     ) -> list[list[Answer]]: ...
 
-    def yes(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[float]: ...
+    def yes_probability(
+        self, prompt: Prompt, requests: Sequence[CaptionRequest], title: str
+    ) -> list[float]: ...
 
 
-class Eyes:
-    """Questions in batches of like references and lengths. `batch_size` decides the random numbers
-    texts come from."""
+class BatchedCaptioner:
+    """Captioning requests in batches, grouped by reference image and length.
+
+    `batch_size` affects sampling, because each batch has its own seed.
+    """
 
     def __init__(
         self,
@@ -82,111 +104,135 @@ class Eyes:
         images: Images,
         cache: Path,
         batch_size: int,
-        progress: Callable[[Any, str], Any],
+        progress: Progress,
         runtime: Runtime = RUNTIME,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        """With `share` (i, n) only every n-th batch is asked, from the i-th on; `done` are its
-        rows."""
-        self.captioner, self._batch_size, self._progress = captioner, batch_size, progress
+        """With `share` (i, n), do every n-th batch only, from the i-th on.
+
+        `completed_indices` are then the indices of the requests in those batches.
+        """
+        self.captioner = captioner
+        self.completed_indices: list[int] = []
+        self._batch_size = batch_size
+        self._progress = progress
         self._share = share
-        self.done: list[int] = []
-        sources = {"pictures": Pictures, "nothing": Nothing}
-        self._source: Any = (
-            VisionFeatures(captioner, images, cache, runtime)
-            if captioner.sees == "tokens"
-            else sources[captioner.sees](images)
-        )
+        self._source = _image_source(captioner, images, cache, runtime)
 
     @property
     def name(self) -> str:
         return self.captioner.name
 
-    def write(
+    def generate(
         self,
         prompt: Prompt,
-        asks: Sequence[Ask],
+        requests: Sequence[CaptionRequest],
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
         title: str,
     ) -> list[list[Answer]]:
-        """Per question an answer for each of `temperatures`; 0 is greedy. Same arguments, same
-        answers."""
-        out: list[list[Answer]] = [[] for _ in asks]
-        counted = self._counted(self._batches(prompt, asks, title), len(temperatures))
+        """Generate per request an answer for each of `temperatures`; 0 is greedy.
+
+        Equal arguments give equal answers.
+        """
+        answers: list[list[Answer]] = [[] for _ in requests]
+        counted = self._counted(self._batches(prompt, requests, title), len(temperatures))
         batches = self._progress(counted, f"{title}: write")
         with profiling.seconds_of("writing"):
-            for number, rows in profiling.traced(batches, "captioning"):
-                batch = [asks[i] for i in rows]
-                vision, draw = self._source.get(_images(batch)), seed + number * len(temperatures)
-                with oom.enough(f"{title}, {len(batch)} questions at once", SMALLER):
-                    answers = self.captioner.write(
-                        prompt, batch, vision, max_new_tokens, temperatures, draw
+            for number, indices in profiling.traced(batches, "captioning"):
+                batch = [requests[i] for i in indices]
+                vision = self._source.get(_images(batch))
+                with oom.enough(f"{title}, {len(batch)} questions at once", OOM_ADVICE):
+                    batch_answers = self.captioner.generate(
+                        prompt,
+                        batch,
+                        vision,
+                        max_new_tokens,
+                        temperatures,
+                        seed + number * len(temperatures),
                     )
-                profiling.add(texts=len(answers) * len(temperatures))
-                for i, several in zip(rows, answers, strict=True):
-                    out[i] = several
-        return out
+                profiling.add(texts=len(batch_answers) * len(temperatures))
+                for i, request_answers in zip(indices, batch_answers, strict=True):
+                    answers[i] = request_answers
+        return answers
 
-    def yes(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[float]:
-        """Probability of "yes" per question."""
-        out = [0.0] * len(asks)
-        batches = self._progress(
-            self._counted(self._batches(prompt, asks, title), 1), f"{title}: yes or no"
-        )
-        for _, rows in profiling.traced(batches, "captioning"):
-            batch = [asks[i] for i in rows]
+    def yes_probability(
+        self, prompt: Prompt, requests: Sequence[CaptionRequest], title: str
+    ) -> list[float]:
+        """Return the probability of "yes" per request."""
+        probabilities = [0.0] * len(requests)
+        counted = self._counted(self._batches(prompt, requests, title), 1)
+        batches = self._progress(counted, f"{title}: yes or no")
+        for _, indices in profiling.traced(batches, "captioning"):
+            batch = [requests[i] for i in indices]
             vision = self._source.get(_images(batch))
-            with oom.enough(f"{title}, {len(batch)} questions at once", SMALLER):
-                answers = self.captioner.yes(prompt, batch, vision)
-            for i, p in zip(rows, answers, strict=True):
-                out[i] = p
-        return out
+            with oom.enough(f"{title}, {len(batch)} questions at once", OOM_ADVICE):
+                batch_probabilities = self.captioner.yes_probability(prompt, batch, vision)
+            for i, probability in zip(indices, batch_probabilities, strict=True):
+                probabilities[i] = probability
+        return probabilities
 
-    def see(self, asks: Sequence[Ask], ensure: Callable[[Any, Sequence[ImageId]], None]) -> None:
-        """Have the images of `asks` by `ensure(features, images)`, where the captioner has features
-        of them."""
-        if self.captioner.sees == "tokens":
-            ensure(self._source, _images(asks))
+    def precompute_vision(
+        self,
+        requests: Sequence[CaptionRequest],
+        precompute: Callable[[VisionCache, Sequence[ImageId]], None],
+    ) -> None:
+        """Call `precompute(cache, images)` for the images of `requests`, where there is a cache."""
+        if isinstance(self._source, VisionCache):
+            precompute(self._source, _images(requests))
 
-    def _counted(
-        self, batches: list[tuple[int, list[int]]], texts: int
-    ) -> Counted[tuple[int, list[int]]]:
-        """With the number of texts that each batch is about, `texts` a question; a rate is that of
-        this process."""
+    def _counted(self, batches: list[NumberedBatch], texts: int) -> Counted[NumberedBatch]:
+        """Add the number of texts of each batch, `texts` a request; a rate is this process's."""
         num = self._share[1]
         unit = "texts/s" if num == 1 else f"texts/s in each of {num} processes"
-        return Counted(batches, [texts * len(rows) for _, rows in batches], unit)
+        return Counted(batches, [texts * len(indices) for _, indices in batches], unit)
 
     def _batches(
-        self, prompt: Prompt, asks: Sequence[Ask], title: str
-    ) -> list[tuple[int, list[int]]]:
-        """Rows of `asks` in numbered batches, sorted by length; what a captioner that sees tokens
-        can read once stands together. Only those of this process's share."""
-        self._source.ensure(_images(asks), lambda b: self._progress(b, f"{title}: vision"))
-        grids = [self._source.grids([ask.first, ask.second]) for ask in asks]
-        sizes = [(prod(first), prod(second)) for first, second in grids]
-        groups = _groups(asks, sizes, self.captioner.sees == "tokens" and prompt.pictures_first)
+        self, prompt: Prompt, requests: Sequence[CaptionRequest], title: str
+    ) -> list[NumberedBatch]:
+        """Return this process's batches, sorted by length.
+
+        Requests whose beginning a captioner with vision tokens can prefill once stand together.
+        """
+        self._source.precompute(_images(requests), lambda b: self._progress(b, f"{title}: vision"))
+        shares_prefix = self.captioner.input_kind == "vision_tokens" and prompt.images_before_text
+        groups = _groups(requests, self._image_sizes(requests), shares_prefix)
         first, num = self._share
-        mine = [*enumerate(_packed(groups, self._batch_size))][first::num]
-        self.done = [row for _, rows in mine for row in rows]
-        return mine
+        batches = [*enumerate(_packed(groups, self._batch_size))][first::num]
+        self.completed_indices = [i for _, indices in batches for i in indices]
+        return batches
+
+    def _image_sizes(self, requests: Sequence[CaptionRequest]) -> list[tuple[int, int]]:
+        """Return the sizes in patches of each request's two images."""
+        grids = [self._source.grids([request.reference, request.image]) for request in requests]
+        return [(prod(reference), prod(image)) for reference, image in grids]
+
+
+def _image_source(
+    captioner: Captioner, images: Images, cache: Path, runtime: Runtime
+) -> ImageSource:
+    if captioner.input_kind == "vision_tokens":
+        return VisionCache(cast(ImageEncoder, captioner), images, cache, runtime)
+    return RawImageSource(images) if captioner.input_kind == "images" else NullImageSource(images)
 
 
 def _groups(
-    asks: Sequence[Ask], sizes: Sequence[tuple[int, int]], together: bool
+    requests: Sequence[CaptionRequest], sizes: Sequence[tuple[int, int]], by_reference: bool
 ) -> list[list[int]]:
-    """Rows, where `together` those of one reference in a group, its pairs side by side. Groups and
-    rows are sorted by length: patches and characters, about four of either to a token; groups first
-    by that of the reference, so that neither what is shared nor what is not needs much padding."""
+    """Group indices of requests: each alone, or `by_reference`, equal pairs side by side.
+
+    Groups and indices are sorted by length, in patches and characters, about four of either to a
+    token. Groups are sorted by the length of the reference first, so that neither the shared part
+    nor the rest needs much padding.
+    """
     groups: dict[ImageId | int, list[int]] = {}
-    for i, ask in enumerate(asks):
-        groups.setdefault(ask.first if together else i, []).append(i)
-    lengths = [sum(size) + len(ask.text) for size, ask in zip(sizes, asks, strict=True)]
-    shared = len(groups) < len(asks)
+    for i, request in enumerate(requests):
+        groups.setdefault(request.reference if by_reference else i, []).append(i)
+    lengths = [sum(size) + len(request.text) for size, request in zip(sizes, requests, strict=True)]
+    shared = len(groups) < len(requests)
     for group in groups.values():
-        group.sort(key=lambda i: (sizes[i][1], asks[i].second, lengths[i], i))
+        group.sort(key=lambda i: (sizes[i][1], requests[i].image, lengths[i], i))
     return sorted(
         groups.values(),
         key=lambda group: (shared * sizes[group[0]][0], max(lengths[i] for i in group), min(group)),
@@ -194,17 +240,20 @@ def _groups(
 
 
 def _packed(groups: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Batches of at most `size` rows, in order; a group is cut only where it is larger than a
-    batch."""
+    """Pack groups in order into batches of at most `size` indices.
+
+    A group is cut only where it is larger than a batch.
+    """
     batches: list[list[int]] = []
     for group in groups:
         for start in range(0, len(group), size):
-            rows = group[start : start + size]
-            if not batches or len(batches[-1]) + len(rows) > size:
+            indices = group[start : start + size]
+            if not batches or len(batches[-1]) + len(indices) > size:
                 batches.append([])
-            batches[-1] += rows
+            batches[-1] += indices
     return batches
 
 
-def _images(asks: Sequence[Ask]) -> list[ImageId]:
-    return [image for ask in asks for image in (ask.first, ask.second)]
+def _images(requests: Sequence[CaptionRequest]) -> list[ImageId]:
+    """Return the two images of each request, in order."""
+    return [image for request in requests for image in (request.reference, request.image)]

@@ -1,8 +1,8 @@
-"""From questions that were read to the tokens of their answers.
+"""Decoding of answers from prefilled prompts.
 
-Tokens are chosen by transformers' `generate`, with what `base.sampling` leaves of the model's
-generation_config.json. Rows that have ended cost as much as others there: when half have, the rest
-goes on alone.
+Tokens are chosen by transformers' `generate`, with what `base.sampling_kwargs` keeps of the model's
+generation_config.json. There, rows that have ended cost as much as others: when half of the rows
+have ended, the rest continues without them.
 
 B rows, T columns, D numbers of a head.
 """
@@ -15,98 +15,124 @@ import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
+from cirloop.backbones.base import VisionLanguageModel
 from cirloop.captioning.base import without_padding
-from cirloop.captioning.prefix_cache import KeysValues, Reading
+from cirloop.captioning.prefix_cache import KeysValues, PrefillState
 
 
-class Roomy(DynamicLayer):
-    """Keys and values (B, heads, T, D) of a layer with room for more columns, into which new tokens
-    are written. transformers' layer copies all it has for every token."""
+class PreallocatedCacheLayer(DynamicLayer):
+    """Keys and values (B, heads, T, D) of a layer, with room into which new tokens are written.
+
+    transformers' own layer copies all that it holds for every token.
+    """
 
     def __init__(self, keys_values: KeysValues, columns: int) -> None:
         super().__init__()
         self.lazy_initialization(*keys_values)
-        self._room = [
+        self._buffers = [
             states.new_empty(*states.shape[:2], columns, states.shape[3]) for states in keys_values
         ]
         self._write(0, keys_values)
 
     def _write(self, start: int, keys_values: KeysValues) -> KeysValues:
         end = start + keys_values[0].shape[2]
-        for room, states in zip(self._room, keys_values, strict=True):
-            room[:, :, start:end] = states
-        self.keys, self.values = written = self._room[0][:, :, :end], self._room[1][:, :, :end]
-        return written
+        for buffer, states in zip(self._buffers, keys_values, strict=True):
+            buffer[:, :, start:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        *args: object,
+        **kwargs: object,
     ) -> KeysValues:
+        """Append the states of new tokens; return the keys and values of all tokens."""
         return self._write(self.get_seq_length(), (key_states, value_states))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        end, self._room = self.get_seq_length(), [room[indices] for room in self._room]
-        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        """Keep the rows `indices` only."""
+        end = self.get_seq_length()
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
 
 
-class HalfDone(StoppingCriteria):
-    """Stops all rows as soon as half have one of the tokens `ends` behind column `start`."""
+class StopWhenHalfFinished(StoppingCriteria):
+    """Stops all rows as soon as half of them have one of the tokens `ends` behind column `start`.
+
+    Column `start` is where the answer begins.
+    """
 
     def __init__(self, start: int, ends: torch.Tensor) -> None:
-        self.start, self.ends = start, ends
+        self.start = start
+        self.ends = ends
 
-    def ended(self, ids_BT: torch.Tensor) -> torch.Tensor:
+    def finished(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Return which rows (B) hold an end token in their answer."""
         return torch.isin(ids_BT[:, self.start :], self.ends).any(1)
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        ended_B = self.ended(input_ids)
-        return (2 * ended_B.sum() >= len(ended_B)).expand(len(ended_B))
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        finished_B = self.finished(input_ids)
+        return (2 * finished_B.sum() >= len(finished_B)).expand(len(finished_B))
 
 
-def decode(vlm: Any, reading: Reading, max_new_tokens: int, **how: Any) -> list[torch.Tensor]:
-    """The tokens of each row's answer, padded behind its end; `how` goes to `generate`. `reading`
-    stays as it is."""
-    mask, positions = reading.mask_BT, reading.positions_3BT
-    ids = without_padding(reading.ids_BT, mask)
-    start, stop = ids.shape[1], ids.shape[1] + max_new_tokens
-    half = HalfDone(start, _ends(vlm, ids.device))
-    # `generate` reads at least one token itself: the last
-    cache = DynamicCache()
-    cache.layers = [
-        Roomy((keys[:, :, :-1], values[:, :, :-1]), stop) for keys, values in reading.past
-    ]
-    out: dict[int, torch.Tensor] = {}
+def decode(
+    vlm: VisionLanguageModel, prefilled: PrefillState, max_new_tokens: int, **generate_kwargs: Any
+) -> list[torch.Tensor]:
+    """Decode the tokens of each row's answer, padded behind its end.
+
+    `generate_kwargs` go to `generate`. `prefilled` is not changed.
+    """
+    mask = prefilled.mask_BT
+    positions = prefilled.positions_3BT
+    ids = without_padding(prefilled.ids_BT, mask)
+    start = ids.shape[1]
+    stop = start + max_new_tokens
+    criterion = StopWhenHalfFinished(start, _end_tokens(vlm, ids.device))
+    cache = _decoding_cache(prefilled, stop)
+    answers: dict[int, torch.Tensor] = {}
     rows_B = torch.arange(len(ids), device=ids.device)
     while len(rows_B):
-        made = vlm.generate(
+        output = vlm.generate(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             max_new_tokens=stop - ids.shape[1],
-            stopping_criteria=StoppingCriteriaList([half]),
-            **how,
+            stopping_criteria=StoppingCriteriaList([criterion]),
+            **generate_kwargs,
         )
-        assert torch.equal(made[:, : ids.shape[1]], ids), (
+        assert torch.equal(output[:, : ids.shape[1]], ids), (
             "generate() did not return the prompt first"
         )
-        num = made.shape[1] - ids.shape[1]
-        ended_B = half.ended(made) | (made.shape[1] == stop)
-        out |= dict(zip(rows_B[ended_B].tolist(), made[ended_B, start:], strict=True))
-        left = (~ended_B).nonzero()[:, 0]
-        cache.batch_select_indices(left)
-        more = positions[:, left, -1:] + torch.arange(1, num + 1, device=ids.device)
-        ids, rows_B, positions = (
-            made[left],
-            rows_B[left],
-            torch.cat([positions[:, left], more], dim=2),
-        )
-        mask = torch.nn.functional.pad(mask[left], (0, num), value=1)
-    return [out[row] for row in range(len(out))]
+        num_new = output.shape[1] - ids.shape[1]
+        finished_B = criterion.finished(output) | (output.shape[1] == stop)
+        answers |= dict(zip(rows_B[finished_B].tolist(), output[finished_B, start:], strict=True))
+        remaining = (~finished_B).nonzero()[:, 0]
+        cache.batch_select_indices(remaining)
+        ids = output[remaining]
+        rows_B = rows_B[remaining]
+        steps = torch.arange(1, num_new + 1, device=ids.device)
+        positions = positions[:, remaining]
+        positions = torch.cat([positions, positions[:, :, -1:] + steps], dim=2)
+        mask = torch.nn.functional.pad(mask[remaining], (0, num_new), value=1)
+    return [answers[row] for row in range(len(answers))]
 
 
-def _ends(vlm: Any, device: torch.device) -> torch.Tensor:
-    """Tokens that end an answer."""
-    found = vlm.generation_config.eos_token_id
-    return torch.tensor(
-        [] if found is None else [found] if isinstance(found, int) else found, device=device
-    ).long()
+def _decoding_cache(prefilled: PrefillState, num_columns: int) -> DynamicCache:
+    """Return a cache of all prompt tokens but the last, which `generate` reads itself."""
+    cache = DynamicCache()
+    cache.layers = [
+        PreallocatedCacheLayer((keys[:, :, :-1], values[:, :, :-1]), num_columns)
+        for keys, values in prefilled.past
+    ]
+    return cache
+
+
+def _end_tokens(vlm: VisionLanguageModel, device: torch.device) -> torch.Tensor:
+    """Return the tokens that end an answer; none where generation_config.json names none."""
+    ends = vlm.generation_config.eos_token_id
+    if ends is None:
+        ends = []
+    return torch.tensor([ends] if isinstance(ends, int) else ends, device=device).long()

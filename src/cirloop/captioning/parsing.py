@@ -1,4 +1,4 @@
-"""Answers as a foundation model words them -> texts."""
+"""Parsing of a foundation model's answers into texts."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ SET_PHRASES = (
     r" (?:is|are|would be|can be described as)(?: as follows)?(?: that)?\b ?[:,]?",
     rf"(?:the )?(?:{_CHANGE}|modification|text){_ABOUT}(?: (?:is|are))?(?: as follows)? ?:",
 )
-"""What chat models put before a text out of habit, as patterns, case aside: "Sure!", "Here is the
-rewritten text:", "The change from picture 1 to picture 2 is", "Modified text:". "The text is" and
-"the caption is" are none: they may be on a shirt."""
+"""Patterns of the phrases that chat models put before a text out of habit, in any case: "Sure!",
+"Here is the rewritten text:", "The change from picture 1 to picture 2 is", "Modified text:". "The
+text is" and "the caption is" are not among them: a shirt may bear them."""
 TALK = (
     rf"{_HERE} (?:the|a|an|my|your) (?:{_CHANGE}|modification)",
     rf"the (?:{_CHANGE}|modification) (?:from|between) {_PICTURES}",
@@ -47,35 +47,38 @@ TALK = (
         r" (?:see|view|help|determine|provide)"
     ),
 )
-"""What no text about two pictures holds, wherever it stands: set phrases that are not a beginning
-to take off."""
+"""Patterns that no text about two images holds anywhere: set phrases that cannot be taken off as a
+beginning."""
 _BEGINNING = re.compile(rf"[\"'*\s]*(?:{'|'.join(SET_PHRASES)})[*\s]*", re.IGNORECASE)
 _TALK = re.compile(rf"\b(?:{'|'.join(TALK)})", re.IGNORECASE)
 
 
-def text_of(answer: str, kind: AnswerKind) -> str | None:
-    """The text of an answer; None where it is not what the prompt asked for.
+def parse_answer(answer: str, kind: AnswerKind) -> str | None:
+    """Parse the text of an answer; return None where the answer is not what the prompt asked for.
 
-    A `plain` answer is the text. A `json` answer is one JSON object with the one key `text` and a
-    string for it, white space around it allowed and nothing else, but for one code fence around the
-    whole: chat models put it out of habit, and it takes nothing from what is inside. A key twice,
-    another key, a second object or talk: None.
+    A `plain` answer is the text. A `json` answer is one JSON object with a string under its only
+    key `text`. White space and one code fence around the object are allowed: chat models write the
+    fence out of habit. A repeated key, another key, a second object or any talk gives None.
     """
     if kind != "json":
         return answer
     answer = answer.strip()
     fenced = FENCED.fullmatch(answer)
     try:
-        found = parse.parse_json(fenced[1] if fenced else answer)
+        content = parse.parse_json(fenced[1] if fenced else answer)
     except UserError:
         return None
-    text = found[KEY] if isinstance(found, dict) and found.keys() == {KEY} else None
+    if not isinstance(content, dict) or content.keys() != {KEY}:
+        return None
+    text = content[KEY]
     return text.strip() if isinstance(text, str) else None
 
 
 def without_set_phrases(text: str) -> str | None:
-    """`text` without the set phrases that it begins with; None where nothing else is there, or talk
-    remains."""
+    """Remove the set phrases at the beginning of `text`.
+
+    Return None where nothing else is left, or where talk remains.
+    """
     while phrase := _BEGINNING.match(text):
         text = text[phrase.end() :]
     return text if text.strip(" \n\"'*.") and not _TALK.search(text) else None

@@ -1,9 +1,9 @@
-"""Questions read by the language model, what several have in common only once.
+"""Prefill of prompts by the language model, with common prefixes read only once.
 
-A conversation is cut where its second picture begins and where that ends. Rows that are alike up to
-a cut, in pictures and tokens, are one row until there; its keys and values are then repeated for
-all that go on from it. So a reference picture is read once for all its mined images, and a pair of
-pictures once for all texts about it.
+A conversation is cut where its second image begins and where that image ends. Rows that are equal
+up to a cut, in images and tokens, are one row until there; its keys and values are then repeated
+for all rows that continue from it. So a reference image is read once for all its mined images, and
+a pair of images once for all texts about it.
 
 B rows, T columns, U rows that differ up to a cut, D dimensions.
 """
@@ -18,23 +18,26 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from cirloop.backbones.base import VisionInput
-from cirloop.backbones.vision import Inputs
-from cirloop.captioning.base import Ask
+from cirloop.backbones.base import ImageFeatures, Inputs
+from cirloop.backbones.vision import VisionBase
+from cirloop.captioning.base import CaptionRequest
 from cirloop.monitoring import profiling
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """Rows that were read. Padding stands to the left of each part, so inside a row where there are
-    several."""
+class PrefillState:
+    """Rows that the language model has read.
+
+    Padding stands to the left of each prefix group's tokens, so also inside a row that was read in
+    several groups.
+    """
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
     positions_3BT: torch.Tensor
-    """Of M-RoPE: those that the whole row has when it is read at once."""
+    """Positions of M-RoPE: those that the row has when it is read at once."""
     past: list[KeysValues]
     """Keys and values (B, heads, T, width) of each layer."""
     last_BD: torch.Tensor
@@ -42,84 +45,104 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """The rows up to a cut: `names` are equal where rows are alike, `ends` count tokens, `pictures`
-    those before it."""
+class PrefixGroup:
+    """The rows up to a cut.
 
-    names: Sequence[Hashable]
+    `keys` are equal where rows are equal; `ends` count each row's tokens and `num_images` its
+    images before the cut.
+    """
+
+    keys: Sequence[Hashable]
     ends: Sequence[int]
-    pictures: int
+    num_images: int
 
 
-def read(
-    captioner: Any,
+def prefill(
+    captioner: VisionBase,
     rows: Sequence[torch.Tensor],
-    asks: Sequence[Ask],
-    vision: Sequence[VisionInput],
+    requests: Sequence[CaptionRequest],
+    vision: Sequence[ImageFeatures],
     share: bool,
-) -> Reading:
-    """Tokens `rows` of conversations about two pictures each, `vision` theirs in order. `share`
-    False reads every row for itself."""
-    made: Reading | None = None
-    begins, seen, groups = [0] * len(rows), 0, [0] * len(rows)
-    for part in _parts(captioner, rows, asks, vision, share):
-        place = {name: number for number, name in enumerate(dict.fromkeys(part.names))}
-        first = {place[name]: row for row, name in reversed([*enumerate(part.names)])}
-        alike = [first[number] for number in range(len(place))]
-        pictures = [
-            picture for row in alike for picture in vision[2 * row + seen : 2 * row + part.pictures]
+) -> PrefillState:
+    """Read the tokens `rows` of conversations about two images each; `vision` is theirs in order.
+
+    `share` False reads every row by itself.
+    """
+    state: PrefillState | None = None
+    starts = [0] * len(rows)
+    parents = [0] * len(rows)
+    num_images = 0
+    for group in _prefix_groups(captioner, rows, requests, vision, share):
+        index_of = {key: index for index, key in enumerate(dict.fromkeys(group.keys))}
+        first_row = {index_of[key]: row for row, key in reversed([*enumerate(group.keys)])}
+        distinct_rows = [first_row[index] for index in range(len(index_of))]
+        images = [
+            image
+            for row in distinct_rows
+            for image in vision[2 * row + num_images : 2 * row + group.num_images]
         ]
         inputs = _inputs(
             captioner,
-            [rows[row][begins[row] : part.ends[row]] for row in alike],
-            torch.cat([vision[0].tokens[:0], *(picture.tokens for picture in pictures)]),
-            torch.tensor([picture.grid for picture in pictures], dtype=torch.long).reshape(-1, 3),
+            [rows[row][starts[row] : group.ends[row]] for row in distinct_rows],
+            torch.cat([vision[0].tokens[:0], *(image.tokens for image in images)]),
+            torch.tensor([image.grid for image in images], dtype=torch.long).reshape(-1, 3),
         )
-        made = _go_on(captioner, made, [groups[row] for row in alike], inputs)
-        groups, begins, seen = [place[name] for name in part.names], [*part.ends], part.pictures
-    assert made is not None and len(made.ids_BT) == len(rows)
-    return made
+        state = _extend(captioner, state, [parents[row] for row in distinct_rows], inputs)
+        parents = [index_of[key] for key in group.keys]
+        starts = [*group.ends]
+        num_images = group.num_images
+    assert state is not None and len(state.ids_BT) == len(rows)
+    return state
 
 
-def _parts(
-    captioner: Any,
+def _prefix_groups(
+    captioner: VisionBase,
     rows: Sequence[torch.Tensor],
-    asks: Sequence[Ask],
-    vision: Sequence[VisionInput],
+    requests: Sequence[CaptionRequest],
+    vision: Sequence[ImageFeatures],
     share: bool,
-) -> list[Part]:
-    """Cuts that save something, and the end."""
-    whole = Part(range(len(rows)), [len(row) for row in rows], 2)
+) -> list[PrefixGroup]:
+    """Return the cuts that save something, and the end of the rows."""
+    whole_rows = PrefixGroup(range(len(rows)), [len(row) for row in rows], 2)
     if not share:
-        return [whole]
-    begins, ends = [], []
+        return [whole_rows]
+    second_begins: list[int] = []
+    second_ends: list[int] = []
     for number, row in enumerate(rows):
-        places = (row == captioner.vlm.config.image_token_id).nonzero()[:, 0].tolist()
-        begins.append(places[captioner.num_tokens(vision[2 * number])])
-        ends.append(places[-1] + 1)
-    words = [row.tolist() for row in rows]
-    ones = [(ask.first, *row[:cut]) for ask, row, cut in zip(asks, words, begins, strict=True)]
-    pairs = [
-        (ask.first, ask.second, *row[:cut]) for ask, row, cut in zip(asks, words, ends, strict=True)
+        columns = (row == captioner.vlm.config.image_token_id).nonzero()[:, 0].tolist()
+        second_begins.append(columns[captioner.num_tokens(vision[2 * number])])
+        second_ends.append(columns[-1] + 1)
+    tokens = [row.tolist() for row in rows]
+    reference_keys = [
+        (request.reference, *row[:cut])
+        for request, row, cut in zip(requests, tokens, second_begins, strict=True)
     ]
-    parts = [Part(ones, begins, 1), Part(pairs, ends, 2), whole]
-    num = [len(set(part.names)) for part in parts]
+    pair_keys = [
+        (request.reference, request.image, *row[:cut])
+        for request, row, cut in zip(requests, tokens, second_ends, strict=True)
+    ]
+    groups = [
+        PrefixGroup(reference_keys, second_begins, 1),
+        PrefixGroup(pair_keys, second_ends, 2),
+        whole_rows,
+    ]
+    num_distinct = [len(set(group.keys)) for group in groups]
+    num_after = [*num_distinct[1:], len(rows) + 1]
     return [
-        part
-        for part, here, after in zip(parts, num, [*num[1:], len(rows) + 1], strict=True)
-        if here < after
+        group
+        for group, num, after in zip(groups, num_distinct, num_after, strict=True)
+        if num < after
     ]
 
 
 def _inputs(
-    captioner: Any, rows: Sequence[torch.Tensor], tokens: torch.Tensor, grids: torch.Tensor
+    captioner: VisionBase, rows: Sequence[torch.Tensor], tokens: torch.Tensor, grids: torch.Tensor
 ) -> Inputs:
-    """As `VisionBase.tensors` has them, left-padded; there need not be a picture."""
+    """Return inputs as `VisionBase.collate` makes them, left-padded; images may be missing."""
     masks = [torch.ones_like(row) for row in rows]
+    pad = captioner.processor.tokenizer.pad_token_id
     inputs = {
-        "input_ids": pad_sequence(
-            [*rows], True, captioner.processor.tokenizer.pad_token_id, "left"
-        ),
+        "input_ids": pad_sequence([*rows], True, pad, "left"),
         "attention_mask": pad_sequence(masks, True, 0, "left"),
         "vision_tokens": tokens,
         "image_grid_thw": grids,
@@ -127,28 +150,28 @@ def _inputs(
     return {name: tensor.to(captioner.device) for name, tensor in inputs.items()}
 
 
-def _go_on(
-    captioner: Any, before: Reading | None, parents: Sequence[int], inputs: Inputs
-) -> Reading:
-    """The rows (U) of `inputs`, read behind the rows `parents` of `before`."""
-    ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], DynamicCache()
+def _extend(
+    captioner: VisionBase, before: PrefillState | None, parents: Sequence[int], inputs: Inputs
+) -> PrefillState:
+    """Read the rows (U) of `inputs` behind the rows `parents` of `before`."""
+    ids = inputs["input_ids"]
+    mask = inputs["attention_mask"]
+    cache = DynamicCache()
     profiling.add_tokens(inputs)
-    placed = captioner.place(captioner.vlm, inputs)
-    positions = placed["position_ids"]
+    model_inputs = captioner.language_model_inputs(captioner.vlm, inputs)
+    positions = model_inputs["position_ids"]
     if before is not None:
-        from_U = torch.tensor(parents, device=ids.device)
-        cache = DynamicCache([(keys[from_U], values[from_U]) for keys, values in before.past])
-        positions = positions + before.positions_3BT.amax((0, 2))[from_U, None] + 1
-    placed["position_ids"] = positions = positions * mask
+        parents_U = torch.tensor(parents, device=ids.device)
+        cache = DynamicCache([(keys[parents_U], values[parents_U]) for keys, values in before.past])
+        positions = positions + before.positions_3BT.amax((0, 2))[parents_U, None] + 1
+    positions = positions * mask
+    model_inputs["position_ids"] = positions
     if before is not None:
-        ids, mask = (
-            torch.cat([before.ids_BT[from_U], ids], 1),
-            torch.cat([before.mask_BT[from_U], mask], 1),
-        )
-        positions = torch.cat([before.positions_3BT[:, from_U], positions], 2)
-    out = captioner.vlm.model.language_model(
-        **{**placed, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
-    )
+        ids = torch.cat([before.ids_BT[parents_U], ids], 1)
+        mask = torch.cat([before.mask_BT[parents_U], mask], 1)
+        positions = torch.cat([before.positions_3BT[:, parents_U], positions], 2)
+    cached = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+    output = captioner.vlm.model.language_model(**{**model_inputs, **cached})
     layers: Any = cache.layers
     past = [(layer.keys, layer.values) for layer in layers]
-    return Reading(ids, mask, positions, past, out.last_hidden_state[:, -1])
+    return PrefillState(ids, mask, positions, past, output.last_hidden_state[:, -1])

@@ -22,12 +22,8 @@ from pydantic_settings import (
 from cirloop.artifacts import schema
 from cirloop.artifacts.store import fingerprint, write_sealed
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
-from cirloop.captioning.config import (
-    CaptioningSettings,
-    FoundationConfig,
-    Qwen2VLFoundation,
-    one_dtype,
-)
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.foundation import FoundationConfig, Qwen2VLFoundation, match_dtype
 from cirloop.config import cli, cli_help, notices, recipes, simulated, suggestions
 from cirloop.config.base import Settings
 from cirloop.config.runtime import Runtime
@@ -278,7 +274,7 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
         sys.stdout.write(cli_help.text(parser, config.model_dump(mode="json"), given))
         sys.exit()
     if "foundation" not in asked.dtypes:
-        foundation = one_dtype(config.foundation, config.model, by_flag="model" in asked.dtypes)
+        foundation = match_dtype(config.foundation, config.model, by_flag="model" in asked.dtypes)
         config = config.model_copy(update={"foundation": foundation})
     named = ", ".join(secrets_in(config.resolved()))
     if named:

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from cirloop.backbones.config import SimulatedSettings
-from cirloop.captioning.config import TemplateFoundation
+from cirloop.captioning.foundation import TemplateFoundation
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def instead(config: RunConfig) -> RunConfig:
     lacking = {}
     for name, model in (("model", config.model), ("foundation", config.foundation)):
         try:
-            model.find()
+            model.resolve_dir()
         except UserError as error:
             lacking[name] = str(error)
     for name, why in lacking.items():

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from cirloop.backbones import Item
-from cirloop.captioning.base import Ask
+from cirloop.backbones import EmbedInput
+from cirloop.captioning.base import CaptionRequest
 from cirloop.captioning.prompts import Prompt
 
 
@@ -62,7 +62,7 @@ class TrainJob(Job):
 
     @property
     def stop(self) -> Path:
-        """A file that asks the processes to stop after a step."""
+        """A file that requests the processes to stop after a step."""
         return self.directory / "stop"
 
     @property
@@ -73,9 +73,9 @@ class TrainJob(Job):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob(Job):
-    """Embedding (`items`) or captioning (`asks`), of which each process does every N-th batch."""
+    """Embedding (`items`) or captioning (`requests`): each process does every N-th batch."""
 
-    kind: Literal["embed", "write", "yes"]
+    kind: Literal["embed", "generate", "yes_probability"]
     config: dict[str, Any]
     where: tuple[str, str]
     """The split, as `Dataset.at` finds it."""
@@ -83,12 +83,12 @@ class ShardJob(Job):
     """Digest of the pictures: a process proves that it looks at the driver's."""
     title: str
     profile: Path
-    items: tuple[Item, ...] = ()
+    items: tuple[EmbedInput, ...] = ()
     adapter: Path | None = None
     model: str = ""
     """Fingerprint of the embedder, which a process proves too."""
     prompt: Prompt | None = None
-    asks: tuple[Ask, ...] = ()
+    requests: tuple[CaptionRequest, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the captioner's method `kind`."""
 

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.backbones import Item
-from cirloop.captioning.base import Answer, Ask
+from cirloop.backbones import EmbedInput
+from cirloop.captioning.base import Answer, CaptionRequest
 from cirloop.captioning.prompts import Prompt
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
@@ -52,7 +52,7 @@ class ShardedExecutor:
         self._where = data.where(split)
 
     def embed(
-        self, items: Sequence[Item], adapter: Path | None, model: str, title: str
+        self, items: Sequence[EmbedInput], adapter: Path | None, model: str, title: str
     ) -> npt.NDArray[np.float32]:
         """Vectors (N, D) or (N, M, D) of `items`; the processes prove that theirs is the embedder
         `model`."""
@@ -65,20 +65,20 @@ class ShardedExecutor:
         self._clear()
         return vectors[[place[item] for item in items]]
 
-    def ask(
+    def caption(
         self,
-        kind: Literal["write", "yes"],
+        kind: Literal["generate", "yes_probability"],
         prompt: Prompt,
-        asks: Sequence[Ask],
+        requests: Sequence[CaptionRequest],
         title: str,
         **options: Any,
     ) -> tuple[str, list[Any]]:
-        """The captioner's name, and its answer to each question: `Eyes.write` or `Eyes.yes`."""
-        images = [image for ask in asks for image in (ask.first, ask.second)]
-        self._run(kind, images, title, prompt=prompt, asks=tuple(asks), options=options)
+        """The captioner's name, and its answers: the method `kind` of `BatchedCaptioner`."""
+        images = [image for request in requests for image in (request.reference, request.image)]
+        self._run(kind, images, title, prompt=prompt, requests=tuple(requests), options=options)
         parts = [json.loads(path.read_text("utf-8")) for path in self._files("answers.json")]
         places = _places(
-            np.array([row for part in parts for row in part["rows"]], np.int64), len(asks)
+            np.array([row for part in parts for row in part["rows"]], np.int64), len(requests)
         )
         answers = [answer for part in parts for answer in part["answers"]]
         self._clear()
@@ -86,7 +86,7 @@ class ShardedExecutor:
 
     def _run(
         self,
-        kind: Literal["embed", "write", "yes"],
+        kind: Literal["embed", "generate", "yes_probability"],
         images: Sequence[ImageId],
         title: str,
         **task: Any,
@@ -124,7 +124,7 @@ class ShardedExecutor:
 
 
 class DistributedCaptioner:
-    """`Eyes` in several processes."""
+    """`BatchedCaptioner` in several processes."""
 
     name = ""
     """Known from the first answer on."""
@@ -132,36 +132,37 @@ class DistributedCaptioner:
     def __init__(self, executor: ShardedExecutor) -> None:
         self._executor = executor
 
-    def write(
+    def generate(
         self,
         prompt: Prompt,
-        asks: Sequence[Ask],
+        requests: Sequence[CaptionRequest],
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
         title: str,
     ) -> list[list[Answer]]:
-        """Per question an answer for each of `temperatures`; 0 is greedy. As `Eyes.write`
-        answers."""
+        """Generate per request an answer for each of `temperatures`, as `BatchedCaptioner` does."""
         options = {"max_new_tokens": max_new_tokens, "temperatures": [*temperatures], "seed": seed}
-        rows = self._ask("write", prompt, asks, title, **options)
+        rows = self._run("generate", prompt, requests, title, **options)
         return [[Answer(**answer) for answer in row] for row in rows]
 
-    def yes(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[float]:
-        """Probability of "yes" per question."""
-        return self._ask("yes", prompt, asks, title)
+    def yes_probability(
+        self, prompt: Prompt, requests: Sequence[CaptionRequest], title: str
+    ) -> list[float]:
+        """Return the probability of "yes" per request."""
+        return self._run("yes_probability", prompt, requests, title)
 
-    def _ask(
+    def _run(
         self,
-        kind: Literal["write", "yes"],
+        kind: Literal["generate", "yes_probability"],
         prompt: Prompt,
-        asks: Sequence[Ask],
+        requests: Sequence[CaptionRequest],
         title: str,
         **options: Any,
     ) -> list[Any]:
-        if not asks:
+        if not requests:
             return []
-        self.name, answers = self._executor.ask(kind, prompt, asks, title, **options)
+        self.name, answers = self._executor.caption(kind, prompt, requests, title, **options)
         return answers
 
 

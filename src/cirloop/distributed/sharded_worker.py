@@ -12,8 +12,8 @@ import numpy as np
 from accelerate import PartialState
 
 from cirloop.artifacts.store import fingerprint, write_json
-from cirloop.backbones.features import VisionFeatures
-from cirloop.captioning.batched_captioner import Eyes
+from cirloop.backbones.features import VisionCache
+from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.config.run import RunConfig
 from cirloop.data.paths import Sources
 from cirloop.distributed.jobs import ShardJob
@@ -38,7 +38,7 @@ def do_share(job: ShardJob) -> None:
     data = config.data.build(Sources(config.data_dir, job.cache, _quiet, config.train_dir))
     images = data.at(job.where).images
     wanted = [item.image for item in job.items] + [
-        image for ask in job.asks for image in (ask.first, ask.second)
+        image for request in job.requests for image in (request.reference, request.image)
     ]
     assert content(images, wanted) == job.images, "not the driver's pictures"
     with profiling.process(
@@ -52,7 +52,7 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
     share, runtime = (state.process_index, state.num_processes), config.runtime
     backbone = config.model.build(job.adapter)
     assert backbone.fingerprint == job.model, "this is another embedder than the driver's"
-    features = VisionFeatures(backbone, images, job.cache / "vision", runtime)
+    features = VisionCache(backbone, images, job.cache / "vision", runtime)
     see_together(features, [item.image for item in job.items], state)
     shown, size = progress if share[0] == 0 else _quiet, runtime.embed_batch_size
     rows, vectors = embed_share(
@@ -66,32 +66,41 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
 def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialState) -> None:
     """Write `i_answers.json`: the answers to every n-th batch of questions, from the i-th on."""
     share = (state.process_index, state.num_processes)
-    captioner, size = config.foundation.build(), config.captioning.batch_size
-    shown = progress if share[0] == 0 else _quiet
-    eyes = Eyes(captioner, images, job.cache / "vision", size, shown, config.runtime, share)
-    eyes.see(job.asks, lambda features, wanted: see_together(features, wanted, state))
-    ask: Any = {"write": eyes.write, "yes": eyes.yes}[job.kind]
-    answers = ask(job.prompt, job.asks, title=job.title, **job.options)
-    if job.kind == "write":
+    size, shown = config.captioning.batch_size, progress if share[0] == 0 else _quiet
+    captioner = BatchedCaptioner(
+        config.foundation.build(),
+        images,
+        job.cache / "vision",
+        size,
+        shown,
+        config.runtime,
+        share,
+    )
+    captioner.precompute_vision(
+        job.requests, lambda features, wanted: see_together(features, wanted, state)
+    )
+    method: Any = getattr(captioner, job.kind)
+    answers = method(job.prompt, job.requests, title=job.title, **job.options)
+    if job.kind == "generate":
         answers = [[asdict(answer) for answer in row] for row in answers]
     rows = {
         "name": captioner.name,
-        "rows": eyes.done,
-        "answers": [answers[row] for row in eyes.done],
+        "rows": captioner.completed_indices,
+        "answers": [answers[row] for row in captioner.completed_indices],
     }
     write_json(job.directory / f"{share[0]}_answers.json", rows)
 
 
-def see_together(features: VisionFeatures, wanted: Sequence[ImageId], state: PartialState) -> None:
+def see_together(features: VisionCache, wanted: Sequence[ImageId], state: PartialState) -> None:
     """Have the images on disk, each process its share of the batches that one process would
     make."""
     if not state.is_main_process:
-        features.known(wanted)  # the first process counts them
-    batches = features.missing(wanted)
+        features.mark_counted_elsewhere(wanted)  # the first process counts them
+    batches = features.missing_batches(wanted)
     state.wait_for_everyone()  # all have looked before the first writes
-    features.make(batches[state.process_index :: state.num_processes], progress=_vision(state))
+    features.compute(batches[state.process_index :: state.num_processes], progress=_vision(state))
     state.wait_for_everyone()
-    features.missing(wanted)  # looks at what the others wrote
+    features.missing_batches(wanted)  # looks at what the others wrote
 
 
 def _vision(state: PartialState) -> Any:

@@ -24,7 +24,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, In
 from cirloop.artifacts.fs import explain
 from cirloop.artifacts.rows import read_augmented, read_mined
 from cirloop.artifacts.store import Artifact, write_json, write_text
-from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones.features import VisionCache
 from cirloop.config.run import RunConfig, from_json
 from cirloop.data.known_positives import known_positives
 from cirloop.data.paths import Sources
@@ -34,9 +34,9 @@ from cirloop.distributed.sharded_worker import do_share, see_together
 from cirloop.monitoring import events, live, preemption, profiling
 from cirloop.monitoring.console import Safe, progress, start_logging
 from cirloop.monitoring.costs import PROFILE
-from cirloop.training.batches import Batches
+from cirloop.training.batches import BatchSampler
 from cirloop.training.gradient_engine import seed_of
-from cirloop.training.health import BadBatch
+from cirloop.training.health import NonFiniteBatch
 from cirloop.training.trainer import Trainer
 from cirloop.types import ImageId, QueryId, TrainSplit, UserError
 
@@ -87,7 +87,7 @@ def in_pieces(accelerate: Accelerator) -> bool:
     )
 
 
-def images_of(batches: Batches, steps: int) -> list[ImageId]:
+def images_of(batches: BatchSampler, steps: int) -> list[ImageId]:
     """All that the steps look at."""
     wanted = [batches[step] for step in range(steps)]
     return sorted(
@@ -121,7 +121,7 @@ def train(job: TrainJob) -> None:
             ),
         ):
             _train(job, config)
-    except BadBatch as error:
+    except NonFiniteBatch as error:
         if rank() == 0:
             write_json(bad, {"schema": 1, "iteration": job.iteration, **error.row})
         raise UserError(f"{error}\nAll of its triplets are in {bad}.") from None
@@ -150,7 +150,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     mined = (
         read_mined(Artifact(job.negatives, job.run / job.negatives, "")) if job.negatives else []
     )
-    batches = Batches(
+    batches = BatchSampler(
         data.triplets,
         augmented,
         mined,
@@ -162,7 +162,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         groups_of(data, settings.group_batches),
         known_positives(data, samples),
     )
-    features = VisionFeatures(backbone, data.images, job.cache / "vision", config.runtime)
+    features = VisionCache(backbone, data.images, job.cache / "vision", config.runtime)
     if in_pieces(accelerate):  # the tower must still be whole
         see_together(features, images_of(batches, job.steps), accelerate.state)
     trainer = Trainer(
@@ -179,10 +179,10 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         lambda row: events.tell("step", row=row),
     )
     main = accelerate.is_main_process
-    if main and batches.num_right:
+    if main and batches.num_known_positives:
         logger.info(
             "%d of %d mined images are known to be right and no negatives",
-            batches.num_right,
+            batches.num_known_positives,
             len(mined),
         )
     if main and accelerate.num_processes > 1:

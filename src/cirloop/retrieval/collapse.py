@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cirloop.backbones.similarity import pooled
+from cirloop.backbones.similarity import mean_pool
 
 ALIKE = 0.98
 """Mean cosine of two images from which on they count as collapsed."""
@@ -26,6 +26,6 @@ def mean_cosine(vectors_ND: Any, seed: int) -> float | None:
     if num < 2:
         return None
     rows = np.sort(np.random.default_rng(seed).permutation(len(vectors_ND))[:num])
-    drawn_ND = pooled(np.asarray(vectors_ND[rows], np.float64))
+    drawn_ND = mean_pool(np.asarray(vectors_ND[rows], np.float64))
     total_D = drawn_ND.sum(axis=0)
     return float((total_D @ total_D - (drawn_ND**2).sum()) / (num * (num - 1)))

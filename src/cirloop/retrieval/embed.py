@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cirloop.backbones import Item
-from cirloop.backbones.base import each_once
-from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.oom_retry import in_halves
+from cirloop.backbones import EmbedInput
+from cirloop.backbones.base import deduplicate
+from cirloop.backbones.features import VisionCache
+from cirloop.backbones.oom_retry import run_with_oom_split
 from cirloop.monitoring import profiling
 from cirloop.types import Query
 
@@ -24,8 +24,8 @@ WAY_OUT = "Set model.max_pixels lower, or model.dtype bfloat16, or use a device 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
-def query_items(queries: Sequence[Query]) -> list[Item]:
-    return [Item(query.reference, query.text, query.category) for query in queries]
+def query_items(queries: Sequence[Query]) -> list[EmbedInput]:
+    return [EmbedInput(query.reference, query.text, query.category) for query in queries]
 
 
 def batches_of(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> list[list[int]]:
@@ -44,8 +44,8 @@ def batches_of(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> 
 
 def embed(
     backbone: Any,
-    features: VisionFeatures,
-    items: Sequence[Item],
+    features: VisionCache,
+    items: Sequence[EmbedInput],
     batch_size: int,
     progress: Progress,
     title: str,
@@ -55,8 +55,8 @@ def embed(
     (`batches_of`); equal items are embedded once. A failed item stops the stage, named."""
     if not items:
         return np.zeros((0, 0), np.float32)
-    unique, places = each_once(items)
-    features.ensure(
+    unique, places = deduplicate(items)
+    features.precompute(
         [item.image for item in unique], lambda batches: progress(batches, f"{title}: vision")
     )
     rows, made = embed_share(backbone, features, unique, batch_size, progress, title, max_tokens)
@@ -66,8 +66,8 @@ def embed(
 @torch.inference_mode()
 def embed_share(
     backbone: Any,
-    features: VisionFeatures,
-    items: Sequence[Item],
+    features: VisionCache,
+    items: Sequence[EmbedInput],
     batch_size: int,
     progress: Progress,
     title: str,
@@ -78,12 +78,14 @@ def embed_share(
     embeddings. The images have been ensured."""
     began = time.monotonic()
     grids = features.grids([item.image for item in items])
-    lengths = [backbone.length(item, grid) for item, grid in zip(items, grids, strict=True)]
+    lengths = [
+        backbone.sequence_length(item, grid) for item, grid in zip(items, grids, strict=True)
+    ]
     batches = batches_of(lengths, batch_size, max_tokens)[share[0] :: share[1]]
     backbone.module.eval()
     made: list[npt.NDArray[np.float32]] = []
 
-    def vectors_of(batch: Sequence[Item]) -> npt.NDArray[np.float32]:
+    def vectors_of(batch: Sequence[EmbedInput]) -> npt.NDArray[np.float32]:
         inputs = backbone.inputs(batch, features.get([item.image for item in batch]))
         vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
         profiling.add_tokens(inputs)
@@ -91,7 +93,7 @@ def embed_share(
 
     for rows in profiling.traced(progress(batches, title), "embedding"):
         batch = [items[i] for i in rows]
-        vectors = np.concatenate(in_halves(vectors_of, batch, "items to embed", WAY_OUT))
+        vectors = np.concatenate(run_with_oom_split(vectors_of, batch, "items to embed", WAY_OUT))
         profiling.add(items=len(batch))
         _check(batch, vectors)
         made.append(vectors)
@@ -108,7 +110,7 @@ def embed_share(
 
 
 @torch.inference_mode()
-def embed_now(backbone: Any, features: Any, items: Sequence[Item]) -> npt.NDArray[np.float32]:
+def embed_now(backbone: Any, features: Any, items: Sequence[EmbedInput]) -> npt.NDArray[np.float32]:
     """Embeddings of a few items as one batch, without a log line: a query that a person waits for.
     `features.get` gives their images' vision tokens."""
     backbone.module.eval()
@@ -118,7 +120,7 @@ def embed_now(backbone: Any, features: Any, items: Sequence[Item]) -> npt.NDArra
     return vectors
 
 
-def _check(batch: Sequence[Item], vectors: npt.NDArray[np.float32]) -> None:
+def _check(batch: Sequence[EmbedInput], vectors: npt.NDArray[np.float32]) -> None:
     bad = [
         batch[i]
         for i in np.flatnonzero(

@@ -34,23 +34,23 @@ def caption(
 
     def build(path: Path) -> None:
         queries = {t.query.id: t.query for t in train.triplets}
-        eyes = run.asked(lambda: run.embedder(checkpoint))
+        captioner = run.captioner(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration
-        candidates = pipeline.write_candidates(
-            eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite
+        candidates = pipeline.generate_candidates(
+            captioner, read_mined(negatives), queries, settings, seed, prompts.rewrite
         )
-        candidates = [pipeline.check_form(c, settings) for c in candidates]
+        candidates = [pipeline.check_format(c, settings) for c in candidates]
         if settings.min_verify_probability:
-            candidates = pipeline.verify(eyes, candidates, settings, prompts.verify)
-        name = eyes.name
-        del eyes  # before the embedder comes in
+            candidates = pipeline.verify(captioner, candidates, settings, prompts.verify)
+        name = captioner.name
+        del captioner  # before the embedder comes in
         if settings.max_round_trip_rank:
             candidates = pipeline.check_round_trip(candidates, settings, round_trip)
         written = [each.triplet for artifact in before for each in read_augmented(artifact)]
         known = {
             (t.query.reference, normal_text(t.query.text)) for t in (*train.triplets, *written)
         }
-        accepted, rejected = pipeline.choose(candidates, known, settings, iteration, name)
+        accepted, rejected = pipeline.select(candidates, known, settings, iteration, name)
         reasons = sorted({c.reason for c in rejected})
         write_json(
             path,

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cirloop.artifacts.store import Artifact, Store, fingerprint
-from cirloop.backbones import Item
+from cirloop.backbones import EmbedInput
 from cirloop.backbones.config import SimulatedSettings
 from cirloop.backbones.weights import is_adapter
-from cirloop.captioning.batched_captioner import Asked, Eyes
+from cirloop.captioning.batched_captioner import BatchedCaptioner, CaptionClient
 from cirloop.config import notices
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import CONFIG as CONFIG
@@ -87,7 +87,7 @@ class Run:
         their paths."""
         settings: dict[str, Any] = {name: self.config.decisive()[name] for name in (*names, "seed")}
         for name in {"model", "foundation"} & {*names}:
-            settings[name] = {**settings[name], **getattr(self.config, name).content()}
+            settings[name] = {**settings[name], **getattr(self.config, name).path_digests()}
         return settings
 
     def eval_digest(self, split_name: str) -> str:
@@ -101,7 +101,11 @@ class Run:
         return self.models.embedder(adapter_of(checkpoint))
 
     def vectors(
-        self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
+        self,
+        backbone: Embedder,
+        items: Sequence[EmbedInput],
+        split: TrainSplit | EvalSplit,
+        title: str,
     ) -> Vectors:
         """Vectors of `items`; the last few results are kept. In several processes if there are, for
         the run's model."""
@@ -116,7 +120,11 @@ class Run:
         return self._vectors[name]
 
     def _embed_pieces(
-        self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
+        self,
+        backbone: Embedder,
+        items: Sequence[EmbedInput],
+        split: TrainSplit | EvalSplit,
+        title: str,
     ) -> Vectors:
         """With no more than one piece in memory: large galleries are kept on disk (`room`)."""
         if len(items) <= PIECE:
@@ -129,7 +137,11 @@ class Run:
         return out
 
     def _embed(
-        self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
+        self,
+        backbone: Embedder,
+        items: Sequence[EmbedInput],
+        split: TrainSplit | EvalSplit,
+        title: str,
     ) -> Vectors:
         runtime = self.config.runtime
         if isinstance(backbone.settings, SimulatedSettings):
@@ -155,7 +167,7 @@ class Run:
         work = self.store.workspace(f"shares_{os.getpid()}")
         return ShardedExecutor(self.config, self.data, split, work, self.log)
 
-    def asked(self, backbone: Callable[[], Embedder]) -> Asked:
+    def captioner(self, backbone: Callable[[], Embedder]) -> CaptionClient:
         """The foundation model on the train split's images: in this process, on the weights of the
         embedder that `backbone` gives where that has the same base; or in several. Let go of it
         before the embedder is used again."""
@@ -164,11 +176,11 @@ class Run:
             return DistributedCaptioner(self._executor(train))
         captioner = self.models.captioner(backbone())
         kept, size = config.cache / "vision", config.captioning.batch_size
-        return Eyes(captioner, train.images, kept, size, progress, config.runtime)
+        return BatchedCaptioner(captioner, train.images, kept, size, progress, config.runtime)
 
     def gallery(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:
         """Vectors of a split's images; a warning where they are nearly all the same."""
-        items = [Item(image) for image in split.gallery.ids]
+        items = [EmbedInput(image) for image in split.gallery.ids]
         vectors = self.vectors(backbone, items, split, f"embed {split.gallery.name} gallery")
         known = (backbone.fingerprint, split.gallery.name)
         if known not in self._looked_at:

@@ -61,7 +61,7 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
     trains = bool(config.num_iterations or training.iteration_0_steps)
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
     num = launcher.processes(config.runtime)
-    shared = config.foundation.shares(config.model) and num == 1
+    shared = config.foundation.shares_base_with(config.model) and num == 1
     lora, tune = (
         training.lora,
         training.finetuning
@@ -127,7 +127,11 @@ def peaks(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
     model, training = config.model, config.training
     if not isinstance(model, VlmSettings):
         return {}
-    sizes, lora, captioning = resources.sizes_of(model.find()), training.lora, config.captioning
+    sizes, lora, captioning = (
+        resources.sizes_of(model.resolve_dir()),
+        training.lora,
+        config.captioning,
+    )
     weights = resources.weight_bytes(sizes, model.dtype, model.quantization)
     adapters = resources.adapter_weights(
         sizes, lora.r, lora.target_modules, training.finetuning == "dora"
@@ -162,7 +166,7 @@ def peaks(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
             "activations": rows * row * per_token,
             "working space": rows * row * working,
         }
-    if captioning.enabled and config.num_iterations and config.foundation.shares(model):
+    if captioning.enabled and config.num_iterations and config.foundation.shares_base_with(model):
         question = 2 * round(tokens) + PROMPT_TOKENS
         kept = resources.caption_bytes(
             sizes, model.dtype, captioning.batch_size, question, captioning.max_new_tokens
@@ -254,7 +258,7 @@ def _too_large(config: RunConfig) -> str:
     """Why the weights do not fit the memory that is free; empty where they do."""
     if not isinstance(config.model, VlmSettings):
         return ""
-    sizes = resources.sizes_of(config.model.find())
+    sizes = resources.sizes_of(config.model.resolve_dir())
     needed, free = (
         resources.weight_bytes(sizes, config.model.dtype, config.model.quantization),
         _memory_of()[1],

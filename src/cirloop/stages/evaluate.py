@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cirloop.artifacts.store import Artifact, write_json
-from cirloop.backbones import Item
+from cirloop.backbones import EmbedInput
 from cirloop.data.dataset import grey
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
@@ -145,7 +145,7 @@ def _vectors(
     references, on request."""
     items, asked = query_items(part.queries), part
     if ablate == "text":
-        items = [Item(item.image, "", item.category) for item in items]
+        items = [EmbedInput(item.image, "", item.category) for item in items]
     if ablate == "image":
         asked = grey(part)
     queries = run.vectors(backbone, items, asked, f"embed {asked.gallery.name} queries")

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from cirloop.backbones.features import VisionFeatures
-from cirloop.captioning.base import Ask
-from cirloop.captioning.batched_captioner import Eyes
+from cirloop.backbones.features import VisionCache
+from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.distributed.worker import accelerator
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.stages.models import Models
-from cirloop.training.batches import Batches
+from cirloop.training.batches import BatchSampler
 from cirloop.training.config import InfoNCE
 from cirloop.training.trainer import Trainer
 from cirloop.types import EvalSplit, TrainSplit
@@ -116,7 +116,7 @@ def _embedding(
         len(items), max(FIRST, int(BUDGET / picture.seconds))
     )  # whose pictures must be encoded first
     features = models.features(embedder, split)
-    features.ensure([item.image for item in items[:size]])
+    features.precompute([item.image for item in items[:size]])
 
     def work(rows: int) -> object:
         return embed(models.load(embedder), features, items[:rows], rows, _quiet, "measure")
@@ -127,24 +127,26 @@ def _embedding(
 
 def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
     settings, prompts = config.captioning, config.captioning.prompts(config.foundation)
-    asks = _filled(
-        [Ask(t.query.reference, t.target, t.query.text) for t in train.triplets],
+    requests = _filled(
+        [CaptionRequest(t.query.reference, t.target, t.query.text) for t in train.triplets],
         settings.batch_size,
     )
     captioner = models.captioner(models.embedder(None))
-    eyes = Eyes(captioner, train.images, config.cache / "vision", len(asks), _quiet, config.runtime)
+    client = BatchedCaptioner(
+        captioner, train.images, config.cache / "vision", len(requests), _quiet, config.runtime
+    )
     heats = [0.0] + [settings.temperature] * (settings.num_candidates - 1)
 
     def work(rows: int) -> object:
-        texts = eyes.write(
-            prompts.rewrite, asks[:rows], settings.max_new_tokens, heats, 0, "measure"
+        texts = client.generate(
+            prompts.rewrite, requests[:rows], settings.max_new_tokens, heats, 0, "measure"
         )
         if not settings.min_verify_probability:
             return texts
-        again = [ask for ask in asks[:rows] for _ in range(settings.num_candidates)]
-        return eyes.yes(prompts.verify, again[: len(asks)], "measure")
+        again = [request for request in requests[:rows] for _ in range(settings.num_candidates)]
+        return client.yes_probability(prompts.verify, again[: len(requests)], "measure")
 
-    return timed(work, len(asks))
+    return timed(work, len(requests))
 
 
 def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -> Timing:
@@ -153,13 +155,13 @@ def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -
     backbone = models.load(models.embedder(None))
     backbone.make_trainable(config.training, 0)
     accelerate = accelerator()
-    features = VisionFeatures(backbone, train.images, config.cache / "vision", config.runtime)
+    features = VisionCache(backbone, train.images, config.cache / "vision", config.runtime)
 
     def work(rows: int) -> object:
         settings = config.training.model_copy(
             update={"batch_size": rows, "hardest": 0, "loss": InfoNCE()}
         )
-        batches = Batches(train.triplets, [], [], rows, 0.0, 0, 0, False)
+        batches = BatchSampler(train.triplets, [], [], rows, 0.0, 0, 0, False)
         with TemporaryDirectory() as work:
             trainer = Trainer(
                 backbone, features, batches, settings, 1, 0, "measure", Path(work), 0, accelerate

@@ -18,9 +18,9 @@ import torch
 
 from cirloop.artifacts import schema
 from cirloop.artifacts.store import Artifact, file_digest, write_json
-from cirloop.backbones import Item
-from cirloop.backbones.similarity import pooled, similarity
-from cirloop.captioning.base import Ask
+from cirloop.backbones import EmbedInput
+from cirloop.backbones.similarity import mean_pool, similarity
+from cirloop.captioning.base import CaptionRequest
 from cirloop.data.dataset import grey
 from cirloop.data.known_positives import KINDS, REFERENCE, TARGET, KnownPositives, known_positives
 from cirloop.negatives import MiningSettings, miner
@@ -59,7 +59,7 @@ def mine(
     )
     settings = run.key("model", "mining", "attributes", "data", *(["foundation"] if asked else []))
     if asked:
-        settings["prompts"] = asdict(run.config.captioning.prompts(run.config.foundation))
+        settings["prompts"] = run.config.captioning.prompts(run.config.foundation).to_json()
     if told is not None and told.file is not None:
         settings["attributes"] = {**settings["attributes"], "file": file_digest(told.file)}
     return run.make(
@@ -213,7 +213,7 @@ def mining_context(
         attributes=table,
         requested_attributes=asked,
         losses=_losses(run, iteration),
-        vectors_GD=pooled(vectors.gallery_GD),
+        vectors_GD=mean_pool(vectors.gallery_GD),
         text_scores=text_scores,
     )
 
@@ -222,9 +222,9 @@ def _describe(run: Run, backbone: Any, images: Sequence[ImageId]) -> list[str | 
     """A sentence about each image by the foundation model, greedy; None for one that had not
     ended."""
     settings, prompts = run.config.captioning, run.config.captioning.prompts(run.config.foundation)
-    asks = [Ask(image, image, "") for image in images]
-    answers = run.asked(lambda: backbone).write(
-        prompts.describe, asks, settings.max_new_tokens, [0.0], 0, "describe"
+    requests = [CaptionRequest(image, image, "") for image in images]
+    answers = run.captioner(lambda: backbone).generate(
+        prompts.describe, requests, settings.max_new_tokens, [0.0], 0, "describe"
     )
     texts = [answer.text if answer.ended else None for (answer,) in answers]
     cut_off = texts.count(None)
@@ -294,9 +294,9 @@ def _rows(
 def _filter_context(
     run: Run, backbone: Any, train: TrainSplit, vectors: MiningInputs
 ) -> FilterContext:
-    def yes(pairs: MinedPairs) -> list[float]:
-        asks = [
-            Ask(
+    def yes_probability(pairs: MinedPairs) -> list[float]:
+        requests = [
+            CaptionRequest(
                 train.triplets[n].query.reference,
                 train.gallery.ids[c],
                 train.triplets[n].query.text,
@@ -304,7 +304,9 @@ def _filter_context(
             for n, c in zip(pairs.numbers_N, pairs.columns_N, strict=True)
         ]
         prompt = run.config.captioning.prompts(run.config.foundation).verify
-        return run.asked(lambda: backbone).yes(prompt, asks, "verify mined images")
+        return run.captioner(lambda: backbone).yes_probability(
+            prompt, requests, "verify mined images"
+        )
 
     def second(path: str, pairs: MinedPairs) -> tuple[Floats, Floats]:
         alone = {"start_adapter": None} if hasattr(run.config.model, "start_adapter") else {}
@@ -315,10 +317,10 @@ def _filter_context(
         items = query_items([train.triplets[n].query for n in numbers])
         queries = run.vectors(other, items, train, "embed queries, second model")
         gallery = run.vectors(
-            other, [Item(i) for i in train.gallery.ids], train, "embed gallery, second model"
+            other, [EmbedInput(i) for i in train.gallery.ids], train, "embed gallery, second model"
         )
         queries = queries[place]
         scores_N2 = scores_of(queries, gallery, np.stack([pairs.columns_N, pairs.targets_N], 1))
         return scores_N2[:, 0], scores_N2[:, 1]
 
-    return FilterContext(pooled(vectors.gallery_GD), yes, second)
+    return FilterContext(mean_pool(vectors.gallery_GD), yes_probability, second)

@@ -110,7 +110,7 @@ def _misfits(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[st
     file."""
     from safetensors import SafetensorError, safe_open
 
-    sizes = resources.sizes_of(model.find())
+    sizes = resources.sizes_of(model.resolve_dir())
     wrong: list[str] = []
     layers: set[str] = set()
     try:
@@ -172,12 +172,12 @@ def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:
     if isinstance(model, QwenSettings):
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-        side = resources.sizes_of(model.find()).pixels_per_token
+        side = resources.sizes_of(model.resolve_dir()).pixels_per_token
         sized = [smart_resize(h, w, side, model.min_pixels, model.max_pixels) for h, w in shapes]
         return [height * width // side**2 for height, width in sized]
     from transformers import AutoProcessor
 
-    processor: Any = AutoProcessor.from_pretrained(model.find(), trust_remote_code=False)
+    processor: Any = AutoProcessor.from_pretrained(model.resolve_dir(), trust_remote_code=False)
     counted = processor._get_num_multimodal_tokens(image_sizes=[list(shape) for shape in shapes])
     tokens: list[int] = counted.num_image_tokens
     return tokens
@@ -192,7 +192,7 @@ def disk_of(config: RunConfig, data: Dataset) -> dict[str, int]:
         return {}
     splits, sizes, training = (
         splits_of(config, data),
-        resources.sizes_of(model.find()),
+        resources.sizes_of(model.resolve_dir()),
         config.training,
     )
     adapter = resources.adapter_weights(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils.memory import clear_device_cache
 
-from cirloop.backbones.features import VisionFeatures
-from cirloop.captioning.weight_sharing import lends
+from cirloop.backbones.features import VisionCache
+from cirloop.captioning.weight_sharing import can_share_weights
 from cirloop.config.run import RunConfig
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Models:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._loaded: tuple[str, Any] | None = None
-        self._features: tuple[str, VisionFeatures] | None = None
+        self._features: tuple[str, VisionCache] | None = None
         self._fingerprints: dict[str, str] = {}
 
     def embedder(self, adapter: Path | None, settings: ModelSettings | None = None) -> Embedder:
@@ -81,23 +81,23 @@ class Models:
             )
         return self._loaded[1]
 
-    def features(self, embedder: Embedder, split: TrainSplit | EvalSplit) -> VisionFeatures:
+    def features(self, embedder: Embedder, split: TrainSplit | EvalSplit) -> VisionCache:
         """Vision features of a split's images, encoded by this embedder's tower; they go when its
         weights go."""
         backbone = self.load(embedder)
         name = split.gallery.name + backbone.vision_key
         if self._features is None or self._features[0] != name:
             cache, runtime = self._config.cache / "vision", self._config.runtime
-            self._features = (name, VisionFeatures(backbone, split.images, cache, runtime))
+            self._features = (name, VisionCache(backbone, split.images, cache, runtime))
         return self._features[1]
 
     def captioner(self, base: Embedder) -> Captioner:
         """The run's foundation model: on the weights of the embedder `base` where those are the
         same and can be lent, else in their place."""
         foundation = self._config.foundation
-        if foundation.shares(base.settings):
+        if foundation.shares_base_with(base.settings):
             backbone = self.load(base)
-            if lends(backbone, foundation):
+            if can_share_weights(backbone, foundation):
                 return foundation.build(backbone)
             del backbone
         name = f"captioner {foundation.model_dump_json()}"

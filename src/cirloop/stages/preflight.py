@@ -58,7 +58,7 @@ def check(config: RunConfig) -> Dataset:
             problems.take(error, "data")
     for name, model in (("model.path", config.model), ("foundation.path", config.foundation)):
         try:
-            model.find()
+            model.resolve_dir()
         except UserError as error:
             problems.add(name, str(error))
     if not problems.rows:  # the models' files are there, and the data set's
@@ -75,7 +75,7 @@ def check(config: RunConfig) -> Dataset:
             config.captioning.check(config.foundation)
     except UserError as error:
         problems.add("captioning", str(error))
-    if config.mining.search != "exact" and config.model.several_vectors:
+    if config.mining.search != "exact" and config.model.multi_vector:
         what = f"is for images of one vector; {config.model.type} gives several. Use exact"
         problems.add(f"mining.search {config.mining.search}", what)
     runtime = config.runtime
@@ -165,7 +165,7 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> N
         "attributes.image_source vlm": told is not None and told.image_source == "vlm",
     }
     for setting, needed in asks.items():
-        if needed and not config.foundation.judges:
+        if needed and not config.foundation.can_verify:
             problems.add(
                 setting,
                 f"the foundation model {config.foundation.type!r} looks at no picture; use another "

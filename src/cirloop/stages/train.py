@@ -11,7 +11,7 @@ from cirloop.distributed import launcher
 from cirloop.distributed.jobs import TrainJob
 from cirloop.monitoring import profiling
 from cirloop.stages.context import Run, adapter_of
-from cirloop.training.health import not_falling
+from cirloop.training.health import plateau_warning
 
 
 def train(
@@ -53,7 +53,7 @@ def train(
         with profiling.of_processes(workspace):
             launcher.training(job, config.runtime)
         log = schema.read(path / "training_log.json")
-        said = not_falling([row["loss"] for row in log["rows"] if "ids" not in row])
+        said = plateau_warning([row["loss"] for row in log["rows"] if "ids" not in row])
         if said:
             run.costs.warn(f"{name}: {said}")
 

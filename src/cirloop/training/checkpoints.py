@@ -1,5 +1,7 @@
-"""Step checkpoints of a training stage: one directory, whole or not there, and the one before it
-until then."""
+"""Step checkpoints of a training stage: one complete directory, or none.
+
+The checkpoint before is kept until the new one is complete.
+"""
 
 from __future__ import annotations
 
@@ -16,41 +18,43 @@ from torch import Tensor
 from cirloop.artifacts import schema
 from cirloop.artifacts.fs import save_tensors, sync_directory, sync_tree
 from cirloop.artifacts.store import file_digest, write_sealed
+from cirloop.training.log import Row
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
-STATE, RECORD = "state.safetensors", "state.json"
+STATE = "state.safetensors"
+RECORD = "state.json"
 
 
 class StepCheckpoints:
-    """Those in `directory`, made under `key`, which identifies everything that decides the stage's
-    result."""
+    """The step checkpoints in `directory`; `key` identifies all that decides the stage's result."""
 
     def __init__(self, directory: Path, key: str) -> None:
-        self._directory, self._key = directory, key
+        self._directory = directory
+        self._key = key
 
-    def write(self, step: int, state: dict[str, Tensor], log: list[dict[str, Any]]) -> None:
+    def write(self, step: int, state: dict[str, Tensor], log: list[Row]) -> None:
         """Keep `state` and `log` after `step` steps, and then no others."""
-        goal, aside = self._directory / f"step_{step:06d}", self._directory / "new"
+        path = self._directory / f"step_{step:06d}"
+        aside = self._directory / "new"
         _remove(aside)
         aside.mkdir(parents=True)
         save_tensors(aside / STATE, state)
         record = {"key": self._key, "step": step, "tensors": file_digest(aside / STATE), "log": log}
         write_sealed(aside / RECORD, "state", record)
         sync_tree(aside)
-        _remove(goal)  # one that is not whole, else training would have gone on from it
-        aside.replace(goal)
+        _remove(path)  # an incomplete one: from a complete one, training would have resumed
+        aside.replace(path)
         sync_directory(self._directory)
-        for old in set(self._all()) - {goal}:  # older ones, and those passed over
+        for old in set(self._all()) - {path}:
             old.replace(aside)  # in one move, so that no half of it is taken for a checkpoint
             _remove(aside)
 
     def newest(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The record and state to go on from; None = from the start.
+        """Return the record and state to resume from; None = from the start.
 
-        A directory without one of its files is left over from a removal that was broken off, and
-        passed over. Raises UserError, with the file named, where one is damaged or of another
-        stage.
+        A directory without one of its files is the rest of an interrupted removal, and is skipped.
+        Raises UserError, with the file named, where one is damaged or of another stage.
         """
         for path in reversed(self._all()):
             if not all(os.path.lexists(path / name) for name in (RECORD, STATE)):
@@ -62,22 +66,23 @@ class StepCheckpoints:
                     f"{path} is of a training stage with other settings or inputs. Delete it to"
                     " train from the start."
                 )
-            return record, self._tensors(path / STATE, record.get("tensors"))
+            return record, _read_tensors(path / STATE, record.get("tensors"))
         return None
 
     def _all(self) -> list[Path]:
         return sorted(self._directory.glob("step_*"))
 
-    @staticmethod
-    def _tensors(path: Path, digest: Any) -> dict[str, Tensor]:
-        try:
-            if not path.is_file() or file_digest(path) != digest:
-                raise UserError(f"{path} is altered. Delete {path.parent} to train from the start.")
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}). Delete {path.parent} to train from the start."
-            ) from None
+
+def _read_tensors(path: Path, digest: object) -> dict[str, Tensor]:
+    """Read a state file. Raises UserError where it is not the one with `digest`."""
+    try:
+        if not path.is_file() or file_digest(path) != digest:
+            raise UserError(f"{path} is altered. Delete {path.parent} to train from the start.")
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). Delete {path.parent} to train from the start."
+        ) from None
 
 
 def _remove(path: Path) -> None:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class InfoNCE(Settings):
-    """Each query against every candidate of the batch."""
+    """InfoNCE: the cross entropy of the target among all candidates of the batch."""
 
     type: Literal["info_nce"] = "info_nce"
     temperature: float = Field(0.02, gt=0)
-    """Scores are divided by it."""
+    """Divisor of the scores."""
     mask_margin: float | None = Field(None, ge=0)
-    """Other queries' candidates scored more than this above the target count as right and are left
-    out; Qwen3-Embedding (arXiv 2506.05176) takes 0.1. By default none is."""
+    """Cosine above the target's from which candidates of other queries count as right and are
+    ignored; Qwen3-Embedding (arXiv 2506.05176) has 0.1. None: no candidate is ignored."""
 
     def build(self) -> Loss:
         from cirloop.training.losses import info_nce
@@ -32,11 +32,11 @@ class InfoNCE(Settings):
 
 
 class TripletHinge(Settings):
-    """Hinge on the cosines of the target and of a query's own negatives."""
+    """Triplet hinge on the cosines of the target and of a query's hard negatives."""
 
     type: Literal["triplet"] = "triplet"
     margin: float = Field(0.2, gt=0)
-    """By how much the target's cosine is to be above a negative's."""
+    """Least lead of the target over a negative, in cosine."""
 
     def build(self) -> Loss:
         from cirloop.training.losses import triplet
@@ -45,12 +45,12 @@ class TripletHinge(Settings):
 
 
 class BradleyTerry(Settings):
-    """QuRe's: the log-odds of the target against a query's own negatives; QuRe draws one,
-    `training.negatives_in_batch`."""
+    """QuRe's Bradley-Terry loss: the log-odds of the target against a query's hard negatives; QuRe
+    draws one, `training.negatives_in_batch`."""
 
     type: Literal["bradley_terry"] = "bradley_terry"
     temperature: float = Field(1.0, gt=0)
-    """Scores are divided by it."""
+    """Divisor of the scores."""
 
     def build(self) -> Loss:
         from cirloop.training.losses import bradley_terry
@@ -62,7 +62,7 @@ class LossPart(Settings):
     """One loss of a sum."""
 
     weight: float = Field(1.0, gt=0)
-    """What the loss is multiplied by."""
+    """Factor of the loss."""
     loss: Annotated[BradleyTerry | InfoNCE | TripletHinge, Field(discriminator="type")]
 
 
@@ -71,7 +71,7 @@ class LossSum(Settings):
 
     type: Literal["sum"] = "sum"
     parts: tuple[LossPart, ...] = Field(min_length=1)
-    """Each a `weight` and a `loss`."""
+    """The losses, each a `weight` and a `loss`."""
 
     def build(self) -> Loss:
         from cirloop.training.losses import weighted
@@ -87,7 +87,7 @@ LossConfig = Annotated[
 
 
 class TrainingSettings(Settings):
-    """One training stage: a contrastive loss, AdamW, a linear warm-up of the rate and a fall."""
+    """Settings of a training stage: a contrastive loss, AdamW, learning-rate warm-up and decay."""
 
     iteration_0_steps: int = Field(100, ge=0)
     """Optimisation steps of iteration 0, on human triplets alone; 0 = the base model as it is."""
@@ -96,14 +96,14 @@ class TrainingSettings(Settings):
     batch_size: int = Field(48, ge=2)
     """Queries per step, over all processes."""
     augmented_fraction: float = Field(0.25, ge=0, le=0.5)
-    """Share of a batch that is augmented triplets, where there are any; each brings its human
-    triplet along."""
+    """Share of augmented triplets in a batch, where there are any; each brings its human triplet
+    along."""
     negatives_in_batch: int = Field(1, ge=0)
     """Mined images added as candidates per human query that has any: its own negatives, for losses
     of pairs, beside the mined images that were rewritten and are in the batch. A query with neither
     gets as many random targets of other queries of the batch."""
     unique_targets: bool = True
-    """No image is the target of two queries of a batch."""
+    """Allow no image to be the target of two queries of a batch."""
     group_batches: Literal["none", "category", "group"] = "none"
     """Draw a batch's human triplets from one category of images, or whole groups of them (CIRR's
     sets of six)."""
@@ -111,24 +111,24 @@ class TrainingSettings(Settings):
     """Valid wrong candidates of the batch kept in a query's denominator, the hardest, which are
     also the negatives of `triplet`; 0 = all of them, and a query's own negatives for `triplet`."""
     hard_candidate_pool: int = Field(50, ge=1)
-    """Most similar candidates that those are looked for among."""
+    """Most similar candidates among which hard ones are chosen."""
     hard_candidate_margin: float = 0.0
-    """How far above the target a valid candidate may score, in cosine; negative: how far below it
-    must stay."""
+    """Largest lead of a valid candidate over the target, in cosine; negative: the least distance
+    below it."""
     loss: LossConfig = InfoNCE()
     learning_rate: float = Field(5e-4, gt=0)
-    """The peak of the rate."""
+    """Peak of the learning rate."""
     lr_overrides: dict[str, Annotated[float, Field(gt=0)]] = Field({})
-    """Other learning rates, by a pattern that a weight's name starts with; the first that fits
+    """Learning rates of their own, by a pattern that a weight's name starts with; the first match
     counts."""
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls after its warm-up, to 0 at the stage's last step, or not at all."""
+    """Decay of the learning rate after its warm-up, to 0 at the stage's last step, or none."""
     lr_warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate warms up."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Longer gradients are shortened to this norm."""
+    """Norm to which longer gradients are clipped."""
     grad_cache_chunk_size: int = Field(0, ge=0)
     """Rows encoded at once with gradient caching (GradCache, arXiv 2101.06983); 0 = the whole batch
     at once. A run may go on with another number, which changes rounding and the draws of
@@ -137,15 +137,15 @@ class TrainingSettings(Settings):
     """Batches of a stage without a finite loss and gradient that may be left out; one more stops
     it. What is left out does not depend on this number, so a run can go on with a higher one."""
     finetuning: Literal["lora", "dora", "full"] | None = None
-    """How weights are trained; by default as suits the model: LoRA on a language model, other
-    models in full."""
+    """How weights are trained. None: as suits the model, LoRA on a language model, other models in
+    full."""
     lora: LoraSettings = LoraSettings()
     trainable_patterns: tuple[str, ...] = ()
-    """With `finetuning: full`, what is trained: patterns that a weight's name starts with; by
+    """Patterns of the weights that `finetuning: full` trains: a weight's name starts with one; by
     default the model's own."""
 
     @model_validator(mode="after")
-    def _even(self) -> TrainingSettings:
+    def _pairs_fit(self) -> TrainingSettings:
         if int(self.batch_size * self.augmented_fraction) * 2 > self.batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot hold its augmented share"
@@ -154,8 +154,8 @@ class TrainingSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _heard(self) -> TrainingSettings:
-        """No setting that would do nothing, and patterns that are patterns."""
+    def _no_unused(self) -> TrainingSettings:
+        """Refuse settings that would do nothing, and patterns that are none."""
         losses = (
             [part.loss for part in self.loss.parts]
             if isinstance(self.loss, LossSum)

@@ -1,62 +1,68 @@
-"""What is wrong with a training stage, in numbers: a batch without a finite loss, a loss that does
-not fall."""
+"""Faults of a training stage: a batch without a finite loss, a loss that does not fall."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from statistics import fmean, variance
-from typing import Any
 
 from cirloop.training.batches import Batch
+from cirloop.training.log import SkippedRow
 
-SHOWN = 8
-"""Ids that an error lists; all of them are in the run directory."""
-LEAST = 8
+MAX_SHOWN_IDS = 8
+"""Ids that an error lists; the run directory has all of them."""
+MIN_QUARTER_STEPS = 8
 """Steps in a quarter of a stage, below which nothing is said about its loss."""
 
 
-class BadBatch(Exception):
-    """Training stopped at a batch whose loss or gradient is not finite. `row` says which, as
-    JSON."""
+class NonFiniteBatch(Exception):
+    """Training stopped at a batch whose loss or gradient is not finite; `row` describes it."""
 
-    def __init__(self, row: dict[str, Any], steps: int, skipped: int) -> None:
-        self.row, ids = row, row["ids"]
-        more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    def __init__(self, row: SkippedRow, steps: int, num_skipped: int) -> None:
+        self.row = row
+        ids = row["ids"]
+        num_more = len(ids) - MAX_SHOWN_IDS
+        more = f" and {num_more} more" if num_more > 0 else ""
         super().__init__(
             f"step {row['step']} of {steps}: the loss is {row['loss']}, the gradient's norm"
-            f" {row['grad_norm']}. The batch's triplets: {', '.join(ids[:SHOWN])}{more}.\nWays out:"
-            " look at their pictures and texts; a lower --learning_rate; another model.dtype; or"
-            f" --max_skipped_batches {skipped + 1} --auto_resume, which leaves such a batch out."
+            f" {row['grad_norm']}. The batch's triplets: {', '.join(ids[:MAX_SHOWN_IDS])}{more}.\n"
+            "Ways out: look at their pictures and texts; a lower --learning_rate; another"
+            f" model.dtype; or --max_skipped_batches {num_skipped + 1} --auto_resume, which leaves"
+            " such a batch out."
         )
 
 
-def bad_row(step: int, loss: float, norm: float | None, batch: Batch) -> dict[str, Any]:
-    """A bad batch at `step`, from 1, as JSON, which knows no NaN: numbers that are none are
-    words."""
-    numbers = {"loss": loss, "grad_norm": norm}
-    told = {
-        name: value if value is None or math.isfinite(value) else str(value)
-        for name, value in numbers.items()
+def non_finite_row(step: int, loss: float, grad_norm: float | None, batch: Batch) -> SkippedRow:
+    """Describe a batch at `step`, from 1, whose loss or gradient is not finite."""
+    return {
+        "step": step,
+        "loss": _json_number(loss),
+        "grad_norm": None if grad_norm is None else _json_number(grad_norm),
+        "ids": [query.id for query in batch.queries],
     }
-    return {"step": step, **told, "ids": [query.id for query in batch.queries]}
 
 
-def not_falling(losses: Sequence[float]) -> str | None:
-    """What to say of a stage whose loss did not fall; None where it did, or steps are too few to
-    tell.
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
-    It fell if its mean over the last quarter of the steps is lower than over the first by more than
-    the standard error of the difference, steps taken as independent.
+
+def plateau_warning(losses: Sequence[float]) -> str | None:
+    """Return a warning where a stage's loss did not fall; None where it did, or steps are too few.
+
+    The loss fell if its mean over the last quarter of the steps is lower than over the first by
+    more than the standard error of the difference, with steps taken as independent.
     """
     size = len(losses) // 4
-    if size < LEAST:
+    if size < MIN_QUARTER_STEPS:
         return None
-    first, last = losses[:size], losses[-size:]
-    fall, error = fmean(first) - fmean(last), math.sqrt((variance(first) + variance(last)) / size)
-    if fall > error:
+    first = losses[:size]
+    last = losses[-size:]
+    fall = fmean(first) - fmean(last)
+    standard_error = math.sqrt((variance(first) + variance(last)) / size)
+    if fall > standard_error:
         return None
     return (
         f"the loss did not fall: {fmean(first):.4f} over the first {size} steps, {fmean(last):.4f}"
-        f" over the last {size}, a fall of {fall:.4f} with a standard error of {error:.4f}"
+        f" over the last {size}, a fall of {fall:.4f} with a standard error of"
+        f" {standard_error:.4f}"
     )

@@ -1,16 +1,15 @@
-"""What an embedder reads: a file per prompt format, named. A published embedder's weights need that
-embedder's format.
+"""Prompt formats of embedders, a named file for each. Published weights need their own format.
 
-A file says what is read of a composed query and of a gallery image (`query`, `document`): `{image}`
-is an image with the family's own signs around it, `{prompt}` the instruction (`query_prompt`,
-`document_prompt`), `{text}` the modification text, `{category}` what kind of thing a query is
-about, as its data set has it, or else the file's `category`. All else is read as it stands, special
-tokens included: a file is trusted. A text and a category are words.
+A file holds what the model reads of a composed query and of a gallery image (`query`, `document`):
+`{image}` is an image with the family's tokens around it, `{prompt}` the instruction
+(`query_prompt`, `document_prompt`), `{text}` the modification text, `{category}` the query's
+category in its data set, or else the file's `category`. All else is literal, special tokens
+included: a file is trusted. Texts and categories are escaped.
 
 `positions: sequential` numbers image tokens as text is numbered; `model`, the default, leaves them
 to the model (M-RoPE in the Qwen-VLs). With `chat_template: true` the query is a user's turn of the
 model's own chat template. `families` are the types of model that a file is for; without it, all.
-What a file says, and not its name, is part of fingerprints.
+Fingerprints cover a file's content, not its name.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _KINDS: dict[str, tuple[type, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """The content of a file."""
+    """The content of a prompt format's file."""
 
     name: str
     query: str
@@ -58,12 +57,13 @@ class PromptFormat:
 
     @property
     def digest(self) -> str:
-        """Of what the file says, whatever its name."""
-        return fingerprint({name: value for name, value in asdict(self).items() if name != "name"})
+        """Digest of the content without the name."""
+        content = asdict(self)
+        del content["name"]
+        return fingerprint(content)
 
     def check_prompts(self, query_prompt: str | None, document_prompt: str | None) -> None:
-        """Raises UserError where `model.query_prompt` or `model.document_prompt` does not fit in
-        the places of the file's own."""
+        """Raise UserError where `model.query_prompt` or `model.document_prompt` does not fit."""
         problems = []
         for role, frame, prompt in (
             ("query", self.query, query_prompt),
@@ -80,11 +80,8 @@ class PromptFormat:
                     f"{role}_prompt {prompt!r}: {IMAGE} and {PROMPT} belong into a prompt format"
                 )
         if query_prompt is not None and (self.query + query_prompt).count(TEXT) != 1:
-            place = (
-                "in its query, so not in a prompt"
-                if TEXT in self.query
-                else "once in its query_prompt"
-            )
+            in_query = TEXT in self.query
+            place = "in its query, so not in a prompt" if in_query else "once in its query_prompt"
             problems.append(
                 f"query_prompt {query_prompt!r}: prompt format {self.name!r} has {TEXT} {place}"
             )
@@ -103,25 +100,25 @@ class PromptFormat:
 
 
 def packaged() -> list[str]:
-    """Names of the formats that come along."""
+    """List the names of the packaged formats."""
     return sorted(
         p.name.removesuffix(".yaml") for p in files(__name__).iterdir() if p.name.endswith(".yaml")
     )
 
 
 def fitting(family: str) -> list[str]:
-    """Names of the formats that come along for a type of model."""
+    """List the names of the packaged formats for a type of model."""
     return [name for name in packaged() if family in load(name).families]
 
 
 def filled(piece: str, text: str, category: str) -> str:
-    """A piece of a format with its values; what stands in a value is no place for another."""
+    """Fill a piece of a format with its values; placeholders inside values stay as they are."""
     return _VALUES.sub(lambda place: text if place[0] == TEXT else category, piece)
 
 
 @cache
 def load(name: str) -> PromptFormat:
-    """The packaged format `name`, or that of a file. Raises UserError with all that is wrong."""
+    """Load the packaged format `name`, or that of a file. Raises UserError with all faults."""
     path = parse.at_home(name)
     if name in packaged():
         path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
@@ -144,20 +141,22 @@ def load(name: str) -> PromptFormat:
     return PromptFormat(path.stem, families=families, **content)
 
 
-def _problems(content: Any) -> list[str]:
+def _problems(content: object) -> list[str]:
+    """List what is wrong with a file's content."""
     if not isinstance(content, dict):
         return [f"must be a mapping with {', '.join(_KINDS)}"]
     problems = [
         f"unknown key {key!r}; known: {', '.join(_KINDS)}" for key in content if key not in _KINDS
     ]
     problems += [f"has no {key}" for key in ("query", "document") if key not in content]
-    for key, (kind, wanted) in _KINDS.items():
+    for key, (kind, kind_name) in _KINDS.items():
         if key in content and not isinstance(content[key], kind):
-            problems.append(f"{key} {content[key]!r} is not {wanted}")
+            problems.append(f"{key} {content[key]!r} is not {kind_name}")
     return problems or _misplaced(content) + _unknown(content)
 
 
 def _misplaced(content: dict[str, Any]) -> list[str]:
+    """List placeholders that are missing, repeated, or in the wrong place."""
     problems = []
     for role in ("query", "document"):
         frame, prompt = content[role], content.get(f"{role}_prompt", "")
@@ -169,12 +168,12 @@ def _misplaced(content: dict[str, Any]) -> list[str]:
             problems.append(f"{role}_prompt must not hold {IMAGE} or {PROMPT}")
         if frame.count(IMAGE) > 1 or (content.get("chat_template") and IMAGE not in frame):
             problems.append(f"{role} must hold {IMAGE} once")
-    asked = content["query"] + content.get("query_prompt", "")
-    if asked.count(TEXT) != 1:
+    query = content["query"] + content.get("query_prompt", "")
+    if query.count(TEXT) != 1:
         problems.append(f"query or query_prompt must hold {TEXT} once")
     if _VALUES.search(content["document"] + content.get("document_prompt", "")):
         problems.append(f"a document has neither {TEXT} nor {CATEGORY}")
-    if (CATEGORY in asked) != bool(content.get("category")):
+    if (CATEGORY in query) != bool(content.get("category")):
         problems.append(
             f"category, the word where data have none, belongs to {CATEGORY} in query or"
             " query_prompt"
@@ -183,11 +182,12 @@ def _misplaced(content: dict[str, Any]) -> list[str]:
 
 
 def _unknown(content: dict[str, Any]) -> list[str]:
+    """List values that are none of the known ones."""
     problems = []
     if content.get("positions", "model") not in POSITIONS:
         problems.append(f"positions {content['positions']!r} is none of {', '.join(POSITIONS)}")
     families = content.get("families", FAMILIES)
-    odd = [family for family in families if family not in FAMILIES]
-    if odd or not families:
-        problems.append(f"families {odd or 'are none'}; there are {', '.join(FAMILIES)}")
+    unknown = [family for family in families if family not in FAMILIES]
+    if unknown or not families:
+        problems.append(f"families {unknown or 'are none'}; there are {', '.join(FAMILIES)}")
     return problems

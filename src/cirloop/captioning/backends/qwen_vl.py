@@ -1,137 +1,142 @@
-"""A Qwen-VL as the foundation model that writes and judges modification texts."""
+"""A Qwen-VL as the foundation model that writes and verifies modification texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from cirloop.artifacts.store import fingerprint
 from cirloop.backbones import qwen2_5_vl, qwen2_vl, qwen3_vl
-from cirloop.backbones.base import VisionInput
+from cirloop.backbones.base import ImageFeatures, PreparedImages
 from cirloop.backbones.vision import load_vlm
 from cirloop.captioning.base import (
     Answer,
-    Ask,
-    Sees,
-    chat_text,
-    end_signs,
-    first_tokens,
-    probability,
-    sampling,
-    signs,
+    CaptionRequest,
+    InputKind,
+    end_token_ids,
+    first_token_ids,
+    render_chat,
+    sampling_kwargs,
+    yes_probability,
 )
 from cirloop.captioning.decoding import decode
-from cirloop.captioning.prefix_cache import Reading, read
+from cirloop.captioning.prefix_cache import PrefillState, prefill
 from cirloop.captioning.prompts import Prompt
-from cirloop.captioning.weight_sharing import base_of, lends
+from cirloop.captioning.weight_sharing import adapter_disabled, can_share_weights
 from cirloop.monitoring import profiling
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cirloop.captioning.config import QwenFoundation
+    from cirloop.backbones.vlm import VlmEmbedder
+    from cirloop.captioning.foundation import QwenFoundation
 
 
 class QwenVLCaptioner(qwen2_vl.VisionMixin):
-    """Batched generation; vision tokens from the same cache as the embedder's, what questions share
-    is read once.
+    """A captioner with batched generation, cached vision tokens and shared prefixes.
 
-    On the weights of the embedder `shared` where that lends them, with its adapter off in every
+    It runs on the weights of `embedder` where those can be shared, with the adapter off in every
     call.
     """
 
-    sees: Sees = "tokens"
+    input_kind: InputKind = "vision_tokens"
 
-    def __init__(self, settings: QwenFoundation, shared: Any | None = None) -> None:
+    def __init__(self, settings: QwenFoundation, embedder: VlmEmbedder | None = None) -> None:
         self.settings = settings
-        self.min_pixels, self.max_pixels = settings.min_pixels, settings.max_pixels
-        self.lender = shared if shared is not None and lends(shared, settings) else None
-        if self.lender is not None:
-            self.vlm, self.processor = self.lender.vlm, self.lender.processor
-            self.base_digest = self.lender.base_digest
+        self.name = settings.path
+        self.min_pixels = settings.min_pixels
+        self.max_pixels = settings.max_pixels
+        shares = embedder is not None and can_share_weights(embedder, settings)
+        self.shared_embedder = embedder if shares else None
+        if self.shared_embedder is not None:
+            self.vlm = self.shared_embedder.vlm
+            self.processor = self.shared_embedder.processor
+            self.base_digest = self.shared_embedder.base_digest
         else:
             self.vlm, self.processor, self.base_digest = load_vlm(
                 settings.path, settings.dtype, settings.attention, (settings.type,)
             )
-        self.name, self.signs = settings.path, signs(self.processor)
-        self._ends = end_signs(self.vlm, self.name)
-        kinds = getattr(self.vlm.config.text_config, "layer_types", None) or []
-        self.shares = not any(
-            "sliding" in kind for kind in kinds
-        )  # a window counts padding inside a row too
+        self.end_ids = end_token_ids(self.vlm, self.name)
+        layer_types = getattr(self.vlm.config.text_config, "layer_types", None) or []
+        # A sliding window counts padding inside a row too.
+        self.shares_prefixes = not any("sliding" in layer_type for layer_type in layer_types)
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(
-            [self.base_digest, self.settings.model_dump(mode="json", exclude={"path"})]
-        )
+        settings = self.settings.model_dump(mode="json", exclude={"path"})
+        return fingerprint([self.base_digest, settings])
 
     def encode_images(
-        self, images: Sequence[Image.Image], prepared: Any = None
-    ) -> list[VisionInput]:
-        with base_of(self.lender):
+        self, images: Sequence[Image.Image], prepared: PreparedImages | None = None
+    ) -> list[ImageFeatures]:
+        """Encode images as the base does."""
+        with adapter_disabled(self.shared_embedder):
             return super().encode_images(images, prepared)
 
-    def turn(self, prompt: Prompt, text: str) -> str:
-        """The conversation as the model reads it, each image as one sign."""
-        return chat_text(self.processor, self.signs, prompt, text)
+    def render_chat(self, prompt: Prompt, text: str) -> str:
+        """Render the conversation as the model reads it, with one placeholder per image."""
+        return render_chat(self.processor, self.special_tokens, prompt, text)
 
-    def read(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]) -> Reading:
-        """The questions in the language model, whose adapter must be off."""
-        inputs = self.tensors([self.turn(prompt, ask.text) for ask in asks], vision, side="left")
+    def prefill(
+        self, prompt: Prompt, requests: Sequence[CaptionRequest], vision: Sequence[ImageFeatures]
+    ) -> PrefillState:
+        """Read the requests by the language model, whose adapter must be off."""
+        texts = [self.render_chat(prompt, request.text) for request in requests]
+        inputs = self.collate(texts, vision, side="left")
         rows = [
             ids[mask.bool()]
             for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         ]
-        return read(self, rows, asks, vision, self.shares)
+        return prefill(self, rows, requests, vision, self.shares_prefixes)
 
-    def write(
+    def generate(
         self,
         prompt: Prompt,
-        asks: Sequence[Ask],
-        vision: Sequence[VisionInput],
+        requests: Sequence[CaptionRequest],
+        vision: Sequence[ImageFeatures],
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
     ) -> list[list[Answer]]:
-        """An answer per temperature and question, read once. `vision` holds two images per
-        question, in order."""
-        with base_of(self.lender):
-            reading = self.read(prompt, asks, vision)
-            turns, pad = [], self.processor.tokenizer.pad_token_id
-            for turn, temperature in enumerate(temperatures):
-                torch.manual_seed(seed + turn)
-                made = decode(self.vlm, reading, max_new_tokens, **sampling(temperature))
-                profiling.add(tokens_written=sum(int(row.ne(pad).sum()) for row in made))
-                turns.append([self._answer(row) for row in made])
-        return [list(answers) for answers in zip(*turns, strict=True)]
+        """Generate an answer per request and temperature, reading each request once.
 
-    def _answer(self, tokens: torch.Tensor) -> Answer:
-        text: str = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-        ended = torch.isin(tokens, torch.tensor(self._ends, device=tokens.device)).any()
+        `vision` holds two images per request, in order.
+        """
+        answers_by_temperature = []
+        pad = self.processor.tokenizer.pad_token_id
+        with adapter_disabled(self.shared_embedder):
+            prefilled = self.prefill(prompt, requests, vision)
+            for number, temperature in enumerate(temperatures):
+                torch.manual_seed(seed + number)
+                ids = decode(self.vlm, prefilled, max_new_tokens, **sampling_kwargs(temperature))
+                profiling.add(tokens_written=sum(int(row.ne(pad).sum()) for row in ids))
+                answers_by_temperature.append([self._answer(row) for row in ids])
+        return [list(answers) for answers in zip(*answers_by_temperature, strict=True)]
+
+    def _answer(self, ids: torch.Tensor) -> Answer:
+        text: str = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
+        ended = torch.isin(ids, torch.tensor(self.end_ids, device=ids.device)).any()
         return Answer(text.strip(), bool(ended))
 
-    def yes(
-        self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[VisionInput]
+    def yes_probability(
+        self, prompt: Prompt, requests: Sequence[CaptionRequest], vision: Sequence[ImageFeatures]
     ) -> list[float]:
-        """Probability of "yes" against "no" as the first word of the answer, either case."""
-        with base_of(self.lender):
-            logits = self.vlm.lm_head(self.read(prompt, asks, vision).last_BD)
-        yes, no = (
-            first_tokens(self.processor.tokenizer, words)
-            for words in (("yes", "Yes"), ("no", "No"))
-        )
-        return probability(logits, yes, no)
+        """Return the probability of "yes" against "no" as the first word, in either case."""
+        with adapter_disabled(self.shared_embedder):
+            logits_BV = self.vlm.lm_head(self.prefill(prompt, requests, vision).last_BD)
+        yes_ids = first_token_ids(self.processor, ("yes", "Yes"))
+        no_ids = first_token_ids(self.processor, ("no", "No"))
+        return yes_probability(logits_BV, yes_ids, no_ids)
 
 
 class Qwen25VLCaptioner(qwen2_5_vl.VisionMixin, QwenVLCaptioner):
-    """Qwen2.5-VL's."""
+    """The captioner of Qwen2.5-VL."""
 
 
 class Qwen3VLCaptioner(qwen3_vl.VisionMixin, QwenVLCaptioner):
-    """Qwen3-VL's."""
+    """The captioner of Qwen3-VL."""
 
 
 CAPTIONERS: dict[str, type[QwenVLCaptioner]] = {

@@ -1,7 +1,7 @@
-"""No model: texts from a rule, for dry runs of everything around captioning.
+"""Texts from a rule in place of a model, for dry runs of everything around captioning.
 
-The rule sees the human text and no picture, so it cannot know what is true of the mined image. A
-result of texts like these means nothing; every text carries the name `template (no model)` into the
+The rule sees the human text and no image, so it cannot know what is true of the mined image.
+Results with such texts mean nothing: every text carries the name `template (no model)` into the
 artifact, and a warning is logged.
 """
 
@@ -11,10 +11,9 @@ import json
 import logging
 from collections.abc import Sequence
 from random import Random
-from typing import Any
 
 from cirloop.artifacts.store import fingerprint
-from cirloop.captioning.base import Answer, Ask, Sees
+from cirloop.captioning.base import Answer, CaptionRequest, InputKind
 from cirloop.captioning.parsing import KEY
 from cirloop.captioning.prompts import Prompt
 from cirloop.types import UserError
@@ -27,15 +26,17 @@ RULES = (
     "nearly as asked: {text}",
 )
 VERSION = ["template-1", *RULES]
-"""Stands for the weights."""
+"""What the fingerprint covers in place of weights."""
 
 
 class TemplateCaptioner:
-    """Greedy is the first rule; a temperature, whichever, draws one by the seed and the
-    question."""
+    """A captioner that puts the human text into a rule's frame.
+
+    Greedy texts take the first rule; any temperature above 0 draws one by the seed and the request.
+    """
 
     name = "template (no model)"
-    sees: Sees = "nothing"
+    input_kind: InputKind = "none"
 
     def __init__(self) -> None:
         self.fingerprint = fingerprint(VERSION)
@@ -44,35 +45,45 @@ class TemplateCaptioner:
             " dry runs; results of this run mean nothing"
         )
 
-    def write(
+    def generate(
         self,
         prompt: Prompt,
-        asks: Sequence[Ask],
-        vision: Sequence[Any],
+        requests: Sequence[CaptionRequest],
+        vision: Sequence[object],
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
     ) -> list[list[Answer]]:
-        """The human text in a rule's frame; JSON where the prompt asks for it. One of more than
-        `max_new_tokens` words is cut there, and has not ended."""
-        out = []
-        for ask in asks:
-            texts = []
-            for turn, temperature in enumerate(temperatures):
-                draw = Random(fingerprint([seed + turn, ask.first, ask.second, ask.text]))
-                rule = draw.choice(RULES) if temperature else RULES[0]
-                words = rule.replace("{text}", ask.text).split()
-                text = " ".join(words[:max_new_tokens])
-                said = json.dumps({KEY: text}) if prompt.answer == "json" else text
-                texts.append(Answer(said, len(words) <= max_new_tokens))
-            out.append(texts)
-        return out
+        """Put the human text into a rule's frame, as JSON where the prompt asks for it.
 
-    def yes(self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Any]) -> list[float]:
-        """Raises UserError: a rule that sees no picture has no opinion, and a made-up one would
-        pass for a check."""
+        A text of more than `max_new_tokens` words is cut there, and has not ended.
+        """
+        return [
+            [
+                _answer(prompt, request, max_new_tokens, temperature, seed + number)
+                for number, temperature in enumerate(temperatures)
+            ]
+            for request in requests
+        ]
+
+    def yes_probability(
+        self, prompt: Prompt, requests: Sequence[CaptionRequest], vision: Sequence[object]
+    ) -> list[float]:
+        """Raise UserError: an opinion of a rule that sees no image would pass for a check."""
         raise UserError(
             "foundation.type template looks at no picture and cannot judge. Set"
             " captioning.min_verify_probability to 0 and leave the verify filter out, or use"
             " another --foundation_model_backbone."
         )
+
+
+def _answer(
+    prompt: Prompt, request: CaptionRequest, max_new_tokens: int, temperature: float, seed: int
+) -> Answer:
+    random = Random(fingerprint([seed, request.reference, request.image, request.text]))
+    rule = random.choice(RULES) if temperature else RULES[0]
+    words = rule.replace("{text}", request.text).split()
+    text = " ".join(words[:max_new_tokens])
+    if prompt.answer == "json":
+        text = json.dumps({KEY: text})
+    return Answer(text, len(words) <= max_new_tokens)

@@ -2,43 +2,69 @@
 
 Written against the documented interface (docs.vllm.ai: "Multimodal Inputs", offline; `LLM`,
 `SamplingParams`): requests `{"prompt", "multi_modal_data": {"image": [...]}}`, a seed per request,
-`allowed_token_ids` with `logprobs` of what is left, `finish_reason` "stop" of an answer that came
-to its end. Of the model's generation_config.json its end signs and its repetition penalty hold, as
-in `base.sampling`. Tested with a stand-in that speaks this interface; vLLM itself has not been run.
+`allowed_token_ids` with `logprobs` of the remaining tokens, `finish_reason` "stop" of an answer
+that ended. Of the model's generation_config.json, end tokens and repetition penalty hold, as in
+`base.sampling_kwargs`. Tested with a fake engine that has this interface; vLLM itself has not been
+run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from PIL import Image
 
 from cirloop.artifacts.store import fingerprint
-from cirloop.captioning.backends.hf_captioner import chat_processor, within
-from cirloop.captioning.base import Answer, Ask, Sees, chat_text, signs, yes_and_no
+from cirloop.backbones.special_tokens import special_tokens
+from cirloop.captioning.backends.hf_captioner import chat_processor, shrink_to
+from cirloop.captioning.base import (
+    Answer,
+    CaptionRequest,
+    InputKind,
+    render_chat,
+    yes_no_token_ids,
+)
 from cirloop.captioning.prompts import Prompt
 from cirloop.monitoring import profiling
 
 if TYPE_CHECKING:
-    from cirloop.captioning.config import VllmFoundation
+    from cirloop.captioning.foundation import VllmFoundation
+
+
+class VllmRequest(TypedDict):
+    """A request of vLLM's offline engine."""
+
+    prompt: str
+    multi_modal_data: dict[str, list[Image.Image]]
+
+
+class Logprob(Protocol):
+    """vLLM's log probability of a token."""
+
+    @property
+    def logprob(self) -> float: ...
 
 
 class VllmCaptioner:
-    """Two pictures in one turn of the model's chat template; vLLM batches and schedules by
-    itself."""
+    """A captioner that shows two images in one turn of the model's chat template.
 
-    sees: Sees = "pictures"
+    vLLM batches and schedules by itself.
+    """
+
+    input_kind: InputKind = "images"
 
     def __init__(self, settings: VllmFoundation) -> None:
-        directory = settings.find()
+        directory = settings.resolve_dir()
         import vllm
 
-        self.settings, self.name, self._vllm = settings, settings.path, vllm
+        self.settings = settings
+        self.name = settings.path
+        self._vllm = vllm
         self.processor = chat_processor(settings.path, directory)
-        self.signs = signs(self.processor)
-        self._yes, self._no = yes_and_no(self.processor.tokenizer)
+        self.special_tokens = special_tokens(self.processor)
+        self._yes_ids, self._no_ids = yes_no_token_ids(self.processor)
         self._llm = vllm.LLM(
             model=str(directory),
             dtype=settings.dtype,
@@ -47,75 +73,85 @@ class VllmCaptioner:
             trust_remote_code=False,
             load_format="safetensors",
             limit_mm_per_prompt={"image": 2},
-            logprobs_mode="processed_logprobs",  # of the allowed tokens alone, for `yes`
+            logprobs_mode="processed_logprobs",  # of the allowed tokens alone
             seed=0,
         )
         self._penalty = self._llm.get_default_sampling_params().repetition_penalty
 
     @property
     def fingerprint(self) -> str:
-        decisive = self.settings.model_dump(mode="json", exclude={"path", "gpu_memory_utilization"})
-        return fingerprint([self.settings.weights(), decisive])
+        settings = self.settings.model_dump(mode="json", exclude={"path", "gpu_memory_utilization"})
+        return fingerprint([self.settings.weights_digest(), settings])
 
-    def _requests(
-        self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]
-    ) -> list[dict[str, Any]]:
+    def _vllm_requests(
+        self, prompt: Prompt, requests: Sequence[CaptionRequest], vision: Sequence[Image.Image]
+    ) -> list[VllmRequest]:
         profiling.add(images_encoded=len(vision))
-        pictures = [within(picture, self.settings.max_side) for picture in vision]
-        assert prompt.num_images == 2 and len(pictures) == 2 * len(asks)
+        images = [shrink_to(image, self.settings.max_side) for image in vision]
+        assert prompt.num_images == 2 and len(images) == 2 * len(requests)
         return [
             {
-                "prompt": chat_text(self.processor, self.signs, prompt, ask.text),
-                "multi_modal_data": {"image": pictures[2 * i : 2 * i + 2]},
+                "prompt": render_chat(self.processor, self.special_tokens, prompt, request.text),
+                "multi_modal_data": {"image": images[2 * i : 2 * i + 2]},
             }
-            for i, ask in enumerate(asks)
+            for i, request in enumerate(requests)
         ]
 
-    def write(
+    def generate(
         self,
         prompt: Prompt,
-        asks: Sequence[Ask],
+        requests: Sequence[CaptionRequest],
         vision: Sequence[Image.Image],
         max_new_tokens: int,
         temperatures: Sequence[float],
         seed: int,
     ) -> list[list[Answer]]:
-        """An answer per temperature and question; 0 is greedy. Each has a seed of its own, of
-        `seed`, its turn and its place. vLLM promises equal texts for equal seeds on one machine
-        with one schedule, not across them."""
-        requests, turns = self._requests(prompt, asks, vision), []
-        for turn, temperature in enumerate(temperatures):
-            how = [
+        """Generate an answer per request and temperature; 0 is greedy.
+
+        Each answer has a seed of its own, from `seed`, the temperature's number and the request's
+        index. vLLM promises equal texts for equal seeds on one machine with one schedule, not
+        across them.
+        """
+        vllm_requests = self._vllm_requests(prompt, requests, vision)
+        answers_by_temperature = []
+        for number, temperature in enumerate(temperatures):
+            parameters = [
                 self._vllm.SamplingParams(
                     temperature=temperature,
                     max_tokens=max_new_tokens,
-                    seed=((seed + turn) << 16) + i,
+                    seed=((seed + number) << 16) + i,
                     repetition_penalty=self._penalty,
                 )
-                for i in range(len(asks))
+                for i in range(len(requests))
             ]
-            outputs = [
-                output.outputs[0] for output in self._llm.generate(requests, how, use_tqdm=False)
-            ]
-            turns.append(
+            results = self._llm.generate(vllm_requests, parameters, use_tqdm=False)
+            outputs = [result.outputs[0] for result in results]
+            answers_by_temperature.append(
                 [Answer(output.text.strip(), output.finish_reason == "stop") for output in outputs]
             )
-        return [list(answers) for answers in zip(*turns, strict=True)]
+        return [list(answers) for answers in zip(*answers_by_temperature, strict=True)]
 
-    def yes(
-        self, prompt: Prompt, asks: Sequence[Ask], vision: Sequence[Image.Image]
+    def yes_probability(
+        self, prompt: Prompt, requests: Sequence[CaptionRequest], vision: Sequence[Image.Image]
     ) -> list[float]:
-        """Probability of "yes" against "no" as the first word of the answer: all other tokens are
-        forbidden, and what is left is theirs."""
-        allowed = [*self._yes, *self._no]
-        how = self._vllm.SamplingParams(
+        """Return the probability of "yes" against "no" as the first word of each answer.
+
+        All other tokens are forbidden.
+        """
+        allowed = [*self._yes_ids, *self._no_ids]
+        parameters = self._vllm.SamplingParams(
             temperature=1.0, max_tokens=1, seed=0, allowed_token_ids=allowed, logprobs=len(allowed)
         )
-        outputs = self._llm.generate(self._requests(prompt, asks, vision), how, use_tqdm=False)
-        return [round(self._sum(output.outputs[0].logprobs[0]), 6) for output in outputs]
+        vllm_requests = self._vllm_requests(prompt, requests, vision)
+        results = self._llm.generate(vllm_requests, parameters, use_tqdm=False)
+        return [round(self._yes_share(result.outputs[0].logprobs[0]), 6) for result in results]
 
-    def _sum(self, found: dict[int, Any]) -> float:
-        """Of the tokens `yes`, from the log probabilities of the first place, which must hold every
-        allowed one."""
-        share = {token: math.exp(found[token].logprob) for token in (*self._yes, *self._no)}
-        return sum(share[token] for token in self._yes) / sum(share.values())
+    def _yes_share(self, logprobs: Mapping[int, Logprob]) -> float:
+        """Return the probability of the "yes" tokens among all allowed ones.
+
+        `logprobs` are those of the first token, and must hold every allowed one.
+        """
+        allowed = (*self._yes_ids, *self._no_ids)
+        probability = {token: math.exp(logprobs[token].logprob) for token in allowed}
+        yes = sum(probability[token] for token in self._yes_ids)
+        return yes / sum(probability.values())

@@ -1,9 +1,9 @@
-"""What the foundation model is asked: a file per prompt, named and versioned.
+"""Prompts of the foundation model: a named and versioned file for each.
 
-A file says the user's turn (`{image}` where a picture stands, `{text}` where the text does, all
-else as it is) and the kind of answer: `plain`, `json` (an object with the one key `text`) or
-`yes_no`. Its name is the file's. The text is part of the fingerprint of what it produced: one that
-is changed gets another number.
+A file holds the user's turn (`turn`: `{image}` stands for an image, `{text}` for the text, all else
+is literal) and the kind of answer (`answer`): `plain`, `json` (an object with the one key `text`)
+or `yes_no`. The prompt's name is the file's. The turn is part of the fingerprint of what it
+produced: a changed turn gets another number in its name.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from cirloop.io import parse
 from cirloop.types import UserError
 
-Message = dict[str, Any]
+Content = list[dict[str, str]]
+
+
+class Message(TypedDict):
+    """A turn of a conversation, in the form of transformers' chat templates."""
+
+    role: str
+    content: Content
+
+
 AnswerKind = Literal["plain", "json", "yes_no"]
 KINDS: tuple[AnswerKind, ...] = ("plain", "json", "yes_no")
 IMAGE, TEXT = "{image}", "{text}"
@@ -25,41 +34,54 @@ IMAGE, TEXT = "{image}", "{text}"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A user's turn about pictures, and how it is answered."""
+    """A user's turn about images, and the kind of answer to it."""
 
     name: str
-    turn: str
+    template: str
+    """The user's turn, with `{image}` and `{text}` in their places."""
     answer: AnswerKind = "plain"
 
     @property
     def num_images(self) -> int:
-        return self.turn.count(IMAGE)
+        return self.template.count(IMAGE)
 
     @property
-    def pictures_first(self) -> bool:
-        """Whether all before the last picture's end is the same for every text."""
-        return self.turn.find(TEXT) > self.turn.rfind(IMAGE)
+    def images_before_text(self) -> bool:
+        """Whether the turn up to the end of its last image is the same for every text."""
+        return self.template.find(TEXT) > self.template.rfind(IMAGE)
 
     def messages(self, text: str) -> list[Message]:
-        """The conversation, in the form of transformers' chat templates."""
-        content: list[Message] = []
-        for number, piece in enumerate(self.turn.split(IMAGE)):
+        """Return the conversation about `text`, in the form of transformers' chat templates."""
+        content: Content = []
+        for number, piece in enumerate(self.template.split(IMAGE)):
             content += [{"type": "image"}] if number else []
             content += [{"type": "text", "text": piece.replace(TEXT, text)}] if piece else []
         return [{"role": "user", "content": content}]
 
+    def to_json(self) -> dict[str, str]:
+        """Return the prompt as fingerprints cover it."""
+        return {"name": self.name, "turn": self.template, "answer": self.answer}
+
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What one foundation model is asked."""
+    """The prompts of one foundation model."""
 
     rewrite: Prompt
     verify: Prompt
     describe: Prompt
 
+    def to_json(self) -> dict[str, dict[str, str]]:
+        """Return the prompts as fingerprints cover them."""
+        return {
+            "rewrite": self.rewrite.to_json(),
+            "verify": self.verify.to_json(),
+            "describe": self.describe.to_json(),
+        }
+
 
 def packaged() -> list[str]:
-    """Names of the prompts that come along."""
+    """List the names of the packaged prompts."""
     return sorted(
         p.name.removesuffix(".yaml") for p in files(__name__).iterdir() if p.name.endswith(".yaml")
     )
@@ -67,7 +89,7 @@ def packaged() -> list[str]:
 
 @cache
 def load(name: str) -> Prompt:
-    """The packaged prompt `name`, or the prompt of a file. Raises UserError with what is wrong."""
+    """Load the packaged prompt `name`, or the prompt of a file. Raises UserError with the fault."""
     path = parse.at_home(name)
     if name in packaged():
         path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
@@ -77,22 +99,22 @@ def load(name: str) -> Prompt:
             " there."
         )
     try:
-        found = parse.yaml_file(path)
+        content = parse.yaml_file(path)
     except UserError as error:
         raise UserError(f"prompt {name!r} {error}") from None
     if (
-        not isinstance(found, dict)
-        or found.keys() != {"answer", "turn"}
-        or not isinstance(found["turn"], str)
+        not isinstance(content, dict)
+        or content.keys() != {"answer", "turn"}
+        or not isinstance(content["turn"], str)
     ):
         raise UserError(f"prompt {name!r} must have `answer` and `turn`, a text, and nothing else.")
-    if found["answer"] not in KINDS:
-        raise UserError(
-            f"prompt {name!r}: answer {found['answer']!r} is none of {', '.join(KINDS)}."
-        )
-    if found["turn"].count(TEXT) != 1:
+    turn = content["turn"]
+    answer = content["answer"]
+    if answer not in KINDS:
+        raise UserError(f"prompt {name!r}: answer {answer!r} is none of {', '.join(KINDS)}.")
+    if turn.count(TEXT) != 1:
         raise UserError(f"prompt {name!r}: the turn must hold {TEXT} once.")
-    return Prompt(path.stem if path.suffix else name, found["turn"], found["answer"])
+    return Prompt(path.stem if path.suffix else name, turn, answer)
 
 
 REWRITE, VERIFY, DESCRIBE = load("rewrite-2"), load("verify-1"), load("describe-1")

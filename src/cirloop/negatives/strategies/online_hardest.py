@@ -8,7 +8,7 @@ its target,
 are valid: what outscores the target by more is more often an unlabelled positive than a mistake of
 the model, the case against taking negatives by score alone in NV-Retriever (arXiv 2407.15831; its
 TopK-MarginPos is a negative `margin` here). The `k` best-scored valid ones are kept.
-`training.online.online_mask` is the same rule over the candidates of a training batch.
+`training.hard_candidates.hard_candidate_mask` is the same rule over a training batch's candidates.
 
 Degenerate cases: a query all of whose pool outscores its target gives nothing, however many valid
 images lie beyond; with `validity: all` the result is the `k` best-ranked wrong images.

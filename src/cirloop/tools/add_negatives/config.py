@@ -175,7 +175,7 @@ class AddNegativesConfig(cli.Flags):
         if self.output is not None:
             self._check_output(self.output, problems)
         try:
-            self.model.find()
+            self.model.resolve_dir()
         except UserError as error:
             problems.take(error, "model")
         if self.adapter is not None and not is_adapter(self.adapter):

@@ -62,7 +62,7 @@ class _Worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = names[gpu] if names else str(gpu)
         import torch
 
-        from cirloop.backbones.prefetch import loaded
+        from cirloop.backbones.prefetch import prefetch_images
         from cirloop.data.images import FileImages
         from cirloop.tools.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder
 
@@ -78,7 +78,9 @@ class _Worker:
         self.device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         files = FileImages({ImageId(name): folder / name for batch in images for name in batch})
         batches = [[ImageId(name) for name in batch] for batch in images]
-        self.pictures = loaded(batches, files, self.backbone.prepare_images, options.num_workers)
+        self.pictures = prefetch_images(
+            batches, files, self.backbone.prepare_images, options.num_workers
+        )
 
 
 _worker: list[_Worker] = []

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cirloop.backbones import Item
-from cirloop.backbones.similarity import pooled
+from cirloop.backbones import EmbedInput
+from cirloop.backbones.similarity import mean_pool
 from cirloop.backbones.weights import weights_digest
 from cirloop.negatives.base import Floats
 from cirloop.types import ImageId, UserError
@@ -29,10 +29,10 @@ def image_vectors(backbone: Any, images: Sequence[Image.Image], prepared: Any = 
 
     `prepared` is what the backbone's `prepare_images` made of them, where that was called before.
     """
-    items = [Item(ImageId(str(number))) for number in range(len(images))]
+    items = [EmbedInput(ImageId(str(number))) for number in range(len(images))]
     with torch.inference_mode():
         inputs = backbone.inputs(items, backbone.encode_images(images, prepared))
-        found: Floats = pooled(backbone.module(inputs).cpu().numpy())
+        found: Floats = mean_pool(backbone.module(inputs).cpu().numpy())
     return found
 
 

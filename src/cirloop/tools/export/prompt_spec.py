@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cirloop.artifacts.fs import named
-from cirloop.backbones import Item
+from cirloop.backbones import EmbedInput
 from cirloop.backbones.model_settings import QwenSettings, VlmSettings
 from cirloop.tools.export.templates import render
 from cirloop.types import ImageId, UserError
@@ -88,17 +88,17 @@ def reading_of(backbone: Any) -> PromptSpec:
     can follow."""
     image, odd = ImageId(""), "  Two  spaces, a {brace} and a\nline "
     settings = backbone.settings
-    composed = backbone.text(Item(image, MARK)).split(MARK)
-    if len(composed) != 2 or backbone.text(Item(image, odd)) != odd.join(composed):
+    composed = backbone.text(EmbedInput(image, MARK)).split(MARK)
+    if len(composed) != 2 or backbone.text(EmbedInput(image, odd)) != odd.join(composed):
         raise UserError(
             f"model.prompt_format {settings.prompt_format}: what {settings.path!r} reads does not"
             " hold the text as it is, once, so it cannot be exported. Train with another, such as"
             " instruction."
         )
     return PromptSpec(
-        backbone.text(Item(image)),
+        backbone.text(EmbedInput(image)),
         (composed[0], composed[1]),
-        tuple(backbone.signs),
+        tuple(backbone.special_tokens),
         getattr(backbone, "min_pixels", None),
         getattr(backbone, "max_pixels", None),
         backbone.processor,
@@ -109,4 +109,7 @@ def reading_of(backbone: Any) -> PromptSpec:
 
 def numbered(settings: VlmSettings) -> bool:
     """Whether the run numbers image tokens as text, and the model by itself would not."""
-    return isinstance(settings, QwenSettings) and settings.reads().positions == "sequential"
+    return (
+        isinstance(settings, QwenSettings)
+        and settings.load_prompt_format().positions == "sequential"
+    )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cirloop.backbones import Item
+from cirloop.backbones import EmbedInput
 from cirloop.types import ImageId
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def vectors_of(backbone: Any, given: Sequence[Input]) -> torch.Tensor:
     rows = []
     for each in given:
         if "image" in each:
-            item = Item(ImageId(""), each.get("text"))
+            item = EmbedInput(ImageId(""), each.get("text"))
             tensors = backbone.inputs([item], backbone.encode_images([each["image"]]))
         else:
             tensors = backbone.text_inputs([each["text"]])

@@ -95,7 +95,7 @@ def trained(directory: Path, iteration: str, to: str) -> ExportSource:
         )
     problems.stop("Nothing was written.")
     assert isinstance(settings, VlmSettings)
-    number, base = int(iteration), settings.find()
+    number, base = int(iteration), settings.resolve_dir()
     local = settings.path == "tiny" or parse.at_home(settings.path).exists()
     return ExportSource(
         config, settings, store, number, found[number], base, None if local else settings.path, lora

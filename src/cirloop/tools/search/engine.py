@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cirloop.backbones import Item
-from cirloop.backbones.base import VisionInput
-from cirloop.backbones.features import VisionFeatures
-from cirloop.backbones.similarity import pooled, similarity
+from cirloop.backbones import EmbedInput
+from cirloop.backbones.base import ImageFeatures
+from cirloop.backbones.features import VisionCache
+from cirloop.backbones.similarity import mean_pool, similarity
 from cirloop.cli.runner import done_iterations
 from cirloop.config import notices
 from cirloop.data import triplets
@@ -94,8 +94,8 @@ class SingleImage:
     def __init__(self, backbone: Any, picture: Image.Image) -> None:
         self._backbone, self._picture = backbone, picture
 
-    def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
-        made: list[VisionInput] = self._backbone.encode_images([self._picture] * len(images))
+    def get(self, images: Sequence[ImageId]) -> list[ImageFeatures]:
+        made: list[ImageFeatures] = self._backbone.encode_images([self._picture] * len(images))
         return made
 
 
@@ -103,7 +103,7 @@ class Searcher:
     """One model over one gallery. Not for several threads at once."""
 
     def __init__(
-        self, backbone: Any, features: VisionFeatures, gallery: SearchGallery, vectors: Any
+        self, backbone: Any, features: VisionCache, gallery: SearchGallery, vectors: Any
     ) -> None:
         self._backbone, self._features, self._gallery = backbone, features, gallery
         self._vectors, self._rows = vectors, {image: row for row, image in enumerate(gallery.ids)}
@@ -122,13 +122,15 @@ class Searcher:
     def _query(self, reference: Reference | None, text: str | None) -> Any:
         """The query's vector (1, D)."""
         if isinstance(reference, str):
-            made = embed_now(self._backbone, self._features, [Item(reference, text)])
+            made = embed_now(self._backbone, self._features, [EmbedInput(reference, text)])
         else:
             picture = self._grey() if reference is None else reference.picture
             made = embed_now(
-                self._backbone, SingleImage(self._backbone, picture), [Item(ImageId(""), text)]
+                self._backbone,
+                SingleImage(self._backbone, picture),
+                [EmbedInput(ImageId(""), text)],
             )
-        return pooled(made) if text is None else made
+        return mean_pool(made) if text is None else made
 
     def _grey(self) -> Image.Image:
         """Of the size of the gallery's first picture: models see sizes."""
@@ -189,7 +191,7 @@ class Engine:
             adapter_of(None if label == BASE else store.find(f"checkpoint_iter_{label}"))
         )
         runtime, cache = self._config.runtime, self._config.cache
-        features = VisionFeatures(backbone, self.gallery.images, cache / "vision", runtime)
+        features = VisionCache(backbone, self.gallery.images, cache / "vision", runtime)
         index = Index(cache / "search", backbone.fingerprint, self.gallery.key)
         vectors = gallery_vectors(index, backbone, features, self.gallery, runtime)
         self._searchers[label] = Searcher(backbone, features, self.gallery, vectors)

@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 
 from cirloop.artifacts.fs import named, save_tensors, sweep, sync_directory
 from cirloop.artifacts.store import fingerprint
-from cirloop.backbones import Item
-from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones import EmbedInput
+from cirloop.backbones.features import VisionCache
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import embed
@@ -124,7 +124,7 @@ def _checksum(name: str, tensor: torch.Tensor) -> str:
 
 
 def gallery_vectors(
-    index: Index, backbone: Any, features: VisionFeatures, gallery: SearchGallery, runtime: Runtime
+    index: Index, backbone: Any, features: VisionCache, gallery: SearchGallery, runtime: Runtime
 ) -> Vectors:
     """Vectors (N, D) or (N, M, D) of the gallery, in the order of its ids. What the index lacks is
     embedded, and what is no longer in the gallery is dropped from it."""
@@ -154,7 +154,7 @@ def gallery_vectors(
 def _embedded(
     index: Index,
     backbone: Any,
-    features: VisionFeatures,
+    features: VisionCache,
     new: Sequence[tuple[str, ImageId]],
     kept: Known,
     runtime: Runtime,
@@ -166,7 +166,7 @@ def _embedded(
     for start in range(0, len(new), PIECE):
         piece = new[start : start + PIECE]
         title = f"embed {name}" + (f" from {start:,} of {len(new):,}" if len(new) > PIECE else "")
-        items = [Item(image) for _, image in piece]
+        items = [EmbedInput(image) for _, image in piece]
         vectors = embed(
             backbone,
             features,

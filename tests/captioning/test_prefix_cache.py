@@ -17,12 +17,13 @@ from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import DynamicLayer
 
 from cirloop.captioning import decoding
-from cirloop.captioning.base import Answer, Ask, sampling
-from cirloop.captioning.batched_captioner import Eyes, _groups, _packed
-from cirloop.captioning.config import CaptioningSettings, FoundationConfig
-from cirloop.captioning.decoding import Roomy, decode
+from cirloop.captioning.base import Answer, CaptionRequest, sampling_kwargs
+from cirloop.captioning.batched_captioner import BatchedCaptioner, _groups, _packed
+from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.decoding import PreallocatedCacheLayer, decode
+from cirloop.captioning.foundation import FoundationConfig
 from cirloop.captioning.prompts import Prompt, load, packaged
-from cirloop.captioning.weight_sharing import base_of
+from cirloop.captioning.weight_sharing import adapter_disabled
 from cirloop.types import ImageId
 from tests.backbones.tiny_models import WRITERS
 from tests.captioning.photographs import photographs
@@ -50,20 +51,24 @@ class Case:
         self.prompts = CaptioningSettings().prompts(self.foundation)
         self.images, ids = photographs(5, directory)
         places = [(0, 1), (4, 2), (0, 1), (0, 3), (4, 1), (0, 4), (2, 3), (4, 2)]
-        self.asks = [Ask(ids[a], ids[b], TEXTS[n % 4]) for n, (a, b) in enumerate(places)]
+        self.requests = [
+            CaptionRequest(ids[a], ids[b], TEXTS[n % 4]) for n, (a, b) in enumerate(places)
+        ]
         self.directory = directory
 
-    def eyes(self, batch_size: int = 9) -> Eyes:
-        return Eyes(
+    def eyes(self, batch_size: int = 9) -> BatchedCaptioner:
+        return BatchedCaptioner(
             self.captioner, self.images, self.directory / "cache", batch_size, lambda b, _: b
         )
 
-    def vision(self, asks: list[Ask]) -> Any:
-        return self.eyes()._source.get([image for ask in asks for image in (ask.first, ask.second)])
+    def vision(self, requests: list[CaptionRequest]) -> Any:
+        return self.eyes()._source.get(
+            [image for request in requests for image in (request.reference, request.image)]
+        )
 
     def reading(self, prompt: Prompt) -> Any:
-        with base_of(None):
-            return self.captioner.read(prompt, self.asks, self.vision(self.asks))
+        with adapter_disabled(None):
+            return self.captioner.prefill(prompt, self.requests, self.vision(self.requests))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -93,14 +98,14 @@ def test_rows_read_in_parts_are_those_read_whole(
     prompt = getattr(case.prompts, kind)
     parts = case.reading(prompt)
     assert [rows for rows, _ in called] == [3, 6, 8]
-    case.captioner.shares = False
+    case.captioner.shares_prefixes = False
     try:
         whole = case.reading(prompt)
     finally:
-        case.captioner.shares = True
+        case.captioner.shares_prefixes = True
     assert [rows for rows, _ in called[3:]] == [8]
     assert sum(rows * columns for rows, columns in called[:3]) < 0.9 * called[3][0] * called[3][1]
-    for row in range(len(case.asks)):
+    for row in range(len(case.requests)):
         left, right = parts.mask_BT[row].bool(), whole.mask_BT[row].bool()
         assert torch.equal(parts.ids_BT[row, left], whole.ids_BT[row, right])
         assert torch.equal(parts.positions_3BT[:, row, left], whole.positions_3BT[:, row, right])
@@ -116,45 +121,49 @@ def test_texts_are_those_of_transformers_asked_one_by_one(case: Case) -> None:
     pictures, and sampled texts, which random models vary more, of one that shares nothing but the
     question."""
     captioner, rewrite = case.captioner, case.prompts.rewrite
-    greedy = case.eyes().write(rewrite, case.asks, 8, [0.0], 0, "test")
-    with base_of(None):
+    greedy = case.eyes().generate(rewrite, case.requests, 8, [0.0], 0, "test")
+    with adapter_disabled(None):
         logits = captioner.vlm.lm_head(case.reading(rewrite).last_BD)
     model = AutoModelForImageTextToText.from_pretrained(
-        case.foundation.find(), dtype=torch.float32
+        case.foundation.resolve_dir(), dtype=torch.float32
     ).eval()
     sampled = []
-    for row, ask in enumerate(case.asks):
+    for row, request in enumerate(case.requests):
         batch = captioner.processor(
-            text=[captioner.turn(rewrite, ask.text)], images=sized(case, [ask.first, ask.second]),
-            return_tensors="pt", do_resize=False,
-        )  # fmt: skip
+            text=[captioner.render_chat(rewrite, request.text)],
+            images=sized(case, [request.reference, request.image]),
+            return_tensors="pt",
+            do_resize=False,
+        )
         with torch.no_grad():
             assert float((model(**batch).logits[0, -1] - logits[row]).abs().max()) < 1e-4
         theirs = []
         for turn, temperature in enumerate((0.0, 1.5)):
             torch.manual_seed(row + turn)
-            out = model.generate(**batch, max_new_tokens=8, **sampling(temperature))[
+            out = model.generate(**batch, max_new_tokens=8, **sampling_kwargs(temperature))[
                 0, batch["input_ids"].shape[1] :
             ]
             theirs.append(
                 captioner.processor.tokenizer.decode(out, skip_special_tokens=True).strip()
             )
         assert [answer.text for answer in greedy[row]] == theirs[:1]
-        (ours,) = captioner.write(rewrite, [ask], case.vision([ask]), 8, [0.0, 1.5], row)
+        (ours,) = captioner.generate(rewrite, [request], case.vision([request]), 8, [0.0, 1.5], row)
         assert [answer.text for answer in ours] == theirs
         sampled.append(theirs[1])
     assert len({*sampled}) > 4, "else equal texts would say little"
 
 
 def test_batches_decide_no_greedy_text_and_no_judgement(case: Case) -> None:
-    asks, (rewrite, verify) = case.asks, (case.prompts.rewrite, case.prompts.verify)
+    requests, (rewrite, verify) = case.requests, (case.prompts.rewrite, case.prompts.verify)
     texts, sure = (
-        case.eyes().write(rewrite, asks, 8, [0.0], 0, "test"),
-        case.eyes().yes(verify, asks, "test"),
+        case.eyes().generate(rewrite, requests, 8, [0.0], 0, "test"),
+        case.eyes().yes_probability(verify, requests, "test"),
     )
     for size in (1, 3):
-        assert case.eyes(size).write(rewrite, asks, 8, [0.0], 0, "test") == texts
-        assert case.eyes(size).yes(verify, asks, "test") == pytest.approx(sure, abs=1e-5)
+        assert case.eyes(size).generate(rewrite, requests, 8, [0.0], 0, "test") == texts
+        assert case.eyes(size).yes_probability(verify, requests, "test") == pytest.approx(
+            sure, abs=1e-5
+        )
 
 
 def test_a_repetition_penalty_does_not_look_at_padding_inside_a_row(
@@ -167,11 +176,12 @@ def test_a_repetition_penalty_does_not_look_at_padding_inside_a_row(
     hook = vlm.get_output_embeddings().register_forward_hook(ends_are_likely)
     try:
         alone, together, threes = (
-            case.eyes(size).write(rewrite, case.asks, 8, [0.0], 0, "test") for size in (1, 9, 3)
+            case.eyes(size).generate(rewrite, case.requests, 8, [0.0], 0, "test")
+            for size in (1, 9, 3)
         )
         assert together == alone and threes == alone
         monkeypatch.setattr(decoding, "without_padding", lambda ids, mask: ids)
-        assert case.eyes().write(rewrite, case.asks, 8, [0.0], 0, "test") != alone, (
+        assert case.eyes().generate(rewrite, case.requests, 8, [0.0], 0, "test") != alone, (
             "padding matters here"
         )
     finally:
@@ -182,7 +192,7 @@ def test_a_question_is_read_once_for_all_its_answers(
     case: Case, called: list[tuple[int, int]]
 ) -> None:
     for temperatures in ([0.0], [0.0, 1.5, 1.5]):
-        case.eyes().write(case.prompts.rewrite, case.asks, 3, temperatures, 0, "test")
+        case.eyes().generate(case.prompts.rewrite, case.requests, 3, temperatures, 0, "test")
         assert [rows for rows, columns in called if columns > 1] == [3, 6, 8]
         assert len(called) <= 3 + 3 * len(temperatures)
         called.clear()
@@ -194,7 +204,9 @@ def test_a_text_before_the_pictures_leaves_nothing_to_share(
     prompt = Prompt("before-1", "{text}: {image}{image}")
     case.reading(prompt)
     assert [rows for rows, _ in called] == [8]
-    assert not prompt.pictures_first and all(load(name).pictures_first for name in packaged())
+    assert not prompt.images_before_text and all(
+        load(name).images_before_text for name in packaged()
+    )
 
 
 def test_rows_that_have_ended_leave_and_change_no_other(
@@ -214,7 +226,7 @@ def test_rows_that_have_ended_leave_and_change_no_other(
             next((at + 1 for at, token in enumerate(row) if token in ends), 12) for row in endless
         ]
 
-    with base_of(None):
+    with adapter_disabled(None):
         endless = [row.tolist() for row in decode(vlm, reading, 12, **how)]
         assert {len(row) for row in endless} == {12}
         several = [{row[at] for row in endless[::2]} for at in range(1, 12)]
@@ -232,17 +244,17 @@ def test_rows_that_have_ended_leave_and_change_no_other(
 
 
 def test_shares_of_the_batches_make_the_whole(case: Case) -> None:
-    """Sampled texts too, whoever asks them."""
+    """Sampled texts too, whoever requests them."""
 
-    def ask(share: tuple[int, int]) -> tuple[list[int], list[list[Answer]]]:
-        eyes = Eyes(
+    def request(share: tuple[int, int]) -> tuple[list[int], list[list[Answer]]]:
+        eyes = BatchedCaptioner(
             case.captioner, case.images, case.directory / "cache", 3, lambda b, _: b, share=share
         )
-        answers = eyes.write(case.prompts.rewrite, case.asks, 4, [0.0, 1.5], 5, "test")
-        return eyes.done, [answers[row] for row in eyes.done]
+        answers = eyes.generate(case.prompts.rewrite, case.requests, 4, [0.0, 1.5], 5, "test")
+        return eyes.completed_indices, [answers[row] for row in eyes.completed_indices]
 
-    rows = dict(zip(*ask((0, 1)), strict=True))
-    parts = [ask((number, 2)) for number in range(2)]
+    rows = dict(zip(*request((0, 1)), strict=True))
+    parts = [request((number, 2)) for number in range(2)]
     assert {
         row: text for done, texts in parts for row, text in zip(done, texts, strict=True)
     } == rows
@@ -257,7 +269,11 @@ def test_a_model_with_a_sliding_window_reads_rows_whole(tmp_path: Path) -> None:
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(config))
-    assert not READ.validate_python({"path": str(directory), "dtype": "float32"}).build().shares
+    assert (
+        not READ.validate_python({"path": str(directory), "dtype": "float32"})
+        .build()
+        .shares_prefixes
+    )
 
 
 asked = st.lists(
@@ -270,24 +286,26 @@ asked = st.lists(
 def test_groups_hold_every_row_once_and_a_reference_stands_together(
     rows: list[Any], together: bool
 ) -> None:
-    asks = [Ask(ImageId(a), ImageId(b), text) for a, b, text in rows]
+    requests = [CaptionRequest(ImageId(a), ImageId(b), text) for a, b, text in rows]
     patches = {"a": 8, "b": 4, "c": 8, "d": 4}
-    sizes = [(patches[ask.first], patches[ask.second]) for ask in asks]
-    groups = _groups(asks, sizes, together)
+    sizes = [(patches[request.reference], patches[request.image]) for request in requests]
+    groups = _groups(requests, sizes, together)
     order = [row for group in groups for row in group]
-    assert sorted(order) == [*range(len(asks))]
+    assert sorted(order) == [*range(len(requests))]
     if together:
-        assert [{asks[row].first for row in group} for group in groups] == [
-            {asks[group[0]].first} for group in groups
+        assert [{requests[row].reference for row in group} for group in groups] == [
+            {requests[group[0]].reference} for group in groups
         ]
-        assert len(groups) == len({ask.first for ask in asks})
-        pairs = [(asks[row].first, asks[row].second) for row in order]
+        assert len(groups) == len({request.reference for request in requests})
+        pairs = [(requests[row].reference, requests[row].image) for row in order]
         assert sum(one != other for one, other in pairwise(pairs)) == max(len({*pairs}) - 1, 0), (
             "a pair stands apart"
         )
     else:
-        lengths = [sum(size) + len(ask.text) for size, ask in zip(sizes, asks, strict=True)]
-        assert order == sorted(range(len(asks)), key=lambda i: (lengths[i], i))
+        lengths = [
+            sum(size) + len(request.text) for size, request in zip(sizes, requests, strict=True)
+        ]
+        assert order == sorted(range(len(requests)), key=lambda i: (lengths[i], i))
 
 
 @given(sizes=st.lists(st.integers(1, 7), max_size=8), size=st.integers(1, 5))
@@ -308,7 +326,7 @@ def test_keys_and_values_with_room_are_those_that_are_copied() -> None:
         (torch.randn(4, 2, 7, 8), torch.randn(4, 2, 7, 8)),
         *((torch.randn(4, 2, 1, 8),) * 2 for _ in range(3)),
     ]
-    ours, theirs = Roomy(states[0], 10), DynamicLayer()
+    ours, theirs = PreallocatedCacheLayer(states[0], 10), DynamicLayer()
     theirs.update(*states[0])
     for each in states[1:]:
         left, right = ours.update(*each), theirs.update(*each)

@@ -14,7 +14,7 @@ from torch import nn
 from cirloop.backbones import LoraSettings, Qwen2VLSettings
 from cirloop.backbones.config import Blip2Settings, ClipCombinerSettings
 from cirloop.training import TrainingSettings
-from cirloop.training.master_weights import Masters
+from cirloop.training.master_weights import MasterWeights
 from cirloop.types import UserError
 from tests.training.test_trainer import train, trainer_of
 
@@ -25,25 +25,25 @@ HALF = {"dtype": "bfloat16"}
 def test_steps_too_small_for_half_precision_add_up_in_the_copies() -> None:
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(1.0)
-    masters = Masters({"weight": layer.weight}, torch.bfloat16)
-    optimizer = torch.optim.SGD(masters.copies.values(), lr=1.0)
+    master_weights = MasterWeights({"weight": layer.weight}, torch.bfloat16)
+    optimizer = torch.optim.SGD(master_weights.copies.values(), lr=1.0)
     for _ in range(40):
         (layer(torch.ones(1, 1, dtype=torch.bfloat16)) * 1e-3).sum().backward()
         assert layer.weight.grad is None and layer.weight.dtype == torch.bfloat16
         optimizer.step()
         optimizer.zero_grad()
-        masters.round()
-    assert masters.copies["weight"].item() == pytest.approx(0.96, abs=1e-4)
-    assert layer.weight.item() == masters.copies["weight"].bfloat16().item() < 1.0
+        master_weights.copy_to_model()
+    assert master_weights.copies["weight"].item() == pytest.approx(0.96, abs=1e-4)
+    assert layer.weight.item() == master_weights.copies["weight"].bfloat16().item() < 1.0
 
 
 def test_gradients_of_chunks_add_up_in_float32() -> None:
     layer = nn.Linear(1, 1, bias=False)
-    masters = Masters({"weight": layer.weight}, torch.bfloat16)
+    master_weights = MasterWeights({"weight": layer.weight}, torch.bfloat16)
     for value in (1.0, *[2.0**-9] * 64):  # each of the small ones is lost beside 1 in bfloat16
         layer(torch.full((1, 1), value, dtype=torch.bfloat16)).sum().backward()
-    assert masters.copies["weight"].grad is not None
-    assert masters.copies["weight"].grad.item() == 1 + 64 * 2.0**-9
+    assert master_weights.copies["weight"].grad is not None
+    assert master_weights.copies["weight"].grad.item() == 1 + 64 * 2.0**-9
 
 
 @pytest.mark.full
@@ -54,7 +54,7 @@ def test_around_a_float32_base_nothing_changes(
     states = []
     for dtype in ("float32", "base"):
         lora = LoraSettings(dtype=dtype)
-        trainer = trainer_of(tmp_path / dtype, cache, lora=lora, chunk_size=chunk_size)
+        trainer = trainer_of(tmp_path / dtype, cache, lora=lora, grad_cache_chunk_size=chunk_size)
         trainer.run(lambda steps: steps)
         trainer.save_adapter(tmp_path / dtype)
         states.append(load_file(tmp_path / dtype / "adapter_model.safetensors"))
@@ -88,7 +88,7 @@ def test_a_stopped_stage_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) 
         "checkpoint_every_steps": 1,
         "model": HALF,
         "lora": BASE,
-        "chunk_size": 3,
+        "grad_cache_chunk_size": 3,
     }
     whole, log = train(tmp_path / "a", cache, **how)
     train(tmp_path / "b", cache, steps_run=2, **how)
@@ -100,8 +100,8 @@ def test_a_stopped_stage_goes_on_to_the_same_bytes(tmp_path: Path, cache: Path) 
 @pytest.mark.parametrize(
     ("settings", "tuning", "words"),
     [
-        (Qwen2VLSettings(), {"tune": "dora"}, "training.finetuning dora"),
-        (Qwen2VLSettings(), {"tune": "full"}, "training.finetuning full"),
+        (Qwen2VLSettings(), {"finetuning": "dora"}, "training.finetuning dora"),
+        (Qwen2VLSettings(), {"finetuning": "full"}, "training.finetuning full"),
         (Qwen2VLSettings(dtype="float16"), {}, "set model.dtype bfloat16"),
         (Blip2Settings(), {}, "not for blip2"),
         (ClipCombinerSettings(), {}, "not for clip_combiner"),

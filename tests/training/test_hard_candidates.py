@@ -14,17 +14,22 @@ from cirloop.negatives.base import MiningContext
 from cirloop.negatives.strategies.online_hardest import OnlineHardest
 from cirloop.training.batches import Batch
 from cirloop.training.config import TrainingSettings
-from cirloop.training.gradient_engine import marks_of
-from cirloop.training.hard_candidates import online_mask, rows_of
-from cirloop.training.losses import Marks, info_nce
+from cirloop.training.gradient_engine import candidate_masks
+from cirloop.training.hard_candidates import candidate_rows, hard_candidate_mask
+from cirloop.training.losses import CandidateMasks, info_nce
 from tests.negatives.cases import Case, cases
 
 
 def naive(
-    scores: list[float], target: int, also_right: set[int], top: int, k: int, margin: float | None
+    scores: list[float],
+    target: int,
+    known_positive: set[int],
+    top: int,
+    k: int,
+    margin: float | None,
 ) -> set[int]:
     """What is kept for one query, by sorting."""
-    wrong = [n for n in range(len(scores)) if n != target and n not in also_right]
+    wrong = [n for n in range(len(scores)) if n != target and n not in known_positive]
     pool = sorted(wrong, key=lambda n: (-scores[n], n))[:top]
     valid = [n for n in pool if margin is None or scores[n] <= scores[target] + margin]
     return {target, *valid[:k]}
@@ -32,16 +37,18 @@ def naive(
 
 def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scores, targets and the known positives beside the target, the reference among them."""
-    also_right = torch.zeros(case.scores_QG.shape, dtype=torch.bool)
+    known_positive = torch.zeros(case.scores_QG.shape, dtype=torch.bool)
     for i, target in enumerate(case.targets):
-        also_right[i, list((case.positives[i] | {case.references[i]}) - {target})] = True
-    return torch.from_numpy(case.scores_QG), torch.tensor(case.targets), also_right
+        known_positive[i, list((case.positives[i] | {case.references[i]}) - {target})] = True
+    return torch.from_numpy(case.scores_QG), torch.tensor(case.targets), known_positive
 
 
 def nce(
     scores: torch.Tensor, target: torch.Tensor, left_out: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    return info_nce(scores, Marks(target, left_out, torch.full((len(scores), 1), -1)), temperature)
+    return info_nce(
+        scores, CandidateMasks(target, left_out, torch.full((len(scores), 1), -1)), temperature
+    )
 
 
 @given(
@@ -51,11 +58,11 @@ def nce(
     margin=st.sampled_from([None, 0.0, -0.125, 0.25, -5.0]),
 )
 def test_mask_is_what_a_loop_keeps(case: Case, top: int, k: int, margin: float | None) -> None:
-    scores, target, also_right = tensors(case)
-    mask = online_mask(scores, target, also_right, top, k, margin)
+    scores, target, known_positive = tensors(case)
+    mask = hard_candidate_mask(scores, target, known_positive, top, k, margin)
     assert mask.dtype == torch.bool and mask.shape == scores.shape
     for i, row in enumerate(mask):
-        right = set(also_right[i].nonzero().flatten().tolist())
+        right = set(known_positive[i].nonzero().flatten().tolist())
         kept = set(row.nonzero().flatten().tolist())
         assert kept == naive(scores[i].tolist(), case.targets[i], right, top, k, margin)
 
@@ -70,14 +77,14 @@ def test_mask_keeps_what_the_strategy_mines(case: Case, top: int, k: int, valid:
     mined = OnlineHardest(negatives_per_query=k, candidate_pool=top, validity=valid).choose(
         case.window(top), MiningContext(seed=0)
     )  # type: ignore[arg-type]
-    mask = online_mask(*tensors(case), top, k, None if valid == "all" else 0.0)
+    mask = hard_candidate_mask(*tensors(case), top, k, None if valid == "all" else 0.0)
     for i, positions in enumerate(mined):
         images = case.window(top).gallery_index_BK[i, positions].tolist()
         assert set(mask[i].nonzero().flatten().tolist()) == {case.targets[i], *images}
 
 
 def test_one_candidate_is_the_target() -> None:
-    mask = online_mask(
+    mask = hard_candidate_mask(
         torch.zeros(1, 1), torch.tensor([0]), torch.zeros(1, 1, dtype=torch.bool), 5, 5
     )
     assert mask.tolist() == [[True]]
@@ -85,8 +92,8 @@ def test_one_candidate_is_the_target() -> None:
 
 def test_masked_positives_take_no_place_in_the_pool() -> None:
     scores = torch.tensor([[0.0, -torch.inf, -torch.inf, -1.0]])
-    also_right = torch.tensor([[False, True, False, False]])
-    assert online_mask(scores, torch.tensor([0]), also_right, 2, 2).tolist() == [
+    known_positive = torch.tensor([[False, True, False, False]])
+    assert hard_candidate_mask(scores, torch.tensor([0]), known_positive, 2, 2).tolist() == [
         [True, False, True, True]
     ]
 
@@ -97,13 +104,13 @@ def test_loss_over_the_hardest_valid_candidate() -> None:
     query = torch.tensor([[1.0, 0.0]])
     candidates = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.6, -0.8], [0.0, 1.0]], requires_grad=True)
     target, none = torch.tensor([0]), torch.zeros(1, 4, dtype=torch.bool)
-    mask = online_mask(query @ candidates.T, target, none, 4, 1)
+    mask = hard_candidate_mask(query @ candidates.T, target, none, 4, 1)
     loss = nce(query @ candidates.T, target, ~mask, 1.0)
     assert loss.item() == pytest.approx(log(2), rel=1e-6)
     loss.backward()
     assert candidates.grad is not None
     assert candidates.grad.abs().sum(1).gt(0).tolist() == [True, False, True, False]
-    hardest = online_mask(query @ candidates.T, target, none, 4, 1, None)
+    hardest = hard_candidate_mask(query @ candidates.T, target, none, 4, 1, None)
     assert nce(query @ candidates.T, target, ~hardest, 1.0).item() == pytest.approx(
         log(1 + exp(0.4)), rel=1e-6
     )
@@ -114,12 +121,12 @@ def test_everything_kept_is_plain_info_nce() -> None:
     queries, candidates = (
         torch.from_numpy(random.standard_normal((n, 4)).astype(np.float32)) for n in (5, 9)
     )
-    target, also_right = torch.arange(5), torch.from_numpy(random.random((5, 9)) < 0.2)
-    also_right[torch.arange(5), target] = False
-    mask = online_mask(queries @ candidates.T, target, also_right, 9, 9, None)
-    assert torch.equal(~mask, also_right)
+    target, known_positive = torch.arange(5), torch.from_numpy(random.random((5, 9)) < 0.2)
+    known_positive[torch.arange(5), target] = False
+    mask = hard_candidate_mask(queries @ candidates.T, target, known_positive, 9, 9, None)
+    assert torch.equal(~mask, known_positive)
     assert nce(queries @ candidates.T, target, ~mask, 0.1) == nce(
-        queries @ candidates.T, target, also_right, 0.1
+        queries @ candidates.T, target, known_positive, 0.1
     )
 
 
@@ -128,7 +135,7 @@ def test_no_valid_candidate_leaves_no_loss() -> None:
         torch.tensor([[1.0, 0.0]]),
         torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]]),
     )
-    mask = online_mask(
+    mask = hard_candidate_mask(
         query @ candidates.T, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.bool), 2, 2
     )
     assert mask.tolist() == [[True, False, False]]
@@ -139,8 +146,8 @@ def test_rows_are_those_of_the_mask() -> None:
     mask = torch.tensor(
         [[True, False, True, False], [False, False, False, False], [False, True, False, False]]
     )
-    assert rows_of(mask, 2).tolist() == [[0, 2], [-1, -1], [1, -1]]
-    assert rows_of(mask[:, :1], 3).tolist() == [[0], [-1], [-1]]
+    assert candidate_rows(mask, 2).tolist() == [[0, 2], [-1, -1], [1, -1]]
+    assert candidate_rows(mask[:, :1], 3).tolist() == [[0], [-1], [-1]]
 
 
 SCORES = torch.tensor([[0.5, 0.55, 0.4, 0.3, 0.9], [0.2, 0.6, 0.1, 0.65, 0.5]])
@@ -149,14 +156,14 @@ first."""
 
 
 def batch() -> Batch:
-    also_right = np.zeros((2, 5), bool)
-    also_right[0, 4] = True
-    return Batch((), (), np.array([0, 1]), also_right, np.array([[3], [-1]]))
+    known_positive = np.zeros((2, 5), bool)
+    known_positive[0, 4] = True
+    return Batch((), (), np.array([0, 1]), known_positive, np.array([[3], [-1]]))
 
 
 def loss_of(**settings: object) -> torch.Tensor:
     made = TrainingSettings.model_validate(settings)
-    return made.loss.build()(SCORES, marks_of(SCORES, batch(), made))
+    return made.loss.build()(SCORES, candidate_masks(SCORES, batch(), made))
 
 
 TRIPLET = {"type": "triplet", "margin": 0.2}
@@ -166,36 +173,40 @@ BOTH = {"type": "sum", "parts": [{"weight": 2.0, "loss": NCE}, {"weight": 0.5, "
 
 def test_triplet_of_the_hardest_valid_candidate() -> None:
     """Below the targets 0.5 and 0.6 the best are 0.4 and 0.5: each lacks 0.1 of the margin."""
-    assert loss_of(hardest=1, loss=TRIPLET).item() == pytest.approx(0.1, abs=1e-6)
+    assert loss_of(num_hard_candidates=1, loss=TRIPLET).item() == pytest.approx(0.1, abs=1e-6)
     # 0.06 above the target counts too: 0.55 and 0.65, each 0.05 above
-    assert loss_of(hardest=1, hard_candidate_margin=0.06, loss=TRIPLET).item() == pytest.approx(
-        0.25, abs=1e-6
-    )
+    assert loss_of(
+        num_hard_candidates=1, hard_candidate_margin=0.06, loss=TRIPLET
+    ).item() == pytest.approx(0.25, abs=1e-6)
     # 0.15 below it: 0.3 is beyond the margin; the second query's best is 0.2, beyond it too
-    assert loss_of(hardest=1, hard_candidate_margin=-0.15, loss=TRIPLET).item() == pytest.approx(
-        0, abs=1e-6
-    )
+    assert loss_of(
+        num_hard_candidates=1, hard_candidate_margin=-0.15, loss=TRIPLET
+    ).item() == pytest.approx(0, abs=1e-6)
     # two of each: hinges 0.1 and 0, and 0.1 and 0
-    assert loss_of(hardest=2, loss=TRIPLET).item() == pytest.approx(0.05, abs=1e-6)
+    assert loss_of(num_hard_candidates=2, loss=TRIPLET).item() == pytest.approx(0.05, abs=1e-6)
     # the one most similar candidate is not valid for either query, so there is no pair
-    assert loss_of(hardest=1, hard_candidate_pool=1, loss=TRIPLET).item() == 0
+    assert loss_of(num_hard_candidates=1, hard_candidate_pool=1, loss=TRIPLET).item() == 0
     # off: the first query's own negative, 0.3, is 0.2 below
     assert loss_of(loss=TRIPLET).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_margin_lets_harder_candidates_into_the_denominator() -> None:
     plain = (log(1 + exp(-0.1)) + log(1 + exp(-0.1))) / 2
-    assert loss_of(hardest=1, loss=NCE).item() == pytest.approx(plain, rel=1e-5)
-    assert loss_of(hardest=1, hard_candidate_margin=0.06, loss=NCE).item() == pytest.approx(
-        log(1 + exp(0.05)), rel=1e-5
-    )
+    assert loss_of(num_hard_candidates=1, loss=NCE).item() == pytest.approx(plain, rel=1e-5)
+    assert loss_of(
+        num_hard_candidates=1, hard_candidate_margin=0.06, loss=NCE
+    ).item() == pytest.approx(log(1 + exp(0.05)), rel=1e-5)
 
 
 def test_the_hardest_within_a_sum() -> None:
-    for online in ({"hardest": 1}, {"hardest": 2, "hard_candidate_margin": 0.06}, {}):
+    for online in (
+        {"num_hard_candidates": 1},
+        {"num_hard_candidates": 2, "hard_candidate_margin": 0.06},
+        {},
+    ):
         parts = 2.0 * loss_of(**online, loss=NCE) + 0.5 * loss_of(**online, loss=TRIPLET)
         assert torch.allclose(loss_of(**online, loss=BOTH), parts)
-    assert loss_of(hardest=1, loss=BOTH).item() == pytest.approx(
+    assert loss_of(num_hard_candidates=1, loss=BOTH).item() == pytest.approx(
         2 * log(1 + exp(-0.1)) + 0.05, rel=1e-5
     )
 
@@ -203,7 +214,7 @@ def test_the_hardest_within_a_sum() -> None:
 def test_what_is_known_to_be_right_is_no_hardest_candidate() -> None:
     scores = torch.tensor([[0.5, 0.9]])
     known = Batch((), (), np.array([0]), np.array([[False, True]]), np.array([[-1]]))
-    marks = marks_of(
+    masks = candidate_masks(
         scores, known, TrainingSettings(num_hard_candidates=1, hard_candidate_margin=1.0)
     )
-    assert marks.hardest_BH is not None and marks.hardest_BH.tolist() == [[-1]]
+    assert masks.hard_candidates_BH is not None and masks.hard_candidates_BH.tolist() == [[-1]]

@@ -15,10 +15,10 @@ from cirloop.captioning import CaptioningSettings
 from cirloop.captioning.base import Answer
 from cirloop.captioning.pipeline import (
     Candidate,
-    check_form,
+    check_format,
     check_round_trip,
-    choose,
-    write_candidates,
+    generate_candidates,
+    select,
 )
 from cirloop.captioning.prompts import REWRITE
 from cirloop.data.known_positives import normal_text
@@ -89,7 +89,7 @@ def candidate(
     ],
 )
 def test_form_is_checked_by_name(text: str, kept: str, reason: str) -> None:
-    checked = check_form(candidate(text), SETTINGS)
+    checked = check_format(candidate(text), SETTINGS)
     assert (checked.text, checked.reason) == (kept, reason)
     assert replace(checked, text=text, reason="") == candidate(text)
 
@@ -98,7 +98,7 @@ def test_an_answer_that_had_not_ended_is_cut_off_and_kept_as_it_is() -> None:
     class Scripted:
         name = "scripted"
 
-        def write(self, *_: Any) -> list[list[Answer]]:
+        def generate(self, *_: Any) -> list[list[Answer]]:
             return [
                 [
                     Answer("make it", ended=False),
@@ -108,8 +108,8 @@ def test_an_answer_that_had_not_ended_is_cut_off_and_kept_as_it_is() -> None:
             ]
 
     mined, query = candidate().negative, Query(QueryId("q"), ImageId("ref of q"), "make it blue")
-    rows = write_candidates(Scripted(), [mined], {query.id: query}, SETTINGS, 0)  # type: ignore[arg-type]
-    checked = [check_form(row, SETTINGS) for row in rows]
+    rows = generate_candidates(Scripted(), [mined], {query.id: query}, SETTINGS, 0)  # type: ignore[arg-type]
+    checked = [check_format(row, SETTINGS) for row in rows]
     assert [(row.text, row.reason) for row in checked] == [
         ("make it", "cut off"),
         ("make it red", ""),
@@ -120,7 +120,7 @@ def chosen(
     candidates: Sequence[Candidate], known: set[tuple[ImageId, str]] | None = None
 ) -> dict[str, str]:
     """Reason per text, empty where it was accepted."""
-    accepted, rejected = choose(candidates, known or set(), SETTINGS, 1, "tiny")
+    accepted, rejected = select(candidates, known or set(), SETTINGS, 1, "tiny")
     return {a.triplet.query.text: "" for a in accepted} | {c.text: c.reason for c in rejected}
 
 
@@ -182,7 +182,7 @@ def test_known_text_is_a_duplicate_and_the_next_best_is_kept() -> None:
 
 
 def test_accepted_row_says_where_it_comes_from() -> None:
-    accepted, _ = choose([candidate(verify=0.9)], set(), SETTINGS, 3, "tiny")
+    accepted, _ = select([candidate(verify=0.9)], set(), SETTINGS, 3, "tiny")
     (row,) = accepted
     assert row.triplet.query == Query(QueryId("q+3.1"), ImageId("ref of q"), "make it red")
     assert (row.triplet.target, row.source, row.iteration) == ("i", "q", 3)
@@ -209,7 +209,7 @@ def test_every_candidate_is_accepted_or_rejected_for_a_reason(
 ) -> None:
     settings = CaptioningSettings(max_per_query=limit)
     known = {(ImageId("ref of p"), "g h")}
-    accepted, rejected = choose(candidates, known, settings, 2, "tiny")
+    accepted, rejected = select(candidates, known, settings, 2, "tiny")
     assert len(accepted) + len(rejected) == len(candidates)
     assert all(c.reason for c in rejected)
 
@@ -288,5 +288,5 @@ def test_a_rewritten_triplet_keeps_its_querys_category() -> None:
     (checked,) = check_round_trip(
         [replace(candidate(verify=0.9), category="dress")], SETTINGS, ranks
     )
-    (accepted,), _ = choose([checked], set(), SETTINGS, 1, "someone")
+    (accepted,), _ = select([checked], set(), SETTINGS, 1, "someone")
     assert asked == ["dress"] and accepted.triplet.query.category == "dress"

@@ -13,14 +13,14 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from cirloop.backbones import BackboneConfig, Item, LoraSettings
-from cirloop.backbones.features import VisionFeatures
+from cirloop.backbones import BackboneConfig, EmbedInput, LoraSettings
+from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import similarity
 from cirloop.data import ShapesSettings
 from cirloop.distributed.worker import accelerator
 from cirloop.training import TrainingSettings
-from cirloop.training.batches import Batch, Batches
-from cirloop.training.losses import Marks
+from cirloop.training.batches import Batch, BatchSampler
+from cirloop.training.losses import CandidateMasks
 from cirloop.training.trainer import Trainer
 from cirloop.types import ImageId, Query, QueryId, Triplet
 from tests.test_models_loop import clip
@@ -67,15 +67,15 @@ def doubled(triplets: list[Triplet]) -> Batch:
         replace(f.query, reference=a.target),
         g.query,
     ]
-    made = Batches(
+    made = BatchSampler(
         [Triplet(q, t.target) for q, t in zip(asked, triplets, strict=True)], [], [], 7, 0.0, 0, 5
     )[0]
     first = made.candidates[0]
-    again = (made.target_B == 0)[:, None] | made.also_right_BN[:, :1]
+    again = (made.target_B == 0)[:, None] | made.known_positive_BN[:, :1]
     return replace(
         made,
         candidates=(*made.candidates, first),
-        also_right_BN=np.concatenate([made.also_right_BN, again], axis=1),
+        known_positive_BN=np.concatenate([made.known_positive_BN, again], axis=1),
     )
 
 
@@ -98,7 +98,7 @@ def trainer_of(model: dict[str, Any], work: Path, chunk_size: int) -> tuple[Trai
     triplets = list({t.target: t for t in data.triplets}.values())[:7]
     trainer = Trainer(
         backbone,
-        VisionFeatures(backbone, seen, work / "vision"),
+        VisionCache(backbone, seen, work / "vision"),
         {0: doubled(triplets)},
         options,
         1,
@@ -117,16 +117,16 @@ def test_a_step_makes_all_its_vision_features_in_one_go(
     chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, seen = trainer_of(TINY, tmp_path, chunk_size)
-    made: list[int] = []
-    make = VisionFeatures.make
+    computed: list[int] = []
+    compute = VisionCache.compute
 
-    def noted(self: VisionFeatures, batches: Any, *more: Any) -> None:
-        made.extend([sum(map(len, batches))] * bool(batches))
-        make(self, batches, *more)
+    def counted(self: VisionCache, batches: Any, *args: Any) -> None:
+        computed.extend([sum(map(len, batches))] * bool(batches))
+        compute(self, batches, *args)
 
-    monkeypatch.setattr(VisionFeatures, "make", noted)
+    monkeypatch.setattr(VisionCache, "compute", counted)
     trainer.engine.backward(0)
-    assert made == [len(seen.loads)] and {*seen.loads.values()} == {1}
+    assert computed == [len(seen.loads)] and {*seen.loads.values()} == {1}
 
 
 def taken(trainer: Trainer) -> torch.Tensor:
@@ -140,17 +140,18 @@ def plainly(trainer: Trainer) -> tuple[float, torch.Tensor]:
     """Loss and gradient with every row embedded in a call of its own."""
     batch = trainer.batches[0]
     items = (
-        [Item(q.reference, q.text) for q in batch.queries],
-        [Item(image) for image in batch.candidates],
+        [EmbedInput(q.reference, q.text) for q in batch.queries],
+        [EmbedInput(image) for image in batch.candidates],
     )
     queries, candidates = (
         torch.cat([trainer.backbone.module(trainer.engine._inputs_of([item])) for item in side])
         for side in items
     )
-    marks = [
-        torch.from_numpy(array) for array in (batch.target_B, batch.also_right_BN, batch.own_BK)
+    masks = [
+        torch.from_numpy(array)
+        for array in (batch.target_B, batch.known_positive_BN, batch.hard_negatives_BK)
     ]
-    loss = trainer.engine.loss(similarity(queries, candidates), Marks(*marks))
+    loss = trainer.engine.loss(similarity(queries, candidates), CandidateMasks(*masks))
     loss.backward()
     return float(loss.detach()), taken(trainer)
 

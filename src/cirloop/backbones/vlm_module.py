@@ -1,0 +1,58 @@
+"""The trained module of vision-language embedders: tensors in, embeddings out.
+
+B rows, T tokens of a row, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cirloop.backbones.base import Inputs, VisionLanguageModel
+from cirloop.backbones.packing import attention_of, pack
+
+InputsOf = Callable[[VisionLanguageModel, Inputs, bool], Inputs]
+"""`VisionBase.language_model_inputs`."""
+
+
+class VlmModule(nn.Module):
+    """A vision-language model whose last token's hidden state is the embedding."""
+
+    def __init__(
+        self, vlm: VisionLanguageModel, inputs_of: InputsOf, sequential: bool = False
+    ) -> None:
+        super().__init__()
+        self.vlm = vlm
+        self.inputs_of = inputs_of
+        self.sequential = sequential
+        """Number image tokens as text is numbered."""
+        self.autocast_dtype: torch.dtype | None = None
+        """Dtype of computation, where some weights of the language model are float32 only."""
+        self.packed = False
+        """Lay rows one after another, without their padding."""
+
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        """Return unit-norm embeddings (B, D), float32, of right-padded rows."""
+        mask = inputs["attention_mask"]
+        model_inputs = self.inputs_of(self.vlm, inputs, self.sequential)
+        if self.packed:
+            attention = attention_of(self.vlm.model.language_model)
+            hidden = self.hidden(**pack(model_inputs, attention))
+            last = hidden[0, mask.sum(1).cumsum(0) - 1]
+        else:
+            hidden = self.hidden(**model_inputs)
+            last = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+        return F.normalize(last.float(), dim=-1)
+
+    def hidden(self, **model_inputs: Any) -> torch.Tensor:
+        """Return the last hidden states (B, T, D) of the language model."""
+        device = self.vlm.lm_head.weight.device.type
+        dtype = self.autocast_dtype
+        with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            output = self.vlm.model.language_model(**model_inputs, use_cache=False)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden

@@ -1,0 +1,253 @@
+"""Settings of foundation models; the union is the registry."""
+
+from __future__ import annotations
+
+import logging
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from cirloop.artifacts.store import fingerprint
+from cirloop.backbones.model_settings import ModelSettings
+from cirloop.backbones.weights import resolve
+from cirloop.config.base import default_type
+from cirloop.types import UserError
+
+if TYPE_CHECKING:
+    from cirloop.backbones.vlm import VlmEmbedder
+    from cirloop.captioning.base import Captioner
+
+logger = logging.getLogger(__name__)
+Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+class Foundation(ModelSettings):
+    """Settings of a foundation model, the captioner."""
+
+    concatenates_images: ClassVar[bool] = False
+    """Whether the model is shown one image that holds both."""
+    can_verify: ClassVar[bool] = True
+    """Whether the model can say if a text is right."""
+
+    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+        """Build the captioner, on the weights of `embedder` where that has the same base."""
+        raise NotImplementedError
+
+    def shares_base_with(self, model: ModelSettings) -> bool:
+        """Return whether an embedder with the settings `model` has the same base in the same form.
+
+        The pixel budget may differ: the captioner has its own.
+        """
+        return False
+
+
+class LoadedFoundation(Foundation):
+    """Settings of a model that transformers loads."""
+
+    dtype: Dtype = "bfloat16"
+    """Dtype of its weights."""
+    attention: Attention = "sdpa"
+    """Attention implementation of transformers."""
+
+    def shares_base_with(self, model: ModelSettings) -> bool:
+        embedder_form = (
+            model.type,
+            getattr(model, "dtype", None),
+            getattr(model, "attention", None),
+            getattr(model, "quantization", "none"),
+        )
+        if embedder_form != (self.type, self.dtype, self.attention, "none"):
+            return False
+        return self.weights_digest() == model.weights_digest()
+
+
+class QwenFoundation(LoadedFoundation):
+    """Settings of a Qwen-VL: two images in one conversation, vision tokens from the embedder's
+    cache."""
+
+    min_pixels: int
+    max_pixels: int
+
+    @model_validator(mode="after")
+    def _ordered(self) -> QwenFoundation:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}"
+            )
+        return self
+
+    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+        from cirloop.captioning.backends.qwen_vl import CAPTIONERS
+
+        return CAPTIONERS[self.type](self, embedder)
+
+
+class Qwen2VLFoundation(QwenFoundation):
+    """Qwen2-VL as the foundation model, in its multi-image conversation form."""
+
+    type: Literal["qwen2_vl"] = "qwen2_vl"
+    path: str = "tiny"
+    """Model directory or hub name; `tiny` is the embedded model."""
+    min_pixels: int = Field(28 * 28, ge=28 * 28)
+    """Smallest image after resizing, in pixels."""
+    max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
+    """Largest image after resizing, in pixels; 28x28 of them make one token."""
+
+
+class Qwen25VLFoundation(QwenFoundation):
+    """Qwen2.5-VL as the foundation model, in its multi-image conversation form."""
+
+    type: Literal["qwen2_5_vl"] = "qwen2_5_vl"
+    path: str = "Qwen/Qwen2.5-VL-3B-Instruct"
+    """Model directory or hub name."""
+    min_pixels: int = Field(28 * 28, ge=28 * 28)
+    """Smallest image after resizing, in pixels."""
+    max_pixels: int = Field(256 * 28 * 28, ge=28 * 28)
+    """Largest image after resizing, in pixels; 28x28 of them make one token."""
+
+
+class Qwen3VLFoundation(QwenFoundation):
+    """Qwen3-VL as the foundation model, in its multi-image conversation form."""
+
+    type: Literal["qwen3_vl"] = "qwen3_vl"
+    path: str = "Qwen/Qwen3-VL-2B-Instruct"
+    """Model directory or hub name."""
+    min_pixels: int = Field(32 * 32, ge=32 * 32)
+    """Smallest image after resizing, in pixels."""
+    max_pixels: int = Field(256 * 32 * 32, ge=32 * 32)
+    """Largest image after resizing, in pixels; 32x32 of them make one token."""
+
+
+class LlavaFoundation(LoadedFoundation):
+    """LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision, shown the two images side by side in one."""
+
+    concatenates_images: ClassVar[bool] = True
+    type: Literal["llava"] = "llava"
+    path: str = "llava-hf/llava-1.5-7b-hf"
+    """Model directory or hub name, with a chat template."""
+    max_side: int = Field(672, ge=28)
+    """Longest side of either image, in pixels; a larger one is scaled down before they are put
+    together."""
+
+    def resolve_dir(self) -> Path:
+        return resolve(self.path, "llava", "llava_next", "llava_onevision")
+
+    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+        from cirloop.captioning.backends.hf_captioner import LlavaCaptioner
+
+        return LlavaCaptioner(self, embedder)
+
+
+class GenericFoundation(LoadedFoundation):
+    """Any image-text-to-text model of transformers that takes two images, through its own chat
+    template."""
+
+    type: Literal["generic"] = "generic"
+    path: str
+    """Model directory or hub name, with a chat template."""
+    max_side: int = Field(672, ge=28)
+    """Longest side of an image, in pixels; a larger one is scaled down."""
+
+    def resolve_dir(self) -> Path:
+        return resolve(self.path)
+
+    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+        from cirloop.captioning.backends.hf_captioner import HFCaptioner
+
+        return HFCaptioner(self, embedder)
+
+
+class VllmFoundation(Foundation):
+    """Any model that vLLM serves with two images, by its offline engine. Written against vLLM's
+    documented interface and tested with a fake engine, never with vLLM itself."""
+
+    type: Literal["vllm"] = "vllm"
+    path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
+    """Model directory or hub name, with a chat template."""
+    max_side: int = Field(672, ge=28)
+    """Longest side of an image, in pixels; a larger one is scaled down."""
+    dtype: Dtype = "bfloat16"
+    """Dtype of its weights."""
+    max_model_len: int = Field(8192, ge=256)
+    """Most tokens of a request with its images and answer."""
+    gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
+    """Share of the GPU's memory that vLLM takes at once; the embedder needs some of the rest."""
+
+    def resolve_dir(self) -> Path:
+        if find_spec("vllm") is None:
+            raise UserError(
+                "foundation.type vllm: vLLM is not installed here. It pins its own torch, so give"
+                " it an environment of its own: python -m venv .venv-vllm, pip install vllm into"
+                " that, then pip install -e . and run from there; or use another"
+                " --foundation_model_backbone."
+            )
+        return resolve(self.path)
+
+    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+        from cirloop.captioning.backends.vllm_engine import VllmCaptioner
+
+        return VllmCaptioner(self)
+
+
+class TemplateFoundation(Foundation):
+    """No model: a rule rewrites the human text without the images, for dry runs. Every text is
+    marked `template (no model)`, and the results mean nothing. The rule cannot verify, so
+    `captioning.min_verify_probability` must be 0."""
+
+    can_verify: ClassVar[bool] = False
+    type: Literal["template"] = "template"
+    path: str = ""
+    """Not used."""
+
+    def resolve_dir(self) -> Path:
+        return Path(str(files("cirloop.captioning")))
+
+    def weights_digest(self) -> str:
+        from cirloop.captioning.backends.template import VERSION
+
+        return fingerprint(VERSION)
+
+    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+        from cirloop.captioning.backends.template import TemplateCaptioner
+
+        return TemplateCaptioner()
+
+
+FoundationConfig = Annotated[
+    GenericFoundation
+    | LlavaFoundation
+    | Qwen2VLFoundation
+    | Qwen25VLFoundation
+    | Qwen3VLFoundation
+    | TemplateFoundation
+    | VllmFoundation,
+    Field(discriminator="type"),
+    BeforeValidator(default_type("qwen2_vl")),
+]
+
+
+def match_dtype(foundation: Foundation, model: ModelSettings, by_flag: bool) -> Foundation:
+    """Give the foundation model the embedder's dtype where both are one model.
+
+    Otherwise two copies would be loaded, and two vision caches kept. A dtype that the user gave for
+    the foundation model holds, but one in a file gives way where a flag (`by_flag`) sets the
+    embedder's.
+    """
+    dtype = getattr(foundation, "dtype", None)
+    embedder_dtype = getattr(model, "dtype", None)
+    one_model = (model.type, model.path) == (foundation.type, foundation.path)
+    user_gave_dtype = "dtype" in foundation.model_fields_set and not by_flag
+    if not one_model or embedder_dtype == dtype or user_gave_dtype:
+        return foundation
+    logger.info(
+        "foundation.dtype is %s like model.dtype, not %s: both are %s, so one copy serves both; "
+        "--foundation.dtype sets another",
+        embedder_dtype,
+        dtype,
+        model.path,
+    )
+    return foundation.model_copy(update={"dtype": embedder_dtype})
