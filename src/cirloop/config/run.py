@@ -209,7 +209,9 @@ class RunConfig(BaseSettings):
             "evaluation",
         }
         return self.model_dump(
-            mode="json", include=keep, exclude={"training": {"max_skipped_batches", "chunk_size"}}
+            mode="json",
+            include=keep,
+            exclude={"training": {"max_skipped_batches", "grad_cache_chunk_size"}},
         )
 
     def resolved(self) -> dict[str, Any]:

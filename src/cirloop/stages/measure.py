@@ -157,7 +157,7 @@ def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -
 
     def work(rows: int) -> object:
         settings = config.training.model_copy(
-            update={"batch_size": rows, "hardest": 0, "loss": InfoNCE()}
+            update={"batch_size": rows, "num_hard_candidates": 0, "loss": InfoNCE()}
         )
         batches = Batches(train.triplets, [], [], rows, 0.0, 0, 0, False)
         with TemporaryDirectory() as work:

@@ -51,7 +51,7 @@ def check_models(config: RunConfig, problems: Problems) -> None:
             "training.lora.dtype base",
             "is not available under DeepSpeed or FSDP; set it to float32",
         )
-    for name in ("chunk_size", "max_skipped_batches"):
+    for name in ("grad_cache_chunk_size", "max_skipped_batches"):
         if kind == "DEEPSPEED" and getattr(config.training, name):
             problems.add(f"training.{name}", "is not available under DeepSpeed; set it to 0")
 
