@@ -22,8 +22,8 @@ ABANDONED = 600.0
 """Seconds without a write after which a temporary file is taken for that of a process that was
 killed."""
 _FULL = "Free space there (df, quota)"
-_SHUT = "Make it writable for this user, or give a directory that is"
-WAYS_OUT = {
+_NOT_WRITABLE = "Make it writable for this user, or give a directory that is"
+REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: (
@@ -31,18 +31,18 @@ WAYS_OUT = {
     ),
     errno.EIO: "The disk or its connection failed; the system's log says more",
     errno.ESTALE: "The file server failed",
-    errno.EROFS: _SHUT,
-    errno.EACCES: _SHUT,
-    errno.EPERM: _SHUT,
+    errno.EROFS: _NOT_WRITABLE,
+    errno.EACCES: _NOT_WRITABLE,
+    errno.EPERM: _NOT_WRITABLE,
     errno.ENAMETOOLONG: "Give a shorter name",
     errno.ENOTDIR: "A part of this path is a file; give another one",
     errno.EMFILE: "Raise the limit on open files (ulimit -n)",
 }
 
 
-def explain(error: OSError) -> str | None:
+def os_error_hint(error: OSError) -> str | None:
     """A message for the user where a disk is full, failing or shut; None for any other error."""
-    way = WAYS_OUT.get(error.errno or 0)
+    way = REMEDIES.get(error.errno or 0)
     file = error.filename2 or error.filename or "a file"
     end = (
         "What was finished is kept: then run the command again, train_iterative.py with"
@@ -52,7 +52,7 @@ def explain(error: OSError) -> str | None:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def with_filename(path: Path) -> Iterator[None]:
     """Within, an OSError names `path` where it names nothing: those of writing, syncing and closing
     do not."""
     try:
@@ -66,7 +66,7 @@ def sync_directory(path: Path) -> None:
     """Flush a directory's list of names, or a file, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        with named(path):
+        with with_filename(path):
             os.fsync(handle)
     finally:
         os.close(handle)
@@ -79,12 +79,12 @@ def sync_tree(path: Path) -> None:
 
 
 @contextmanager
-def as_os_error(path: Path) -> Iterator[None]:
+def translate_safetensors_error(path: Path) -> Iterator[None]:
     """Within, what safetensors says of a disk is the OSError that it was, with `path`."""
     from safetensors import SafetensorError
 
     try:
-        with named(path):
+        with with_filename(path):
             yield
     except SafetensorError as error:
         found = re.search(r"\(os error (\d+)\)", str(error))
@@ -100,14 +100,14 @@ def save_tensors(
     only its owner read it. Raises OSError, as other writes do."""
     from safetensors.torch import save_file  # here, since it loads torch
 
-    with as_os_error(path):
+    with translate_safetensors_error(path):
         save_file(dict(tensors), path, metadata)
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
 
 
-def sweep(directory: Path, prefix: str = ".") -> None:
+def remove_stale_temp(directory: Path, prefix: str = ".") -> None:
     """Delete the files named `prefix`... that killed processes left in `directory`: nobody has
     written to them lately.
 
@@ -120,7 +120,7 @@ def sweep(directory: Path, prefix: str = ".") -> None:
                     left.unlink(missing_ok=True)
 
 
-def remove(directory: Path) -> None:
+def remove_tree_quietly(directory: Path) -> None:
     """Delete a directory that is not needed any more. If that fails, a warning says so: it is no
     reason to stop."""
     if directory.exists():

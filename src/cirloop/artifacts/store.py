@@ -11,24 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.fs import named, remove, sweep, sync_directory, sync_tree
+from cirloop.artifacts.atomic import write_text
+from cirloop.artifacts.fs import (
+    remove_tree_quietly,
+    sync_directory,
+    sync_tree,
+)
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-WORK = ".work"
-READING = ".reading"
+SCRATCH = ".work"
+READER_SCRATCH = ".reading"
 """As `WORK`, of those who only read: a run clears its own away when it is done."""
 
 
@@ -67,56 +70,7 @@ def file_digests(path: Path) -> dict[str, str]:
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write aside, sync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    sweep(path.parent, f".{path.name}.")
-    try:
-        with named(path), aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the first one counts
-            aside.unlink(missing_ok=True)
-        if isinstance(error, IsADirectoryError):
-            raise UserError(
-                f"{path} is a directory, where a file is to be written. Move it away."
-            ) from None
-        raise
-    sync_directory(path.parent)
-
-
-def dump(value: Any) -> str:
-    """JSON with one row of a list per line: small diffs, and readable at any size."""
-    if not isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-    lines = []
-    for key, item in value.items():
-        if isinstance(item, list) and item:
-            rows = ",\n  ".join(
-                json.dumps(row, ensure_ascii=False, allow_nan=False) for row in item
-            )
-            lines.append(f" {json.dumps(key)}: [\n  {rows}\n ]")
-        else:
-            lines.append(
-                f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False, allow_nan=False)}"
-            )
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, dump(value))
-
-
-def write_sealed(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """With the version of its kind and a digest of its own, for what no manifest vouches for."""
-    write_json(path, schema.sealed(kind, content))
-
-
-def _found(path: Path) -> dict[str, str]:
+def _readable_digests(path: Path) -> dict[str, str]:
     """`file_digests` of what can be read; for a file that cannot, the reason."""
     out = {}
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
@@ -134,7 +88,7 @@ class Store:
     def __init__(self, directory: Path, reading: bool = False) -> None:
         """With `reading`, nothing of the run is changed, which another process may be at work
         on."""
-        self.directory, self._work = directory, READING if reading else WORK
+        self.directory, self._work = directory, READER_SCRATCH if reading else SCRATCH
         self._manifest = self._read_manifest()
         if not reading:
             self._finish_moves()
@@ -158,16 +112,16 @@ class Store:
 
     def _write_manifest(self) -> None:
         content = {name: value for name, value in self._manifest.items() if name != "schema"}
-        text = json.dumps(schema.sealed("manifest", content), indent=1, sort_keys=True)
+        text = json.dumps(schema.with_checksum("manifest", content), indent=1, sort_keys=True)
         write_text(self.directory / MANIFEST, text + "\n")
 
-    def begin(self, run: str, settings: Path) -> None:
+    def initialize(self, run: str, settings: Path) -> None:
         """`of_run`, written down before the first artifact: from now on a manifest that is not
         there is missing."""
-        self.of_run(run, settings)
+        self.bind_to_run(run, settings)
         self._write_manifest()
 
-    def of_run(self, run: str, settings: Path) -> None:
+    def bind_to_run(self, run: str, settings: Path) -> None:
         """Note to which run this directory belongs, or raise UserError where that is not the one of
         `settings`."""
         if self._manifest.setdefault("run", run) != run:
@@ -184,19 +138,19 @@ class Store:
         number: int | None = self._manifest["artifacts"][name]["iteration"]
         return number
 
-    def workspace(self, name: str) -> Path:
+    def scratch_dir(self, name: str) -> Path:
         """Where a stage keeps what it needs while it works (step checkpoints). Removed when it is
         done."""
         return self.directory / self._work / name
 
-    def find(self, name: str) -> Artifact:
+    def load(self, name: str) -> Artifact:
         """A finished artifact, its bytes verified."""
         entry = self._manifest["artifacts"].get(name)
         if entry is None:
             there = ", ".join(sorted(self.names)) or "none"
             raise UserError(f"{self.directory} has no artifact {name!r}; it has: {there}.")
         path, damaged = self.directory / name, []
-        now = _found(path)
+        now = _readable_digests(path)
         for file in sorted({*entry["files"], *now}):
             if now.get(file) != entry["files"].get(file):
                 absent = "missing" if file not in now else "not part of it"
@@ -212,7 +166,7 @@ class Store:
             )
         return Artifact(name, path, fingerprint(entry["files"]))
 
-    def make(
+    def get_or_build(
         self,
         name: str,
         settings: Any,
@@ -234,10 +188,10 @@ class Store:
                     " than this run has now. Remake it with --resume_from_iteration"
                     f" {entry['iteration'] or 0}, or use another --experiment_dir."
                 )
-            return self.find(name)
+            return self.load(name)
         logger.info("%s: start", name)
         began = time.monotonic()
-        path, aside = self.directory / name, self.directory / WORK / "new" / name
+        path, aside = self.directory / name, self.directory / SCRATCH / "new" / name
         for left in (path, aside):  # an unfinished or unlisted one, made by a run that was stopped
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         aside.parent.mkdir(parents=True, exist_ok=True)
@@ -252,15 +206,15 @@ class Store:
             "files": files,
         }
         self._write_manifest()
-        remove(self.workspace(name))
+        remove_tree_quietly(self.scratch_dir(name))
         logger.info("%s: done in %.1f s", name, time.monotonic() - began)
         return Artifact(name, path, fingerprint(files), made_now=True)
 
-    def clean(self) -> None:
+    def remove_scratch(self) -> None:
         """Remove what only served the making of artifacts, once all are done."""
-        remove(self.directory / WORK)
+        remove_tree_quietly(self.directory / SCRATCH)
 
-    def set_aside(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
+    def archive_from(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
         """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, None if
         none are.
 
@@ -291,7 +245,7 @@ class Store:
         for name in moving["names"]:
             if (self.directory / name).exists() and not (goal / name).exists():
                 (self.directory / name).replace(goal / name)
-        if (self.directory / WORK).exists():  # step checkpoints of what was moved
-            shutil.rmtree(self.directory / WORK)
+        if (self.directory / SCRATCH).exists():  # step checkpoints of what was moved
+            shutil.rmtree(self.directory / SCRATCH)
         del self._manifest["moving"]
         self._write_manifest()

@@ -82,9 +82,9 @@ def find_source(name: str, path: str) -> Source:
     if path == RANDOM:
         return Source(name, model, preprocess, config, None)
     tag = open_clip.get_pretrained_cfg(name, path)
-    if path.startswith(HUB) or parse.at_home(path).is_dir():
+    if path.startswith(HUB) or parse.expand_user(path).is_dir():
         directory = (
-            _download(path.removeprefix(HUB)) if path.startswith(HUB) else parse.at_home(path)
+            _download(path.removeprefix(HUB)) if path.startswith(HUB) else parse.expand_user(path)
         )
         model, preprocess = _same(name, model, directory / HF_CONFIG_NAME)
         return Source(name, model, preprocess, config, _checked(directory / HF_SAFE_WEIGHTS_NAME))
@@ -100,7 +100,7 @@ def find_source(name: str, path: str) -> Source:
         return Source(
             name, model, preprocess, config, _checked(_download(repository) / HF_SAFE_WEIGHTS_NAME)
         )
-    file = parse.at_home(path)
+    file = parse.expand_user(path)
     if not file.exists():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise UserError(
@@ -113,7 +113,7 @@ def find_source(name: str, path: str) -> Source:
 
 def _architecture(name: str) -> tuple[Config, PreprocessCfg, Path]:
     if name.endswith(".json"):
-        file = parse.at_home(name)
+        file = parse.expand_user(name)
         return *_read(file), file
     found = open_clip.get_model_config(name) if ":" not in name else None
     if found is None:
@@ -136,7 +136,7 @@ def _read(file: Path) -> tuple[Config, PreprocessCfg]:
     """Of a model config, or of a hub repository's `open_clip_config.json`, which has one and a
     `preprocess_cfg`."""
     try:
-        content = parse.parse_json(parse.text(file))
+        content = parse.parse_json(parse.read_text(file))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:

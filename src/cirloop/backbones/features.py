@@ -54,7 +54,7 @@ class VisionFeatures:
     def get(self, images: Sequence[ImageId]) -> list[VisionInput]:
         """Vision tokens of `images`, in order; what is not there yet is computed and kept."""
         self.ensure(images)
-        with profiling.waiting():
+        with profiling.data_wait():
             tokens = [self._tensors.read(self._images.digest(image)) for image in images]
         return [VisionInput(*each) for each in zip(tokens, self.grids(images), strict=True)]
 
@@ -66,7 +66,7 @@ class VisionFeatures:
         """The batches of `images` that must be computed."""
         wanted = {self._images.digest(image): image for image in images}
         missing = self._tensors.missing(wanted)
-        profiling.want_images(self._tower, wanted, missing)
+        profiling.count_cache_hits(self._tower, wanted, missing)
         ids = [wanted[digest] for digest in missing]
         return [ids[i : i + self._batch_size] for i in range(0, len(ids), self._batch_size)]
 
@@ -78,8 +78,8 @@ class VisionFeatures:
         with closing(
             loaded(batches, self._images, self._encoder.prepare_images, self._num_workers)
         ) as ready:
-            for batch in profiling.traced(progress(batches), "vision"):
-                with profiling.waiting():
+            for batch in profiling.profile_batches(progress(batches), "vision"):
+                with profiling.data_wait():
                     pictures = next(ready)
                 encoded = self._encode(*pictures)
                 profiling.add(images_encoded=len(encoded))
@@ -104,7 +104,7 @@ class VisionFeatures:
         """Leave `images` to the costs of another process of the stage, which finds them on disk or
         makes them."""
         digests = {self._images.digest(image) for image in images}
-        profiling.want_images(self._tower, digests, digests)
+        profiling.count_cache_hits(self._tower, digests, digests)
 
 
 def _grid(key: str) -> Grid:

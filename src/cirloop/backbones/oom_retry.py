@@ -28,7 +28,7 @@ def in_halves(
     try:
         return [work(rows)]
     except (MemoryError, RuntimeError) as error:
-        if not oom.ran_out(error):
+        if not oom.is_oom(error):
             raise
         if len(rows) == 1:
             raise UserError(

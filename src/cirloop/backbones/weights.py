@@ -26,7 +26,7 @@ def resolve(path: str, *model_types: str) -> Path:
 
     Raises UserError with all that is wrong.
     """
-    directory = Path(str(files("cirloop"))) / TINY if path == TINY else parse.at_home(path)
+    directory = Path(str(files("cirloop"))) / TINY if path == TINY else parse.expand_user(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
@@ -63,12 +63,12 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
     config, index = directory / "config.json", directory / "model.safetensors.index.json"
     try:
         if config.is_file():
-            found = parse.parse_json(parse.text(config)).get("model_type")
+            found = parse.parse_json(parse.read_text(config)).get("model_type")
             if model_types and found not in model_types:
                 expected = " or ".join(map(repr, model_types))
                 problems.append(f"config.json says model_type {found!r}, expected {expected}")
         if index.is_file():
-            shards = set(parse.parse_json(parse.text(index))["weight_map"].values())
+            shards = set(parse.parse_json(parse.read_text(index))["weight_map"].values())
             problems += [
                 f"no {name}" for name in sorted(shards) if not (directory / name).is_file()
             ]
@@ -80,9 +80,9 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
 def model_type(path: str) -> str | None:
     """The `model_type` in the config.json of a model directory that is here; None where there is no
     such file or it says none."""
-    config = parse.at_home(path) / "config.json"
+    config = parse.expand_user(path) / "config.json"
     try:
-        content = parse.parse_json(parse.text(config)) if config.is_file() else None
+        content = parse.parse_json(parse.read_text(config)) if config.is_file() else None
     except UserError:  # said by `resolve`, with all else that is wrong
         return None
     return content.get("model_type") if isinstance(content, dict) else None
@@ -91,7 +91,7 @@ def model_type(path: str) -> str | None:
 def resolve_adapter(path: str) -> Path:
     """The local directory of a published LoRA: a directory or a hub name. Raises UserError with all
     that is wrong."""
-    directory = parse.at_home(path)
+    directory = parse.expand_user(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
@@ -105,7 +105,7 @@ def resolve_adapter(path: str) -> Path:
             "Weights of a whole model, such as a merged embedder's, belong in model.path."
         )
     try:
-        kind = parse.parse_json(parse.text(directory / LORA_CONFIG)).get("peft_type")
+        kind = parse.parse_json(parse.read_text(directory / LORA_CONFIG)).get("peft_type")
     except (ValueError, AttributeError) as error:
         raise UserError(
             f"model.start_adapter {path!r}: {LORA_CONFIG} cannot be read: {error}"

@@ -13,7 +13,7 @@ from cirloop.captioning.base import Answer, Ask, Captioner
 from cirloop.captioning.prompts import Prompt
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring import oom, profiling
-from cirloop.monitoring.events import Counted
+from cirloop.monitoring.events import CountedBatches
 from cirloop.types import ImageId, Images
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Pictures:
         return [(0,)] * len(images)
 
     def get(self, images: Sequence[ImageId]) -> list[Image.Image]:
-        with profiling.waiting():
+        with profiling.data_wait():
             loaded = {image: self._images.load(image) for image in dict.fromkeys(images)}
         return [loaded[image] for image in images]
 
@@ -116,11 +116,11 @@ class Eyes:
         out: list[list[Answer]] = [[] for _ in asks]
         counted = self._counted(self._batches(prompt, asks, title), len(temperatures))
         batches = self._progress(counted, f"{title}: write")
-        with profiling.seconds_of("writing"):
-            for number, rows in profiling.traced(batches, "captioning"):
+        with profiling.add_seconds("writing"):
+            for number, rows in profiling.profile_batches(batches, "captioning"):
                 batch = [asks[i] for i in rows]
                 vision, draw = self._source.get(_images(batch)), seed + number * len(temperatures)
-                with oom.enough(f"{title}, {len(batch)} questions at once", SMALLER):
+                with oom.explain_oom(f"{title}, {len(batch)} questions at once", SMALLER):
                     answers = self.captioner.write(
                         prompt, batch, vision, max_new_tokens, temperatures, draw
                     )
@@ -135,10 +135,10 @@ class Eyes:
         batches = self._progress(
             self._counted(self._batches(prompt, asks, title), 1), f"{title}: yes or no"
         )
-        for _, rows in profiling.traced(batches, "captioning"):
+        for _, rows in profiling.profile_batches(batches, "captioning"):
             batch = [asks[i] for i in rows]
             vision = self._source.get(_images(batch))
-            with oom.enough(f"{title}, {len(batch)} questions at once", SMALLER):
+            with oom.explain_oom(f"{title}, {len(batch)} questions at once", SMALLER):
                 answers = self.captioner.yes(prompt, batch, vision)
             for i, p in zip(rows, answers, strict=True):
                 out[i] = p
@@ -152,12 +152,12 @@ class Eyes:
 
     def _counted(
         self, batches: list[tuple[int, list[int]]], texts: int
-    ) -> Counted[tuple[int, list[int]]]:
+    ) -> CountedBatches[tuple[int, list[int]]]:
         """With the number of texts that each batch is about, `texts` a question; a rate is that of
         this process."""
         num = self._share[1]
         unit = "texts/s" if num == 1 else f"texts/s in each of {num} processes"
-        return Counted(batches, [texts * len(rows) for _, rows in batches], unit)
+        return CountedBatches(batches, [texts * len(rows) for _, rows in batches], unit)
 
     def _batches(
         self, prompt: Prompt, asks: Sequence[Ask], title: str

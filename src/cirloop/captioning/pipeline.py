@@ -18,7 +18,7 @@ from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.parsing import text_of, without_set_phrases
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
 from cirloop.data.known_positives import DUPLICATE, ENOUGH, SURER_KEPT, WRITTEN_AGAIN, normal_text
-from cirloop.io.redact import plain
+from cirloop.io.redact import escape_control
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 UNPARSEABLE, CUT_OFF, SET_PHRASE = "unparseable", "cut off", "set phrase"
@@ -109,7 +109,7 @@ def check_form(candidate: Candidate, settings: CaptioningSettings) -> Candidate:
         not text
         or "\n" in rest.strip()
         or any(mark in text for mark in "<>{}[]|")
-        or plain(text) != text
+        or escape_control(text) != text
     ):
         reason = UNPARSEABLE
     elif text.casefold().rstrip(".") == "none":

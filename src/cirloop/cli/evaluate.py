@@ -9,20 +9,21 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from cirloop.artifacts.store import Artifact, write_json
-from cirloop.cli.runner import done_iterations, show
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import Artifact
+from cirloop.cli.runner import done_iterations, print_results
 from cirloop.cli.score_rankings import score_rankings
 from cirloop.config import cli, notices
-from cirloop.config.run import RunConfig, explain
+from cirloop.config.run import RunConfig, format_validation_error
 from cirloop.data import Dataset, benchmarks, locations
 from cirloop.data.paths import Sources
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.significance import compared
-from cirloop.monitoring.console import marked, progress
-from cirloop.stages.context import Run, run_directory
+from cirloop.monitoring.console import progress, title_prefix
+from cirloop.stages.context import RunContext, run_directory
 from cirloop.stages.evaluate import evaluation, predictions
 from cirloop.types import UserError, benchmark_of
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 BASE = "base"
@@ -64,10 +65,10 @@ class EvalConfig(cli.Flags):
         try:
             return cli.parse(cls, argv, "eval_iterative.py")
         except ValidationError as error:
-            raise UserError(explain(error, "eval_iterative.py")) from None
+            raise UserError(format_validation_error(error, "eval_iterative.py")) from None
 
 
-def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
+def select_iterations(wanted: str | None, done: Sequence[int]) -> list[str]:
     """Labels of the iterations asked for. Raises UserError for unknown ones, with those there
     are."""
     there = [BASE, *map(str, done)]
@@ -82,7 +83,7 @@ def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
     return list(dict.fromkeys(labels))
 
 
-def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
+def _select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
     """The data set and the split to evaluate on, the run's own or another benchmark's by name, and
     settings with it."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
@@ -123,9 +124,9 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     if options.num_processes is not None:
         told = {"num_processes": options.num_processes, "accelerate_config": None}
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update=told)})
-    labels = chosen(options.iterations, done_iterations(store))
-    config, data, split = _data(options, config)
-    run, parts = Run(config, store, data), data.parts(split)
+    labels = select_iterations(options.iterations, done_iterations(store))
+    config, data, split = _select_data(options, config)
+    run, parts = RunContext(config, store, data), data.parts(split)
     labelled = all(part.relevance is not None for part in parts)
     if options.submission is not None and any(
         part.relevance and part.relevance.preferences for part in parts
@@ -148,7 +149,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     results = []
     for label in labels:
         checkpoint: Artifact | None = (
-            None if label == BASE else store.find(f"checkpoint_iter_{label}")
+            None if label == BASE else store.load(f"checkpoint_iter_{label}")
         )
         if labelled:
             results.append(evaluation(run, label, checkpoint, split, options.ablate))
@@ -166,8 +167,8 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
             parts[0].name,
         )
         return []
-    with marked(notices.title(config)):
-        show(results, parts[0].judged.protocol)
+    with title_prefix(notices.title(config)):
+        print_results(results, parts[0].judged.protocol)
     if options.output_file is not None:
         write_json(
             options.output_file,
@@ -176,7 +177,9 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     return results
 
 
-def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, directory: Path) -> None:
+def _submit(
+    run: RunContext, label: str, checkpoint: Artifact | None, split: str, directory: Path
+) -> None:
     """The server's files of one iteration, or where there is no server its rankings, in a directory
     of its own."""
     parts, rankings = (
@@ -184,9 +187,9 @@ def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, direc
         predictions(run, checkpoint, split, submission.LISTED + 1),
     )
     if parts[0].judged.benchmark in submission.BENCHMARKS:
-        problems = Problems()
+        problems = ValidationReport()
         files = submission.submission(parts[0].judged, rankings[0], problems)
-        problems.stop("The server would refuse it.")
+        problems.raise_if_any("The server would refuse it.")
     else:
         content = rankings_file.content([part.judged for part in parts], rankings)
         files = {f"{parts[0].name}_rankings.json": content}
@@ -197,7 +200,7 @@ def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, direc
 
 def evaluate(options: EvalConfig) -> Any:
     """Evaluate a run's iterations, or score a file of rankings."""
-    problems = Problems()
+    problems = ValidationReport()
     if (options.experiment_dir is None) == (options.rankings is None):
         problems.add("--experiment_dir, --rankings", "give one of the two")
     if options.rankings is not None:
@@ -218,7 +221,7 @@ def evaluate(options: EvalConfig) -> Any:
             )
     if options.submission is not None and options.submission.is_file():
         problems.add(f"--submission {options.submission}", "is a file; give a directory")
-    problems.stop("All flags: eval_iterative.py --help")
+    problems.raise_if_any("All flags: eval_iterative.py --help")
     if options.rankings is None:
         return evaluate_run(options)
     assert options.eval_dataset is not None and options.data_dir is not None

@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import SettingsConfigDict
 
-from cirloop.artifacts.store import write_text
+from cirloop.artifacts.atomic import write_text
 from cirloop.config import cli
-from cirloop.config.run import explain
+from cirloop.config.run import format_validation_error
 from cirloop.monitoring.console import table
 from cirloop.negatives import STRATEGIES, MiningSettings
 from cirloop.negatives.base import MiningContext
@@ -25,13 +25,13 @@ from cirloop.negatives.report import summary
 from cirloop.retrieval.dense import all_scores
 from cirloop.retrieval.vectors import open_vectors, validate_embeddings
 from cirloop.types import UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 PROGRAM = "add_hard_negatives.py"
 
 
-class VectorConfig(cli.Flags):
+class EmbeddingMiningConfig(cli.Flags):
     """What is mined from vectors alone."""
 
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True)
@@ -75,13 +75,13 @@ def main(argv: Sequence[str]) -> None:
     """Mine and write `--output`. Raises UserError with every problem found; then nothing is
     written."""
     options, settings = parse(argv)
-    problems = Problems(
+    problems = ValidationReport(
         "Vectors and rows must belong together: row i of --targets is about query i."
     )
     vectors, context = _read(options, problems)
     if not options.output.absolute().parent.is_dir():
         problems.add(f"--output {options.output}", "its directory does not exist")
-    problems.stop()
+    problems.raise_if_any()
     device = options.device or _device()
     began = time.monotonic()
     stats: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
     logger.info("wrote %s", options.output)
 
 
-def parse(argv: Sequence[str]) -> tuple[VectorConfig, MiningSettings]:
+def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
     """The options, and what is mined and how; flags as --kebab-case or --snake_case. Raises
     UserError for what is unknown or wrong, and for what is missing."""
     argv = cli.kebab(argv)
@@ -134,10 +134,13 @@ def parse(argv: Sequence[str]) -> tuple[VectorConfig, MiningSettings]:
         name: (field.annotation, field) for name, field in (own | shared).items()
     }
     model = create_model(
-        "VectorFlags", __base__=VectorConfig, __doc__=VectorConfig.__doc__, **fields
+        "VectorFlags",
+        __base__=EmbeddingMiningConfig,
+        __doc__=EmbeddingMiningConfig.__doc__,
+        **fields,
     )
     try:
-        options: VectorConfig = cli.parse(model, argv, PROGRAM)
+        options: EmbeddingMiningConfig = cli.parse(model, argv, PROGRAM)
         strategy = kind(
             negatives_per_query=options.negatives_per_query,
             **{name: getattr(options, name) for name in own},
@@ -146,18 +149,21 @@ def parse(argv: Sequence[str]) -> tuple[VectorConfig, MiningSettings]:
         given["only_failed_queries"] = bool(given["only_failed_queries"])
         return options, MiningSettings(strategy=strategy, **given)
     except ValidationError as error:
-        _needed(error).stop()
-        raise UserError(explain(error, PROGRAM)) from None
+        _missing_flags(error).raise_if_any()
+        raise UserError(format_validation_error(error, PROGRAM)) from None
 
 
-def _needed(error: ValidationError) -> Problems:
+def _missing_flags(error: ValidationError) -> ValidationReport:
     """All that is wrong with the flags, where one of those that are needed is missing; else
     nothing."""
-    problems, rows = Problems(f"All flags: {PROGRAM} --query-embeddings x --help"), error.errors()
+    problems, rows = (
+        ValidationReport(f"All flags: {PROGRAM} --query-embeddings x --help"),
+        error.errors(),
+    )
     if any(row["type"] == "missing" for row in rows):
         for row in rows:
             name = str(row["loc"][0])
-            field = VectorConfig.model_fields.get(name)
+            field = EmbeddingMiningConfig.model_fields.get(name)
             about = f": {field.description}" if field else ""
             what = (
                 f"is needed{about}"
@@ -177,7 +183,9 @@ def _device() -> str:
     return "cpu"
 
 
-def _read(options: VectorConfig, problems: Problems) -> tuple[MiningInputs, MiningContext]:
+def _read(
+    options: EmbeddingMiningConfig, problems: ValidationReport
+) -> tuple[MiningInputs, MiningContext]:
     queries = _vectors(options.query_embeddings, "--query-embeddings", problems)
     gallery = _vectors(options.gallery_embeddings, "--gallery-embeddings", problems)
     texts = (
@@ -222,7 +230,7 @@ def _read(options: VectorConfig, problems: Problems) -> tuple[MiningInputs, Mini
     return MiningInputs(queries, gallery, targets, references, positives), context
 
 
-def _array(path: Path, name: str, problems: Problems) -> Any:
+def _array(path: Path, name: str, problems: ValidationReport) -> Any:
     try:
         return open_vectors(path)
     except UserError as error:
@@ -230,7 +238,7 @@ def _array(path: Path, name: str, problems: Problems) -> Any:
     return None
 
 
-def _vectors(path: Path, name: str, problems: Problems) -> Any:
+def _vectors(path: Path, name: str, problems: ValidationReport) -> Any:
     made = _array(path, name, problems)
     try:
         return None if made is None else validate_embeddings(made, f"{name} {path}")
@@ -240,7 +248,7 @@ def _vectors(path: Path, name: str, problems: Problems) -> Any:
 
 
 def _rows(
-    path: Path, name: str, num: int | None, lowest: int, size: int, problems: Problems
+    path: Path, name: str, num: int | None, lowest: int, size: int, problems: ValidationReport
 ) -> Any:
     made = _array(path, name, problems)
     if made is None:
@@ -265,7 +273,7 @@ def _rows(
 
 
 def _lists(
-    path: Path, name: str, num: int | None, size: int, problems: Problems
+    path: Path, name: str, num: int | None, size: int, problems: ValidationReport
 ) -> list[frozenset[int]] | None:
     content = problems.json(path)
     if isinstance(content, dict):

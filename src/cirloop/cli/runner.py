@@ -18,16 +18,16 @@ from cirloop.config.run import RunConfig, from_json, save
 from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
 from cirloop.monitoring import events, preemption
-from cirloop.monitoring.console import marked, metric_rows, table
-from cirloop.monitoring.run_log import Attempt
+from cirloop.monitoring.console import metric_rows, table, title_prefix
+from cirloop.monitoring.run_log import RunLog
 from cirloop.monitoring.trackers import DIRECTORY as TRACKED
 from cirloop.monitoring.trackers import tracking
 from cirloop.report import builder
-from cirloop.report.run_monitor import Watch
-from cirloop.stages.context import CONFIG, Run
+from cirloop.report.run_monitor import RunMonitor
+from cirloop.stages.context import CONFIG, RunContext
 from cirloop.stages.preflight import check
 from cirloop.types import EvalProtocol, UserError
-from cirloop.validation import ProblemsFound, by_cause
+from cirloop.validation import ValidationFailed, group_by_cause
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def is_used(directory: Path) -> bool:
     return used
 
 
-def open_run(config: RunConfig) -> Run:
+def open_run(config: RunConfig) -> RunContext:
     """The run of `config`, whose lock the caller holds. Nothing else on disk changes before every
     check has passed."""
     directory, data = config.directory, check(config)
@@ -87,21 +87,21 @@ def open_run(config: RunConfig) -> Run:
             )
         for name in store.names:  # what is kept must be whole
             if (store.iteration_of(name) or 0) < start:
-                store.find(name)
-        aside = store.set_aside(start, also=[RESULTS, TRACKED])
+                store.load(name)
+        aside = store.archive_from(start, also=[RESULTS, TRACKED])
         if aside is not None:
             logger.info("iterations %d and later moved to %s", start, aside)
     elif used:
         for name in store.names:
-            store.find(name)
+            store.load(name)
     for left in directory.glob(".*.tmp"):  # a write that a stopped run did not finish
         left.unlink()
-    store.begin(save(config, directory / CONFIG), directory / CONFIG)
-    return Run(config, store, data)
+    store.initialize(save(config, directory / CONFIG), directory / CONFIG)
+    return RunContext(config, store, data)
 
 
 def _check_same(config: RunConfig, old: RunConfig) -> None:
-    lines = differences(old.decisive(), config.decisive())
+    lines = differences(old.result_settings(), config.result_settings())
     if not lines:
         return
     if old.retrieval != config.retrieval:
@@ -126,17 +126,17 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     """
     began = time.monotonic()
     is_used(config.directory)  # a directory of something else gets no lock
-    say_first(config)
-    with Attempt(config.directory) as attempt, marked(notices.title(config)):
-        with run_lock.held(config.directory), preemption.listening():
+    log_notices(config)
+    with RunLog(config.directory) as attempt, title_prefix(notices.title(config)):
+        with run_lock.run_lock(config.directory), preemption.handle_sigterm():
             current = open_run(config)
             current.log = attempt.open()
-            results = _watched(current)
-            current.store.clean()
-        show(results, config.data.protocol)
-        _show_accounts(current.store)
+            results = _iterate_monitored(current)
+            current.store.remove_scratch()
+        print_results(results, config.data.protocol)
+        _print_accounts(current.store)
         current.costs.show()
-        say_first(config)
+        log_notices(config)
         logger.info(
             "finished in %.0f s; results in %s",
             time.monotonic() - began,
@@ -145,44 +145,44 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     return results
 
 
-def say_first(config: RunConfig) -> None:
+def log_notices(config: RunConfig) -> None:
     """Log what a reader of the run's numbers must know."""
     for notice in notices.of(config):
         logger.warning("%s", notice)
 
 
-def _watched(current: Run) -> list[dict[str, Any]]:
+def _iterate_monitored(current: RunContext) -> list[dict[str, Any]]:
     """The loop, with its place in the plan on the terminal and its numbers in the trackers that
     were asked for."""
     config = current.config
     counts = config.num_iterations > 0 and current.data.train.oracle is not None
     with ExitStack() as stack:
-        stack.enter_context(tracking(config.directory, config.runtime.report_to, config.resolved()))
-        watch = Watch(config, current.store, current.costs, counts)
-        stack.enter_context(events.heard_by(watch, "the view of the run"))
+        stack.enter_context(tracking(config.directory, config.runtime.report_to, config.to_json()))
+        watch = RunMonitor(config, current.store, current.costs, counts)
+        stack.enter_context(events.subscribe(watch, "the view of the run"))
         if config.runtime.report:
             reporter = builder.reporter(config, current.store, current.data)
-            stack.enter_context(events.heard_by(reporter, "the report"))
-        stack.callback(events.tell, "head", head=None)
+            stack.enter_context(events.subscribe(reporter, "the report"))
+        stack.callback(events.emit, "head", head=None)
         results = iterate(current)
-        events.tell(
+        events.emit(
             "finished"
         )  # the report gets the last comparison, also where nothing was left to do
         return results
 
 
-def _show_accounts(store: Store) -> None:
+def _print_accounts(store: Store) -> None:
     accounts = [
-        store.find(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")
+        store.load(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")
     ]
     if accounts:
         rows = [
             (
                 a["iteration"],
                 a["mined"],
-                _share(a["false_negatives"], a["mined"]),
+                _fraction(a["false_negatives"], a["mined"]),
                 a["accepted"],
-                _share(a["true_captions"], a["accepted"]),
+                _fraction(a["true_captions"], a["accepted"]),
             )
             for a in accounts
         ]
@@ -193,7 +193,7 @@ def _show_accounts(store: Store) -> None:
         )
 
 
-def show(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
+def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
     """The closing tables: a row an iteration, beside the title what a reader must know; then what
     differs from what."""
     last = results[-1]
@@ -226,7 +226,7 @@ def show(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
         table(title, ("iterations", "difference", "p"), rows)
 
 
-def _share(part: int, whole: int) -> str:
+def _fraction(part: int, whole: int) -> str:
     return f"{part} ({100 * part / whole:.1f}%)" if whole else "0"
 
 
@@ -238,15 +238,17 @@ def dry_run(config: RunConfig) -> None:
     """
     from cirloop.stages import estimate  # it measures, with what a training process loads
 
-    say_first(config)
+    log_notices(config)
     try:
         data = check(config)
-    except ProblemsFound as error:
-        table(error.count, ("where", "what"), by_cause(error.rows), numbers=False)
-        raise UserError("\n".join([f"{error.count}, in the table above.", *error.ways])) from None
+    except ValidationFailed as error:
+        table(error.count, ("where", "what"), group_by_cause(error.rows), numbers=False)
+        raise UserError(
+            "\n".join([f"{error.count}, in the table above.", *error.remedies])
+        ) from None
     if is_used(config.directory) and (
         config.auto_resume or config.resume_from_iteration is not None
     ):
         _check_same(config, from_json(config.directory / CONFIG))
     title = f"{notices.title(config)}Plan (nothing was trained)"
-    table(title, ("what", "value"), estimate.rows_of(config, data), numbers=False)
+    table(title, ("what", "value"), estimate.plan_rows(config, data), numbers=False)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.data import benchmarks, paths
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.protocols import SUBSET_KS, Places, describe, metrics, places_of
 from cirloop.monitoring.console import table
 from cirloop.types import ImageId, Judged, Query, QueryId, UserError, benchmark_of
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ def score_rankings(
         raise UserError(
             f"--submission: {benchmark} has no server; {' and '.join(submission.BENCHMARKS)} have."
         )
-    problems = Problems()
+    problems = ValidationReport()
     parts = benchmarks.judged(eval_dataset, data_dir, gallery, problems)
-    problems.stop(
+    problems.raise_if_any(
         f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout."
     )
     for note in filter(None, map(paths.unofficial, parts)):
@@ -53,13 +53,13 @@ def score_rankings(
     if not labelled and submission_dir is None:
         submission_dir = path.with_name(f"{path.stem}_submission")
     rankings, metric = rankings_file.read(path, parts, problems)
-    problems.stop(
+    problems.raise_if_any(
         f"--rankings must hold one list of image ids per query of {eval_dataset}, each image once."
     )
     files = (
         submission.submission(parts[0], rankings, problems) if submission_dir is not None else {}
     )
-    problems.stop(
+    problems.raise_if_any(
         f"--submission: the server of {benchmark} would refuse it. Rank more images in --rankings."
     )
     result: dict[str, Any] = {

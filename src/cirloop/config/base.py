@@ -19,7 +19,7 @@ def default_type(name: str) -> Callable[[Any], Any]:
     return lambda value: {"type": name, **value} if isinstance(value, dict) else value
 
 
-def _by_place(value: Any) -> Any:
+def _by_position(value: Any) -> Any:
     """A list of groups of settings as a group by place."""
     groups = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
     return {str(place): each for place, each in enumerate(value)} if groups else value
@@ -29,7 +29,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     """Lines `setting: old -> new`."""
     lines = []
     for key in sorted({*old, *new}):
-        a, b = _by_place(old.get(key)), _by_place(new.get(key))
+        a, b = _by_position(old.get(key)), _by_position(new.get(key))
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cirloop.backbones.weights import TINY
 from cirloop.config.recipes import DRAWN
 from cirloop.types import UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 if TYPE_CHECKING:
     from cirloop.config.run import RunConfig
@@ -57,7 +57,7 @@ def refuse_simulated(config: RunConfig, what: str) -> None:
 def refuse_unnamed(config: RunConfig) -> None:
     """Raises UserError where `tiny`, the default, would be taken for photographs and nobody named
     it."""
-    problems = Problems()
+    problems = ValidationReport()
     flags = {
         "embedder": ("model", "--model_path"),
         "foundation model": ("foundation", "--foundation_model_path"),
@@ -75,7 +75,7 @@ def refuse_unnamed(config: RunConfig) -> None:
                 f" {flag}: a directory or a hub name such as Qwen/Qwen2-VL-2B-Instruct; or `{TINY}`"
                 " by name, to try the machinery",
             )
-    problems.stop()
+    problems.raise_if_any()
 
 
 def _models(config: RunConfig) -> dict[str, str]:

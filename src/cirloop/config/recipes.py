@@ -51,7 +51,7 @@ Content = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CommandLine:
     """What a command line says about where its settings come from. `types` holds the type that a
     flag gives a group of settings (`data`, `model`, ...), `paths` those that flags name (`model`,
     `foundation`), `dtypes` the groups whose dtype a flag gives."""
@@ -77,7 +77,7 @@ def default_directory(backbone: str, data: str) -> Path:
     return Path("experiments") / f"{backbone}_{data}_iterative"
 
 
-def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
+def read_command_line(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> CommandLine:
     """What `argv` says; `typed` names the flag that gives each group of settings its type."""
     peek = cli.Parser(prog=prog, add_help=False, help_flag="--help_all")
     peek.add_argument("--config")
@@ -100,10 +100,10 @@ def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
     dtypes = frozenset(group for group in paths if getattr(known, f"{group}_dtype") is not None)
     simulated = known.retrieval == "simulated"
     config, directory = (
-        path if path is None else parse.at_home(path)
+        path if path is None else parse.expand_user(path)
         for path in (known.config, known.experiment_dir)
     )
-    return Asked(config, known.fast_mode, directory, goes_on, simulated, types, given, dtypes)
+    return CommandLine(config, known.fast_mode, directory, goes_on, simulated, types, given, dtypes)
 
 
 def current_flags(argv: Sequence[str]) -> list[str]:
@@ -114,7 +114,7 @@ def current_flags(argv: Sequence[str]) -> list[str]:
     return [names.get(flag, flag) + sign + value for flag, sign, value in split]
 
 
-def content(asked: Asked, default: Path) -> Content:
+def load_settings(asked: CommandLine, default: Path) -> Content:
     """The settings under the flags, said in a line. `default` is the recipe of no data set; the
     others lie beside it.
 
@@ -127,14 +127,14 @@ def content(asked: Asked, default: Path) -> Content:
     path = asked.config or _recipe(asked, default)
     settings = _read(path, default.parent)
     if asked.fast_mode:
-        settings = merged(settings, _read(_twin(path, default.parent), default.parent))
+        settings = merge(settings, _read(_fast_twin(path, default.parent), default.parent))
     if asked.config is None:
-        logger.info("settings of the recipe %s; --config takes another", shown(path))
+        logger.info("settings of the recipe %s; --config takes another", display_path(path))
         _name_embedder(asked, settings)
     return settings
 
 
-def _recipe(asked: Asked, default: Path) -> Path:
+def _recipe(asked: CommandLine, default: Path) -> Path:
     """Raises UserError with the recipes of the data set where there is none for the backbone."""
     data, backbone = asked.types.get("data", DRAWN), asked.types.get("model", BACKBONE)
     if (
@@ -146,35 +146,36 @@ def _recipe(asked: Asked, default: Path) -> Path:
     path = default.with_name(f"{data}_{backbone}.yaml")
     if path.is_file():
         return path
-    recipes = [each for each in sorted(default.parent.glob("*.yaml")) if _is_of(each, data)]
+    recipes = [each for each in sorted(default.parent.glob("*.yaml")) if _is_recipe_of(each, data)]
     raise UserError(
-        f"no recipe for the data set {data} with the backbone {backbone} ({shown(path)}). Recipes"
-        f" for {data}: {', '.join(map(shown, recipes)) or 'none'}. Give one of them by --config, or"
-        " a YAML of your own."
+        f"no recipe for the data set {data} with the backbone {backbone}"
+        f" ({display_path(path)}). Recipes for {data}:"
+        f" {', '.join(map(display_path, recipes)) or 'none'}. Give one of them by --config, or a"
+        " YAML of your own."
     )
 
 
-def _is_of(path: Path, data: str) -> bool:
-    settings = parse.yaml_file(path)
+def _is_recipe_of(path: Path, data: str) -> bool:
+    settings = parse.read_yaml(path)
     named = settings.get("data") if isinstance(settings, dict) else None
     return isinstance(named, dict) and named.get("type") == data
 
 
-def _twin(path: Path, configs: Path) -> Path:
+def _fast_twin(path: Path, configs: Path) -> Path:
     """What --fast_mode lays over a file of settings. Raises UserError where there is nothing."""
     twin = path.with_name(f"{path.stem}_fast{path.suffix}")
     if not twin.is_file():
-        twins = ", ".join(shown(each) for each in sorted(configs.glob("*_fast.yaml")))
+        twins = ", ".join(display_path(each) for each in sorted(configs.glob("*_fast.yaml")))
         raise UserError(
-            f"--fast_mode needs {shown(twin)}, to lay over {path.name}: there is no such file."
-            f" There is: {twins or 'none'}. Write it, or leave --fast_mode out and give smaller"
-            " numbers by flags, such as --num_iterations 1 --training.iteration_0_steps 10"
+            f"--fast_mode needs {display_path(twin)}, to lay over {path.name}: there is no such"
+            f" file. There is: {twins or 'none'}. Write it, or leave --fast_mode out and give"
+            " smaller numbers by flags, such as --num_iterations 1 --training.iteration_0_steps 10"
             " --training.steps_per_iteration 10."
         )
     return twin
 
 
-def _name_embedder(asked: Asked, settings: Content) -> None:
+def _name_embedder(asked: CommandLine, settings: Content) -> None:
     """Let --foundation_model_path name the embedder's weights too, where nothing else does and the
     families agree."""
     path, data = asked.paths.get("foundation"), asked.types.get("data", DRAWN)
@@ -204,9 +205,9 @@ def _read(path: Path, configs: Path) -> Content:
     """A YAML of settings. Raises UserError, with files of a like name where there is no such
     file."""
     if not path.is_file():
-        raise UserError(_missing(path, configs))
+        raise UserError(_describe_missing(path, configs))
     try:
-        settings = parse.yaml_file(path)
+        settings = parse.read_yaml(path)
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     if not isinstance(settings, dict):
@@ -227,26 +228,26 @@ def _read(path: Path, configs: Path) -> Content:
     return settings
 
 
-def _missing(path: Path, configs: Path) -> str:
+def _describe_missing(path: Path, configs: Path) -> str:
     """What is said of a --config that is not there: files of a like name, or all that lie where it
     was looked for."""
     folder = path if path.is_dir() else path.parent
     beside = sorted(folder.glob("*.yaml"))
     recipes = sorted(configs.glob("*.yaml"))
     stems = {each.stem: each for each in [*recipes, *beside]}
-    near = [shown(stems[stem]) for stem in difflib.get_close_matches(path.stem, stems, n=2)]
+    near = [display_path(stems[stem]) for stem in difflib.get_close_matches(path.stem, stems, n=2)]
     listed = ", ".join(each.name for each in beside) or "no YAML files"
     rest = (
         f"Did you mean {' or '.join(near)}?"
         if near
-        else f"Recipes: {', '.join(map(shown, recipes))}."
+        else f"Recipes: {', '.join(map(display_path, recipes))}."
     )
     if path.is_dir():
         return f"--config: {path}: is a directory. In {folder}: {listed}. {rest}"
     return f"--config: {path}: there is no such file. In {folder}: {listed}. {rest}"
 
 
-def of_type(root: type[BaseModel], settings: Any, group: str, type_: str) -> Any:
+def change_type(root: type[BaseModel], settings: Any, group: str, type_: str) -> Any:
     """A file's settings of a group of `root` whose type a flag changes: those that mean the same
     for the new type."""
     union: Any = root
@@ -286,13 +287,13 @@ def _is_common(group: str, name: str) -> bool:
     )
 
 
-def merged(settings: Content, over: Content) -> Content:
+def merge(settings: Content, over: Content) -> Content:
     """Settings with others laid over them, group by group."""
     out = dict(settings)
     for name, value in over.items():
         old = out.get(name)
         out[name] = (
-            merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
         )
     return out
 
@@ -302,7 +303,7 @@ def type_names(union: Any) -> list[str]:
     return [kind.model_fields["type"].default for kind in get_args(get_args(union)[0])]
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path from where the user is, where it lies below."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

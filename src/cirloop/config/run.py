@@ -20,7 +20,8 @@ from pydantic_settings import (
 )
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.store import fingerprint, write_sealed
+from cirloop.artifacts.atomic import write_checked
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import (
     CaptioningSettings,
@@ -41,7 +42,7 @@ from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 PROGRAM = "train_iterative.py"
-TYPED = {
+UNION_FLAGS = {
     "data": "dataset_name",
     "mining.strategy": "negative_strategy",
     "model": "model_backbone",
@@ -49,7 +50,7 @@ TYPED = {
     "training.loss": "loss",
 }
 """Groups of settings that a flag may give another type, and the flag."""
-NO_SETTINGS = ("schema", "run", "digest", notices.SIMULATED)
+METADATA_KEYS = ("schema", "run", "digest", notices.SIMULATED)
 """What a run directory's `config.json` holds besides."""
 
 
@@ -61,12 +62,12 @@ class Evaluation(Settings):
     """Also evaluate the base model, before any training."""
 
 
-PLACES = (
+PATH_SETTINGS = (
     ("", ("data_dir", "train_dir")),
     ("runtime", ("cache_dir", "compare_with", "accelerate_config", "deepspeed")),
 )
 """Settings that are paths and decide no result."""
-LAST_WORD = (
+SHORT_FLAGS = (
     *(
         "data.allow_missing_images",
         "data.allow_symlinks",
@@ -84,7 +85,7 @@ LAST_WORD = (
 )
 """Settings whose last word alone is a flag too."""
 SHORTCUTS = {
-    **{name: name.rpartition(".")[2] for name in LAST_WORD},
+    **{name: name.rpartition(".")[2] for name in SHORT_FLAGS},
     "model.type": "model_backbone",
     "model.path": "model_path",
     "foundation.type": "foundation_model_backbone",
@@ -153,7 +154,7 @@ class RunConfig(BaseSettings):
     @field_validator("experiment_dir", "data_dir", "train_dir")
     @classmethod
     def _home(cls, path: Path | None) -> Path | None:
-        return None if path is None else parse.at_home(str(path))
+        return None if path is None else parse.expand_user(str(path))
 
     @model_validator(mode="before")
     @classmethod
@@ -191,7 +192,7 @@ class RunConfig(BaseSettings):
     def cache(self) -> Path:
         return self.runtime.cache_dir or self.directory.parent / "cache"
 
-    def decisive(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """The settings that decide results, as JSON. `num_iterations` is not one: a run may be
         prolonged. Neither is `training.max_skipped_batches`: a finished stage left out the bad
         batches that it had, whatever the limit. Nor is `training.grad_cache_chunk_size`, so that a
@@ -214,7 +215,7 @@ class RunConfig(BaseSettings):
             exclude={"training": {"max_skipped_batches", "grad_cache_chunk_size"}},
         )
 
-    def resolved(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Everything, as JSON, for the run directory's `config.json`."""
         asked = {
             "config",
@@ -228,7 +229,7 @@ class RunConfig(BaseSettings):
         for (
             group,
             names,
-        ) in PLACES:  # a run is also used from other directories than that it was begun in
+        ) in PATH_SETTINGS:  # a run is also used from other directories than that it was begun in
             node = settings[group] if group else settings
             node |= {
                 name: str(Path(node[name]).absolute()) for name in names if node[name] is not None
@@ -239,10 +240,10 @@ class RunConfig(BaseSettings):
 def load(given: Sequence[str], default_config: Path) -> RunConfig:
     """The configuration of a command line. Raises UserError with every problem found; prints the
     help asked for."""
-    argv = recipes.current_flags(cli_help.rest(given))
-    asked = recipes.asked(argv, TYPED, PROGRAM)
-    content = recipes.content(asked, default_config)
-    for name in NO_SETTINGS if "schema" in content else ():
+    argv = recipes.current_flags(cli_help.without_help(given))
+    asked = recipes.read_command_line(argv, UNION_FLAGS, PROGRAM)
+    content = recipes.load_settings(asked, default_config)
+    for name in METADATA_KEYS if "schema" in content else ():
         content.pop(name, None)
     for group, type_ in asked.types.items():
         *outer, name = group.split(".")
@@ -250,7 +251,7 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
         for part in outer:
             node = node.setdefault(part, {}) if isinstance(node, dict) else node
         if isinstance(node, dict):
-            node[name] = recipes.of_type(RunConfig, node.get(name, {}), group, type_)
+            node[name] = recipes.change_type(RunConfig, node.get(name, {}), group, type_)
     if asked.simulated:
         content |= simulated.settings(
             content, foundation_named="foundation" in {*asked.types, *asked.paths}
@@ -271,23 +272,23 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
     try:
         config = cli.parse(Parsed, argv, parser)
     except ValidationError as error:
-        raise UserError(explain(error)) from None
-    if cli_help.asked(given):
-        sys.stdout.write(cli_help.text(parser, config.model_dump(mode="json"), given))
+        raise UserError(format_validation_error(error)) from None
+    if cli_help.requests_help(given):
+        sys.stdout.write(cli_help.help_text(parser, config.model_dump(mode="json"), given))
         sys.exit()
     if "foundation" not in asked.dtypes:
         foundation = one_dtype(config.foundation, config.model, by_flag="model" in asked.dtypes)
         config = config.model_copy(update={"foundation": foundation})
-    named = ", ".join(secrets_in(config.resolved()))
+    named = ", ".join(secrets_in(config.to_json()))
     if named:
         raise UserError(
             f"{named}: a secret, and settings are copied to {config.directory}. Give tokens as"
             " HF_TOKEN."
         )
-    return config if config.report_only else completed(config)
+    return config if config.report_only else complete(config)
 
 
-def completed(config: RunConfig) -> RunConfig:
+def complete(config: RunConfig) -> RunConfig:
     """The configuration with the usual place of its data, and without a model where that is asked
     for and none is here.
 
@@ -302,7 +303,7 @@ def completed(config: RunConfig) -> RunConfig:
         )
     notices.refuse_unnamed(config)
     if config.retrieval_fallback == "simulated" and config.retrieval == "real":
-        config = simulated.instead(config)
+        config = simulated.fall_back(config)
     return config.model_copy(update=locations.found(config.data, config.data_dir, config.train_dir))
 
 
@@ -312,27 +313,28 @@ def from_json(path: Path, **changes: Any) -> RunConfig:
     content = schema.read(path, "config")
     try:
         return RunConfig(
-            **{name: value for name, value in content.items() if name not in NO_SETTINGS}, **changes
+            **{name: value for name, value in content.items() if name not in METADATA_KEYS},
+            **changes,
         )
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error)}") from None
+        raise UserError(f"{path}: {format_validation_error(error)}") from None
 
 
 def save(config: RunConfig, path: Path) -> str:
     """Write a run directory's copy; returns the run's name, a digest of what decides results in its
     first copy."""
-    run = run_of(path) if path.exists() else fingerprint(config.decisive())
-    write_sealed(path, "config", notices.mark(config) | {"run": run, **config.resolved()})
+    run = read_run_id(path) if path.exists() else fingerprint(config.result_settings())
+    write_checked(path, "config", notices.mark(config) | {"run": run, **config.to_json()})
     return run
 
 
-def run_of(path: Path) -> str:
+def read_run_id(path: Path) -> str:
     """The name in a run directory's copy."""
     name: str = schema.read(path, "config")["run"]
     return name
 
 
-def explain(error: ValidationError, program: str = PROGRAM) -> str:
+def format_validation_error(error: ValidationError, program: str = PROGRAM) -> str:
     """Every problem of a validation error, a line each, with the nearest right name for an unknown
     one."""
     lines = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cirloop.artifacts.store import Store
 from cirloop.config.recipes import CONFIG as CONFIG
-from cirloop.config.run import RunConfig, from_json, run_of
+from cirloop.config.run import RunConfig, from_json, read_run_id
 from cirloop.types import UserError
 
 
@@ -19,5 +19,5 @@ def run_directory(directory: Path) -> tuple[RunConfig, Store]:
         from_json(directory / CONFIG, experiment_dir=directory),
         Store(directory, reading=True),
     )
-    store.of_run(run_of(directory / CONFIG), directory / CONFIG)
+    store.bind_to_run(read_run_id(directory / CONFIG), directory / CONFIG)
     return config, store

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cirloop.config.run import RunConfig
 
 logger = logging.getLogger(__name__)
-LAX = {"min_verify_probability": 0.0, "max_round_trip_rank": 0}
+UNCHECKED = {"min_verify_probability": 0.0, "max_round_trip_rank": 0}
 """Checks of texts that a rule cannot answer, or that random rankings would decide."""
 
 
@@ -26,11 +26,11 @@ def settings(content: dict[str, Any], foundation_named: bool) -> dict[str, Any]:
     logger.info("simulated retrieval: texts are written by the rule `template`, and not verified")
     return {
         "foundation": {"type": "template"},
-        "captioning": {**content.get("captioning", {}), **LAX},
+        "captioning": {**content.get("captioning", {}), **UNCHECKED},
     }
 
 
-def instead(config: RunConfig) -> RunConfig:
+def fall_back(config: RunConfig) -> RunConfig:
     """The same run without the models whose weights are not to be had; `config` itself where all
     are."""
     lacking = {}
@@ -54,6 +54,6 @@ def instead(config: RunConfig) -> RunConfig:
     if "foundation" in lacking:
         update |= {
             "foundation": TemplateFoundation(),
-            "captioning": config.captioning.model_copy(update=LAX),
+            "captioning": config.captioning.model_copy(update=UNCHECKED),
         }
     return config.model_copy(update=update)

@@ -61,7 +61,7 @@ class TrainJob(Job):
     output: Path
 
     @property
-    def stop(self) -> Path:
+    def stop_file(self) -> Path:
         """A file that asks the processes to stop after a step."""
         return self.directory / "stop"
 

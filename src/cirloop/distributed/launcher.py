@@ -26,20 +26,20 @@ from cirloop.types import UserError
 
 NODE = "NODE"
 """Stands for a machine's number, which only the machine knows."""
-LOOK = 0.5
+POLL_S = 0.5
 """Seconds between two looks at the steps done, and whether the run was asked to stop."""
-PATIENCE = 40
+TERMINATE_S = 40
 """Seconds that a launcher told to end has for it; it gives its processes 30."""
 
 
-def processes(runtime: Runtime) -> int:
+def num_processes(runtime: Runtime) -> int:
     """How many do a job; an accelerate config says so where the setting does not. Raises UserError
     where it cannot."""
     file = runtime.accelerate_config
     if runtime.num_processes > 1 or file is None:
         return runtime.num_processes
     try:
-        told = parse.yaml_file(file)
+        told = parse.read_yaml(file)
     except UserError as error:
         told, why = None, str(error)
     else:
@@ -58,12 +58,12 @@ def processes(runtime: Runtime) -> int:
     return num
 
 
-def crowded(runtime: Runtime) -> list[str]:
+def device_warnings(runtime: Runtime) -> list[str]:
     """What is to be said of processes without a device of their own on this machine. Raises
     UserError on GPUs, of which each process needs one."""
     import torch
 
-    per_machine = -(-processes(runtime) // num_nodes())
+    per_machine = -(-num_processes(runtime) // num_nodes())
     if per_machine == 1:
         return []
     if torch.cuda.is_available():
@@ -82,7 +82,7 @@ def crowded(runtime: Runtime) -> list[str]:
     ]
 
 
-def training(job: TrainJob, runtime: Runtime) -> None:
+def run_training(job: TrainJob, runtime: Runtime) -> None:
     """Run the training `job` and return when its output is there. Raises Stopped where it was asked
     to stop before."""
     if (
@@ -94,12 +94,12 @@ def training(job: TrainJob, runtime: Runtime) -> None:
 
         train(job)
         return
-    _run(job, runtime, environment(runtime.deepspeed), "the training stage's processes")
+    _run(job, runtime, worker_environment(runtime.deepspeed), "the training stage's processes")
     if not job.output.exists():
-        raise preemption.Stopped
+        raise preemption.GracefulStop
 
 
-def sharded(job: ShardJob, runtime: Runtime) -> None:
+def run_sharded(job: ShardJob, runtime: Runtime) -> None:
     """Run a `job` of which each process does its share, and return when all have.
 
     On a CPU each has as many threads as this process: their number changes the last bits of a
@@ -109,7 +109,7 @@ def sharded(job: ShardJob, runtime: Runtime) -> None:
 
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     alone = runtime.model_copy(update={"deepspeed": None})
-    _run(job, alone, environment() | threads, f"{job.title}: the processes")
+    _run(job, alone, worker_environment() | threads, f"{job.title}: the processes")
 
 
 def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who: str) -> None:
@@ -119,29 +119,31 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who:
     for left in ("error.txt", "stop", "steps.jsonl"):  # of an attempt that was stopped
         (job.directory / left).unlink(missing_ok=True)
     jobs.write(job)
-    command = on_all_nodes([*launcher(runtime), "-m", "cirloop.distributed.worker", str(job.file)])
-    events.tell("processes", working=True)
+    command = srun_wrap(
+        [*launch_command(runtime), "-m", "cirloop.distributed.worker", str(job.file)]
+    )
+    events.emit("processes", working=True)
     try:
         with subprocess.Popen(
             command, env=given, stdout=2
         ) as child:  # standard output is for tables
             try:
-                code = _ended(child, job)
+                code = _wait(child, job)
             finally:
                 if child.poll() is None:
                     child.terminate()
                     with suppress(subprocess.TimeoutExpired):
-                        child.wait(PATIENCE)
+                        child.wait(TERMINATE_S)
                     child.kill()
     finally:
-        events.tell("processes", working=False)
+        events.emit("processes", working=False)
     if code:
         if job.error.exists():  # what one of them said to the user
             raise UserError(job.error.read_text("utf-8"))
-        if preemption.asked() or (
-            isinstance(job, TrainJob) and job.stop.exists()
+        if preemption.stop_requested() or (
+            isinstance(job, TrainJob) and job.stop_file.exists()
         ):  # maybe they alone got the signal
-            raise preemption.Stopped
+            raise preemption.GracefulStop
         said = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise UserError(
             f"{who} ended with {said}; their output above and in logs/ says why. What was finished"
@@ -149,23 +151,23 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who:
         )
 
 
-def _ended(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
+def _wait(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
     """The exit code of `child`, whose steps are told meanwhile. Raises Stopped when a run that does
     not train is asked to stop."""
     place, code = 0, None
     while code is None:
         with suppress(subprocess.TimeoutExpired):
-            code = child.wait(LOOK)
+            code = child.wait(POLL_S)
         if isinstance(job, TrainJob):
-            place = _tell_steps(job.rows, place)
-        if preemption.asked() and code is None:
+            place = _emit_steps(job.rows, place)
+        if preemption.stop_requested() and code is None:
             if isinstance(job, ShardJob):
-                raise preemption.Stopped
-            job.stop.touch()
+                raise preemption.GracefulStop
+            job.stop_file.touch()
     return code
 
 
-def _tell_steps(rows: Path, place: int) -> int:
+def _emit_steps(rows: Path, place: int) -> int:
     """Tell the rows of `rows` from the byte `place` on, and return where they end."""
     if not rows.exists():
         return place
@@ -173,12 +175,12 @@ def _tell_steps(rows: Path, place: int) -> int:
         file.seek(place)
         for line in file:
             if line.endswith(b"\n"):  # else it is being written
-                events.tell("step", row=json.loads(line))
+                events.emit("step", row=json.loads(line))
                 place += len(line)
     return place
 
 
-def alone(argv: Sequence[str]) -> None:
+def refuse_nested_launch(argv: Sequence[str]) -> None:
     """Raises UserError in a process that a launcher started among others: the driver is one, and
     starts its own."""
     num = int(os.environ.get("WORLD_SIZE", "1"))
@@ -197,7 +199,7 @@ def alone(argv: Sequence[str]) -> None:
         )
 
 
-def launcher(runtime: Runtime) -> list[str]:
+def launch_command(runtime: Runtime) -> list[str]:
     """The command that launches the Python arguments after it in several processes."""
     return [sys.executable, "-m", "accelerate.commands.launch", *_flags(runtime)]
 
@@ -207,7 +209,7 @@ def num_nodes() -> int:
     return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
 
 
-def on_all_nodes(command: Sequence[str]) -> list[str]:
+def srun_wrap(command: Sequence[str]) -> list[str]:
     """The command of a launcher, once on each machine of a Slurm job. One that fails ends the
     others."""
     num = num_nodes()
@@ -218,7 +220,7 @@ def on_all_nodes(command: Sequence[str]) -> list[str]:
     return ["srun", *tasks, "bash", "-c", f"exec {line}"]
 
 
-def environment(deepspeed: Path | None = None) -> dict[str, str]:
+def worker_environment(deepspeed: Path | None = None) -> dict[str, str]:
     """A child's: this package can be imported, and DeepSpeed knows where there is no GPU."""
     import torch
 

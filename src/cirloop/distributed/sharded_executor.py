@@ -27,7 +27,7 @@ from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.distributed import launcher
 from cirloop.distributed.jobs import ShardJob
-from cirloop.distributed.sharded_worker import content
+from cirloop.distributed.sharded_worker import image_set_digest
 from cirloop.monitoring import profiling
 from cirloop.monitoring.costs import PROFILE
 from cirloop.types import EvalSplit, ImageId, TrainSplit
@@ -61,11 +61,11 @@ class ShardedExecutor:
         self._run("embed", images, title, items=unique, adapter=adapter, model=model)
         rows = np.concatenate([np.load(path) for path in self._files("rows.npy")])
         vectors = np.concatenate([np.load(path) for path in self._files("vectors.npy")])
-        place = dict(zip(unique, _places(rows, len(unique)), strict=True))
+        place = dict(zip(unique, _positions(rows, len(unique)), strict=True))
         self._clear()
         return vectors[[place[item] for item in items]]
 
-    def ask(
+    def caption(
         self,
         kind: Literal["write", "yes"],
         prompt: Prompt,
@@ -77,7 +77,7 @@ class ShardedExecutor:
         images = [image for ask in asks for image in (ask.first, ask.second)]
         self._run(kind, images, title, prompt=prompt, asks=tuple(asks), options=options)
         parts = [json.loads(path.read_text("utf-8")) for path in self._files("answers.json")]
-        places = _places(
+        places = _positions(
             np.array([row for part in parts for row in part["rows"]], np.int64), len(asks)
         )
         answers = [answer for part in parts for answer in part["answers"]]
@@ -96,10 +96,10 @@ class ShardedExecutor:
             kind=kind,
             directory=self._work,
             log=self._log,
-            config=self._config.resolved(),
+            config=self._config.to_json(),
             cache=self._config.cache,
             where=self._where,
-            images=content(self._split.images, images),
+            images=image_set_digest(self._split.images, images),
             title=title,
             profile=self._config.directory / PROFILE,
             **task,
@@ -108,10 +108,10 @@ class ShardedExecutor:
             shutil.rmtree(self._work)
         with ExitStack() as undo:
             undo.callback(self._clear)
-            with profiling.of_processes(self._work):
-                launcher.sharded(job, self._config.runtime)
+            with profiling.collect_workers(self._work):
+                launcher.run_sharded(job, self._config.runtime)
             undo.pop_all()
-        num = launcher.processes(self._config.runtime)
+        num = launcher.num_processes(self._config.runtime)
         logger.info("%s: in %d processes, %.1f s", title, num, time.monotonic() - began)
 
     def _clear(self) -> None:
@@ -161,11 +161,11 @@ class DistributedCaptioner:
     ) -> list[Any]:
         if not asks:
             return []
-        self.name, answers = self._executor.ask(kind, prompt, asks, title, **options)
+        self.name, answers = self._executor.caption(kind, prompt, asks, title, **options)
         return answers
 
 
-def _places(rows: npt.NDArray[np.int64], num: int) -> list[int]:
+def _positions(rows: npt.NDArray[np.int64], num: int) -> list[int]:
     """Where each of `num` rows lies among those that the processes did."""
     assert np.array_equal(np.sort(rows), np.arange(num)), "the processes did not do each row once"
     places: list[int] = np.argsort(rows).tolist()

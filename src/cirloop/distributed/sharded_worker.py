@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from cirloop.artifacts.store import fingerprint, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning.batched_captioner import Eyes
 from cirloop.config.run import RunConfig
@@ -23,12 +24,12 @@ from cirloop.retrieval.embed import embed_share
 from cirloop.types import ImageId, Images
 
 
-def content(images: Images, ids: Iterable[ImageId]) -> str:
+def image_set_digest(images: Images, ids: Iterable[ImageId]) -> str:
     """Of pictures: a process proves that it looks at the driver's."""
     return fingerprint([[image, images.digest(image)] for image in dict.fromkeys(ids)])
 
 
-def do_share(job: ShardJob) -> None:
+def run_worker(job: ShardJob) -> None:
     """This process's share of a job, whose images it finds by itself."""
     import torch
 
@@ -40,8 +41,8 @@ def do_share(job: ShardJob) -> None:
     wanted = [item.image for item in job.items] + [
         image for ask in job.asks for image in (ask.first, ask.second)
     ]
-    assert content(images, wanted) == job.images, "not the driver's pictures"
-    with profiling.process(
+    assert image_set_digest(images, wanted) == job.images, "not the driver's pictures"
+    with profiling.worker_metrics(
         job.directory, state.process_index, job.profile if config.runtime.profile else None
     ):
         (_embed if job.kind == "embed" else _caption)(job, config, images, state)
@@ -53,7 +54,7 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
     backbone = config.model.build(job.adapter)
     assert backbone.fingerprint == job.model, "this is another embedder than the driver's"
     features = VisionFeatures(backbone, images, job.cache / "vision", runtime)
-    see_together(features, [item.image for item in job.items], state)
+    precompute_features(features, [item.image for item in job.items], state)
     shown, size = progress if share[0] == 0 else _quiet, runtime.embed_batch_size
     rows, vectors = embed_share(
         backbone, features, job.items, size, shown, job.title, runtime.max_tokens_per_batch, share
@@ -69,7 +70,7 @@ def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialSta
     captioner, size = config.foundation.build(), config.captioning.batch_size
     shown = progress if share[0] == 0 else _quiet
     eyes = Eyes(captioner, images, job.cache / "vision", size, shown, config.runtime, share)
-    eyes.see(job.asks, lambda features, wanted: see_together(features, wanted, state))
+    eyes.see(job.asks, lambda features, wanted: precompute_features(features, wanted, state))
     ask: Any = {"write": eyes.write, "yes": eyes.yes}[job.kind]
     answers = ask(job.prompt, job.asks, title=job.title, **job.options)
     if job.kind == "write":
@@ -82,7 +83,9 @@ def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialSta
     write_json(job.directory / f"{share[0]}_answers.json", rows)
 
 
-def see_together(features: VisionFeatures, wanted: Sequence[ImageId], state: PartialState) -> None:
+def precompute_features(
+    features: VisionFeatures, wanted: Sequence[ImageId], state: PartialState
+) -> None:
     """Have the images on disk, each process its share of the batches that one process would
     make."""
     if not state.is_main_process:

@@ -21,18 +21,19 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
-from cirloop.artifacts.fs import explain
+from cirloop.artifacts.atomic import write_json, write_text
+from cirloop.artifacts.fs import os_error_hint
 from cirloop.artifacts.rows import read_augmented, read_mined
-from cirloop.artifacts.store import Artifact, write_json, write_text
+from cirloop.artifacts.store import Artifact
 from cirloop.backbones.features import VisionFeatures
 from cirloop.config.run import RunConfig, from_json
 from cirloop.data.known_positives import known_positives
 from cirloop.data.paths import Sources
 from cirloop.distributed import jobs
 from cirloop.distributed.jobs import Job, ShardJob, TrainJob
-from cirloop.distributed.sharded_worker import do_share, see_together
+from cirloop.distributed.sharded_worker import precompute_features, run_worker
 from cirloop.monitoring import events, live, preemption, profiling
-from cirloop.monitoring.console import Safe, progress, start_logging
+from cirloop.monitoring.console import RedactingFormatter, progress, start_logging
 from cirloop.monitoring.costs import PROFILE
 from cirloop.training.batches import Batches
 from cirloop.training.gradient_engine import seed_of
@@ -44,7 +45,7 @@ logger = logging.getLogger("cirloop.distributed.worker")  # also when run as __m
 BAD_BATCH = "bad_batch.json"
 
 
-def accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
+def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
     """Accelerate as the launcher set it up; gloo where there is no GPU. Processes wait for each
     other for so long."""
     import torch
@@ -78,7 +79,7 @@ def accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
     return made
 
 
-def in_pieces(accelerate: Accelerator) -> bool:
+def is_sharded(accelerate: Accelerator) -> bool:
     """Whether weights lie in pieces on the processes: then a forward pass is for all of them
     together."""
     plugin = accelerate.state.deepspeed_plugin
@@ -87,7 +88,7 @@ def in_pieces(accelerate: Accelerator) -> bool:
     )
 
 
-def images_of(batches: Batches, steps: int) -> list[ImageId]:
+def images_of_steps(batches: Batches, steps: int) -> list[ImageId]:
     """All that the steps look at."""
     wanted = [batches[step] for step in range(steps)]
     return sorted(
@@ -95,7 +96,7 @@ def images_of(batches: Batches, steps: int) -> list[ImageId]:
     )
 
 
-def groups_of(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
+def batch_groups(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
     """The group of each human query that batches keep together."""
     queries = [(t.query, t.target) for t in data.triplets]
     if kind == "category":
@@ -115,8 +116,8 @@ def train(job: TrainJob) -> None:
     bad = job.run / BAD_BATCH
     try:
         with (
-            preemption.by_step(),
-            profiling.process(
+            preemption.defer_to_step(),
+            profiling.worker_metrics(
                 job.workspace, rank(), job.run / PROFILE if config.runtime.profile else None
             ),
         ):
@@ -136,8 +137,8 @@ def rank() -> int:
 def _train(job: TrainJob, config: RunConfig) -> None:
     data = config.data.build(Sources(config.data_dir, job.cache, progress, config.train_dir)).train
     settings, iteration = config.training, job.iteration
-    accelerate = accelerator(config.runtime.hang_timeout_minutes)
-    if getattr(config.model, "compile", False) and in_pieces(accelerate):
+    accelerate = create_accelerator(config.runtime.hang_timeout_minutes)
+    if getattr(config.model, "compile", False) and is_sharded(accelerate):
         raise UserError(
             "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2)."
             " Set model.compile false, or keep the weights whole (ZeRO-2, DDP)."
@@ -159,12 +160,12 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         settings.negatives_in_batch,
         seed,
         settings.unique_targets,
-        groups_of(data, settings.group_batches),
+        batch_groups(data, settings.group_batches),
         known_positives(data, samples),
     )
     features = VisionFeatures(backbone, data.images, job.cache / "vision", config.runtime)
-    if in_pieces(accelerate):  # the tower must still be whole
-        see_together(features, images_of(batches, job.steps), accelerate.state)
+    if is_sharded(accelerate):  # the tower must still be whole
+        precompute_features(features, images_of_steps(batches, job.steps), accelerate.state)
     trainer = Trainer(
         backbone,
         features,
@@ -176,7 +177,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         job.workspace,
         config.runtime.checkpoint_every_steps,
         accelerate,
-        lambda row: events.tell("step", row=row),
+        lambda row: events.emit("step", row=row),
     )
     main = accelerate.is_main_process
     if main and batches.num_right:
@@ -203,7 +204,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     accelerate.free_memory()
 
 
-def end_with(driver: tuple[str, int]) -> None:
+def exit_with_parent(driver: tuple[str, int]) -> None:
     """End this process when the driver on the same machine has ended: nobody waits for its result
     any more."""
     host, pid = driver
@@ -217,13 +218,13 @@ def end_with(driver: tuple[str, int]) -> None:
         Thread(target=watch, daemon=True).start()
 
 
-def _log_beside(attempt: Path) -> None:
+def _open_worker_log(attempt: Path) -> None:
     """A log of this process: what it says of the first one, which has the terminal too; of the
     others all output."""
     path = attempt.with_suffix(f".rank_{rank()}.log")
     if rank() == 0:
         handler = logging.FileHandler(path, encoding="utf-8")
-        handler.setFormatter(Safe("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
         return
     with path.open("ab") as file:
@@ -231,7 +232,7 @@ def _log_beside(attempt: Path) -> None:
             os.dup2(file.fileno(), stream)
 
 
-def _rows_to(path: Path) -> events.Listener:
+def _step_writer(path: Path) -> events.Listener:
     """Has the driver tell of each step."""
     file = path.open("a", encoding="utf-8", buffering=1)
 
@@ -246,29 +247,31 @@ def main() -> None:
     job = jobs.read(Path(sys.argv[1]))
     first = rank() == 0
     start_logging(plain=not first)
-    end_with(job.driver)
+    exit_with_parent(job.driver)
     try:
         if job.log is not None:
-            _log_beside(job.log)
+            _open_worker_log(job.log)
         with ExitStack() as stack:
             if first:
-                stack.enter_context(live.shown())
+                stack.enter_context(live.live_display())
             if isinstance(job, ShardJob):
-                do_share(job)
+                run_worker(job)
             else:
-                stack.enter_context(preemption.listening(job.stop if first else None))
+                stack.enter_context(preemption.handle_sigterm(job.stop_file if first else None))
                 if first:
-                    stack.enter_context(events.heard_by(_rows_to(job.rows), "the driver's view"))
+                    stack.enter_context(
+                        events.subscribe(_step_writer(job.rows), "the driver's view")
+                    )
                 train(job)
     except (
-        preemption.Stopped
+        preemption.GracefulStop
     ):  # the driver knows from this file, also where it got no signal itself
         assert isinstance(job, TrainJob)
-        job.stop.touch()
+        job.stop_file.touch()
     except UserError as error:
         _fail(job, str(error))
     except OSError as error:
-        said = explain(error)
+        said = os_error_hint(error)
         if said is None:
             raise
         logger.error(said)  # the driver's own message may find no room

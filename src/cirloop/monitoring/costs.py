@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.store import write_sealed
+from cirloop.artifacts.atomic import write_checked
 from cirloop.monitoring import profiling
 from cirloop.monitoring.console import table
-from cirloop.monitoring.profiling import Cost
+from cirloop.monitoring.profiling import StageMetrics
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -73,10 +73,10 @@ class Costs:
                 yield
             row["finished"] = True
         finally:
-            row |= spent.row() | ({"warnings": self._warnings} if self._warnings else {})
+            row |= spent.to_json() | ({"warnings": self._warnings} if self._warnings else {})
             self._write(rows)
         self._made.append(row)
-        logger.info("%s cost: %s", name, line(row))
+        logger.info("%s cost: %s", name, describe(row))
 
     def warn(self, text: str) -> None:
         """Log what looks wrong in the running stage, and have it in its row."""
@@ -84,12 +84,12 @@ class Costs:
         self._warnings.append(text)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        write_sealed(self._path, "costs", {**self._mark, "stages": rows})
+        write_checked(self._path, "costs", {**self._mark, "stages": rows})
 
     def show(self) -> None:
         """The table of the stages made since this object was."""
         if self._made:
-            shown = [[row["stage"], *cells(row).values()] for row in self._made]
+            shown = [[row["stage"], *format_cells(row).values()] for row in self._made]
             title = (
                 f"Cost; the columns are explained in docs/costs.md, all of it is in {self._path}"
             )
@@ -102,11 +102,11 @@ def columns_in_use(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[
     return [COLUMNS[i] for i in used], [[row[i] for i in used] for row in rows]
 
 
-def cells(row: dict[str, Any]) -> dict[str, str]:
+def format_cells(row: dict[str, Any]) -> dict[str, str]:
     """A row of `costs.json` as people read it, by column; `NONE` for what there was none of, or is
     not known."""
     spent, seconds = (
-        Cost(**{name: row[name] for name in Cost.__annotations__}),
+        StageMetrics(**{name: row[name] for name in StageMetrics.__annotations__}),
         max(row["seconds"], 1e-9),
     )
     images, places = spent.images_encoded + spent.images_cached, spent.tokens + spent.padding
@@ -126,7 +126,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     return dict(zip(COLUMNS[1:], values, strict=True))
 
 
-def line(row: dict[str, Any]) -> str:
+def describe(row: dict[str, Any]) -> str:
     """The same in one line, with what a stage made."""
     made = {
         "items": "embedded",
@@ -137,7 +137,7 @@ def line(row: dict[str, Any]) -> str:
     }
     parts = [f"{row[name]} {what}" for name, what in made.items() if row[name]]
     return ", ".join(
-        [f"{value} {what}" for what, value in cells(row).items() if value != NONE] + parts
+        [f"{value} {what}" for what, value in format_cells(row).items() if value != NONE] + parts
     )
 
 

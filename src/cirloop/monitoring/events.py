@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _listeners: list[tuple[str, Listener]] = []
 
 
-class Counted(Iterable[T], Generic[T]):
+class CountedBatches(Iterable[T], Generic[T]):
     """Batches with how many of something each makes, so that a bar can tell how many there are a
     second."""
 
@@ -51,7 +51,7 @@ class Counted(Iterable[T], Generic[T]):
 
 
 @contextmanager
-def heard_by(listener: Listener, name: str = "a listener") -> Iterator[None]:
+def subscribe(listener: Listener, name: str = "a listener") -> Iterator[None]:
     """Within, `listener` hears what is told; `name` is what users call it."""
     entry = (name, listener)
     _listeners.append(entry)
@@ -62,7 +62,7 @@ def heard_by(listener: Listener, name: str = "a listener") -> Iterator[None]:
             _listeners.remove(entry)
 
 
-def tell(kind: str, **what: Any) -> None:
+def emit(kind: str, **what: Any) -> None:
     """Nothing happens where nobody listens. A listener that fails hears nothing more: it must never
     end a run."""
     for entry in [*_listeners]:

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from cirloop.types import UserError
 
-OTHERS = ("std::bad_alloc", "cudaMalloc error out of memory")
+FAISS_MESSAGES = ("std::bad_alloc", "cudaMalloc error out of memory")
 """How FAISS says it, on a CPU and on a GPU."""
 
 
-def ran_out(error: BaseException) -> bool:
+def is_oom(error: BaseException) -> bool:
     """Whether `error` says that a device's or the machine's memory did not suffice."""
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
@@ -19,7 +19,7 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and (
-        should_reduce_batch_size(error) or any(words in str(error) for words in OTHERS)
+        should_reduce_batch_size(error) or any(words in str(error) for words in FAISS_MESSAGES)
     )
 
 
@@ -28,12 +28,12 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def enough(what: str, ways: str) -> Iterator[None]:
+def explain_oom(what: str, ways: str) -> Iterator[None]:
     """Raises UserError with `ways`, what to set, where memory does not suffice for what runs
     within."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_oom(error):
             raise
         raise UserError(f"{what}: {first_line(error)}\n{ways}") from error

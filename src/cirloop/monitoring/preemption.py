@@ -14,58 +14,62 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CODE = 75
+EXIT_PREEMPTED = 75
 """The exit code of a run that stopped and can go on: EX_TEMPFAIL of sysexits.h."""
 
-_asked = False
-_order: Path | None = None
-_by_step = False
+_requested = False
+_stop_file: Path | None = None
+_deferred = False
 
 
-class Stopped(BaseException):
+class GracefulStop(BaseException):
     """The run was asked to stop and does. What is finished is kept. No error: `except Exception`
     lets it through."""
 
 
 @contextmanager
-def listening(order: Path | None = None) -> Iterator[None]:
+def handle_sigterm(order: Path | None = None) -> Iterator[None]:
     """Within, SIGTERM is noted and does not end the process; a file at `order` says the same.
 
     Elsewhere than in the main thread Python can handle no signal, and SIGTERM keeps its meaning.
     """
-    global _asked, _order
+    global _requested, _stop_file
     main = threading.current_thread() is threading.main_thread()
-    before, _asked, _order = (signal.signal(signal.SIGTERM, _note) if main else None), False, order
+    before, _requested, _stop_file = (
+        (signal.signal(signal.SIGTERM, _request) if main else None),
+        False,
+        order,
+    )
     try:
         yield
     finally:
-        _asked, _order = False, None
+        _requested, _stop_file = False, None
         if main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def _note(*_: object) -> None:
-    global _asked
-    _asked = True
+def _request(*_: object) -> None:
+    global _requested
+    _requested = True
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether the run is to stop."""
-    return _asked or (_order is not None and _order.exists())
+    return _requested or (_stop_file is not None and _stop_file.exists())
 
 
-def check() -> None:
+def raise_if_requested() -> None:
     """A moment at which it is safe to stop. Raises Stopped where that was asked for."""
-    if not _by_step and asked():
-        raise Stopped
+    if not _deferred and stop_requested():
+        raise GracefulStop
 
 
 @contextmanager
-def by_step() -> Iterator[None]:
+def defer_to_step() -> Iterator[None]:
     """Within, `check` lets everything pass: training asks for itself, after each step."""
-    global _by_step
-    _by_step = True
+    global _deferred
+    _deferred = True
     try:
         yield
     finally:
-        _by_step = False
+        _deferred = False

@@ -1,9 +1,8 @@
-"""What a stage costs: counters that its code adds to, and on request a trace of some of its
-batches.
+"""Metrics of a stage: counters that its code adds to, and on request a trace of some batches.
 
-`metering()` makes a `Cost` the current one of this context. What runs inside adds to it, wherever
-it stands, and adds to nothing where no stage is metered. A child process meters itself, and its
-driver takes what it wrote.
+`metering()` makes a `StageMetrics` the current one of this context. Code that runs inside adds to
+it; where no stage is metered, adding does nothing. A worker process meters itself and writes a file
+that its driver reads.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cirloop.artifacts.fs import named
+from cirloop.artifacts.fs import with_filename
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-LARGEST = frozenset({"memory_bytes", "gpu_bytes", "processes"})
+SEQUENTIAL_MAXIMA = frozenset({"memory_bytes", "gpu_bytes", "processes"})
 """Of pieces one after another, the largest counts; of all else, the sum."""
-AT_ONCE = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting", "writing"})
+PARALLEL_MAXIMA = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting", "writing"})
 """Of processes at once, the largest counts; of all else, the sum."""
-PIECE = {"wait": 1, "warmup": 1, "active": 3}
+TRACE_SCHEDULE = {"wait": 1, "warmup": 1, "active": 3}
 """Batches of a trace: left alone, run to warm up, recorded."""
-COUNTED = 2
+FLOP_BATCHES = 2
 """Batches under the counter of operations; the last of them counts, since the first may make what
 all need."""
 
 
 @dataclass(slots=True)
-class Cost:
+class StageMetrics:
     """What was spent. The counters of several processes are sums."""
 
     seconds: float = 0.0
@@ -73,25 +72,29 @@ class Cost:
     gpu_bytes: int = 0
     """Most that torch had allocated on a GPU in this stage, in bytes."""
 
-    def row(self) -> dict[str, Any]:
-        """As JSON, which `Cost(**row)` reads back."""
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, which `StageMetrics(**row)` reads back."""
         return asdict(self)
 
-    def take(self, other: Cost) -> None:
+    def add_sequential(self, other: StageMetrics) -> None:
         """Add what a piece of the stage cost; the clock of the stage has run meanwhile."""
         for each in fields(self):
             if each.name != "seconds":
                 mine, more = getattr(self, each.name), getattr(other, each.name)
-                setattr(self, each.name, max(mine, more) if each.name in LARGEST else mine + more)
+                setattr(
+                    self,
+                    each.name,
+                    max(mine, more) if each.name in SEQUENTIAL_MAXIMA else mine + more,
+                )
 
     @classmethod
-    def merged(cls, rows: Sequence[Mapping[str, Any]]) -> Cost:
+    def merge_parallel(cls, rows: Sequence[Mapping[str, Any]]) -> StageMetrics:
         """Of processes that worked at once, from what `row` gave in each: the longest of their
         times. Operations are counted in the first, and the others are taken to do as many."""
         both = cls(
             **{
-                n: (max if n in AT_ONCE else sum)([row[n] for row in rows])
-                for n in Cost.__annotations__
+                n: (max if n in PARALLEL_MAXIMA else sum)([row[n] for row in rows])
+                for n in StageMetrics.__annotations__
             }
         )
         both.flops *= len(rows)
@@ -103,7 +106,7 @@ class _Meter:
     go."""
 
     def __init__(self, profile: Path | None) -> None:
-        self.cost, self.profile, self.inside = Cost(), profile, False
+        self.cost, self.profile, self.inside = StageMetrics(), profile, False
         self.known: dict[str, set[str]] = defaultdict(set)
 
 
@@ -111,7 +114,7 @@ _current: ContextVar[_Meter | None] = ContextVar("cost", default=None)
 
 
 @contextmanager
-def metering(profile: Path | None = None) -> Iterator[Cost]:
+def metering(profile: Path | None = None) -> Iterator[StageMetrics]:
     """The cost of what runs within; its times and peaks are there at the end. Traces go into
     `profile`, if given."""
     meter, began = _Meter(profile), time.monotonic()
@@ -140,20 +143,20 @@ def _cuda() -> Any:
 
 
 @contextmanager
-def process(directory: Path, number: int, profile: Path | None) -> Iterator[None]:
+def worker_metrics(directory: Path, number: int, profile: Path | None) -> Iterator[None]:
     """What runs within is the part of one of several processes; what it cost goes to a file of
     `directory`."""
     with metering(profile if number == 0 else None) as cost:
         yield
     directory.mkdir(parents=True, exist_ok=True)
     aside = directory / f".cost_{number}.json"
-    with named(aside):
-        aside.write_text(json.dumps(cost.row()), "utf-8")
+    with with_filename(aside):
+        aside.write_text(json.dumps(cost.to_json()), "utf-8")
     aside.replace(directory / f"cost_{number}.json")
 
 
 @contextmanager
-def of_processes(directory: Path) -> Iterator[None]:
+def collect_workers(directory: Path) -> Iterator[None]:
     """Within, `process`es run at once and end; then the current cost takes what they wrote to
     `directory`."""
     for left in directory.glob("cost_*.json"):  # of an attempt that was stopped
@@ -162,7 +165,7 @@ def of_processes(directory: Path) -> Iterator[None]:
     rows = [json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("cost_*.json"))]
     meter = _current.get()
     if meter is not None and rows:
-        meter.cost.take(Cost.merged(rows))
+        meter.cost.add_sequential(StageMetrics.merge_parallel(rows))
 
 
 def add(**counts: float) -> None:
@@ -182,7 +185,7 @@ def add_tokens(inputs: Mapping[str, Any]) -> None:
         add(tokens=tokens, padding=mask.numel() - tokens)
 
 
-def want_images(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
+def count_cache_hits(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
     """Images by digest that the stage wants of a `tower`, and those of them that have to be made:
     the others count as cached, once each."""
     meter = _current.get()
@@ -193,7 +196,7 @@ def want_images(tower: str, wanted: Collection[str], missing: Collection[str] = 
 
 
 @contextmanager
-def seconds_of(counter: str) -> Iterator[None]:
+def add_seconds(counter: str) -> Iterator[None]:
     """Seconds within are added to a counter."""
     began = time.monotonic()
     try:
@@ -202,12 +205,12 @@ def seconds_of(counter: str) -> Iterator[None]:
         add(**{counter: time.monotonic() - began})
 
 
-def waiting() -> AbstractContextManager[None]:
+def data_wait() -> AbstractContextManager[None]:
     """Seconds within count as waiting for data."""
-    return seconds_of("waiting")
+    return add_seconds("waiting")
 
 
-def traced(batches: Iterable[T], what: str) -> Iterator[T]:
+def profile_batches(batches: Iterable[T], what: str) -> Iterator[T]:
     """`batches`; where a profile is asked for, some of them under torch's profiler, unless the
     trace of `what` is there, and the first two under its counter of operations. Loops inside of
     such a loop are part of it.
@@ -224,8 +227,10 @@ def traced(batches: Iterable[T], what: str) -> Iterator[T]:
     path, num, flops = meter.profile / f"{what}.json.gz", 0, 0
 
     def save(profiler: Any) -> None:
-        if num > PIECE["wait"] + PIECE["warmup"]:  # recording begins before its batch
-            _save(profiler, path)
+        if (
+            num > TRACE_SCHEDULE["wait"] + TRACE_SCHEDULE["warmup"]
+        ):  # recording begins before its batch
+            _save_trace(profiler, path)
 
     meter.inside = True
     try:
@@ -233,7 +238,9 @@ def traced(batches: Iterable[T], what: str) -> Iterator[T]:
         with recording as profiler:
             for batch in batches:
                 num += 1
-                counting: Any = FlopCounterMode(display=False) if num <= COUNTED else nullcontext()
+                counting: Any = (
+                    FlopCounterMode(display=False) if num <= FLOP_BATCHES else nullcontext()
+                )
                 with counting as counter:
                     yield batch
                 flops = counter.get_total_flops() if counter is not None else flops
@@ -250,10 +257,12 @@ def _profiler(save: Callable[[Any], None]) -> Any:
     from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
     activities = supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}
-    return profile(activities=activities, schedule=schedule(**PIECE, repeat=1), on_trace_ready=save)
+    return profile(
+        activities=activities, schedule=schedule(**TRACE_SCHEDULE, repeat=1), on_trace_ready=save
+    )
 
 
-def _save(profiler: Any, path: Path) -> None:
+def _save_trace(profiler: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.getpid()}.{path.name}")
     profiler.export_chrome_trace(str(aside))

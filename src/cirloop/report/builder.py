@@ -17,7 +17,7 @@ from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
 from cirloop.data import Dataset
 from cirloop.data.paths import Sources
-from cirloop.loop import plan
+from cirloop.loop import expected_artifacts
 from cirloop.monitoring import events
 from cirloop.monitoring.console import progress
 from cirloop.types import EvalSplit, TrainSplit, UserError
@@ -38,9 +38,9 @@ def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -
         report.ReportData(
             store.directory,
             frozenset(store.names),
-            [name for name in plan(config, False) if name not in store.names],
+            [name for name in expected_artifacts(config, False) if name not in store.names],
             partial(_read, store),
-            config.resolved(),
+            config.to_json(),
             config.data.protocol.reported,
             train,
             evals,
@@ -54,7 +54,7 @@ def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -
 
 def reporter(config: RunConfig, store: Store, data: Dataset) -> events.Listener:
     """Return a listener that writes the report after each iteration and at the end of a run
-    (`telling.py`)."""
+    (`monitoring/events.py`)."""
 
     def hear(kind: str, what: dict[str, Any]) -> None:
         if kind in ("evaluated", "finished"):
@@ -87,7 +87,7 @@ def _read(store: Store, name: str) -> dict[str, Any]:
     """An artifact's content, verified; of a checkpoint the training log, without reading the
     weights."""
     path = store.directory / name
-    return schema.read(path / LOG) if path.is_dir() else store.find(name).read()
+    return schema.read(path / LOG) if path.is_dir() else store.load(name).read()
 
 
 def _splits(

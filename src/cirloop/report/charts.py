@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from cirloop.io.redact import safe
+from cirloop.io.redact import sanitize
 
 INK, PAPER = "#1c1e21", "#ffffff"
 COLORS = ("#1f77b4", "#d4600c", "#2c9a48", "#9467bd", "#a97c00", "#d0457f", "#0e8a9a", "#7f7f7f")
@@ -77,7 +77,9 @@ class Chart:
             r'<g id="[^"]*"', "<g", drawing
         )  # such ids are the same in all charts of a page
         return Markup(
-            drawing.replace("<svg", f'<svg role="img" aria-label="{escape(safe(self.title))}"', 1)
+            drawing.replace(
+                "<svg", f'<svg role="img" aria-label="{escape(sanitize(self.title))}"', 1
+            )
         )
 
 
@@ -86,7 +88,7 @@ def draw(name: str, title: str, table: Table, plot: Callable[[Axes], None]) -> C
     with matplotlib.rc_context(STYLE):
         figure = Figure(INCHES, layout="constrained", facecolor=PAPER)
         axes = figure.subplots()
-        axes.set_title(safe(title))
+        axes.set_title(sanitize(title))
         plot(axes)
         handles, labels = axes.get_legend_handles_labels()
         if len(labels) > 1:
@@ -115,7 +117,7 @@ def stacked_bars(axes: Axes, labels: Sequence[str], parts: Mapping[str, Sequence
     """A bar at each label; `parts` are its pieces from below, none of them negative."""
     bottom: list[Any] = [0.0] * len(labels)
     for name, values in parts.items():
-        axes.bar(range(len(labels)), values, 0.7, bottom=bottom, label=safe(name))
+        axes.bar(range(len(labels)), values, 0.7, bottom=bottom, label=sanitize(name))
         bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     axes.grid(axis="x", visible=False)
     name_ticks(axes, labels)

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from cirloop.monitoring.costs import FILE, Costs, cells, columns_in_use
+from cirloop.monitoring.costs import FILE, Costs, columns_in_use, format_cells
 from cirloop.report.charts import Chart, Table, draw, stacked_bars
 from cirloop.report.report_data import ReportData, Section, shortened, try_read
 
@@ -77,5 +77,5 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         attempt = "" if row["attempt"] == 1 else f", attempt {row['attempt']}"
         ended = "" if row.get("finished") else ", not finished"
-        shown.append([shortened(f"{row['stage']}{attempt}{ended}"), *cells(row).values()])
+        shown.append([shortened(f"{row['stage']}{attempt}{ended}"), *format_cells(row).values()])
     return Table("Cost of each attempt at a stage", *columns_in_use(shown))

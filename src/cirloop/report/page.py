@@ -13,9 +13,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from cirloop.artifacts.fs import named
-from cirloop.artifacts.store import write_text
-from cirloop.io.redact import safe
+from cirloop.artifacts.atomic import write_text
+from cirloop.artifacts.fs import with_filename
+from cirloop.io.redact import sanitize
 from cirloop.report import (
     captions_section,
     costs_section,
@@ -75,7 +75,7 @@ def write_figures(directory: Path, sections: Sequence[Section]) -> None:
             (f"{chart.name}.svg", chart.svg.encode()),
             (f"{chart.name}.png", chart.png),
         ):
-            with named(directory / path):
+            with with_filename(directory / path):
                 (directory / path).write_bytes(content)
 
 
@@ -109,7 +109,7 @@ def _headlines(
 
 def _shown(value: Any) -> Any:
     """Whatever stands in the page is without secrets and control characters, and then escaped."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else safe(value)
+    return value if isinstance(value, Markup) or not isinstance(value, str) else sanitize(value)
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 from PIL import Image
 
-from cirloop.io.redact import safe
+from cirloop.io.redact import sanitize
 from cirloop.report.charts import Chart, Table
 from cirloop.types import EvalSplit, ImageId, Images, Query, QueryId, TrainSplit, UserError
 
@@ -218,7 +218,7 @@ class Section:
 
 def shortened(text: str) -> str:
     """What of a text is shown; the template escapes it."""
-    shown = safe(text)
+    shown = sanitize(text)
     return shown if len(shown) <= MAX_LETTERS else shown[:MAX_LETTERS] + "…"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_augmented, read_mined
-from cirloop.artifacts.store import Artifact, write_json
-from cirloop.stages.context import Run
+from cirloop.artifacts.store import Artifact
+from cirloop.stages.context import RunContext
 from cirloop.types import (
     Query,
     QueryId,
@@ -15,7 +16,7 @@ from cirloop.types import (
 
 
 def account(
-    run: Run, iteration: int, negatives: Artifact, augmented: Artifact | None
+    run: RunContext, iteration: int, negatives: Artifact, augmented: Artifact | None
 ) -> Artifact | None:
     """accounting_iter_{t}.json, where the data set knows the truth: false negatives and true
     captions, counted."""
@@ -50,4 +51,4 @@ def account(
         )
 
     inputs = [negatives.digest, *([augmented.digest] if augmented else [])]
-    return run.make(f"accounting_iter_{iteration}.json", {}, inputs, build, iteration)
+    return run.build(f"accounting_iter_{iteration}.json", {}, inputs, build, iteration)

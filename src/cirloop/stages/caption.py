@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_augmented, read_mined
-from cirloop.artifacts.store import Artifact, write_json
+from cirloop.artifacts.store import Artifact
 from cirloop.captioning import pipeline
 from cirloop.data.known_positives import normal_text
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 from cirloop.types import (
     ImageId,
     Query,
@@ -18,7 +19,11 @@ from cirloop.types import (
 
 
 def caption(
-    run: Run, iteration: int, negatives: Artifact, checkpoint: Artifact, before: Sequence[Artifact]
+    run: RunContext,
+    iteration: int,
+    negatives: Artifact,
+    checkpoint: Artifact,
+    before: Sequence[Artifact],
 ) -> Artifact:
     """augmented_samples_iter_{t}.json: mined images with a new text that makes them right, and the
     rejected ones."""
@@ -34,7 +39,7 @@ def caption(
 
     def build(path: Path) -> None:
         queries = {t.query.id: t.query for t in train.triplets}
-        eyes = run.asked(lambda: run.embedder(checkpoint))
+        eyes = run.captioner(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration
         candidates = pipeline.write_candidates(
             eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite
@@ -70,7 +75,7 @@ def caption(
         )
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
-    key = run.key("model", "foundation", "captioning", "data")
+    key = run.stage_config("model", "foundation", "captioning", "data")
     asked = (
         "rewrite_prompt",
         "verify_prompt",
@@ -79,4 +84,4 @@ def caption(
         name: value for name, value in key["captioning"].items() if name not in asked
     }
     key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
-    return run.make(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
+    return run.build(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)

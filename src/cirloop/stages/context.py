@@ -37,13 +37,13 @@ from cirloop.stages.models import Embedder, Models
 from cirloop.types import EvalSplit, ImageId, Query, TrainSplit
 
 Vectors = npt.NDArray[np.float32]
-KEPT = 3
+MAX_CACHED_EMBEDDINGS = 3
 """Results of embedding that are kept: a gallery, its queries, and their texts alone."""
-PIECE = 1 << 18
+EMBED_CHUNK = 1 << 18
 """Items embedded before their vectors are put away."""
 
 
-class Run:
+class RunContext:
     """A configuration, its data, its run directory, and the owner of its models."""
 
     def __init__(self, config: RunConfig, store: Store, data: Dataset) -> None:
@@ -51,12 +51,12 @@ class Run:
         self.models = Models(config)
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
         self._digests: dict[str, str] = {}
-        self._looked_at: set[tuple[str, str]] = set()
+        self._checked_for_collapse: set[tuple[str, str]] = set()
         self.costs = Costs(store.directory, notices.mark(config))
         self.log: Path | None = None
         """That of the attempt, once it is open; launched processes have theirs beside it."""
 
-    def make(
+    def build(
         self,
         name: str,
         settings: Any,
@@ -68,13 +68,13 @@ class Run:
         it is a moment to stop."""
 
         def metered(path: Path) -> None:
-            preemption.check()
+            preemption.raise_if_requested()
             with self.costs.stage(name, self.config.runtime.profile):
                 build(path)
 
-        events.tell("begins", name=name, iteration=iteration)
-        artifact = self.store.make(name, settings, inputs, metered, iteration)
-        events.tell("ended", name=name, iteration=iteration, artifact=artifact)
+        events.emit("begins", name=name, iteration=iteration)
+        artifact = self.store.get_or_build(name, settings, inputs, metered, iteration)
+        events.emit("ended", name=name, iteration=iteration, artifact=artifact)
         return artifact
 
     @property
@@ -82,10 +82,12 @@ class Run:
         """What stands first in each JSON file of this run."""
         return notices.mark(self.config)
 
-    def key(self, *names: str) -> dict[str, Any]:
+    def stage_config(self, *names: str) -> dict[str, Any]:
         """The settings a stage depends on, with the digests of a model's files in the place of
         their paths."""
-        settings: dict[str, Any] = {name: self.config.decisive()[name] for name in (*names, "seed")}
+        settings: dict[str, Any] = {
+            name: self.config.result_settings()[name] for name in (*names, "seed")
+        }
         for name in {"model", "foundation"} & {*names}:
             settings[name] = {**settings[name], **getattr(self.config, name).content()}
         return settings
@@ -98,9 +100,9 @@ class Run:
     def embedder(self, checkpoint: Artifact | None) -> Embedder:
         """The embedder of a checkpoint (None = the base); its weights are loaded when they are
         needed."""
-        return self.models.embedder(adapter_of(checkpoint))
+        return self.models.embedder(adapter_path(checkpoint))
 
-    def vectors(
+    def embed_cached(
         self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
     ) -> Vectors:
         """Vectors of `items`; the last few results are kept. In several processes if there are, for
@@ -109,7 +111,7 @@ class Run:
             [backbone.fingerprint, split.gallery.name, [astuple(item) for item in items]]
         )
         if name not in self._vectors:
-            while len(self._vectors) >= KEPT:
+            while len(self._vectors) >= MAX_CACHED_EMBEDDINGS:
                 self._vectors.popitem(last=False)
             self._vectors[name] = self._embed_pieces(backbone, items, split, title)
         self._vectors.move_to_end(name)
@@ -119,10 +121,10 @@ class Run:
         self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
     ) -> Vectors:
         """With no more than one piece in memory: large galleries are kept on disk (`room`)."""
-        if len(items) <= PIECE:
+        if len(items) <= EMBED_CHUNK:
             return self._embed(backbone, items, split, title)
-        for start in range(0, len(items), PIECE):
-            made = self._embed(backbone, items[start : start + PIECE], split, title)
+        for start in range(0, len(items), EMBED_CHUNK):
+            made = self._embed(backbone, items[start : start + EMBED_CHUNK], split, title)
             if start == 0:
                 out = zeros_or_memmap((len(items), *made.shape[1:]), self.config.cache)
             out[start : start + len(made)] = made
@@ -135,10 +137,10 @@ class Run:
         if isinstance(backbone.settings, SimulatedSettings):
             vectors: Vectors = self.models.load(backbone).vectors(items)
             return vectors
-        if launcher.processes(runtime) > 1 and backbone.settings == self.config.model and items:
+        if launcher.num_processes(runtime) > 1 and backbone.settings == self.config.model and items:
             name = backbone.fingerprint
             return self._executor(split).embed(items, backbone.adapter, name, title)
-        features, size = self.models.features(backbone, split), runtime.embed_batch_size
+        features, size = self.models.vision_cache(backbone, split), runtime.embed_batch_size
         return embed(
             self.models.load(backbone),
             features,
@@ -152,27 +154,27 @@ class Run:
     def _executor(self, split: TrainSplit | EvalSplit) -> ShardedExecutor:
         """Several processes, each of which loads the model: this one holds none meanwhile."""
         self.models.release()
-        work = self.store.workspace(f"shares_{os.getpid()}")
+        work = self.store.scratch_dir(f"shares_{os.getpid()}")
         return ShardedExecutor(self.config, self.data, split, work, self.log)
 
-    def asked(self, backbone: Callable[[], Embedder]) -> Asked:
+    def captioner(self, backbone: Callable[[], Embedder]) -> Asked:
         """The foundation model on the train split's images: in this process, on the weights of the
         embedder that `backbone` gives where that has the same base; or in several. Let go of it
         before the embedder is used again."""
         config, train = self.config, self.data.train
-        if launcher.processes(config.runtime) > 1:
+        if launcher.num_processes(config.runtime) > 1:
             return DistributedCaptioner(self._executor(train))
         captioner = self.models.captioner(backbone())
         kept, size = config.cache / "vision", config.captioning.batch_size
         return Eyes(captioner, train.images, kept, size, progress, config.runtime)
 
-    def gallery(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:
+    def gallery_embeddings(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:
         """Vectors of a split's images; a warning where they are nearly all the same."""
         items = [Item(image) for image in split.gallery.ids]
-        vectors = self.vectors(backbone, items, split, f"embed {split.gallery.name} gallery")
+        vectors = self.embed_cached(backbone, items, split, f"embed {split.gallery.name} gallery")
         known = (backbone.fingerprint, split.gallery.name)
-        if known not in self._looked_at:
-            self._looked_at.add(known)
+        if known not in self._checked_for_collapse:
+            self._checked_for_collapse.add(known)
             alike = mean_cosine(vectors, self.config.seed)
             if alike is not None and alike > ALIKE:
                 self.costs.warn(
@@ -190,15 +192,17 @@ class Run:
     ) -> list[int]:
         """The rank of each query's target among all images but the query's reference."""
         rows = split.gallery.rows()
-        vectors = self.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
+        vectors = self.embed_cached(
+            backbone, query_items(queries), split, f"embed {split.name} queries"
+        )
         target_Q = np.array([rows[target] for target in targets], np.int64)
         reference_Q = np.array([rows[query.reference] for query in queries], np.int64)
-        gallery = self.gallery(backbone, split)
+        gallery = self.gallery_embeddings(backbone, split)
         ranks_Q1, _ = ranks(vectors, gallery, target_Q[:, None], excluded=reference_Q[:, None])
         return [int(rank) for rank in ranks_Q1[:, 0]]
 
 
-def adapter_of(checkpoint: Artifact | None) -> Path | None:
+def adapter_path(checkpoint: Artifact | None) -> Path | None:
     """The adapter directory of a checkpoint; None for the base model, which a warm-up of 0 steps
     leaves as it is."""
     if checkpoint is None or not is_adapter(checkpoint.path):

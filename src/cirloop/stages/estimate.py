@@ -19,7 +19,13 @@ from cirloop.distributed import launcher
 from cirloop.monitoring import oom
 from cirloop.stages import resources
 from cirloop.stages.measure import Timing, measure
-from cirloop.stages.model_checks import disk_of, mean_tokens, num_images, splits_of, standing
+from cirloop.stages.model_checks import (
+    disk_bytes,
+    mean_tokens,
+    nearest_directory,
+    num_images,
+    used_splits,
+)
 from cirloop.stages.resources import gigabytes
 from cirloop.validation import counted
 
@@ -29,17 +35,17 @@ model."""
 Rows = list[tuple[str, str]]
 
 
-def rows_of(config: RunConfig, data: Dataset) -> Rows:
+def plan_rows(config: RunConfig, data: Dataset) -> Rows:
     """What the table of the plan shows."""
     if config.retrieval == "simulated":
-        return [*_what(config, data), ("time", "seconds: there is no model")]
-    rows = _what(config, data) + _memory(config, data) + _disk(config, data)
+        return [*_method_rows(config, data), ("time", "seconds: there is no model")]
+    rows = _method_rows(config, data) + _memory_rows(config, data) + _disk_rows(config, data)
     trains = bool(config.num_iterations or config.training.iteration_0_steps)
     cannot = _too_large(config)
     try:
-        timings = {} if cannot else measure(config, data, trains, _rows_that_fit(config, data))
+        timings = {} if cannot else measure(config, data, trains, _max_training_rows(config, data))
     except (MemoryError, RuntimeError) as error:
-        if not oom.ran_out(error):
+        if not oom.is_oom(error):
             raise
         timings, cannot = {}, oom.first_line(error)
     if trains and timings and "step" not in timings:
@@ -51,16 +57,16 @@ def rows_of(config: RunConfig, data: Dataset) -> Rows:
         )
     if not timings:
         return [*rows, ("time", f"not measured, since the model cannot be loaded here: {cannot}")]
-    return rows + _times(config, data, timings)
+    return rows + _time_rows(config, data, timings)
 
 
-def _what(config: RunConfig, data: Dataset) -> Rows:
+def _method_rows(config: RunConfig, data: Dataset) -> Rows:
     """Data, model and method."""
     training, captioning, mining = config.training, config.captioning, config.mining
     parts = data.parts(config.evaluation.split)
     trains = bool(config.num_iterations or training.iteration_0_steps)
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
-    num = launcher.processes(config.runtime)
+    num = launcher.num_processes(config.runtime)
     shared = config.foundation.shares(config.model) and num == 1
     lora, tune = (
         training.lora,
@@ -90,7 +96,10 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
             "run directory",
             f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}",
         ),
-        ("device", f"{_device()}, {gigabytes(_memory_of()[0])}; {num} process{'es' * (num > 1)}"),
+        (
+            "device",
+            f"{_device()}, {gigabytes(_device_memory()[0])}; {num} process{'es' * (num > 1)}",
+        ),
         ("model", " ".join(filter(None, (config.model.path, getattr(config.model, "dtype", ""))))),
         ("foundation model", foundation),
         ("train", trained),
@@ -121,13 +130,13 @@ def rows_at_once(config: RunConfig) -> int:
     )
 
 
-def peaks(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
+def peak_memory(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
     """Bytes by stage and part, of rows of `tokens` vision tokens: `embed`, `train`, `caption`. For
     LoRAs on vision-language models; of other models and full tuning no arithmetic is known."""
     model, training = config.model, config.training
     if not isinstance(model, VlmSettings):
         return {}
-    sizes, lora, captioning = resources.sizes_of(model.find()), training.lora, config.captioning
+    sizes, lora, captioning = resources.model_sizes(model.find()), training.lora, config.captioning
     weights = resources.weight_bytes(sizes, model.dtype, model.quantization)
     adapters = resources.adapter_weights(
         sizes, lora.r, lora.target_modules, training.finetuning == "dora"
@@ -176,11 +185,11 @@ def peaks(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
     return stages
 
 
-def _memory(config: RunConfig, data: Dataset) -> Rows:
+def _memory_rows(config: RunConfig, data: Dataset) -> Rows:
     if not isinstance(config.model, VlmSettings):
         return [("memory", f"no arithmetic is known for {config.model.type}")]
-    stages = peaks(config, mean_tokens(config.model, splits_of(config, data)))
-    whole, rows = _memory_of()[0], []
+    stages = peak_memory(config, mean_tokens(config.model, used_splits(config, data)))
+    whole, rows = _device_memory()[0], []
     for stage, parts in stages.items():
         total = sum(parts.values())
         note = f": more than the {gigabytes(whole)} of this device" if total > whole else ""
@@ -191,11 +200,11 @@ def _memory(config: RunConfig, data: Dataset) -> Rows:
     return rows
 
 
-def _disk(config: RunConfig, data: Dataset) -> Rows:
-    needs, free = disk_of(config, data), shutil.disk_usage(standing(config.cache)).free
+def _disk_rows(config: RunConfig, data: Dataset) -> Rows:
+    needs, free = disk_bytes(config, data), shutil.disk_usage(nearest_directory(config.cache)).free
     if not needs:
         return [("disk", f"not known for {config.model.type}; {gigabytes(free)} free")]
-    num = num_images(splits_of(config, data))
+    num = num_images(used_splits(config, data))
     vision = (
         f"{gigabytes(needs['vision'])} for {num:,} images,"
         f" {needs['vision'] / max(1, num) / 1e6:.3g} MB each"
@@ -206,10 +215,10 @@ def _disk(config: RunConfig, data: Dataset) -> Rows:
     ]
 
 
-def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
+def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
     """What was measured, and hours of the run by it."""
     training, rounds = config.training, config.num_iterations
-    parts, splits = data.parts(config.evaluation.split), splits_of(config, data)
+    parts, splits = data.parts(config.evaluation.split), used_splits(config, data)
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
     row, hours = timings["row"].seconds, {}
     hours["vision, once"] = num_images(splits) * timings["picture"].seconds
@@ -239,7 +248,7 @@ def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows
         "step": "a triplet in a step",
         "text": "an image's texts, written and judged",
     }
-    num = launcher.processes(config.runtime)
+    num = launcher.num_processes(config.runtime)
     shown: Rows = [(f"measured: {names[name]}", str(timing)) for name, timing in timings.items()]
     if rounds and config.captioning.enabled and "text" not in timings:
         shown.append(("not measured", f"captions of {config.foundation.type}"))
@@ -254,10 +263,10 @@ def _too_large(config: RunConfig) -> str:
     """Why the weights do not fit the memory that is free; empty where they do."""
     if not isinstance(config.model, VlmSettings):
         return ""
-    sizes = resources.sizes_of(config.model.find())
+    sizes = resources.model_sizes(config.model.find())
     needed, free = (
         resources.weight_bytes(sizes, config.model.dtype, config.model.quantization),
-        _memory_of()[1],
+        _device_memory()[1],
     )
     return (
         f"its weights take {gigabytes(needed)}, and {gigabytes(free)} are free"
@@ -266,17 +275,17 @@ def _too_large(config: RunConfig) -> str:
     )
 
 
-def _rows_that_fit(config: RunConfig, data: Dataset) -> int:
+def _max_training_rows(config: RunConfig, data: Dataset) -> int:
     """Rows of a training step whose activations fit the memory that is free; no limit where no
     arithmetic is known."""
     if not isinstance(config.model, VlmSettings) or config.training.finetuning == "full":
         return sys.maxsize
-    tokens = mean_tokens(config.model, splits_of(config, data))
-    parts = peaks(config, tokens).get("train")
+    tokens = mean_tokens(config.model, used_splits(config, data))
+    parts = peak_memory(config, tokens).get("train")
     if parts is None:
         return sys.maxsize
     kept = parts["activations"] + parts["working space"]
-    free = _memory_of()[1] - parts["weights"] - parts["adapters and optimizer"]
+    free = _device_memory()[1] - parts["weights"] - parts["adapters and optimizer"]
     return max(0, int(0.8 * free * rows_at_once(config) / kept))
 
 
@@ -286,7 +295,7 @@ def _device() -> str:
     return f"CPU, {counted(torch.get_num_threads(), 'thread')}"
 
 
-def _memory_of() -> tuple[int, int]:
+def _device_memory() -> tuple[int, int]:
     """Bytes of the device's memory, and those that are free."""
     if torch.cuda.is_available():
         free, whole = torch.cuda.mem_get_info()

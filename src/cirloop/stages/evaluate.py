@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cirloop.artifacts.store import Artifact, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import Artifact
 from cirloop.backbones import Item
 from cirloop.data.dataset import grey
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
-from cirloop.stages.context import Run, Vectors
+from cirloop.stages.context import RunContext, Vectors
 from cirloop.types import (
     EvalSplit,
     ImageId,
@@ -22,12 +23,12 @@ from cirloop.types import (
 )
 
 Ablation = Literal["text", "image"] | None
-TOP = 5
+NUM_BEST = 5
 """Best images per query that an evaluation keeps."""
 
 
 def evaluate(
-    run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None
+    run: RunContext, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None
 ) -> Artifact:
     """evaluation_iter_{t}.json (or `evaluation_base.json`): metrics with standard errors; per query
     the target's rank without the reference (HP-FashionIQ: how much higher set 1 scores), the value
@@ -36,13 +37,17 @@ def evaluate(
     def build(path: Path) -> None:
         write_json(path, evaluation(run, label, checkpoint, split_name))
 
-    settings = run.key("model", "data") | {"split": split_name}
+    settings = run.stage_config("model", "data") | {"split": split_name}
     inputs = [run.eval_digest(split_name), *([checkpoint.digest] if checkpoint else [])]
-    return run.make(f"evaluation_{label}.json", settings, inputs, build, iteration)
+    return run.build(f"evaluation_{label}.json", settings, inputs, build, iteration)
 
 
 def evaluation(
-    run: Run, label: str, checkpoint: Artifact | None, split_name: str, ablate: Ablation = None
+    run: RunContext,
+    label: str,
+    checkpoint: Artifact | None,
+    split_name: str,
+    ablate: Ablation = None,
 ) -> dict[str, Any]:
     """The evaluation of one checkpoint (None = the base model) as JSON."""
     parts, backbone = run.data.parts(split_name), run.embedder(checkpoint)
@@ -51,8 +56,8 @@ def evaluation(
     found: dict[QueryId, Any] = {}
     tops: list[list[ImageId]] = []
     for part in parts:
-        vectors, gallery = _vectors(run, backbone, part, ablate)
-        tops += _top(part, vectors, gallery)
+        vectors, gallery = _embed_part(run, backbone, part, ablate)
+        tops += _best_images(part, vectors, gallery)
         wanted = [part.judged.needs(query) for query in part.queries]
         preferences = part.relevance and part.relevance.preferences
         look: Any = scores_of_images if preferences else ranks_of_images
@@ -92,15 +97,15 @@ def evaluation(
     }
 
 
-def _top(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:
+def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:
     """Each query's best images, as the protocol ranks them; none where people chose between sets of
     images."""
     if part.relevance is None or part.relevance.preferences:
         return []
-    rows = topk_images(part.gallery, vectors, gallery, TOP + 1)
+    rows = topk_images(part.gallery, vectors, gallery, NUM_BEST + 1)
     kept = part.judged.protocol.keep_reference
     return [
-        [image for image in row if kept or image != query.reference][:TOP]
+        [image for image in row if kept or image != query.reference][:NUM_BEST]
         for query, row in zip(part.queries, rows, strict=True)
     ]
 
@@ -116,13 +121,13 @@ def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def predictions(
-    run: Run, checkpoint: Artifact | None, split_name: str, depth: int
+    run: RunContext, checkpoint: Artifact | None, split_name: str, depth: int
 ) -> list[dict[QueryId, list[ImageId]]]:
     """Per part the best `depth` images of each query and, after them, the rest of its group, in the
     model's order."""
     out, backbone = [], run.embedder(checkpoint)
     for part in run.data.parts(split_name):
-        vectors, gallery = _vectors(run, backbone, part)
+        vectors, gallery = _embed_part(run, backbone, part)
         rows = topk_images(part.gallery, vectors, gallery, depth)
         groups = [part.judged.groups.get(query.id, ()) for query in part.queries]
         among = ranks_of_images(groups, part.gallery, vectors, gallery)
@@ -138,8 +143,8 @@ def predictions(
     return out
 
 
-def _vectors(
-    run: Run, backbone: Any, part: EvalSplit, ablate: Ablation = None
+def _embed_part(
+    run: RunContext, backbone: Any, part: EvalSplit, ablate: Ablation = None
 ) -> tuple[Vectors, Vectors]:
     """Query and gallery vectors of a part; the queries without their texts, or with grey
     references, on request."""
@@ -148,5 +153,5 @@ def _vectors(
         items = [Item(item.image, "", item.category) for item in items]
     if ablate == "image":
         asked = grey(part)
-    queries = run.vectors(backbone, items, asked, f"embed {asked.gallery.name} queries")
-    return queries, run.gallery(backbone, part)
+    queries = run.embed_cached(backbone, items, asked, f"embed {asked.gallery.name} queries")
+    return queries, run.gallery_embeddings(backbone, part)

@@ -18,7 +18,7 @@ from cirloop.captioning.base import Ask
 from cirloop.captioning.batched_captioner import Eyes
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
-from cirloop.distributed.worker import accelerator
+from cirloop.distributed.worker import create_accelerator
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.stages.models import Models
 from cirloop.training.batches import Batches
@@ -26,9 +26,9 @@ from cirloop.training.config import InfoNCE
 from cirloop.training.trainer import Trainer
 from cirloop.types import EvalSplit, TrainSplit
 
-BUDGET = 12.0
+BUDGET_S = 12.0
 """Seconds for each of the measurements, besides loading and a first try with a few rows."""
-FIRST = 2
+FIRST_ROWS = 2
 """Rows of the first try."""
 
 
@@ -49,18 +49,18 @@ class Timing:
         return f"{1000 * self.seconds:,.1f} ms, from {part}"
 
 
-def timed(work: Callable[[int], object], of: int) -> Timing:
+def time_rows(work: Callable[[int], object], of: int) -> Timing:
     """Seconds a row of `work(rows)`: a few rows first, then as many of `of` as fit the budget, if
     they are more."""
-    rows = min(FIRST, of)
+    rows = min(FIRST_ROWS, of)
     work(rows)  # the first call also warms up
     while True:
-        _wait()
+        _synchronize()
         began = time.perf_counter()
         work(rows)
-        _wait()
+        _synchronize()
         seconds = (time.perf_counter() - began) / rows
-        more = min(of, int(BUDGET / max(seconds, 1e-9)))
+        more = min(of, int(BUDGET_S / max(seconds, 1e-9)))
         if more < 2 * rows and (more <= rows or more < of):
             return Timing(seconds, rows, of)
         rows = min(
@@ -68,7 +68,7 @@ def timed(work: Callable[[int], object], of: int) -> Timing:
         )  # larger batches are faster: the prediction is made anew on the way
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -93,7 +93,7 @@ def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> d
         size = min(config.training.batch_size, len(data.train.triplets)) if trains else 0
         if not config.training.grad_cache_chunk_size:
             size = min(size, most_rows // 2)
-        if size >= FIRST and 2 * config.training.grad_cache_chunk_size <= most_rows:
+        if size >= FIRST_ROWS and 2 * config.training.grad_cache_chunk_size <= most_rows:
             found["step"] = _training(config, models, data.train, size)
         return found
     finally:
@@ -105,29 +105,31 @@ def _embedding(
 ) -> dict[str, Timing]:
     embedder, runtime = models.embedder(None), config.runtime
     queries = split.queries if isinstance(split, EvalSplit) else [t.query for t in split.triplets]
-    items = _filled(query_items(queries), runtime.embed_batch_size)
-    pictures = [split.images.load(item.image) for item in _filled(items, runtime.vision_batch_size)]
+    items = _repeat_to(query_items(queries), runtime.embed_batch_size)
+    pictures = [
+        split.images.load(item.image) for item in _repeat_to(items, runtime.vision_batch_size)
+    ]
 
     def see(rows: int) -> object:
         return models.load(embedder).encode_images(pictures[:rows])
 
-    picture = timed(see, runtime.vision_batch_size)
+    picture = time_rows(see, runtime.vision_batch_size)
     size = min(
-        len(items), max(FIRST, int(BUDGET / picture.seconds))
+        len(items), max(FIRST_ROWS, int(BUDGET_S / picture.seconds))
     )  # whose pictures must be encoded first
-    features = models.features(embedder, split)
+    features = models.vision_cache(embedder, split)
     features.ensure([item.image for item in items[:size]])
 
     def work(rows: int) -> object:
         return embed(models.load(embedder), features, items[:rows], rows, _quiet, "measure")
 
-    row = timed(work, size)
+    row = time_rows(work, size)
     return {"picture": picture, "row": Timing(row.seconds, row.rows, len(items))}
 
 
 def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
     settings, prompts = config.captioning, config.captioning.prompts(config.foundation)
-    asks = _filled(
+    asks = _repeat_to(
         [Ask(t.query.reference, t.target, t.query.text) for t in train.triplets],
         settings.batch_size,
     )
@@ -144,7 +146,7 @@ def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
         again = [ask for ask in asks[:rows] for _ in range(settings.num_candidates)]
         return eyes.yes(prompts.verify, again[: len(asks)], "measure")
 
-    return timed(work, len(asks))
+    return time_rows(work, len(asks))
 
 
 def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -> Timing:
@@ -152,7 +154,7 @@ def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -
     InfoNCE, which needs none: the loss itself takes no time to speak of."""
     backbone = models.load(models.embedder(None))
     backbone.make_trainable(config.training, 0)
-    accelerate = accelerator()
+    accelerate = create_accelerator()
     features = VisionFeatures(backbone, train.images, config.cache / "vision", config.runtime)
 
     def work(rows: int) -> object:
@@ -170,11 +172,11 @@ def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -
             trainer.optimizer.zero_grad()
             return loss
 
-    made = timed(work, size)
+    made = time_rows(work, size)
     accelerate.free_memory()
     return Timing(made.seconds, made.rows, config.training.batch_size)
 
 
-def _filled(rows: Sequence[Any], num: int) -> list[Any]:
+def _repeat_to(rows: Sequence[Any], num: int) -> list[Any]:
     """The first `num` rows; where there are fewer, those again."""
     return [rows[i % len(rows)] for i in range(num)]

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.store import Artifact, file_digest, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import Artifact, file_digest
 from cirloop.backbones import Item
 from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
@@ -32,17 +33,17 @@ from cirloop.negatives.report import summary
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import scores_of
 from cirloop.retrieval.vectors import validate_embeddings
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 from cirloop.types import ImageId, MinedNegative, TrainSplit
 
 logger = logging.getLogger(__name__)
 SPELLING = "other spellings of target or reference"
 """Of the copies, those whose names differ in spelling alone, as `./a.png` and `a.png`."""
-LEFT_OUT = (*KINDS, SPELLING)
+EXCLUSION_KINDS = (*KINDS, SPELLING)
 
 
 def mine(
-    run: Run, iteration: int, checkpoint: Artifact, before: Sequence[Artifact] = ()
+    run: RunContext, iteration: int, checkpoint: Artifact, before: Sequence[Artifact] = ()
 ) -> Artifact:
     """hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries.
 
@@ -57,12 +58,14 @@ def mine(
     asked = any(each.type == "verify" for each in run.config.mining.filters) or (
         told and told.image_source == "vlm"
     )
-    settings = run.key("model", "mining", "attributes", "data", *(["foundation"] if asked else []))
+    settings = run.stage_config(
+        "model", "mining", "attributes", "data", *(["foundation"] if asked else [])
+    )
     if asked:
         settings["prompts"] = asdict(run.config.captioning.prompts(run.config.foundation))
     if told is not None and told.file is not None:
         settings["attributes"] = {**settings["attributes"], "file": file_digest(told.file)}
-    return run.make(
+    return run.build(
         f"hard_negatives_iter_{iteration}.json",
         settings,
         [checkpoint.digest, run.data.digest, *(each.digest for each in before)],
@@ -72,7 +75,7 @@ def mine(
 
 
 def mine_split(
-    run: Run, backbone: Any, iteration: int, known: KnownPositives | None = None
+    run: RunContext, backbone: Any, iteration: int, known: KnownPositives | None = None
 ) -> dict[str, Any]:
     """hard_negatives_iter_{t}.json: the rows, what strategy and filters did, and counts.
 
@@ -146,7 +149,7 @@ def barred_rows(
             )
             barred |= others if kind == REFERENCE else equal
         out.append(frozenset(barred))
-    return out, {kind: counts[kind] for kind in LEFT_OUT}
+    return out, {kind: counts[kind] for kind in EXCLUSION_KINDS}
 
 
 def _spelling(image: ImageId) -> str:
@@ -155,17 +158,20 @@ def _spelling(image: ImageId) -> str:
 
 
 def mining_inputs(
-    run: Run, backbone: Any, train: TrainSplit, barred: Sequence[frozenset[int]] | None = None
+    run: RunContext,
+    backbone: Any,
+    train: TrainSplit,
+    barred: Sequence[frozenset[int]] | None = None,
 ) -> MiningInputs:
     """Vectors of the queries and the gallery, and which rows are targets, references and (`barred`)
     no negatives."""
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
     if barred is None:
         barred, _ = barred_rows(train, KnownPositives.of(train))
-    made = run.vectors(backbone, query_items(queries), train, f"embed {train.name} queries")
+    made = run.embed_cached(backbone, query_items(queries), train, f"embed {train.name} queries")
     return MiningInputs(
         validate_embeddings(made, "query vectors"),
-        validate_embeddings(run.gallery(backbone, train), "gallery vectors"),
+        validate_embeddings(run.gallery_embeddings(backbone, train), "gallery vectors"),
         np.array([rows[t.target] for t in train.triplets]),
         np.array([rows[q.reference] for q in queries]),
         barred,
@@ -173,7 +179,7 @@ def mining_inputs(
 
 
 def mining_context(
-    run: Run, backbone: Any, train: TrainSplit, vectors: MiningInputs, iteration: int
+    run: RunContext, backbone: Any, train: TrainSplit, vectors: MiningInputs, iteration: int
 ) -> MiningContext:
     """What the data set and the run's settings let a strategy know."""
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
@@ -182,7 +188,7 @@ def mining_context(
     def text_scores(query_index_B: Any) -> Floats:
         if not texts:  # the text alone: the query with a grey picture in the reference's place
             texts.append(
-                run.vectors(
+                run.embed_cached(
                     backbone, query_items(queries), grey(train), f"embed {train.name} texts"
                 )
             )
@@ -196,7 +202,10 @@ def mining_context(
         extractor = run.config.attributes.build()
         asked = extractor.parse_request([q.text for q in queries])
         table = image_attributes(
-            run.config.attributes, extractor, train.gallery.ids, partial(_describe, run, backbone)
+            run.config.attributes,
+            extractor,
+            train.gallery.ids,
+            partial(_describe_images, run, backbone),
         )
         categories = categories or table.categories(extractor.lexicon.category)
     return MiningContext(
@@ -212,18 +221,18 @@ def mining_context(
         categories=categories,
         attributes=table,
         requested_attributes=asked,
-        losses=_losses(run, iteration),
+        losses=_training_losses(run, iteration),
         vectors_GD=pooled(vectors.gallery_GD),
         text_scores=text_scores,
     )
 
 
-def _describe(run: Run, backbone: Any, images: Sequence[ImageId]) -> list[str | None]:
+def _describe_images(run: RunContext, backbone: Any, images: Sequence[ImageId]) -> list[str | None]:
     """A sentence about each image by the foundation model, greedy; None for one that had not
     ended."""
     settings, prompts = run.config.captioning, run.config.captioning.prompts(run.config.foundation)
     asks = [Ask(image, image, "") for image in images]
-    answers = run.asked(lambda: backbone).write(
+    answers = run.captioner(lambda: backbone).write(
         prompts.describe, asks, settings.max_new_tokens, [0.0], 0, "describe"
     )
     texts = [answer.text if answer.ended else None for (answer,) in answers]
@@ -237,9 +246,9 @@ def _describe(run: Run, backbone: Any, images: Sequence[ImageId]) -> list[str | 
     return texts
 
 
-def _losses(run: Run, iteration: int) -> list[float]:
+def _training_losses(run: RunContext, iteration: int) -> list[float]:
     """The mean training loss of each finished iteration."""
-    found = [run.store.find(f"checkpoint_iter_{t}") for t in range(iteration + 1)]
+    found = [run.store.load(f"checkpoint_iter_{t}") for t in range(iteration + 1)]
     logs = [schema.read(a.path / "training_log.json")["rows"] for a in found]
     taken = [
         [row["loss"] for row in rows if "ids" not in row] for rows in logs
@@ -292,7 +301,7 @@ def _rows(
 
 
 def _filter_context(
-    run: Run, backbone: Any, train: TrainSplit, vectors: MiningInputs
+    run: RunContext, backbone: Any, train: TrainSplit, vectors: MiningInputs
 ) -> FilterContext:
     def yes(pairs: MinedPairs) -> list[float]:
         asks = [
@@ -304,7 +313,7 @@ def _filter_context(
             for n, c in zip(pairs.numbers_N, pairs.columns_N, strict=True)
         ]
         prompt = run.config.captioning.prompts(run.config.foundation).verify
-        return run.asked(lambda: backbone).yes(prompt, asks, "verify mined images")
+        return run.captioner(lambda: backbone).yes(prompt, asks, "verify mined images")
 
     def second(path: str, pairs: MinedPairs) -> tuple[Floats, Floats]:
         alone = {"start_adapter": None} if hasattr(run.config.model, "start_adapter") else {}
@@ -313,8 +322,8 @@ def _filter_context(
         )
         numbers, place = np.unique(pairs.numbers_N, return_inverse=True)
         items = query_items([train.triplets[n].query for n in numbers])
-        queries = run.vectors(other, items, train, "embed queries, second model")
-        gallery = run.vectors(
+        queries = run.embed_cached(other, items, train, "embed queries, second model")
+        gallery = run.embed_cached(
             other, [Item(i) for i in train.gallery.ids], train, "embed gallery, second model"
         )
         queries = queries[place]

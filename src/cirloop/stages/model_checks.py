@@ -16,13 +16,13 @@ from cirloop.data import Dataset
 from cirloop.io import parse
 from cirloop.stages import resources
 from cirloop.types import EvalSplit, ImageId, TrainSplit, UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 SAMPLE = 16
 """Pictures of a split whose sizes stand for all of them."""
 
 
-def check_models(config: RunConfig, problems: Problems) -> None:
+def check_models(config: RunConfig, problems: ValidationReport) -> None:
     """Adapters, and what settings ask of the machine."""
     trains = bool(config.num_iterations or config.training.iteration_0_steps)
     if isinstance(config.model, VlmSettings) and config.model.start_adapter is not None:
@@ -45,7 +45,9 @@ def check_models(config: RunConfig, problems: Problems) -> None:
         problems.add(
             "--deepspeed", "needs the package deepspeed (pip install deepspeed); or leave it out"
         )
-    kind = _kind(runtime.accelerate_config) if runtime.deepspeed is None else "DEEPSPEED"
+    kind = (
+        _distributed_type(runtime.accelerate_config) if runtime.deepspeed is None else "DEEPSPEED"
+    )
     if half and kind in ("DEEPSPEED", "FSDP"):
         problems.add(
             "training.lora.dtype base",
@@ -56,19 +58,19 @@ def check_models(config: RunConfig, problems: Problems) -> None:
             problems.add(f"training.{name}", "is not available under DeepSpeed; set it to 0")
 
 
-def _kind(accelerate_config: Path | None) -> str | None:
+def _distributed_type(accelerate_config: Path | None) -> str | None:
     """`distributed_type` of an accelerate config; None where it cannot be read, which is said
     elsewhere."""
     if accelerate_config is None or not accelerate_config.is_file():
         return None
     try:
-        content = parse.yaml_file(accelerate_config)
+        content = parse.read_yaml(accelerate_config)
     except UserError:
         return None
     return content.get("distributed_type") if isinstance(content, dict) else None
 
 
-def _check_flash(setting: str, problems: Problems) -> None:
+def _check_flash(setting: str, problems: ValidationReport) -> None:
     import torch
 
     lacks = [] if find_spec("flash_attn") else ["the package flash-attn (pip install flash-attn)"]
@@ -81,8 +83,8 @@ def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, train
     """It is a LoRA, it fits the model's layers, and training goes on with what it is. Raises
     UserError with all that is wrong."""
     directory = resolve_adapter(path)
-    lora = parse.parse_json(parse.text(directory / LORA_CONFIG))
-    wrong = _misfits(directory / LORA_WEIGHTS, model, lora)
+    lora = parse.parse_json(parse.read_text(directory / LORA_CONFIG))
+    wrong = _adapter_mismatches(directory / LORA_WEIGHTS, model, lora)
     tuning = config.training
     dora, tune = bool(lora.get("use_dora")), tuning.finetuning or "lora"
     if trains and tune != ("dora" if dora else "lora"):
@@ -105,12 +107,12 @@ def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, train
         raise UserError(f"{path}: {'; '.join(wrong)}.")
 
 
-def _misfits(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[str]:
+def _adapter_mismatches(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[str]:
     """What of an adapter's tensors cannot be put on the model's layers, by the headers of its
     file."""
     from safetensors import SafetensorError, safe_open
 
-    sizes = resources.sizes_of(model.find())
+    sizes = resources.model_sizes(model.find())
     wrong: list[str] = []
     layers: set[str] = set()
     try:
@@ -138,7 +140,7 @@ def _misfits(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[st
     return [wrong[0] + more] if wrong else []
 
 
-def splits_of(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
+def used_splits(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
     """Those whose pictures the run looks at."""
     splits: list[TrainSplit | EvalSplit] = [*data.parts(config.evaluation.split)]
     return (
@@ -172,7 +174,7 @@ def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:
     if isinstance(model, QwenSettings):
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-        side = resources.sizes_of(model.find()).pixels_per_token
+        side = resources.model_sizes(model.find()).pixels_per_token
         sized = [smart_resize(h, w, side, model.min_pixels, model.max_pixels) for h, w in shapes]
         return [height * width // side**2 for height, width in sized]
     from transformers import AutoProcessor
@@ -183,7 +185,7 @@ def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:
     return tokens
 
 
-def disk_of(config: RunConfig, data: Dataset) -> dict[str, int]:
+def disk_bytes(config: RunConfig, data: Dataset) -> dict[str, int]:
     """Bytes by where they go: features of all pictures in the cache, and in the run directory the
     adapters of all iterations with two step checkpoints. Only of vision-language models; of others
     neither is known beforehand."""
@@ -191,8 +193,8 @@ def disk_of(config: RunConfig, data: Dataset) -> dict[str, int]:
     if not isinstance(model, VlmSettings):
         return {}
     splits, sizes, training = (
-        splits_of(config, data),
-        resources.sizes_of(model.find()),
+        used_splits(config, data),
+        resources.model_sizes(model.find()),
         config.training,
     )
     adapter = resources.adapter_weights(
@@ -204,14 +206,14 @@ def disk_of(config: RunConfig, data: Dataset) -> dict[str, int]:
     return {"vision": each * num_images(splits), "run": kept}
 
 
-def check_disk(config: RunConfig, data: Dataset, problems: Problems) -> None:
+def check_disk(config: RunConfig, data: Dataset, problems: ValidationReport) -> None:
     """What the run writes fits where it goes."""
-    needs = disk_of(config, data)
+    needs = disk_bytes(config, data)
     if not needs:
         return
     kept = config.cache / "vision"
-    cache = standing(kept)
-    run = standing(config.directory)
+    cache = nearest_directory(kept)
+    run = nearest_directory(config.directory)
     there = sum(path.stat().st_size for path in kept.rglob("*.safetensors")) if kept.is_dir() else 0
     vision = max(0, needs["vision"] - there)
     together = cache.stat().st_dev == run.stat().st_dev
@@ -219,7 +221,7 @@ def check_disk(config: RunConfig, data: Dataset, problems: Problems) -> None:
     if vision + needs["run"] * together > free:
         problems.add(
             f"runtime.cache_dir {config.cache}",
-            f"the vision features of {num_images(splits_of(config, data)):,} images take"
+            f"the vision features of {num_images(used_splits(config, data)):,} images take"
             f" {resources.gigabytes(needs['vision'])}, {resources.gigabytes(there)} of them or of"
             f" others are there, and {resources.gigabytes(free)} are free: give a larger disk by"
             " --runtime.cache_dir, lower model.max_pixels (where the model has it), or free some"
@@ -235,7 +237,7 @@ def check_disk(config: RunConfig, data: Dataset, problems: Problems) -> None:
         problems.add(f"--experiment_dir {config.directory}", what)
 
 
-def standing(path: Path) -> Path:
+def nearest_directory(path: Path) -> Path:
     """The nearest directory that is there already. Raises UserError for one that may not be looked
     into."""
     path = path.absolute()

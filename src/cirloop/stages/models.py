@@ -81,7 +81,7 @@ class Models:
             )
         return self._loaded[1]
 
-    def features(self, embedder: Embedder, split: TrainSplit | EvalSplit) -> VisionFeatures:
+    def vision_cache(self, embedder: Embedder, split: TrainSplit | EvalSplit) -> VisionFeatures:
         """Vision features of a split's images, encoded by this embedder's tower; they go when its
         weights go."""
         backbone = self.load(embedder)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.data.paths import Sources
@@ -17,7 +17,7 @@ from cirloop.monitoring.console import progress
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.stages.model_checks import check_disk, check_models
 from cirloop.types import EvalProtocol, EvalSplit, TrainSplit, UserError
-from cirloop.validation import Problems, ProblemsFound
+from cirloop.validation import ValidationFailed, ValidationReport
 
 logger = logging.getLogger(__name__)
 PROBLEMS = "problems.json"
@@ -30,7 +30,7 @@ def check(config: RunConfig) -> Dataset:
     Raises ProblemsFound with all of it. Those of the data set are also written to `problems.json`
     in the cache.
     """
-    problems, data = Problems(), None
+    problems, data = ValidationReport(), None
     if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
         what = "has no protocol, so its rankings cannot be scored"
         problems.add(
@@ -41,7 +41,7 @@ def check(config: RunConfig) -> Dataset:
     try:
         data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     except UserError as error:
-        problems.take(error, "data")
+        problems.merge(error, "data")
     listed = False
     for trains in (False, True) if data is not None else ():
         assert data is not None
@@ -54,8 +54,8 @@ def check(config: RunConfig) -> Dataset:
                 _check_groups(config.training.group_batches, data.train, problems)
                 _warn_of_overlap(data.train, data.parts(config.evaluation.split))
         except UserError as error:
-            listed = listed or isinstance(error, ProblemsFound)
-            problems.take(error, "data")
+            listed = listed or isinstance(error, ValidationFailed)
+            problems.merge(error, "data")
     for name, model in (("model.path", config.model), ("foundation.path", config.foundation)):
         try:
             model.find()
@@ -87,26 +87,26 @@ def check(config: RunConfig) -> Dataset:
             problems.add(f"{name} {file}", "there is no such file")
     try:
         if runtime.accelerate_config is None or runtime.accelerate_config.is_file():
-            for line in launcher.crowded(runtime):
+            for line in launcher.device_warnings(runtime):
                 logger.warning("%s", line)
     except UserError as error:
         problems.add(
             "--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error)
         )
-    for where, what in trackers.problems(runtime.report_to):
+    for where, what in trackers.missing_packages(runtime.report_to):
         problems.add(where, what)
     if listed:
         rows = [asdict(row) for row in problems.rows]
         write_json(
-            config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.ways}
+            config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.remedies}
         )
-        problems.ways.append(f"All of them are in {config.cache / PROBLEMS}.")
-    problems.stop()
+        problems.remedies.append(f"All of them are in {config.cache / PROBLEMS}.")
+    problems.raise_if_any()
     assert data is not None
     return data
 
 
-def _check_targets(parts: Sequence[EvalSplit], problems: Problems) -> None:
+def _check_targets(parts: Sequence[EvalSplit], problems: ValidationReport) -> None:
     """What is evaluated after each iteration has right answers."""
     for part in parts:
         if part.relevance is None:
@@ -119,7 +119,7 @@ def _check_targets(parts: Sequence[EvalSplit], problems: Problems) -> None:
             )
 
 
-def _check_triplets(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
+def _check_triplets(config: RunConfig, train: TrainSplit, problems: ValidationReport) -> None:
     """The training triplets are enough to learn from."""
     targets = len({triplet.target for triplet in train.triplets})
     if targets < 2:
@@ -156,7 +156,7 @@ def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
             )
 
 
-def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
+def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationReport) -> None:
     """What the negative strategy must be told is there, and what is in a file of attributes is
     right."""
     told = config.attributes
@@ -187,7 +187,7 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> N
         image_attributes(told, told.build(), train.gallery.ids)
 
 
-def _check_groups(kind: str, train: TrainSplit, problems: Problems) -> None:
+def _check_groups(kind: str, train: TrainSplit, problems: ValidationReport) -> None:
     """Every query has the group that batches are to be drawn from."""
     have = {
         "none": True,

@@ -63,7 +63,7 @@ class Sizes:
 
 
 @cache
-def sizes_of(directory: Path) -> Sizes:
+def model_sizes(directory: Path) -> Sizes:
     """Of the model in a directory, of which only config.json is read: its weights are counted
     without being there. Raises UserError for a config.json of no model."""
     import torch

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cirloop.artifacts import schema
+from cirloop.artifacts.atomic import write_checked
 from cirloop.artifacts.fs import save_tensors, sync_directory, sync_tree
-from cirloop.artifacts.store import file_digest, write_sealed
+from cirloop.artifacts.store import file_digest
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class StepCheckpoints:
         aside.mkdir(parents=True)
         save_tensors(aside / STATE, state)
         record = {"key": self._key, "step": step, "tensors": file_digest(aside / STATE), "log": log}
-        write_sealed(aside / RECORD, "state", record)
+        write_checked(aside / RECORD, "state", record)
         sync_tree(aside)
         _remove(goal)  # one that is not whole, else training would have gone on from it
         aside.replace(goal)
