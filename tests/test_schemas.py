@@ -36,9 +36,11 @@ def test_another_version_is_refused_by_name(kind: str, version: int, tmp_path: P
     )
 
 
-@pytest.mark.parametrize("schema", [{"schema": each} for each in ("2", True, None, 1.0, [])] + [{}])
-def test_what_is_no_version_is_damage(schema: dict[str, Any], tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluation_base.json", schema)
+@pytest.mark.parametrize(
+    "content", [{"schema": each} for each in ("2", True, None, 1.0, [])] + [{}]
+)
+def test_what_is_no_version_is_damage(content: dict[str, Any], tmp_path: Path) -> None:
+    write_json(tmp_path / "evaluation_base.json", content)
     with pytest.raises(UserError, match=r"evaluation_base\.json is damaged"):
         schema.read(tmp_path / "evaluation_base.json")
 

@@ -1,4 +1,5 @@
-"""What is wrong with a data set, collected so that one error holds all of it."""
+"""Validation of data and settings: problems are collected, so that one error reports all of
+them."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ VARIES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d[\d,]*|(?<=: )/.*$
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Where (a file, an entry of it, an image) and what."""
+    """A problem: where it is (a file, an entry of it, an image) and what is wrong."""
 
     where: str
     what: str
@@ -38,8 +39,8 @@ class Problem:
 
 
 class ValidationFailed(UserError):
-    """All problems: `rows`, and `ways` out of them. The message has a line for each cause of
-    many."""
+    """All problems in one error: `rows`, and `remedies` for them. The message has one line for each
+    cause that has many problems."""
 
     def __init__(self, rows: Sequence[Problem], ways: Sequence[str]) -> None:
         self.rows, self.remedies = tuple(rows), tuple(ways)
@@ -54,13 +55,15 @@ class ValidationFailed(UserError):
 
 
 def counted(num: int, noun: str) -> str:
-    """A number with its noun, such as "1 problem" and "2 problems"."""
+    """Return a number with its noun, such as "1 problem" and "2 problems"."""
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
 
 
 def group_by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:
-    """Where and what, in the order of each cause's first problem; many of one cause are one line
-    with their count."""
+    """Return where and what, in the order of each cause's first problem.
+
+    Many problems of one cause become one line with their count.
+    """
     causes: dict[str, list[Problem]] = {}
     for row in rows:
         causes.setdefault(row.cause, []).append(row)
@@ -76,8 +79,8 @@ def group_by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:
 
 
 class ValidationReport:
-    """A growing list of problems; `stop` raises them together. `way_out` is what to do about
-    them."""
+    """A growing list of problems. `raise_if_any` raises them together; `way_out` is the remedy for
+    all."""
 
     def __init__(self, way_out: str = "") -> None:
         self.rows: list[Problem] = []
@@ -85,15 +88,17 @@ class ValidationReport:
         self._way_out = way_out
 
     def add(self, where: object, what: str, way_out: str = "") -> None:
-        """Note a problem, with a way out of its own where it has one."""
+        """Add a problem, with a remedy of its own where it has one."""
         self.rows.append(Problem(str(where), what))
         way = way_out or self._way_out
         if way and way not in self.remedies:
             self.remedies.append(way)
 
     def merge(self, error: UserError, where: str) -> None:
-        """Note all problems of an error that was caught; one that is no list stands under
-        `where`."""
+        """Add all problems of an error that was caught.
+
+        An error that lists no problems is added as one, under `where`.
+        """
         if not isinstance(error, ValidationFailed):
             self.add(where, str(error))
             return
@@ -101,12 +106,12 @@ class ValidationReport:
         self.remedies = list(dict.fromkeys([*self.remedies, *error.remedies]))
 
     def raise_if_any(self, way_out: str = "") -> None:
-        """Raises ProblemsFound if there is any problem."""
+        """Raise ValidationFailed if there is any problem."""
         if self.rows:
             raise ValidationFailed(self.rows, [*self.remedies, *([way_out] if way_out else [])])
 
     def json(self, path: Path) -> Any:
-        """The content of a JSON file, or None with the problem noted."""
+        """Parse a JSON file; return None, and add the problem, where that is impossible."""
 
         text, noted = self._text(path), len(self.rows)
         made = None if text is None else self._parsed(text, path)
@@ -124,10 +129,10 @@ class ValidationReport:
         return None
 
     def lines(self, path: Path) -> list[str]:
-        """The lines of a text file, stripped; none, with the problem noted, where it cannot be
+        """Return the stripped lines of a text file; none, with a problem added, where it cannot be
         read.
 
-        Only a line feed ends a line: JSON may hold other signs that Python takes for one.
+        Only a line feed ends a line: JSON may hold other characters that Python takes for one.
         """
         return [line.strip() for line in (self._text(path) or "").split("\n")]
 
@@ -139,8 +144,8 @@ class ValidationReport:
         return None
 
     def json_lines(self, path: Path) -> Iterator[tuple[str, Entry]]:
-        """The objects of a JSON lines file, each with its place for messages; empty lines are
-        passed over."""
+        """Yield the objects of a JSON lines file, each with its place for messages; empty lines are
+        skipped."""
         before, num = len(self.rows), 0
         text = self._text(path) or ""
         form = parse.detect_format(text)

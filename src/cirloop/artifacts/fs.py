@@ -1,5 +1,5 @@
-"""What a disk does to a run: errors that name their file and the way out, and what killed writers
-leave behind."""
+"""Files on disk: errors that name their file and the remedy, and removal of what killed writers
+leave."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ REMEDIES = {
 
 
 def os_error_hint(error: OSError) -> str | None:
-    """A message for the user where a disk is full, failing or shut; None for any other error."""
+    """Return a message for the user where a disk is full, failing or not writable; None for any
+    other error."""
     way = REMEDIES.get(error.errno or 0)
     file = error.filename2 or error.filename or "a file"
     end = (
@@ -53,8 +54,7 @@ def os_error_hint(error: OSError) -> str | None:
 
 @contextmanager
 def with_filename(path: Path) -> Iterator[None]:
-    """Within, an OSError names `path` where it names nothing: those of writing, syncing and closing
-    do not."""
+    """Add `path` to an OSError that names no file, as those of writing, syncing and closing do."""
     try:
         yield
     except OSError as error:
@@ -80,7 +80,7 @@ def sync_tree(path: Path) -> None:
 
 @contextmanager
 def translate_safetensors_error(path: Path) -> Iterator[None]:
-    """Within, what safetensors says of a disk is the OSError that it was, with `path`."""
+    """Raise the OSError that a SafetensorError stands for, with `path` as its file."""
     from safetensors import SafetensorError
 
     try:
@@ -96,8 +96,11 @@ def translate_safetensors_error(path: Path) -> Iterator[None]:
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, with the permissions of any other new file: the library's own lets
-    only its owner read it. Raises OSError, as other writes do."""
+    """Write a safetensors file with the permissions of any other new file.
+
+    The library's own function lets only the owner read the file. Raises OSError, as other writes
+    do.
+    """
     from safetensors.torch import save_file  # here, since it loads torch
 
     with translate_safetensors_error(path):
@@ -108,10 +111,10 @@ def save_tensors(
 
 
 def remove_stale_temp(directory: Path, prefix: str = ".") -> None:
-    """Delete the files named `prefix`... that killed processes left in `directory`: nobody has
-    written to them lately.
+    """Delete files of `directory` whose names begin with `prefix` and that nobody has written to
+    lately.
 
-    safetensors' own temporary files are `.tmp` and six letters.
+    Killed processes leave such files. Those of safetensors are called `.tmp` and six letters.
     """
     with suppress(FileNotFoundError):  # no such directory, or another process deletes too
         for left in directory.iterdir():
@@ -121,8 +124,7 @@ def remove_stale_temp(directory: Path, prefix: str = ".") -> None:
 
 
 def remove_tree_quietly(directory: Path) -> None:
-    """Delete a directory that is not needed any more. If that fails, a warning says so: it is no
-    reason to stop."""
+    """Delete a directory that is no longer needed; log a warning where that fails."""
     if directory.exists():
         try:
             shutil.rmtree(directory)

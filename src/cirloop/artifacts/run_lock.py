@@ -27,9 +27,9 @@ FILE, OWNER = "run.lock", "run.lock.json"
 
 @contextmanager
 def run_lock(directory: Path) -> Iterator[None]:
-    """Within, this process alone works in `directory`, which is made if need be.
+    """Hold the lock of a run directory, which is created if need be.
 
-    Raises UserError where another does.
+    Raises UserError where another process holds it.
     """
     new = [each for each in (directory, *directory.parents) if not each.exists()]
     try:

@@ -25,8 +25,8 @@ RESTORE = "Restore it from a backup, or start anew in another --experiment_dir."
 
 @dataclass(frozen=True, slots=True)
 class FileSchema:
-    """Files of one form. A sealed one carries its digest; `way` is what to do about a damaged
-    one."""
+    """The schema of one kind of file. A checksummed one carries its own digest; `remedy` is what to
+    do about a damaged one."""
 
     version: int = 1
     checksummed: bool = False
@@ -61,24 +61,25 @@ SCHEMAS = {
 
 
 def kind_of(name: str) -> str:
-    """`hard_negatives` of `hard_negatives_iter_3.json`, `evaluation` of `evaluation_base.json`."""
+    """Return the kind of a file: `hard_negatives` of `hard_negatives_iter_3.json`, `evaluation` of
+    `evaluation_base.json`."""
     return re.sub(r"(_iter_\d+|_base)?\.json$", "", name)
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object in canonical form, its own `digest` aside."""
+    """Return the SHA-256 of a JSON object in canonical form, without its own `digest`."""
     rest = {name: value for name, value in content.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def with_checksum(kind: str, content: Mapping[str, Any]) -> Content:
-    """The content of a file of `kind` with its version and its digest."""
+    """Add to the content of a file the version of its `kind` and its digest."""
     versioned = {"schema": SCHEMAS[kind].version, **content}
     return versioned | {"digest": digest(versioned)}
 
 
 def read(path: Path, kind: str | None = None) -> Content:
-    """A file that cirloop wrote, without its digest.
+    """Read a file that cirloop wrote, and return its content without the digest.
 
     Raises UserError, with the file named, where it cannot be read, is damaged or altered, or is of
     another version.

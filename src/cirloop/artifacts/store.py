@@ -1,9 +1,9 @@
-"""Make an artifact once, or find it: fingerprints, atomic writes, verified reads.
+"""The store of a run: build an artifact once, load it afterwards.
 
-An artifact is a file or directory of a run directory. It is done when the manifest says so and its
-bytes agree. The fingerprint covers the stage's settings and the content digests of its inputs,
-never paths or times. Writing is aside, synced, renamed, and the manifest entry comes last: killed
-at any moment, a run directory holds whole artifacts only.
+An artifact is a file or directory of a run directory. It is finished when the manifest lists it and
+its bytes agree. The fingerprint covers the stage's settings and the content digests of its inputs,
+never paths or times. An artifact is written to a scratch directory, synced and renamed, and the
+manifest entry is written last: killed at any moment, a run directory holds whole artifacts only.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Artifact:
     made_now: bool = False
 
     def read(self) -> dict[str, Any]:
-        """Its content. Raises UserError as `schemas.read` does."""
+        """Read the artifact's content. Raises UserError as `schema.read` does."""
         return schema.read(self.path, schema.kind_of(self.name))
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form."""
+    """Return the SHA-256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -60,7 +60,7 @@ def file_digest(path: Path) -> str:
 
 
 def file_digests(path: Path) -> dict[str, str]:
-    """Digest per file, by path relative to `path` ("." for a single file)."""
+    """Return the digest of each file, by its path relative to `path` ("." for a single file)."""
     if path.is_file():
         return {".": file_digest(path)}
     return {
@@ -71,7 +71,7 @@ def file_digests(path: Path) -> dict[str, str]:
 
 
 def _readable_digests(path: Path) -> dict[str, str]:
-    """`file_digests` of what can be read; for a file that cannot, the reason."""
+    """Return `file_digests` of the files that can be read; for one that cannot, the reason."""
     out = {}
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         name = "." if file == path else file.relative_to(path).as_posix()
@@ -86,8 +86,10 @@ class Store:
     """The artifacts of one run directory."""
 
     def __init__(self, directory: Path, reading: bool = False) -> None:
-        """With `reading`, nothing of the run is changed, which another process may be at work
-        on."""
+        """Open the store of a run directory.
+
+        With `reading`, the store changes nothing: another process may be at work on the run.
+        """
         self.directory, self._work = directory, READER_SCRATCH if reading else SCRATCH
         self._manifest = self._read_manifest()
         if not reading:
@@ -116,14 +118,18 @@ class Store:
         write_text(self.directory / MANIFEST, text + "\n")
 
     def initialize(self, run: str, settings: Path) -> None:
-        """`of_run`, written down before the first artifact: from now on a manifest that is not
-        there is missing."""
+        """Bind the directory to a run and write the manifest before the first artifact.
+
+        From then on a manifest that does not exist is missing.
+        """
         self.bind_to_run(run, settings)
         self._write_manifest()
 
     def bind_to_run(self, run: str, settings: Path) -> None:
-        """Note to which run this directory belongs, or raise UserError where that is not the one of
-        `settings`."""
+        """Record which run this directory belongs to.
+
+        Raises UserError where the manifest belongs to another run than `settings`.
+        """
         if self._manifest.setdefault("run", run) != run:
             raise UserError(
                 f"{settings} is of another run than {self.directory / MANIFEST}. Restore that which"
@@ -139,12 +145,15 @@ class Store:
         return number
 
     def scratch_dir(self, name: str) -> Path:
-        """Where a stage keeps what it needs while it works (step checkpoints). Removed when it is
-        done."""
+        """Return where a stage keeps what it needs while it works, such as step checkpoints.
+
+        The directory is removed when the stage is done.
+        """
         return self.directory / self._work / name
 
     def load(self, name: str) -> Artifact:
-        """A finished artifact, its bytes verified."""
+        """Load a finished artifact and verify its bytes. Raises UserError where it is unknown or
+        damaged."""
         entry = self._manifest["artifacts"].get(name)
         if entry is None:
             there = ", ".join(sorted(self.names)) or "none"
@@ -174,10 +183,12 @@ class Store:
         build: Callable[[Path], None],
         iteration: int | None = None,
     ) -> Artifact:
-        """The artifact `name`: the finished one if its fingerprint agrees, else `build(path)`
-        writes it.
+        """Return the artifact `name`: the finished one if its fingerprint agrees, else what
+        `build(path)` writes.
 
-        `settings` is JSON that decides the result, `inputs` the content digests it is made from.
+        `settings` is JSON that decides the result, `inputs` the content digests that the artifact
+        is made from. Raises UserError where the finished one was made with other settings or
+        inputs.
         """
         key = fingerprint({"name": name, "settings": settings, "inputs": list(inputs)})
         entry = self._manifest["artifacts"].get(name)
@@ -211,14 +222,15 @@ class Store:
         return Artifact(name, path, fingerprint(files), made_now=True)
 
     def remove_scratch(self) -> None:
-        """Remove what only served the making of artifacts, once all are done."""
+        """Remove every scratch directory, once all artifacts are finished."""
         remove_tree_quietly(self.directory / SCRATCH)
 
     def archive_from(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
-        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, None if
-        none are.
+        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`, and return that
+        directory.
 
-        An artifact of no iteration (the base model's evaluation) is moved with iteration 0.
+        Returns None if there are none. An artifact of no iteration (the base model's evaluation) is
+        moved with iteration 0.
         """
         entries = self._manifest["artifacts"]
         names = [n for n, e in entries.items() if (e["iteration"] or 0) >= from_iteration]

@@ -69,8 +69,7 @@ class EvalConfig(cli.Flags):
 
 
 def select_iterations(wanted: str | None, done: Sequence[int]) -> list[str]:
-    """Labels of the iterations asked for. Raises UserError for unknown ones, with those there
-    are."""
+    """Return the labels of the requested iterations. Raises UserError for unknown ones."""
     there = [BASE, *map(str, done)]
     if wanted is None:
         return there
@@ -84,8 +83,10 @@ def select_iterations(wanted: str | None, done: Sequence[int]) -> list[str]:
 
 
 def _select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
-    """The data set and the split to evaluate on, the run's own or another benchmark's by name, and
-    settings with it."""
+    """Return the data set and split to evaluate on, and settings with it.
+
+    The data set is the run's own or another benchmark's by name.
+    """
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
     other = benchmarks.settings_for(name, options.gallery, options.allow_missing_images)
     if other is not None and (
@@ -180,8 +181,8 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
 def _submit(
     run: RunContext, label: str, checkpoint: Artifact | None, split: str, directory: Path
 ) -> None:
-    """The server's files of one iteration, or where there is no server its rankings, in a directory
-    of its own."""
+    """Write the server's files of one iteration, or its rankings where there is no server, to a
+    directory."""
     parts, rankings = (
         run.data.parts(split),
         predictions(run, checkpoint, split, submission.LISTED + 1),

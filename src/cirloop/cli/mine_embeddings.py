@@ -1,5 +1,5 @@
-"""The vector mode of add_hard_negatives.py: a strategy over embeddings of any model, no pictures
-and no texts."""
+"""The embedding mode of add_hard_negatives.py: a strategy over embeddings of any model, without
+images and texts."""
 
 from __future__ import annotations
 
@@ -112,8 +112,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
-    """The options, and what is mined and how; flags as --kebab-case or --snake_case. Raises
-    UserError for what is unknown or wrong, and for what is missing."""
+    """Parse the options and the mining settings; flags as --kebab-case or --snake_case.
+
+    Raises UserError for what is unknown, wrong or missing.
+    """
     argv = cli.kebab(argv)
     peek = cli.Parser(prog=PROGRAM, add_help=False)
     peek.add_argument("--strategy", default="top_k")
@@ -154,8 +156,7 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
 
 
 def _missing_flags(error: ValidationError) -> ValidationReport:
-    """All that is wrong with the flags, where one of those that are needed is missing; else
-    nothing."""
+    """Return all that is wrong with the flags, where a required one is missing; else nothing."""
     problems, rows = (
         ValidationReport(f"All flags: {PROGRAM} --query-embeddings x --help"),
         error.errors(),

@@ -41,7 +41,7 @@ def done_iterations(store: Store) -> list[int]:
 
 
 def is_used(directory: Path) -> bool:
-    """Whether `directory` holds a run. Raises UserError where it holds something else."""
+    """Tell whether `directory` holds a run. Raises UserError where it holds something else."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
     used = directory.is_dir() and any(
@@ -56,8 +56,10 @@ def is_used(directory: Path) -> bool:
 
 
 def open_run(config: RunConfig) -> RunContext:
-    """The run of `config`, whose lock the caller holds. Nothing else on disk changes before every
-    check has passed."""
+    """Open the run of `config`, whose lock the caller holds.
+
+    Nothing else on disk changes before every check has passed.
+    """
     directory, data = config.directory, check(config)
     used = is_used(directory)
     resuming = config.auto_resume or config.resume_from_iteration is not None
@@ -121,8 +123,8 @@ def _check_same(config: RunConfig, old: RunConfig) -> None:
 def run(config: RunConfig) -> list[dict[str, Any]]:
     """Do the run, or what is left of it, and print the closing tables.
 
-    Raises UserError where another run works in the directory, Stopped where SIGTERM asked this one
-    to stop.
+    Raises UserError where another run works in the directory, GracefulStop where SIGTERM asked this
+    one to stop.
     """
     began = time.monotonic()
     is_used(config.directory)  # a directory of something else gets no lock
@@ -152,8 +154,7 @@ def log_notices(config: RunConfig) -> None:
 
 
 def _iterate_monitored(current: RunContext) -> list[dict[str, Any]]:
-    """The loop, with its place in the plan on the terminal and its numbers in the trackers that
-    were asked for."""
+    """Run the loop with its monitor, trackers and report subscribed."""
     config = current.config
     counts = config.num_iterations > 0 and current.data.train.oracle is not None
     with ExitStack() as stack:
@@ -194,8 +195,7 @@ def _print_accounts(store: Store) -> None:
 
 
 def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
-    """The closing tables: a row an iteration, beside the title what a reader must know; then what
-    differs from what."""
+    """Print the closing tables: a row per iteration, then the comparison of neighbours."""
     last = results[-1]
     columns = [c for c in protocol.reported if any(c in r["metrics"] for r in results)]
     title = (

@@ -26,12 +26,11 @@ def score_rankings(
     output_file: Path | None = None,
     submission_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Metrics as fractions with their standard errors; with `submission_dir` the server's files as
-    well.
+    """Score rankings: metrics as fractions with standard errors; with `submission_dir` also the
+    server's files.
 
-    A split without published targets has no scores; its files are written beside the rankings
-    unless told where. Raises UserError with every problem of data and file; then nothing is
-    written.
+    A split without published targets has no scores; its files are written beside the rankings by
+    default. Raises UserError with every problem of data and file; then nothing is written.
     """
     benchmark = benchmark_of(eval_dataset)
     if submission_dir is not None and benchmark not in submission.BENCHMARKS:

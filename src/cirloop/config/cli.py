@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def kebab(argv: Sequence[str]) -> list[str]:
-    """The words with dashes for underscores in the names of flags: both spellings are taken."""
+    """Replace underscores by dashes in the names of flags, so that both spellings are accepted."""
     words = []
     for word in argv:
         name, equals, value = word.partition("=")

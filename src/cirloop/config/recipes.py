@@ -52,9 +52,11 @@ Content = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What a command line says about where its settings come from. `types` holds the type that a
-    flag gives a group of settings (`data`, `model`, ...), `paths` those that flags name (`model`,
-    `foundation`), `dtypes` the groups whose dtype a flag gives."""
+    """The part of a command line that says where its settings come from.
+
+    `types` holds the type that a flag gives a group of settings (`data`, `model`, ...), `paths`
+    those that flags name (`model`, `foundation`), `dtypes` the groups whose dtype a flag gives.
+    """
 
     config: Path | None
     fast_mode: bool
@@ -73,12 +75,13 @@ class CommandLine:
 
 
 def default_directory(backbone: str, data: str) -> Path:
-    """The run directory where none is named."""
+    """Return the run directory where none is named."""
     return Path("experiments") / f"{backbone}_{data}_iterative"
 
 
 def read_command_line(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> CommandLine:
-    """What `argv` says; `typed` names the flag that gives each group of settings its type."""
+    """Read where settings come from; `typed` names the flag that gives each group of settings its
+    type."""
     peek = cli.Parser(prog=prog, add_help=False, help_flag="--help_all")
     peek.add_argument("--config")
     peek.add_argument("--experiment_dir")
@@ -115,10 +118,10 @@ def current_flags(argv: Sequence[str]) -> list[str]:
 
 
 def load_settings(asked: CommandLine, default: Path) -> Content:
-    """The settings under the flags, said in a line. `default` is the recipe of no data set; the
-    others lie beside it.
+    """Load the settings under the flags, and log their source.
 
-    Raises UserError where there is no recipe, or where a file of settings cannot be read.
+    `default` is the recipe of no data set; the others lie beside it. Raises UserError where there
+    is no recipe, or where a file of settings cannot be read.
     """
     own = asked.directory / CONFIG
     if asked.goes_on and asked.config is None and not asked.fast_mode and own.is_file():
@@ -135,7 +138,8 @@ def load_settings(asked: CommandLine, default: Path) -> Content:
 
 
 def _recipe(asked: CommandLine, default: Path) -> Path:
-    """Raises UserError with the recipes of the data set where there is none for the backbone."""
+    """Return the recipe's path. Raises UserError with the data set's recipes where the backbone has
+    none."""
     data, backbone = asked.types.get("data", DRAWN), asked.types.get("model", BACKBONE)
     if (
         data == DRAWN
@@ -162,7 +166,8 @@ def _is_recipe_of(path: Path, data: str) -> bool:
 
 
 def _fast_twin(path: Path, configs: Path) -> Path:
-    """What --fast_mode lays over a file of settings. Raises UserError where there is nothing."""
+    """Return what --fast_mode lays over a file of settings. Raises UserError where there is
+    nothing."""
     twin = path.with_name(f"{path.stem}_fast{path.suffix}")
     if not twin.is_file():
         twins = ", ".join(display_path(each) for each in sorted(configs.glob("*_fast.yaml")))
@@ -202,8 +207,8 @@ def _name_embedder(asked: CommandLine, settings: Content) -> None:
 
 
 def _read(path: Path, configs: Path) -> Content:
-    """A YAML of settings. Raises UserError, with files of a like name where there is no such
-    file."""
+    """Read a YAML of settings. Raises UserError, with files of a similar name where there is no
+    such file."""
     if not path.is_file():
         raise UserError(_describe_missing(path, configs))
     try:
@@ -229,8 +234,7 @@ def _read(path: Path, configs: Path) -> Content:
 
 
 def _describe_missing(path: Path, configs: Path) -> str:
-    """What is said of a --config that is not there: files of a like name, or all that lie where it
-    was looked for."""
+    """Describe a --config that does not exist, with files of a similar name or all beside it."""
     folder = path if path.is_dir() else path.parent
     beside = sorted(folder.glob("*.yaml"))
     recipes = sorted(configs.glob("*.yaml"))
@@ -248,8 +252,8 @@ def _describe_missing(path: Path, configs: Path) -> str:
 
 
 def change_type(root: type[BaseModel], settings: Any, group: str, type_: str) -> Any:
-    """A file's settings of a group of `root` whose type a flag changes: those that mean the same
-    for the new type."""
+    """Return a file's settings of a group whose type a flag changes: those that the new type
+    shares."""
     union: Any = root
     for part in group.split("."):
         default, union = union.model_fields[part].default, union.model_fields[part].annotation
@@ -280,15 +284,14 @@ def change_type(root: type[BaseModel], settings: Any, group: str, type_: str) ->
 
 
 def _is_common(group: str, name: str) -> bool:
-    """Whether a setting means the same for every type of its group. A temperature is one loss's,
-    weights a family's."""
+    """Tell whether a setting means the same for every type of its group."""
     return (
         name in COMMON[group] if group in COMMON else name not in ("type", "path", "start_adapter")
     )
 
 
 def merge(settings: Content, over: Content) -> Content:
-    """Settings with others laid over them, group by group."""
+    """Lay settings over others, group by group."""
     out = dict(settings)
     for name, value in over.items():
         old = out.get(name)
@@ -299,11 +302,11 @@ def merge(settings: Content, over: Content) -> Content:
 
 
 def type_names(union: Any) -> list[str]:
-    """The names of a union of settings."""
+    """Return the type names of a union of settings."""
     return [kind.model_fields["type"].default for kind in get_args(get_args(union)[0])]
 
 
 def display_path(path: Path) -> str:
-    """A path from where the user is, where it lies below."""
+    """Return a path relative to the working directory, where it lies below."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -193,10 +193,13 @@ class RunConfig(BaseSettings):
         return self.runtime.cache_dir or self.directory.parent / "cache"
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings that decide results, as JSON. `num_iterations` is not one: a run may be
-        prolonged. Neither is `training.max_skipped_batches`: a finished stage left out the bad
-        batches that it had, whatever the limit. Nor is `training.grad_cache_chunk_size`, so that a
-        run that ran out of memory goes on: it decides no more than which dropout is drawn."""
+        """Return the settings that decide results, as JSON.
+
+        `num_iterations` is not one: a run may be prolonged. Neither is
+        `training.max_skipped_batches`: a finished stage left out the bad batches that it had,
+        whatever the limit. Nor is `training.grad_cache_chunk_size`, so that a run that ran out of
+        memory can resume: it decides only which dropout is drawn.
+        """
         keep = {
             "seed",
             "retrieval",
@@ -216,7 +219,7 @@ class RunConfig(BaseSettings):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON, for the run directory's `config.json`."""
+        """Return all settings as JSON, for the run directory's `config.json`."""
         asked = {
             "config",
             "fast_mode",
@@ -238,8 +241,10 @@ class RunConfig(BaseSettings):
 
 
 def load(given: Sequence[str], default_config: Path) -> RunConfig:
-    """The configuration of a command line. Raises UserError with every problem found; prints the
-    help asked for."""
+    """Load the configuration of a command line; print the help if it is requested.
+
+    Raises UserError with every problem.
+    """
     argv = recipes.current_flags(cli_help.without_help(given))
     asked = recipes.read_command_line(argv, UNION_FLAGS, PROGRAM)
     content = recipes.load_settings(asked, default_config)
@@ -289,8 +294,7 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
 
 
 def complete(config: RunConfig) -> RunConfig:
-    """The configuration with the usual place of its data, and without a model where that is asked
-    for and none is here.
+    """Add the usual place of the data, and drop a model that is missing where that is allowed.
 
     Raises UserError for `tiny` on photographs where nobody named it, and for a data directory that
     is not read.
@@ -308,8 +312,7 @@ def complete(config: RunConfig) -> RunConfig:
 
 
 def from_json(path: Path, **changes: Any) -> RunConfig:
-    """The configuration a run directory was made with. Raises UserError for a copy that is damaged
-    or was changed."""
+    """Load the configuration of a run directory. Raises UserError for a damaged or altered copy."""
     content = schema.read(path, "config")
     try:
         return RunConfig(
@@ -321,21 +324,21 @@ def from_json(path: Path, **changes: Any) -> RunConfig:
 
 
 def save(config: RunConfig, path: Path) -> str:
-    """Write a run directory's copy; returns the run's name, a digest of what decides results in its
-    first copy."""
+    """Write a run directory's copy; return the run's id, a digest of its first copy's result
+    settings."""
     run = read_run_id(path) if path.exists() else fingerprint(config.result_settings())
     write_checked(path, "config", notices.mark(config) | {"run": run, **config.to_json()})
     return run
 
 
 def read_run_id(path: Path) -> str:
-    """The name in a run directory's copy."""
+    """Read the run's id from a run directory's copy."""
     name: str = schema.read(path, "config")["run"]
     return name
 
 
 def format_validation_error(error: ValidationError, program: str = PROGRAM) -> str:
-    """Every problem of a validation error, a line each, with the nearest right name for an unknown
+    """Format every problem of a validation error, a line each, with the nearest name for an unknown
     one."""
     lines = []
     for problem in error.errors():

@@ -11,8 +11,10 @@ from cirloop.types import UserError
 
 
 def run_directory(directory: Path) -> tuple[RunConfig, Store]:
-    """The settings and artifacts of a run directory, for reading. Raises UserError where it is none
-    or is damaged."""
+    """Open a run directory for reading: its settings and artifacts.
+
+    Raises UserError where it is none or is damaged.
+    """
     if not (directory / CONFIG).is_file():
         raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
     config, store = (

@@ -19,8 +19,10 @@ UNCHECKED = {"min_verify_probability": 0.0, "max_round_trip_rank": 0}
 
 
 def settings(content: dict[str, Any], foundation_named: bool) -> dict[str, Any]:
-    """What `--retrieval simulated` changes of a file's settings: texts are a rule's unless a flag
-    names a model."""
+    """Return what `--retrieval simulated` changes of a file's settings.
+
+    Texts are written by a rule unless a flag names a model.
+    """
     if foundation_named or content.get("retrieval") == "simulated":
         return {}
     logger.info("simulated retrieval: texts are written by the rule `template`, and not verified")
@@ -31,8 +33,8 @@ def settings(content: dict[str, Any], foundation_named: bool) -> dict[str, Any]:
 
 
 def fall_back(config: RunConfig) -> RunConfig:
-    """The same run without the models whose weights are not to be had; `config` itself where all
-    are."""
+    """Return the run without the models whose weights are missing; `config` itself where none
+    is."""
     lacking = {}
     for name, model in (("model", config.model), ("foundation", config.foundation)):
         try:

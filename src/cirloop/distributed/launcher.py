@@ -1,7 +1,8 @@
-"""Where a job runs: in this process, or in children under `accelerate launch`.
+"""The launcher: runs a job in this process, or in workers under `accelerate launch`.
 
-The children's exit is the barrier: their memory comes back when they end, and what hangs or dies
-ends a stage, not a run. Accelerate's launcher ends the others when one has failed.
+The driver waits for the workers to exit, which frees their GPU memory. A worker that hangs or
+crashes fails the stage, not the run. Accelerate's launcher ends the other workers when one has
+failed.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ TERMINATE_S = 40
 
 
 def num_processes(runtime: Runtime) -> int:
-    """How many do a job; an accelerate config says so where the setting does not. Raises UserError
-    where it cannot."""
+    """Return the number of processes of a job, from the setting or the accelerate config.
+
+    Raises UserError where the config gives no valid number.
+    """
     file = runtime.accelerate_config
     if runtime.num_processes > 1 or file is None:
         return runtime.num_processes
@@ -59,8 +62,10 @@ def num_processes(runtime: Runtime) -> int:
 
 
 def device_warnings(runtime: Runtime) -> list[str]:
-    """What is to be said of processes without a device of their own on this machine. Raises
-    UserError on GPUs, of which each process needs one."""
+    """Return warnings about processes without a device of their own on this machine.
+
+    Raises UserError where a machine has GPUs, but fewer than processes.
+    """
     import torch
 
     per_machine = -(-num_processes(runtime) // num_nodes())
@@ -83,8 +88,8 @@ def device_warnings(runtime: Runtime) -> list[str]:
 
 
 def run_training(job: TrainJob, runtime: Runtime) -> None:
-    """Run the training `job` and return when its output is there. Raises Stopped where it was asked
-    to stop before."""
+    """Run a training job and return when its output exists. Raises GracefulStop where the run was
+    asked to stop before."""
     if (
         runtime.num_processes == 1
         and runtime.accelerate_config is None
@@ -100,10 +105,10 @@ def run_training(job: TrainJob, runtime: Runtime) -> None:
 
 
 def run_sharded(job: ShardJob, runtime: Runtime) -> None:
-    """Run a `job` of which each process does its share, and return when all have.
+    """Run a job of which each process does its shard, and return when all have finished.
 
-    On a CPU each has as many threads as this process: their number changes the last bits of a
-    result.
+    On a CPU each worker has as many threads as this process: their number changes the last bits of
+    a result.
     """
     import torch
 
@@ -113,9 +118,11 @@ def run_sharded(job: ShardJob, runtime: Runtime) -> None:
 
 
 def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who: str) -> None:
-    """Raises UserError when the children fail, Stopped when the run is asked to stop. Those that
-    train then end by themselves, after the step that they are at; others are ended. However this
-    ends, they have too."""
+    """Launch the workers of a job and wait for them; they have ended when this returns or raises.
+
+    Raises UserError when the workers fail, GracefulStop when the run is asked to stop. Training
+    workers then end by themselves, after the current step; others are terminated.
+    """
     for left in ("error.txt", "stop", "steps.jsonl"):  # of an attempt that was stopped
         (job.directory / left).unlink(missing_ok=True)
     jobs.write(job)
@@ -152,8 +159,10 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who:
 
 
 def _wait(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
-    """The exit code of `child`, whose steps are told meanwhile. Raises Stopped when a run that does
-    not train is asked to stop."""
+    """Return the exit code of `child`, and emit its steps meanwhile.
+
+    Raises GracefulStop when a run that does not train is asked to stop.
+    """
     place, code = 0, None
     while code is None:
         with suppress(subprocess.TimeoutExpired):
@@ -168,7 +177,7 @@ def _wait(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
 
 
 def _emit_steps(rows: Path, place: int) -> int:
-    """Tell the rows of `rows` from the byte `place` on, and return where they end."""
+    """Emit the rows of the file `rows` from the byte `place` on, and return where they end."""
     if not rows.exists():
         return place
     with rows.open("rb") as file:
@@ -181,8 +190,8 @@ def _emit_steps(rows: Path, place: int) -> int:
 
 
 def refuse_nested_launch(argv: Sequence[str]) -> None:
-    """Raises UserError in a process that a launcher started among others: the driver is one, and
-    starts its own."""
+    """Raise UserError in a process that a launcher started among others: the driver starts its
+    own."""
     num = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" in os.environ and num > 1:
         flags = (
@@ -200,18 +209,21 @@ def refuse_nested_launch(argv: Sequence[str]) -> None:
 
 
 def launch_command(runtime: Runtime) -> list[str]:
-    """The command that launches the Python arguments after it in several processes."""
+    """Return the command that launches the Python arguments after it in several processes."""
     return [sys.executable, "-m", "accelerate.commands.launch", *_flags(runtime)]
 
 
 def num_nodes() -> int:
-    """Machines of the Slurm job that this process is in; 1 outside of Slurm."""
+    """Return the number of machines of the Slurm job that this process is in; 1 outside of
+    Slurm."""
     return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
 
 
 def srun_wrap(command: Sequence[str]) -> list[str]:
-    """The command of a launcher, once on each machine of a Slurm job. One that fails ends the
-    others."""
+    """Wrap a launcher's command so that it runs once on each machine of a Slurm job.
+
+    A launcher that fails ends the others.
+    """
     num = num_nodes()
     if num == 1:
         return [*command]
@@ -221,7 +233,8 @@ def srun_wrap(command: Sequence[str]) -> list[str]:
 
 
 def worker_environment(deepspeed: Path | None = None) -> dict[str, str]:
-    """A child's: this package can be imported, and DeepSpeed knows where there is no GPU."""
+    """Return the environment of a worker: it can import this package, and DeepSpeed knows where
+    there is no GPU."""
     import torch
 
     paths = os.pathsep.join(

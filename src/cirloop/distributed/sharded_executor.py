@@ -1,9 +1,9 @@
-"""Embedding and captioning in N processes: a job goes out as a file, each process does its share,
-rows come as files.
+"""Embedding and captioning in N processes: a job goes out as a file, each process does its shard,
+rows come back as files.
 
-The batches are those of one process; batch b goes to process b % N, with one process's seed. So the
-result has the same bytes whatever N is. This is the driver's half; `sharded_worker.py` is a
-process's.
+The batches are those of one process; batch b goes to process b % N, with one process's seed. The
+result therefore has the same bytes for every N. This module is the driver's half;
+`sharded_worker.py` is a worker's.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ class ShardedExecutor:
         work: Path,
         log: Path | None,
     ) -> None:
-        """`log` is that of the attempt, beside which each process has its own."""
+        """Prepare jobs over the images of `split`; `log` is the attempt's log, beside which each
+        worker has its own."""
         self._config, self._work, self._split, self._log = config, work, split, log
         self._where = data.where(split)
 
     def embed(
         self, items: Sequence[Item], adapter: Path | None, model: str, title: str
     ) -> npt.NDArray[np.float32]:
-        """Vectors (N, D) or (N, M, D) of `items`; the processes prove that theirs is the embedder
-        `model`."""
+        """Embed `items` to vectors (N, D) or (N, M, D); the workers prove that theirs is the
+        embedder `model`."""
         unique = tuple(dict.fromkeys(items))
         images = [item.image for item in unique]
         self._run("embed", images, title, items=unique, adapter=adapter, model=model)
@@ -73,7 +74,7 @@ class ShardedExecutor:
         title: str,
         **options: Any,
     ) -> tuple[str, list[Any]]:
-        """The captioner's name, and its answer to each question: `Eyes.write` or `Eyes.yes`."""
+        """Return the captioner's name and its answer to each request, from its method `kind`."""
         images = [image for ask in asks for image in (ask.first, ask.second)]
         self._run(kind, images, title, prompt=prompt, asks=tuple(asks), options=options)
         parts = [json.loads(path.read_text("utf-8")) for path in self._files("answers.json")]
@@ -141,14 +142,13 @@ class DistributedCaptioner:
         seed: int,
         title: str,
     ) -> list[list[Answer]]:
-        """Per question an answer for each of `temperatures`; 0 is greedy. As `Eyes.write`
-        answers."""
+        """Write an answer to each request for each of `temperatures`; 0 is greedy."""
         options = {"max_new_tokens": max_new_tokens, "temperatures": [*temperatures], "seed": seed}
         rows = self._ask("write", prompt, asks, title, **options)
         return [[Answer(**answer) for answer in row] for row in rows]
 
     def yes(self, prompt: Prompt, asks: Sequence[Ask], title: str) -> list[float]:
-        """Probability of "yes" per question."""
+        """Return the probability of "yes" for each request."""
         return self._ask("yes", prompt, asks, title)
 
     def _ask(
@@ -166,7 +166,7 @@ class DistributedCaptioner:
 
 
 def _positions(rows: npt.NDArray[np.int64], num: int) -> list[int]:
-    """Where each of `num` rows lies among those that the processes did."""
+    """Return the position of each of `num` rows among the rows that the workers did."""
     assert np.array_equal(np.sort(rows), np.arange(num)), "the processes did not do each row once"
     places: list[int] = np.argsort(rows).tolist()
     return places

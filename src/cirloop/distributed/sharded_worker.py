@@ -1,5 +1,5 @@
-"""Embedding and captioning in one of N processes: its share of a job of `sharded_executor.py`,
-written to files."""
+"""A worker of embedding and captioning: it does one shard of a job of `sharded_executor.py` and
+writes files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from cirloop.types import ImageId, Images
 
 
 def image_set_digest(images: Images, ids: Iterable[ImageId]) -> str:
-    """Of pictures: a process proves that it looks at the driver's."""
+    """Return a digest of images, by which a worker proves that it reads the driver's."""
     return fingerprint([[image, images.digest(image)] for image in dict.fromkeys(ids)])
 
 
 def run_worker(job: ShardJob) -> None:
-    """This process's share of a job, whose images it finds by itself."""
+    """Do this process's shard of a job, with images that it loads itself."""
     import torch
 
     config = RunConfig(**job.config)
@@ -86,8 +86,8 @@ def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialSta
 def precompute_features(
     features: VisionFeatures, wanted: Sequence[ImageId], state: PartialState
 ) -> None:
-    """Have the images on disk, each process its share of the batches that one process would
-    make."""
+    """Compute the vision features of images, each process its shard of the batches that one process
+    would do."""
     if not state.is_main_process:
         features.known(wanted)  # the first process counts them
     batches = features.missing(wanted)

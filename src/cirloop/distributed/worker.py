@@ -1,7 +1,8 @@
-"""A job inside a process: training, also in the driver's, or a share of embedding and captioning.
+"""The worker: runs a job in a process, training or a shard of embedding and captioning.
 
-`python -m cirloop.distributed.worker JOB`, under a launcher. To train, rows come from the run
-directory's artifacts, and rank 0 writes the checkpoint.
+`python -m cirloop.distributed.worker JOB`, under a launcher; training also runs in the driver's
+process. Training reads its rows from the run directory's artifacts, and rank 0 writes the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ BAD_BATCH = "bad_batch.json"
 
 
 def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
-    """Accelerate as the launcher set it up; gloo where there is no GPU. Processes wait for each
-    other for so long."""
+    """Create the Accelerator as the launcher configured it, with gloo where there is no GPU.
+
+    Processes wait for each other for `hang_timeout_minutes`. Raises UserError for FSDP other than
+    FSDP2.
+    """
     import torch
 
     # Models are loaded whole and then cut, also under ZeRO-3: an adapter is put on and proven
@@ -80,8 +84,7 @@ def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
 
 
 def is_sharded(accelerate: Accelerator) -> bool:
-    """Whether weights lie in pieces on the processes: then a forward pass is for all of them
-    together."""
+    """Tell whether weights are sharded over the processes, so that a forward pass is collective."""
     plugin = accelerate.state.deepspeed_plugin
     return accelerate.distributed_type == DistributedType.FSDP or (
         plugin is not None and plugin.zero_stage == 3
@@ -89,7 +92,7 @@ def is_sharded(accelerate: Accelerator) -> bool:
 
 
 def images_of_steps(batches: Batches, steps: int) -> list[ImageId]:
-    """All that the steps look at."""
+    """Return all images that the steps use, sorted."""
     wanted = [batches[step] for step in range(steps)]
     return sorted(
         {image for b in wanted for image in (*b.candidates, *(q.reference for q in b.queries))}
@@ -97,7 +100,7 @@ def images_of_steps(batches: Batches, steps: int) -> list[ImageId]:
 
 
 def batch_groups(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
-    """The group of each human query that batches keep together."""
+    """Return the group of each human query that batches keep together; None without groups."""
     queries = [(t.query, t.target) for t in data.triplets]
     if kind == "category":
         return {query.id: data.categories[target] for query, target in queries}
@@ -110,8 +113,11 @@ def batch_groups(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
 
 
 def train(job: TrainJob) -> None:
-    """Train one stage and write `job.output`: adapter, adapter config and training log. What it
-    cost goes to the workspace."""
+    """Train one stage and write `job.output`: adapter, adapter config and training log.
+
+    The metrics go to the workspace. Raises UserError for a batch whose loss or gradient is not
+    finite.
+    """
     config = from_json(job.run / "config.json")
     bad = job.run / BAD_BATCH
     try:
@@ -205,8 +211,8 @@ def _train(job: TrainJob, config: RunConfig) -> None:
 
 
 def exit_with_parent(driver: tuple[str, int]) -> None:
-    """End this process when the driver on the same machine has ended: nobody waits for its result
-    any more."""
+    """Exit this process when the driver on the same machine has ended: nobody waits for its
+    result."""
     host, pid = driver
 
     def watch() -> None:
@@ -219,8 +225,8 @@ def exit_with_parent(driver: tuple[str, int]) -> None:
 
 
 def _open_worker_log(attempt: Path) -> None:
-    """A log of this process: what it says of the first one, which has the terminal too; of the
-    others all output."""
+    """Log this process beside the attempt's log: log lines of the first process, all output of the
+    others."""
     path = attempt.with_suffix(f".rank_{rank()}.log")
     if rank() == 0:
         handler = logging.FileHandler(path, encoding="utf-8")
@@ -233,7 +239,7 @@ def _open_worker_log(attempt: Path) -> None:
 
 
 def _step_writer(path: Path) -> events.Listener:
-    """Has the driver tell of each step."""
+    """Return a listener that writes each step to a file for the driver."""
     file = path.open("a", encoding="utf-8", buffering=1)
 
     def listen(kind: str, what: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""What people and other programs wrote, read with bounds: text, JSON, YAML.
+"""Parsers with bounds for what people and other programs wrote: text, JSON, YAML.
 
-Whatever a file holds, it is read or a UserError says what is wrong with it, without the path: the
-caller knows what the file is for. Nothing here waits for a pipe, unfolds what unfolds without end,
-or keeps one of two values of a key.
+A parser returns the content or raises a UserError that says what is wrong, without the path: the
+caller knows what the file is for. Parsers never block on FIFOs, bound YAML alias expansion, and
+reject duplicate keys.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAX_YAML_VALUES = 100_000
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
-    """The text of a UTF-8 file, without a byte order mark."""
+    """Read a UTF-8 file, without a byte order mark. Raises UserError where that is impossible."""
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
@@ -63,8 +63,10 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 def _decode(content: bytes) -> str:
-    """UTF-8, its byte order mark taken away, line ends as line feeds. Raises UserError with what it
-    is instead."""
+    """Decode UTF-8, remove the byte order mark, and turn line ends into line feeds.
+
+    Raises UserError with the format that the content has instead.
+    """
     for start, kind in FILE_SIGNATURES.items():
         if content.startswith(start):
             raise UserError(f"is {kind}" if kind is LFS else f"is not UTF-8 text but {kind}")
@@ -82,8 +84,8 @@ def _decode(content: bytes) -> str:
 
 
 def detect_format(content: str) -> str:
-    """What a text that should be JSON lines is instead, as far as that can be told of the whole;
-    else empty."""
+    """Return the format of a text that should be JSON lines, as far as the text shows it; else an
+    empty string."""
     head = content.lstrip()[:MAX_SNIFFED]
     if head.startswith("["):
         try:
@@ -107,8 +109,10 @@ def detect_format(content: str) -> str:
 
 
 def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> Any:
-    """A JSON value. A key that is there twice is told to `doubled`, and is an error where there is
-    none to tell."""
+    """Parse a JSON value.
+
+    Each duplicate key is passed to `doubled`; without `doubled` it raises UserError.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -140,7 +144,7 @@ def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> An
 
 
 def parse_yaml(content: str) -> Any:
-    """A YAML value of plain types."""
+    """Parse a YAML value of plain types."""
     try:
         node = yaml.compose(content, yaml.SafeLoader)
         if node is not None:
@@ -164,7 +168,7 @@ def parse_yaml(content: str) -> Any:
 
 
 def expand_user(path: str) -> Path:
-    """The path with `~` written out."""
+    """Return the path with `~` expanded. Raises UserError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -186,8 +190,10 @@ def _not_a_number(name: str) -> NoReturn:
 
 
 def _count_nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
-    """How many values a node stands for, its aliases unfolded. Raises UserError for too many and
-    for keys twice."""
+    """Count the values that a node stands for, with its aliases expanded.
+
+    Raises UserError for too many values and for duplicate keys.
+    """
     if id(node) in within:
         raise UserError("is not YAML: an anchor holds itself")
     if id(node) in known:

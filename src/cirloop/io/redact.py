@@ -1,5 +1,4 @@
-"""What is shown on a terminal or written to a log: signs that steer the terminal are spelled out,
-secrets left out."""
+"""Redaction of text for terminals and logs: control characters are escaped, secrets hidden."""
 
 from __future__ import annotations
 
@@ -24,27 +23,27 @@ HIDDEN = "[hidden]"
 
 
 def escape_control(text: str) -> str:
-    """The text with what would steer a terminal written as Python would, such as \\x1b."""
+    """Escape what would steer a terminal as Python would write it, such as \\x1b."""
     return _CONTROL.sub(
         lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
     )
 
 
 def redact(text: str) -> str:
-    """The text without tokens of known forms, logins in URLs, and values of environment variables
-    named as secrets."""
+    """Hide tokens of known forms, logins in URLs, and values of environment variables with names of
+    secrets."""
     for value in _environment_secrets():
         text = text.replace(value, HIDDEN)
     return _LOGIN.sub(HIDDEN, _TOKENS.sub(HIDDEN, text))
 
 
 def sanitize(text: str) -> str:
-    """What of a text may be shown."""
+    """Redact secrets and escape control characters."""
     return escape_control(redact(text))
 
 
 def secrets_in(settings: Any, where: str = "") -> Iterator[str]:
-    """The names of JSON settings whose value is a secret by its name or its form."""
+    """Yield the names of JSON settings whose value is a secret by its name or its form."""
     if isinstance(settings, dict):
         for name, value in settings.items():
             inside = f"{where}.{name}".lstrip(".")
@@ -60,7 +59,7 @@ def secrets_in(settings: Any, where: str = "") -> Iterator[str]:
 
 
 def _environment_secrets() -> list[str]:
-    """Longest first; short values could be words."""
+    """Return secret values of the environment, longest first; short values could be words."""
     found = {
         value
         for name, value in os.environ.items()

@@ -28,15 +28,14 @@ _title_prefix: ContextVar[str] = ContextVar("mark", default="")
 
 
 class RedactingFormatter(logging.Formatter):
-    """Log lines without what steers a terminal and without secrets; tracebacks too."""
+    """A formatter of log lines and tracebacks without control characters and secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return sanitize(super().format(record))
 
 
 def start_logging(plain: bool = False) -> None:
-    """One line per event: through rich on a terminal, elsewhere and where it is to be `plain` as it
-    is."""
+    """Log one line per event: through rich on a terminal, else or where `plain` is set as text."""
     handler: logging.Handler
     if console.is_interactive and not plain:
         handler = RichHandler(
@@ -55,9 +54,11 @@ def start_logging(plain: bool = False) -> None:
 
 
 def progress(items: Iterable[T], title: str) -> Iterator[T]:
-    """`items`, telling how far it is: the live view shows a bar. A plain line now and then goes to
-    the log, and to what is no terminal. A run that is asked to stop does so between two of them.
-    Items that are `events.CountedBatches` have a rate too."""
+    """Yield `items` and emit `bar` events, which the live display shows.
+
+    A line is logged now and then, for files and pipes. A requested stop happens between two items.
+    `events.CountedBatches` have a rate too.
+    """
     total = len(items) if isinstance(items, Sized) else None
     if total == 0:
         return
@@ -81,7 +82,7 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
 
 @contextmanager
 def title_prefix(mark: str) -> Iterator[None]:
-    """Within, the title of each table begins with `mark`."""
+    """Begin the title of each table with `mark` while the context is open."""
     before = _title_prefix.set(mark)
     try:
         yield
@@ -114,8 +115,8 @@ def table(
 
 
 def metric_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
-    """One row an iteration: each metric in percent as `value ± standard error`; one without a value
-    as `none`."""
+    """Return one row per iteration: each metric in percent as `value ± standard error`, or
+    `none`."""
 
     def cell(result: dict[str, Any], metric: str) -> str:
         if metric not in result["metrics"]:

@@ -46,7 +46,7 @@ MAX_EVALUATIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class RunHeader:
-    """What stands above the bars."""
+    """The lines above the progress bars."""
 
     run: str
     stage: str
@@ -63,7 +63,7 @@ class RunHeader:
 
 
 class LiveDisplay:
-    """Listens to what is told, and shows it on `console`."""
+    """A listener that shows events on `console`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -102,8 +102,7 @@ class LiveDisplay:
             )
 
     def _start(self) -> None:
-        """What Python code prints to a terminal goes above the region too; what goes into a file
-        still does."""
+        """Show the region; Python's own prints to a terminal appear above it."""
         self._live = Live(
             get_renderable=self._shown,
             console=self._console,
@@ -117,7 +116,7 @@ class LiveDisplay:
         )  # Live hides it, and a process that is killed could not bring it back
 
     def stop(self) -> None:
-        """Take the region away."""
+        """Remove the region."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -144,8 +143,7 @@ class LiveDisplay:
 
 @contextmanager
 def live_display() -> Iterator[None]:
-    """Within, bars and a run's stages are shown, where there is a terminal that can; after it, the
-    terminal is as it was, however this ends."""
+    """Show bars and stages on an interactive terminal, and restore the terminal afterwards."""
     if not console.is_interactive:
         yield
         return
@@ -183,8 +181,7 @@ def _line(text: str, style: str) -> Text:
 
 
 def _words(head: RunHeader) -> tuple[str, str]:
-    """The stage, then where it stands in the run: the first word of each counts where a terminal is
-    narrow."""
+    """Return the stage, then its place in the run; narrow terminals cut the end of each."""
     iteration = f"iteration {head.iteration} of {head.iterations}" if head.iteration else "warm-up"
     parts = ["base model" if head.iteration is None else iteration]
     left = None if head.left is None else head.left - (time.monotonic() - head.began)
@@ -201,7 +198,7 @@ def _duration(seconds: float) -> str:
 
 
 def _recalls(rows: Sequence[Sequence[str]], width: int) -> Table:
-    """As many columns as fit."""
+    """Build the table of recalls, with as many columns as fit."""
     made = Table.grid(padding=(0, 2))
     kept = max(2, min(len(rows[0]), width // RECALL_WIDTH))
     last = rows[1:] if len(rows) <= MAX_EVALUATIONS else [rows[1], *rows[1 - MAX_EVALUATIONS :]]

@@ -1,4 +1,4 @@
-"""Running out of memory: known as such, and said with what to set."""
+"""Out-of-memory errors: recognised, and explained with the settings that help."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAISS_MESSAGES = ("std::bad_alloc", "cudaMalloc error out of memory")
 
 
 def is_oom(error: BaseException) -> bool:
-    """Whether `error` says that a device's or the machine's memory did not suffice."""
+    """Tell whether an error means that the memory of a device or of the machine did not suffice."""
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
@@ -24,13 +24,13 @@ def is_oom(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
 def explain_oom(what: str, ways: str) -> Iterator[None]:
-    """Raises UserError with `ways`, what to set, where memory does not suffice for what runs
-    within."""
+    """Raise UserError with `ways`, the settings to change, where memory does not suffice inside."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,9 +1,9 @@
-"""SIGTERM: a run that is asked to stop ends at the next safe moment, and `--auto_resume` goes on.
+"""Preemption: SIGTERM ends a run at the next safe moment, and `--auto_resume` continues it.
 
-The signal only leaves a note. Training looks at it after each step and keeps a step checkpoint;
-everything else looks between two batches and between stages, since what is half made there is made
-anew. Processes of a training stage are asked by a file as well: a launcher that passes the signal
-on kills them after 30 seconds, in the middle of a long step.
+SIGTERM only sets a flag. Training checks it after every step and writes a step checkpoint; other
+stages check it between batches and are restarted from scratch. The processes of a training stage
+are stopped by a file as well, because a launcher that passes the signal on kills them after 30
+seconds, in the middle of a long step.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ _deferred = False
 
 
 class GracefulStop(BaseException):
-    """The run was asked to stop and does. What is finished is kept. No error: `except Exception`
-    lets it through."""
+    """A stop that SIGTERM requested; finished artifacts are kept. It is no Exception, so `except
+    Exception` does not catch it."""
 
 
 @contextmanager
 def handle_sigterm(order: Path | None = None) -> Iterator[None]:
-    """Within, SIGTERM is noted and does not end the process; a file at `order` says the same.
+    """Turn SIGTERM into a stop request while the context is open; a file at `order` requests one
+    too.
 
-    Elsewhere than in the main thread Python can handle no signal, and SIGTERM keeps its meaning.
+    Python handles signals in the main thread only; in other threads SIGTERM keeps its meaning.
     """
     global _requested, _stop_file
     main = threading.current_thread() is threading.main_thread()
@@ -54,19 +55,20 @@ def _request(*_: object) -> None:
 
 
 def stop_requested() -> bool:
-    """Whether the run is to stop."""
+    """Tell whether the run was asked to stop."""
     return _requested or (_stop_file is not None and _stop_file.exists())
 
 
 def raise_if_requested() -> None:
-    """A moment at which it is safe to stop. Raises Stopped where that was asked for."""
+    """Raise GracefulStop if a stop was requested; call this where stopping is safe."""
     if not _deferred and stop_requested():
         raise GracefulStop
 
 
 @contextmanager
 def defer_to_step() -> Iterator[None]:
-    """Within, `check` lets everything pass: training asks for itself, after each step."""
+    """Disable `raise_if_requested` while the context is open: training checks after each step
+    itself."""
     global _deferred
     _deferred = True
     try:

@@ -38,7 +38,7 @@ all need."""
 
 @dataclass(slots=True)
 class StageMetrics:
-    """What was spent. The counters of several processes are sums."""
+    """Metrics of one stage. The counters of several processes are sums."""
 
     seconds: float = 0.0
     waiting: float = 0.0
@@ -73,11 +73,11 @@ class StageMetrics:
     """Most that torch had allocated on a GPU in this stage, in bytes."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, which `StageMetrics(**row)` reads back."""
+        """Return the metrics as JSON, which `StageMetrics(**row)` reads back."""
         return asdict(self)
 
     def add_sequential(self, other: StageMetrics) -> None:
-        """Add what a piece of the stage cost; the clock of the stage has run meanwhile."""
+        """Add the metrics of a part of the stage; its seconds are already on the stage's clock."""
         for each in fields(self):
             if each.name != "seconds":
                 mine, more = getattr(self, each.name), getattr(other, each.name)
@@ -89,8 +89,11 @@ class StageMetrics:
 
     @classmethod
     def merge_parallel(cls, rows: Sequence[Mapping[str, Any]]) -> StageMetrics:
-        """Of processes that worked at once, from what `row` gave in each: the longest of their
-        times. Operations are counted in the first, and the others are taken to do as many."""
+        """Merge the metrics of processes that worked at once, from what `to_json` gave in each.
+
+        Times are the longest of any process. FLOPs are counted in the first process, and the others
+        are assumed to do as many.
+        """
         both = cls(
             **{
                 n: (max if n in PARALLEL_MAXIMA else sum)([row[n] for row in rows])
@@ -102,8 +105,7 @@ class StageMetrics:
 
 
 class _Meter:
-    """The current cost, the images known so far by the tower that sees them, and where traces
-    go."""
+    """The current metrics, the images known to each vision tower, and the directory of traces."""
 
     def __init__(self, profile: Path | None) -> None:
         self.cost, self.profile, self.inside = StageMetrics(), profile, False
@@ -115,8 +117,8 @@ _current: ContextVar[_Meter | None] = ContextVar("cost", default=None)
 
 @contextmanager
 def metering(profile: Path | None = None) -> Iterator[StageMetrics]:
-    """The cost of what runs within; its times and peaks are there at the end. Traces go into
-    `profile`, if given."""
+    """Meter what runs inside; times and peaks are set at the end. Traces go into `profile`, if
+    given."""
     meter, began = _Meter(profile), time.monotonic()
     cuda = _cuda()
     if cuda is not None:
@@ -136,16 +138,14 @@ def metering(profile: Path | None = None) -> Iterator[StageMetrics]:
 
 
 def _cuda() -> Any:
-    """torch.cuda where this process uses it already: to look is no reason to take memory on a
-    GPU."""
+    """Return torch.cuda if this process uses it already: looking must not allocate GPU memory."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 @contextmanager
 def worker_metrics(directory: Path, number: int, profile: Path | None) -> Iterator[None]:
-    """What runs within is the part of one of several processes; what it cost goes to a file of
-    `directory`."""
+    """Meter one of several processes, and write its metrics to a file of `directory`."""
     with metering(profile if number == 0 else None) as cost:
         yield
     directory.mkdir(parents=True, exist_ok=True)
@@ -157,8 +157,8 @@ def worker_metrics(directory: Path, number: int, profile: Path | None) -> Iterat
 
 @contextmanager
 def collect_workers(directory: Path) -> Iterator[None]:
-    """Within, `process`es run at once and end; then the current cost takes what they wrote to
-    `directory`."""
+    """Add the metrics that `worker_metrics` of parallel processes wrote to `directory` to the
+    current ones."""
     for left in directory.glob("cost_*.json"):  # of an attempt that was stopped
         left.unlink()
     yield
@@ -169,7 +169,7 @@ def collect_workers(directory: Path) -> Iterator[None]:
 
 
 def add(**counts: float) -> None:
-    """Add to counters of the current cost, by their names."""
+    """Add to counters of the current metrics, by their names."""
     meter = _current.get()
     if meter is not None:
         for name, count in counts.items():
@@ -177,7 +177,7 @@ def add(**counts: float) -> None:
 
 
 def add_tokens(inputs: Mapping[str, Any]) -> None:
-    """Add the tokens of a model's `inputs` by its attention mask, and the places that are
+    """Add the tokens of a model's `inputs` by its attention mask, and the positions that are
     padding."""
     mask = inputs.get("attention_mask")
     if mask is not None:
@@ -186,8 +186,11 @@ def add_tokens(inputs: Mapping[str, Any]) -> None:
 
 
 def count_cache_hits(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
-    """Images by digest that the stage wants of a `tower`, and those of them that have to be made:
-    the others count as cached, once each."""
+    """Count as cached, once each, the images that the stage wants of a `tower` and that are not
+    `missing`.
+
+    Both are images by digest.
+    """
     meter = _current.get()
     if meter is not None:
         fresh = {*wanted} - meter.known[tower]
@@ -197,7 +200,7 @@ def count_cache_hits(tower: str, wanted: Collection[str], missing: Collection[st
 
 @contextmanager
 def add_seconds(counter: str) -> Iterator[None]:
-    """Seconds within are added to a counter."""
+    """Add the seconds that pass inside to a counter."""
     began = time.monotonic()
     try:
         yield
@@ -206,17 +209,16 @@ def add_seconds(counter: str) -> Iterator[None]:
 
 
 def data_wait() -> AbstractContextManager[None]:
-    """Seconds within count as waiting for data."""
+    """Count the seconds that pass inside as waiting for data."""
     return add_seconds("waiting")
 
 
 def profile_batches(batches: Iterable[T], what: str) -> Iterator[T]:
-    """`batches`; where a profile is asked for, some of them under torch's profiler, unless the
-    trace of `what` is there, and the first two under its counter of operations. Loops inside of
-    such a loop are part of it.
+    """Yield `batches`; where a profile is requested, trace some of them and count FLOPs in the
+    first two.
 
-    Writes `<what>.json.gz`, a trace that chrome://tracing and ui.perfetto.dev show, and logs the
-    longest operators.
+    Writes `<what>.json.gz`, which chrome://tracing and ui.perfetto.dev show, unless it exists, and
+    logs the longest operators. Loops inside such a loop are part of it.
     """
     meter = _current.get()
     if meter is None or meter.profile is None or meter.inside:

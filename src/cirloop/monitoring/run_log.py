@@ -35,8 +35,8 @@ MAX_LOGS = 200
 
 
 class RotatingLog(RotatingFileHandler):
-    """A line at a time on the disk. Where that fails the run goes on, since no result depends on
-    it; said once."""
+    """A log file that is flushed line by line. Where writing fails the run continues, with one
+    warning."""
 
     def __init__(self, path: Path) -> None:
         with with_filename(path):
@@ -85,7 +85,7 @@ class RunLog:
         return self
 
     def open(self) -> Path:
-        """Make the file, with what was logged until now. Raises OSError, as other writes do."""
+        """Create the file, with the lines logged so far. Raises OSError, as other writes do."""
         self._directory.mkdir(exist_ok=True)
         before = {
             int(found[1]): path
@@ -123,8 +123,7 @@ class RunLog:
 
 
 def _log_failure(error: BaseException, seconds: float) -> None:
-    """The last lines of an attempt that did not come to its end. The terminal is told by the
-    command."""
+    """Log why an attempt ended early. The command itself reports it on the terminal."""
     about = {"aside": True}
     if isinstance(error, preemption.GracefulStop):
         logger.info(

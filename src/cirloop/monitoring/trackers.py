@@ -35,14 +35,14 @@ INSTALL = "pip install -e '.[trackers]'"
 
 
 def missing_packages(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The packages of trackers that are missing."""
+    """Yield a problem for each tracker whose package is not installed."""
     for name in names:
         if find_spec(name) is None:
             yield f"--report_to {name}", f"the package {name} is not installed: {INSTALL}"
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration by dotted name, lists as JSON, without secrets."""
+    """Flatten a configuration to dotted names, lists as JSON, without secrets."""
     flattened: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict) and value:
@@ -56,9 +56,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def tracking(directory: Path, names: Sequence[str], settings: Mapping[str, Any]) -> Iterator[None]:
-    """Within, the trackers `names` hear the numbers of the run in `directory`.
+    """Send the numbers of the run in `directory` to the trackers `names` while the context is open.
 
-    Raises UserError where one cannot start.
+    Raises UserError where a tracker cannot start.
     """
     path = directory / DIRECTORY / RUNS
     runs = schema.read(path, "trackers")["runs"] if path.exists() else {}
@@ -118,7 +118,7 @@ class _Listener:
 
 
 def _tracker(name: str, directory: Path, run: str, new: bool) -> Any:
-    """Accelerate's tracker of that name, not started."""
+    """Return Accelerate's tracker of that name, not started."""
     import torch
     from accelerate import PartialState, tracking
 

@@ -37,7 +37,7 @@ def section(data: ReportData) -> Section:
 
 
 def _settings(data: ReportData) -> list[Table]:
-    """A table per group of settings, the run's own first; what looks like a secret is hidden."""
+    """Return a table per group of settings, the run's own first; secrets are hidden."""
     hidden = {*secrets_in(data.settings)}
     groups: dict[str, list[tuple[str, str]]] = {"run": []}
     for name, value in _flat(data.settings, ""):
@@ -49,7 +49,7 @@ def _settings(data: ReportData) -> list[Table]:
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values; the numbers of items are names too where items have settings."""
+    """Yield dotted names and values; positions are names too where items have settings."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if isinstance(value, dict) and value:
@@ -79,8 +79,8 @@ def _environment() -> Table:
 
 
 def _device() -> str:
-    """The GPUs of a process that uses them; to look is no reason to load torch, or to take memory
-    on one."""
+    """Return the GPUs of a process that uses them; looking must not load torch or allocate GPU
+    memory."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return f"CPU, {platform.machine()}"

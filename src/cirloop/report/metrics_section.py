@@ -37,7 +37,7 @@ class Evaluation:
 
 
 def evaluations(data: ReportData) -> list[Evaluation]:
-    """Base first, then the iterations, as far as they are finished."""
+    """Return the finished evaluations, base first, then by iteration."""
     base = "evaluation_base.json"
     names = [base] if base in data.names else []
     names += [f"evaluation_iter_{t}.json" for t in data.iterations("evaluation_iter_{t}.json")]
@@ -83,7 +83,7 @@ def section(data: ReportData, evaluated: Sequence[Evaluation]) -> Section:
 
 
 def _control(data: ReportData, own: Result) -> tuple[Sequence[Result], str]:
-    """The results of the control, where it was evaluated alike, and what to say of it."""
+    """Return the control's results, where it was evaluated alike, and a note about it."""
     if data.control is None:
         return [], ""
     file, name = data.control / RESULTS, data.control.name
@@ -122,7 +122,7 @@ def _chart(
 def plot_metrics(
     axes: Axes, metrics: Sequence[str], results: Sequence[Result], control: Sequence[Result]
 ) -> None:
-    """A line per metric over the iterations with error bars; the control's dashed, in the same
+    """Plot a line per metric over the iterations with error bars; the control's dashed, in the same
     colour."""
     numbers = {row["iteration"] for row in (*results, *control)} - {"base"}
     labels = ["base", *sorted(numbers, key=int)]
@@ -151,7 +151,7 @@ def _exact(result: Result, metric: str) -> str:
 
 
 def _compared(data: ReportData) -> list[Table]:
-    """From `evaluation_results.json`, which is written after each evaluation."""
+    """Return the table of comparisons, from `evaluation_results.json`."""
     file = data.directory / RESULTS
     content, _ = try_read(lambda: schema.read(file)) if file.exists() else (None, "")
     compared = content["compared"] if content else []

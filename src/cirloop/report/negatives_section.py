@@ -83,7 +83,7 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
 def _row(
     data: ReportData, t: int, content: Mapping[str, Any], counts: Mapping[str, int]
 ) -> list[str]:
-    """Counts of an iteration, and false negatives where they were accounted for."""
+    """Return counts of an iteration, and false negatives where they were counted."""
     summary, account, false = content["summary"], data.accounts.get(t + 1), "not known"
     if account:
         false = (
@@ -104,8 +104,8 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _chart(data: ReportData, number: int, t: int, rows: Rows) -> Chart:
-    """Histograms of similarity: of the targets of the queries that images were mined for, and of
-    these images."""
+    """Draw histograms of similarity: of queries' targets, and of the images mined for these
+    queries."""
     targets = [*{row["query"]: float(row["target_score"]) for row in rows}.values()]
     scores = [float(row["score"]) for row in rows]
     edges = np.histogram_bin_edges([*targets, *scores], NUM_BARS)

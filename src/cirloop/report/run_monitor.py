@@ -34,7 +34,7 @@ ARTIFACT_STAGES = {
 
 
 class RunMonitor:
-    """Listens to one run."""
+    """A listener to the events of one run."""
 
     def __init__(self, config: RunConfig, store: Store, costs: Costs, counts: bool) -> None:
         self._config, self._store, self._costs = config, store, costs
@@ -67,10 +67,10 @@ class RunMonitor:
         )
 
     def _left(self, names: Sequence[str]) -> float | None:
-        """Seconds that stages take, each as long as the last finished one of its kind did; None
-        where one has none.
+        """Return the seconds that stages take, each as long as the last finished one of its kind.
 
-        The warm-up is a kind of its own: it sees fewer images a step.
+        Returns None where one has none. Iteration 0 is a kind of its own: it sees fewer images a
+        step.
         """
         last = {_kind(row["stage"]): row for row in self._costs.read() if row["finished"]}
         seconds = 0.0
@@ -135,7 +135,7 @@ class RunMonitor:
         )
 
     def _numbers(self, artifact: Artifact, iteration: int) -> Iterator[tuple[str, float]]:
-        """What one stage has of numbers: its results, and what it cost."""
+        """Yield the numbers of one stage: its results, and its metrics."""
         part = ARTIFACT_STAGES[_kind(artifact.name) if artifact.name != WARM_UP else "checkpoint"]
         if part == "evaluation":
             content = self._evaluations[-1]
@@ -161,5 +161,5 @@ class RunMonitor:
 
 
 def _kind(name: str) -> str:
-    """Of stages whose costs are alike."""
+    """Return the kind of a stage; stages of one kind take similar time."""
     return WARM_UP if name == WARM_UP else schema.kind_of(f"{name.removesuffix('.json')}.json")

@@ -31,7 +31,8 @@ def section(data: ReportData, mined: Summaries, written: Summaries) -> Section:
 
 
 def _set_sizes(data: ReportData, mined: Summaries, written: Summaries) -> list[Table]:
-    """What each iteration trains on: human triplets, those written so far, and mined images."""
+    """Return what each iteration trains on: human triplets, augmented ones so far, and mined
+    images."""
     human = str(len(data.train.triplets)) if data.train else "not known"
     accepted = {t: int(summary["accepted"]) for t, summary in written.items()}
     rows = []
@@ -62,7 +63,7 @@ def _set_sizes(data: ReportData, mined: Summaries, written: Summaries) -> list[T
 def _loss(
     data: ReportData, losses: Mapping[int, Sequence[float]], left_out: Mapping[int, int]
 ) -> Chart:
-    """One curve through all iterations."""
+    """Draw one loss curve through all iterations."""
     num_steps = sum(map(len, losses.values()))
     step = -(-num_steps // MAX_POINTS)
 

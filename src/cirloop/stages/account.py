@@ -18,8 +18,8 @@ from cirloop.types import (
 def account(
     run: RunContext, iteration: int, negatives: Artifact, augmented: Artifact | None
 ) -> Artifact | None:
-    """accounting_iter_{t}.json, where the data set knows the truth: false negatives and true
-    captions, counted."""
+    """Count false negatives and true captions in accounting_iter_{t}.json; None where the data set
+    has no oracle."""
     oracle, triplets = run.data.train.oracle, run.data.train.triplets
     if oracle is None:
         return None

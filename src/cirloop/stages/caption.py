@@ -25,8 +25,8 @@ def caption(
     checkpoint: Artifact,
     before: Sequence[Artifact],
 ) -> Artifact:
-    """augmented_samples_iter_{t}.json: mined images with a new text that makes them right, and the
-    rejected ones."""
+    """Write augmented_samples_iter_{t}.json: mined images with a new text that makes them right,
+    and rejected texts."""
     config, train = run.config, run.data.train
     settings = config.captioning
     settings.check(config.foundation)

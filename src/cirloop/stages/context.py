@@ -1,5 +1,5 @@
-"""What the stages of a run share: its configuration, its data, its run directory, and the owner of
-its models."""
+"""The run context: configuration, data, run directory and the owner of the models, which all stages
+share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ EMBED_CHUNK = 1 << 18
 
 
 class RunContext:
-    """A configuration, its data, its run directory, and the owner of its models."""
+    """A run: its configuration, data, store and models."""
 
     def __init__(self, config: RunConfig, store: Store, data: Dataset) -> None:
         self.config, self.store, self.data = config, store, data
@@ -64,8 +64,11 @@ class RunContext:
         build: Callable[[Path], None],
         iteration: int | None,
     ) -> Artifact:
-        """`store.make`, told to those who watch; what the making costs goes to `costs.json`. Before
-        it is a moment to stop."""
+        """Get or build an artifact, emit `begins` and `ended`, and record the metrics in
+        `costs.json`.
+
+        Raises GracefulStop where a stop was requested before the build.
+        """
 
         def metered(path: Path) -> None:
             preemption.raise_if_requested()
@@ -79,12 +82,12 @@ class RunContext:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What stands first in each JSON file of this run."""
+        """Return what stands first in each JSON file of this run."""
         return notices.mark(self.config)
 
     def stage_config(self, *names: str) -> dict[str, Any]:
-        """The settings a stage depends on, with the digests of a model's files in the place of
-        their paths."""
+        """Return the settings that a stage depends on, with digests of model files instead of
+        paths."""
         settings: dict[str, Any] = {
             name: self.config.result_settings()[name] for name in (*names, "seed")
         }
@@ -98,15 +101,17 @@ class RunContext:
         return self._digests[split_name]
 
     def embedder(self, checkpoint: Artifact | None) -> Embedder:
-        """The embedder of a checkpoint (None = the base); its weights are loaded when they are
-        needed."""
+        """Return the embedder of a checkpoint (None = the base); its weights are loaded when they
+        are needed."""
         return self.models.embedder(adapter_path(checkpoint))
 
     def embed_cached(
         self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
     ) -> Vectors:
-        """Vectors of `items`; the last few results are kept. In several processes if there are, for
-        the run's model."""
+        """Embed `items`, or return the kept result; the last few results are kept.
+
+        The run's own model embeds in several processes if the run has several.
+        """
         name = fingerprint(
             [backbone.fingerprint, split.gallery.name, [astuple(item) for item in items]]
         )
@@ -120,7 +125,8 @@ class RunContext:
     def _embed_pieces(
         self, backbone: Embedder, items: Sequence[Item], split: TrainSplit | EvalSplit, title: str
     ) -> Vectors:
-        """With no more than one piece in memory: large galleries are kept on disk (`room`)."""
+        """Embed with at most one chunk in memory: large galleries are kept on disk
+        (`zeros_or_memmap`)."""
         if len(items) <= EMBED_CHUNK:
             return self._embed(backbone, items, split, title)
         for start in range(0, len(items), EMBED_CHUNK):
@@ -152,15 +158,18 @@ class RunContext:
         )
 
     def _executor(self, split: TrainSplit | EvalSplit) -> ShardedExecutor:
-        """Several processes, each of which loads the model: this one holds none meanwhile."""
+        """Return an executor of several processes, each of which loads the model; this process
+        holds none meanwhile."""
         self.models.release()
         work = self.store.scratch_dir(f"shares_{os.getpid()}")
         return ShardedExecutor(self.config, self.data, split, work, self.log)
 
     def captioner(self, backbone: Callable[[], Embedder]) -> Asked:
-        """The foundation model on the train split's images: in this process, on the weights of the
-        embedder that `backbone` gives where that has the same base; or in several. Let go of it
-        before the embedder is used again."""
+        """Return the captioner for the train split's images, in this process or in several.
+
+        In this process it shares the weights of the embedder that `backbone` returns, where that
+        has the same base. Delete it before the embedder is used again.
+        """
         config, train = self.config, self.data.train
         if launcher.num_processes(config.runtime) > 1:
             return DistributedCaptioner(self._executor(train))
@@ -169,7 +178,7 @@ class RunContext:
         return Eyes(captioner, train.images, kept, size, progress, config.runtime)
 
     def gallery_embeddings(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:
-        """Vectors of a split's images; a warning where they are nearly all the same."""
+        """Embed a split's images, and warn where the embeddings have collapsed."""
         items = [Item(image) for image in split.gallery.ids]
         vectors = self.embed_cached(backbone, items, split, f"embed {split.gallery.name} gallery")
         known = (backbone.fingerprint, split.gallery.name)
@@ -190,7 +199,7 @@ class RunContext:
         targets: Sequence[ImageId],
         split: TrainSplit | EvalSplit,
     ) -> list[int]:
-        """The rank of each query's target among all images but the query's reference."""
+        """Return the rank of each query's target among all images but the query's reference."""
         rows = split.gallery.rows()
         vectors = self.embed_cached(
             backbone, query_items(queries), split, f"embed {split.name} queries"
@@ -203,8 +212,8 @@ class RunContext:
 
 
 def adapter_path(checkpoint: Artifact | None) -> Path | None:
-    """The adapter directory of a checkpoint; None for the base model, which a warm-up of 0 steps
-    leaves as it is."""
+    """Return the adapter directory of a checkpoint; None for the base model, which 0 steps leave as
+    it is."""
     if checkpoint is None or not is_adapter(checkpoint.path):
         return None
     return checkpoint.path

@@ -1,5 +1,5 @@
-"""The plan of a dry run: what will be done, memory by stage, disk, and time, each measured here or
-by arithmetic."""
+"""The plan of a dry run: the method, memory by stage, disk and time, each measured or
+calculated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Rows = list[tuple[str, str]]
 
 
 def plan_rows(config: RunConfig, data: Dataset) -> Rows:
-    """What the table of the plan shows."""
+    """Return the rows of the plan's table."""
     if config.retrieval == "simulated":
         return [*_method_rows(config, data), ("time", "seconds: there is no model")]
     rows = _method_rows(config, data) + _memory_rows(config, data) + _disk_rows(config, data)
@@ -61,7 +61,7 @@ def plan_rows(config: RunConfig, data: Dataset) -> Rows:
 
 
 def _method_rows(config: RunConfig, data: Dataset) -> Rows:
-    """Data, model and method."""
+    """Describe data, model and method."""
     training, captioning, mining = config.training, config.captioning, config.mining
     parts = data.parts(config.evaluation.split)
     trains = bool(config.num_iterations or training.iteration_0_steps)
@@ -122,8 +122,10 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
 
 
 def rows_at_once(config: RunConfig) -> int:
-    """Rows whose activations a training step holds at once: all, or with gradient caching a chunk
-    of each side."""
+    """Return the rows whose activations a training step holds at once.
+
+    These are all rows, or with gradient caching a chunk of each side.
+    """
     training = config.training
     return 2 * training.grad_cache_chunk_size or training.batch_size * (
         2 + training.negatives_in_batch
@@ -131,8 +133,12 @@ def rows_at_once(config: RunConfig) -> int:
 
 
 def peak_memory(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
-    """Bytes by stage and part, of rows of `tokens` vision tokens: `embed`, `train`, `caption`. For
-    LoRAs on vision-language models; of other models and full tuning no arithmetic is known."""
+    """Return bytes by stage (`embed`, `train`, `caption`) and part, for rows of `tokens` vision
+    tokens.
+
+    The arithmetic covers LoRAs on vision-language models; other models and full finetuning give no
+    stages.
+    """
     model, training = config.model, config.training
     if not isinstance(model, VlmSettings):
         return {}
@@ -216,7 +222,7 @@ def _disk_rows(config: RunConfig, data: Dataset) -> Rows:
 
 
 def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
-    """What was measured, and hours of the run by it."""
+    """Return what was measured, and the hours of the run that follow from it."""
     training, rounds = config.training, config.num_iterations
     parts, splits = data.parts(config.evaluation.split), used_splits(config, data)
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
@@ -260,7 +266,7 @@ def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> 
 
 
 def _too_large(config: RunConfig) -> str:
-    """Why the weights do not fit the memory that is free; empty where they do."""
+    """Return why the weights do not fit the free memory; empty where they do."""
     if not isinstance(config.model, VlmSettings):
         return ""
     sizes = resources.model_sizes(config.model.find())
@@ -276,8 +282,8 @@ def _too_large(config: RunConfig) -> str:
 
 
 def _max_training_rows(config: RunConfig, data: Dataset) -> int:
-    """Rows of a training step whose activations fit the memory that is free; no limit where no
-    arithmetic is known."""
+    """Return how many rows of a training step fit the free memory; no limit where no arithmetic is
+    known."""
     if not isinstance(config.model, VlmSettings) or config.training.finetuning == "full":
         return sys.maxsize
     tokens = mean_tokens(config.model, used_splits(config, data))
@@ -296,7 +302,7 @@ def _device() -> str:
 
 
 def _device_memory() -> tuple[int, int]:
-    """Bytes of the device's memory, and those that are free."""
+    """Return the bytes of the device's memory, and those that are free."""
     if torch.cuda.is_available():
         free, whole = torch.cuda.mem_get_info()
         return whole, free

@@ -30,9 +30,11 @@ NUM_BEST = 5
 def evaluate(
     run: RunContext, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None
 ) -> Artifact:
-    """evaluation_iter_{t}.json (or `evaluation_base.json`): metrics with standard errors; per query
-    the target's rank without the reference (HP-FashionIQ: how much higher set 1 scores), the value
-    that iterations are compared on, and its best images."""
+    """Write evaluation_{label}.json: metrics with standard errors, and rows per query.
+
+    A row holds the target's rank without the reference (HP-FashionIQ: how much higher set 1 scores)
+    and the value that iterations are compared on. The query's best images are kept too.
+    """
 
     def build(path: Path) -> None:
         write_json(path, evaluation(run, label, checkpoint, split_name))
@@ -49,7 +51,7 @@ def evaluation(
     split_name: str,
     ablate: Ablation = None,
 ) -> dict[str, Any]:
-    """The evaluation of one checkpoint (None = the base model) as JSON."""
+    """Evaluate one checkpoint (None = the base model), and return the result as JSON."""
     parts, backbone = run.data.parts(split_name), run.embedder(checkpoint)
     if any(part.relevance is None for part in parts):
         raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
@@ -98,8 +100,8 @@ def evaluation(
 
 
 def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:
-    """Each query's best images, as the protocol ranks them; none where people chose between sets of
-    images."""
+    """Return each query's best images, as the protocol ranks them; none for preferences between
+    sets."""
     if part.relevance is None or part.relevance.preferences:
         return []
     rows = topk_images(part.gallery, vectors, gallery, NUM_BEST + 1)
@@ -111,8 +113,8 @@ def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[li
 
 
 def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """evaluation_results.json: the evaluations without their queries' rows, and each against the
-    one before it."""
+    """Return evaluation_results.json: the evaluations without their queries' rows, each compared
+    with the one before."""
     results = [
         {name: value for name, value in row.items() if name not in ("ranks", "top")}
         for row in evaluations
@@ -123,7 +125,7 @@ def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def predictions(
     run: RunContext, checkpoint: Artifact | None, split_name: str, depth: int
 ) -> list[dict[QueryId, list[ImageId]]]:
-    """Per part the best `depth` images of each query and, after them, the rest of its group, in the
+    """Return per part the best `depth` images of each query, then the rest of its group, in the
     model's order."""
     out, backbone = [], run.embedder(checkpoint)
     for part in run.data.parts(split_name):
@@ -146,8 +148,8 @@ def predictions(
 def _embed_part(
     run: RunContext, backbone: Any, part: EvalSplit, ablate: Ablation = None
 ) -> tuple[Vectors, Vectors]:
-    """Query and gallery vectors of a part; the queries without their texts, or with grey
-    references, on request."""
+    """Embed the queries and the gallery of a part; without texts or with grey references on
+    request."""
     items, asked = query_items(part.queries), part
     if ablate == "text":
         items = [Item(item.image, "", item.category) for item in items]

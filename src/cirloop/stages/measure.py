@@ -34,7 +34,7 @@ FIRST_ROWS = 2
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of one piece of work, measured with `rows` of the `of` rows that a full batch has."""
+    """Seconds of one piece of work, measured with `rows` of the `of` rows of a full batch."""
 
     seconds: float
     rows: int
@@ -50,8 +50,10 @@ class Timing:
 
 
 def time_rows(work: Callable[[int], object], of: int) -> Timing:
-    """Seconds a row of `work(rows)`: a few rows first, then as many of `of` as fit the budget, if
-    they are more."""
+    """Measure the seconds per row of `work(rows)`.
+
+    A few rows are timed first, then as many of `of` as fit the budget, if they are more.
+    """
     rows = min(FIRST_ROWS, of)
     work(rows)  # the first call also warms up
     while True:
@@ -78,10 +80,13 @@ def _quiet(items: Any, title: str = "") -> Any:
 
 
 def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> dict[str, Timing]:
-    """Seconds of a `picture`, a `row` embedded, an image's `text` written and judged with all its
-    candidates, and a triplet of a training `step`; the last two only where the run `trains`, the
-    last only where its activations are those of at most `most_rows` rows. Lets go of every model at
-    the end."""
+    """Measure the seconds of an image encoded, a row embedded, an image's texts and a training
+    triplet.
+
+    Keys are `picture`, `row`, `text` and `step`; the last two only where the run `trains`, the last
+    only where its activations are those of at most `most_rows` rows. Releases every model at the
+    end.
+    """
     models = Models(config)
     try:
         split = data.train if trains else data.parts(config.evaluation.split)[0]
@@ -150,8 +155,10 @@ def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
 
 
 def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -> Timing:
-    """Seconds of a triplet in a step of at most `size`, without mined images beside it, and so with
-    InfoNCE, which needs none: the loss itself takes no time to speak of."""
+    """Measure the seconds of a triplet in a step of at most `size`.
+
+    The loss is InfoNCE, which needs no mined images; the time of the loss itself is negligible.
+    """
     backbone = models.load(models.embedder(None))
     backbone.make_trainable(config.training, 0)
     accelerate = create_accelerator()
@@ -178,5 +185,5 @@ def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -
 
 
 def _repeat_to(rows: Sequence[Any], num: int) -> list[Any]:
-    """The first `num` rows; where there are fewer, those again."""
+    """Return the first `num` rows, repeated where there are fewer."""
     return [rows[i % len(rows)] for i in range(num)]

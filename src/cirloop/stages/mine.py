@@ -1,5 +1,5 @@
-"""Mining the training split of a run: the current model's vectors, what the data set knows, a
-strategy and filters."""
+"""Mining the training split: the current model's embeddings, what the data set knows, a strategy
+and filters."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ EXCLUSION_KINDS = (*KINDS, SPELLING)
 def mine(
     run: RunContext, iteration: int, checkpoint: Artifact, before: Sequence[Artifact] = ()
 ) -> Artifact:
-    """hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries.
+    """Write hard_negatives_iter_{t}.json: what M_t gets wrong on the training queries.
 
-    `before` are the augmented samples so far: what the captioner took for right is mined no more.
+    `before` are the augmented samples so far: images that the captioner took for right are not
+    mined again.
     """
 
     def build(path: Path) -> None:
@@ -77,7 +78,8 @@ def mine(
 def mine_split(
     run: RunContext, backbone: Any, iteration: int, known: KnownPositives | None = None
 ) -> dict[str, Any]:
-    """hard_negatives_iter_{t}.json: the rows, what strategy and filters did, and counts.
+    """Mine the train split, and return the rows, statistics of strategy and filters, and counts as
+    JSON.
 
     `known` says what is right beside the targets, by default what the train split knows.
     """
@@ -123,8 +125,8 @@ def mine_split(
 def barred_rows(
     train: TrainSplit, known: KnownPositives
 ) -> tuple[list[frozenset[int]], dict[str, int]]:
-    """Per query the gallery rows that are no negative of it, the target among them, and counts by
-    kind.
+    """Return per query the gallery rows that are no negative of it, the target among them, and
+    counts by kind.
 
     Counted are pairs of a query and an image other than its target and reference, each once,
     whether or not a strategy would have chosen it. The reference itself is left to
@@ -153,7 +155,7 @@ def barred_rows(
 
 
 def _spelling(image: ImageId) -> str:
-    """One spelling of a name: without `./`, `//` and the like, in Unicode's composed form."""
+    """Normalise a name: without `./`, `//` and the like, in Unicode's composed form."""
     return posixpath.normpath(unicodedata.normalize("NFC", image))
 
 
@@ -163,8 +165,8 @@ def mining_inputs(
     train: TrainSplit,
     barred: Sequence[frozenset[int]] | None = None,
 ) -> MiningInputs:
-    """Vectors of the queries and the gallery, and which rows are targets, references and (`barred`)
-    no negatives."""
+    """Return embeddings of queries and gallery, and which rows are targets, references and
+    (`barred`) no negatives."""
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
     if barred is None:
         barred, _ = barred_rows(train, KnownPositives.of(train))
@@ -181,7 +183,7 @@ def mining_inputs(
 def mining_context(
     run: RunContext, backbone: Any, train: TrainSplit, vectors: MiningInputs, iteration: int
 ) -> MiningContext:
-    """What the data set and the run's settings let a strategy know."""
+    """Return what the data set and the run's settings let a strategy know."""
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
     texts: list[Floats] = []
 
@@ -228,8 +230,8 @@ def mining_context(
 
 
 def _describe_images(run: RunContext, backbone: Any, images: Sequence[ImageId]) -> list[str | None]:
-    """A sentence about each image by the foundation model, greedy; None for one that had not
-    ended."""
+    """Describe each image in a sentence by the captioner, greedily; None for one that was cut
+    off."""
     settings, prompts = run.config.captioning, run.config.captioning.prompts(run.config.foundation)
     asks = [Ask(image, image, "") for image in images]
     answers = run.captioner(lambda: backbone).write(
@@ -247,7 +249,7 @@ def _describe_images(run: RunContext, backbone: Any, images: Sequence[ImageId]) 
 
 
 def _training_losses(run: RunContext, iteration: int) -> list[float]:
-    """The mean training loss of each finished iteration."""
+    """Return the mean training loss of each finished iteration."""
     found = [run.store.load(f"checkpoint_iter_{t}") for t in range(iteration + 1)]
     logs = [schema.read(a.path / "training_log.json")["rows"] for a in found]
     taken = [

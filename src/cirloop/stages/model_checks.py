@@ -1,5 +1,4 @@
-"""What can be known of a run's models before any is loaded: whether adapters fit, what must be
-installed, the disk."""
+"""Checks of a run's models before any is loaded: adapters, packages and disk."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ SAMPLE = 16
 
 
 def check_models(config: RunConfig, problems: ValidationReport) -> None:
-    """Adapters, and what settings ask of the machine."""
+    """Check adapters, packages and what settings require of the machine."""
     trains = bool(config.num_iterations or config.training.iteration_0_steps)
     if isinstance(config.model, VlmSettings) and config.model.start_adapter is not None:
         try:
@@ -59,8 +58,8 @@ def check_models(config: RunConfig, problems: ValidationReport) -> None:
 
 
 def _distributed_type(accelerate_config: Path | None) -> str | None:
-    """`distributed_type` of an accelerate config; None where it cannot be read, which is said
-    elsewhere."""
+    """Return `distributed_type` of an accelerate config; None where it cannot be read, which
+    another check reports."""
     if accelerate_config is None or not accelerate_config.is_file():
         return None
     try:
@@ -80,8 +79,11 @@ def _check_flash(setting: str, problems: ValidationReport) -> None:
 
 
 def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, trains: bool) -> None:
-    """It is a LoRA, it fits the model's layers, and training goes on with what it is. Raises
-    UserError with all that is wrong."""
+    """Check that the start adapter is a LoRA, fits the model's layers, and agrees with the training
+    settings.
+
+    Raises UserError with all that is wrong.
+    """
     directory = resolve_adapter(path)
     lora = parse.parse_json(parse.read_text(directory / LORA_CONFIG))
     wrong = _adapter_mismatches(directory / LORA_WEIGHTS, model, lora)
@@ -108,7 +110,7 @@ def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, train
 
 
 def _adapter_mismatches(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[str]:
-    """What of an adapter's tensors cannot be put on the model's layers, by the headers of its
+    """Return which tensors of an adapter do not fit the model's layers, by the headers of its
     file."""
     from safetensors import SafetensorError, safe_open
 
@@ -141,7 +143,7 @@ def _adapter_mismatches(weights: Path, model: VlmSettings, lora: dict[str, Any])
 
 
 def used_splits(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
-    """Those whose pictures the run looks at."""
+    """Return the splits whose images the run uses."""
     splits: list[TrainSplit | EvalSplit] = [*data.parts(config.evaluation.split)]
     return (
         [data.train, *splits]
@@ -151,11 +153,13 @@ def used_splits(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit
 
 
 def num_images(splits: Iterable[TrainSplit | EvalSplit]) -> int:
+    """Count the different images of the splits."""
     return len({image for split in splits for image in split.gallery.ids})
 
 
 def mean_tokens(model: VlmSettings, splits: Iterable[TrainSplit | EvalSplit]) -> float:
-    """Vision tokens of a picture, over a sample of each split weighed by its size."""
+    """Return the mean vision tokens of an image, over a sample of each split weighed by its
+    size."""
     total, weight = 0.0, 0
     for split in splits:
         ids = split.gallery.ids
@@ -170,7 +174,7 @@ def mean_tokens(model: VlmSettings, splits: Iterable[TrainSplit | EvalSplit]) ->
 
 
 def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:
-    """Of pictures by height and width."""
+    """Return the vision tokens of images of these heights and widths."""
     if isinstance(model, QwenSettings):
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -186,9 +190,11 @@ def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:
 
 
 def disk_bytes(config: RunConfig, data: Dataset) -> dict[str, int]:
-    """Bytes by where they go: features of all pictures in the cache, and in the run directory the
-    adapters of all iterations with two step checkpoints. Only of vision-language models; of others
-    neither is known beforehand."""
+    """Return the bytes that the vision cache (`vision`) and the run directory (`run`) will take.
+
+    The run directory holds the adapters of all iterations and two step checkpoints. Empty for
+    models other than vision-language models, whose size is not known beforehand.
+    """
     model = config.model
     if not isinstance(model, VlmSettings):
         return {}
@@ -207,7 +213,7 @@ def disk_bytes(config: RunConfig, data: Dataset) -> dict[str, int]:
 
 
 def check_disk(config: RunConfig, data: Dataset, problems: ValidationReport) -> None:
-    """What the run writes fits where it goes."""
+    """Check that what the run writes fits the disks."""
     needs = disk_bytes(config, data)
     if not needs:
         return
@@ -238,8 +244,7 @@ def check_disk(config: RunConfig, data: Dataset, problems: ValidationReport) -> 
 
 
 def nearest_directory(path: Path) -> Path:
-    """The nearest directory that is there already. Raises UserError for one that may not be looked
-    into."""
+    """Return the nearest directory that exists. Raises UserError for one that may not be read."""
     path = path.absolute()
     try:
         return next(each for each in (path, *path.parents) if each.is_dir())

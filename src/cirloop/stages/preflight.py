@@ -1,5 +1,4 @@
-"""What can be known to fail before any hour is spent: models, files, and the data set's
-pictures."""
+"""Preflight checks: everything that can be known to fail before any hour is spent."""
 
 from __future__ import annotations
 
@@ -24,11 +23,10 @@ PROBLEMS = "problems.json"
 
 
 def check(config: RunConfig) -> Dataset:
-    """Everything that can be known to fail before any hour is spent: models, files and the data
-    set's pictures.
+    """Check models, files and the data set's images, and build the data set.
 
-    Raises ProblemsFound with all of it. Those of the data set are also written to `problems.json`
-    in the cache.
+    Raises ValidationFailed with all problems. Those of the data set are also written to
+    `problems.json` in the cache.
     """
     problems, data = ValidationReport(), None
     if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
@@ -107,7 +105,7 @@ def check(config: RunConfig) -> Dataset:
 
 
 def _check_targets(parts: Sequence[EvalSplit], problems: ValidationReport) -> None:
-    """What is evaluated after each iteration has right answers."""
+    """Check that what is evaluated after each iteration has right answers."""
     for part in parts:
         if part.relevance is None:
             what = f"{part.name} has no targets, so an iteration cannot be evaluated on it"
@@ -120,7 +118,7 @@ def _check_targets(parts: Sequence[EvalSplit], problems: ValidationReport) -> No
 
 
 def _check_triplets(config: RunConfig, train: TrainSplit, problems: ValidationReport) -> None:
-    """The training triplets are enough to learn from."""
+    """Check that the training triplets are enough to learn from."""
     targets = len({triplet.target for triplet in train.triplets})
     if targets < 2:
         num = len(train.triplets)
@@ -140,7 +138,7 @@ def _check_triplets(config: RunConfig, train: TrainSplit, problems: ValidationRe
 
 
 def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
-    """Say how many queries of the evaluation are training triplets."""
+    """Warn of queries of the evaluation that are training triplets."""
     trained = {(t.query.reference, t.query.text, t.target) for t in train.triplets}
     for part in parts:
         targets = part.relevance.targets if part.relevance is not None else {}
@@ -157,8 +155,7 @@ def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
 
 
 def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationReport) -> None:
-    """What the negative strategy must be told is there, and what is in a file of attributes is
-    right."""
+    """Check that the strategy has what it requires, and that a file of attributes is valid."""
     told = config.attributes
     asks = {
         "mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
@@ -188,7 +185,7 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
 
 
 def _check_groups(kind: str, train: TrainSplit, problems: ValidationReport) -> None:
-    """Every query has the group that batches are to be drawn from."""
+    """Check that every query has the group that batches are drawn from."""
     have = {
         "none": True,
         "category": all(t.target in train.categories for t in train.triplets),

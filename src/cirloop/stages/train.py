@@ -22,7 +22,7 @@ def train(
     augmented: Sequence[Artifact],
     negatives: Artifact | None,
 ) -> Artifact:
-    """checkpoint_iter_{t}/: the LoRA after training on human and augmented triplets with the mined
+    """Write checkpoint_iter_{t}/: the LoRA trained on human and augmented triplets with mined
     negatives."""
     config, name = run.config, f"checkpoint_iter_{iteration}"
     steps = config.training.steps_per_iteration if iteration else config.training.iteration_0_steps
