@@ -39,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
     sync_directory(path.parent)
 
 
-def format_json(value: Any) -> str:
+def format_json(value: object) -> str:
     """Format a value as JSON with one row of a list per line.
 
     Such files give small diffs, and are readable at any size.
@@ -60,7 +60,7 @@ def format_json(value: Any) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a value as JSON, atomically."""
     write_text(path, format_json(value))
 

@@ -49,7 +49,7 @@ class Artifact:
         return schema.read(self.path, schema.kind_of(self.name))
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: object) -> str:
     """Return the SHA-256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
@@ -178,7 +178,7 @@ class Store:
     def get_or_build(
         self,
         name: str,
-        settings: Any,
+        settings: object,
         inputs: Iterable[str],
         build: Callable[[Path], None],
         iteration: int | None = None,

@@ -199,7 +199,7 @@ def _submit(
     logger.info("wrote %s to %s", " and ".join(files), goal)
 
 
-def evaluate(options: EvalConfig) -> Any:
+def evaluate(options: EvalConfig) -> list[dict[str, Any]] | dict[str, Any]:
     """Evaluate a run's iterations, or score a file of rankings."""
     problems = ValidationReport()
     if (options.experiment_dir is None) == (options.rankings is None):

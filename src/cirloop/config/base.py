@@ -19,10 +19,13 @@ def default_type(name: str) -> Callable[[Any], Any]:
     return lambda value: {"type": name, **value} if isinstance(value, dict) else value
 
 
-def _by_position(value: Any) -> Any:
+def _by_position(value: object) -> object:
     """Turn a list of groups of settings into a group by position."""
-    groups = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
-    return {str(place): each for place, each in enumerate(value)} if groups else value
+    if not isinstance(value, list) or not value:
+        return value
+    if not all(isinstance(group, dict) for group in value):
+        return value
+    return {str(position): group for position, group in enumerate(value)}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -37,8 +37,8 @@ class Flags(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **__: Any,
+        *_: object,
+        **__: object,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """No environment: a variable named SPLIT or OUTPUT is somebody else's."""
         return (init_settings,)

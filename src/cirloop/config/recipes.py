@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel
-
 from cirloop.artifacts import schema
 from cirloop.backbones.config import BackboneConfig
 from cirloop.backbones.weights import TINY, model_type
 from cirloop.config import cli
 from cirloop.data.config import DataConfig
-from cirloop.data.dataset import FileSettings
 from cirloop.io import parse
 from cirloop.negatives import below_strategy
 from cirloop.types import UserError
@@ -33,12 +30,6 @@ BACKBONE = "qwen2_vl"
 """What is trained where no flag says otherwise."""
 CONFIG = "config.json"
 """A run directory's copy of its settings."""
-COMMON = {
-    "training.loss": frozenset[str](),
-    "mining.strategy": frozenset({"negatives_per_query"}),
-    "data": frozenset(FileSettings.model_fields),
-}
-"""Settings of a group that mean the same for all its types; of models all do but the weights."""
 EARLIER_NAMES = {
     "training.warm_up_steps": "training.iteration_0_steps",
     "training.steps": "training.steps_per_iteration",
@@ -251,45 +242,6 @@ def _describe_missing(path: Path, configs: Path) -> str:
     return f"--config: {path}: there is no such file. In {folder}: {listed}. {rest}"
 
 
-def change_type(root: type[BaseModel], settings: Any, group: str, type_: str) -> Any:
-    """Return a file's settings of a group whose type a flag changes: those that the new type
-    shares."""
-    union: Any = root
-    for part in group.split("."):
-        default, union = union.model_fields[part].default, union.model_fields[part].annotation
-    old = settings.get("type", default.type) if isinstance(settings, dict) else type_
-    if old == type_:
-        return settings
-    known = {
-        n
-        for kind in get_args(union)
-        if kind.model_fields["type"].default == type_
-        for n in kind.model_fields
-    }
-    if not known:  # an unknown type, which is refused with the known ones
-        return settings
-    kept = {
-        name: value for name, value in settings.items() if name in known and _is_common(group, name)
-    }
-    left = [f"{group}.{name}" for name in sorted(settings.keys() - kept.keys() - {"type"})]
-    if left:
-        logger.warning(
-            "%s.type is %s by flag, and the settings were for %s: %s left out, the rest stays",
-            group,
-            type_,
-            old,
-            ", ".join(left),
-        )
-    return kept
-
-
-def _is_common(group: str, name: str) -> bool:
-    """Tell whether a setting means the same for every type of its group."""
-    return (
-        name in COMMON[group] if group in COMMON else name not in ("type", "path", "start_adapter")
-    )
-
-
 def merge(settings: Content, over: Content) -> Content:
     """Lay settings over others, group by group."""
     out = dict(settings)
@@ -301,7 +253,7 @@ def merge(settings: Content, over: Content) -> Content:
     return out
 
 
-def type_names(union: Any) -> list[str]:
+def type_names(union: object) -> list[str]:
     """Return the type names of a union of settings."""
     return [kind.model_fields["type"].default for kind in get_args(get_args(union)[0])]
 

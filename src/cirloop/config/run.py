@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -29,9 +29,10 @@ from cirloop.captioning.config import (
     Qwen2VLFoundation,
     one_dtype,
 )
-from cirloop.config import cli, cli_help, notices, recipes, simulated, suggestions
-from cirloop.config.base import Settings
+from cirloop.config import cli, cli_help, errors, notices, recipes, retyping, simulated
+from cirloop.config.evaluation import Evaluation
 from cirloop.config.runtime import Runtime
+from cirloop.config.shortcuts import SHORTCUTS, UNION_FLAGS
 from cirloop.data import DataConfig, ShapesSettings, locations
 from cirloop.io import parse
 from cirloop.io.redact import secrets_in
@@ -42,24 +43,8 @@ from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 PROGRAM = "train_iterative.py"
-UNION_FLAGS = {
-    "data": "dataset_name",
-    "mining.strategy": "negative_strategy",
-    "model": "model_backbone",
-    "foundation": "foundation_model_backbone",
-    "training.loss": "loss",
-}
-"""Groups of settings that a flag may give another type, and the flag."""
 METADATA_KEYS = ("schema", "run", "digest", notices.SIMULATED)
 """What a run directory's `config.json` holds besides."""
-
-
-class Evaluation(Settings):
-    """What is evaluated after each iteration."""
-
-    split: Literal["val", "test"] = Field("val", description="What iterations are evaluated on.")
-    evaluate_base: bool = True
-    """Also evaluate the base model, before any training."""
 
 
 PATH_SETTINGS = (
@@ -67,35 +52,6 @@ PATH_SETTINGS = (
     ("runtime", ("cache_dir", "compare_with", "accelerate_config", "deepspeed")),
 )
 """Settings that are paths and decide no result."""
-SHORT_FLAGS = (
-    *(
-        "data.allow_missing_images",
-        "data.allow_symlinks",
-        "data.categories",
-        "mining.strategy.n_def",
-    ),
-    *("training.batch_size", "training.learning_rate"),
-    *(
-        "training.max_skipped_batches",
-        "runtime.num_processes",
-        "runtime.accelerate_config",
-        "runtime.deepspeed",
-    ),
-    *("runtime.profile", "runtime.compare_with", "runtime.report_to"),
-)
-"""Settings whose last word alone is a flag too."""
-SHORTCUTS = {
-    **{name: name.rpartition(".")[2] for name in SHORT_FLAGS},
-    "model.type": "model_backbone",
-    "model.path": "model_path",
-    "foundation.type": "foundation_model_backbone",
-    "foundation.path": "foundation_model_path",
-    "data.type": "dataset_name",
-    "mining.strategy.type": "negative_strategy",
-    "mining.strategy.negatives_per_query": "hard_negative_k",
-    "training.loss.type": "loss",
-}
-"""Setting -> its short flag."""
 
 
 class RunConfig(BaseSettings):
@@ -158,7 +114,7 @@ class RunConfig(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_model(cls, content: Any) -> Any:
+    def _no_model(cls, content: object) -> object:
         """Where retrieval is simulated no model ranks, whichever is named."""
         if isinstance(content, dict) and content.get("retrieval") == "simulated":
             return {**content, "model": {"type": "simulated", "seed": content.get("seed", 0)}}
@@ -179,8 +135,8 @@ class RunConfig(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **__: Any,
+        *_: object,
+        **__: object,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
@@ -256,7 +212,7 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
         for part in outer:
             node = node.setdefault(part, {}) if isinstance(node, dict) else node
         if isinstance(node, dict):
-            node[name] = recipes.change_type(RunConfig, node.get(name, {}), group, type_)
+            node[name] = retyping.change_type(RunConfig, node.get(name, {}), group, type_)
     if asked.simulated:
         content |= simulated.settings(
             content, foundation_named="foundation" in {*asked.types, *asked.paths}
@@ -268,8 +224,8 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
             cls,
             settings_cls: type[BaseSettings],
             init_settings: PydanticBaseSettingsSource,
-            *_: Any,
-            **__: Any,
+            *_: object,
+            **__: object,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (init_settings, InitSettingsSource(settings_cls, content))
 
@@ -338,31 +294,6 @@ def read_run_id(path: Path) -> str:
 
 
 def format_validation_error(error: ValidationError, program: str = PROGRAM) -> str:
-    """Format every problem of a validation error, a line each, with the nearest name for an unknown
-    one."""
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            near = suggestions.settings_like(where, RunConfig)
-            message = "unknown setting" + (f"; did you mean {' or '.join(near)}?" if near else "")
-        elif problem["type"] == "union_tag_invalid":
-            where += ".type"
-            given, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
-            near = suggestions.types_like(str(given), [tag.strip(" '") for tag in tags.split(",")])
-            message = (
-                f"should be one of {tags} (given: {given!r}{f'; see {near[0]}' if near else ''})"
-            )
-        else:
-            message += (
-                f" (given: {problem['input']!r:.200})"
-                if not isinstance(problem["input"], (dict, BaseModel))
-                else ""
-            )
-        lines.append(f"  {where or 'settings'}: {message}")
-    return (
-        f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:\n"
-        + "\n".join(lines)
-        + f"\nAll settings: {program} {cli_help.HELP_ALL if program == PROGRAM else cli_help.HELP}"
-    )
+    """Format every problem of a validation error, with `program`'s flag for all settings."""
+    help_flag = cli_help.HELP_ALL if program == PROGRAM else cli_help.HELP
+    return errors.format_errors(error, RunConfig, f"{program} {help_flag}")

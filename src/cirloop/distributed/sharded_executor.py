@@ -72,7 +72,7 @@ class ShardedExecutor:
         prompt: Prompt,
         asks: Sequence[Ask],
         title: str,
-        **options: Any,
+        **options: object,
     ) -> tuple[str, list[Any]]:
         """Return the captioner's name and its answer to each request, from its method `kind`."""
         images = [image for ask in asks for image in (ask.first, ask.second)]
@@ -157,7 +157,7 @@ class DistributedCaptioner:
         prompt: Prompt,
         asks: Sequence[Ask],
         title: str,
-        **options: Any,
+        **options: object,
     ) -> list[Any]:
         if not asks:
             return []

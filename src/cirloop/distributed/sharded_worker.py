@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from accelerate import PartialState
@@ -22,6 +22,8 @@ from cirloop.monitoring import profiling
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import embed_share
 from cirloop.types import ImageId, Images
+
+T = TypeVar("T")
 
 
 def image_set_digest(images: Images, ids: Iterable[ImageId]) -> str:
@@ -101,5 +103,5 @@ def _vision(state: PartialState) -> Any:
     return (lambda batches: progress(batches, "vision")) if state.is_main_process else iter
 
 
-def _quiet(items: Any, title: str) -> Any:
+def _quiet(items: Iterable[T], title: str) -> Iterable[T]:
     return items

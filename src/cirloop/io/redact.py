@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tabs and line feeds
@@ -42,7 +41,7 @@ def sanitize(text: str) -> str:
     return escape_control(redact(text))
 
 
-def secrets_in(settings: Any, where: str = "") -> Iterator[str]:
+def secrets_in(settings: object, where: str = "") -> Iterator[str]:
     """Yield the names of JSON settings whose value is a secret by its name or its form."""
     if isinstance(settings, dict):
         for name, value in settings.items():

@@ -63,7 +63,7 @@ def subscribe(listener: Listener, name: str = "a listener") -> Iterator[None]:
             _listeners.remove(entry)
 
 
-def emit(kind: str, **what: Any) -> None:
+def emit(kind: str, **what: object) -> None:
     """Pass an event to every listener.
 
     A listener that raises is removed and a warning is logged: a listener must never end a run.

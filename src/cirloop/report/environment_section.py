@@ -6,7 +6,6 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
 
 from cirloop.io.redact import HIDDEN, secrets_in
 from cirloop.report.charts import Table
@@ -48,7 +47,7 @@ def _settings(data: ReportData) -> list[Table]:
     return [Table(group, ("setting", "value"), rows) for group, rows in groups.items()]
 
 
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _flat(value: object, name: str) -> Iterator[tuple[str, object]]:
     """Yield dotted names and values; positions are names too where items have settings."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
@@ -59,7 +58,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):

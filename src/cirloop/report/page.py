@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -107,7 +106,7 @@ def _headlines(
     return rows
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     """Whatever stands in the page is without secrets and control characters, and then escaped."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else sanitize(value)
 

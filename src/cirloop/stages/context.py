@@ -59,7 +59,7 @@ class RunContext:
     def build(
         self,
         name: str,
-        settings: Any,
+        settings: object,
         inputs: Iterable[str],
         build: Callable[[Path], None],
         iteration: int | None,

@@ -15,6 +15,7 @@ from cirloop.evaluation.significance import compared
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
 from cirloop.stages.context import RunContext, Vectors
+from cirloop.stages.models import Embedder
 from cirloop.types import (
     EvalSplit,
     ImageId,
@@ -146,7 +147,7 @@ def predictions(
 
 
 def _embed_part(
-    run: RunContext, backbone: Any, part: EvalSplit, ablate: Ablation = None
+    run: RunContext, backbone: Embedder, part: EvalSplit, ablate: Ablation = None
 ) -> tuple[Vectors, Vectors]:
     """Embed the queries and the gallery of a part; without texts or with grey references on
     request."""

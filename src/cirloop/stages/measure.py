@@ -5,11 +5,11 @@ seconds, at most the settings' own batch."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +26,7 @@ from cirloop.training.config import InfoNCE
 from cirloop.training.trainer import Trainer
 from cirloop.types import EvalSplit, TrainSplit
 
+T = TypeVar("T")
 BUDGET_S = 12.0
 """Seconds for each of the measurements, besides loading and a first try with a few rows."""
 FIRST_ROWS = 2
@@ -75,7 +76,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _quiet(items: Any, title: str = "") -> Any:
+def _quiet(items: Iterable[T], title: str = "") -> Iterable[T]:
     return items
 
 

@@ -4,9 +4,6 @@ and filters."""
 from __future__ import annotations
 
 import logging
-import posixpath
-import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cirloop.artifacts import schema
@@ -23,7 +21,7 @@ from cirloop.backbones import Item
 from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
 from cirloop.data.dataset import grey
-from cirloop.data.known_positives import KINDS, REFERENCE, TARGET, KnownPositives, known_positives
+from cirloop.data.known_positives import KnownPositives, known_positives
 from cirloop.negatives import MiningSettings, miner
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.negatives.base import Floats, MiningContext, gallery_indices
@@ -34,12 +32,11 @@ from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import scores_of
 from cirloop.retrieval.vectors import validate_embeddings
 from cirloop.stages.context import RunContext
+from cirloop.stages.exclusions import barred_rows
+from cirloop.stages.models import Embedder
 from cirloop.types import ImageId, MinedNegative, TrainSplit
 
 logger = logging.getLogger(__name__)
-SPELLING = "other spellings of target or reference"
-"""Of the copies, those whose names differ in spelling alone, as `./a.png` and `a.png`."""
-EXCLUSION_KINDS = (*KINDS, SPELLING)
 
 
 def mine(
@@ -76,7 +73,7 @@ def mine(
 
 
 def mine_split(
-    run: RunContext, backbone: Any, iteration: int, known: KnownPositives | None = None
+    run: RunContext, backbone: Embedder, iteration: int, known: KnownPositives | None = None
 ) -> dict[str, Any]:
     """Mine the train split, and return the rows, statistics of strategy and filters, and counts as
     JSON.
@@ -122,46 +119,9 @@ def mine_split(
     }
 
 
-def barred_rows(
-    train: TrainSplit, known: KnownPositives
-) -> tuple[list[frozenset[int]], dict[str, int]]:
-    """Return per query the gallery rows that are no negative of it, the target among them, and
-    counts by kind.
-
-    Counted are pairs of a query and an image other than its target and reference, each once,
-    whether or not a strategy would have chosen it. The reference itself is left to
-    `mining.rank_reference`.
-    """
-    gallery, out = train.gallery, []
-    rows, counts = gallery.rows(), Counter[str]()
-    of_content: dict[str, list[int]] = defaultdict(list)
-    for row, image in enumerate(gallery.ids):
-        of_content[known.content(image)].append(row)
-    for triplet in train.triplets:
-        target, reference = rows[triplet.target], rows[triplet.query.reference]
-        spelled = {_spelling(triplet.target), _spelling(triplet.query.reference)}
-        barred = {target}
-        for content, kind in known.barred(triplet.query).items():
-            equal = {*of_content[content]}
-            others = equal - {target, reference}
-            copies = kind in (TARGET, REFERENCE)
-            counts.update(
-                SPELLING if copies and _spelling(gallery.ids[row]) in spelled else kind
-                for row in others
-            )
-            barred |= others if kind == REFERENCE else equal
-        out.append(frozenset(barred))
-    return out, {kind: counts[kind] for kind in EXCLUSION_KINDS}
-
-
-def _spelling(image: ImageId) -> str:
-    """Normalise a name: without `./`, `//` and the like, in Unicode's composed form."""
-    return posixpath.normpath(unicodedata.normalize("NFC", image))
-
-
 def mining_inputs(
     run: RunContext,
-    backbone: Any,
+    backbone: Embedder,
     train: TrainSplit,
     barred: Sequence[frozenset[int]] | None = None,
 ) -> MiningInputs:
@@ -181,13 +141,13 @@ def mining_inputs(
 
 
 def mining_context(
-    run: RunContext, backbone: Any, train: TrainSplit, vectors: MiningInputs, iteration: int
+    run: RunContext, backbone: Embedder, train: TrainSplit, vectors: MiningInputs, iteration: int
 ) -> MiningContext:
     """Return what the data set and the run's settings let a strategy know."""
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
     texts: list[Floats] = []
 
-    def text_scores(query_index_B: Any) -> Floats:
+    def text_scores(query_index_B: npt.NDArray[np.int64]) -> Floats:
         if not texts:  # the text alone: the query with a grey picture in the reference's place
             texts.append(
                 run.embed_cached(
@@ -229,7 +189,9 @@ def mining_context(
     )
 
 
-def _describe_images(run: RunContext, backbone: Any, images: Sequence[ImageId]) -> list[str | None]:
+def _describe_images(
+    run: RunContext, backbone: Embedder, images: Sequence[ImageId]
+) -> list[str | None]:
     """Describe each image in a sentence by the captioner, greedily; None for one that was cut
     off."""
     settings, prompts = run.config.captioning, run.config.captioning.prompts(run.config.foundation)
@@ -276,7 +238,10 @@ def _pairs(found: Sequence[MiningResult], vectors: MiningInputs) -> MinedPairs:
 
 
 def _rows(
-    train: TrainSplit, found: Sequence[MiningResult], keep_N: Any, settings: MiningSettings
+    train: TrainSplit,
+    found: Sequence[MiningResult],
+    keep_N: npt.NDArray[np.bool_],
+    settings: MiningSettings,
 ) -> list[MinedNegative]:
     out, at = [], 0
     for f in found:
@@ -303,7 +268,7 @@ def _rows(
 
 
 def _filter_context(
-    run: RunContext, backbone: Any, train: TrainSplit, vectors: MiningInputs
+    run: RunContext, backbone: Embedder, train: TrainSplit, vectors: MiningInputs
 ) -> FilterContext:
     def yes(pairs: MinedPairs) -> list[float]:
         asks = [
