@@ -113,11 +113,11 @@ class ValidationReport:
     def json(self, path: Path) -> Any:
         """Parse a JSON file; return None, and add the problem, where that is impossible."""
 
-        text, noted = self._text(path), len(self.rows)
-        made = None if text is None else self._parsed(text, path)
-        if text is not None and made is None and len(self.rows) == noted:
+        text, num_before = self._text(path), len(self.rows)
+        value = None if text is None else self._parsed(text, path)
+        if text is not None and value is None and len(self.rows) == num_before:
             self.add(path, "holds nothing but null")
-        return made
+        return value
 
     def _parsed(self, text: str, where: object) -> Any:
         try:

@@ -43,13 +43,13 @@ REMEDIES = {
 def os_error_hint(error: OSError) -> str | None:
     """Return a message for the user where a disk is full, failing or not writable; None for any
     other error."""
-    way = REMEDIES.get(error.errno or 0)
+    remedy = REMEDIES.get(error.errno or 0)
     file = error.filename2 or error.filename or "a file"
-    end = (
+    resume = (
         "What was finished is kept: then run the command again, train_iterative.py with"
         " --auto_resume."
     )
-    return None if way is None else f"{file}: {error.strerror}. {way}. {end}"
+    return None if remedy is None else f"{file}: {error.strerror}. {remedy}. {resume}"
 
 
 @contextmanager
@@ -74,8 +74,8 @@ def sync_directory(path: Path) -> None:
 
 def sync_tree(path: Path) -> None:
     """Flush a file, or every file and directory below a directory, to the disk."""
-    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        sync_directory(each)
+    for part in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        sync_directory(part)
 
 
 @contextmanager
@@ -87,10 +87,10 @@ def translate_safetensors_error(path: Path) -> Iterator[None]:
         with with_filename(path):
             yield
     except SafetensorError as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        if found is None:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def save_tensors(
@@ -117,10 +117,10 @@ def remove_stale_temp(directory: Path, prefix: str = ".") -> None:
     Killed processes leave such files. Those of safetensors are called `.tmp` and six letters.
     """
     with suppress(FileNotFoundError):  # no such directory, or another process deletes too
-        for left in directory.iterdir():
-            if left.name.startswith(prefix) and left.stat().st_mtime < time.time() - ABANDONED:
+        for file in directory.iterdir():
+            if file.name.startswith(prefix) and file.stat().st_mtime < time.time() - ABANDONED:
                 with suppress(PermissionError):  # another user's
-                    left.unlink(missing_ok=True)
+                    file.unlink(missing_ok=True)
 
 
 def remove_tree_quietly(directory: Path) -> None:

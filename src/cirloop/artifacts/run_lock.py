@@ -31,7 +31,7 @@ def run_lock(directory: Path) -> Iterator[None]:
 
     Raises UserError where another process holds it.
     """
-    new = [each for each in (directory, *directory.parents) if not each.exists()]
+    new = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     try:
         with ExitStack() as stack:
             try:
@@ -53,9 +53,9 @@ def run_lock(directory: Path) -> Iterator[None]:
                 ) from None
             yield
     finally:
-        for each in new:
+        for parent in new:
             with suppress(OSError):  # something is in it
-                each.rmdir()
+                parent.rmdir()
 
 
 def _describe_owner() -> str:

@@ -84,7 +84,7 @@ def read(path: Path, kind: str | None = None) -> Content:
     Raises UserError, with the file named, where it cannot be read, is damaged or altered, or is of
     another version.
     """
-    about = SCHEMAS[kind or kind_of(path.name)]
+    file_schema = SCHEMAS[kind or kind_of(path.name)]
     try:
         content = parse.parse_json(parse.read_text(path, 1 << 62))
         if not isinstance(content, dict):
@@ -93,14 +93,14 @@ def read(path: Path, kind: str | None = None) -> Content:
         if not isinstance(version, int) or isinstance(version, bool):
             raise UserError("it has no schema" if version is None else f"its schema is {version!r}")
     except UserError as error:
-        raise UserError(f"{path} is damaged ({error}). {about.remedy}") from None
-    if version != about.version:
+        raise UserError(f"{path} is damaged ({error}). {file_schema.remedy}") from None
+    if version != file_schema.version:
         raise UserError(
             f"{path} was written by another version of cirloop (schema {version}; this one reads"
-            f" {about.version}). Use that version, or: {about.remedy}"
+            f" {file_schema.version}). Use that version, or: {file_schema.remedy}"
         )
-    if about.checksummed and content.pop("digest", None) != digest(content):
+    if file_schema.checksummed and content.pop("digest", None) != digest(content):
         raise UserError(
-            f"{path} is altered: its digest does not agree with the rest. {about.remedy}"
+            f"{path} is altered: its digest does not agree with the rest. {file_schema.remedy}"
         )
     return content

@@ -98,14 +98,14 @@ class Store:
     def _read_manifest(self) -> dict[str, Any]:
         path = self.directory / MANIFEST
         if not path.exists():
-            made = [
+            artifacts = [
                 p.name
                 for name in ("*_iter_*", "evaluation_base.json")
                 for p in self.directory.glob(name)
             ]
-            if made:
+            if artifacts:
                 raise UserError(
-                    f"{path} is missing, which says what of {', '.join(sorted(made)[:3])} is"
+                    f"{path} is missing, which says what of {', '.join(sorted(artifacts)[:3])} is"
                     " finished. Restore it from a backup, start anew in another --experiment_dir,"
                     " or delete those to make them again."
                 )
@@ -156,15 +156,15 @@ class Store:
         damaged."""
         entry = self._manifest["artifacts"].get(name)
         if entry is None:
-            there = ", ".join(sorted(self.names)) or "none"
-            raise UserError(f"{self.directory} has no artifact {name!r}; it has: {there}.")
+            names = ", ".join(sorted(self.names)) or "none"
+            raise UserError(f"{self.directory} has no artifact {name!r}; it has: {names}.")
         path, damaged = self.directory / name, []
-        now = _readable_digests(path)
-        for file in sorted({*entry["files"], *now}):
-            if now.get(file) != entry["files"].get(file):
-                absent = "missing" if file not in now else "not part of it"
-                state = "altered" if file in now and file in entry["files"] else absent
-                state = now[file] if " " in now.get(file, "") else state
+        digests = _readable_digests(path)
+        for file in sorted({*entry["files"], *digests}):
+            if digests.get(file) != entry["files"].get(file):
+                absent = "missing" if file not in digests else "not part of it"
+                state = "altered" if file in digests and file in entry["files"] else absent
+                state = digests[file] if " " in digests.get(file, "") else state
                 damaged.append(f"{path if file == '.' else path / file} ({state})")
         if damaged:
             again = f"--resume_from_iteration {entry['iteration'] or 0}"
@@ -201,10 +201,10 @@ class Store:
                 )
             return self.load(name)
         logger.info("%s: start", name)
-        began = time.monotonic()
+        start = time.monotonic()
         path, aside = self.directory / name, self.directory / SCRATCH / "new" / name
-        for left in (path, aside):  # an unfinished or unlisted one, made by a run that was stopped
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        for stale in (path, aside):  # an unfinished or unlisted one, made by a run that was stopped
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
         aside.parent.mkdir(parents=True, exist_ok=True)
         build(aside)
         sync_tree(aside)
@@ -218,7 +218,7 @@ class Store:
         }
         self._write_manifest()
         remove_tree_quietly(self.scratch_dir(name))
-        logger.info("%s: done in %.1f s", name, time.monotonic() - began)
+        logger.info("%s: done in %.1f s", name, time.monotonic() - start)
         return Artifact(name, path, fingerprint(files), made_now=True)
 
     def remove_scratch(self) -> None:
@@ -237,10 +237,10 @@ class Store:
         files = [n for n in also if (self.directory / n).exists()]
         if not names:
             return None
-        before = [
+        matches = [
             re.fullmatch(r"replaced_(\d+)", p.name) for p in self.directory.glob("replaced_*")
         ]
-        number = 1 + max((int(found[1]) for found in before if found), default=0)
+        number = 1 + max((int(match[1]) for match in matches if match), default=0)
         self._manifest["moving"] = {"to": f"replaced_{number}", "names": [*names, *files]}
         for name in names:
             del entries[name]

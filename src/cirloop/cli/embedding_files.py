@@ -29,10 +29,10 @@ def read_inputs(
         if options.text_embeddings
         else None
     )
-    for name, made in (("--query-embeddings", queries), ("--text-embeddings", texts)):
-        if made is not None and gallery is not None and made.shape[1] != gallery.shape[1]:
+    for name, array in (("--query-embeddings", queries), ("--text-embeddings", texts)):
+        if array is not None and gallery is not None and array.shape[1] != gallery.shape[1]:
             problems.add(
-                name, f"has {made.shape[1]} dimensions, --gallery-embeddings {gallery.shape[1]}"
+                name, f"has {array.shape[1]} dimensions, --gallery-embeddings {gallery.shape[1]}"
             )
     num = None if queries is None else len(queries)
     size = 0 if gallery is None else len(gallery)
@@ -75,9 +75,9 @@ def _array(path: Path, name: str, problems: ValidationReport) -> Any:
 
 
 def _vectors(path: Path, name: str, problems: ValidationReport) -> Any:
-    made = _array(path, name, problems)
+    array = _array(path, name, problems)
     try:
-        return None if made is None else validate_embeddings(made, f"{name} {path}")
+        return None if array is None else validate_embeddings(array, f"{name} {path}")
     except UserError as error:
         problems.add(name, str(error))
         return None
@@ -86,26 +86,26 @@ def _vectors(path: Path, name: str, problems: ValidationReport) -> Any:
 def _rows(
     path: Path, name: str, num: int | None, lowest: int, size: int, problems: ValidationReport
 ) -> Any:
-    made = _array(path, name, problems)
-    if made is None:
+    array = _array(path, name, problems)
+    if array is None:
         return None
     if (
-        made.ndim != 1
-        or not np.issubdtype(made.dtype, np.integer)
-        or (num is not None and len(made) != num)
+        array.ndim != 1
+        or not np.issubdtype(array.dtype, np.integer)
+        or (num is not None and len(array) != num)
     ):
         problems.add(
-            name, f"must be {num} whole numbers in one dimension, found {made.dtype} {made.shape}"
+            name, f"must be {num} whole numbers in one dimension, found {array.dtype} {array.shape}"
         )
         return None
-    wrong = np.flatnonzero((made < lowest) | (made >= size)) if size else np.zeros(0, int)
+    wrong = np.flatnonzero((array < lowest) | (array >= size)) if size else np.zeros(0, int)
     if len(wrong):
         problems.add(
             name,
-            f"{len(wrong)} rows are outside {lowest} .. {size - 1}, the first: {made[wrong[0]]} of"
+            f"{len(wrong)} rows are outside {lowest} .. {size - 1}, the first: {array[wrong[0]]} of"
             f" query {wrong[0]}",
         )
-    return made.astype(np.int64)
+    return array.astype(np.int64)
 
 
 def _lists(

@@ -64,10 +64,10 @@ def main_wrapper(main: Callable[[], None]) -> None:
         sys.stderr.write("stopped by SIGTERM; go on with --auto_resume\n")
         sys.exit(preemption.EXIT_PREEMPTED)
     except OSError as error:
-        told = os_error_hint(error)
-        if told is None:
+        hint = os_error_hint(error)
+        if hint is None:
             raise
-        sys.stderr.write(f"error: {told}\n")
+        sys.stderr.write(f"error: {hint}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; go on with --auto_resume\n")

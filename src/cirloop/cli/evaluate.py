@@ -70,14 +70,15 @@ class EvalConfig(cli.Flags):
 
 def select_iterations(wanted: str | None, done: Sequence[int]) -> list[str]:
     """Return the labels of the requested iterations. Raises UserError for unknown ones."""
-    there = [BASE, *map(str, done)]
+    available = [BASE, *map(str, done)]
     if wanted is None:
-        return there
+        return available
     labels = [label.strip() for label in wanted.split(",")]
-    unknown = [label or "(empty)" for label in labels if label not in there]
+    unknown = [label or "(empty)" for label in labels if label not in available]
     if unknown:
         raise UserError(
-            f"--iterations {wanted}: no {', '.join(unknown)} here. There are: {', '.join(there)}."
+            f"--iterations {wanted}: no {', '.join(unknown)} here. There are:"
+            f" {', '.join(available)}."
         )
     return list(dict.fromkeys(labels))
 
@@ -94,11 +95,11 @@ def _select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dat
     ):
         settings, split = other
         directory = locations.found(settings, options.data_dir, None)["data_dir"]
-        where = Sources(directory, config.cache, progress)
-        there = {"data": settings, "data_dir": directory, "train_dir": None}
-        return config.model_copy(update=there), settings.build(where), split
-    where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
-    own = config.data.build(where)
+        paths = Sources(directory, config.cache, progress)
+        changes = {"data": settings, "data_dir": directory, "train_dir": None}
+        return config.model_copy(update=changes), settings.build(paths), split
+    paths = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
+    own = config.data.build(paths)
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name not in names:
         also = "; with --data_dir " + ", ".join([*benchmarks.names(), "hp_fashioniq_val"])
@@ -109,7 +110,7 @@ def _select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dat
         raise UserError(
             "--gallery, --allow_missing_images: the run has its own; give --data_dir to use others."
         )
-    return config.model_copy(update={"data_dir": where.directory}), own, names[name]
+    return config.model_copy(update={"data_dir": paths.directory}), own, names[name]
 
 
 def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
@@ -123,8 +124,8 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     for notice in notices.of(config):
         logger.warning("%s", notice)
     if options.num_processes is not None:
-        told = {"num_processes": options.num_processes, "accelerate_config": None}
-        config = config.model_copy(update={"runtime": config.runtime.model_copy(update=told)})
+        overrides = {"num_processes": options.num_processes, "accelerate_config": None}
+        config = config.model_copy(update={"runtime": config.runtime.model_copy(update=overrides)})
     labels = select_iterations(options.iterations, done_iterations(store))
     config, data, split = _select_data(options, config)
     run, parts = RunContext(config, store, data), data.parts(split)

@@ -88,17 +88,17 @@ def main(argv: Sequence[str]) -> None:
         stats["left_out"] = sum(
             len(rows - {t}) for rows, t in zip(vectors.positives, targets, strict=True)
         )
-    found = list(mine(settings, vectors, context, device, options.save_sets, stats=stats))
+    results = list(mine(settings, vectors, context, device, options.save_sets, stats=stats))
     seconds = time.monotonic() - began
-    write_text(options.output, "[\n" + ",\n".join(_lines(found)) + "\n]\n")
+    write_text(options.output, "[\n" + ",\n".join(_lines(results)) + "\n]\n")
     report = summary(
-        [f.target_rank for f in found],
-        [f.target_score for f in found],
-        [len(f.gallery_indices) for f in found],
-        np.concatenate([f.scores for f in found]).tolist(),
+        [f.target_rank for f in results],
+        [f.target_score for f in results],
+        [len(f.gallery_indices) for f in results],
+        np.concatenate([f.scores for f in results]).tolist(),
         settings.strategy.negatives_per_query,
-        sum(f.num_fallback for f in found),
-        [len(f.candidate_set) for f in found if f.candidate_set is not None] or None,
+        sum(f.num_fallback for f in results),
+        [len(f.candidate_set) for f in results if f.candidate_set is not None] or None,
     )
     rows = [
         (name, value) for name, value in (report | stats).items() if not isinstance(value, dict)
@@ -145,9 +145,9 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
             negatives_per_query=options.negatives_per_query,
             **{name: getattr(options, name) for name in own},
         )
-        given = {name: getattr(options, name) for name in shared}
-        given["only_failed_queries"] = bool(given["only_failed_queries"])
-        return options, MiningSettings(strategy=strategy, **given)
+        mining = {name: getattr(options, name) for name in shared}
+        mining["only_failed_queries"] = bool(mining["only_failed_queries"])
+        return options, MiningSettings(strategy=strategy, **mining)
     except ValidationError as error:
         _missing_flags(error).raise_if_any()
         raise UserError(format_validation_error(error, PROGRAM)) from None
@@ -182,8 +182,8 @@ def _device() -> str:
     return "cpu"
 
 
-def _lines(found: Sequence[MiningResult]) -> Iterator[str]:
-    for f in found:
+def _lines(results: Sequence[MiningResult]) -> Iterator[str]:
+    for f in results:
         negatives = [
             {"image": int(column), "rank": int(rank), "score": round(float(score), 6)}
             for column, rank, score in zip(f.gallery_indices, f.ranks, f.scores, strict=True)

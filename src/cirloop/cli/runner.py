@@ -90,14 +90,14 @@ def open_run(config: RunConfig) -> RunContext:
         for name in store.names:  # what is kept must be whole
             if (store.iteration_of(name) or 0) < start:
                 store.load(name)
-        aside = store.archive_from(start, also=[RESULTS, TRACKED])
-        if aside is not None:
-            logger.info("iterations %d and later moved to %s", start, aside)
+        archive = store.archive_from(start, also=[RESULTS, TRACKED])
+        if archive is not None:
+            logger.info("iterations %d and later moved to %s", start, archive)
     elif used:
         for name in store.names:
             store.load(name)
-    for left in directory.glob(".*.tmp"):  # a write that a stopped run did not finish
-        left.unlink()
+    for stale in directory.glob(".*.tmp"):  # a write that a stopped run did not finish
+        stale.unlink()
     store.initialize(save(config, directory / CONFIG), directory / CONFIG)
     return RunContext(config, store, data)
 
@@ -159,8 +159,8 @@ def _iterate_monitored(current: RunContext) -> list[dict[str, Any]]:
     counts = config.num_iterations > 0 and current.data.train.oracle is not None
     with ExitStack() as stack:
         stack.enter_context(tracking(config.directory, config.runtime.report_to, config.to_json()))
-        watch = RunMonitor(config, current.store, current.costs, counts)
-        stack.enter_context(events.subscribe(watch, "the view of the run"))
+        monitor = RunMonitor(config, current.store, current.costs, counts)
+        stack.enter_context(events.subscribe(monitor, "the view of the run"))
         if config.runtime.report:
             reporter = builder.reporter(config, current.store, current.data)
             stack.enter_context(events.subscribe(reporter, "the report"))
@@ -209,19 +209,19 @@ def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> 
             f". {last['missing_images']} images missing, {last['dropped_queries']} queries dropped"
         )
     table(title, ("iteration", *columns), metric_rows(results, columns))
-    found = compared(results)
-    if found:
+    comparisons = compared(results)
+    if comparisons:
         rows = [
             [
                 f"{c['from']} -> {c['to']}",
                 f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}",
                 f"{c['p']:.4f}",
             ]
-            for c in found
+            for c in comparisons
         ]
         title = (
-            f"Paired over queries, {found[0]['metric']}: difference in points, p of a randomisation"
-            " test"
+            f"Paired over queries, {comparisons[0]['metric']}: difference in points, p of a"
+            " randomisation test"
         )
         table(title, ("iterations", "difference", "p"), rows)
 

@@ -97,20 +97,20 @@ def score_rankings(
 def _scores(
     parts: Sequence[Judged], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
 ) -> dict[str, Any]:
-    places = {
-        q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries
-    }
-    found = metrics(parts, places)
+    ranks = {q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries}
+    metrics_by_name = metrics(parts, ranks)
     if metric:  # CIRR's two submission files hold lists for one kind of recall each
-        found = {name: m for name, m in found.items() if name.startswith(f"{metric}@")}
+        metrics_by_name = {
+            name: m for name, m in metrics_by_name.items() if name.startswith(f"{metric}@")
+        }
     short = (
         0
         if metric == "recall_subset"
-        else sum(_group_is_short(part, q, places[q.id]) for part in parts for q in part.queries)
+        else sum(_group_is_short(part, q, ranks[q.id]) for part in parts for q in part.queries)
     )
     out: dict[str, Any] = {
-        "metrics": {name: m.value for name, m in found.items()},
-        "standard_errors": {name: m.se for name, m in found.items()},
+        "metrics": {name: m.value for name, m in metrics_by_name.items()},
+        "standard_errors": {name: m.se for name, m in metrics_by_name.items()},
     }
     if short:
         out["note"] = (

@@ -95,13 +95,13 @@ def help_text(parser: Parser, settings: Mapping[str, Any], argv: Sequence[str]) 
         return parser.format_help()
     words = [word for place, word in enumerate(argv) if _is_word(argv, place)]
     if words:
-        found = parser.help_on(words[0])
-        if not found:
+        entries = parser.help_on(words[0])
+        if not entries:
             raise UserError(
                 f"{HELP} {words[0]}: no flag has this in its name. All flags: {parser.prog}"
                 f" {HELP_ALL}"
             )
-        return found
+        return entries
     rows = [
         (f"--{flag}", _value(settings, setting), what) for flag, (setting, what) in COMMON.items()
     ]

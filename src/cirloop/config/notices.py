@@ -79,8 +79,10 @@ def refuse_unnamed(config: RunConfig) -> None:
 
 def _models(config: RunConfig) -> dict[str, str]:
     """Return the weights of the models that a run uses."""
-    looks = any(each.type == "verify" for each in config.mining.filters)
-    looks = looks or (config.attributes is not None and config.attributes.image_source == "vlm")
+    verifies = any(each.type == "verify" for each in config.mining.filters)
+    verifies = verifies or (
+        config.attributes is not None and config.attributes.image_source == "vlm"
+    )
     captions = config.captioning.enabled and config.num_iterations > 0
     models = {"embedder": config.model.path}
-    return models | ({"foundation model": config.foundation.path} if captions or looks else {})
+    return models | ({"foundation model": config.foundation.path} if captions or verifies else {})

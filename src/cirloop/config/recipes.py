@@ -90,14 +90,16 @@ def read_command_line(argv: Sequence[str], typed: Mapping[str, str], prog: str) 
     goes_on = known.auto_resume or known.report_only or known.resume_from_iteration is not None
     types = {group: getattr(known, group) for group in typed if getattr(known, group) is not None}
     paths = {"model": known.model_path, "foundation": known.foundation_path}
-    given = {group: path for group, path in paths.items() if path is not None}
+    named_paths = {group: path for group, path in paths.items() if path is not None}
     dtypes = frozenset(group for group in paths if getattr(known, f"{group}_dtype") is not None)
     simulated = known.retrieval == "simulated"
     config, directory = (
         path if path is None else parse.expand_user(path)
         for path in (known.config, known.experiment_dir)
     )
-    return CommandLine(config, known.fast_mode, directory, goes_on, simulated, types, given, dtypes)
+    return CommandLine(
+        config, known.fast_mode, directory, goes_on, simulated, types, named_paths, dtypes
+    )
 
 
 def current_flags(argv: Sequence[str]) -> list[str]:
@@ -141,7 +143,9 @@ def _recipe(asked: CommandLine, default: Path) -> Path:
     path = default.with_name(f"{data}_{backbone}.yaml")
     if path.is_file():
         return path
-    recipes = [each for each in sorted(default.parent.glob("*.yaml")) if _is_recipe_of(each, data)]
+    recipes = [
+        recipe for recipe in sorted(default.parent.glob("*.yaml")) if _is_recipe_of(recipe, data)
+    ]
     raise UserError(
         f"no recipe for the data set {data} with the backbone {backbone}"
         f" ({display_path(path)}). Recipes for {data}:"

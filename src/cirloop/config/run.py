@@ -32,7 +32,7 @@ from cirloop.captioning.config import (
 from cirloop.config import cli, cli_help, errors, notices, recipes, retyping, simulated
 from cirloop.config.evaluation import Evaluation
 from cirloop.config.runtime import Runtime
-from cirloop.config.shortcuts import SHORTCUTS, UNION_FLAGS
+from cirloop.config.shortcuts import PATH_SETTINGS, SHORTCUTS, UNION_FLAGS
 from cirloop.data import DataConfig, ShapesSettings, locations
 from cirloop.io import parse
 from cirloop.io.redact import secrets_in
@@ -45,13 +45,6 @@ logger = logging.getLogger(__name__)
 PROGRAM = "train_iterative.py"
 METADATA_KEYS = ("schema", "run", "digest", notices.SIMULATED)
 """What a run directory's `config.json` holds besides."""
-
-
-PATH_SETTINGS = (
-    ("", ("data_dir", "train_dir")),
-    ("runtime", ("cache_dir", "compare_with", "accelerate_config", "deepspeed")),
-)
-"""Settings that are paths and decide no result."""
 
 
 class RunConfig(BaseSettings):
@@ -176,7 +169,7 @@ class RunConfig(BaseSettings):
 
     def to_json(self) -> dict[str, Any]:
         """Return all settings as JSON, for the run directory's `config.json`."""
-        asked = {
+        command_only = {
             "config",
             "fast_mode",
             "auto_resume",
@@ -184,7 +177,7 @@ class RunConfig(BaseSettings):
             "dry_run",
             "report_only",
         }
-        settings = self.model_dump(mode="json", exclude={*asked, "experiment_dir"})
+        settings = self.model_dump(mode="json", exclude={*command_only, "experiment_dir"})
         for (
             group,
             names,
@@ -202,20 +195,20 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
     Raises UserError with every problem.
     """
     argv = recipes.current_flags(cli_help.without_help(given))
-    asked = recipes.read_command_line(argv, UNION_FLAGS, PROGRAM)
-    content = recipes.load_settings(asked, default_config)
+    command_line = recipes.read_command_line(argv, UNION_FLAGS, PROGRAM)
+    content = recipes.load_settings(command_line, default_config)
     for name in METADATA_KEYS if "schema" in content else ():
         content.pop(name, None)
-    for group, type_ in asked.types.items():
+    for group, type_ in command_line.types.items():
         *outer, name = group.split(".")
         node: Any = content
         for part in outer:
             node = node.setdefault(part, {}) if isinstance(node, dict) else node
         if isinstance(node, dict):
             node[name] = retyping.change_type(RunConfig, node.get(name, {}), group, type_)
-    if asked.simulated:
+    if command_line.simulated:
         content |= simulated.settings(
-            content, foundation_named="foundation" in {*asked.types, *asked.paths}
+            content, foundation_named="foundation" in {*command_line.types, *command_line.paths}
         )
 
     class Parsed(RunConfig):
@@ -237,13 +230,15 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
     if cli_help.requests_help(given):
         sys.stdout.write(cli_help.help_text(parser, config.model_dump(mode="json"), given))
         sys.exit()
-    if "foundation" not in asked.dtypes:
-        foundation = one_dtype(config.foundation, config.model, by_flag="model" in asked.dtypes)
+    if "foundation" not in command_line.dtypes:
+        foundation = one_dtype(
+            config.foundation, config.model, by_flag="model" in command_line.dtypes
+        )
         config = config.model_copy(update={"foundation": foundation})
-    named = ", ".join(secrets_in(config.to_json()))
-    if named:
+    secrets = ", ".join(secrets_in(config.to_json()))
+    if secrets:
         raise UserError(
-            f"{named}: a secret, and settings are copied to {config.directory}. Give tokens as"
+            f"{secrets}: a secret, and settings are copied to {config.directory}. Give tokens as"
             " HF_TOKEN."
         )
     return config if config.report_only else complete(config)

@@ -1,4 +1,4 @@
-"""Short flags of settings, and flags that choose the type of a group of settings."""
+"""Short flags of settings, flags that choose the type of a group, and settings that are paths."""
 
 UNION_FLAGS = {
     "data": "dataset_name",
@@ -37,3 +37,8 @@ SHORTCUTS = {
     "training.loss.type": "loss",
 }
 """Setting -> its short flag."""
+PATH_SETTINGS = (
+    ("", ("data_dir", "train_dir")),
+    ("runtime", ("cache_dir", "compare_with", "accelerate_config", "deepspeed")),
+)
+"""Settings that are paths and decide no result."""

@@ -35,15 +35,15 @@ def settings(content: dict[str, Any], foundation_named: bool) -> dict[str, Any]:
 def fall_back(config: RunConfig) -> RunConfig:
     """Return the run without the models whose weights are missing; `config` itself where none
     is."""
-    lacking = {}
+    missing = {}
     for name, model in (("model", config.model), ("foundation", config.foundation)):
         try:
             model.find()
         except UserError as error:
-            lacking[name] = str(error)
-    for name, why in lacking.items():
-        logger.warning("%s.path: %s", name, why)
-    if "model" not in lacking:
+            missing[name] = str(error)
+    for name, reason in missing.items():
+        logger.warning("%s.path: %s", name, reason)
+    if "model" not in missing:
         return config  # a foundation model alone is no matter of retrieval: the checks refuse it
     logger.warning(
         "--retrieval_fallback simulated: the embedder's weights are not here, so rankings are"
@@ -53,7 +53,7 @@ def fall_back(config: RunConfig) -> RunConfig:
         "retrieval": "simulated",
         "model": SimulatedSettings(seed=config.seed),
     }
-    if "foundation" in lacking:
+    if "foundation" in missing:
         update |= {
             "foundation": TemplateFoundation(),
             "captioning": config.captioning.model_copy(update=UNCHECKED),

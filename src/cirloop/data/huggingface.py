@@ -238,8 +238,8 @@ def judged(
 def _refuse_outside(
     pictures: Iterable[Picture], directory: Path | None, problems: ValidationReport
 ) -> None:
-    """Raises ProblemsFound for files that a table names outside of its directory and of the caches
-    of `datasets`."""
+    """Raise ValidationFailed for files that a table names outside of its directory and of the
+    caches of `datasets`."""
     from datasets import config
     from huggingface_hub import constants
 

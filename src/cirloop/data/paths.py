@@ -159,8 +159,8 @@ def _warn_once(note: str) -> None:
 def eval_splits(
     parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: ValidationReport
 ) -> tuple[EvalSplit, ...]:
-    """Judged queries with their pictures. Raises ProblemsFound with what `problems` held and every
-    picture's."""
+    """Judged queries with their pictures. Raises ValidationFailed with what `problems` held and
+    every picture's."""
     if not parts and not problems.rows:
         problems.add("data", "the split holds no row that can be used")
     bad = [_look(part.gallery, files, allow, sources, problems) for part, files in parts]
@@ -226,7 +226,7 @@ def _without(part: Judged, bad: set[ImageId]) -> Judged:
 def train_split(
     parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: ValidationReport
 ) -> TrainSplit:
-    """The triplets of all parts over one gallery. Raises ProblemsFound like `eval_splits`."""
+    """The triplets of all parts over one gallery. Raises ValidationFailed like `eval_splits`."""
     if not parts:
         if not problems.rows:
             problems.add("data", "the training split holds no row that can be used")

@@ -42,16 +42,16 @@ def num_processes(runtime: Runtime) -> int:
     if runtime.num_processes > 1 or file is None:
         return runtime.num_processes
     try:
-        told = parse.read_yaml(file)
+        settings = parse.read_yaml(file)
     except UserError as error:
-        told, why = None, str(error)
+        settings, why = None, str(error)
     else:
         why = "it holds no settings"
-    num = told.get("num_processes", 1) if isinstance(told, dict) else None
+    num = settings.get("num_processes", 1) if isinstance(settings, dict) else None
     if not isinstance(num, int) or num < 1:
         why = (
             f"num_processes is {num!r}, not a number of at least 1"
-            if isinstance(told, dict)
+            if isinstance(settings, dict)
             else why
         )
         raise UserError(
@@ -113,18 +113,18 @@ def run_sharded(job: ShardJob, runtime: Runtime) -> None:
     import torch
 
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    alone = runtime.model_copy(update={"deepspeed": None})
-    _run(job, alone, worker_environment() | threads, f"{job.title}: the processes")
+    without_deepspeed = runtime.model_copy(update={"deepspeed": None})
+    _run(job, without_deepspeed, worker_environment() | threads, f"{job.title}: the processes")
 
 
-def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who: str) -> None:
+def _run(job: TrainJob | ShardJob, runtime: Runtime, environment: dict[str, str], who: str) -> None:
     """Launch the workers of a job and wait for them; they have ended when this returns or raises.
 
     Raises UserError when the workers fail, GracefulStop when the run is asked to stop. Training
     workers then end by themselves, after the current step; others are terminated.
     """
-    for left in ("error.txt", "stop", "steps.jsonl"):  # of an attempt that was stopped
-        (job.directory / left).unlink(missing_ok=True)
+    for stale in ("error.txt", "stop", "steps.jsonl"):  # of an attempt that was stopped
+        (job.directory / stale).unlink(missing_ok=True)
     jobs.write(job)
     command = srun_wrap(
         [*launch_command(runtime), "-m", "cirloop.distributed.worker", str(job.file)]
@@ -132,7 +132,7 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who:
     events.emit("processes", working=True)
     try:
         with subprocess.Popen(
-            command, env=given, stdout=2
+            command, env=environment, stdout=2
         ) as child:  # standard output is for tables
             try:
                 code = _wait(child, job)
@@ -151,10 +151,10 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who:
             isinstance(job, TrainJob) and job.stop_file.exists()
         ):  # maybe they alone got the signal
             raise preemption.GracefulStop
-        said = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        outcome = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise UserError(
-            f"{who} ended with {said}; their output above and in logs/ says why. What was finished"
-            " is kept: go on with --auto_resume."
+            f"{who} ended with {outcome}; their output above and in logs/ says why. What was"
+            " finished is kept: go on with --auto_resume."
         )
 
 

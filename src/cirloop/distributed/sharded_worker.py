@@ -71,16 +71,22 @@ def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialSta
     share = (state.process_index, state.num_processes)
     captioner, size = config.foundation.build(), config.captioning.batch_size
     shown = progress if share[0] == 0 else _quiet
-    eyes = Eyes(captioner, images, job.cache / "vision", size, shown, config.runtime, share)
-    eyes.see(job.asks, lambda features, wanted: precompute_features(features, wanted, state))
-    ask: Any = {"write": eyes.write, "yes": eyes.yes}[job.kind]
-    answers = ask(job.prompt, job.asks, title=job.title, **job.options)
+    batched_captioner = Eyes(
+        captioner, images, job.cache / "vision", size, shown, config.runtime, share
+    )
+    batched_captioner.see(
+        job.asks, lambda features, wanted: precompute_features(features, wanted, state)
+    )
+    answer_requests: Any = {"write": batched_captioner.write, "yes": batched_captioner.yes}[
+        job.kind
+    ]
+    answers = answer_requests(job.prompt, job.asks, title=job.title, **job.options)
     if job.kind == "write":
         answers = [[asdict(answer) for answer in row] for row in answers]
     rows = {
         "name": captioner.name,
-        "rows": eyes.done,
-        "answers": [answers[row] for row in eyes.done],
+        "rows": batched_captioner.done,
+        "answers": [answers[row] for row in batched_captioner.done],
     }
     write_json(job.directory / f"{share[0]}_answers.json", rows)
 

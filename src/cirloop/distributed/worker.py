@@ -72,15 +72,15 @@ def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
     deepspeed = (
         os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     )  # Accelerate drops DeepSpeed if told cpu=True
-    made = Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
+    accelerate = Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
     if (
-        fsdp and made.num_processes > 1
+        fsdp and accelerate.num_processes > 1
     ):  # Accelerate itself would take plain DDP here, though torch's FSDP2 has gloo
-        made.state.distributed_type = PartialState._shared_state["distributed_type"] = (
+        accelerate.state.distributed_type = PartialState._shared_state["distributed_type"] = (
             DistributedType.FSDP
         )
-        made.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    return made
+        accelerate.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    return accelerate
 
 
 def is_sharded(accelerate: Accelerator) -> bool:
@@ -153,7 +153,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     backbone: Any = config.model.build(job.parent)
     backbone.make_trainable(settings, seed_of(config.seed, "lora"))
     samples = [Artifact(name, job.run / name, "") for name in job.augmented]
-    augmented = [row for each in samples for row in read_augmented(each)]
+    augmented = [row for sample in samples for row in read_augmented(sample)]
     mined = (
         read_mined(Artifact(job.negatives, job.run / job.negatives, "")) if job.negatives else []
     )
@@ -277,11 +277,11 @@ def main() -> None:
     except UserError as error:
         _fail(job, str(error))
     except OSError as error:
-        said = os_error_hint(error)
-        if said is None:
+        hint = os_error_hint(error)
+        if hint is None:
             raise
-        logger.error(said)  # the driver's own message may find no room
-        _fail(job, said)
+        logger.error(hint)  # the driver's own message may find no room
+        _fail(job, hint)
     import torch.distributed
 
     if torch.distributed.is_initialized():

@@ -44,13 +44,13 @@ MAX_YAML_VALUES = 100_000
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Read a UTF-8 file, without a byte order mark. Raises UserError where that is impossible."""
     try:
-        found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             raise UserError("is a directory, not a file")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise UserError("is a pipe or a device, not a file")
-        if found.st_size > max_bytes:
-            raise UserError(f"has {found.st_size:,} bytes, more than {max_bytes:,}")
+        if status.st_size > max_bytes:
+            raise UserError(f"has {status.st_size:,} bytes, more than {max_bytes:,}")
         return _decode(path.read_bytes())
     except FileNotFoundError:
         raise UserError("there is no such file") from None
@@ -114,17 +114,19 @@ def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> An
     Each duplicate key is passed to `doubled`; without `doubled` it raises UserError.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
             for key in sorted(
                 key for key, count in Counter(key for key, _ in pairs).items() if count > 1
             ):
                 (doubled or _duplicate_key)(key)
-        return made
+        return mapping
 
     try:
-        value = json.loads(content, object_pairs_hook=once, parse_constant=_not_a_number)
+        value = json.loads(
+            content, object_pairs_hook=reject_duplicates, parse_constant=_not_a_number
+        )
         if "\\ud" in content.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:

@@ -24,7 +24,7 @@ HIDDEN = "[hidden]"
 def escape_control(text: str) -> str:
     """Escape what would steer a terminal as Python would write it, such as \\x1b."""
     return _CONTROL.sub(
-        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
+        lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text
     )
 
 
@@ -59,9 +59,9 @@ def secrets_in(settings: object, where: str = "") -> Iterator[str]:
 
 def _environment_secrets() -> list[str]:
     """Return secret values of the environment, longest first; short values could be words."""
-    found = {
+    values = {
         value
         for name, value in os.environ.items()
         if _SECRET_NAMES.search(name) and len(value) >= 8
     }
-    return sorted(found, key=len, reverse=True)
+    return sorted(values, key=len, reverse=True)

@@ -72,8 +72,8 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
             events.emit("bar", key=key, title=title, done=done, total=total, rate=rate)
             if done and total and now - last > LINE_EVERY:
                 left = f"about {(now - began) / done * (total - done):.0f} s left"
-                said = ", ".join(filter(None, [left, rate]))
-                logger.info("%s: %d of %d, %s", title, done, total, said, extra={"bar": True})
+                rates = ", ".join(filter(None, [left, rate]))
+                logger.info("%s: %d of %d, %s", title, done, total, rates, extra={"bar": True})
                 last = now
             yield item
     finally:
@@ -98,20 +98,20 @@ def table(
     numbers: bool = True,
 ) -> None:
     """Print a table; the first column is text, the rest too or `numbers`."""
-    made = Table()
+    grid = Table()
     for number, column in enumerate(columns):
-        made.add_column(
+        grid.add_column(
             Text(sanitize(column)),
             justify="right" if number and numbers else "left",
             overflow="fold",
         )
     for row in rows:
-        made.add_row(
+        grid.add_row(
             *(Text(sanitize(str(cell))) for cell in row)
         )  # not markup: data sets and models wrote some of it
-    target = out or Console(width=None if console.is_terminal else 120)
-    target.print(sanitize(_title_prefix.get() + title), highlight=False, markup=False)
-    target.print(made)
+    destination = out or Console(width=None if console.is_terminal else 120)
+    destination.print(sanitize(_title_prefix.get() + title), highlight=False, markup=False)
+    destination.print(grid)
 
 
 def metric_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:

@@ -127,14 +127,14 @@ def format_cells(row: dict[str, Any]) -> dict[str, str]:
 
 def describe(row: dict[str, Any]) -> str:
     """Describe a row in one line, with what the stage produced."""
-    made = {
+    units = {
         "items": "embedded",
         "texts": "texts",
         "tokens_written": "tokens written",
         "triplets": "triplets",
         "steps": "steps",
     }
-    parts = [f"{row[name]} {what}" for name, what in made.items() if row[name]]
+    parts = [f"{row[name]} {what}" for name, what in units.items() if row[name]]
     return ", ".join(
         [f"{value} {what}" for what, value in format_cells(row).items() if value != NONE] + parts
     )

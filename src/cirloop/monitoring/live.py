@@ -199,11 +199,11 @@ def _duration(seconds: float) -> str:
 
 def _recalls(rows: Sequence[Sequence[str]], width: int) -> Table:
     """Build the table of recalls, with as many columns as fit."""
-    made = Table.grid(padding=(0, 2))
+    grid = Table.grid(padding=(0, 2))
     kept = max(2, min(len(rows[0]), width // RECALL_WIDTH))
     last = rows[1:] if len(rows) <= MAX_EVALUATIONS else [rows[1], *rows[1 - MAX_EVALUATIONS :]]
     for number in range(kept):
-        made.add_column(no_wrap=True, justify="right" if number else "left")
+        grid.add_column(no_wrap=True, justify="right" if number else "left")
     for number, row in enumerate(itertools.chain(rows[:1], last)):
-        made.add_row(*(Text(sanitize(cell), "dim" if number == 0 else "") for cell in row[:kept]))
-    return made
+        grid.add_row(*(Text(sanitize(cell), "dim" if number == 0 else "") for cell in row[:kept]))
+    return grid

@@ -78,13 +78,13 @@ class StageMetrics:
 
     def add_sequential(self, other: StageMetrics) -> None:
         """Add the metrics of a part of the stage; its seconds are already on the stage's clock."""
-        for each in fields(self):
-            if each.name != "seconds":
-                mine, more = getattr(self, each.name), getattr(other, each.name)
+        for counter in fields(self):
+            if counter.name != "seconds":
+                own, more = getattr(self, counter.name), getattr(other, counter.name)
                 setattr(
                     self,
-                    each.name,
-                    max(mine, more) if each.name in SEQUENTIAL_MAXIMA else mine + more,
+                    counter.name,
+                    max(own, more) if counter.name in SEQUENTIAL_MAXIMA else own + more,
                 )
 
     @classmethod
@@ -94,14 +94,14 @@ class StageMetrics:
         Times are the longest of any process. FLOPs are counted in the first process, and the others
         are assumed to do as many.
         """
-        both = cls(
+        merged = cls(
             **{
-                n: (max if n in PARALLEL_MAXIMA else sum)([row[n] for row in rows])
-                for n in StageMetrics.__annotations__
+                name: (max if name in PARALLEL_MAXIMA else sum)([row[name] for row in rows])
+                for name in StageMetrics.__annotations__
             }
         )
-        both.flops *= len(rows)
-        return both
+        merged.flops *= len(rows)
+        return merged
 
 
 class _Meter:

@@ -88,9 +88,9 @@ class RunLog:
         """Create the file, with the lines logged so far. Raises OSError, as other writes do."""
         self._directory.mkdir(exist_ok=True)
         before = {
-            int(found[1]): path
+            int(match[1]): path
             for path in self._directory.iterdir()
-            if (found := re.fullmatch(r"attempt_(\d+)\.log", path.name))
+            if (match := re.fullmatch(r"attempt_(\d+)\.log", path.name))
         }
         for number in sorted(before)[: max(0, len(before) + 1 - MAX_LOGS)]:
             for part in self._directory.glob(
@@ -124,19 +124,19 @@ class RunLog:
 
 def _log_failure(error: BaseException, seconds: float) -> None:
     """Log why an attempt ended early. The command itself reports it on the terminal."""
-    about = {"aside": True}
+    extra = {"aside": True}
     if isinstance(error, preemption.GracefulStop):
         logger.info(
-            "ended after %.0f s: stopped by SIGTERM; go on with --auto_resume", seconds, extra=about
+            "ended after %.0f s: stopped by SIGTERM; go on with --auto_resume", seconds, extra=extra
         )
     elif isinstance(error, KeyboardInterrupt):
         logger.info(
-            "ended after %.0f s: interrupted; go on with --auto_resume", seconds, extra=about
+            "ended after %.0f s: interrupted; go on with --auto_resume", seconds, extra=extra
         )
     elif isinstance(error, UserError) or (isinstance(error, OSError) and os_error_hint(error)):
-        told = os_error_hint(error) if isinstance(error, OSError) else str(error)
-        logger.error("ended after %.0f s: %s", seconds, told, extra=about)
+        message = os_error_hint(error) if isinstance(error, OSError) else str(error)
+        logger.error("ended after %.0f s: %s", seconds, message, extra=extra)
     else:
         logger.error(
-            "ended after %.0f s by an error of the program", seconds, exc_info=error, extra=about
+            "ended after %.0f s by an error of the program", seconds, exc_info=error, extra=extra
         )

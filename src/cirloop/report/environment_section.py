@@ -41,7 +41,9 @@ def _settings(data: ReportData) -> list[Table]:
     groups: dict[str, list[tuple[str, str]]] = {"run": []}
     for name, value in _flat(data.settings, ""):
         group, _, rest = name.partition(".")
-        secret = any(f"{each}.".startswith(f"{name}.") for each in hidden)  # also one in a list
+        secret = any(
+            f"{secret_name}.".startswith(f"{name}.") for secret_name in hidden
+        )  # also one in a list
         shown = HIDDEN if secret else shortened(_words(value))
         groups.setdefault(group if rest else "run", []).append((rest or name, shown))
     return [Table(group, ("setting", "value"), rows) for group, rows in groups.items()]

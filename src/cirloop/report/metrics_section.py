@@ -57,7 +57,7 @@ def _evaluation(name: str, content: dict[str, Any]) -> Evaluation:
 def section(data: ReportData, evaluated: Sequence[Evaluation]) -> Section:
     if not evaluated:
         return Section("recalls", "Recalls by iteration", ["Nothing is evaluated yet."])
-    results = [each.result for each in evaluated]
+    results = [evaluation.result for evaluation in evaluated]
     control, control_note = _control(data, results[0])
     drawn = [metric for metric in data.headline if any(metric in row["metrics"] for row in results)]
     last = results[-1]
@@ -127,8 +127,8 @@ def plot_metrics(
     numbers = {row["iteration"] for row in (*results, *control)} - {"base"}
     labels = ["base", *sorted(numbers, key=int)]
     for i, metric in enumerate(metrics):
-        for suffix, style, each in (("", "o-", results), (", control", "o--", control)):
-            rows = [row for row in each if metric in row["metrics"]]
+        for suffix, style, series in (("", "o-", results), (", control", "o--", control)):
+            rows = [row for row in series if metric in row["metrics"]]
             if rows:
                 axes.errorbar(
                     [labels.index(row["iteration"]) for row in rows],

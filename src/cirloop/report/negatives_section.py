@@ -117,14 +117,14 @@ def _chart(data: ReportData, number: int, t: int, rows: Rows) -> Chart:
         f"Counts, model {t}",
         ("cosine similarity", *counts),
         [
-            (f"{low:.3f} to {high:.3f}", *(str(each[i]) for each in counts.values()))
+            (f"{low:.3f} to {high:.3f}", *(str(bins[i]) for bins in counts.values()))
             for i, (low, high) in enumerate(pairwise(edges))
         ],
     )
 
     def plot(axes: Axes) -> None:
-        for name, each in counts.items():
-            axes.stairs(each / each.sum(), edges, fill=True, alpha=0.7, label=name)
+        for name, bins in counts.items():
+            axes.stairs(bins / bins.sum(), edges, fill=True, alpha=0.7, label=name)
         percent(axes)
         axes.set_xlabel("cosine similarity")
         axes.set_ylabel("of each")

@@ -27,10 +27,12 @@ def account(
     def build(path: Path) -> None:
         by_id: dict[QueryId, Query] = {t.query.id: t.query for t in triplets}
         targets, mined = targets_of(triplets), read_mined(negatives)
-        right = {q: oracle.positives(by_id[q]) - {targets[q]} for q in {n.query for n in mined}}
-        apart = [oracle.distance(by_id[n.query].reference, n.image) for n in mined]
+        false_negatives = {
+            q: oracle.positives(by_id[q]) - {targets[q]} for q in {n.query for n in mined}
+        }
+        distances = [oracle.distance(by_id[n.query].reference, n.image) for n in mined]
         accepted = read_augmented(augmented) if augmented else []
-        true = [
+        is_true = [
             oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target)
             for a in accepted
         ]
@@ -41,12 +43,12 @@ def account(
                 "schema": 1,
                 "iteration": iteration,
                 "mined": len(mined),
-                "false_negatives": sum(n.image in right[n.query] for n in mined),
+                "false_negatives": sum(n.image in false_negatives[n.query] for n in mined),
                 "mined_by_changes_from_reference": {
-                    str(d): apart.count(d) for d in sorted(set(apart))
+                    str(d): distances.count(d) for d in sorted(set(distances))
                 },
                 "accepted": len(accepted),
-                "true_captions": sum(true),
+                "true_captions": sum(is_true),
             },
         )
 

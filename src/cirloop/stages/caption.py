@@ -32,26 +32,26 @@ def caption(
     settings.check(config.foundation)
     prompts = settings.prompts(config.foundation)
 
-    def round_trip(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
+    def rank_targets(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
         if not queries:
             return []
         return run.rank_targets(run.embedder(checkpoint), queries, images, train)
 
     def build(path: Path) -> None:
         queries = {t.query.id: t.query for t in train.triplets}
-        eyes = run.captioner(lambda: run.embedder(checkpoint))
+        captioner = run.captioner(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration
         candidates = pipeline.write_candidates(
-            eyes, read_mined(negatives), queries, settings, seed, prompts.rewrite
+            captioner, read_mined(negatives), queries, settings, seed, prompts.rewrite
         )
         candidates = [pipeline.check_form(c, settings) for c in candidates]
         if settings.min_verify_probability:
-            candidates = pipeline.verify(eyes, candidates, settings, prompts.verify)
-        name = eyes.name
-        del eyes  # before the embedder comes in
+            candidates = pipeline.verify(captioner, candidates, settings, prompts.verify)
+        name = captioner.name
+        del captioner  # before the embedder comes in
         if settings.max_round_trip_rank:
-            candidates = pipeline.check_round_trip(candidates, settings, round_trip)
-        written = [each.triplet for artifact in before for each in read_augmented(artifact)]
+            candidates = pipeline.check_round_trip(candidates, settings, rank_targets)
+        written = [row.triplet for artifact in before for row in read_augmented(artifact)]
         known = {
             (t.query.reference, normal_text(t.query.text)) for t in (*train.triplets, *written)
         }
@@ -76,12 +76,12 @@ def caption(
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
     key = run.stage_config("model", "foundation", "captioning", "data")
-    asked = (
+    prompt_settings = (
         "rewrite_prompt",
         "verify_prompt",
     )  # names, or paths of files: the prompts themselves count
     key["captioning"] = {
-        name: value for name, value in key["captioning"].items() if name not in asked
+        name: value for name, value in key["captioning"].items() if name not in prompt_settings
     }
     key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
     return run.build(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)

@@ -130,10 +130,10 @@ class RunContext:
         if len(items) <= EMBED_CHUNK:
             return self._embed(backbone, items, split, title)
         for start in range(0, len(items), EMBED_CHUNK):
-            made = self._embed(backbone, items[start : start + EMBED_CHUNK], split, title)
+            vectors = self._embed(backbone, items[start : start + EMBED_CHUNK], split, title)
             if start == 0:
-                out = zeros_or_memmap((len(items), *made.shape[1:]), self.config.cache)
-            out[start : start + len(made)] = made
+                out = zeros_or_memmap((len(items), *vectors.shape[1:]), self.config.cache)
+            out[start : start + len(vectors)] = vectors
         return out
 
     def _embed(
@@ -181,13 +181,13 @@ class RunContext:
         """Embed a split's images, and warn where the embeddings have collapsed."""
         items = [Item(image) for image in split.gallery.ids]
         vectors = self.embed_cached(backbone, items, split, f"embed {split.gallery.name} gallery")
-        known = (backbone.fingerprint, split.gallery.name)
-        if known not in self._checked_for_collapse:
-            self._checked_for_collapse.add(known)
-            alike = mean_cosine(vectors, self.config.seed)
-            if alike is not None and alike > ALIKE:
+        key = (backbone.fingerprint, split.gallery.name)
+        if key not in self._checked_for_collapse:
+            self._checked_for_collapse.add(key)
+            cosine = mean_cosine(vectors, self.config.seed)
+            if cosine is not None and cosine > ALIKE:
                 self.costs.warn(
-                    f"{split.gallery.name}: two images have a cosine of {alike:.4f} on average,"
+                    f"{split.gallery.name}: two images have a cosine of {cosine:.4f} on average,"
                     f" more than {ALIKE}: the embeddings have collapsed, and rankings mean little"
                 )
         return vectors

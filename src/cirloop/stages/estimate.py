@@ -63,7 +63,10 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
     training, captioning, mining = config.training, config.captioning, config.mining
     parts = data.parts(config.evaluation.split)
     trains = bool(config.num_iterations or training.iteration_0_steps)
-    asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
+    num_queries, num_images = (
+        sum(len(p.queries) for p in parts),
+        sum(len(p.gallery.ids) for p in parts),
+    )
     num = launcher.num_processes(config.runtime)
     shared = config.foundation.shares(config.model) and num == 1
     lora, tune = (
@@ -75,7 +78,7 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
     texts = f"{counted(captioning.num_candidates, 'text')} per mined image by {foundation}"
     if config.foundation.path:
         texts += ", on the embedder's weights" if shared else ", loaded in the embedder's place"
-    how = (
+    tuning = (
         f"rank {lora.r}, alpha {lora.alpha}, {lora.dtype}"
         if training.finetuning != "full"
         else ", ".join(training.trainable_patterns)
@@ -101,7 +104,7 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
         ("model", " ".join(filter(None, (config.model.path, getattr(config.model, "dtype", ""))))),
         ("foundation model", foundation),
         ("train", trained),
-        (parts[0].name, f"{asked} queries, {ranked} images"),
+        (parts[0].name, f"{num_queries} queries, {num_images} images"),
         (
             "iterations",
             (
@@ -113,7 +116,7 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
         ("loss", str(training.loss.type)),
         (
             "tuning",
-            "none: there is no model" if config.model.type == "simulated" else f"{tune}; {how}",
+            "none: there is no model" if config.model.type == "simulated" else f"{tune}; {tuning}",
         ),
         ("captioning", texts if captioning.enabled and config.num_iterations else "none"),
     ]
@@ -153,10 +156,15 @@ def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> 
     """Return what was measured, and the hours of the run that follow from it."""
     training, rounds = config.training, config.num_iterations
     parts, splits = data.parts(config.evaluation.split), used_splits(config, data)
-    asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
+    num_queries, num_gallery = (
+        sum(len(p.queries) for p in parts),
+        sum(len(p.gallery.ids) for p in parts),
+    )
     row, hours = timings["row"].seconds, {}
     hours["vision, once"] = num_images(splits) * timings["picture"].seconds
-    hours["evaluate"] = (rounds + 1 + config.evaluation.evaluate_base) * (asked + ranked) * row
+    hours["evaluate"] = (
+        (rounds + 1 + config.evaluation.evaluate_base) * (num_queries + num_gallery) * row
+    )
     if "step" in timings:
         queries, images = len(data.train.triplets), len(data.train.gallery.ids)
         rows = (

@@ -56,31 +56,32 @@ def evaluation(
     parts, backbone = run.data.parts(split_name), run.embedder(checkpoint)
     if any(part.relevance is None for part in parts):
         raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
-    found: dict[QueryId, Any] = {}
+    rows_by_query: dict[QueryId, Any] = {}
     tops: list[list[ImageId]] = []
     for part in parts:
         vectors, gallery = _embed_part(run, backbone, part, ablate)
         tops += _best_images(part, vectors, gallery)
         wanted = [part.judged.needs(query) for query in part.queries]
         preferences = part.relevance and part.relevance.preferences
-        look: Any = scores_of_images if preferences else ranks_of_images
-        rows = look(wanted, part.gallery, vectors, gallery)
-        found |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
-    metrics = protocols.metrics([part.judged for part in parts], found)
+        score_rows: Any = scores_of_images if preferences else ranks_of_images
+        rows = score_rows(wanted, part.gallery, vectors, gallery)
+        rows_by_query |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
+    metrics = protocols.metrics([part.judged for part in parts], rows_by_query)
     compared, ranks = parts[0].judged.protocol.primary_metric, []
     for part in parts:
         assert part.relevance is not None
-        values_Q = protocols.values(part.judged, found)[compared]
+        values_Q = protocols.values(part.judged, rows_by_query)[compared]
         for query, value in zip(part.queries, values_Q.tolist(), strict=True):
             if query.id in part.relevance.preferences:
-                place = round(
-                    protocols.margin(found[query.id], part.relevance.preferences[query.id]), 6
+                rank = round(
+                    protocols.margin(rows_by_query[query.id], part.relevance.preferences[query.id]),
+                    6,
                 )
             else:
-                place = protocols.without(found[query.id], query.reference)[
+                rank = protocols.without(rows_by_query[query.id], query.reference)[
                     part.relevance.targets[query.id]
                 ]
-            ranks.append([query.id, place, round(value, 6)])
+            ranks.append([query.id, rank, round(value, 6)])
     return run.mark | {
         "schema": 3,
         "iteration": label.removeprefix("iter_"),
@@ -133,14 +134,14 @@ def predictions(
         vectors, gallery = _embed_part(run, backbone, part)
         rows = topk_images(part.gallery, vectors, gallery, depth)
         groups = [part.judged.groups.get(query.id, ()) for query in part.queries]
-        among = ranks_of_images(groups, part.gallery, vectors, gallery)
+        group_ranks = ranks_of_images(groups, part.gallery, vectors, gallery)
         out.append(
             {
                 query.id: (
                     row
                     + [image for image in sorted(group, key=group.__getitem__) if image not in row]
                 )
-                for query, row, group in zip(part.queries, rows, among, strict=True)
+                for query, row, group in zip(part.queries, rows, group_ranks, strict=True)
             }
         )
     return out
@@ -151,10 +152,12 @@ def _embed_part(
 ) -> tuple[Vectors, Vectors]:
     """Embed the queries and the gallery of a part; without texts or with grey references on
     request."""
-    items, asked = query_items(part.queries), part
+    items, query_part = query_items(part.queries), part
     if ablate == "text":
         items = [Item(item.image, "", item.category) for item in items]
     if ablate == "image":
-        asked = grey(part)
-    queries = run.embed_cached(backbone, items, asked, f"embed {asked.gallery.name} queries")
+        query_part = grey(part)
+    queries = run.embed_cached(
+        backbone, items, query_part, f"embed {query_part.gallery.name} queries"
+    )
     return queries, run.gallery_embeddings(backbone, part)

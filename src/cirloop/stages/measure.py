@@ -1,5 +1,5 @@
 """Seconds of a run's work, measured before it begins: a picture in the tower, a batch embedded,
-texts written and judged, a step of training. As much of each as is predicted to take `BUDGET`
+texts written and judged, a step of training. As much of each as is predicted to take `BUDGET_S`
 seconds, at most the settings' own batch."""
 
 from __future__ import annotations
@@ -91,17 +91,17 @@ def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> d
     models = Models(config)
     try:
         split = data.train if trains else data.parts(config.evaluation.split)[0]
-        found = _embedding(config, models, split)
+        timings = _embedding(config, models, split)
         foundation = config.foundation
         writes = trains and config.num_iterations and config.captioning.enabled
         if writes and foundation.type not in ("template", "vllm"):
-            found["text"] = _captioning(config, models, data.train)
+            timings["text"] = _captioning(config, models, data.train)
         size = min(config.training.batch_size, len(data.train.triplets)) if trains else 0
         if not config.training.grad_cache_chunk_size:
             size = min(size, most_rows // 2)
         if size >= FIRST_ROWS and 2 * config.training.grad_cache_chunk_size <= most_rows:
-            found["step"] = _training(config, models, data.train, size)
-        return found
+            timings["step"] = _training(config, models, data.train, size)
+        return timings
     finally:
         models.release()
 
@@ -112,14 +112,14 @@ def _embedding(
     embedder, runtime = models.embedder(None), config.runtime
     queries = split.queries if isinstance(split, EvalSplit) else [t.query for t in split.triplets]
     items = _repeat_to(query_items(queries), runtime.embed_batch_size)
-    pictures = [
+    images = [
         split.images.load(item.image) for item in _repeat_to(items, runtime.vision_batch_size)
     ]
 
-    def see(rows: int) -> object:
-        return models.load(embedder).encode_images(pictures[:rows])
+    def encode(rows: int) -> object:
+        return models.load(embedder).encode_images(images[:rows])
 
-    picture = time_rows(see, runtime.vision_batch_size)
+    picture = time_rows(encode, runtime.vision_batch_size)
     size = min(
         len(items), max(FIRST_ROWS, int(BUDGET_S / picture.seconds))
     )  # whose pictures must be encoded first
@@ -135,24 +135,26 @@ def _embedding(
 
 def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
     settings, prompts = config.captioning, config.captioning.prompts(config.foundation)
-    asks = _repeat_to(
+    requests = _repeat_to(
         [Ask(t.query.reference, t.target, t.query.text) for t in train.triplets],
         settings.batch_size,
     )
     captioner = models.captioner(models.embedder(None))
-    eyes = Eyes(captioner, train.images, config.cache / "vision", len(asks), _quiet, config.runtime)
-    heats = [0.0] + [settings.temperature] * (settings.num_candidates - 1)
+    batched_captioner = Eyes(
+        captioner, train.images, config.cache / "vision", len(requests), _quiet, config.runtime
+    )
+    temperatures = [0.0] + [settings.temperature] * (settings.num_candidates - 1)
 
     def work(rows: int) -> object:
-        texts = eyes.write(
-            prompts.rewrite, asks[:rows], settings.max_new_tokens, heats, 0, "measure"
+        texts = batched_captioner.write(
+            prompts.rewrite, requests[:rows], settings.max_new_tokens, temperatures, 0, "measure"
         )
         if not settings.min_verify_probability:
             return texts
-        again = [ask for ask in asks[:rows] for _ in range(settings.num_candidates)]
-        return eyes.yes(prompts.verify, again[: len(asks)], "measure")
+        verify_requests = [ask for ask in requests[:rows] for _ in range(settings.num_candidates)]
+        return batched_captioner.yes(prompts.verify, verify_requests[: len(requests)], "measure")
 
-    return time_rows(work, len(asks))
+    return time_rows(work, len(requests))
 
 
 def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -> Timing:
@@ -180,9 +182,9 @@ def _training(config: RunConfig, models: Models, train: TrainSplit, size: int) -
             trainer.optimizer.zero_grad()
             return loss
 
-    made = time_rows(work, size)
+    timing = time_rows(work, size)
     accelerate.free_memory()
-    return Timing(made.seconds, made.rows, config.training.batch_size)
+    return Timing(timing.seconds, timing.rows, config.training.batch_size)
 
 
 def _repeat_to(rows: Sequence[Any], num: int) -> list[Any]:

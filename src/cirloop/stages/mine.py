@@ -22,19 +22,20 @@ from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
 from cirloop.data.dataset import grey
 from cirloop.data.known_positives import KnownPositives, known_positives
-from cirloop.negatives import MiningSettings, miner
+from cirloop.negatives import miner
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.negatives.base import Floats, MiningContext, gallery_indices
 from cirloop.negatives.filters import FilterContext, MinedPairs, apply_filters
-from cirloop.negatives.miner import MiningInputs, MiningResult
+from cirloop.negatives.miner import MiningInputs
 from cirloop.negatives.report import summary
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import scores_of
 from cirloop.retrieval.vectors import validate_embeddings
 from cirloop.stages.context import RunContext
 from cirloop.stages.exclusions import barred_rows
+from cirloop.stages.mined_rows import mined_pairs, mined_rows
 from cirloop.stages.models import Embedder
-from cirloop.types import ImageId, MinedNegative, TrainSplit
+from cirloop.types import ImageId, TrainSplit
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +53,17 @@ def mine(
         known = known_positives(run.data.train, before)
         write_json(path, run.mark | mine_split(run, run.embedder(checkpoint), iteration, known))
 
-    told = run.config.attributes
-    asked = any(each.type == "verify" for each in run.config.mining.filters) or (
-        told and told.image_source == "vlm"
+    attributes = run.config.attributes
+    uses_captioner = any(each.type == "verify" for each in run.config.mining.filters) or (
+        attributes and attributes.image_source == "vlm"
     )
     settings = run.stage_config(
-        "model", "mining", "attributes", "data", *(["foundation"] if asked else [])
+        "model", "mining", "attributes", "data", *(["foundation"] if uses_captioner else [])
     )
-    if asked:
+    if uses_captioner:
         settings["prompts"] = asdict(run.config.captioning.prompts(run.config.foundation))
-    if told is not None and told.file is not None:
-        settings["attributes"] = {**settings["attributes"], "file": file_digest(told.file)}
+    if attributes is not None and attributes.file is not None:
+        settings["attributes"] = {**settings["attributes"], "file": file_digest(attributes.file)}
     return run.build(
         f"hard_negatives_iter_{iteration}.json",
         settings,
@@ -86,25 +87,25 @@ def mine_split(
     vectors = mining_inputs(run, backbone, train, barred)
     context = mining_context(run, backbone, train, vectors, iteration)
     stats: dict[str, Any] = {}
-    found, sizes = [], []
-    for each in miner.mine(settings, vectors, context, _device(), sets=True, stats=stats):
-        sizes += [] if each.candidate_set is None else [len(each.candidate_set)]
-        found.append(
-            replace(each, candidate_set=None)
+    results, sizes = [], []
+    for result in miner.mine(settings, vectors, context, _device(), sets=True, stats=stats):
+        sizes += [] if result.candidate_set is None else [len(result.candidate_set)]
+        results.append(
+            replace(result, candidate_set=None)
         )  # the sets of all queries at once may be as many as all scores
-    pairs = _pairs(found, vectors)
+    pairs = mined_pairs(results, vectors)
     keep_N, counts = apply_filters(
         settings.filters, pairs, _filter_context(run, backbone, train, vectors)
     )
-    rows = _rows(train, found, keep_N, settings)
-    num_kept = np.bincount(pairs.numbers_N[keep_N], minlength=len(found)).tolist()
+    rows = mined_rows(train, results, keep_N, settings)
+    num_kept = np.bincount(pairs.numbers_N[keep_N], minlength=len(results)).tolist()
     report = summary(
-        [f.target_rank for f in found],
-        [f.target_score for f in found],
+        [f.target_rank for f in results],
+        [f.target_score for f in results],
         num_kept,
         pairs.scores_N[keep_N].tolist(),
         settings.strategy.negatives_per_query,
-        sum(f.num_fallback for f in found),
+        sum(f.num_fallback for f in results),
         sizes or None,
     )
     if any(left_out.values()):
@@ -130,9 +131,11 @@ def mining_inputs(
     rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
     if barred is None:
         barred, _ = barred_rows(train, KnownPositives.of(train))
-    made = run.embed_cached(backbone, query_items(queries), train, f"embed {train.name} queries")
+    query_QD = run.embed_cached(
+        backbone, query_items(queries), train, f"embed {train.name} queries"
+    )
     return MiningInputs(
-        validate_embeddings(made, "query vectors"),
+        validate_embeddings(query_QD, "query vectors"),
         validate_embeddings(run.gallery_embeddings(backbone, train), "gallery vectors"),
         np.array([rows[t.target] for t in train.triplets]),
         np.array([rows[q.reference] for q in queries]),
@@ -159,10 +162,10 @@ def mining_context(
     categories = (
         [train.categories[image] for image in train.gallery.ids] if train.categories else None
     )
-    table, asked = None, None
+    table, requested = None, None
     if run.config.attributes is not None:
         extractor = run.config.attributes.build()
-        asked = extractor.parse_request([q.text for q in queries])
+        requested = extractor.parse_request([q.text for q in queries])
         table = image_attributes(
             run.config.attributes,
             extractor,
@@ -182,7 +185,7 @@ def mining_context(
         ),
         categories=categories,
         attributes=table,
-        requested_attributes=asked,
+        requested_attributes=requested,
         losses=_training_losses(run, iteration),
         vectors_GD=pooled(vectors.gallery_GD),
         text_scores=text_scores,
@@ -212,65 +215,22 @@ def _describe_images(
 
 def _training_losses(run: RunContext, iteration: int) -> list[float]:
     """Return the mean training loss of each finished iteration."""
-    found = [run.store.load(f"checkpoint_iter_{t}") for t in range(iteration + 1)]
-    logs = [schema.read(a.path / "training_log.json")["rows"] for a in found]
-    taken = [
+    checkpoints = [run.store.load(f"checkpoint_iter_{t}") for t in range(iteration + 1)]
+    logs = [schema.read(a.path / "training_log.json")["rows"] for a in checkpoints]
+    losses_by_iteration = [
         [row["loss"] for row in rows if "ids" not in row] for rows in logs
     ]  # a batch that was left out has ids
-    return [float(np.mean(losses)) for losses in taken if losses]
+    return [float(np.mean(losses)) for losses in losses_by_iteration if losses]
 
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _pairs(found: Sequence[MiningResult], vectors: MiningInputs) -> MinedPairs:
-    counts = [len(f.gallery_indices) for f in found]
-    numbers_N = np.repeat(np.arange(len(found)), counts)
-    scores = np.array([f.target_score for f in found], np.float32)
-    return MinedPairs(
-        numbers_N,
-        np.concatenate([np.zeros(0, np.int64), *(f.gallery_indices for f in found)]),
-        np.concatenate([np.zeros(0, np.float32), *(f.scores for f in found)]),
-        vectors.targets_Q[numbers_N],
-        scores[numbers_N],
-    )
-
-
-def _rows(
-    train: TrainSplit,
-    found: Sequence[MiningResult],
-    keep_N: npt.NDArray[np.bool_],
-    settings: MiningSettings,
-) -> list[MinedNegative]:
-    out, at = [], 0
-    for f in found:
-        query, own = train.triplets[f.query_index].query.id, len(f.gallery_indices) - f.num_fallback
-        for place, (column, rank, score) in enumerate(
-            zip(f.gallery_indices, f.ranks, f.scores, strict=True)
-        ):
-            if keep_N[at]:
-                name = settings.strategy.type
-                made_by = name if place < own else f"{name}, filled by {settings.fallback}"
-                out.append(
-                    MinedNegative(
-                        query,
-                        train.gallery.ids[column],
-                        int(rank),
-                        round(float(score), 6),
-                        f.target_rank,
-                        round(f.target_score, 6),
-                        made_by,
-                    )
-                )
-            at += 1
-    return out
-
-
 def _filter_context(
     run: RunContext, backbone: Embedder, train: TrainSplit, vectors: MiningInputs
 ) -> FilterContext:
-    def yes(pairs: MinedPairs) -> list[float]:
+    def yes_probability(pairs: MinedPairs) -> list[float]:
         asks = [
             Ask(
                 train.triplets[n].query.reference,
@@ -282,19 +242,21 @@ def _filter_context(
         prompt = run.config.captioning.prompts(run.config.foundation).verify
         return run.captioner(lambda: backbone).yes(prompt, asks, "verify mined images")
 
-    def second(path: str, pairs: MinedPairs) -> tuple[Floats, Floats]:
-        alone = {"start_adapter": None} if hasattr(run.config.model, "start_adapter") else {}
-        other = run.models.embedder(
-            None, run.config.model.model_copy(update={"path": path, **alone})
+    def second_model_scores(path: str, pairs: MinedPairs) -> tuple[Floats, Floats]:
+        without_adapter = (
+            {"start_adapter": None} if hasattr(run.config.model, "start_adapter") else {}
         )
-        numbers, place = np.unique(pairs.numbers_N, return_inverse=True)
-        items = query_items([train.triplets[n].query for n in numbers])
+        other = run.models.embedder(
+            None, run.config.model.model_copy(update={"path": path, **without_adapter})
+        )
+        query_indices, position_N = np.unique(pairs.numbers_N, return_inverse=True)
+        items = query_items([train.triplets[n].query for n in query_indices])
         queries = run.embed_cached(other, items, train, "embed queries, second model")
         gallery = run.embed_cached(
             other, [Item(i) for i in train.gallery.ids], train, "embed gallery, second model"
         )
-        queries = queries[place]
+        queries = queries[position_N]
         scores_N2 = scores_of(queries, gallery, np.stack([pairs.columns_N, pairs.targets_N], 1))
         return scores_N2[:, 0], scores_N2[:, 1]
 
-    return FilterContext(pooled(vectors.gallery_GD), yes, second)
+    return FilterContext(pooled(vectors.gallery_GD), yes_probability, second_model_scores)

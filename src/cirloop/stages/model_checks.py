@@ -163,12 +163,12 @@ def mean_tokens(model: VlmSettings, splits: Iterable[TrainSplit | EvalSplit]) ->
     total, weight = 0.0, 0
     for split in splits:
         ids = split.gallery.ids
-        some: list[ImageId] = [*ids[:: max(1, len(ids) // SAMPLE)]][:SAMPLE]
+        sample: list[ImageId] = [*ids[:: max(1, len(ids) // SAMPLE)]][:SAMPLE]
         shapes = [
-            (picture.height, picture.width)
-            for picture in (split.images.load(image) for image in some)
+            (pixels.height, pixels.width)
+            for pixels in (split.images.load(image) for image in sample)
         ]
-        total += len(ids) * sum(_tokens(model, shapes)) / max(1, len(some))
+        total += len(ids) * sum(_tokens(model, shapes)) / max(1, len(sample))
         weight += len(ids)
     return total / max(1, weight)
 
@@ -217,24 +217,28 @@ def check_disk(config: RunConfig, data: Dataset, problems: ValidationReport) -> 
     needs = disk_bytes(config, data)
     if not needs:
         return
-    kept = config.cache / "vision"
-    cache = nearest_directory(kept)
+    cache_dir = config.cache / "vision"
+    cache = nearest_directory(cache_dir)
     run = nearest_directory(config.directory)
-    there = sum(path.stat().st_size for path in kept.rglob("*.safetensors")) if kept.is_dir() else 0
-    vision = max(0, needs["vision"] - there)
-    together = cache.stat().st_dev == run.stat().st_dev
+    cached = (
+        sum(path.stat().st_size for path in cache_dir.rglob("*.safetensors"))
+        if cache_dir.is_dir()
+        else 0
+    )
+    vision = max(0, needs["vision"] - cached)
+    same_disk = cache.stat().st_dev == run.stat().st_dev
     free = shutil.disk_usage(cache).free
-    if vision + needs["run"] * together > free:
+    if vision + needs["run"] * same_disk > free:
         problems.add(
             f"runtime.cache_dir {config.cache}",
             f"the vision features of {num_images(used_splits(config, data)):,} images take"
-            f" {resources.gigabytes(needs['vision'])}, {resources.gigabytes(there)} of them or of"
+            f" {resources.gigabytes(needs['vision'])}, {resources.gigabytes(cached)} of them or of"
             f" others are there, and {resources.gigabytes(free)} are free: give a larger disk by"
             " --runtime.cache_dir, lower model.max_pixels (where the model has it), or free some"
             " of it. runtime.feature_cache_max_gb only deletes what other runs have left: what a"
             " run itself needs stays",
         )
-    if not together and needs["run"] > shutil.disk_usage(run).free:
+    if not same_disk and needs["run"] > shutil.disk_usage(run).free:
         left = resources.gigabytes(shutil.disk_usage(run).free)
         what = (
             f"checkpoints take {resources.gigabytes(needs['run'])}, and {left} are free: give one"
@@ -247,7 +251,7 @@ def nearest_directory(path: Path) -> Path:
     """Return the nearest directory that exists. Raises UserError for one that may not be read."""
     path = path.absolute()
     try:
-        return next(each for each in (path, *path.parents) if each.is_dir())
+        return next(parent for parent in (path, *path.parents) if parent.is_dir())
     except PermissionError:
         raise UserError(
             f"{path}: permission denied. Give a directory that may be read and written."

@@ -30,10 +30,10 @@ def check(config: RunConfig) -> Dataset:
     """
     problems, data = ValidationReport(), None
     if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
-        what = "has no protocol, so its rankings cannot be scored"
+        problem = "has no protocol, so its rankings cannot be scored"
         problems.add(
             f"data.type {config.data.type}",
-            what,
+            problem,
             "Give its settings a `protocol`, as in data/cirr.py.",
         )
     try:
@@ -74,8 +74,8 @@ def check(config: RunConfig) -> Dataset:
     except UserError as error:
         problems.add("captioning", str(error))
     if config.mining.search != "exact" and config.model.several_vectors:
-        what = f"is for images of one vector; {config.model.type} gives several. Use exact"
-        problems.add(f"mining.search {config.mining.search}", what)
+        problem = f"is for images of one vector; {config.model.type} gives several. Use exact"
+        problems.add(f"mining.search {config.mining.search}", problem)
     runtime = config.runtime
     for name, file in (
         ("--accelerate_config", runtime.accelerate_config),
@@ -91,8 +91,8 @@ def check(config: RunConfig) -> Dataset:
         problems.add(
             "--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error)
         )
-    for where, what in trackers.missing_packages(runtime.report_to):
-        problems.add(where, what)
+    for where, problem in trackers.missing_packages(runtime.report_to):
+        problems.add(where, problem)
     if listed:
         rows = [asdict(row) for row in problems.rows]
         write_json(
@@ -156,21 +156,25 @@ def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
 
 def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationReport) -> None:
     """Check that the strategy has what it requires, and that a file of attributes is valid."""
-    told = config.attributes
-    asks = {
+    attributes = config.attributes
+    needs_vision = {
         "mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
-        "attributes.image_source vlm": told is not None and told.image_source == "vlm",
+        "attributes.image_source vlm": attributes is not None and attributes.image_source == "vlm",
     }
-    for setting, needed in asks.items():
+    for setting, needed in needs_vision.items():
         if needed and not config.foundation.judges:
             problems.add(
                 setting,
                 f"the foundation model {config.foundation.type!r} looks at no picture; use another "
                 "--foundation_model_backbone",
             )
-    known = {"groups": train.groups, "categories": train.categories or told, "attributes": told}
+    available = {
+        "groups": train.groups,
+        "categories": train.categories or attributes,
+        "attributes": attributes,
+    }
     for name in sorted(config.mining.strategy.requires):
-        if config.num_iterations and not known[name]:
+        if config.num_iterations and not available[name]:
             sources = {
                 "groups": "a data set that has them",
                 "categories": "such a data set, or `attributes` settings",
@@ -180,8 +184,8 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
                 f"mining.strategy {config.mining.strategy.type}",
                 f"needs {name}: {way}; see docs/negatives.md",
             )
-    if told is not None and told.image_source != "vlm":
-        image_attributes(told, told.build(), train.gallery.ids)
+    if attributes is not None and attributes.image_source != "vlm":
+        image_attributes(attributes, attributes.build(), train.gallery.ids)
 
 
 def _check_groups(kind: str, train: TrainSplit, problems: ValidationReport) -> None:

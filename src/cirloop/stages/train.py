@@ -54,8 +54,8 @@ def train(
         with profiling.collect_workers(workspace):
             launcher.run_training(job, config.runtime)
         log = schema.read(path / "training_log.json")
-        said = not_falling([row["loss"] for row in log["rows"] if "ids" not in row])
-        if said:
-            run.costs.warn(f"{name}: {said}")
+        plateau = not_falling([row["loss"] for row in log["rows"] if "ids" not in row])
+        if plateau:
+            run.costs.warn(f"{name}: {plateau}")
 
     return run.build(name, settings, inputs, build, iteration)

@@ -108,8 +108,8 @@ class Trainer:
         is left out."""
 
     def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
-        """Do the steps left, and return a row for each. Raises BadBatch, and Stopped after the step
-        at which the run is asked to stop."""
+        """Do the steps left, and return a row for each. Raises BadBatch, and GracefulStop after the
+        step at which the run is asked to stop."""
         start = 0 if self.deepspeed else self._resume()
         self.module.train()
         before = gather_parameters(self._lora_B()) if start == 0 else {}
@@ -221,7 +221,7 @@ class Trainer:
             )
 
     def _stop(self, step: int) -> None:
-        """Keep what `step` steps have made. Raises Stopped."""
+        """Keep what `step` steps have made. Raises GracefulStop."""
         if not self.deepspeed:
             self._save(step)
         self.accelerator.wait_for_everyone()  # the first one writes

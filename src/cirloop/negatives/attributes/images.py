@@ -35,7 +35,7 @@ def image_attributes(
     """The attributes of the gallery's images, row by row. `caption` asks the foundation model, for
     images from `vlm`.
 
-    Raises ProblemsFound with everything that is wrong in the file or among the captions.
+    Raises ValidationFailed with everything that is wrong in the file or among the captions.
     """
     if settings.image_source == "vlm":
         assert caption is not None, "images from 'vlm' need a caption callable"
@@ -103,7 +103,7 @@ def captions_file(path: Path, images: Sequence[ImageId]) -> dict[ImageId, str]:
 
 def of_model(caption: Caption, images: Sequence[ImageId]) -> dict[ImageId, str]:
     """The captions a model gives the images, without those that cannot be used. Raises
-    ProblemsFound for an empty one, and where none is left."""
+    ValidationFailed for an empty one, and where none is left."""
     problems = ValidationReport("Look at these images and at the captioning model.")
     texts = list(caption(images))
     if len(texts) != len(images):

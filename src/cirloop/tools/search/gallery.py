@@ -80,7 +80,7 @@ def of_run(config: RunConfig) -> Searchable:
 def of_folder(
     directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool
 ) -> Searchable:
-    """The pictures below `directory`. Raises ProblemsFound with every one that cannot be used."""
+    """The pictures below `directory`. Raises ValidationFailed with every unusable one."""
     problems = ValidationReport()
     if not directory.is_dir():
         problems.add(
