@@ -7,11 +7,11 @@ from cirloop.distributed import launcher
 
 
 def main() -> None:
-    launcher.alone(sys.argv)
+    launcher.refuse_nested_launch(sys.argv)
     from cirloop.cli.evaluate import EvalConfig, evaluate
 
     evaluate(EvalConfig.parse(sys.argv[1:]))
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.main_wrapper(main)

@@ -10,7 +10,7 @@ from cirloop.report import builder
 
 
 def main() -> None:
-    launcher.alone(sys.argv)
+    launcher.refuse_nested_launch(sys.argv)
     settings = run.load(sys.argv[1:], Path(__file__).resolve().parent / "configs" / "shapes.yaml")
     if settings.report_only:
         builder.rebuild(settings)
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.main_wrapper(main)

@@ -30,7 +30,7 @@ from cirloop.negatives import STRATEGIES as BY_TYPE
 from cirloop.negatives import MiningSettings
 from cirloop.negatives.base import MiningContext, Strategy
 from cirloop.negatives.miner import MiningInputs, mine
-from cirloop.stages.mine import barred_rows
+from cirloop.stages.exclusions import barred_rows
 from cirloop.types import Gallery, ImageId, Query, QueryId, TrainSplit, Triplet
 
 PAIRS, NEAR, WRONG, DIMENSIONS, K = 12, 6, 60, 16, 5

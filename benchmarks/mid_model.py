@@ -229,7 +229,7 @@ class Work:
         import torch
 
         from cirloop.backbones import LoraSettings
-        from cirloop.distributed.worker import accelerator
+        from cirloop.distributed.worker import create_accelerator
         from cirloop.training.batches import BatchSampler
         from cirloop.training.config import InfoNCE, TrainingSettings
         from cirloop.training.trainer import Trainer
@@ -263,7 +263,7 @@ class Work:
             "",
             self.directory / "steps",
             0,
-            accelerator(),
+            create_accelerator(),
         )
         made.module.train()
         return made

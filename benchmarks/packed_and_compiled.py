@@ -33,7 +33,7 @@ from mid_model import SIZES, report, write_model
 
 from cirloop.backbones import EmbedInput, LoraSettings, Qwen2VLSettings
 from cirloop.backbones.base import Grid, ImageFeatures
-from cirloop.distributed.worker import accelerator
+from cirloop.distributed.worker import create_accelerator
 from cirloop.retrieval.embed import embed
 from cirloop.training.batches import BatchSampler
 from cirloop.training.config import TrainingSettings
@@ -135,7 +135,9 @@ def trainer_of(
     )
     backbone.make_trainable(settings, 0)
     batches = BatchSampler(triplets, [], [], args.batch, 0.0, 0, 0)
-    trainer = Trainer(backbone, features, batches, settings, 1, 0, "", work, 0, accelerator())
+    trainer = Trainer(
+        backbone, features, batches, settings, 1, 0, "", work, 0, create_accelerator()
+    )
     trainer.module.train()
     return trainer
 

@@ -120,7 +120,7 @@ def measure(size: str) -> dict[str, tuple[int, int]]:
     with TemporaryDirectory() as name:
         directory = Path(name)
         write_model(directory, size, "bfloat16")
-        sizes = resources.sizes_of(directory)
+        sizes = resources.model_sizes(directory)
         tokens, weights = ROWS * TOKENS, resources.adapter_weights(sizes, RANK, targets)
         with torch.no_grad():
             base, key_values = captions(directory)

@@ -26,10 +26,11 @@ from typing import Any
 
 from PIL import Image
 
-from cirloop.artifacts.store import Store, write_json, write_sealed
+from cirloop.artifacts.atomic import write_checked, write_json
+from cirloop.artifacts.store import Store
 from cirloop.config.run import RunConfig, save
 from cirloop.evaluation.significance import compared
-from cirloop.monitoring.profiling import Cost
+from cirloop.monitoring.profiling import StageMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
 REASONS = ("not verified", "round trip", "a surer text was kept", "declined", "too short")
@@ -81,7 +82,7 @@ class Made:
         self.results: list[dict[str, Any]] = []
         config.directory.mkdir(parents=True)
         self.store = Store(config.directory)
-        self.store.begin(
+        self.store.initialize(
             save(config, config.directory / "config.json"), config.directory / "config.json"
         )
         self.costs: list[dict[str, Any]] = []
@@ -100,10 +101,12 @@ class Made:
             ]
         for each, build in jobs[:parts]:
             digits = [int(part) for part in each.removesuffix(".json").split("_") if part.isdigit()]
-            self.store.make(each, {}, [], build, digits[0] if digits else 0)
-            cost = Cost(seconds=60.0, images_encoded=self.images, items=self.queries, tokens=1000)
-            self.costs.append({"stage": each, "attempt": 1, "finished": True, **cost.row()})
-        write_sealed(self.config.directory / "costs.json", "costs", {"stages": self.costs})
+            self.store.get_or_build(each, {}, [], build, digits[0] if digits else 0)
+            cost = StageMetrics(
+                seconds=60.0, images_encoded=self.images, items=self.queries, tokens=1000
+            )
+            self.costs.append({"stage": each, "attempt": 1, "finished": True, **cost.to_json()})
+        write_checked(self.config.directory / "costs.json", "costs", {"stages": self.costs})
         bare = [{n: v for n, v in r.items() if n not in ("ranks", "top")} for r in self.results]
         found = {"schema": 3, "results": bare, "compared": compared(self.results)}
         write_json(self.config.directory / "evaluation_results.json", found)

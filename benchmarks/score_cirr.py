@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.data import cirr
 from cirloop.evaluation import protocols, submission
 from cirloop.retrieval.images import ranks_of_images, topk_images
 from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
                 q.id: row + [i for i in groups[q.id] if i not in row]
                 for q, row in zip(queries, top, strict=True)
             }
-            problems = Problems()
+            problems = ValidationReport()
             submission.write(Path(directory), submission.submission(part, rankings, problems))
             assert not problems.rows
             seconds.append(time.monotonic() - began)

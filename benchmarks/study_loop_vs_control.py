@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry, runner
 from cirloop.config.run import RunConfig, save
 from cirloop.config.run_dir import CONFIG
@@ -196,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.main_wrapper(main)

@@ -25,13 +25,13 @@ import numpy as np
 import study_loop_vs_control as study
 import torch
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry, runner
 from cirloop.config.run import RunConfig
 from cirloop.data.shapes.load import image_id
 from cirloop.data.shapes.splits import held_out
 from cirloop.monitoring.console import table
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 from cirloop.stages.mine import mine_split
 
 K = 3
@@ -134,7 +134,7 @@ def mined_table(args: argparse.Namespace) -> None:
         runner.run(config)
         warm = runner.open_run(config)
         checkpoint, oracle, train = (
-            warm.store.find("checkpoint_iter_0"),
+            warm.store.load("checkpoint_iter_0"),
             warm.data.train.oracle,
             warm.data.train,
         )
@@ -142,7 +142,9 @@ def mined_table(args: argparse.Namespace) -> None:
         right = {t.query.id: oracle.positives(t.query) - {t.target} for t in train.triplets}
         for name in STRATEGIES:
             for title, filters in FILTERS.items():
-                run = Run(with_strategy(config, name, filters, args.output), warm.store, warm.data)
+                run = RunContext(
+                    with_strategy(config, name, filters, args.output), warm.store, warm.data
+                )
                 made = mine_split(run, warm.embedder(checkpoint), 0)["negatives"]
                 false = sum(row["image"] in right[row["query"]] for row in made)
                 rows.append(
@@ -223,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    entry.main_wrapper(main)

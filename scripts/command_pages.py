@@ -102,7 +102,7 @@ COMMANDS = (
             "For samples of images and texts": (
                 "cirloop.tools.add_negatives.config:AddNegativesConfig"
             ),
-            VECTORS: "cirloop.cli.mine_embeddings:VectorConfig",
+            VECTORS: "cirloop.cli.mine_embeddings:EmbeddingMiningConfig",
         },
         "add_hard_negatives",
         (

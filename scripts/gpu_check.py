@@ -119,7 +119,7 @@ class Check:
         except UserError as error:
             values = {"refused": str(error)}
         except (MemoryError, RuntimeError) as error:
-            if not oom.ran_out(error):
+            if not oom.is_oom(error):
                 raise
             values = {"out_of_memory": oom.first_line(error)}
         clear_device_cache(garbage_collection=True)

@@ -25,7 +25,7 @@ from cirloop.tools.add_negatives.pipeline import add_negatives
 from cirloop.tools.add_negatives.report import normalized_entropy
 from cirloop.tools.add_negatives.text_reuse import normal
 from cirloop.types import UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 from tests.test_models_loop import model_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -469,10 +469,10 @@ def test_wrong_flags(words: list[str], said: list[str]) -> None:
 )
 def test_wrong_annotations(content: Any, split: str | None, said: str, tmp_path: Path) -> None:
     (tmp_path / "samples.json").write_text(json.dumps(content))
-    problems = Problems()
+    problems = ValidationReport()
     reading.read(tmp_path / "samples.json", split, None, problems)
     with pytest.raises(UserError) as caught:
-        problems.stop()
+        problems.raise_if_any()
     assert said in str(caught.value)
 
 
@@ -488,12 +488,12 @@ def test_the_three_forms_of_annotations(form: str, tmp_path: Path) -> None:
     path = tmp_path / ("samples.jsonl" if form == "lines" else "samples.json")
     text = json.dumps({"train": train, "val_seen": flat[2:]} if form == "keys" else flat)
     path.write_text("\n".join(map(json.dumps, flat)) if form == "lines" else text)
-    problems = Problems()
+    problems = ValidationReport()
     found = reading.read(path, "train", None, problems)
     assert not problems.rows
     first = {"id": "x", "group": "3", "image": "a.png", "text": "one text"}
     assert [sample.row() for sample in found] == [first, {"image": "b.png", "text": "two"}]
-    assert len(reading.read(path, "train", 1, Problems())) == 1
+    assert len(reading.read(path, "train", 1, ValidationReport())) == 1
 
 
 @pytest.mark.full
@@ -683,10 +683,10 @@ def test_the_defaults_asked_for_and_both_spellings() -> None:
 )
 def test_another_kind_of_file_is_said(name: str, content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
-    problems = Problems()
+    problems = ValidationReport()
     assert reading.read(tmp_path / name, None, None, problems) == []
     with pytest.raises(UserError, match=said):
-        problems.stop()
+        problems.raise_if_any()
 
 
 def test_absolute_paths_below_the_pictures_are_taken_and_others_named(tmp_path: Path) -> None:
@@ -698,7 +698,7 @@ def test_absolute_paths_below_the_pictures_are_taken_and_others_named(tmp_path: 
     ]
     rows += [{"image": f"{images}/../photos/0.png", "text": "t"}]
     (tmp_path / "s.json").write_text(json.dumps(rows))
-    problems = Problems()
+    problems = ValidationReport()
     found = reading.read(tmp_path / "s.json", None, None, problems, tmp_path / "link")
     assert [sample.image for sample in found] == ["0.png", "0.png"]
     assert ["absolute and not below the image directory" in row.what for row in problems.rows] == [

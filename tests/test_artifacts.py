@@ -12,15 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.artifacts.store import (
-    MANIFEST,
-    Store,
-    dump,
-    file_digests,
-    fingerprint,
-    write_json,
-    write_text,
-)
+from cirloop.artifacts.atomic import format_json, write_json, write_text
+from cirloop.artifacts.store import MANIFEST, Store, file_digests, fingerprint
 from cirloop.types import UserError
 
 
@@ -38,7 +31,7 @@ def never(path: Path) -> None:
 
 
 def make(store: Store, name: str = "a.json", text: str = "made", iteration: int | None = 0) -> None:
-    store.make(name, {"k": 1}, ["input"], a_file(text), iteration)
+    store.get_or_build(name, {"k": 1}, ["input"], a_file(text), iteration)
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -48,9 +41,9 @@ def contents(directory: Path) -> dict[str, str]:
 
 def test_artifact_is_built_once_and_then_found(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first = store.make("a.json", {"k": 1}, ["input"], a_file(), 0)
-    again = store.make("a.json", {"k": 1}, ["input"], never, 0)
-    later = Store(tmp_path).make("a.json", {"k": 1}, ["input"], never, 0)
+    first = store.get_or_build("a.json", {"k": 1}, ["input"], a_file(), 0)
+    again = store.get_or_build("a.json", {"k": 1}, ["input"], never, 0)
+    later = Store(tmp_path).get_or_build("a.json", {"k": 1}, ["input"], never, 0)
     assert first.made_now and not again.made_now and not later.made_now
     assert first.digest == again.digest == later.digest
     assert later.path.read_text() == "made"
@@ -59,7 +52,9 @@ def test_artifact_is_built_once_and_then_found(tmp_path: Path) -> None:
 def test_digest_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
     digests = []
     for directory, text in (("x", "one"), ("y", "one"), ("z", "two")):
-        digests.append(Store(tmp_path / directory).make("a.json", {}, [], a_file(text)).digest)
+        digests.append(
+            Store(tmp_path / directory).get_or_build("a.json", {}, [], a_file(text)).digest
+        )
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -74,16 +69,16 @@ def test_other_settings_or_inputs_are_refused_with_the_way_out(
     make(store, iteration=3)
     before = contents(tmp_path)
     with pytest.raises(UserError, match="--resume_from_iteration 3"):
-        store.make("a.json", settings, inputs, never, 3)
+        store.get_or_build("a.json", settings, inputs, never, 3)
     assert contents(tmp_path) == before
 
 
 def test_order_of_settings_does_not_matter_but_order_of_inputs_does(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.make("a", {"x": 1, "y": 2}, ["1", "2"], a_file())
-    store.make("a", {"y": 2, "x": 1}, ["1", "2"], never)
+    store.get_or_build("a", {"x": 1, "y": 2}, ["1", "2"], a_file())
+    store.get_or_build("a", {"y": 2, "x": 1}, ["1", "2"], never)
     with pytest.raises(UserError):
-        store.make("a", {"x": 1, "y": 2}, ["2", "1"], never)
+        store.get_or_build("a", {"x": 1, "y": 2}, ["2", "1"], never)
 
 
 def alter(path: Path) -> None:
@@ -110,9 +105,9 @@ def add_beside(path: Path) -> None:
 def test_damage_to_a_directory_is_named(
     tmp_path: Path, damage: Callable[[Path], None], named: str
 ) -> None:
-    Store(tmp_path).make("model", {}, [], a_directory, 2)
+    Store(tmp_path).get_or_build("model", {}, [], a_directory, 2)
     damage(tmp_path / "model" / "weights")
-    for look in (lambda s: s.find("model"), lambda s: s.make("model", {}, [], never, 2)):
+    for look in (lambda s: s.load("model"), lambda s: s.get_or_build("model", {}, [], never, 2)):
         with pytest.raises(UserError) as error:
             look(Store(tmp_path))
         assert str(tmp_path / named) in str(error.value)
@@ -127,25 +122,25 @@ def test_damage_to_a_file_is_named(
     make(Store(tmp_path))
     damage(tmp_path / "a.json")
     with pytest.raises(UserError) as error:
-        Store(tmp_path).find("a.json")
+        Store(tmp_path).load("a.json")
     assert f"{tmp_path / 'a.json'} ({state})" in str(error.value)
 
 
 def test_every_damaged_file_is_named_at_once(tmp_path: Path) -> None:
-    Store(tmp_path).make("model", {}, [], a_directory, 0)
+    Store(tmp_path).get_or_build("model", {}, [], a_directory, 0)
     alter(tmp_path / "model" / "weights")
     (tmp_path / "model" / "deep" / "log.json").unlink()
     with pytest.raises(UserError, match=r"(?s)deep/log.json \(missing\).*weights \(altered\)"):
-        Store(tmp_path).find("model")
+        Store(tmp_path).load("model")
 
 
 def test_unknown_artifact_is_an_error_that_lists_those_there_are(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(UserError, match="it has: none"):
-        store.find("b")
+        store.load("b")
     make(store, "a.json")
     with pytest.raises(UserError, match=r"it has: a\.json"):
-        store.find("b")
+        store.load("b")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -157,9 +152,11 @@ def test_failed_build_leaves_no_artifact_and_a_later_make_succeeds(
         raise error
 
     with pytest.raises(error):
-        Store(tmp_path).make("model", {}, [], fail)
+        Store(tmp_path).get_or_build("model", {}, [], fail)
     assert contents(tmp_path) == {} and Store(tmp_path).names == []
-    made = Store(tmp_path).make("model", {}, [], lambda path: write_text(path / "only", "x"))
+    made = Store(tmp_path).get_or_build(
+        "model", {}, [], lambda path: write_text(path / "only", "x")
+    )
     assert list(file_digests(made.path)) == ["only"], "files of the failed build were taken over"
 
 
@@ -170,9 +167,9 @@ def test_leftover_without_a_manifest_entry_is_remade(tmp_path: Path, kind: str) 
         (tmp_path / "a").write_text("half")
     else:
         a_directory(tmp_path / "a")
-    made = Store(tmp_path).make("a", {}, [], a_file("whole"))
+    made = Store(tmp_path).get_or_build("a", {}, [], a_file("whole"))
     assert made.made_now and made.path.read_text() == "whole"
-    assert Store(tmp_path).find("a").digest == made.digest
+    assert Store(tmp_path).load("a").digest == made.digest
 
 
 def test_manifest_entry_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,14 +191,14 @@ def test_workspace_survives_a_failed_build_and_goes_when_done(tmp_path: Path) ->
     store = Store(tmp_path)
 
     def fail(path: Path) -> None:
-        write_text(store.workspace("a") / "step_1", "state")
+        write_text(store.scratch_dir("a") / "step_1", "state")
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        store.make("a", {}, [], fail)
-    assert (Store(tmp_path).workspace("a") / "step_1").read_text() == "state"
-    store.make("a", {}, [], a_file())
-    assert not store.workspace("a").exists()
+        store.get_or_build("a", {}, [], fail)
+    assert (Store(tmp_path).scratch_dir("a") / "step_1").read_text() == "state"
+    store.get_or_build("a", {}, [], a_file())
+    assert not store.scratch_dir("a").exists()
 
 
 @pytest.fixture
@@ -217,7 +214,7 @@ def five(tmp_path: Path) -> Path:
 
 def test_set_aside_moves_the_iteration_and_later_ones(five: Path) -> None:
     store = Store(five)
-    goal = store.set_aside(1, also=["results.json", "not there"])
+    goal = store.archive_from(1, also=["results.json", "not there"])
     assert goal == five / "replaced_1"
     assert {p.name: p.read_text() for p in goal.iterdir()} == {
         "m_1": "model 1",
@@ -232,7 +229,7 @@ def test_set_aside_moves_the_iteration_and_later_ones(five: Path) -> None:
 def test_set_aside_never_writes_over_what_was_set_aside_before(five: Path) -> None:
     for turn in (1, 2):
         store = Store(five)
-        assert store.set_aside(2) == five / f"replaced_{turn}"
+        assert store.archive_from(2) == five / f"replaced_{turn}"
         make(store, "m_2", text=f"remade {turn}", iteration=2)
     texts = [(five / name).read_text() for name in ("replaced_1/m_2", "replaced_2/m_2", "m_2")]
     assert texts == ["model 2", "remade 1", "remade 2"]
@@ -240,7 +237,7 @@ def test_set_aside_never_writes_over_what_was_set_aside_before(five: Path) -> No
 
 def test_set_aside_of_nothing_changes_nothing(five: Path) -> None:
     before = contents(five)
-    assert Store(five).set_aside(3, also=["results.json"]) is None
+    assert Store(five).archive_from(3, also=["results.json"]) is None
     assert contents(five) == before
 
 
@@ -249,12 +246,12 @@ def test_set_aside_from_0_takes_what_belongs_to_no_iteration_too(five: Path) -> 
     alter_base = five / "base"
     alter_base.write_text("damaged")
     with pytest.raises(UserError, match="--resume_from_iteration 0"):
-        Store(five).find("base")
+        Store(five).load("base")
     store = Store(five)
-    store.set_aside(0)
+    store.archive_from(0)
     assert store.names == []
     make(store, "base", iteration=None)
-    assert store.find("base").path.read_text() == "made"
+    assert store.load("base").path.read_text() == "made"
 
 
 @pytest.mark.parametrize("moved_before_the_kill", [0, 1, 3])
@@ -288,7 +285,7 @@ def test_interrupted_set_aside_is_finished_by_the_next_store(
         else:
             patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            store.set_aside(1, also=["results.json"])
+            store.archive_from(1, also=["results.json"])
     assert "moving" in json.loads((five / MANIFEST).read_text()), (
         "the kill came too early or too late"
     )
@@ -342,8 +339,8 @@ JSON = st.recursive(
 
 @given(value=JSON | st.dictionaries(st.text(), st.lists(JSON, max_size=4), max_size=4))
 def test_dump_reads_back_as_what_was_written(value: Any) -> None:
-    assert json.loads(dump(value)) == value
-    assert dump(value).encode().decode() == dump(value)
+    assert json.loads(format_json(value)) == value
+    assert format_json(value).encode().decode() == format_json(value)
 
 
 def test_dump_writes_one_row_per_line(tmp_path: Path) -> None:
@@ -357,7 +354,7 @@ def test_dump_writes_one_row_per_line(tmp_path: Path) -> None:
 )
 def test_dump_refuses_numbers_json_does_not_have(value: Any) -> None:
     with pytest.raises(ValueError, match="Out of range float"):
-        dump(value)
+        format_json(value)
 
 
 def test_write_text_replaces_whole_files_and_leaves_nothing_beside(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_shipped_config_parses_and_says_what_it_says(path: Path) -> None:
     fast = path.stem.endswith("_fast")
     base = path.with_name(path.name.replace("_fast.yaml", ".yaml"))
     config = load(["--config", str(base), *(["--fast_mode"] if fast else [])], DEFAULT)
-    resolved = json.dumps(config.resolved())
+    resolved = json.dumps(config.to_json())
     for name, value in yaml.safe_load(path.read_text("utf-8")).items():
         for line in differences({name: json.loads(resolved)[name]}, {name: value}):
             assert line.endswith("-> None"), f"{path.name} was not heard: {line}"
@@ -378,7 +378,7 @@ INDECISIVE = {
 def test_every_setting_is_known_to_decide_results_or_not() -> None:
     """A new group of settings is entered in one of the two sets above."""
     assert set(RunConfig.model_fields) == DECISIVE | INDECISIVE
-    assert set(load([], DEFAULT).decisive()) == DECISIVE
+    assert set(load([], DEFAULT).result_settings()) == DECISIVE
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_every_setting_is_known_to_decide_results_or_not() -> None:
     ],
 )
 def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:
-    assert load(flags.split(), DEFAULT).decisive() == load([], DEFAULT).decisive()
+    assert load(flags.split(), DEFAULT).result_settings() == load([], DEFAULT).result_settings()
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_setting_that_cannot_change_results_is_not_decisive(flags: str) -> None:
 def test_setting_that_decides_results_is_decisive_and_shown_as_a_difference(
     flags: str, line: str
 ) -> None:
-    old, new = load([], DEFAULT).decisive(), load(flags.split(), DEFAULT).decisive()
+    old, new = load([], DEFAULT).result_settings(), load(flags.split(), DEFAULT).result_settings()
     assert differences(old, new) == [line]
 
 
@@ -442,13 +442,13 @@ def test_resolved_copy_reads_back_as_the_same_run(tmp_path: Path, flags: str) ->
     path = tmp_path / "config.json"
     save(config, path)
     again = from_json(path, experiment_dir=config.experiment_dir)
-    assert again.decisive() == config.decisive()
+    assert again.result_settings() == config.result_settings()
     assert again.runtime == config.runtime and again.num_iterations == config.num_iterations
 
 
 def test_resolved_copy_does_not_remember_how_the_run_was_resumed() -> None:
     flags = "--auto_resume --resume_from_iteration 1 --dry_run --experiment_dir /e"
-    assert load(flags.split(), DEFAULT).resolved() == load([], DEFAULT).resolved()
+    assert load(flags.split(), DEFAULT).to_json() == load([], DEFAULT).to_json()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"seeed": 1}', '{"seed": -1}'])

@@ -25,8 +25,8 @@ from cirloop.config.runtime import Runtime
 from cirloop.data import ShapesSettings
 from cirloop.data.paths import Sources
 from cirloop.monitoring import profiling
-from cirloop.monitoring.costs import FILE, NONE, PROFILE, Costs, cells, line
-from cirloop.monitoring.profiling import Cost
+from cirloop.monitoring.costs import FILE, NONE, PROFILE, Costs, describe, format_cells
+from cirloop.monitoring.profiling import StageMetrics
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.types import UserError
 
@@ -69,21 +69,23 @@ def test_a_counter_that_is_none_is_an_error() -> None:
 
 def test_an_image_counts_once_for_a_tower_and_as_cached_only_where_it_was_there() -> None:
     with profiling.metering() as spent:
-        profiling.want_images("a", {"1", "2", "3"}, ["3"])
-        profiling.want_images("a", {"2", "3", "4"})
-        profiling.want_images("b", {"1"})
-        profiling.want_images("b", {"2"}, {"2"})
+        profiling.count_cache_hits("a", {"1", "2", "3"}, ["3"])
+        profiling.count_cache_hits("a", {"2", "3", "4"})
+        profiling.count_cache_hits("b", {"1"})
+        profiling.count_cache_hits("b", {"2"}, {"2"})
     assert spent.images_cached == 2 + 1 + 1
 
 
 def test_parallel_processes_take_the_longest_time_and_pieces_in_turn_their_sum() -> None:
-    one = Cost(seconds=3, waiting=2, items=4, flops=1.0, memory_bytes=7)
-    two = Cost(seconds=5, waiting=1, items=6, memory_bytes=6)
-    both = Cost.merged([one.row(), two.row()])
-    assert both == Cost(seconds=5, waiting=2, items=10, flops=2.0, memory_bytes=7, processes=2)
-    stage = Cost(seconds=9, waiting=1, items=1, memory_bytes=8)
-    stage.take(both)
-    stage.take(both)
+    one = StageMetrics(seconds=3, waiting=2, items=4, flops=1.0, memory_bytes=7)
+    two = StageMetrics(seconds=5, waiting=1, items=6, memory_bytes=6)
+    both = StageMetrics.merge_parallel([one.to_json(), two.to_json()])
+    assert both == StageMetrics(
+        seconds=5, waiting=2, items=10, flops=2.0, memory_bytes=7, processes=2
+    )
+    stage = StageMetrics(seconds=9, waiting=1, items=1, memory_bytes=8)
+    stage.add_sequential(both)
+    stage.add_sequential(both)
     assert (stage.seconds, stage.waiting, stage.items, stage.memory_bytes, stage.processes) == (
         9,
         5,
@@ -91,16 +93,16 @@ def test_parallel_processes_take_the_longest_time_and_pieces_in_turn_their_sum()
         8,
         2,
     )
-    assert Cost(**json.loads(json.dumps(stage.row()))) == stage
+    assert StageMetrics(**json.loads(json.dumps(stage.to_json()))) == stage
 
 
 def test_what_processes_wrote_comes_back_once_and_nothing_of_a_stopped_attempt(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "cost_7.json").write_text(json.dumps(Cost(items=1000).row()))
-    with profiling.metering() as spent, profiling.of_processes(tmp_path):
+    (tmp_path / "cost_7.json").write_text(json.dumps(StageMetrics(items=1000).to_json()))
+    with profiling.metering() as spent, profiling.collect_workers(tmp_path):
         for number in range(2):
-            with profiling.process(tmp_path, number, None):
+            with profiling.worker_metrics(tmp_path, number, None):
                 profiling.add(items=1 + number)
     assert (spent.items, spent.processes) == (3, 2)
 
@@ -110,7 +112,7 @@ def test_a_trace_is_written_once_and_the_batches_stay_what_they_are(
 ) -> None:
     def work(batches: Any) -> list[int]:
         done = []
-        for batch in profiling.traced(batches, "work"):
+        for batch in profiling.profile_batches(batches, "work"):
             torch.ones(64, 64) @ torch.ones(64, 64)
             done.append(batch)
         return done
@@ -127,30 +129,30 @@ def test_a_trace_is_written_once_and_the_batches_stay_what_they_are(
     names = [
         event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     ]
-    assert names.count("aten::mm") == profiling.PIECE["active"]
+    assert names.count("aten::mm") == profiling.TRACE_SCHEDULE["active"]
     assert "aten::mm" in caplog.text
 
 
 def test_operations_of_the_second_batch_stand_for_all(tmp_path: Path) -> None:
     mm = 2 * 8 * 8 * 8
     with profiling.metering(tmp_path) as spent:
-        for number in profiling.traced(range(6), "outer"):
-            for _ in profiling.traced(range(3), "inner"):  # what is inside is part of it
+        for number in profiling.profile_batches(range(6), "outer"):
+            for _ in profiling.profile_batches(range(3), "inner"):  # what is inside is part of it
                 if number != 0:
                     torch.ones(8, 8) @ torch.ones(8, 8)
     assert spent.flops == 6 * 3 * mm
     with profiling.metering() as spent:
-        for _ in profiling.traced(range(6), "outer"):
+        for _ in profiling.profile_batches(range(6), "outer"):
             torch.ones(8, 8) @ torch.ones(8, 8)
     assert spent.flops == 0
 
 
 def test_no_trace_without_a_directory_and_none_inside_another(tmp_path: Path) -> None:
     with profiling.metering():
-        assert [*profiling.traced(range(9), "work")] == [*range(9)]
+        assert [*profiling.profile_batches(range(9), "work")] == [*range(9)]
     with profiling.metering(tmp_path):
-        for _ in profiling.traced(range(6), "outer"):
-            assert len([*profiling.traced(range(6), "inner")]) == 6
+        for _ in profiling.profile_batches(range(6), "outer"):
+            assert len([*profiling.profile_batches(range(6), "inner")]) == 6
     assert [path.name for path in tmp_path.iterdir()] == ["outer.json.gz"]
 
 
@@ -185,7 +187,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_row_as_people_read_it() -> None:
-    spent = Cost(
+    spent = StageMetrics(
         seconds=10,
         waiting=1.25,
         images_encoded=30,
@@ -199,17 +201,17 @@ def test_a_row_as_people_read_it() -> None:
         memory_bytes=3 * 10**9,
         gpu_bytes=5 * 10**9,
     )
-    row = {"stage": "s", **spent.row()}
-    assert cells(row) == {
+    row = {"stage": "s", **spent.to_json()}
+    assert format_cells(row) == {
         "s": "10.0", "images/s": "12", "tokens/s": "100", "texts/s": "-", "cached": "75%",
         "padding": "10.0%", "waiting s": "1.2",
         "GB": "3.00", "GPU GB": "5.00", "GFLOP": "5,000", "GFLOP/s": "500",
     }  # fmt: skip
-    assert "7 texts" in line(row)
+    assert "7 texts" in describe(row)
 
 
 def test_what_is_not_known_is_left_empty() -> None:
-    shown = cells(Cost(seconds=1).row())
+    shown = format_cells(StageMetrics(seconds=1).to_json())
     assert {shown[name] for name in ("GFLOP", "GFLOP/s", "images/s", "cached", "padding")} == {NONE}
 
 
@@ -282,7 +284,7 @@ def test_a_profile_has_traces_and_operations(
         "embedding.json.gz",
     }  # of captions, too few batches
     for name in ("evaluation_base.json", "checkpoint_iter_1", "augmented_samples_iter_1.json"):
-        assert cells(spent[name])["GFLOP"] != NONE, name
+        assert format_cells(spent[name])["GFLOP"] != NONE, name
 
 
 @pytest.mark.full

@@ -10,19 +10,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from cirloop.artifacts.fs import ABANDONED, explain, named, remove, save_tensors, sweep
-from cirloop.artifacts.store import write_text
+from cirloop.artifacts.atomic import write_text
+from cirloop.artifacts.fs import (
+    ABANDONED,
+    os_error_hint,
+    remove_stale_temp,
+    remove_tree_quietly,
+    save_tensors,
+    with_filename,
+)
 
 
 def test_an_error_names_the_file_and_the_way_out() -> None:
-    told = explain(OSError(errno.ENOSPC, "No space left on device", "/runs/a/manifest.json"))
+    told = os_error_hint(OSError(errno.ENOSPC, "No space left on device", "/runs/a/manifest.json"))
     assert told is not None and told.startswith(
         "/runs/a/manifest.json: No space left on device. Free space there"
     )
-    moved = explain(OSError(errno.EROFS, "Read-only file system", "/a", None, "/b"))
+    moved = os_error_hint(OSError(errno.EROFS, "Read-only file system", "/a", None, "/b"))
     assert moved is not None and moved.startswith("/b: ") and "writable" in moved
-    assert "shorter name" in str(explain(OSError(errno.ENAMETOOLONG, "File name too long", "/a")))
-    assert explain(OSError(errno.ENOENT, "No such file or directory", "/a")) is None
+    assert "shorter name" in str(
+        os_error_hint(OSError(errno.ENAMETOOLONG, "File name too long", "/a"))
+    )
+    assert os_error_hint(OSError(errno.ENOENT, "No such file or directory", "/a")) is None
 
 
 def test_a_write_that_fails_names_its_file_and_leaves_none(
@@ -38,7 +47,7 @@ def test_a_write_that_fails_names_its_file_and_leaves_none(
 
 
 def test_a_name_that_is_there_stays() -> None:
-    with pytest.raises(FileNotFoundError, match="/no/such"), named(Path("other")):
+    with pytest.raises(FileNotFoundError, match="/no/such"), with_filename(Path("other")):
         Path("/no/such").stat()
 
 
@@ -51,9 +60,9 @@ def test_only_what_was_abandoned_is_swept(tmp_path: Path) -> None:
     ):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - seconds,) * 2)
-    sweep(tmp_path, ".a.")
+    remove_stale_temp(tmp_path, ".a.")
     assert {path.name for path in tmp_path.iterdir()} == {".a.2.tmp", ".b.1.tmp", "a"}
-    sweep(tmp_path / "not_there")
+    remove_stale_temp(tmp_path / "not_there")
 
 
 def test_tensors_have_the_users_umask(tmp_path: Path) -> None:
@@ -79,6 +88,6 @@ def test_what_cannot_be_removed_is_said(
         raise OSError(errno.EBUSY, "Device or resource busy")
 
     monkeypatch.setattr("shutil.rmtree", busy)
-    remove(tmp_path)
+    remove_tree_quietly(tmp_path)
     assert f"{tmp_path} could not be removed" in caplog.text
-    remove(tmp_path / "not_there")
+    remove_tree_quietly(tmp_path / "not_there")

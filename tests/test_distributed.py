@@ -18,7 +18,7 @@ from cirloop.cli import runner
 from cirloop.config.run import save
 from cirloop.data.paths import Sources
 from cirloop.monitoring.costs import Costs
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 from cirloop.stages.train import train
 from cirloop.types import UserError
 
@@ -44,14 +44,14 @@ def trained_again(
     had."""
     training = {**NO_DROPOUT, "lora": {"dropout": 0.0, "dtype": dtype}}
     config = small(directory, training=training, runtime=runtime)
-    run = Run(
+    run = RunContext(
         config,
         Store(directory),
         config.data.build(Sources(None, config.cache, lambda items, _: items)),
     )
     save(config, directory / "config.json")
     first, negatives, samples = (
-        run.store.make(name, {}, [], partial(copy, alone / name), 0)
+        run.store.get_or_build(name, {}, [], partial(copy, alone / name), 0)
         for name in (
             "checkpoint_iter_0",
             "hard_negatives_iter_0.json",

@@ -274,7 +274,7 @@ def test_flags_that_are_given_are_compared_with_the_directorys_settings(
 
 
 def test_places_are_saved_so_that_another_directory_can_use_the_run(home: Path) -> None:
-    saved = parsed("--dataset_name cirr --data_dir data/cirr --runtime.cache_dir c").resolved()
+    saved = parsed("--dataset_name cirr --data_dir data/cirr --runtime.cache_dir c").to_json()
     assert saved["data_dir"] == str(home / "data" / "cirr") and saved["runtime"][
         "cache_dir"
     ] == str(home / "c")
@@ -437,13 +437,13 @@ def test_processes_without_a_device_are_told_of(
     from cirloop.distributed import launcher
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert launcher.crowded(Runtime()) == []
-    assert "4 processes share" in launcher.crowded(Runtime(num_processes=4))[0]
+    assert launcher.device_warnings(Runtime()) == []
+    assert "4 processes share" in launcher.device_warnings(Runtime(num_processes=4))[0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert launcher.crowded(Runtime(num_processes=2)) == []
+    assert launcher.device_warnings(Runtime(num_processes=2)) == []
     with pytest.raises(UserError, match="4 processes on this machine and 2 GPUs"):
-        launcher.crowded(Runtime(num_processes=4))
+        launcher.device_warnings(Runtime(num_processes=4))
 
 
 def test_a_terminal_without_the_signs_is_written_to_in_others() -> None:
@@ -452,7 +452,7 @@ def test_a_terminal_without_the_signs_is_written_to_in_others() -> None:
     from cirloop.cli import entry
 
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, "ascii", errors=entry.IN_OTHER_SIGNS)
+    stream = io.TextIOWrapper(raw, "ascii", errors=entry.ASCII_FALLBACK)
     stream.write("1.0 ± 0.5 → 木")
     stream.flush()
     assert raw.getvalue() == b"1.0 +- 0.5 -> ?"

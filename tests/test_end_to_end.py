@@ -22,7 +22,7 @@ from cirloop.cli import runner
 from cirloop.cli.evaluate import EvalConfig, evaluate_run
 from cirloop.config.run import from_json
 from cirloop.data.paths import Sources
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 from cirloop.types import UserError
 from tests.commands import command
 
@@ -157,7 +157,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
 ) -> None:
     """`kill -9` in one run, then to the end. benchmarks/kill_and_resume.py does it ten times."""
     directory = tmp_path / "killed"
-    config = small(directory).resolved()
+    config = small(directory).to_json()
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
     flags = [
         sys.executable,
@@ -261,7 +261,7 @@ def test_bad_use_is_one_clear_error_and_changes_nothing(
     (here / "notes.txt").write_text("mine")
     if "USED" in flags:
         shutil.copytree(finished, used)
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small(used).resolved()))
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small(used).to_json()))
     filled = [str({"HERE": here, "USED": used}.get(flag, flag)) for flag in flags]
     config = [] if "--config" in filled else ["--config", str(tmp_path / "small.yaml")]
     before = snapshot(tmp_path)
@@ -336,13 +336,15 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
     assert no_text["ranks"] != whole["ranks"] != no_image["ranks"] != no_text["ranks"]
     # without texts, the rank is that of the target for the reference and an empty text
     config, store = from_json(finished / "config.json", experiment_dir=finished), Store(finished)
-    run = Run(config, store, config.data.build(Sources(None, config.cache, lambda items, _: items)))
+    run = RunContext(
+        config, store, config.data.build(Sources(None, config.cache, lambda items, _: items))
+    )
     [part] = run.data.parts("val")
     backbone = run.embedder(store.find("checkpoint_iter_1"))
     queries_QD = run.vectors(
         backbone, [EmbedInput(query.reference, "") for query in part.queries], part, ""
     )
-    scores_QG, rows = queries_QD @ run.gallery(backbone, part).T, part.gallery.rows()
+    scores_QG, rows = queries_QD @ run.gallery_embeddings(backbone, part).T, part.gallery.rows()
     assert part.relevance is not None
     for scores_G, query, (name, rank, _) in zip(
         scores_QG, part.queries, no_text["ranks"], strict=True

@@ -16,7 +16,7 @@ from cirloop.config.run import RunConfig, save
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.miner import mine
 from cirloop.retrieval.vectors import open_vectors
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 from cirloop.stages.mine import mining_inputs
 from cirloop.tools.export_embeddings import ExportConfig, main, write, write_parquet
 from cirloop.types import UserError
@@ -43,7 +43,7 @@ def export(run: Path, output: Path, *more: str) -> Path:
 def test_what_is_mined_from_an_export_is_what_the_run_mines(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(config, Store(config.directory), config.data.build())
+    run = RunContext(config, Store(config.directory), config.data.build())
     given, train = mining_inputs(run, run.embedder(None), run.data.train), run.data.train
     there = [
         (train.triplets[f.query_index].query.id, train.gallery.ids[column], rank, f.target_rank)
@@ -51,7 +51,7 @@ def test_what_is_mined_from_an_export_is_what_the_run_mines(
         for column, rank in zip(f.gallery_indices, f.ranks.tolist(), strict=True)
     ]
     monkeypatch.setattr(
-        "cirloop.stages.context.PIECE", 64
+        "cirloop.stages.context.EMBED_CHUNK", 64
     )  # also: a gallery embedded in pieces and kept on disk
     monkeypatch.setattr("cirloop.retrieval.vectors.MAPPED_BYTES", 1000)
     made = export(config.directory, tmp_path / "made", "--rows_per_file", "20")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from cirloop.cli.evaluate import EvalConfig
-from cirloop.cli.mine_embeddings import VectorConfig
+from cirloop.cli.mine_embeddings import EmbeddingMiningConfig
 from cirloop.config import cli
 from cirloop.tools.add_negatives.config import AddNegativesConfig
 from cirloop.tools.demo.__main__ import DemoConfig
@@ -30,7 +30,7 @@ GIVEN: dict[type[cli.Flags], list[str]] = {
     ExportConfig: ["--experiment_dir", "run", "--iteration", "1", "--format", "merged"],
     SearchConfig: ["--experiment_dir", "run"],
     DemoConfig: ["--experiment_dir", "run"],
-    VectorConfig: VECTORS,
+    EmbeddingMiningConfig: VECTORS,
     AddNegativesConfig: ["--image-dir", "i", "--annotations", "a.json", "--output", "o.json"],
 }
 

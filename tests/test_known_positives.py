@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cirloop.artifacts.store import Artifact, Store, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import Artifact, Store
 from cirloop.data.known_positives import (
     CONFIRMED,
     LINE,
@@ -21,7 +22,7 @@ from cirloop.data.known_positives import (
     normal_text,
     read_confirmed,
 )
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 from cirloop.stages.mine import mine_split
 from cirloop.stages.train import train
 from cirloop.types import AugmentedTriplet, ImageId, Query, QueryId, Triplet
@@ -130,7 +131,7 @@ def write_samples(
 def test_what_the_captioner_confirmed_is_mined_no_more(small: Any, tmp_path: Path) -> None:
     """The same model mines twice; of the first time every image but the last was confirmed."""
     config = small(tmp_path / "run", training={"iteration_0_steps": 0})
-    run = Run(config, Store(config.directory), config.data.build())
+    run = RunContext(config, Store(config.directory), config.data.build())
     train(run, 0, None, [], None)
     first = mine_split(run, run.embedder(None), 0)
     confirmed = first["negatives"][:-1]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cirloop.monitoring import preemption, run_log
-from cirloop.monitoring.run_log import Attempt
+from cirloop.monitoring.run_log import RunLog
 from cirloop.types import UserError
 from tests.commands import ROOT, command, logging_kept
 from tests.faults.harness import VERY_SMALL
@@ -49,7 +49,7 @@ def test_each_attempt_has_a_log_of_all_that_was_said(
     assert not logs.exists()
     with terminated_at("checkpoint_iter_0: start"):
         first = command("train_iterative.py", *flags)
-    assert first.returncode == preemption.CODE
+    assert first.returncode == preemption.EXIT_PREEMPTED
     refused = command("train_iterative.py", *flags)
     assert refused.returncode == 2 and [path.name for path in logs.iterdir()] == ["attempt_001.log"]
     second = command("train_iterative.py", *flags, "--auto_resume")
@@ -84,20 +84,22 @@ def test_each_attempt_has_a_log_of_all_that_was_said(
     ids=lambda value: type(value).__name__,
 )
 def test_the_reason_of_the_end_is_in_it(error: BaseException, last: str, tmp_path: Path) -> None:
-    with pytest.raises(type(error)), Attempt(tmp_path) as attempt:
+    with pytest.raises(type(error)), RunLog(tmp_path) as attempt:
         path = attempt.open()
         raise error
     said = messages(path)
     assert last in said[-1], said
     assert ("Traceback (most recent call last):" in said) == isinstance(error, RuntimeError)
     assert not [
-        handler for handler in logging.getLogger().handlers if isinstance(handler, run_log.Log)
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, run_log.RotatingLog)
     ]
 
 
 def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> None:
     before = warnings.showwarning
-    with Attempt(tmp_path) as attempt:
+    with RunLog(tmp_path) as attempt:
         logger.info("12 pictures are missing")
         assert [*tmp_path.iterdir()] == []
         path = attempt.open()
@@ -113,7 +115,7 @@ def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> Non
 
 
 def test_a_run_that_is_refused_leaves_no_log(tmp_path: Path) -> None:
-    with pytest.raises(UserError), Attempt(tmp_path):
+    with pytest.raises(UserError), RunLog(tmp_path):
         raise UserError("no")
     assert [*tmp_path.iterdir()] == []
 
@@ -121,10 +123,10 @@ def test_a_run_that_is_refused_leaves_no_log(tmp_path: Path) -> None:
 def test_a_log_and_their_number_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_log, "KEPT", 3)
-    monkeypatch.setattr(run_log, "SIZE", 2000)
+    monkeypatch.setattr(run_log, "MAX_LOGS", 3)
+    monkeypatch.setattr(run_log, "MAX_BYTES", 2000)
     for number in range(1, 6):
-        with Attempt(tmp_path) as attempt:
+        with RunLog(tmp_path) as attempt:
             assert attempt.open().name == f"attempt_{number:03d}.log"
             for line in range(200):
                 logger.info("line %d %s", line, "x" * 40)
@@ -142,13 +144,15 @@ def test_a_full_disk_stops_the_beginning_and_nothing_later(
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/attempt_001.log").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as error:
-        run_log.Log(tmp_path / "logs/attempt_001.log")
+        run_log.RotatingLog(tmp_path / "logs/attempt_001.log")
     assert error.value.filename == str(tmp_path / "logs/attempt_001.log")
     logging.getLogger().addHandler(caplog.handler)
-    with Attempt(tmp_path) as attempt:
+    with RunLog(tmp_path) as attempt:
         path = attempt.open()
         log = next(
-            handler for handler in logging.getLogger().handlers if isinstance(handler, run_log.Log)
+            handler
+            for handler in logging.getLogger().handlers
+            if isinstance(handler, run_log.RotatingLog)
         )
         assert log.stream is not None
         log.stream.close()
@@ -168,9 +172,9 @@ CHILD = """
 import logging, os, sys, warnings
 from pathlib import Path
 from cirloop.monitoring.console import start_logging
-from cirloop.distributed.worker import _log_beside
+from cirloop.distributed.worker import _open_worker_log
 start_logging(plain=True)
-_log_beside(Path(sys.argv[1]))
+_open_worker_log(Path(sys.argv[1]))
 logging.getLogger("cirloop.distributed.worker").warning("half of it is done")
 print("a library says hello", flush=True)
 os.write(2, b"C says hello\\n")
@@ -182,7 +186,7 @@ os.write(2, b"C says hello\\n")
 def test_launched_processes_have_logs_beside_the_attempts_and_the_first_the_terminal(
     rank: str, tmp_path: Path
 ) -> None:
-    with Attempt(tmp_path) as attempt:
+    with RunLog(tmp_path) as attempt:
         path = attempt.open()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "RANK": rank}
     done = subprocess.run(
@@ -203,9 +207,9 @@ def test_launched_processes_have_logs_beside_the_attempts_and_the_first_the_term
 def test_a_logs_of_launched_processes_go_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_log, "KEPT", 1)
+    monkeypatch.setattr(run_log, "MAX_LOGS", 1)
     for _ in range(2):
-        with Attempt(tmp_path) as attempt:
+        with RunLog(tmp_path) as attempt:
             path = attempt.open()
             path.with_suffix(".rank_0.log").touch()
     assert sorted(each.name for each in path.parent.iterdir()) == [

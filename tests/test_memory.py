@@ -41,7 +41,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 def test_running_out_of_memory_is_told_from_other_errors(error: Exception, so: bool) -> None:
     with (
         pytest.raises(UserError if so else type(error)) as caught,
-        oom.enough("mining", "Set mining.search."),
+        oom.explain_oom("mining", "Set mining.search."),
     ):
         raise error
     assert ("mining.search" in str(caught.value)) == so

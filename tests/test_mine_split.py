@@ -13,7 +13,7 @@ import pytest
 from cirloop.cli import runner
 from cirloop.data.shapes.splits import held_out
 from cirloop.types import UserError
-from cirloop.validation import ProblemsFound
+from cirloop.validation import ValidationFailed
 from tests.stand_in import write_cirr, write_fashioniq
 
 WARM: dict[str, Any] = {
@@ -97,7 +97,7 @@ def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path
     """`tiny` was not taught to describe one picture, and answers it with nothing."""
     told = {"domain": "shapes", "images": "vlm"}
     with pytest.raises(
-        ProblemsFound, match="shapes:train:00000: the model gave no caption, but ''"
+        ValidationFailed, match="shapes:train:00000: the model gave no caption, but ''"
     ):
         runner.run(
             small(tmp_path / "run", **WARM, mining={"strategy": {"type": "soft"}}, attributes=told)

@@ -14,7 +14,7 @@ import torch
 from cirloop.backbones import LoraSettings, Qwen2VLSettings
 from cirloop.stages import model_checks, preflight
 from cirloop.training import TrainingSettings
-from cirloop.validation import Problems, ProblemsFound
+from cirloop.validation import ValidationFailed, ValidationReport
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def problems_of(config: Any) -> str:
-    found = Problems()
+    found = ValidationReport()
     model_checks.check_models(config, found)
     return "\n".join(f"{row.where} {row.what}" for row in found.rows)
 
@@ -118,7 +118,7 @@ def test_a_disk_that_does_not_suffice_is_refused(
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(10**6, 0, 10**6)
     )
-    with pytest.raises(ProblemsFound, match="vision features of") as error:
+    with pytest.raises(ValidationFailed, match="vision features of") as error:
         preflight.check(config)
     assert "1e-03 GB" in str(error.value) or "0.001 GB" in str(error.value)
     assert "runtime.cache_dir" in str(error.value) and "max_pixels" in str(error.value)
@@ -128,7 +128,7 @@ def test_features_that_are_there_need_no_room(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small(tmp_path / "run", runtime={"cache_dir": tmp_path / "cache"})
-    needed = model_checks.disk_of(config, preflight.check(config))
+    needed = model_checks.disk_bytes(config, preflight.check(config))
     file = tmp_path / "cache" / "vision" / "a" / "b.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"x" * needed["vision"])

@@ -71,7 +71,7 @@ def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
 
     monkeypatch.setattr(Qwen2VLForConditionalGeneration, "__init__", counted)
     monkeypatch.setattr(launcher, "_run", with_none)
-    with events.heard_by(made.hear):
+    with events.subscribe(made.hear):
         yield made
 
 
@@ -127,14 +127,14 @@ def test_the_driver_holds_none_while_processes_work(
 
 def test_a_released_model_is_gone_with_its_vision_features(census: Census, finished: Path) -> None:
     from cirloop.cli.evaluate import run_directory
-    from cirloop.stages.context import Run
+    from cirloop.stages.context import RunContext
 
     config, store = run_directory(finished)
-    run = Run(config, store, config.data.build(None))
+    run = RunContext(config, store, config.data.build(None))
     embedder = run.embedder(None)
     assert census.count() == 0
-    features = run.models.features(embedder, run.data.train)
-    assert census.count() == 1 and features is run.models.features(embedder, run.data.train)
+    features = run.models.vision_cache(embedder, run.data.train)
+    assert census.count() == 1 and features is run.models.vision_cache(embedder, run.data.train)
     del features
     run.models.release()
     assert census.count() == 0

@@ -10,15 +10,15 @@ import pytest
 
 from cirloop.cli import runner
 from cirloop.stages import estimate, measure, preflight
-from cirloop.stages.measure import timed
+from cirloop.stages.measure import time_rows
 
 
 def rows(config: Any) -> dict[str, str]:
-    return dict(estimate.rows_of(config, preflight.check(config)))
+    return dict(estimate.plan_rows(config, preflight.check(config)))
 
 
 def test_every_part_of_a_plan(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "BUDGET", 0.5)
+    monkeypatch.setattr(measure, "BUDGET_S", 0.5)
     found = rows(small(tmp_path / "run", captioning={"batch_size": 4, "max_new_tokens": 6}))
     names = {
         "device",
@@ -51,7 +51,7 @@ def test_every_part_of_a_plan(small: Any, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_model_too_large_for_the_machine_is_planned_without_time(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "_memory_of", lambda: (10**6, 10**6))
+    monkeypatch.setattr(estimate, "_device_memory", lambda: (10**6, 10**6))
     found = rows(small(tmp_path / "run"))
     assert "cannot be loaded here" in found["time"] and "0.001 GB are free" in found["time"]
     assert "more than the 0.001 GB of this device" in found["memory: train"]
@@ -63,14 +63,14 @@ def test_adapters_in_half_precision_take_less(small: Any, tmp_path: Path) -> Non
         config = small(
             tmp_path / "run", model={"dtype": "bfloat16"}, training={"lora": {"dtype": dtype}}
         )
-        return estimate.peaks(config, 64)["train"]["activations"]
+        return estimate.peak_memory(config, 64)["train"]["activations"]
 
     assert trains("base") < 0.75 * trains("float32")
 
 
 def test_timing_grows_to_the_full_batch_or_stops_at_the_budget() -> None:
     sizes: list[int] = []
-    assert timed(sizes.append, 48).rows == 48
+    assert time_rows(sizes.append, 48).rows == 48
     assert sizes[:2] == [2, 2] and sizes[-1] == 48 and sizes == sorted(sizes)
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from cirloop.validation import Problems, ProblemsFound
+from cirloop.validation import ValidationFailed, ValidationReport
 
 
 def test_many_of_one_cause_are_one_line_with_examples_and_their_count() -> None:
-    problems = Problems("Put the pictures right.")
+    problems = ValidationReport("Put the pictures right.")
     for number in range(19_250):
         problems.add(f"/data/cirr/train/{number}.png", "is not there")
     problems.add("/data/cirr/dev/x.png", "is empty")
-    with pytest.raises(ProblemsFound) as caught:
-        problems.stop()
+    with pytest.raises(ValidationFailed) as caught:
+        problems.raise_if_any()
     assert str(caught.value).splitlines() == [
         "19,251 problems:",
         (
@@ -37,19 +37,19 @@ def test_many_of_one_cause_are_one_line_with_examples_and_their_count() -> None:
     ],
 )
 def test_names_numbers_and_paths_do_not_make_another_cause(what: str) -> None:
-    problems = Problems()
+    problems = ValidationReport()
     for number in range(9):
         problems.add(f"line {number}", what.replace("{}", str(number)))
     problems.add("line 10", "is another thing")
-    with pytest.raises(ProblemsFound, match="8 more like it, such as line 1") as caught:
-        problems.stop()
+    with pytest.raises(ValidationFailed, match="8 more like it, such as line 1") as caught:
+        problems.raise_if_any()
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_flags_are_each_named() -> None:
-    problems = Problems()
+    problems = ValidationReport()
     for number in range(9):
         problems.add(f"--flag_{number}", "is needed")
-    with pytest.raises(ProblemsFound) as caught:
-        problems.stop()
+    with pytest.raises(ValidationFailed) as caught:
+        problems.raise_if_any()
     assert all(f"--flag_{number}: is needed" in str(caught.value) for number in range(9))

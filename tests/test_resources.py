@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 def two_b() -> resources.Sizes:
     """Qwen2-VL-2B's."""
     return replace(
-        resources.sizes_of(resolve("tiny")),
+        resources.model_sizes(resolve("tiny")),
         hidden=1536,
         intermediate=8960,
         layers=28,
@@ -41,7 +41,7 @@ def test_weights_are_counted_from_config_json_alone(tmp_path: Path) -> None:
 
     tiny = resolve("tiny")
     (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
-    sizes = resources.sizes_of(tmp_path)
+    sizes = resources.model_sizes(tmp_path)
     with safe_open(tiny / "model.safetensors", framework="pt") as tensors:
         shapes = [
             tensors.get_slice(name).get_shape()
@@ -61,7 +61,7 @@ def test_weights_are_counted_from_config_json_alone(tmp_path: Path) -> None:
 def test_a_config_of_no_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match=r"config\.json"):
-        resources.sizes_of(tmp_path)
+        resources.model_sizes(tmp_path)
 
 
 def test_of_the_2b_model(two_b: resources.Sizes) -> None:

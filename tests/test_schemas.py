@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.store import write_json, write_sealed
+from cirloop.artifacts.atomic import write_checked, write_json
 from cirloop.types import UserError
 
 
@@ -19,26 +19,28 @@ def test_every_file_of_a_run_says_its_version(finished: Path) -> None:
     assert len(found) >= 11
     for path in found:
         kind = schema.kind_of(path.name)
-        assert json.loads(path.read_text())["schema"] == schema.KINDS[kind].version, path.name
-        assert schema.read(path)["schema"] == schema.KINDS[kind].version
+        assert json.loads(path.read_text())["schema"] == schema.SCHEMAS[kind].version, path.name
+        assert schema.read(path)["schema"] == schema.SCHEMAS[kind].version
 
 
-@pytest.mark.parametrize("kind", schema.KINDS)
+@pytest.mark.parametrize("kind", schema.SCHEMAS)
 @pytest.mark.parametrize("version", [-1, 0, 7])
 def test_another_version_is_refused_by_name(kind: str, version: int, tmp_path: Path) -> None:
-    write_sealed(tmp_path / "x.json", kind, {"schema": version})
+    write_checked(tmp_path / "x.json", kind, {"schema": version})
     with pytest.raises(UserError) as error:
         schema.read(tmp_path / "x.json", kind)
-    about = schema.KINDS[kind]
+    about = schema.SCHEMAS[kind]
     assert (
         f"{tmp_path / 'x.json'} was written by another version of cirloop (schema {version}; this"
-        f" one reads {about.version}). Use that version, or: {about.way}" == str(error.value)
+        f" one reads {about.version}). Use that version, or: {about.remedy}" == str(error.value)
     )
 
 
-@pytest.mark.parametrize("schema", [{"schema": each} for each in ("2", True, None, 1.0, [])] + [{}])
-def test_what_is_no_version_is_damage(schema: dict[str, Any], tmp_path: Path) -> None:
-    write_json(tmp_path / "evaluation_base.json", schema)
+@pytest.mark.parametrize(
+    "content", [{"schema": each} for each in ("2", True, None, 1.0, [])] + [{}]
+)
+def test_what_is_no_version_is_damage(content: dict[str, Any], tmp_path: Path) -> None:
+    write_json(tmp_path / "evaluation_base.json", content)
     with pytest.raises(UserError, match=r"evaluation_base\.json is damaged"):
         schema.read(tmp_path / "evaluation_base.json")
 

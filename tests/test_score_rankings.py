@@ -13,7 +13,7 @@ import pytest
 from cirloop.cli.score_rankings import score_rankings
 from cirloop.data import benchmarks, circo, cirr, fashioniq, paths
 from cirloop.types import UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 from tests.commands import command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ def read(path: Path) -> Any:
 def test_real_annotations_have_the_official_counts(
     name: str, queries: int, images: int | None
 ) -> None:
-    problems = Problems()
+    problems = ValidationReport()
     [part] = benchmarks.judged(name, real(name.split("_")[0]), "original", problems)
     assert not problems.rows
     assert len(part.queries) == queries
@@ -56,7 +56,7 @@ def test_real_annotations_have_the_official_counts(
 def test_the_union_gallery_has_the_references_and_targets() -> None:
     for category in ("dress", "toptee"):
         [part] = benchmarks.judged(
-            f"fashioniq_val:{category}", real("fashioniq"), "union", Problems()
+            f"fashioniq_val:{category}", real("fashioniq"), "union", ValidationReport()
         )
         assert part.gallery is not None and len(part.gallery.ids) == fashioniq.UNION[category]
 
@@ -352,7 +352,7 @@ def test_what_is_not_spoiled_is_scored(tmp_path: Path) -> None:
 
 
 def test_other_counts_than_the_official_ones_are_told(tmp_path: Path) -> None:
-    [part] = benchmarks.judged("cirr_val", small_cirr(tmp_path), "original", Problems())
+    [part] = benchmarks.judged("cirr_val", small_cirr(tmp_path), "original", ValidationReport())
     assert "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297" in paths.unofficial(
         part
     )

@@ -74,33 +74,33 @@ def terminated_when(there: Callable[[], bool]) -> Iterator[None]:
 
 def settings(tmp_path: Path, config: Any) -> list[str]:
     path = tmp_path / f"{config.directory.name}.yaml"
-    path.write_text(yaml.safe_dump(config.resolved()))
+    path.write_text(yaml.safe_dump(config.to_json()))
     return ["--config", str(path), "--experiment_dir", str(config.directory)]
 
 
 def test_the_signal_is_noted_and_takes_effect_at_safe_moments(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with preemption.listening():
-        preemption.check()
-        assert not preemption.asked()
+    with preemption.handle_sigterm():
+        preemption.raise_if_requested()
+        assert not preemption.stop_requested()
         terminate()
-        assert preemption.asked()
-        with preemption.by_step():
-            preemption.check()
-        with pytest.raises(preemption.Stopped):
-            preemption.check()
-    assert signal.getsignal(signal.SIGTERM) is before and not preemption.asked()
+        assert preemption.stop_requested()
+        with preemption.defer_to_step():
+            preemption.raise_if_requested()
+        with pytest.raises(preemption.GracefulStop):
+            preemption.raise_if_requested()
+    assert signal.getsignal(signal.SIGTERM) is before and not preemption.stop_requested()
     order = tmp_path / "stop"
-    with preemption.listening(order):
-        preemption.check()
+    with preemption.handle_sigterm(order):
+        preemption.raise_if_requested()
         order.touch()
-        with pytest.raises(preemption.Stopped):
-            preemption.check()
+        with pytest.raises(preemption.GracefulStop):
+            preemption.raise_if_requested()
 
 
 def test_a_bar_is_left_between_two_items() -> None:
     seen = []
-    with preemption.listening(), pytest.raises(preemption.Stopped):
+    with preemption.handle_sigterm(), pytest.raises(preemption.GracefulStop):
         for number in progress(range(5), "test"):
             seen.append(number)
             if number == 2:
@@ -112,7 +112,7 @@ def test_a_thread_that_can_handle_no_signal_leaves_its_meaning() -> None:
     before, found = signal.getsignal(signal.SIGTERM), list[bool]()
 
     def run() -> None:
-        with preemption.listening():
+        with preemption.handle_sigterm():
             found.append(signal.getsignal(signal.SIGTERM) is before)
 
     thread = threading.Thread(target=run)
@@ -143,7 +143,7 @@ def test_stopped_in_every_stage_it_goes_on_to_the_same_bytes(
             else terminated_when(lambda: any(steps.glob("step_*")))
         ):
             done = command("train_iterative.py", *flags)
-        assert done.returncode == preemption.CODE == 75, (stage, done.stderr)
+        assert done.returncode == preemption.EXIT_PREEMPTED == 75, (stage, done.stderr)
         assert done.stderr.splitlines()[-1] == "stopped by SIGTERM; go on with --auto_resume"
         assert not (directory / stage).is_file() and not (directory / run_lock.FILE).exists()
         assert len([*steps.glob("step_*")]) == (not stage)

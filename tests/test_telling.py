@@ -16,11 +16,11 @@ def test_a_listener_that_fails_is_logged_once_and_dropped(caplog: pytest.LogCapt
     def bad(kind: str, what: dict[str, Any]) -> None:
         raise RuntimeError("a bug")
 
-    with caplog.at_level(logging.WARNING), events.heard_by(bad, "the view"):
-        with events.heard_by(lambda kind, what: heard.append(what["n"])):
+    with caplog.at_level(logging.WARNING), events.subscribe(bad, "the view"):
+        with events.subscribe(lambda kind, what: heard.append(what["n"])):
             for n in range(3):
-                events.tell("step", n=n)
-        events.tell("step", n=3)
+                events.emit("step", n=n)
+        events.emit("step", n=3)
     assert heard == [0, 1, 2]
     (record,) = caplog.records
     assert record.getMessage().startswith("the view failed") and "a bug" in (record.exc_text or "")
@@ -28,7 +28,7 @@ def test_a_listener_that_fails_is_logged_once_and_dropped(caplog: pytest.LogCapt
 
 def test_a_request_to_stop_passes() -> None:
     def stop(kind: str, what: dict[str, Any]) -> None:
-        raise preemption.Stopped
+        raise preemption.GracefulStop
 
-    with events.heard_by(stop), pytest.raises(preemption.Stopped):
-        events.tell("step")
+    with events.subscribe(stop), pytest.raises(preemption.GracefulStop):
+        events.emit("step")

@@ -20,9 +20,9 @@ import yaml
 from cirloop.cli import runner
 from cirloop.config.run import load
 from cirloop.monitoring import events, preemption
-from cirloop.monitoring.trackers import flat, tracking
+from cirloop.monitoring.trackers import flatten, tracking
 from cirloop.types import UserError
-from cirloop.validation import ProblemsFound
+from cirloop.validation import ValidationFailed
 from tests.commands import ROOT, command
 from tests.faults.harness import VERY_SMALL
 from tests.test_stopping import settings, terminated_when
@@ -53,7 +53,7 @@ def tracked(places: Path, small: Any, tmp_path_factory: pytest.TempPathFactory) 
     steps = config.directory / ".work" / "checkpoint_iter_1"
     with terminated_when(lambda: any(steps.glob("step_*"))):
         done = command("train_iterative.py", *flags)
-    assert done.returncode == preemption.CODE, done.stderr
+    assert done.returncode == preemption.EXIT_PREEMPTED, done.stderr
     done = command("train_iterative.py", *flags)
     assert done.returncode == 0, done.stderr
     return Path(config.directory)
@@ -199,7 +199,7 @@ def test_the_settings_are_the_hyperparameters(tracked: Path) -> None:
         "none": None,
         "empty": {},
     }
-    assert flat(told) == {"a.path": "[hidden]", "a.hub_token": "[hidden]", "list": '[1, "b"]',
+    assert flatten(told) == {"a.path": "[hidden]", "a.hub_token": "[hidden]", "list": '[1, "b"]',
                           "none": None, "empty": "{}"}  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def test_a_tracker_asked_for_later_gets_all_of_it_and_results_do_not_change(
 
 def test_remade_iterations_are_a_new_run_of_the_tracker(without: Path, small: Any) -> None:
     with tracking(without, ("tensorboard",), {}):
-        events.tell("numbers", step=12, values={"train/loss": 1.0}, found=False)
+        events.emit("numbers", step=12, values={"train/loss": 1.0}, found=False)
     config = very_small(small, without, ["tensorboard"], resume_from_iteration=1)
     runner.open_run(config)
     assert (
@@ -232,7 +232,7 @@ def test_what_can_be_known_is_said_before_the_run(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cirloop.monitoring.trackers.find_spec", lambda name: None)
-    with pytest.raises(ProblemsFound) as error:
+    with pytest.raises(ValidationFailed) as error:
         runner.run(small(tmp_path / "run", runtime={"report_to": ["wandb", "trackio"]}))
     assert (
         str(error.value).count("pip install -e '.[trackers]'") == 2
@@ -258,8 +258,8 @@ def test_a_tracker_that_fails_later_is_left_out_with_one_warning(
         (gone,) = (places / "mlflow").glob(f"*/{runs(tmp_path)['mlflow']}")
         shutil.rmtree(gone)
         for step in (1, 2):
-            events.tell("numbers", step=step, values={"x": 0.5}, found=False)
-        events.tell("head", head=None)
+            events.emit("numbers", step=step, values={"x": 0.5}, found=False)
+        events.emit("head", head=None)
     said = [
         record.getMessage()
         for record in caplog.records
@@ -273,10 +273,10 @@ def test_a_tracker_that_fails_later_is_left_out_with_one_warning(
 
 def test_off_imports_nothing_and_writes_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cirloop.monitoring.trackers import problems,"
-        " tracking\nwith tracking(Path(sys.argv[1]), (), {}): assert not"
-        " [*problems(())]\nprint({'tensorboard', 'wandb', 'mlflow', 'trackio', 'accelerate',"
-        " 'torch'} & {*sys.modules})"
+        "import sys; from pathlib import Path; from cirloop.monitoring.trackers import"
+        " missing_packages, tracking\nwith tracking(Path(sys.argv[1]), (), {}): assert not"
+        " [*missing_packages(())]\nprint({'tensorboard', 'wandb', 'mlflow', 'trackio',"
+        " 'accelerate', 'torch'} & {*sys.modules})"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
@@ -291,7 +291,8 @@ def test_the_flag_is_a_list_and_decides_no_result(tmp_path: Path) -> None:
     path.write_text("{}")
     config = load(["--config", str(path), "--report_to", "tensorboard,wandb"], path)
     assert (
-        config.runtime.report_to == ("tensorboard", "wandb") and "runtime" not in config.decisive()
+        config.runtime.report_to == ("tensorboard", "wandb")
+        and "runtime" not in config.result_settings()
     )
     path.write_text(yaml.safe_dump({"runtime": {"report_to": ["mlflow"]}}))
     assert load(["--config", str(path)], path).runtime.report_to == ("mlflow",)

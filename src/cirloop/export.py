@@ -6,4 +6,4 @@ from cirloop.cli import entry
 from cirloop.tools.export.__main__ import main
 
 if __name__ == "__main__":
-    entry.run(lambda: main(sys.argv[1:]))
+    entry.main_wrapper(lambda: main(sys.argv[1:]))

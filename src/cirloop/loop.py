@@ -12,17 +12,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cirloop.artifacts.store import Artifact, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import Artifact
 from cirloop.config.run import RunConfig
 from cirloop.monitoring import events
 
 if TYPE_CHECKING:
-    from cirloop.stages.context import Run
+    from cirloop.stages.context import RunContext
 
 RESULTS = "evaluation_results.json"
 
 
-def plan(config: RunConfig, accounts: bool) -> list[str]:
+def expected_artifacts(config: RunConfig, accounts: bool) -> list[str]:
     """Return the names of a run's artifacts in the order in which `iterate` makes them.
 
     `accounts`: the data set knows the truth, so that mining and captions are counted.
@@ -37,7 +38,7 @@ def plan(config: RunConfig, accounts: bool) -> list[str]:
     return names
 
 
-def iterate(run: Run) -> list[dict[str, Any]]:
+def iterate(run: RunContext) -> list[dict[str, Any]]:
     """Do what is not done yet; return the evaluations, base first."""
     from cirloop.stages.account import account
     from cirloop.stages.caption import caption
@@ -53,7 +54,7 @@ def iterate(run: Run) -> list[dict[str, Any]]:
         results.append(evaluation.read())
         write_json(run.store.directory / RESULTS, run.mark | summary(results))
         if evaluation.made_now:
-            events.tell("evaluated")
+            events.emit("evaluated")
 
     if config.evaluation.evaluate_base:
         note(evaluate(run, "base", None, split, 0))

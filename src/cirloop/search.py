@@ -6,4 +6,4 @@ from cirloop.cli import entry
 from cirloop.tools.search.__main__ import main
 
 if __name__ == "__main__":
-    entry.run(lambda: sys.exit(main(sys.argv[1:])))
+    entry.main_wrapper(lambda: sys.exit(main(sys.argv[1:])))

@@ -68,8 +68,8 @@ class Relevance:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Row i of every matrix of this gallery is `ids[i]`. Ids are sorted: ties broken by row are
-    broken by id."""
+    """A gallery of images: row i of every matrix of it is `ids[i]`. Ids are sorted, so ties broken
+    by row are broken by id."""
 
     name: str
     ids: tuple[ImageId, ...]
@@ -109,7 +109,8 @@ class AugmentedTriplet:
 
 
 class Images(Protocol):
-    """Where pixels come from. `digest` identifies the image's content; `load` returns it as RGB."""
+    """A source of pixels. `digest` identifies an image's content; `load` returns the image as
+    RGB."""
 
     def load(self, image: ImageId) -> Image.Image: ...
 
@@ -199,7 +200,7 @@ class Judged:
         return benchmark_of(self.name)
 
     def needs(self, query: Query) -> set[ImageId]:
-        """The images that decide a query's metrics: its reference, right answers, group and
+        """Return the images that decide a query's metrics: its reference, right answers, group and
         sets."""
         images = {query.reference, *self.groups.get(query.id, ())}
         if self.relevance is not None:
@@ -240,9 +241,11 @@ class EvalSplit:
 
 
 def benchmark_of(split: str) -> str:
-    """`hp_fashioniq` of the split name `hp_fashioniq_val`, `fashioniq` of `fashioniq_val:dress`."""
+    """Return the data set of a split: `hp_fashioniq` of `hp_fashioniq_val`, `fashioniq` of
+    `fashioniq_val:dress`."""
     return split.partition(":")[0].rpartition("_")[0]
 
 
 def targets_of(triplets: Sequence[Triplet]) -> dict[QueryId, ImageId]:
+    """Return the target of each query."""
     return {triplet.query.id: triplet.target for triplet in triplets}

@@ -1,4 +1,5 @@
-"""What is wrong with a data set, collected so that one error holds all of it."""
+"""Validation of data and settings: problems are collected, so that one error reports all of
+them."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from cirloop.io import parse
 from cirloop.types import UserError
 
 T = TypeVar("T")
-SHOWN = 40
-LISTED = 3
+MAX_CAUSES = 40
+MAX_PER_CAUSE = 3
 """Problems of one cause that are shown one by one; of more the first stands for all."""
-LONGEST = 1000
+MAX_MESSAGE = 1000
 """Characters of a place or a problem in a message; a name in a file may be a megabyte."""
 VARIES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d[\d,]*|(?<=: )/.*$""")
 """What differs between problems of one cause: names in quotes, numbers, and a path at the end."""
@@ -23,7 +24,7 @@ VARIES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d[\d,]*|(?<=: )/.*$
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Where (a file, an entry of it, an image) and what."""
+    """A problem: where it is (a file, an entry of it, an image) and what is wrong."""
 
     where: str
     what: str
@@ -33,83 +34,90 @@ class Problem:
         """What is the same in all problems of one cause. A flag's problem is its own."""
         return (
             f"{self.where if self.where.startswith('--') else ''}"
-            f" {VARIES.sub('…', self.what[:LONGEST])}"
+            f" {VARIES.sub('…', self.what[:MAX_MESSAGE])}"
         )
 
 
-class ProblemsFound(UserError):
-    """All problems: `rows`, and `ways` out of them. The message has a line for each cause of
-    many."""
+class ValidationFailed(UserError):
+    """All problems in one error: `rows`, and `remedies` for them. The message has one line for each
+    cause that has many problems."""
 
     def __init__(self, rows: Sequence[Problem], ways: Sequence[str]) -> None:
-        self.rows, self.ways = tuple(rows), tuple(ways)
-        grouped = by_cause(rows)
-        lines = [f"  {where:.{LONGEST}}: {what:.{2 * LONGEST}}" for where, what in grouped[:SHOWN]]
-        lines += [f"  and {len(grouped) - SHOWN} more"] if len(grouped) > SHOWN else []
+        self.rows, self.remedies = tuple(rows), tuple(ways)
+        grouped = group_by_cause(rows)
+        lines = [
+            f"  {where:.{MAX_MESSAGE}}: {what:.{2 * MAX_MESSAGE}}"
+            for where, what in grouped[:MAX_CAUSES]
+        ]
+        lines += [f"  and {len(grouped) - MAX_CAUSES} more"] if len(grouped) > MAX_CAUSES else []
         self.count = counted(len(rows), "problem")
         super().__init__("\n".join([f"{self.count}:", *lines, *ways]))
 
 
 def counted(num: int, noun: str) -> str:
-    """A number with its noun, such as "1 problem" and "2 problems"."""
+    """Return a number with its noun, such as "1 problem" and "2 problems"."""
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
 
 
-def by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:
-    """Where and what, in the order of each cause's first problem; many of one cause are one line
-    with their count."""
+def group_by_cause(rows: Sequence[Problem]) -> list[tuple[str, str]]:
+    """Return where and what, in the order of each cause's first problem.
+
+    Many problems of one cause become one line with their count.
+    """
     causes: dict[str, list[Problem]] = {}
     for row in rows:
         causes.setdefault(row.cause, []).append(row)
     lines = []
     for group in causes.values():
-        if len(group) <= LISTED:
+        if len(group) <= MAX_PER_CAUSE:
             lines += [(row.where, row.what) for row in group]
             continue
         first, second, *_ = group
-        more = f"{len(group) - 1:,} more like it, such as {second.where:.{LONGEST}}"
-        lines.append((first.where, f"{first.what:.{LONGEST}} ({more})"))
+        more = f"{len(group) - 1:,} more like it, such as {second.where:.{MAX_MESSAGE}}"
+        lines.append((first.where, f"{first.what:.{MAX_MESSAGE}} ({more})"))
     return lines
 
 
-class Problems:
-    """A growing list of problems; `stop` raises them together. `way_out` is what to do about
-    them."""
+class ValidationReport:
+    """A growing list of problems. `raise_if_any` raises them together; `way_out` is the remedy for
+    all."""
 
     def __init__(self, way_out: str = "") -> None:
         self.rows: list[Problem] = []
-        self.ways: list[str] = []
+        self.remedies: list[str] = []
         self._way_out = way_out
 
     def add(self, where: object, what: str, way_out: str = "") -> None:
-        """Note a problem, with a way out of its own where it has one."""
+        """Add a problem, with a remedy of its own where it has one."""
         self.rows.append(Problem(str(where), what))
         way = way_out or self._way_out
-        if way and way not in self.ways:
-            self.ways.append(way)
+        if way and way not in self.remedies:
+            self.remedies.append(way)
 
-    def take(self, error: UserError, where: str) -> None:
-        """Note all problems of an error that was caught; one that is no list stands under
-        `where`."""
-        if not isinstance(error, ProblemsFound):
+    def merge(self, error: UserError, where: str) -> None:
+        """Add all problems of an error that was caught.
+
+        An error that lists no problems is added as one, under `where`.
+        """
+        if not isinstance(error, ValidationFailed):
             self.add(where, str(error))
             return
         self.rows = list(dict.fromkeys([*self.rows, *error.rows]))
-        self.ways = list(dict.fromkeys([*self.ways, *error.ways]))
+        self.remedies = list(dict.fromkeys([*self.remedies, *error.remedies]))
 
-    def stop(self, way_out: str = "") -> None:
-        """Raises ProblemsFound if there is any problem."""
+    def raise_if_any(self, way_out: str = "") -> None:
+        """Raise ValidationFailed if there is any problem."""
         if self.rows:
-            raise ProblemsFound(self.rows, [*self.ways, *([way_out] if way_out else [])])
+            raise ValidationFailed(self.rows, [*self.remedies, *([way_out] if way_out else [])])
 
     def json(self, path: Path) -> Any:
-        """The content of a JSON file, or None with the problem noted."""
+        """Parse a JSON file; return None, and add the problem, where that is impossible."""
 
-        text, noted = self._text(path), len(self.rows)
-        made = None if text is None else self._parsed(text, path)
-        if text is not None and made is None and len(self.rows) == noted:
+        text, num_before = self._text(path), len(self.rows)
+        value = None if text is None else self._parsed(text, path)
+        if text is not None and value is None and len(self.rows) == num_before:
             self.add(path, "holds nothing but null")
-        return made
+        return value
 
     def _parsed(self, text: str, where: object) -> Any:
         try:
@@ -121,26 +129,26 @@ class Problems:
         return None
 
     def lines(self, path: Path) -> list[str]:
-        """The lines of a text file, stripped; none, with the problem noted, where it cannot be
+        """Return the stripped lines of a text file; none, with a problem added, where it cannot be
         read.
 
-        Only a line feed ends a line: JSON may hold other signs that Python takes for one.
+        Only a line feed ends a line: JSON may hold other characters that Python takes for one.
         """
         return [line.strip() for line in (self._text(path) or "").split("\n")]
 
     def _text(self, path: Path) -> str | None:
         try:
-            return parse.text(path)
+            return parse.read_text(path)
         except UserError as error:
             self.add(path, str(error))
         return None
 
     def json_lines(self, path: Path) -> Iterator[tuple[str, Entry]]:
-        """The objects of a JSON lines file, each with its place for messages; empty lines are
-        passed over."""
+        """Yield the objects of a JSON lines file, each with its place for messages; empty lines are
+        skipped."""
         before, num = len(self.rows), 0
         text = self._text(path) or ""
-        form = parse.other_form(text)
+        form = parse.detect_format(text)
         if form:
             self.add(
                 path,
@@ -182,7 +190,7 @@ class Problems:
 class Entry:
     """One object of an annotation file; what it lacks is noted as a problem."""
 
-    def __init__(self, fields: dict[str, Any], where: str, problems: Problems) -> None:
+    def __init__(self, fields: dict[str, Any], where: str, problems: ValidationReport) -> None:
         self.fields, self.where, self._problems = fields, where, problems
 
     def get(

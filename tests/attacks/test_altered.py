@@ -81,7 +81,7 @@ def test_a_run_does_not_go_on_with_an_altered_file(
 
 def test_the_same_run_unaltered_is_opened(run: Path, small: Any) -> None:
     runner.open_run(small(run, auto_resume=True))
-    Store(run).find("checkpoint_iter_1")
+    Store(run).load("checkpoint_iter_1")
     assert run_directory(run)[1].names
 
 

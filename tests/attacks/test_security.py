@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.backbones import Qwen2VLSettings
 from cirloop.backbones.config import ClipCombinerSettings
 from cirloop.backbones.tensor_cache import TensorCache
@@ -41,7 +41,7 @@ from cirloop.tools.add_negatives.samples import read as read_samples
 from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.training.config import TrainingSettings
 from cirloop.types import ImageId, UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 from tests.commands import ROOT, logging_kept
 from tests.stand_in import write_cirr, write_fashioniq
 
@@ -341,7 +341,7 @@ def test_samples_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "samples.json").write_text(
         json.dumps([{"image": name, "text": "x"}, {"image": "a.png", "text": "y"}])
     )
-    problems = Problems()
+    problems = ValidationReport()
     read_samples(tmp_path / "samples.json", None, None, problems)
     [row] = problems.rows
     assert "leads out" in row.what or "is absolute and not below" in row.what
@@ -463,10 +463,10 @@ MARKUP = "[bold red]not[/] [link=file:///etc/passwd]x[/link] [/]"
 
 @pytest.mark.parametrize("name", STEERS)
 def test_what_steers_a_terminal_is_spelled_out(name: str) -> None:
-    safe = redact.safe(f"before {STEERS[name]} after")
+    safe = redact.sanitize(f"before {STEERS[name]} after")
     assert safe.isprintable() and "\\" in safe and safe.encode()
     assert (
-        redact.safe("tab\tand line\nare fine, so is é 中 عربي")
+        redact.sanitize("tab\tand line\nare fine, so is é 中 عربي")
         == "tab\tand line\nare fine, so is é 中 عربي"
     )
 
@@ -497,7 +497,7 @@ def test_log_lines_and_errors_are_safe(
         raise UserError(f"{secret} \u202e https://me:word@host/x correct-horse")
 
     with logging_kept(), pytest.raises(SystemExit):
-        entry.run(main)
+        entry.main_wrapper(main)
     said = capsys.readouterr().err
     assert MARKUP in said and "\\x1b[2J" in said and "\\u202e" in said
     assert said.count(redact.HIDDEN) == 6

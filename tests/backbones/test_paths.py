@@ -15,7 +15,7 @@ from cirloop.backbones import BackboneConfig, EmbedInput
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import mean_pool
 from cirloop.data import ShapesSettings
-from cirloop.distributed.worker import accelerator
+from cirloop.distributed.worker import create_accelerator
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.tools.add_negatives.encoders import image_vectors
 from cirloop.training import TrainingSettings
@@ -50,7 +50,7 @@ def test_all_paths_give_the_same_vectors(name: str, tmp_path: Path) -> None:
         backbone.make_trainable(settings, 0)
         batches = BatchSampler(train.triplets, [], [], 4, 0.0, 0, 0)
         trainer = Trainer(
-            backbone, features, batches, settings, 1, 0, "", tmp_path / "w", 0, accelerator()
+            backbone, features, batches, settings, 1, 0, "", tmp_path / "w", 0, create_accelerator()
         )
         trainer.module.eval()  # without dropout
         with torch.no_grad():

@@ -16,13 +16,13 @@ from cirloop.captioning.prompts import REWRITE
 from cirloop.data.images import DrawnImages
 from cirloop.monitoring import events, profiling
 from cirloop.monitoring.console import progress
-from cirloop.monitoring.costs import cells, line
-from cirloop.monitoring.events import Counted
+from cirloop.monitoring.costs import describe, format_cells
+from cirloop.monitoring.events import CountedBatches
 from cirloop.types import ImageId
 
 
 def test_a_rate_is_what_the_batches_so_far_hold_by_their_seconds() -> None:
-    batches = Counted(["a", "b", "c"], [10, 30, 5], "texts/s")
+    batches = CountedBatches(["a", "b", "c"], [10, 30, 5], "texts/s")
     assert (batches.rate(0, 1.0), batches.rate(2, 4.0), batches.rate(3, 0.5)) == (
         "",
         "10 texts/s",
@@ -55,7 +55,7 @@ def test_bars_of_captioning_have_a_rate_and_the_stage_too(
     )
     assert len(rates) == 1 + 4 // share[1]
     assert spent.texts == 16 / share[1] and spent.writing > 0
-    row = {**spent.row(), "seconds": 10.0}
-    shown = cells(row)["texts/s"]
+    row = {**spent.to_json(), "seconds": 10.0}
+    shown = format_cells(row)["texts/s"]
     assert float(shown) == pytest.approx(spent.texts / spent.writing, rel=0.01)
-    assert f"{shown} texts/s" in line(row)
+    assert f"{shown} texts/s" in describe(row)

@@ -11,7 +11,7 @@ from cirloop.data import DataConfig
 from cirloop.data.cirr import CirrSettings
 from cirloop.stages.preflight import check
 from cirloop.types import EvalProtocol
-from cirloop.validation import ProblemsFound
+from cirloop.validation import ValidationFailed
 
 MEMBERS = get_args(get_args(DataConfig)[0])
 
@@ -31,5 +31,5 @@ def test_one_without_a_protocol_is_refused_before_a_run(small: Any, tmp_path: Pa
         protocol: ClassVar[Any] = None
 
     config = small(tmp_path / "run").model_copy(update={"data": Unfinished(), "data_dir": tmp_path})
-    with pytest.raises(ProblemsFound, match=r"data\.type cirr: has no protocol"):
+    with pytest.raises(ValidationFailed, match=r"data\.type cirr: has no protocol"):
         check(config)

@@ -16,7 +16,7 @@ from cirloop.data import hp_fashioniq
 from cirloop.data.hp_fashioniq import judged, plain
 from cirloop.evaluation.protocols import metrics
 from cirloop.types import ImageId, Judged, Preference, Query, QueryId, Relevance
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hp_fashioniq"
 
@@ -47,7 +47,7 @@ def content() -> dict[str, Any]:
 def read(directory: Path, what: Any) -> tuple[Judged, dict[ImageId, str], str]:
     """The questions, the categories, and what is wrong."""
     (directory / "hpfiq.json").write_text(what if isinstance(what, str) else json.dumps(what))
-    problems = Problems()
+    problems = ValidationReport()
     part, categories = judged(directory, "hpfiq.json", problems)
     return part, categories, "\n".join(f"{row.where}: {row.what}" for row in problems.rows)
 
@@ -201,7 +201,7 @@ def test_the_real_file(tmp_path: Path) -> None:
     not one half."""
     if not REAL.is_dir():
         pytest.skip(f"the real annotations are not at {REAL}")
-    problems = Problems()
+    problems = ValidationReport()
     part, categories = judged(REAL, "hpfiq_first20users.json", problems)
     assert not problems.rows and len(part.queries) == 1000 and part.relevance is not None
     assert set(categories.values()) == {"shirt", "toptee"}

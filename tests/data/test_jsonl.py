@@ -14,7 +14,7 @@ from cirloop.data.config import JsonlSettings
 from cirloop.data.jsonl import judged
 from cirloop.data.paths import Sources
 from cirloop.types import ImageId, UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 LINE = {"reference": "a.png", "text": "in blue", "target": "sub/b.png"}
 
@@ -188,7 +188,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_each_mistake_is_named(name: str, tmp_path: Path) -> None:
     lines, message = WRONG[name]
-    problems = Problems()
+    problems = ValidationReport()
     judged(folder(tmp_path, lines), JsonlSettings(), "val", problems)
     assert message in "\n".join(f"{row.where}: {row.what}" for row in problems.rows)
 

@@ -537,7 +537,7 @@ def test_evaluating_without_targets_is_refused_before_the_run(data: Path) -> Non
 
 
 def test_a_plan_without_models_has_no_blanks(data: Path) -> None:
-    rows = dict(estimate.rows_of(simulated(data), preflight.check(simulated(data))))
+    rows = dict(estimate.plan_rows(simulated(data), preflight.check(simulated(data))))
     assert all(value.strip() for value in rows.values()) and rows["model"] == "simulated"
     assert (
         rows["foundation model"].startswith("template")

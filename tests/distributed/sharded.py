@@ -22,7 +22,7 @@ import torch.distributed
 from torch.distributed.tensor import DTensor
 
 from cirloop.backbones import EmbedInput, LoraSettings
-from cirloop.distributed.worker import accelerator, in_pieces
+from cirloop.distributed.worker import create_accelerator, is_sharded
 from cirloop.training.trainer import Trainer
 from tests.training.test_trainer import STEPS, trainer_of
 
@@ -69,7 +69,7 @@ def share(trainer: Trainer) -> float:
 
 def made(work: Path, cache: Path, last: int | None = None) -> Trainer:
     trainer = trainer_of(work, cache, checkpoint_every_steps=1, lora=LoraSettings(dropout=0.0))
-    assert in_pieces(trainer.accelerator)
+    assert is_sharded(trainer.accelerator)
     with contextlib.suppress(Stop):
         trainer.run(until(last) if last is not None else lambda steps: steps)
     return trainer
@@ -78,7 +78,7 @@ def made(work: Path, cache: Path, last: int | None = None) -> Trainer:
 def main() -> None:
     faulthandler.dump_traceback_later(int(os.environ.get("TIMEOUT", "200")), exit=True)
     cache, output = map(Path, sys.argv[1:])
-    accelerate = accelerator()
+    accelerate = create_accelerator()
     trainer = made(output / "a", cache)
     found = vectors(trainer)
     trainer.save_adapter(output / "adapter")

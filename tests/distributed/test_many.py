@@ -26,7 +26,7 @@ from cirloop.data.paths import Sources
 from cirloop.distributed import launcher
 from cirloop.monitoring.costs import Costs
 from cirloop.stages.caption import caption
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 from cirloop.stages.evaluate import evaluate as evaluate_stage
 from cirloop.stages.mine import mine
 from cirloop.types import UserError
@@ -57,9 +57,9 @@ def all_but_training(
         captioning={"min_verify_probability": 0.2, "batch_size": 5, "max_round_trip_rank": 66},
     )
     data = config.data.build(Sources(None, config.cache, lambda items, _: items))
-    run = Run(config, Store(directory / "run"), data)
+    run = RunContext(config, Store(directory / "run"), data)
     trained = finished / "checkpoint_iter_0"
-    checkpoint = run.store.make(
+    checkpoint = run.store.get_or_build(
         trained.name, {}, [], lambda path: shutil.copytree(trained, path, dirs_exist_ok=True), 0
     )
     negatives = mine(run, 0, checkpoint)
@@ -116,20 +116,20 @@ def test_an_accelerate_config_that_does_not_say_how_many_is_named(
     if text is not None:
         file.write_text(text)
     with pytest.raises(UserError, match=says) as caught:
-        launcher.processes(Runtime(accelerate_config=file))
+        launcher.num_processes(Runtime(accelerate_config=file))
     assert str(file) in str(caught.value) and "--num_processes N" in str(caught.value)
 
 
 def test_an_accelerate_config_says_how_many() -> None:
     file = ROOT / "configs/accelerate/nodes_2.yaml"
-    assert launcher.processes(Runtime(accelerate_config=file)) == 16
-    assert launcher.processes(Runtime(accelerate_config=file, num_processes=2)) == 2
+    assert launcher.num_processes(Runtime(accelerate_config=file)) == 16
+    assert launcher.num_processes(Runtime(accelerate_config=file, num_processes=2)) == 2
 
 
 def command(tmp_path: Path, config: Any) -> list[str]:
     """`train_iterative.py` with these settings."""
     path = tmp_path / f"{config.directory.name}.yaml"
-    path.write_text(yaml.safe_dump(config.resolved()))
+    path.write_text(yaml.safe_dump(config.to_json()))
     flags = ["--config", str(path), "--experiment_dir", str(config.directory)]
     return [sys.executable, str(ROOT / "train_iterative.py"), *flags]
 

@@ -35,12 +35,12 @@ def test_weights_in_pieces_are_trained_and_saved_whole(
     log = alone.run(lambda steps: steps)
     one = alone.backbone.adapter_state()
     command = [
-        *launcher.launcher(RUNTIMES[kind]),
+        *launcher.launch_command(RUNTIMES[kind]),
         str(ROOT / "tests/distributed/sharded.py"),
         str(cache),
         str(tmp_path),
     ]
-    environment = launcher.environment(RUNTIMES[kind].deepspeed) | {"OMP_NUM_THREADS": "1"}
+    environment = launcher.worker_environment(RUNTIMES[kind].deepspeed) | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] += os.pathsep + str(ROOT)
     done = subprocess.run(
         command, env=environment, timeout=300, capture_output=True, text=True, check=False

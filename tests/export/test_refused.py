@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cirloop.artifacts.fs import explain
+from cirloop.artifacts.fs import os_error_hint
 from cirloop.artifacts.store import file_digests
 from cirloop.cli.evaluate import EvalConfig, evaluate_run
 from cirloop.config.run import save
@@ -103,8 +103,8 @@ def test_a_warm_up_of_no_steps_and_parts_in_full(run: Path, tmp_path: Path) -> N
 
         return make
 
-    store.make("checkpoint_iter_0", {}, [], build("training_log.json"), 0)
-    store.make("checkpoint_iter_1", {}, [], build("parts.json"), 1)
+    store.get_or_build("checkpoint_iter_0", {}, [], build("training_log.json"), 0)
+    store.get_or_build("checkpoint_iter_1", {}, [], build("parts.json"), 1)
     with pytest.raises(
         UserError, match=r"was trained for 0 steps, so it is the base model\. There are: 1\."
     ):
@@ -151,7 +151,7 @@ def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
         patched.setattr(export, "card", full)
         with pytest.raises(OSError, match="No space left") as error:
             export(run, "--overwrite")
-    assert "Free space there" in (explain(error.value) or "")
+    assert "Free space there" in (os_error_hint(error.value) or "")
     assert file_digests(goal) == there and not [*goal.parent.glob(".*")]
     for left in (".iter_1_adapter.tmp", ".iter_1_adapter.old"):
         shutil.copytree(goal, goal.parent / left)
@@ -164,7 +164,7 @@ def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
 def test_the_run_is_as_whole_as_before(run: Path, adapter: Path) -> None:
     """Exports in a run directory are no part of its artifacts, and in nobody's way."""
     store = run_directory(run)[1]
-    assert [store.find(name).name for name in store.names] == store.names
+    assert [store.load(name).name for name in store.names] == store.names
     assert evaluate_run(EvalConfig(experiment_dir=run, iterations="1"))[0]["iteration"] == "1"
 
 

@@ -19,7 +19,7 @@ from cirloop.backbones import EmbedInput
 from cirloop.config.run import from_json
 from cirloop.data.images import decode
 from cirloop.retrieval.embed import embed
-from cirloop.stages.context import Run, run_directory
+from cirloop.stages.context import RunContext, run_directory
 from tests.export.conftest import FORMATS
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photos"
@@ -46,7 +46,9 @@ def pictures(exported: dict[str, Path], run: Path) -> Path:
     """Where the cards are run: pictures of val beside photographs, where there are any, and noise
     of odd sizes."""
     here = exported["adapter"].parent
-    val = Run(*run_directory(run), from_json(run / "config.json").data.build()).data.parts("val")[0]
+    val = RunContext(*run_directory(run), from_json(run / "config.json").data.build()).data.parts(
+        "val"
+    )[0]
     for name, image in zip(SEEN, val.gallery.ids, strict=False):
         val.images.load(image).save(here / name.replace("jpg", "png"))
     for number, (name, size) in enumerate(
@@ -109,7 +111,7 @@ def expected(run: Path, pictures: Path, inputs: list[dict[str, str]]) -> npt.NDA
     from cirloop.backbones.features import VisionCache
 
     config, store = run_directory(run)
-    backbone: Any = config.model.build(store.find("checkpoint_iter_1").path)
+    backbone: Any = config.model.build(store.load("checkpoint_iter_1").path)
     files: Any = Pictures(pictures)
     features = VisionCache(backbone, files, pictures / "cache", config.runtime)
     items: list[Any] = [

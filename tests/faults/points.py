@@ -41,15 +41,15 @@ class Point:
 
 POINTS = (
     # opening a run directory
-    Point("artifacts.run_lock:held", "RUN", "mkdir rmdir"),
-    Point("artifacts.run_lock:held", "RUN/run.lock", "open remove"),
-    Point("artifacts.run_lock:held", "RUN/run.lock.json", f"{TEXT} remove"),
+    Point("artifacts.run_lock:run_lock", "RUN", "mkdir rmdir"),
+    Point("artifacts.run_lock:run_lock", "RUN/run.lock", "open remove"),
+    Point("artifacts.run_lock:run_lock", "RUN/run.lock.json", f"{TEXT} remove"),
     Point("config.run:save", "RUN/config.json", TEXT),
     Point(
         "cli.runner:open_run", "RUN/config.json", "remove", "mended"
     ),  # what a killed one left half-written
-    Point("monitoring.run_log:Attempt.open", "RUN/logs", "mkdir"),
-    Point("monitoring.run_log:Log.__init__", "RUN/logs/attempt_*.log", "open"),
+    Point("monitoring.run_log:RunLog.open", "RUN/logs", "mkdir"),
+    Point("monitoring.run_log:RotatingLog.__init__", "RUN/logs/attempt_*.log", "open"),
     # an artifact: made aside by its stage, moved, listed
     Point("stages.account:account.build", f"{NEW}/accounting_iter_*.json", TEXT),
     Point("stages.caption:caption.build", f"{NEW}/augmented_samples_iter_*.json", TEXT),
@@ -68,22 +68,22 @@ POINTS = (
     ),
     Point("distributed.worker:_train", f"{NEW}/checkpoint_iter_*/training_log.json", TEXT),
     *(
-        Point("artifacts.store:Store.make", f"{NEW}/{artifact}", "remove sync")
+        Point("artifacts.store:Store.get_or_build", f"{NEW}/{artifact}", "remove sync")
         for artifact in ARTIFACTS
     ),
     *(
-        Point("artifacts.store:Store.make", f"RUN/{artifact}", "remove rename")
+        Point("artifacts.store:Store.get_or_build", f"RUN/{artifact}", "remove rename")
         for artifact in ARTIFACTS
     ),
     Point(
-        "artifacts.store:Store.make", f"{NEW}/checkpoint_iter_*", "rmtree", "mended"
+        "artifacts.store:Store.get_or_build", f"{NEW}/checkpoint_iter_*", "rmtree", "mended"
     ),  # a killed one's
-    Point("artifacts.store:Store.make", "RUN/.work", "mkdir"),
-    Point("artifacts.store:Store.make", NEW, "mkdir"),
-    Point("artifacts.store:Store.make", "RUN", "sync"),
+    Point("artifacts.store:Store.get_or_build", "RUN/.work", "mkdir"),
+    Point("artifacts.store:Store.get_or_build", NEW, "mkdir"),
+    Point("artifacts.store:Store.get_or_build", "RUN", "sync"),
     Point("artifacts.store:Store._write_manifest", "RUN/manifest.json", TEXT),
-    Point("artifacts.store:Store.make", WORK, "rmtree"),
-    Point("artifacts.store:Store.clean", "RUN/.work", "rmtree"),
+    Point("artifacts.store:Store.get_or_build", WORK, "rmtree"),
+    Point("artifacts.store:Store.remove_scratch", "RUN/.work", "rmtree"),
     # beside the artifacts
     Point("monitoring.costs:Costs._write", "RUN/costs.json", TEXT),
     Point("loop:iterate.note", "RUN/evaluation_results.json", TEXT),
@@ -101,9 +101,9 @@ POINTS = (
     Point(
         "distributed.worker:train", "RUN/bad_batch.json", "remove"
     ),  # of a batch that was bad before
-    Point("monitoring.profiling:process", WORK, "mkdir"),
-    Point("monitoring.profiling:process", f"{WORK}/.cost_0.json", "open"),
-    Point("monitoring.profiling:process", f"{WORK}/cost_0.json", "rename"),
+    Point("monitoring.profiling:worker_metrics", WORK, "mkdir"),
+    Point("monitoring.profiling:worker_metrics", f"{WORK}/.cost_0.json", "open"),
+    Point("monitoring.profiling:worker_metrics", f"{WORK}/cost_0.json", "rename"),
     # iterations moved aside
     Point("artifacts.store:Store._finish_moves", "RUN/replaced_*", "mkdir", "again"),
     *(

@@ -114,7 +114,7 @@ def child(request: dict[str, Any]) -> int:
                     shutil.copytree(source, Path(request["snapshots"]) / stage / name)
         marks.append((stage, time.monotonic()))
 
-    make, clean = Store.make, Store.clean
+    make, clean = Store.get_or_build, Store.remove_scratch
 
     def making(store: Store, name: str, *rest: Any) -> Any:
         if name not in store.names:
@@ -125,7 +125,7 @@ def child(request: dict[str, Any]) -> int:
         mark(END, store)
         clean(store)
 
-    Store.make, Store.clean = making, cleaning  # type: ignore[method-assign]
+    Store.get_or_build, Store.remove_scratch = making, cleaning  # type: ignore[method-assign]
     code = command(request)
     marks.append(("", time.monotonic()))
     seconds = {stage: after - at for (stage, at), (_, after) in pairwise(marks)}

@@ -17,7 +17,7 @@ def test_refused(case: Case, harness: Harness) -> None:
     if case.op == "rmtree" and case.point.path in ("RUN/.work", WORK):  # what it served is done
         assert ended.code == 0 and "delete it" in ended.said, ended.said
     elif case.op == "utime" or (
-        case.op == "mkdir" and case.point.site == "monitoring.profiling:process"
+        case.op == "mkdir" and case.point.site == "monitoring.profiling:worker_metrics"
     ):  # the directory is there
         assert ended.code == 0, ended.said
     elif case.point.site.startswith("report.page:"):  # no result depends on the report

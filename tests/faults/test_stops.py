@@ -24,7 +24,7 @@ STAGES = {
     "captioning.batched_captioner:BatchedCaptioner.generate": "augmented_samples_iter_1.json",
     "stages.mine:mine_split": "hard_negatives_iter_0.json",
     "evaluation.protocols:metrics": "evaluation_iter_1.json",
-    "distributed.launcher:training": "checkpoint_iter_0",
+    "distributed.launcher:run_training": "checkpoint_iter_0",
 }
 """Functions of stages, and the stage that meets them."""
 STEP = "training.gradient_engine:GradientEngine.backward"
@@ -112,7 +112,7 @@ def test_a_second_run_is_refused_and_a_killed_ones_lock_hinders_nobody(harness: 
     directory, _, ends = stopped(harness, STEP, "SIGKILL")
     left = {directory / "run" / name for name in (run_lock.FILE, run_lock.OWNER)}
     assert all(path.exists() for path in left)
-    with run_lock.held(directory / "run"):
+    with run_lock.run_lock(directory / "run"):
         refused = harness.child(directory, "run", ends)
     assert refused.code == REFUSED and "a run works in" in refused.said
     goes_on(harness, directory, "run", ends)

@@ -35,11 +35,11 @@ CALLS = {
 ELSEWHERE = {
     # files of a stage's processes; test_processes.py and tests/distributed kill those
     "distributed.jobs": ("write",),
-    "distributed.launcher": ("_ended", "_run"),
-    "distributed.worker": ("_fail", "_log_beside", "_rows_to", "main"),
+    "distributed.launcher": ("_wait", "_run"),
+    "distributed.worker": ("_fail", "_open_worker_log", "_step_writer", "main"),
     "distributed.sharded_worker": ("_caption", "_embed"),
     "distributed.sharded_executor": ("ShardedExecutor._clear", "ShardedExecutor._run"),
-    "monitoring.profiling": ("of_processes", "_save"),  # _save: traces, by request
+    "monitoring.profiling": ("collect_workers", "_save_trace"),  # _save_trace: traces, by request
     "monitoring.trackers": ("tracking",),  # by request; tests/test_trackers.py
     "stages.train": ("train.build",),  # of a warm-up of no steps
     # the cache held to a size, and a nameless file

@@ -24,10 +24,16 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-WRITERS = {f"artifacts.store:{name}" for name in ("write_text", "write_json", "write_sealed")}
+WRITERS = {f"artifacts.atomic:{name}" for name in ("write_text", "write_json", "write_checked")}
 WRITERS |= {
     f"artifacts.fs:{name}"
-    for name in ("save_tensors", "sweep", "remove", "sync_directory", "sync_tree")
+    for name in (
+        "save_tensors",
+        "remove_stale_temp",
+        "remove_tree_quietly",
+        "sync_directory",
+        "sync_tree",
+    )
 }
 """They write a path for others, who are the call site."""
 SIGNALS = ("SIGKILL", "SIGTERM")

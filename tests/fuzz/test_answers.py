@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_augmented
-from cirloop.artifacts.store import Artifact, write_json
+from cirloop.artifacts.store import Artifact
 from cirloop.backbones.special_tokens import escape_special_tokens
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.parsing import parse_answer

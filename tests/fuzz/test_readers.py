@@ -27,14 +27,14 @@ from cirloop.data import circo, cirr, fashioniq, hp_fashioniq
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
 from cirloop.data.paths import Sources
-from cirloop.distributed.launcher import processes
+from cirloop.distributed.launcher import num_processes
 from cirloop.negatives.attributes.images import captions_file, metadata
 from cirloop.negatives.attributes.lexicon import load as lexicon
 from cirloop.retrieval.vectors import open_vectors
 from cirloop.tools.add_negatives.config import AddNegativesConfig
 from cirloop.tools.add_negatives.samples import read as read_samples
 from cirloop.types import ImageId, UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 from tests.stand_in import write_circo, write_cirr, write_fashioniq, write_hp_fashioniq
 from tests.tiers import one_in
 
@@ -76,10 +76,10 @@ def refused_or_read(read: Callable[[], object], named: str | None = None) -> str
     return None
 
 
-def stopped(read: Callable[[Problems], object]) -> None:
-    problems = Problems()
+def stopped(read: Callable[[ValidationReport], object]) -> None:
+    problems = ValidationReport()
     read(problems)
-    problems.stop()
+    problems.raise_if_any()
 
 
 def laughs(levels: int = 12) -> str:
@@ -293,7 +293,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], Callable[
     "accelerate": (
         own,
         "accelerate.yaml",
-        lambda d: lambda: processes(Runtime(accelerate_config=d / "accelerate.yaml")),
+        lambda d: lambda: num_processes(Runtime(accelerate_config=d / "accelerate.yaml")),
     ),
     "settings of an embedder": (
         own,

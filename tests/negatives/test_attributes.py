@@ -23,7 +23,7 @@ from cirloop.negatives.attributes.extract import Rules
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.negatives.attributes.lexicon import Lexicon, load, stem, tokens
 from cirloop.types import ImageId, UserError
-from cirloop.validation import ProblemsFound
+from cirloop.validation import ValidationFailed
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 DOMAINS = ("fashion", "everyday", "shapes")
@@ -470,7 +470,7 @@ def test_captions_are_read_by_the_extractor(tmp_path: Path) -> None:
 
 
 def test_all_that_is_wrong_with_metadata_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ProblemsFound) as found:
+    with pytest.raises(ValidationFailed) as found:
         from_file(
             tmp_path / "m.json",
             {"a": "red", "b": {"color": 3, "size": [""], "?": "x"}, "c": {"color": {}}},
@@ -489,7 +489,7 @@ def test_all_that_is_wrong_with_metadata_is_told_at_once(tmp_path: Path) -> None
 
 
 def test_all_that_is_wrong_with_captions_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ProblemsFound) as found:
+    with pytest.raises(ValidationFailed) as found:
         from_file(tmp_path / "c.json", {"a": " ", "b": None, "c": "fine"}, "captions")
     assert [row.where.split()[-1] for row in found.value.rows] == ["'a'", "'b'"]
 
@@ -505,13 +505,13 @@ def test_all_that_is_wrong_with_captions_is_told_at_once(tmp_path: Path) -> None
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, content: str, message: str) -> None:
-    with pytest.raises(ProblemsFound, match=message):
+    with pytest.raises(ValidationFailed, match=message):
         from_file(tmp_path / "m.json", content)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     made = AttributeSettings(file=tmp_path / "none.json")
-    with pytest.raises(ProblemsFound, match="there is no such file"):
+    with pytest.raises(ValidationFailed, match="there is no such file"):
         image_attributes(made, made.build(), IMAGES)
 
 
@@ -527,12 +527,12 @@ def test_captions_of_a_model() -> None:
     assert seen == [IMAGES]
     assert [row["color"] for row in table] == ["red", "teal", "blue"]
     assert table.categories(made.build().lexicon.category) == ["circle"] * 3
-    with pytest.raises(ProblemsFound, match="gave 1 for 3 images"):
+    with pytest.raises(ValidationFailed, match="gave 1 for 3 images"):
         image_attributes(made, made.build(), IMAGES, lambda images: ["one"])
-    with pytest.raises(ProblemsFound, match="2 problems"):
+    with pytest.raises(ValidationFailed, match="2 problems"):
         image_attributes(made, made.build(), IMAGES, lambda images: ["fine", "", " "])
     with pytest.raises(
-        ProblemsFound, match=r"none of the 3 that the model gave had ended(?s:.*)max_new_tokens"
+        ValidationFailed, match=r"none of the 3 that the model gave had ended(?s:.*)max_new_tokens"
     ):
         image_attributes(made, made.build(), IMAGES, lambda images: [None] * len(images))
     first, *others = image_attributes(

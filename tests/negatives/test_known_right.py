@@ -20,7 +20,7 @@ from benchmarks.known_right_negatives import (
 from cirloop.data.known_positives import KnownPositives
 from cirloop.negatives import NoMining, Random, TopK
 from cirloop.negatives.base import Strategy
-from cirloop.stages.mine import LEFT_OUT, SPELLING, barred_rows
+from cirloop.stages.mine import EXCLUSION_KINDS, SPELLING, barred_rows
 from cirloop.training.batches import BatchSampler
 from cirloop.types import MinedNegative
 
@@ -72,7 +72,7 @@ def test_pairs_left_out_are_counted_by_name(world: World) -> None:
         world.train, KnownPositives.of(world.train, confirmed=world.confirmed)
     )
     queries = len(world.train.triplets)
-    assert tuple(counts) == LEFT_OUT
+    assert tuple(counts) == EXCLUSION_KINDS
     assert counts == {
         "positives of the line": 2 * queries,
         "copies of the target": queries,

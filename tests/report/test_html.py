@@ -17,7 +17,8 @@ from PIL import Image
 
 from benchmarks.report_of_28000 import Made, make_data, settings
 from cirloop.artifacts import run_lock
-from cirloop.artifacts.store import file_digests, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import file_digests
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
 from cirloop.report import report_data
@@ -114,7 +115,7 @@ def test_best_images_agree_with_the_ranks(finished: Path) -> None:
     config, store = run_directory(finished)
     [part] = _data(config).parts("val")
     assert part.relevance is not None
-    evaluation = store.find("evaluation_iter_1.json").read()
+    evaluation = store.load("evaluation_iter_1.json").read()
     seen = 0
     for query, (name, rank, _), top in zip(
         part.queries, evaluation["ranks"], evaluation["top"], strict=True
@@ -298,7 +299,7 @@ def test_long_texts_are_cut() -> None:
 def test_report_only_reads_beside_a_run_and_changes_nothing_else(copied: RunConfig) -> None:
     """Under a lock that another run holds; the model's path leads nowhere."""
     before = file_digests(copied.directory)
-    with run_lock.held(copied.directory):
+    with run_lock.run_lock(copied.directory):
         done = command(
             "train_iterative.py",
             "--report_only",
@@ -340,7 +341,7 @@ def test_the_report_can_be_switched_off_and_decides_nothing(finished: Path, tmp_
         page.unlink(missing_ok=True)
         runtime = config.runtime.model_copy(update={"report": report})
         changed = config.model_copy(update={"runtime": runtime, "auto_resume": True})
-        assert changed.decisive() == config.decisive()
+        assert changed.result_settings() == config.result_settings()
         runner.run(changed)
         assert page.exists() == report
 
@@ -391,7 +392,7 @@ def test_charts_are_files_and_equal_input_gives_equal_bytes(finished: Path) -> N
 def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(
     data: str, best: str
 ) -> None:
-    from cirloop.stages.evaluate import _top
+    from cirloop.stages.evaluate import _best_images
     from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance
 
     query = Query(QueryId("q"), ImageId("b"), "")
@@ -401,4 +402,6 @@ def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(
     images_GD = np.eye(8, dtype=np.float32)
     query_D = np.arange(8, 0, -1, dtype=np.float32)
     no_pictures: Any = None
-    assert _top(EvalSplit(judged, gallery, no_pictures), query_D[None], images_GD) == [list(best)]
+    assert _best_images(EvalSplit(judged, gallery, no_pictures), query_D[None], images_GD) == [
+        list(best)
+    ]

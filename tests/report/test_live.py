@@ -26,12 +26,12 @@ from rich.console import Console
 
 from cirloop.artifacts.store import Store
 from cirloop.config.run import from_json
-from cirloop.loop import plan
+from cirloop.loop import expected_artifacts
 from cirloop.monitoring import events
 from cirloop.monitoring.console import progress
 from cirloop.monitoring.costs import Costs
-from cirloop.monitoring.live import Head, View
-from cirloop.report.run_monitor import Watch
+from cirloop.monitoring.live import LiveDisplay, RunHeader
+from cirloop.report.run_monitor import RunMonitor
 from tests.commands import ROOT
 from tests.distributed.test_many import are_gone, processes
 from tests.faults.harness import VERY_SMALL
@@ -137,7 +137,7 @@ class Screen:
         self.console = Console(
             file=self._out, force_terminal=True, width=columns, height=20, color_system=None
         )
-        self.view = View(self.console)
+        self.view = LiveDisplay(self.console)
         self._screen = pyte.Screen(columns, 60)
         self._stream = pyte.Stream(self._screen)
 
@@ -155,7 +155,7 @@ class Screen:
         return bool(self._screen.cursor.hidden)
 
 
-def head(**changes: Any) -> Head:
+def head(**changes: Any) -> RunHeader:
     told = {
         "run": "experiments/a_run_with_a_long_name",
         "stage": "checkpoint_iter_2",
@@ -166,14 +166,14 @@ def head(**changes: Any) -> Head:
         "left": 754.0,
         "recalls": RECALLS,
     }
-    return Head(**{**told, **changes})
+    return RunHeader(**{**told, **changes})
 
 
 @pytest.mark.parametrize("columns", [100, 40, 24])
 def test_the_region_fits_the_terminal_and_goes_without_a_trace(columns: int) -> None:
     screen = Screen(columns)
-    with events.heard_by(screen.view):
-        events.tell("head", head=head())
+    with events.subscribe(screen.view):
+        events.emit("head", head=head())
         bar = progress(range(100), "train iteration 2")
         for _ in range(30):
             next(bar)
@@ -200,15 +200,15 @@ def test_the_region_fits_the_terminal_and_goes_without_a_trace(columns: int) -> 
         )
         bar.close()
         assert not [line for line in screen.lines if "29/100" in line]
-        events.tell("head", head=None)
+        events.emit("head", head=None)
         assert screen.lines == ["a log line"] and not screen.cursor_is_hidden
 
 
 def test_without_an_honest_estimate_there_is_none() -> None:
     screen = Screen(100)
-    with events.heard_by(screen.view):
+    with events.subscribe(screen.view):
         for left, says in ((None, False), (0.5, True), (-1.0, False)):
-            events.tell("head", head=head(left=left))
+            events.emit("head", head=head(left=left))
             assert ("left in all" in screen.lines[1]) == says
     screen.view.stop()
 
@@ -216,9 +216,9 @@ def test_without_an_honest_estimate_there_is_none() -> None:
 def test_the_view_shows_no_markup_and_no_signs_that_steer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "correct-horse")
     screen = Screen(100)
-    with events.heard_by(screen.view):
-        events.tell("head", head=head(run="[red]correct-horse\x1b[2J"))
-        events.tell("bar", key="1", title="[b]x\x1b[2J", done=1, total=2)
+    with events.subscribe(screen.view):
+        events.emit("head", head=head(run="[red]correct-horse\x1b[2J"))
+        events.emit("bar", key="1", title="[b]x\x1b[2J", done=1, total=2)
         shown = "\n".join(screen.lines)
     assert "[red][hidden]\\x1b[2J" in shown and "[b]x\\x1b[2J" in shown
     screen.view.stop()
@@ -227,9 +227,9 @@ def test_the_view_shows_no_markup_and_no_signs_that_steer(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("columns", [100, 60])
 def test_a_bar_shows_its_rate(columns: int) -> None:
     screen = Screen(columns)
-    with events.heard_by(screen.view):
+    with events.subscribe(screen.view):
         for done, rate in ((0, ""), (1, "12.5 texts/s"), (2, "[b]13 texts/s")):
-            events.tell("bar", key="1", title="captions: write", done=done, total=4, rate=rate)
+            events.emit("bar", key="1", title="captions: write", done=done, total=4, rate=rate)
             assert not rate or rate in "\n".join(screen.lines)
     screen.view.stop()
 
@@ -239,7 +239,10 @@ def test_a_plain_line_says_the_rate(
 ) -> None:
     monkeypatch.setattr("cirloop.monitoring.console.LINE_EVERY", -1.0)
     with caplog.at_level(logging.INFO, "cirloop"):
-        assert [*progress(events.Counted([1, 2], [5, 5], "texts/s"), "captions: write")] == [1, 2]
+        assert [*progress(events.CountedBatches([1, 2], [5, 5], "texts/s"), "captions: write")] == [
+            1,
+            2,
+        ]
     (said,) = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(r"captions: write: 1 of 2, about \d+ s left, [\d.e+]+ texts/s", said)
 
@@ -256,9 +259,11 @@ def test_no_terminal_has_plain_lines(
 
 def test_the_plan_is_what_a_run_makes(finished: Path) -> None:
     made = json.loads((finished / "manifest.json").read_text())["artifacts"]
-    assert {*plan(from_json(finished / "config.json"), True)} == {*made}
+    assert {*expected_artifacts(from_json(finished / "config.json"), True)} == {*made}
     rows = json.loads((finished / "costs.json").read_text())["stages"]
-    assert plan(from_json(finished / "config.json"), True) == [row["stage"] for row in rows]
+    assert expected_artifacts(from_json(finished / "config.json"), True) == [
+        row["stage"] for row in rows
+    ]
 
 
 def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: Path) -> None:
@@ -267,11 +272,11 @@ def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: 
         num_iterations=2,
         training={"iteration_0_steps": 50, "steps_per_iteration": 10},
     )
-    costs, heads = Costs(tmp_path), list[Head]()
-    watch = Watch(config, Store(tmp_path), costs, True)
+    costs, heads = Costs(tmp_path), list[RunHeader]()
+    watch = RunMonitor(config, Store(tmp_path), costs, True)
 
     def left(name: str, iteration: int) -> float | None:
-        with events.heard_by(lambda kind, what: heads.append(what["head"])):
+        with events.subscribe(lambda kind, what: heads.append(what["head"])):
             watch("begins", {"name": name, "iteration": iteration})
         return heads[-1].left
 

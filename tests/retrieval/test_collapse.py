@@ -14,7 +14,7 @@ from cirloop.artifacts.store import Store
 from cirloop.data.dataset import grey
 from cirloop.data.paths import Sources
 from cirloop.retrieval.collapse import SAMPLED, mean_cosine
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 
 
 def unit(*shape: int, shift: float = 0.0) -> Any:
@@ -44,17 +44,17 @@ def test_a_run_warns_of_collapsed_embeddings_once_and_keeps_it(
     small: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = small(tmp_path / "run")
-    run = Run(
+    run = RunContext(
         config,
         Store(tmp_path / "run"),
         config.data.build(Sources(None, config.cache, lambda items, _: items)),
     )
     part = run.data.parts("val")[0]
     with caplog.at_level(logging.WARNING), run.costs.stage("a", False):
-        run.gallery(run.embedder(None), part)
+        run.gallery_embeddings(run.embedder(None), part)
         assert not caplog.records
         for _ in range(2):
-            run.gallery(run.embedder(None), grey(part))  # every picture the same
+            run.gallery_embeddings(run.embedder(None), grey(part))  # every picture the same
     (said,) = [record.getMessage() for record in caplog.records]
     assert "a cosine of 1.0000 on average" in said
     with run.costs.stage("b", False):

@@ -17,7 +17,7 @@ from cirloop.data.paths import Sources
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import topk
-from cirloop.stages.context import Run, adapter_of, run_directory
+from cirloop.stages.context import RunContext, adapter_path, run_directory
 from cirloop.tools.search.config import SearchOptions, parse
 from cirloop.tools.search.engine import MAX_TEXT, Engine, decode_upload
 from cirloop.types import ImageId, UserError
@@ -30,7 +30,7 @@ TEXT = "the red square is now blue"
 def apart(finished: Path, engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`vector(item)` of the run's model, one item at a time, with features of its own."""
     config, store = run_directory(finished)
-    backbone = config.model.build(adapter_of(store.find("checkpoint_iter_1")))
+    backbone = config.model.build(adapter_path(store.load("checkpoint_iter_1")))
     kept = tmp_path_factory.mktemp("vision")
 
     def vector(item: EmbedInput, images: Any = None) -> Any:
@@ -78,13 +78,13 @@ def test_a_text_alone_is_asked_about_a_grey_picture(
 def test_a_query_is_answered_as_the_run_ranks_it(finished: Path, engine: Engine) -> None:
     config, store = run_directory(finished)
     data = config.data.build(Sources(None, config.cache, progress))
-    run, (part,) = Run(config, store, data), data.parts("val")
+    run, (part,) = RunContext(config, store, data), data.parts("val")
     queries = list(part.queries)[:12]
     targets = [part.relevance.targets[query.id] for query in queries]
-    backbone, rows = run.embedder(store.find("checkpoint_iter_1")), part.gallery.rows()
+    backbone, rows = run.embedder(store.load("checkpoint_iter_1")), part.gallery.rows()
     vectors, gallery = (
-        run.vectors(backbone, query_items(queries), part, "queries"),
-        run.gallery(backbone, part),
+        run.embed_cached(backbone, query_items(queries), part, "queries"),
+        run.gallery_embeddings(backbone, part),
     )
     references = np.array([[rows[query.reference]] for query in queries])
     for query, images, scores in zip(

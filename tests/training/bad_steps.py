@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from cirloop.distributed.worker import accelerator
+from cirloop.distributed.worker import create_accelerator
 from cirloop.monitoring import preemption
 from cirloop.types import UserError
 from tests.training.test_bad_steps import narrow, until
@@ -25,7 +25,7 @@ from tests.training.test_trainer import STEPS, trainer_of
 
 def main() -> None:
     cache, output = map(Path, sys.argv[1:])
-    rank = accelerator().process_index
+    rank = create_accelerator().process_index
     trainer = trainer_of(output / "a", cache, max_skipped_batches=1)
     now = [0]
 
@@ -39,7 +39,7 @@ def main() -> None:
     found = {"skipped": [row["step"] for row in trainer.log if "ids" in row]}
 
     trainer = trainer_of(output / "b", cache)
-    with preemption.listening():
+    with preemption.handle_sigterm():
         try:
             trainer.run(
                 until(
@@ -49,7 +49,7 @@ def main() -> None:
                     ),
                 )
             )
-        except preemption.Stopped:
+        except preemption.GracefulStop:
             found["stopped"] = [path.name for path in (output / "b" / "work").iterdir()]
     (output / f"rank_{rank}.json").write_text(json.dumps(found))
 

@@ -292,13 +292,13 @@ def test_asked_to_stop_it_ends_after_the_step_and_goes_on_to_the_same_bytes(
 ) -> None:
     whole, log = train(tmp_path / "a", cache)
     part, order = trainer_of(tmp_path / "b", cache), tmp_path / "stop"
-    with preemption.listening(order), pytest.raises(preemption.Stopped):
+    with preemption.handle_sigterm(order), pytest.raises(preemption.GracefulStop):
         part.run(until(STEPS, lambda step: order.touch() if step == 1 else None))
     assert [path.name for path in (tmp_path / "b" / "work").iterdir()] == ["step_000002"]
     resumed, resumed_log = train(tmp_path / "b", cache)
     assert resumed_log == log and equal(resumed, whole)
     last = trainer_of(tmp_path / "c", cache)
-    with preemption.listening(order):
+    with preemption.handle_sigterm(order):
         assert (
             len(
                 last.run(

@@ -17,7 +17,7 @@ from cirloop.backbones import BackboneConfig, EmbedInput, LoraSettings
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import similarity
 from cirloop.data import ShapesSettings
-from cirloop.distributed.worker import accelerator
+from cirloop.distributed.worker import create_accelerator
 from cirloop.training import TrainingSettings
 from cirloop.training.batches import Batch, BatchSampler
 from cirloop.training.losses import CandidateMasks
@@ -106,7 +106,7 @@ def trainer_of(model: dict[str, Any], work: Path, chunk_size: int) -> tuple[Trai
         "",
         work,
         0,
-        accelerator(),
+        create_accelerator(),
     )  # type: ignore[arg-type]
     trainer.module.train()
     return trainer, seen

@@ -17,7 +17,7 @@ import torch
 from cirloop.backbones import LoraSettings, Qwen2VLSettings
 from cirloop.backbones.features import VisionCache
 from cirloop.data import ShapesSettings
-from cirloop.distributed.worker import accelerator
+from cirloop.distributed.worker import create_accelerator
 from cirloop.training import TrainingSettings
 from cirloop.training.batches import BatchSampler
 from cirloop.training.optimization import lr_factor
@@ -52,7 +52,7 @@ def trainer_of(
         key,
         work,
         checkpoint_every_steps,
-        accelerator(),
+        create_accelerator(),
     )
     trainer.module.train()
     return trainer

@@ -1,5 +1,5 @@
-"""What a disk does to a run: errors that name their file and the way out, and what killed writers
-leave behind."""
+"""Files on disk: errors that name their file and the remedy, and removal of what killed writers
+leave."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ABANDONED = 600.0
 """Seconds without a write after which a temporary file is taken for that of a process that was
 killed."""
 _FULL = "Free space there (df, quota)"
-_SHUT = "Make it writable for this user, or give a directory that is"
-WAYS_OUT = {
+_NOT_WRITABLE = "Make it writable for this user, or give a directory that is"
+REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: (
@@ -31,30 +31,30 @@ WAYS_OUT = {
     ),
     errno.EIO: "The disk or its connection failed; the system's log says more",
     errno.ESTALE: "The file server failed",
-    errno.EROFS: _SHUT,
-    errno.EACCES: _SHUT,
-    errno.EPERM: _SHUT,
+    errno.EROFS: _NOT_WRITABLE,
+    errno.EACCES: _NOT_WRITABLE,
+    errno.EPERM: _NOT_WRITABLE,
     errno.ENAMETOOLONG: "Give a shorter name",
     errno.ENOTDIR: "A part of this path is a file; give another one",
     errno.EMFILE: "Raise the limit on open files (ulimit -n)",
 }
 
 
-def explain(error: OSError) -> str | None:
-    """A message for the user where a disk is full, failing or shut; None for any other error."""
-    way = WAYS_OUT.get(error.errno or 0)
+def os_error_hint(error: OSError) -> str | None:
+    """Return a message for the user where a disk is full, failing or not writable; None for any
+    other error."""
+    remedy = REMEDIES.get(error.errno or 0)
     file = error.filename2 or error.filename or "a file"
-    end = (
+    resume = (
         "What was finished is kept: then run the command again, train_iterative.py with"
         " --auto_resume."
     )
-    return None if way is None else f"{file}: {error.strerror}. {way}. {end}"
+    return None if remedy is None else f"{file}: {error.strerror}. {remedy}. {resume}"
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Within, an OSError names `path` where it names nothing: those of writing, syncing and closing
-    do not."""
+def with_filename(path: Path) -> Iterator[None]:
+    """Add `path` to an OSError that names no file, as those of writing, syncing and closing do."""
     try:
         yield
     except OSError as error:
@@ -66,7 +66,7 @@ def sync_directory(path: Path) -> None:
     """Flush a directory's list of names, or a file, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        with named(path):
+        with with_filename(path):
             os.fsync(handle)
     finally:
         os.close(handle)
@@ -74,55 +74,57 @@ def sync_directory(path: Path) -> None:
 
 def sync_tree(path: Path) -> None:
     """Flush a file, or every file and directory below a directory, to the disk."""
-    for each in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        sync_directory(each)
+    for part in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        sync_directory(part)
 
 
 @contextmanager
-def as_os_error(path: Path) -> Iterator[None]:
-    """Within, what safetensors says of a disk is the OSError that it was, with `path`."""
+def translate_safetensors_error(path: Path) -> Iterator[None]:
+    """Raise the OSError that a SafetensorError stands for, with `path` as its file."""
     from safetensors import SafetensorError
 
     try:
-        with named(path):
+        with with_filename(path):
             yield
     except SafetensorError as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        if found is None:
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, with the permissions of any other new file: the library's own lets
-    only its owner read it. Raises OSError, as other writes do."""
+    """Write a safetensors file with the permissions of any other new file.
+
+    The library's own function lets only the owner read the file. Raises OSError, as other writes
+    do.
+    """
     from safetensors.torch import save_file  # here, since it loads torch
 
-    with as_os_error(path):
+    with translate_safetensors_error(path):
         save_file(dict(tensors), path, metadata)
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
 
 
-def sweep(directory: Path, prefix: str = ".") -> None:
-    """Delete the files named `prefix`... that killed processes left in `directory`: nobody has
-    written to them lately.
+def remove_stale_temp(directory: Path, prefix: str = ".") -> None:
+    """Delete files of `directory` whose names begin with `prefix` and that nobody has written to
+    lately.
 
-    safetensors' own temporary files are `.tmp` and six letters.
+    Killed processes leave such files. Those of safetensors are called `.tmp` and six letters.
     """
     with suppress(FileNotFoundError):  # no such directory, or another process deletes too
-        for left in directory.iterdir():
-            if left.name.startswith(prefix) and left.stat().st_mtime < time.time() - ABANDONED:
+        for file in directory.iterdir():
+            if file.name.startswith(prefix) and file.stat().st_mtime < time.time() - ABANDONED:
                 with suppress(PermissionError):  # another user's
-                    left.unlink(missing_ok=True)
+                    file.unlink(missing_ok=True)
 
 
-def remove(directory: Path) -> None:
-    """Delete a directory that is not needed any more. If that fails, a warning says so: it is no
-    reason to stop."""
+def remove_tree_quietly(directory: Path) -> None:
+    """Delete a directory that is no longer needed; log a warning where that fails."""
     if directory.exists():
         try:
             shutil.rmtree(directory)

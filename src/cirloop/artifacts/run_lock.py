@@ -18,20 +18,20 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cirloop.artifacts.fs import explain
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.fs import os_error_hint
 from cirloop.types import UserError
 
 FILE, OWNER = "run.lock", "run.lock.json"
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Within, this process alone works in `directory`, which is made if need be.
+def run_lock(directory: Path) -> Iterator[None]:
+    """Hold the lock of a run directory, which is created if need be.
 
-    Raises UserError where another does.
+    Raises UserError where another process holds it.
     """
-    new = [each for each in (directory, *directory.parents) if not each.exists()]
+    new = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     try:
         with ExitStack() as stack:
             try:
@@ -42,23 +42,23 @@ def held(directory: Path) -> Iterator[None]:
                     OWNER,
                 ):  # while it is held: who waited for this file takes a new one
                     stack.callback((directory / name).unlink, missing_ok=True)
-                write_json(directory / OWNER, {"schema": 1, "owner": _owner()})
+                write_json(directory / OWNER, {"schema": 1, "owner": _describe_owner()})
             except Timeout:
-                raise UserError(_refusal(directory)) from None
+                raise UserError(_describe_conflict(directory)) from None
             except OSError as error:
-                if explain(error):  # the command says it
+                if os_error_hint(error):  # the command says it
                     raise
                 raise UserError(
                     f"--experiment_dir {directory} cannot be written: {error}."
                 ) from None
             yield
     finally:
-        for each in new:
+        for parent in new:
             with suppress(OSError):  # something is in it
-                each.rmdir()
+                parent.rmdir()
 
 
-def _owner() -> str:
+def _describe_owner() -> str:
     user = os.environ.get("USER", "a user without a name")
     began = datetime.now().astimezone().isoformat(timespec="seconds")
     return (
@@ -67,7 +67,7 @@ def _owner() -> str:
     )
 
 
-def _refusal(directory: Path) -> str:
+def _describe_conflict(directory: Path) -> str:
     try:
         owner = json.loads((directory / OWNER).read_text("utf-8"))["owner"]
     except (OSError, ValueError, KeyError, TypeError):  # about to be written, or changed by hand

@@ -24,80 +24,83 @@ RESTORE = "Restore it from a backup, or start anew in another --experiment_dir."
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """Files of one form. A sealed one carries its digest; `way` is what to do about a damaged
-    one."""
+class FileSchema:
+    """The schema of one kind of file. A checksummed one carries its own digest; `remedy` is what to
+    do about a damaged one."""
 
     version: int = 1
-    sealed: bool = False
-    way: str = RESTORE
+    checksummed: bool = False
+    remedy: str = RESTORE
 
 
-KINDS = {
-    "manifest": Kind(2, sealed=True),
-    "config": Kind(sealed=True),
-    "costs": Kind(2, sealed=True, way="No result needs it: delete it."),
-    "trackers": Kind(
-        sealed=True,
-        way="No result needs it: delete its directory; what was tracked is tracked anew.",
+SCHEMAS = {
+    "manifest": FileSchema(2, checksummed=True),
+    "config": FileSchema(checksummed=True),
+    "costs": FileSchema(2, checksummed=True, remedy="No result needs it: delete it."),
+    "trackers": FileSchema(
+        checksummed=True,
+        remedy="No result needs it: delete its directory; what was tracked is tracked anew.",
     ),
-    "pictures": Kind(2, sealed=True, way="It is remade."),
-    "state": Kind(sealed=True, way="Delete its directory to train from the start."),
-    "hard_negatives": Kind(3),
-    "augmented_samples": Kind(),
-    "accounting": Kind(),
-    "training_log": Kind(),
-    "parts": Kind(),
-    "evaluation": Kind(3),
-    "evaluation_results": Kind(3),
-    "problems": Kind(),
-    "export": Kind(),
-    "exported_model": Kind(),
-    "scores": Kind(),
-    "negatives": Kind(),
-    "negatives_report": Kind(),
+    "pictures": FileSchema(2, checksummed=True, remedy="It is remade."),
+    "state": FileSchema(checksummed=True, remedy="Delete its directory to train from the start."),
+    "hard_negatives": FileSchema(3),
+    "augmented_samples": FileSchema(),
+    "accounting": FileSchema(),
+    "training_log": FileSchema(),
+    "parts": FileSchema(),
+    "evaluation": FileSchema(3),
+    "evaluation_results": FileSchema(3),
+    "problems": FileSchema(),
+    "export": FileSchema(),
+    "exported_model": FileSchema(),
+    "scores": FileSchema(),
+    "negatives": FileSchema(),
+    "negatives_report": FileSchema(),
 }
 """By name. A new form of a kind has a higher version."""
 
 
 def kind_of(name: str) -> str:
-    """`hard_negatives` of `hard_negatives_iter_3.json`, `evaluation` of `evaluation_base.json`."""
+    """Return the kind of a file: `hard_negatives` of `hard_negatives_iter_3.json`, `evaluation` of
+    `evaluation_base.json`."""
     return re.sub(r"(_iter_\d+|_base)?\.json$", "", name)
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object in canonical form, its own `digest` aside."""
+    """Return the SHA-256 of a JSON object in canonical form, without its own `digest`."""
     rest = {name: value for name, value in content.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def sealed(kind: str, content: Mapping[str, Any]) -> Content:
-    """The content of a file of `kind` with its version and its digest."""
-    versioned = {"schema": KINDS[kind].version, **content}
+def with_checksum(kind: str, content: Mapping[str, Any]) -> Content:
+    """Add to the content of a file the version of its `kind` and its digest."""
+    versioned = {"schema": SCHEMAS[kind].version, **content}
     return versioned | {"digest": digest(versioned)}
 
 
 def read(path: Path, kind: str | None = None) -> Content:
-    """A file that cirloop wrote, without its digest.
+    """Read a file that cirloop wrote, and return its content without the digest.
 
     Raises UserError, with the file named, where it cannot be read, is damaged or altered, or is of
     another version.
     """
-    about = KINDS[kind or kind_of(path.name)]
+    file_schema = SCHEMAS[kind or kind_of(path.name)]
     try:
-        content = parse.parse_json(parse.text(path, 1 << 62))
+        content = parse.parse_json(parse.read_text(path, 1 << 62))
         if not isinstance(content, dict):
             raise UserError("it holds no object")
         version = content.get("schema")
         if not isinstance(version, int) or isinstance(version, bool):
             raise UserError("it has no schema" if version is None else f"its schema is {version!r}")
     except UserError as error:
-        raise UserError(f"{path} is damaged ({error}). {about.way}") from None
-    if version != about.version:
+        raise UserError(f"{path} is damaged ({error}). {file_schema.remedy}") from None
+    if version != file_schema.version:
         raise UserError(
             f"{path} was written by another version of cirloop (schema {version}; this one reads"
-            f" {about.version}). Use that version, or: {about.way}"
+            f" {file_schema.version}). Use that version, or: {file_schema.remedy}"
         )
-    if about.sealed and content.pop("digest", None) != digest(content):
-        raise UserError(f"{path} is altered: its digest does not agree with the rest. {about.way}")
+    if file_schema.checksummed and content.pop("digest", None) != digest(content):
+        raise UserError(
+            f"{path} is altered: its digest does not agree with the rest. {file_schema.remedy}"
+        )
     return content

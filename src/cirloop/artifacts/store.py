@@ -1,9 +1,9 @@
-"""Make an artifact once, or find it: fingerprints, atomic writes, verified reads.
+"""The store of a run: build an artifact once, load it afterwards.
 
-An artifact is a file or directory of a run directory. It is done when the manifest says so and its
-bytes agree. The fingerprint covers the stage's settings and the content digests of its inputs,
-never paths or times. Writing is aside, synced, renamed, and the manifest entry comes last: killed
-at any moment, a run directory holds whole artifacts only.
+An artifact is a file or directory of a run directory. It is finished when the manifest lists it and
+its bytes agree. The fingerprint covers the stage's settings and the content digests of its inputs,
+never paths or times. An artifact is written to a scratch directory, synced and renamed, and the
+manifest entry is written last: killed at any moment, a run directory holds whole artifacts only.
 """
 
 from __future__ import annotations
@@ -11,24 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.fs import named, remove, sweep, sync_directory, sync_tree
+from cirloop.artifacts.atomic import write_text
+from cirloop.artifacts.fs import (
+    remove_tree_quietly,
+    sync_directory,
+    sync_tree,
+)
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-WORK = ".work"
-READING = ".reading"
+SCRATCH = ".work"
+READER_SCRATCH = ".reading"
 """As `WORK`, of those who only read: a run clears its own away when it is done."""
 
 
@@ -42,12 +45,12 @@ class Artifact:
     made_now: bool = False
 
     def read(self) -> dict[str, Any]:
-        """Its content. Raises UserError as `schemas.read` does."""
+        """Read the artifact's content. Raises UserError as `schema.read` does."""
         return schema.read(self.path, schema.kind_of(self.name))
 
 
-def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form."""
+def fingerprint(value: object) -> str:
+    """Return the SHA-256 of a JSON value in canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -57,7 +60,7 @@ def file_digest(path: Path) -> str:
 
 
 def file_digests(path: Path) -> dict[str, str]:
-    """Digest per file, by path relative to `path` ("." for a single file)."""
+    """Return the digest of each file, by its path relative to `path` ("." for a single file)."""
     if path.is_file():
         return {".": file_digest(path)}
     return {
@@ -67,57 +70,8 @@ def file_digests(path: Path) -> dict[str, str]:
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write aside, sync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    sweep(path.parent, f".{path.name}.")
-    try:
-        with named(path), aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the first one counts
-            aside.unlink(missing_ok=True)
-        if isinstance(error, IsADirectoryError):
-            raise UserError(
-                f"{path} is a directory, where a file is to be written. Move it away."
-            ) from None
-        raise
-    sync_directory(path.parent)
-
-
-def dump(value: Any) -> str:
-    """JSON with one row of a list per line: small diffs, and readable at any size."""
-    if not isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-    lines = []
-    for key, item in value.items():
-        if isinstance(item, list) and item:
-            rows = ",\n  ".join(
-                json.dumps(row, ensure_ascii=False, allow_nan=False) for row in item
-            )
-            lines.append(f" {json.dumps(key)}: [\n  {rows}\n ]")
-        else:
-            lines.append(
-                f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False, allow_nan=False)}"
-            )
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, dump(value))
-
-
-def write_sealed(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """With the version of its kind and a digest of its own, for what no manifest vouches for."""
-    write_json(path, schema.sealed(kind, content))
-
-
-def _found(path: Path) -> dict[str, str]:
-    """`file_digests` of what can be read; for a file that cannot, the reason."""
+def _readable_digests(path: Path) -> dict[str, str]:
+    """Return `file_digests` of the files that can be read; for one that cannot, the reason."""
     out = {}
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         name = "." if file == path else file.relative_to(path).as_posix()
@@ -132,9 +86,11 @@ class Store:
     """The artifacts of one run directory."""
 
     def __init__(self, directory: Path, reading: bool = False) -> None:
-        """With `reading`, nothing of the run is changed, which another process may be at work
-        on."""
-        self.directory, self._work = directory, READING if reading else WORK
+        """Open the store of a run directory.
+
+        With `reading`, the store changes nothing: another process may be at work on the run.
+        """
+        self.directory, self._work = directory, READER_SCRATCH if reading else SCRATCH
         self._manifest = self._read_manifest()
         if not reading:
             self._finish_moves()
@@ -142,14 +98,14 @@ class Store:
     def _read_manifest(self) -> dict[str, Any]:
         path = self.directory / MANIFEST
         if not path.exists():
-            made = [
+            artifacts = [
                 p.name
                 for name in ("*_iter_*", "evaluation_base.json")
                 for p in self.directory.glob(name)
             ]
-            if made:
+            if artifacts:
                 raise UserError(
-                    f"{path} is missing, which says what of {', '.join(sorted(made)[:3])} is"
+                    f"{path} is missing, which says what of {', '.join(sorted(artifacts)[:3])} is"
                     " finished. Restore it from a backup, start anew in another --experiment_dir,"
                     " or delete those to make them again."
                 )
@@ -158,18 +114,22 @@ class Store:
 
     def _write_manifest(self) -> None:
         content = {name: value for name, value in self._manifest.items() if name != "schema"}
-        text = json.dumps(schema.sealed("manifest", content), indent=1, sort_keys=True)
+        text = json.dumps(schema.with_checksum("manifest", content), indent=1, sort_keys=True)
         write_text(self.directory / MANIFEST, text + "\n")
 
-    def begin(self, run: str, settings: Path) -> None:
-        """`of_run`, written down before the first artifact: from now on a manifest that is not
-        there is missing."""
-        self.of_run(run, settings)
+    def initialize(self, run: str, settings: Path) -> None:
+        """Bind the directory to a run and write the manifest before the first artifact.
+
+        From then on a manifest that does not exist is missing.
+        """
+        self.bind_to_run(run, settings)
         self._write_manifest()
 
-    def of_run(self, run: str, settings: Path) -> None:
-        """Note to which run this directory belongs, or raise UserError where that is not the one of
-        `settings`."""
+    def bind_to_run(self, run: str, settings: Path) -> None:
+        """Record which run this directory belongs to.
+
+        Raises UserError where the manifest belongs to another run than `settings`.
+        """
         if self._manifest.setdefault("run", run) != run:
             raise UserError(
                 f"{settings} is of another run than {self.directory / MANIFEST}. Restore that which"
@@ -184,24 +144,27 @@ class Store:
         number: int | None = self._manifest["artifacts"][name]["iteration"]
         return number
 
-    def workspace(self, name: str) -> Path:
-        """Where a stage keeps what it needs while it works (step checkpoints). Removed when it is
-        done."""
+    def scratch_dir(self, name: str) -> Path:
+        """Return where a stage keeps what it needs while it works, such as step checkpoints.
+
+        The directory is removed when the stage is done.
+        """
         return self.directory / self._work / name
 
-    def find(self, name: str) -> Artifact:
-        """A finished artifact, its bytes verified."""
+    def load(self, name: str) -> Artifact:
+        """Load a finished artifact and verify its bytes. Raises UserError where it is unknown or
+        damaged."""
         entry = self._manifest["artifacts"].get(name)
         if entry is None:
-            there = ", ".join(sorted(self.names)) or "none"
-            raise UserError(f"{self.directory} has no artifact {name!r}; it has: {there}.")
+            names = ", ".join(sorted(self.names)) or "none"
+            raise UserError(f"{self.directory} has no artifact {name!r}; it has: {names}.")
         path, damaged = self.directory / name, []
-        now = _found(path)
-        for file in sorted({*entry["files"], *now}):
-            if now.get(file) != entry["files"].get(file):
-                absent = "missing" if file not in now else "not part of it"
-                state = "altered" if file in now and file in entry["files"] else absent
-                state = now[file] if " " in now.get(file, "") else state
+        digests = _readable_digests(path)
+        for file in sorted({*entry["files"], *digests}):
+            if digests.get(file) != entry["files"].get(file):
+                absent = "missing" if file not in digests else "not part of it"
+                state = "altered" if file in digests and file in entry["files"] else absent
+                state = digests[file] if " " in digests.get(file, "") else state
                 damaged.append(f"{path if file == '.' else path / file} ({state})")
         if damaged:
             again = f"--resume_from_iteration {entry['iteration'] or 0}"
@@ -212,18 +175,20 @@ class Store:
             )
         return Artifact(name, path, fingerprint(entry["files"]))
 
-    def make(
+    def get_or_build(
         self,
         name: str,
-        settings: Any,
+        settings: object,
         inputs: Iterable[str],
         build: Callable[[Path], None],
         iteration: int | None = None,
     ) -> Artifact:
-        """The artifact `name`: the finished one if its fingerprint agrees, else `build(path)`
-        writes it.
+        """Return the artifact `name`: the finished one if its fingerprint agrees, else what
+        `build(path)` writes.
 
-        `settings` is JSON that decides the result, `inputs` the content digests it is made from.
+        `settings` is JSON that decides the result, `inputs` the content digests that the artifact
+        is made from. Raises UserError where the finished one was made with other settings or
+        inputs.
         """
         key = fingerprint({"name": name, "settings": settings, "inputs": list(inputs)})
         entry = self._manifest["artifacts"].get(name)
@@ -234,12 +199,12 @@ class Store:
                     " than this run has now. Remake it with --resume_from_iteration"
                     f" {entry['iteration'] or 0}, or use another --experiment_dir."
                 )
-            return self.find(name)
+            return self.load(name)
         logger.info("%s: start", name)
-        began = time.monotonic()
-        path, aside = self.directory / name, self.directory / WORK / "new" / name
-        for left in (path, aside):  # an unfinished or unlisted one, made by a run that was stopped
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        start = time.monotonic()
+        path, aside = self.directory / name, self.directory / SCRATCH / "new" / name
+        for stale in (path, aside):  # an unfinished or unlisted one, made by a run that was stopped
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
         aside.parent.mkdir(parents=True, exist_ok=True)
         build(aside)
         sync_tree(aside)
@@ -252,29 +217,30 @@ class Store:
             "files": files,
         }
         self._write_manifest()
-        remove(self.workspace(name))
-        logger.info("%s: done in %.1f s", name, time.monotonic() - began)
+        remove_tree_quietly(self.scratch_dir(name))
+        logger.info("%s: done in %.1f s", name, time.monotonic() - start)
         return Artifact(name, path, fingerprint(files), made_now=True)
 
-    def clean(self) -> None:
-        """Remove what only served the making of artifacts, once all are done."""
-        remove(self.directory / WORK)
+    def remove_scratch(self) -> None:
+        """Remove every scratch directory, once all artifacts are finished."""
+        remove_tree_quietly(self.directory / SCRATCH)
 
-    def set_aside(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
-        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`; returns it, None if
-        none are.
+    def archive_from(self, from_iteration: int, also: Iterable[str] = ()) -> Path | None:
+        """Move the artifacts of `from_iteration` and later to `replaced_<n>/`, and return that
+        directory.
 
-        An artifact of no iteration (the base model's evaluation) is moved with iteration 0.
+        Returns None if there are none. An artifact of no iteration (the base model's evaluation) is
+        moved with iteration 0.
         """
         entries = self._manifest["artifacts"]
         names = [n for n, e in entries.items() if (e["iteration"] or 0) >= from_iteration]
         files = [n for n in also if (self.directory / n).exists()]
         if not names:
             return None
-        before = [
+        matches = [
             re.fullmatch(r"replaced_(\d+)", p.name) for p in self.directory.glob("replaced_*")
         ]
-        number = 1 + max((int(found[1]) for found in before if found), default=0)
+        number = 1 + max((int(match[1]) for match in matches if match), default=0)
         self._manifest["moving"] = {"to": f"replaced_{number}", "names": [*names, *files]}
         for name in names:
             del entries[name]
@@ -291,7 +257,7 @@ class Store:
         for name in moving["names"]:
             if (self.directory / name).exists() and not (goal / name).exists():
                 (self.directory / name).replace(goal / name)
-        if (self.directory / WORK).exists():  # step checkpoints of what was moved
-            shutil.rmtree(self.directory / WORK)
+        if (self.directory / SCRATCH).exists():  # step checkpoints of what was moved
+            shutil.rmtree(self.directory / SCRATCH)
         del self._manifest["moving"]
         self._write_manifest()

@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.fs import named, save_tensors
-from cirloop.artifacts.store import file_digest, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.fs import save_tensors, with_filename
+from cirloop.artifacts.store import file_digest
 from cirloop.backbones.base import TuningSettings
 from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS, PARTS_CONFIG, PARTS_WEIGHTS
 from cirloop.types import UserError
@@ -202,7 +203,7 @@ class TrainableWeights:
         else:
             assert self.lora is not None
             self.lora.inference_mode = True
-            with named(directory):
+            with with_filename(directory):
                 self.lora.save_pretrained(str(directory))
         written = load_file(weights)
         assert written.keys() == state.keys()

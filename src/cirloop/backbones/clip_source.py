@@ -81,9 +81,9 @@ def find_checkpoint(name: str, path: str) -> ClipCheckpoint:
     model, preprocess, config = _architecture(name)
     if path == RANDOM:
         return ClipCheckpoint(name, model, preprocess, config, None)
-    if path.startswith(HUB) or parse.at_home(path).is_dir():
+    if path.startswith(HUB) or parse.expand_user(path).is_dir():
         is_hub_name = path.startswith(HUB)
-        directory = _download(path.removeprefix(HUB)) if is_hub_name else parse.at_home(path)
+        directory = _download(path.removeprefix(HUB)) if is_hub_name else parse.expand_user(path)
         model, preprocess = _require_same_architecture(name, model, directory / HF_CONFIG_NAME)
         weights = _require_safetensors(directory / HF_SAFE_WEIGHTS_NAME)
     elif tag := open_clip.get_pretrained_cfg(name, path):
@@ -103,7 +103,7 @@ def find_checkpoint(name: str, path: str) -> ClipCheckpoint:
 
 def _weights_file(name: str, path: str) -> Path:
     """Return the file of weights. Raises UserError where it does not exist or cannot be read."""
-    file = parse.at_home(path)
+    file = parse.expand_user(path)
     if not file.exists():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise UserError(
@@ -117,7 +117,7 @@ def _weights_file(name: str, path: str) -> Path:
 def _architecture(name: str) -> tuple[Config, PreprocessCfg, Path]:
     """Return the model config and preprocessing of an architecture, and the file of its config."""
     if name.endswith(".json"):
-        file = parse.at_home(name)
+        file = parse.expand_user(name)
         return *_read_config(file), file
     model = open_clip.get_model_config(name) if ":" not in name else None
     if model is None:
@@ -137,7 +137,7 @@ def _architecture(name: str) -> tuple[Config, PreprocessCfg, Path]:
 def _read_config(file: Path) -> tuple[Config, PreprocessCfg]:
     """Read a model config, alone or with a `preprocess_cfg` in a hub's `open_clip_config.json`."""
     try:
-        content = parse.parse_json(parse.text(file))
+        content = parse.parse_json(parse.read_text(file))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:

@@ -57,7 +57,7 @@ class VisionCache:
     def get(self, images: Sequence[ImageId]) -> list[ImageFeatures]:
         """Return the features of `images`, in order; compute and keep what is missing."""
         self.precompute(images)
-        with profiling.waiting():
+        with profiling.data_wait():
             tokens = [self._tensors.read(self._images.digest(image)) for image in images]
         return [ImageFeatures(*pair) for pair in zip(tokens, self.grids(images), strict=True)]
 
@@ -69,7 +69,7 @@ class VisionCache:
         """Return the batches of `images` that must be computed."""
         image_of = {self._images.digest(image): image for image in images}
         missing = self._tensors.missing(image_of)
-        profiling.want_images(self._tower, image_of, missing)
+        profiling.count_cache_hits(self._tower, image_of, missing)
         ids = [image_of[digest] for digest in missing]
         return [ids[i : i + self._batch_size] for i in range(0, len(ids), self._batch_size)]
 
@@ -84,8 +84,8 @@ class VisionCache:
             batches, self._images, self._encoder.prepare_images, self._num_workers
         )
         with closing(prefetched):
-            for batch in profiling.traced(progress(batches), "vision"):
-                with profiling.waiting():
+            for batch in profiling.profile_batches(progress(batches), "vision"):
+                with profiling.data_wait():
                     images, prepared = next(prefetched)
                 encoded = self._encode(images, prepared)
                 profiling.add(images_encoded=len(encoded))
@@ -107,7 +107,7 @@ class VisionCache:
     def mark_counted_elsewhere(self, images: Sequence[ImageId]) -> None:
         """Leave `images` to the costs of another process of the stage, which counts them."""
         digests = {self._images.digest(image) for image in images}
-        profiling.want_images(self._tower, digests, digests)
+        profiling.count_cache_hits(self._tower, digests, digests)
 
 
 def _key(digest: str, grid: Grid) -> str:

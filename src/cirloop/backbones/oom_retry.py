@@ -27,7 +27,7 @@ def run_with_oom_split(
     try:
         return [work(rows)]
     except (MemoryError, RuntimeError) as error:
-        if not oom.ran_out(error):
+        if not oom.is_oom(error):
             raise
         if len(rows) == 1:
             raise UserError(

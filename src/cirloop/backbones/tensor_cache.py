@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from safetensors import SafetensorError, safe_open
 
-from cirloop.artifacts.fs import save_tensors, sweep
+from cirloop.artifacts.fs import remove_stale_temp, save_tensors
 from cirloop.artifacts.store import file_digest
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class TensorCache:
         self._listed: dict[Path, list[str]] = {}
         self._open: dict[Path, Shard] = {}
         self._warned = False
-        sweep(self._directory)
+        remove_stale_temp(self._directory)
         self._list()
 
     def missing(self, digests: Collection[str]) -> list[str]:

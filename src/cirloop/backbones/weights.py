@@ -24,7 +24,7 @@ def resolve(path: str, *model_types: str) -> Path:
     Its config.json must have one of `model_types`, if any are given. Raises UserError with all that
     is wrong.
     """
-    directory = Path(str(files("cirloop"))) / TINY if path == TINY else parse.at_home(path)
+    directory = Path(str(files("cirloop"))) / TINY if path == TINY else parse.expand_user(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
@@ -62,12 +62,12 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
     index = directory / "model.safetensors.index.json"
     try:
         if config.is_file():
-            model_type = parse.parse_json(parse.text(config)).get("model_type")
+            model_type = parse.parse_json(parse.read_text(config)).get("model_type")
             if model_types and model_type not in model_types:
                 expected = " or ".join(map(repr, model_types))
                 problems.append(f"config.json says model_type {model_type!r}, expected {expected}")
         if index.is_file():
-            shards = set(parse.parse_json(parse.text(index))["weight_map"].values())
+            shards = set(parse.parse_json(parse.read_text(index))["weight_map"].values())
             problems += [
                 f"no {name}" for name in sorted(shards) if not (directory / name).is_file()
             ]
@@ -78,9 +78,9 @@ def _problems(directory: Path, model_types: tuple[str, ...]) -> list[str]:
 
 def model_type(path: str) -> str | None:
     """Return the `model_type` in a local directory's config.json; None where it has none."""
-    config = parse.at_home(path) / "config.json"
+    config = parse.expand_user(path) / "config.json"
     try:
-        content = parse.parse_json(parse.text(config)) if config.is_file() else None
+        content = parse.parse_json(parse.read_text(config)) if config.is_file() else None
     except UserError:  # said by `resolve`, with all else that is wrong
         return None
     return content.get("model_type") if isinstance(content, dict) else None
@@ -91,7 +91,7 @@ def resolve_adapter(path: str) -> Path:
 
     Raises UserError with all that is wrong.
     """
-    directory = parse.at_home(path)
+    directory = parse.expand_user(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise UserError(
@@ -105,7 +105,7 @@ def resolve_adapter(path: str) -> Path:
             "Weights of a whole model, such as a merged embedder's, belong in model.path."
         )
     try:
-        kind = parse.parse_json(parse.text(directory / LORA_CONFIG)).get("peft_type")
+        kind = parse.parse_json(parse.read_text(directory / LORA_CONFIG)).get("peft_type")
     except (ValueError, AttributeError) as error:
         raise UserError(
             f"model.start_adapter {path!r}: {LORA_CONFIG} cannot be read: {error}"

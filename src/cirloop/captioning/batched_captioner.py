@@ -13,7 +13,7 @@ from cirloop.captioning.base import Answer, Captioner, CaptionRequest
 from cirloop.captioning.prompts import Prompt
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring import oom, profiling
-from cirloop.monitoring.events import Counted
+from cirloop.monitoring.events import CountedBatches
 from cirloop.types import ImageId, Images
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class RawImageSource:
 
     def get(self, images: Sequence[ImageId]) -> list[Image.Image]:
         """Load `images`, each once."""
-        with profiling.waiting():
+        with profiling.data_wait():
             loaded = {image: self._images.load(image) for image in dict.fromkeys(images)}
         return [loaded[image] for image in images]
 
@@ -139,11 +139,11 @@ class BatchedCaptioner:
         answers: list[list[Answer]] = [[] for _ in requests]
         counted = self._counted(self._batches(prompt, requests, title), len(temperatures))
         batches = self._progress(counted, f"{title}: write")
-        with profiling.seconds_of("writing"):
-            for number, indices in profiling.traced(batches, "captioning"):
+        with profiling.add_seconds("writing"):
+            for number, indices in profiling.profile_batches(batches, "captioning"):
                 batch = [requests[i] for i in indices]
                 vision = self._source.get(_images(batch))
-                with oom.enough(f"{title}, {len(batch)} questions at once", OOM_ADVICE):
+                with oom.explain_oom(f"{title}, {len(batch)} questions at once", OOM_ADVICE):
                     batch_answers = self.captioner.generate(
                         prompt,
                         batch,
@@ -164,10 +164,10 @@ class BatchedCaptioner:
         probabilities = [0.0] * len(requests)
         counted = self._counted(self._batches(prompt, requests, title), 1)
         batches = self._progress(counted, f"{title}: yes or no")
-        for _, indices in profiling.traced(batches, "captioning"):
+        for _, indices in profiling.profile_batches(batches, "captioning"):
             batch = [requests[i] for i in indices]
             vision = self._source.get(_images(batch))
-            with oom.enough(f"{title}, {len(batch)} questions at once", OOM_ADVICE):
+            with oom.explain_oom(f"{title}, {len(batch)} questions at once", OOM_ADVICE):
                 batch_probabilities = self.captioner.yes_probability(prompt, batch, vision)
             for i, probability in zip(indices, batch_probabilities, strict=True):
                 probabilities[i] = probability
@@ -182,11 +182,11 @@ class BatchedCaptioner:
         if isinstance(self._source, VisionCache):
             precompute(self._source, _images(requests))
 
-    def _counted(self, batches: list[NumberedBatch], texts: int) -> Counted[NumberedBatch]:
+    def _counted(self, batches: list[NumberedBatch], texts: int) -> CountedBatches[NumberedBatch]:
         """Add the number of texts of each batch, `texts` a request; a rate is this process's."""
         num = self._share[1]
         unit = "texts/s" if num == 1 else f"texts/s in each of {num} processes"
-        return Counted(batches, [texts * len(indices) for _, indices in batches], unit)
+        return CountedBatches(batches, [texts * len(indices) for _, indices in batches], unit)
 
     def _batches(
         self, prompt: Prompt, requests: Sequence[CaptionRequest], title: str

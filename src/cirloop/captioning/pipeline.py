@@ -18,7 +18,7 @@ from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.parsing import parse_answer, without_set_phrases
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
 from cirloop.data.known_positives import DUPLICATE, ENOUGH, SURER_KEPT, WRITTEN_AGAIN, normal_text
-from cirloop.io.redact import plain
+from cirloop.io.redact import escape_control
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 UNPARSEABLE = "unparseable"
@@ -137,7 +137,7 @@ def _format_reason(
     """Return why the format of `text` is refused; empty where it is not."""
     num_words = len(text.split())
     has_markup = any(mark in text for mark in "<>{}[]|")
-    if not text or has_line_break or has_markup or plain(text) != text:
+    if not text or has_line_break or has_markup or escape_control(text) != text:
         return UNPARSEABLE
     if text.casefold().rstrip(".") == "none":
         return "declined"  # as the prompt allows

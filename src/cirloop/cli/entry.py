@@ -9,16 +9,16 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from cirloop.artifacts.fs import explain
-from cirloop.io.redact import safe
+from cirloop.artifacts.fs import os_error_hint
+from cirloop.io.redact import sanitize
 from cirloop.monitoring import live, preemption
 from cirloop.monitoring.console import start_logging
 from cirloop.types import UserError
 
-IN_OTHER_SIGNS = "cirloop.signs"
+ASCII_FALLBACK = "cirloop.signs"
 """Name of how a terminal or pipe that cannot show a sign is written to: by one or more that it
 can."""
-SIGNS = {
+ASCII_SPELLINGS = {
     "±": "+-",
     "→": "->",
     "…": "...",
@@ -32,18 +32,18 @@ SIGNS = {
 }
 
 
-def _in_other_signs(error: UnicodeError) -> tuple[str, int]:
+def _encode_as_ascii(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     return (
-        "".join(SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]),
+        "".join(ASCII_SPELLINGS.get(sign, "?") for sign in error.object[error.start : error.end]),
         error.end,
     )
 
 
-codecs.register_error(IN_OTHER_SIGNS, _in_other_signs)
+codecs.register_error(ASCII_FALLBACK, _encode_as_ascii)
 
 
-def run(main: Callable[[], None]) -> None:
+def main_wrapper(main: Callable[[], None]) -> None:
     """Run a command. A UserError, and a disk that is full, failing or shut, ends it with a message
     and exit code 2, an interrupt with 130, and a run that was asked to stop by SIGTERM with 75."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -52,22 +52,22 @@ def run(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=IN_OTHER_SIGNS)
+            stream.reconfigure(errors=ASCII_FALLBACK)
     start_logging()
     try:
-        with live.shown():
+        with live.live_display():
             main()
     except UserError as error:
-        sys.stderr.write(f"error: {safe(str(error))}\n")
+        sys.stderr.write(f"error: {sanitize(str(error))}\n")
         sys.exit(2)
-    except preemption.Stopped:
+    except preemption.GracefulStop:
         sys.stderr.write("stopped by SIGTERM; go on with --auto_resume\n")
-        sys.exit(preemption.CODE)
+        sys.exit(preemption.EXIT_PREEMPTED)
     except OSError as error:
-        told = explain(error)
-        if told is None:
+        hint = os_error_hint(error)
+        if hint is None:
             raise
-        sys.stderr.write(f"error: {told}\n")
+        sys.stderr.write(f"error: {hint}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stopped; go on with --auto_resume\n")

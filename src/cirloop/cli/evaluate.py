@@ -9,20 +9,21 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from cirloop.artifacts.store import Artifact, write_json
-from cirloop.cli.runner import done_iterations, show
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import Artifact
+from cirloop.cli.runner import done_iterations, print_results
 from cirloop.cli.score_rankings import score_rankings
 from cirloop.config import cli, notices
-from cirloop.config.run import RunConfig, explain
+from cirloop.config.run import RunConfig, format_validation_error
 from cirloop.data import Dataset, benchmarks, locations
 from cirloop.data.paths import Sources
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.significance import compared
-from cirloop.monitoring.console import marked, progress
-from cirloop.stages.context import Run, run_directory
+from cirloop.monitoring.console import progress, title_prefix
+from cirloop.stages.context import RunContext, run_directory
 from cirloop.stages.evaluate import evaluation, predictions
 from cirloop.types import UserError, benchmark_of
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 BASE = "base"
@@ -64,27 +65,29 @@ class EvalConfig(cli.Flags):
         try:
             return cli.parse(cls, argv, "eval_iterative.py")
         except ValidationError as error:
-            raise UserError(explain(error, "eval_iterative.py")) from None
+            raise UserError(format_validation_error(error, "eval_iterative.py")) from None
 
 
-def chosen(wanted: str | None, done: Sequence[int]) -> list[str]:
-    """Labels of the iterations asked for. Raises UserError for unknown ones, with those there
-    are."""
-    there = [BASE, *map(str, done)]
+def select_iterations(wanted: str | None, done: Sequence[int]) -> list[str]:
+    """Return the labels of the requested iterations. Raises UserError for unknown ones."""
+    available = [BASE, *map(str, done)]
     if wanted is None:
-        return there
+        return available
     labels = [label.strip() for label in wanted.split(",")]
-    unknown = [label or "(empty)" for label in labels if label not in there]
+    unknown = [label or "(empty)" for label in labels if label not in available]
     if unknown:
         raise UserError(
-            f"--iterations {wanted}: no {', '.join(unknown)} here. There are: {', '.join(there)}."
+            f"--iterations {wanted}: no {', '.join(unknown)} here. There are:"
+            f" {', '.join(available)}."
         )
     return list(dict.fromkeys(labels))
 
 
-def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
-    """The data set and the split to evaluate on, the run's own or another benchmark's by name, and
-    settings with it."""
+def _select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
+    """Return the data set and split to evaluate on, and settings with it.
+
+    The data set is the run's own or another benchmark's by name.
+    """
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
     other = benchmarks.settings_for(name, options.gallery, options.allow_missing_images)
     if other is not None and (
@@ -92,11 +95,11 @@ def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, s
     ):
         settings, split = other
         directory = locations.found(settings, options.data_dir, None)["data_dir"]
-        where = Sources(directory, config.cache, progress)
-        there = {"data": settings, "data_dir": directory, "train_dir": None}
-        return config.model_copy(update=there), settings.build(where), split
-    where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
-    own = config.data.build(where)
+        paths = Sources(directory, config.cache, progress)
+        changes = {"data": settings, "data_dir": directory, "train_dir": None}
+        return config.model_copy(update=changes), settings.build(paths), split
+    paths = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
+    own = config.data.build(paths)
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name not in names:
         also = "; with --data_dir " + ", ".join([*benchmarks.names(), "hp_fashioniq_val"])
@@ -107,7 +110,7 @@ def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, s
         raise UserError(
             "--gallery, --allow_missing_images: the run has its own; give --data_dir to use others."
         )
-    return config.model_copy(update={"data_dir": where.directory}), own, names[name]
+    return config.model_copy(update={"data_dir": paths.directory}), own, names[name]
 
 
 def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
@@ -121,11 +124,11 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     for notice in notices.of(config):
         logger.warning("%s", notice)
     if options.num_processes is not None:
-        told = {"num_processes": options.num_processes, "accelerate_config": None}
-        config = config.model_copy(update={"runtime": config.runtime.model_copy(update=told)})
-    labels = chosen(options.iterations, done_iterations(store))
-    config, data, split = _data(options, config)
-    run, parts = Run(config, store, data), data.parts(split)
+        overrides = {"num_processes": options.num_processes, "accelerate_config": None}
+        config = config.model_copy(update={"runtime": config.runtime.model_copy(update=overrides)})
+    labels = select_iterations(options.iterations, done_iterations(store))
+    config, data, split = _select_data(options, config)
+    run, parts = RunContext(config, store, data), data.parts(split)
     labelled = all(part.relevance is not None for part in parts)
     if options.submission is not None and any(
         part.relevance and part.relevance.preferences for part in parts
@@ -148,7 +151,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     results = []
     for label in labels:
         checkpoint: Artifact | None = (
-            None if label == BASE else store.find(f"checkpoint_iter_{label}")
+            None if label == BASE else store.load(f"checkpoint_iter_{label}")
         )
         if labelled:
             results.append(evaluation(run, label, checkpoint, split, options.ablate))
@@ -166,8 +169,8 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
             parts[0].name,
         )
         return []
-    with marked(notices.title(config)):
-        show(results, parts[0].judged.protocol)
+    with title_prefix(notices.title(config)):
+        print_results(results, parts[0].judged.protocol)
     if options.output_file is not None:
         write_json(
             options.output_file,
@@ -176,17 +179,19 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     return results
 
 
-def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, directory: Path) -> None:
-    """The server's files of one iteration, or where there is no server its rankings, in a directory
-    of its own."""
+def _submit(
+    run: RunContext, label: str, checkpoint: Artifact | None, split: str, directory: Path
+) -> None:
+    """Write the server's files of one iteration, or its rankings where there is no server, to a
+    directory."""
     parts, rankings = (
         run.data.parts(split),
         predictions(run, checkpoint, split, submission.LISTED + 1),
     )
     if parts[0].judged.benchmark in submission.BENCHMARKS:
-        problems = Problems()
+        problems = ValidationReport()
         files = submission.submission(parts[0].judged, rankings[0], problems)
-        problems.stop("The server would refuse it.")
+        problems.raise_if_any("The server would refuse it.")
     else:
         content = rankings_file.content([part.judged for part in parts], rankings)
         files = {f"{parts[0].name}_rankings.json": content}
@@ -195,9 +200,9 @@ def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, direc
     logger.info("wrote %s to %s", " and ".join(files), goal)
 
 
-def evaluate(options: EvalConfig) -> Any:
+def evaluate(options: EvalConfig) -> list[dict[str, Any]] | dict[str, Any]:
     """Evaluate a run's iterations, or score a file of rankings."""
-    problems = Problems()
+    problems = ValidationReport()
     if (options.experiment_dir is None) == (options.rankings is None):
         problems.add("--experiment_dir, --rankings", "give one of the two")
     if options.rankings is not None:
@@ -218,7 +223,7 @@ def evaluate(options: EvalConfig) -> Any:
             )
     if options.submission is not None and options.submission.is_file():
         problems.add(f"--submission {options.submission}", "is a file; give a directory")
-    problems.stop("All flags: eval_iterative.py --help")
+    problems.raise_if_any("All flags: eval_iterative.py --help")
     if options.rankings is None:
         return evaluate_run(options)
     assert options.eval_dataset is not None and options.data_dir is not None

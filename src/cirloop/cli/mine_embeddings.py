@@ -1,5 +1,5 @@
-"""The vector mode of add_hard_negatives.py: a strategy over embeddings of any model, no pictures
-and no texts."""
+"""The embedding mode of add_hard_negatives.py: a strategy over embeddings of any model, without
+images and texts."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ import numpy as np
 from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import SettingsConfigDict
 
-from cirloop.artifacts.store import write_text
+from cirloop.artifacts.atomic import write_text
+from cirloop.cli.embedding_files import read_inputs
 from cirloop.config import cli
-from cirloop.config.run import explain
+from cirloop.config.run import format_validation_error
 from cirloop.monitoring.console import table
 from cirloop.negatives import STRATEGIES, MiningSettings
-from cirloop.negatives.base import MiningContext
-from cirloop.negatives.miner import MiningInputs, MiningResult, mine
+from cirloop.negatives.miner import MiningResult, mine
 from cirloop.negatives.report import summary
-from cirloop.retrieval.dense import all_scores
-from cirloop.retrieval.vectors import open_vectors, validate_embeddings
 from cirloop.types import UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 PROGRAM = "add_hard_negatives.py"
 
 
-class VectorConfig(cli.Flags):
+class EmbeddingMiningConfig(cli.Flags):
     """What is mined from vectors alone."""
 
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True)
@@ -75,13 +73,13 @@ def main(argv: Sequence[str]) -> None:
     """Mine and write `--output`. Raises UserError with every problem found; then nothing is
     written."""
     options, settings = parse(argv)
-    problems = Problems(
+    problems = ValidationReport(
         "Vectors and rows must belong together: row i of --targets is about query i."
     )
-    vectors, context = _read(options, problems)
+    vectors, context = read_inputs(options, problems)
     if not options.output.absolute().parent.is_dir():
         problems.add(f"--output {options.output}", "its directory does not exist")
-    problems.stop()
+    problems.raise_if_any()
     device = options.device or _device()
     began = time.monotonic()
     stats: dict[str, Any] = {}
@@ -90,17 +88,17 @@ def main(argv: Sequence[str]) -> None:
         stats["left_out"] = sum(
             len(rows - {t}) for rows, t in zip(vectors.positives, targets, strict=True)
         )
-    found = list(mine(settings, vectors, context, device, options.save_sets, stats=stats))
+    results = list(mine(settings, vectors, context, device, options.save_sets, stats=stats))
     seconds = time.monotonic() - began
-    write_text(options.output, "[\n" + ",\n".join(_lines(found)) + "\n]\n")
+    write_text(options.output, "[\n" + ",\n".join(_lines(results)) + "\n]\n")
     report = summary(
-        [f.target_rank for f in found],
-        [f.target_score for f in found],
-        [len(f.gallery_indices) for f in found],
-        np.concatenate([f.scores for f in found]).tolist(),
+        [f.target_rank for f in results],
+        [f.target_score for f in results],
+        [len(f.gallery_indices) for f in results],
+        np.concatenate([f.scores for f in results]).tolist(),
         settings.strategy.negatives_per_query,
-        sum(f.num_fallback for f in found),
-        [len(f.candidate_set) for f in found if f.candidate_set is not None] or None,
+        sum(f.num_fallback for f in results),
+        [len(f.candidate_set) for f in results if f.candidate_set is not None] or None,
     )
     rows = [
         (name, value) for name, value in (report | stats).items() if not isinstance(value, dict)
@@ -111,9 +109,11 @@ def main(argv: Sequence[str]) -> None:
     logger.info("wrote %s", options.output)
 
 
-def parse(argv: Sequence[str]) -> tuple[VectorConfig, MiningSettings]:
-    """The options, and what is mined and how; flags as --kebab-case or --snake_case. Raises
-    UserError for what is unknown or wrong, and for what is missing."""
+def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
+    """Parse the options and the mining settings; flags as --kebab-case or --snake_case.
+
+    Raises UserError for what is unknown, wrong or missing.
+    """
     argv = cli.kebab(argv)
     peek = cli.Parser(prog=PROGRAM, add_help=False)
     peek.add_argument("--strategy", default="top_k")
@@ -134,30 +134,35 @@ def parse(argv: Sequence[str]) -> tuple[VectorConfig, MiningSettings]:
         name: (field.annotation, field) for name, field in (own | shared).items()
     }
     model = create_model(
-        "VectorFlags", __base__=VectorConfig, __doc__=VectorConfig.__doc__, **fields
+        "VectorFlags",
+        __base__=EmbeddingMiningConfig,
+        __doc__=EmbeddingMiningConfig.__doc__,
+        **fields,
     )
     try:
-        options: VectorConfig = cli.parse(model, argv, PROGRAM)
+        options: EmbeddingMiningConfig = cli.parse(model, argv, PROGRAM)
         strategy = kind(
             negatives_per_query=options.negatives_per_query,
             **{name: getattr(options, name) for name in own},
         )
-        given = {name: getattr(options, name) for name in shared}
-        given["only_failed_queries"] = bool(given["only_failed_queries"])
-        return options, MiningSettings(strategy=strategy, **given)
+        mining = {name: getattr(options, name) for name in shared}
+        mining["only_failed_queries"] = bool(mining["only_failed_queries"])
+        return options, MiningSettings(strategy=strategy, **mining)
     except ValidationError as error:
-        _needed(error).stop()
-        raise UserError(explain(error, PROGRAM)) from None
+        _missing_flags(error).raise_if_any()
+        raise UserError(format_validation_error(error, PROGRAM)) from None
 
 
-def _needed(error: ValidationError) -> Problems:
-    """All that is wrong with the flags, where one of those that are needed is missing; else
-    nothing."""
-    problems, rows = Problems(f"All flags: {PROGRAM} --query-embeddings x --help"), error.errors()
+def _missing_flags(error: ValidationError) -> ValidationReport:
+    """Return all that is wrong with the flags, where a required one is missing; else nothing."""
+    problems, rows = (
+        ValidationReport(f"All flags: {PROGRAM} --query-embeddings x --help"),
+        error.errors(),
+    )
     if any(row["type"] == "missing" for row in rows):
         for row in rows:
             name = str(row["loc"][0])
-            field = VectorConfig.model_fields.get(name)
+            field = EmbeddingMiningConfig.model_fields.get(name)
             about = f": {field.description}" if field else ""
             what = (
                 f"is needed{about}"
@@ -177,123 +182,8 @@ def _device() -> str:
     return "cpu"
 
 
-def _read(options: VectorConfig, problems: Problems) -> tuple[MiningInputs, MiningContext]:
-    queries = _vectors(options.query_embeddings, "--query-embeddings", problems)
-    gallery = _vectors(options.gallery_embeddings, "--gallery-embeddings", problems)
-    texts = (
-        _vectors(options.text_embeddings, "--text-embeddings", problems)
-        if options.text_embeddings
-        else None
-    )
-    for name, made in (("--query-embeddings", queries), ("--text-embeddings", texts)):
-        if made is not None and gallery is not None and made.shape[1] != gallery.shape[1]:
-            problems.add(
-                name, f"has {made.shape[1]} dimensions, --gallery-embeddings {gallery.shape[1]}"
-            )
-    num = None if queries is None else len(queries)
-    size = 0 if gallery is None else len(gallery)
-    if num == 0 or (gallery is not None and size == 0):
-        problems.add("--query-embeddings, --gallery-embeddings", "must have at least one row each")
-    if texts is not None and num is not None and len(texts) != num:
-        problems.add("--text-embeddings", f"has {len(texts)} rows for {num} queries")
-    targets = _rows(options.targets, "--targets", num, 0, size, problems)
-    references = (
-        _rows(options.references, "--references", num, -1, size, problems)
-        if options.references
-        else None
-    )
-    positives = (
-        _lists(options.positives, "--positives", num, size, problems) if options.positives else None
-    )
-    groups = _lists(options.groups, "--groups", num, size, problems) if options.groups else None
-    categories = None
-    if options.categories is not None:
-        categories = problems.json(options.categories)
-        named = isinstance(categories, list) and all(isinstance(name, str) for name in categories)
-        if categories is not None and not (named and len(categories) == size):
-            problems.add("--categories", f"must be a list of {size} names, one a gallery row")
-    context = MiningContext(
-        options.seed,
-        groups=groups,
-        categories=categories,
-        vectors_GD=gallery,
-        text_scores=None if texts is None else lambda numbers: all_scores(texts[numbers], gallery),
-    )
-    return MiningInputs(queries, gallery, targets, references, positives), context
-
-
-def _array(path: Path, name: str, problems: Problems) -> Any:
-    try:
-        return open_vectors(path)
-    except UserError as error:
-        problems.add(f"{name} {path}", str(error))
-    return None
-
-
-def _vectors(path: Path, name: str, problems: Problems) -> Any:
-    made = _array(path, name, problems)
-    try:
-        return None if made is None else validate_embeddings(made, f"{name} {path}")
-    except UserError as error:
-        problems.add(name, str(error))
-        return None
-
-
-def _rows(
-    path: Path, name: str, num: int | None, lowest: int, size: int, problems: Problems
-) -> Any:
-    made = _array(path, name, problems)
-    if made is None:
-        return None
-    if (
-        made.ndim != 1
-        or not np.issubdtype(made.dtype, np.integer)
-        or (num is not None and len(made) != num)
-    ):
-        problems.add(
-            name, f"must be {num} whole numbers in one dimension, found {made.dtype} {made.shape}"
-        )
-        return None
-    wrong = np.flatnonzero((made < lowest) | (made >= size)) if size else np.zeros(0, int)
-    if len(wrong):
-        problems.add(
-            name,
-            f"{len(wrong)} rows are outside {lowest} .. {size - 1}, the first: {made[wrong[0]]} of"
-            f" query {wrong[0]}",
-        )
-    return made.astype(np.int64)
-
-
-def _lists(
-    path: Path, name: str, num: int | None, size: int, problems: Problems
-) -> list[frozenset[int]] | None:
-    content = problems.json(path)
-    if isinstance(content, dict):
-        known = {str(number) for number in range(num or 0)}
-        unknown = [key for key in content if key not in known]
-        if unknown:
-            problems.add(name, f"{len(unknown)} queries are unknown, the first: {unknown[0]!r}")
-            return None
-        content = [content.get(str(number), []) for number in range(num or 0)]
-    if content is None:
-        return None
-    if not isinstance(content, list) or (num is not None and len(content) != num):
-        problems.add(name, f"must hold a list of gallery rows for each of {num} queries")
-        return None
-    for number, rows in enumerate(content):
-        whole = isinstance(rows, list) and all(
-            isinstance(r, int) and not isinstance(r, bool) for r in rows
-        )
-        if not whole or any(not 0 <= r < size for r in rows):
-            problems.add(
-                name, f"query {number}: must be gallery rows, whole numbers from 0 to {size - 1}"
-            )
-            return None
-    return [frozenset(rows) for rows in content]
-
-
-def _lines(found: Sequence[MiningResult]) -> Iterator[str]:
-    for f in found:
+def _lines(results: Sequence[MiningResult]) -> Iterator[str]:
+    for f in results:
         negatives = [
             {"image": int(column), "rank": int(rank), "score": round(float(score), 6)}
             for column, rank, score in zip(f.gallery_indices, f.ranks, f.scores, strict=True)

@@ -18,16 +18,16 @@ from cirloop.config.run import RunConfig, from_json, save
 from cirloop.evaluation.significance import compared
 from cirloop.loop import RESULTS, iterate
 from cirloop.monitoring import events, preemption
-from cirloop.monitoring.console import marked, metric_rows, table
-from cirloop.monitoring.run_log import Attempt
+from cirloop.monitoring.console import metric_rows, table, title_prefix
+from cirloop.monitoring.run_log import RunLog
 from cirloop.monitoring.trackers import DIRECTORY as TRACKED
 from cirloop.monitoring.trackers import tracking
 from cirloop.report import builder
-from cirloop.report.run_monitor import Watch
-from cirloop.stages.context import CONFIG, Run
+from cirloop.report.run_monitor import RunMonitor
+from cirloop.stages.context import CONFIG, RunContext
 from cirloop.stages.preflight import check
 from cirloop.types import EvalProtocol, UserError
-from cirloop.validation import ProblemsFound, by_cause
+from cirloop.validation import ValidationFailed, group_by_cause
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def done_iterations(store: Store) -> list[int]:
 
 
 def is_used(directory: Path) -> bool:
-    """Whether `directory` holds a run. Raises UserError where it holds something else."""
+    """Tell whether `directory` holds a run. Raises UserError where it holds something else."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--experiment_dir {directory} is a file. Give a directory.")
     used = directory.is_dir() and any(
@@ -55,9 +55,11 @@ def is_used(directory: Path) -> bool:
     return used
 
 
-def open_run(config: RunConfig) -> Run:
-    """The run of `config`, whose lock the caller holds. Nothing else on disk changes before every
-    check has passed."""
+def open_run(config: RunConfig) -> RunContext:
+    """Open the run of `config`, whose lock the caller holds.
+
+    Nothing else on disk changes before every check has passed.
+    """
     directory, data = config.directory, check(config)
     used = is_used(directory)
     resuming = config.auto_resume or config.resume_from_iteration is not None
@@ -87,21 +89,21 @@ def open_run(config: RunConfig) -> Run:
             )
         for name in store.names:  # what is kept must be whole
             if (store.iteration_of(name) or 0) < start:
-                store.find(name)
-        aside = store.set_aside(start, also=[RESULTS, TRACKED])
-        if aside is not None:
-            logger.info("iterations %d and later moved to %s", start, aside)
+                store.load(name)
+        archive = store.archive_from(start, also=[RESULTS, TRACKED])
+        if archive is not None:
+            logger.info("iterations %d and later moved to %s", start, archive)
     elif used:
         for name in store.names:
-            store.find(name)
-    for left in directory.glob(".*.tmp"):  # a write that a stopped run did not finish
-        left.unlink()
-    store.begin(save(config, directory / CONFIG), directory / CONFIG)
-    return Run(config, store, data)
+            store.load(name)
+    for stale in directory.glob(".*.tmp"):  # a write that a stopped run did not finish
+        stale.unlink()
+    store.initialize(save(config, directory / CONFIG), directory / CONFIG)
+    return RunContext(config, store, data)
 
 
 def _check_same(config: RunConfig, old: RunConfig) -> None:
-    lines = differences(old.decisive(), config.decisive())
+    lines = differences(old.result_settings(), config.result_settings())
     if not lines:
         return
     if old.retrieval != config.retrieval:
@@ -121,22 +123,22 @@ def _check_same(config: RunConfig, old: RunConfig) -> None:
 def run(config: RunConfig) -> list[dict[str, Any]]:
     """Do the run, or what is left of it, and print the closing tables.
 
-    Raises UserError where another run works in the directory, Stopped where SIGTERM asked this one
-    to stop.
+    Raises UserError where another run works in the directory, GracefulStop where SIGTERM asked this
+    one to stop.
     """
     began = time.monotonic()
     is_used(config.directory)  # a directory of something else gets no lock
-    say_first(config)
-    with Attempt(config.directory) as attempt, marked(notices.title(config)):
-        with run_lock.held(config.directory), preemption.listening():
+    log_notices(config)
+    with RunLog(config.directory) as attempt, title_prefix(notices.title(config)):
+        with run_lock.run_lock(config.directory), preemption.handle_sigterm():
             current = open_run(config)
             current.log = attempt.open()
-            results = _watched(current)
-            current.store.clean()
-        show(results, config.data.protocol)
-        _show_accounts(current.store)
+            results = _iterate_monitored(current)
+            current.store.remove_scratch()
+        print_results(results, config.data.protocol)
+        _print_accounts(current.store)
         current.costs.show()
-        say_first(config)
+        log_notices(config)
         logger.info(
             "finished in %.0f s; results in %s",
             time.monotonic() - began,
@@ -145,44 +147,43 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
     return results
 
 
-def say_first(config: RunConfig) -> None:
+def log_notices(config: RunConfig) -> None:
     """Log what a reader of the run's numbers must know."""
     for notice in notices.of(config):
         logger.warning("%s", notice)
 
 
-def _watched(current: Run) -> list[dict[str, Any]]:
-    """The loop, with its place in the plan on the terminal and its numbers in the trackers that
-    were asked for."""
+def _iterate_monitored(current: RunContext) -> list[dict[str, Any]]:
+    """Run the loop with its monitor, trackers and report subscribed."""
     config = current.config
     counts = config.num_iterations > 0 and current.data.train.oracle is not None
     with ExitStack() as stack:
-        stack.enter_context(tracking(config.directory, config.runtime.report_to, config.resolved()))
-        watch = Watch(config, current.store, current.costs, counts)
-        stack.enter_context(events.heard_by(watch, "the view of the run"))
+        stack.enter_context(tracking(config.directory, config.runtime.report_to, config.to_json()))
+        monitor = RunMonitor(config, current.store, current.costs, counts)
+        stack.enter_context(events.subscribe(monitor, "the view of the run"))
         if config.runtime.report:
             reporter = builder.reporter(config, current.store, current.data)
-            stack.enter_context(events.heard_by(reporter, "the report"))
-        stack.callback(events.tell, "head", head=None)
+            stack.enter_context(events.subscribe(reporter, "the report"))
+        stack.callback(events.emit, "head", head=None)
         results = iterate(current)
-        events.tell(
+        events.emit(
             "finished"
         )  # the report gets the last comparison, also where nothing was left to do
         return results
 
 
-def _show_accounts(store: Store) -> None:
+def _print_accounts(store: Store) -> None:
     accounts = [
-        store.find(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")
+        store.load(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")
     ]
     if accounts:
         rows = [
             (
                 a["iteration"],
                 a["mined"],
-                _share(a["false_negatives"], a["mined"]),
+                _fraction(a["false_negatives"], a["mined"]),
                 a["accepted"],
-                _share(a["true_captions"], a["accepted"]),
+                _fraction(a["true_captions"], a["accepted"]),
             )
             for a in accounts
         ]
@@ -193,9 +194,8 @@ def _show_accounts(store: Store) -> None:
         )
 
 
-def show(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
-    """The closing tables: a row an iteration, beside the title what a reader must know; then what
-    differs from what."""
+def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
+    """Print the closing tables: a row per iteration, then the comparison of neighbours."""
     last = results[-1]
     columns = [c for c in protocol.reported if any(c in r["metrics"] for r in results)]
     title = (
@@ -209,24 +209,24 @@ def show(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> None:
             f". {last['missing_images']} images missing, {last['dropped_queries']} queries dropped"
         )
     table(title, ("iteration", *columns), metric_rows(results, columns))
-    found = compared(results)
-    if found:
+    comparisons = compared(results)
+    if comparisons:
         rows = [
             [
                 f"{c['from']} -> {c['to']}",
                 f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}",
                 f"{c['p']:.4f}",
             ]
-            for c in found
+            for c in comparisons
         ]
         title = (
-            f"Paired over queries, {found[0]['metric']}: difference in points, p of a randomisation"
-            " test"
+            f"Paired over queries, {comparisons[0]['metric']}: difference in points, p of a"
+            " randomisation test"
         )
         table(title, ("iterations", "difference", "p"), rows)
 
 
-def _share(part: int, whole: int) -> str:
+def _fraction(part: int, whole: int) -> str:
     return f"{part} ({100 * part / whole:.1f}%)" if whole else "0"
 
 
@@ -238,15 +238,17 @@ def dry_run(config: RunConfig) -> None:
     """
     from cirloop.stages import estimate  # it measures, with what a training process loads
 
-    say_first(config)
+    log_notices(config)
     try:
         data = check(config)
-    except ProblemsFound as error:
-        table(error.count, ("where", "what"), by_cause(error.rows), numbers=False)
-        raise UserError("\n".join([f"{error.count}, in the table above.", *error.ways])) from None
+    except ValidationFailed as error:
+        table(error.count, ("where", "what"), group_by_cause(error.rows), numbers=False)
+        raise UserError(
+            "\n".join([f"{error.count}, in the table above.", *error.remedies])
+        ) from None
     if is_used(config.directory) and (
         config.auto_resume or config.resume_from_iteration is not None
     ):
         _check_same(config, from_json(config.directory / CONFIG))
     title = f"{notices.title(config)}Plan (nothing was trained)"
-    table(title, ("what", "value"), estimate.rows_of(config, data), numbers=False)
+    table(title, ("what", "value"), estimate.plan_rows(config, data), numbers=False)

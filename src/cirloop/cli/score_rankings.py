@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.data import benchmarks, paths
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.protocols import SUBSET_KS, Places, describe, metrics, places_of
 from cirloop.monitoring.console import table
 from cirloop.types import ImageId, Judged, Query, QueryId, UserError, benchmark_of
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +26,20 @@ def score_rankings(
     output_file: Path | None = None,
     submission_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Metrics as fractions with their standard errors; with `submission_dir` the server's files as
-    well.
+    """Score rankings: metrics as fractions with standard errors; with `submission_dir` also the
+    server's files.
 
-    A split without published targets has no scores; its files are written beside the rankings
-    unless told where. Raises UserError with every problem of data and file; then nothing is
-    written.
+    A split without published targets has no scores; its files are written beside the rankings by
+    default. Raises UserError with every problem of data and file; then nothing is written.
     """
     benchmark = benchmark_of(eval_dataset)
     if submission_dir is not None and benchmark not in submission.BENCHMARKS:
         raise UserError(
             f"--submission: {benchmark} has no server; {' and '.join(submission.BENCHMARKS)} have."
         )
-    problems = Problems()
+    problems = ValidationReport()
     parts = benchmarks.judged(eval_dataset, data_dir, gallery, problems)
-    problems.stop(
+    problems.raise_if_any(
         f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout."
     )
     for note in filter(None, map(paths.unofficial, parts)):
@@ -53,13 +52,13 @@ def score_rankings(
     if not labelled and submission_dir is None:
         submission_dir = path.with_name(f"{path.stem}_submission")
     rankings, metric = rankings_file.read(path, parts, problems)
-    problems.stop(
+    problems.raise_if_any(
         f"--rankings must hold one list of image ids per query of {eval_dataset}, each image once."
     )
     files = (
         submission.submission(parts[0], rankings, problems) if submission_dir is not None else {}
     )
-    problems.stop(
+    problems.raise_if_any(
         f"--submission: the server of {benchmark} would refuse it. Rank more images in --rankings."
     )
     result: dict[str, Any] = {
@@ -98,20 +97,20 @@ def score_rankings(
 def _scores(
     parts: Sequence[Judged], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
 ) -> dict[str, Any]:
-    places = {
-        q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries
-    }
-    found = metrics(parts, places)
+    ranks = {q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries}
+    metrics_by_name = metrics(parts, ranks)
     if metric:  # CIRR's two submission files hold lists for one kind of recall each
-        found = {name: m for name, m in found.items() if name.startswith(f"{metric}@")}
+        metrics_by_name = {
+            name: m for name, m in metrics_by_name.items() if name.startswith(f"{metric}@")
+        }
     short = (
         0
         if metric == "recall_subset"
-        else sum(_group_is_short(part, q, places[q.id]) for part in parts for q in part.queries)
+        else sum(_group_is_short(part, q, ranks[q.id]) for part in parts for q in part.queries)
     )
     out: dict[str, Any] = {
-        "metrics": {name: m.value for name, m in found.items()},
-        "standard_errors": {name: m.se for name, m in found.items()},
+        "metrics": {name: m.value for name, m in metrics_by_name.items()},
+        "standard_errors": {name: m.se for name, m in metrics_by_name.items()},
     }
     if short:
         out["note"] = (

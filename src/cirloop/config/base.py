@@ -15,21 +15,24 @@ class Settings(BaseModel):
 
 
 def default_type(name: str) -> Callable[[Any], Any]:
-    """For a union on `type`: settings without one are of the type `name`."""
+    """Return a validator that gives settings without a type the type `name`."""
     return lambda value: {"type": name, **value} if isinstance(value, dict) else value
 
 
-def _by_place(value: Any) -> Any:
-    """A list of groups of settings as a group by place."""
-    groups = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
-    return {str(place): each for place, each in enumerate(value)} if groups else value
+def _by_position(value: object) -> object:
+    """Turn a list of groups of settings into a group by position."""
+    if not isinstance(value, list) or not value:
+        return value
+    if not all(isinstance(group, dict) for group in value):
+        return value
+    return {str(position): group for position, group in enumerate(value)}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines `setting: old -> new`."""
+    """Return lines `setting: old -> new`."""
     lines = []
     for key in sorted({*old, *new}):
-        a, b = _by_place(old.get(key)), _by_place(new.get(key))
+        a, b = _by_position(old.get(key)), _by_position(new.get(key))
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:

@@ -37,8 +37,8 @@ class Flags(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **__: Any,
+        *_: object,
+        **__: object,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """No environment: a variable named SPLIT or OUTPUT is somebody else's."""
         return (init_settings,)
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def kebab(argv: Sequence[str]) -> list[str]:
-    """The words with dashes for underscores in the names of flags: both spellings are taken."""
+    """Replace underscores by dashes in the names of flags, so that both spellings are accepted."""
     words = []
     for word in argv:
         name, equals, value = word.partition("=")

@@ -66,12 +66,12 @@ COMMON = {
 """Flag -> its setting and what it is."""
 
 
-def asked(argv: Sequence[str]) -> bool:
+def requests_help(argv: Sequence[str]) -> bool:
     """Say whether a command line asks for help."""
     return any(word in (HELP, "-h", HELP_ALL) for word in argv)
 
 
-def rest(argv: Sequence[str]) -> list[str]:
+def without_help(argv: Sequence[str]) -> list[str]:
     """Return the command line without what asks for help."""
     return [
         word
@@ -85,7 +85,7 @@ def _is_word(argv: Sequence[str], place: int) -> bool:
     return place > 0 and argv[place - 1] in (HELP, "-h") and not argv[place].startswith("-")
 
 
-def text(parser: Parser, settings: Mapping[str, Any], argv: Sequence[str]) -> str:
+def help_text(parser: Parser, settings: Mapping[str, Any], argv: Sequence[str]) -> str:
     """Return the help that `argv` asks for. `settings` are those of a run with the other flags, as
     nested JSON.
 
@@ -95,13 +95,13 @@ def text(parser: Parser, settings: Mapping[str, Any], argv: Sequence[str]) -> st
         return parser.format_help()
     words = [word for place, word in enumerate(argv) if _is_word(argv, place)]
     if words:
-        found = parser.help_on(words[0])
-        if not found:
+        entries = parser.help_on(words[0])
+        if not entries:
             raise UserError(
                 f"{HELP} {words[0]}: no flag has this in its name. All flags: {parser.prog}"
                 f" {HELP_ALL}"
             )
-        return found
+        return entries
     rows = [
         (f"--{flag}", _value(settings, setting), what) for flag, (setting, what) in COMMON.items()
     ]

@@ -1,5 +1,5 @@
-"""What a reader of a run's numbers must know first, in a line each: on the terminal, in the report,
-page and card."""
+"""Notices that a reader of a run's numbers must see first: on the terminal, in the report, page and
+card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cirloop.backbones.weights import TINY
 from cirloop.config.recipes import DRAWN
 from cirloop.types import UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 if TYPE_CHECKING:
     from cirloop.config.run import RunConfig
@@ -17,7 +17,7 @@ SIMULATED = "simulated"
 
 
 def of(config: RunConfig) -> list[str]:
-    """The notices of a run, none for most."""
+    """Return the notices of a run, none for most."""
     lines = []
     if config.retrieval == SIMULATED:
         lines.append(
@@ -34,18 +34,17 @@ def of(config: RunConfig) -> list[str]:
 
 
 def mark(config: RunConfig) -> dict[str, Any]:
-    """What stands first in every JSON file of a run with simulated retrieval; nothing in those of
-    others."""
+    """Return what stands first in every JSON file of a simulated run; empty for others."""
     return {SIMULATED: True} if config.retrieval == SIMULATED else {}
 
 
 def title(config: RunConfig) -> str:
-    """What stands before the title of a table or a page."""
+    """Return what stands before the title of a table or a page."""
     return "SIMULATED: " if config.retrieval == SIMULATED else ""
 
 
 def refuse_simulated(config: RunConfig, what: str) -> None:
-    """Raises UserError for what needs a model, in a run without one."""
+    """Raise UserError for what needs a model, in a run without one."""
     if config.retrieval == SIMULATED:
         raise UserError(
             f"{config.directory} holds a run with simulated retrieval: its rankings are drawn from"
@@ -55,9 +54,9 @@ def refuse_simulated(config: RunConfig, what: str) -> None:
 
 
 def refuse_unnamed(config: RunConfig) -> None:
-    """Raises UserError where `tiny`, the default, would be taken for photographs and nobody named
+    """Raise UserError where `tiny`, the default, would be used on photographs and nobody named
     it."""
-    problems = Problems()
+    problems = ValidationReport()
     flags = {
         "embedder": ("model", "--model_path"),
         "foundation model": ("foundation", "--foundation_model_path"),
@@ -75,13 +74,15 @@ def refuse_unnamed(config: RunConfig) -> None:
                 f" {flag}: a directory or a hub name such as Qwen/Qwen2-VL-2B-Instruct; or `{TINY}`"
                 " by name, to try the machinery",
             )
-    problems.stop()
+    problems.raise_if_any()
 
 
 def _models(config: RunConfig) -> dict[str, str]:
-    """The weights of the models that a run uses."""
-    looks = any(each.type == "verify" for each in config.mining.filters)
-    looks = looks or (config.attributes is not None and config.attributes.image_source == "vlm")
+    """Return the weights of the models that a run uses."""
+    verifies = any(each.type == "verify" for each in config.mining.filters)
+    verifies = verifies or (
+        config.attributes is not None and config.attributes.image_source == "vlm"
+    )
     captions = config.captioning.enabled and config.num_iterations > 0
     models = {"embedder": config.model.path}
-    return models | ({"foundation model": config.foundation.path} if captions or looks else {})
+    return models | ({"foundation model": config.foundation.path} if captions or verifies else {})

@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel
-
 from cirloop.artifacts import schema
 from cirloop.backbones.config import BackboneConfig
 from cirloop.backbones.weights import TINY, model_type
 from cirloop.config import cli
 from cirloop.data.config import DataConfig
-from cirloop.data.dataset import FileSettings
 from cirloop.io import parse
 from cirloop.negatives import below_strategy
 from cirloop.types import UserError
@@ -33,12 +30,6 @@ BACKBONE = "qwen2_vl"
 """What is trained where no flag says otherwise."""
 CONFIG = "config.json"
 """A run directory's copy of its settings."""
-COMMON = {
-    "training.loss": frozenset[str](),
-    "mining.strategy": frozenset({"negatives_per_query"}),
-    "data": frozenset(FileSettings.model_fields),
-}
-"""Settings of a group that mean the same for all its types; of models all do but the weights."""
 EARLIER_NAMES = {
     "training.warm_up_steps": "training.iteration_0_steps",
     "training.steps": "training.steps_per_iteration",
@@ -51,10 +42,12 @@ Content = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a command line says about where its settings come from. `types` holds the type that a
-    flag gives a group of settings (`data`, `model`, ...), `paths` those that flags name (`model`,
-    `foundation`), `dtypes` the groups whose dtype a flag gives."""
+class CommandLine:
+    """The part of a command line that says where its settings come from.
+
+    `types` holds the type that a flag gives a group of settings (`data`, `model`, ...), `paths`
+    those that flags name (`model`, `foundation`), `dtypes` the groups whose dtype a flag gives.
+    """
 
     config: Path | None
     fast_mode: bool
@@ -73,12 +66,13 @@ class Asked:
 
 
 def default_directory(backbone: str, data: str) -> Path:
-    """The run directory where none is named."""
+    """Return the run directory where none is named."""
     return Path("experiments") / f"{backbone}_{data}_iterative"
 
 
-def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
-    """What `argv` says; `typed` names the flag that gives each group of settings its type."""
+def read_command_line(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> CommandLine:
+    """Read where settings come from; `typed` names the flag that gives each group of settings its
+    type."""
     peek = cli.Parser(prog=prog, add_help=False, help_flag="--help_all")
     peek.add_argument("--config")
     peek.add_argument("--experiment_dir")
@@ -96,14 +90,16 @@ def asked(argv: Sequence[str], typed: Mapping[str, str], prog: str) -> Asked:
     goes_on = known.auto_resume or known.report_only or known.resume_from_iteration is not None
     types = {group: getattr(known, group) for group in typed if getattr(known, group) is not None}
     paths = {"model": known.model_path, "foundation": known.foundation_path}
-    given = {group: path for group, path in paths.items() if path is not None}
+    named_paths = {group: path for group, path in paths.items() if path is not None}
     dtypes = frozenset(group for group in paths if getattr(known, f"{group}_dtype") is not None)
     simulated = known.retrieval == "simulated"
     config, directory = (
-        path if path is None else parse.at_home(path)
+        path if path is None else parse.expand_user(path)
         for path in (known.config, known.experiment_dir)
     )
-    return Asked(config, known.fast_mode, directory, goes_on, simulated, types, given, dtypes)
+    return CommandLine(
+        config, known.fast_mode, directory, goes_on, simulated, types, named_paths, dtypes
+    )
 
 
 def current_flags(argv: Sequence[str]) -> list[str]:
@@ -114,11 +110,11 @@ def current_flags(argv: Sequence[str]) -> list[str]:
     return [names.get(flag, flag) + sign + value for flag, sign, value in split]
 
 
-def content(asked: Asked, default: Path) -> Content:
-    """The settings under the flags, said in a line. `default` is the recipe of no data set; the
-    others lie beside it.
+def load_settings(asked: CommandLine, default: Path) -> Content:
+    """Load the settings under the flags, and log their source.
 
-    Raises UserError where there is no recipe, or where a file of settings cannot be read.
+    `default` is the recipe of no data set; the others lie beside it. Raises UserError where there
+    is no recipe, or where a file of settings cannot be read.
     """
     own = asked.directory / CONFIG
     if asked.goes_on and asked.config is None and not asked.fast_mode and own.is_file():
@@ -127,15 +123,16 @@ def content(asked: Asked, default: Path) -> Content:
     path = asked.config or _recipe(asked, default)
     settings = _read(path, default.parent)
     if asked.fast_mode:
-        settings = merged(settings, _read(_twin(path, default.parent), default.parent))
+        settings = merge(settings, _read(_fast_twin(path, default.parent), default.parent))
     if asked.config is None:
-        logger.info("settings of the recipe %s; --config takes another", shown(path))
+        logger.info("settings of the recipe %s; --config takes another", display_path(path))
         _name_embedder(asked, settings)
     return settings
 
 
-def _recipe(asked: Asked, default: Path) -> Path:
-    """Raises UserError with the recipes of the data set where there is none for the backbone."""
+def _recipe(asked: CommandLine, default: Path) -> Path:
+    """Return the recipe's path. Raises UserError with the data set's recipes where the backbone has
+    none."""
     data, backbone = asked.types.get("data", DRAWN), asked.types.get("model", BACKBONE)
     if (
         data == DRAWN
@@ -146,35 +143,39 @@ def _recipe(asked: Asked, default: Path) -> Path:
     path = default.with_name(f"{data}_{backbone}.yaml")
     if path.is_file():
         return path
-    recipes = [each for each in sorted(default.parent.glob("*.yaml")) if _is_of(each, data)]
+    recipes = [
+        recipe for recipe in sorted(default.parent.glob("*.yaml")) if _is_recipe_of(recipe, data)
+    ]
     raise UserError(
-        f"no recipe for the data set {data} with the backbone {backbone} ({shown(path)}). Recipes"
-        f" for {data}: {', '.join(map(shown, recipes)) or 'none'}. Give one of them by --config, or"
-        " a YAML of your own."
+        f"no recipe for the data set {data} with the backbone {backbone}"
+        f" ({display_path(path)}). Recipes for {data}:"
+        f" {', '.join(map(display_path, recipes)) or 'none'}. Give one of them by --config, or a"
+        " YAML of your own."
     )
 
 
-def _is_of(path: Path, data: str) -> bool:
-    settings = parse.yaml_file(path)
+def _is_recipe_of(path: Path, data: str) -> bool:
+    settings = parse.read_yaml(path)
     named = settings.get("data") if isinstance(settings, dict) else None
     return isinstance(named, dict) and named.get("type") == data
 
 
-def _twin(path: Path, configs: Path) -> Path:
-    """What --fast_mode lays over a file of settings. Raises UserError where there is nothing."""
+def _fast_twin(path: Path, configs: Path) -> Path:
+    """Return what --fast_mode lays over a file of settings. Raises UserError where there is
+    nothing."""
     twin = path.with_name(f"{path.stem}_fast{path.suffix}")
     if not twin.is_file():
-        twins = ", ".join(shown(each) for each in sorted(configs.glob("*_fast.yaml")))
+        twins = ", ".join(display_path(each) for each in sorted(configs.glob("*_fast.yaml")))
         raise UserError(
-            f"--fast_mode needs {shown(twin)}, to lay over {path.name}: there is no such file."
-            f" There is: {twins or 'none'}. Write it, or leave --fast_mode out and give smaller"
-            " numbers by flags, such as --num_iterations 1 --training.iteration_0_steps 10"
+            f"--fast_mode needs {display_path(twin)}, to lay over {path.name}: there is no such"
+            f" file. There is: {twins or 'none'}. Write it, or leave --fast_mode out and give"
+            " smaller numbers by flags, such as --num_iterations 1 --training.iteration_0_steps 10"
             " --training.steps_per_iteration 10."
         )
     return twin
 
 
-def _name_embedder(asked: Asked, settings: Content) -> None:
+def _name_embedder(asked: CommandLine, settings: Content) -> None:
     """Let --foundation_model_path name the embedder's weights too, where nothing else does and the
     families agree."""
     path, data = asked.paths.get("foundation"), asked.types.get("data", DRAWN)
@@ -201,12 +202,12 @@ def _name_embedder(asked: Asked, settings: Content) -> None:
 
 
 def _read(path: Path, configs: Path) -> Content:
-    """A YAML of settings. Raises UserError, with files of a like name where there is no such
-    file."""
+    """Read a YAML of settings. Raises UserError, with files of a similar name where there is no
+    such file."""
     if not path.is_file():
-        raise UserError(_missing(path, configs))
+        raise UserError(_describe_missing(path, configs))
     try:
-        settings = parse.yaml_file(path)
+        settings = parse.read_yaml(path)
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     if not isinstance(settings, dict):
@@ -227,82 +228,41 @@ def _read(path: Path, configs: Path) -> Content:
     return settings
 
 
-def _missing(path: Path, configs: Path) -> str:
-    """What is said of a --config that is not there: files of a like name, or all that lie where it
-    was looked for."""
+def _describe_missing(path: Path, configs: Path) -> str:
+    """Describe a --config that does not exist, with files of a similar name or all beside it."""
     folder = path if path.is_dir() else path.parent
     beside = sorted(folder.glob("*.yaml"))
     recipes = sorted(configs.glob("*.yaml"))
     stems = {each.stem: each for each in [*recipes, *beside]}
-    near = [shown(stems[stem]) for stem in difflib.get_close_matches(path.stem, stems, n=2)]
+    near = [display_path(stems[stem]) for stem in difflib.get_close_matches(path.stem, stems, n=2)]
     listed = ", ".join(each.name for each in beside) or "no YAML files"
     rest = (
         f"Did you mean {' or '.join(near)}?"
         if near
-        else f"Recipes: {', '.join(map(shown, recipes))}."
+        else f"Recipes: {', '.join(map(display_path, recipes))}."
     )
     if path.is_dir():
         return f"--config: {path}: is a directory. In {folder}: {listed}. {rest}"
     return f"--config: {path}: there is no such file. In {folder}: {listed}. {rest}"
 
 
-def of_type(root: type[BaseModel], settings: Any, group: str, type_: str) -> Any:
-    """A file's settings of a group of `root` whose type a flag changes: those that mean the same
-    for the new type."""
-    union: Any = root
-    for part in group.split("."):
-        default, union = union.model_fields[part].default, union.model_fields[part].annotation
-    old = settings.get("type", default.type) if isinstance(settings, dict) else type_
-    if old == type_:
-        return settings
-    known = {
-        n
-        for kind in get_args(union)
-        if kind.model_fields["type"].default == type_
-        for n in kind.model_fields
-    }
-    if not known:  # an unknown type, which is refused with the known ones
-        return settings
-    kept = {
-        name: value for name, value in settings.items() if name in known and _is_common(group, name)
-    }
-    left = [f"{group}.{name}" for name in sorted(settings.keys() - kept.keys() - {"type"})]
-    if left:
-        logger.warning(
-            "%s.type is %s by flag, and the settings were for %s: %s left out, the rest stays",
-            group,
-            type_,
-            old,
-            ", ".join(left),
-        )
-    return kept
-
-
-def _is_common(group: str, name: str) -> bool:
-    """Whether a setting means the same for every type of its group. A temperature is one loss's,
-    weights a family's."""
-    return (
-        name in COMMON[group] if group in COMMON else name not in ("type", "path", "start_adapter")
-    )
-
-
-def merged(settings: Content, over: Content) -> Content:
-    """Settings with others laid over them, group by group."""
+def merge(settings: Content, over: Content) -> Content:
+    """Lay settings over others, group by group."""
     out = dict(settings)
     for name, value in over.items():
         old = out.get(name)
         out[name] = (
-            merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
         )
     return out
 
 
-def type_names(union: Any) -> list[str]:
-    """The names of a union of settings."""
+def type_names(union: object) -> list[str]:
+    """Return the type names of a union of settings."""
     return [kind.model_fields["type"].default for kind in get_args(get_args(union)[0])]
 
 
-def shown(path: Path) -> str:
-    """A path from where the user is, where it lies below."""
+def display_path(path: Path) -> str:
+    """Return a path relative to the working directory, where it lies below."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -20,13 +20,15 @@ from pydantic_settings import (
 )
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.store import fingerprint, write_sealed
+from cirloop.artifacts.atomic import write_checked
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.foundation import FoundationConfig, Qwen2VLFoundation, match_dtype
-from cirloop.config import cli, cli_help, notices, recipes, simulated, suggestions
-from cirloop.config.base import Settings
+from cirloop.config import cli, cli_help, errors, notices, recipes, retyping, simulated
+from cirloop.config.evaluation import Evaluation
 from cirloop.config.runtime import Runtime
+from cirloop.config.shortcuts import PATH_SETTINGS, SHORTCUTS, UNION_FLAGS
 from cirloop.data import DataConfig, ShapesSettings, locations
 from cirloop.io import parse
 from cirloop.io.redact import secrets_in
@@ -37,62 +39,8 @@ from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 PROGRAM = "train_iterative.py"
-TYPED = {
-    "data": "dataset_name",
-    "mining.strategy": "negative_strategy",
-    "model": "model_backbone",
-    "foundation": "foundation_model_backbone",
-    "training.loss": "loss",
-}
-"""Groups of settings that a flag may give another type, and the flag."""
-NO_SETTINGS = ("schema", "run", "digest", notices.SIMULATED)
+METADATA_KEYS = ("schema", "run", "digest", notices.SIMULATED)
 """What a run directory's `config.json` holds besides."""
-
-
-class Evaluation(Settings):
-    """What is evaluated after each iteration."""
-
-    split: Literal["val", "test"] = Field("val", description="What iterations are evaluated on.")
-    evaluate_base: bool = True
-    """Also evaluate the base model, before any training."""
-
-
-PLACES = (
-    ("", ("data_dir", "train_dir")),
-    ("runtime", ("cache_dir", "compare_with", "accelerate_config", "deepspeed")),
-)
-"""Settings that are paths and decide no result."""
-LAST_WORD = (
-    *(
-        "data.allow_missing_images",
-        "data.allow_symlinks",
-        "data.categories",
-        "mining.strategy.n_def",
-    ),
-    *("training.batch_size", "training.learning_rate"),
-    *(
-        "training.max_skipped_batches",
-        "runtime.num_processes",
-        "runtime.accelerate_config",
-        "runtime.deepspeed",
-    ),
-    *("runtime.profile", "runtime.compare_with", "runtime.report_to"),
-)
-"""Settings whose last word alone is a flag too."""
-SHORTCUTS = {
-    **{name: name.rpartition(".")[2] for name in LAST_WORD},
-    "model.type": "model_backbone",
-    "model.path": "model_path",
-    "foundation.type": "foundation_model_backbone",
-    "foundation.path": "foundation_model_path",
-    "data.type": "dataset_name",
-    "mining.strategy.type": "negative_strategy",
-    "mining.strategy.negatives_per_query": "hard_negative_k",
-    "training.loss.type": "loss",
-}
-"""Setting -> its short flag."""
-UNDECIDED = {"max_skipped_batches", "grad_cache_chunk_size"}
-"""Settings of training that decide no result."""
 
 
 class RunConfig(BaseSettings):
@@ -151,11 +99,11 @@ class RunConfig(BaseSettings):
     @field_validator("experiment_dir", "data_dir", "train_dir")
     @classmethod
     def _home(cls, path: Path | None) -> Path | None:
-        return None if path is None else parse.at_home(str(path))
+        return None if path is None else parse.expand_user(str(path))
 
     @model_validator(mode="before")
     @classmethod
-    def _no_model(cls, content: Any) -> Any:
+    def _no_model(cls, content: object) -> object:
         """Where retrieval is simulated no model ranks, whichever is named."""
         if isinstance(content, dict) and content.get("retrieval") == "simulated":
             return {**content, "model": {"type": "simulated", "seed": content.get("seed", 0)}}
@@ -176,8 +124,8 @@ class RunConfig(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **__: Any,
+        *_: object,
+        **__: object,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
@@ -189,11 +137,14 @@ class RunConfig(BaseSettings):
     def cache(self) -> Path:
         return self.runtime.cache_dir or self.directory.parent / "cache"
 
-    def decisive(self) -> dict[str, Any]:
-        """The settings that decide results, as JSON. `num_iterations` is not one: a run may be
-        prolonged. Neither is `training.max_skipped_batches`: a finished stage left out the bad
-        batches that it had, whatever the limit. Nor is `training.grad_cache_chunk_size`, so that a
-        run that ran out of memory goes on: it decides no more than which dropout is drawn."""
+    def result_settings(self) -> dict[str, Any]:
+        """Return the settings that decide results, as JSON.
+
+        `num_iterations` is not one: a run may be prolonged. Neither is
+        `training.max_skipped_batches`: a finished stage left out the bad batches that it had,
+        whatever the limit. Nor is `training.grad_cache_chunk_size`, so that a run that ran out of
+        memory can resume: it decides only which dropout is drawn.
+        """
         keep = {
             "seed",
             "retrieval",
@@ -209,12 +160,12 @@ class RunConfig(BaseSettings):
         return self.model_dump(
             mode="json",
             include=keep,
-            exclude={"training": UNDECIDED},
+            exclude={"training": {"max_skipped_batches", "grad_cache_chunk_size"}},
         )
 
-    def resolved(self) -> dict[str, Any]:
-        """Everything, as JSON, for the run directory's `config.json`."""
-        asked = {
+    def to_json(self) -> dict[str, Any]:
+        """Return all settings as JSON, for the run directory's `config.json`."""
+        command_only = {
             "config",
             "fast_mode",
             "auto_resume",
@@ -222,11 +173,11 @@ class RunConfig(BaseSettings):
             "dry_run",
             "report_only",
         }
-        settings = self.model_dump(mode="json", exclude={*asked, "experiment_dir"})
+        settings = self.model_dump(mode="json", exclude={*command_only, "experiment_dir"})
         for (
             group,
             names,
-        ) in PLACES:  # a run is also used from other directories than that it was begun in
+        ) in PATH_SETTINGS:  # a run is also used from other directories than that it was begun in
             node = settings[group] if group else settings
             node |= {
                 name: str(Path(node[name]).absolute()) for name in names if node[name] is not None
@@ -235,23 +186,25 @@ class RunConfig(BaseSettings):
 
 
 def load(given: Sequence[str], default_config: Path) -> RunConfig:
-    """The configuration of a command line. Raises UserError with every problem found; prints the
-    help asked for."""
-    argv = recipes.current_flags(cli_help.rest(given))
-    asked = recipes.asked(argv, TYPED, PROGRAM)
-    content = recipes.content(asked, default_config)
-    for name in NO_SETTINGS if "schema" in content else ():
+    """Load the configuration of a command line; print the help if it is requested.
+
+    Raises UserError with every problem.
+    """
+    argv = recipes.current_flags(cli_help.without_help(given))
+    command_line = recipes.read_command_line(argv, UNION_FLAGS, PROGRAM)
+    content = recipes.load_settings(command_line, default_config)
+    for name in METADATA_KEYS if "schema" in content else ():
         content.pop(name, None)
-    for group, type_ in asked.types.items():
+    for group, type_ in command_line.types.items():
         *outer, name = group.split(".")
         node: Any = content
         for part in outer:
             node = node.setdefault(part, {}) if isinstance(node, dict) else node
         if isinstance(node, dict):
-            node[name] = recipes.of_type(RunConfig, node.get(name, {}), group, type_)
-    if asked.simulated:
+            node[name] = retyping.change_type(RunConfig, node.get(name, {}), group, type_)
+    if command_line.simulated:
         content |= simulated.settings(
-            content, foundation_named="foundation" in {*asked.types, *asked.paths}
+            content, foundation_named="foundation" in {*command_line.types, *command_line.paths}
         )
 
     class Parsed(RunConfig):
@@ -260,8 +213,8 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
             cls,
             settings_cls: type[BaseSettings],
             init_settings: PydanticBaseSettingsSource,
-            *_: Any,
-            **__: Any,
+            *_: object,
+            **__: object,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (init_settings, InitSettingsSource(settings_cls, content))
 
@@ -269,25 +222,26 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
     try:
         config = cli.parse(Parsed, argv, parser)
     except ValidationError as error:
-        raise UserError(explain(error)) from None
-    if cli_help.asked(given):
-        sys.stdout.write(cli_help.text(parser, config.model_dump(mode="json"), given))
+        raise UserError(format_validation_error(error)) from None
+    if cli_help.requests_help(given):
+        sys.stdout.write(cli_help.help_text(parser, config.model_dump(mode="json"), given))
         sys.exit()
-    if "foundation" not in asked.dtypes:
-        foundation = match_dtype(config.foundation, config.model, by_flag="model" in asked.dtypes)
+    if "foundation" not in command_line.dtypes:
+        foundation = match_dtype(
+            config.foundation, config.model, by_flag="model" in command_line.dtypes
+        )
         config = config.model_copy(update={"foundation": foundation})
-    named = ", ".join(secrets_in(config.resolved()))
-    if named:
+    secrets = ", ".join(secrets_in(config.to_json()))
+    if secrets:
         raise UserError(
-            f"{named}: a secret, and settings are copied to {config.directory}. Give tokens as"
+            f"{secrets}: a secret, and settings are copied to {config.directory}. Give tokens as"
             " HF_TOKEN."
         )
-    return config if config.report_only else completed(config)
+    return config if config.report_only else complete(config)
 
 
-def completed(config: RunConfig) -> RunConfig:
-    """The configuration with the usual place of its data, and without a model where that is asked
-    for and none is here.
+def complete(config: RunConfig) -> RunConfig:
+    """Add the usual place of the data, and drop a model that is missing where that is allowed.
 
     Raises UserError for `tiny` on photographs where nobody named it, and for a data directory that
     is not read.
@@ -300,62 +254,37 @@ def completed(config: RunConfig) -> RunConfig:
         )
     notices.refuse_unnamed(config)
     if config.retrieval_fallback == "simulated" and config.retrieval == "real":
-        config = simulated.instead(config)
+        config = simulated.fall_back(config)
     return config.model_copy(update=locations.found(config.data, config.data_dir, config.train_dir))
 
 
 def from_json(path: Path, **changes: Any) -> RunConfig:
-    """The configuration a run directory was made with. Raises UserError for a copy that is damaged
-    or was changed."""
+    """Load the configuration of a run directory. Raises UserError for a damaged or altered copy."""
     content = schema.read(path, "config")
     try:
         return RunConfig(
-            **{name: value for name, value in content.items() if name not in NO_SETTINGS}, **changes
+            **{name: value for name, value in content.items() if name not in METADATA_KEYS},
+            **changes,
         )
     except ValidationError as error:
-        raise UserError(f"{path}: {explain(error)}") from None
+        raise UserError(f"{path}: {format_validation_error(error)}") from None
 
 
 def save(config: RunConfig, path: Path) -> str:
-    """Write a run directory's copy; returns the run's name, a digest of what decides results in its
-    first copy."""
-    run = run_of(path) if path.exists() else fingerprint(config.decisive())
-    write_sealed(path, "config", notices.mark(config) | {"run": run, **config.resolved()})
+    """Write a run directory's copy; return the run's id, a digest of its first copy's result
+    settings."""
+    run = read_run_id(path) if path.exists() else fingerprint(config.result_settings())
+    write_checked(path, "config", notices.mark(config) | {"run": run, **config.to_json()})
     return run
 
 
-def run_of(path: Path) -> str:
-    """The name in a run directory's copy."""
+def read_run_id(path: Path) -> str:
+    """Read the run's id from a run directory's copy."""
     name: str = schema.read(path, "config")["run"]
     return name
 
 
-def explain(error: ValidationError, program: str = PROGRAM) -> str:
-    """Every problem of a validation error, a line each, with the nearest right name for an unknown
-    one."""
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            near = suggestions.settings_like(where, RunConfig)
-            message = "unknown setting" + (f"; did you mean {' or '.join(near)}?" if near else "")
-        elif problem["type"] == "union_tag_invalid":
-            where += ".type"
-            given, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
-            near = suggestions.types_like(str(given), [tag.strip(" '") for tag in tags.split(",")])
-            message = (
-                f"should be one of {tags} (given: {given!r}{f'; see {near[0]}' if near else ''})"
-            )
-        else:
-            message += (
-                f" (given: {problem['input']!r:.200})"
-                if not isinstance(problem["input"], (dict, BaseModel))
-                else ""
-            )
-        lines.append(f"  {where or 'settings'}: {message}")
-    return (
-        f"{len(lines)} problem{'s' * (len(lines) > 1)} in the configuration:\n"
-        + "\n".join(lines)
-        + f"\nAll settings: {program} {cli_help.HELP_ALL if program == PROGRAM else cli_help.HELP}"
-    )
+def format_validation_error(error: ValidationError, program: str = PROGRAM) -> str:
+    """Format every problem of a validation error, with `program`'s flag for all settings."""
+    help_flag = cli_help.HELP_ALL if program == PROGRAM else cli_help.HELP
+    return errors.format_errors(error, RunConfig, f"{program} {help_flag}")

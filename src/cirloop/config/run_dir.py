@@ -6,18 +6,20 @@ from pathlib import Path
 
 from cirloop.artifacts.store import Store
 from cirloop.config.recipes import CONFIG as CONFIG
-from cirloop.config.run import RunConfig, from_json, run_of
+from cirloop.config.run import RunConfig, from_json, read_run_id
 from cirloop.types import UserError
 
 
 def run_directory(directory: Path) -> tuple[RunConfig, Store]:
-    """The settings and artifacts of a run directory, for reading. Raises UserError where it is none
-    or is damaged."""
+    """Open a run directory for reading: its settings and artifacts.
+
+    Raises UserError where it is none or is damaged.
+    """
     if not (directory / CONFIG).is_file():
         raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
     config, store = (
         from_json(directory / CONFIG, experiment_dir=directory),
         Store(directory, reading=True),
     )
-    store.of_run(run_of(directory / CONFIG), directory / CONFIG)
+    store.bind_to_run(read_run_id(directory / CONFIG), directory / CONFIG)
     return config, store

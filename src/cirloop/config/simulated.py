@@ -14,34 +14,36 @@ if TYPE_CHECKING:
     from cirloop.config.run import RunConfig
 
 logger = logging.getLogger(__name__)
-LAX = {"min_verify_probability": 0.0, "max_round_trip_rank": 0}
+UNCHECKED = {"min_verify_probability": 0.0, "max_round_trip_rank": 0}
 """Checks of texts that a rule cannot answer, or that random rankings would decide."""
 
 
 def settings(content: dict[str, Any], foundation_named: bool) -> dict[str, Any]:
-    """What `--retrieval simulated` changes of a file's settings: texts are a rule's unless a flag
-    names a model."""
+    """Return what `--retrieval simulated` changes of a file's settings.
+
+    Texts are written by a rule unless a flag names a model.
+    """
     if foundation_named or content.get("retrieval") == "simulated":
         return {}
     logger.info("simulated retrieval: texts are written by the rule `template`, and not verified")
     return {
         "foundation": {"type": "template"},
-        "captioning": {**content.get("captioning", {}), **LAX},
+        "captioning": {**content.get("captioning", {}), **UNCHECKED},
     }
 
 
-def instead(config: RunConfig) -> RunConfig:
-    """The same run without the models whose weights are not to be had; `config` itself where all
-    are."""
-    lacking = {}
+def fall_back(config: RunConfig) -> RunConfig:
+    """Return the run without the models whose weights are missing; `config` itself where none
+    is."""
+    missing = {}
     for name, model in (("model", config.model), ("foundation", config.foundation)):
         try:
             model.resolve_dir()
         except UserError as error:
-            lacking[name] = str(error)
-    for name, why in lacking.items():
-        logger.warning("%s.path: %s", name, why)
-    if "model" not in lacking:
+            missing[name] = str(error)
+    for name, reason in missing.items():
+        logger.warning("%s.path: %s", name, reason)
+    if "model" not in missing:
         return config  # a foundation model alone is no matter of retrieval: the checks refuse it
     logger.warning(
         "--retrieval_fallback simulated: the embedder's weights are not here, so rankings are"
@@ -51,9 +53,9 @@ def instead(config: RunConfig) -> RunConfig:
         "retrieval": "simulated",
         "model": SimulatedSettings(seed=config.seed),
     }
-    if "foundation" in lacking:
+    if "foundation" in missing:
         update |= {
             "foundation": TemplateFoundation(),
-            "captioning": config.captioning.model_copy(update=LAX),
+            "captioning": config.captioning.model_copy(update=UNCHECKED),
         }
     return config.model_copy(update=update)

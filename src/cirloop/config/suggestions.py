@@ -34,7 +34,7 @@ OTHER_FLAGS = {
 
 
 def types_like(name: str, expected: Iterable[str]) -> list[str]:
-    """The types that a name that is none may mean."""
+    """Return the types that an unknown name may mean."""
     known, word = list(expected), name.lower().replace("-", "_")
     if OTHER_NAMES.get(word) in known:
         return [OTHER_NAMES[word]]
@@ -42,7 +42,7 @@ def types_like(name: str, expected: Iterable[str]) -> list[str]:
 
 
 def flags_like(words: Iterable[str], known: Collection[str]) -> list[str]:
-    """The flags that words that are none may mean."""
+    """Return the flags that unknown words may mean."""
     near: set[str] = set()
     for word in words:
         other = OTHER_FLAGS.get(word, "")
@@ -51,8 +51,8 @@ def flags_like(words: Iterable[str], known: Collection[str]) -> list[str]:
 
 
 def settings_like(where: str, model: type[BaseModel]) -> list[str]:
-    """At most two settings of `model`, dotted, with a name like the last part of `where`; those of
-    its group first."""
+    """Return at most two settings of `model` with a name like the last part of `where`, its group's
+    first."""
     group, _, name = where.rpartition(".")
     names = _names(model) - {where}
     like = difflib.get_close_matches(name, {n.rpartition(".")[2] for n in names})
@@ -62,8 +62,7 @@ def settings_like(where: str, model: type[BaseModel]) -> list[str]:
 
 
 def _names(model: type[BaseModel]) -> set[str]:
-    """Every setting, dotted; where a group has a type, with the type between as pydantic names
-    it."""
+    """Return every setting, dotted; in a union, with the type between as pydantic names it."""
     names: set[str] = set()
 
     def walk(model: type[BaseModel], prefix: str) -> None:

@@ -12,7 +12,7 @@ from cirloop.data.fashioniq import FashionIQSettings
 from cirloop.data.hp_fashioniq import HpFashionIQSettings
 from cirloop.data.shapes.load import ShapesSettings
 from cirloop.types import Judged, UserError, benchmark_of
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 SPLITS = ("val", "test")
 RANKED = {"cirr": cirr.judged, "circo": circo.judged}
@@ -51,7 +51,7 @@ def settings_for(
 
 
 def judged(
-    name: str, directory: Path, gallery: fashioniq.GalleryKind, problems: Problems
+    name: str, directory: Path, gallery: fashioniq.GalleryKind, problems: ValidationReport
 ) -> list[Judged]:
     """The parts of a benchmark's split. Raises UserError for an unknown name; adds what is wrong to
     `problems`."""

@@ -27,7 +27,7 @@ from cirloop.types import (
     Relevance,
     TrainSplit,
 )
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 OFFICIAL = {"val": (220, 123403), "test": (800, 123403)}
 """Queries and images."""
@@ -56,7 +56,7 @@ class CircoSettings(FileSettings):
         )
 
 
-def gallery(directory: Path, problems: Problems) -> Gallery | None:
+def gallery(directory: Path, problems: ValidationReport) -> Gallery | None:
     """All images of COCO 2017 unlabeled, or None where their list is not there."""
     path = directory / LIST
     if not path.exists():
@@ -73,7 +73,7 @@ def gallery(directory: Path, problems: Problems) -> Gallery | None:
     return Gallery("circo", tuple(sorted({ImageId(str(image["id"])) for image in images})))
 
 
-def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
+def judged(directory: Path, split: str, problems: ValidationReport) -> list[Judged]:
     """Queries and all right answers of `split`; the problems found are added to `problems`."""
     there = gallery(directory, problems)
     known = set(there.ids) if there else None
@@ -133,7 +133,7 @@ def load(
     folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
 
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        problems = Problems(
+        problems = ValidationReport(
             f"Put CIRCO and COCO's list of images under --data_dir {directory}; see"
             " docs/datasets.md."
         )

@@ -26,7 +26,7 @@ from cirloop.types import (
     Relevance,
     TrainSplit,
 )
-from cirloop.validation import Entry, Problems
+from cirloop.validation import Entry, ValidationReport
 
 SPLITS = {"train": "train", "val": "val", "test": "test1"}
 OFFICIAL = {"train": (28225, 16939), "val": (4181, 2297), "test": (4148, 2315)}
@@ -49,7 +49,7 @@ class CirrSettings(FileSettings):
         return load(self.allow_missing_images, sources)
 
 
-def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId, str]:
+def image_files(directory: Path, split: str, problems: ValidationReport) -> dict[ImageId, str]:
     """Image name -> path relative to the data directory's images."""
     path = directory / "image_splits" / f"split.rc2.{SPLITS[split]}.json"
     content = problems.json(path)
@@ -66,7 +66,7 @@ def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId
     return {ImageId(name): file for name, file in content.items() if not leads_out(file)}
 
 
-def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
+def judged(directory: Path, split: str, problems: ValidationReport) -> list[Judged]:
     """Queries, targets and groups of `split`; the problems found are added to `problems`."""
     images = image_files(directory, split, problems)
     path = directory / "captions" / f"cap.rc2.{SPLITS[split]}.json"
@@ -125,7 +125,7 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
     ]
 
 
-def _members(entry: Entry, problems: Problems) -> list[str]:
+def _members(entry: Entry, problems: ValidationReport) -> list[str]:
     group = entry.get("img_set", dict)
     if group is None:
         return []
@@ -148,19 +148,19 @@ def load(allow_missing_images: int, sources: Sources) -> Dataset:
         " layout."
     )
 
-    def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:
+    def read(split: str, problems: ValidationReport) -> list[tuple[Judged, dict[ImageId, Path]]]:
         files = {
             image: pictures / path
-            for image, path in image_files(directory, split, Problems()).items()
+            for image, path in image_files(directory, split, ValidationReport()).items()
         }
         return [(part, files) for part in judged(directory, split, problems)]
 
     def train() -> TrainSplit:
-        problems = Problems(way_out)
+        problems = ValidationReport(way_out)
         return train_split(read("train", problems), allow_missing_images, sources, problems)
 
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        problems = Problems(way_out)
+        problems = ValidationReport(way_out)
         return eval_splits(read(split, problems), allow_missing_images, sources, problems)
 
     return Dataset("cirr", train, {split: partial(evaluated, split) for split in ("val", "test")})

@@ -28,7 +28,7 @@ from cirloop.types import (
     Relevance,
     TrainSplit,
 )
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 Category = Literal["dress", "shirt", "toptee"]
 CATEGORIES: tuple[Category, ...] = ("dress", "shirt", "toptee")
@@ -77,7 +77,7 @@ def joined(captions: Sequence[str]) -> str:
 def judged(
     directory: Path,
     split: str,
-    problems: Problems,
+    problems: ValidationReport,
     categories: Sequence[str] = CATEGORIES,
     kind: GalleryKind = "original",
 ) -> list[Judged]:
@@ -87,7 +87,7 @@ def judged(
 
 
 def _category(
-    directory: Path, split: str, category: str, problems: Problems, kind: GalleryKind
+    directory: Path, split: str, category: str, problems: ValidationReport, kind: GalleryKind
 ) -> Judged:
     names = directory / "image_splits" / f"split.{category}.{split}.json"
     content = problems.json(names)
@@ -179,7 +179,7 @@ def load(
         " layout."
     )
 
-    def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:
+    def read(split: str, problems: ValidationReport) -> list[tuple[Judged, dict[ImageId, Path]]]:
         parts = judged(
             directory, split, problems, categories, kind if split != "train" else "original"
         )
@@ -189,11 +189,11 @@ def load(
         ]
 
     def train() -> TrainSplit:
-        problems = Problems(way_out)
+        problems = ValidationReport(way_out)
         return train_split(read("train", problems), allow_missing_images, sources, problems)
 
     def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        problems = Problems(way_out)
+        problems = ValidationReport(way_out)
         return eval_splits(read(split, problems), allow_missing_images, sources, problems)
 
     return Dataset(

@@ -18,7 +18,7 @@ from PIL import Image
 from cirloop.data.images import FORMATS
 from cirloop.data.names import composed
 from cirloop.types import ImageId
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 UNREAD = frozenset({".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
 """Endings of pictures that are not read, and are passed over with a warning."""
@@ -52,7 +52,7 @@ def endings() -> frozenset[str]:
     )
 
 
-def walk(directory: Path, follow_links: bool, problems: Problems) -> Folder:
+def walk(directory: Path, follow_links: bool, problems: ValidationReport) -> Folder:
     """The files below a folder, linked ones too. Each folder is walked once, so that links in a
     circle end.
 
@@ -83,7 +83,9 @@ def walk(directory: Path, follow_links: bool, problems: Problems) -> Folder:
     return folder
 
 
-def _take(path: Path, directory: Path, files: dict[ImageId, Path], problems: Problems) -> None:
+def _take(
+    path: Path, directory: Path, files: dict[ImageId, Path], problems: ValidationReport
+) -> None:
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError:
@@ -102,7 +104,7 @@ def _take(path: Path, directory: Path, files: dict[ImageId, Path], problems: Pro
     files[image] = path
 
 
-def _entered(folder: Path, follow_links: bool, seen: set[str], problems: Problems) -> bool:
+def _entered(folder: Path, follow_links: bool, seen: set[str], problems: ValidationReport) -> bool:
     """Whether a folder is walked: not a hidden one, nor one that was walked by another name."""
     if folder.name.startswith("."):
         return False

@@ -33,7 +33,7 @@ from cirloop.types import (
     Relevance,
     TrainSplit,
 )
-from cirloop.validation import Entry, Problems
+from cirloop.validation import Entry, ValidationReport
 
 OFFICIAL = (3050, 5473)
 """Questions, and images in them: references and shown sets."""
@@ -75,7 +75,9 @@ def plain(sentence: str) -> str:
     return fashioniq.joined([" ".join(caption.split()) for caption in marked.split("  and ")])
 
 
-def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict[ImageId, str]]:
+def judged(
+    directory: Path, file: str, problems: ValidationReport
+) -> tuple[Judged, dict[ImageId, str]]:
     """The questions and the category of each image; the problems found are added to `problems`."""
     queries: list[Query] = []
     preferences: dict[QueryId, Preference] = {}
@@ -114,7 +116,7 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
     )
 
 
-def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:
+def _questions(path: Path, problems: ValidationReport) -> Iterator[tuple[str, Entry]]:
     """Each question as an entry with one value of every list."""
     users = problems.json(path)
     if users is not None and not (isinstance(users, dict) and users):
@@ -149,7 +151,7 @@ def _images(
     role: str,
     paths: list[str] | list[str | None],
     categories: dict[ImageId, str],
-    problems: Problems,
+    problems: ValidationReport,
 ) -> tuple[ImageId, ...]:
     """Image ids of paths like `/-/image_data/shirt/B000LUIBH8.jpg`, their categories noted."""
     images = []
@@ -174,7 +176,7 @@ def load(
     directory = sources.root("hp_fashioniq")
 
     def evaluated() -> tuple[EvalSplit, ...]:
-        problems = Problems(
+        problems = ValidationReport(
             f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see"
             " docs/datasets.md."
         )

@@ -24,7 +24,7 @@ from cirloop.data.names import composed
 from cirloop.data.paths import Sources, eval_splits, train_split
 from cirloop.data.tables import COLUMNS, Tables
 from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
-from cirloop.validation import Entry, Problems
+from cirloop.validation import Entry, ValidationReport
 
 logger = logging.getLogger(__name__)
 ROLES = ("reference", "target")
@@ -121,7 +121,7 @@ def _id(picture: Picture) -> ImageId:
 
 
 def gallery(
-    settings: HuggingFaceSettings, tables: Tables, sources: Sources, problems: Problems
+    settings: HuggingFaceSettings, tables: Tables, sources: Sources, problems: ValidationReport
 ) -> dict[ImageId, Picture] | None:
     """The pictures that rows name, from the gallery table or the folder; None where there is
     neither."""
@@ -153,7 +153,7 @@ def gallery(
     return files
 
 
-def _lacks(table: Any, columns: Any, where: str, problems: Problems) -> bool:
+def _lacks(table: Any, columns: Any, where: str, problems: ValidationReport) -> bool:
     missing = [column for column in columns if column not in table.column_names]
     for column in missing:
         there = ", ".join(table.column_names)
@@ -162,7 +162,11 @@ def _lacks(table: Any, columns: Any, where: str, problems: Problems) -> bool:
 
 
 def judged(
-    settings: HuggingFaceSettings, tables: Tables, split: str, sources: Sources, problems: Problems
+    settings: HuggingFaceSettings,
+    tables: Tables,
+    split: str,
+    sources: Sources,
+    problems: ValidationReport,
 ) -> tuple[list[Judged], dict[ImageId, Picture]]:
     """The queries of `split` and the pictures of its gallery."""
     name = getattr(settings, split)
@@ -232,10 +236,10 @@ def judged(
 
 
 def _refuse_outside(
-    pictures: Iterable[Picture], directory: Path | None, problems: Problems
+    pictures: Iterable[Picture], directory: Path | None, problems: ValidationReport
 ) -> None:
-    """Raises ProblemsFound for files that a table names outside of its directory and of the caches
-    of `datasets`."""
+    """Raise ValidationFailed for files that a table names outside of its directory and of the
+    caches of `datasets`."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -257,15 +261,15 @@ def _refuse_outside(
     for file in outside:
         problems.add(file, "is outside of the data directory", way)
     if outside:
-        problems.stop()
+        problems.raise_if_any()
 
 
 def load(settings: HuggingFaceSettings, sources: Sources) -> Dataset:
     """Train, val and test from the splits that `settings` names."""
     tables, allow = Tables(settings, sources), settings.allow_missing_images
 
-    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
-        problems = Problems(
+    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], ValidationReport]:
+        problems = ValidationReport(
             f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md."
         )
         parts, files = judged(settings, tables, split, sources, problems)

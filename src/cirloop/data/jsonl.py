@@ -20,7 +20,7 @@ from cirloop.data.images import Picture, leads_out
 from cirloop.data.names import spelled
 from cirloop.data.paths import Sources, eval_splits, train_split
 from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 
 class JsonlSettings(FileSettings):
@@ -46,7 +46,7 @@ class JsonlSettings(FileSettings):
 
 
 def pictures(
-    directory: Path, settings: JsonlSettings, problems: Problems
+    directory: Path, settings: JsonlSettings, problems: ValidationReport
 ) -> dict[ImageId, Picture]:
     """The gallery's images and where they are."""
     folder = own.on_disk(directory / settings.images)
@@ -62,7 +62,7 @@ def pictures(
         if leads_out(name):
             problems.add(listed, f"{name!r} is not inside the picture folder")
     files = walk(
-        folder, settings.allow_symlinks, Problems()
+        folder, settings.allow_symlinks, ValidationReport()
     ).files  # names as the disk has them, which may be NFD
     return {
         ImageId(name): files.get(ImageId(name), folder / name)
@@ -72,7 +72,7 @@ def pictures(
 
 
 def judged(
-    directory: Path, settings: JsonlSettings, split: str, problems: Problems
+    directory: Path, settings: JsonlSettings, split: str, problems: ValidationReport
 ) -> tuple[list[Judged], dict[ImageId, Picture]]:
     """The queries of `split`, a part per category if its lines have one, and the pictures."""
     files = pictures(directory, settings, problems)
@@ -95,8 +95,8 @@ def load(settings: JsonlSettings, sources: Sources) -> Dataset:
     """Train, val and test from the files that `settings` names."""
     directory, allow = sources.root("jsonl"), settings.allow_missing_images
 
-    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
-        problems = Problems(
+    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], ValidationReport]:
+        problems = ValidationReport(
             f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a"
             " line."
         )

@@ -19,7 +19,7 @@ from cirloop.data.images import BadImage, Picture, decode, leads_out
 from cirloop.data.names import composed, copies, spelled
 from cirloop.io import parse
 from cirloop.types import ImageId, UserError
-from cirloop.validation import Entry, Problems
+from cirloop.validation import Entry, ValidationReport
 
 logger = logging.getLogger(__name__)
 LINE = 'One object a line: {"reference": "a.jpg", "text": "the same in red", "target": "b.jpg"}.'
@@ -54,7 +54,7 @@ def on_disk(path: Path) -> Path:
 
 
 def folder_of_pictures(
-    folder: Path, follow_links: bool, problems: Problems
+    folder: Path, follow_links: bool, problems: ValidationReport
 ) -> dict[ImageId, Picture]:
     """Every picture of a folder, by its path in it."""
     if not folder.is_dir():
@@ -138,7 +138,7 @@ def respelled(entries: Iterable[tuple[str, Entry]], folder: Path | None) -> list
     return rows
 
 
-def missing_file(path: Path, setting: str, problems: Problems) -> None:
+def missing_file(path: Path, setting: str, problems: ValidationReport) -> None:
     """Note that a split's file is not there, and which other files may be meant."""
     if not path.parent.is_dir():
         problems.add(path, "there is no such file")
@@ -170,7 +170,7 @@ def missing_file(path: Path, setting: str, problems: Problems) -> None:
 
 def _form(path: Path) -> str:
     try:
-        form = parse.other_form(parse.text(path))
+        form = parse.detect_format(parse.read_text(path))
     except UserError:
         return ""
     return f", {form}" if form else ""

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.store import fingerprint, write_sealed
+from cirloop.artifacts.atomic import write_checked
+from cirloop.artifacts.store import fingerprint
 from cirloop.data import locations
 from cirloop.data.image_check import WORKERS, bad_images
 from cirloop.data.images import NOT_THERE, FileImages, Picture, stamp
@@ -33,7 +34,7 @@ from cirloop.types import (
     Triplet,
     UserError,
 )
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -112,7 +113,7 @@ class Sources:
             rate,
             WORKERS,
         )
-        write_sealed(record, "pictures", {"name": name, "images": len(files), "bad": found})
+        write_checked(record, "pictures", {"name": name, "images": len(files), "bad": found})
         if found:
             logger.warning(
                 "%s: %d of %d pictures cannot be used; listed in %s",
@@ -156,10 +157,10 @@ def _warn_once(note: str) -> None:
 
 
 def eval_splits(
-    parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems
+    parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: ValidationReport
 ) -> tuple[EvalSplit, ...]:
-    """Judged queries with their pictures. Raises ProblemsFound with what `problems` held and every
-    picture's."""
+    """Judged queries with their pictures. Raises ValidationFailed with what `problems` held and
+    every picture's."""
     if not parts and not problems.rows:
         problems.add("data", "the split holds no row that can be used")
     bad = [_look(part.gallery, files, allow, sources, problems) for part, files in parts]
@@ -167,7 +168,7 @@ def eval_splits(
     for part in kept:
         if not part.queries and not problems.rows:
             problems.add(part.name, "every query needs a picture that cannot be used")
-    problems.stop()
+    problems.raise_if_any()
     for part, _ in parts:
         _warn_once(unofficial(part))
     out = []
@@ -182,7 +183,7 @@ def eval_splits(
 
 
 def _look(
-    gallery: Gallery | None, files: Files, allow: int, sources: Sources, problems: Problems
+    gallery: Gallery | None, files: Files, allow: int, sources: Sources, problems: ValidationReport
 ) -> set[ImageId]:
     """The pictures that cannot be used. They are problems if they are more than `allow`."""
     if gallery is None or not gallery.ids:
@@ -204,14 +205,14 @@ def _look(
     return set(found)
 
 
-def _note_elsewhere(picture: Picture | None, sources: Sources, problems: Problems) -> None:
+def _note_elsewhere(picture: Picture | None, sources: Sources, problems: ValidationReport) -> None:
     """Where else below the data directory a file has the name of a picture that is not there, as a
     way out."""
     if not isinstance(picture, Path) or sources.directory is None:
         return
     for place, _, names in os.walk(sources.directory):
         if picture.name in names and Path(place, picture.name).is_file():
-            problems.ways.append(f"A file {picture.name!r} is not at {picture} but in {place}.")
+            problems.remedies.append(f"A file {picture.name!r} is not at {picture} but in {place}.")
             return
 
 
@@ -223,13 +224,13 @@ def _without(part: Judged, bad: set[ImageId]) -> Judged:
 
 
 def train_split(
-    parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems
+    parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: ValidationReport
 ) -> TrainSplit:
-    """The triplets of all parts over one gallery. Raises ProblemsFound like `eval_splits`."""
+    """The triplets of all parts over one gallery. Raises ValidationFailed like `eval_splits`."""
     if not parts:
         if not problems.rows:
             problems.add("data", "the training split holds no row that can be used")
-        problems.stop()
+        problems.raise_if_any()
     name = f"{parts[0][0].benchmark}/train"
     files = {image: picture for _, rows in parts for image, picture in rows.items()}
     gallery = Gallery(
@@ -245,7 +246,7 @@ def train_split(
                 triplets.append(Triplet(query, targets[query.id]))
     if not triplets and not problems.rows:
         problems.add(name, "every triplet needs a picture that cannot be used")
-    problems.stop()
+    problems.raise_if_any()
     for part, _ in parts:
         _warn_once(unofficial(part))
     dropped = sum(len(part.queries) for part, _ in parts) - len(triplets)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cirloop.data.paths import Sources
 from cirloop.io import parse
 from cirloop.types import UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 if TYPE_CHECKING:
     from cirloop.data.huggingface import HuggingFaceSettings
@@ -55,7 +55,9 @@ class Tables:
                 f" `datasets`: {error}"
             ) from None
 
-    def split(self, split: str, problems: Problems, configuration: str | None = None) -> Any:
+    def split(
+        self, split: str, problems: ValidationReport, configuration: str | None = None
+    ) -> Any:
         """The table of a split, its pictures not decoded; None, with the problem noted, where there
         is none."""
         import datasets
@@ -95,7 +97,7 @@ def _check_commas(path: Path) -> None:
     """Raises UserError for a CSV file that is no UTF-8 text or that other signs than commas
     separate."""
     try:
-        head = parse.text(path).partition("\n")[0]
+        head = parse.read_text(path).partition("\n")[0]
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     for sign, name in ((";", "semicolons"), ("\t", "tabs")):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from cirloop.data.names import Alike
 from cirloop.types import EvalProtocol, Gallery, ImageId, Judged, Query, QueryId, Relevance
-from cirloop.validation import Entry, Problems
+from cirloop.validation import Entry, ValidationReport
 
 PROTOCOL = EvalProtocol(
     "own data: the gallery given, reference removed, annotated target; subset: the images given",
@@ -55,7 +55,7 @@ def judged(
     data_set: str,
     split: str,
     path: object,
-    problems: Problems,
+    problems: ValidationReport,
     same: Mapping[ImageId, ImageId] | None = None,
 ) -> list[Judged]:
     """The queries of `split`, a part per category if its objects have one. `path` is for messages.
@@ -111,7 +111,7 @@ def _meant(field: str) -> str:
     return "" if meant is None else f"; did you mean {meant!r}?"
 
 
-def _text(entry: Entry, problems: Problems) -> str | None:
+def _text(entry: Entry, problems: ValidationReport) -> str | None:
     text = entry.get("text", str) if "texts" not in entry.fields else _joined(entry)
     if text is not None and len(text) > MAX_TEXT:
         what = f"the text has {len(text):,} characters, more than {MAX_TEXT:,}: {text[:60]!r}…"
@@ -150,7 +150,7 @@ def _part(
     category: str,
     rows: list[tuple[Query, Entry]],
     gallery: Gallery,
-    problems: Problems,
+    problems: ValidationReport,
     same: Mapping[ImageId, ImageId],
 ) -> Judged:
     targets: dict[QueryId, ImageId] = {}

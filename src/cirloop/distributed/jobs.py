@@ -1,5 +1,4 @@
-"""What launched processes are told to do: a job, a JSON file in a directory for what they and the
-driver exchange."""
+"""Jobs of launched processes: a JSON file in a directory that they share with the driver."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ def _this_process() -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What every job says."""
+    """The fields that every job has."""
 
     directory: Path
     """Of the job's file and of what the processes leave for the driver."""
@@ -61,8 +60,8 @@ class TrainJob(Job):
     output: Path
 
     @property
-    def stop(self) -> Path:
-        """A file that requests the processes to stop after a step."""
+    def stop_file(self) -> Path:
+        """A file that asks the processes to stop after a step."""
         return self.directory / "stop"
 
     @property

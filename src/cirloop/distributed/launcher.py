@@ -1,7 +1,8 @@
-"""Where a job runs: in this process, or in children under `accelerate launch`.
+"""The launcher: runs a job in this process, or in workers under `accelerate launch`.
 
-The children's exit is the barrier: their memory comes back when they end, and what hangs or dies
-ends a stage, not a run. Accelerate's launcher ends the others when one has failed.
+The driver waits for the workers to exit, which frees their GPU memory. A worker that hangs or
+crashes fails the stage, not the run. Accelerate's launcher ends the other workers when one has
+failed.
 """
 
 from __future__ import annotations
@@ -26,29 +27,31 @@ from cirloop.types import UserError
 
 NODE = "NODE"
 """Stands for a machine's number, which only the machine knows."""
-LOOK = 0.5
+POLL_S = 0.5
 """Seconds between two looks at the steps done, and whether the run was asked to stop."""
-PATIENCE = 40
+TERMINATE_S = 40
 """Seconds that a launcher told to end has for it; it gives its processes 30."""
 
 
-def processes(runtime: Runtime) -> int:
-    """How many do a job; an accelerate config says so where the setting does not. Raises UserError
-    where it cannot."""
+def num_processes(runtime: Runtime) -> int:
+    """Return the number of processes of a job, from the setting or the accelerate config.
+
+    Raises UserError where the config gives no valid number.
+    """
     file = runtime.accelerate_config
     if runtime.num_processes > 1 or file is None:
         return runtime.num_processes
     try:
-        told = parse.yaml_file(file)
+        settings = parse.read_yaml(file)
     except UserError as error:
-        told, why = None, str(error)
+        settings, why = None, str(error)
     else:
         why = "it holds no settings"
-    num = told.get("num_processes", 1) if isinstance(told, dict) else None
+    num = settings.get("num_processes", 1) if isinstance(settings, dict) else None
     if not isinstance(num, int) or num < 1:
         why = (
             f"num_processes is {num!r}, not a number of at least 1"
-            if isinstance(told, dict)
+            if isinstance(settings, dict)
             else why
         )
         raise UserError(
@@ -58,12 +61,14 @@ def processes(runtime: Runtime) -> int:
     return num
 
 
-def crowded(runtime: Runtime) -> list[str]:
-    """What is to be said of processes without a device of their own on this machine. Raises
-    UserError on GPUs, of which each process needs one."""
+def device_warnings(runtime: Runtime) -> list[str]:
+    """Return warnings about processes without a device of their own on this machine.
+
+    Raises UserError where a machine has GPUs, but fewer than processes.
+    """
     import torch
 
-    per_machine = -(-processes(runtime) // num_nodes())
+    per_machine = -(-num_processes(runtime) // num_nodes())
     if per_machine == 1:
         return []
     if torch.cuda.is_available():
@@ -82,9 +87,9 @@ def crowded(runtime: Runtime) -> list[str]:
     ]
 
 
-def training(job: TrainJob, runtime: Runtime) -> None:
-    """Run the training `job` and return when its output is there. Raises Stopped where it was asked
-    to stop before."""
+def run_training(job: TrainJob, runtime: Runtime) -> None:
+    """Run a training job and return when its output exists. Raises GracefulStop where the run was
+    asked to stop before."""
     if (
         runtime.num_processes == 1
         and runtime.accelerate_config is None
@@ -94,93 +99,99 @@ def training(job: TrainJob, runtime: Runtime) -> None:
 
         train(job)
         return
-    _run(job, runtime, environment(runtime.deepspeed), "the training stage's processes")
+    _run(job, runtime, worker_environment(runtime.deepspeed), "the training stage's processes")
     if not job.output.exists():
-        raise preemption.Stopped
+        raise preemption.GracefulStop
 
 
-def sharded(job: ShardJob, runtime: Runtime) -> None:
-    """Run a `job` of which each process does its share, and return when all have.
+def run_sharded(job: ShardJob, runtime: Runtime) -> None:
+    """Run a job of which each process does its shard, and return when all have finished.
 
-    On a CPU each has as many threads as this process: their number changes the last bits of a
-    result.
+    On a CPU each worker has as many threads as this process: their number changes the last bits of
+    a result.
     """
     import torch
 
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    alone = runtime.model_copy(update={"deepspeed": None})
-    _run(job, alone, environment() | threads, f"{job.title}: the processes")
+    without_deepspeed = runtime.model_copy(update={"deepspeed": None})
+    _run(job, without_deepspeed, worker_environment() | threads, f"{job.title}: the processes")
 
 
-def _run(job: TrainJob | ShardJob, runtime: Runtime, given: dict[str, str], who: str) -> None:
-    """Raises UserError when the children fail, Stopped when the run is asked to stop. Those that
-    train then end by themselves, after the step that they are at; others are ended. However this
-    ends, they have too."""
-    for left in ("error.txt", "stop", "steps.jsonl"):  # of an attempt that was stopped
-        (job.directory / left).unlink(missing_ok=True)
+def _run(job: TrainJob | ShardJob, runtime: Runtime, environment: dict[str, str], who: str) -> None:
+    """Launch the workers of a job and wait for them; they have ended when this returns or raises.
+
+    Raises UserError when the workers fail, GracefulStop when the run is asked to stop. Training
+    workers then end by themselves, after the current step; others are terminated.
+    """
+    for stale in ("error.txt", "stop", "steps.jsonl"):  # of an attempt that was stopped
+        (job.directory / stale).unlink(missing_ok=True)
     jobs.write(job)
-    command = on_all_nodes([*launcher(runtime), "-m", "cirloop.distributed.worker", str(job.file)])
-    events.tell("processes", working=True)
+    command = srun_wrap(
+        [*launch_command(runtime), "-m", "cirloop.distributed.worker", str(job.file)]
+    )
+    events.emit("processes", working=True)
     try:
         with subprocess.Popen(
-            command, env=given, stdout=2
+            command, env=environment, stdout=2
         ) as child:  # standard output is for tables
             try:
-                code = _ended(child, job)
+                code = _wait(child, job)
             finally:
                 if child.poll() is None:
                     child.terminate()
                     with suppress(subprocess.TimeoutExpired):
-                        child.wait(PATIENCE)
+                        child.wait(TERMINATE_S)
                     child.kill()
     finally:
-        events.tell("processes", working=False)
+        events.emit("processes", working=False)
     if code:
         if job.error.exists():  # what one of them said to the user
             raise UserError(job.error.read_text("utf-8"))
-        if preemption.asked() or (
-            isinstance(job, TrainJob) and job.stop.exists()
+        if preemption.stop_requested() or (
+            isinstance(job, TrainJob) and job.stop_file.exists()
         ):  # maybe they alone got the signal
-            raise preemption.Stopped
-        said = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise preemption.GracefulStop
+        outcome = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise UserError(
-            f"{who} ended with {said}; their output above and in logs/ says why. What was finished"
-            " is kept: go on with --auto_resume."
+            f"{who} ended with {outcome}; their output above and in logs/ says why. What was"
+            " finished is kept: go on with --auto_resume."
         )
 
 
-def _ended(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
-    """The exit code of `child`, whose steps are told meanwhile. Raises Stopped when a run that does
-    not train is asked to stop."""
+def _wait(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
+    """Return the exit code of `child`, and emit its steps meanwhile.
+
+    Raises GracefulStop when a run that does not train is asked to stop.
+    """
     place, code = 0, None
     while code is None:
         with suppress(subprocess.TimeoutExpired):
-            code = child.wait(LOOK)
+            code = child.wait(POLL_S)
         if isinstance(job, TrainJob):
-            place = _tell_steps(job.rows, place)
-        if preemption.asked() and code is None:
+            place = _emit_steps(job.rows, place)
+        if preemption.stop_requested() and code is None:
             if isinstance(job, ShardJob):
-                raise preemption.Stopped
-            job.stop.touch()
+                raise preemption.GracefulStop
+            job.stop_file.touch()
     return code
 
 
-def _tell_steps(rows: Path, place: int) -> int:
-    """Tell the rows of `rows` from the byte `place` on, and return where they end."""
+def _emit_steps(rows: Path, place: int) -> int:
+    """Emit the rows of the file `rows` from the byte `place` on, and return where they end."""
     if not rows.exists():
         return place
     with rows.open("rb") as file:
         file.seek(place)
         for line in file:
             if line.endswith(b"\n"):  # else it is being written
-                events.tell("step", row=json.loads(line))
+                events.emit("step", row=json.loads(line))
                 place += len(line)
     return place
 
 
-def alone(argv: Sequence[str]) -> None:
-    """Raises UserError in a process that a launcher started among others: the driver is one, and
-    starts its own."""
+def refuse_nested_launch(argv: Sequence[str]) -> None:
+    """Raise UserError in a process that a launcher started among others: the driver starts its
+    own."""
     num = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" in os.environ and num > 1:
         flags = (
@@ -197,19 +208,22 @@ def alone(argv: Sequence[str]) -> None:
         )
 
 
-def launcher(runtime: Runtime) -> list[str]:
-    """The command that launches the Python arguments after it in several processes."""
+def launch_command(runtime: Runtime) -> list[str]:
+    """Return the command that launches the Python arguments after it in several processes."""
     return [sys.executable, "-m", "accelerate.commands.launch", *_flags(runtime)]
 
 
 def num_nodes() -> int:
-    """Machines of the Slurm job that this process is in; 1 outside of Slurm."""
+    """Return the number of machines of the Slurm job that this process is in; 1 outside of
+    Slurm."""
     return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
 
 
-def on_all_nodes(command: Sequence[str]) -> list[str]:
-    """The command of a launcher, once on each machine of a Slurm job. One that fails ends the
-    others."""
+def srun_wrap(command: Sequence[str]) -> list[str]:
+    """Wrap a launcher's command so that it runs once on each machine of a Slurm job.
+
+    A launcher that fails ends the others.
+    """
     num = num_nodes()
     if num == 1:
         return [*command]
@@ -218,8 +232,9 @@ def on_all_nodes(command: Sequence[str]) -> list[str]:
     return ["srun", *tasks, "bash", "-c", f"exec {line}"]
 
 
-def environment(deepspeed: Path | None = None) -> dict[str, str]:
-    """A child's: this package can be imported, and DeepSpeed knows where there is no GPU."""
+def worker_environment(deepspeed: Path | None = None) -> dict[str, str]:
+    """Return the environment of a worker: it can import this package, and DeepSpeed knows where
+    there is no GPU."""
     import torch
 
     paths = os.pathsep.join(

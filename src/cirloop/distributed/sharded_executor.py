@@ -1,9 +1,9 @@
-"""Embedding and captioning in N processes: a job goes out as a file, each process does its share,
-rows come as files.
+"""Embedding and captioning in N processes: a job goes out as a file, each process does its shard,
+rows come back as files.
 
-The batches are those of one process; batch b goes to process b % N, with one process's seed. So the
-result has the same bytes whatever N is. This is the driver's half; `sharded_worker.py` is a
-process's.
+The batches are those of one process; batch b goes to process b % N, with one process's seed. The
+result therefore has the same bytes for every N. This module is the driver's half;
+`sharded_worker.py` is a worker's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.distributed import launcher
 from cirloop.distributed.jobs import ShardJob
-from cirloop.distributed.sharded_worker import content
+from cirloop.distributed.sharded_worker import image_set_digest
 from cirloop.monitoring import profiling
 from cirloop.monitoring.costs import PROFILE
 from cirloop.types import EvalSplit, ImageId, TrainSplit
@@ -47,21 +47,22 @@ class ShardedExecutor:
         work: Path,
         log: Path | None,
     ) -> None:
-        """`log` is that of the attempt, beside which each process has its own."""
+        """Prepare jobs over the images of `split`; `log` is the attempt's log, beside which each
+        worker has its own."""
         self._config, self._work, self._split, self._log = config, work, split, log
         self._where = data.where(split)
 
     def embed(
         self, items: Sequence[EmbedInput], adapter: Path | None, model: str, title: str
     ) -> npt.NDArray[np.float32]:
-        """Vectors (N, D) or (N, M, D) of `items`; the processes prove that theirs is the embedder
-        `model`."""
+        """Embed `items` to vectors (N, D) or (N, M, D); the workers prove that theirs is the
+        embedder `model`."""
         unique = tuple(dict.fromkeys(items))
         images = [item.image for item in unique]
         self._run("embed", images, title, items=unique, adapter=adapter, model=model)
         rows = np.concatenate([np.load(path) for path in self._files("rows.npy")])
         vectors = np.concatenate([np.load(path) for path in self._files("vectors.npy")])
-        place = dict(zip(unique, _places(rows, len(unique)), strict=True))
+        place = dict(zip(unique, _positions(rows, len(unique)), strict=True))
         self._clear()
         return vectors[[place[item] for item in items]]
 
@@ -71,13 +72,13 @@ class ShardedExecutor:
         prompt: Prompt,
         requests: Sequence[CaptionRequest],
         title: str,
-        **options: Any,
+        **options: object,
     ) -> tuple[str, list[Any]]:
-        """The captioner's name, and its answers: the method `kind` of `BatchedCaptioner`."""
+        """Return the captioner's name and its answer to each request, from its method `kind`."""
         images = [image for request in requests for image in (request.reference, request.image)]
         self._run(kind, images, title, prompt=prompt, requests=tuple(requests), options=options)
         parts = [json.loads(path.read_text("utf-8")) for path in self._files("answers.json")]
-        places = _places(
+        places = _positions(
             np.array([row for part in parts for row in part["rows"]], np.int64), len(requests)
         )
         answers = [answer for part in parts for answer in part["answers"]]
@@ -96,10 +97,10 @@ class ShardedExecutor:
             kind=kind,
             directory=self._work,
             log=self._log,
-            config=self._config.resolved(),
+            config=self._config.to_json(),
             cache=self._config.cache,
             where=self._where,
-            images=content(self._split.images, images),
+            images=image_set_digest(self._split.images, images),
             title=title,
             profile=self._config.directory / PROFILE,
             **task,
@@ -108,10 +109,10 @@ class ShardedExecutor:
             shutil.rmtree(self._work)
         with ExitStack() as undo:
             undo.callback(self._clear)
-            with profiling.of_processes(self._work):
-                launcher.sharded(job, self._config.runtime)
+            with profiling.collect_workers(self._work):
+                launcher.run_sharded(job, self._config.runtime)
             undo.pop_all()
-        num = launcher.processes(self._config.runtime)
+        num = launcher.num_processes(self._config.runtime)
         logger.info("%s: in %d processes, %.1f s", title, num, time.monotonic() - began)
 
     def _clear(self) -> None:
@@ -141,7 +142,7 @@ class DistributedCaptioner:
         seed: int,
         title: str,
     ) -> list[list[Answer]]:
-        """Generate per request an answer for each of `temperatures`, as `BatchedCaptioner` does."""
+        """Write an answer to each request for each of `temperatures`; 0 is greedy."""
         options = {"max_new_tokens": max_new_tokens, "temperatures": [*temperatures], "seed": seed}
         rows = self._run("generate", prompt, requests, title, **options)
         return [[Answer(**answer) for answer in row] for row in rows]
@@ -149,7 +150,7 @@ class DistributedCaptioner:
     def yes_probability(
         self, prompt: Prompt, requests: Sequence[CaptionRequest], title: str
     ) -> list[float]:
-        """Return the probability of "yes" per request."""
+        """Return the probability of "yes" for each request."""
         return self._run("yes_probability", prompt, requests, title)
 
     def _run(
@@ -158,7 +159,7 @@ class DistributedCaptioner:
         prompt: Prompt,
         requests: Sequence[CaptionRequest],
         title: str,
-        **options: Any,
+        **options: object,
     ) -> list[Any]:
         if not requests:
             return []
@@ -166,8 +167,8 @@ class DistributedCaptioner:
         return answers
 
 
-def _places(rows: npt.NDArray[np.int64], num: int) -> list[int]:
-    """Where each of `num` rows lies among those that the processes did."""
+def _positions(rows: npt.NDArray[np.int64], num: int) -> list[int]:
+    """Return the position of each of `num` rows among the rows that the workers did."""
     assert np.array_equal(np.sort(rows), np.arange(num)), "the processes did not do each row once"
     places: list[int] = np.argsort(rows).tolist()
     return places

@@ -1,17 +1,18 @@
-"""Embedding and captioning in one of N processes: its share of a job of `sharded_executor.py`,
-written to files."""
+"""A worker of embedding and captioning: it does one shard of a job of `sharded_executor.py` and
+writes files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from accelerate import PartialState
 
-from cirloop.artifacts.store import fingerprint, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.features import VisionCache
 from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.config.run import RunConfig
@@ -22,14 +23,16 @@ from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import embed_share
 from cirloop.types import ImageId, Images
 
+T = TypeVar("T")
 
-def content(images: Images, ids: Iterable[ImageId]) -> str:
-    """Of pictures: a process proves that it looks at the driver's."""
+
+def image_set_digest(images: Images, ids: Iterable[ImageId]) -> str:
+    """Return a digest of images, by which a worker proves that it reads the driver's."""
     return fingerprint([[image, images.digest(image)] for image in dict.fromkeys(ids)])
 
 
-def do_share(job: ShardJob) -> None:
-    """This process's share of a job, whose images it finds by itself."""
+def run_worker(job: ShardJob) -> None:
+    """Do this process's shard of a job, with images that it loads itself."""
     import torch
 
     config = RunConfig(**job.config)
@@ -40,8 +43,8 @@ def do_share(job: ShardJob) -> None:
     wanted = [item.image for item in job.items] + [
         image for request in job.requests for image in (request.reference, request.image)
     ]
-    assert content(images, wanted) == job.images, "not the driver's pictures"
-    with profiling.process(
+    assert image_set_digest(images, wanted) == job.images, "not the driver's pictures"
+    with profiling.worker_metrics(
         job.directory, state.process_index, job.profile if config.runtime.profile else None
     ):
         (_embed if job.kind == "embed" else _caption)(job, config, images, state)
@@ -53,7 +56,7 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
     backbone = config.model.build(job.adapter)
     assert backbone.fingerprint == job.model, "this is another embedder than the driver's"
     features = VisionCache(backbone, images, job.cache / "vision", runtime)
-    see_together(features, [item.image for item in job.items], state)
+    precompute_features(features, [item.image for item in job.items], state)
     shown, size = progress if share[0] == 0 else _quiet, runtime.embed_batch_size
     rows, vectors = embed_share(
         backbone, features, job.items, size, shown, job.title, runtime.max_tokens_per_batch, share
@@ -66,21 +69,20 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
 def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialState) -> None:
     """Write `i_answers.json`: the answers to every n-th batch of questions, from the i-th on."""
     share = (state.process_index, state.num_processes)
-    size, shown = config.captioning.batch_size, progress if share[0] == 0 else _quiet
     captioner = BatchedCaptioner(
         config.foundation.build(),
         images,
         job.cache / "vision",
-        size,
-        shown,
+        config.captioning.batch_size,
+        progress if share[0] == 0 else _quiet,
         config.runtime,
         share,
     )
     captioner.precompute_vision(
-        job.requests, lambda features, wanted: see_together(features, wanted, state)
+        job.requests, lambda features, wanted: precompute_features(features, wanted, state)
     )
-    method: Any = getattr(captioner, job.kind)
-    answers = method(job.prompt, job.requests, title=job.title, **job.options)
+    answer_requests: Any = getattr(captioner, job.kind)
+    answers = answer_requests(job.prompt, job.requests, title=job.title, **job.options)
     if job.kind == "generate":
         answers = [[asdict(answer) for answer in row] for row in answers]
     rows = {
@@ -91,9 +93,11 @@ def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialSta
     write_json(job.directory / f"{share[0]}_answers.json", rows)
 
 
-def see_together(features: VisionCache, wanted: Sequence[ImageId], state: PartialState) -> None:
-    """Have the images on disk, each process its share of the batches that one process would
-    make."""
+def precompute_features(
+    features: VisionCache, wanted: Sequence[ImageId], state: PartialState
+) -> None:
+    """Compute the vision features of images, each process its shard of the batches that one process
+    would do."""
     if not state.is_main_process:
         features.mark_counted_elsewhere(wanted)  # the first process counts them
     batches = features.missing_batches(wanted)
@@ -107,5 +111,5 @@ def _vision(state: PartialState) -> Any:
     return (lambda batches: progress(batches, "vision")) if state.is_main_process else iter
 
 
-def _quiet(items: Any, title: str) -> Any:
+def _quiet(items: Iterable[T], title: str) -> Iterable[T]:
     return items

@@ -1,7 +1,8 @@
-"""A job inside a process: training, also in the driver's, or a share of embedding and captioning.
+"""The worker: runs a job in a process, training or a shard of embedding and captioning.
 
-`python -m cirloop.distributed.worker JOB`, under a launcher. To train, rows come from the run
-directory's artifacts, and rank 0 writes the checkpoint.
+`python -m cirloop.distributed.worker JOB`, under a launcher; training also runs in the driver's
+process. Training reads its rows from the run directory's artifacts, and rank 0 writes the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
-from cirloop.artifacts.fs import explain
+from cirloop.artifacts.atomic import write_json, write_text
+from cirloop.artifacts.fs import os_error_hint
 from cirloop.artifacts.rows import read_augmented, read_mined
-from cirloop.artifacts.store import Artifact, write_json, write_text
+from cirloop.artifacts.store import Artifact
 from cirloop.backbones.features import VisionCache
 from cirloop.config.run import RunConfig, from_json
 from cirloop.data.known_positives import known_positives
 from cirloop.data.paths import Sources
 from cirloop.distributed import jobs
 from cirloop.distributed.jobs import Job, ShardJob, TrainJob
-from cirloop.distributed.sharded_worker import do_share, see_together
+from cirloop.distributed.sharded_worker import precompute_features, run_worker
 from cirloop.monitoring import events, live, preemption, profiling
-from cirloop.monitoring.console import Safe, progress, start_logging
+from cirloop.monitoring.console import RedactingFormatter, progress, start_logging
 from cirloop.monitoring.costs import PROFILE
 from cirloop.training.batches import BatchSampler
 from cirloop.training.gradient_engine import seed_of
@@ -44,9 +46,12 @@ logger = logging.getLogger("cirloop.distributed.worker")  # also when run as __m
 BAD_BATCH = "bad_batch.json"
 
 
-def accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
-    """Accelerate as the launcher set it up; gloo where there is no GPU. Processes wait for each
-    other for so long."""
+def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
+    """Create the Accelerator as the launcher configured it, with gloo where there is no GPU.
+
+    Processes wait for each other for `hang_timeout_minutes`. Raises UserError for FSDP other than
+    FSDP2.
+    """
     import torch
 
     # Models are loaded whole and then cut, also under ZeRO-3: an adapter is put on and proven
@@ -67,36 +72,35 @@ def accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
     deepspeed = (
         os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     )  # Accelerate drops DeepSpeed if told cpu=True
-    made = Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
+    accelerate = Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
     if (
-        fsdp and made.num_processes > 1
+        fsdp and accelerate.num_processes > 1
     ):  # Accelerate itself would take plain DDP here, though torch's FSDP2 has gloo
-        made.state.distributed_type = PartialState._shared_state["distributed_type"] = (
+        accelerate.state.distributed_type = PartialState._shared_state["distributed_type"] = (
             DistributedType.FSDP
         )
-        made.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    return made
+        accelerate.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    return accelerate
 
 
-def in_pieces(accelerate: Accelerator) -> bool:
-    """Whether weights lie in pieces on the processes: then a forward pass is for all of them
-    together."""
+def is_sharded(accelerate: Accelerator) -> bool:
+    """Tell whether weights are sharded over the processes, so that a forward pass is collective."""
     plugin = accelerate.state.deepspeed_plugin
     return accelerate.distributed_type == DistributedType.FSDP or (
         plugin is not None and plugin.zero_stage == 3
     )
 
 
-def images_of(batches: BatchSampler, steps: int) -> list[ImageId]:
-    """All that the steps look at."""
+def images_of_steps(batches: BatchSampler, steps: int) -> list[ImageId]:
+    """Return all images that the steps use, sorted."""
     wanted = [batches[step] for step in range(steps)]
     return sorted(
         {image for b in wanted for image in (*b.candidates, *(q.reference for q in b.queries))}
     )
 
 
-def groups_of(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
-    """The group of each human query that batches keep together."""
+def batch_groups(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
+    """Return the group of each human query that batches keep together; None without groups."""
     queries = [(t.query, t.target) for t in data.triplets]
     if kind == "category":
         return {query.id: data.categories[target] for query, target in queries}
@@ -109,14 +113,17 @@ def groups_of(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
 
 
 def train(job: TrainJob) -> None:
-    """Train one stage and write `job.output`: adapter, adapter config and training log. What it
-    cost goes to the workspace."""
+    """Train one stage and write `job.output`: adapter, adapter config and training log.
+
+    The metrics go to the workspace. Raises UserError for a batch whose loss or gradient is not
+    finite.
+    """
     config = from_json(job.run / "config.json")
     bad = job.run / BAD_BATCH
     try:
         with (
-            preemption.by_step(),
-            profiling.process(
+            preemption.defer_to_step(),
+            profiling.worker_metrics(
                 job.workspace, rank(), job.run / PROFILE if config.runtime.profile else None
             ),
         ):
@@ -136,8 +143,8 @@ def rank() -> int:
 def _train(job: TrainJob, config: RunConfig) -> None:
     data = config.data.build(Sources(config.data_dir, job.cache, progress, config.train_dir)).train
     settings, iteration = config.training, job.iteration
-    accelerate = accelerator(config.runtime.hang_timeout_minutes)
-    if getattr(config.model, "compile", False) and in_pieces(accelerate):
+    accelerate = create_accelerator(config.runtime.hang_timeout_minutes)
+    if getattr(config.model, "compile", False) and is_sharded(accelerate):
         raise UserError(
             "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2)."
             " Set model.compile false, or keep the weights whole (ZeRO-2, DDP)."
@@ -146,7 +153,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     backbone: Any = config.model.build(job.parent)
     backbone.make_trainable(settings, seed_of(config.seed, "lora"))
     samples = [Artifact(name, job.run / name, "") for name in job.augmented]
-    augmented = [row for each in samples for row in read_augmented(each)]
+    augmented = [row for sample in samples for row in read_augmented(sample)]
     mined = (
         read_mined(Artifact(job.negatives, job.run / job.negatives, "")) if job.negatives else []
     )
@@ -159,12 +166,12 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         settings.negatives_in_batch,
         seed,
         settings.unique_targets,
-        groups_of(data, settings.group_batches),
+        batch_groups(data, settings.group_batches),
         known_positives(data, samples),
     )
     features = VisionCache(backbone, data.images, job.cache / "vision", config.runtime)
-    if in_pieces(accelerate):  # the tower must still be whole
-        see_together(features, images_of(batches, job.steps), accelerate.state)
+    if is_sharded(accelerate):  # the tower must still be whole
+        precompute_features(features, images_of_steps(batches, job.steps), accelerate.state)
     trainer = Trainer(
         backbone,
         features,
@@ -176,7 +183,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         job.workspace,
         config.runtime.checkpoint_every_steps,
         accelerate,
-        lambda row: events.tell("step", row=row),
+        lambda row: events.emit("step", row=row),
     )
     main = accelerate.is_main_process
     if main and batches.num_known_positives:
@@ -203,9 +210,9 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     accelerate.free_memory()
 
 
-def end_with(driver: tuple[str, int]) -> None:
-    """End this process when the driver on the same machine has ended: nobody waits for its result
-    any more."""
+def exit_with_parent(driver: tuple[str, int]) -> None:
+    """Exit this process when the driver on the same machine has ended: nobody waits for its
+    result."""
     host, pid = driver
 
     def watch() -> None:
@@ -217,13 +224,13 @@ def end_with(driver: tuple[str, int]) -> None:
         Thread(target=watch, daemon=True).start()
 
 
-def _log_beside(attempt: Path) -> None:
-    """A log of this process: what it says of the first one, which has the terminal too; of the
-    others all output."""
+def _open_worker_log(attempt: Path) -> None:
+    """Log this process beside the attempt's log: log lines of the first process, all output of the
+    others."""
     path = attempt.with_suffix(f".rank_{rank()}.log")
     if rank() == 0:
         handler = logging.FileHandler(path, encoding="utf-8")
-        handler.setFormatter(Safe("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(handler)
         return
     with path.open("ab") as file:
@@ -231,8 +238,8 @@ def _log_beside(attempt: Path) -> None:
             os.dup2(file.fileno(), stream)
 
 
-def _rows_to(path: Path) -> events.Listener:
-    """Has the driver tell of each step."""
+def _step_writer(path: Path) -> events.Listener:
+    """Return a listener that writes each step to a file for the driver."""
     file = path.open("a", encoding="utf-8", buffering=1)
 
     def listen(kind: str, what: dict[str, Any]) -> None:
@@ -246,33 +253,35 @@ def main() -> None:
     job = jobs.read(Path(sys.argv[1]))
     first = rank() == 0
     start_logging(plain=not first)
-    end_with(job.driver)
+    exit_with_parent(job.driver)
     try:
         if job.log is not None:
-            _log_beside(job.log)
+            _open_worker_log(job.log)
         with ExitStack() as stack:
             if first:
-                stack.enter_context(live.shown())
+                stack.enter_context(live.live_display())
             if isinstance(job, ShardJob):
-                do_share(job)
+                run_worker(job)
             else:
-                stack.enter_context(preemption.listening(job.stop if first else None))
+                stack.enter_context(preemption.handle_sigterm(job.stop_file if first else None))
                 if first:
-                    stack.enter_context(events.heard_by(_rows_to(job.rows), "the driver's view"))
+                    stack.enter_context(
+                        events.subscribe(_step_writer(job.rows), "the driver's view")
+                    )
                 train(job)
     except (
-        preemption.Stopped
+        preemption.GracefulStop
     ):  # the driver knows from this file, also where it got no signal itself
         assert isinstance(job, TrainJob)
-        job.stop.touch()
+        job.stop_file.touch()
     except UserError as error:
         _fail(job, str(error))
     except OSError as error:
-        said = explain(error)
-        if said is None:
+        hint = os_error_hint(error)
+        if hint is None:
             raise
-        logger.error(said)  # the driver's own message may find no room
-        _fail(job, said)
+        logger.error(hint)  # the driver's own message may find no room
+        _fail(job, hint)
     import torch.distributed
 
     if torch.distributed.is_initialized():

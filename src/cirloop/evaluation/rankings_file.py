@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cirloop.types import ImageId, Judged, QueryId
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 NAMED = 3
 """Examples named per kind of problem."""
@@ -20,7 +20,7 @@ CIRR_KEYS = {"version": ("rc2",), "metric": ("recall", "recall_subset")}
 
 
 def read(
-    path: Path, parts: Sequence[Judged], problems: Problems
+    path: Path, parts: Sequence[Judged], problems: ValidationReport
 ) -> tuple[dict[QueryId, list[ImageId]], str]:
     """The ranking of every query, and CIRR's `metric` if the file names one, else "". Adds what is
     wrong."""
@@ -63,7 +63,7 @@ def read(
 
 
 def _part(
-    path: Path, part: Judged, rows: Mapping[str, Any], problems: Problems
+    path: Path, part: Judged, rows: Mapping[str, Any], problems: ValidationReport
 ) -> dict[QueryId, list[ImageId]]:
     where = f"{path} {part.category}".rstrip()
     outer = {query.id.removeprefix(f"{part.category}/"): query.id for query in part.queries}
@@ -124,7 +124,7 @@ def content(
     return dict(each) if len(parts) > 1 else next(iter(each.values()))
 
 
-def _unknown(where: object, what: str, found: Sequence[str], problems: Problems) -> None:
+def _unknown(where: object, what: str, found: Sequence[str], problems: ValidationReport) -> None:
     if found:
         problems.add(where, f"{len(found)} {what} are unknown: {some(found)}")
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirloop.artifacts.store import write_text
+from cirloop.artifacts.atomic import write_text
 from cirloop.evaluation.rankings_file import some
 from cirloop.types import ImageId, Judged, QueryId
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 LISTED = 50
 SUBSET_LISTED = 3
@@ -24,7 +24,7 @@ BENCHMARKS = ("cirr", "circo")
 
 
 def submission(
-    part: Judged, rankings: Mapping[QueryId, Sequence[ImageId]], problems: Problems
+    part: Judged, rankings: Mapping[QueryId, Sequence[ImageId]], problems: ValidationReport
 ) -> dict[str, dict[str, Any]]:
     """File name -> content, from rankings of 50 images or more. Adds what the server would refuse
     to `problems`."""

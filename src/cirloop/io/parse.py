@@ -1,8 +1,8 @@
-"""What people and other programs wrote, read with bounds: text, JSON, YAML.
+"""Parsers with bounds for what people and other programs wrote: text, JSON, YAML.
 
-Whatever a file holds, it is read or a UserError says what is wrong with it, without the path: the
-caller knows what the file is for. Nothing here waits for a pipe, unfolds what unfolds without end,
-or keeps one of two values of a key.
+A parser returns the content or raises a UserError that says what is wrong, without the path: the
+caller knows what the file is for. Parsers never block on FIFOs, bound YAML alias expansion, and
+reject duplicate keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cirloop.types import UserError
 MAX_BYTES = 1 << 31
 """Of a file of annotations; parsed it takes several times as much memory."""
 LFS = "a pointer of Git LFS. Fetch the file itself by: git lfs pull"
-STARTS = {
+FILE_SIGNATURES = {
     b"\xff\xfe": "UTF-16. Save it as UTF-8",
     b"\xfe\xff": "UTF-16. Save it as UTF-8",
     b"PK\x03\x04": "a zip archive or an Excel workbook. Save its content as text in UTF-8",
@@ -34,24 +34,24 @@ STARTS = {
 }
 """How files begin that are often taken for text."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-HEAD = 1 << 14
+MAX_SNIFFED = 1 << 14
 """Characters that tell what a text is."""
 MAX_YAML_BYTES = 1 << 18
 MAX_YAML_VALUES = 100_000
 """Values of a YAML file with its anchors unfolded."""
 
 
-def text(path: Path, max_bytes: int = MAX_BYTES) -> str:
-    """The text of a UTF-8 file, without a byte order mark."""
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    """Read a UTF-8 file, without a byte order mark. Raises UserError where that is impossible."""
     try:
-        found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
             raise UserError("is a directory, not a file")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise UserError("is a pipe or a device, not a file")
-        if found.st_size > max_bytes:
-            raise UserError(f"has {found.st_size:,} bytes, more than {max_bytes:,}")
-        return _decoded(path.read_bytes())
+        if status.st_size > max_bytes:
+            raise UserError(f"has {status.st_size:,} bytes, more than {max_bytes:,}")
+        return _decode(path.read_bytes())
     except FileNotFoundError:
         raise UserError("there is no such file") from None
     except OSError as error:
@@ -62,10 +62,12 @@ def text(path: Path, max_bytes: int = MAX_BYTES) -> str:
         raise UserError(f"cannot be read ({error})") from None  # a NUL in the path
 
 
-def _decoded(content: bytes) -> str:
-    """UTF-8, its byte order mark taken away, line ends as line feeds. Raises UserError with what it
-    is instead."""
-    for start, kind in STARTS.items():
+def _decode(content: bytes) -> str:
+    """Decode UTF-8, remove the byte order mark, and turn line ends into line feeds.
+
+    Raises UserError with the format that the content has instead.
+    """
+    for start, kind in FILE_SIGNATURES.items():
         if content.startswith(start):
             raise UserError(f"is {kind}" if kind is LFS else f"is not UTF-8 text but {kind}")
     if b"\0" in content[:4] and len(content) > 3:
@@ -81,10 +83,10 @@ def _decoded(content: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def other_form(content: str) -> str:
-    """What a text that should be JSON lines is instead, as far as that can be told of the whole;
-    else empty."""
-    head = content.lstrip()[:HEAD]
+def detect_format(content: str) -> str:
+    """Return the format of a text that should be JSON lines, as far as the text shows it; else an
+    empty string."""
+    head = content.lstrip()[:MAX_SNIFFED]
     if head.startswith("["):
         try:
             rows = json.loads(content)
@@ -107,20 +109,24 @@ def other_form(content: str) -> str:
 
 
 def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> Any:
-    """A JSON value. A key that is there twice is told to `doubled`, and is an error where there is
-    none to tell."""
+    """Parse a JSON value.
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
+    Each duplicate key is passed to `doubled`; without `doubled` it raises UserError.
+    """
+
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
             for key in sorted(
                 key for key, count in Counter(key for key, _ in pairs).items() if count > 1
             ):
-                (doubled or _twice)(key)
-        return made
+                (doubled or _duplicate_key)(key)
+        return mapping
 
     try:
-        value = json.loads(content, object_pairs_hook=once, parse_constant=_no_number)
+        value = json.loads(
+            content, object_pairs_hook=reject_duplicates, parse_constant=_not_a_number
+        )
         if "\\ud" in content.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -140,11 +146,11 @@ def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> An
 
 
 def parse_yaml(content: str) -> Any:
-    """A YAML value of plain types."""
+    """Parse a YAML value of plain types."""
     try:
         node = yaml.compose(content, yaml.SafeLoader)
         if node is not None:
-            _unfolded(node, {}, set())
+            _count_nodes(node, {}, set())
         return yaml.safe_load(content)
     except RecursionError:
         raise UserError("is not YAML: nested too deeply") from None
@@ -163,8 +169,8 @@ def parse_yaml(content: str) -> Any:
         raise UserError(f"is not YAML: {str(error) or type(error).__name__}") from None
 
 
-def at_home(path: str) -> Path:
-    """The path with `~` written out."""
+def expand_user(path: str) -> Path:
+    """Return the path with `~` expanded. Raises UserError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -173,21 +179,23 @@ def at_home(path: str) -> Path:
         ) from None
 
 
-def yaml_file(path: Path) -> Any:
-    return parse_yaml(text(path, MAX_YAML_BYTES))
+def read_yaml(path: Path) -> Any:
+    return parse_yaml(read_text(path, MAX_YAML_BYTES))
 
 
-def _twice(key: str) -> NoReturn:
+def _duplicate_key(key: str) -> NoReturn:
     raise UserError(f"the key {key!r} is there more than once")
 
 
-def _no_number(name: str) -> NoReturn:
+def _not_a_number(name: str) -> NoReturn:
     raise UserError(f"is not JSON ({name} is no JSON number)")
 
 
-def _unfolded(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
-    """How many values a node stands for, its aliases unfolded. Raises UserError for too many and
-    for keys twice."""
+def _count_nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
+    """Count the values that a node stands for, with its aliases expanded.
+
+    Raises UserError for too many values and for duplicate keys.
+    """
     if id(node) in within:
         raise UserError("is not YAML: an anchor holds itself")
     if id(node) in known:
@@ -197,11 +205,11 @@ def _unfolded(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
     if isinstance(node, yaml.MappingNode):
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for key in sorted(key for key, count in keys.items() if count > 1):
-            _twice(key)
+            _duplicate_key(key)
         parts = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         parts = node.value
-    made = 1 + sum(_unfolded(part, known, within) for part in parts)
+    made = 1 + sum(_count_nodes(part, known, within) for part in parts)
     if made > MAX_YAML_VALUES:
         raise UserError(f"stands for more than {MAX_YAML_VALUES:,} values, its anchors unfolded")
     within.discard(id(node))

@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from cirloop.io.redact import safe
+from cirloop.io.redact import sanitize
 from cirloop.monitoring import events, preemption
 from cirloop.monitoring.live import console
 
@@ -24,40 +24,41 @@ T = TypeVar("T")
 logger = logging.getLogger("cirloop")
 LINE_EVERY = 15.0
 _numbers = itertools.count()
-_mark: ContextVar[str] = ContextVar("mark", default="")
+_title_prefix: ContextVar[str] = ContextVar("mark", default="")
 
 
-class Safe(logging.Formatter):
-    """Log lines without what steers a terminal and without secrets; tracebacks too."""
+class RedactingFormatter(logging.Formatter):
+    """A formatter of log lines and tracebacks without control characters and secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return safe(super().format(record))
+        return sanitize(super().format(record))
 
 
 def start_logging(plain: bool = False) -> None:
-    """One line per event: through rich on a terminal, elsewhere and where it is to be `plain` as it
-    is."""
+    """Log one line per event: through rich on a terminal, else or where `plain` is set as text."""
     handler: logging.Handler
     if console.is_interactive and not plain:
         handler = RichHandler(
             console=console, show_path=False, show_level=False, log_time_format="[%X]"
         )
-        handler.setFormatter(Safe("%(message)s"))
+        handler.setFormatter(RedactingFormatter("%(message)s"))
         handler.addFilter(
             lambda record: not getattr(record, "bar", False)
         )  # the bar itself is there
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(Safe("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(lambda record: not getattr(record, "aside", False))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logger.setLevel(logging.INFO)
 
 
 def progress(items: Iterable[T], title: str) -> Iterator[T]:
-    """`items`, telling how far it is: the live view shows a bar. A plain line now and then goes to
-    the log, and to what is no terminal. A run that is asked to stop does so between two of them.
-    Items that are `telling.Counted` have a rate too."""
+    """Yield `items` and emit `bar` events, which the live display shows.
+
+    A line is logged now and then, for files and pipes. A requested stop happens between two items.
+    `events.CountedBatches` have a rate too.
+    """
     total = len(items) if isinstance(items, Sized) else None
     if total == 0:
         return
@@ -65,28 +66,28 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
     began = last = time.monotonic()
     try:
         for done, item in enumerate(items):
-            preemption.check()
+            preemption.raise_if_requested()
             now = time.monotonic()
-            rate = items.rate(done, now - began) if isinstance(items, events.Counted) else ""
-            events.tell("bar", key=key, title=title, done=done, total=total, rate=rate)
+            rate = items.rate(done, now - began) if isinstance(items, events.CountedBatches) else ""
+            events.emit("bar", key=key, title=title, done=done, total=total, rate=rate)
             if done and total and now - last > LINE_EVERY:
                 left = f"about {(now - began) / done * (total - done):.0f} s left"
-                said = ", ".join(filter(None, [left, rate]))
-                logger.info("%s: %d of %d, %s", title, done, total, said, extra={"bar": True})
+                rates = ", ".join(filter(None, [left, rate]))
+                logger.info("%s: %d of %d, %s", title, done, total, rates, extra={"bar": True})
                 last = now
             yield item
     finally:
-        events.tell("bar", key=key, title=title, done=None, total=total, rate="")
+        events.emit("bar", key=key, title=title, done=None, total=total, rate="")
 
 
 @contextmanager
-def marked(mark: str) -> Iterator[None]:
-    """Within, the title of each table begins with `mark`."""
-    before = _mark.set(mark)
+def title_prefix(mark: str) -> Iterator[None]:
+    """Begin the title of each table with `mark` while the context is open."""
+    before = _title_prefix.set(mark)
     try:
         yield
     finally:
-        _mark.reset(before)
+        _title_prefix.reset(before)
 
 
 def table(
@@ -97,23 +98,25 @@ def table(
     numbers: bool = True,
 ) -> None:
     """Print a table; the first column is text, the rest too or `numbers`."""
-    made = Table()
+    grid = Table()
     for number, column in enumerate(columns):
-        made.add_column(
-            Text(safe(column)), justify="right" if number and numbers else "left", overflow="fold"
+        grid.add_column(
+            Text(sanitize(column)),
+            justify="right" if number and numbers else "left",
+            overflow="fold",
         )
     for row in rows:
-        made.add_row(
-            *(Text(safe(str(cell))) for cell in row)
+        grid.add_row(
+            *(Text(sanitize(str(cell))) for cell in row)
         )  # not markup: data sets and models wrote some of it
-    target = out or Console(width=None if console.is_terminal else 120)
-    target.print(safe(_mark.get() + title), highlight=False, markup=False)
-    target.print(made)
+    destination = out or Console(width=None if console.is_terminal else 120)
+    destination.print(sanitize(_title_prefix.get() + title), highlight=False, markup=False)
+    destination.print(grid)
 
 
 def metric_rows(results: Sequence[dict[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
-    """One row an iteration: each metric in percent as `value ± standard error`; one without a value
-    as `none`."""
+    """Return one row per iteration: each metric in percent as `value ± standard error`, or
+    `none`."""
 
     def cell(result: dict[str, Any], metric: str) -> str:
         if metric not in result["metrics"]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.store import write_sealed
+from cirloop.artifacts.atomic import write_checked
 from cirloop.monitoring import profiling
 from cirloop.monitoring.console import table
-from cirloop.monitoring.profiling import Cost
+from cirloop.monitoring.profiling import StageMetrics
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -43,13 +43,13 @@ class Costs:
     """The costs of one run directory."""
 
     def __init__(self, directory: Path, mark: Mapping[str, Any] | None = None) -> None:
-        """`mark` stands first in the file."""
+        """Open the costs of a run directory; `mark` stands first in the file."""
         self._mark = mark or {}
         self._path, self._made = directory / FILE, list[dict[str, Any]]()
         self._warnings: list[str] = []
 
     def read(self) -> list[dict[str, Any]]:
-        """The rows so far. Raises UserError where the file is damaged."""
+        """Read the rows so far. Raises UserError where the file is damaged."""
         content = schema.read(self._path) if self._path.exists() else {"stages": []}
         if not isinstance(content.get("stages"), list):
             raise UserError(
@@ -60,8 +60,7 @@ class Costs:
 
     @contextmanager
     def stage(self, name: str, profile: bool) -> Iterator[None]:
-        """Within, a stage is metered. With `profile` some batches are traced, and operations
-        counted."""
+        """Meter a stage. With `profile` some batches are traced, and operations counted."""
         rows = self.read()
         attempt = 1 + sum(row["stage"] == name for row in rows)
         row: dict[str, Any] = {"stage": name, "attempt": attempt, "finished": False}
@@ -73,23 +72,23 @@ class Costs:
                 yield
             row["finished"] = True
         finally:
-            row |= spent.row() | ({"warnings": self._warnings} if self._warnings else {})
+            row |= spent.to_json() | ({"warnings": self._warnings} if self._warnings else {})
             self._write(rows)
         self._made.append(row)
-        logger.info("%s cost: %s", name, line(row))
+        logger.info("%s cost: %s", name, describe(row))
 
     def warn(self, text: str) -> None:
-        """Log what looks wrong in the running stage, and have it in its row."""
+        """Log a warning about the running stage, and keep it in the stage's row."""
         logger.warning("warning: %s", text)
         self._warnings.append(text)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
-        write_sealed(self._path, "costs", {**self._mark, "stages": rows})
+        write_checked(self._path, "costs", {**self._mark, "stages": rows})
 
     def show(self) -> None:
-        """The table of the stages made since this object was."""
+        """Print the table of the stages that ran since this object was created."""
         if self._made:
-            shown = [[row["stage"], *cells(row).values()] for row in self._made]
+            shown = [[row["stage"], *format_cells(row).values()] for row in self._made]
             title = (
                 f"Cost; the columns are explained in docs/costs.md, all of it is in {self._path}"
             )
@@ -97,16 +96,16 @@ class Costs:
 
 
 def columns_in_use(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """`COLUMNS` and rows of cells under them, without the columns in which no row has anything."""
+    """Return `COLUMNS` and the cells below them, without the columns that are empty in every
+    row."""
     used = [i for i, _ in enumerate(COLUMNS) if not i or any(row[i] != NONE for row in rows)]
     return [COLUMNS[i] for i in used], [[row[i] for i in used] for row in rows]
 
 
-def cells(row: dict[str, Any]) -> dict[str, str]:
-    """A row of `costs.json` as people read it, by column; `NONE` for what there was none of, or is
-    not known."""
+def format_cells(row: dict[str, Any]) -> dict[str, str]:
+    """Format a row of `costs.json` by column; `NONE` for what is zero or unknown."""
     spent, seconds = (
-        Cost(**{name: row[name] for name in Cost.__annotations__}),
+        StageMetrics(**{name: row[name] for name in StageMetrics.__annotations__}),
         max(row["seconds"], 1e-9),
     )
     images, places = spent.images_encoded + spent.images_cached, spent.tokens + spent.padding
@@ -126,18 +125,18 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     return dict(zip(COLUMNS[1:], values, strict=True))
 
 
-def line(row: dict[str, Any]) -> str:
-    """The same in one line, with what a stage made."""
-    made = {
+def describe(row: dict[str, Any]) -> str:
+    """Describe a row in one line, with what the stage produced."""
+    units = {
         "items": "embedded",
         "texts": "texts",
         "tokens_written": "tokens written",
         "triplets": "triplets",
         "steps": "steps",
     }
-    parts = [f"{row[name]} {what}" for name, what in made.items() if row[name]]
+    parts = [f"{row[name]} {what}" for name, what in units.items() if row[name]]
     return ", ".join(
-        [f"{value} {what}" for what, value in cells(row).items() if value != NONE] + parts
+        [f"{value} {what}" for what, value in format_cells(row).items() if value != NONE] + parts
     )
 
 

@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 _listeners: list[tuple[str, Listener]] = []
 
 
-class Counted(Iterable[T], Generic[T]):
-    """Batches with how many of something each makes, so that a bar can tell how many there are a
-    second."""
+class CountedBatches(Iterable[T], Generic[T]):
+    """Batches with the number of items that each produces, so that a progress bar can show a
+    rate."""
 
     def __init__(self, batches: Sequence[T], counts: Sequence[int], unit: str) -> None:
-        """`counts` has a number per batch; `unit` is what stands behind their rate, such as
+        """Take a number per batch in `counts`, and in `unit` what stands behind their rate, such as
         "texts/s"."""
         self._batches, self.counts, self.unit = batches, counts, unit
 
@@ -45,14 +45,15 @@ class Counted(Iterable[T], Generic[T]):
         return iter(self._batches)
 
     def rate(self, done: int, seconds: float) -> str:
-        """In words, once the first `done` batches took so many seconds; empty before the first."""
+        """Return the rate in words, once the first `done` batches took `seconds`; empty before the
+        first."""
         num = sum(self.counts[:done])
         return f"{num / seconds:.3g} {self.unit}" if num and seconds > 0 else ""
 
 
 @contextmanager
-def heard_by(listener: Listener, name: str = "a listener") -> Iterator[None]:
-    """Within, `listener` hears what is told; `name` is what users call it."""
+def subscribe(listener: Listener, name: str = "a listener") -> Iterator[None]:
+    """Call `listener` for every event while the context is open; `name` is what users call it."""
     entry = (name, listener)
     _listeners.append(entry)
     try:
@@ -62,9 +63,11 @@ def heard_by(listener: Listener, name: str = "a listener") -> Iterator[None]:
             _listeners.remove(entry)
 
 
-def tell(kind: str, **what: Any) -> None:
-    """Nothing happens where nobody listens. A listener that fails hears nothing more: it must never
-    end a run."""
+def emit(kind: str, **what: object) -> None:
+    """Pass an event to every listener.
+
+    A listener that raises is removed and a warning is logged: a listener must never end a run.
+    """
     for entry in [*_listeners]:
         name, listener = entry
         try:

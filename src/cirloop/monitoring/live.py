@@ -31,22 +31,22 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from cirloop.io.redact import safe
+from cirloop.io.redact import sanitize
 from cirloop.monitoring import events
 
 console = Console(stderr=True)
 """Everything that a person sees while a command works goes through it."""
-WIDE = 80
+WIDE_TERMINAL = 80
 """Columns of a terminal from which on there is room for a bar."""
-CELL = 14
+RECALL_WIDTH = 14
 """Columns that a recall with its standard error takes."""
-LAST = 4
+MAX_EVALUATIONS = 4
 """Evaluations shown; the base model's and the latest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What stands above the bars."""
+class RunHeader:
+    """The lines above the progress bars."""
 
     run: str
     stage: str
@@ -62,15 +62,15 @@ class Head:
     began: float = field(default_factory=time.monotonic)
 
 
-class View:
-    """Listens to what is told, and shows it on `console`."""
+class LiveDisplay:
+    """A listener that shows events on `console`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(console=console)
         self._tasks: dict[str, TaskID] = {}
         self._live: Live | None = None
-        self._head: Head | None = None
+        self._head: RunHeader | None = None
         self._away = False
 
     def __call__(self, kind: str, what: dict[str, Any]) -> None:
@@ -95,15 +95,14 @@ class View:
             if task is not None:
                 self._bars.remove_task(task)
         elif key in self._tasks:
-            self._bars.update(self._tasks[key], completed=done, rate=safe(rate))
+            self._bars.update(self._tasks[key], completed=done, rate=sanitize(rate))
         else:
             self._tasks[key] = self._bars.add_task(
-                safe(title), total=total, completed=done, rate=safe(rate)
+                sanitize(title), total=total, completed=done, rate=sanitize(rate)
             )
 
     def _start(self) -> None:
-        """What Python code prints to a terminal goes above the region too; what goes into a file
-        still does."""
+        """Show the region; Python's own prints to a terminal appear above it."""
         self._live = Live(
             get_renderable=self._shown,
             console=self._console,
@@ -117,7 +116,7 @@ class View:
         )  # Live hides it, and a process that is killed could not bring it back
 
     def stop(self) -> None:
-        """Take the region away."""
+        """Remove the region."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -143,14 +142,13 @@ class View:
 
 
 @contextmanager
-def shown() -> Iterator[None]:
-    """Within, bars and a run's stages are shown, where there is a terminal that can; after it, the
-    terminal is as it was, however this ends."""
+def live_display() -> Iterator[None]:
+    """Show bars and stages on an interactive terminal, and restore the terminal afterwards."""
     if not console.is_interactive:
         yield
         return
-    view = View(console)
-    with events.heard_by(view):
+    view = LiveDisplay(console)
+    with events.subscribe(view):
         try:
             yield
         finally:
@@ -175,16 +173,15 @@ def _columns(width: int) -> tuple[ProgressColumn, ...]:
         TimeRemainingColumn(),
         rate,
     )
-    return many if width >= WIDE else few
+    return many if width >= WIDE_TERMINAL else few
 
 
 def _line(text: str, style: str) -> Text:
-    return Text(safe(text), style, no_wrap=True, overflow="ellipsis")
+    return Text(sanitize(text), style, no_wrap=True, overflow="ellipsis")
 
 
-def _words(head: Head) -> tuple[str, str]:
-    """The stage, then where it stands in the run: the first word of each counts where a terminal is
-    narrow."""
+def _words(head: RunHeader) -> tuple[str, str]:
+    """Return the stage, then its place in the run; narrow terminals cut the end of each."""
     iteration = f"iteration {head.iteration} of {head.iterations}" if head.iteration else "warm-up"
     parts = ["base model" if head.iteration is None else iteration]
     left = None if head.left is None else head.left - (time.monotonic() - head.began)
@@ -201,12 +198,12 @@ def _duration(seconds: float) -> str:
 
 
 def _recalls(rows: Sequence[Sequence[str]], width: int) -> Table:
-    """As many columns as fit."""
-    made = Table.grid(padding=(0, 2))
-    kept = max(2, min(len(rows[0]), width // CELL))
-    last = rows[1:] if len(rows) <= LAST else [rows[1], *rows[1 - LAST :]]
+    """Build the table of recalls, with as many columns as fit."""
+    grid = Table.grid(padding=(0, 2))
+    kept = max(2, min(len(rows[0]), width // RECALL_WIDTH))
+    last = rows[1:] if len(rows) <= MAX_EVALUATIONS else [rows[1], *rows[1 - MAX_EVALUATIONS :]]
     for number in range(kept):
-        made.add_column(no_wrap=True, justify="right" if number else "left")
+        grid.add_column(no_wrap=True, justify="right" if number else "left")
     for number, row in enumerate(itertools.chain(rows[:1], last)):
-        made.add_row(*(Text(safe(cell), "dim" if number == 0 else "") for cell in row[:kept]))
-    return made
+        grid.add_row(*(Text(sanitize(cell), "dim" if number == 0 else "") for cell in row[:kept]))
+    return grid

@@ -1,4 +1,4 @@
-"""Running out of memory: known as such, and said with what to set."""
+"""Out-of-memory errors: recognised, and explained with the settings that help."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from contextlib import contextmanager
 
 from cirloop.types import UserError
 
-OTHERS = ("std::bad_alloc", "cudaMalloc error out of memory")
+FAISS_MESSAGES = ("std::bad_alloc", "cudaMalloc error out of memory")
 """How FAISS says it, on a CPU and on a GPU."""
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether `error` says that a device's or the machine's memory did not suffice."""
+def is_oom(error: BaseException) -> bool:
+    """Tell whether an error means that the memory of a device or of the machine did not suffice."""
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and (
-        should_reduce_batch_size(error) or any(words in str(error) for words in OTHERS)
+        should_reduce_batch_size(error) or any(words in str(error) for words in FAISS_MESSAGES)
     )
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
-def enough(what: str, ways: str) -> Iterator[None]:
-    """Raises UserError with `ways`, what to set, where memory does not suffice for what runs
-    within."""
+def explain_oom(what: str, ways: str) -> Iterator[None]:
+    """Raise UserError with `ways`, the settings to change, where memory does not suffice inside."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_oom(error):
             raise
         raise UserError(f"{what}: {first_line(error)}\n{ways}") from error

@@ -1,9 +1,9 @@
-"""SIGTERM: a run that is asked to stop ends at the next safe moment, and `--auto_resume` goes on.
+"""Preemption: SIGTERM ends a run at the next safe moment, and `--auto_resume` continues it.
 
-The signal only leaves a note. Training looks at it after each step and keeps a step checkpoint;
-everything else looks between two batches and between stages, since what is half made there is made
-anew. Processes of a training stage are asked by a file as well: a launcher that passes the signal
-on kills them after 30 seconds, in the middle of a long step.
+SIGTERM only sets a flag. Training checks it after every step and writes a step checkpoint; other
+stages check it between batches and are restarted from scratch. The processes of a training stage
+are stopped by a file as well, because a launcher that passes the signal on kills them after 30
+seconds, in the middle of a long step.
 """
 
 from __future__ import annotations
@@ -14,58 +14,64 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CODE = 75
+EXIT_PREEMPTED = 75
 """The exit code of a run that stopped and can go on: EX_TEMPFAIL of sysexits.h."""
 
-_asked = False
-_order: Path | None = None
-_by_step = False
+_requested = False
+_stop_file: Path | None = None
+_deferred = False
 
 
-class Stopped(BaseException):
-    """The run was asked to stop and does. What is finished is kept. No error: `except Exception`
-    lets it through."""
+class GracefulStop(BaseException):
+    """A stop that SIGTERM requested; finished artifacts are kept. It is no Exception, so `except
+    Exception` does not catch it."""
 
 
 @contextmanager
-def listening(order: Path | None = None) -> Iterator[None]:
-    """Within, SIGTERM is noted and does not end the process; a file at `order` says the same.
+def handle_sigterm(order: Path | None = None) -> Iterator[None]:
+    """Turn SIGTERM into a stop request while the context is open; a file at `order` requests one
+    too.
 
-    Elsewhere than in the main thread Python can handle no signal, and SIGTERM keeps its meaning.
+    Python handles signals in the main thread only; in other threads SIGTERM keeps its meaning.
     """
-    global _asked, _order
+    global _requested, _stop_file
     main = threading.current_thread() is threading.main_thread()
-    before, _asked, _order = (signal.signal(signal.SIGTERM, _note) if main else None), False, order
+    before, _requested, _stop_file = (
+        (signal.signal(signal.SIGTERM, _request) if main else None),
+        False,
+        order,
+    )
     try:
         yield
     finally:
-        _asked, _order = False, None
+        _requested, _stop_file = False, None
         if main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def _note(*_: object) -> None:
-    global _asked
-    _asked = True
+def _request(*_: object) -> None:
+    global _requested
+    _requested = True
 
 
-def asked() -> bool:
-    """Whether the run is to stop."""
-    return _asked or (_order is not None and _order.exists())
+def stop_requested() -> bool:
+    """Tell whether the run was asked to stop."""
+    return _requested or (_stop_file is not None and _stop_file.exists())
 
 
-def check() -> None:
-    """A moment at which it is safe to stop. Raises Stopped where that was asked for."""
-    if not _by_step and asked():
-        raise Stopped
+def raise_if_requested() -> None:
+    """Raise GracefulStop if a stop was requested; call this where stopping is safe."""
+    if not _deferred and stop_requested():
+        raise GracefulStop
 
 
 @contextmanager
-def by_step() -> Iterator[None]:
-    """Within, `check` lets everything pass: training asks for itself, after each step."""
-    global _by_step
-    _by_step = True
+def defer_to_step() -> Iterator[None]:
+    """Disable `raise_if_requested` while the context is open: training checks after each step
+    itself."""
+    global _deferred
+    _deferred = True
     try:
         yield
     finally:
-        _by_step = False
+        _deferred = False

@@ -1,9 +1,8 @@
-"""What a stage costs: counters that its code adds to, and on request a trace of some of its
-batches.
+"""Metrics of a stage: counters that its code adds to, and on request a trace of some batches.
 
-`metering()` makes a `Cost` the current one of this context. What runs inside adds to it, wherever
-it stands, and adds to nothing where no stage is metered. A child process meters itself, and its
-driver takes what it wrote.
+`metering()` makes a `StageMetrics` the current one of this context. Code that runs inside adds to
+it; where no stage is metered, adding does nothing. A worker process meters itself and writes a file
+that its driver reads.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cirloop.artifacts.fs import named
+from cirloop.artifacts.fs import with_filename
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-LARGEST = frozenset({"memory_bytes", "gpu_bytes", "processes"})
+SEQUENTIAL_MAXIMA = frozenset({"memory_bytes", "gpu_bytes", "processes"})
 """Of pieces one after another, the largest counts; of all else, the sum."""
-AT_ONCE = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting", "writing"})
+PARALLEL_MAXIMA = frozenset({"memory_bytes", "gpu_bytes", "seconds", "waiting", "writing"})
 """Of processes at once, the largest counts; of all else, the sum."""
-PIECE = {"wait": 1, "warmup": 1, "active": 3}
+TRACE_SCHEDULE = {"wait": 1, "warmup": 1, "active": 3}
 """Batches of a trace: left alone, run to warm up, recorded."""
-COUNTED = 2
+FLOP_BATCHES = 2
 """Batches under the counter of operations; the last of them counts, since the first may make what
 all need."""
 
 
 @dataclass(slots=True)
-class Cost:
-    """What was spent. The counters of several processes are sums."""
+class StageMetrics:
+    """Metrics of one stage. The counters of several processes are sums."""
 
     seconds: float = 0.0
     waiting: float = 0.0
@@ -73,37 +72,43 @@ class Cost:
     gpu_bytes: int = 0
     """Most that torch had allocated on a GPU in this stage, in bytes."""
 
-    def row(self) -> dict[str, Any]:
-        """As JSON, which `Cost(**row)` reads back."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics as JSON, which `StageMetrics(**row)` reads back."""
         return asdict(self)
 
-    def take(self, other: Cost) -> None:
-        """Add what a piece of the stage cost; the clock of the stage has run meanwhile."""
-        for each in fields(self):
-            if each.name != "seconds":
-                mine, more = getattr(self, each.name), getattr(other, each.name)
-                setattr(self, each.name, max(mine, more) if each.name in LARGEST else mine + more)
+    def add_sequential(self, other: StageMetrics) -> None:
+        """Add the metrics of a part of the stage; its seconds are already on the stage's clock."""
+        for counter in fields(self):
+            if counter.name != "seconds":
+                own, more = getattr(self, counter.name), getattr(other, counter.name)
+                setattr(
+                    self,
+                    counter.name,
+                    max(own, more) if counter.name in SEQUENTIAL_MAXIMA else own + more,
+                )
 
     @classmethod
-    def merged(cls, rows: Sequence[Mapping[str, Any]]) -> Cost:
-        """Of processes that worked at once, from what `row` gave in each: the longest of their
-        times. Operations are counted in the first, and the others are taken to do as many."""
-        both = cls(
+    def merge_parallel(cls, rows: Sequence[Mapping[str, Any]]) -> StageMetrics:
+        """Merge the metrics of processes that worked at once, from what `to_json` gave in each.
+
+        Times are the longest of any process. FLOPs are counted in the first process, and the others
+        are assumed to do as many.
+        """
+        merged = cls(
             **{
-                n: (max if n in AT_ONCE else sum)([row[n] for row in rows])
-                for n in Cost.__annotations__
+                name: (max if name in PARALLEL_MAXIMA else sum)([row[name] for row in rows])
+                for name in StageMetrics.__annotations__
             }
         )
-        both.flops *= len(rows)
-        return both
+        merged.flops *= len(rows)
+        return merged
 
 
 class _Meter:
-    """The current cost, the images known so far by the tower that sees them, and where traces
-    go."""
+    """The current metrics, the images known to each vision tower, and the directory of traces."""
 
     def __init__(self, profile: Path | None) -> None:
-        self.cost, self.profile, self.inside = Cost(), profile, False
+        self.cost, self.profile, self.inside = StageMetrics(), profile, False
         self.known: dict[str, set[str]] = defaultdict(set)
 
 
@@ -111,9 +116,9 @@ _current: ContextVar[_Meter | None] = ContextVar("cost", default=None)
 
 
 @contextmanager
-def metering(profile: Path | None = None) -> Iterator[Cost]:
-    """The cost of what runs within; its times and peaks are there at the end. Traces go into
-    `profile`, if given."""
+def metering(profile: Path | None = None) -> Iterator[StageMetrics]:
+    """Meter what runs inside; times and peaks are set at the end. Traces go into `profile`, if
+    given."""
     meter, began = _Meter(profile), time.monotonic()
     cuda = _cuda()
     if cuda is not None:
@@ -133,40 +138,38 @@ def metering(profile: Path | None = None) -> Iterator[Cost]:
 
 
 def _cuda() -> Any:
-    """torch.cuda where this process uses it already: to look is no reason to take memory on a
-    GPU."""
+    """Return torch.cuda if this process uses it already: looking must not allocate GPU memory."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 @contextmanager
-def process(directory: Path, number: int, profile: Path | None) -> Iterator[None]:
-    """What runs within is the part of one of several processes; what it cost goes to a file of
-    `directory`."""
+def worker_metrics(directory: Path, number: int, profile: Path | None) -> Iterator[None]:
+    """Meter one of several processes, and write its metrics to a file of `directory`."""
     with metering(profile if number == 0 else None) as cost:
         yield
     directory.mkdir(parents=True, exist_ok=True)
     aside = directory / f".cost_{number}.json"
-    with named(aside):
-        aside.write_text(json.dumps(cost.row()), "utf-8")
+    with with_filename(aside):
+        aside.write_text(json.dumps(cost.to_json()), "utf-8")
     aside.replace(directory / f"cost_{number}.json")
 
 
 @contextmanager
-def of_processes(directory: Path) -> Iterator[None]:
-    """Within, `process`es run at once and end; then the current cost takes what they wrote to
-    `directory`."""
+def collect_workers(directory: Path) -> Iterator[None]:
+    """Add the metrics that `worker_metrics` of parallel processes wrote to `directory` to the
+    current ones."""
     for left in directory.glob("cost_*.json"):  # of an attempt that was stopped
         left.unlink()
     yield
     rows = [json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("cost_*.json"))]
     meter = _current.get()
     if meter is not None and rows:
-        meter.cost.take(Cost.merged(rows))
+        meter.cost.add_sequential(StageMetrics.merge_parallel(rows))
 
 
 def add(**counts: float) -> None:
-    """Add to counters of the current cost, by their names."""
+    """Add to counters of the current metrics, by their names."""
     meter = _current.get()
     if meter is not None:
         for name, count in counts.items():
@@ -174,7 +177,7 @@ def add(**counts: float) -> None:
 
 
 def add_tokens(inputs: Mapping[str, Any]) -> None:
-    """Add the tokens of a model's `inputs` by its attention mask, and the places that are
+    """Add the tokens of a model's `inputs` by its attention mask, and the positions that are
     padding."""
     mask = inputs.get("attention_mask")
     if mask is not None:
@@ -182,9 +185,12 @@ def add_tokens(inputs: Mapping[str, Any]) -> None:
         add(tokens=tokens, padding=mask.numel() - tokens)
 
 
-def want_images(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
-    """Images by digest that the stage wants of a `tower`, and those of them that have to be made:
-    the others count as cached, once each."""
+def count_cache_hits(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
+    """Count as cached, once each, the images that the stage wants of a `tower` and that are not
+    `missing`.
+
+    Both are images by digest.
+    """
     meter = _current.get()
     if meter is not None:
         fresh = {*wanted} - meter.known[tower]
@@ -193,8 +199,8 @@ def want_images(tower: str, wanted: Collection[str], missing: Collection[str] = 
 
 
 @contextmanager
-def seconds_of(counter: str) -> Iterator[None]:
-    """Seconds within are added to a counter."""
+def add_seconds(counter: str) -> Iterator[None]:
+    """Add the seconds that pass inside to a counter."""
     began = time.monotonic()
     try:
         yield
@@ -202,18 +208,17 @@ def seconds_of(counter: str) -> Iterator[None]:
         add(**{counter: time.monotonic() - began})
 
 
-def waiting() -> AbstractContextManager[None]:
-    """Seconds within count as waiting for data."""
-    return seconds_of("waiting")
+def data_wait() -> AbstractContextManager[None]:
+    """Count the seconds that pass inside as waiting for data."""
+    return add_seconds("waiting")
 
 
-def traced(batches: Iterable[T], what: str) -> Iterator[T]:
-    """`batches`; where a profile is asked for, some of them under torch's profiler, unless the
-    trace of `what` is there, and the first two under its counter of operations. Loops inside of
-    such a loop are part of it.
+def profile_batches(batches: Iterable[T], what: str) -> Iterator[T]:
+    """Yield `batches`; where a profile is requested, trace some of them and count FLOPs in the
+    first two.
 
-    Writes `<what>.json.gz`, a trace that chrome://tracing and ui.perfetto.dev show, and logs the
-    longest operators.
+    Writes `<what>.json.gz`, which chrome://tracing and ui.perfetto.dev show, unless it exists, and
+    logs the longest operators. Loops inside such a loop are part of it.
     """
     meter = _current.get()
     if meter is None or meter.profile is None or meter.inside:
@@ -224,8 +229,10 @@ def traced(batches: Iterable[T], what: str) -> Iterator[T]:
     path, num, flops = meter.profile / f"{what}.json.gz", 0, 0
 
     def save(profiler: Any) -> None:
-        if num > PIECE["wait"] + PIECE["warmup"]:  # recording begins before its batch
-            _save(profiler, path)
+        if (
+            num > TRACE_SCHEDULE["wait"] + TRACE_SCHEDULE["warmup"]
+        ):  # recording begins before its batch
+            _save_trace(profiler, path)
 
     meter.inside = True
     try:
@@ -233,7 +240,9 @@ def traced(batches: Iterable[T], what: str) -> Iterator[T]:
         with recording as profiler:
             for batch in batches:
                 num += 1
-                counting: Any = FlopCounterMode(display=False) if num <= COUNTED else nullcontext()
+                counting: Any = (
+                    FlopCounterMode(display=False) if num <= FLOP_BATCHES else nullcontext()
+                )
                 with counting as counter:
                     yield batch
                 flops = counter.get_total_flops() if counter is not None else flops
@@ -250,10 +259,12 @@ def _profiler(save: Callable[[Any], None]) -> Any:
     from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
     activities = supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}
-    return profile(activities=activities, schedule=schedule(**PIECE, repeat=1), on_trace_ready=save)
+    return profile(
+        activities=activities, schedule=schedule(**TRACE_SCHEDULE, repeat=1), on_trace_ready=save
+    )
 
 
-def _save(profiler: Any, path: Path) -> None:
+def _save_trace(profiler: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.getpid()}.{path.name}")
     profiler.export_chrome_trace(str(aside))

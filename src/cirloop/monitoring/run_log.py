@@ -20,35 +20,35 @@ from pathlib import Path
 from types import TracebackType
 
 import cirloop
-from cirloop.artifacts.fs import explain, named
+from cirloop.artifacts.fs import os_error_hint, with_filename
 from cirloop.monitoring import preemption
-from cirloop.monitoring.console import Safe
+from cirloop.monitoring.console import RedactingFormatter
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 DIRECTORY = "logs"
-SIZE, PARTS = 16_000_000, 4
+MAX_BYTES, MAX_FILES = 16_000_000, 4
 """Bytes of a log before it goes on in a new file, and files of one attempt: the first of them is
 the newest."""
-KEPT = 200
+MAX_LOGS = 200
 """Attempts whose logs are kept."""
 
 
-class Log(RotatingFileHandler):
-    """A line at a time on the disk. Where that fails the run goes on, since no result depends on
-    it; said once."""
+class RotatingLog(RotatingFileHandler):
+    """A log file that is flushed line by line. Where writing fails the run continues, with one
+    warning."""
 
     def __init__(self, path: Path) -> None:
-        with named(path):
+        with with_filename(path):
             super().__init__(
                 path,
                 mode="a",
-                maxBytes=SIZE,
-                backupCount=PARTS - 1,
+                maxBytes=MAX_BYTES,
+                backupCount=MAX_FILES - 1,
                 encoding="utf-8",
                 errors="replace",
             )
-            self.setFormatter(Safe("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+            self.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
             assert self.stream is not None
             first = (
                 f"cirloop {cirloop.__version__}, process {os.getpid()} on {socket.gethostname()}: "
@@ -64,41 +64,41 @@ class Log(RotatingFileHandler):
         elif not self._failed:
             self._failed = True
             error.filename = error.filename or self.baseFilename
-            logger.warning("the log lacks lines from here on: %s", explain(error) or error)
+            logger.warning("the log lacks lines from here on: %s", os_error_hint(error) or error)
 
 
 def _record(text: str) -> logging.LogRecord:
     return logging.LogRecord(__name__, logging.INFO, "", 0, "%s", (text,), None)
 
 
-class Attempt:
+class RunLog:
     """The log of one attempt, as a context: `open` it once every check has passed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._began = directory / DIRECTORY, time.monotonic()
         self._held = MemoryHandler(1 << 20, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         self._root = logging.getLogger()
-        self._log: Log | None = None
+        self._log: RotatingLog | None = None
 
-    def __enter__(self) -> Attempt:
+    def __enter__(self) -> RunLog:
         self._root.addHandler(self._held)
         return self
 
     def open(self) -> Path:
-        """Make the file, with what was logged until now. Raises OSError, as other writes do."""
+        """Create the file, with the lines logged so far. Raises OSError, as other writes do."""
         self._directory.mkdir(exist_ok=True)
         before = {
-            int(found[1]): path
+            int(match[1]): path
             for path in self._directory.iterdir()
-            if (found := re.fullmatch(r"attempt_(\d+)\.log", path.name))
+            if (match := re.fullmatch(r"attempt_(\d+)\.log", path.name))
         }
-        for number in sorted(before)[: max(0, len(before) + 1 - KEPT)]:
+        for number in sorted(before)[: max(0, len(before) + 1 - MAX_LOGS)]:
             for part in self._directory.glob(
                 f"{before[number].stem}.*"
             ):  # those of launched processes too
                 part.unlink()
         path = self._directory / f"attempt_{max(before, default=0) + 1:03d}.log"
-        self._log = Log(path)
+        self._log = RotatingLog(path)
         self._root.removeHandler(self._held)
         self._held.setTarget(self._log)
         self._held.flush()
@@ -112,7 +112,7 @@ class Attempt:
     ) -> None:
         seconds = time.monotonic() - self._began
         if error is not None:
-            _say_why(error, seconds)
+            _log_failure(error, seconds)
         self._root.removeHandler(self._held)
         self._held.close()
         if self._log is not None:
@@ -122,22 +122,21 @@ class Attempt:
                 self._log.close()
 
 
-def _say_why(error: BaseException, seconds: float) -> None:
-    """The last lines of an attempt that did not come to its end. The terminal is told by the
-    command."""
-    about = {"aside": True}
-    if isinstance(error, preemption.Stopped):
+def _log_failure(error: BaseException, seconds: float) -> None:
+    """Log why an attempt ended early. The command itself reports it on the terminal."""
+    extra = {"aside": True}
+    if isinstance(error, preemption.GracefulStop):
         logger.info(
-            "ended after %.0f s: stopped by SIGTERM; go on with --auto_resume", seconds, extra=about
+            "ended after %.0f s: stopped by SIGTERM; go on with --auto_resume", seconds, extra=extra
         )
     elif isinstance(error, KeyboardInterrupt):
         logger.info(
-            "ended after %.0f s: interrupted; go on with --auto_resume", seconds, extra=about
+            "ended after %.0f s: interrupted; go on with --auto_resume", seconds, extra=extra
         )
-    elif isinstance(error, UserError) or (isinstance(error, OSError) and explain(error)):
-        told = explain(error) if isinstance(error, OSError) else str(error)
-        logger.error("ended after %.0f s: %s", seconds, told, extra=about)
+    elif isinstance(error, UserError) or (isinstance(error, OSError) and os_error_hint(error)):
+        message = os_error_hint(error) if isinstance(error, OSError) else str(error)
+        logger.error("ended after %.0f s: %s", seconds, message, extra=extra)
     else:
         logger.error(
-            "ended after %.0f s by an error of the program", seconds, exc_info=error, extra=about
+            "ended after %.0f s by an error of the program", seconds, exc_info=error, extra=extra
         )

@@ -3,8 +3,8 @@ Accelerate's trackers.
 
 Each tracker has one run for a run directory, whose id is kept in `trackers/runs.json`; steps that
 are done again after a kill are sent again. A tracker that cannot start stops the run before its
-first stage; one that fails later is left out (`telling.py`). The packages are imported only when
-asked for.
+first stage; one that fails later is left out (`monitoring/events.py`). The packages are imported
+only when asked for.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.store import write_sealed
-from cirloop.io.redact import HIDDEN, safe, secrets_in
+from cirloop.artifacts.atomic import write_checked
+from cirloop.io.redact import HIDDEN, sanitize, secrets_in
 from cirloop.monitoring import events
 from cirloop.types import UserError
 
@@ -34,21 +34,21 @@ PROJECT = "cirloop"
 INSTALL = "pip install -e '.[trackers]'"
 
 
-def problems(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The packages of trackers that are missing."""
+def missing_packages(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield a problem for each tracker whose package is not installed."""
     for name in names:
         if find_spec(name) is None:
             yield f"--report_to {name}", f"the package {name} is not installed: {INSTALL}"
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration by dotted name, lists as JSON, without secrets."""
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a configuration to dotted names, lists as JSON, without secrets."""
     flattened: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict) and value:
-            flattened |= flat(value, f"{prefix}{name}.")
+            flattened |= flatten(value, f"{prefix}{name}.")
         elif value is None or isinstance(value, bool | int | float | str):
-            flattened[prefix + name] = safe(value) if isinstance(value, str) else value
+            flattened[prefix + name] = sanitize(value) if isinstance(value, str) else value
         else:
             flattened[prefix + name] = json.dumps(value)
     return flattened | {name: HIDDEN for name in secrets_in(settings) if name in flattened}
@@ -56,9 +56,9 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def tracking(directory: Path, names: Sequence[str], settings: Mapping[str, Any]) -> Iterator[None]:
-    """Within, the trackers `names` hear the numbers of the run in `directory`.
+    """Send the numbers of the run in `directory` to the trackers `names` while the context is open.
 
-    Raises UserError where one cannot start.
+    Raises UserError where a tracker cannot start.
     """
     path = directory / DIRECTORY / RUNS
     runs = schema.read(path, "trackers")["runs"] if path.exists() else {}
@@ -67,8 +67,8 @@ def tracking(directory: Path, names: Sequence[str], settings: Mapping[str, Any])
             path.parent.mkdir(exist_ok=True)
             listener = _Listener(name, directory, runs.get(name), settings)
             runs[name] = listener.run
-            write_sealed(path, "trackers", {"runs": runs})
-            stack.enter_context(events.heard_by(listener, f"--report_to {name}"))
+            write_checked(path, "trackers", {"runs": runs})
+            stack.enter_context(events.subscribe(listener, f"--report_to {name}"))
         yield
 
 
@@ -92,7 +92,7 @@ class _Listener:
                 self._tracker = _tracker(name, directory, self.run, self._new)
                 self._tracker.start()
                 if self._new:
-                    self._tracker.store_init_configuration(flat(settings))
+                    self._tracker.store_init_configuration(flatten(settings))
         except Exception as error:  # whatever its service or its disk raises
             raise UserError(
                 f"--report_to {name} cannot start: {error}\nNothing was trained. Leave it out, or"
@@ -118,7 +118,7 @@ class _Listener:
 
 
 def _tracker(name: str, directory: Path, run: str, new: bool) -> Any:
-    """Accelerate's tracker of that name, not started."""
+    """Return Accelerate's tracker of that name, not started."""
     import torch
     from accelerate import PartialState, tracking
 

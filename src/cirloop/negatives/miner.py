@@ -80,7 +80,7 @@ def mine(
     search, counts of the strategy.
     """
     strategy, stats = settings.strategy, {} if stats is None else stats
-    with oom.enough(f"mining {len(inputs.gallery_GD)} images", SMALLER):
+    with oom.explain_oom(f"mining {len(inputs.gallery_GD)} images", SMALLER):
         scores_Q = scores_of(
             inputs.queries_QD, inputs.gallery_GD, inputs.targets_Q[:, None], device
         )
@@ -94,9 +94,9 @@ def mine(
         blocks = _full_blocks(settings, inputs, device)
     else:  # the best ones to choose from, all of them to draw from
         blocks = (sorted_block(block)[0] for block in _full_blocks(settings, inputs, device))
-    with oom.enough(f"mining {len(inputs.gallery_GD)} images", SMALLER):
+    with oom.explain_oom(f"mining {len(inputs.gallery_GD)} images", SMALLER):
         for block in blocks:
-            preemption.check()
+            preemption.raise_if_requested()
             yield from _results(settings, block, context, sets, stats)
 
 

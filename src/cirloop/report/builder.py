@@ -1,5 +1,5 @@
-"""`report.html` of a run: what its rooms know, handed to the page; and the page made anew from a
-run directory."""
+"""The builder of `report.html`: hands a run's data to the page, and rebuilds the page from a run
+directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
 from cirloop.data import Dataset
 from cirloop.data.paths import Sources
-from cirloop.loop import plan
+from cirloop.loop import expected_artifacts
 from cirloop.monitoring import events
 from cirloop.monitoring.console import progress
 from cirloop.types import EvalSplit, TrainSplit, UserError
@@ -28,19 +28,18 @@ LOG = "training_log.json"
 
 
 def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -> Path:
-    """The report of a run with what is finished by now; without `data`, with what can be read of
-    it.
+    """Write the report of a run with what is finished; without `data`, with what can be read of it.
 
-    Raises UserError for an artifact that is not what it was, OSError where the disk refuses.
+    Raises UserError for an artifact that was altered, OSError where the disk refuses.
     """
     train, evals, no_data = _splits(config, store, data)
     return report.write(
         report.ReportData(
             store.directory,
             frozenset(store.names),
-            [name for name in plan(config, False) if name not in store.names],
+            [name for name in expected_artifacts(config, False) if name not in store.names],
             partial(_read, store),
-            config.resolved(),
+            config.to_json(),
             config.data.protocol.reported,
             train,
             evals,
@@ -54,7 +53,7 @@ def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -
 
 def reporter(config: RunConfig, store: Store, data: Dataset) -> events.Listener:
     """Return a listener that writes the report after each iteration and at the end of a run
-    (`telling.py`)."""
+    (`monitoring/events.py`)."""
 
     def hear(kind: str, what: dict[str, Any]) -> None:
         if kind in ("evaluated", "finished"):
@@ -64,10 +63,10 @@ def reporter(config: RunConfig, store: Store, data: Dataset) -> events.Listener:
 
 
 def rebuild(config: RunConfig) -> Path:
-    """The report of the run in `config.directory` from its artifacts; `config` may say where data
-    or a control lie now.
+    """Rebuild the report of `config.directory` from its artifacts; `config` may say where data lies
+    now.
 
-    Loads no model and takes no lock; where the data or pictures are gone the page says so. Raises
+    Loads no model and takes no lock; where data or images are gone the page says so. Raises
     UserError where the directory holds no run, and as `write_report`.
     """
     own, store = run_directory(config.directory)
@@ -84,17 +83,15 @@ def rebuild(config: RunConfig) -> Path:
 
 
 def _read(store: Store, name: str) -> dict[str, Any]:
-    """An artifact's content, verified; of a checkpoint the training log, without reading the
-    weights."""
+    """Read an artifact's verified content; of a checkpoint only its training log."""
     path = store.directory / name
-    return schema.read(path / LOG) if path.is_dir() else store.find(name).read()
+    return schema.read(path / LOG) if path.is_dir() else store.load(name).read()
 
 
 def _splits(
     config: RunConfig, store: Store, data: Dataset | None
 ) -> tuple[TrainSplit | None, Sequence[EvalSplit], str]:
-    """The data as far as something was made of it, and why there is none: some runs have no
-    training data."""
+    """Return the splits that artifacts were made of, and why there are none."""
     settings = config.data
     if hasattr(settings, "allow_missing_images"):
         settings = settings.model_copy(update={"allow_missing_images": ANY_NUMBER})

@@ -81,7 +81,7 @@ def _chart(data: ReportData, summaries: Summaries) -> Chart:
 
 
 def _true_texts(data: ReportData) -> list[Table]:
-    """How many of the accepted texts are true, where the data set knows."""
+    """Return how many of the accepted texts are true, where the data set knows."""
     rows = []
     for t, account in data.accounts.items():
         true, accepted = account["true_captions"], account["accepted"]
@@ -123,8 +123,8 @@ def _card(
     reason: str,
     thumbnails: Thumbnails,
 ) -> Card:
-    """Of a text that was rejected for `reason`; empty = accepted. `texts` are the old and the new
-    one."""
+    """Return a card of a text that was rejected for `reason` (empty = accepted); `texts` are old
+    and new."""
     old, new = texts
     checks, notes = row["checks"], []
     if "verify" in checks:

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from cirloop.io.redact import safe
+from cirloop.io.redact import sanitize
 
 INK, PAPER = "#1c1e21", "#ffffff"
 COLORS = ("#1f77b4", "#d4600c", "#2c9a48", "#9467bd", "#a97c00", "#d0457f", "#0e8a9a", "#7f7f7f")
@@ -70,23 +70,25 @@ class Chart:
     png: bytes
 
     def inline(self) -> Markup:
-        """The SVG as part of the page: its paper is the page's, its ink the page's text colour."""
+        """Return the SVG as part of the page, with the page's background and text colour."""
         drawing = self.svg[self.svg.index("<svg") :]
         drawing = drawing.replace(f"fill: {PAPER}", "fill: none").replace(INK, "currentColor")
         drawing = re.sub(
             r'<g id="[^"]*"', "<g", drawing
         )  # such ids are the same in all charts of a page
         return Markup(
-            drawing.replace("<svg", f'<svg role="img" aria-label="{escape(safe(self.title))}"', 1)
+            drawing.replace(
+                "<svg", f'<svg role="img" aria-label="{escape(sanitize(self.title))}"', 1
+            )
         )
 
 
 def draw(name: str, title: str, table: Table, plot: Callable[[Axes], None]) -> Chart:
-    """A chart of what `plot` draws. Equal input gives equal bytes."""
+    """Draw a chart with `plot`. Equal input gives equal bytes."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(INCHES, layout="constrained", facecolor=PAPER)
         axes = figure.subplots()
-        axes.set_title(safe(title))
+        axes.set_title(sanitize(title))
         plot(axes)
         handles, labels = axes.get_legend_handles_labels()
         if len(labels) > 1:
@@ -100,22 +102,22 @@ def draw(name: str, title: str, table: Table, plot: Callable[[Axes], None]) -> C
 
 
 def name_ticks(axes: Axes, labels: Sequence[str]) -> None:
-    """Labels at 0, 1, ... along the x axis, as many as fit."""
+    """Label 0, 1, ... along the x axis, as many as fit."""
     step = math.ceil(len(labels) / MAX_LABELS)
     axes.set_xticks(range(0, len(labels), step), labels[::step])
 
 
 def percent(axes: Axes) -> None:
-    """The y axis, of fractions, in percent from 0."""
+    """Format the y axis, of fractions, in percent from 0."""
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_ylim(bottom=0)
 
 
 def stacked_bars(axes: Axes, labels: Sequence[str], parts: Mapping[str, Sequence[float]]) -> None:
-    """A bar at each label; `parts` are its pieces from below, none of them negative."""
+    """Draw a bar at each label; `parts` are its pieces from below, none of them negative."""
     bottom: list[Any] = [0.0] * len(labels)
     for name, values in parts.items():
-        axes.bar(range(len(labels)), values, 0.7, bottom=bottom, label=safe(name))
+        axes.bar(range(len(labels)), values, 0.7, bottom=bottom, label=sanitize(name))
         bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     axes.grid(axis="x", visible=False)
     name_ticks(axes, labels)

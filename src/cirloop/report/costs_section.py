@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from cirloop.monitoring.costs import FILE, Costs, cells, columns_in_use
+from cirloop.monitoring.costs import FILE, Costs, columns_in_use, format_cells
 from cirloop.report.charts import Chart, Table, draw, stacked_bars
 from cirloop.report.report_data import ReportData, Section, shortened, try_read
 
@@ -39,8 +39,10 @@ def section(data: ReportData) -> Section:
 
 
 def _turn(row: Mapping[str, Any]) -> tuple[int, str]:
-    """The iteration a stage is counted with, -1 for the base model, and its kind: images mined by
-    model t-1 serve t."""
+    """Return the iteration that a stage counts for, -1 for the base model, and its kind.
+
+    Images mined by model t-1 serve iteration t.
+    """
     name = str(row["stage"])
     kind = next((word for start, word in KINDS.items() if name.startswith(start)), name)
     number = re.search(r"_iter_(\d+)", name)
@@ -48,7 +50,7 @@ def _turn(row: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def _chart(data: ReportData, rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """All attempts counted."""
+    """Draw the time by stage, over all attempts."""
     seconds: Counter[tuple[int, str]] = Counter()
     for row in rows:
         seconds[_turn(row)] += row["seconds"]
@@ -72,10 +74,10 @@ def _chart(data: ReportData, rows: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    """A row an attempt, as the closing table of a run has it."""
+    """Return a row per attempt, as the closing table of a run has it."""
     shown = []
     for row in rows:
         attempt = "" if row["attempt"] == 1 else f", attempt {row['attempt']}"
         ended = "" if row.get("finished") else ", not finished"
-        shown.append([shortened(f"{row['stage']}{attempt}{ended}"), *cells(row).values()])
+        shown.append([shortened(f"{row['stage']}{attempt}{ended}"), *format_cells(row).values()])
     return Table("Cost of each attempt at a stage", *columns_in_use(shown))

@@ -6,7 +6,6 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
 
 from cirloop.io.redact import HIDDEN, secrets_in
 from cirloop.report.charts import Table
@@ -37,19 +36,21 @@ def section(data: ReportData) -> Section:
 
 
 def _settings(data: ReportData) -> list[Table]:
-    """A table per group of settings, the run's own first; what looks like a secret is hidden."""
+    """Return a table per group of settings, the run's own first; secrets are hidden."""
     hidden = {*secrets_in(data.settings)}
     groups: dict[str, list[tuple[str, str]]] = {"run": []}
     for name, value in _flat(data.settings, ""):
         group, _, rest = name.partition(".")
-        secret = any(f"{each}.".startswith(f"{name}.") for each in hidden)  # also one in a list
+        secret = any(
+            f"{secret_name}.".startswith(f"{name}.") for secret_name in hidden
+        )  # also one in a list
         shown = HIDDEN if secret else shortened(_words(value))
         groups.setdefault(group if rest else "run", []).append((rest or name, shown))
     return [Table(group, ("setting", "value"), rows) for group, rows in groups.items()]
 
 
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values; the numbers of items are names too where items have settings."""
+def _flat(value: object, name: str) -> Iterator[tuple[str, object]]:
+    """Yield dotted names and values; positions are names too where items have settings."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if isinstance(value, dict) and value:
@@ -59,7 +60,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -79,8 +80,8 @@ def _environment() -> Table:
 
 
 def _device() -> str:
-    """The GPUs of a process that uses them; to look is no reason to load torch, or to take memory
-    on one."""
+    """Return the GPUs of a process that uses them; looking must not load torch or allocate GPU
+    memory."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return f"CPU, {platform.machine()}"

@@ -37,7 +37,7 @@ class Evaluation:
 
 
 def evaluations(data: ReportData) -> list[Evaluation]:
-    """Base first, then the iterations, as far as they are finished."""
+    """Return the finished evaluations, base first, then by iteration."""
     base = "evaluation_base.json"
     names = [base] if base in data.names else []
     names += [f"evaluation_iter_{t}.json" for t in data.iterations("evaluation_iter_{t}.json")]
@@ -57,7 +57,7 @@ def _evaluation(name: str, content: dict[str, Any]) -> Evaluation:
 def section(data: ReportData, evaluated: Sequence[Evaluation]) -> Section:
     if not evaluated:
         return Section("recalls", "Recalls by iteration", ["Nothing is evaluated yet."])
-    results = [each.result for each in evaluated]
+    results = [evaluation.result for evaluation in evaluated]
     control, control_note = _control(data, results[0])
     drawn = [metric for metric in data.headline if any(metric in row["metrics"] for row in results)]
     last = results[-1]
@@ -83,7 +83,7 @@ def section(data: ReportData, evaluated: Sequence[Evaluation]) -> Section:
 
 
 def _control(data: ReportData, own: Result) -> tuple[Sequence[Result], str]:
-    """The results of the control, where it was evaluated alike, and what to say of it."""
+    """Return the control's results, where it was evaluated alike, and a note about it."""
     if data.control is None:
         return [], ""
     file, name = data.control / RESULTS, data.control.name
@@ -122,13 +122,13 @@ def _chart(
 def plot_metrics(
     axes: Axes, metrics: Sequence[str], results: Sequence[Result], control: Sequence[Result]
 ) -> None:
-    """A line per metric over the iterations with error bars; the control's dashed, in the same
+    """Plot a line per metric over the iterations with error bars; the control's dashed, in the same
     colour."""
     numbers = {row["iteration"] for row in (*results, *control)} - {"base"}
     labels = ["base", *sorted(numbers, key=int)]
     for i, metric in enumerate(metrics):
-        for suffix, style, each in (("", "o-", results), (", control", "o--", control)):
-            rows = [row for row in each if metric in row["metrics"]]
+        for suffix, style, series in (("", "o-", results), (", control", "o--", control)):
+            rows = [row for row in series if metric in row["metrics"]]
             if rows:
                 axes.errorbar(
                     [labels.index(row["iteration"]) for row in rows],
@@ -151,7 +151,7 @@ def _exact(result: Result, metric: str) -> str:
 
 
 def _compared(data: ReportData) -> list[Table]:
-    """From `evaluation_results.json`, which is written after each evaluation."""
+    """Return the table of comparisons, from `evaluation_results.json`."""
     file = data.directory / RESULTS
     content, _ = try_read(lambda: schema.read(file)) if file.exists() else (None, "")
     compared = content["compared"] if content else []

@@ -83,7 +83,7 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
 def _row(
     data: ReportData, t: int, content: Mapping[str, Any], counts: Mapping[str, int]
 ) -> list[str]:
-    """Counts of an iteration, and false negatives where they were accounted for."""
+    """Return counts of an iteration, and false negatives where they were counted."""
     summary, account, false = content["summary"], data.accounts.get(t + 1), "not known"
     if account:
         false = (
@@ -104,8 +104,8 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _chart(data: ReportData, number: int, t: int, rows: Rows) -> Chart:
-    """Histograms of similarity: of the targets of the queries that images were mined for, and of
-    these images."""
+    """Draw histograms of similarity: of queries' targets, and of the images mined for these
+    queries."""
     targets = [*{row["query"]: float(row["target_score"]) for row in rows}.values()]
     scores = [float(row["score"]) for row in rows]
     edges = np.histogram_bin_edges([*targets, *scores], NUM_BARS)
@@ -117,14 +117,14 @@ def _chart(data: ReportData, number: int, t: int, rows: Rows) -> Chart:
         f"Counts, model {t}",
         ("cosine similarity", *counts),
         [
-            (f"{low:.3f} to {high:.3f}", *(str(each[i]) for each in counts.values()))
+            (f"{low:.3f} to {high:.3f}", *(str(bins[i]) for bins in counts.values()))
             for i, (low, high) in enumerate(pairwise(edges))
         ],
     )
 
     def plot(axes: Axes) -> None:
-        for name, each in counts.items():
-            axes.stairs(each / each.sum(), edges, fill=True, alpha=0.7, label=name)
+        for name, bins in counts.items():
+            axes.stairs(bins / bins.sum(), edges, fill=True, alpha=0.7, label=name)
         percent(axes)
         axes.set_xlabel("cosine similarity")
         axes.set_ylabel("of each")

@@ -8,14 +8,13 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from cirloop.artifacts.fs import named
-from cirloop.artifacts.store import write_text
-from cirloop.io.redact import safe
+from cirloop.artifacts.atomic import write_text
+from cirloop.artifacts.fs import with_filename
+from cirloop.io.redact import sanitize
 from cirloop.report import (
     captions_section,
     costs_section,
@@ -75,7 +74,7 @@ def write_figures(directory: Path, sections: Sequence[Section]) -> None:
             (f"{chart.name}.svg", chart.svg.encode()),
             (f"{chart.name}.png", chart.png),
         ):
-            with named(directory / path):
+            with with_filename(directory / path):
                 (directory / path).write_bytes(content)
 
 
@@ -107,9 +106,9 @@ def _headlines(
     return rows
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> object:
     """Whatever stands in the page is without secrets and control characters, and then escaped."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else safe(value)
+    return value if isinstance(value, Markup) or not isinstance(value, str) else sanitize(value)
 
 
 @cache

@@ -33,7 +33,7 @@ Tops = Mapping[int, Sequence[ImageId]]
 
 
 def section(data: ReportData, evaluated: Sequence[Evaluation], thumbnails: Thumbnails) -> Section:
-    """Every pair of neighbours is counted; the latest, and the first against the last, are shown
+    """Build the section: all pairs of neighbours are counted, the latest and first-to-last shown
     with images."""
     pairs = [(a, b) for a, b in pairwise(evaluated) if a.queries == b.queries]
     if not pairs:
@@ -64,7 +64,7 @@ def _title(pair: Pair) -> str:
 
 
 def _changed(pair: Pair) -> tuple[list[int], list[int], list[int]]:
-    """The rows of queries that were won, lost and neither."""
+    """Return the rows of queries that were won, lost and neither."""
     signs_Q = np.sign(pair[1].values_Q - pair[0].values_Q)
     won, lost, equal = (np.flatnonzero(signs_Q == sign).tolist() for sign in (1, -1, 0))
     return won, lost, equal
@@ -82,7 +82,7 @@ def _examples(data: ReportData, pair: Pair, thumbnails: Thumbnails) -> Examples:
 
 
 def _tops(data: ReportData, name: str, rows: Sequence[int]) -> Tops:
-    """Empty where best images were not kept."""
+    """Return queries' best images; empty where they were not kept."""
     tops = data.read(name)["top"]
     return {row: tops[row] for row in rows} if tops else {}
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from markupsafe import Markup
 from PIL import Image
 
-from cirloop.io.redact import safe
+from cirloop.io.redact import sanitize
 from cirloop.report.charts import Chart, Table
 from cirloop.types import EvalSplit, ImageId, Images, Query, QueryId, TrainSplit, UserError
 
@@ -52,7 +52,8 @@ class ReportData:
     mark: str = ""
 
     def iterations(self, pattern: str) -> list[int]:
-        """Iterations t whose artifact `pattern`, with {t} in it, is finished, in order."""
+        """Return the iterations t whose artifact `pattern`, with {t} in it, is finished, in
+        order."""
         before, after = pattern.split("{t}")
         numbers = (
             name.removeprefix(before).removesuffix(after)
@@ -62,14 +63,13 @@ class ReportData:
         return sorted(int(number) for number in numbers if number.isdigit())
 
     def artifacts(self, pattern: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The same with the content of each, one at a time: a large run's do not fit the memory
-        together."""
+        """Yield iterations with the content of each artifact, one at a time to bound memory."""
         for t in self.iterations(pattern):
             yield t, self.read(pattern.format(t=t))
 
     @cached_property
     def accounts(self) -> dict[int, dict[str, Any]]:
-        """The accounting by iteration, where the data set knows the truth."""
+        """Return the accounting by iteration, where the data set knows the truth."""
         return dict(self.artifacts("accounting_iter_{t}.json"))
 
     @cached_property
@@ -105,8 +105,10 @@ class SplitLookup:
         return shortened(self.queries[query].text) if query in self.queries else "(text not known)"
 
     def load(self, image: ImageId) -> Image.Image:
-        """Raises KeyError for an image that no part knows, UserError or OSError for one that cannot
-        be used."""
+        """Load an image.
+
+        Raises KeyError for an image that no part knows, UserError or OSError for an unusable one.
+        """
         for images in self.images:
             try:
                 return images.load(image)
@@ -138,7 +140,7 @@ class Thumbnails:
     def add(
         self, split: SplitLookup, image: ImageId, role: str, note: str = "", frame: str = ""
     ) -> Thumbnail:
-        """`role` is what the image is to the query."""
+        """Add an image to the page; `role` is what the image is to the query."""
         self.places += 1
         source, missing = Markup(), ""
         if not split.images:
@@ -157,7 +159,7 @@ class Thumbnails:
         return Thumbnail(source, join(", ", [role, image, note]), join(": ", words), missing, frame)
 
     def query(self, split: SplitLookup, query: QueryId, note: str = "") -> list[Thumbnail]:
-        """The reference and the target of a query, as far as they are known; `note` is about the
+        """Add the reference and the target of a query, as far as known; `note` is about the
         target."""
         images = []
         if query in split.queries:
@@ -167,7 +169,7 @@ class Thumbnails:
         return images
 
     def _source(self, split: SplitLookup, image: ImageId) -> Markup:
-        """A data URI."""
+        """Return a data URI of the image's thumbnail."""
         key = (id(split), image)
         if key not in self._sources:
             picture = split.load(image)
@@ -217,25 +219,25 @@ class Section:
 
 
 def shortened(text: str) -> str:
-    """What of a text is shown; the template escapes it."""
-    shown = safe(text)
+    """Shorten a text for the page; the template escapes it."""
+    shown = sanitize(text)
     return shown if len(shown) <= MAX_LETTERS else shown[:MAX_LETTERS] + "…"
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, at even distances, the first among them."""
+    """Return at most `count` items at even distances, the first among them."""
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def join(separator: str, words: Iterable[str]) -> str:
-    """The words that are not empty."""
+    """Join the words that are not empty."""
     return separator.join(word for word in words if word)
 
 
 def try_read(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What `read` gives, or None and the first line of what is wrong."""
+    """Return what `read` gives, or None and the first line of the error."""
     try:
         return read(), ""
     except UserError as error:

@@ -1,8 +1,8 @@
-"""What a run says about itself while it works: to the live view its place in the plan, to the
-trackers its numbers.
+"""The monitor of a run: its place in the plan for the live view, its numbers for the trackers.
 
-It listens (`telling.py`) and takes the numbers of stages from their artifacts, found ones too: a
-tracker that was asked for later gets those as well.
+The monitor subscribes to events (`monitoring/events.py`) and reads each stage's numbers from its
+artifact. Artifacts of an earlier attempt count too, so a tracker that is added later gets their
+numbers.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from cirloop.artifacts import schema
 from cirloop.artifacts.store import Artifact, Store
 from cirloop.config import notices
 from cirloop.config.run import RunConfig
-from cirloop.loop import plan
+from cirloop.loop import expected_artifacts
 from cirloop.monitoring import events
 from cirloop.monitoring.console import metric_rows
 from cirloop.monitoring.costs import Costs
-from cirloop.monitoring.live import Head
+from cirloop.monitoring.live import RunHeader
 
 Numbers = dict[str, float]
 WARM_UP = "checkpoint_iter_0"
-PARTS = {
+ARTIFACT_STAGES = {
     "hard_negatives": "mining",
     "augmented_samples": "captions",
     "checkpoint": "training",
@@ -33,29 +33,29 @@ PARTS = {
 """Kinds of artifacts, and the part of the loop that makes them."""
 
 
-class Watch:
-    """Listens to one run."""
+class RunMonitor:
+    """A listener to the events of one run."""
 
     def __init__(self, config: RunConfig, store: Store, costs: Costs, counts: bool) -> None:
         self._config, self._store, self._costs = config, store, costs
-        self._plan = plan(config, counts)
+        self._plan = expected_artifacts(config, counts)
         self._evaluations: list[dict[str, Any]] = []
         self._iteration = 0
 
     def __call__(self, kind: str, what: dict[str, Any]) -> None:
         if kind == "begins":
             self._iteration = what["iteration"] or 0
-            events.tell("head", head=self._head(what["name"], what["iteration"]))
+            events.emit("head", head=self._head(what["name"], what["iteration"]))
         elif kind == "step":
             self._tell_step(what["row"], self._iteration)
         elif kind == "ended":
             self._ended(what["artifact"], what["iteration"] or 0)
 
-    def _head(self, name: str, iteration: int | None) -> Head:
+    def _head(self, name: str, iteration: int | None) -> RunHeader:
         number = self._plan.index(name) + 1
         base = name.endswith("_base.json")
         run = f"{notices.title(self._config)}{self._config.directory}"
-        return Head(
+        return RunHeader(
             run,
             name,
             number,
@@ -67,10 +67,10 @@ class Watch:
         )
 
     def _left(self, names: Sequence[str]) -> float | None:
-        """Seconds that stages take, each as long as the last finished one of its kind did; None
-        where one has none.
+        """Return the seconds that stages take, each as long as the last finished one of its kind.
 
-        The warm-up is a kind of its own: it sees fewer images a step.
+        Returns None where one has none. Iteration 0 is a kind of its own: it sees fewer images a
+        step.
         """
         last = {_kind(row["stage"]): row for row in self._costs.read() if row["finished"]}
         seconds = 0.0
@@ -106,7 +106,7 @@ class Watch:
             if name != "step" and isinstance(value, int | float)
         }
         step = self._steps_before(iteration) + row["step"]
-        events.tell(
+        events.emit(
             "numbers", step=step, values=values | {"train/iteration": float(iteration)}, found=found
         )
 
@@ -130,13 +130,13 @@ class Watch:
             if artifact.name == "evaluation_base.json"
             else self._steps_before(iteration + trained)
         )
-        events.tell(
+        events.emit(
             "numbers", step=step, values=dict(self._numbers(artifact, iteration)), found=found
         )
 
     def _numbers(self, artifact: Artifact, iteration: int) -> Iterator[tuple[str, float]]:
-        """What one stage has of numbers: its results, and what it cost."""
-        part = PARTS[_kind(artifact.name) if artifact.name != WARM_UP else "checkpoint"]
+        """Yield the numbers of one stage: its results, and its metrics."""
+        part = ARTIFACT_STAGES[_kind(artifact.name) if artifact.name != WARM_UP else "checkpoint"]
         if part == "evaluation":
             content = self._evaluations[-1]
             for name, value in content["metrics"].items():
@@ -161,5 +161,5 @@ class Watch:
 
 
 def _kind(name: str) -> str:
-    """Of stages whose costs are alike."""
+    """Return the kind of a stage; stages of one kind take similar time."""
     return WARM_UP if name == WARM_UP else schema.kind_of(f"{name.removesuffix('.json')}.json")

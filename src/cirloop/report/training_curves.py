@@ -31,7 +31,8 @@ def section(data: ReportData, mined: Summaries, written: Summaries) -> Section:
 
 
 def _set_sizes(data: ReportData, mined: Summaries, written: Summaries) -> list[Table]:
-    """What each iteration trains on: human triplets, those written so far, and mined images."""
+    """Return what each iteration trains on: human triplets, augmented ones so far, and mined
+    images."""
     human = str(len(data.train.triplets)) if data.train else "not known"
     accepted = {t: int(summary["accepted"]) for t, summary in written.items()}
     rows = []
@@ -62,32 +63,32 @@ def _set_sizes(data: ReportData, mined: Summaries, written: Summaries) -> list[T
 def _loss(
     data: ReportData, losses: Mapping[int, Sequence[float]], left_out: Mapping[int, int]
 ) -> Chart:
-    """One curve through all iterations."""
+    """Draw one loss curve through all iterations."""
     num_steps = sum(map(len, losses.values()))
     step = -(-num_steps // MAX_POINTS)
 
     def plot(axes: Axes) -> None:
         done = 0
-        for t, each in losses.items():
-            starts = range(0, len(each), step)
-            means = [np.mean(each[start : start + step]) for start in starts]
+        for t, values in losses.items():
+            starts = range(0, len(values), step)
+            means = [np.mean(values[start : start + step]) for start in starts]
             axes.plot(
                 [done + start + 1 for start in starts],
                 means,
                 label=f"iteration {t}" if len(losses) <= 8 else "",
             )
-            done += len(each)
+            done += len(values)
         axes.set_xlabel("step" if step == 1 else f"step; means of {step}")
         axes.set_ylabel("loss")
 
     rows = [
         (
             str(t),
-            str(len(each)),
+            str(len(values)),
             str(left_out[t]),
-            *(f"{value:.6g}" for value in (each[0], np.mean(each), each[-1])),
+            *(f"{value:.6g}" for value in (values[0], np.mean(values), values[-1])),
         )
-        for t, each in losses.items()
+        for t, values in losses.items()
     ]
     table = Table(
         "Loss of each iteration", ("iteration", "steps", "left out", "first", "mean", "last"), rows

@@ -91,7 +91,7 @@ def embed_share(
         profiling.add_tokens(inputs)
         return vectors
 
-    for rows in profiling.traced(progress(batches, title), "embedding"):
+    for rows in profiling.profile_batches(progress(batches, title), "embedding"):
         batch = [items[i] for i in rows]
         vectors = np.concatenate(run_with_oom_split(vectors_of, batch, "items to embed", WAY_OUT))
         profiling.add(items=len(batch))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_augmented, read_mined
-from cirloop.artifacts.store import Artifact, write_json
-from cirloop.stages.context import Run
+from cirloop.artifacts.store import Artifact
+from cirloop.stages.context import RunContext
 from cirloop.types import (
     Query,
     QueryId,
@@ -15,10 +16,10 @@ from cirloop.types import (
 
 
 def account(
-    run: Run, iteration: int, negatives: Artifact, augmented: Artifact | None
+    run: RunContext, iteration: int, negatives: Artifact, augmented: Artifact | None
 ) -> Artifact | None:
-    """accounting_iter_{t}.json, where the data set knows the truth: false negatives and true
-    captions, counted."""
+    """Count false negatives and true captions in accounting_iter_{t}.json; None where the data set
+    has no oracle."""
     oracle, triplets = run.data.train.oracle, run.data.train.triplets
     if oracle is None:
         return None
@@ -26,10 +27,12 @@ def account(
     def build(path: Path) -> None:
         by_id: dict[QueryId, Query] = {t.query.id: t.query for t in triplets}
         targets, mined = targets_of(triplets), read_mined(negatives)
-        right = {q: oracle.positives(by_id[q]) - {targets[q]} for q in {n.query for n in mined}}
-        apart = [oracle.distance(by_id[n.query].reference, n.image) for n in mined]
+        false_negatives = {
+            q: oracle.positives(by_id[q]) - {targets[q]} for q in {n.query for n in mined}
+        }
+        distances = [oracle.distance(by_id[n.query].reference, n.image) for n in mined]
         accepted = read_augmented(augmented) if augmented else []
-        true = [
+        is_true = [
             oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target)
             for a in accepted
         ]
@@ -40,14 +43,14 @@ def account(
                 "schema": 1,
                 "iteration": iteration,
                 "mined": len(mined),
-                "false_negatives": sum(n.image in right[n.query] for n in mined),
+                "false_negatives": sum(n.image in false_negatives[n.query] for n in mined),
                 "mined_by_changes_from_reference": {
-                    str(d): apart.count(d) for d in sorted(set(apart))
+                    str(d): distances.count(d) for d in sorted(set(distances))
                 },
                 "accepted": len(accepted),
-                "true_captions": sum(true),
+                "true_captions": sum(is_true),
             },
         )
 
     inputs = [negatives.digest, *([augmented.digest] if augmented else [])]
-    return run.make(f"accounting_iter_{iteration}.json", {}, inputs, build, iteration)
+    return run.build(f"accounting_iter_{iteration}.json", {}, inputs, build, iteration)

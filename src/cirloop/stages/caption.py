@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_augmented, read_mined
-from cirloop.artifacts.store import Artifact, write_json
+from cirloop.artifacts.store import Artifact
 from cirloop.captioning import pipeline
 from cirloop.data.known_positives import normal_text
-from cirloop.stages.context import Run
+from cirloop.stages.context import RunContext
 from cirloop.types import (
     ImageId,
     Query,
@@ -18,16 +19,20 @@ from cirloop.types import (
 
 
 def caption(
-    run: Run, iteration: int, negatives: Artifact, checkpoint: Artifact, before: Sequence[Artifact]
+    run: RunContext,
+    iteration: int,
+    negatives: Artifact,
+    checkpoint: Artifact,
+    before: Sequence[Artifact],
 ) -> Artifact:
-    """augmented_samples_iter_{t}.json: mined images with a new text that makes them right, and the
-    rejected ones."""
+    """Write augmented_samples_iter_{t}.json: mined images with a new text that makes them right,
+    and rejected texts."""
     config, train = run.config, run.data.train
     settings = config.captioning
     settings.check(config.foundation)
     prompts = settings.prompts(config.foundation)
 
-    def round_trip(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
+    def rank_targets(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
         if not queries:
             return []
         return run.rank_targets(run.embedder(checkpoint), queries, images, train)
@@ -45,8 +50,8 @@ def caption(
         name = captioner.name
         del captioner  # before the embedder comes in
         if settings.max_round_trip_rank:
-            candidates = pipeline.check_round_trip(candidates, settings, round_trip)
-        written = [each.triplet for artifact in before for each in read_augmented(artifact)]
+            candidates = pipeline.check_round_trip(candidates, settings, rank_targets)
+        written = [row.triplet for artifact in before for row in read_augmented(artifact)]
         known = {
             (t.query.reference, normal_text(t.query.text)) for t in (*train.triplets, *written)
         }
@@ -70,13 +75,13 @@ def caption(
         )
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
-    key = run.key("model", "foundation", "captioning", "data")
-    asked = (
+    key = run.stage_config("model", "foundation", "captioning", "data")
+    prompt_settings = (
         "rewrite_prompt",
         "verify_prompt",
     )  # names, or paths of files: the prompts themselves count
     key["captioning"] = {
-        name: value for name, value in key["captioning"].items() if name not in asked
+        name: value for name, value in key["captioning"].items() if name not in prompt_settings
     }
     key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
-    return run.make(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
+    return run.build(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)

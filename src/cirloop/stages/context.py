@@ -1,5 +1,5 @@
-"""What the stages of a run share: its configuration, its data, its run directory, and the owner of
-its models."""
+"""The run context: configuration, data, run directory and the owner of the models, which all stages
+share."""
 
 from __future__ import annotations
 
@@ -37,55 +37,60 @@ from cirloop.stages.models import Embedder, Models
 from cirloop.types import EvalSplit, ImageId, Query, TrainSplit
 
 Vectors = npt.NDArray[np.float32]
-KEPT = 3
+MAX_CACHED_EMBEDDINGS = 3
 """Results of embedding that are kept: a gallery, its queries, and their texts alone."""
-PIECE = 1 << 18
+EMBED_CHUNK = 1 << 18
 """Items embedded before their vectors are put away."""
 
 
-class Run:
-    """A configuration, its data, its run directory, and the owner of its models."""
+class RunContext:
+    """A run: its configuration, data, store and models."""
 
     def __init__(self, config: RunConfig, store: Store, data: Dataset) -> None:
         self.config, self.store, self.data = config, store, data
         self.models = Models(config)
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
         self._digests: dict[str, str] = {}
-        self._looked_at: set[tuple[str, str]] = set()
+        self._checked_for_collapse: set[tuple[str, str]] = set()
         self.costs = Costs(store.directory, notices.mark(config))
         self.log: Path | None = None
         """That of the attempt, once it is open; launched processes have theirs beside it."""
 
-    def make(
+    def build(
         self,
         name: str,
-        settings: Any,
+        settings: object,
         inputs: Iterable[str],
         build: Callable[[Path], None],
         iteration: int | None,
     ) -> Artifact:
-        """`store.make`, told to those who watch; what the making costs goes to `costs.json`. Before
-        it is a moment to stop."""
+        """Get or build an artifact, emit `begins` and `ended`, and record the metrics in
+        `costs.json`.
+
+        Raises GracefulStop where a stop was requested before the build.
+        """
 
         def metered(path: Path) -> None:
-            preemption.check()
+            preemption.raise_if_requested()
             with self.costs.stage(name, self.config.runtime.profile):
                 build(path)
 
-        events.tell("begins", name=name, iteration=iteration)
-        artifact = self.store.make(name, settings, inputs, metered, iteration)
-        events.tell("ended", name=name, iteration=iteration, artifact=artifact)
+        events.emit("begins", name=name, iteration=iteration)
+        artifact = self.store.get_or_build(name, settings, inputs, metered, iteration)
+        events.emit("ended", name=name, iteration=iteration, artifact=artifact)
         return artifact
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What stands first in each JSON file of this run."""
+        """Return what stands first in each JSON file of this run."""
         return notices.mark(self.config)
 
-    def key(self, *names: str) -> dict[str, Any]:
-        """The settings a stage depends on, with the digests of a model's files in the place of
-        their paths."""
-        settings: dict[str, Any] = {name: self.config.decisive()[name] for name in (*names, "seed")}
+    def stage_config(self, *names: str) -> dict[str, Any]:
+        """Return the settings that a stage depends on, with digests of model files instead of
+        paths."""
+        settings: dict[str, Any] = {
+            name: self.config.result_settings()[name] for name in (*names, "seed")
+        }
         for name in {"model", "foundation"} & {*names}:
             settings[name] = {**settings[name], **getattr(self.config, name).path_digests()}
         return settings
@@ -96,24 +101,26 @@ class Run:
         return self._digests[split_name]
 
     def embedder(self, checkpoint: Artifact | None) -> Embedder:
-        """The embedder of a checkpoint (None = the base); its weights are loaded when they are
-        needed."""
-        return self.models.embedder(adapter_of(checkpoint))
+        """Return the embedder of a checkpoint (None = the base); its weights are loaded when they
+        are needed."""
+        return self.models.embedder(adapter_path(checkpoint))
 
-    def vectors(
+    def embed_cached(
         self,
         backbone: Embedder,
         items: Sequence[EmbedInput],
         split: TrainSplit | EvalSplit,
         title: str,
     ) -> Vectors:
-        """Vectors of `items`; the last few results are kept. In several processes if there are, for
-        the run's model."""
+        """Embed `items`, or return the kept result; the last few results are kept.
+
+        The run's own model embeds in several processes if the run has several.
+        """
         name = fingerprint(
             [backbone.fingerprint, split.gallery.name, [astuple(item) for item in items]]
         )
         if name not in self._vectors:
-            while len(self._vectors) >= KEPT:
+            while len(self._vectors) >= MAX_CACHED_EMBEDDINGS:
                 self._vectors.popitem(last=False)
             self._vectors[name] = self._embed_pieces(backbone, items, split, title)
         self._vectors.move_to_end(name)
@@ -126,14 +133,15 @@ class Run:
         split: TrainSplit | EvalSplit,
         title: str,
     ) -> Vectors:
-        """With no more than one piece in memory: large galleries are kept on disk (`room`)."""
-        if len(items) <= PIECE:
+        """Embed with at most one chunk in memory: large galleries are kept on disk
+        (`zeros_or_memmap`)."""
+        if len(items) <= EMBED_CHUNK:
             return self._embed(backbone, items, split, title)
-        for start in range(0, len(items), PIECE):
-            made = self._embed(backbone, items[start : start + PIECE], split, title)
+        for start in range(0, len(items), EMBED_CHUNK):
+            vectors = self._embed(backbone, items[start : start + EMBED_CHUNK], split, title)
             if start == 0:
-                out = zeros_or_memmap((len(items), *made.shape[1:]), self.config.cache)
-            out[start : start + len(made)] = made
+                out = zeros_or_memmap((len(items), *vectors.shape[1:]), self.config.cache)
+            out[start : start + len(vectors)] = vectors
         return out
 
     def _embed(
@@ -147,10 +155,10 @@ class Run:
         if isinstance(backbone.settings, SimulatedSettings):
             vectors: Vectors = self.models.load(backbone).vectors(items)
             return vectors
-        if launcher.processes(runtime) > 1 and backbone.settings == self.config.model and items:
+        if launcher.num_processes(runtime) > 1 and backbone.settings == self.config.model and items:
             name = backbone.fingerprint
             return self._executor(split).embed(items, backbone.adapter, name, title)
-        features, size = self.models.features(backbone, split), runtime.embed_batch_size
+        features, size = self.models.vision_cache(backbone, split), runtime.embed_batch_size
         return embed(
             self.models.load(backbone),
             features,
@@ -162,33 +170,36 @@ class Run:
         )
 
     def _executor(self, split: TrainSplit | EvalSplit) -> ShardedExecutor:
-        """Several processes, each of which loads the model: this one holds none meanwhile."""
+        """Return an executor of several processes, each of which loads the model; this process
+        holds none meanwhile."""
         self.models.release()
-        work = self.store.workspace(f"shares_{os.getpid()}")
+        work = self.store.scratch_dir(f"shares_{os.getpid()}")
         return ShardedExecutor(self.config, self.data, split, work, self.log)
 
     def captioner(self, backbone: Callable[[], Embedder]) -> CaptionClient:
-        """The foundation model on the train split's images: in this process, on the weights of the
-        embedder that `backbone` gives where that has the same base; or in several. Let go of it
-        before the embedder is used again."""
+        """Return the captioner for the train split's images, in this process or in several.
+
+        In this process it shares the weights of the embedder that `backbone` returns, where that
+        has the same base. Delete it before the embedder is used again.
+        """
         config, train = self.config, self.data.train
-        if launcher.processes(config.runtime) > 1:
+        if launcher.num_processes(config.runtime) > 1:
             return DistributedCaptioner(self._executor(train))
         captioner = self.models.captioner(backbone())
         kept, size = config.cache / "vision", config.captioning.batch_size
         return BatchedCaptioner(captioner, train.images, kept, size, progress, config.runtime)
 
-    def gallery(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:
-        """Vectors of a split's images; a warning where they are nearly all the same."""
+    def gallery_embeddings(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:
+        """Embed a split's images, and warn where the embeddings have collapsed."""
         items = [EmbedInput(image) for image in split.gallery.ids]
-        vectors = self.vectors(backbone, items, split, f"embed {split.gallery.name} gallery")
-        known = (backbone.fingerprint, split.gallery.name)
-        if known not in self._looked_at:
-            self._looked_at.add(known)
-            alike = mean_cosine(vectors, self.config.seed)
-            if alike is not None and alike > ALIKE:
+        vectors = self.embed_cached(backbone, items, split, f"embed {split.gallery.name} gallery")
+        key = (backbone.fingerprint, split.gallery.name)
+        if key not in self._checked_for_collapse:
+            self._checked_for_collapse.add(key)
+            cosine = mean_cosine(vectors, self.config.seed)
+            if cosine is not None and cosine > ALIKE:
                 self.costs.warn(
-                    f"{split.gallery.name}: two images have a cosine of {alike:.4f} on average,"
+                    f"{split.gallery.name}: two images have a cosine of {cosine:.4f} on average,"
                     f" more than {ALIKE}: the embeddings have collapsed, and rankings mean little"
                 )
         return vectors
@@ -200,19 +211,21 @@ class Run:
         targets: Sequence[ImageId],
         split: TrainSplit | EvalSplit,
     ) -> list[int]:
-        """The rank of each query's target among all images but the query's reference."""
+        """Return the rank of each query's target among all images but the query's reference."""
         rows = split.gallery.rows()
-        vectors = self.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
+        vectors = self.embed_cached(
+            backbone, query_items(queries), split, f"embed {split.name} queries"
+        )
         target_Q = np.array([rows[target] for target in targets], np.int64)
         reference_Q = np.array([rows[query.reference] for query in queries], np.int64)
-        gallery = self.gallery(backbone, split)
+        gallery = self.gallery_embeddings(backbone, split)
         ranks_Q1, _ = ranks(vectors, gallery, target_Q[:, None], excluded=reference_Q[:, None])
         return [int(rank) for rank in ranks_Q1[:, 0]]
 
 
-def adapter_of(checkpoint: Artifact | None) -> Path | None:
-    """The adapter directory of a checkpoint; None for the base model, which a warm-up of 0 steps
-    leaves as it is."""
+def adapter_path(checkpoint: Artifact | None) -> Path | None:
+    """Return the adapter directory of a checkpoint; None for the base model, which 0 steps leave as
+    it is."""
     if checkpoint is None or not is_adapter(checkpoint.path):
         return None
     return checkpoint.path

@@ -1,5 +1,5 @@
-"""The plan of a dry run: what will be done, memory by stage, disk, and time, each measured here or
-by arithmetic."""
+"""The plan of a dry run: the method, memory by stage, disk and time, each measured or
+calculated."""
 
 from __future__ import annotations
 
@@ -19,27 +19,31 @@ from cirloop.distributed import launcher
 from cirloop.monitoring import oom
 from cirloop.stages import resources
 from cirloop.stages.measure import Timing, measure
-from cirloop.stages.model_checks import disk_of, mean_tokens, num_images, splits_of, standing
+from cirloop.stages.memory_plan import peak_memory, rows_at_once
+from cirloop.stages.model_checks import (
+    disk_bytes,
+    mean_tokens,
+    nearest_directory,
+    num_images,
+    used_splits,
+)
 from cirloop.stages.resources import gigabytes
 from cirloop.validation import counted
 
-TEXT_TOKENS, PROMPT_TOKENS = 40, 220
-"""Taken for a query's words with their prompt, and for those of a question to the foundation
-model."""
 Rows = list[tuple[str, str]]
 
 
-def rows_of(config: RunConfig, data: Dataset) -> Rows:
-    """What the table of the plan shows."""
+def plan_rows(config: RunConfig, data: Dataset) -> Rows:
+    """Return the rows of the plan's table."""
     if config.retrieval == "simulated":
-        return [*_what(config, data), ("time", "seconds: there is no model")]
-    rows = _what(config, data) + _memory(config, data) + _disk(config, data)
+        return [*_method_rows(config, data), ("time", "seconds: there is no model")]
+    rows = _method_rows(config, data) + _memory_rows(config, data) + _disk_rows(config, data)
     trains = bool(config.num_iterations or config.training.iteration_0_steps)
     cannot = _too_large(config)
     try:
-        timings = {} if cannot else measure(config, data, trains, _rows_that_fit(config, data))
+        timings = {} if cannot else measure(config, data, trains, _max_training_rows(config, data))
     except (MemoryError, RuntimeError) as error:
-        if not oom.ran_out(error):
+        if not oom.is_oom(error):
             raise
         timings, cannot = {}, oom.first_line(error)
     if trains and timings and "step" not in timings:
@@ -51,16 +55,19 @@ def rows_of(config: RunConfig, data: Dataset) -> Rows:
         )
     if not timings:
         return [*rows, ("time", f"not measured, since the model cannot be loaded here: {cannot}")]
-    return rows + _times(config, data, timings)
+    return rows + _time_rows(config, data, timings)
 
 
-def _what(config: RunConfig, data: Dataset) -> Rows:
-    """Data, model and method."""
+def _method_rows(config: RunConfig, data: Dataset) -> Rows:
+    """Describe data, model and method."""
     training, captioning, mining = config.training, config.captioning, config.mining
     parts = data.parts(config.evaluation.split)
     trains = bool(config.num_iterations or training.iteration_0_steps)
-    asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
-    num = launcher.processes(config.runtime)
+    num_queries, num_images = (
+        sum(len(p.queries) for p in parts),
+        sum(len(p.gallery.ids) for p in parts),
+    )
+    num = launcher.num_processes(config.runtime)
     shared = config.foundation.shares_base_with(config.model) and num == 1
     lora, tune = (
         training.lora,
@@ -71,7 +78,7 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
     texts = f"{counted(captioning.num_candidates, 'text')} per mined image by {foundation}"
     if config.foundation.path:
         texts += ", on the embedder's weights" if shared else ", loaded in the embedder's place"
-    how = (
+    tuning = (
         f"rank {lora.r}, alpha {lora.alpha}, {lora.dtype}"
         if training.finetuning != "full"
         else ", ".join(training.trainable_patterns)
@@ -90,11 +97,14 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
             "run directory",
             f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}",
         ),
-        ("device", f"{_device()}, {gigabytes(_memory_of()[0])}; {num} process{'es' * (num > 1)}"),
+        (
+            "device",
+            f"{_device()}, {gigabytes(_device_memory()[0])}; {num} process{'es' * (num > 1)}",
+        ),
         ("model", " ".join(filter(None, (config.model.path, getattr(config.model, "dtype", ""))))),
         ("foundation model", foundation),
         ("train", trained),
-        (parts[0].name, f"{asked} queries, {ranked} images"),
+        (parts[0].name, f"{num_queries} queries, {num_images} images"),
         (
             "iterations",
             (
@@ -106,85 +116,17 @@ def _what(config: RunConfig, data: Dataset) -> Rows:
         ("loss", str(training.loss.type)),
         (
             "tuning",
-            "none: there is no model" if config.model.type == "simulated" else f"{tune}; {how}",
+            "none: there is no model" if config.model.type == "simulated" else f"{tune}; {tuning}",
         ),
         ("captioning", texts if captioning.enabled and config.num_iterations else "none"),
     ]
 
 
-def rows_at_once(config: RunConfig) -> int:
-    """Rows whose activations a training step holds at once: all, or with gradient caching a chunk
-    of each side."""
-    training = config.training
-    return 2 * training.grad_cache_chunk_size or training.batch_size * (
-        2 + training.negatives_in_batch
-    )
-
-
-def peaks(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
-    """Bytes by stage and part, of rows of `tokens` vision tokens: `embed`, `train`, `caption`. For
-    LoRAs on vision-language models; of other models and full tuning no arithmetic is known."""
-    model, training = config.model, config.training
-    if not isinstance(model, VlmSettings):
-        return {}
-    sizes, lora, captioning = (
-        resources.sizes_of(model.resolve_dir()),
-        training.lora,
-        config.captioning,
-    )
-    weights = resources.weight_bytes(sizes, model.dtype, model.quantization)
-    adapters = resources.adapter_weights(
-        sizes, lora.r, lora.target_modules, training.finetuning == "dora"
-    )
-    row, half = round(tokens) + TEXT_TOKENS, lora.dtype == "base"
-    kind = model.dtype if half else "float32"
-    working = resources.working_bytes(sizes, model.dtype, "float32")
-    batch = config.runtime.max_tokens_per_batch or config.runtime.embed_batch_size * row
-    stages = {
-        "embed": {"weights": weights, "adapters": 4 * adapters, "working space": batch * working}
-    }
-    if training.finetuning != "full" and (config.num_iterations or training.iteration_0_steps):
-        rows = rows_at_once(config)
-        per_token = resources.activation_bytes(
-            sizes,
-            model.dtype,
-            kind,
-            lora.r,
-            lora.target_modules,
-            lora.dropout,
-            not model.packed,
-            row if model.attention == "eager" else 0,
-            not torch.cuda.is_available(),
-        )
-        if model.gradient_checkpointing:
-            per_token = resources.checkpointed_bytes(sizes, model.dtype, per_token)
-        trained = resources.trained_bytes(adapters, resources.BYTES[model.dtype] if half else 0)
-        working = resources.working_bytes(sizes, model.dtype, kind)
-        stages["train"] = {
-            "weights": weights,
-            "adapters and optimizer": trained,
-            "activations": rows * row * per_token,
-            "working space": rows * row * working,
-        }
-    if captioning.enabled and config.num_iterations and config.foundation.shares_base_with(model):
-        question = 2 * round(tokens) + PROMPT_TOKENS
-        kept = resources.caption_bytes(
-            sizes, model.dtype, captioning.batch_size, question, captioning.max_new_tokens
-        )
-        working = resources.working_bytes(sizes, model.dtype)
-        stages["caption"] = {
-            "weights": weights,
-            "keys and values": kept,
-            "working space": captioning.batch_size * question * working,
-        }
-    return stages
-
-
-def _memory(config: RunConfig, data: Dataset) -> Rows:
+def _memory_rows(config: RunConfig, data: Dataset) -> Rows:
     if not isinstance(config.model, VlmSettings):
         return [("memory", f"no arithmetic is known for {config.model.type}")]
-    stages = peaks(config, mean_tokens(config.model, splits_of(config, data)))
-    whole, rows = _memory_of()[0], []
+    stages = peak_memory(config, mean_tokens(config.model, used_splits(config, data)))
+    whole, rows = _device_memory()[0], []
     for stage, parts in stages.items():
         total = sum(parts.values())
         note = f": more than the {gigabytes(whole)} of this device" if total > whole else ""
@@ -195,11 +137,11 @@ def _memory(config: RunConfig, data: Dataset) -> Rows:
     return rows
 
 
-def _disk(config: RunConfig, data: Dataset) -> Rows:
-    needs, free = disk_of(config, data), shutil.disk_usage(standing(config.cache)).free
+def _disk_rows(config: RunConfig, data: Dataset) -> Rows:
+    needs, free = disk_bytes(config, data), shutil.disk_usage(nearest_directory(config.cache)).free
     if not needs:
         return [("disk", f"not known for {config.model.type}; {gigabytes(free)} free")]
-    num = num_images(splits_of(config, data))
+    num = num_images(used_splits(config, data))
     vision = (
         f"{gigabytes(needs['vision'])} for {num:,} images,"
         f" {needs['vision'] / max(1, num) / 1e6:.3g} MB each"
@@ -210,14 +152,19 @@ def _disk(config: RunConfig, data: Dataset) -> Rows:
     ]
 
 
-def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
-    """What was measured, and hours of the run by it."""
+def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
+    """Return what was measured, and the hours of the run that follow from it."""
     training, rounds = config.training, config.num_iterations
-    parts, splits = data.parts(config.evaluation.split), splits_of(config, data)
-    asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
+    parts, splits = data.parts(config.evaluation.split), used_splits(config, data)
+    num_queries, num_gallery = (
+        sum(len(p.queries) for p in parts),
+        sum(len(p.gallery.ids) for p in parts),
+    )
     row, hours = timings["row"].seconds, {}
     hours["vision, once"] = num_images(splits) * timings["picture"].seconds
-    hours["evaluate"] = (rounds + 1 + config.evaluation.evaluate_base) * (asked + ranked) * row
+    hours["evaluate"] = (
+        (rounds + 1 + config.evaluation.evaluate_base) * (num_queries + num_gallery) * row
+    )
     if "step" in timings:
         queries, images = len(data.train.triplets), len(data.train.gallery.ids)
         rows = (
@@ -243,7 +190,7 @@ def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows
         "step": "a triplet in a step",
         "text": "an image's texts, written and judged",
     }
-    num = launcher.processes(config.runtime)
+    num = launcher.num_processes(config.runtime)
     shown: Rows = [(f"measured: {names[name]}", str(timing)) for name, timing in timings.items()]
     if rounds and config.captioning.enabled and "text" not in timings:
         shown.append(("not measured", f"captions of {config.foundation.type}"))
@@ -255,13 +202,13 @@ def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows
 
 
 def _too_large(config: RunConfig) -> str:
-    """Why the weights do not fit the memory that is free; empty where they do."""
+    """Return why the weights do not fit the free memory; empty where they do."""
     if not isinstance(config.model, VlmSettings):
         return ""
-    sizes = resources.sizes_of(config.model.resolve_dir())
+    sizes = resources.model_sizes(config.model.resolve_dir())
     needed, free = (
         resources.weight_bytes(sizes, config.model.dtype, config.model.quantization),
-        _memory_of()[1],
+        _device_memory()[1],
     )
     return (
         f"its weights take {gigabytes(needed)}, and {gigabytes(free)} are free"
@@ -270,17 +217,17 @@ def _too_large(config: RunConfig) -> str:
     )
 
 
-def _rows_that_fit(config: RunConfig, data: Dataset) -> int:
-    """Rows of a training step whose activations fit the memory that is free; no limit where no
-    arithmetic is known."""
+def _max_training_rows(config: RunConfig, data: Dataset) -> int:
+    """Return how many rows of a training step fit the free memory; no limit where no arithmetic is
+    known."""
     if not isinstance(config.model, VlmSettings) or config.training.finetuning == "full":
         return sys.maxsize
-    tokens = mean_tokens(config.model, splits_of(config, data))
-    parts = peaks(config, tokens).get("train")
+    tokens = mean_tokens(config.model, used_splits(config, data))
+    parts = peak_memory(config, tokens).get("train")
     if parts is None:
         return sys.maxsize
     kept = parts["activations"] + parts["working space"]
-    free = _memory_of()[1] - parts["weights"] - parts["adapters and optimizer"]
+    free = _device_memory()[1] - parts["weights"] - parts["adapters and optimizer"]
     return max(0, int(0.8 * free * rows_at_once(config) / kept))
 
 
@@ -290,8 +237,8 @@ def _device() -> str:
     return f"CPU, {counted(torch.get_num_threads(), 'thread')}"
 
 
-def _memory_of() -> tuple[int, int]:
-    """Bytes of the device's memory, and those that are free."""
+def _device_memory() -> tuple[int, int]:
+    """Return the bytes of the device's memory, and those that are free."""
     if torch.cuda.is_available():
         free, whole = torch.cuda.mem_get_info()
         return whole, free

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cirloop.artifacts.store import Artifact, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import Artifact
 from cirloop.backbones import EmbedInput
 from cirloop.data.dataset import grey
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
-from cirloop.stages.context import Run, Vectors
+from cirloop.stages.context import RunContext, Vectors
+from cirloop.stages.models import Embedder
 from cirloop.types import (
     EvalSplit,
     ImageId,
@@ -22,57 +24,64 @@ from cirloop.types import (
 )
 
 Ablation = Literal["text", "image"] | None
-TOP = 5
+NUM_BEST = 5
 """Best images per query that an evaluation keeps."""
 
 
 def evaluate(
-    run: Run, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None
+    run: RunContext, label: str, checkpoint: Artifact | None, split_name: str, iteration: int | None
 ) -> Artifact:
-    """evaluation_iter_{t}.json (or `evaluation_base.json`): metrics with standard errors; per query
-    the target's rank without the reference (HP-FashionIQ: how much higher set 1 scores), the value
-    that iterations are compared on, and its best images."""
+    """Write evaluation_{label}.json: metrics with standard errors, and rows per query.
+
+    A row holds the target's rank without the reference (HP-FashionIQ: how much higher set 1 scores)
+    and the value that iterations are compared on. The query's best images are kept too.
+    """
 
     def build(path: Path) -> None:
         write_json(path, evaluation(run, label, checkpoint, split_name))
 
-    settings = run.key("model", "data") | {"split": split_name}
+    settings = run.stage_config("model", "data") | {"split": split_name}
     inputs = [run.eval_digest(split_name), *([checkpoint.digest] if checkpoint else [])]
-    return run.make(f"evaluation_{label}.json", settings, inputs, build, iteration)
+    return run.build(f"evaluation_{label}.json", settings, inputs, build, iteration)
 
 
 def evaluation(
-    run: Run, label: str, checkpoint: Artifact | None, split_name: str, ablate: Ablation = None
+    run: RunContext,
+    label: str,
+    checkpoint: Artifact | None,
+    split_name: str,
+    ablate: Ablation = None,
 ) -> dict[str, Any]:
-    """The evaluation of one checkpoint (None = the base model) as JSON."""
+    """Evaluate one checkpoint (None = the base model), and return the result as JSON."""
     parts, backbone = run.data.parts(split_name), run.embedder(checkpoint)
     if any(part.relevance is None for part in parts):
         raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
-    found: dict[QueryId, Any] = {}
+    rows_by_query: dict[QueryId, Any] = {}
     tops: list[list[ImageId]] = []
     for part in parts:
-        vectors, gallery = _vectors(run, backbone, part, ablate)
-        tops += _top(part, vectors, gallery)
+        vectors, gallery = _embed_part(run, backbone, part, ablate)
+        tops += _best_images(part, vectors, gallery)
         wanted = [part.judged.needs(query) for query in part.queries]
         preferences = part.relevance and part.relevance.preferences
-        look: Any = scores_of_images if preferences else ranks_of_images
-        rows = look(wanted, part.gallery, vectors, gallery)
-        found |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
-    metrics = protocols.metrics([part.judged for part in parts], found)
+        score_rows: Any = scores_of_images if preferences else ranks_of_images
+        rows = score_rows(wanted, part.gallery, vectors, gallery)
+        rows_by_query |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
+    metrics = protocols.metrics([part.judged for part in parts], rows_by_query)
     compared, ranks = parts[0].judged.protocol.primary_metric, []
     for part in parts:
         assert part.relevance is not None
-        values_Q = protocols.values(part.judged, found)[compared]
+        values_Q = protocols.values(part.judged, rows_by_query)[compared]
         for query, value in zip(part.queries, values_Q.tolist(), strict=True):
             if query.id in part.relevance.preferences:
-                place = round(
-                    protocols.margin(found[query.id], part.relevance.preferences[query.id]), 6
+                rank = round(
+                    protocols.margin(rows_by_query[query.id], part.relevance.preferences[query.id]),
+                    6,
                 )
             else:
-                place = protocols.without(found[query.id], query.reference)[
+                rank = protocols.without(rows_by_query[query.id], query.reference)[
                     part.relevance.targets[query.id]
                 ]
-            ranks.append([query.id, place, round(value, 6)])
+            ranks.append([query.id, rank, round(value, 6)])
     return run.mark | {
         "schema": 3,
         "iteration": label.removeprefix("iter_"),
@@ -92,22 +101,22 @@ def evaluation(
     }
 
 
-def _top(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:
-    """Each query's best images, as the protocol ranks them; none where people chose between sets of
-    images."""
+def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:
+    """Return each query's best images, as the protocol ranks them; none for preferences between
+    sets."""
     if part.relevance is None or part.relevance.preferences:
         return []
-    rows = topk_images(part.gallery, vectors, gallery, TOP + 1)
+    rows = topk_images(part.gallery, vectors, gallery, NUM_BEST + 1)
     kept = part.judged.protocol.keep_reference
     return [
-        [image for image in row if kept or image != query.reference][:TOP]
+        [image for image in row if kept or image != query.reference][:NUM_BEST]
         for query, row in zip(part.queries, rows, strict=True)
     ]
 
 
 def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """evaluation_results.json: the evaluations without their queries' rows, and each against the
-    one before it."""
+    """Return evaluation_results.json: the evaluations without their queries' rows, each compared
+    with the one before."""
     results = [
         {name: value for name, value in row.items() if name not in ("ranks", "top")}
         for row in evaluations
@@ -116,37 +125,39 @@ def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def predictions(
-    run: Run, checkpoint: Artifact | None, split_name: str, depth: int
+    run: RunContext, checkpoint: Artifact | None, split_name: str, depth: int
 ) -> list[dict[QueryId, list[ImageId]]]:
-    """Per part the best `depth` images of each query and, after them, the rest of its group, in the
+    """Return per part the best `depth` images of each query, then the rest of its group, in the
     model's order."""
     out, backbone = [], run.embedder(checkpoint)
     for part in run.data.parts(split_name):
-        vectors, gallery = _vectors(run, backbone, part)
+        vectors, gallery = _embed_part(run, backbone, part)
         rows = topk_images(part.gallery, vectors, gallery, depth)
         groups = [part.judged.groups.get(query.id, ()) for query in part.queries]
-        among = ranks_of_images(groups, part.gallery, vectors, gallery)
+        group_ranks = ranks_of_images(groups, part.gallery, vectors, gallery)
         out.append(
             {
                 query.id: (
                     row
                     + [image for image in sorted(group, key=group.__getitem__) if image not in row]
                 )
-                for query, row, group in zip(part.queries, rows, among, strict=True)
+                for query, row, group in zip(part.queries, rows, group_ranks, strict=True)
             }
         )
     return out
 
 
-def _vectors(
-    run: Run, backbone: Any, part: EvalSplit, ablate: Ablation = None
+def _embed_part(
+    run: RunContext, backbone: Embedder, part: EvalSplit, ablate: Ablation = None
 ) -> tuple[Vectors, Vectors]:
-    """Query and gallery vectors of a part; the queries without their texts, or with grey
-    references, on request."""
-    items, asked = query_items(part.queries), part
+    """Embed the queries and the gallery of a part; without texts or with grey references on
+    request."""
+    items, query_part = query_items(part.queries), part
     if ablate == "text":
         items = [EmbedInput(item.image, "", item.category) for item in items]
     if ablate == "image":
-        asked = grey(part)
-    queries = run.vectors(backbone, items, asked, f"embed {asked.gallery.name} queries")
-    return queries, run.gallery(backbone, part)
+        query_part = grey(part)
+    queries = run.embed_cached(
+        backbone, items, query_part, f"embed {query_part.gallery.name} queries"
+    )
+    return queries, run.gallery_embeddings(backbone, part)

@@ -1,5 +1,4 @@
-"""What can be known of a run's models before any is loaded: whether adapters fit, what must be
-installed, the disk."""
+"""Checks of a run's models before any is loaded: adapters, packages and disk."""
 
 from __future__ import annotations
 
@@ -16,14 +15,14 @@ from cirloop.data import Dataset
 from cirloop.io import parse
 from cirloop.stages import resources
 from cirloop.types import EvalSplit, ImageId, TrainSplit, UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 SAMPLE = 16
 """Pictures of a split whose sizes stand for all of them."""
 
 
-def check_models(config: RunConfig, problems: Problems) -> None:
-    """Adapters, and what settings ask of the machine."""
+def check_models(config: RunConfig, problems: ValidationReport) -> None:
+    """Check adapters, packages and what settings require of the machine."""
     trains = bool(config.num_iterations or config.training.iteration_0_steps)
     if isinstance(config.model, VlmSettings) and config.model.start_adapter is not None:
         try:
@@ -45,30 +44,32 @@ def check_models(config: RunConfig, problems: Problems) -> None:
         problems.add(
             "--deepspeed", "needs the package deepspeed (pip install deepspeed); or leave it out"
         )
-    kind = _kind(runtime.accelerate_config) if runtime.deepspeed is None else "DEEPSPEED"
+    kind = (
+        _distributed_type(runtime.accelerate_config) if runtime.deepspeed is None else "DEEPSPEED"
+    )
     if half and kind in ("DEEPSPEED", "FSDP"):
         problems.add(
             "training.lora.dtype base",
             "is not available under DeepSpeed or FSDP; set it to float32",
         )
-    for name in ("chunk_size", "max_skipped_batches"):
+    for name in ("grad_cache_chunk_size", "max_skipped_batches"):
         if kind == "DEEPSPEED" and getattr(config.training, name):
             problems.add(f"training.{name}", "is not available under DeepSpeed; set it to 0")
 
 
-def _kind(accelerate_config: Path | None) -> str | None:
-    """`distributed_type` of an accelerate config; None where it cannot be read, which is said
-    elsewhere."""
+def _distributed_type(accelerate_config: Path | None) -> str | None:
+    """Return `distributed_type` of an accelerate config; None where it cannot be read, which
+    another check reports."""
     if accelerate_config is None or not accelerate_config.is_file():
         return None
     try:
-        content = parse.yaml_file(accelerate_config)
+        content = parse.read_yaml(accelerate_config)
     except UserError:
         return None
     return content.get("distributed_type") if isinstance(content, dict) else None
 
 
-def _check_flash(setting: str, problems: Problems) -> None:
+def _check_flash(setting: str, problems: ValidationReport) -> None:
     import torch
 
     lacks = [] if find_spec("flash_attn") else ["the package flash-attn (pip install flash-attn)"]
@@ -78,11 +79,14 @@ def _check_flash(setting: str, problems: Problems) -> None:
 
 
 def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, trains: bool) -> None:
-    """It is a LoRA, it fits the model's layers, and training goes on with what it is. Raises
-    UserError with all that is wrong."""
+    """Check that the start adapter is a LoRA, fits the model's layers, and agrees with the training
+    settings.
+
+    Raises UserError with all that is wrong.
+    """
     directory = resolve_adapter(path)
-    lora = parse.parse_json(parse.text(directory / LORA_CONFIG))
-    wrong = _misfits(directory / LORA_WEIGHTS, model, lora)
+    lora = parse.parse_json(parse.read_text(directory / LORA_CONFIG))
+    wrong = _adapter_mismatches(directory / LORA_WEIGHTS, model, lora)
     tuning = config.training
     dora, tune = bool(lora.get("use_dora")), tuning.finetuning or "lora"
     if trains and tune != ("dora" if dora else "lora"):
@@ -105,12 +109,12 @@ def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, train
         raise UserError(f"{path}: {'; '.join(wrong)}.")
 
 
-def _misfits(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[str]:
-    """What of an adapter's tensors cannot be put on the model's layers, by the headers of its
+def _adapter_mismatches(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[str]:
+    """Return which tensors of an adapter do not fit the model's layers, by the headers of its
     file."""
     from safetensors import SafetensorError, safe_open
 
-    sizes = resources.sizes_of(model.resolve_dir())
+    sizes = resources.model_sizes(model.resolve_dir())
     wrong: list[str] = []
     layers: set[str] = set()
     try:
@@ -138,8 +142,8 @@ def _misfits(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[st
     return [wrong[0] + more] if wrong else []
 
 
-def splits_of(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
-    """Those whose pictures the run looks at."""
+def used_splits(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
+    """Return the splits whose images the run uses."""
     splits: list[TrainSplit | EvalSplit] = [*data.parts(config.evaluation.split)]
     return (
         [data.train, *splits]
@@ -149,30 +153,32 @@ def splits_of(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
 
 
 def num_images(splits: Iterable[TrainSplit | EvalSplit]) -> int:
+    """Count the different images of the splits."""
     return len({image for split in splits for image in split.gallery.ids})
 
 
 def mean_tokens(model: VlmSettings, splits: Iterable[TrainSplit | EvalSplit]) -> float:
-    """Vision tokens of a picture, over a sample of each split weighed by its size."""
+    """Return the mean vision tokens of an image, over a sample of each split weighed by its
+    size."""
     total, weight = 0.0, 0
     for split in splits:
         ids = split.gallery.ids
-        some: list[ImageId] = [*ids[:: max(1, len(ids) // SAMPLE)]][:SAMPLE]
+        sample: list[ImageId] = [*ids[:: max(1, len(ids) // SAMPLE)]][:SAMPLE]
         shapes = [
-            (picture.height, picture.width)
-            for picture in (split.images.load(image) for image in some)
+            (pixels.height, pixels.width)
+            for pixels in (split.images.load(image) for image in sample)
         ]
-        total += len(ids) * sum(_tokens(model, shapes)) / max(1, len(some))
+        total += len(ids) * sum(_tokens(model, shapes)) / max(1, len(sample))
         weight += len(ids)
     return total / max(1, weight)
 
 
 def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:
-    """Of pictures by height and width."""
+    """Return the vision tokens of images of these heights and widths."""
     if isinstance(model, QwenSettings):
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-        side = resources.sizes_of(model.resolve_dir()).pixels_per_token
+        side = resources.model_sizes(model.resolve_dir()).pixels_per_token
         sized = [smart_resize(h, w, side, model.min_pixels, model.max_pixels) for h, w in shapes]
         return [height * width // side**2 for height, width in sized]
     from transformers import AutoProcessor
@@ -183,16 +189,18 @@ def _tokens(model: VlmSettings, shapes: list[tuple[int, int]]) -> list[int]:
     return tokens
 
 
-def disk_of(config: RunConfig, data: Dataset) -> dict[str, int]:
-    """Bytes by where they go: features of all pictures in the cache, and in the run directory the
-    adapters of all iterations with two step checkpoints. Only of vision-language models; of others
-    neither is known beforehand."""
+def disk_bytes(config: RunConfig, data: Dataset) -> dict[str, int]:
+    """Return the bytes that the vision cache (`vision`) and the run directory (`run`) will take.
+
+    The run directory holds the adapters of all iterations and two step checkpoints. Empty for
+    models other than vision-language models, whose size is not known beforehand.
+    """
     model = config.model
     if not isinstance(model, VlmSettings):
         return {}
     splits, sizes, training = (
-        splits_of(config, data),
-        resources.sizes_of(model.resolve_dir()),
+        used_splits(config, data),
+        resources.model_sizes(model.resolve_dir()),
         config.training,
     )
     adapter = resources.adapter_weights(
@@ -204,29 +212,33 @@ def disk_of(config: RunConfig, data: Dataset) -> dict[str, int]:
     return {"vision": each * num_images(splits), "run": kept}
 
 
-def check_disk(config: RunConfig, data: Dataset, problems: Problems) -> None:
-    """What the run writes fits where it goes."""
-    needs = disk_of(config, data)
+def check_disk(config: RunConfig, data: Dataset, problems: ValidationReport) -> None:
+    """Check that what the run writes fits the disks."""
+    needs = disk_bytes(config, data)
     if not needs:
         return
-    kept = config.cache / "vision"
-    cache = standing(kept)
-    run = standing(config.directory)
-    there = sum(path.stat().st_size for path in kept.rglob("*.safetensors")) if kept.is_dir() else 0
-    vision = max(0, needs["vision"] - there)
-    together = cache.stat().st_dev == run.stat().st_dev
+    cache_dir = config.cache / "vision"
+    cache = nearest_directory(cache_dir)
+    run = nearest_directory(config.directory)
+    cached = (
+        sum(path.stat().st_size for path in cache_dir.rglob("*.safetensors"))
+        if cache_dir.is_dir()
+        else 0
+    )
+    vision = max(0, needs["vision"] - cached)
+    same_disk = cache.stat().st_dev == run.stat().st_dev
     free = shutil.disk_usage(cache).free
-    if vision + needs["run"] * together > free:
+    if vision + needs["run"] * same_disk > free:
         problems.add(
             f"runtime.cache_dir {config.cache}",
-            f"the vision features of {num_images(splits_of(config, data)):,} images take"
-            f" {resources.gigabytes(needs['vision'])}, {resources.gigabytes(there)} of them or of"
+            f"the vision features of {num_images(used_splits(config, data)):,} images take"
+            f" {resources.gigabytes(needs['vision'])}, {resources.gigabytes(cached)} of them or of"
             f" others are there, and {resources.gigabytes(free)} are free: give a larger disk by"
             " --runtime.cache_dir, lower model.max_pixels (where the model has it), or free some"
             " of it. runtime.feature_cache_max_gb only deletes what other runs have left: what a"
             " run itself needs stays",
         )
-    if not together and needs["run"] > shutil.disk_usage(run).free:
+    if not same_disk and needs["run"] > shutil.disk_usage(run).free:
         left = resources.gigabytes(shutil.disk_usage(run).free)
         what = (
             f"checkpoints take {resources.gigabytes(needs['run'])}, and {left} are free: give one"
@@ -235,12 +247,11 @@ def check_disk(config: RunConfig, data: Dataset, problems: Problems) -> None:
         problems.add(f"--experiment_dir {config.directory}", what)
 
 
-def standing(path: Path) -> Path:
-    """The nearest directory that is there already. Raises UserError for one that may not be looked
-    into."""
+def nearest_directory(path: Path) -> Path:
+    """Return the nearest directory that exists. Raises UserError for one that may not be read."""
     path = path.absolute()
     try:
-        return next(each for each in (path, *path.parents) if each.is_dir())
+        return next(parent for parent in (path, *path.parents) if parent.is_dir())
     except PermissionError:
         raise UserError(
             f"{path}: permission denied. Give a directory that may be read and written."

@@ -40,14 +40,14 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides an embedding; the weights are loaded where it is not known
-        yet."""
+        """Return the fingerprint of everything that decides an embedding; loads the weights the
+        first time."""
         return self.models.fingerprint(self)
 
 
 class Models:
-    """Loads what is asked for and lets go of everything else before: the model, and the vision
-    features that it encodes for."""
+    """The owner of the loaded model and its vision cache; it releases one model before it loads
+    another."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -56,19 +56,21 @@ class Models:
         self._fingerprints: dict[str, str] = {}
 
     def embedder(self, adapter: Path | None, settings: ModelSettings | None = None) -> Embedder:
-        """The run's embedder with the `adapter` of a checkpoint (None = the base), or one with
-        other `settings`."""
+        """Return the run's embedder with an `adapter` (None = the base), or one with other
+        `settings`."""
         return Embedder(self, settings or self._config.model, adapter)
 
     def fingerprint(self, embedder: Embedder) -> str:
-        """Of an embedder; loads it the first time."""
+        """Return the fingerprint of an embedder; loads it the first time."""
         if embedder.name not in self._fingerprints:
             self.load(embedder)
         return self._fingerprints[embedder.name]
 
     def load(self, embedder: Embedder) -> Any:
-        """The `Backbone` itself. Keep no reference to it: it is one of two in memory when the next
-        one is loaded."""
+        """Load the `Backbone` of an embedder.
+
+        Keep no reference to it: two models would be in memory when the next one is loaded.
+        """
         name = f"embedder {embedder.name}"
         if self._loaded is None or self._loaded[0] != name:
             self.release()
@@ -81,9 +83,11 @@ class Models:
             )
         return self._loaded[1]
 
-    def features(self, embedder: Embedder, split: TrainSplit | EvalSplit) -> VisionCache:
-        """Vision features of a split's images, encoded by this embedder's tower; they go when its
-        weights go."""
+    def vision_cache(self, embedder: Embedder, split: TrainSplit | EvalSplit) -> VisionCache:
+        """Return the vision features of a split's images, encoded by this embedder's tower.
+
+        They are released with the embedder's weights.
+        """
         backbone = self.load(embedder)
         name = split.gallery.name + backbone.vision_key
         if self._features is None or self._features[0] != name:
@@ -92,8 +96,8 @@ class Models:
         return self._features[1]
 
     def captioner(self, base: Embedder) -> Captioner:
-        """The run's foundation model: on the weights of the embedder `base` where those are the
-        same and can be lent, else in their place."""
+        """Load the captioner: on the weights of the embedder `base` where they can be shared, else
+        in their place."""
         foundation = self._config.foundation
         if foundation.shares_base_with(base.settings):
             backbone = self.load(base)
@@ -108,6 +112,6 @@ class Models:
         return captioner
 
     def release(self) -> None:
-        """Let go of the weights and of all that holds them, and give the device's memory back."""
+        """Release the weights and everything that holds them, and return the device's memory."""
         self._loaded = self._features = None
         clear_device_cache(garbage_collection=True)  # models hold themselves in cycles

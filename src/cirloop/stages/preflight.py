@@ -1,5 +1,4 @@
-"""What can be known to fail before any hour is spent: models, files, and the data set's
-pictures."""
+"""Preflight checks: everything that can be known to fail before any hour is spent."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.data.paths import Sources
@@ -17,31 +16,30 @@ from cirloop.monitoring.console import progress
 from cirloop.negatives.attributes.images import image_attributes
 from cirloop.stages.model_checks import check_disk, check_models
 from cirloop.types import EvalProtocol, EvalSplit, TrainSplit, UserError
-from cirloop.validation import Problems, ProblemsFound
+from cirloop.validation import ValidationFailed, ValidationReport
 
 logger = logging.getLogger(__name__)
 PROBLEMS = "problems.json"
 
 
 def check(config: RunConfig) -> Dataset:
-    """Everything that can be known to fail before any hour is spent: models, files and the data
-    set's pictures.
+    """Check models, files and the data set's images, and build the data set.
 
-    Raises ProblemsFound with all of it. Those of the data set are also written to `problems.json`
-    in the cache.
+    Raises ValidationFailed with all problems. Those of the data set are also written to
+    `problems.json` in the cache.
     """
-    problems, data = Problems(), None
+    problems, data = ValidationReport(), None
     if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
-        what = "has no protocol, so its rankings cannot be scored"
+        problem = "has no protocol, so its rankings cannot be scored"
         problems.add(
             f"data.type {config.data.type}",
-            what,
+            problem,
             "Give its settings a `protocol`, as in data/cirr.py.",
         )
     try:
         data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     except UserError as error:
-        problems.take(error, "data")
+        problems.merge(error, "data")
     listed = False
     for trains in (False, True) if data is not None else ():
         assert data is not None
@@ -54,8 +52,8 @@ def check(config: RunConfig) -> Dataset:
                 _check_groups(config.training.group_batches, data.train, problems)
                 _warn_of_overlap(data.train, data.parts(config.evaluation.split))
         except UserError as error:
-            listed = listed or isinstance(error, ProblemsFound)
-            problems.take(error, "data")
+            listed = listed or isinstance(error, ValidationFailed)
+            problems.merge(error, "data")
     for name, model in (("model.path", config.model), ("foundation.path", config.foundation)):
         try:
             model.resolve_dir()
@@ -76,8 +74,8 @@ def check(config: RunConfig) -> Dataset:
     except UserError as error:
         problems.add("captioning", str(error))
     if config.mining.search != "exact" and config.model.multi_vector:
-        what = f"is for images of one vector; {config.model.type} gives several. Use exact"
-        problems.add(f"mining.search {config.mining.search}", what)
+        problem = f"is for images of one vector; {config.model.type} gives several. Use exact"
+        problems.add(f"mining.search {config.mining.search}", problem)
     runtime = config.runtime
     for name, file in (
         ("--accelerate_config", runtime.accelerate_config),
@@ -87,27 +85,27 @@ def check(config: RunConfig) -> Dataset:
             problems.add(f"{name} {file}", "there is no such file")
     try:
         if runtime.accelerate_config is None or runtime.accelerate_config.is_file():
-            for line in launcher.crowded(runtime):
+            for line in launcher.device_warnings(runtime):
                 logger.warning("%s", line)
     except UserError as error:
         problems.add(
             "--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error)
         )
-    for where, what in trackers.problems(runtime.report_to):
-        problems.add(where, what)
+    for where, problem in trackers.missing_packages(runtime.report_to):
+        problems.add(where, problem)
     if listed:
         rows = [asdict(row) for row in problems.rows]
         write_json(
-            config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.ways}
+            config.cache / PROBLEMS, {"schema": 1, "problems": rows, "ways_out": problems.remedies}
         )
-        problems.ways.append(f"All of them are in {config.cache / PROBLEMS}.")
-    problems.stop()
+        problems.remedies.append(f"All of them are in {config.cache / PROBLEMS}.")
+    problems.raise_if_any()
     assert data is not None
     return data
 
 
-def _check_targets(parts: Sequence[EvalSplit], problems: Problems) -> None:
-    """What is evaluated after each iteration has right answers."""
+def _check_targets(parts: Sequence[EvalSplit], problems: ValidationReport) -> None:
+    """Check that what is evaluated after each iteration has right answers."""
     for part in parts:
         if part.relevance is None:
             what = f"{part.name} has no targets, so an iteration cannot be evaluated on it"
@@ -119,8 +117,8 @@ def _check_targets(parts: Sequence[EvalSplit], problems: Problems) -> None:
             )
 
 
-def _check_triplets(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
-    """The training triplets are enough to learn from."""
+def _check_triplets(config: RunConfig, train: TrainSplit, problems: ValidationReport) -> None:
+    """Check that the training triplets are enough to learn from."""
     targets = len({triplet.target for triplet in train.triplets})
     if targets < 2:
         num = len(train.triplets)
@@ -140,7 +138,7 @@ def _check_triplets(config: RunConfig, train: TrainSplit, problems: Problems) ->
 
 
 def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
-    """Say how many queries of the evaluation are training triplets."""
+    """Warn of queries of the evaluation that are training triplets."""
     trained = {(t.query.reference, t.query.text, t.target) for t in train.triplets}
     for part in parts:
         targets = part.relevance.targets if part.relevance is not None else {}
@@ -156,24 +154,27 @@ def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
             )
 
 
-def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> None:
-    """What the negative strategy must be told is there, and what is in a file of attributes is
-    right."""
-    told = config.attributes
-    asks = {
+def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationReport) -> None:
+    """Check that the strategy has what it requires, and that a file of attributes is valid."""
+    attributes = config.attributes
+    needs_vision = {
         "mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
-        "attributes.image_source vlm": told is not None and told.image_source == "vlm",
+        "attributes.image_source vlm": attributes is not None and attributes.image_source == "vlm",
     }
-    for setting, needed in asks.items():
+    for setting, needed in needs_vision.items():
         if needed and not config.foundation.can_verify:
             problems.add(
                 setting,
                 f"the foundation model {config.foundation.type!r} looks at no picture; use another "
                 "--foundation_model_backbone",
             )
-    known = {"groups": train.groups, "categories": train.categories or told, "attributes": told}
+    available = {
+        "groups": train.groups,
+        "categories": train.categories or attributes,
+        "attributes": attributes,
+    }
     for name in sorted(config.mining.strategy.requires):
-        if config.num_iterations and not known[name]:
+        if config.num_iterations and not available[name]:
             sources = {
                 "groups": "a data set that has them",
                 "categories": "such a data set, or `attributes` settings",
@@ -183,12 +184,12 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> N
                 f"mining.strategy {config.mining.strategy.type}",
                 f"needs {name}: {way}; see docs/negatives.md",
             )
-    if told is not None and told.image_source != "vlm":
-        image_attributes(told, told.build(), train.gallery.ids)
+    if attributes is not None and attributes.image_source != "vlm":
+        image_attributes(attributes, attributes.build(), train.gallery.ids)
 
 
-def _check_groups(kind: str, train: TrainSplit, problems: Problems) -> None:
-    """Every query has the group that batches are to be drawn from."""
+def _check_groups(kind: str, train: TrainSplit, problems: ValidationReport) -> None:
+    """Check that every query has the group that batches are drawn from."""
     have = {
         "none": True,
         "category": all(t.target in train.categories for t in train.triplets),

@@ -24,7 +24,7 @@ INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of a vision-language model, by its config.json."""
+    """The sizes of a vision-language model, by its config.json."""
 
     family: str
     hidden: int
@@ -49,7 +49,7 @@ class Sizes:
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of each linear layer of a decoder layer."""
+        """Return the inputs and outputs of each linear layer of a decoder layer."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         return {
             "q_proj": (self.hidden, queries),
@@ -63,9 +63,11 @@ class Sizes:
 
 
 @cache
-def sizes_of(directory: Path) -> Sizes:
-    """Of the model in a directory, of which only config.json is read: its weights are counted
-    without being there. Raises UserError for a config.json of no model."""
+def model_sizes(directory: Path) -> Sizes:
+    """Return the sizes of the model in a directory, of which only config.json is read.
+
+    Raises UserError for a config.json of no model.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -102,15 +104,14 @@ def sizes_of(directory: Path) -> Sizes:
 
 
 def weight_bytes(sizes: Sizes, dtype: str, quantization: str = "none") -> int:
-    """Of all weights of the base."""
+    """Return the bytes of all weights of the base model."""
     linear = NF4_BYTES if quantization == "nf4" else BYTES[dtype]
     rest = sizes.embedding_weights + sizes.vision_weights
     return round(sizes.language_weights * linear) + rest * BYTES[dtype]
 
 
 def adapter_weights(sizes: Sizes, rank: int, targets: Sequence[str], dora: bool = False) -> int:
-    """Numbers of a LoRA: `rank` rows and columns for each target, for DoRA a length per output
-    too."""
+    """Count the weights of a LoRA of this `rank`; a DoRA has a magnitude per output too."""
     layer = 0
     for name in {*targets} & sizes.shapes.keys():
         inputs, outputs = sizes.shapes[name]
@@ -119,8 +120,10 @@ def adapter_weights(sizes: Sizes, rank: int, targets: Sequence[str], dora: bool 
 
 
 def trained_bytes(weights: int, copies_of: int = 0) -> int:
-    """Of trained float32 weights, their gradients and AdamW's two moments; with `copies_of` the
-    bytes of the weights that the float32 ones are copies of."""
+    """Return the bytes of trained float32 weights, their gradients and AdamW's two moments.
+
+    `copies_of` are the bytes of the weights that the float32 ones are copies of.
+    """
     return weights * (4 + 4 + 8 + copies_of)
 
 
@@ -160,13 +163,14 @@ def activation_bytes(
 
 
 def checkpointed_bytes(sizes: Sizes, dtype: str, per_token: int) -> int:
-    """Per token with gradient checkpointing: the input of every layer, and all of one layer."""
+    """Return the bytes per token with gradient checkpointing: every layer's input, and all of one
+    layer."""
     return sizes.layers * sizes.hidden * BYTES[dtype] + per_token // sizes.layers
 
 
 def working_bytes(sizes: Sizes, dtype: str, adapter_dtype: str = "") -> int:
-    """Per token, what the largest part of a layer, the MLP, holds at once beside what autograd
-    keeps."""
+    """Return the bytes per token that the MLP, the largest part of a layer, holds beside what
+    autograd keeps."""
     adapter = BYTES.get(adapter_dtype, 0)
     return (
         3 * sizes.intermediate * BYTES[dtype]
@@ -176,20 +180,21 @@ def working_bytes(sizes: Sizes, dtype: str, adapter_dtype: str = "") -> int:
 
 
 def key_value_bytes(sizes: Sizes, dtype: str) -> int:
-    """Per token, of the keys and values of all layers."""
+    """Return the bytes per token of the keys and values of all layers."""
     return 2 * sizes.layers * sizes.key_heads * sizes.head_width * BYTES[dtype]
 
 
 def caption_bytes(sizes: Sizes, dtype: str, questions: int, tokens: int, new_tokens: int) -> int:
-    """Keys and values of a batch: as they were read, and once more with room for the answer."""
+    """Return the bytes of a batch's keys and values: as prefilled, and once more with room for the
+    answer."""
     return questions * (2 * tokens + new_tokens) * key_value_bytes(sizes, dtype)
 
 
 def feature_bytes(sizes: Sizes, dtype: str, tokens: float) -> int:
-    """Of an image's vision features on disk."""
+    """Return the bytes of an image's vision features on disk."""
     return round(tokens * sizes.vision_width * BYTES[dtype])
 
 
 def gigabytes(num_bytes: float) -> str:
-    """In 10^9 bytes, in words."""
+    """Format a number of bytes in units of 10^9 bytes."""
     return f"{num_bytes / 1e9:,.0f} GB" if num_bytes >= 1e11 else f"{num_bytes / 1e9:.3g} GB"

@@ -6,35 +6,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cirloop.artifacts import schema
-from cirloop.artifacts.store import Artifact, fingerprint, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import Artifact, fingerprint
 from cirloop.distributed import launcher
 from cirloop.distributed.jobs import TrainJob
 from cirloop.monitoring import profiling
-from cirloop.stages.context import Run, adapter_of
+from cirloop.stages.context import RunContext, adapter_path
 from cirloop.training.health import plateau_warning
 
 
 def train(
-    run: Run,
+    run: RunContext,
     iteration: int,
     parent: Artifact | None,
     augmented: Sequence[Artifact],
     negatives: Artifact | None,
 ) -> Artifact:
-    """checkpoint_iter_{t}/: the LoRA after training on human and augmented triplets with the mined
+    """Write checkpoint_iter_{t}/: the LoRA trained on human and augmented triplets with mined
     negatives."""
     config, name = run.config, f"checkpoint_iter_{iteration}"
     steps = config.training.steps_per_iteration if iteration else config.training.iteration_0_steps
     untrained = steps == 0 and parent is None  # evaluating a base model needs no training data
     inputs = [a.digest for a in (parent, *augmented, negatives) if a is not None]
     inputs = inputs if untrained else [run.data.digest, *inputs]
-    settings = run.key("model", "training", "data") | {"steps": steps}
+    settings = run.stage_config("model", "training", "data") | {"steps": steps}
 
     def build(path: Path) -> None:
         if untrained or config.retrieval == "simulated":  # which has nothing to train
             write_json(path / "training_log.json", run.mark | {"schema": 1, "steps": 0, "rows": []})
             return
-        workspace = run.store.workspace(name)
+        workspace = run.store.scratch_dir(name)
         job = TrainJob(
             directory=workspace.parent,
             log=run.log,
@@ -42,7 +43,7 @@ def train(
             cache=config.cache,
             iteration=iteration,
             steps=steps,
-            parent=adapter_of(parent),
+            parent=adapter_path(parent),
             augmented=tuple(a.name for a in augmented),
             negatives=negatives.name if negatives else None,
             key=fingerprint([settings, inputs]),
@@ -50,11 +51,11 @@ def train(
             output=path,
         )
         run.models.release()  # the trainer loads its own
-        with profiling.of_processes(workspace):
-            launcher.training(job, config.runtime)
+        with profiling.collect_workers(workspace):
+            launcher.run_training(job, config.runtime)
         log = schema.read(path / "training_log.json")
-        said = plateau_warning([row["loss"] for row in log["rows"] if "ids" not in row])
-        if said:
-            run.costs.warn(f"{name}: {said}")
+        plateau = plateau_warning([row["loss"] for row in log["rows"] if "ids" not in row])
+        if plateau:
+            run.costs.warn(f"{name}: {plateau}")
 
-    return run.make(name, settings, inputs, build, iteration)
+    return run.build(name, settings, inputs, build, iteration)

@@ -20,17 +20,17 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry
-from cirloop.cli.evaluate import BASE, chosen
+from cirloop.cli.evaluate import BASE, select_iterations
 from cirloop.cli.runner import done_iterations
 from cirloop.config import cli, notices
-from cirloop.config.run import explain
+from cirloop.config.run import format_validation_error
 from cirloop.data.paths import Sources
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.vectors import validate_embeddings
-from cirloop.stages.context import Run, run_directory
+from cirloop.stages.context import RunContext, run_directory
 from cirloop.stages.mine import mining_inputs
 from cirloop.types import EvalSplit, TrainSplit, UserError
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         options = cli.parse(ExportConfig, argv, PROGRAM)
     except ValidationError as error:
-        raise UserError(explain(error, PROGRAM)) from None
+        raise UserError(format_validation_error(error, PROGRAM)) from None
     export(options)
 
 
@@ -76,14 +76,14 @@ def export(options: ExportConfig) -> None:
         )
     config, store = run_directory(directory)
     notices.refuse_simulated(config, "whose vectors could be exported")
-    label, *more = chosen(options.iteration, done_iterations(store))
+    label, *more = select_iterations(options.iteration, done_iterations(store))
     if more:
         raise UserError(f"--iteration {options.iteration}: give one.")
     data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
     splits: Sequence[TrainSplit | EvalSplit]
     splits = [data.train] if options.split == TRAIN else data.parts(options.split)
-    run = Run(config, store, data)
-    backbone = run.embedder(None if label == BASE else store.find(f"checkpoint_iter_{label}"))
+    run = RunContext(config, store, data)
+    backbone = run.embedder(None if label == BASE else store.load(f"checkpoint_iter_{label}"))
     made = []
     for split in splits:
         place = options.output / split.name.replace(":", "_") if len(splits) > 1 else options.output
@@ -102,12 +102,16 @@ def export(options: ExportConfig) -> None:
 
 
 def _export_split(
-    run: Run, backbone: Any, split: TrainSplit | EvalSplit, options: ExportConfig, place: Path
+    run: RunContext,
+    backbone: Any,
+    split: TrainSplit | EvalSplit,
+    options: ExportConfig,
+    place: Path,
 ) -> dict[str, list[int]]:
     """The shape of what was written, by its name."""
     shapes = {}
     if options.what != "queries":
-        vectors = validate_embeddings(run.gallery(backbone, split), "gallery vectors")
+        vectors = validate_embeddings(run.gallery_embeddings(backbone, split), "gallery vectors")
         shapes["gallery"] = write(place, "gallery", split.gallery.ids, vectors, options)
     if options.what == "gallery":
         return shapes
@@ -123,7 +127,9 @@ def _export_split(
         np.save(place / "references.npy", known.references_Q)
         write_json(place / "positives.json", [sorted(rows) for rows in known.positives or ()])
     else:
-        vectors = run.vectors(backbone, query_items(queries), split, f"embed {split.name} queries")
+        vectors = run.embed_cached(
+            backbone, query_items(queries), split, f"embed {split.name} queries"
+        )
     shapes["queries"] = write(
         place,
         "queries",
@@ -163,4 +169,4 @@ def write_parquet(file: Path, ids: Sequence[str], vectors: Any) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(lambda: main(sys.argv[1:]))
+    entry.main_wrapper(lambda: main(sys.argv[1:]))

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cirloop.artifacts import schema
+from cirloop.artifacts.atomic import write_checked
 from cirloop.artifacts.fs import save_tensors, sync_directory, sync_tree
-from cirloop.artifacts.store import file_digest, write_sealed
+from cirloop.artifacts.store import file_digest
 from cirloop.training.log import Row
 from cirloop.types import UserError
 
@@ -41,7 +42,7 @@ class StepCheckpoints:
         aside.mkdir(parents=True)
         save_tensors(aside / STATE, state)
         record = {"key": self._key, "step": step, "tensors": file_digest(aside / STATE), "log": log}
-        write_sealed(aside / RECORD, "state", record)
+        write_checked(aside / RECORD, "state", record)
         sync_tree(aside)
         _remove(path)  # an incomplete one: from a complete one, training would have resumed
         aside.replace(path)

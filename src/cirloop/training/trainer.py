@@ -121,8 +121,8 @@ class Trainer:
         before = gather_parameters(self._lora_B()) if start == 0 else {}
         for row in self.log:
             self.note(row)
-        for step in profiling.traced(progress(range(start, self.steps)), "training"):
-            with oom.enough(f"training step {step + 1}", self._way_out()):
+        for step in profiling.profile_batches(progress(range(start, self.steps)), "training"):
+            with oom.explain_oom(f"training step {step + 1}", self._way_out()):
                 stop = self._step(step, before)
             self.note(self.log[-1])
             if step + 1 == self.steps:
@@ -146,7 +146,7 @@ class Trainer:
         loss = self.engine.backward(step)
         norm = self._clip_gradient()
         finite = math.isfinite(loss) and (norm is None or self.scaled or math.isfinite(norm))
-        stop, bad = self._any(preemption.asked(), not finite)
+        stop, bad = self._any(preemption.stop_requested(), not finite)
         if bad:
             self._skip_step(non_finite_row(step + 1, loss, norm, self.batches[step]))
             return stop
@@ -235,7 +235,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             kept = "not kept, since DeepSpeed has no step checkpoints" if self.deepspeed else "kept"
             logger.info("asked to stop: %d of %d steps are done and %s", step, self.steps, kept)
-        raise preemption.Stopped
+        raise preemption.GracefulStop
 
     def _assert_gradients(self) -> None:
         dead = [name for name, parameter in self.parameters.items() if parameter.grad is None]

@@ -119,7 +119,7 @@ def filled(piece: str, text: str, category: str) -> str:
 @cache
 def load(name: str) -> PromptFormat:
     """Load the packaged format `name`, or that of a file. Raises UserError with all faults."""
-    path = parse.at_home(name)
+    path = parse.expand_user(name)
     if name in packaged():
         path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
     elif path.suffix != ".yaml" or not path.is_file():
@@ -128,7 +128,7 @@ def load(name: str) -> PromptFormat:
             " name is there."
         )
     try:
-        content = parse.yaml_file(path)
+        content = parse.read_yaml(path)
     except UserError as error:
         raise UserError(f"prompt format {name!r} {error}") from None
     problems = _problems(content)

@@ -90,7 +90,7 @@ def packaged() -> list[str]:
 @cache
 def load(name: str) -> Prompt:
     """Load the packaged prompt `name`, or the prompt of a file. Raises UserError with the fault."""
-    path = parse.at_home(name)
+    path = parse.expand_user(name)
     if name in packaged():
         path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
     elif path.suffix != ".yaml" or not path.is_file():
@@ -99,7 +99,7 @@ def load(name: str) -> Prompt:
             " there."
         )
     try:
-        content = parse.yaml_file(path)
+        content = parse.read_yaml(path)
     except UserError as error:
         raise UserError(f"prompt {name!r} {error}") from None
     if (

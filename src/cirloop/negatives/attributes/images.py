@@ -17,7 +17,7 @@ from cirloop.negatives.attributes.lexicon import Lexicon
 from cirloop.negatives.attributes.table import Table
 from cirloop.negatives.attributes.values import join_values
 from cirloop.types import ImageId
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def image_attributes(
     """The attributes of the gallery's images, row by row. `caption` asks the foundation model, for
     images from `vlm`.
 
-    Raises ProblemsFound with everything that is wrong in the file or among the captions.
+    Raises ValidationFailed with everything that is wrong in the file or among the captions.
     """
     if settings.image_source == "vlm":
         assert caption is not None, "images from 'vlm' need a caption callable"
@@ -60,7 +60,7 @@ def metadata(
 
     A value is text, a list of texts, or null for unknown.
     """
-    problems = Problems(
+    problems = ValidationReport(
         "Write it as {image: {attribute: value or list of values}}; null or no entry is unknown."
     )
     out: dict[ImageId, dict[str, str]] = {}
@@ -75,11 +75,11 @@ def metadata(
             )
             if read:
                 out[image][lexicon.attribute(name)] = read
-    problems.stop()
+    problems.raise_if_any()
     return out
 
 
-def _values(problems: Problems, where: str, lexicon: Lexicon, name: str, value: Any) -> str:
+def _values(problems: ValidationReport, where: str, lexicon: Lexicon, name: str, value: Any) -> str:
     values = value if isinstance(value, list) else [] if value is None else [value]
     wrong = [v for v in values if not isinstance(v, str) or not lexicon.value(name, v)]
     if not name:
@@ -92,23 +92,23 @@ def _values(problems: Problems, where: str, lexicon: Lexicon, name: str, value: 
 
 def captions_file(path: Path, images: Sequence[ImageId]) -> dict[ImageId, str]:
     """The captions of the images that a JSON file {image: caption} holds."""
-    problems = Problems("Write it as {image: caption}; no entry is unknown.")
+    problems = ValidationReport("Write it as {image: caption}; no entry is unknown.")
     out = _entries(problems, path, images)
     for image, text in out.items():
         if not isinstance(text, str) or not text.strip():
             problems.add(f"{path} {image!r}", f"must be text that is not empty, found {text!r:.60}")
-    problems.stop()
+    problems.raise_if_any()
     return out
 
 
 def of_model(caption: Caption, images: Sequence[ImageId]) -> dict[ImageId, str]:
     """The captions a model gives the images, without those that cannot be used. Raises
-    ProblemsFound for an empty one, and where none is left."""
-    problems = Problems("Look at these images and at the captioning model.")
+    ValidationFailed for an empty one, and where none is left."""
+    problems = ValidationReport("Look at these images and at the captioning model.")
     texts = list(caption(images))
     if len(texts) != len(images):
         problems.add("captions", f"the model gave {len(texts)} for {len(images)} images")
-        problems.stop()
+        problems.raise_if_any()
     captions = {image: text for image, text in zip(images, texts, strict=True) if text is not None}
     for image, text in captions.items():
         if not isinstance(text, str) or not text.strip():
@@ -119,11 +119,13 @@ def of_model(caption: Caption, images: Sequence[ImageId]) -> dict[ImageId, str]:
             f"none of the {len(images)} that the model gave had ended",
             "Raise captioning.max_new_tokens.",
         )
-    problems.stop()
+    problems.raise_if_any()
     return captions
 
 
-def _entries(problems: Problems, path: Path, images: Sequence[ImageId]) -> dict[ImageId, Any]:
+def _entries(
+    problems: ValidationReport, path: Path, images: Sequence[ImageId]
+) -> dict[ImageId, Any]:
     """The file's entries of these images."""
     content = problems.json(path)
     if content is not None and not isinstance(content, dict):
@@ -131,7 +133,7 @@ def _entries(problems: Problems, path: Path, images: Sequence[ImageId]) -> dict[
             path, f"must be an object with an entry per image, found {type(content).__name__}"
         )
     if not isinstance(content, dict):
-        problems.stop()
+        problems.raise_if_any()
         return {}
     found = {image: content[image] for image in images if image in content}
     if images and not found:

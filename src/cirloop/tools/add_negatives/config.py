@@ -18,7 +18,7 @@ from cirloop.io import parse
 from cirloop.negatives.knn_text_samples import KnnTextParams
 from cirloop.tools.add_negatives import locate
 from cirloop.types import UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 PROGRAM = "add_hard_negatives.py"
 
@@ -93,7 +93,7 @@ class AddNegativesConfig(cli.Flags):
 
         Raises UserError with every flag that is missing or wrong.
         """
-        problems = Problems(f"All flags: {PROGRAM} --help")
+        problems = ValidationReport(f"All flags: {PROGRAM} --help")
         try:
             return cli.parse(cls, cli.kebab(argv), PROGRAM)._located()
         except ValidationError as error:
@@ -101,7 +101,7 @@ class AddNegativesConfig(cli.Flags):
                 given = "" if row["type"] == "missing" else f" (given: {row['input']!r})"
                 what = "is needed" if row["type"] == "missing" else row["msg"]
                 problems.add("--" + ".".join(map(str, row["loc"])).replace("_", "-"), what + given)
-        problems.stop()
+        problems.raise_if_any()
         raise AssertionError("a validation error without errors")
 
     def _located(self) -> AddNegativesConfig:
@@ -148,7 +148,7 @@ class AddNegativesConfig(cli.Flags):
                 path=self.model_path, dtype=self.dtype, max_pixels=self.max_pixels
             )
         try:
-            content = parse.yaml_file(self.run_config)
+            content = parse.read_yaml(self.run_config)
             made: ModelSettings = TypeAdapter(BackboneConfig).validate_python(content["model"])
             if made.type == "simulated":
                 raise UserError("the run has simulated retrieval, and so no model")
@@ -166,7 +166,7 @@ class AddNegativesConfig(cli.Flags):
     def report(self) -> Path:
         return self.result_file.with_name(f"{self.result_file.stem}_report.json")
 
-    def check(self, problems: Problems) -> None:
+    def check(self, problems: ValidationReport) -> None:
         """Note what is wrong with the paths."""
         if not self.image_dir.is_dir():
             problems.add(f"--image-dir {self.image_dir}", "there is no such directory")
@@ -177,7 +177,7 @@ class AddNegativesConfig(cli.Flags):
         try:
             self.model.resolve_dir()
         except UserError as error:
-            problems.take(error, "model")
+            problems.merge(error, "model")
         if self.adapter is not None and not is_adapter(self.adapter):
             problems.add(
                 f"--adapter {self.adapter}",
@@ -190,7 +190,7 @@ class AddNegativesConfig(cli.Flags):
             if not list(self.text_encoder.glob("*.safetensors")):
                 problems.add(f"--text-encoder {self.text_encoder}", "has no *.safetensors weights")
 
-    def _check_annotations(self, problems: Problems) -> None:
+    def _check_annotations(self, problems: ValidationReport) -> None:
         """Note that no file of annotations was found, or several."""
         files = locate.split_files(self.image_dir, self.split)
         if files:
@@ -210,7 +210,7 @@ class AddNegativesConfig(cli.Flags):
             '{"image": "a.jpg", "question": "..", "answer": ".."}; give it by --annotations FILE.',
         )
 
-    def _check_output(self, output: Path, problems: Problems) -> None:
+    def _check_output(self, output: Path, problems: ValidationReport) -> None:
         """Note a result that cannot go where it should, or would take the place of something."""
         flag = f"--output {output}"
         if output.is_dir():

@@ -26,7 +26,7 @@ from cirloop.negatives.base import Floats
 from cirloop.tools.add_negatives.config import AddNegativesConfig
 from cirloop.tools.add_negatives.samples import UniqueItems
 from cirloop.types import ImageId, UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -212,7 +212,7 @@ def devices() -> list[dict[str, Any]]:
     ]
 
 
-def check_devices(options: AddNegativesConfig, problems: Problems) -> None:
+def check_devices(options: AddNegativesConfig, problems: ValidationReport) -> None:
     """Note GPUs asked for that are not there; where there is none at all, say that CPU processes do
     the work."""
     there, wanted = num_gpus_here(), options.num_gpus

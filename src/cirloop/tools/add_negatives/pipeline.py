@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cirloop.artifacts.store import file_digest, write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.store import file_digest
 from cirloop.monitoring.console import progress
 from cirloop.negatives.knn_text_samples import Clusters, SamplePool, choose, neighbours
 from cirloop.negatives.strategies.knn_text import thresholds
@@ -23,7 +24,7 @@ from cirloop.tools.add_negatives.report import MiningRun, reason, report
 from cirloop.tools.add_negatives.samples import Sample, UniqueItems
 from cirloop.tools.add_negatives.show import show
 from cirloop.tools.add_negatives.text_reuse import max_uses
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 RESULT_SETTINGS = (
@@ -107,7 +108,7 @@ def num_clusters_for(images: int) -> int:
 
 def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
     """The samples, once nothing is wrong with them, their pictures, the paths and the devices."""
-    problems = Problems()
+    problems = ValidationReport()
     options.check(problems)
     check_devices(options, problems)
     samples: list[Sample] = []
@@ -117,7 +118,7 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
     if options.image_dir.is_dir():
         looked_at = partial(progress, title="look at pictures")
         reading.check_images(samples, options.image_dir, options.num_workers, looked_at, problems)
-    problems.stop(
+    problems.raise_if_any(
         "docs/add_hard_negatives.md has the form of the annotations; all flags:"
         " add_hard_negatives.py --help"
     )

@@ -19,7 +19,7 @@ from cirloop.negatives.base import Rows
 from cirloop.tools.add_negatives import locate
 from cirloop.tools.add_negatives.text_reuse import normal
 from cirloop.types import ImageId, UserError
-from cirloop.validation import Entry, Problems
+from cirloop.validation import Entry, ValidationReport
 
 logger = logging.getLogger(__name__)
 LINES = (".jsonl", ".ndjson")
@@ -69,7 +69,7 @@ def read(
     path: Path,
     split: str | None,
     max_samples: int | None,
-    problems: Problems,
+    problems: ValidationReport,
     folder: Path | None = None,
 ) -> list[Sample]:
     """The samples of a file, or of its split, with pictures in `folder`. What is wrong with them is
@@ -89,7 +89,9 @@ def read(
     return samples
 
 
-def _entries(path: Path, split: str | None, problems: Problems) -> Iterator[tuple[str, Entry]]:
+def _entries(
+    path: Path, split: str | None, problems: ValidationReport
+) -> Iterator[tuple[str, Entry]]:
     """The file's objects: of the split where it has splits, as keys of one object or as a field."""
     if path.suffix in LINES:
         entries = list(problems.json_lines(path))
@@ -130,7 +132,7 @@ def _entries(path: Path, split: str | None, problems: Problems) -> Iterator[tupl
     yield from (row for row, name in zip(entries, splits, strict=True) if name == split)
 
 
-def _listed(content: Any, where: str, problems: Problems) -> Iterator[tuple[str, Entry]]:
+def _listed(content: Any, where: str, problems: ValidationReport) -> Iterator[tuple[str, Entry]]:
     if content is None and problems.rows:
         return
     if not isinstance(content, list) or not content:
@@ -147,11 +149,11 @@ def _other_kind(path: Path) -> str:
     """What a file is that is neither JSON nor JSON lines as its name says; empty where nothing is
     known against it."""
     try:
-        text = parse.text(path).strip()
+        text = parse.read_text(path).strip()
     except UserError:  # it is said when the file is read
         return ""
     if path.suffix in LINES or not text.startswith(("[", "{")):
-        form = parse.other_form(text)
+        form = parse.detect_format(text)
         return (
             form
             and f"is {form}, not {'JSON lines: name it .json' if text.startswith('[') else 'JSON'}"
@@ -171,7 +173,7 @@ def _inside(image: str, folder: Path | None) -> str:
     return image
 
 
-def _sample(entry: Entry, problems: Problems, folder: Path | None) -> Sample | None:
+def _sample(entry: Entry, problems: ValidationReport, folder: Path | None) -> Sample | None:
     image = entry.get("image", str)
     text = entry.get(
         "text" if "text" in entry.fields or "answer" not in entry.fields else "answer", str
@@ -195,7 +197,11 @@ def _sample(entry: Entry, problems: Problems, folder: Path | None) -> Sample | N
 
 
 def check_images(
-    samples: Sequence[Sample], folder: Path, workers: int, progress: Progress, problems: Problems
+    samples: Sequence[Sample],
+    folder: Path,
+    workers: int,
+    progress: Progress,
+    problems: ValidationReport,
 ) -> None:
     """Note every picture that is missing or does not decode."""
     files = {sample.image: folder / sample.image for sample in samples}

@@ -49,4 +49,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(lambda: main(sys.argv[1:]))
+    entry.main_wrapper(lambda: main(sys.argv[1:]))

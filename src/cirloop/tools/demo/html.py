@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from cirloop.io.redact import safe
+from cirloop.io.redact import sanitize
 from cirloop.tools.search.engine import Answer, Reference, UploadedImage
 from cirloop.types import ImageId, Query
 
@@ -41,7 +41,7 @@ element.addEventListener('drop', event => {
 
 def text(value: str) -> str:
     """A text as text, also in an attribute."""
-    return escape(safe(value), quote=True)
+    return escape(sanitize(value), quote=True)
 
 
 def picture(key: str, alt: str = "") -> str:

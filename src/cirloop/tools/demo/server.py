@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 
-from cirloop.io.redact import safe
+from cirloop.io.redact import sanitize
 from cirloop.tools.demo.image_registry import Desk
 from cirloop.tools.search.engine import MAX_FILE
 from cirloop.types import UserError
@@ -84,7 +84,7 @@ def application(blocks: gr.Blocks, desk: Desk) -> FastAPI:
         try:
             return {"key": await run_in_threadpool(desk.take, bytes(content))}
         except UserError as error:
-            return {"problem": safe(str(error))}
+            return {"problem": sanitize(str(error))}
 
     theme = gr.themes.Default(
         font=FONTS, font_mono=("ui-monospace", "monospace"), primary_hue="blue"

@@ -20,7 +20,7 @@ from pydantic_settings import SettingsConfigDict
 
 from cirloop.cli import entry
 from cirloop.config import cli
-from cirloop.config.run import explain
+from cirloop.config.run import format_validation_error
 from cirloop.types import UserError
 
 PROGRAM = "python -m cirloop.export"
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         options = cli.parse(ExportConfig, argv, PROGRAM)
     except ValidationError as error:
-        raise UserError(explain(error, PROGRAM)) from None
+        raise UserError(format_validation_error(error, PROGRAM)) from None
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from cirloop.tools.export.export import export
 
@@ -74,4 +74,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    entry.run(lambda: main(sys.argv[1:]))
+    entry.main_wrapper(lambda: main(sys.argv[1:]))

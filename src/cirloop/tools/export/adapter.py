@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from cirloop.artifacts.fs import named
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.fs import with_filename
 from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS
 from cirloop.io import parse
 from cirloop.tools.export.source import ExportSource
@@ -20,9 +20,9 @@ ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 def write(model: ExportSource, directory: Path) -> None:
     """The adapter's files and, where the base has no name that others can load it by, the
     base's."""
-    with named(directory / LORA_WEIGHTS):
+    with with_filename(directory / LORA_WEIGHTS):
         shutil.copyfile(model.checkpoint.path / LORA_WEIGHTS, directory / LORA_WEIGHTS)
-    settings = parse.parse_json(parse.text(model.checkpoint.path / LORA_CONFIG))
+    settings = parse.parse_json(parse.read_text(model.checkpoint.path / LORA_CONFIG))
     write_json(
         directory / LORA_CONFIG,
         json.loads(json.dumps(settings | {"base_model_name_or_path": model.hub or BASE})),
@@ -31,5 +31,5 @@ def write(model: ExportSource, directory: Path) -> None:
         (directory / BASE).mkdir()
         for file in sorted(model.base.iterdir()):
             if file.suffix in PARTS_OF_A_MODEL or file.name in ABOUT:
-                with named(directory / BASE / file.name):
+                with with_filename(directory / BASE / file.name):
                     shutil.copyfile(file, directory / BASE / file.name)

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from cirloop.config import notices
 from cirloop.io import parse
-from cirloop.io.redact import plain, safe
+from cirloop.io.redact import escape_control, sanitize
 from cirloop.monitoring.console import metric_rows
 from cirloop.tools.export.prompt_spec import PromptSpec
 from cirloop.tools.export.roundtrip import ALIKE, EXACT, Difference
@@ -71,14 +71,14 @@ def card(
     """The text of README.md. `found` is what a comparison of the vectors gave."""
     evaluations = _evaluations(model)
     licenses = license_of(model)
-    decisive = public(model.config.decisive())
+    decisive = public(model.config.result_settings())
     dtype, signs = model.settings.dtype, {"cell": _cell, "percent": _percent}
     return render(
         "card.md.jinja",
         signs,
         metadata=_metadata(model, to, where, evaluations, licenses),
         notices=notices.of(model.config),
-        name=plain(where.replace("`", "")),
+        name=escape_control(where.replace("`", "")),
         to=to,
         iteration=model.iteration,
         checkpoint=model.checkpoint.digest,
@@ -108,7 +108,7 @@ def card(
         unknown=UNKNOWN,
         training=decisive["training"],
         decisive=decisive,
-        recipe=safe(json.dumps(decisive, indent=1, ensure_ascii=False)),
+        recipe=sanitize(json.dumps(decisive, indent=1, ensure_ascii=False)),
     )
 
 
@@ -120,13 +120,13 @@ def _evaluations(model: ExportSource) -> list[dict[str, Any]]:
         for name in (f"evaluation_{label}.json" for label in labels)
         if name in model.store.names
     ]
-    return [model.store.find(name).read() for name in names]
+    return [model.store.load(name).read() for name in names]
 
 
 def _triplets(model: ExportSource) -> int | None:
     """Human triplets, where an iteration mined for them."""
     names = sorted(name for name in model.store.names if name.startswith("hard_negatives_iter_"))
-    return int(model.store.find(names[0]).read()["summary"]["queries"]) if names else None
+    return int(model.store.load(names[0]).read()["summary"]["queries"]) if names else None
 
 
 def _rounds(model: ExportSource) -> Iterable[dict[str, Any]]:
@@ -137,10 +137,10 @@ def _rounds(model: ExportSource) -> Iterable[dict[str, Any]]:
         if not names <= {*model.store.names}:
             continue
         mined, written = (
-            model.store.find(name).read()["summary"] for name in sorted(names, reverse=True)
+            model.store.load(name).read()["summary"] for name in sorted(names, reverse=True)
         )
         known = f"accounting_iter_{number}.json"
-        truth = model.store.find(known).read() if known in model.store.names else {}
+        truth = model.store.load(known).read() if known in model.store.names else {}
         yield {
             "iteration": number,
             "mined": mined["negatives"],
@@ -167,7 +167,7 @@ def license_of(model: ExportSource) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        data: Any = ModelCard(parse.text(file), ignore_metadata_errors=True).data
+        data: Any = ModelCard(parse.read_text(file), ignore_metadata_errors=True).data
         stated = data.to_dict()
     except (UserError, ValueError, yaml.YAMLError) as error:
         logger.warning("%s cannot be read (%s): the base's licence is left open", file, error)
@@ -220,7 +220,9 @@ def _metadata(
         pipeline_tag="feature-extraction",
         base_model=model.hub,
         base_model_relation=("adapter" if to == ADAPTER else "finetune") if model.hub else None,
-        datasets=[named] if named and "/" in named and not parse.at_home(named).exists() else None,
+        datasets=[named]
+        if named and "/" in named and not parse.expand_user(named).exists()
+        else None,
         tags=[
             "composed-image-retrieval",
             "image-retrieval",

@@ -8,8 +8,8 @@ import logging
 import shutil
 from pathlib import Path
 
-from cirloop.artifacts.fs import named, remove, sync_directory, sync_tree
-from cirloop.artifacts.store import write_json, write_text
+from cirloop.artifacts.atomic import write_json, write_text
+from cirloop.artifacts.fs import remove_tree_quietly, sync_directory, sync_tree, with_filename
 from cirloop.tools.export import adapter, hub, merged, roundtrip, sentence_transformers
 from cirloop.tools.export.card import card, code_of
 from cirloop.tools.export.prompt_spec import PromptSpec, reading_of
@@ -56,7 +56,7 @@ def export(
         sync_tree(aside)
         _rename(aside, goal, old)
     finally:
-        remove(aside)
+        remove_tree_quietly(aside)
     logger.info("wrote %s", goal)
     if push_to_hub is not None:
         hub.push(goal, push_to_hub, private)
@@ -117,7 +117,7 @@ def _rename(aside: Path, goal: Path, old: Path) -> None:
     place."""
     if old.exists():  # of one that was killed before it was removed
         shutil.rmtree(old)
-    with named(goal):
+    with with_filename(goal):
         if goal.exists():
             goal.replace(old)
         try:
@@ -127,4 +127,4 @@ def _rename(aside: Path, goal: Path, old: Path) -> None:
                 old.replace(goal)
             raise
     sync_directory(goal.parent)
-    remove(old)
+    remove_tree_quietly(old)

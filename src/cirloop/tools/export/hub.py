@@ -10,9 +10,9 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from cirloop.io.redact import safe
+from cirloop.io.redact import sanitize
 from cirloop.types import UserError
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def check(name: str) -> None:
     """Raises UserError with all that keeps a repository `name` from being written to. The token is
     never shown."""
-    problems = Problems()
+    problems = ValidationReport()
     try:
         validate_repo_id(name)
         if name.count("/") != 1:
@@ -31,7 +31,7 @@ def check(name: str) -> None:
         problems.add("--push_to_hub", "there is no token: run `hf auth login`, or set HF_TOKEN")
     if constants.HF_HUB_OFFLINE:
         problems.add("--push_to_hub", "HF_HUB_OFFLINE is set; unset it")
-    problems.stop("Nothing was made. Leave --push_to_hub out to export without the Hub.")
+    problems.raise_if_any("Nothing was made. Leave --push_to_hub out to export without the Hub.")
 
 
 def push(directory: Path, name: str, private: bool) -> str:
@@ -45,7 +45,7 @@ def push(directory: Path, name: str, private: bool) -> str:
         )
     except (HfHubHTTPError, OfflineModeIsEnabled, ConnectionError) as error:
         raise UserError(
-            f"--push_to_hub {name}: the Hub refused: {safe(str(error))}\n{directory} is whole."
+            f"--push_to_hub {name}: the Hub refused: {sanitize(str(error))}\n{directory} is whole."
             f" Upload it with `hf upload {name} {directory}`, once the Hub takes it."
         ) from None
     logger.info("uploaded %s to %s", directory, made)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from cirloop.artifacts.fs import as_os_error
+from cirloop.artifacts.fs import translate_safetensors_error
 from cirloop.backbones.weights import PARTS_WEIGHTS
 from cirloop.tools.export.source import ExportSource
 
@@ -20,7 +20,7 @@ SHARD = "5GB"
 def write(model: ExportSource, directory: Path) -> None:
     """`config.json` and safetensors, as `from_pretrained` reads them."""
     whole = merged(model)
-    with as_os_error(directory):
+    with translate_safetensors_error(directory):
         whole.save_pretrained(directory, max_shard_size=SHARD)
 
 

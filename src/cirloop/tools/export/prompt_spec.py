@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cirloop.artifacts.fs import named
+from cirloop.artifacts.fs import with_filename
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.model_settings import QwenSettings, VlmSettings
 from cirloop.tools.export.templates import render
@@ -74,7 +74,7 @@ class PromptSpec:
             }
         self.processor.tokenizer.padding_side = "right"
         self.processor.chat_template = self.template()
-        with named(directory):
+        with with_filename(directory):
             self.processor.save_pretrained(directory)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from cirloop.artifacts.store import write_json
+from cirloop.artifacts.atomic import write_json
 from cirloop.tools.export import merged
 from cirloop.tools.export.prompt_spec import PromptSpec
 from cirloop.tools.export.source import ExportSource

@@ -15,9 +15,9 @@ from cirloop.cli.runner import done_iterations
 from cirloop.config import notices
 from cirloop.config.run import RunConfig
 from cirloop.io import parse
-from cirloop.stages.context import adapter_of, run_directory
+from cirloop.stages.context import adapter_path, run_directory
 from cirloop.tools.export.prompt_spec import numbered
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 ADAPTER, MERGED, SENTENCE_TRANSFORMERS = "adapter", "merged", "sentence-transformers"
@@ -45,9 +45,9 @@ def trained(directory: Path, iteration: str, to: str) -> ExportSource:
     notices.refuse_simulated(config, "to export")
     for notice in notices.of(config):
         logger.warning("%s", notice)
-    done, problems = done_iterations(store), Problems()
+    done, problems = done_iterations(store), ValidationReport()
     found = {
-        number: store.find(f"checkpoint_iter_{number}")
+        number: store.load(f"checkpoint_iter_{number}")
         for number in done
         if str(number) == iteration
     }
@@ -61,7 +61,7 @@ def trained(directory: Path, iteration: str, to: str) -> ExportSource:
         problems.add("--iteration base", f"the base model is not trained: use it as it is. {there}")
     elif not found:
         problems.add(f"--iteration {iteration}", f"no such iteration in {directory}. {there}")
-    elif adapter_of(found[int(iteration)]) is None:
+    elif adapter_path(found[int(iteration)]) is None:
         problems.add(
             f"--iteration {iteration}", f"was trained for 0 steps, so it is the base model. {there}"
         )
@@ -88,15 +88,15 @@ def trained(directory: Path, iteration: str, to: str) -> ExportSource:
             " others. Give --format merged or adapter, whose card has the code.",
         )
     lora = all((artifact.path / LORA_CONFIG).is_file() for artifact in found.values())
-    if to == ADAPTER and found and not lora and adapter_of(found[int(iteration)]) is not None:
+    if to == ADAPTER and found and not lora and adapter_path(found[int(iteration)]) is not None:
         problems.add(
             "--format adapter",
             "parts were trained in full, there is no LoRA. Give --format merged.",
         )
-    problems.stop("Nothing was written.")
+    problems.raise_if_any("Nothing was written.")
     assert isinstance(settings, VlmSettings)
     number, base = int(iteration), settings.resolve_dir()
-    local = settings.path == "tiny" or parse.at_home(settings.path).exists()
+    local = settings.path == "tiny" or parse.expand_user(settings.path).exists()
     return ExportSource(
         config, settings, store, number, found[number], base, None if local else settings.path, lora
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from cirloop.io.redact import plain
+from cirloop.io.redact import escape_control
 
 
 def render(name: str, filters: Mapping[str, Any] | None = None, /, **values: Any) -> str:
@@ -36,7 +36,7 @@ def render(name: str, filters: Mapping[str, Any] | None = None, /, **values: Any
 def code(value: object) -> str:
     """A value as code within a line of Markdown: nothing in it is markup, and nothing in it ends
     it."""
-    text = plain(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+    text = escape_control(str(value)).replace("\n", "\\n").replace("\t", "\\t")
     runs = [len(run) for run in "".join(c if c == "`" else " " for c in text).split()]
     fence = "`" * (max(runs, default=0) + 1)
     space = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""

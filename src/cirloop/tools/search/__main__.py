@@ -21,7 +21,6 @@ from cirloop.monitoring.console import table
 from cirloop.tools.search.config import SearchOptions, parse
 from cirloop.tools.search.engine import BASE, Engine
 from cirloop.tools.search.queries import SearchQuery, answer, answers, lines_of, write
-from cirloop.validation import Problems
 
 logger = logging.getLogger("cirloop.tools.search")
 PROGRAM = "python -m cirloop.search"
@@ -50,10 +49,10 @@ def main(argv: Sequence[str]) -> int:
     """The exit code. Raises UserError for what is wrong with the flags, the run or the folder."""
     options = parse(SearchConfig, argv, PROGRAM)
     asked = SearchQuery(options.reference, options.text)
-    problems = Problems()
+    problems = ValidationReport()
     if options.queries is not None and asked != SearchQuery():
         problems.add("--queries", "is given with --reference or --text; give the one or the others")
-    problems.stop(f"All flags: {PROGRAM} --help")
+    problems.raise_if_any(f"All flags: {PROGRAM} --help")
     engine = Engine(options)
     label = engine.label(options.iteration)
     model = "the base model" if label == BASE else f"iteration {label}"
@@ -83,4 +82,4 @@ def _all(engine: Engine, label: str, options: SearchConfig) -> int:
 
 
 if __name__ == "__main__":
-    entry.run(lambda: sys.exit(main(sys.argv[1:])))
+    entry.main_wrapper(lambda: sys.exit(main(sys.argv[1:])))

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from cirloop.config import cli
-from cirloop.config.run import explain
+from cirloop.config.run import format_validation_error
 from cirloop.types import UserError
 
 MAX_K = 1000
@@ -44,4 +44,4 @@ def parse(model: type[S], argv: Sequence[str], program: str) -> S:
     try:
         return cli.parse(model, argv, program)
     except ValidationError as error:
-        raise UserError(explain(error, program)) from None
+        raise UserError(format_validation_error(error, program)) from None

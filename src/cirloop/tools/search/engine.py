@@ -30,7 +30,7 @@ from cirloop.data import triplets
 from cirloop.data.images import BadImage, Packed, decode
 from cirloop.retrieval.dense import best_positions
 from cirloop.retrieval.embed import embed_now
-from cirloop.stages.context import adapter_of, run_directory
+from cirloop.stages.context import adapter_path, run_directory
 from cirloop.tools.search.config import MAX_K, SearchOptions
 from cirloop.tools.search.gallery import SearchGallery, of_folder, of_run
 from cirloop.tools.search.index import Index, gallery_vectors
@@ -188,7 +188,7 @@ class Engine:
             self._searchers.popitem(last=False)
         store = run_directory(self.directory)[1]
         backbone = self._config.model.build(
-            adapter_of(None if label == BASE else store.find(f"checkpoint_iter_{label}"))
+            adapter_path(None if label == BASE else store.load(f"checkpoint_iter_{label}"))
         )
         runtime, cache = self._config.runtime, self._config.cache
         features = VisionCache(backbone, self.gallery.images, cache / "vision", runtime)

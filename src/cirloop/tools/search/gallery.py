@@ -21,7 +21,7 @@ from cirloop.data.images import FileImages
 from cirloop.data.paths import Sources
 from cirloop.monitoring.console import progress
 from cirloop.types import EvalSplit, ImageId, Images, Query
-from cirloop.validation import Problems
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +82,13 @@ def of_run(config: RunConfig) -> SearchGallery:
 def of_folder(
     directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool
 ) -> SearchGallery:
-    """The pictures below `directory`. Raises ProblemsFound with every one that cannot be used."""
-    problems = Problems()
+    """The pictures below `directory`. Raises ValidationReportFound with every one that cannot be used."""
+    problems = ValidationReport()
     if not directory.is_dir():
         problems.add(
             f"--gallery {directory}", "there is no such directory", "Give a folder of pictures."
         )
-        problems.stop()
+        problems.raise_if_any()
     folder = walk(directory, allow_symlinks, problems)
     files = folder.files
     if folder.others:
@@ -112,7 +112,7 @@ def of_folder(
             "holds no pictures",
             f"A picture's name ends in one of: {kinds}",
         )
-    problems.stop()
+    problems.raise_if_any()
     if bad:
         logger.warning("%s: searched without %d pictures that cannot be used", directory, len(bad))
     ids = tuple(sorted(files.keys() - bad.keys()))

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cirloop.artifacts.fs import named, save_tensors, sweep, sync_directory
+from cirloop.artifacts.fs import remove_stale_temp, save_tensors, sync_directory, with_filename
 from cirloop.artifacts.store import fingerprint
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.features import VisionCache
@@ -89,7 +89,7 @@ class Index:
     def write(self, known: Known) -> None:
         """In place of what is there. Raises OSError with the file named."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(self.path.parent)
+        remove_stale_temp(self.path.parent)
         order = sorted(known)
         digests = np.frombuffer(bytes.fromhex("".join(order)), np.uint8).reshape(-1, 32)
         tensors = {
@@ -99,7 +99,7 @@ class Index:
         sums = {name: _checksum(name, tensor) for name, tensor in tensors.items()}
         aside = self.path.with_name(f".{self.path.stem}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         try:
-            with named(aside):
+            with with_filename(aside):
                 save_tensors(
                     aside,
                     tensors,

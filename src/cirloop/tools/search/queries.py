@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cirloop.io import parse
-from cirloop.io.redact import without_secrets
+from cirloop.io.redact import redact
 from cirloop.tools.search.config import MAX_K
 from cirloop.tools.search.engine import Answer, Engine
 from cirloop.types import UserError
@@ -84,7 +84,7 @@ def answers(
         try:
             made = answer(engine, label, parse_line(line), k, keep)
         except UserError as error:
-            made = {"error": without_secrets(str(error))}
+            made = {"error": redact(str(error))}
         yield {"line": number, **made}
 
 

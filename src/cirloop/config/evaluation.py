@@ -1,0 +1,15 @@
+"""Settings of the evaluation after each iteration."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cirloop.config.base import Settings
+
+
+class Evaluation(Settings):
+    """What is evaluated after each iteration."""
+
+    split: Literal["val", "test"] = Field("val", description="What iterations are evaluated on.")
+    evaluate_base: bool = True
+    """Also evaluate the base model, before any training."""

@@ -1,0 +1,51 @@
+"""Gallery rows that are no negatives of a query: right answers, copies of target and reference."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+from collections import Counter, defaultdict
+
+from cirloop.data.known_positives import KINDS, REFERENCE, TARGET, KnownPositives
+from cirloop.types import ImageId, TrainSplit
+
+SPELLING = "other spellings of target or reference"
+"""Of the copies, those whose names differ in spelling alone, as `./a.png` and `a.png`."""
+EXCLUSION_KINDS = (*KINDS, SPELLING)
+
+
+def barred_rows(
+    train: TrainSplit, known: KnownPositives
+) -> tuple[list[frozenset[int]], dict[str, int]]:
+    """Return per query the gallery rows that are no negative of it, the target among them, and
+    counts by kind.
+
+    Counted are pairs of a query and an image other than its target and reference, each once,
+    whether or not a strategy would have chosen it. The reference itself is left to
+    `mining.rank_reference`.
+    """
+    gallery, out = train.gallery, []
+    rows, counts = gallery.rows(), Counter[str]()
+    of_content: dict[str, list[int]] = defaultdict(list)
+    for row, image in enumerate(gallery.ids):
+        of_content[known.content(image)].append(row)
+    for triplet in train.triplets:
+        target, reference = rows[triplet.target], rows[triplet.query.reference]
+        spelled = {_spelling(triplet.target), _spelling(triplet.query.reference)}
+        barred = {target}
+        for content, kind in known.barred(triplet.query).items():
+            equal = {*of_content[content]}
+            others = equal - {target, reference}
+            copies = kind in (TARGET, REFERENCE)
+            counts.update(
+                SPELLING if copies and _spelling(gallery.ids[row]) in spelled else kind
+                for row in others
+            )
+            barred |= others if kind == REFERENCE else equal
+        out.append(frozenset(barred))
+    return out, {kind: counts[kind] for kind in EXCLUSION_KINDS}
+
+
+def _spelling(image: ImageId) -> str:
+    """Normalise a name: without `./`, `//` and the like, in Unicode's composed form."""
+    return posixpath.normpath(unicodedata.normalize("NFC", image))
