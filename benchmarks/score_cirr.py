@@ -21,7 +21,7 @@ from cirloop.artifacts.store import write_json
 from cirloop.data import cirr
 from cirloop.evaluation import protocols, submission
 from cirloop.retrieval.images import ranks_of_images, topk_images
-from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
+from cirloop.types import Gallery, ImageId, LabeledQueries, Query, QueryId, Relevance
 from cirloop.validation import Problems
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     queries = tuple(Query(QueryId(str(n)), ids[row[0]], "text") for n, row in enumerate(chosen))
     groups = {q.id: tuple(ids[i] for i in row[1:]) for q, row in zip(queries, chosen, strict=True)}
     relevance = Relevance({q.id: ids[row[1]] for q, row in zip(queries, chosen, strict=True)})
-    part = Judged(
+    part = LabeledQueries(
         "cirr_val",
         queries,
         relevance,

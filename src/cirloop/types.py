@@ -175,7 +175,7 @@ class EvalProtocol:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class LabeledQueries:
     """Queries and what is right, without pixels: all that scoring a ranking needs.
 
     `relevance` is None for a split whose targets are not published, `gallery` where the list of its
@@ -220,7 +220,7 @@ class EvalSplit:
     used and are not ranked; `dropped` queries needed one of them. Every result says both.
     """
 
-    judged: Judged
+    labeled: LabeledQueries
     gallery: Gallery
     images: Images
     missing: int = 0
@@ -228,15 +228,15 @@ class EvalSplit:
 
     @property
     def name(self) -> str:
-        return self.judged.name
+        return self.labeled.name
 
     @property
     def queries(self) -> tuple[Query, ...]:
-        return self.judged.queries
+        return self.labeled.queries
 
     @property
     def relevance(self) -> Relevance | None:
-        return self.judged.relevance
+        return self.labeled.relevance
 
 
 def benchmark_of(split: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from cirloop.data.image_check import bad_images
+from cirloop.data.image_check import unreadable_images
 from cirloop.data.images import BadImage, FileImages, decode
 from cirloop.types import ImageId
 
@@ -176,7 +176,7 @@ def test_all_bad_images_are_found_at_once(tmp_path: Path) -> None:
             seen.append(image)
             yield image
 
-    found = bad_images(files, 4, progress)  # type: ignore[arg-type]
+    found = unreadable_images(files, 4, progress)  # type: ignore[arg-type]
     assert set(found) == set(BAD) and seen == sorted(files)
     assert all(BAD[name][1] in what for name, what in found.items())
 

@@ -24,7 +24,7 @@ from cirloop.evaluation.protocols import (
     values,
     without,
 )
-from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
+from cirloop.types import Gallery, ImageId, LabeledQueries, Query, QueryId, Relevance
 
 IMAGES = [ImageId(f"i{n:02d}") for n in range(20)]
 orders = st.permutations(IMAGES)
@@ -112,7 +112,7 @@ def test_what_a_ranking_does_not_list_is_not_retrieved() -> None:
     assert subset_place({IMAGES[0]: 40}, IMAGES[0], members) == 1
 
 
-def part(category: str, num: int, seed: int) -> tuple[Judged, dict[QueryId, list[ImageId]]]:
+def part(category: str, num: int, seed: int) -> tuple[LabeledQueries, dict[QueryId, list[ImageId]]]:
     """A part of `num` FashionIQ queries and random rankings of its 20 images, the reference among
     them."""
     draw = random.Random(seed)
@@ -124,7 +124,7 @@ def part(category: str, num: int, seed: int) -> tuple[Judged, dict[QueryId, list
     rankings = {query.id: draw.sample(IMAGES, len(IMAGES)) for query in queries}
     gallery = Gallery(category, tuple(IMAGES))
     return (
-        Judged("fashioniq_val", queries, relevance, gallery, fashioniq.PROTOCOL, category),
+        LabeledQueries("fashioniq_val", queries, relevance, gallery, fashioniq.PROTOCOL, category),
         rankings,
     )
 
@@ -134,7 +134,9 @@ def test_any_correct_counts_the_first_right_image_after_the_reference() -> None:
     names = [ImageId(name) for name in ("reference", "wrong", "right", "target")]
     query = Query(QueryId("q"), names[0], "text")
     relevance = Relevance({query.id: names[3]}, {query.id: frozenset(names[2:])})
-    part = Judged("shapes_val", (query,), relevance, Gallery("g", tuple(sorted(names))), SHAPES)
+    part = LabeledQueries(
+        "shapes_val", (query,), relevance, Gallery("g", tuple(sorted(names))), SHAPES
+    )
     found = metrics([part], {query.id: {name: place for place, name in enumerate(names, 1)}})
     assert found["any correct recall@1"].value == 0 and found["any correct recall@5"].value == 1
     found = metrics([part], {query.id: {names[0]: 2, names[2]: 1, names[1]: 3, names[3]: 4}})
@@ -150,7 +152,7 @@ def test_fashioniq_averages_categories_and_not_queries() -> None:
         for query in p.queries
     }
 
-    def naive(p: Judged, k: int, keep: bool) -> float:
+    def naive(p: LabeledQueries, k: int, keep: bool) -> float:
         assert p.relevance is not None
         hits = 0
         for query in p.queries:

@@ -55,7 +55,7 @@ def warm(config: Path) -> None:
         "cirloop.stages.mine",
         "transformers.models.qwen2_vl.modeling_qwen2_vl",
         "transformers.models.qwen2_vl.processing_qwen2_vl",
-        "pydantic_settings.sources",
+        "pydantic_settings.data_paths",
         "rich.table",
         "rich.progress",
     ):
@@ -64,11 +64,11 @@ def warm(config: Path) -> None:
     from cirloop.backbones import Item
     from cirloop.backbones.features import VisionFeatures
     from cirloop.config.run import load
-    from cirloop.data.paths import Sources
+    from cirloop.data.paths import DataPaths
     from cirloop.retrieval.embed import embed
 
     settings = load(["--config", str(config)], config)
-    data = settings.data.build(Sources(None, settings.cache, lambda items, _: items))
+    data = settings.data.build(DataPaths(None, settings.cache, lambda items, _: items))
     part = data.parts(settings.evaluation.split)[0]
     backbone: Any = settings.model.build()
     features = VisionFeatures(backbone, part.images, settings.cache / "vision", settings.runtime)

@@ -15,7 +15,7 @@ from cirloop.cli.score_rankings import score_rankings
 from cirloop.config import cli, notices
 from cirloop.config.run import RunConfig, explain
 from cirloop.data import Dataset, benchmarks, locations
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.significance import compared
 from cirloop.monitoring.console import marked, progress
@@ -86,20 +86,20 @@ def _data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, s
     """The data set and the split to evaluate on, the run's own or another benchmark's by name, and
     settings with it."""
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
-    other = benchmarks.settings_for(name, options.gallery, options.allow_missing_images)
+    other = benchmarks.settings_for_benchmark(name, options.gallery, options.allow_missing_images)
     if other is not None and (
         options.data_dir is not None or benchmark_of(name) != config.data.type
     ):
         settings, split = other
-        directory = locations.found(settings, options.data_dir, None)["data_dir"]
-        where = Sources(directory, config.cache, progress)
+        directory = locations.with_default_dirs(settings, options.data_dir, None)["data_dir"]
+        where = DataPaths(directory, config.cache, progress)
         there = {"data": settings, "data_dir": directory, "train_dir": None}
         return config.model_copy(update=there), settings.build(where), split
-    where = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
+    where = DataPaths(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
     own = config.data.build(where)
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name not in names:
-        also = "; with --data_dir " + ", ".join([*benchmarks.names(), "hp_fashioniq_val"])
+        also = "; with --data_dir " + ", ".join([*benchmarks.benchmark_names(), "hp_fashioniq_val"])
         raise UserError(
             f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}{also}."
         )
@@ -125,7 +125,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update=told)})
     labels = chosen(options.iterations, done_iterations(store))
     config, data, split = _data(options, config)
-    run, parts = Run(config, store, data), data.parts(split)
+    run, parts = Run(config, store, data), data.eval_splits(split)
     labelled = all(part.relevance is not None for part in parts)
     if options.submission is not None and any(
         part.relevance and part.relevance.preferences for part in parts
@@ -167,7 +167,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         )
         return []
     with marked(notices.title(config)):
-        show(results, parts[0].judged.protocol)
+        show(results, parts[0].labeled.protocol)
     if options.output_file is not None:
         write_json(
             options.output_file,
@@ -180,15 +180,15 @@ def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, direc
     """The server's files of one iteration, or where there is no server its rankings, in a directory
     of its own."""
     parts, rankings = (
-        run.data.parts(split),
+        run.data.eval_splits(split),
         predictions(run, checkpoint, split, submission.LISTED + 1),
     )
-    if parts[0].judged.benchmark in submission.BENCHMARKS:
+    if parts[0].labeled.benchmark in submission.BENCHMARKS:
         problems = Problems()
-        files = submission.submission(parts[0].judged, rankings[0], problems)
+        files = submission.submission(parts[0].labeled, rankings[0], problems)
         problems.stop("The server would refuse it.")
     else:
-        content = rankings_file.content([part.judged for part in parts], rankings)
+        content = rankings_file.content([part.labeled for part in parts], rankings)
         files = {f"{parts[0].name}_rankings.json": content}
     goal = directory / (BASE if label == BASE else f"iter_{label}")
     submission.write(goal, files)

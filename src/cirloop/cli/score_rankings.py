@@ -12,7 +12,7 @@ from cirloop.data import benchmarks, paths
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.protocols import SUBSET_KS, Places, describe, metrics, places_of
 from cirloop.monitoring.console import table
-from cirloop.types import ImageId, Judged, Query, QueryId, UserError, benchmark_of
+from cirloop.types import ImageId, LabeledQueries, Query, QueryId, UserError, benchmark_of
 from cirloop.validation import Problems
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,11 @@ def score_rankings(
             f"--submission: {benchmark} has no server; {' and '.join(submission.BENCHMARKS)} have."
         )
     problems = Problems()
-    parts = benchmarks.judged(eval_dataset, data_dir, gallery, problems)
+    parts = benchmarks.load_queries(eval_dataset, data_dir, gallery, problems)
     problems.stop(
         f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout."
     )
-    for note in filter(None, map(paths.unofficial, parts)):
+    for note in filter(None, map(paths.official_size_warning, parts)):
         logger.warning("%s", note)
     labelled = all(part.relevance is not None for part in parts)
     if not labelled and benchmark not in submission.BENCHMARKS:
@@ -96,7 +96,7 @@ def score_rankings(
 
 
 def _scores(
-    parts: Sequence[Judged], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
+    parts: Sequence[LabeledQueries], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
 ) -> dict[str, Any]:
     places = {
         q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries
@@ -122,7 +122,7 @@ def _scores(
     return out
 
 
-def _group_is_short(part: Judged, query: Query, places: Places) -> bool:
+def _group_is_short(part: LabeledQueries, query: Query, places: Places) -> bool:
     """Whether the ranking leaves open which place the target has in its group (CIRR)."""
     group = part.groups.get(query.id, ())
     assert part.relevance is not None

@@ -11,16 +11,16 @@ from cirloop.data.config import DataConfig
 from cirloop.data.fashioniq import FashionIQSettings
 from cirloop.data.hp_fashioniq import HpFashionIQSettings
 from cirloop.data.shapes.load import ShapesSettings
-from cirloop.types import Judged, UserError, benchmark_of
+from cirloop.types import LabeledQueries, UserError, benchmark_of
 from cirloop.validation import Problems
 
 SPLITS = ("val", "test")
-RANKED = {"cirr": cirr.judged, "circo": circo.judged}
+QUERY_LOADERS = {"cirr": cirr.load_queries, "circo": circo.load_queries}
 """Besides FashionIQ, the benchmarks whose annotations are enough to score a file of rankings."""
 
 
-def names() -> list[str]:
-    """Every name that `judged` knows."""
+def benchmark_names() -> list[str]:
+    """Every name that `load_queries` knows."""
     plain = [
         f"{benchmark}_{split}" for benchmark in ("cirr", "fashioniq", "circo") for split in SPLITS
     ]
@@ -29,7 +29,7 @@ def names() -> list[str]:
     ]
 
 
-def settings_for(
+def settings_for_benchmark(
     name: str, gallery: fashioniq.GalleryKind, allow_missing_images: int = 0
 ) -> tuple[DataConfig, str] | None:
     """Settings and split of an evaluation name such as `cirr_val` or `fashioniq_val:dress`; None
@@ -50,19 +50,21 @@ def settings_for(
     return (known[benchmark], split) if there else None
 
 
-def judged(
+def load_queries(
     name: str, directory: Path, gallery: fashioniq.GalleryKind, problems: Problems
-) -> list[Judged]:
+) -> list[LabeledQueries]:
     """The parts of a benchmark's split. Raises UserError for an unknown name; adds what is wrong to
     `problems`."""
-    if name not in names():
-        raise UserError(f"--eval_dataset {name}: unknown. There are: {', '.join(names())}.")
+    if name not in benchmark_names():
+        raise UserError(
+            f"--eval_dataset {name}: unknown. There are: {', '.join(benchmark_names())}."
+        )
     if not directory.is_dir():
         raise UserError(f"--data_dir {directory}: there is no such directory.")
     benchmark, split, categories = _parts(name)
-    if benchmark in RANKED:
-        return RANKED[benchmark](directory, split, problems)
-    return fashioniq.judged(directory, split, problems, categories, gallery)
+    if benchmark in QUERY_LOADERS:
+        return QUERY_LOADERS[benchmark](directory, split, problems)
+    return fashioniq.load_queries(directory, split, problems, categories, gallery)
 
 
 def _parts(name: str) -> tuple[str, str, tuple[fashioniq.Category, ...]]:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.paths import Sources, eval_splits, note_blanks
+from cirloop.data.paths import DataPaths, build_eval_splits, warn_blank_texts
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Query,
     QueryId,
     Relevance,
@@ -50,9 +50,9 @@ class CircoSettings(FileSettings):
     train: TrainedOn | None = None
     """The data set to train on; its files are under --train_dir."""
 
-    def build(self, sources: Sources) -> Dataset:
+    def build(self, data_paths: DataPaths) -> Dataset:
         return load(
-            self.allow_missing_images, train_split_of("circo", self.train, sources), sources
+            self.allow_missing_images, train_split_of("circo", self.train, data_paths), data_paths
         )
 
 
@@ -73,7 +73,7 @@ def gallery(directory: Path, problems: Problems) -> Gallery | None:
     return Gallery("circo", tuple(sorted({ImageId(str(image["id"])) for image in images})))
 
 
-def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
+def load_queries(directory: Path, split: str, problems: Problems) -> list[LabeledQueries]:
     """Queries and all right answers of `split`; the problems found are added to `problems`."""
     there = gallery(directory, problems)
     known = set(there.ids) if there else None
@@ -110,10 +110,10 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         targets[query] = ImageId(str(target))
         positives[query] = frozenset(ImageId(str(image)) for image in right)
         aspects[query] = tuple(entry.list_of("semantic_aspects", str) or ())
-    note_blanks(path, blanks)
+    warn_blank_texts(path, blanks)
     relevance = Relevance(targets, positives, aspects=aspects) if targets else None
     return [
-        Judged(
+        LabeledQueries(
             f"circo_{split}",
             tuple(queries.values()),
             relevance,
@@ -125,27 +125,27 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
 
 
 def load(
-    allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources
+    allow_missing_images: int, load_train: Callable[[], TrainSplit], data_paths: DataPaths
 ) -> Dataset:
     """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017, and another data set's
     training split."""
-    directory = sources.root("circo")
+    directory = data_paths.require_dir("circo")
     folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
 
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+    def load_eval(split: str) -> tuple[EvalSplit, ...]:
         problems = Problems(
             f"Put CIRCO and COCO's list of images under --data_dir {directory}; see"
             " docs/datasets.md."
         )
-        [part] = judged(directory, split, problems)
+        [part] = load_queries(directory, split, problems)
         if part.gallery is None and not (directory / LIST).exists():
             problems.add(directory / LIST, "there is no such file")
         files = {
             image: folder / f"{int(image):012d}.jpg"
             for image in (part.gallery.ids if part.gallery else ())
         }
-        return eval_splits([(part, files)], allow_missing_images, sources, problems)
+        return build_eval_splits([(part, files)], allow_missing_images, data_paths, problems)
 
     return Dataset(
-        "circo", make_train, {split: partial(evaluated, split) for split in ("val", "test")}
+        "circo", load_train, {split: partial(load_eval, split) for split in ("val", "test")}
     )

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.images import leads_out
-from cirloop.data.paths import Sources, eval_splits, note_blanks, train_split
+from cirloop.data.images import escapes_root
+from cirloop.data.paths import DataPaths, build_eval_splits, build_train_split, warn_blank_texts
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Query,
     QueryId,
     Relevance,
@@ -45,8 +45,8 @@ class CirrSettings(FileSettings):
     type: Literal["cirr"] = "cirr"
     protocol: ClassVar[EvalProtocol] = PROTOCOL
 
-    def build(self, sources: Sources) -> Dataset:
-        return load(self.allow_missing_images, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        return load(self.allow_missing_images, data_paths)
 
 
 def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId, str]:
@@ -61,12 +61,12 @@ def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId
     if not content:
         problems.add(path, "holds no images")
     for name, file in content.items():
-        if leads_out(file):
+        if escapes_root(file):
             problems.add(path, f"the path of {name!r} leads out of the picture folder: {file!r}")
-    return {ImageId(name): file for name, file in content.items() if not leads_out(file)}
+    return {ImageId(name): file for name, file in content.items() if not escapes_root(file)}
 
 
-def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
+def load_queries(directory: Path, split: str, problems: Problems) -> list[LabeledQueries]:
     """Queries, targets and groups of `split`; the problems found are added to `problems`."""
     images = image_files(directory, split, problems)
     path = directory / "captions" / f"cap.rc2.{SPLITS[split]}.json"
@@ -108,12 +108,12 @@ def judged(directory: Path, split: str, problems: Problems) -> list[Judged]:
         problems.add(
             path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target"
         )
-    note_blanks(path, blanks)
+    warn_blank_texts(path, blanks)
     relevance = Relevance(targets) if targets else None
     gallery = Gallery(f"cirr/{split}", tuple(sorted(images)))
     queries_of = tuple(queries.values())
     return [
-        Judged(
+        LabeledQueries(
             f"cirr_{split}",
             queries_of,
             relevance,
@@ -137,10 +137,10 @@ def _members(entry: Entry, problems: Problems) -> list[str]:
     return members
 
 
-def load(allow_missing_images: int, sources: Sources) -> Dataset:
+def load(allow_missing_images: int, data_paths: DataPaths) -> Dataset:
     """Train, val and test1 with their pictures, at the paths of the split files, under `img_raw/`
     or beside it."""
-    directory = sources.root("cirr")
+    directory = data_paths.require_dir("cirr")
     raw = directory / "img_raw"
     pictures = raw if raw.is_dir() else directory
     way_out = (
@@ -148,19 +148,23 @@ def load(allow_missing_images: int, sources: Sources) -> Dataset:
         " layout."
     )
 
-    def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:
+    def read(split: str, problems: Problems) -> list[tuple[LabeledQueries, dict[ImageId, Path]]]:
         files = {
             image: pictures / path
             for image, path in image_files(directory, split, Problems()).items()
         }
-        return [(part, files) for part in judged(directory, split, problems)]
+        return [(part, files) for part in load_queries(directory, split, problems)]
 
-    def train() -> TrainSplit:
+    def load_train() -> TrainSplit:
         problems = Problems(way_out)
-        return train_split(read("train", problems), allow_missing_images, sources, problems)
+        return build_train_split(
+            read("train", problems), allow_missing_images, data_paths, problems
+        )
 
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+    def load_eval(split: str) -> tuple[EvalSplit, ...]:
         problems = Problems(way_out)
-        return eval_splits(read(split, problems), allow_missing_images, sources, problems)
+        return build_eval_splits(read(split, problems), allow_missing_images, data_paths, problems)
 
-    return Dataset("cirr", train, {split: partial(evaluated, split) for split in ("val", "test")})
+    return Dataset(
+        "cirr", load_train, {split: partial(load_eval, split) for split in ("val", "test")}
+    )

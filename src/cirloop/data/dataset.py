@@ -11,7 +11,7 @@ from pydantic import Field
 
 from cirloop.artifacts.store import fingerprint
 from cirloop.config.base import Settings
-from cirloop.data.images import Blanked
+from cirloop.data.images import GreyImages
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
@@ -24,9 +24,9 @@ from cirloop.types import (
 )
 
 if TYPE_CHECKING:
-    from cirloop.data.paths import Sources
+    from cirloop.data.paths import DataPaths
 
-GREY = "/grey"
+GREY_SUFFIX = "/grey"
 """Ends the gallery's name of a split whose pictures are grey."""
 
 
@@ -37,7 +37,7 @@ class DatasetSettings(Settings):
     """How its evaluation splits are scored."""
     type: str
 
-    def build(self, sources: Sources) -> Dataset:
+    def build(self, data_paths: DataPaths) -> Dataset:
         """The data set, its splits made when asked for. Raises UserError where its files are not
         there."""
         raise NotImplementedError
@@ -53,51 +53,53 @@ class FileSettings(DatasetSettings):
 
 @dataclass(frozen=True)
 class Dataset:
-    """`make_train` gives the train split, `evals` the parts of an evaluation split by name (`val`,
+    """`load_train` gives the train split, `evals` the parts of an evaluation split by name (`val`,
     `test`).
 
     Both are made when asked for, so that evaluating needs no training data.
     """
 
     name: str
-    make_train: Callable[[], TrainSplit]
+    load_train: Callable[[], TrainSplit]
     evals: Mapping[str, Callable[[], tuple[EvalSplit, ...]]]
-    _made: dict[str, tuple[EvalSplit, ...]] = field(default_factory=dict, init=False, repr=False)
+    _loaded: dict[str, tuple[EvalSplit, ...]] = field(default_factory=dict, init=False, repr=False)
 
-    def parts(self, split: str) -> tuple[EvalSplit, ...]:
+    def eval_splits(self, split: str) -> tuple[EvalSplit, ...]:
         """The parts of an evaluation split, made once. Raises UserError where the data set has no
         such split."""
         if split not in self.evals:
             raise UserError(
                 f"evaluation.split {split}: {self.name} has only {', '.join(self.evals)}."
             )
-        if split not in self._made:
-            self._made[split] = self.evals[split]()
-        return self._made[split]
+        if split not in self._loaded:
+            self._loaded[split] = self.evals[split]()
+        return self._loaded[split]
 
     @cached_property
     def train(self) -> TrainSplit:
-        return self.make_train()
+        return self.load_train()
 
-    def where(self, split: TrainSplit | EvalSplit) -> tuple[str, str]:
+    def split_key(self, split: TrainSplit | EvalSplit) -> tuple[str, str]:
         """How another process finds a split of this data set again: what holds it, and the name of
         its gallery."""
-        gallery = split.gallery.name.removesuffix(GREY)
+        gallery = split.gallery.name.removesuffix(GREY_SUFFIX)
         held = [
             name
-            for name, parts in self._made.items()
+            for name, parts in self._loaded.items()
             if gallery in [part.gallery.name for part in parts]
         ]
         return ("train" if isinstance(split, TrainSplit) else held[0]), split.gallery.name
 
-    def at(self, where: Sequence[str]) -> TrainSplit | EvalSplit:
-        """The split that `where` names."""
+    def split_by_key(self, where: Sequence[str]) -> TrainSplit | EvalSplit:
+        """The split that `split_key` names."""
         holder, gallery = where
         splits: Sequence[TrainSplit | EvalSplit] = (
-            [self.train] if holder == "train" else self.parts(holder)
+            [self.train] if holder == "train" else self.eval_splits(holder)
         )
-        (found,) = [split for split in splits if split.gallery.name == gallery.removesuffix(GREY)]
-        return grey(found) if gallery.endswith(GREY) else found
+        (found,) = [
+            split for split in splits if split.gallery.name == gallery.removesuffix(GREY_SUFFIX)
+        ]
+        return with_grey_images(found) if gallery.endswith(GREY_SUFFIX) else found
 
     @cached_property
     def digest(self) -> str:
@@ -115,10 +117,10 @@ def _row(triplet: Triplet) -> list[object]:
 Split = TypeVar("Split", TrainSplit, EvalSplit, TrainSplit | EvalSplit)
 
 
-def grey(split: Split) -> Split:
+def with_grey_images(split: Split) -> Split:
     """The same split with grey pictures."""
-    gallery = replace(split.gallery, name=split.gallery.name + GREY)
-    return replace(split, images=Blanked(split.images), gallery=gallery)
+    gallery = replace(split.gallery, name=split.gallery.name + GREY_SUFFIX)
+    return replace(split, images=GreyImages(split.images), gallery=gallery)
 
 
 def eval_digest(parts: Sequence[EvalSplit]) -> str:
@@ -139,7 +141,7 @@ def _queries(part: EvalSplit) -> list[list[object]]:
         ]
 
     return [
-        [q.id, q.reference, q.text, q.category, *right(q), part.judged.groups.get(q.id, ())]
+        [q.id, q.reference, q.text, q.category, *right(q), part.labeled.groups.get(q.id, ())]
         for q in part.queries
     ]
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.images import leads_out
-from cirloop.data.paths import Sources, eval_splits, note_blanks, train_split
+from cirloop.data.images import escapes_root
+from cirloop.data.paths import DataPaths, build_eval_splits, build_train_split, warn_blank_texts
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Query,
     QueryId,
     Relevance,
@@ -63,24 +63,24 @@ class FashionIQSettings(FileSettings):
     """What is ranked at evaluation: every image of the split, or the references and targets of the
     queries."""
 
-    def build(self, sources: Sources) -> Dataset:
-        return load(self.categories, self.gallery, self.allow_missing_images, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        return load(self.categories, self.gallery, self.allow_missing_images, data_paths)
 
 
-def joined(captions: Sequence[str]) -> str:
+def join_captions(captions: Sequence[str]) -> str:
     """The two captions as one text, as CLIP4Cir, SPRC and QuRe do at evaluation; an empty one is
     left out."""
     parts = [part for part in (caption.strip(".?, ") for caption in captions) if part]
     return " and ".join([parts[0].capitalize(), *parts[1:]]) if parts else ""
 
 
-def judged(
+def load_queries(
     directory: Path,
     split: str,
     problems: Problems,
     categories: Sequence[str] = CATEGORIES,
     kind: GalleryKind = "original",
-) -> list[Judged]:
+) -> list[LabeledQueries]:
     """Queries and targets of `split`, one part per category; the problems found are added to
     `problems`."""
     return [_category(directory, split, category, problems, kind) for category in categories]
@@ -88,7 +88,7 @@ def judged(
 
 def _category(
     directory: Path, split: str, category: str, problems: Problems, kind: GalleryKind
-) -> Judged:
+) -> LabeledQueries:
     names = directory / "image_splits" / f"split.{category}.{split}.json"
     content = problems.json(names)
     if content is not None and not (
@@ -96,7 +96,7 @@ def _category(
     ):
         problems.add(names, "must be a list of image ids")
         content = None
-    out = [name for name in content or () if leads_out(name) or "/" in name]
+    out = [name for name in content or () if escapes_root(name) or "/" in name]
     if out:
         problems.add(names, f"{len(out)} image ids are no names of files, the first: {out[0]!r}")
         content = None
@@ -116,7 +116,7 @@ def _category(
         reference, captions = entry.get("candidate", str), entry.list_of("captions", str)
         target = entry.get("target", str, optional=split == "test")
         for role, image in (("candidate", reference), ("target", target)):
-            if image is not None and (leads_out(image) or "/" in image):
+            if image is not None and (escapes_root(image) or "/" in image):
                 problems.add(where, f"{role} {image!r} is no name of a file")
             elif image is not None and known and image not in known:
                 problems.add(where, f"{role} {image!r} is not in {names.name}")
@@ -124,7 +124,7 @@ def _category(
             problems.add(where, "'captions' holds none")
         if reference is None or not captions:
             continue
-        text, query = joined(captions), QueryId(f"{category}/{number}")
+        text, query = join_captions(captions), QueryId(f"{category}/{number}")
         blanks += [] if text else [f"entry {number}"]
         queries.append(Query(query, ImageId(reference), text, category))
         if target is not None:
@@ -133,7 +133,7 @@ def _category(
         problems.add(
             path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target"
         )
-    note_blanks(path, blanks)
+    warn_blank_texts(path, blanks)
     if kind == "union":
         known = {query.reference for query in queries} | set(targets.values())
     gallery = Gallery(
@@ -148,7 +148,7 @@ def _category(
         else None
     )
     relevance = Relevance(targets) if targets else None
-    return Judged(
+    return LabeledQueries(
         f"fashioniq_{split}",
         tuple(queries),
         relevance,
@@ -159,7 +159,7 @@ def _category(
     )
 
 
-def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> dict[ImageId, Path]:
+def image_paths(directory: Path, images: Iterable[ImageId], category: str) -> dict[ImageId, Path]:
     """Where each picture is: images/<id>.png, .jpg or .jpeg, or the same in images/<category>/."""
     there: dict[str, Path] = {}
     for folder in (directory / "images" / category, directory / "images"):
@@ -170,32 +170,34 @@ def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> 
 
 
 def load(
-    categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, sources: Sources
+    categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, data_paths: DataPaths
 ) -> Dataset:
     """Train over the categories together; val and test one part per category."""
-    directory = sources.root("fashioniq")
+    directory = data_paths.require_dir("fashioniq")
     way_out = (
         f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the"
         " layout."
     )
 
-    def read(split: str, problems: Problems) -> list[tuple[Judged, dict[ImageId, Path]]]:
-        parts = judged(
+    def read(split: str, problems: Problems) -> list[tuple[LabeledQueries, dict[ImageId, Path]]]:
+        parts = load_queries(
             directory, split, problems, categories, kind if split != "train" else "original"
         )
         return [
-            (p, picture_files(directory, p.gallery.ids if p.gallery else (), p.category))
+            (p, image_paths(directory, p.gallery.ids if p.gallery else (), p.category))
             for p in parts
         ]
 
-    def train() -> TrainSplit:
+    def load_train() -> TrainSplit:
         problems = Problems(way_out)
-        return train_split(read("train", problems), allow_missing_images, sources, problems)
+        return build_train_split(
+            read("train", problems), allow_missing_images, data_paths, problems
+        )
 
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+    def load_eval(split: str) -> tuple[EvalSplit, ...]:
         problems = Problems(way_out)
-        return eval_splits(read(split, problems), allow_missing_images, sources, problems)
+        return build_eval_splits(read(split, problems), allow_missing_images, data_paths, problems)
 
     return Dataset(
-        "fashioniq", train, {split: partial(evaluated, split) for split in ("val", "test")}
+        "fashioniq", load_train, {split: partial(load_eval, split) for split in ("val", "test")}
     )

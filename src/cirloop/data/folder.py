@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from cirloop.data.images import FORMATS
-from cirloop.data.names import composed
+from cirloop.data.names import nfc
 from cirloop.types import ImageId
 from cirloop.validation import Problems
 
@@ -25,7 +25,7 @@ UNREAD = frozenset({".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class FolderScan:
     """Pictures by name, and what was passed over: how often by ending, and one file of each
     ending."""
 
@@ -33,18 +33,14 @@ class Folder:
     others: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def passed_over(self, endings_of_interest: frozenset[str] | None = None) -> str:
+    def skipped(self, suffixes: frozenset[str] | None = None) -> str:
         """What was passed over, such as `2 .heic (a.heic)`; empty where nothing was."""
-        wanted = [
-            kind
-            for kind in sorted(self.others)
-            if endings_of_interest is None or kind in endings_of_interest
-        ]
+        wanted = [kind for kind in sorted(self.others) if suffixes is None or kind in suffixes]
         return ", ".join(f"{self.others[kind]:,} {kind} ({self.examples[kind]})" for kind in wanted)
 
 
 @cache
-def endings() -> frozenset[str]:
+def image_suffixes() -> frozenset[str]:
     """How the names of pictures end, of the kinds that are decoded here."""
     known = Image.registered_extensions()
     return frozenset(
@@ -52,25 +48,27 @@ def endings() -> frozenset[str]:
     )
 
 
-def walk(directory: Path, follow_links: bool, problems: Problems) -> Folder:
+def scan_folder(directory: Path, follow_links: bool, problems: Problems) -> FolderScan:
     """The files below a folder, linked ones too. Each folder is walked once, so that links in a
     circle end.
 
     Links to folders are problems unless `follow_links`: one may bring in another tree. Names that
     are not UTF-8, or the same in NFC, are problems too.
     """
-    folder, seen = Folder(), {os.path.realpath(directory)}
+    folder, seen = FolderScan(), {os.path.realpath(directory)}
 
     def not_read(error: OSError) -> None:
         problems.add(error.filename, f"cannot be read ({error.strerror})")
 
     for place, folders, names in os.walk(directory, followlinks=follow_links, onerror=not_read):
         folders[:] = sorted(
-            name for name in folders if _entered(Path(place, name), follow_links, seen, problems)
+            name
+            for name in folders
+            if _should_enter(Path(place, name), follow_links, seen, problems)
         )
         for name in sorted(names):
             path = Path(place, name)
-            if name.startswith(".") or path.suffix.lower() not in endings():
+            if name.startswith(".") or path.suffix.lower() not in image_suffixes():
                 kind = (
                     "hidden" if name.startswith(".") else path.suffix.lower() or "without an ending"
                 )
@@ -79,11 +77,11 @@ def walk(directory: Path, follow_links: bool, problems: Problems) -> Folder:
                     kind, os.fsencode(name).decode("utf-8", "backslashreplace")
                 )
                 continue
-            _take(path, directory, folder.files, problems)
+            _add_file(path, directory, folder.files, problems)
     return folder
 
 
-def _take(path: Path, directory: Path, files: dict[ImageId, Path], problems: Problems) -> None:
+def _add_file(path: Path, directory: Path, files: dict[ImageId, Path], problems: Problems) -> None:
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError:
@@ -91,7 +89,7 @@ def _take(path: Path, directory: Path, files: dict[ImageId, Path], problems: Pro
             os.fsencode(path).decode("utf-8", "backslashreplace"), "has a name that is not UTF-8"
         )
         return
-    image = ImageId(composed(path.relative_to(directory).as_posix()))
+    image = ImageId(nfc(path.relative_to(directory).as_posix()))
     if image in files:
         problems.add(
             path,
@@ -102,7 +100,7 @@ def _take(path: Path, directory: Path, files: dict[ImageId, Path], problems: Pro
     files[image] = path
 
 
-def _entered(folder: Path, follow_links: bool, seen: set[str], problems: Problems) -> bool:
+def _should_enter(folder: Path, follow_links: bool, seen: set[str], problems: Problems) -> bool:
     """Whether a folder is walked: not a hidden one, nor one that was walked by another name."""
     if folder.name.startswith("."):
         return False

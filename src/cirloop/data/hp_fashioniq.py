@@ -18,15 +18,15 @@ from typing import Any, ClassVar, Literal
 
 from cirloop.data import fashioniq
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.images import leads_out
-from cirloop.data.paths import Sources, eval_splits, note_blanks
+from cirloop.data.images import escapes_root
+from cirloop.data.paths import DataPaths, build_eval_splits, warn_blank_texts
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Preference,
     Query,
     QueryId,
@@ -56,12 +56,12 @@ class HpFashionIQSettings(FileSettings):
     train: TrainedOn | None = fashioniq.FashionIQSettings()
     """The data set to train on; its files are under --train_dir, by default --data_dir."""
 
-    def build(self, sources: Sources) -> Dataset:
-        make_train = train_split_of("hp_fashioniq", self.train, sources)
-        return load(self.file, self.allow_missing_images, make_train, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        load_train = train_split_of("hp_fashioniq", self.train, data_paths)
+        return load(self.file, self.allow_missing_images, load_train, data_paths)
 
 
-def plain(sentence: str) -> str:
+def restore_captions(sentence: str) -> str:
     """The sentence as FashionIQ's evaluation words it: marks turned back, captions joined.
 
     `andmark` also lies in "landmark", which stays.
@@ -72,10 +72,14 @@ def plain(sentence: str) -> str:
         sentence,
         flags=re.IGNORECASE,
     )
-    return fashioniq.joined([" ".join(caption.split()) for caption in marked.split("  and ")])
+    return fashioniq.join_captions(
+        [" ".join(caption.split()) for caption in marked.split("  and ")]
+    )
 
 
-def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict[ImageId, str]]:
+def load_queries(
+    directory: Path, file: str, problems: Problems
+) -> tuple[LabeledQueries, dict[ImageId, str]]:
     """The questions and the category of each image; the problems found are added to `problems`."""
     queries: list[Query] = []
     preferences: dict[QueryId, Preference] = {}
@@ -86,7 +90,7 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
             entry, "ref_img_paths", [entry.get("ref_img_paths", str)], categories, problems
         )
         sentence = entry.get("sentences", str, blank=True)
-        text = None if sentence is None else plain(sentence)
+        text = None if sentence is None else restore_captions(sentence)
         blanks += [name] if text == "" else []
         shown = []
         for role in ("retrieved_set1", "retrieved_set2"):
@@ -105,11 +109,13 @@ def judged(directory: Path, file: str, problems: Problems) -> tuple[Judged, dict
         elif reference and text is not None and all(shown):
             queries.append(Query(QueryId(name), reference[0], text, categories[reference[0]]))
             preferences[QueryId(name)] = Preference(shown[0], shown[1], int(preferred))
-    note_blanks(directory / file, blanks)
+    warn_blank_texts(directory / file, blanks)
     gallery = Gallery("hp_fashioniq/val", tuple(sorted(categories)))
     relevance = Relevance({}, preferences=preferences)
     return (
-        Judged("hp_fashioniq_val", tuple(queries), relevance, gallery, PROTOCOL, official=OFFICIAL),
+        LabeledQueries(
+            "hp_fashioniq_val", tuple(queries), relevance, gallery, PROTOCOL, official=OFFICIAL
+        ),
         categories,
     )
 
@@ -157,7 +163,7 @@ def _images(
         if text is None:
             continue
         path = PurePosixPath(text)
-        if path.parent.name not in fashioniq.CATEGORIES or not path.stem or leads_out(path.name):
+        if path.parent.name not in fashioniq.CATEGORIES or not path.stem or escapes_root(path.name):
             problems.add(
                 f"{entry.where} {role}", f"{text!r} does not end in <category>/<image>.jpg"
             )
@@ -168,21 +174,24 @@ def _images(
 
 
 def load(
-    file: str, allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources
+    file: str,
+    allow_missing_images: int,
+    load_train: Callable[[], TrainSplit],
+    data_paths: DataPaths,
 ) -> Dataset:
     """Val with FashionIQ's pictures, and another data set's training split."""
-    directory = sources.root("hp_fashioniq")
+    directory = data_paths.require_dir("hp_fashioniq")
 
-    def evaluated() -> tuple[EvalSplit, ...]:
+    def load_eval() -> tuple[EvalSplit, ...]:
         problems = Problems(
             f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see"
             " docs/datasets.md."
         )
-        part, categories = judged(directory, file, problems)
+        part, categories = load_queries(directory, file, problems)
         files: dict[ImageId, Path] = {}
         for category in sorted(set(categories.values())):
             images = [image for image, of in categories.items() if of == category]
-            files |= fashioniq.picture_files(directory, images, category)
-        return eval_splits([(part, files)], allow_missing_images, sources, problems)
+            files |= fashioniq.image_paths(directory, images, category)
+        return build_eval_splits([(part, files)], allow_missing_images, data_paths, problems)
 
-    return Dataset("hp_fashioniq", make_train, {"val": evaluated})
+    return Dataset("hp_fashioniq", load_train, {"val": load_eval})

@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Literal
 from cirloop.config.base import Settings
 from cirloop.data import own, triplets
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.images import Packed, Picture
-from cirloop.data.names import composed
-from cirloop.data.paths import Sources, eval_splits, train_split
+from cirloop.data.images import ImageFile, InlineImage
+from cirloop.data.names import nfc
+from cirloop.data.paths import DataPaths, build_eval_splits, build_train_split
 from cirloop.data.tables import COLUMNS, Tables
-from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
+from cirloop.types import EvalProtocol, EvalSplit, ImageId, LabeledQueries, TrainSplit
 from cirloop.validation import Entry, Problems
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ class HuggingFaceSettings(FileSettings):
     allow_symlinks: bool = False
     """Follow links to folders among the pictures; links to files are always followed."""
 
-    def build(self, sources: Sources) -> Dataset:
-        return load(self, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        return load(self, data_paths)
 
 
 def is_picture(table: Any, column: str) -> bool:
@@ -98,7 +98,7 @@ def is_picture(table: Any, column: str) -> bool:
     return isinstance(table.features[column], datasets.Image)
 
 
-def packed(table: Any, row: int, column: str, cell: Any, name: str) -> Picture | None:
+def packed(table: Any, row: int, column: str, cell: Any, name: str) -> ImageFile | None:
     """The picture of a cell: its bytes in the table, or the file it points to; None for an empty
     cell."""
     if cell is None or (cell["bytes"] is None and not cell["path"]):
@@ -110,38 +110,40 @@ def packed(table: Any, row: int, column: str, cell: Any, name: str) -> Picture |
         content: bytes = table[row][column]["bytes"]
         return content
 
-    return Packed(f"{name} row {row} {column}", hashlib.sha256(cell["bytes"]).hexdigest(), read)
+    return InlineImage(
+        f"{name} row {row} {column}", hashlib.sha256(cell["bytes"]).hexdigest(), read
+    )
 
 
-def _id(picture: Picture) -> ImageId:
-    if isinstance(picture, Packed):
+def _id(picture: ImageFile) -> ImageId:
+    if isinstance(picture, InlineImage):
         return ImageId(picture.sha256[:ID_LENGTH])
     content = picture.read_bytes() if picture.is_file() else str(picture).encode()
     return ImageId(hashlib.sha256(content).hexdigest()[:ID_LENGTH])
 
 
 def gallery(
-    settings: HuggingFaceSettings, tables: Tables, sources: Sources, problems: Problems
-) -> dict[ImageId, Picture] | None:
+    settings: HuggingFaceSettings, tables: Tables, data_paths: DataPaths, problems: Problems
+) -> dict[ImageId, ImageFile] | None:
     """The pictures that rows name, from the gallery table or the folder; None where there is
     neither."""
     if settings.images is not None:
-        folder = own.on_disk(sources.root("huggingface") / settings.images)
-        return own.folder_of_pictures(folder, settings.allow_symlinks, problems)
+        folder = own.path_on_disk(data_paths.require_dir("huggingface") / settings.images)
+        return own.images_in_folder(folder, settings.allow_symlinks, problems)
     if settings.gallery is None:
         return None
     found, wanted = settings.gallery, (settings.gallery.id, settings.gallery.image)
     table = tables.split(found.split, problems, found.name)
     if table is None or _lacks(table, wanted, f"{tables.name} {found.split}", problems):
         return {}
-    files: dict[ImageId, Picture] = {}
+    files: dict[ImageId, ImageFile] = {}
     where = f"{tables.name} {found.split}"
     if not is_picture(table, found.image):
         problems.add(where, f"data.gallery.image: the column {found.image!r} holds no pictures")
         return {}
     for row, cells in enumerate(table.select_columns([*wanted])):
         image, picture = (
-            ImageId(composed(str(cells[found.id]))),
+            ImageId(nfc(str(cells[found.id]))),
             packed(table, row, found.image, cells[found.image], where),
         )
         if image in files:
@@ -161,9 +163,13 @@ def _lacks(table: Any, columns: Any, where: str, problems: Problems) -> bool:
     return bool(missing)
 
 
-def judged(
-    settings: HuggingFaceSettings, tables: Tables, split: str, sources: Sources, problems: Problems
-) -> tuple[list[Judged], dict[ImageId, Picture]]:
+def load_queries(
+    settings: HuggingFaceSettings,
+    tables: Tables,
+    split: str,
+    data_paths: DataPaths,
+    problems: Problems,
+) -> tuple[list[LabeledQueries], dict[ImageId, ImageFile]]:
     """The queries of `split` and the pictures of its gallery."""
     name = getattr(settings, split)
     where, table = f"{tables.name} {name}", tables.split(name, problems)
@@ -172,8 +178,8 @@ def judged(
     }
     if table is None or _lacks(table, chosen.values(), where, problems):
         return [], {}
-    named = gallery(settings, tables, sources, problems)
-    files: dict[ImageId, Picture] = dict(named or {})
+    named = gallery(settings, tables, data_paths, problems)
+    files: dict[ImageId, ImageFile] = dict(named or {})
     packed_roles = [role for role in ROLES if role in chosen and is_picture(table, chosen[role])]
     if named is None and len(packed_roles) < len([role for role in ROLES if role in chosen]):
         problems.add(
@@ -217,22 +223,22 @@ def judged(
     folder = (
         None
         if settings.images is None
-        else own.on_disk(sources.root("huggingface") / settings.images)
+        else own.path_on_disk(data_paths.require_dir("huggingface") / settings.images)
     )
-    rows = own.respelled(
+    rows = own.normalize_names(
         entries(), folder
     )  # all pictures are known before the first row is looked at
     if folder is not None and files:
-        files = own.with_named(files, folder, rows)
-    once = own.without_copies(files, where if folder is None else folder)
+        files = own.with_named_images(files, folder, rows)
+    once = own.deduplicate(files, where if folder is None else folder)
     return (
-        triplets.judged(rows, once.files, "huggingface", split, where, problems, once.same),
+        triplets.load_queries(rows, once.files, "huggingface", split, where, problems, once.same),
         once.files,
     )
 
 
 def _refuse_outside(
-    pictures: Iterable[Picture], directory: Path | None, problems: Problems
+    pictures: Iterable[ImageFile], directory: Path | None, problems: Problems
 ) -> None:
     """Raises ProblemsFound for files that a table names outside of its directory and of the caches
     of `datasets`."""
@@ -260,27 +266,27 @@ def _refuse_outside(
         problems.stop()
 
 
-def load(settings: HuggingFaceSettings, sources: Sources) -> Dataset:
+def load(settings: HuggingFaceSettings, data_paths: DataPaths) -> Dataset:
     """Train, val and test from the splits that `settings` names."""
-    tables, allow = Tables(settings, sources), settings.allow_missing_images
+    tables, allow = Tables(settings, data_paths), settings.allow_missing_images
 
-    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
+    def read(split: str) -> tuple[list[tuple[LabeledQueries, dict[ImageId, ImageFile]]], Problems]:
         problems = Problems(
             f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md."
         )
-        parts, files = judged(settings, tables, split, sources, problems)
+        parts, files = load_queries(settings, tables, split, data_paths, problems)
         if settings.images is None:
-            _refuse_outside(files.values(), sources.directory, problems)
+            _refuse_outside(files.values(), data_paths.directory, problems)
         return [(part, files) for part in parts], problems
 
-    def train() -> TrainSplit:
+    def load_train() -> TrainSplit:
         parts, problems = read("train")
-        return train_split(parts, allow, sources, problems)
+        return build_train_split(parts, allow, data_paths, problems)
 
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+    def load_eval(split: str) -> tuple[EvalSplit, ...]:
         parts, problems = read(split)
-        return eval_splits(parts, allow, sources, problems)
+        return build_eval_splits(parts, allow, data_paths, problems)
 
     return Dataset(
-        "huggingface", train, {split: partial(evaluated, split) for split in ("val", "test")}
+        "huggingface", load_train, {split: partial(load_eval, split) for split in ("val", "test")}
     )

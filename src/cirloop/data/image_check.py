@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cirloop.data.images import BadImage, Picture, decode
+from cirloop.data.images import BadImage, ImageFile, decode
 from cirloop.types import ImageId
 
 WORKERS = os.cpu_count() or 1
 
 
-def bad_images(
-    files: Mapping[ImageId, Picture],
+def unreadable_images(
+    files: Mapping[ImageId, ImageFile],
     workers: int,
     progress: Callable[[Sequence[ImageId]], Iterable[ImageId]] = iter,
 ) -> dict[ImageId, str]:

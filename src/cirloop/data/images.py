@@ -46,7 +46,7 @@ class BadImage(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class InlineImage:
     """A picture file's bytes that lie in a table; `where` names the place in messages."""
 
     where: str
@@ -57,13 +57,13 @@ class Packed:
         return self.where
 
 
-Picture = Path | Packed
+ImageFile = Path | InlineImage
 
 
-def stamp(picture: Picture) -> tuple[object, ...]:
+def file_signature(picture: ImageFile) -> tuple[object, ...]:
     """What changes when a picture does: the path, size and time of a file, the digest of packed
     bytes."""
-    if isinstance(picture, Packed):
+    if isinstance(picture, InlineImage):
         return (picture.sha256,)
     try:
         seen = picture.stat()
@@ -72,10 +72,10 @@ def stamp(picture: Picture) -> tuple[object, ...]:
     return (str(picture), seen.st_size, seen.st_mtime_ns)
 
 
-def size_of(picture: Picture) -> int | None:
+def size_or_prefix(picture: ImageFile) -> int | None:
     """Something that equal pictures share and that is quick to tell: a file's bytes. None where
     there is no file."""
-    if isinstance(picture, Packed):
+    if isinstance(picture, InlineImage):
         return int(picture.sha256[:12], 16)
     try:
         seen = picture.stat()
@@ -84,10 +84,10 @@ def size_of(picture: Picture) -> int | None:
     return seen.st_size if stat.S_ISREG(seen.st_mode) else None
 
 
-def content_digest(picture: Picture) -> str | None:
+def content_digest(picture: ImageFile) -> str | None:
     """The SHA-256 of a picture's bytes, computed once for a file that does not change; None where
     it cannot be read."""
-    if isinstance(picture, Packed):
+    if isinstance(picture, InlineImage):
         return picture.sha256
     try:
         seen = picture.stat()
@@ -102,7 +102,7 @@ def _file_digest(path: Path, *_: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def leads_out(name: str) -> bool:
+def escapes_root(name: str) -> bool:
     """Whether a name of a picture in annotations could stand for a file outside of its folder."""
     parts = PurePosixPath(name).parts
     return (
@@ -129,7 +129,7 @@ class DrawnImages:
 class FileImages:
     """Images from files, or packed in a table; the digest is of the file's bytes."""
 
-    def __init__(self, files: Mapping[ImageId, Picture]) -> None:
+    def __init__(self, files: Mapping[ImageId, ImageFile]) -> None:
         self._files = files
         self._digests: dict[ImageId, str] = {}
 
@@ -144,7 +144,7 @@ class FileImages:
 
     def digest(self, image: ImageId) -> str:
         picture = self._files[image]
-        if isinstance(picture, Packed):
+        if isinstance(picture, InlineImage):
             return picture.sha256
         if image not in self._digests:
             seen = picture.stat()
@@ -154,7 +154,7 @@ class FileImages:
         return self._digests[image]
 
 
-class Blanked:
+class GreyImages:
     """The same images as grey pictures of their own sizes: what is left of a query when its
     reference is taken away."""
 
@@ -168,9 +168,9 @@ class Blanked:
         return hashlib.sha256(f"blank {self._images.digest(image)}".encode()).hexdigest()
 
 
-def decode(source: Picture) -> Image.Image:
+def decode(source: ImageFile) -> Image.Image:
     """The picture of a file, upright RGB. Raises BadImage with what is wrong."""
-    path = io.BytesIO(source.read()) if isinstance(source, Packed) else source
+    path = io.BytesIO(source.read()) if isinstance(source, InlineImage) else source
     try:
         if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
             raise BadImage(

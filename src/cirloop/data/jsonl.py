@@ -15,11 +15,11 @@ from typing import ClassVar, Literal
 
 from cirloop.data import own, triplets
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.folder import walk
-from cirloop.data.images import Picture, leads_out
-from cirloop.data.names import spelled
-from cirloop.data.paths import Sources, eval_splits, train_split
-from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
+from cirloop.data.folder import scan_folder
+from cirloop.data.images import ImageFile, escapes_root
+from cirloop.data.names import normalize_name
+from cirloop.data.paths import DataPaths, build_eval_splits, build_train_split
+from cirloop.types import EvalProtocol, EvalSplit, ImageId, LabeledQueries, TrainSplit
 from cirloop.validation import Problems
 
 
@@ -41,74 +41,78 @@ class JsonlSettings(FileSettings):
     allow_symlinks: bool = False
     """Follow links to folders among the pictures; links to files are always followed."""
 
-    def build(self, sources: Sources) -> Dataset:
-        return load(self, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        return load(self, data_paths)
 
 
 def pictures(
     directory: Path, settings: JsonlSettings, problems: Problems
-) -> dict[ImageId, Picture]:
+) -> dict[ImageId, ImageFile]:
     """The gallery's images and where they are."""
-    folder = own.on_disk(directory / settings.images)
+    folder = own.path_on_disk(directory / settings.images)
     if settings.gallery is None or not folder.is_dir():
-        return own.folder_of_pictures(folder, settings.allow_symlinks, problems)
-    listed = own.on_disk(directory / settings.gallery)
-    names = [spelled(name, folder) for name in problems.lines(listed) if name]
+        return own.images_in_folder(folder, settings.allow_symlinks, problems)
+    listed = own.path_on_disk(directory / settings.gallery)
+    names = [normalize_name(name, folder) for name in problems.lines(listed) if name]
     if not names:
         problems.add(listed, "names no images")
     for name, count in sorted(Counter(names).items()):
         if count > 1:
             problems.add(listed, f"{name!r} is there more than once")
-        if leads_out(name):
+        if escapes_root(name):
             problems.add(listed, f"{name!r} is not inside the picture folder")
-    files = walk(
+    files = scan_folder(
         folder, settings.allow_symlinks, Problems()
     ).files  # names as the disk has them, which may be NFD
     return {
         ImageId(name): files.get(ImageId(name), folder / name)
         for name in names
-        if not leads_out(name)
+        if not escapes_root(name)
     }
 
 
-def judged(
+def load_queries(
     directory: Path, settings: JsonlSettings, split: str, problems: Problems
-) -> tuple[list[Judged], dict[ImageId, Picture]]:
+) -> tuple[list[LabeledQueries], dict[ImageId, ImageFile]]:
     """The queries of `split`, a part per category if its lines have one, and the pictures."""
     files = pictures(directory, settings, problems)
     path, folder = (
-        own.on_disk(directory / getattr(settings, split)),
-        own.on_disk(directory / settings.images),
+        own.path_on_disk(directory / getattr(settings, split)),
+        own.path_on_disk(directory / settings.images),
     )
     if not os.path.lexists(path):
-        own.missing_file(path, f"data.{split}", problems)
+        own.report_missing_file(path, f"data.{split}", problems)
         return [], files
-    entries = own.respelled(problems.json_lines(path), folder)
+    entries = own.normalize_names(problems.json_lines(path), folder)
     if settings.gallery is None and files:
-        files = own.with_named(files, folder, entries)
-    gallery = own.without_copies(files, folder)
-    parts = triplets.judged(entries, gallery.files, "jsonl", split, path, problems, gallery.same)
+        files = own.with_named_images(files, folder, entries)
+    gallery = own.deduplicate(files, folder)
+    parts = triplets.load_queries(
+        entries, gallery.files, "jsonl", split, path, problems, gallery.same
+    )
     return parts, gallery.files
 
 
-def load(settings: JsonlSettings, sources: Sources) -> Dataset:
+def load(settings: JsonlSettings, data_paths: DataPaths) -> Dataset:
     """Train, val and test from the files that `settings` names."""
-    directory, allow = sources.root("jsonl"), settings.allow_missing_images
+    directory, allow = data_paths.require_dir("jsonl"), settings.allow_missing_images
 
-    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], Problems]:
+    def read(split: str) -> tuple[list[tuple[LabeledQueries, dict[ImageId, ImageFile]]], Problems]:
         problems = Problems(
             f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a"
             " line."
         )
-        parts, files = judged(directory, settings, split, problems)
+        parts, files = load_queries(directory, settings, split, problems)
         return [(part, files) for part in parts], problems
 
-    def train() -> TrainSplit:
+    def load_train() -> TrainSplit:
         parts, problems = read("train")
-        return train_split(parts, allow, sources, problems)
+        return build_train_split(parts, allow, data_paths, problems)
 
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+    def load_eval(split: str) -> tuple[EvalSplit, ...]:
         parts, problems = read(split)
-        return eval_splits(parts, allow, sources, problems)
+        return build_eval_splits(parts, allow, data_paths, problems)
 
-    return Dataset("jsonl", train, {split: partial(evaluated, split) for split in ("val", "test")})
+    return Dataset(
+        "jsonl", load_train, {split: partial(load_eval, split) for split in ("val", "test")}
+    )

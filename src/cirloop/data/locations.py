@@ -17,7 +17,7 @@ BESIDE = {"hp_fashioniq": "fashioniq"}
 """Data sets whose files lie among those of another."""
 
 
-def usual(data_set: str) -> list[Path]:
+def default_dirs(data_set: str) -> list[Path]:
     """Where a data set's files are looked for when no directory is named."""
     roots = [
         Path("data"),
@@ -26,13 +26,15 @@ def usual(data_set: str) -> list[Path]:
     return [root / BESIDE.get(data_set, data_set) for root in roots]
 
 
-def looked(data_set: str) -> str:
+def describe_default_dirs(data_set: str) -> str:
     """Those places, for messages."""
     variable = "" if os.environ.get(VARIABLE) else f"; ${VARIABLE} is not set"
-    return f"{' and '.join(str(place.absolute()) for place in usual(data_set))}{variable}"
+    return f"{' and '.join(str(place.absolute()) for place in default_dirs(data_set))}{variable}"
 
 
-def found(data: DataConfig, data_dir: Path | None, train_dir: Path | None) -> dict[str, Any]:
+def with_default_dirs(
+    data: DataConfig, data_dir: Path | None, train_dir: Path | None
+) -> dict[str, Any]:
     """`data_dir` and `train_dir`, taken from the usual places where they are not given and a place
     is there."""
     named = {"data_dir": (data_dir, None if _needs_none(data) else data.type)}
@@ -42,7 +44,7 @@ def found(data: DataConfig, data_dir: Path | None, train_dir: Path | None) -> di
     out: dict[str, Any] = {}
     for flag, (directory, data_set) in named.items():
         out[flag] = directory
-        places = [place for place in usual(data_set) if place.is_dir()] if data_set else []
+        places = [place for place in default_dirs(data_set) if place.is_dir()] if data_set else []
         if directory is None and places:
             out[flag] = places[0].absolute()
             logger.info("--%s is not given: %s is taken, one of the usual places", flag, out[flag])

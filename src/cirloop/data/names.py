@@ -13,41 +13,41 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from cirloop.data.images import Picture, content_digest, size_of
+from cirloop.data.images import ImageFile, content_digest, size_or_prefix
 from cirloop.types import ImageId
 
 MAX_COMPARED = 5_000
 """Names that a misspelt one is compared with letter by letter."""
 
 
-def composed(name: str) -> str:
+def nfc(name: str) -> str:
     """The name in Unicode NFC: `é` is one character, however a file system or an editor writes
     it."""
     return unicodedata.normalize("NFC", name)
 
 
-def spelled(name: str, folder: Path | None = None) -> str:
+def normalize_name(name: str, folder: Path | None = None) -> str:
     """The one spelling of a picture's name: NFC, without `.`, `..`, `//` and the path of `folder`
     before it.
 
     A name that leads out of the folder stays as it is, for the caller to refuse.
     """
-    plain = composed(name)
+    plain = nfc(name)
     if folder is None or not plain.strip() or "\0" in plain:
         return plain
-    here = composed(os.path.abspath(folder))
+    here = nfc(os.path.abspath(folder))
     path = PurePosixPath(posixpath.normpath(posixpath.join(here, plain)))
-    for root in (here, composed(os.path.realpath(folder))):
+    for root in (here, nfc(os.path.realpath(folder))):
         if path.is_relative_to(root):
             return path.relative_to(root).as_posix()
     return plain
 
 
-def copies(files: Mapping[ImageId, Picture]) -> dict[ImageId, ImageId]:
+def find_copies(files: Mapping[ImageId, ImageFile]) -> dict[ImageId, ImageId]:
     """Pictures whose bytes are those of another one, and the first name (sorted) of these bytes."""
     sizes: dict[object, list[ImageId]] = defaultdict(list)
     for image, picture in files.items():
-        size = size_of(picture)
+        size = size_or_prefix(picture)
         if size is not None:
             sizes[size].append(image)
     first: dict[str, ImageId] = {}
@@ -61,7 +61,7 @@ def copies(files: Mapping[ImageId, Picture]) -> dict[ImageId, ImageId]:
     return same
 
 
-class Alike:
+class NameMatcher:
     """Finds, for a name that no picture has, the one that is meant: another prefix, ending, case,
     slash or escape."""
 
@@ -79,7 +79,7 @@ class Alike:
             by_stem[_parts(name)[-1]].append(name)
         return by_stem
 
-    def meant(self, name: str) -> str | None:
+    def suggest(self, name: str) -> str | None:
         """The picture that a name most likely stands for; None where none or several do."""
         parts = _parts(name)
         candidates = self._by_stem.get(parts[-1], []) if parts else []

@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 
 from cirloop.data import triplets
-from cirloop.data.folder import UNREAD, endings, walk
-from cirloop.data.images import BadImage, Picture, decode, leads_out
-from cirloop.data.names import composed, copies, spelled
+from cirloop.data.folder import UNREAD, image_suffixes, scan_folder
+from cirloop.data.images import BadImage, ImageFile, decode, escapes_root
+from cirloop.data.names import find_copies, nfc, normalize_name
 from cirloop.io import parse
 from cirloop.types import ImageId, UserError
 from cirloop.validation import Entry, Problems
@@ -38,47 +38,45 @@ NOTES = (".json", ".jsonl", ".ndjson", ".txt", *TABLES)
 class Gallery:
     """A split's pictures by name, and which names are copies of which."""
 
-    files: dict[ImageId, Picture] = field(default_factory=dict)
+    files: dict[ImageId, ImageFile] = field(default_factory=dict)
     same: dict[ImageId, ImageId] = field(default_factory=dict)
 
 
-def on_disk(path: Path) -> Path:
+def path_on_disk(path: Path) -> Path:
     """The path as the disk has its last part, which may be the same in another Unicode form (NFC,
     NFD)."""
     if path.parent.is_dir() and not path.exists():
-        twins = [
-            other for other in path.parent.iterdir() if composed(other.name) == composed(path.name)
-        ]
+        twins = [other for other in path.parent.iterdir() if nfc(other.name) == nfc(path.name)]
         return twins[0] if twins else path
     return path
 
 
-def folder_of_pictures(
+def images_in_folder(
     folder: Path, follow_links: bool, problems: Problems
-) -> dict[ImageId, Picture]:
+) -> dict[ImageId, ImageFile]:
     """Every picture of a folder, by its path in it."""
     if not folder.is_dir():
-        others = [f"{place.name!r}" for place in _folders_of_pictures(folder.parent)]
+        others = [f"{place.name!r}" for place in _image_folders(folder.parent)]
         hint = f"; pictures are in {', '.join(others)}" if others else ""
         way = "Name the folder of pictures by --data.images." if others else ""
         problems.add(folder, f"is no directory of pictures (data.images){hint}", way)
         return {}
-    seen = walk(folder, follow_links, problems)
-    unread = seen.passed_over(UNREAD)
+    seen = scan_folder(folder, follow_links, problems)
+    unread = seen.skipped(UNREAD)
     if unread:
         _warn_once(
             f"{folder}: passed over, since they are not read: {unread}. Convert them to JPEG or PNG"
             " to use them"
         )
-    rest = seen.passed_over(frozenset(seen.others.keys() - UNREAD))
+    rest = seen.skipped(frozenset(seen.others.keys() - UNREAD))
     if rest:
         _info_once(f"{folder}: passed over, no pictures by their names or hidden: {rest}")
     if not seen.files:
-        problems.add(folder, f"holds no pictures ({', '.join(sorted(endings()))})")
+        problems.add(folder, f"holds no pictures ({', '.join(sorted(image_suffixes()))})")
     return dict(seen.files)
 
 
-def _folders_of_pictures(directory: Path) -> list[Path]:
+def _image_folders(directory: Path) -> list[Path]:
     """Folders of a directory that hold pictures, at most ten."""
     if not directory.is_dir():
         return []
@@ -90,22 +88,24 @@ def _folders_of_pictures(directory: Path) -> list[Path]:
     return [
         place
         for place in inner[:100]
-        if any(path.suffix.lower() in endings() for path in place.rglob("*"))
+        if any(path.suffix.lower() in image_suffixes() for path in place.rglob("*"))
     ][:10]
 
 
-def with_named(
-    files: Mapping[ImageId, Picture], folder: Path, entries: Iterable[tuple[str, Entry]]
-) -> dict[ImageId, Picture]:
+def with_named_images(
+    files: Mapping[ImageId, ImageFile], folder: Path, entries: Iterable[tuple[str, Entry]]
+) -> dict[ImageId, ImageFile]:
     """The pictures of a folder and those that objects name and that are not there, to be found
     missing."""
     names = {ImageId(image) for _, entry in entries for _, image in triplets.named(entry)}
-    return {image: folder / image for image in sorted(names) if not leads_out(image)} | dict(files)
+    return {image: folder / image for image in sorted(names) if not escapes_root(image)} | dict(
+        files
+    )
 
 
-def without_copies(files: Mapping[ImageId, Picture], where: object) -> Gallery:
+def deduplicate(files: Mapping[ImageId, ImageFile], where: object) -> Gallery:
     """The same pictures, each once. Those that cannot be used stay, so that each is named."""
-    same = {copy: first for copy, first in copies(files).items() if _decodes(files[copy])}
+    same = {copy: first for copy, first in find_copies(files).items() if _decodes(files[copy])}
     if same:
         copy, first = next(iter(sorted(same.items())))
         _warn_once(
@@ -115,7 +115,7 @@ def without_copies(files: Mapping[ImageId, Picture], where: object) -> Gallery:
     return Gallery({image: picture for image, picture in files.items() if image not in same}, same)
 
 
-def _decodes(picture: Picture) -> bool:
+def _decodes(picture: ImageFile) -> bool:
     try:
         decode(picture)
     except BadImage:
@@ -123,22 +123,25 @@ def _decodes(picture: Picture) -> bool:
     return True
 
 
-def respelled(entries: Iterable[tuple[str, Entry]], folder: Path | None) -> list[tuple[str, Entry]]:
+def normalize_names(
+    entries: Iterable[tuple[str, Entry]], folder: Path | None
+) -> list[tuple[str, Entry]]:
     """The same objects with each picture's name in its one spelling."""
     rows = list(entries)
     for _, entry in rows:
         for role in ("reference", "target", *triplets.LISTS):
             value = entry.fields.get(role)
             if isinstance(value, str):
-                entry.fields[role] = spelled(value, folder)
+                entry.fields[role] = normalize_name(value, folder)
             elif isinstance(value, list):
                 entry.fields[role] = [
-                    spelled(name, folder) if isinstance(name, str) else name for name in value
+                    normalize_name(name, folder) if isinstance(name, str) else name
+                    for name in value
                 ]
     return rows
 
 
-def missing_file(path: Path, setting: str, problems: Problems) -> None:
+def report_missing_file(path: Path, setting: str, problems: Problems) -> None:
     """Note that a split's file is not there, and which other files may be meant."""
     if not path.parent.is_dir():
         problems.add(path, "there is no such file")

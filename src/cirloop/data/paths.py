@@ -20,14 +20,14 @@ from typing import Any
 from cirloop.artifacts import schema
 from cirloop.artifacts.store import fingerprint, write_sealed
 from cirloop.data import locations
-from cirloop.data.image_check import WORKERS, bad_images
-from cirloop.data.images import NOT_THERE, FileImages, Picture, stamp
-from cirloop.data.names import Alike
+from cirloop.data.image_check import WORKERS, unreadable_images
+from cirloop.data.images import NOT_THERE, FileImages, ImageFile, file_signature
+from cirloop.data.names import NameMatcher
 from cirloop.types import (
     EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     QueryId,
     TrainSplit,
     Triplet,
@@ -37,11 +37,11 @@ from cirloop.validation import Problems
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
-Files = Mapping[ImageId, Picture]
+Files = Mapping[ImageId, ImageFile]
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class DataPaths:
     """Where a data set's files are, where what was found out about them is kept, and how progress
     is shown.
 
@@ -54,12 +54,12 @@ class Sources:
     progress: Progress
     train_directory: Path | None = None
 
-    def root(self, data_set: str) -> Path:
+    def require_dir(self, data_set: str) -> Path:
         """The data directory. Raises UserError without one."""
         if self.directory is None:
             raise UserError(
                 f"The data set {data_set} needs --data_dir, the directory of its files. They are in"
-                f" none of the usual places either: {locations.looked(data_set)}."
+                f" none of the usual places either: {locations.describe_default_dirs(data_set)}."
             )
         if self.directory.is_file():
             raise UserError(
@@ -82,15 +82,15 @@ class Sources:
         close = difflib.get_close_matches(place.relative_to(above).parts[0], inner, 1, 0.6)
         return f"{looked}; did you mean {str(above / close[0])!r}?" if close else f"{looked}."
 
-    def for_training(self) -> Sources:
+    def for_training(self) -> DataPaths:
         """The same for the data set that a benchmark without a training split is trained on."""
         return replace(self, directory=self.train_directory or self.directory, train_directory=None)
 
-    def bad(self, name: str, files: Files) -> dict[ImageId, str]:
+    def unreadable_images(self, name: str, files: Files) -> dict[ImageId, str]:
         """What is wrong with which picture; looked at once, and again when a file's size or time
         changes."""
-        stamps = [[image, *stamp(picture)] for image, picture in sorted(files.items())]
-        record = self.cache / "images" / f"{fingerprint(stamps)[:24]}.json"
+        signatures = [[image, *file_signature(picture)] for image, picture in sorted(files.items())]
+        record = self.cache / "images" / f"{fingerprint(signatures)[:24]}.json"
         if record.is_file():
             try:
                 found = schema.read(record, "pictures")["bad"]
@@ -101,7 +101,9 @@ class Sources:
                     error,
                 )
         began = time.monotonic()
-        found = bad_images(files, WORKERS, lambda images: self.progress(images, f"look at {name}"))
+        found = unreadable_images(
+            files, WORKERS, lambda images: self.progress(images, f"look at {name}")
+        )
         seconds = time.monotonic() - began
         rate = len(files) / max(seconds, 1e-9)
         logger.info(
@@ -124,7 +126,7 @@ class Sources:
         return found
 
 
-def unofficial(part: Judged) -> str:
+def official_size_warning(part: LabeledQueries) -> str:
     """How a part's counts differ from the benchmark's; empty where they do not, or where none are
     known."""
     if part.official is None:
@@ -140,7 +142,7 @@ def unofficial(part: Judged) -> str:
     )
 
 
-def note_blanks(path: Path, blanks: Sequence[str]) -> None:
+def warn_blank_texts(path: Path, blanks: Sequence[str]) -> None:
     """Say once that an official file has blank texts, whose queries are like any other."""
     if blanks:
         first = f"{', '.join(blanks[:3])}{', ..' if blanks[3:] else ''}"
@@ -155,21 +157,24 @@ def _warn_once(note: str) -> None:
         logger.warning("%s", note)
 
 
-def eval_splits(
-    parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems
+def build_eval_splits(
+    parts: Sequence[tuple[LabeledQueries, Files]],
+    allow: int,
+    data_paths: DataPaths,
+    problems: Problems,
 ) -> tuple[EvalSplit, ...]:
     """Judged queries with their pictures. Raises ProblemsFound with what `problems` held and every
     picture's."""
     if not parts and not problems.rows:
         problems.add("data", "the split holds no row that can be used")
-    bad = [_look(part.gallery, files, allow, sources, problems) for part, files in parts]
-    kept = [_without(part, gone) for (part, _), gone in zip(parts, bad, strict=True)]
+    bad = [_check_images(part.gallery, files, allow, data_paths, problems) for part, files in parts]
+    kept = [_drop_queries(part, gone) for (part, _), gone in zip(parts, bad, strict=True)]
     for part in kept:
         if not part.queries and not problems.rows:
             problems.add(part.name, "every query needs a picture that cannot be used")
     problems.stop()
     for part, _ in parts:
-        _warn_once(unofficial(part))
+        _warn_once(official_size_warning(part))
     out = []
     for (part, files), gone, left in zip(parts, bad, kept, strict=True):
         assert part.gallery is not None
@@ -181,19 +186,21 @@ def eval_splits(
     return tuple(out)
 
 
-def _look(
-    gallery: Gallery | None, files: Files, allow: int, sources: Sources, problems: Problems
+def _check_images(
+    gallery: Gallery | None, files: Files, allow: int, data_paths: DataPaths, problems: Problems
 ) -> set[ImageId]:
     """The pictures that cannot be used. They are problems if they are more than `allow`."""
     if gallery is None or not gallery.ids:
         return set()
-    found = sources.bad(gallery.name, {image: files[image] for image in gallery.ids})
+    found = data_paths.unreadable_images(
+        gallery.name, {image: files[image] for image in gallery.ids}
+    )
     if len(found) > allow:
         absent = [files[image] for image, what in found.items() if what == NOT_THERE]
-        _note_elsewhere(absent[0] if absent else None, sources, problems)
-        alike = Alike(image for image in gallery.ids if image not in found)
+        _suggest_location(absent[0] if absent else None, data_paths, problems)
+        alike = NameMatcher(image for image in gallery.ids if image not in found)
         for image, what in found.items():
-            meant = alike.meant(image) if what == NOT_THERE else None
+            meant = alike.suggest(image) if what == NOT_THERE else None
             problems.add(
                 files[image],
                 what if meant is None else f"{what}; did you mean {meant!r}?",
@@ -204,28 +211,31 @@ def _look(
     return set(found)
 
 
-def _note_elsewhere(picture: Picture | None, sources: Sources, problems: Problems) -> None:
+def _suggest_location(picture: ImageFile | None, data_paths: DataPaths, problems: Problems) -> None:
     """Where else below the data directory a file has the name of a picture that is not there, as a
     way out."""
-    if not isinstance(picture, Path) or sources.directory is None:
+    if not isinstance(picture, Path) or data_paths.directory is None:
         return
-    for place, _, names in os.walk(sources.directory):
+    for place, _, names in os.walk(data_paths.directory):
         if picture.name in names and Path(place, picture.name).is_file():
             problems.ways.append(f"A file {picture.name!r} is not at {picture} but in {place}.")
             return
 
 
-def _without(part: Judged, bad: set[ImageId]) -> Judged:
+def _drop_queries(part: LabeledQueries, bad: set[ImageId]) -> LabeledQueries:
     """Without the queries that need a picture that cannot be used."""
     return replace(
         part, queries=tuple(query for query in part.queries if bad.isdisjoint(part.needs(query)))
     )
 
 
-def train_split(
-    parts: Sequence[tuple[Judged, Files]], allow: int, sources: Sources, problems: Problems
+def build_train_split(
+    parts: Sequence[tuple[LabeledQueries, Files]],
+    allow: int,
+    data_paths: DataPaths,
+    problems: Problems,
 ) -> TrainSplit:
-    """The triplets of all parts over one gallery. Raises ProblemsFound like `eval_splits`."""
+    """The triplets of all parts over one gallery. Raises ProblemsFound like `build_eval_splits`."""
     if not parts:
         if not problems.rows:
             problems.add("data", "the training split holds no row that can be used")
@@ -236,7 +246,7 @@ def train_split(
         name,
         tuple(sorted({image for part, _ in parts if part.gallery for image in part.gallery.ids})),
     )
-    bad = _look(gallery, files, allow, sources, problems)
+    bad = _check_images(gallery, files, allow, data_paths, problems)
     triplets = []
     for part, _ in parts:
         targets = part.relevance.targets if part.relevance else {}
@@ -247,7 +257,7 @@ def train_split(
         problems.add(name, "every triplet needs a picture that cannot be used")
     problems.stop()
     for part, _ in parts:
-        _warn_once(unofficial(part))
+        _warn_once(official_size_warning(part))
     dropped = sum(len(part.queries) for part, _ in parts) - len(triplets)
     if bad:
         logger.warning("%s: %d triplets dropped, %d images left out", name, dropped, len(bad))
@@ -270,7 +280,9 @@ def train_split(
 
 
 def _named_positives(
-    parts: Sequence[tuple[Judged, Files]], triplets: Sequence[Triplet], gallery: frozenset[ImageId]
+    parts: Sequence[tuple[LabeledQueries, Files]],
+    triplets: Sequence[Triplet],
+    gallery: frozenset[ImageId],
 ) -> dict[QueryId, frozenset[ImageId]]:
     """What training lines name as right beside the target, of the queries and images that are
     left."""

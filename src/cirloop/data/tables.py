@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.io import parse
 from cirloop.types import UserError
 from cirloop.validation import Problems
@@ -26,9 +26,9 @@ COLUMNS = (
 class Tables:
     """The splits of one published or local data set, loaded when asked for."""
 
-    def __init__(self, settings: HuggingFaceSettings, sources: Sources) -> None:
+    def __init__(self, settings: HuggingFaceSettings, data_paths: DataPaths) -> None:
         self._settings = settings
-        self._directory = sources.root("huggingface") if settings.path is None else None
+        self._directory = data_paths.require_dir("huggingface") if settings.path is None else None
         self.name = settings.path or str(self._directory)
         self._loaded = cache(self._load)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
-from cirloop.data.names import Alike
-from cirloop.types import EvalProtocol, Gallery, ImageId, Judged, Query, QueryId, Relevance
+from cirloop.data.names import NameMatcher
+from cirloop.types import EvalProtocol, Gallery, ImageId, LabeledQueries, Query, QueryId, Relevance
 from cirloop.validation import Entry, Problems
 
 PROTOCOL = EvalProtocol(
@@ -49,7 +49,7 @@ sixteen times the longest caption of CIRR's val. A longer one is a pasted docume
 and swell every batch that holds it."""
 
 
-def judged(
+def load_queries(
     entries: Iterable[tuple[str, Entry]],
     files: Mapping[ImageId, object],
     data_set: str,
@@ -57,7 +57,7 @@ def judged(
     path: object,
     problems: Problems,
     same: Mapping[ImageId, ImageId] | None = None,
-) -> list[Judged]:
+) -> list[LabeledQueries]:
     """The queries of `split`, a part per category if its objects have one. `path` is for messages.
 
     `files` are the images, where that is known; `same` names the image that stands for a copy of
@@ -66,7 +66,7 @@ def judged(
     same = same or {}
     rows: dict[str, list[tuple[Query, Entry]]] = {}
     seen: set[str] = set()
-    alike = Alike(files)
+    alike = NameMatcher(files)
     for number, (where, entry) in enumerate(entries):
         for name in sorted(entry.fields.keys() - KNOWN):
             problems.add(
@@ -80,7 +80,7 @@ def judged(
             entry.list_of(role, str)
         for role, image in named(entry):
             if files and same.get(ImageId(image), image) not in files:
-                meant = alike.meant(image)
+                meant = alike.suggest(image)
                 hint = "" if meant is None else f"; did you mean {meant!r}?"
                 problems.add(where, f"{role} {image!r} is not in the gallery{hint}")
         known_as = entry.get("id", str) if "id" in entry.fields else f"{split}/{number}"
@@ -112,7 +112,7 @@ def _meant(field: str) -> str:
 
 
 def _text(entry: Entry, problems: Problems) -> str | None:
-    text = entry.get("text", str) if "texts" not in entry.fields else _joined(entry)
+    text = entry.get("text", str) if "texts" not in entry.fields else _joined_texts(entry)
     if text is not None and len(text) > MAX_TEXT:
         what = f"the text has {len(text):,} characters, more than {MAX_TEXT:,}: {text[:60]!r}…"
         problems.add(entry.where, what, "A text says what to change; give a shorter one.")
@@ -120,7 +120,7 @@ def _text(entry: Entry, problems: Problems) -> str | None:
     return text
 
 
-def _joined(entry: Entry) -> str | None:
+def _joined_texts(entry: Entry) -> str | None:
     texts = [text.strip() for text in entry.list_of("texts", str) or [] if text.strip()]
     return " and ".join(texts) or entry.get("text", str)
 
@@ -152,7 +152,7 @@ def _part(
     gallery: Gallery,
     problems: Problems,
     same: Mapping[ImageId, ImageId],
-) -> Judged:
+) -> LabeledQueries:
     targets: dict[QueryId, ImageId] = {}
     positives: dict[QueryId, frozenset[ImageId]] = {}
     groups: dict[QueryId, tuple[ImageId, ...]] = {}
@@ -183,6 +183,6 @@ def _part(
                 f"{len(rows) - len(found)} of {len(rows)} lines have no {what}, and others have",
             )
     relevance = Relevance(targets, positives) if targets else None
-    return Judged(
+    return LabeledQueries(
         name, tuple(query for query, _ in rows), relevance, gallery, PROTOCOL, category, groups
     )

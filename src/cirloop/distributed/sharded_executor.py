@@ -49,7 +49,7 @@ class ShardedExecutor:
     ) -> None:
         """`log` is that of the attempt, beside which each process has its own."""
         self._config, self._work, self._split, self._log = config, work, split, log
-        self._where = data.where(split)
+        self._where = data.split_key(split)
 
     def embed(
         self, items: Sequence[Item], adapter: Path | None, model: str, title: str

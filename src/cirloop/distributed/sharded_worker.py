@@ -15,7 +15,7 @@ from cirloop.artifacts.store import fingerprint, write_json
 from cirloop.backbones.features import VisionFeatures
 from cirloop.captioning.batched_captioner import Eyes
 from cirloop.config.run import RunConfig
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.distributed.jobs import ShardJob
 from cirloop.monitoring import profiling
 from cirloop.monitoring.console import progress
@@ -35,8 +35,8 @@ def do_share(job: ShardJob) -> None:
     config = RunConfig(**job.config)
     gpu = {} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}
     state = PartialState(timeout=timedelta(minutes=config.runtime.hang_timeout_minutes), **gpu)
-    data = config.data.build(Sources(config.data_dir, job.cache, _quiet, config.train_dir))
-    images = data.at(job.where).images
+    data = config.data.build(DataPaths(config.data_dir, job.cache, _quiet, config.train_dir))
+    images = data.split_by_key(job.where).images
     wanted = [item.image for item in job.items] + [
         image for ask in job.asks for image in (ask.first, ask.second)
     ]

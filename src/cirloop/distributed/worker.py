@@ -27,7 +27,7 @@ from cirloop.artifacts.store import Artifact, write_json, write_text
 from cirloop.backbones.features import VisionFeatures
 from cirloop.config.run import RunConfig, from_json
 from cirloop.data.known_positives import known_positives
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.distributed import jobs
 from cirloop.distributed.jobs import Job, ShardJob, TrainJob
 from cirloop.distributed.sharded_worker import do_share, see_together
@@ -134,7 +134,9 @@ def rank() -> int:
 
 
 def _train(job: TrainJob, config: RunConfig) -> None:
-    data = config.data.build(Sources(config.data_dir, job.cache, progress, config.train_dir)).train
+    data = config.data.build(
+        DataPaths(config.data_dir, job.cache, progress, config.train_dir)
+    ).train
     settings, iteration = config.training, job.iteration
     accelerate = accelerator(config.runtime.hang_timeout_minutes)
     if getattr(config.model, "compile", False) and in_pieces(accelerate):

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.types import ImageId, Judged, Preference, QueryId
+from cirloop.types import ImageId, LabeledQueries, Preference, QueryId
 
 Places = Mapping[ImageId, int]
 """Place in a ranking, from 1 with the reference counted, of each image that matters to a query and
@@ -49,7 +49,7 @@ class Metric:
     se: float
 
 
-def describe(parts: Sequence[Judged]) -> str:
+def describe(parts: Sequence[LabeledQueries]) -> str:
     """The protocol of a result, with FashionIQ's gallery named."""
     gallery = parts[0].gallery.name.rsplit("/", 1)[-1] if parts[0].gallery else ""
     return parts[0].protocol.description.format(gallery=gallery)
@@ -97,7 +97,7 @@ def margin(scores: Scores, preference: Preference) -> float:
     return sum(first) / len(first) - sum(second) / len(second)
 
 
-def _preferences(part: Judged, scores: Mapping[QueryId, Scores]) -> dict[str, Values]:
+def _preferences(part: LabeledQueries, scores: Mapping[QueryId, Scores]) -> dict[str, Values]:
     """The preference rate over the queries whose set 1 scores higher, the symmetric accuracy over
     all."""
     assert part.relevance is not None
@@ -113,7 +113,9 @@ def _preferences(part: Judged, scores: Mapping[QueryId, Scores]) -> dict[str, Va
     return rate | {"symmetric accuracy": agrees_Q}
 
 
-def values(part: Judged, places: Mapping[QueryId, Mapping[ImageId, Any]]) -> dict[str, Values]:
+def values(
+    part: LabeledQueries, places: Mapping[QueryId, Mapping[ImageId, Any]]
+) -> dict[str, Values]:
     """Every metric of one part, a value per query in the order of `part.queries`.
 
     `places` are scores where people chose between sets. An aspect's mAP and the preference rate are
@@ -165,7 +167,7 @@ def mean(values_Q: Values) -> Metric:
 
 
 def metrics(
-    parts: Sequence[Judged], places: Mapping[QueryId, Mapping[ImageId, Any]]
+    parts: Sequence[LabeledQueries], places: Mapping[QueryId, Mapping[ImageId, Any]]
 ) -> dict[str, Metric]:
     """Every metric of a benchmark; over several categories their unweighted means, then each
     category's."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirloop.types import ImageId, Judged, QueryId
+from cirloop.types import ImageId, LabeledQueries, QueryId
 from cirloop.validation import Problems
 
 NAMED = 3
@@ -20,7 +20,7 @@ CIRR_KEYS = {"version": ("rc2",), "metric": ("recall", "recall_subset")}
 
 
 def read(
-    path: Path, parts: Sequence[Judged], problems: Problems
+    path: Path, parts: Sequence[LabeledQueries], problems: Problems
 ) -> tuple[dict[QueryId, list[ImageId]], str]:
     """The ranking of every query, and CIRR's `metric` if the file names one, else "". Adds what is
     wrong."""
@@ -63,7 +63,7 @@ def read(
 
 
 def _part(
-    path: Path, part: Judged, rows: Mapping[str, Any], problems: Problems
+    path: Path, part: LabeledQueries, rows: Mapping[str, Any], problems: Problems
 ) -> dict[QueryId, list[ImageId]]:
     where = f"{path} {part.category}".rstrip()
     outer = {query.id.removeprefix(f"{part.category}/"): query.id for query in part.queries}
@@ -110,7 +110,7 @@ def _part(
 
 
 def content(
-    parts: Sequence[Judged], rankings: Sequence[Mapping[QueryId, Sequence[ImageId]]]
+    parts: Sequence[LabeledQueries], rankings: Sequence[Mapping[QueryId, Sequence[ImageId]]]
 ) -> dict[str, Any]:
     """What `read` reads, from the rankings of each part: nested by category where there are
     several."""

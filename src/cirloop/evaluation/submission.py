@@ -14,7 +14,7 @@ from typing import Any
 
 from cirloop.artifacts.store import write_text
 from cirloop.evaluation.rankings_file import some
-from cirloop.types import ImageId, Judged, QueryId
+from cirloop.types import ImageId, LabeledQueries, QueryId
 from cirloop.validation import Problems
 
 LISTED = 50
@@ -24,7 +24,7 @@ BENCHMARKS = ("cirr", "circo")
 
 
 def submission(
-    part: Judged, rankings: Mapping[QueryId, Sequence[ImageId]], problems: Problems
+    part: LabeledQueries, rankings: Mapping[QueryId, Sequence[ImageId]], problems: Problems
 ) -> dict[str, dict[str, Any]]:
     """File name -> content, from rankings of 50 images or more. Adds what the server would refuse
     to `problems`."""

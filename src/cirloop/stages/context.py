@@ -92,7 +92,7 @@ class Run:
 
     def eval_digest(self, split_name: str) -> str:
         if split_name not in self._digests:
-            self._digests[split_name] = eval_digest(self.data.parts(split_name))
+            self._digests[split_name] = eval_digest(self.data.eval_splits(split_name))
         return self._digests[split_name]
 
     def embedder(self, checkpoint: Artifact | None) -> Embedder:

@@ -57,7 +57,7 @@ def rows_of(config: RunConfig, data: Dataset) -> Rows:
 def _what(config: RunConfig, data: Dataset) -> Rows:
     """Data, model and method."""
     training, captioning, mining = config.training, config.captioning, config.mining
-    parts = data.parts(config.evaluation.split)
+    parts = data.eval_splits(config.evaluation.split)
     trains = bool(config.num_iterations or training.iteration_0_steps)
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
     num = launcher.processes(config.runtime)
@@ -209,7 +209,7 @@ def _disk(config: RunConfig, data: Dataset) -> Rows:
 def _times(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
     """What was measured, and hours of the run by it."""
     training, rounds = config.training, config.num_iterations
-    parts, splits = data.parts(config.evaluation.split), splits_of(config, data)
+    parts, splits = data.eval_splits(config.evaluation.split), splits_of(config, data)
     asked, ranked = sum(len(p.queries) for p in parts), sum(len(p.gallery.ids) for p in parts)
     row, hours = timings["row"].seconds, {}
     hours["vision, once"] = num_images(splits) * timings["picture"].seconds

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from cirloop.artifacts.store import Artifact, write_json
 from cirloop.backbones import Item
-from cirloop.data.dataset import grey
+from cirloop.data.dataset import with_grey_images
 from cirloop.evaluation import protocols
 from cirloop.evaluation.significance import compared
 from cirloop.retrieval.embed import query_items
@@ -45,7 +45,7 @@ def evaluation(
     run: Run, label: str, checkpoint: Artifact | None, split_name: str, ablate: Ablation = None
 ) -> dict[str, Any]:
     """The evaluation of one checkpoint (None = the base model) as JSON."""
-    parts, backbone = run.data.parts(split_name), run.embedder(checkpoint)
+    parts, backbone = run.data.eval_splits(split_name), run.embedder(checkpoint)
     if any(part.relevance is None for part in parts):
         raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
     found: dict[QueryId, Any] = {}
@@ -53,16 +53,16 @@ def evaluation(
     for part in parts:
         vectors, gallery = _vectors(run, backbone, part, ablate)
         tops += _top(part, vectors, gallery)
-        wanted = [part.judged.needs(query) for query in part.queries]
+        wanted = [part.labeled.needs(query) for query in part.queries]
         preferences = part.relevance and part.relevance.preferences
         look: Any = scores_of_images if preferences else ranks_of_images
         rows = look(wanted, part.gallery, vectors, gallery)
         found |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
-    metrics = protocols.metrics([part.judged for part in parts], found)
-    compared, ranks = parts[0].judged.protocol.primary_metric, []
+    metrics = protocols.metrics([part.labeled for part in parts], found)
+    compared, ranks = parts[0].labeled.protocol.primary_metric, []
     for part in parts:
         assert part.relevance is not None
-        values_Q = protocols.values(part.judged, found)[compared]
+        values_Q = protocols.values(part.labeled, found)[compared]
         for query, value in zip(part.queries, values_Q.tolist(), strict=True):
             if query.id in part.relevance.preferences:
                 place = round(
@@ -81,7 +81,7 @@ def evaluation(
         "gallery": sum(len(part.gallery.ids) for part in parts),
         "missing_images": sum(part.missing for part in parts),
         "dropped_queries": sum(part.dropped for part in parts),
-        "protocol": protocols.describe([part.judged for part in parts]),
+        "protocol": protocols.describe([part.labeled for part in parts]),
         "ablated": ablate,
         "model": backbone.fingerprint,
         "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
@@ -98,7 +98,7 @@ def _top(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[Image
     if part.relevance is None or part.relevance.preferences:
         return []
     rows = topk_images(part.gallery, vectors, gallery, TOP + 1)
-    kept = part.judged.protocol.keep_reference
+    kept = part.labeled.protocol.keep_reference
     return [
         [image for image in row if kept or image != query.reference][:TOP]
         for query, row in zip(part.queries, rows, strict=True)
@@ -121,10 +121,10 @@ def predictions(
     """Per part the best `depth` images of each query and, after them, the rest of its group, in the
     model's order."""
     out, backbone = [], run.embedder(checkpoint)
-    for part in run.data.parts(split_name):
+    for part in run.data.eval_splits(split_name):
         vectors, gallery = _vectors(run, backbone, part)
         rows = topk_images(part.gallery, vectors, gallery, depth)
-        groups = [part.judged.groups.get(query.id, ()) for query in part.queries]
+        groups = [part.labeled.groups.get(query.id, ()) for query in part.queries]
         among = ranks_of_images(groups, part.gallery, vectors, gallery)
         out.append(
             {
@@ -147,6 +147,6 @@ def _vectors(
     if ablate == "text":
         items = [Item(item.image, "", item.category) for item in items]
     if ablate == "image":
-        asked = grey(part)
+        asked = with_grey_images(part)
     queries = run.vectors(backbone, items, asked, f"embed {asked.gallery.name} queries")
     return queries, run.gallery(backbone, part)

@@ -21,7 +21,7 @@ from cirloop.artifacts.store import Artifact, file_digest, write_json
 from cirloop.backbones import Item
 from cirloop.backbones.similarity import pooled, similarity
 from cirloop.captioning.base import Ask
-from cirloop.data.dataset import grey
+from cirloop.data.dataset import with_grey_images
 from cirloop.data.known_positives import KINDS, REFERENCE, TARGET, KnownPositives, known_positives
 from cirloop.negatives import MiningSettings, miner
 from cirloop.negatives.attributes.images import image_attributes
@@ -183,7 +183,10 @@ def mining_context(
         if not texts:  # the text alone: the query with a grey picture in the reference's place
             texts.append(
                 run.vectors(
-                    backbone, query_items(queries), grey(train), f"embed {train.name} texts"
+                    backbone,
+                    query_items(queries),
+                    with_grey_images(train),
+                    f"embed {train.name} texts",
                 )
             )
         return np.asarray(similarity(texts[0][query_index_B], vectors.gallery_GD))

@@ -140,7 +140,7 @@ def _misfits(weights: Path, model: VlmSettings, lora: dict[str, Any]) -> list[st
 
 def splits_of(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
     """Those whose pictures the run looks at."""
-    splits: list[TrainSplit | EvalSplit] = [*data.parts(config.evaluation.split)]
+    splits: list[TrainSplit | EvalSplit] = [*data.eval_splits(config.evaluation.split)]
     return (
         [data.train, *splits]
         if config.num_iterations or config.training.iteration_0_steps

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from cirloop.data.dataset import Dataset, DatasetSettings
 from cirloop.data.images import DrawnImages
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.data.shapes.language import read
 from cirloop.data.shapes.scene import Draws, Scene, differences, results
 from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, held_out
@@ -20,7 +20,7 @@ from cirloop.types import (
     EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Query,
     QueryId,
     Relevance,
@@ -56,8 +56,8 @@ class ShapesSettings(DatasetSettings):
     subset_seed: int = 0
     """Draws the triplets of a subset."""
 
-    def build(self, sources: Sources | None = None) -> Dataset:
-        if sources is not None and sources.directory is not None:
+    def build(self, data_paths: DataPaths | None = None) -> Dataset:
+        if data_paths is not None and data_paths.directory is not None:
             raise UserError(
                 "--data_dir: the data set `shapes` is drawn and reads no files. Leave the flag out."
             )
@@ -168,7 +168,7 @@ def _eval(name: str, num: int) -> tuple[EvalSplit]:
         {t.query.id: oracle.positives(t.query) for t in triplets},
     )
     gallery = _gallery(scenes, num)
-    judged = Judged(
+    labeled = LabeledQueries(
         f"shapes_{name}", tuple(t.query for t in triplets), relevance, gallery, PROTOCOL
     )
-    return (EvalSplit(judged, gallery, DrawnImages(partial(_pixels, scenes))),)
+    return (EvalSplit(labeled, gallery, DrawnImages(partial(_pixels, scenes))),)

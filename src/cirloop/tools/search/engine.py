@@ -27,7 +27,7 @@ from cirloop.backbones.similarity import pooled, similarity
 from cirloop.cli.runner import done_iterations
 from cirloop.config import notices
 from cirloop.data import triplets
-from cirloop.data.images import BadImage, Packed, decode
+from cirloop.data.images import BadImage, InlineImage, decode
 from cirloop.retrieval.dense import best_positions
 from cirloop.retrieval.embed import embed_now
 from cirloop.stages.context import adapter_of, run_directory
@@ -83,7 +83,7 @@ def opened(content: bytes, name: str) -> Outside:
         raise UserError(f"{name} has more than {MAX_FILE:,} bytes. Give a smaller picture.")
     digest = hashlib.sha256(content).hexdigest()
     try:
-        return Outside(digest, decode(Packed(name, digest, lambda: content)))
+        return Outside(digest, decode(InlineImage(name, digest, lambda: content)))
     except BadImage as error:
         raise UserError(f"{name} {error}. Give another picture.") from None
 
