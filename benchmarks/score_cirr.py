@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(args.repeats):
             began = time.monotonic()
-            wanted = [part.needs(query) for query in queries]
+            wanted = [part.relevant_images(query) for query in queries]
             rows = ranks_of_images(wanted, part.gallery, vectors_QD, vectors_GD)
             found = {query.id: row for query, row in zip(queries, rows, strict=True)}
             metrics = protocols.metrics([part], found)

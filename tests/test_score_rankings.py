@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cirloop.cli.score_rankings import score_rankings
-from cirloop.data import benchmarks, circo, cirr, fashioniq, paths
+from cirloop.data import benchmarks, circo, cirr, fashioniq, splits
 from cirloop.types import UserError
 from cirloop.validation import Problems
 from tests.commands import command
@@ -49,7 +49,7 @@ def test_real_annotations_have_the_official_counts(
     assert len(part.queries) == queries
     assert (len(part.gallery.ids) if part.gallery else None) == images
     assert part.relevance is not None and len(part.relevance.targets) == queries
-    assert paths.official_size_warning(part) == ""
+    assert splits.official_size_warning(part) == ""
 
 
 @pytest.mark.real_data
@@ -355,7 +355,7 @@ def test_other_counts_than_the_official_ones_are_told(tmp_path: Path) -> None:
     [part] = benchmarks.load_queries("cirr_val", small_cirr(tmp_path), "original", Problems())
     assert (
         "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297"
-        in paths.official_size_warning(part)
+        in splits.official_size_warning(part)
     )
 
 

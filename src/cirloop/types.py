@@ -176,7 +176,7 @@ class EvalProtocol:
 
 @dataclass(frozen=True, slots=True)
 class LabeledQueries:
-    """Queries and what is right, without pixels: all that scoring a ranking needs.
+    """Queries and their right answers, without pixels: all that scoring a ranking needs.
 
     `relevance` is None for a split whose targets are not published, `gallery` where the list of its
     images is not there (CIRCO without the COCO files). `category` is FashionIQ's, else empty.
@@ -198,8 +198,8 @@ class LabeledQueries:
         """The data set of a split: `fashioniq` of `fashioniq_val`."""
         return benchmark_of(self.name)
 
-    def needs(self, query: Query) -> set[ImageId]:
-        """The images that decide a query's metrics: its reference, right answers, group and
+    def relevant_images(self, query: Query) -> set[ImageId]:
+        """Return the images that decide a query's metrics: its reference, right answers, group and
         sets."""
         images = {query.reference, *self.groups.get(query.id, ())}
         if self.relevance is not None:
@@ -214,7 +214,7 @@ class LabeledQueries:
 
 @dataclass(frozen=True, slots=True)
 class EvalSplit:
-    """What is evaluated: judged queries, the gallery they are ranked against, and its pictures.
+    """What is evaluated: labeled queries, the gallery they are ranked against, and its images.
 
     One per category where a benchmark has several. `missing` images of the gallery could not be
     used and are not ranked; `dropped` queries needed one of them. Every result says both.

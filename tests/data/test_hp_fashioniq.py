@@ -83,7 +83,7 @@ def test_a_question_becomes_a_query(tmp_path: Path) -> None:
     chosen = part.relevance.preferences[part.queries[1].id]
     assert chosen.first == ("a0", "a1", "a2", "a3", "a4") and chosen.preferred == 2
     assert categories["r1"] == "toptee" and part.gallery is not None and len(part.gallery.ids) == 12
-    assert part.needs(part.queries[0]) == {"r0", *chosen.first, *chosen.second}
+    assert part.relevant_images(part.queries[0]) == {"r0", *chosen.first, *chosen.second}
 
 
 def at(key: str, value: Any, number: int = 0) -> Callable[[dict[str, Any]], object]:
@@ -209,7 +209,8 @@ def test_the_real_file(tmp_path: Path) -> None:
     assert sum(p.preferred == 1 for p in part.relevance.preferences.values()) == 533
     random = np.random.default_rng(0)
     scores = {
-        q.id: {image: random.standard_normal() for image in part.needs(q)} for q in part.queries
+        q.id: {image: random.standard_normal() for image in part.relevant_images(q)}
+        for q in part.queries
     }
     found = metrics([part], scores)
     assert abs(found["preference rate"].value - 0.533) < 4 * found["preference rate"].se

@@ -16,7 +16,8 @@ from cirloop.data.image_check import unreadable_images
 from cirloop.data.images import BadImage, FileImages, decode
 from cirloop.types import ImageId
 
-RED, WHITE = (255, 0, 0), (255, 255, 255)
+RED = (255, 0, 0)
+WHITE = (255, 255, 255)
 
 
 def saved(picture: Image.Image, path: Path, **how: object) -> Path:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cirloop.captioning.config import TemplateFoundation
 from cirloop.config.run import RunConfig
-from cirloop.data import own, paths
+from cirloop.data import own, splits
 from cirloop.data.cirr import CirrSettings
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
@@ -38,7 +38,7 @@ def lines(rows: list[Any]) -> str:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Six pictures and as many triplets, for training and for evaluation."""
-    paths._warn_once.cache_clear()
+    splits._warn_once.cache_clear()
     own._warn_once.cache_clear()
     (tmp_path / "data" / "images").mkdir(parents=True)
     for number in range(6):

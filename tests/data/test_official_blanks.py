@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cirloop.data import circo, cirr, fashioniq, paths
+from cirloop.data import circo, cirr, fashioniq, splits
 from cirloop.evaluation import submission
 from cirloop.types import LabeledQueries
 from cirloop.validation import Problems
@@ -46,7 +46,7 @@ def test_a_blank_text_is_kept_and_said_once(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    paths._warn_once.cache_clear()
+    splits._warn_once.cache_clear()
     path, read = official(tmp_path)
     problems = Problems()
     [part] = read(problems)

@@ -126,7 +126,8 @@ def test_positives_are_exactly_what_the_text_asks_for(
     full: Dataset, splits: dict[str, Scenes], name: str
 ) -> None:
     """Against a naive pass over the whole gallery, for some queries."""
-    split, rows = splits[name], positives_of(full, name)
+    split = splits[name]
+    rows = positives_of(full, name)
     for i in range(0, len(split.asks), 97):
         ask = split.asks[i]
         wanted = results(split.scenes[ask.reference], read(ask.text) or ())
@@ -411,10 +412,12 @@ def test_evaluation_sees_the_same_split_each_time(full: Dataset) -> None:
 
 
 def test_oracle_judges_texts_and_distances(full: Dataset, splits: dict[str, Scenes]) -> None:
-    oracle, split = full.train.oracle, splits["train"]
+    oracle = full.train.oracle
+    split = splits["train"]
     assert oracle is not None
     for triplet in full.train.triplets[:50]:
-        reference, target = triplet.query.reference, triplet.target
+        reference = triplet.query.reference
+        target = triplet.target
         assert oracle.text_is_true(reference, triplet.query.text, target)
         assert not oracle.text_is_true(reference, triplet.query.text, reference)
         assert not oracle.text_is_true(reference, "make it nicer", target)

@@ -144,10 +144,11 @@ def test_any_correct_counts_the_first_right_image_after_the_reference() -> None:
 
 
 def test_fashioniq_averages_categories_and_not_queries() -> None:
-    (dress, a), (shirt, b) = part("dress", 3, 0), part("shirt", 30, 1)
+    (dress, a) = part("dress", 3, 0)
+    (shirt, b) = part("shirt", 30, 1)
     rankings = a | b
     places = {
-        query.id: places_of(rankings[query.id], p.needs(query))
+        query.id: places_of(rankings[query.id], p.relevant_images(query))
         for p in (dress, shirt)
         for query in p.queries
     }
@@ -165,7 +166,8 @@ def test_fashioniq_averages_categories_and_not_queries() -> None:
         each = [naive(p, 10, keep) for p in (dress, shirt)]
         assert found[f"recall@10{mark}"].value == pytest.approx(sum(each) / 2)
         assert found[f"recall@10{mark}, dress"].value == pytest.approx(each[0])
-    ten, fifty = found["recall@10"], found["recall@50"]
+    ten = found["recall@10"]
+    fifty = found["recall@50"]
     assert found["mean of recall@10 and recall@50"].value == pytest.approx(
         (ten.value + fifty.value) / 2
     )

@@ -85,10 +85,8 @@ def says(world: World, i: int, g: int, name: str) -> int:
     """1, -1 or 0: the image agrees, differs or is unknown in an attribute."""
     context = world.context
     assert context.requested_attributes is not None and context.attributes is not None
-    asked, target = (
-        context.requested_attributes[i].get(name),
-        context.attributes[world.case.targets[i]].get(name),
-    )
+    asked = context.requested_attributes[i].get(name)
+    target = context.attributes[world.case.targets[i]].get(name)
     found = context.attributes[g].get(name)
     if meets(asked, target) is False:
         asked = None
@@ -230,7 +228,8 @@ def pools(world: World, i: int, reference: str) -> tuple[set[int], set[int], set
     """Same category, other category, any."""
     kinds = world.context.categories
     assert kinds is not None
-    mine, may = kinds[world.case.targets[i]], world.case.allowed(i, reference)
+    mine = kinds[world.case.targets[i]]
+    may = world.case.allowed(i, reference)
     same = {g for g in may if mine and kinds[g] == mine}
     return same, {g for g in may if mine and kinds[g] and kinds[g] != mine}, set(may)
 
@@ -247,7 +246,8 @@ def test_a_mix_takes_its_share_of_each_pool(
         mix = CategoryMix(
             negatives_per_query=k, same=shares[0], other=shares[1], any=shares[2], selection=how
         )  # type: ignore[arg-type]
-        rows, counts_of = chosen(mix, world), mix._num_per_pool(world.case.whole(), world.context)
+        rows = chosen(mix, world)
+        counts_of = mix._num_per_pool(world.case.whole(), world.context)
         assert rows == chosen(mix, world)
         for i, found in enumerate(rows):
             same, other, every = pools(world, i, "out")
@@ -273,7 +273,8 @@ def test_a_mix_takes_its_share_of_each_pool(
 def test_the_shares_hold_over_the_queries_for_every_k(k: int, seed: int) -> None:
     """1,000 queries over 60 images of three categories; `any` is counted by what is left of a
     query's quota."""
-    queries, size = 1000, 60
+    queries = 1000
+    size = 60
     scores = np.random.default_rng(seed).random((queries, size)).astype(np.float32)
     targets = [i % 20 for i in range(queries)]  # all of category a
     case = Case(scores, targets, [59] * queries, [{t} for t in targets])

@@ -306,7 +306,8 @@ def test_extraction_agrees_with_the_language_of_shapes(split: str) -> None:
 
 
 def test_extraction_agrees_with_both_ways_of_speaking_on_fresh_scenes() -> None:
-    draws, extractor = Draws("attributes"), rules("shapes")
+    draws = Draws("attributes")
+    extractor = rules("shapes")
     for _ in range(500):
         changes = tuple(
             random_change(draws, random_scene(draws)) for _ in range(draws.between(1, 2))
@@ -318,7 +319,8 @@ def test_extraction_agrees_with_both_ways_of_speaking_on_fresh_scenes() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_word_of_a_lexicon_gives_its_value(domain: str) -> None:
-    lexicon, extractor = load(domain), rules(domain)
+    lexicon = load(domain)
+    extractor = rules(domain)
     assert lexicon.category in lexicon.attributes
     for name, attribute in lexicon.attributes.items():
         for value, words in attribute.values.items():
@@ -647,7 +649,8 @@ def test_zero_shot_gives_the_form_of_the_rules(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path / "m")
     lexicon = load("shapes")
     texts = ["make the circle red", "", "a" * 500]
-    (first, empty, _), again = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(texts), None
+    (first, empty, _) = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(texts)
+    again = None
     assert empty == {} and first.keys() == lexicon.attributes.keys()
     for name, value in first.items():
         assert value in {*lexicon.attributes[name].values, "*"}

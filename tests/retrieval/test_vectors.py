@@ -69,7 +69,8 @@ def test_a_slice_of_one_part_is_a_view(parts: Any) -> None:
 def test_parts_give_what_the_whole_gives(
     device: str, step: int, whole: Any, parts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queries, wanted = whole[::9], np.arange(0, 700, 9)[::-1].copy()
+    queries = whole[::9]
+    wanted = np.arange(0, 700, 9)[::-1].copy()
     order = np.argsort(-(queries @ whole.T), axis=1, kind="stable")
     monkeypatch.setattr(module, "part_size", lambda _: step)
     for k in (1, 30, 700):
@@ -84,7 +85,8 @@ def test_parts_give_what_the_whole_gives(
 
 def test_what_parts_of_a_gallery_found_is_joined_exactly(whole: Any) -> None:
     """Each part searched alone, as another machine would; ties across parts by row."""
-    queries, found = whole[:40], []
+    queries = whole[:40]
+    found = []
     for start in (0, 100, 420):
         rows, scores = topk(queries, whole[start : {0: 100, 100: 420, 420: 700}[start]], 25)
         found.append((rows + start, scores))
@@ -131,11 +133,9 @@ def test_a_mapped_gallery_is_not_copied(tmp_path: Path) -> None:
 
 def test_large_arrays_are_made_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "MAPPED_BYTES", 4000)
-    small, large, nowhere = (
-        zeros_or_memmap((99, 10), tmp_path),
-        zeros_or_memmap((100, 10), tmp_path / "new"),
-        zeros_or_memmap((100, 10), None),
-    )
+    small = zeros_or_memmap((99, 10), tmp_path)
+    large = zeros_or_memmap((100, 10), tmp_path / "new")
+    nowhere = zeros_or_memmap((100, 10), None)
     assert small.base is None and nowhere.base is None and isinstance(large.base, np.memmap)
     large[7] = 3
     assert large.sum() == 30 and not list((tmp_path / "new").iterdir()), (

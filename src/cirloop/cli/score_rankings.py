@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cirloop.artifacts.store import write_json
-from cirloop.data import benchmarks, paths
+from cirloop.data import benchmarks, splits
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.protocols import SUBSET_KS, Places, describe, metrics, places_of
 from cirloop.monitoring.console import table
@@ -43,7 +43,7 @@ def score_rankings(
     problems.stop(
         f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout."
     )
-    for note in filter(None, map(paths.official_size_warning, parts)):
+    for note in filter(None, map(splits.official_size_warning, parts)):
         logger.warning("%s", note)
     labelled = all(part.relevance is not None for part in parts)
     if not labelled and benchmark not in submission.BENCHMARKS:
@@ -99,7 +99,9 @@ def _scores(
     parts: Sequence[LabeledQueries], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
 ) -> dict[str, Any]:
     places = {
-        q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries
+        q.id: places_of(rankings[q.id], part.relevant_images(q))
+        for part in parts
+        for q in part.queries
     }
     found = metrics(parts, places)
     if metric:  # CIRR's two submission files hold lists for one kind of recall each

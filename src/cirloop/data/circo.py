@@ -9,16 +9,15 @@ part of the query: it tells what the images have in common.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.paths import DataPaths, build_eval_splits, warn_blank_texts
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import (
     EvalProtocol,
-    EvalSplit,
     Gallery,
     ImageId,
     LabeledQueries,
@@ -85,11 +84,10 @@ def load_queries(directory: Path, split: str, problems: Problems) -> list[Labele
     unlabelled = split == "test"
     path = directory / "annotations" / f"{split}.json"
     for where, entry in problems.entries(path):
-        number, reference = entry.get("id", int), entry.get("reference_img_id", int)
-        text, target = (
-            entry.get("relative_caption", str, blank=True),
-            entry.get("target_img_id", int, optional=unlabelled),
-        )
+        number = entry.get("id", int)
+        reference = entry.get("reference_img_id", int)
+        text = entry.get("relative_caption", str, blank=True)
+        target = entry.get("target_img_id", int, optional=unlabelled)
         right = None if unlabelled else entry.list_of("gt_img_ids", int)
         for image in {i for i in (reference, target, *(right or ())) if i is not None}:
             if known is not None and str(image) not in known:
@@ -127,12 +125,12 @@ def load_queries(directory: Path, split: str, problems: Problems) -> list[Labele
 def load(
     allow_missing_images: int, load_train: Callable[[], TrainSplit], data_paths: DataPaths
 ) -> Dataset:
-    """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017, and another data set's
-    training split."""
+    """Define val and test with the images of COCO2017_unlabeled/unlabeled2017, and another data
+    set's training split."""
     directory = data_paths.require_dir("circo")
     folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
 
-    def load_eval(split: str) -> tuple[EvalSplit, ...]:
+    def read(split: str) -> tuple[QueryFiles, Problems]:
         problems = Problems(
             f"Put CIRCO and COCO's list of images under --data_dir {directory}; see"
             " docs/datasets.md."
@@ -140,12 +138,8 @@ def load(
         [part] = load_queries(directory, split, problems)
         if part.gallery is None and not (directory / LIST).exists():
             problems.add(directory / LIST, "there is no such file")
-        files = {
-            image: folder / f"{int(image):012d}.jpg"
-            for image in (part.gallery.ids if part.gallery else ())
-        }
-        return build_eval_splits([(part, files)], allow_missing_images, data_paths, problems)
+        images = part.gallery.ids if part.gallery else ()
+        files = {image: folder / f"{int(image):012d}.jpg" for image in images}
+        return [(part, files)], problems
 
-    return Dataset(
-        "circo", load_train, {split: partial(load_eval, split) for split in ("val", "test")}
-    )
+    return file_dataset("circo", read, allow_missing_images, data_paths, load_train=load_train)

@@ -8,23 +8,21 @@ test1 is.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import escapes_root
-from cirloop.data.paths import DataPaths, build_eval_splits, build_train_split, warn_blank_texts
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
 from cirloop.types import (
     EvalProtocol,
-    EvalSplit,
     Gallery,
     ImageId,
     LabeledQueries,
     Query,
     QueryId,
     Relevance,
-    TrainSplit,
 )
 from cirloop.validation import Entry, Problems
 
@@ -75,11 +73,9 @@ def load_queries(directory: Path, split: str, problems: Problems) -> list[Labele
     groups: dict[QueryId, tuple[ImageId, ...]] = {}
     blanks: list[str] = []
     for where, entry in problems.entries(path):
-        pair, reference, text = (
-            entry.get("pairid", int),
-            entry.get("reference", str),
-            entry.get("caption", str, blank=True),
-        )
+        pair = entry.get("pairid", int)
+        reference = entry.get("reference", str)
+        text = entry.get("caption", str, blank=True)
         target = entry.get("target_hard", str, optional=split == "test")
         members = _members(entry, problems)
         for role, image in (
@@ -138,33 +134,19 @@ def _members(entry: Entry, problems: Problems) -> list[str]:
 
 
 def load(allow_missing_images: int, data_paths: DataPaths) -> Dataset:
-    """Train, val and test1 with their pictures, at the paths of the split files, under `img_raw/`
+    """Define train, val and test1, with images at the paths of the split files, under `img_raw/`
     or beside it."""
     directory = data_paths.require_dir("cirr")
     raw = directory / "img_raw"
-    pictures = raw if raw.is_dir() else directory
-    way_out = (
-        f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the"
-        " layout."
-    )
+    image_root = raw if raw.is_dir() else directory
 
-    def read(split: str, problems: Problems) -> list[tuple[LabeledQueries, dict[ImageId, Path]]]:
-        files = {
-            image: pictures / path
-            for image, path in image_files(directory, split, Problems()).items()
-        }
-        return [(part, files) for part in load_queries(directory, split, problems)]
-
-    def load_train() -> TrainSplit:
-        problems = Problems(way_out)
-        return build_train_split(
-            read("train", problems), allow_missing_images, data_paths, problems
+    def read(split: str) -> tuple[QueryFiles, Problems]:
+        problems = Problems(
+            f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the"
+            " layout."
         )
+        names = image_files(directory, split, Problems())
+        files = {image: image_root / path for image, path in names.items()}
+        return [(part, files) for part in load_queries(directory, split, problems)], problems
 
-    def load_eval(split: str) -> tuple[EvalSplit, ...]:
-        problems = Problems(way_out)
-        return build_eval_splits(read(split, problems), allow_missing_images, data_paths, problems)
-
-    return Dataset(
-        "cirr", load_train, {split: partial(load_eval, split) for split in ("val", "test")}
-    )
+    return file_dataset("cirr", read, allow_missing_images, data_paths)

@@ -10,23 +10,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import escapes_root
-from cirloop.data.paths import DataPaths, build_eval_splits, build_train_split, warn_blank_texts
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
 from cirloop.types import (
     EvalProtocol,
-    EvalSplit,
     Gallery,
     ImageId,
     LabeledQueries,
     Query,
     QueryId,
     Relevance,
-    TrainSplit,
 )
 from cirloop.validation import Problems
 
@@ -108,12 +106,14 @@ def _category(
         problems.add(
             names, f"{len(twice)} images are there more than once, the first: {twice[0]!r}"
         )
-    known, path = set(images), directory / "captions" / f"cap.{category}.{split}.json"
+    known = set(images)
+    path = directory / "captions" / f"cap.{category}.{split}.json"
     queries: list[Query] = []
     targets: dict[QueryId, ImageId] = {}
     blanks: list[str] = []
     for number, (where, entry) in enumerate(problems.entries(path)):
-        reference, captions = entry.get("candidate", str), entry.list_of("captions", str)
+        reference = entry.get("candidate", str)
+        captions = entry.list_of("captions", str)
         target = entry.get("target", str, optional=split == "test")
         for role, image in (("candidate", reference), ("target", target)):
             if image is not None and (escapes_root(image) or "/" in image):
@@ -124,7 +124,8 @@ def _category(
             problems.add(where, "'captions' holds none")
         if reference is None or not captions:
             continue
-        text, query = join_captions(captions), QueryId(f"{category}/{number}")
+        text = join_captions(captions)
+        query = QueryId(f"{category}/{number}")
         blanks += [] if text else [f"entry {number}"]
         queries.append(Query(query, ImageId(reference), text, category))
         if target is not None:
@@ -172,32 +173,20 @@ def image_paths(directory: Path, images: Iterable[ImageId], category: str) -> di
 def load(
     categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, data_paths: DataPaths
 ) -> Dataset:
-    """Train over the categories together; val and test one part per category."""
+    """Define train over the categories together, and val and test of each category."""
     directory = data_paths.require_dir("fashioniq")
-    way_out = (
-        f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the"
-        " layout."
-    )
 
-    def read(split: str, problems: Problems) -> list[tuple[LabeledQueries, dict[ImageId, Path]]]:
-        parts = load_queries(
-            directory, split, problems, categories, kind if split != "train" else "original"
+    def read(split: str) -> tuple[QueryFiles, Problems]:
+        problems = Problems(
+            f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the"
+            " layout."
         )
-        return [
-            (p, image_paths(directory, p.gallery.ids if p.gallery else (), p.category))
-            for p in parts
-        ]
+        gallery_kind = kind if split != "train" else "original"
+        parts = load_queries(directory, split, problems, categories, gallery_kind)
+        return [(part, _gallery_files(directory, part)) for part in parts], problems
 
-    def load_train() -> TrainSplit:
-        problems = Problems(way_out)
-        return build_train_split(
-            read("train", problems), allow_missing_images, data_paths, problems
-        )
+    return file_dataset("fashioniq", read, allow_missing_images, data_paths)
 
-    def load_eval(split: str) -> tuple[EvalSplit, ...]:
-        problems = Problems(way_out)
-        return build_eval_splits(read(split, problems), allow_missing_images, data_paths, problems)
 
-    return Dataset(
-        "fashioniq", load_train, {split: partial(load_eval, split) for split in ("val", "test")}
-    )
+def _gallery_files(directory: Path, part: LabeledQueries) -> dict[ImageId, Path]:
+    return image_paths(directory, part.gallery.ids if part.gallery else (), part.category)

@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Literal
 from cirloop.data import fashioniq
 from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.images import escapes_root
-from cirloop.data.paths import DataPaths, build_eval_splits, warn_blank_texts
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import (
     EvalProtocol,
-    EvalSplit,
     Gallery,
     ImageId,
     LabeledQueries,
@@ -94,7 +94,8 @@ def load_queries(
         blanks += [name] if text == "" else []
         shown = []
         for role in ("retrieved_set1", "retrieved_set2"):
-            group, where = entry.get(role, dict), f"{entry.where} {role}"
+            group = entry.get(role, dict)
+            where = f"{entry.where} {role}"
             paths = (
                 None if group is None else Entry(group, where, problems).list_of("img_path", str)
             )
@@ -179,10 +180,10 @@ def load(
     load_train: Callable[[], TrainSplit],
     data_paths: DataPaths,
 ) -> Dataset:
-    """Val with FashionIQ's pictures, and another data set's training split."""
+    """Define val with FashionIQ's images, and another data set's training split."""
     directory = data_paths.require_dir("hp_fashioniq")
 
-    def load_eval() -> tuple[EvalSplit, ...]:
+    def read(split: str) -> tuple[QueryFiles, Problems]:
         problems = Problems(
             f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see"
             " docs/datasets.md."
@@ -192,6 +193,8 @@ def load(
         for category in sorted(set(categories.values())):
             images = [image for image, of in categories.items() if of == category]
             files |= fashioniq.image_paths(directory, images, category)
-        return build_eval_splits([(part, files)], allow_missing_images, data_paths, problems)
+        return [(part, files)], problems
 
-    return Dataset("hp_fashioniq", load_train, {"val": load_eval})
+    return file_dataset(
+        "hp_fashioniq", read, allow_missing_images, data_paths, ("val",), load_train
+    )

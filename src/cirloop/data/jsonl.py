@@ -1,15 +1,14 @@
-"""Data of one's own: JSON lines and a folder of pictures.
+"""A user's own data: JSON lines and a folder of images.
 
 `train.jsonl`, `val.jsonl` and `test.jsonl` hold one object a line (see `triplets.py`). Images are
-paths relative to the picture folder, in any spelling; files of equal bytes are one image. The
-gallery is every picture of the folder and all that the lines name, or those of a list, one a line.
+paths relative to the image folder, in any spelling; files of equal bytes are one image. The gallery
+is every image of the folder and all that the lines name, or the images of a list, one a line.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,8 +17,9 @@ from cirloop.data.dataset import Dataset, FileSettings
 from cirloop.data.folder import scan_folder
 from cirloop.data.images import ImageFile, escapes_root
 from cirloop.data.names import normalize_name
-from cirloop.data.paths import DataPaths, build_eval_splits, build_train_split
-from cirloop.types import EvalProtocol, EvalSplit, ImageId, LabeledQueries, TrainSplit
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset
+from cirloop.types import EvalProtocol, ImageId, LabeledQueries
 from cirloop.validation import Problems
 
 
@@ -45,10 +45,10 @@ class JsonlSettings(FileSettings):
         return load(self, data_paths)
 
 
-def pictures(
+def gallery_files(
     directory: Path, settings: JsonlSettings, problems: Problems
 ) -> dict[ImageId, ImageFile]:
-    """The gallery's images and where they are."""
+    """Return the gallery's images and their files."""
     folder = own.path_on_disk(directory / settings.images)
     if settings.gallery is None or not folder.is_dir():
         return own.images_in_folder(folder, settings.allow_symlinks, problems)
@@ -61,43 +61,37 @@ def pictures(
             problems.add(listed, f"{name!r} is there more than once")
         if escapes_root(name):
             problems.add(listed, f"{name!r} is not inside the picture folder")
-    files = scan_folder(
-        folder, settings.allow_symlinks, Problems()
-    ).files  # names as the disk has them, which may be NFD
-    return {
-        ImageId(name): files.get(ImageId(name), folder / name)
-        for name in names
-        if not escapes_root(name)
-    }
+    # The scan has names as the disk spells them, which may be NFD.
+    files = scan_folder(folder, settings.allow_symlinks, Problems()).files
+    inside = [ImageId(name) for name in names if not escapes_root(name)]
+    return {image: files.get(image, folder / image) for image in inside}
 
 
 def load_queries(
     directory: Path, settings: JsonlSettings, split: str, problems: Problems
 ) -> tuple[list[LabeledQueries], dict[ImageId, ImageFile]]:
-    """The queries of `split`, a part per category if its lines have one, and the pictures."""
-    files = pictures(directory, settings, problems)
-    path, folder = (
-        own.path_on_disk(directory / getattr(settings, split)),
-        own.path_on_disk(directory / settings.images),
-    )
+    """Read the queries of `split`, by category if its lines have one, and its image files."""
+    files = gallery_files(directory, settings, problems)
+    path = own.path_on_disk(directory / getattr(settings, split))
+    folder = own.path_on_disk(directory / settings.images)
     if not os.path.lexists(path):
         own.report_missing_file(path, f"data.{split}", problems)
         return [], files
     entries = own.normalize_names(problems.json_lines(path), folder)
     if settings.gallery is None and files:
         files = own.with_named_images(files, folder, entries)
-    gallery = own.deduplicate(files, folder)
+    unique = own.deduplicate(files, folder)
     parts = triplets.load_queries(
-        entries, gallery.files, "jsonl", split, path, problems, gallery.same
+        entries, unique.files, "jsonl", split, path, problems, unique.copy_of
     )
-    return parts, gallery.files
+    return parts, unique.files
 
 
 def load(settings: JsonlSettings, data_paths: DataPaths) -> Dataset:
-    """Train, val and test from the files that `settings` names."""
-    directory, allow = data_paths.require_dir("jsonl"), settings.allow_missing_images
+    """Define train, val and test by the files that `settings` names."""
+    directory = data_paths.require_dir("jsonl")
 
-    def read(split: str) -> tuple[list[tuple[LabeledQueries, dict[ImageId, ImageFile]]], Problems]:
+    def read(split: str) -> tuple[QueryFiles, Problems]:
         problems = Problems(
             f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a"
             " line."
@@ -105,14 +99,4 @@ def load(settings: JsonlSettings, data_paths: DataPaths) -> Dataset:
         parts, files = load_queries(directory, settings, split, problems)
         return [(part, files) for part in parts], problems
 
-    def load_train() -> TrainSplit:
-        parts, problems = read("train")
-        return build_train_split(parts, allow, data_paths, problems)
-
-    def load_eval(split: str) -> tuple[EvalSplit, ...]:
-        parts, problems = read(split)
-        return build_eval_splits(parts, allow, data_paths, problems)
-
-    return Dataset(
-        "jsonl", load_train, {split: partial(load_eval, split) for split in ("val", "test")}
-    )
+    return file_dataset("jsonl", read, settings.allow_missing_images, data_paths)

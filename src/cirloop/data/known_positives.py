@@ -27,7 +27,9 @@ CONFIRMED = "confirmed by the captioner"
 KINDS = (LINE, TARGET, REFERENCE, SAME_TEXT, CONFIRMED)
 """Why an image is left out, the first that fits."""
 WRITTEN_AGAIN = "same as the original text"
-SURER_KEPT, DUPLICATE, ENOUGH = "a surer text was kept", "duplicate", "enough for this query"
+SURER_KEPT = "a surer text was kept"
+DUPLICATE = "duplicate"
+ENOUGH = "enough for this query"
 SAID_RIGHT = (WRITTEN_AGAIN, SURER_KEPT, DUPLICATE, ENOUGH)
 """The reasons of rejected captions that no check found wrong: what the captioner wrote is right for
 the mined image."""

@@ -75,7 +75,8 @@ def load_queries(
                 f" {', '.join(sorted(KNOWN))}{_meant(name)}",
                 UNKNOWN,
             )
-        reference, text = entry.get("reference", str), _text(entry, problems)
+        reference = entry.get("reference", str)
+        text = _text(entry, problems)
         for role in sorted(LISTS & entry.fields.keys()):
             entry.list_of(role, str)
         for role, image in named(entry):

@@ -121,7 +121,8 @@ def values(
     `places` are scores where people chose between sets. An aspect's mAP and the preference rate are
     over some of the queries. There is no preference rate where no set 1 scores higher.
     """
-    relevance, protocol = part.relevance, part.protocol
+    relevance = part.relevance
+    protocol = part.protocol
     assert relevance is not None
     if relevance.preferences:
         return _preferences(part, places)
@@ -131,7 +132,8 @@ def values(
         rows.setdefault(name, []).append(value)
 
     for query in part.queries:
-        kept, target = places[query.id], relevance.targets[query.id]
+        kept = places[query.id]
+        target = relevance.targets[query.id]
         removed = without(kept, query.reference)
         seen = kept if protocol.keep_reference else removed
         for k in protocol.cutoffs:

@@ -34,12 +34,15 @@ def paired(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, seed: int = 0) -> Difference:
     p = (1 + draws at least as far from 0) / (1 + draws): never 0, the least is 1e-4. Equal systems
     give 1.
     """
-    a, b = np.asarray(a_Q, np.float64), np.asarray(b_Q, np.float64)
+    a = np.asarray(a_Q, np.float64)
+    b = np.asarray(b_Q, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"a value per query of both systems, found shapes {a.shape} and {b.shape}")
     d = b - a
     moved = d[d != 0]  # a sign turns nothing of what is 0
-    random, seen, far = np.random.default_rng(seed), abs(moved.sum()), 0
+    random = np.random.default_rng(seed)
+    seen = abs(moved.sum())
+    far = 0
     for start in range(0, DRAWS, BLOCK):
         signs = random.integers(0, 2, (min(BLOCK, DRAWS - start), len(moved)), np.int8) * 2 - 1
         far += int((abs(signs @ moved) >= seen - 1e-9).sum())

@@ -75,7 +75,8 @@ class NearDuplicate(Settings):
     threshold: float = Field(0.95, gt=-1, le=1)
 
     def keep(self, pairs: MinedPairs, context: FilterContext) -> Mask:
-        images, targets = context.vectors_GD[pairs.columns_N], context.vectors_GD[pairs.targets_N]
+        images = context.vectors_GD[pairs.columns_N]
+        targets = context.vectors_GD[pairs.targets_N]
         norms = np.linalg.norm(images, axis=1) * np.linalg.norm(targets, axis=1)
         return np.asarray((images * targets).sum(axis=1) <= self.threshold * norms)
 

@@ -29,7 +29,8 @@ BLOCK = 8192
 """Samples whose neighbours are searched between two looks at the progress."""
 DRAWN = 64
 """Members of a cluster looked at at once."""
-HARD, DIVERSE = "hard", "diverse"
+HARD = "hard"
+DIVERSE = "diverse"
 
 
 class RejectReason(IntEnum):
@@ -139,9 +140,12 @@ def neighbours(
     x N matrix."""
     from cirloop.retrieval.topk import scores_of, topk
 
-    num, k = len(pool), min(params.k_nn, max(1, len(pool) - 1))
-    rows_NK, visual_NK = np.empty((num, k), np.int64), np.empty((num, k), np.float32)
-    text_NK, vectors_ND = np.empty((num, k), np.float32), pool.visual_VD[pool.image_of_N]
+    num = len(pool)
+    k = min(params.k_nn, max(1, len(pool) - 1))
+    rows_NK = np.empty((num, k), np.int64)
+    visual_NK = np.empty((num, k), np.float32)
+    text_NK = np.empty((num, k), np.float32)
+    vectors_ND = pool.visual_VD[pool.image_of_N]
     related = [_members(pool.image_of_N), _members(pool.group_of_N)]
     for start in progress(range(0, num, BLOCK)):
         block = slice(start, start + BLOCK)
@@ -185,7 +189,9 @@ class _Selector:
     def __init__(
         self, pool: SamplePool, near: Neighbours, clusters: Clusters, params: KnnTextParams
     ) -> None:
-        self._pool, self._near, self._params = pool, near, params
+        self._pool = pool
+        self._near = near
+        self._params = params
         self._levels = thresholds(params.cosine_threshold)
         self._remaining_uses_T = pool.max_uses_T.copy()
         self._cluster_of_N = clusters.of_V[pool.image_of_N]
@@ -198,7 +204,8 @@ class _Selector:
         ).astype(np.int8)
         order_NK = np.argsort(keys, axis=1, kind="stable")
         self._order_NK = order_NK.astype(np.int16 if near.rows_NK.shape[1] < 1 << 15 else np.int32)
-        self._num_long_N, self._num_N = (keys < RAISES).sum(1), (keys < 2 * RAISES).sum(1)
+        self._num_long_N = (keys < RAISES).sum(1)
+        self._num_N = (keys < 2 * RAISES).sum(1)
 
     def choose(self, i: int, diverse_first: bool) -> Negative | None:
         """Long texts of the first kind, of the other, then short texts of both; None where there is
@@ -214,13 +221,15 @@ class _Selector:
 
     def _hard(self, i: int, short: bool) -> Negative | None:
         """The best in looks of those below the lowest threshold that lets any through."""
-        near, long = self._near, self._num_long_N[i]
+        near = self._near
+        long = self._num_long_N[i]
         for place in (
             self._order_NK[i, long : self._num_N[i]] if short else self._order_NK[i, :long]
         ):
             row = near.rows_NK[i, place]
             if self._remaining_uses_T[self._pool.text_of_N[row]] > 0:
-                visual, text = near.visual_NK[i, place], near.text_NK[i, place]
+                visual = near.visual_NK[i, place]
+                text = near.text_NK[i, place]
                 return Negative(
                     int(row), HARD, int(near.codes_NK[i, place]), float(visual), float(text)
                 )
@@ -230,8 +239,10 @@ class _Selector:
     def _diverse(self, i: int, short: bool) -> Negative | None:
         """The first, in an order drawn for this sample, below the lowest threshold that lets any
         through."""
-        pool, members = self._pool, self._far[self._cluster_of_N[i]]
-        mine_E, best = pool.texts_TE[pool.text_of_N[i]], (RAISES, -1, 0.0)
+        pool = self._pool
+        members = self._far[self._cluster_of_N[i]]
+        mine_E = pool.texts_TE[pool.text_of_N[i]]
+        best = (RAISES, -1, 0.0)
         drawn = members[np.random.default_rng([self._params.seed, 2, i]).permutation(len(members))]
         for start in range(0, len(drawn), DRAWN):
             rows = drawn[start : start + DRAWN]
@@ -274,11 +285,9 @@ def choose(
     In the samples' order. Hard or diverse is looked for first, as drawn; then the other kind; then
     both again with short texts. Nothing is chosen where none of them finds any.
     """
-    first, selector, chosen = (
-        diverse_first(len(pool), params),
-        _Selector(pool, near, clusters, params),
-        [],
-    )
+    first = diverse_first(len(pool), params)
+    selector = _Selector(pool, near, clusters, params)
+    chosen = []
     for start in progress(range(0, len(pool), 1024)):
         chosen += [
             selector.choose(i, bool(first[i])) for i in range(start, min(start + 1024, len(pool)))

@@ -79,7 +79,8 @@ def mine(
     costs more than mining. `stats` gets what a report should say: the recall of an approximate
     search, counts of the strategy.
     """
-    strategy, stats = settings.strategy, {} if stats is None else stats
+    strategy = settings.strategy
+    stats = {} if stats is None else stats
     with oom.enough(f"mining {len(inputs.gallery_GD)} images", SMALLER):
         scores_Q = scores_of(
             inputs.queries_QD, inputs.gallery_GD, inputs.targets_Q[:, None], device
@@ -107,7 +108,8 @@ def _results(
     sets: bool,
     stats: dict[str, Any],
 ) -> Iterator[MiningResult]:
-    strategy, mined_B = settings.strategy, np.ones(len(block.query_index_B), bool)
+    strategy = settings.strategy
+    mined_B = np.ones(len(block.query_index_B), bool)
     if settings.skips_solved_queries:
         mined_B = block.target_rank_B > 1
     part = block if mined_B.all() else block.select(np.flatnonzero(mined_B))
@@ -120,11 +122,14 @@ def _results(
             stats[name] = stats.get(name, 0) + count
     place_B = np.cumsum(mined_B) - 1
     for b, mined in enumerate(mined_B):
-        picks, num_fallback, candidates = np.zeros(0, np.int64), 0, None
+        picks = np.zeros(0, np.int64)
+        num_fallback = 0
+        candidates = None
         if mined:
             picks = chosen[place_B[b]]
             filler = _filler(settings, block, b, picks, context)
-            picks, num_fallback = np.concatenate([picks, filler]), len(filler)
+            picks = np.concatenate([picks, filler])
+            num_fallback = len(filler)
             candidates = (
                 None
                 if candidate_sets is None
@@ -166,9 +171,11 @@ def _full_blocks(
     settings: MiningSettings, inputs: MiningInputs, device: str
 ) -> Iterator[CandidateBlock]:
     """All scores of some queries at a time, -inf for a reference that is not ranked."""
-    index_Q, index_G = np.arange(len(inputs.targets_Q)), np.arange(len(inputs.gallery_GD))
+    index_Q = np.arange(len(inputs.targets_Q))
+    index_G = np.arange(len(inputs.gallery_GD))
     for block, scores_BG in score_blocks(inputs.queries_QD, inputs.gallery_GD, device):
-        eligible_BG, target_B = np.ones(scores_BG.shape, bool), inputs.targets_Q[block]
+        eligible_BG = np.ones(scores_BG.shape, bool)
+        target_B = inputs.targets_Q[block]
         here = np.arange(len(scores_BG))
         if inputs.references_Q is not None and not settings.rank_reference:
             known = np.flatnonzero(inputs.references_Q[block] >= 0)
@@ -245,10 +252,8 @@ def _target_ranks(
     """The target's rank and score: of the best images where it is one, else counted, or 0 without
     `target_ranks`."""
     seen_QK = rows_QK == inputs.targets_Q[:, None]
-    rank_Q, score_Q = (
-        seen_QK.argmax(axis=1) + 1,
-        scores_QK[np.arange(len(scores_QK)), seen_QK.argmax(axis=1)],
-    )
+    rank_Q = seen_QK.argmax(axis=1) + 1
+    score_Q = scores_QK[np.arange(len(scores_QK)), seen_QK.argmax(axis=1)]
     unseen = np.flatnonzero(~seen_QK.any(axis=1))
     if len(unseen):
         given = inputs.queries_QD[unseen], inputs.gallery_GD, inputs.targets_Q[unseen, None], device
@@ -256,5 +261,6 @@ def _target_ranks(
             found = ranks(*given, None if excluded is None else excluded[unseen])
             rank_Q[unseen], score_Q[unseen] = (array[:, 0] for array in found)
         else:
-            rank_Q[unseen], score_Q[unseen] = 0, scores_of(*given)[:, 0]
+            rank_Q[unseen] = 0
+            score_Q[unseen] = scores_of(*given)[:, 0]
     return rank_Q, score_Q

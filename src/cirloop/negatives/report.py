@@ -24,7 +24,8 @@ def summary(
     mined images, `filled` how many of them a fallback gave. `set_sizes` are of strategies that draw
     from a set (`band`).
     """
-    mined_Q, ranks_Q = np.array(counts, np.int64), np.array(target_ranks, np.int64)
+    mined_Q = np.array(counts, np.int64)
+    ranks_Q = np.array(target_ranks, np.int64)
     first = int((ranks_Q == 1).sum())
     out = {
         "queries": len(ranks_Q),

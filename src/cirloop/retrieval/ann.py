@@ -53,14 +53,13 @@ def ann_topk(
         raise UserError(
             f"search: {kind} is for images of one vector each; this model gives several. Use exact."
         )
-    settings, k = settings or IndexSettings(), min(k, len(gallery_GD))
+    settings = settings or IndexSettings()
+    k = min(k, len(gallery_GD))
     wanted = k if excluded_QE is None else k + excluded_QE.shape[1]
     reach = min(wanted * (settings.candidates if kind == "ivf_pq" else 1), len(gallery_GD))
     index = build(gallery_GD, kind, settings, seed, reach)
-    rows_QK, scores_QK = (
-        np.empty((len(queries_QD), k), np.int64),
-        np.empty((len(queries_QD), k), np.float32),
-    )
+    rows_QK = np.empty((len(queries_QD), k), np.int64)
+    scores_QK = np.empty((len(queries_QD), k), np.float32)
     for start in range(0, len(queries_QD), QUERIES):
         block = slice(start, start + QUERIES)
         queries = np.ascontiguousarray(queries_QD[block], np.float32)
@@ -71,12 +70,11 @@ def ann_topk(
         lost = found < 0
         if excluded_QE is not None:
             lost |= (found[:, :, None] == excluded_QE[block][:, None]).any(axis=2)
-        scores[lost], found[lost] = -np.inf, -1
+        scores[lost] = -np.inf
+        found[lost] = -1
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        rows_QK[block], scores_QK[block] = (
-            np.take_along_axis(found, order, 1),
-            np.take_along_axis(scores, order, 1),
-        )
+        rows_QK[block] = np.take_along_axis(found, order, 1)
+        scores_QK[block] = np.take_along_axis(scores, order, 1)
     return rows_QK, scores_QK, recall(queries_QD, gallery_GD, rows_QK, seed, excluded_QE)
 
 
@@ -118,7 +116,8 @@ def _empty(gallery_GD: Any, kind: Kind, settings: IndexSettings, seed: int) -> A
         return flat
     if kind == "hnsw":
         index: Any = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 200, 256
+        index.hnsw.efConstruction = 200
+        index.hnsw.efSearch = 256
         return index
     nlist = settings.nlist or max(1, min(int(4 * size**0.5), size // ENOUGH))
     if nlist > size or settings.nprobe > nlist:
@@ -137,7 +136,8 @@ def _empty(gallery_GD: Any, kind: Kind, settings: IndexSettings, seed: int) -> A
             )
         index = faiss.IndexIVFPQ(flat, width, nlist, m, settings.nbits, faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.seed = seed + 1
-    index.cp.seed, index.nprobe = seed + 1, settings.nprobe or max(1, nlist // 16)
+    index.cp.seed = seed + 1
+    index.nprobe = settings.nprobe or max(1, nlist // 16)
     return index
 
 

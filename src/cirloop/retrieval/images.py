@@ -47,7 +47,8 @@ def _padded(
 ) -> tuple[list[list[ImageId]], Rows]:
     """Each query's images in order, and their gallery rows (Q, W), -1 where a query has fewer than
     others."""
-    rows, images = gallery.rows(), [sorted(each) for each in wanted]
+    rows = gallery.rows()
+    images = [sorted(each) for each in wanted]
     rows_QW = np.full((len(images), max(map(len, images), default=0)), -1, np.int64)
     for row_W, names in zip(rows_QW, images, strict=True):
         row_W[: len(names)] = [rows[name] for name in names]

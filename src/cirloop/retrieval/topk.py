@@ -56,10 +56,8 @@ def topk(
 
     def search(part: _Part) -> tuple[Rows, Floats]:
         here = min(k, len(part))
-        rows_QK, scores_QK = (
-            np.empty((len(queries_QD), here), np.int64),
-            np.empty((len(queries_QD), here), np.float32),
-        )
+        rows_QK = np.empty((len(queries_QD), here), np.int64)
+        scores_QK = np.empty((len(queries_QD), here), np.float32)
         for block in part.blocks(len(queries_QD)):
             found = part.topk(
                 tensor(queries_QD[block], part.device), here, _rows_of(excluded, block)
@@ -102,7 +100,8 @@ def ranks(
 def scores_of(queries_QD: Any, gallery_GD: Any, rows_QW: Rows, device: str = "cpu") -> Floats:
     """The scores (Q, W) of given gallery rows of each query, those that `topk` and `ranks` give
     them."""
-    device, score_QW = first_device(device), np.empty(rows_QW.shape, np.float32)
+    device = first_device(device)
+    score_QW = np.empty(rows_QW.shape, np.float32)
     if not rows_QW.size:
         return score_QW
     numbers = max(1, rows_QW.shape[1] * int(np.prod(gallery_GD.shape[1:], dtype=np.int64)))
@@ -127,7 +126,8 @@ def score_blocks(
     queries_QD: Any, gallery_GD: Any, device: str = "cpu"
 ) -> Iterator[tuple[slice, Floats]]:
     """Float32 scores (B, G) of all queries, block by block, each with the place of its queries."""
-    device, step = first_device(device), part_size(gallery_GD)
+    device = first_device(device)
+    step = part_size(gallery_GD)
     each = int(np.prod(gallery_GD.shape[1:-1], dtype=np.int64))  # vectors of an image
     size = max(1, min(1024, BLOCK_NUMBERS // max(1, len(gallery_GD) * each)))
     held = (
@@ -152,22 +152,20 @@ def merge_topk(parts: Iterable[tuple[Rows, Floats]], k: int) -> tuple[Rows, Floa
     Parts come in the order of their rows, which count through the whole gallery. The result is
     exact: an image among the `k` best of all is among those of its part.
     """
-    rows_QK, scores_QK = np.zeros((0, 0), np.int64), np.zeros((0, 0), np.float32)
+    rows_QK = np.zeros((0, 0), np.int64)
+    scores_QK = np.zeros((0, 0), np.float32)
     for number, (rows_QM, scores_QM) in enumerate(parts):
         if number == 0:
-            rows_QK, scores_QK = rows_QM[:, :k], scores_QM[:, :k]
+            rows_QK = rows_QM[:, :k]
+            scores_QK = scores_QM[:, :k]
             continue
-        rows_QK, scores_QK = (
-            np.concatenate([rows_QK, rows_QM], 1),
-            np.concatenate([scores_QK, scores_QM], 1),
-        )
+        rows_QK = np.concatenate([rows_QK, rows_QM], 1)
+        scores_QK = np.concatenate([scores_QK, scores_QM], 1)
         order_QK = np.argsort(-scores_QK, axis=1, kind="stable")[
             :, :k
         ]  # stable: of tied images the earlier part's
-        rows_QK, scores_QK = (
-            np.take_along_axis(rows_QK, order_QK, 1),
-            np.take_along_axis(scores_QK, order_QK, 1),
-        )
+        rows_QK = np.take_along_axis(rows_QK, order_QK, 1)
+        scores_QK = np.take_along_axis(scores_QK, order_QK, 1)
     return rows_QK, scores_QK
 
 
@@ -203,7 +201,8 @@ class _Part:
     @classmethod
     def of(cls, start: int, rows_ND: Any, device: str, coarse: torch.dtype) -> _Part:
         vectors_VD = tensor(rows_ND, device).reshape(-1, rows_ND.shape[-1])
-        coarse_VD, error = vectors_VD.to(coarse), 0.0
+        coarse_VD = vectors_VD.to(coarse)
+        error = 0.0
         if coarse != torch.float32:
             error = float((vectors_VD - coarse_VD.float()).norm(dim=1).max())
         per_image = rows_ND.shape[1] if rows_ND.ndim == 3 else 1
@@ -292,7 +291,8 @@ class _Part:
         counts_BW = torch.empty_like(row_BW)
         for w, (score_B, row_B) in enumerate(zip(score_BW.T, row_BW.T, strict=True)):
             reach_B1 = off_B1 + (score_B.abs()[:, None] + off_B1) * 2 * relative
-            low_B1, high_B1 = score_B[:, None] - reach_B1, score_B[:, None] + reach_B1
+            low_B1 = score_B[:, None] - reach_B1
+            high_B1 = score_B[:, None] + reach_B1
             count_B = (scores_BN > high_B1).sum(dim=1)
             query_C, row_C = ((scores_BN >= low_B1) & (scores_BN <= high_B1)).nonzero().T
             exact_C = self.exact(queries_BD, query_C, row_C)
@@ -330,7 +330,8 @@ def _of_parts(
 ) -> Iterator[Result]:
     """What `work` makes of each part, in their order: in turn, or on several devices as many at
     once."""
-    devices, step = device.split(","), part_size(gallery_GD)
+    devices = device.split(",")
+    step = part_size(gallery_GD)
 
     def result(start: int) -> Result:
         place = devices[start // step % len(devices)]

@@ -36,7 +36,8 @@ class ConcatArray:
     def __init__(self, parts: Sequence[Any]) -> None:
         self._parts = list(parts)
         self._starts = np.cumsum([0, *map(len, parts)])
-        self.dtype, self.ndim = parts[0].dtype, parts[0].ndim
+        self.dtype = parts[0].dtype
+        self.ndim = parts[0].ndim
         self.shape: tuple[int, ...] = (int(self._starts[-1]), *parts[0].shape[1:])
 
     def __len__(self) -> int:

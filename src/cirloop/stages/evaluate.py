@@ -53,7 +53,7 @@ def evaluation(
     for part in parts:
         vectors, gallery = _vectors(run, backbone, part, ablate)
         tops += _top(part, vectors, gallery)
-        wanted = [part.labeled.needs(query) for query in part.queries]
+        wanted = [part.labeled.relevant_images(query) for query in part.queries]
         preferences = part.relevance and part.relevance.preferences
         look: Any = scores_of_images if preferences else ranks_of_images
         rows = look(wanted, part.gallery, vectors, gallery)

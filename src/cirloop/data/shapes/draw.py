@@ -56,7 +56,8 @@ _ys, _xs = np.mgrid[0:SIDE, 0:SIDE].astype(np.int32)
 
 
 def _mask(shape: str, x: int, y: int, r: int) -> npt.NDArray[np.bool_]:
-    dx, dy = np.abs(_xs - x), _ys - y
+    dx = np.abs(_xs - x)
+    dy = _ys - y
     ady = np.abs(dy)
     inside: npt.NDArray[np.bool_]
     match shape:
@@ -84,7 +85,8 @@ def draw(scene: Scene, look: Look, *seed: object) -> npt.NDArray[np.uint8]:
     tint = draws.between(*look.tint)
     palette = {}
     for color in COLORS:
-        deep, light = _DEEP[color], _LIGHT[color]
+        deep = _DEEP[color]
+        light = _LIGHT[color]
         palette[color] = [
             min(
                 255,

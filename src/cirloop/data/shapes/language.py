@@ -159,7 +159,8 @@ def spoken(
 
 def write(draws: Draws, changes: tuple[Change, ...], phrasing: Phrasing) -> str:
     """One text for `changes`, of the phrasing's sentences and words."""
-    words, parts = phrasing.words, []
+    words = phrasing.words
+    parts = []
     for change in changes:
         name: str = change.kind
         if (
@@ -186,7 +187,9 @@ def write(draws: Draws, changes: tuple[Change, ...], phrasing: Phrasing) -> str:
 
 
 def _patterns() -> list[tuple[Kind, re.Pattern[str]]]:
-    size, color, shape = "|".join(_SIZE), "|".join(COLORS), "|".join(SHAPES)
+    size = "|".join(_SIZE)
+    color = "|".join(COLORS)
+    shape = "|".join(SHAPES)
     noun = rf"(?:(?P<{{k}}z>{size}) )?(?:(?P<{{k}}c>{color}) )?(?P<{{k}}s>{shape}|object)"
     noun += rf"(?: (?:at|in) the (?P<{{k}}p>{_CELLS}))?"
     slots = {
@@ -222,10 +225,12 @@ def _read_one(part: str) -> Change | None:
             continue
         found = match.groupdict()
         prefix = "n" if kind == "add" else ""
-        size, cell = found.get(f"{prefix}z"), found.get(f"{prefix}p")
+        size = found.get(f"{prefix}z")
+        cell = found.get(f"{prefix}p")
         selector = None
         if kind != "add":
-            osize, ocell = found.get("oz"), found.get("op")
+            osize = found.get("oz")
+            ocell = found.get("op")
             selector = Selector(
                 _value(found, "oc"),
                 _value(found, "os"),

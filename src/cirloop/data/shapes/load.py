@@ -76,7 +76,8 @@ class ShapesOracle:
     """What is right, from the scenes themselves."""
 
     def __init__(self, scenes: Scenes, num_images: int) -> None:
-        self._scenes, self._num = scenes, num_images
+        self._scenes = scenes
+        self._num = num_images
 
     @cached_property
     def _by_scene(self) -> dict[Scene, list[int]]:
@@ -162,7 +163,8 @@ def _train(settings: ShapesSettings) -> TrainSplit:
 
 def _eval(name: str, num: int) -> tuple[EvalSplit]:
     scenes = held_out()[name]
-    triplets, oracle = _triplets(scenes, num), ShapesOracle(scenes, num)
+    triplets = _triplets(scenes, num)
+    oracle = ShapesOracle(scenes, num)
     relevance = Relevance(
         {t.query.id: t.target for t in triplets},
         {t.query.id: oracle.positives(t.query) for t in triplets},

@@ -88,7 +88,8 @@ class Draws:
         return options[self.below(len(options))]
 
     def shuffled(self, items: list[T] | tuple[T, ...]) -> list[T]:
-        left, out = list(items), []
+        left = list(items)
+        out = []
         while left:
             out.append(left.pop(self.below(len(left))))
         return out
@@ -150,7 +151,8 @@ def differences(before: Scene, after: Scene) -> tuple[Change, ...]:
     """The atomic changes, fully specified, from one scene to the other (an equal object elsewhere
     moved)."""
     changes: list[Change] = []
-    gone, come = [], []
+    gone = []
+    come = []
     for cell, (old, new) in enumerate(zip(before, after, strict=True)):
         if old is None and new is not None:
             come.append(cell)

@@ -108,7 +108,8 @@ def ask(
 ) -> tuple[int, int, str]:
     """Two members at most `max_changes` apart and a text that turns the first into the second."""
     while True:
-        a, b = draws.below(len(members)), draws.below(len(members))
+        a = draws.below(len(members))
+        b = draws.below(len(members))
         changes = differences(members[a], members[b])
         if 1 <= len(changes) <= max_changes:
             said = spoken(draws, members[a], tuple(draws.shuffled(changes)), LOOSE_PERCENT)

@@ -54,7 +54,9 @@ class ZeroShot:
     lexicon's order."""
 
     def __init__(self, model: str, lexicon: Lexicon, threshold: float = 0.5) -> None:
-        self.model, self.lexicon, self.threshold = model, lexicon, threshold
+        self.model = model
+        self.lexicon = lexicon
+        self.threshold = threshold
 
     @cached_property
     def pipeline(self) -> Any:
@@ -100,7 +102,8 @@ class ZeroShot:
             best: dict[str, float] = {}
             for label, (name, value) in labels.items():
                 if scores[label] >= self.threshold and scores[label] > best.get(name, -1):
-                    best[name], out[i][name] = scores[label], value
+                    best[name] = scores[label]
+                    out[i][name] = value
         return out
 
 
@@ -109,7 +112,9 @@ class TokenClassifier:
     it has them."""
 
     def __init__(self, model: str, lexicon: Lexicon, threshold: float = 0.5) -> None:
-        self.model, self.lexicon, self.threshold = model, lexicon, threshold
+        self.model = model
+        self.lexicon = lexicon
+        self.threshold = threshold
 
     @cached_property
     def pipeline(self) -> Any:
@@ -156,11 +161,13 @@ class TokenClassifier:
         self, text: str, num_words: int, entities: Sequence[dict[str, Any]]
     ) -> list[Match]:
         """The tagged words as matches, left to right; overlapping ones are left out."""
-        out, last = [], 0
+        out = []
+        last = 0
         for entity in sorted(entities, key=lambda entity: (entity["start"], -entity["end"])):
             name = self._attribute(entity["entity_group"])
             span = text[entity["start"] : entity["end"]]
-            start, size = len(tokens(text[: entity["start"]])), len(tokens(span))
+            start = len(tokens(text[: entity["start"]]))
+            size = len(tokens(span))
             if (
                 name is None
                 or entity["score"] < self.threshold

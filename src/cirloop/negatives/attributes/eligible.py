@@ -30,7 +30,8 @@ def eligible_by_attributes(
         **also_needed,
     )
     assert context.attributes is not None and context.requested_attributes is not None
-    table, eligible_BK = Table.of(context.attributes), np.zeros_like(block.eligible_BK)
+    table = Table.of(context.attributes)
+    eligible_BK = np.zeros_like(block.eligible_BK)
     for i, number in enumerate(block.query_index_B):
         found = table.agreement(context.requested_attributes[number], int(block.target_B[i]))
         eligible_BK[i] = block.eligible_BK[i] & fits_G(found)[block.gallery_index_BK[i]]

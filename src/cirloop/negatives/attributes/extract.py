@@ -50,20 +50,26 @@ def roles(
     words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon
 ) -> tuple[dict[int, str], set[int]]:
     """The role of each match by its first word, and those in phrases with `the`."""
-    starts, role_of, definite = (
-        {match.start: match for match in matches},
-        dict[int, str](),
-        set[int](),
-    )
-    role, named, inside, last, at, clause = "wanted", False, False, False, 0, list[int]()
+    starts = {match.start: match for match in matches}
+    role_of = dict[int, str]()
+    definite = set[int]()
+    role = "wanted"
+    named = False
+    inside = False
+    last = False
+    at = 0
+    clause = list[int]()
     while at < len(words):
-        word, match = words[at], starts.get(at)
+        word = words[at]
+        match = starts.get(at)
         size = next((n for n in (3, 2, 1) if tuple(words[at : at + n]) in CUES), 0)
         cue = CUES.get(tuple(words[at : at + size]))
         if cue == "changed" and not TARGETS & {*words[at : at + WINDOW]}:
             cue = None  # `turn it large`
         if match is not None and not (cue and size > match.end - at):
-            role_of[at], named, last = role, True, inside
+            role_of[at] = role
+            named = True
+            last = inside
             clause.append(at)
             definite |= {at} if inside else set()
             inside &= match.value != ANY and not lexicon.attributes[match.attribute].head
@@ -71,12 +77,17 @@ def roles(
             continue
         if cue is not None:
             role_of |= {place: "kept" for place in range(at, at + size) if place in starts}
-            role, named, at = cue, False, at + size
+            role = cue
+            named = False
+            at = at + size
             continue
         if word in GONE:
             role_of |= dict.fromkeys(clause, "removed")
         if word in BREAKS:
-            role, inside, last, clause = "wanted", False, False, []
+            role = "wanted"
+            inside = False
+            last = False
+            clause = []
         elif (
             (word in VERBS and named)
             or (word in TARGETS and role != "removed")
@@ -89,7 +100,8 @@ def roles(
                 last if before in ("in", "at", "on", "of") else before not in ("to", "into", "as")
             )
         elif word in OPEN or word in lexicon.nouns:
-            last, inside = inside if word in lexicon.nouns else last, False
+            last = inside if word in lexicon.nouns else last
+            inside = False
         at += 1
     return role_of, definite
 
@@ -106,15 +118,20 @@ def resolve(
     role_of, definite = roles(words, matches, lexicon)
     found: dict[str, dict[str, list[str]]] = {}
     for match in matches:
-        role, attribute = role_of[match.start], lexicon.attributes[match.attribute]
+        role = role_of[match.start]
+        attribute = lexicon.attributes[match.attribute]
         if match.value == ANY and role == "removed":
-            kind, value = "wanted", attribute.absent
+            kind = "wanted"
+            value = attribute.absent
         elif match.value == ANY or role == "less":
-            kind, value = "" if role == "kept" or caption else "asked", ANY
+            kind = "" if role == "kept" or caption else "asked"
+            value = ANY
         elif role != "wanted":
-            kind, value = "removed" if role in ("removed", "replaced") else "", NOT + match.value
+            kind = "removed" if role in ("removed", "replaced") else ""
+            value = NOT + match.value
         else:
-            kind, value = "wanted", match.value
+            kind = "wanted"
+            value = match.value
             if match.start in definite and not caption:
                 kind = "" if lexicon.definite == "ignored" or attribute.head else "weak"
         found.setdefault(match.attribute, {}).setdefault(kind, []).append(value)

@@ -168,7 +168,9 @@ class Lexicon(Settings):
     def matches(self, text: Sequence[str]) -> list[Match]:
         """What the tokens of a text mean, left to right and without overlap, longest phrase
         first."""
-        stems, out, at = [stem(token) for token in text], [], 0
+        stems = [stem(token) for token in text]
+        out = []
+        at = 0
         while at < len(stems):
             for end in range(min(len(stems), at + self._longest.get(stems[at], 0)), at, -1):
                 found = self.phrases.get(tuple(stems[at:end]))

@@ -44,7 +44,8 @@ class Table(Sequence[Mapping[str, str]]):
         for row, attributes in enumerate(rows):
             for name, value in attributes.items():
                 if name not in self._codes:
-                    self.values[name], self._codes[name] = {}, np.full(len(rows), -1, np.int32)
+                    self.values[name] = {}
+                    self._codes[name] = np.full(len(rows), -1, np.int32)
                 codes = self.values[name]
                 self._codes[name][row] = codes.setdefault(value, len(codes))
 

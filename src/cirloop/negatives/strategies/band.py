@@ -145,10 +145,13 @@ def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]
         return inside_BK
     low_B, high_B, found_B = _bounds(sorted_BK[long_B], num_B[long_B], variant)
     inside_BK[long_B[~found_B]] = tail_BK[long_B[~found_B]]
-    long_B, low_B, high_B = long_B[found_B], low_B[found_B], high_B[found_B]
+    long_B = long_B[found_B]
+    low_B = low_B[found_B]
+    high_B = high_B[found_B]
     values_BK = sorted_BK[long_B]
     here = np.arange(len(long_B))
-    top_B, bottom_B = values_BK[here, low_B + 1], values_BK[here, high_B]
+    top_B = values_BK[here, low_B + 1]
+    bottom_B = values_BK[here, high_B]
     scores = scores_BK[long_B]
     inside_BK[long_B] = tail_BK[long_B] & (scores <= top_B[:, None]) & (scores >= bottom_B[:, None])
     level = (values_BK[here, low_B] == top_B) | (
@@ -173,7 +176,8 @@ def _bounds(sorted_BK: Floats, num_B: Rows, variant: str) -> tuple[Rows, Rows, M
     drops_BK[here, first_B] = -1.0
     second_B = drops_BK.argmax(axis=1)
     drops_BK[here, first_B] = first_drop_B
-    low_B, high_B = np.minimum(first_B, second_B), np.maximum(first_B, second_B)
+    low_B = np.minimum(first_B, second_B)
+    high_B = np.maximum(first_B, second_B)
     found_B = np.ones(len(drops_BK), bool)
     if variant == "released":
         for b in np.flatnonzero(high_B - low_B <= APART):

@@ -53,7 +53,8 @@ class CategoryDiscrepant(Strategy):
                 np.partition(near_G[columns], -self.negatives_per_query)[-self.negatives_per_query]
                 - 1e-3
             )  # beyond any rounding of unit vectors
-            found, columns = found[near_G[columns] >= edge], columns[near_G[columns] >= edge]
+            found = found[near_G[columns] >= edge]
+            columns = columns[near_G[columns] >= edge]
         target_D = np.asarray(vectors_GD[block.target_B[i]], np.float64)
         exact = (np.asarray(vectors_GD[columns], np.float64) * target_D).sum(axis=1)
         order = np.lexsort((columns, -exact))

@@ -64,14 +64,16 @@ class CategoryMix(Strategy):
         assert context.categories is not None
         categories_G = np.asarray(context.categories, dtype=object)
         known_G = np.asarray(categories_G != "", bool)
-        counts_BP, out = self._num_per_pool(block, context), []
+        counts_BP = self._num_per_pool(block, context)
+        out = []
         for i, number in enumerate(block.query_index_B):
             category = categories_G[block.target_B[i]]
             same_G = known_G & np.asarray(categories_G == category, bool)
             other_G = known_G & ~same_G if category else np.zeros_like(known_G)
             columns_K = block.gallery_index_BK[i]
             draw = context.rng(int(number)) if self.selection == "random" else None
-            left_K, taken = block.eligible_BK[i].copy(), []
+            left_K = block.eligible_BK[i].copy()
+            taken = []
             for pool_K, count in zip(
                 (same_G[columns_K], other_G[columns_K], True), counts_BP[i], strict=True
             ):

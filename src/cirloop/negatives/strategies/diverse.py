@@ -101,7 +101,8 @@ class Diverse(Strategy):
         positions = np.flatnonzero(block.eligible_BK[i])
         label = labels_G[block.gallery_index_BK[i, positions]]
         other = label != labels_G[block.target_B[i]]
-        positions, label = positions[other], label[other]
+        positions = positions[other]
+        label = label[other]
         scores = block.scores_BK[i, positions]
         top_C = np.full(labels_G.max(initial=0) + 1, -np.inf, np.float32)
         np.maximum.at(top_C, label, scores)

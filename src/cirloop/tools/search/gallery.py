@@ -89,7 +89,7 @@ def of_folder(
         problems.stop()
     folder = scan_folder(directory, allow_symlinks, problems)
     files = folder.files
-    if folder.others:
+    if folder.num_skipped:
         logger.info(
             "%s: passed over, no pictures by their names or hidden: %s",
             directory,
