@@ -55,7 +55,7 @@ def warm(config: Path) -> None:
         "cirloop.stages.mine",
         "transformers.models.qwen2_vl.modeling_qwen2_vl",
         "transformers.models.qwen2_vl.processing_qwen2_vl",
-        "pydantic_settings.data_paths",
+        "pydantic_settings.sources",
         "rich.table",
         "rich.progress",
     ):
@@ -69,7 +69,7 @@ def warm(config: Path) -> None:
 
     settings = load(["--config", str(config)], config)
     data = settings.data.build(DataPaths(None, settings.cache, lambda items, _: items))
-    part = data.parts(settings.evaluation.split)[0]
+    part = data.eval_splits(settings.evaluation.split)[0]
     backbone: Any = settings.model.build()
     features = VisionFeatures(backbone, part.images, settings.cache / "vision", settings.runtime)
     embed(

@@ -176,11 +176,11 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: Problems) -> N
     known = {"groups": train.groups, "categories": train.categories or told, "attributes": told}
     for name in sorted(config.mining.strategy.requires):
         if config.num_iterations and not known[name]:
-            data_paths = {
+            sources = {
                 "groups": "a data set that has them",
                 "categories": "such a data set, or `attributes` settings",
             }
-            way = data_paths.get(name, "`attributes` settings")
+            way = sources.get(name, "`attributes` settings")
             problems.add(
                 f"mining.strategy {config.mining.strategy.type}",
                 f"needs {name}: {way}; see docs/negatives.md",
