@@ -20,7 +20,7 @@ QUERY_LOADERS = {"cirr": cirr.load_queries, "circo": circo.load_queries}
 
 
 def benchmark_names() -> list[str]:
-    """Every name that `load_queries` knows."""
+    """List every name that `load_queries` accepts."""
     plain = [
         f"{benchmark}_{split}" for benchmark in ("cirr", "fashioniq", "circo") for split in SPLITS
     ]
@@ -32,8 +32,8 @@ def benchmark_names() -> list[str]:
 def settings_for_benchmark(
     name: str, gallery: fashioniq.GalleryKind, allow_missing_images: int = 0
 ) -> tuple[DataConfig, str] | None:
-    """Settings and split of an evaluation name such as `cirr_val` or `fashioniq_val:dress`; None
-    for no such name."""
+    """Return settings and split of an evaluation name such as `cirr_val` or
+    `fashioniq_val:dress`; None for no such name."""
     benchmark, split, categories = _parts(name)
     allow = allow_missing_images
     known: dict[str, DataConfig] = {
@@ -45,16 +45,18 @@ def settings_for_benchmark(
         ),
         "shapes": ShapesSettings(),
     }
-    whole = ":" not in name or benchmark == "fashioniq"
-    there = split in SPLITS and benchmark in known and whole and len(categories) > 0
-    return (known[benchmark], split) if there else None
+    if split not in SPLITS or benchmark not in known or not categories:
+        return None
+    if ":" in name and benchmark != "fashioniq":
+        return None
+    return known[benchmark], split
 
 
 def load_queries(
     name: str, directory: Path, gallery: fashioniq.GalleryKind, problems: Problems
 ) -> list[LabeledQueries]:
-    """The parts of a benchmark's split. Raises UserError for an unknown name; adds what is wrong to
-    `problems`."""
+    """Read the queries of a benchmark's split by category. Raises UserError for an unknown name;
+    what is wrong is added to `problems`."""
     if name not in benchmark_names():
         raise UserError(
             f"--eval_dataset {name}: unknown. There are: {', '.join(benchmark_names())}."
@@ -68,7 +70,7 @@ def load_queries(
 
 
 def _parts(name: str) -> tuple[str, str, tuple[fashioniq.Category, ...]]:
-    """Benchmark, split, and FashionIQ's categories: the one named, or all."""
+    """Split a name into benchmark, split, and FashionIQ's categories: the one named, or all."""
     benchmark = benchmark_of(name)
     split, _, category = name.removeprefix(f"{benchmark}_").partition(":")
     return benchmark, split, tuple(c for c in fashioniq.CATEGORIES if category in ("", c))

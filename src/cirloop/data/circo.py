@@ -3,7 +3,7 @@
 annotations/<split>.json; the gallery is COCO 2017 unlabeled, 123,403 images, listed in
 COCO2017_unlabeled/annotations/image_info_unlabeled2017.json. An entry: id, reference_img_id,
 relative_caption, and on val target_img_id, gt_img_ids and semantic_aspects. `shared_concept` is no
-part of the query: it tells what the images have in common.
+part of the query: it says what the images have in common.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class CircoSettings(FileSettings):
 
 
 def gallery(directory: Path, problems: Problems) -> Gallery | None:
-    """All images of COCO 2017 unlabeled, or None where their list is not there."""
+    """Read the list of COCO 2017 unlabeled; None where it is missing."""
     path = directory / LIST
     if not path.exists():
         return None
@@ -73,9 +73,9 @@ def gallery(directory: Path, problems: Problems) -> Gallery | None:
 
 
 def load_queries(directory: Path, split: str, problems: Problems) -> list[LabeledQueries]:
-    """Queries and all right answers of `split`; the problems found are added to `problems`."""
-    there = gallery(directory, problems)
-    known = set(there.ids) if there else None
+    """Read the queries and all right answers of `split`; what is wrong is added to `problems`."""
+    coco = gallery(directory, problems)
+    names = set(coco.ids) if coco else None
     queries: dict[QueryId, Query] = {}
     targets: dict[QueryId, ImageId] = {}
     positives: dict[QueryId, frozenset[ImageId]] = {}
@@ -90,7 +90,7 @@ def load_queries(directory: Path, split: str, problems: Problems) -> list[Labele
         target = entry.get("target_img_id", int, optional=unlabelled)
         right = None if unlabelled else entry.list_of("gt_img_ids", int)
         for image in {i for i in (reference, target, *(right or ())) if i is not None}:
-            if known is not None and str(image) not in known:
+            if names is not None and str(image) not in names:
                 problems.add(where, f"image {image} is not in COCO 2017 unlabeled")
         if number is None or reference is None or text is None:
             continue
@@ -101,10 +101,7 @@ def load_queries(directory: Path, split: str, problems: Problems) -> list[Labele
         blanks += [] if text.strip() else [f"id {number}"]
         if target is None or right is None:
             continue
-        if target not in right:
-            problems.add(where, f"target_img_id {target} is not among gt_img_ids")
-        if len(set(right)) < len(right):
-            problems.add(where, "gt_img_ids holds an image more than once")
+        _check_answers(where, target, right, problems)
         targets[query] = ImageId(str(target))
         positives[query] = frozenset(ImageId(str(image)) for image in right)
         aspects[query] = tuple(entry.list_of("semantic_aspects", str) or ())
@@ -115,11 +112,18 @@ def load_queries(directory: Path, split: str, problems: Problems) -> list[Labele
             f"circo_{split}",
             tuple(queries.values()),
             relevance,
-            there,
+            coco,
             PROTOCOL,
             official=OFFICIAL[split],
         )
     ]
+
+
+def _check_answers(where: object, target: int, right: list[int], problems: Problems) -> None:
+    if target not in right:
+        problems.add(where, f"target_img_id {target} is not among gt_img_ids")
+    if len(set(right)) < len(right):
+        problems.add(where, "gt_img_ids holds an image more than once")
 
 
 def load(

@@ -8,6 +8,7 @@ test1 is.
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -48,7 +49,7 @@ class CirrSettings(FileSettings):
 
 
 def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId, str]:
-    """Image name -> path relative to the data directory's images."""
+    """Read the paths of the split's images, relative to the image folder, by name."""
     path = directory / "image_splits" / f"split.rc2.{SPLITS[split]}.json"
     content = problems.json(path)
     if content is None:
@@ -65,7 +66,7 @@ def image_files(directory: Path, split: str, problems: Problems) -> dict[ImageId
 
 
 def load_queries(directory: Path, split: str, problems: Problems) -> list[LabeledQueries]:
-    """Queries, targets and groups of `split`; the problems found are added to `problems`."""
+    """Read the queries, targets and groups of `split`; what is wrong is added to `problems`."""
     images = image_files(directory, split, problems)
     path = directory / "captions" / f"cap.rc2.{SPLITS[split]}.json"
     queries: dict[QueryId, Query] = {}
@@ -78,18 +79,8 @@ def load_queries(directory: Path, split: str, problems: Problems) -> list[Labele
         text = entry.get("caption", str, blank=True)
         target = entry.get("target_hard", str, optional=split == "test")
         members = _members(entry, problems)
-        for role, image in (
-            ("reference", reference),
-            ("target_hard", target),
-            *(("member", m) for m in members),
-        ):
-            if image is not None and images and image not in images:
-                problems.add(where, f"{role} {image!r} is not in split.rc2.{SPLITS[split]}.json")
-        for role, image in (("reference", reference), ("target_hard", target)):
-            if members and image is not None and image not in members:
-                problems.add(where, f"{role} {image!r} is not among img_set's members")
-        if target is not None and target == reference:
-            problems.add(where, f"reference and target are the same image, {reference!r}")
+        roles = {"reference": reference, "target_hard": target}
+        _check_names(entry, roles, members, images, split, problems)
         if pair is None or reference is None or text is None:
             continue
         query = QueryId(str(pair))
@@ -105,20 +96,36 @@ def load_queries(directory: Path, split: str, problems: Problems) -> list[Labele
             path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target"
         )
     warn_blank_texts(path, blanks)
-    relevance = Relevance(targets) if targets else None
-    gallery = Gallery(f"cirr/{split}", tuple(sorted(images)))
-    queries_of = tuple(queries.values())
-    return [
-        LabeledQueries(
-            f"cirr_{split}",
-            queries_of,
-            relevance,
-            gallery,
-            PROTOCOL,
-            groups=groups,
-            official=OFFICIAL[split],
-        )
-    ]
+    labeled = LabeledQueries(
+        f"cirr_{split}",
+        tuple(queries.values()),
+        Relevance(targets) if targets else None,
+        Gallery(f"cirr/{split}", tuple(sorted(images))),
+        PROTOCOL,
+        groups=groups,
+        official=OFFICIAL[split],
+    )
+    return [labeled]
+
+
+def _check_names(
+    entry: Entry,
+    roles: Mapping[str, str | None],
+    members: Sequence[str],
+    images: Container[str],
+    split: str,
+    problems: Problems,
+) -> None:
+    """Report images that are not of the split, or not of the query's group."""
+    for role, image in (*roles.items(), *(("member", member) for member in members)):
+        if image is not None and images and image not in images:
+            problems.add(entry.where, f"{role} {image!r} is not in split.rc2.{SPLITS[split]}.json")
+    for role, image in roles.items():
+        if members and image is not None and image not in members:
+            problems.add(entry.where, f"{role} {image!r} is not among img_set's members")
+    target = roles["target_hard"]
+    if target is not None and target == roles["reference"]:
+        problems.add(entry.where, f"reference and target are the same image, {target!r}")
 
 
 def _members(entry: Entry, problems: Problems) -> list[str]:

@@ -66,7 +66,7 @@ class FashionIQSettings(FileSettings):
 
 
 def join_captions(captions: Sequence[str]) -> str:
-    """The two captions as one text, as CLIP4Cir, SPRC and QuRe do at evaluation; an empty one is
+    """Join the captions to one text, as CLIP4Cir, SPRC and QuRe do at evaluation; empty ones are
     left out."""
     parts = [part for part in (caption.strip(".?, ") for caption in captions) if part]
     return " and ".join([parts[0].capitalize(), *parts[1:]]) if parts else ""
@@ -79,34 +79,15 @@ def load_queries(
     categories: Sequence[str] = CATEGORIES,
     kind: GalleryKind = "original",
 ) -> list[LabeledQueries]:
-    """Queries and targets of `split`, one part per category; the problems found are added to
-    `problems`."""
+    """Read the queries and targets of `split` by category; what is wrong is added to `problems`."""
     return [_category(directory, split, category, problems, kind) for category in categories]
 
 
 def _category(
     directory: Path, split: str, category: str, problems: Problems, kind: GalleryKind
 ) -> LabeledQueries:
-    names = directory / "image_splits" / f"split.{category}.{split}.json"
-    content = problems.json(names)
-    if content is not None and not (
-        isinstance(content, list) and all(isinstance(name, str) for name in content)
-    ):
-        problems.add(names, "must be a list of image ids")
-        content = None
-    out = [name for name in content or () if escapes_root(name) or "/" in name]
-    if out:
-        problems.add(names, f"{len(out)} image ids are no names of files, the first: {out[0]!r}")
-        content = None
-    if content == []:
-        problems.add(names, "holds no image ids")
-    images = [] if content is None else content
-    twice = sorted(name for name, count in Counter(images).items() if count > 1)
-    if twice:
-        problems.add(
-            names, f"{len(twice)} images are there more than once, the first: {twice[0]!r}"
-        )
-    known = set(images)
+    list_path = directory / "image_splits" / f"split.{category}.{split}.json"
+    images = _image_names(list_path, problems)
     path = directory / "captions" / f"cap.{category}.{split}.json"
     queries: list[Query] = []
     targets: dict[QueryId, ImageId] = {}
@@ -118,8 +99,8 @@ def _category(
         for role, image in (("candidate", reference), ("target", target)):
             if image is not None and (escapes_root(image) or "/" in image):
                 problems.add(where, f"{role} {image!r} is no name of a file")
-            elif image is not None and known and image not in known:
-                problems.add(where, f"{role} {image!r} is not in {names.name}")
+            elif image is not None and images and image not in images:
+                problems.add(where, f"{role} {image!r} is not in {list_path.name}")
         if captions == []:
             problems.add(where, "'captions' holds none")
         if reference is None or not captions:
@@ -136,38 +117,56 @@ def _category(
         )
     warn_blank_texts(path, blanks)
     if kind == "union":
-        known = {query.reference for query in queries} | set(targets.values())
-    gallery = Gallery(
-        f"fashioniq/{category}/{split}/{kind}", tuple(ImageId(name) for name in sorted(known))
-    )
-    asked, images_of = OFFICIAL[split][category]
-    official = (
-        (asked, images_of)
-        if kind == "original"
-        else (asked, UNION[category])
-        if split == "val"
-        else None
-    )
-    relevance = Relevance(targets) if targets else None
+        images = {query.reference for query in queries} | set(targets.values())
+    ids = tuple(ImageId(name) for name in sorted(images))
     return LabeledQueries(
         f"fashioniq_{split}",
         tuple(queries),
-        relevance,
-        gallery,
+        Relevance(targets) if targets else None,
+        Gallery(f"fashioniq/{category}/{split}/{kind}", ids),
         PROTOCOL,
         category,
-        official=official,
+        official=_official_size(split, category, kind),
     )
 
 
+def _image_names(path: Path, problems: Problems) -> set[str]:
+    """Read the images of a category's split; empty where the list cannot be used."""
+    names = problems.json(path)
+    if names is None:
+        return set()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        problems.add(path, "must be a list of image ids")
+        return set()
+    wrong = [name for name in names if escapes_root(name) or "/" in name]
+    if wrong:
+        problems.add(path, f"{len(wrong)} image ids are no names of files, the first: {wrong[0]!r}")
+        return set()
+    if not names:
+        problems.add(path, "holds no image ids")
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        problems.add(
+            path, f"{len(repeated)} images are there more than once, the first: {repeated[0]!r}"
+        )
+    return set(names)
+
+
+def _official_size(split: str, category: str, kind: GalleryKind) -> tuple[int, int] | None:
+    num_queries, num_images = OFFICIAL[split][category]
+    if kind == "original":
+        return num_queries, num_images
+    return (num_queries, UNION[category]) if split == "val" else None
+
+
 def image_paths(directory: Path, images: Iterable[ImageId], category: str) -> dict[ImageId, Path]:
-    """Where each picture is: images/<id>.png, .jpg or .jpeg, or the same in images/<category>/."""
-    there: dict[str, Path] = {}
+    """Find each image's file: images/<id>.png, .jpg or .jpeg, or the same in images/<category>/."""
+    by_stem: dict[str, Path] = {}
     for folder in (directory / "images" / category, directory / "images"):
         for path in sorted(folder.glob("*.*")) if folder.is_dir() else ():
             if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-                there[path.stem] = path
-    return {image: there.get(image, directory / "images" / f"{image}.png") for image in images}
+                by_stem[path.stem] = path
+    return {image: by_stem.get(image, directory / "images" / f"{image}.png") for image in images}
 
 
 def load(

@@ -1,7 +1,7 @@
 """HP-FashionIQ (QuRe, Kwak et al., ICML 2025): which of two sets of retrieved images people
 preferred.
 
-`hpfiq.json` beside FashionIQ's pictures: user -> question set -> lists of 25: `ref_img_paths`,
+`hpfiq.json` beside FashionIQ's images: user -> question set -> lists of 25: `ref_img_paths`,
 `sentences`, `retrieved_set1` and `retrieved_set2` (`img_path` of five images), `preferred set` ("1"
 or "2"). Built from FashionIQ's val split, so that one may train on FashionIQ's train. Of a path
 only the last two parts count, category and file name. The sentences are two of FashionIQ's captions
@@ -62,13 +62,13 @@ class HpFashionIQSettings(FileSettings):
 
 
 def restore_captions(sentence: str) -> str:
-    """The sentence as FashionIQ's evaluation words it: marks turned back, captions joined.
+    """Write the sentence as FashionIQ's evaluation does: marks restored, captions joined.
 
     `andmark` also lies in "landmark", which stays.
     """
     marked = re.sub(
         r"\blandmarks?\b|" + "|".join(MARKS),
-        lambda found: MARKS.get(found[0], found[0]),
+        lambda match: MARKS.get(match[0], match[0]),
         sentence,
         flags=re.IGNORECASE,
     )
@@ -80,7 +80,7 @@ def restore_captions(sentence: str) -> str:
 def load_queries(
     directory: Path, file: str, problems: Problems
 ) -> tuple[LabeledQueries, dict[ImageId, str]]:
-    """The questions and the category of each image; the problems found are added to `problems`."""
+    """Read the questions and the category of each image; what is wrong is added to `problems`."""
     queries: list[Query] = []
     preferences: dict[QueryId, Preference] = {}
     categories: dict[ImageId, str] = {}
@@ -122,7 +122,7 @@ def load_queries(
 
 
 def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, Entry]]:
-    """Each question as an entry with one value of every list."""
+    """Yield each question as an entry with one value of every list."""
     users = problems.json(path)
     if users is not None and not (isinstance(users, dict) and users):
         problems.add(path, "holds no users")
@@ -158,7 +158,8 @@ def _images(
     categories: dict[ImageId, str],
     problems: Problems,
 ) -> tuple[ImageId, ...]:
-    """Image ids of paths like `/-/image_data/shirt/B000LUIBH8.jpg`, their categories noted."""
+    """Return the image ids of paths like `/-/image_data/shirt/B000LUIBH8.jpg`; add their
+    categories to `categories`."""
     images = []
     for text in paths:
         if text is None:

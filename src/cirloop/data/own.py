@@ -96,7 +96,7 @@ def with_named_images(
     files: Mapping[ImageId, ImageFile], folder: Path, entries: Iterable[tuple[str, Entry]]
 ) -> dict[ImageId, ImageFile]:
     """Add the images that entries name and the folder lacks, so that the check reports them."""
-    names = {ImageId(image) for _, entry in entries for _, image in triplets.named(entry)}
+    names = {ImageId(image) for _, entry in entries for _, image in triplets.named_images(entry)}
     return {image: folder / image for image in sorted(names) if not escapes_root(image)} | dict(
         files
     )

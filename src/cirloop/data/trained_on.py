@@ -1,4 +1,4 @@
-"""What a benchmark without a training split is trained on: another data set's training split."""
+"""The training split that a benchmark without one takes from another data set."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ TrainedOn = Annotated[
 def train_split_of(
     name: str, settings: TrainedOn | None, data_paths: DataPaths
 ) -> Callable[[], TrainSplit]:
-    """Make the training split of `settings` when called; `name` is for the error where there are
-    none."""
+    """Return a loader of the training split of `settings`; `name` is for the error where these are
+    None."""
 
     def load_train() -> TrainSplit:
         if settings is None:
