@@ -75,7 +75,7 @@ def main() -> None:
                 for q, row in zip(queries, top, strict=True)
             }
             problems = Problems()
-            submission.write(Path(directory), submission.submission(part, rankings, problems))
+            submission.write(Path(directory), submission.build(part, rankings, problems))
             assert not problems.rows
             seconds.append(time.monotonic() - began)
     spread = np.std(seconds, ddof=1) / len(seconds) ** 0.5

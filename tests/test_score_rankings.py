@@ -62,9 +62,9 @@ def test_the_union_gallery_has_the_references_and_targets() -> None:
 
 
 def test_captions_are_joined_as_in_clip4cir() -> None:
-    assert fashioniq.joined(["is shiny.", "has, sleeves? "]) == "Is shiny and has, sleeves"
-    assert fashioniq.joined(["", "is red"]) == "Is red"
-    assert fashioniq.joined(["..", ""]) == ""
+    assert fashioniq.join_captions(["is shiny.", "has, sleeves? "]) == "Is shiny and has, sleeves"
+    assert fashioniq.join_captions(["", "is red"]) == "Is red"
+    assert fashioniq.join_captions(["..", ""]) == ""
 
 
 @pytest.mark.real_data

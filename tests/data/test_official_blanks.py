@@ -61,6 +61,6 @@ def test_a_submission_holds_the_query_with_the_blank_text(tmp_path: Path) -> Non
     [part] = read(Problems())
     assert part.gallery is not None
     rankings = {query.id: part.gallery.ids for query in part.queries}
-    files = submission.submission(part, rankings, Problems())
+    files = submission.build(part, rankings, Problems())
     pairs = {str(entry["pairid"]) for entry in json.loads(path.read_text())}
     assert all(pairs < set(content) for content in files.values()) and len(files) == 2

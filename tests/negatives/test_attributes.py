@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cirloop.data.shapes.language import CASUAL, PLAIN, read, write
-from cirloop.data.shapes.scene import Change, Draws, random_change, random_scene
-from cirloop.data.shapes.splits import held_out
+from cirloop.data.shapes.scene import Change, SeededRandom, random_change, random_scene
+from cirloop.data.shapes.splits import build_splits
 from cirloop.negatives.attributes.classify import TokenClassifier, ZeroShot
 from cirloop.negatives.attributes.config import AttributeSettings, Extractor
 from cirloop.negatives.attributes.extract import Rules
@@ -299,14 +299,14 @@ FLOOR = 1.0
 
 @pytest.mark.parametrize("split", ["val", "test", "train"])
 def test_extraction_agrees_with_the_language_of_shapes(split: str) -> None:
-    texts = [ask.text for ask in held_out()[split].asks]
+    texts = [ask.text for ask in build_splits()[split].queries]
     expected = [of_changes(read(text) or ()) for text in texts]
     alike = sum(a == b for a, b in zip(rules("shapes").parse_request(texts), expected, strict=True))
     assert all(expected) and alike / len(texts) >= FLOOR
 
 
 def test_extraction_agrees_with_both_ways_of_speaking_on_fresh_scenes() -> None:
-    draws = Draws("attributes")
+    draws = SeededRandom("attributes")
     extractor = rules("shapes")
     for _ in range(500):
         changes = tuple(

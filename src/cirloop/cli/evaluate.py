@@ -17,7 +17,7 @@ from cirloop.config.run import RunConfig, explain
 from cirloop.data import Dataset, benchmarks, locations
 from cirloop.data.paths import DataPaths
 from cirloop.evaluation import rankings_file, submission
-from cirloop.evaluation.significance import compared
+from cirloop.evaluation.significance import compare_iterations
 from cirloop.monitoring.console import marked, progress
 from cirloop.stages.context import Run, run_directory
 from cirloop.stages.evaluate import evaluation, predictions
@@ -171,7 +171,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     if options.output_file is not None:
         write_json(
             options.output_file,
-            run.mark | {"schema": 3, "results": results, "compared": compared(results)},
+            run.mark | {"schema": 3, "results": results, "compared": compare_iterations(results)},
         )
     return results
 
@@ -185,10 +185,10 @@ def _submit(run: Run, label: str, checkpoint: Artifact | None, split: str, direc
     )
     if parts[0].labeled.benchmark in submission.BENCHMARKS:
         problems = Problems()
-        files = submission.submission(parts[0].labeled, rankings[0], problems)
+        files = submission.build(parts[0].labeled, rankings[0], problems)
         problems.stop("The server would refuse it.")
     else:
-        content = rankings_file.content([part.labeled for part in parts], rankings)
+        content = rankings_file.to_json([part.labeled for part in parts], rankings)
         files = {f"{parts[0].name}_rankings.json": content}
     goal = directory / (BASE if label == BASE else f"iter_{label}")
     submission.write(goal, files)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cirloop.artifacts.store import write_json
 from cirloop.data import benchmarks, splits
 from cirloop.evaluation import rankings_file, submission
-from cirloop.evaluation.protocols import SUBSET_KS, Places, describe, metrics, places_of
+from cirloop.evaluation.protocols import SUBSET_CUTOFFS, Ranks, describe, metrics, ranks_in
 from cirloop.monitoring.console import table
 from cirloop.types import ImageId, LabeledQueries, Query, QueryId, UserError, benchmark_of
 from cirloop.validation import Problems
@@ -56,9 +56,7 @@ def score_rankings(
     problems.stop(
         f"--rankings must hold one list of image ids per query of {eval_dataset}, each image once."
     )
-    files = (
-        submission.submission(parts[0], rankings, problems) if submission_dir is not None else {}
-    )
+    files = submission.build(parts[0], rankings, problems) if submission_dir is not None else {}
     problems.stop(
         f"--submission: the server of {benchmark} would refuse it. Rank more images in --rankings."
     )
@@ -98,18 +96,18 @@ def score_rankings(
 def _scores(
     parts: Sequence[LabeledQueries], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
 ) -> dict[str, Any]:
-    places = {
-        q.id: places_of(rankings[q.id], part.relevant_images(q))
+    ranks = {
+        q.id: ranks_in(rankings[q.id], part.relevant_images(q))
         for part in parts
         for q in part.queries
     }
-    found = metrics(parts, places)
+    found = metrics(parts, ranks)
     if metric:  # CIRR's two submission files hold lists for one kind of recall each
         found = {name: m for name, m in found.items() if name.startswith(f"{metric}@")}
     short = (
         0
         if metric == "recall_subset"
-        else sum(_group_is_short(part, q, places[q.id]) for part in parts for q in part.queries)
+        else sum(_group_is_short(part, q, ranks[q.id]) for part in parts for q in part.queries)
     )
     out: dict[str, Any] = {
         "metrics": {name: m.value for name, m in found.items()},
@@ -117,19 +115,19 @@ def _scores(
     }
     if short:
         out["note"] = (
-            f"{short} queries list neither their target nor {max(SUBSET_KS)} other members of its"
-            " group: there recall_subset counts a miss, so it is a lower bound"
+            f"{short} queries list neither their target nor {max(SUBSET_CUTOFFS)} other members of"
+            " its group: there recall_subset counts a miss, so it is a lower bound"
         )
         logger.warning("%s", out["note"])
     return out
 
 
-def _group_is_short(part: LabeledQueries, query: Query, places: Places) -> bool:
+def _group_is_short(part: LabeledQueries, query: Query, ranks: Ranks) -> bool:
     """Whether the ranking leaves open which place the target has in its group (CIRR)."""
     group = part.groups.get(query.id, ())
     assert part.relevance is not None
     return (
         bool(group)
-        and part.relevance.targets[query.id] not in places
-        and sum(m in places for m in group) < max(SUBSET_KS)
+        and part.relevance.targets[query.id] not in ranks
+        and sum(m in ranks for m in group) < max(SUBSET_CUTOFFS)
     )

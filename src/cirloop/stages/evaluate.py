@@ -10,7 +10,7 @@ from cirloop.artifacts.store import Artifact, write_json
 from cirloop.backbones import Item
 from cirloop.data.dataset import with_grey_images
 from cirloop.evaluation import protocols
-from cirloop.evaluation.significance import compared
+from cirloop.evaluation.significance import compare_iterations
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
 from cirloop.stages.context import Run, Vectors
@@ -62,14 +62,17 @@ def evaluation(
     compared, ranks = parts[0].labeled.protocol.primary_metric, []
     for part in parts:
         assert part.relevance is not None
-        values_Q = protocols.values(part.labeled, found)[compared]
+        values_Q = protocols.per_query(part.labeled, found)[compared]
         for query, value in zip(part.queries, values_Q.tolist(), strict=True):
             if query.id in part.relevance.preferences:
                 place = round(
-                    protocols.margin(found[query.id], part.relevance.preferences[query.id]), 6
+                    protocols.preference_margin(
+                        found[query.id], part.relevance.preferences[query.id]
+                    ),
+                    6,
                 )
             else:
-                place = protocols.without(found[query.id], query.reference)[
+                place = protocols.remove_reference(found[query.id], query.reference)[
                     part.relevance.targets[query.id]
                 ]
             ranks.append([query.id, place, round(value, 6)])
@@ -112,7 +115,7 @@ def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
         {name: value for name, value in row.items() if name not in ("ranks", "top")}
         for row in evaluations
     ]
-    return {"schema": 3, "results": results, "compared": compared(evaluations)}
+    return {"schema": 3, "results": results, "compared": compare_iterations(evaluations)}
 
 
 def predictions(

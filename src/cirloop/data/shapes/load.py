@@ -1,4 +1,4 @@
-"""`shapes` as the loop sees it, and the oracle that accounts for it."""
+"""`shapes` as a data set, and its oracle, which accounts for captions and negatives."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cirloop.data.dataset import Dataset, DatasetSettings
 from cirloop.data.images import DrawnImages
 from cirloop.data.paths import DataPaths
 from cirloop.data.shapes.language import read
-from cirloop.data.shapes.scene import Draws, Scene, differences, results
-from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, held_out
+from cirloop.data.shapes.scene import Scene, SeededRandom, differences, results
+from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, ShapesQuery, build_splits
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
@@ -73,7 +73,7 @@ def _row(image: ImageId) -> int:
 
 
 class ShapesOracle:
-    """What is right, from the scenes themselves."""
+    """Exact knowledge of right answers, from the scenes themselves."""
 
     def __init__(self, scenes: Scenes, num_images: int) -> None:
         self._scenes = scenes
@@ -119,20 +119,19 @@ def _gallery(scenes: Scenes, num: int) -> Gallery:
 
 def _triplets(scenes: Scenes, num_images: int) -> list[Triplet]:
     return [
-        Triplet(
-            Query(
-                QueryId(f"{scenes.split}-{i:05d}"), image_id(scenes.split, ask.reference), ask.text
-            ),
-            image_id(scenes.split, ask.target),
-        )
-        for i, ask in enumerate(scenes.asks)
-        if ask.reference < num_images and ask.target < num_images
+        Triplet(_query(scenes.split, number, query), image_id(scenes.split, query.target))
+        for number, query in enumerate(scenes.queries)
+        if query.reference < num_images and query.target < num_images
     ]
 
 
+def _query(split: str, number: int, query: ShapesQuery) -> Query:
+    return Query(QueryId(f"{split}-{number:05d}"), image_id(split, query.reference), query.text)
+
+
 def load(settings: ShapesSettings) -> Dataset:
-    """The train split, val and test, cut to the sizes of `settings`. Raises UserError for more than
-    there is."""
+    """Build train, val and test, cut to the sizes of `settings`. Raises UserError for more than
+    exist."""
     train = _train(settings)
     evals = {
         name: partial(_eval, name, settings.eval_families * FAMILY_SIZE) for name in ("val", "test")
@@ -141,7 +140,7 @@ def load(settings: ShapesSettings) -> Dataset:
 
 
 def _train(settings: ShapesSettings) -> TrainSplit:
-    scenes = held_out()["train"]
+    scenes = build_splits()["train"]
     num = settings.train_families * FAMILY_SIZE
     triplets = _triplets(scenes, num)
     if len(triplets) < settings.train_triplets:
@@ -150,7 +149,9 @@ def _train(settings: ShapesSettings) -> TrainSplit:
             f" families have {len(triplets)}. Ask for fewer triplets or more data.train_families."
         )
     if settings.train_triplets < len(triplets):
-        kept = Draws("subset", settings.subset_seed).shuffled(triplets)[: settings.train_triplets]
+        kept = SeededRandom("subset", settings.subset_seed).shuffled(triplets)[
+            : settings.train_triplets
+        ]
         triplets = sorted(kept, key=lambda t: t.query.id)
     return TrainSplit(
         "shapes/train",
@@ -162,7 +163,7 @@ def _train(settings: ShapesSettings) -> TrainSplit:
 
 
 def _eval(name: str, num: int) -> tuple[EvalSplit]:
-    scenes = held_out()[name]
+    scenes = build_splits()[name]
     triplets = _triplets(scenes, num)
     oracle = ShapesOracle(scenes, num)
     relevance = Relevance(
