@@ -37,8 +37,8 @@ def judges(num: int, seed: int = 0) -> FilterContext:
     second = random.standard_normal((2, num)).astype(np.float32)
     return FilterContext(
         random.standard_normal((num + 1, 2)).astype(np.float32),
-        lambda p: yes[p.numbers_N].tolist(),
-        lambda path, p: (second[0, p.numbers_N], second[1, p.numbers_N]),
+        lambda p: yes[p.query_index_N].tolist(),
+        lambda path, p: (second[0, p.query_index_N], second[1, p.query_index_N]),
     )
 
 

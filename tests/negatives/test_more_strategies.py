@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, sorted_block
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, sorted_block
 from cirloop.negatives.strategies.curriculum import Curriculum
 from cirloop.negatives.strategies.diverse import Diverse
 from cirloop.negatives.strategies.in_batch import InBatch
@@ -23,6 +23,7 @@ from cirloop.negatives.strategies.online_hardest import OnlineHardest
 from cirloop.negatives.strategies.semantic import Semantic
 from cirloop.negatives.strategies.semi_hard import SemiHard
 from cirloop.retrieval.ann import kmeans
+from cirloop.retrieval.arrays import Rows
 from cirloop.types import QueryId, UserError
 from tests.negatives.cases import Case, cases
 

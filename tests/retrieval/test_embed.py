@@ -196,7 +196,8 @@ def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
     lengths = [watched.backbone.length(item, features.grids([item.image])[0]) for item in items]
     assert {length for _, length in watched.shapes} == {*lengths} and len({*lengths}) > 2
     assert (
-        f"{len(items)} of {len(items)} unlike items in {len(watched.shapes)} batches" in caplog.text
+        f"{len(items)} of {len(items)} unique inputs in {len(watched.shapes)} batches"
+        in caplog.text
     )
 
 

@@ -16,7 +16,7 @@ from cirloop.backbones.similarity import pooled, similarity
 from cirloop.negatives import Band, MiningSettings, TopK
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.miner import MiningInputs, mine
-from cirloop.retrieval import topk as module
+from cirloop.retrieval import gallery_part as module
 from cirloop.retrieval.ann import ann_topk
 from cirloop.retrieval.dense import all_scores, best_positions, ranks_of
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images

@@ -12,9 +12,10 @@ import pytest
 from cirloop.negatives import Band, MiningSettings, TopK
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.miner import MiningInputs, mine
-from cirloop.retrieval import topk as module
+from cirloop.retrieval import gallery_part as module
 from cirloop.retrieval import vectors
-from cirloop.retrieval.topk import merge_topk, ranks, score_blocks, tensor, topk
+from cirloop.retrieval.gallery_part import tensor
+from cirloop.retrieval.topk import merge_topk, ranks, score_blocks, topk
 from cirloop.retrieval.vectors import (
     ConcatArray,
     files_of,

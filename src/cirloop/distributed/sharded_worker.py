@@ -19,7 +19,7 @@ from cirloop.data.paths import DataPaths
 from cirloop.distributed.jobs import ShardJob
 from cirloop.monitoring import profiling
 from cirloop.monitoring.console import progress
-from cirloop.retrieval.embed import embed_share
+from cirloop.retrieval.embed import embed_shard
 from cirloop.types import ImageId, Images
 
 
@@ -55,7 +55,7 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
     features = VisionFeatures(backbone, images, job.cache / "vision", runtime)
     see_together(features, [item.image for item in job.items], state)
     shown, size = progress if share[0] == 0 else _quiet, runtime.embed_batch_size
-    rows, vectors = embed_share(
+    rows, vectors = embed_shard(
         backbone, features, job.items, size, shown, job.title, runtime.max_tokens_per_batch, share
     )
     if rows:

@@ -21,8 +21,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.negatives.base import Floats, Mask, Rows
 from cirloop.negatives.strategies.knn_text import RAISES, thresholds
+from cirloop.retrieval.arrays import Floats, Mask, Rows
 
 Progress = Callable[[Sequence[int]], Iterable[int]]
 BLOCK = 8192

@@ -29,7 +29,7 @@ from cirloop.distributed.sharded_executor import DistributedCaptioner, ShardedEx
 from cirloop.monitoring import events, preemption
 from cirloop.monitoring.console import progress
 from cirloop.monitoring.costs import Costs
-from cirloop.retrieval.collapse import ALIKE, mean_cosine
+from cirloop.retrieval.collapse import COLLAPSE_THRESHOLD, mean_cosine
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.topk import ranks
 from cirloop.retrieval.vectors import zeros_or_memmap
@@ -174,10 +174,11 @@ class Run:
         if known not in self._looked_at:
             self._looked_at.add(known)
             alike = mean_cosine(vectors, self.config.seed)
-            if alike is not None and alike > ALIKE:
+            if alike is not None and alike > COLLAPSE_THRESHOLD:
                 self.costs.warn(
                     f"{split.gallery.name}: two images have a cosine of {alike:.4f} on average,"
-                    f" more than {ALIKE}: the embeddings have collapsed, and rankings mean little"
+                    f" more than {COLLAPSE_THRESHOLD}: the embeddings have collapsed, and rankings"
+                    " mean little"
                 )
         return vectors
 

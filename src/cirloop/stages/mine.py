@@ -25,10 +25,11 @@ from cirloop.data.dataset import with_grey_images
 from cirloop.data.known_positives import KINDS, REFERENCE, TARGET, KnownPositives, known_positives
 from cirloop.negatives import MiningSettings, miner
 from cirloop.negatives.attributes.images import image_attributes
-from cirloop.negatives.base import Floats, MiningContext, gallery_indices
+from cirloop.negatives.base import MiningContext, gallery_indices
 from cirloop.negatives.filters import FilterContext, MinedPairs, apply_filters
 from cirloop.negatives.miner import MiningInputs, MiningResult
 from cirloop.negatives.report import summary
+from cirloop.retrieval.arrays import Floats
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import scores_of
 from cirloop.retrieval.vectors import validate_embeddings
@@ -95,7 +96,7 @@ def mine_split(
         settings.filters, pairs, _filter_context(run, backbone, train, vectors)
     )
     rows = _rows(train, found, keep_N, settings)
-    num_kept = np.bincount(pairs.numbers_N[keep_N], minlength=len(found)).tolist()
+    num_kept = np.bincount(pairs.query_index_N[keep_N], minlength=len(found)).tolist()
     report = summary(
         [f.target_rank for f in found],
         [f.target_score for f in found],
@@ -256,14 +257,14 @@ def _device() -> str:
 
 def _pairs(found: Sequence[MiningResult], vectors: MiningInputs) -> MinedPairs:
     counts = [len(f.gallery_indices) for f in found]
-    numbers_N = np.repeat(np.arange(len(found)), counts)
+    query_index_N = np.repeat(np.arange(len(found)), counts)
     scores = np.array([f.target_score for f in found], np.float32)
     return MinedPairs(
-        numbers_N,
+        query_index_N,
         np.concatenate([np.zeros(0, np.int64), *(f.gallery_indices for f in found)]),
         np.concatenate([np.zeros(0, np.float32), *(f.scores for f in found)]),
-        vectors.targets_Q[numbers_N],
-        scores[numbers_N],
+        vectors.targets_Q[query_index_N],
+        scores[query_index_N],
     )
 
 
@@ -304,7 +305,7 @@ def _filter_context(
                 train.gallery.ids[c],
                 train.triplets[n].query.text,
             )
-            for n, c in zip(pairs.numbers_N, pairs.columns_N, strict=True)
+            for n, c in zip(pairs.query_index_N, pairs.gallery_index_N, strict=True)
         ]
         prompt = run.config.captioning.prompts(run.config.foundation).verify
         return run.asked(lambda: backbone).yes(prompt, asks, "verify mined images")
@@ -314,14 +315,16 @@ def _filter_context(
         other = run.models.embedder(
             None, run.config.model.model_copy(update={"path": path, **alone})
         )
-        numbers, place = np.unique(pairs.numbers_N, return_inverse=True)
+        numbers, place = np.unique(pairs.query_index_N, return_inverse=True)
         items = query_items([train.triplets[n].query for n in numbers])
         queries = run.vectors(other, items, train, "embed queries, second model")
         gallery = run.vectors(
             other, [Item(i) for i in train.gallery.ids], train, "embed gallery, second model"
         )
         queries = queries[place]
-        scores_N2 = scores_of(queries, gallery, np.stack([pairs.columns_N, pairs.targets_N], 1))
+        scores_N2 = scores_of(
+            queries, gallery, np.stack([pairs.gallery_index_N, pairs.targets_N], 1)
+        )
         return scores_N2[:, 0], scores_N2[:, 1]
 
     return FilterContext(pooled(vectors.gallery_GD), yes, second)

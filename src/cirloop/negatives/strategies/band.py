@@ -31,16 +31,14 @@ from pydantic import Field
 
 from cirloop.negatives.base import (
     CandidateBlock,
-    Floats,
-    Mask,
     MiningContext,
-    Rows,
     Selection,
     Strategy,
     sample_from,
     select,
     top_of,
 )
+from cirloop.retrieval.arrays import Floats, Mask, Rows
 
 CACHED = 1 << 18
 """Scores worked on at once by a thread: what its processor keeps close."""

@@ -17,17 +17,9 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.base import (
-    CandidateBlock,
-    Floats,
-    Mask,
-    MiningContext,
-    Rows,
-    Selection,
-    Strategy,
-    top_of,
-)
+from cirloop.negatives.base import CandidateBlock, MiningContext, Selection, Strategy, top_of
 from cirloop.negatives.strategies.mixture import allocate
+from cirloop.retrieval.arrays import Floats, Mask, Rows
 from cirloop.types import UserError
 
 

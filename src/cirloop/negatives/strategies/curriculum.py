@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy
 from cirloop.negatives.strategies.mixture import choose_from_parts, reject_ignored_settings
+from cirloop.retrieval.arrays import Rows
 
 if TYPE_CHECKING:
     from cirloop.negatives.base import (

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible
+from cirloop.retrieval.arrays import Mask, Rows
 from cirloop.types import UserError
 
 

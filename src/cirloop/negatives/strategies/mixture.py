@@ -24,14 +24,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from cirloop.config.base import Settings
-from cirloop.negatives.base import (
-    CandidateBlock,
-    MiningContext,
-    Rows,
-    Strategy,
-    sorted_block,
-    top_of,
-)
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, sorted_block, top_of
+from cirloop.retrieval.arrays import Rows
 
 if TYPE_CHECKING:
     from cirloop.negatives.base import Strategy as AnyStrategy

@@ -21,8 +21,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible
 from cirloop.negatives.strategies.online_hardest import most_similar
+from cirloop.retrieval.arrays import Mask, Rows
 
 QUERIES = 256
 """Queries whose similarities to the whole gallery are in memory at once."""
@@ -59,6 +60,7 @@ class Semantic(Strategy):
         unfit_BK = most_similar(block, self.candidate_pool)
         for start in range(0, len(unfit_BK), QUERIES):
             part = slice(start, start + QUERIES)
+            assert context.text_scores is not None  # `require` raises
             fit_NG = context.text_scores(block.query_index_B[part])
             target_N1 = np.take_along_axis(fit_NG, block.target_B[part, None], axis=1)
             # Column -1 reads the last image's similarity; no such position is allowed.

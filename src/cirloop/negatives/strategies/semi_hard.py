@@ -18,14 +18,13 @@ from pydantic import Field
 
 from cirloop.negatives.base import (
     CandidateBlock,
-    Mask,
     MiningContext,
-    Rows,
     Selection,
     Strategy,
     select,
     top_eligible,
 )
+from cirloop.retrieval.arrays import Mask, Rows
 
 
 class SemiHard(Strategy):

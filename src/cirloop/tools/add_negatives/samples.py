@@ -15,7 +15,7 @@ import numpy as np
 from cirloop.data.image_check import unreadable_images
 from cirloop.data.images import FileImages, escapes_root
 from cirloop.io import parse
-from cirloop.negatives.base import Rows
+from cirloop.retrieval.arrays import Rows
 from cirloop.tools.add_negatives import locate
 from cirloop.tools.add_negatives.text_reuse import normal
 from cirloop.types import ImageId, UserError

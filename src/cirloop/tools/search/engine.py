@@ -29,7 +29,7 @@ from cirloop.config import notices
 from cirloop.data import triplets
 from cirloop.data.images import BadImage, InlineImage, decode
 from cirloop.retrieval.dense import best_positions
-from cirloop.retrieval.embed import embed_now
+from cirloop.retrieval.embed import embed_once
 from cirloop.stages.context import adapter_of, run_directory
 from cirloop.tools.search.config import MAX_K, Searched
 from cirloop.tools.search.gallery import Searchable, of_folder, of_run
@@ -122,10 +122,10 @@ class Searcher:
     def _query(self, reference: Reference | None, text: str | None) -> Any:
         """The query's vector (1, D)."""
         if isinstance(reference, str):
-            made = embed_now(self._backbone, self._features, [Item(reference, text)])
+            made = embed_once(self._backbone, self._features, [Item(reference, text)])
         else:
             picture = self._grey() if reference is None else reference.picture
-            made = embed_now(
+            made = embed_once(
                 self._backbone, _Alone(self._backbone, picture), [Item(ImageId(""), text)]
             )
         return pooled(made) if text is None else made
