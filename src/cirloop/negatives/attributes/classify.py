@@ -19,13 +19,13 @@ from cirloop.negatives.attributes.lexicon import Lexicon, Match, stem, tokens
 from cirloop.negatives.attributes.values import ANY
 from cirloop.types import UserError
 
-BATCH = 32
-"""Texts, or pairs of a text and a value, at once."""
+BATCH_SIZE = 32
+"""Texts, or pairs of a text and a value, of one batch."""
 
 
 def load_pipeline(task: str, model: str) -> Any:
-    """The pipeline, reading no more than the model's positions hold. Raises UserError where the
-    model does not load."""
+    """Load the pipeline, which reads no more than the model's positions hold. Raises UserError
+    where the model does not load."""
     import transformers
 
     try:
@@ -33,7 +33,7 @@ def load_pipeline(task: str, model: str) -> Any:
         pipeline = build(
             task,
             model=model,
-            batch_size=BATCH,
+            batch_size=BATCH_SIZE,
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
@@ -70,25 +70,25 @@ class ZeroShot:
         return pipeline
 
     def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
-        return self._read(texts, "The text asks for {}.", True)
+        return self._read(texts, "The text asks for {}.", request=True)
 
     def parse_caption(self, captions: Sequence[str]) -> list[dict[str, str]]:
-        return self._read(captions, "The text describes {}.", False)
+        return self._read(captions, "The text describes {}.", request=False)
 
-    def _labels(self, change: bool) -> dict[str, tuple[str, str]]:
+    def _labels(self, *, request: bool) -> dict[str, tuple[str, str]]:
         labels = {}
         for name, attribute in self.lexicon.attributes.items():
             labels.update({f"the {name} {value}": (name, value) for value in attribute.values})
             if attribute.absent != "none":
                 labels[f"no {name}"] = (name, attribute.absent)
-            if change:
+            if request:
                 labels[f"a different {name}"] = (name, ANY)
         return labels
 
-    def _read(self, texts: Sequence[str], template: str, change: bool) -> list[dict[str, str]]:
+    def _read(self, texts: Sequence[str], template: str, *, request: bool) -> list[dict[str, str]]:
         out: list[dict[str, str]] = [{} for _ in texts]
         full = [i for i, text in enumerate(texts) if tokens(text)]
-        labels = self._labels(change)
+        labels = self._labels(request=request)
         if not full:
             return out
         results = self.pipeline(
@@ -134,33 +134,34 @@ class TokenClassifier:
         return pipeline
 
     def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
-        return self._read(texts, False)
+        return self._read(texts, caption=False)
 
     def parse_caption(self, captions: Sequence[str]) -> list[dict[str, str]]:
-        return self._read(captions, True)
+        return self._read(captions, caption=True)
 
     def _attribute(self, label: str) -> str | None:
         name = self.lexicon.attribute(label[2:] if label[:2].upper() in ("B-", "I-") else label)
         return name if name in self.lexicon.attributes else None
 
-    def _read(self, texts: Sequence[str], caption: bool) -> list[dict[str, str]]:
+    def _read(self, texts: Sequence[str], *, caption: bool) -> list[dict[str, str]]:
         out: list[dict[str, str]] = [{} for _ in texts]
         full = [i for i, text in enumerate(texts) if tokens(text)]
         if not full:
             return out
         stride = self.pipeline.tokenizer.model_max_length // 4
-        found = self.pipeline([texts[i] for i in full], aggregation_strategy="first", stride=stride)
-        for i, entities in zip(full, found, strict=True):
+        tagged = self.pipeline(
+            [texts[i] for i in full], aggregation_strategy="first", stride=stride
+        )
+        for i, entities in zip(full, tagged, strict=True):
             words = tokens(texts[i])
-            out[i] = resolve(
-                words, self._matches(texts[i], len(words), entities), self.lexicon, caption
-            )
+            matches = self._matches(texts[i], len(words), entities)
+            out[i] = resolve(words, matches, self.lexicon, caption=caption)
         return out
 
     def _matches(
         self, text: str, num_words: int, entities: Sequence[dict[str, Any]]
     ) -> list[Match]:
-        """The tagged words as matches, left to right; overlapping ones are left out."""
+        """Turn the tagged words into matches, left to right; overlapping ones are left out."""
         out = []
         last = 0
         for entity in sorted(entities, key=lambda entity: (entity["start"], -entity["end"])):

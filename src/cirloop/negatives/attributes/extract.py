@@ -1,5 +1,5 @@
-"""What a text asks for, by rules: which of the values it names are wanted, removed or only
-mentioned.
+"""Rules that extract requests from a text: which of the values it names are wanted, removed or
+only mentioned.
 
 A cue such as `without` or `instead of` changes what the values after it mean, to the end of the
 clause or a word such as `to`; `is gone` removes the values before it. A value that is only removed
@@ -49,7 +49,7 @@ OPEN = {"a", "an", "another", *VERBS, *TARGETS, "in", "at", "on", "of", "as", "g
 def roles(
     words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon
 ) -> tuple[dict[int, str], set[int]]:
-    """The role of each match by its first word, and those in phrases with `the`."""
+    """Return the role of each match by its first word, and the matches in phrases with `the`."""
     starts = {match.start: match for match in matches}
     role_of = dict[int, str]()
     definite = set[int]()
@@ -107,16 +107,16 @@ def roles(
 
 
 def resolve(
-    words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon, caption: bool
+    words: Sequence[str], matches: Sequence[Match], lexicon: Lexicon, *, caption: bool
 ) -> dict[str, str]:
-    """One value per attribute: those wanted; else those removed; else `*` where the attribute alone
-    is asked for.
+    """Choose one value per attribute: those wanted; else those removed; else `*` where the
+    attribute alone is asked for.
 
     In a caption a phrase with `the` counts like any other, and naming an attribute alone says
     nothing.
     """
     role_of, definite = roles(words, matches, lexicon)
-    found: dict[str, dict[str, list[str]]] = {}
+    by_kind: dict[str, dict[str, list[str]]] = {}
     for match in matches:
         role = role_of[match.start]
         attribute = lexicon.attributes[match.attribute]
@@ -134,13 +134,14 @@ def resolve(
             value = match.value
             if match.start in definite and not caption:
                 kind = "" if lexicon.definite == "ignored" or attribute.head else "weak"
-        found.setdefault(match.attribute, {}).setdefault(kind, []).append(value)
+        by_kind.setdefault(match.attribute, {}).setdefault(kind, []).append(value)
     ranked = ("wanted", "weak", "removed", "asked")
-    best = {
-        name: next((kinds[kind] for kind in ranked if kind in kinds), [])
-        for name, kinds in found.items()
-    }
-    return {name: join_values(values) for name, values in best.items() if values}
+    resolved: dict[str, str] = {}
+    for name, kinds in by_kind.items():
+        values = next((kinds[kind] for kind in ranked if kind in kinds), [])
+        if values:
+            resolved[name] = join_values(values)
+    return resolved
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,11 @@ class Rules:
     lexicon: Lexicon
 
     def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
-        return [self._read(text, False) for text in texts]
+        return [self._read(text, caption=False) for text in texts]
 
     def parse_caption(self, captions: Sequence[str]) -> list[dict[str, str]]:
-        return [self._read(text, True) for text in captions]
+        return [self._read(text, caption=True) for text in captions]
 
-    def _read(self, text: str, caption: bool) -> dict[str, str]:
+    def _read(self, text: str, *, caption: bool) -> dict[str, str]:
         words = tokens(text)
-        return resolve(words, self.lexicon.matches(words), self.lexicon, caption)
+        return resolve(words, self.lexicon.matches(words), self.lexicon, caption=caption)

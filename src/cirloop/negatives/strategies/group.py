@@ -27,8 +27,8 @@ class Group(Strategy):
         context.require(self.type, groups="the image groups of a data set like CIRR")
         assert context.groups is not None
         eligible_BK = np.zeros_like(block.eligible_BK)
-        for i, number in enumerate(block.query_index_B):
+        for i, query in enumerate(block.query_index_B):
             eligible_BK[i] = block.eligible_BK[i] & np.isin(
-                block.gallery_index_BK[i], list(context.groups[number])
+                block.gallery_index_BK[i], list(context.groups[query])
             )
         return top_eligible(block, eligible_BK, self.negatives_per_query)

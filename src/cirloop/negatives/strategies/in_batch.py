@@ -44,10 +44,10 @@ class InBatch(Strategy):
                 " none."
             )
         order_Q = np.random.default_rng(context.seed).permutation(num_queries)
-        place_Q = np.argsort(order_Q)
+        position_Q = np.argsort(order_Q)
         others_BK = np.zeros_like(block.eligible_BK)
-        for i, number in enumerate(block.query_index_B):
-            start = place_Q[number] // self.batch_size * self.batch_size
+        for i, query in enumerate(block.query_index_B):
+            start = position_Q[query] // self.batch_size * self.batch_size
             batch = order_Q[start : start + self.batch_size]
             others_BK[i] = np.isin(block.gallery_index_BK[i], context.targets_Q[batch])
         return others_BK & block.eligible_BK
