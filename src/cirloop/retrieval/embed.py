@@ -7,22 +7,28 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from cirloop.backbones import Item
-from cirloop.backbones.base import each_once
+from cirloop.backbones.base import Backbone, VisionInput, each_once
 from cirloop.backbones.features import VisionFeatures
 from cirloop.backbones.oom_retry import in_halves
 from cirloop.monitoring import profiling
-from cirloop.types import Query
+from cirloop.types import ImageId, Query
 
 logger = logging.getLogger(__name__)
 WAY_OUT = "Set model.max_pixels lower, or model.dtype bfloat16, or use a device with more memory."
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+class VisionSource(Protocol):
+    """Source of the images' vision features."""
+
+    def get(self, images: Sequence[ImageId], /) -> Sequence[VisionInput]: ...
 
 
 def query_items(queries: Sequence[Query]) -> list[Item]:
@@ -46,7 +52,7 @@ def batches_of(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> 
 
 
 def embed(
-    backbone: Any,
+    backbone: Backbone,
     features: VisionFeatures,
     items: Sequence[Item],
     batch_size: int,
@@ -71,7 +77,7 @@ def embed(
 
 @torch.inference_mode()
 def embed_shard(
-    backbone: Any,
+    backbone: Backbone,
     features: VisionFeatures,
     items: Sequence[Item],
     batch_size: int,
@@ -114,7 +120,9 @@ def embed_shard(
 
 
 @torch.inference_mode()
-def embed_once(backbone: Any, features: Any, items: Sequence[Item]) -> npt.NDArray[np.float32]:
+def embed_once(
+    backbone: Backbone, features: VisionSource, items: Sequence[Item]
+) -> npt.NDArray[np.float32]:
     """Embed a few items as one batch, without a log line: a query that a person waits for."""
     backbone.module.eval()
     inputs = backbone.inputs(items, features.get([item.image for item in items]))

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from tokenize import TokenError
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cirloop.retrieval.arrays import Rows, Vectors
 from cirloop.types import UserError
 
 CHECKED_NUMBERS = 1 << 25
@@ -37,7 +37,7 @@ class ConcatArray:
     no others.
     """
 
-    def __init__(self, parts: Sequence[Any]) -> None:
+    def __init__(self, parts: Sequence[Vectors]) -> None:
         self._parts = list(parts)
         self._starts = np.cumsum([0, *map(len, parts)])
         self.dtype = parts[0].dtype
@@ -47,7 +47,7 @@ class ConcatArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> Any:
+    def __getitem__(self, rows: slice | Rows, /) -> Vectors:
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             assert step == 1, "rows are read in their order"
@@ -60,15 +60,17 @@ class ConcatArray:
             out[inside] = part[rows[inside] - at]
         return out
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> npt.NDArray[np.generic]:
         """Load all of it into memory, for k-means."""
         return np.asarray(self[:], dtype)
 
-    def _with_starts(self) -> Sequence[tuple[Any, int]]:
+    def _with_starts(self) -> Sequence[tuple[Vectors, int]]:
         return list(zip(self._parts, self._starts[:-1].tolist(), strict=True))
 
 
-def open_vectors(path: Path) -> Any:
+def open_vectors(path: Path) -> Vectors:
     """Open memory-mapped vectors: a .npy file, or the .npy files of a directory or a pattern
     (`dir/*.npy`).
 
@@ -98,7 +100,7 @@ def open_vectors(path: Path) -> Any:
     return parts[0] if len(parts) == 1 else ConcatArray(parts)
 
 
-def validate_embeddings(vectors: Any, name: str) -> Any:
+def validate_embeddings(vectors: Vectors, name: str) -> Vectors:
     """Return the vectors if they are finite, (N, D), or (N, M, D) where an image has several.
 
     Raises UserError otherwise, with the first bad row.
@@ -112,7 +114,7 @@ def validate_embeddings(vectors: Any, name: str) -> Any:
         )
     step = max(1, CHECKED_NUMBERS // int(np.prod(vectors.shape[1:], dtype=np.int64)))
     for start in range(0, len(vectors), step):
-        part = vectors[start : start + step]
+        part = np.asarray(vectors[start : start + step])
         bad = np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))
         if len(bad):
             raise UserError(f"{name}: row {start + int(bad[0])} is not finite (NaN or infinity).")

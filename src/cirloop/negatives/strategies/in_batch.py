@@ -33,7 +33,7 @@ class InBatch(Strategy):
         return top_eligible(block, self._others(block, context), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """The other targets of the batch."""
+        """Return the other targets of the batch."""
         return top_eligible(block, self._others(block, context), block.scores_BK.shape[1])
 
     def _others(self, block: CandidateBlock, context: MiningContext) -> Mask:

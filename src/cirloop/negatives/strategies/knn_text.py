@@ -26,7 +26,7 @@ STEP = 0.09
 
 
 def thresholds(first: float) -> Floats:
-    """The threshold and its two raised values."""
+    """Return the threshold and its two raised values."""
     return np.array([round(first + STEP * i, 6) for i in range(RAISES)], np.float32)
 
 

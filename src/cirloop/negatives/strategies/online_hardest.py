@@ -57,7 +57,7 @@ class OnlineHardest(Strategy):
         return top_eligible(block, self._valid(block), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """The valid images of the pool."""
+        """Return the valid images of the pool."""
         return top_eligible(block, self._valid(block), self.candidate_pool)
 
     def _valid(self, block: CandidateBlock) -> Mask:

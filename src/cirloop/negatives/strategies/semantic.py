@@ -50,7 +50,7 @@ class Semantic(Strategy):
         return top_eligible(block, self._unfit(block, context), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """The images of the window that fit the text worse."""
+        """Return the images of the window that fit the text worse."""
         return top_eligible(block, self._unfit(block, context), self.candidate_pool)
 
     def _unfit(self, block: CandidateBlock, context: MiningContext) -> Mask:

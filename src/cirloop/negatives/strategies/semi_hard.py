@@ -41,7 +41,7 @@ class SemiHard(Strategy):
         return select(self.selection, block, self._band(block), self.negatives_per_query, context)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """The band."""
+        """Return the band."""
         return top_eligible(block, self._band(block), block.scores_BK.shape[1])
 
     def _band(self, block: CandidateBlock) -> Mask:
