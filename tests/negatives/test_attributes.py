@@ -423,16 +423,16 @@ def test_a_lexicon_whose_words_mean_two_things_is_refused() -> None:
     ("given", "message"),
     [
         ({}, "'metadata' need file"),
-        ({"images": "captions"}, "'captions' need file"),
-        ({"images": "vlm", "file": "a.json"}, "'a.json' is not read for images from 'vlm'"),
-        ({"images": "vlm", "extractor": "zero_shot"}, "'zero_shot' needs model"),
+        ({"image_source": "captions"}, "'captions' need file"),
+        ({"image_source": "vlm", "file": "a.json"}, "'a.json' is not read for image_source 'vlm'"),
+        ({"image_source": "vlm", "extractor": "zero_shot"}, "'zero_shot' needs model"),
         (
-            {"images": "vlm", "extractor": "token_classifier", "model": ""},
+            {"image_source": "vlm", "extractor": "token_classifier", "model": ""},
             "'token_classifier' needs model",
         ),
-        ({"images": "vlm", "model": "bert"}, "'bert' is not used by the extractor 'lexicon'"),
-        ({"images": "vlm", "domain": "cars"}, "'fashion', 'everyday' or 'shapes'"),
-        ({"images": "vlm", "modle": "bert"}, "Extra inputs"),
+        ({"image_source": "vlm", "model": "bert"}, "'bert' is not used by the extractor 'lexicon'"),
+        ({"image_source": "vlm", "domain": "cars"}, "'fashion', 'everyday' or 'shapes'"),
+        ({"image_source": "vlm", "modle": "bert"}, "Extra inputs"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
@@ -447,7 +447,9 @@ def from_file(
     path: Path, content: Any, images: str = "metadata", domain: str = "fashion"
 ) -> list[Mapping[str, str]]:
     path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
-    made = AttributeSettings.model_validate({"domain": domain, "images": images, "file": path})
+    made = AttributeSettings.model_validate(
+        {"domain": domain, "image_source": images, "file": path}
+    )
     return list(image_attributes(made, made.build(), IMAGES))
 
 
@@ -614,7 +616,7 @@ def test_a_token_classifier_gives_the_form_of_the_rules(tmp_path: Path) -> None:
     }
     made = AttributeSettings.model_validate(
         {
-            "domain": "shapes", "images": "vlm", "extractor": "token_classifier",
+            "domain": "shapes", "image_source": "vlm", "extractor": "token_classifier",
             "model": tagging(tmp_path / "m", labels, tags),
         }
     )  # fmt: skip

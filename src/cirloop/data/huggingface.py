@@ -132,6 +132,17 @@ def image_folder(settings: HuggingFaceSettings, data_paths: DataPaths) -> Path |
     return own.path_on_disk(data_paths.require_dir("huggingface") / settings.images)
 
 
+def _gallery_files(
+    settings: HuggingFaceSettings, folder: Path | None, tables: Tables, problems: Problems
+) -> dict[ImageId, ImageFile] | None:
+    """Return the images that rows name, from the folder or the gallery table; None without both."""
+    if folder is not None:
+        return own.images_in_folder(folder, settings.allow_symlinks, problems)
+    if settings.gallery is not None:
+        return gallery_table_files(settings.gallery, tables, problems)
+    return None
+
+
 def gallery_table_files(
     gallery: GalleryTable, tables: Tables, problems: Problems
 ) -> dict[ImageId, ImageFile]:
@@ -181,11 +192,7 @@ def load_queries(
     if table is None or _lacks(table, columns.values(), where, problems):
         return [], {}
     folder = image_folder(settings, data_paths)
-    gallery: dict[ImageId, ImageFile] | None = None
-    if folder is not None:
-        gallery = own.images_in_folder(folder, settings.allow_symlinks, problems)
-    elif settings.gallery is not None:
-        gallery = gallery_table_files(settings.gallery, tables, problems)
+    gallery = _gallery_files(settings, folder, tables, problems)
     image_roles = [role for role in ROLES if role in columns]
     inline_roles = [role for role in image_roles if holds_images(table, columns[role])]
     if gallery is None and len(inline_roles) < len(image_roles):

@@ -212,20 +212,7 @@ def _top_k_blocks(
     excluded = None
     if inputs.references_Q is not None and not settings.rank_reference:
         excluded = inputs.references_Q[:, None]
-    queries_QD = inputs.queries_QD
-    gallery_GD = inputs.gallery_GD
-    if settings.search == "exact":
-        rows_QK, scores_QK = topk(queries_QD, gallery_GD, depth, device, excluded)
-    else:
-        rows_QK, scores_QK, recall = ann_topk(
-            queries_QD,
-            gallery_GD,
-            depth,
-            settings.search,
-            settings.index,
-            excluded_QE=excluded,
-        )
-        stats["search_recall"] = round(recall, 4)
+    rows_QK, scores_QK = _search(settings, inputs, depth, excluded, device, stats)
     eligible_QK = (rows_QK != inputs.targets_Q[:, None]) & (rows_QK >= 0)
     for query, right in enumerate(inputs.positives or ()):
         if right:
@@ -245,6 +232,26 @@ def _top_k_blocks(
             rank_Q[block],
             ranks_QK[block],
         )
+
+
+def _search(
+    settings: MiningSettings,
+    inputs: MiningInputs,
+    depth: int,
+    excluded: Rows | None,
+    device: str,
+    stats: dict[str, Any],
+) -> tuple[Rows, Floats]:
+    """Search the best images exactly or by an index, whose recall is added to `stats`."""
+    queries_QD = inputs.queries_QD
+    gallery_GD = inputs.gallery_GD
+    if settings.search == "exact":
+        return topk(queries_QD, gallery_GD, depth, device, excluded)
+    rows_QK, scores_QK, recall = ann_topk(
+        queries_QD, gallery_GD, depth, settings.search, settings.index, excluded_QE=excluded
+    )
+    stats["search_recall"] = round(recall, 4)
+    return rows_QK, scores_QK
 
 
 def _target_ranks(

@@ -9,8 +9,8 @@ that is in the reference already, and is no wish.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cirloop.negatives.attributes.lexicon import Lexicon, Match, tokens
 from cirloop.negatives.attributes.values import ANY, NOT, join_values
@@ -29,19 +29,12 @@ _CUES = {
 CUES = {tuple(cue.split()): role for role, cues in _CUES.items() for cue in cues.split(";")}
 GONE = {"gone", "removed", "missing", "absent", "disappear", "disappears"}
 BREAKS = {",", ";", ".", ":", "!", "?", "\n", "(", ")", "and", "but", "instead"}
-VERBS = {
-    "with",
-    "has",
-    "have",
-    "is",
-    "are",
-    "be",
-    "should",
-    "add",
-    "make",
-}  # end a cue once a value has followed it
-TARGETS = {"to", "into", "by", "for"}  # end it anyway, but where something is removed
-WINDOW = 12  # words after `change` in which `to` must follow
+VERBS = {"with", "has", "have", "is", "are", "be", "should", "add", "make"}
+"""Words that end a cue once a value has followed it."""
+TARGETS = {"to", "into", "by", "for"}
+"""Words that end a cue in any case, unless something is removed."""
+WINDOW = 12
+"""Words after `change` in which `to` must follow."""
 THE = {"the", "this", "that", "its", "their"}
 OPEN = {"a", "an", "another", *VERBS, *TARGETS, "in", "at", "on", "of", "as", "goes", "want"}
 
@@ -51,59 +44,97 @@ def roles(
 ) -> tuple[dict[int, str], set[int]]:
     """Return the role of each match by its first word, and the matches in phrases with `the`."""
     starts = {match.start: match for match in matches}
-    role_of = dict[int, str]()
-    definite = set[int]()
-    role = "wanted"
-    named = False
-    inside = False
-    last = False
+    reader = _RoleReader(words, starts, lexicon)
     at = 0
-    clause = list[int]()
     while at < len(words):
-        word = words[at]
         match = starts.get(at)
-        size = next((n for n in (3, 2, 1) if tuple(words[at : at + n]) in CUES), 0)
-        cue = CUES.get(tuple(words[at : at + size]))
-        if cue == "changed" and not TARGETS & {*words[at : at + WINDOW]}:
-            cue = None  # `turn it large`
+        cue, size = _cue_at(words, at)
         if match is not None and not (cue and size > match.end - at):
-            role_of[at] = role
-            named = True
-            last = inside
-            clause.append(at)
-            definite |= {at} if inside else set()
-            inside &= match.value != ANY and not lexicon.attributes[match.attribute].head
+            reader.read_match(match)
             at = match.end
-            continue
-        if cue is not None:
-            role_of |= {place: "kept" for place in range(at, at + size) if place in starts}
-            role = cue
-            named = False
-            at = at + size
-            continue
+        elif cue is not None:
+            reader.read_cue(cue, range(at, at + size))
+            at += size
+        else:
+            reader.read_word(at)
+            at += 1
+    return reader.role_of, reader.definite
+
+
+def _cue_at(words: Sequence[str], at: int) -> tuple[str | None, int]:
+    """Return the cue that starts at a word, and its number of words."""
+    size = next((n for n in (3, 2, 1) if tuple(words[at : at + n]) in CUES), 0)
+    cue = CUES.get(tuple(words[at : at + size]))
+    if cue == "changed" and not TARGETS & {*words[at : at + WINDOW]}:
+        return None, size  # `turn it large`
+    return cue, size
+
+
+@dataclass(slots=True)
+class _RoleReader:
+    """State of reading a text from left to right, and the roles so far."""
+
+    words: Sequence[str]
+    starts: Mapping[int, Match]
+    lexicon: Lexicon
+    role_of: dict[int, str] = field(default_factory=dict)
+    definite: set[int] = field(default_factory=set)
+    role: str = "wanted"
+    """The role of the next match."""
+    named: bool = False
+    """A match has followed the cue."""
+    inside: bool = False
+    """The next match is in a phrase with `the`."""
+    last_inside: bool = False
+    """The last phrase was one with `the`."""
+    clause: list[int] = field(default_factory=list)
+    """The matches of the clause so far."""
+
+    def read_match(self, match: Match) -> None:
+        self.role_of[match.start] = self.role
+        self.named = True
+        self.last_inside = self.inside
+        self.clause.append(match.start)
+        if self.inside:
+            self.definite.add(match.start)
+        self.inside &= match.value != ANY and not self.lexicon.attributes[match.attribute].head
+
+    def read_cue(self, cue: str, span: range) -> None:
+        self.role_of |= {start: "kept" for start in span if start in self.starts}
+        self.role = cue
+        self.named = False
+
+    def read_word(self, at: int) -> None:
+        word = self.words[at]
         if word in GONE:
-            role_of |= dict.fromkeys(clause, "removed")
+            self.role_of |= dict.fromkeys(self.clause, "removed")
         if word in BREAKS:
-            role = "wanted"
-            inside = False
-            last = False
-            clause = []
-        elif (
-            (word in VERBS and named)
-            or (word in TARGETS and role != "removed")
-            or (word == "in" and role == "kept")
-        ):
-            role = "wanted"
-        if word in THE:  # `in the middle` after a phrase belongs to it; `to the middle` is a goal
-            before = words[at - 1] if at else ""
-            inside = (
-                last if before in ("in", "at", "on", "of") else before not in ("to", "into", "as")
-            )
-        elif word in OPEN or word in lexicon.nouns:
-            last = inside if word in lexicon.nouns else last
-            inside = False
-        at += 1
-    return role_of, definite
+            self.role = "wanted"
+            self.inside = False
+            self.last_inside = False
+            self.clause = []
+        elif self._ends_cue(word):
+            self.role = "wanted"
+        if word in THE:
+            self.inside = self._starts_definite(self.words[at - 1] if at else "")
+        elif word in OPEN or word in self.lexicon.nouns:
+            if word in self.lexicon.nouns:
+                self.last_inside = self.inside
+            self.inside = False
+
+    def _ends_cue(self, word: str) -> bool:
+        if word in VERBS:
+            return self.named
+        return (word in TARGETS and self.role != "removed") or (
+            word == "in" and self.role == "kept"
+        )
+
+    def _starts_definite(self, before: str) -> bool:
+        """Return whether `the` starts a definite phrase: `in the middle` after a phrase belongs to
+        it; `to the middle` is a goal."""
+        if before in ("in", "at", "on", "of"):
+            return self.last_inside
+        return before not in ("to", "into", "as")
 
 
 def resolve(
