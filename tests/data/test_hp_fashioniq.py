@@ -45,7 +45,7 @@ def content() -> dict[str, Any]:
 
 
 def read(directory: Path, what: Any) -> tuple[LabeledQueries, dict[ImageId, str], str]:
-    """The questions, the categories, and what is wrong."""
+    """Read the questions, the categories, and what is wrong."""
     (directory / "hpfiq.json").write_text(what if isinstance(what, str) else json.dumps(what))
     problems = Problems()
     part, categories = load_queries(directory, "hpfiq.json", problems)

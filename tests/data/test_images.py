@@ -93,7 +93,7 @@ def test_a_png_with_a_long_text_opens_up_to_a_bound(
 
 
 def bomb(path: Path) -> Path:
-    """A PNG of a few bytes that says it is 60,000 x 60,000."""
+    """Write a PNG of a few bytes that says it is 60,000 x 60,000."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

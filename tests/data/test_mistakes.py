@@ -38,8 +38,8 @@ def lines(rows: list[Any]) -> str:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Six pictures and as many triplets, for training and for evaluation."""
-    splits._warn_once.cache_clear()
-    own._warn_once.cache_clear()
+    splits.warn_once.cache_clear()
+    own.warn_once.cache_clear()
     (tmp_path / "data" / "images").mkdir(parents=True)
     for number in range(6):
         picture = Image.new("RGB", (32, 32), (40 * number, 0, 0))

@@ -46,7 +46,7 @@ def test_a_blank_text_is_kept_and_said_once(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    splits._warn_once.cache_clear()
+    splits.warn_once.cache_clear()
     path, read = official(tmp_path)
     problems = Problems()
     [part] = read(problems)

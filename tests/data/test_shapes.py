@@ -102,7 +102,7 @@ def test_queries_ask_within_their_family_with_unique_texts(splits: dict[str, Sce
 
 
 def positives_of(full: Dataset, name: str) -> list[tuple[str, str, frozenset[str]]]:
-    """(reference, target, positives) of every query."""
+    """Return (reference, target, positives) of every query."""
     if name == "train":
         assert full.train.oracle is not None
         positives = full.train.oracle.positives

@@ -262,7 +262,7 @@ CELLS = (
 
 
 def of_changes(changes: tuple[Change, ...]) -> dict[str, str]:
-    """What changes ask for: new values; else those of what goes; else that something changes."""
+    """Return what changes ask for: new values; else those of what goes; else that something changes."""
     new: dict[str, set[str]] = {}
     gone: dict[str, set[str]] = {}
     out: dict[str, str] = {}
@@ -561,7 +561,7 @@ VOCAB += WORDS_OF_BERT.split()
 
 
 def tiny_bert(folder: Path, kind: str, labels: list[str]) -> Any:
-    """A BERT of random weights with a word-piece vocabulary, saved as a model directory; the model,
+    """Save a BERT of random weights with a word-piece vocabulary, saved as a model directory; the model,
     to set weights."""
     import torch
     import transformers
@@ -586,7 +586,7 @@ def tiny_bert(folder: Path, kind: str, labels: list[str]) -> Any:
 
 
 def tagging(folder: Path, labels: list[str], tags: dict[str, str]) -> str:
-    """A real tagger whose weights are set so that it looks words up: `tags` of words, the first
+    """Make a real tagger whose weights are set so that it looks words up: `tags` of words, the first
     label for others."""
     import torch
 

@@ -15,7 +15,7 @@ from tests.negatives.cases import Case, cases
 
 
 def naive(scores: list[float], target: int, allowed: set[int], variant: str) -> set[int]:
-    """The set by sorting in plain Python."""
+    """Compute the set by sorting in plain Python."""
     order = sorted(range(len(scores)), key=lambda g: (-scores[g], g))
     tail = [g for g in order[order.index(target) + 1 :] if g in allowed]
     if len(tail) < 3:

@@ -31,7 +31,7 @@ MINERS = tuple(STRATEGIES.values())
 
 
 def vectors(case: Case) -> MiningInputs:
-    """Queries whose products with the gallery, unit vectors, are the case's scores."""
+    """Make queries whose products with the gallery, unit vectors, are the case's scores."""
     identity = np.eye(case.scores_QG.shape[1], dtype=np.float32)
     targets = np.array(case.targets)
     references = np.array(case.references)

@@ -58,7 +58,7 @@ def some(block: CandidateBlock, part: slice) -> CandidateBlock:
 
 
 def images(strategy: Strategy, block: CandidateBlock, context: MiningContext) -> list[list[int]]:
-    """The gallery rows chosen for each query."""
+    """Return the gallery rows chosen for each query."""
     found = strategy.choose(block, context)
     return [block.gallery_index_BK[i, positions].tolist() for i, positions in enumerate(found)]
 
@@ -66,7 +66,7 @@ def images(strategy: Strategy, block: CandidateBlock, context: MiningContext) ->
 def check(
     strategy: Strategy, case: Case, context: MiningContext, expected: list[list[int]]
 ) -> None:
-    """The strategy gives `expected`: whole gallery, best first, in window; the queries together, in
+    """Check that the strategy gives `expected`: whole gallery, best first, in window; the queries together, in
     two halves."""
     blocks = [sorted_block(case.whole())[0], case.window(case.scores_QG.shape[1])]
     blocks += [case.whole()] if strategy.needs_full_gallery else [case.window(strategy.depth)]
@@ -449,7 +449,7 @@ def test_mixture_is_its_parts_in_turn(
 
 
 def many(queries: int, size: int) -> Case:
-    """Queries whose target, image 0, is scored 1 and all other images a little less; no
+    """Make queries whose target, image 0, is scored 1 and all other images a little less; no
     reference."""
     scores = np.linspace(1, 0.9, size, dtype=np.float32)
     return Case(np.tile(scores, (queries, 1)), [0] * queries, [-1] * queries, [{0}] * queries)

@@ -56,7 +56,7 @@ def features(
 
 
 def items_of(train: Any) -> list[Item]:
-    """Queries of very different lengths, and images."""
+    """Return queries of very different lengths, and images."""
     queries = query_items([t.query for t in train.triplets])
     long = [Item(item.image, LONG) for item in queries[:3]]
     return [*queries, *long, *(Item(image) for image in train.gallery.ids[:6])]

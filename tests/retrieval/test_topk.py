@@ -115,7 +115,7 @@ def test_ranks_are_those_of_a_full_sort(kind: str, monkeypatch: Any) -> None:
 
 @st.composite
 def tied(draw: st.DrawFn) -> tuple[Any, Any, list[list[int]], Any]:
-    """Queries, a gallery of one or several vectors an image, rows left out of each query, and two
+    """Make queries, a gallery of one or several vectors an image, rows left out of each query, and two
     wanted rows."""
     count = draw(st.integers(1, 5))
     size = draw(st.integers(1, 30))

@@ -64,7 +64,7 @@ def images_in_folder(
     scan = scan_folder(folder, follow_links, problems)
     unsupported = scan.skipped(UNSUPPORTED)
     if unsupported:
-        _warn_once(
+        warn_once(
             f"{folder}: passed over, since they are not read: {unsupported}. Convert them to JPEG"
             " or PNG to use them"
         )
@@ -108,7 +108,7 @@ def deduplicate(files: Mapping[ImageId, ImageFile], where: object) -> UniqueImag
     copy_of = {copy: first for copy, first in copies.items() if _decodes(files[copy])}
     if copy_of:
         copy, first = min(copy_of.items())
-        _warn_once(
+        warn_once(
             f"{where}: {len(copy_of):,} of {len(files):,} pictures have the bytes of another one"
             f" and are that one, such as {copy!r}, which is {first!r}"
         )
@@ -180,7 +180,8 @@ def _form(path: Path) -> str:
 
 
 @cache
-def _warn_once(note: str) -> None:
+def warn_once(note: str) -> None:
+    """Warn once."""
     logger.warning("%s", note)
 
 

@@ -72,14 +72,15 @@ def warn_blank_texts(path: Path, names: Sequence[str]) -> None:
     """Warn once that queries of an official file have blank texts; they are used like any other."""
     if names:
         examples = f"{', '.join(names[:3])}{', ..' if names[3:] else ''}"
-        _warn_once(
+        warn_once(
             f"{path}: blank texts: {len(names):,} ({examples}); their queries are kept like any"
             " other"
         )
 
 
 @cache
-def _warn_once(note: str) -> None:
+def warn_once(note: str) -> None:
+    """Warn once of a note that is not empty."""
     if note:
         logger.warning("%s", note)
 
@@ -102,7 +103,7 @@ def build_eval_splits(
             problems.add(part.name, "every query needs a picture that cannot be used")
     problems.stop()
     for part, _ in parts:
-        _warn_once(official_size_warning(part))
+        warn_once(official_size_warning(part))
     splits = []
     for (part, files), bad, rest in zip(parts, unusable, usable, strict=True):
         assert part.gallery is not None
@@ -188,7 +189,7 @@ def build_train_split(
         problems.add(name, "every triplet needs a picture that cannot be used")
     problems.stop()
     for part, _ in parts:
-        _warn_once(official_size_warning(part))
+        warn_once(official_size_warning(part))
     num_dropped = sum(len(part.queries) for part, _ in parts) - len(triplets)
     if bad:
         logger.warning("%s: %d triplets dropped, %d images left out", name, num_dropped, len(bad))

@@ -56,7 +56,7 @@ class CategoryMix(Strategy):
         assert context.categories is not None
         categories_G = np.asarray(context.categories, dtype=object)
         known_G = np.asarray(categories_G != "", bool)
-        counts_BP = self._num_per_pool(block, context)
+        counts_BP = self.num_per_pool(block, context)
         out = []
         for i, query in enumerate(block.query_index_B):
             category = categories_G[block.target_B[i]]
@@ -74,7 +74,7 @@ class CategoryMix(Strategy):
             out.append(top_of(block.scores_BK[i], np.sort(np.concatenate(taken))))
         return out
 
-    def _num_per_pool(self, block: CandidateBlock, context: MiningContext) -> list[list[int]]:
+    def num_per_pool(self, block: CandidateBlock, context: MiningContext) -> list[list[int]]:
         """Return how many images each query of the block takes from each pool."""
         num_queries = len(context.targets_Q)
         if num_queries == 0:
