@@ -113,8 +113,8 @@ def test_what_a_ranking_does_not_list_is_not_retrieved() -> None:
 
 
 def part(category: str, num: int, seed: int) -> tuple[LabeledQueries, dict[QueryId, list[ImageId]]]:
-    """Make a part of `num` FashionIQ queries and random rankings of its 20 images, the reference among
-    them."""
+    """Make a part of `num` FashionIQ queries and random rankings of its 20 images, the reference
+    among them."""
     draw = random.Random(seed)
     pairs = [draw.sample(IMAGES, 2) for _ in range(num)]
     queries = tuple(

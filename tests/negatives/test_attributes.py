@@ -262,7 +262,8 @@ CELLS = (
 
 
 def of_changes(changes: tuple[Change, ...]) -> dict[str, str]:
-    """Return what changes ask for: new values; else those of what goes; else that something changes."""
+    """Return what changes ask for: new values; else those of what goes; else that something
+    changes."""
     new: dict[str, set[str]] = {}
     gone: dict[str, set[str]] = {}
     out: dict[str, str] = {}
@@ -561,8 +562,8 @@ VOCAB += WORDS_OF_BERT.split()
 
 
 def tiny_bert(folder: Path, kind: str, labels: list[str]) -> Any:
-    """Save a BERT of random weights with a word-piece vocabulary, saved as a model directory; the model,
-    to set weights."""
+    """Save a BERT of random weights with a word-piece vocabulary, saved as a model directory; the
+    model, to set weights."""
     import torch
     import transformers
 
@@ -586,8 +587,8 @@ def tiny_bert(folder: Path, kind: str, labels: list[str]) -> Any:
 
 
 def tagging(folder: Path, labels: list[str], tags: dict[str, str]) -> str:
-    """Make a real tagger whose weights are set so that it looks words up: `tags` of words, the first
-    label for others."""
+    """Make a real tagger whose weights are set so that it looks words up: `tags` of words, the
+    first label for others."""
     import torch
 
     model = tiny_bert(folder, "Token", labels)

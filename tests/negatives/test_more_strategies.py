@@ -66,8 +66,8 @@ def images(strategy: Strategy, block: CandidateBlock, context: MiningContext) ->
 def check(
     strategy: Strategy, case: Case, context: MiningContext, expected: list[list[int]]
 ) -> None:
-    """Check that the strategy gives `expected`: whole gallery, best first, in window; the queries together, in
-    two halves."""
+    """Check that the strategy gives `expected`: whole gallery, best first, in window; the queries
+    together, in two halves."""
     blocks = [sorted_block(case.whole())[0], case.window(case.scores_QG.shape[1])]
     blocks += [case.whole()] if strategy.needs_full_gallery else [case.window(strategy.depth)]
     for block in blocks:

@@ -115,8 +115,8 @@ def test_ranks_are_those_of_a_full_sort(kind: str, monkeypatch: Any) -> None:
 
 @st.composite
 def tied(draw: st.DrawFn) -> tuple[Any, Any, list[list[int]], Any]:
-    """Make queries, a gallery of one or several vectors an image, rows left out of each query, and two
-    wanted rows."""
+    """Make queries, a gallery of one or several vectors an image, rows left out of each query, and
+    two wanted rows."""
     count = draw(st.integers(1, 5))
     size = draw(st.integers(1, 30))
     several = draw(st.integers(1, 3))
