@@ -31,7 +31,7 @@ from cirloop.backbones.features import VisionCache
 from cirloop.captioning.base import CaptionRequest
 from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.config.run import RunConfig, load
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import table
 from cirloop.retrieval.embed import embed, query_items
 
@@ -53,7 +53,9 @@ def measure(
 ) -> tuple[dict[str, list[float]], int, float]:
     """Seconds per item of each kind, bytes of a vector, and bytes of kept vision features per
     image."""
-    train = config.data.build(Sources(config.data_dir, config.cache, quiet, config.train_dir)).train
+    train = config.data.build(
+        DataPaths(config.data_dir, config.cache, quiet, config.train_dir)
+    ).train
     triplets = train.triplets[:num]
     queries = query_items([t.query for t in triplets])
     images = list(

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cirloop.data.folder import endings
-from cirloop.data.image_check import bad_images
+from cirloop.data.folder import image_suffixes
+from cirloop.data.image_check import unreadable_images
 from cirloop.monitoring.console import progress
 from cirloop.types import ImageId
 
@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    found = sorted(path for path in args.pictures.rglob("*") if path.suffix.lower() in endings())
+    found = sorted(
+        path for path in args.pictures.rglob("*") if path.suffix.lower() in image_suffixes()
+    )
     assert found, f"no pictures in {args.pictures}"
     with tempfile.TemporaryDirectory() as directory:
         files = {}
@@ -54,7 +56,7 @@ def main() -> None:
             with ThreadPoolExecutor(args.workers) as pool:
                 list(pool.map(bare, files.values(), chunksize=16))
             middle = time.monotonic()
-            bad = bad_images(files, args.workers, lambda images: progress(images, "look"))
+            bad = unreadable_images(files, args.workers, lambda images: progress(images, "look"))
             ended = time.monotonic()
             ratios.append((ended - middle) / (middle - began))
             rates = [args.num / seconds for seconds in (middle - began, ended - middle)]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from cirloop.config.runtime import Runtime
-from cirloop.data.folder import endings
+from cirloop.data.folder import image_suffixes
 from cirloop.monitoring.console import table
 from cirloop.types import ImageId, Query, QueryId, Triplet
 
@@ -162,7 +162,9 @@ def noise(directory: Path, num: int, wide: int, high: int) -> None:
 
 def photographs(directory: Path, num: int) -> dict[ImageId, Path]:
     """The first `num` pictures below `directory`, by name."""
-    found = sorted(path for path in directory.rglob("*") if path.suffix.lower() in endings())[:num]
+    found = sorted(
+        path for path in directory.rglob("*") if path.suffix.lower() in image_suffixes()
+    )[:num]
     assert len(found) == num, f"{len(found)} pictures in {directory}, not {num}"
     return {ImageId(f"{place:04d}"): path for place, path in enumerate(found)}
 

@@ -29,7 +29,7 @@ from PIL import Image
 from cirloop.artifacts.atomic import write_checked, write_json
 from cirloop.artifacts.store import Store
 from cirloop.config.run import RunConfig, save
-from cirloop.evaluation.significance import compared
+from cirloop.evaluation.significance import compare_iterations
 from cirloop.monitoring.profiling import StageMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,7 +108,7 @@ class Made:
             self.costs.append({"stage": each, "attempt": 1, "finished": True, **cost.to_json()})
         write_checked(self.config.directory / "costs.json", "costs", {"stages": self.costs})
         bare = [{n: v for n, v in r.items() if n not in ("ranks", "top")} for r in self.results]
-        found = {"schema": 3, "results": bare, "compared": compared(self.results)}
+        found = {"schema": 3, "results": bare, "compared": compare_iterations(self.results)}
         write_json(self.config.directory / "evaluation_results.json", found)
         return self.store
 

@@ -21,7 +21,7 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.data import cirr
 from cirloop.evaluation import protocols, submission
 from cirloop.retrieval.images import ranks_of_images, topk_images
-from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
+from cirloop.types import Gallery, ImageId, LabeledQueries, Query, QueryId, Relevance
 from cirloop.validation import ValidationReport
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     queries = tuple(Query(QueryId(str(n)), ids[row[0]], "text") for n, row in enumerate(chosen))
     groups = {q.id: tuple(ids[i] for i in row[1:]) for q, row in zip(queries, chosen, strict=True)}
     relevance = Relevance({q.id: ids[row[1]] for q, row in zip(queries, chosen, strict=True)})
-    part = Judged(
+    part = LabeledQueries(
         "cirr_val",
         queries,
         relevance,
@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(args.repeats):
             began = time.monotonic()
-            wanted = [part.needs(query) for query in queries]
+            wanted = [part.relevant_images(query) for query in queries]
             rows = ranks_of_images(wanted, part.gallery, vectors_QD, vectors_GD)
             found = {query.id: row for query, row in zip(queries, rows, strict=True)}
             metrics = protocols.metrics([part], found)
@@ -75,7 +75,7 @@ def main() -> None:
                 for q, row in zip(queries, top, strict=True)
             }
             problems = ValidationReport()
-            submission.write(Path(directory), submission.submission(part, rankings, problems))
+            submission.write(Path(directory), submission.build(part, rankings, problems))
             assert not problems.rows
             seconds.append(time.monotonic() - began)
     spread = np.std(seconds, ddof=1) / len(seconds) ** 0.5

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from cirloop.cli import entry
-from cirloop.data.shapes.splits import held_out
+from cirloop.data.shapes.splits import build_splits
 from cirloop.tools.demo.image_registry import Desk
 from cirloop.tools.demo.page import blocks
 from cirloop.tools.demo.server import HOST, Server, application, listening
@@ -34,10 +34,10 @@ from cirloop.tools.search.engine import Engine
 
 def draw(folder: Path, num: int) -> list[str]:
     """`num` pictures as PNG; the texts of the same scenes."""
-    scenes = held_out()["train"]
+    scenes = build_splits()["train"]
     for row in range(num):
         Image.fromarray(scenes.pixels(row)).save(folder / f"{row:05d}.png")
-    return [ask.text for ask in scenes.asks[: 4 * num]]
+    return [ask.text for ask in scenes.queries[: 4 * num]]
 
 
 def timed(name: str, asked: list[tuple[str, str]], search: Callable[[str, str], object]) -> None:

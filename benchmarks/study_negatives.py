@@ -29,7 +29,7 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry, runner
 from cirloop.config.run import RunConfig
 from cirloop.data.shapes.load import image_id
-from cirloop.data.shapes.splits import held_out
+from cirloop.data.shapes.splits import build_splits
 from cirloop.monitoring.console import table
 from cirloop.stages.context import RunContext
 from cirloop.stages.mine import mine_split
@@ -94,7 +94,7 @@ ARMS = [
 
 def metadata(path: Path) -> Path:
     """What a shop would know of its pictures: colours, shapes, sizes and places, as lists."""
-    scenes = held_out()["train"]
+    scenes = build_splits()["train"]
     rows = {
         image_id("train", row): {
             "color": sorted({o.color for o in scene if o}),

@@ -53,8 +53,8 @@ from cirloop.data.shapes.language import (
     PLAIN,
     PLAIN_WORDS,
     Words,
+    phrase_changes,
     read,
-    spoken,
     write,
 )
 from cirloop.data.shapes.scene import (
@@ -63,9 +63,9 @@ from cirloop.data.shapes.scene import (
     SHAPES,
     SIZES,
     Change,
-    Draws,
     Object,
     Scene,
+    SeededRandom,
     another_value,
     differences,
     put,
@@ -73,7 +73,7 @@ from cirloop.data.shapes.scene import (
     random_scene,
     results,
 )
-from cirloop.data.shapes.splits import LOOSE_PERCENT, family, held_out, held_out_scenes
+from cirloop.data.shapes.splits import LOOSE_PERCENT, build_splits, family, split_scenes
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QUERY = IMAGE + "\nGiven an image, find a similar everyday image with the described changes: {text}"
@@ -140,8 +140,8 @@ class Samples:
     """An endless, seeded stream of pre-training samples."""
 
     def __init__(self, seed: int) -> None:
-        self.draws = Draws("pretrain", seed)
-        self.taken = held_out_scenes()
+        self.draws = SeededRandom("pretrain", seed)
+        self.taken = split_scenes()
         self.num = 0
 
     def _picture(self, scene: Scene, look) -> np.ndarray:
@@ -171,7 +171,7 @@ class Samples:
             candidates += [(scene, self._picture(scene, PRETRAIN)) for scene in members]
             for _ in range(per_family):
                 a, b, changes = self._pair(members, 2)
-                said = spoken(self.draws, a, changes, LOOSE_PERCENT)
+                said = phrase_changes(self.draws, a, changes, LOOSE_PERCENT)
                 text = QUERY.format(text=write(self.draws, said, PLAIN))
                 queries.append(
                     (text, self._picture(a, PRETRAIN), start + members.index(b), results(a, said))
@@ -214,7 +214,7 @@ class Samples:
                     a, b = self._beyond_words(members)
                     example = write(
                         self.draws,
-                        spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT),
+                        phrase_changes(self.draws, a, self._other(members, a), LOOSE_PERCENT),
                         CASUAL,
                     )
                     pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
@@ -228,10 +228,12 @@ class Samples:
                 a, b, changes = self._pair(members, self.draws.choice((1, 3)))
                 example = write(
                     self.draws,
-                    spoken(self.draws, a, self._other(members, a), LOOSE_PERCENT),
+                    phrase_changes(self.draws, a, self._other(members, a), LOOSE_PERCENT),
                     phrasing,
                 )
-                text = write(self.draws, spoken(self.draws, a, self._by_cell(changes), 0), phrasing)
+                text = write(
+                    self.draws, phrase_changes(self.draws, a, self._by_cell(changes), 0), phrasing
+                )
                 pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
                 out.append((chat(REWRITE.messages(example)[0]["content"]), text, pictures, (a, b)))
         return out
@@ -254,7 +256,7 @@ class Samples:
                     claimed = changes[:-1]
                 elif roll < 60:
                     claimed = self._nearly(a, changes)
-                said = spoken(self.draws, a, claimed, 10)
+                said = phrase_changes(self.draws, a, claimed, 10)
                 text = write(self.draws, said, self.draws.choice((PLAIN, CASUAL)))
                 pictures = [self._picture(a, WIDE), self._picture(b, WIDE)]
                 answer = "yes" if b in results(a, said) else "no"
@@ -742,7 +744,7 @@ def evaluate(batches: Batches, num: int) -> dict[str, float]:
     """On val: R@1 and R@5 of `num` queries over 484 images; of 96 at most, truth of rewrites,
     accuracy of verifying."""
     batches.model.eval()
-    val = held_out()["val"]
+    val = build_splits()["val"]
     rows = list(range(44 * 11))
     asks = [a for a in val.asks if a.reference < len(rows)][:num]
     pictures = {r: val.pixels(r) for r in rows}
@@ -767,7 +769,7 @@ def evaluate(batches: Batches, num: int) -> dict[str, float]:
     rank = (
         scores > scores[torch.arange(len(asks)), torch.tensor([a.target for a in asks])][:, None]
     ).sum(1)
-    draws = Draws("evaluate")
+    draws = SeededRandom("evaluate")
     jobs = []
     while len(jobs) < min(96, num):
         a = draws.choice(asks)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cirloop.data.shapes.language import read
 from cirloop.data.shapes.scene import results
-from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, held_out
+from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, build_splits
 
 
 def _save(scenes: Scenes, row: int, path: Path) -> None:
@@ -31,7 +31,7 @@ def write_cirr(directory: Path, families: int = 6) -> Path:
         ("val", "val", "dev"),
         ("test1", "test", "test1"),
     ):
-        scenes = held_out()[ours]
+        scenes = build_splits()[ours]
         num = families * FAMILY_SIZE
         name = {row: f"{folder.split('/')[0]}-{row}-img0" for row in range(num)}
         for row in range(num):
@@ -41,7 +41,7 @@ def write_cirr(directory: Path, families: int = 6) -> Path:
             {name[row]: f"./{folder}/{name[row]}.png" for row in range(num)},
         )
         entries = []
-        for number, ask in enumerate(a for a in scenes.asks if a.reference < num):
+        for number, ask in enumerate(a for a in scenes.queries if a.reference < num):
             start = ask.reference // FAMILY_SIZE * FAMILY_SIZE
             others = [
                 r for r in range(start, start + FAMILY_SIZE) if r not in (ask.reference, ask.target)
@@ -58,7 +58,7 @@ def write_fashioniq(directory: Path, families: int = 3) -> Path:
     """Three categories of `families` families each; two captions per query, one of them sometimes
     empty."""
     for split in ("train", "val"):
-        scenes = held_out()[split]
+        scenes = build_splits()[split]
         for place, category in enumerate(("dress", "shirt", "toptee")):
             rows = range(place * families * FAMILY_SIZE, (place + 1) * families * FAMILY_SIZE)
             name = {row: f"B{split}{row:05d}" for row in rows}
@@ -74,7 +74,7 @@ def write_fashioniq(directory: Path, families: int = 3) -> Path:
                     "target": name[a.target],
                     "captions": [a.text, "" if n % 3 else a.text],
                 }
-                for n, a in enumerate(a for a in scenes.asks if a.reference in name)
+                for n, a in enumerate(a for a in scenes.queries if a.reference in name)
             ]
             _write(directory / "captions" / f"cap.{category}.{split}.json", entries)
     return directory
@@ -83,7 +83,7 @@ def write_fashioniq(directory: Path, families: int = 3) -> Path:
 def write_circo(directory: Path, families: int = 6) -> Path:
     """Val and test over one gallery of `families` families, with every right answer from the
     scenes."""
-    scenes, num = held_out()["val"], families * FAMILY_SIZE
+    scenes, num = build_splits()["val"], families * FAMILY_SIZE
     coco = directory / "COCO2017_unlabeled"
     for row in range(num):
         _save(scenes, row, coco / "unlabeled2017" / f"{1000 + row:012d}.jpg")
@@ -92,7 +92,7 @@ def write_circo(directory: Path, families: int = 6) -> Path:
         {"images": [{"id": 1000 + n} for n in range(num)]},
     )
     entries = []
-    for ask in (a for a in scenes.asks if a.reference < num):
+    for ask in (a for a in scenes.queries if a.reference < num):
         changes = read(ask.text)
         assert changes is not None
         wanted = results(scenes.scenes[ask.reference], changes)
@@ -118,7 +118,7 @@ def write_circo(directory: Path, families: int = 6) -> Path:
 def write_jsonl(directory: Path, families: int = 6) -> Path:
     """Train and val as JSON lines over one folder of pictures."""
     for split in ("train", "val"):
-        scenes, num = held_out()[split], families * FAMILY_SIZE
+        scenes, num = build_splits()[split], families * FAMILY_SIZE
         for row in range(num):
             _save(scenes, row, directory / "images" / split / f"{row}.png")
         lines = [
@@ -127,7 +127,7 @@ def write_jsonl(directory: Path, families: int = 6) -> Path:
                 "text": a.text,
                 "target": f"{split}/{a.target}.png",
             }
-            for a in scenes.asks
+            for a in scenes.queries
             if a.reference < num
         ]
         (directory / f"{split}.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
@@ -183,14 +183,14 @@ def write_huggingface(directory: Path, families: int = 6) -> Path:
     )
     splits = {}
     for split, ours in (("train", "train"), ("validation", "val")):
-        scenes, num = held_out()[ours], families * FAMILY_SIZE
+        scenes, num = build_splits()[ours], families * FAMILY_SIZE
         rows = [
             {
                 "query_image": Image.fromarray(scenes.pixels(a.reference)),
                 "modification": a.text,
                 "target_image": Image.fromarray(scenes.pixels(a.target)),
             }
-            for a in scenes.asks
+            for a in scenes.queries
             if a.reference < num
         ]
         splits[split] = datasets.Dataset.from_list(rows, features=features)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cirloop.backbones import Qwen2VLSettings
-from cirloop.data.shapes.splits import FAMILY_SIZE, held_out
+from cirloop.data.shapes.splits import FAMILY_SIZE, build_splits
 from cirloop.tools.add_negatives import samples as reading
 from cirloop.tools.add_negatives.config import AddNegativesConfig
 from cirloop.tools.add_negatives.encoders import EmbedderOnTexts, SentenceEncoder
@@ -49,8 +49,8 @@ def read(path: Path) -> Any:
 def rows() -> list[dict[str, Any]]:
     """Pictures of three families with a query's text each; two pictures have two texts, two have
     none of their own."""
-    scenes, out = held_out()["val"], []
-    for ask in (a for a in scenes.asks if a.reference < 3 * FAMILY_SIZE):
+    scenes, out = build_splits()["val"], []
+    for ask in (a for a in scenes.queries if a.reference < 3 * FAMILY_SIZE):
         out.append(
             {
                 "image": f"{ask.reference}.png",
@@ -73,7 +73,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("shapes")
     (directory / "images").mkdir()
     for row in range(3 * FAMILY_SIZE):
-        Image.fromarray(held_out()["val"].pixels(row)).save(directory / "images" / f"{row}.png")
+        Image.fromarray(build_splits()["val"].pixels(row)).save(directory / "images" / f"{row}.png")
     (directory / "images" / "copy.png").write_bytes((directory / "images" / "3.png").read_bytes())
     lines = [
         *rows(),

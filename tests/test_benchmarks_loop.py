@@ -13,7 +13,7 @@ from cirloop.cli import runner
 from cirloop.cli.evaluate import EvalConfig, evaluate
 from cirloop.cli.score_rankings import score_rankings
 from cirloop.data.shapes.draw import PRETRAIN, draw
-from cirloop.data.shapes.splits import held_out
+from cirloop.data.shapes.splits import build_splits
 from cirloop.types import UserError
 from tests.commands import command
 from tests.stand_in import (
@@ -156,7 +156,7 @@ def test_the_real_cirr_val_end_to_end(small: Any, tmp_path: Path) -> None:
     real = ROOT.parent / "shared" / "data" / "cirr"
     if not real.is_dir():
         pytest.skip(f"the real annotations are not at {real}")
-    data, scenes = tmp_path / "cirr", held_out()["val"]
+    data, scenes = tmp_path / "cirr", build_splits()["val"]
     for name in ("captions/cap.rc2.val.json", "image_splits/split.rc2.val.json"):
         (data / name).parent.mkdir(parents=True)
         (data / name).symlink_to(real / name)

@@ -15,7 +15,7 @@ import yaml
 from cirloop.config import cli_help
 from cirloop.config.base import differences
 from cirloop.config.run import RunConfig, from_json, load, save
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,7 +224,7 @@ def test_data_dir_is_refused_for_a_drawn_data_set() -> None:
         load(["--data_dir", "/x"], DEFAULT)
     config = RunConfig(data_dir=Path("/x"))
     with pytest.raises(UserError, match="--data_dir: the data set `shapes` is drawn"):
-        config.data.build(Sources(config.data_dir, config.cache, lambda items, _: items))
+        config.data.build(DataPaths(config.data_dir, config.cache, lambda items, _: items))
 
 
 def test_experiment_dir_takes_the_place_of_the_default(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from cirloop.captioning.prompts import REWRITE, VERIFY
 from cirloop.cli import runner
 from cirloop.config.runtime import Runtime
 from cirloop.data import ShapesSettings
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.monitoring import profiling
 from cirloop.monitoring.costs import FILE, NONE, PROFILE, Costs, describe, format_cells
 from cirloop.monitoring.profiling import StageMetrics
@@ -292,7 +292,7 @@ def test_the_stages_counters_are_exact(
     spent: dict[str, dict[str, Any]], profiled: Path, small: Any
 ) -> None:
     config = small(profiled)
-    data = config.data.build(Sources(None, config.cache, lambda items, _: items))
+    data = config.data.build(DataPaths(None, config.cache, lambda items, _: items))
     (part,) = data.parts("val")
     items = {*query_items(part.queries), *(EmbedInput(image) for image in part.gallery.ids)}
     images = {part.images.digest(item.image) for item in items}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from cirloop.artifacts.store import Artifact, Store
 from cirloop.cli import runner
 from cirloop.config.run import save
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.monitoring.costs import Costs
 from cirloop.stages.context import RunContext
 from cirloop.stages.train import train
@@ -47,7 +47,7 @@ def trained_again(
     run = RunContext(
         config,
         Store(directory),
-        config.data.build(Sources(None, config.cache, lambda items, _: items)),
+        config.data.build(DataPaths(None, config.cache, lambda items, _: items)),
     )
     save(config, directory / "config.json")
     first, negatives, samples = (

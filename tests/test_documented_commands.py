@@ -137,13 +137,13 @@ def test_no_recipe_for_a_pair_is_one_error_that_lists_those_of_the_data_set(home
 
 
 def test_where_files_were_looked_for_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cirloop.data.paths import Sources
+    from cirloop.data.paths import DataPaths
 
     shutil.rmtree(home / "data")
     monkeypatch.setenv("CIRLOOP_DATA", str(home / "sets"))
     config = parsed("--dataset_name cirr")
     with pytest.raises(UserError) as error:
-        config.data.build(Sources(config.data_dir, config.cache, lambda items, _: items))
+        config.data.build(DataPaths(config.data_dir, config.cache, lambda items, _: items))
     assert str(home / "data" / "cirr") in str(error.value) and str(home / "sets" / "cirr") in str(
         error.value
     )

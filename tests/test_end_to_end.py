@@ -21,7 +21,7 @@ from cirloop.backbones import EmbedInput
 from cirloop.cli import runner
 from cirloop.cli.evaluate import EvalConfig, evaluate_run
 from cirloop.config.run import from_json
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.stages.context import RunContext
 from cirloop.types import UserError
 from tests.commands import command
@@ -337,7 +337,7 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
     # without texts, the rank is that of the target for the reference and an empty text
     config, store = from_json(finished / "config.json", experiment_dir=finished), Store(finished)
     run = RunContext(
-        config, store, config.data.build(Sources(None, config.cache, lambda items, _: items))
+        config, store, config.data.build(DataPaths(None, config.cache, lambda items, _: items))
     )
     [part] = run.data.parts("val")
     backbone = run.embedder(store.find("checkpoint_iter_1"))

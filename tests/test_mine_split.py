@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cirloop.cli import runner
-from cirloop.data.shapes.splits import held_out
+from cirloop.data.shapes.splits import build_splits
 from cirloop.types import UserError
 from cirloop.validation import ValidationFailed
 from tests.stand_in import write_cirr, write_fashioniq
@@ -72,7 +72,7 @@ def test_a_band_tells_the_size_of_its_sets(small: Any, tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
-    scenes = held_out()["train"].scenes
+    scenes = build_splits()["train"].scenes
     rows = {
         f"shapes:train:{row:05d}": {"color": sorted({o.color for o in scenes[row] if o})}
         for row in range(len(scenes))

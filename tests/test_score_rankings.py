@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cirloop.cli.score_rankings import score_rankings
-from cirloop.data import benchmarks, circo, cirr, fashioniq, paths
+from cirloop.data import benchmarks, circo, cirr, fashioniq, splits
 from cirloop.types import UserError
 from cirloop.validation import ValidationReport
 from tests.commands import command
@@ -44,27 +44,27 @@ def test_real_annotations_have_the_official_counts(
     name: str, queries: int, images: int | None
 ) -> None:
     problems = ValidationReport()
-    [part] = benchmarks.judged(name, real(name.split("_")[0]), "original", problems)
+    [part] = benchmarks.load_queries(name, real(name.split("_")[0]), "original", problems)
     assert not problems.rows
     assert len(part.queries) == queries
     assert (len(part.gallery.ids) if part.gallery else None) == images
     assert part.relevance is not None and len(part.relevance.targets) == queries
-    assert paths.unofficial(part) == ""
+    assert splits.official_size_warning(part) == ""
 
 
 @pytest.mark.real_data
 def test_the_union_gallery_has_the_references_and_targets() -> None:
     for category in ("dress", "toptee"):
-        [part] = benchmarks.judged(
+        [part] = benchmarks.load_queries(
             f"fashioniq_val:{category}", real("fashioniq"), "union", ValidationReport()
         )
         assert part.gallery is not None and len(part.gallery.ids) == fashioniq.UNION[category]
 
 
 def test_captions_are_joined_as_in_clip4cir() -> None:
-    assert fashioniq.joined(["is shiny.", "has, sleeves? "]) == "Is shiny and has, sleeves"
-    assert fashioniq.joined(["", "is red"]) == "Is red"
-    assert fashioniq.joined(["..", ""]) == ""
+    assert fashioniq.join_captions(["is shiny.", "has, sleeves? "]) == "Is shiny and has, sleeves"
+    assert fashioniq.join_captions(["", "is red"]) == "Is red"
+    assert fashioniq.join_captions(["..", ""]) == ""
 
 
 @pytest.mark.real_data
@@ -352,9 +352,12 @@ def test_what_is_not_spoiled_is_scored(tmp_path: Path) -> None:
 
 
 def test_other_counts_than_the_official_ones_are_told(tmp_path: Path) -> None:
-    [part] = benchmarks.judged("cirr_val", small_cirr(tmp_path), "original", ValidationReport())
-    assert "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297" in paths.unofficial(
-        part
+    [part] = benchmarks.load_queries(
+        "cirr_val", small_cirr(tmp_path), "original", ValidationReport()
+    )
+    assert (
+        "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297"
+        in splits.official_size_warning(part)
     )
 
 

@@ -176,8 +176,8 @@ class EvalProtocol:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Queries and what is right, without pixels: all that scoring a ranking needs.
+class LabeledQueries:
+    """Queries and their right answers, without pixels: all that scoring a ranking needs.
 
     `relevance` is None for a split whose targets are not published, `gallery` where the list of its
     images is not there (CIRCO without the COCO files). `category` is FashionIQ's, else empty.
@@ -199,7 +199,7 @@ class Judged:
         """The data set of a split: `fashioniq` of `fashioniq_val`."""
         return benchmark_of(self.name)
 
-    def needs(self, query: Query) -> set[ImageId]:
+    def relevant_images(self, query: Query) -> set[ImageId]:
         """Return the images that decide a query's metrics: its reference, right answers, group and
         sets."""
         images = {query.reference, *self.groups.get(query.id, ())}
@@ -215,13 +215,13 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class EvalSplit:
-    """What is evaluated: judged queries, the gallery they are ranked against, and its pictures.
+    """What is evaluated: labeled queries, the gallery they are ranked against, and its images.
 
     One per category where a benchmark has several. `missing` images of the gallery could not be
     used and are not ranked; `dropped` queries needed one of them. Every result says both.
     """
 
-    judged: Judged
+    labeled: LabeledQueries
     gallery: Gallery
     images: Images
     missing: int = 0
@@ -229,15 +229,15 @@ class EvalSplit:
 
     @property
     def name(self) -> str:
-        return self.judged.name
+        return self.labeled.name
 
     @property
     def queries(self) -> tuple[Query, ...]:
-        return self.judged.queries
+        return self.labeled.queries
 
     @property
     def relevance(self) -> Relevance | None:
-        return self.judged.relevance
+        return self.labeled.relevance
 
 
 def benchmark_of(split: str) -> str:

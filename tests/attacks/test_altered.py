@@ -18,7 +18,7 @@ from cirloop.artifacts.store import Store
 from cirloop.backbones.tensor_cache import TensorCache
 from cirloop.cli import runner
 from cirloop.cli.evaluate import EvalConfig, evaluate_run
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.monitoring.costs import Costs
 from cirloop.stages.context import run_directory
 from cirloop.tools.export_embeddings import main as export_vectors
@@ -278,12 +278,16 @@ def test_what_is_known_of_pictures_is_found_out_again(alteration: str, tmp_path:
     files = {"a": tmp_path / "a.png", "b": tmp_path / "b.png"}
     Image.new("RGB", (8, 8)).save(files["a"])
     files["b"].write_text("no picture")
-    sources = Sources(tmp_path, tmp_path / "cache", lambda items, _: items)
-    found = sources.bad("set", files)  # type: ignore[arg-type]
+    data_paths = DataPaths(tmp_path, tmp_path / "cache", lambda items, _: items)
+    found = data_paths.unreadable_images("set", files)  # type: ignore[arg-type]
     (record,) = (tmp_path / "cache" / "images").iterdir()
     ALTERATIONS[alteration](record)
     if alteration == "a directory":
-        assert str(record) in refused(lambda: sources.bad("set", files))  # type: ignore[arg-type]
+        assert str(record) in refused(lambda: data_paths.unreadable_images("set", files))  # type: ignore[arg-type]
         return
-    assert sources.bad("set", files) == found == {"b": "is not a picture of a known kind"}  # type: ignore[arg-type]
+    assert (
+        data_paths.unreadable_images("set", files)
+        == found
+        == {"b": "is not a picture of a known kind"}
+    )  # type: ignore[arg-type]
     assert schema.read(record, "pictures")["bad"] == found

@@ -33,8 +33,8 @@ from cirloop.cli import entry
 from cirloop.cli.mine_embeddings import main as mine_vectors
 from cirloop.config.run import load
 from cirloop.data.config import CirrSettings, FashionIQSettings, HuggingFaceSettings, JsonlSettings
-from cirloop.data.images import BadImage, FileImages, decode, leads_out
-from cirloop.data.paths import Sources
+from cirloop.data.images import BadImage, FileImages, decode, escapes_root
+from cirloop.data.paths import DataPaths
 from cirloop.io import redact
 from cirloop.monitoring.console import start_logging, table
 from cirloop.tools.add_negatives.samples import read as read_samples
@@ -285,18 +285,18 @@ OUTSIDE = (
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_name_that_leads_out_is_told(name: str) -> None:
-    assert leads_out(name)
+    assert escapes_root(name)
 
 
 @pytest.mark.parametrize(
     "name", ["a.png", "a/b.png", "./a.png", "a..b.png", "é ü.png", "a b", "...", "a:b"]
 )
 def test_other_names_do_not(name: str) -> None:
-    assert not leads_out(name)
+    assert not escapes_root(name)
 
 
-def sources(directory: Path) -> Sources:
-    return Sources(directory, directory.parent / "cache", lambda items, _: items)
+def data_paths(directory: Path) -> DataPaths:
+    return DataPaths(directory, directory.parent / "cache", lambda items, _: items)
 
 
 def own_data(directory: Path) -> Path:
@@ -314,11 +314,11 @@ def test_own_data_that_leads_out_is_refused(name: str, tmp_path: Path) -> None:
     line = {"reference": name, "text": "in blue", "target": "b.png"}
     (directory / "val.jsonl").write_text(json.dumps(line))
     with pytest.raises(UserError, match=r"val\.jsonl line 1"):
-        JsonlSettings().build(sources(directory)).parts("val")
+        JsonlSettings().build(data_paths(directory)).eval_splits("val")
     if name.strip():
         (directory / "gallery.txt").write_text(f"a.png\nb.png\n{name}\n")
         with pytest.raises(UserError, match=r"gallery\.txt"):
-            JsonlSettings(gallery="gallery.txt").build(sources(directory)).parts("val")
+            JsonlSettings(gallery="gallery.txt").build(data_paths(directory)).eval_splits("val")
 
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name])
@@ -328,12 +328,12 @@ def test_benchmarks_that_lead_out_are_refused(name: str, tmp_path: Path) -> None
     images = json.loads(path.read_text())
     path.write_text(json.dumps(images | {"planted": name}))
     with pytest.raises(UserError, match="the path of 'planted' leads out of the picture folder"):
-        CirrSettings().build(sources(cirr)).parts("val")
+        CirrSettings().build(data_paths(cirr)).eval_splits("val")
     fashion = write_fashioniq(tmp_path / "fashion", 1)
     path = fashion / "image_splits" / "split.dress.val.json"
     path.write_text(json.dumps([*json.loads(path.read_text()), name]))
     with pytest.raises(UserError, match="1 image ids are no names of files"):
-        FashionIQSettings(categories=("dress",)).build(sources(fashion)).parts("val")
+        FashionIQSettings(categories=("dress",)).build(data_paths(fashion)).eval_splits("val")
 
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name])
@@ -372,7 +372,7 @@ def test_a_table_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
     if stored["bytes"] is not None:
         pytest.skip("this `datasets` puts the bytes into the table")
     with pytest.raises(UserError, match="is outside of the data directory"):
-        HuggingFaceSettings().build(sources(tmp_path / "data")).parts("val")
+        HuggingFaceSettings().build(data_paths(tmp_path / "data")).eval_splits("val")
 
 
 def test_links_are_read_wherever_they_lead(tmp_path: Path) -> None:
@@ -388,7 +388,9 @@ def test_links_are_read_wherever_they_lead(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "more" / "c.png")
     (real / "images" / "sub").symlink_to(tmp_path / "more")
     (tmp_path / "data").symlink_to(real)
-    [part] = JsonlSettings(allow_symlinks=True).build(sources(tmp_path / "data")).parts("val")
+    [part] = (
+        JsonlSettings(allow_symlinks=True).build(data_paths(tmp_path / "data")).eval_splits("val")
+    )
     assert part.gallery.ids == ("a.png", "b.png", "sub/c.png")
     assert part.images.load(ImageId("sub/c.png")).size == (9, 9)
 

@@ -485,7 +485,7 @@ def test_a_published_adapter_starts_also_by_its_former_names(
     )
     assert backbone.fingerprint not in (
         base.build().fingerprint,
-        start.build(adapter_of(base, tmp_path)).fingerprint,
+        start.build(adapter_path(base, tmp_path)).fingerprint,
     )
     before = {n: w.clone() for n, w in backbone.adapter_state().items()}
     backbone.make_trainable(TUNING, seed=1)
@@ -503,7 +503,7 @@ def test_a_published_adapter_starts_also_by_its_former_names(
     assert "alpha" not in str(error.value)
 
 
-def adapter_of(config: Any, directory: Path) -> Path:
+def adapter_path(config: Any, directory: Path) -> Path:
     """A checkpoint's adapter, which goes before `start_adapter`."""
     trained(config.build()).save_adapter(directory / "checkpoint")
     return directory / "checkpoint"

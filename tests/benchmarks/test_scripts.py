@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cirloop.data.shapes.splits import held_out
+from cirloop.data.shapes.splits import build_splits
 from tests.commands import ROOT, command
 from tests.docs.rows import ROWS
 from tests.docs.shell import Shell
@@ -148,7 +148,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("pictures")
     for row in range(4):
-        Image.fromarray(held_out()["train"].pixels(row)).save(directory / f"{row}.png")
+        Image.fromarray(build_splits()["train"].pixels(row)).save(directory / f"{row}.png")
     return directory
 
 

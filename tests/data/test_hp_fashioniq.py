@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cirloop.data import hp_fashioniq
-from cirloop.data.hp_fashioniq import judged, plain
+from cirloop.data.hp_fashioniq import load_queries, restore_captions
 from cirloop.evaluation.protocols import metrics
-from cirloop.types import ImageId, Judged, Preference, Query, QueryId, Relevance
+from cirloop.types import ImageId, LabeledQueries, Preference, Query, QueryId, Relevance
 from cirloop.validation import ValidationReport
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hp_fashioniq"
@@ -44,11 +44,11 @@ def content() -> dict[str, Any]:
     }
 
 
-def read(directory: Path, what: Any) -> tuple[Judged, dict[ImageId, str], str]:
-    """The questions, the categories, and what is wrong."""
+def read(directory: Path, what: Any) -> tuple[LabeledQueries, dict[ImageId, str], str]:
+    """Read the questions, the categories, and what is wrong."""
     (directory / "hpfiq.json").write_text(what if isinstance(what, str) else json.dumps(what))
     problems = ValidationReport()
-    part, categories = judged(directory, "hpfiq.json", problems)
+    part, categories = load_queries(directory, "hpfiq.json", problems)
     return part, categories, "\n".join(f"{row.where}: {row.what}" for row in problems.rows)
 
 
@@ -69,7 +69,7 @@ def read(directory: Path, what: Any) -> tuple[Judged, dict[ImageId, str], str]:
     ],
 )
 def test_marks_are_turned_back(sentence: str, text: str) -> None:
-    assert plain(sentence) == text
+    assert restore_captions(sentence) == text
 
 
 def test_a_question_becomes_a_query(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_question_becomes_a_query(tmp_path: Path) -> None:
     chosen = part.relevance.preferences[part.queries[1].id]
     assert chosen.first == ("a0", "a1", "a2", "a3", "a4") and chosen.preferred == 2
     assert categories["r1"] == "toptee" and part.gallery is not None and len(part.gallery.ids) == 12
-    assert part.needs(part.queries[0]) == {"r0", *chosen.first, *chosen.second}
+    assert part.relevant_images(part.queries[0]) == {"r0", *chosen.first, *chosen.second}
 
 
 def at(key: str, value: Any, number: int = 0) -> Callable[[dict[str, Any]], object]:
@@ -174,7 +174,7 @@ def test_both_numbers_are_their_definitions(rows: list[tuple[list[int], int]]) -
         q.id: Preference(images[:5], images[5:], preferred)
         for q, (_, preferred) in zip(queries, rows, strict=True)
     }
-    part = Judged(
+    part = LabeledQueries(
         "hp_fashioniq_val", queries, Relevance({}, preferences=chosen), None, hp_fashioniq.PROTOCOL
     )
     scores = {
@@ -202,14 +202,15 @@ def test_the_real_file(tmp_path: Path) -> None:
     if not REAL.is_dir():
         pytest.skip(f"the real annotations are not at {REAL}")
     problems = ValidationReport()
-    part, categories = judged(REAL, "hpfiq_first20users.json", problems)
+    part, categories = load_queries(REAL, "hpfiq_first20users.json", problems)
     assert not problems.rows and len(part.queries) == 1000 and part.relevance is not None
     assert set(categories.values()) == {"shirt", "toptee"}
     assert not any("mark" in query.text for query in part.queries if "landmark" not in query.text)
     assert sum(p.preferred == 1 for p in part.relevance.preferences.values()) == 533
     random = np.random.default_rng(0)
     scores = {
-        q.id: {image: random.standard_normal() for image in part.needs(q)} for q in part.queries
+        q.id: {image: random.standard_normal() for image in part.relevant_images(q)}
+        for q in part.queries
     }
     found = metrics([part], scores)
     assert abs(found["preference rate"].value - 0.533) < 4 * found["preference rate"].se

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cirloop.data.huggingface import Columns, GalleryTable, HuggingFaceSettings
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.types import UserError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -42,8 +42,8 @@ def save(
 
 
 def build(directory: Path, **settings: Any) -> Any:
-    sources = Sources(directory, directory / "cache", lambda items, _: items)
-    return HuggingFaceSettings(**settings).build(sources)
+    data_paths = DataPaths(directory, directory / "cache", lambda items, _: items)
+    return HuggingFaceSettings(**settings).build(data_paths)
 
 
 INSIDE = [
@@ -66,7 +66,7 @@ def colour_of(split: Any, image: Any) -> str:
 
 def test_pictures_in_the_rows(tmp_path: Path) -> None:
     data = build(save(tmp_path, INSIDE, pictures=("before", "after")), columns=COLUMNS)
-    [part] = data.parts("val")
+    [part] = data.eval_splits("val")
     assert [q.text for q in part.queries] == ["is green and has no red", "is blue"]
     assert len(part.gallery.ids) == 3  # the green picture is in two rows
     assert [colour_of(part, q.reference) for q in part.queries] == ["red", "green"]
@@ -80,7 +80,7 @@ def test_pictures_in_the_rows(tmp_path: Path) -> None:
 
 
 def test_pictures_in_a_gallery_table(tmp_path: Path) -> None:
-    [part] = build(save(tmp_path, NAMED, GALLERY), gallery=TABLE).parts("val")
+    [part] = build(save(tmp_path, NAMED, GALLERY), gallery=TABLE).eval_splits("val")
     assert part.gallery.ids == ("0", "1", "2") and [q.reference for q in part.queries] == ["0", "1"]
     assert [colour_of(part, image) for image in part.gallery.ids] == list(COLOURS)
 
@@ -94,16 +94,18 @@ def test_pictures_in_a_folder_beside_a_folder_of_parquet(tmp_path: Path) -> None
     (tmp_path / "photos").mkdir()
     for colour in COLOURS:
         (tmp_path / "photos" / f"{colour}.png").write_bytes(picture(colour)["bytes"])
-    [part] = build(tmp_path, images="photos").parts("val")
+    [part] = build(tmp_path, images="photos").eval_splits("val")
     assert part.gallery.ids == ("blue.png", "green.png", "red.png")
     (tmp_path / "photos" / "red.png").unlink()
     with pytest.raises(UserError, match=r"photos/red\.png: is not there"):
-        build(tmp_path, images="photos").parts("val")
+        build(tmp_path, images="photos").eval_splits("val")
 
 
 def test_a_split_without_targets_is_for_prediction(tmp_path: Path) -> None:
     settings = {"columns": Columns(reference="before", text="say", target=None)}
-    [part] = build(save(tmp_path, INSIDE, pictures=("before", "after")), **settings).parts("val")
+    [part] = build(save(tmp_path, INSIDE, pictures=("before", "after")), **settings).eval_splits(
+        "val"
+    )
     assert part.relevance is None and len(part.gallery.ids) == 2
 
 
@@ -189,14 +191,14 @@ def test_each_mistake_is_named(name: str, tmp_path: Path) -> None:
     rows, gallery, settings, message = WRONG[name]
     pictures = ("before", "after") if "before" in rows[0] else ()
     with pytest.raises(UserError) as caught:
-        build(save(tmp_path, rows, gallery, pictures), **settings).parts("val")
+        build(save(tmp_path, rows, gallery, pictures), **settings).eval_splits("val")
     assert message in str(caught.value)
 
 
 def test_one_table_is_no_data_set(tmp_path: Path) -> None:
     datasets.Dataset.from_list(NAMED).save_to_disk(str(tmp_path))
     with pytest.raises(UserError, match="is one table and has no splits"):
-        build(tmp_path).parts("val")
+        build(tmp_path).eval_splits("val")
 
 
 @pytest.mark.parametrize(
@@ -205,4 +207,4 @@ def test_one_table_is_no_data_set(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_loaded_is_named(path: str | None, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        build(tmp_path, path=path).parts("val")
+        build(tmp_path, path=path).eval_splits("val")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from cirloop.data.image_check import bad_images
+from cirloop.data.image_check import unreadable_images
 from cirloop.data.images import BadImage, FileImages, decode
 from cirloop.types import ImageId
 
-RED, WHITE = (255, 0, 0), (255, 255, 255)
+RED = (255, 0, 0)
+WHITE = (255, 255, 255)
 
 
 def saved(picture: Image.Image, path: Path, **how: object) -> Path:
@@ -92,7 +93,7 @@ def test_a_png_with_a_long_text_opens_up_to_a_bound(
 
 
 def bomb(path: Path) -> Path:
-    """A PNG of a few bytes that says it is 60,000 x 60,000."""
+    """Write a PNG of a few bytes that says it is 60,000 x 60,000."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -176,7 +177,7 @@ def test_all_bad_images_are_found_at_once(tmp_path: Path) -> None:
             seen.append(image)
             yield image
 
-    found = bad_images(files, 4, progress)  # type: ignore[arg-type]
+    found = unreadable_images(files, 4, progress)  # type: ignore[arg-type]
     assert set(found) == set(BAD) and seen == sorted(files)
     assert all(BAD[name][1] in what for name, what in found.items())
 

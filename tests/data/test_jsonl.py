@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from cirloop.data.config import JsonlSettings
-from cirloop.data.jsonl import judged
-from cirloop.data.paths import Sources
+from cirloop.data.jsonl import load_queries
+from cirloop.data.paths import DataPaths
 from cirloop.types import ImageId, UserError
 from cirloop.validation import ValidationReport
 
@@ -31,13 +31,13 @@ def folder(directory: Path, lines: list[Any]) -> Path:
     return directory
 
 
-def sources(directory: Path) -> Sources:
-    return Sources(directory, directory / "cache", lambda items, _: items)
+def data_paths(directory: Path) -> DataPaths:
+    return DataPaths(directory, directory / "cache", lambda items, _: items)
 
 
 def test_a_line_becomes_a_query(tmp_path: Path) -> None:
     lines = [LINE, "", LINE | {"id": "mine", "texts": ["is red", " ", "has dots "]}]
-    [part] = JsonlSettings().build(sources(folder(tmp_path, lines))).parts("val")
+    [part] = JsonlSettings().build(data_paths(folder(tmp_path, lines))).eval_splits("val")
     assert [(q.id, q.text) for q in part.queries] == [
         ("val/0", "in blue"),
         ("mine", "is red and has dots"),
@@ -55,13 +55,13 @@ def test_categories_groups_and_positives(tmp_path: Path) -> None:
     }
     parts = (
         JsonlSettings()
-        .build(sources(folder(tmp_path, [line, line | {"category": "bag"}])))
-        .parts("val")
+        .build(data_paths(folder(tmp_path, [line, line | {"category": "bag"}])))
+        .eval_splits("val")
     )
-    assert [part.judged.category for part in parts] == ["bag", "dress"]
+    assert [part.labeled.category for part in parts] == ["bag", "dress"]
     assert [query.category for part in parts for query in part.queries] == ["bag", "dress"]
     [query] = parts[1].queries
-    assert parts[1].judged.groups[query.id] == ("c.JPG", "sub/b.png")
+    assert parts[1].labeled.groups[query.id] == ("c.JPG", "sub/b.png")
     assert parts[1].relevance is not None and parts[1].relevance.positives[query.id] == {
         "c.JPG",
         "sub/b.png",
@@ -76,7 +76,7 @@ def test_positives_of_training_lines_come_with_the_train_split(tmp_path: Path) -
     digests = []
     for lines in ([line, line | {"positives": []}], [LINE, LINE], [line, LINE]):
         (directory / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        data = JsonlSettings().build(sources(directory))
+        data = JsonlSettings().build(data_paths(directory))
         expected = {"train/0": {"c.JPG"}} if "positives" in lines[0] else {}
         assert data.train.positives == expected
         digests.append(data.digest)
@@ -85,13 +85,13 @@ def test_positives_of_training_lines_come_with_the_train_split(tmp_path: Path) -
 
 def test_a_split_without_targets_is_for_prediction(tmp_path: Path) -> None:
     line = {name: value for name, value in LINE.items() if name != "target"}
-    [part] = JsonlSettings().build(sources(folder(tmp_path, [line]))).parts("val")
+    [part] = JsonlSettings().build(data_paths(folder(tmp_path, [line]))).eval_splits("val")
     assert part.relevance is None
 
 
 def test_a_gallery_list_decides_what_is_ranked(tmp_path: Path) -> None:
     (folder(tmp_path, [LINE]) / "gallery.txt").write_text("sub/b.png\na.png\n\n")
-    [part] = JsonlSettings(gallery="gallery.txt").build(sources(tmp_path)).parts("val")
+    [part] = JsonlSettings(gallery="gallery.txt").build(data_paths(tmp_path)).eval_splits("val")
     assert part.gallery.ids == ("a.png", "sub/b.png")
 
 
@@ -101,13 +101,13 @@ def test_a_picture_that_a_line_names_and_the_folder_lacks_is_missing(tmp_path: P
         [LINE, LINE | {"reference": "gone.png"}, LINE | {"positives": ["gone.png"], "id": "p"}],
     )
     with pytest.raises(UserError) as caught:
-        JsonlSettings().build(sources(directory)).parts("val")
+        JsonlSettings().build(data_paths(directory)).eval_splits("val")
     assert "images/gone.png: is not there" in str(
         caught.value
     ) and "--allow_missing_images 1" in str(caught.value)
     lines = (directory / "val.jsonl").read_text().splitlines()[:2]
     (directory / "val.jsonl").write_text("\n".join(lines))
-    [part] = JsonlSettings(allow_missing_images=1).build(sources(directory)).parts("val")
+    [part] = JsonlSettings(allow_missing_images=1).build(data_paths(directory)).eval_splits("val")
     assert (part.missing, part.dropped, [q.id for q in part.queries]) == (1, 1, ["val/0"])
     assert "gone.png" not in part.gallery.ids
 
@@ -116,7 +116,7 @@ def test_in_a_gallery_list_every_image_must_stand(tmp_path: Path) -> None:
     directory = folder(tmp_path, [LINE, LINE | {"reference": "c.JPG"}])
     (directory / "gallery.txt").write_text("a.png\nsub/b.png\n")
     with pytest.raises(UserError, match=r"line 2: reference 'c\.JPG' is not in the gallery"):
-        JsonlSettings(gallery="gallery.txt").build(sources(directory)).parts("val")
+        JsonlSettings(gallery="gallery.txt").build(data_paths(directory)).eval_splits("val")
 
 
 def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
         for record in (directory / "cache" / "images").glob("*.json"):
             record.write_text(record.read_text() if content is None else content)
         with pytest.raises(UserError, match=r"a\.png: is not a picture of a known kind"):
-            JsonlSettings().build(sources(directory)).parts("val")
+            JsonlSettings().build(data_paths(directory)).eval_splits("val")
         [record] = (directory / "cache" / "images").glob("*.json")
         assert json.loads(record.read_text())["bad"] == {
             "a.png": "is not a picture of a known kind"
@@ -189,7 +189,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
 def test_each_mistake_is_named(name: str, tmp_path: Path) -> None:
     lines, message = WRONG[name]
     problems = ValidationReport()
-    judged(folder(tmp_path, lines), JsonlSettings(), "val", problems)
+    load_queries(folder(tmp_path, lines), JsonlSettings(), "val", problems)
     assert message in "\n".join(f"{row.where}: {row.what}" for row in problems.rows)
 
 
@@ -207,14 +207,14 @@ def test_a_wrong_gallery_list_is_named(
 ) -> None:
     change(folder(tmp_path, [LINE]))
     with pytest.raises(UserError) as caught:
-        JsonlSettings(gallery="gallery.txt").build(sources(tmp_path)).parts("val")
+        JsonlSettings(gallery="gallery.txt").build(data_paths(tmp_path)).eval_splits("val")
     assert message in str(caught.value)
 
 
 def test_all_mistakes_come_together(tmp_path: Path) -> None:
     folder(tmp_path, [line for lines, _ in WRONG.values() for line in lines])
     with pytest.raises(UserError) as caught:
-        JsonlSettings().build(sources(tmp_path)).parts("val")
+        JsonlSettings().build(data_paths(tmp_path)).eval_splits("val")
     said = str(caught.value)
     for name in ("not JSON", "unknown field", "text empty", "reference outside", "id twice"):
         assert WRONG[name][1].split(": ", 1)[-1] in said

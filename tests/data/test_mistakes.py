@@ -15,11 +15,11 @@ from PIL import Image
 
 from cirloop.captioning.foundation import TemplateFoundation
 from cirloop.config.run import RunConfig
-from cirloop.data import own, paths
+from cirloop.data import own, splits
 from cirloop.data.cirr import CirrSettings
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.data.triplets import MAX_TEXT
 from cirloop.stages import estimate, preflight
 from cirloop.types import EvalSplit, TrainSplit, UserError
@@ -38,8 +38,8 @@ def lines(rows: list[Any]) -> str:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Six pictures and as many triplets, for training and for evaluation."""
-    paths._warn_once.cache_clear()
-    own._warn_once.cache_clear()
+    splits.warn_once.cache_clear()
+    own.warn_once.cache_clear()
     (tmp_path / "data" / "images").mkdir(parents=True)
     for number in range(6):
         picture = Image.new("RGB", (32, 32), (40 * number, 0, 0))
@@ -53,8 +53,8 @@ def write(directory: Path, rows: list[Any]) -> None:
         (directory / f"{split}.jsonl").write_text(lines(rows))
 
 
-def of(directory: Path) -> Sources:
-    return Sources(directory, directory.parent / "cache", lambda items, _: items)
+def of(directory: Path) -> DataPaths:
+    return DataPaths(directory, directory.parent / "cache", lambda items, _: items)
 
 
 def train(directory: Path, **settings: Any) -> TrainSplit:
@@ -277,7 +277,7 @@ def test_equal_bytes_are_one_image_said_once(data: Path, caplog: pytest.LogCaptu
     last = {"reference": "copy1.png", "text": "again", "target": "copy2.png"}
     write(data, [row | {"positives": ["p2.png"]} for row in [*ROWS, last]])
     made = JsonlSettings().build(of(data))
-    [part] = made.parts("val")
+    [part] = made.eval_splits("val")
     assert part.gallery.ids == ("copy1.png", "copy2.png", "p0.png", "p3.png", "p4.png", "p5.png")
     assert (part.queries[0].reference, made.train.triplets[0].target) == ("p0.png", "copy1.png")
     assert part.relevance is not None and part.relevance.positives[part.queries[-1].id] == {
@@ -347,14 +347,14 @@ def test_the_data_directory_is_a_file_or_misspelt(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl is a file\. Give the directory"):
-        of(data / "train.jsonl").root("jsonl")
+        of(data / "train.jsonl").require_dir("jsonl")
     with pytest.raises(UserError, match=r"no such directory; did you mean '.*/data'\?"):
-        of(data.parent / "dat").root("jsonl")
+        of(data.parent / "dat").require_dir("jsonl")
     monkeypatch.chdir(data)
     with pytest.raises(
         UserError, match=rf"--data_dir shop: there is no such directory \({data}/shop\)"
     ):
-        Sources(Path("shop"), data / "cache", lambda items, _: items).root("jsonl")
+        DataPaths(Path("shop"), data / "cache", lambda items, _: items).require_dir("jsonl")
 
 
 def test_pictures_of_a_benchmark_in_another_folder_are_pointed_at(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_pictures_of_a_benchmark_in_another_folder_are_pointed_at(tmp_path: Path
     (directory / "NLVR2").mkdir()
     (directory / "dev").rename(directory / "NLVR2" / "dev")
     with pytest.raises(UserError) as caught:
-        CirrSettings().build(of(directory)).parts("val")
+        CirrSettings().build(of(directory)).eval_splits("val")
     said = str(caught.value)
     assert "A file 'dev-0-img0.png' is not at" in said and f"but in {directory}/NLVR2/dev." in said
     assert "(10 more like it, such as" in said and len(said.splitlines()) == 4
@@ -372,7 +372,7 @@ def hugging(directory: Path, **settings: Any) -> tuple[EvalSplit, ...]:
     return (
         HuggingFaceSettings(train="train", val="train", **settings)
         .build(of(directory))
-        .parts("val")
+        .eval_splits("val")
     )
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cirloop.data import circo, cirr, fashioniq, paths
+from cirloop.data import circo, cirr, fashioniq, splits
 from cirloop.evaluation import submission
-from cirloop.types import Judged
+from cirloop.types import LabeledQueries
 from cirloop.validation import ValidationReport
 from tests.stand_in import write_circo, write_cirr, write_fashioniq
 
@@ -22,31 +22,33 @@ def blank(path: Path, field: str, value: object, entry: int = 2) -> None:
     path.write_text(json.dumps(entries))
 
 
-def of_cirr(directory: Path) -> tuple[Path, Callable[[ValidationReport], list[Judged]]]:
+def of_cirr(directory: Path) -> tuple[Path, Callable[[ValidationReport], list[LabeledQueries]]]:
     path = write_cirr(directory, 1) / "captions" / "cap.rc2.test1.json"
     blank(path, "caption", " ")
-    return path, lambda problems: cirr.judged(directory, "test", problems)
+    return path, lambda problems: cirr.load_queries(directory, "test", problems)
 
 
-def of_circo(directory: Path) -> tuple[Path, Callable[[ValidationReport], list[Judged]]]:
+def of_circo(directory: Path) -> tuple[Path, Callable[[ValidationReport], list[LabeledQueries]]]:
     path = write_circo(directory, 1) / "annotations" / "test.json"
     blank(path, "relative_caption", " ")
-    return path, lambda problems: circo.judged(directory, "test", problems)
+    return path, lambda problems: circo.load_queries(directory, "test", problems)
 
 
-def of_fashioniq(directory: Path) -> tuple[Path, Callable[[ValidationReport], list[Judged]]]:
+def of_fashioniq(
+    directory: Path,
+) -> tuple[Path, Callable[[ValidationReport], list[LabeledQueries]]]:
     path = write_fashioniq(directory, 1) / "captions" / "cap.dress.val.json"
     blank(path, "captions", ["", " ."])
-    return path, lambda problems: fashioniq.judged(directory, "val", problems, ("dress",))
+    return path, lambda problems: fashioniq.load_queries(directory, "val", problems, ("dress",))
 
 
 @pytest.mark.parametrize("official", [of_cirr, of_circo, of_fashioniq])
 def test_a_blank_text_is_kept_and_said_once(
-    official: Callable[[Path], tuple[Path, Callable[[ValidationReport], list[Judged]]]],
+    official: Callable[[Path], tuple[Path, Callable[[ValidationReport], list[LabeledQueries]]]],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    paths._warn_once.cache_clear()
+    splits.warn_once.cache_clear()
     path, read = official(tmp_path)
     problems = ValidationReport()
     [part] = read(problems)
@@ -61,6 +63,6 @@ def test_a_submission_holds_the_query_with_the_blank_text(tmp_path: Path) -> Non
     [part] = read(ValidationReport())
     assert part.gallery is not None
     rankings = {query.id: part.gallery.ids for query in part.queries}
-    files = submission.submission(part, rankings, ValidationReport())
+    files = submission.build(part, rankings, ValidationReport())
     pairs = {str(entry["pairid"]) for entry in json.loads(path.read_text())}
     assert all(pairs < set(content) for content in files.values()) and len(files) == 2

@@ -12,8 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cirloop.data import Dataset, ShapesSettings
-from cirloop.data.shapes.draw import PRETRAIN, TARGET, WIDE, Look, draw
-from cirloop.data.shapes.language import CASUAL, PLAIN, Phrasing, read, spoken, write
+from cirloop.data.shapes.draw import PRETRAIN, TARGET, WIDE, RenderStyle, draw
+from cirloop.data.shapes.language import CASUAL, PLAIN, Phrasing, phrase_changes, read, write
 from cirloop.data.shapes.load import image_id
 from cirloop.data.shapes.scene import (
     COLORS,
@@ -22,9 +22,9 @@ from cirloop.data.shapes.scene import (
     SHAPES,
     SIZES,
     Change,
-    Draws,
     Object,
     Scene,
+    SeededRandom,
     Selector,
     another_value,
     apply,
@@ -33,7 +33,7 @@ from cirloop.data.shapes.scene import (
     random_scene,
     results,
 )
-from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, held_out, held_out_scenes
+from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, build_splits, split_scenes
 from cirloop.types import EvalSplit, UserError
 
 SPLITS = ("train", "val", "test")
@@ -49,7 +49,7 @@ phrasings = st.sampled_from((PLAIN, CASUAL))
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, Scenes]:
-    return held_out()
+    return build_splits()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_bytes_are_the_same_on_any_machine(splits: dict[str, Scenes]) -> None:
         split = splits[name]
         for row in range(len(split.scenes)):
             digest.update(split.pixels(row).tobytes())
-        for ask in split.asks:
+        for ask in split.queries:
             digest.update(f"{ask.reference} {ask.target} {ask.text}\n".encode())
     assert digest.hexdigest() == GOLDEN
 
@@ -79,7 +79,7 @@ def test_sizes_are_at_least_those_promised(full: Dataset) -> None:
 def test_no_two_splits_share_a_scene(splits: dict[str, Scenes]) -> None:
     for a, b in combinations(SPLITS, 2):
         assert set(splits[a].scenes).isdisjoint(splits[b].scenes)
-    assert held_out_scenes() == {scene for name in SPLITS for scene in splits[name].scenes}
+    assert split_scenes() == {scene for name in SPLITS for scene in splits[name].scenes}
 
 
 def test_families_are_related_scenes(splits: dict[str, Scenes]) -> None:
@@ -97,12 +97,12 @@ def test_families_are_related_scenes(splits: dict[str, Scenes]) -> None:
 
 def test_queries_ask_within_their_family_with_unique_texts(splits: dict[str, Scenes]) -> None:
     for split in splits.values():
-        assert all(split.families[a.reference] == split.families[a.target] for a in split.asks)
-        assert len({(a.reference, a.text) for a in split.asks}) == len(split.asks)
+        assert all(split.families[a.reference] == split.families[a.target] for a in split.queries)
+        assert len({(a.reference, a.text) for a in split.queries}) == len(split.queries)
 
 
 def positives_of(full: Dataset, name: str) -> list[tuple[str, str, frozenset[str]]]:
-    """(reference, target, positives) of every query."""
+    """Return (reference, target, positives) of every query."""
     if name == "train":
         assert full.train.oracle is not None
         positives = full.train.oracle.positives
@@ -126,9 +126,10 @@ def test_positives_are_exactly_what_the_text_asks_for(
     full: Dataset, splits: dict[str, Scenes], name: str
 ) -> None:
     """Against a naive pass over the whole gallery, for some queries."""
-    split, rows = splits[name], positives_of(full, name)
-    for i in range(0, len(split.asks), 97):
-        ask = split.asks[i]
+    split = splits[name]
+    rows = positives_of(full, name)
+    for i in range(0, len(split.queries), 97):
+        ask = split.queries[i]
         wanted = results(split.scenes[ask.reference], read(ask.text) or ())
         naive = {image_id(name, row) for row, scene in enumerate(split.scenes) if scene in wanted}
         assert rows[i][2] == naive
@@ -139,7 +140,7 @@ def test_every_text_reads_back_to_changes_that_give_the_target(
     splits: dict[str, Scenes], name: str
 ) -> None:
     split = splits[name]
-    for ask in split.asks:
+    for ask in split.queries:
         changes = read(ask.text)
         assert changes is not None, f"not read: {ask.text!r}"
         assert split.scenes[ask.target] in results(split.scenes[ask.reference], changes), ask.text
@@ -149,7 +150,7 @@ def test_every_text_reads_back_to_changes_that_give_the_target(
 def test_all_kinds_of_change_and_compounds_of_two_occur(
     splits: dict[str, Scenes], name: str
 ) -> None:
-    said = [read(ask.text) or () for ask in splits[name].asks]
+    said = [read(ask.text) or () for ask in splits[name].queries]
     kinds = Counter(change.kind for changes in said for change in changes)
     lengths = Counter(map(len, said))
     assert set(kinds) == set(KINDS) and min(kinds.values()) > 50
@@ -158,7 +159,7 @@ def test_all_kinds_of_change_and_compounds_of_two_occur(
 
 
 def test_every_sentence_of_the_casual_phrasing_occurs(splits: dict[str, Scenes]) -> None:
-    texts = [ask.text for ask in splits["train"].asks]
+    texts = [ask.text for ask in splits["train"].queries]
     for kind, forms in CASUAL.sentences.items():
         for form in forms:
             words = [part for part in form.replace("{", "}").split("}")[::2] if part.strip()]
@@ -182,7 +183,7 @@ def test_differences_are_as_many_there_as_back(a: Scene, b: Scene) -> None:
 
 @given(seed=seeds)
 def test_change_that_can_be_done_is_the_difference_it_makes(seed: int) -> None:
-    draws = Draws(seed)
+    draws = SeededRandom(seed)
     scene = random_scene(draws)
     change = random_change(draws, scene)
     after = apply(scene, change)
@@ -194,7 +195,7 @@ def test_change_that_can_be_done_is_the_difference_it_makes(seed: int) -> None:
 
 @given(seed=seeds)
 def test_another_value_asks_for_another_scene_by_the_same_kind(seed: int) -> None:
-    draws = Draws(seed)
+    draws = SeededRandom(seed)
     scene = random_scene(draws)
     change = random_change(draws, scene)
     other = another_value(draws, change, scene)
@@ -250,7 +251,7 @@ def test_selectors_speak_of_the_reference() -> None:
 def test_text_reads_back_as_what_was_said(
     seed: int, phrasing: Phrasing, loose: int, how_many: int
 ) -> None:
-    draws = Draws(seed)
+    draws = SeededRandom(seed)
     scene = random_scene(draws)
     after: Scene | None = scene
     for _ in range(how_many):
@@ -258,7 +259,7 @@ def test_text_reads_back_as_what_was_said(
     assume(after is not None and after != scene)
     assert after is not None
     changes = differences(scene, after)
-    said = spoken(draws, scene, changes, loose)
+    said = phrase_changes(draws, scene, changes, loose)
     text = write(draws, said, phrasing)
     again = read(text)
     assert again == said
@@ -274,16 +275,16 @@ def test_fully_specified_text_gives_exactly_the_other_scene(
     a: Scene, b: Scene, seed: int, phrasing: Phrasing
 ) -> None:
     assume(a != b)
-    again = read(write(Draws(seed), differences(a, b), phrasing))
+    again = read(write(SeededRandom(seed), differences(a, b), phrasing))
     assert again is not None and results(a, again) == {b}
 
 
 @given(seed=seeds, loose=st.sampled_from((0, 100)))
 def test_names_of_objects_fit_one_object_alone(seed: int, loose: int) -> None:
-    draws = Draws(seed)
+    draws = SeededRandom(seed)
     scene = random_scene(draws)
     change = random_change(draws, scene)
-    for said in spoken(draws, scene, (change,), loose):
+    for said in phrase_changes(draws, scene, (change,), loose):
         if said.selector is not None:
             assert change.selector is not None
             assert said.selector.cells(scene) == [change.selector.cell]
@@ -313,8 +314,8 @@ def test_case_and_full_stop_do_not_matter() -> None:
 
 
 @given(seed=seeds, look=st.sampled_from((PRETRAIN, TARGET, WIDE)))
-def test_drawing_is_decided_by_scene_look_and_seed(seed: int, look: Look) -> None:
-    scene = random_scene(Draws(seed))
+def test_drawing_is_decided_by_scene_look_and_seed(seed: int, look: RenderStyle) -> None:
+    scene = random_scene(SeededRandom(seed))
     pixels = draw(scene, look, "s", seed)
     assert pixels.shape == (84, 84, 3) and pixels.dtype == np.uint8
     assert np.array_equal(pixels, draw(scene, look, "s", seed))
@@ -324,10 +325,10 @@ def test_drawing_is_decided_by_scene_look_and_seed(seed: int, look: Look) -> Non
 
 
 @given(seed=seeds, look=st.sampled_from((PRETRAIN, TARGET, WIDE)))
-def test_change_shows_where_it_is_made_and_nowhere_else(seed: int, look: Look) -> None:
+def test_change_shows_where_it_is_made_and_nowhere_else(seed: int, look: RenderStyle) -> None:
     """Drawn with one seed, two scenes of equal layout differ within 6 pixels of the changed cell
     only."""
-    draws = Draws(seed)
+    draws = SeededRandom(seed)
     scene = random_scene(draws)
     cell = draws.choice([c for c, thing in enumerate(scene) if thing is not None])
     thing = scene[cell]
@@ -351,7 +352,7 @@ def test_twins_are_one_scene_in_two_pictures(splits: dict[str, Scenes]) -> None:
 
 
 def test_styles_of_pretraining_and_fine_tuning_differ() -> None:
-    scene = random_scene(Draws("style"))
+    scene = random_scene(SeededRandom("style"))
     means = [[draw(scene, look, i).mean() for i in range(20)] for look in (PRETRAIN, TARGET)]
     assert min(means[0]) > max(means[1]) + 50
 
@@ -411,10 +412,12 @@ def test_evaluation_sees_the_same_split_each_time(full: Dataset) -> None:
 
 
 def test_oracle_judges_texts_and_distances(full: Dataset, splits: dict[str, Scenes]) -> None:
-    oracle, split = full.train.oracle, splits["train"]
+    oracle = full.train.oracle
+    split = splits["train"]
     assert oracle is not None
     for triplet in full.train.triplets[:50]:
-        reference, target = triplet.query.reference, triplet.target
+        reference = triplet.query.reference
+        target = triplet.target
         assert oracle.text_is_true(reference, triplet.query.text, target)
         assert not oracle.text_is_true(reference, triplet.query.text, reference)
         assert not oracle.text_is_true(reference, "make it nicer", target)

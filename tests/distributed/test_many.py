@@ -22,7 +22,7 @@ import yaml
 from cirloop.artifacts.store import Store, file_digests
 from cirloop.cli.evaluate import EvalConfig, evaluate
 from cirloop.config.runtime import Runtime
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.distributed import launcher
 from cirloop.monitoring.costs import Costs
 from cirloop.stages.caption import caption
@@ -56,7 +56,7 @@ def all_but_training(
         runtime=runtime,
         captioning={"min_verify_probability": 0.2, "batch_size": 5, "max_round_trip_rank": 66},
     )
-    data = config.data.build(Sources(None, config.cache, lambda items, _: items))
+    data = config.data.build(DataPaths(None, config.cache, lambda items, _: items))
     run = RunContext(config, Store(directory / "run"), data)
     trained = finished / "checkpoint_iter_0"
     checkpoint = run.store.get_or_build(

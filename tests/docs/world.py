@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cirloop.data.shapes.splits import held_out
+from cirloop.data.shapes.splits import build_splits
 from tests.commands import ROOT
 from tests.docs.rows import PYTHON, ROWS, RUN, Row
 from tests.docs.shell import Shell
@@ -83,7 +83,7 @@ class World:
             folder.mkdir(parents=True)
             for n, real in enumerate(sorted((PHOTOS / kind).glob("*.jpg"))[:6] or [None] * 6):
                 if real is None:
-                    Image.fromarray(held_out()["train"].pixels(6 * number + n)).save(
+                    Image.fromarray(build_splits()["train"].pixels(6 * number + n)).save(
                         folder / f"{n}.png"
                     )
                 else:

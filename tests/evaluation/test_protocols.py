@@ -18,13 +18,13 @@ from cirloop.evaluation.protocols import (
     average_precision_at,
     mean,
     metrics,
-    places_of,
+    per_query,
+    ranks_in,
     recall_at,
-    subset_place,
-    values,
-    without,
+    remove_reference,
+    subset_rank,
 )
-from cirloop.types import Gallery, ImageId, Judged, Query, QueryId, Relevance
+from cirloop.types import Gallery, ImageId, LabeledQueries, Query, QueryId, Relevance
 
 IMAGES = [ImageId(f"i{n:02d}") for n in range(20)]
 orders = st.permutations(IMAGES)
@@ -45,7 +45,7 @@ def test_average_precision_is_the_papers(
     order: list[ImageId], right: set[ImageId], k: int, listed: int
 ) -> None:
     ranking = order[:listed]
-    ours = average_precision_at(places_of(ranking, right), frozenset(right), k)
+    ours = average_precision_at(ranks_in(ranking, right), frozenset(right), k)
     assert ours == pytest.approx(paper_ap(ranking, set(right), k), abs=1e-12)
     assert 0 <= ours <= 1
 
@@ -56,9 +56,9 @@ def test_right_images_first_is_an_average_precision_of_one(
 ) -> None:
     ranking = sorted(order, key=lambda image: image not in right)
     for k in (1, 3, 10):
-        assert average_precision_at(
-            places_of(ranking, right), frozenset(right), k
-        ) == pytest.approx(1)
+        assert average_precision_at(ranks_in(ranking, right), frozenset(right), k) == pytest.approx(
+            1
+        )
 
 
 @given(orders=st.lists(st.tuples(orders, groups), min_size=1, max_size=4), k=st.integers(1, 20))
@@ -73,7 +73,7 @@ def test_agrees_with_ir_measures(orders: list[tuple[list[ImageId], set[ImageId]]
     one_right = {f"q{n}": {min(right): 1} for n, (_, right) in enumerate(orders)}
     ap = ir_measures.calc_aggregate([AP @ 20], all_right, run)[AP @ 20]
     success = ir_measures.calc_aggregate([Success @ k], one_right, run)[Success @ k]
-    places = [places_of(order, set(IMAGES)) for order, _ in orders]
+    places = [ranks_in(order, set(IMAGES)) for order, _ in orders]
     ours = [
         average_precision_at(p, frozenset(right), 20)
         for p, (_, right) in zip(places, orders, strict=True)
@@ -88,8 +88,8 @@ def test_removing_the_reference_is_ranking_without_it(
     order: list[ImageId], reference: ImageId, listed: int
 ) -> None:
     ranking = order[:listed]
-    naive = places_of([image for image in ranking if image != reference], set(IMAGES))
-    assert without(places_of(ranking, set(IMAGES)), reference) == naive
+    naive = ranks_in([image for image in ranking if image != reference], set(IMAGES))
+    assert remove_reference(ranks_in(ranking, set(IMAGES)), reference) == naive
 
 
 @given(
@@ -102,19 +102,19 @@ def test_subset_place_is_the_place_among_the_members(
 ) -> None:
     target = data.draw(st.sampled_from(members))
     among = [image for image in order if image in members]
-    assert subset_place(places_of(order, set(members)), target, members) == among.index(target) + 1
+    assert subset_rank(ranks_in(order, set(members)), target, members) == among.index(target) + 1
 
 
 def test_what_a_ranking_does_not_list_is_not_retrieved() -> None:
     members = IMAGES[:5]
     assert recall_at(None, 1000) == 0
-    assert subset_place({IMAGES[1]: 1}, IMAGES[0], members) is None
-    assert subset_place({IMAGES[0]: 40}, IMAGES[0], members) == 1
+    assert subset_rank({IMAGES[1]: 1}, IMAGES[0], members) is None
+    assert subset_rank({IMAGES[0]: 40}, IMAGES[0], members) == 1
 
 
-def part(category: str, num: int, seed: int) -> tuple[Judged, dict[QueryId, list[ImageId]]]:
-    """A part of `num` FashionIQ queries and random rankings of its 20 images, the reference among
-    them."""
+def part(category: str, num: int, seed: int) -> tuple[LabeledQueries, dict[QueryId, list[ImageId]]]:
+    """Make a part of `num` FashionIQ queries and random rankings of its 20 images, the reference
+    among them."""
     draw = random.Random(seed)
     pairs = [draw.sample(IMAGES, 2) for _ in range(num)]
     queries = tuple(
@@ -124,7 +124,7 @@ def part(category: str, num: int, seed: int) -> tuple[Judged, dict[QueryId, list
     rankings = {query.id: draw.sample(IMAGES, len(IMAGES)) for query in queries}
     gallery = Gallery(category, tuple(IMAGES))
     return (
-        Judged("fashioniq_val", queries, relevance, gallery, fashioniq.PROTOCOL, category),
+        LabeledQueries("fashioniq_val", queries, relevance, gallery, fashioniq.PROTOCOL, category),
         rankings,
     )
 
@@ -134,7 +134,9 @@ def test_any_correct_counts_the_first_right_image_after_the_reference() -> None:
     names = [ImageId(name) for name in ("reference", "wrong", "right", "target")]
     query = Query(QueryId("q"), names[0], "text")
     relevance = Relevance({query.id: names[3]}, {query.id: frozenset(names[2:])})
-    part = Judged("shapes_val", (query,), relevance, Gallery("g", tuple(sorted(names))), SHAPES)
+    part = LabeledQueries(
+        "shapes_val", (query,), relevance, Gallery("g", tuple(sorted(names))), SHAPES
+    )
     found = metrics([part], {query.id: {name: place for place, name in enumerate(names, 1)}})
     assert found["any correct recall@1"].value == 0 and found["any correct recall@5"].value == 1
     found = metrics([part], {query.id: {names[0]: 2, names[2]: 1, names[1]: 3, names[3]: 4}})
@@ -142,15 +144,16 @@ def test_any_correct_counts_the_first_right_image_after_the_reference() -> None:
 
 
 def test_fashioniq_averages_categories_and_not_queries() -> None:
-    (dress, a), (shirt, b) = part("dress", 3, 0), part("shirt", 30, 1)
+    (dress, a) = part("dress", 3, 0)
+    (shirt, b) = part("shirt", 30, 1)
     rankings = a | b
     places = {
-        query.id: places_of(rankings[query.id], p.needs(query))
+        query.id: ranks_in(rankings[query.id], p.relevant_images(query))
         for p in (dress, shirt)
         for query in p.queries
     }
 
-    def naive(p: Judged, k: int, keep: bool) -> float:
+    def naive(p: LabeledQueries, k: int, keep: bool) -> float:
         assert p.relevance is not None
         hits = 0
         for query in p.queries:
@@ -163,10 +166,11 @@ def test_fashioniq_averages_categories_and_not_queries() -> None:
         each = [naive(p, 10, keep) for p in (dress, shirt)]
         assert found[f"recall@10{mark}"].value == pytest.approx(sum(each) / 2)
         assert found[f"recall@10{mark}, dress"].value == pytest.approx(each[0])
-    ten, fifty = found["recall@10"], found["recall@50"]
+    ten = found["recall@10"]
+    fifty = found["recall@50"]
     assert found["mean of recall@10 and recall@50"].value == pytest.approx(
         (ten.value + fifty.value) / 2
     )
-    both = [values(p, places)["recall@10"] for p in (dress, shirt)]
+    both = [per_query(p, places)["recall@10"] for p in (dress, shirt)]
     assert ten.se == pytest.approx(sum(mean(v).se ** 2 for v in both) ** 0.5 / 2)
     assert fifty.value == 1 and fifty.se == 0  # twenty images

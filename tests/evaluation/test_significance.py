@@ -27,7 +27,8 @@ def test_p_is_the_share_of_all_sign_flips(pairs: list[tuple[int, int]]) -> None:
 @given(pairs=values)
 def test_turned_around_only_the_sign_changes(pairs: list[tuple[int, int]]) -> None:
     a, b = np.array(pairs, float).T
-    there, back = paired(a, b), paired(b, a)
+    there = paired(a, b)
+    back = paired(b, a)
     assert there.value == -back.value and there.se == back.se and there.p == back.p
 
 

@@ -64,12 +64,12 @@ def warm(config: Path) -> None:
     from cirloop.backbones import EmbedInput
     from cirloop.backbones.features import VisionCache
     from cirloop.config.run import load
-    from cirloop.data.paths import Sources
+    from cirloop.data.paths import DataPaths
     from cirloop.retrieval.embed import embed
 
     settings = load(["--config", str(config)], config)
-    data = settings.data.build(Sources(None, settings.cache, lambda items, _: items))
-    part = data.parts(settings.evaluation.split)[0]
+    data = settings.data.build(DataPaths(None, settings.cache, lambda items, _: items))
+    part = data.eval_splits(settings.evaluation.split)[0]
     backbone: Any = settings.model.build()
     features = VisionCache(backbone, part.images, settings.cache / "vision", settings.runtime)
     embed(

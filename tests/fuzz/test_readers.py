@@ -26,7 +26,7 @@ from cirloop.config.runtime import Runtime
 from cirloop.data import circo, cirr, fashioniq, hp_fashioniq
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.distributed.launcher import num_processes
 from cirloop.negatives.attributes.images import captions_file, metadata
 from cirloop.negatives.attributes.lexicon import load as lexicon
@@ -172,13 +172,13 @@ def own(directory: Path) -> Path:
     return directory
 
 
-def of_sources(directory: Path) -> Sources:
-    return Sources(directory, directory / "cache", lambda items, _: items)
+def data_paths_of(directory: Path) -> DataPaths:
+    return DataPaths(directory, directory / "cache", lambda items, _: items)
 
 
 def of_own(directory: Path) -> Callable[[], object]:
     given = JsonlSettings(gallery="gallery.txt")
-    return lambda: given.build(of_sources(directory)).parts("val")
+    return lambda: given.build(data_paths_of(directory)).eval_splits("val")
 
 
 def of_vectors(directory: Path) -> Callable[[], object]:
@@ -225,37 +225,37 @@ FILES: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], Callable[
     "cirr captions": (
         cirr_at,
         "captions/cap.rc2.val.json",
-        lambda d: lambda: stopped(lambda p: cirr.judged(d, "val", p)),
+        lambda d: lambda: stopped(lambda p: cirr.load_queries(d, "val", p)),
     ),
     "cirr images": (
         cirr_at,
         "image_splits/split.rc2.val.json",
-        lambda d: lambda: stopped(lambda p: cirr.judged(d, "val", p)),
+        lambda d: lambda: stopped(lambda p: cirr.load_queries(d, "val", p)),
     ),
     "fashioniq captions": (
         lambda d: write_fashioniq(d, 1),
         "captions/cap.dress.val.json",
-        lambda d: lambda: stopped(lambda p: fashioniq.judged(d, "val", p, ("dress",))),
+        lambda d: lambda: stopped(lambda p: fashioniq.load_queries(d, "val", p, ("dress",))),
     ),
     "fashioniq images": (
         lambda d: write_fashioniq(d, 1),
         "image_splits/split.dress.val.json",
-        lambda d: lambda: stopped(lambda p: fashioniq.judged(d, "val", p, ("dress",))),
+        lambda d: lambda: stopped(lambda p: fashioniq.load_queries(d, "val", p, ("dress",))),
     ),
     "circo annotations": (
         lambda d: write_circo(d, 1),
         "annotations/val.json",
-        lambda d: lambda: stopped(lambda p: circo.judged(d, "val", p)),
+        lambda d: lambda: stopped(lambda p: circo.load_queries(d, "val", p)),
     ),
     "circo images": (
         lambda d: write_circo(d, 1),
         str(circo.LIST),
-        lambda d: lambda: stopped(lambda p: circo.judged(d, "val", p)),
+        lambda d: lambda: stopped(lambda p: circo.load_queries(d, "val", p)),
     ),
     "hp_fashioniq": (
         write_hp_fashioniq,
         "hpfiq.json",
-        lambda d: lambda: stopped(lambda p: hp_fashioniq.judged(d, "hpfiq.json", p)),
+        lambda d: lambda: stopped(lambda p: hp_fashioniq.load_queries(d, "hpfiq.json", p)),
     ),
     "own lines": (own, "val.jsonl", of_own),
     "own gallery": (own, "gallery.txt", of_own),
@@ -531,4 +531,6 @@ def test_a_table_of_malformed_rows_is_refused(content: str, tmp_path: Path) -> N
     chosen = HuggingFaceSettings(
         columns=Columns(reference="a", text="a", target=None), images="images"
     )
-    assert refused_or_read(lambda: chosen.build(of_sources(tmp_path)).parts("val"), str(tmp_path))
+    assert refused_or_read(
+        lambda: chosen.build(data_paths_of(tmp_path)).eval_splits("val"), str(tmp_path)
+    )

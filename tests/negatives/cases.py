@@ -57,20 +57,20 @@ class Case:
         ranked = [self.order(i, reference) for i in range(queries)]
         kept = []
         for i in range(queries):
-            may, count = set(self.allowed(i, reference)), 0
+            may = set(self.allowed(i, reference))
+            count = 0
             end = 0
             while end < len(ranked[i]) and count < depth:
                 count += ranked[i][end] in may
                 end += 1
             kept.append(ranked[i][:end])
         width = max(map(len, kept), default=0)
-        columns, scores = (
-            np.full((queries, width), -1),
-            np.full((queries, width), -np.inf, np.float32),
-        )
+        columns = np.full((queries, width), -1)
+        scores = np.full((queries, width), -np.inf, np.float32)
         allowed = np.zeros((queries, width), bool)
         for i, row in enumerate(kept):
-            columns[i, : len(row)], scores[i, : len(row)] = row, self.scores_QG[i, row]
+            columns[i, : len(row)] = row
+            scores[i, : len(row)] = self.scores_QG[i, row]
             allowed[i, : len(row)] = np.isin(row, self.allowed(i, reference))
         ranks = np.broadcast_to(np.arange(1, width + 1), columns.shape)
         return CandidateBlock(
@@ -88,8 +88,11 @@ class Case:
 def cases(draw: st.DrawFn, smallest: int = 2) -> Case:
     """One to six queries over `smallest` to 24 images; scores of few distinct values, exact in
     float32."""
-    size, count = draw(st.integers(smallest, 24)), draw(st.integers(1, 6))
-    references, targets, positives = [], [], []
+    size = draw(st.integers(smallest, 24))
+    count = draw(st.integers(1, 6))
+    references = []
+    targets = []
+    positives = []
     for _ in range(count):
         references.append(draw(st.integers(0, size - 1)))
         others = [g for g in range(size) if g != references[-1]]

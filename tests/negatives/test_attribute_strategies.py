@@ -85,10 +85,8 @@ def says(world: World, i: int, g: int, name: str) -> int:
     """1, -1 or 0: the image agrees, differs or is unknown in an attribute."""
     context = world.context
     assert context.requested_attributes is not None and context.attributes is not None
-    asked, target = (
-        context.requested_attributes[i].get(name),
-        context.attributes[world.case.targets[i]].get(name),
-    )
+    asked = context.requested_attributes[i].get(name)
+    target = context.attributes[world.case.targets[i]].get(name)
     found = context.attributes[g].get(name)
     if meets(asked, target) is False:
         asked = None
@@ -97,7 +95,7 @@ def says(world: World, i: int, g: int, name: str) -> int:
 
 
 def verdicts(world: World, i: int, g: int) -> tuple[list[int], list[int]]:
-    """What is said of the attributes asked for, and of the rest."""
+    """Return the verdicts on the attributes asked for, and of the rest."""
     assert world.context.requested_attributes is not None
     asked = [
         says(world, i, g, name) for name in NAMES if name in world.context.requested_attributes[i]
@@ -227,10 +225,11 @@ def test_choices_do_not_hang_on_blocks_or_tables(
 
 
 def pools(world: World, i: int, reference: str) -> tuple[set[int], set[int], set[int]]:
-    """Same category, other category, any."""
+    """Return the pools: same category, other category, any."""
     kinds = world.context.categories
     assert kinds is not None
-    mine, may = kinds[world.case.targets[i]], world.case.allowed(i, reference)
+    mine = kinds[world.case.targets[i]]
+    may = world.case.allowed(i, reference)
     same = {g for g in may if mine and kinds[g] == mine}
     return same, {g for g in may if mine and kinds[g] and kinds[g] != mine}, set(may)
 
@@ -247,7 +246,8 @@ def test_a_mix_takes_its_share_of_each_pool(
         mix = CategoryMix(
             negatives_per_query=k, same=shares[0], other=shares[1], any=shares[2], selection=how
         )  # type: ignore[arg-type]
-        rows, counts_of = chosen(mix, world), mix._num_per_pool(world.case.whole(), world.context)
+        rows = chosen(mix, world)
+        counts_of = mix.num_per_pool(world.case.whole(), world.context)
         assert rows == chosen(mix, world)
         for i, found in enumerate(rows):
             same, other, every = pools(world, i, "out")
@@ -273,14 +273,15 @@ def test_a_mix_takes_its_share_of_each_pool(
 def test_the_shares_hold_over_the_queries_for_every_k(k: int, seed: int) -> None:
     """1,000 queries over 60 images of three categories; `any` is counted by what is left of a
     query's quota."""
-    queries, size = 1000, 60
+    queries = 1000
+    size = 60
     scores = np.random.default_rng(seed).random((queries, size)).astype(np.float32)
     targets = [i % 20 for i in range(queries)]  # all of category a
     case = Case(scores, targets, [59] * queries, [{t} for t in targets])
     kinds = ["a"] * 20 + ["b"] * 20 + [""] * 20
     mix = CategoryMix(negatives_per_query=k)
     world = World(case, MiningContext(seed=seed, categories=kinds, targets_Q=np.array(targets)))
-    counts = np.array(mix._num_per_pool(case.whole(), world.context))
+    counts = np.array(mix.num_per_pool(case.whole(), world.context))
     assert (counts.sum(axis=1) == k).all()
     for total, share in zip(counts.sum(axis=0).tolist(), (0.7, 0.2, 0.1), strict=True):
         assert abs(total - share * k * queries) <= 1
@@ -304,7 +305,7 @@ def test_the_mix_at_one_image_differs_by_seed_and_not_by_block() -> None:
         np.tile(np.linspace(1, 0, 9, dtype=np.float32), (50, 1)), [0] * 50, [8] * 50, [{0}] * 50
     )
     made = [
-        CategoryMix(negatives_per_query=1)._num_per_pool(
+        CategoryMix(negatives_per_query=1).num_per_pool(
             case.whole(), MiningContext(seed=seed, targets_Q=targets)
         )
         for seed in (0, 1)
@@ -315,7 +316,7 @@ def test_the_mix_at_one_image_differs_by_seed_and_not_by_block() -> None:
     apart = [
         row
         for half in halves
-        for row in CategoryMix(negatives_per_query=1)._num_per_pool(
+        for row in CategoryMix(negatives_per_query=1).num_per_pool(
             half, MiningContext(seed=0, targets_Q=targets)
         )
     ]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cirloop.data.shapes.language import CASUAL, PLAIN, read, write
-from cirloop.data.shapes.scene import Change, Draws, random_change, random_scene
-from cirloop.data.shapes.splits import held_out
+from cirloop.data.shapes.scene import Change, SeededRandom, random_change, random_scene
+from cirloop.data.shapes.splits import build_splits
 from cirloop.negatives.attributes.classify import TokenClassifier, ZeroShot
 from cirloop.negatives.attributes.config import AttributeSettings, Extractor
 from cirloop.negatives.attributes.extract import Rules
@@ -262,7 +262,8 @@ CELLS = (
 
 
 def of_changes(changes: tuple[Change, ...]) -> dict[str, str]:
-    """What changes ask for: new values; else those of what goes; else that something changes."""
+    """Return what changes ask for: new values; else those of what goes; else that something
+    changes."""
     new: dict[str, set[str]] = {}
     gone: dict[str, set[str]] = {}
     out: dict[str, str] = {}
@@ -299,14 +300,15 @@ FLOOR = 1.0
 
 @pytest.mark.parametrize("split", ["val", "test", "train"])
 def test_extraction_agrees_with_the_language_of_shapes(split: str) -> None:
-    texts = [ask.text for ask in held_out()[split].asks]
+    texts = [ask.text for ask in build_splits()[split].queries]
     expected = [of_changes(read(text) or ()) for text in texts]
     alike = sum(a == b for a, b in zip(rules("shapes").parse_request(texts), expected, strict=True))
     assert all(expected) and alike / len(texts) >= FLOOR
 
 
 def test_extraction_agrees_with_both_ways_of_speaking_on_fresh_scenes() -> None:
-    draws, extractor = Draws("attributes"), rules("shapes")
+    draws = SeededRandom("attributes")
+    extractor = rules("shapes")
     for _ in range(500):
         changes = tuple(
             random_change(draws, random_scene(draws)) for _ in range(draws.between(1, 2))
@@ -318,7 +320,8 @@ def test_extraction_agrees_with_both_ways_of_speaking_on_fresh_scenes() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_word_of_a_lexicon_gives_its_value(domain: str) -> None:
-    lexicon, extractor = load(domain), rules(domain)
+    lexicon = load(domain)
+    extractor = rules(domain)
     assert lexicon.category in lexicon.attributes
     for name, attribute in lexicon.attributes.items():
         for value, words in attribute.values.items():
@@ -559,8 +562,8 @@ VOCAB += WORDS_OF_BERT.split()
 
 
 def tiny_bert(folder: Path, kind: str, labels: list[str]) -> Any:
-    """A BERT of random weights with a word-piece vocabulary, saved as a model directory; the model,
-    to set weights."""
+    """Save a BERT of random weights with a word-piece vocabulary, saved as a model directory; the
+    model, to set weights."""
     import torch
     import transformers
 
@@ -584,8 +587,8 @@ def tiny_bert(folder: Path, kind: str, labels: list[str]) -> Any:
 
 
 def tagging(folder: Path, labels: list[str], tags: dict[str, str]) -> str:
-    """A real tagger whose weights are set so that it looks words up: `tags` of words, the first
-    label for others."""
+    """Make a real tagger whose weights are set so that it looks words up: `tags` of words, the
+    first label for others."""
     import torch
 
     model = tiny_bert(folder, "Token", labels)
@@ -649,7 +652,8 @@ def test_zero_shot_gives_the_form_of_the_rules(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path / "m")
     lexicon = load("shapes")
     texts = ["make the circle red", "", "a" * 500]
-    (first, empty, _), again = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(texts), None
+    (first, empty, _) = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(texts)
+    again = None
     assert empty == {} and first.keys() == lexicon.attributes.keys()
     for name, value in first.items():
         assert value in {*lexicon.attributes[name].values, "*"}

@@ -15,7 +15,7 @@ from tests.negatives.cases import Case, cases
 
 
 def naive(scores: list[float], target: int, allowed: set[int], variant: str) -> set[int]:
-    """The set by sorting in plain Python."""
+    """Compute the set by sorting in plain Python."""
     order = sorted(range(len(scores)), key=lambda g: (-scores[g], g))
     tail = [g for g in order[order.index(target) + 1 :] if g in allowed]
     if len(tail) < 3:
@@ -112,7 +112,8 @@ def test_short_tails_and_warm_up_give_what_the_docstring_says() -> None:
 
 
 def test_n_def_sets_warm_up_and_period() -> None:
-    level, six = np.full((1, 6), 0.5, np.float32), Band(n_def=6)
+    level = np.full((1, 6), 0.5, np.float32)
+    six = Band(n_def=6)
     assert [six.refresh_every(rounds) for rounds in (3, 6, 12, 20)] == [1, 1, 2, 3]
     assert Band().refresh_every(12) == 1
     sizes = [

@@ -37,8 +37,8 @@ def judges(num: int, seed: int = 0) -> FilterContext:
     second = random.standard_normal((2, num)).astype(np.float32)
     return FilterContext(
         random.standard_normal((num + 1, 2)).astype(np.float32),
-        lambda p: yes[p.numbers_N].tolist(),
-        lambda path, p: (second[0, p.numbers_N], second[1, p.numbers_N]),
+        lambda p: yes[p.query_index_N].tolist(),
+        lambda path, p: (second[0, p.query_index_N], second[1, p.query_index_N]),
     )
 
 
@@ -49,9 +49,12 @@ rows = st.lists(st.tuples(st.integers(-4, 8), st.integers(-4, 8)), max_size=12)
 def test_each_keeps_what_it_says(
     given_rows: list[tuple[int, int]], margin: float, seed: int
 ) -> None:
-    scores, targets = [a for a, _ in given_rows], [b for _, b in given_rows]
-    made, known = pairs(scores, targets), judges(len(scores), seed)
-    vectors, yes = known.vectors_GD, known.yes_probability(made)
+    scores = [a for a, _ in given_rows]
+    targets = [b for _, b in given_rows]
+    made = pairs(scores, targets)
+    known = judges(len(scores), seed)
+    vectors = known.vectors_GD
+    yes = known.yes_probability(made)
     images, others = known.second_model_scores("x", made)
     for i, (a, b) in enumerate(given_rows):
         cosine = vectors[i] @ vectors[-1] / np.linalg.norm(vectors[i]) / np.linalg.norm(vectors[-1])
@@ -67,10 +70,8 @@ def test_each_keeps_what_it_says(
 
 @given(rows)
 def test_filters_follow_one_another_and_count(given_rows: list[tuple[int, int]]) -> None:
-    made, known = (
-        pairs([a for a, _ in given_rows], [b for _, b in given_rows]),
-        judges(len(given_rows)),
-    )
+    made = pairs([a for a, _ in given_rows], [b for _, b in given_rows])
+    known = judges(len(given_rows))
     filters = (ScoreMargin(), Verify(threshold=0.5))
     keep, counts = apply_filters(filters, made, known)
     each = (

@@ -48,19 +48,16 @@ def vectors(draw: st.DrawFn, rows: int, dimensions: int) -> Any:
 def pools(draw: st.DrawFn) -> tuple[SamplePool, Clusters, KnnTextParams]:
     """One to fifteen samples, images and texts shared or not, one group or many, texts that may
     never be used."""
-    num, images, texts = (
-        draw(st.integers(1, 15)),
-        draw(st.integers(1, 15)),
-        draw(st.integers(1, 10)),
-    )
+    num = draw(st.integers(1, 15))
+    images = draw(st.integers(1, 15))
+    texts = draw(st.integers(1, 10))
     dimensions = draw(st.integers(1, 3))
     image_of = np.arange(num) if draw(st.booleans()) else numbers(draw, num, 0, images - 1)
     visual = vectors(draw, int(image_of.max()) + 1, dimensions)
-    text_of, group_of = (
-        numbers(draw, num, 0, texts - 1),
-        numbers(draw, num, 0, draw(st.sampled_from([0, 3, 40]))),
-    )
-    uses_T, short_T = numbers(draw, texts, 0, 3), numbers(draw, texts, 0, 1).astype(bool)
+    text_of = numbers(draw, num, 0, texts - 1)
+    group_of = numbers(draw, num, 0, draw(st.sampled_from([0, 3, 40])))
+    uses_T = numbers(draw, texts, 0, 3)
+    short_T = numbers(draw, texts, 0, 1).astype(bool)
     pool = SamplePool(
         visual, image_of, vectors(draw, texts, dimensions), text_of, group_of, uses_T, short_T
     )
@@ -213,7 +210,8 @@ def test_clusters_find_what_is_apart_and_are_the_same_twice() -> None:
     centres = np.eye(4, dtype=np.float32)
     truth = random.integers(0, 4, 400)
     points = centres[truth] + 0.02 * random.standard_normal((400, 4)).astype(np.float32)
-    found, again = Clusters.of_images(points, 12, 5), Clusters.of_images(points, 12, 5)
+    found = Clusters.of_images(points, 12, 5)
+    again = Clusters.of_images(points, 12, 5)
     assert (found.of_V == again.of_V).all() and (found.centroids_CD == again.centroids_CD).all()
     assert all(len(set(truth[found.of_V == c])) == 1 for c in range(len(found.centroids_CD)))
     distances = ((points[:, None] - found.centroids_CD[None]) ** 2).sum(-1)

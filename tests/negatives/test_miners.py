@@ -32,9 +32,10 @@ MINERS = tuple(STRATEGIES.values())
 
 
 def vectors(case: Case) -> MiningInputs:
-    """Queries whose products with the gallery, unit vectors, are the case's scores."""
+    """Make queries whose products with the gallery, unit vectors, are the case's scores."""
     identity = np.eye(case.scores_QG.shape[1], dtype=np.float32)
-    targets, references = np.array(case.targets), np.array(case.references)
+    targets = np.array(case.targets)
+    references = np.array(case.references)
     return MiningInputs(
         case.scores_QG, identity, targets, references, [frozenset(p) for p in case.positives]
     )
@@ -42,7 +43,8 @@ def vectors(case: Case) -> MiningInputs:
 
 def context(case: Case, seed: int = 0) -> MiningContext:
     """Something of everything a strategy may need."""
-    size, queries = case.scores_QG.shape[1], len(case.targets)
+    size = case.scores_QG.shape[1]
+    queries = len(case.targets)
     random = np.random.default_rng(7)
     return MiningContext(
         seed,
@@ -135,7 +137,8 @@ def test_a_fallback_fills_up_what_there_is(
     kind: type[Strategy], fallback: Any, case: Case, k: int
 ) -> None:
     strategy = of(kind, negatives_per_query=k)
-    plain, filled = mine(strategy, case), mine(strategy, case, fallback=fallback)
+    plain = mine(strategy, case)
+    filled = mine(strategy, case, fallback=fallback)
     for i, row in filled.items():
         allowed = case.allowed(i)
         if kind.only_failed_queries and row.target_rank == 1:
@@ -223,7 +226,8 @@ def test_margin_is_its_limits(
     )
     mean = np.mean([case.scores_QG[i, t] for i, t in enumerate(case.targets)])
     for i, row in mine(strategy, case).items():
-        positive, expected = case.scores_QG[i, case.targets[i]], []
+        positive = case.scores_QG[i, case.targets[i]]
+        expected = []
         for place, column in enumerate(c for c in case.order(i) if c in case.allowed(i)):
             s = case.scores_QG[i, column]
             fits = start <= place < (strategy.depth if end is None else end)

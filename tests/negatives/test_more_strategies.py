@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, sorted_block
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, sorted_block
 from cirloop.negatives.strategies.curriculum import Curriculum
 from cirloop.negatives.strategies.diverse import Diverse
 from cirloop.negatives.strategies.in_batch import InBatch
@@ -23,6 +23,7 @@ from cirloop.negatives.strategies.online_hardest import OnlineHardest
 from cirloop.negatives.strategies.semantic import Semantic
 from cirloop.negatives.strategies.semi_hard import SemiHard
 from cirloop.retrieval.ann import kmeans
+from cirloop.retrieval.arrays import Rows
 from cirloop.types import QueryId, UserError
 from tests.negatives.cases import Case, cases
 
@@ -57,7 +58,7 @@ def some(block: CandidateBlock, part: slice) -> CandidateBlock:
 
 
 def images(strategy: Strategy, block: CandidateBlock, context: MiningContext) -> list[list[int]]:
-    """The gallery rows chosen for each query."""
+    """Return the gallery rows chosen for each query."""
     found = strategy.choose(block, context)
     return [block.gallery_index_BK[i, positions].tolist() for i, positions in enumerate(found)]
 
@@ -65,8 +66,8 @@ def images(strategy: Strategy, block: CandidateBlock, context: MiningContext) ->
 def check(
     strategy: Strategy, case: Case, context: MiningContext, expected: list[list[int]]
 ) -> None:
-    """The strategy gives `expected`: whole gallery, best first, in window; the queries together, in
-    two halves."""
+    """Check that the strategy gives `expected`: whole gallery, best first, in window; the queries
+    together, in two halves."""
     blocks = [sorted_block(case.whole())[0], case.window(case.scores_QG.shape[1])]
     blocks += [case.whole()] if strategy.needs_full_gallery else [case.window(strategy.depth)]
     for block in blocks:
@@ -113,10 +114,8 @@ def test_semi_hard_is_the_best_of_the_band(case: Case, k: int, margin: float) ->
 
 @given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5))
 def test_random_semi_hard_draws_from_the_band(case: Case, k: int, seed: int) -> None:
-    strategy, context = (
-        SemiHard(negatives_per_query=k, margin=0.5, selection="random"),
-        MiningContext(seed=seed),
-    )
+    strategy = SemiHard(negatives_per_query=k, margin=0.5, selection="random")
+    context = MiningContext(seed=seed)
     found = images(strategy, case.whole(), context)
     for i, rows in enumerate(found):
         band = semi_hard(case, 0.5, i, case.allowed(i))
@@ -160,10 +159,8 @@ def test_in_batch_is_the_other_targets(case: Case, k: int, batch_size: int, seed
         (batch,) = (b for b in batches if i in b)
         return best(case, i, {case.targets[j] for j in batch if j != i} & set(allowed))
 
-    strategy, context = (
-        InBatch(negatives_per_query=k, batch_size=batch_size),
-        MiningContext(seed=seed, targets_Q=np.array(case.targets)),
-    )
+    strategy = InBatch(negatives_per_query=k, batch_size=batch_size)
+    context = MiningContext(seed=seed, targets_Q=np.array(case.targets))
     check_all(strategy, case, context, lambda i, allowed: others(i, allowed)[:k])
     assert whole_sets(strategy, case, context) == [
         others(i, case.allowed(i)) for i in range(len(case.targets))
@@ -261,7 +258,8 @@ def test_semantic_fits_the_text_worse(
 
 
 def test_semantic_asks_for_few_queries_at_once() -> None:
-    num, asked = 600, []
+    num = 600
+    asked = []
 
     def text_scores(numbers: Rows) -> Any:
         asked.append(numbers.tolist())
@@ -293,7 +291,8 @@ def vectors(draw: st.DrawFn, size: int) -> Any:
 def mmr(
     case: Case, vectors_GD: Any, k: int, window: int, balance: float, i: int, allowed: list[int]
 ) -> list[int]:
-    left, taken = best(case, i, allowed, window), []
+    left = best(case, i, allowed, window)
+    taken = []
     while left and len(taken) < k:
 
         def value(g: int) -> float:
@@ -345,7 +344,8 @@ def test_clusters_give_one_image_each(
     labels = kmeans(vectors_GD, num_clusters, seed)[0].tolist()
 
     def one_each(i: int, allowed: list[int]) -> list[int]:
-        seen, taken = {labels[case.targets[i]]}, []
+        seen = {labels[case.targets[i]]}
+        taken = []
         for g in best(case, i, allowed):
             if labels[g] not in seen:
                 seen.add(labels[g])
@@ -361,14 +361,10 @@ def test_clusters_give_one_image_each(
 
 
 def test_clusters_are_worked_out_once_for_all_blocks() -> None:
-    case, vectors_GD = (
-        many(4, 20),
-        np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32),
-    )
-    context, strategy = (
-        MiningContext(seed=0, vectors_GD=vectors_GD),
-        Diverse(method="clusters", num_clusters=3),
-    )
+    case = many(4, 20)
+    vectors_GD = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+    context = MiningContext(seed=0, vectors_GD=vectors_GD)
+    strategy = Diverse(method="clusters", num_clusters=3)
     images(strategy, case.whole(), context)
     [labels] = context.cache.values()
     images(strategy, some(case.whole(), slice(0, 2)), context)
@@ -453,7 +449,7 @@ def test_mixture_is_its_parts_in_turn(
 
 
 def many(queries: int, size: int) -> Case:
-    """Queries whose target, image 0, is scored 1 and all other images a little less; no
+    """Make queries whose target, image 0, is scored 1 and all other images a little less; no
     reference."""
     scores = np.linspace(1, 0.9, size, dtype=np.float32)
     return Case(np.tile(scores, (queries, 1)), [0] * queries, [-1] * queries, [{0}] * queries)

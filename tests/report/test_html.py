@@ -113,7 +113,7 @@ def test_won_and_lost_are_counted_query_by_query(finished: Path) -> None:
 def test_best_images_agree_with_the_ranks(finished: Path) -> None:
     """The reference is not among them, and a target of rank r is the r-th."""
     config, store = run_directory(finished)
-    [part] = _data(config).parts("val")
+    [part] = _data(config).eval_splits("val")
     assert part.relevance is not None
     evaluation = store.load("evaluation_iter_1.json").read()
     seen = 0
@@ -161,9 +161,9 @@ def test_mining_captions_sets_loss_and_costs_are_those_of_the_artifacts(finished
 
 
 def _data(config: RunConfig) -> Any:
-    from cirloop.data.paths import Sources
+    from cirloop.data.paths import DataPaths
 
-    return config.data.build(Sources(config.data_dir, config.cache, lambda items, _: items))
+    return config.data.build(DataPaths(config.data_dir, config.cache, lambda items, _: items))
 
 
 def test_false_negatives_are_marked_where_the_data_set_knows_them(finished: Path) -> None:
@@ -393,15 +393,17 @@ def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(
     data: str, best: str
 ) -> None:
     from cirloop.stages.evaluate import _best_images
-    from cirloop.types import EvalSplit, Gallery, ImageId, Judged, Query, QueryId, Relevance
+    from cirloop.types import EvalSplit, Gallery, ImageId, LabeledQueries, Query, QueryId, Relevance
 
     query = Query(QueryId("q"), ImageId("b"), "")
     gallery = Gallery("g", tuple(map(ImageId, "abcdefgh")))
     protocol = import_module(f"cirloop.data.{data}").PROTOCOL
-    judged = Judged("val", (query,), Relevance({query.id: ImageId("c")}), gallery, protocol)
+    labeled = LabeledQueries(
+        "val", (query,), Relevance({query.id: ImageId("c")}), gallery, protocol
+    )
     images_GD = np.eye(8, dtype=np.float32)
     query_D = np.arange(8, 0, -1, dtype=np.float32)
     no_pictures: Any = None
-    assert _best_images(EvalSplit(judged, gallery, no_pictures), query_D[None], images_GD) == [
+    assert _best_images(EvalSplit(labeled, gallery, no_pictures), query_D[None], images_GD) == [
         list(best)
     ]

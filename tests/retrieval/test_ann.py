@@ -57,7 +57,8 @@ def test_looking_at_more_finds_more(vectors: tuple[Any, Any]) -> None:
 
     assert held("ivf", nprobe=50) == 1 > held("ivf", nprobe=1) > 0
     assert held("ivf_pq", nprobe=50, nbits=4, m=8, candidates=200) == 1
-    fine, coarse = held("ivf_pq", nprobe=50, m=16), held("ivf_pq", nprobe=50, m=2, nbits=4)
+    fine = held("ivf_pq", nprobe=50, m=16)
+    coarse = held("ivf_pq", nprobe=50, m=2, nbits=4)
     assert fine > coarse > 0
     assert held("ivf_pq", nprobe=50, m=2, nbits=4, candidates=30) > coarse
 
@@ -101,7 +102,8 @@ def test_settings_that_an_index_does_not_read_are_refused() -> None:
 
 
 def test_mining_by_an_index(vectors: tuple[Any, Any]) -> None:
-    given, stats = MiningInputs(*vectors, np.arange(0, 4000, 40)), {}
+    given = MiningInputs(*vectors, np.arange(0, 4000, 40))
+    stats = {}
     best = Margin(negatives_per_query=3, range_max=20)
     exact = [
         f.gallery_indices.tolist()

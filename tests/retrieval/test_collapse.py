@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cirloop.artifacts.store import Store
-from cirloop.data.dataset import grey
-from cirloop.data.paths import Sources
+from cirloop.data.dataset import with_grey_images
+from cirloop.data.paths import DataPaths
 from cirloop.retrieval.collapse import SAMPLED, mean_cosine
 from cirloop.stages.context import RunContext
 
@@ -47,14 +47,14 @@ def test_a_run_warns_of_collapsed_embeddings_once_and_keeps_it(
     run = RunContext(
         config,
         Store(tmp_path / "run"),
-        config.data.build(Sources(None, config.cache, lambda items, _: items)),
+        config.data.build(DataPaths(None, config.cache, lambda items, _: items)),
     )
-    part = run.data.parts("val")[0]
+    part = run.data.eval_splits("val")[0]
     with caplog.at_level(logging.WARNING), run.costs.stage("a", False):
         run.gallery_embeddings(run.embedder(None), part)
         assert not caplog.records
         for _ in range(2):
-            run.gallery_embeddings(run.embedder(None), grey(part))  # every picture the same
+            run.gallery(run.embedder(None), with_grey_images(part))  # every picture the same
     (said,) = [record.getMessage() for record in caplog.records]
     assert "a cosine of 1.0000 on average" in said
     with run.costs.stage("b", False):

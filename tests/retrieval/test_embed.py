@@ -54,7 +54,7 @@ def features(watched: Watched, train: Any, tmp_path_factory: pytest.TempPathFact
 
 
 def items_of(train: Any) -> list[EmbedInput]:
-    """Queries of very different lengths, and images."""
+    """Return queries of very different lengths, and images."""
     queries = query_items([t.query for t in train.triplets])
     long = [EmbedInput(item.image, LONG) for item in queries[:3]]
     return [*queries, *long, *(EmbedInput(image) for image in train.gallery.ids[:6])]
@@ -203,7 +203,8 @@ def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
     ]
     assert {length for _, length in watched.shapes} == {*lengths} and len({*lengths}) > 2
     assert (
-        f"{len(items)} of {len(items)} unlike items in {len(watched.shapes)} batches" in caplog.text
+        f"{len(items)} of {len(items)} unique inputs in {len(watched.shapes)} batches"
+        in caplog.text
     )
 
 

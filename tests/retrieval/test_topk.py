@@ -16,7 +16,7 @@ from cirloop.backbones.similarity import mean_pool, similarity
 from cirloop.negatives import Band, MiningSettings, TopK
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.miner import MiningInputs, mine
-from cirloop.retrieval import topk as module
+from cirloop.retrieval import gallery_part as module
 from cirloop.retrieval.ann import ann_topk
 from cirloop.retrieval.dense import all_scores, best_positions, ranks_of
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
@@ -99,7 +99,8 @@ def test_the_best_rows_are_those_of_a_full_sort(
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_are_those_of_a_full_sort(kind: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "part_size", lambda _: 800)
-    gallery, random = gallery_of(kind), np.random.default_rng(2)
+    gallery = gallery_of(kind)
+    random = np.random.default_rng(2)
     queries = gallery_of(
         "small integers" if kind in ("small integers", "all equal") else "random", 60
     )
@@ -114,13 +115,11 @@ def test_ranks_are_those_of_a_full_sort(kind: str, monkeypatch: Any) -> None:
 
 @st.composite
 def tied(draw: st.DrawFn) -> tuple[Any, Any, list[list[int]], Any]:
-    """Queries, a gallery of one or several vectors an image, rows left out of each query, and two
-    wanted rows."""
-    count, size, several = (
-        draw(st.integers(1, 5)),
-        draw(st.integers(1, 30)),
-        draw(st.integers(1, 3)),
-    )
+    """Make queries, a gallery of one or several vectors an image, rows left out of each query, and
+    two wanted rows."""
+    count = draw(st.integers(1, 5))
+    size = draw(st.integers(1, 30))
+    several = draw(st.integers(1, 3))
     numbers = st.integers(-1, 1)
     queries = draw(
         st.lists(st.lists(numbers, min_size=2, max_size=2), min_size=count, max_size=count)
@@ -157,10 +156,8 @@ def test_both_are_sorting_by_score_then_row(given: Any, k: int, size: int) -> No
 
 
 def test_memory_mapped_halves_give_what_their_float32_gives(tmp_path: Path) -> None:
-    queries, gallery = (
-        gallery_of("random", 30).astype(np.float16),
-        gallery_of("random", 500).astype(np.float16),
-    )
+    queries = gallery_of("random", 30).astype(np.float16)
+    gallery = gallery_of("random", 500).astype(np.float16)
     np.save(tmp_path / "g.npy", gallery)
     rows, scores = topk(queries, np.load(tmp_path / "g.npy", mmap_mode="r"), 9)
     again, same = topk(queries.astype(np.float32), gallery.astype(np.float32), 9)
@@ -169,7 +166,8 @@ def test_memory_mapped_halves_give_what_their_float32_gives(tmp_path: Path) -> N
 
 def test_blocks_hold_every_query_once(monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "BLOCK_NUMBERS", 4000)
-    queries, gallery = gallery_of("random", 37), gallery_of("random", 500)
+    queries = gallery_of("random", 37)
+    gallery = gallery_of("random", 500)
     seen = list(score_blocks(queries, gallery))
     assert len(seen) > 1 and np.concatenate(
         [np.arange(37)[block] for block, _ in seen]
@@ -179,7 +177,8 @@ def test_blocks_hold_every_query_once(monkeypatch: Any) -> None:
 
 def test_scores_of_given_rows_are_those_of_the_best(monkeypatch: Any) -> None:
     """In any order, some twice, and whatever the blocks."""
-    queries, gallery = gallery_of("random", 50), gallery_of("random", 300)
+    queries = gallery_of("random", 50)
+    gallery = gallery_of("random", 300)
     rows, scores = topk(queries, gallery, 20)
     shuffled = np.concatenate([rows[:, ::-1], rows[:, :3]], 1)
     for numbers in (1 << 25, 5000):
@@ -238,7 +237,8 @@ def test_one_vector_of_unit_norm_stands_for_an_image_among_images() -> None:
 @pytest.mark.parametrize("fallback", ["none", "random"])
 def test_mining_is_that_of_the_scores(strategy: Any, fallback: Any) -> None:
     """A gallery whose vectors are the scores themselves gives the same images."""
-    targets, references = RANDOM.integers(0, 45, 40), RANDOM.integers(45, 90, 40)
+    targets = RANDOM.integers(0, 45, 40)
+    references = RANDOM.integers(45, 90, 40)
     settings = MiningSettings(strategy=strategy, fallback=fallback)
     made = [
         [

@@ -12,9 +12,10 @@ import pytest
 from cirloop.negatives import Band, MiningSettings, TopK
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.miner import MiningInputs, mine
-from cirloop.retrieval import topk as module
+from cirloop.retrieval import gallery_part as module
 from cirloop.retrieval import vectors
-from cirloop.retrieval.topk import merge_topk, ranks, score_blocks, tensor, topk
+from cirloop.retrieval.gallery_part import tensor
+from cirloop.retrieval.topk import merge_topk, ranks, score_blocks, topk
 from cirloop.retrieval.vectors import (
     ConcatArray,
     files_of,
@@ -69,7 +70,8 @@ def test_a_slice_of_one_part_is_a_view(parts: Any) -> None:
 def test_parts_give_what_the_whole_gives(
     device: str, step: int, whole: Any, parts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queries, wanted = whole[::9], np.arange(0, 700, 9)[::-1].copy()
+    queries = whole[::9]
+    wanted = np.arange(0, 700, 9)[::-1].copy()
     order = np.argsort(-(queries @ whole.T), axis=1, kind="stable")
     monkeypatch.setattr(module, "part_size", lambda _: step)
     for k in (1, 30, 700):
@@ -84,7 +86,8 @@ def test_parts_give_what_the_whole_gives(
 
 def test_what_parts_of_a_gallery_found_is_joined_exactly(whole: Any) -> None:
     """Each part searched alone, as another machine would; ties across parts by row."""
-    queries, found = whole[:40], []
+    queries = whole[:40]
+    found = []
     for start in (0, 100, 420):
         rows, scores = topk(queries, whole[start : {0: 100, 100: 420, 420: 700}[start]], 25)
         found.append((rows + start, scores))
@@ -131,11 +134,9 @@ def test_a_mapped_gallery_is_not_copied(tmp_path: Path) -> None:
 
 def test_large_arrays_are_made_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "MAPPED_BYTES", 4000)
-    small, large, nowhere = (
-        zeros_or_memmap((99, 10), tmp_path),
-        zeros_or_memmap((100, 10), tmp_path / "new"),
-        zeros_or_memmap((100, 10), None),
-    )
+    small = zeros_or_memmap((99, 10), tmp_path)
+    large = zeros_or_memmap((100, 10), tmp_path / "new")
+    nowhere = zeros_or_memmap((100, 10), None)
     assert small.base is None and nowhere.base is None and isinstance(large.base, np.memmap)
     large[7] = 3
     assert large.sum() == 30 and not list((tmp_path / "new").iterdir()), (

@@ -13,7 +13,7 @@ import torch
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.features import VisionCache
 from cirloop.data.images import Blanked
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import topk
@@ -77,7 +77,7 @@ def test_a_text_alone_is_asked_about_a_grey_picture(
 
 def test_a_query_is_answered_as_the_run_ranks_it(finished: Path, engine: Engine) -> None:
     config, store = run_directory(finished)
-    data = config.data.build(Sources(None, config.cache, progress))
+    data = config.data.build(DataPaths(None, config.cache, progress))
     run, (part,) = RunContext(config, store, data), data.parts("val")
     queries = list(part.queries)[:12]
     targets = [part.relevance.targets[query.id] for query in queries]

@@ -16,9 +16,9 @@ from cirloop.cli.score_rankings import score_rankings
 from cirloop.config import cli, notices
 from cirloop.config.run import RunConfig, format_validation_error
 from cirloop.data import Dataset, benchmarks, locations
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.evaluation import rankings_file, submission
-from cirloop.evaluation.significance import compared
+from cirloop.evaluation.significance import compare_iterations
 from cirloop.monitoring.console import progress, title_prefix
 from cirloop.stages.context import RunContext, run_directory
 from cirloop.stages.evaluate import evaluation, predictions
@@ -89,20 +89,20 @@ def _select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dat
     The data set is the run's own or another benchmark's by name.
     """
     name = options.eval_dataset or f"{config.data.type}_{config.evaluation.split}"
-    other = benchmarks.settings_for(name, options.gallery, options.allow_missing_images)
+    other = benchmarks.settings_for_benchmark(name, options.gallery, options.allow_missing_images)
     if other is not None and (
         options.data_dir is not None or benchmark_of(name) != config.data.type
     ):
         settings, split = other
-        directory = locations.found(settings, options.data_dir, None)["data_dir"]
-        paths = Sources(directory, config.cache, progress)
+        directory = locations.with_default_dirs(settings, options.data_dir, None)["data_dir"]
+        paths = DataPaths(directory, config.cache, progress)
         changes = {"data": settings, "data_dir": directory, "train_dir": None}
         return config.model_copy(update=changes), settings.build(paths), split
-    paths = Sources(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
+    paths = DataPaths(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
     own = config.data.build(paths)
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name not in names:
-        also = "; with --data_dir " + ", ".join([*benchmarks.names(), "hp_fashioniq_val"])
+        also = "; with --data_dir " + ", ".join([*benchmarks.benchmark_names(), "hp_fashioniq_val"])
         raise UserError(
             f"--eval_dataset {name}: this run's data set has {', '.join(sorted(names))}{also}."
         )
@@ -128,7 +128,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update=overrides)})
     labels = select_iterations(options.iterations, done_iterations(store))
     config, data, split = _select_data(options, config)
-    run, parts = RunContext(config, store, data), data.parts(split)
+    run, parts = RunContext(config, store, data), data.eval_splits(split)
     labelled = all(part.relevance is not None for part in parts)
     if options.submission is not None and any(
         part.relevance and part.relevance.preferences for part in parts
@@ -170,11 +170,11 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         )
         return []
     with title_prefix(notices.title(config)):
-        print_results(results, parts[0].judged.protocol)
+        print_results(results, parts[0].labeled.protocol)
     if options.output_file is not None:
         write_json(
             options.output_file,
-            run.mark | {"schema": 3, "results": results, "compared": compared(results)},
+            run.mark | {"schema": 3, "results": results, "compared": compare_iterations(results)},
         )
     return results
 
@@ -185,15 +185,15 @@ def _submit(
     """Write the server's files of one iteration, or its rankings where there is no server, to a
     directory."""
     parts, rankings = (
-        run.data.parts(split),
+        run.data.eval_splits(split),
         predictions(run, checkpoint, split, submission.LISTED + 1),
     )
-    if parts[0].judged.benchmark in submission.BENCHMARKS:
+    if parts[0].labeled.benchmark in submission.BENCHMARKS:
         problems = ValidationReport()
-        files = submission.submission(parts[0].judged, rankings[0], problems)
+        files = submission.build(parts[0].labeled, rankings[0], problems)
         problems.raise_if_any("The server would refuse it.")
     else:
-        content = rankings_file.content([part.judged for part in parts], rankings)
+        content = rankings_file.to_json([part.labeled for part in parts], rankings)
         files = {f"{parts[0].name}_rankings.json": content}
     goal = directory / (BASE if label == BASE else f"iter_{label}")
     submission.write(goal, files)

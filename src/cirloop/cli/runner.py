@@ -15,7 +15,7 @@ from cirloop.artifacts.store import Store
 from cirloop.config import notices
 from cirloop.config.base import differences
 from cirloop.config.run import RunConfig, from_json, save
-from cirloop.evaluation.significance import compared
+from cirloop.evaluation.significance import compare_iterations
 from cirloop.loop import RESULTS, iterate
 from cirloop.monitoring import events, preemption
 from cirloop.monitoring.console import metric_rows, table, title_prefix
@@ -209,7 +209,7 @@ def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> 
             f". {last['missing_images']} images missing, {last['dropped_queries']} queries dropped"
         )
     table(title, ("iteration", *columns), metric_rows(results, columns))
-    comparisons = compared(results)
+    comparisons = compare_iterations(results)
     if comparisons:
         rows = [
             [

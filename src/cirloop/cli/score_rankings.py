@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cirloop.artifacts.atomic import write_json
-from cirloop.data import benchmarks, paths
+from cirloop.data import benchmarks, splits
 from cirloop.evaluation import rankings_file, submission
-from cirloop.evaluation.protocols import SUBSET_KS, Places, describe, metrics, places_of
+from cirloop.evaluation.protocols import SUBSET_CUTOFFS, Ranks, describe, metrics, ranks_in
 from cirloop.monitoring.console import table
-from cirloop.types import ImageId, Judged, Query, QueryId, UserError, benchmark_of
+from cirloop.types import ImageId, LabeledQueries, Query, QueryId, UserError, benchmark_of
 from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ def score_rankings(
             f"--submission: {benchmark} has no server; {' and '.join(submission.BENCHMARKS)} have."
         )
     problems = ValidationReport()
-    parts = benchmarks.judged(eval_dataset, data_dir, gallery, problems)
+    parts = benchmarks.load_queries(eval_dataset, data_dir, gallery, problems)
     problems.raise_if_any(
         f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout."
     )
-    for note in filter(None, map(paths.unofficial, parts)):
+    for note in filter(None, map(splits.official_size_warning, parts)):
         logger.warning("%s", note)
     labelled = all(part.relevance is not None for part in parts)
     if not labelled and benchmark not in submission.BENCHMARKS:
@@ -55,9 +55,7 @@ def score_rankings(
     problems.raise_if_any(
         f"--rankings must hold one list of image ids per query of {eval_dataset}, each image once."
     )
-    files = (
-        submission.submission(parts[0], rankings, problems) if submission_dir is not None else {}
-    )
+    files = submission.build(parts[0], rankings, problems) if submission_dir is not None else {}
     problems.raise_if_any(
         f"--submission: the server of {benchmark} would refuse it. Rank more images in --rankings."
     )
@@ -95,9 +93,13 @@ def score_rankings(
 
 
 def _scores(
-    parts: Sequence[Judged], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
+    parts: Sequence[LabeledQueries], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
 ) -> dict[str, Any]:
-    ranks = {q.id: places_of(rankings[q.id], part.needs(q)) for part in parts for q in part.queries}
+    ranks = {
+        q.id: ranks_in(rankings[q.id], part.relevant_images(q))
+        for part in parts
+        for q in part.queries
+    }
     metrics_by_name = metrics(parts, ranks)
     if metric:  # CIRR's two submission files hold lists for one kind of recall each
         metrics_by_name = {
@@ -114,19 +116,19 @@ def _scores(
     }
     if short:
         out["note"] = (
-            f"{short} queries list neither their target nor {max(SUBSET_KS)} other members of its"
-            " group: there recall_subset counts a miss, so it is a lower bound"
+            f"{short} queries list neither their target nor {max(SUBSET_CUTOFFS)} other members of"
+            " its group: there recall_subset counts a miss, so it is a lower bound"
         )
         logger.warning("%s", out["note"])
     return out
 
 
-def _group_is_short(part: Judged, query: Query, places: Places) -> bool:
+def _group_is_short(part: LabeledQueries, query: Query, ranks: Ranks) -> bool:
     """Whether the ranking leaves open which place the target has in its group (CIRR)."""
     group = part.groups.get(query.id, ())
     assert part.relevance is not None
     return (
         bool(group)
-        and part.relevance.targets[query.id] not in places
-        and sum(m in places for m in group) < max(SUBSET_KS)
+        and part.relevance.targets[query.id] not in ranks
+        and sum(m in ranks for m in group) < max(SUBSET_CUTOFFS)
     )

@@ -255,7 +255,9 @@ def complete(config: RunConfig) -> RunConfig:
     notices.refuse_unnamed(config)
     if config.retrieval_fallback == "simulated" and config.retrieval == "real":
         config = simulated.fall_back(config)
-    return config.model_copy(update=locations.found(config.data, config.data_dir, config.train_dir))
+    return config.model_copy(
+        update=locations.with_default_dirs(config.data, config.data_dir, config.train_dir)
+    )
 
 
 def from_json(path: Path, **changes: Any) -> RunConfig:

@@ -11,16 +11,16 @@ from cirloop.data.config import DataConfig
 from cirloop.data.fashioniq import FashionIQSettings
 from cirloop.data.hp_fashioniq import HpFashionIQSettings
 from cirloop.data.shapes.load import ShapesSettings
-from cirloop.types import Judged, UserError, benchmark_of
+from cirloop.types import LabeledQueries, UserError, benchmark_of
 from cirloop.validation import ValidationReport
 
 SPLITS = ("val", "test")
-RANKED = {"cirr": cirr.judged, "circo": circo.judged}
+QUERY_LOADERS = {"cirr": cirr.load_queries, "circo": circo.load_queries}
 """Besides FashionIQ, the benchmarks whose annotations are enough to score a file of rankings."""
 
 
-def names() -> list[str]:
-    """Every name that `judged` knows."""
+def benchmark_names() -> list[str]:
+    """List every name that `load_queries` accepts."""
     plain = [
         f"{benchmark}_{split}" for benchmark in ("cirr", "fashioniq", "circo") for split in SPLITS
     ]
@@ -29,11 +29,11 @@ def names() -> list[str]:
     ]
 
 
-def settings_for(
+def settings_for_benchmark(
     name: str, gallery: fashioniq.GalleryKind, allow_missing_images: int = 0
 ) -> tuple[DataConfig, str] | None:
-    """Settings and split of an evaluation name such as `cirr_val` or `fashioniq_val:dress`; None
-    for no such name."""
+    """Return settings and split of an evaluation name such as `cirr_val` or
+    `fashioniq_val:dress`; None for no such name."""
     benchmark, split, categories = _parts(name)
     allow = allow_missing_images
     known: dict[str, DataConfig] = {
@@ -45,28 +45,32 @@ def settings_for(
         ),
         "shapes": ShapesSettings(),
     }
-    whole = ":" not in name or benchmark == "fashioniq"
-    there = split in SPLITS and benchmark in known and whole and len(categories) > 0
-    return (known[benchmark], split) if there else None
+    if split not in SPLITS or benchmark not in known or not categories:
+        return None
+    if ":" in name and benchmark != "fashioniq":
+        return None
+    return known[benchmark], split
 
 
-def judged(
+def load_queries(
     name: str, directory: Path, gallery: fashioniq.GalleryKind, problems: ValidationReport
-) -> list[Judged]:
-    """The parts of a benchmark's split. Raises UserError for an unknown name; adds what is wrong to
-    `problems`."""
-    if name not in names():
-        raise UserError(f"--eval_dataset {name}: unknown. There are: {', '.join(names())}.")
+) -> list[LabeledQueries]:
+    """Read the queries of a benchmark's split by category. Raises UserError for an unknown name;
+    what is wrong is added to `problems`."""
+    if name not in benchmark_names():
+        raise UserError(
+            f"--eval_dataset {name}: unknown. There are: {', '.join(benchmark_names())}."
+        )
     if not directory.is_dir():
         raise UserError(f"--data_dir {directory}: there is no such directory.")
     benchmark, split, categories = _parts(name)
-    if benchmark in RANKED:
-        return RANKED[benchmark](directory, split, problems)
-    return fashioniq.judged(directory, split, problems, categories, gallery)
+    if benchmark in QUERY_LOADERS:
+        return QUERY_LOADERS[benchmark](directory, split, problems)
+    return fashioniq.load_queries(directory, split, problems, categories, gallery)
 
 
 def _parts(name: str) -> tuple[str, str, tuple[fashioniq.Category, ...]]:
-    """Benchmark, split, and FashionIQ's categories: the one named, or all."""
+    """Split a name into benchmark, split, and FashionIQ's categories: the one named, or all."""
     benchmark = benchmark_of(name)
     split, _, category = name.removeprefix(f"{benchmark}_").partition(":")
     return benchmark, split, tuple(c for c in fashioniq.CATEGORIES if category in ("", c))

@@ -3,25 +3,24 @@
 annotations/<split>.json; the gallery is COCO 2017 unlabeled, 123,403 images, listed in
 COCO2017_unlabeled/annotations/image_info_unlabeled2017.json. An entry: id, reference_img_id,
 relative_caption, and on val target_img_id, gt_img_ids and semantic_aspects. `shared_concept` is no
-part of the query: it tells what the images have in common.
+part of the query: it says what the images have in common.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.paths import Sources, eval_splits, note_blanks
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import (
     EvalProtocol,
-    EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Query,
     QueryId,
     Relevance,
@@ -50,14 +49,14 @@ class CircoSettings(FileSettings):
     train: TrainedOn | None = None
     """The data set to train on; its files are under --train_dir."""
 
-    def build(self, sources: Sources) -> Dataset:
+    def build(self, data_paths: DataPaths) -> Dataset:
         return load(
-            self.allow_missing_images, train_split_of("circo", self.train, sources), sources
+            self.allow_missing_images, train_split_of("circo", self.train, data_paths), data_paths
         )
 
 
 def gallery(directory: Path, problems: ValidationReport) -> Gallery | None:
-    """All images of COCO 2017 unlabeled, or None where their list is not there."""
+    """Read the list of COCO 2017 unlabeled; None where it is missing."""
     path = directory / LIST
     if not path.exists():
         return None
@@ -73,10 +72,10 @@ def gallery(directory: Path, problems: ValidationReport) -> Gallery | None:
     return Gallery("circo", tuple(sorted({ImageId(str(image["id"])) for image in images})))
 
 
-def judged(directory: Path, split: str, problems: ValidationReport) -> list[Judged]:
-    """Queries and all right answers of `split`; the problems found are added to `problems`."""
-    there = gallery(directory, problems)
-    known = set(there.ids) if there else None
+def load_queries(directory: Path, split: str, problems: ValidationReport) -> list[LabeledQueries]:
+    """Read the queries and all right answers of `split`; what is wrong is added to `problems`."""
+    coco = gallery(directory, problems)
+    names = set(coco.ids) if coco else None
     queries: dict[QueryId, Query] = {}
     targets: dict[QueryId, ImageId] = {}
     positives: dict[QueryId, frozenset[ImageId]] = {}
@@ -85,14 +84,13 @@ def judged(directory: Path, split: str, problems: ValidationReport) -> list[Judg
     unlabelled = split == "test"
     path = directory / "annotations" / f"{split}.json"
     for where, entry in problems.entries(path):
-        number, reference = entry.get("id", int), entry.get("reference_img_id", int)
-        text, target = (
-            entry.get("relative_caption", str, blank=True),
-            entry.get("target_img_id", int, optional=unlabelled),
-        )
+        number = entry.get("id", int)
+        reference = entry.get("reference_img_id", int)
+        text = entry.get("relative_caption", str, blank=True)
+        target = entry.get("target_img_id", int, optional=unlabelled)
         right = None if unlabelled else entry.list_of("gt_img_ids", int)
         for image in {i for i in (reference, target, *(right or ())) if i is not None}:
-            if known is not None and str(image) not in known:
+            if names is not None and str(image) not in names:
                 problems.add(where, f"image {image} is not in COCO 2017 unlabeled")
         if number is None or reference is None or text is None:
             continue
@@ -103,49 +101,51 @@ def judged(directory: Path, split: str, problems: ValidationReport) -> list[Judg
         blanks += [] if text.strip() else [f"id {number}"]
         if target is None or right is None:
             continue
-        if target not in right:
-            problems.add(where, f"target_img_id {target} is not among gt_img_ids")
-        if len(set(right)) < len(right):
-            problems.add(where, "gt_img_ids holds an image more than once")
+        _check_answers(where, target, right, problems)
         targets[query] = ImageId(str(target))
         positives[query] = frozenset(ImageId(str(image)) for image in right)
         aspects[query] = tuple(entry.list_of("semantic_aspects", str) or ())
-    note_blanks(path, blanks)
+    warn_blank_texts(path, blanks)
     relevance = Relevance(targets, positives, aspects=aspects) if targets else None
     return [
-        Judged(
+        LabeledQueries(
             f"circo_{split}",
             tuple(queries.values()),
             relevance,
-            there,
+            coco,
             PROTOCOL,
             official=OFFICIAL[split],
         )
     ]
 
 
+def _check_answers(
+    where: object, target: int, right: list[int], problems: ValidationReport
+) -> None:
+    if target not in right:
+        problems.add(where, f"target_img_id {target} is not among gt_img_ids")
+    if len(set(right)) < len(right):
+        problems.add(where, "gt_img_ids holds an image more than once")
+
+
 def load(
-    allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources
+    allow_missing_images: int, load_train: Callable[[], TrainSplit], data_paths: DataPaths
 ) -> Dataset:
-    """Val and test with the pictures of COCO2017_unlabeled/unlabeled2017, and another data set's
-    training split."""
-    directory = sources.root("circo")
+    """Define val and test with the images of COCO2017_unlabeled/unlabeled2017, and another data
+    set's training split."""
+    directory = data_paths.require_dir("circo")
     folder = directory / "COCO2017_unlabeled" / "unlabeled2017"
 
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
+    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
         problems = ValidationReport(
             f"Put CIRCO and COCO's list of images under --data_dir {directory}; see"
             " docs/datasets.md."
         )
-        [part] = judged(directory, split, problems)
+        [part] = load_queries(directory, split, problems)
         if part.gallery is None and not (directory / LIST).exists():
             problems.add(directory / LIST, "there is no such file")
-        files = {
-            image: folder / f"{int(image):012d}.jpg"
-            for image in (part.gallery.ids if part.gallery else ())
-        }
-        return eval_splits([(part, files)], allow_missing_images, sources, problems)
+        images = part.gallery.ids if part.gallery else ()
+        files = {image: folder / f"{int(image):012d}.jpg" for image in images}
+        return [(part, files)], problems
 
-    return Dataset(
-        "circo", make_train, {split: partial(evaluated, split) for split in ("val", "test")}
-    )
+    return file_dataset("circo", read, allow_missing_images, data_paths, load_train=load_train)

@@ -8,23 +8,22 @@ test1 is.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.images import leads_out
-from cirloop.data.paths import Sources, eval_splits, note_blanks, train_split
+from cirloop.data.images import escapes_root
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
 from cirloop.types import (
     EvalProtocol,
-    EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Query,
     QueryId,
     Relevance,
-    TrainSplit,
 )
 from cirloop.validation import Entry, ValidationReport
 
@@ -45,12 +44,12 @@ class CirrSettings(FileSettings):
     type: Literal["cirr"] = "cirr"
     protocol: ClassVar[EvalProtocol] = PROTOCOL
 
-    def build(self, sources: Sources) -> Dataset:
-        return load(self.allow_missing_images, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        return load(self.allow_missing_images, data_paths)
 
 
 def image_files(directory: Path, split: str, problems: ValidationReport) -> dict[ImageId, str]:
-    """Image name -> path relative to the data directory's images."""
+    """Read the paths of the split's images, relative to the image folder, by name."""
     path = directory / "image_splits" / f"split.rc2.{SPLITS[split]}.json"
     content = problems.json(path)
     if content is None:
@@ -61,13 +60,13 @@ def image_files(directory: Path, split: str, problems: ValidationReport) -> dict
     if not content:
         problems.add(path, "holds no images")
     for name, file in content.items():
-        if leads_out(file):
+        if escapes_root(file):
             problems.add(path, f"the path of {name!r} leads out of the picture folder: {file!r}")
-    return {ImageId(name): file for name, file in content.items() if not leads_out(file)}
+    return {ImageId(name): file for name, file in content.items() if not escapes_root(file)}
 
 
-def judged(directory: Path, split: str, problems: ValidationReport) -> list[Judged]:
-    """Queries, targets and groups of `split`; the problems found are added to `problems`."""
+def load_queries(directory: Path, split: str, problems: ValidationReport) -> list[LabeledQueries]:
+    """Read the queries, targets and groups of `split`; what is wrong is added to `problems`."""
     images = image_files(directory, split, problems)
     path = directory / "captions" / f"cap.rc2.{SPLITS[split]}.json"
     queries: dict[QueryId, Query] = {}
@@ -75,25 +74,13 @@ def judged(directory: Path, split: str, problems: ValidationReport) -> list[Judg
     groups: dict[QueryId, tuple[ImageId, ...]] = {}
     blanks: list[str] = []
     for where, entry in problems.entries(path):
-        pair, reference, text = (
-            entry.get("pairid", int),
-            entry.get("reference", str),
-            entry.get("caption", str, blank=True),
-        )
+        pair = entry.get("pairid", int)
+        reference = entry.get("reference", str)
+        text = entry.get("caption", str, blank=True)
         target = entry.get("target_hard", str, optional=split == "test")
         members = _members(entry, problems)
-        for role, image in (
-            ("reference", reference),
-            ("target_hard", target),
-            *(("member", m) for m in members),
-        ):
-            if image is not None and images and image not in images:
-                problems.add(where, f"{role} {image!r} is not in split.rc2.{SPLITS[split]}.json")
-        for role, image in (("reference", reference), ("target_hard", target)):
-            if members and image is not None and image not in members:
-                problems.add(where, f"{role} {image!r} is not among img_set's members")
-        if target is not None and target == reference:
-            problems.add(where, f"reference and target are the same image, {reference!r}")
+        roles = {"reference": reference, "target_hard": target}
+        _check_names(entry, roles, members, images, split, problems)
         if pair is None or reference is None or text is None:
             continue
         query = QueryId(str(pair))
@@ -108,21 +95,37 @@ def judged(directory: Path, split: str, problems: ValidationReport) -> list[Judg
         problems.add(
             path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target"
         )
-    note_blanks(path, blanks)
-    relevance = Relevance(targets) if targets else None
-    gallery = Gallery(f"cirr/{split}", tuple(sorted(images)))
-    queries_of = tuple(queries.values())
-    return [
-        Judged(
-            f"cirr_{split}",
-            queries_of,
-            relevance,
-            gallery,
-            PROTOCOL,
-            groups=groups,
-            official=OFFICIAL[split],
-        )
-    ]
+    warn_blank_texts(path, blanks)
+    labeled = LabeledQueries(
+        f"cirr_{split}",
+        tuple(queries.values()),
+        Relevance(targets) if targets else None,
+        Gallery(f"cirr/{split}", tuple(sorted(images))),
+        PROTOCOL,
+        groups=groups,
+        official=OFFICIAL[split],
+    )
+    return [labeled]
+
+
+def _check_names(
+    entry: Entry,
+    roles: Mapping[str, str | None],
+    members: Sequence[str],
+    images: Container[str],
+    split: str,
+    problems: ValidationReport,
+) -> None:
+    """Report images that are not of the split, or not of the query's group."""
+    for role, image in (*roles.items(), *(("member", member) for member in members)):
+        if image is not None and images and image not in images:
+            problems.add(entry.where, f"{role} {image!r} is not in split.rc2.{SPLITS[split]}.json")
+    for role, image in roles.items():
+        if members and image is not None and image not in members:
+            problems.add(entry.where, f"{role} {image!r} is not among img_set's members")
+    target = roles["target_hard"]
+    if target is not None and target == roles["reference"]:
+        problems.add(entry.where, f"reference and target are the same image, {target!r}")
 
 
 def _members(entry: Entry, problems: ValidationReport) -> list[str]:
@@ -137,30 +140,20 @@ def _members(entry: Entry, problems: ValidationReport) -> list[str]:
     return members
 
 
-def load(allow_missing_images: int, sources: Sources) -> Dataset:
-    """Train, val and test1 with their pictures, at the paths of the split files, under `img_raw/`
+def load(allow_missing_images: int, data_paths: DataPaths) -> Dataset:
+    """Define train, val and test1, with images at the paths of the split files, under `img_raw/`
     or beside it."""
-    directory = sources.root("cirr")
+    directory = data_paths.require_dir("cirr")
     raw = directory / "img_raw"
-    pictures = raw if raw.is_dir() else directory
-    way_out = (
-        f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the"
-        " layout."
-    )
+    image_root = raw if raw.is_dir() else directory
 
-    def read(split: str, problems: ValidationReport) -> list[tuple[Judged, dict[ImageId, Path]]]:
-        files = {
-            image: pictures / path
-            for image, path in image_files(directory, split, ValidationReport()).items()
-        }
-        return [(part, files) for part in judged(directory, split, problems)]
+    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
+        problems = ValidationReport(
+            f"Put CIRR's annotations (rc2) under --data_dir {directory}; docs/datasets.md has the"
+            " layout."
+        )
+        names = image_files(directory, split, ValidationReport())
+        files = {image: image_root / path for image, path in names.items()}
+        return [(part, files) for part in load_queries(directory, split, problems)], problems
 
-    def train() -> TrainSplit:
-        problems = ValidationReport(way_out)
-        return train_split(read("train", problems), allow_missing_images, sources, problems)
-
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        problems = ValidationReport(way_out)
-        return eval_splits(read(split, problems), allow_missing_images, sources, problems)
-
-    return Dataset("cirr", train, {split: partial(evaluated, split) for split in ("val", "test")})
+    return file_dataset("cirr", read, allow_missing_images, data_paths)

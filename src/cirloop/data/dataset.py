@@ -1,4 +1,4 @@
-"""What a data set gives the loop."""
+"""The data set that the loop trains and evaluates on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from cirloop.artifacts.store import fingerprint
 from cirloop.config.base import Settings
-from cirloop.data.images import Blanked
+from cirloop.data.images import GreyImages
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
@@ -24,27 +24,27 @@ from cirloop.types import (
 )
 
 if TYPE_CHECKING:
-    from cirloop.data.paths import Sources
+    from cirloop.data.paths import DataPaths
 
-GREY = "/grey"
-"""Ends the gallery's name of a split whose pictures are grey."""
+GREY_SUFFIX = "/grey"
+"""Suffix of the gallery's name of a split whose images are grey."""
 
 
 class DatasetSettings(Settings):
-    """What the settings of every data set have."""
+    """Settings that every data set has."""
 
     protocol: ClassVar[EvalProtocol]
     """How its evaluation splits are scored."""
     type: str
 
-    def build(self, sources: Sources) -> Dataset:
-        """The data set, its splits made when asked for. Raises UserError where its files are not
-        there."""
+    def build(self, data_paths: DataPaths) -> Dataset:
+        """Define the data set, whose splits load on first use. Raises UserError where its files are
+        missing."""
         raise NotImplementedError
 
 
 class FileSettings(DatasetSettings):
-    """What the settings of data sets from files share."""
+    """Settings that data sets from files share."""
 
     allow_missing_images: int = Field(0, ge=0)
     """Pictures of a split that may be missing or damaged. Queries that need one are dropped, every
@@ -53,57 +53,57 @@ class FileSettings(DatasetSettings):
 
 @dataclass(frozen=True)
 class Dataset:
-    """`make_train` gives the train split, `evals` the parts of an evaluation split by name (`val`,
-    `test`).
+    """Train and evaluation splits, loaded on first use, so that evaluating needs no training data.
 
-    Both are made when asked for, so that evaluating needs no training data.
+    `evals` loads an evaluation split by name (`val`, `test`), one part per category.
     """
 
     name: str
-    make_train: Callable[[], TrainSplit]
+    load_train: Callable[[], TrainSplit]
     evals: Mapping[str, Callable[[], tuple[EvalSplit, ...]]]
-    _made: dict[str, tuple[EvalSplit, ...]] = field(default_factory=dict, init=False, repr=False)
+    _loaded: dict[str, tuple[EvalSplit, ...]] = field(default_factory=dict, init=False, repr=False)
 
-    def parts(self, split: str) -> tuple[EvalSplit, ...]:
-        """The parts of an evaluation split, made once. Raises UserError where the data set has no
-        such split."""
+    def eval_splits(self, split: str) -> tuple[EvalSplit, ...]:
+        """Load an evaluation split once, one part per category. Raises UserError where the data set
+        has no such split."""
         if split not in self.evals:
             raise UserError(
                 f"evaluation.split {split}: {self.name} has only {', '.join(self.evals)}."
             )
-        if split not in self._made:
-            self._made[split] = self.evals[split]()
-        return self._made[split]
+        if split not in self._loaded:
+            self._loaded[split] = self.evals[split]()
+        return self._loaded[split]
 
     @cached_property
     def train(self) -> TrainSplit:
-        return self.make_train()
+        return self.load_train()
 
-    def where(self, split: TrainSplit | EvalSplit) -> tuple[str, str]:
-        """How another process finds a split of this data set again: what holds it, and the name of
-        its gallery."""
-        gallery = split.gallery.name.removesuffix(GREY)
-        held = [
-            name
-            for name, parts in self._made.items()
-            if gallery in [part.gallery.name for part in parts]
-        ]
-        return ("train" if isinstance(split, TrainSplit) else held[0]), split.gallery.name
+    def split_key(self, split: TrainSplit | EvalSplit) -> tuple[str, str]:
+        """Return the key by which another process loads the split again: the name of the split that
+        holds it, and the name of its gallery."""
+        gallery = split.gallery.name.removesuffix(GREY_SUFFIX)
+        if isinstance(split, TrainSplit):
+            return "train", split.gallery.name
+        for name, parts in self._loaded.items():
+            if gallery in [part.gallery.name for part in parts]:
+                return name, split.gallery.name
+        raise AssertionError(f"{split.gallery.name} is not of {self.name}")
 
-    def at(self, where: Sequence[str]) -> TrainSplit | EvalSplit:
-        """The split that `where` names."""
-        holder, gallery = where
+    def split_by_key(self, key: Sequence[str]) -> TrainSplit | EvalSplit:
+        """Return the split with this key (`split_key`)."""
+        name, gallery = key
         splits: Sequence[TrainSplit | EvalSplit] = (
-            [self.train] if holder == "train" else self.parts(holder)
+            [self.train] if name == "train" else self.eval_splits(name)
         )
-        (found,) = [split for split in splits if split.gallery.name == gallery.removesuffix(GREY)]
-        return grey(found) if gallery.endswith(GREY) else found
+        plain_gallery = gallery.removesuffix(GREY_SUFFIX)
+        (split,) = [split for split in splits if split.gallery.name == plain_gallery]
+        return with_grey_images(split) if gallery.endswith(GREY_SUFFIX) else split
 
     @cached_property
     def digest(self) -> str:
-        """Of the train split's triplets, further right answers and pixels."""
-        right = self.train.positives
-        rows = [[*_row(t), *sorted(right.get(t.query.id, ()))] for t in self.train.triplets]
+        """The digest of the train split's triplets, further right answers and pixels."""
+        positives = self.train.positives
+        rows = [[*_row(t), *sorted(positives.get(t.query.id, ()))] for t in self.train.triplets]
         return fingerprint(rows + _pixels(self.train.gallery, self.train.images))
 
 
@@ -115,33 +115,36 @@ def _row(triplet: Triplet) -> list[object]:
 Split = TypeVar("Split", TrainSplit, EvalSplit, TrainSplit | EvalSplit)
 
 
-def grey(split: Split) -> Split:
-    """The same split with grey pictures."""
-    gallery = replace(split.gallery, name=split.gallery.name + GREY)
-    return replace(split, images=Blanked(split.images), gallery=gallery)
+def with_grey_images(split: Split) -> Split:
+    """Return the split with grey images."""
+    gallery = replace(split.gallery, name=split.gallery.name + GREY_SUFFIX)
+    return replace(split, images=GreyImages(split.images), gallery=gallery)
 
 
 def eval_digest(parts: Sequence[EvalSplit]) -> str:
-    """Of an evaluation split's queries, right answers and pixels."""
+    """Return the digest of an evaluation split's queries, right answers and pixels."""
     return fingerprint([[_queries(part), _pixels(part.gallery, part.images)] for part in parts])
 
 
 def _queries(part: EvalSplit) -> list[list[object]]:
-    def right(query: Query) -> list[object]:
-        if part.relevance is None:
-            return []
-        if query.id in part.relevance.preferences:
-            preference = part.relevance.preferences[query.id]
-            return [preference.first, preference.second, preference.preferred]
-        return [
-            part.relevance.targets[query.id],
-            sorted(part.relevance.positives.get(query.id, ())),
-        ]
-
     return [
-        [q.id, q.reference, q.text, q.category, *right(q), part.judged.groups.get(q.id, ())]
-        for q in part.queries
+        [
+            *(query.id, query.reference, query.text, query.category),
+            *_answers(part, query),
+            part.labeled.groups.get(query.id, ()),
+        ]
+        for query in part.queries
     ]
+
+
+def _answers(part: EvalSplit, query: Query) -> list[object]:
+    if part.relevance is None:
+        return []
+    if query.id in part.relevance.preferences:
+        preference = part.relevance.preferences[query.id]
+        return [preference.first, preference.second, preference.preferred]
+    positives = part.relevance.positives.get(query.id, ())
+    return [part.relevance.targets[query.id], sorted(positives)]
 
 
 def _pixels(gallery: Gallery, images: Images) -> list[str]:

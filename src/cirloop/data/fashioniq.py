@@ -10,23 +10,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.images import leads_out
-from cirloop.data.paths import Sources, eval_splits, note_blanks, train_split
+from cirloop.data.images import escapes_root
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
 from cirloop.types import (
     EvalProtocol,
-    EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Query,
     QueryId,
     Relevance,
-    TrainSplit,
 )
 from cirloop.validation import ValidationReport
 
@@ -63,68 +61,52 @@ class FashionIQSettings(FileSettings):
     """What is ranked at evaluation: every image of the split, or the references and targets of the
     queries."""
 
-    def build(self, sources: Sources) -> Dataset:
-        return load(self.categories, self.gallery, self.allow_missing_images, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        return load(self.categories, self.gallery, self.allow_missing_images, data_paths)
 
 
-def joined(captions: Sequence[str]) -> str:
-    """The two captions as one text, as CLIP4Cir, SPRC and QuRe do at evaluation; an empty one is
+def join_captions(captions: Sequence[str]) -> str:
+    """Join the captions to one text, as CLIP4Cir, SPRC and QuRe do at evaluation; empty ones are
     left out."""
     parts = [part for part in (caption.strip(".?, ") for caption in captions) if part]
     return " and ".join([parts[0].capitalize(), *parts[1:]]) if parts else ""
 
 
-def judged(
+def load_queries(
     directory: Path,
     split: str,
     problems: ValidationReport,
     categories: Sequence[str] = CATEGORIES,
     kind: GalleryKind = "original",
-) -> list[Judged]:
-    """Queries and targets of `split`, one part per category; the problems found are added to
-    `problems`."""
+) -> list[LabeledQueries]:
+    """Read the queries and targets of `split` by category; what is wrong is added to `problems`."""
     return [_category(directory, split, category, problems, kind) for category in categories]
 
 
 def _category(
     directory: Path, split: str, category: str, problems: ValidationReport, kind: GalleryKind
-) -> Judged:
-    names = directory / "image_splits" / f"split.{category}.{split}.json"
-    content = problems.json(names)
-    if content is not None and not (
-        isinstance(content, list) and all(isinstance(name, str) for name in content)
-    ):
-        problems.add(names, "must be a list of image ids")
-        content = None
-    out = [name for name in content or () if leads_out(name) or "/" in name]
-    if out:
-        problems.add(names, f"{len(out)} image ids are no names of files, the first: {out[0]!r}")
-        content = None
-    if content == []:
-        problems.add(names, "holds no image ids")
-    images = [] if content is None else content
-    twice = sorted(name for name, count in Counter(images).items() if count > 1)
-    if twice:
-        problems.add(
-            names, f"{len(twice)} images are there more than once, the first: {twice[0]!r}"
-        )
-    known, path = set(images), directory / "captions" / f"cap.{category}.{split}.json"
+) -> LabeledQueries:
+    list_path = directory / "image_splits" / f"split.{category}.{split}.json"
+    images = _image_names(list_path, problems)
+    path = directory / "captions" / f"cap.{category}.{split}.json"
     queries: list[Query] = []
     targets: dict[QueryId, ImageId] = {}
     blanks: list[str] = []
     for number, (where, entry) in enumerate(problems.entries(path)):
-        reference, captions = entry.get("candidate", str), entry.list_of("captions", str)
+        reference = entry.get("candidate", str)
+        captions = entry.list_of("captions", str)
         target = entry.get("target", str, optional=split == "test")
         for role, image in (("candidate", reference), ("target", target)):
-            if image is not None and (leads_out(image) or "/" in image):
+            if image is not None and (escapes_root(image) or "/" in image):
                 problems.add(where, f"{role} {image!r} is no name of a file")
-            elif image is not None and known and image not in known:
-                problems.add(where, f"{role} {image!r} is not in {names.name}")
+            elif image is not None and images and image not in images:
+                problems.add(where, f"{role} {image!r} is not in {list_path.name}")
         if captions == []:
             problems.add(where, "'captions' holds none")
         if reference is None or not captions:
             continue
-        text, query = joined(captions), QueryId(f"{category}/{number}")
+        text = join_captions(captions)
+        query = QueryId(f"{category}/{number}")
         blanks += [] if text else [f"entry {number}"]
         queries.append(Query(query, ImageId(reference), text, category))
         if target is not None:
@@ -133,69 +115,77 @@ def _category(
         problems.add(
             path, f"{len(queries) - len(targets)} of {len(queries)} entries have no target"
         )
-    note_blanks(path, blanks)
+    warn_blank_texts(path, blanks)
     if kind == "union":
-        known = {query.reference for query in queries} | set(targets.values())
-    gallery = Gallery(
-        f"fashioniq/{category}/{split}/{kind}", tuple(ImageId(name) for name in sorted(known))
-    )
-    asked, images_of = OFFICIAL[split][category]
-    official = (
-        (asked, images_of)
-        if kind == "original"
-        else (asked, UNION[category])
-        if split == "val"
-        else None
-    )
-    relevance = Relevance(targets) if targets else None
-    return Judged(
+        images = {query.reference for query in queries} | set(targets.values())
+    ids = tuple(ImageId(name) for name in sorted(images))
+    return LabeledQueries(
         f"fashioniq_{split}",
         tuple(queries),
-        relevance,
-        gallery,
+        Relevance(targets) if targets else None,
+        Gallery(f"fashioniq/{category}/{split}/{kind}", ids),
         PROTOCOL,
         category,
-        official=official,
+        official=_official_size(split, category, kind),
     )
 
 
-def picture_files(directory: Path, images: Iterable[ImageId], category: str) -> dict[ImageId, Path]:
-    """Where each picture is: images/<id>.png, .jpg or .jpeg, or the same in images/<category>/."""
-    there: dict[str, Path] = {}
+def _image_names(path: Path, problems: ValidationReport) -> set[str]:
+    """Read the images of a category's split; empty where the list cannot be used."""
+    names = problems.json(path)
+    if names is None:
+        return set()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        problems.add(path, "must be a list of image ids")
+        return set()
+    wrong = [name for name in names if escapes_root(name) or "/" in name]
+    if wrong:
+        problems.add(path, f"{len(wrong)} image ids are no names of files, the first: {wrong[0]!r}")
+        return set()
+    if not names:
+        problems.add(path, "holds no image ids")
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        problems.add(
+            path, f"{len(repeated)} images are there more than once, the first: {repeated[0]!r}"
+        )
+    return set(names)
+
+
+def _official_size(split: str, category: str, kind: GalleryKind) -> tuple[int, int] | None:
+    num_queries, num_images = OFFICIAL[split][category]
+    if kind == "original":
+        return num_queries, num_images
+    return (num_queries, UNION[category]) if split == "val" else None
+
+
+def image_paths(directory: Path, images: Iterable[ImageId], category: str) -> dict[ImageId, Path]:
+    """Find each image's file: images/<id>.png, .jpg or .jpeg, or the same in images/<category>/."""
+    by_stem: dict[str, Path] = {}
     for folder in (directory / "images" / category, directory / "images"):
         for path in sorted(folder.glob("*.*")) if folder.is_dir() else ():
             if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-                there[path.stem] = path
-    return {image: there.get(image, directory / "images" / f"{image}.png") for image in images}
+                by_stem[path.stem] = path
+    return {image: by_stem.get(image, directory / "images" / f"{image}.png") for image in images}
 
 
 def load(
-    categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, sources: Sources
+    categories: Sequence[str], kind: GalleryKind, allow_missing_images: int, data_paths: DataPaths
 ) -> Dataset:
-    """Train over the categories together; val and test one part per category."""
-    directory = sources.root("fashioniq")
-    way_out = (
-        f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the"
-        " layout."
-    )
+    """Define train over the categories together, and val and test of each category."""
+    directory = data_paths.require_dir("fashioniq")
 
-    def read(split: str, problems: ValidationReport) -> list[tuple[Judged, dict[ImageId, Path]]]:
-        parts = judged(
-            directory, split, problems, categories, kind if split != "train" else "original"
+    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
+        problems = ValidationReport(
+            f"Put FashionIQ's annotations under --data_dir {directory}; docs/datasets.md has the"
+            " layout."
         )
-        return [
-            (p, picture_files(directory, p.gallery.ids if p.gallery else (), p.category))
-            for p in parts
-        ]
+        gallery_kind = kind if split != "train" else "original"
+        parts = load_queries(directory, split, problems, categories, gallery_kind)
+        return [(part, _gallery_files(directory, part)) for part in parts], problems
 
-    def train() -> TrainSplit:
-        problems = ValidationReport(way_out)
-        return train_split(read("train", problems), allow_missing_images, sources, problems)
+    return file_dataset("fashioniq", read, allow_missing_images, data_paths)
 
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        problems = ValidationReport(way_out)
-        return eval_splits(read(split, problems), allow_missing_images, sources, problems)
 
-    return Dataset(
-        "fashioniq", train, {split: partial(evaluated, split) for split in ("val", "test")}
-    )
+def _gallery_files(directory: Path, part: LabeledQueries) -> dict[ImageId, Path]:
+    return image_paths(directory, part.gallery.ids if part.gallery else (), part.category)

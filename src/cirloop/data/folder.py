@@ -1,8 +1,8 @@
-"""The pictures of a folder: which files are taken for pictures, and what is passed over.
+"""The images of a folder: which files count as images, and which are skipped.
 
-A picture is named by its path in the folder, in Unicode NFC. Hidden files and folders, among them
-macOS' `._*`, and files whose names do not end as a picture's do are passed over and counted; every
-other file must decode.
+An image is named by its path in the folder, in Unicode NFC. Hidden files and folders, among them
+macOS' `._*`, and files without an image's suffix are skipped and counted; every other file must
+decode.
 """
 
 from __future__ import annotations
@@ -16,84 +16,85 @@ from pathlib import Path
 from PIL import Image
 
 from cirloop.data.images import FORMATS
-from cirloop.data.names import composed
+from cirloop.data.names import nfc
 from cirloop.types import ImageId
 from cirloop.validation import ValidationReport
 
-UNREAD = frozenset({".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
-"""Endings of pictures that are not read, and are passed over with a warning."""
+UNSUPPORTED = frozenset({".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw", ".svg"})
+"""Suffixes of image formats that are not decoded; such files are skipped with a warning."""
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """Pictures by name, and what was passed over: how often by ending, and one file of each
-    ending."""
+class FolderScan:
+    """Images by name, and the skipped files: their number by suffix, and one example of each."""
 
     files: dict[ImageId, Path] = field(default_factory=dict)
-    others: Counter[str] = field(default_factory=Counter)
+    num_skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def passed_over(self, endings_of_interest: frozenset[str] | None = None) -> str:
-        """What was passed over, such as `2 .heic (a.heic)`; empty where nothing was."""
-        wanted = [
-            kind
-            for kind in sorted(self.others)
-            if endings_of_interest is None or kind in endings_of_interest
-        ]
-        return ", ".join(f"{self.others[kind]:,} {kind} ({self.examples[kind]})" for kind in wanted)
+    def skipped(self, suffixes: frozenset[str] | None = None) -> str:
+        """Describe the skipped files, such as `2 .heic (a.heic)`; empty where there are none."""
+        return ", ".join(
+            f"{count:,} {kind} ({self.examples[kind]})"
+            for kind, count in sorted(self.num_skipped.items())
+            if suffixes is None or kind in suffixes
+        )
 
 
 @cache
-def endings() -> frozenset[str]:
-    """How the names of pictures end, of the kinds that are decoded here."""
-    known = Image.registered_extensions()
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of the image formats that are decoded here."""
+    formats = Image.registered_extensions()
     return frozenset(
-        ending for ending, kind in known.items() if kind in FORMATS and kind in Image.OPEN
+        suffix for suffix, kind in formats.items() if kind in FORMATS and kind in Image.OPEN
     )
 
 
-def walk(directory: Path, follow_links: bool, problems: ValidationReport) -> Folder:
-    """The files below a folder, linked ones too. Each folder is walked once, so that links in a
-    circle end.
+def scan_folder(directory: Path, follow_links: bool, problems: ValidationReport) -> FolderScan:
+    """List the files below a folder, linked ones too. Each folder is scanned once, so that cyclic
+    links end.
 
     Links to folders are problems unless `follow_links`: one may bring in another tree. Names that
-    are not UTF-8, or the same in NFC, are problems too.
+    are not UTF-8, or equal in NFC, are problems too.
     """
-    folder, seen = Folder(), {os.path.realpath(directory)}
+    scan = FolderScan()
+    seen = {os.path.realpath(directory)}
 
-    def not_read(error: OSError) -> None:
+    def report_unreadable(error: OSError) -> None:
         problems.add(error.filename, f"cannot be read ({error.strerror})")
 
-    for place, folders, names in os.walk(directory, followlinks=follow_links, onerror=not_read):
+    tree = os.walk(directory, followlinks=follow_links, onerror=report_unreadable)
+    for parent, folders, names in tree:
         folders[:] = sorted(
-            name for name in folders if _entered(Path(place, name), follow_links, seen, problems)
+            name
+            for name in folders
+            if _should_enter(Path(parent, name), follow_links, seen, problems)
         )
         for name in sorted(names):
-            path = Path(place, name)
-            if name.startswith(".") or path.suffix.lower() not in endings():
-                kind = (
-                    "hidden" if name.startswith(".") else path.suffix.lower() or "without an ending"
-                )
-                folder.others[kind] += 1
-                folder.examples.setdefault(
-                    kind, os.fsencode(name).decode("utf-8", "backslashreplace")
-                )
+            path = Path(parent, name)
+            suffix = path.suffix.lower()
+            if not name.startswith(".") and suffix in image_suffixes():
+                _add_file(path, directory, scan.files, problems)
                 continue
-            _take(path, directory, folder.files, problems)
-    return folder
+            kind = "hidden" if name.startswith(".") else suffix or "without an ending"
+            scan.num_skipped[kind] += 1
+            scan.examples.setdefault(kind, _printable(name))
+    return scan
 
 
-def _take(
+def _printable(name: str | Path) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _add_file(
     path: Path, directory: Path, files: dict[ImageId, Path], problems: ValidationReport
 ) -> None:
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError:
-        problems.add(
-            os.fsencode(path).decode("utf-8", "backslashreplace"), "has a name that is not UTF-8"
-        )
+        problems.add(_printable(path), "has a name that is not UTF-8")
         return
-    image = ImageId(composed(path.relative_to(directory).as_posix()))
+    image = ImageId(nfc(path.relative_to(directory).as_posix()))
     if image in files:
         problems.add(
             path,
@@ -104,8 +105,10 @@ def _take(
     files[image] = path
 
 
-def _entered(folder: Path, follow_links: bool, seen: set[str], problems: ValidationReport) -> bool:
-    """Whether a folder is walked: not a hidden one, nor one that was walked by another name."""
+def _should_enter(
+    folder: Path, follow_links: bool, seen: set[str], problems: ValidationReport
+) -> bool:
+    """Return whether to scan a folder: not a hidden one, nor one scanned under another name."""
     if folder.name.startswith("."):
         return False
     real = os.path.realpath(folder)

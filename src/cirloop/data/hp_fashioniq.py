@@ -1,7 +1,7 @@
 """HP-FashionIQ (QuRe, Kwak et al., ICML 2025): which of two sets of retrieved images people
 preferred.
 
-`hpfiq.json` beside FashionIQ's pictures: user -> question set -> lists of 25: `ref_img_paths`,
+`hpfiq.json` beside FashionIQ's images: user -> question set -> lists of 25: `ref_img_paths`,
 `sentences`, `retrieved_set1` and `retrieved_set2` (`img_path` of five images), `preferred set` ("1"
 or "2"). Built from FashionIQ's val split, so that one may train on FashionIQ's train. Of a path
 only the last two parts count, category and file name. The sentences are two of FashionIQ's captions
@@ -18,15 +18,15 @@ from typing import Any, ClassVar, Literal
 
 from cirloop.data import fashioniq
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.images import leads_out
-from cirloop.data.paths import Sources, eval_splits, note_blanks
+from cirloop.data.images import escapes_root
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset, warn_blank_texts
 from cirloop.data.trained_on import TrainedOn, train_split_of
 from cirloop.types import (
     EvalProtocol,
-    EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Preference,
     Query,
     QueryId,
@@ -56,29 +56,31 @@ class HpFashionIQSettings(FileSettings):
     train: TrainedOn | None = fashioniq.FashionIQSettings()
     """The data set to train on; its files are under --train_dir, by default --data_dir."""
 
-    def build(self, sources: Sources) -> Dataset:
-        make_train = train_split_of("hp_fashioniq", self.train, sources)
-        return load(self.file, self.allow_missing_images, make_train, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        load_train = train_split_of("hp_fashioniq", self.train, data_paths)
+        return load(self.file, self.allow_missing_images, load_train, data_paths)
 
 
-def plain(sentence: str) -> str:
-    """The sentence as FashionIQ's evaluation words it: marks turned back, captions joined.
+def restore_captions(sentence: str) -> str:
+    """Write the sentence as FashionIQ's evaluation does: marks restored, captions joined.
 
     `andmark` also lies in "landmark", which stays.
     """
     marked = re.sub(
         r"\blandmarks?\b|" + "|".join(MARKS),
-        lambda found: MARKS.get(found[0], found[0]),
+        lambda match: MARKS.get(match[0], match[0]),
         sentence,
         flags=re.IGNORECASE,
     )
-    return fashioniq.joined([" ".join(caption.split()) for caption in marked.split("  and ")])
+    return fashioniq.join_captions(
+        [" ".join(caption.split()) for caption in marked.split("  and ")]
+    )
 
 
-def judged(
+def load_queries(
     directory: Path, file: str, problems: ValidationReport
-) -> tuple[Judged, dict[ImageId, str]]:
-    """The questions and the category of each image; the problems found are added to `problems`."""
+) -> tuple[LabeledQueries, dict[ImageId, str]]:
+    """Read the questions and the category of each image; what is wrong is added to `problems`."""
     queries: list[Query] = []
     preferences: dict[QueryId, Preference] = {}
     categories: dict[ImageId, str] = {}
@@ -88,11 +90,12 @@ def judged(
             entry, "ref_img_paths", [entry.get("ref_img_paths", str)], categories, problems
         )
         sentence = entry.get("sentences", str, blank=True)
-        text = None if sentence is None else plain(sentence)
+        text = None if sentence is None else restore_captions(sentence)
         blanks += [name] if text == "" else []
         shown = []
         for role in ("retrieved_set1", "retrieved_set2"):
-            group, where = entry.get(role, dict), f"{entry.where} {role}"
+            group = entry.get(role, dict)
+            where = f"{entry.where} {role}"
             paths = (
                 None if group is None else Entry(group, where, problems).list_of("img_path", str)
             )
@@ -107,17 +110,19 @@ def judged(
         elif reference and text is not None and all(shown):
             queries.append(Query(QueryId(name), reference[0], text, categories[reference[0]]))
             preferences[QueryId(name)] = Preference(shown[0], shown[1], int(preferred))
-    note_blanks(directory / file, blanks)
+    warn_blank_texts(directory / file, blanks)
     gallery = Gallery("hp_fashioniq/val", tuple(sorted(categories)))
     relevance = Relevance({}, preferences=preferences)
     return (
-        Judged("hp_fashioniq_val", tuple(queries), relevance, gallery, PROTOCOL, official=OFFICIAL),
+        LabeledQueries(
+            "hp_fashioniq_val", tuple(queries), relevance, gallery, PROTOCOL, official=OFFICIAL
+        ),
         categories,
     )
 
 
 def _questions(path: Path, problems: ValidationReport) -> Iterator[tuple[str, Entry]]:
-    """Each question as an entry with one value of every list."""
+    """Yield each question as an entry with one value of every list."""
     users = problems.json(path)
     if users is not None and not (isinstance(users, dict) and users):
         problems.add(path, "holds no users")
@@ -153,13 +158,14 @@ def _images(
     categories: dict[ImageId, str],
     problems: ValidationReport,
 ) -> tuple[ImageId, ...]:
-    """Image ids of paths like `/-/image_data/shirt/B000LUIBH8.jpg`, their categories noted."""
+    """Return the image ids of paths like `/-/image_data/shirt/B000LUIBH8.jpg`; add their
+    categories to `categories`."""
     images = []
     for text in paths:
         if text is None:
             continue
         path = PurePosixPath(text)
-        if path.parent.name not in fashioniq.CATEGORIES or not path.stem or leads_out(path.name):
+        if path.parent.name not in fashioniq.CATEGORIES or not path.stem or escapes_root(path.name):
             problems.add(
                 f"{entry.where} {role}", f"{text!r} does not end in <category>/<image>.jpg"
             )
@@ -170,21 +176,26 @@ def _images(
 
 
 def load(
-    file: str, allow_missing_images: int, make_train: Callable[[], TrainSplit], sources: Sources
+    file: str,
+    allow_missing_images: int,
+    load_train: Callable[[], TrainSplit],
+    data_paths: DataPaths,
 ) -> Dataset:
-    """Val with FashionIQ's pictures, and another data set's training split."""
-    directory = sources.root("hp_fashioniq")
+    """Define val with FashionIQ's images, and another data set's training split."""
+    directory = data_paths.require_dir("hp_fashioniq")
 
-    def evaluated() -> tuple[EvalSplit, ...]:
+    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
         problems = ValidationReport(
             f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see"
             " docs/datasets.md."
         )
-        part, categories = judged(directory, file, problems)
+        part, categories = load_queries(directory, file, problems)
         files: dict[ImageId, Path] = {}
         for category in sorted(set(categories.values())):
             images = [image for image, of in categories.items() if of == category]
-            files |= fashioniq.picture_files(directory, images, category)
-        return eval_splits([(part, files)], allow_missing_images, sources, problems)
+            files |= fashioniq.image_paths(directory, images, category)
+        return [(part, files)], problems
 
-    return Dataset("hp_fashioniq", make_train, {"val": evaluated})
+    return file_dataset(
+        "hp_fashioniq", read, allow_missing_images, data_paths, ("val",), load_train
+    )

@@ -1,9 +1,9 @@
-"""Data of one's own in Hugging Face `datasets`: a hub name, a directory of `save_to_disk`, or a
+"""A user's own data in Hugging Face `datasets`: a hub name, a directory of `save_to_disk`, or a
 folder of Parquet, JSON or CSV that `load_dataset` reads.
 
 Each row is a triplet; `columns` say which column is which (see `triplets.py`). Reference and target
-are pictures (then a split's gallery is all pictures of its rows, an image's id the start of its
-bytes' SHA-256), or names of pictures, which lie in a gallery table or in a folder.
+are images (then a split's gallery is all images of its rows, an image's id the start of its bytes'
+SHA-256), or names of images, which lie in a gallery table or in a folder.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from cirloop.config.base import Settings
 from cirloop.data import own, triplets
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.images import Packed, Picture
-from cirloop.data.names import composed
-from cirloop.data.paths import Sources, eval_splits, train_split
-from cirloop.data.tables import COLUMNS, Tables
-from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
+from cirloop.data.images import ImageFile, InlineImage
+from cirloop.data.names import nfc
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset
+from cirloop.data.tables import COLUMNS, ImageCell, Table, Tables
+from cirloop.types import EvalProtocol, ImageId, LabeledQueries
 from cirloop.validation import Entry, ValidationReport
 
 logger = logging.getLogger(__name__)
 ROLES = ("reference", "target")
+OPTIONAL = ("target", "category", "subset", "positives", "id")
+"""Columns whose empty cells are left out."""
 ID_LENGTH = 20
-"""Hex digits of a picture's SHA-256 in its id."""
+"""Hex digits of an image's SHA-256 in its id."""
 
 
 class Columns(Settings):
@@ -88,98 +90,112 @@ class HuggingFaceSettings(FileSettings):
     allow_symlinks: bool = False
     """Follow links to folders among the pictures; links to files are always followed."""
 
-    def build(self, sources: Sources) -> Dataset:
-        return load(self, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        return load(self, data_paths)
 
 
-def is_picture(table: Any, column: str) -> bool:
+def holds_images(table: Table, column: str) -> bool:
     import datasets
 
     return isinstance(table.features[column], datasets.Image)
 
 
-def packed(table: Any, row: int, column: str, cell: Any, name: str) -> Picture | None:
-    """The picture of a cell: its bytes in the table, or the file it points to; None for an empty
-    cell."""
-    if cell is None or (cell["bytes"] is None and not cell["path"]):
+def image_of_cell(
+    table: Table, row: int, column: str, cell: ImageCell | None, name: str
+) -> ImageFile | None:
+    """Return the image of a cell: its bytes in the table, or the file it points to; None for an
+    empty cell."""
+    if cell is None:
         return None
-    if cell["bytes"] is None:
-        return Path(cell["path"])
+    content = cell["bytes"]
+    if content is None:
+        return Path(cell["path"]) if cell["path"] else None
 
     def read() -> bytes:
-        content: bytes = table[row][column]["bytes"]
-        return content
+        stored: bytes = table[row][column]["bytes"]
+        return stored
 
-    return Packed(f"{name} row {row} {column}", hashlib.sha256(cell["bytes"]).hexdigest(), read)
+    return InlineImage(f"{name} row {row} {column}", hashlib.sha256(content).hexdigest(), read)
 
 
-def _id(picture: Picture) -> ImageId:
-    if isinstance(picture, Packed):
-        return ImageId(picture.sha256[:ID_LENGTH])
-    content = picture.read_bytes() if picture.is_file() else str(picture).encode()
+def _id(file: ImageFile) -> ImageId:
+    if isinstance(file, InlineImage):
+        return ImageId(file.sha256[:ID_LENGTH])
+    content = file.read_bytes() if file.is_file() else str(file).encode()
     return ImageId(hashlib.sha256(content).hexdigest()[:ID_LENGTH])
 
 
-def gallery(
-    settings: HuggingFaceSettings, tables: Tables, sources: Sources, problems: ValidationReport
-) -> dict[ImageId, Picture] | None:
-    """The pictures that rows name, from the gallery table or the folder; None where there is
-    neither."""
-    if settings.images is not None:
-        folder = own.on_disk(sources.root("huggingface") / settings.images)
-        return own.folder_of_pictures(folder, settings.allow_symlinks, problems)
-    if settings.gallery is None:
+def image_folder(settings: HuggingFaceSettings, data_paths: DataPaths) -> Path | None:
+    """Return the folder of images that rows name, where the settings have one."""
+    if settings.images is None:
         return None
-    found, wanted = settings.gallery, (settings.gallery.id, settings.gallery.image)
-    table = tables.split(found.split, problems, found.name)
-    if table is None or _lacks(table, wanted, f"{tables.name} {found.split}", problems):
+    return own.path_on_disk(data_paths.require_dir("huggingface") / settings.images)
+
+
+def _gallery_files(
+    settings: HuggingFaceSettings, folder: Path | None, tables: Tables, problems: ValidationReport
+) -> dict[ImageId, ImageFile] | None:
+    """Return the images that rows name, from the folder or the gallery table; None without both."""
+    if folder is not None:
+        return own.images_in_folder(folder, settings.allow_symlinks, problems)
+    if settings.gallery is not None:
+        return gallery_table_files(settings.gallery, tables, problems)
+    return None
+
+
+def gallery_table_files(
+    gallery: GalleryTable, tables: Tables, problems: ValidationReport
+) -> dict[ImageId, ImageFile]:
+    """Return the images of the gallery table by the names that rows use."""
+    table = tables.split(gallery.split, problems, gallery.name)
+    where = f"{tables.name} {gallery.split}"
+    columns = (gallery.id, gallery.image)
+    if table is None or _lacks(table, columns, where, problems):
         return {}
-    files: dict[ImageId, Picture] = {}
-    where = f"{tables.name} {found.split}"
-    if not is_picture(table, found.image):
-        problems.add(where, f"data.gallery.image: the column {found.image!r} holds no pictures")
+    if not holds_images(table, gallery.image):
+        problems.add(where, f"data.gallery.image: the column {gallery.image!r} holds no pictures")
         return {}
-    for row, cells in enumerate(table.select_columns([*wanted])):
-        image, picture = (
-            ImageId(composed(str(cells[found.id]))),
-            packed(table, row, found.image, cells[found.image], where),
-        )
+    files: dict[ImageId, ImageFile] = {}
+    for row, cells in enumerate(table.select_columns([*columns])):
+        image = ImageId(nfc(str(cells[gallery.id])))
+        file = image_of_cell(table, row, gallery.image, cells[gallery.image], where)
         if image in files:
             problems.add(f"{where} row {row}", f"the id {image!r} is there more than once")
-        if picture is None:
-            problems.add(f"{where} row {row}", f"{found.image!r} is empty")
+        if file is None:
+            problems.add(f"{where} row {row}", f"{gallery.image!r} is empty")
         else:
-            files[image] = picture
+            files[image] = file
     return files
 
 
-def _lacks(table: Any, columns: Any, where: str, problems: ValidationReport) -> bool:
+def _lacks(table: Table, columns: Iterable[str], where: str, problems: ValidationReport) -> bool:
     missing = [column for column in columns if column not in table.column_names]
     for column in missing:
-        there = ", ".join(table.column_names)
-        problems.add(where, f"has no column {column!r}; there are: {there}", COLUMNS)
+        names = ", ".join(table.column_names)
+        problems.add(where, f"has no column {column!r}; there are: {names}", COLUMNS)
     return bool(missing)
 
 
-def judged(
+def load_queries(
     settings: HuggingFaceSettings,
     tables: Tables,
     split: str,
-    sources: Sources,
+    data_paths: DataPaths,
     problems: ValidationReport,
-) -> tuple[list[Judged], dict[ImageId, Picture]]:
-    """The queries of `split` and the pictures of its gallery."""
+) -> tuple[list[LabeledQueries], dict[ImageId, ImageFile]]:
+    """Read the queries of `split` and the image files of its gallery."""
     name = getattr(settings, split)
-    where, table = f"{tables.name} {name}", tables.split(name, problems)
-    chosen = {
-        role: column for role, column in settings.columns.model_dump().items() if column is not None
-    }
-    if table is None or _lacks(table, chosen.values(), where, problems):
+    where = f"{tables.name} {name}"
+    table = tables.split(name, problems)
+    all_columns = settings.columns.model_dump()
+    columns = {role: column for role, column in all_columns.items() if column is not None}
+    if table is None or _lacks(table, columns.values(), where, problems):
         return [], {}
-    named = gallery(settings, tables, sources, problems)
-    files: dict[ImageId, Picture] = dict(named or {})
-    packed_roles = [role for role in ROLES if role in chosen and is_picture(table, chosen[role])]
-    if named is None and len(packed_roles) < len([role for role in ROLES if role in chosen]):
+    folder = image_folder(settings, data_paths)
+    gallery = _gallery_files(settings, folder, tables, problems)
+    image_roles = [role for role in ROLES if role in columns]
+    inline_roles = [role for role in image_roles if holds_images(table, columns[role])]
+    if gallery is None and len(inline_roles) < len(image_roles):
         problems.add(
             where,
             "names its pictures, so say where they are: data.gallery (a table) or data.images (a"
@@ -187,104 +203,94 @@ def judged(
             "Give the folder under --data_dir by --data.images images.",
         )
         return [], {}
-    if named is not None and packed_roles:
+    if gallery is not None and inline_roles:
         problems.add(
             where,
-            f"holds its pictures in {', '.join(packed_roles)}; leave data.gallery and"
+            f"holds its pictures in {', '.join(inline_roles)}; leave data.gallery and"
             " data.images out",
         )
-
-    def entries() -> Iterator[tuple[str, Entry]]:
-        for row, cells in enumerate(table.select_columns(list(dict.fromkeys(chosen.values())))):
-            place, fields = f"{where} row {row}", {}
-            for role, column in chosen.items():
-                value = cells[column]
-                if role in packed_roles:
-                    picture = packed(table, row, column, value, where)
-                    if picture is not None:
-                        value = _id(picture)
-                        files.setdefault(value, picture)
-                elif role in ROLES or role == "id":
-                    value = str(value) if isinstance(value, int) else value
-                elif role == "text" and isinstance(value, list):
-                    role = "texts"
-                if value is not None or role not in (
-                    "target",
-                    "category",
-                    "subset",
-                    "positives",
-                    "id",
-                ):
-                    fields[role] = value
-            yield place, Entry(fields, place, problems)
-
-    folder = (
-        None
-        if settings.images is None
-        else own.on_disk(sources.root("huggingface") / settings.images)
-    )
-    rows = own.respelled(
-        entries(), folder
-    )  # all pictures are known before the first row is looked at
+    files = dict(gallery or {})
+    entries = _entries(table, columns, inline_roles, where, files, problems)
+    # `normalize_names` reads all rows, and so adds all inline images to `files`
+    rows = own.normalize_names(entries, folder)
     if folder is not None and files:
-        files = own.with_named(files, folder, rows)
-    once = own.without_copies(files, where if folder is None else folder)
-    return (
-        triplets.judged(rows, once.files, "huggingface", split, where, problems, once.same),
-        once.files,
+        files = own.with_named_images(files, folder, rows)
+    unique = own.deduplicate(files, where if folder is None else folder)
+    parts = triplets.load_queries(
+        rows, unique.files, "huggingface", split, where, problems, unique.copy_of
     )
+    return parts, unique.files
+
+
+def _entries(
+    table: Table,
+    columns: Mapping[str, str],
+    inline_roles: Sequence[str],
+    where: str,
+    files: dict[ImageId, ImageFile],
+    problems: ValidationReport,
+) -> Iterator[tuple[str, Entry]]:
+    """Yield each row as an entry, and add its inline images to `files`."""
+    for row, cells in enumerate(table.select_columns(list(dict.fromkeys(columns.values())))):
+        place = f"{where} row {row}"
+        fields: dict[str, object] = {}
+        for role, column in columns.items():
+            value = cells[column]
+            if role in inline_roles:
+                file = image_of_cell(table, row, column, value, where)
+                if file is not None:
+                    value = _id(file)
+                    files.setdefault(value, file)
+            elif role in ROLES or role == "id":
+                value = str(value) if isinstance(value, int) else value
+            elif role == "text" and isinstance(value, list):
+                role = "texts"
+            if value is not None or role not in OPTIONAL:
+                fields[role] = value
+        yield place, Entry(fields, place, problems)
 
 
 def _refuse_outside(
-    pictures: Iterable[Picture], directory: Path | None, problems: ValidationReport
+    files: Iterable[ImageFile], directory: Path | None, problems: ValidationReport
 ) -> None:
-    """Raise ValidationFailed for files that a table names outside of its directory and of the
-    caches of `datasets`."""
+    """Refuse files that a table names outside of its directory and of the caches of `datasets`.
+
+    Raises ProblemsFound.
+    """
     from datasets import config
     from huggingface_hub import constants
 
-    folders = [
-        Path(config.HF_DATASETS_CACHE),
-        Path(constants.HF_HUB_CACHE),
-        *([directory] if directory else []),
-    ]
-    roots = {
-        root for folder in folders for root in (os.path.abspath(folder), os.path.realpath(folder))
-    }
-    way = "Put the pictures into the data directory, or their bytes into the table."
-    files = [picture for picture in pictures if isinstance(picture, Path)]
-    outside = [
-        file
-        for file in files
-        if not any(Path(os.path.abspath(file)).is_relative_to(root) for root in roots)
-    ]
+    folders = [Path(config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
+    if directory is not None:
+        folders.append(directory)
+    roots = {os.path.abspath(folder) for folder in folders}
+    roots |= {os.path.realpath(folder) for folder in folders}
+    outside = [file for file in files if isinstance(file, Path) and not _is_inside(file, roots)]
     for file in outside:
-        problems.add(file, "is outside of the data directory", way)
+        problems.add(
+            file,
+            "is outside of the data directory",
+            "Put the pictures into the data directory, or their bytes into the table.",
+        )
     if outside:
         problems.raise_if_any()
 
 
-def load(settings: HuggingFaceSettings, sources: Sources) -> Dataset:
-    """Train, val and test from the splits that `settings` names."""
-    tables, allow = Tables(settings, sources), settings.allow_missing_images
+def _is_inside(file: Path, roots: Iterable[str]) -> bool:
+    return any(Path(os.path.abspath(file)).is_relative_to(root) for root in roots)
 
-    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], ValidationReport]:
+
+def load(settings: HuggingFaceSettings, data_paths: DataPaths) -> Dataset:
+    """Define train, val and test by the splits that `settings` names."""
+    tables = Tables(settings, data_paths)
+
+    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
         problems = ValidationReport(
             f"The settings under `data` say what is where in {tables.name}; see docs/datasets.md."
         )
-        parts, files = judged(settings, tables, split, sources, problems)
+        parts, files = load_queries(settings, tables, split, data_paths, problems)
         if settings.images is None:
-            _refuse_outside(files.values(), sources.directory, problems)
+            _refuse_outside(files.values(), data_paths.directory, problems)
         return [(part, files) for part in parts], problems
 
-    def train() -> TrainSplit:
-        parts, problems = read("train")
-        return train_split(parts, allow, sources, problems)
-
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        parts, problems = read(split)
-        return eval_splits(parts, allow, sources, problems)
-
-    return Dataset(
-        "huggingface", train, {split: partial(evaluated, split) for split in ("val", "test")}
-    )
+    return file_dataset("huggingface", read, settings.allow_missing_images, data_paths)

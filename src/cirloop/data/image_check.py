@@ -1,4 +1,4 @@
-"""Every picture of a data set looked at before any hour is spent: is it there, does it decode."""
+"""Check that every image of a data set exists and decodes, before a run spends time."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cirloop.data.images import BadImage, Picture, decode
+from cirloop.data.images import BadImage, ImageFile, decode
 from cirloop.types import ImageId
 
 WORKERS = os.cpu_count() or 1
 
 
-def bad_images(
-    files: Mapping[ImageId, Picture],
+def unreadable_images(
+    files: Mapping[ImageId, ImageFile],
     workers: int,
     progress: Callable[[Sequence[ImageId]], Iterable[ImageId]] = iter,
 ) -> dict[ImageId, str]:
-    """What is wrong with each image that cannot be used, by id. Threads: Pillow decodes without the
-    GIL."""
+    """Return what is wrong with each image that cannot be used, by id.
+
+    Threads share the work, since Pillow decodes without the GIL.
+    """
 
     def problem(image: ImageId) -> str | None:
         try:
@@ -29,5 +31,6 @@ def bad_images(
 
     images = sorted(files)
     with ThreadPoolExecutor(workers) as pool:
-        found = dict(zip(progress(images), pool.map(problem, images, chunksize=16), strict=True))
-    return {image: what for image, what in found.items() if what is not None}
+        results = pool.map(problem, images, chunksize=16)
+        checked = zip(progress(images), results, strict=True)
+        return {image: what for image, what in checked if what is not None}

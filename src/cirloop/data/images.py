@@ -1,8 +1,7 @@
 """Images by id, drawn or from files, as upright RGB, and the digest that identifies their content.
 
-The only place that knows paths. A file loads as a person would see it (turned as its EXIF says, its
-first frame, transparency over white, 16 bits scaled to 8) or raises `BadImage`; nothing is guessed
-at.
+This module alone decodes image files. A file loads as a viewer shows it (rotated by its EXIF tag,
+its first frame, transparency over white, 16 bits scaled to 8) or raises `BadImage`.
 """
 
 from __future__ import annotations
@@ -25,29 +24,31 @@ from cirloop.io.parse import LFS
 from cirloop.types import ImageId, Images, UserError
 
 MAX_PIXELS = 89_478_485
-"""Larger pictures are refused: Pillow's own guard against decompression bombs, 256 MiB of RGB."""
+"""Pixels of the largest image that is decoded: Pillow's own guard against decompression bombs,
+256 MiB of RGB."""
 MAX_ASPECT = 200
-"""Longer side over shorter; Qwen2-VL's image processor takes no more."""
+"""Largest ratio of the longer to the shorter side; Qwen2-VL's image processor takes no more."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""What is decoded, by content and not by name. Pillow knows more, among them EPS, for which it
-starts Ghostscript."""
+"""Formats that are decoded, by content and not by name. Pillow knows more, among them EPS, for
+which it starts Ghostscript."""
 NOT_THERE = "is not there"
 PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
-"""Bytes of one text in a PNG, unfolded. Pillow's own bound of 1 MiB refuses pictures with a long
-history or workflow in them, which every viewer opens; all texts of a file together stay below
-Pillow's 64 MiB."""
+# Bytes of one decompressed PNG text. Pillow's own bound of 1 MiB refuses images with a long editing
+# history, which every viewer opens; all texts of a file together stay below Pillow's 64 MiB.
 ORIENTATION = 0x0112
 """The EXIF tag; 1 is upright."""
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+"""Exceptions of Pillow's decoders."""
 
 
 class BadImage(UserError):
-    """A file that is no picture, or not one that can be used."""
+    """A file that is no image, or not one that can be used."""
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """A picture file's bytes that lie in a table; `where` names the place in messages."""
+class InlineImage:
+    """An image file's bytes inside a table; `where` names the cell in messages."""
 
     where: str
     sha256: str
@@ -57,43 +58,42 @@ class Packed:
         return self.where
 
 
-Picture = Path | Packed
+ImageFile = Path | InlineImage
 
 
-def stamp(picture: Picture) -> tuple[object, ...]:
-    """What changes when a picture does: the path, size and time of a file, the digest of packed
-    bytes."""
-    if isinstance(picture, Packed):
-        return (picture.sha256,)
+def file_signature(image: ImageFile) -> tuple[object, ...]:
+    """Return values that change when the image does: a file's path, size and time, or the digest
+    of inline bytes."""
+    if isinstance(image, InlineImage):
+        return (image.sha256,)
     try:
-        seen = picture.stat()
-    except (OSError, ValueError):  # not there, or no name that a file can have
-        return (str(picture), None, None)
-    return (str(picture), seen.st_size, seen.st_mtime_ns)
+        status = image.stat()
+    except (OSError, ValueError):  # missing, or no name that a file can have
+        return (str(image), None, None)
+    return (str(image), status.st_size, status.st_mtime_ns)
 
 
-def size_of(picture: Picture) -> int | None:
-    """Something that equal pictures share and that is quick to tell: a file's bytes. None where
+def quick_hash(image: ImageFile) -> int | None:
+    """Return a number that equal images share and that needs no reading: a file's size. None where
     there is no file."""
-    if isinstance(picture, Packed):
-        return int(picture.sha256[:12], 16)
+    if isinstance(image, InlineImage):
+        return int(image.sha256[:12], 16)
     try:
-        seen = picture.stat()
+        status = image.stat()
     except (OSError, ValueError):
         return None
-    return seen.st_size if stat.S_ISREG(seen.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def content_digest(picture: Picture) -> str | None:
-    """The SHA-256 of a picture's bytes, computed once for a file that does not change; None where
-    it cannot be read."""
-    if isinstance(picture, Packed):
-        return picture.sha256
-    try:
-        seen = picture.stat()
-        return _file_digest(picture, seen.st_size, seen.st_mtime_ns, seen.st_ino)
-    except (OSError, ValueError):
-        return None
+def content_digest(image: ImageFile) -> str:
+    """Return the SHA-256 of an image's bytes, computed once for a file that does not change.
+
+    Raises OSError or ValueError where the file cannot be read.
+    """
+    if isinstance(image, InlineImage):
+        return image.sha256
+    status = image.stat()
+    return _file_digest(image, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @cache
@@ -102,12 +102,10 @@ def _file_digest(path: Path, *_: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def leads_out(name: str) -> bool:
-    """Whether a name of a picture in annotations could stand for a file outside of its folder."""
+def escapes_root(name: str) -> bool:
+    """Return whether an image's name in annotations could stand for a file outside its folder."""
     parts = PurePosixPath(name).parts
-    return (
-        not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\0\\")
-    )
+    return not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name
 
 
 class DrawnImages:
@@ -127,14 +125,14 @@ class DrawnImages:
 
 
 class FileImages:
-    """Images from files, or packed in a table; the digest is of the file's bytes."""
+    """Images from files or inside a table; the digest is of the file's bytes."""
 
-    def __init__(self, files: Mapping[ImageId, Picture]) -> None:
+    def __init__(self, files: Mapping[ImageId, ImageFile]) -> None:
         self._files = files
         self._digests: dict[ImageId, str] = {}
 
     def load(self, image: ImageId) -> Image.Image:
-        """Raises BadImage, with the image and its file named."""
+        """Decode an image. Raises BadImage with the image and its file named."""
         try:
             return decode(self._files[image])
         except BadImage as error:
@@ -143,20 +141,13 @@ class FileImages:
             ) from None
 
     def digest(self, image: ImageId) -> str:
-        picture = self._files[image]
-        if isinstance(picture, Packed):
-            return picture.sha256
         if image not in self._digests:
-            seen = picture.stat()
-            self._digests[image] = _file_digest(
-                picture, seen.st_size, seen.st_mtime_ns, seen.st_ino
-            )
+            self._digests[image] = content_digest(self._files[image])
         return self._digests[image]
 
 
-class Blanked:
-    """The same images as grey pictures of their own sizes: what is left of a query when its
-    reference is taken away."""
+class GreyImages:
+    """Uniformly grey images of the sizes of others: what a query shows without its reference."""
 
     def __init__(self, images: Images) -> None:
         self._images = images
@@ -168,24 +159,23 @@ class Blanked:
         return hashlib.sha256(f"blank {self._images.digest(image)}".encode()).hexdigest()
 
 
-def decode(source: Picture) -> Image.Image:
-    """The picture of a file, upright RGB. Raises BadImage with what is wrong."""
-    path = io.BytesIO(source.read()) if isinstance(source, Packed) else source
+def decode(file: ImageFile) -> Image.Image:
+    """Decode an image file as upright RGB. Raises BadImage with what is wrong."""
+    path = io.BytesIO(file.read()) if isinstance(file, InlineImage) else file
     try:
         if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
             raise BadImage(
                 "is a directory" if path.is_dir() else "is a pipe or a device, not a file"
             )
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the size is checked below
-            with Image.open(path, formats=_formats()) as picture:
-                _check_size(picture)
-                picture.load()
-                _check_size(picture)  # some formats say it only now
-                turned = picture.getexif().get(ORIENTATION, 1) != 1
-                return _rgb(ImageOps.exif_transpose(picture) if turned else picture)
+            # `_check_size` refuses large images
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_formats()) as image:
+                _check_size(image)
+                image.load()
+                _check_size(image)  # some formats tell their size only after loading
+                rotated = image.getexif().get(ORIENTATION, 1) != 1
+                return _to_rgb(ImageOps.exif_transpose(image) if rotated else image)
     except FileNotFoundError:
         raise BadImage(NOT_THERE) from None
     except PermissionError:
@@ -193,23 +183,16 @@ def decode(source: Picture) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadImage(f"has far more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise BadImage(
-            _no_picture(path.getvalue() if isinstance(path, io.BytesIO) else path.read_bytes())
-        ) from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-    ) as error:  # what Pillow's decoders raise
-        if isinstance(error, BadImage):
-            raise
+        content = path.getvalue() if isinstance(path, io.BytesIO) else path.read_bytes()
+        raise BadImage(_describe_unknown(content)) from None
+    except BadImage:
+        raise
+    except DECODER_ERRORS as error:
         raise BadImage(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _no_picture(content: bytes) -> str:
-    """What the bytes are that are no picture: often what a download left in its place."""
+def _describe_unknown(content: bytes) -> str:
+    """Say what bytes are that are no image: often what a download left in its place."""
     start = content[:64].lstrip().lower()
     if not content:
         return "is empty"
@@ -222,29 +205,28 @@ def _no_picture(content: bytes) -> str:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
+    """Return those of `FORMATS` that this Pillow was built with."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _check_size(picture: Image.Image) -> None:
-    width, height = picture.size
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadImage(f"is {width}x{height}, one side more than {MAX_ASPECT} times the other")
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("F", "I"):
-        raise BadImage(f"holds 32-bit values (mode {picture.mode}), which have no fixed range")
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture, np.uint32) // 257).astype(np.uint8)).convert(
-            "RGB"
-        )
-    if picture.has_transparency_data:
-        clear = picture.convert("RGBA")
-        white = Image.new("RGB", clear.size, (255, 255, 255))
-        white.paste(clear, mask=clear.getchannel("A"))
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("F", "I"):
+        raise BadImage(f"holds 32-bit values (mode {image.mode}), which have no fixed range")
+    if image.mode.startswith("I;16"):
+        pixels = (np.asarray(image, np.uint32) // 257).astype(np.uint8)
+        return Image.fromarray(pixels).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
         return white
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

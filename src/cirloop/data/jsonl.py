@@ -1,25 +1,25 @@
-"""Data of one's own: JSON lines and a folder of pictures.
+"""A user's own data: JSON lines and a folder of images.
 
 `train.jsonl`, `val.jsonl` and `test.jsonl` hold one object a line (see `triplets.py`). Images are
-paths relative to the picture folder, in any spelling; files of equal bytes are one image. The
-gallery is every picture of the folder and all that the lines name, or those of a list, one a line.
+paths relative to the image folder, in any spelling; files of equal bytes are one image. The gallery
+is every image of the folder and all that the lines name, or the images of a list, one a line.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirloop.data import own, triplets
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.folder import walk
-from cirloop.data.images import Picture, leads_out
-from cirloop.data.names import spelled
-from cirloop.data.paths import Sources, eval_splits, train_split
-from cirloop.types import EvalProtocol, EvalSplit, ImageId, Judged, TrainSplit
+from cirloop.data.folder import scan_folder
+from cirloop.data.images import ImageFile, escapes_root
+from cirloop.data.names import normalize_name
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, file_dataset
+from cirloop.types import EvalProtocol, ImageId, LabeledQueries
 from cirloop.validation import ValidationReport
 
 
@@ -41,74 +41,62 @@ class JsonlSettings(FileSettings):
     allow_symlinks: bool = False
     """Follow links to folders among the pictures; links to files are always followed."""
 
-    def build(self, sources: Sources) -> Dataset:
-        return load(self, sources)
+    def build(self, data_paths: DataPaths) -> Dataset:
+        return load(self, data_paths)
 
 
-def pictures(
+def gallery_files(
     directory: Path, settings: JsonlSettings, problems: ValidationReport
-) -> dict[ImageId, Picture]:
-    """The gallery's images and where they are."""
-    folder = own.on_disk(directory / settings.images)
+) -> dict[ImageId, ImageFile]:
+    """Return the gallery's images and their files."""
+    folder = own.path_on_disk(directory / settings.images)
     if settings.gallery is None or not folder.is_dir():
-        return own.folder_of_pictures(folder, settings.allow_symlinks, problems)
-    listed = own.on_disk(directory / settings.gallery)
-    names = [spelled(name, folder) for name in problems.lines(listed) if name]
+        return own.images_in_folder(folder, settings.allow_symlinks, problems)
+    listed = own.path_on_disk(directory / settings.gallery)
+    names = [normalize_name(name, folder) for name in problems.lines(listed) if name]
     if not names:
         problems.add(listed, "names no images")
     for name, count in sorted(Counter(names).items()):
         if count > 1:
             problems.add(listed, f"{name!r} is there more than once")
-        if leads_out(name):
+        if escapes_root(name):
             problems.add(listed, f"{name!r} is not inside the picture folder")
-    files = walk(
-        folder, settings.allow_symlinks, ValidationReport()
-    ).files  # names as the disk has them, which may be NFD
-    return {
-        ImageId(name): files.get(ImageId(name), folder / name)
-        for name in names
-        if not leads_out(name)
-    }
+    # The scan has names as the disk spells them, which may be NFD.
+    files = scan_folder(folder, settings.allow_symlinks, ValidationReport()).files
+    inside = [ImageId(name) for name in names if not escapes_root(name)]
+    return {image: files.get(image, folder / image) for image in inside}
 
 
-def judged(
+def load_queries(
     directory: Path, settings: JsonlSettings, split: str, problems: ValidationReport
-) -> tuple[list[Judged], dict[ImageId, Picture]]:
-    """The queries of `split`, a part per category if its lines have one, and the pictures."""
-    files = pictures(directory, settings, problems)
-    path, folder = (
-        own.on_disk(directory / getattr(settings, split)),
-        own.on_disk(directory / settings.images),
-    )
+) -> tuple[list[LabeledQueries], dict[ImageId, ImageFile]]:
+    """Read the queries of `split`, by category if its lines have one, and its image files."""
+    files = gallery_files(directory, settings, problems)
+    path = own.path_on_disk(directory / getattr(settings, split))
+    folder = own.path_on_disk(directory / settings.images)
     if not os.path.lexists(path):
-        own.missing_file(path, f"data.{split}", problems)
+        own.report_missing_file(path, f"data.{split}", problems)
         return [], files
-    entries = own.respelled(problems.json_lines(path), folder)
+    entries = own.normalize_names(problems.json_lines(path), folder)
     if settings.gallery is None and files:
-        files = own.with_named(files, folder, entries)
-    gallery = own.without_copies(files, folder)
-    parts = triplets.judged(entries, gallery.files, "jsonl", split, path, problems, gallery.same)
-    return parts, gallery.files
+        files = own.with_named_images(files, folder, entries)
+    unique = own.deduplicate(files, folder)
+    parts = triplets.load_queries(
+        entries, unique.files, "jsonl", split, path, problems, unique.copy_of
+    )
+    return parts, unique.files
 
 
-def load(settings: JsonlSettings, sources: Sources) -> Dataset:
-    """Train, val and test from the files that `settings` names."""
-    directory, allow = sources.root("jsonl"), settings.allow_missing_images
+def load(settings: JsonlSettings, data_paths: DataPaths) -> Dataset:
+    """Define train, val and test by the files that `settings` names."""
+    directory = data_paths.require_dir("jsonl")
 
-    def read(split: str) -> tuple[list[tuple[Judged, dict[ImageId, Picture]]], ValidationReport]:
+    def read(split: str) -> tuple[QueryFiles, ValidationReport]:
         problems = ValidationReport(
             f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a"
             " line."
         )
-        parts, files = judged(directory, settings, split, problems)
+        parts, files = load_queries(directory, settings, split, problems)
         return [(part, files) for part in parts], problems
 
-    def train() -> TrainSplit:
-        parts, problems = read("train")
-        return train_split(parts, allow, sources, problems)
-
-    def evaluated(split: str) -> tuple[EvalSplit, ...]:
-        parts, problems = read(split)
-        return eval_splits(parts, allow, sources, problems)
-
-    return Dataset("jsonl", train, {split: partial(evaluated, split) for split in ("val", "test")})
+    return file_dataset("jsonl", read, settings.allow_missing_images, data_paths)

@@ -1,4 +1,4 @@
-"""Which images are no negative of a training query, and why.
+"""Images that are no negatives of a training query, and why.
 
 Known right are the target and what a line names beside it, the targets of every query with the same
 reference and text, and images for which the captioner wrote the query's text, for whichever query
@@ -27,7 +27,9 @@ CONFIRMED = "confirmed by the captioner"
 KINDS = (LINE, TARGET, REFERENCE, SAME_TEXT, CONFIRMED)
 """Why an image is left out, the first that fits."""
 WRITTEN_AGAIN = "same as the original text"
-SURER_KEPT, DUPLICATE, ENOUGH = "a surer text was kept", "duplicate", "enough for this query"
+SURER_KEPT = "a surer text was kept"
+DUPLICATE = "duplicate"
+ENOUGH = "enough for this query"
 SAID_RIGHT = (WRITTEN_AGAIN, SURER_KEPT, DUPLICATE, ENOUGH)
 """The reasons of rejected captions that no check found wrong: what the captioner wrote is right for
 the mined image."""
@@ -38,8 +40,7 @@ Key = tuple[str, str]
 
 
 def normal_text(text: str) -> str:
-    """The text without differences of case, of spaces, of Unicode form and of a full stop at its
-    end."""
+    """Return the text without differences of case, spaces, Unicode form and a final full stop."""
     return " ".join(unicodedata.normalize("NFC", text.casefold()).split()).rstrip(" .")
 
 
@@ -61,10 +62,10 @@ class KnownPositives:
     ) -> None:
         self.content = content
         self._notes: dict[Key, list[tuple[QueryId | None, str, str]]] = defaultdict(list)
-        """By reference and text: whose image it is (None: the captioner's), the kind it is there,
-        and its content."""
+        """By reference and text: the query whose image it is (None: the captioner's), the kind of
+        positive it is for that query, and its content."""
         queries = {triplet.query.id: triplet.query for triplet in triplets}
-        for triplet in (*triplets, *(each.triplet for each in augmented)):
+        for triplet in (*triplets, *(row.triplet for row in augmented)):
             self._note(triplet.query, TARGET, triplet.target)
         for name, images in (positives or {}).items():
             for image in sorted(images):
@@ -79,12 +80,12 @@ class KnownPositives:
         augmented: Iterable[AugmentedTriplet] = (),
         confirmed: Iterable[Confirmed] = (),
     ) -> Self:
-        """What a train split knows, and what was written for it so far; contents are digests of the
-        pictures."""
+        """Collect the positives of a train split and of its captions so far; an image's content is
+        its digest."""
         return cls(train.triplets, augmented, train.positives, confirmed, train.images.digest)
 
     def right(self, query: Query) -> dict[str, str]:
-        """Contents of the images that are right for a query -> the kind that each is."""
+        """Return the kind of positive by the content of each image that is right for a query."""
         kinds: dict[str, str] = {}
         for source, kind, content in self._notes[self._key(query.reference, query.text)]:
             if source not in (query.id, None):
@@ -93,8 +94,7 @@ class KnownPositives:
         return kinds
 
     def barred(self, query: Query) -> dict[str, str]:
-        """The same and the content of the reference: what may be no explicit negative of a
-        query."""
+        """Return `right` and the reference: all that may be no explicit negative of a query."""
         return {self.content(query.reference): REFERENCE} | self.right(query)
 
     def _note(self, query: Query, kind: str, image: ImageId) -> None:
@@ -107,8 +107,8 @@ class KnownPositives:
 
 
 def read_confirmed(artifact: Artifact) -> list[Confirmed]:
-    """Texts that the captioner wrote for mined images and no check found wrong, but for those of
-    accepted triplets."""
+    """Read the texts that the captioner wrote for mined images and no check refused, without those
+    of accepted triplets."""
     return [
         (r["reference"], r["text"], r["image"])
         for r in artifact.read()["rejected"]
@@ -117,7 +117,7 @@ def read_confirmed(artifact: Artifact) -> list[Confirmed]:
 
 
 def known_positives(train: TrainSplit, samples: Sequence[Artifact]) -> KnownPositives:
-    """What is right by the training lines and by the augmented samples so far."""
-    augmented = [row for each in samples for row in read_augmented(each)]
-    confirmed = [pair for each in samples for pair in read_confirmed(each)]
+    """Collect what is right by the training lines and by the augmented samples so far."""
+    augmented = [row for artifact in samples for row in read_augmented(artifact)]
+    confirmed = [row for artifact in samples for row in read_confirmed(artifact)]
     return KnownPositives.of(train, augmented, confirmed)

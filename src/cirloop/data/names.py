@@ -1,5 +1,5 @@
-"""Names of pictures: one spelling of each, one name for files of equal bytes, and the name that a
-wrong one is like."""
+"""Names of images: one spelling of each, one name for files of equal bytes, and the existing name
+that a wrong one most likely stands for."""
 
 from __future__ import annotations
 
@@ -13,64 +13,63 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from cirloop.data.images import Picture, content_digest, size_of
+from cirloop.data.images import ImageFile, content_digest, quick_hash
 from cirloop.types import ImageId
 
 MAX_COMPARED = 5_000
 """Names that a misspelt one is compared with letter by letter."""
 
 
-def composed(name: str) -> str:
-    """The name in Unicode NFC: `é` is one character, however a file system or an editor writes
-    it."""
+def nfc(name: str) -> str:
+    """Return the name in Unicode NFC: `é` is one character, however a file system writes it."""
     return unicodedata.normalize("NFC", name)
 
 
-def spelled(name: str, folder: Path | None = None) -> str:
-    """The one spelling of a picture's name: NFC, without `.`, `..`, `//` and the path of `folder`
-    before it.
+def normalize_name(name: str, folder: Path | None = None) -> str:
+    """Return an image's name in NFC, without `.`, `..`, `//` and the path of `folder` before it.
 
     A name that leads out of the folder stays as it is, for the caller to refuse.
     """
-    plain = composed(name)
-    if folder is None or not plain.strip() or "\0" in plain:
-        return plain
-    here = composed(os.path.abspath(folder))
-    path = PurePosixPath(posixpath.normpath(posixpath.join(here, plain)))
-    for root in (here, composed(os.path.realpath(folder))):
+    composed = nfc(name)
+    if folder is None or not composed.strip() or "\0" in composed:
+        return composed
+    base = nfc(os.path.abspath(folder))
+    path = PurePosixPath(posixpath.normpath(posixpath.join(base, composed)))
+    for root in (base, nfc(os.path.realpath(folder))):
         if path.is_relative_to(root):
             return path.relative_to(root).as_posix()
-    return plain
+    return composed
 
 
-def copies(files: Mapping[ImageId, Picture]) -> dict[ImageId, ImageId]:
-    """Pictures whose bytes are those of another one, and the first name (sorted) of these bytes."""
-    sizes: dict[object, list[ImageId]] = defaultdict(list)
-    for image, picture in files.items():
-        size = size_of(picture)
-        if size is not None:
-            sizes[size].append(image)
+def find_copies(files: Mapping[ImageId, ImageFile]) -> dict[ImageId, ImageId]:
+    """Map images whose bytes are those of another one to the first name (sorted) of these bytes."""
+    by_hash: dict[int, list[ImageId]] = defaultdict(list)
+    for image, file in files.items():
+        key = quick_hash(file)
+        if key is not None:
+            by_hash[key].append(image)
     first: dict[str, ImageId] = {}
-    same: dict[ImageId, ImageId] = {}
-    for image in sorted(image for group in sizes.values() if len(group) > 1 for image in group):
-        digest = content_digest(files[image])
-        if digest is None:
+    copy_of: dict[ImageId, ImageId] = {}
+    for image in sorted(image for group in by_hash.values() if len(group) > 1 for image in group):
+        try:
+            digest = content_digest(files[image])
+        except (OSError, ValueError):
             continue
         if first.setdefault(digest, image) != image:
-            same[image] = first[digest]
-    return same
+            copy_of[image] = first[digest]
+    return copy_of
 
 
-class Alike:
-    """Finds, for a name that no picture has, the one that is meant: another prefix, ending, case,
-    slash or escape."""
+class NameMatcher:
+    """Search for the image that a wrong name stands for: another prefix, suffix, case, slash or
+    escape."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._given = names
+        self._all_names = names
 
     @cached_property
     def _names(self) -> list[str]:
-        return sorted(self._given)
+        return sorted(self._all_names)
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -79,17 +78,17 @@ class Alike:
             by_stem[_parts(name)[-1]].append(name)
         return by_stem
 
-    def meant(self, name: str) -> str | None:
-        """The picture that a name most likely stands for; None where none or several do."""
+    def suggest(self, name: str) -> str | None:
+        """Return the image that a name most likely stands for; None where none or several fit."""
         parts = _parts(name)
         candidates = self._by_stem.get(parts[-1], []) if parts else []
-        likeness = {
-            other: (_shared(parts, _parts(other)), _stem(name) == _stem(other))
+        similarity = {
+            other: (_common_suffix(parts, _parts(other)), _stem(name) == _stem(other))
             for other in candidates
         }
-        if likeness:
-            best = max(likeness.values())
-            nearest = [other for other in candidates if likeness[other] == best]
+        if similarity:
+            highest = max(similarity.values())
+            nearest = [other for other in candidates if similarity[other] == highest]
             return nearest[0] if len(nearest) == 1 else None
         if len(self._names) > MAX_COMPARED:
             return None
@@ -97,7 +96,7 @@ class Alike:
 
 
 def _parts(name: str) -> list[str]:
-    """The folders and the stem of a name, in small letters."""
+    """Return the folders and the stem of a name, in small letters."""
     path = PurePosixPath(unicodedata.normalize("NFKC", unquote(name)).casefold().replace("\\", "/"))
     return [*path.parts[:-1], path.stem.strip()] if path.parts else [""]
 
@@ -106,8 +105,8 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).stem
 
 
-def _shared(one: list[str], other: list[str]) -> int:
-    """How many last parts are the same."""
+def _common_suffix(one: list[str], other: list[str]) -> int:
+    """Count the last parts that are the same."""
     count = 0
     for a, b in zip(reversed(one), reversed(other), strict=False):
         if a != b:

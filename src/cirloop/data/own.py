@@ -1,5 +1,5 @@
-"""Pictures and files of one's own data, as people have them: found, spelled one way, and a way out
-where they are not.
+"""Images and files of a user's own data: one spelling of each name, one image for equal bytes, and
+hints for what is missing.
 
 Shared by `jsonl` and `huggingface`. Files of equal bytes are one image, by the first of their
 names.
@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 
 from cirloop.data import triplets
-from cirloop.data.folder import UNREAD, endings, walk
-from cirloop.data.images import BadImage, Picture, decode, leads_out
-from cirloop.data.names import composed, copies, spelled
+from cirloop.data.folder import UNSUPPORTED, image_suffixes, scan_folder
+from cirloop.data.images import BadImage, ImageFile, decode, escapes_root
+from cirloop.data.names import find_copies, nfc, normalize_name
 from cirloop.io import parse
 from cirloop.types import ImageId, UserError
 from cirloop.validation import Entry, ValidationReport
@@ -30,131 +30,134 @@ TABLE = (
 )
 LIST = "A JSON list becomes JSON lines by: jq -c '.[]' FILE.json > FILE.jsonl"
 TABLES = (".csv", ".tsv", ".parquet", ".xls", ".xlsx")
-NOTES = (".json", ".jsonl", ".ndjson", ".txt", *TABLES)
-"""Endings of files that people keep triplets in."""
+TRIPLET_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", *TABLES)
+"""Suffixes of files that people keep triplets in."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gallery:
-    """A split's pictures by name, and which names are copies of which."""
+class UniqueImages:
+    """A split's images by name, each once, and the image that stands for each copy."""
 
-    files: dict[ImageId, Picture] = field(default_factory=dict)
-    same: dict[ImageId, ImageId] = field(default_factory=dict)
+    files: dict[ImageId, ImageFile] = field(default_factory=dict)
+    copy_of: dict[ImageId, ImageId] = field(default_factory=dict)
 
 
-def on_disk(path: Path) -> Path:
-    """The path as the disk has its last part, which may be the same in another Unicode form (NFC,
+def path_on_disk(path: Path) -> Path:
+    """Return the path with its last part as the disk spells it, in whichever Unicode form (NFC,
     NFD)."""
     if path.parent.is_dir() and not path.exists():
-        twins = [
-            other for other in path.parent.iterdir() if composed(other.name) == composed(path.name)
-        ]
+        twins = [other for other in path.parent.iterdir() if nfc(other.name) == nfc(path.name)]
         return twins[0] if twins else path
     return path
 
 
-def folder_of_pictures(
+def images_in_folder(
     folder: Path, follow_links: bool, problems: ValidationReport
-) -> dict[ImageId, Picture]:
-    """Every picture of a folder, by its path in it."""
+) -> dict[ImageId, ImageFile]:
+    """List every image of a folder, by its path in it."""
     if not folder.is_dir():
-        others = [f"{place.name!r}" for place in _folders_of_pictures(folder.parent)]
-        hint = f"; pictures are in {', '.join(others)}" if others else ""
-        way = "Name the folder of pictures by --data.images." if others else ""
-        problems.add(folder, f"is no directory of pictures (data.images){hint}", way)
+        others = ", ".join(f"{path.name!r}" for path in _image_folders(folder.parent))
+        hint = f"; pictures are in {others}" if others else ""
+        remedy = "Name the folder of pictures by --data.images." if others else ""
+        problems.add(folder, f"is no directory of pictures (data.images){hint}", remedy)
         return {}
-    seen = walk(folder, follow_links, problems)
-    unread = seen.passed_over(UNREAD)
-    if unread:
-        _warn_once(
-            f"{folder}: passed over, since they are not read: {unread}. Convert them to JPEG or PNG"
-            " to use them"
+    scan = scan_folder(folder, follow_links, problems)
+    unsupported = scan.skipped(UNSUPPORTED)
+    if unsupported:
+        warn_once(
+            f"{folder}: passed over, since they are not read: {unsupported}. Convert them to JPEG"
+            " or PNG to use them"
         )
-    rest = seen.passed_over(frozenset(seen.others.keys() - UNREAD))
-    if rest:
-        _info_once(f"{folder}: passed over, no pictures by their names or hidden: {rest}")
-    if not seen.files:
-        problems.add(folder, f"holds no pictures ({', '.join(sorted(endings()))})")
-    return dict(seen.files)
+    others = scan.skipped(frozenset(scan.num_skipped.keys() - UNSUPPORTED))
+    if others:
+        _info_once(f"{folder}: passed over, no pictures by their names or hidden: {others}")
+    if not scan.files:
+        problems.add(folder, f"holds no pictures ({', '.join(sorted(image_suffixes()))})")
+    return dict(scan.files)
 
 
-def _folders_of_pictures(directory: Path) -> list[Path]:
-    """Folders of a directory that hold pictures, at most ten."""
+def _image_folders(directory: Path) -> list[Path]:
+    """List the folders of a directory that hold images, at most ten."""
     if not directory.is_dir():
         return []
-    inner = [
-        place
-        for place in sorted(directory.iterdir())
-        if place.is_dir() and not place.name.startswith(".")
+    folders = [
+        path
+        for path in sorted(directory.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
     ]
-    return [
-        place
-        for place in inner[:100]
-        if any(path.suffix.lower() in endings() for path in place.rglob("*"))
-    ][:10]
+    return [folder for folder in folders[:100] if _holds_images(folder)][:10]
 
 
-def with_named(
-    files: Mapping[ImageId, Picture], folder: Path, entries: Iterable[tuple[str, Entry]]
-) -> dict[ImageId, Picture]:
-    """The pictures of a folder and those that objects name and that are not there, to be found
-    missing."""
-    names = {ImageId(image) for _, entry in entries for _, image in triplets.named(entry)}
-    return {image: folder / image for image in sorted(names) if not leads_out(image)} | dict(files)
+def _holds_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in image_suffixes() for path in folder.rglob("*"))
 
 
-def without_copies(files: Mapping[ImageId, Picture], where: object) -> Gallery:
-    """The same pictures, each once. Those that cannot be used stay, so that each is named."""
-    same = {copy: first for copy, first in copies(files).items() if _decodes(files[copy])}
-    if same:
-        copy, first = next(iter(sorted(same.items())))
-        _warn_once(
-            f"{where}: {len(same):,} of {len(files):,} pictures have the bytes of another one and"
-            f" are that one, such as {copy!r}, which is {first!r}"
+def with_named_images(
+    files: Mapping[ImageId, ImageFile], folder: Path, entries: Iterable[tuple[str, Entry]]
+) -> dict[ImageId, ImageFile]:
+    """Add the images that entries name and the folder lacks, so that the check reports them."""
+    names = {ImageId(image) for _, entry in entries for _, image in triplets.named_images(entry)}
+    return {image: folder / image for image in sorted(names) if not escapes_root(image)} | dict(
+        files
+    )
+
+
+def deduplicate(files: Mapping[ImageId, ImageFile], where: object) -> UniqueImages:
+    """Keep one image of equal ones. Undecodable ones stay, so that the check names each."""
+    copies = find_copies(files)
+    copy_of = {copy: first for copy, first in copies.items() if _decodes(files[copy])}
+    if copy_of:
+        copy, first = min(copy_of.items())
+        warn_once(
+            f"{where}: {len(copy_of):,} of {len(files):,} pictures have the bytes of another one"
+            f" and are that one, such as {copy!r}, which is {first!r}"
         )
-    return Gallery({image: picture for image, picture in files.items() if image not in same}, same)
+    unique = {image: file for image, file in files.items() if image not in copy_of}
+    return UniqueImages(unique, copy_of)
 
 
-def _decodes(picture: Picture) -> bool:
+def _decodes(file: ImageFile) -> bool:
     try:
-        decode(picture)
+        decode(file)
     except BadImage:
         return False
     return True
 
 
-def respelled(entries: Iterable[tuple[str, Entry]], folder: Path | None) -> list[tuple[str, Entry]]:
-    """The same objects with each picture's name in its one spelling."""
+def normalize_names(
+    entries: Iterable[tuple[str, Entry]], folder: Path | None
+) -> list[tuple[str, Entry]]:
+    """Give each image's name in the entries its one spelling."""
     rows = list(entries)
     for _, entry in rows:
         for role in ("reference", "target", *triplets.LISTS):
             value = entry.fields.get(role)
             if isinstance(value, str):
-                entry.fields[role] = spelled(value, folder)
+                entry.fields[role] = normalize_name(value, folder)
             elif isinstance(value, list):
                 entry.fields[role] = [
-                    spelled(name, folder) if isinstance(name, str) else name for name in value
+                    normalize_name(name, folder) if isinstance(name, str) else name
+                    for name in value
                 ]
     return rows
 
 
-def missing_file(path: Path, setting: str, problems: ValidationReport) -> None:
-    """Note that a split's file is not there, and which other files may be meant."""
+def report_missing_file(path: Path, setting: str, problems: ValidationReport) -> None:
+    """Report that a split's file is missing, and which other files may be meant."""
     if not path.parent.is_dir():
         problems.add(path, "there is no such file")
         return
+    siblings = sorted(path.parent.iterdir())
     others = [
-        p
-        for p in sorted(path.parent.iterdir())
-        if p.suffix.lower() in NOTES and p.is_file() and p != path
+        p for p in siblings if p.suffix.lower() in TRIPLET_SUFFIXES and p.is_file() and p != path
     ]
     twins = [p for p in others if p.stem.casefold() == path.stem.casefold()]
     for twin in twins:
-        way = TABLE if twin.suffix.lower() in TABLES else LIST
+        remedy = TABLE if twin.suffix.lower() in TABLES else LIST
         problems.add(
             path,
             f"there is no such file, but there is {twin.name!r}{_form(twin)}",
-            f"{LINE}\n{way}",
+            f"{LINE}\n{remedy}",
         )
     if twins:
         return
@@ -162,8 +165,8 @@ def missing_file(path: Path, setting: str, problems: ValidationReport) -> None:
     tables = [p.name for p in others if p.suffix.lower() in TABLES]
     if lines or tables:
         listed = ", ".join(map(repr, (lines or tables)[:10]))
-        way = f"Name the file of the split by --{setting} FILE." if lines else TABLE
-        problems.add(path, f"there is no such file; in its directory: {listed}", way)
+        remedy = f"Name the file of the split by --{setting} FILE." if lines else TABLE
+        problems.add(path, f"there is no such file; in its directory: {listed}", remedy)
         return
     problems.add(path, "there is no such file", LINE)
 
@@ -177,7 +180,8 @@ def _form(path: Path) -> str:
 
 
 @cache
-def _warn_once(note: str) -> None:
+def warn_once(note: str) -> None:
+    """Warn once."""
     logger.warning("%s", note)
 
 

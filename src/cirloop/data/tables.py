@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
 
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.io import parse
 from cirloop.types import UserError
 from cirloop.validation import ValidationReport
@@ -23,58 +24,82 @@ COLUMNS = (
 )
 
 
-class Tables:
-    """The splits of one published or local data set, loaded when asked for."""
+class ImageCell(TypedDict):
+    """A cell of an image column that is not decoded: the image's bytes, or the file it is in."""
 
-    def __init__(self, settings: HuggingFaceSettings, sources: Sources) -> None:
+    bytes: bytes | None
+    path: str | None
+
+
+class Table(Protocol):
+    """What is used of a `datasets.Dataset`; a row maps column names to values."""
+
+    features: Mapping[str, object]
+    column_names: list[str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int) -> dict[str, Any]: ...
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+    def select_columns(self, column_names: list[str]) -> Table: ...
+    def cast_column(self, column: str, feature: object) -> Table: ...
+
+
+class Tables:
+    """The splits of one published or local data set, loaded on first use."""
+
+    def __init__(self, settings: HuggingFaceSettings, data_paths: DataPaths) -> None:
         self._settings = settings
-        self._directory = sources.root("huggingface") if settings.path is None else None
+        self._directory = data_paths.require_dir("huggingface") if settings.path is None else None
         self.name = settings.path or str(self._directory)
         self._loaded = cache(self._load)
 
-    def _load(self, configuration: str | None) -> Any:
+    def _load(self, configuration: str | None) -> Table | dict[str, Table]:
         import datasets
         from datasets.exceptions import DatasetsError
 
         datasets.disable_progress_bars()
         directory = self._directory
         try:
-            if directory is not None and any(
-                (directory / n).exists() for n in ("dataset_dict.json", "state.json")
-            ):
-                return datasets.load_from_disk(str(directory))
-            if directory is not None:
-                _check_files(directory)
-            return datasets.load_dataset(self.name, configuration, revision=self._settings.revision)
+            loaded: Any
+            if directory is not None and _is_saved(directory):
+                loaded = datasets.load_from_disk(str(directory))
+            else:
+                if directory is not None:
+                    _check_files(directory)
+                revision = self._settings.revision
+                loaded = datasets.load_dataset(self.name, configuration, revision=revision)
+            return cast("Table | dict[str, Table]", loaded)
         except UserError:
             raise
         except (OSError, ValueError, LookupError, TypeError, StopIteration, DatasetsError) as error:
             # what `datasets` raises for names, files and versions it cannot read
+            suffix = f" ({configuration})" if configuration else ""
             raise UserError(
-                f"{self.name}{f' ({configuration})' if configuration else ''} cannot be loaded by"
-                f" `datasets`: {error}"
+                f"{self.name}{suffix} cannot be loaded by `datasets`: {error}"
             ) from None
 
     def split(
         self, split: str, problems: ValidationReport, configuration: str | None = None
-    ) -> Any:
-        """The table of a split, its pictures not decoded; None, with the problem noted, where there
-        is none."""
+    ) -> Table | None:
+        """Return the table of a split with its images not decoded.
+
+        None, with the problem reported, where there is none.
+        """
         import datasets
 
-        made = self._loaded(configuration)
-        if not isinstance(made, dict):
+        loaded = self._loaded(configuration)
+        if not isinstance(loaded, dict):
             problems.add(
                 self.name,
                 "is one table and has no splits; save a DatasetDict with train and validation",
             )
             return None
-        if split not in made:
-            there = ", ".join(map(str, made))
-            way = "Name the splits by --data.train, --data.val and --data.test."
-            problems.add(self.name, f"has no split {split!r}; there are: {there}", way)
+        if split not in loaded:
+            names = ", ".join(map(str, loaded))
+            remedy = "Name the splits by --data.train, --data.val and --data.test."
+            problems.add(self.name, f"has no split {split!r}; there are: {names}", remedy)
             return None
-        table = made[split]
+        table = loaded[split]
         if not len(table):
             problems.add(f"{self.name} {split}", "holds no rows")
             return None
@@ -84,8 +109,13 @@ class Tables:
         return table
 
 
+def _is_saved(directory: Path) -> bool:
+    """Return whether a directory was written by `save_to_disk`."""
+    return any((directory / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
 def _check_files(directory: Path) -> None:
-    """Raises UserError for files of a folder that `datasets` would misread or die of."""
+    """Raise UserError for files of a folder that `datasets` would misread or crash on."""
     for path in sorted(directory.rglob("*")):
         if path.suffix in (".json", ".jsonl"):
             _check_rows(path)
@@ -94,8 +124,7 @@ def _check_files(directory: Path) -> None:
 
 
 def _check_commas(path: Path) -> None:
-    """Raises UserError for a CSV file that is no UTF-8 text or that other signs than commas
-    separate."""
+    """Raise UserError for a CSV file that is not UTF-8 or has other separators than commas."""
     try:
         head = parse.read_text(path).partition("\n")[0]
     except UserError as error:
@@ -109,8 +138,7 @@ def _check_commas(path: Path) -> None:
 
 
 def _check_rows(path: Path) -> None:
-    """Raises UserError for a JSON file that holds no objects: Arrow's reader dies of some values,
-    without an error."""
+    """Raise UserError for a JSON file without objects: Arrow's reader crashes on some values."""
     if not path.is_file():
         raise UserError(f"{path} is no regular file")
     with path.open("rb") as file:

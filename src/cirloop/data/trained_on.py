@@ -1,4 +1,4 @@
-"""What a benchmark without a training split is trained on: another data set's training split."""
+"""The training split that a benchmark without one takes from another data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cirloop.data.cirr import CirrSettings
 from cirloop.data.fashioniq import FashionIQSettings
 from cirloop.data.huggingface import HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.types import TrainSplit, UserError
 
 TrainedOn = Annotated[
@@ -22,18 +22,18 @@ TrainedOn = Annotated[
 
 
 def train_split_of(
-    name: str, settings: TrainedOn | None, sources: Sources
+    name: str, settings: TrainedOn | None, data_paths: DataPaths
 ) -> Callable[[], TrainSplit]:
-    """Make the training split of `settings` when called; `name` is for the error where there are
-    none."""
+    """Return a loader of the training split of `settings`; `name` is for the error where these are
+    None."""
 
-    def train() -> TrainSplit:
+    def load_train() -> TrainSplit:
         if settings is None:
             raise UserError(
                 f"{name} has no training split. Name the data set to train on by --data.train.type"
                 " and its files by --train_dir, or train on another data set and evaluate that run"
                 f" by eval_iterative.py --eval_dataset {name}_val --data_dir DIR."
             )
-        return settings.build(sources.for_training()).train
+        return settings.build(data_paths.for_training()).train
 
-    return train
+    return load_train

@@ -50,7 +50,7 @@ class ShardedExecutor:
         """Prepare jobs over the images of `split`; `log` is the attempt's log, beside which each
         worker has its own."""
         self._config, self._work, self._split, self._log = config, work, split, log
-        self._where = data.where(split)
+        self._where = data.split_key(split)
 
     def embed(
         self, items: Sequence[EmbedInput], adapter: Path | None, model: str, title: str

@@ -16,11 +16,11 @@ from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.features import VisionCache
 from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.config.run import RunConfig
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.distributed.jobs import ShardJob
 from cirloop.monitoring import profiling
 from cirloop.monitoring.console import progress
-from cirloop.retrieval.embed import embed_share
+from cirloop.retrieval.embed import embed_shard
 from cirloop.types import ImageId, Images
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ def run_worker(job: ShardJob) -> None:
     config = RunConfig(**job.config)
     gpu = {} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}
     state = PartialState(timeout=timedelta(minutes=config.runtime.hang_timeout_minutes), **gpu)
-    data = config.data.build(Sources(config.data_dir, job.cache, _quiet, config.train_dir))
-    images = data.at(job.where).images
+    data = config.data.build(DataPaths(config.data_dir, job.cache, _quiet, config.train_dir))
+    images = data.split_by_key(job.where).images
     wanted = [item.image for item in job.items] + [
         image for request in job.requests for image in (request.reference, request.image)
     ]
@@ -58,7 +58,7 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
     features = VisionCache(backbone, images, job.cache / "vision", runtime)
     precompute_features(features, [item.image for item in job.items], state)
     shown, size = progress if share[0] == 0 else _quiet, runtime.embed_batch_size
-    rows, vectors = embed_share(
+    rows, vectors = embed_shard(
         backbone, features, job.items, size, shown, job.title, runtime.max_tokens_per_batch, share
     )
     if rows:

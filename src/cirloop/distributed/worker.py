@@ -29,7 +29,7 @@ from cirloop.artifacts.store import Artifact
 from cirloop.backbones.features import VisionCache
 from cirloop.config.run import RunConfig, from_json
 from cirloop.data.known_positives import known_positives
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.distributed import jobs
 from cirloop.distributed.jobs import Job, ShardJob, TrainJob
 from cirloop.distributed.sharded_worker import precompute_features, run_worker
@@ -141,7 +141,9 @@ def rank() -> int:
 
 
 def _train(job: TrainJob, config: RunConfig) -> None:
-    data = config.data.build(Sources(config.data_dir, job.cache, progress, config.train_dir)).train
+    data = config.data.build(
+        DataPaths(config.data_dir, job.cache, progress, config.train_dir)
+    ).train
     settings, iteration = config.training, job.iteration
     accelerate = create_accelerator(config.runtime.hang_timeout_minutes)
     if getattr(config.model, "compile", False) and is_sharded(accelerate):

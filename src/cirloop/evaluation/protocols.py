@@ -1,5 +1,4 @@
-"""What a number of a benchmark means: places of images in a ranking -> metrics, as the benchmark's
-papers compute them.
+"""Metrics of the benchmarks, from ranks of images, as the benchmarks' papers compute them.
 
 Every metric is a mean over queries of a value in [0, 1], so each has a standard error; an image
 that a ranking does not list is not retrieved. Q queries.
@@ -22,23 +21,23 @@ that a ranking does not list is not retrieved. Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.types import ImageId, Judged, Preference, QueryId
+from cirloop.types import ImageId, LabeledQueries, Preference, Query, QueryId, Relevance
 
-Places = Mapping[ImageId, int]
-"""Place in a ranking, from 1 with the reference counted, of each image that matters to a query and
+Ranks = Mapping[ImageId, int]
+"""Rank in a ranking, from 1 with the reference counted, of each image that matters to a query and
 is listed."""
 Scores = Mapping[ImageId, float]
 """Similarity to the query of each image of the two sets a person chose between."""
 Values = npt.NDArray[np.float64]
 
-SUBSET_KS = (1, 2, 3)
+SUBSET_CUTOFFS = (1, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,60 +48,61 @@ class Metric:
     se: float
 
 
-def describe(parts: Sequence[Judged]) -> str:
-    """The protocol of a result, with FashionIQ's gallery named."""
+def describe(parts: Sequence[LabeledQueries]) -> str:
+    """Describe the protocol of a result, with FashionIQ's gallery named."""
     gallery = parts[0].gallery.name.rsplit("/", 1)[-1] if parts[0].gallery else ""
     return parts[0].protocol.description.format(gallery=gallery)
 
 
-def places_of(ranking: Sequence[ImageId], wanted: set[ImageId]) -> dict[ImageId, int]:
-    """Places of the `wanted` images that `ranking` lists, from 1."""
-    return {image: place for place, image in enumerate(ranking, 1) if image in wanted}
+def ranks_in(ranking: Sequence[ImageId], wanted: set[ImageId]) -> dict[ImageId, int]:
+    """Return the ranks, from 1, of the `wanted` images that `ranking` lists."""
+    return {image: rank for rank, image in enumerate(ranking, 1) if image in wanted}
 
 
-def without(places: Places, reference: ImageId) -> dict[ImageId, int]:
-    """The places with the reference removed from the ranking."""
-    gone = places.get(reference)
+def remove_reference(ranks: Ranks, reference: ImageId) -> dict[ImageId, int]:
+    """Return the ranks with the reference removed from the ranking."""
+    removed = ranks.get(reference)
     return {
-        image: place - (gone is not None and place > gone)
-        for image, place in places.items()
+        image: rank - (removed is not None and rank > removed)
+        for image, rank in ranks.items()
         if image != reference
     }
 
 
-def recall_at(place: int | None, k: int) -> float:
-    return float(place is not None and place <= k)
+def recall_at(rank: int | None, k: int) -> float:
+    return float(rank is not None and rank <= k)
 
 
-def subset_place(places: Places, target: ImageId, members: Sequence[ImageId]) -> int | None:
-    """The target's place among the members of its group; members not listed come after those that
-    are."""
-    if target not in places:
+def subset_rank(ranks: Ranks, target: ImageId, members: Sequence[ImageId]) -> int | None:
+    """Return the target's rank among the members of its group; members that are not listed come
+    last."""
+    if target not in ranks:
         return None
-    return sum(places.get(member, np.inf) < places[target] for member in members) + 1
+    return sum(ranks.get(member, np.inf) < ranks[target] for member in members) + 1
 
 
-def average_precision_at(places: Places, positives: frozenset[ImageId], k: int) -> float:
-    """Sum over hits within k of the precision there, divided by min(|positives|, k) (CIRCO,
+def average_precision_at(ranks: Ranks, positives: frozenset[ImageId], k: int) -> float:
+    """Sum the precision at each hit within k, divided by min(|positives|, k) (CIRCO,
     equation 1)."""
-    hits = sorted(place for image, place in places.items() if image in positives and place <= k)
-    return sum(number / place for number, place in enumerate(hits, 1)) / min(len(positives), k)
+    hits = sorted(rank for image, rank in ranks.items() if image in positives and rank <= k)
+    return sum(number / rank for number, rank in enumerate(hits, 1)) / min(len(positives), k)
 
 
-def margin(scores: Scores, preference: Preference) -> float:
-    """How much higher set 1 scores than set 2, in mean similarity."""
-    first, second = (
-        [scores[image] for image in images] for images in (preference.first, preference.second)
-    )
+def preference_margin(scores: Scores, preference: Preference) -> float:
+    """Return how much higher set 1 scores than set 2, in mean similarity."""
+    first = [scores[image] for image in preference.first]
+    second = [scores[image] for image in preference.second]
     return sum(first) / len(first) - sum(second) / len(second)
 
 
-def _preferences(part: Judged, scores: Mapping[QueryId, Scores]) -> dict[str, Values]:
-    """The preference rate over the queries whose set 1 scores higher, the symmetric accuracy over
-    all."""
+def _preferences(part: LabeledQueries, scores: Mapping[QueryId, Scores]) -> dict[str, Values]:
+    """Compute the preference rate over the queries whose set 1 scores higher, and the symmetric
+    accuracy over all."""
     assert part.relevance is not None
     chosen = part.relevance.preferences
-    margins_Q = np.array([margin(scores[query.id], chosen[query.id]) for query in part.queries])
+    margins_Q = np.array(
+        [preference_margin(scores[query.id], chosen[query.id]) for query in part.queries]
+    )
     first_Q = np.array([chosen[query.id].preferred == 1 for query in part.queries])
     agrees_Q = np.where(margins_Q == 0, 0.5, (margins_Q > 0) == first_Q)
     rate = (
@@ -113,82 +113,84 @@ def _preferences(part: Judged, scores: Mapping[QueryId, Scores]) -> dict[str, Va
     return rate | {"symmetric accuracy": agrees_Q}
 
 
-def values(part: Judged, places: Mapping[QueryId, Mapping[ImageId, Any]]) -> dict[str, Values]:
-    """Every metric of one part, a value per query in the order of `part.queries`.
+def per_query(
+    part: LabeledQueries, ranks: Mapping[QueryId, Mapping[ImageId, Any]]
+) -> dict[str, Values]:
+    """Compute every metric of one category, a value per query in the order of `part.queries`.
 
-    `places` are scores where people chose between sets. An aspect's mAP and the preference rate are
+    `ranks` are scores where people chose between sets. An aspect's mAP and the preference rate are
     over some of the queries. There is no preference rate where no set 1 scores higher.
     """
-    relevance, protocol = part.relevance, part.protocol
+    relevance = part.relevance
     assert relevance is not None
     if relevance.preferences:
-        return _preferences(part, places)
+        return _preferences(part, ranks)
     rows: dict[str, list[float]] = {}
-
-    def add(name: str, value: float) -> None:
-        rows.setdefault(name, []).append(value)
-
     for query in part.queries:
-        kept, target = places[query.id], relevance.targets[query.id]
-        removed = without(kept, query.reference)
-        seen = kept if protocol.keep_reference else removed
-        for k in protocol.cutoffs:
-            add(f"recall@{k}", recall_at(seen.get(target), k))
-            if protocol.without_reference_too:
-                add(f"recall@{k}, reference removed", recall_at(removed.get(target), k))
-            if protocol.mean_average_precision and relevance.positives:
-                add(f"map@{k}", average_precision_at(seen, relevance.positives[query.id], k))
-        if protocol.any_correct_cutoffs:
-            right = relevance.positives[query.id] | {target}
-            first = min((place for image, place in seen.items() if image in right), default=None)
-            for k in protocol.any_correct_cutoffs:
-                add(f"any correct recall@{k}", recall_at(first, k))
-        if part.groups:
-            among = subset_place(seen, target, part.groups[query.id])
-            for k in SUBSET_KS:
-                add(f"recall_subset@{k}", recall_at(among, k))
-            add(
-                "mean of recall@5 and recall_subset@1",
-                (recall_at(seen.get(target), 5) + recall_at(among, 1)) / 2,
-            )
-        if protocol.mean_recall:
-            name = f"mean of {' and '.join(f'recall@{k}' for k in protocol.mean_recall)}"
-            recalls = [recall_at(seen.get(target), k) for k in protocol.mean_recall]
-            add(name, sum(recalls) / len(recalls))
-        for aspect in relevance.aspects.get(query.id, ()):
-            add(f"map@10, {aspect}", average_precision_at(seen, relevance.positives[query.id], 10))
+        for name, value in _query_metrics(part, relevance, query, ranks[query.id]):
+            rows.setdefault(name, []).append(value)
     return {name: np.array(row) for name, row in rows.items()}
 
 
+def _query_metrics(
+    part: LabeledQueries, relevance: Relevance, query: Query, with_reference: Ranks
+) -> Iterator[tuple[str, float]]:
+    """Yield the metrics of one query, in the order in which results show them."""
+    protocol = part.protocol
+    target = relevance.targets[query.id]
+    positives = relevance.positives.get(query.id, frozenset())
+    without_reference = remove_reference(with_reference, query.reference)
+    ranks = with_reference if protocol.keep_reference else without_reference
+    for k in protocol.cutoffs:
+        yield f"recall@{k}", recall_at(ranks.get(target), k)
+        if protocol.without_reference_too:
+            removed = without_reference.get(target)
+            yield f"recall@{k}, reference removed", recall_at(removed, k)
+        if protocol.mean_average_precision and relevance.positives:
+            yield f"map@{k}", average_precision_at(ranks, positives, k)
+    if protocol.any_correct_cutoffs:
+        correct = positives | {target}
+        first = min((rank for image, rank in ranks.items() if image in correct), default=None)
+        for k in protocol.any_correct_cutoffs:
+            yield f"any correct recall@{k}", recall_at(first, k)
+    if part.groups:
+        in_subset = subset_rank(ranks, target, part.groups[query.id])
+        for k in SUBSET_CUTOFFS:
+            yield f"recall_subset@{k}", recall_at(in_subset, k)
+        total = recall_at(ranks.get(target), 5) + recall_at(in_subset, 1)
+        yield "mean of recall@5 and recall_subset@1", total / 2
+    if protocol.mean_recall:
+        name = f"mean of {' and '.join(f'recall@{k}' for k in protocol.mean_recall)}"
+        recalls = [recall_at(ranks.get(target), k) for k in protocol.mean_recall]
+        yield name, sum(recalls) / len(recalls)
+    for aspect in relevance.aspects.get(query.id, ()):
+        yield f"map@10, {aspect}", average_precision_at(ranks, positives, 10)
+
+
 def mean(values_Q: Values) -> Metric:
+    """Compute the mean over queries and its standard error."""
     return Metric(float(values_Q.mean()), float(values_Q.std() / len(values_Q) ** 0.5))
 
 
 def metrics(
-    parts: Sequence[Judged], places: Mapping[QueryId, Mapping[ImageId, Any]]
+    parts: Sequence[LabeledQueries], ranks: Mapping[QueryId, Mapping[ImageId, Any]]
 ) -> dict[str, Metric]:
-    """Every metric of a benchmark; over several categories their unweighted means, then each
-    category's."""
-    tables = {
-        part.category: {name: mean(v) for name, v in values(part, places).items()} for part in parts
-    }
+    """Compute every metric of a benchmark; over several categories their unweighted means, then
+    each category's."""
+    tables: dict[str, dict[str, Metric]] = {}
+    for part in parts:
+        table = per_query(part, ranks)
+        tables[part.category] = {name: mean(values_Q) for name, values_Q in table.items()}
+    first = next(iter(tables.values()))
     if len(parts) == 1:
-        out = dict(next(iter(tables.values())))
-    else:
-        out = {
-            name: _average([table[name] for table in tables.values()])
-            for name in next(iter(tables.values()))
-        }
-        out |= {
-            f"{name}, {category}": m
-            for category, table in tables.items()
-            for name, m in table.items()
-        }
+        return dict(first)
+    out = {name: _average([table[name] for table in tables.values()]) for name in first}
+    for category, metrics_of in tables.items():
+        out |= {f"{name}, {category}": metric for name, metric in metrics_of.items()}
     return out
 
 
 def _average(rows: Sequence[Metric]) -> Metric:
-    """The unweighted mean over categories, whose queries are independent."""
-    return Metric(
-        sum(m.value for m in rows) / len(rows), sum(m.se**2 for m in rows) ** 0.5 / len(rows)
-    )
+    """Compute the unweighted mean over categories, whose queries are independent."""
+    value = sum(m.value for m in rows) / len(rows)
+    return Metric(value, sum(m.se**2 for m in rows) ** 0.5 / len(rows))

@@ -11,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirloop.types import ImageId, Judged, QueryId
+from cirloop.types import ImageId, LabeledQueries, QueryId
 from cirloop.validation import ValidationReport
 
-NAMED = 3
-"""Examples named per kind of problem."""
+MAX_EXAMPLES = 3
+"""Examples that a message gives."""
 CIRR_KEYS = {"version": ("rc2",), "metric": ("recall", "recall_subset")}
 
 
 def read(
-    path: Path, parts: Sequence[Judged], problems: ValidationReport
+    path: Path, parts: Sequence[LabeledQueries], problems: ValidationReport
 ) -> tuple[dict[QueryId, list[ImageId]], str]:
-    """The ranking of every query, and CIRR's `metric` if the file names one, else "". Adds what is
-    wrong."""
+    """Read the ranking of every query, and CIRR's `metric` if the file names one, else "".
+
+    What is wrong is added to `problems`.
+    """
     content = problems.json(path)
     if content is None:
         return {}, ""
@@ -42,12 +44,9 @@ def read(
         content = {key: value for key, value in content.items() if key not in CIRR_KEYS}
     rankings: dict[QueryId, list[ImageId]] = {}
     if len(parts) > 1:
-        _unknown(
-            path,
-            "categories",
-            [key for key in content if key not in {p.category for p in parts}],
-            problems,
-        )
+        categories = {part.category for part in parts}
+        unknown = [key for key in content if key not in categories]
+        _unknown(path, "categories", unknown, problems)
     for part in parts:
         rows: Any = content
         if len(parts) > 1:
@@ -63,72 +62,74 @@ def read(
 
 
 def _part(
-    path: Path, part: Judged, rows: Mapping[str, Any], problems: ValidationReport
+    path: Path, part: LabeledQueries, rows: Mapping[str, object], problems: ValidationReport
 ) -> dict[QueryId, list[ImageId]]:
+    """Check and return the rankings of one category; a query without one is left out."""
     where = f"{path} {part.category}".rstrip()
-    outer = {query.id.removeprefix(f"{part.category}/"): query.id for query in part.queries}
-    missing = [key for key in outer if key not in rows]
+    queries = {query.id.removeprefix(f"{part.category}/"): query.id for query in part.queries}
+    missing = [key for key in queries if key not in rows]
     if missing:
         problems.add(
-            where, f"{len(missing)} of {len(outer)} queries are not ranked: {some(missing)}"
+            where, f"{len(missing)} of {len(queries)} queries are not ranked: {preview(missing)}"
         )
-    _unknown(where, "queries", [key for key in rows if key not in outer], problems)
+    _unknown(where, "queries", [key for key in rows if key not in queries], problems)
     known = set(part.gallery.ids) if part.gallery else None
-    out: dict[QueryId, list[ImageId]] = {}
-    wrong: list[str] = []
-    twice: list[str] = []
+    rankings: dict[QueryId, list[ImageId]] = {}
+    malformed: list[str] = []
+    repeated: list[str] = []
     foreign: list[str] = []
-    for key, query in outer.items():
-        row = rows.get(key, [])
-        if not isinstance(row, list) or not all(
-            isinstance(i, (str, int)) and not isinstance(i, bool) for i in row
-        ):
-            wrong.append(key)
+    for key, query in queries.items():
+        images = _ranking(rows.get(key, []))
+        if images is None:
+            malformed.append(key)
             continue
-        images = [ImageId(str(image)) for image in row]
         if not images and key in rows:
-            wrong.append(key)
+            malformed.append(key)
         if len(set(images)) < len(images):
-            twice.append(key)
+            repeated.append(key)
         if known is not None and not known.issuperset(images):
-            foreign.append(f"{next(i for i in images if i not in known)!r} of query {key}")
-        out[query] = images
-    for what, found in (
-        ("queries have no list of image ids", wrong),
-        ("queries list an image more than once", twice),
-        (
-            (
-                f"queries list images that the gallery {part.gallery.name if part.gallery else ''}"
-                " does not have"
-            ),
-            foreign,
-        ),
+            unknown = next(image for image in images if image not in known)
+            foreign.append(f"{unknown!r} of query {key}")
+        rankings[query] = images
+    gallery = part.gallery.name if part.gallery else ""
+    for what, keys in (
+        ("queries have no list of image ids", malformed),
+        ("queries list an image more than once", repeated),
+        (f"queries list images that the gallery {gallery} does not have", foreign),
     ):
-        if found:
-            problems.add(where, f"{len(found)} {what}: {some(found)}")
-    return out
+        if keys:
+            problems.add(where, f"{len(keys)} {what}: {preview(keys)}")
+    return rankings
 
 
-def content(
-    parts: Sequence[Judged], rankings: Sequence[Mapping[QueryId, Sequence[ImageId]]]
+def _ranking(row: object) -> list[ImageId] | None:
+    """Return the image ids of a list; None where it is no list of ids."""
+    if not isinstance(row, list):
+        return None
+    if not all(isinstance(image, str | int) and not isinstance(image, bool) for image in row):
+        return None
+    return [ImageId(str(image)) for image in row]
+
+
+def to_json(
+    parts: Sequence[LabeledQueries],
+    rankings: Sequence[Mapping[QueryId, Sequence[ImageId]]],
 ) -> dict[str, Any]:
-    """What `read` reads, from the rankings of each part: nested by category where there are
-    several."""
-    each = {
-        part.category: {
+    """Write the rankings as `read` reads them: nested by category where there are several."""
+    by_category: dict[str, dict[str, list[ImageId]]] = {}
+    for part, rows in zip(parts, rankings, strict=True):
+        by_category[part.category] = {
             query.id.removeprefix(f"{part.category}/"): list(rows[query.id])
             for query in part.queries
         }
-        for part, rows in zip(parts, rankings, strict=True)
-    }
-    return dict(each) if len(parts) > 1 else next(iter(each.values()))
+    return dict(by_category) if len(parts) > 1 else dict(next(iter(by_category.values())))
 
 
-def _unknown(where: object, what: str, found: Sequence[str], problems: ValidationReport) -> None:
-    if found:
-        problems.add(where, f"{len(found)} {what} are unknown: {some(found)}")
+def _unknown(where: object, what: str, keys: Sequence[str], problems: ValidationReport) -> None:
+    if keys:
+        problems.add(where, f"{len(keys)} {what} are unknown: {preview(keys)}")
 
 
-def some(found: Sequence[str]) -> str:
-    """The first few, for a message."""
-    return ", ".join(found[:NAMED]) + (", ..." if len(found) > NAMED else "")
+def preview(names: Sequence[str]) -> str:
+    """Join the first few names, for a message."""
+    return ", ".join(names[:MAX_EXAMPLES]) + (", ..." if len(names) > MAX_EXAMPLES else "")

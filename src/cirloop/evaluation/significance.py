@@ -1,6 +1,6 @@
-"""Is one iteration better than another? A paired randomisation test over queries.
+"""Paired randomisation test over queries: whether one iteration is better than another.
 
-Under the hypothesis that two systems are alike, the sign of each query's difference is a coin toss
+Under the hypothesis that two systems are equal, the sign of each query's difference is a coin toss
 (Fisher's randomisation test; Smucker, Allan & Carterette, CIKM 2007). Q queries.
 """
 
@@ -28,29 +28,41 @@ class Difference:
 
 
 def paired(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, seed: int = 0) -> Difference:
-    """How much better `b_Q` is than `a_Q`, query by query. Raises ValueError for different or no
-    queries.
+    """Test how much better `b_Q` is than `a_Q`, query by query. Raises ValueError for different or
+    no queries.
 
-    p = (1 + draws at least as far from 0) / (1 + draws): never 0, the least is 1e-4. Equal systems
-    give 1.
+    p = (1 + draws at least as far from 0) / (1 + draws): never 0, the smallest is 1e-4. Equal
+    systems give 1.
     """
-    a, b = np.asarray(a_Q, np.float64), np.asarray(b_Q, np.float64)
+    a = np.asarray(a_Q, np.float64)
+    b = np.asarray(b_Q, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"a value per query of both systems, found shapes {a.shape} and {b.shape}")
-    d = b - a
-    moved = d[d != 0]  # a sign turns nothing of what is 0
-    random, seen, far = np.random.default_rng(seed), abs(moved.sum()), 0
+    difference_Q = b - a
+    nonzero = difference_Q[difference_Q != 0]  # a sign does not change a difference of 0
+    rng = np.random.default_rng(seed)
+    observed = abs(nonzero.sum())
+    num_far = 0
     for start in range(0, DRAWS, BLOCK):
-        signs = random.integers(0, 2, (min(BLOCK, DRAWS - start), len(moved)), np.int8) * 2 - 1
-        far += int((abs(signs @ moved) >= seen - 1e-9).sum())
-    return Difference(float(d.mean()), float(d.std() / len(d) ** 0.5), (1 + far) / (1 + DRAWS))
+        signs = rng.integers(0, 2, (min(BLOCK, DRAWS - start), len(nonzero)), np.int8) * 2 - 1
+        num_far += int((abs(signs @ nonzero) >= observed - 1e-9).sum())
+    se = float(difference_Q.std() / len(difference_Q) ** 0.5)
+    return Difference(float(difference_Q.mean()), se, (1 + num_far) / (1 + DRAWS))
 
 
-def compared(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each evaluation against the one before it, from their JSON."""
+def compare_iterations(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare each evaluation with the one before it, from their JSON."""
     out = []
-    for a, b in pairwise(results):
-        d = paired([row[2] for row in a["ranks"]], [row[2] for row in b["ranks"]])
-        names = {"from": a["iteration"], "to": b["iteration"], "metric": a["compared_on"]}
-        out.append(names | {"difference": d.value, "se": d.se, "p": d.p})
+    for before, after in pairwise(results):
+        test = paired([row[2] for row in before["ranks"]], [row[2] for row in after["ranks"]])
+        out.append(
+            {
+                "from": before["iteration"],
+                "to": after["iteration"],
+                "metric": before["compared_on"],
+                "difference": test.value,
+                "se": test.se,
+                "p": test.p,
+            }
+        )
     return out

@@ -10,77 +10,93 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cirloop.artifacts.atomic import write_text
-from cirloop.evaluation.rankings_file import some
-from cirloop.types import ImageId, Judged, QueryId
+from cirloop.evaluation.rankings_file import preview
+from cirloop.types import ImageId, LabeledQueries, QueryId
 from cirloop.validation import ValidationReport
 
 LISTED = 50
 SUBSET_LISTED = 3
 CIRR_BYTES = 5_000_000
 BENCHMARKS = ("cirr", "circo")
+Files = dict[str, Mapping[str, object]]
+"""Content by file name."""
+Rows = dict[QueryId, Sequence[ImageId]]
 
 
-def submission(
-    part: Judged, rankings: Mapping[QueryId, Sequence[ImageId]], problems: ValidationReport
-) -> dict[str, dict[str, Any]]:
-    """File name -> content, from rankings of 50 images or more. Adds what the server would refuse
-    to `problems`."""
-    short: list[str] = []
+def build(
+    part: LabeledQueries, rankings: Mapping[QueryId, Sequence[ImageId]], problems: ValidationReport
+) -> Files:
+    """Return the content of each file by its name, from rankings of 50 images or more.
 
-    def best(query: QueryId, images: Sequence[ImageId], count: int) -> Sequence[ImageId]:
-        if len(images) < count:
-            short.append(f"{query} ({len(images)})")
-        return images[:count]
-
+    What the server would refuse is added to `problems`.
+    """
     if part.name.startswith("circo"):
-        files: dict[str, dict[str, Any]] = {f"{part.name}.json": {}}
-        for query in part.queries:
-            images = best(query.id, rankings[query.id], LISTED)
-            files[f"{part.name}.json"][query.id] = [int(image) for image in images]
-        if short:
-            problems.add(
-                "submission", f"{len(short)} queries rank fewer than {LISTED} images: {some(short)}"
-            )
-        return files
-    recall: dict[str, Any] = {"version": "rc2", "metric": "recall"}
-    subset: dict[str, Any] = {"version": "rc2", "metric": "recall_subset"}
+        return _circo(part, rankings, problems)
+    return _cirr(part, rankings, problems)
+
+
+def _circo(
+    part: LabeledQueries, rankings: Mapping[QueryId, Sequence[ImageId]], problems: ValidationReport
+) -> Files:
+    rows = {query.id: rankings[query.id] for query in part.queries}
+    _check_lengths("submission", rows, LISTED, "images", problems)
+    content: dict[str, object] = {}
+    for query, row in rows.items():
+        content[query] = [int(image) for image in row[:LISTED]]
+    return {f"{part.name}.json": content}
+
+
+def _cirr(
+    part: LabeledQueries, rankings: Mapping[QueryId, Sequence[ImageId]], problems: ValidationReport
+) -> Files:
+    others: Rows = {}
+    members: Rows = {}
     for query in part.queries:
-        others = [image for image in rankings[query.id] if image != query.reference]
-        recall[query.id] = best(query.id, others, LISTED)
-    if short:
-        problems.add(
-            "submission, recall",
-            f"{len(short)} queries rank fewer than {LISTED} images: {some(short)}",
-        )
-        short.clear()
-    for query in part.queries:
-        members = {*part.groups[query.id]}
-        subset[query.id] = best(
-            query.id, [i for i in rankings[query.id] if i in members], SUBSET_LISTED
-        )
-    if short:
-        what = (
-            f"{len(short)} queries rank fewer than {SUBSET_LISTED} images of their group:"
-            f" {some(short)}"
-        )
-        problems.add("submission, recall_subset", what)
-    files = {f"{part.name}_recall.json": recall, f"{part.name}_recall_subset.json": subset}
-    for name, rows in files.items():
-        size = len(_text(rows).encode())
+        ranking = rankings[query.id]
+        group = set(part.groups[query.id])
+        others[query.id] = [image for image in ranking if image != query.reference]
+        members[query.id] = [image for image in ranking if image in group]
+    _check_lengths("submission, recall", others, LISTED, "images", problems)
+    _check_lengths(
+        "submission, recall_subset", members, SUBSET_LISTED, "images of their group", problems
+    )
+    files: Files = {
+        f"{part.name}_recall.json": _cirr_file("recall", others, LISTED),
+        f"{part.name}_recall_subset.json": _cirr_file("recall_subset", members, SUBSET_LISTED),
+    }
+    for name, content in files.items():
+        size = len(_text(content).encode())
         if size > CIRR_BYTES:
             problems.add(name, f"has {size:,} bytes, and the server takes {CIRR_BYTES:,}")
     return files
 
 
-def write(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+def _cirr_file(metric: str, rows: Rows, num_listed: int) -> dict[str, object]:
+    content: dict[str, object] = {"version": "rc2", "metric": metric}
+    for query, row in rows.items():
+        content[query] = row[:num_listed]
+    return content
+
+
+def _check_lengths(
+    where: str, rows: Rows, num_listed: int, what: str, problems: ValidationReport
+) -> None:
+    short = [f"{query} ({len(row)})" for query, row in rows.items() if len(row) < num_listed]
+    if short:
+        problems.add(
+            where, f"{len(short)} queries rank fewer than {num_listed} {what}: {preview(short)}"
+        )
+
+
+def write(directory: Path, files: Files) -> list[Path]:
+    """Write the files and return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_text(directory / name, _text(content))
     return [directory / name for name in files]
 
 
-def _text(content: Mapping[str, Any]) -> str:
+def _text(content: Mapping[str, object]) -> str:
     return json.dumps(content, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""What a strategy is given and what it gives back.
+"""The base of strategies, and the candidates and knowledge that they choose by.
 
 Array suffixes: B queries of a block, K candidates of a query, G gallery. A strategy sees block
 after block, never all queries by all images. Its candidates are the whole gallery in its order
@@ -7,21 +7,18 @@ after block, never all queries by all images. Its candidates are the whole galle
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from cirloop.config.base import Settings
+from cirloop.retrieval.arrays import Floats, Mask, Rows
 from cirloop.retrieval.dense import best_positions
 from cirloop.types import ImageId, QueryId, UserError
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 Selection = Literal["hardest", "random"]
 """Which of the images that a strategy finds are taken: the best-scored, or random ones."""
 
@@ -46,11 +43,12 @@ class CandidateBlock:
     ranks_BK: Rows | None = None
 
     def select(self, rows_B: Rows | slice) -> CandidateBlock:
-        """Some queries of the block. Gallery rows that all queries share in memory stay shared."""
-        arrays: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
-        kept: dict[str, Any] = {
-            name: None if array is None else array[rows_B] for name, array in arrays.items()
-        }
+        """Return some queries of the block. Gallery rows that all queries share in memory stay
+        shared."""
+        kept: dict[str, Any] = {}
+        for array_field in fields(self):
+            array = getattr(self, array_field.name)
+            kept[array_field.name] = None if array is None else array[rows_B]
         if self.gallery_index_BK.strides[0] == 0 and len(kept["query_index_B"]):
             kept["gallery_index_BK"] = np.broadcast_to(
                 self.gallery_index_BK[0], kept["scores_BK"].shape
@@ -60,8 +58,8 @@ class CandidateBlock:
 
 @dataclass(frozen=True, slots=True)
 class MiningContext:
-    """What a strategy may know beside the scores; what is not known is None, and a strategy that
-    needs it says so.
+    """Knowledge of a strategy beside the scores. What is not known is None; a strategy that needs
+    it raises UserError.
 
     `groups` are per query the images of its group. `categories` and `attributes` are per gallery
     row; `requested_attributes` is per query, the names of the attributes its text asks for with
@@ -80,19 +78,19 @@ class MiningContext:
     attributes: Sequence[Mapping[str, str]] | None = None
     requested_attributes: Sequence[Mapping[str, str]] | None = None
     vectors_GD: Floats | None = None
-    text_scores: Any = None
+    text_scores: Callable[[Rows], Floats] | None = None
     mean_target_score: float | None = None
     losses: Sequence[float] = ()
     cache: dict[Any, Any] = field(default_factory=dict)
     """What a strategy works out once for all blocks."""
 
     def rng(self, query: int) -> np.random.Generator:
-        """Random numbers that depend on the seed and the query alone, not on blocks."""
+        """Return a generator that depends on the seed and the query alone, not on blocks."""
         name = str(self.query_ids[query] if self.query_ids else query)
         return np.random.default_rng([self.seed, *name.encode()])
 
     def require(self, strategy: str, **sources: str) -> None:
-        """Raises UserError for each thing (field name -> where it comes from) that is not known."""
+        """Raise UserError if a field (by its name: where it comes from) is not known."""
         missing = [
             f"{name} ({source})" for name, source in sources.items() if getattr(self, name) is None
         ]
@@ -104,12 +102,12 @@ class MiningContext:
 
 
 class Strategy(Settings):
-    """What every strategy has: a name, and how many images it gives a query."""
+    """Base of the strategies: a name, and the number of images per query."""
 
     needs_full_gallery: ClassVar[bool] = True
     """Sees the whole gallery; False: each query's best `depth` candidates."""
     context_fields: ClassVar[tuple[str, ...]] = ()
-    """What it must be told beside scores: `groups`, `categories`, `attributes` of
+    """Fields of the context that it needs beside scores: `groups`, `categories`, `attributes` of
     `MiningContext`."""
     only_failed_queries: ClassVar[bool] = False
     """Whether it mines, by default, only for queries whose target is not ranked first."""
@@ -119,7 +117,7 @@ class Strategy(Settings):
 
     @property
     def requires(self) -> set[str]:
-        """Its `context_fields` and those of strategies it holds."""
+        """The `context_fields` of this strategy and of those that it holds."""
         return {*self.context_fields}
 
     @property
@@ -129,36 +127,36 @@ class Strategy(Settings):
         return self.negatives_per_query
 
     def refresh_every(self, rounds: int) -> int:
-        """Rounds for which the model that scored stays the one that scores; 1 = every round mines
-        with its own."""
+        """Return for how many rounds one model's scores are mined; 1 = every round mines with its
+        own model."""
         return 1
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Per query of the block the chosen candidates, as positions on the K axis, best first."""
+        """Choose candidates of each query, as positions on the K axis, best first."""
         raise NotImplementedError
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows] | None:
-        """Per query the whole set that `choose` draws from, positions ascending; None where there
-        is no such set."""
+        """Return per query the whole set that `choose` draws from, positions ascending; None where
+        there is no such set."""
         return None
 
     def set_stats(
         self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]
     ) -> dict[str, int]:
-        """What the report should say of the sets: how many queries have one of a special kind."""
+        """Count the queries whose set is of a special kind, for the report."""
         return {}
 
     def choose_from(
         self, block: CandidateBlock, context: MiningContext, sets: Sequence[Rows]
     ) -> list[Rows]:
-        """What `choose` gives, from the sets that are there already where that saves work."""
+        """Choose as `choose` does, reusing the sets where that saves work."""
         return self.choose(block, context)
 
 
 def select(
     selection: Selection, block: CandidateBlock, eligible_BK: Mask, k: int, context: MiningContext
 ) -> list[Rows]:
-    """`k` of the eligible candidates of each query, the best-scored or random ones; best-scored
+    """Choose `k` eligible candidates of each query, the best-scored or random ones; best-scored
     first."""
     if selection == "hardest":
         return top_eligible(block, eligible_BK, k)
@@ -166,7 +164,7 @@ def select(
 
 
 def top_eligible(block: CandidateBlock, eligible_BK: Mask, k: int) -> list[Rows]:
-    """The `k` best-scored eligible candidates of each query, ties by gallery row."""
+    """Return the `k` best-scored eligible candidates of each query, ties by gallery row."""
     if block.ranks_BK is not None:  # best first already
         return [np.flatnonzero(row)[:k] for row in eligible_BK]
     return [
@@ -176,22 +174,22 @@ def top_eligible(block: CandidateBlock, eligible_BK: Mask, k: int) -> list[Rows]
 
 
 def top_of(scores_K: Floats, positions: Rows, k: int | None = None) -> Rows:
-    """The `k` of `positions` (ascending) with the best scores, best first, ties by position; by
-    default all."""
+    """Return the `k` of `positions` (ascending) with the best scores, best first, ties by position;
+    by default all."""
     return positions[best_positions(scores_K[positions], k)]
 
 
 def sample_eligible(
     block: CandidateBlock, eligible_BK: Mask, k: int, context: MiningContext
 ) -> list[Rows]:
-    """`k` random eligible candidates of each query, best-scored first."""
+    """Sample `k` eligible candidates of each query, best-scored first."""
     return sample_from(block, [np.flatnonzero(row) for row in eligible_BK], k, context)
 
 
 def sample_from(
     block: CandidateBlock, sets: Sequence[Rows], k: int, context: MiningContext
 ) -> list[Rows]:
-    """The same from positions (ascending) per query."""
+    """Sample `k` of the positions (ascending) of each query, best-scored first."""
     out = []
     for query, scores, positions in zip(block.query_index_B, block.scores_BK, sets, strict=True):
         if len(positions) > k:
@@ -201,8 +199,8 @@ def sample_from(
 
 
 def sorted_block(block: CandidateBlock) -> tuple[CandidateBlock, Rows]:
-    """The whole gallery of each query best first, ties by gallery row, and where each candidate was
-    (B, K)."""
+    """Sort the gallery of each query best first, ties by gallery row. Return also the positions
+    (B, K) of the sorted candidates in `block`."""
     order_BK = np.argsort(-block.scores_BK, axis=1, kind="stable")
     by_score = replace(
         block,
@@ -215,5 +213,5 @@ def sorted_block(block: CandidateBlock) -> tuple[CandidateBlock, Rows]:
 
 
 def gallery_indices(images: Sequence[ImageId], gallery: Mapping[ImageId, int]) -> frozenset[int]:
-    """Gallery rows of images, those the gallery lacks left out."""
+    """Return the gallery rows of images; images that the gallery lacks are left out."""
     return frozenset(gallery[image] for image in images if image in gallery)

@@ -20,38 +20,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from cirloop.config.base import Settings
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from cirloop.retrieval.arrays import Floats, Mask, Rows
 
 
 @dataclass(frozen=True, slots=True)
 class MinedPairs:
-    """Mined images: query numbers and gallery rows (N,), their scores and their targets' rows and
-    scores."""
+    """Pairs of a query and a mined image: query and gallery indices (N,), scores, and the targets'
+    gallery rows and scores."""
 
-    numbers_N: Rows
-    columns_N: Rows
+    query_index_N: Rows
+    gallery_index_N: Rows
     scores_N: Floats
     targets_N: Rows
     target_scores_N: Floats
 
-    def of(self, keep_N: Mask) -> MinedPairs:
+    def select(self, keep_N: Mask) -> MinedPairs:
+        """Return the pairs that `keep_N` marks."""
         return MinedPairs(*(getattr(self, name)[keep_N] for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True, slots=True)
 class FilterContext:
-    """What filters may ask: vectors of the gallery, P(yes) of pairs, and a second model's (image,
-    target) scores."""
+    """Knowledge of filters: the gallery's vectors, P(yes) of pairs, and a second model's scores of
+    images and targets."""
 
     vectors_GD: Floats
     yes_probability: Callable[[MinedPairs], Sequence[float]]
@@ -59,7 +56,7 @@ class FilterContext:
 
 
 class ScoreMargin(Settings):
-    """Keeps images that score at most the target's score less `margin`."""
+    """Filter that keeps images that score at most the target's score less `margin`."""
 
     type: Literal["score_margin"] = "score_margin"
     margin: float = 0.0
@@ -69,19 +66,20 @@ class ScoreMargin(Settings):
 
 
 class NearDuplicate(Settings):
-    """Drops images more alike the target than `threshold`, in cosine of gallery vectors."""
+    """Filter that drops images with a cosine to the target above `threshold`."""
 
     type: Literal["near_duplicate"] = "near_duplicate"
     threshold: float = Field(0.95, gt=-1, le=1)
 
     def keep(self, pairs: MinedPairs, context: FilterContext) -> Mask:
-        images, targets = context.vectors_GD[pairs.columns_N], context.vectors_GD[pairs.targets_N]
+        images = context.vectors_GD[pairs.gallery_index_N]
+        targets = context.vectors_GD[pairs.targets_N]
         norms = np.linalg.norm(images, axis=1) * np.linalg.norm(targets, axis=1)
         return np.asarray((images * targets).sum(axis=1) <= self.threshold * norms)
 
 
 class Verify(Settings):
-    """Drops images that the foundation model takes for right with more than `threshold`."""
+    """Filter that drops images that the foundation model calls right with more than `threshold`."""
 
     type: Literal["verify"] = "verify"
     threshold: float = Field(0.5, gt=0, lt=1)
@@ -91,7 +89,7 @@ class Verify(Settings):
 
 
 class Agreement(Settings):
-    """Drops images that a second embedder, at `path`, scores above the target too."""
+    """Filter that drops images that a second embedder, at `path`, scores above the target too."""
 
     type: Literal["agreement"] = "agreement"
     path: str
@@ -107,15 +105,23 @@ FilterConfig = Annotated[
 ]
 
 
+class FilterCount(TypedDict):
+    """How many pairs a filter saw and dropped."""
+
+    filter: str
+    seen: int
+    dropped: int
+
+
 def apply_filters(
     filters: Sequence[FilterConfig], pairs: MinedPairs, context: FilterContext
-) -> tuple[Mask, list[dict[str, Any]]]:
-    """Which pairs (N,) pass every filter, one after the other, and what each saw and dropped."""
-    keep_N: Mask = np.ones(len(pairs.numbers_N), bool)
-    counts: list[dict[str, Any]] = []
-    for each in filters:
+) -> tuple[Mask, list[FilterCount]]:
+    """Apply the filters in turn. Return which pairs (N,) pass all, and each filter's counts."""
+    keep_N: Mask = np.ones(len(pairs.query_index_N), bool)
+    counts: list[FilterCount] = []
+    for step in filters:
         left = np.flatnonzero(keep_N)
-        passed = each.keep(pairs.of(keep_N), context) if len(left) else np.zeros(0, bool)
+        passed = step.keep(pairs.select(keep_N), context) if len(left) else np.zeros(0, bool)
         keep_N[left[~passed]] = False
-        counts.append({"filter": each.type, "seen": len(left), "dropped": int((~passed).sum())})
+        counts.append({"filter": step.type, "seen": len(left), "dropped": int((~passed).sum())})
     return keep_N, counts

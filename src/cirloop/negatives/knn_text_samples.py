@@ -21,15 +21,16 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.negatives.base import Floats, Mask, Rows
 from cirloop.negatives.strategies.knn_text import RAISES, thresholds
+from cirloop.retrieval.arrays import Floats, Mask, Rows
 
 Progress = Callable[[Sequence[int]], Iterable[int]]
 BLOCK = 8192
-"""Samples whose neighbours are searched between two looks at the progress."""
+"""Samples whose neighbours are searched between two steps of the progress bar."""
 DRAWN = 64
-"""Members of a cluster looked at at once."""
-HARD, DIVERSE = "hard", "diverse"
+"""Members of a cluster that are compared at once."""
+HARD = "hard"
+DIVERSE = "diverse"
 
 
 class RejectReason(IntEnum):
@@ -63,17 +64,17 @@ class SamplePool:
     def __len__(self) -> int:
         return len(self.image_of_N)
 
-    def barred(self, i: int, rows: Rows) -> Mask:
-        """Which of `rows` are of the image, the group or the text of sample i."""
-        same = [
-            keys[rows] == keys[i] for keys in (self.image_of_N, self.group_of_N, self.text_of_N)
-        ]
-        return np.asarray(np.logical_or.reduce(same))
+    def related(self, i: int, rows: Rows) -> Mask:
+        """Return which of `rows` share the image, the group or the text of sample i."""
+        same_image = self.image_of_N[rows] == self.image_of_N[i]
+        same_group = self.group_of_N[rows] == self.group_of_N[i]
+        same_text = self.text_of_N[rows] == self.text_of_N[i]
+        return np.asarray(same_image | same_group | same_text)
 
 
 @dataclass(frozen=True, slots=True)
 class KnnTextParams:
-    """The numbers that decide; docs/add_hard_negatives.md says what each means."""
+    """Parameters of the selection; docs/add_hard_negatives.md explains each."""
 
     k_nn: int = 30
     cosine_threshold: float = 0.3
@@ -113,8 +114,7 @@ class Clusters:
 
     @classmethod
     def of_images(cls, visual_VD: Floats, num: int, seed: int) -> Clusters:
-        """At most `num` clusters, the empty ones left out. The same for the same vectors and
-        seed."""
+        """Make at most `num` clusters without empty ones, deterministic by vectors and seed."""
         from cirloop.retrieval.ann import kmeans
 
         label_V, centroids_CD = kmeans(visual_VD, num, seed)
@@ -122,8 +122,8 @@ class Clusters:
         return cls(of_V.astype(np.int64), centroids_CD[kept])
 
     def farthest(self) -> Rows:
-        """Each cluster's farthest other one by Euclidean distance of the centroids, ties by number;
-        -1 for a single."""
+        """Return each cluster's farthest other one by Euclidean distance of the centroids, ties by
+        number; -1 for a single cluster."""
         squared = (self.centroids_CD**2).sum(axis=1)
         distances = (
             squared[:, None] + squared[None, :] - 2 * self.centroids_CD @ self.centroids_CD.T
@@ -135,20 +135,23 @@ class Clusters:
 def neighbours(
     pool: SamplePool, params: KnnTextParams, device: str = "cpu", progress: Progress = iter
 ) -> Neighbours:
-    """Each sample's neighbours and what each is good for. Blocks of samples against all: never an N
-    x N matrix."""
+    """Search each sample's neighbours, block by block, and grade each (`codes_NK`)."""
     from cirloop.retrieval.topk import scores_of, topk
 
-    num, k = len(pool), min(params.k_nn, max(1, len(pool) - 1))
-    rows_NK, visual_NK = np.empty((num, k), np.int64), np.empty((num, k), np.float32)
-    text_NK, vectors_ND = np.empty((num, k), np.float32), pool.visual_VD[pool.image_of_N]
-    related = [_members(pool.image_of_N), _members(pool.group_of_N)]
+    num = len(pool)
+    k = min(params.k_nn, max(1, len(pool) - 1))
+    rows_NK = np.empty((num, k), np.int64)
+    visual_NK = np.empty((num, k), np.float32)
+    text_NK = np.empty((num, k), np.float32)
+    vectors_ND = pool.visual_VD[pool.image_of_N]
+    of_image = _members(pool.image_of_N)
+    of_group = _members(pool.group_of_N)
     for start in progress(range(0, num, BLOCK)):
         block = slice(start, start + BLOCK)
-        left_out = [
-            np.concatenate(rows) for rows in zip(*(each[block] for each in related), strict=True)
+        excluded = [
+            np.concatenate(rows) for rows in zip(of_image[block], of_group[block], strict=True)
         ]
-        rows_NK[block], visual_NK[block] = topk(vectors_ND[block], vectors_ND, k, device, left_out)
+        rows_NK[block], visual_NK[block] = topk(vectors_ND[block], vectors_ND, k, device, excluded)
         texts_BK = pool.text_of_N[rows_NK[block]]
         text_NK[block] = scores_of(
             pool.texts_TE[pool.text_of_N[block]], pool.texts_TE, texts_BK, device
@@ -159,7 +162,7 @@ def neighbours(
 
 
 def _members(keys_N: Rows) -> list[Rows]:
-    """For each sample all that share its key, itself too; those that share it share one array."""
+    """Return for each sample all that share its key, itself too; these share one array."""
     _, label_N = np.unique(keys_N, return_inverse=True)
     members = np.split(np.argsort(label_N, kind="stable"), np.cumsum(np.bincount(label_N))[:-1])
     return [members[label] for label in label_N]
@@ -180,58 +183,65 @@ def _codes(
 
 
 class _Selector:
-    """Choices in the samples' order, since each one counts as a use of its text."""
+    """Selector of negatives in the samples' order, since each choice is a use of its text."""
 
     def __init__(
         self, pool: SamplePool, near: Neighbours, clusters: Clusters, params: KnnTextParams
     ) -> None:
-        self._pool, self._near, self._params = pool, near, params
+        self._pool = pool
+        self._near = near
+        self._params = params
         self._levels = thresholds(params.cosine_threshold)
         self._remaining_uses_T = pool.max_uses_T.copy()
         self._cluster_of_N = clusters.of_V[pool.image_of_N]
         self._far = [np.flatnonzero(self._cluster_of_N == far) for far in clusters.farthest()]
         self.num_exhausted = 0
-        """Candidates that were passed over because their text was used up."""
+        """Candidates that were skipped because their text was used up."""
         short_NK = pool.short_T[pool.text_of_N[near.rows_NK]]
         keys = np.where(
             near.codes_NK < RAISES, near.codes_NK + RAISES * short_NK, 2 * RAISES
         ).astype(np.int8)
         order_NK = np.argsort(keys, axis=1, kind="stable")
         self._order_NK = order_NK.astype(np.int16 if near.rows_NK.shape[1] < 1 << 15 else np.int32)
-        self._num_long_N, self._num_N = (keys < RAISES).sum(1), (keys < 2 * RAISES).sum(1)
+        self._num_long_N = (keys < RAISES).sum(1)
+        self._num_N = (keys < 2 * RAISES).sum(1)
 
-    def choose(self, i: int, diverse_first: bool) -> Negative | None:
-        """Long texts of the first kind, of the other, then short texts of both; None where there is
-        none."""
+    def choose(self, i: int, *, diverse_first: bool) -> Negative | None:
+        """Try long texts of the first kind, of the other, then short texts of both; None where none
+        fits."""
         kinds = (self._diverse, self._hard) if diverse_first else (self._hard, self._diverse)
         for short in (False, True):
             for kind in kinds:
-                negative = kind(i, short)
+                negative = kind(i, short=short)
                 if negative is not None:
                     self._remaining_uses_T[self._pool.text_of_N[negative.row]] -= 1
                     return negative
         return None
 
-    def _hard(self, i: int, short: bool) -> Negative | None:
-        """The best in looks of those below the lowest threshold that lets any through."""
-        near, long = self._near, self._num_long_N[i]
+    def _hard(self, i: int, *, short: bool) -> Negative | None:
+        """Return the visually nearest of those below the lowest threshold that any passes."""
+        near = self._near
+        long = self._num_long_N[i]
         for place in (
             self._order_NK[i, long : self._num_N[i]] if short else self._order_NK[i, :long]
         ):
             row = near.rows_NK[i, place]
             if self._remaining_uses_T[self._pool.text_of_N[row]] > 0:
-                visual, text = near.visual_NK[i, place], near.text_NK[i, place]
+                visual = near.visual_NK[i, place]
+                text = near.text_NK[i, place]
                 return Negative(
                     int(row), HARD, int(near.codes_NK[i, place]), float(visual), float(text)
                 )
             self.num_exhausted += 1
         return None
 
-    def _diverse(self, i: int, short: bool) -> Negative | None:
-        """The first, in an order drawn for this sample, below the lowest threshold that lets any
-        through."""
-        pool, members = self._pool, self._far[self._cluster_of_N[i]]
-        mine_E, best = pool.texts_TE[pool.text_of_N[i]], (RAISES, -1, 0.0)
+    def _diverse(self, i: int, *, short: bool) -> Negative | None:
+        """Return the first, in an order drawn for this sample, below the lowest threshold that any
+        passes."""
+        pool = self._pool
+        members = self._far[self._cluster_of_N[i]]
+        mine_E = pool.texts_TE[pool.text_of_N[i]]
+        best = (RAISES, -1, 0.0)
         drawn = members[np.random.default_rng([self._params.seed, 2, i]).permutation(len(members))]
         for start in range(0, len(drawn), DRAWN):
             rows = drawn[start : start + DRAWN]
@@ -241,7 +251,7 @@ class _Selector:
             levels[
                 (self._remaining_uses_T[texts] <= 0)
                 | (pool.short_T[texts] != short)
-                | pool.barred(i, rows)
+                | pool.related(i, rows)
             ] = RAISES
             at = int(np.argmin(levels))
             if levels[at] < best[0]:
@@ -256,8 +266,7 @@ class _Selector:
 
 
 def diverse_first(num: int, params: KnnTextParams) -> Mask:
-    """Which samples look for a diverse negative first: a share of `diverse_ratio`, drawn by the
-    seed."""
+    """Draw which samples try a diverse negative first: a share of `diverse_ratio`."""
     return np.random.default_rng([params.seed, 1]).random(num) < params.diverse_ratio
 
 
@@ -268,19 +277,15 @@ def choose(
     params: KnnTextParams,
     progress: Progress = iter,
 ) -> tuple[list[Negative | None], int]:
-    """Each sample's negative, and how many candidates were passed over because their text was used
-    up.
+    """Choose each sample's negative, and count the candidates whose text was used up.
 
-    In the samples' order. Hard or diverse is looked for first, as drawn; then the other kind; then
-    both again with short texts. Nothing is chosen where none of them finds any.
+    In the samples' order. Hard or diverse is tried first, as drawn; then the other kind; then both
+    again with short texts. None where no kind has a candidate.
     """
-    first, selector, chosen = (
-        diverse_first(len(pool), params),
-        _Selector(pool, near, clusters, params),
-        [],
-    )
+    first = diverse_first(len(pool), params)
+    selector = _Selector(pool, near, clusters, params)
+    chosen = []
     for start in progress(range(0, len(pool), 1024)):
-        chosen += [
-            selector.choose(i, bool(first[i])) for i in range(start, min(start + 1024, len(pool)))
-        ]
+        for i in range(start, min(start + 1024, len(pool))):
+            chosen.append(selector.choose(i, diverse_first=bool(first[i])))
     return chosen, selector.num_exhausted

@@ -1,9 +1,8 @@
-"""A strategy over all queries, block by block: vectors in, chosen images with their ranks and
-scores out.
+"""Mining over all queries, block by block: from vectors to chosen images with ranks and scores.
 
 Strategies that see the whole gallery get blocks of all scores; the others get each query's best
-images, found without ever holding more than a block (`retrieval/topk.py`). Array suffixes as in
-`negatives/base.py`.
+images, searched without holding more than a block in memory (`retrieval/topk.py`). Array suffixes
+as in `negatives/base.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,15 @@ import numpy as np
 
 from cirloop.monitoring import oom, preemption
 from cirloop.negatives import MiningSettings
-from cirloop.negatives.base import CandidateBlock, Floats, MiningContext, Rows, sorted_block, top_of
+from cirloop.negatives.base import CandidateBlock, MiningContext, sorted_block, top_of
 from cirloop.retrieval.ann import ann_topk
+from cirloop.retrieval.arrays import Floats, Rows, Vectors
 from cirloop.retrieval.dense import ranks_of
 from cirloop.retrieval.topk import ranks, score_blocks, scores_of, topk
 
 BLOCK = 4096
 """Queries of a block of best images."""
-SMALLER = (
+OOM_REMEDY = (
     "Set mining.search ivf_pq, which holds the least (docs/scaling.md), a smaller depth of the"
     ' strategy, or CUDA_VISIBLE_DEVICES="" to search in the machine\'s memory.'
 )
@@ -31,14 +31,14 @@ SMALLER = (
 
 @dataclass(frozen=True, slots=True)
 class MiningInputs:
-    """What is mined: queries against a gallery, float16 or float32, memory-mapped or not.
+    """Vectors of queries and of the mined gallery: float16 or float32, memory-mapped or not.
 
     `targets_Q` are gallery rows, `references_Q` too (-1: the reference is not in the gallery; None:
     there are none), `positives` per query further right answers.
     """
 
-    queries_QD: Any
-    gallery_GD: Any
+    queries_QD: Vectors
+    gallery_GD: Vectors
     targets_Q: Rows
     references_Q: Rows | None = None
     positives: Sequence[frozenset[int]] | None = None
@@ -46,7 +46,7 @@ class MiningInputs:
 
 @dataclass(frozen=True, slots=True)
 class MiningResult:
-    """What was mined for one query: gallery rows, best first, with their ranks and scores.
+    """Mined images of one query: gallery rows, best first, with their ranks and scores.
 
     The last `num_fallback` come from the fallback. `candidate_set` is the set they were drawn from,
     where the strategy has one.
@@ -71,16 +71,16 @@ def mine(
     target_ranks: bool = True,
     stats: dict[str, Any] | None = None,
 ) -> Iterator[MiningResult]:
-    """What the strategy chooses for each query, in the queries' order; no images where it passes a
-    query over.
+    """Yield what the strategy chooses for each query, in order; no images for a skipped query.
 
     Ranks count from 1 among all images, the reference left out unless `settings.rank_reference`.
     Without `target_ranks`, a target that is not among the best images has rank 0: counting its rank
     costs more than mining. `stats` gets what a report should say: the recall of an approximate
     search, counts of the strategy.
     """
-    strategy, stats = settings.strategy, {} if stats is None else stats
-    with oom.explain_oom(f"mining {len(inputs.gallery_GD)} images", SMALLER):
+    strategy = settings.strategy
+    stats = {} if stats is None else stats
+    with oom.explain_oom(f"mining {len(inputs.gallery_GD)} images", OOM_REMEDY):
         scores_Q = scores_of(
             inputs.queries_QD, inputs.gallery_GD, inputs.targets_Q[:, None], device
         )
@@ -92,9 +92,9 @@ def mine(
         )
     elif strategy.needs_full_gallery:
         blocks = _full_blocks(settings, inputs, device)
-    else:  # the best ones to choose from, all of them to draw from
+    else:  # the strategy chooses among the best, the fallback draws from all
         blocks = (sorted_block(block)[0] for block in _full_blocks(settings, inputs, device))
-    with oom.explain_oom(f"mining {len(inputs.gallery_GD)} images", SMALLER):
+    with oom.explain_oom(f"mining {len(inputs.gallery_GD)} images", OOM_REMEDY):
         for block in blocks:
             preemption.raise_if_requested()
             yield from _results(settings, block, context, sets, stats)
@@ -107,7 +107,8 @@ def _results(
     sets: bool,
     stats: dict[str, Any],
 ) -> Iterator[MiningResult]:
-    strategy, mined_B = settings.strategy, np.ones(len(block.query_index_B), bool)
+    strategy = settings.strategy
+    mined_B = np.ones(len(block.query_index_B), bool)
     if settings.skips_solved_queries:
         mined_B = block.target_rank_B > 1
     part = block if mined_B.all() else block.select(np.flatnonzero(mined_B))
@@ -118,17 +119,20 @@ def _results(
         chosen = strategy.choose_from(part, context, candidate_sets)
         for name, count in strategy.set_stats(part, context, candidate_sets).items():
             stats[name] = stats.get(name, 0) + count
-    place_B = np.cumsum(mined_B) - 1
+    row_of_B = np.cumsum(mined_B) - 1
     for b, mined in enumerate(mined_B):
-        picks, num_fallback, candidates = np.zeros(0, np.int64), 0, None
+        picks = np.zeros(0, np.int64)
+        num_fallback = 0
+        candidates = None
         if mined:
-            picks = chosen[place_B[b]]
+            picks = chosen[row_of_B[b]]
             filler = _filler(settings, block, b, picks, context)
-            picks, num_fallback = np.concatenate([picks, filler]), len(filler)
+            picks = np.concatenate([picks, filler])
+            num_fallback = len(filler)
             candidates = (
                 None
                 if candidate_sets is None
-                else block.gallery_index_BK[b, candidate_sets[place_B[b]]]
+                else block.gallery_index_BK[b, candidate_sets[row_of_B[b]]]
             )
         yield MiningResult(
             int(block.query_index_B[b]),
@@ -145,15 +149,16 @@ def _results(
 def _filler(
     settings: MiningSettings, block: CandidateBlock, b: int, picks: Rows, context: MiningContext
 ) -> Rows:
-    """What the fallback adds to the picks of a query."""
-    lacking = settings.strategy.negatives_per_query - len(picks)
-    if settings.fallback == "none" or lacking <= 0:
+    """Return the candidates that the fallback adds to the picks of a query."""
+    num_missing = settings.strategy.negatives_per_query - len(picks)
+    if settings.fallback == "none" or num_missing <= 0:
         return picks[:0]
-    left = np.setdiff1d(np.flatnonzero(block.eligible_BK[b]), picks)
+    others = np.setdiff1d(np.flatnonzero(block.eligible_BK[b]), picks)
     if settings.fallback == "random":
-        num = min(lacking, len(left))
-        left = np.sort(context.rng(int(block.query_index_B[b])).choice(left, num, replace=False))
-    return top_of(block.scores_BK[b], left, lacking)
+        num = min(num_missing, len(others))
+        rng = context.rng(int(block.query_index_B[b]))
+        others = np.sort(rng.choice(others, num, replace=False))
+    return top_of(block.scores_BK[b], others, num_missing)
 
 
 def _ranks(block: CandidateBlock, b: int, picks: Rows) -> Rows:
@@ -165,16 +170,19 @@ def _ranks(block: CandidateBlock, b: int, picks: Rows) -> Rows:
 def _full_blocks(
     settings: MiningSettings, inputs: MiningInputs, device: str
 ) -> Iterator[CandidateBlock]:
-    """All scores of some queries at a time, -inf for a reference that is not ranked."""
-    index_Q, index_G = np.arange(len(inputs.targets_Q)), np.arange(len(inputs.gallery_GD))
+    """Yield all scores of some queries at a time, -inf for a reference that is not ranked."""
+    index_Q = np.arange(len(inputs.targets_Q))
+    index_G = np.arange(len(inputs.gallery_GD))
     for block, scores_BG in score_blocks(inputs.queries_QD, inputs.gallery_GD, device):
-        eligible_BG, target_B = np.ones(scores_BG.shape, bool), inputs.targets_Q[block]
-        here = np.arange(len(scores_BG))
+        eligible_BG = np.ones(scores_BG.shape, bool)
+        target_B = inputs.targets_Q[block]
+        query_B = np.arange(len(scores_BG))
         if inputs.references_Q is not None and not settings.rank_reference:
-            known = np.flatnonzero(inputs.references_Q[block] >= 0)
-            scores_BG[known, inputs.references_Q[block][known]] = -np.inf
-            eligible_BG[known, inputs.references_Q[block][known]] = False
-        eligible_BG[here, target_B] = False
+            reference_B = inputs.references_Q[block]
+            ranked = np.flatnonzero(reference_B >= 0)
+            scores_BG[ranked, reference_B[ranked]] = -np.inf
+            eligible_BG[ranked, reference_B[ranked]] = False
+        eligible_BG[query_B, target_B] = False
         for b, right in enumerate(inputs.positives[block] if inputs.positives else ()):
             eligible_BG[b, list(right)] = False
         rows_BG = np.broadcast_to(index_G, scores_BG.shape)
@@ -185,7 +193,7 @@ def _full_blocks(
             scores_BG,
             eligible_BG,
             target_B,
-            scores_BG[here, target_B],
+            scores_BG[query_B, target_B],
             rank_B,
         )
 
@@ -197,22 +205,14 @@ def _top_k_blocks(
     target_ranks: bool,
     stats: dict[str, Any],
 ) -> Iterator[CandidateBlock]:
-    """The best images of each query, so many that as many as the strategy needs are eligible."""
-    depth = (
-        settings.strategy.depth + 1 + max(map(len, inputs.positives or [frozenset()]), default=0)
-    )  # and the target
+    """Yield the best images of each query, enough that those the strategy needs are eligible."""
+    max_positives = max(map(len, inputs.positives or [frozenset()]), default=0)
+    depth = settings.strategy.depth + 1 + max_positives  # 1 for the target
     depth += settings.strategy.negatives_per_query if settings.fallback == "top_k" else 0
     excluded = None
     if inputs.references_Q is not None and not settings.rank_reference:
         excluded = inputs.references_Q[:, None]
-    given = inputs.queries_QD, inputs.gallery_GD, depth
-    if settings.search == "exact":
-        rows_QK, scores_QK = topk(*given, device, excluded)
-    else:
-        rows_QK, scores_QK, recall = ann_topk(
-            *given, settings.search, settings.index, excluded_QE=excluded
-        )
-        stats["search_recall"] = round(recall, 4)
+    rows_QK, scores_QK = _search(settings, inputs, depth, excluded, device, stats)
     eligible_QK = (rows_QK != inputs.targets_Q[:, None]) & (rows_QK >= 0)
     for query, right in enumerate(inputs.positives or ()):
         if right:
@@ -234,6 +234,26 @@ def _top_k_blocks(
         )
 
 
+def _search(
+    settings: MiningSettings,
+    inputs: MiningInputs,
+    depth: int,
+    excluded: Rows | None,
+    device: str,
+    stats: dict[str, Any],
+) -> tuple[Rows, Floats]:
+    """Search the best images exactly or by an index, whose recall is added to `stats`."""
+    queries_QD = inputs.queries_QD
+    gallery_GD = inputs.gallery_GD
+    if settings.search == "exact":
+        return topk(queries_QD, gallery_GD, depth, device, excluded)
+    rows_QK, scores_QK, recall = ann_topk(
+        queries_QD, gallery_GD, depth, settings.search, settings.index, excluded_QE=excluded
+    )
+    stats["search_recall"] = round(recall, 4)
+    return rows_QK, scores_QK
+
+
 def _target_ranks(
     inputs: MiningInputs,
     rows_QK: Rows,
@@ -242,19 +262,25 @@ def _target_ranks(
     excluded: Rows | None,
     target_ranks: bool,
 ) -> tuple[Rows, Floats]:
-    """The target's rank and score: of the best images where it is one, else counted, or 0 without
-    `target_ranks`."""
-    seen_QK = rows_QK == inputs.targets_Q[:, None]
-    rank_Q, score_Q = (
-        seen_QK.argmax(axis=1) + 1,
-        scores_QK[np.arange(len(scores_QK)), seen_QK.argmax(axis=1)],
-    )
-    unseen = np.flatnonzero(~seen_QK.any(axis=1))
-    if len(unseen):
-        given = inputs.queries_QD[unseen], inputs.gallery_GD, inputs.targets_Q[unseen, None], device
-        if target_ranks:
-            found = ranks(*given, None if excluded is None else excluded[unseen])
-            rank_Q[unseen], score_Q[unseen] = (array[:, 0] for array in found)
-        else:
-            rank_Q[unseen], score_Q[unseen] = 0, scores_of(*given)[:, 0]
+    """Return the target's rank and score: from the best images where it is one of them, else
+    counted, or rank 0 without `target_ranks`."""
+    is_target_QK = rows_QK == inputs.targets_Q[:, None]
+    position_Q = is_target_QK.argmax(axis=1)
+    rank_Q = position_Q + 1
+    score_Q = scores_QK[np.arange(len(scores_QK)), position_Q]
+    rest = np.flatnonzero(~is_target_QK.any(axis=1))
+    if not len(rest):
+        return rank_Q, score_Q
+    queries_QD = inputs.queries_QD[rest]
+    targets_Q1 = inputs.targets_Q[rest, None]
+    if target_ranks:
+        excluded_rest = None if excluded is None else excluded[rest]
+        ranks_Q1, scores_Q1 = ranks(
+            queries_QD, inputs.gallery_GD, targets_Q1, device, excluded_rest
+        )
+        rank_Q[rest] = ranks_Q1[:, 0]
+    else:
+        scores_Q1 = scores_of(queries_QD, inputs.gallery_GD, targets_Q1, device)
+        rank_Q[rest] = 0
+    score_Q[rest] = scores_Q1[:, 0]
     return rank_Q, score_Q

@@ -1,4 +1,4 @@
-"""The closing table of mining: positives against negatives, and who got how many."""
+"""The closing table of mining: positives against negatives, and the number per query."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ def summary(
     filled: int = 0,
     set_sizes: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Counts and the quartiles of similarity, of targets and of mined images.
+    """Summarize the counts and the quartiles of similarity, of targets and of mined images.
 
     Per query the target's rank and score and how many images were mined; `scores` are those of all
     mined images, `filled` how many of them a fallback gave. `set_sizes` are of strategies that draw
     from a set (`band`).
     """
-    mined_Q, ranks_Q = np.array(counts, np.int64), np.array(target_ranks, np.int64)
+    mined_Q = np.array(counts, np.int64)
+    ranks_Q = np.array(target_ranks, np.int64)
     first = int((ranks_Q == 1).sum())
     out = {
         "queries": len(ranks_Q),
@@ -43,7 +44,7 @@ def summary(
 
 
 def quartiles(values: npt.NDArray[Any]) -> dict[str, float] | None:
-    """Mean and quartiles, rounded; None for no values."""
+    """Return mean and quartiles, rounded; None for no values."""
     if len(values) == 0:
         return None
     low, middle, high = np.percentile(values, [25, 50, 75])

@@ -16,7 +16,7 @@ from cirloop.config import notices
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
 from cirloop.data import Dataset
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.loop import expected_artifacts
 from cirloop.monitoring import events
 from cirloop.monitoring.console import progress
@@ -95,13 +95,13 @@ def _splits(
     settings = config.data
     if hasattr(settings, "allow_missing_images"):
         settings = settings.model_copy(update={"allow_missing_images": ANY_NUMBER})
-    places = Sources(config.data_dir, config.cache, progress, config.train_dir)
+    places = DataPaths(config.data_dir, config.cache, progress, config.train_dir)
     try:
         data = data or settings.build(places)
         train = (
             data.train if any(name.startswith("hard_negatives") for name in store.names) else None
         )
         evaluated = any(name.startswith("evaluation") for name in store.names)
-        return train, data.parts(config.evaluation.split) if evaluated else (), ""
+        return train, data.eval_splits(config.evaluation.split) if evaluated else (), ""
     except UserError as error:
         return None, (), str(error)

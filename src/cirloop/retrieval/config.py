@@ -37,7 +37,7 @@ class IndexSettings(Settings):
     """ivf_pq: images looked up by their codes per image wanted; they are then scored exactly."""
 
     def ignored_settings(self, search: Search) -> list[str]:
-        """The settings given that an index of this kind does not read."""
+        """List the changed settings that an index of this kind does not read."""
         fields = type(self).model_fields
-        given = [name for name in fields if getattr(self, name) != fields[name].default]
-        return [name for name in given if name not in SETTINGS_BY_INDEX.get(search, set())]
+        changed = [name for name in fields if getattr(self, name) != fields[name].default]
+        return [name for name in changed if name not in SETTINGS_BY_INDEX.get(search, set())]

@@ -1,4 +1,5 @@
-"""Items to vectors, through the one encoder that mining, checks, training and evaluation share."""
+"""Embedding: items to vectors, through the one encoder that mining, captions' checks, training and
+evaluation share."""
 
 from __future__ import annotations
 
@@ -6,22 +7,28 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from cirloop.backbones import EmbedInput
-from cirloop.backbones.base import deduplicate
+from cirloop.backbones.base import Backbone, ImageFeatures, deduplicate
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.oom_retry import run_with_oom_split
 from cirloop.monitoring import profiling
-from cirloop.types import Query
+from cirloop.types import ImageId, Query
 
 logger = logging.getLogger(__name__)
 WAY_OUT = "Set model.max_pixels lower, or model.dtype bfloat16, or use a device with more memory."
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+class VisionSource(Protocol):
+    """Source of the images' vision features."""
+
+    def get(self, images: Sequence[ImageId], /) -> Sequence[ImageFeatures]: ...
 
 
 def query_items(queries: Sequence[Query]) -> list[EmbedInput]:
@@ -29,9 +36,11 @@ def query_items(queries: Sequence[Query]) -> list[EmbedInput]:
 
 
 def batches_of(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> list[list[int]]:
-    """Rows in batches of one length each, shortest first, each row once: `batch_size` rows, or with
-    `max_tokens` as many as have so many together, and never none. So nothing is padded, and no row
-    depends on those beside it."""
+    """Group rows into batches of one length each, shortest first.
+
+    A batch has `batch_size` rows, or with `max_tokens` as many as fit, at least one. Nothing is
+    padded, and no row depends on the others of its batch.
+    """
     rows_of = defaultdict(list)
     for row, length in enumerate(lengths):
         rows_of[length].append(row)
@@ -43,7 +52,7 @@ def batches_of(lengths: Sequence[int], batch_size: int, max_tokens: int = 0) -> 
 
 
 def embed(
-    backbone: Any,
+    backbone: Backbone,
     features: VisionCache,
     items: Sequence[EmbedInput],
     batch_size: int,
@@ -51,39 +60,42 @@ def embed(
     title: str,
     max_tokens: int = 0,
 ) -> npt.NDArray[np.float32]:
-    """Unit-norm embeddings (N, D) of `items`, (N, M, D) of images with several, batched by length
-    (`batches_of`); equal items are embedded once. A failed item stops the stage, named."""
+    """Return unit-norm embeddings (N, D) of `items`, (N, M, D) of images with several vectors.
+
+    Items are batched by length (`batches_of`), and equal items are embedded once. Raises
+    RuntimeError with the item whose embedding is not finite.
+    """
     if not items:
         return np.zeros((0, 0), np.float32)
-    unique, places = deduplicate(items)
+    unique, index_of = deduplicate(items)
     features.precompute(
         [item.image for item in unique], lambda batches: progress(batches, f"{title}: vision")
     )
-    rows, made = embed_share(backbone, features, unique, batch_size, progress, title, max_tokens)
-    return made[np.argsort(rows)[places]]
+    rows, vectors = embed_shard(backbone, features, unique, batch_size, progress, title, max_tokens)
+    return vectors[np.argsort(rows)[index_of]]
 
 
 @torch.inference_mode()
-def embed_share(
-    backbone: Any,
+def embed_shard(
+    backbone: Backbone,
     features: VisionCache,
     items: Sequence[EmbedInput],
     batch_size: int,
     progress: Progress,
     title: str,
     max_tokens: int = 0,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> tuple[list[int], npt.NDArray[np.float32]]:
-    """With `share` (i, n) every n-th batch of `items` from the i-th on: their rows, and those rows'
-    embeddings. The images have been ensured."""
+    """Embed with `shard` (i, n) every n-th batch of `items` from the i-th on: return their rows,
+    and those rows' embeddings. The vision features of all images must be cached."""
     began = time.monotonic()
     grids = features.grids([item.image for item in items])
     lengths = [
         backbone.sequence_length(item, grid) for item, grid in zip(items, grids, strict=True)
     ]
-    batches = batches_of(lengths, batch_size, max_tokens)[share[0] :: share[1]]
+    batches = batches_of(lengths, batch_size, max_tokens)[shard[0] :: shard[1]]
     backbone.module.eval()
-    made: list[npt.NDArray[np.float32]] = []
+    embedded: list[npt.NDArray[np.float32]] = []
 
     def vectors_of(batch: Sequence[EmbedInput]) -> npt.NDArray[np.float32]:
         inputs = backbone.inputs(batch, features.get([item.image for item in batch]))
@@ -96,23 +108,24 @@ def embed_share(
         vectors = np.concatenate(run_with_oom_split(vectors_of, batch, "items to embed", WAY_OUT))
         profiling.add(items=len(batch))
         _check(batch, vectors)
-        made.append(vectors)
+        embedded.append(vectors)
     done = [row for rows in batches for row in rows]
     logger.info(
-        "%s: %d of %d unlike items in %d batches, %.1f s",
+        "%s: %d of %d unique inputs in %d batches, %.1f s",
         title,
         len(done),
         len(items),
         len(batches),
         time.monotonic() - began,
     )
-    return done, np.concatenate(made) if made else np.zeros((0, 0), np.float32)
+    return done, np.concatenate(embedded) if embedded else np.zeros((0, 0), np.float32)
 
 
 @torch.inference_mode()
-def embed_now(backbone: Any, features: Any, items: Sequence[EmbedInput]) -> npt.NDArray[np.float32]:
-    """Embeddings of a few items as one batch, without a log line: a query that a person waits for.
-    `features.get` gives their images' vision tokens."""
+def embed_once(
+    backbone: Backbone, features: VisionSource, items: Sequence[EmbedInput]
+) -> npt.NDArray[np.float32]:
+    """Embed a few items as one batch, without a log line: a query that a person waits for."""
     backbone.module.eval()
     inputs = backbone.inputs(items, features.get([item.image for item in items]))
     vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
@@ -121,14 +134,11 @@ def embed_now(backbone: Any, features: Any, items: Sequence[EmbedInput]) -> npt.
 
 
 def _check(batch: Sequence[EmbedInput], vectors: npt.NDArray[np.float32]) -> None:
-    bad = [
-        batch[i]
-        for i in np.flatnonzero(
-            ~np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)
-        ).tolist()
-    ]
-    if bad:
+    finite_B = np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)
+    bad = np.flatnonzero(~finite_B)
+    if len(bad):
+        item = batch[int(bad[0])]
         raise RuntimeError(
-            f"embedding is not finite: image {bad[0].image!r}, text {bad[0].text!r} ({len(bad)} in"
+            f"embedding is not finite: image {item.image!r}, text {item.text!r} ({len(bad)} in"
             " the batch)"
         )

@@ -1,27 +1,32 @@
-"""`retrieval.topk` by the ids of images, as evaluation and search name them. The reference is
-ranked like any other."""
+"""`retrieval.topk` by image ids, as evaluation and search use them. The reference is ranked like
+any other image."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import numpy as np
 
-from cirloop.retrieval.topk import Rows, ranks, scores_of, topk
+from cirloop.retrieval.arrays import Rows, Vectors
+from cirloop.retrieval.topk import ranks, scores_of, topk
 from cirloop.types import Gallery, ImageId
 
 
-def topk_images(gallery: Gallery, queries_QD: Any, gallery_GD: Any, k: int) -> list[list[ImageId]]:
-    """The `k` best images of each query, best first."""
+def topk_images(
+    gallery: Gallery, queries_QD: Vectors, gallery_GD: Vectors, k: int
+) -> list[list[ImageId]]:
+    """Return the `k` best images of each query, best first."""
     rows_QK, _ = topk(queries_QD, gallery_GD, k)
     return [[gallery.ids[row] for row in rows_K] for rows_K in rows_QK]
 
 
 def ranks_of_images(
-    wanted: Sequence[Collection[ImageId]], gallery: Gallery, queries_QD: Any, gallery_GD: Any
+    wanted: Sequence[Collection[ImageId]],
+    gallery: Gallery,
+    queries_QD: Vectors,
+    gallery_GD: Vectors,
 ) -> list[dict[ImageId, int]]:
-    """Per query the rank of each of its `wanted` images among all of the gallery."""
+    """Return per query the rank of each of its `wanted` images in the gallery."""
     images, rows_QW = _padded(wanted, gallery)
     ranks_QW, _ = ranks(queries_QD, gallery_GD, rows_QW)
     return [
@@ -31,9 +36,12 @@ def ranks_of_images(
 
 
 def scores_of_images(
-    wanted: Sequence[Collection[ImageId]], gallery: Gallery, queries_QD: Any, gallery_GD: Any
+    wanted: Sequence[Collection[ImageId]],
+    gallery: Gallery,
+    queries_QD: Vectors,
+    gallery_GD: Vectors,
 ) -> list[dict[ImageId, float]]:
-    """Per query the similarity of each of its `wanted` images."""
+    """Return per query the similarity of each of its `wanted` images."""
     images, rows_QW = _padded(wanted, gallery)
     scores_QW = scores_of(queries_QD, gallery_GD, np.maximum(rows_QW, 0))
     return [
@@ -45,9 +53,10 @@ def scores_of_images(
 def _padded(
     wanted: Sequence[Collection[ImageId]], gallery: Gallery
 ) -> tuple[list[list[ImageId]], Rows]:
-    """Each query's images in order, and their gallery rows (Q, W), -1 where a query has fewer than
-    others."""
-    rows, images = gallery.rows(), [sorted(each) for each in wanted]
+    """Return each query's images in order, and their gallery rows (Q, W), -1 where a query has
+    fewer than others."""
+    rows = gallery.rows()
+    images = [sorted(names) for names in wanted]
     rows_QW = np.full((len(images), max(map(len, images), default=0)), -1, np.int64)
     for row_W, names in zip(rows_QW, images, strict=True):
         row_W[: len(names)] = [rows[name] for name in names]

@@ -29,7 +29,7 @@ from cirloop.distributed.sharded_executor import DistributedCaptioner, ShardedEx
 from cirloop.monitoring import events, preemption
 from cirloop.monitoring.console import progress
 from cirloop.monitoring.costs import Costs
-from cirloop.retrieval.collapse import ALIKE, mean_cosine
+from cirloop.retrieval.collapse import COLLAPSE_THRESHOLD, mean_cosine
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.retrieval.topk import ranks
 from cirloop.retrieval.vectors import zeros_or_memmap
@@ -97,7 +97,7 @@ class RunContext:
 
     def eval_digest(self, split_name: str) -> str:
         if split_name not in self._digests:
-            self._digests[split_name] = eval_digest(self.data.parts(split_name))
+            self._digests[split_name] = eval_digest(self.data.eval_splits(split_name))
         return self._digests[split_name]
 
     def embedder(self, checkpoint: Artifact | None) -> Embedder:
@@ -197,10 +197,11 @@ class RunContext:
         if key not in self._checked_for_collapse:
             self._checked_for_collapse.add(key)
             cosine = mean_cosine(vectors, self.config.seed)
-            if cosine is not None and cosine > ALIKE:
+            if cosine is not None and cosine > COLLAPSE_THRESHOLD:
                 self.costs.warn(
                     f"{split.gallery.name}: two images have a cosine of {cosine:.4f} on average,"
-                    f" more than {ALIKE}: the embeddings have collapsed, and rankings mean little"
+                    f" more than {COLLAPSE_THRESHOLD}: the embeddings have collapsed, and rankings"
+                    " mean little"
                 )
         return vectors
 

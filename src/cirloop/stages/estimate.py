@@ -61,7 +61,7 @@ def plan_rows(config: RunConfig, data: Dataset) -> Rows:
 def _method_rows(config: RunConfig, data: Dataset) -> Rows:
     """Describe data, model and method."""
     training, captioning, mining = config.training, config.captioning, config.mining
-    parts = data.parts(config.evaluation.split)
+    parts = data.eval_splits(config.evaluation.split)
     trains = bool(config.num_iterations or training.iteration_0_steps)
     num_queries, num_images = (
         sum(len(p.queries) for p in parts),
@@ -155,7 +155,7 @@ def _disk_rows(config: RunConfig, data: Dataset) -> Rows:
 def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
     """Return what was measured, and the hours of the run that follow from it."""
     training, rounds = config.training, config.num_iterations
-    parts, splits = data.parts(config.evaluation.split), used_splits(config, data)
+    parts, splits = data.eval_splits(config.evaluation.split), used_splits(config, data)
     num_queries, num_gallery = (
         sum(len(p.queries) for p in parts),
         sum(len(p.gallery.ids) for p in parts),

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import Artifact
 from cirloop.backbones import EmbedInput
-from cirloop.data.dataset import grey
+from cirloop.data.dataset import with_grey_images
 from cirloop.evaluation import protocols
-from cirloop.evaluation.significance import compared
+from cirloop.evaluation.significance import compare_iterations
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
 from cirloop.stages.context import RunContext, Vectors
@@ -53,7 +53,7 @@ def evaluation(
     ablate: Ablation = None,
 ) -> dict[str, Any]:
     """Evaluate one checkpoint (None = the base model), and return the result as JSON."""
-    parts, backbone = run.data.parts(split_name), run.embedder(checkpoint)
+    parts, backbone = run.data.eval_splits(split_name), run.embedder(checkpoint)
     if any(part.relevance is None for part in parts):
         raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
     rows_by_query: dict[QueryId, Any] = {}
@@ -61,24 +61,26 @@ def evaluation(
     for part in parts:
         vectors, gallery = _embed_part(run, backbone, part, ablate)
         tops += _best_images(part, vectors, gallery)
-        wanted = [part.judged.needs(query) for query in part.queries]
+        wanted = [part.labeled.relevant_images(query) for query in part.queries]
         preferences = part.relevance and part.relevance.preferences
         score_rows: Any = scores_of_images if preferences else ranks_of_images
         rows = score_rows(wanted, part.gallery, vectors, gallery)
         rows_by_query |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
-    metrics = protocols.metrics([part.judged for part in parts], rows_by_query)
-    compared, ranks = parts[0].judged.protocol.primary_metric, []
+    metrics = protocols.metrics([part.labeled for part in parts], rows_by_query)
+    compared, ranks = parts[0].labeled.protocol.primary_metric, []
     for part in parts:
         assert part.relevance is not None
-        values_Q = protocols.values(part.judged, rows_by_query)[compared]
+        values_Q = protocols.per_query(part.labeled, rows_by_query)[compared]
         for query, value in zip(part.queries, values_Q.tolist(), strict=True):
             if query.id in part.relevance.preferences:
                 rank = round(
-                    protocols.margin(rows_by_query[query.id], part.relevance.preferences[query.id]),
+                    protocols.preference_margin(
+                        rows_by_query[query.id], part.relevance.preferences[query.id]
+                    ),
                     6,
                 )
             else:
-                rank = protocols.without(rows_by_query[query.id], query.reference)[
+                rank = protocols.remove_reference(rows_by_query[query.id], query.reference)[
                     part.relevance.targets[query.id]
                 ]
             ranks.append([query.id, rank, round(value, 6)])
@@ -90,7 +92,7 @@ def evaluation(
         "gallery": sum(len(part.gallery.ids) for part in parts),
         "missing_images": sum(part.missing for part in parts),
         "dropped_queries": sum(part.dropped for part in parts),
-        "protocol": protocols.describe([part.judged for part in parts]),
+        "protocol": protocols.describe([part.labeled for part in parts]),
         "ablated": ablate,
         "model": backbone.fingerprint,
         "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
@@ -107,7 +109,7 @@ def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[li
     if part.relevance is None or part.relevance.preferences:
         return []
     rows = topk_images(part.gallery, vectors, gallery, NUM_BEST + 1)
-    kept = part.judged.protocol.keep_reference
+    kept = part.labeled.protocol.keep_reference
     return [
         [image for image in row if kept or image != query.reference][:NUM_BEST]
         for query, row in zip(part.queries, rows, strict=True)
@@ -121,7 +123,7 @@ def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
         {name: value for name, value in row.items() if name not in ("ranks", "top")}
         for row in evaluations
     ]
-    return {"schema": 3, "results": results, "compared": compared(evaluations)}
+    return {"schema": 3, "results": results, "compared": compare_iterations(evaluations)}
 
 
 def predictions(
@@ -130,10 +132,10 @@ def predictions(
     """Return per part the best `depth` images of each query, then the rest of its group, in the
     model's order."""
     out, backbone = [], run.embedder(checkpoint)
-    for part in run.data.parts(split_name):
+    for part in run.data.eval_splits(split_name):
         vectors, gallery = _embed_part(run, backbone, part)
         rows = topk_images(part.gallery, vectors, gallery, depth)
-        groups = [part.judged.groups.get(query.id, ()) for query in part.queries]
+        groups = [part.labeled.groups.get(query.id, ()) for query in part.queries]
         group_ranks = ranks_of_images(groups, part.gallery, vectors, gallery)
         out.append(
             {
@@ -156,7 +158,7 @@ def _embed_part(
     if ablate == "text":
         items = [EmbedInput(item.image, "", item.category) for item in items]
     if ablate == "image":
-        query_part = grey(part)
+        query_part = with_grey_images(part)
     queries = run.embed_cached(
         backbone, items, query_part, f"embed {query_part.gallery.name} queries"
     )

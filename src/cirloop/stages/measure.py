@@ -90,7 +90,7 @@ def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> d
     """
     models = Models(config)
     try:
-        split = data.train if trains else data.parts(config.evaluation.split)[0]
+        split = data.train if trains else data.eval_splits(config.evaluation.split)[0]
         timings = _embedding(config, models, split)
         foundation = config.foundation
         writes = trains and config.num_iterations and config.captioning.enabled

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,15 @@ from cirloop.artifacts.store import Artifact, file_digest
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.similarity import mean_pool, similarity
 from cirloop.captioning.base import CaptionRequest
-from cirloop.data.dataset import grey
+from cirloop.data.dataset import with_grey_images
 from cirloop.data.known_positives import KnownPositives, known_positives
 from cirloop.negatives import miner
 from cirloop.negatives.attributes.images import image_attributes
-from cirloop.negatives.base import Floats, MiningContext, gallery_indices
+from cirloop.negatives.base import MiningContext, gallery_indices
 from cirloop.negatives.filters import FilterContext, MinedPairs, apply_filters
 from cirloop.negatives.miner import MiningInputs
 from cirloop.negatives.report import summary
+from cirloop.retrieval.arrays import Floats
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import scores_of
 from cirloop.retrieval.vectors import validate_embeddings
@@ -98,7 +99,7 @@ def mine_split(
         settings.filters, pairs, _filter_context(run, backbone, train, vectors)
     )
     rows = mined_rows(train, results, keep_N, settings)
-    num_kept = np.bincount(pairs.numbers_N[keep_N], minlength=len(results)).tolist()
+    num_kept = np.bincount(pairs.query_index_N[keep_N], minlength=len(results)).tolist()
     report = summary(
         [f.target_rank for f in results],
         [f.target_score for f in results],
@@ -154,10 +155,13 @@ def mining_context(
         if not texts:  # the text alone: the query with a grey picture in the reference's place
             texts.append(
                 run.embed_cached(
-                    backbone, query_items(queries), grey(train), f"embed {train.name} texts"
+                    backbone,
+                    query_items(queries),
+                    with_grey_images(train),
+                    f"embed {train.name} texts",
                 )
             )
-        return np.asarray(similarity(texts[0][query_index_B], vectors.gallery_GD))
+        return np.asarray(similarity(texts[0][query_index_B], cast(Floats, vectors.gallery_GD)))
 
     categories = (
         [train.categories[image] for image in train.gallery.ids] if train.categories else None
@@ -187,7 +191,7 @@ def mining_context(
         attributes=table,
         requested_attributes=requested,
         losses=_training_losses(run, iteration),
-        vectors_GD=mean_pool(vectors.gallery_GD),
+        vectors_GD=mean_pool(cast(Floats, vectors.gallery_GD)),
         text_scores=text_scores,
     )
 
@@ -237,7 +241,7 @@ def _filter_context(
                 train.gallery.ids[c],
                 train.triplets[n].query.text,
             )
-            for n, c in zip(pairs.numbers_N, pairs.columns_N, strict=True)
+            for n, c in zip(pairs.query_index_N, pairs.gallery_index_N, strict=True)
         ]
         prompt = run.config.captioning.prompts(run.config.foundation).verify
         return run.captioner(lambda: backbone).yes_probability(prompt, asks, "verify mined images")
@@ -249,14 +253,18 @@ def _filter_context(
         other = run.models.embedder(
             None, run.config.model.model_copy(update={"path": path, **without_adapter})
         )
-        query_indices, position_N = np.unique(pairs.numbers_N, return_inverse=True)
+        query_indices, position_N = np.unique(pairs.query_index_N, return_inverse=True)
         items = query_items([train.triplets[n].query for n in query_indices])
         queries = run.embed_cached(other, items, train, "embed queries, second model")
         gallery = run.embed_cached(
             other, [EmbedInput(i) for i in train.gallery.ids], train, "embed gallery, second model"
         )
         queries = queries[position_N]
-        scores_N2 = scores_of(queries, gallery, np.stack([pairs.columns_N, pairs.targets_N], 1))
+        scores_N2 = scores_of(
+            queries, gallery, np.stack([pairs.gallery_index_N, pairs.targets_N], 1)
+        )
         return scores_N2[:, 0], scores_N2[:, 1]
 
-    return FilterContext(mean_pool(vectors.gallery_GD), yes_probability, second_model_scores)
+    return FilterContext(
+        mean_pool(cast(Floats, vectors.gallery_GD)), yes_probability, second_model_scores
+    )

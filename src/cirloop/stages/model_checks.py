@@ -144,7 +144,7 @@ def _adapter_mismatches(weights: Path, model: VlmSettings, lora: dict[str, Any])
 
 def used_splits(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
     """Return the splits whose images the run uses."""
-    splits: list[TrainSplit | EvalSplit] = [*data.parts(config.evaluation.split)]
+    splits: list[TrainSplit | EvalSplit] = [*data.eval_splits(config.evaluation.split)]
     return (
         [data.train, *splits]
         if config.num_iterations or config.training.iteration_0_steps

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from cirloop.artifacts.atomic import write_json
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.distributed import launcher
 from cirloop.monitoring import trackers
 from cirloop.monitoring.console import progress
@@ -37,7 +37,9 @@ def check(config: RunConfig) -> Dataset:
             "Give its settings a `protocol`, as in data/cirr.py.",
         )
     try:
-        data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
+        data = config.data.build(
+            DataPaths(config.data_dir, config.cache, progress, config.train_dir)
+        )
     except UserError as error:
         problems.merge(error, "data")
     listed = False
@@ -45,12 +47,12 @@ def check(config: RunConfig) -> Dataset:
         assert data is not None
         try:
             if not trains:
-                _check_targets(data.parts(config.evaluation.split), problems)
+                _check_targets(data.eval_splits(config.evaluation.split), problems)
             elif config.num_iterations or config.training.iteration_0_steps:
                 _check_triplets(config, data.train, problems)
                 _check_mining(config, data.train, problems)
                 _check_groups(config.training.group_batches, data.train, problems)
-                _warn_of_overlap(data.train, data.parts(config.evaluation.split))
+                _warn_of_overlap(data.train, data.eval_splits(config.evaluation.split))
         except UserError as error:
             listed = listed or isinstance(error, ValidationFailed)
             problems.merge(error, "data")

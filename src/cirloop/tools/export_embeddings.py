@@ -26,7 +26,7 @@ from cirloop.cli.evaluate import BASE, select_iterations
 from cirloop.cli.runner import done_iterations
 from cirloop.config import cli, notices
 from cirloop.config.run import format_validation_error
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.vectors import validate_embeddings
@@ -79,9 +79,9 @@ def export(options: ExportConfig) -> None:
     label, *more = select_iterations(options.iteration, done_iterations(store))
     if more:
         raise UserError(f"--iteration {options.iteration}: give one.")
-    data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
+    data = config.data.build(DataPaths(config.data_dir, config.cache, progress, config.train_dir))
     splits: Sequence[TrainSplit | EvalSplit]
-    splits = [data.train] if options.split == TRAIN else data.parts(options.split)
+    splits = [data.train] if options.split == TRAIN else data.eval_splits(options.split)
     run = RunContext(config, store, data)
     backbone = run.embedder(None if label == BASE else store.load(f"checkpoint_iter_{label}"))
     made = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.data.shapes.scene import COLORS, Draws, Scene
+from cirloop.data.shapes.scene import COLORS, Scene, SeededRandom
 
 CELL = 28
 SIDE = 3 * CELL
@@ -34,12 +34,12 @@ _LIGHT: dict[str, Rgb] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """How a scene is drawn, none of which a text mentions.
+class RenderStyle:
+    """Properties of a drawing that no text mentions.
 
-    `tint` is the palette's place from deep (0) to light (100), in percent, as a range; `noise` the
-    wobble of each colour channel; `background` the range of its shade; `gradient` the largest
-    change of shade from top to bottom.
+    `tint` is the palette's position from deep (0) to light (100), in percent, as a range; `noise`
+    the largest change of each colour channel; `background` the range of its shade; `gradient` the
+    largest change of shade from top to bottom.
     """
 
     tint: tuple[int, int]
@@ -48,15 +48,16 @@ class Look:
     gradient: int
 
 
-PRETRAIN = Look(tint=(0, 10), noise=6, background=(205, 250), gradient=10)
-TARGET = Look(tint=(85, 100), noise=10, background=(25, 95), gradient=30)
-WIDE = Look(tint=(-10, 110), noise=16, background=(15, 252), gradient=40)
+PRETRAIN = RenderStyle(tint=(0, 10), noise=6, background=(205, 250), gradient=10)
+TARGET = RenderStyle(tint=(85, 100), noise=10, background=(25, 95), gradient=30)
+WIDE = RenderStyle(tint=(-10, 110), noise=16, background=(15, 252), gradient=40)
 
 _ys, _xs = np.mgrid[0:SIDE, 0:SIDE].astype(np.int32)
 
 
 def _mask(shape: str, x: int, y: int, r: int) -> npt.NDArray[np.bool_]:
-    dx, dy = np.abs(_xs - x), _ys - y
+    dx = np.abs(_xs - x)
+    dy = _ys - y
     ady = np.abs(dy)
     inside: npt.NDArray[np.bool_]
     match shape:
@@ -73,34 +74,31 @@ def _mask(shape: str, x: int, y: int, r: int) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def draw(scene: Scene, look: Look, *seed: object) -> npt.NDArray[np.uint8]:
-    """RGB pixels (84, 84, 3) of `scene`; everything but the scene is drawn from `seed`."""
-    draws = Draws("draw", *seed)
-    shade = draws.between(*look.background)
-    cast = [draws.between(-8, 8) for _ in range(3)]
-    slope = draws.between(-look.gradient, look.gradient)
+def _shade(color: str, tint: int, noise: int, rng: SeededRandom) -> list[int]:
+    channels = []
+    for deep, light in zip(_DEEP[color], _LIGHT[color], strict=True):
+        value = (deep * (100 - tint) + light * tint) // 100 + rng.between(-noise, noise)
+        channels.append(min(255, max(0, value)))
+    return channels
+
+
+def draw(scene: Scene, style: RenderStyle, *seed: object) -> npt.NDArray[np.uint8]:
+    """Draw `scene` as RGB pixels (84, 84, 3); everything but the scene is drawn from `seed`."""
+    rng = SeededRandom("draw", *seed)
+    shade = rng.between(*style.background)
+    cast = [rng.between(-8, 8) for _ in range(3)]
+    slope = rng.between(-style.gradient, style.gradient)
     ramp = shade + (_ys * slope) // SIDE
     pixels = np.stack([np.clip(ramp + c, 0, 255) for c in cast], axis=-1)
-    tint = draws.between(*look.tint)
-    palette = {}
-    for color in COLORS:
-        deep, light = _DEEP[color], _LIGHT[color]
-        palette[color] = [
-            min(
-                255,
-                max(
-                    0, (d * (100 - tint) + v * tint) // 100 + draws.between(-look.noise, look.noise)
-                ),
-            )
-            for d, v in zip(deep, light, strict=True)
-        ]
-    outline = draws.choice(("none", "dark", "bright"))
+    tint = rng.between(*style.tint)
+    palette = {color: _shade(color, tint, style.noise, rng) for color in COLORS}
+    outline = rng.choice(("none", "dark", "bright"))
     for cell, thing in enumerate(scene):
         if thing is None:
             continue
-        x = CELL * (cell % 3) + CELL // 2 + draws.between(-1, 1)
-        y = CELL * (cell // 3) + CELL // 2 + draws.between(-1, 1)
-        r = (8 if thing.size == "small" else 12) + draws.between(-1, 1)
+        x = CELL * (cell % 3) + CELL // 2 + rng.between(-1, 1)
+        y = CELL * (cell // 3) + CELL // 2 + rng.between(-1, 1)
+        r = (8 if thing.size == "small" else 12) + rng.between(-1, 1)
         if outline != "none":
             pixels[_mask(thing.shape, x, y, r + 1)] = 20 if outline == "dark" else 235
         pixels[_mask(thing.shape, x, y, r)] = palette[thing.color]

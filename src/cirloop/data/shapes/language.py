@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from cirloop.data.shapes.scene import COLORS, SHAPES, Change, Draws, Kind, Scene, Selector
+from cirloop.data.shapes.scene import COLORS, SHAPES, Change, Kind, Scene, SeededRandom, Selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ CASUAL_SENTENCES: Sentences = {
 
 @dataclass(frozen=True, slots=True)
 class Phrasing:
+    """A way of speaking: sentences and the words in them."""
+
     sentences: Sentences
     words: Words
 
@@ -110,26 +112,26 @@ def _noun(
     return f"{article} {' '.join(parts)}{place}"
 
 
-def _selector(draws: Draws, scene: Scene, full: Selector) -> Selector:
-    """A way of naming the object that fits it alone, mostly by colour and shape."""
+def _selector(rng: SeededRandom, scene: Scene, full: Selector) -> Selector:
+    """Choose a way of naming the object that fits it alone, mostly by colour and shape."""
     by_name = [
         replace(full, size=None, cell=None),
         replace(full, cell=None),
         replace(full, size=None),
     ]
     shorter = [Selector(shape=full.shape), Selector(color=full.color), Selector(cell=full.cell)]
-    if draws.chance(30):
-        by_name = [draws.choice(shorter), *by_name]
+    if rng.chance(30):
+        by_name = [rng.choice(shorter), *by_name]
     return next(s for s in (*by_name, full) if s.cells(scene) == [full.cell])
 
 
-def _loosened(draws: Draws, change: Change) -> Change:
-    """The change with something left unsaid, where its kind allows."""
+def _underspecify(rng: SeededRandom, change: Change) -> Change:
+    """Leave a value of the change unsaid, where its kind allows."""
     match change.kind:
         case "color" | "shape" | "move":
             return replace(change, color=None, shape=None, cell=None)
         case "add":
-            return draws.choice(
+            return rng.choice(
                 [
                     replace(change, cell=None),
                     replace(change, color=None),
@@ -141,25 +143,26 @@ def _loosened(draws: Draws, change: Change) -> Change:
             return change
 
 
-def spoken(
-    draws: Draws, scene: Scene, changes: tuple[Change, ...], loose_percent: int
+def phrase_changes(
+    rng: SeededRandom, scene: Scene, changes: tuple[Change, ...], loose_percent: int
 ) -> tuple[Change, ...]:
-    """What a speaker says of `changes`: short names for objects, at most one change left
+    """Say `changes` as a speaker would: short names for objects, at most one change left
     under-specified."""
-    loose = draws.below(len(changes)) if draws.chance(loose_percent) else -1
+    loose = rng.below(len(changes)) if rng.chance(loose_percent) else -1
     said = []
     for i, change in enumerate(changes):
         if change.selector is not None:
-            change = replace(change, selector=_selector(draws, scene, change.selector))
-        elif draws.chance(30):
+            change = replace(change, selector=_selector(rng, scene, change.selector))
+        elif rng.chance(30):
             change = replace(change, size=None)
-        said.append(_loosened(draws, change) if i == loose else change)
+        said.append(_underspecify(rng, change) if i == loose else change)
     return tuple(said)
 
 
-def write(draws: Draws, changes: tuple[Change, ...], phrasing: Phrasing) -> str:
-    """One text for `changes`, of the phrasing's sentences and words."""
-    words, parts = phrasing.words, []
+def write(rng: SeededRandom, changes: tuple[Change, ...], phrasing: Phrasing) -> str:
+    """Write one text for `changes` in the phrasing's sentences and words."""
+    words = phrasing.words
+    parts = []
     for change in changes:
         name: str = change.kind
         if (
@@ -178,15 +181,17 @@ def write(draws: Draws, changes: tuple[Change, ...], phrasing: Phrasing) -> str:
             slots["o"] = _noun(words, s.color, s.shape, s.size, s.cell, "the")
         else:
             slots["n"] = _noun(words, change.color, change.shape, change.size, change.cell, "a")
-        parts.append(draws.choice(phrasing.sentences[name]).format(**slots))
+        parts.append(rng.choice(phrasing.sentences[name]).format(**slots))
     text = parts[0]
     for part in parts[1:]:
-        text += draws.choice(phrasing.sentences["join"]) + part
+        text += rng.choice(phrasing.sentences["join"]) + part
     return text
 
 
 def _patterns() -> list[tuple[Kind, re.Pattern[str]]]:
-    size, color, shape = "|".join(_SIZE), "|".join(COLORS), "|".join(SHAPES)
+    size = "|".join(_SIZE)
+    color = "|".join(COLORS)
+    shape = "|".join(SHAPES)
     noun = rf"(?:(?P<{{k}}z>{size}) )?(?:(?P<{{k}}c>{color}) )?(?P<{{k}}s>{shape}|object)"
     noun += rf"(?: (?:at|in) the (?P<{{k}}p>{_CELLS}))?"
     slots = {
@@ -210,8 +215,8 @@ _PATTERNS = _patterns()
 _JOIN = re.compile(r", and |, | and ")
 
 
-def _value(found: dict[str, str | None], key: str) -> str | None:
-    word = found.get(key)
+def _value(groups: dict[str, str | None], key: str) -> str | None:
+    word = groups.get(key)
     return None if word in (None, "object") else word
 
 
@@ -220,23 +225,25 @@ def _read_one(part: str) -> Change | None:
         match = pattern.fullmatch(part)
         if match is None:
             continue
-        found = match.groupdict()
+        groups = match.groupdict()
         prefix = "n" if kind == "add" else ""
-        size, cell = found.get(f"{prefix}z"), found.get(f"{prefix}p")
+        size = groups.get(f"{prefix}z")
+        cell = groups.get(f"{prefix}p")
         selector = None
         if kind != "add":
-            osize, ocell = found.get("oz"), found.get("op")
+            object_size = groups.get("oz")
+            object_cell = groups.get("op")
             selector = Selector(
-                _value(found, "oc"),
-                _value(found, "os"),
-                _SIZE[osize] if osize else None,
-                _CELL[ocell] if ocell else None,
+                _value(groups, "oc"),
+                _value(groups, "os"),
+                _SIZE[object_size] if object_size else None,
+                _CELL[object_cell] if object_cell else None,
             )
         return Change(
             kind,
             selector,
-            _value(found, f"{prefix}c"),
-            _value(found, f"{prefix}s"),
+            _value(groups, f"{prefix}c"),
+            _value(groups, f"{prefix}s"),
             _SIZE[size] if size else None,
             _CELL[cell] if cell else None,
         )
@@ -244,6 +251,6 @@ def _read_one(part: str) -> Change | None:
 
 
 def read(text: str) -> tuple[Change, ...] | None:
-    """The changes a text asks for, or None where any part of it is not of the language."""
+    """Parse the changes that a text asks for; None where any part of it is not of the language."""
     changes = [_read_one(part) for part in _JOIN.split(text.strip().lower().rstrip("."))]
     return None if any(change is None for change in changes) else tuple(c for c in changes if c)

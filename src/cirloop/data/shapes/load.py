@@ -1,4 +1,4 @@
-"""`shapes` as the loop sees it, and the oracle that accounts for it."""
+"""`shapes` as a data set, and its oracle, which accounts for captions and negatives."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pydantic import Field
 
 from cirloop.data.dataset import Dataset, DatasetSettings
 from cirloop.data.images import DrawnImages
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.data.shapes.language import read
-from cirloop.data.shapes.scene import Draws, Scene, differences, results
-from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, held_out
+from cirloop.data.shapes.scene import Scene, SeededRandom, differences, results
+from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, ShapesQuery, build_splits
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
     Gallery,
     ImageId,
-    Judged,
+    LabeledQueries,
     Query,
     QueryId,
     Relevance,
@@ -56,8 +56,8 @@ class ShapesSettings(DatasetSettings):
     subset_seed: int = 0
     """Draws the triplets of a subset."""
 
-    def build(self, sources: Sources | None = None) -> Dataset:
-        if sources is not None and sources.directory is not None:
+    def build(self, data_paths: DataPaths | None = None) -> Dataset:
+        if data_paths is not None and data_paths.directory is not None:
             raise UserError(
                 "--data_dir: the data set `shapes` is drawn and reads no files. Leave the flag out."
             )
@@ -73,10 +73,11 @@ def _row(image: ImageId) -> int:
 
 
 class ShapesOracle:
-    """What is right, from the scenes themselves."""
+    """Exact knowledge of right answers, from the scenes themselves."""
 
     def __init__(self, scenes: Scenes, num_images: int) -> None:
-        self._scenes, self._num = scenes, num_images
+        self._scenes = scenes
+        self._num = num_images
 
     @cached_property
     def _by_scene(self) -> dict[Scene, list[int]]:
@@ -118,20 +119,19 @@ def _gallery(scenes: Scenes, num: int) -> Gallery:
 
 def _triplets(scenes: Scenes, num_images: int) -> list[Triplet]:
     return [
-        Triplet(
-            Query(
-                QueryId(f"{scenes.split}-{i:05d}"), image_id(scenes.split, ask.reference), ask.text
-            ),
-            image_id(scenes.split, ask.target),
-        )
-        for i, ask in enumerate(scenes.asks)
-        if ask.reference < num_images and ask.target < num_images
+        Triplet(_query(scenes.split, number, query), image_id(scenes.split, query.target))
+        for number, query in enumerate(scenes.queries)
+        if query.reference < num_images and query.target < num_images
     ]
 
 
+def _query(split: str, number: int, query: ShapesQuery) -> Query:
+    return Query(QueryId(f"{split}-{number:05d}"), image_id(split, query.reference), query.text)
+
+
 def load(settings: ShapesSettings) -> Dataset:
-    """The train split, val and test, cut to the sizes of `settings`. Raises UserError for more than
-    there is."""
+    """Build train, val and test, cut to the sizes of `settings`. Raises UserError for more than
+    exist."""
     train = _train(settings)
     evals = {
         name: partial(_eval, name, settings.eval_families * FAMILY_SIZE) for name in ("val", "test")
@@ -140,7 +140,7 @@ def load(settings: ShapesSettings) -> Dataset:
 
 
 def _train(settings: ShapesSettings) -> TrainSplit:
-    scenes = held_out()["train"]
+    scenes = build_splits()["train"]
     num = settings.train_families * FAMILY_SIZE
     triplets = _triplets(scenes, num)
     if len(triplets) < settings.train_triplets:
@@ -149,7 +149,9 @@ def _train(settings: ShapesSettings) -> TrainSplit:
             f" families have {len(triplets)}. Ask for fewer triplets or more data.train_families."
         )
     if settings.train_triplets < len(triplets):
-        kept = Draws("subset", settings.subset_seed).shuffled(triplets)[: settings.train_triplets]
+        kept = SeededRandom("subset", settings.subset_seed).shuffled(triplets)[
+            : settings.train_triplets
+        ]
         triplets = sorted(kept, key=lambda t: t.query.id)
     return TrainSplit(
         "shapes/train",
@@ -161,14 +163,15 @@ def _train(settings: ShapesSettings) -> TrainSplit:
 
 
 def _eval(name: str, num: int) -> tuple[EvalSplit]:
-    scenes = held_out()[name]
-    triplets, oracle = _triplets(scenes, num), ShapesOracle(scenes, num)
+    scenes = build_splits()[name]
+    triplets = _triplets(scenes, num)
+    oracle = ShapesOracle(scenes, num)
     relevance = Relevance(
         {t.query.id: t.target for t in triplets},
         {t.query.id: oracle.positives(t.query) for t in triplets},
     )
     gallery = _gallery(scenes, num)
-    judged = Judged(
+    labeled = LabeledQueries(
         f"shapes_{name}", tuple(t.query for t in triplets), relevance, gallery, PROTOCOL
     )
-    return (EvalSplit(judged, gallery, DrawnImages(partial(_pixels, scenes))),)
+    return (EvalSplit(labeled, gallery, DrawnImages(partial(_pixels, scenes))),)

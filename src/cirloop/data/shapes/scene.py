@@ -67,9 +67,9 @@ class Change:
     cell: int | None = None
 
 
-class Draws:
-    """Random choices from `random.random()` alone, the one stream Python promises to keep across
-    versions."""
+class SeededRandom:
+    """Random choices by a seed, from `random.random()` alone: the one stream that Python promises
+    to keep across versions."""
 
     def __init__(self, *key: object) -> None:
         self._random = Random("/".join(map(str, key))).random  # a str seed is hashed with SHA-512
@@ -78,7 +78,7 @@ class Draws:
         return int(self._random() * n)
 
     def between(self, low: int, high: int) -> int:
-        """An integer of [low, high]."""
+        """Draw an integer of [low, high]."""
         return low + self.below(high - low + 1)
 
     def chance(self, percent: int) -> bool:
@@ -88,7 +88,8 @@ class Draws:
         return options[self.below(len(options))]
 
     def shuffled(self, items: list[T] | tuple[T, ...]) -> list[T]:
-        left, out = list(items), []
+        left = list(items)
+        out = []
         while left:
             out.append(left.pop(self.below(len(left))))
         return out
@@ -99,8 +100,8 @@ def put(scene: Scene, cell: int, thing: Object | None) -> Scene:
 
 
 def _outcomes(scene: Scene, change: Change, cell: int | None) -> set[Scene]:
-    """Scenes after `change` to the object at `cell` (None for `add`); empty where it cannot be
-    done."""
+    """Return the scenes after `change` to the object at `cell` (None for `add`); empty where it
+    cannot be done."""
     empty = [c for c, thing in enumerate(scene) if thing is None]
     if change.kind == "add":
         options = product(
@@ -130,7 +131,7 @@ def _outcomes(scene: Scene, change: Change, cell: int | None) -> set[Scene]:
 
 
 def results(reference: Scene, changes: tuple[Change, ...]) -> set[Scene]:
-    """Every scene that `changes`, read together, may ask for. Selectors speak of the reference.
+    """Return every scene that `changes` together may ask for. Selectors speak of the reference.
 
     A selector that fits several objects may mean any of them; changes that cannot be done give the
     empty set.
@@ -146,60 +147,67 @@ def results(reference: Scene, changes: tuple[Change, ...]) -> set[Scene]:
     return states - {reference}
 
 
+def _value_changes(where: Selector, old: Object, new: Object) -> list[Change]:
+    changes = []
+    if old.color != new.color:
+        changes.append(Change("color", where, color=new.color))
+    if old.shape != new.shape:
+        changes.append(Change("shape", where, shape=new.shape))
+    if old.size != new.size:
+        changes.append(Change("size", where, size=new.size))
+    return changes
+
+
 def differences(before: Scene, after: Scene) -> tuple[Change, ...]:
-    """The atomic changes, fully specified, from one scene to the other (an equal object elsewhere
-    moved)."""
+    """List the atomic changes, fully specified, from one scene to the other (an equal object
+    elsewhere moved)."""
     changes: list[Change] = []
-    gone, come = [], []
+    emptied = []
+    filled = []
     for cell, (old, new) in enumerate(zip(before, after, strict=True)):
         if old is None and new is not None:
-            come.append(cell)
+            filled.append(cell)
         elif old is not None and new is None:
-            gone.append(cell)
+            emptied.append(cell)
         elif old is not None and new is not None:
             where = Selector(*old, cell)
-            if old.color != new.color:
-                changes.append(Change("color", where, color=new.color))
-            if old.shape != new.shape:
-                changes.append(Change("shape", where, shape=new.shape))
-            if old.size != new.size:
-                changes.append(Change("size", where, size=new.size))
-    for cell in gone:
+            changes += _value_changes(where, old, new)
+    for cell in emptied:
         thing = before[cell]
         assert thing is not None
-        goal = next((c for c in come if after[c] == thing), None)
+        goal = next((c for c in filled if after[c] == thing), None)
         if goal is None:
             changes.append(Change("remove", Selector(*thing, cell)))
         else:
-            come.remove(goal)
+            filled.remove(goal)
             changes.append(Change("move", Selector(*thing, cell), cell=goal))
-    for cell in come:
+    for cell in filled:
         thing = after[cell]
         assert thing is not None
         changes.append(Change("add", None, *thing, cell))
     return tuple(changes)
 
 
-def random_object(draws: Draws) -> Object:
-    return Object(draws.choice(COLORS), draws.choice(SHAPES), draws.choice(SIZES))
+def random_object(rng: SeededRandom) -> Object:
+    return Object(rng.choice(COLORS), rng.choice(SHAPES), rng.choice(SIZES))
 
 
-def random_scene(draws: Draws) -> Scene:
-    """Two to four objects in random cells."""
+def random_scene(rng: SeededRandom) -> Scene:
+    """Draw a scene of two to four objects in random cells."""
     scene: Scene = (None,) * NUM_CELLS
-    for cell in draws.shuffled(tuple(range(NUM_CELLS)))[: draws.between(2, 4)]:
-        scene = put(scene, cell, random_object(draws))
+    for cell in rng.shuffled(tuple(range(NUM_CELLS)))[: rng.between(2, 4)]:
+        scene = put(scene, cell, random_object(rng))
     return scene
 
 
-def random_change(draws: Draws, scene: Scene) -> Change:
-    """One fully specified change that can be done to `scene`, of a kind drawn evenly."""
+def random_change(rng: SeededRandom, scene: Scene) -> Change:
+    """Draw a fully specified change that can be done to `scene`, of a kind drawn evenly."""
     full = [cell for cell, thing in enumerate(scene) if thing is not None]
     empty = [cell for cell, thing in enumerate(scene) if thing is None]
-    kind = draws.choice(KINDS)
+    kind = rng.choice(KINDS)
     if kind == "add" or len(full) < 2:
-        return Change("add", None, *random_object(draws), draws.choice(empty))
-    cell = draws.choice(full)
+        return Change("add", None, *random_object(rng), rng.choice(empty))
+    cell = rng.choice(full)
     thing = scene[cell]
     assert thing is not None
     where = Selector(*thing, cell)
@@ -207,48 +215,34 @@ def random_change(draws: Draws, scene: Scene) -> Change:
         case "remove":
             return Change("remove", where)
         case "move":
-            return Change("move", where, cell=draws.choice(empty))
+            return Change("move", where, cell=rng.choice(empty))
         case "color":
-            return Change(
-                "color", where, color=draws.choice([c for c in COLORS if c != thing.color])
-            )
+            return Change("color", where, color=rng.choice([c for c in COLORS if c != thing.color]))
         case "shape":
-            return Change(
-                "shape", where, shape=draws.choice([s for s in SHAPES if s != thing.shape])
-            )
+            return Change("shape", where, shape=rng.choice([s for s in SHAPES if s != thing.shape]))
         case _:
-            return Change("size", where, size=draws.choice([z for z in SIZES if z != thing.size]))
+            return Change("size", where, size=rng.choice([z for z in SIZES if z != thing.size]))
 
 
 def apply(scene: Scene, change: Change) -> Scene | None:
-    """The one scene a fully specified change gives, or None where it cannot be done."""
+    """Return the one scene that a fully specified change gives; None where it cannot be done."""
     after = results(scene, (change,))
     return next(iter(after)) if len(after) == 1 else None
 
 
-def another_value(draws: Draws, change: Change, scene: Scene) -> Change | None:
-    """The same change to another value (colour, shape, place or new object); None where there is
+def another_value(rng: SeededRandom, change: Change, scene: Scene) -> Change | None:
+    """Draw another value (colour, shape, cell or new object) for the change; None where there is
     none."""
     if change.kind in ("remove", "size"):
         return None
     if change.kind == "move":
-        return replace(
-            change,
-            cell=draws.choice(
-                [c for c in range(NUM_CELLS) if scene[c] is None and c != change.cell]
-            ),
-        )
+        cells = [c for c in range(NUM_CELLS) if scene[c] is None and c != change.cell]
+        return replace(change, cell=rng.choice(cells))
     if change.kind == "add":
-        return replace(change, color=draws.choice([c for c in COLORS if c != change.color]))
+        return replace(change, color=rng.choice([c for c in COLORS if c != change.color]))
     assert change.selector is not None
     if change.kind == "color":
-        return replace(
-            change,
-            color=draws.choice(
-                [c for c in COLORS if c not in (change.color, change.selector.color)]
-            ),
-        )
-    return replace(
-        change,
-        shape=draws.choice([s for s in SHAPES if s not in (change.shape, change.selector.shape)]),
-    )
+        colors = [c for c in COLORS if c not in (change.color, change.selector.color)]
+        return replace(change, color=rng.choice(colors))
+    shapes = [s for s in SHAPES if s not in (change.shape, change.selector.shape)]
+    return replace(change, shape=rng.choice(shapes))

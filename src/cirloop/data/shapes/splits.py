@@ -17,12 +17,12 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.data.shapes.draw import TARGET, Look, draw
-from cirloop.data.shapes.language import CASUAL, Phrasing, spoken, write
+from cirloop.data.shapes.draw import TARGET, RenderStyle, draw
+from cirloop.data.shapes.language import CASUAL, Phrasing, phrase_changes, write
 from cirloop.data.shapes.scene import (
     Change,
-    Draws,
     Scene,
+    SeededRandom,
     another_value,
     apply,
     differences,
@@ -37,6 +37,8 @@ FAMILY_SIZE = 11
 
 @dataclass(frozen=True, slots=True)
 class Size:
+    """The numbers of families and of queries of a split."""
+
     families: int
     queries: int
 
@@ -46,8 +48,8 @@ SIZES = {"test": Size(182, 1000), "val": Size(182, 1000), "train": Size(276, 440
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A query as data: gallery rows of reference and target, and the text."""
+class ShapesQuery:
+    """A query as gallery rows of reference and target, and the text."""
 
     reference: int
     target: int
@@ -61,36 +63,36 @@ class Scenes:
     split: str
     scenes: tuple[Scene, ...]
     families: tuple[int, ...]
-    asks: tuple[Ask, ...]
+    queries: tuple[ShapesQuery, ...]
 
-    def pixels(self, row: int, look: Look = TARGET) -> npt.NDArray[np.uint8]:
-        return draw(self.scenes[row], look, self.split, row)
+    def pixels(self, row: int, style: RenderStyle = TARGET) -> npt.NDArray[np.uint8]:
+        return draw(self.scenes[row], style, self.split, row)
 
 
-def family(draws: Draws, taken: set[Scene]) -> list[Scene]:
-    """The scenes of one family, none of them in `taken`; tries roots and changes until they fit
+def family(rng: SeededRandom, taken: set[Scene]) -> list[Scene]:
+    """Draw the scenes of one family, none of them in `taken`: roots and changes until they fit
     together."""
     while True:
-        root = random_scene(draws)
-        changes = [random_change(draws, root) for _ in range(3)]
-        members = _cube(root, changes)
+        root = random_scene(rng)
+        changes = [random_change(rng, root) for _ in range(3)]
+        members = _all_combinations(root, changes)
         if members is None:
             continue
         for _ in range(2):
-            other = another_value(draws, draws.choice(changes), root)
+            other = another_value(rng, rng.choice(changes), root)
             scene = apply(root, other) if other else None
             if scene is not None and scene not in members:
                 members.append(scene)
         if not taken.isdisjoint(members):
             continue
         while len(members) < FAMILY_SIZE:
-            members.append(draws.choice(members))
+            members.append(rng.choice(members))
         return members
 
 
-def _cube(root: Scene, changes: list[Change]) -> list[Scene] | None:
-    """The root after every subset of the changes, or None where two of them touch the same
-    thing."""
+def _all_combinations(root: Scene, changes: list[Change]) -> list[Scene] | None:
+    """Apply every subset of the changes to the root; None where two of them touch the same
+    object."""
     members = []
     for num in range(4):
         for subset in combinations(changes, num):
@@ -103,48 +105,50 @@ def _cube(root: Scene, changes: list[Change]) -> list[Scene] | None:
     return members if len(set(members)) == 8 else None
 
 
-def ask(
-    draws: Draws, members: list[Scene], max_changes: int, phrasing: Phrasing
+def sample_query(
+    rng: SeededRandom, members: list[Scene], max_changes: int, phrasing: Phrasing
 ) -> tuple[int, int, str]:
-    """Two members at most `max_changes` apart and a text that turns the first into the second."""
+    """Draw two members at most `max_changes` apart and a text that turns the first into the
+    second."""
     while True:
-        a, b = draws.below(len(members)), draws.below(len(members))
+        a = rng.below(len(members))
+        b = rng.below(len(members))
         changes = differences(members[a], members[b])
         if 1 <= len(changes) <= max_changes:
-            said = spoken(draws, members[a], tuple(draws.shuffled(changes)), LOOSE_PERCENT)
+            said = phrase_changes(rng, members[a], tuple(rng.shuffled(changes)), LOOSE_PERCENT)
             if members[b] in results(members[a], said):
-                return a, b, write(draws, said, phrasing)
+                return a, b, write(rng, said, phrasing)
 
 
 @cache
-def held_out() -> dict[str, Scenes]:
-    """Train, val and test, by name. Pre-training takes none of their scenes."""
+def build_splits() -> dict[str, Scenes]:
+    """Build train, val and test, by name. Pre-training takes none of their scenes."""
     taken: set[Scene] = set()
     splits = {}
     for name, size in SIZES.items():
-        draws = Draws("shapes", 1, name)
+        rng = SeededRandom("shapes", 1, name)
         scenes: list[Scene] = []
         families: list[list[Scene]] = []
         for _ in range(size.families):
-            families.append(family(draws, taken))
+            families.append(family(rng, taken))
             taken.update(families[-1])
             scenes.extend(families[-1])
-        asks: dict[tuple[int, str], Ask] = {}
+        queries: dict[tuple[int, str], ShapesQuery] = {}
         turn = 0
-        while len(asks) < size.queries:
+        while len(queries) < size.queries:
             at = turn % size.families
-            a, b, text = ask(draws, families[at], 2, CASUAL)
+            a, b, text = sample_query(rng, families[at], 2, CASUAL)
             start = at * FAMILY_SIZE
-            asks.setdefault((start + a, text), Ask(start + a, start + b, text))
+            queries.setdefault((start + a, text), ShapesQuery(start + a, start + b, text))
             turn += 1
         splits[name] = Scenes(
             name,
             tuple(scenes),
             tuple(i // FAMILY_SIZE for i in range(len(scenes))),
-            tuple(asks.values()),
+            tuple(queries.values()),
         )
     return splits
 
 
-def held_out_scenes() -> set[Scene]:
-    return {scene for split in held_out().values() for scene in split.scenes}
+def split_scenes() -> set[Scene]:
+    return {scene for split in build_splits().values() for scene in split.scenes}

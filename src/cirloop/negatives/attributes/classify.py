@@ -19,13 +19,13 @@ from cirloop.negatives.attributes.lexicon import Lexicon, Match, stem, tokens
 from cirloop.negatives.attributes.values import ANY
 from cirloop.types import UserError
 
-BATCH = 32
-"""Texts, or pairs of a text and a value, at once."""
+BATCH_SIZE = 32
+"""Texts, or pairs of a text and a value, of one batch."""
 
 
 def load_pipeline(task: str, model: str) -> Any:
-    """The pipeline, reading no more than the model's positions hold. Raises UserError where the
-    model does not load."""
+    """Load the pipeline, which reads no more than the model's positions hold. Raises UserError
+    where the model does not load."""
     import transformers
 
     try:
@@ -33,7 +33,7 @@ def load_pipeline(task: str, model: str) -> Any:
         pipeline = build(
             task,
             model=model,
-            batch_size=BATCH,
+            batch_size=BATCH_SIZE,
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
@@ -54,7 +54,9 @@ class ZeroShot:
     lexicon's order."""
 
     def __init__(self, model: str, lexicon: Lexicon, threshold: float = 0.5) -> None:
-        self.model, self.lexicon, self.threshold = model, lexicon, threshold
+        self.model = model
+        self.lexicon = lexicon
+        self.threshold = threshold
 
     @cached_property
     def pipeline(self) -> Any:
@@ -68,25 +70,25 @@ class ZeroShot:
         return pipeline
 
     def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
-        return self._read(texts, "The text asks for {}.", True)
+        return self._read(texts, "The text asks for {}.", request=True)
 
     def parse_caption(self, captions: Sequence[str]) -> list[dict[str, str]]:
-        return self._read(captions, "The text describes {}.", False)
+        return self._read(captions, "The text describes {}.", request=False)
 
-    def _labels(self, change: bool) -> dict[str, tuple[str, str]]:
+    def _labels(self, *, request: bool) -> dict[str, tuple[str, str]]:
         labels = {}
         for name, attribute in self.lexicon.attributes.items():
             labels.update({f"the {name} {value}": (name, value) for value in attribute.values})
             if attribute.absent != "none":
                 labels[f"no {name}"] = (name, attribute.absent)
-            if change:
+            if request:
                 labels[f"a different {name}"] = (name, ANY)
         return labels
 
-    def _read(self, texts: Sequence[str], template: str, change: bool) -> list[dict[str, str]]:
+    def _read(self, texts: Sequence[str], template: str, *, request: bool) -> list[dict[str, str]]:
         out: list[dict[str, str]] = [{} for _ in texts]
         full = [i for i, text in enumerate(texts) if tokens(text)]
-        labels = self._labels(change)
+        labels = self._labels(request=request)
         if not full:
             return out
         results = self.pipeline(
@@ -100,7 +102,8 @@ class ZeroShot:
             best: dict[str, float] = {}
             for label, (name, value) in labels.items():
                 if scores[label] >= self.threshold and scores[label] > best.get(name, -1):
-                    best[name], out[i][name] = scores[label], value
+                    best[name] = scores[label]
+                    out[i][name] = value
         return out
 
 
@@ -109,7 +112,9 @@ class TokenClassifier:
     it has them."""
 
     def __init__(self, model: str, lexicon: Lexicon, threshold: float = 0.5) -> None:
-        self.model, self.lexicon, self.threshold = model, lexicon, threshold
+        self.model = model
+        self.lexicon = lexicon
+        self.threshold = threshold
 
     @cached_property
     def pipeline(self) -> Any:
@@ -129,38 +134,41 @@ class TokenClassifier:
         return pipeline
 
     def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
-        return self._read(texts, False)
+        return self._read(texts, caption=False)
 
     def parse_caption(self, captions: Sequence[str]) -> list[dict[str, str]]:
-        return self._read(captions, True)
+        return self._read(captions, caption=True)
 
     def _attribute(self, label: str) -> str | None:
         name = self.lexicon.attribute(label[2:] if label[:2].upper() in ("B-", "I-") else label)
         return name if name in self.lexicon.attributes else None
 
-    def _read(self, texts: Sequence[str], caption: bool) -> list[dict[str, str]]:
+    def _read(self, texts: Sequence[str], *, caption: bool) -> list[dict[str, str]]:
         out: list[dict[str, str]] = [{} for _ in texts]
         full = [i for i, text in enumerate(texts) if tokens(text)]
         if not full:
             return out
         stride = self.pipeline.tokenizer.model_max_length // 4
-        found = self.pipeline([texts[i] for i in full], aggregation_strategy="first", stride=stride)
-        for i, entities in zip(full, found, strict=True):
+        tagged = self.pipeline(
+            [texts[i] for i in full], aggregation_strategy="first", stride=stride
+        )
+        for i, entities in zip(full, tagged, strict=True):
             words = tokens(texts[i])
-            out[i] = resolve(
-                words, self._matches(texts[i], len(words), entities), self.lexicon, caption
-            )
+            matches = self._matches(texts[i], len(words), entities)
+            out[i] = resolve(words, matches, self.lexicon, caption=caption)
         return out
 
     def _matches(
         self, text: str, num_words: int, entities: Sequence[dict[str, Any]]
     ) -> list[Match]:
-        """The tagged words as matches, left to right; overlapping ones are left out."""
-        out, last = [], 0
+        """Turn the tagged words into matches, left to right; overlapping ones are left out."""
+        out = []
+        last = 0
         for entity in sorted(entities, key=lambda entity: (entity["start"], -entity["end"])):
             name = self._attribute(entity["entity_group"])
             span = text[entity["start"] : entity["end"]]
-            start, size = len(tokens(text[: entity["start"]])), len(tokens(span))
+            start = len(tokens(text[: entity["start"]]))
+            size = len(tokens(span))
             if (
                 name is None
                 or entity["score"] < self.threshold

@@ -21,10 +21,10 @@ class Extractor(Protocol):
     def lexicon(self) -> Lexicon: ...
 
     def parse_request(self, texts: Sequence[str]) -> list[dict[str, str]]:
-        """What modification texts ask for."""
+        """Extract what modification texts ask for."""
 
     def parse_caption(self, captions: Sequence[str]) -> list[dict[str, str]]:
-        """What captions say of their images."""
+        """Extract what captions say of their images."""
 
 
 class AttributeSettings(Settings):
@@ -75,8 +75,7 @@ class AttributeSettings(Settings):
         return self
 
     def build(self) -> Extractor:
-        """What reads attributes out of texts. A classifier's model is loaded when it is first
-        used."""
+        """Build the extractor. A classifier's model is loaded on first use."""
         from cirloop.negatives.attributes.extract import Rules
         from cirloop.negatives.attributes.lexicon import load
 

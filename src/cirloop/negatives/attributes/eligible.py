@@ -1,5 +1,4 @@
-"""Candidates by how their attributes agree with what a query wants: what the strategies on
-attributes share."""
+"""Eligible candidates by how their attributes agree with a query, for strategies on attributes."""
 
 from __future__ import annotations
 
@@ -8,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from cirloop.negatives.attributes.table import Agreement, Table
-from cirloop.negatives.base import CandidateBlock, Mask, MiningContext
+from cirloop.negatives.base import CandidateBlock, MiningContext
+from cirloop.retrieval.arrays import Mask
 
 
 def eligible_by_attributes(
@@ -18,10 +18,9 @@ def eligible_by_attributes(
     fits_G: Callable[[Agreement], Mask],
     **also_needed: str,
 ) -> Mask:
-    """Which allowed candidates (B, K) `fits_G` takes, a function of how all images (G) agree with a
-    query.
+    """Return the eligible candidates (B, K) that `fits_G` accepts by how all images (G) agree.
 
-    Raises UserError where attributes, or what is `also_needed` of `about`, are not known.
+    Raises UserError where attributes, or fields of the context that are `also_needed`, are unknown.
     """
     context.require(
         strategy,
@@ -30,8 +29,9 @@ def eligible_by_attributes(
         **also_needed,
     )
     assert context.attributes is not None and context.requested_attributes is not None
-    table, eligible_BK = Table.of(context.attributes), np.zeros_like(block.eligible_BK)
-    for i, number in enumerate(block.query_index_B):
-        found = table.agreement(context.requested_attributes[number], int(block.target_B[i]))
-        eligible_BK[i] = block.eligible_BK[i] & fits_G(found)[block.gallery_index_BK[i]]
+    table = Table.of(context.attributes)
+    eligible_BK = np.zeros_like(block.eligible_BK)
+    for i, query in enumerate(block.query_index_B):
+        agreement = table.agreement(context.requested_attributes[query], int(block.target_B[i]))
+        eligible_BK[i] = block.eligible_BK[i] & fits_G(agreement)[block.gallery_index_BK[i]]
     return eligible_BK

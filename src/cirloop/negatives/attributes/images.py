@@ -1,7 +1,6 @@
-"""Attributes of a gallery's images: from a file of them, or read out of captions from a file or a
-model.
+"""Attributes of a gallery's images: from a file, or extracted from captions of a file or a model.
 
-All that is wrong is reported together. An image that a file says nothing of, like an attribute that
+All problems are reported together. An image that a file says nothing of, like an attribute that
 it lacks, is unknown; a file that speaks of none of the gallery's images is an error.
 """
 
@@ -21,7 +20,7 @@ from cirloop.validation import ValidationReport
 
 log = logging.getLogger(__name__)
 
-Caption = Callable[[Sequence[ImageId]], Sequence[str | None]]
+CaptionImages = Callable[[Sequence[ImageId]], Sequence[str | None]]
 """Captions of images, one each, in their order; None for an image that has none that can be
 used."""
 
@@ -30,20 +29,20 @@ def image_attributes(
     settings: AttributeSettings,
     extractor: Extractor,
     images: Sequence[ImageId],
-    caption: Caption | None = None,
+    caption: CaptionImages | None = None,
 ) -> Table:
-    """The attributes of the gallery's images, row by row. `caption` asks the foundation model, for
-    images from `vlm`.
+    """Return the attributes of the gallery's images, row by row. `caption` calls the foundation
+    model, for the image source `vlm`.
 
     Raises ValidationFailed with everything that is wrong in the file or among the captions.
     """
     if settings.image_source == "vlm":
         assert caption is not None, "images from 'vlm' need a caption callable"
-        captions = of_model(caption, images)
+        captions = generated_captions(caption, images)
         return _table(
             dict(zip(captions, extractor.parse_caption([*captions.values()]), strict=True)), images
         )
-    assert settings.file is not None  # the settings see to it
+    assert settings.file is not None  # the settings require it
     if settings.image_source == "metadata":
         return _table(metadata(settings.file, extractor.lexicon, images), images)
     texts = captions_file(settings.file, images)
@@ -55,7 +54,7 @@ def image_attributes(
 def metadata(
     path: Path, lexicon: Lexicon, images: Sequence[ImageId]
 ) -> dict[ImageId, dict[str, str]]:
-    """The attributes of the images that a JSON file {image: {attribute: value}} holds, under the
+    """Read the attributes of the images from a JSON file {image: {attribute: value}}, under the
     lexicon's names.
 
     A value is text, a list of texts, or null for unknown.
@@ -70,28 +69,32 @@ def metadata(
             continue
         out[image] = {}
         for name, value in fields.items():
-            read = _values(
-                problems, f"{path} {image!r} {name!r}", lexicon, lexicon.attribute(name), value
-            )
-            if read:
-                out[image][lexicon.attribute(name)] = read
+            attribute = lexicon.attribute(name)
+            joined = _values(problems, f"{path} {image!r} {name!r}", lexicon, attribute, value)
+            if joined:
+                out[image][attribute] = joined
     problems.raise_if_any()
     return out
 
 
-def _values(problems: ValidationReport, where: str, lexicon: Lexicon, name: str, value: Any) -> str:
-    values = value if isinstance(value, list) else [] if value is None else [value]
+def _values(
+    problems: ValidationReport, where: str, lexicon: Lexicon, name: str, value: object
+) -> str:
+    if value is None:
+        values: list[object] = []
+    else:
+        values = value if isinstance(value, list) else [value]
     wrong = [v for v in values if not isinstance(v, str) or not lexicon.value(name, v)]
     if not name:
         problems.add(where, "the attribute's name has no letters")
     if wrong:
         problems.add(where, f"must be text with letters or digits, found {wrong[0]!r:.60}")
         return ""
-    return join_values(lexicon.value(name, v) for v in values)
+    return join_values(lexicon.value(name, str(v)) for v in values)
 
 
 def captions_file(path: Path, images: Sequence[ImageId]) -> dict[ImageId, str]:
-    """The captions of the images that a JSON file {image: caption} holds."""
+    """Read the captions of the images from a JSON file {image: caption}."""
     problems = ValidationReport("Write it as {image: caption}; no entry is unknown.")
     out = _entries(problems, path, images)
     for image, text in out.items():
@@ -101,9 +104,11 @@ def captions_file(path: Path, images: Sequence[ImageId]) -> dict[ImageId, str]:
     return out
 
 
-def of_model(caption: Caption, images: Sequence[ImageId]) -> dict[ImageId, str]:
-    """The captions a model gives the images, without those that cannot be used. Raises
-    ValidationFailed for an empty one, and where none is left."""
+def generated_captions(caption: CaptionImages, images: Sequence[ImageId]) -> dict[ImageId, str]:
+    """Generate captions of the images, without those that cannot be used.
+
+    Raises ProblemsFound for an empty caption, and where none is left.
+    """
     problems = ValidationReport("Look at these images and at the captioning model.")
     texts = list(caption(images))
     if len(texts) != len(images):
@@ -126,7 +131,7 @@ def of_model(caption: Caption, images: Sequence[ImageId]) -> dict[ImageId, str]:
 def _entries(
     problems: ValidationReport, path: Path, images: Sequence[ImageId]
 ) -> dict[ImageId, Any]:
-    """The file's entries of these images."""
+    """Return the file's entries of these images."""
     content = problems.json(path)
     if content is not None and not isinstance(content, dict):
         problems.add(
@@ -135,14 +140,14 @@ def _entries(
     if not isinstance(content, dict):
         problems.raise_if_any()
         return {}
-    found = {image: content[image] for image in images if image in content}
-    if images and not found:
+    entries = {image: content[image] for image in images if image in content}
+    if images and not entries:
         problems.add(
             path,
             f"names none of the gallery's {len(images)} images; it names {list(content)[:3]}, "
             f"the gallery {list(images[:3])}",
         )
-    return found
+    return entries
 
 
 def _table(known: Mapping[ImageId, Mapping[str, str]], images: Sequence[ImageId]) -> Table:

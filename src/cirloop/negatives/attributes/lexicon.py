@@ -23,56 +23,21 @@ from cirloop.negatives.attributes.values import ANY
 from cirloop.types import UserError
 
 _TOKEN = re.compile(r"[^\W_]+(?:['’](?:s|t|re|ve|ll|d|m)\b)?|[,;.:!?\n()]")
-_IRREGULAR = {
-    **{
-        "men": "man",
-        "women": "woman",
-        "children": "child",
-        "people": "person",
-        "mice": "mouse",
-        "geese": "goose",
-    },
-    **{
-        "feet": "foot",
-        "teeth": "tooth",
-        "knives": "knife",
-        "leaves": "leaf",
-        "shelves": "shelf",
-        "scarves": "scarf",
-    },
-    **{
-        "loaves": "loaf",
-        "wolves": "wolf",
-        "calves": "calf",
-        "buses": "bus",
-        "tomatoes": "tomato",
-        "gas": "gas",
-    },
-    **{
-        "potatoes": "potato",
-        "heroes": "hero",
-        "lens": "lens",
-        "lenses": "lens",
-        "canvas": "canvas",
-        "oxen": "ox",
-    },
-    **{
-        "christmas": "christmas",
-        "axes": "axe",
-        "shorts": "shorts",
-        "this": "this",
-        "his": "his",
-        "has": "has",
-        "was": "was",
-        "as": "as",
-    },
-}
+_SINGULARS = (
+    "men:man women:woman children:child people:person mice:mouse geese:goose feet:foot "
+    "teeth:tooth knives:knife leaves:leaf shelves:shelf scarves:scarf loaves:loaf wolves:wolf "
+    "calves:calf buses:bus tomatoes:tomato potatoes:potato heroes:hero lenses:lens oxen:ox "
+    "axes:axe "
+)
+_UNINFLECTED = "gas lens canvas christmas shorts this his has was as "
+_IRREGULAR = dict(pair.split(":") for pair in _SINGULARS.split())
+_IRREGULAR |= {word: word for word in _UNINFLECTED.split()}
 
 
 @cache
 def stem(word: str) -> str:
-    """A word without its plural ending: dresses -> dress, sleeves -> sleeve; hoodie and hoodies ->
-    hoody."""
+    """Strip the plural ending from a word: dresses -> dress, sleeves -> sleeve, and hoodie as
+    hoodies -> hoody."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) > 4 and word.endswith(("ies", "ie")):
@@ -83,7 +48,7 @@ def stem(word: str) -> str:
 
 
 def tokens(text: str) -> list[str]:
-    """Words and punctuation of a text, plain: `Doesn't` is `not`, `dress's` is `dress`."""
+    """Split a text into plain words and punctuation: `Doesn't` is `not`, `dress's` is `dress`."""
     marked = unicodedata.normalize("NFKD", text.casefold())
     plain = "".join(c for c in marked if not unicodedata.combining(c)).replace("’", "'")
     out = []
@@ -94,14 +59,13 @@ def tokens(text: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """The tokens of a text without its punctuation."""
+    """Return the tokens of a text without its punctuation."""
     return [token for token in tokens(text) if token.isalnum()]
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Words [start, end) of a text that mean `value` of `attribute`; `*` where they name the
-    attribute alone."""
+    """Words [start, end) of a text that mean `value` of `attribute`; `*`: the attribute alone."""
 
     start: int
     end: int
@@ -166,43 +130,43 @@ class Lexicon(Settings):
         return frozenset(map(stem, self.heads))
 
     def matches(self, text: Sequence[str]) -> list[Match]:
-        """What the tokens of a text mean, left to right and without overlap, longest phrase
+        """Match phrases in the tokens of a text, left to right and without overlap, longest phrase
         first."""
-        stems, out, at = [stem(token) for token in text], [], 0
+        stems = [stem(token) for token in text]
+        out = []
+        at = 0
         while at < len(stems):
             for end in range(min(len(stems), at + self._longest.get(stems[at], 0)), at, -1):
-                found = self.phrases.get(tuple(stems[at:end]))
-                if found is not None:
-                    out.append(Match(at, end, *found))
+                meaning = self.phrases.get(tuple(stems[at:end]))
+                if meaning is not None:
+                    out.append(Match(at, end, *meaning))
                     at = end - 1
                     break
             at += 1
         return out
 
     def attribute(self, name: str) -> str:
-        """The attribute that a file or model calls `name`: `colour`, `COLOR` -> `color`; plain
-        words if it is new."""
+        """Return the attribute that a file or model calls `name`: `colour`, `COLOR` -> `color`;
+        plain words if it is new."""
         plain = words(name.replace("_", " "))
         for known in self.attributes:
             if list(map(stem, plain)) == list(map(stem, words(known.replace("_", " ")))):
                 return known
-        found = self.phrases.get(tuple(map(stem, plain)))
-        return found[0] if found is not None and found[1] == ANY else " ".join(plain)
+        meaning = self.phrases.get(tuple(map(stem, plain)))
+        return meaning[0] if meaning is not None and meaning[1] == ANY else " ".join(plain)
 
     def value(self, attribute: str, text: str) -> str:
-        """The value that a file or a model writes as `text`: `Crimson` -> `red`; its plain words if
-        it is new."""
+        """Return the value that a file or a model writes as `text`: `Crimson` -> `red`; its plain
+        words if it is new."""
         plain = words(text)
-        found = self.phrases.get(tuple(map(stem, plain)))
-        return (
-            found[1]
-            if found is not None and found[0] == attribute and found[1] != ANY
-            else " ".join(plain)
-        )
+        name, known_value = self.phrases.get(tuple(map(stem, plain)), ("", ANY))
+        if name == attribute and known_value != ANY:
+            return known_value
+        return " ".join(plain)
 
 
 @cache
 def load(domain: str) -> Lexicon:
-    """The lexicon of `fashion`, `everyday` or `shapes`."""
+    """Load the lexicon of `fashion`, `everyday` or `shapes`."""
     text = (files("cirloop.negatives.attributes") / f"{domain}.yaml").read_text("utf-8")
     return Lexicon.model_validate(yaml.safe_load(text))

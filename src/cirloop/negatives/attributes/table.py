@@ -23,11 +23,11 @@ class Agreement:
     """Per image the number of attributes that agree with what a query wants and that differ; the
     rest is unknown.
 
-    `asked` are those its text asks for, `other` the target's other ones.
+    `requested` are those its text asks for, `other` the target's other ones.
     """
 
-    asked_agree_G: Counts
-    asked_differ_G: Counts
+    requested_agree_G: Counts
+    requested_differ_G: Counts
     other_agree_G: Counts
     other_differ_G: Counts
 
@@ -44,13 +44,14 @@ class Table(Sequence[Mapping[str, str]]):
         for row, attributes in enumerate(rows):
             for name, value in attributes.items():
                 if name not in self._codes:
-                    self.values[name], self._codes[name] = {}, np.full(len(rows), -1, np.int32)
+                    self.values[name] = {}
+                    self._codes[name] = np.full(len(rows), -1, np.int32)
                 codes = self.values[name]
                 self._codes[name][row] = codes.setdefault(value, len(codes))
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, str]]) -> Table:
-        """The rows as a table; a table is given back as it is."""
+        """Return the rows as a table; a table is returned as it is."""
         return rows if isinstance(rows, cls) else cls(rows)
 
     def __len__(self) -> int:
@@ -63,27 +64,27 @@ class Table(Sequence[Mapping[str, str]]):
     def __getitem__(self, row: int | slice) -> Mapping[str, str] | Sequence[Mapping[str, str]]:
         return self.rows[row]
 
-    def compare(self, name: str, asked: str | None, target: str | None) -> Verdicts:
-        """Per image 1, -1 or 0: agrees, differs, unknown (see `values.compare_values`)."""
-        key = (name, asked, target)
+    def compare(self, name: str, requested: str | None, target: str | None) -> Verdicts:
+        """Return per image 1, -1 or 0: agrees, differs, unknown (see `values.compare_values`)."""
+        key = (name, requested, target)
         if key not in self._known:
-            found = [compare_values(asked, target, value) for value in self.values[name]]
-            self._known[key] = np.array([*found, 0], np.int8)  # code -1, unknown, takes the last
+            verdicts = [compare_values(requested, target, value) for value in self.values[name]]
+            self._known[key] = np.array([*verdicts, 0], np.int8)  # code -1, unknown, takes the last
         return self._known[key][self._codes[name]]
 
-    def agreement(self, asked: Mapping[str, str], target: int) -> Agreement:
-        """How every image agrees with what a text asks for and with the rest of the target at row
-        `target`."""
-        there = self.rows[target]
+    def agreement(self, requested: Mapping[str, str], target: int) -> Agreement:
+        """Count how every image agrees with what a text asks for and with the other attributes of
+        the target at row `target`."""
+        of_target = self.rows[target]
         counts = np.zeros((4, len(self)), np.int16)
-        for name in {**there, **asked}:
+        for name in {**of_target, **requested}:
             if name in self._codes:
-                found_G = self.compare(name, asked.get(name), there.get(name))
-                at = 0 if name in asked else 2
-                counts[at] += found_G > 0
-                counts[at + 1] += found_G < 0
+                verdict_G = self.compare(name, requested.get(name), of_target.get(name))
+                at = 0 if name in requested else 2
+                counts[at] += verdict_G > 0
+                counts[at + 1] += verdict_G < 0
         return Agreement(*counts)
 
     def categories(self, name: str) -> list[str]:
-        """Per image its value of the attribute `name`, empty where it is unknown."""
+        """Return each image's value of the attribute `name`, empty where it is unknown."""
         return [attributes.get(name, "") for attributes in self.rows]

@@ -17,7 +17,8 @@ from pydantic import Field
 
 from cirloop.negatives.attributes.eligible import eligible_by_attributes
 from cirloop.negatives.attributes.table import Agreement
-from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible
+from cirloop.retrieval.arrays import Mask, Rows
 
 
 class AttributeMismatch(Strategy):
@@ -31,10 +32,12 @@ class AttributeMismatch(Strategy):
     known."""
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        def fits_G(found: Agreement) -> Mask:
-            asked_G = (found.asked_differ_G > 0) & (found.asked_agree_G == 0)
+        def fits_G(agreement: Agreement) -> Mask:
+            asked_G = (agreement.requested_differ_G > 0) & (agreement.requested_agree_G == 0)
             fits: Mask = (
-                asked_G & (found.other_differ_G == 0) & (found.other_agree_G >= self.min_agreeing)
+                asked_G
+                & (agreement.other_differ_G == 0)
+                & (agreement.other_agree_G >= self.min_agreeing)
             )
             return fits
 

@@ -1,5 +1,5 @@
-"""QuRe's set of hard negatives: the images between the two steepest drops of the scores after the
-target.
+"""Band mining, QuRe's set of hard negatives: the images between the two steepest drops of the
+scores after the target.
 
 Let `tail` be the images ranked below the target, best first (ties by gallery row), and drop i the
 fall from tail[i] to tail[i + 1]. Of the two largest drops (ties: the earlier) let low < high be the
@@ -31,16 +31,14 @@ from pydantic import Field
 
 from cirloop.negatives.base import (
     CandidateBlock,
-    Floats,
-    Mask,
     MiningContext,
-    Rows,
     Selection,
     Strategy,
     sample_from,
     select,
     top_of,
 )
+from cirloop.retrieval.arrays import Floats, Mask, Rows
 
 CACHED = 1 << 18
 """Scores worked on at once by a thread: what its processor keeps close."""
@@ -97,7 +95,7 @@ class Band(Strategy):
         return {"whole_tail": int(np.count_nonzero(sizes_B[likely] == tails_B))}
 
     def inside(self, block: CandidateBlock, context: MiningContext) -> Mask:
-        """Which candidates (B, K) are in the set."""
+        """Return which candidates (B, K) are in the set."""
         default = 0 if self.n_def is None else self.refresh_every(context.rounds)
         if context.iteration < (default if self.full_set_rounds is None else self.full_set_rounds):
             return block.eligible_BK
@@ -108,20 +106,16 @@ class Band(Strategy):
             inside_BK[rows] = band(part.scores_BK, below_target(part), self.variant)
 
         size = max(1, CACHED // block.scores_BK.shape[1])
-        with ThreadPoolExecutor(
-            os.cpu_count()
-        ) as pool:  # numpy sorts and compares without the interpreter's lock
-            list(
-                pool.map(
-                    fill, [slice(start, start + size) for start in range(0, len(inside_BK), size)]
-                )
-            )
+        parts = [slice(start, start + size) for start in range(0, len(inside_BK), size)]
+        # numpy sorts and compares without the interpreter's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(fill, parts))
         return inside_BK
 
 
 def below_target(block: CandidateBlock) -> Mask:
-    """Allowed candidates (B, K) ranked after the target: scored lower, or as high with a later
-    gallery row."""
+    """Return the eligible candidates (B, K) ranked after the target: scored lower, or as high
+    with a later gallery row."""
     target_B1 = block.target_score_B[:, None]
     below_BK = np.asarray(block.eligible_BK & (block.scores_BK < target_B1))
     tied_BK = block.eligible_BK & (block.scores_BK == target_B1)
@@ -131,7 +125,8 @@ def below_target(block: CandidateBlock) -> Mask:
 
 
 def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]) -> Mask:
-    """The set (B, K) of each query, from scores in the gallery's order and the images of the tail.
+    """Return the set (B, K) of each query, from scores in the gallery's order and the images of the
+    tail.
 
     Rows are sorted by value alone; that decides wherever both drops are falls. The few others are
     done one by one.
@@ -143,16 +138,19 @@ def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]
     long_B = np.flatnonzero(num_B >= 3)
     if not len(long_B):
         return inside_BK
-    low_B, high_B, found_B = _bounds(sorted_BK[long_B], num_B[long_B], variant)
-    inside_BK[long_B[~found_B]] = tail_BK[long_B[~found_B]]
-    long_B, low_B, high_B = long_B[found_B], low_B[found_B], high_B[found_B]
+    low_B, high_B, exists_B = _bounds(sorted_BK[long_B], num_B[long_B], variant)
+    inside_BK[long_B[~exists_B]] = tail_BK[long_B[~exists_B]]
+    long_B = long_B[exists_B]
+    low_B = low_B[exists_B]
+    high_B = high_B[exists_B]
     values_BK = sorted_BK[long_B]
-    here = np.arange(len(long_B))
-    top_B, bottom_B = values_BK[here, low_B + 1], values_BK[here, high_B]
+    query_B = np.arange(len(long_B))
+    top_B = values_BK[query_B, low_B + 1]
+    bottom_B = values_BK[query_B, high_B]
     scores = scores_BK[long_B]
     inside_BK[long_B] = tail_BK[long_B] & (scores <= top_B[:, None]) & (scores >= bottom_B[:, None])
-    level = (values_BK[here, low_B] == top_B) | (
-        values_BK[here, high_B + 1] == bottom_B
+    level = (values_BK[query_B, low_B] == top_B) | (
+        values_BK[query_B, high_B + 1] == bottom_B
     )  # a bound inside a tie
     for b, low, high in zip(long_B[level], low_B[level], high_B[level], strict=True):
         tail = top_of(scores_BK[b], np.flatnonzero(tail_BK[b]))
@@ -162,24 +160,25 @@ def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]
 
 
 def _bounds(sorted_BK: Floats, num_B: Rows, variant: str) -> tuple[Rows, Rows, Mask]:
-    """low, high (B,) and whether there are such; `sorted_BK` falls, and holds -inf from place
-    `num_B` on."""
+    """Return low, high (B,) and whether they exist; `sorted_BK` descends, and holds -inf from
+    position `num_B` on."""
     with np.errstate(invalid="ignore"):  # -inf less -inf, beyond the tail
         drops_BK = sorted_BK[:, :-1] - sorted_BK[:, 1:]
     drops_BK[np.arange(drops_BK.shape[1]) >= (num_B - 1)[:, None]] = -1.0
-    here = np.arange(len(drops_BK))
+    query_B = np.arange(len(drops_BK))
     first_B = drops_BK.argmax(axis=1)
-    first_drop_B = drops_BK[here, first_B]
-    drops_BK[here, first_B] = -1.0
+    first_drop_B = drops_BK[query_B, first_B]
+    drops_BK[query_B, first_B] = -1.0
     second_B = drops_BK.argmax(axis=1)
-    drops_BK[here, first_B] = first_drop_B
-    low_B, high_B = np.minimum(first_B, second_B), np.maximum(first_B, second_B)
-    found_B = np.ones(len(drops_BK), bool)
+    drops_BK[query_B, first_B] = first_drop_B
+    low_B = np.minimum(first_B, second_B)
+    high_B = np.maximum(first_B, second_B)
+    exists_B = np.ones(len(drops_BK), bool)
     if variant == "released":
         for b in np.flatnonzero(high_B - low_B <= APART):
             order = np.argsort(-drops_BK[b, : num_B[b] - 1], kind="stable")
             apart = np.flatnonzero(np.abs(np.diff(order)) > APART)
-            found_B[b] = len(apart) > 0
-            if found_B[b]:
+            exists_B[b] = len(apart) > 0
+            if exists_B[b]:
                 low_B[b], high_B[b] = np.sort(order[apart[0] : apart[0] + 2])
-    return low_B, high_B, found_B
+    return low_B, high_B, exists_B

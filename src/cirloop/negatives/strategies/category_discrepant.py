@@ -17,7 +17,8 @@ import numpy as np
 from pydantic import Field
 
 from cirloop.negatives.attributes.eligible import eligible_by_attributes
-from cirloop.negatives.base import CandidateBlock, Floats, Mask, MiningContext, Rows, Strategy
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy
+from cirloop.retrieval.arrays import Floats, Mask, Rows
 from cirloop.retrieval.dense import all_scores
 
 
@@ -32,7 +33,11 @@ class CategoryDiscrepant(Strategy):
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         vectors_GD = "the gallery's vectors"
         eligible_BK = eligible_by_attributes(
-            self.type, block, context, lambda found: found.asked_differ_G > 0, vectors_GD=vectors_GD
+            self.type,
+            block,
+            context,
+            lambda agreement: agreement.requested_differ_G > 0,
+            vectors_GD=vectors_GD,
         )
         assert context.vectors_GD is not None
         near_BG = all_scores(context.vectors_GD[block.target_B], context.vectors_GD)
@@ -44,19 +49,19 @@ class CategoryDiscrepant(Strategy):
     def _nearest(
         self, block: CandidateBlock, i: int, eligible_K: Mask, near_G: Floats, vectors_GD: Floats
     ) -> Rows:
-        """Positions of the best by exact similarity, so that no choice hangs on the rounding of a
-        block's product."""
-        found = np.flatnonzero(eligible_K)
-        columns = block.gallery_index_BK[i, found]
-        if len(found) > self.negatives_per_query:
-            edge = (
-                np.partition(near_G[columns], -self.negatives_per_query)[-self.negatives_per_query]
-                - 1e-3
-            )  # beyond any rounding of unit vectors
-            found, columns = found[near_G[columns] >= edge], columns[near_G[columns] >= edge]
+        """Return the best positions by exact similarity: the rounding of a block's product decides
+        nothing."""
+        positions = np.flatnonzero(eligible_K)
+        columns = block.gallery_index_BK[i, positions]
+        if len(positions) > self.negatives_per_query:
+            kth = np.partition(near_G[columns], -self.negatives_per_query)
+            # 1e-3 is beyond any rounding of unit vectors
+            edge = kth[-self.negatives_per_query] - 1e-3
+            positions = positions[near_G[columns] >= edge]
+            columns = columns[near_G[columns] >= edge]
         target_D = np.asarray(vectors_GD[block.target_B[i]], np.float64)
         exact = (np.asarray(vectors_GD[columns], np.float64) * target_D).sum(axis=1)
         order = np.lexsort((columns, -exact))
         order = order[exact[order] >= self.min_similarity]
-        best: Rows = found[order[: self.negatives_per_query]]
+        best: Rows = positions[order[: self.negatives_per_query]]
         return best

@@ -17,17 +17,9 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.base import (
-    CandidateBlock,
-    Floats,
-    Mask,
-    MiningContext,
-    Rows,
-    Selection,
-    Strategy,
-    top_of,
-)
+from cirloop.negatives.base import CandidateBlock, MiningContext, Selection, Strategy, top_of
 from cirloop.negatives.strategies.mixture import allocate
+from cirloop.retrieval.arrays import Floats, Mask, Rows
 from cirloop.types import UserError
 
 
@@ -64,14 +56,16 @@ class CategoryMix(Strategy):
         assert context.categories is not None
         categories_G = np.asarray(context.categories, dtype=object)
         known_G = np.asarray(categories_G != "", bool)
-        counts_BP, out = self._num_per_pool(block, context), []
-        for i, number in enumerate(block.query_index_B):
+        counts_BP = self.num_per_pool(block, context)
+        out = []
+        for i, query in enumerate(block.query_index_B):
             category = categories_G[block.target_B[i]]
             same_G = known_G & np.asarray(categories_G == category, bool)
             other_G = known_G & ~same_G if category else np.zeros_like(known_G)
             columns_K = block.gallery_index_BK[i]
-            draw = context.rng(int(number)) if self.selection == "random" else None
-            left_K, taken = block.eligible_BK[i].copy(), []
+            draw = context.rng(int(query)) if self.selection == "random" else None
+            left_K = block.eligible_BK[i].copy()
+            taken = []
             for pool_K, count in zip(
                 (same_G[columns_K], other_G[columns_K], True), counts_BP[i], strict=True
             ):
@@ -80,29 +74,25 @@ class CategoryMix(Strategy):
             out.append(top_of(block.scores_BK[i], np.sort(np.concatenate(taken))))
         return out
 
-    def _num_per_pool(self, block: CandidateBlock, context: MiningContext) -> list[list[int]]:
-        """How many images each query of the block takes from each pool."""
+    def num_per_pool(self, block: CandidateBlock, context: MiningContext) -> list[list[int]]:
+        """Return how many images each query of the block takes from each pool."""
         num_queries = len(context.targets_Q)
         if num_queries == 0:
             raise UserError(
                 "the negative strategy 'category_mix' needs the target of every query, and was"
                 " given none."
             )
-        places_Q = np.random.default_rng(context.seed).permutation(num_queries)
+        position_Q = np.random.default_rng(context.seed).permutation(num_queries)
         weights = (self.same, self.other, self.any)
-        return [
-            allocate(
-                self.negatives_per_query, weights, (places_Q[number] + 0.5) / num_queries
-            ).tolist()
-            for number in block.query_index_B
-        ]
+        draw_B = (position_Q[block.query_index_B] + 0.5) / num_queries
+        return [allocate(self.negatives_per_query, weights, draw).tolist() for draw in draw_B]
 
 
 def _take(scores_K: Floats, pool_K: Mask, count: int, draw: np.random.Generator | None) -> Rows:
-    """At most `count` of a pool: the best-scored, or drawn evenly."""
-    found = np.flatnonzero(pool_K)
-    if len(found) <= count:
-        return found
-    return (
-        top_of(scores_K, found, count) if draw is None else draw.choice(found, count, replace=False)
-    )
+    """Take at most `count` of a pool: the best-scored, or drawn evenly."""
+    positions = np.flatnonzero(pool_K)
+    if len(positions) <= count:
+        return positions
+    if draw is None:
+        return top_of(scores_K, positions, count)
+    return draw.choice(positions, count, replace=False)

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy
 from cirloop.negatives.strategies.mixture import choose_from_parts, reject_ignored_settings
+from cirloop.retrieval.arrays import Rows
 
 if TYPE_CHECKING:
     from cirloop.negatives.base import (
@@ -90,8 +91,8 @@ class Curriculum(Strategy):
         return {name for stage in self.stages for name in stage.requires}
 
     def difficulty(self, iteration: int, losses: Sequence[float] = (), rounds: int = 0) -> float:
-        """How far from the easiest (0) to the hardest level (1) an iteration of `rounds` (0 = not
-        known) stands."""
+        """Return the difficulty of an iteration of `rounds` (0 = not known): 0 is the easiest
+        level, 1 the hardest."""
         if rounds and iteration >= rounds - 1:
             return 1.0
         if self.schedule == "step":
@@ -117,9 +118,9 @@ class Curriculum(Strategy):
         return self.initial_difficulty + (1 - self.initial_difficulty) * min(max(done, 0.0), 1.0)
 
     def weights(self, difficulty: float) -> list[float]:
-        """Each level's part of the images, 1 in all."""
-        place = difficulty * (len(self.stages) - 1)
-        return [max(0.0, 1 - abs(place - level)) for level in range(len(self.stages))]
+        """Return each level's share of the images; they sum to 1."""
+        position = difficulty * (len(self.stages) - 1)
+        return [max(0.0, 1 - abs(position - level)) for level in range(len(self.stages))]
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         """Up to `k` images, best-scored first."""

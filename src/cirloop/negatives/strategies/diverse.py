@@ -22,15 +22,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.base import (
-    CandidateBlock,
-    Floats,
-    MiningContext,
-    Rows,
-    Strategy,
-    top_eligible,
-    top_of,
-)
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible, top_of
+from cirloop.retrieval.arrays import Floats, Rows
 
 SETTINGS = {"mmr": ("candidate_pool", "mmr_lambda"), "clusters": ("num_clusters",)}
 """What each way alone reads."""
@@ -71,7 +64,8 @@ class Diverse(Strategy):
         Raises UserError where the gallery's vectors are not known.
         """
         context.require(self.type, vectors_GD="the gallery's embeddings")
-        vectors_GD: Floats = context.vectors_GD  # type: ignore[assignment]  # require() has seen to it
+        vectors_GD = context.vectors_GD
+        assert vectors_GD is not None
         if self.method == "mmr":
             windows = top_eligible(block, block.eligible_BK, self.candidate_pool)
             return [self._mmr(block, vectors_GD, i, window) for i, window in enumerate(windows)]
@@ -101,7 +95,8 @@ class Diverse(Strategy):
         positions = np.flatnonzero(block.eligible_BK[i])
         label = labels_G[block.gallery_index_BK[i, positions]]
         other = label != labels_G[block.target_B[i]]
-        positions, label = positions[other], label[other]
+        positions = positions[other]
+        label = label[other]
         scores = block.scores_BK[i, positions]
         top_C = np.full(labels_G.max(initial=0) + 1, -np.inf, np.float32)
         np.maximum.at(top_C, label, scores)

@@ -13,7 +13,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, top_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible
+from cirloop.retrieval.arrays import Rows
 
 
 class Group(Strategy):
@@ -26,8 +27,8 @@ class Group(Strategy):
         context.require(self.type, groups="the image groups of a data set like CIRR")
         assert context.groups is not None
         eligible_BK = np.zeros_like(block.eligible_BK)
-        for i, number in enumerate(block.query_index_B):
+        for i, query in enumerate(block.query_index_B):
             eligible_BK[i] = block.eligible_BK[i] & np.isin(
-                block.gallery_index_BK[i], list(context.groups[number])
+                block.gallery_index_BK[i], list(context.groups[query])
             )
         return top_eligible(block, eligible_BK, self.negatives_per_query)

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible
+from cirloop.retrieval.arrays import Mask, Rows
 from cirloop.types import UserError
 
 
@@ -32,7 +33,7 @@ class InBatch(Strategy):
         return top_eligible(block, self._others(block, context), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """The other targets of the batch."""
+        """Return the other targets of the batch."""
         return top_eligible(block, self._others(block, context), block.scores_BK.shape[1])
 
     def _others(self, block: CandidateBlock, context: MiningContext) -> Mask:
@@ -43,10 +44,10 @@ class InBatch(Strategy):
                 " none."
             )
         order_Q = np.random.default_rng(context.seed).permutation(num_queries)
-        place_Q = np.argsort(order_Q)
+        position_Q = np.argsort(order_Q)
         others_BK = np.zeros_like(block.eligible_BK)
-        for i, number in enumerate(block.query_index_B):
-            start = place_Q[number] // self.batch_size * self.batch_size
+        for i, query in enumerate(block.query_index_B):
+            start = position_Q[query] // self.batch_size * self.batch_size
             batch = order_Q[start : start + self.batch_size]
             others_BK[i] = np.isin(block.gallery_index_BK[i], context.targets_Q[batch])
         return others_BK & block.eligible_BK

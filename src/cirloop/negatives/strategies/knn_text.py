@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.base import CandidateBlock, Floats, MiningContext, Rows, Strategy, top_of
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_of
+from cirloop.retrieval.arrays import Floats, Rows
 from cirloop.retrieval.dense import all_scores
 
 RAISES = 3
@@ -25,7 +26,7 @@ STEP = 0.09
 
 
 def thresholds(first: float) -> Floats:
-    """The threshold and its two raised values."""
+    """Return the threshold and its two raised values."""
     return np.array([round(first + STEP * i, 6) for i in range(RAISES)], np.float32)
 
 
@@ -54,7 +55,7 @@ class KnnText(Strategy):
             vectors_GD="the gallery's vectors",
             text_scores="similarities of the texts alone",
         )
-        assert context.vectors_GD is not None
+        assert context.vectors_GD is not None and context.text_scores is not None
         visual_BG = all_scores(context.vectors_GD[block.target_B], context.vectors_GD)
         text_BG = context.text_scores(block.query_index_B)
         eligible_BG = block.eligible_BK & (visual_BG >= np.float32(self.min_visual_similarity))

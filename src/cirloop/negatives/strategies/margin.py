@@ -18,7 +18,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Selection, Strategy, select
+from cirloop.negatives.base import CandidateBlock, MiningContext, Selection, Strategy, select
+from cirloop.retrieval.arrays import Rows
 
 WINDOW = 10
 """Candidates looked at per image asked for, where a limit is set and `range_max` is not."""

@@ -24,14 +24,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from cirloop.config.base import Settings
-from cirloop.negatives.base import (
-    CandidateBlock,
-    MiningContext,
-    Rows,
-    Strategy,
-    sorted_block,
-    top_of,
-)
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, sorted_block, top_of
+from cirloop.retrieval.arrays import Rows
 
 if TYPE_CHECKING:
     from cirloop.negatives.base import Strategy as AnyStrategy
@@ -41,8 +35,7 @@ if TYPE_CHECKING:
 
 
 def reject_ignored_settings(strategy: Strategy) -> Strategy:
-    """A validator: raises ValueError for a number of images that a held strategy does not
-    decide."""
+    """Raise ValueError where a held strategy sets the number of images, which does nothing."""
     name = "negatives_per_query"
     if getattr(strategy, name) != type(strategy).model_fields[name].default:
         raise ValueError(
@@ -91,8 +84,8 @@ def choose_from_parts(
     strategies: Sequence[Strategy],
     weights: Sequence[float],
 ) -> list[Rows]:
-    """`k` images of each query from `strategies` by `weights` (0 = none), best-scored first, none
-    twice."""
+    """Choose `k` different images of each query from `strategies` by `weights` (0 = none),
+    best-scored first."""
     draws = derived_context(context, 0)
     shared = [allocate(k, weights, draws.rng(int(n)).random()) for n in block.query_index_B]
     num_BP = np.array(shared, np.int64).reshape(-1, len(strategies))
@@ -100,13 +93,10 @@ def choose_from_parts(
     for part, strategy in enumerate(strategies):
         for num in np.unique(num_BP[num_BP[:, part] > 0, part]):
             which = np.flatnonzero(num_BP[:, part] == num)
-            asked = strategy.model_copy(update={"negatives_per_query": int(num)})
-            found = _ask(
-                asked,
-                replace(block.select(which), eligible_BK=left_BK[which]),
-                derived_context(context, part + 1),
-            )
-            for i, positions in zip(which, found, strict=True):
+            resized = strategy.model_copy(update={"negatives_per_query": int(num)})
+            rest = replace(block.select(which), eligible_BK=left_BK[which])
+            chosen = _choose(resized, rest, derived_context(context, part + 1))
+            for i, positions in zip(which, chosen, strict=True):
                 left_BK[i, positions] = False
     taken_BK = block.eligible_BK & ~left_BK
     return [
@@ -115,17 +105,16 @@ def choose_from_parts(
     ]
 
 
-def _ask(strategy: Strategy, block: CandidateBlock, context: MiningContext) -> list[Rows]:
+def _choose(strategy: Strategy, block: CandidateBlock, context: MiningContext) -> list[Rows]:
     if strategy.needs_full_gallery or block.ranks_BK is not None:
         return strategy.choose(block, context)
     best_first, order_BK = sorted_block(block)
-    found = strategy.choose(best_first, context)
-    return [order[positions] for order, positions in zip(order_BK, found, strict=True)]
+    chosen = strategy.choose(best_first, context)
+    return [order[positions] for order, positions in zip(order_BK, chosen, strict=True)]
 
 
 def allocate(k: int, weights: Sequence[float], draw: float) -> Rows:
-    """How many of `k` each weight gets: its quota rounded down or up by `draw` from [0, 1), `k` in
-    all."""
+    """Allocate `k` to the weights: each quota is rounded down or up by `draw` from [0, 1)."""
     upto_P = np.cumsum(weights)
     quota_P = k * (upto_P / upto_P[-1])  # of a part and those before it; the last is exactly k
     num_P: Rows = np.diff(np.floor(quota_P + draw), prepend=0).astype(np.int64)
@@ -133,7 +122,7 @@ def allocate(k: int, weights: Sequence[float], draw: float) -> Rows:
 
 
 def derived_context(context: MiningContext, part: int) -> MiningContext:
-    """The same knowledge with random numbers of its own: no draw of a part may hang on what shared
-    out `k`."""
+    """Return the context with another seed, so that a part's draws are independent of those that
+    allocate `k`."""
     seed = np.random.SeedSequence([context.seed, part]).generate_state(1)[0]
     return replace(context, seed=int(seed))

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy
+from cirloop.retrieval.arrays import Rows
 
 
 class NoMining(Strategy):

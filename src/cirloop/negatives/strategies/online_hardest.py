@@ -21,7 +21,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible
+from cirloop.retrieval.arrays import Mask, Rows
 
 
 class OnlineHardest(Strategy):
@@ -56,7 +57,7 @@ class OnlineHardest(Strategy):
         return top_eligible(block, self._valid(block), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """The valid images of the pool."""
+        """Return the valid images of the pool."""
         return top_eligible(block, self._valid(block), self.candidate_pool)
 
     def _valid(self, block: CandidateBlock) -> Mask:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, sample_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, sample_eligible
+from cirloop.retrieval.arrays import Rows
 
 
 class Random(Strategy):

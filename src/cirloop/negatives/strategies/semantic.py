@@ -21,8 +21,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible
 from cirloop.negatives.strategies.online_hardest import most_similar
+from cirloop.retrieval.arrays import Mask, Rows
 
 QUERIES = 256
 """Queries whose similarities to the whole gallery are in memory at once."""
@@ -49,7 +50,7 @@ class Semantic(Strategy):
         return top_eligible(block, self._unfit(block, context), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """The images of the window that fit the text worse."""
+        """Return the images of the window that fit the text worse."""
         return top_eligible(block, self._unfit(block, context), self.candidate_pool)
 
     def _unfit(self, block: CandidateBlock, context: MiningContext) -> Mask:
@@ -59,6 +60,7 @@ class Semantic(Strategy):
         unfit_BK = most_similar(block, self.candidate_pool)
         for start in range(0, len(unfit_BK), QUERIES):
             part = slice(start, start + QUERIES)
+            assert context.text_scores is not None  # `require` raises
             fit_NG = context.text_scores(block.query_index_B[part])
             target_N1 = np.take_along_axis(fit_NG, block.target_B[part, None], axis=1)
             # Column -1 reads the last image's similarity; no such position is allowed.

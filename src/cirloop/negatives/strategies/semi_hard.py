@@ -18,14 +18,13 @@ from pydantic import Field
 
 from cirloop.negatives.base import (
     CandidateBlock,
-    Mask,
     MiningContext,
-    Rows,
     Selection,
     Strategy,
     select,
     top_eligible,
 )
+from cirloop.retrieval.arrays import Mask, Rows
 
 
 class SemiHard(Strategy):
@@ -42,7 +41,7 @@ class SemiHard(Strategy):
         return select(self.selection, block, self._band(block), self.negatives_per_query, context)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """The band."""
+        """Return the band."""
         return top_eligible(block, self._band(block), block.scores_BK.shape[1])
 
     def _band(self, block: CandidateBlock) -> Mask:

@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 
 from cirloop.negatives.attributes.eligible import eligible_by_attributes
 from cirloop.negatives.attributes.table import Agreement
-from cirloop.negatives.base import CandidateBlock, Mask, MiningContext, Rows, Strategy, top_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible
+from cirloop.retrieval.arrays import Mask, Rows
 
 
 class Soft(Strategy):
@@ -40,9 +41,9 @@ class Soft(Strategy):
         return self
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        def fits_G(found: Agreement) -> Mask:
-            agree_G = found.asked_agree_G + found.other_agree_G
-            differ_G = found.asked_differ_G + found.other_differ_G
+        def fits_G(agreement: Agreement) -> Mask:
+            agree_G = agreement.requested_agree_G + agreement.other_agree_G
+            differ_G = agreement.requested_differ_G + agreement.other_differ_G
             share_G = agree_G / np.maximum(agree_G + differ_G, 1)
             return np.asarray(
                 (agree_G > 0)

@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from cirloop.negatives.base import CandidateBlock, MiningContext, Rows, Strategy, top_eligible
+from cirloop.negatives.base import CandidateBlock, MiningContext, Strategy, top_eligible
+from cirloop.retrieval.arrays import Rows
 
 
 class TopK(Strategy):

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cirloop.negatives.base import Floats
+from cirloop.retrieval.arrays import Floats
 from cirloop.tools.add_negatives.config import AddNegativesConfig
 from cirloop.tools.add_negatives.samples import UniqueItems
 from cirloop.types import ImageId, UserError

@@ -19,7 +19,7 @@ from PIL import Image
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.similarity import mean_pool
 from cirloop.backbones.weights import weights_digest
-from cirloop.negatives.base import Floats
+from cirloop.retrieval.arrays import Floats
 from cirloop.types import ImageId, UserError
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from cirloop.data.image_check import bad_images
-from cirloop.data.images import FileImages, leads_out
+from cirloop.data.image_check import unreadable_images
+from cirloop.data.images import FileImages, escapes_root
 from cirloop.io import parse
-from cirloop.negatives.base import Rows
+from cirloop.retrieval.arrays import Rows
 from cirloop.tools.add_negatives import locate
 from cirloop.tools.add_negatives.text_reuse import normal
 from cirloop.types import ImageId, UserError
@@ -180,7 +180,7 @@ def _sample(entry: Entry, problems: ValidationReport, folder: Path | None) -> Sa
     )
     if image is not None and ".." not in PurePosixPath(image).parts:
         image = _inside(image, folder)
-    if image is not None and leads_out(image):
+    if image is not None and escapes_root(image):
         what = "is absolute and not below" if image.startswith("/") else "leads out of"
         problems.add(entry.where, f"the path of {image!r} {what} the image directory")
         return None
@@ -205,7 +205,7 @@ def check_images(
 ) -> None:
     """Note every picture that is missing or does not decode."""
     files = {sample.image: folder / sample.image for sample in samples}
-    for image, what in bad_images(files, workers, progress).items():
+    for image, what in unreadable_images(files, workers, progress).items():
         problems.add(
             files[image],
             what,

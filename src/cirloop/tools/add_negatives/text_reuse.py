@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cirloop.negatives.base import Mask, Rows
+from cirloop.retrieval.arrays import Mask, Rows
 
 _WORDS = """
     a an the this that these those it its he she they there here what which who

@@ -21,6 +21,7 @@ from cirloop.monitoring.console import table
 from cirloop.tools.search.config import SearchOptions, parse
 from cirloop.tools.search.engine import BASE, Engine
 from cirloop.tools.search.queries import SearchQuery, answer, answers, lines_of, write
+from cirloop.validation import ValidationReport
 
 logger = logging.getLogger("cirloop.tools.search")
 PROGRAM = "python -m cirloop.search"

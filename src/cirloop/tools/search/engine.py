@@ -27,9 +27,9 @@ from cirloop.backbones.similarity import mean_pool, similarity
 from cirloop.cli.runner import done_iterations
 from cirloop.config import notices
 from cirloop.data import triplets
-from cirloop.data.images import BadImage, Packed, decode
+from cirloop.data.images import BadImage, InlineImage, decode
 from cirloop.retrieval.dense import best_positions
-from cirloop.retrieval.embed import embed_now
+from cirloop.retrieval.embed import embed_once
 from cirloop.stages.context import adapter_path, run_directory
 from cirloop.tools.search.config import MAX_K, SearchOptions
 from cirloop.tools.search.gallery import SearchGallery, of_folder, of_run
@@ -83,7 +83,7 @@ def decode_upload(content: bytes, name: str) -> UploadedImage:
         raise UserError(f"{name} has more than {MAX_FILE:,} bytes. Give a smaller picture.")
     digest = hashlib.sha256(content).hexdigest()
     try:
-        return UploadedImage(digest, decode(Packed(name, digest, lambda: content)))
+        return UploadedImage(digest, decode(InlineImage(name, digest, lambda: content)))
     except BadImage as error:
         raise UserError(f"{name} {error}. Give another picture.") from None
 
@@ -122,10 +122,10 @@ class Searcher:
     def _query(self, reference: Reference | None, text: str | None) -> Any:
         """The query's vector (1, D)."""
         if isinstance(reference, str):
-            made = embed_now(self._backbone, self._features, [EmbedInput(reference, text)])
+            made = embed_once(self._backbone, self._features, [EmbedInput(reference, text)])
         else:
             picture = self._grey() if reference is None else reference.picture
-            made = embed_now(
+            made = embed_once(
                 self._backbone,
                 SingleImage(self._backbone, picture),
                 [EmbedInput(ImageId(""), text)],

@@ -16,9 +16,9 @@ from PIL import Image
 
 from cirloop.artifacts.store import fingerprint
 from cirloop.config.run import RunConfig
-from cirloop.data.folder import endings, walk
+from cirloop.data.folder import image_suffixes, scan_folder
 from cirloop.data.images import FileImages
-from cirloop.data.paths import Sources
+from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import progress
 from cirloop.types import EvalSplit, ImageId, Images, Query
 from cirloop.validation import ValidationReport
@@ -58,8 +58,8 @@ class MultiPartImages:
 
 def of_run(config: RunConfig) -> SearchGallery:
     """The gallery that the run evaluates on, its categories together, and its queries."""
-    data = config.data.build(Sources(config.data_dir, config.cache, progress, config.train_dir))
-    parts = data.parts(config.evaluation.split)
+    data = config.data.build(DataPaths(config.data_dir, config.cache, progress, config.train_dir))
+    parts = data.eval_splits(config.evaluation.split)
     ids = tuple(sorted({image for part in parts for image in part.gallery.ids}))
     right: dict[tuple[str, str], frozenset[ImageId]] = {}
     for part in parts:
@@ -82,22 +82,22 @@ def of_run(config: RunConfig) -> SearchGallery:
 def of_folder(
     directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool
 ) -> SearchGallery:
-    """The pictures below `directory`. Raises ValidationReportFound with every one that cannot be used."""
+    """The pictures below `directory`. Raises UserError with every one that cannot be used."""
     problems = ValidationReport()
     if not directory.is_dir():
         problems.add(
             f"--gallery {directory}", "there is no such directory", "Give a folder of pictures."
         )
         problems.raise_if_any()
-    folder = walk(directory, allow_symlinks, problems)
+    folder = scan_folder(directory, allow_symlinks, problems)
     files = folder.files
-    if folder.others:
+    if folder.num_skipped:
         logger.info(
             "%s: passed over, no pictures by their names or hidden: %s",
             directory,
-            folder.passed_over(),
+            folder.skipped(),
         )
-    bad = Sources(directory, config.cache, progress).bad(directory.name, files)
+    bad = DataPaths(directory, config.cache, progress).unreadable_images(directory.name, files)
     if len(bad) > allow_missing:
         for image, what in bad.items():
             way = (
@@ -106,7 +106,7 @@ def of_folder(
             )
             problems.add(files[image], what, f"{way}--allow_missing_images {len(bad)}.")
     if not files.keys() - bad.keys() and not problems.rows:
-        kinds = " ".join(sorted(endings()))
+        kinds = " ".join(sorted(image_suffixes()))
         problems.add(
             f"--gallery {directory}",
             "holds no pictures",
