@@ -1,8 +1,7 @@
 """The worker: runs a job in a process, training or a shard of embedding and captioning.
 
-`python -m cirloop.distributed.worker JOB`, under a launcher; training also runs in the driver's
-process. Training reads its rows from the run directory's artifacts, and rank 0 writes the
-checkpoint.
+`python -m cirloop.distributed.worker JOB`, under a launcher; training runs in the driver too. It
+reads its rows from the run directory's artifacts, and rank 0 writes the checkpoint.
 """
 
 from __future__ import annotations
