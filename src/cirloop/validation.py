@@ -170,7 +170,7 @@ class ValidationReport:
             self.add(path, "holds no lines")
 
     def entries(self, path: Path) -> Iterator[tuple[str, Entry]]:
-        """The objects of a JSON list, each with its place for messages."""
+        """Yield the objects of a JSON list, each with its place for messages."""
         content = self.json(path)
         if content is None:
             return
@@ -196,8 +196,8 @@ class Entry:
     def get(
         self, name: str, kind: type[T], optional: bool = False, blank: bool = False
     ) -> T | None:
-        """The field `name` if it is of `kind`; None otherwise, with the problem noted. A text that
-        holds nothing but blanks is a problem unless it may be `blank`."""
+        """Return the field `name` if it is of `kind`; None otherwise, with the problem noted. A
+        text that holds nothing but blanks is a problem unless it may be `blank`."""
         if name not in self.fields or (optional and self.fields[name] is None):
             if not optional:
                 self._problems.add(self.where, f"has no {name!r}")
@@ -212,7 +212,7 @@ class Entry:
         return value
 
     def list_of(self, name: str, kind: type[T]) -> list[T] | None:
-        """The field `name` as a list of `kind`."""
+        """Return the field `name` as a list of `kind`."""
         values = self.get(name, list)
         if values is None:
             return None

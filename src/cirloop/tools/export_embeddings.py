@@ -59,7 +59,7 @@ class ExportConfig(cli.Flags):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises UserError for what is wrong with the flags; then nothing is written."""
+    """Write embeddings. Raises UserError for wrong flags; then nothing is written."""
     try:
         options = cli.parse(ExportConfig, argv, PROGRAM)
     except ValidationError as error:
@@ -108,7 +108,7 @@ def _export_split(
     options: ExportConfig,
     place: Path,
 ) -> dict[str, list[int]]:
-    """The shape of what was written, by its name."""
+    """Return the shape of what was written, by its name."""
     shapes = {}
     if options.what != "queries":
         vectors = validate_embeddings(run.gallery_embeddings(backbone, split), "gallery vectors")
@@ -158,7 +158,8 @@ def write(
 
 
 def write_parquet(file: Path, ids: Sequence[str], vectors: Any) -> None:
-    """A row an id and a vector (D), or an image's vectors (M, D), as lists of fixed size."""
+    """Write a row for each id: the id and a vector (D), or an image's vectors (M, D), as lists of
+    fixed size."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -38,7 +38,7 @@ def advice(report: dict[str, Any], options: AddNegativesConfig) -> list[str]:
 
 
 def _filters(similarity: dict[str, Any], options: AddNegativesConfig) -> dict[str, str]:
-    """A sentence per filter, in the order in which they drop."""
+    """Return a sentence per filter, in the order in which they drop."""
     visual, text = (
         [similarity[side]["neighbours"][q] for q in ("25%", "median", "75%")]
         for side in ("visual", "text")

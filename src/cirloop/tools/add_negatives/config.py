@@ -88,8 +88,8 @@ class AddNegativesConfig(cli.Flags):
 
     @classmethod
     def parse(cls, argv: Sequence[str]) -> AddNegativesConfig:
-        """The flags, as --kebab-case or --snake_case, with the paths that are looked for filled in
-        where there is one.
+        """Return the flags, as --kebab-case or --snake_case, with the paths that are looked for
+        filled in where there is one.
 
         Raises UserError with every flag that is missing or wrong.
         """

@@ -166,7 +166,7 @@ def encode(options: AddNegativesConfig, what: UniqueItems, progress: Progress) -
 
 
 def _check(future: Future[Any], number: int, num: int) -> None:
-    """Raises UserError where a process failed."""
+    """Raise UserError where a process failed."""
     try:
         future.result()
     except UserError as error:
@@ -197,8 +197,8 @@ def num_gpus_here() -> int:
 
 
 def devices() -> list[dict[str, Any]]:
-    """What the machine computes with, whatever of it is used: each GPU, or else the CPU, with
-    memory in bytes."""
+    """Return what the machine computes with, whatever of it is used: each GPU, or else the CPU,
+    with memory in bytes."""
     import torch
 
     seen = [torch.cuda.get_device_properties(number) for number in range(num_gpus_here())]

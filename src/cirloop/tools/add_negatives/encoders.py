@@ -84,7 +84,7 @@ class SentenceEncoder:
 
 
 def finite(vectors: Floats, names: Sequence[str]) -> Floats:
-    """The vectors, if they are finite. Raises UserError with the first that is not."""
+    """Return the vectors, if they are finite. Raises UserError with the first that is not."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise UserError(

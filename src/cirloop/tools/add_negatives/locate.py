@@ -34,7 +34,7 @@ def places(image_dir: Path, split: str | None) -> list[Path]:
 
 
 def split_files(image_dir: Path, split: str | None) -> list[Path]:
-    """The files that are there, one of several links to a file."""
+    """Return the files that are there, one of several links to a file."""
     files: dict[str, Path] = {}
     for path in places(image_dir, split):
         if path.is_file():
@@ -43,12 +43,12 @@ def split_files(image_dir: Path, split: str | None) -> list[Path]:
 
 
 def result_beside(annotations: Path) -> Path:
-    """The result's file beside the annotations."""
+    """Return the result's file beside the annotations."""
     return annotations.with_name(f"{annotations.stem}_with_negatives.json")
 
 
 def looked_at(image_dir: Path, split: str | None) -> str:
-    """The places in words."""
+    """Return the places in words."""
     names = [name.format(split=split) for name in SPLIT_NAMES] if split else []
     stems = ", ".join((*names, *COMMON_NAMES))
     return (

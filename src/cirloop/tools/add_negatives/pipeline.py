@@ -102,12 +102,13 @@ def add_negatives(options: AddNegativesConfig) -> dict[str, Any]:
 
 
 def num_clusters_for(images: int) -> int:
-    """The square root of half the images, 2 to 256."""
+    """Return the square root of half the images, 2 to 256."""
     return int(np.clip(round((images / 2) ** 0.5), 2, 256))
 
 
 def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
-    """The samples, once nothing is wrong with them, their pictures, the paths and the devices."""
+    """Return the samples, once nothing is wrong with them, their pictures, the paths and the
+    devices."""
     problems = ValidationReport()
     options.check(problems)
     check_devices(options, problems)
@@ -133,7 +134,8 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
 
 
 def _result(run: MiningRun, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What is written; it names no paths and no times, so that a rerun gives the same bytes."""
+    """Return what is written; it names no paths and no times, so that a rerun gives the same
+    bytes."""
     options, done = run.options, run.encoded.shards[0].done
     settings = options.model_dump(mode="json", include={*RESULT_SETTINGS})
     settings |= {"num_clusters": len(run.clusters.centroids_CD), "model": done["model"]}

@@ -106,8 +106,8 @@ def report(run: MiningRun) -> dict[str, Any]:
 
 
 def dropped(run: MiningRun) -> dict[str, int]:
-    """What became of all samples' visual neighbours. `text_used_up` counts candidates passed over
-    when looked at."""
+    """Return what became of all samples' visual neighbours. `text_used_up` counts candidates passed
+    over when looked at."""
     codes, there = run.near.codes_NK, int((run.near.codes_NK != RejectReason.ABSENT).sum())
     short_NK = run.pool.short_T[run.pool.text_of_N[run.near.rows_NK]]
     return {

@@ -72,8 +72,8 @@ def read(
     problems: ValidationReport,
     folder: Path | None = None,
 ) -> list[Sample]:
-    """The samples of a file, or of its split, with pictures in `folder`. What is wrong with them is
-    noted."""
+    """Return the samples of a file, or of its split, with pictures in `folder`. What is wrong with
+    them is noted."""
     if kind := _other_kind(path):
         problems.add(path, kind, FORM)
         return []
@@ -92,7 +92,8 @@ def read(
 def _entries(
     path: Path, split: str | None, problems: ValidationReport
 ) -> Iterator[tuple[str, Entry]]:
-    """The file's objects: of the split where it has splits, as keys of one object or as a field."""
+    """Yield the file's objects: of the split where it has splits, as keys of one object or as a
+    field."""
     if path.suffix in LINES:
         entries = list(problems.json_lines(path))
     else:
@@ -146,8 +147,8 @@ def _listed(content: Any, where: str, problems: ValidationReport) -> Iterator[tu
 
 
 def _other_kind(path: Path) -> str:
-    """What a file is that is neither JSON nor JSON lines as its name says; empty where nothing is
-    known against it."""
+    """Return what a file is that is neither JSON nor JSON lines as its name says; empty where
+    nothing is known against it."""
     try:
         text = parse.read_text(path).strip()
     except UserError:  # it is said when the file is read
@@ -165,7 +166,7 @@ def _other_kind(path: Path) -> str:
 
 
 def _inside(image: str, folder: Path | None) -> str:
-    """The name of a picture in `folder`; an absolute path below it is one too."""
+    """Return the name of a picture in `folder`; an absolute path below it is one too."""
     if folder is not None and image.startswith("/"):
         for root in (folder.absolute(), Path(os.path.realpath(folder))):
             if PurePosixPath(os.path.normpath(image)).is_relative_to(root):

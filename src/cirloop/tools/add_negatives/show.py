@@ -52,7 +52,7 @@ def show(report: dict[str, Any]) -> None:
 
 
 def _show_shards(shards: Sequence[dict[str, Any]]) -> None:
-    """A row per process: what became of its samples, then what it embedded and how long that
+    """Print a row per process: what became of its samples, then what it embedded and how long that
     took."""
     counts, means = (
         ("samples", "hard", "diverse", "none"),

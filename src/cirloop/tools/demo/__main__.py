@@ -31,7 +31,8 @@ class DemoConfig(SearchOptions):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises UserError for what is wrong with the flags, the run, the folder or the port."""
+    """Serve the page. Raises UserError for what is wrong with the flags, the run, the folder or the
+    port."""
     options = parse(DemoConfig, argv, PROGRAM)
     from cirloop.tools.demo.image_registry import Desk
     from cirloop.tools.demo.page import blocks

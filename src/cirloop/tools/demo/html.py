@@ -40,7 +40,7 @@ element.addEventListener('drop', event => {
 
 
 def text(value: str) -> str:
-    """A text as text, also in an attribute."""
+    """Return a text as text, also in an attribute."""
     return escape(sanitize(value), quote=True)
 
 
@@ -60,7 +60,7 @@ def head(directory: str, gallery: str, num: int, notices: Sequence[str] = ()) ->
 
 
 def chosen(key: str | None, reference: Reference | None) -> str:
-    """The reference, and where another is uploaded."""
+    """Return the reference, and where another is uploaded."""
     name = (
         "an uploaded picture"
         if isinstance(reference, UploadedImage)
@@ -77,7 +77,7 @@ def chosen(key: str | None, reference: Reference | None) -> str:
 
 
 def strip(images: Sequence[ImageId], keys: Mapping[ImageId, str], start: int, num: int) -> str:
-    """Some of the gallery's pictures to choose from."""
+    """Return some of the gallery's pictures to choose from."""
     if not images:
         return '<p role="status">No picture has such a name.</p>'
     buttons = "".join(
@@ -113,8 +113,8 @@ def message(problem: str) -> str:
 def results(
     label: str, answer: Answer, keys: Mapping[ImageId, str], right: frozenset[ImageId]
 ) -> str:
-    """The best pictures, each a button that makes it the reference; those known to be right are
-    marked."""
+    """Return the best pictures, each a button that makes it the reference; those known to be right
+    are marked."""
     cards = []
     for hit in answer.hits:
         mark = '<strong class="right">right</strong>' if hit.image in right else ""

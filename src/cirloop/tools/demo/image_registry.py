@@ -38,7 +38,8 @@ class Desk:
         self._lock = threading.Lock()
 
     def take(self, content: bytes) -> str:
-        """The key of an uploaded picture. Raises UserError for what is none, or too large."""
+        """Return the key of an uploaded picture. Raises UserError for what is none, or too
+        large."""
         if not content:
             raise UserError("the uploaded file is empty. Give another picture.")
         made = decode_upload(content, "the uploaded file")
@@ -49,7 +50,7 @@ class Desk:
         return made.digest
 
     def reference(self, key: str) -> Reference:
-        """Raises UserError for a key that nothing has, or has no more."""
+        """Return what has a key. Raises UserError for a key that nothing has, or has no more."""
         with self._lock:
             if key in self._uploads:
                 self._uploads.move_to_end(key)
@@ -59,8 +60,8 @@ class Desk:
         return self._images[key]
 
     def small(self, key: str) -> bytes:
-        """A picture as WebP of at most SIDE. Raises UserError where it is not there or cannot be
-        read any more."""
+        """Return a picture as WebP of at most SIDE. Raises UserError where it is not there or
+        cannot be read any more."""
         with self._lock:
             if key in self._small:
                 self._small.move_to_end(key)

@@ -98,7 +98,7 @@ class Page:
     def back(
         self, key: str | None, text: str, history: History, first: str, second: str
     ) -> list[Any]:
-        """The search before the last one."""
+        """Return the search before the last one."""
         if len(history) < 2:
             return self._kept(key, text, history, "There is no earlier search.")
         return self.ask(*history[-2], history[:-1], first, second, note=False)
@@ -128,7 +128,7 @@ class Page:
 
 
 def _html(value: str = "", **more: Any) -> Any:
-    """The page's own markup, which page.css is for."""
+    """Return the page's own markup, which page.css is for."""
     return gr.HTML(value, elem_classes="cirloop", **more)
 
 
@@ -191,7 +191,7 @@ class Layout:
 
 
 def blocks(engine: Engine, desk: Desk, label: str, k: int) -> gr.Blocks:
-    """The page, with the iteration `label` chosen."""
+    """Return the page, with the iteration `label` chosen."""
     page = Page(engine, desk, k)
     made: gr.Blocks
     with gr.Blocks(
@@ -223,13 +223,13 @@ def blocks(engine: Engine, desk: Desk, label: str, k: int) -> gr.Blocks:
 
 
 def _choices(engine: Engine) -> list[Any]:
-    """The iterations there are by now: the run may go on."""
+    """Return the iterations there are by now: the run may go on."""
     labels = engine.labels()
     return [gr.update(choices=labels), gr.update(choices=[NONE, *labels])]
 
 
 def _examples(engine: Engine) -> Sequence[Any]:
-    """Some of the run's own queries, evenly from all."""
+    """Return some of the run's own queries, evenly from all."""
     there = engine.gallery.queries
     ids: set[ImageId] = {*engine.gallery.ids}
     good = [query for query in there if query.reference in ids]

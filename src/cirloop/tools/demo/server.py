@@ -48,7 +48,7 @@ class Shut:
 
 
 def application(blocks: gr.Blocks, desk: Desk) -> FastAPI:
-    """The page with its pictures."""
+    """Return the page with its pictures."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Shut)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
@@ -67,8 +67,8 @@ def application(blocks: gr.Blocks, desk: Desk) -> FastAPI:
 
     @app.post("/picture")
     async def upload(request: Request) -> dict[str, str]:
-        """The key of a picture, or what is wrong with it; that is an answer too, and no failed
-        request."""
+        """Return the key of a picture, or what is wrong with it; that is an answer too, and no
+        failed request."""
         if request.headers.get("content-type") != BINARY:
             return {"problem": f"an upload is sent as {BINARY}"}
         content = bytearray()
@@ -114,7 +114,7 @@ def application(blocks: gr.Blocks, desk: Desk) -> FastAPI:
 
 
 def listening(port: int) -> socket.socket:
-    """A socket on loopback. Raises UserError where the port is taken or may not be used."""
+    """Return a socket on loopback. Raises UserError where the port is taken or may not be used."""
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

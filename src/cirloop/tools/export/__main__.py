@@ -53,7 +53,7 @@ class ExportConfig(cli.Flags):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Raises UserError for what is wrong with the flags; then nothing is written."""
+    """Export a model. Raises UserError for wrong flags; then nothing is written."""
     try:
         options = cli.parse(ExportConfig, argv, PROGRAM)
     except ValidationError as error:

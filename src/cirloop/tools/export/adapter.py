@@ -18,7 +18,7 @@ ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 
 
 def write(model: ExportSource, directory: Path) -> None:
-    """The adapter's files and, where the base has no name that others can load it by, the
+    """Write the adapter's files and, where the base has no name that others can load it by, the
     base's."""
     with with_filename(directory / LORA_WEIGHTS):
         shutil.copyfile(model.checkpoint.path / LORA_WEIGHTS, directory / LORA_WEIGHTS)

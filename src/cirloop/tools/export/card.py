@@ -46,8 +46,8 @@ NEEDS = {
 
 
 def code_of(model: ExportSource, to: str, reading: PromptSpec, where: str, pushed: bool) -> str:
-    """The Python of the card that loads the export and embeds with it; `where` is a directory or a
-    name on the Hub."""
+    """Return the Python of the card that loads the export and embeds with it; `where` is a
+    directory or a name on the Hub."""
     return render(
         f"{to.replace('-', '_')}.py.jinja",
         where=where,
@@ -68,7 +68,7 @@ def card(
     found: Difference | None,
     data_license: str | None,
 ) -> str:
-    """The text of README.md. `found` is what a comparison of the vectors gave."""
+    """Return the text of README.md. `found` is what a comparison of the vectors gave."""
     evaluations = _evaluations(model)
     licenses = license_of(model)
     decisive = public(model.config.result_settings())
@@ -130,8 +130,8 @@ def _triplets(model: ExportSource) -> int | None:
 
 
 def _rounds(model: ExportSource) -> Iterable[dict[str, Any]]:
-    """What was mined and written for each iteration up to this one; `None` where no oracle knows
-    what is true."""
+    """Return what was mined and written for each iteration up to this one; `None` where no oracle
+    knows what is true."""
     for number in range(1, model.iteration + 1):
         names = {f"hard_negatives_iter_{number - 1}.json", f"augmented_samples_iter_{number}.json"}
         if not names <= {*model.store.names}:
@@ -153,8 +153,8 @@ def _rounds(model: ExportSource) -> Iterable[dict[str, Any]]:
 
 
 def license_of(model: ExportSource) -> dict[str, str]:
-    """What the card of the base states (`license`, `license_name`, `license_link`), if there is a
-    card: beside its weights, or on the Hub."""
+    """Return what the card of the base states (`license`, `license_name`, `license_link`), if there
+    is a card: beside its weights, or on the Hub."""
     file = model.base / "README.md"
     if not file.is_file() and model.hub is not None:
         try:
@@ -186,8 +186,8 @@ def _metadata(
     evaluations: list[dict[str, Any]],
     licenses: dict[str, str],
 ) -> str:
-    """The YAML on top, as the Hub reads it. A licence that the base's card does not state is not
-    there."""
+    """Return the YAML on top, as the Hub reads it. A licence that the base's card does not state is
+    not there."""
     last = [row for row in evaluations if row["iteration"] == str(model.iteration)]
     results = [
         EvalResult(
@@ -236,8 +236,8 @@ def _metadata(
 
 
 def public(settings: Any) -> Any:
-    """Settings without the places of this machine: of a path that is here, or is absolute, the last
-    part."""
+    """Return settings without the places of this machine: of a path that is here, or is absolute,
+    the last part."""
     if isinstance(settings, dict):
         return {name: public(value) for name, value in settings.items()}
     if isinstance(settings, list):

@@ -31,8 +31,8 @@ def export(
     private: bool = False,
     data_license: str | None = None,
 ) -> Path:
-    """The directory that was made. Raises UserError, before anything is written, where that cannot
-    be."""
+    """Return the directory that was made. Raises UserError, before anything is written, where that
+    cannot be."""
     if output is not None and output.resolve() == Path.cwd():
         raise UserError(
             f"--output {output} is the directory you are in. Give one that can be made, such as"
@@ -79,8 +79,8 @@ def _check_goal(goal: Path, overwrite: bool, to: str) -> None:
 def _make(
     model: ExportSource, to: str, aside: Path, where: str, pushed: bool, data_license: str | None
 ) -> None:
-    """The files of an export, proven by the card's own code. The run's model is gone before the
-    other is loaded."""
+    """Write the files of an export, proven by the card's own code. The run's model is gone before
+    the other is loaded."""
     backbone = model.settings.build(model.checkpoint.path)  # type: ignore[attr-defined]
     reading = reading_of(backbone)
     given = roundtrip.inputs(reading.signs)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def check(name: str) -> None:
-    """Raises UserError with all that keeps a repository `name` from being written to. The token is
+    """Raise UserError with all that keeps a repository `name` from being written to. The token is
     never shown."""
     problems = ValidationReport()
     try:
@@ -35,8 +35,8 @@ def check(name: str) -> None:
 
 
 def push(directory: Path, name: str, private: bool) -> str:
-    """The address of the repository, made where there is none, with the files of `directory`.
-    Raises UserError where the Hub refuses."""
+    """Return the address of the repository, made where there is none, with the files of
+    `directory`. Raises UserError where the Hub refuses."""
     api = HfApi()
     try:
         made = api.create_repo(name, private=private, exist_ok=True)

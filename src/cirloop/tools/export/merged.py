@@ -25,7 +25,7 @@ def write(model: ExportSource, directory: Path) -> None:
 
 
 def merged(model: ExportSource) -> Any:
-    """The base with what was trained in it, on the CPU."""
+    """Return the base with what was trained in it, on the CPU."""
     base: Any = AutoModelForImageTextToText.from_pretrained(
         model.base,
         dtype=getattr(torch, model.settings.dtype),

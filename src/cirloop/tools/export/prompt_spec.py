@@ -46,7 +46,7 @@ class PromptSpec:
         return self.max_pixels is not None
 
     def template(self) -> str:
-        """The chat template."""
+        """Return the chat template."""
         broken = _literal([[sign, f"{sign[0]} {sign[1:]}"] for sign in self.signs])
         first, last = self.composed
         begins = max(
@@ -84,8 +84,8 @@ def _literal(value: Any) -> str:
 
 
 def reading_of(backbone: Any) -> PromptSpec:
-    """Raises UserError where the model's own chat template changes a text, which no other template
-    can follow."""
+    """Return the prompts of a model. Raises UserError where the model's own chat template changes a
+    text, which no other template can follow."""
     image, odd = ImageId(""), "  Two  spaces, a {brace} and a\nline "
     settings = backbone.settings
     composed = backbone.text(EmbedInput(image, MARK)).split(MARK)

@@ -27,7 +27,7 @@ MODULES = (
 
 
 def write(model: ExportSource, reading: PromptSpec, directory: Path) -> None:
-    """The merged model and the four files that sentence-transformers looks for beside it."""
+    """Write the merged model and the four files that sentence-transformers looks for beside it."""
     merged.write(model, directory)
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": MODULES[0]},

@@ -40,7 +40,8 @@ class ExportSource:
 
 
 def trained(directory: Path, iteration: str, to: str) -> ExportSource:
-    """Raises UserError with all that keeps this iteration from being exported to format `to`."""
+    """Load what is exported. Raises UserError with all that keeps this iteration from being
+    exported to format `to`."""
     config, store = run_directory(directory)
     notices.refuse_simulated(config, "to export")
     for notice in notices.of(config):

@@ -13,7 +13,7 @@ from cirloop.io.redact import escape_control
 
 
 def render(name: str, filters: Mapping[str, Any] | None = None, /, **values: Any) -> str:
-    """A template with values. A value that is missing is an error."""
+    """Return a template with values. A value that is missing is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(
             lambda name: (files("cirloop.tools.export") / name).read_text("utf-8")
@@ -34,8 +34,8 @@ def render(name: str, filters: Mapping[str, Any] | None = None, /, **values: Any
 
 
 def code(value: object) -> str:
-    """A value as code within a line of Markdown: nothing in it is markup, and nothing in it ends
-    it."""
+    """Return a value as code within a line of Markdown: nothing in it is markup, and nothing in it
+    ends it."""
     text = escape_control(str(value)).replace("\n", "\\n").replace("\t", "\\t")
     runs = [len(run) for run in "".join(c if c == "`" else " " for c in text).split()]
     fence = "`" * (max(runs, default=0) + 1)

@@ -47,7 +47,8 @@ class SearchConfig(SearchOptions):
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code. Raises UserError for what is wrong with the flags, the run or the folder."""
+    """Return the exit code. Raises UserError for what is wrong with the flags, the run or the
+    folder."""
     options = parse(SearchConfig, argv, PROGRAM)
     asked = SearchQuery(options.reference, options.text)
     problems = ValidationReport()

@@ -40,7 +40,7 @@ S = TypeVar("S", bound=SearchOptions)
 
 
 def parse(model: type[S], argv: Sequence[str], program: str) -> S:
-    """The flags. Raises UserError with all that is wrong."""
+    """Return the flags. Raises UserError with all that is wrong."""
     try:
         return cli.parse(model, argv, program)
     except ValidationError as error:

@@ -78,7 +78,7 @@ class Answer:
 
 
 def decode_upload(content: bytes, name: str) -> UploadedImage:
-    """A picture from a file's bytes. Raises UserError with what is wrong with it."""
+    """Return a picture from a file's bytes. Raises UserError with what is wrong with it."""
     if len(content) > MAX_FILE:
         raise UserError(f"{name} has more than {MAX_FILE:,} bytes. Give a smaller picture.")
     digest = hashlib.sha256(content).hexdigest()
@@ -111,7 +111,7 @@ class Searcher:
     def search(
         self, reference: Reference | None, text: str | None, k: int, keep: bool
     ) -> tuple[Hit, ...]:
-        """The best `k`; without `keep`, pictures that are the reference are left out."""
+        """Return the best `k`; without `keep`, pictures that are the reference are left out."""
         scores_N = similarity(self._query(reference, text), self._vectors)[0]
         out = [] if keep else self._same(reference)
         scores_N[out] = -np.inf
@@ -120,7 +120,7 @@ class Searcher:
         return tuple(Hit(ids[row], float(scores_N[row]), rank) for rank, row in enumerate(best, 1))
 
     def _query(self, reference: Reference | None, text: str | None) -> Any:
-        """The query's vector (1, D)."""
+        """Return the query's vector (1, D)."""
         if isinstance(reference, str):
             made = embed_once(self._backbone, self._features, [EmbedInput(reference, text)])
         else:
@@ -138,7 +138,7 @@ class Searcher:
         return Image.new("RGB", size, (GREY, GREY, GREY))
 
     def _same(self, reference: Reference | None) -> list[int]:
-        """The rows of a reference: a gallery's own, or those of the same file's bytes."""
+        """Return the rows of a reference: a gallery's own, or those of the same file's bytes."""
         if isinstance(reference, UploadedImage):
             images = self._gallery.images
             return [
@@ -167,11 +167,11 @@ class Engine:
         self._lock = threading.Lock()
 
     def labels(self) -> list[str]:
-        """The models there are by now: `base`, and the finished iterations."""
+        """Return the models there are by now: `base`, and the finished iterations."""
         return [BASE, *map(str, done_iterations(run_directory(self.directory)[1]))]
 
     def label(self, wanted: str | None) -> str:
-        """The model asked for, or the last. Raises UserError for one that there is not."""
+        """Return the model asked for, or the last. Raises UserError for one that there is not."""
         there = self.labels()
         if wanted is not None and wanted not in there:
             raise UserError(
@@ -180,7 +180,8 @@ class Engine:
         return wanted or there[-1]
 
     def load(self, label: str) -> Searcher:
-        """The model and its index, loaded and brought up to date if they are not there yet."""
+        """Return the model and its index, loaded and brought up to date if they are not there
+        yet."""
         if label in self._searchers:
             self._searchers.move_to_end(label)
             return self._searchers[label]
@@ -209,7 +210,7 @@ class Engine:
         )
 
     def reference(self, given: str) -> Reference:
-        """The picture that an id of the gallery or, where it is none, a path stands for."""
+        """Return the picture that an id of the gallery or, where it is none, a path stands for."""
         if given in self._ids:
             return ImageId(given)
         path, way = Path(given), f"Give the id of a picture of {self.gallery.name}, or a path."
@@ -231,7 +232,7 @@ class Engine:
         return decode_upload(content, given)
 
     def known(self, given: str) -> ImageId:
-        """The id `given`, which is one of the gallery. Raises UserError: a path is none."""
+        """Return the id `given`, which is one of the gallery. Raises UserError: a path is none."""
         if given not in self._ids:
             raise UserError(f"reference {given!r:.200} is no picture of {self.gallery.name}.")
         return ImageId(given)
@@ -239,7 +240,8 @@ class Engine:
     def search(
         self, label: str, reference: Reference | None, text: str | None, k: int, keep: bool = False
     ) -> Answer:
-        """Raises UserError where nothing is asked for, or not in the way it can be."""
+        """Answer a query. Raises UserError where nothing is asked for, or not in the way it can
+        be."""
         if text is not None:
             _check_text(text)
         if reference is None and text is None:

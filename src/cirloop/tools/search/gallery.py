@@ -57,7 +57,7 @@ class MultiPartImages:
 
 
 def of_run(config: RunConfig) -> SearchGallery:
-    """The gallery that the run evaluates on, its categories together, and its queries."""
+    """Return the gallery that the run evaluates on, its categories together, and its queries."""
     data = config.data.build(DataPaths(config.data_dir, config.cache, progress, config.train_dir))
     parts = data.eval_splits(config.evaluation.split)
     ids = tuple(sorted({image for part in parts for image in part.gallery.ids}))
@@ -82,7 +82,8 @@ def of_run(config: RunConfig) -> SearchGallery:
 def of_folder(
     directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool
 ) -> SearchGallery:
-    """The pictures below `directory`. Raises UserError with every one that cannot be used."""
+    """Return the pictures below `directory`. Raises UserError with every one that cannot be
+    used."""
     problems = ValidationReport()
     if not directory.is_dir():
         problems.add(

@@ -70,8 +70,8 @@ class Index:
             return {}
 
     def _checked(self, about: Any, found: Mapping[str, torch.Tensor]) -> dict[str, Vectors]:
-        """Raises ValueError, LookupError or AttributeError where the file is not what `write`
-        made."""
+        """Read vectors by digest. Raises ValueError, LookupError or AttributeError where the file
+        is not what `write` made."""
         digests, vectors = found["digests"], found["vectors"]
         if (about.get("schema"), about.get("model")) != (SCHEMA, self._model):
             raise ValueError("it is of another model or version")

@@ -40,7 +40,7 @@ class SearchQuery:
 
 
 def parse_line(line: bytes) -> SearchQuery:
-    """A line's query. Raises UserError with all that is wrong with it."""
+    """Return a line's query. Raises UserError with all that is wrong with it."""
     if len(line) > MAX_LINE:
         raise UserError(f"has more than {MAX_LINE:,} bytes")
     try:
@@ -63,7 +63,7 @@ def parse_line(line: bytes) -> SearchQuery:
 
 
 def answer(engine: Engine, label: str, asked: SearchQuery, k: int, keep: bool) -> dict[str, Any]:
-    """A query's answer as JSON. Raises UserError."""
+    """Return a query's answer as JSON. Raises UserError."""
     reference = None if asked.reference is None else engine.reference(asked.reference)
     found = engine.search(label, reference, asked.text, k if asked.k is None else asked.k, keep)
     return {"reference": asked.reference, "text": asked.text, **content(found)}
@@ -77,7 +77,7 @@ def content(found: Answer) -> dict[str, Any]:
 def answers(
     engine: Engine, label: str, lines: Iterable[bytes], k: int, keep: bool
 ) -> Iterator[dict[str, Any]]:
-    """An answer for each line that is not empty, when it has been read."""
+    """Yield an answer for each line that is not empty, when it has been read."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -89,8 +89,8 @@ def answers(
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a file, of standard input for `-`, one at a time. Raises UserError where there
-    are none to read."""
+    """Yield the lines of a file, of standard input for `-`, one at a time. Raises UserError where
+    there are none to read."""
     if str(path) == "-":
         yield from _lines(sys.stdin.buffer)
         return
@@ -116,7 +116,7 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def write(row: dict[str, Any], out: IO[str] | None = None) -> None:
-    """A JSON line, at once."""
+    """Write a JSON line, at once."""
     target = out or sys.stdout
     target.write(json.dumps(row, allow_nan=False) + "\n")
     target.flush()
