@@ -116,7 +116,7 @@ def measure(size: str) -> dict[str, tuple[int, int]]:
     from cirloop.backbones.base import LoraSettings
     from cirloop.stages import resources
 
-    targets = LoraSettings().targets
+    targets = LoraSettings().target_modules
     with TemporaryDirectory() as name:
         directory = Path(name)
         write_model(directory, size, "bfloat16")

@@ -196,6 +196,7 @@ def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.mark.full
 def test_a_command_is_a_process_with_its_exit_code(tmp_path: Path) -> None:
     for script in ("train_iterative.py", "eval_iterative.py"):
         words = [
@@ -339,9 +340,9 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
     run = RunContext(
         config, store, config.data.build(DataPaths(None, config.cache, lambda items, _: items))
     )
-    [part] = run.data.parts("val")
-    backbone = run.embedder(store.find("checkpoint_iter_1"))
-    queries_QD = run.vectors(
+    [part] = run.data.eval_splits("val")
+    backbone = run.embedder(store.load("checkpoint_iter_1"))
+    queries_QD = run.embed_cached(
         backbone, [EmbedInput(query.reference, "") for query in part.queries], part, ""
     )
     scores_QG, rows = queries_QD @ run.gallery_embeddings(backbone, part).T, part.gallery.rows()

@@ -42,10 +42,10 @@ def problems_of(config: Any) -> str:
     ("start", "training", "words"),
     [
         ("lora", {}, []),
-        ("dora", {"tune": "dora"}, []),
+        ("dora", {"finetuning": "dora"}, []),
         ("dora", {}, ["it is a DoRA", "training.finetuning dora"]),
-        ("lora", {"tune": "dora"}, ["it is a plain LoRA", "training.finetuning lora"]),
-        ("lora", {"lora": LoraSettings(r=8)}, ["its rank is 16", "training.lora.r is 8"]),
+        ("lora", {"finetuning": "dora"}, ["it is a plain LoRA", "training.finetuning lora"]),
+        ("lora", {"lora": LoraSettings(r=8)}, ["its r is 16", "training.lora.r is 8"]),
         ("nowhere/at/all", {}, ["does not exist"]),
     ],
 )
@@ -106,7 +106,7 @@ def test_what_deepspeed_does_not_do_is_named(how: str, small: Any, tmp_path: Pat
         "runtime": {how: tmp_path / "file"},
     }
     found = problems_of(small(tmp_path / "run", **settings))
-    for name in ("chunk_size", "max_skipped_batches"):
+    for name in ("grad_cache_chunk_size", "max_skipped_batches"):
         assert f"training.{name} is not available under DeepSpeed; set it to 0" in found
 
 

@@ -185,12 +185,13 @@ def test_wandb_has_one_run_in_two_parts(tracked: Path) -> None:
     )
 
 
+@pytest.mark.full
 def test_the_settings_are_the_hyperparameters(tracked: Path) -> None:
     from mlflow import MlflowClient
 
     params = MlflowClient().get_run(runs(tracked)["mlflow"]).data.params
     assert params["training.lora.r"] == str(
-        artifact(tracked, "config.json")["training"]["lora"]["rank"]
+        artifact(tracked, "config.json")["training"]["lora"]["r"]
     )
     assert params["runtime.report_to"] == json.dumps(list(ALL))
     told = {

@@ -114,6 +114,7 @@ def test_another_runs_file_is_refused(name: str, run: Path, other: Path, small: 
         assert refused(lambda: evaluated(run)), "only the resumed run minds"
 
 
+@pytest.mark.full
 def test_a_planted_artifact_is_not_taken_for_one(
     run: Path, other: Path, small: Any, caplog: Any
 ) -> None:

@@ -284,7 +284,7 @@ def test_lora_is_on_the_qformer_alone_and_other_names_are_refused(path: Path) ->
     backbone: Any = Blip2Settings(path=str(path)).build()
     backbone.make_trainable(TrainingSettings(finetuning="lora", lora=LORA), seed=1)
     assert all(name.startswith("qformer.") and "lora_" in name for name in backbone.trainable())
-    with pytest.raises(UserError, match="targets"):
+    with pytest.raises(UserError, match="target_modules"):
         Blip2Settings(path=str(path)).build().make_trainable(
             TrainingSettings(finetuning="lora"), seed=1
         )

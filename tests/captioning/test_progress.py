@@ -45,7 +45,7 @@ def test_bars_of_captioning_have_a_rate_and_the_stage_too(
     )
     requests = [CaptionRequest(ImageId(str(n)), ImageId("x"), "make it red") for n in range(8)]
     news: list[dict[str, Any]] = []
-    with profiling.metering() as spent, events.heard_by(lambda kind, what: news.append(what)):
+    with profiling.metering() as spent, events.subscribe(lambda kind, what: news.append(what)):
         eyes.generate(
             REWRITE, requests, CaptioningSettings().max_new_tokens, [0.0, 0.7], 0, "captions"
         )

@@ -46,9 +46,9 @@ def pictures(exported: dict[str, Path], run: Path) -> Path:
     """Where the cards are run: pictures of val beside photographs, where there are any, and noise
     of odd sizes."""
     here = exported["adapter"].parent
-    val = RunContext(*run_directory(run), from_json(run / "config.json").data.build()).data.parts(
-        "val"
-    )[0]
+    val = RunContext(
+        *run_directory(run), from_json(run / "config.json").data.build()
+    ).data.eval_splits("val")[0]
     for name, image in zip(SEEN, val.gallery.ids, strict=False):
         val.images.load(image).save(here / name.replace("jpg", "png"))
     for number, (name, size) in enumerate(

@@ -20,7 +20,7 @@ from benchmarks.known_right_negatives import (
 from cirloop.data.known_positives import KnownPositives
 from cirloop.negatives import NoMining, Random, TopK
 from cirloop.negatives.base import Strategy
-from cirloop.stages.mine import EXCLUSION_KINDS, SPELLING, barred_rows
+from cirloop.stages.exclusions import EXCLUSION_KINDS, SPELLING, barred_rows
 from cirloop.training.batches import BatchSampler
 from cirloop.types import MinedNegative
 

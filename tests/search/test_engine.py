@@ -12,7 +12,7 @@ import torch
 
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.features import VisionCache
-from cirloop.data.images import Blanked
+from cirloop.data.images import GreyImages
 from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import progress
 from cirloop.retrieval.embed import query_items
@@ -70,7 +70,7 @@ def test_a_text_alone_is_asked_about_a_grey_picture(
     engine: Engine, apart: Any, gallery_ND: Any
 ) -> None:
     first = engine.gallery.ids[0]
-    query = apart(EmbedInput(first, TEXT), Blanked(engine.gallery.images))
+    query = apart(EmbedInput(first, TEXT), GreyImages(engine.gallery.images))
     best = engine.search("1", None, TEXT, 1).hits[0]
     assert best.score == pytest.approx(float((gallery_ND @ query).max()), abs=1e-5)
 
@@ -78,7 +78,7 @@ def test_a_text_alone_is_asked_about_a_grey_picture(
 def test_a_query_is_answered_as_the_run_ranks_it(finished: Path, engine: Engine) -> None:
     config, store = run_directory(finished)
     data = config.data.build(DataPaths(None, config.cache, progress))
-    run, (part,) = RunContext(config, store, data), data.parts("val")
+    run, (part,) = RunContext(config, store, data), data.eval_splits("val")
     queries = list(part.queries)[:12]
     targets = [part.relevance.targets[query.id] for query in queries]
     backbone, rows = run.embedder(store.load("checkpoint_iter_1")), part.gallery.rows()

@@ -287,6 +287,7 @@ def test_a_damaged_record_of_a_checkpoint_is_named(
     assert str(record.parent) in str(caught.value)
 
 
+@pytest.mark.full
 def test_asked_to_stop_it_ends_after_the_step_and_goes_on_to_the_same_bytes(
     tmp_path: Path, cache: Path
 ) -> None:

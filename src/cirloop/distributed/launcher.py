@@ -238,7 +238,7 @@ def worker_environment(deepspeed: Path | None = None) -> dict[str, str]:
     import torch
 
     paths = os.pathsep.join(
-        filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
+        filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     )
     cpu = (
         {"DS_ACCELERATOR": "cpu"} if deepspeed is not None and not torch.cuda.is_available() else {}
