@@ -19,7 +19,7 @@ INTERRUPTED = 130
 STAGES = {
     "training.gradient_engine:GradientEngine.backward": "checkpoint_iter_1",
     "training.trainer:Trainer._save": "checkpoint_iter_1",
-    "backbones.features:VisionCache.make": "evaluation_base.json",
+    "backbones.features:VisionCache.compute": "evaluation_base.json",
     "stages.context:embed": "hard_negatives_iter_0.json",
     "captioning.batched_captioner:BatchedCaptioner.generate": "augmented_samples_iter_1.json",
     "stages.mine:mine_split": "hard_negatives_iter_0.json",
@@ -54,7 +54,7 @@ def test_an_exception_in_a_stage(site: str, kind: str, harness: Harness) -> None
         3,
         [
             "stages.context:embed",
-            "backbones.features:VisionCache.make",
+            "backbones.features:VisionCache.compute",
             "captioning.batched_captioner:BatchedCaptioner.generate",
         ],
     ),
