@@ -537,3 +537,25 @@ def test_another_loss_by_flag_leaves_out_what_it_lacks(flags: str, loss: dict[st
 def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match="'bradley_terry', 'sum', 'triplet', 'info_nce'"):
         load(["--loss", "dpo"], CONFIGS / "shapes.yaml")
+
+
+def test_some_earlier_names_are_still_read(empty: Path, tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "earlier.yaml",
+        "training: {warm_up_steps: 3, steps: 4}\n"
+        "captioning: {candidates: 2, verify: 0.0, round_trip: 0}\n",
+    )
+    config = load(["--config", str(path)], DEFAULT)
+    assert (config.training.iteration_0_steps, config.training.steps_per_iteration) == (3, 4)
+    captioning = config.captioning
+    assert (captioning.num_candidates, captioning.max_round_trip_rank) == (2, 0)
+    assert captioning.min_verify_probability == 0
+    flags = ["--training.warm_up_steps", "5", "--training.steps=6"]
+    config = load(["--config", str(empty), *flags], DEFAULT)
+    assert (config.training.iteration_0_steps, config.training.steps_per_iteration) == (5, 6)
+
+
+def test_a_setting_by_both_of_its_names_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "both.yaml", "training: {steps: 3, steps_per_iteration: 4}\n")
+    with pytest.raises(UserError, match=r"training\.steps: unknown setting"):
+        load(["--config", str(path)], DEFAULT)

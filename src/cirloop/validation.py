@@ -43,7 +43,8 @@ class ValidationFailed(UserError):
     cause that has many problems."""
 
     def __init__(self, rows: Sequence[Problem], ways: Sequence[str]) -> None:
-        self.rows, self.remedies = tuple(rows), tuple(ways)
+        self.rows = tuple(rows)
+        self.remedies = tuple(ways)
         grouped = group_by_cause(rows)
         lines = [
             f"  {where:.{MAX_MESSAGE}}: {what:.{2 * MAX_MESSAGE}}"
@@ -113,7 +114,8 @@ class ValidationReport:
     def json(self, path: Path) -> Any:
         """Parse a JSON file; return None, and add the problem, where that is impossible."""
 
-        text, num_before = self._text(path), len(self.rows)
+        text = self._text(path)
+        num_before = len(self.rows)
         value = None if text is None else self._parsed(text, path)
         if text is not None and value is None and len(self.rows) == num_before:
             self.add(path, "holds nothing but null")
@@ -146,7 +148,8 @@ class ValidationReport:
     def json_lines(self, path: Path) -> Iterator[tuple[str, Entry]]:
         """Yield the objects of a JSON lines file, each with its place for messages; empty lines are
         skipped."""
-        before, num = len(self.rows), 0
+        before = len(self.rows)
+        num = 0
         text = self._text(path) or ""
         form = parse.detect_format(text)
         if form:
@@ -159,7 +162,8 @@ class ValidationReport:
         for number, line in enumerate(map(str.strip, text.split("\n")), 1):
             if not line:
                 continue
-            where, num = f"{path} line {number}", num + 1
+            where = f"{path} line {number}"
+            num = num + 1
             noted = len(self.rows)
             fields = self._parsed(line, where)
             if isinstance(fields, dict):
@@ -191,7 +195,9 @@ class Entry:
     """One object of an annotation file; what it lacks is noted as a problem."""
 
     def __init__(self, fields: dict[str, Any], where: str, problems: ValidationReport) -> None:
-        self.fields, self.where, self._problems = fields, where, problems
+        self.fields = fields
+        self.where = where
+        self._problems = problems
 
     def get(
         self, name: str, kind: type[T], optional: bool = False, blank: bool = False

@@ -22,7 +22,8 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.fs import os_error_hint
 from cirloop.types import UserError
 
-FILE, OWNER = "run.lock", "run.lock.json"
+FILE = "run.lock"
+OWNER = "run.lock.json"
 
 
 @contextmanager
@@ -37,10 +38,11 @@ def run_lock(directory: Path) -> Iterator[None]:
             try:
                 directory.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(directory / FILE, timeout=0))
+                # While it is held: who waited for this file takes a new one.
                 for name in (
                     FILE,
                     OWNER,
-                ):  # while it is held: who waited for this file takes a new one
+                ):
                     stack.callback((directory / name).unlink, missing_ok=True)
                 write_json(directory / OWNER, {"schema": 1, "owner": _describe_owner()})
             except Timeout:

@@ -90,7 +90,8 @@ class Store:
 
         With `reading`, the store changes nothing: another process may be at work on the run.
         """
-        self.directory, self._work = directory, READER_SCRATCH if reading else SCRATCH
+        self.directory = directory
+        self._work = READER_SCRATCH if reading else SCRATCH
         self._manifest = self._read_manifest()
         if not reading:
             self._finish_moves()
@@ -158,7 +159,8 @@ class Store:
         if entry is None:
             names = ", ".join(sorted(self.names)) or "none"
             raise UserError(f"{self.directory} has no artifact {name!r}; it has: {names}.")
-        path, damaged = self.directory / name, []
+        path = self.directory / name
+        damaged = []
         digests = _readable_digests(path)
         for file in sorted({*entry["files"], *digests}):
             if digests.get(file) != entry["files"].get(file):
@@ -202,7 +204,8 @@ class Store:
             return self.load(name)
         logger.info("%s: start", name)
         start = time.monotonic()
-        path, aside = self.directory / name, self.directory / SCRATCH / "new" / name
+        path = self.directory / name
+        aside = self.directory / SCRATCH / "new" / name
         for stale in (path, aside):  # an unfinished or unlisted one, made by a run that was stopped
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
         aside.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,8 @@ from cirloop.backbones.clip_module import Clip
 from cirloop.io import parse
 from cirloop.types import UserError
 
-RANDOM, HUB = "random", "hf-hub:"
+RANDOM = "random"
+HUB = "hf-hub:"
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 _digest = cache(file_digest)
 Config: TypeAlias = dict[str, Any]

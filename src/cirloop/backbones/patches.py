@@ -90,9 +90,8 @@ def check(product: nn.Conv3d, convolution: nn.Conv3d, path: str) -> None:
         (product_ND - expected_ND).abs().max() / expected_ND.abs().max().clamp_min(1e-30)
     )
     limit = LIMITS[weight.dtype]
-    if (
-        bool(expected_ND.isfinite().all()) and not difference <= limit
-    ):  # also where it is not a number
+    # Also where it is not a number.
+    if bool(expected_ND.isfinite().all()) and not difference <= limit:
         dtype = str(weight.dtype).removeprefix("torch.")
         raise UserError(
             f"model path {path!r}: the patch embedding as a product of matrices on"

@@ -10,7 +10,8 @@ def target_pad(image: Image.Image, ratio: float) -> Image.Image:
 
     A centre crop then loses less of a tall image. 0 = no padding.
     """
-    longer, shorter = max(image.size), min(image.size)
+    longer = max(image.size)
+    shorter = min(image.size)
     if not ratio or longer / shorter < ratio:
         return image
     x, y = (max(int((longer / ratio - side) / 2), 0) for side in image.size)

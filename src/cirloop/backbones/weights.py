@@ -11,8 +11,10 @@ from cirloop.io import parse
 from cirloop.types import UserError
 
 TINY = "tiny"
-LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PARTS_CONFIG, PARTS_WEIGHTS = "parts.json", "parts.safetensors"
+LORA_CONFIG = "adapter_config.json"
+LORA_WEIGHTS = "adapter_model.safetensors"
+PARTS_CONFIG = "parts.json"
+PARTS_WEIGHTS = "parts.safetensors"
 SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
 """Suffixes of files that decide a model's output."""
 _NEEDED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")

@@ -128,7 +128,8 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update=overrides)})
     labels = select_iterations(options.iterations, done_iterations(store))
     config, data, split = _select_data(options, config)
-    run, parts = RunContext(config, store, data), data.eval_splits(split)
+    run = RunContext(config, store, data)
+    parts = data.eval_splits(split)
     labelled = all(part.relevance is not None for part in parts)
     if options.submission is not None and any(
         part.relevance and part.relevance.preferences for part in parts
@@ -184,10 +185,8 @@ def _submit(
 ) -> None:
     """Write the server's files of one iteration, or its rankings where there is no server, to a
     directory."""
-    parts, rankings = (
-        run.data.eval_splits(split),
-        predictions(run, checkpoint, split, submission.LISTED + 1),
-    )
+    parts = run.data.eval_splits(split)
+    rankings = predictions(run, checkpoint, split, submission.LISTED + 1)
     if parts[0].labeled.benchmark in submission.BENCHMARKS:
         problems = ValidationReport()
         files = submission.build(parts[0].labeled, rankings[0], problems)

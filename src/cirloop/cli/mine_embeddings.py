@@ -155,10 +155,8 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
 
 def _missing_flags(error: ValidationError) -> ValidationReport:
     """Return all that is wrong with the flags, where a required one is missing; else nothing."""
-    problems, rows = (
-        ValidationReport(f"All flags: {PROGRAM} --query-embeddings x --help"),
-        error.errors(),
-    )
+    problems = ValidationReport(f"All flags: {PROGRAM} --query-embeddings x --help")
+    rows = error.errors()
     if any(row["type"] == "missing" for row in rows):
         for row in rows:
             name = str(row["loc"][0])

@@ -60,7 +60,8 @@ def open_run(config: RunConfig) -> RunContext:
 
     Nothing else on disk changes before every check has passed.
     """
-    directory, data = config.directory, check(config)
+    directory = config.directory
+    data = check(config)
     used = is_used(directory)
     resuming = config.auto_resume or config.resume_from_iteration is not None
     if used and not resuming:
@@ -166,9 +167,8 @@ def _iterate_monitored(current: RunContext) -> list[dict[str, Any]]:
             stack.enter_context(events.subscribe(reporter, "the report"))
         stack.callback(events.emit, "head", head=None)
         results = iterate(current)
-        events.emit(
-            "finished"
-        )  # the report gets the last comparison, also where nothing was left to do
+        # The report gets the last comparison, also where nothing was left to do.
+        events.emit("finished")
         return results
 
 

@@ -32,7 +32,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     """Return lines `setting: old -> new`."""
     lines = []
     for key in sorted({*old, *new}):
-        a, b = _by_position(old.get(key)), _by_position(new.get(key))
+        a = _by_position(old.get(key))
+        b = _by_position(new.get(key))
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:

@@ -21,7 +21,8 @@ def format_errors(error: ValidationError, model: type[BaseModel], all_settings: 
             message = "unknown setting" + (f"; did you mean {' or '.join(near)}?" if near else "")
         elif problem["type"] == "union_tag_invalid":
             where += ".type"
-            given, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            given = problem["ctx"]["tag"]
+            tags = problem["ctx"]["expected_tags"]
             near = suggestions.types_like(str(given), [tag.strip(" '") for tag in tags.split(",")])
             message = (
                 f"should be one of {tags} (given: {given!r}{f'; see {near[0]}' if near else ''})"

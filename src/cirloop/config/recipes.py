@@ -133,7 +133,8 @@ def load_settings(asked: CommandLine, default: Path) -> Content:
 def _recipe(asked: CommandLine, default: Path) -> Path:
     """Return the recipe's path. Raises UserError with the data set's recipes where the backbone has
     none."""
-    data, backbone = asked.types.get("data", DRAWN), asked.types.get("model", BACKBONE)
+    data = asked.types.get("data", DRAWN)
+    backbone = asked.types.get("model", BACKBONE)
     if (
         data == DRAWN
         or data not in type_names(DataConfig)
@@ -178,11 +179,13 @@ def _fast_twin(path: Path, configs: Path) -> Path:
 def _name_embedder(asked: CommandLine, settings: Content) -> None:
     """Let --foundation_model_path name the embedder's weights too, where nothing else does and the
     families agree."""
-    path, data = asked.paths.get("foundation"), asked.types.get("data", DRAWN)
+    path = asked.paths.get("foundation")
+    data = asked.types.get("data", DRAWN)
     if path is None or path == TINY or data == DRAWN or "model" in asked.paths:
         return
     model = settings.get("model", {})
-    family, wanted = model_type(path), model.get("type", BACKBONE)
+    family = model_type(path)
+    wanted = model.get("type", BACKBONE)
     if family is None:  # a name on the hub: the foundation's own check reads its config.json
         family = asked.types.get("foundation", settings.get("foundation", {}).get("type", BACKBONE))
     if family != wanted:
@@ -217,8 +220,11 @@ def _read(path: Path, configs: Path) -> Content:
         raise UserError(f"{path}: names of settings are words, found {odd[0]!r}.")
     for name, current in EARLIER_NAMES.items():
         group, _, setting = name.partition(".")
-        if isinstance(settings.get(group), dict) and setting in settings[group]:
-            settings[group][current.rpartition(".")[2]] = settings[group].pop(setting)
+        current_setting = current.rpartition(".")[2]
+        own = settings.get(group)
+        # With both names in a file the earlier one stays, and is refused as unknown.
+        if isinstance(own, dict) and setting in own and current_setting not in own:
+            own[current_setting] = own.pop(setting)
     if isinstance(settings.get("mining"), dict):
         settings["mining"] = below_strategy(settings["mining"])
     for flag in {"config", "fast_mode"} & settings.keys():

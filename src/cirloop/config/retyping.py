@@ -23,7 +23,8 @@ def change_type(root: type[BaseModel], settings: object, group: str, type_: str)
     shares."""
     union: Any = root
     for part in group.split("."):
-        default, union = union.model_fields[part].default, union.model_fields[part].annotation
+        default = union.model_fields[part].default
+        union = union.model_fields[part].annotation
     if not isinstance(settings, dict):
         return settings
     old = settings.get("type", default.type)

@@ -17,9 +17,7 @@ def run_directory(directory: Path) -> tuple[RunConfig, Store]:
     """
     if not (directory / CONFIG).is_file():
         raise UserError(f"--experiment_dir {directory} is no run directory (no {CONFIG}).")
-    config, store = (
-        from_json(directory / CONFIG, experiment_dir=directory),
-        Store(directory, reading=True),
-    )
+    config = from_json(directory / CONFIG, experiment_dir=directory)
+    store = Store(directory, reading=True)
     store.bind_to_run(read_run_id(directory / CONFIG), directory / CONFIG)
     return config, store

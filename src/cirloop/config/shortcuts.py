@@ -9,20 +9,19 @@ UNION_FLAGS = {
 }
 """Groups of settings that a flag may give another type, and the flag."""
 SHORT_FLAGS = (
-    *(
-        "data.allow_missing_images",
-        "data.allow_symlinks",
-        "data.categories",
-        "mining.strategy.n_def",
-    ),
-    *("training.batch_size", "training.learning_rate"),
-    *(
-        "training.max_skipped_batches",
-        "runtime.num_processes",
-        "runtime.accelerate_config",
-        "runtime.deepspeed",
-    ),
-    *("runtime.profile", "runtime.compare_with", "runtime.report_to"),
+    "data.allow_missing_images",
+    "data.allow_symlinks",
+    "data.categories",
+    "mining.strategy.n_def",
+    "training.batch_size",
+    "training.learning_rate",
+    "training.max_skipped_batches",
+    "runtime.num_processes",
+    "runtime.accelerate_config",
+    "runtime.deepspeed",
+    "runtime.profile",
+    "runtime.compare_with",
+    "runtime.report_to",
 )
 """Settings whose last word alone is a flag too."""
 SHORTCUTS = {

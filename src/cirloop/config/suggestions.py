@@ -35,7 +35,8 @@ OTHER_FLAGS = {
 
 def types_like(name: str, expected: Iterable[str]) -> list[str]:
     """Return the types that an unknown name may mean."""
-    known, word = list(expected), name.lower().replace("-", "_")
+    known = list(expected)
+    word = name.lower().replace("-", "_")
     if OTHER_NAMES.get(word) in known:
         return [OTHER_NAMES[word]]
     return difflib.get_close_matches(word, known, n=2)

@@ -44,7 +44,8 @@ def num_processes(runtime: Runtime) -> int:
     try:
         settings = parse.read_yaml(file)
     except UserError as error:
-        settings, why = None, str(error)
+        settings = None
+        why = str(error)
     else:
         why = "it holds no settings"
     num = settings.get("num_processes", 1) if isinstance(settings, dict) else None
@@ -147,9 +148,8 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, environment: dict[str, str]
     if code:
         if job.error.exists():  # what one of them said to the user
             raise UserError(job.error.read_text("utf-8"))
-        if preemption.stop_requested() or (
-            isinstance(job, TrainJob) and job.stop_file.exists()
-        ):  # maybe they alone got the signal
+        # Maybe they alone got the signal.
+        if preemption.stop_requested() or (isinstance(job, TrainJob) and job.stop_file.exists()):
             raise preemption.GracefulStop
         outcome = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise UserError(
@@ -163,7 +163,8 @@ def _wait(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
 
     Raises GracefulStop when a run that does not train is asked to stop.
     """
-    place, code = 0, None
+    place = 0
+    code = None
     while code is None:
         with suppress(subprocess.TimeoutExpired):
             code = child.wait(POLL_S)
@@ -247,7 +248,9 @@ def worker_environment(deepspeed: Path | None = None) -> dict[str, str]:
 
 
 def _flags(runtime: Runtime) -> list[str]:
-    flags, config, deepspeed = [], runtime.accelerate_config, runtime.deepspeed
+    flags = []
+    config = runtime.accelerate_config
+    deepspeed = runtime.deepspeed
     if config is not None:
         flags += ["--config_file", str(config)]
     if runtime.num_processes > 1 or config is None:  # else the file says how many

@@ -49,7 +49,10 @@ class ShardedExecutor:
     ) -> None:
         """Prepare jobs over the images of `split`; `log` is the attempt's log, beside which each
         worker has its own."""
-        self._config, self._work, self._split, self._log = config, work, split, log
+        self._config = config
+        self._work = work
+        self._split = split
+        self._log = log
         self._where = data.split_key(split)
 
     def embed(

@@ -52,12 +52,14 @@ def run_worker(job: ShardJob) -> None:
 
 def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState) -> None:
     """Write `i_rows.npy` and `i_vectors.npy`: every n-th batch of the items, from the i-th on."""
-    share, runtime = (state.process_index, state.num_processes), config.runtime
+    share = (state.process_index, state.num_processes)
+    runtime = config.runtime
     backbone = config.model.build(job.adapter)
     assert backbone.fingerprint == job.model, "this is another embedder than the driver's"
     features = VisionCache(backbone, images, job.cache / "vision", runtime)
     precompute_features(features, [item.image for item in job.items], state)
-    shown, size = progress if share[0] == 0 else _quiet, runtime.embed_batch_size
+    shown = progress if share[0] == 0 else _quiet
+    size = runtime.embed_batch_size
     rows, vectors = embed_shard(
         backbone, features, job.items, size, shown, job.title, runtime.max_tokens_per_batch, share
     )

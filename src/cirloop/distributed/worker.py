@@ -68,13 +68,11 @@ def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
     handlers = (
         [InitProcessGroupKwargs(backend="gloo", timeout=timeout)] if "RANK" in os.environ else []
     )
-    deepspeed = (
-        os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    )  # Accelerate drops DeepSpeed if told cpu=True
+    # Accelerate drops DeepSpeed if told cpu=True.
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     accelerate = Accelerator(cpu=not deepspeed, kwargs_handlers=handlers)
-    if (
-        fsdp and accelerate.num_processes > 1
-    ):  # Accelerate itself would take plain DDP here, though torch's FSDP2 has gloo
+    # Accelerate itself would take plain DDP here, though torch's FSDP2 has gloo.
+    if fsdp and accelerate.num_processes > 1:
         accelerate.state.distributed_type = PartialState._shared_state["distributed_type"] = (
             DistributedType.FSDP
         )
@@ -143,7 +141,8 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     data = config.data.build(
         DataPaths(config.data_dir, job.cache, progress, config.train_dir)
     ).train
-    settings, iteration = config.training, job.iteration
+    settings = config.training
+    iteration = job.iteration
     accelerate = create_accelerator(config.runtime.hang_timeout_minutes)
     if getattr(config.model, "compile", False) and is_sharded(accelerate):
         raise UserError(

@@ -42,9 +42,8 @@ def start_logging(plain: bool = False) -> None:
             console=console, show_path=False, show_level=False, log_time_format="[%X]"
         )
         handler.setFormatter(RedactingFormatter("%(message)s"))
-        handler.addFilter(
-            lambda record: not getattr(record, "bar", False)
-        )  # the bar itself is there
+        # The bar itself is there.
+        handler.addFilter(lambda record: not getattr(record, "bar", False))
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -106,9 +105,8 @@ def table(
             overflow="fold",
         )
     for row in rows:
-        grid.add_row(
-            *(Text(sanitize(str(cell))) for cell in row)
-        )  # not markup: data sets and models wrote some of it
+        # Not markup: data sets and models wrote some of it.
+        grid.add_row(*(Text(sanitize(str(cell))) for cell in row))
     destination = out or Console(width=None if console.is_terminal else 120)
     destination.print(sanitize(_title_prefix.get() + title), highlight=False, markup=False)
     destination.print(grid)

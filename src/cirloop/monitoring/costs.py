@@ -21,7 +21,8 @@ from cirloop.monitoring.profiling import StageMetrics
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
-FILE, PROFILE = "costs.json", "profile"
+FILE = "costs.json"
+PROFILE = "profile"
 COLUMNS = (
     "stage",
     "s",
@@ -45,7 +46,8 @@ class Costs:
     def __init__(self, directory: Path, mark: Mapping[str, Any] | None = None) -> None:
         """Open the costs of a run directory; `mark` stands first in the file."""
         self._mark = mark or {}
-        self._path, self._made = directory / FILE, list[dict[str, Any]]()
+        self._path = directory / FILE
+        self._made = list[dict[str, Any]]()
         self._warnings: list[str] = []
 
     def read(self) -> list[dict[str, Any]]:
@@ -104,11 +106,10 @@ def columns_in_use(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[
 
 def format_cells(row: dict[str, Any]) -> dict[str, str]:
     """Format a row of `costs.json` by column; `NONE` for what is zero or unknown."""
-    spent, seconds = (
-        StageMetrics(**{name: row[name] for name in StageMetrics.__annotations__}),
-        max(row["seconds"], 1e-9),
-    )
-    images, places = spent.images_encoded + spent.images_cached, spent.tokens + spent.padding
+    spent = StageMetrics(**{name: row[name] for name in StageMetrics.__annotations__})
+    seconds = max(row["seconds"], 1e-9)
+    images = spent.images_encoded + spent.images_cached
+    places = spent.tokens + spent.padding
     values = (
         f"{seconds:.1f}",
         f"{images / seconds:.3g}" if images else NONE,

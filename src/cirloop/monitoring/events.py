@@ -36,7 +36,9 @@ class CountedBatches(Iterable[T], Generic[T]):
     def __init__(self, batches: Sequence[T], counts: Sequence[int], unit: str) -> None:
         """Take a number per batch in `counts`, and in `unit` what stands behind their rate, such as
         "texts/s"."""
-        self._batches, self.counts, self.unit = batches, counts, unit
+        self._batches = batches
+        self.counts = counts
+        self.unit = unit
 
     def __len__(self) -> int:
         return len(self._batches)

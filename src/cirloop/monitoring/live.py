@@ -111,9 +111,8 @@ class LiveDisplay:
             redirect_stdout=sys.stdout.isatty(),
         )
         self._live.start()
-        self._console.show_cursor(
-            True
-        )  # Live hides it, and a process that is killed could not bring it back
+        # Live hides it, and a process that is killed could not bring it back.
+        self._console.show_cursor(True)
 
     def stop(self) -> None:
         """Remove the region."""

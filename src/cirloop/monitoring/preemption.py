@@ -36,15 +36,14 @@ def handle_sigterm(order: Path | None = None) -> Iterator[None]:
     """
     global _requested, _stop_file
     main = threading.current_thread() is threading.main_thread()
-    before, _requested, _stop_file = (
-        (signal.signal(signal.SIGTERM, _request) if main else None),
-        False,
-        order,
-    )
+    before = signal.signal(signal.SIGTERM, _request) if main else None
+    _requested = False
+    _stop_file = order
     try:
         yield
     finally:
-        _requested, _stop_file = False, None
+        _requested = False
+        _stop_file = None
         if main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 

@@ -80,7 +80,8 @@ class StageMetrics:
         """Add the metrics of a part of the stage; its seconds are already on the stage's clock."""
         for counter in fields(self):
             if counter.name != "seconds":
-                own, more = getattr(self, counter.name), getattr(other, counter.name)
+                own = getattr(self, counter.name)
+                more = getattr(other, counter.name)
                 setattr(
                     self,
                     counter.name,
@@ -108,7 +109,9 @@ class _Meter:
     """The current metrics, the images known to each vision tower, and the directory of traces."""
 
     def __init__(self, profile: Path | None) -> None:
-        self.cost, self.profile, self.inside = StageMetrics(), profile, False
+        self.cost = StageMetrics()
+        self.profile = profile
+        self.inside = False
         self.known: dict[str, set[str]] = defaultdict(set)
 
 
@@ -119,7 +122,8 @@ _current: ContextVar[_Meter | None] = ContextVar("cost", default=None)
 def metering(profile: Path | None = None) -> Iterator[StageMetrics]:
     """Meter what runs inside; times and peaks are set at the end. Traces go into `profile`, if
     given."""
-    meter, began = _Meter(profile), time.monotonic()
+    meter = _Meter(profile)
+    began = time.monotonic()
     cuda = _cuda()
     if cuda is not None:
         cuda.reset_peak_memory_stats()
@@ -128,7 +132,8 @@ def metering(profile: Path | None = None) -> Iterator[StageMetrics]:
         yield meter.cost
     finally:
         _current.reset(before)
-        cost, cuda = meter.cost, _cuda()
+        cost = meter.cost
+        cuda = _cuda()
         cost.seconds = time.monotonic() - began
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
         cost.memory_bytes = max(
@@ -226,12 +231,13 @@ def profile_batches(batches: Iterable[T], what: str) -> Iterator[T]:
         return
     from torch.utils.flop_counter import FlopCounterMode
 
-    path, num, flops = meter.profile / f"{what}.json.gz", 0, 0
+    path = meter.profile / f"{what}.json.gz"
+    num = 0
+    flops = 0
 
     def save(profiler: Any) -> None:
-        if (
-            num > TRACE_SCHEDULE["wait"] + TRACE_SCHEDULE["warmup"]
-        ):  # recording begins before its batch
+        # Recording begins before its batch.
+        if num > TRACE_SCHEDULE["wait"] + TRACE_SCHEDULE["warmup"]:
             _save_trace(profiler, path)
 
     meter.inside = True

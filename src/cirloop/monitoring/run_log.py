@@ -27,7 +27,8 @@ from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 DIRECTORY = "logs"
-MAX_BYTES, MAX_FILES = 16_000_000, 4
+MAX_BYTES = 16_000_000
+MAX_FILES = 4
 """Bytes of a log before it goes on in a new file, and files of one attempt: the first of them is
 the newest."""
 MAX_LOGS = 200
@@ -75,7 +76,8 @@ class RunLog:
     """The log of one attempt, as a context: `open` it once every check has passed."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory, self._began = directory / DIRECTORY, time.monotonic()
+        self._directory = directory / DIRECTORY
+        self._began = time.monotonic()
         self._held = MemoryHandler(1 << 20, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         self._root = logging.getLogger()
         self._log: RotatingLog | None = None
@@ -93,9 +95,8 @@ class RunLog:
             if (match := re.fullmatch(r"attempt_(\d+)\.log", path.name))
         }
         for number in sorted(before)[: max(0, len(before) + 1 - MAX_LOGS)]:
-            for part in self._directory.glob(
-                f"{before[number].stem}.*"
-            ):  # those of launched processes too
+            # Those of launched processes too.
+            for part in self._directory.glob(f"{before[number].stem}.*"):
                 part.unlink()
         path = self._directory / f"attempt_{max(before, default=0) + 1:03d}.log"
         self._log = RotatingLog(path)

@@ -29,7 +29,8 @@ from cirloop.monitoring import events
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
-DIRECTORY, RUNS = "trackers", "runs.json"
+DIRECTORY = "trackers"
+RUNS = "runs.json"
 PROJECT = "cirloop"
 INSTALL = "pip install -e '.[trackers]'"
 
@@ -80,15 +81,15 @@ class _Listener:
     ) -> None:
         """`run` is the id of the tracker's run that goes on; None = a new one, which gets the
         `settings`."""
-        self._name, self._new, self.run = name, run is None, run or uuid.uuid4().hex[:16]
-        os.environ.setdefault(
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
-        )  # it would wait long for a server that is away
+        self._name = name
+        self._new = run is None
+        self.run = run or uuid.uuid4().hex[:16]
+        # It would wait long for a server that is away.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         try:
-            with contextlib.redirect_stdout(
-                io.StringIO()
-            ):  # trackio's; the closing tables are all that belongs there
+            # Trackio's; the closing tables are all that belongs there.
+            with contextlib.redirect_stdout(io.StringIO()):
                 self._tracker = _tracker(name, directory, self.run, self._new)
                 self._tracker.start()
                 if self._new:
@@ -123,9 +124,8 @@ def _tracker(name: str, directory: Path, run: str, new: bool) -> Any:
     from accelerate import PartialState, tracking
 
     launched = "RANK" in os.environ and not torch.cuda.is_available()
-    PartialState(
-        **({"cpu": True, "backend": "gloo"} if launched else {})
-    )  # trackers ask it which process they are in
+    # Trackers ask it which process they are in.
+    PartialState(**({"cpu": True, "backend": "gloo"} if launched else {}))
     if name == "tensorboard":
         return tracking.TensorBoardTracker("tensorboard", directory / DIRECTORY)
     if name == "mlflow":
@@ -134,9 +134,8 @@ def _tracker(name: str, directory: Path, run: str, new: bool) -> Any:
         return tracking.TrackioTracker(
             PROJECT, name=f"{directory.name}-{run[:8]}", resume="allow", embed=False
         )
-    quiet = import_module("wandb").Settings(
-        console="off", silent=True, save_code=False
-    )  # the terminal is the run's
+    # The terminal is the run's.
+    quiet = import_module("wandb").Settings(console="off", silent=True, save_code=False)
     place = {} if "WANDB_DIR" in os.environ else {"dir": directory / DIRECTORY}
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     return tracking.WandBTracker(

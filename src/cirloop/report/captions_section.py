@@ -32,7 +32,8 @@ NO_TEXT = ("cut off", "declined", "set phrase", "unparseable")
 
 
 def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summaries]:
-    iterations, examples = data.iterations(ARTIFACT), list[Examples]()
+    iterations = data.iterations(ARTIFACT)
+    examples = list[Examples]()
     summaries: Summaries = {}
     for t, content in data.artifacts(ARTIFACT):
         summaries[t] = content["summary"]
@@ -84,7 +85,8 @@ def _true_texts(data: ReportData) -> list[Table]:
     """Return how many of the accepted texts are true, where the data set knows."""
     rows = []
     for t, account in data.accounts.items():
-        true, accepted = account["true_captions"], account["accepted"]
+        true = account["true_captions"]
+        accepted = account["accepted"]
         rows.append((str(t), str(accepted), f"{true} ({100 * true / max(accepted, 1):.1f}%)"))
     return (
         [Table("Accepted texts that are true", ("iteration", "accepted", "true"), rows)]
@@ -98,7 +100,8 @@ def _examples(
 ) -> Examples:
     cards = []
     for row in evenly_spaced(content["accepted"], MAX_TEXTS):
-        query, target = row["triplet"]["query"], row["triplet"]["target"]
+        query = row["triplet"]["query"]
+        target = row["triplet"]["target"]
         old = data.train_split.text(QueryId(row["source"]))
         cards.append(
             _card(data, row, query["reference"], target, (old, query["text"]), "", thumbnails)
@@ -126,7 +129,8 @@ def _card(
     """Return a card of a text that was rejected for `reason` (empty = accepted); `texts` are old
     and new."""
     old, new = texts
-    checks, notes = row["checks"], []
+    checks = row["checks"]
+    notes = []
     if "verify" in checks:
         notes.append(f"verified with {float(checks['verify']):.2f}")
     if "round_trip_rank" in checks:

@@ -73,9 +73,8 @@ class Chart:
         """Return the SVG as part of the page, with the page's background and text colour."""
         drawing = self.svg[self.svg.index("<svg") :]
         drawing = drawing.replace(f"fill: {PAPER}", "fill: none").replace(INK, "currentColor")
-        drawing = re.sub(
-            r'<g id="[^"]*"', "<g", drawing
-        )  # such ids are the same in all charts of a page
+        # Such ids are the same in all charts of a page.
+        drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)
         return Markup(
             drawing.replace(
                 "<svg", f'<svg role="img" aria-label="{escape(sanitize(self.title))}"', 1
@@ -95,7 +94,8 @@ def draw(name: str, title: str, table: Table, plot: Callable[[Axes], None]) -> C
             figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, not at each drawing
-        svg, png = io.StringIO(), io.BytesIO()
+        svg = io.StringIO()
+        png = io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.savefig(png, format="png", dpi=150)
     return Chart(name, title, table, svg.getvalue(), png.getvalue())

@@ -41,9 +41,8 @@ def _settings(data: ReportData) -> list[Table]:
     groups: dict[str, list[tuple[str, str]]] = {"run": []}
     for name, value in _flat(data.settings, ""):
         group, _, rest = name.partition(".")
-        secret = any(
-            f"{secret_name}.".startswith(f"{name}.") for secret_name in hidden
-        )  # also one in a list
+        # Also one in a list.
+        secret = any(f"{secret_name}.".startswith(f"{name}.") for secret_name in hidden)
         shown = HIDDEN if secret else shortened(_words(value))
         groups.setdefault(group if rest else "run", []).append((rest or name, shown))
     return [Table(group, ("setting", "value"), rows) for group, rows in groups.items()]

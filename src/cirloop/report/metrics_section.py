@@ -86,7 +86,8 @@ def _control(data: ReportData, own: Result) -> tuple[Sequence[Result], str]:
     """Return the control's results, where it was evaluated alike, and a note about it."""
     if data.control is None:
         return [], ""
-    file, name = data.control / RESULTS, data.control.name
+    file = data.control / RESULTS
+    name = data.control.name
     if not file.exists():
         return [], f"The control {name} has no {RESULTS} yet."
     content, problem = try_read(lambda: schema.read(file))

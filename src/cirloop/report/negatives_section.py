@@ -84,7 +84,9 @@ def _row(
     data: ReportData, t: int, content: Mapping[str, Any], counts: Mapping[str, int]
 ) -> list[str]:
     """Return counts of an iteration, and false negatives where they were counted."""
-    summary, account, false = content["summary"], data.accounts.get(t + 1), "not known"
+    summary = content["summary"]
+    account = data.accounts.get(t + 1)
+    false = "not known"
     if account:
         false = (
             f"{account['false_negatives']}"
@@ -148,7 +150,8 @@ def _examples(
 
 
 def _card(data: ReportData, rows: Rows, thumbnails: Thumbnails) -> Card:
-    split, query = data.train_split, QueryId(rows[0]["query"])
+    split = data.train_split
+    query = QueryId(rows[0]["query"])
     right: frozenset[ImageId] = frozenset()
     if data.train is not None and data.train.oracle is not None and query in split.queries:
         right = data.train.oracle.positives(split.queries[query])

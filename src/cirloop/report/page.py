@@ -28,15 +28,18 @@ from cirloop.report import (
 from cirloop.report.report_data import ReportData, Section, Thumbnails
 
 logger = logging.getLogger(__name__)
-FILE, FIGURES = "report.html", "figures"
+FILE = "report.html"
+FIGURES = "figures"
 HERE = Path(__file__).parent
 
 
 def write(data: ReportData) -> Path:
     """Write `report.html` and `figures/`; returns the page's path. Raises UserError for an artifact
     that cannot be read, OSError where the disk refuses."""
-    began, path = time.monotonic(), data.directory / FILE
-    thumbnails, evaluated = Thumbnails(), metrics_section.evaluations(data)
+    began = time.monotonic()
+    path = data.directory / FILE
+    thumbnails = Thumbnails()
+    evaluated = metrics_section.evaluations(data)
     changes = query_changes.section(data, evaluated, thumbnails)
     mined, mined_summaries = negatives_section.section(data, thumbnails)
     texts, text_summaries = captions_section.section(data, thumbnails)
@@ -85,12 +88,11 @@ def _headlines(
     first, in points."""
     if not evaluated:
         return []
-    first, last = evaluated[0], evaluated[-1]
-    before, after, errors = (
-        first.result["metrics"],
-        last.result["metrics"],
-        last.result["standard_errors"],
-    )
+    first = evaluated[0]
+    last = evaluated[-1]
+    before = first.result["metrics"]
+    after = last.result["metrics"]
+    errors = last.result["standard_errors"]
     rows = []
     for name in data.headline:
         if name in after:

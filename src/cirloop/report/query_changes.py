@@ -42,7 +42,8 @@ def section(data: ReportData, evaluated: Sequence[Evaluation], thumbnails: Thumb
     shown = pairs[-MAX_PAIRS:]
     if len(pairs) > 1:
         whole = (pairs[0][0], pairs[-1][1])
-        shown, pairs = [*shown, whole], [*pairs, whole]
+        shown = [*shown, whole]
+        pairs = [*pairs, whole]
     rows = [(_title(pair), *(str(len(rows_Q)) for rows_Q in _changed(pair))) for pair in pairs]
     metric = evaluated[-1].result["compared_on"]
     notes = [
@@ -90,7 +91,8 @@ def _tops(data: ReportData, name: str, rows: Sequence[int]) -> Tops:
 def _card(
     data: ReportData, pair: Pair, row: int, won: bool, tops: Sequence[Tops], thumbnails: Thumbnails
 ) -> Card:
-    split, query = data.eval_split, QueryId(pair[0].queries[row])
+    split = data.eval_split
+    query = QueryId(pair[0].queries[row])
     target = split.targets.get(query)
 
     def best(top: Sequence[ImageId] | None) -> list[Thumbnail] | None:
@@ -107,7 +109,8 @@ def _card(
             for place, image in enumerate(top, 1)
         ]
 
-    before, after = pair[0].ranks_Q[row], pair[1].ranks_Q[row]
+    before = pair[0].ranks_Q[row]
+    after = pair[1].ranks_Q[row]
     if query in split.queries and target is None:  # a preference between sets
         change = f"set 1 over set 2 by {before:.4f}, then {after:.4f}"
     else:

@@ -75,10 +75,8 @@ class ReportData:
     @cached_property
     def train_split(self) -> SplitLookup:
         triplets = self.train.triplets if self.train else ()
-        queries, targets = (
-            {t.query.id: t.query for t in triplets},
-            {t.query.id: t.target for t in triplets},
-        )
+        queries = {t.query.id: t.query for t in triplets}
+        targets = {t.query.id: t.target for t in triplets}
         return SplitLookup(queries, targets, [self.train.images] if self.train else [])
 
     @cached_property
@@ -142,7 +140,8 @@ class Thumbnails:
     ) -> Thumbnail:
         """Add an image to the page; `role` is what the image is to the query."""
         self.places += 1
-        source, missing = Markup(), ""
+        source = Markup()
+        missing = ""
         if not split.images:
             missing = "no data"
         elif self.bytes >= MAX_BYTES:

@@ -37,7 +37,9 @@ class RunMonitor:
     """A listener to the events of one run."""
 
     def __init__(self, config: RunConfig, store: Store, costs: Costs, counts: bool) -> None:
-        self._config, self._store, self._costs = config, store, costs
+        self._config = config
+        self._store = store
+        self._costs = costs
         self._plan = expected_artifacts(config, counts)
         self._evaluations: list[dict[str, Any]] = []
         self._iteration = 0
@@ -80,9 +82,8 @@ class RunMonitor:
             row = last.get(_kind(name))
             if row is None:
                 return None
-            trains = (
-                _kind(name) == "checkpoint" and row["steps"]
-            )  # a resumed stage did some of the steps
+            # A resumed stage did some of the steps.
+            trains = _kind(name) == "checkpoint" and row["steps"]
             seconds += row["seconds"] * (
                 self._config.training.steps_per_iteration / row["steps"] if trains else 1.0
             )
@@ -120,11 +121,12 @@ class RunMonitor:
         if artifact.path.is_dir() and found:  # else each step was told
             for row in schema.read(artifact.path / "training_log.json")["rows"]:
                 self._tell_step(row, iteration, found)
+        # The others come before the training of t.
         trained = kind in (
             "checkpoint",
             "hard_negatives",
             "evaluation",
-        )  # the others come before the training of t
+        )
         step = (
             0
             if artifact.name == "evaluation_base.json"

@@ -20,13 +20,15 @@ def account(
 ) -> Artifact | None:
     """Count false negatives and true captions in accounting_iter_{t}.json; None where the data set
     has no oracle."""
-    oracle, triplets = run.data.train.oracle, run.data.train.triplets
+    oracle = run.data.train.oracle
+    triplets = run.data.train.triplets
     if oracle is None:
         return None
 
     def build(path: Path) -> None:
         by_id: dict[QueryId, Query] = {t.query.id: t.query for t in triplets}
-        targets, mined = targets_of(triplets), read_mined(negatives)
+        targets = targets_of(triplets)
+        mined = read_mined(negatives)
         false_negatives = {
             q: oracle.positives(by_id[q]) - {targets[q]} for q in {n.query for n in mined}
         }

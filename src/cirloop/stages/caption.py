@@ -27,7 +27,8 @@ def caption(
 ) -> Artifact:
     """Write augmented_samples_iter_{t}.json: mined images with a new text that makes them right,
     and rejected texts."""
-    config, train = run.config, run.data.train
+    config = run.config
+    train = run.data.train
     settings = config.captioning
     settings.check(config.foundation)
     prompts = settings.prompts(config.foundation)
@@ -76,10 +77,11 @@ def caption(
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
     key = run.stage_config("model", "foundation", "captioning", "data")
+    # Names, or paths of files: the prompts themselves count.
     prompt_settings = (
         "rewrite_prompt",
         "verify_prompt",
-    )  # names, or paths of files: the prompts themselves count
+    )
     key["captioning"] = {
         name: value for name, value in key["captioning"].items() if name not in prompt_settings
     }

@@ -47,7 +47,9 @@ class RunContext:
     """A run: its configuration, data, store and models."""
 
     def __init__(self, config: RunConfig, store: Store, data: Dataset) -> None:
-        self.config, self.store, self.data = config, store, data
+        self.config = config
+        self.store = store
+        self.data = data
         self.models = Models(config)
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
         self._digests: dict[str, str] = {}
@@ -158,7 +160,8 @@ class RunContext:
         if launcher.num_processes(runtime) > 1 and backbone.settings == self.config.model and items:
             name = backbone.fingerprint
             return self._executor(split).embed(items, backbone.adapter, name, title)
-        features, size = self.models.vision_cache(backbone, split), runtime.embed_batch_size
+        features = self.models.vision_cache(backbone, split)
+        size = runtime.embed_batch_size
         return embed(
             self.models.load(backbone),
             features,
@@ -182,11 +185,13 @@ class RunContext:
         In this process it shares the weights of the embedder that `backbone` returns, where that
         has the same base. Delete it before the embedder is used again.
         """
-        config, train = self.config, self.data.train
+        config = self.config
+        train = self.data.train
         if launcher.num_processes(config.runtime) > 1:
             return DistributedCaptioner(self._executor(train))
         captioner = self.models.captioner(backbone())
-        kept, size = config.cache / "vision", config.captioning.batch_size
+        kept = config.cache / "vision"
+        size = config.captioning.batch_size
         return BatchedCaptioner(captioner, train.images, kept, size, progress, config.runtime)
 
     def gallery_embeddings(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:

@@ -45,7 +45,8 @@ def plan_rows(config: RunConfig, data: Dataset) -> Rows:
     except (MemoryError, RuntimeError) as error:
         if not oom.is_oom(error):
             raise
-        timings, cannot = {}, oom.first_line(error)
+        timings = {}
+        cannot = oom.first_line(error)
     if trains and timings and "step" not in timings:
         rows.append(
             (
@@ -60,19 +61,18 @@ def plan_rows(config: RunConfig, data: Dataset) -> Rows:
 
 def _method_rows(config: RunConfig, data: Dataset) -> Rows:
     """Describe data, model and method."""
-    training, captioning, mining = config.training, config.captioning, config.mining
+    training = config.training
+    captioning = config.captioning
+    mining = config.mining
     parts = data.eval_splits(config.evaluation.split)
     trains = bool(config.num_iterations or training.iteration_0_steps)
-    num_queries, num_images = (
-        sum(len(p.queries) for p in parts),
-        sum(len(p.gallery.ids) for p in parts),
-    )
+    num_queries = sum(len(p.queries) for p in parts)
+    num_images = sum(len(p.gallery.ids) for p in parts)
     num = launcher.num_processes(config.runtime)
     shared = config.foundation.shares_base_with(config.model) and num == 1
-    lora, tune = (
-        training.lora,
-        training.finetuning
-        or ("lora" if isinstance(config.model, VlmSettings) else "as the model has it"),
+    lora = training.lora
+    tune = training.finetuning or (
+        "lora" if isinstance(config.model, VlmSettings) else "as the model has it"
     )
     foundation = config.foundation.path or f"{config.foundation.type}, a rule without a model"
     texts = f"{counted(captioning.num_candidates, 'text')} per mined image by {foundation}"
@@ -126,7 +126,8 @@ def _memory_rows(config: RunConfig, data: Dataset) -> Rows:
     if not isinstance(config.model, VlmSettings):
         return [("memory", f"no arithmetic is known for {config.model.type}")]
     stages = peak_memory(config, mean_tokens(config.model, used_splits(config, data)))
-    whole, rows = _device_memory()[0], []
+    whole = _device_memory()[0]
+    rows = []
     for stage, parts in stages.items():
         total = sum(parts.values())
         note = f": more than the {gigabytes(whole)} of this device" if total > whole else ""
@@ -138,7 +139,8 @@ def _memory_rows(config: RunConfig, data: Dataset) -> Rows:
 
 
 def _disk_rows(config: RunConfig, data: Dataset) -> Rows:
-    needs, free = disk_bytes(config, data), shutil.disk_usage(nearest_directory(config.cache)).free
+    needs = disk_bytes(config, data)
+    free = shutil.disk_usage(nearest_directory(config.cache)).free
     if not needs:
         return [("disk", f"not known for {config.model.type}; {gigabytes(free)} free")]
     num = num_images(used_splits(config, data))
@@ -154,22 +156,23 @@ def _disk_rows(config: RunConfig, data: Dataset) -> Rows:
 
 def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
     """Return what was measured, and the hours of the run that follow from it."""
-    training, rounds = config.training, config.num_iterations
-    parts, splits = data.eval_splits(config.evaluation.split), used_splits(config, data)
-    num_queries, num_gallery = (
-        sum(len(p.queries) for p in parts),
-        sum(len(p.gallery.ids) for p in parts),
-    )
-    row, hours = timings["row"].seconds, {}
+    training = config.training
+    rounds = config.num_iterations
+    parts = data.eval_splits(config.evaluation.split)
+    splits = used_splits(config, data)
+    num_queries = sum(len(p.queries) for p in parts)
+    num_gallery = sum(len(p.gallery.ids) for p in parts)
+    row = timings["row"].seconds
+    hours = {}
     hours["vision, once"] = num_images(splits) * timings["picture"].seconds
     hours["evaluate"] = (
         (rounds + 1 + config.evaluation.evaluate_base) * (num_queries + num_gallery) * row
     )
     if "step" in timings:
-        queries, images = len(data.train.triplets), len(data.train.gallery.ids)
-        rows = (
-            training.batch_size * (2 + training.negatives_in_batch) / 2
-        )  # measured: a query and its target
+        queries = len(data.train.triplets)
+        images = len(data.train.gallery.ids)
+        # Measured: a query and its target.
+        rows = training.batch_size * (2 + training.negatives_in_batch) / 2
         hours["train"] = (
             (training.iteration_0_steps + rounds * training.steps_per_iteration)
             * rows
@@ -206,10 +209,8 @@ def _too_large(config: RunConfig) -> str:
     if not isinstance(config.model, VlmSettings):
         return ""
     sizes = resources.model_sizes(config.model.resolve_dir())
-    needed, free = (
-        resources.weight_bytes(sizes, config.model.dtype, config.model.quantization),
-        _device_memory()[1],
-    )
+    needed = resources.weight_bytes(sizes, config.model.dtype, config.model.quantization)
+    free = _device_memory()[1]
     return (
         f"its weights take {gigabytes(needed)}, and {gigabytes(free)} are free"
         if needed > free

@@ -53,7 +53,8 @@ def evaluation(
     ablate: Ablation = None,
 ) -> dict[str, Any]:
     """Evaluate one checkpoint (None = the base model), and return the result as JSON."""
-    parts, backbone = run.data.eval_splits(split_name), run.embedder(checkpoint)
+    parts = run.data.eval_splits(split_name)
+    backbone = run.embedder(checkpoint)
     if any(part.relevance is None for part in parts):
         raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
     rows_by_query: dict[QueryId, Any] = {}
@@ -67,7 +68,8 @@ def evaluation(
         rows = score_rows(wanted, part.gallery, vectors, gallery)
         rows_by_query |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
     metrics = protocols.metrics([part.labeled for part in parts], rows_by_query)
-    compared, ranks = parts[0].labeled.protocol.primary_metric, []
+    compared = parts[0].labeled.protocol.primary_metric
+    ranks = []
     for part in parts:
         assert part.relevance is not None
         values_Q = protocols.per_query(part.labeled, rows_by_query)[compared]
@@ -131,7 +133,8 @@ def predictions(
 ) -> list[dict[QueryId, list[ImageId]]]:
     """Return per part the best `depth` images of each query, then the rest of its group, in the
     model's order."""
-    out, backbone = [], run.embedder(checkpoint)
+    out = []
+    backbone = run.embedder(checkpoint)
     for part in run.data.eval_splits(split_name):
         vectors, gallery = _embed_part(run, backbone, part)
         rows = topk_images(part.gallery, vectors, gallery, depth)
@@ -154,7 +157,8 @@ def _embed_part(
 ) -> tuple[Vectors, Vectors]:
     """Embed the queries and the gallery of a part; without texts or with grey references on
     request."""
-    items, query_part = query_items(part.queries), part
+    items = query_items(part.queries)
+    query_part = part
     if ablate == "text":
         items = [EmbedInput(item.image, "", item.category) for item in items]
     if ablate == "image":

@@ -24,13 +24,16 @@ def barred_rows(
     whether or not a strategy would have chosen it. The reference itself is left to
     `mining.rank_reference`.
     """
-    gallery, out = train.gallery, []
-    rows, counts = gallery.rows(), Counter[str]()
+    gallery = train.gallery
+    out = []
+    rows = gallery.rows()
+    counts = Counter[str]()
     of_content: dict[str, list[int]] = defaultdict(list)
     for row, image in enumerate(gallery.ids):
         of_content[known.content(image)].append(row)
     for triplet in train.triplets:
-        target, reference = rows[triplet.target], rows[triplet.query.reference]
+        target = rows[triplet.target]
+        reference = rows[triplet.query.reference]
         spelled = {_spelling(triplet.target), _spelling(triplet.query.reference)}
         barred = {target}
         for content, kind in known.barred(triplet.query).items():

@@ -66,9 +66,8 @@ def time_rows(work: Callable[[int], object], of: int) -> Timing:
         more = min(of, int(BUDGET_S / max(seconds, 1e-9)))
         if more < 2 * rows and (more <= rows or more < of):
             return Timing(seconds, rows, of)
-        rows = min(
-            more, 8 * rows
-        )  # larger batches are faster: the prediction is made anew on the way
+        # Larger batches are faster: the prediction is made anew on the way.
+        rows = min(more, 8 * rows)
 
 
 def _synchronize() -> None:
@@ -109,7 +108,8 @@ def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> d
 def _embedding(
     config: RunConfig, models: Models, split: TrainSplit | EvalSplit
 ) -> dict[str, Timing]:
-    embedder, runtime = models.embedder(None), config.runtime
+    embedder = models.embedder(None)
+    runtime = config.runtime
     queries = split.queries if isinstance(split, EvalSplit) else [t.query for t in split.triplets]
     items = _repeat_to(query_items(queries), runtime.embed_batch_size)
     images = [
@@ -120,9 +120,8 @@ def _embedding(
         return models.load(embedder).encode_images(images[:rows])
 
     picture = time_rows(encode, runtime.vision_batch_size)
-    size = min(
-        len(items), max(FIRST_ROWS, int(BUDGET_S / picture.seconds))
-    )  # whose pictures must be encoded first
+    # Whose pictures must be encoded first.
+    size = min(len(items), max(FIRST_ROWS, int(BUDGET_S / picture.seconds)))
     features = models.vision_cache(embedder, split)
     features.precompute([item.image for item in items[:size]])
 
@@ -134,7 +133,8 @@ def _embedding(
 
 
 def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
-    settings, prompts = config.captioning, config.captioning.prompts(config.foundation)
+    settings = config.captioning
+    prompts = config.captioning.prompts(config.foundation)
     requests = _repeat_to(
         [CaptionRequest(t.query.reference, t.target, t.query.text) for t in train.triplets],
         settings.batch_size,

@@ -8,7 +8,8 @@ from cirloop.backbones.model_settings import VlmSettings
 from cirloop.config.run import RunConfig
 from cirloop.stages import resources
 
-TEXT_TOKENS, PROMPT_TOKENS = 40, 220
+TEXT_TOKENS = 40
+PROMPT_TOKENS = 220
 """Taken for a query's words with their prompt, and for those of a question to the foundation
 model."""
 
@@ -31,19 +32,19 @@ def peak_memory(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
     The arithmetic covers LoRAs on vision-language models; other models and full finetuning give no
     stages.
     """
-    model, training = config.model, config.training
+    model = config.model
+    training = config.training
     if not isinstance(model, VlmSettings):
         return {}
-    sizes, lora, captioning = (
-        resources.model_sizes(model.resolve_dir()),
-        training.lora,
-        config.captioning,
-    )
+    sizes = resources.model_sizes(model.resolve_dir())
+    lora = training.lora
+    captioning = config.captioning
     weights = resources.weight_bytes(sizes, model.dtype, model.quantization)
     adapters = resources.adapter_weights(
         sizes, lora.r, lora.target_modules, training.finetuning == "dora"
     )
-    row, half = round(tokens) + TEXT_TOKENS, lora.dtype == "base"
+    row = round(tokens) + TEXT_TOKENS
+    half = lora.dtype == "base"
     kind = model.dtype if half else "float32"
     working = resources.working_bytes(sizes, model.dtype, "float32")
     batch = config.runtime.max_tokens_per_batch or config.runtime.embed_batch_size * row

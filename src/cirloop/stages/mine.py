@@ -82,18 +82,19 @@ def mine_split(
 
     `known` says what is right beside the targets, by default what the train split knows.
     """
-    config, train = run.config, run.data.train
+    config = run.config
+    train = run.data.train
     settings = config.mining
     barred, left_out = barred_rows(train, known or KnownPositives.of(train))
     vectors = mining_inputs(run, backbone, train, barred)
     context = mining_context(run, backbone, train, vectors, iteration)
     stats: dict[str, Any] = {}
-    results, sizes = [], []
+    results = []
+    sizes = []
     for result in miner.mine(settings, vectors, context, _device(), sets=True, stats=stats):
         sizes += [] if result.candidate_set is None else [len(result.candidate_set)]
-        results.append(
-            replace(result, candidate_set=None)
-        )  # the sets of all queries at once may be as many as all scores
+        # The sets of all queries at once may be as many as all scores.
+        results.append(replace(result, candidate_set=None))
     pairs = mined_pairs(results, vectors)
     keep_N, counts = apply_filters(
         settings.filters, pairs, _filter_context(run, backbone, train, vectors)
@@ -129,7 +130,8 @@ def mining_inputs(
 ) -> MiningInputs:
     """Return embeddings of queries and gallery, and which rows are targets, references and
     (`barred`) no negatives."""
-    rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
+    rows = train.gallery.rows()
+    queries = [t.query for t in train.triplets]
     if barred is None:
         barred, _ = barred_rows(train, KnownPositives.of(train))
     query_QD = run.embed_cached(
@@ -148,7 +150,8 @@ def mining_context(
     run: RunContext, backbone: Embedder, train: TrainSplit, vectors: MiningInputs, iteration: int
 ) -> MiningContext:
     """Return what the data set and the run's settings let a strategy know."""
-    rows, queries = train.gallery.rows(), [t.query for t in train.triplets]
+    rows = train.gallery.rows()
+    queries = [t.query for t in train.triplets]
     texts: list[Floats] = []
 
     def text_scores(query_index_B: npt.NDArray[np.int64]) -> Floats:
@@ -166,7 +169,8 @@ def mining_context(
     categories = (
         [train.categories[image] for image in train.gallery.ids] if train.categories else None
     )
-    table, requested = None, None
+    table = None
+    requested = None
     if run.config.attributes is not None:
         extractor = run.config.attributes.build()
         requested = extractor.parse_request([q.text for q in queries])
@@ -201,7 +205,8 @@ def _describe_images(
 ) -> list[str | None]:
     """Describe each image in a sentence by the captioner, greedily; None for one that was cut
     off."""
-    settings, prompts = run.config.captioning, run.config.captioning.prompts(run.config.foundation)
+    settings = run.config.captioning
+    prompts = run.config.captioning.prompts(run.config.foundation)
     requests = [CaptionRequest(image, image, "") for image in images]
     answers = run.captioner(lambda: backbone).generate(
         prompts.describe, requests, settings.max_new_tokens, [0.0], 0, "describe"

@@ -34,12 +34,11 @@ def mined_rows(
     settings: MiningSettings,
 ) -> list[MinedNegative]:
     """Return the rows of the artifact for the pairs that `keep_N` marks."""
-    out, pair_index = [], 0
+    out = []
+    pair_index = 0
     for result in results:
-        query, num_own = (
-            train.triplets[result.query_index].query.id,
-            len(result.gallery_indices) - result.num_fallback,
-        )
+        query = train.triplets[result.query_index].query.id
+        num_own = len(result.gallery_indices) - result.num_fallback
         for position, (column, rank, score) in enumerate(
             zip(result.gallery_indices, result.ranks, result.scores, strict=True)
         ):

@@ -39,7 +39,8 @@ def check_models(config: RunConfig, problems: ValidationReport) -> None:
         )
     if not trains:
         return
-    runtime, half = config.runtime, config.training.lora.dtype == "base"
+    runtime = config.runtime
+    half = config.training.lora.dtype == "base"
     if runtime.deepspeed is not None and find_spec("deepspeed") is None:
         problems.add(
             "--deepspeed", "needs the package deepspeed (pip install deepspeed); or leave it out"
@@ -88,7 +89,8 @@ def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, train
     lora = parse.parse_json(parse.read_text(directory / LORA_CONFIG))
     wrong = _adapter_mismatches(directory / LORA_WEIGHTS, model, lora)
     tuning = config.training
-    dora, tune = bool(lora.get("use_dora")), tuning.finetuning or "lora"
+    dora = bool(lora.get("use_dora"))
+    tune = tuning.finetuning or "lora"
     if trains and tune != ("dora" if dora else "lora"):
         wrong.append(
             f"it is a {'DoRA' if dora else 'plain LoRA'}, and training.finetuning is {tune}: set"
@@ -125,10 +127,8 @@ def _adapter_mismatches(weights: Path, model: VlmSettings, lora: dict[str, Any])
                 if "lora_A" not in parts or leaf is None:
                     continue
                 layers.add(next((part for part in parts if part.isdigit()), ""))
-                shape, wanted = (
-                    tensors.get_slice(name).get_shape(),
-                    [lora.get("r"), sizes.shapes[leaf][0]],
-                )
+                shape = tensors.get_slice(name).get_shape()
+                wanted = [lora.get("r"), sizes.shapes[leaf][0]]
                 if list(shape) != wanted:
                     wrong.append(f"{name} is {list(shape)}, not {wanted}")
     except (SafetensorError, OSError) as error:
@@ -160,7 +160,8 @@ def num_images(splits: Iterable[TrainSplit | EvalSplit]) -> int:
 def mean_tokens(model: VlmSettings, splits: Iterable[TrainSplit | EvalSplit]) -> float:
     """Return the mean vision tokens of an image, over a sample of each split weighed by its
     size."""
-    total, weight = 0.0, 0
+    total = 0.0
+    weight = 0
     for split in splits:
         ids = split.gallery.ids
         sample: list[ImageId] = [*ids[:: max(1, len(ids) // SAMPLE)]][:SAMPLE]
@@ -198,11 +199,9 @@ def disk_bytes(config: RunConfig, data: Dataset) -> dict[str, int]:
     model = config.model
     if not isinstance(model, VlmSettings):
         return {}
-    splits, sizes, training = (
-        used_splits(config, data),
-        resources.model_sizes(model.resolve_dir()),
-        config.training,
-    )
+    splits = used_splits(config, data)
+    sizes = resources.model_sizes(model.resolve_dir())
+    training = config.training
     adapter = resources.adapter_weights(
         sizes, training.lora.r, training.lora.target_modules, training.finetuning == "dora"
     )

@@ -74,7 +74,8 @@ class Models:
         name = f"embedder {embedder.name}"
         if self._loaded is None or self._loaded[0] != name:
             self.release()
-            began, settings = time.monotonic(), embedder.settings
+            began = time.monotonic()
+            settings = embedder.settings
             backbone: Any = settings.build(embedder.adapter)  # type: ignore[attr-defined]  # each of the union has it
             self._loaded = (name, backbone)
             self._fingerprints[embedder.name] = backbone.fingerprint
@@ -91,7 +92,8 @@ class Models:
         backbone = self.load(embedder)
         name = split.gallery.name + backbone.vision_key
         if self._features is None or self._features[0] != name:
-            cache, runtime = self._config.cache / "vision", self._config.runtime
+            cache = self._config.cache / "vision"
+            runtime = self._config.runtime
             self._features = (name, VisionCache(backbone, split.images, cache, runtime))
         return self._features[1]
 

@@ -28,7 +28,8 @@ def check(config: RunConfig) -> Dataset:
     Raises ValidationFailed with all problems. Those of the data set are also written to
     `problems.json` in the cache.
     """
-    problems, data = ValidationReport(), None
+    problems = ValidationReport()
+    data = None
     if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
         problem = "has no protocol, so its rankings cannot be scored"
         problems.add(

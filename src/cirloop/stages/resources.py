@@ -50,7 +50,8 @@ class Sizes:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Return the inputs and outputs of each linear layer of a decoder layer."""
-        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
+        queries = self.heads * self.head_width
+        keys = self.key_heads * self.head_width
         return {
             "q_proj": (self.hidden, queries),
             "k_proj": (self.hidden, keys),
@@ -79,7 +80,8 @@ def model_sizes(directory: Path) -> Sizes:
         raise UserError(
             f"{directory / 'config.json'} is of no model that can be built: {error}"
         ) from None
-    text, vision = config.text_config, config.vision_config
+    text = config.text_config
+    vision = config.vision_config
     whole = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight.numel()
     language = sum(parameter.numel() for parameter in model.model.language_model.parameters())
@@ -146,8 +148,10 @@ def activation_bytes(
     numbers between its factors. Frozen linear layers keep nothing. `eager_tokens`: a row's, where
     attention keeps all its weights.
     """
-    base, adapter = BYTES[dtype], BYTES[adapter_dtype]
-    queries, keys = sizes.heads * sizes.head_width, sizes.key_heads * sizes.head_width
+    base = BYTES[dtype]
+    adapter = BYTES[adapter_dtype]
+    queries = sizes.heads * sizes.head_width
+    keys = sizes.key_heads * sizes.head_width
     attention = base * (2 * queries + 2 * (queries if padded else keys))
     attention += sizes.heads * eager_tokens * (4 + base)
     layer = 2 * 4 * sizes.hidden + attention + 3 * base * sizes.intermediate

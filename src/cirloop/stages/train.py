@@ -24,7 +24,8 @@ def train(
 ) -> Artifact:
     """Write checkpoint_iter_{t}/: the LoRA trained on human and augmented triplets with mined
     negatives."""
-    config, name = run.config, f"checkpoint_iter_{iteration}"
+    config = run.config
+    name = f"checkpoint_iter_{iteration}"
     steps = config.training.steps_per_iteration if iteration else config.training.iteration_0_steps
     untrained = steps == 0 and parent is None  # evaluating a base model needs no training data
     inputs = [a.digest for a in (parent, *augmented, negatives) if a is not None]

@@ -25,7 +25,10 @@ from cirloop.artifacts.store import fingerprint
 from cirloop.io import parse
 from cirloop.types import UserError
 
-IMAGE, PROMPT, TEXT, CATEGORY = "{image}", "{prompt}", "{text}", "{category}"
+IMAGE = "{image}"
+PROMPT = "{prompt}"
+TEXT = "{text}"
+CATEGORY = "{category}"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava")
 POSITIONS = ("model", "sequential")
 _VALUES = re.compile(f"{re.escape(TEXT)}|{re.escape(CATEGORY)}")
@@ -159,7 +162,8 @@ def _misplaced(content: dict[str, Any]) -> list[str]:
     """List placeholders that are missing, repeated, or in the wrong place."""
     problems = []
     for role in ("query", "document"):
-        frame, prompt = content[role], content.get(f"{role}_prompt", "")
+        frame = content[role]
+        prompt = content.get(f"{role}_prompt", "")
         if frame.count(PROMPT) > 1 or (PROMPT in frame) != bool(prompt):
             problems.append(
                 f"{PROMPT} stands in {role} once where {role}_prompt is given, else not"

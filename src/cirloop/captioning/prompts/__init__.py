@@ -29,7 +29,8 @@ class Message(TypedDict):
 
 AnswerKind = Literal["plain", "json", "yes_no"]
 KINDS: tuple[AnswerKind, ...] = ("plain", "json", "yes_no")
-IMAGE, TEXT = "{image}", "{text}"
+IMAGE = "{image}"
+TEXT = "{text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +118,6 @@ def load(name: str) -> Prompt:
     return Prompt(path.stem if path.suffix else name, turn, answer)
 
 
-REWRITE, VERIFY, DESCRIBE = load("rewrite-2"), load("verify-1"), load("describe-1")
+REWRITE = load("rewrite-2")
+VERIFY = load("verify-1")
+DESCRIBE = load("describe-1")

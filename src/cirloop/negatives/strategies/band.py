@@ -87,9 +87,8 @@ class Band(Strategy):
         """`whole_tail`: queries without two cliffs, whose set is all below the target; a band never
         holds tail[0]."""
         sizes_B = np.array([len(inside) for inside in sets], np.int64)
-        least_B = np.count_nonzero(block.eligible_BK, axis=1) - (
-            block.target_rank_B - 1
-        )  # length of the tail, or less
+        # Length of the tail, or less.
+        least_B = np.count_nonzero(block.eligible_BK, axis=1) - (block.target_rank_B - 1)
         likely = np.flatnonzero((sizes_B > 0) & (sizes_B >= least_B))
         tails_B = np.count_nonzero(below_target(block.select(likely)), axis=1)
         return {"whole_tail": int(np.count_nonzero(sizes_B[likely] == tails_B))}
@@ -149,9 +148,8 @@ def band(scores_BK: Floats, tail_BK: Mask, variant: Literal["paper", "released"]
     bottom_B = values_BK[query_B, high_B]
     scores = scores_BK[long_B]
     inside_BK[long_B] = tail_BK[long_B] & (scores <= top_B[:, None]) & (scores >= bottom_B[:, None])
-    level = (values_BK[query_B, low_B] == top_B) | (
-        values_BK[query_B, high_B + 1] == bottom_B
-    )  # a bound inside a tie
+    # A bound inside a tie.
+    level = (values_BK[query_B, low_B] == top_B) | (values_BK[query_B, high_B + 1] == bottom_B)
     for b, low, high in zip(long_B[level], low_B[level], high_B[level], strict=True):
         tail = top_of(scores_BK[b], np.flatnonzero(tail_BK[b]))
         inside_BK[b] = False

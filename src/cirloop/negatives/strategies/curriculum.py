@@ -31,9 +31,10 @@ from cirloop.negatives.strategies.mixture import choose_from_parts, reject_ignor
 from cirloop.retrieval.arrays import Rows
 
 if TYPE_CHECKING:
+    # In the running program the union, as in `mixture`.
     from cirloop.negatives.base import (
         Strategy as AnyStrategy,
-    )  # in the running program the union, as in `mixture`
+    )
 
 SETTINGS = {
     "linear": ("initial_difficulty", "first_iteration", "last_iteration"),

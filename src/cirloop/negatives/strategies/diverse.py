@@ -101,9 +101,8 @@ class Diverse(Strategy):
         top_C = np.full(labels_G.max(initial=0) + 1, -np.inf, np.float32)
         np.maximum.at(top_C, label, scores)
         at_top = scores == top_C[label]
-        _, first = np.unique(
-            label[at_top], return_index=True
-        )  # ties within a cluster: the first position
+        # Ties within a cluster: the first position.
+        _, first = np.unique(label[at_top], return_index=True)
         return top_of(
             block.scores_BK[i], np.sort(positions[at_top][first]), self.negatives_per_query
         )

@@ -26,7 +26,8 @@ def advice(report: dict[str, Any], options: AddNegativesConfig) -> list[str]:
             " smaller groups"
         ]
     says = _filters(report["similarity"], options)
-    left, rows = dropped["neighbours"], []
+    left = dropped["neighbours"]
+    rows = []
     for name, sentence in says.items():
         share = dropped[name] / left if left else 0
         if share >= NOTEWORTHY:
@@ -43,7 +44,8 @@ def _filters(similarity: dict[str, Any], options: AddNegativesConfig) -> dict[st
         [similarity[side]["neighbours"][q] for q in ("25%", "median", "75%")]
         for side in ("visual", "text")
     )
-    floor, threshold = options.min_visual_similarity, options.cosine_threshold
+    floor = options.min_visual_similarity
+    threshold = options.cosine_threshold
     lower = max((value for value in visual if value < floor), default=min(visual))
     higher = min((value for value in text if value > threshold), default=1.0)
     return {
@@ -68,7 +70,8 @@ def _filters(similarity: dict[str, Any], options: AddNegativesConfig) -> dict[st
 
 def _of_candidates(report: dict[str, Any], options: AddNegativesConfig) -> list[str]:
     """On what keeps candidates from being chosen: uses and lengths of texts, and clusters."""
-    dropped, rows = report["dropped"], []
+    dropped = report["dropped"]
+    rows = []
     used_up = report["reasons"].get("every candidate's text used up", 0)
     if used_up:
         rows.append(

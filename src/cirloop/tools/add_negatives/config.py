@@ -107,7 +107,8 @@ class AddNegativesConfig(cli.Flags):
     def _located(self) -> AddNegativesConfig:
         """With the annotations beside the pictures, and the result beside them. What is not there
         stays None."""
-        annotations, output = self.annotations, self.output
+        annotations = self.annotations
+        output = self.output
         if annotations is None:
             files = locate.split_files(self.image_dir, self.split)
             annotations = files[0] if len(files) == 1 else None

@@ -68,7 +68,8 @@ class _Worker:
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the tool ends its processes itself
         torch.set_num_threads(1)  # on a CPU their number changes the last bits
-        began, folder = time.monotonic(), options.image_dir
+        began = time.monotonic()
+        folder = options.image_dir
         model: Any = options.model
         self.backbone = model.build(options.adapter)
         self.texts: Any = EmbedderOnTexts(self.backbone)
@@ -118,7 +119,8 @@ def _end() -> dict[str, Any]:
 
 def encode(options: AddNegativesConfig, what: UniqueItems, progress: Progress) -> Encoded:
     """Vectors of every image and text. Raises UserError with what a process says that failed."""
-    size, num = options.batch_size, options.num_gpus
+    size = options.batch_size
+    num = options.num_gpus
     spans = zip(
         _spans(len(what.images), size, num), _spans(len(what.texts), size, num), strict=True
     )
@@ -215,7 +217,8 @@ def devices() -> list[dict[str, Any]]:
 def check_devices(options: AddNegativesConfig, problems: ValidationReport) -> None:
     """Note GPUs asked for that are not there; where there is none at all, say that CPU processes do
     the work."""
-    there, wanted = num_gpus_here(), options.num_gpus
+    there = num_gpus_here()
+    wanted = options.num_gpus
     if there == 0:
         processes = "1 CPU process" if wanted == 1 else f"{wanted} CPU processes"
         logger.warning(

@@ -40,7 +40,8 @@ class EmbedderOnTexts:
     """The embedder on a text alone, without a prompt or an image: its last token's vector."""
 
     def __init__(self, backbone: Any) -> None:
-        self._backbone, self.cut = backbone, 0
+        self._backbone = backbone
+        self.cut = 0
         self.fingerprint: str = backbone.fingerprint
 
     def vectors(self, texts: Sequence[str]) -> Floats:
@@ -63,7 +64,8 @@ class SentenceEncoder:
         self._model.to("cuda" if torch.cuda.is_available() else "cpu")
         longest = getattr(self._model.config, "max_position_embeddings", None) or 1 << 20
         self._longest = min(longest, self._tokenizer.model_max_length)
-        self.fingerprint, self.cut = weights_digest(directory), 0
+        self.fingerprint = weights_digest(directory)
+        self.cut = 0
 
     def vectors(self, texts: Sequence[str]) -> Floats:
         whole = self._tokenizer(list(texts))["input_ids"]

@@ -79,7 +79,8 @@ def add_negatives(options: AddNegativesConfig) -> dict[str, Any]:
     pool = SamplePool(
         encoded.visual_VD, what.image_of_N, encoded.texts_TE, what.text_of_N, what.group_of_N, *uses
     )
-    params, device = options.params, f"cuda:{options.gpu_id}" if num_gpus_here() else "cpu"
+    params = options.params
+    device = f"cuda:{options.gpu_id}" if num_gpus_here() else "cpu"
     with timer.phase("find neighbours"):
         near = neighbours(pool, params, device, lambda starts: progress(starts, "find neighbours"))
     with timer.phase("cluster"):
@@ -114,7 +115,8 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
     check_devices(options, problems)
     samples: list[Sample] = []
     if options.annotations is not None:
-        path, folder = options.annotations, options.image_dir
+        path = options.annotations
+        folder = options.image_dir
         samples = reading.read(path, options.split, options.max_samples, problems, folder)
     if options.image_dir.is_dir():
         looked_at = partial(progress, title="look at pictures")
@@ -136,7 +138,8 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
 def _result(run: MiningRun, samples: Sequence[Sample]) -> dict[str, Any]:
     """Return what is written; it names no paths and no times, so that a rerun gives the same
     bytes."""
-    options, done = run.options, run.encoded.shards[0].done
+    options = run.options
+    done = run.encoded.shards[0].done
     settings = options.model_dump(mode="json", include={*RESULT_SETTINGS})
     settings |= {"num_clusters": len(run.clusters.centroids_CD), "model": done["model"]}
     settings |= {"text_model": done["text_model"], "annotations": file_digest(options.samples_file)}

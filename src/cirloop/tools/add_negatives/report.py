@@ -72,7 +72,8 @@ def reason(run: MiningRun, i: int) -> str:
 def report(run: MiningRun) -> dict[str, Any]:
     """As JSON. Only `seconds` and `shards` differ between runs of the same settings on one
     machine."""
-    num, found = len(run.chosen), run.found
+    num = len(run.chosen)
+    found = run.found
     kinds = Counter(negative.kind for negative in found)
     first = diverse_first(num, run.options.params)
     as_drawn = sum(
@@ -108,7 +109,8 @@ def report(run: MiningRun) -> dict[str, Any]:
 def dropped(run: MiningRun) -> dict[str, int]:
     """Return what became of all samples' visual neighbours. `text_used_up` counts candidates passed
     over when looked at."""
-    codes, there = run.near.codes_NK, int((run.near.codes_NK != RejectReason.ABSENT).sum())
+    codes = run.near.codes_NK
+    there = int((run.near.codes_NK != RejectReason.ABSENT).sum())
     short_NK = run.pool.short_T[run.pool.text_of_N[run.near.rows_NK]]
     return {
         "neighbours": there,

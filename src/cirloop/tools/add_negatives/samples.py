@@ -77,7 +77,9 @@ def read(
     if kind := _other_kind(path):
         problems.add(path, kind, FORM)
         return []
-    entries, ignored, samples = list(_entries(path, split, problems)), Counter[str](), []
+    entries = list(_entries(path, split, problems))
+    ignored = Counter[str]()
+    samples = []
     for _, entry in entries if max_samples is None else entries[:max_samples]:
         ignored.update(entry.fields.keys() - FIELDS)
         found = _sample(entry, problems, folder)
@@ -185,7 +187,8 @@ def _sample(entry: Entry, problems: ValidationReport, folder: Path | None) -> Sa
         what = "is absolute and not below" if image.startswith("/") else "leads out of"
         problems.add(entry.where, f"the path of {image!r} {what} the image directory")
         return None
-    group, name = entry.fields.get("group"), entry.fields.get("id")
+    group = entry.fields.get("group")
+    name = entry.fields.get("id")
     for field, value in (("group", group), ("id", name)):
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             problems.add(entry.where, f"{field!r} must be text or a whole number")

@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 
 def show(report: dict[str, Any]) -> None:
     """Print the report's tables; what is advised goes to the log."""
-    num, negatives = report["samples"], report["negatives"]
+    num = report["samples"]
+    negatives = report["negatives"]
     shares = [[kind, f"{count:,}", f"{count / num:.1%}"] for kind, count in negatives.items()]
     table(
         f"Negatives of {num:,} samples: {report['success_rate']:.1%} have one",
@@ -54,11 +55,10 @@ def show(report: dict[str, Any]) -> None:
 def _show_shards(shards: Sequence[dict[str, Any]]) -> None:
     """Print a row per process: what became of its samples, then what it embedded and how long that
     took."""
-    counts, means = (
-        ("samples", "hard", "diverse", "none"),
-        ("mean_text_similarity", "mean_visual_similarity"),
-    )
-    yields, work = [], []
+    counts = ("samples", "hard", "diverse", "none")
+    means = ("mean_text_similarity", "mean_visual_similarity")
+    yields = []
+    work = []
     for shard in shards:
         rate = "none" if shard["success_rate"] is None else f"{shard['success_rate']:.1%}"
         similar = ["none" if shard[name] is None else f"{shard[name]:.3f}" for name in means]
@@ -96,7 +96,8 @@ def _choice(report: dict[str, Any]) -> list[list[str]]:
 
 
 def _diversity(report: dict[str, Any]) -> list[list[str]]:
-    phrases, clusters = report["phrases"], report["clusters"]
+    phrases = report["phrases"]
+    clusters = report["clusters"]
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"

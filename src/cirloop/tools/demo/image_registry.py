@@ -75,7 +75,8 @@ class Desk:
             )
         except BadImage as error:
             raise UserError(str(error)) from None
-        out, copy = io.BytesIO(), picture.copy()
+        out = io.BytesIO()
+        copy = picture.copy()
         copy.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         copy.save(out, "WEBP", quality=85)
         with self._lock:

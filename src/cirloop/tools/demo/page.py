@@ -29,7 +29,9 @@ class Page:
     reference."""
 
     def __init__(self, engine: Engine, desk: Desk, k: int) -> None:
-        self._engine, self._desk, self._k = engine, desk, k
+        self._engine = engine
+        self._desk = desk
+        self._k = k
 
     def ask(
         self,
@@ -77,7 +79,8 @@ class Page:
     ) -> list[Any]:
         """Make the picture that was clicked or uploaded the reference; a result's comes without the
         old text."""
-        problem, given = getattr(event, "problem", None), getattr(event, "key", None)
+        problem = getattr(event, "problem", None)
+        given = getattr(event, "key", None)
         if problem is not None:
             return self._kept(key, text, history, str(problem)[:1000])
         try:
@@ -136,7 +139,9 @@ class Layout:
     """The components, where they stand."""
 
     def __init__(self, engine: Engine, page: Page, examples: str, label: str) -> None:
-        self.key, self.history, self.start = gr.State(None), gr.State([]), gr.State(0)
+        self.key = gr.State(None)
+        self.history = gr.State([])
+        self.start = gr.State(0)
         _html(
             html.head(
                 str(engine.directory), engine.gallery.name, len(engine.gallery.ids), engine.notices
@@ -166,7 +171,8 @@ class Layout:
         self.wanted = gr.Textbox(label="Pictures whose name contains", max_length=MAX_TEXT)
         self.strip = _html(page.strip("", 0)[1], js_on_load=html.CLICKS)
         with gr.Row():
-            self.before, self.after = gr.Button("Earlier", size="sm"), gr.Button("Later", size="sm")
+            self.before = gr.Button("Earlier", size="sm")
+            self.after = gr.Button("Later", size="sm")
 
     def _ask(self, labels: list[str], label: str) -> None:
         with gr.Row(equal_height=True):

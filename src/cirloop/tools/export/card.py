@@ -72,7 +72,8 @@ def card(
     evaluations = _evaluations(model)
     licenses = license_of(model)
     decisive = public(model.config.result_settings())
-    dtype, signs = model.settings.dtype, {"cell": _cell, "percent": _percent}
+    dtype = model.settings.dtype
+    signs = {"cell": _cell, "percent": _percent}
     return render(
         "card.md.jinja",
         signs,

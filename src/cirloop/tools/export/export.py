@@ -84,7 +84,8 @@ def _make(
     backbone = model.settings.build(model.checkpoint.path)  # type: ignore[attr-defined]
     reading = reading_of(backbone)
     given = roundtrip.inputs(reading.signs)
-    expected, fingerprint = roundtrip.vectors_of(backbone, given), backbone.fingerprint
+    expected = roundtrip.vectors_of(backbone, given)
+    fingerprint = backbone.fingerprint
     del backbone
     gc.collect()
     _write(model, to, reading, aside)

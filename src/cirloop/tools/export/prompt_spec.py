@@ -86,7 +86,8 @@ def _literal(value: Any) -> str:
 def reading_of(backbone: Any) -> PromptSpec:
     """Return the prompts of a model. Raises UserError where the model's own chat template changes a
     text, which no other template can follow."""
-    image, odd = ImageId(""), "  Two  spaces, a {brace} and a\nline "
+    image = ImageId("")
+    odd = "  Two  spaces, a {brace} and a\nline "
     settings = backbone.settings
     composed = backbone.text(EmbedInput(image, MARK)).split(MARK)
     if len(composed) != 2 or backbone.text(EmbedInput(image, odd)) != odd.join(composed):

@@ -20,7 +20,9 @@ from cirloop.tools.export.prompt_spec import numbered
 from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
-ADAPTER, MERGED, SENTENCE_TRANSFORMERS = "adapter", "merged", "sentence-transformers"
+ADAPTER = "adapter"
+MERGED = "merged"
+SENTENCE_TRANSFORMERS = "sentence-transformers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ def trained(directory: Path, iteration: str, to: str) -> ExportSource:
     notices.refuse_simulated(config, "to export")
     for notice in notices.of(config):
         logger.warning("%s", notice)
-    done, problems = done_iterations(store), ValidationReport()
+    done = done_iterations(store)
+    problems = ValidationReport()
     found = {
         number: store.load(f"checkpoint_iter_{number}")
         for number in done
@@ -96,7 +99,8 @@ def trained(directory: Path, iteration: str, to: str) -> ExportSource:
         )
     problems.raise_if_any("Nothing was written.")
     assert isinstance(settings, VlmSettings)
-    number, base = int(iteration), settings.resolve_dir()
+    number = int(iteration)
+    base = settings.resolve_dir()
     local = settings.path == "tiny" or parse.expand_user(settings.path).exists()
     return ExportSource(
         config, settings, store, number, found[number], base, None if local else settings.path, lora

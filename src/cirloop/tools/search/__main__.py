@@ -78,7 +78,8 @@ def _all(engine: Engine, label: str, options: SearchConfig) -> int:
     wrong = done = 0
     for row in answers(engine, label, lines_of(options.queries), options.k, options.keep_reference):
         write(row)
-        wrong, done = wrong + ("error" in row), done + 1
+        wrong = wrong + ("error" in row)
+        done = done + 1
     logger.info("%d queries answered, %d of them with an error", done, wrong)
     return SOME_WRONG if wrong else 0
 

@@ -92,7 +92,8 @@ class SingleImage:
     """The vision tokens of one picture that is on no disk."""
 
     def __init__(self, backbone: Any, picture: Image.Image) -> None:
-        self._backbone, self._picture = backbone, picture
+        self._backbone = backbone
+        self._picture = picture
 
     def get(self, images: Sequence[ImageId]) -> list[ImageFeatures]:
         made: list[ImageFeatures] = self._backbone.encode_images([self._picture] * len(images))
@@ -105,8 +106,11 @@ class Searcher:
     def __init__(
         self, backbone: Any, features: VisionCache, gallery: SearchGallery, vectors: Any
     ) -> None:
-        self._backbone, self._features, self._gallery = backbone, features, gallery
-        self._vectors, self._rows = vectors, {image: row for row, image in enumerate(gallery.ids)}
+        self._backbone = backbone
+        self._features = features
+        self._gallery = gallery
+        self._vectors = vectors
+        self._rows = {image: row for row, image in enumerate(gallery.ids)}
 
     def search(
         self, reference: Reference | None, text: str | None, k: int, keep: bool
@@ -191,7 +195,8 @@ class Engine:
         backbone = self._config.model.build(
             adapter_path(None if label == BASE else store.load(f"checkpoint_iter_{label}"))
         )
-        runtime, cache = self._config.runtime, self._config.cache
+        runtime = self._config.runtime
+        cache = self._config.cache
         features = VisionCache(backbone, self.gallery.images, cache / "vision", runtime)
         index = Index(cache / "search", backbone.fingerprint, self.gallery.key)
         vectors = gallery_vectors(index, backbone, features, self.gallery, runtime)
@@ -213,7 +218,8 @@ class Engine:
         """Return the picture that an id of the gallery or, where it is none, a path stands for."""
         if given in self._ids:
             return ImageId(given)
-        path, way = Path(given), f"Give the id of a picture of {self.gallery.name}, or a path."
+        path = Path(given)
+        way = f"Give the id of a picture of {self.gallery.name}, or a path."
         try:
             if not path.is_file():  # nor a pipe or a device, which are not waited for
                 raise UserError(

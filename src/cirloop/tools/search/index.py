@@ -58,10 +58,8 @@ class Index:
             # Read, not mapped, which opens the path a second time: another index may be there by
             # then.
             with safe_open(self.path, framework="pt", backend="pread") as file:
-                about, found = (
-                    file.metadata(),
-                    {name: file.get_tensor(name) for name in ("digests", "vectors")},
-                )
+                about = file.metadata()
+                found = {name: file.get_tensor(name) for name in ("digests", "vectors")}
             return self._checked(json.loads((about or {})["about"]), found)
         except FileNotFoundError:
             return {}
@@ -72,7 +70,8 @@ class Index:
     def _checked(self, about: Any, found: Mapping[str, torch.Tensor]) -> dict[str, Vectors]:
         """Read vectors by digest. Raises ValueError, LookupError or AttributeError where the file
         is not what `write` made."""
-        digests, vectors = found["digests"], found["vectors"]
+        digests = found["digests"]
+        vectors = found["vectors"]
         if (about.get("schema"), about.get("model")) != (SCHEMA, self._model):
             raise ValueError("it is of another model or version")
         if about["crc32"] != {name: _checksum(name, tensor) for name, tensor in found.items()}:
@@ -131,7 +130,8 @@ def gallery_vectors(
     digests = [
         gallery.images.digest(image) for image in progress(gallery.ids, f"read {gallery.name}")
     ]
-    known, wanted = index.read(), dict(zip(digests, gallery.ids, strict=True))
+    known = index.read()
+    wanted = dict(zip(digests, gallery.ids, strict=True))
     gone = known.keys() - wanted.keys()
     kept = {digest: vector for digest, vector in known.items() if digest not in gone}
     new = sorted(wanted.keys() - kept.keys())
