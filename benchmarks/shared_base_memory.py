@@ -140,11 +140,11 @@ def run_round(part: str, directory: Path) -> int:
 
     model = {"type": "qwen2_vl", "path": str(directory), "dtype": "float32"}
     captions = {
-        "candidates": 2,
+        "num_candidates": 2,
         "batch_size": BATCH,
         "max_new_tokens": 8,
-        "verify": 0.5,
-        "round_trip": 20,
+        "min_verify_probability": 0.5,
+        "max_round_trip_rank": 20,
     }
     runner.run(
         RunConfig(
