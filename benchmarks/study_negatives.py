@@ -120,7 +120,7 @@ def mining(name: str, filters: list[dict[str, Any]]) -> dict[str, Any]:
 def with_strategy(
     config: RunConfig, name: str, filters: list[dict[str, Any]], output: Path
 ) -> RunConfig:
-    told = {"domain": "shapes", "images": "metadata", "file": str(output / "metadata.json")}
+    told = {"domain": "shapes", "image_source": "metadata", "file": str(output / "metadata.json")}
     changes = {"mining": mining(name, filters), "attributes": told}
     kept = config.model_dump(exclude={"mining", "attributes"})
     return RunConfig(**kept, **changes)
@@ -204,7 +204,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.getLogger("cirloop").setLevel(logging.WARNING)
     file = metadata(args.output / "metadata.json")
-    told = {"domain": "shapes", "images": "metadata", "file": str(file)}
+    told = {"domain": "shapes", "image_source": "metadata", "file": str(file)}
     for name in STRATEGIES:
         for title, filters in FILTERS.items():
             study.ARMS[f"{name}+{title}" if filters else name] = {

@@ -746,7 +746,7 @@ def evaluate(batches: Batches, num: int) -> dict[str, float]:
     batches.model.eval()
     val = build_splits()["val"]
     rows = list(range(44 * 11))
-    asks = [a for a in val.asks if a.reference < len(rows)][:num]
+    asks = [a for a in val.queries if a.reference < len(rows)][:num]
     pictures = {r: val.pixels(r) for r in rows}
     gallery = torch.cat(
         [

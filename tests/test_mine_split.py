@@ -95,7 +95,7 @@ def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
 @pytest.mark.full
 def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path: Path) -> None:
     """`tiny` was not taught to describe one picture, and answers it with nothing."""
-    told = {"domain": "shapes", "images": "vlm"}
+    told = {"domain": "shapes", "image_source": "vlm"}
     with pytest.raises(
         ValidationFailed, match="shapes:train:00000: the model gave no caption, but ''"
     ):
