@@ -556,6 +556,11 @@ def test_some_earlier_names_are_still_read(empty: Path, tmp_path: Path) -> None:
 
 
 def test_a_setting_by_both_of_its_names_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "both.yaml", "training: {steps: 3, steps_per_iteration: 4}\n")
-    with pytest.raises(UserError, match=r"training\.steps: unknown setting"):
-        load(["--config", str(path)], DEFAULT)
+    mining = "mining: {type: top_k, k: 3, negatives_per_query: 4}\n"
+    for text, says in (
+        ("training: {steps: 3, steps_per_iteration: 4}\n", r"training\.steps: unknown setting"),
+        (mining, r"mining\.strategy\.top_k\.k: unknown setting"),
+    ):
+        path = write(tmp_path / "both.yaml", text)
+        with pytest.raises(UserError, match=says):
+            load(["--config", str(path)], DEFAULT)

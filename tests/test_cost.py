@@ -324,3 +324,8 @@ def test_the_stages_counters_are_exact(
     assert all(
         row["processes"] == 1 and row["seconds"] > row["waiting"] >= 0 for row in spent.values()
     )
+
+
+def test_a_stage_that_was_killed_has_a_row_without_numbers() -> None:
+    row = {"stage": "checkpoint_iter_1", "attempt": 1, "finished": False}
+    assert {*format_cells(row).values()} == {NONE}

@@ -35,7 +35,7 @@ class FileSchema:
 
 SCHEMAS = {
     "manifest": FileSchema(2, checksummed=True),
-    "config": FileSchema(checksummed=True),
+    "config": FileSchema(2, checksummed=True),
     "costs": FileSchema(2, checksummed=True, remedy="No result needs it: delete it."),
     "trackers": FileSchema(
         checksummed=True,

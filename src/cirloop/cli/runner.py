@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cirloop.artifacts import run_lock
 from cirloop.artifacts.store import Store
@@ -73,10 +73,7 @@ def open_run(config: RunConfig) -> RunContext:
         )
     start = config.resume_from_iteration
     if start is not None and not used:
-        raise UserError(
-            f"--resume_from_iteration {start}: {directory} holds no run. Leave the flag out to"
-            " start one."
-        )
+        _refuse_no_run(config)
     if used:
         _check_same(config, from_json(directory / CONFIG))
     store = Store(directory)
@@ -101,6 +98,13 @@ def open_run(config: RunConfig) -> RunContext:
         stale.unlink()
     store.initialize(save(config, directory / CONFIG), directory / CONFIG)
     return RunContext(config, store, data)
+
+
+def _refuse_no_run(config: RunConfig) -> NoReturn:
+    raise UserError(
+        f"--resume_from_iteration {config.resume_from_iteration}: {config.directory} holds no run."
+        " Leave the flag out to start one."
+    )
 
 
 def _check_same(config: RunConfig, old: RunConfig) -> None:
@@ -250,5 +254,7 @@ def dry_run(config: RunConfig) -> None:
         config.auto_resume or config.resume_from_iteration is not None
     ):
         _check_same(config, from_json(config.directory / CONFIG))
+    if config.resume_from_iteration is not None and not is_used(config.directory):
+        _refuse_no_run(config)
     title = f"{notices.title(config)}Plan (nothing was trained)"
     table(title, ("what", "value"), estimate.plan_rows(config, data), numbers=False)

@@ -105,7 +105,12 @@ def columns_in_use(rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[
 
 
 def format_cells(row: dict[str, Any]) -> dict[str, str]:
-    """Format a row of `costs.json` by column; `NONE` for what is zero or unknown."""
+    """Format a row of `costs.json` by column; `NONE` for what is zero or unknown.
+
+    A stage that was killed has no numbers.
+    """
+    if "seconds" not in row:
+        return dict.fromkeys(COLUMNS[1:], NONE)
     spent = StageMetrics(**{name: row[name] for name in StageMetrics.__annotations__})
     seconds = max(row["seconds"], 1e-9)
     images = spent.images_encoded + spent.images_cached

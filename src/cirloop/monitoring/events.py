@@ -9,7 +9,7 @@ A listener is called with the kind of the news and what it says, in the thread t
 - `begins`: `name`, `iteration` of an artifact, made or found; `ended`: the same and `artifact`
 - `numbers`: `step` over all iterations, `values` by name, and `found`: they are of an artifact that
   was there before
-- `head`: what stands above the bars (`report.live.Head`); None = the run is over
+- `head`: what stands above the bars (`monitoring.live.RunHeader`); None = the run is over
 - `evaluated`: an iteration was evaluated, and the results are written
 - `finished`: the loop has done all of its work
 - `processes`: `working`, whether launched processes write to the terminal

@@ -78,8 +78,14 @@ def below_strategy(mining: dict[str, Any]) -> dict[str, Any]:
     shared = {name: value for name, value in mining.items() if name in MiningSettings.model_fields}
     return {
         **shared,
-        "strategy": {SHORT_NAMES.get(name, name): value for name, value in own.items()},
+        "strategy": {_full_name(name, own): value for name, value in own.items()},
     }
+
+
+def _full_name(name: str, given: dict[str, Any]) -> str:
+    """Return what a short name stands for; of both names the short one stays, to be refused."""
+    full = SHORT_NAMES.get(name, name)
+    return name if full in given else full
 
 
 class MiningSettings(Settings):

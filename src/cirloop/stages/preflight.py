@@ -86,6 +86,9 @@ def check(config: RunConfig) -> Dataset:
     ):
         if file is not None and not file.is_file():
             problems.add(f"{name} {file}", "there is no such file")
+    compared = runtime.compare_with
+    if compared is not None and not compared.is_dir():
+        problems.add(f"--compare_with {compared}", "there is no such directory")
     try:
         if runtime.accelerate_config is None or runtime.accelerate_config.is_file():
             for line in launcher.device_warnings(runtime):

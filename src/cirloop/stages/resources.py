@@ -2,7 +2,7 @@
 `benchmarks/plan_against_measured.py` holds it against what a model really takes.
 
 Names of sizes: D hidden, F intermediate, Q and K the widths of all queries and of all keys of a
-layer, `bytes` of the base's type and `adapter_bytes` of the adapters'.
+layer.
 """
 
 from __future__ import annotations

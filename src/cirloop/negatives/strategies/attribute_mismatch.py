@@ -22,8 +22,8 @@ from cirloop.retrieval.arrays import Mask, Rows
 
 
 class AttributeMismatch(Strategy):
-    """The `k` best-scored images that differ in what is asked for and in nothing else that is
-    known."""
+    """The `negatives_per_query` best-scored images that differ in what is asked for and in nothing
+    else that is known."""
 
     context_fields: ClassVar[tuple[str, ...]] = ("attributes",)
     type: Literal["attribute_mismatch"] = "attribute_mismatch"

@@ -23,7 +23,8 @@ from cirloop.retrieval.dense import all_scores
 
 
 class CategoryDiscrepant(Strategy):
-    """The `k` images most like the target that differ in an attribute the text asks for."""
+    """The `negatives_per_query` images most like the target that differ in an attribute the text
+    asks for."""
 
     context_fields: ClassVar[tuple[str, ...]] = ("attributes",)
     type: Literal["category_discrepant"] = "category_discrepant"

@@ -24,8 +24,8 @@ from cirloop.types import UserError
 
 
 class CategoryMix(Strategy):
-    """`k` images of which a share is of the target's category, a share of others, and a share of
-    any."""
+    """`negatives_per_query` images of which a share is of the target's category, a share of others,
+    and a share of any."""
 
     context_fields: ClassVar[tuple[str, ...]] = ("categories",)
     type: Literal["category_mix"] = "category_mix"

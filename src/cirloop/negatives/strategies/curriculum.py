@@ -1,10 +1,10 @@
 """A curriculum: easy images in the first iterations, hard ones later (Bengio et al., ICML 2009).
 
 `stages` are L strategies from the easiest to the hardest, and the share h in [0, 1] says how far
-along them an iteration stands: h * (L - 1) lies between two neighbours, which share `k` by the
-fraction (as in `mixture`). With two stages h is the hard one's share. With start =
-`initial_difficulty`, ratio = `target_loss_ratio`, iteration t, and the mean training losses l_0,
-..., l of the iterations so far:
+along them an iteration stands: h * (L - 1) lies between two neighbours, which share
+`negatives_per_query` by the fraction (as in `mixture`). With two stages h is the hard one's share.
+With start = `initial_difficulty`, ratio = `target_loss_ratio`, iteration t, and the mean training
+losses l_0, ..., l of the iterations so far:
 
     linear  h rises from start at `first_iteration` to 1 at `last_iteration` (default: the last)
     step    h = (how many of `steps` are <= t) / (L - 1)
@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 class Curriculum(Strategy):
-    """`k` images from two neighbouring levels, the harder the later."""
+    """`negatives_per_query` images from two neighbouring levels, the harder the later."""
 
     type: Literal["curriculum"] = "curriculum"
     stages: tuple[AnyStrategy, ...] = Field(min_length=2)
@@ -124,7 +124,7 @@ class Curriculum(Strategy):
         return [max(0.0, 1 - abs(position - level)) for level in range(len(self.stages))]
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Up to `k` images, best-scored first."""
+        """Up to `negatives_per_query` images, best-scored first."""
         difficulty = self.difficulty(context.iteration, context.losses, context.rounds)
         return choose_from_parts(
             block, context, self.negatives_per_query, self.stages, self.weights(difficulty)

@@ -30,7 +30,7 @@ SETTINGS = {"mmr": ("candidate_pool", "mmr_lambda"), "clusters": ("num_clusters"
 
 
 class Diverse(Strategy):
-    """`k` hard images unlike each other."""
+    """`negatives_per_query` hard images unlike each other."""
 
     type: Literal["diverse"] = "diverse"
     method: Literal["mmr", "clusters"] = "mmr"
@@ -59,7 +59,8 @@ class Diverse(Strategy):
         return self
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Up to `k` images: mmr in the order of choice, clusters best-scored first.
+        """Up to `negatives_per_query` images: mmr in the order of choice, clusters best-scored
+        first.
 
         Raises UserError where the gallery's vectors are not known.
         """

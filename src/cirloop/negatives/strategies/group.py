@@ -18,7 +18,7 @@ from cirloop.retrieval.arrays import Rows
 
 
 class Group(Strategy):
-    """The `k` best-scored wrong images of the query's group."""
+    """The `negatives_per_query` best-scored wrong images of the query's group."""
 
     context_fields: ClassVar[tuple[str, ...]] = ("groups",)
     type: Literal["group"] = "group"

@@ -1,8 +1,9 @@
 """In-batch mining: the targets of the other queries of a batch, as contrastive training takes them.
 
 The queries are shuffled once by the seed and cut into batches of `batch_size`; a query's candidates
-are the targets of its batch, and the `k` best-scored of them are kept. What InfoNCE (arXiv
-1807.03748) has for nothing, and so the control that shows what mining the gallery adds.
+are the targets of its batch, and the `negatives_per_query` best-scored of them are kept. What
+InfoNCE (arXiv 1807.03748) has for nothing, and so the control that shows what mining the gallery
+adds.
 
 Degenerate cases: the last batch is smaller where the queries do not divide, and one left alone in
 it gives nothing; an image that is the target of two queries counts once.
@@ -21,15 +22,15 @@ from cirloop.types import UserError
 
 
 class InBatch(Strategy):
-    """The `k` best-scored targets of the other queries in a random batch."""
+    """The `negatives_per_query` best-scored targets of the other queries in a random batch."""
 
     type: Literal["in_batch"] = "in_batch"
     batch_size: int = Field(48, ge=2)
     """Queries per batch."""
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Up to `k` other targets of the batch, best-scored first. Raises UserError where no
-        targets are known."""
+        """Up to `negatives_per_query` other targets of the batch, best-scored first. Raises
+        UserError where no targets are known."""
         return top_eligible(block, self._others(block, context), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:

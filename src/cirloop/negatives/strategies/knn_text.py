@@ -34,8 +34,8 @@ class KnnText(Strategy):
     """Images that look like the target and whose text is far from the query's, the most alike in
     looks first.
 
-    The threshold is raised, at most twice, while it lets fewer than `k` through. Needs the
-    gallery's vectors and the similarities of the texts.
+    The threshold is raised, at most twice, while it lets fewer than `negatives_per_query` through.
+    Needs the gallery's vectors and the similarities of the texts.
     """
 
     type: Literal["knn_text"] = "knn_text"

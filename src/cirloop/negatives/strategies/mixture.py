@@ -56,7 +56,7 @@ class MixturePart(Settings):
 
 
 class Mixture(Strategy):
-    """`k` images from several strategies, by weight."""
+    """`negatives_per_query` images from several strategies, by weight."""
 
     type: Literal["mixture"] = "mixture"
     parts: tuple[MixturePart, ...] = Field(min_length=1)
@@ -67,7 +67,7 @@ class Mixture(Strategy):
         return {name for part in self.parts for name in part.strategy.requires}
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Up to `k` images, best-scored first."""
+        """Up to `negatives_per_query` images, best-scored first."""
         return choose_from_parts(
             block,
             context,
@@ -114,7 +114,8 @@ def _choose(strategy: Strategy, block: CandidateBlock, context: MiningContext) -
 
 
 def allocate(k: int, weights: Sequence[float], draw: float) -> Rows:
-    """Allocate `k` to the weights: each quota is rounded down or up by `draw` from [0, 1)."""
+    """Allocate `k` images to the weights: each quota is rounded down or up by `draw`
+    from [0, 1)."""
     upto_P = np.cumsum(weights)
     quota_P = k * (upto_P / upto_P[-1])  # of a part and those before it; the last is exactly k
     num_P: Rows = np.diff(np.floor(quota_P + draw), prepend=0).astype(np.int64)
@@ -123,6 +124,6 @@ def allocate(k: int, weights: Sequence[float], draw: float) -> Rows:
 
 def derived_context(context: MiningContext, part: int) -> MiningContext:
     """Return the context with another seed, so that a part's draws are independent of those that
-    allocate `k`."""
+    allocate `negatives_per_query`."""
     seed = np.random.SeedSequence([context.seed, part]).generate_state(1)[0]
     return replace(context, seed=int(seed))

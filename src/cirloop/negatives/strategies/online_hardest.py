@@ -7,11 +7,13 @@ its target,
 
 are valid: what outscores the target by more is more often an unlabelled positive than a mistake of
 the model, the case against taking negatives by score alone in NV-Retriever (arXiv 2407.15831; its
-TopK-MarginPos is a negative `margin` here). The `k` best-scored valid ones are kept.
-`training.hard_candidates.hard_candidate_mask` is the same rule over a training batch's candidates.
+TopK-MarginPos is a negative `margin` here). The `negatives_per_query` best-scored valid ones are
+kept. `training.hard_candidates.hard_candidate_mask` is the same rule over a training batch's
+candidates.
 
 Degenerate cases: a query all of whose pool outscores its target gives nothing, however many valid
-images lie beyond; with `validity: all` the result is the `k` best-ranked wrong images.
+images lie beyond; with `validity: all` the result is the `negatives_per_query` best-ranked wrong
+images.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from cirloop.retrieval.arrays import Mask, Rows
 
 
 class OnlineHardest(Strategy):
-    """The `k` best-scored valid images among the `candidate_pool` most similar ones."""
+    """The `negatives_per_query` best-scored valid images among the `candidate_pool` most similar
+    ones."""
 
     needs_full_gallery: ClassVar[bool] = False
     type: Literal["online_hardest"] = "online_hardest"
@@ -53,7 +56,7 @@ class OnlineHardest(Strategy):
         return self.candidate_pool
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Up to `k` valid images of the pool, best-scored first."""
+        """Up to `negatives_per_query` valid images of the pool, best-scored first."""
         return top_eligible(block, self._valid(block), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:

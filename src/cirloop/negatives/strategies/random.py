@@ -1,7 +1,7 @@
-"""Random mining, the control: `k` images drawn evenly from all that may be mined.
+"""Random mining, the control: `negatives_per_query` images drawn evenly from all that may be mined.
 
 The images a query is given have nothing to do with what the model confuses. Degenerate case: a
-gallery with fewer than `k` wrong images gives all of them.
+gallery with fewer than `negatives_per_query` wrong images gives all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cirloop.retrieval.arrays import Rows
 
 
 class Random(Strategy):
-    """`k` random wrong images."""
+    """`negatives_per_query` random wrong images."""
 
     only_failed_queries: ClassVar[bool] = True
     type: Literal["random"] = "random"

@@ -6,9 +6,9 @@ those with
 
     m(q, x) <= m(q, target) - margin
 
-fit the text worse than the target does, and the `k` of them with the best s are kept: they look
-right for the reference's sake. What fits the text as well as the target does is more often an
-unlabelled positive.
+fit the text worse than the target does, and the `negatives_per_query` of them with the best s are
+kept: they look right for the reference's sake. What fits the text as well as the target does is
+more often an unlabelled positive.
 
 Degenerate cases: a text that the target fits no better than the window does gives nothing; `margin`
 0 takes an image that fits the text exactly as well as the target.
@@ -30,7 +30,8 @@ QUERIES = 256
 
 
 class Semantic(Strategy):
-    """The `k` best-scored images that fit the modification text worse than the target."""
+    """The `negatives_per_query` best-scored images that fit the modification text worse than the
+    target."""
 
     needs_full_gallery: ClassVar[bool] = False
     type: Literal["semantic"] = "semantic"
@@ -45,8 +46,8 @@ class Semantic(Strategy):
         return self.candidate_pool
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Up to `k` images, best-scored first. Raises UserError where the texts' similarities are
-        not known."""
+        """Up to `negatives_per_query` images, best-scored first. Raises UserError where the texts'
+        similarities are not known."""
         return top_eligible(block, self._unfit(block, context), self.negatives_per_query)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:

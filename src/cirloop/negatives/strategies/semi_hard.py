@@ -28,7 +28,7 @@ from cirloop.retrieval.arrays import Mask, Rows
 
 
 class SemiHard(Strategy):
-    """`k` images scored less than `margin` below the target."""
+    """`negatives_per_query` images scored less than `margin` below the target."""
 
     type: Literal["semi_hard"] = "semi_hard"
     margin: float = Field(0.2, gt=0)
@@ -37,7 +37,7 @@ class SemiHard(Strategy):
     """Which of the band: the best-scored, or random ones."""
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
-        """Up to `k` of the band, best-scored first."""
+        """Up to `negatives_per_query` of the band, best-scored first."""
         return select(self.selection, block, self._band(block), self.negatives_per_query, context)
 
     def candidate_sets(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:

@@ -22,8 +22,8 @@ from cirloop.retrieval.arrays import Mask, Rows
 
 
 class Soft(Strategy):
-    """The `k` best-scored images that agree on some known attributes, not on all and not on
-    none."""
+    """The `negatives_per_query` best-scored images that agree on some known attributes, not on all
+    and not on none."""
 
     context_fields: ClassVar[tuple[str, ...]] = ("attributes",)
     type: Literal["soft"] = "soft"

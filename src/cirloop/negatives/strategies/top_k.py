@@ -1,9 +1,9 @@
 """Ranked mining: the highest-ranked wrong images of the queries the model gets wrong.
 
-The best `k` images ranked above the target, with `extra_ranks` also that many ranks under it, that
-are neither the reference, the target, nor another known positive. Source: the mining step of ReCALL
-(CVPR 2026, arXiv 2602.01639). Degenerate cases: a query whose target is first has nothing above it;
-a gallery with fewer wrong images gives those there are.
+The best `negatives_per_query` images ranked above the target, with `extra_ranks` also that many
+ranks under it, that are neither the reference, the target, nor another known positive. Source: the
+mining step of ReCALL (CVPR 2026, arXiv 2602.01639). Degenerate cases: a query whose target is first
+has nothing above it; a gallery with fewer wrong images gives those there are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cirloop.retrieval.arrays import Rows
 
 
 class TopK(Strategy):
-    """The top `k` wrong images ranked above the target."""
+    """The top `negatives_per_query` wrong images ranked above the target."""
 
     needs_full_gallery: ClassVar[bool] = False
     only_failed_queries: ClassVar[bool] = True
