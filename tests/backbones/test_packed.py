@@ -95,6 +95,29 @@ def test_packed_rows_have_the_same_gradients(
     assert all(torch.allclose(made[True][n], grad, atol=1e-5) for n, grad in made[False].items())
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_last_mlp_reads_pooled_tokens_only(
+    name: str, packed: bool, models: dict[str, Path]
+) -> None:
+    backbone = trained(settings(name, models, packed=packed).build())
+    last = backbone.vlm.model.language_model.layers[-1].mlp
+    shapes = []
+    hook = last.register_forward_hook(lambda _, args, output: shapes.append(output.shape))
+    made = []
+    for skips in (False, True):
+        backbone.module.skips_unread = skips
+        vectors = backbone.module(backbone.inputs(ITEMS, seen_by(backbone)))
+        loss = (vectors @ vectors.detach().roll(1, 0).T).diagonal().sum()
+        gradients = torch.autograd.grad(loss, [*backbone.trainable().values()])
+        made.append([vectors.detach(), *gradients])
+    hook.remove()
+    assert shapes[0][:2].numel() > len(ITEMS) == shapes[1][:2].numel()
+    for full, skipped in zip(*made, strict=True):
+        assert full.any()
+        assert torch.allclose(full, skipped, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["qwen3_vl", "llava"])
 def test_no_padding_goes_through_the_layers(name: str, models: dict[str, Path]) -> None:
     shapes = []

@@ -77,6 +77,7 @@ class VlmEmbedder(VisionBase, TrainableWeights):
             install_packed_sdpa(self.vlm.model.language_model)
             self.module.packed = True
         if settings.compile:
+            self.module.skips_unread = False
             compile_layers(self.vlm.model.language_model)
         check_embeddings(self)
 
@@ -212,6 +213,8 @@ class VlmEmbedder(VisionBase, TrainableWeights):
         super().make_trainable(tuning, seed)
         self._set_autocast()
         if self.settings.gradient_checkpointing:
+            # backward runs layers again, outside the module's forward
+            self.module.skips_unread = False
             self.vlm.gradient_checkpointing_enable({"use_reentrant": False})
         check_gradient(self)
 

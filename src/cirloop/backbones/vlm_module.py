@@ -5,7 +5,8 @@ B rows, T tokens of a row, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class VlmModule(nn.Module):
         """Dtype of computation, where some weights of the language model are float32 only."""
         self.packed = False
         """Lay rows one after another, without their padding."""
+        self.skips_unread = True
+        """Run the last layer's MLP on pooled tokens only: no later layer reads the others."""
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
         """Return unit-norm embeddings (B, D), float32, of right-padded rows."""
@@ -41,12 +44,14 @@ class VlmModule(nn.Module):
         model_inputs = self.inputs_of(self.vlm, inputs, self.sequential)
         if self.packed:
             attention = attention_of(self.vlm.model.language_model)
-            hidden = self.hidden(**pack(model_inputs, attention))
-            last = hidden[0, mask.sum(1).cumsum(0) - 1]
+            model_inputs = pack(model_inputs, attention)
+            last = mask.sum(1).cumsum(0) - 1
         else:
+            last = torch.arange(len(mask), device=mask.device) * mask.shape[1] + mask.sum(1) - 1
+        mlp = self.vlm.model.language_model.layers[-1].mlp
+        with only_tokens(mlp, last) if self.skips_unread else nullcontext():
             hidden = self.hidden(**model_inputs)
-            last = hidden[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
-        return F.normalize(last.float(), dim=-1)
+        return F.normalize(hidden.flatten(0, 1)[last].float(), dim=-1)
 
     def hidden(self, **model_inputs: Any) -> torch.Tensor:
         """Return the last hidden states (B, T, D) of the language model."""
@@ -56,3 +61,28 @@ class VlmModule(nn.Module):
             output = self.vlm.model.language_model(**model_inputs, use_cache=False)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
+
+
+@contextmanager
+def only_tokens(mlp: nn.Module, tokens: torch.Tensor) -> Iterator[None]:
+    """Run an MLP on some tokens only, with zeros for the others.
+
+    `tokens` (N,) count through all rows of its input (B, T, D).
+    """
+    shape = torch.Size()
+
+    def choose(_: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
+        nonlocal shape
+        shape = args[0].shape
+        return args[0].flatten(0, 1)[tokens][None]
+
+    def put_back(_: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        empty = output.new_zeros(shape[0] * shape[1], shape[2])
+        return empty.index_copy(0, tokens, output[0]).view(shape)
+
+    hooks = mlp.register_forward_pre_hook(choose), mlp.register_forward_hook(put_back)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

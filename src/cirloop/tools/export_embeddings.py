@@ -15,7 +15,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -28,10 +28,12 @@ from cirloop.config import cli, notices
 from cirloop.config.run import format_validation_error
 from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import progress
+from cirloop.retrieval.arrays import Vectors
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.vectors import validate_embeddings
 from cirloop.stages.context import RunContext, run_directory
 from cirloop.stages.mine import mining_inputs
+from cirloop.stages.models import Embedder
 from cirloop.types import EvalSplit, TrainSplit, UserError
 
 logger = logging.getLogger(__name__)
@@ -103,7 +105,7 @@ def export(options: ExportConfig) -> None:
 
 def _export_split(
     run: RunContext,
-    backbone: Any,
+    backbone: Embedder,
     split: TrainSplit | EvalSplit,
     options: ExportConfig,
     place: Path,
@@ -141,7 +143,7 @@ def _export_split(
 
 
 def write(
-    place: Path, name: str, ids: Sequence[str], vectors: Any, options: ExportConfig
+    place: Path, name: str, ids: Sequence[str], vectors: Vectors, options: ExportConfig
 ) -> list[int]:
     """Files of rows (N, D) or (N, M, D) in `place/name`; the shape."""
     (place / name).mkdir(parents=True, exist_ok=True)
@@ -157,7 +159,7 @@ def write(
     return [int(size) for size in vectors.shape]
 
 
-def write_parquet(file: Path, ids: Sequence[str], vectors: Any) -> None:
+def write_parquet(file: Path, ids: Sequence[str], vectors: Vectors) -> None:
     """Write a row for each id: the id and a vector (D), or an image's vectors (M, D), as lists of
     fixed size."""
     import pyarrow as pa

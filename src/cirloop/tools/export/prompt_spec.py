@@ -15,6 +15,7 @@ from typing import Any
 from cirloop.artifacts.fs import with_filename
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.model_settings import QwenSettings, VlmSettings
+from cirloop.backbones.vlm import VlmEmbedder
 from cirloop.tools.export.templates import render
 from cirloop.types import ImageId, UserError
 
@@ -78,12 +79,12 @@ class PromptSpec:
             self.processor.save_pretrained(directory)
 
 
-def _literal(value: Any) -> str:
+def _literal(value: object) -> str:
     """As Jinja and Python read it."""
     return json.dumps(value, ensure_ascii=False)
 
 
-def reading_of(backbone: Any) -> PromptSpec:
+def reading_of(backbone: VlmEmbedder) -> PromptSpec:
     """Return the prompts of a model. Raises UserError where the model's own chat template changes a
     text, which no other template can follow."""
     image = ImageId("")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from cirloop.backbones import EmbedInput
+from cirloop.backbones.vlm import VlmEmbedder
 from cirloop.types import ImageId
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def inputs(signs: Sequence[str]) -> list[Input]:
 
 
 @torch.no_grad()
-def vectors_of(backbone: Any, given: Sequence[Input]) -> torch.Tensor:
+def vectors_of(backbone: VlmEmbedder, given: Sequence[Input]) -> torch.Tensor:
     """Vectors (N, D) of the run's embedder, float32, on the CPU."""
     rows = []
     for each in given:

@@ -15,19 +15,20 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from cirloop.backbones import EmbedInput
-from cirloop.backbones.base import ImageFeatures
+from cirloop.backbones.base import Backbone, ImageFeatures
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import mean_pool, similarity
 from cirloop.cli.runner import done_iterations
 from cirloop.config import notices
 from cirloop.data import triplets
 from cirloop.data.images import BadImage, InlineImage, decode
+from cirloop.retrieval.arrays import Floats, Vectors
 from cirloop.retrieval.dense import best_positions
 from cirloop.retrieval.embed import embed_once
 from cirloop.stages.context import adapter_path, run_directory
@@ -91,20 +92,19 @@ def decode_upload(content: bytes, name: str) -> UploadedImage:
 class SingleImage:
     """The vision tokens of one picture that is on no disk."""
 
-    def __init__(self, backbone: Any, picture: Image.Image) -> None:
+    def __init__(self, backbone: Backbone, picture: Image.Image) -> None:
         self._backbone = backbone
         self._picture = picture
 
     def get(self, images: Sequence[ImageId]) -> list[ImageFeatures]:
-        made: list[ImageFeatures] = self._backbone.encode_images([self._picture] * len(images))
-        return made
+        return list(self._backbone.encode_images([self._picture] * len(images)))
 
 
 class Searcher:
     """One model over one gallery. Not for several threads at once."""
 
     def __init__(
-        self, backbone: Any, features: VisionCache, gallery: SearchGallery, vectors: Any
+        self, backbone: Backbone, features: VisionCache, gallery: SearchGallery, vectors: Vectors
     ) -> None:
         self._backbone = backbone
         self._features = features
@@ -116,14 +116,14 @@ class Searcher:
         self, reference: Reference | None, text: str | None, k: int, keep: bool
     ) -> tuple[Hit, ...]:
         """Return the best `k`; without `keep`, pictures that are the reference are left out."""
-        scores_N = similarity(self._query(reference, text), self._vectors)[0]
+        scores_N = similarity(self._query(reference, text), cast(Floats, self._vectors))[0]
         out = [] if keep else self._same(reference)
         scores_N[out] = -np.inf
         best = best_positions(scores_N, min(k, len(scores_N) - len(out)))
         ids = self._gallery.ids
         return tuple(Hit(ids[row], float(scores_N[row]), rank) for rank, row in enumerate(best, 1))
 
-    def _query(self, reference: Reference | None, text: str | None) -> Any:
+    def _query(self, reference: Reference | None, text: str | None) -> Floats:
         """Return the query's vector (1, D)."""
         if isinstance(reference, str):
             made = embed_once(self._backbone, self._features, [EmbedInput(reference, text)])

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from cirloop.artifacts.fs import remove_stale_temp, save_tensors, sync_directory, with_filename
 from cirloop.artifacts.store import fingerprint
 from cirloop.backbones import EmbedInput
+from cirloop.backbones.base import Backbone
 from cirloop.backbones.features import VisionCache
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring.console import progress
@@ -123,7 +124,11 @@ def _checksum(name: str, tensor: torch.Tensor) -> str:
 
 
 def gallery_vectors(
-    index: Index, backbone: Any, features: VisionCache, gallery: SearchGallery, runtime: Runtime
+    index: Index,
+    backbone: Backbone,
+    features: VisionCache,
+    gallery: SearchGallery,
+    runtime: Runtime,
 ) -> Vectors:
     """Vectors (N, D) or (N, M, D) of the gallery, in the order of its ids. What the index lacks is
     embedded, and what is no longer in the gallery is dropped from it."""
@@ -153,7 +158,7 @@ def gallery_vectors(
 
 def _embedded(
     index: Index,
-    backbone: Any,
+    backbone: Backbone,
     features: VisionCache,
     new: Sequence[tuple[str, ImageId]],
     kept: Known,
