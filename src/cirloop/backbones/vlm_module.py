@@ -16,6 +16,9 @@ from torch import nn
 from cirloop.backbones.base import Inputs, VisionLanguageModel
 from cirloop.backbones.packing import attention_of, pack
 
+MIN_MLP_ROWS = 16
+"""Rows that the last MLP gets at least: products of very few rows are summed in another order, and
+an embedding is not to depend on its batch."""
 InputsOf = Callable[[VisionLanguageModel, Inputs, bool], Inputs]
 """`VisionBase.language_model_inputs`."""
 
@@ -69,16 +72,17 @@ def only_tokens(mlp: nn.Module, tokens: torch.Tensor) -> Iterator[None]:
 
     `tokens` (N,) count through all rows of its input (B, T, D).
     """
+    num_fillers = max(0, MIN_MLP_ROWS - len(tokens))
     shape = torch.Size()
 
     def choose(_: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
         nonlocal shape
         shape = args[0].shape
-        return args[0].flatten(0, 1)[tokens][None]
+        return F.pad(args[0].flatten(0, 1)[tokens], (0, 0, 0, num_fillers))[None]
 
     def put_back(_: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         empty = output.new_zeros(shape[0] * shape[1], shape[2])
-        return empty.index_copy(0, tokens, output[0]).view(shape)
+        return empty.index_copy(0, tokens, output[0, : len(tokens)]).view(shape)
 
     hooks = mlp.register_forward_pre_hook(choose), mlp.register_forward_hook(put_back)
     try:
