@@ -48,9 +48,9 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for name, few in {
             "query_changes.MAX_QUERIES": 1,
-            "negatives.MAX_QUERIES": 1,
-            "captions.MAX_TEXTS": 2,
-            "negatives.MAX_STRATEGIES": 1,
+            "negatives_section.MAX_QUERIES": 1,
+            "captions_section.MAX_TEXTS": 2,
+            "negatives_section.MAX_STRATEGIES": 1,
         }.items():
             patch.setattr(f"cirloop.report.{name}", few)
         return rebuild(config)
