@@ -35,8 +35,9 @@ CALLS = {
 ELSEWHERE = {
     # files of a stage's processes; test_processes.py and tests/distributed kill those
     "distributed.jobs": ("write",),
-    "distributed.launcher": ("_wait", "_run"),
-    "distributed.worker": ("_fail", "_open_worker_log", "_step_writer", "main"),
+    "distributed.launcher": ("_wait", "_run_command"),
+    "distributed.process": ("_fail", "_open_worker_log"),
+    "distributed.worker": ("_step_writer", "_serve_training"),
     "distributed.sharded_worker": ("_caption", "_embed"),
     "distributed.sharded_executor": ("ShardedExecutor._clear", "ShardedExecutor._run"),
     "monitoring.profiling": ("collect_workers", "_save_trace"),  # _save_trace: traces, by request
