@@ -47,6 +47,7 @@ ELSEWHERE = {
     "backbones.tensor_cache": ("TensorCache._make_room", "_open_shard"),
     "retrieval.vectors": ("zeros_or_memmap",),
     # outputs of commands that do their work anew
+    "tools.add_negatives.encode": ("_save", "encode_shard"),
     "tools.add_negatives.pipeline": ("add_negatives",),
     "tools.export.adapter": (
         "write",
