@@ -16,9 +16,10 @@ def main() -> None:
         mine_vectors(argv)
         return
     from cirloop.tools.add_negatives.config import AddNegativesConfig
+
+    options = AddNegativesConfig.parse(argv)  # before torch is loaded
     from cirloop.tools.add_negatives.pipeline import add_negatives
 
-    options = AddNegativesConfig.parse(argv)
     report = add_negatives(options)
     num = report["samples"] - report["negatives"]["none"]
     print(

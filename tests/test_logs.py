@@ -172,7 +172,7 @@ CHILD = """
 import logging, os, sys, warnings
 from pathlib import Path
 from cirloop.monitoring.console import start_logging
-from cirloop.distributed.worker import _open_worker_log
+from cirloop.distributed.process import _open_worker_log
 start_logging(plain=True)
 _open_worker_log(Path(sys.argv[1]))
 logging.getLogger("cirloop.distributed.worker").warning("half of it is done")

@@ -212,7 +212,8 @@ def test_two_training_processes_stop_after_the_same_step(
         os.killpg(process.pid, signal.SIGTERM)
     else:
         os.kill(
-            next(pid for pid, line in there if "accelerate.commands.launch" in line), signal.SIGTERM
+            next(pid for pid, line in there if "cirloop.distributed.accelerate_launch" in line),
+            signal.SIGTERM,
         )
     assert process.wait(LONG) == 75, log.read_text()[-3000:]
     are_gone(pid for pid, _ in there)

@@ -176,8 +176,12 @@ class ValidationReport:
     def entries(self, path: Path) -> Iterator[tuple[str, Entry]]:
         """Yield the objects of a JSON list, each with its place for messages."""
         content = self.json(path)
-        if content is None:
-            return
+        if content is not None:
+            yield from self.objects(content, path)
+
+    def objects(self, content: object, path: object) -> Iterator[tuple[str, Entry]]:
+        """Yield the objects of a list that was parsed from `path`, each with its place for
+        messages."""
         if not isinstance(content, list):
             self.add(path, f"must be a list of objects, found {_kind(content)}")
             return

@@ -13,11 +13,9 @@ from pydantic import TypeAdapter
 
 from cirloop.backbones import BackboneConfig, EmbedInput
 from cirloop.backbones.features import VisionCache
-from cirloop.backbones.similarity import mean_pool
 from cirloop.data import ShapesSettings
 from cirloop.distributed.worker import create_accelerator
-from cirloop.retrieval.embed import embed, query_items
-from cirloop.tools.add_negatives.encoders import image_vectors
+from cirloop.retrieval.embed import DecodedImages, embed, embed_once, query_items
 from cirloop.training import TrainingSettings
 from cirloop.training.batches import BatchSampler
 from cirloop.training.trainer import Trainer
@@ -62,7 +60,8 @@ def test_all_paths_give_the_same_vectors(name: str, tmp_path: Path) -> None:
             ]
         for one, other in zip(searched, trained, strict=True):
             assert one.shape == other.shape and np.abs(one - other).max() < 1e-5
-    from_pixels = image_vectors(backbone, [train.images.load(image) for image in train.gallery.ids])
-    assert np.abs(from_pixels - mean_pool(searched[1])).max() < 1e-5
+    decoded = DecodedImages(backbone, [train.images.load(image) for image in train.gallery.ids])
+    from_pixels = embed_once(backbone, decoded, [EmbedInput(image) for image in train.gallery.ids])
+    assert np.abs(from_pixels - searched[1]).max() < 1e-5
     assert np.abs(np.linalg.norm(searched[0], axis=-1) - 1).max() < 1e-5
     assert searched[1].ndim == (3 if name == "blip2" else 2)

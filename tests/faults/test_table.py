@@ -35,8 +35,9 @@ CALLS = {
 ELSEWHERE = {
     # files of a stage's processes; test_processes.py and tests/distributed kill those
     "distributed.jobs": ("write",),
-    "distributed.launcher": ("_wait", "_run"),
-    "distributed.worker": ("_fail", "_open_worker_log", "_step_writer", "main"),
+    "distributed.launcher": ("_wait", "_run_command"),
+    "distributed.process": ("_fail", "_open_worker_log"),
+    "distributed.worker": ("_step_writer", "_serve_training"),
     "distributed.sharded_worker": ("_caption", "_embed"),
     "distributed.sharded_executor": ("ShardedExecutor._clear", "ShardedExecutor._run"),
     "monitoring.profiling": ("collect_workers", "_save_trace"),  # _save_trace: traces, by request
@@ -46,6 +47,7 @@ ELSEWHERE = {
     "backbones.tensor_cache": ("TensorCache._make_room", "_open_shard"),
     "retrieval.vectors": ("zeros_or_memmap",),
     # outputs of commands that do their work anew
+    "tools.add_negatives.encode": ("_save", "encode_shard"),
     "tools.add_negatives.pipeline": ("add_negatives",),
     "tools.export.adapter": (
         "write",

@@ -22,8 +22,8 @@ from cirloop.negatives.knn_text_samples import (
     neighbours,
 )
 from cirloop.negatives.strategies.knn_text import KnnText, thresholds
+from cirloop.negatives.text_reuse import is_generic, max_uses, normal
 from cirloop.tools.add_negatives.pipeline import num_clusters_for
-from cirloop.tools.add_negatives.text_reuse import is_generic, max_uses, normal
 from cirloop.types import UserError
 from tests.negatives.cases import Case, cases
 

@@ -18,7 +18,7 @@ from cirloop.backbones import EmbedInput, Qwen2VLSettings
 from cirloop.backbones.features import VisionCache
 from cirloop.data import ShapesSettings
 from cirloop.monitoring import profiling
-from cirloop.retrieval.embed import batches_of, embed, query_items
+from cirloop.retrieval.embed import NonFiniteEmbedding, batches_of, embed, embed_texts, query_items
 from cirloop.types import UserError
 
 LONG = (
@@ -223,6 +223,8 @@ def test_a_vector_that_is_not_finite_is_named_by_its_item(
                 features,
                 [EmbedInput(image, "red"), EmbedInput(image, "blue"), EmbedInput(image, "red")],
             )
+        with pytest.raises(NonFiniteEmbedding, match=r": text 'a hat' \(2 in the batch\)"):
+            embed_texts(watched.backbone, ["a hat", "a dress"])
     finally:
         with torch.no_grad():
             norm.copy_(kept)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+H = TypeVar("H", bound=Hashable)
 Grid = tuple[int, int, int]
 """Patches of an image: frames, height, width."""
 Inputs: TypeAlias = dict[str, Any]
@@ -37,8 +38,8 @@ class EmbedInput:
     """Category of a query, where its data set has one; some prompt formats read it."""
 
 
-def deduplicate(items: Sequence[EmbedInput]) -> tuple[list[EmbedInput], list[int]]:
-    """Return the unique inputs in order, and the index among them of each of `items`."""
+def deduplicate(items: Sequence[H]) -> tuple[list[H], list[int]]:
+    """Return the unique items in order, and the index among them of each of `items`."""
     index_of = {item: index for index, item in enumerate(dict.fromkeys(items))}
     return [*index_of], [index_of[item] for item in items]
 

@@ -156,18 +156,8 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
 def _missing_flags(error: ValidationError) -> ValidationReport:
     """Return all that is wrong with the flags, where a required one is missing; else nothing."""
     problems = ValidationReport(f"All flags: {PROGRAM} --query-embeddings x --help")
-    rows = error.errors()
-    if any(row["type"] == "missing" for row in rows):
-        for row in rows:
-            name = str(row["loc"][0])
-            field = EmbeddingMiningConfig.model_fields.get(name)
-            about = f": {field.description}" if field else ""
-            what = (
-                f"is needed{about}"
-                if row["type"] == "missing"
-                else f"{row['msg']} (given: {row['input']!r:.200})"
-            )
-            problems.add(f"--{name.replace('_', '-')}", what)
+    if any(row["type"] == "missing" for row in error.errors()):
+        cli.report_flags(error, EmbeddingMiningConfig, problems)
     return problems
 
 

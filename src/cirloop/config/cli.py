@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -17,6 +17,7 @@ from pydantic_settings import (
 
 from cirloop.config.suggestions import flags_like
 from cirloop.types import UserError
+from cirloop.validation import ValidationReport
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -103,3 +104,16 @@ def parse(model: type[S], argv: Sequence[str], parser: Parser | str) -> S:
         raise UserError(
             f"a flag's value cannot be read: {error or 'brackets or quotes'}. {way_out}"
         ) from None
+
+
+def report_flags(
+    error: ValidationError, model: type[BaseModel], problems: ValidationReport
+) -> None:
+    """Add a problem for each flag of `model` that is missing or wrong."""
+    for row in error.errors():
+        name = str(row["loc"][0])
+        field = model.model_fields.get(name)
+        about = f": {field.description}" if field else ""
+        given = f"{row['msg']} (given: {row['input']!r:.200})"
+        what = f"is needed{about}" if row["type"] == "missing" else given
+        problems.add(f"--{'.'.join(map(str, row['loc']))}".replace("_", "-"), what)

@@ -33,12 +33,16 @@ def normalize_name(name: str, folder: Path | None = None) -> str:
     composed = nfc(name)
     if folder is None or not composed.strip() or "\0" in composed:
         return composed
-    base = nfc(os.path.abspath(folder))
-    path = PurePosixPath(posixpath.normpath(posixpath.join(base, composed)))
-    for root in (base, nfc(os.path.realpath(folder))):
-        if path.is_relative_to(root):
-            return path.relative_to(root).as_posix()
-    return composed
+    roots = [nfc(os.path.abspath(folder)), nfc(os.path.realpath(folder))]
+    return name_below(posixpath.join(roots[0], composed), roots) or composed
+
+
+def name_below(path: str, roots: Iterable[str]) -> str | None:
+    """Return an absolute path as a name below the first of `roots` that it is below; None where it
+    is below none."""
+    normal = PurePosixPath(posixpath.normpath(path))
+    below = (normal.relative_to(root).as_posix() for root in roots if normal.is_relative_to(root))
+    return next(below, None)
 
 
 def find_copies(files: Mapping[ImageId, ImageFile]) -> dict[ImageId, ImageId]:

@@ -26,8 +26,7 @@ class Job:
 
     directory: Path
     """Of the job's file and of what the processes leave for the driver."""
-    cache: Path
-    log: Path | None
+    log: Path | None = None
     """The log of the attempt, beside which each process has one; None = no logs."""
     driver: tuple[str, int] = field(default_factory=_this_process)
     """The host and the number of the process that waits for the job's."""
@@ -47,6 +46,7 @@ class TrainJob(Job):
     """A training stage: from artifacts of the run directory to the checkpoint `output`."""
 
     kind: Literal["train"] = "train"
+    cache: Path
     run: Path
     iteration: int
     steps: int
@@ -75,6 +75,7 @@ class ShardJob(Job):
     """Embedding (`items`) or captioning (`requests`): each process does every N-th batch."""
 
     kind: Literal["embed", "generate", "yes_probability"]
+    cache: Path
     config: dict[str, Any]
     where: tuple[str, str]
     """The split, as `Dataset.at` finds it."""
@@ -95,9 +96,9 @@ class ShardJob(Job):
 _ADAPTER: TypeAdapter[TrainJob | ShardJob] = TypeAdapter(TrainJob | ShardJob)
 
 
-def write(job: TrainJob | ShardJob) -> None:
+def write(job: Job) -> None:
     job.directory.mkdir(parents=True, exist_ok=True)
-    job.file.write_bytes(_ADAPTER.dump_json(job))
+    job.file.write_bytes(TypeAdapter(type(job)).dump_json(job))
 
 
 def read(file: Path) -> TrainJob | ShardJob:

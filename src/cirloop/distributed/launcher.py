@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cirloop.config.runtime import Runtime
 from cirloop.distributed import jobs
-from cirloop.distributed.jobs import ShardJob, TrainJob
+from cirloop.distributed.jobs import Job, ShardJob, TrainJob
 from cirloop.io import parse
 from cirloop.monitoring import events, preemption
 from cirloop.types import UserError
@@ -118,7 +118,20 @@ def run_sharded(job: ShardJob, runtime: Runtime) -> None:
     _run(job, without_deepspeed, worker_environment() | threads, f"{job.title}: the processes")
 
 
+def run_module(module: str, job: Job, runtime: Runtime, who: str) -> None:
+    """Run a job of `module`, which serves it (`process.serve`) when it is run with the job's file,
+    and return when all processes have finished, all of them on this machine. `who` names them in
+    messages."""
+    command = [*launch_command(runtime, nodes=1), "-m", module, str(job.file)]
+    _run_command(command, job, worker_environment(), who)
+
+
 def _run(job: TrainJob | ShardJob, runtime: Runtime, environment: dict[str, str], who: str) -> None:
+    command = [*launch_command(runtime), "-m", "cirloop.distributed.worker", str(job.file)]
+    _run_command(srun_wrap(command), job, environment, who)
+
+
+def _run_command(command: Sequence[str], job: Job, environment: dict[str, str], who: str) -> None:
     """Launch the workers of a job and wait for them; they have ended when this returns or raises.
 
     Raises UserError when the workers fail, GracefulStop when the run is asked to stop. Training
@@ -127,9 +140,6 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, environment: dict[str, str]
     for stale in ("error.txt", "stop", "steps.jsonl"):  # of an attempt that was stopped
         (job.directory / stale).unlink(missing_ok=True)
     jobs.write(job)
-    command = srun_wrap(
-        [*launch_command(runtime), "-m", "cirloop.distributed.worker", str(job.file)]
-    )
     events.emit("processes", working=True)
     try:
         with subprocess.Popen(
@@ -152,13 +162,15 @@ def _run(job: TrainJob | ShardJob, runtime: Runtime, environment: dict[str, str]
         if preemption.stop_requested() or (isinstance(job, TrainJob) and job.stop_file.exists()):
             raise preemption.GracefulStop
         outcome = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if not isinstance(job, TrainJob | ShardJob):
+            raise UserError(f"{who} ended with {outcome}; their output above says why.")
         raise UserError(
             f"{who} ended with {outcome}; their output above and in logs/ says why. What was"
             " finished is kept: go on with --auto_resume."
         )
 
 
-def _wait(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
+def _wait(child: subprocess.Popen[bytes], job: Job) -> int:
     """Return the exit code of `child`, and emit its steps meanwhile.
 
     Raises GracefulStop when a run that does not train is asked to stop.
@@ -171,7 +183,7 @@ def _wait(child: subprocess.Popen[bytes], job: TrainJob | ShardJob) -> int:
         if isinstance(job, TrainJob):
             place = _emit_steps(job.rows, place)
         if preemption.stop_requested() and code is None:
-            if isinstance(job, ShardJob):
+            if not isinstance(job, TrainJob):
                 raise preemption.GracefulStop
             job.stop_file.touch()
     return code
@@ -209,9 +221,11 @@ def refuse_nested_launch(argv: Sequence[str]) -> None:
         )
 
 
-def launch_command(runtime: Runtime) -> list[str]:
-    """Return the command that launches the Python arguments after it in several processes."""
-    return [sys.executable, "-m", "accelerate.commands.launch", *_flags(runtime)]
+def launch_command(runtime: Runtime, nodes: int | None = None) -> list[str]:
+    """Return the command that launches the Python arguments after it in several processes, on
+    `nodes` machines, by default all of the Slurm job."""
+    flags = _flags(runtime, nodes or num_nodes())
+    return [sys.executable, "-m", "cirloop.distributed.accelerate_launch", *flags]
 
 
 def num_nodes() -> int:
@@ -247,7 +261,7 @@ def worker_environment(deepspeed: Path | None = None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, **cpu}
 
 
-def _flags(runtime: Runtime) -> list[str]:
+def _flags(runtime: Runtime, nodes: int) -> list[str]:
     flags = []
     config = runtime.accelerate_config
     deepspeed = runtime.deepspeed
@@ -255,9 +269,9 @@ def _flags(runtime: Runtime) -> list[str]:
         flags += ["--config_file", str(config)]
     if runtime.num_processes > 1 or config is None:  # else the file says how many
         flags += ["--num_processes", str(runtime.num_processes)]
-    if num_nodes() > 1:
+    if nodes > 1:
         port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000
-        flags += ["--num_machines", str(num_nodes()), "--machine_rank", NODE]
+        flags += ["--num_machines", str(nodes), "--machine_rank", NODE]
         flags += ["--main_process_ip", socket.gethostname(), "--main_process_port", str(port)]
     elif config is None:
         flags += ["--num_machines", "1"]

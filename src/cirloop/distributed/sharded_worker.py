@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -19,11 +19,9 @@ from cirloop.config.run import RunConfig
 from cirloop.data.paths import DataPaths
 from cirloop.distributed.jobs import ShardJob
 from cirloop.monitoring import profiling
-from cirloop.monitoring.console import progress
+from cirloop.monitoring.console import no_progress, progress
 from cirloop.retrieval.embed import embed_shard
 from cirloop.types import ImageId, Images
-
-T = TypeVar("T")
 
 
 def image_set_digest(images: Images, ids: Iterable[ImageId]) -> str:
@@ -38,7 +36,7 @@ def run_worker(job: ShardJob) -> None:
     config = RunConfig(**job.config)
     gpu = {} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}
     state = PartialState(timeout=timedelta(minutes=config.runtime.hang_timeout_minutes), **gpu)
-    data = config.data.build(DataPaths(config.data_dir, job.cache, _quiet, config.train_dir))
+    data = config.data.build(DataPaths(config.data_dir, job.cache, no_progress, config.train_dir))
     images = data.split_by_key(job.where).images
     wanted = [item.image for item in job.items] + [
         image for request in job.requests for image in (request.reference, request.image)
@@ -58,7 +56,7 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
     assert backbone.fingerprint == job.model, "this is another embedder than the driver's"
     features = VisionCache(backbone, images, job.cache / "vision", runtime)
     precompute_features(features, [item.image for item in job.items], state)
-    shown = progress if share[0] == 0 else _quiet
+    shown = progress if share[0] == 0 else no_progress
     size = runtime.embed_batch_size
     rows, vectors = embed_shard(
         backbone, features, job.items, size, shown, job.title, runtime.max_tokens_per_batch, share
@@ -76,7 +74,7 @@ def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialSta
         images,
         job.cache / "vision",
         config.captioning.batch_size,
-        progress if share[0] == 0 else _quiet,
+        progress if share[0] == 0 else no_progress,
         config.runtime,
         share,
     )
@@ -111,7 +109,3 @@ def precompute_features(
 
 def _vision(state: PartialState) -> Any:
     return (lambda batches: progress(batches, "vision")) if state.is_main_process else iter
-
-
-def _quiet(items: Iterable[T], title: str) -> Iterable[T]:
-    return items

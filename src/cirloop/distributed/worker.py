@@ -9,31 +9,27 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import sys
-import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 
-from cirloop.artifacts.atomic import write_json, write_text
-from cirloop.artifacts.fs import os_error_hint
+from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_augmented, read_mined
 from cirloop.artifacts.store import Artifact
 from cirloop.backbones.features import VisionCache
 from cirloop.config.run import RunConfig, from_json
 from cirloop.data.known_positives import known_positives
 from cirloop.data.paths import DataPaths
-from cirloop.distributed import jobs
-from cirloop.distributed.jobs import Job, ShardJob, TrainJob
+from cirloop.distributed import jobs, process
+from cirloop.distributed.jobs import ShardJob, TrainJob
 from cirloop.distributed.sharded_worker import precompute_features, run_worker
-from cirloop.monitoring import events, live, preemption, profiling
-from cirloop.monitoring.console import RedactingFormatter, progress, start_logging
+from cirloop.monitoring import events, preemption, profiling
+from cirloop.monitoring.console import progress
 from cirloop.monitoring.costs import PROFILE
 from cirloop.training.batches import BatchSampler
 from cirloop.training.gradient_engine import seed_of
@@ -121,20 +117,16 @@ def train(job: TrainJob) -> None:
         with (
             preemption.defer_to_step(),
             profiling.worker_metrics(
-                job.workspace, rank(), job.run / PROFILE if config.runtime.profile else None
+                job.workspace, process.rank(), job.run / PROFILE if config.runtime.profile else None
             ),
         ):
             _train(job, config)
     except NonFiniteBatch as error:
-        if rank() == 0:
+        if process.rank() == 0:
             write_json(bad, {"schema": 1, "iteration": job.iteration, **error.row})
         raise UserError(f"{error}\nAll of its triplets are in {bad}.") from None
-    if rank() == 0:
+    if process.rank() == 0:
         bad.unlink(missing_ok=True)  # of an attempt before
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _train(job: TrainJob, config: RunConfig) -> None:
@@ -210,34 +202,6 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     accelerate.free_memory()
 
 
-def exit_with_parent(driver: tuple[str, int]) -> None:
-    """Exit this process when the driver on the same machine has ended: nobody waits for its
-    result."""
-    host, pid = driver
-
-    def watch() -> None:
-        while Path(f"/proc/{pid}").exists():
-            time.sleep(1)
-        os._exit(1)
-
-    if host == socket.gethostname() and Path("/proc/self").exists():
-        Thread(target=watch, daemon=True).start()
-
-
-def _open_worker_log(attempt: Path) -> None:
-    """Log this process beside the attempt's log: log lines of the first process, all output of the
-    others."""
-    path = attempt.with_suffix(f".rank_{rank()}.log")
-    if rank() == 0:
-        handler = logging.FileHandler(path, encoding="utf-8")
-        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger().addHandler(handler)
-        return
-    with path.open("ab") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-
-
 def _step_writer(path: Path) -> events.Listener:
     """Return a listener that writes each step to a file for the driver."""
     file = path.open("a", encoding="utf-8", buffering=1)
@@ -251,47 +215,23 @@ def _step_writer(path: Path) -> events.Listener:
 
 def main() -> None:
     job = jobs.read(Path(sys.argv[1]))
-    first = rank() == 0
-    start_logging(plain=not first)
-    exit_with_parent(job.driver)
-    try:
-        if job.log is not None:
-            _open_worker_log(job.log)
-        with ExitStack() as stack:
-            if first:
-                stack.enter_context(live.live_display())
-            if isinstance(job, ShardJob):
-                run_worker(job)
-            else:
-                stack.enter_context(preemption.handle_sigterm(job.stop_file if first else None))
-                if first:
-                    stack.enter_context(
-                        events.subscribe(_step_writer(job.rows), "the driver's view")
-                    )
-                train(job)
-    except (
-        preemption.GracefulStop
-    ):  # the driver knows from this file, also where it got no signal itself
-        assert isinstance(job, TrainJob)
-        job.stop_file.touch()
-    except UserError as error:
-        _fail(job, str(error))
-    except OSError as error:
-        hint = os_error_hint(error)
-        if hint is None:
-            raise
-        logger.error(hint)  # the driver's own message may find no room
-        _fail(job, hint)
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    process.serve(
+        job, lambda: run_worker(job) if isinstance(job, ShardJob) else _serve_training(job)
+    )
 
 
-def _fail(job: Job, message: str) -> None:
-    with suppress(OSError):
-        write_text(job.error, message)
-    sys.exit(2)
+def _serve_training(job: TrainJob) -> None:
+    """Train; the first process passes the driver's request to stop on, and its steps back."""
+    first = process.rank() == 0
+    with ExitStack() as stack:
+        stack.enter_context(preemption.handle_sigterm(job.stop_file if first else None))
+        if first:
+            stack.enter_context(events.subscribe(_step_writer(job.rows), "the driver's view"))
+        try:
+            train(job)
+        except preemption.GracefulStop:
+            # The driver knows from this file, also where it got no signal itself.
+            job.stop_file.touch()
 
 
 if __name__ == "__main__":

@@ -79,6 +79,11 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
         events.emit("bar", key=key, title=title, done=None, total=total, rate="")
 
 
+def no_progress(items: Iterable[T], title: str) -> Iterable[T]:
+    """Return `items`, for the processes beside the one that shows their progress."""
+    return items
+
+
 @contextmanager
 def title_prefix(mark: str) -> Iterator[None]:
     """Begin the title of each table with `mark` while the context is open."""

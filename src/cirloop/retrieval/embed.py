@@ -7,18 +7,27 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from cirloop.backbones import EmbedInput
-from cirloop.backbones.base import Backbone, ImageFeatures, deduplicate
+from cirloop.backbones.base import (
+    Backbone,
+    ImageEncoder,
+    ImageFeatures,
+    PreparedImages,
+    deduplicate,
+)
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.oom_retry import run_with_oom_split
 from cirloop.monitoring import profiling
 from cirloop.types import ImageId, Query
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 logger = logging.getLogger(__name__)
 WAY_OUT = "Set model.max_pixels lower, or model.dtype bfloat16, or use a device with more memory."
@@ -29,6 +38,29 @@ class VisionSource(Protocol):
     """Source of the images' vision features."""
 
     def get(self, images: Sequence[ImageId], /) -> Sequence[ImageFeatures]: ...
+
+
+class DecodedImages:
+    """The vision features of images in memory, in their order; they are kept nowhere."""
+
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        images: Sequence[Image.Image],
+        prepared: PreparedImages | None = None,
+    ) -> None:
+        """Take `prepared` where `encoder.prepare_images` was already called for the images."""
+        self._encoder = encoder
+        self._images = images
+        self._prepared = prepared
+
+    def get(self, images: Sequence[ImageId], /) -> Sequence[ImageFeatures]:
+        assert len(images) == len(self._images), "all images are embedded at once"
+        return self._encoder.encode_images(self._images, self._prepared)
+
+
+class NonFiniteEmbedding(RuntimeError):
+    """An embedding with NaN or infinity; the message names its input."""
 
 
 def query_items(queries: Sequence[Query]) -> list[EmbedInput]:
@@ -107,7 +139,7 @@ def embed_shard(
         batch = [items[i] for i in rows]
         vectors = np.concatenate(run_with_oom_split(vectors_of, batch, "items to embed", WAY_OUT))
         profiling.add(items=len(batch))
-        _check(batch, vectors)
+        check_finite(batch, vectors)
         embedded.append(vectors)
     done = [row for rows in batches for row in rows]
     logger.info(
@@ -129,16 +161,27 @@ def embed_once(
     backbone.module.eval()
     inputs = backbone.inputs(items, features.get([item.image for item in items]))
     vectors: npt.NDArray[np.float32] = backbone.module(inputs).cpu().numpy()
-    _check(items, vectors)
+    check_finite(items, vectors)
     return vectors
 
 
-def _check(batch: Sequence[EmbedInput], vectors: npt.NDArray[np.float32]) -> None:
+@torch.inference_mode()
+def embed_texts(backbone: Backbone, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return unit-norm embeddings (N, D) of texts alone, without an image or a prompt, as one
+    batch."""
+    vectors: npt.NDArray[np.float32] = backbone.module(backbone.text_inputs(texts)).cpu().numpy()
+    check_finite(texts, vectors)
+    return vectors
+
+
+def check_finite(batch: Sequence[EmbedInput | str], vectors: npt.NDArray[np.float32]) -> None:
+    """Raise NonFiniteEmbedding with the first input, or text alone, whose vector is not finite."""
     finite_B = np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1)
     bad = np.flatnonzero(~finite_B)
     if len(bad):
         item = batch[int(bad[0])]
-        raise RuntimeError(
-            f"embedding is not finite: image {item.image!r}, text {item.text!r} ({len(bad)} in"
-            " the batch)"
+        image = f"image {item.image!r}, " if isinstance(item, EmbedInput) else ""
+        text = item.text if isinstance(item, EmbedInput) else item
+        raise NonFiniteEmbedding(
+            f"embedding is not finite: {image}text {text!r} ({len(bad)} in the batch)"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +13,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
-from cirloop.backbones.model_settings import ModelSettings
 from cirloop.backbones.weights import is_adapter
 from cirloop.config import cli
 from cirloop.io import parse
@@ -20,6 +21,7 @@ from cirloop.tools.add_negatives import locate
 from cirloop.types import UserError
 from cirloop.validation import ValidationReport
 
+logger = logging.getLogger(__name__)
 PROGRAM = "add_hard_negatives.py"
 
 
@@ -95,54 +97,40 @@ class AddNegativesConfig(cli.Flags):
         """
         problems = ValidationReport(f"All flags: {PROGRAM} --help")
         try:
-            return cli.parse(cls, cli.kebab(argv), PROGRAM)._located()
+            return cli.parse(cls, cli.kebab(argv), PROGRAM).located()
         except ValidationError as error:
-            for row in error.errors():
-                given = "" if row["type"] == "missing" else f" (given: {row['input']!r})"
-                what = "is needed" if row["type"] == "missing" else row["msg"]
-                problems.add("--" + ".".join(map(str, row["loc"])).replace("_", "-"), what + given)
+            cli.report_flags(error, cls, problems)
         problems.raise_if_any()
         raise AssertionError("a validation error without errors")
 
-    def _located(self) -> AddNegativesConfig:
-        """With the annotations beside the pictures, and the result beside them. What is not there
-        stays None."""
+    def located(self) -> AddNegativesConfig:
+        """Return the flags with the annotations beside the pictures, and the result beside them.
+        What is not there stays None."""
         annotations = self.annotations
         output = self.output
         if annotations is None:
             files = locate.split_files(self.image_dir, self.split)
             annotations = files[0] if len(files) == 1 else None
         if output is None and annotations is not None:
-            output = locate.result_beside(annotations)
+            output = annotations.with_name(f"{annotations.stem}_with_negatives.json")
         located = self.model_copy(update={"annotations": annotations, "output": output})
         located.model_fields_set.intersection_update(self.model_fields_set)  # what a person gave
         return located
 
     @property
-    def samples_file(self) -> Path:
-        """Where the samples are, once `check` noted nothing."""
-        assert self.annotations is not None
-        return self.annotations
-
-    @property
-    def result_file(self) -> Path:
-        """Where the result goes, once `check` noted nothing."""
-        assert self.output is not None
-        return self.output
+    def paths(self) -> tuple[Path, Path]:
+        """Where the samples are and where the result goes, once `check` noted nothing."""
+        assert self.annotations is not None and self.output is not None
+        return self.annotations, self.output
 
     @property
     def params(self) -> KnnTextParams:
         """The numbers that decide."""
-        return KnnTextParams(
-            self.k_nn,
-            self.cosine_threshold,
-            self.min_visual_similarity,
-            self.diverse_ratio,
-            self.seed,
-        )
+        names = {field.name for field in fields(KnnTextParams)}
+        return KnnTextParams(**self.model_dump(include=names))
 
     @property
-    def model(self) -> ModelSettings:
+    def model(self) -> BackboneConfig:
         """The embedder's settings. Raises UserError where `run_config` has none."""
         if self.run_config is None:
             return Qwen2VLSettings(
@@ -150,14 +138,14 @@ class AddNegativesConfig(cli.Flags):
             )
         try:
             content = parse.read_yaml(self.run_config)
-            made: ModelSettings = TypeAdapter(BackboneConfig).validate_python(content["model"])
-            if made.type == "simulated":
+            model: BackboneConfig = TypeAdapter(BackboneConfig).validate_python(content["model"])
+            if model.type == "simulated":
                 raise UserError("the run has simulated retrieval, and so no model")
         except (UserError, ValidationError, KeyError, TypeError) as error:
             raise UserError(
                 f"--run-config {self.run_config} has no `model` that can be used: {error}"
             ) from None
-        return made
+        return model
 
     @property
     def embeds_by_tiny(self) -> bool:
@@ -165,7 +153,8 @@ class AddNegativesConfig(cli.Flags):
 
     @property
     def report(self) -> Path:
-        return self.result_file.with_name(f"{self.result_file.stem}_report.json")
+        output = self.paths[1]
+        return output.with_name(f"{output.stem}_report.json")
 
     def check(self, problems: ValidationReport) -> None:
         """Note what is wrong with the paths."""
@@ -180,33 +169,41 @@ class AddNegativesConfig(cli.Flags):
         except UserError as error:
             problems.merge(error, "model")
         if self.adapter is not None and not is_adapter(self.adapter):
-            problems.add(
-                f"--adapter {self.adapter}",
-                "is no adapter directory (no adapter_config.json or parts.json)",
-            )
+            what = "is no adapter directory (no adapter_config.json or parts.json)"
+            problems.add(f"--adapter {self.adapter}", what)
         if self.text_encoder is not None:
-            for name in ("config.json", "tokenizer_config.json"):
-                if not (self.text_encoder / name).is_file():
-                    problems.add(f"--text-encoder {self.text_encoder}", f"has no {name}")
-            if not list(self.text_encoder.glob("*.safetensors")):
-                problems.add(f"--text-encoder {self.text_encoder}", "has no *.safetensors weights")
+            for name in ("config.json", "tokenizer_config.json", "*.safetensors"):
+                if not any(self.text_encoder.glob(name)):
+                    weights = " weights" if name.startswith("*") else ""
+                    problems.add(f"--text-encoder {self.text_encoder}", f"has no {name}{weights}")
+        self._check_devices(problems)
+
+    def _check_devices(self, problems: ValidationReport) -> None:
+        """Note GPUs that are not there; where there is none at all, say that the CPU does it."""
+        import torch
+
+        num_gpus = torch.cuda.device_count()
+        wanted = self.num_gpus
+        if num_gpus == 0:
+            processes = "1 CPU process" if wanted == 1 else f"{wanted} CPU processes"
+            what = f"{processes} of one thread; --num-gpus N uses N cores, --gpu-id nothing"
+            logger.warning("no GPU here: %s", what)
+        elif self.gpu_id + wanted > num_gpus:
+            flags = f"--gpu-id {self.gpu_id} --num-gpus {wanted}"
+            problems.add(flags, f"this machine has {num_gpus} GPUs, from 0")
 
     def _check_annotations(self, problems: ValidationReport) -> None:
         """Note that no file of annotations was found, or several."""
         files = locate.split_files(self.image_dir, self.split)
         if files:
-            several = " and ".join(map(str, files))
-            problems.add(
-                "--annotations",
-                f"is not given, and there are {several}",
-                "Say which by --annotations.",
-            )
+            what = f"is not given, and there are {' and '.join(map(str, files))}"
+            problems.add("--annotations", what, "Say which by --annotations.")
             return
         whose = f"of the split {self.split!r} " if self.split else ""
+        places = locate.looked_at(self.image_dir, self.split)
         problems.add(
             "--annotations",
-            f"is not given, and no file {whose}was found; looked at "
-            f"{locate.looked_at(self.image_dir, self.split)}",
+            f"is not given, and no file {whose}was found; looked at {places}",
             'Expected is a JSON list or JSON lines of samples, {"image": "a.jpg", "text": ".."} or '
             '{"image": "a.jpg", "question": "..", "answer": ".."}; give it by --annotations FILE.',
         )
@@ -215,26 +212,17 @@ class AddNegativesConfig(cli.Flags):
         """Note a result that cannot go where it should, or would take the place of something."""
         flag = f"--output {output}"
         if output.is_dir():
-            problems.add(
-                flag,
-                "is a directory, not a file",
-                f"Give a file in it: --output {output / 'negatives.json'}",
-            )
+            way = f"Give a file in it: --output {output / 'negatives.json'}"
+            problems.add(flag, "is a directory, not a file", way)
             return
+        if "output" not in self.model_fields_set and output.exists():
+            way = f"Give --output {output} to replace it, or another name."
+            problems.add(flag, "is there already, and --output is not given", way)
         if self.annotations is not None:
-            if "output" not in self.model_fields_set and output.exists():
-                problems.add(
-                    flag,
-                    "is there already, and --output is not given",
-                    f"Give --output {output} to replace it, or another name.",
-                )
-            for path in (output, self.report):
-                if path.resolve() == self.annotations.resolve():
-                    problems.add(flag, "would overwrite the annotations")
+            samples = self.annotations.resolve()
+            if samples in (output.resolve(), self.report.resolve()):
+                problems.add(flag, "would overwrite the annotations")
         above = next(folder for folder in output.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
-            problems.add(
-                flag,
-                f"cannot be written: {above} is no directory that this user may write into",
-                "Give a file elsewhere by --output.",
-            )
+            what = f"cannot be written: {above} is no directory that this user may write into"
+            problems.add(flag, what, "Give a file elsewhere by --output.")

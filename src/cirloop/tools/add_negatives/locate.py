@@ -1,4 +1,4 @@
-"""Where the samples of a split lie when nobody says, and where the result goes then."""
+"""Where the samples of a split lie when nobody says."""
 
 from __future__ import annotations
 
@@ -6,55 +6,37 @@ import os
 from pathlib import Path
 
 ENDINGS = (".json", ".jsonl", ".ndjson")
+STEMS = ("{split}", "annotations_{split}", "{split}_annotations")
 SPLIT_NAMES = (
-    "{split}",
-    "annotations_{split}",
-    "{split}_annotations",
-    "samples_{split}",
-    "{split}_samples",
-    "annotations/{split}",
-    "annotations/annotations_{split}",
-    "annotations/{split}_annotations",
+    *(*STEMS, "samples_{split}", "{split}_samples"),
+    *(f"annotations/{stem}" for stem in STEMS),
 )
 """Names of a split's own file, without ending, in the picture directory or beside it."""
 COMMON_NAMES = ("annotations", "samples")
 """Names of a file with all splits."""
 
 
-def places(image_dir: Path, split: str | None) -> list[Path]:
-    """Every path that is looked at: in the picture directory, then beside it."""
-    names = [name.format(split=split) for name in SPLIT_NAMES] if split else []
-    folders = (image_dir, image_dir.absolute().parent)
-    return [
-        folder / f"{name}{end}"
-        for folder in folders
-        for name in (*names, *COMMON_NAMES)
-        for end in ENDINGS
-    ]
+def _names(split: str | None) -> list[str]:
+    own = [name.format(split=split) for name in SPLIT_NAMES] if split else []
+    return [*own, *COMMON_NAMES]
 
 
 def split_files(image_dir: Path, split: str | None) -> list[Path]:
-    """Return the files that are there, one of several links to a file."""
+    """Return the files that are there, in the picture directory and then beside it, one of several
+    links to a file."""
     files: dict[str, Path] = {}
-    for path in places(image_dir, split):
-        if path.is_file():
-            files.setdefault(os.path.realpath(path), path)
+    for folder in (image_dir, image_dir.absolute().parent):
+        for name in _names(split):
+            for path in (folder / f"{name}{ending}" for ending in ENDINGS):
+                if path.is_file():
+                    files.setdefault(os.path.realpath(path), path)
     return [*files.values()]
-
-
-def result_beside(annotations: Path) -> Path:
-    """Return the result's file beside the annotations."""
-    return annotations.with_name(f"{annotations.stem}_with_negatives.json")
 
 
 def looked_at(image_dir: Path, split: str | None) -> str:
     """Return the places in words."""
-    names = [name.format(split=split) for name in SPLIT_NAMES] if split else []
-    stems = ", ".join((*names, *COMMON_NAMES))
-    return (
-        f"{stems}, each with {', '.join(ENDINGS)}, in {image_dir} and in"
-        f" {image_dir.absolute().parent}"
-    )
+    each = f"{', '.join(_names(split))}, each with {', '.join(ENDINGS)}"
+    return f"{each}, in {image_dir} and in {image_dir.absolute().parent}"
 
 
 def is_of(path: Path, split: str) -> bool:

@@ -10,96 +10,74 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import file_digest
+from cirloop.data.image_check import unreadable_images
 from cirloop.monitoring.console import progress
 from cirloop.negatives.knn_text_samples import Clusters, SamplePool, choose, neighbours
-from cirloop.negatives.strategies.knn_text import thresholds
+from cirloop.negatives.text_reuse import max_uses
 from cirloop.tools.add_negatives import samples as reading
 from cirloop.tools.add_negatives.advice import advice
 from cirloop.tools.add_negatives.config import AddNegativesConfig
-from cirloop.tools.add_negatives.encode import check_devices, encode, num_gpus_here
-from cirloop.tools.add_negatives.report import MiningRun, reason, report
+from cirloop.tools.add_negatives.encode import encode
+from cirloop.tools.add_negatives.report import MiningRun, levels, reason, report
 from cirloop.tools.add_negatives.samples import Sample, UniqueItems
 from cirloop.tools.add_negatives.show import show
-from cirloop.tools.add_negatives.text_reuse import max_uses
 from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
-RESULT_SETTINGS = (
-    "split",
-    "k_nn",
-    "cosine_threshold",
-    "min_visual_similarity",
-    "diverse_ratio",
-    "min_answer_length",
-    "fallback_phrase_reuse_limit",
-    "num_clusters",
-    "batch_size",
-    "max_samples",
-    "max_pixels",
-    "dtype",
-    "seed",
-)
-"""What decides the result, beside the files."""
+WITHOUT_EFFECT = {"image_dir", "annotations", "output", "gpu_id", "num_gpus", "num_workers"}
+"""Flags that do not decide the result, beside what the files hold."""
+MODELS = {"model_path", "run_config", "adapter", "text_encoder"}
+"""Flags that the models' digests stand for."""
 TINY = (
     "the embedder is the embedded model `tiny`, which knows drawn shapes only: of photographs its"
     " similarities mean little. Give another by --model-path, such as Qwen/Qwen2-VL-2B-Instruct"
 )
 
 
-class PhaseTimer:
-    """Seconds of each phase, in order."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self.seconds[name] = time.monotonic() - began
-        logger.info("%s: %.1f s", name, self.seconds[name])
-
-
 def add_negatives(options: AddNegativesConfig) -> dict[str, Any]:
     """Write the result and the report, print the report and return it. Raises UserError with all
     that is wrong with the input."""
-    timer = PhaseTimer()
+    seconds: dict[str, float] = {}
     if options.annotations is not None and options.output is not None:
         logger.info("samples from %s; the result goes to %s", options.annotations, options.output)
     if options.embeds_by_tiny:
         logger.warning("%s", TINY)
-    with timer.phase("read samples and look at pictures"):
+    with _phase("read samples and look at pictures", seconds):
         samples, what = _read(options)
-    with timer.phase("embed"):
-        encoded = encode(options, what, progress)
+    with _phase("embed", seconds):
+        visual_VD, texts_TE, shards = encode(options, what)
     uses = max_uses(what.texts, options.min_answer_length, options.fallback_phrase_reuse_limit)
-    pool = SamplePool(
-        encoded.visual_VD, what.image_of_N, encoded.texts_TE, what.text_of_N, what.group_of_N, *uses
-    )
+    rows = (what.text_of_N, what.group_of_N)
+    pool = SamplePool(visual_VD, what.image_of_N, texts_TE, *rows, *uses)
     params = options.params
-    device = f"cuda:{options.gpu_id}" if num_gpus_here() else "cpu"
-    with timer.phase("find neighbours"):
-        near = neighbours(pool, params, device, lambda starts: progress(starts, "find neighbours"))
-    with timer.phase("cluster"):
+    device = f"cuda:{options.gpu_id}" if torch.cuda.is_available() else "cpu"
+    with _phase("find neighbours", seconds):
+        near = neighbours(pool, params, device, partial(progress, title="find neighbours"))
+    with _phase("cluster", seconds):
         num = options.num_clusters or num_clusters_for(len(what.images))
         clusters = Clusters.of_images(pool.visual_VD, num, options.seed)
-    with timer.phase("choose"):
-        chosen, num_exhausted = choose(
-            pool, near, clusters, params, lambda starts: progress(starts, "choose")
-        )
-    timer.seconds["total"] = sum(timer.seconds.values())
-    run = MiningRun(
-        options, what, encoded, pool, near, clusters, chosen, num_exhausted, timer.seconds
-    )
+    with _phase("choose", seconds):
+        chosen = choose(pool, near, clusters, params, partial(progress, title="choose"))
+    seconds["total"] = sum(seconds.values())
+    run = MiningRun(options, what, shards, pool, near, clusters, *chosen, seconds)
     content = report(run)
     content["advice"] = advice(content, options)
-    write_json(options.result_file, _result(run, samples))
+    write_json(options.paths[1], _result(run, samples))
     write_json(options.report, content)
     show(content)
     return content
+
+
+@contextmanager
+def _phase(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - began
+    logger.info("%s: %.1f s", name, seconds[name])
 
 
 def num_clusters_for(images: int) -> int:
@@ -112,26 +90,24 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
     devices."""
     problems = ValidationReport()
     options.check(problems)
-    check_devices(options, problems)
     samples: list[Sample] = []
-    if options.annotations is not None:
-        path = options.annotations
-        folder = options.image_dir
+    path = options.annotations
+    folder = options.image_dir
+    if path is not None:
         samples = reading.read(path, options.split, options.max_samples, problems, folder)
-    if options.image_dir.is_dir():
+    if folder.is_dir():
+        files = {sample.image: folder / sample.image for sample in samples}
         looked_at = partial(progress, title="look at pictures")
-        reading.check_images(samples, options.image_dir, options.num_workers, looked_at, problems)
+        way = "Put the pictures right, or take their samples out of the annotations."
+        for image, wrong in unreadable_images(files, options.num_workers, looked_at).items():
+            problems.add(files[image], wrong, way)
     problems.raise_if_any(
         "docs/add_hard_negatives.md has the form of the annotations; all flags:"
         " add_hard_negatives.py --help"
     )
-    what = reading.deduplicate(samples, options.image_dir)
-    logger.info(
-        "%d samples, %d different images, %d different texts",
-        len(samples),
-        len(what.images),
-        len(what.texts),
-    )
+    what = UniqueItems.of_samples(samples, folder)
+    counts = (len(samples), len(what.images), len(what.texts))
+    logger.info("%d samples, %d different images, %d different texts", *counts)
     return samples, what
 
 
@@ -139,23 +115,22 @@ def _result(run: MiningRun, samples: Sequence[Sample]) -> dict[str, Any]:
     """Return what is written; it names no paths and no times, so that a rerun gives the same
     bytes."""
     options = run.options
-    done = run.encoded.shards[0].done
-    settings = options.model_dump(mode="json", include={*RESULT_SETTINGS})
+    done = run.shards[0]
+    settings = options.model_dump(mode="json", exclude=WITHOUT_EFFECT | MODELS)
     settings |= {"num_clusters": len(run.clusters.centroids_CD), "model": done["model"]}
-    settings |= {"text_model": done["text_model"], "annotations": file_digest(options.samples_file)}
-    levels = [round(float(threshold), 4) for threshold in thresholds(options.cosine_threshold)]
+    settings["text_model"] = done["text_model"]
+    settings["annotations"] = file_digest(options.paths[0])
     rows = []
     for i, (sample, negative) in enumerate(zip(samples, run.chosen, strict=True)):
         if negative is None:
-            rows.append({**sample.row(), "negative": None, "reason": reason(run, i)})
+            rows.append(sample.row() | {"negative": None, "reason": reason(run, i)})
             continue
-        other = samples[negative.row]
         said = {
             "visual_similarity": round(negative.visual, 6),
             "text_similarity": round(negative.text, 6),
             "kind": negative.kind,
-            "threshold": levels[negative.level],
-            "short_text": bool(run.pool.short_T[run.pool.text_of_N[negative.row]]),
+            "threshold": levels(options)[negative.level],
+            "short_text": run.is_short(negative),
         }
-        rows.append({**sample.row(), "negative": {**other.row(), **said}})
+        rows.append(sample.row() | {"negative": samples[negative.row].row() | said})
     return {"schema": 1, "settings": settings, "samples": rows}

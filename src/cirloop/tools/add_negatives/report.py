@@ -3,27 +3,22 @@ found."""
 
 from __future__ import annotations
 
+import os
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import torch
 
-from cirloop.negatives.knn_text_samples import (
-    DIVERSE,
-    HARD,
-    Clusters,
-    Negative,
-    Neighbours,
-    RejectReason,
-    SamplePool,
-    diverse_first,
-)
+from cirloop.negatives import knn_text_samples
+from cirloop.negatives.knn_text_samples import DIVERSE, HARD, Negative, RejectReason
 from cirloop.negatives.report import quartiles
 from cirloop.negatives.strategies.knn_text import RAISES, thresholds
 from cirloop.tools.add_negatives.config import AddNegativesConfig
-from cirloop.tools.add_negatives.encode import Encoded, devices
 from cirloop.tools.add_negatives.samples import UniqueItems
 
 MOST_USED = 5
@@ -33,6 +28,13 @@ DROPS = {
     RejectReason.GENERIC: "generic_text",
     RejectReason.TEXT_NEAR: "text_too_near",
 }
+REASONS = {
+    RejectReason.BELOW_FLOOR: "no visual neighbour at or above the floor",
+    RejectReason.GENERIC: "no visual neighbour with a usable text",
+    RejectReason.TEXT_NEAR: "every neighbour's text too near",
+}
+"""What holds where all neighbours of a sample are dropped for this reason or one before it."""
+KINDS = {HARD: (HARD,), DIVERSE: (DIVERSE,), "all": (HARD, DIVERSE)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,10 @@ class MiningRun:
 
     options: AddNegativesConfig
     what: UniqueItems
-    encoded: Encoded
-    pool: SamplePool
-    near: Neighbours
-    clusters: Clusters
+    shards: Sequence[Mapping[str, Any]]
+    pool: knn_text_samples.SamplePool
+    near: knn_text_samples.Neighbours
+    clusters: knn_text_samples.Clusters
     chosen: Sequence[Negative | None]
     num_exhausted: int
     seconds: Mapping[str, float]
@@ -53,20 +55,21 @@ class MiningRun:
     def found(self) -> list[Negative]:
         return [negative for negative in self.chosen if negative is not None]
 
+    def is_short(self, negative: Negative) -> bool:
+        return bool(self.pool.short_T[self.pool.text_of_N[negative.row]])
+
 
 def reason(run: MiningRun, i: int) -> str:
     """Why sample i has no negative: what its visual neighbours lack. The farthest cluster had none
     for it either."""
-    codes = run.near.codes_NK[i]
-    if (codes >= RejectReason.BELOW_FLOOR).all():
-        return "no visual neighbour at or above the floor"
-    if (codes >= RejectReason.GENERIC).all():
-        return "no visual neighbour with a usable text"
-    return (
-        "every neighbour's text too near"
-        if (codes >= RejectReason.TEXT_NEAR).all()
-        else "every candidate's text used up"
-    )
+    least = run.near.codes_NK[i].min()
+    held = (text for code, text in REASONS.items() if least >= code)
+    return next(held, "every candidate's text used up")
+
+
+def levels(options: AddNegativesConfig) -> list[float]:
+    """Return the three thresholds, rounded."""
+    return [round(float(threshold), 4) for threshold in thresholds(options.cosine_threshold)]
 
 
 def report(run: MiningRun) -> dict[str, Any]:
@@ -74,46 +77,50 @@ def report(run: MiningRun) -> dict[str, Any]:
     machine."""
     num = len(run.chosen)
     found = run.found
-    kinds = Counter(negative.kind for negative in found)
-    first = diverse_first(num, run.options.params)
-    as_drawn = sum(
-        (n.kind == DIVERSE) == bool(f)
-        for n, f in zip(run.chosen, first, strict=True)
-        if n is not None
-    )
-    levels = [round(float(t), 4) for t in thresholds(run.options.cosine_threshold)]
+    first = zip(run.chosen, knn_text_samples.diverse_first(num, run.options.params), strict=True)
+    as_drawn = sum((n.kind == DIVERSE) == bool(drawn) for n, drawn in first if n is not None)
     counts = Counter(negative.level for negative in found)
     reasons = Counter(reason(run, i) for i, negative in enumerate(run.chosen) if negative is None)
+    by_level = {str(level): counts[n] for n, level in enumerate(levels(run.options))}
+    similarity = {side: _similarities(run, side) for side in ("visual", "text")}
     return {
         "schema": 1,
         "samples": num,
         "images": len(run.what.images),
         "texts": len(run.what.texts),
-        "texts_cut": sum(shard.done["texts_cut"] for shard in run.encoded.shards),
+        "texts_cut": sum(map(itemgetter("texts_cut"), run.shards)),
         "success_rate": round(len(found) / num, 6),
-        "negatives": {HARD: kinds[HARD], DIVERSE: kinds[DIVERSE], "none": num - len(found)},
+        "negatives": _kinds(run.chosen),
         "kind_looked_for_first": {"found": as_drawn, "other kind": len(found) - as_drawn},
-        "thresholds": {str(level): counts[number] for number, level in enumerate(levels)},
-        "short_texts": sum(bool(run.pool.short_T[run.pool.text_of_N[n.row]]) for n in found),
+        "thresholds": by_level,
+        "short_texts": sum(map(run.is_short, found)),
         "reasons": dict(sorted(reasons.items())),
-        "similarity": _similarities(run),
-        "dropped": dropped(run),
+        "similarity": similarity,
+        "dropped": _dropped(run),
         "phrases": _phrases(run),
         "clusters": _clusters(run),
-        "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
+        "seconds": _rounded(run.seconds),
         "devices": devices(),
-        "shards": _shards(run),
+        "shards": [_shard(run, number, each) for number, each in enumerate(run.shards)],
     }
 
 
-def dropped(run: MiningRun) -> dict[str, int]:
+def _kinds(chosen: Sequence[Negative | None]) -> dict[str, int]:
+    kinds = Counter("none" if negative is None else negative.kind for negative in chosen)
+    return {kind: kinds[kind] for kind in (HARD, DIVERSE, "none")}
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def _dropped(run: MiningRun) -> dict[str, int]:
     """Return what became of all samples' visual neighbours. `text_used_up` counts candidates passed
     over when looked at."""
     codes = run.near.codes_NK
-    there = int((run.near.codes_NK != RejectReason.ABSENT).sum())
     short_NK = run.pool.short_T[run.pool.text_of_N[run.near.rows_NK]]
     return {
-        "neighbours": there,
+        "neighbours": int((codes != RejectReason.ABSENT).sum()),
         **{name: int((codes == code).sum()) for code, name in DROPS.items()},
         "candidates": int((codes < RAISES).sum()),
         "short_candidates": int(((codes < RAISES) & short_NK).sum()),
@@ -121,80 +128,78 @@ def dropped(run: MiningRun) -> dict[str, int]:
     }
 
 
-def _similarities(run: MiningRun) -> dict[str, Any]:
-    """Of images and of texts: of each kind of negative, of all, and of all visual neighbours."""
-    near = run.near.codes_NK != RejectReason.ABSENT
-    kinds = {HARD: {HARD}, DIVERSE: {DIVERSE}, "all": {HARD, DIVERSE}}
-    rows = {name: [n for n in run.found if n.kind in kind] for name, kind in kinds.items()}
-    return {
-        "visual": (
-            {name: quartiles(np.array([n.visual for n in found])) for name, found in rows.items()}
-            | {"neighbours": quartiles(run.near.visual_NK[near])}
-        ),
-        "text": (
-            {name: quartiles(np.array([n.text for n in found])) for name, found in rows.items()}
-            | {"neighbours": quartiles(run.near.text_NK[near])}
-        ),
-    }
+def _similarities(run: MiningRun, side: str) -> dict[str, Any]:
+    """Of images or of texts: of each kind of negative, of all, and of all visual neighbours."""
+    rows = {}
+    for name, kinds in KINDS.items():
+        values = [getattr(negative, side) for negative in run.found if negative.kind in kinds]
+        rows[name] = quartiles(np.array(values))
+    near_NK = run.near.visual_NK if side == "visual" else run.near.text_NK
+    rows["neighbours"] = quartiles(near_NK[run.near.codes_NK != RejectReason.ABSENT])
+    return rows
 
 
 def normalized_entropy(counts: Sequence[int]) -> float | None:
     """Entropy of the counts over its largest value: 1 where all are equal, 0 where one has all;
     None of nothing."""
-    if len(counts) == 0:
-        return None
+    if len(counts) < 2:
+        return 0.0 if len(counts) else None
     shares = np.array(counts) / sum(counts)
-    return (
-        round(float(-(shares * np.log(shares)).sum() / np.log(len(shares))), 4)
-        if len(shares) > 1
-        else 0.0
-    )
+    return round(float(-(shares * np.log(shares)).sum() / np.log(len(shares))), 4)
 
 
 def _phrases(run: MiningRun) -> dict[str, Any]:
     used = Counter(run.what.texts[run.pool.text_of_N[n.row]] for n in run.found)
-    most = sorted(used.items(), key=lambda row: (-row[1], row[0]))[:MOST_USED]
-    share = round(len(used) / len(run.found), 4) if run.found else None
     return {
         "distinct": len(used),
-        "per_negative": share,
+        "per_negative": round(len(used) / len(run.found), 4) if run.found else None,
         "evenness": normalized_entropy([*used.values()]),
-        "most_used": most,
+        "most_used": sorted(used.items(), key=lambda row: (-row[1], row[0]))[:MOST_USED],
     }
 
 
 def _clusters(run: MiningRun) -> dict[str, Any]:
     of_N = run.clusters.of_V[run.pool.image_of_N]
     reached = Counter(int(of_N[n.row]) for n in run.found)
-    pairs = [(of_N[i], of_N[n.row]) for i, n in enumerate(run.chosen) if n is not None]
+    outside = [of_N[i] != of_N[n.row] for i, n in enumerate(run.chosen) if n is not None]
     return {
         "clusters": len(run.clusters.centroids_CD),
         "reached": len(reached),
         "evenness": normalized_entropy([*reached.values()]),
-        "outside_own": round(sum(a != b for a, b in pairs) / len(pairs), 4) if pairs else None,
+        "outside_own": round(sum(outside) / len(outside), 4) if outside else None,
     }
 
 
-def _shards(run: MiningRun) -> list[dict[str, Any]]:
-    """Each process: what it embedded, how long it took, and what became of the samples of its
+def devices() -> list[dict[str, Any]]:
+    """Return what the machine computes with, whatever of it is used: each GPU, or else the CPU,
+    with memory in bytes."""
+    gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    rows = [(f"cuda:{number}", gpu.name, gpu.total_memory) for number, gpu in enumerate(gpus)]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpu = ("cpu", f"{platform.machine()}, {os.cpu_count()} cores", memory)
+    keys = ("device", "name", "memory_bytes")
+    return [dict(zip(keys, row, strict=True)) for row in rows or [cpu]]
+
+
+def _shard(run: MiningRun, number: int, done: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a process embedded, how long it took, and what became of the samples of its
     images."""
-    rows = []
-    for number, shard in enumerate(run.encoded.shards):
-        start, end = shard.images
-        mine = [
-            run.chosen[int(i)]
-            for i in np.flatnonzero((run.pool.image_of_N >= start) & (run.pool.image_of_N < end))
-        ]
-        kinds = Counter("none" if negative is None else negative.kind for negative in mine)
-        row = {"shard": number, "device": shard.done["device"], "images": end - start}
-        row |= {"texts": shard.texts[1] - shard.texts[0], "samples": len(mine)}
-        row |= {kind: kinds[kind] for kind in (HARD, DIVERSE, "none")}
-        chosen = [negative for negative in mine if negative is not None]
-        row |= {"success_rate": round(len(chosen) / len(mine), 6) if mine else None}
-        row |= {"mean_visual_similarity": _mean([negative.visual for negative in chosen])}
-        row |= {"mean_text_similarity": _mean([negative.text for negative in chosen])}
-        rows.append(row | {"seconds": {k: round(v, 3) for k, v in shard.done["seconds"].items()}})
-    return rows
+    start, end = done["images"]
+    inside_N = (run.pool.image_of_N >= start) & (run.pool.image_of_N < end)
+    samples = [run.chosen[i] for i in np.flatnonzero(inside_N).tolist()]
+    found = [negative for negative in samples if negative is not None]
+    return {
+        "shard": number,
+        "device": done["device"],
+        "images": end - start,
+        "texts": done["texts"][1] - done["texts"][0],
+        "samples": len(samples),
+        **_kinds(samples),
+        "success_rate": round(len(found) / len(samples), 6) if samples else None,
+        "mean_visual_similarity": _mean([negative.visual for negative in found]),
+        "mean_text_similarity": _mean([negative.text for negative in found]),
+        "seconds": _rounded(done["seconds"]),
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
-from cirloop.data.image_check import unreadable_images
+from cirloop.backbones.base import deduplicate
 from cirloop.data.images import FileImages, escapes_root
+from cirloop.data.names import name_below
 from cirloop.io import parse
+from cirloop.negatives.text_reuse import normal
 from cirloop.retrieval.arrays import Rows
 from cirloop.tools.add_negatives import locate
-from cirloop.tools.add_negatives.text_reuse import normal
 from cirloop.types import ImageId, UserError
 from cirloop.validation import Entry, ValidationReport
 
@@ -30,7 +29,6 @@ FORM = (
     " split, or JSON lines (.jsonl), an object a line."
 )
 FIELDS = {"image", "text", "answer", "group", "split", "id"}
-Progress = Callable[[Sequence[ImageId]], Iterable[ImageId]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +41,10 @@ class Sample:
     group: str | None = None
     id: str | int | None = None
 
-    def row(self) -> dict[str, Any]:
-        """As in the result."""
-        given = {"id": self.id, "group": self.group}
-        return {
-            **{k: v for k, v in given.items() if v is not None},
-            "image": self.image,
-            "text": self.text,
-        }
+    def row(self) -> dict[str, object]:
+        """Return the sample as in the result."""
+        row = {"id": self.id, "group": self.group, "image": self.image, "text": self.text}
+        return {name: value for name, value in row.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +58,23 @@ class UniqueItems:
     text_of_N: Rows
     group_of_N: Rows
 
+    @classmethod
+    def of_samples(cls, samples: Sequence[Sample], folder: Path) -> UniqueItems:
+        """Take images by content and texts by phrase, in the order of their first sample; a sample
+        without a group is its own."""
+        files = FileImages({sample.image: folder / sample.image for sample in samples})
+        image_of_N = _numbers([files.digest(sample.image) for sample in samples])
+        text_of_N = _numbers([normal(sample.text) for sample in samples])
+        groups = [n if sample.group is None else sample.group for n, sample in enumerate(samples)]
+        images = tuple(samples[n].image for n in np.unique(image_of_N, return_index=True)[1])
+        texts = tuple(samples[n].text for n in np.unique(text_of_N, return_index=True)[1])
+        return cls(images, texts, image_of_N, text_of_N, _numbers(groups))
+
+
+def _numbers(keys: Sequence[str | int]) -> Rows:
+    """Return each key's number among the different ones, in the order of their first places."""
+    return np.array(deduplicate(keys)[1], np.int64)
+
 
 def read(
     path: Path,
@@ -74,78 +85,56 @@ def read(
 ) -> list[Sample]:
     """Return the samples of a file, or of its split, with pictures in `folder`. What is wrong with
     them is noted."""
-    if kind := _other_kind(path):
+    kind = _other_kind(path)
+    if kind:
         problems.add(path, kind, FORM)
         return []
-    entries = list(_entries(path, split, problems))
-    ignored = Counter[str]()
-    samples = []
-    for _, entry in entries if max_samples is None else entries[:max_samples]:
-        ignored.update(entry.fields.keys() - FIELDS)
-        found = _sample(entry, problems, folder)
-        samples += [found] if found else []
+    entries = _entries(path, split, problems)[:max_samples]
+    ignored = {name for entry in entries for name in entry.fields.keys() - FIELDS}
+    samples = [_sample(entry, problems, folder) for entry in entries]
     if ignored:
         logger.info("%s: fields that are not used: %s", path, ", ".join(sorted(ignored)))
     if len(samples) == 1 and not problems.rows:
         problems.add(path, "has one sample, which no other can be the negative of")
-    return samples
+    return [sample for sample in samples if sample is not None]
 
 
-def _entries(
-    path: Path, split: str | None, problems: ValidationReport
-) -> Iterator[tuple[str, Entry]]:
-    """Yield the file's objects: of the split where it has splits, as keys of one object or as a
+def _entries(path: Path, split: str | None, problems: ValidationReport) -> list[Entry]:
+    """Return the file's objects: of the split where it has splits, as keys of one object or as a
     field."""
     if path.suffix in LINES:
-        entries = list(problems.json_lines(path))
+        entries = [entry for _, entry in problems.json_lines(path)]
     else:
         content = problems.json(path)
+        where = str(path)
         if isinstance(content, dict):
-            names = ", ".join(map(repr, content)) or "none"
             if split is None or split not in content:
-                wrapped = [name for name in WRAPPERS if isinstance(content.get(name), list)]
-                if wrapped:
-                    problems.add(
-                        path,
-                        f"is an object that holds a list under {wrapped[0]!r}, which is no split",
-                        f"Save the list under {wrapped[0]!r} alone as the file. {FORM}",
-                    )
-                    return
-                what = (
-                    "has splits, give one by --split"
-                    if split is None
-                    else f"has no split {split!r}"
-                )
-                problems.add(path, f"{what}; there are: {names}")
-                return
-            content, split, where = content[split], None, f"{path} {split}"
-        else:
-            where = str(path)
-        entries = list(_listed(content, where, problems))
-    if split is None:
-        yield from entries
-        return
-    if locate.is_of(path, split) and not any("split" in entry.fields for _, entry in entries):
-        yield from entries
-        return
-    splits = [entry.get("split", str) for _, entry in entries]
+                problems.add(path, *_no_split(content, split))
+                return []
+            content = content[split]
+            where = f"{path} {split}"
+            split = None
+        if content is None and problems.rows:
+            return []
+        entries = [entry for _, entry in problems.objects(content, where)]
+    has_splits = any("split" in entry.fields for entry in entries)
+    if split is None or (not has_splits and locate.is_of(path, split)):
+        return entries
+    splits = [entry.get("split", str) for entry in entries]
     if entries and split not in splits:
-        there = ", ".join(sorted({repr(name) for name in splits if name})) or "none"
-        problems.add(path, f"has no sample of the split {split!r}; there are: {there}")
-    yield from (row for row, name in zip(entries, splits, strict=True) if name == split)
+        names = ", ".join(sorted({repr(name) for name in splits if name})) or "none"
+        problems.add(path, f"has no sample of the split {split!r}; there are: {names}")
+    return [entry for entry, name in zip(entries, splits, strict=True) if name == split]
 
 
-def _listed(content: Any, where: str, problems: ValidationReport) -> Iterator[tuple[str, Entry]]:
-    if content is None and problems.rows:
-        return
-    if not isinstance(content, list) or not content:
-        problems.add(where, "must be a list of samples, and not an empty one")
-        return
-    for number, fields in enumerate(content):
-        if isinstance(fields, dict):
-            yield f"{where} entry {number}", Entry(fields, f"{where} entry {number}", problems)
-        else:
-            problems.add(f"{where} entry {number}", "must be an object")
+def _no_split(content: dict[str, object], split: str | None) -> tuple[str, str]:
+    """Return what is wrong with an object of lists that does not have the split, and what to do."""
+    wrapped = [name for name in WRAPPERS if isinstance(content.get(name), list)]
+    if wrapped:
+        what = f"is an object that holds a list under {wrapped[0]!r}, which is no split"
+        return what, f"Save the list under {wrapped[0]!r} alone as the file. {FORM}"
+    what = "has splits, give one by --split" if split is None else f"has no split {split!r}"
+    return f"{what}; there are: {', '.join(map(repr, content)) or 'none'}", ""
 
 
 def _other_kind(path: Path) -> str:
@@ -157,86 +146,33 @@ def _other_kind(path: Path) -> str:
         return ""
     if path.suffix in LINES or not text.startswith(("[", "{")):
         form = parse.detect_format(text)
-        return (
-            form
-            and f"is {form}, not {'JSON lines: name it .json' if text.startswith('[') else 'JSON'}"
-        )
+        right = "JSON lines: name it .json" if text.startswith("[") else "JSON"
+        return form and f"is {form}, not {right}"
     head, _, rest = text.partition("\n")
     if head.startswith("{") and head.rstrip().endswith("}") and rest.lstrip().startswith("{"):
         return "holds JSON lines, an object a line, and by its name one JSON value: name it .jsonl"
     return ""
 
 
-def _inside(image: str, folder: Path | None) -> str:
-    """Return the name of a picture in `folder`; an absolute path below it is one too."""
-    if folder is not None and image.startswith("/"):
-        for root in (folder.absolute(), Path(os.path.realpath(folder))):
-            if PurePosixPath(os.path.normpath(image)).is_relative_to(root):
-                return os.path.relpath(os.path.normpath(image), root)
-    return image
-
-
 def _sample(entry: Entry, problems: ValidationReport, folder: Path | None) -> Sample | None:
     image = entry.get("image", str)
-    text = entry.get(
-        "text" if "text" in entry.fields or "answer" not in entry.fields else "answer", str
-    )
-    if image is not None and ".." not in PurePosixPath(image).parts:
-        image = _inside(image, folder)
+    has_answer = "text" not in entry.fields and "answer" in entry.fields
+    text = entry.get("answer" if has_answer else "text", str)
+    if folder is not None and image is not None and image.startswith("/"):
+        roots = (os.path.abspath(folder), os.path.realpath(folder))
+        below = None if ".." in PurePosixPath(image).parts else name_below(image, roots)
+        image = below or image
     if image is not None and escapes_root(image):
         what = "is absolute and not below" if image.startswith("/") else "leads out of"
         problems.add(entry.where, f"the path of {image!r} {what} the image directory")
         return None
-    group = entry.fields.get("group")
-    name = entry.fields.get("id")
-    for field, value in (("group", group), ("id", name)):
+    for name in ("group", "id"):
+        value = entry.fields.get(name)
         if isinstance(value, bool) or not isinstance(value, str | int | None):
-            problems.add(entry.where, f"{field!r} must be text or a whole number")
+            problems.add(entry.where, f"{name!r} must be text or a whole number")
             return None
     if image is None or text is None:
         return None
-    return Sample(
-        ImageId(image), " ".join(text.split()), None if group is None else str(group), name
-    )
-
-
-def check_images(
-    samples: Sequence[Sample],
-    folder: Path,
-    workers: int,
-    progress: Progress,
-    problems: ValidationReport,
-) -> None:
-    """Note every picture that is missing or does not decode."""
-    files = {sample.image: folder / sample.image for sample in samples}
-    for image, what in unreadable_images(files, workers, progress).items():
-        problems.add(
-            files[image],
-            what,
-            "Put the pictures right, or take their samples out of the annotations.",
-        )
-
-
-def deduplicate(samples: Sequence[Sample], folder: Path) -> UniqueItems:
-    """Images by content, texts by phrase, in the order of their first sample; groups numbered, none
-    shared by none."""
-    files = FileImages({sample.image: folder / sample.image for sample in samples})
-    images: dict[str, tuple[int, ImageId]] = {}
-    texts: dict[str, tuple[int, str]] = {}
-    groups: dict[object, int] = {}
-    rows = [
-        (
-            images.setdefault(files.digest(sample.image), (len(images), sample.image))[0],
-            texts.setdefault(normal(sample.text), (len(texts), sample.text))[0],
-            groups.setdefault((number,) if sample.group is None else sample.group, len(groups)),
-        )
-        for number, sample in enumerate(samples)
-    ]
-    of_image, of_text, of_group = np.array(rows, np.int64).reshape(-1, 3).T
-    return UniqueItems(
-        tuple(i for _, i in images.values()),
-        tuple(t for _, t in texts.values()),
-        of_image,
-        of_text,
-        of_group,
-    )
+    group = entry.fields.get("group")
+    as_text = None if group is None else str(group)
+    return Sample(ImageId(image), " ".join(text.split()), as_text, entry.fields.get("id"))

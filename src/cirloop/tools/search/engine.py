@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,7 +20,6 @@ import numpy as np
 from PIL import Image
 
 from cirloop.backbones import EmbedInput
-from cirloop.backbones.base import Backbone, ImageFeatures
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import mean_pool, similarity
 from cirloop.cli.runner import done_iterations
@@ -30,7 +28,7 @@ from cirloop.data import triplets
 from cirloop.data.images import BadImage, InlineImage, decode
 from cirloop.retrieval.arrays import Floats, Vectors
 from cirloop.retrieval.dense import best_positions
-from cirloop.retrieval.embed import embed_once
+from cirloop.retrieval.embed import DecodedImages, embed_once
 from cirloop.stages.context import adapter_path, run_directory
 from cirloop.tools.search.config import MAX_K, SearchOptions
 from cirloop.tools.search.gallery import SearchGallery, of_folder, of_run
@@ -89,17 +87,6 @@ def decode_upload(content: bytes, name: str) -> UploadedImage:
         raise UserError(f"{name} {error}. Give another picture.") from None
 
 
-class SingleImage:
-    """The vision tokens of one picture that is on no disk."""
-
-    def __init__(self, backbone: Backbone, picture: Image.Image) -> None:
-        self._backbone = backbone
-        self._picture = picture
-
-    def get(self, images: Sequence[ImageId]) -> list[ImageFeatures]:
-        return list(self._backbone.encode_images([self._picture] * len(images)))
-
-
 class Searcher:
     """One model over one gallery. Not for several threads at once."""
 
@@ -131,7 +118,7 @@ class Searcher:
             picture = self._grey() if reference is None else reference.picture
             made = embed_once(
                 self._backbone,
-                SingleImage(self._backbone, picture),
+                DecodedImages(self._backbone, [picture]),
                 [EmbedInput(ImageId(""), text)],
             )
         return mean_pool(made) if text is None else made
