@@ -61,7 +61,7 @@ def iterate(run: RunContext) -> list[dict[str, Any]]:
 
     if config.evaluation.evaluate_base:
         note(evaluate(run, "base", None, split, 0))
-    model = first = train(run, 0, None, [], None)
+    model = train(run, 0, None, [], None)
     note(evaluate(run, "iter_0", model, split, 0))
     augmented: list[Artifact] = []
     for t in range(1, config.num_iterations + 1):
@@ -69,13 +69,10 @@ def iterate(run: RunContext) -> list[dict[str, Any]]:
             scorer = model
         if config.mining.mines_in(t):
             negatives = mine(run, t - 1, scorer, augmented)
-            writes = config.captioning.enabled
-            samples = caption(run, t, negatives, model, augmented) if writes else None
+            samples = caption(run, t, negatives, model, augmented)
             augmented += [samples] if samples else []
             account(run, t, negatives, samples)
-        if config.training.ranks_negatives:
-            negatives = rank_negatives(run, t, model, augmented)
-        start = first if config.training.start_from == "iteration_0" else model
-        model = train(run, t, start, augmented, negatives)
+        explicit = rank_negatives(run, t, model, augmented) or negatives
+        model = train(run, t, model, augmented, explicit)
         note(evaluate(run, f"iter_{t}", model, split, t))
     return results

@@ -24,10 +24,12 @@ def caption(
     negatives: Artifact,
     checkpoint: Artifact,
     before: Sequence[Artifact],
-) -> Artifact:
+) -> Artifact | None:
     """Write augmented_samples_iter_{t}.json: mined images with a new text that makes them right,
-    and rejected texts."""
+    and rejected texts; None where `captioning.enabled` is off."""
     config = run.config
+    if not config.captioning.enabled:
+        return None
     train = run.data.train
     settings = config.captioning
     settings.check(config.foundation)

@@ -25,16 +25,17 @@ STRATEGY = "rank window"
 
 def rank_negatives(
     run: RunContext, iteration: int, checkpoint: Artifact, augmented: Sequence[Artifact]
-) -> Artifact:
+) -> Artifact | None:
     """Write ranked_negatives_iter_{t}.json: images from the window of ranks of
-    `training.negatives`, by M_{t-1}.
+    `training.negatives`, by M_{t-1}; None where that asks for mined images.
 
     Ranks count from 1 among the images that may be negatives: the target, known positives, the
     reference and copies of them have none.
     """
     train = run.data.train
     window = run.config.training.negatives
-    assert isinstance(window, RankedNegatives)
+    if not isinstance(window, RankedNegatives):
+        return None
 
     def draw(
         triplet: Triplet, rows_K: Rows, scores_K: Floats, rng: np.random.Generator

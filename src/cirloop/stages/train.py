@@ -40,6 +40,8 @@ def train(
     name = f"checkpoint_iter_{iteration}"
     steps = config.training.steps_per_iteration if iteration else config.training.iteration_0_steps
     untrained = steps == 0 and parent is None  # evaluating a base model needs no training data
+    if iteration and config.training.start_from == "iteration_0":
+        parent = run.store.load("checkpoint_iter_0")
     inputs = [a.digest for a in (parent, *augmented, negatives) if a is not None]
     inputs = inputs if untrained else [run.data.digest, *inputs]
     settings = run.stage_config("model", "training", "data") | {"steps": steps}
