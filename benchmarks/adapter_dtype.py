@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import study_loop_vs_control as study
+import study_rounds as study
 import torch
 
 from cirloop.cli import runner
@@ -47,9 +47,7 @@ def main() -> None:
     parser.add_argument("--warm_up", type=int, default=60, help="steps")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
-    parser.set_defaults(
-        steps=0, temperature=0.05, augmented_fraction=0.0, num_negatives=0, split="test"
-    )
+    parser.set_defaults(steps=0, temperature=0.05, split="test")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger("cirloop").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""How many known right answers each strategy mines: all 18 strategies by the kinds of known right
+"""How many known right answers each strategy mines: all 19 strategies by the kinds of known right
 answers.
 
 A small train split full of traps. Its queries come in pairs that ask for the same thing (the same

@@ -4,7 +4,7 @@ so it is counted.
 `--part table`: for the warm-up model of each seed, every strategy with no filter and with each
 false-negative filter: how many images are mined or left, and the share of them that are right
 answers. `--part recall`: arms that spend the same optimisation steps after one shared warm-up per
-seed: the strategy's images as negatives, no new texts, against `control`, no mined images;
+seed: the strategy's images as negatives, no new texts, against `control`, random images instead;
 `strategy+filter` is an arm too, by default every filter after `top_k_all`. Prints recalls on
 `shapes` test, mean and standard error over seeds, paired gains.
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import study_loop_vs_control as study
+import study_rounds as study
 import torch
 
 from cirloop.artifacts.atomic import write_json
@@ -129,7 +129,7 @@ def with_strategy(
 def mined_table(args: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        directory = args.output / f"warm_control_{seed}"
+        directory = args.output / f"warm_{seed}"
         config = study.config(args, seed, directory, 0, "control")
         runner.run(config)
         warm = runner.open_run(config)
@@ -193,11 +193,9 @@ def main() -> None:
         ("warm_up", 60),
         ("steps", 60),
         ("batch_size", 32),
-        ("num_negatives", 1),
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--temperature", type=float, default=0.05)
-    parser.add_argument("--augmented_fraction", type=float, default=0.25)
     parser.add_argument("--split", default="test")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

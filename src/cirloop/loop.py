@@ -31,9 +31,11 @@ def expected_artifacts(config: RunConfig, accounts: bool) -> list[str]:
     names = ["evaluation_base.json"] if config.evaluation.evaluate_base else []
     names += ["checkpoint_iter_0", "evaluation_iter_0.json"]
     for t in range(1, config.num_iterations + 1):
-        names.append(f"hard_negatives_iter_{t - 1}.json")
-        names += [f"augmented_samples_iter_{t}.json"] if config.captioning.enabled else []
-        names += [f"accounting_iter_{t}.json"] if accounts else []
+        if config.mining.mines_in(t):
+            names.append(f"hard_negatives_iter_{t - 1}.json")
+            names += [f"augmented_samples_iter_{t}.json"] if config.captioning.enabled else []
+            names += [f"accounting_iter_{t}.json"] if accounts else []
+        names += [f"ranked_negatives_iter_{t}.json"] if config.training.ranks_negatives else []
         names += [f"checkpoint_iter_{t}", f"evaluation_iter_{t}.json"]
     return names
 
@@ -44,6 +46,7 @@ def iterate(run: RunContext) -> list[dict[str, Any]]:
     from cirloop.stages.caption import caption
     from cirloop.stages.evaluate import evaluate, summary
     from cirloop.stages.mine import mine
+    from cirloop.stages.rank_negatives import rank_negatives
     from cirloop.stages.train import train
 
     config = run.config
@@ -64,12 +67,12 @@ def iterate(run: RunContext) -> list[dict[str, Any]]:
     for t in range(1, config.num_iterations + 1):
         if (t - 1) % config.mining.strategy.refresh_every(config.num_iterations) == 0:
             scorer = model
-        negatives = mine(run, t - 1, scorer, augmented)
-        samples = (
-            caption(run, t, negatives, model, augmented) if config.captioning.enabled else None
-        )
-        augmented += [samples] if samples else []
-        account(run, t, negatives, samples)
-        model = train(run, t, model, augmented, negatives)
+        if config.mining.mines_in(t):
+            negatives = mine(run, t - 1, scorer, augmented)
+            samples = caption(run, t, negatives, model, augmented)
+            augmented += [samples] if samples else []
+            account(run, t, negatives, samples)
+        explicit = rank_negatives(run, t, model, augmented) or negatives
+        model = train(run, t, model, augmented, explicit)
         note(evaluate(run, f"iter_{t}", model, split, t))
     return results

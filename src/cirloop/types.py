@@ -96,9 +96,20 @@ class MinedNegative:
 
 
 @dataclass(frozen=True, slots=True)
+class MinedAnchors:
+    """Self-made anchors of a round: a query for each, and images near its reference.
+
+    A query's text is an example, a human text of other images.
+    """
+
+    queries: Sequence[Query]
+    pairs: Sequence[MinedNegative]
+
+
+@dataclass(frozen=True, slots=True)
 class AugmentedTriplet:
-    """A mined negative turned into a positive by a new text; `source` is the human query it came
-    from."""
+    """A mined image turned into a target by a new text; `source` is the human query, or the
+    self-made anchor's, that it came from."""
 
     triplet: Triplet
     source: QueryId

@@ -103,7 +103,7 @@ CASES = (
     Case("scripts/pretrain_tiny.py", f"--output OUT {SHORT}", "parameters"),
 )
 HERE = {
-    "benchmarks/study_loop_vs_control.py",
+    "benchmarks/study_rounds.py",
     "scripts/check.sh",
     "scripts/lock.py",
     "scripts/setup_env.sh",
@@ -179,18 +179,16 @@ def test_the_study_compares_arms_from_one_warm_up(tmp_path: Path) -> None:
     """Arms whose settings differ from the warm-up's, which they are copied from."""
     flags = shlex.split(TOY.replace("OUT", str(tmp_path / "study")))
     done = command(
-        "benchmarks/study_loop_vs_control.py", *flags, "--arms", "control,negatives", cwd=tmp_path
+        "benchmarks/study_rounds.py", *flags, "--arms", "control,negatives", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert "negatives" in done.stdout and "1 seeds, 1 rounds" in done.stdout
-    warm, *arms = (
-        tmp_path / "study" / name for name in ("warm_control_1", "control_1", "negatives_1")
-    )
+    assert "negatives" in done.stdout and "1 seeds" in done.stdout
+    warm, *arms = (tmp_path / "study" / name for name in ("warm_1", "control_1", "negatives_1"))
     first = "checkpoint_iter_0/adapter_model.safetensors"
     assert {(arm / first).read_bytes() for arm in arms} == {(warm / first).read_bytes()}
     assert all((arm / "checkpoint_iter_1" / "adapter_model.safetensors").is_file() for arm in arms)
     again = command(
-        "benchmarks/study_loop_vs_control.py",
+        "benchmarks/study_rounds.py",
         *flags,
         "--arms",
         "control,negatives",

@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def test_all_strategies_are_tried() -> None:
-    assert len(STRATEGIES) == 18
+    assert len(STRATEGIES) == 19
 
 
 @pytest.mark.parametrize("fallback", FALLBACKS)

@@ -251,7 +251,12 @@ def test_what_is_mined_does_not_depend_on_blocks(case: Case, data: st.DataObject
     kind = data.draw(st.sampled_from(MINERS))
     strategy = of(kind, negatives_per_query=2)
     block = case.whole() if strategy.needs_full_gallery else case.window(strategy.depth)
-    known = replace(context(case), targets_Q=np.array(case.targets), mean_target_score=0.4)
+    known = replace(
+        context(case),
+        targets_Q=np.array(case.targets),
+        references_Q=np.array(case.references),
+        mean_target_score=0.4,
+    )
     cut = data.draw(st.integers(0, len(case.targets)))
     parts = []
     for rows in (slice(0, cut), slice(cut, None)):

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from cirloop.artifacts.store import Artifact
-from cirloop.types import AugmentedTriplet, MinedNegative, Query, Triplet
+from cirloop.types import AugmentedTriplet, MinedAnchors, MinedNegative, Query, Triplet
 
 
 def read_mined(artifact: Artifact) -> list[MinedNegative]:
     return [MinedNegative(**row) for row in artifact.read()["negatives"]]
+
+
+def read_anchors(artifact: Artifact) -> MinedAnchors:
+    """Read the self-made anchors of a round; none where it has none."""
+    rows = artifact.read().get("anchors", {"queries": [], "pairs": []})
+    return MinedAnchors(
+        [Query(**row) for row in rows["queries"]], [MinedNegative(**row) for row in rows["pairs"]]
+    )
 
 
 def read_augmented(artifact: Artifact) -> list[AugmentedTriplet]:

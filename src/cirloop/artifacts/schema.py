@@ -45,6 +45,7 @@ SCHEMAS = {
     "state": FileSchema(checksummed=True, remedy="Delete its directory to train from the start."),
     "hard_negatives": FileSchema(3),
     "augmented_samples": FileSchema(),
+    "ranked_negatives": FileSchema(),
     "accounting": FileSchema(),
     "training_log": FileSchema(),
     "parts": FileSchema(),

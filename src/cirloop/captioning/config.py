@@ -39,8 +39,18 @@ class CaptioningSettings(Settings):
     max_round_trip_rank: int = Field(20, ge=0)
     """Lowest rank the current embedder may give the mined image for the new text; 0 = do not
     check."""
+    min_round_trip_rank: int = Field(1, ge=1)
+    """Highest rank that it may have: from 2 on, texts that the current embedder can answer already
+    are not kept."""
+    max_per_iteration: int | None = Field(None, ge=1)
+    """Augmented triplets kept of an iteration, the surest first; None: all."""
     max_per_query: int = Field(3, ge=1)
     """Augmented triplets kept per human query and iteration, the surest first."""
+
+    @property
+    def checks_round_trip(self) -> bool:
+        """Whether the embedder ranks mined images by their new texts."""
+        return bool(self.max_round_trip_rank) or self.min_round_trip_rank > 1
 
     def prompts(self, foundation: Foundation) -> Prompts:
         """Load the prompts for this foundation model.

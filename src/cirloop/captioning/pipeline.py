@@ -17,7 +17,15 @@ from cirloop.captioning.batched_captioner import CaptionClient
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.parsing import parse_answer, without_set_phrases
 from cirloop.captioning.prompts import REWRITE, VERIFY, Prompt
-from cirloop.data.known_positives import DUPLICATE, ENOUGH, SURER_KEPT, WRITTEN_AGAIN, normal_text
+from cirloop.data.known_positives import (
+    DUPLICATE,
+    ENOUGH,
+    ENOUGH_IN_ALL,
+    KNOWN_ALREADY,
+    SURER_KEPT,
+    WRITTEN_AGAIN,
+    normal_text,
+)
 from cirloop.io.redact import escape_control
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
@@ -174,7 +182,8 @@ def verify(
 def check_round_trip(
     candidates: Sequence[Candidate], settings: CaptioningSettings, round_trip: RoundTrip
 ) -> list[Candidate]:
-    """Reject texts for which the embedder ranks the mined image below `max_round_trip_rank`."""
+    """Reject texts for which the embedder ranks the mined image outside the ranks of the
+    settings."""
     checked = list(candidates)
     remaining = _not_rejected(checked)
     queries = [
@@ -183,7 +192,9 @@ def check_round_trip(
     ]
     ranks = round_trip(queries, [checked[i].negative.image for i in remaining])
     for i, rank in zip(remaining, ranks, strict=True):
-        reason = "round trip" if rank > settings.max_round_trip_rank else ""
+        reason = "round trip" if rank > (settings.max_round_trip_rank or rank) else ""
+        if rank < settings.min_round_trip_rank:
+            reason = KNOWN_ALREADY
         checks = {**checked[i].checks, "round_trip_rank": rank}
         checked[i] = replace(checked[i], checks=checks, reason=reason)
     return checked
@@ -226,6 +237,8 @@ def select(
             reasons[i] = DUPLICATE
         elif num_accepted[source] == settings.max_per_query:
             reasons[i] = ENOUGH
+        elif len(accepted) == settings.max_per_iteration:
+            reasons[i] = ENOUGH_IN_ALL
         else:
             taken_queries.add(query)
             taken_pairs.add(pair)

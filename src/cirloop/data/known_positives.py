@@ -30,7 +30,9 @@ WRITTEN_AGAIN = "same as the original text"
 SURER_KEPT = "a surer text was kept"
 DUPLICATE = "duplicate"
 ENOUGH = "enough for this query"
-SAID_RIGHT = (WRITTEN_AGAIN, SURER_KEPT, DUPLICATE, ENOUGH)
+ENOUGH_IN_ALL = "enough for this iteration"
+KNOWN_ALREADY = "ranked high enough already"
+SAID_RIGHT = (WRITTEN_AGAIN, SURER_KEPT, DUPLICATE, ENOUGH, ENOUGH_IN_ALL, KNOWN_ALREADY)
 """The reasons of rejected captions that no check found wrong: what the captioner wrote is right for
 the mined image."""
 

@@ -145,7 +145,8 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     backbone: Any = config.model.build(job.parent)
     backbone.make_trainable(settings, seed_of(config.seed, "lora"))
     samples = [Artifact(name, job.run / name, "") for name in job.augmented]
-    augmented = [row for sample in samples for row in read_augmented(sample)]
+    newest = samples[-settings.augmented_rounds :] if settings.augmented_rounds else samples
+    augmented = [row for sample in newest for row in read_augmented(sample)]
     mined = (
         read_mined(Artifact(job.negatives, job.run / job.negatives, "")) if job.negatives else []
     )
@@ -160,6 +161,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         settings.unique_targets,
         batch_groups(data, settings.group_batches),
         known_positives(data, samples),
+        settings.bundles,
     )
     features = VisionCache(backbone, data.images, job.cache / "vision", config.runtime)
     if is_sharded(accelerate):  # the tower must still be whole

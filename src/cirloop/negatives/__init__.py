@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from cirloop.config.base import Settings, default_type
+from cirloop.negatives.anchors import AnchorSettings
 from cirloop.negatives.base import Strategy
 from cirloop.negatives.filters import FilterConfig
 from cirloop.negatives.strategies.attribute_mismatch import AttributeMismatch
@@ -19,6 +20,7 @@ from cirloop.negatives.strategies.in_batch import InBatch
 from cirloop.negatives.strategies.knn_text import KnnText
 from cirloop.negatives.strategies.margin import Margin
 from cirloop.negatives.strategies.mixture import Mixture, MixturePart
+from cirloop.negatives.strategies.near_reference import NearReference
 from cirloop.negatives.strategies.none import NoMining
 from cirloop.negatives.strategies.online_hardest import OnlineHardest
 from cirloop.negatives.strategies.random import Random
@@ -39,6 +41,7 @@ Single = (
     | InBatch
     | KnnText
     | Margin
+    | NearReference
     | OnlineHardest
     | Random
     | Semantic
@@ -106,6 +109,14 @@ class MiningSettings(Settings):
     only_failed_queries: bool | None = None
     """Mine only for queries whose target is not ranked first; by default so with `top_k` and
     `random` alone."""
+    num_rounds: int | None = Field(None, ge=1)
+    """Rounds that mine and write texts, from the first; later ones train on what there is. None:
+    all."""
+    skip_captioned: bool = False
+    """Mine no image again for a reference with an accepted text that leads from one to the other;
+    the next-ranked image takes its place."""
+    anchors: AnchorSettings = AnchorSettings()
+    """Gallery images without a human text that texts are written for."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -124,6 +135,10 @@ class MiningSettings(Settings):
         if self.fallback != "none" and self.strategy.type == "none":
             raise ValueError(f"fallback: {self.fallback} does nothing with the strategy `none`")
         return self
+
+    def mines_in(self, iteration: int) -> bool:
+        """Whether images are mined for the training of `iteration`, from 1."""
+        return self.num_rounds is None or iteration <= self.num_rounds
 
     @property
     def skips_solved_queries(self) -> bool:

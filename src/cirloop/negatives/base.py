@@ -63,7 +63,8 @@ class MiningContext:
 
     `groups` are per query the images of its group. `categories` and `attributes` are per gallery
     row; `requested_attributes` is per query, the names of the attributes its text asks for with
-    their values. `vectors_GD` are the gallery's, `text_scores` gives (B, G) similarities of the
+    their values. `targets_Q` and `references_Q` are gallery rows (a reference that is not in the
+    gallery: -1). `vectors_GD` are the gallery's, `text_scores` gives (B, G) similarities of the
     texts alone for query numbers. `mean_target_score` is over all queries, `losses` are those
     measured in the rounds before, `iteration` counts the `rounds` from 0.
     """
@@ -73,6 +74,7 @@ class MiningContext:
     rounds: int = 0
     query_ids: Sequence[QueryId] = ()
     targets_Q: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+    references_Q: Rows | None = None
     groups: Sequence[frozenset[int]] | None = None
     categories: Sequence[str] | None = None
     attributes: Sequence[Mapping[str, str]] | None = None

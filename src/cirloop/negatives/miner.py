@@ -85,7 +85,12 @@ def mine(
             inputs.queries_QD, inputs.gallery_GD, inputs.targets_Q[:, None], device
         )
     mean = float(scores_Q.mean()) if len(scores_Q) else 0.0
-    context = replace(context, targets_Q=inputs.targets_Q, mean_target_score=mean)
+    context = replace(
+        context,
+        targets_Q=inputs.targets_Q,
+        references_Q=inputs.references_Q,
+        mean_target_score=mean,
+    )
     if not strategy.needs_full_gallery and settings.fallback != "random":
         blocks = _top_k_blocks(
             settings, inputs, device, target_ranks or settings.skips_solved_queries, stats

@@ -102,7 +102,8 @@ def _examples(
     for row in evenly_spaced(content["accepted"], MAX_TEXTS):
         query = row["triplet"]["query"]
         target = row["triplet"]["target"]
-        old = data.train_split.text(QueryId(row["source"]))
+        is_anchor = QueryId(row["source"]) not in data.train_split.queries
+        old = "" if is_anchor else data.train_split.text(QueryId(row["source"]))
         cards.append(
             _card(data, row, query["reference"], target, (old, query["text"]), "", thumbnails)
         )
@@ -144,6 +145,7 @@ def _card(
         thumbnails.add(split, ImageId(reference), "reference"),
         thumbnails.add(split, ImageId(image), "mined image"),
     ]
-    lines = [("Old text", shortened(old)), ("New text", shortened(new) or "(empty)")]
+    lines = [("Old text", shortened(old))] if old else []
+    lines.append(("New text", shortened(new) or "(empty)"))
     verdict = f"Rejected: {reason}" if reason else "Accepted"
     return Card(shortened(row["source"]), lines, images, (), verdict, not reason, join("; ", notes))

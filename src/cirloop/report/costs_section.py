@@ -18,6 +18,7 @@ KINDS = {
     "checkpoint": "train",
     "hard_negatives": "mine",
     "augmented_samples": "caption",
+    "ranked_negatives": "rank negatives",
     "accounting": "account",
 }
 

@@ -26,6 +26,7 @@ WARM_UP = "checkpoint_iter_0"
 ARTIFACT_STAGES = {
     "hard_negatives": "mining",
     "augmented_samples": "captions",
+    "ranked_negatives": "negatives",
     "checkpoint": "training",
     "evaluation": "evaluation",
     "accounting": "accounting",

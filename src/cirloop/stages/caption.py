@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cirloop.artifacts.atomic import write_json
-from cirloop.artifacts.rows import read_augmented, read_mined
+from cirloop.artifacts.rows import read_anchors, read_augmented, read_mined
 from cirloop.artifacts.store import Artifact
 from cirloop.captioning import pipeline
 from cirloop.data.known_positives import normal_text
@@ -24,10 +24,12 @@ def caption(
     negatives: Artifact,
     checkpoint: Artifact,
     before: Sequence[Artifact],
-) -> Artifact:
+) -> Artifact | None:
     """Write augmented_samples_iter_{t}.json: mined images with a new text that makes them right,
-    and rejected texts."""
+    and rejected texts; None where `captioning.enabled` is off."""
     config = run.config
+    if not config.captioning.enabled:
+        return None
     train = run.data.train
     settings = config.captioning
     settings.check(config.foundation)
@@ -39,18 +41,19 @@ def caption(
         return run.rank_targets(run.embedder(checkpoint), queries, images, train)
 
     def build(path: Path) -> None:
-        queries = {t.query.id: t.query for t in train.triplets}
+        mined, anchors = read_mined(negatives), read_anchors(negatives)
+        queries = {q.id: q for q in (*(t.query for t in train.triplets), *anchors.queries)}
         captioner = run.captioner(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration
         candidates = pipeline.generate_candidates(
-            captioner, read_mined(negatives), queries, settings, seed, prompts.rewrite
+            captioner, [*mined, *anchors.pairs], queries, settings, seed, prompts.rewrite
         )
         candidates = [pipeline.check_format(c, settings) for c in candidates]
         if settings.min_verify_probability:
             candidates = pipeline.verify(captioner, candidates, settings, prompts.verify)
         name = captioner.name
         del captioner  # before the embedder comes in
-        if settings.max_round_trip_rank:
+        if settings.checks_round_trip:
             candidates = pipeline.check_round_trip(candidates, settings, rank_targets)
         written = [row.triplet for artifact in before for row in read_augmented(artifact)]
         known = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 from cirloop.data.known_positives import KINDS, REFERENCE, TARGET, KnownPositives
-from cirloop.types import ImageId, TrainSplit
+from cirloop.types import AugmentedTriplet, ImageId, TrainSplit
 
 SPELLING = "other spellings of target or reference"
 """Of the copies, those whose names differ in spelling alone, as `./a.png` and `a.png`."""
@@ -47,6 +48,24 @@ def barred_rows(
             barred |= others if kind == REFERENCE else equal
         out.append(frozenset(barred))
     return out, {kind: counts[kind] for kind in EXCLUSION_KINDS}
+
+
+def captioned_rows(
+    train: TrainSplit, known: KnownPositives, augmented: Sequence[AugmentedTriplet]
+) -> list[frozenset[int]]:
+    """Return per query the gallery rows for which there is an accepted text from its reference."""
+    captioned: dict[str, set[str]] = defaultdict(set)
+    for row in augmented:
+        reference = known.content(row.triplet.query.reference)
+        captioned[reference].add(known.content(row.triplet.target))
+    of_content: dict[str, set[int]] = defaultdict(set)
+    for row_number, image in enumerate(train.gallery.ids):
+        of_content[known.content(image)].add(row_number)
+    barred = []
+    for triplet in train.triplets:
+        contents = captioned[known.content(triplet.query.reference)]
+        barred.append(frozenset().union(*(of_content[content] for content in contents)))
+    return barred
 
 
 def _spelling(image: ImageId) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from cirloop.artifacts import schema
 from cirloop.artifacts.atomic import write_json
+from cirloop.artifacts.rows import read_augmented
 from cirloop.artifacts.store import Artifact, file_digest
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.similarity import mean_pool, similarity
@@ -32,11 +33,12 @@ from cirloop.retrieval.arrays import Floats
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import scores_of
 from cirloop.retrieval.vectors import validate_embeddings
+from cirloop.stages.anchors import mine_anchors
 from cirloop.stages.context import RunContext
-from cirloop.stages.exclusions import barred_rows
+from cirloop.stages.exclusions import barred_rows, captioned_rows
 from cirloop.stages.mined_rows import mined_pairs, mined_rows
 from cirloop.stages.models import Embedder
-from cirloop.types import ImageId, TrainSplit
+from cirloop.types import AugmentedTriplet, ImageId, TrainSplit
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,12 @@ def mine(
 
     def build(path: Path) -> None:
         known = known_positives(run.data.train, before)
-        write_json(path, run.mark | mine_split(run, run.embedder(checkpoint), iteration, known))
+        augmented = [row for artifact in before for row in read_augmented(artifact)]
+        backbone = run.embedder(checkpoint)
+        content = mine_split(run, backbone, iteration, known, augmented)
+        if run.config.mining.anchors.num:
+            content["anchors"] = mine_anchors(run, backbone, iteration, known, augmented)
+        write_json(path, run.mark | content)
 
     attributes = run.config.attributes
     uses_captioner = any(each.type == "verify" for each in run.config.mining.filters) or (
@@ -75,17 +82,26 @@ def mine(
 
 
 def mine_split(
-    run: RunContext, backbone: Embedder, iteration: int, known: KnownPositives | None = None
+    run: RunContext,
+    backbone: Embedder,
+    iteration: int,
+    known: KnownPositives | None = None,
+    augmented: Sequence[AugmentedTriplet] = (),
 ) -> dict[str, Any]:
     """Mine the train split, and return the rows, statistics of strategy and filters, and counts as
     JSON.
 
-    `known` says what is right beside the targets, by default what the train split knows.
+    `known` says what is right beside the targets, by default what the train split knows;
+    `augmented` are the texts of earlier rounds, whose pairs `mining.skip_captioned` leaves out.
     """
     config = run.config
     train = run.data.train
     settings = config.mining
-    barred, left_out = barred_rows(train, known or KnownPositives.of(train))
+    known = known or KnownPositives.of(train)
+    barred, left_out = barred_rows(train, known)
+    if settings.skip_captioned:
+        captioned = captioned_rows(train, known, augmented)
+        barred = [right | written for right, written in zip(barred, captioned, strict=True)]
     vectors = mining_inputs(run, backbone, train, barred)
     context = mining_context(run, backbone, train, vectors, iteration)
     stats: dict[str, Any] = {}

@@ -14,6 +14,18 @@ from cirloop.monitoring import profiling
 from cirloop.stages.context import RunContext, adapter_path
 from cirloop.training.health import plateau_warning
 
+LATER_ITERATIONS_ONLY = {
+    "augmented_fraction",
+    "augmented_rounds",
+    "bundles",
+    "iteration_0_steps",
+    "negatives",
+    "negatives_in_batch",
+    "start_from",
+    "steps_per_iteration",
+}
+"""Settings of training that iteration 0 does not read; its number of steps is given apart."""
+
 
 def train(
     run: RunContext,
@@ -28,9 +40,17 @@ def train(
     name = f"checkpoint_iter_{iteration}"
     steps = config.training.steps_per_iteration if iteration else config.training.iteration_0_steps
     untrained = steps == 0 and parent is None  # evaluating a base model needs no training data
+    if iteration and config.training.start_from == "iteration_0":
+        parent = run.store.load("checkpoint_iter_0")
     inputs = [a.digest for a in (parent, *augmented, negatives) if a is not None]
     inputs = inputs if untrained else [run.data.digest, *inputs]
     settings = run.stage_config("model", "training", "data") | {"steps": steps}
+    if iteration == 0:  # so that runs which differ in later iterations only may share it
+        settings["training"] = {
+            name: value
+            for name, value in settings["training"].items()
+            if name not in LATER_ITERATIONS_ONLY
+        }
 
     def build(path: Path) -> None:
         if untrained or config.retrieval == "simulated":  # which has nothing to train

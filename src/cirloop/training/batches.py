@@ -1,8 +1,8 @@
 """Training batches: a function of the seed and the step alone, so that a resumed run sees the same.
 
 A batch holds augmented triplets together with the human triplets they came from (ReCALL's best
-setting), filled up with human triplets from one seeded shuffle per epoch. Its candidates are the
-targets and the mined negatives, each image once.
+setting), or whole bundles of them (`bundles.py`), filled up with human triplets from one seeded
+shuffle per epoch. Its candidates are the targets and the explicit negatives, each image once.
 
 A query's hard negatives, for losses of pairs, are the targets of its augmented triplets in the
 batch, which are the mined images that those were written for (ReCALL's I_h), and `num_negatives` of
@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cirloop.data.known_positives import REFERENCE, KnownPositives
+from cirloop.training.bundles import BundleOrder
+from cirloop.training.config import BundleSettings
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 
@@ -56,10 +58,12 @@ class BatchSampler:
         unique_targets: bool = True,
         groups: Mapping[QueryId, str] | None = None,
         known: KnownPositives | None = None,
+        bundles: BundleSettings | None = None,
     ) -> None:
         """With `groups`, by human query, a batch's human triplets come from one or few groups.
 
         `known` says what is right for a query; by default only the targets of the triplets are.
+        `bundles` of a size other than 0 take the place of `augmented_fraction`.
         """
         if not human:
             raise ValueError("no human triplets to train on")
@@ -69,6 +73,12 @@ class BatchSampler:
         self._batch_size = batch_size
         self._num_augmented = int(batch_size * augmented_fraction) if augmented else 0
         self._num_human = batch_size - 2 * self._num_augmented
+        self._bundles: BundleOrder | None = None
+        if bundles is not None and bundles.size and augmented:
+            self._num_augmented = 0
+            self._num_human = int(batch_size * bundles.plain_fraction)
+            num_rows = batch_size - self._num_human
+            self._bundles = BundleOrder(human, augmented, bundles.size, num_rows, seed)
         self._num_negatives = num_negatives
         self._seed = seed
         self._unique_targets = unique_targets
@@ -76,6 +86,7 @@ class BatchSampler:
         self._shuffles: dict[tuple[str, int], list[int]] = {}
         self._source_of = {row.triplet.query.id: row.source for row in augmented}
         self._known = known or KnownPositives(human, augmented)
+        self._queries = {t.query.id: t.query for t in (*human, *(a.triplet for a in augmented))}
         self._negatives: dict[QueryId, list[ImageId]] = defaultdict(list)
         self.num_known_positives = 0
         """Mined images that are no negatives: known to be right, or copies of the reference."""
@@ -90,7 +101,7 @@ class BatchSampler:
 
         The reference itself is a negative: `mining.rank_reference` asks for it.
         """
-        query = self._by_id[negative.query].query
+        query = self._queries[negative.query]
         kind = self._known.barred(query).get(self._known.content(negative.image))
         is_reference = kind == REFERENCE and negative.image == query.reference
         return kind is not None and not is_reference
@@ -98,9 +109,13 @@ class BatchSampler:
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of `step`, from 0."""
         rows: dict[QueryId, Triplet] = {}
+        for bundle in self._bundles[step] if self._bundles else ():
+            for triplet in bundle:
+                self._add(rows, triplet)
         for position in self._augmented_positions(step):
             augmented = self._augmented[position]
-            self._add(rows, augmented.triplet, self._by_id[augmented.source])
+            source = self._by_id.get(augmented.source)  # a self-made anchor has no human triplet
+            self._add(rows, augmented.triplet, *([] if source is None else [source]))
         for position in self._human_positions(step):
             self._add(rows, self._human[position])
         if len(rows) < self._batch_size:  # triplets coincided

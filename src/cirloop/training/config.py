@@ -86,6 +86,54 @@ LossConfig = Annotated[
 ]
 
 
+class MinedNegatives(Settings):
+    """Explicit negatives are the images that were mined for a human query."""
+
+    type: Literal["mined"] = "mined"
+
+
+class RankedNegatives(Settings):
+    """Explicit negatives are drawn from a window of ranks of the current model, anew in each
+    iteration."""
+
+    type: Literal["ranked"] = "ranked"
+    first_rank: int = Field(11, ge=1)
+    """First rank of the window, counted without the target, what is known to be right and the
+    reference."""
+    last_rank: int | None = Field(60, ge=1)
+    """Last rank of the window; None: the whole gallery."""
+    rows: Literal["all", "human"] = "all"
+    """Which queries have such negatives: augmented ones too, or human ones alone."""
+    num: int = Field(16, ge=1)
+    """Images drawn per query and iteration; a step draws `negatives_in_batch` of them."""
+
+    @model_validator(mode="after")
+    def _has_a_window(self) -> RankedNegatives:
+        if self.last_rank is not None and self.last_rank < self.first_rank:
+            raise ValueError(
+                f"last_rank {self.last_rank} is above first_rank {self.first_rank}; give a window"
+            )
+        return self
+
+
+NegativesConfig = Annotated[
+    RankedNegatives | MinedNegatives,
+    Field(discriminator="type"),
+    BeforeValidator(default_type("mined")),
+]
+
+
+class BundleSettings(Settings):
+    """Batches of bundles: a human or self-made triplet with its texts of all rounds."""
+
+    size: int = Field(0, ge=0)
+    """Most triplets of a bundle, so that the images of one reference are each other's negatives
+    with known texts; 0 = no bundles but pairs, by `augmented_fraction`."""
+    plain_fraction: float = Field(0.25, ge=0, lt=1)
+    """Share of a batch that human triplets from the shuffle of all take, whether or not they have
+    further texts."""
+
+
 class TrainingSettings(Settings):
     """Settings of a training stage: a contrastive loss, AdamW, learning-rate warm-up and decay."""
 
@@ -99,9 +147,17 @@ class TrainingSettings(Settings):
     """Share of augmented triplets in a batch, where there are any; each brings its human triplet
     along."""
     negatives_in_batch: int = Field(1, ge=0)
-    """Mined images added as candidates per human query that has any: its own negatives, for losses
+    """Explicit negatives added as candidates per query that has any: its own negatives, for losses
     of pairs, beside the mined images that were rewritten and are in the batch. A query with neither
     gets as many random targets of other queries of the batch."""
+    negatives: NegativesConfig = MinedNegatives()
+    """Where explicit negatives come from, `negatives_in_batch` for a query in a step."""
+    bundles: BundleSettings = BundleSettings()
+    """How augmented triplets and those they came from share a batch."""
+    augmented_rounds: int | None = Field(None, ge=1)
+    """Latest rounds whose texts are trained on; None: all."""
+    start_from: Literal["previous", "iteration_0"] = "previous"
+    """Which iteration's weights an iteration starts from."""
     unique_targets: bool = True
     """Allow no image to be the target of two queries of a batch."""
     group_batches: Literal["none", "category", "group"] = "none"
@@ -143,6 +199,11 @@ class TrainingSettings(Settings):
     trainable_patterns: tuple[str, ...] = ()
     """Patterns of the weights that `finetuning: full` trains: a weight's name starts with one; by
     default the model's own."""
+
+    @property
+    def ranks_negatives(self) -> bool:
+        """Whether explicit negatives come from a window of ranks."""
+        return isinstance(self.negatives, RankedNegatives)
 
     @model_validator(mode="after")
     def _pairs_fit(self) -> TrainingSettings:

@@ -1,0 +1,292 @@
+"""Do rounds pay? The loop against controls that could explain its gain away, over seeds.
+
+Arms of a seed share iteration 0 and spend the same optimisation steps, with as many rows and, but
+for `pairs`, as many explicit negatives in a batch:
+
+    control   human triplets, random images as explicit negatives
+    far       human triplets, explicit negatives from ranks 11 to 60
+    loop      mistakes mined anew in each round and rewritten, bundles, far negatives
+    near      images near the reference instead of mistakes, at most as many texts as the loop's
+    random    random images instead of mistakes, at most as many texts
+    once      mined and captioned in the first round alone
+    anchors   the loop, and self-made anchors: references that no human wrote a text for
+    anchors_once   the same, in the first round alone
+    pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
+    no_bundles, no_far, again, failed, restart   the loop less a part, or with another
+
+Prints, for each arm, recalls on `shapes` after each round with the standard error over seeds, the
+gain over `control` after each round, paired by seed, texts written and accepted, and seconds. A
+study that is stopped goes on where it was; `--workers` arms run at once.
+
+    python benchmarks/study_rounds.py --seeds 5 --workers 2 --output experiments/rounds
+    python benchmarks/study_rounds.py --output experiments/rounds --report_only
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cirloop.artifacts.atomic import write_json
+from cirloop.cli import entry, runner
+from cirloop.config.run import RunConfig, save
+from cirloop.config.run_dir import CONFIG
+from cirloop.monitoring.console import table
+
+Arm = dict[str, dict[str, Any]]
+
+TOP_K = {"type": "top_k", "negatives_per_query": 3, "extra_ranks": "all"}
+NO_MINING: Arm = {"mining": {"strategy": {"type": "none"}}, "captioning": {"enabled": False}}
+RANDOM_NEGATIVES = {"type": "ranked", "first_rank": 1, "last_rank": None}
+FAR_NEGATIVES = {"type": "ranked", "first_rank": 11, "last_rank": 60}
+BUNDLES = {"size": 4}
+LOOP: Arm = {
+    "mining": {"strategy": TOP_K, "skip_captioned": True},
+    "training": {"negatives": FAR_NEGATIVES, "bundles": BUNDLES},
+}
+
+
+def with_parts(arm: Arm, **parts: dict[str, Any]) -> Arm:
+    """Return an arm with other settings of some parts."""
+    return {name: {**arm.get(name, {}), **parts.get(name, {})} for name in {*arm, *parts}}
+
+
+ANCHORS: Arm = with_parts(LOOP, mining={"anchors": {"num": 130}})
+ARMS: dict[str, Arm] = {
+    "control": with_parts(NO_MINING, training={"negatives": RANDOM_NEGATIVES}),
+    "far": with_parts(NO_MINING, training={"negatives": FAR_NEGATIVES}),
+    "loop": LOOP,
+    "near": with_parts(
+        LOOP, mining={"strategy": {"type": "near_reference", "negatives_per_query": 3}}
+    ),
+    "random": with_parts(
+        LOOP,
+        mining={
+            "strategy": {"type": "random", "negatives_per_query": 3},
+            "only_failed_queries": False,
+        },
+    ),
+    "once": with_parts(LOOP, mining={"num_rounds": 1}),
+    "anchors": ANCHORS,
+    "anchors_once": with_parts(ANCHORS, mining={"num_rounds": 1}),
+    "pairs": {"mining": {"strategy": TOP_K}},
+    "no_bundles": with_parts(LOOP, training={"bundles": {"size": 0}}),
+    "no_far": with_parts(LOOP, training={"negatives": RANDOM_NEGATIVES}),
+    "again": with_parts(LOOP, mining={"skip_captioned": False}),
+    "failed": with_parts(LOOP, captioning={"max_round_trip_rank": 0, "min_round_trip_rank": 2}),
+    "restart": with_parts(LOOP, training={"start_from": "iteration_0"}),
+    "negatives": {"mining": {"strategy": TOP_K}, "captioning": {"enabled": False}},
+}
+EQUAL_TEXTS = ("near", "random")
+"""Arms that get as many accepted texts in a round as `loop` has on average."""
+RECALLS = ("recall@1", "recall@5", "any correct recall@1")
+SHORT_NAMES = ("R@1", "R@5", "any R@1")
+
+
+def config(
+    args: argparse.Namespace, seed: int, directory: Path, rounds: int, arm: str
+) -> RunConfig:
+    """Return the settings of an arm."""
+    settings: dict[str, Any] = {
+        "model": {"path": "tiny", "dtype": "float32"},
+        "foundation": {"path": "tiny", "dtype": "float32"},
+        "data": {
+            "train_families": args.families,
+            "train_triplets": args.triplets,
+            "eval_families": args.eval_families,
+            "subset_seed": seed,
+        },
+        "training": {
+            "iteration_0_steps": args.warm_up,
+            "steps_per_iteration": args.steps,
+            "batch_size": args.batch_size,
+            "loss": {"temperature": args.temperature},
+        },
+        "captioning": {
+            "num_candidates": 2,
+            "min_verify_probability": 0.6,
+            "max_round_trip_rank": 3,
+        },
+        "evaluation": {"split": args.split, "evaluate_base": False},
+        "runtime": {
+            "embed_batch_size": 128,
+            "checkpoint_every_steps": 0,
+            "cache_dir": args.output / "cache",
+        },
+    }
+    settings = with_parts(settings, **ARMS[arm])
+    if arm in EQUAL_TEXTS and rounds:
+        loop = json.loads((args.output / f"row_loop_{seed}.json").read_text())
+        settings["captioning"]["max_per_iteration"] = max(1, loop["accepted"] // rounds)
+    return RunConfig(
+        experiment_dir=directory, seed=seed, num_iterations=rounds, auto_resume=True, **settings
+    )
+
+
+def share_iteration_0(args: argparse.Namespace, seed: int) -> Path:
+    """Train iteration 0 of a seed; return its run directory."""
+    directory: Path = args.output / f"warm_{seed}"
+    runner.run(config(args, seed, directory, 0, "control"))
+    return directory
+
+
+def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
+    """Run an arm from the seed's iteration 0; return its recalls after each round, and counts."""
+    warm = share_iteration_0(args, seed)
+    directory = args.output / f"{arm}_{seed}"
+    began = time.monotonic()
+    if not directory.exists():
+        aside = args.output / f".{arm}_{seed}"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(warm, aside)
+        # it stays the run of its manifest
+        save(config(args, seed, directory, args.rounds, arm), aside / CONFIG)
+        aside.rename(directory)
+    results = runner.run(config(args, seed, directory, args.rounds, arm))
+    accounts = [json.loads(p.read_text()) for p in sorted(directory.glob("accounting_iter_*.json"))]
+    counts = ("mined", "false_negatives", "accepted", "true_captions")
+    samples = sorted(directory.glob("augmented_samples_iter_*.json"))
+    written = [json.loads(path.read_text())["summary"]["candidates"] for path in samples]
+    return {
+        "arm": arm,
+        "seed": seed,
+        "recalls": {name: [100 * r["metrics"][name] for r in results] for name in RECALLS},
+        **{name: sum(account[name] for account in accounts) for name in counts},
+        "written": sum(written),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def write_row(job: tuple[argparse.Namespace, int, str]) -> None:
+    """Run an arm in a process of its own, and write what came out."""
+    args, seed, arm = job
+    torch.set_num_threads(args.threads)
+    logging.getLogger("cirloop").setLevel(logging.WARNING)
+    write_json(args.output / f"row_{arm}_{seed}.json", run_arm(args, seed, arm))
+    print(f"{arm}, seed {seed}: done", flush=True)
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Run what has no row yet; of a seed, iteration 0 first, and `loop` before what needs it."""
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    jobs = [
+        (args, seed, arm)
+        for seed in seeds
+        for arm in args.arms.split(",")
+        if not (args.output / f"row_{arm}_{seed}.json").exists()
+    ]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+        for _ in pool.map(prepare, [(args, seed) for seed in {job[1] for job in jobs}]):
+            pass
+        later = [job for job in jobs if job[2] in EQUAL_TEXTS]
+        for part in ([job for job in jobs if job not in later], later):
+            for _ in pool.map(write_row, part):
+                pass
+
+
+def prepare(job: tuple[argparse.Namespace, int]) -> None:
+    """Train iteration 0 of a seed in a process of its own."""
+    args, seed = job
+    torch.set_num_threads(args.threads)
+    logging.getLogger("cirloop").setLevel(logging.WARNING)
+    share_iteration_0(args, seed)
+
+
+def mean_se(values: list[float]) -> str:
+    """Return the mean and its standard error."""
+    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{np.mean(values):.1f} ± {spread:.1f}"
+
+
+def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
+    """Print recalls, gains over `control` and counts of the seeds that all arms have."""
+    by = {(row["arm"], row["seed"]): row for row in rows}
+    arms = [arm for arm in ARMS if arm in {row["arm"] for row in rows}]
+    seeds = sorted({r["seed"] for r in rows if all((arm, r["seed"]) in by for arm in arms)})
+    title = f"shapes {split}, {len(seeds)} seeds, mean ± standard error over seeds"
+    rounds_shown = [f"round {t}" for t in range(1, rounds + 1)]
+    for name, short in zip(RECALLS, SHORT_NAMES, strict=True):
+        recalls, gains = [], []
+        for arm in arms:
+            ours_SR = [by[arm, seed]["recalls"][name] for seed in seeds]
+            recalls.append([arm, *(mean_se([r[t] for r in ours_SR]) for t in range(rounds + 1))])
+            if arm == "control" or "control" not in arms:
+                continue
+            theirs_SR = [by["control", seed]["recalls"][name] for seed in seeds]
+            differences_SR = np.array(ours_SR) - np.array(theirs_SR)
+            gains.append([arm, *(mean_se(list(each)) for each in differences_SR.T[1:])])
+        table(f"{short}, {title}", ("arm", "iteration 0", *rounds_shown), recalls)
+        if gains:
+            table(f"{short}: gain over control, paired by seed", ("arm", *rounds_shown), gains)
+    table(f"counts per seed, {title}", COUNTS, [counts_of(a, by, seeds) for a in arms])
+
+
+COUNTS = ("arm", "mined", "right answers", "texts written", "accepted", "true", "seconds")
+
+
+def counts_of(arm: str, by: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> list[str]:
+    """Return a row of counts of an arm."""
+    rows = [by[arm, seed] for seed in seeds]
+
+    def total(name: str) -> int:
+        return int(sum(row[name] for row in rows))
+
+    def share(part: str, whole: str) -> str:
+        return f"{100 * total(part) / total(whole):.1f}%" if total(whole) else ""
+
+    return [
+        arm,
+        f"{total('mined') / len(rows):.0f}",
+        share("false_negatives", "mined"),
+        f"{total('written') / len(rows):.0f}",
+        f"{total('accepted') / len(rows):.0f}",
+        share("true_captions", "accepted"),
+        f"{total('seconds') / len(rows):.0f}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("experiments/rounds"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first_seed", type=int, default=1)
+    parser.add_argument("--arms", default="control,far,loop,near,random,once,anchors")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--families", type=int, default=100)
+    parser.add_argument("--triplets", type=int, default=400)
+    parser.add_argument("--eval_families", type=int, default=182)
+    parser.add_argument("--warm_up", type=int, default=60, help="steps of iteration 0")
+    parser.add_argument("--steps", type=int, default=60, help="steps of a later iteration")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--temperature", type=float, default=0.05)
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="test", help="choose settings on val"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="arms that run at once")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of an arm")
+    parser.add_argument("--report_only", action="store_true")
+    args = parser.parse_args(sys.argv[1:])
+    args.output = args.output.absolute()
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not args.report_only:
+        run_all(args)
+    rows = [json.loads(path.read_text()) for path in sorted(args.output.glob("row_*.json"))]
+    report(rows, args.rounds, args.split)
+
+
+if __name__ == "__main__":
+    entry.main_wrapper(main)
