@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from cirloop.backbones import EmbedInput
+from cirloop.backbones.base import Backbone
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import mean_pool, similarity
 from cirloop.cli.runner import done_iterations
