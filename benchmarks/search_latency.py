@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +24,7 @@ from PIL import Image
 
 from cirloop.cli import entry
 from cirloop.data.shapes.splits import build_splits
-from cirloop.tools.demo.image_registry import Desk
-from cirloop.tools.demo.page import blocks
-from cirloop.tools.demo.server import HOST, Server, application, listening
+from cirloop.tools.demo.page import HOST, build_page, launch
 from cirloop.tools.search.config import SearchOptions
 from cirloop.tools.search.engine import Engine
 
@@ -56,25 +53,19 @@ def timed(name: str, asked: list[tuple[str, str]], search: Callable[[str, str], 
 
 def by_http(engine: Engine, label: str, asked: list[tuple[str, str]], k: int) -> None:
     """The page's API, its server in a thread of this process."""
-    import uvicorn
     from gradio_client import Client
 
-    desk, on = Desk(engine), listening(0)
-    settings = uvicorn.Config(
-        application(blocks(engine, desk, label, k), desk), log_level="warning"
-    )
-    server = Server(settings)
-    thread = threading.Thread(target=lambda sockets: server.run(sockets=sockets), args=([on],))
-    thread.start()
-    port = int(on.getsockname()[1])
-    client = Client(f"http://{HOST}:{port}", verbose=False, analytics_enabled=False)
+    page = build_page(engine, label, k)
+    url = launch(page)
+    client = Client(url, verbose=False, analytics_enabled=False)
     timed(
         "page, gradio_client",
         asked,
         lambda image, text: client.predict(image, text, label, k, api_name="/search"),
     )
     client.close()
-    kept = http.client.HTTPConnection(HOST, port)  # as a browser: one connection, kept open
+    # As a browser: one connection, kept open.
+    kept = http.client.HTTPConnection(HOST, page.server_port)
 
     def post(image: str, text: str) -> None:
         said = json.dumps({"data": [image, text, label, k]})
@@ -84,8 +75,7 @@ def by_http(engine: Engine, label: str, asked: list[tuple[str, str]], k: int) ->
 
     timed("page, by POST", asked, post)
     kept.close()
-    server.should_exit = True
-    thread.join()
+    page.close()
 
 
 def main() -> None:

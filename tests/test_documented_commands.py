@@ -166,14 +166,6 @@ def test_the_embedded_model_is_taken_for_photographs_only_by_name(home: Path) ->
     assert notices.of(parsed("")) == []
 
 
-def test_the_search_page_says_first_what_must_be_known_of_its_models() -> None:
-    from cirloop.tools.demo import html
-
-    page = html.head("experiments/x", "shop", 3, ["`tiny` & shapes"])
-    assert page.startswith('<p class="about"><strong>`tiny` &amp; shapes</strong></p><h1>')
-    assert html.head("experiments/x", "shop", 3).startswith("<h1>")
-
-
 def test_a_recipe_of_another_family_leaves_its_weights_out_and_asks_for_others(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

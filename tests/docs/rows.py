@@ -251,7 +251,7 @@ ROWS = (
     Row(f"{SEARCH} experiments/shop --gallery shop/images", after=(SHOP,)),
     Row(
         f"{DEMO} experiments/shop --gallery shop/images",
-        "--port 0",
+        "",
         after=(SHOP,),
         until="the page is at",
     ),
@@ -274,10 +274,10 @@ ROWS = (
         after=(SHOP,),
         says="score",
     ),
-    Row(f"{DEMO} RUN", "--port 0", ON_SHOP_ALONE, after=(SHOP,), until="the page is at"),
+    Row(f"{DEMO} RUN", "", ON_SHOP_ALONE, after=(SHOP,), until="the page is at"),
     Row(
         f"{DEMO} RUN --gallery FOLDER --port 8000",
-        swaps=ON_SHOP | {"--port 8000": "--port 0"},
+        swaps=ON_SHOP | {"--port 8000": ""},
         after=(SHOP,),
         until="the page is at",
     ),
@@ -315,7 +315,7 @@ ROWS = (
     Row(f"{SEARCH} experiments/shapes", after=(SEARCHED,)),
     Row(
         f"{DEMO} experiments/shapes --port 7860",
-        swaps={"--port 7860": "--port 0"},
+        swaps={"--port 7860": ""},
         after=(SEARCHED,),
         until="the page is at",
     ),

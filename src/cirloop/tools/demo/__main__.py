@@ -9,9 +9,10 @@ It answers as `python -m cirloop.search` does (docs/search.md).
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from tempfile import TemporaryDirectory
 
 from pydantic import Field
 
@@ -26,27 +27,24 @@ PROGRAM = "python -m cirloop.demo"
 class DemoConfig(SearchOptions):
     """A search page over a run's models. It is served to this machine only; Ctrl-C ends it."""
 
-    port: int = Field(7860, ge=0, le=65535)
-    """On 127.0.0.1; 0 = any that is free."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """On 127.0.0.1; by default the first free one from 7860 on."""
 
 
 def main(argv: Sequence[str]) -> None:
     """Serve the page. Raises UserError for what is wrong with the flags, the run, the folder or the
     port."""
     options = parse(DemoConfig, argv, PROGRAM)
-    from cirloop.tools.demo.image_registry import Desk
-    from cirloop.tools.demo.page import blocks
-    from cirloop.tools.demo.server import HOST, application, listening, serve
+    engine = Engine(options)
+    label = engine.label(options.iteration)
+    engine.warm_up(label)
+    with TemporaryDirectory(prefix="cirloop-demo-") as cache:
+        os.environ["GRADIO_TEMP_DIR"] = cache  # nobody else's, and gone with the page
+        from cirloop.tools.demo.page import build_page, launch
 
-    with listening(options.port) as on:
-        engine = Engine(options)
-        label = engine.label(options.iteration)
-        engine.warm_up(label)
-        desk = Desk(engine)
-        app = application(blocks(engine, desk, label, options.k), desk)
-        logger.info("the page is at http://%s:%d (Ctrl-C ends it)", HOST, on.getsockname()[1])
-        with suppress(KeyboardInterrupt):
-            serve(app, on)
+        page = build_page(engine, label, options.k)
+        logger.info("the page is at %s (Ctrl-C ends it)", launch(page, options.port))
+        page.block_thread()
 
 
 if __name__ == "__main__":

@@ -1,242 +1,293 @@
-"""The page: Gradio's blocks and what each event answers with. All searching is the engine's."""
+"""The page: Gradio's own components and what each event answers with. All searching is the
+engine's."""
 
 from __future__ import annotations
 
+import html
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
-from gradio.events import api
+from gradio.events import api as add_api
+from PIL import Image
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from cirloop.tools.demo import html
-from cirloop.tools.demo.image_registry import Desk
-from cirloop.tools.search.engine import MAX_TEXT, Engine, UploadedImage
+from cirloop.data.images import BadImage
+from cirloop.io.redact import sanitize
+from cirloop.tools.search.engine import (
+    BASE,
+    MAX_FILE,
+    MAX_TEXT,
+    Engine,
+    Hit,
+    Reference,
+    UploadedImage,
+    decode_upload,
+)
 from cirloop.tools.search.queries import content
 from cirloop.types import ImageId, UserError
 
+HOST = "127.0.0.1"
 NONE = "none"
 """In the place of a second iteration."""
-SHOWN = 24
+SIDE = 256
+"""Longer side of a picture on the page, in pixels; smaller ones stay as they are."""
+PAGE_SIZE = 24
 """Pictures of the gallery to choose from at once."""
-EXAMPLES = 6
-History = list[tuple[str | None, str]]
+NUM_EXAMPLES = 6
+CSS = """
+.grid-wrap.grid-wrap { padding-top: 2rem; max-height: none; }
+.grid-container.grid-container { grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); }
+.thumbnail-lg.thumbnail-lg { aspect-ratio: auto; height: auto; }
+.thumbnail-lg.thumbnail-lg > img { height: auto; aspect-ratio: 1; }
+.caption-label.caption-label { position: static; max-width: none; border: none;
+                               white-space: normal; overflow-wrap: anywhere; }
+"""
+"""Captions stand whole below their pictures, and as many beside each other as there is room for."""
+CONTRAST = {
+    "button_primary_background_fill": "*primary_700",
+    "button_primary_background_fill_dark": "*primary_700",
+    "button_primary_background_fill_hover": "*primary_800",
+    "button_primary_background_fill_hover_dark": "*primary_800",
+    "body_text_color_subdued": "*neutral_600",
+}
+"""Of the theme, what is too pale to read."""
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""Of an event that is not in the API, and whose progress and errors cover no component."""
 
 
-class Page:
-    """What the page's events answer with. A reference is named by its key on the desk; None is no
-    reference."""
+@contextmanager
+def _as_message() -> Iterator[None]:
+    """Turn what is wrong with a request into Gradio's message, which is shown as HTML."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(_text(str(error)), print_exception=False) from None
 
-    def __init__(self, engine: Engine, desk: Desk, k: int) -> None:
+
+class Events:
+    """What the page's events answer with: values of components, or one message."""
+
+    def __init__(self, engine: Engine, k: int) -> None:
         self._engine = engine
-        self._desk = desk
         self._k = k
 
-    def ask(
-        self,
-        key: str | None,
-        text: str,
-        history: History,
-        first: str,
-        second: str,
-        note: bool = True,
-    ) -> list[Any]:
-        """For the outputs `shown`: the results of one iteration or two, or what is wrong."""
-        try:
-            reference = self._desk.reference(key) if key else None
-            answers = [
-                self._results(label, key, text) for label in (first, second) if label != NONE
-            ]
-        except UserError as error:
-            return self._kept(key, text, history, str(error))
-        if note and history[-1:] != [(key, text)]:
-            history = [*history, (key, text)]
-        right = (
-            gr.update(value=answers[1], visible=True)
-            if len(answers) > 1
-            else gr.update(value="", visible=False)
-        )
-        return [key, history, html.chosen(key, reference), text, "", answers[0], right]
+    @_as_message()
+    def show_results(self, name: str, upload: bytes | None, text: str, *labels: str) -> list[Any]:
+        """Return the reference as a gallery, its upload, the results of one iteration or two as
+        galleries, then the ids of each."""
+        reference = self._reference(name, upload)
+        found = [self._hits(label, reference, text) for label in labels]
+        right = (self._engine.gallery.right or {}).get((ImageId(name), text), frozenset())
+        galleries = [
+            self._results(label, hits, right) for label, hits in zip(labels, found, strict=True)
+        ]
+        ids = [[hit.image for hit in hits] for hits in found]
+        return [self._shown(reference), None if name else gr.skip(), *galleries, *ids]
 
-    def _results(self, label: str, key: str | None, text: str) -> str:
-        reference = self._desk.reference(key) if key else None
-        found = self._engine.search(self._engine.label(label), reference, text or None, self._k)
-        known = self._engine.gallery.right or {}
-        right = (
-            frozenset()
-            if isinstance(reference, UploadedImage)
-            else known.get((reference or "", text), frozenset())
-        )
-        return html.results(label, found, self._desk.digests, right)
+    @_as_message()
+    def choose(self, images: list[ImageId], event: gr.SelectData) -> list[Any]:
+        """Make a picture that was clicked the reference: its id, a gallery, and no upload."""
+        chosen = images[int(event.index)]
+        return [chosen, self._shown(chosen), None]
 
-    def _kept(self, key: str | None, text: str, history: History, problem: str) -> list[Any]:
-        """For `shown`: the results as they are, with a message."""
-        return [key, history, gr.skip(), text, html.message(problem), gr.skip(), gr.skip()]
+    @_as_message()
+    def take(self, upload: bytes | None) -> list[Any]:
+        """Make an upload, or its removal, the reference: no id, and a gallery."""
+        return ["", self._shown(self._reference("", upload))]
 
-    def choose(
-        self, event: gr.EventData, key: str | None, text: str, history: History
-    ) -> list[Any]:
-        """Make the picture that was clicked or uploaded the reference; a result's comes without the
-        old text."""
-        problem = getattr(event, "problem", None)
-        given = getattr(event, "key", None)
-        if problem is not None:
-            return self._kept(key, text, history, str(problem)[:1000])
-        try:
-            reference = self._desk.reference(str(given))
-        except UserError as error:
-            return self._kept(key, text, history, str(error))
-        return [given, history, html.chosen(str(given), reference), text, "", gr.skip(), gr.skip()]
+    @_as_message()
+    def browse(self, part: str, number: int | None) -> list[Any]:
+        """Return a page of the pictures whose names hold `part`, their ids, and its number, which
+        is the nearest that there is."""
+        found = [image for image in self._engine.gallery.ids if part.lower() in image.lower()]
+        last = max(1, -(-len(found) // PAGE_SIZE))
+        page = min(max(number or 1, 1), last)
+        images = found[PAGE_SIZE * (page - 1) : PAGE_SIZE * page]
+        value = [(self._thumbnail(image), sanitize(image)) for image in images]
+        label = f"Page {page} of {last}: {len(images)} of {len(found):,} pictures"
+        return [gr.Gallery(value, label=label), images, page]
 
-    def go_on(self, event: gr.EventData, key: str | None, text: str, history: History) -> list[Any]:
-        """`choose` of a result: the text was about the reference before."""
-        return self.choose(event, key, "", history)
+    def labels(self) -> list[Any]:
+        """Return the iterations there are by now: the run may go on."""
+        labels = self._engine.labels()
+        return [gr.Radio(labels), gr.Radio([NONE, *labels])]
 
-    def example(self, event: gr.EventData, history: History, first: str, second: str) -> list[Any]:
-        return self.ask(
-            str(getattr(event, "key", "")), str(getattr(event, "text", "")), history, first, second
-        )
-
-    def back(
-        self, key: str | None, text: str, history: History, first: str, second: str
-    ) -> list[Any]:
-        """Return the search before the last one."""
-        if len(history) < 2:
-            return self._kept(key, text, history, "There is no earlier search.")
-        return self.ask(*history[-2], history[:-1], first, second, note=False)
-
-    def clear(self, text: str, history: History) -> list[Any]:
-        return [None, history, html.chosen(None, None), text, "", gr.skip(), gr.skip()]
-
-    def strip(self, wanted: str, start: int) -> tuple[int, str]:
-        """SHOWN pictures whose name holds `wanted`, from the `start`-th on, and where they really
-        start."""
-        words = wanted.lower()
-        ids = [image for image in self._engine.gallery.ids if words in image.lower()]
-        start = max(0, min(start, (len(ids) - 1) // SHOWN * SHOWN))
-        return start, html.strip(ids[start : start + SHOWN], self._desk.digests, start, len(ids))
-
+    @_as_message()
     def api(self, reference: str, text: str, iteration: str, k: int) -> dict[str, Any]:
         """Search with the id of a picture of the gallery, a text, or both; empty ones are left out,
         and an empty iteration is the last. `results` holds image, score and rank; `ms` is the time
         it took."""
+        label = self._engine.label(iteration or None)
+        given = self._reference(reference, None)
+        return content(self._engine.search(label, given, text or None, k))
+
+    def _reference(self, name: str, upload: bytes | None) -> Reference | None:
+        if name:
+            return self._engine.known(name)
+        return None if upload is None else decode_upload(upload, "the upload")
+
+    def _hits(self, label: str, reference: Reference | None, text: str) -> tuple[Hit, ...]:
+        if label == NONE:
+            return ()
+        found = self._engine.search(self._engine.label(label), reference, text or None, self._k)
+        return found.hits
+
+    def _results(self, label: str, hits: tuple[Hit, ...], right: frozenset[ImageId]) -> gr.Gallery:
+        value = []
+        for hit in hits:
+            mark = ", right" if hit.image in right else ""
+            caption = sanitize(f"{hit.rank}: {hit.score:.4f}, {hit.image}{mark}")
+            value.append((self._thumbnail(hit.image), caption))
+        title = "Base model" if label == BASE else f"Iteration {label}"
+        if right and not right & {hit.image for hit in hits}:
+            title += f"; the right picture is not among these {len(hits)}"
+        return gr.Gallery(value, label=title, visible=label != NONE)
+
+    def _shown(self, reference: Reference | None) -> list[Any]:
+        if isinstance(reference, UploadedImage):
+            return [(_shrink(reference.picture), "the upload")]
+        return [] if reference is None else [(self._thumbnail(reference), sanitize(reference))]
+
+    def _thumbnail(self, image: ImageId) -> Image.Image:
         try:
-            given = self._engine.known(reference) if reference else None
-            return content(
-                self._engine.search(self._engine.label(iteration or None), given, text or None, k)
-            )
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            return _shrink(self._engine.gallery.images.load(image))
+        except BadImage as error:
+            raise UserError(f"picture {image!r:.200} {error}.") from None
 
 
-def _html(value: str = "", **more: Any) -> Any:
-    """Return the page's own markup, which page.css is for."""
-    return gr.HTML(value, elem_classes="cirloop", **more)
-
-
-class Layout:
-    """The components, where they stand."""
-
-    def __init__(self, engine: Engine, page: Page, examples: str, label: str) -> None:
-        self.key = gr.State(None)
-        self.history = gr.State([])
-        self.start = gr.State(0)
-        _html(
-            html.head(
-                str(engine.directory), engine.gallery.name, len(engine.gallery.ids), engine.notices
-            ),
-            js_on_load=None,
-        )
-        with gr.Row():
-            with gr.Column(scale=1, min_width=260):
-                self._pick(page)
-            with gr.Column(scale=4):
-                self._ask(engine.labels(), label)
-                self.examples = _html(examples, js_on_load=html.CLICKS)
-        self.shown = [
-            self.key,
-            self.history,
-            self.chosen,
-            self.text,
-            self.message,
-            self.left,
-            self.right,
-        ]
-        self.asked = [self.key, self.text, self.history, self.first, self.second]
-
-    def _pick(self, page: Page) -> None:
-        self.chosen = _html(html.chosen(None, None), js_on_load=html.UPLOADS)
-        self.clear = gr.Button("No reference", size="sm")
-        self.wanted = gr.Textbox(label="Pictures whose name contains", max_length=MAX_TEXT)
-        self.strip = _html(page.strip("", 0)[1], js_on_load=html.CLICKS)
-        with gr.Row():
-            self.before = gr.Button("Earlier", size="sm")
-            self.after = gr.Button("Later", size="sm")
-
-    def _ask(self, labels: list[str], label: str) -> None:
-        with gr.Row(equal_height=True):
-            with gr.Column(scale=6, min_width=320):
-                self.text = gr.Textbox(
-                    label="What should be different",
-                    max_length=MAX_TEXT,
-                    autofocus=True,
-                    placeholder="the red square is now blue",
-                )
-            with gr.Column(scale=1, min_width=130):
-                self.first = gr.Dropdown(labels, value=label, label="Iteration")
-            with gr.Column(scale=1, min_width=130):
-                self.second = gr.Dropdown([NONE, *labels], value=NONE, label="Beside it")
-            with gr.Column(scale=1, min_width=100):
-                self.ask = gr.Button("Search", variant="primary", size="md")
-                self.back = gr.Button("Back", size="md")
-        self.message = _html(js_on_load=None)
-        with gr.Row():
-            self.left = _html(js_on_load=html.CLICKS)
-            self.right = _html(js_on_load=html.CLICKS, visible=False)
-
-
-def blocks(engine: Engine, desk: Desk, label: str, k: int) -> gr.Blocks:
-    """Return the page, with the iteration `label` chosen."""
-    page = Page(engine, desk, k)
-    made: gr.Blocks
-    with gr.Blocks(
-        title=f"Search {engine.gallery.name}", analytics_enabled=False, fill_width=True
-    ) as made:
-        on = Layout(engine, page, html.examples(_examples(engine), desk.digests), label)
-        private: dict[str, Any] = {
-            "api_visibility": "private",
-            "queue": False,
-        }  # the engine's lock is the queue
-        changed = [on.ask.click, on.text.submit, on.first.input, on.second.input]
-        gr.on(changed, page.ask, on.asked, on.shown, **private)
-        gr.on([on.strip.click, on.chosen.click], page.choose, on.asked[:3], on.shown, **private)
-        gr.on([on.left.click, on.right.click], page.go_on, on.asked[:3], on.shown, **private)
-        on.examples.click(page.example, [on.history, on.first, on.second], on.shown, **private)
-        on.back.click(page.back, on.asked, on.shown, **private)
-        on.clear.click(page.clear, [on.text, on.history], on.shown, **private)
-        pager: dict[str, Any] = {"outputs": [on.start, on.strip], **private}
-        on.wanted.change(lambda name: page.strip(name, 0), on.wanted, **pager)
-        on.before.click(
-            lambda name, at: page.strip(name, at - SHOWN), [on.wanted, on.start], **pager
-        )
-        on.after.click(
-            lambda name, at: page.strip(name, at + SHOWN), [on.wanted, on.start], **pager
-        )
-        made.load(lambda: _choices(engine), None, [on.first, on.second], **private)
-        api(page.api, api_name="search", queue=False)
-    return made
-
-
-def _choices(engine: Engine) -> list[Any]:
-    """Return the iterations there are by now: the run may go on."""
+def build_page(engine: Engine, label: str, k: int) -> gr.Blocks:
+    """Return the page, with the iteration `label` chosen, and the API's `search`."""
+    events = Events(engine, k)
     labels = engine.labels()
-    return [gr.update(choices=labels), gr.update(choices=[NONE, *labels])]
+    page: gr.Blocks
+    with gr.Blocks(title="cirloop search", analytics_enabled=False) as page:
+        gr.HTML(about(engine))
+        with gr.Row():
+            with gr.Column(scale=2, min_width=260):
+                picture = _gallery("Reference", height=220)
+                name = _textbox("Id of a picture of the gallery")
+                upload = gr.File(
+                    label="Or upload a picture", type="binary", file_types=["image"], height=160
+                )
+                reference = [name, picture, upload]
+                _add_browser(events, page, reference)
+            with gr.Column(scale=5, min_width=320):
+                text = _textbox("What should be different")
+                with gr.Row():
+                    first = gr.Radio(labels, value=label, label="Iteration")
+                    second = gr.Radio([NONE, *labels], value=NONE, label="Beside it")
+                button = gr.Button("Search", variant="primary")
+                results = [_gallery("Results"), _gallery("Results beside it", visible=False)]
+                example = _add_examples(engine, [name, text])
+        ids = [gr.State([]), gr.State([])]
+        asking = [button.click, text.submit, name.submit, first.input, second.input, example.then]
+        for ask in asking:
+            ask(
+                events.show_results,
+                [name, upload, text, first, second],
+                [picture, upload, *results, *ids],
+                api_visibility="private",
+                show_progress_on=results,
+            )
+        gr.on([upload.upload, upload.clear], events.take, upload, [name, picture], **PRIVATE)
+        for gallery, images in zip(results, ids, strict=True):
+            gallery.select(events.choose, images, reference, **PRIVATE)
+        page.load(events.labels, None, [first, second], **PRIVATE)
+        add_api(events.api, api_name="search", queue=False)  # the engine has a lock
+    return page
 
 
-def _examples(engine: Engine) -> Sequence[Any]:
-    """Return some of the run's own queries, evenly from all."""
-    there = engine.gallery.queries
-    ids: set[ImageId] = {*engine.gallery.ids}
-    good = [query for query in there if query.reference in ids]
-    return good[:: max(1, len(good) // EXAMPLES)][:EXAMPLES]
+def launch(page: gr.Blocks, port: int | None = None) -> str:
+    """Serve the page to this machine, under its own names only: a page of another site cannot ask
+    through a name that it points here. Returns the address."""
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    # By default the fonts are fetched.
+    theme = gr.themes.Default(
+        font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+    ).set(**CONTRAST)
+    try:
+        url: str = page.launch(
+            server_name=HOST,
+            server_port=port,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            max_file_size=MAX_FILE,
+            app_kwargs={"middleware": [hosts]},
+            theme=theme,
+            css=CSS,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+        )[1]
+    except OSError as error:
+        raise UserError(f"--port {port}: {error}") from None
+    return url.rstrip("/")
+
+
+def about(engine: Engine) -> str:
+    """Return as HTML what is searched with what, after what a reader must know of the models
+    first."""
+    notices = "".join(f"<p><strong>{_text(notice)}</strong></p>" for notice in engine.notices)
+    what = f"{len(engine.gallery.ids):,} pictures, with the models of {engine.directory}."
+    return (
+        f"{notices}<h1>Search {_text(engine.gallery.name)}</h1><p>{_text(what)} Choose or upload a"
+        " picture, say what should be different, and press Enter.</p>"
+    )
+
+
+def _add_browser(events: Events, page: gr.Blocks, reference: list[Any]) -> None:
+    """Add the gallery's pictures to choose from, closed at first."""
+    with gr.Accordion("Pictures of the gallery", open=False):
+        part = _textbox("Pictures whose name contains")
+        pictures = _gallery("Pictures", height=420)
+        number = gr.Number(1, label="Page", precision=0, minimum=1)
+    images = gr.State([])
+    showing = [page.load, part.change, number.change]
+    gr.on(showing, events.browse, [part, number], [pictures, images, number], **PRIVATE)
+    pictures.select(events.choose, images, reference, **PRIVATE)
+
+
+def _textbox(label: str) -> gr.Textbox:
+    return gr.Textbox("", label=label, max_length=MAX_TEXT)
+
+
+def _gallery(label: str, *, height: int | None = None, visible: bool = True) -> gr.Gallery:
+    return gr.Gallery(
+        label=label,
+        height=height,
+        visible=visible,
+        object_fit="contain",
+        allow_preview=False,
+        buttons=[],
+        interactive=False,
+    )
+
+
+def _add_examples(engine: Engine, inputs: list[Any]) -> gr.events.Dependency:
+    """Add some of the run's own queries, at even distances. Returns the event of a click on one."""
+    ids = {*engine.gallery.ids}
+    queries = [query for query in engine.gallery.queries if query.reference in ids]
+    chosen = queries[:: max(1, len(queries) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    values = [[query.reference, query.text] for query in chosen] or [["", "the same in red"]]
+    labels = [text for _, text in values]
+    examples = gr.Examples(values, inputs, example_labels=labels, api_visibility="private")
+    return examples.load_input_event
+
+
+def _shrink(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((SIDE, SIDE))
+    return small
+
+
+def _text(value: str) -> str:
+    """Return a text as text in HTML."""
+    return html.escape(sanitize(value))
