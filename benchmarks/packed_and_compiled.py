@@ -1,7 +1,7 @@
 """What `model.packed` and `model.compile` save, against padded rows and plain layers, and how far
 results are apart.
 
-A random Qwen2-VL (benchmarks/mid_model.py) four times: plain, packed, compiled, and both. In turn,
+A random Qwen2-VL (benchmarks/_model.py) four times: plain, packed, compiled, and both. In turn,
 as often as `--repeats`, from vision features in memory, with images of 16 to 256 visual tokens and
 texts of 2 to 60 words:
 
@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mid_model import SIZES, report, write_model
+from _model import SIZES, report, write_model
 
 from cirloop.backbones import EmbedInput, LoraSettings, Qwen2VLSettings
 from cirloop.backbones.base import Grid, ImageFeatures

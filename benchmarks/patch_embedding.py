@@ -16,7 +16,7 @@ import argparse
 from functools import partial
 
 import torch
-from mid_model import in_turn
+from _model import in_turn
 from torch import nn
 
 from cirloop.backbones.patches import product_of

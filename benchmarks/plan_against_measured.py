@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mid_model import SIZES, write_model
+from _model import SIZES, write_model
 
 ROWS, TOKENS, NEW_TOKENS = 2, 64, 16
 RANK = 16

@@ -38,8 +38,8 @@ from typing import Any
 
 import torch
 import transformers
+from _model import SIZES, Work, best, noise, photographs, text_of, wait, write_model
 from accelerate.utils.memory import clear_device_cache
-from mid_model import SIZES, Work, best, noise, photographs, text_of, wait, write_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import is_flash_attn_2_available

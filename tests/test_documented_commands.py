@@ -18,7 +18,7 @@ import pytest
 from cirloop.config.run import RunConfig, load
 from cirloop.types import UserError
 from tests.commands import ROOT, command
-from tests.stand_in import write_cirr, write_jsonl
+from tests.fake_datasets import write_cirr, write_jsonl
 
 DEFAULT = ROOT / "configs" / "shapes.yaml"
 MODEL = "./models/Qwen2-VL-2B-Instruct"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cirloop.data.shapes.splits import build_splits
 from tests.commands import ROOT, command
-from tests.docs.rows import ROWS
+from tests.docs.documented_commands import ROWS
 from tests.docs.shell import Shell
 
 LIMIT = 600
@@ -50,7 +50,7 @@ CASES = (
         "difference",
     ),
     Case(
-        "benchmarks/band_against_loop.py",
+        "benchmarks/band.py",
         "--queries 20 --images 40 --dimensions 8 --repeats 2",
         "±",
     ),
@@ -58,24 +58,22 @@ CASES = (
     Case("benchmarks/kill_and_resume.py", "--kills 1 --workers 1", "1 of 1"),
     Case("benchmarks/known_right_negatives.py", says="top_k"),
     Case(
-        "benchmarks/knn_text_against_loop.py",
+        "benchmarks/knn_text.py",
         "--samples 200 --dimensions 16 --repeats 2",
         "clustered: ",
     ),
     Case(
-        "benchmarks/look_at_pictures.py",
+        "benchmarks/image_check.py",
         "--pictures PICTURES --num 6 --workers 1 --repeats 1",
         "6 files, 1 workers",
     ),
     Case(
-        "benchmarks/mine_against_sentence_transformers.py",
+        "benchmarks/mining_vs_st.py",
         "--queries 30 --images 60 --dimensions 16 --repeats 2",
         "margin: FAISS path / ours",
     ),
     Case("benchmarks/plan_against_measured.py", "--size small", "weights"),
-    Case(
-        "benchmarks/report_of_28000.py", "--queries 20 --images 12 --iterations 1 --k 2", "again: "
-    ),
+    Case("benchmarks/large_report.py", "--queries 20 --images 12 --iterations 1 --k 2", "again: "),
     Case(
         "benchmarks/score_cirr.py",
         "--queries 10 --images 70 --dimensions 8 --repeats 2",
@@ -110,8 +108,9 @@ HERE = {
 }
 """Programs with a test of their own below."""
 ELSEWHERE = {
-    "benchmarks/mid_model.py": "tests/docs/rows.py",  # it is a part of those that measure models
-    "scripts/slurm.sbatch": "tests/test_stopping.py",
+    # it is a part of those that measure models
+    "benchmarks/_model.py": "tests/docs/documented_commands.py",
+    "scripts/slurm.sbatch": "tests/monitoring/test_stopping.py",
     "scripts/gpu_check.py": "tests/scripts/test_gpu_check.py",
     "scripts/gpu_check.sh": "tests/scripts/test_gpu_check.py",
 }

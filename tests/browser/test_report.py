@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from benchmarks.report_of_28000 import Made, make_data, settings
+from benchmarks.large_report import Made, make_data, settings
 from cirloop.report.builder import rebuild
 from tests.browser.conftest import serious
 

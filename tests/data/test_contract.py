@@ -15,7 +15,7 @@ from cirloop.data.cirr import CirrSettings
 from cirloop.stages.preflight import check
 from cirloop.types import EvalProtocol
 from cirloop.validation import ValidationFailed
-from tests.stand_in import (
+from tests.fake_datasets import (
     write_circo,
     write_cirr,
     write_fashioniq,

@@ -23,7 +23,7 @@ from cirloop.data.paths import DataPaths
 from cirloop.data.triplets import MAX_TEXT
 from cirloop.stages import estimate, preflight
 from cirloop.types import EvalSplit, TrainSplit, UserError
-from tests.stand_in import write_cirr
+from tests.fake_datasets import write_cirr
 
 ROWS = [
     {"reference": f"p{n}.png", "text": f"make it {n}", "target": f"p{(n + 1) % 6}.png"}

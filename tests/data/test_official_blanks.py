@@ -13,7 +13,7 @@ from cirloop.data import circo, cirr, fashioniq, splits
 from cirloop.evaluation import submission
 from cirloop.types import LabeledQueries
 from cirloop.validation import ValidationReport
-from tests.stand_in import write_circo, write_cirr, write_fashioniq
+from tests.fake_datasets import write_circo, write_cirr, write_fashioniq
 
 
 def blank(path: Path, field: str, value: object, entry: int = 2) -> None:

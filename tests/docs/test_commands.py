@@ -1,4 +1,4 @@
-"""Every command in README.md and docs/ is run, as tests/docs/rows.py says."""
+"""Every command in README.md and docs/ is run, as tests/docs/documented_commands.py says."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands import ROOT
-from tests.docs.rows import ROWS, Row
-from tests.docs.world import PHOTOS, World
+from tests.docs.documented_commands import ROWS, Row
+from tests.docs.sandbox import PHOTOS, World
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELLS = ("sh", "bash", "console", "shell")
@@ -44,7 +44,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def test_each_command_of_the_documents_is_one_row_and_each_row_is_documented() -> None:
     rows = [row.command for row in ROWS]
     assert len(DOCUMENTED) > 30 and len(rows) == len({*rows})
-    assert DOCUMENTED - {*rows} == set(), "tests/docs/rows.py must say how these are run"
+    assert DOCUMENTED - {*rows} == set(), (
+        "tests/docs/documented_commands.py must say how these are run"
+    )
     assert {*rows} - DOCUMENTED == set(), "no document has these any more"
 
 

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from cirloop.artifacts.store import file_digests
-from tests.faults.server import OPEN, ROOT
+from tests.faults.fork_server import OPEN, ROOT
 
 LIMIT = 240
 """Seconds for a child; it takes about one, and on a busy machine a minute."""
@@ -129,7 +129,7 @@ class Harness:
         threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.server", str(home / "run.yaml")],
+            [sys.executable, "-m", "tests.faults.fork_server", str(home / "run.yaml")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=home,
             env={**os.environ, **threads, "PYTHONPATH": paths},
         )  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.cases import goes_on, meets
+from tests.faults.fault_case import goes_on, meets
 from tests.faults.harness import Harness
-from tests.faults.points import Case, kills
+from tests.faults.write_points import Case, kills
 from tests.tiers import one_in
 
 

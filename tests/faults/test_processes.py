@@ -16,7 +16,7 @@ import pytest
 
 from cirloop.artifacts.store import file_digests
 from tests.distributed.test_many import are_gone, processes
-from tests.faults.cases import REFUSED, refused_clearly
+from tests.faults.fault_case import REFUSED, refused_clearly
 from tests.faults.harness import ROOT, Harness
 
 STAGE = "checkpoint_iter_1"

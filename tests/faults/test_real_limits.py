@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cases import REFUSED, goes_on, refused_clearly
+from tests.faults.fault_case import REFUSED, goes_on, refused_clearly
 from tests.faults.harness import Harness
 
 NOBODY = 65534

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.cases import REFUSED, goes_on, meets, refused_clearly
+from tests.faults.fault_case import REFUSED, goes_on, meets, refused_clearly
 from tests.faults.harness import Harness
-from tests.faults.points import WORK, Case, refusals
+from tests.faults.write_points import WORK, Case, refusals
 from tests.tiers import one_in
 
 

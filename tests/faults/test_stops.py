@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cirloop.artifacts import run_lock
-from tests.faults.cases import REFUSED, goes_on
+from tests.faults.fault_case import REFUSED, goes_on
 from tests.faults.harness import Harness
 from tests.tiers import one_in
 

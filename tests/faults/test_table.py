@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.harness import SCENES, Harness
-from tests.faults.points import POINTS, kills, refusals
-from tests.faults.watch import WRITERS
+from tests.faults.write_points import POINTS, kills, refusals
+from tests.faults.write_recorder import WRITERS
 
 SOURCE = Path(__file__).parents[2] / "src" / "cirloop"
 CALLS = {
@@ -41,7 +41,7 @@ ELSEWHERE = {
     "distributed.sharded_worker": ("_caption", "_embed"),
     "distributed.sharded_executor": ("ShardedExecutor._clear", "ShardedExecutor._run"),
     "monitoring.profiling": ("collect_workers", "_save_trace"),  # _save_trace: traces, by request
-    "monitoring.trackers": ("tracking",),  # by request; tests/test_trackers.py
+    "monitoring.trackers": ("tracking",),  # by request; tests/monitoring/test_trackers.py
     "stages.train": ("train.build",),  # of a warm-up of no steps
     # the cache held to a size, and a nameless file
     "backbones.tensor_cache": ("TensorCache._make_room", "_open_shard"),

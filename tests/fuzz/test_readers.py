@@ -35,7 +35,7 @@ from cirloop.tools.add_negatives.config import AddNegativesConfig
 from cirloop.tools.add_negatives.samples import read as read_samples
 from cirloop.types import ImageId, UserError
 from cirloop.validation import ValidationReport
-from tests.stand_in import write_circo, write_cirr, write_fashioniq, write_hp_fashioniq
+from tests.fake_datasets import write_circo, write_cirr, write_fashioniq, write_hp_fashioniq
 from tests.tiers import one_in
 
 SECONDS = 15.0

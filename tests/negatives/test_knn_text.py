@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.knn_text_against_loop import Loop
+from benchmarks.knn_text import Loop
 from cirloop.negatives import knn_text_samples
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.knn_text_samples import (

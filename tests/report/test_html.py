@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.report_of_28000 import Made, make_data, settings
+from benchmarks.large_report import Made, make_data, settings
 from cirloop.artifacts import run_lock
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import file_digests

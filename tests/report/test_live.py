@@ -35,7 +35,7 @@ from cirloop.report.run_monitor import RunMonitor
 from tests.commands import ROOT
 from tests.distributed.test_many import are_gone, processes
 from tests.faults.harness import VERY_SMALL
-from tests.test_stopping import settings
+from tests.monitoring.test_stopping import settings
 
 ONE = {
     "compute_environment": "LOCAL_MACHINE",

@@ -38,7 +38,7 @@ class NearReference(Strategy):
         """Return the window of each query."""
         context.require(
             self.type,
-            references_Q="the gallery rows of the queries' references",
+            references_Q="--references, the gallery rows of the queries' references",
             vectors_GD="the vectors of the gallery",
         )
         assert context.references_Q is not None

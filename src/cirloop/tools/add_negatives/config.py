@@ -186,8 +186,10 @@ class AddNegativesConfig(cli.Flags):
         wanted = self.num_gpus
         if num_gpus == 0:
             processes = "1 CPU process" if wanted == 1 else f"{wanted} CPU processes"
-            what = f"{processes} of one thread; --num-gpus N uses N cores, --gpu-id nothing"
-            logger.warning("no GPU here: %s", what)
+            logger.warning(
+                "no GPU here: %s of one thread; --num-gpus N uses N cores, --gpu-id nothing",
+                processes,
+            )
         elif self.gpu_id + wanted > num_gpus:
             flags = f"--gpu-id {self.gpu_id} --num-gpus {wanted}"
             problems.add(flags, f"this machine has {num_gpus} GPUs, from 0")
