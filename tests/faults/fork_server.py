@@ -90,7 +90,7 @@ def child(request: dict[str, Any]) -> int:
     import torch
 
     from cirloop.artifacts.store import Store
-    from tests.faults import calls
+    from tests.faults import syscall_faults
     from tests.faults.write_recorder import Watch
 
     torch.set_num_threads(
@@ -100,7 +100,7 @@ def child(request: dict[str, Any]) -> int:
     watch = Watch(
         {name: Path(path) for name, path in request["roots"].items()}, request.get("fault")
     )
-    call = calls.plant(request["call"]) if request.get("call") else None
+    call = syscall_faults.plant(request["call"]) if request.get("call") else None
     marks: list[tuple[str, float]] = []
 
     def mark(stage: str, store: Store) -> None:

@@ -47,6 +47,7 @@ VERY_SMALL: dict[str, Any] = {
         "steps_per_iteration": 5,
         "batch_size": 3,
         "negatives_in_batch": 1,
+        "negatives": {"type": "ranked", "first_rank": 1, "last_rank": 6},
     },
     "runtime": {"checkpoint_every_steps": 2, "num_workers": 0},
 }

@@ -19,6 +19,7 @@ ARTIFACTS = (
     "checkpoint_iter_*",
     "evaluation_*.json",
     "hard_negatives_iter_*.json",
+    "ranked_negatives_iter_*.json",
 )
 NEW, WORK = "RUN/.work/new", "RUN/.work/checkpoint_iter_*"
 CHECKPOINTS = "training.checkpoints:StepCheckpoints.write"
@@ -55,6 +56,9 @@ POINTS = (
     Point("stages.caption:caption.build", f"{NEW}/augmented_samples_iter_*.json", TEXT),
     Point("stages.evaluate:evaluate.build", f"{NEW}/evaluation_*.json", TEXT),
     Point("stages.mine:mine.build", f"{NEW}/hard_negatives_iter_*.json", TEXT),
+    Point(
+        "stages.rank_negatives:rank_negatives.build", f"{NEW}/ranked_negatives_iter_*.json", TEXT
+    ),
     Point("backbones.adapter:TrainableWeights.save_adapter", f"{NEW}/checkpoint_iter_*", "mkdir"),
     Point(
         "backbones.adapter:TrainableWeights.save_adapter",
@@ -108,7 +112,7 @@ POINTS = (
     Point("artifacts.store:Store._finish_moves", "RUN/replaced_*", "mkdir", "again"),
     *(
         Point("artifacts.store:Store._finish_moves", f"RUN/replaced_*/{name}", "rename", "again")
-        for name in (*ARTIFACTS[:4], "evaluation_results.json")
+        for name in (*ARTIFACTS[:4], ARTIFACTS[5], "evaluation_results.json")
     ),
     # the cache
     Point("backbones.tensor_cache:TensorCache.write", "CACHE", "mkdir"),
