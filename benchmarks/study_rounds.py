@@ -218,7 +218,8 @@ def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
     title = f"shapes {split}, {len(seeds)} seeds, mean ± standard error over seeds"
     rounds_shown = [f"round {t}" for t in range(1, rounds + 1)]
     for name, short in zip(RECALLS, SHORT_NAMES, strict=True):
-        recalls, gains = [], []
+        recalls = []
+        gains = []
         for arm in arms:
             ours_SR = [by[arm, seed]["recalls"][name] for seed in seeds]
             recalls.append([arm, *(mean_se([r[t] for r in ours_SR]) for t in range(rounds + 1))])

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cirloop.artifacts.rows import read_anchors, read_augmented, read_mined
 from cirloop.artifacts.store import Artifact, Store
+from cirloop.captioning.config import CaptioningSettings
 from cirloop.cli import runner
 from cirloop.data.known_positives import KnownPositives
 from cirloop.negatives import MiningSettings, miner
@@ -22,7 +23,8 @@ from cirloop.stages.context import RunContext
 from cirloop.stages.exclusions import captioned_rows
 from cirloop.stages.mine import mine_split
 from cirloop.stages.train import train
-from cirloop.types import AugmentedTriplet, Query, QueryId, Triplet
+from cirloop.training.config import TrainingSettings
+from cirloop.types import AugmentedTriplet, Query, QueryId, Triplet, UserError
 
 ANGLES = np.linspace(0, np.pi / 2, 12)
 GALLERY = np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1).astype(np.float32)
@@ -68,6 +70,40 @@ def test_copies_are_one_image() -> None:
 def test_a_window_without_room_is_refused() -> None:
     with pytest.raises(ValidationError, match="hold fewer than 4 images"):
         AnchorSettings(num=1, neighbors=4, first_rank=8, last_rank=10)
+
+
+@pytest.mark.parametrize(
+    ("group", "settings", "message"),
+    [
+        (TrainingSettings, {"bundles": {"size": 1}}, "has no room for a text"),
+        (
+            TrainingSettings,
+            {"negatives": {"type": "ranked"}, "negatives_in_batch": 0},
+            "do nothing with negatives_in_batch 0",
+        ),
+        (
+            TrainingSettings,
+            {"negatives": {"type": "ranked", "first_rank": 9, "last_rank": 3}},
+            "give a window",
+        ),
+        (
+            CaptioningSettings,
+            {"min_round_trip_rank": 5, "max_round_trip_rank": 3},
+            "no text would be kept",
+        ),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(
+    group: Any, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        group(**settings)
+
+
+def test_anchors_without_texts_are_refused(small: Any, tmp_path: Path) -> None:
+    config = small(tmp_path / "run", mining={"anchors": {"num": 2}}, captioning={"enabled": False})
+    with pytest.raises(UserError, match=r"does nothing with captioning\.enabled off"):
+        runner.run(config)
 
 
 def test_images_near_the_reference_are_mined_whatever_the_query_confuses() -> None:

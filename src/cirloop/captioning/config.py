@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from cirloop.captioning.foundation import Foundation
 from cirloop.captioning.prompts import Prompts, load, packaged
@@ -46,6 +48,16 @@ class CaptioningSettings(Settings):
     """Augmented triplets kept of an iteration, the surest first; None: all."""
     max_per_query: int = Field(3, ge=1)
     """Augmented triplets kept per human query and iteration, the surest first."""
+
+    @model_validator(mode="after")
+    def _some_rank_is_kept(self) -> Self:
+        if 0 < self.max_round_trip_rank < self.min_round_trip_rank:
+            raise ValueError(
+                f"no rank is from min_round_trip_rank {self.min_round_trip_rank} to"
+                f" max_round_trip_rank {self.max_round_trip_rank}, so no text would be kept; set"
+                " max_round_trip_rank 0, or lower min_round_trip_rank"
+            )
+        return self
 
     @property
     def checks_round_trip(self) -> bool:

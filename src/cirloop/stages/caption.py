@@ -41,7 +41,8 @@ def caption(
         return run.rank_targets(run.embedder(checkpoint), queries, images, train)
 
     def build(path: Path) -> None:
-        mined, anchors = read_mined(negatives), read_anchors(negatives)
+        mined = read_mined(negatives)
+        anchors = read_anchors(negatives)
         queries = {q.id: q for q in (*(t.query for t in train.triplets), *anchors.queries)}
         captioner = run.captioner(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration

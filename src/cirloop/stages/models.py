@@ -76,7 +76,8 @@ class Models:
             self.release()
             began = time.monotonic()
             settings = embedder.settings
-            backbone: Any = settings.build(embedder.adapter)  # type: ignore[attr-defined]  # each of the union has it
+            # each of the union has `build`
+            backbone: Any = settings.build(embedder.adapter)  # type: ignore[attr-defined]
             self._loaded = (name, backbone)
             self._fingerprints[embedder.name] = backbone.fingerprint
             logger.debug(

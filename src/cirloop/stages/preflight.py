@@ -174,6 +174,11 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
                 f"the foundation model {config.foundation.type!r} looks at no picture; use another "
                 "--foundation_model_backbone",
             )
+    if config.mining.anchors.num and not config.captioning.enabled:
+        problems.add(
+            f"mining.anchors.num {config.mining.anchors.num}",
+            "does nothing with captioning.enabled off; turn that on, or set 0",
+        )
     available = {
         "groups": train.groups,
         "categories": train.categories or attributes,

@@ -239,6 +239,16 @@ class TrainingSettings(Settings):
                 f"negatives_in_batch 0 leaves queries without a pair, and loss {self.loss.type} has"
                 " nothing else; set negatives_in_batch 1 or more, or add info_nce"
             )
+        if self.ranks_negatives and self.negatives_in_batch == 0:
+            raise ValueError(
+                "negatives of type ranked do nothing with negatives_in_batch 0; set it to 1 or"
+                " more, or leave negatives out"
+            )
+        if self.bundles.size == 1:
+            raise ValueError(
+                "bundles.size 1 has no room for a text beside its human triplet; set 2 or more, or"
+                " 0 for pairs"
+            )
         if self.trainable_patterns and self.finetuning in ("lora", "dora"):
             raise ValueError(
                 f"trainable_patterns are for finetuning full, not {self.finetuning}; leave one of"
