@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.evaluation.significance import DRAWS, paired
+from cirloop.evaluation.significance import DRAWS, compare_iterations, error_changes, paired
 
 values = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=10)
 
@@ -52,3 +52,16 @@ def test_different_queries_are_refused() -> None:
         paired([1, 0], [1])
     with pytest.raises(ValueError, match="a value per query of both"):
         paired([], [])
+
+
+def test_errors_that_stay_come_and_go_are_counted() -> None:
+    before = [["a", 1, 1.0], ["b", 3, 0.0], ["c", 2, 0.0], ["d", 1, 1.0], ["e", 9, 0.0]]
+    after = [["a", 2, 0.0], ["b", 1, 1.0], ["c", 7, 0.0], ["d", 1, 1.0], ["e", 2, 0.0]]
+    evaluations = [
+        {"iteration": name, "compared_on": "recall@1", "ranks": ranks}
+        for name, ranks in (("0", before), ("1", after))
+    ]
+    [compared] = compare_iterations(evaluations)
+    assert compared["errors"] == {"persistent": 2, "new": 1, "mended": 1}
+    margins = [["a", 0.25, 1.0], ["b", -0.5, 0.0]]
+    assert error_changes(margins, margins) is None

@@ -176,6 +176,11 @@ def _iterate_monitored(current: RunContext) -> list[dict[str, Any]]:
         return results
 
 
+ERRORS = ("wrong in both", "newly wrong", "mended")
+NO_ERRORS = dict.fromkeys(ERRORS, "")
+"""Of a benchmark without targets."""
+
+
 def _print_accounts(store: Store) -> None:
     accounts = [
         store.load(n).read() for n in sorted(store.names) if n.startswith("accounting_iter_")
@@ -220,14 +225,15 @@ def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> 
                 f"{c['from']} -> {c['to']}",
                 f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}",
                 f"{c['p']:.4f}",
+                *((c["errors"] or NO_ERRORS).values()),
             ]
             for c in comparisons
         ]
         title = (
             f"Paired over queries, {comparisons[0]['metric']}: difference in points, p of a"
-            " randomisation test"
+            " randomisation test; queries whose target is not first in both, newly, or no longer"
         )
-        table(title, ("iterations", "difference", "p"), rows)
+        table(title, ("iterations", "difference", "p", *ERRORS), rows)
 
 
 def _fraction(part: int, whole: int) -> str:

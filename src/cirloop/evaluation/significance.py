@@ -50,8 +50,28 @@ def paired(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, seed: int = 0) -> Difference:
     return Difference(float(difference_Q.mean()), se, (1 + num_far) / (1 + DRAWS))
 
 
+def error_changes(before: Sequence[Any], after: Sequence[Any]) -> dict[str, int] | None:
+    """Count queries by whether their target is not first: in both evaluations (`persistent`), in
+    the later alone (`new`), in the earlier alone (`mended`).
+
+    Rows are those of an evaluation, a query's id, its target's rank and a value. None where people
+    chose between sets, which have margins instead of ranks.
+    """
+    if not all(isinstance(row[1], int) for row in (*before, *after)):
+        return None
+    pairs = [(old[1] > 1, new[1] > 1) for old, new in zip(before, after, strict=True)]
+    return {
+        "persistent": pairs.count((True, True)),
+        "new": pairs.count((False, True)),
+        "mended": pairs.count((True, False)),
+    }
+
+
 def compare_iterations(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compare each evaluation with the one before it, from their JSON."""
+    """Compare each evaluation with the one before it, from their JSON.
+
+    Where queries have a target, `errors` counts those whose target is not first.
+    """
     out = []
     for before, after in pairwise(results):
         test = paired([row[2] for row in before["ranks"]], [row[2] for row in after["ranks"]])
@@ -63,6 +83,7 @@ def compare_iterations(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]
                 "difference": test.value,
                 "se": test.se,
                 "p": test.p,
+                "errors": error_changes(before["ranks"], after["ranks"]),
             }
         )
     return out

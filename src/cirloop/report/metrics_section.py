@@ -151,6 +151,15 @@ def _exact(result: Result, metric: str) -> str:
     return f"{result['metrics'][metric]} ± {result['standard_errors'][metric]}"
 
 
+ERRORS = ("persistent", "new", "mended")
+COMPARED = (
+    "iterations",
+    "difference",
+    "p of a randomisation test",
+    *(f"{e} errors" for e in ERRORS),
+)
+
+
 def _compared(data: ReportData) -> list[Table]:
     """Return the table of comparisons, from `evaluation_results.json`."""
     file = data.directory / RESULTS
@@ -163,6 +172,7 @@ def _compared(data: ReportData) -> list[Table]:
             f"{c['from']} → {c['to']}",
             f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}",
             f"{c['p']:.4f}",
+            *(str(c["errors"][name]) if c.get("errors") else "" for name in ERRORS),
         )
         for c in compared
     ]
@@ -170,4 +180,4 @@ def _compared(data: ReportData) -> list[Table]:
         f"Each iteration against the one before it, paired over queries: {compared[0]['metric']},"
         " points"
     )
-    return [Table(title, ("iterations", "difference", "p of a randomisation test"), rows)]
+    return [Table(title, COMPARED, rows)]
