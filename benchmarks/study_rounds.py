@@ -12,7 +12,7 @@ for `pairs`, as many explicit negatives in a batch:
     anchors   the loop, and self-made anchors: references that no human wrote a text for
     anchors_once   the same, in the first round alone
     pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
-    no_bundles, no_far, again, failed, restart   the loop less a part, or with another
+    no_bundles, no_far, again, failed, restart, one_schedule   the loop less a part, or with another
 
 Prints, for each arm, recalls on `shapes` after each round with the standard error over seeds, the
 gain over `control` after each round, paired by seed, texts written and accepted, and seconds. A
@@ -86,6 +86,7 @@ ARMS: dict[str, Arm] = {
     "again": with_parts(LOOP, mining={"skip_captioned": False}),
     "failed": with_parts(LOOP, captioning={"max_round_trip_rank": 0, "min_round_trip_rank": 2}),
     "restart": with_parts(LOOP, training={"start_from": "iteration_0"}),
+    "one_schedule": with_parts(LOOP, training={"lr_span": "run"}),
     "negatives": {"mining": {"strategy": TOP_K}, "captioning": {"enabled": False}},
 }
 EQUAL_TEXTS = ("near", "random")

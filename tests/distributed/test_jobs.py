@@ -28,6 +28,7 @@ def job(kind: str, directory: Path) -> TrainJob | ShardJob:
             parent=None,
             augmented=("a", "b"),
             negatives=None,
+            schedule=(9, 18),
             key="k",
             workspace=Path("w"),
             output=Path("o"),

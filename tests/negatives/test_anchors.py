@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,8 @@ def test_a_run_with_anchors_bundles_and_ranked_negatives(small: Any, tmp_path: P
             "negatives": {"type": "ranked", "first_rank": 3, "last_rank": 9},
             "bundles": {"size": 3},
             "start_from": "iteration_0",
+            "lr_span": "run",
+            "lr_warmup_ratio": 0.0,
         },
     )
     runner.run(config)
@@ -170,4 +173,13 @@ def test_a_run_with_anchors_bundles_and_ranked_negatives(small: Any, tmp_path: P
     assert {row.triplet.query.id for row in texts} <= names
     targets = {row.triplet.query.id: row.triplet.target for row in texts}
     assert not any(targets.get(row.query) == row.image for row in negatives)
-    assert isinstance(store.load("checkpoint_iter_2"), Artifact)
+    rates = []
+    for t in (1, 2):
+        log = json.loads(
+            (store.load(f"checkpoint_iter_{t}").path / "training_log.json").read_text()
+        )
+        rates += [row["learning_rate"] for row in log["rows"]]
+    peak = config.training.learning_rate
+    steps = len(rates)
+    expected = [peak * min(1, (steps - step) / (steps - 1)) for step in range(steps)]
+    assert rates == pytest.approx(expected)

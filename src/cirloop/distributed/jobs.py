@@ -54,6 +54,8 @@ class TrainJob(Job):
     """The adapter that training goes on from; None = the base model."""
     augmented: tuple[str, ...]
     negatives: str | None
+    schedule: tuple[int, int]
+    """The first of these steps in the learning rate's schedule, and how many steps that has."""
     key: str
     """Of step checkpoints: those of another key are not gone on with."""
     workspace: Path

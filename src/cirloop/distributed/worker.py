@@ -178,6 +178,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         config.runtime.checkpoint_every_steps,
         accelerate,
         lambda row: events.emit("step", row=row),
+        job.schedule,
     )
     main = accelerate.is_main_process
     if main and batches.num_known_positives:

@@ -19,6 +19,7 @@ LATER_ITERATIONS_ONLY = {
     "augmented_rounds",
     "bundles",
     "iteration_0_steps",
+    "lr_span",
     "negatives",
     "negatives_in_batch",
     "start_from",
@@ -44,7 +45,11 @@ def train(
         parent = run.store.load("checkpoint_iter_0")
     inputs = [a.digest for a in (parent, *augmented, negatives) if a is not None]
     inputs = inputs if untrained else [run.data.digest, *inputs]
+    schedule = (0, steps)
+    if iteration and config.training.lr_span == "run":
+        schedule = ((iteration - 1) * steps, config.num_iterations * steps)
     settings = run.stage_config("model", "training", "data") | {"steps": steps}
+    settings["schedule"] = schedule
     if iteration == 0:  # so that runs which differ in later iterations only may share it
         settings["training"] = {
             name: value
@@ -67,6 +72,7 @@ def train(
             parent=adapter_path(parent),
             augmented=tuple(a.name for a in augmented),
             negatives=negatives.name if negatives else None,
+            schedule=schedule,
             key=fingerprint([settings, inputs]),
             workspace=workspace,
             output=path,

@@ -179,6 +179,9 @@ class TrainingSettings(Settings):
     counts."""
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
     """Decay of the learning rate after its warm-up, to 0 at the stage's last step, or none."""
+    lr_span: Literal["iteration", "run"] = "iteration"
+    """What the learning rate's warm-up and decay extend over: each iteration, or all later
+    iterations together; iteration 0 has its own."""
     lr_warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate warms up."""
     weight_decay: float = Field(0.0, ge=0)

@@ -58,13 +58,18 @@ class Trainer:
         checkpoint_every_steps: int,
         accelerator: Accelerator,
         note: Callable[[Row], None] = lambda row: None,
+        schedule: tuple[int, int] | None = None,
     ) -> None:
-        """`note` gets each row of the log, also those of steps that an earlier attempt took."""
+        """`note` gets each row of the log, also those of steps that an earlier attempt took.
+
+        `schedule`: the first of these steps in the learning rate's, and that one's length.
+        """
         self.backbone = backbone
         self.batches = batches
         self.settings = settings
         self.accelerator = accelerator
         self.steps = steps
+        self.schedule = schedule or (0, steps)
         self.checkpoint_every_steps = checkpoint_every_steps
         self.note = note
         self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -139,7 +144,7 @@ class Trainer:
 
         `before` holds every trained lora_B as it was at the start, until a step with a gradient.
         """
-        factor = lr_factor(step, self.steps, self.settings)
+        factor = lr_factor(self.schedule[0] + step, self.schedule[1], self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = group["top"] * factor
         # Under DeepSpeed, Accelerate takes the optimizer's step in here too.
@@ -255,10 +260,8 @@ class Trainer:
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter, once; every process calls this, since each may have a shard of it."""
         reshard_all(self.module)
-        if self.master_weights is None:
-            full = unsharded(self.parameters)
-        else:
-            full = self.master_weights.copies
+        master = self.master_weights
+        full = unsharded(self.parameters) if master is None else master.copies
         with replaced(self.backbone.root_module, full):
             if self.accelerator.is_main_process:
                 self.backbone.save_adapter(directory)
@@ -284,15 +287,12 @@ class Trainer:
         record, state = newest
         self.log = record["log"]
         step = int(record["step"])
-        num_taken = step - self._num_skipped()
+        taken = step - self._num_skipped()
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(shard_like(state[f"parameter/{name}"], parameter))
                 moments = {m: shard_like(state[f"{m}/{name}"], parameter) for m in MOMENTS}
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(num_taken)),
-                    **moments,
-                }
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(taken)), **moments}
         if self.master_weights is not None:
             self.master_weights.copy_to_model()
         logger.info("resuming training at step %d of %d", step, self.steps)
