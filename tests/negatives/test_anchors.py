@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from cirloop.artifacts.rows import read_anchors, read_augmented, read_mined
-from cirloop.artifacts.store import Artifact, Store
+from cirloop.artifacts.store import Store
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.cli import runner
 from cirloop.data.known_positives import KnownPositives
