@@ -12,6 +12,7 @@ for `pairs`, as many explicit negatives in a batch:
     anchors   the loop, and self-made anchors: references that no human wrote a text for
     anchors_once   the same, in the first round alone
     pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
+    oracle    the loop with true texts, from the scenes: the bound that no foundation model passes
     no_bundles, no_far, again, failed, restart, one_schedule   the loop less a part, or with another
 
 Prints, for each arm, recalls on `shapes` after each round with the standard error over seeds, the
@@ -87,8 +88,10 @@ ARMS: dict[str, Arm] = {
     "failed": with_parts(LOOP, captioning={"max_round_trip_rank": 0, "min_round_trip_rank": 2}),
     "restart": with_parts(LOOP, training={"start_from": "iteration_0"}),
     "one_schedule": with_parts(LOOP, training={"lr_span": "run"}),
+    "oracle": LOOP,
     "negatives": {"mining": {"strategy": TOP_K}, "captioning": {"enabled": False}},
 }
+TRUTH = {"type": "scenes"}
 EQUAL_TEXTS = ("near", "random")
 """Arms that get as many accepted texts in a round as `loop` has on average."""
 RECALLS = ("recall@1", "recall@5", "any correct recall@1")
@@ -101,7 +104,7 @@ def config(
     """Return the settings of an arm."""
     settings: dict[str, Any] = {
         "model": {"path": "tiny", "dtype": "float32"},
-        "foundation": {"path": "tiny", "dtype": "float32"},
+        "foundation": TRUTH if arm == "oracle" else {"path": "tiny", "dtype": "float32"},
         "data": {
             "train_families": args.families,
             "train_triplets": args.triplets,

@@ -217,12 +217,35 @@ class TemplateFoundation(Foundation):
         return TemplateCaptioner()
 
 
+class SceneFoundation(Foundation):
+    """No model: true texts and verdicts from the drawn scenes of `shapes`. What a study compares a
+    foundation model with; no other data set has it."""
+
+    type: Literal["scenes"] = "scenes"
+    path: str = ""
+    """Not used."""
+
+    def resolve_dir(self) -> Path:
+        return Path(str(files("cirloop.captioning")))
+
+    def weights_digest(self) -> str:
+        from cirloop.captioning.backends.scenes import VERSION
+
+        return fingerprint(VERSION)
+
+    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+        from cirloop.captioning.backends.scenes import SceneCaptioner
+
+        return SceneCaptioner()
+
+
 FoundationConfig = Annotated[
     GenericFoundation
     | LlavaFoundation
     | Qwen2VLFoundation
     | Qwen25VLFoundation
     | Qwen3VLFoundation
+    | SceneFoundation
     | TemplateFoundation
     | VllmFoundation,
     Field(discriminator="type"),

@@ -9,18 +9,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from cirloop.loop import STAGES
 from cirloop.monitoring.costs import FILE, Costs, columns_in_use, format_cells
 from cirloop.report.charts import Chart, Table, draw, stacked_bars
 from cirloop.report.report_data import ReportData, Section, shortened, try_read
-
-KINDS = {
-    "evaluation": "evaluate",
-    "checkpoint": "train",
-    "hard_negatives": "mine",
-    "augmented_samples": "caption",
-    "ranked_negatives": "rank negatives",
-    "accounting": "account",
-}
 
 
 def section(data: ReportData) -> Section:
@@ -45,9 +37,9 @@ def _turn(row: Mapping[str, Any]) -> tuple[int, str]:
     Images mined by model t-1 serve iteration t.
     """
     name = str(row["stage"])
-    kind = next((word for start, word in KINDS.items() if name.startswith(start)), name)
+    kind = next((word for start, word in STAGES.items() if name.startswith(start)), name)
     number = re.search(r"_iter_(\d+)", name)
-    return (-1 if number is None else int(number[1]) + (kind == "mine")), kind
+    return (-1 if number is None else int(number[1]) + (kind == "mining")), kind
 
 
 def _chart(data: ReportData, rows: Sequence[Mapping[str, Any]]) -> Chart:
@@ -56,7 +48,7 @@ def _chart(data: ReportData, rows: Sequence[Mapping[str, Any]]) -> Chart:
     for row in rows:
         seconds[_turn(row)] += row["seconds"]
     turns = sorted({turn for turn, _ in seconds})
-    kinds = sorted({kind for _, kind in seconds}, key=[*KINDS.values()].index)
+    kinds = sorted({kind for _, kind in seconds}, key=[*STAGES.values()].index)
     labels = ["base" if turn < 0 else str(turn) for turn in turns]
     divisor, unit = (3600, "hours") if seconds.total() > 36000 else (60, "minutes")
     parts = {kind: [seconds[turn, kind] / divisor for turn in turns] for kind in kinds}

@@ -15,7 +15,7 @@ from cirloop.artifacts import schema
 from cirloop.artifacts.store import Artifact, Store
 from cirloop.config import notices
 from cirloop.config.run import RunConfig
-from cirloop.loop import expected_artifacts
+from cirloop.loop import STAGES, expected_artifacts
 from cirloop.monitoring import events
 from cirloop.monitoring.console import metric_rows
 from cirloop.monitoring.costs import Costs
@@ -23,15 +23,6 @@ from cirloop.monitoring.live import RunHeader
 
 Numbers = dict[str, float]
 WARM_UP = "checkpoint_iter_0"
-ARTIFACT_STAGES = {
-    "hard_negatives": "mining",
-    "augmented_samples": "captions",
-    "ranked_negatives": "negatives",
-    "checkpoint": "training",
-    "evaluation": "evaluation",
-    "accounting": "accounting",
-}
-"""Kinds of artifacts, and the part of the loop that makes them."""
 
 
 class RunMonitor:
@@ -139,7 +130,7 @@ class RunMonitor:
 
     def _numbers(self, artifact: Artifact, iteration: int) -> Iterator[tuple[str, float]]:
         """Yield the numbers of one stage: its results, and its metrics."""
-        part = ARTIFACT_STAGES[_kind(artifact.name) if artifact.name != WARM_UP else "checkpoint"]
+        part = STAGES[_kind(artifact.name) if artifact.name != WARM_UP else "checkpoint"]
         if part == "evaluation":
             content = self._evaluations[-1]
             for name, value in content["metrics"].items():

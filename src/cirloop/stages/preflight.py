@@ -174,6 +174,12 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
                 f"the foundation model {config.foundation.type!r} looks at no picture; use another "
                 "--foundation_model_backbone",
             )
+    if config.foundation.type == "scenes" and config.data.type != "shapes":
+        problems.add(
+            "foundation.type scenes",
+            f"reads the scenes of `shapes`, and the data set is {config.data.type}; use another "
+            "--foundation_model_backbone",
+        )
     if config.mining.anchors.num and not config.captioning.enabled:
         problems.add(
             f"mining.anchors.num {config.mining.anchors.num}",

@@ -68,7 +68,11 @@ def image_id(split: str, row: int) -> ImageId:
     return ImageId(f"shapes:{split}:{row:05d}")
 
 
-def _row(image: ImageId) -> int:
+def split_of(image: ImageId) -> str:
+    return image.split(":")[1]
+
+
+def row_of(image: ImageId) -> int:
     return int(image.rsplit(":", 1)[1])
 
 
@@ -88,7 +92,7 @@ class ShapesOracle:
 
     def _results(self, reference: ImageId, text: str) -> set[Scene]:
         changes = read(text)
-        return results(self._scenes.scenes[_row(reference)], changes) if changes else set()
+        return results(self._scenes.scenes[row_of(reference)], changes) if changes else set()
 
     def positives(self, query: Query) -> frozenset[ImageId]:
         wanted = self._results(query.reference, query.text)
@@ -99,16 +103,16 @@ class ShapesOracle:
         )
 
     def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
-        return self._scenes.scenes[_row(image)] in self._results(reference, text)
+        return self._scenes.scenes[row_of(image)] in self._results(reference, text)
 
     def distance(self, reference: ImageId, image: ImageId) -> int:
         return len(
-            differences(self._scenes.scenes[_row(reference)], self._scenes.scenes[_row(image)])
+            differences(self._scenes.scenes[row_of(reference)], self._scenes.scenes[row_of(image)])
         )
 
 
 def _pixels(scenes: Scenes, image: ImageId) -> npt.NDArray[np.uint8]:
-    return scenes.pixels(_row(image))
+    return scenes.pixels(row_of(image))
 
 
 def _gallery(scenes: Scenes, num: int) -> Gallery:
