@@ -20,7 +20,8 @@ def read_anchors(artifact: Artifact) -> MinedAnchors:
 
 def read_augmented(artifact: Artifact) -> list[AugmentedTriplet]:
     out = []
-    for row in artifact.read()["accepted"]:
+    content = artifact.read()
+    for row in (*content["accepted"], *content.get("relabelled", ())):
         triplet = Triplet(Query(**row["triplet"]["query"]), row["triplet"]["target"])
         out.append(AugmentedTriplet(**(row | {"triplet": triplet})))
     return out

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from cirloop.captioning.foundation import Foundation
 from cirloop.captioning.prompts import Prompts, load, packaged
+from cirloop.captioning.relabel import RelabelSettings
 from cirloop.config.base import Settings
 from cirloop.types import UserError
 
@@ -48,6 +49,9 @@ class CaptioningSettings(Settings):
     """Augmented triplets kept of an iteration, the surest first; None: all."""
     max_per_query: int = Field(3, ge=1)
     """Augmented triplets kept per human query and iteration, the surest first."""
+
+    relabel: RelabelSettings = RelabelSettings()
+    """Mined images that are right for the human text itself."""
 
     @model_validator(mode="after")
     def _some_rank_is_kept(self) -> Self:
@@ -92,10 +96,14 @@ class CaptioningSettings(Settings):
     def check(self, foundation: Foundation) -> None:
         """Raise UserError where these settings and the foundation model do not go together."""
         self.prompts(foundation)
-        if self.min_verify_probability and not foundation.can_verify:
-            raise UserError(
-                f"captioning.min_verify_probability {self.min_verify_probability}: the foundation"
-                f" model {foundation.type!r} looks at no picture and cannot judge a text. Set"
-                " captioning.min_verify_probability to 0, or use another"
-                " --foundation_model_backbone."
-            )
+        probabilities = {
+            "captioning.min_verify_probability": self.min_verify_probability,
+            "captioning.relabel.min_probability": self.relabel.min_probability,
+        }
+        for setting, probability in probabilities.items():
+            if probability and not foundation.can_verify:
+                raise UserError(
+                    f"{setting} {probability}: the foundation model {foundation.type!r} looks at no"
+                    f" picture and cannot judge a text. Set {setting} to 0, or use another"
+                    " --foundation_model_backbone."
+                )

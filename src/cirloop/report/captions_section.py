@@ -53,7 +53,15 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
     )
     chart = _chart(data, summaries)
     return (
-        Section("captions", "Captions", [note], (), [chart], _true_texts(data), examples),
+        Section(
+            "captions",
+            "Captions",
+            [note],
+            (),
+            [chart],
+            [*_true_texts(data), *_relabelled(data, summaries)],
+            examples,
+        ),
         summaries,
     )
 
@@ -93,6 +101,31 @@ def _true_texts(data: ReportData) -> list[Table]:
         if rows
         else []
     )
+
+
+def _relabelled(data: ReportData, summaries: Summaries) -> list[Table]:
+    """Return how many mined images became positives of the human text, and how well they were
+    judged."""
+    rows = []
+    for t, summary in summaries.items():
+        if "relabelled" not in summary:
+            continue
+        judgement = summary["relabelled"]
+        precision = judgement["precision"]
+        account = data.accounts.get(t, {})
+        rows.append(
+            (
+                str(t),
+                str(judgement["judged"]),
+                str(judgement["right"]),
+                str(judgement["kept"]),
+                "not known" if precision is None else f"{100 * precision:.0f}%",
+                str(account.get("relabelled_right", "")),
+            )
+        )
+    columns = ("iteration", "judged", "called right", "kept", "precision on planted", "right")
+    title = "Mined images that became positives of the human text"
+    return [Table(title, columns, rows)] if rows else []
 
 
 def _examples(

@@ -7,6 +7,7 @@ from pathlib import Path
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_augmented, read_mined
 from cirloop.artifacts.store import Artifact
+from cirloop.captioning.relabel import HUMAN_TEXT
 from cirloop.stages.context import RunContext
 from cirloop.types import (
     Query,
@@ -33,7 +34,10 @@ def account(
             q: oracle.positives(by_id[q]) - {targets[q]} for q in {n.query for n in mined}
         }
         distances = [oracle.distance(by_id[n.query].reference, n.image) for n in mined]
-        accepted = read_augmented(augmented) if augmented else []
+        rows = read_augmented(augmented) if augmented else []
+        relabelled = [row for row in rows if row.prompt == HUMAN_TEXT]
+        right = sum(row.triplet.target in oracle.positives(by_id[row.source]) for row in relabelled)
+        accepted = [row for row in rows if row.prompt != HUMAN_TEXT]
         is_true = [
             oracle.text_is_true(a.triplet.query.reference, a.triplet.query.text, a.triplet.target)
             for a in accepted
@@ -51,7 +55,8 @@ def account(
                 },
                 "accepted": len(accepted),
                 "true_captions": sum(is_true),
-            },
+            }
+            | ({"relabelled": len(relabelled), "relabelled_right": right} if relabelled else {}),
         )
 
     inputs = [negatives.digest, *([augmented.digest] if augmented else [])]

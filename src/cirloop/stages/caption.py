@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_anchors, read_augmented, read_mined
 from cirloop.artifacts.store import Artifact
 from cirloop.captioning import pipeline
+from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.batched_captioner import CaptionClient
+from cirloop.captioning.relabel import HUMAN_TEXT, Judgement, judge_mined
 from cirloop.data.known_positives import normal_text
 from cirloop.stages.context import RunContext
-from cirloop.types import (
-    ImageId,
-    Query,
-)
+from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
 
 
 def caption(
@@ -46,6 +46,12 @@ def caption(
         queries = {q.id: q for q in (*(t.query for t in train.triplets), *anchors.queries)}
         captioner = run.captioner(lambda: run.embedder(checkpoint))
         seed = config.seed + 1000 * iteration
+        relabelled: list[AugmentedTriplet] = []
+        judgement: Judgement | None = None
+        if settings.relabel.min_probability:
+            relabelled, judgement = _relabel(run, captioner, mined, queries, iteration)
+            positives = {(row.source, row.triplet.target) for row in relabelled}
+            mined = [n for n in mined if (n.query, n.image) not in positives]
         candidates = pipeline.generate_candidates(
             captioner, [*mined, *anchors.pairs], queries, settings, seed, prompts.rewrite
         )
@@ -73,10 +79,12 @@ def caption(
                     "candidates": len(candidates),
                     "accepted": len(accepted),
                     "rejected": {r: sum(c.reason == r for c in rejected) for r in reasons},
-                },
+                }
+                | ({} if judgement is None else {"relabelled": judgement}),
                 "accepted": [asdict(a) for a in accepted],
                 "rejected": [c.row() for c in rejected],
-            },
+            }
+            | ({} if judgement is None else {"relabelled": [asdict(row) for row in relabelled]}),
         )
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
@@ -91,3 +99,48 @@ def caption(
     }
     key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
     return run.build(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
+
+
+def _relabel(
+    run: RunContext,
+    captioner: CaptionClient,
+    mined: Sequence[MinedNegative],
+    queries: Mapping[QueryId, Query],
+    iteration: int,
+) -> tuple[list[AugmentedTriplet], Judgement]:
+    """Return mined images that are right for the human text, as triplets with that text.
+
+    Warns where the foundation model is not precise enough to say so.
+    """
+    config = run.config
+    settings = config.captioning.relabel
+    prompt = config.captioning.prompts(config.foundation).verify
+
+    def yes_probability(requests: Sequence[CaptionRequest]) -> Sequence[float]:
+        return captioner.yes_probability(prompt, requests, "captions: judge mined images")
+
+    pairs = [
+        CaptionRequest(queries[n.query].reference, n.image, queries[n.query].text) for n in mined
+    ]
+    positives, judgement = judge_mined(
+        pairs, run.data.train.triplets, settings, yes_probability, config.seed
+    )
+    if judgement["right"] and not positives:
+        precision = judgement["precision"]
+        figure = "not known" if precision is None else f"{100 * precision:.0f}%"
+        run.costs.warn(
+            f"none of {judgement['right']} mined images became a positive of its human text: the"
+            f" foundation model's precision on planted pairs is {figure}, and"
+            f" captioning.relabel.min_precision is {settings.min_precision}. Raise"
+            " captioning.relabel.min_probability, or use another --foundation_model_backbone."
+        )
+    rows = []
+    for number, (i, probability) in enumerate(positives.items()):
+        query = queries[mined[i].query]
+        name = QueryId(f"{query.id}+{iteration}.right{number}")
+        triplet = Triplet(Query(name, query.reference, query.text, query.category), mined[i].image)
+        checks = {"verify": probability}
+        rows.append(
+            AugmentedTriplet(triplet, query.id, iteration, captioner.name, HUMAN_TEXT, checks)
+        )
+    return rows, judgement
