@@ -13,6 +13,7 @@ for `pairs`, as many explicit negatives in a batch:
     anchors_once   the same, in the first round alone
     pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
     oracle    the loop with true texts, from the scenes: the bound that no foundation model passes
+    relabel   the loop, and mined images that the judge calls right for the human text as positives
     no_bundles, no_far, again, failed, restart, one_schedule   the loop less a part, or with another
 
 Prints, for each arm, recalls on `shapes` after each round with the standard error over seeds, the
@@ -43,7 +44,10 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry, runner
 from cirloop.config.run import RunConfig, save
 from cirloop.config.run_dir import CONFIG
+from cirloop.data.shapes.load import row_of
+from cirloop.data.shapes.splits import FAMILY_SIZE, build_splits
 from cirloop.monitoring.console import table
+from cirloop.types import ImageId
 
 Arm = dict[str, dict[str, Any]]
 
@@ -89,13 +93,16 @@ ARMS: dict[str, Arm] = {
     "restart": with_parts(LOOP, training={"start_from": "iteration_0"}),
     "one_schedule": with_parts(LOOP, training={"lr_span": "run"}),
     "oracle": LOOP,
+    "relabel": with_parts(LOOP, captioning={"relabel": {"min_probability": 0.5}}),
     "negatives": {"mining": {"strategy": TOP_K}, "captioning": {"enabled": False}},
 }
 TRUTH = {"type": "scenes"}
 EQUAL_TEXTS = ("near", "random")
 """Arms that get as many accepted texts in a round as `loop` has on average."""
 RECALLS = ("recall@1", "recall@5", "any correct recall@1")
-SHORT_NAMES = ("R@1", "R@5", "any R@1")
+ACROSS = "best image of another family"
+MEASURES = (*RECALLS, ACROSS)
+SHORT_NAMES = ("R@1", "R@5", "any-correct R@1", ACROSS)
 
 
 def config(
@@ -162,14 +169,35 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     counts = ("mined", "false_negatives", "accepted", "true_captions")
     samples = sorted(directory.glob("augmented_samples_iter_*.json"))
     written = [json.loads(path.read_text())["summary"]["candidates"] for path in samples]
+    rounds = range(args.rounds + 1)
     return {
         "arm": arm,
         "seed": seed,
-        "recalls": {name: [100 * r["metrics"][name] for r in results] for name in RECALLS},
+        "recalls": {
+            **{name: [100 * r["metrics"][name] for r in results] for name in RECALLS},
+            ACROSS: [across_families(directory / f"evaluation_iter_{t}.json") for t in rounds],
+        },
         **{name: sum(account[name] for account in accounts) for name in counts},
         "written": sum(written),
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def across_families(path: Path) -> float:
+    """Return the percentage of queries whose best image is of another family than the reference,
+    in which no image is right."""
+    evaluation = json.loads(path.read_text())
+    wrong = [
+        row_of(ImageId(best[0])) // FAMILY_SIZE != family_of(query)
+        for (query, *_), best in zip(evaluation["ranks"], evaluation["top"], strict=True)
+    ]
+    return 100 * float(np.mean(wrong))
+
+
+def family_of(query: str) -> int:
+    """Return the number of the family of related scenes that a query's reference is in."""
+    split, number = query.split("-")
+    return build_splits()[split].queries[int(number)].reference // FAMILY_SIZE
 
 
 def write_row(job: tuple[argparse.Namespace, int, str]) -> None:
@@ -221,7 +249,7 @@ def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
     seeds = sorted({r["seed"] for r in rows if all((arm, r["seed"]) in by for arm in arms)})
     title = f"shapes {split}, {len(seeds)} seeds, mean ± standard error over seeds"
     rounds_shown = [f"round {t}" for t in range(1, rounds + 1)]
-    for name, short in zip(RECALLS, SHORT_NAMES, strict=True):
+    for name, short in zip(MEASURES, SHORT_NAMES, strict=True):
         recalls = []
         gains = []
         for arm in arms:
