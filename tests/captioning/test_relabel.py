@@ -12,9 +12,9 @@ import pytest
 from cirloop.artifacts.rows import read_augmented
 from cirloop.artifacts.store import Store
 from cirloop.captioning.base import CaptionRequest
-from cirloop.captioning.config import CaptioningSettings
+from cirloop.captioning.config import CaptioningSettings, RelabelSettings
 from cirloop.captioning.foundation import TemplateFoundation
-from cirloop.captioning.relabel import HUMAN_TEXT, RelabelSettings, judge_mined, planted_pairs
+from cirloop.captioning.relabel import HUMAN_TEXT, judge_mined, planted_pairs
 from cirloop.cli import runner
 from cirloop.data.known_positives import KnownPositives
 from cirloop.training.batches import BatchSampler

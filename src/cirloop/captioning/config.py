@@ -8,9 +8,21 @@ from pydantic import Field, model_validator
 
 from cirloop.captioning.foundation import Foundation
 from cirloop.captioning.prompts import Prompts, load, packaged
-from cirloop.captioning.relabel import RelabelSettings
 from cirloop.config.base import Settings
 from cirloop.types import UserError
+
+
+class RelabelSettings(Settings):
+    """Settings of mined images that become further positives of the human text."""
+
+    min_probability: float = Field(0.0, ge=0, lt=1)
+    """Least probability of "yes" for the human text with which a mined image becomes a positive;
+    0 = none does."""
+    min_precision: float = Field(0.5, ge=0, le=1)
+    """Least precision of that judgement on planted pairs, one in ten of them right; below it no
+    image of the iteration becomes a positive, and a warning says so."""
+    num_planted: int = Field(50, ge=10)
+    """Right pairs that are planted, with nine times as many wrong ones."""
 
 
 class CaptioningSettings(Settings):

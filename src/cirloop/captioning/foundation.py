@@ -193,18 +193,23 @@ class VllmFoundation(Foundation):
         return VllmCaptioner(self)
 
 
-class TemplateFoundation(Foundation):
+class WithoutModel(Foundation):
+    """Settings of what writes texts without a model and without weights."""
+
+    path: str = ""
+    """Not used."""
+
+    def resolve_dir(self) -> Path:
+        return Path(str(files("cirloop.captioning")))
+
+
+class TemplateFoundation(WithoutModel):
     """No model: a rule rewrites the human text without the images, for dry runs. Every text is
     marked `template (no model)`, and the results mean nothing. The rule cannot verify, so
     `captioning.min_verify_probability` must be 0."""
 
     can_verify: ClassVar[bool] = False
     type: Literal["template"] = "template"
-    path: str = ""
-    """Not used."""
-
-    def resolve_dir(self) -> Path:
-        return Path(str(files("cirloop.captioning")))
 
     def weights_digest(self) -> str:
         from cirloop.captioning.backends.template import VERSION
@@ -217,16 +222,11 @@ class TemplateFoundation(Foundation):
         return TemplateCaptioner()
 
 
-class SceneFoundation(Foundation):
+class SceneFoundation(WithoutModel):
     """No model: true texts and verdicts from the drawn scenes of `shapes`. What a study compares a
     foundation model with; no other data set has it."""
 
     type: Literal["scenes"] = "scenes"
-    path: str = ""
-    """Not used."""
-
-    def resolve_dir(self) -> Path:
-        return Path(str(files("cirloop.captioning")))
 
     def weights_digest(self) -> str:
         from cirloop.captioning.backends.scenes import VERSION

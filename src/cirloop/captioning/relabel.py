@@ -13,10 +13,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TypedDict
 
-from pydantic import Field
-
 from cirloop.captioning.base import CaptionRequest
-from cirloop.config.base import Settings
+from cirloop.captioning.config import RelabelSettings
 from cirloop.types import Triplet
 
 HUMAN_TEXT = "human text"
@@ -24,19 +22,6 @@ HUMAN_TEXT = "human text"
 WRONG_PER_RIGHT = 9
 """Planted wrong pairs for each right one: of mined images, about one in ten is right on the drawn
 data, where that is known."""
-
-
-class RelabelSettings(Settings):
-    """Settings of mined images that become further positives of the human text."""
-
-    min_probability: float = Field(0.0, ge=0, lt=1)
-    """Least probability of "yes" for the human text with which a mined image becomes a positive;
-    0 = none does."""
-    min_precision: float = Field(0.5, ge=0, le=1)
-    """Least precision of that judgement on planted pairs, one in ten of them right; below it no
-    image of the iteration becomes a positive, and a warning says so."""
-    num_planted: int = Field(50, ge=10)
-    """Right pairs that are planted, with nine times as many wrong ones."""
 
 
 class Judgement(TypedDict):

@@ -11,10 +11,10 @@ from pydantic_settings import (
     BaseSettings,
     CliApp,
     CliSettingsSource,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
+from cirloop.config.base import FlagSettings
 from cirloop.config.suggestions import flags_like
 from cirloop.types import UserError
 from cirloop.validation import ValidationReport
@@ -22,7 +22,7 @@ from cirloop.validation import ValidationReport
 S = TypeVar("S", bound=BaseSettings)
 
 
-class Flags(BaseSettings):
+class Flags(FlagSettings):
     """What a command is given by its flags, and by nothing else."""
 
     model_config = SettingsConfigDict(
@@ -32,17 +32,6 @@ class Flags(BaseSettings):
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        *_: object,
-        **__: object,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """No environment: a variable named SPLIT or OUTPUT is somebody else's."""
-        return (init_settings,)
 
 
 class Parser(argparse.ArgumentParser):

@@ -26,6 +26,7 @@ from cirloop.backbones.config import BackboneConfig, Qwen2VLSettings
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.foundation import FoundationConfig, Qwen2VLFoundation, match_dtype
 from cirloop.config import cli, cli_help, errors, notices, recipes, retyping, simulated
+from cirloop.config.base import FlagSettings
 from cirloop.config.evaluation import Evaluation
 from cirloop.config.runtime import Runtime
 from cirloop.config.shortcuts import PATH_SETTINGS, SHORTCUTS, UNION_FLAGS
@@ -43,7 +44,7 @@ METADATA_KEYS = ("schema", "run", "digest", notices.SIMULATED)
 """What a run directory's `config.json` holds besides."""
 
 
-class RunConfig(BaseSettings):
+class RunConfig(FlagSettings):
     """The settings of one run."""
 
     model_config = SettingsConfigDict(
@@ -118,16 +119,6 @@ class RunConfig(BaseSettings):
                 " give --retrieval simulated"
             )
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        *_: object,
-        **__: object,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
 
     @property
     def directory(self) -> Path:

@@ -12,6 +12,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -215,3 +216,29 @@ def _count_nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> in
     within.discard(id(node))
     known[id(node)] = made
     return made
+
+
+def packaged_names(package: str) -> list[str]:
+    """List the names of the .yaml files that a package holds."""
+    entries = (entry.name for entry in files(package).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in entries if name.endswith(".yaml"))
+
+
+def read_packaged(package: str, name: str, kind: str) -> tuple[Path, Any]:
+    """Read the .yaml file `name` of a package, or the user's of that path.
+
+    Returns the path and the content. Raises UserError that calls the file a `kind`.
+    """
+    path = expand_user(name)
+    packaged = packaged_names(package)
+    if name in packaged:
+        path = Path(str(files(package).joinpath(f"{name}.yaml")))
+    elif path.suffix != ".yaml" or not path.is_file():
+        raise UserError(
+            f"{kind} {name!r} is none of {', '.join(packaged)}, and no .yaml file of that name is"
+            " there."
+        )
+    try:
+        return path, read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{kind} {name!r} {error}") from None

@@ -18,7 +18,6 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from cirloop.artifacts.store import fingerprint
@@ -104,9 +103,7 @@ class PromptFormat:
 
 def packaged() -> list[str]:
     """List the names of the packaged formats."""
-    return sorted(
-        p.name.removesuffix(".yaml") for p in files(__name__).iterdir() if p.name.endswith(".yaml")
-    )
+    return parse.packaged_names(__name__)
 
 
 def fitting(family: str) -> list[str]:
@@ -122,18 +119,7 @@ def filled(piece: str, text: str, category: str) -> str:
 @cache
 def load(name: str) -> PromptFormat:
     """Load the packaged format `name`, or that of a file. Raises UserError with all faults."""
-    path = parse.expand_user(name)
-    if name in packaged():
-        path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
-    elif path.suffix != ".yaml" or not path.is_file():
-        raise UserError(
-            f"prompt format {name!r} is none of {', '.join(packaged())}, and no .yaml file of that"
-            " name is there."
-        )
-    try:
-        content = parse.read_yaml(path)
-    except UserError as error:
-        raise UserError(f"prompt format {name!r} {error}") from None
+    path, content = parse.read_packaged(__name__, name, "prompt format")
     problems = _problems(content)
     if problems:
         raise UserError(

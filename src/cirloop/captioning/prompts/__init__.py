@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Literal, TypedDict
 
 from cirloop.io import parse
@@ -83,26 +81,13 @@ class Prompts:
 
 def packaged() -> list[str]:
     """List the names of the packaged prompts."""
-    return sorted(
-        p.name.removesuffix(".yaml") for p in files(__name__).iterdir() if p.name.endswith(".yaml")
-    )
+    return parse.packaged_names(__name__)
 
 
 @cache
 def load(name: str) -> Prompt:
     """Load the packaged prompt `name`, or the prompt of a file. Raises UserError with the fault."""
-    path = parse.expand_user(name)
-    if name in packaged():
-        path = Path(str(files(__name__).joinpath(f"{name}.yaml")))
-    elif path.suffix != ".yaml" or not path.is_file():
-        raise UserError(
-            f"prompt {name!r} is none of {', '.join(packaged())}, and no .yaml file of that name is"
-            " there."
-        )
-    try:
-        content = parse.read_yaml(path)
-    except UserError as error:
-        raise UserError(f"prompt {name!r} {error}") from None
+    path, content = parse.read_packaged(__name__, name, "prompt")
     if (
         not isinstance(content, dict)
         or content.keys() != {"answer", "turn"}
