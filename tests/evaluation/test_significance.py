@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.evaluation.significance import DRAWS, compare_iterations, error_changes, paired
+from cirloop.evaluation.significance import DRAWS, compare_iterations, error_changes, holm, paired
 
 values = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=10)
 
@@ -52,6 +52,12 @@ def test_different_queries_are_refused() -> None:
         paired([1, 0], [1])
     with pytest.raises(ValueError, match="a value per query of both"):
         paired([], [])
+
+
+def test_p_values_are_corrected_for_their_number() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2] and holm([]) == []
 
 
 def test_errors_that_stay_come_and_go_are_counted() -> None:

@@ -93,7 +93,7 @@ def test_a_run_leaves_a_report_with_the_numbers_of_its_results(finished: Path) -
         if caption.startswith("Each iteration against")
     ]
     assert [row[2] for row in compared[1:]] == [
-        f"{c['p']:.4f}" for c in results["compared"]
+        f"{c['p_corrected']:.4f}" for c in results["compared"]
     ] and len(compared) == 3
     assert "Finished." in page.text and "Still missing" not in page.text
 

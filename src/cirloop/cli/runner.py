@@ -224,14 +224,15 @@ def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> 
             [
                 f"{c['from']} -> {c['to']}",
                 f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}",
-                f"{c['p']:.4f}",
+                f"{c['p_corrected']:.4f}",
                 *((c["errors"] or NO_ERRORS).values()),
             ]
             for c in comparisons
         ]
         title = (
             f"Paired over queries, {comparisons[0]['metric']}: difference in points, p of a"
-            " randomisation test; queries whose target is not first in both, newly, or no longer"
+            " randomisation test, corrected for the number of rows (Holm); queries whose"
+            " target is not first in both, newly, or no longer"
         )
         table(title, ("iterations", "difference", "p", *ERRORS), rows)
 

@@ -67,10 +67,22 @@ def error_changes(before: Sequence[Any], after: Sequence[Any]) -> dict[str, int]
     }
 
 
+def holm(p_C: Sequence[float]) -> list[float]:
+    """Correct p-values for the number of comparisons, so that the chance of any false one is bound
+    (Holm, Scandinavian Journal of Statistics 1979)."""
+    corrected = [0.0] * len(p_C)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_C)), key=p_C.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_C) - rank) * p_C[i]))
+        corrected[i] = largest
+    return corrected
+
+
 def compare_iterations(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compare each evaluation with the one before it, from their JSON.
 
-    Where queries have a target, `errors` counts those whose target is not first.
+    Where queries have a target, `errors` counts those whose target is not first. `p_corrected` is
+    `p` corrected for the number of comparisons.
     """
     out = []
     for before, after in pairwise(results):
@@ -86,4 +98,6 @@ def compare_iterations(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]
                 "errors": error_changes(before["ranks"], after["ranks"]),
             }
         )
+    for row, corrected in zip(out, holm([row["p"] for row in out]), strict=True):
+        row["p_corrected"] = corrected
     return out

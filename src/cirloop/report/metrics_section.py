@@ -155,7 +155,7 @@ ERRORS = ("persistent", "new", "mended")
 COMPARED = (
     "iterations",
     "difference",
-    "p of a randomisation test",
+    "p of a randomisation test, corrected (Holm)",
     *(f"{e} errors" for e in ERRORS),
 )
 
@@ -171,7 +171,7 @@ def _compared(data: ReportData) -> list[Table]:
         (
             f"{c['from']} → {c['to']}",
             f"{100 * c['difference']:+.1f} ± {100 * c['se']:.1f}",
-            f"{c['p']:.4f}",
+            f"{c['p_corrected']:.4f}",
             *(str(c["errors"][name]) if c.get("errors") else "" for name in ERRORS),
         )
         for c in compared
