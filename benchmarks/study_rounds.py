@@ -14,6 +14,8 @@ for `pairs`, as many explicit negatives in a batch:
     pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
     oracle    the loop with true texts, from the scenes: the bound that no foundation model passes
     relabel   the loop, and mined images that the judge calls right for the human text as positives
+    relabel_oracle   the same with the scenes as foundation model
+    averaged  the loop's adapters, each averaged with that of the iteration before: no training
     no_bundles, no_far, again, failed, restart, one_schedule   the loop less a part, or with another
 
 Prints, for each arm, recalls on `shapes` after each round with the standard error over seeds, the
@@ -39,6 +41,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry, runner
@@ -56,6 +59,7 @@ NO_MINING: Arm = {"mining": {"strategy": {"type": "none"}}, "captioning": {"enab
 RANDOM_NEGATIVES = {"type": "ranked", "first_rank": 1, "last_rank": None}
 FAR_NEGATIVES = {"type": "ranked", "first_rank": 11, "last_rank": 60}
 BUNDLES = {"size": 4}
+RELABEL = {"relabel": {"min_probability": 0.5}}
 LOOP: Arm = {
     "mining": {"strategy": TOP_K, "skip_captioned": True},
     "training": {"negatives": FAR_NEGATIVES, "bundles": BUNDLES},
@@ -93,7 +97,9 @@ ARMS: dict[str, Arm] = {
     "restart": with_parts(LOOP, training={"start_from": "iteration_0"}),
     "one_schedule": with_parts(LOOP, training={"lr_span": "run"}),
     "oracle": LOOP,
-    "relabel": with_parts(LOOP, captioning={"relabel": {"min_probability": 0.5}}),
+    "averaged": LOOP,
+    "relabel_oracle": with_parts(LOOP, captioning=RELABEL),
+    "relabel": with_parts(LOOP, captioning=RELABEL),
     "negatives": {"mining": {"strategy": TOP_K}, "captioning": {"enabled": False}},
 }
 TRUTH = {"type": "scenes"}
@@ -106,12 +112,17 @@ SHORT_NAMES = ("R@1", "R@5", "any-correct R@1", ACROSS)
 
 
 def config(
-    args: argparse.Namespace, seed: int, directory: Path, rounds: int, arm: str
+    args: argparse.Namespace,
+    seed: int,
+    directory: Path,
+    rounds: int,
+    arm: str,
+    **parts: dict[str, Any],
 ) -> RunConfig:
-    """Return the settings of an arm."""
+    """Return the settings of an arm, with other `parts`."""
     settings: dict[str, Any] = {
         "model": {"path": "tiny", "dtype": "float32"},
-        "foundation": TRUTH if arm == "oracle" else {"path": "tiny", "dtype": "float32"},
+        "foundation": TRUTH if "oracle" in arm else {"path": "tiny", "dtype": "float32"},
         "data": {
             "train_families": args.families,
             "train_triplets": args.triplets,
@@ -136,7 +147,7 @@ def config(
             "cache_dir": args.output / "cache",
         },
     }
-    settings = with_parts(settings, **ARMS[arm])
+    settings = with_parts(with_parts(settings, **ARMS[arm]), **parts)
     if arm in EQUAL_TEXTS and rounds:
         loop = json.loads((args.output / f"row_loop_{seed}.json").read_text())
         settings["captioning"]["max_per_iteration"] = max(1, loop["accepted"] // rounds)
@@ -183,6 +194,35 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     }
 
 
+def run_averaged(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Evaluate the mean of the LoRA weights of each two successive iterations of `loop`."""
+    row = json.loads((args.output / f"row_loop_{seed}.json").read_text())
+    began = time.monotonic()
+    recalls = {name: [row["recalls"][name][0]] for name in MEASURES}
+    for t in range(1, args.rounds + 1):
+        run = args.output / f"averaged_{seed}_{t}"
+        adapter = args.output / f"averaged_{seed}_{t}_adapter"
+        average(
+            [args.output / f"loop_{seed}" / f"checkpoint_iter_{u}" for u in (t - 1, t)], adapter
+        )
+        parts = {"model": {"start_adapter": str(adapter)}, "training": {"iteration_0_steps": 0}}
+        [result] = runner.run(config(args, seed, run, 0, "control", **parts))
+        for name in RECALLS:
+            recalls[name].append(100 * result["metrics"][name])
+        recalls[ACROSS].append(across_families(run / "evaluation_iter_0.json"))
+    seconds = round(time.monotonic() - began, 1)
+    return {**row, "arm": "averaged", "recalls": recalls, "seconds": seconds}
+
+
+def average(adapters: list[Path], to: Path) -> None:
+    """Write an adapter whose weights are the mean of those of `adapters`."""
+    weights = [load_file(adapter / "adapter_model.safetensors") for adapter in adapters]
+    means = {name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]}
+    to.mkdir(exist_ok=True)
+    shutil.copy(adapters[0] / "adapter_config.json", to)
+    save_file(means, to / "adapter_model.safetensors")
+
+
 def across_families(path: Path) -> float:
     """Return the percentage of queries whose best image is of another family than the reference,
     in which no image is right."""
@@ -205,7 +245,8 @@ def write_row(job: tuple[argparse.Namespace, int, str]) -> None:
     args, seed, arm = job
     torch.set_num_threads(args.threads)
     logging.getLogger("cirloop").setLevel(logging.WARNING)
-    write_json(args.output / f"row_{arm}_{seed}.json", run_arm(args, seed, arm))
+    row = run_averaged(args, seed) if arm == "averaged" else run_arm(args, seed, arm)
+    write_json(args.output / f"row_{arm}_{seed}.json", row)
     print(f"{arm}, seed {seed}: done", flush=True)
 
 
@@ -222,7 +263,7 @@ def run_all(args: argparse.Namespace) -> None:
     with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
         for _ in pool.map(prepare, [(args, seed) for seed in {job[1] for job in jobs}]):
             pass
-        later = [job for job in jobs if job[2] in EQUAL_TEXTS]
+        later = [job for job in jobs if job[2] in (*EQUAL_TEXTS, "averaged")]
         for part in ([job for job in jobs if job not in later], later):
             for _ in pool.map(write_row, part):
                 pass
