@@ -123,7 +123,7 @@ def _relabelled(data: ReportData, summaries: Summaries) -> list[Table]:
                 str(account.get("relabelled_right", "")),
             )
         )
-    columns = ("iteration", "judged", "called right", "kept", "precision on planted", "right")
+    columns = ("iteration", "judged", "called right", "kept", "precision on planted", "truly right")
     title = "Mined images that became positives of the human text"
     return [Table(title, columns, rows)] if rows else []
 
