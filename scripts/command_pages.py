@@ -136,7 +136,7 @@ COMMANDS = (
     Command(
         "export",
         "python -m cirloop.export",
-        {"": "cirloop.tools.export.__main__:ExportConfig"},
+        {"": "cirloop.tools.export.config:ExportConfig"},
         "export",
     ),
 )

@@ -354,14 +354,15 @@ def test_nothing_real_follows_from_a_simulated_run(
 
 
 def test_a_simulated_run_has_no_model_to_search_with_or_to_export(simulated: Path) -> None:
-    from cirloop.tools.export.source import trained
+    from cirloop.tools.export.config import ExportConfig
+    from cirloop.tools.export.source import load_source
     from cirloop.tools.search.config import SearchOptions
     from cirloop.tools.search.engine import Engine
 
     with pytest.raises(UserError, match="no model to search with"):
         Engine(SearchOptions(experiment_dir=simulated))
     with pytest.raises(UserError, match="no model to export"):
-        trained(simulated, "1", "adapter")
+        load_source(ExportConfig(experiment_dir=simulated, iteration="1", format="adapter"))
 
 
 def test_simulated_results_can_be_evaluated_and_say_so(simulated: Path, tmp_path: Path) -> None:
@@ -413,11 +414,16 @@ def test_an_output_file_that_is_a_directory_is_refused_before_any_work(
 def test_an_export_does_not_take_the_place_of_where_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from cirloop.tools.export.config import ExportConfig
     from cirloop.tools.export.export import export
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"--output \. is the directory you are in"):
-        export(tmp_path / "run", "1", "adapter", output=Path("."))
+        export(
+            ExportConfig(
+                experiment_dir=tmp_path / "run", iteration="1", format="adapter", output=Path(".")
+            )
+        )
 
 
 def test_processes_without_a_device_are_told_of(

@@ -10,7 +10,7 @@ from cirloop.cli.mine_embeddings import EmbeddingMiningConfig
 from cirloop.config import cli
 from cirloop.tools.add_negatives.config import AddNegativesConfig
 from cirloop.tools.demo.__main__ import DemoConfig
-from cirloop.tools.export.__main__ import ExportConfig
+from cirloop.tools.export.config import ExportConfig
 from cirloop.tools.export_embeddings import ExportConfig as VectorsConfig
 from cirloop.tools.search.__main__ import SearchConfig
 

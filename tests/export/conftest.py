@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cirloop.tools.export.__main__ import main
+from cirloop.tools.export.config import ExportConfig
+from cirloop.tools.export.source import ExportSource, load_source
 
 FORMATS = ("adapter", "merged", "sentence-transformers")
+
+
+def source_of(run: Path, export_format: Any, **options: Any) -> ExportSource:
+    """Iteration 1 of a run, as `--format` and other flags ask for it."""
+    return load_source(
+        ExportConfig(experiment_dir=run, iteration="1", format=export_format, **options)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ from cirloop.data.config import JsonlSettings
 from cirloop.tools.export.card import UNKNOWN, card, code_of, license_of
 from cirloop.tools.export.prompt_spec import PromptSpec
 from cirloop.tools.export.roundtrip import Difference
-from cirloop.tools.export.source import ExportSource, trained
+from cirloop.tools.export.source import ExportSource
 from cirloop.tools.export.templates import code
+from tests.export.conftest import source_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 LIBRARIES = {
@@ -37,14 +38,12 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
 
 
-READING = PromptSpec("a", ("b", "c"), (), 1, 2, None)
+PROMPT_SPEC = PromptSpec("a", ("b", "c"), (), 1, 2, None)
 
 
 def card_of(run: Path, to: str) -> str:
     """As an export has it."""
-    return card(
-        trained(run, "1", to), to, READING, f"iter_1_{to}", False, Difference(0, 1, 1), None
-    )
+    return card(source_of(run, to), PROMPT_SPEC, Difference(0, 1, 1))
 
 
 @pytest.mark.parametrize("to", LIBRARIES)
@@ -118,14 +117,14 @@ def headings(text: str) -> list[str]:
 
 @pytest.mark.parametrize("to", LIBRARIES)
 def test_what_strangers_wrote_is_text(to: str, run: Path) -> None:
-    model, signs = trained(run, "1", to), (EVIL,)
-    reading = PromptSpec(EVIL, (EVIL, EVIL), signs, 1, 2, None)
-    settings = model.settings.model_copy(update={"path": EVIL, "query_prompt": EVIL})
-    foundation = model.config.foundation.model_copy(update={"path": EVIL})
-    config = model.config.model_copy(update={"foundation": foundation, "model": settings})
+    source = source_of(run, to, push_to_hub="evil/`<b>", data_license=EVIL)
+    prompt_spec = PromptSpec(EVIL, (EVIL, EVIL), (EVIL,), 1, 2, None)
+    settings = source.settings.model_copy(update={"path": EVIL, "query_prompt": EVIL})
+    foundation = source.config.foundation.model_copy(update={"path": EVIL})
+    config = source.config.model_copy(update={"foundation": foundation, "model": settings})
     hub: dict[str, Any] = {"hub": EVIL} if to == "adapter" else {}
-    hostile = replace(model, config=config, settings=settings, **hub)
-    made = card(hostile, to, reading, "evil/`<b>", True, Difference(0, 1, 1), EVIL)
+    hostile = replace(source, config=config, settings=settings, **hub)
+    made = card(hostile, prompt_spec, Difference(0, 1, 1))
     plain = card_of(run, to)
     assert headings(made)[1:] == headings(plain)[1:]
     inline = [child for token in parsed(made) for child in token.children or []]
@@ -153,11 +152,11 @@ def test_code_in_a_line_holds_what_it_is_given(text: str) -> None:
     assert held[0].strip() == shown.strip()
 
 
-def with_base(run: Path, base: Path, text: str | None) -> ExportSource:
+def with_base(run: Path, base: Path, text: str | None, **options: Any) -> ExportSource:
     base.mkdir()
     if text is not None:
         (base / "README.md").write_text(text, "utf-8")
-    return replace(trained(run, "1", "merged"), base=base)
+    return replace(source_of(run, "merged", **options), base=base)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +179,8 @@ def test_a_licence_is_what_the_card_of_the_base_states(
 
 
 def test_a_licence_that_nobody_states_is_left_open(run: Path, tmp_path: Path) -> None:
-    model = with_base(run, tmp_path / "base", None)
-    made = card(model, "merged", READING, "x", False, Difference(0, 1, 1), "cc-by-4.0")
+    source = with_base(run, tmp_path / "base", None, data_license="cc-by-4.0")
+    made = card(source, PROMPT_SPEC, Difference(0, 1, 1))
     assert ModelCard(made).data.to_dict().get("license") is None
     assert (
         f"| the base model, by its own card | `{UNKNOWN}` |" in made
@@ -196,14 +195,15 @@ def test_the_page_shows_the_code_of_the_cards(run: Path) -> None:
         for token in MarkdownIt().parse(PAGE.read_text("utf-8"))
         if token.info == "python"
     ]
-    found = trained(run, "1", "adapter")
-    settings = found.settings.model_copy(update={"dtype": "bfloat16"})
-    model = replace(found, hub="Qwen/Qwen2-VL-2B-Instruct", settings=settings)
-    formats = ("sentence-transformers", "adapter")
-    shown = [code_of(model, to, READING, "me/my-embedder", True) for to in formats]
+    shown = []
+    for export_format in ("sentence-transformers", "adapter"):
+        source = source_of(run, export_format, push_to_hub="me/my-embedder")
+        settings = source.settings.model_copy(update={"dtype": "bfloat16"})
+        source = replace(source, hub="Qwen/Qwen2-VL-2B-Instruct", settings=settings)
+        shown.append(code_of(source, PROMPT_SPEC))
     search = [
         t.content
-        for t in parsed(card(model, "merged", READING, "x", False, None, None))
+        for t in parsed(card(source_of(run, "merged"), PROMPT_SPEC, None))
         if t.info == "python"
     ][1]
     for block, wanted in zip(blocks, [*shown, search], strict=True):  # ruff sets the page's quotes
@@ -211,8 +211,8 @@ def test_the_page_shows_the_code_of_the_cards(run: Path) -> None:
 
 
 def test_a_base_without_a_name_is_fetched_with_its_adapter(run: Path) -> None:
-    reading = PromptSpec("a", ("b", "c"), (), None, None, None)
-    made = code_of(trained(run, "1", "adapter"), "adapter", reading, "me/model", True)
+    prompt_spec = PromptSpec("a", ("b", "c"), (), None, None, None)
+    made = code_of(source_of(run, "adapter", push_to_hub="me/model"), prompt_spec)
     compile(made, "README.md", "exec")
     assert (
         "where = snapshot_download('me/model')" in made
@@ -221,9 +221,10 @@ def test_a_base_without_a_name_is_fetched_with_its_adapter(run: Path) -> None:
 
 
 def test_a_card_says_first_that_the_embedded_model_knows_drawn_shapes_only(run: Path) -> None:
-    model = trained(run, "1", "adapter")
+    source = source_of(run, "adapter")
     line = "**`tiny` is the embedder and the foundation model, and knows drawn shapes only"
-    photographs = replace(model, config=model.config.model_copy(update={"data": JsonlSettings()}))
-    for each, says in ((model, False), (photographs, True)):
-        text = card(each, "adapter", READING, "x", False, None, None)
+    data = {"data": JsonlSettings()}
+    photographs = replace(source, config=source.config.model_copy(update=data))
+    for model, says in ((source, False), (photographs, True)):
+        text = card(model, PROMPT_SPEC, None)
         assert (line in text.partition("## How to use")[0]) is says

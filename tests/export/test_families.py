@@ -13,11 +13,12 @@ from pydantic import TypeAdapter
 
 from cirloop.artifacts.store import Artifact
 from cirloop.backbones.config import BackboneConfig
-from cirloop.tools.export.export import _make
-from cirloop.tools.export.source import ExportSource, trained
+from cirloop.tools.export.export import write_export
+from cirloop.tools.export.source import ExportSource
 from cirloop.training.config import TrainingSettings
 from cirloop.types import UserError
 from tests.backbones import tiny_models
+from tests.export.conftest import source_of
 
 FAMILIES = {
     "qwen2_5_vl": "write_qwen2_5_vl",
@@ -43,9 +44,8 @@ def trained_model(
         for parameter in backbone.trainable().values():
             parameter.add_(0.05 * torch.randn_like(parameter))
     backbone.save_adapter(place / "checkpoint")
-    found = trained(run, "1", "merged")
     return replace(
-        found,
+        source_of(run, "merged"),
         settings=model,
         base=base,
         checkpoint=Artifact("c", place / "checkpoint", "0" * 64),
@@ -56,7 +56,8 @@ def trained_model(
 def made(model: ExportSource, to: str, place: Path) -> str:
     """The card; the comparison is part of the making."""
     place.mkdir()
-    _make(model, to, place, "made", False, None)
+    options = model.options.model_copy(update={"format": to, "output": place})
+    write_export(replace(model, options=options), place)
     return (place / "README.md").read_text("utf-8")
 
 
@@ -124,33 +125,35 @@ def test_an_export_with_other_vectors_is_refused(run: Path, tmp_path: Path) -> N
     otherwise."""
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "float32"})
-    from cirloop.tools.export import adapter, roundtrip
+    model = replace(model, options=model.options.model_copy(update={"format": "adapter"}))
+    from cirloop.tools.export import roundtrip
     from cirloop.tools.export.card import code_of
-    from cirloop.tools.export.prompt_spec import reading_of
+    from cirloop.tools.export.formats import write_adapter
+    from cirloop.tools.export.prompt_spec import read_prompt_spec
 
     backbone: Any = model.settings.build(model.checkpoint.path)  # type: ignore[attr-defined]
-    reads = reading_of(backbone)
-    given = roundtrip.inputs(reads.signs)
-    right = roundtrip.vectors_of(backbone, given)
+    prompt_spec = read_prompt_spec(backbone)
+    inputs = roundtrip.inputs(prompt_spec.special_tokens)
+    right = roundtrip.vectors_of(backbone, inputs)
     (place := tmp_path / "made").mkdir()
-    adapter.write(model, place)
-    reads.save(place)
-    code = code_of(model, "adapter", reads, "made", False)
-    assert roundtrip.compared(code, str(place), given, right, "float32").largest < 1e-5
+    write_adapter(model, place)
+    prompt_spec.save(place)
+    code = code_of(model, prompt_spec)
+    assert roundtrip.compare(code, str(place), inputs, right, "float32").largest < 1e-5
     for wrong in (
         (code.replace('backend="pil"', 'backend="torchvision"')),
         code.replace("sum(1) - 1", "sum(1) - 2"),
     ):
         assert wrong != code
         with pytest.raises(AssertionError, match="gives other vectors than the run"):
-            roundtrip.compared(wrong, str(place), given, right, "float32")
-    replace(reads, document=reads.document + ".").save(place)
+            roundtrip.compare(wrong, str(place), inputs, right, "float32")
+    replace(prompt_spec, document=prompt_spec.document + ".").save(place)
     with pytest.raises(AssertionError, match="gives other vectors than the run"):
-        roundtrip.compared(code, str(place), given, right, "float32")
+        roundtrip.compare(code, str(place), inputs, right, "float32")
 
 
 def test_a_chat_template_that_changes_texts_is_refused(run: Path, tmp_path: Path) -> None:
-    from cirloop.tools.export.prompt_spec import reading_of
+    from cirloop.tools.export.prompt_spec import read_prompt_spec
 
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     chat = base / "chat_template.jinja"
@@ -161,4 +164,4 @@ def test_a_chat_template_that_changes_texts_is_refused(run: Path, tmp_path: Path
         {"type": "qwen2_vl", "path": str(base), "dtype": "float32", "prompt_format": "chat"}
     )
     with pytest.raises(UserError, match="does not hold the text as it is"):
-        reading_of(model.build())
+        read_prompt_spec(model.build())

@@ -139,25 +139,24 @@ def test_a_failure_leaves_the_old_export_and_nothing_beside_it(
     run: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that is full in the middle of the card; then again, over what a killed export left."""
-    from cirloop.tools.export import export
+    from cirloop.tools.export import export as export_module
 
-    goal = adapter
-    there = file_digests(goal)
+    digests = file_digests(adapter)
 
     def full(*_: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device", "README.md")
 
     with monkeypatch.context() as patched:
-        patched.setattr(export, "card", full)
+        patched.setattr(export_module, "card", full)
         with pytest.raises(OSError, match="No space left") as error:
             export(run, "--overwrite")
     assert "Free space there" in (os_error_hint(error.value) or "")
-    assert file_digests(goal) == there and not [*goal.parent.glob(".*")]
-    for left in (".iter_1_adapter.tmp", ".iter_1_adapter.old"):
-        shutil.copytree(goal, goal.parent / left)
-        (goal.parent / left / "half").write_text("")
+    assert file_digests(adapter) == digests and not [*adapter.parent.glob(".*")]
+    for name in (".iter_1_adapter.tmp", ".iter_1_adapter.old"):
+        shutil.copytree(adapter, adapter.parent / name)
+        (adapter.parent / name / "half").write_text("")
     export(run, "--overwrite")
-    assert file_digests(goal) == there and not [*goal.parent.glob(".*")]
+    assert file_digests(adapter) == digests and not [*adapter.parent.glob(".*")]
 
 
 @pytest.mark.full

@@ -49,13 +49,11 @@ ELSEWHERE = {
     # outputs of commands that do their work anew
     "tools.add_negatives.encode": ("_save", "encode_shard"),
     "tools.add_negatives.pipeline": ("add_negatives",),
-    "tools.export.adapter": (
-        "write",
-    ),  # an export is made aside and renamed, and what one that was killed left is removed:
-    "tools.export.export": ("_make", "_rename", "export"),  # tests/export/test_refused.py
-    "tools.export.merged": ("write",),
+    # an export is made aside and renamed, and what one that was killed left is removed:
+    # tests/export/test_refused.py
+    "tools.export.export": ("write_export", "_rename", "export"),
+    "tools.export.formats": ("write_files", "write_adapter", "write_modules"),
     "tools.export.prompt_spec": ("PromptSpec.save",),
-    "tools.export.sentence_transformers": ("write",),
     "tools.export_embeddings": ("_export_split", "export", "write"),
     "cli.mine_embeddings": ("main",),
     "cli.score_rankings": ("score_rankings",),

@@ -6,142 +6,95 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from cirloop.config import notices
 from cirloop.io import parse
-from cirloop.io.redact import escape_control, sanitize
+from cirloop.io.redact import sanitize
 from cirloop.monitoring.console import metric_rows
 from cirloop.tools.export.prompt_spec import PromptSpec
-from cirloop.tools.export.roundtrip import ALIKE, EXACT, Difference
-from cirloop.tools.export.source import ADAPTER, MERGED, SENTENCE_TRANSFORMERS, ExportSource
-from cirloop.tools.export.templates import code, render
-from cirloop.types import UserError
+from cirloop.tools.export.roundtrip import Difference
+from cirloop.tools.export.source import ADAPTER, SENTENCE_TRANSFORMERS, ExportSource
+from cirloop.tools.export.templates import render
 
 logger = logging.getLogger(__name__)
 UNKNOWN = "not stated: fill in"
 LICENSE = ("license", "license_name", "license_link")
-LIBRARIES = {
-    ADAPTER: "peft",
-    MERGED: "transformers",
-    SENTENCE_TRANSFORMERS: "sentence-transformers",
-}
-NEEDS = {
-    ADAPTER: ("torch", "torchvision", "transformers", "peft", "pillow"),
-    MERGED: ("torch", "torchvision", "transformers", "pillow"),
-    SENTENCE_TRANSFORMERS: (
-        "torch",
-        "torchvision",
-        "transformers",
-        "sentence-transformers",
-        "pillow",
-    ),
-}
+LIBRARIES = {ADAPTER: "peft", "merged": "transformers"}
+"""The library that loads a format; `sentence-transformers` is both."""
 
 
-def code_of(model: ExportSource, to: str, reading: PromptSpec, where: str, pushed: bool) -> str:
-    """Return the Python of the card that loads the export and embeds with it; `where` is a
-    directory or a name on the Hub."""
+def code_of(source: ExportSource, prompt_spec: PromptSpec) -> str:
+    """Return the Python of the card that loads the export and embeds with it."""
     return render(
-        f"{to.replace('-', '_')}.py.jinja",
-        where=where,
-        pushed=pushed,
-        hub=model.hub,
-        dtype=model.settings.dtype,
-        pillow=reading.pillow,
-        sequential=reading.sequential,
+        f"{source.options.format.replace('-', '_')}.py.jinja",
+        name=source.name,
+        pushed=source.options.push_to_hub is not None,
+        hub=source.hub,
+        dtype=source.settings.dtype,
+        prompt_spec=prompt_spec,
     )
 
 
-def card(
-    model: ExportSource,
-    to: str,
-    reads: PromptSpec,
-    where: str,
-    pushed: bool,
-    found: Difference | None,
-    data_license: str | None,
-) -> str:
-    """Return the text of README.md. `found` is what a comparison of the vectors gave."""
-    evaluations = _evaluations(model)
-    licenses = license_of(model)
-    decisive = public(model.config.result_settings())
-    dtype = model.settings.dtype
-    signs = {"cell": _cell, "percent": _percent}
+def card(source: ExportSource, prompt_spec: PromptSpec, difference: Difference | None) -> str:
+    """Return the text of README.md. `difference` is what a comparison of the vectors gave."""
+    evaluations = _evaluations(source)
+    metrics = [*evaluations[-1]["metrics"]] if evaluations else []
+    licenses = license_of(source)
+    recipe = public(source.config.result_settings())
+    library = LIBRARIES.get(source.options.format, source.options.format)
+    packages = dict.fromkeys(("torch", "torchvision", "transformers", library, "pillow"))
     return render(
         "card.md.jinja",
-        signs,
-        metadata=_metadata(model, to, where, evaluations, licenses),
-        notices=notices.of(model.config),
-        name=escape_control(where.replace("`", "")),
-        to=to,
-        iteration=model.iteration,
-        checkpoint=model.checkpoint.digest,
-        base=_shown(model.settings.path, model.hub),
-        hub=model.hub,
-        dtype=dtype,
-        lora=model.lora,
-        needs=" ".join(NEEDS[to]),
-        versions=", ".join(f"{name} {version(name)}" for name in NEEDS[to]),
-        code=code_of(model, to, reads, where, pushed),
-        reads=reads,
-        asked="{text}".join(reads.composed),
-        found=found,
-        exact=EXACT,
-        alike=ALIKE,
-        last=evaluations[-1] if evaluations else None,
-        metrics=[*evaluations[-1]["metrics"]] if evaluations else [],
-        rows=metric_rows(evaluations, [*evaluations[-1]["metrics"]]) if evaluations else [],
-        data=model.config.data.type,
-        triplets=_triplets(model),
-        rounds=[*_rounds(model)],
-        licenses={
-            "base": licenses.get("license", UNKNOWN),
-            "data": data_license or UNKNOWN,
-            "base_known": "license" in licenses,
-        },
+        metadata=_metadata(source, library, evaluations, licenses),
+        notices=notices.of(source.config),
+        source=source,
+        base=_shown(source.settings.path, source.hub),
+        packages=packages,
+        code=code_of(source, prompt_spec),
+        prompt_spec=prompt_spec,
+        difference=difference,
+        evaluation=evaluations[-1] if evaluations else None,
+        metrics=metrics,
+        rows=metric_rows(evaluations, metrics),
+        triplets=_triplets(source),
+        rounds=[*_rounds(source)],
+        licenses=licenses,
         unknown=UNKNOWN,
-        training=decisive["training"],
-        decisive=decisive,
-        recipe=sanitize(json.dumps(decisive, indent=1, ensure_ascii=False)),
+        recipe=recipe,
+        recipe_json=sanitize(json.dumps(recipe, indent=1, ensure_ascii=False)),
     )
 
 
-def _evaluations(model: ExportSource) -> list[dict[str, Any]]:
+def _evaluations(source: ExportSource) -> list[dict[str, Any]]:
     """Of the base and of every iteration there is, in order."""
-    labels = ["base", *(f"iter_{number}" for number in range(model.iteration + 1))]
-    names = [
-        name
-        for name in (f"evaluation_{label}.json" for label in labels)
-        if name in model.store.names
-    ]
-    return [model.store.load(name).read() for name in names]
+    labels = ["base", *(f"iter_{number}" for number in range(source.iteration + 1))]
+    names = [f"evaluation_{label}.json" for label in labels]
+    return [source.store.load(name).read() for name in names if name in source.store.names]
 
 
-def _triplets(model: ExportSource) -> int | None:
+def _triplets(source: ExportSource) -> int | None:
     """Human triplets, where an iteration mined for them."""
-    names = sorted(name for name in model.store.names if name.startswith("hard_negatives_iter_"))
-    return int(model.store.load(names[0]).read()["summary"]["queries"]) if names else None
+    names = sorted(name for name in source.store.names if name.startswith("hard_negatives_iter_"))
+    return int(source.store.load(names[0]).read()["summary"]["queries"]) if names else None
 
 
-def _rounds(model: ExportSource) -> Iterable[dict[str, Any]]:
+def _rounds(source: ExportSource) -> Iterable[dict[str, Any]]:
     """Return what was mined and written for each iteration up to this one; `None` where no oracle
     knows what is true."""
-    for number in range(1, model.iteration + 1):
+    for number in range(1, source.iteration + 1):
         names = {f"hard_negatives_iter_{number - 1}.json", f"augmented_samples_iter_{number}.json"}
-        if not names <= {*model.store.names}:
+        if not names <= {*source.store.names}:
             continue
         mined, written = (
-            model.store.load(name).read()["summary"] for name in sorted(names, reverse=True)
+            source.store.load(name).read()["summary"] for name in sorted(names, reverse=True)
         )
         known = f"accounting_iter_{number}.json"
-        truth = model.store.load(known).read() if known in model.store.names else {}
+        truth = source.store.load(known).read() if known in source.store.names else {}
         yield {
             "iteration": number,
             "mined": mined["negatives"],
@@ -153,25 +106,18 @@ def _rounds(model: ExportSource) -> Iterable[dict[str, Any]]:
         }
 
 
-def license_of(model: ExportSource) -> dict[str, str]:
+def license_of(source: ExportSource) -> dict[str, str]:
     """Return what the card of the base states (`license`, `license_name`, `license_link`), if there
     is a card: beside its weights, or on the Hub."""
-    file = model.base / "README.md"
-    if not file.is_file() and model.hub is not None:
-        try:
-            file = Path(hf_hub_download(model.hub, "README.md"))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            logger.warning(
-                "the card of %s cannot be read (%s): its licence is left open", model.hub, error
-            )
-            return {}
-    if not file.is_file():
+    file = source.base / "README.md"
+    place = file if file.is_file() else source.hub
+    if place is None:
         return {}
     try:
-        data: Any = ModelCard(parse.read_text(file), ignore_metadata_errors=True).data
-        stated = data.to_dict()
-    except (UserError, ValueError, yaml.YAMLError) as error:
-        logger.warning("%s cannot be read (%s): the base's licence is left open", file, error)
+        base_card: Any = ModelCard.load(place, ignore_metadata_errors=True)
+        stated = base_card.data.to_dict()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        logger.warning("the card of %s cannot be read (%s): its licence is left open", place, error)
         return {}
     return {
         name: value
@@ -181,22 +127,20 @@ def license_of(model: ExportSource) -> dict[str, str]:
 
 
 def _metadata(
-    model: ExportSource,
-    to: str,
-    where: str,
+    source: ExportSource,
+    library: str,
     evaluations: list[dict[str, Any]],
     licenses: dict[str, str],
 ) -> str:
     """Return the YAML on top, as the Hub reads it. A licence that the base's card does not state is
     not there."""
-    last = [row for row in evaluations if row["iteration"] == str(model.iteration)]
     results = [
         EvalResult(
             task_type="feature-extraction",
             task_name="composed image retrieval",
             dataset_type=str(row["split"]),
             dataset_name=str(row["split"]),
-            dataset_split=model.config.evaluation.split,
+            dataset_split=source.config.evaluation.split,
             metric_type=metric,
             metric_value=value,
             metric_name=metric,
@@ -207,33 +151,31 @@ def _metadata(
                 "protocol": row["protocol"],
             },
         )
-        for row in last
+        for row in evaluations
+        if row["iteration"] == str(source.iteration)
         for metric, value in row["metrics"].items()
     ]
-    named = (
-        getattr(model.config.data, "path", None)
-        if model.config.data.type == "huggingface"
-        else None
-    )
+    relation = "adapter" if library == "peft" else "finetune"
+    tags = ["composed-image-retrieval", "image-retrieval", "cirloop"]
     data = ModelCardData(
         **licenses,  # type: ignore[arg-type]
-        library_name=LIBRARIES[to],
+        library_name=library,
         pipeline_tag="feature-extraction",
-        base_model=model.hub,
-        base_model_relation=("adapter" if to == ADAPTER else "finetune") if model.hub else None,
-        datasets=[named]
-        if named and "/" in named and not parse.expand_user(named).exists()
-        else None,
-        tags=[
-            "composed-image-retrieval",
-            "image-retrieval",
-            "cirloop",
-            *([SENTENCE_TRANSFORMERS] * ("sent" in to)),
-        ],
-        model_name=Path(where).name,
+        base_model=source.hub,
+        base_model_relation=relation if source.hub else None,
+        datasets=_datasets(source),
+        tags=[*tags, library] if library == SENTENCE_TRANSFORMERS else tags,
+        model_name=Path(source.name).name,
         eval_results=results or None,
     )
     return str(data.to_yaml()).strip()
+
+
+def _datasets(source: ExportSource) -> list[str] | None:
+    """Return the data set by its name on the Hub, None where it has none."""
+    path = getattr(source.config.data, "path", None)
+    named = source.config.data.type == "huggingface" and path and "/" in path
+    return [path] if path and named and not parse.expand_user(path).exists() else None
 
 
 def public(settings: Any) -> Any:
@@ -253,14 +195,3 @@ def _shown(path: str, hub: str | None) -> str:
         and (path.startswith(("/", "~", ".")) or Path(path).exists())
     )
     return Path(path).name if here and hub is None else path
-
-
-def _cell(value: object) -> str:
-    """Code in a table, where a bar would begin a cell."""
-    return code(value).replace("|", "\\|")
-
-
-def _percent(part: int | None, whole: int) -> str:
-    if part is None:
-        return "not known"
-    return f"{part} ({100 * part / whole:.1f}%)" if whole else str(part)

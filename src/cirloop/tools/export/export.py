@@ -10,10 +10,12 @@ from pathlib import Path
 
 from cirloop.artifacts.atomic import write_json, write_text
 from cirloop.artifacts.fs import remove_tree_quietly, sync_directory, sync_tree, with_filename
-from cirloop.tools.export import adapter, hub, merged, roundtrip, sentence_transformers
+from cirloop.tools.export import hub, roundtrip
 from cirloop.tools.export.card import card, code_of
-from cirloop.tools.export.prompt_spec import PromptSpec, reading_of
-from cirloop.tools.export.source import ADAPTER, SENTENCE_TRANSFORMERS, ExportSource, trained
+from cirloop.tools.export.config import ExportConfig
+from cirloop.tools.export.formats import write_files
+from cirloop.tools.export.prompt_spec import read_prompt_spec
+from cirloop.tools.export.source import ExportSource, load_source
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -21,111 +23,94 @@ EXPORT_INFO = "exported_model.json"
 """What an export is of; only a directory with it is ever replaced."""
 
 
-def export(
-    directory: Path,
-    iteration: str,
-    to: str,
-    output: Path | None = None,
-    overwrite: bool = False,
-    push_to_hub: str | None = None,
-    private: bool = False,
-    data_license: str | None = None,
-) -> Path:
+def export(options: ExportConfig) -> Path:
     """Return the directory that was made. Raises UserError, before anything is written, where that
     cannot be."""
-    if output is not None and output.resolve() == Path.cwd():
+    if options.output is not None and options.output.resolve() == Path.cwd():
         raise UserError(
-            f"--output {output} is the directory you are in. Give one that can be made, such as"
-            " ./exported."
+            f"--output {options.output} is the directory you are in. Give one that can be made,"
+            " such as ./exported."
         )
-    if push_to_hub is not None:
-        hub.check(push_to_hub)
-    model = trained(directory, iteration, to)
-    goal = output or directory / "export" / f"iter_{model.iteration}_{to}"
-    aside, old = (goal.parent / f".{goal.name}.{what}" for what in ("tmp", "old"))
-    if old.exists() and not goal.exists():  # one was killed between its two renames
-        logger.warning("%s: the export that was being replaced is back", goal)
-        old.replace(goal)
-    _check_goal(goal, overwrite, to)
-    where = push_to_hub or goal.name
-    if aside.exists():  # of one that was killed
-        shutil.rmtree(aside)
-    aside.mkdir(parents=True)
+    if options.push_to_hub is not None:
+        hub.check(options.push_to_hub)
+    source = load_source(options)
+    target_dir = source.target_dir
+    staging_dir, replaced_dir = (
+        target_dir.with_name(f".{target_dir.name}.{suffix}") for suffix in ("tmp", "old")
+    )
+    if replaced_dir.exists() and not target_dir.exists():  # one was killed between its two renames
+        logger.warning("%s: the export that was being replaced is back", target_dir)
+        replaced_dir.replace(target_dir)
+    _check_target_dir(target_dir, overwrite=options.overwrite)
+    if staging_dir.exists():  # of one that was killed
+        shutil.rmtree(staging_dir)
+    staging_dir.mkdir(parents=True)
     try:
-        _make(model, to, aside, where, push_to_hub is not None, data_license)
-        sync_tree(aside)
-        _rename(aside, goal, old)
+        write_export(source, staging_dir)
+        sync_tree(staging_dir)
+        _rename(staging_dir, target_dir, replaced_dir)
     finally:
-        remove_tree_quietly(aside)
-    logger.info("wrote %s", goal)
-    if push_to_hub is not None:
-        hub.push(goal, push_to_hub, private)
-    return goal
+        remove_tree_quietly(staging_dir)
+    logger.info("wrote %s", target_dir)
+    if options.push_to_hub is not None:
+        hub.push(target_dir, options.push_to_hub, options.private)
+    return target_dir
 
 
-def _check_goal(goal: Path, overwrite: bool, to: str) -> None:
-    if not goal.exists() or (goal.is_dir() and not any(goal.iterdir())):
+def _check_target_dir(target_dir: Path, *, overwrite: bool) -> None:
+    if not target_dir.exists() or (target_dir.is_dir() and not any(target_dir.iterdir())):
         return
-    if not (goal / EXPORT_INFO).is_file():
+    if not (target_dir / EXPORT_INFO).is_file():
         raise UserError(
-            f"--output {goal} is there already and is no export (no {EXPORT_INFO}). Give another."
+            f"--output {target_dir} is there already and is no export (no {EXPORT_INFO}). Give"
+            " another."
         )
     if not overwrite:
         raise UserError(
-            f"{goal} is an export already. Replace it with --overwrite, or give another --output."
+            f"{target_dir} is an export already. Replace it with --overwrite, or give another"
+            " --output."
         )
 
 
-def _make(
-    model: ExportSource, to: str, aside: Path, where: str, pushed: bool, data_license: str | None
-) -> None:
+def write_export(source: ExportSource, directory: Path) -> None:
     """Write the files of an export, proven by the card's own code. The run's model is gone before
     the other is loaded."""
-    backbone = model.settings.build(model.checkpoint.path)  # type: ignore[attr-defined]
-    reading = reading_of(backbone)
-    given = roundtrip.inputs(reading.signs)
-    expected = roundtrip.vectors_of(backbone, given)
+    backbone = source.settings.build(source.checkpoint.path)  # type: ignore[attr-defined]
+    prompt_spec = read_prompt_spec(backbone)
+    inputs = roundtrip.inputs(prompt_spec.special_tokens)
+    expected = roundtrip.vectors_of(backbone, inputs)
     fingerprint = backbone.fingerprint
     del backbone
     gc.collect()
-    _write(model, to, reading, aside)
-    code = code_of(model, to, reading, where, pushed)
-    found = roundtrip.compared(code, str(aside), given, expected, model.settings.dtype)
-    write_text(aside / "README.md", card(model, to, reading, where, pushed, found, data_license))
-    said = {
+    write_files(source, prompt_spec, directory)
+    difference = roundtrip.compare(
+        code_of(source, prompt_spec), str(directory), inputs, expected, source.settings.dtype
+    )
+    write_text(directory / "README.md", card(source, prompt_spec, difference))
+    info = {
         "schema": 1,
-        "format": to,
-        "iteration": model.iteration,
-        "checkpoint": model.checkpoint.digest,
+        "format": source.options.format,
+        "iteration": source.iteration,
+        "checkpoint": source.checkpoint.digest,
         "model": fingerprint,
-        "largest_difference": found.largest,
+        "largest_difference": difference.largest,
     }
-    write_json(aside / EXPORT_INFO, said)
+    write_json(directory / EXPORT_INFO, info)
 
 
-def _write(model: ExportSource, to: str, reading: PromptSpec, directory: Path) -> None:
-    if to == ADAPTER:
-        adapter.write(model, directory)
-    elif to == SENTENCE_TRANSFORMERS:
-        sentence_transformers.write(model, reading, directory)
-    else:
-        merged.write(model, directory)
-    reading.save(directory)
-
-
-def _rename(aside: Path, goal: Path, old: Path) -> None:
-    """Under its name; an export that had it goes only when the new one is whole and in its
-    place."""
-    if old.exists():  # of one that was killed before it was removed
-        shutil.rmtree(old)
-    with with_filename(goal):
-        if goal.exists():
-            goal.replace(old)
+def _rename(staging_dir: Path, target_dir: Path, replaced_dir: Path) -> None:
+    """Give the export its name; an export that had it goes only when the new one is whole and in
+    its place."""
+    if replaced_dir.exists():  # of one that was killed before it was removed
+        shutil.rmtree(replaced_dir)
+    with with_filename(target_dir):
+        if target_dir.exists():
+            target_dir.replace(replaced_dir)
         try:
-            aside.replace(goal)
+            staging_dir.replace(target_dir)
         except OSError:
-            if old.exists():
-                old.replace(goal)
+            if replaced_dir.exists():
+                replaced_dir.replace(target_dir)
             raise
-    sync_directory(goal.parent)
-    remove_tree_quietly(old)
+    sync_directory(target_dir.parent)
+    remove_tree_quietly(replaced_dir)

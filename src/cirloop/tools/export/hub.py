@@ -39,7 +39,7 @@ def push(directory: Path, name: str, private: bool) -> str:
     `directory`. Raises UserError where the Hub refuses."""
     api = HfApi()
     try:
-        made = api.create_repo(name, private=private, exist_ok=True)
+        url = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=name, folder_path=directory, commit_message="A model exported by cirloop"
         )
@@ -48,5 +48,5 @@ def push(directory: Path, name: str, private: bool) -> str:
             f"--push_to_hub {name}: the Hub refused: {sanitize(str(error))}\n{directory} is whole."
             f" Upload it with `hf upload {name} {directory}`, once the Hub takes it."
         ) from None
-    logger.info("uploaded %s to %s", directory, made)
-    return str(made)
+    logger.info("uploaded %s to %s", directory, url)
+    return str(url)

@@ -25,12 +25,12 @@ MARK = "cirloop-text-goes-here"
 @dataclass(frozen=True, slots=True)
 class PromptSpec:
     """What an embedder makes of its inputs: `document` for an image alone; the two pieces of
-    `composed`, with the text between them, for an image with a text. Special tokens (`signs`) in a
-    text are broken up into words."""
+    `composed`, with the text between them, for an image with a text. `special_tokens` in a text are
+    broken up into words."""
 
     document: str
     composed: tuple[str, str]
-    signs: tuple[str, ...]
+    special_tokens: tuple[str, ...]
     min_pixels: int | None
     """None where the size of images is the processor's own."""
     max_pixels: int | None
@@ -48,12 +48,15 @@ class PromptSpec:
 
     def template(self) -> str:
         """Return the chat template."""
-        broken = _literal([[sign, f"{sign[0]} {sign[1:]}"] for sign in self.signs])
+        broken = _literal([[token, f"{token[0]} {token[1:]}"] for token in self.special_tokens])
         first, last = self.composed
         begins = max(
-            (first.rfind(sign) + len(sign) for sign in self.signs if sign in first), default=0
+            (first.rfind(token) + len(token) for token in self.special_tokens if token in first),
+            default=0,
         )
-        ends = min((last.find(sign) for sign in self.signs if sign in last), default=len(last))
+        ends = min(
+            (last.find(token) for token in self.special_tokens if token in last), default=len(last)
+        )
         pieces = {
             "head": first[:begins],
             "before": first[begins:],
@@ -84,14 +87,16 @@ def _literal(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def reading_of(backbone: VlmEmbedder) -> PromptSpec:
+def read_prompt_spec(backbone: VlmEmbedder) -> PromptSpec:
     """Return the prompts of a model. Raises UserError where the model's own chat template changes a
     text, which no other template can follow."""
     image = ImageId("")
-    odd = "  Two  spaces, a {brace} and a\nline "
+    unusual_text = "  Two  spaces, a {brace} and a\nline "
     settings = backbone.settings
     composed = backbone.text(EmbedInput(image, MARK)).split(MARK)
-    if len(composed) != 2 or backbone.text(EmbedInput(image, odd)) != odd.join(composed):
+    if len(composed) != 2 or backbone.text(EmbedInput(image, unusual_text)) != unusual_text.join(
+        composed
+    ):
         raise UserError(
             f"model.prompt_format {settings.prompt_format}: what {settings.path!r} reads does not"
             " hold the text as it is, once, so it cannot be exported. Train with another, such as"
@@ -104,12 +109,12 @@ def reading_of(backbone: VlmEmbedder) -> PromptSpec:
         getattr(backbone, "min_pixels", None),
         getattr(backbone, "max_pixels", None),
         backbone.processor,
-        numbered(settings),
+        numbers_images_as_text(settings),
         backbone.format.category,
     )
 
 
-def numbered(settings: VlmSettings) -> bool:
+def numbers_images_as_text(settings: VlmSettings) -> bool:
     """Whether the run numbers image tokens as text, and the model by itself would not."""
     return (
         isinstance(settings, QwenSettings)

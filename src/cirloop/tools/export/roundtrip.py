@@ -38,53 +38,50 @@ class Difference:
     inputs: int
 
 
-def inputs(signs: Sequence[str]) -> list[Input]:
+def inputs(special_tokens: Sequence[str]) -> list[Input]:
     """Pictures of noise, in which the last bit of sizing shows; those with texts; texts. One text
-    holds each of the special tokens `signs`, which mean nothing in a text; another lacks but the
-    two ends of one."""
+    holds each of the special tokens, which mean nothing in a text; another lacks but the two ends
+    of one."""
     random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIZES]
-    words = *TEXTS, f"has {' and '.join(signs)} on it", "", signs[0][1:-1]
-    made: list[Input] = [{"image": picture} for picture in pictures]
-    made += [
-        {"image": picture, "text": text} for picture, text in zip(pictures, words, strict=True)
-    ]
-    return made + [{"text": text} for text in TEXTS]
+    images = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIZES]
+    texts = *TEXTS, f"has {' and '.join(special_tokens)} on it", "", special_tokens[0][1:-1]
+    composed = [{"image": image, "text": text} for image, text in zip(images, texts, strict=True)]
+    return [*({"image": image} for image in images), *composed, *({"text": t} for t in TEXTS)]
 
 
 @torch.no_grad()
-def vectors_of(backbone: VlmEmbedder, given: Sequence[Input]) -> torch.Tensor:
+def vectors_of(backbone: VlmEmbedder, inputs: Sequence[Input]) -> torch.Tensor:
     """Vectors (N, D) of the run's embedder, float32, on the CPU."""
     rows = []
-    for each in given:
-        if "image" in each:
-            item = EmbedInput(ImageId(""), each.get("text"))
-            tensors = backbone.inputs([item], backbone.encode_images([each["image"]]))
+    for content in inputs:
+        if "image" in content:
+            item = EmbedInput(ImageId(""), content.get("text"))
+            tensors = backbone.inputs([item], backbone.encode_images([content["image"]]))
         else:
-            tensors = backbone.text_inputs([each["text"]])
+            tensors = backbone.text_inputs([content["text"]])
         rows.append(backbone.module(tensors).float().cpu())
     return torch.cat(rows)
 
 
-def compared(
-    code: str, where: str, given: Sequence[Input], expected: torch.Tensor, dtype: str
+def compare(
+    code: str, directory: str, inputs: Sequence[Input], expected: torch.Tensor, dtype: str
 ) -> Difference:
     """Run the card's `code` with its `where` set, one input at a time and all together. Raises
     AssertionError where the vectors are not the run's."""
     namespace: dict[str, Any] = {}
     line = next(line for line in code.splitlines() if line.startswith("where = "))
-    exec(compile(code.replace(line, f"where = {where!r}"), "README.md", "exec"), namespace)
+    exec(compile(code.replace(line, f"where = {directory!r}"), "README.md", "exec"), namespace)
     embed = namespace["embed"]
-    alone = torch.cat([embed(each).float().cpu() for each in given])
-    with_images = [number for number, each in enumerate(given) if "image" in each]
-    together = embed(*(given[number] for number in with_images)).float().cpu()
+    alone = torch.cat([embed(content).float().cpu() for content in inputs])
+    with_images = [number for number, content in enumerate(inputs) if "image" in content]
+    together = embed(*(inputs[number] for number in with_images)).float().cpu()
     pairs = [(alone, expected), (together, expected[with_images])]
-    largest = max(float((made - right).abs().max()) for made, right in pairs)
-    cosine = min(float((made * right).sum(-1).min()) for made, right in pairs)
-    found = Difference(largest, cosine, len(given))
+    largest = max(float((actual - wanted).abs().max()) for actual, wanted in pairs)
+    cosine = min(float((actual * wanted).sum(-1).min()) for actual, wanted in pairs)
+    difference = Difference(largest, cosine, len(inputs))
     enough = largest <= EXACT if dtype == "float32" else cosine >= ALIKE
-    assert enough, f"the export in {where} gives other vectors than the run: {found}"
+    assert enough, f"the export in {directory} gives other vectors than the run: {difference}"
     logger.info(
-        "vectors of %d inputs agree with the run's: largest difference %.1e", len(given), largest
+        "vectors of %d inputs agree with the run's: largest difference %.1e", len(inputs), largest
     )
-    return found
+    return difference

@@ -3,7 +3,7 @@ to what they make."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
@@ -12,7 +12,7 @@ import jinja2
 from cirloop.io.redact import escape_control
 
 
-def render(name: str, filters: Mapping[str, Any] | None = None, /, **values: Any) -> str:
+def render(name: str, /, **values: Any) -> str:
     """Return a template with values. A value that is missing is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(
@@ -29,7 +29,9 @@ def render(name: str, filters: Mapping[str, Any] | None = None, /, **values: Any
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({"python": repr, "code": code, **(filters or {})})
+    environment.filters.update(
+        python=repr, code=code, cell=_cell, percent=_percent, installed=_installed
+    )
     return environment.get_template(name).render(**values)
 
 
@@ -41,3 +43,18 @@ def code(value: object) -> str:
     fence = "`" * (max(runs, default=0) + 1)
     space = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
     return f"{fence}{space}{text}{space}{fence}"
+
+
+def _cell(value: object) -> str:
+    """Code in a table, where a bar would begin a cell."""
+    return code(value).replace("|", "\\|")
+
+
+def _percent(part: int | None, whole: int) -> str:
+    if part is None:
+        return "not known"
+    return f"{part} ({100 * part / whole:.1f}%)" if whole else str(part)
+
+
+def _installed(package: str) -> str:
+    return f"{package} {version(package)}"

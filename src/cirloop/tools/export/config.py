@@ -1,0 +1,36 @@
+"""The flags of `python -m cirloop.export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic_settings import SettingsConfigDict
+
+from cirloop.config import cli
+
+
+class ExportConfig(cli.Flags):
+    """Which model is exported, how and where to."""
+
+    model_config = SettingsConfigDict(cli_implicit_flags=True)
+
+    experiment_dir: Path
+    """The run directory."""
+    iteration: str
+    """The number of a finished iteration; 0 is the warm-up."""
+    format: Literal["adapter", "merged", "sentence-transformers"]
+    """`adapter`: the LoRA for PEFT. `merged`: the whole model. `sentence-transformers`: the whole
+    model for that."""
+    output: Path | None = None
+    """The directory to make; by default export/iter_N_FORMAT in the run directory."""
+    overwrite: bool = False
+    """Replace an export that is there already."""
+    push_to_hub: str | None = None
+    """Also upload it to this repository of the Hugging Face Hub, OWNER/NAME, which is made if need
+    be."""
+    private: bool = False
+    """A repository that is made is private."""
+    data_license: str | None = None
+    """The licence of the training data, for the card; by default the card says that it is not
+    stated."""
