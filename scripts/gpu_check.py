@@ -344,7 +344,7 @@ def run(check: Check) -> bool:
     return fine
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -379,11 +379,16 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=3, help="mined images per query")
     parser.add_argument("--new_tokens", type=int, default=32, help="tokens of a caption")
     args = parser.parse_args()
+    args.batch = min(args.batch, args.num)
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
     if args.size == "2b" and DEVICE == "cpu":
         sys.exit(
             "torch sees no GPU, and Qwen2-VL-2B on a CPU takes hours. To try this out: --size small"
         )
-    args.batch = min(args.batch, args.num)
     transformers.utils.logging.disable_progress_bar()
     with TemporaryDirectory() as name:
         check = Check(args, Path(name))

@@ -745,72 +745,80 @@ def evaluate(batches: Batches, num: int) -> dict[str, float]:
     accuracy of verifying."""
     batches.model.eval()
     val = build_splits()["val"]
-    rows = list(range(44 * 11))
-    asks = [a for a in val.queries if a.reference < len(rows)][:num]
-    pictures = {r: val.pixels(r) for r in rows}
-    gallery = torch.cat(
-        [
-            batches.embed([DOCUMENT] * 44, [pictures[r] for r in rows[i : i + 44]])
-            for i in range(0, len(rows), 44)
-        ]
-    )
-    queries = torch.cat(
-        [
-            batches.embed(
-                [QUERY.format(text=a.text) for a in asks[i : i + 50]],
-                [pictures[a.reference] for a in asks[i : i + 50]],
-            )
-            for i in range(0, len(asks), 50)
-        ]
-    )
-    scores = queries @ gallery.T
-    for i, a in enumerate(asks):
-        scores[i, a.reference] = -2
-    rank = (
-        scores > scores[torch.arange(len(asks)), torch.tensor([a.target for a in asks])][:, None]
-    ).sum(1)
-    draws = SeededRandom("evaluate")
-    jobs = []
-    while len(jobs) < min(96, num):
-        a = draws.choice(asks)
-        b = a.reference // 11 * 11 + draws.below(11)
-        if 1 <= len(differences(val.scenes[a.reference], val.scenes[b])) <= 3:
-            jobs.append((a, b))
+    pictures = {row: val.pixels(row) for row in range(44 * 11)}
+    queries = [query for query in val.queries if query.reference < len(pictures)][:num]
+    rank = ranks_of_targets(batches, queries, pictures)
+    pairs = pairs_to_rewrite(val.scenes, queries, min(96, num))
+    shown = [pictures[row] for query, other in pairs for row in (query.reference, other)]
     texts = generate(
-        batches,
-        [chat(REWRITE.messages(a.text)[0]["content"]) for a, _ in jobs],
-        [p for a, b in jobs for p in (pictures[a.reference], pictures[b])],
+        batches, [chat(REWRITE.messages(query.text)[0]["content"]) for query, _ in pairs], shown
     )
-    said = [read(t) for t in texts]
+    changes = [read(text) for text in texts]
+    scenes = [(val.scenes[query.reference], val.scenes[other]) for query, other in pairs]
     true = [
-        c is not None and val.scenes[b] in results(val.scenes[a.reference], c)
-        for c, (a, b) in zip(said, jobs, strict=False)
+        change is not None and after in results(before, change)
+        for change, (before, after) in zip(changes, scenes, strict=True)
     ]
-    yes, no = (batches.tokenizer.encode(w)[0] for w in ("yes", "no"))
-    prompts = [chat(VERIFY.messages(t)[0]["content"]) for t in texts]
-    hidden, _, mask = batches.hidden(
-        prompts, [p for a, b in jobs for p in (pictures[a.reference], pictures[b])]
-    )
-    logits = batches.model.lm_head(hidden[torch.arange(len(jobs)), mask.sum(1) - 1])
-    accepted = (logits[:, yes] > logits[:, no]).tolist()
-    kept = [t for t, ok in zip(true, accepted, strict=False) if ok]
-    one = [
-        t
-        for t, (a, b) in zip(true, jobs, strict=False)
-        if len(differences(val.scenes[a.reference], val.scenes[b])) == 1
+    accepted = verify(batches, texts, shown)
+    of_accepted = [t for t, ok in zip(true, accepted, strict=True) if ok]
+    of_one_change = [
+        t for t, pair in zip(true, scenes, strict=True) if len(differences(*pair)) == 1
     ]
     batches.model.train()
     return {
         "R@1": (rank < 1).float().mean().item(),
         "R@5": (rank < 5).float().mean().item(),
         "true": sum(true) / len(true),
-        "true, one change": sum(one) / max(1, len(one)),
-        "readable": sum(c is not None for c in said) / len(said),
-        "verified": len(kept) / len(true),
-        "true of verified": sum(kept) / max(1, len(kept)),
-        "verify accuracy": sum(t == ok for t, ok in zip(true, accepted, strict=False)) / len(true),
-        "example": texts[0] + " | " + jobs[0][0].text,
+        "true, one change": sum(of_one_change) / max(1, len(of_one_change)),
+        "readable": sum(change is not None for change in changes) / len(changes),
+        "verified": len(of_accepted) / len(true),
+        "true of verified": sum(of_accepted) / max(1, len(of_accepted)),
+        "verify accuracy": sum(t == ok for t, ok in zip(true, accepted, strict=True)) / len(true),
+        "example": texts[0] + " | " + pairs[0][0].text,
     }
+
+
+def ranks_of_targets(batches: Batches, queries, pictures) -> torch.Tensor:
+    """How many pictures, but the reference, each query finds better than its target."""
+    rows = [*pictures]
+    gallery = [
+        batches.embed([DOCUMENT] * 44, [pictures[row] for row in rows[i : i + 44]])
+        for i in range(0, len(rows), 44)
+    ]
+    vectors = [
+        batches.embed(
+            [QUERY.format(text=query.text) for query in queries[i : i + 50]],
+            [pictures[query.reference] for query in queries[i : i + 50]],
+        )
+        for i in range(0, len(queries), 50)
+    ]
+    scores = torch.cat(vectors) @ torch.cat(gallery).T
+    for i, query in enumerate(queries):
+        scores[i, query.reference] = -2
+    targets = torch.tensor([query.target for query in queries])
+    return (scores > scores[torch.arange(len(queries)), targets][:, None]).sum(1)
+
+
+def pairs_to_rewrite(scenes, queries, num: int):
+    """`num` queries, each with a picture of its reference's family that differs by 1 to 3
+    changes."""
+    draws = SeededRandom("evaluate")
+    pairs = []
+    while len(pairs) < num:
+        query = draws.choice(queries)
+        other = query.reference // 11 * 11 + draws.below(11)
+        if 1 <= len(differences(scenes[query.reference], scenes[other])) <= 3:
+            pairs.append((query, other))
+    return pairs
+
+
+def verify(batches: Batches, texts: list[str], pictures) -> list[bool]:
+    """Whether the model says yes to each text of two pictures."""
+    yes, no = (batches.tokenizer.encode(word)[0] for word in ("yes", "no"))
+    prompts = [chat(VERIFY.messages(text)[0]["content"]) for text in texts]
+    hidden, _, mask = batches.hidden(prompts, pictures)
+    logits = batches.model.lm_head(hidden[torch.arange(len(texts)), mask.sum(1) - 1])
+    return (logits[:, yes] > logits[:, no]).tolist()
 
 
 def generate(batches: Batches, prompts: list[str], pictures) -> list[str]:
@@ -846,7 +854,7 @@ def save(batches: Batches, output: Path) -> None:
     copy.save_pretrained(output)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
@@ -883,7 +891,11 @@ def main() -> None:
     parser.add_argument(
         "--eval_examples", type=int, default=200, help="queries of val that an evaluation asks"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     torch.manual_seed(args.seed)
     if args.start_from is not None:
         tokenizer = AutoProcessor.from_pretrained(
@@ -904,20 +916,25 @@ def main() -> None:
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens",
         flush=True,
     )
+    train(batches, args)
+
+
+def train(batches: Batches, args) -> None:
+    """All stages, one after another; the model is saved at every evaluation."""
+    model = batches.model
     seeing, relating, composing = (
-        made(model.config.text_config.hidden_size) for made in (Seeing, Relating, Composing)
+        head(model.config.text_config.hidden_size) for head in (Seeing, Relating, Composing)
     )
     batches.watch()
     trained = [p for part in (model, seeing, relating, composing) for p in part.parameters()]
     optimizer = torch.optim.AdamW(
         trained, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
     )
-    decay_from = 0.6 * args.steps
-    samples, start = Samples(args.seed), time.time()
+    samples = Samples(args.seed)
+    start = time.time()
     log: list[dict[str, float]] = []
     for step in range(args.steps):
-        fall = (args.steps - step) / (args.steps - decay_from)
-        rate = args.learning_rate * min(1.0, (step + 1) / 100, max(0.02, fall))
+        rate = learning_rate(step, args)
         for group in optimizer.param_groups:
             group["lr"] = rate
         parts = losses(batches, samples, seeing, relating, composing, args, step)
@@ -934,13 +951,15 @@ def main() -> None:
             print(f"{step + 1:5d} {time.time() - start:6.0f}s lr {rate:.1e}  {line}", flush=True)
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             scores = evaluate(batches, args.eval_examples)
-            print(
-                json.dumps(
-                    {k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}
-                ),
-                flush=True,
-            )
+            shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}
+            print(json.dumps(shown), flush=True)
             save(batches, args.output)
+
+
+def learning_rate(step: int, args) -> float:
+    """Up over 100 steps, level until 60% of the steps, then down to 2%."""
+    fall = (args.steps - step) / (args.steps - 0.6 * args.steps)
+    return args.learning_rate * min(1.0, (step + 1) / 100, max(0.02, fall))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from cirloop.evaluation.significance import compare_iterations
 from cirloop.monitoring.console import progress, title_prefix
 from cirloop.stages.context import RunContext, run_directory
 from cirloop.stages.evaluate import evaluation, predictions
-from cirloop.types import UserError, benchmark_of
+from cirloop.types import EvalSplit, UserError, benchmark_of
 from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
@@ -131,39 +131,19 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     run = RunContext(config, store, data)
     parts = data.eval_splits(split)
     labelled = all(part.relevance is not None for part in parts)
-    if options.submission is not None and any(
-        part.relevance and part.relevance.preferences for part in parts
-    ):
-        raise UserError(
-            f"--submission: {parts[0].name} ranks nothing; people chose between sets of images."
-        )
-    if not labelled and options.ablate is not None:
-        raise UserError(
-            f"--ablate: {parts[0].name} has no published targets, so there is nothing to score."
-        )
-    if not labelled and options.output_file is not None:
-        raise UserError(
-            f"--output_file {options.output_file}: {parts[0].name} has no published targets, so"
-            " there are no scores to write. Leave the flag out: the rankings are written for the"
-            " server, into --submission."
-        )
-    if not labelled or options.submission is not None:
+    _refuse_impossible(options, parts)
+    submission_dir = options.submission
+    if not labelled and submission_dir is None:
+        submission_dir = directory / f"submission_{parts[0].name}"
+    if submission_dir is not None:
         notices.refuse_simulated(config, "whose rankings could be submitted")
     results = []
     for label in labels:
-        checkpoint: Artifact | None = (
-            None if label == BASE else store.load(f"checkpoint_iter_{label}")
-        )
+        checkpoint = None if label == BASE else store.load(f"checkpoint_iter_{label}")
         if labelled:
             results.append(evaluation(run, label, checkpoint, split, options.ablate))
-        if options.submission is not None or not labelled:
-            _submit(
-                run,
-                label,
-                checkpoint,
-                split,
-                options.submission or directory / f"submission_{parts[0].name}",
-            )
+        if submission_dir is not None:
+            _submit(run, label, checkpoint, split, submission_dir)
     if not labelled:
         logger.warning(
             "%s has no published targets, so no scores: its server gives them for the files above",
@@ -178,6 +158,23 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
             run.mark | {"schema": 3, "results": results, "compared": compare_iterations(results)},
         )
     return results
+
+
+def _refuse_impossible(options: EvalConfig, parts: Sequence[EvalSplit]) -> None:
+    """Raise UserError for what a split without targets, or with preferences, cannot give."""
+    name = parts[0].name
+    preferences = any(part.relevance and part.relevance.preferences for part in parts)
+    labelled = all(part.relevance is not None for part in parts)
+    if options.submission is not None and preferences:
+        raise UserError(f"--submission: {name} ranks nothing; people chose between sets of images.")
+    if not labelled and options.ablate is not None:
+        raise UserError(f"--ablate: {name} has no published targets, so there is nothing to score.")
+    if not labelled and options.output_file is not None:
+        raise UserError(
+            f"--output_file {options.output_file}: {name} has no published targets, so there are no"
+            " scores to write. Leave the flag out: the rankings are written for the server, into"
+            " --submission."
+        )
 
 
 def _submit(

@@ -37,13 +37,7 @@ def score_rankings(
         raise UserError(
             f"--submission: {benchmark} has no server; {' and '.join(submission.BENCHMARKS)} have."
         )
-    problems = ValidationReport()
-    parts = benchmarks.load_queries(eval_dataset, data_dir, gallery, problems)
-    problems.raise_if_any(
-        f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout."
-    )
-    for note in filter(None, map(splits.official_size_warning, parts)):
-        logger.warning("%s", note)
+    parts = _load_queries(eval_dataset, data_dir, gallery)
     labelled = all(part.relevance is not None for part in parts)
     if not labelled and benchmark not in submission.BENCHMARKS:
         raise UserError(
@@ -51,6 +45,7 @@ def score_rankings(
         )
     if not labelled and submission_dir is None:
         submission_dir = path.with_name(f"{path.stem}_submission")
+    problems = ValidationReport()
     rankings, metric = rankings_file.read(path, parts, problems)
     problems.raise_if_any(
         f"--rankings must hold one list of image ids per query of {eval_dataset}, each image once."
@@ -59,7 +54,42 @@ def score_rankings(
     problems.raise_if_any(
         f"--submission: the server of {benchmark} would refuse it. Rank more images in --rankings."
     )
-    result: dict[str, Any] = {
+    result = _describe_data(eval_dataset, parts, rankings)
+    if labelled:
+        result |= _scores(parts, rankings, metric)
+        _print_scores(eval_dataset, result)
+    else:
+        result["note"] = "no published targets, so no scores"
+        logger.warning("%s has %s", eval_dataset, result["note"])
+    if submission_dir is not None:
+        result["submission"] = [file.name for file in submission.write(submission_dir, files)]
+        logger.info("wrote %s to %s", " and ".join(result["submission"]), submission_dir)
+    if output_file is not None:
+        write_json(output_file, result)
+    return result
+
+
+def _load_queries(
+    eval_dataset: str, data_dir: Path, gallery: Literal["original", "union"]
+) -> list[LabeledQueries]:
+    """Load the queries of each part of a split. Raises UserError with every problem."""
+    problems = ValidationReport()
+    parts = benchmarks.load_queries(eval_dataset, data_dir, gallery, problems)
+    problems.raise_if_any(
+        f"Put the annotations of {eval_dataset} under --data_dir {data_dir} in the official layout."
+    )
+    for warning in filter(None, map(splits.official_size_warning, parts)):
+        logger.warning("%s", warning)
+    return parts
+
+
+def _describe_data(
+    eval_dataset: str,
+    parts: Sequence[LabeledQueries],
+    rankings: Mapping[QueryId, Sequence[ImageId]],
+) -> dict[str, Any]:
+    """Return what the result says beside its scores."""
+    return {
         "schema": 1,
         "dataset": eval_dataset,
         "protocol": describe(parts),
@@ -70,26 +100,15 @@ def score_rankings(
         },
         "shortest_list": min(map(len, rankings.values())),
     }
-    if labelled:
-        result |= _scores(parts, rankings, metric)
-        rows = [
-            [name, f"{100 * value:.2f} ± {100 * result['standard_errors'][name]:.2f}"]
-            for name, value in result["metrics"].items()
-        ]
-        table(
-            f"{eval_dataset}, percent ± standard error. {result['protocol']}",
-            ("metric", "value"),
-            rows,
-        )
-    else:
-        result["note"] = "no published targets, so no scores"
-        logger.warning("%s has %s", eval_dataset, result["note"])
-    if submission_dir is not None:
-        result["submission"] = [file.name for file in submission.write(submission_dir, files)]
-        logger.info("wrote %s to %s", " and ".join(result["submission"]), submission_dir)
-    if output_file is not None:
-        write_json(output_file, result)
-    return result
+
+
+def _print_scores(eval_dataset: str, result: dict[str, Any]) -> None:
+    rows = [
+        [name, f"{100 * value:.2f} ± {100 * result['standard_errors'][name]:.2f}"]
+        for name, value in result["metrics"].items()
+    ]
+    title = f"{eval_dataset}, percent ± standard error. {result['protocol']}"
+    table(title, ("metric", "value"), rows)
 
 
 def _scores(

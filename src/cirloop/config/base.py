@@ -1,10 +1,10 @@
 """The base of every configuration model: frozen, and strict about names."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 
 class Settings(BaseModel):
@@ -16,10 +16,13 @@ class Settings(BaseModel):
 
 
 class FlagSettings(BaseSettings):
-    """Settings that are read from flags alone.
+    """Settings that are read from flags, over those of files.
 
     The environment is not read: a variable named SPLIT or OUTPUT is somebody else's.
     """
+
+    file_content: ClassVar[dict[str, Any]] = {}
+    """What files say."""
 
     @classmethod
     def settings_customise_sources(
@@ -29,7 +32,7 @@ class FlagSettings(BaseSettings):
         *_: object,
         **__: object,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
+        return (init_settings, InitSettingsSource(settings_cls, cls.file_content))
 
 
 def default_type(name: str) -> Callable[[Any], Any]:

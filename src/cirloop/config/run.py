@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import SettingsConfigDict
 
 from cirloop.artifacts import schema
 from cirloop.artifacts.atomic import write_checked
@@ -186,28 +181,14 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
     content = recipes.load_settings(command_line, default_config)
     for name in METADATA_KEYS if "schema" in content else ():
         content.pop(name, None)
-    for group, type_ in command_line.types.items():
-        *outer, name = group.split(".")
-        node: Any = content
-        for part in outer:
-            node = node.setdefault(part, {}) if isinstance(node, dict) else node
-        if isinstance(node, dict):
-            node[name] = retyping.change_type(RunConfig, node.get(name, {}), group, type_)
+    _change_types(content, command_line.types)
     if command_line.simulated:
         content |= simulated.settings(
             content, foundation_named="foundation" in {*command_line.types, *command_line.paths}
         )
 
     class Parsed(RunConfig):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            *_: object,
-            **__: object,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (init_settings, InitSettingsSource(settings_cls, content))
+        file_content: ClassVar[dict[str, Any]] = content
 
     parser = cli.Parser(prog=PROGRAM, description=RunConfig.__doc__, help_flag=cli_help.HELP_ALL)
     try:
@@ -229,6 +210,17 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
             " HF_TOKEN."
         )
     return config if config.report_only else complete(config)
+
+
+def _change_types(content: dict[str, Any], types: Mapping[str, str]) -> None:
+    """Give groups of settings the types that flags name, and keep of each what the new type has."""
+    for group, type_ in types.items():
+        *outer, name = group.split(".")
+        node: Any = content
+        for part in outer:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else node
+        if isinstance(node, dict):
+            node[name] = retyping.change_type(RunConfig, node.get(name, {}), group, type_)
 
 
 def complete(config: RunConfig) -> RunConfig:

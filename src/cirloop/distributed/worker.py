@@ -32,6 +32,7 @@ from cirloop.monitoring import events, preemption, profiling
 from cirloop.monitoring.console import progress
 from cirloop.monitoring.costs import PROFILE
 from cirloop.training.batches import BatchSampler
+from cirloop.training.config import TrainingSettings
 from cirloop.training.gradient_engine import seed_of
 from cirloop.training.health import NonFiniteBatch
 from cirloop.training.trainer import Trainer
@@ -86,10 +87,11 @@ def is_sharded(accelerate: Accelerator) -> bool:
 
 def images_of_steps(batches: BatchSampler, steps: int) -> list[ImageId]:
     """Return all images that the steps use, sorted."""
-    wanted = [batches[step] for step in range(steps)]
-    return sorted(
-        {image for b in wanted for image in (*b.candidates, *(q.reference for q in b.queries))}
-    )
+    images: set[ImageId] = set()
+    for step in range(steps):
+        batch = batches[step]
+        images |= {*batch.candidates, *(query.reference for query in batch.queries)}
+    return sorted(images)
 
 
 def batch_groups(data: TrainSplit, kind: str) -> dict[QueryId, str] | None:
@@ -112,7 +114,7 @@ def train(job: TrainJob) -> None:
     finite.
     """
     config = from_json(job.run / "config.json")
-    bad = job.run / BAD_BATCH
+    bad_batch = job.run / BAD_BATCH
     try:
         with (
             preemption.defer_to_step(),
@@ -123,46 +125,22 @@ def train(job: TrainJob) -> None:
             _train(job, config)
     except NonFiniteBatch as error:
         if process.rank() == 0:
-            write_json(bad, {"schema": 1, "iteration": job.iteration, **error.row})
-        raise UserError(f"{error}\nAll of its triplets are in {bad}.") from None
+            write_json(bad_batch, {"schema": 1, "iteration": job.iteration, **error.row})
+        raise UserError(f"{error}\nAll of its triplets are in {bad_batch}.") from None
     if process.rank() == 0:
-        bad.unlink(missing_ok=True)  # of an attempt before
+        bad_batch.unlink(missing_ok=True)  # of an attempt before
 
 
 def _train(job: TrainJob, config: RunConfig) -> None:
     data = config.data.build(
         DataPaths(config.data_dir, job.cache, progress, config.train_dir)
     ).train
-    settings = config.training
-    iteration = job.iteration
     accelerate = create_accelerator(config.runtime.hang_timeout_minutes)
-    if getattr(config.model, "compile", False) and is_sharded(accelerate):
-        raise UserError(
-            "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2)."
-            " Set model.compile false, or keep the weights whole (ZeRO-2, DDP)."
-        )
-    seed = seed_of(config.seed, "train", iteration)
+    _refuse_compiled_pieces(config, accelerate)
+    seed = seed_of(config.seed, "train", job.iteration)
     backbone: Any = config.model.build(job.parent)
-    backbone.make_trainable(settings, seed_of(config.seed, "lora"))
-    samples = [Artifact(name, job.run / name, "") for name in job.augmented]
-    newest = samples[-settings.augmented_rounds :] if settings.augmented_rounds else samples
-    augmented = [row for sample in newest for row in read_augmented(sample)]
-    mined = (
-        read_mined(Artifact(job.negatives, job.run / job.negatives, "")) if job.negatives else []
-    )
-    batches = BatchSampler(
-        data.triplets,
-        augmented,
-        mined,
-        settings.batch_size,
-        settings.augmented_fraction,
-        settings.negatives_in_batch,
-        seed,
-        settings.unique_targets,
-        batch_groups(data, settings.group_batches),
-        known_positives(data, samples),
-        settings.bundles,
-    )
+    backbone.make_trainable(config.training, seed_of(config.seed, "lora"))
+    batches = _batches(job, config.training, data, seed)
     features = VisionCache(backbone, data.images, job.cache / "vision", config.runtime)
     if is_sharded(accelerate):  # the tower must still be whole
         precompute_features(features, images_of_steps(batches, job.steps), accelerate.state)
@@ -170,7 +148,7 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         backbone,
         features,
         batches,
-        settings,
+        config.training,
         job.steps,
         seed,
         job.key,
@@ -181,12 +159,6 @@ def _train(job: TrainJob, config: RunConfig) -> None:
         job.schedule,
     )
     main = accelerate.is_main_process
-    if main and batches.num_known_positives:
-        logger.info(
-            "%d of %d mined images are known to be right and no negatives",
-            batches.num_known_positives,
-            len(mined),
-        )
     if main and accelerate.num_processes > 1:
         logger.info(
             "training in %d processes, %s",
@@ -194,15 +166,53 @@ def _train(job: TrainJob, config: RunConfig) -> None:
             accelerate.distributed_type.value,
         )
     rows = trainer.run(
-        lambda steps: progress(steps, f"train iteration {iteration}") if main else steps
+        lambda steps: progress(steps, f"train iteration {job.iteration}") if main else steps
     )
     accelerate.wait_for_everyone()
     trainer.save_adapter(job.output)
     if main:
-        write_json(
-            job.output / "training_log.json", {"schema": 1, "steps": job.steps, "rows": rows}
-        )
+        log = {"schema": 1, "steps": job.steps, "rows": rows}
+        write_json(job.output / "training_log.json", log)
     accelerate.free_memory()
+
+
+def _refuse_compiled_pieces(config: RunConfig, accelerate: Accelerator) -> None:
+    if getattr(config.model, "compile", False) and is_sharded(accelerate):
+        raise UserError(
+            "model.compile is not available where weights lie in pieces (DeepSpeed ZeRO-3, FSDP2)."
+            " Set model.compile false, or keep the weights whole (ZeRO-2, DDP)."
+        )
+
+
+def _batches(
+    job: TrainJob, settings: TrainingSettings, data: TrainSplit, seed: int
+) -> BatchSampler:
+    """Return the batches of human triplets, the newest texts and mined negatives."""
+    samples = [Artifact(name, job.run / name, "") for name in job.augmented]
+    newest = samples[-settings.augmented_rounds :] if settings.augmented_rounds else samples
+    mined = (
+        read_mined(Artifact(job.negatives, job.run / job.negatives, "")) if job.negatives else []
+    )
+    batches = BatchSampler(
+        data.triplets,
+        [row for sample in newest for row in read_augmented(sample)],
+        mined,
+        settings.batch_size,
+        settings.augmented_fraction,
+        settings.negatives_in_batch,
+        seed,
+        settings.unique_targets,
+        batch_groups(data, settings.group_batches),
+        known_positives(data, samples),
+        settings.bundles,
+    )
+    if batches.num_known_positives and process.rank() == 0:
+        logger.info(
+            "%d of %d mined images are known to be right and no negatives",
+            batches.num_known_positives,
+            len(mined),
+        )
+    return batches
 
 
 def _step_writer(path: Path) -> events.Listener:

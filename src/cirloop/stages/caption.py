@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_anchors, read_augmented, read_mined
@@ -30,75 +32,92 @@ def caption(
     config = run.config
     if not config.captioning.enabled:
         return None
+    config.captioning.check(config.foundation)
+    prompts = config.captioning.prompts(config.foundation)
+
+    def build(path: Path) -> None:
+        texts = _write_and_check(run, iteration, negatives, checkpoint)
+        written = [row.triplet for artifact in before for row in read_augmented(artifact)]
+        known = {
+            (t.query.reference, normal_text(t.query.text))
+            for t in (*run.data.train.triplets, *written)
+        }
+        accepted, rejected = pipeline.select(
+            texts.candidates, known, config.captioning, iteration, texts.captioner
+        )
+        reasons = Counter(candidate.reason for candidate in rejected)
+        content: dict[str, Any] = {
+            "schema": 1,
+            "iteration": iteration,
+            "summary": {
+                "mined": len({(c.negative.query, c.negative.image) for c in texts.candidates}),
+                "candidates": len(texts.candidates),
+                "accepted": len(accepted),
+                "rejected": dict(sorted(reasons.items())),
+            },
+            "accepted": [asdict(triplet) for triplet in accepted],
+            "rejected": [candidate.row() for candidate in rejected],
+        }
+        if texts.judgement is not None:
+            content["summary"] |= {"relabelled": texts.judgement}
+            content["relabelled"] = [asdict(triplet) for triplet in texts.relabelled]
+        write_json(path, run.mark | content)
+
+    inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
+    key = run.stage_config("model", "foundation", "captioning", "data")
+    # Names, or paths of files: the prompts themselves count.
+    for name in ("rewrite_prompt", "verify_prompt"):
+        key["captioning"].pop(name, None)
+    key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
+    return run.build(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
+
+
+class _Texts(NamedTuple):
+    """What a captioner gives for mined images: texts, and images right for the human text."""
+
+    candidates: list[pipeline.Candidate]
+    captioner: str
+    relabelled: list[AugmentedTriplet]
+    judgement: Judgement | None
+
+
+def _write_and_check(
+    run: RunContext, iteration: int, negatives: Artifact, checkpoint: Artifact
+) -> _Texts:
+    """Judge the mined images, where that is asked for, and have texts written for them and
+    checked."""
+    settings = run.config.captioning
+    prompts = settings.prompts(run.config.foundation)
     train = run.data.train
-    settings = config.captioning
-    settings.check(config.foundation)
-    prompts = settings.prompts(config.foundation)
+    mined = read_mined(negatives)
+    anchors = read_anchors(negatives)
+    queries = {q.id: q for q in (*(t.query for t in train.triplets), *anchors.queries)}
+    captioner = run.captioner(lambda: run.embedder(checkpoint))
+    relabelled: list[AugmentedTriplet] = []
+    judgement: Judgement | None = None
+    if settings.relabel.min_probability:
+        relabelled, judgement = _relabel(run, captioner, mined, queries, iteration)
+        positives = {(row.source, row.triplet.target) for row in relabelled}
+        mined = [n for n in mined if (n.query, n.image) not in positives]
+    pairs = [*mined, *anchors.pairs]
+    seed = run.config.seed + 1000 * iteration
+    candidates = pipeline.generate_candidates(
+        captioner, pairs, queries, settings, seed, prompts.rewrite
+    )
+    candidates = [pipeline.check_format(candidate, settings) for candidate in candidates]
+    if settings.min_verify_probability:
+        candidates = pipeline.verify(captioner, candidates, settings, prompts.verify)
+    captioner_name = captioner.name
+    del captioner  # before the embedder comes in
 
     def rank_targets(queries: Sequence[Query], images: Sequence[ImageId]) -> Sequence[int]:
         if not queries:
             return []
         return run.rank_targets(run.embedder(checkpoint), queries, images, train)
 
-    def build(path: Path) -> None:
-        mined = read_mined(negatives)
-        anchors = read_anchors(negatives)
-        queries = {q.id: q for q in (*(t.query for t in train.triplets), *anchors.queries)}
-        captioner = run.captioner(lambda: run.embedder(checkpoint))
-        seed = config.seed + 1000 * iteration
-        relabelled: list[AugmentedTriplet] = []
-        judgement: Judgement | None = None
-        if settings.relabel.min_probability:
-            relabelled, judgement = _relabel(run, captioner, mined, queries, iteration)
-            positives = {(row.source, row.triplet.target) for row in relabelled}
-            mined = [n for n in mined if (n.query, n.image) not in positives]
-        candidates = pipeline.generate_candidates(
-            captioner, [*mined, *anchors.pairs], queries, settings, seed, prompts.rewrite
-        )
-        candidates = [pipeline.check_format(c, settings) for c in candidates]
-        if settings.min_verify_probability:
-            candidates = pipeline.verify(captioner, candidates, settings, prompts.verify)
-        name = captioner.name
-        del captioner  # before the embedder comes in
-        if settings.checks_round_trip:
-            candidates = pipeline.check_round_trip(candidates, settings, rank_targets)
-        written = [row.triplet for artifact in before for row in read_augmented(artifact)]
-        known = {
-            (t.query.reference, normal_text(t.query.text)) for t in (*train.triplets, *written)
-        }
-        accepted, rejected = pipeline.select(candidates, known, settings, iteration, name)
-        reasons = sorted({c.reason for c in rejected})
-        write_json(
-            path,
-            run.mark
-            | {
-                "schema": 1,
-                "iteration": iteration,
-                "summary": {
-                    "mined": len({(c.negative.query, c.negative.image) for c in candidates}),
-                    "candidates": len(candidates),
-                    "accepted": len(accepted),
-                    "rejected": {r: sum(c.reason == r for c in rejected) for r in reasons},
-                }
-                | ({} if judgement is None else {"relabelled": judgement}),
-                "accepted": [asdict(a) for a in accepted],
-                "rejected": [c.row() for c in rejected],
-            }
-            | ({} if judgement is None else {"relabelled": [asdict(row) for row in relabelled]}),
-        )
-
-    inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
-    key = run.stage_config("model", "foundation", "captioning", "data")
-    # Names, or paths of files: the prompts themselves count.
-    prompt_settings = (
-        "rewrite_prompt",
-        "verify_prompt",
-    )
-    key["captioning"] = {
-        name: value for name, value in key["captioning"].items() if name not in prompt_settings
-    }
-    key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
-    return run.build(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
+    if settings.checks_round_trip:
+        candidates = pipeline.check_round_trip(candidates, settings, rank_targets)
+    return _Texts(candidates, captioner_name, relabelled, judgement)
 
 
 def _relabel(

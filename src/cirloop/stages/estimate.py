@@ -62,64 +62,68 @@ def plan_rows(config: RunConfig, data: Dataset) -> Rows:
 def _method_rows(config: RunConfig, data: Dataset) -> Rows:
     """Describe data, model and method."""
     training = config.training
-    captioning = config.captioning
-    mining = config.mining
+    strategy = config.mining.strategy
+    used = " (used)" if (config.directory / MANIFEST).exists() else ""
+    num_processes = launcher.num_processes(config.runtime)
+    processes = f"{num_processes} process{'es' * (num_processes > 1)}"
+    model = filter(None, (config.model.path, getattr(config.model, "dtype", "")))
+    triplets = "nothing"
+    if config.num_iterations or training.iteration_0_steps:
+        triplets = f"{len(data.train.triplets)} triplets, {len(data.train.gallery.ids)} images"
     parts = data.eval_splits(config.evaluation.split)
-    trains = bool(config.num_iterations or training.iteration_0_steps)
-    num_queries = sum(len(p.queries) for p in parts)
-    num_images = sum(len(p.gallery.ids) for p in parts)
-    num = launcher.num_processes(config.runtime)
-    shared = config.foundation.shares_base_with(config.model) and num == 1
-    lora = training.lora
-    tune = training.finetuning or (
-        "lora" if isinstance(config.model, VlmSettings) else "as the model has it"
-    )
-    foundation = config.foundation.path or f"{config.foundation.type}, a rule without a model"
-    texts = f"{counted(captioning.num_candidates, 'text')} per mined image by {foundation}"
-    if config.foundation.path:
-        texts += ", on the embedder's weights" if shared else ", loaded in the embedder's place"
-    tuning = (
-        f"rank {lora.r}, alpha {lora.alpha}, {lora.dtype}"
-        if training.finetuning != "full"
-        else ", ".join(training.trainable_patterns)
-    )
-    trained = (
-        f"{len(data.train.triplets)} triplets, {len(data.train.gallery.ids)} images"
-        if trains
-        else "nothing"
-    )
+    num_queries = sum(len(part.queries) for part in parts)
+    num_images = sum(len(part.gallery.ids) for part in parts)
     steps = (
         f"warm-up of {training.iteration_0_steps} steps, then {config.num_iterations} of"
         f" {training.steps_per_iteration} steps"
     )
+    rows = (
+        f"{training.batch_size} queries a step, {training.grad_cache_chunk_size or 'all'} rows at"
+        " once"
+    )
     return [
-        (
-            "run directory",
-            f"{config.directory}{' (used)' if (config.directory / MANIFEST).exists() else ''}",
-        ),
-        (
-            "device",
-            f"{_device()}, {gigabytes(_device_memory()[0])}; {num} process{'es' * (num > 1)}",
-        ),
-        ("model", " ".join(filter(None, (config.model.path, getattr(config.model, "dtype", ""))))),
-        ("foundation model", foundation),
-        ("train", trained),
+        ("run directory", f"{config.directory}{used}"),
+        ("device", f"{_device()}, {gigabytes(_device_memory()[0])}; {processes}"),
+        ("model", " ".join(model)),
+        ("foundation model", _foundation(config)),
+        ("train", triplets),
         (parts[0].name, f"{num_queries} queries, {num_images} images"),
-        (
-            "iterations",
-            (
-                f"{steps}; {training.batch_size} queries a step,"
-                f" {training.grad_cache_chunk_size or 'all'} rows at once"
-            ),
-        ),
-        ("strategy", f"{mining.strategy.type}, {mining.strategy.negatives_per_query} a query"),
+        ("iterations", f"{steps}; {rows}"),
+        ("strategy", f"{strategy.type}, {strategy.negatives_per_query} a query"),
         ("loss", str(training.loss.type)),
-        (
-            "tuning",
-            "none: there is no model" if config.model.type == "simulated" else f"{tune}; {tuning}",
-        ),
-        ("captioning", texts if captioning.enabled and config.num_iterations else "none"),
+        ("tuning", _tuning(config)),
+        ("captioning", _captioning(config)),
     ]
+
+
+def _foundation(config: RunConfig) -> str:
+    return config.foundation.path or f"{config.foundation.type}, a rule without a model"
+
+
+def _tuning(config: RunConfig) -> str:
+    """Describe which weights are trained."""
+    if config.model.type == "simulated":
+        return "none: there is no model"
+    training = config.training
+    lora = training.lora
+    usual = "lora" if isinstance(config.model, VlmSettings) else "as the model has it"
+    weights = f"rank {lora.r}, alpha {lora.alpha}, {lora.dtype}"
+    if training.finetuning == "full":
+        weights = ", ".join(training.trainable_patterns)
+    return f"{training.finetuning or usual}; {weights}"
+
+
+def _captioning(config: RunConfig) -> str:
+    """Describe which texts are written, and by which model."""
+    if not config.captioning.enabled or not config.num_iterations:
+        return "none"
+    num_texts = counted(config.captioning.num_candidates, "text")
+    texts = f"{num_texts} per mined image by {_foundation(config)}"
+    if not config.foundation.path:
+        return texts
+    one_process = launcher.num_processes(config.runtime) == 1
+    shared = one_process and config.foundation.shares_base_with(config.model)
+    return texts + (", on the embedder's weights" if shared else ", loaded in the embedder's place")
 
 
 def _memory_rows(config: RunConfig, data: Dataset) -> Rows:
@@ -156,52 +160,49 @@ def _disk_rows(config: RunConfig, data: Dataset) -> Rows:
 
 def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
     """Return what was measured, and the hours of the run that follow from it."""
-    training = config.training
-    rounds = config.num_iterations
-    parts = data.eval_splits(config.evaluation.split)
-    splits = used_splits(config, data)
-    num_queries = sum(len(p.queries) for p in parts)
-    num_gallery = sum(len(p.gallery.ids) for p in parts)
-    row = timings["row"].seconds
-    hours = {}
-    hours["vision, once"] = num_images(splits) * timings["picture"].seconds
-    hours["evaluate"] = (
-        (rounds + 1 + config.evaluation.evaluate_base) * (num_queries + num_gallery) * row
-    )
-    if "step" in timings:
-        queries = len(data.train.triplets)
-        images = len(data.train.gallery.ids)
-        # Measured: a query and its target.
-        rows = training.batch_size * (2 + training.negatives_in_batch) / 2
-        hours["train"] = (
-            (training.iteration_0_steps + rounds * training.steps_per_iteration)
-            * rows
-            * timings["step"].seconds
-        )
-        hours["mine"] = rounds * (queries + images) * row
-        mined = rounds * queries * config.mining.strategy.negatives_per_query
-        if "text" in timings:
-            checked = (
-                config.captioning.num_candidates * row
-                if config.captioning.max_round_trip_rank
-                else 0.0
-            )
-            hours["caption, at most"] = mined * (timings["text"].seconds + checked)
     names = {
         "picture": "a picture in the tower",
         "row": "an embedding, vision cached",
         "step": "a triplet in a step",
         "text": "an image's texts, written and judged",
     }
+    rows: Rows = [(f"measured: {names[name]}", str(timing)) for name, timing in timings.items()]
+    if config.num_iterations and config.captioning.enabled and "text" not in timings:
+        rows.append(("not measured", f"captions of {config.foundation.type}"))
     num = launcher.num_processes(config.runtime)
-    shown: Rows = [(f"measured: {names[name]}", str(timing)) for name, timing in timings.items()]
-    if rounds and config.captioning.enabled and "text" not in timings:
-        shown.append(("not measured", f"captions of {config.foundation.type}"))
     note = f", at {num} processes as fast as {num} devices" if num > 1 else ""
-    shown += [
-        (f"estimate: {name}", f"{seconds / num / 3600:.3g} h") for name, seconds in hours.items()
-    ]
-    return [*shown, ("estimate: all", f"{sum(hours.values()) / num / 3600:.3g} h{note}")]
+    seconds = _stage_seconds(config, data, timings)
+    rows += [(f"estimate: {stage}", f"{s / num / 3600:.3g} h") for stage, s in seconds.items()]
+    return [*rows, ("estimate: all", f"{sum(seconds.values()) / num / 3600:.3g} h{note}")]
+
+
+def _stage_seconds(
+    config: RunConfig, data: Dataset, timings: dict[str, Timing]
+) -> dict[str, float]:
+    """Return the seconds of each stage over the whole run, in one process."""
+    training = config.training
+    rounds = config.num_iterations
+    parts = data.eval_splits(config.evaluation.split)
+    num_embedded = sum(len(part.queries) + len(part.gallery.ids) for part in parts)
+    row = timings["row"].seconds
+    seconds = {
+        "vision, once": num_images(used_splits(config, data)) * timings["picture"].seconds,
+        "evaluate": (rounds + 1 + config.evaluation.evaluate_base) * num_embedded * row,
+    }
+    if "step" not in timings:
+        return seconds
+    queries = len(data.train.triplets)
+    # Measured: a query and its target.
+    rows = training.batch_size * (2 + training.negatives_in_batch) / 2
+    steps = training.iteration_0_steps + rounds * training.steps_per_iteration
+    seconds["train"] = steps * rows * timings["step"].seconds
+    seconds["mine"] = rounds * (queries + len(data.train.gallery.ids)) * row
+    if "text" in timings:
+        captioning = config.captioning
+        mined = rounds * queries * config.mining.strategy.negatives_per_query
+        checked = captioning.num_candidates * row if captioning.max_round_trip_rank else 0.0
+        seconds["caption, at most"] = mined * (timings["text"].seconds + checked)
+    return seconds
 
 
 def _too_large(config: RunConfig) -> str:

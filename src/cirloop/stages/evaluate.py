@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,7 @@ from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
 from cirloop.stages.context import RunContext, Vectors
 from cirloop.stages.models import Embedder
-from cirloop.types import (
-    EvalSplit,
-    ImageId,
-    QueryId,
-    UserError,
-)
+from cirloop.types import EvalSplit, ImageId, QueryId, UserError
 
 Ablation = Literal["text", "image"] | None
 NUM_BEST = 5
@@ -69,23 +64,6 @@ def evaluation(
         rows_by_query |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
     metrics = protocols.metrics([part.labeled for part in parts], rows_by_query)
     compared = parts[0].labeled.protocol.primary_metric
-    ranks = []
-    for part in parts:
-        assert part.relevance is not None
-        values_Q = protocols.per_query(part.labeled, rows_by_query)[compared]
-        for query, value in zip(part.queries, values_Q.tolist(), strict=True):
-            if query.id in part.relevance.preferences:
-                rank = round(
-                    protocols.preference_margin(
-                        rows_by_query[query.id], part.relevance.preferences[query.id]
-                    ),
-                    6,
-                )
-            else:
-                rank = protocols.remove_reference(rows_by_query[query.id], query.reference)[
-                    part.relevance.targets[query.id]
-                ]
-            ranks.append([query.id, rank, round(value, 6)])
     return run.mark | {
         "schema": 3,
         "iteration": label.removeprefix("iter_"),
@@ -100,9 +78,27 @@ def evaluation(
         "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
         "standard_errors": {name: round(m.se, 6) for name, m in metrics.items()},
         "compared_on": compared,
-        "ranks": ranks,
+        "ranks": [row for part in parts for row in _query_rows(part, rows_by_query, compared)],
         "top": tops,
     }
+
+
+def _query_rows(
+    part: EvalSplit, rows_by_query: Mapping[QueryId, Any], compared: str
+) -> Iterator[list[Any]]:
+    """Yield for each query its id, its target's rank (or by how much the preferred set scores
+    higher), and the value of the metric `compared`."""
+    assert part.relevance is not None
+    values_Q = protocols.per_query(part.labeled, rows_by_query)[compared]
+    for query, value in zip(part.queries, values_Q.tolist(), strict=True):
+        row = rows_by_query[query.id]
+        preference = part.relevance.preferences.get(query.id)
+        if preference is not None:
+            rank = round(protocols.preference_margin(row, preference), 6)
+        else:
+            ranks = protocols.remove_reference(row, query.reference)
+            rank = ranks[part.relevance.targets[query.id]]
+        yield [query.id, rank, round(value, 6)]
 
 
 def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:

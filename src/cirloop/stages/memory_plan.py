@@ -33,47 +33,27 @@ def peak_memory(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
     stages.
     """
     model = config.model
-    training = config.training
     if not isinstance(model, VlmSettings):
         return {}
-    sizes = resources.model_sizes(model.resolve_dir())
+    training = config.training
     lora = training.lora
-    captioning = config.captioning
+    sizes = resources.model_sizes(model.resolve_dir())
     weights = resources.weight_bytes(sizes, model.dtype, model.quantization)
     adapters = resources.adapter_weights(
         sizes, lora.r, lora.target_modules, training.finetuning == "dora"
     )
     row = round(tokens) + TEXT_TOKENS
-    half = lora.dtype == "base"
-    kind = model.dtype if half else "float32"
-    working = resources.working_bytes(sizes, model.dtype, "float32")
     batch = config.runtime.max_tokens_per_batch or config.runtime.embed_batch_size * row
+    working = resources.working_bytes(sizes, model.dtype, "float32")
     stages = {
         "embed": {"weights": weights, "adapters": 4 * adapters, "working space": batch * working}
     }
     if training.finetuning != "full" and (config.num_iterations or training.iteration_0_steps):
-        rows = rows_at_once(config)
-        per_token = resources.activation_bytes(
-            sizes,
-            model.dtype,
-            kind,
-            lora.r,
-            lora.target_modules,
-            lora.dropout,
-            not model.packed,
-            row if model.attention == "eager" else 0,
-            not torch.cuda.is_available(),
-        )
-        if model.gradient_checkpointing:
-            per_token = resources.checkpointed_bytes(sizes, model.dtype, per_token)
-        trained = resources.trained_bytes(adapters, resources.BYTES[model.dtype] if half else 0)
-        working = resources.working_bytes(sizes, model.dtype, kind)
         stages["train"] = {
             "weights": weights,
-            "adapters and optimizer": trained,
-            "activations": rows * row * per_token,
-            "working space": rows * row * working,
+            **_training_parts(config, model, sizes, adapters, row),
         }
+    captioning = config.captioning
     if captioning.enabled and config.num_iterations and config.foundation.shares_base_with(model):
         question = 2 * round(tokens) + PROMPT_TOKENS
         kept = resources.caption_bytes(
@@ -86,3 +66,33 @@ def peak_memory(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
             "working space": captioning.batch_size * question * working,
         }
     return stages
+
+
+def _training_parts(
+    config: RunConfig, model: VlmSettings, sizes: resources.Sizes, adapters: int, row: int
+) -> dict[str, int]:
+    """Return bytes by part of a training step with rows of `row` tokens, beside the weights."""
+    lora = config.training.lora
+    half = lora.dtype == "base"
+    adapter_dtype = model.dtype if half else "float32"
+    per_token = resources.activation_bytes(
+        sizes,
+        model.dtype,
+        adapter_dtype,
+        lora.r,
+        lora.target_modules,
+        lora.dropout,
+        not model.packed,
+        row if model.attention == "eager" else 0,
+        not torch.cuda.is_available(),
+    )
+    if model.gradient_checkpointing:
+        per_token = resources.checkpointed_bytes(sizes, model.dtype, per_token)
+    step_tokens = rows_at_once(config) * row
+    working = resources.working_bytes(sizes, model.dtype, adapter_dtype)
+    trained = resources.trained_bytes(adapters, resources.BYTES[model.dtype] if half else 0)
+    return {
+        "adapters and optimizer": trained,
+        "activations": step_tokens * per_token,
+        "working space": step_tokens * working,
+    }

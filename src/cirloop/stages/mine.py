@@ -4,7 +4,7 @@ and filters."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -62,9 +62,9 @@ def mine(
         write_json(path, run.mark | content)
 
     attributes = run.config.attributes
-    uses_captioner = any(each.type == "verify" for each in run.config.mining.filters) or (
-        attributes and attributes.image_source == "vlm"
-    )
+    uses_captioner = any(
+        mining_filter.type == "verify" for mining_filter in run.config.mining.filters
+    ) or (attributes and attributes.image_source == "vlm")
     settings = run.stage_config(
         "model", "mining", "attributes", "data", *(["foundation"] if uses_captioner else [])
     )
@@ -75,7 +75,7 @@ def mine(
     return run.build(
         f"hard_negatives_iter_{iteration}.json",
         settings,
-        [checkpoint.digest, run.data.digest, *(each.digest for each in before)],
+        [checkpoint.digest, run.data.digest, *(artifact.digest for artifact in before)],
         build,
         iteration,
     )
@@ -94,9 +94,8 @@ def mine_split(
     `known` says what is right beside the targets, by default what the train split knows;
     `augmented` are the texts of earlier rounds, whose pairs `mining.skip_captioned` leaves out.
     """
-    config = run.config
     train = run.data.train
-    settings = config.mining
+    settings = run.config.mining
     known = known or KnownPositives.of(train)
     barred, left_out = barred_rows(train, known)
     if settings.skip_captioned:
@@ -115,27 +114,30 @@ def mine_split(
     keep_N, counts = apply_filters(
         settings.filters, pairs, _filter_context(run, backbone, train, vectors)
     )
-    rows = mined_rows(train, results, keep_N, settings)
     num_kept = np.bincount(pairs.query_index_N[keep_N], minlength=len(results)).tolist()
     report = summary(
-        [f.target_rank for f in results],
-        [f.target_score for f in results],
+        [result.target_rank for result in results],
+        [result.target_score for result in results],
         num_kept,
         pairs.scores_N[keep_N].tolist(),
         settings.strategy.negatives_per_query,
-        sum(f.num_fallback for f in results),
+        sum(result.num_fallback for result in results),
         sizes or None,
     )
-    if any(left_out.values()):
-        counted = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items() if count)
-        logger.info("mining: images that are no negative of a query were left out: %s", counted)
+    _log_left_out(left_out)
     return {
         "schema": 3,
         "iteration": iteration,
         "strategy": settings.strategy.model_dump(mode="json"),
         "summary": report | stats | {"left_out": left_out, "filters": counts},
-        "negatives": [asdict(row) for row in rows],
+        "negatives": [asdict(row) for row in mined_rows(train, results, keep_N, settings)],
     }
+
+
+def _log_left_out(left_out: Mapping[str, int]) -> None:
+    if any(left_out.values()):
+        counted = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items() if count)
+        logger.info("mining: images that are no negative of a query were left out: %s", counted)
 
 
 def mining_inputs(
@@ -182,22 +184,7 @@ def mining_context(
             )
         return np.asarray(similarity(texts[0][query_index_B], cast(Floats, vectors.gallery_GD)))
 
-    categories = (
-        [train.categories[image] for image in train.gallery.ids] if train.categories else None
-    )
-    table = None
-    requested = None
-    if run.config.attributes is not None:
-        extractor = run.config.attributes.build()
-        requested = extractor.parse_request([q.text for q in queries])
-        table = image_attributes(
-            run.config.attributes,
-            extractor,
-            train.gallery.ids,
-            partial(_describe_images, run, backbone),
-        )
-        categories = categories or table.categories(extractor.lexicon.category)
-    return MiningContext(
+    context = MiningContext(
         run.config.seed + iteration,
         iteration,
         run.config.num_iterations,
@@ -207,13 +194,30 @@ def mining_context(
             if train.groups
             else None
         ),
-        categories=categories,
-        attributes=table,
-        requested_attributes=requested,
+        categories=(
+            [train.categories[image] for image in train.gallery.ids] if train.categories else None
+        ),
         losses=_training_losses(run, iteration),
         vectors_GD=mean_pool(cast(Floats, vectors.gallery_GD)),
         text_scores=text_scores,
     )
+    return _with_attributes(context, run, backbone, train)
+
+
+def _with_attributes(
+    context: MiningContext, run: RunContext, backbone: Embedder, train: TrainSplit
+) -> MiningContext:
+    """Add what images show and texts ask for, where the run's settings say how to know."""
+    settings = run.config.attributes
+    if settings is None:
+        return context
+    extractor = settings.build()
+    requested = extractor.parse_request([triplet.query.text for triplet in train.triplets])
+    table = image_attributes(
+        settings, extractor, train.gallery.ids, partial(_describe_images, run, backbone)
+    )
+    categories = context.categories or table.categories(extractor.lexicon.category)
+    return replace(context, categories=categories, attributes=table, requested_attributes=requested)
 
 
 def _describe_images(

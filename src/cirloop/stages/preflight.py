@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.config.run import RunConfig
+from cirloop.config.runtime import Runtime
 from cirloop.data import Dataset
 from cirloop.data.paths import DataPaths
 from cirloop.distributed import launcher
@@ -29,76 +31,17 @@ def check(config: RunConfig) -> Dataset:
     `problems.json` in the cache.
     """
     problems = ValidationReport()
-    data = None
-    if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
-        problem = "has no protocol, so its rankings cannot be scored"
-        problems.add(
-            f"data.type {config.data.type}",
-            problem,
-            "Give its settings a `protocol`, as in data/cirr.py.",
-        )
-    try:
-        data = config.data.build(
-            DataPaths(config.data_dir, config.cache, progress, config.train_dir)
-        )
-    except UserError as error:
-        problems.merge(error, "data")
-    listed = False
-    for trains in (False, True) if data is not None else ():
-        assert data is not None
-        try:
-            if not trains:
-                _check_targets(data.eval_splits(config.evaluation.split), problems)
-            elif config.num_iterations or config.training.iteration_0_steps:
-                _check_triplets(config, data.train, problems)
-                _check_mining(config, data.train, problems)
-                _check_groups(config.training.group_batches, data.train, problems)
-                _warn_of_overlap(data.train, data.eval_splits(config.evaluation.split))
-        except UserError as error:
-            listed = listed or isinstance(error, ValidationFailed)
-            problems.merge(error, "data")
+    data = _build_data(config, problems)
+    listed = data is not None and _check_data(config, data, problems)
     for name, model in (("model.path", config.model), ("foundation.path", config.foundation)):
-        try:
+        with _reported(problems, name):
             model.resolve_dir()
-        except UserError as error:
-            problems.add(name, str(error))
     if not problems.rows:  # the models' files are there, and the data set's
         assert data is not None
         check_disk(config, data, problems)
     check_models(config, problems)
-    try:
-        if config.num_iterations or config.training.iteration_0_steps:
-            config.model.check_training(config.training)
-    except UserError as error:
-        problems.add("training", str(error))
-    try:
-        if config.captioning.enabled:
-            config.captioning.check(config.foundation)
-    except UserError as error:
-        problems.add("captioning", str(error))
-    if config.mining.search != "exact" and config.model.multi_vector:
-        problem = f"is for images of one vector; {config.model.type} gives several. Use exact"
-        problems.add(f"mining.search {config.mining.search}", problem)
-    runtime = config.runtime
-    for name, file in (
-        ("--accelerate_config", runtime.accelerate_config),
-        ("--deepspeed", runtime.deepspeed),
-    ):
-        if file is not None and not file.is_file():
-            problems.add(f"{name} {file}", "there is no such file")
-    compared = runtime.compare_with
-    if compared is not None and not compared.is_dir():
-        problems.add(f"--compare_with {compared}", "there is no such directory")
-    try:
-        if runtime.accelerate_config is None or runtime.accelerate_config.is_file():
-            for line in launcher.device_warnings(runtime):
-                logger.warning("%s", line)
-    except UserError as error:
-        problems.add(
-            "--accelerate_config" if runtime.accelerate_config else "--num_processes", str(error)
-        )
-    for where, problem in trackers.missing_packages(runtime.report_to):
-        problems.add(where, problem)
+    _check_stages(config, problems)
+    _check_runtime(config.runtime, problems)
     if listed:
         rows = [asdict(row) for row in problems.rows]
         write_json(
@@ -110,14 +53,98 @@ def check(config: RunConfig) -> Dataset:
     return data
 
 
+@contextmanager
+def _reported(problems: ValidationReport, where: str) -> Iterator[None]:
+    """Add the UserError of what runs within to the problems, as one under `where`."""
+    try:
+        yield
+    except UserError as error:
+        problems.add(where, str(error))
+
+
+def _build_data(config: RunConfig, problems: ValidationReport) -> Dataset | None:
+    if not isinstance(getattr(config.data, "protocol", None), EvalProtocol):
+        problems.add(
+            f"data.type {config.data.type}",
+            "has no protocol, so its rankings cannot be scored",
+            "Give its settings a `protocol`, as in data/cirr.py.",
+        )
+    try:
+        return config.data.build(
+            DataPaths(config.data_dir, config.cache, progress, config.train_dir)
+        )
+    except UserError as error:
+        problems.merge(error, "data")
+    return None
+
+
+def _check_data(config: RunConfig, data: Dataset, problems: ValidationReport) -> bool:
+    """Check the splits that the run uses; return whether one of them lists problems of its own."""
+
+    def check_evaluation() -> None:
+        _check_targets(data.eval_splits(config.evaluation.split), problems)
+
+    def check_training() -> None:
+        _check_triplets(config, data.train, problems)
+        _check_mining(config, data.train, problems)
+        _check_groups(config.training.group_batches, data.train, problems)
+        _warn_of_overlap(data.train, data.eval_splits(config.evaluation.split))
+
+    listed = False
+    for check_split in (check_evaluation, *([check_training] if _trains(config) else [])):
+        try:
+            check_split()
+        except UserError as error:
+            listed = listed or isinstance(error, ValidationFailed)
+            problems.merge(error, "data")
+    return listed
+
+
+def _trains(config: RunConfig) -> bool:
+    return bool(config.num_iterations or config.training.iteration_0_steps)
+
+
+def _check_stages(config: RunConfig, problems: ValidationReport) -> None:
+    """Check that the models can do what training, captioning and mining ask of them."""
+    with _reported(problems, "training"):
+        if _trains(config):
+            config.model.check_training(config.training)
+    with _reported(problems, "captioning"):
+        if config.captioning.enabled:
+            config.captioning.check(config.foundation)
+    if config.mining.search != "exact" and config.model.multi_vector:
+        problem = f"is for images of one vector; {config.model.type} gives several. Use exact"
+        problems.add(f"mining.search {config.mining.search}", problem)
+
+
+def _check_runtime(runtime: Runtime, problems: ValidationReport) -> None:
+    """Check files that flags name, devices and trackers."""
+    for name, file in (
+        ("--accelerate_config", runtime.accelerate_config),
+        ("--deepspeed", runtime.deepspeed),
+    ):
+        if file is not None and not file.is_file():
+            problems.add(f"{name} {file}", "there is no such file")
+    compared = runtime.compare_with
+    if compared is not None and not compared.is_dir():
+        problems.add(f"--compare_with {compared}", "there is no such directory")
+    with _reported(
+        problems, "--accelerate_config" if runtime.accelerate_config else "--num_processes"
+    ):
+        if runtime.accelerate_config is None or runtime.accelerate_config.is_file():
+            for line in launcher.device_warnings(runtime):
+                logger.warning("%s", line)
+    for tracker, problem in trackers.missing_packages(runtime.report_to):
+        problems.add(tracker, problem)
+
+
 def _check_targets(parts: Sequence[EvalSplit], problems: ValidationReport) -> None:
     """Check that what is evaluated after each iteration has right answers."""
     for part in parts:
         if part.relevance is None:
-            what = f"{part.name} has no targets, so an iteration cannot be evaluated on it"
             problems.add(
                 "evaluation.split",
-                what,
+                f"{part.name} has no targets, so an iteration cannot be evaluated on it",
                 "Name a split with targets by --evaluation.split; eval_iterative.py "
                 "writes the rankings of one without.",
             )
@@ -127,12 +154,12 @@ def _check_triplets(config: RunConfig, train: TrainSplit, problems: ValidationRe
     """Check that the training triplets are enough to learn from."""
     targets = len({triplet.target for triplet in train.triplets})
     if targets < 2:
-        num = len(train.triplets)
-        what = (
-            f"{num:,} training triplets have one target, and a loss needs another image to compare"
-            " it with"
+        problems.add(
+            "data.train",
+            f"{len(train.triplets):,} training triplets have one target, and a loss needs another"
+            " image to compare it with",
+            "Give triplets with two different targets or more.",
         )
-        problems.add("data.train", what, "Give triplets with two different targets or more.")
     elif targets < config.training.batch_size and config.training.unique_targets:
         logger.warning(
             "%d training triplets have %d different targets: a batch holds at most so many queries,"
@@ -164,7 +191,9 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
     """Check that the strategy has what it requires, and that a file of attributes is valid."""
     attributes = config.attributes
     needs_vision = {
-        "mining.filters verify": any(each.type == "verify" for each in config.mining.filters),
+        "mining.filters verify": any(
+            mining_filter.type == "verify" for mining_filter in config.mining.filters
+        ),
         "attributes.image_source vlm": attributes is not None and attributes.image_source == "vlm",
     }
     for setting, needed in needs_vision.items():
@@ -207,12 +236,12 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
 
 def _check_groups(kind: str, train: TrainSplit, problems: ValidationReport) -> None:
     """Check that every query has the group that batches are drawn from."""
-    have = {
+    available = {
         "none": True,
         "category": all(t.target in train.categories for t in train.triplets),
         "group": all(t.query.id in train.groups for t in train.triplets),
     }
-    if not have[kind]:
+    if not available[kind]:
         problems.add(
             f"training.group_batches {kind}",
             "needs a data set that has them: categories are FashionIQ's, "

@@ -11,14 +11,14 @@ import numpy as np
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_augmented
 from cirloop.artifacts.store import Artifact
-from cirloop.data.known_positives import known_positives
+from cirloop.data.known_positives import KnownPositives, known_positives
 from cirloop.negatives.base import MiningContext
 from cirloop.retrieval.arrays import Floats, Rows
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.topk import topk
 from cirloop.stages.context import RunContext
 from cirloop.training.config import RankedNegatives
-from cirloop.types import MinedNegative, Triplet
+from cirloop.types import ImageId, MinedNegative, Triplet
 
 STRATEGY = "rank window"
 
@@ -32,68 +32,89 @@ def rank_negatives(
     Ranks count from 1 among the images that may be negatives: the target, known positives, the
     reference and copies of them have none.
     """
-    train = run.data.train
     window = run.config.training.negatives
     if not isinstance(window, RankedNegatives):
         return None
 
-    def draw(
-        triplet: Triplet, rows_K: Rows, scores_K: Floats, rng: np.random.Generator
-    ) -> list[MinedNegative]:
-        """Draw images of a query's window, best-ranked first."""
-        positions = np.flatnonzero(rows_K >= 0)[window.first_rank - 1 :]
-        chosen = np.sort(rng.choice(positions, min(window.num, len(positions)), replace=False))
-        name = triplet.query.id
-        drawn = []
-        for position in chosen:
-            image = train.gallery.ids[rows_K[position]]
-            score = round(float(scores_K[position]), 6)
-            drawn.append(MinedNegative(name, image, int(position) + 1, score, 0, 0.0, STRATEGY))
-        return drawn
-
     def build(path: Path) -> None:
         texts = [row.triplet for artifact in augmented for row in read_augmented(artifact)]
-        triplets = [*train.triplets, *(texts if window.rows == "all" else [])]
-        known = known_positives(train, augmented)
-        backbone = run.embedder(checkpoint)
-        vectors = run.embed_cached(
-            backbone,
-            query_items([triplet.query for triplet in triplets]),
-            train,
-            f"embed {train.name} queries and texts",
-        )
-        gallery = run.gallery_embeddings(backbone, train)
-        rows_of: dict[str, list[int]] = {}
-        for row, image in enumerate(train.gallery.ids):
-            rows_of.setdefault(known.content(image), []).append(row)
-        barred = [
-            [row for content in known.barred(triplet.query) for row in rows_of.get(content, ())]
-            for triplet in triplets
-        ]
-        excluded_QE = np.full((len(triplets), max(map(len, barred))), -1, np.int64)
-        for q, rows in enumerate(barred):
-            excluded_QE[q, : len(rows)] = rows
-        last = len(train.gallery.ids) if window.last_rank is None else window.last_rank
-        rows_QK, scores_QK = topk(vectors, gallery, last, excluded=excluded_QE)
+        triplets = [*run.data.train.triplets, *(texts if window.rows == "all" else [])]
+        known = known_positives(run.data.train, augmented)
+        rows_QK, scores_QK = _rank_gallery(run, window, checkpoint, triplets, known)
         context = MiningContext(
             run.config.seed + iteration, query_ids=[triplet.query.id for triplet in triplets]
         )
+        gallery_ids = run.data.train.gallery.ids
         negatives = [
-            asdict(row)
+            MinedNegative(
+                triplet.query.id,
+                gallery_ids[rows_QK[q, k]],
+                int(k) + 1,
+                round(float(scores_QK[q, k]), 6),
+                0,
+                0.0,
+                STRATEGY,
+            )
             for q, triplet in enumerate(triplets)
-            for row in draw(triplet, rows_QK[q], scores_QK[q], context.rng(q))
+            for k in _draw(window, rows_QK[q], context.rng(q))
         ]
         content = {
             "schema": 1,
             "iteration": iteration,
             "window": window.model_dump(mode="json"),
             "summary": {"queries": len(triplets), "images": len(negatives)},
-            "negatives": negatives,
+            "negatives": [asdict(negative) for negative in negatives],
         }
         write_json(path, run.mark | content)
 
     settings = run.stage_config("model", "data")
     settings["negatives"] = window.model_dump(mode="json")
-    inputs = [checkpoint.digest, run.data.digest, *(each.digest for each in augmented)]
+    inputs = [checkpoint.digest, run.data.digest, *(artifact.digest for artifact in augmented)]
     name = f"ranked_negatives_iter_{iteration}.json"
     return run.build(name, settings, inputs, build, iteration)
+
+
+def _rank_gallery(
+    run: RunContext,
+    window: RankedNegatives,
+    checkpoint: Artifact,
+    triplets: Sequence[Triplet],
+    known: KnownPositives,
+) -> tuple[Rows, Floats]:
+    """Return rows and scores (Q, K) of each query's best images that may be negatives, down to the
+    window's last rank."""
+    train = run.data.train
+    backbone = run.embedder(checkpoint)
+    vectors = run.embed_cached(
+        backbone,
+        query_items([triplet.query for triplet in triplets]),
+        train,
+        f"embed {train.name} queries and texts",
+    )
+    gallery = run.gallery_embeddings(backbone, train)
+    last = len(train.gallery.ids) if window.last_rank is None else window.last_rank
+    excluded_QE = _excluded_rows(train.gallery.ids, triplets, known)
+    return topk(vectors, gallery, last, excluded=excluded_QE)
+
+
+def _excluded_rows(
+    gallery_ids: Sequence[ImageId], triplets: Sequence[Triplet], known: KnownPositives
+) -> Rows:
+    """Return the gallery rows (Q, E) that are no negatives of each query, filled up with -1."""
+    rows_of: dict[str, list[int]] = {}
+    for row, image in enumerate(gallery_ids):
+        rows_of.setdefault(known.content(image), []).append(row)
+    barred = [
+        [row for content in known.barred(triplet.query) for row in rows_of.get(content, ())]
+        for triplet in triplets
+    ]
+    excluded_QE = np.full((len(triplets), max(map(len, barred))), -1, np.int64)
+    for q, rows in enumerate(barred):
+        excluded_QE[q, : len(rows)] = rows
+    return excluded_QE
+
+
+def _draw(window: RankedNegatives, rows_K: Rows, rng: np.random.Generator) -> Rows:
+    """Draw positions of a query's ranking from its window, best-ranked first."""
+    positions = np.flatnonzero(rows_K >= 0)[window.first_rank - 1 :]
+    return np.sort(rng.choice(positions, min(window.num, len(positions)), replace=False))

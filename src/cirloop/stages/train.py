@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cirloop.artifacts import schema
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import Artifact, fingerprint
+from cirloop.config.run import RunConfig
 from cirloop.distributed import launcher
 from cirloop.distributed.jobs import TrainJob
 from cirloop.monitoring import profiling
@@ -43,19 +45,10 @@ def train(
     untrained = steps == 0 and parent is None  # evaluating a base model needs no training data
     if iteration and config.training.start_from == "iteration_0":
         parent = run.store.load("checkpoint_iter_0")
-    inputs = [a.digest for a in (parent, *augmented, negatives) if a is not None]
-    inputs = inputs if untrained else [run.data.digest, *inputs]
-    schedule = (0, steps)
-    if iteration and config.training.lr_span == "run":
-        schedule = ((iteration - 1) * steps, config.num_iterations * steps)
-    settings = run.stage_config("model", "training", "data") | {"steps": steps}
-    settings["schedule"] = schedule
-    if iteration == 0:  # so that runs which differ in later iterations only may share it
-        settings["training"] = {
-            name: value
-            for name, value in settings["training"].items()
-            if name not in LATER_ITERATIONS_ONLY
-        }
+    inputs = [] if untrained else [run.data.digest]
+    inputs += [a.digest for a in (parent, *augmented, negatives) if a is not None]
+    schedule = _schedule(config, iteration, steps)
+    settings = _settings(run, iteration) | {"steps": steps, "schedule": schedule}
 
     def build(path: Path) -> None:
         if untrained or config.retrieval == "simulated":  # which has nothing to train
@@ -80,9 +73,29 @@ def train(
         run.models.release()  # the trainer loads its own
         with profiling.collect_workers(workspace):
             launcher.run_training(job, config.runtime)
-        log = schema.read(path / "training_log.json")
-        plateau = plateau_warning([row["loss"] for row in log["rows"] if "ids" not in row])
-        if plateau:
-            run.costs.warn(f"{name}: {plateau}")
+        _warn_of_plateau(run, name, path)
 
     return run.build(name, settings, inputs, build, iteration)
+
+
+def _warn_of_plateau(run: RunContext, name: str, checkpoint: Path) -> None:
+    rows = schema.read(checkpoint / "training_log.json")["rows"]
+    plateau = plateau_warning([row["loss"] for row in rows if "ids" not in row])
+    if plateau:
+        run.costs.warn(f"{name}: {plateau}")
+
+
+def _schedule(config: RunConfig, iteration: int, steps: int) -> tuple[int, int]:
+    """Return the first of these steps in the learning rate's, and that one's length."""
+    if iteration and config.training.lr_span == "run":
+        return (iteration - 1) * steps, config.num_iterations * steps
+    return 0, steps
+
+
+def _settings(run: RunContext, iteration: int) -> dict[str, Any]:
+    """Return the settings that the training of an iteration depends on."""
+    settings = run.stage_config("model", "training", "data")
+    if iteration == 0:  # so that runs which differ in later iterations only may share it
+        for name in LATER_ITERATIONS_ONLY:
+            settings["training"].pop(name, None)
+    return settings

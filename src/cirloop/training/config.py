@@ -219,7 +219,7 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _no_unused(self) -> TrainingSettings:
-        """Refuse settings that would do nothing, and patterns that are none."""
+        """Refuse settings that would do nothing."""
         losses = (
             [part.loss for part in self.loss.parts]
             if isinstance(self.loss, LossSum)
@@ -257,6 +257,11 @@ class TrainingSettings(Settings):
                 f"trainable_patterns are for finetuning full, not {self.finetuning}; leave one of"
                 " the two out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _patterns(self) -> TrainingSettings:
+        """Refuse patterns that are none."""
         for pattern in (*self.trainable_patterns, *self.lr_overrides):
             try:
                 re.compile(pattern)

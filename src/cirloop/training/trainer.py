@@ -76,23 +76,9 @@ class Trainer:
         self.key = fingerprint([key, accelerator.num_processes])
         self.checkpoints = StepCheckpoints(workspace, self.key)
         self.log: list[Row] = []
-        if self.deepspeed:
-            self._configure_deepspeed()
         self.parameters = backbone.trainable()
-        self.master_weights: MasterWeights | None = None
-        """Float32 copies, where weights are trained in half precision."""
-        if settings.lora.dtype == "base":
-            dtype = getattr(torch, backbone.settings.dtype)
-            self.master_weights = MasterWeights(self.parameters, dtype)
-            self.parameters = self.master_weights.copies
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.parameters, settings),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            foreach=False,
-        )
-        module = QueryCandidateModule(backbone.module)
-        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.master_weights = self._copy_master_weights()
+        self._prepare()
         if self.master_weights is None:
             self.parameters = backbone.trainable()  # FSDP2 puts others in their place
         self.engine = GradientEngine(
@@ -105,16 +91,39 @@ class Trainer:
             self.module,
             self.master_weights,
         )
-        has_scaler = accelerator.scaler is not None
-        self.scaled = bool(self.module.fp16_enabled() if self.deepspeed else has_scaler)
+
+    def _copy_master_weights(self) -> MasterWeights | None:
+        """Train float32 copies where weights are in half precision, and return these."""
+        if self.settings.lora.dtype != "base":
+            return None
+        dtype = getattr(torch, self.backbone.settings.dtype)
+        master_weights = MasterWeights(self.parameters, dtype)
+        self.parameters = master_weights.copies
+        return master_weights
+
+    def _prepare(self) -> None:
+        """Set up the module and its optimizer for the processes that train."""
+        if self.deepspeed:
+            config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            rows = self.settings.batch_size // self.accelerator.num_processes
+            config["train_micro_batch_size_per_gpu"] = max(1, rows)
+            config["gradient_clipping"] = self.settings.max_grad_norm
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.parameters, self.settings),
+            lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            foreach=False,
+        )
+        module = QueryCandidateModule(self.backbone.module)
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+
+    @property
+    def scaled(self) -> bool:
         """Whether gradients are scaled: the scale falls where they are not finite, and the step is
         skipped."""
-
-    def _configure_deepspeed(self) -> None:
-        config = self.accelerator.state.deepspeed_plugin.deepspeed_config
-        rows = self.settings.batch_size // self.accelerator.num_processes
-        config["train_micro_batch_size_per_gpu"] = max(1, rows)
-        config["gradient_clipping"] = self.settings.max_grad_norm
+        if self.deepspeed:
+            return bool(self.module.fp16_enabled())
+        return self.accelerator.scaler is not None
 
     def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
         """Take the remaining steps, and return a row for each step.
