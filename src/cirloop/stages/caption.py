@@ -33,7 +33,6 @@ def caption(
     if not config.captioning.enabled:
         return None
     config.captioning.check(config.foundation)
-    prompts = config.captioning.prompts(config.foundation)
 
     def build(path: Path) -> None:
         texts = _write_and_check(run, iteration, negatives, checkpoint)
@@ -64,12 +63,19 @@ def caption(
         write_json(path, run.mark | content)
 
     inputs = [negatives.digest, checkpoint.digest, run.data.digest, *(b.digest for b in before)]
-    key = run.stage_config("model", "foundation", "captioning", "data")
+    name = f"augmented_samples_iter_{iteration}.json"
+    return run.build(name, _settings(run), inputs, build, iteration)
+
+
+def _settings(run: RunContext) -> dict[str, Any]:
+    """Return the settings that captions depend on."""
+    settings = run.stage_config("model", "foundation", "captioning", "data")
     # Names, or paths of files: the prompts themselves count.
     for name in ("rewrite_prompt", "verify_prompt"):
-        key["captioning"].pop(name, None)
-    key["prompts"] = [asdict(p) for p in (prompts.rewrite, prompts.verify)]
-    return run.build(f"augmented_samples_iter_{iteration}.json", key, inputs, build, iteration)
+        settings["captioning"].pop(name, None)
+    prompts = run.config.captioning.prompts(run.config.foundation)
+    settings["prompts"] = [asdict(prompt) for prompt in (prompts.rewrite, prompts.verify)]
+    return settings
 
 
 class _Texts(NamedTuple):

@@ -73,14 +73,16 @@ class Trainer:
         self.checkpoint_every_steps = checkpoint_every_steps
         self.note = note
         self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        self.key = fingerprint([key, accelerator.num_processes])
-        self.checkpoints = StepCheckpoints(workspace, self.key)
+        self.checkpoints = StepCheckpoints(workspace, fingerprint([key, accelerator.num_processes]))
         self.log: list[Row] = []
         self.parameters = backbone.trainable()
-        self.master_weights = self._copy_master_weights()
+        self.master_weights: MasterWeights | None = None
+        """Float32 copies, where weights are trained in half precision."""
+        if settings.lora.dtype == "base":
+            dtype = getattr(torch, backbone.settings.dtype)
+            self.master_weights = MasterWeights(self.parameters, dtype)
+            self.parameters = self.master_weights.copies
         self._prepare()
-        if self.master_weights is None:
-            self.parameters = backbone.trainable()  # FSDP2 puts others in their place
         self.engine = GradientEngine(
             backbone,
             features,
@@ -91,15 +93,6 @@ class Trainer:
             self.module,
             self.master_weights,
         )
-
-    def _copy_master_weights(self) -> MasterWeights | None:
-        """Train float32 copies where weights are in half precision, and return these."""
-        if self.settings.lora.dtype != "base":
-            return None
-        dtype = getattr(torch, self.backbone.settings.dtype)
-        master_weights = MasterWeights(self.parameters, dtype)
-        self.parameters = master_weights.copies
-        return master_weights
 
     def _prepare(self) -> None:
         """Set up the module and its optimizer for the processes that train."""
@@ -116,14 +109,15 @@ class Trainer:
         )
         module = QueryCandidateModule(self.backbone.module)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        if self.master_weights is None:
+            self.parameters = self.backbone.trainable()  # FSDP2 puts others in their place
 
     @property
     def scaled(self) -> bool:
         """Whether gradients are scaled: the scale falls where they are not finite, and the step is
         skipped."""
-        if self.deepspeed:
-            return bool(self.module.fp16_enabled())
-        return self.accelerator.scaler is not None
+        has_scaler = self.accelerator.scaler is not None
+        return bool(self.module.fp16_enabled() if self.deepspeed else has_scaler)
 
     def run(self, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Row]:
         """Take the remaining steps, and return a row for each step.
@@ -186,17 +180,14 @@ class Trainer:
 
     def _way_out(self) -> str:
         """Return what to set where memory does not suffice for a step."""
-        rest = (
-            "a smaller training.batch_size or model.max_pixels, or model.gradient_checkpointing"
-            " true."
-        )
+        rest = "a smaller training.batch_size or model.max_pixels, or model.gradient_checkpointing"
         share = -(-self.settings.batch_size // self.accelerator.num_processes)
         rows = self.settings.grad_cache_chunk_size or share
         if self.deepspeed or rows == 1:
-            return f"Set {rest}"
+            return f"Set {rest} true."
         return (
             f"Go on by --training.grad_cache_chunk_size {rows // 2} --auto_resume, so many rows at"
-            f" once. Or start anew with {rest}"
+            f" once. Or start anew with {rest} true."
         )
 
     def _clip_gradient(self) -> float | None:
