@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ImageId = NewType("ImageId", str)
 QueryId = NewType("QueryId", str)
+Rankings = Mapping[QueryId, Sequence[ImageId]]
+"""Images of each query, best first."""
 
 
 class UserError(ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from cirloop.data import benchmarks, splits
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.protocols import SUBSET_CUTOFFS, Ranks, describe, metrics, ranks_in
 from cirloop.monitoring.console import table
-from cirloop.types import ImageId, LabeledQueries, Query, QueryId, UserError, benchmark_of
+from cirloop.types import LabeledQueries, Query, Rankings, UserError, benchmark_of
 from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
@@ -84,9 +84,7 @@ def _load_queries(
 
 
 def _describe_data(
-    eval_dataset: str,
-    parts: Sequence[LabeledQueries],
-    rankings: Mapping[QueryId, Sequence[ImageId]],
+    eval_dataset: str, parts: Sequence[LabeledQueries], rankings: Rankings
 ) -> dict[str, Any]:
     """Return what the result says beside its scores."""
     return {
@@ -111,9 +109,7 @@ def _print_scores(eval_dataset: str, result: dict[str, Any]) -> None:
     table(title, ("metric", "value"), rows)
 
 
-def _scores(
-    parts: Sequence[LabeledQueries], rankings: Mapping[QueryId, Sequence[ImageId]], metric: str
-) -> dict[str, Any]:
+def _scores(parts: Sequence[LabeledQueries], rankings: Rankings, metric: str) -> dict[str, Any]:
     ranks = {
         q.id: ranks_in(rankings[q.id], part.relevant_images(q))
         for part in parts

@@ -120,6 +120,11 @@ class RunConfig(FlagSettings):
         return self.experiment_dir or recipes.default_directory(self.model.type, self.data.type)
 
     @property
+    def trains(self) -> bool:
+        """Whether the run takes any training step."""
+        return bool(self.num_iterations or self.training.iteration_0_steps)
+
+    @property
     def cache(self) -> Path:
         return self.runtime.cache_dir or self.directory.parent / "cache"
 

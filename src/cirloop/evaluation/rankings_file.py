@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cirloop.types import ImageId, LabeledQueries, QueryId
+from cirloop.types import ImageId, LabeledQueries, QueryId, Rankings
 from cirloop.validation import ValidationReport
 
 MAX_EXAMPLES = 3
@@ -111,10 +111,7 @@ def _ranking(row: object) -> list[ImageId] | None:
     return [ImageId(str(image)) for image in row]
 
 
-def to_json(
-    parts: Sequence[LabeledQueries],
-    rankings: Sequence[Mapping[QueryId, Sequence[ImageId]]],
-) -> dict[str, Any]:
+def to_json(parts: Sequence[LabeledQueries], rankings: Sequence[Rankings]) -> dict[str, Any]:
     """Write the rankings as `read` reads them: nested by category where there are several."""
     by_category: dict[str, dict[str, list[ImageId]]] = {}
     for part, rows in zip(parts, rankings, strict=True):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cirloop.artifacts.atomic import write_text
 from cirloop.evaluation.rankings_file import preview
-from cirloop.types import ImageId, LabeledQueries, QueryId
+from cirloop.types import ImageId, LabeledQueries, QueryId, Rankings
 from cirloop.validation import ValidationReport
 
 LISTED = 50
@@ -25,9 +25,7 @@ Files = dict[str, Mapping[str, object]]
 Rows = dict[QueryId, Sequence[ImageId]]
 
 
-def build(
-    part: LabeledQueries, rankings: Mapping[QueryId, Sequence[ImageId]], problems: ValidationReport
-) -> Files:
+def build(part: LabeledQueries, rankings: Rankings, problems: ValidationReport) -> Files:
     """Return the content of each file by its name, from rankings of 50 images or more.
 
     What the server would refuse is added to `problems`.
@@ -37,9 +35,7 @@ def build(
     return _cirr(part, rankings, problems)
 
 
-def _circo(
-    part: LabeledQueries, rankings: Mapping[QueryId, Sequence[ImageId]], problems: ValidationReport
-) -> Files:
+def _circo(part: LabeledQueries, rankings: Rankings, problems: ValidationReport) -> Files:
     rows = {query.id: rankings[query.id] for query in part.queries}
     _check_lengths("submission", rows, LISTED, "images", problems)
     content: dict[str, object] = {}
@@ -48,9 +44,7 @@ def _circo(
     return {f"{part.name}.json": content}
 
 
-def _cirr(
-    part: LabeledQueries, rankings: Mapping[QueryId, Sequence[ImageId]], problems: ValidationReport
-) -> Files:
+def _cirr(part: LabeledQueries, rankings: Rankings, problems: ValidationReport) -> Files:
     others: Rows = {}
     members: Rows = {}
     for query in part.queries:

@@ -38,16 +38,15 @@ def plan_rows(config: RunConfig, data: Dataset) -> Rows:
     if config.retrieval == "simulated":
         return [*_method_rows(config, data), ("time", "seconds: there is no model")]
     rows = _method_rows(config, data) + _memory_rows(config, data) + _disk_rows(config, data)
-    trains = bool(config.num_iterations or config.training.iteration_0_steps)
     cannot = _too_large(config)
     try:
-        timings = {} if cannot else measure(config, data, trains, _max_training_rows(config, data))
+        timings = {} if cannot else measure(config, data, _max_training_rows(config, data))
     except (MemoryError, RuntimeError) as error:
         if not oom.is_oom(error):
             raise
         timings = {}
         cannot = oom.first_line(error)
-    if trains and timings and "step" not in timings:
+    if config.trains and timings and "step" not in timings:
         rows.append(
             (
                 "not measured",
@@ -68,7 +67,7 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
     processes = f"{num_processes} process{'es' * (num_processes > 1)}"
     model = filter(None, (config.model.path, getattr(config.model, "dtype", "")))
     triplets = "nothing"
-    if config.num_iterations or training.iteration_0_steps:
+    if config.trains:
         triplets = f"{len(data.train.triplets)} triplets, {len(data.train.gallery.ids)} images"
     parts = data.eval_splits(config.evaluation.split)
     num_queries = sum(len(part.queries) for part in parts)

@@ -79,7 +79,7 @@ def _quiet(items: Iterable[T], title: str = "") -> Iterable[T]:
     return items
 
 
-def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> dict[str, Timing]:
+def measure(config: RunConfig, data: Dataset, most_rows: int) -> dict[str, Timing]:
     """Measure the seconds of an image encoded, a row embedded, an image's texts and a training
     triplet.
 
@@ -89,13 +89,13 @@ def measure(config: RunConfig, data: Dataset, trains: bool, most_rows: int) -> d
     """
     models = Models(config)
     try:
-        split = data.train if trains else data.eval_splits(config.evaluation.split)[0]
+        split = data.train if config.trains else data.eval_splits(config.evaluation.split)[0]
         timings = _embedding(config, models, split)
         foundation = config.foundation
-        writes = trains and config.num_iterations and config.captioning.enabled
+        writes = config.num_iterations and config.captioning.enabled
         if writes and foundation.type not in ("scenes", "template", "vllm"):
             timings["text"] = _captioning(config, models, data.train)
-        size = min(config.training.batch_size, len(data.train.triplets)) if trains else 0
+        size = min(config.training.batch_size, len(data.train.triplets)) if config.trains else 0
         if not config.training.grad_cache_chunk_size:
             size = min(size, most_rows // 2)
         if size >= FIRST_ROWS and 2 * config.training.grad_cache_chunk_size <= most_rows:

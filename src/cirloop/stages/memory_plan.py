@@ -48,7 +48,7 @@ def peak_memory(config: RunConfig, tokens: float) -> dict[str, dict[str, int]]:
     stages = {
         "embed": {"weights": weights, "adapters": 4 * adapters, "working space": batch * working}
     }
-    if training.finetuning != "full" and (config.num_iterations or training.iteration_0_steps):
+    if training.finetuning != "full" and config.trains:
         stages["train"] = {
             "weights": weights,
             **_training_parts(config, model, sizes, adapters, row),

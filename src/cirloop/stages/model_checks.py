@@ -23,10 +23,9 @@ SAMPLE = 16
 
 def check_models(config: RunConfig, problems: ValidationReport) -> None:
     """Check adapters, packages and what settings require of the machine."""
-    trains = bool(config.num_iterations or config.training.iteration_0_steps)
     if isinstance(config.model, VlmSettings) and config.model.start_adapter is not None:
         try:
-            _check_start_adapter(config, config.model, config.model.start_adapter, trains)
+            _check_start_adapter(config, config.model, config.model.start_adapter)
         except UserError as error:
             problems.add("model.start_adapter", str(error))
     for group in ("model", "foundation"):
@@ -37,7 +36,7 @@ def check_models(config: RunConfig, problems: ValidationReport) -> None:
             "model.quantization nf4",
             "needs the package bitsandbytes (pip install bitsandbytes); or set none",
         )
-    if not trains:
+    if not config.trains:
         return
     runtime = config.runtime
     half = config.training.lora.dtype == "base"
@@ -79,7 +78,7 @@ def _check_flash(setting: str, problems: ValidationReport) -> None:
         problems.add(setting, f"needs {' and '.join(lacks)}; or set it to sdpa")
 
 
-def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, trains: bool) -> None:
+def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str) -> None:
     """Check that the start adapter is a LoRA, fits the model's layers, and agrees with the training
     settings.
 
@@ -91,7 +90,7 @@ def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, train
     tuning = config.training
     dora = bool(lora.get("use_dora"))
     tune = tuning.finetuning or "lora"
-    if trains and tune != ("dora" if dora else "lora"):
+    if config.trains and tune != ("dora" if dora else "lora"):
         wrong.append(
             f"it is a {'DoRA' if dora else 'plain LoRA'}, and training.finetuning is {tune}: set"
             f" training.finetuning {'dora' if dora else 'lora'}"
@@ -101,7 +100,7 @@ def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str, train
         "alpha": ("lora_alpha", tuning.lora.alpha),
         "dropout": ("lora_dropout", tuning.lora.dropout),
     }
-    for setting, (key, wanted) in names.items() if trains and tune != "full" else ():
+    for setting, (key, wanted) in names.items() if config.trains and tune != "full" else ():
         if lora.get(key) != wanted:
             wrong.append(
                 f"its {setting} is {lora.get(key)}, training.lora.{setting} is {wanted}: set that"
@@ -145,11 +144,7 @@ def _adapter_mismatches(weights: Path, model: VlmSettings, lora: dict[str, Any])
 def used_splits(config: RunConfig, data: Dataset) -> list[TrainSplit | EvalSplit]:
     """Return the splits whose images the run uses."""
     splits: list[TrainSplit | EvalSplit] = [*data.eval_splits(config.evaluation.split)]
-    return (
-        [data.train, *splits]
-        if config.num_iterations or config.training.iteration_0_steps
-        else splits
-    )
+    return [data.train, *splits] if config.trains else splits
 
 
 def num_images(splits: Iterable[TrainSplit | EvalSplit]) -> int:

@@ -91,7 +91,7 @@ def _check_data(config: RunConfig, data: Dataset, problems: ValidationReport) ->
         _warn_of_overlap(data.train, data.eval_splits(config.evaluation.split))
 
     listed = False
-    for check_split in (check_evaluation, *([check_training] if _trains(config) else [])):
+    for check_split in (check_evaluation, *([check_training] if config.trains else [])):
         try:
             check_split()
         except UserError as error:
@@ -100,14 +100,10 @@ def _check_data(config: RunConfig, data: Dataset, problems: ValidationReport) ->
     return listed
 
 
-def _trains(config: RunConfig) -> bool:
-    return bool(config.num_iterations or config.training.iteration_0_steps)
-
-
 def _check_stages(config: RunConfig, problems: ValidationReport) -> None:
     """Check that the models can do what training, captioning and mining ask of them."""
     with _reported(problems, "training"):
-        if _trains(config):
+        if config.trains:
             config.model.check_training(config.training)
     with _reported(problems, "captioning"):
         if config.captioning.enabled:

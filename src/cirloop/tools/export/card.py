@@ -61,7 +61,7 @@ def card(source: ExportSource, prompt_spec: PromptSpec, difference: Difference |
         evaluation=evaluations[-1] if evaluations else None,
         metrics=metrics,
         rows=metric_rows(evaluations, metrics),
-        triplets=_triplets(source),
+        mined=_read(source, "hard_negatives_iter_0.json"),
         rounds=[*_rounds(source)],
         licenses=licenses,
         unknown=UNKNOWN,
@@ -70,40 +70,26 @@ def card(source: ExportSource, prompt_spec: PromptSpec, difference: Difference |
     )
 
 
+def _read(source: ExportSource, name: str) -> dict[str, Any]:
+    """Return an artifact of the run; empty where there is none of that name."""
+    return source.store.load(name).read() if name in source.store.names else {}
+
+
 def _evaluations(source: ExportSource) -> list[dict[str, Any]]:
     """Of the base and of every iteration there is, in order."""
     labels = ["base", *(f"iter_{number}" for number in range(source.iteration + 1))]
-    names = [f"evaluation_{label}.json" for label in labels]
-    return [source.store.load(name).read() for name in names if name in source.store.names]
+    return [*filter(None, (_read(source, f"evaluation_{label}.json") for label in labels))]
 
 
-def _triplets(source: ExportSource) -> int | None:
-    """Human triplets, where an iteration mined for them."""
-    names = sorted(name for name in source.store.names if name.startswith("hard_negatives_iter_"))
-    return int(source.store.load(names[0]).read()["summary"]["queries"]) if names else None
-
-
-def _rounds(source: ExportSource) -> Iterable[dict[str, Any]]:
-    """Return what was mined and written for each iteration up to this one; `None` where no oracle
-    knows what is true."""
+def _rounds(source: ExportSource) -> Iterable[tuple[int, dict[str, Any], dict[str, Any], Any]]:
+    """Yield each iteration up to this one with the counts of what was mined and of what was
+    written, and what an oracle knows to be true, if there is one."""
     for number in range(1, source.iteration + 1):
-        names = {f"hard_negatives_iter_{number - 1}.json", f"augmented_samples_iter_{number}.json"}
-        if not names <= {*source.store.names}:
-            continue
-        mined, written = (
-            source.store.load(name).read()["summary"] for name in sorted(names, reverse=True)
-        )
-        known = f"accounting_iter_{number}.json"
-        truth = source.store.load(known).read() if known in source.store.names else {}
-        yield {
-            "iteration": number,
-            "mined": mined["negatives"],
-            "candidates": written["candidates"],
-            "accepted": written["accepted"],
-            "rejected": sum(written["rejected"].values()),
-            "false_negatives": truth.get("false_negatives"),
-            "true_captions": truth.get("true_captions"),
-        }
+        mined = _read(source, f"hard_negatives_iter_{number - 1}.json")
+        written = _read(source, f"augmented_samples_iter_{number}.json")
+        if mined and written:
+            truth = _read(source, f"accounting_iter_{number}.json")
+            yield number, mined["summary"], written["summary"], truth
 
 
 def license_of(source: ExportSource) -> dict[str, str]:
