@@ -40,6 +40,6 @@ def adapter(run: Path) -> Path:
 @pytest.fixture(scope="session")
 def exported(run: Path, adapter: Path) -> dict[str, Path]:
     """The directory of each format."""
-    for to in ("merged", "sentence-transformers"):
-        main(["--experiment_dir", str(run), "--iteration", "1", "--format", to])
-    return {to: run / "export" / f"iter_1_{to}" for to in FORMATS}
+    for export_format in ("merged", "sentence-transformers"):
+        main(["--experiment_dir", str(run), "--iteration", "1", "--format", export_format])
+    return {export_format: run / "export" / f"iter_1_{export_format}" for export_format in FORMATS}

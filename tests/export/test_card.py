@@ -41,18 +41,20 @@ def read(path: Path) -> Any:
 PROMPT_SPEC = PromptSpec("a", ("b", "c"), (), 1, 2, None)
 
 
-def card_of(run: Path, to: str) -> str:
+def card_of(run: Path, export_format: str) -> str:
     """As an export has it."""
-    return card(source_of(run, to), PROMPT_SPEC, Difference(0, 1, 1))
+    return card(source_of(run, export_format), PROMPT_SPEC, Difference(0, 1, 1))
 
 
-@pytest.mark.parametrize("to", LIBRARIES)
-def test_metadata(to: str, run: Path) -> None:
-    data: Any = ModelCard(card_of(run, to)).data
-    assert data.library_name == LIBRARIES[to] and data.pipeline_tag == "feature-extraction"
+@pytest.mark.parametrize("export_format", LIBRARIES)
+def test_metadata(export_format: str, run: Path) -> None:
+    data: Any = ModelCard(card_of(run, export_format)).data
+    assert (
+        data.library_name == LIBRARIES[export_format] and data.pipeline_tag == "feature-extraction"
+    )
     assert data.license == "apache-2.0", "the embedded model's own card says so"
     assert data.base_model is None and data.datasets is None, "neither has a name on the Hub"
-    assert ("sentence-transformers" in data.tags) == (to == "sentence-transformers")
+    assert ("sentence-transformers" in data.tags) == (export_format == "sentence-transformers")
     stated, found = (
         {r.metric_type: r for r in data.eval_results},
         read(run / "evaluation_iter_1.json"),
@@ -115,17 +117,17 @@ def headings(text: str) -> list[str]:
     return [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
 
 
-@pytest.mark.parametrize("to", LIBRARIES)
-def test_what_strangers_wrote_is_text(to: str, run: Path) -> None:
-    source = source_of(run, to, push_to_hub="evil/`<b>", data_license=EVIL)
+@pytest.mark.parametrize("export_format", LIBRARIES)
+def test_what_strangers_wrote_is_text(export_format: str, run: Path) -> None:
+    source = source_of(run, export_format, push_to_hub="evil/`<b>", data_license=EVIL)
     prompt_spec = PromptSpec(EVIL, (EVIL, EVIL), (EVIL,), 1, 2, None)
     settings = source.settings.model_copy(update={"path": EVIL, "query_prompt": EVIL})
     foundation = source.config.foundation.model_copy(update={"path": EVIL})
     config = source.config.model_copy(update={"foundation": foundation, "model": settings})
-    hub: dict[str, Any] = {"hub": EVIL} if to == "adapter" else {}
+    hub: dict[str, Any] = {"hub": EVIL} if export_format == "adapter" else {}
     hostile = replace(source, config=config, settings=settings, **hub)
     made = card(hostile, prompt_spec, Difference(0, 1, 1))
-    plain = card_of(run, to)
+    plain = card_of(run, export_format)
     assert headings(made)[1:] == headings(plain)[1:]
     inline = [child for token in parsed(made) for child in token.children or []]
     assert {child.type for child in inline} <= {
@@ -139,7 +141,7 @@ def test_what_strangers_wrote_is_text(to: str, run: Path) -> None:
     blocks = [token.content for token in parsed(made) if token.info == "python"]
     for block in blocks:
         compile(block, "README.md", "exec")
-    if to == "adapter":
+    if export_format == "adapter":
         assert f"from_pretrained({EVIL!r}," in blocks[0]
 
 

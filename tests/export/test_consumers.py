@@ -86,7 +86,9 @@ def consumers(
     """What the process without cirloop wrote."""
     out = tmp_path_factory.mktemp("consumers")
     asked = {
-        "cards": {to: str(path / "README.md") for to, path in exported.items()},
+        "cards": {
+            export_format: str(path / "README.md") for export_format, path in exported.items()
+        },
         "inputs": inputs,
         "here": str(pictures),
         "out": str(out),
@@ -126,11 +128,17 @@ def expected(run: Path, pictures: Path, inputs: list[dict[str, str]]) -> npt.NDA
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("export_format", FORMATS)
 def test_a_consumer_gets_the_vectors_of_the_run(
-    to: str, consumers: Path, expected: npt.NDArray[np.float32], inputs: list[dict[str, str]]
+    export_format: str,
+    consumers: Path,
+    expected: npt.NDArray[np.float32],
+    inputs: list[dict[str, str]],
 ) -> None:
-    made, together = np.load(consumers / f"{to}.npy"), np.load(consumers / f"{to}_together.npy")
+    made, together = (
+        np.load(consumers / f"{export_format}.npy"),
+        np.load(consumers / f"{export_format}_together.npy"),
+    )
     assert made.shape == expected.shape and np.abs(made - expected).max() < 1e-5
     assert np.abs(together - expected[: len(together)]).max() < 1e-5, (
         "a batch gives other vectors than its rows alone"
@@ -140,20 +148,24 @@ def test_a_consumer_gets_the_vectors_of_the_run(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("export_format", FORMATS)
 def test_the_search_of_the_card_is_a_search(
-    to: str, consumers: Path, exported: dict[str, Path]
+    export_format: str, consumers: Path, exported: dict[str, Path]
 ) -> None:
-    scores = np.load(consumers / f"{to}_scores.npy")
+    scores = np.load(consumers / f"{export_format}_scores.npy")
     assert scores.shape == (1, 3) and np.abs(scores).max() <= 1 and len({*scores[0].tolist()}) == 3
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("export_format", FORMATS)
 def test_nothing_of_this_machine_is_in_an_export(
-    to: str, exported: dict[str, Path], run: Path
+    export_format: str, exported: dict[str, Path], run: Path
 ) -> None:
-    texts = [path for path in exported[to].rglob("*") if path.suffix in (".json", ".md", ".jinja")]
+    texts = [
+        path
+        for path in exported[export_format].rglob("*")
+        if path.suffix in (".json", ".md", ".jinja")
+    ]
     assert len(texts) > 5
     assert [path.name for path in texts if str(run.parent) in path.read_text("utf-8")] == []
-    assert not [*exported[to].parent.glob(".*")], "something was left beside it"
+    assert not [*exported[export_format].parent.glob(".*")], "something was left beside it"

@@ -53,10 +53,10 @@ def trained_model(
     )
 
 
-def made(model: ExportSource, to: str, place: Path) -> str:
+def made(model: ExportSource, export_format: str, place: Path) -> str:
     """The card; the comparison is part of the making."""
     place.mkdir()
-    options = model.options.model_copy(update={"format": to, "output": place})
+    options = model.options.model_copy(update={"format": export_format, "output": place})
     write_export(replace(model, options=options), place)
     return (place / "README.md").read_text("utf-8")
 
@@ -78,7 +78,7 @@ def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "to"),
+    ("name", "family", "export_format"),
     [
         ("vlm2vec", "qwen2_vl", "adapter"),
         pytest.param("gme", "qwen2_vl", "merged", marks=pytest.mark.full),
@@ -89,13 +89,13 @@ def test_a_family_is_exported(family: str, run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_prompt_format_is_exported(
-    name: str, family: str, to: str, run: Path, tmp_path: Path
+    name: str, family: str, export_format: str, run: Path, tmp_path: Path
 ) -> None:
     base = getattr(tiny_models, f"write_{family}")(tmp_path / "base")
     model = trained_model(
         run, base, tmp_path, {"type": family, "dtype": "float32", "prompt_format": name}
     )
-    card = made(model, to, tmp_path / "made")
+    card = made(model, export_format, tmp_path / "made")
     assert ('batch["position_ids"]' in card) == (name != "qwen3_vl_embedding")
     assert ("Where this says `garment`" in card) == (name == "recall_fashioniq")
 

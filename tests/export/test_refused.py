@@ -22,8 +22,8 @@ from cirloop.tools.export.__main__ import main
 from cirloop.types import UserError
 
 
-def export(run: Path, *more: str, iteration: str = "1", to: str = "adapter") -> None:
-    main(["--experiment_dir", str(run), "--iteration", iteration, "--format", to, *more])
+def export(run: Path, *more: str, iteration: str = "1", export_format: str = "adapter") -> None:
+    main(["--experiment_dir", str(run), "--iteration", iteration, "--format", export_format, *more])
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_models_that_are_not_exported(
     """All problems at once."""
     run = unfinished(small, tmp_path, model=model)
     with pytest.raises(UserError, match=r"2 problems:(.|\n)*There are: none") as error:
-        export(run, to="merged")
+        export(run, export_format="merged")
     assert says in str(error.value) and {path.name for path in run.iterdir()} == {"config.json"}
 
 
@@ -78,9 +78,9 @@ def test_a_prompt_format_that_sentence_transformers_cannot_follow(
     with pytest.raises(
         UserError, match=r"prompt_format vlm2vec numbers (.|\n)*Give --format merged or adapter"
     ):
-        export(run, to="sentence-transformers")
+        export(run, export_format="sentence-transformers")
     with pytest.raises(UserError) as error:
-        export(run, to="merged")
+        export(run, export_format="merged")
     assert "model.prompt_format" not in str(error.value)
 
 
@@ -129,7 +129,7 @@ def test_an_export_is_not_overwritten_unless_asked_and_nothing_else_ever(
 
 def test_unknown_flags_and_formats(run: Path) -> None:
     with pytest.raises(UserError, match="'adapter', 'merged' or 'sentence-transformers'"):
-        export(run, to="gguf")
+        export(run, export_format="gguf")
     with pytest.raises(UserError, match="Did you mean --format"):
         main(["--fromat", "adapter"])
 
