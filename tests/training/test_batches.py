@@ -76,6 +76,20 @@ def rows(draw: st.DrawFn) -> Rows:
     return made
 
 
+@given(given=rows(), share=st.sampled_from([0.0, 0.25, 0.5]))
+def test_triplets_are_counted_by_their_origin(given: Rows, share: float) -> None:
+    batches = given.batches(8, share)
+    counted: dict[str, Counter[QueryId]] = {"human": Counter(), "1": Counter()}
+    for step in range(5):
+        for query in batches[step].queries:
+            counted["1" if query.id.startswith("a") else "human"][query.id] += 1
+    assert batches.drawn(5) == {
+        origin: {"triplets": len(names), "rows": names.total()}
+        for origin, names in counted.items()
+        if names
+    }
+
+
 def same(a: Batch, b: Batch) -> bool:
     return (
         (a.queries, a.candidates) == (b.queries, b.candidates)

@@ -171,7 +171,8 @@ def _train(job: TrainJob, config: RunConfig) -> None:
     accelerate.wait_for_everyone()
     trainer.save_adapter(job.output)
     if main:
-        log = {"schema": 1, "steps": job.steps, "rows": rows}
+        drawn = batches.drawn(job.steps)
+        log = {"schema": 1, "steps": job.steps, "drawn": drawn, "rows": rows}
         write_json(job.output / "training_log.json", log)
     accelerate.free_memory()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +17,8 @@ MAX_POINTS = 300
 
 
 def section(data: ReportData, mined: Summaries, written: Summaries) -> Section:
-    logs = {t: content["rows"] for t, content in data.artifacts("checkpoint_iter_{t}")}
+    contents = dict(data.artifacts("checkpoint_iter_{t}"))
+    logs = {t: content["rows"] for t, content in contents.items()}
     losses = {
         t: [float(row["loss"]) for row in rows if "ids" not in row] for t, rows in logs.items()
     }
@@ -25,7 +27,7 @@ def section(data: ReportData, mined: Summaries, written: Summaries) -> Section:
     }  # batches that were left out have ids
     trained = {t: each for t, each in losses.items() if each}
     charts = [_loss(data, trained, left_out)] if trained else []
-    tables = _set_sizes(data, mined, written)
+    tables = [*_set_sizes(data, mined, written), *_drawn(contents)]
     notes = [] if charts or tables else ["Nothing is trained yet."]
     return Section("training", "Training: loss and sets", notes, (), charts, tables)
 
@@ -58,6 +60,23 @@ def _set_sizes(data: ReportData, mined: Summaries, written: Summaries) -> list[T
         "set drawn from, mean",
     )
     return [Table("Set sizes", columns, rows)] if rows else []
+
+
+def _drawn(contents: Mapping[int, Mapping[str, Any]]) -> list[Table]:
+    """Return how often each iteration trained on human triplets and on the texts of each
+    iteration."""
+    rows = [
+        (
+            str(t),
+            "human triplets" if origin == "human" else f"texts of iteration {origin}",
+            str(count["triplets"]),
+            f"{count['rows'] / count['triplets']:.1f}",
+        )
+        for t, content in contents.items()
+        for origin, count in content.get("drawn", {}).items()
+    ]
+    columns = ("iteration", "trained on", "different ones", "times each")
+    return [Table("Triplets that were trained on", columns, rows)] if rows else []
 
 
 def _loss(

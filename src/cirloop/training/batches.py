@@ -12,7 +12,7 @@ that is known to be right for a query is its hard negative.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -25,6 +25,9 @@ from cirloop.data.known_positives import REFERENCE, KnownPositives
 from cirloop.training.bundles import BundleOrder
 from cirloop.training.config import BundleSettings
 from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId, Triplet
+
+HUMAN = "human"
+"""The origin of triplets that no foundation model wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class BatchSampler:
         self._groups = groups
         self._shuffles: dict[tuple[str, int], list[int]] = {}
         self._source_of = {row.triplet.query.id: row.source for row in augmented}
+        self._origin_of = {row.triplet.query.id: str(row.iteration) for row in augmented}
         self._known = known or KnownPositives(human, augmented)
         self._queries = {t.query.id: t.query for t in (*human, *(a.triplet for a in augmented))}
         self._negatives: dict[QueryId, list[ImageId]] = defaultdict(list)
@@ -108,6 +112,23 @@ class BatchSampler:
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of `step`, from 0."""
+        return self._batch(self._triplets(step), step)
+
+    def drawn(self, steps: int) -> dict[str, dict[str, int]]:
+        """Count the triplets that `steps` train on, and how often in all (`rows`), by origin:
+        `human`, or the iteration whose texts they are."""
+        counts: dict[str, Counter[QueryId]] = defaultdict(Counter)
+        for step in range(steps):
+            for triplet in self._triplets(step):
+                query = triplet.query.id
+                counts[self._origin_of.get(query, HUMAN)][query] += 1
+        return {
+            origin: {"triplets": len(counter), "rows": counter.total()}
+            for origin, counter in sorted(counts.items())
+        }
+
+    def _triplets(self, step: int) -> list[Triplet]:
+        """Return the triplets of `step`."""
         rows: dict[QueryId, Triplet] = {}
         for bundle in self._bundles[step] if self._bundles else ():
             for triplet in bundle:
@@ -120,7 +141,7 @@ class BatchSampler:
             self._add(rows, self._human[position])
         if len(rows) < self._batch_size:  # triplets coincided
             self._fill_up(rows, step)
-        return self._batch(list(rows.values()), step)
+        return list(rows.values())
 
     def _fill_up(self, rows: dict[QueryId, Triplet], step: int) -> None:
         """Add other human triplets until the batch is full, or none is left."""
