@@ -7,7 +7,10 @@ and .ci/run the `--full_share` of them that it can afford.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,9 @@ SMALL: dict[str, Any] = {
     "runtime": {"checkpoint_every_steps": 2},
 }
 """Checks on texts are lax here: what is tested is the machinery, not the model."""
+STEADY: dict[str, Any] = {"lora": {"dropout": 0.0}, "learning_rate": 1e-5}
+"""Without dropout, which two processes draw differently, and in small steps: Adam turns rounding of
+near-zero gradients into full steps of either sign, which would drown what is compared."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -88,20 +94,85 @@ def small(cache: Path) -> Any:
     return make
 
 
-@pytest.fixture(scope="session")
-def finished(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of an unbroken small run of one iteration, which the processes of a session of
-    tests share. Copy it before changing anything."""
-    from cirloop.cli import runner
+Made = Callable[[str, Callable[[Path], object]], Path]
 
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Returns the directory of this name, which the first of a session's processes fills."""
     temporary = tmp_path_factory.getbasetemp()
     runs = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "runs"
     runs.mkdir(exist_ok=True)
-    with FileLock(runs / "lock"):  # the first process makes it
-        if not (runs / "made").exists():
-            runner.run(small(runs / "finished"))
-            (runs / "made").touch()
-    return runs / "finished"
+
+    def directory_of(name: str, fill: Callable[[Path], object]) -> Path:
+        with FileLock(runs / f"{name}.lock"):
+            if not (runs / f"{name}.made").exists():
+                fill(runs / name)
+                (runs / f"{name}.made").touch()
+        return runs / name
+
+    return directory_of
+
+
+@pytest.fixture(scope="session")
+def finished(small: Any, made_once: Made) -> Path:
+    """The directory of an unbroken small run of one iteration, with a vision cache of its own.
+    Copy it before changing anything."""
+    from cirloop.cli import runner
+
+    def fill(directory: Path) -> None:
+        cache = directory.with_name("finished_cache")
+        runner.run(small(directory, runtime={"cache_dir": cache}))
+
+    return made_once("finished", fill)
+
+
+@pytest.fixture(scope="session")
+def steady(small: Any, made_once: Made) -> Path:
+    """The directory of a small run without dropout, in small steps."""
+    from cirloop.cli import runner
+
+    return made_once("steady", lambda directory: runner.run(small(directory, training=STEADY)))
+
+
+@dataclass(frozen=True)
+class DataSetRun:
+    """A small run on a stand-in of a data set."""
+
+    run: Path
+    data: Path
+    results: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def run_on(small: Any, made_once: Made) -> Callable[[str], DataSetRun]:
+    """Returns a run of one iteration on the data set of this type, the same one to every test."""
+    from cirloop.cli import runner
+    from tests.fake_datasets import DATA_SETS, write_cirr
+
+    def run_of(name: str) -> DataSetRun:
+        files = DATA_SETS[name]
+
+        def fill(home: Path) -> None:
+            directories = {"data_dir": files.write(home / "data")} if files.write else {}
+            if name == "circo":
+                directories["train_dir"] = write_cirr(home / "cirr")
+            results = runner.run(
+                small(
+                    home / "run",
+                    data={"type": name, **files.settings},
+                    mining={"strategy": {"type": files.strategy, "negatives_per_query": 4}},
+                    training={"iteration_0_steps": 2, "steps_per_iteration": 2, "batch_size": 8},
+                    **directories,
+                )
+            )
+            (home / "results.json").write_text(json.dumps(results))
+
+        home = made_once(name, fill)
+        results = json.loads((home / "results.json").read_text())
+        return DataSetRun(home / "run", home / "data", results)
+
+    return run_of
 
 
 @pytest.fixture(scope="session")

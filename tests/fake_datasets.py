@@ -4,7 +4,10 @@ each."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -196,3 +199,26 @@ def write_huggingface(directory: Path, families: int = 6) -> Path:
         splits[split] = datasets.Dataset.from_list(rows, features=features)
     datasets.DatasetDict(splits).save_to_disk(str(directory))
     return directory
+
+
+@dataclass(frozen=True)
+class Files:
+    """A small copy of a data set, and the strategy that a run on it mines with."""
+
+    write: Callable[[Path], Path] | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    strategy: str = "top_k"
+
+
+COLUMNS = {"reference": "query_image", "text": "modification", "target": "target_image"}
+FEW_SHAPES = {"train_families": 4, "train_triplets": 24, "eval_families": 3}
+DATA_SETS = {
+    "jsonl": Files(write_jsonl),
+    "cirr": Files(write_cirr, strategy="group"),
+    "circo": Files(write_circo, {"train": {"type": "cirr"}}),
+    "fashioniq": Files(write_fashioniq, strategy="category_mix"),
+    "hp_fashioniq": Files(write_hp_fashioniq),
+    "huggingface": Files(write_huggingface, {"columns": COLUMNS}),
+    "shapes": Files(None, FEW_SHAPES),
+}
+"""Every data set by its type."""

@@ -83,12 +83,6 @@ def test_every_mined_image_is_accounted_for(finished: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_second_run_has_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
-    runner.run(small(tmp_path / "again"))
-    assert digests(tmp_path / "again") == digests(finished)
-
-
-@pytest.mark.full
 @pytest.mark.skipif(
     "MKL_CBWR" not in os.environ,
     reason="not an Intel processor: bits of a product depend on its size",
@@ -220,42 +214,36 @@ def test_a_command_is_a_process_with_its_exit_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--dataset_name", "nope"], ["data.type", "'shapes'"]),
-        (["--model_path", "/no/model"], ["/no/model", "does not exist", "tiny"]),
+        ("--dataset_name nope", ["data.type", "'shapes'"]),
+        ("--model_path /no/model", ["/no/model", "does not exist", "tiny"]),
         (
-            ["--model_path", "HERE", "--foundation_model_path", "/no/b"],
+            "--model_path HERE --foundation_model_path /no/b",
             ["not a qwen2_vl", "config.json", "/no/b"],
         ),
-        (["--training.batch_sze", "4"], ["--training.batch_sze", "--training.batch_size"]),
+        ("--training.batch_sze 4", ["--training.batch_sze", "--training.batch_size"]),
         (
-            ["--learning_rate", "-1", "--num_iterations", "many"],
+            "--learning_rate -1 --num_iterations many",
             ["2 problems", "learning_rate", "num_iterations"],
         ),
-        (["--config", "/no/file.yaml"], ["/no/file.yaml", "no such file"]),
+        ("--config /no/file.yaml", ["/no/file.yaml", "no such file"]),
         (
-            ["--experiment_dir", "USED"],
+            "--experiment_dir USED",
             ["--auto_resume", "--resume_from_iteration", "--experiment_dir"],
         ),
+        ("--experiment_dir USED --auto_resume --seed 9", ["seed: 0 -> 9", "Ways out"]),
         (
-            ["--experiment_dir", "USED", "--auto_resume", "--seed", "9"],
-            ["seed: 0 -> 9", "Ways out"],
-        ),
-        (
-            ["--experiment_dir", "USED", "--resume_from_iteration", "7"],
+            "--experiment_dir USED --resume_from_iteration 7",
             ["has iterations 0, 1", "furthest", "2"],
         ),
-        (["--experiment_dir", "HERE", "--auto_resume"], ["not empty", "no run directory"]),
-        (["--resume_from_iteration", "1"], ["holds no run"]),
-        (["--deepspeed", "/no/ds.json"], ["/no/ds.json", "no such file"]),
-        (
-            ["--accelerate_config", str(ROOT / "LICENSE")],
-            ["LICENSE", "Give a file of", "--num_processes N"],
-        ),
-        (["--data_dir", "/data"], ["--data_dir", "drawn"]),
+        ("--experiment_dir HERE --auto_resume", ["not empty", "no run directory"]),
+        ("--resume_from_iteration 1", ["holds no run"]),
+        ("--deepspeed /no/ds.json", ["/no/ds.json", "no such file"]),
+        (f"--accelerate_config {ROOT}/LICENSE", ["LICENSE", "Give a file of", "--num_processes N"]),
+        ("--data_dir /data", ["--data_dir", "drawn"]),
     ],
 )
 def test_bad_use_is_one_clear_error_and_changes_nothing(
-    flags: list[str], says: list[str], finished: Path, small: Any, tmp_path: Path
+    flags: str, says: list[str], finished: Path, small: Any, tmp_path: Path
 ) -> None:
     here, used = tmp_path / "here", tmp_path / "used"
     here.mkdir()
@@ -263,7 +251,7 @@ def test_bad_use_is_one_clear_error_and_changes_nothing(
     if "USED" in flags:
         shutil.copytree(finished, used)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small(used).to_json()))
-    filled = [str({"HERE": here, "USED": used}.get(flag, flag)) for flag in flags]
+    filled = [str({"HERE": here, "USED": used}.get(flag, flag)) for flag in flags.split()]
     config = [] if "--config" in filled else ["--config", str(tmp_path / "small.yaml")]
     before = snapshot(tmp_path)
     done = command("train_iterative.py", *config, *filled, cwd=tmp_path)

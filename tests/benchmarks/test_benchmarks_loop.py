@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,9 @@ from cirloop.data.shapes.draw import PRETRAIN, draw
 from cirloop.data.shapes.splits import build_splits
 from cirloop.types import UserError
 from tests.commands import command
-from tests.fake_datasets import (
-    write_circo,
-    write_cirr,
-    write_fashioniq,
-    write_hp_fashioniq,
-    write_huggingface,
-    write_jsonl,
-)
+from tests.fake_datasets import write_circo, write_cirr
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def cirr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cirr(tmp_path_factory.mktemp("cirr"))
-
-
-@pytest.fixture(scope="module")
-def fashioniq(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_fashioniq(tmp_path_factory.mktemp("fashioniq"))
 
 
 def read(path: Path) -> Any:
@@ -43,53 +27,53 @@ def read(path: Path) -> Any:
 
 
 @pytest.mark.full
-def test_a_round_on_cirr(small: Any, cirr: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    results = runner.run(small(run, data={"type": "cirr"}, data_dir=cirr))
-    assert [r["iteration"] for r in results] == ["base", "0", "1"]
-    last = results[-1]
+def test_a_round_on_cirr(run_on: Any) -> None:
+    made = run_on("cirr")
+    last = made.results[-1]
     assert last["split"] == "cirr_val" and "reference removed" in last["protocol"]
     assert {f"recall_subset@{k}" for k in (1, 2, 3)} <= set(last["metrics"])
     assert last["missing_images"] == last["dropped_queries"] == 0
-    mined = read(run / "hard_negatives_iter_0.json")["negatives"]
-    assert mined and all(row["image"].startswith("train-") for row in mined)
-    assert not (run / "accounting_iter_1.json").exists()  # nobody knows the truth here
-    out = tmp_path / "out.json"
-    options = {
-        "experiment_dir": run,
-        "eval_dataset": "cirr_val",
-        "submission": tmp_path / "server",
-        "output_file": out,
-    }
-    again = evaluate(EvalConfig(**options, iterations="base,1"))
-    assert [r["metrics"] for r in again] == [results[0]["metrics"], last["metrics"]]
+    assert not (made.run / "accounting_iter_1.json").exists()  # nobody knows the truth here
+    entries = read(made.data / "captions" / "cap.rc2.train.json")
+    members = {str(entry["pairid"]): entry["img_set"]["members"] for entry in entries}
+    mined = read(made.run / "hard_negatives_iter_0.json")["negatives"]
+    assert mined and all(row["image"] in members[row["query"]] for row in mined)
+    assert all(row["image"].startswith("train-") for row in mined)
+
+
+@pytest.mark.full
+def test_what_a_run_on_cirr_submits_is_scored_as_it_was(run_on: Any, tmp_path: Path) -> None:
+    """Evaluated again, and the server's files scored from outside: the model's own recalls."""
+    made = run_on("cirr")
+    out, server = tmp_path / "out.json", tmp_path / "server"
+    options = {"experiment_dir": made.run, "iterations": "base,1", "eval_dataset": "cirr_val"}
+    again = evaluate(EvalConfig(**options, submission=server, output_file=out))
+    first, _, last = made.results
+    assert [r["metrics"] for r in again] == [first["metrics"], last["metrics"]]
     check_paired(again, read(out)["compared"])
-    # the server's files, scored from outside, give the model's own recalls
     for metric, count in (("recall", 50), ("recall_subset", 3)):
-        file = tmp_path / "server" / "iter_1" / f"cirr_val_{metric}.json"
-        assert all(
-            len(row) == count for key, row in read(file).items() if key not in ("version", "metric")
-        )
-        outside = score_rankings(file, "cirr_val", cirr)["metrics"]
-        assert outside and all(
-            last["metrics"][name] == pytest.approx(v, abs=1e-6) for name, v in outside.items()
-        )
-    assert evaluate(EvalConfig(experiment_dir=run, eval_dataset="cirr_test", iterations="1")) == []
+        file = server / "iter_1" / f"cirr_val_{metric}.json"
+        rows = {k: v for k, v in read(file).items() if k not in ("version", "metric")}
+        assert all(len(row) == count for row in rows.values())
+        outside = score_rankings(file, "cirr_val", made.data)["metrics"]
+        assert outside
+        for name, value in outside.items():
+            assert last["metrics"][name] == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.full
+def test_a_run_on_cirr_is_evaluated_on_other_files(run_on: Any, tmp_path: Path) -> None:
+    made = run_on("cirr")
+    run = made.run
+    options = {"experiment_dir": run, "iterations": "1"}
+    assert evaluate(EvalConfig(**options, eval_dataset="cirr_test")) == []
     assert (run / "submission_cirr_test" / "iter_1" / "cirr_test_recall.json").exists()
     with pytest.raises(UserError, match="nothing to score"):
-        evaluate(
-            EvalConfig(experiment_dir=run, eval_dataset="cirr_test", iterations="1", ablate="text")
-        )
-    damaged = spoiled(cirr, tmp_path / "damaged")
-    other = {
-        "experiment_dir": run,
-        "iterations": "1",
-        "eval_dataset": "cirr_val",
-        "data_dir": damaged,
-    }
+        evaluate(EvalConfig(**options, eval_dataset="cirr_test", ablate="text"))
+    options |= {"eval_dataset": "cirr_val", "data_dir": spoiled(tmp_path / "damaged")}
     with pytest.raises(UserError, match="--allow_missing_images 2"):
-        evaluate(EvalConfig(**other))
-    assert evaluate(EvalConfig(**other, allow_missing_images=2))[0]["missing_images"] == 2
+        evaluate(EvalConfig(**options))
+    assert evaluate(EvalConfig(**options, allow_missing_images=2))[0]["missing_images"] == 2
     check_circo(run, write_circo(tmp_path / "circo"), tmp_path)
 
 
@@ -129,23 +113,27 @@ def check_circo(run: Path, circo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_base_model_on_cirr_val_needs_no_training_files(
-    small: Any, cirr: Path, tmp_path: Path
+def test_a_base_model_needs_no_training_files_and_counts_what_is_missing(
+    small: Any, tmp_path: Path
 ) -> None:
-    """Its places are those that scoring the same rankings from outside gives."""
-    lone = tmp_path / "data"
-    for name in ("captions/cap.rc2.val.json", "image_splits/split.rc2.val.json"):
-        (lone / name).parent.mkdir(parents=True, exist_ok=True)
-        (lone / name).write_bytes((cirr / name).read_bytes())
-    (lone / "dev").symlink_to(cirr / "dev")
-    settings = {"type": "cirr"}
+    data = spoiled(tmp_path / "data")
+    (data / "captions" / "cap.rc2.train.json").unlink()
+    (data / "image_splits" / "split.rc2.train.json").unlink()
+    shutil.rmtree(data / "train")
+    settings = {"type": "cirr", "allow_missing_images": 2}
     training = {"iteration_0_steps": 0}
     results = runner.run(
-        small(tmp_path / "run", data=settings, data_dir=lone, training=training, num_iterations=0)
+        small(tmp_path / "run", data=settings, data_dir=data, training=training, num_iterations=0)
     )
-    assert [r["iteration"] for r in results] == ["base", "0"] and results[0]["metrics"] == results[
-        1
-    ]["metrics"]
+    assert [r["iteration"] for r in results] == ["base", "0"]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    entries = read(data / "captions" / "cap.rc2.val.json")
+    missing = {"dev-3-img0", "dev-15-img0"}
+    hit = {e["pairid"] for e in entries if missing & set(e["img_set"]["members"])}
+    for result in results:
+        assert result["missing_images"] == 2 and result["gallery"] == 42
+        assert result["dropped_queries"] == len(hit) > 0
+        assert result["queries"] == len(entries) - len(hit)
 
 
 @pytest.mark.full
@@ -188,59 +176,51 @@ def test_the_real_cirr_val_end_to_end(small: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_round_on_fashioniq(small: Any, fashioniq: Path, tmp_path: Path) -> None:
-    results = runner.run(small(tmp_path / "run", data={"type": "fashioniq"}, data_dir=fashioniq))
+def test_a_round_on_fashioniq(run_on: Any, tmp_path: Path) -> None:
+    made = run_on("fashioniq")
+    results = made.results
     metrics = results[-1]["metrics"]
     for name in ("recall@10", "recall@10, reference removed", "recall@50"):
         each = [metrics[f"{name}, {category}"] for category in ("dress", "shirt", "toptee")]
         assert metrics[name] == pytest.approx(sum(each) / 3, abs=1e-5)
     assert "original gallery" in results[-1]["protocol"] and results[-1]["gallery"] == 99
-    summary = read(tmp_path / "run" / "evaluation_results.json")
+    summary = read(made.run / "evaluation_results.json")
     assert [(c["from"], c["to"]) for c in summary["compared"]] == [("base", "0"), ("0", "1")]
     hits = [[row[2] for row in result["ranks"]] for result in results]
     assert summary["compared"][1]["difference"] == pytest.approx(
         (sum(hits[2]) - sum(hits[1])) / len(hits[1])
     )
     options = {
-        "experiment_dir": tmp_path / "run",
+        "experiment_dir": made.run,
         "iterations": "1",
         "submission": tmp_path / "out",
     }
     assert evaluate(EvalConfig(**options))
     outside = score_rankings(
-        tmp_path / "out" / "iter_1" / "fashioniq_val_rankings.json", "fashioniq_val", fashioniq
+        tmp_path / "out" / "iter_1" / "fashioniq_val_rankings.json", "fashioniq_val", made.data
     )
     assert outside["metrics"]["recall@10"] == pytest.approx(metrics["recall@10"], abs=1e-6)
 
 
 @pytest.mark.full
-def test_a_round_on_own_data(small: Any, tmp_path: Path) -> None:
-    data = write_jsonl(tmp_path / "data")
-    results = runner.run(small(tmp_path / "run", data={"type": "jsonl"}, data_dir=data))
-    assert (
-        results[-1]["split"] == "jsonl_val" and results[-1]["gallery"] == 132
-    )  # every picture of the folder
-    assert set(results[-1]["metrics"]) == {f"recall@{k}" for k in (1, 5, 10, 50)}
+def test_a_round_on_own_data(run_on: Any, tmp_path: Path) -> None:
+    made = run_on("jsonl")
+    last = made.results[-1]
+    assert last["split"] == "jsonl_val" and last["gallery"] == 132  # every picture of the folder
+    assert set(last["metrics"]) == {f"recall@{k}" for k in (1, 5, 10, 50)}
+    data = shutil.copytree(made.data, tmp_path / "data")
+    options = {"experiment_dir": made.run, "iterations": "1"}
+    test = {"eval_dataset": "jsonl_test", "data_dir": data, "submission": tmp_path / "out"}
     with pytest.raises(UserError, match=r"test\.jsonl: there is no such file"):
-        evaluate(EvalConfig(experiment_dir=tmp_path / "run", eval_dataset="jsonl_test"))
+        evaluate(EvalConfig(**options, **test))
     lines = [json.loads(line) for line in (data / "val.jsonl").read_text().splitlines()]
-    (data / "test.jsonl").write_text(
-        "\n".join(json.dumps({**line, "target": None}) for line in lines)
-    )
-    assert (
-        evaluate(
-            EvalConfig(experiment_dir=tmp_path / "run", eval_dataset="jsonl_test", iterations="1")
-        )
-        == []
-    )
-    found = read(tmp_path / "run" / "submission_jsonl_test" / "iter_1" / "jsonl_test_rankings.json")
-    places = [
-        found[f"test/{n}"].index(line["target"])
-        for n, line in enumerate(lines)
-        if line["target"] in found[f"test/{n}"]
-    ]
-    [last] = evaluate(EvalConfig(experiment_dir=tmp_path / "run", iterations="1"))
-    assert len(found) == len(lines) and len(places) / len(lines) >= last["metrics"]["recall@50"] > 0
+    unlabelled = (json.dumps({**line, "target": None}) for line in lines)
+    (data / "test.jsonl").write_text("\n".join(unlabelled))
+    assert evaluate(EvalConfig(**options, **test)) == []
+    found = read(tmp_path / "out" / "iter_1" / "jsonl_test_rankings.json")
+    hits = sum(line["target"] in found[f"test/{n}"] for n, line in enumerate(lines))
+    [again] = evaluate(EvalConfig(**options))
+    assert len(found) == len(lines) and hits / len(lines) >= again["metrics"]["recall@50"] > 0
 
 
 def test_circo_alone_cannot_be_trained_on(small: Any, tmp_path: Path) -> None:
@@ -253,22 +233,20 @@ def test_circo_alone_cannot_be_trained_on(small: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_round_on_circo_trained_on_cirr(small: Any, cirr: Path, tmp_path: Path) -> None:
-    settings = {"type": "circo", "train": {"type": "cirr"}}
-    run, circo = tmp_path / "run", write_circo(tmp_path / "circo")
-    results = runner.run(small(run, data=settings, data_dir=circo, train_dir=cirr))
-    assert [r["split"] for r in results] == ["circo_val"] * 3 and 0 < results[-1]["metrics"][
-        "map@50"
-    ] <= 1
-    mined = read(run / "hard_negatives_iter_0.json")["negatives"]
+def test_a_round_on_circo_trained_on_cirr(run_on: Any) -> None:
+    made = run_on("circo")
+    assert [r["split"] for r in made.results] == ["circo_val"] * 3
+    assert 0 < made.results[-1]["metrics"]["map@50"] <= 1
+    mined = read(made.run / "hard_negatives_iter_0.json")["negatives"]
     assert mined and all(row["image"].startswith("train-") for row in mined)
 
 
 @pytest.mark.full
-def test_a_round_on_hp_fashioniq_trained_on_fashioniq(small: Any, tmp_path: Path) -> None:
-    run, data = tmp_path / "run", write_hp_fashioniq(tmp_path / "data")
-    results = runner.run(small(run, data={"type": "hp_fashioniq"}, data_dir=data))
-    last = results[-1]
+def test_a_round_on_hp_fashioniq_trained_on_fashioniq(
+    run_on: Any, small: Any, tmp_path: Path
+) -> None:
+    made = run_on("hp_fashioniq")
+    run, data, last = made.run, made.data, made.results[-1]
     assert last["split"] == "hp_fashioniq_val" and set(last["metrics"]) == {
         "preference rate",
         "symmetric accuracy",
@@ -300,16 +278,12 @@ def test_a_round_on_hp_fashioniq_trained_on_fashioniq(small: Any, tmp_path: Path
 
 
 @pytest.mark.full
-def test_a_round_on_a_saved_data_set(small: Any, tmp_path: Path) -> None:
-    columns = {"reference": "query_image", "text": "modification", "target": "target_image"}
-    data = write_huggingface(tmp_path / "data")
-    results = runner.run(
-        small(tmp_path / "run", data={"type": "huggingface", "columns": columns}, data_dir=data)
-    )
-    assert results[-1]["split"] == "huggingface_val" and results[-1]["metrics"]["recall@50"] > 0
+def test_a_round_on_a_saved_data_set(run_on: Any) -> None:
+    last = run_on("huggingface").results[-1]
+    assert last["split"] == "huggingface_val" and last["metrics"]["recall@50"] > 0
 
 
-def spoiled(cirr: Path, directory: Path) -> Path:
+def spoiled(directory: Path) -> Path:
     """A copy of the stand-in whose val has a missing picture and a text file for another."""
     write_cirr(directory, families=4)
     (directory / "dev" / "dev-3-img0.png").unlink()
@@ -317,10 +291,8 @@ def spoiled(cirr: Path, directory: Path) -> Path:
     return directory
 
 
-def test_broken_pictures_stop_a_run_before_it_begins(
-    small: Any, cirr: Path, tmp_path: Path
-) -> None:
-    data = spoiled(cirr, tmp_path / "data")
+def test_broken_pictures_stop_a_run_before_it_begins(small: Any, tmp_path: Path) -> None:
+    data = spoiled(tmp_path / "data")
     with pytest.raises(UserError) as caught:
         runner.run(small(tmp_path / "run", data={"type": "cirr"}, data_dir=data))
     for part in (
@@ -336,58 +308,30 @@ def test_broken_pictures_stop_a_run_before_it_begins(
         )
 
 
-@pytest.mark.full
-def test_allowed_to_be_missing_they_are_counted_in_every_result(
-    small: Any, cirr: Path, tmp_path: Path
-) -> None:
-    data = spoiled(cirr, tmp_path / "data")
-    settings = {"type": "cirr", "allow_missing_images": 2}
-    training = {"iteration_0_steps": 0}
-    config = small(
-        tmp_path / "run", data=settings, data_dir=data, training=training, num_iterations=0
-    )
-    for result in runner.run(config):
-        assert result["missing_images"] == 2 and result["gallery"] == 42
-        entries = read(data / "captions" / "cap.rc2.val.json")
-        hit = {
-            e["pairid"]
-            for e in entries
-            if {"dev-3-img0", "dev-15-img0"} & set(e["img_set"]["members"])
-        }
-        assert result["dropped_queries"] == len(hit) > 0 and result["queries"] == len(
-            entries
-        ) - len(hit)
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset_name", "cirr"], "needs --data_dir"),
+        ("--dataset_name cirr", "needs --data_dir"),
         (
-            ["--dataset_name", "cirr", "--data_dir", "nowhere"],
+            "--dataset_name cirr --data_dir nowhere",
             "--data_dir nowhere: there is no such directory",
         ),
-        (
-            ["--dataset_name", "fashioniq", "--data_dir", "."],
-            "split.dress.val.json: there is no such file",
-        ),
-        (["--dataset_name", "shapes", "--data_dir", "."], "is drawn and reads no files"),
-        (["--dataset_name", "cirr", "--data.train_families", "3"], "train_families"),
+        ("--dataset_name fashioniq --data_dir .", "split.dress.val.json: there is no such file"),
+        ("--dataset_name shapes --data_dir .", "is drawn and reads no files"),
+        ("--dataset_name cirr --data.train_families 3", "train_families"),
     ],
 )
-def test_wrong_data_flags_end_with_one_error(
-    flags: list[str], message: str, tmp_path: Path
-) -> None:
-    done = command("train_iterative.py", *flags, "--experiment_dir", tmp_path / "run")
+def test_wrong_data_flags_end_with_one_error(flags: str, message: str, tmp_path: Path) -> None:
+    done = command("train_iterative.py", *flags.split(), "--experiment_dir", tmp_path / "run")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_dry_run_lists_everything_at_once(cirr: Path, tmp_path: Path) -> None:
+def test_dry_run_lists_everything_at_once(tmp_path: Path) -> None:
     """Annotations and pictures of both splits, and the settings, in one table, one file and one
     exit code."""
-    data, run = spoiled(cirr, tmp_path / "data"), tmp_path / "run"
+    data, run = spoiled(tmp_path / "data"), tmp_path / "run"
     captions, splits = data / "captions", data / "image_splits"
     rows = read(captions / "cap.rc2.train.json")
     for number in range(30):

@@ -11,7 +11,9 @@ import pytest
 from cirloop.captioning.foundation import Qwen2VLFoundation
 from cirloop.captioning.prompts import load
 from cirloop.cli import runner
+from cirloop.stages.caption import caption
 from cirloop.types import UserError
+from tests.stages.copies import CHECKPOINT, NEGATIVES, context, copied
 
 TURN = 'answer: json\nturn: "{image}{image}Change of the first: {text}. Answer in JSON."\n'
 
@@ -65,7 +67,7 @@ def test_a_template_that_is_to_judge_is_refused_before_anything_is_made(
 
 @pytest.mark.full
 def test_one_model_is_loaded_where_the_base_is_the_same(
-    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[bool] = []
     build = Qwen2VLFoundation.build
@@ -76,13 +78,10 @@ def test_one_model_is_loaded_where_the_base_is_the_same(
         return captioner
 
     monkeypatch.setattr(Qwen2VLFoundation, "build", watched)
-    texts = []
     for dtype in ("float32", "bfloat16"):
-        changes = {
-            "foundation": {"dtype": dtype},
-            "training": {"iteration_0_steps": 2, "steps_per_iteration": 1},
-        }
-        runner.run(small(tmp_path / dtype, **changes))
-        rows = json.loads((tmp_path / dtype / "augmented_samples_iter_1.json").read_text("utf-8"))
-        texts.append(rows["summary"]["candidates"])
-    assert built == [True, False] and all(texts)
+        config = small(tmp_path / dtype, foundation={"dtype": dtype})
+        run = context(config)
+        checkpoint, negatives = copied(run, finished, CHECKPOINT, NEGATIVES)
+        written = caption(run, 1, negatives, checkpoint, [])
+        assert written.read()["summary"]["candidates"]
+    assert built == [True, False]

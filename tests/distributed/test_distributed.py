@@ -4,8 +4,6 @@ processes."""
 from __future__ import annotations
 
 import json
-import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +11,29 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cirloop.artifacts.store import Artifact, Store
-from cirloop.cli import runner
+from cirloop.artifacts.store import Artifact
 from cirloop.config.run import save
-from cirloop.data.paths import DataPaths
 from cirloop.monitoring.costs import Costs
-from cirloop.stages.context import RunContext
 from cirloop.stages.train import train
 from cirloop.types import UserError
+from tests.conftest import STEADY
+from tests.stages.copies import CHECKPOINT, NEGATIVES, SAMPLES, context, copied
 
 ROOT = Path(__file__).parents[2]
-NO_DROPOUT = {"lora": {"dropout": 0.0}, "learning_rate": 1e-5}
-"""Processes draw different dropout; without it two processes must do what one does. Small steps:
-Adam turns rounding of near-zero gradients into full steps of either sign, which would drown what is
-compared."""
 ADAPTER = "checkpoint_iter_1/adapter_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def alone(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("alone") / "run"
-    runner.run(small(directory, training=NO_DROPOUT))
-    return directory
-
-
 def trained_again(
-    alone: Path, directory: Path, small: Any, runtime: dict[str, Any], dtype: str = "float32"
+    steady: Path, directory: Path, small: Any, runtime: dict[str, Any], dtype: str = "float32"
 ) -> Artifact:
     """The training stage of iteration 1 with other `runtime` settings, from the artifacts it
     had."""
-    training = {**NO_DROPOUT, "lora": {"dropout": 0.0, "dtype": dtype}}
+    training = {**STEADY, "lora": {"dropout": 0.0, "dtype": dtype}}
     config = small(directory, training=training, runtime=runtime)
-    run = RunContext(
-        config,
-        Store(directory),
-        config.data.build(DataPaths(None, config.cache, lambda items, _: items)),
-    )
+    run = context(config)
     save(config, directory / "config.json")
-    first, negatives, samples = (
-        run.store.get_or_build(name, {}, [], partial(copy, alone / name), 0)
-        for name in (
-            "checkpoint_iter_0",
-            "hard_negatives_iter_0.json",
-            "augmented_samples_iter_1.json",
-        )
-    )
+    first, negatives, samples = copied(run, steady, CHECKPOINT, NEGATIVES, SAMPLES)
     return train(run, 1, first, [samples], negatives)
-
-
-def copy(source: Path, path: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, path, dirs_exist_ok=True)
-    else:
-        shutil.copy(source, path)
 
 
 CPU_2 = {"accelerate_config": ROOT / "configs/accelerate/cpu_2.yaml"}
@@ -81,16 +49,16 @@ ZERO_2 = {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"
     ],
 )
 def test_two_processes_train_what_one_trains(
-    runtime: dict[str, Any], tolerance: float, dtype: str, alone: Path, small: Any, tmp_path: Path
+    runtime: dict[str, Any], tolerance: float, dtype: str, steady: Path, small: Any, tmp_path: Path
 ) -> None:
-    found = trained_again(alone, tmp_path / "run", small, runtime, dtype)
+    found = trained_again(steady, tmp_path / "run", small, runtime, dtype)
     (spent,) = [
         row for row in Costs(tmp_path / "run").read() if row["stage"] == "checkpoint_iter_1"
     ]
     assert spent["processes"] == 2
-    one, two = load_file(alone / ADAPTER), load_file(found.path / "adapter_model.safetensors")
+    one, two = load_file(steady / ADAPTER), load_file(found.path / "adapter_model.safetensors")
     assert two.keys() == one.keys()
-    start = load_file(alone / "checkpoint_iter_0/adapter_model.safetensors")
+    start = load_file(steady / "checkpoint_iter_0/adapter_model.safetensors")
     moved, other = (
         torch.cat([(state[k] - start[k]).flatten() for k in sorted(one)]) for state in (one, two)
     )
@@ -98,18 +66,18 @@ def test_two_processes_train_what_one_trains(
     assert float(torch.cosine_similarity(moved, other, dim=0)) > 0.95
     losses = [
         [row["loss"] for row in json.loads((checkpoint / "training_log.json").read_text())["rows"]]
-        for checkpoint in (alone / "checkpoint_iter_1", found.path)
+        for checkpoint in (steady / "checkpoint_iter_1", found.path)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
 
 @pytest.mark.full
 def test_a_child_that_fails_ends_the_stage_with_the_way_out(
-    alone: Path, small: Any, tmp_path: Path
+    steady: Path, small: Any, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text('{"zero_optimization": {"stage": 9}}')
     with pytest.raises(UserError, match="--auto_resume"):
-        trained_again(alone, tmp_path / "run", small, {"num_processes": 2, "deepspeed": broken})
+        trained_again(steady, tmp_path / "run", small, {"num_processes": 2, "deepspeed": broken})
     assert (tmp_path / "run" / "checkpoint_iter_0").is_dir()
     assert not (tmp_path / "run" / "checkpoint_iter_1").exists()

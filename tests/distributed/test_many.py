@@ -7,7 +7,6 @@ tests/faults/test_processes.py kills one that trains.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,17 +18,16 @@ from typing import Any
 import pytest
 import yaml
 
-from cirloop.artifacts.store import Store, file_digests
+from cirloop.artifacts.store import file_digests
 from cirloop.cli.evaluate import EvalConfig, evaluate
 from cirloop.config.runtime import Runtime
-from cirloop.data.paths import DataPaths
 from cirloop.distributed import launcher
 from cirloop.monitoring.costs import Costs
 from cirloop.stages.caption import caption
-from cirloop.stages.context import RunContext
 from cirloop.stages.evaluate import evaluate as evaluate_stage
 from cirloop.stages.mine import mine
 from cirloop.types import UserError
+from tests.stages.copies import CHECKPOINT, context, copied
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON = 60
@@ -56,12 +54,8 @@ def all_but_training(
         runtime=runtime,
         captioning={"min_verify_probability": 0.2, "batch_size": 5, "max_round_trip_rank": 66},
     )
-    data = config.data.build(DataPaths(None, config.cache, lambda items, _: items))
-    run = RunContext(config, Store(directory / "run"), data)
-    trained = finished / "checkpoint_iter_0"
-    checkpoint = run.store.get_or_build(
-        trained.name, {}, [], lambda path: shutil.copytree(trained, path, dirs_exist_ok=True), 0
-    )
+    run = context(config)
+    [checkpoint] = copied(run, finished, CHECKPOINT)
     negatives = mine(run, 0, checkpoint)
     caption(run, 1, negatives, checkpoint, [])
     evaluate_stage(run, "iter_0", checkpoint, "val", 0)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from cirloop.artifacts.store import file_digests
 from cirloop.backbones import EmbedInput, Qwen2VLSettings
 from cirloop.backbones.features import VisionCache
 from cirloop.captioning.base import CaptionRequest
@@ -29,17 +28,7 @@ from cirloop.monitoring.costs import FILE, NONE, PROFILE, Costs, describe, forma
 from cirloop.monitoring.profiling import StageMetrics
 from cirloop.retrieval.embed import embed, query_items
 from cirloop.types import UserError
-
-NAMES = (
-    "checkpoint_iter_0",
-    "checkpoint_iter_1",
-    "hard_negatives_iter_0.json",
-    "augmented_samples_iter_1.json",
-    "evaluation_base.json",
-    "evaluation_iter_0.json",
-    "evaluation_iter_1.json",
-    "manifest.json",
-)
+from tests.test_end_to_end import digests
 
 
 def test_counters_go_to_the_innermost_meter_and_nowhere_without_one() -> None:
@@ -246,12 +235,13 @@ def test_vision_embedding_and_captioning_are_traced_and_counted(tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def profiled(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run again, with --profile, and with a cache of its own that was empty at the
-    start."""
-    place = tmp_path_factory.mktemp("profiled")
-    runner.run(small(place / "run", runtime={"cache_dir": place / "cache", "profile": True}))
-    return place / "run"
+def profiled(small: Any, made_once: Any) -> Path:
+    """The finished run again, with --profile, and as it was with an empty cache at the start."""
+
+    def fill(home: Path) -> None:
+        runner.run(small(home / "run", runtime={"cache_dir": home / "cache", "profile": True}))
+
+    return Path(made_once("profiled", fill) / "run")
 
 
 @pytest.fixture(scope="module")
@@ -263,14 +253,10 @@ def spent(profiled: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.full
-def test_a_profile_changes_no_artifact(profiled: Path, small: Any, tmp_path: Path) -> None:
-    plain = tmp_path / "run"
-    runner.run(
-        small(plain, runtime={"cache_dir": tmp_path / "cache"})
-    )  # as full as the other's was
-    assert {n: file_digests(profiled / n) for n in NAMES} == {
-        n: file_digests(plain / n) for n in NAMES
-    }
+def test_a_second_run_has_the_same_bytes_and_a_profile_changes_none(
+    profiled: Path, finished: Path
+) -> None:
+    assert digests(profiled) == digests(finished)
 
 
 @pytest.mark.full

@@ -43,16 +43,6 @@ CHECKPOINT = [name for name in VOUCHED if name.startswith("checkpoint")]
 OWN = ("manifest.json", "config.json")
 
 
-@pytest.fixture(scope="module")
-def other(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with another seed."""
-    directory = tmp_path_factory.mktemp("runs") / "other"
-    runner.run(
-        small(directory, seed=1, training={"iteration_0_steps": 2, "steps_per_iteration": 2})
-    )
-    return directory
-
-
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     return copied(finished, tmp_path / "run")
@@ -104,10 +94,10 @@ def test_nothing_is_evaluated_or_exported(
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", one_in(12, [*VOUCHED, *OWN]))
-def test_another_runs_file_is_refused(name: str, run: Path, other: Path, small: Any) -> None:
-    if (other / name).read_bytes() == (run / name).read_bytes():
+def test_another_runs_file_is_refused(name: str, run: Path, steady: Path, small: Any) -> None:
+    if (steady / name).read_bytes() == (run / name).read_bytes():
         pytest.skip("the same in both runs")
-    shutil.copy(other / name, run / name)
+    shutil.copy(steady / name, run / name)
     said = refused(lambda: runner.open_run(small(run, auto_resume=True)))
     assert str(run / name) in said or "does not agree with the manifest" in said
     if name in CHECKPOINT or name in OWN:
@@ -116,10 +106,10 @@ def test_another_runs_file_is_refused(name: str, run: Path, other: Path, small: 
 
 @pytest.mark.full
 def test_a_planted_artifact_is_not_taken_for_one(
-    run: Path, other: Path, small: Any, caplog: Any
+    run: Path, steady: Path, small: Any, caplog: Any
 ) -> None:
     """Nor shown: what the manifest does not list is nobody's."""
-    planted = json.loads((other / "accounting_iter_1.json").read_text()) | {"iteration": 7}
+    planted = json.loads((steady / "accounting_iter_1.json").read_text()) | {"iteration": 7}
     (run / "accounting_iter_7.json").write_text(json.dumps(planted))
     assert "accounting_iter_7.json" not in runner.open_run(small(run, auto_resume=True)).store.names
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from cirloop.artifacts.store import Store
 from cirloop.cli import runner
 from cirloop.data.shapes.splits import build_splits
+from cirloop.stages.context import RunContext
+from cirloop.stages.mine import mine_split
 from cirloop.types import UserError
 from cirloop.validation import ValidationFailed
-from tests.fake_datasets import write_cirr, write_fashioniq
 
 WARM: dict[str, Any] = {
     "num_iterations": 1,
@@ -28,27 +30,28 @@ def read(path: Path) -> Any:
 
 
 @pytest.mark.full
-def test_filters_drop_false_negatives_and_count_them(small: Any, tmp_path: Path) -> None:
+def test_filters_drop_false_negatives_and_count_them(
+    finished: Path, small: Any, tmp_path: Path
+) -> None:
     filters = [
         {"type": "near_duplicate", "threshold": 0.9},
         {"type": "agreement", "path": "tiny"},
         {"type": "verify", "threshold": 0.5},
     ]
-    mining = {"strategy": {"type": "top_k", "negatives_per_query": 3, "extra_ranks": "all"}}
-    accounts = {}
-    for name, added in (("plain", []), ("filtered", filters)):
-        runner.run(small(tmp_path / name, mining={**mining, "filters": added}, **WARM))
-        made = read(tmp_path / name / "hard_negatives_iter_0.json")
-        accounts[name] = read(tmp_path / name / "accounting_iter_1.json")
-        assert len(made["negatives"]) == made["summary"]["negatives"] == accounts[name]["mined"]
-    counts = made["summary"]["filters"]
+    runner.run(small(tmp_path, mining={"filters": filters}, evaluation=WARM["evaluation"]))
+    accounts = []
+    for directory in (finished, tmp_path):
+        mined = read(directory / "hard_negatives_iter_0.json")
+        accounts.append(read(directory / "accounting_iter_1.json"))
+        num = accounts[-1]["mined"]
+        assert len(mined["negatives"]) == mined["summary"]["negatives"] == num
+    plain, filtered = accounts
+    counts = mined["summary"]["filters"]
     assert [c["filter"] for c in counts] == ["near_duplicate", "agreement", "verify"]
-    assert counts[0]["seen"] == accounts["plain"]["mined"]
+    assert counts[0]["seen"] == plain["mined"]
     assert all(b["seen"] == a["seen"] - a["dropped"] for a, b in pairwise(counts))
-    assert counts[-1]["seen"] - counts[-1]["dropped"] == accounts["filtered"]["mined"] > 0
-    before, after = (
-        accounts[name]["false_negatives"] / accounts[name]["mined"] for name in accounts
-    )
+    assert counts[-1]["seen"] - counts[-1]["dropped"] == filtered["mined"] > 0
+    before, after = (account["false_negatives"] / account["mined"] for account in accounts)
     assert after < before, "the filters dropped right answers no more often than wrong ones"
 
 
@@ -92,44 +95,15 @@ def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
         runner.run(small(tmp_path / "run", **settings, auto_resume=True))
 
 
-@pytest.mark.full
 def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path: Path) -> None:
     """`tiny` was not taught to describe one picture, and answers it with nothing."""
-    told = {"domain": "shapes", "image_source": "vlm"}
+    attributes = {"domain": "shapes", "image_source": "vlm"}
+    config = small(tmp_path, mining={"strategy": {"type": "soft"}}, attributes=attributes)
+    run = RunContext(config, Store(tmp_path), config.data.build(None))
     with pytest.raises(
         ValidationFailed, match="shapes:train:00000: the model gave no caption, but ''"
     ):
-        runner.run(
-            small(tmp_path / "run", **WARM, mining={"strategy": {"type": "soft"}}, attributes=told)
-        )
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("write", "data", "strategy"),
-    [(write_cirr, "cirr", "group"), (write_fashioniq, "fashioniq", "category_mix")],
-)
-def test_groups_and_categories_come_from_the_data_set(
-    write: Any, data: str, strategy: str, small: Any, tmp_path: Path
-) -> None:
-    directory = write(tmp_path / "data")
-    runner.run(
-        small(
-            tmp_path / "run",
-            data={"type": data},
-            data_dir=directory,
-            mining={"strategy": {"type": strategy, "negatives_per_query": 4}},
-            **WARM,
-        )
-    )
-    made = read(tmp_path / "run" / "hard_negatives_iter_0.json")
-    assert made["negatives"]
-    if strategy == "group":
-        members = {
-            str(e["pairid"]): e["img_set"]["members"]
-            for e in read(directory / "captions" / "cap.rc2.train.json")
-        }
-        assert all(row["image"] in members[row["query"]] for row in made["negatives"])
+        mine_split(run, run.embedder(None), 0)
 
 
 def test_what_a_strategy_lacks_is_said_before_training(small: Any, tmp_path: Path) -> None:
