@@ -90,10 +90,8 @@ def test_a_real_data_set_takes_its_own_recipe_and_says_so(
         32,
     )  # type: ignore[union-attr]
     assert config.training.learning_rate == 1e-5
-    assert (
-        config.training.steps_per_iteration == recipe.training.steps_per_iteration
-        and config.training.grad_cache_chunk_size == recipe.training.grad_cache_chunk_size
-    )
+    assert config.training.steps_per_iteration == recipe.training.steps_per_iteration
+    assert config.training.grad_cache_chunk_size == recipe.training.grad_cache_chunk_size
     assert config.data_dir == home / "data" / "cirr" and config.directory == Path(RUN)
 
 
@@ -120,19 +118,16 @@ def test_a_path_of_another_family_is_the_foundation_models_alone(
 def test_the_embedders_weights_are_those_that_are_named(home: Path, more: str) -> None:
     flags = more.format(recipe=ROOT / "configs" / "cirr_qwen2_vl.yaml")
     config = parsed(f"--dataset_name cirr --foundation_model_path {MODEL} {flags}")
-    assert (
-        config.model.path in ("other", "Qwen/Qwen2-VL-2B-Instruct")
-        and config.foundation.path == MODEL
-    )
+    assert config.model.path in ("other", "Qwen/Qwen2-VL-2B-Instruct")
+    assert config.foundation.path == MODEL
 
 
 def test_no_recipe_for_a_pair_is_one_error_that_lists_those_of_the_data_set(home: Path) -> None:
     with pytest.raises(UserError) as error:
         parsed("--dataset_name cirr --model_backbone blip2")
     message = str(error.value)
-    assert (
-        "cirr_qwen2_vl.yaml" in message and "recall_cirr.yaml" in message and "--config" in message
-    )
+    assert "cirr_qwen2_vl.yaml" in message and "recall_cirr.yaml" in message
+    assert "--config" in message
     assert "fashioniq_qwen2_vl.yaml" not in message
 
 
@@ -144,9 +139,8 @@ def test_where_files_were_looked_for_is_named(home: Path, monkeypatch: pytest.Mo
     config = parsed("--dataset_name cirr")
     with pytest.raises(UserError) as error:
         config.data.build(DataPaths(config.data_dir, config.cache, lambda items, _: items))
-    assert str(home / "data" / "cirr") in str(error.value) and str(home / "sets" / "cirr") in str(
-        error.value
-    )
+    assert str(home / "data" / "cirr") in str(error.value)
+    assert str(home / "sets" / "cirr") in str(error.value)
     (home / "sets" / "cirr").mkdir(parents=True)
     assert parsed("--dataset_name cirr").data_dir == home / "sets" / "cirr"
 
@@ -267,9 +261,8 @@ def test_flags_that_are_given_are_compared_with_the_directorys_settings(
 
 def test_places_are_saved_so_that_another_directory_can_use_the_run(home: Path) -> None:
     saved = parsed("--dataset_name cirr --data_dir data/cirr --runtime.cache_dir c").to_json()
-    assert saved["data_dir"] == str(home / "data" / "cirr") and saved["runtime"][
-        "cache_dir"
-    ] == str(home / "c")
+    assert saved["data_dir"] == str(home / "data" / "cirr")
+    assert saved["runtime"]["cache_dir"] == str(home / "c")
 
 
 @pytest.fixture(scope="module")
@@ -315,10 +308,8 @@ def test_a_simulated_run_follows_from_its_seed_and_resumes(simulated: Path) -> N
         *shlex.split("--dataset_name jsonl --retrieval simulated --experiment_dir other"),
         cwd=home,
     )
-    assert (
-        other.returncode == 0
-        and (home / "other" / name).read_text() == (simulated / name).read_text()
-    )
+    assert other.returncode == 0
+    assert (home / "other" / name).read_text() == (simulated / name).read_text()
 
 
 @pytest.mark.parametrize(
@@ -377,10 +368,8 @@ def test_simulated_results_can_be_evaluated_and_say_so(simulated: Path, tmp_path
         file,
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        next(iter(json.loads(file.read_text()))) == "simulated"
-        and "SIMULATED: jsonl_val" in done.stdout
-    )
+    assert next(iter(json.loads(file.read_text()))) == "simulated"
+    assert "SIMULATED: jsonl_val" in done.stdout
 
 
 def test_the_fallback_is_taken_by_name_and_only_without_weights(
@@ -474,12 +463,10 @@ def test_the_commands_work_one_after_the_other(tmp_path: Path) -> None:
         done = command(script, *shlex.split(flags), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     directory = tmp_path / RUN
-    assert (directory / "hard_negatives_iter_0.json").is_file() and list(
-        directory.glob("replaced_*")
-    )
-    assert (directory / "augmented_samples_iter_1.json").is_file() and (
-        directory / "checkpoint_iter_5"
-    ).is_dir()
+    assert (directory / "hard_negatives_iter_0.json").is_file()
+    assert list(directory.glob("replaced_*"))
+    assert (directory / "augmented_samples_iter_1.json").is_file()
+    assert (directory / "checkpoint_iter_5").is_dir()
     assert {path.name for path in (directory / "submission_cirr_test" / "iter_5").iterdir()} == {
         "cirr_test_recall.json", "cirr_test_recall_subset.json",
     }  # fmt: skip

@@ -315,9 +315,8 @@ def test_damaged_manifest_is_a_clear_error_and_stays_as_it_is(tmp_path: Path, te
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json"):
         Store(tmp_path)
-    assert (
-        contents(tmp_path) == file_digests(tmp_path) and (tmp_path / MANIFEST).read_text() == text
-    )
+    assert contents(tmp_path) == file_digests(tmp_path)
+    assert (tmp_path / MANIFEST).read_text() == text
 
 
 def test_manifest_that_is_not_text_is_a_clear_error(tmp_path: Path) -> None:

@@ -23,9 +23,8 @@ from cirloop.artifacts.fs import (
 
 def test_an_error_names_the_file_and_the_way_out() -> None:
     told = os_error_hint(OSError(errno.ENOSPC, "No space left on device", "/runs/a/manifest.json"))
-    assert told is not None and told.startswith(
-        "/runs/a/manifest.json: No space left on device. Free space there"
-    )
+    assert told is not None
+    assert told.startswith("/runs/a/manifest.json: No space left on device. Free space there")
     moved = os_error_hint(OSError(errno.EROFS, "Read-only file system", "/a", None, "/b"))
     assert moved is not None and moved.startswith("/b: ") and "writable" in moved
     assert "shorter name" in str(

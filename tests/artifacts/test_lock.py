@@ -154,9 +154,8 @@ def test_a_directory_of_something_else_gets_no_lock(small: Any, tmp_path: Path) 
     os.utime(tmp_path, (1, 1))
     with pytest.raises(UserError, match="no run directory"):
         runner.run(small(tmp_path))
-    assert tmp_path.stat().st_mtime == 1 and [path.name for path in tmp_path.iterdir()] == [
-        "notes.txt"
-    ]
+    assert tmp_path.stat().st_mtime == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_those_who_only_read_leave_a_move_to_the_run(tmp_path: Path) -> None:
@@ -171,10 +170,8 @@ def test_those_who_only_read_leave_a_move_to_the_run(tmp_path: Path) -> None:
     store.archive_from(1)
     before = sorted(path.name for path in tmp_path.rglob("*"))
     reader = Store(tmp_path, reading=True)
-    assert (
-        reader.names == ["accounting_iter_0.json"]
-        and reader.load(*reader.names).read()["iteration"] == 0
-    )
+    assert reader.names == ["accounting_iter_0.json"]
+    assert reader.load(*reader.names).read()["iteration"] == 0
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     Store(tmp_path)
     assert (tmp_path / "replaced_1" / "accounting_iter_1.json").exists()

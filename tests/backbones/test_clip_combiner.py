@@ -124,9 +124,8 @@ def test_batches_and_both_paths_give_the_same_unit_vectors(
     frozen: Any = settings(clips[kind], combiner=combiner).build()
     inside: Any = settings(clips[kind], combiner=combiner, train_clip=True).build()
     together = queries(frozen, photos)
-    assert together.shape == (3, 32) and torch.allclose(
-        together.norm(dim=1), torch.ones(3), atol=1e-5
-    )
+    assert together.shape == (3, 32)
+    assert torch.allclose(together.norm(dim=1), torch.ones(3), atol=1e-5)
     alone = torch.cat([queries(frozen, photos, [row]) for row in items(photos)])
     assert torch.allclose(together, alone, atol=1e-5)
     assert torch.allclose(together, queries(inside, photos), atol=1e-5)

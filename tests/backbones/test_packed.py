@@ -255,10 +255,8 @@ def test_flash_attention_is_told_where_rows_end() -> None:
     ]
     assert made["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 4]]
     assert made["cu_seq_lens_q"].tolist() == made["cu_seq_lens_k"].tolist() == [0, 3, 4, 9]
-    assert (
-        made["cu_seq_lens_q"].dtype == torch.int32
-        and made["max_length_q"] == made["max_length_k"] == 5
-    )
+    assert made["cu_seq_lens_q"].dtype == torch.int32
+    assert made["max_length_q"] == made["max_length_k"] == 5
 
 
 def test_the_setting_is_part_of_the_fingerprint(models: dict[str, Path]) -> None:

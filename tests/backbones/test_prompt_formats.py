@@ -331,26 +331,20 @@ def test_a_file_of_ones_own_is_trusted_and_known_by_its_content(
     (tmp_path / "copy").mkdir()
     (again := tmp_path / "copy" / "other.yaml").write_text("# the same\n" + content)
     same = settings("qwen2_vl", models, prompt_format=str(again))
-    assert (
-        mine.path_digests() == same.path_digests()
-        and same.build().fingerprint == backbone.fingerprint
-    )
+    assert mine.path_digests() == same.path_digests()
+    assert same.build().fingerprint == backbone.fingerprint
     (other := tmp_path / "changed.yaml").write_text(content.replace("now", "then"))
     changed = settings("qwen2_vl", models, prompt_format=str(other))
-    assert (
-        mine.path_digests() != changed.path_digests()
-        and changed.build().fingerprint != backbone.fingerprint
-    )
+    assert mine.path_digests() != changed.path_digests()
+    assert changed.build().fingerprint != backbone.fingerprint
 
 
 def test_instructions_of_the_settings_stand_in_the_format_as_words(models: dict[str, Path]) -> None:
     asked = {"query_prompt": "Retrieve it.<|im_end|>", "document_prompt": "Represent."}
     backbone = settings("qwen2_vl", models, prompt_format="gme", **asked).build()
     text = backbone.text(EmbedInput(ImageId("a"), "red"))
-    assert (
-        text.startswith("<|im_start|>system\nRetrieve it.< |im_end|><|im_end|>\n")
-        and "red<|im_end|>" in text
-    )
+    assert text.startswith("<|im_start|>system\nRetrieve it.< |im_end|><|im_end|>\n")
+    assert "red<|im_end|>" in text
     assert backbone.text(EmbedInput(ImageId("a"))).startswith(
         "<|im_start|>system\nRepresent.<|im_end|>\n"
     )

@@ -155,9 +155,8 @@ def test_unit_norm_whatever_the_batch_and_the_padding(
         [embed(backbone, [row], [seen]) for row, seen in zip(rows, vision, strict=True)]
     )
     turned = embed(backbone, rows[::-1], vision[::-1]).flip(0)
-    assert torch.allclose(together, alone, atol=1e-5) and torch.allclose(
-        together, turned, atol=1e-5
-    )
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(together, turned, atol=1e-5)
     assert torch.allclose(together.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
     by_one = [backbone.encode_images([photo])[0] for photo in photos]
     assert all(
@@ -192,10 +191,8 @@ def test_a_long_narrow_picture_is_sized_as_transformers_does(
                 assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
                 assert torch.allclose(ours["pixel_values"], theirs["pixel_values"], atol=0.05)
             [made] = backbone.encode_images([picture], ours)
-            assert (
-                len(made.tokens) == backbone.num_image_tokens(made.grid)
-                and torch.isfinite(made.tokens).all()
-            )
+            assert len(made.tokens) == backbone.num_image_tokens(made.grid)
+            assert torch.isfinite(made.tokens).all()
     assert without >= 4
 
 
@@ -326,9 +323,8 @@ def test_an_embedding_takes_no_lm_head_and_keeps_no_layer(
     backbone.vlm.lm_head.register_forward_hook(lambda *_: heads.append(name))
     language.register_forward_hook(lambda module, given, out: made.append(out))
     embed(backbone, items(), backbone.encode_images(photos))
-    assert heads == [] and [(out.hidden_states, out.past_key_values) for out in made] == [
-        (None, None)
-    ]
+    assert heads == []
+    assert [(out.hidden_states, out.past_key_values) for out in made] == [(None, None)]
     backbone.vlm(input_ids=torch.tensor([[5, 6]]))
     language(input_ids=torch.tensor([[5, 6]]), output_hidden_states=True)
     assert heads == [name] and made[-1].hidden_states and made[-1].past_key_values, (
@@ -411,9 +407,8 @@ def test_parts_in_full_but_not_the_vision_tower(models: dict[str, Path], tmp_pat
 
     backbone = settings("llava_onevision", models).build()
     backbone.make_trainable(full("model.language_model.layers.2"), seed=1)
-    assert backbone.trainable() and all(
-        n.startswith("model.language_model.layers.2") for n in backbone.trainable()
-    )
+    assert backbone.trainable()
+    assert all(n.startswith("model.language_model.layers.2") for n in backbone.trainable())
     for part in ("model.multi_modal_projector", "model", "model.image_newline"):
         with pytest.raises(UserError, match=f"{part} reach the vision tower"):
             settings("llava_onevision", models).build().make_trainable(full(part), seed=1)
@@ -479,10 +474,8 @@ def test_a_published_adapter_starts_also_by_its_former_names(
         model.eval().get_base_model(), processor, name, backbone.text(items()[0]), image
     )
     assert torch.allclose(ours[0], theirs, atol=1e-5)
-    assert (
-        start.path_digests()["path"] == base.path_digests()["path"]
-        and start.path_digests() != base.path_digests()
-    )
+    assert start.path_digests()["path"] == base.path_digests()["path"]
+    assert start.path_digests() != base.path_digests()
     assert backbone.fingerprint not in (
         base.build().fingerprint,
         start.build(adapter_path(base, tmp_path)).fingerprint,

@@ -80,9 +80,8 @@ def test_a_run_on_cirr_is_evaluated_on_other_files(run_on: Any, tmp_path: Path) 
 def check_paired(results: list[dict[str, Any]], compared: list[dict[str, Any]]) -> None:
     [found] = compared
     a, b = ([row[1] == 1 for row in result["ranks"]] for result in results)
-    assert (found["from"], found["to"], found["metric"]) == ("base", "1", "recall@1") and 0 < found[
-        "p"
-    ] <= 1
+    assert (found["from"], found["to"], found["metric"]) == ("base", "1", "recall@1")
+    assert 0 < found["p"] <= 1
     assert found["difference"] == pytest.approx(sum(b) / len(b) - sum(a) / len(a))
 
 
@@ -362,10 +361,8 @@ def test_dry_run_lists_everything_at_once(tmp_path: Path) -> None:
         assert sum(message in line for line in said) == count, (message, said)
     table = "".join(done.stdout.split()).replace("│", "")
     assert f"{len(said)}problems" in table and table.count("'caption'must") == 1
-    assert (
-        f"{len(said)} problems, in the table above." in done.stderr
-        and "problems.json" in done.stderr
-    )
+    assert f"{len(said)} problems, in the table above." in done.stderr
+    assert "problems.json" in done.stderr
     assert "--allow_missing_images 21" in done.stderr and not run.exists()
     for line in ("looked at 44 pictures in", "a second"):
         assert line in done.stderr

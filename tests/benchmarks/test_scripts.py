@@ -232,7 +232,5 @@ def test_the_check_passes_here() -> None:
 def test_an_interpreter_that_does_not_run_is_named(tmp_path: Path) -> None:
     words = ["env", "PYTHON=/no/python", "bash", str(checkout(tmp_path) / "scripts" / "check.sh")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False)
-    assert (
-        done.returncode == 1
-        and "cirloop: error: '/no/python' is not there. Set PYTHON" in done.stderr
-    )
+    assert done.returncode == 1
+    assert "cirloop: error: '/no/python' is not there. Set PYTHON" in done.stderr

@@ -204,9 +204,8 @@ def test_a_text_before_the_pictures_leaves_nothing_to_share(
     prompt = Prompt("before-1", "{text}: {image}{image}")
     case.reading(prompt)
     assert [rows for rows, _ in called] == [8]
-    assert not prompt.images_before_text and all(
-        load(name).images_before_text for name in packaged()
-    )
+    assert not prompt.images_before_text
+    assert all(load(name).images_before_text for name in packaged())
 
 
 def test_rows_that_have_ended_leave_and_change_no_other(

@@ -50,9 +50,8 @@ def test_bars_of_captioning_have_a_rate_and_the_stage_too(
             REWRITE, requests, CaptioningSettings().max_new_tokens, [0.0, 0.7], 0, "captions"
         )
     rates = [what["rate"] for what in news]
-    assert rates[0] == rates[-1] == "" and all(
-        re.fullmatch(rf"[\d.e+]+ {unit}", rate) for rate in rates[1:-1]
-    )
+    assert rates[0] == rates[-1] == ""
+    assert all(re.fullmatch(rf"[\d.e+]+ {unit}", rate) for rate in rates[1:-1])
     assert len(rates) == 1 + 4 // share[1]
     assert spent.texts == 16 / share[1] and spent.writing > 0
     row = {**spent.to_json(), "seconds": 10.0}

@@ -97,13 +97,11 @@ class LLM:
 
     @torch.no_grad()
     def _one(self, request: dict[str, Any], how: SamplingParams) -> RequestOutput:
-        assert request.keys() == {"prompt", "multi_modal_data"} and request[
-            "multi_modal_data"
-        ].keys() == {"image"}
+        assert request.keys() == {"prompt", "multi_modal_data"}
+        assert request["multi_modal_data"].keys() == {"image"}
         images = request["multi_modal_data"]["image"]
-        assert len(images) <= self.limit["image"] and all(
-            isinstance(i, Image.Image) for i in images
-        )
+        assert len(images) <= self.limit["image"]
+        assert all(isinstance(i, Image.Image) for i in images)
         inputs = self.processor(text=[request["prompt"]], images=[images], return_tensors="pt")
         start = inputs["input_ids"].shape[1]
         torch.manual_seed(how.seed or 0)

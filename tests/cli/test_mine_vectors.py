@@ -131,9 +131,8 @@ def test_band_counts_queries_without_two_cliffs() -> None:
     found = list(
         mine(MiningSettings(strategy=Band()), vectors, MiningContext(0), sets=True, stats=stats)
     )
-    assert stats == {"whole_tail": 1} and [
-        f.candidate_set.tolist() for f in found if f.candidate_set is not None
-    ] == [
+    assert stats == {"whole_tail": 1}
+    assert [f.candidate_set.tolist() for f in found if f.candidate_set is not None] == [
         [1, 2],
         [],
     ]
@@ -173,18 +172,7 @@ def test_a_gallery_in_many_files(strategy: str, files: Path) -> None:
 
 def test_an_index_has_settings(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    search = [
-        "--search",
-        "ivf_pq",
-        "--index.nlist",
-        "3",
-        "--index.nprobe",
-        "3",
-        "--index.m",
-        "8",
-        "--index.nbits",
-        "4",
-    ]
+    search = "--search ivf_pq --index.nlist 3 --index.nprobe 3 --index.m 8 --index.nbits 4".split()
     rows = mined(files, "--extra-ranks", "all", "--negatives-per-query", "3", *search)
     assert all(len(row["negatives"]) == 3 for row in rows) and "of the exact best" in caplog.text
     with pytest.raises(UserError, match="nlist does nothing with search: exact"):
@@ -308,11 +296,8 @@ def test_mistakes_come_together_with_one_exit_code(files: Path) -> None:
     np.save(files / "q.npy", np.ones((40, 3), np.float32))
     done = command("add_hard_negatives.py", *flags(files))
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert (
-        "2 problems" in done.stderr
-        and "has 3 dimensions" in done.stderr
-        and "outside 0 .. 59" in done.stderr
-    )
+    assert "2 problems" in done.stderr and "has 3 dimensions" in done.stderr
+    assert "outside 0 .. 59" in done.stderr
 
 
 def test_a_flag_that_is_needed_is_named_with_what_it_is() -> None:

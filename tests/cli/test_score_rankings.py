@@ -144,9 +144,8 @@ def test_the_two_submission_files_of_cirr_are_scored_for_their_own_recall(tmp_pa
     perfect |= {str(e["pairid"]): [e["target_hard"]] for e in entries}
     (tmp_path / "subset.json").write_text(json.dumps(perfect))
     found = score_rankings(tmp_path / "subset.json", "cirr_val", directory)
-    assert (
-        found["metrics"] == {f"recall_subset@{k}": 1.0 for k in (1, 2, 3)} and "note" not in found
-    )
+    assert found["metrics"] == {f"recall_subset@{k}": 1.0 for k in (1, 2, 3)}
+    assert "note" not in found
     (tmp_path / "recall.json").write_text(json.dumps(perfect | {"metric": "recall"}))
     found = score_rankings(tmp_path / "recall.json", "cirr_val", directory)
     assert found["metrics"] == {f"recall@{k}": 1.0 for k in (1, 5, 10, 50)}
@@ -395,29 +394,11 @@ def test_several_problems_are_reported_together(tmp_path: Path) -> None:
             "There are: cirr_val, cirr_test,",
         ),
         (
-            [
-                "--rankings",
-                "y",
-                "--eval_dataset",
-                "cirr_val",
-                "--data_dir",
-                ".",
-                "--iterations",
-                "1",
-            ],
+            "--rankings y --eval_dataset cirr_val --data_dir . --iterations 1".split(),
             "--iterations",
         ),
         (
-            [
-                "--rankings",
-                "y",
-                "--eval_dataset",
-                "cirr_val",
-                "--data_dir",
-                ".",
-                "--output_file",
-                "no/o",
-            ],
+            "--rankings y --eval_dataset cirr_val --data_dir . --output_file no/o".split(),
             "its directory",
         ),
     ],

@@ -211,9 +211,8 @@ def test_one_model_has_one_dtype(
         config = load(flags.split(), file)
     assert config.foundation.dtype == dtype
     follows = dtype == config.model.dtype
-    assert ("foundation.dtype is" in caplog.text) == follows and not (
-        follows and "\n" in caplog.messages[0]
-    )
+    assert ("foundation.dtype is" in caplog.text) == follows
+    assert not (follows and "\n" in caplog.messages[0])
 
 
 def test_data_dir_is_refused_for_a_drawn_data_set() -> None:

@@ -14,16 +14,9 @@ from cirloop.tools.export.config import ExportConfig
 from cirloop.tools.export_embeddings import ExportConfig as VectorsConfig
 from cirloop.tools.search.__main__ import SearchConfig
 
-VECTORS = [
-    "--query-embeddings",
-    "q.npy",
-    "--gallery-embeddings",
-    "g.npy",
-    "--targets",
-    "t.npy",
-    "--output",
-    "o.json",
-]
+VECTORS = (
+    "--query-embeddings q.npy --gallery-embeddings g.npy --targets t.npy --output o.json".split()
+)
 GIVEN: dict[type[cli.Flags], list[str]] = {
     EvalConfig: ["--experiment_dir", "run"],
     VectorsConfig: ["--experiment_dir", "run", "--iteration", "1", "--output", "o"],

@@ -280,15 +280,11 @@ def test_equal_bytes_are_one_image_said_once(data: Path, caplog: pytest.LogCaptu
     [part] = made.eval_splits("val")
     assert part.gallery.ids == ("copy1.png", "copy2.png", "p0.png", "p3.png", "p4.png", "p5.png")
     assert (part.queries[0].reference, made.train.triplets[0].target) == ("p0.png", "copy1.png")
-    assert part.relevance is not None and part.relevance.positives[part.queries[-1].id] == {
-        "copy2.png"
-    }
+    assert part.relevance is not None
+    assert part.relevance.positives[part.queries[-1].id] == {"copy2.png"}
     said = [r.getMessage() for r in caplog.records if "bytes of another" in r.getMessage()]
-    assert (
-        len(said) == 1
-        and "2 of 8 pictures" in said[0]
-        and "'p1.png', which is 'copy1.png'" in said[0]
-    )
+    assert len(said) == 1 and "2 of 8 pictures" in said[0]
+    assert "'p1.png', which is 'copy1.png'" in said[0]
 
 
 def test_copies_that_cannot_be_used_are_each_named(data: Path) -> None:
@@ -318,9 +314,8 @@ def test_pictures_of_all_kinds_are_in_the_gallery_and_others_named(
     for name in ("a.heic", "b.HEIC", "notes.txt"):
         (data / "images" / name).write_bytes(b"x")
     split = train(data)
-    assert {f"k.{ending}" for ending in kinds} <= set(split.gallery.ids) and len(
-        split.gallery.ids
-    ) == 6 + len(kinds)
+    assert {f"k.{ending}" for ending in kinds} <= set(split.gallery.ids)
+    assert len(split.gallery.ids) == 6 + len(kinds)
     said = [
         r.getMessage()
         for r in caplog.records
@@ -338,9 +333,8 @@ def test_a_linked_folder_is_named_and_followed_by_name(data: Path) -> None:
     ):
         train(data)
     split = train(data, allow_symlinks=True)
-    assert "season/s.png" in split.gallery.ids and split.images.load(
-        split.gallery.ids[-1]
-    ).size == (32, 32)
+    assert "season/s.png" in split.gallery.ids
+    assert split.images.load(split.gallery.ids[-1]).size == (32, 32)
 
 
 def test_the_data_directory_is_a_file_or_misspelt(
@@ -539,10 +533,8 @@ def test_evaluating_without_targets_is_refused_before_the_run(data: Path) -> Non
 def test_a_plan_without_models_has_no_blanks(data: Path) -> None:
     rows = dict(estimate.plan_rows(simulated(data), preflight.check(simulated(data))))
     assert all(value.strip() for value in rows.values()) and rows["model"] == "simulated"
-    assert (
-        rows["foundation model"].startswith("template")
-        and "embedder's place" not in rows["captioning"]
-    )
+    assert rows["foundation model"].startswith("template")
+    assert "embedder's place" not in rows["captioning"]
     assert rows["tuning"].startswith("none") and rows["device"].endswith("1 process")
 
 

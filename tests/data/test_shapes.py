@@ -405,10 +405,8 @@ def test_evaluation_sees_the_same_split_each_time(full: Dataset) -> None:
         return split.name, split.queries, split.gallery, split.relevance
 
     assert facts(full.evals["val"]()[0]) == facts(full.evals["val"]()[0])
-    assert (
-        full.evals["val"]()[0].name == "shapes_val"
-        and full.evals["test"]()[0].name == "shapes_test"
-    )
+    assert full.evals["val"]()[0].name == "shapes_val"
+    assert full.evals["test"]()[0].name == "shapes_test"
 
 
 def test_oracle_judges_texts_and_distances(full: Dataset, splits: dict[str, Scenes]) -> None:

@@ -43,22 +43,13 @@ def warm(config: Path) -> None:
     )  # its own is shared with the children, and one killed would keep it
     torch.set_num_interop_threads(1)
     for name in (
-        "torch._dynamo",
-        "peft",
-        "accelerate",
-        "transformers",
-        "tests.faults.write_recorder",
-        "cirloop.cli.runner",
-        "cirloop.cli.evaluate",
-        "cirloop.distributed.worker",
-        "cirloop.captioning.backends.qwen_vl",
-        "cirloop.stages.mine",
-        "transformers.models.qwen2_vl.modeling_qwen2_vl",
-        "transformers.models.qwen2_vl.processing_qwen2_vl",
-        "pydantic_settings.sources",
-        "rich.table",
-        "rich.progress",
-    ):
+        "torch._dynamo peft accelerate transformers tests.faults.write_recorder "
+        "cirloop.cli.runner cirloop.cli.evaluate cirloop.distributed.worker "
+        "cirloop.captioning.backends.qwen_vl cirloop.stages.mine "
+        "transformers.models.qwen2_vl.modeling_qwen2_vl "
+        "transformers.models.qwen2_vl.processing_qwen2_vl pydantic_settings.sources "
+        "rich.table rich.progress"
+    ).split():
         importlib.import_module(name)
     from cirloop import report
     from cirloop.backbones import EmbedInput

@@ -84,11 +84,8 @@ def test_a_process_that(
         os.kill(workers[-1], sent)
         _, said = driver.communicate(timeout=LONG)
     assert driver.returncode == REFUSED, said
-    assert (
-        says in said
-        and said.count("error: the training stage's processes") == 1
-        and "--auto_resume" in said
-    )
+    assert says in said and said.count("error: the training stage's processes") == 1
+    assert "--auto_resume" in said
     are_gone(children)
     assert trained(harness, directory) == unbroken
 

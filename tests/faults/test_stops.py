@@ -102,9 +102,8 @@ def test_asked_to_stop(site: str, harness: Harness) -> None:
     assert ended.code in (STOPPED, 0) and "Traceback" not in ended.said, ended.said
     assert ended.code == 0 or "--auto_resume" in ended.said
     if site == STEP:
-        assert ended.code == STOPPED and [
-            *(directory / "run/.work/checkpoint_iter_1").glob("step_000001")
-        ]
+        assert ended.code == STOPPED
+        assert [*(directory / "run/.work/checkpoint_iter_1").glob("step_000001")]
     goes_on(harness, directory, "run", ends)
 
 

@@ -182,14 +182,7 @@ def of_own(directory: Path) -> Callable[[], object]:
 
 
 def of_vectors(directory: Path) -> Callable[[], object]:
-    flags = [
-        "query-embeddings",
-        "gallery-embeddings",
-        "targets",
-        "positives",
-        "groups",
-        "categories",
-    ]
+    flags = "query-embeddings gallery-embeddings targets positives groups categories".split()
     words = [
         w
         for f in flags
@@ -471,27 +464,12 @@ def test_a_header_that_lies_is_refused(header: str, tmp_path: Path) -> None:
 
 
 SETTINGS_FLAGS = st.sampled_from(
-    [
-        "seed",
-        "num_iterations",
-        "model_path",
-        "data_dir",
-        "hard_negative_k",
-        "batch_size",
-        "learning_rate",
-        "loss",
-        "negative_strategy",
-        "dataset_name",
-        "training.lr_overrides",
-        "mining.filters",
-        "experiment_dir",
-        "config",
-        "nothing",
-        "runtime.feature_cache_max_gb",
-        "training.lora.target_modules",
-        "allow_missing_images",
-        "data.categories",
-    ]
+    (
+        "seed num_iterations model_path data_dir hard_negative_k batch_size learning_rate "
+        "loss negative_strategy dataset_name training.lr_overrides mining.filters "
+        "experiment_dir config nothing runtime.feature_cache_max_gb "
+        "training.lora.target_modules allow_missing_images data.categories"
+    ).split()
 )
 VALUES = st.text(max_size=12) | st.sampled_from(
     [

@@ -224,9 +224,8 @@ def test_remade_iterations_are_a_new_run_of_the_tracker(without: Path, small: An
         events.emit("numbers", step=12, values={"train/loss": 1.0}, found=False)
     config = very_small(small, without, ["tensorboard"], resume_from_iteration=1)
     runner.open_run(config)
-    assert (
-        not (without / "trackers").exists() and (without / "replaced_1/trackers/runs.json").exists()
-    )
+    assert not (without / "trackers").exists()
+    assert (without / "replaced_1/trackers/runs.json").exists()
 
 
 def test_what_can_be_known_is_said_before_the_run(
@@ -235,10 +234,8 @@ def test_what_can_be_known_is_said_before_the_run(
     monkeypatch.setattr("cirloop.monitoring.trackers.find_spec", lambda name: None)
     with pytest.raises(ValidationFailed) as error:
         runner.run(small(tmp_path / "run", runtime={"report_to": ["wandb", "trackio"]}))
-    assert (
-        str(error.value).count("pip install -e '.[trackers]'") == 2
-        and not (tmp_path / "run").exists()
-    )
+    assert str(error.value).count("pip install -e '.[trackers]'") == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(
@@ -266,9 +263,8 @@ def test_a_tracker_that_fails_later_is_left_out_with_one_warning(
         for record in caplog.records
         if record.name == "cirloop.monitoring.events"
     ]
-    assert len(said) == 1 and said[0].startswith(
-        "--report_to mlflow failed, and this attempt goes on without it"
-    )
+    assert len(said) == 1
+    assert said[0].startswith("--report_to mlflow failed, and this attempt goes on without it")
     assert in_tensorboard(tmp_path, places)["x"] == [(1, 0.5), (2, 0.5)]
 
 
@@ -291,10 +287,8 @@ def test_the_flag_is_a_list_and_decides_no_result(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("{}")
     config = load(["--config", str(path), "--report_to", "tensorboard,wandb"], path)
-    assert (
-        config.runtime.report_to == ("tensorboard", "wandb")
-        and "runtime" not in config.result_settings()
-    )
+    assert config.runtime.report_to == ("tensorboard", "wandb")
+    assert "runtime" not in config.result_settings()
     path.write_text(yaml.safe_dump({"runtime": {"report_to": ["mlflow"]}}))
     assert load(["--config", str(path)], path).runtime.report_to == ("mlflow",)
     with pytest.raises(UserError, match="tensorboard"):

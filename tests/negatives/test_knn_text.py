@@ -176,10 +176,8 @@ def test_the_share_of_diverse_is_drawn_by_the_seed() -> None:
     assert first.mean() == pytest.approx(0.3, abs=0.02)
     assert (first[:100] == diverse_first(100, KnnTextParams(diverse_ratio=0.3, seed=1))).all()
     assert (first != diverse_first(10_000, KnnTextParams(diverse_ratio=0.3, seed=2))).any()
-    assert (
-        diverse_first(50, KnnTextParams(diverse_ratio=1.0)).all()
-        and not diverse_first(50, KnnTextParams(diverse_ratio=0.0)).any()
-    )
+    assert diverse_first(50, KnnTextParams(diverse_ratio=1.0)).all()
+    assert not diverse_first(50, KnnTextParams(diverse_ratio=0.0)).any()
 
 
 @pytest.mark.parametrize(
@@ -199,9 +197,8 @@ def test_a_short_text_may_be_used_as_often_as_its_length_lets_it() -> None:
     uses_T, short_T = max_uses(texts, 20, 3)
     assert uses_T.tolist() == [1, 1, 2, 3, 3, 0]
     assert short_T.tolist() == [True, True, True, False, False, True]
-    assert max_uses(["red"], 0, 3)[1].tolist() == [False] and max_uses(["red"], 0, 3)[
-        0
-    ].tolist() == [3]
+    assert max_uses(["red"], 0, 3)[1].tolist() == [False]
+    assert max_uses(["red"], 0, 3)[0].tolist() == [3]
     assert normal("A  Red\n dress ") == normal("a red dress")
 
 
@@ -223,14 +220,10 @@ def test_clusters_find_what_is_apart_and_are_the_same_twice() -> None:
 @pytest.mark.parametrize("points", [np.ones((1, 3), np.float32), np.ones((9, 3), np.float32)])
 def test_clusters_of_one_point(points: Any) -> None:
     found = Clusters.of_images(points, 4, 0)
-    assert (
-        len(found.centroids_CD) == 1 and found.farthest().tolist() == [-1] and not found.of_V.any()
-    )
-    assert (
-        num_clusters_for(1) == 2
-        and num_clusters_for(10_000) == 71
-        and num_clusters_for(10**9) == 256
-    )
+    assert len(found.centroids_CD) == 1 and found.farthest().tolist() == [-1]
+    assert not found.of_V.any()
+    assert num_clusters_for(1) == 2 and num_clusters_for(10_000) == 71
+    assert num_clusters_for(10**9) == 256
 
 
 def naive_sets(case: Case, strategy: KnnText, visual: Any, text: Any) -> list[list[int]]:

@@ -112,10 +112,8 @@ def test_strategy_keeps_its_contract(
         assert row.scores.tolist() == [case.scores_QG[i, column] for column in row.gallery_indices]
         assert row.target_rank == order.index(case.targets[i]) + 1
         assert row.target_score == case.scores_QG[i, case.targets[i]]
-        assert (
-            not (only_failed and row.target_rank == 1 and len(row.gallery_indices))
-            and row.num_fallback == 0
-        )
+        assert not (only_failed and row.target_rank == 1 and len(row.gallery_indices))
+        assert row.num_fallback == 0
     assert list(found) == list(range(len(case.targets))), "queries are missing or out of order"
     again = mine(strategy, case, seed, **shared)
     assert [row.gallery_indices.tolist() for row in found.values()] == [
@@ -144,9 +142,8 @@ def test_a_fallback_fills_up_what_there_is(
         if kind.only_failed_queries and row.target_rank == 1:
             assert not len(row.gallery_indices)
             continue
-        assert len(row.gallery_indices) == min(k, len(allowed)) and len(
-            set(row.gallery_indices.tolist())
-        ) == len(row.gallery_indices)
+        assert len(row.gallery_indices) == min(k, len(allowed))
+        assert len(set(row.gallery_indices.tolist())) == len(row.gallery_indices)
         kept = len(row.gallery_indices) - row.num_fallback
         assert set(row.gallery_indices[:kept].tolist()) == set(plain[i].gallery_indices.tolist())
         if fallback == "top_k":

@@ -94,7 +94,8 @@ def test_a_run_leaves_a_report_with_the_numbers_of_its_results(finished: Path) -
     ]
     assert [row[2] for row in compared[1:]] == [
         f"{c['p_corrected']:.4f}" for c in results["compared"]
-    ] and len(compared) == 3
+    ]
+    assert len(compared) == 3
     assert "Finished." in page.text and "Still missing" not in page.text
 
 
@@ -210,11 +211,8 @@ def test_secrets_are_hidden(copied: RunConfig, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MODEL_PASSWORD", "nowhere/no-model")
     text = rebuild(copied).read_text("utf-8")
     assert "nowhere/no-model" not in text and "qwen2_vl" in text
-    assert (
-        "the same, [hidden] and [hidden]" in text
-        and "secret and" not in text
-        and "hf_abc" not in text
-    )
+    assert "the same, [hidden] and [hidden]" in text and "secret and" not in text
+    assert "hf_abc" not in text
 
 
 @pytest.mark.full
@@ -223,9 +221,8 @@ def test_pictures_that_are_gone_leave_tiles_that_say_so(copied: RunConfig) -> No
     before = page_of(copied)
     (copied.data_dir / "images" / "000001.jpg").unlink()
     some = page_of(copied)
-    assert 0 < some.tags["img"] < before.tags["img"] and "Missing pictures. 1 of" in " ".join(
-        some.text.split()
-    )
+    assert 0 < some.tags["img"] < before.tags["img"]
+    assert "Missing pictures. 1 of" in " ".join(some.text.split())
     shutil.rmtree(copied.data_dir / "images")
     assert "No pictures." in page_of(copied).text
     shutil.rmtree(copied.data_dir)
@@ -374,9 +371,8 @@ def test_charts_are_files_and_equal_input_gives_equal_bytes(finished: Path) -> N
     assert {path.name for path in figures.iterdir()} == {
         f"{n}.{kind}" for n in names for kind in ("svg", "png")
     }
-    assert (figures / "loss.svg").read_text().count("<svg") == 1 and Image.open(
-        figures / "loss.png"
-    ).size[0] == 720
+    assert (figures / "loss.svg").read_text().count("<svg") == 1
+    assert Image.open(figures / "loss.png").size[0] == 720
 
     def chart(title: str) -> Any:
         return draw(

@@ -141,12 +141,8 @@ def test_an_index_leaves_out_what_is_excluded(vectors: tuple[Any, Any]) -> None:
     excluded = np.where(np.arange(100)[:, None] % 2, first, -1)
     rows, scores, recall = ann_topk(queries, gallery, 20, "flat", excluded_QE=excluded)
     exact, same = topk(queries, gallery, 20, excluded=excluded)
-    assert (
-        recall == 1
-        and (rows == exact).all()
-        and (scores == same).all()
-        and not (rows[1::2] == first[1::2]).any()
-    )
+    assert recall == 1 and (rows == exact).all() and (scores == same).all()
+    assert not (rows[1::2] == first[1::2]).any()
 
 
 def test_clusters_of_well_apart_images() -> None:

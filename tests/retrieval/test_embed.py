@@ -195,9 +195,8 @@ def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
     items = list(dict.fromkeys(items_of(train)))
     with caplog.at_level("INFO", "cirloop"), profiling.metering() as spent:
         vectors_of(watched, features, items)
-    assert spent.padding == 0 and spent.tokens == sum(
-        rows * length for rows, length in watched.shapes
-    )
+    assert spent.padding == 0
+    assert spent.tokens == sum(rows * length for rows, length in watched.shapes)
     lengths = [
         watched.backbone.sequence_length(item, features.grids([item.image])[0]) for item in items
     ]

@@ -169,9 +169,8 @@ def test_blocks_hold_every_query_once(monkeypatch: Any) -> None:
     queries = gallery_of("random", 37)
     gallery = gallery_of("random", 500)
     seen = list(score_blocks(queries, gallery))
-    assert len(seen) > 1 and np.concatenate(
-        [np.arange(37)[block] for block, _ in seen]
-    ).tolist() == list(range(37))
+    assert len(seen) > 1
+    assert np.concatenate([np.arange(37)[block] for block, _ in seen]).tolist() == list(range(37))
     assert np.allclose(np.concatenate([s for _, s in seen]), queries @ gallery.T, atol=1e-6)
 
 
@@ -194,9 +193,8 @@ def test_scores_of_given_rows_are_those_of_the_best(monkeypatch: Any) -> None:
 def test_the_order_of_scores_in_memory(numbers: list[int], k: int) -> None:
     scores = np.array(numbers, np.float32)
     order = sorted(range(len(numbers)), key=lambda g: (-numbers[g], g))
-    assert (
-        best_positions(scores).tolist() == order and best_positions(scores, k).tolist() == order[:k]
-    )
+    assert best_positions(scores).tolist() == order
+    assert best_positions(scores, k).tolist() == order[:k]
     wanted = np.arange(len(numbers))[None]
     assert ranks_of(scores[None], wanted)[0].tolist() == [
         order.index(g) + 1 for g in range(len(numbers))
@@ -219,9 +217,8 @@ def test_the_most_similar_vector_counts() -> None:
         similarity(torch.from_numpy(QUERIES), torch.from_numpy(SEVERAL)), torch.from_numpy(SCORES)
     )
     alone = similarity(QUERIES, SEVERAL[:, 0])
-    assert (alone == similarity(QUERIES, SEVERAL[:, :1])).all() and (
-        alone == QUERIES @ SEVERAL[:, 0].T
-    ).all()
+    assert (alone == similarity(QUERIES, SEVERAL[:, :1])).all()
+    assert (alone == QUERIES @ SEVERAL[:, 0].T).all()
 
 
 def test_one_vector_of_unit_norm_stands_for_an_image_among_images() -> None:

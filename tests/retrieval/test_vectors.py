@@ -41,12 +41,8 @@ def parts(whole: Any, tmp_path: Path) -> Any:
 
 
 def test_parts_are_read_as_one_array(whole: Any, parts: Any) -> None:
-    assert (
-        parts.shape == whole.shape
-        and parts.dtype == whole.dtype
-        and len(parts) == 700
-        and parts.ndim == 2
-    )
+    assert parts.shape == whole.shape and parts.dtype == whole.dtype and len(parts) == 700
+    assert parts.ndim == 2
     for rows in (
         slice(0, 5),
         slice(90, 460),

@@ -133,9 +133,8 @@ def test_a_cpu_and_a_folder_without_wheels_are_named(
     gpu_check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = command("--wheels-from", str(tmp_path))
-    assert (
-        done.returncode == 2 and f"{tmp_path} has no wheels: fill it with --wheels" in done.stderr
-    )
+    assert done.returncode == 2
+    assert f"{tmp_path} has no wheels: fill it with --wheels" in done.stderr
     monkeypatch.setattr(gpu_check, "DEVICE", "cpu")
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
     with pytest.raises(SystemExit, match="torch sees no GPU"):
@@ -150,16 +149,7 @@ def test_only_listed_packages_are_imported(tmp_path: Path) -> None:
         tmp_path / "bare",
         (ROOT / "scripts" / "gpu_check.sh").read_text("utf-8").split('locked="')[1],
     )
-    names = [
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "safetensors",
-        "pillow",
-        "rich",
-        "numpy",
-    ]
+    names = "torch transformers peft accelerate safetensors pillow rich numpy".split()
     names += ["torchvision", *wheels.split('"')[0].split()]
     script = f"""
 import sys

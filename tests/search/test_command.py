@@ -71,12 +71,8 @@ def test_json_lines_are_answered_in_order_and_wrong_ones_named(
     assert [len(row.get("results", ())) for row in rows] == [4, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     said = {row["line"]: row["error"] for row in rows if "error" in row}
     assert all(name in said[5] for name in ("'reference'", "'text'", "'k'", "'more'"))
-    assert (
-        "known kind" in said[6]
-        and "UTF-8" in said[7]
-        and "bytes" in said[8]
-        and "nested" in said[9]
-    )
+    assert "known kind" in said[6] and "UTF-8" in said[7] and "bytes" in said[8]
+    assert "nested" in said[9]
     assert "more than once" in said[10] and "nothing to search for" in said[11]
     best = engine.search("1", ImageId(ONE), "make it red", 4).hits
     assert [r["image"] for r in rows[0]["results"]] == [hit.image for hit in best]

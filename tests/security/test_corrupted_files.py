@@ -146,9 +146,8 @@ def test_what_is_gathered_from_others_is_written_anew(
 def test_a_directory_where_results_belong_is_named(run: Path, small: Any) -> None:
     corruptions.a_directory(run / "evaluation_results.json")
     said = refused(lambda: runner.run(small(run, auto_resume=True)))
-    assert f"{run / 'evaluation_results.json'} is a directory" in said and not list(
-        run.glob(".*.tmp")
-    )
+    assert f"{run / 'evaluation_results.json'} is a directory" in said
+    assert not list(run.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize(
@@ -176,10 +175,8 @@ def test_an_altered_step_checkpoint_is_named(
     assert checkpoints.newest()[0]["step"] == 2  # type: ignore[index]
     ALTERATIONS[alteration](step / name)
     if alteration == "gone":  # as of a removal that was broken off
-        assert (
-            checkpoints.newest() is None
-            and f"{step} is not whole and is passed over" in caplog.text
-        )
+        assert checkpoints.newest() is None
+        assert f"{step} is not whole and is passed over" in caplog.text
     else:
         assert str(step / name) in refused(checkpoints.newest)
 

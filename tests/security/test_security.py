@@ -478,12 +478,8 @@ def test_tables_show_what_a_model_wrote_as_it_is(terminal: bool) -> None:
     out = Console(file=io.StringIO(), force_terminal=terminal, width=200, color_system=None)
     table(f"title {MARKUP}\x1b[2J", ("a", MARKUP), [[MARKUP, "\x1b[2J\u202e"]], out)
     said = out.file.getvalue()  # type: ignore[attr-defined]
-    assert (
-        said.count(MARKUP) == 3
-        and "\\x1b[2J" in said
-        and "\x1b[2J" not in said
-        and "\u202e" not in said
-    )
+    assert said.count(MARKUP) == 3 and "\\x1b[2J" in said and "\x1b[2J" not in said
+    assert "\u202e" not in said
 
 
 def test_log_lines_and_errors_are_safe(
@@ -529,11 +525,8 @@ def test_a_secret_is_no_setting(flag: str, value: str, named: str, tmp_path: Pat
     (tmp_path / "c.yaml").write_text("{}")
     with pytest.raises(UserError) as error:
         load(["--config", str(tmp_path / "c.yaml"), flag, value], tmp_path / "c.yaml")
-    assert (
-        str(error.value).startswith(named)
-        and value not in str(error.value)
-        and "HF_TOKEN" in str(error.value)
-    )
+    assert str(error.value).startswith(named) and value not in str(error.value)
+    assert "HF_TOKEN" in str(error.value)
 
 
 def test_secrets_are_found_by_name_too() -> None:

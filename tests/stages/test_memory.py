@@ -61,9 +61,8 @@ def test_captioning_names_what_to_set(tmp_path: Path) -> None:
                 lambda: eyes.yes_probability(load("verify-1"), asks, "verify")):  # fmt: skip
         with pytest.raises(UserError, match="3 questions at once: CUDA out of memory") as caught:
             ask()
-        assert "captioning.batch_size" in str(caught.value) and "foundation.max_pixels" in str(
-            caught.value
-        )
+        assert "captioning.batch_size" in str(caught.value)
+        assert "foundation.max_pixels" in str(caught.value)
 
 
 class Full(np.ndarray[Any, Any]):

@@ -41,10 +41,8 @@ def test_every_part_of_a_plan(small: Any, tmp_path: Path, monkeypatch: pytest.Mo
     assert names <= found.keys()
     for part in ("weights", "adapters and optimizer", "activations", "working space"):
         assert part in found["memory: train"]
-    assert (
-        "keys and values" in found["memory: caption"]
-        and "on the embedder's weights" in found["captioning"]
-    )
+    assert "keys and values" in found["memory: caption"]
+    assert "on the embedder's weights" in found["captioning"]
     assert found["estimate: all"].endswith(" h") and not (tmp_path / "run").exists()
 
 

@@ -74,9 +74,8 @@ def test_of_the_2b_model(two_b: resources.Sizes) -> None:
     how = (16, TARGETS, 0.1)
     wide = resources.activation_bytes(two_b, "bfloat16", "float32", *how, on_cpu=True)
     narrow = resources.activation_bytes(two_b, "bfloat16", "bfloat16", *how, on_cpu=True)
-    assert wide / 1e6 == pytest.approx(6.1, rel=0.05) and narrow / 1e6 == pytest.approx(
-        4.1, rel=0.05
-    )
+    assert wide / 1e6 == pytest.approx(6.1, rel=0.05)
+    assert narrow / 1e6 == pytest.approx(4.1, rel=0.05)
     assert resources.activation_bytes(two_b, "bfloat16", "float32", *how) < wide
     assert resources.key_value_bytes(two_b, "bfloat16") == 2 * 28 * 2 * 128 * 2
     assert 21_551 * resources.feature_bytes(two_b, "bfloat16", 256) / 1e9 == pytest.approx(

@@ -121,9 +121,8 @@ def check(result: Any, samples: list[dict[str, Any]], digests: dict[str, bytes])
     assert result["schema"] == 1 and len(result["samples"]) == len(samples)
     used: Counter[str] = Counter()
     for sample, row in zip(samples, result["samples"], strict=True):
-        assert row["image"] == sample["image"] and row["text"] == sample.get(
-            "text", sample.get("answer")
-        )
+        assert row["image"] == sample["image"]
+        assert row["text"] == sample.get("text", sample.get("answer"))
         negative = row["negative"]
         if negative is None:
             assert row["reason"]
@@ -150,9 +149,8 @@ def test_negatives_of_drawn_pictures(shapes: Path, one: Path) -> None:
     chosen = [row["negative"] for row in result["samples"] if row["negative"]]
     kinds = Counter(negative["kind"] for negative in chosen)
     assert kinds["hard"] and kinds["diverse"] and report["negatives"]["hard"] == kinds["hard"]
-    assert report["samples"] == len(samples) and report["success_rate"] == round(
-        len(chosen) / len(samples), 6
-    )
+    assert report["samples"] == len(samples)
+    assert report["success_rate"] == round(len(chosen) / len(samples), 6)
     assert (
         sum(report["thresholds"].values())
         == len(chosen)
@@ -186,9 +184,8 @@ def test_negatives_of_drawn_pictures(shapes: Path, one: Path) -> None:
     assert shard["mean_text_similarity"] == pytest.approx(np.mean(texts), abs=1e-5)
     visual = [negative["visual_similarity"] for negative in chosen]
     assert shard["mean_visual_similarity"] == pytest.approx(np.mean(visual), abs=1e-5)
-    assert report["devices"] and all(
-        each["name"] and each["memory_bytes"] > 1 << 28 for each in report["devices"]
-    )
+    assert report["devices"]
+    assert all(each["name"] and each["memory_bytes"] > 1 << 28 for each in report["devices"])
 
 
 @pytest.mark.full
@@ -316,9 +313,8 @@ def test_a_sentence_encoder_is_the_mean_over_its_tokens(shapes: Path, tmp_path: 
         encoder.vectors(["a red dress"]),
         encoder.vectors(["a red dress", "a small blue square hat"]),
     )
-    assert np.allclose(alone[0], both[0], atol=1e-6) and np.allclose(
-        np.linalg.norm(both, axis=1), 1, atol=1e-6
-    )
+    assert np.allclose(alone[0], both[0], atol=1e-6)
+    assert np.allclose(np.linalg.norm(both, axis=1), 1, atol=1e-6)
     ids = encoder._tokenizer(["a red dress"], return_tensors="pt")
     with torch.inference_mode():
         mean = encoder._model(**ids).last_hidden_state[0].mean(0).numpy()
@@ -361,11 +357,8 @@ def test_any_embedder_of_a_run(name: str, shapes: Path, tmp_path: Path) -> None:
     check(read(tmp_path / "out.json"), samples, digests_of(shapes / "images", images))
     settings.write_text("{}")
     done = command(*flags(shapes, tmp_path / "out.json", "--run-config", settings))
-    assert (
-        done.returncode == 2
-        and "has no `model` that can be used" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode == 2 and "has no `model` that can be used" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_embedder_on_texts_takes_a_text_for_words() -> None:
@@ -517,9 +510,8 @@ def test_a_model_that_is_not_there_is_said_before_a_process_starts(
     shapes: Path, tmp_path: Path
 ) -> None:
     done = command(*flags(shapes, tmp_path / "out.json", "--model-path", tmp_path / "nowhere"))
-    assert (
-        done.returncode == 2 and "does not exist" in done.stderr and "process 0" not in done.stderr
-    )
+    assert done.returncode == 2 and "does not exist" in done.stderr
+    assert "process 0" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -530,11 +522,8 @@ def test_the_output_may_not_overwrite_the_annotations(shapes: Path) -> None:
 
 
 def test_normalized_entropy() -> None:
-    assert (
-        normalized_entropy([2, 2, 2]) == 1
-        and normalized_entropy([5]) == 0
-        and normalized_entropy([]) is None
-    )
+    assert normalized_entropy([2, 2, 2]) == 1 and normalized_entropy([5]) == 0
+    assert normalized_entropy([]) is None
     assert normalized_entropy([3, 1]) == pytest.approx(0.8113)
 
 
@@ -593,9 +582,8 @@ def test_the_samples_of_a_split_are_found_beside_the_pictures(
         "\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows)
     )
     options = AddNegativesConfig.parse(argv)
-    assert options.annotations == path and options.output == path.with_name(
-        f"{path.stem}_with_negatives.json"
-    )
+    assert options.annotations == path
+    assert options.output == path.with_name(f"{path.stem}_with_negatives.json")
     found, _ = looked_at(options)
     assert [sample.text for sample in found] == [row["answer"] for row in rows]
     options.output.write_text("{}")

@@ -84,9 +84,8 @@ def test_what_is_mined_from_an_export_is_what_the_run_mines(
     ]
     assert mined == there and mined
     said = read(made / "export.json")
-    assert said["iteration"] == "base" and said["splits"][0]["gallery"] == list(
-        open_vectors(made / "gallery").shape
-    )
+    assert said["iteration"] == "base"
+    assert said["splits"][0]["gallery"] == list(open_vectors(made / "gallery").shape)
 
 
 @pytest.mark.full
@@ -124,17 +123,14 @@ def test_a_vector_is_a_list_of_fixed_size(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["a", "b", "c"], made[:, 0])
     write_parquet(tmp_path / "b.parquet", ["a", "b", "c"], made)
     one, several = (parquet.read_table(tmp_path / f"{name}.parquet") for name in "ab")
-    assert str(one.schema.field("vector").type).startswith("fixed_size_list") and one[
-        "id"
-    ].to_pylist() == [
+    assert str(one.schema.field("vector").type).startswith("fixed_size_list")
+    assert one["id"].to_pylist() == [
         "a",
         "b",
         "c",
     ]
-    assert (
-        one["vector"].to_pylist() == made[:, 0].tolist()
-        and several["vector"].to_pylist() == made.tolist()
-    )
+    assert one["vector"].to_pylist() == made[:, 0].tolist()
+    assert several["vector"].to_pylist() == made.tolist()
 
 
 def test_files_of_so_many_rows(tmp_path: Path) -> None:

@@ -74,9 +74,8 @@ def test_a_loss_that_is_not_finite_stops_the_stage_with_the_batch(
         trainer.run(steps())
     ids = [query.id for query in trainer.batches[1].queries]
     assert caught.value.row == {"step": 2, "loss": "nan", "grad_norm": "nan", "ids": ids}
-    assert ids[0] in str(caught.value) and "--max_skipped_batches 1 --auto_resume" in str(
-        caught.value
-    )
+    assert ids[0] in str(caught.value)
+    assert "--max_skipped_batches 1 --auto_resume" in str(caught.value)
     assert len(trainer.log) == 1
 
 
@@ -161,12 +160,8 @@ def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
     with pytest.raises(UserError, match=r"bad_batch\.json") as caught:
         runner.run(small(tmp_path / "run", **settings))
     found = json.loads((tmp_path / "run" / "bad_batch.json").read_text())
-    assert (
-        found["schema"] == 1
-        and found["iteration"] == 0
-        and found["loss"] == "nan"
-        and len(found["ids"]) == 12
-    )
+    assert found["schema"] == 1 and found["iteration"] == 0 and found["loss"] == "nan"
+    assert len(found["ids"]) == 12
     assert found["ids"][0] in str(caught.value) and not (tmp_path / "run" / "run.lock").exists()
     more = settings | {"training": training | {"max_skipped_batches": 1}, "auto_resume": True}
     with pytest.raises(
@@ -340,10 +335,8 @@ def test_two_processes_stop_and_leave_out_together(cache: Path, tmp_path: Path) 
     assert first == second, done.stderr[-3000:]
     assert first["skipped"] == [2] and first["stopped"] == ["step_000003"]
     said = (tmp_path / "said.txt").read_text()
-    assert (
-        "training step 1: CUDA out of memory" in said
-        and "--training.grad_cache_chunk_size 2 --auto_resume" in said
-    )
+    assert "training step 1: CUDA out of memory" in said
+    assert "--training.grad_cache_chunk_size 2 --auto_resume" in said
 
 
 def test_a_loss_that_does_not_fall_is_told_from_one_that_does() -> None:

@@ -264,10 +264,8 @@ def test_own_negatives_are_mined_or_of_other_queries(
     }
     for step in range(6):
         batch = batches[step]
-        assert (
-            batch.hard_negatives_BK.shape[0] == len(batch.queries)
-            and batch.hard_negatives_BK.shape[1] >= 1
-        )
+        assert batch.hard_negatives_BK.shape[0] == len(batch.queries)
+        assert batch.hard_negatives_BK.shape[1] >= 1
         for query, row in zip(batch.queries, batch.hard_negatives_BK, strict=True):
             own = {batch.candidates[place] for place in row if place >= 0}
             assert len(own) == (row >= 0).sum()
@@ -353,11 +351,8 @@ def test_a_human_query_is_paired_with_the_mined_image_of_its_rewritten_triplet(
                 assert len(own) == num_negatives
             elif partner.query.id in ids:
                 pairs += 1
-                assert (
-                    own[0] == partner.target
-                    and set(own) <= mined[query.id]
-                    and len(own) <= 1 + num_negatives
-                )
+                assert own[0] == partner.target and set(own) <= mined[query.id]
+                assert len(own) <= 1 + num_negatives
             else:
                 alone += 1
                 assert set(own) <= mined[query.id] and len(own) == num_negatives
