@@ -18,6 +18,31 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def environment(**more: str) -> dict[str, str]:
+    """Of a process that imports the package and the tests, and has one thread."""
+    paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
+
+
+def python(*words: object, cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own; `more` goes into its environment."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=environment(**more),
+        cwd=cwd,
+        timeout=600,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def in_two_processes(script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository in two processes of torch's launcher."""
+    launch = "-m torch.distributed.run --nproc_per_node 2 --standalone".split()
+    return python(*launch, ROOT / script, *words)
+
+
 @contextlib.contextmanager
 def logging_kept() -> Iterator[None]:
     """A command sets up logging for itself."""

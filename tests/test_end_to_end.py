@@ -24,7 +24,7 @@ from cirloop.config.run import from_json
 from cirloop.data.paths import DataPaths
 from cirloop.stages.context import RunContext
 from cirloop.types import UserError
-from tests.commands import command
+from tests.commands import command, environment, python
 
 ROOT = Path(__file__).parent.parent
 ARTIFACTS = (
@@ -153,19 +153,12 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
     directory = tmp_path / "killed"
     config = small(directory).to_json()
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
-    flags = [
-        sys.executable,
-        str(ROOT / "train_iterative.py"),
-        "--config",
-        str(tmp_path / "small.yaml"),
-    ]
-    flags += ["--experiment_dir", str(directory), "--auto_resume"]
-    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT / "src")}
+    words = [str(ROOT / "train_iterative.py"), "--config", str(tmp_path / "small.yaml")]
+    words += ["--experiment_dir", str(directory), "--auto_resume"]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     moments = random.Random(5)
     for _ in range(num_kills):
-        process = subprocess.Popen(
-            flags, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([sys.executable, *words], env=environment(), **silent)
         start = len(list(directory.glob("*"))) if directory.exists() else 0
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
@@ -175,9 +168,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
         time.sleep(moments.random() * 3)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(
-        flags, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = python(*words)
     assert done.returncode == 0, done.stderr[-2000:]
     assert digests(directory) == digests(finished)
 
@@ -193,18 +184,8 @@ def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
 @pytest.mark.full
 def test_a_command_is_a_process_with_its_exit_code(tmp_path: Path) -> None:
     for script in ("train_iterative.py", "eval_iterative.py"):
-        words = [
-            sys.executable,
-            str(ROOT / script),
-            "--experiment_dir",
-            str(tmp_path),
-            "--nope",
-            "1",
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        done = subprocess.run(
-            words, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-        )
+        words = ("--experiment_dir", tmp_path, "--nope", "1")
+        done = python(ROOT / script, *words, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.count("error: ") == 1
         assert "--nope" in done.stderr
         assert "Traceback" not in done.stderr
@@ -225,10 +206,7 @@ def test_a_command_is_a_process_with_its_exit_code(tmp_path: Path) -> None:
             ["2 problems", "learning_rate", "num_iterations"],
         ),
         ("--config /no/file.yaml", ["/no/file.yaml", "no such file"]),
-        (
-            "--experiment_dir USED",
-            ["--auto_resume", "--resume_from_iteration", "--experiment_dir"],
-        ),
+        ("--experiment_dir USED", ["--auto_resume", "--resume_from_iteration", "--experiment_dir"]),
         ("--experiment_dir USED --auto_resume --seed 9", ["seed: 0 -> 9", "Ways out"]),
         (
             "--experiment_dir USED --resume_from_iteration 7",

@@ -58,9 +58,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_blip2(tmp_path_factory.mktemp("blip2"))
 
 
+def built(path: Path | str, adapter: Path | None = None, **settings: Any) -> Any:
+    return Blip2Settings(path=str(path), **settings).build(adapter)
+
+
+def trainable(path: Path, **tuning: Any) -> Any:
+    backbone = built(path)
+    backbone.make_trainable(TrainingSettings(**tuning), seed=1)
+    return backbone
+
+
 @pytest.fixture(scope="module")
 def backbone(path: Path) -> Any:
-    return Blip2Settings(path=str(path)).build()
+    return built(path)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +83,9 @@ def vision(backbone: Any) -> Any:
 
 def embed(backbone: Any, items: list[EmbedInput], vision: Any) -> torch.Tensor:
     backbone.module.eval()
+    inputs = backbone.inputs(items, [vision[int(item.image)] for item in items])
     with torch.no_grad():
-        vectors: torch.Tensor = backbone.module(
-            backbone.inputs(items, [vision[int(item.image)] for item in items])
-        )
+        vectors: torch.Tensor = backbone.module(inputs)
     return vectors
 
 
@@ -144,9 +153,8 @@ def test_a_batchs_other_rows_and_its_padding_change_nothing(
 
 @NEEDS_PHOTOS
 def test_text_and_reference_both_decide_a_query(backbone: Any, vision: Any) -> None:
-    first, text, image = embed(
-        backbone, [QUERIES[0], EmbedInput("0", TEXTS[1]), EmbedInput("1", TEXTS[0])], vision
-    )  # type: ignore[arg-type]
+    changed: Any = [QUERIES[0], EmbedInput("0", TEXTS[1]), EmbedInput("1", TEXTS[0])]  # type: ignore[arg-type]
+    first, text, image = embed(backbone, changed, vision)
     assert not torch.allclose(first, text, atol=1e-3)
     assert not torch.allclose(first, image, atol=1e-3)
 
@@ -174,8 +182,7 @@ def test_kept_features_are_the_towers_on_pixels(
 def test_other_pixels_or_another_dtype_have_other_features(
     backbone: Any, path: Path, vision: Any
 ) -> None:
-    padding = Blip2Settings(path=str(path), pad_ratio=1.25).build()
-    half: Any = Blip2Settings(path=str(path), dtype="bfloat16").build()
+    padding, half = built(path, pad_ratio=1.25), built(path, dtype="bfloat16")
     assert len({backbone.vision_key, padding.vision_key, half.vision_key}) == 3
     assert len({backbone.fingerprint, padding.fingerprint, half.fingerprint}) == 3
     (rough,) = half.encode_images([Photos().load("0")])
@@ -188,9 +195,7 @@ def test_other_pixels_or_another_dtype_have_other_features(
 
 def test_a_text_is_words_also_where_it_looks_like_a_sign(backbone: Any) -> None:
     ids = backbone.text_inputs(["a [SEP] b <image> c [PAD]"])["input_ids"][0]
-    special = set(
-        backbone.processor.tokenizer.added_tokens_decoder
-    )  # with the processor's `<image>`
+    special = {*backbone.processor.tokenizer.added_tokens_decoder}  # with its processor's `<image>`
     assert [int(i) in special for i in ids] == [True, *[False] * (len(ids) - 2), True]
     assert normalize_caption("Is RED. (very)  red!") == "is red very red"
 
@@ -216,8 +221,7 @@ def contrastive(backbone: Any, vision: Any) -> torch.Tensor:
 def test_everything_that_is_trained_gets_a_gradient_and_the_tower_none(
     path: Path, vision: Any
 ) -> None:
-    backbone: Any = Blip2Settings(path=str(path)).build()
-    backbone.make_trainable(TrainingSettings(), seed=1)
+    backbone = trainable(path)
     backbone.module.eval()
     contrastive(backbone, vision).backward()
     trained = backbone.trainable()
@@ -233,8 +237,7 @@ def test_everything_that_is_trained_gets_a_gradient_and_the_tower_none(
 def test_distributed_training_misses_no_gradient(path: Path, vision: Any, tmp_path: Path) -> None:
     """The second call of `DistributedDataParallel` fails where the first left a trained weight
     without a gradient."""
-    backbone: Any = Blip2Settings(path=str(path)).build()
-    backbone.make_trainable(TrainingSettings(), seed=1)
+    backbone = trainable(path)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
@@ -251,7 +254,7 @@ def test_distributed_training_misses_no_gradient(path: Path, vision: Any, tmp_pa
 
 @NEEDS_PHOTOS
 def test_dropout_is_on_while_training_but_not_in_the_tower(path: Path, vision: Any) -> None:
-    backbone: Any = Blip2Settings(path=str(path)).build()
+    backbone = built(path)
     backbone.module.train()
     batch = backbone.inputs(QUERIES, vision[:4])
     assert not torch.allclose(backbone.module(batch), backbone.module(batch), atol=1e-4)
@@ -263,44 +266,34 @@ def test_dropout_is_on_while_training_but_not_in_the_tower(path: Path, vision: A
 @NEEDS_PHOTOS
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_a_step_lowers_the_loss_of_its_batch(path: Path, vision: Any, tune: Any) -> None:
-    backbone: Any = Blip2Settings(path=str(path)).build()
-    backbone.make_trainable(TrainingSettings(finetuning=tune, lora=LORA), seed=1)
+    backbone = trainable(path, finetuning=tune, lora=LORA)
     backbone.module.eval()
     optimizer = torch.optim.AdamW(backbone.trainable().values(), lr=1e-3)
     before = contrastive(backbone, vision)
     before.backward()
     if tune == "lora":
-        assert all(
-            p.grad is not None and p.grad.any()
-            for n, p in backbone.trainable().items()
-            if "lora_B" in n
-        )
+        grads = [p.grad for n, p in backbone.trainable().items() if "lora_B" in n]
+        assert all(grad is not None and grad.any() for grad in grads)
     optimizer.step()
     assert contrastive(backbone, vision) < before - 1e-3
 
 
 def test_lora_is_on_the_qformer_alone_and_other_names_are_refused(path: Path) -> None:
-    backbone: Any = Blip2Settings(path=str(path)).build()
-    backbone.make_trainable(TrainingSettings(finetuning="lora", lora=LORA), seed=1)
+    backbone = trainable(path, finetuning="lora", lora=LORA)
     assert all(name.startswith("qformer.") and "lora_" in name for name in backbone.trainable())
     with pytest.raises(UserError, match="target_modules"):
-        Blip2Settings(path=str(path)).build().make_trainable(
-            TrainingSettings(finetuning="lora"), seed=1
-        )
+        trainable(path, finetuning="lora")
 
 
 @pytest.mark.parametrize("part", ["vision_model", "itm_head", "v", "nothing"])
 def test_parts_that_are_not_trained_are_refused(path: Path, part: str) -> None:
     with pytest.raises(UserError, match=part):
-        Blip2Settings(path=str(path)).build().make_trainable(
-            TrainingSettings(finetuning="full", trainable_patterns=(part,)), seed=1
-        )
+        trainable(path, finetuning="full", trainable_patterns=(part,))
 
 
 def moved(path: Path, directory: Path, **tuning: Any) -> Any:
     """A backbone whose trained weights were moved by hand, and saved in `directory`."""
-    backbone: Any = Blip2Settings(path=str(path)).build()
-    backbone.make_trainable(TrainingSettings(**tuning), seed=1)
+    backbone = trainable(path, **tuning)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in backbone.trainable().values():
@@ -350,7 +343,7 @@ def test_an_adapter_changes_the_fingerprint_and_not_the_vision_key(
     path: Path, backbone: Any, tmp_path: Path
 ) -> None:
     moved(path, tmp_path)
-    loaded = Blip2Settings(path=str(path)).build(tmp_path)
+    loaded = built(path, tmp_path)
     assert loaded.fingerprint != backbone.fingerprint and loaded.vision_key == backbone.vision_key
     assert not loaded.trainable()
 
@@ -360,10 +353,8 @@ def altered(path: Path, directory: Path, change: Any) -> str:
     directory.mkdir()
     for file in path.iterdir():
         (directory / file.name).write_bytes(file.read_bytes())
-    state, config = (
-        load_file(path / "model.safetensors"),
-        json.loads((path / "config.json").read_text("utf-8")),
-    )
+    state = load_file(path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text("utf-8"))
     change(state, config)
     save_file(state, directory / "model.safetensors", {"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config), "utf-8")
@@ -394,7 +385,7 @@ def test_weights_that_are_not_what_the_config_says_are_refused(
     path: Path, tmp_path: Path, change: Any, says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
-        Blip2Settings(path=altered(path, tmp_path / "m", change)).build()
+        built(altered(path, tmp_path / "m", change))
 
 
 def test_a_processor_of_another_size_is_refused(path: Path, tmp_path: Path) -> None:
@@ -403,7 +394,7 @@ def test_a_processor_of_another_size_is_refused(path: Path, tmp_path: Path) -> N
     processor["image_processor"]["size"] = {"height": 21, "width": 21}
     (other / "processor_config.json").write_text(json.dumps(processor), "utf-8")
     with pytest.raises(UserError, match=r"21x21 pixels, config\.json's vision tower takes 28x28"):
-        Blip2Settings(path=str(other)).build()
+        built(other)
 
 
 def test_weights_beyond_those_needed_and_no_matching_head_do_no_harm(
@@ -413,10 +404,9 @@ def test_weights_beyond_those_needed_and_no_matching_head_do_no_harm(
         state["language_model.lm_head.weight"] = torch.ones(2, 2)
         del state["itm_head.weight"], state["itm_head.bias"]
 
-    other: Any = Blip2Settings(path=altered(path, tmp_path / "m", change)).build()
-    assert torch.allclose(
-        other.probe_output(), backbone.probe_output(), atol=1e-6
-    )  # bits depend on where weights lie in memory
+    other = built(altered(path, tmp_path / "m", change))
+    # bits depend on where weights lie in memory
+    assert torch.allclose(other.probe_output(), backbone.probe_output(), atol=1e-6)
 
 
 def test_cut_weights_are_named(path: Path, tmp_path: Path) -> None:
@@ -424,15 +414,14 @@ def test_cut_weights_are_named(path: Path, tmp_path: Path) -> None:
     content = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"cannot be read"):
-        Blip2Settings(path=str(cut)).build()
+        built(cut)
 
 
 def test_another_architecture_and_a_name_out_of_reach_are_refused() -> None:
     with pytest.raises(UserError, match="'qwen2_vl', expected 'blip-2'"):
-        Blip2Settings(path=str(resolve("tiny", "qwen2_vl"))).build()
-    with pytest.raises(
-        UserError, match=r"Salesforce/blip2-itm-vit-g.*neither a directory here nor"
-    ):
+        built(resolve("tiny", "qwen2_vl"))
+    said = r"Salesforce/blip2-itm-vit-g.*neither a directory here nor"
+    with pytest.raises(UserError, match=said):
         Blip2Settings().build()
 
 
@@ -445,10 +434,10 @@ def test_an_adapter_of_another_base_is_refused(path: Path, tmp_path: Path) -> No
 
     moved(Path(altered(path, tmp_path / "m", change)), tmp_path / "adapter")
     with pytest.raises(UserError, match="4 shapes differ"):
-        Blip2Settings(path=str(path)).build(tmp_path / "adapter")
+        built(path, tmp_path / "adapter")
     moved(path, tmp_path / "cut")
     state = load_file(tmp_path / "cut" / PARTS_WEIGHTS)
     state.pop("query_tokens")
     save_file(state, tmp_path / "cut" / PARTS_WEIGHTS)
     with pytest.raises(UserError, match="keys differ"):
-        Blip2Settings(path=str(path)).build(tmp_path / "cut")
+        built(path, tmp_path / "cut")

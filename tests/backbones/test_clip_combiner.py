@@ -82,11 +82,13 @@ def items(photos: Photos) -> list[EmbedInput]:
     return [EmbedInput(image, text) for image, text in zip(photos.files, TEXTS, strict=False)]
 
 
+def inputs_of(backbone: Any, photos: Photos, rows: list[EmbedInput]) -> Any:
+    return backbone.inputs(rows, backbone.encode_images([photos.load(row.image) for row in rows]))
+
+
 def queries(backbone: Any, photos: Photos, rows: list[EmbedInput] | None = None) -> torch.Tensor:
-    rows = rows or items(photos)
-    vision = backbone.encode_images([photos.load(row.image) for row in rows])
     with torch.no_grad():
-        made: torch.Tensor = backbone.module(backbone.inputs(rows, vision))
+        made: torch.Tensor = backbone.module(inputs_of(backbone, photos, rows or items(photos)))
     return made
 
 
@@ -150,11 +152,8 @@ def test_image_tokens_have_the_global_feature_first(
     places = {"vit": 16, "resnet": 4}[kind]
     assert {v.tokens.shape for v in tokens} == {(1 + places, 32)}
     pooled = settings(clips[kind]).build().encode_images(rows)
-    assert torch.allclose(
-        torch.stack([v.tokens[:1] for v in tokens]),
-        torch.stack([v.tokens for v in pooled]),
-        atol=1e-5,
-    )
+    for whole, feature in zip(tokens, pooled, strict=True):
+        assert torch.allclose(whole.tokens[:1], feature.tokens, atol=1e-5)
     assert len({round(float(t.norm()), 4) for t in tokens[0].tokens}) == 1 + places
 
 
@@ -206,12 +205,9 @@ def test_the_combiner_is_clip4cirs_formula() -> None:
     )
     assert both.shape == (3, 2 * 4 * 6)
     share = 1 / (1 + np.exp(-layer(np.maximum(layer(both, "share.0"), 0), "share.3")))
-    expected = (
-        layer(np.maximum(layer(both, "mixture.0"), 0), "mixture.3") + share * t + (1 - share) * i
-    )
-    assert np.allclose(
-        network(ClipFeatures(image), ClipFeatures(text)).detach().numpy(), expected, atol=1e-12
-    )
+    mixture = layer(np.maximum(layer(both, "mixture.0"), 0), "mixture.3")
+    made = network(ClipFeatures(image), ClipFeatures(text)).detach().numpy()
+    assert np.allclose(made, mixture + share * t + (1 - share) * i, atol=1e-12)
     assert share.shape == (3, 1) and w["mixture.0.weight"].shape == (8 * 6, 8 * 6)
 
 
@@ -224,12 +220,7 @@ def trainable(clip: str, combiner: str, inside: bool, **tuning: Any) -> Any:
 def loss_of(backbone: Any, photos: Photos) -> torch.Tensor:
     """InfoNCE of three queries against the photographs: query i's target is photograph i + 1."""
     rows, candidates = items(photos), [EmbedInput(image) for image in photos.files]
-    vectors = [
-        backbone.module(
-            backbone.inputs(each, backbone.encode_images([photos.load(row.image) for row in each]))
-        )
-        for each in (rows, candidates)
-    ]
+    vectors = [backbone.module(inputs_of(backbone, photos, each)) for each in (rows, candidates)]
     return F.cross_entropy(vectors[0] @ vectors[1].T / 0.1, torch.arange(len(rows)) + 1)
 
 
@@ -272,6 +263,20 @@ def test_clip_stays_in_eval_mode_and_only_the_combiner_drops(
     assert all(torch.equal(b, means[n]) for n, b in backbone.module.clip.named_buffers())
 
 
+IN_A_NEW_PROCESS = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from tests.backbones.test_clip_combiner import ClipCombinerSettings, Photos, gallery, queries
+photos = Photos([Path(file) for file in sys.argv[3:]])
+told = json.loads(sys.argv[1])
+built = {name: ClipCombinerSettings(**values).build(Path(name)) for name, values in told.items()}
+made = {name: torch.cat([queries(b, photos), gallery(b, photos)]) for name, b in built.items()}
+save_file(made, sys.argv[2])
+print(*[b.fingerprint for b in built.values()])
+"""
+
+
 @pytest.mark.full
 def test_saved_weights_give_the_same_queries_in_a_new_process(
     clips: dict[str, str], photos: Photos, tmp_path: Path
@@ -284,31 +289,14 @@ def test_saved_weights_give_the_same_queries_in_a_new_process(
             optimizer.zero_grad()
             loss_of(backbone, photos).backward()
             optimizer.step()
-        directory = tmp_path / f"{combiner}-{inside}"
-        backbone.save_adapter(directory)
-        expected[str(directory)] = torch.cat([queries(backbone, photos), gallery(backbone, photos)])
-        told[str(directory)] = backbone.settings.model_dump(mode="json")
-        assert not torch.allclose(
-            queries(backbone.settings.build(), photos), expected[str(directory)][:3], atol=1e-3
-        )
-    program = (
-        "import json, sys, torch; from pathlib import Path; from safetensors.torch import"
-        " save_file\nfrom tests.backbones.test_clip_combiner import ClipCombinerSettings, Photos,"
-        " gallery, queries\ntold, photos = json.loads(sys.argv[1]), Photos([Path(file) for file in"
-        " sys.argv[3:]])\nbuilt = {k: ClipCombinerSettings(**v).build(Path(k)) for k, v in"
-        " told.items()}\nmade = {k: torch.cat([queries(b, photos), gallery(b, photos)]) for k, b in"
-        " built.items()}\nsave_file(made, sys.argv[2]); print(*[b.fingerprint for b in"
-        " built.values()])\n"
-    )
-    files = [str(file) for file in photos.files.values()]
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        json.dumps(told),
-        str(tmp_path / "made.safetensors"),
-        *files,
-    ]
+        name = str(tmp_path / f"{combiner}-{inside}")
+        backbone.save_adapter(Path(name))
+        expected[name] = torch.cat([queries(backbone, photos), gallery(backbone, photos)])
+        told[name] = backbone.settings.model_dump(mode="json")
+        untrained = queries(backbone.settings.build(), photos)
+        assert not torch.allclose(untrained, expected[name][:3], atol=1e-3)
+    words = [json.dumps(told), str(tmp_path / "made.safetensors"), *map(str, photos.files.values())]
+    command = [sys.executable, "-c", IN_A_NEW_PROCESS, *words]
     out = subprocess.run(command, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     made = load_file(tmp_path / "made.safetensors")
@@ -349,18 +337,15 @@ def test_what_cannot_be_trained_says_the_way_out(clips: dict[str, str]) -> None:
     ):
         with pytest.raises(UserError, match=match):
             frozen.make_trainable(TrainingSettings(**tuning), seed=0)
+    half: Any = settings(clips["vit"], train_clip=True, dtype="bfloat16").build()
     with pytest.raises(UserError, match="float32"):
-        settings(clips["vit"], train_clip=True, dtype="bfloat16").build().make_trainable(
-            TrainingSettings(), seed=0
-        )
+        half.make_trainable(TrainingSettings(), seed=0)
 
 
 def test_half_precision_is_near(clips: dict[str, str], photos: Photos) -> None:
     for kind in CLIPS:
-        full, half = (
-            settings(clips[kind], combiner="combiner", dtype=d).build()
-            for d in ("float32", "bfloat16")
-        )
+        dtypes = ("float32", "bfloat16")
+        full, half = (settings(clips[kind], combiner="combiner", dtype=d).build() for d in dtypes)
         assert (queries(full, photos) * queries(half, photos)).sum(1).min() > 0.99
         assert full.vision_key != half.vision_key  # type: ignore[attr-defined]
 
@@ -374,10 +359,8 @@ def test_padding_is_part_of_the_vision_key(clips: dict[str, str]) -> None:
 
 def test_a_sign_in_a_text_is_words(clips: dict[str, str]) -> None:
     backbone: Any = settings(clips["vit"]).build()
-    first, second = backbone.text_inputs(
-        ["red <END_OF_TEXT> dress", "red &lt;start_of_text&gt; dress"]
-    )["text"]
-    for ids in (first, second):
+    texts = ["red <END_OF_TEXT> dress", "red &lt;start_of_text&gt; dress"]
+    for ids in backbone.text_inputs(texts)["text"]:
         assert ids.argmax() > 6 and (ids >= 49406).sum() == 2
 
 
@@ -412,10 +395,11 @@ def test_weights_come_from_a_file_or_a_directory(
     drawn = settings(clips["vit"], random_seed=3)
     clip = find_checkpoint(drawn.clip, "random").build(3)
     save_file(clip.state_dict(), tmp_path / "open_clip_model.safetensors")
-    model = json.loads(Path(clips["vit"]).read_text())
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": model, "preprocess_cfg": {"size": 32}})
-    )
+    config = {
+        "model_cfg": json.loads(Path(clips["vit"]).read_text()),
+        "preprocess_cfg": {"size": 32},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     expected = queries(drawn.build(), photos)
     for path in (tmp_path, tmp_path / "open_clip_model.safetensors"):
         found = settings(clips["vit"], path=str(path))
@@ -430,13 +414,10 @@ def test_weights_come_from_a_file_or_a_directory(
 def test_a_directory_with_another_architecture_is_refused(
     clips: dict[str, str], tmp_path: Path
 ) -> None:
-    save_file(
-        find_checkpoint(clips["vit"], "random").build(0).state_dict(),
-        tmp_path / "open_clip_model.safetensors",
-    )
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": json.loads(Path(clips["vit"]).read_text())})
-    )
+    weights = find_checkpoint(clips["vit"], "random").build(0).state_dict()
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    config = {"model_cfg": json.loads(Path(clips["vit"]).read_text())}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"vision_cfg.width 80, not 48"):
         settings("RN50x4", path=str(tmp_path)).resolve_dir()
     with pytest.raises(UserError, match="another architecture"):
@@ -466,8 +447,8 @@ def test_weights_that_cannot_be_had_say_the_way_out(clips: dict[str, str], tmp_p
 
 
 def test_attention_fusion_refuses_towers_without_tokens(tmp_path: Path) -> None:
-    vision = {"timm_model_name": "resnet18", "timm_pool": "", "timm_proj": "", "image_size": 32}
-    vision = {**vision, "timm_pool": "avg", "timm_proj": "linear"}
+    vision = {"timm_model_name": "resnet18", "timm_pool": "avg", "timm_proj": "linear"}
+    vision["image_size"] = 32
     config = tmp_path / "timm.json"
     config.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT}))
     assert settings(str(config)).build()
@@ -498,33 +479,23 @@ def test_the_loop_teaches_a_tiny_clip_to_find_images_far_above_chance(
     config = {
         "embed_dim": 64,
         "vision_cfg": {
+            **CLIPS["vit"],
             "image_size": 56,
             "patch_size": 14,
             "width": 64,
-            "layers": 2,
             "head_width": 32,
         },
         "text_cfg": {**TEXT, "width": 64, "context_length": 32},
     }
     (tmp_path / "clip.json").write_text(json.dumps(config))
-    model = settings(
-        str(tmp_path / "clip.json"),
-        combiner="combiner",
-        combiner_width=2,
-        dropout=0,
-        train_clip=True,
-    )
+    network = {"combiner": "combiner", "combiner_width": 2, "dropout": 0, "train_clip": True}
+    training = {"iteration_0_steps": 120, "steps_per_iteration": 30, "batch_size": 48}
     run = small(
         tmp_path / "run",
-        model=model.model_dump(),
+        model=settings(str(tmp_path / "clip.json"), **network).model_dump(),
         data={"train_families": 40, "train_triplets": 600, "eval_families": 10},
         captioning={"enabled": False},
-        training={
-            "iteration_0_steps": 120,
-            "steps_per_iteration": 30,
-            "batch_size": 48,
-            "learning_rate": 1e-3,
-        },
+        training={**training, "learning_rate": 1e-3},
     )
     base, *_, last = runner.run(run)
     assert last["gallery"] == 110 and last["queries"] == 60

@@ -111,9 +111,8 @@ def test_layers_compiled_to_something_else_are_refused(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vlm, "compile_layers", scaled)
-    with pytest.raises(
-        UserError, match=r"model.compile changes embeddings: by .* Set model.compile false"
-    ):
+    said = r"model.compile changes embeddings: by .* Set model.compile false"
+    with pytest.raises(UserError, match=said):
         settings("qwen2_vl", models, compile=True).build()
 
 
@@ -125,7 +124,6 @@ def test_without_a_compiler_the_way_out_is_said(
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(inductor, "force_disable_caches", True)
-    with pytest.raises(
-        UserError, match=r"torch.compile does not work here: (.|\n)*g\+\+(.|\n)*model.compile false"
-    ):
+    said = r"torch.compile does not work here: (.|\n)*g\+\+(.|\n)*model.compile false"
+    with pytest.raises(UserError, match=said):
         settings("qwen2_vl", models, compile=True).build()

@@ -28,6 +28,7 @@ from cirloop.data import ShapesSettings
 from cirloop.monitoring import profiling
 from cirloop.types import ImageId, UserError
 from tests.backbones.test_paths import MODELS
+from tests.commands import environment
 from tests.test_models_loop import model_of
 
 OLD = 1e6
@@ -119,9 +120,8 @@ def test_what_this_run_has_used_stays_beyond_the_limit(
         limited.write(tensors("b"))
         limited.write(tensors("c"))
     assert path.exists() and limited.missing(["a", "b", "c"]) == []
-    assert [r.message.count("runtime.feature_cache_max_gb") for r in caplog.records] == [1], (
-        "said once"
-    )
+    [said] = caplog.records
+    assert said.message.count("runtime.feature_cache_max_gb") == 1
 
 
 def test_a_shard_is_compared_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +131,8 @@ def test_a_shard_is_compared_once_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         tensor_cache, "file_digest", lambda path: compared.append(path) or digest(path)
     )
-    assert TensorCache(tmp_path, "tower").missing(["a"]) == [] and compared == [], (
-        "written in this run"
-    )
+    assert TensorCache(tmp_path, "tower").missing(["a"]) == []
+    assert compared == [], "written in this run"
     paths = age(tmp_path)
     for _ in range(2):
         assert TensorCache(tmp_path, "tower").missing(["a"]) == [] and compared == paths
@@ -195,16 +194,9 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 
 def child(work: str, directory: Path, *more: str) -> subprocess.Popen[str]:
     """This file as a process of its own; `work` is a function of it."""
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join([str(root / "src"), str(root)])
     command = [sys.executable, __file__, work, str(directory), *more]
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": path},
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment(), text=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
 def fill(directory: Path, part: str) -> None:
@@ -213,9 +205,8 @@ def fill(directory: Path, part: str) -> None:
     train = ShapesSettings(train_families=4, train_triplets=10, eval_families=2).build().train
     encoder: Any = Qwen2VLSettings(dtype="float32").build()
     ids = list(train.gallery.ids[:24])
-    features = VisionCache(
-        encoder, train.images, directory, Runtime(vision_batch_size=BATCH), shard_bytes=1
-    )
+    runtime = Runtime(vision_batch_size=BATCH)
+    features = VisionCache(encoder, train.images, directory, runtime, shard_bytes=1)
     print("ready", flush=True)
     sys.stdin.readline()
     features.precompute(ids if part == "0" else ids[::-1])
@@ -241,10 +232,9 @@ def test_two_processes_fill_one_cache(backbone: Any, images: Any, tmp_path: Path
         sums.append([float(value) for value in out.split()])
     ids = images.gallery.ids[:24]
     alone = features_of(backbone, images.images, tmp_path / "alone").get(ids)
+    expected = [each.tokens.double().sum().item() for each in alone]
     for found in sums:
-        assert found == pytest.approx(
-            [each.tokens.double().sum().item() for each in alone], abs=1e-3
-        )
+        assert found == pytest.approx(expected, abs=1e-3)
     assert not [*tmp_path.rglob("*.tmp")]
     assert same(features_of(backbone, images.images, tmp_path).get(ids), alone, 1e-5)
 
@@ -285,11 +275,12 @@ def test_threads_change_nothing(
     counted = Counted(images.images)
     threaded = features_of(backbone, counted, tmp_path / "threads", num_workers=num_workers)
     threaded.precompute(ids)
-    written = [
-        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.safetensors")}
-        for name in ("alone", "threads")
-    ]
-    assert written[0] == written[1] and len(written[0]) == 1
+
+    def written(name: str) -> dict[str, bytes]:
+        paths = (tmp_path / name).rglob("*.safetensors")
+        return {path.name: path.read_bytes() for path in paths}
+
+    assert written("alone") == written("threads") and len(written("alone")) == 1
     assert counted.loads == Counter(dict.fromkeys(ids[:30], 1)), "each image once"
 
 
@@ -302,13 +293,12 @@ def test_no_number_of_images_at_once_changes_a_bit(
     backbone: Any, images: Any, tmp_path: Path, vision_batch_size: int
 ) -> None:
     ids = images.gallery.ids[:30]
-    made = [
-        VisionCache(
-            backbone, images.images, tmp_path / str(size), Runtime(vision_batch_size=size)
-        ).get(ids)
-        for size in (8, vision_batch_size)
-    ]
-    assert same(*made)
+
+    def seen(size: int) -> list[Any]:
+        runtime = Runtime(vision_batch_size=size)
+        return VisionCache(backbone, images.images, tmp_path / str(size), runtime).get(ids)
+
+    assert same(seen(8), seen(vision_batch_size))
 
 
 def test_images_that_memory_does_not_hold_at_once_are_seen_in_halves(
@@ -325,13 +315,11 @@ def test_images_that_memory_does_not_hold_at_once_are_seen_in_halves(
 
     monkeypatch.setattr(backbone, "encode_images", scarce)
     with profiling.metering() as spent:
-        halved = VisionCache(
-            backbone, images.images, tmp_path / "halved", Runtime(vision_batch_size=12)
-        ).get(ids)
+        runtime = Runtime(vision_batch_size=12)
+        halved = VisionCache(backbone, images.images, tmp_path / "halved", runtime).get(ids)
     assert calls == [12, 6, 3, 3, 6, 3, 3] and spent.splits == 3 and spent.images_encoded == 12
-    assert all(
-        torch.allclose(a.tokens, b.tokens, atol=1e-5) for a, b in zip(first, halved, strict=True)
-    )
+    for a, b in zip(first, halved, strict=True):
+        assert torch.allclose(a.tokens, b.tokens, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -356,9 +344,8 @@ def test_no_more_than_so_many_batches_are_loaded_ahead(images: Any) -> None:
     for taken, (pictures, number) in enumerate(prefetch_images(batches, counted, len, 3)):
         assert number == len(pictures) == BATCH
         time.sleep(0.02)
-        assert (
-            BATCH * (taken + 1) <= counted.loads.total() <= BATCH * (taken + 1 + PREFETCH_BATCHES)
-        )
+        loaded = counted.loads.total() / BATCH
+        assert taken + 1 <= loaded <= taken + 1 + PREFETCH_BATCHES
 
 
 def test_a_picture_that_cannot_be_loaded_stops_the_threads(images: Any) -> None:
@@ -369,12 +356,10 @@ def test_a_picture_that_cannot_be_loaded_stops_the_threads(images: Any) -> None:
             return super().load(image)
 
     ids = images.gallery.ids[:40]
-    bad = Bad(images.images)
-    taken = []
+    batches = [ids[i : i + BATCH] for i in range(0, 40, BATCH)]
+    bad, taken = Bad(images.images), []
     with pytest.raises(UserError, match="damaged"):
-        for pictures, _ in prefetch_images(
-            [ids[i : i + BATCH] for i in range(0, 40, BATCH)], bad, len, 2
-        ):
+        for pictures, _ in prefetch_images(batches, bad, len, 2):
             taken.append(len(pictures))
     assert taken == [BATCH], "the batch before it came through"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("images")]

@@ -37,18 +37,15 @@ def seen_by(backbone: Any) -> list[ImageFeatures]:
     """Vision tokens of four pictures, drawn."""
     drawn = torch.Generator().manual_seed(3)
     sizes = [(backbone.num_image_tokens(grid), backbone.vision_width()) for grid in GRIDS]
-    return [
-        ImageFeatures(torch.randn(*size, generator=drawn), grid)
-        for size, grid in zip(sizes, GRIDS, strict=True)
-    ]
+    tokens = [torch.randn(*size, generator=drawn) for size in sizes]
+    return [ImageFeatures(*pair) for pair in zip(tokens, GRIDS, strict=True)]
 
 
 @torch.no_grad()
 def embed(backbone: Any, rows: list[int]) -> torch.Tensor:
     vision = seen_by(backbone)
-    made: torch.Tensor = backbone.module(
-        backbone.inputs([ITEMS[i] for i in rows], [vision[i] for i in rows])
-    )
+    inputs = backbone.inputs([ITEMS[i] for i in rows], [vision[i] for i in rows])
+    made: torch.Tensor = backbone.module(inputs)
     return made
 
 
@@ -65,16 +62,12 @@ def test_packed_rows_are_as_each_alone(name: str, attention: str, models: dict[s
     alone = torch.cat([embed(plain, [row]) for row in range(len(ITEMS))])
     for rows in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 2, 0]):
         assert torch.allclose(embed(packed, rows), alone[rows], atol=1e-5)
-    assert (alone @ alone.T - torch.eye(len(alone))).abs().max() < 0.999, (
-        "the model does not tell these apart"
-    )
+    nearest = (alone @ alone.T - torch.eye(len(alone))).abs().max()
+    assert nearest < 0.999, "the model does not tell these apart"
     texts = ["red", "a much longer text than that", "blue"]
     with torch.no_grad():
-        assert torch.allclose(
-            packed.module(packed.text_inputs(texts)),
-            plain.module(plain.text_inputs(texts)),
-            atol=1e-5,
-        )
+        ours, theirs = (each.module(each.text_inputs(texts)) for each in (packed, plain))
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -84,9 +77,8 @@ def test_packed_rows_have_the_same_gradients(
 ) -> None:
     made = {}
     for packed in (False, True):
-        backbone = trained(
-            settings(name, models, packed=packed, gradient_checkpointing=checkpointing).build()
-        )
+        options = {"packed": packed, "gradient_checkpointing": checkpointing}
+        backbone = trained(settings(name, models, **options).build())
         backbone.module.train()
         vectors = backbone.module(backbone.inputs(ITEMS, seen_by(backbone)))
         (vectors @ vectors.detach().roll(1, 0).T).diagonal().sum().backward()
@@ -123,9 +115,8 @@ def test_no_padding_goes_through_the_layers(name: str, models: dict[str, Path]) 
     shapes = []
     for packed in (False, True):
         backbone = settings(name, models, packed=packed).build()
-        backbone.vlm.model.language_model.layers[0].mlp.register_forward_hook(
-            lambda *a: shapes.append(a[2].shape[:2])
-        )
+        mlp = backbone.vlm.model.language_model.layers[0].mlp
+        mlp.register_forward_hook(lambda *a: shapes.append(a[2].shape[:2]))
         inputs = backbone.inputs(ITEMS, seen_by(backbone))
         backbone.module(inputs)
     mask = inputs["attention_mask"]
@@ -139,12 +130,8 @@ def without_places(placed: Any, attention: str) -> Any:
 def without_text_positions(placed: Any, attention: str) -> Any:
     packed = packing.pack(placed, attention)
     positions = packed["position_ids"]
-    return {
-        **packed,
-        "position_ids": (
-            positions[1:] if positions.ndim == 3 else torch.arange(positions.numel())[None]
-        ),
-    }
+    plain = torch.arange(positions.numel())[None]
+    return {**packed, "position_ids": positions[1:] if positions.ndim == 3 else plain}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -155,10 +142,8 @@ def test_rows_that_leak_are_refused(
     name: str, attention: str, broken: Any, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vlm_module, "pack", broken)
-    with pytest.raises(
-        UserError,
-        match=r"model.packed changes embeddings: by [01](\.\d+)? on .* Set model.packed false",
-    ):
+    said = r"model.packed changes embeddings: by [01](\.\d+)? on .* Set model.packed false"
+    with pytest.raises(UserError, match=said):
         settings(name, models, packed=True, attention=attention).build()
 
 
@@ -201,9 +186,8 @@ def test_a_loaded_adapter_is_compared_without_dropout(
 ) -> None:
     dropping = TrainingSettings(lora=LoraSettings(r=4, dropout=0.5))
     trained(settings("qwen2_vl", models).build(), dropping).save_adapter(tmp_path)
-    packed, plain = (
-        settings("qwen2_vl", models, packed=on).build(tmp_path) for on in (True, False)
-    )
+    kinds = (settings("qwen2_vl", models, packed=on) for on in (True, False))
+    packed, plain = (kind.build(tmp_path) for kind in kinds)
     assert torch.allclose(embed_eval(packed), embed_eval(plain), atol=1e-5)
     packed.make_trainable(dropping, seed=2)
 
@@ -221,22 +205,14 @@ def altered(source: Path, directory: Path, **text: Any) -> dict[str, Path]:
 
 
 def test_models_that_cannot_be_packed_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"'gemma'; rows can be packed for .*qwen2_vl_text.* Set model.packed false"
-    ):
-        settings(
-            "llava", altered(models["llava"], tmp_path / "a", model_type="gemma"), packed=True
-        ).build()
-    window = {
-        "use_sliding_window": True,
-        "sliding_window": 8,
-        "max_window_layers": 1,
-        "layer_types": None,
-    }
+    said = r"'gemma'; rows can be packed for .*qwen2_vl_text.* Set model.packed false"
+    with pytest.raises(UserError, match=said):
+        gemma = altered(models["llava"], tmp_path / "a", model_type="gemma")
+        settings("llava", gemma, packed=True).build()
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    sliding = altered(models["qwen2_vl"], tmp_path / "b", **window, layer_types=None)
     with pytest.raises(UserError, match="a window of 8 tokens"):
-        settings(
-            "qwen2_vl", altered(models["qwen2_vl"], tmp_path / "b", **window), packed=True
-        ).build()
+        settings("qwen2_vl", sliding, packed=True).build()
     mistral = altered(models["llava"], tmp_path / "c", model_type="mistral", sliding_window=16)
     with pytest.raises(UserError, match="a window of 16 tokens"):
         settings("llava", mistral, packed=True).build()
@@ -246,13 +222,8 @@ def test_flash_attention_is_told_where_rows_end() -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
     placed = {"inputs_embeds": torch.arange(15.0).view(3, 5, 1), "attention_mask": mask}
     made = packing.pack(placed, "flash_attention_2")
-    assert made["attention_mask"] is None and made["inputs_embeds"].flatten().tolist() == [
-        0,
-        1,
-        2,
-        5,
-        *range(10, 15),
-    ]
+    assert made["attention_mask"] is None
+    assert made["inputs_embeds"].flatten().tolist() == [0, 1, 2, 5, *range(10, 15)]
     assert made["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 4]]
     assert made["cu_seq_lens_q"].tolist() == made["cu_seq_lens_k"].tolist() == [0, 3, 4, 9]
     assert made["cu_seq_lens_q"].dtype == torch.int32
@@ -260,8 +231,6 @@ def test_flash_attention_is_told_where_rows_end() -> None:
 
 
 def test_the_setting_is_part_of_the_fingerprint(models: dict[str, Path]) -> None:
-    plain, packed = (
-        settings("qwen2_vl", models).build(),
-        settings("qwen2_vl", models, packed=True).build(),
-    )
+    plain = settings("qwen2_vl", models).build()
+    packed = settings("qwen2_vl", models, packed=True).build()
     assert plain.fingerprint != packed.fingerprint and plain.vision_key == packed.vision_key

@@ -62,9 +62,8 @@ def vlm2vec(processor: Any, text: str | None) -> str:
     """`data_prepare` of image_i2i_vg_dataset.py with `process_input_text`, for a row of MMEB's
     CIRR."""
     if text is not None:
-        row = (
-            "<|image_1|>\nGiven an image, find a similar everyday image with the described changes:"
-        )
+        asked = "find a similar everyday image with the described changes:"
+        row = f"<|image_1|>\nGiven an image, {asked}"
         instruction = "\n" + row.replace("<|image_1|>", "").strip()
         return ("<|image_pad|>" + " " + instruction + " " + text).replace(" \n", "\n") + "\n"
     return ("<|image_pad|>" + " " + "\nRepresent the given image.").replace(" \n", "\n")
@@ -72,10 +71,8 @@ def vlm2vec(processor: Any, text: str | None) -> str:
 
 def gme(processor: Any, text: str | None) -> str:
     """`GmeQwen2VL.embed`."""
-    instruction, input_str = (
-        "You are a helpful assistant.",
-        "<|vision_start|><|image_pad|><|vision_end|>",
-    )
+    instruction = "You are a helpful assistant."
+    input_str = "<|vision_start|><|image_pad|><|vision_end|>"
     if text is not None:
         input_str += text
     return (
@@ -128,17 +125,11 @@ def searched_positions(model: Any, batch: Any) -> torch.Tensor:
     (start,), merge = images, config.vision_config.spatial_merge_size
     frames, height, width = batch["image_grid_thw"][0].tolist()
     height, width = height // merge, width // merge
-    image = torch.stack(
-        [
-            torch.arange(frames).view(-1, 1, 1).expand(-1, height, width).flatten(),
-            torch.arange(height).view(1, -1, 1).expand(frames, -1, width).flatten(),
-            torch.arange(width).view(1, 1, -1).expand(frames, height, -1).flatten(),
-        ]
-    )
+    axes = (torch.arange(frames), torch.arange(height), torch.arange(width))
+    image = torch.stack([grid.flatten() for grid in torch.meshgrid(*axes, indexing="ij")])
     rest = torch.arange(len(ids) - start - image.shape[1]) + start + int(image.max()) + 1
-    return torch.cat([torch.arange(start).expand(3, -1), image + start, rest.expand(3, -1)], 1)[
-        :, None
-    ]
+    parts = [torch.arange(start).expand(3, -1), image + start, rest.expand(3, -1)]
+    return torch.cat(parts, 1)[:, None]
 
 
 def no_positions(model: Any, batch: Any) -> torch.Tensor:
@@ -186,17 +177,12 @@ def published(
     if name == "qwen3_vl":  # DeepStack: what the model does with image features between its layers
         hidden = model.model(**batch, position_ids=place, use_cache=False).last_hidden_state
     else:
-        image = model.model.visual(
-            batch["pixel_values"], grid_thw=batch["image_grid_thw"]
-        ).pooler_output
+        tower = model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
         embeds = model.get_input_embeddings()(batch["input_ids"])
-        embeds[batch["input_ids"] == model.config.image_token_id] = image
-        hidden = model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=place,
-            attention_mask=batch["attention_mask"],
-            use_cache=False,
-        ).last_hidden_state
+        embeds[batch["input_ids"] == model.config.image_token_id] = tower.pooler_output
+        told = {"position_ids": place, "attention_mask": batch["attention_mask"]}
+        made = model.model.language_model(inputs_embeds=embeds, **told, use_cache=False)
+        hidden = made.last_hidden_state
     return batch["input_ids"][0].tolist(), place[:, 0], F.normalize(hidden[0, -1], dim=0)
 
 
@@ -211,9 +197,8 @@ def test_a_format_is_its_publications_input(
     processor = AutoProcessor.from_pretrained(models[name])
     items = [EmbedInput(ImageId("a"), TEXT, "dress"), EmbedInput(ImageId("b"))]
     inputs = backbone.inputs(items, backbone.encode_images(pictures))
-    places = backbone.language_model_inputs(backbone.vlm, inputs, backbone.module.sequential)[
-        "position_ids"
-    ]
+    sequential = backbone.module.sequential
+    places = backbone.language_model_inputs(backbone.vlm, inputs, sequential)["position_ids"]
     with torch.no_grad():
         vectors = backbone.module(inputs)
     for row, (item, picture) in enumerate(zip(items, pictures, strict=True)):
@@ -234,9 +219,8 @@ def test_a_published_dora_reads_the_published_input(
     """VLM2Vec ships DoRA, its weights named as the layers were before transformers 4.52."""
     torch.manual_seed(1)
     base: Any = AutoModelForImageTextToText.from_pretrained(models["qwen2_vl"], dtype=torch.float32)
-    lora = LoraConfig(
-        r=4, lora_alpha=8, use_dora=True, target_modules=list(LoraSettings().target_modules)
-    )
+    names = list(LoraSettings().target_modules)
+    lora = LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=names)
     model: Any = get_peft_model(base, lora)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -245,18 +229,13 @@ def test_a_published_dora_reads_the_published_input(
     model.save_pretrained(str(tmp_path))
     state = load_file(tmp_path / LORA_WEIGHTS)
     assert any("lora_magnitude_vector" in name for name in state)
-    former = {
-        name.replace("model.language_model.layers", "model.layers"): value
-        for name, value in state.items()
-    }
+    now, then = "model.language_model.layers", "model.layers"
+    former = {name.replace(now, then): value for name, value in state.items()}
     save_file(former, tmp_path / LORA_WEIGHTS)
-    backbone = settings(
-        "qwen2_vl", models, prompt_format="vlm2vec", start_adapter=str(tmp_path)
-    ).build()
-    item, processor = (
-        EmbedInput(ImageId("a"), TEXT),
-        AutoProcessor.from_pretrained(models["qwen2_vl"]),
-    )
+    start = {"prompt_format": "vlm2vec", "start_adapter": str(tmp_path)}
+    backbone = settings("qwen2_vl", models, **start).build()
+    item = EmbedInput(ImageId("a"), TEXT)
+    processor = AutoProcessor.from_pretrained(models["qwen2_vl"])
     with torch.no_grad():
         ours = backbone.module(backbone.inputs([item], backbone.encode_images(pictures[:1])))[0]
     whole, text = model.eval().get_base_model(), vlm2vec(processor, TEXT)
@@ -269,21 +248,15 @@ def test_the_embedded_model_reads_what_it_was_trained_on() -> None:
     picture = Image.new("RGB", (96, 64), (200, 40, 40))
     picture.paste((20, 60, 220), (30, 10, 60, 50))
     backbone = TypeAdapter(BackboneConfig).validate_python({"dtype": "float32"}).build()
-    items = [
-        EmbedInput(ImageId("a"), "make the square green <|image_pad|> {x}"),
-        EmbedInput(ImageId("a")),
-    ]
+    text = "make the square green"
+    items = [EmbedInput(ImageId("a"), f"{text} <|image_pad|> {{x}}"), EmbedInput(ImageId("a"))]
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    asked = (
-        "Given an image, find a similar everyday image with the described changes: make the square"
-        " green"
-    )
-    assert backbone.text(items[0]) == f"{image}\n{asked} < |image_pad|> {{x}}"
+    asked = "Given an image, find a similar everyday image with the described changes:"
+    assert backbone.text(items[0]) == f"{image}\n{asked} {text} < |image_pad|> {{x}}"
     assert backbone.text(items[1]) == f"{image}\nRepresent the given image."
+    inputs = backbone.inputs(items, backbone.encode_images([picture, picture]))
     with torch.no_grad():
-        vectors = backbone.module(
-            backbone.inputs(items, backbone.encode_images([picture, picture]))
-        )
+        vectors = backbone.module(inputs)
     expected = torch.tensor(
         [[0.019156, 0.023209, 0.021876, 0.058005], [0.019233, 0.073960, 0.028805, 0.072162]]
     )
@@ -296,31 +269,24 @@ def test_a_users_text_is_words_in_every_format(name: str, models: dict[str, Path
     family = load(name).families[0]
     backbone = settings(family, models, prompt_format=name).build()
     ids = backbone.processor.tokenizer.convert_tokens_to_ids
-    plain = backbone.tokenize([backbone.text(EmbedInput(ImageId("a"), "red"))], "right")[
-        "input_ids"
-    ][0]
     special = {ids(sign) for sign in backbone.special_tokens}
-    count = sum(int(token) in special for token in plain)
-    for text in (
-        "|image_pad|",
-        "<|im_end|>\n<|im_start|>system",
-        "<|image_pad|>",
-        "{image}{text}{prompt}",
-        "|endoftext|",
-    ):
-        item = EmbedInput(ImageId("a"), text, f"dress{text}")
-        made = backbone.tokenize([backbone.text(item)], "right")["input_ids"][0]
-        assert sum(int(token) in special for token in made) == count, backbone.text(item)
+
+    def num_special(*item: str) -> int:
+        text = backbone.text(EmbedInput(ImageId("a"), *item))
+        made = backbone.tokenize([text], "right")["input_ids"][0]
+        return sum(int(token) in special for token in made)
+
+    signs = ("|image_pad|", "<|im_end|>\n<|im_start|>system", "<|image_pad|>", "|endoftext|")
+    for text in (*signs, "{image}{text}{prompt}"):
+        assert num_special(text, f"dress{text}") == num_special("red"), text
 
 
 def test_a_file_of_ones_own_is_trusted_and_known_by_its_content(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.yaml"
-    content = (
-        'query: "{image}{prompt}<|im_end|>"\ndocument: "{image}<|endoftext|>"\nquery_prompt: "now'
-        ' {text}"\n'
-    )
+    content = 'query: "{image}{prompt}<|im_end|>"\ndocument: "{image}<|endoftext|>"\n'
+    content += 'query_prompt: "now {text}"\n'
     file.write_text(content)
     mine = settings("qwen2_vl", models, prompt_format=str(file))
     backbone = mine.build()
@@ -345,18 +311,15 @@ def test_instructions_of_the_settings_stand_in_the_format_as_words(models: dict[
     text = backbone.text(EmbedInput(ImageId("a"), "red"))
     assert text.startswith("<|im_start|>system\nRetrieve it.< |im_end|><|im_end|>\n")
     assert "red<|im_end|>" in text
-    assert backbone.text(EmbedInput(ImageId("a"))).startswith(
-        "<|im_start|>system\nRepresent.<|im_end|>\n"
-    )
+    document = backbone.text(EmbedInput(ImageId("a")))
+    assert document.startswith("<|im_start|>system\nRepresent.<|im_end|>\n")
 
 
 def test_without_a_category_the_files_word_is_read(models: dict[str, Path]) -> None:
     backbone = settings("qwen2_5_vl", models, prompt_format="recall_fashioniq").build()
     text = backbone.text(EmbedInput(ImageId("a"), "red"))
-    assert (
-        "Change the style of this garment to <red>\nRepresent this modified garment in one word:"
-        in text
-    )
+    assert "Change the style of this garment to <red>\n" in text
+    assert "<red>\nRepresent this modified garment in one word:" in text
 
 
 @pytest.mark.parametrize(
@@ -387,14 +350,15 @@ def test_settings_that_do_not_fit_are_refused(
 
 def test_a_family_without_a_formats_tokens_is_told_which_there_are(models: dict[str, Path]) -> None:
     for name in ("vlm2vec", "gme", "qwen3_vl_embedding", "recall_cirr"):
-        with pytest.raises(
-            ValidationError,
-            match=rf"'{name}' is for qwen2_vl.*for llava there are chat, instruction, or",
-        ):
+        said = rf"'{name}' is for qwen2_vl.*for llava there are chat, instruction, or"
+        with pytest.raises(ValidationError, match=said):
             settings("llava", models, prompt_format=name)
-    assert {family: len(fitting(family)) for family in FAMILIES} == dict.fromkeys(
-        QWEN, len(packaged())
-    ) | {"llava": 2}
+    all_fit = dict.fromkeys(QWEN, len(packaged()))
+    assert {family: len(fitting(family)) for family in FAMILIES} == all_fit | {"llava": 2}
+
+
+QUERY = "query: '{image}{text}'"
+BOTH = f"{QUERY}\ndocument: '{{image}}'"
 
 
 @pytest.mark.parametrize(
@@ -402,21 +366,15 @@ def test_a_family_without_a_formats_tokens_is_told_which_there_are(models: dict[
     [
         ("[", "not YAML"),
         ("words", "must be a mapping with query, document"),
-        ("query: '{image}{text}'", "has no document"),
-        ("query: '{image}{text}'\ndocument: 1", "document 1 is not a text"),
-        ("query: '{image}{text}'\ndocument: '{image}'\nmore: 1", "unknown key 'more'"),
+        (QUERY, "has no document"),
+        (f"{QUERY}\ndocument: 1", "document 1 is not a text"),
+        (f"{BOTH}\nmore: 1", "unknown key 'more'"),
         ("query: '{image}'\ndocument: '{image}'", "must hold {text} once"),
-        ("query: '{image}{text}'\ndocument: '{image}{text}'", "a document has neither"),
+        (f"{QUERY}\ndocument: '{{image}}{{text}}'", "a document has neither"),
         ("query: '{image}{prompt}'\ndocument: '{image}'", "{prompt} stands in query once"),
         ("query: '{image}{text}{category}'\ndocument: '{image}'", "the word where data have none"),
-        (
-            "query: '{image}{text}'\ndocument: '{image}'\npositions: mrope",
-            "'mrope' is none of model, sequential",
-        ),
-        (
-            "query: '{image}{text}'\ndocument: '{image}'\nfamilies: [clip]",
-            "there are qwen2_vl, qwen2_5_vl",
-        ),
+        (f"{BOTH}\npositions: mrope", "'mrope' is none of model, sequential"),
+        (f"{BOTH}\nfamilies: [clip]", "there are qwen2_vl, qwen2_5_vl"),
         ("query: '{image}{image}{text}'\ndocument: '{image}'", "query must hold {image} once"),
     ],
 )

@@ -89,10 +89,8 @@ def test_cached_features_are_the_computed_ones_and_are_not_computed_again(
 
     monkeypatch.setattr(backbone, "encode_images", refuse)
     again = VisionCache(backbone, train.images, tmp_path).get(ids)
-    assert all(
-        torch.equal(a.tokens, b.tokens) and a.grid == b.grid
-        for a, b in zip(first, again, strict=True)
-    )
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.tokens, b.tokens) and a.grid == b.grid
 
 
 def test_a_damaged_feature_shard_is_made_again(backbone: Any, train: Any, tmp_path: Path) -> None:

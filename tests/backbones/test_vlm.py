@@ -52,20 +52,15 @@ def photos() -> list[Image.Image]:
     if not PHOTOS.is_dir():
         pytest.skip(f"the photographs are not at {PHOTOS}")
     paths = sorted(PHOTOS.rglob("*.jpg"))[:: max(1, len(list(PHOTOS.rglob("*.jpg"))) // 5)]
-    return [
-        Image.open(path).convert("RGB").resize(size)
-        for path, size in zip(paths, SIZES, strict=False)
-    ]
+    pairs = zip(paths, SIZES, strict=False)
+    return [Image.open(path).convert("RGB").resize(size) for path, size in pairs]
 
 
 def settings(name: str, models: dict[str, Path], **more: Any) -> Any:
     budget = {"min_pixels": 64 * 64, "max_pixels": 128 * 128} if name in QWEN else {}
-    given = {
-        "type": name.split("_next")[0].split("_onevision")[0],
-        "path": str(models[name]),
-        "dtype": "float32",
-    }
-    return TypeAdapter(BackboneConfig).validate_python({**given, **budget, **more})
+    kind = name.split("_next")[0].split("_onevision")[0]
+    values = {"type": kind, "path": str(models[name]), "dtype": "float32", **budget, **more}
+    return TypeAdapter(BackboneConfig).validate_python(values)
 
 
 def items() -> list[EmbedInput]:
@@ -105,9 +100,8 @@ def sized(name: str, image: Image.Image) -> Image.Image:
     if name not in QWEN:
         return image
     patch = 16 if name == "qwen3_vl" else 14
-    made: Image.Image = fetch_image(
-        {"image": image, "min_pixels": 64 * 64, "max_pixels": 128 * 128}, patch
-    )
+    budget = {"min_pixels": 64 * 64, "max_pixels": 128 * 128}
+    made: Image.Image = fetch_image({"image": image, **budget}, patch)
     return made
 
 
@@ -122,26 +116,19 @@ def test_embeddings_equal_plain_transformers_from_pixels(
     processor = AutoProcessor.from_pretrained(models[name])
     sign = "<|vision_start|><|image_pad|><|vision_end|>" if name in QWEN else "<image>"
     for item, image, vector in zip(items(), photos, ours, strict=True):
-        text = "Represent the given image."
-        if item.text is not None:
-            text = (
-                "Given an image, find a similar everyday image with the described changes:"
-                f" {item.text}"
-            )
+        asked = "Given an image, find a similar everyday image with the described changes:"
+        text = "Represent the given image." if item.text is None else f"{asked} {item.text}"
         if prompts == "chat":
             turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-            whole = processor.apply_chat_template(
-                [turn], add_generation_prompt=True, tokenize=False
-            )
+            form = {"add_generation_prompt": True, "tokenize": False}
+            whole = processor.apply_chat_template([turn], **form)
         else:
             whole = f"{sign}\n{text}"
         assert backbone.text(item) == whole
-        assert torch.allclose(
-            vector, plainly(model, processor, name, whole, sized(name, image)), atol=1e-5
-        )
-    assert (ours @ ours.T - torch.eye(len(ours))).abs().max() < 0.999, (
-        "the model does not tell these apart"
-    )
+        theirs = plainly(model, processor, name, whole, sized(name, image))
+        assert torch.allclose(vector, theirs, atol=1e-5)
+    nearest = (ours @ ours.T - torch.eye(len(ours))).abs().max()
+    assert nearest < 0.999, "the model does not tell these apart"
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -151,21 +138,17 @@ def test_unit_norm_whatever_the_batch_and_the_padding(
     backbone, rows = settings(name, models).build(), items()
     vision = backbone.encode_images(photos)
     together = embed(backbone, rows, vision)
-    alone = torch.cat(
-        [embed(backbone, [row], [seen]) for row, seen in zip(rows, vision, strict=True)]
-    )
+    pairs = list(zip(rows, vision, strict=True))
+    alone = torch.cat([embed(backbone, [row], [seen]) for row, seen in pairs])
     turned = embed(backbone, rows[::-1], vision[::-1]).flip(0)
     assert torch.allclose(together, alone, atol=1e-5)
     assert torch.allclose(together, turned, atol=1e-5)
     assert torch.allclose(together.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
     by_one = [backbone.encode_images([photo])[0] for photo in photos]
-    assert all(
-        torch.allclose(a.tokens, b.tokens, atol=1e-4) for a, b in zip(vision, by_one, strict=True)
-    )
+    for a, b in zip(vision, by_one, strict=True):
+        assert torch.allclose(a.tokens, b.tokens, atol=1e-4)
     assert [backbone.num_image_tokens(v.grid) for v in vision] == [len(v.tokens) for v in vision]
-    lengths = [
-        backbone.sequence_length(row, seen.grid) for row, seen in zip(rows, vision, strict=True)
-    ]
+    lengths = [backbone.sequence_length(row, seen.grid) for row, seen in pairs]
     assert lengths == backbone.inputs(rows, vision)["attention_mask"].sum(1).tolist()
 
 
@@ -206,9 +189,8 @@ def test_the_pixel_budget_holds_on_both_sides(
     small = [photos[0].resize((20, 30)), photos[1].resize((2000, 1500))]
     low, high = (v.grid[1] * v.grid[2] * patch**2 for v in backbone.encode_images(small))
     assert 64 * 64 <= low < high <= 128 * 128
-    backbone.max_pixels = (
-        32 * 32
-    )  # below the least: what qwen-vl-utils makes is looked at, not believed
+    # below the least: what qwen-vl-utils makes is looked at, not believed
+    backbone.max_pixels = 32 * 32
     with pytest.raises(AssertionError):
         backbone.encode_images(small)
     with pytest.raises(ValueError, match="is more than max_pixels"):
@@ -232,18 +214,13 @@ def test_a_text_with_the_sign_for_an_image_is_words(
         backbone = settings(name, models, prompt_format=prompts).build()
         sign, vision = backbone.processor.image_token, backbone.encode_images(photos[:2])
         nested = sign[: len(sign) // 2] + sign + sign[len(sign) // 2 :]
-        rows = [
-            EmbedInput(ImageId("a"), f"a {sign} and <|im_end|>{nested}"),
-            EmbedInput(ImageId("b"), f"{sign}{sign}"),
-        ]
+        texts = (f"a {sign} and <|im_end|>{nested}", f"{sign}{sign}")
+        rows = [EmbedInput(ImageId("a"), text) for text in texts]
         made = backbone.inputs(rows, vision)
         counts = (made["input_ids"] == backbone.vlm.config.image_token_id).sum(1).tolist()
         assert counts == [len(v.tokens) for v in vision]
-        ends = (
-            (made["input_ids"] == backbone.processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
-            .sum()
-            .item()
-        )
+        end = backbone.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        ends = int((made["input_ids"] == end).sum())
         assert ends == (2 if prompts == "chat" and name in QWEN else 0)
         assert torch.isfinite(embed(backbone, rows, vision)).all()
         assert backbone.escape("plain < text > with | signs") == "plain < text > with | signs"
@@ -285,9 +262,8 @@ def test_saved_adapters_load_in_another_process(
         made.save_adapter(tmp_path / name)
         inputs = made.inputs(items(), made.encode_images(photos))
         vectors[name] = made.module.eval()(inputs).detach()
-        save_file(
-            {key: value.contiguous() for key, value in inputs.items()}, tmp_path / name / "inputs"
-        )
+        kept = {key: value.contiguous() for key, value in inputs.items()}
+        save_file(kept, tmp_path / name / "inputs")
         (tmp_path / name / "settings.json").write_text(made.settings.model_dump_json())
     subprocess.run([sys.executable, "-c", PROCESS, str(tmp_path)], check=True, timeout=300)
     for name, expected in vectors.items():
@@ -327,9 +303,8 @@ def test_an_embedding_takes_no_lm_head_and_keeps_no_layer(
     assert [(out.hidden_states, out.past_key_values) for out in made] == [(None, None)]
     backbone.vlm(input_ids=torch.tensor([[5, 6]]))
     language(input_ids=torch.tensor([[5, 6]]), output_hidden_states=True)
-    assert heads == [name] and made[-1].hidden_states and made[-1].past_key_values, (
-        "the hooks see what is not wanted"
-    )
+    assert heads == [name], "the hooks see what is not wanted"
+    assert made[-1].hidden_states and made[-1].past_key_values
 
 
 @pytest.mark.parametrize(
@@ -349,17 +324,14 @@ def test_a_step_reaches_every_lora_and_lowers_the_loss(
     losses = []
     for step in range(3):
         query, *candidates = backbone.module(inputs)
-        loss = torch.nn.functional.cross_entropy(
-            torch.stack(candidates) @ query / 0.05, torch.tensor(1)
-        )
+        scores = torch.stack(candidates) @ query / 0.05
+        loss = torch.nn.functional.cross_entropy(scores, torch.tensor(1))
         losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
-            dead = [
-                n for n, p in backbone.trainable().items() if "lora_B" in n and not p.grad.any()
-            ]
-            assert dead == []
+            grads = {n: p.grad for n, p in backbone.trainable().items() if "lora_B" in n}
+            assert [n for n, grad in grads.items() if not grad.any()] == []
         optimizer.step()
     assert losses[1] < losses[0] and losses[2] < losses[1]
 
@@ -391,9 +363,8 @@ def test_parts_train_in_full_on_a_base_of_half_precision(
     backbone.make_trainable(TrainingSettings(finetuning="full", trainable_patterns=(part,)), seed=1)
     vectors = backbone.module.train()(inputs)
     (vectors @ vectors.detach().roll(1, 0).T).diagonal().sum().backward()
-    assert [
-        n for n, p in backbone.trainable().items() if p.grad is None or p.dtype != torch.float32
-    ] == []
+    for parameter in backbone.trainable().values():
+        assert parameter.grad is not None and parameter.dtype == torch.float32
     assert torch.allclose(vectors, before, atol=0.05)
     torch.optim.AdamW(backbone.trainable().values(), lr=1e-2).step()
     backbone.save_adapter(tmp_path)
@@ -417,36 +388,32 @@ def test_parts_in_full_but_not_the_vision_tower(models: dict[str, Path], tmp_pat
 def published(base: Path, directory: Path, rename: tuple[str, str] = ("", ""), **more: Any) -> Path:
     """An adapter as PEFT saves one, `rename` in the names of its weights."""
     torch.manual_seed(1)
-    lora = LoraConfig(
-        **{"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "init_lora_weights": False, **more}
-    )
-    model: Any = get_peft_model(
-        AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), lora
-    )
+    drawn = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "init_lora_weights": False}
+    base_model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    model: Any = get_peft_model(base_model, LoraConfig(**{**drawn, **more}))
     model.save_pretrained(str(directory))
-    state = {
-        name.replace(*rename): value for name, value in load_file(directory / LORA_WEIGHTS).items()
-    }
-    save_file(state, directory / LORA_WEIGHTS)
+    state = load_file(directory / LORA_WEIGHTS)
+    renamed = {name.replace(*rename): value for name, value in state.items()}
+    save_file(renamed, directory / LORA_WEIGHTS)
     return directory
 
 
 NAMES = list(LoraSettings().target_modules)
+ON_LLAVA = r".*language_model\..*\.(" + "|".join(NAMES) + ")"
+FORMER_LAYERS = ("model.language_model.layers", "model.layers")
+FORMER = [
+    ("qwen2_vl", ("", "")),
+    ("qwen2_vl", FORMER_LAYERS),
+    pytest.param("qwen3_vl", FORMER_LAYERS, marks=pytest.mark.full),
+    ("llava_next", ("model.model.language_model", "model.language_model.model")),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "rename"),
-    [
-        ("qwen2_vl", ("", "")),
-        ("qwen2_vl", ("model.language_model.layers", "model.layers")),
-        pytest.param(
-            "qwen3_vl",
-            ("model.language_model.layers", "model.layers"),
-            marks=pytest.mark.full,
-        ),
-        ("llava_next", ("model.model.language_model", "model.language_model.model")),
-    ],
-)
+def targets(name: str) -> dict[str, Any]:
+    return {"target_modules": ON_LLAVA if name == "llava_next" else NAMES}
+
+
+@pytest.mark.parametrize(("name", "rename"), FORMER)
 def test_a_published_adapter_starts_also_by_its_former_names(
     name: str,
     rename: tuple[str, str],
@@ -455,44 +422,39 @@ def test_a_published_adapter_starts_also_by_its_former_names(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    where = (
-        {"target_modules": r".*language_model\..*\.(" + "|".join(NAMES) + ")"}
-        if name == "llava_next"
-        else {}
-    )
-    adapter = published(models[name], tmp_path / "a", rename, **({"target_modules": NAMES} | where))
+    adapter = published(models[name], tmp_path / "a", rename, **targets(name))
     base, start = settings(name, models), settings(name, models, start_adapter=str(adapter))
     backbone, vision = start.build(), base.build().encode_images(photos)
     assert "was trained on" not in caplog.text
     ours = embed(backbone, items(), vision)
     model = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(models[name], dtype=torch.float32),
-        str(published(models[name], tmp_path / "now", **({"target_modules": NAMES} | where))),
+        str(published(models[name], tmp_path / "now", **targets(name))),
     )
     processor, image = AutoProcessor.from_pretrained(models[name]), sized(name, photos[0])
-    theirs = plainly(
-        model.eval().get_base_model(), processor, name, backbone.text(items()[0]), image
-    )
-    assert torch.allclose(ours[0], theirs, atol=1e-5)
+    alone, text = model.eval().get_base_model(), backbone.text(items()[0])
+    assert torch.allclose(ours[0], plainly(alone, processor, name, text, image), atol=1e-5)
     assert start.path_digests()["path"] == base.path_digests()["path"]
     assert start.path_digests() != base.path_digests()
-    assert backbone.fingerprint not in (
-        base.build().fingerprint,
-        start.build(adapter_path(base, tmp_path)).fingerprint,
-    )
+    checkpoint = start.build(adapter_path(base, tmp_path))
+    assert backbone.fingerprint not in (base.build().fingerprint, checkpoint.fingerprint)
+
+
+@pytest.mark.parametrize(("name", "rename"), FORMER)
+def test_a_published_adapter_goes_on_being_trained_as_it_is(
+    name: str, rename: tuple[str, str], models: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = published(models[name], tmp_path, rename, **targets(name))
+    start = settings(name, models, start_adapter=str(adapter))
+    backbone = start.build()
     before = {n: w.clone() for n, w in backbone.adapter_state().items()}
     backbone.make_trainable(TUNING, seed=1)
     assert all(torch.equal(before[n], w) for n, w in backbone.adapter_state().items())
     assert len(backbone.trainable()) == len(before)
-    other = TUNING.model_copy(
-        update={
-            "lora": LoraSettings(r=8, alpha=8, dropout=0.0, target_modules=("q_proj", "v_proj"))
-        }
-    )
-    with pytest.raises(
-        UserError, match=r"r 4, not 8; target_modules .*gate_proj.*, not q_proj, v_proj"
-    ) as error:
-        start.build().make_trainable(other, seed=1)
+    lora = LoraSettings(r=8, alpha=8, dropout=0.0, target_modules=("q_proj", "v_proj"))
+    said = r"r 4, not 8; target_modules .*gate_proj.*, not q_proj, v_proj"
+    with pytest.raises(UserError, match=said) as error:
+        start.build().make_trainable(TUNING.model_copy(update={"lora": lora}), seed=1)
     assert "alpha" not in str(error.value)
 
 
@@ -507,9 +469,8 @@ def test_an_adapter_of_a_base_of_another_name_is_told(
 ) -> None:
     adapter = published(models["qwen2_vl"], tmp_path, target_modules=NAMES)
     config = json.loads((adapter / LORA_CONFIG).read_text("utf-8"))
-    (adapter / LORA_CONFIG).write_text(
-        json.dumps({**config, "base_model_name_or_path": "Qwen/Qwen2-VL-2B"})
-    )
+    config["base_model_name_or_path"] = "Qwen/Qwen2-VL-2B"
+    (adapter / LORA_CONFIG).write_text(json.dumps(config))
     settings("qwen2_vl", models, start_adapter=str(adapter)).build()
     assert "was trained on Qwen/Qwen2-VL-2B, and starts on" in caplog.text
 
@@ -584,14 +545,11 @@ def test_damaged_weights_are_named(name: str, models: dict[str, Path], tmp_path:
         settings(name, {name: directory}).build()
     state[first] = state[first][:1].clone()
     save_file(state, weights, {"format": "pt"})
-    with pytest.raises(
-        UserError,
-        match=r"1 weights do not fit config.json: .*input_layernorm.weight \[1\], not \[64\]",
-    ):
+    said = r"1 weights do not fit config.json: .*input_layernorm.weight \[1\], not \[64\]"
+    with pytest.raises(UserError, match=said):
         settings(name, {name: directory}).build()
-    (directory / "model.safetensors.index.json").write_text(
-        '{"weight_map": {"a": "model-00002.safetensors"}}'
-    )
+    index = '{"weight_map": {"a": "model-00002.safetensors"}}'
+    (directory / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match=r"no model-00002\.safetensors"):
         settings(name, {name: directory}).build()
 
@@ -625,15 +583,12 @@ def test_a_merged_embedder_with_code_of_its_own_loads_without_that_code(
     """GME's directories name a class of their own in config.json; its weights are Qwen2-VL's."""
     directory = copied(models["qwen2_vl"], tmp_path / "gme")
     config = json.loads((directory / "config.json").read_text("utf-8"))
-    config["auto_map"] = {
-        "AutoModel": "modeling_gme.Gme",
-        "AutoModelForImageTextToText": "modeling_gme.Gme",
-    }
+    autos = ("AutoModel", "AutoModelForImageTextToText")
+    config["auto_map"] = dict.fromkeys(autos, "modeling_gme.Gme")
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "modeling_gme.py").write_text("raise RuntimeError('code of the model was run')")
-    merged, base = (
-        settings("qwen2_vl", {"qwen2_vl": d}).build() for d in (directory, models["qwen2_vl"])
-    )
+    directories = (directory, models["qwen2_vl"])
+    merged, base = (settings("qwen2_vl", {"qwen2_vl": d}).build() for d in directories)
     vision = base.encode_images(photos)
     assert torch.equal(embed(merged, items(), vision), embed(base, items(), vision))
     assert merged.fingerprint != base.fingerprint and merged.vision_key == base.vision_key

@@ -89,6 +89,17 @@ def _save(directory: Path, model_class: Any, config: Any, processor: Any) -> Pat
     return directory
 
 
+QWEN_TOWER: dict[str, Any] = {
+    "depth": 2,
+    "num_heads": 2,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "initializer_range": STD,
+}
+PROJECTED = {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48}
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+
+
 def _qwen_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(resolve("tiny", "qwen2_vl"))
 
@@ -104,19 +115,8 @@ QWEN_IDS = {
 def write_qwen2_vl(directory: Path) -> Path:
     """Patches of 14 pixels; the vision MLP is `fc1`, `fc2`."""
     config = Qwen2VLConfig(
-        text_config=_text(
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
-        ),
-        vision_config={
-            "depth": 2,
-            "embed_dim": 32,
-            "hidden_size": 64,
-            "num_heads": 2,
-            "mlp_ratio": 2,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "initializer_range": STD,
-        },
+        text_config=_text(rope_parameters=MROPE),
+        vision_config={**QWEN_TOWER, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2},
         tie_word_embeddings=True,
         **QWEN_IDS,
     )
@@ -130,21 +130,8 @@ def write_qwen2_5_vl(directory: Path) -> Path:
     """Windowed vision attention; the vision MLP has the language model's names, `gate_proj`,
     `up_proj`, `down_proj`."""
     config = Qwen2_5_VLConfig(
-        text_config=_text(
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
-        ),
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "out_hidden_size": 64,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-            "initializer_range": STD,
-        },
+        text_config=_text(rope_parameters=MROPE),
+        vision_config={**QWEN_TOWER, **PROJECTED, "window_size": 56, "fullatt_block_indexes": [1]},
         tie_word_embeddings=True,
         **QWEN_IDS,
     )
@@ -158,26 +145,14 @@ def write_qwen3_vl(directory: Path) -> Path:
     """Patches of 16 pixels, learned positions, and features of two vision layers for the first two
     language layers."""
     config = Qwen3VLConfig(
-        text_config=_text(
-            head_dim=16,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [2, 3, 3],
-                "mrope_interleaved": True,
-            },
-        ),
+        text_config=_text(head_dim=16, rope_parameters=MROPE | {"mrope_interleaved": True}),
         vision_config={
+            **QWEN_TOWER,
+            **PROJECTED,
             "depth": 3,
-            "hidden_size": 32,
-            "out_hidden_size": 64,
-            "intermediate_size": 48,
-            "num_heads": 2,
             "patch_size": 16,
-            "spatial_merge_size": 2,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
-            "initializer_range": STD,
         },
         tie_word_embeddings=True,
         **QWEN_IDS,
@@ -224,6 +199,13 @@ CLIP = {
 }
 
 
+CLIP_TOKENS: dict[str, Any] = {
+    "patch_size": 7,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+}
+
+
 def write_llava(directory: Path) -> Path:
     """LLaVA-1.5: CLIP on one centre crop, 16 tokens an image, a Llama with `<s>` in front."""
     tokenizer = _llava_tokenizer("<image>", bos=True)
@@ -233,14 +215,7 @@ def write_llava(directory: Path) -> Path:
         image_seq_length=16, tie_word_embeddings=False,
     )  # fmt: skip
     images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    processor = LlavaProcessor(
-        images,
-        tokenizer,
-        patch_size=7,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_CHAT,
-    )
+    processor = LlavaProcessor(images, tokenizer, **CLIP_TOKENS, chat_template=LLAVA_CHAT)
     return _save(directory, LlavaForConditionalGeneration, config, processor)
 
 
@@ -263,14 +238,7 @@ def write_llava_next(directory: Path) -> Path:
         crop_size={"height": 28, "width": 28},
         image_grid_pinpoints=PINPOINTS,
     )
-    processor = LlavaNextProcessor(
-        images,
-        tokenizer,
-        patch_size=7,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=MISTRAL_CHAT,
-    )
+    processor = LlavaNextProcessor(images, tokenizer, **CLIP_TOKENS, chat_template=MISTRAL_CHAT)
     return _save(directory, LlavaNextForConditionalGeneration, config, processor)
 
 

@@ -27,6 +27,7 @@ from cirloop.stages.caption import caption
 from cirloop.stages.evaluate import evaluate as evaluate_stage
 from cirloop.stages.mine import mine
 from cirloop.types import UserError
+from tests.commands import python
 from tests.stages.copies import CHECKPOINT, context, copied
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,20 +230,9 @@ def test_under_a_launcher_the_command_says_what_to_use_instead(
     launcher: list[str], tmp_path: Path
 ) -> None:
     script = [str(ROOT / "train_iterative.py"), "--experiment_dir", str(tmp_path / "run")]
-    if launcher[0].startswith(
-        "accelerate"
-    ):  # with --cpu it starts one process, as its MPI would two
-        environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
-    else:
-        environment = dict(os.environ)
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, *script],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=False,
-    )
+    # with --cpu accelerate starts one process, as its MPI would two
+    of_mpi = {"RANK": "1", "WORLD_SIZE": "2"} if launcher[0].startswith("accelerate") else {}
+    done = python("-m", *launcher, *script, **of_mpi)
     assert done.returncode != 0
     assert "of 2 of a launcher" in done.stderr and "python " + script[0] in done.stderr
     assert "--num_processes 2" in done.stderr and not (tmp_path / "run").exists()

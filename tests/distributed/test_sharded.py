@@ -34,12 +34,8 @@ def test_weights_in_pieces_are_trained_and_saved_whole(
     start = {name: value.clone() for name, value in alone.backbone.adapter_state().items()}
     log = alone.run(lambda steps: steps)
     one = alone.backbone.adapter_state()
-    command = [
-        *launcher.launch_command(RUNTIMES[kind]),
-        str(ROOT / "tests/distributed/sharded.py"),
-        str(cache),
-        str(tmp_path),
-    ]
+    words = [str(ROOT / "tests/distributed/sharded.py"), str(cache), str(tmp_path)]
+    command = [*launcher.launch_command(RUNTIMES[kind]), *words]
     environment = launcher.worker_environment(RUNTIMES[kind].deepspeed) | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] += os.pathsep + str(ROOT)
     done = subprocess.run(
@@ -47,9 +43,8 @@ def test_weights_in_pieces_are_trained_and_saved_whole(
     )
     assert done.returncode == 0, done.stderr[-4000:]
     rows = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
-    assert all(row["share"] < 0.6 for row in rows), (
-        "the weights were not in pieces"
-    )  # what is uneven is padded
+    # what is uneven is padded
+    assert all(row["share"] < 0.6 for row in rows), "the weights were not in pieces"
     assert {row["kind"] for row in rows} == {{"zero3": "DEEPSPEED", "fsdp2": "FSDP"}[kind]}
     for row in rows:
         assert [r["loss"] for r in row["log"]] == pytest.approx([r["loss"] for r in log], rel=1e-2)

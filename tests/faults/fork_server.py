@@ -31,6 +31,16 @@ class Enough(BaseException):
     """The stage that a child goes as far as begins."""
 
 
+IMPORTED = """
+    torch._dynamo peft accelerate transformers tests.faults.write_recorder cirloop.cli.runner
+    cirloop.cli.evaluate cirloop.distributed.worker cirloop.captioning.backends.qwen_vl
+    cirloop.stages.mine transformers.models.qwen2_vl.modeling_qwen2_vl
+    transformers.models.qwen2_vl.processing_qwen2_vl pydantic_settings.sources rich.table
+    rich.progress
+"""
+"""What a run imports."""
+
+
 def warm(config: Path) -> None:
     """Import what a run imports, and draw its data, which is Python alone."""
     import torch
@@ -38,19 +48,17 @@ def warm(config: Path) -> None:
 
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # no thread
-    tqdm.tqdm.set_lock(
-        threading.RLock()
-    )  # its own is shared with the children, and one killed would keep it
+    # its own lock is shared with the children, and one killed would keep it
+    tqdm.tqdm.set_lock(threading.RLock())
     torch.set_num_interop_threads(1)
-    for name in (
-        "torch._dynamo peft accelerate transformers tests.faults.write_recorder "
-        "cirloop.cli.runner cirloop.cli.evaluate cirloop.distributed.worker "
-        "cirloop.captioning.backends.qwen_vl cirloop.stages.mine "
-        "transformers.models.qwen2_vl.modeling_qwen2_vl "
-        "transformers.models.qwen2_vl.processing_qwen2_vl pydantic_settings.sources "
-        "rich.table rich.progress"
-    ).split():
+    for name in IMPORTED.split():
         importlib.import_module(name)
+    use(config)
+    assert len(os.listdir("/proc/self/task")) == 1, "a child would lack the other threads"
+
+
+def use(config: Path) -> None:
+    """Use once what imports or reads more at its first use."""
     from cirloop import report
     from cirloop.backbones import EmbedInput
     from cirloop.backbones.features import VisionCache
@@ -63,67 +71,63 @@ def warm(config: Path) -> None:
     part = data.eval_splits(settings.evaluation.split)[0]
     backbone: Any = settings.model.build()
     features = VisionCache(backbone, part.images, settings.cache / "vision", settings.runtime)
-    embed(
-        backbone,
-        features,
-        [EmbedInput(part.queries[0].reference, "a")],
-        1,
-        lambda items, _: items,
-        "warm",
-    )
+    items = [EmbedInput(part.queries[0].reference, "a")]
+    embed(backbone, features, items, 1, lambda items, _: items, "warm")
     _ = data.train
     report.page._template()
-    assert len(os.listdir("/proc/self/task")) == 1, "a child would lack the other threads"
 
 
-def child(request: dict[str, Any]) -> int:
-    """The command, with its faults; returns the exit code that Python would give."""
-    import torch
-
+def watch_stages(request: dict[str, Any], watch: Any) -> list[tuple[str, float]]:
+    """Stages from now on tell when they begin, in the list that is returned."""
     from cirloop.artifacts.store import Store
-    from tests.faults import syscall_faults
-    from tests.faults.write_recorder import Watch
 
-    torch.set_num_threads(
-        1
-    )  # torch makes its pool anew after a fork, and not well in two threads at once
-    faulthandler.dump_traceback_later(request["limit"], exit=True)
-    watch = Watch(
-        {name: Path(path) for name, path in request["roots"].items()}, request.get("fault")
-    )
-    call = syscall_faults.plant(request["call"]) if request.get("call") else None
     marks: list[tuple[str, float]] = []
 
-    def mark(stage: str, store: Store) -> None:
+    def mark(stage: str) -> None:
         if stage == request.get("before"):
             raise Enough
         watch.stage = stage
-        if request.get("snapshots"):
-            for name in ("run", "cache"):
-                source = Path(request["roots"][name.upper()])
-                if source.exists():
-                    shutil.copytree(source, Path(request["snapshots"]) / stage / name)
+        for name in ("run", "cache") if request.get("snapshots") else ():
+            source = Path(request["roots"][name.upper()])
+            if source.exists():
+                shutil.copytree(source, Path(request["snapshots"]) / stage / name)
         marks.append((stage, time.monotonic()))
 
     make, clean = Store.get_or_build, Store.remove_scratch
 
     def making(store: Store, name: str, *rest: Any) -> Any:
         if name not in store.names:
-            mark(name, store)
+            mark(name)
         return make(store, name, *rest)
 
     def cleaning(store: Store) -> None:
-        mark(END, store)
+        mark(END)
         clean(store)
 
     Store.get_or_build, Store.remove_scratch = making, cleaning  # type: ignore[method-assign]
+    return marks
+
+
+def child(request: dict[str, Any]) -> int:
+    """The command, with its faults; returns the exit code that Python would give."""
+    import torch
+
+    from tests.faults import syscall_faults
+    from tests.faults.write_recorder import Watch
+
+    # torch makes its pool anew after a fork, and not well in two threads at once
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(request["limit"], exit=True)
+    roots = {name: Path(path) for name, path in request["roots"].items()}
+    watch = Watch(roots, request.get("fault"))
+    call = syscall_faults.plant(request["call"]) if request.get("call") else None
+    marks = watch_stages(request, watch)
     code = command(request)
     marks.append(("", time.monotonic()))
     seconds = {stage: after - at for (stage, at), (_, after) in pairwise(marks)}
     fired = watch.fired or (call is not None and call.fired)
-    Path(request["result"]).write_text(
-        json.dumps({"fired": fired, "events": watch.events, "seconds": seconds})
-    )
+    result = {"fired": fired, "events": watch.events, "seconds": seconds}
+    Path(request["result"]).write_text(json.dumps(result))
     return code
 
 

@@ -100,14 +100,10 @@ SCENES = {
 def tree(case: Path) -> dict[str, str]:
     """Digest per file of a case, hidden ones too; without what is in work, which goes when all is
     done."""
-    found = {f"{top.name}/{name}": digest for top in case.iterdir() if top.is_dir()
-             for name, digest in file_digests(top).items()}  # fmt: skip
-    kept = {
-        name
-        for name in found
-        if name not in NOT_COMPARED
-        and not name.startswith(("run/.work/", "run/logs/", "run/figures/"))
-    }
+    found: dict[str, str] = {}
+    for top in filter(Path.is_dir, case.iterdir()):
+        found |= {f"{top.name}/{name}": digest for name, digest in file_digests(top).items()}
+    kept = [n for n in found if n not in NOT_COMPARED and not n.startswith(LEFT_OUT)]
     return {name: found[name] for name in sorted(kept)}
 
 
@@ -119,6 +115,13 @@ def finished_artifacts(run: Path) -> dict[str, Any]:
     for name, entry in entries.items():
         assert file_digests(run / name) == entry["files"], f"{name} is listed and not whole"
     return entries
+
+
+def copy_state(state: Path, case: Path) -> None:
+    for part in ("run", "cache"):
+        if (state / part).exists():
+            unlocked = shutil.ignore_patterns("run.lock*")
+            shutil.copytree(state / part, case / part, ignore=unlocked)
 
 
 class Harness:
@@ -157,10 +160,8 @@ class Harness:
         s, out = SCENES[scene], case / "out"
         flags = [flag.replace("OUT", str(out)) for flag in s.flags]
         config = ["--config", str(self.home / s.config)] if s.script == "train_iterative.py" else []
-        log, noted = (
-            self.home / "log.txt",
-            self.home / "result.json",
-        )  # not on the case's disk, which may be full
+        # not on the case's disk, which may be full
+        log, noted = self.home / "log.txt", self.home / "result.json"
         noted.write_text("")
         noted.chmod(0o666)  # the child may be another user
         request = {
@@ -176,13 +177,11 @@ class Harness:
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         code = json.loads(self.answer())["code"]
-        result = json.loads(
-            noted.read_text("utf-8") or '{"fired": true, "events": [], "seconds": {}}'
-        )
+        killed = '{"fired": true, "events": [], "seconds": {}}'
+        result = json.loads(noted.read_text("utf-8") or killed)
         events = tuple(tuple(event) for event in result["events"])
-        return Ended(
-            code, log.read_text("utf-8", "replace"), result["fired"], events, result["seconds"]
-        )
+        said = log.read_text("utf-8", "replace")
+        return Ended(code, said, result["fired"], events, result["seconds"])
 
     def state(self, name: str) -> Path:
         """A state to start from: before a stage of the unbroken run, after all of it, or as a
@@ -199,11 +198,7 @@ class Harness:
         self._number += 1
         case, state = self.home / f"case_{self._number}", self.state(start)
         case.mkdir()
-        for part in ("run", "cache"):
-            if (state / part).exists():
-                shutil.copytree(
-                    state / part, case / part, ignore=shutil.ignore_patterns("run.lock*")
-                )
+        copy_state(state, case)
         (case / "out").mkdir()
         return case
 
@@ -214,14 +209,10 @@ class Harness:
         (data / "images").mkdir(parents=True)
         for n in range(3):
             Image.new("RGB", (40, 40), (60 * n, 90, 30)).save(data / "images" / f"{n}.png")
+        pairs = {f"q{n}": (f"{n}.png", f"{(n + 1) % 3}.png") for n in range(3)}
         rows = [
-            {
-                "id": f"q{n}",
-                "reference": f"{n}.png",
-                "text": "redder",
-                "target": f"{(n + 1) % 3}.png",
-            }
-            for n in range(3)
+            {"id": name, "reference": reference, "text": "redder", "target": target}
+            for name, (reference, target) in pairs.items()
         ]
         for split in ("train", "val"):
             (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -255,10 +246,8 @@ class Harness:
             case = self.home / ("finished" if scene == "run" else f"unbroken_{scene}")
             state = None if s.start == OPEN else self.state(s.start)
             (case / "out").mkdir(parents=True)
-            for part in [p for p in ("run", "cache") if state and (state / p).exists()]:
-                shutil.copytree(
-                    state / part, case / part, ignore=shutil.ignore_patterns("run.lock*")
-                )
+            if state:
+                copy_state(state, case)
             told = {"snapshots": str(self.home / "states")} if scene == "run" else {}
             ended = self.child(case, scene, s.next, **told)
             assert ended.code == s.code, ended.said
@@ -278,9 +267,8 @@ class Harness:
     def where(self, scene: str, op: str, site: str, path: str) -> str:
         """The shortest stage of a scene that meets a write point; for a directory the first, which
         makes it."""
-        stages = {
-            stage for stage, *point in self.recorded(scene).events if point == [op, site, path]
-        }
+        events = self.recorded(scene).events
+        stages = {stage for stage, *point in events if point == [op, site, path]}
         assert stages, f"{scene} never comes to {op} of {path} in {site}"
         seconds = {OPEN: 0.0, **self.recorded(scene).seconds}
         if op == "mkdir":

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cirloop.artifacts.store import file_digests
+from tests.commands import environment
 from tests.distributed.test_many import are_gone, processes
 from tests.faults.fault_case import REFUSED, refused_clearly
 from tests.faults.harness import ROOT, Harness
@@ -26,19 +27,11 @@ LONG = 240.0
 
 def start(harness: Harness, directory: Path, minutes: float = 30) -> subprocess.Popen[str]:
     """The training stage in two processes."""
-    flags = [
-        "--config",
-        str(harness.home / "run.yaml"),
-        "--experiment_dir",
-        str(directory / "run"),
-        "--auto_resume",
-    ]
+    flags = ["--config", str(harness.home / "run.yaml"), "--experiment_dir", str(directory / "run")]
     flags += ["--num_processes", "2", "--runtime.hang_timeout_minutes", str(minutes)]
-    given = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(ROOT / "train_iterative.py"), *flags]
-    return subprocess.Popen(
-        words, env=given, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    words = [sys.executable, str(ROOT / "train_iterative.py"), *flags, "--auto_resume"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, env=environment(), text=True, **pipes)  # type: ignore[call-overload]
 
 
 def trained(harness: Harness, directory: Path) -> dict[str, str]:

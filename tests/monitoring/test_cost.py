@@ -75,12 +75,8 @@ def test_parallel_processes_take_the_longest_time_and_pieces_in_turn_their_sum()
     stage = StageMetrics(seconds=9, waiting=1, items=1, memory_bytes=8)
     stage.add_sequential(both)
     stage.add_sequential(both)
-    assert (stage.seconds, stage.waiting, stage.items, stage.memory_bytes, stage.processes) == (
-        9,
-        5,
-        21,
-        8,
-        2,
+    assert stage == StageMetrics(
+        seconds=9, waiting=5, items=21, flops=4.0, memory_bytes=8, processes=2
     )
     assert StageMetrics(**json.loads(json.dumps(stage.to_json()))) == stage
 
@@ -115,9 +111,8 @@ def test_a_trace_is_written_once_and_the_batches_stay_what_they_are(
         written = path.stat().st_mtime_ns
         assert work(iter(range(9))) == [*range(9)]
     assert path.stat().st_mtime_ns == written and [*path.parent.iterdir()] == [path]
-    names = [
-        event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    ]
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    names = [event.get("name") for event in events]
     assert names.count("aten::mm") == profiling.TRACE_SCHEDULE["active"]
     assert "aten::mm" in caplog.text
 
@@ -162,10 +157,8 @@ def test_a_stage_that_failed_stays_as_an_attempt(
         attempt(True)
     attempt(False)
     rows = Costs(tmp_path).read()
-    assert [(row["attempt"], row["finished"], row["items"]) for row in rows] == [
-        (1, False, 3),
-        (2, True, 3),
-    ]
+    attempts = [(row["attempt"], row["finished"], row["items"]) for row in rows]
+    assert attempts == [(1, False, 3), (2, True, 3)]
     assert "a.json cost: " in caplog.text and "3 embedded" in caplog.text
 
 
@@ -211,20 +204,11 @@ def test_vision_embedding_and_captioning_are_traced_and_counted(tmp_path: Path) 
     images = [*{train.images.digest(image): image for image in train.gallery.ids}.values()][:8]
     requests = [CaptionRequest(images[i], images[i + 1], "make it red") for i in range(6)]
     with profiling.metering(tmp_path / "profile") as spent:
-        features = VisionCache(
-            backbone, train.images, tmp_path / "vision", Runtime(vision_batch_size=2)
-        )
-        embed(
-            backbone,
-            features,
-            [EmbedInput(image) for image in images],
-            2,
-            lambda batches, _: batches,
-            "embed",
-        )
-        eyes = BatchedCaptioner(
-            captioner, train.images, tmp_path / "vision", 2, lambda batches, _: batches
-        )
+        runtime, kept = Runtime(vision_batch_size=2), tmp_path / "vision"
+        features = VisionCache(backbone, train.images, kept, runtime)
+        items = [EmbedInput(image) for image in images]
+        embed(backbone, features, items, 2, lambda batches, _: batches, "embed")
+        eyes = BatchedCaptioner(captioner, train.images, kept, 2, lambda batches, _: batches)
         eyes.yes_probability(VERIFY, requests, "ask")
         assert spent.tokens_written == 0
         eyes.generate(REWRITE, requests, 4, [0.0, 1.0], 0, "write")
@@ -264,11 +248,8 @@ def test_a_profile_has_traces_and_operations(
     profiled: Path, spent: dict[str, dict[str, Any]]
 ) -> None:
     there = {path.name for path in (profiled / PROFILE).iterdir()}
-    assert there == {
-        "training.json.gz",
-        "vision.json.gz",
-        "embedding.json.gz",
-    }  # of captions, too few batches
+    # of captions, too few batches
+    assert there == {f"{name}.json.gz" for name in ("training", "vision", "embedding")}
     for name in ("evaluation_base.json", "checkpoint_iter_1", "augmented_samples_iter_1.json"):
         assert format_cells(spent[name])["GFLOP"] != NONE, name
 
@@ -283,16 +264,9 @@ def test_the_stages_counters_are_exact(
     items = {*query_items(part.queries), *(EmbedInput(image) for image in part.gallery.ids)}
     images = {part.images.digest(item.image) for item in items}
     base, after = spent["evaluation_base.json"], spent["evaluation_iter_0.json"]
-    assert (base["images_encoded"], base["images_cached"], base["items"]) == (
-        len(images),
-        0,
-        len(items),
-    )
-    assert (after["images_encoded"], after["images_cached"], after["items"]) == (
-        0,
-        len(images),
-        len(items),
-    )
+    counters = ("images_encoded", "images_cached", "items")
+    assert [base[name] for name in counters] == [len(images), 0, len(items)]
+    assert [after[name] for name in counters] == [0, len(images), len(items)]
     assert after["tokens"] == base["tokens"] > len(items) and after["padding"] == base["padding"]
     for iteration in (0, 1):
         train = spent[f"checkpoint_iter_{iteration}"]
@@ -302,14 +276,10 @@ def test_the_stages_counters_are_exact(
     captions = spent["augmented_samples_iter_1.json"]
     mined = json.loads((profiled / "hard_negatives_iter_0.json").read_text())["negatives"]
     assert captions["texts"] == len(mined) * config.captioning.num_candidates
-    assert (
-        captions["texts"]
-        <= captions["tokens_written"]
-        <= captions["texts"] * config.captioning.max_new_tokens
-    )
-    assert all(
-        row["processes"] == 1 and row["seconds"] > row["waiting"] >= 0 for row in spent.values()
-    )
+    tokens, longest = captions["tokens_written"], config.captioning.max_new_tokens
+    assert captions["texts"] <= tokens <= captions["texts"] * longest
+    for row in spent.values():
+        assert row["processes"] == 1 and row["seconds"] > row["waiting"] >= 0
 
 
 def test_a_stage_that_was_killed_has_a_row_without_numbers() -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 from cirloop.monitoring import preemption, run_log
 from cirloop.monitoring.run_log import RunLog
 from cirloop.types import UserError
-from tests.commands import ROOT, command, logging_kept
+from tests.commands import command, logging_kept, python
 from tests.faults.harness import VERY_SMALL
 from tests.monitoring.test_stopping import settings, terminated_at
 
@@ -57,10 +54,8 @@ def test_each_attempt_has_a_log_of_all_that_was_said(
     for number, done in ((1, first), (2, second)):
         path = logs / f"attempt_{number:03d}.log"
         assert all(LINE.match(line) for line in path.read_text("utf-8").splitlines())
-        said, told = (
-            messages(path),
-            [line[9:] for line in done.stderr.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)],
-        )
+        said, timed = messages(path), re.compile(r"\d\d:\d\d:\d\d ")
+        told = [line[9:] for line in done.stderr.splitlines() if timed.match(line)]
         assert [line for line in told if line not in said] == [] and len(told) > 5
         assert said[0].startswith("cirloop ") and "train_iterative.py --config" in said[0]
         assert said[1] == "log of this attempt: " + str(path).replace("correct-horse", "[hidden]")
@@ -90,11 +85,8 @@ def test_the_reason_of_the_end_is_in_it(error: BaseException, last: str, tmp_pat
     said = messages(path)
     assert last in said[-1], said
     assert ("Traceback (most recent call last):" in said) == isinstance(error, RuntimeError)
-    assert not [
-        handler
-        for handler in logging.getLogger().handlers
-        if isinstance(handler, run_log.RotatingLog)
-    ]
+    handlers = logging.getLogger().handlers
+    assert not [handler for handler in handlers if isinstance(handler, run_log.RotatingLog)]
 
 
 def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> None:
@@ -188,14 +180,8 @@ def test_launched_processes_have_logs_beside_the_attempts_and_the_first_the_term
 ) -> None:
     with RunLog(tmp_path) as attempt:
         path = attempt.open()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "RANK": rank}
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python("-c", CHILD, path, RANK=rank)
+    assert done.returncode == 0, done.stderr
     log = (tmp_path / f"logs/attempt_001.rank_{rank}.log").read_text("utf-8")
     said = done.stdout + done.stderr
     assert "half of it is done" in log

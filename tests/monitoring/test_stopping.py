@@ -24,12 +24,13 @@ from cirloop.artifacts import run_lock
 from cirloop.artifacts.store import file_digests
 from cirloop.monitoring import preemption
 from cirloop.monitoring.console import progress
-from tests.commands import command
+from tests.commands import command, environment
 from tests.distributed.test_many import are_gone, processes
 from tests.test_end_to_end import ARTIFACTS
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = 600
+LAUNCHER = "cirloop.distributed.accelerate_launch"
 
 
 def terminate() -> None:
@@ -170,21 +171,33 @@ def started(words: list[str], line: str, log: Path, **more: Any) -> subprocess.P
     return process
 
 
+WARM_UP = {
+    "num_iterations": 0,
+    "evaluation": {"evaluate_base": False},
+    "training": {"iteration_0_steps": 2000},
+}
+"""A run of one long stage."""
+
+
+def training(tmp_path: Path, config: Any, line: str) -> subprocess.Popen[bytes]:
+    words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
+    return started(words, line, tmp_path / "log", env=environment())
+
+
+def kept_steps(tmp_path: Path) -> list[Path]:
+    return [*(tmp_path / "run").glob(".work/checkpoint_iter_0/step_*")]
+
+
 @pytest.mark.full
 def test_the_shell_script_passes_the_signal_and_the_code_on(small: Any, tmp_path: Path) -> None:
-    config = small(
-        tmp_path / "run",
-        num_iterations=0,
-        evaluation={"evaluate_base": False},
-        training={"iteration_0_steps": 2000},
-    )
+    config = small(tmp_path / "run", **WARM_UP)
     words = [str(ROOT / "run_iterative_training.sh"), *settings(tmp_path, config)]
-    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "src")}
-    process = started(words, "checkpoint_iter_0: start", tmp_path / "log", env=environment)
+    ours = environment(PYTHON=sys.executable)
+    process = started(words, "checkpoint_iter_0: start", tmp_path / "log", env=ours)
     process.terminate()
     assert process.wait(LONG) == 75
     assert "of 2000 steps are done and kept" in (tmp_path / "log").read_text()
-    assert len([*(tmp_path / "run").glob(".work/checkpoint_iter_0/step_*")]) == 1
+    assert len(kept_steps(tmp_path)) == 1
 
 
 @pytest.mark.full
@@ -193,76 +206,48 @@ def test_two_training_processes_stop_after_the_same_step(
     whom: str, small: Any, tmp_path: Path
 ) -> None:
     runtime = {"num_processes": 2, "checkpoint_every_steps": 0}
-    training = {"iteration_0_steps": 2000}
-    config = small(
-        tmp_path / "run",
-        num_iterations=0,
-        evaluation={"evaluate_base": False},
-        training=training,
-        runtime=runtime,
-    )
-    words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    config = small(tmp_path / "run", **WARM_UP, runtime=runtime)
+    process = training(tmp_path, config, "training in 2 processes")
+    there = dict(processes(process.pid))
+    [launcher, *_] = [pid for pid, line in there.items() if LAUNCHER in line]
+    match whom:
+        case "driver":
+            process.terminate()
+        case "group":
+            os.killpg(process.pid, signal.SIGTERM)
+        case _:
+            os.kill(launcher, signal.SIGTERM)
     log = tmp_path / "log"
-    process = started(words, "training in 2 processes", log, env=environment)
-    there = [*processes(process.pid)]
-    if whom == "driver":
-        process.terminate()
-    elif whom == "group":
-        os.killpg(process.pid, signal.SIGTERM)
-    else:
-        os.kill(
-            next(pid for pid, line in there if "cirloop.distributed.accelerate_launch" in line),
-            signal.SIGTERM,
-        )
     assert process.wait(LONG) == 75, log.read_text()[-3000:]
-    are_gone(pid for pid, _ in there)
-    (kept,) = (tmp_path / "run").glob(".work/checkpoint_iter_0/step_*")
+    are_gone(there)
+    (kept,) = kept_steps(tmp_path)
     record = json.loads((kept / "state.json").read_text())
     assert len(record["log"]) == record["step"] < 2000
-    assert (
-        log.read_text().count(f"asked to stop: {record['step']} of 2000 steps are done and kept")
-        == 1
-    )
+    said = f"asked to stop: {record['step']} of 2000 steps are done and kept"
+    assert log.read_text().count(said) == 1
 
 
 @pytest.mark.full
 def test_under_deepspeed_it_stops_after_a_step_and_keeps_none(small: Any, tmp_path: Path) -> None:
     runtime = {"num_processes": 2, "deepspeed": ROOT / "configs/deepspeed/zero2.json"}
-    training = {"iteration_0_steps": 2000}
-    config = small(
-        tmp_path / "run",
-        num_iterations=0,
-        evaluation={"evaluate_base": False},
-        training=training,
-        runtime=runtime,
-    )
-    words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    process = started(words, "training in 2 processes", tmp_path / "log", env=environment)
+    config = small(tmp_path / "run", **WARM_UP, runtime=runtime)
+    process = training(tmp_path, config, "training in 2 processes")
     process.terminate()
     assert process.wait(LONG) == 75, (tmp_path / "log").read_text()[-3000:]
     assert "not kept, since DeepSpeed has no step checkpoints" in (tmp_path / "log").read_text()
-    assert not [*(tmp_path / "run").glob(".work/checkpoint_iter_0/step_*")]
+    assert not kept_steps(tmp_path)
 
 
 @pytest.mark.full
 def test_two_processes_that_embed_end_at_once(small: Any, tmp_path: Path) -> None:
     data = {"type": "shapes", "train_families": 6, "train_triplets": 48, "eval_families": 60}
-    config = small(
-        tmp_path / "run",
-        num_iterations=0,
-        data=data,
-        runtime={"num_processes": 2, "embed_batch_size": 4},
-    )
-    words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    process = started(words, "evaluation_base.json: start", tmp_path / "log", env=environment)
-    while not (
-        there := [
-            pid for pid, line in processes(process.pid) if "cirloop.distributed.worker" in line
-        ]
-    ):
+    runtime = {"num_processes": 2, "embed_batch_size": 4}
+    config = small(tmp_path / "run", num_iterations=0, data=data, runtime=runtime)
+    process = training(tmp_path, config, "evaluation_base.json: start")
+    there: list[int] = []
+    while not there:
+        children = processes(process.pid)
+        there = [pid for pid, line in children if "cirloop.distributed.worker" in line]
         time.sleep(0.02)
     process.terminate()
     assert process.wait(60) == 75
@@ -283,14 +268,10 @@ def test_the_slurm_script_asks_for_another_turn_where_a_run_stopped(
     (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@"\n')
     for file in (python, tmp_path / "scontrol"):
         file.chmod(0o755)
-    environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(tmp_path),
-        "SLURM_JOB_ID": "7",
-    }
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
     batch = subprocess.Popen(
         ["bash", str(ROOT / "scripts" / "slurm.sbatch")],
-        env=environment,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **slurm},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from cirloop.monitoring import events, preemption
 from cirloop.monitoring.trackers import flatten, tracking
 from cirloop.types import UserError
 from cirloop.validation import ValidationFailed
-from tests.commands import ROOT, command
+from tests.commands import command, python
 from tests.faults.harness import VERY_SMALL
 from tests.monitoring.test_stopping import settings, terminated_when
 
@@ -78,9 +75,8 @@ def without(tracked: Path, tmp_path: Path) -> Path:
 def in_tensorboard(run: Path, _: Path) -> Rows:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(
-        str(run / "trackers/tensorboard"), size_guidance={"scalars": 0}
-    ).Reload()
+    path = str(run / "trackers/tensorboard")
+    found = EventAccumulator(path, size_guidance={"scalars": 0}).Reload()
     return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
@@ -124,24 +120,19 @@ def expected(run: Path) -> Rows:
         for row in artifact(run, f"checkpoint_iter_{t}/training_log.json")["rows"]:
             for name in ("loss", "learning_rate", "grad_norm"):
                 found.setdefault(f"train/{name}", []).append((5 * t + row["step"], row[name]))
-    for place, row in zip(
-        (0, 5, 10), artifact(run, "evaluation_results.json")["results"], strict=True
-    ):
+    results = artifact(run, "evaluation_results.json")["results"]
+    for place, row in zip((0, 5, 10), results, strict=True):
         for part, end in (("metrics", ""), ("standard_errors", " standard error")):
             for name, value in row[part].items():
                 name = f"evaluation/{name.replace('@', '_at_')}{end}"
                 found.setdefault(name, []).append((place, value))
     summary = artifact(run, "augmented_samples_iter_1.json")["summary"]
-    found["mining/negatives"] = [
-        (5, artifact(run, "hard_negatives_iter_0.json")["summary"]["negatives"])
-    ]
-    found["captions/accepted"] = [(5, summary["accepted"])]
-    found |= {
-        f"captions/rejected {reason}": [(5, count)] for reason, count in summary["rejected"].items()
-    }
-    found["accounting/true_captions"] = [
-        (5, artifact(run, "accounting_iter_1.json")["true_captions"])
-    ]
+    mined = artifact(run, "hard_negatives_iter_0.json")["summary"]["negatives"]
+    true = artifact(run, "accounting_iter_1.json")["true_captions"]
+    once = {"mining/negatives": mined, "captions/accepted": summary["accepted"]}
+    once |= {f"captions/rejected {reason}": num for reason, num in summary["rejected"].items()}
+    once["accounting/true_captions"] = true
+    found |= {name: [(5, value)] for name, value in once.items()}
     return found
 
 
@@ -152,12 +143,9 @@ def as_sent(found: Rows) -> Rows:
 
 
 def agree(found: Rows, run: Path) -> None:
-    wanted = {
-        name: [(s, pytest.approx(v, rel=1e-6)) for s, v in rows]
-        for name, rows in expected(run).items()
-    }
     kept = as_sent(found)
-    assert {name: kept.get(name) for name in wanted} == wanted
+    for name, rows in expected(run).items():
+        assert kept.get(name) == [(s, pytest.approx(v, rel=1e-6)) for s, v in rows], name
 
 
 @pytest.mark.full
@@ -167,9 +155,8 @@ def agree(found: Rows, run: Path) -> None:
 def test_each_tracker_has_every_number_of_the_run(read: Any, tracked: Path, places: Path) -> None:
     found = read(tracked, places)
     agree(found, tracked)
-    costs = {
-        row["stage"]: row for row in artifact(tracked, "costs.json")["stages"] if row["finished"]
-    }
+    stages = artifact(tracked, "costs.json")["stages"]
+    costs = {row["stage"]: row for row in stages if row["finished"]}
     first, *_ = sorted(found["cost/captions/seconds"])
     assert first == (5, pytest.approx(costs["augmented_samples_iter_1.json"]["seconds"], rel=1e-6))
 
@@ -179,10 +166,8 @@ def test_wandb_has_one_run_in_two_parts(tracked: Path) -> None:
     files = sorted((tracked / "trackers/wandb").glob("offline-run-*/*.wandb"))
     assert [file.stem for file in files] == [f"run-{runs(tracked)['wandb']}"] * 2
     whole = b"".join(file.read_bytes() for file in files)
-    assert all(
-        name in whole
-        for name in (b"train/loss", b"evaluation/recall_at_1", b"cost/captions/seconds")
-    )
+    for name in (b"train/loss", b"evaluation/recall_at_1", b"cost/captions/seconds"):
+        assert name in whole
 
 
 @pytest.mark.full
@@ -190,18 +175,13 @@ def test_the_settings_are_the_hyperparameters(tracked: Path) -> None:
     from mlflow import MlflowClient
 
     params = MlflowClient().get_run(runs(tracked)["mlflow"]).data.params
-    assert params["training.lora.r"] == str(
-        artifact(tracked, "config.json")["training"]["lora"]["r"]
-    )
+    training = artifact(tracked, "config.json")["training"]
+    assert params["training.lora.r"] == str(training["lora"]["r"])
     assert params["runtime.report_to"] == json.dumps(list(ALL))
-    told = {
-        "a": {"path": "https://me:word@host/x", "hub_token": "x"},
-        "list": [1, "b"],
-        "none": None,
-        "empty": {},
-    }
-    assert flatten(told) == {"a.path": "[hidden]", "a.hub_token": "[hidden]", "list": '[1, "b"]',
-                          "none": None, "empty": "{}"}  # fmt: skip
+    secrets = {"path": "https://me:word@host/x", "hub_token": "x"}
+    hidden = {"a.path": "[hidden]", "a.hub_token": "[hidden]"}
+    told = {"a": secrets, "list": [1, "b"], "none": None, "empty": {}}
+    assert flatten(told) == hidden | {"list": '[1, "b"]', "none": None, "empty": "{}"}
 
 
 @pytest.mark.full
@@ -243,9 +223,8 @@ def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(
 ) -> None:
     (without / "trackers").mkdir()
     (without / "trackers/tensorboard").write_text("in the way")
-    with pytest.raises(
-        UserError, match=r"--report_to tensorboard cannot start: .*(?s:.*)Nothing was trained"
-    ):
+    said = r"--report_to tensorboard cannot start: .*(?s:.*)Nothing was trained"
+    with pytest.raises(UserError, match=said):
         runner.run(very_small(small, without, ["tensorboard"], auto_resume=True))
 
 
@@ -258,13 +237,9 @@ def test_a_tracker_that_fails_later_is_left_out_with_one_warning(
         for step in (1, 2):
             events.emit("numbers", step=step, values={"x": 0.5}, found=False)
         events.emit("head", head=None)
-    said = [
-        record.getMessage()
-        for record in caplog.records
-        if record.name == "cirloop.monitoring.events"
-    ]
-    assert len(said) == 1
-    assert said[0].startswith("--report_to mlflow failed, and this attempt goes on without it")
+    ours = [each for each in caplog.records if each.name == "cirloop.monitoring.events"]
+    [said] = [record.getMessage() for record in ours]
+    assert said.startswith("--report_to mlflow failed, and this attempt goes on without it")
     assert in_tensorboard(tmp_path, places)["x"] == [(1, 0.5), (2, 0.5)]
 
 
@@ -275,10 +250,7 @@ def test_off_imports_nothing_and_writes_nothing(tmp_path: Path) -> None:
         " [*missing_packages(())]\nprint({'tensorboard', 'wandb', 'mlflow', 'trackio',"
         " 'accelerate', 'torch'} & {*sys.modules})"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True
-    )
+    done = python("-c", code, tmp_path)
     assert done.stdout == "set()\n", done.stderr
     assert [*tmp_path.iterdir()] == []
 

@@ -87,24 +87,18 @@ def test_a_run_leaves_a_report_with_the_numbers_of_its_results(finished: Path) -
         [r["iteration"], *(f"{r['metrics'][m]} ± {r['standard_errors'][m]}" for m in heads[1:])]
         for r in results["results"]
     ]
-    [compared] = [
-        rows
-        for caption, rows in page.tables.items()
-        if caption.startswith("Each iteration against")
-    ]
-    assert [row[2] for row in compared[1:]] == [
-        f"{c['p_corrected']:.4f}" for c in results["compared"]
-    ]
+    captions = [name for name in page.tables if name.startswith("Each iteration against")]
+    [compared] = [page.tables[caption] for caption in captions]
+    expected = [f"{c['p_corrected']:.4f}" for c in results["compared"]]
+    assert [row[2] for row in compared[1:]] == expected
     assert len(compared) == 3
     assert "Finished." in page.text and "Still missing" not in page.text
 
 
 def test_won_and_lost_are_counted_query_by_query(finished: Path) -> None:
     page = read((finished / "report.html").read_text("utf-8"))
-    ranks = [
-        content(finished / f"evaluation_{name}.json")["ranks"]
-        for name in ("base", "iter_0", "iter_1")
-    ]
+    names = ("base", "iter_0", "iter_1")
+    ranks = [content(finished / f"evaluation_{name}.json")["ranks"] for name in names]
     rows = {row[0]: row[1:] for row in page.tables["Queries won and lost by recall@1"][1:]}
     for label, a, b in (("base → 0", 0, 1), ("0 → 1", 1, 2), ("base → 1", 0, 2)):
         pairs = Counter((x[1] > 1) - (y[1] > 1) for x, y in zip(ranks[a], ranks[b], strict=True))
@@ -130,10 +124,8 @@ def test_best_images_agree_with_the_ranks(finished: Path) -> None:
 
 def test_mining_captions_sets_loss_and_costs_are_those_of_the_artifacts(finished: Path) -> None:
     page = read((finished / "report.html").read_text("utf-8"))
-    mined, texts = (
-        content(finished / "hard_negatives_iter_0.json"),
-        content(finished / "augmented_samples_iter_1.json"),
-    )
+    mined = content(finished / "hard_negatives_iter_0.json")
+    texts = content(finished / "augmented_samples_iter_1.json")
     account = content(finished / "accounting_iter_1.json")
     [row] = page.tables["Mined negatives by the model that was wrong"][1:]
     count, wrong = len(mined["negatives"]), account["false_negatives"]
@@ -146,16 +138,10 @@ def test_mining_captions_sets_loss_and_costs_are_those_of_the_artifacts(finished
     heads, row = page.tables["Texts by what became of them"]
     assert dict(zip(heads[2:-1], map(int, row[2:-1]), strict=True)) == texts["summary"]["rejected"]
     assert int(row[1]) == len(texts["accepted"]) and int(row[-1]) == texts["summary"]["candidates"]
-    assert page.tables["Set sizes"][1][:5] == [
-        "1",
-        "48",
-        str(len(texts["accepted"])),
-        str(len(texts["accepted"])),
-        str(count),
-    ]
-    log = [
-        row["loss"] for row in content(finished / "checkpoint_iter_1" / "training_log.json")["rows"]
-    ]
+    accepted = str(len(texts["accepted"]))
+    assert page.tables["Set sizes"][1][:5] == ["1", "48", accepted, accepted, str(count)]
+    steps = content(finished / "checkpoint_iter_1" / "training_log.json")["rows"]
+    log = [row["loss"] for row in steps]
     assert page.tables["Loss of each iteration"][2][3] == f"{log[0]:.6g}" and len(log) == 6
     drawn = content(finished / "checkpoint_iter_1" / "training_log.json")["drawn"]
     assert [row[1:3] for row in page.tables["Triplets that were trained on"][2:]] == [
@@ -195,11 +181,8 @@ def test_markup_in_texts_and_settings_stands_as_text(whole: RunConfig) -> None:
     assert "{{ 7 * 7 }} \\x1b[31m \\u202e red" in page.text
     assert "script" not in page.tags and page.tags["h1"] == 1
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert not [
-        value
-        for name, value in page.attributes
-        if name in ("src", "href") and not value.startswith(("data:", "#"))
-    ]
+    links = [value for name, value in page.attributes if name in ("src", "href")]
+    assert not [link for link in links if not link.startswith(("data:", "#"))]
 
 
 def test_secrets_are_hidden(copied: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,30 +231,20 @@ def test_a_run_that_is_going_says_what_is_missing(parts: int, tmp_path: Path) ->
 def test_a_control_is_drawn_where_it_was_evaluated_alike(
     whole: RunConfig, copied: RunConfig
 ) -> None:
-    with_control = copied.model_copy(
-        update={"runtime": copied.runtime.model_copy(update={"compare_with": whole.directory})}
-    )
-    rows = page_of(with_control).tables["Fractions ± standard errors"][1:]
-    assert [row[0] for row in rows] == [
-        "base",
-        "0",
-        "1",
-        "2",
-        "control base",
-        "control 0",
-        "control 1",
-        "control 2",
-    ]
+    def beside(control: Path) -> Page:
+        runtime = copied.runtime.model_copy(update={"compare_with": control})
+        return page_of(copied.model_copy(update={"runtime": runtime}))
+
+    rows = beside(whole.directory).tables["Fractions ± standard errors"][1:]
+    names = ["base", "0", "1", "2"]
+    assert [row[0] for row in rows] == [*names, *(f"control {name}" for name in names)]
     results = content(copied.directory / "evaluation_results.json")
     for row in results["results"]:
         row["split"] = "jsonl_test"
     other = copied.directory.parent / "other"
     other.mkdir()
     write_json(other / "evaluation_results.json", results)
-    with_control = copied.model_copy(
-        update={"runtime": copied.runtime.model_copy(update={"compare_with": other})}
-    )
-    page = page_of(with_control)
+    page = beside(other)
     assert "The control other is not drawn: it was evaluated with another split." in page.text
     assert len(page.tables["Fractions ± standard errors"]) == 5
 
@@ -302,23 +275,13 @@ def test_report_only_reads_beside_a_run_and_changes_nothing_else(copied: RunConf
     """Under a lock that another run holds; the model's path leads nowhere."""
     before = file_digests(copied.directory)
     with run_lock.run_lock(copied.directory):
-        done = command(
-            "train_iterative.py",
-            "--report_only",
-            "--experiment_dir",
-            copied.directory,
-            "--data_dir",
-            copied.data_dir,
-        )
+        run = ("--experiment_dir", copied.directory, "--data_dir", copied.data_dir)
+        done = command("train_iterative.py", "--report_only", *run)
     assert done.returncode == 0, done.stderr
     after = file_digests(copied.directory)
     assert "report.html" in after
-    rest = {
-        name: digest
-        for name, digest in after.items()
-        if name != "report.html" and not name.startswith("figures")
-    }
-    assert rest == before
+    names = [name for name in after if name != "report.html" and not name.startswith("figures")]
+    assert {name: after[name] for name in names} == before
 
 
 def test_report_only_refuses_what_is_no_run_and_what_was_altered(

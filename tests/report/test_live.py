@@ -21,7 +21,6 @@ from typing import Any
 
 import pyte
 import pytest
-import yaml
 from rich.console import Console
 
 from cirloop.artifacts.store import Store
@@ -32,19 +31,19 @@ from cirloop.monitoring.console import progress
 from cirloop.monitoring.costs import Costs
 from cirloop.monitoring.live import LiveDisplay, RunHeader
 from cirloop.report.run_monitor import RunMonitor
-from tests.commands import ROOT
+from tests.commands import ROOT, environment
 from tests.distributed.test_many import are_gone, processes
 from tests.faults.harness import VERY_SMALL
 from tests.monitoring.test_stopping import settings
 
-ONE = {
-    "compute_environment": "LOCAL_MACHINE",
-    "distributed_type": "NO",
-    "num_processes": 1,
-    "num_machines": 1,
-    "mixed_precision": "no",
-    "use_cpu": True,
-}
+ONE = """
+compute_environment: LOCAL_MACHINE
+distributed_type: "NO"
+num_processes: 1
+num_machines: 1
+mixed_precision: "no"
+use_cpu: true
+"""
 RECALLS = [
     ["iteration", "recall@1", "recall@5", "recall@10"],
     ["base", "22.4 ± 1.3", "60.1 ± 1.5", "75.3 ± 1.4"],
@@ -99,24 +98,15 @@ class Terminal:
 @pytest.mark.full
 def test_a_run_on_a_terminal_and_ctrl_c(small: Any, tmp_path: Path) -> None:
     """Training is in a launched process, which has the terminal."""
-    (tmp_path / "one.yaml").write_text(yaml.safe_dump(ONE))
+    (tmp_path / "one.yaml").write_text(ONE)
     runtime = {"num_workers": 0, "accelerate_config": tmp_path / "one.yaml"}
     training = {**VERY_SMALL["training"], "iteration_0_steps": 2000}
-    config = small(
-        tmp_path / "run",
-        **{**VERY_SMALL, "num_iterations": 1, "training": training, "runtime": runtime},
-    )
+    changes = {"num_iterations": 1, "training": training, "runtime": runtime}
+    config = small(tmp_path / "run", **{**VERY_SMALL, **changes})
     words = [sys.executable, str(ROOT / "train_iterative.py"), *settings(tmp_path, config)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "src"),
-        "OMP_NUM_THREADS": "1",
-        "TERM": "xterm",
-    }
-    terminal = Terminal(words, 90, environment)
-    shown = terminal.until(
-        lambda text: re.search(r"train iteration 0 .* [1-9]\d*/2000 .*left \d", text)
-    )
+    terminal = Terminal(words, 90, environment(TERM="xterm"))
+    bar = re.compile(r"train iteration 0 .* [1-9]\d*/2000 .*left \d")
+    shown = terminal.until(bar.search)
     assert shown.count("train iteration 0") == 1 and "stage 2 of 8" not in shown, "two regions"
     there = [pid for pid, _ in processes(terminal.pid)]
     terminal.type(b"\x03")
@@ -156,17 +146,9 @@ class Screen:
 
 
 def head(**changes: Any) -> RunHeader:
-    told = {
-        "run": "experiments/a_run_with_a_long_name",
-        "stage": "checkpoint_iter_2",
-        "number": 12,
-        "of": 17,
-        "iteration": 2,
-        "iterations": 3,
-        "left": 754.0,
-        "recalls": RECALLS,
-    }
-    return RunHeader(**{**told, **changes})
+    stage = {"stage": "checkpoint_iter_2", "number": 12, "of": 17, "left": 754.0}
+    run = {"run": "experiments/a_run_with_a_long_name", "iteration": 2, "iterations": 3}
+    return RunHeader(**{**run, **stage, "recalls": RECALLS, **changes})
 
 
 @pytest.mark.parametrize("columns", [100, 40, 24])
@@ -181,23 +163,17 @@ def test_the_region_fits_the_terminal_and_goes_without_a_trace(columns: int) -> 
         screen.console.print("a log line")
         lines = screen.lines
         assert lines[0] == "a log line" and lines[1].startswith("stage 12 of 17: check"), lines
-        assert len(lines) == 1 + 2 + 1 + 1 + 4, (
-            lines
-        )  # the stage, the bar, the columns, four evaluations
+        # the stage, the bar, the columns, four evaluations
+        assert len(lines) == 1 + 2 + 1 + 1 + 4, lines
         assert (lines[2].startswith("iteration 2 of 3") and "29" in lines[3]) or columns < 30
         assert [line.split()[0] for line in lines[5:]] == ["base", "3", "4", "5"]
-        assert (
-            lines[4].split()[1:]
-            == ["recall@1", "recall@5", "recall@10"][: max(1, columns // 14 - 1)]
-        )
+        assert lines[4].split()[1:] == RECALLS[0][1:][: max(1, columns // 14 - 1)]
         if columns == 100:
-            assert re.search(
-                r"about 1[0-3] min left in all · experiments/a_run_with_a_long_name", lines[2]
-            ), lines[2]
+            left = r"about 1[0-3] min left in all · experiments/a_run_with_a_long_name"
+            assert re.search(left, lines[2]), lines[2]
             assert "22.4 ± 1.3" in lines[5] and "45.0 ± 1.6" in lines[8] and "29/100" in lines[3]
-        assert not screen.cursor_is_hidden, (
-            "a process that is killed now would leave the terminal without one"
-        )
+        # a process that is killed now would leave the terminal without one
+        assert not screen.cursor_is_hidden
         bar.close()
         assert not [line for line in screen.lines if "29/100" in line]
         events.emit("head", head=None)
@@ -239,10 +215,8 @@ def test_a_plain_line_says_the_rate(
 ) -> None:
     monkeypatch.setattr("cirloop.monitoring.console.LINE_EVERY", -1.0)
     with caplog.at_level(logging.INFO, "cirloop"):
-        assert [*progress(events.CountedBatches([1, 2], [5, 5], "texts/s"), "captions: write")] == [
-            1,
-            2,
-        ]
+        batches = events.CountedBatches([1, 2], [5, 5], "texts/s")
+        assert [*progress(batches, "captions: write")] == [1, 2]
     (said,) = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(r"captions: write: 1 of 2, about \d+ s left, [\d.e+]+ texts/s", said)
 
@@ -259,19 +233,15 @@ def test_no_terminal_has_plain_lines(
 
 def test_the_plan_is_what_a_run_makes(finished: Path) -> None:
     made = json.loads((finished / "manifest.json").read_text())["artifacts"]
-    assert {*expected_artifacts(from_json(finished / "config.json"), True)} == {*made}
+    planned = expected_artifacts(from_json(finished / "config.json"), True)
+    assert {*planned} == {*made}
     rows = json.loads((finished / "costs.json").read_text())["stages"]
-    assert expected_artifacts(from_json(finished / "config.json"), True) == [
-        row["stage"] for row in rows
-    ]
+    assert planned == [row["stage"] for row in rows]
 
 
 def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: Path) -> None:
-    config = small(
-        tmp_path / "run",
-        num_iterations=2,
-        training={"iteration_0_steps": 50, "steps_per_iteration": 10},
-    )
+    training = {"iteration_0_steps": 50, "steps_per_iteration": 10}
+    config = small(tmp_path / "run", num_iterations=2, training=training)
     costs, heads = Costs(tmp_path), list[RunHeader]()
     watch = RunMonitor(config, Store(tmp_path), costs, True)
 
@@ -296,11 +266,9 @@ def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: 
     ]
     costs._write(rows[:6])
     assert left("checkpoint_iter_1", 1) is None, "a round's training is not the warm-up"
-    costs._write(
-        [*rows, {"stage": "evaluation_iter_1.json", "seconds": 999, "steps": 0, "finished": False}]
-    )
-    two_rounds_more = (
-        3 + 5 + 40 + 1 + 16 / 8 * 10 + 3
-    )  # evaluate; mine, caption, account, train 10 steps, evaluate
+    begun = {"stage": "evaluation_iter_1.json", "seconds": 999, "steps": 0, "finished": False}
+    costs._write([*rows, begun])
+    # evaluate; mine, caption, account, train 10 steps, evaluate
+    two_rounds_more = 3 + 5 + 40 + 1 + 16 / 8 * 10 + 3
     assert left("evaluation_iter_1.json", 1) == pytest.approx(two_rounds_more)
     assert (heads[-1].number, heads[-1].of) == (8, 13)

@@ -57,9 +57,8 @@ def test_every_part_tells_in_its_order(tmp_path: Path) -> None:
     for cache in ("empty", "full"):
         row = rows[f"embed: 4 tokens, batches of 2, {cache} cache"]
         assert row["pictures_a_second"] > 0
-    padded, packed = (
-        rows[f"train: sdpa, {how}, adapters in float32"] for how in ("padded", "packed")
-    )
+    ways = ("padded", "packed")
+    padded, packed = (rows[f"train: sdpa, {way}, adapters in float32"] for way in ways)
     assert padded["triplets_a_second"] > 0 and padded["GB"] > 0
     assert padded["loss"] == pytest.approx(packed["loss"], abs=1e-4)
     assert rows["captions: 1 of 2 tokens, batches of 1"]["captions_a_second"] > 0
@@ -77,14 +76,9 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
 def check_of(gpu_check: Any, directory: Path, minutes: float) -> Any:
     """Without a model: for parts that need none."""
     output = directory / "deep" / "results.json"
-    args = {
-        "size": "small",
-        "dtype": "float32",
-        "output": output,
-        "minutes": minutes,
-        "parts": [*gpu_check.PARTS],
-    }
-    return gpu_check.Check(Namespace(**args), directory)
+    args = {"size": "small", "dtype": "float32", "minutes": minutes}
+    parts = [*gpu_check.PARTS]
+    return gpu_check.Check(Namespace(**args, output=output, parts=parts), directory)
 
 
 def test_a_part_beyond_its_time_is_told_and_the_others_go_on(
@@ -116,9 +110,8 @@ def test_running_out_of_memory_and_failing_are_told_by_name(
         check.case("embed", "a large picture", refused)
         raise RuntimeError("no kernel image")
 
-    monkeypatch.setattr(
-        gpu_check, "PARTS", {"embed": (fails, 0.5), "limits": (gpu_check.limits, 0.5)}
-    )
+    parts = {"embed": (fails, 0.5), "limits": (gpu_check.limits, 0.5)}
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
     check = check_of(gpu_check, tmp_path, minutes=1.0)
     assert not gpu_check.run(check)
     rows = rows_of(check.args.output)
@@ -145,10 +138,8 @@ def test_a_cpu_and_a_folder_without_wheels_are_named(
 def test_only_listed_packages_are_imported(tmp_path: Path) -> None:
     """What a bare machine has, with what those packages need, and the wheels of gpu_check.sh; no
     more."""
-    bare, wheels = (
-        tmp_path / "bare",
-        (ROOT / "scripts" / "gpu_check.sh").read_text("utf-8").split('locked="')[1],
-    )
+    bare = tmp_path / "bare"
+    wheels = (ROOT / "scripts" / "gpu_check.sh").read_text("utf-8").split('locked="')[1]
     names = "torch transformers peft accelerate safetensors pillow rich numpy".split()
     names += ["torchvision", *wheels.split('"')[0].split()]
     script = f"""
@@ -186,11 +177,8 @@ def link(names: list[str], directory: Path) -> None:
             continue
         needs = [Requirement(each) for each in found.requires or []]
         if name not in names[8:]:
-            left += [
-                each.name
-                for each in needs
-                if each.marker is None or each.marker.evaluate({"extra": ""})
-            ]
+            needs = [n for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
+            left += [each.name for each in needs]
         tops = {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}
         for top in tops:
             if not (directory / top).exists():

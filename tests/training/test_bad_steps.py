@@ -6,10 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +20,7 @@ from cirloop.monitoring import preemption
 from cirloop.training.health import NonFiniteBatch, plateau_warning
 from cirloop.training.trainer import Trainer
 from cirloop.types import UserError
+from tests.commands import in_two_processes
 from tests.training.test_trainer import STEPS, train, trainer_of
 
 STEADY: dict[str, Any] = {"lora": LoraSettings(dropout=0.0), "learning_rate": 1e-5}
@@ -85,20 +83,16 @@ def test_a_gradient_that_is_not_finite_stops_the_stage(tmp_path: Path, cache: Pa
     weight.register_hook(lambda grad: grad + math.inf)
     with pytest.raises(NonFiniteBatch) as caught:
         trainer.run(lambda steps: steps)
-    assert isinstance(caught.value.row["loss"], float) and caught.value.row["grad_norm"] in (
-        "inf",
-        "nan",
-    )
+    row = caught.value.row
+    assert isinstance(row["loss"], float) and row["grad_norm"] in ("inf", "nan")
 
 
 @pytest.mark.parametrize("bad", [(0,), (2,)])
 def test_a_bad_batch_is_left_out_by_choice_and_a_resumed_stage_does_the_same(
     bad: tuple[int], tmp_path: Path, cache: Path
 ) -> None:
-    whole, states = (
-        trainer_of(tmp_path / "a", cache, checkpoint_every_steps=1, max_skipped_batches=1),
-        list[Any](),
-    )
+    options = {"checkpoint_every_steps": 1, "max_skipped_batches": 1}
+    whole, states = trainer_of(tmp_path / "a", cache, **options), list[Any]()
     with poisoned(whole, *bad) as steps:
         whole.run(until_state(steps(), whole, states))
     assert equal(states[bad[0]], states[bad[0] + 1]), "a step was taken"
@@ -106,7 +100,7 @@ def test_a_bad_batch_is_left_out_by_choice_and_a_resumed_stage_does_the_same(
     assert [row["step"] for row in whole.log if "ids" in row] == [bad[0] + 1]
     json.dumps(whole.log, allow_nan=False)
     for _ in range(2):
-        part = trainer_of(tmp_path / "b", cache, checkpoint_every_steps=1, max_skipped_batches=1)
+        part = trainer_of(tmp_path / "b", cache, **options)
         with poisoned(part, *bad) as steps, suppress(Stop):
             part.run(steps(3 if not list((tmp_path / "b").rglob("state.json")) else STEPS))
     assert part.log == whole.log and equal(adapter(part), adapter(whole))
@@ -146,11 +140,8 @@ def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
 ) -> None:
     from cirloop.cli import runner
 
-    training = {
-        "learning_rate": 1e30,
-        "lr_warmup_ratio": 0.9,
-        "iteration_0_steps": 8,
-    }  # weights overflow
+    # weights overflow
+    training = {"learning_rate": 1e30, "lr_warmup_ratio": 0.9, "iteration_0_steps": 8}
     settings = {
         "num_iterations": 0,
         "evaluation": {"evaluate_base": False},
@@ -164,14 +155,11 @@ def test_a_run_writes_the_bad_batch_and_goes_on_with_a_higher_limit(
     assert len(found["ids"]) == 12
     assert found["ids"][0] in str(caught.value) and not (tmp_path / "run" / "run.lock").exists()
     more = settings | {"training": training | {"max_skipped_batches": 1}, "auto_resume": True}
-    with pytest.raises(
-        UserError, match="--max_skipped_batches 2"
-    ):  # every batch is bad now: one more stops it
+    # every batch is bad now: one more stops it
+    with pytest.raises(UserError, match="--max_skipped_batches 2"):
         runner.run(small(tmp_path / "run", **more))
-    assert (
-        f"step {found['step']} is left out (bad batch 1 of at most 1)"
-        in caplog.text + capfd.readouterr().err
-    )
+    said = f"step {found['step']} is left out (bad batch 1 of at most 1)"
+    assert said in caplog.text + capfd.readouterr().err
 
 
 @contextmanager
@@ -295,41 +283,13 @@ def test_asked_to_stop_it_ends_after_the_step_and_goes_on_to_the_same_bytes(
     assert resumed_log == log and equal(resumed, whole)
     last = trainer_of(tmp_path / "c", cache)
     with preemption.handle_sigterm(order):
-        assert (
-            len(
-                last.run(
-                    until(STEPS, lambda step: order.touch() if step == 3 else order.unlink(True))
-                )
-            )
-            == STEPS
-        )
+        steps = until(STEPS, lambda step: order.touch() if step == 3 else order.unlink(True))
+        assert len(last.run(steps)) == STEPS
 
 
 @pytest.mark.full
 def test_two_processes_stop_and_leave_out_together(cache: Path, tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--standalone",
-    ]
-    script = [str(root / "tests/training/bad_steps.py"), str(cache), str(tmp_path)]
-    done = subprocess.run(
-        [*command, *script],
-        env=environment,
-        check=False,
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
+    done = in_two_processes("tests/training/bad_steps.py", cache, tmp_path)
     assert done.returncode != 0, "the last part ends in an error"
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
     assert first == second, done.stderr[-3000:]

@@ -24,6 +24,10 @@ def negative(query: QueryId, image: ImageId) -> MinedNegative:
     return MinedNegative(query, image, 1, 0.5, 2, 0.4, "top_k")
 
 
+def rewritten(query: Query, image: ImageId, source: QueryId) -> AugmentedTriplet:
+    return AugmentedTriplet(Triplet(query, image), source, 1, "tiny", "p")
+
+
 @dataclass
 class Rows:
     """What a training stage is given."""
@@ -44,8 +48,21 @@ class Rows:
             self.human, self.augmented, self.mined, size, share, num_negatives, seed, unique
         )
 
+    def everything(self) -> list[Triplet]:
+        return [*self.human, *(a.triplet for a in self.augmented)]
+
+    def known(self) -> set[tuple[ImageId, str, ImageId]]:
+        """Reference, text and target of every triplet."""
+        return {(t.query.reference, t.query.text, t.target) for t in self.everything()}
+
+    def mined_images(self) -> dict[QueryId, set[ImageId]]:
+        images: dict[QueryId, set[ImageId]] = {}
+        for n in self.mined:
+            images.setdefault(n.query, set()).add(n.image)
+        return images
+
     def targets(self) -> dict[QueryId, ImageId]:
-        return {t.query.id: t.target for t in [*self.human, *(a.triplet for a in self.augmented)]}
+        return {t.query.id: t.target for t in self.everything()}
 
 
 def plain(num: int) -> Rows:
@@ -55,13 +72,9 @@ def plain(num: int) -> Rows:
 @st.composite
 def rows(draw: st.DrawFn) -> Rows:
     """Few references, texts and images, so that triplets coincide in all ways."""
-    few = st.integers(0, 3)
-    made = Rows(
-        [
-            triplet(i, draw(few), f"text {draw(few)}", 10 + draw(st.integers(0, 9)))
-            for i in range(draw(st.integers(8, 40)))
-        ]
-    )
+    few, ten = st.integers(0, 3), st.integers(10, 19)
+    num = draw(st.integers(8, 40))
+    made = Rows([triplet(i, draw(few), f"text {draw(few)}", draw(ten)) for i in range(num)])
     for t in made.human:
         for image in draw(st.lists(st.integers(10, 25), max_size=3, unique=True)):
             if ImageId(f"i{image}") != t.target:
@@ -70,9 +83,7 @@ def rows(draw: st.DrawFn) -> Rows:
         if draw(st.integers(0, 2)) == 0:
             source = next(t for t in made.human if t.query.id == mined.query)
             query = Query(QueryId(f"a{n}"), source.query.reference, f"new text {draw(few)}")
-            made.augmented.append(
-                AugmentedTriplet(Triplet(query, mined.image), mined.query, 1, "tiny", "p")
-            )
+            made.augmented.append(rewritten(query, mined.image, mined.query))
     return made
 
 
@@ -122,10 +133,8 @@ def test_human_triplets_come_once_per_epoch_where_nothing_is_augmented(num: int,
     for epoch in range(3):
         seen = Counter(q.id for step in range(steps) for q in batches[epoch * steps + step].queries)
         assert len(seen) == num and set(seen.values()) == {1}
-    orders = [
-        [q.id for s in range(steps) for q in batches[e * steps + s].queries] for e in range(2)
-    ]
-    assert orders[0] != orders[1], "two epochs in one order"
+    order = [q.id for step in range(2 * steps) for q in batches[step].queries]
+    assert order[:num] != order[num:], "two epochs in one order"
 
 
 @pytest.mark.parametrize(("num", "size"), [(13, 4), (50, 48), (61, 6)])
@@ -149,21 +158,16 @@ def test_batch_size_is_constant_where_triplets_are_many(share: float) -> None:
     given = plain(200)
     for t in given.human[:100]:
         query = Query(QueryId(f"a{t.query.id}"), t.query.reference, "new text")
-        given.augmented.append(
-            AugmentedTriplet(Triplet(query, ImageId("i5")), t.query.id, 1, "tiny", "p")
-        )
+        given.augmented.append(rewritten(query, ImageId("i5"), t.query.id))
     batches = given.batches(24, share)
     assert {len(batches[step].queries) for step in range(60)} == {24}
 
 
 @pytest.mark.parametrize(("num", "size"), [(5, 4), (49, 48), (50, 48), (9, 8)])
 def test_batch_is_full_where_an_epoch_ends_within_it(num: int, size: int) -> None:
-    sizes = [
-        len(plain(num).batches(size, seed=seed)[step].queries)
-        for seed in range(5)
-        for step in range(40)
-    ]
-    assert set(sizes) == {size}
+    for seed in range(5):
+        batches = plain(num).batches(size, seed=seed)
+        assert {len(batches[step].queries) for step in range(40)} == {size}
 
 
 @given(given=rows(), seed=st.integers(0, 9))
@@ -182,22 +186,16 @@ def test_augmented_triplet_is_brought_with_its_source(given: Rows, seed: int) ->
 
 @given(given=rows(), seed=st.integers(0, 9), num=st.integers(0, 3))
 def test_negatives_of_human_rows_are_candidates(given: Rows, seed: int, num: int) -> None:
-    mined: dict[QueryId, set[ImageId]] = {}
-    for n in given.mined:
-        mined.setdefault(n.query, set()).add(n.image)
+    mined = given.mined_images()
     batches, targets = given.batches(8, num_negatives=num, seed=seed), given.targets()
-    everything = [*given.human, *(a.triplet for a in given.augmented)]
-    keys = {t.query.id: (t.query.reference, t.query.text) for t in everything}
-    right = {
-        q: {t.target for t in everything if keys[t.query.id] == key} | {key[0]}
-        for q, key in keys.items()
-    }
+    known = given.known()
     for step in range(6):
         batch = batches[step]
         own = {targets[q.id] for q in batch.queries}
         expected = 0
         for query in batch.queries:
-            usable = mined.get(query.id, set()) - right[query.id]
+            right = {g for r, text, g in known if (r, text) == (query.reference, query.text)}
+            usable = mined.get(query.id, set()) - right - {query.reference}
             assert len(usable & set(batch.candidates)) >= min(num, len(usable))
             expected += min(num, len(usable))
         assert own <= set(batch.candidates) and len(batch.candidates) <= len(own) + expected
@@ -217,10 +215,7 @@ def test_targets_are_where_the_batch_says(given: Rows, seed: int) -> None:
 
 @given(given=rows(), seed=st.integers(0, 9))
 def test_also_right_marks_exactly_the_other_known_targets(given: Rows, seed: int) -> None:
-    known = {
-        (t.query.reference, t.query.text, t.target)
-        for t in [*given.human, *(a.triplet for a in given.augmented)]
-    }
+    known = given.known()
     batches = given.batches(8, seed=seed)
     for step in range(6):
         batch = batches[step]
@@ -250,18 +245,11 @@ def test_no_image_is_the_target_of_two_queries(given: Rows, seed: int, share: fl
 def test_own_negatives_are_mined_or_of_other_queries(
     given: Rows, seed: int, num: int, unique: bool
 ) -> None:
-    mined: dict[QueryId, set[ImageId]] = {}
-    for n in given.mined:
-        mined.setdefault(n.query, set()).add(n.image)
-    batches, targets = (
-        given.batches(8, num_negatives=num, seed=seed, unique=unique),
-        given.targets(),
-    )
+    mined = given.mined_images()
+    batches = given.batches(8, num_negatives=num, seed=seed, unique=unique)
+    targets = given.targets()
     source = {a.triplet.query.id: a.source for a in given.augmented}
-    known = {
-        (t.query.reference, t.query.text, t.target)
-        for t in [*given.human, *(a.triplet for a in given.augmented)]
-    }
+    known = given.known()
     for step in range(6):
         batch = batches[step]
         assert batch.hard_negatives_BK.shape[0] == len(batch.queries)
@@ -269,19 +257,14 @@ def test_own_negatives_are_mined_or_of_other_queries(
         for query, row in zip(batch.queries, batch.hard_negatives_BK, strict=True):
             own = {batch.candidates[place] for place in row if place >= 0}
             assert len(own) == (row >= 0).sum()
-            right = {
-                image
-                for reference, text, image in known
-                if (reference, text) == (query.reference, query.text)
-            }
+            right = {g for r, text, g in known if (r, text) == (query.reference, query.text)}
             barred = right | {query.reference}
-            rewritten = {
-                targets[q.id] for q in batch.queries if source.get(q.id) == query.id
-            } - barred
+            partners = [q for q in batch.queries if source.get(q.id) == query.id]
+            written = {targets[q.id] for q in partners} - barred
             usable = mined.get(query.id, set()) - barred
-            if rewritten or (num and usable):
-                assert rewritten <= own <= rewritten | usable
-                assert min(num, len(usable)) <= len(own) <= min(num, len(usable)) + len(rewritten)
+            if written or (num and usable):
+                assert written <= own <= written | usable
+                assert min(num, len(usable)) <= len(own) <= min(num, len(usable)) + len(written)
             else:
                 wrong = {targets[q.id] for q in batch.queries} - barred
                 assert own <= wrong and len(own) == min(num, len(wrong))
@@ -319,9 +302,7 @@ def paired(num: int, per_query: int = 1) -> Rows:
                 negative(t.query.id, ImageId(f"unwritten{i}.{n}")),
             ]
             query = Query(QueryId(f"{t.query.id}+1.{n}"), t.query.reference, f"new text {i}.{n}")
-            made.augmented.append(
-                AugmentedTriplet(Triplet(query, image), t.query.id, 1, "tiny", "p")
-            )
+            made.augmented.append(rewritten(query, image, t.query.id))
     return made
 
 
@@ -333,13 +314,9 @@ def test_a_human_query_is_paired_with_the_mined_image_of_its_rewritten_triplet(
     """ReCALL's I_h: every human query with an augmented partner in its batch, and with 0 negatives
     nothing else."""
     given = paired(100)
-    batches, written = (
-        given.batches(16, share, num_negatives),
-        {a.source: a.triplet for a in given.augmented},
-    )
-    mined = {
-        t.query.id: {n.image for n in given.mined if n.query == t.query.id} for t in given.human
-    }
+    batches = given.batches(16, share, num_negatives)
+    written = {a.source: a.triplet for a in given.augmented}
+    mined = given.mined_images()
     pairs = alone = 0
     for step in range(100):
         batch = batches[step]

@@ -27,12 +27,7 @@ def texts(source: str, reference: int, num: int) -> list[AugmentedTriplet]:
     return made
 
 
-AUGMENTED = [
-    *texts("h0", 0, 5),
-    *texts("h1", 1, 1),
-    *texts("h2", 2, 2),
-    *texts("anchor0.0", 77, 3),
-]
+AUGMENTED = [*texts("h0", 0, 5), *texts("h1", 1, 1), *texts("h2", 2, 2), *texts("anchor0.0", 77, 3)]
 
 
 @given(st.integers(1, 6), st.integers(1, 20), st.integers(0, 5))

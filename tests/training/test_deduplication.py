@@ -58,25 +58,16 @@ def doubled(triplets: list[Triplet]) -> Batch:
     reference, the sixth's reference is the first's target. Of seven candidates the last stands
     there a second time, known as right."""
     a, b, _, d, e, f, g = triplets
-    asked = [
-        a.query,
-        b.query,
-        Query(QueryId("again"), a.query.reference, a.query.text),
-        replace(d.query, reference=a.query.reference),
-        replace(e.query, reference=a.query.reference),
-        replace(f.query, reference=a.target),
-        g.query,
-    ]
-    made = BatchSampler(
-        [Triplet(q, t.target) for q, t in zip(asked, triplets, strict=True)], [], [], 7, 0.0, 0, 5
-    )[0]
-    first = made.candidates[0]
-    again = (made.target_B == 0)[:, None] | made.known_positive_BN[:, :1]
-    return replace(
-        made,
-        candidates=(*made.candidates, first),
-        known_positive_BN=np.concatenate([made.known_positive_BN, again], axis=1),
-    )
+    reference = a.query.reference
+    again = Query(QueryId("again"), reference, a.query.text)
+    same = [replace(query, reference=reference) for query in (d.query, e.query)]
+    asked = [a.query, b.query, again, *same, replace(f.query, reference=a.target), g.query]
+    rows = [Triplet(q, t.target) for q, t in zip(asked, triplets, strict=True)]
+    made = BatchSampler(rows, [], [], 7, 0.0, 0, 5)[0]
+    last = (made.target_B == 0)[:, None] | made.known_positive_BN[:, :1]
+    known = np.concatenate([made.known_positive_BN, last], axis=1)
+    candidates = (*made.candidates, made.candidates[0])
+    return replace(made, candidates=candidates, known_positive_BN=known)
 
 
 def trainer_of(model: dict[str, Any], work: Path, chunk_size: int) -> tuple[Trainer, Seen]:
@@ -96,18 +87,10 @@ def trainer_of(model: dict[str, Any], work: Path, chunk_size: int) -> tuple[Trai
     seen = Seen(data.images)
     backbone.module.register_forward_pre_hook(seen.note)
     triplets = list({t.target: t for t in data.triplets}.values())[:7]
-    trainer = Trainer(
-        backbone,
-        VisionCache(backbone, seen, work / "vision"),
-        {0: doubled(triplets)},
-        options,
-        1,
-        0,
-        "",
-        work,
-        0,
-        create_accelerator(),
-    )  # type: ignore[arg-type]
+    features: Any = VisionCache(backbone, seen, work / "vision")  # type: ignore[arg-type]
+    batches: Any = {0: doubled(triplets)}
+    rest = (1, 0, "", work, 0, create_accelerator())
+    trainer = Trainer(backbone, features, batches, options, *rest)
     trainer.module.train()
     return trainer, seen
 
@@ -139,18 +122,15 @@ def taken(trainer: Trainer) -> torch.Tensor:
 def plainly(trainer: Trainer) -> tuple[float, torch.Tensor]:
     """Loss and gradient with every row embedded in a call of its own."""
     batch = trainer.batches[0]
-    items = (
-        [EmbedInput(q.reference, q.text) for q in batch.queries],
-        [EmbedInput(image) for image in batch.candidates],
-    )
-    queries, candidates = (
-        torch.cat([trainer.backbone.module(trainer.engine._inputs_of([item])) for item in side])
-        for side in items
-    )
-    masks = [
-        torch.from_numpy(array)
-        for array in (batch.target_B, batch.known_positive_BN, batch.hard_negatives_BK)
-    ]
+
+    def embed(items: list[EmbedInput]) -> torch.Tensor:
+        module, inputs_of = trainer.backbone.module, trainer.engine._inputs_of
+        return torch.cat([module(inputs_of([item])) for item in items])
+
+    queries = embed([EmbedInput(q.reference, q.text) for q in batch.queries])
+    candidates = embed([EmbedInput(image) for image in batch.candidates])
+    arrays = (batch.target_B, batch.known_positive_BN, batch.hard_negatives_BK)
+    masks = map(torch.from_numpy, arrays)
     loss = trainer.engine.loss(similarity(queries, candidates), CandidateMasks(*masks))
     loss.backward()
     return float(loss.detach()), taken(trainer)
@@ -164,26 +144,21 @@ def test_equal_inputs_are_embedded_once_and_change_nothing(
     model = TINY if kind == "qwen2_vl" else clip(tmp_path, train_clip=True, combiner="sum")
     trainer, seen = trainer_of(model, tmp_path, chunk_size)
     loss = trainer.engine.backward(0)
-    ours, rows = (
-        taken(trainer),
-        Counter({name: num // (2 if chunk_size else 1) for name, num in seen.rows.items()}),
-    )
+    ours, calls = taken(trainer), 2 if chunk_size else 1
+    rows = Counter({name: num // calls for name, num in seen.rows.items()})
     plain_loss, plain = plainly(trainer)
     assert abs(loss - plain_loss) < 1e-6 * plain_loss
     assert float((ours - plain).norm()) < 1e-6 * float(plain.norm())
     batch = trainer.batches[0]
     images = {*batch.candidates, *(q.reference for q in batch.queries)}
-    assert seen.loads == Counter(dict.fromkeys(images, 1)), (
-        "each image is prepared once, whoever asks for it"
-    )
+    # each image is prepared once, whoever asks for it
+    assert seen.loads == Counter(dict.fromkeys(images, 1))
     assert (len(batch.queries), len(batch.candidates)) == (7, 8)
     if kind == "qwen2_vl":
         assert rows == {"all": 6 + 7}
     else:
-        queries, size = (
-            list(dict.fromkeys((q.reference, q.text) for q in batch.queries)),
-            chunk_size or 7,
-        )
+        queries = list(dict.fromkeys((q.reference, q.text) for q in batch.queries))
+        size = chunk_size or 7
         references = [{image for image, _ in queries[i : i + size]} for i in range(0, 6, size)]
         assert rows == {"query": 6, "candidate": 7, "pixels": 7 + sum(map(len, references))}
         assert rows["pixels"] < 6 + 7, "references repeat within a chunk"

@@ -21,15 +21,10 @@ from tests.negatives.cases import Case, cases
 
 
 def naive(
-    scores: list[float],
-    target: int,
-    known_positive: set[int],
-    top: int,
-    k: int,
-    margin: float | None,
+    scores: list[float], target: int, right: set[int], top: int, k: int, margin: float | None
 ) -> set[int]:
     """What is kept for one query, by sorting."""
-    wrong = [n for n in range(len(scores)) if n != target and n not in known_positive]
+    wrong = [n for n in range(len(scores)) if n != target and n not in right]
     pool = sorted(wrong, key=lambda n: (-scores[n], n))[:top]
     valid = [n for n in pool if margin is None or scores[n] <= scores[target] + margin]
     return {target, *valid[:k]}
@@ -46,9 +41,8 @@ def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def nce(
     scores: torch.Tensor, target: torch.Tensor, left_out: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    return info_nce(
-        scores, CandidateMasks(target, left_out, torch.full((len(scores), 1), -1)), temperature
-    )
+    masks = CandidateMasks(target, left_out, torch.full((len(scores), 1), -1))
+    return info_nce(scores, masks, temperature)
 
 
 @given(
@@ -74,9 +68,8 @@ def test_mask_is_what_a_loop_keeps(case: Case, top: int, k: int, margin: float |
     valid=st.sampled_from(["below_target", "all"]),
 )
 def test_mask_keeps_what_the_strategy_mines(case: Case, top: int, k: int, valid: str) -> None:
-    mined = OnlineHardest(negatives_per_query=k, candidate_pool=top, validity=valid).choose(
-        case.window(top), MiningContext(seed=0)
-    )  # type: ignore[arg-type]
+    strategy = OnlineHardest(negatives_per_query=k, candidate_pool=top, validity=valid)  # type: ignore[arg-type]
+    mined = strategy.choose(case.window(top), MiningContext(seed=0))
     mask = hard_candidate_mask(*tensors(case), top, k, None if valid == "all" else 0.0)
     for i, positions in enumerate(mined):
         images = case.window(top).gallery_index_BK[i, positions].tolist()
@@ -84,18 +77,16 @@ def test_mask_keeps_what_the_strategy_mines(case: Case, top: int, k: int, valid:
 
 
 def test_one_candidate_is_the_target() -> None:
-    mask = hard_candidate_mask(
-        torch.zeros(1, 1), torch.tensor([0]), torch.zeros(1, 1, dtype=torch.bool), 5, 5
-    )
+    none = torch.zeros(1, 1, dtype=torch.bool)
+    mask = hard_candidate_mask(torch.zeros(1, 1), torch.tensor([0]), none, 5, 5)
     assert mask.tolist() == [[True]]
 
 
 def test_masked_positives_take_no_place_in_the_pool() -> None:
     scores = torch.tensor([[0.0, -torch.inf, -torch.inf, -1.0]])
     known_positive = torch.tensor([[False, True, False, False]])
-    assert hard_candidate_mask(scores, torch.tensor([0]), known_positive, 2, 2).tolist() == [
-        [True, False, True, True]
-    ]
+    mask = hard_candidate_mask(scores, torch.tensor([0]), known_positive, 2, 2)
+    assert mask.tolist() == [[True, False, True, True]]
 
 
 def test_loss_over_the_hardest_valid_candidate() -> None:
@@ -111,9 +102,8 @@ def test_loss_over_the_hardest_valid_candidate() -> None:
     assert candidates.grad is not None
     assert candidates.grad.abs().sum(1).gt(0).tolist() == [True, False, True, False]
     hardest = hard_candidate_mask(query @ candidates.T, target, none, 4, 1, None)
-    assert nce(query @ candidates.T, target, ~hardest, 1.0).item() == pytest.approx(
-        log(1 + exp(0.4)), rel=1e-6
-    )
+    harder = nce(query @ candidates.T, target, ~hardest, 1.0).item()
+    assert harder == pytest.approx(log(1 + exp(0.4)), rel=1e-6)
 
 
 def test_everything_kept_is_plain_info_nce() -> None:
@@ -125,21 +115,15 @@ def test_everything_kept_is_plain_info_nce() -> None:
     known_positive[torch.arange(5), target] = False
     mask = hard_candidate_mask(queries @ candidates.T, target, known_positive, 9, 9, None)
     assert torch.equal(~mask, known_positive)
-    assert nce(queries @ candidates.T, target, ~mask, 0.1) == nce(
-        queries @ candidates.T, target, known_positive, 0.1
-    )
+    scores = queries @ candidates.T
+    assert nce(scores, target, ~mask, 0.1) == nce(scores, target, known_positive, 0.1)
 
 
 def test_no_valid_candidate_leaves_no_loss() -> None:
-    query, candidates = (
-        torch.tensor([[1.0, 0.0]]),
-        torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]]),
-    )
-    mask = hard_candidate_mask(
-        query @ candidates.T, torch.tensor([0]), torch.zeros(1, 3, dtype=torch.bool), 2, 2
-    )
+    scores, target = torch.tensor([[0.0, 1.0, 0.6]]), torch.tensor([0])
+    mask = hard_candidate_mask(scores, target, torch.zeros(1, 3, dtype=torch.bool), 2, 2)
     assert mask.tolist() == [[True, False, False]]
-    assert nce(query @ candidates.T, torch.tensor([0]), ~mask, 0.1).item() == 0.0
+    assert nce(scores, target, ~mask, 0.1).item() == 0.0
 
 
 def test_rows_are_those_of_the_mask() -> None:
@@ -161,9 +145,9 @@ def batch() -> Batch:
     return Batch((), (), np.array([0, 1]), known_positive, np.array([[3], [-1]]))
 
 
-def loss_of(**settings: object) -> torch.Tensor:
+def loss_of(**settings: object) -> float:
     made = TrainingSettings.model_validate(settings)
-    return made.loss.build()(SCORES, candidate_masks(SCORES, batch(), made))
+    return float(made.loss.build()(SCORES, candidate_masks(SCORES, batch(), made)))
 
 
 TRIPLET = {"type": "triplet", "margin": 0.2}
@@ -173,29 +157,27 @@ BOTH = {"type": "sum", "parts": [{"weight": 2.0, "loss": NCE}, {"weight": 0.5, "
 
 def test_triplet_of_the_hardest_valid_candidate() -> None:
     """Below the targets 0.5 and 0.6 the best are 0.4 and 0.5: each lacks 0.1 of the margin."""
-    assert loss_of(num_hard_candidates=1, loss=TRIPLET).item() == pytest.approx(0.1, abs=1e-6)
-    # 0.06 above the target counts too: 0.55 and 0.65, each 0.05 above
-    assert loss_of(
-        num_hard_candidates=1, hard_candidate_margin=0.06, loss=TRIPLET
-    ).item() == pytest.approx(0.25, abs=1e-6)
-    # 0.15 below it: 0.3 is beyond the margin; the second query's best is 0.2, beyond it too
-    assert loss_of(
-        num_hard_candidates=1, hard_candidate_margin=-0.15, loss=TRIPLET
-    ).item() == pytest.approx(0, abs=1e-6)
-    # two of each: hinges 0.1 and 0, and 0.1 and 0
-    assert loss_of(num_hard_candidates=2, loss=TRIPLET).item() == pytest.approx(0.05, abs=1e-6)
+    for online, expected in (
+        ({"num_hard_candidates": 1}, 0.1),
+        # 0.06 above the target counts too: 0.55 and 0.65, each 0.05 above
+        ({"num_hard_candidates": 1, "hard_candidate_margin": 0.06}, 0.25),
+        # 0.15 below it: 0.3 is beyond the margin; the second query's best is 0.2, beyond it too
+        ({"num_hard_candidates": 1, "hard_candidate_margin": -0.15}, 0),
+        # two of each: hinges 0.1 and 0, and 0.1 and 0
+        ({"num_hard_candidates": 2}, 0.05),
+        # off: the first query's own negative, 0.3, is 0.2 below
+        ({}, 0),
+    ):
+        assert loss_of(**online, loss=TRIPLET) == pytest.approx(expected, abs=1e-6)
     # the one most similar candidate is not valid for either query, so there is no pair
-    assert loss_of(num_hard_candidates=1, hard_candidate_pool=1, loss=TRIPLET).item() == 0
-    # off: the first query's own negative, 0.3, is 0.2 below
-    assert loss_of(loss=TRIPLET).item() == pytest.approx(0, abs=1e-6)
+    assert loss_of(num_hard_candidates=1, hard_candidate_pool=1, loss=TRIPLET) == 0
 
 
 def test_a_margin_lets_harder_candidates_into_the_denominator() -> None:
-    plain = (log(1 + exp(-0.1)) + log(1 + exp(-0.1))) / 2
-    assert loss_of(num_hard_candidates=1, loss=NCE).item() == pytest.approx(plain, rel=1e-5)
-    assert loss_of(
-        num_hard_candidates=1, hard_candidate_margin=0.06, loss=NCE
-    ).item() == pytest.approx(log(1 + exp(0.05)), rel=1e-5)
+    plain, wide = log(1 + exp(-0.1)), log(1 + exp(0.05))
+    assert loss_of(num_hard_candidates=1, loss=NCE) == pytest.approx(plain, rel=1e-5)
+    margin = {"num_hard_candidates": 1, "hard_candidate_margin": 0.06}
+    assert loss_of(**margin, loss=NCE) == pytest.approx(wide, rel=1e-5)
 
 
 def test_the_hardest_within_a_sum() -> None:
@@ -205,16 +187,14 @@ def test_the_hardest_within_a_sum() -> None:
         {},
     ):
         parts = 2.0 * loss_of(**online, loss=NCE) + 0.5 * loss_of(**online, loss=TRIPLET)
-        assert torch.allclose(loss_of(**online, loss=BOTH), parts)
-    assert loss_of(num_hard_candidates=1, loss=BOTH).item() == pytest.approx(
-        2 * log(1 + exp(-0.1)) + 0.05, rel=1e-5
-    )
+        assert loss_of(**online, loss=BOTH) == pytest.approx(parts, rel=1e-5)
+    both = 2 * log(1 + exp(-0.1)) + 0.05
+    assert loss_of(num_hard_candidates=1, loss=BOTH) == pytest.approx(both, rel=1e-5)
 
 
 def test_what_is_known_to_be_right_is_no_hardest_candidate() -> None:
     scores = torch.tensor([[0.5, 0.9]])
     known = Batch((), (), np.array([0]), np.array([[False, True]]), np.array([[-1]]))
-    masks = candidate_masks(
-        scores, known, TrainingSettings(num_hard_candidates=1, hard_candidate_margin=1.0)
-    )
+    online = TrainingSettings(num_hard_candidates=1, hard_candidate_margin=1.0)
+    masks = candidate_masks(scores, known, online)
     assert masks.hard_candidates_BH is not None and masks.hard_candidates_BH.tolist() == [[-1]]

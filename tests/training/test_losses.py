@@ -37,22 +37,21 @@ LOSSES = [
 ]
 
 
-def nce(
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    target: torch.Tensor,
-    out: torch.Tensor,
-    t: float,
-) -> Any:
-    return info_nce(
-        queries @ candidates.T, CandidateMasks(target, out, torch.full((len(queries), 1), -1)), t
-    )
+def nce(queries: Any, candidates: Any, target: torch.Tensor, out: torch.Tensor, t: float) -> Any:
+    given = CandidateMasks(target, out, torch.full((len(queries), 1), -1))
+    return info_nce(queries @ candidates.T, given, t)
 
 
 def masks(own: list[list[int]], out: torch.Tensor | None = None, num: int = 2) -> CandidateMasks:
     """Queries whose targets are on the diagonal of their scores."""
     left_out = torch.zeros(len(own), num, dtype=torch.bool) if out is None else out
     return CandidateMasks(torch.arange(len(own)), left_out, torch.tensor(own))
+
+
+def value(loss: Any, scores: torch.Tensor, given: CandidateMasks | list[list[int]]) -> float:
+    """Of a loss; a list holds the own negatives of queries whose targets are on the diagonal."""
+    mask = masks(given, num=scores.shape[1]) if isinstance(given, list) else given
+    return float(loss.build()(scores, mask))
 
 
 def test_one_query_with_its_target_and_one_other() -> None:
@@ -111,10 +110,8 @@ def test_info_nce_is_cross_entropy() -> None:
     scores = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
     left_out = torch.zeros(6, 9, dtype=torch.bool)
     given = CandidateMasks(torch.tensor([3, 0, 8, 8, 1, 2]), left_out, torch.full((6, 1), -1))
-    assert torch.equal(
-        InfoNCE(temperature=0.5).build()(scores, given),
-        F.cross_entropy(scores / 0.5, given.target_B),
-    )
+    expected = F.cross_entropy(scores / 0.5, given.target_B)
+    assert torch.equal(InfoNCE(temperature=0.5).build()(scores, given), expected)
 
 
 def test_mask_margin_leaves_out_what_scores_too_high_but_not_own_negatives() -> None:
@@ -123,27 +120,18 @@ def test_mask_margin_leaves_out_what_scores_too_high_but_not_own_negatives() -> 
     scores = torch.tensor([[0.2, 0.3], [0.1, 0.2]])
     loss = InfoNCE(temperature=1.0, mask_margin=0.05)
     second = log(1 + exp(-0.1))
-    assert loss.build()(scores, masks([[-1], [-1]])).item() == pytest.approx(second / 2, rel=1e-5)
-    assert loss.build()(scores, masks([[1], [-1]])).item() == pytest.approx(
-        (log(1 + exp(0.1)) + second) / 2, rel=1e-5
-    )
-    wide = InfoNCE(temperature=1.0, mask_margin=0.2)
-    assert wide.build()(scores, masks([[-1], [-1]])) == InfoNCE(temperature=1.0).build()(
-        scores, masks([[-1], [-1]])
-    )
+    first = log(1 + exp(0.1))
+    assert value(loss, scores, [[-1], [-1]]) == pytest.approx(second / 2, rel=1e-5)
+    assert value(loss, scores, [[1], [-1]]) == pytest.approx((first + second) / 2, rel=1e-5)
+    wide, plain = InfoNCE(temperature=1.0, mask_margin=0.2), InfoNCE(temperature=1.0)
+    assert value(wide, scores, [[-1], [-1]]) == value(plain, scores, [[-1], [-1]])
 
 
 def test_triplet_is_the_hinge_of_each_own_negative() -> None:
     """Targets lead by 0.2 and 0.1: hinges 0 and 0.1 at margin 0.2, 0.1 and 0.2 at margin 0.3."""
-    assert TripletHinge(margin=0.2).build()(HALF, masks([[1], [0]])).item() == pytest.approx(
-        0.05, abs=1e-6
-    )
-    assert TripletHinge(margin=0.3).build()(HALF, masks([[1], [0]])).item() == pytest.approx(
-        0.15, abs=1e-6
-    )
-    assert TripletHinge(margin=0.3).build()(HALF, masks([[1], [-1]])).item() == pytest.approx(
-        0.1, abs=1e-6
-    )
+    for margin, own, loss in ((0.2, 0, 0.05), (0.3, 0, 0.15), (0.3, -1, 0.1)):
+        hinge = TripletHinge(margin=margin)
+        assert value(hinge, HALF, [[1], [own]]) == pytest.approx(loss, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +140,8 @@ def test_triplet_is_the_hinge_of_each_own_negative() -> None:
 def test_queries_without_negatives_do_not_water_down_the_pairs(loss: Any) -> None:
     """The mean is over the queries that have a pair; without any the loss is 0 and has a gradient
     of 0."""
-    alone = loss.build()(HALF[:1], masks([[1]]))
-    assert loss.build()(HALF, masks([[1], [-1]])).item() == pytest.approx(alone.item(), rel=1e-6)
+    alone = value(loss, HALF[:1], [[1]])
+    assert value(loss, HALF, [[1], [-1]]) == pytest.approx(alone, rel=1e-6)
     scores = HALF.clone().requires_grad_()
     none = loss.build()(scores, masks([[-1], [-1]]))
     none.backward()
@@ -164,35 +152,22 @@ def test_triplet_takes_the_hardest_valid_candidates_where_there_are_some() -> No
     """Target 0.5; own negative 0.1, hardest 0.45 and 0.3: hinges 0.15 and 0. Bradley-Terry keeps
     its own."""
     scores = torch.tensor([[0.5, 0.1, 0.45, 0.3]])
-    given = CandidateMasks(
-        torch.tensor([0]),
-        torch.zeros(1, 4, dtype=torch.bool),
-        torch.tensor([[1]]),
-        torch.tensor([[2, 3]]),
-    )
-    assert TripletHinge(margin=0.2).build()(scores, given).item() == pytest.approx(
-        0.15 / 2, abs=1e-6
-    )
-    assert BradleyTerry().build()(scores, given).item() == pytest.approx(
-        log(1 + exp(-0.4)), rel=1e-5
-    )
-    nothing = CandidateMasks(
-        given.target_B, given.ignored_BN, given.hard_negatives_BK, torch.tensor([[-1, -1]])
-    )
-    assert TripletHinge(margin=0.2).build()(scores, nothing).item() == 0
+    none = torch.zeros(1, 4, dtype=torch.bool)
+    own, hard = torch.tensor([[1]]), torch.tensor([[2, 3]])
+    given = CandidateMasks(torch.tensor([0]), none, own, hard)
+    hinge = TripletHinge(margin=0.2)
+    assert value(hinge, scores, given) == pytest.approx(0.15 / 2, abs=1e-6)
+    assert value(BradleyTerry(), scores, given) == pytest.approx(log(1 + exp(-0.4)), rel=1e-5)
+    nothing = CandidateMasks(torch.tensor([0]), none, own, torch.tensor([[-1, -1]]))
+    assert value(hinge, scores, nothing) == 0
 
 
 def test_bradley_terry_is_the_mean_of_its_pairs() -> None:
     one, other = log(1 + exp(-0.2)), log(1 + exp(-0.1))
-    assert BradleyTerry().build()(HALF, masks([[1], [0]])).item() == pytest.approx(
-        (one + other) / 2, rel=1e-5
-    )
-    scores = torch.tensor([[0.5, 0.3, 0.4]])
-    given = masks([[1, 2, -1]], num=3)
-    assert BradleyTerry().build()(scores, given).item() == pytest.approx(
-        (one + other) / 2, rel=1e-5
-    )
-    warm = BradleyTerry(temperature=0.1).build()(HALF, masks([[1], [0]])).item()
+    mean = pytest.approx((one + other) / 2, rel=1e-5)
+    assert value(BradleyTerry(), HALF, [[1], [0]]) == mean
+    assert value(BradleyTerry(), torch.tensor([[0.5, 0.3, 0.4]]), [[1, 2, -1]]) == mean
+    warm = value(BradleyTerry(temperature=0.1), HALF, [[1], [0]])
     assert warm == pytest.approx((log(1 + exp(-2)) + log(1 + exp(-1))) / 2, rel=1e-5)
 
 
@@ -224,13 +199,9 @@ def test_pairs_ignore_what_is_not_their_own() -> None:
 
 
 def test_a_loss_without_a_type_is_info_nce_and_an_unknown_one_is_refused() -> None:
-    assert TypeAdapter(LossConfig).validate_python({"temperature": 0.07}) == InfoNCE(
-        temperature=0.07
-    )
-    for wrong in (
-        {"type": "dpo"},
-        {"type": "triplet", "temperature": 1},
-        {"type": "sum", "parts": []},
-    ):
+    read = TypeAdapter(LossConfig).validate_python
+    assert read({"temperature": 0.07}) == InfoNCE(temperature=0.07)
+    unknown: list[dict[str, Any]] = [{"type": "dpo"}, {"type": "sum", "parts": []}]
+    for wrong in (*unknown, {"type": "triplet", "temperature": 1}):
         with pytest.raises(ValidationError):
-            TypeAdapter(LossConfig).validate_python(wrong)
+            read(wrong)
