@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -71,24 +72,13 @@ def said(caplog: pytest.LogCaptureFixture, *words: str) -> Iterator[None]:
 def test_a_real_data_set_takes_its_own_recipe_and_says_so(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with said(
-        caplog,
-        "configs/cirr_qwen2_vl.yaml",
-        "data/cirr is taken",
-        "also names the embedder's weights",
-    ):
+    words = ("configs/cirr_qwen2_vl.yaml", "data/cirr is taken")
+    with said(caplog, *words, "also names the embedder's weights"):
         config = parsed(SECOND)
     recipe = load(["--config", str(ROOT / "configs" / "cirr_qwen2_vl.yaml")], DEFAULT)
     assert (config.model.path, config.foundation.path) == (MODEL, MODEL)
-    assert (
-        config.num_iterations,
-        config.mining.strategy.negatives_per_query,
-        config.training.batch_size,
-    ) == (
-        5,
-        10,
-        32,
-    )  # type: ignore[union-attr]
+    assert (config.num_iterations, config.training.batch_size) == (5, 32)
+    assert config.mining.strategy.negatives_per_query == 10  # type: ignore[union-attr]
     assert config.training.learning_rate == 1e-5
     assert config.training.steps_per_iteration == recipe.training.steps_per_iteration
     assert config.training.grad_cache_chunk_size == recipe.training.grad_cache_chunk_size
@@ -108,9 +98,8 @@ def test_a_path_of_another_family_is_the_foundation_models_alone(
     (home / "llava").mkdir()
     (home / "llava" / "config.json").write_text('{"model_type": "llava"}')
     with said(caplog, "is of type llava, the embedder of type qwen2_vl"):
-        config = parsed(
-            "--dataset_name cirr --foundation_model_backbone llava --foundation_model_path llava"
-        )
+        foundation = "--foundation_model_backbone llava --foundation_model_path llava"
+        config = parsed(f"--dataset_name cirr {foundation}")
     assert (config.model.path, config.foundation.path) == ("Qwen/Qwen2-VL-2B-Instruct", "llava")
 
 
@@ -149,9 +138,8 @@ def test_the_embedded_model_is_taken_for_photographs_only_by_name(home: Path) ->
     from cirloop.config import notices
 
     (home / "bare.yaml").write_text("data: {type: cirr}\n")
-    with pytest.raises(
-        UserError, match=r"(?s)model\.path: is not given.*foundation\.path: is not given"
-    ):
+    both = r"(?s)model\.path: is not given.*foundation\.path: is not given"
+    with pytest.raises(UserError, match=both):
         parsed("--config bare.yaml")
     config = parsed("--config bare.yaml --model_path tiny --no-captioning.enabled")
     assert notices.of(config) == [
@@ -164,10 +152,8 @@ def test_a_recipe_of_another_family_leaves_its_weights_out_and_asks_for_others(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = f"--config {ROOT / 'configs' / 'recall_cirr.yaml'} --model_backbone"
-    with (
-        said(caplog, "the settings were for qwen2_5_vl: model.path left out"),
-        pytest.raises(UserError, match="path"),
-    ):
+    left_out = "the settings were for qwen2_5_vl: model.path left out"
+    with said(caplog, left_out), pytest.raises(UserError, match="path"):
         parsed(f"{recipe} qwen2_vl")
     assert parsed(f"{recipe} qwen2_vl --model_path {MODEL}").model.path == MODEL
 
@@ -179,9 +165,8 @@ def test_defaults_are_five_negatives_and_three_rounds(home: Path) -> None:
 
 
 def test_fast_mode_without_a_twin_is_one_error_with_the_ways_out(home: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"--fast_mode needs .*cirr_qwen2_vl_fast\.yaml.*shapes_fast\.yaml.*flags"
-    ):
+    needs = r"--fast_mode needs .*cirr_qwen2_vl_fast\.yaml.*shapes_fast\.yaml.*flags"
+    with pytest.raises(UserError, match=needs):
         parsed("--fast_mode --dataset_name cirr")
     assert parsed("--fast_mode --num_iterations 1").num_iterations == 1
 
@@ -235,11 +220,8 @@ def test_a_used_directory_goes_on_with_its_own_settings(home: Path, finished: Pa
     own = f"--experiment_dir {finished}"
     for flags in ("--auto_resume", "--resume_from_iteration 1"):
         config = parsed(f"{own} {flags}")
-        assert (
-            config.training.steps_per_iteration == 6
-            and config.mining.strategy.negatives_per_query == 2
-            and config.num_iterations == 1
-        )  # type: ignore[union-attr]
+        assert (config.training.steps_per_iteration, config.num_iterations) == (6, 1)
+        assert config.mining.strategy.negatives_per_query == 2  # type: ignore[union-attr]
     assert parsed(f"{own} --auto_resume --seed 7").seed == 7
     assert parsed(f"{own} --auto_resume --fast_mode").training.steps_per_iteration == 40
 
@@ -250,9 +232,8 @@ def test_flags_that_are_given_are_compared_with_the_directorys_settings(
     from cirloop.cli import runner
 
     copy = shutil.copytree(finished, tmp_path / "copy")
-    with pytest.raises(
-        UserError, match=r"(?s)seed: 0 -> 7.*leave those flags out.*--auto_resume goes on"
-    ):
+    ways_out = r"(?s)seed: 0 -> 7.*leave those flags out.*--auto_resume goes on"
+    with pytest.raises(UserError, match=ways_out):
         runner.run(parsed(f"--experiment_dir {copy} --auto_resume --seed 7"))
     runner.run(parsed(f"--experiment_dir {copy} --auto_resume --runtime.embed_batch_size 9"))
     with pytest.raises(UserError, match="never go on from each other"):
@@ -265,15 +246,21 @@ def test_places_are_saved_so_that_another_directory_can_use_the_run(home: Path) 
     assert saved["runtime"]["cache_dir"] == str(home / "c")
 
 
+ON_OWN_DATA = "--dataset_name jsonl --retrieval simulated"
+
+
+def trains(home: Path, flags: str) -> CompletedProcess[str]:
+    done = command("train_iterative.py", *shlex.split(flags), cwd=home)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run without a model, on own triplets, in the home of who made it."""
     home = tmp_path_factory.mktemp("simulated")
     write_jsonl(home / "data" / "jsonl", families=2)
-    done = command(
-        "train_iterative.py", *shlex.split("--dataset_name jsonl --retrieval simulated"), cwd=home
-    )
-    assert done.returncode == 0, done.stderr
+    done = trains(home, ON_OWN_DATA)
     assert "SIMULATED: jsonl_val" in done.stdout and "Simulated: rankings are drawn" in done.stderr
     return home / "experiments" / "simulated_jsonl_iterative"
 
@@ -294,21 +281,8 @@ def test_all_that_a_simulated_run_leaves_says_so_first(simulated: Path) -> None:
 @pytest.mark.full
 def test_a_simulated_run_follows_from_its_seed_and_resumes(simulated: Path) -> None:
     home, name = simulated.parent.parent, "evaluation_results.json"
-    done = command(
-        "train_iterative.py",
-        "--experiment_dir",
-        simulated,
-        "--resume_from_iteration",
-        "2",
-        cwd=home,
-    )
-    assert done.returncode == 0, done.stderr
-    other = command(
-        "train_iterative.py",
-        *shlex.split("--dataset_name jsonl --retrieval simulated --experiment_dir other"),
-        cwd=home,
-    )
-    assert other.returncode == 0
+    trains(home, f"--experiment_dir {simulated} --resume_from_iteration 2")
+    trains(home, f"{ON_OWN_DATA} --experiment_dir other")
     assert (home / "other" / name).read_text() == (simulated / name).read_text()
 
 
@@ -338,9 +312,8 @@ def test_nothing_real_follows_from_a_simulated_run(
     simulated: Path, script: str, flags: str, words: str
 ) -> None:
     flags = flags.format(tiny=ROOT / "configs" / "jsonl_tiny.yaml")
-    done = command(
-        script, "--experiment_dir", simulated, *shlex.split(flags), cwd=simulated.parent.parent
-    )
+    run = ("--experiment_dir", simulated, *shlex.split(flags))
+    done = command(script, *run, cwd=simulated.parent.parent)
     assert done.returncode == 2 and words in done.stderr
 
 
@@ -358,15 +331,8 @@ def test_a_simulated_run_has_no_model_to_search_with_or_to_export(simulated: Pat
 
 def test_simulated_results_can_be_evaluated_and_say_so(simulated: Path, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    done = command(
-        "eval_iterative.py",
-        "--experiment_dir",
-        simulated,
-        "--iterations",
-        "1",
-        "--output_file",
-        file,
-    )
+    flags = ["--experiment_dir", simulated, "--iterations", "1", "--output_file", file]
+    done = command("eval_iterative.py", *flags)
     assert done.returncode == 0, done.stderr
     assert next(iter(json.loads(file.read_text()))) == "simulated"
     assert "SIMULATED: jsonl_val" in done.stdout
@@ -375,16 +341,13 @@ def test_simulated_results_can_be_evaluated_and_say_so(simulated: Path, tmp_path
 def test_the_fallback_is_taken_by_name_and_only_without_weights(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    fallback = "--retrieval_fallback simulated"
     with said(caplog, "'/no/weights' does not exist", "rankings are simulated"):
-        config = parsed(
-            "--dataset_name cirr --model_path /no/weights --retrieval_fallback simulated"
-        )
+        config = parsed(f"--dataset_name cirr --model_path /no/weights {fallback}")
     assert (config.retrieval, config.model.type) == ("simulated", "simulated")
     assert config.directory == Path("experiments/simulated_cirr_iterative")
-    there = parsed(
-        "--dataset_name cirr --model_path tiny --foundation_model_path tiny --retrieval_fallback"
-        " simulated"
-    )
+    tiny = "--model_path tiny --foundation_model_path tiny"
+    there = parsed(f"--dataset_name cirr {tiny} {fallback}")
     assert (there.retrieval, there.model.path) == ("real", "tiny")
     assert parsed("--dataset_name cirr --model_path /no/weights").retrieval == "real"
 

@@ -50,12 +50,10 @@ def test_artifact_is_built_once_and_then_found(tmp_path: Path) -> None:
 
 
 def test_digest_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
-    digests = []
-    for directory, text in (("x", "one"), ("y", "one"), ("z", "two")):
-        digests.append(
-            Store(tmp_path / directory).get_or_build("a.json", {}, [], a_file(text)).digest
-        )
-    assert digests[0] == digests[1] != digests[2]
+    def digest(directory: str, text: str) -> str:
+        return Store(tmp_path / directory).get_or_build("a.json", {}, [], a_file(text)).digest
+
+    assert digest("x", "one") == digest("y", "one") != digest("z", "two")
 
 
 @pytest.mark.parametrize(
@@ -94,36 +92,28 @@ def add_beside(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    ("name", "damage", "named"),
     [
-        (alter, "model/weights (altered)"),
-        (truncate, "model/weights (altered)"),
-        (Path.unlink, "model/weights (missing)"),
-        (add_beside, "model/extra (not part of it)"),
+        ("model", alter, "model/weights (altered)"),
+        ("model", truncate, "model/weights (altered)"),
+        ("model", Path.unlink, "model/weights (missing)"),
+        ("model", add_beside, "model/extra (not part of it)"),
+        ("a.json", truncate, "a.json (altered)"),
+        ("a.json", Path.unlink, "a.json (missing)"),
     ],
 )
-def test_damage_to_a_directory_is_named(
-    tmp_path: Path, damage: Callable[[Path], None], named: str
+def test_damage_is_named(
+    tmp_path: Path, name: str, damage: Callable[[Path], None], named: str
 ) -> None:
-    Store(tmp_path).get_or_build("model", {}, [], a_directory, 2)
-    damage(tmp_path / "model" / "weights")
-    for look in (lambda s: s.load("model"), lambda s: s.get_or_build("model", {}, [], never, 2)):
+    build = a_directory if name == "model" else a_file()
+    Store(tmp_path).get_or_build(name, {}, [], build, 2)
+    damage(tmp_path / name / "weights" if name == "model" else tmp_path / name)
+    for look in (lambda s: s.load(name), lambda s: s.get_or_build(name, {}, [], never, 2)):
         with pytest.raises(UserError) as error:
             look(Store(tmp_path))
         assert str(tmp_path / named) in str(error.value)
         assert "--resume_from_iteration 2" in str(error.value)
         assert "deep/log.json" not in str(error.value)
-
-
-@pytest.mark.parametrize(("damage", "state"), [(truncate, "altered"), (Path.unlink, "missing")])
-def test_damage_to_a_file_is_named(
-    tmp_path: Path, damage: Callable[[Path], None], state: str
-) -> None:
-    make(Store(tmp_path))
-    damage(tmp_path / "a.json")
-    with pytest.raises(UserError) as error:
-        Store(tmp_path).load("a.json")
-    assert f"{tmp_path / 'a.json'} ({state})" in str(error.value)
 
 
 def test_every_damaged_file_is_named_at_once(tmp_path: Path) -> None:
@@ -154,9 +144,8 @@ def test_failed_build_leaves_no_artifact_and_a_later_make_succeeds(
     with pytest.raises(error):
         Store(tmp_path).get_or_build("model", {}, [], fail)
     assert contents(tmp_path) == {} and Store(tmp_path).names == []
-    made = Store(tmp_path).get_or_build(
-        "model", {}, [], lambda path: write_text(path / "only", "x")
-    )
+    only = a_file("x")
+    made = Store(tmp_path).get_or_build("model", {}, [], lambda path: only(path / "only"))
     assert list(file_digests(made.path)) == ["only"], "files of the failed build were taken over"
 
 
@@ -216,11 +205,8 @@ def test_set_aside_moves_the_iteration_and_later_ones(five: Path) -> None:
     store = Store(five)
     goal = store.archive_from(1, also=["results.json", "not there"])
     assert goal == five / "replaced_1"
-    assert {p.name: p.read_text() for p in goal.iterdir()} == {
-        "m_1": "model 1",
-        "m_2": "model 2",
-        "results.json": "old",
-    }
+    moved = {"m_1": "model 1", "m_2": "model 2", "results.json": "old"}
+    assert {p.name: p.read_text() for p in goal.iterdir()} == moved
     assert Store(five).names == ["base", "m_0"]
     assert not (five / "m_1").exists() and not (five / "results.json").exists()
     assert "moving" not in json.loads((five / MANIFEST).read_text())
@@ -286,9 +272,8 @@ def test_interrupted_set_aside_is_finished_by_the_next_store(
             patch.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             store.archive_from(1, also=["results.json"])
-    assert "moving" in json.loads((five / MANIFEST).read_text()), (
-        "the kill came too early or too late"
-    )
+    # else the kill came too early or too late
+    assert "moving" in json.loads((five / MANIFEST).read_text())
     store = Store(five)
     assert store.names == ["base", "m_0"]
     assert sorted(p.name for p in (five / "replaced_1").iterdir()) == ["m_1", "m_2", "results.json"]
@@ -325,12 +310,9 @@ def test_manifest_that_is_not_text_is_a_clear_error(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | NUMBERS | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )

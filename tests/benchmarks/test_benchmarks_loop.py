@@ -189,11 +189,7 @@ def test_a_round_on_fashioniq(run_on: Any, tmp_path: Path) -> None:
     assert summary["compared"][1]["difference"] == pytest.approx(
         (sum(hits[2]) - sum(hits[1])) / len(hits[1])
     )
-    options = {
-        "experiment_dir": made.run,
-        "iterations": "1",
-        "submission": tmp_path / "out",
-    }
+    options = {"experiment_dir": made.run, "iterations": "1", "submission": tmp_path / "out"}
     assert evaluate(EvalConfig(**options))
     outside = score_rankings(
         tmp_path / "out" / "iter_1" / "fashioniq_val_rankings.json", "fashioniq_val", made.data

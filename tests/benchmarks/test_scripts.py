@@ -49,19 +49,11 @@ CASES = (
         " --batch_size 8",
         "difference",
     ),
-    Case(
-        "benchmarks/band.py",
-        "--queries 20 --images 40 --dimensions 8 --repeats 2",
-        "±",
-    ),
+    Case("benchmarks/band.py", "--queries 20 --images 40 --dimensions 8 --repeats 2", "±"),
     Case("benchmarks/band_on_curves.py", "--queries 4 --images 80", "linear"),
     Case("benchmarks/kill_and_resume.py", "--kills 1 --workers 1", "1 of 1"),
     Case("benchmarks/known_right_negatives.py", says="top_k"),
-    Case(
-        "benchmarks/knn_text.py",
-        "--samples 200 --dimensions 16 --repeats 2",
-        "clustered: ",
-    ),
+    Case("benchmarks/knn_text.py", "--samples 200 --dimensions 16 --repeats 2", "clustered: "),
     Case(
         "benchmarks/image_check.py",
         "--pictures PICTURES --num 6 --workers 1 --repeats 1",
@@ -100,12 +92,7 @@ CASES = (
     Case("scripts/command_pages.py", "--check"),
     Case("scripts/pretrain_tiny.py", f"--output OUT {SHORT}", "parameters"),
 )
-HERE = {
-    "benchmarks/study_rounds.py",
-    "scripts/check.sh",
-    "scripts/lock.py",
-    "scripts/setup_env.sh",
-}
+HERE = {"benchmarks/study_rounds.py", "scripts/check.sh", "scripts/lock.py", "scripts/setup_env.sh"}
 """Programs with a test of their own below."""
 ELSEWHERE = {
     # it is a part of those that measure models
@@ -187,11 +174,7 @@ def test_the_study_compares_arms_from_one_warm_up(tmp_path: Path) -> None:
     assert {(arm / first).read_bytes() for arm in arms} == {(warm / first).read_bytes()}
     assert all((arm / "checkpoint_iter_1" / "adapter_model.safetensors").is_file() for arm in arms)
     again = command(
-        "benchmarks/study_rounds.py",
-        *flags,
-        "--arms",
-        "control,negatives",
-        "--report_only",
+        "benchmarks/study_rounds.py", *flags, "--arms", "control,negatives", "--report_only"
     )
     assert again.returncode == 0 and "negatives" in again.stdout
 

@@ -16,11 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BertConfig,
 from cirloop.backbones.special_tokens import escape_special_tokens, special_tokens
 from cirloop.backbones.weights import resolve
 from cirloop.captioning.backends.hf_captioner import WHITE, side_by_side
-from cirloop.captioning.base import (
-    Answer,
-    CaptionRequest,
-    sampling_kwargs,
-)
+from cirloop.captioning.base import Answer, CaptionRequest, sampling_kwargs
 from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.foundation import FoundationConfig, GenericFoundation
@@ -67,9 +63,8 @@ class Subject:
         self.directory = directory
 
     def eyes(self, batch_size: int) -> BatchedCaptioner:
-        return BatchedCaptioner(
-            self.captioner, self.images, self.directory / "cache", batch_size, lambda b, _: b
-        )
+        cache = self.directory / "cache"
+        return BatchedCaptioner(self.captioner, self.images, cache, batch_size, lambda b, _: b)
 
     def generate(
         self,
@@ -79,9 +74,8 @@ class Subject:
         tokens: int = 6,
         batch: int = 9,
     ) -> Any:
-        answers = self.eyes(batch).generate(
-            self.prompts.rewrite, requests, tokens, [temperature], seed, "test"
-        )
+        rewrite, eyes = self.prompts.rewrite, self.eyes(batch)
+        answers = eyes.generate(rewrite, requests, tokens, [temperature], seed, "test")
         return [answer.text for (answer,) in answers]
 
 
@@ -100,10 +94,8 @@ def subject(
 
 
 MODELS = [case for case in CASES if case != "template"]
-every_captioner, every_model = (
-    pytest.mark.parametrize("case", CASES),
-    pytest.mark.parametrize("case", MODELS),
-)
+every_captioner = pytest.mark.parametrize("case", CASES)
+every_model = pytest.mark.parametrize("case", MODELS)
 
 
 @every_captioner
@@ -130,9 +122,8 @@ def test_several_temperatures_are_asked_in_turn(subject: Subject) -> None:
     eyes, requests = subject.eyes(9), subject.requests
     both = eyes.generate(subject.prompts.rewrite, requests, 6, [0.0, 1.5], 7, "test")
     assert [first.text for first, _ in both] == subject.generate(requests)
-    assert [second.text for _, second in both] == subject.generate(
-        requests, temperature=1.5, seed=8
-    )
+    sampled = subject.generate(requests, temperature=1.5, seed=8)
+    assert [second.text for _, second in both] == sampled
 
 
 @every_captioner
@@ -146,9 +137,8 @@ def test_yes_is_a_probability_that_does_not_depend_on_what_else_is_asked(subject
     assert all(0 <= p <= 1 for p in together) and len(set(together)) > 1
     alone = [subject.eyes(1).yes_probability(verify, [request], "test")[0] for request in requests]
     assert together == pytest.approx(alone, abs=1e-5)
-    assert subject.eyes(9).yes_probability(verify, requests[::-1], "test")[::-1] == pytest.approx(
-        alone, abs=1e-5
-    )
+    turned = subject.eyes(9).yes_probability(verify, requests[::-1], "test")
+    assert turned[::-1] == pytest.approx(alone, abs=1e-5)
 
 
 @every_model
@@ -175,9 +165,8 @@ def test_questions_are_padded_on_the_left_and_answers_are_short(
     for tokens in (1, 5):
         subject.generate(subject.requests, temperature=1.5, tokens=tokens)
         mask, out = seen.pop()
-        assert mask[:, -1].all() and not mask.all(), (
-            "no question ends in padding, and some are shorter"
-        )
+        # no question ends in padding, and some are shorter
+        assert mask[:, -1].all() and not mask.all()
         assert (mask[:, 1:] >= mask[:, :-1]).all()
         assert 0 < out.shape[1] - mask.shape[1] <= tokens
 
@@ -190,26 +179,18 @@ def test_signs_in_a_text_are_words(subject: Subject) -> None:
     everything = " ".join(special_tokens(processor))
     assert all(sign in everything for sign in ("<|im_end|>", processor.image_token))
     request = subject.requests[0]
-    hostile = [
-        CaptionRequest(request.reference, request.image, f"{t} red")
-        for t in (everything, "<|<|im_end|>im_end|>", "<image><image>")
-    ]
+    texts = [f"{t} red" for t in (everything, "<|<|im_end|>im_end|>", "<image><image>")]
+    hostile = [CaptionRequest(request.reference, request.image, text) for text in texts]
     subject.generate(hostile)
-    assert all(
-        0 <= p <= 1
-        for p in subject.eyes(9).yes_probability(subject.prompts.verify, hostile, "test")
-    )
-    special = set(tokenizer.all_special_ids) | {
-        i for i, t in tokenizer.added_tokens_decoder.items() if t.special
-    }
-    for question in hostile:
-        said = escape_special_tokens(question.text, special_tokens(processor))
-        assert special.isdisjoint(tokenizer.encode(said, add_special_tokens=False))
-        counts = [
-            special_ids(subject, each.text)
-            for each in (question, CaptionRequest(request.reference, request.image, "red"))
-        ]
-        assert counts[0] == counts[1], "the turn has other signs than that of a harmless text"
+    yes = subject.eyes(9).yes_probability(subject.prompts.verify, hostile, "test")
+    assert all(0 <= p <= 1 for p in yes)
+    added = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    for text in texts:
+        said = escape_special_tokens(text, special_tokens(processor))
+        ids = tokenizer.encode(said, add_special_tokens=False)
+        assert (added | {*tokenizer.all_special_ids}).isdisjoint(ids)
+        # the turn has the signs of that of a harmless text
+        assert special_ids(subject, text) == special_ids(subject, "red")
 
 
 def special_ids(subject: Subject, text: str) -> list[int]:
@@ -265,9 +246,8 @@ def test_an_answer_says_whether_it_came_to_its_end(
     def answer(tokens: int, ends: list[int]) -> Answer:
         monkeypatch.setattr(captioner.vlm.generation_config, "eos_token_id", ends)
         monkeypatch.setattr(captioner, "end_ids", ends)
-        ((made,),) = subject.eyes(1).generate(
-            subject.prompts.rewrite, [request], tokens, [0.0], 0, "test"
-        )
+        rewrite, eyes = subject.prompts.rewrite, subject.eyes(1)
+        ((made,),) = eyes.generate(rewrite, [request], tokens, [0.0], 0, "test")
         return made
 
     nothing = len(captioner.processor.tokenizer) + 1
@@ -279,9 +259,8 @@ def test_a_model_without_an_end_sign_is_refused(tmp_path: Path) -> None:
     directory = WRITERS["llava_onevision"](tmp_path / "model")
     config = json.loads((directory / "generation_config.json").read_text("utf-8"))
     (directory / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": None}))
-    with pytest.raises(
-        UserError, match=r"names no sign that ends an answer .*generation_config.json"
-    ):
+    said = r"names no sign that ends an answer .*generation_config.json"
+    with pytest.raises(UserError, match=said):
         GenericFoundation(path=str(directory), dtype="float32").build()
 
 
@@ -289,26 +268,16 @@ def test_what_narrows_a_published_distribution_does_not_hold_and_the_penalty_doe
     tmp_path: Path,
 ) -> None:
     model = AutoModelForImageTextToText.from_pretrained(WRITERS["qwen2_vl"](tmp_path / "model"))
-    published = {
-        "temperature": 1e-6,
-        "top_k": 1,
-        "top_p": 0.001,
-        "min_p": 0.9,
-        "typical_p": 0.2,
-        "epsilon_cutoff": 0.1,
-        "eta_cutoff": 0.1,
-        "num_beams": 4,
-        "repetition_penalty": 1.05,
-    }
+    published = {"temperature": 1e-6, "top_k": 1, "top_p": 0.001, "min_p": 0.9, "typical_p": 0.2}
+    published |= {"epsilon_cutoff": 0.1, "eta_cutoff": 0.1, "num_beams": 4}
+    published |= {"repetition_penalty": 1.05}
     model.generation_config.update(**published)
     for temperature in (0.0, 0.7):
         config, _ = model._prepare_generation_config(None, **sampling_kwargs(temperature))
         processors = model._get_logits_processor(config, input_ids_seq_length=4, device="cpu")
         names = [type(each).__name__ for each in processors]
-        assert names == [
-            "RepetitionPenaltyLogitsProcessor",
-            *["TemperatureLogitsWarper"] * bool(temperature),
-        ]
+        warpers = ["TemperatureLogitsWarper"] * bool(temperature)
+        assert names == ["RepetitionPenaltyLogitsProcessor", *warpers]
         assert processors[0].penalty == 1.05 and config.num_beams == 1
 
 
@@ -321,18 +290,16 @@ def test_greedy_texts_are_those_of_transformers_fed_with_one_question(subject: S
     """Vision tokens from the cache, placing, padding and batching against the library's own way,
     from pixels."""
     captioner, request = subject.captioner, subject.requests[0]
-    model = AutoModelForImageTextToText.from_pretrained(
-        subject.foundation.resolve_dir(), dtype=torch.float32
-    ).eval()
-    text = captioner.processor.apply_chat_template(
-        subject.prompts.rewrite.messages(request.text), add_generation_prompt=True, tokenize=False
-    )
+    directory = subject.foundation.resolve_dir()
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+    turns = subject.prompts.rewrite.messages(request.text)
+    form = {"add_generation_prompt": True, "tokenize": False}
+    text = captioner.processor.apply_chat_template(turns, **form)
     pictures = sized(subject, [request.reference, request.image])
     batch = captioner.processor(text=[text], images=pictures, return_tensors="pt", do_resize=False)
-    out = model.generate(**batch, max_new_tokens=6, do_sample=False)[
-        0, batch["input_ids"].shape[1] :
-    ]
-    theirs = captioner.processor.tokenizer.decode(out, skip_special_tokens=True).strip()
+    [out] = model.generate(**batch, max_new_tokens=6, do_sample=False)
+    written = out[batch["input_ids"].shape[1] :]
+    theirs = captioner.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
     assert subject.generate(subject.requests)[0] == theirs
 
 
@@ -361,14 +328,12 @@ def test_pictures_stand_side_by_side_whole() -> None:
 
 def test_what_is_no_model_of_images_and_texts_says_the_way_out(tmp_path: Path) -> None:
     text_only = tmp_path / "bert"
-    BertForMaskedLM(
-        BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
-    ).save_pretrained(text_only)
+    bert = BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
+    BertForMaskedLM(bert).save_pretrained(text_only)
     processor = AutoProcessor.from_pretrained(resolve("tiny"))
     processor.save_pretrained(text_only)
-    with pytest.raises(
-        UserError, match=r"(?s)cannot be loaded.*image-text-to-text model that transformers knows"
-    ):
+    said = r"(?s)cannot be loaded.*image-text-to-text model that transformers knows"
+    with pytest.raises(UserError, match=said):
         GenericFoundation(path=str(text_only), dtype="float32").build()
     silent = WRITERS["llava"](tmp_path / "silent")
     (silent / "chat_template.jinja").unlink()

@@ -22,7 +22,7 @@ from cirloop.captioning.pipeline import (
 )
 from cirloop.captioning.prompts import REWRITE
 from cirloop.data.known_positives import normal_text
-from cirloop.types import ImageId, MinedNegative, Query, QueryId
+from cirloop.types import AugmentedTriplet, ImageId, MinedNegative, Query, QueryId
 
 SETTINGS = CaptioningSettings(min_words=2, max_words=5, max_round_trip_rank=3, max_per_query=2)
 
@@ -39,6 +39,9 @@ def candidate(
     negative = MinedNegative(QueryId(query), ImageId(image), 1, 0.5, 2, 0.4, "top_k")
     checks = {} if verify is None else {"verify": verify}
     return Candidate(negative, ImageId(f"ref of {query}"), "make it blue", text, reason, checks)
+
+
+CHANGE = "The change from picture 1 to picture 2 is"
 
 
 @pytest.mark.parametrize(
@@ -70,11 +73,7 @@ def candidate(
         ("Sure, make it blue", "make it blue", "same as the original text"),
         ("The main change is none.", "none.", "declined"),
         ("Sure! Here is", "Sure! Here is", "set phrase"),
-        (
-            "The change from picture 1 to picture 2 is",
-            "The change from picture 1 to picture 2 is",
-            "set phrase",
-        ),
+        (CHANGE, CHANGE, "set phrase"),
         ("make it red. Let me know if", "make it red. Let me know if", "set phrase"),
         ("I'm sorry, it is red", "I'm sorry, it is red", "set phrase"),
         ("this is red", "this is red", ""),
@@ -99,21 +98,13 @@ def test_an_answer_that_had_not_ended_is_cut_off_and_kept_as_it_is() -> None:
         name = "scripted"
 
         def generate(self, *_: Any) -> list[list[Answer]]:
-            return [
-                [
-                    Answer("make it", ended=False),
-                    Answer("make it red", ended=True),
-                    Answer("make it red", ended=True),
-                ]
-            ]
+            return [[Answer("make it", ended=False), *[Answer("make it red", ended=True)] * 2]]
 
     mined, query = candidate().negative, Query(QueryId("q"), ImageId("ref of q"), "make it blue")
     rows = generate_candidates(Scripted(), [mined], {query.id: query}, SETTINGS, 0)  # type: ignore[arg-type]
     checked = [check_format(row, SETTINGS) for row in rows]
-    assert [(row.text, row.reason) for row in checked] == [
-        ("make it", "cut off"),
-        ("make it red", ""),
-    ]
+    reasons = [(row.text, row.reason) for row in checked]
+    assert reasons == [("make it", "cut off"), ("make it red", "")]
 
 
 def chosen(
@@ -129,50 +120,43 @@ def test_a_text_that_is_there_but_for_spaces_and_a_full_stop_is_a_duplicate() ->
     assert chosen([candidate("make it red")], known) == {"make it red": "duplicate"}
 
 
-def test_surest_text_of_an_image_is_kept() -> None:
-    texts = [
-        candidate("a b", verify=0.6),
-        candidate("c d", verify=0.9),
-        candidate("e f", verify=0.7),
-    ]
-    assert chosen(texts) == {
-        "a b": "a surer text was kept",
-        "c d": "",
-        "e f": "a surer text was kept",
-    }
+A, B, C = "a b", "c d", "e f"
+LESS_SURE, ENOUGH = "a surer text was kept", "enough for this query"
+OF_ONE_IMAGE: dict[str, tuple[list[Candidate], dict[str, str]]] = {
+    "the surest": (
+        [candidate(A, verify=0.6), candidate(B, verify=0.9), candidate(C, verify=0.7)],
+        {A: LESS_SURE, B: "", C: LESS_SURE},
+    ),
+    "of equally sure ones the first": (
+        [candidate(A, verify=0.6), candidate(B, verify=0.6)],
+        {A: "", B: LESS_SURE},
+    ),
+    "of unjudged ones the first": ([candidate(A), candidate(B)], {A: "", B: LESS_SURE}),
+    "never a rejected one, however sure": (
+        [candidate(A, verify=0.9, reason="round trip"), candidate(B, verify=0.6)],
+        {A: "round trip", B: ""},
+    ),
+    # a second target for one query would be a contradiction, in any case of letters
+    "and of another image in other letters": (
+        [candidate(A, image="i", verify=0.8), candidate("A B", image="j", verify=0.9)],
+        {"A B": "", A: "duplicate"},
+    ),
+}
 
 
-def test_equally_sure_texts_are_taken_in_order() -> None:
-    assert chosen([candidate("a b", verify=0.6), candidate("c d", verify=0.6)])["a b"] == ""
-    assert chosen([candidate("a b"), candidate("c d")])["a b"] == ""
-
-
-def test_rejected_text_is_never_kept_however_sure() -> None:
-    texts = [candidate("a b", verify=0.9, reason="round trip"), candidate("c d", verify=0.6)]
-    assert chosen(texts) == {"a b": "round trip", "c d": ""}
+@pytest.mark.parametrize("name", OF_ONE_IMAGE)
+def test_one_text_is_kept(name: str) -> None:
+    texts, reasons = OF_ONE_IMAGE[name]
+    assert chosen(texts) == reasons
 
 
 def test_surest_images_of_a_query_are_kept_up_to_the_limit() -> None:
-    texts = [
-        candidate(f"text {n}", image=f"i{n}", verify=v) for n, v in enumerate((0.6, 0.9, 0.7, 0.8))
-    ]
-    enough = "enough for this query"
-    assert chosen(texts) == {"text 0": enough, "text 1": "", "text 2": enough, "text 3": ""}
+    sure = enumerate((0.6, 0.9, 0.7, 0.8))
+    texts = [candidate(f"text {n}", image=f"i{n}", verify=v) for n, v in sure]
+    assert chosen(texts) == {"text 0": ENOUGH, "text 1": "", "text 2": ENOUGH, "text 3": ""}
     others = [candidate(f"other {n}", query="p", image=f"i{n}") for n in range(2)]
-    assert [chosen([*texts, *others])[f"other {n}"] for n in range(2)] == [
-        "",
-        "",
-    ], "the limit is per query"
-
-
-def test_one_text_for_two_images_is_a_duplicate() -> None:
-    """A second target for one query would be a contradiction, in any case of letters."""
-    assert chosen(
-        [candidate("a b", image="i", verify=0.8), candidate("A B", image="j", verify=0.9)]
-    ) == {
-        "A B": "",
-        "a b": "duplicate",
-    }
+    both = chosen([*texts, *others])
+    assert both["other 0"] == both["other 1"] == "", "the limit is per query"
 
 
 def test_known_text_is_a_duplicate_and_the_next_best_is_kept() -> None:
@@ -216,10 +200,11 @@ def test_every_candidate_is_accepted_or_rejected_for_a_reason(
     def key(c: Candidate) -> tuple[object, ...]:
         return c.negative.query, c.negative.image, c.text, c.checks.get("verify")
 
-    taken = [
-        (a.source, a.triplet.target, a.triplet.query.text, a.checks.get("verify")) for a in accepted
-    ]
-    assert Counter([*taken, *map(key, rejected)]) == Counter(map(key, candidates))
+    def key_of_accepted(a: AugmentedTriplet) -> tuple[object, ...]:
+        return a.source, a.triplet.target, a.triplet.query.text, a.checks.get("verify")
+
+    keys = [*map(key_of_accepted, accepted), *map(key, rejected)]
+    assert Counter(keys) == Counter(map(key, candidates))
     ids = [a.triplet.query.id for a in accepted]
     assert len(set(ids)) == len(ids)
     said = [(a.triplet.query.reference, a.triplet.query.text.casefold()) for a in accepted]
@@ -229,11 +214,8 @@ def test_every_candidate_is_accepted_or_rejected_for_a_reason(
     for c in rejected:
         sure = c.checks.get("verify", 0)
         if c.reason == "a surer text was kept":
-            same = [
-                a
-                for a in accepted
-                if (a.source, a.triplet.target) == (c.negative.query, c.negative.image)
-            ]
+            pair = (c.negative.query, c.negative.image)
+            same = [a for a in accepted if (a.source, a.triplet.target) == pair]
             assert same and same[0].checks.get("verify", 0) >= sure
         elif c.reason == "enough for this query":
             best = [a.checks.get("verify", 0) for a in accepted if a.source == c.negative.query]
@@ -285,8 +267,7 @@ def test_a_rewritten_triplet_keeps_its_querys_category() -> None:
         asked.extend(query.category for query in queries)
         return [1] * len(images)
 
-    (checked,) = check_round_trip(
-        [replace(candidate(verify=0.9), category="dress")], SETTINGS, ranks
-    )
+    dress = replace(candidate(verify=0.9), category="dress")
+    (checked,) = check_round_trip([dress], SETTINGS, ranks)
     (accepted,), _ = select([checked], set(), SETTINGS, 1, "someone")
     assert asked == ["dress"] and accepted.triplet.query.category == "dress"

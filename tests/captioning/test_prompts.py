@@ -14,11 +14,7 @@ from hypothesis import strategies as st
 from cirloop.captioning.base import Answer, CaptionRequest
 from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.captioning.config import CaptioningSettings
-from cirloop.captioning.foundation import (
-    LlavaFoundation,
-    Qwen2VLFoundation,
-    TemplateFoundation,
-)
+from cirloop.captioning.foundation import LlavaFoundation, Qwen2VLFoundation, TemplateFoundation
 from cirloop.captioning.parsing import parse_answer
 from cirloop.captioning.pipeline import check_format, generate_candidates, select
 from cirloop.captioning.prompts import DESCRIBE, REWRITE, VERIFY, Prompt, load, packaged
@@ -36,24 +32,18 @@ def said(prompt: Prompt, text: str) -> Any:
 
 def test_the_prompts_that_the_embedded_model_was_trained_on_say_what_they_always_did() -> None:
     pictures = ["Picture 1: ", IMAGE, "Picture 2: ", IMAGE]
-    assert said(REWRITE, "A {b}") == [
-        *pictures,
-        (
-            "Another change of picture 1: A {b}\nDescribe the change from picture 1 to picture 2 in"
-            ' one short sentence. Answer "none" if they show the same or have little in common.'
-        ),
-    ]
-    assert said(VERIFY, "A") == [
-        *pictures,
-        "Is this the whole change from picture 1 to picture 2: A\nAnswer yes or no.",
-    ]
-    assert said(DESCRIBE, "") == [
-        *pictures,
-        (
-            "Both pictures are the same. Describe what it shows in one sentence: the kind of thing,"
-            " its colours, pattern, shape and details."
-        ),
-    ]
+    change = (
+        "Another change of picture 1: A {b}\nDescribe the change from picture 1 to picture 2 in one"
+        ' short sentence. Answer "none" if they show the same or have little in common.'
+    )
+    whole = "Is this the whole change from picture 1 to picture 2: A\nAnswer yes or no."
+    same = (
+        "Both pictures are the same. Describe what it shows in one sentence: the kind of thing, its"
+        " colours, pattern, shape and details."
+    )
+    assert said(REWRITE, "A {b}") == [*pictures, change]
+    assert said(VERIFY, "A") == [*pictures, whole]
+    assert said(DESCRIBE, "") == [*pictures, same]
 
 
 @pytest.mark.parametrize("name", packaged())
@@ -171,12 +161,10 @@ def candidates(
 
 
 def test_an_answer_of_another_kind_is_unparseable_and_kept_as_it_is(tmp_path: Path) -> None:
-    told = Scripted(
-        '{"text": "make it red"}', "make it blue", '{"text": "none"}', '{"text": "make it red"}'
-    )
-    _, made = candidates(
-        told, load("rewrite-json-1"), CaptioningSettings(num_candidates=4), tmp_path
-    )
+    red = '{"text": "make it red"}'
+    told = Scripted(red, "make it blue", '{"text": "none"}', red)
+    settings = CaptioningSettings(num_candidates=4)
+    _, made = candidates(told, load("rewrite-json-1"), settings, tmp_path)
     assert [(c.text, c.reason) for c in made] == [
         ("make it red", ""), ("make it blue", "unparseable"), ("none", "declined"),
     ]  # fmt: skip
@@ -197,20 +185,14 @@ def test_texts_of_the_template_say_so(
     accepted, _ = select(made, set(), settings, 1, captioner.name)
     assert [a.captioner for a in accepted] == ["template (no model)"]
     request = CaptionRequest(ImageId("a"), ImageId("b"), "red and blue and green")
-    cut, whole = (
-        captioner.generate(load("rewrite-2"), [request], [], num, [0.0], 0) for num in (4, 8)
-    )
+    rewrite = load("rewrite-2")
+    cut, whole = (captioner.generate(rewrite, [request], [], num, [0.0], 0) for num in (4, 8))
     assert cut == [[Answer("not quite this: red", ended=False)]]
     assert whole == [[Answer("not quite this: red and blue and green", ended=True)]]
 
 
 def test_the_template_cannot_judge_and_that_is_said_beforehand() -> None:
     CaptioningSettings(min_verify_probability=0).check(TemplateFoundation())
-    with pytest.raises(
-        UserError,
-        match=(
-            r"captioning.min_verify_probability 0.5: .*'template'.* Set"
-            r" captioning.min_verify_probability to 0"
-        ),
-    ):
+    setting = r"captioning.min_verify_probability"
+    with pytest.raises(UserError, match=rf"{setting} 0.5: .*'template'.* Set {setting} to 0"):
         CaptioningSettings().check(TemplateFoundation())

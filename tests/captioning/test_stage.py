@@ -43,18 +43,16 @@ def test_a_dry_run_by_template_says_so_and_a_changed_prompt_makes_other_captions
 
     prompt.write_text(TURN.replace("first", "left"))
     load.cache_clear()  # as in another process
-    with pytest.raises(
-        UserError, match=r"augmented_samples_iter_1.json was made with other settings"
-    ):
+    said = r"augmented_samples_iter_1.json was made with other settings"
+    with pytest.raises(UserError, match=said):
         runner.run(config.model_copy(update={"auto_resume": True}))
 
 
 def test_a_template_that_is_to_judge_is_refused_before_anything_is_made(
     small: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        UserError, match=r"cannot judge a text. Set captioning.min_verify_probability to 0"
-    ):
+    said = r"cannot judge a text. Set captioning.min_verify_probability to 0"
+    with pytest.raises(UserError, match=said):
         runner.run(
             small(
                 tmp_path / "run",

@@ -68,30 +68,24 @@ class LLM:
         limit_mm_per_prompt: dict[str, int], logprobs_mode: str = "raw_logprobs", seed: int = 0,
         trust_remote_code: bool = False, load_format: str = "auto",
     ) -> None:  # fmt: skip
-        assert not trust_remote_code and load_format == "safetensors", (
-            "pickled weights, or code of the model's"
-        )
+        # no pickled weights, and no code of the model's
+        assert not trust_remote_code and load_format == "safetensors"
         assert 0 < gpu_memory_utilization <= 1 and max_model_len > 0 and seed is not None
         self.limit, self.mode = limit_mm_per_prompt, logprobs_mode
         self.processor = AutoProcessor.from_pretrained(model)
-        self.vlm = AutoModelForImageTextToText.from_pretrained(
-            model, dtype=getattr(torch, dtype)
-        ).eval()
+        kind = getattr(torch, dtype)
+        self.vlm = AutoModelForImageTextToText.from_pretrained(model, dtype=kind).eval()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json requests for."""
-        return SamplingParams(
-            repetition_penalty=self.vlm.generation_config.repetition_penalty or 1.0
-        )
+        penalty = self.vlm.generation_config.repetition_penalty
+        return SamplingParams(repetition_penalty=penalty or 1.0)
 
     def generate(
         self, prompts: list[dict[str, Any]], sampling_params: Any, *, use_tqdm: bool = True
     ) -> list[RequestOutput]:
-        many = (
-            sampling_params
-            if isinstance(sampling_params, list)
-            else [sampling_params] * len(prompts)
-        )
+        one_for_all = not isinstance(sampling_params, list)
+        many = [sampling_params] * len(prompts) if one_for_all else sampling_params
         assert len(many) == len(prompts)
         return [self._one(request, how) for request, how in zip(prompts, many, strict=True)]
 
@@ -105,19 +99,15 @@ class LLM:
         inputs = self.processor(text=[request["prompt"]], images=[images], return_tensors="pt")
         start = inputs["input_ids"].shape[1]
         torch.manual_seed(how.seed or 0)
-        sampled = {
-            "do_sample": True,
-            "temperature": how.temperature,
-            "top_k": how.top_k,
-            "top_p": how.top_p,
-        }
+        sampled = {"temperature": how.temperature, "top_k": how.top_k, "top_p": how.top_p}
         out = self.vlm.generate(
             **inputs,
             max_new_tokens=how.max_tokens,
             output_logits=True,
             return_dict_in_generate=True,
             repetition_penalty=how.repetition_penalty,
-            **(sampled if how.temperature else {"do_sample": False}),
+            do_sample=bool(how.temperature),
+            **(sampled if how.temperature else {}),
         )
         ids = out.sequences[0, start:].tolist()
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
@@ -134,20 +124,16 @@ class LLM:
                 kept[how.allowed_token_ids] = row[how.allowed_token_ids]
                 row = kept
             best = row.log_softmax(-1).topk(how.logprobs)
-            rows.append(
-                {int(i): Logprob(float(v)) for v, i in zip(best.values, best.indices, strict=True)}
-            )
+            pairs = zip(best.values, best.indices, strict=True)
+            rows.append({int(i): Logprob(float(value)) for value, i in pairs})
         return rows
 
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = ModuleType("vllm")
-    module.LLM, module.SamplingParams, module.__spec__ = (
-        LLM,
-        SamplingParams,
-        ModuleSpec("vllm", None),
-    )
+    module.LLM, module.SamplingParams = LLM, SamplingParams
+    module.__spec__ = ModuleSpec("vllm", None)
     monkeypatch.setitem(sys.modules, "vllm", module)
 
 
@@ -164,21 +150,19 @@ def test_answers_are_those_of_the_same_model_by_transformers(
         CaptionRequest(ids[1], ids[2], "<image> with<|im_end|> a longer hem"),
     ]
     prompts = CaptioningSettings().prompts(foundation)
+    both = (foundation, GenericFoundation(path=path, dtype="float32", max_side=120))
     vllm, generic = (
-        BatchedCaptioner(each.build(), images, tmp_path, 4, lambda b, _: b)
-        for each in (foundation, GenericFoundation(path=path, dtype="float32", max_side=120))
+        BatchedCaptioner(each.build(), images, tmp_path, 4, lambda b, _: b) for each in both
     )
-    told = [
-        eyes.generate(prompts.rewrite, requests, 6, [0.0, 1.5], 3, "test")
-        for eyes in (vllm, generic)
-    ]
-    assert [greedy for greedy, _ in told[0]] == [greedy for greedy, _ in told[1]]
-    assert vllm.generate(prompts.rewrite, requests, 6, [0.0, 1.5], 3, "test") == told[0]
-    assert vllm.generate(prompts.rewrite, requests, 6, [0.0, 1.5], 4, "test") != told[0]
-    ours, theirs = (
-        vllm.yes_probability(prompts.verify, requests, "test"),
-        generic.yes_probability(prompts.verify, requests, "test"),
-    )
+
+    def told(eyes: BatchedCaptioner, seed: int) -> Any:
+        return eyes.generate(prompts.rewrite, requests, 6, [0.0, 1.5], seed, "test")
+
+    first = told(vllm, 3)
+    assert [greedy for greedy, _ in first] == [greedy for greedy, _ in told(generic, 3)]
+    assert told(vllm, 3) == first != told(vllm, 4)
+    yes = [eyes.yes_probability(prompts.verify, requests, "test") for eyes in (vllm, generic)]
+    ours, theirs = yes
     assert ours == pytest.approx(theirs, abs=1e-5) and all(0 <= p <= 1 for p in ours)
 
 

@@ -36,10 +36,8 @@ def moved(backbone: Any, finetuning: str = "lora") -> Any:
     with torch.no_grad():
         for name, parameter in backbone.trainable().items():
             if "lora_A" not in name:
-                parameter.add_(
-                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
-                    * 0.05
-                )
+                drawn = torch.Generator().manual_seed(len(name))
+                parameter.add_(torch.randn(parameter.shape, generator=drawn) * 0.05)
     return backbone
 
 
@@ -48,27 +46,16 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Settings of a foundation model, an embedder on the same base with a LoRA that was moved, and
     photographs."""
     directory = tmp_path_factory.mktemp("lending")
-    base = {
-        "type": request.param,
-        "path": directory_of(request.param, directory),
-        "dtype": "float32",
-    }
+    family: str = request.param
+    base = {"type": family, "path": directory_of(family, directory), "dtype": "float32"}
     images, ids = photographs(3, directory)
     requests = [
         CaptionRequest(ids[0], ids[1], "make it red"),
         CaptionRequest(ids[1], ids[2], "with a longer hem and no sleeves"),
     ]
-    shared_embedder = {
-        **base,
-        "packed": request.param in ("qwen2_5_vl", "llava"),
-    }  # which captions know nothing of
-    return (
-        FOUNDATION.validate_python(base),
-        moved(BACKBONE.validate_python(shared_embedder).build()),
-        images,
-        ids,
-        requests,
-    )
+    packed = family in ("qwen2_5_vl", "llava")  # which captions know nothing of
+    embedder = moved(BACKBONE.validate_python({**base, "packed": packed}).build())
+    return FOUNDATION.validate_python(base), embedder, images, ids, requests
 
 
 def captions(captioner: Any, images: Any, requests: list[CaptionRequest], cache: Path) -> Any:
@@ -94,14 +81,12 @@ def test_captions_are_those_of_a_model_of_its_own(both: Any, tmp_path: Path) -> 
     before = embedded(embedder, images, ids, tmp_path / "e")
     captioner, own = foundation.build(embedder), foundation.build()
     assert captioner.vlm is embedder.vlm and own.vlm is not embedder.vlm
-    assert captions(captioner, images, requests, tmp_path / "a") == captions(
-        own, images, requests, tmp_path / "b"
-    )
+    shared = captions(captioner, images, requests, tmp_path / "a")
+    assert shared == captions(own, images, requests, tmp_path / "b")
     assert captioner.fingerprint == own.fingerprint
     assert getattr(captioner, "vision_key", None) == getattr(own, "vision_key", None)
-    assert torch.equal(embedded(embedder, images, ids, tmp_path / "e"), before), (
-        "the adapter did not come back"
-    )
+    after = embedded(embedder, images, ids, tmp_path / "e")
+    assert torch.equal(after, before), "the adapter did not come back"
 
 
 def test_the_adapter_would_show_if_it_stayed_on(

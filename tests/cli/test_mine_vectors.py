@@ -29,33 +29,29 @@ def files(tmp_path: Path) -> Path:
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     targets = random.integers(0, 60, 40)
     np.save(tmp_path / "g.npy", gallery.astype(np.float16))
-    np.save(
-        tmp_path / "q.npy",
-        gallery[targets] + 0.4 * random.standard_normal((40, 16)).astype(np.float32),
-    )
+    noise = random.standard_normal((40, 16)).astype(np.float32)
+    np.save(tmp_path / "q.npy", gallery[targets] + 0.4 * noise)
     np.save(tmp_path / "x.npy", random.standard_normal((40, 16)).astype(np.float32))
     np.save(tmp_path / "t.npy", targets)
     np.save(tmp_path / "r.npy", (targets + 1) % 60)
     (tmp_path / "p.json").write_text(json.dumps({"3": [5, 6], "0": []}))
-    (tmp_path / "groups.json").write_text(
-        json.dumps([[(t + 2) % 60, (t + 3) % 60] for t in targets.tolist()])
-    )
-    (tmp_path / "c.json").write_text(
-        json.dumps(["hat" if row % 2 else "shoe" for row in range(60)])
-    )
+    groups = [[(t + 2) % 60, (t + 3) % 60] for t in targets.tolist()]
+    (tmp_path / "groups.json").write_text(json.dumps(groups))
+    (tmp_path / "c.json").write_text(json.dumps(["shoe", "hat"] * 30))
     return tmp_path
 
 
+NEEDED = "--query-embeddings q.npy --gallery-embeddings g.npy --targets t.npy --output out.json"
+
+
+def words(files: Path, flags: str) -> list[str]:
+    """Names of files with their directory."""
+    ends = (".npy", ".json")
+    return [str(files / word) if word.endswith(ends) else word for word in flags.split()]
+
+
 def flags(files: Path, *more: str) -> list[str]:
-    named = {
-        "query-embeddings": "q.npy",
-        "gallery-embeddings": "g.npy",
-        "targets": "t.npy",
-        "output": "out.json",
-    }
-    return [
-        word for name, file in named.items() for word in (f"--{name}", str(files / file))
-    ] + list(more)
+    return [*words(files, NEEDED), *more]
 
 
 def mined(files: Path, *more: str) -> list[dict[str, Any]]:
@@ -69,48 +65,26 @@ def scores(files: Path) -> Any:
 
 
 def test_top_k_gives_the_images_above_the_target(files: Path) -> None:
-    rows, every, targets = (
-        mined(files, "--negatives-per-query", "4"),
-        scores(files),
-        np.load(files / "t.npy"),
-    )
+    rows = mined(files, "--negatives-per-query", "4")
+    every, targets = scores(files), np.load(files / "t.npy")
     assert [row["query"] for row in rows] == list(range(40))
     for i, row in enumerate(rows):
         order = np.argsort(-every[i], kind="stable").tolist()
         assert row["target_rank"] == order.index(targets[i]) + 1
         assert [n["image"] for n in row["negatives"]] == order[: min(4, row["target_rank"] - 1)]
         assert [n["rank"] for n in row["negatives"]] == list(range(1, len(row["negatives"]) + 1))
-        assert all(
-            n["score"] == pytest.approx(every[i, n["image"]], abs=2e-6) for n in row["negatives"]
-        )
+        for n in row["negatives"]:
+            assert n["score"] == pytest.approx(every[i, n["image"]], abs=2e-6)
 
 
 def test_references_and_positives_are_left_out(files: Path) -> None:
-    rows = mined(
-        files,
-        "--references",
-        str(files / "r.npy"),
-        "--positives",
-        str(files / "p.json"),
-        "--extra-ranks",
-        "all",
-        "--negatives-per-query",
-        "60",
-    )
+    options = "--extra-ranks all --negatives-per-query 60 --references r.npy"
+    rows = mined(files, *words(files, f"{options} --positives p.json"))
     targets, references = np.load(files / "t.npy"), np.load(files / "r.npy")
     for i, row in enumerate(rows):
         out = {int(targets[i]), int(references[i]), *([5, 6] if i == 3 else [])}
         assert {n["image"] for n in row["negatives"]} == set(range(60)) - out
-    kept = mined(
-        files,
-        "--references",
-        str(files / "r.npy"),
-        "--rank-reference",
-        "--extra-ranks",
-        "all",
-        "--negatives-per-query",
-        "60",
-    )
+    kept = mined(files, *words(files, f"{options} --rank-reference"))
     assert references[0] in {n["image"] for n in kept[0]["negatives"]}
 
 
@@ -124,28 +98,23 @@ def test_band_saves_its_sets(files: Path) -> None:
 
 def test_band_counts_queries_without_two_cliffs() -> None:
     """Two images below the target are too few for two drops; ten are not."""
-    vectors = MiningInputs(
-        np.float32([[3, 2, 1], [1, 3, 2]]), np.eye(3, dtype=np.float32), np.array([0, 0])
-    )
+    queries = np.float32([[3, 2, 1], [1, 3, 2]])
+    vectors = MiningInputs(queries, np.eye(3, dtype=np.float32), np.array([0, 0]))
     stats: dict[str, Any] = {}
-    found = list(
-        mine(MiningSettings(strategy=Band()), vectors, MiningContext(0), sets=True, stats=stats)
-    )
+    settings = MiningSettings(strategy=Band())
+    found = list(mine(settings, vectors, MiningContext(0), sets=True, stats=stats))
     assert stats == {"whole_tail": 1}
-    assert [f.candidate_set.tolist() for f in found if f.candidate_set is not None] == [
-        [1, 2],
-        [],
-    ]
+    sets = [f.candidate_set.tolist() for f in found if f.candidate_set is not None]
+    assert sets == [[1, 2], []]
 
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"mixture", "curriculum"}))
 def test_every_strategy_runs_or_says_what_it_lacks(strategy: str, files: Path) -> None:
-    more = ["--text-embeddings", "x.npy", "--groups", "groups.json", "--categories", "c.json"]
+    more = words(files, "--text-embeddings x.npy --groups groups.json --categories c.json")
     if strategy == "near_reference":
         with pytest.raises(UserError, match=r"needs references_Q \(--references"):
             main(flags(files, "--strategy", strategy))
-        more += ["--references", "r.npy"]
-    more = [word if word.startswith("--") else str(files / word) for word in more]
+        more += words(files, "--references r.npy")
     if strategy in ("category_discrepant", "attribute_mismatch", "soft"):
         with pytest.raises(UserError, match=r"needs .*attributes"):
             main(flags(files, "--strategy", strategy, *more))
@@ -193,86 +162,72 @@ def text(name: str, content: str) -> Callable[[Path], object]:
     return lambda files: (files / name).write_text(content)
 
 
+def nothing(files: Path) -> None:
+    pass
+
+
 NAN = np.full((40, 16), np.nan, np.float32)
-WRONG: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
+ONES = np.ones((40, 16), np.float32)
+OUTSIDE = "40 rows are outside 0 .. 59, the first:"
+WRONG: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no queries": (
         lambda f: (f / "q.npy").unlink(),
-        [],
+        "",
         "--query-embeddings .*q.npy: there is no such file",
     ),
-    "no array": (text("g.npy", "hello"), [], "--gallery-embeddings .*g.npy: is not a .npy array"),
-    "objects": (save("q.npy", np.array([{}], object)), [], "is not a .npy array .*Python objects"),
-    "NaN": (save("q.npy", NAN), [], "row 0 is not finite"),
+    "no array": (text("g.npy", "hello"), "", "--gallery-embeddings .*g.npy: is not a .npy array"),
+    "objects": (save("q.npy", np.array([{}], object)), "", "is not a .npy array .*Python objects"),
+    "NaN": (save("q.npy", NAN), "", "row 0 is not finite"),
     "doubles": (
         save("q.npy", NAN.astype(float)),
-        [],
+        "",
         "must be a float16 or float32 array .* found float64",
     ),
-    "other width": (
-        save("q.npy", np.ones((40, 3), np.float32)),
-        [],
-        "has 3 dimensions, --gallery-embeddings 16",
-    ),
-    "no rows": (save("q.npy", np.ones((0, 16), np.float32)), [], "must have at least one row each"),
+    "other width": (save("q.npy", ONES[:, :3]), "", "has 3 dimensions, --gallery-embeddings 16"),
+    "no rows": (save("q.npy", ONES[:0]), "", "must have at least one row each"),
     "too few targets": (
         save("t.npy", np.arange(3)),
-        [],
+        "",
         "--targets: must be 40 whole numbers in one dimension",
     ),
     "targets no numbers": (
         save("t.npy", np.ones(40)),
-        [],
+        "",
         "--targets: must be 40 whole numbers .* found float64",
     ),
-    "target outside": (
-        save("t.npy", np.full(40, 60)),
-        [],
-        "40 rows are outside 0 .. 59, the first: 60 of query 0",
-    ),
-    "target negative": (
-        save("t.npy", np.full(40, -1)),
-        [],
-        "40 rows are outside 0 .. 59, the first: -1 of query 0",
-    ),
+    "target outside": (save("t.npy", np.full(40, 60)), "", f"{OUTSIDE} 60 of query 0"),
+    "target negative": (save("t.npy", np.full(40, -1)), "", f"{OUTSIDE} -1 of query 0"),
     "positives no list": (
         text("p.json", "3"),
-        ["--positives", "p.json"],
+        "--positives p.json",
         "--positives: must hold a list of gallery",
     ),
     "positives unknown": (
         text("p.json", '{"99": []}'),
-        ["--positives", "p.json"],
+        "--positives p.json",
         "queries are unknown, the first: '99'",
     ),
     "positives outside": (
         text("p.json", '{"0": [60]}'),
-        ["--positives", "p.json"],
+        "--positives p.json",
         "query 0: must be gallery rows",
     ),
     "categories short": (
         text("c.json", "[]"),
-        ["--categories", "c.json"],
+        "--categories c.json",
         "--categories: must be a list of 60 names",
     ),
-    "texts short": (
-        save("x.npy", NAN[:2] * 0 + 1),
-        ["--text-embeddings", "x.npy"],
-        "row 0 is not finite",
-    ),
+    "texts short": (save("x.npy", NAN[:2]), "--text-embeddings x.npy", "row 0 is not finite"),
     "no such strategy": (
-        lambda f: None,
-        ["--strategy", "best"],
+        nothing,
+        "--strategy best",
         "--strategy must be one of attribute_mismatch, band,",
     ),
-    "no such setting": (lambda f: None, ["--marginn", "3"], "unrecognized arguments"),
-    "k of 0": (
-        lambda f: None,
-        ["--negatives-per-query", "0"],
-        "negatives_per_query: Input should be greater",
-    ),
+    "no such setting": (nothing, "--marginn 3", "unrecognized arguments"),
+    "k of 0": (nothing, "--negatives-per-query 0", "negatives_per_query: Input should be greater"),
     "no directory": (
-        lambda f: None,
-        ["--output", "none/out.json"],
+        nothing,
+        "--output none/out.json",
         "--output .*: its directory does not exist",
     ),
 }
@@ -282,12 +237,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
 def test_each_mistake_is_named_and_nothing_written(name: str, files: Path) -> None:
     spoil, more, message = WRONG[name]
     spoil(files)
-    more = [
-        str(files / word) if (files / word).exists() or word.startswith("none/") else word
-        for word in more
-    ]
     with pytest.raises(UserError, match=message):
-        main(flags(files, *more))
+        main(flags(files, *words(files, more)))
     assert not (files / "out.json").exists()
 
 
@@ -304,10 +255,6 @@ def test_a_flag_that_is_needed_is_named_with_what_it_is() -> None:
     with pytest.raises(UserError) as caught:
         parse(["--query_embeddings", "q.npy", "--negatives-per-query", "0"])
     said = str(caught.value)
-    for flag in (
-        "--gallery-embeddings: is needed: Gallery",
-        "--targets: is needed: The gallery row",
-        "--output: is",
-    ):
-        assert flag in said, said
+    assert "--gallery-embeddings: is needed: Gallery" in said
+    assert "--targets: is needed: The gallery row" in said and "--output: is" in said
     assert "--negatives-per-query: " in said and "Field required" not in said

@@ -158,14 +158,8 @@ def test_the_command_writes_fractions(tmp_path: Path) -> None:
     rankings = {str(n): [e["candidate"], e["target"]] for n, e in enumerate(entries)}
     (tmp_path / "rankings.json").write_text(json.dumps(rankings))
     flags = ["--rankings", tmp_path / "rankings.json", "--output_file", tmp_path / "o.json"]
-    done = command(
-        "eval_iterative.py",
-        *flags,
-        "--eval_dataset",
-        "fashioniq_val:dress",
-        "--data_dir",
-        directory,
-    )
+    flags += ["--eval_dataset", "fashioniq_val:dress", "--data_dir", directory]
+    done = command("eval_iterative.py", *flags)
     assert done.returncode == 0, done.stderr
     assert "original gallery" in done.stdout
     found = read(tmp_path / "o.json")
@@ -197,37 +191,56 @@ def small_cirr(directory: Path) -> Path:
     return directory
 
 
-def captions(change: Callable[[list[Any]], object]) -> Callable[[Path], object]:
+def rewritten(name: str, change: Callable[[Any], object]) -> Callable[[Path], object]:
     def apply(directory: Path) -> None:
-        path = directory / "captions" / "cap.rc2.val.json"
-        entries = read(path)
-        change(entries)
-        path.write_text(json.dumps(entries))
+        content = read(directory / name)
+        change(content)
+        (directory / name).write_text(json.dumps(content))
 
     return apply
 
 
-def rankings(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-    def apply(directory: Path) -> None:
-        path = directory / "rankings.json"
-        rows = read(path)
-        change(rows)
-        path.write_text(json.dumps(rows))
+CAPTIONS, SPLIT = "captions/cap.rc2.val.json", "image_splits/split.rc2.val.json"
+RANKINGS = "rankings.json"
 
-    return apply
+
+def entry(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    """The first of the annotations changed."""
+    return rewritten(CAPTIONS, lambda entries: change(entries[0]))
+
+
+def has(**fields: Any) -> Callable[[Path], object]:
+    return entry(lambda first: first.update(fields))
+
+
+def lacks(field: str) -> Callable[[Path], object]:
+    return entry(lambda first: first.pop(field))
+
+
+def ranks(**rows: Any) -> Callable[[Path], object]:
+    """Rankings of queries q0 and q1, and other keys."""
+    renamed = {name.removeprefix("q"): row for name, row in rows.items()}
+    return rewritten(RANKINGS, lambda content: content.update(renamed))
 
 
 def raw(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda directory: (directory / name).write_bytes(content)
 
 
-CAPTIONS, SPLIT = "captions/cap.rc2.val.json", "image_splits/split.rc2.val.json"
+def gone(name: str) -> Callable[[Path], object]:
+    return lambda directory: (directory / name).unlink()
+
+
+def a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+WHOLE = "'pairid' must be a whole number, found"
+NO_LIST = "1 queries have no list of image ids: 0"
 RUBBISH: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no annotations": (
-        lambda d: (d / CAPTIONS).unlink(),
-        "cap.rc2.val.json: there is no such file",
-    ),
-    "no split file": (lambda d: (d / SPLIT).unlink(), "split.rc2.val.json: there is no such file"),
+    "no annotations": (gone(CAPTIONS), "cap.rc2.val.json: there is no such file"),
+    "no split file": (gone(SPLIT), "split.rc2.val.json: there is no such file"),
     "annotations not JSON": (raw(CAPTIONS, b"[{"), "is not JSON"),
     "annotations not UTF-8": (raw(CAPTIONS, b"\xff\xfe"), "is not UTF-8 text"),
     "annotations nested": (raw(CAPTIONS, b"[" * 200_000), "is not JSON"),
@@ -237,96 +250,60 @@ RUBBISH: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "annotations empty": (raw(CAPTIONS, b"[]"), "holds no entries"),
     "entry not an object": (
-        captions(lambda e: e.append(3)),
+        rewritten(CAPTIONS, lambda entries: entries.append(3)),
         "entry 2: must be an object, found a whole number",
     ),
-    "no pairid": (captions(lambda e: e[0].pop("pairid")), "entry 0: has no 'pairid'"),
-    "pairid text": (
-        captions(lambda e: e[0].update(pairid="x")),
-        "'pairid' must be a whole number, found text",
+    "no pairid": (lacks("pairid"), "entry 0: has no 'pairid'"),
+    "pairid text": (has(pairid="x"), f"{WHOLE} text"),
+    "pairid true": (has(pairid=True), f"{WHOLE} true or"),
+    "pairid twice": (
+        rewritten(CAPTIONS, lambda entries: entries[1].update(pairid=0)),
+        "pairid 0 is there more than once",
     ),
-    "pairid true": (
-        captions(lambda e: e[0].update(pairid=True)),
-        "'pairid' must be a whole number, found true or",
-    ),
-    "pairid twice": (captions(lambda e: e[1].update(pairid=0)), "pairid 0 is there more than once"),
-    "caption null": (
-        captions(lambda e: e[0].update(caption=None)),
-        "'caption' must be text, found null",
-    ),
-    "no target": (captions(lambda e: e[0].pop("target_hard")), "entry 0: has no 'target_hard'"),
-    "unknown reference": (
-        captions(lambda e: e[0].update(reference="dev-9")),
-        "reference 'dev-9' is not in split",
-    ),
-    "unknown target": (
-        captions(lambda e: e[0].update(target_hard="dev-9")),
-        "target_hard 'dev-9' is not in split",
-    ),
-    "target is reference": (
-        captions(lambda e: e[0].update(target_hard="dev-0")),
-        "are the same image, 'dev-0'",
-    ),
-    "target outside group": (
-        captions(lambda e: e[0].update(target_hard="dev-7")),
-        "not among img_set's members",
-    ),
+    "caption null": (has(caption=None), "'caption' must be text, found null"),
+    "no target": (lacks("target_hard"), "entry 0: has no 'target_hard'"),
+    "unknown reference": (has(reference="dev-9"), "reference 'dev-9' is not in split"),
+    "unknown target": (has(target_hard="dev-9"), "target_hard 'dev-9' is not in split"),
+    "target is reference": (has(target_hard="dev-0"), "are the same image, 'dev-0'"),
+    "target outside group": (has(target_hard="dev-7"), "not among img_set's members"),
     "five members": (
-        captions(lambda e: e[0]["img_set"]["members"].pop()),
+        entry(lambda first: first["img_set"]["members"].pop()),
         "six different members, found 5",
     ),
     "members not text": (
-        captions(lambda e: e[0]["img_set"].update(members=[1])),
+        entry(lambda first: first["img_set"].update(members=[1])),
         "must hold only text",
     ),
-    "no group": (captions(lambda e: e[0].pop("img_set")), "entry 0: has no 'img_set'"),
+    "no group": (lacks("img_set"), "entry 0: has no 'img_set'"),
     "split file a list": (raw(SPLIT, b"[]"), "must be an object of image name -> path"),
     "split file with a double": (
         raw(SPLIT, b'{"a": "x", "a": "y"}'),
         "the key 'a' is there more than once",
     ),
-    "no rankings": (
-        lambda d: (d / "rankings.json").unlink(),
-        "rankings.json: there is no such file",
-    ),
-    "rankings a directory": (
-        lambda d: ((d / "rankings.json").unlink(), (d / "rankings.json").mkdir()),
-        "is a directory, not a file",
-    ),
+    "no rankings": (gone(RANKINGS), "rankings.json: there is no such file"),
+    "rankings a directory": (lambda d: a_directory(d / RANKINGS), "is a directory, not a file"),
     "rankings a list": (
-        raw("rankings.json", b"[1]"),
+        raw(RANKINGS, b"[1]"),
         "must be an object {query id: [image ids, best first]}",
     ),
-    "query not ranked": (rankings(lambda r: r.pop("1")), "1 of 2 queries are not ranked: 1"),
-    "unknown query": (rankings(lambda r: r.update(x=["dev-1"])), "1 queries are unknown: x"),
-    "ranking not a list": (
-        rankings(lambda r: r.update({"0": "dev-1"})),
-        "1 queries have no list of image ids: 0",
+    "query not ranked": (
+        rewritten(RANKINGS, lambda rows: rows.pop("1")),
+        "1 of 2 queries are not ranked: 1",
     ),
-    "ranking empty": (
-        rankings(lambda r: r.update({"0": []})),
-        "1 queries have no list of image ids: 0",
-    ),
-    "ranking with a number": (
-        rankings(lambda r: r.update({"0": [1.5]})),
-        "1 queries have no list of image ids: 0",
-    ),
+    "unknown query": (ranks(x=["dev-1"]), "1 queries are unknown: x"),
+    "ranking not a list": (ranks(q0="dev-1"), NO_LIST),
+    "ranking empty": (ranks(q0=[]), NO_LIST),
+    "ranking with a number": (ranks(q0=[1.5]), NO_LIST),
     "image twice": (
-        rankings(lambda r: r["0"].append("dev-1")),
+        rewritten(RANKINGS, lambda rows: rows["0"].append("dev-1")),
         "1 queries list an image more than once: 0",
     ),
     "unknown image": (
-        rankings(lambda r: r["1"].append("dev-9")),
+        rewritten(RANKINGS, lambda rows: rows["1"].append("dev-9")),
         "does not have: 'dev-9' of query 1",
     ),
-    "wrong version": (
-        rankings(lambda r: r.update(version="rc1")),
-        "'version' must be 'rc2', found 'rc1'",
-    ),
-    "wrong metric": (
-        rankings(lambda r: r.update(metric="map")),
-        "'metric' must be 'recall' or 'recall_subset'",
-    ),
+    "wrong version": (ranks(version="rc1"), "'version' must be 'rc2', found 'rc1'"),
+    "wrong metric": (ranks(metric="map"), "'metric' must be 'recall' or 'recall_subset'"),
 }
 
 
@@ -345,19 +322,15 @@ def test_each_kind_of_rubbish_is_named(name: str, tmp_path: Path) -> None:
 def test_what_is_not_spoiled_is_scored(tmp_path: Path) -> None:
     directory = small_cirr(tmp_path)
     found = score_rankings(directory / "rankings.json", "cirr_val", directory)["metrics"]
-    assert (
-        found["recall@1"] == 0.5 and found["recall@5"] == 1
-    )  # dev-1 for dev-0; dev-0 comes before dev-2
+    assert found["recall@1"] == 0.5  # dev-1 for dev-0; dev-0 comes before dev-2
+    assert found["recall@5"] == 1
 
 
 def test_other_counts_than_the_official_ones_are_told(tmp_path: Path) -> None:
-    [part] = benchmarks.load_queries(
-        "cirr_val", small_cirr(tmp_path), "original", ValidationReport()
-    )
-    assert (
-        "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297"
-        in splits.official_size_warning(part)
-    )
+    cirr_at = small_cirr(tmp_path)
+    [part] = benchmarks.load_queries("cirr_val", cirr_at, "original", ValidationReport())
+    said = "cirr_val has 2 queries and 8 images, officially 4,181 and 2,297"
+    assert said in splits.official_size_warning(part)
 
 
 def test_several_problems_are_reported_together(tmp_path: Path) -> None:
@@ -369,42 +342,29 @@ def test_several_problems_are_reported_together(tmp_path: Path) -> None:
     # with the split file unreadable no image can be called unknown; the target is outside its group
     # all the same. Of the entry without a text no query is made, so the next one's pairid is no
     # double.
-    for part in (
-        "3 problems",
-        "'caption' must be text",
-        "not among img_set's members",
-        "must be an object of image name",
-    ):
-        assert part in str(caught.value)
+    said = str(caught.value)
+    assert "3 problems" in said and "'caption' must be text" in said
+    assert "not among img_set's members" in said and "must be an object of image name" in said
+
+
+CIRR = "--rankings y --eval_dataset cirr_val --data_dir ."
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give one of the two"),
-        (["--experiment_dir", "x", "--rankings", "y"], "give one of the two"),
-        (["--rankings", "y"], "--data_dir: is needed with --rankings"),
-        (["--experiment_dir", "x", "--data_dir", "y"], "x is no run directory"),
-        (
-            ["--rankings", "y", "--eval_dataset", "circo_val", "--data_dir", "no"],
-            "there is no such directory",
-        ),
-        (
-            ["--rankings", "y", "--eval_dataset", "cirrr_val", "--data_dir", "."],
-            "There are: cirr_val, cirr_test,",
-        ),
-        (
-            "--rankings y --eval_dataset cirr_val --data_dir . --iterations 1".split(),
-            "--iterations",
-        ),
-        (
-            "--rankings y --eval_dataset cirr_val --data_dir . --output_file no/o".split(),
-            "its directory",
-        ),
+        ("", "give one of the two"),
+        ("--experiment_dir x --rankings y", "give one of the two"),
+        ("--rankings y", "--data_dir: is needed with --rankings"),
+        ("--experiment_dir x --data_dir y", "x is no run directory"),
+        ("--rankings y --eval_dataset circo_val --data_dir no", "there is no such directory"),
+        (CIRR.replace("cirr", "cirrr"), "There are: cirr_val, cirr_test,"),
+        (f"{CIRR} --iterations 1", "--iterations"),
+        (f"{CIRR} --output_file no/o", "its directory"),
     ],
 )
-def test_wrong_flags_end_with_one_error(flags: list[str], message: str) -> None:
-    done = command("eval_iterative.py", *flags)
+def test_wrong_flags_end_with_one_error(flags: str, message: str) -> None:
+    done = command("eval_iterative.py", *flags.split())
     assert done.returncode == 2 and done.stderr.startswith("error: ")
     assert message in done.stderr and "Traceback" not in done.stderr
 
@@ -446,17 +406,11 @@ def test_circo_submission_scores_the_same(tmp_path: Path) -> None:
         pool = sorted({*entry["gt_img_ids"], *draw.sample(range(10**6), 70)})
         rankings[str(entry["id"])] = draw.sample(pool, len(pool))
     (tmp_path / "rankings.json").write_text(json.dumps(rankings))
-    whole = score_rankings(
-        tmp_path / "rankings.json", "circo_val", directory, submission_dir=tmp_path
-    )
-    rows = read(tmp_path / "circo_val.json")
-    assert all(
-        len(row) == 50 and all(isinstance(image, int) for image in row) for row in rows.values()
-    )
-    assert (
-        score_rankings(tmp_path / "circo_val.json", "circo_val", directory)["metrics"]
-        == whole["metrics"]
-    )
+    file, server = tmp_path / "rankings.json", tmp_path / "circo_val.json"
+    whole = score_rankings(file, "circo_val", directory, submission_dir=tmp_path)
+    for row in read(server).values():
+        assert len(row) == 50 and all(isinstance(image, int) for image in row)
+    assert score_rankings(server, "circo_val", directory)["metrics"] == whole["metrics"]
 
 
 def unlabelled(directory: Path) -> Path:
@@ -474,16 +428,15 @@ def unlabelled(directory: Path) -> Path:
 
 def test_a_split_without_targets_gives_files_and_no_scores(tmp_path: Path) -> None:
     directory = unlabelled(tmp_path / "cirr")
-    found = score_rankings(
-        directory / "rankings.json", "cirr_test", directory, submission_dir=tmp_path / "s"
-    )
+    file, server = directory / "rankings.json", tmp_path / "s"
+    found = score_rankings(file, "cirr_test", directory, submission_dir=server)
     assert "metrics" not in found and "no scores" in found["note"]
-    assert score_rankings(directory / "rankings.json", "cirr_test", directory) == found
-    for file in found["submission"]:
-        beside = directory / "rankings_submission" / file
-        assert beside.read_bytes() == (tmp_path / "s" / file).read_bytes()
-    assert len(read(tmp_path / "s" / "cirr_test_recall.json")["0"]) == 50
-    assert read(tmp_path / "s" / "cirr_test_recall_subset.json")["0"] == ["dev-1", "dev-2", "dev-3"]
+    assert score_rankings(file, "cirr_test", directory) == found
+    for name in found["submission"]:
+        beside = directory / "rankings_submission" / name
+        assert beside.read_bytes() == (server / name).read_bytes()
+    assert len(read(server / "cirr_test_recall.json")["0"]) == 50
+    assert read(server / "cirr_test_recall_subset.json")["0"] == ["dev-1", "dev-2", "dev-3"]
 
 
 def test_what_the_server_would_refuse_is_not_written(tmp_path: Path) -> None:
@@ -495,9 +448,8 @@ def test_what_the_server_would_refuse_is_not_written(tmp_path: Path) -> None:
             directory / "rankings.json", "cirr_test", directory, submission_dir=tmp_path / "s"
         )
     assert "recall: 1 queries rank fewer than 50 images: 1 (49)" in str(caught.value)
-    assert "recall_subset: 2 queries rank fewer than 3 images of their group: 0 (0), 1 (0)" in str(
-        caught.value
-    )
+    few = "recall_subset: 2 queries rank fewer than 3 images of their group: 0 (0), 1 (0)"
+    assert few in str(caught.value)
     assert not (tmp_path / "s").exists()
 
 

@@ -51,40 +51,36 @@ def test_shipped_config_parses_and_says_what_it_says(path: Path) -> None:
             assert line.endswith("-> None"), f"{path.name} was not heard: {line}"
 
 
+RECALL: dict[str, Any] = {
+    "training.batch_size": 512,
+    "training.lora.r": 16,
+    "training.negatives_in_batch": 0,
+    "training.augmented_fraction": 0.5,
+    "captioning.min_verify_probability": 0.95,
+    "captioning.max_per_query": 5,
+    "num_iterations": 1,
+    "mining.strategy.negatives_per_query": 5,
+    "model.max_pixels": 147_456,
+}
+"""Of ReCALL (arXiv 2602.01639), implementation details and 6.2: batch 512, LoRA rank 16, 300 + 350
+steps on CIRR and 200 + 250 on FashionIQ, InfoNCE + lambda x triplet (margin 0.05), verification at
+0.95, 5 images a failed query."""
+RECALL_CIRR = RECALL | {
+    "training.iteration_0_steps": 300,
+    "training.steps_per_iteration": 350,
+    "training.learning_rate": 2e-5,
+    "model.prompt_format": "recall_cirr",
+}
 PUBLISHED: dict[str, dict[str, Any]] = {
-    # ReCALL (arXiv 2602.01639), implementation details and 6.2: batch 512, LoRA rank 16, 300 + 350
-    # steps on CIRR and 200 + 250 on FashionIQ, InfoNCE + lambda x triplet (margin 0.05),
-    # verification at 0.95, 5 images a failed query
-    "recall_cirr": {
-        "training.batch_size": 512,
-        "training.iteration_0_steps": 300,
-        "training.steps_per_iteration": 350,
-        "training.lora.r": 16,
-        "training.learning_rate": 2e-5,
-        "captioning.min_verify_probability": 0.95,
-        "captioning.max_per_query": 5,
-        "num_iterations": 1,
-        "mining.strategy.negatives_per_query": 5,
-        "model.max_pixels": 147_456,
-        "model.prompt_format": "recall_cirr",
-        "training.negatives_in_batch": 0,
-        "training.augmented_fraction": 0.5,
-    },
-    "recall_fashioniq": {
-        "training.batch_size": 512,
+    "recall_cirr": RECALL_CIRR,
+    "recall_cirr_2b": RECALL_CIRR,
+    "recall_fashioniq": RECALL
+    | {
         "training.iteration_0_steps": 200,
         "training.steps_per_iteration": 250,
-        "training.lora.r": 16,
         "training.learning_rate": 4e-5,
-        "captioning.min_verify_probability": 0.95,
-        "captioning.max_per_query": 5,
-        "num_iterations": 1,
-        "mining.strategy.negatives_per_query": 5,
-        "model.max_pixels": 147_456,
-        "model.prompt_format": "recall_fashioniq",
-        "training.negatives_in_batch": 0,
-        "training.augmented_fraction": 0.5,
         "training.group_batches": "category",
+        "model.prompt_format": "recall_fashioniq",
     },
     # VLM2Vec-V2 (arXiv 2507.04590), train_v2-qwen2vl-2B.sh and arguments.py
     "vlm2vec_cirr": {
@@ -110,7 +106,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "training.iteration_0_steps": 0,
     },
 }
-PUBLISHED["recall_cirr_2b"] = PUBLISHED["recall_cirr"]
 LOSSES = {
     "recall_cirr": (0.02, 0.25),
     "recall_cirr_2b": (0.02, 0.25),
@@ -126,18 +121,15 @@ def test_a_recipe_has_its_sources_numbers(name: str) -> None:
     if name in LOSSES:
         temperature, weight = LOSSES[name]
         parts: Any = setting(config, "training.loss.parts")
-        assert [(part.weight, part.loss.type) for part in parts] == [
-            (1.0, "info_nce"),
-            (weight, "triplet"),
-        ]
+        types = [(part.weight, part.loss.type) for part in parts]
+        assert types == [(1.0, "info_nce"), (weight, "triplet")]
         assert (parts[0].loss.temperature, parts[1].loss.margin) == (temperature, 0.05)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_a_recipe_states_memory_and_disk(path: Path) -> None:
-    comments = " ".join(
-        line for line in path.read_text("utf-8").splitlines() if line.startswith("#")
-    )
+    lines = path.read_text("utf-8").splitlines()
+    comments = " ".join(line for line in lines if line.startswith("#"))
     if not path.stem.endswith("_fast"):  # laid over another
         assert re.search(r"Memory(, by arithmetic)?: .*?\d GB", comments), "no memory"
         assert re.search(r"Disk: .*?\d GB|GB of disk", comments), "no disk"
@@ -145,11 +137,7 @@ def test_a_recipe_states_memory_and_disk(path: Path) -> None:
 
 def test_default_command_is_shapes_with_tiny() -> None:
     config = load([], DEFAULT)
-    assert (config.data.type, config.model.path, config.foundation.path) == (
-        "shapes",
-        "tiny",
-        "tiny",
-    )
+    assert config.data.type == "shapes" and config.model.path == config.foundation.path == "tiny"
     assert config.directory == Path("experiments/qwen2_vl_shapes_iterative")
     assert config.cache == Path("experiments/cache")
 
@@ -204,9 +192,8 @@ def test_flag_sets_its_setting(flags: str, dotted: str, value: Any) -> None:
 def test_one_model_has_one_dtype(
     flags: str, text: str, dtype: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = write(
-        tmp_path / "a.yaml", text or "model: {dtype: float32}\nfoundation: {dtype: float32}"
-    )
+    both = "model: {dtype: float32}\nfoundation: {dtype: float32}"
+    file = write(tmp_path / "a.yaml", text or both)
     with caplog.at_level("INFO"):
         config = load(flags.split(), file)
     assert config.foundation.dtype == dtype
@@ -216,10 +203,8 @@ def test_one_model_has_one_dtype(
 
 
 def test_data_dir_is_refused_for_a_drawn_data_set() -> None:
-    with pytest.raises(
-        UserError,
-        match=r"--data_dir /x: the data set is `shapes`, .* --dataset_name, such as jsonl",
-    ):
+    said = r"--data_dir /x: the data set is `shapes`, .* --dataset_name, such as jsonl"
+    with pytest.raises(UserError, match=said):
         load(["--data_dir", "/x"], DEFAULT)
     config = RunConfig(data_dir=Path("/x"))
     with pytest.raises(UserError, match="--data_dir: the data set `shapes` is drawn"):
@@ -232,23 +217,12 @@ def test_experiment_dir_takes_the_place_of_the_default(tmp_path: Path) -> None:
 
 
 def test_flags_beat_fast_beats_file_beats_defaults(tmp_path: Path) -> None:
-    base = write(
-        tmp_path / "a.yaml",
-        "training: {steps_per_iteration: 1, batch_size: 10, lora: {r: 1}}\nseed: 1\n",
-    )
-    write(
-        tmp_path / "a_fast.yaml",
-        "training: {steps_per_iteration: 2, iteration_0_steps: 2, lora: {r: 2}}\nseed: 2\n",
-    )
-    names = (
-        *(
-            "training.steps_per_iteration",
-            "training.batch_size",
-            "training.iteration_0_steps",
-            "training.lora.r",
-        ),
-        *("training.lora.alpha", "seed"),
-    )
+    text = "training: {steps_per_iteration: 1, batch_size: 10, lora: {r: 1}}\nseed: 1\n"
+    base = write(tmp_path / "a.yaml", text)
+    fast = "training: {steps_per_iteration: 2, iteration_0_steps: 2, lora: {r: 2}}\nseed: 2\n"
+    write(tmp_path / "a_fast.yaml", fast)
+    training = ("steps_per_iteration", "batch_size", "iteration_0_steps", "lora.r", "lora.alpha")
+    names = (*(f"training.{name}" for name in training), "seed")
 
     def values(*argv: str) -> list[Any]:
         config = load(["--config", str(base), *argv], DEFAULT)
@@ -276,15 +250,12 @@ def test_every_problem_of_a_file_is_listed_with_a_suggestion(tmp_path: Path) -> 
     assert first == "9 problems in the configuration:" and "--help" in last
     said = dict(line.strip().split(": ", 1) for line in lines)
     assert said["modle"] == "unknown setting; did you mean model?"
-    assert said["training.batchsize"].startswith(
-        "unknown setting; did you mean training.batch_size"
-    )
-    assert said["training.lora.alpah"].startswith(
-        "unknown setting; did you mean training.lora.alpha"
-    )
-    assert said["mining.strategy.top_k.extra_rank"].startswith(
-        "unknown setting; did you mean mining.strategy.top_k.extra_ranks"
-    )
+    for given, meant in (
+        ("training.batchsize", "training.batch_size"),
+        ("training.lora.alpah", "training.lora.alpha"),
+        ("mining.strategy.top_k.extra_rank", "mining.strategy.top_k.extra_ranks"),
+    ):
+        assert said[given].startswith(f"unknown setting; did you mean {meant}")
     assert said["learning_rate"] == "unknown setting; did you mean training.learning_rate?"
     assert "greater than 0 (given: -1)" in said["training.learning_rate"]
     assert "(given: 'two')" in said["num_iterations"]
@@ -349,28 +320,11 @@ def test_missing_config_names_those_there_are(tmp_path: Path, empty: Path) -> No
 
 
 DECISIVE = {
-    "seed",
-    "retrieval",
-    "model",
-    "foundation",
-    "data",
-    "mining",
-    "attributes",
-    "captioning",
-    "training",
-    "evaluation",
+    *"seed retrieval model foundation data mining attributes captioning training evaluation".split()
 }
 INDECISIVE = {
-    *(
-        "config",
-        "fast_mode",
-        "experiment_dir",
-        "auto_resume",
-        "resume_from_iteration",
-        "dry_run",
-        "data_dir",
-    ),
-    *("num_iterations", "runtime", "train_dir", "report_only", "retrieval_fallback"),
+    *"config fast_mode experiment_dir auto_resume resume_from_iteration dry_run data_dir".split(),
+    *"num_iterations runtime train_dir report_only retrieval_fallback".split(),
 }
 
 
@@ -383,17 +337,9 @@ def test_every_setting_is_known_to_decide_results_or_not() -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        *(
-            "--num_iterations 9",
-            "--runtime.embed_batch_size 1",
-            "--num_processes 2",
-        ),
-        *(
-            "--runtime.checkpoint_every_steps 1",
-            "--experiment_dir /e",
-            "--auto_resume",
-            "--resume_from_iteration 1",
-        ),
+        *("--num_iterations 9", "--runtime.embed_batch_size 1", "--num_processes 2"),
+        *("--runtime.checkpoint_every_steps 1", "--experiment_dir /e", "--auto_resume"),
+        "--resume_from_iteration 1",
         *("--dry_run", "--runtime.cache_dir /c", "--deepspeed /d", "--accelerate_config /a"),
         *("--profile", "--report_only", "--compare_with /c", "--report_to tensorboard"),
         *("--max_skipped_batches 3", "--training.grad_cache_chunk_size 2"),
@@ -469,20 +415,15 @@ def test_requirements_end_with_the_package_itself() -> None:
 
 
 def test_a_strategys_settings_may_stand_right_under_mining(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "flat.yaml", "mining: {type: top_k, k: 2, below: all, fallback: random}"
-    )
-    nested = {
-        "strategy": {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"},
-        "fallback": "random",
-    }
-    other = write(tmp_path / "nested.yaml", yaml.safe_dump({"mining": nested}))
+    flat = "mining: {type: top_k, k: 2, below: all, fallback: random}"
+    path = write(tmp_path / "flat.yaml", flat)
+    strategy = {"type": "top_k", "negatives_per_query": 2, "extra_ranks": "all"}
+    nested = {"mining": {"strategy": strategy, "fallback": "random"}}
+    other = write(tmp_path / "nested.yaml", yaml.safe_dump(nested))
     one, two = (load(["--config", str(each)], DEFAULT) for each in (path, other))
     assert one.mining == two.mining
-    assert (
-        load(["--config", str(path), "--negative_strategy", "band"], DEFAULT).mining.strategy.type
-        == "band"
-    )
+    band = load(["--config", str(path), "--negative_strategy", "band"], DEFAULT)
+    assert band.mining.strategy.type == "band"
 
 
 def helped(words: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -90,10 +90,15 @@ def at(key: str, value: Any, number: int = 0) -> Callable[[dict[str, Any]], obje
     return lambda c: c["user_1"]["question_set_1"][key].__setitem__(number, value)
 
 
+def shown(number: int, **content: Any) -> Callable[[dict[str, Any]], object]:
+    return at(f"retrieved_set{number}", content)
+
+
 def field(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
     return lambda c: c["user_1"]["question_set_1"].__setitem__(key, value)
 
 
+TWICE = "holds an image more than once"
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no users": (lambda c: c.clear(), "holds no users"),
     "user no object": (lambda c: c.update(user_1=[]), "user_1: must be an object"),
@@ -113,15 +118,9 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         at("retrieved_set1", []),
         "'retrieved_set1' must be an object, found a list",
     ),
-    "set without paths": (at("retrieved_set1", {}), "retrieved_set1: has no 'img_path'"),
-    "set empty": (
-        at("retrieved_set2", {"img_path": []}),
-        "retrieved_set2: 'img_path' holds no images",
-    ),
-    "image twice": (
-        at("retrieved_set2", {"img_path": [path("b0")] * 2}),
-        "holds an image more than once",
-    ),
+    "set without paths": (shown(1), "retrieved_set1: has no 'img_path'"),
+    "set empty": (shown(2, img_path=[]), "retrieved_set2: 'img_path' holds no images"),
+    "image twice": (shown(2, img_path=[path("b0")] * 2), TWICE),
     "unknown category": (
         at("ref_img_paths", "/-/image_data/hat/x.jpg"),
         "does not end in <category>/<image>.jpg",
@@ -152,42 +151,29 @@ def test_all_mistakes_come_together(tmp_path: Path) -> None:
         WRONG[name][0](what)
     at("preferred set", "x", 1)(what)
     wrong = read(tmp_path, what)[2]
-    for message in (
-        "'sentences' must be text",
-        "holds an image more than once",
-        "question 1: 'preferred set' must be",
-    ):
-        assert message in wrong
+    assert "'sentences' must be text" in wrong and TWICE in wrong
+    assert "question 1: 'preferred set' must be" in wrong
 
 
-@given(
-    st.lists(
-        st.tuples(st.lists(st.integers(-3, 3), min_size=10, max_size=10), st.sampled_from([1, 2])),
-        min_size=1,
-        max_size=9,
-    )
-)
+TEN_SCORES = st.lists(st.integers(-3, 3), min_size=10, max_size=10)
+
+
+@given(st.lists(st.tuples(TEN_SCORES, st.sampled_from([1, 2])), min_size=1, max_size=9))
 def test_both_numbers_are_their_definitions(rows: list[tuple[list[int], int]]) -> None:
     images = tuple(ImageId(str(n)) for n in range(10))
     queries = tuple(Query(QueryId(str(n)), images[0], "x") for n in range(len(rows)))
-    chosen = {
-        q.id: Preference(images[:5], images[5:], preferred)
-        for q, (_, preferred) in zip(queries, rows, strict=True)
-    }
-    part = LabeledQueries(
-        "hp_fashioniq_val", queries, Relevance({}, preferences=chosen), None, hp_fashioniq.PROTOCOL
-    )
-    scores = {
-        q.id: dict(zip(images, map(float, row), strict=True))
-        for q, (row, _) in zip(queries, rows, strict=True)
-    }
+    chosen, scores = {}, {}
+    for q, (row, preferred) in zip(queries, rows, strict=True):
+        chosen[q.id] = Preference(images[:5], images[5:], preferred)
+        scores[q.id] = dict(zip(images, map(float, row), strict=True))
+    right = Relevance({}, preferences=chosen)
+    part = LabeledQueries("hp_fashioniq_val", queries, right, None, hp_fashioniq.PROTOCOL)
     found = metrics([part], scores)
     above = [preferred == 1 for row, preferred in rows if sum(row[:5]) > sum(row[5:])]
     below = [preferred == 2 for row, preferred in rows if sum(row[:5]) < sum(row[5:])]
     tied = len(rows) - len(above) - len(below)
-    assert found["symmetric accuracy"].value == pytest.approx(
-        (sum(above) + sum(below) + tied / 2) / len(rows)
-    )
+    agree = (sum(above) + sum(below) + tied / 2) / len(rows)
+    assert found["symmetric accuracy"].value == pytest.approx(agree)
     assert ("preference rate" in found) == bool(above)
     if above:
         rate = sum(above) / len(above)

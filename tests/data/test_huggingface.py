@@ -114,7 +114,17 @@ def spoiled(**cells: Any) -> list[dict[str, Any]]:
 
 
 TEXT_FILE = {"bytes": b"<html>", "path": None}
-WRONG: dict[str, tuple[list[dict[str, Any]], Any, dict[str, Any], str]] = {
+
+
+def inside(message: str, **cells: Any) -> tuple[Any, ...]:
+    return spoiled(**cells), None, {"columns": COLUMNS}, message
+
+
+def named(message: str, table: Any = None, **settings: Any) -> tuple[Any, ...]:
+    return NAMED, table, settings, message
+
+
+WRONG: dict[str, tuple[Any, ...]] = {
     "no column": (
         INSIDE,
         None,
@@ -127,56 +137,24 @@ WRONG: dict[str, tuple[list[dict[str, Any]], Any, dict[str, Any], str]] = {
         {"columns": COLUMNS, "val": "dev"},
         "has no split 'dev'; there are: train, validation",
     ),
-    "no picture": (
-        spoiled(before=None),
-        None,
-        {"columns": COLUMNS},
-        "row 0: 'reference' must be text, found null",
+    "no picture": inside("row 0: 'reference' must be text, found null", before=None),
+    "no text": inside("row 0: 'text' must be text, found null", say=None),
+    "empty text": inside("row 0: has no 'text'", say=[" "]),
+    "no picture file": inside("row 0 after: is not a picture but", after=TEXT_FILE),
+    "no target": inside("1 of 2 lines have no targets, and others have", after=None),
+    "named and nowhere": named("names its pictures, so say where they are: data.gallery"),
+    "not in the gallery": named(
+        "row 1: target '2' is not in the gallery", GALLERY[:2], gallery=TABLE
     ),
-    "no text": (
-        spoiled(say=None),
-        None,
-        {"columns": COLUMNS},
-        "row 0: 'text' must be text, found null",
+    "id twice": named(
+        "row 3: the id '0' is there more than once", [*GALLERY, GALLERY[0]], gallery=TABLE
     ),
-    "empty text": (spoiled(say=[" "]), None, {"columns": COLUMNS}, "row 0: has no 'text'"),
-    "no picture file": (
-        spoiled(after=TEXT_FILE),
-        None,
-        {"columns": COLUMNS},
-        "row 0 after: is not a picture but",
-    ),
-    "no target": (
-        spoiled(after=None),
-        None,
-        {"columns": COLUMNS},
-        "1 of 2 lines have no targets, and others have",
-    ),
-    "named and nowhere": (
-        NAMED,
-        None,
-        {},
-        "names its pictures, so say where they are: data.gallery",
-    ),
-    "not in the gallery": (
-        NAMED,
-        GALLERY[:2],
-        {"gallery": TABLE},
-        "row 1: target '2' is not in the gallery",
-    ),
-    "id twice": (
-        NAMED,
-        [*GALLERY, GALLERY[0]],
-        {"gallery": TABLE},
-        "row 3: the id '0' is there more than once",
-    ),
-    "gallery of words": (
-        NAMED,
-        [{"id": 0, "picture": "x"}],
-        {"gallery": {"split": "gallery", "image": "picture"}},
+    "gallery of words": named(
         "the column 'picture' holds no pictures",
+        [{"id": 0, "picture": "x"}],
+        gallery={"split": "gallery", "image": "picture"},
     ),
-    "no folder": (NAMED, None, {"images": "photos"}, "photos: is no directory of pictures"),
+    "no folder": named("photos: is no directory of pictures", images="photos"),
     "both": (
         INSIDE,
         GALLERY,

@@ -49,11 +49,8 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
 def test_transparency_lies_over_white(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (2, 1), (*RED, 255))
     picture.putpixel((1, 0), (0, 0, 0, 0))
-    for name, made in (
-        ("rgba", picture),
-        ("palette", picture.quantize(4)),
-        ("la", picture.convert("LA")),
-    ):
+    kinds = {"rgba": picture, "palette": picture.quantize(4), "la": picture.convert("LA")}
+    for name, made in kinds.items():
         seen = decode(saved(made, tmp_path / f"{name}.png"))
         assert seen.mode == "RGB" and seen.getpixel((1, 0)) == WHITE, name
 
@@ -96,14 +93,12 @@ def bomb(path: Path) -> Path:
     """Write a PNG of a few bytes that says it is 60,000 x 60,000."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
 
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b""))
-    )
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
     return path
 
 
@@ -122,6 +117,10 @@ def written(content: bytes) -> Callable[[Path], Path]:
     return make
 
 
+def plain(mode: str, width: int, height: int, kind: str = "PNG") -> Callable[[Path], Path]:
+    return lambda path: saved(Image.new(mode, (width, height)), path, format=kind)
+
+
 def directory(path: Path) -> Path:
     path.mkdir()
     return path
@@ -135,18 +134,9 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "head": (written(b"\x89PNG\r\n\x1a\n"), ""),
     "cut": (truncated, "cannot be decoded"),
     "bomb": (bomb, "pixels"),
-    "large": (
-        lambda p: saved(Image.new("1", (10_000, 9_000)), p, format="PNG"),
-        "has 10000x9000 pixels",
-    ),
-    "strip": (
-        lambda p: saved(Image.new("L", (201, 1)), p, format="PNG"),
-        "is 201x1, one side more than 200 times",
-    ),
-    "float": (
-        lambda p: saved(Image.new("F", (4, 4)), p, format="TIFF"),
-        "holds 32-bit values (mode F)",
-    ),
+    "large": (plain("1", 10_000, 9_000), "has 10000x9000 pixels"),
+    "strip": (plain("L", 201, 1), "is 201x1, one side more than 200 times"),
+    "float": (plain("F", 4, 4, "TIFF"), "holds 32-bit values (mode F)"),
     "directory": (directory, "is a directory"),
 }
 
@@ -163,10 +153,9 @@ def test_a_picture_that_cannot_be_used_is_named(name: str, tmp_path: Path) -> No
 
 def test_all_bad_images_are_found_at_once(tmp_path: Path) -> None:
     files = {ImageId(name): make(tmp_path / f"{name}.jpg") for name, (make, _) in BAD.items()}
-    files |= {
-        ImageId(f"good {n}"): saved(Image.new("RGB", (9, 9)), tmp_path / f"good_{n}.png")
-        for n in range(40)
-    }
+    for n in range(40):
+        good = saved(Image.new("RGB", (9, 9)), tmp_path / f"good_{n}.png")
+        files[ImageId(f"good {n}")] = good
     seen: list[ImageId] = []
 
     def progress(images: object) -> object:

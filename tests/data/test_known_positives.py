@@ -48,15 +48,8 @@ def test_texts_are_the_same_but_for_case_spaces_full_stop_and_unicode_form(
 
 
 def test_other_words_are_other_texts() -> None:
-    assert (
-        len(
-            {
-                normal_text(text)
-                for text in ("make it red", "make it red?", "make itred", "make it rd")
-            }
-        )
-        == 4
-    )
+    others = ("make it red", "make it red?", "make itred", "make it rd")
+    assert len({normal_text(text) for text in others}) == 4
 
 
 def test_kinds_of_known_positives() -> None:
@@ -66,19 +59,13 @@ def test_kinds_of_known_positives() -> None:
         triplet("q1", "r.2", "make it  RED", "b.1"),
         triplet("q2", "r.1", "make it blue", "c.1"),
     ]
-    written = AugmentedTriplet(
-        triplet("q2+1", "r.3", "MAKE IT RED", "d.1"), QueryId("q2"), 1, "tiny", "p"
-    )
-    positives = {
-        QueryId("q0"): frozenset({ImageId("e.1"), ImageId("a.2")}),
-        QueryId("q1"): frozenset({ImageId("f.1")}),
-    }
+    again = triplet("q2+1", "r.3", "MAKE IT RED", "d.1")
+    written = AugmentedTriplet(again, QueryId("q2"), 1, "tiny", "p")
+    lines = {"q0": ("e.1", "a.2"), "q1": ("f.1",)}
+    positives = {QueryId(q): frozenset(map(ImageId, images)) for q, images in lines.items()}
+    confirmed = [(ImageId("r.2"), "make it red.", ImageId("g.1"))]
     known = KnownPositives(
-        human,
-        [written],
-        positives,
-        [(ImageId("r.2"), "make it red.", ImageId("g.1"))],
-        lambda image: image.partition(".")[0],
+        human, [written], positives, confirmed, lambda image: image.partition(".")[0]
     )
     assert known.right(human[0].query) == {
         "a": LINE, "e": LINE, "b": SAME_TEXT, "d": SAME_TEXT, "f": SAME_TEXT, "g": CONFIRMED,
@@ -93,36 +80,17 @@ def test_kinds_of_known_positives() -> None:
 def test_texts_that_no_check_found_wrong_are_read(tmp_path: Path) -> None:
     """A duplicate is the text of another query or of another image, and right for this image
     too."""
-    reasons = {
-        "a": "same as the original text",
-        "b": "duplicate",
-        "c": "a surer text was kept",
-        "d": "enough for this query",
-        "e": "not verified",
-        "f": "round trip",
-        "g": "cut off",
-        "h": "unparseable",
-    }
-    rows = [
-        {"reference": "r", "text": "t", "image": image, "reason": reason}
-        for image, reason in reasons.items()
-    ]
-    write_json(
-        tmp_path / "augmented_samples_iter_1.json", {"schema": 1, "accepted": [], "rejected": rows}
-    )
-    assert read_confirmed(
-        Artifact("augmented_samples_iter_1.json", tmp_path / "augmented_samples_iter_1.json", "")
-    ) == [("r", "t", image) for image in "abcd"]
+    right = ("same as the original text", "duplicate", "a surer text was kept")
+    wrong = ("not verified", "round trip", "cut off", "unparseable")
+    reasons = dict(zip("abcdefgh", (*right, "enough for this query", *wrong), strict=True))
+    rows = [("r", "t", image, reason) for image, reason in reasons.items()]
+    samples = write_samples(tmp_path / "augmented_samples_iter_1.json", rows)
+    assert read_confirmed(samples) == [("r", "t", image) for image in "abcd"]
 
 
-def write_samples(
-    path: Path, queries: dict[QueryId, Query], mined: list[dict[str, Any]]
-) -> Artifact:
-    asked = [(queries[row["query"]], row["image"]) for row in mined]
-    rows = [
-        {"reference": q.reference, "text": q.text, "image": i, "reason": WRITTEN_AGAIN}
-        for q, i in asked
-    ]
+def write_samples(path: Path, rejected: list[tuple[str, str, str, str]]) -> Artifact:
+    names = ("reference", "text", "image", "reason")
+    rows = [dict(zip(names, row, strict=True)) for row in rejected]
     write_json(path, {"schema": 1, "accepted": [], "rejected": rows})
     return Artifact(path.name, path, "")
 
@@ -136,12 +104,13 @@ def test_what_the_captioner_confirmed_is_mined_no_more(small: Any, tmp_path: Pat
     first = mine_split(run, run.embedder(None), 0)
     confirmed = first["negatives"][:-1]
     queries = {each.query.id: each.query for each in run.data.train.triplets}
-    samples = write_samples(tmp_path / "augmented_samples_iter_1.json", queries, confirmed)
+    asked = [(queries[row["query"]], row["image"]) for row in confirmed]
+    rows = [(q.reference, q.text, image, WRITTEN_AGAIN) for q, image in asked]
+    samples = write_samples(tmp_path / "augmented_samples_iter_1.json", rows)
     known = known_positives(run.data.train, [samples])
     second = mine_split(run, run.embedder(None), 0, known)
-    pairs = [
-        {(row["query"], row["image"]) for row in made["negatives"]} for made in (first, second)
-    ]
+    mined = (first["negatives"], second["negatives"])
+    pairs = [{(row["query"], row["image"]) for row in rows} for rows in mined]
     last = first["negatives"][-1]
     assert pairs[0] & pairs[1] == {(last["query"], last["image"])}
     assert len(pairs[1]) == len(pairs[0])

@@ -79,129 +79,112 @@ def named(change: Callable[[str], str]) -> Callable[[Path], object]:
     return each(lambda row: row | {role: change(row[role]) for role in ("reference", "target")})
 
 
+def texts(text: str) -> Callable[[Path], object]:
+    return each(lambda row: row | {"text": text})
+
+
+def targets(target: str) -> Callable[[Path], object]:
+    """`{}` in it is the reference."""
+    return each(lambda row: row | {"target": target.format(row["reference"])})
+
+
+def captioned(row: dict[str, str]) -> dict[str, str]:
+    return {"caption" if name == "text" else name: value for name, value in row.items()}
+
+
+def copied(directory: Path) -> None:
+    (directory / "images" / "p1.png").write_bytes((directory / "images" / "p0.png").read_bytes())
+
+
+def broken(directory: Path) -> None:
+    (directory / "images" / "p0.png").write_text("<html>")
+    (directory / "images" / "p1.png").unlink()
+
+
+def emptied(directory: Path) -> None:
+    for path in (directory / "images").iterdir():
+        path.unlink()
+
+
 CSV = "reference,text,target\np0.png,in red,p1.png\n"
-MISTAKES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+INDENTED = "\n".join(json.dumps(row, indent=1) for row in ROWS)
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"
+UMLAUTS = lines(ROWS).replace("make", "grün").encode("latin-1")
+INSTEAD_OF_P0 = "did you mean 'p0.png'?"
+SAME = "reference and target are the same image"
+MISTAKES: dict[str, tuple[Callable[[Path], object], *tuple[str, ...]]] = {
     "CSV in the folder": (
-        instead("train.csv", CSV),
-        ("there is 'train.csv', a table of", "--dataset_name huggingface"),
+        instead("train.csv", CSV), "there is 'train.csv', a table of", "--dataset_name huggingface",
     ),
     "CSV in train.jsonl": (
-        raw(CSV),
-        ("is a table of columns 'reference', 'text', 'target' separated by commas",),
+        raw(CSV), "is a table of columns 'reference', 'text', 'target' separated by commas",
     ),
-    "a Git LFS pointer": (
-        raw("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"),
-        ("is a pointer of Git LFS. Fetch", "git lfs pull"),
-    ),
+    "a Git LFS pointer": (raw(LFS), "is a pointer of Git LFS. Fetch", "git lfs pull"),
     "a bad sign": (
-        raw(lines(ROWS) + '{"reference": "p0.png",}'),
-        ("line 7: is not JSON (", "column 24)"),
+        raw(lines(ROWS) + '{"reference": "p0.png",}'), "line 7: is not JSON (", "column 24)",
     ),
     "a long number": (
         raw('{"reference": ' + "9" * 6000 + "}"),
-        ("line 1: holds a whole number of more than 4,300 digits",),
+        "line 1: holds a whole number of more than 4,300 digits",
     ),
-    "semicolons in train.jsonl": (raw(CSV.replace(",", ";")), ("separated by semicolons",)),
+    "semicolons in train.jsonl": (raw(CSV.replace(",", ";")), "separated by semicolons"),
     "a list in train.jsonl": (
-        raw(json.dumps(ROWS, indent=1)),
-        ("is one JSON list of 6 objects, not JSON lines",),
+        raw(json.dumps(ROWS, indent=1)), "is one JSON list of 6 objects, not JSON lines",
     ),
-    "a list on one line": (raw(json.dumps(ROWS)), ("is one JSON list of 6 objects",)),
-    "indented objects": (
-        raw("\n".join(json.dumps(r, indent=1) for r in ROWS)),
-        ("go over several lines",),
-    ),
+    "a list on one line": (raw(json.dumps(ROWS)), "is one JSON list of 6 objects"),
+    "indented objects": (raw(INDENTED), "go over several lines"),
     "train.json": (
-        instead("train.json", json.dumps(ROWS)),
-        ("there is 'train.json', one JSON list", "jq -c"),
+        instead("train.json", json.dumps(ROWS)), "there is 'train.json', one JSON list", "jq -c",
     ),
     "another split name": (
-        instead("training.jsonl", lines(ROWS)),
-        ("'training.jsonl'", "--data.train FILE"),
+        instead("training.jsonl", lines(ROWS)), "'training.jsonl'", "--data.train FILE",
     ),
-    "an empty file": (raw(b""), ("train.jsonl: holds no lines",)),
+    "an empty file": (raw(b""), "train.jsonl: holds no lines"),
     "UTF-16": (
-        raw(lines(ROWS).encode("utf-16")),
-        ("is not UTF-8 text but UTF-16", "Save it as UTF-8"),
+        raw(lines(ROWS).encode("utf-16")), "is not UTF-8 text but UTF-16", "Save it as UTF-8",
     ),
-    "UTF-16 without a mark": (
-        raw(lines(ROWS).encode("utf-16-le")),
-        ("is not UTF-8 text but UTF-16",),
-    ),
-    "Latin-1": (
-        raw(lines(ROWS).replace("make", "gr\u00fcn").encode("latin-1")),
-        ("may be Latin-1", "gr\u00fcn it"),
-    ),
-    "a workbook": (raw(b"PK\x03\x04" + bytes(40)), ("an Excel workbook",)),
+    "UTF-16 without a mark": (raw(lines(ROWS).encode("utf-16-le")), "is not UTF-8 text but UTF-16"),
+    "Latin-1": (raw(UMLAUTS), "may be Latin-1", "grün it"),
+    "a workbook": (raw(b"PK\x03\x04" + bytes(40)), "an Excel workbook"),
     "other field names": (
-        each(lambda r: {"reference": r["reference"], "caption": r["text"], "target": r["target"]}),
-        ("'caption'; known: ", "did you mean 'text'?", "(5 more like it, such as"),
+        each(captioned), "'caption'; known: ", "did you mean 'text'?", "(5 more like it, such as",
     ),
-    "a prefix": (
-        named(lambda n: f"photos/{n}"),
-        ("photos/p0.png: is not there; did you mean 'p0.png'?",),
-    ),
+    "a prefix": (named(lambda n: f"photos/{n}"), f"photos/p0.png: is not there; {INSTEAD_OF_P0}"),
     "a folder called photos": (
-        lambda d: (d / "images").rename(d / "photos"),
-        ("pictures are in 'photos'", "--data.images"),
+        lambda d: (d / "images").rename(d / "photos"), "pictures are in 'photos'", "--data.images",
     ),
-    "backslashes": (
-        named(lambda n: f"images\\{n}"),
-        ("is not in the gallery; did you mean 'p0.png'?",),
-    ),
-    "a path of Windows": (named(lambda n: f"C:\\shop\\images\\{n}"), ("did you mean 'p0.png'?",)),
-    "an absolute path elsewhere": (named(lambda n: f"/elsewhere/{n}"), ("did you mean 'p0.png'?",)),
+    "backslashes": (named(lambda n: f"images\\{n}"), f"is not in the gallery; {INSTEAD_OF_P0}"),
+    "a path of Windows": (named(lambda n: f"C:\\shop\\images\\{n}"), INSTEAD_OF_P0),
+    "an absolute path elsewhere": (named(lambda n: f"/elsewhere/{n}"), INSTEAD_OF_P0),
     "no ending": (
-        named(lambda n: n.removesuffix(".png")),
-        ("images/p0: is not there; did you mean 'p0.png'?",),
+        named(lambda n: n.removesuffix(".png")), f"images/p0: is not there; {INSTEAD_OF_P0}",
     ),
     "another ending": (
-        named(lambda n: n.replace("png", "jpg")),
-        ("p0.jpg: is not there; did you mean 'p0.png'?",),
+        named(lambda n: n.replace("png", "jpg")), f"p0.jpg: is not there; {INSTEAD_OF_P0}",
     ),
-    "another case": (named(str.upper), ("P0.PNG: is not there; did you mean 'p0.png'?",)),
+    "another case": (named(str.upper), f"P0.PNG: is not there; {INSTEAD_OF_P0}"),
     "a line without target": (
         lambda d: write(d, [{"reference": "p0.png", "text": "x"}, *ROWS]),
-        ("line 1: has no 'target'",),
+        "line 1: has no 'target'",
     ),
-    "an empty text": (each(lambda r: r | {"text": " "}), ("'text' is empty (5 more like it",)),
-    "a pasted document": (
-        each(lambda r: r | {"text": "long " * 12_800}),
-        (f"64,000 characters, more than {MAX_TEXT:,}",),
-    ),
-    "target is reference": (
-        each(lambda r: r | {"target": r["reference"]}),
-        ("reference and target are the same image",),
-    ),
-    "target is reference in another spelling": (
-        each(lambda r: r | {"target": f"./{r['reference']}"}),
-        ("reference and target are the same image",),
-    ),
+    "an empty text": (texts(" "), "'text' is empty (5 more like it"),
+    "a pasted document": (texts("long " * 12_800), f"64,000 characters, more than {MAX_TEXT:,}"),
+    "target is reference": (targets("{}"), SAME),
+    "target is reference in another spelling": (targets("./{}"), SAME),
     "target has the reference's bytes": (
-        lambda d: (d / "images" / "p1.png").write_bytes((d / "images" / "p0.png").read_bytes()),
-        ("same image, 'p1.png'; 'p0.png' has the same bytes",),
+        copied, "same image, 'p1.png'; 'p0.png' has the same bytes",
     ),
     "broken and missing": (
-        lambda d: (
-            (d / "images" / "p0.png").write_text("<html>"),
-            (d / "images" / "p1.png").unlink(),
-        ),
-        (
-            "p0.png: is not a picture but a web page",
-            "p1.png: is not there",
-            "--allow_missing_images 2",
-        ),
+        broken, "p0.png: is not a picture but a web page", "p1.png: is not there",
+        "--allow_missing_images 2",
     ),
-    "no pictures": (
-        lambda d: [p.unlink() for p in (d / "images").iterdir()],
-        ("holds no pictures (", ".avif"),
-    ),
-}
+    "no pictures": (emptied, "holds no pictures (", ".avif"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_each_mistake_is_one_short_message(name: str, data: Path) -> None:
-    change, messages = MISTAKES[name]
+    change, *messages = MISTAKES[name]
     change(data)
     with pytest.raises(UserError) as caught:
         train(data)
@@ -210,18 +193,15 @@ def test_each_mistake_is_one_short_message(name: str, data: Path) -> None:
     assert len(said.splitlines()) < 15, said
 
 
-def nfd(directory: Path) -> None:
-    (directory / "images" / "p0.png").rename(
-        directory / "images" / unicodedata.normalize("NFD", "été.png")
-    )
-    named(lambda n: unicodedata.normalize("NFC", n.replace("p0", "été")))(directory)
+def accented(file: str, annotations: str) -> Callable[[Path], object]:
+    """A picture of an accented name, in these two forms of Unicode."""
 
+    def apply(directory: Path) -> None:
+        image = directory / "images" / "p0.png"
+        image.rename(image.with_name(unicodedata.normalize(file, "été.png")))
+        named(lambda n: unicodedata.normalize(annotations, n.replace("p0", "été")))(directory)
 
-def nfc(directory: Path) -> None:
-    (directory / "images" / "p0.png").rename(
-        directory / "images" / unicodedata.normalize("NFC", "été.png")
-    )
-    named(lambda n: unicodedata.normalize("NFD", n.replace("p0", "été")))(directory)
+    return apply
 
 
 def nested(directory: Path) -> None:
@@ -243,15 +223,13 @@ def hidden(directory: Path) -> None:
 
 GOOD: dict[str, Callable[[Path], object]] = {
     "as it is": lambda d: None,
-    "a mark and CRLF": lambda d: raw(b"\xef\xbb\xbf" + lines(ROWS).replace("\n", "\r\n").encode())(
-        d
-    ),
-    "blank lines": lambda d: raw("\n\n" + lines(ROWS).replace("\n", "\n\n"))(d),
+    "a mark and CRLF": raw(b"\xef\xbb\xbf" + lines(ROWS).replace("\n", "\r\n").encode()),
+    "blank lines": raw("\n\n" + lines(ROWS).replace("\n", "\n\n")),
     "umlauts, capitals, three levels": nested,
     "a linked folder of pictures": linked,
     "hidden files": hidden,
-    "names in NFD": nfd,
-    "annotations in NFD": nfc,
+    "names in NFD": accented("NFD", "NFC"),
+    "annotations in NFD": accented("NFC", "NFD"),
     "absolute paths": lambda d: named(lambda n: str(d / "images" / n))(d),
     "dotted paths": named(lambda n: f".//{n}"),
 }
@@ -262,10 +240,8 @@ def test_what_is_harmless_is_read(name: str, data: Path) -> None:
     GOOD[name](data)
     split = train(data)
     assert (len(split.triplets), len(split.gallery.ids)) == (6, 6)
-    assert all(
-        t.target in split.gallery.ids and t.query.reference in split.gallery.ids
-        for t in split.triplets
-    )
+    for t in split.triplets:
+        assert t.target in split.gallery.ids and t.query.reference in split.gallery.ids
     assert all(split.images.load(image).size == (32, 32) for image in split.gallery.ids)
 
 
@@ -298,19 +274,11 @@ def test_copies_that_cannot_be_used_are_each_named(data: Path) -> None:
 def test_pictures_of_all_kinds_are_in_the_gallery_and_others_named(
     data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kinds = {
-        "avif": "AVIF",
-        "jfif": "JPEG",
-        "jpe": "JPEG",
-        "jp2": "JPEG2000",
-        "ppm": "PPM",
-        "tga": "TGA",
-        "apng": "PNG",
-    }
+    kinds = {"avif": "AVIF", "jfif": "JPEG", "jpe": "JPEG", "jp2": "JPEG2000"}
+    kinds |= {"ppm": "PPM", "tga": "TGA", "apng": "PNG"}
     for number, (ending, kind) in enumerate(kinds.items()):
-        Image.new("RGB", (32, 32), (0, 30 * number, 200)).save(
-            data / "images" / f"k.{ending}", kind
-        )
+        picture = Image.new("RGB", (32, 32), (0, 30 * number, 200))
+        picture.save(data / "images" / f"k.{ending}", kind)
     for name in ("a.heic", "b.HEIC", "notes.txt"):
         (data / "images" / name).write_bytes(b"x")
     split = train(data)
@@ -328,9 +296,8 @@ def test_a_linked_folder_is_named_and_followed_by_name(data: Path) -> None:
     (data.parent / "more").mkdir()
     Image.new("RGB", (32, 32), "white").save(data.parent / "more" / "s.png")
     (data / "images" / "season").symlink_to(data.parent / "more")
-    with pytest.raises(
-        UserError, match=r"season: is a link to a folder: .*more(.|\n)*--allow_symlinks"
-    ):
+    said = r"season: is a link to a folder: .*more(.|\n)*--allow_symlinks"
+    with pytest.raises(UserError, match=said):
         train(data)
     split = train(data, allow_symlinks=True)
     assert "season/s.png" in split.gallery.ids
@@ -345,9 +312,8 @@ def test_the_data_directory_is_a_file_or_misspelt(
     with pytest.raises(UserError, match=r"no such directory; did you mean '.*/data'\?"):
         of(data.parent / "dat").require_dir("jsonl")
     monkeypatch.chdir(data)
-    with pytest.raises(
-        UserError, match=rf"--data_dir shop: there is no such directory \({data}/shop\)"
-    ):
+    said = rf"--data_dir shop: there is no such directory \({data}/shop\)"
+    with pytest.raises(UserError, match=said):
         DataPaths(Path("shop"), data / "cache", lambda items, _: items).require_dir("jsonl")
 
 
@@ -370,7 +336,10 @@ def hugging(directory: Path, **settings: Any) -> tuple[EvalSplit, ...]:
     )
 
 
-def table(directory: Path, head: str = "reference,text,target", sign: str = ",") -> None:
+HEAD = "reference,text,target"
+
+
+def table(directory: Path, head: str = HEAD, sign: str = ",") -> None:
     for split in ("train", "val"):
         (directory / f"{split}.jsonl").unlink()
     rows = [[row["reference"], row["text"], row["target"]] for row in ROWS]
@@ -382,32 +351,18 @@ def table(directory: Path, head: str = "reference,text,target", sign: str = ",")
     ("head", "sign", "settings", "messages"),
     [
         (
-            "reference,text,target",
-            ";",
-            {"images": "images"},
+            HEAD, ";", {"images": "images"},
             ("train.csv is separated by semicolons", "Save it with commas"),
         ),
-        ("reference,text,target", "\t", {"images": "images"}, ("is separated by tabs",)),
+        (HEAD, "\t", {"images": "images"}, ("is separated by tabs",)),
         (
-            "a,caption,b",
-            ",",
-            {"images": "images"},
+            "a,caption,b", ",", {"images": "images"},
             ("has no column 'text'; there are: a, caption, b", "--data.columns.text"),
         ),
-        (
-            "reference,text,target",
-            ",",
-            {},
-            ("names its pictures, so say where they are", "--data.images images"),
-        ),
-        (
-            "reference,text,target",
-            ",",
-            {"images": "photos"},
-            ("pictures are in 'images'", "--data.images"),
-        ),
+        (HEAD, ",", {}, ("names its pictures, so say where they are", "--data.images images")),
+        (HEAD, ",", {"images": "photos"}, ("pictures are in 'images'", "--data.images")),
     ],
-)
+)  # fmt: skip
 def test_each_mistake_with_a_table_is_one_short_message(
     head: str, sign: str, settings: dict[str, Any], messages: tuple[str, ...], data: Path
 ) -> None:
@@ -428,9 +383,8 @@ def test_a_table_with_other_columns_is_read_where_they_are_named(data: Path) -> 
 
 def test_a_training_split_of_another_name_is_a_message(data: Path) -> None:
     table(data)
-    with pytest.raises(
-        UserError, match=r"has no split 'training'; there are: train(?s:.*)--data\.train"
-    ):
+    said = r"has no split 'training'; there are: train(?s:.*)--data\.train"
+    with pytest.raises(UserError, match=said):
         _ = HuggingFaceSettings(train="training", images="images").build(of(data)).train
 
 
@@ -458,13 +412,8 @@ def test_few_triplets_and_those_of_val_are_warned_of(
 
 
 def test_dots_that_stay_in_the_folder_are_one_spelling(data: Path) -> None:
-    write(
-        data,
-        [
-            row | {"target": f"x/../{row['target']}", "reference": f"../images/{row['reference']}"}
-            for row in ROWS
-        ],
-    )
+    dotted = {"target": "x/../{}", "reference": "../images/{}"}
+    each(lambda row: row | {role: dots.format(row[role]) for role, dots in dotted.items()})(data)
     assert {t.target for t in train(data).triplets} == {row["target"] for row in ROWS}
 
 
@@ -495,10 +444,7 @@ def test_a_link_to_nothing_is_not_a_file_elsewhere(data: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
-            "is a pointer of Git LFS",
-        ),
+        (LFS.encode() + b"size 12\n", "is a pointer of Git LFS"),
         (b"<!DOCTYPE html>\n<html>404</html>", "is not a picture but a web page"),
     ],
 )
@@ -524,9 +470,8 @@ def test_evaluating_without_targets_is_refused_before_the_run(data: Path) -> Non
     (data / "val.jsonl").write_text(
         lines([{name: row[name] for name in ("reference", "text")} for row in ROWS])
     )
-    with pytest.raises(
-        UserError, match=r"evaluation\.split: jsonl_val has no targets.*\n.*--evaluation\.split"
-    ):
+    said = r"evaluation\.split: jsonl_val has no targets.*\n.*--evaluation\.split"
+    with pytest.raises(UserError, match=said):
         preflight.check(simulated(data))
 
 

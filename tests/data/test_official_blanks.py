@@ -15,6 +15,9 @@ from cirloop.types import LabeledQueries
 from cirloop.validation import ValidationReport
 from tests.fake_datasets import write_circo, write_cirr, write_fashioniq
 
+Official = tuple[Path, Callable[[ValidationReport], list[LabeledQueries]]]
+"""A file, and what reads its data set."""
+
 
 def blank(path: Path, field: str, value: object, entry: int = 2) -> None:
     entries = json.loads(path.read_text())
@@ -22,21 +25,19 @@ def blank(path: Path, field: str, value: object, entry: int = 2) -> None:
     path.write_text(json.dumps(entries))
 
 
-def of_cirr(directory: Path) -> tuple[Path, Callable[[ValidationReport], list[LabeledQueries]]]:
+def of_cirr(directory: Path) -> Official:
     path = write_cirr(directory, 1) / "captions" / "cap.rc2.test1.json"
     blank(path, "caption", " ")
     return path, lambda problems: cirr.load_queries(directory, "test", problems)
 
 
-def of_circo(directory: Path) -> tuple[Path, Callable[[ValidationReport], list[LabeledQueries]]]:
+def of_circo(directory: Path) -> Official:
     path = write_circo(directory, 1) / "annotations" / "test.json"
     blank(path, "relative_caption", " ")
     return path, lambda problems: circo.load_queries(directory, "test", problems)
 
 
-def of_fashioniq(
-    directory: Path,
-) -> tuple[Path, Callable[[ValidationReport], list[LabeledQueries]]]:
+def of_fashioniq(directory: Path) -> Official:
     path = write_fashioniq(directory, 1) / "captions" / "cap.dress.val.json"
     blank(path, "captions", ["", " ."])
     return path, lambda problems: fashioniq.load_queries(directory, "val", problems, ("dress",))
@@ -44,9 +45,7 @@ def of_fashioniq(
 
 @pytest.mark.parametrize("official", [of_cirr, of_circo, of_fashioniq])
 def test_a_blank_text_is_kept_and_said_once(
-    official: Callable[[Path], tuple[Path, Callable[[ValidationReport], list[LabeledQueries]]]],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    official: Callable[[Path], Official], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     splits.warn_once.cache_clear()
     path, read = official(tmp_path)

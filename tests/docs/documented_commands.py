@@ -250,10 +250,7 @@ ROWS = (
     ),
     Row(f"{SEARCH} experiments/shop --gallery shop/images", after=(SHOP,)),
     Row(
-        f"{DEMO} experiments/shop --gallery shop/images",
-        "",
-        after=(SHOP,),
-        until="the page is at",
+        f"{DEMO} experiments/shop --gallery shop/images", "", after=(SHOP,), until="the page is at"
     ),
     Row(
         f"{EXPORT} experiments/shop --iteration 1 --format adapter --output shop_adapter",

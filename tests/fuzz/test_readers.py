@@ -210,45 +210,52 @@ def scored(directory: Path) -> Callable[[], object]:
 
 
 def cirr_at(directory: Path) -> Path:
-    write_cirr(directory, 1)
-    return directory
+    return write_cirr(directory, 1)
 
 
-FILES: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], Callable[[], object]]]] = {
-    "cirr captions": (
-        cirr_at,
-        "captions/cap.rc2.val.json",
-        lambda d: lambda: stopped(lambda p: cirr.load_queries(d, "val", p)),
-    ),
-    "cirr images": (
-        cirr_at,
-        "image_splits/split.rc2.val.json",
-        lambda d: lambda: stopped(lambda p: cirr.load_queries(d, "val", p)),
-    ),
-    "fashioniq captions": (
-        lambda d: write_fashioniq(d, 1),
-        "captions/cap.dress.val.json",
-        lambda d: lambda: stopped(lambda p: fashioniq.load_queries(d, "val", p, ("dress",))),
-    ),
-    "fashioniq images": (
-        lambda d: write_fashioniq(d, 1),
-        "image_splits/split.dress.val.json",
-        lambda d: lambda: stopped(lambda p: fashioniq.load_queries(d, "val", p, ("dress",))),
-    ),
-    "circo annotations": (
-        lambda d: write_circo(d, 1),
-        "annotations/val.json",
-        lambda d: lambda: stopped(lambda p: circo.load_queries(d, "val", p)),
-    ),
-    "circo images": (
-        lambda d: write_circo(d, 1),
-        str(circo.LIST),
-        lambda d: lambda: stopped(lambda p: circo.load_queries(d, "val", p)),
-    ),
+Read = Callable[[Path], Callable[[], object]]
+
+
+def reader(load: Callable[[Path, ValidationReport], object]) -> Read:
+    """What loads a directory, and raises the problems that it reported."""
+    return lambda directory: lambda: stopped(lambda problems: load(directory, problems))
+
+
+def directly(load: Callable[[Path], object]) -> Read:
+    return lambda directory: lambda: load(directory)
+
+
+OF_CIRR = reader(lambda d, p: cirr.load_queries(d, "val", p))
+OF_FASHIONIQ = reader(lambda d, p: fashioniq.load_queries(d, "val", p, ("dress",)))
+OF_CIRCO = reader(lambda d, p: circo.load_queries(d, "val", p))
+OF_EMBEDDER = directly(
+    lambda d: (
+        AddNegativesConfig(
+            image_dir=d, annotations=d / "a", output=d / "o", run_config=d / "model.yaml"
+        ).model
+    )
+)
+
+
+def fashioniq_at(directory: Path) -> Path:
+    return write_fashioniq(directory, 1)
+
+
+def circo_at(directory: Path) -> Path:
+    return write_circo(directory, 1)
+
+
+FILES: dict[str, tuple[Callable[[Path], object], str, Read]] = {
+    "cirr captions": (cirr_at, "captions/cap.rc2.val.json", OF_CIRR),
+    "cirr images": (cirr_at, "image_splits/split.rc2.val.json", OF_CIRR),
+    "fashioniq captions": (fashioniq_at, "captions/cap.dress.val.json", OF_FASHIONIQ),
+    "fashioniq images": (fashioniq_at, "image_splits/split.dress.val.json", OF_FASHIONIQ),
+    "circo annotations": (circo_at, "annotations/val.json", OF_CIRCO),
+    "circo images": (circo_at, str(circo.LIST), OF_CIRCO),
     "hp_fashioniq": (
         write_hp_fashioniq,
         "hpfiq.json",
-        lambda d: lambda: stopped(lambda p: hp_fashioniq.load_queries(d, "hpfiq.json", p)),
+        reader(lambda d, p: hp_fashioniq.load_queries(d, "hpfiq.json", p)),
     ),
     "own lines": (own, "val.jsonl", of_own),
     "own gallery": (own, "gallery.txt", of_own),
@@ -256,49 +263,39 @@ FILES: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], Callable[
     "samples": (
         own,
         "samples.json",
-        lambda d: lambda: stopped(lambda p: read_samples(d / "samples.json", None, None, p)),
+        reader(lambda d, p: read_samples(d / "samples.json", None, None, p)),
     ),
     "lines of samples": (
         own,
         "s.jsonl",
-        lambda d: lambda: stopped(lambda p: read_samples(d / "s.jsonl", None, None, p)),
+        reader(lambda d, p: read_samples(d / "s.jsonl", None, None, p)),
     ),
     "attributes": (
         own,
         "attributes.json",
-        lambda d: lambda: metadata(d / "attributes.json", lexicon("fashion"), [ImageId("a.png")]),
+        directly(lambda d: metadata(d / "attributes.json", lexicon("fashion"), [ImageId("a.png")])),
     ),
     "captions": (
         own,
         "captions.json",
-        lambda d: lambda: captions_file(d / "captions.json", [ImageId("a.png")]),
+        directly(lambda d: captions_file(d / "captions.json", [ImageId("a.png")])),
     ),
     "settings": (
         own,
         "run.yaml",
-        lambda d: lambda: load(["--config", str(d / "run.yaml")], d / "run.yaml"),
+        directly(lambda d: load(["--config", str(d / "run.yaml")], d / "run.yaml")),
     ),
     "a prompt": (
         own,
         "prompt.yaml",
-        lambda d: lambda: load_prompt.__wrapped__(str(d / "prompt.yaml")),
+        directly(lambda d: load_prompt.__wrapped__(str(d / "prompt.yaml"))),
     ),
     "accelerate": (
         own,
         "accelerate.yaml",
-        lambda d: lambda: num_processes(Runtime(accelerate_config=d / "accelerate.yaml")),
+        directly(lambda d: num_processes(Runtime(accelerate_config=d / "accelerate.yaml"))),
     ),
-    "settings of an embedder": (
-        own,
-        "model.yaml",
-        lambda d: (
-            lambda: (
-                AddNegativesConfig(
-                    image_dir=d, annotations=d / "a", output=d / "o", run_config=d / "model.yaml"
-                ).model
-            )
-        ),
-    ),
+    "settings of an embedder": (own, "model.yaml", OF_EMBEDDER),
     "vectors": (vectors_at, "gallery-embeddings.npy", of_vectors),
     "targets": (vectors_at, "targets.npy", of_vectors),
     "positives": (vectors_at, "positives.json", of_vectors),

@@ -120,9 +120,7 @@ def test_images_near_the_reference_are_mined_whatever_the_query_confuses() -> No
 
 def test_a_pair_with_a_text_is_mined_no_more(small: Any, tmp_path: Path) -> None:
     config = small(
-        tmp_path / "run",
-        training={"iteration_0_steps": 0},
-        mining={"skip_captioned": True},
+        tmp_path / "run", training={"iteration_0_steps": 0}, mining={"skip_captioned": True}
     )
     run = RunContext(config, Store(config.directory), config.data.build())
     train(run, 0, None, [], None)

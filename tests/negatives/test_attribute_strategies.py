@@ -45,22 +45,18 @@ def worlds(draw: st.DrawFn) -> World:
     queries, size = case.scores_QG.shape
     values = st.lists(st.sampled_from(LETTERS), min_size=1, max_size=2).map(join_values)
     image = st.dictionaries(st.sampled_from(NAMES), values)
-    text = st.dictionaries(
-        st.sampled_from((*NAMES, "unheard of")),
-        st.one_of(values, st.sampled_from(("*", "!a", "!b"))),
-    )
+    wanted = st.one_of(values, st.sampled_from(("*", "!a", "!b")))
+    text = st.dictionaries(st.sampled_from((*NAMES, "unheard of")), wanted)
+    members = st.sets(st.integers(0, size - 1), max_size=6)
+    categories = st.lists(st.sampled_from(("dress", "shirt", "")), min_size=size, max_size=size)
     vectors = draw(st.lists(st.integers(0, 7), min_size=size, max_size=size))
     angles = np.array(vectors) * np.pi / 4  # many equal vectors
     context = MiningContext(
         seed=draw(st.integers(0, 3)),
         query_ids=[QueryId(f"q{i}") for i in range(queries)],
         targets_Q=np.array(case.targets),
-        groups=[
-            frozenset(draw(st.sets(st.integers(0, size - 1), max_size=6))) for _ in range(queries)
-        ],
-        categories=draw(
-            st.lists(st.sampled_from(("dress", "shirt", "")), min_size=size, max_size=size)
-        ),
+        groups=[frozenset(draw(members)) for _ in range(queries)],
+        categories=draw(categories),
         attributes=draw(st.lists(image, min_size=size, max_size=size)),
         requested_attributes=draw(st.lists(text, min_size=queries, max_size=queries)),
         vectors_GD=np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32),
@@ -97,14 +93,9 @@ def says(world: World, i: int, g: int, name: str) -> int:
 def verdicts(world: World, i: int, g: int) -> tuple[list[int], list[int]]:
     """Return the verdicts on the attributes asked for, and of the rest."""
     assert world.context.requested_attributes is not None
-    asked = [
-        says(world, i, g, name) for name in NAMES if name in world.context.requested_attributes[i]
-    ]
-    return asked, [
-        says(world, i, g, name)
-        for name in NAMES
-        if name not in world.context.requested_attributes[i]
-    ]
+    requested = world.context.requested_attributes[i]
+    asked = [says(world, i, g, name) for name in NAMES if name in requested]
+    return asked, [says(world, i, g, name) for name in NAMES if name not in requested]
 
 
 def chosen(
@@ -134,19 +125,13 @@ def eligible(strategy: Strategy, world: World, i: int, reference: str) -> list[i
             case CategoryDiscrepant():
                 fits = -1 in asked and closeness(world, i, g) >= strategy.min_similarity
             case AttributeMismatch():
-                fits = (
-                    -1 in asked
-                    and 1 not in asked
-                    and -1 not in other
-                    and other.count(1) >= strategy.min_agreeing
-                )
+                differs = -1 in asked and 1 not in asked and -1 not in other
+                fits = differs and other.count(1) >= strategy.min_agreeing
             case Soft():
                 num = both.count(1)
                 total = num + both.count(-1)
-                fits = (
-                    0 < num < total
-                    and strategy.min_agreement <= num / total <= strategy.max_agreement
-                )
+                least, most = strategy.min_agreement, strategy.max_agreement
+                fits = 0 < num < total and least <= num / total <= most
             case _:
                 assert isinstance(strategy, Group) and world.context.groups is not None
                 fits = g in world.context.groups[i]
@@ -163,22 +148,16 @@ def closeness(world: World, i: int, g: int) -> float:
     return sum(a * b for a, b in pairs)
 
 
+def made(strategy: type[Strategy], **settings: st.SearchStrategy[Any]) -> Any:
+    return st.builds(strategy, negatives_per_query=st.integers(1, 30), **settings)
+
+
+LEAST, MOST = st.sampled_from((0.0, 0.5)), st.sampled_from((0.5, 1.0))
 MADE = st.one_of(
-    st.builds(
-        CategoryDiscrepant,
-        negatives_per_query=st.integers(1, 30),
-        min_similarity=st.sampled_from((-1.0, 0.5)),
-    ),
-    st.builds(
-        AttributeMismatch, negatives_per_query=st.integers(1, 30), min_agreeing=st.integers(0, 2)
-    ),
-    st.builds(
-        Soft,
-        negatives_per_query=st.integers(1, 30),
-        min_agreement=st.sampled_from((0.0, 0.5)),
-        max_agreement=st.sampled_from((0.5, 1.0)),
-    ),
-    st.builds(Group, negatives_per_query=st.integers(1, 30)),
+    made(CategoryDiscrepant, min_similarity=st.sampled_from((-1.0, 0.5))),
+    made(AttributeMismatch, min_agreeing=st.integers(0, 2)),
+    made(Soft, min_agreement=LEAST, max_agreement=MOST),
+    made(Group),
 )
 
 
@@ -209,17 +188,11 @@ def test_choices_do_not_hang_on_blocks_or_tables(
     order = list(range(world.size))
     shuffle.shuffle(order)
     block = world.case.whole()
-    moved = replace(
-        block,
-        gallery_index_BK=block.gallery_index_BK[:, order],
-        scores_BK=block.scores_BK[:, order],
-        eligible_BK=block.eligible_BK[:, order],
-    )
+    names = ("gallery_index_BK", "scores_BK", "eligible_BK")
+    moved = replace(block, **{name: getattr(block, name)[:, order] for name in names})
     if not isinstance(strategy, CategoryMix):  # draws by place
-        got = [
-            set(block.scores_BK[i, [order[p] for p in row]])
-            for i, row in enumerate(strategy.choose(moved, world.context))
-        ]
+        rows = strategy.choose(moved, world.context)
+        got = [set(block.scores_BK[i, [order[p] for p in row]]) for i, row in enumerate(rows)]
         want = [set(block.scores_BK[i, row]) for i, row in enumerate(whole)]
         assert got == want
 
@@ -260,10 +233,8 @@ def test_a_mix_takes_its_share_of_each_pool(
             assert len(same & set(found)) >= want[0] and len(other & set(found)) >= want[1]
             assert len(set(found) - same - other) <= want[2]
             if how == "hardest":
-                taken = (
-                    by_score(world, i, list(same))[: counts[0]]
-                    + by_score(world, i, list(other))[: counts[1]]
-                )
+                taken = by_score(world, i, list(same))[: counts[0]]
+                taken += by_score(world, i, list(other))[: counts[1]]
                 left = by_score(world, i, list(every - set(taken)))[: counts[2]]
                 assert set(found) == {*taken, *left}
 
@@ -289,9 +260,8 @@ def test_the_shares_hold_over_the_queries_for_every_k(k: int, seed: int) -> None
         assert set(column.tolist()) <= {int(share * k + 1e-9), int(share * k + 1e-9) + 1}
     rows = chosen(mix, world)
     found = [[kinds[row] for row in images] for images in rows]
-    unknown = sum(
-        images.count("") for images in found
-    )  # of `any` alone: about 20 of its 57 and less
+    # of `any` alone: about 20 of its 57 and less
+    unknown = sum(images.count("") for images in found)
     same, other = (sum(images.count(kind) for images in found) for kind in "ab")
     assert same >= 0.7 * k * queries - 1 and other >= 0.2 * k * queries - 1
     assert same + other + unknown == k * queries
@@ -301,26 +271,14 @@ def test_the_shares_hold_over_the_queries_for_every_k(k: int, seed: int) -> None
 
 def test_the_mix_at_one_image_differs_by_seed_and_not_by_block() -> None:
     targets = np.zeros(50, np.int64)
-    case = Case(
-        np.tile(np.linspace(1, 0, 9, dtype=np.float32), (50, 1)), [0] * 50, [8] * 50, [{0}] * 50
-    )
-    made = [
-        CategoryMix(negatives_per_query=1).num_per_pool(
-            case.whole(), MiningContext(seed=seed, targets_Q=targets)
-        )
-        for seed in (0, 1)
-    ]
-    assert made[0] != made[1]
-    block = case.whole()
+    scores = np.tile(np.linspace(1, 0, 9, dtype=np.float32), (50, 1))
+    block = Case(scores, [0] * 50, [8] * 50, [{0}] * 50).whole()
+    mix = CategoryMix(negatives_per_query=1)
+    first, second = (MiningContext(seed=seed, targets_Q=targets) for seed in (0, 1))
+    whole = mix.num_per_pool(block, first)
+    assert whole != mix.num_per_pool(block, second)
     halves = [block.select(slice(None, 20)), block.select(slice(20, None))]
-    apart = [
-        row
-        for half in halves
-        for row in CategoryMix(negatives_per_query=1).num_per_pool(
-            half, MiningContext(seed=0, targets_Q=targets)
-        )
-    ]
-    assert apart == made[0]
+    assert [row for half in halves for row in mix.num_per_pool(half, first)] == whole
 
 
 def small(**context: Any) -> World:
@@ -333,16 +291,10 @@ RED = {"color": "red", "shape": "circle", "size": "small"}
 
 
 def test_each_attribute_strategy_takes_its_own_kind_of_image() -> None:
+    blue, large = RED | {"color": "blue"}, RED | {"size": "large"}
     world = small(
         requested_attributes=[{"color": "red"}],
-        attributes=[
-            RED,
-            RED,
-            {**RED, "color": "blue"},
-            {**RED, "color": "blue", "size": "large"},
-            {**RED, "size": "large"},
-            {"shape": "circle"},
-        ],
+        attributes=[RED, RED, blue, blue | {"size": "large"}, large, {"shape": "circle"}],
         vectors_GD=np.eye(6, 2, dtype=np.float32) + np.float32(0.1),
     )
     assert chosen(AttributeMismatch(), world) == [[2]]
@@ -361,16 +313,14 @@ def test_unknown_is_never_a_mismatch(strategy: Strategy) -> None:
         ({"color": "red"}, [{}] * 6),
         ({"color": "*"}, [{"shape": "a"}] * 6),
     ]:
-        assert chosen(
-            strategy, small(requested_attributes=[asked], attributes=attributes, vectors_GD=vectors)
-        ) == [[]]
+        known = {"requested_attributes": [asked], "attributes": attributes}
+        assert chosen(strategy, small(**known, vectors_GD=vectors)) == [[]]
 
 
 def test_a_text_that_the_target_contradicts_is_not_believed() -> None:
     blue = {**RED, "color": "blue"}
-    world = small(
-        requested_attributes=[{"color": "red"}], attributes=[RED, blue, blue, RED, RED, RED]
-    )
+    attributes = [RED, blue, blue, RED, RED, RED]
+    world = small(requested_attributes=[{"color": "red"}], attributes=attributes)
     assert chosen(AttributeMismatch(), world) == [[3, 4, 5]]
 
 
@@ -378,22 +328,17 @@ def test_one_category_leaves_other_empty_and_unknown_targets_have_none() -> None
     mix = CategoryMix(negatives_per_query=10)
     assert chosen(mix, small(categories=["dress"] * 6)) == [[2, 3, 4, 5]]
     assert len(chosen(mix, small(categories=[""] * 6))[0]) == 1  # the share of any
-    assert chosen(
-        CategoryMix(negatives_per_query=4, same=0, other=1, any=0), small(categories=["dress"] * 6)
-    ) == [[]]
+    others = CategoryMix(negatives_per_query=4, same=0, other=1, any=0)
+    assert chosen(others, small(categories=["dress"] * 6)) == [[]]
 
 
 def test_a_mix_draws_evenly_and_differently_per_query_and_seed() -> None:
     case = Case(np.zeros((1, 12), np.float32), [1], [0], [{1}])
     counts = np.zeros(12)
     for seed in range(600):
-        rows = chosen(
-            CategoryMix(negatives_per_query=1),
-            World(
-                case, MiningContext(seed=seed, categories=["dress"] * 12, targets_Q=np.array([1]))
-            ),
-        )[0]
-        counts[rows] += 1
+        known = {"categories": ["dress"] * 12, "targets_Q": np.array([1])}
+        world = World(case, MiningContext(seed=seed, **known))
+        counts[chosen(CategoryMix(negatives_per_query=1), world)[0]] += 1
     assert counts[:2].sum() == 0
     assert counts[2:].min() > 30 and counts[2:].max() < 95  # 60 expected, 4.8 standard deviations
 
@@ -426,24 +371,16 @@ def test_near_ties_are_settled_by_exact_similarity_whatever_the_block() -> None:
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     case = Case(np.zeros((5, 300), np.float32), [1, 2, 3, 4, 5], [0] * 5, [{1}, {2}, {3}, {4}, {5}])
     attributes = [{"color": "red" if g < 6 else "blue"} for g in range(300)]
-    world = World(
-        case,
-        MiningContext(
-            seed=0,
-            requested_attributes=[{"color": "red"}] * 5,
-            attributes=attributes,
-            vectors_GD=vectors,
-        ),
-    )
+    known = {"requested_attributes": [{"color": "red"}] * 5, "attributes": attributes}
+    strategy = CategoryDiscrepant(negatives_per_query=7)
     for held in (vectors, vectors.astype(np.float16)):
-        half = World(case, replace(world.context, vectors_GD=held))
+        world = World(case, MiningContext(seed=0, **known, vectors_GD=held))
         exact = held.astype(np.float64)
-        for i, rows in enumerate(chosen(CategoryDiscrepant(negatives_per_query=7), half)):
+        found = chosen(strategy, world)
+        for i, rows in enumerate(found):
             near = (exact * exact[case.targets[i]]).sum(1)
             assert rows == sorted(range(6, 300), key=lambda g: (-near[g], g))[:7]
-        assert chosen(CategoryDiscrepant(negatives_per_query=7), half, split=True) == chosen(
-            CategoryDiscrepant(negatives_per_query=7), half
-        )
+        assert chosen(strategy, world, split=True) == found
 
 
 @pytest.mark.parametrize(

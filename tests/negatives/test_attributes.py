@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -136,17 +138,9 @@ EVERYDAY: list[tuple[str, dict[str, str]]] = [
     ("a big bus", {"size": "large", "subject": "bus"}),
     ("tiny buses", {"size": "small", "subject": "bus"}),
     ("a drawing", {"medium": "drawing"}),
-    (
-        "two brown dogs running in the snow",
-        {
-            "count": "2",
-            "color": "brown",
-            "subject": "dog",
-            "action": "running",
-            "background": "snow",
-        },
-    ),
-]
+    ("two brown dogs running in the snow",
+     {"count": "2", "color": "brown", "subject": "dog", "action": "running", "background": "snow"}),
+]  # fmt: skip
 
 SHAPES: list[tuple[str, dict[str, str]]] = [
     ("", {}),
@@ -202,19 +196,19 @@ def rules(domain: str) -> Rules:
     return Rules(load(domain))
 
 
-@pytest.mark.parametrize(("text", "asked"), FASHION)
-def test_fashion_texts(text: str, asked: dict[str, str]) -> None:
-    assert rules("fashion").parse_request([text]) == [asked]
+TEXTS = [
+    *(("fashion", *row) for row in FASHION),
+    *(("everyday", *row) for row in EVERYDAY),
+    *(("shapes", *row) for row in SHAPES),
+]
 
 
-@pytest.mark.parametrize(("text", "asked"), EVERYDAY)
-def test_everyday_texts(text: str, asked: dict[str, str]) -> None:
-    assert rules("everyday").parse_request([text]) == [asked]
+@pytest.mark.parametrize(("domain", "text", "asked"), TEXTS)
+def test_texts(domain: str, text: str, asked: dict[str, str]) -> None:
+    assert rules(domain).parse_request([text]) == [asked]
 
 
-@pytest.mark.parametrize(("text", "asked"), SHAPES)
-def test_shapes_texts(text: str, asked: dict[str, str]) -> None:
-    assert rules("shapes").parse_request([text]) == [asked]
+RED = {"color": "red"}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +217,7 @@ def test_shapes_texts(text: str, asked: dict[str, str]) -> None:
         (
             "shapes",
             "the big red circle is in the upper left",
-            {"size": "large", "color": "red", "shape": "circle", "position": "top left"},
+            RED | {"size": "large", "shape": "circle", "position": "top left"},
         ),
         (
             "shapes",
@@ -233,7 +227,7 @@ def test_shapes_texts(text: str, asked: dict[str, str]) -> None:
         (
             "fashion",
             "The red dress has no sleeves.",
-            {"color": "red", "garment": "dress", "sleeves": "sleeveless"},
+            RED | {"garment": "dress", "sleeves": "sleeveless"},
         ),
         ("fashion", "the color of the dress is unclear", {"garment": "dress"}),
         (
@@ -248,17 +242,8 @@ def test_captions(domain: str, caption: str, found: dict[str, str]) -> None:
     assert rules(domain).parse_caption([caption]) == [found]
 
 
-CELLS = (
-    "top left",
-    "top",
-    "top right",
-    "left",
-    "center",
-    "right",
-    "bottom left",
-    "bottom",
-    "bottom right",
-)
+CELLS = [" ".join(cell).strip() for cell in product(("top", "", "bottom"), ("left", "", "right"))]
+CELLS[4] = "center"
 
 
 def of_changes(changes: tuple[Change, ...]) -> dict[str, str]:
@@ -268,19 +253,12 @@ def of_changes(changes: tuple[Change, ...]) -> dict[str, str]:
     gone: dict[str, set[str]] = {}
     out: dict[str, str] = {}
     for change in changes:
-        for where, parts in (
-            (new, change),
-            (gone, change.selector if change.kind == "remove" else None),
-        ):
+        removed = change.selector if change.kind == "remove" else None
+        for where, parts in ((new, change), (gone, removed)):
             if parts is None:
                 continue
-            place = None if parts.cell is None else CELLS[parts.cell]
-            values = {
-                "color": parts.color,
-                "shape": parts.shape,
-                "size": parts.size,
-                "position": place,
-            }
+            values = {name: getattr(parts, name) for name in ("color", "shape", "size")}
+            values["position"] = None if parts.cell is None else CELLS[parts.cell]
             for name, value in values.items():
                 if value is not None:
                     where.setdefault(name, set()).add(value)
@@ -288,10 +266,8 @@ def of_changes(changes: tuple[Change, ...]) -> dict[str, str]:
             out[change.kind] = "*"
         if change.kind == "move" and change.cell is None:
             out["position"] = "*"
-    out |= {
-        name: "|".join(sorted(f"!{value}" for value in values)) for name, values in gone.items()
-    }
-    return out | {name: "|".join(sorted(values)) for name, values in new.items()}
+    barred = {name: {f"!{value}" for value in values} for name, values in gone.items()}
+    return out | {name: "|".join(sorted(values)) for name, values in (barred | new).items()}
 
 
 FLOOR = 1.0
@@ -340,23 +316,7 @@ def test_any_text_gives_known_attributes_and_values(domain: str, text: str) -> N
             assert {part.removeprefix("!") for part in value.split("|")} <= known
 
 
-WORDS = (
-    "not",
-    "no",
-    "the",
-    "red",
-    "sleeves",
-    "instead of",
-    "to",
-    "change",
-    ",",
-    "and",
-    "is",
-    "gone",
-    "blue",
-    "same",
-    "in",
-)
+WORDS = [*"not no the red sleeves to change , and is gone blue same in".split(), "instead of"]
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join))
@@ -375,40 +335,26 @@ def test_a_huge_text_is_read_in_time_that_grows_with_its_length() -> None:
     assert rules("shapes").parse_request(["x" * 1_000_000]) == [{}]
 
 
-@pytest.mark.parametrize(
-    ("word", "same"),
-    [
-        ("dresses", "dress"),
-        ("sleeves", "sleeve"),
-        ("boxes", "box"),
-        ("puppies", "puppy"),
-        ("hoodies", "hoodie"),
-        ("women", "woman"),
-        ("buses", "bus"),
-        ("watches", "watch"),
-        ("houses", "house"),
-        ("crosses", "cross"),
-    ],
-)
-def test_plurals(word: str, same: str) -> None:
-    assert stem(word) == stem(same)
+PLURALS = {
+    "dresses": "dress",
+    "sleeves": "sleeve",
+    "boxes": "box",
+    "puppies": "puppy",
+    "hoodies": "hoodie",
+    "women": "woman",
+    "buses": "bus",
+    "watches": "watch",
+    "houses": "house",
+    "crosses": "cross",
+}
 
 
-def test_words_that_are_no_plurals_stay() -> None:
-    assert [stem(word) for word in ("dress", "is", "this", "has", "shorts", "gas")] == [
-        "dress", "is", "this", "has", "shorts", "gas",
-    ]  # fmt: skip
+def test_plurals_are_their_singulars_and_other_words_stay() -> None:
+    assert {word: stem(word) for word in PLURALS} == {w: stem(s) for w, s in PLURALS.items()}
+    others = ["dress", "is", "this", "has", "shorts", "gas"]
+    assert [stem(word) for word in others] == others
     assert stem("shorts") != stem("short")
-    assert tokens("Doesn't the dress's V-neck…") == [
-        "not",
-        "the",
-        "dress",
-        "v",
-        "neck",
-        ".",
-        ".",
-        ".",
-    ]
+    assert tokens("Doesn't the dress's V-neck…") == "not the dress v neck . . .".split()
 
 
 def test_a_lexicon_whose_words_mean_two_things_is_refused() -> None:
@@ -473,21 +419,13 @@ def test_captions_are_read_by_the_extractor(tmp_path: Path) -> None:
 
 
 def test_all_that_is_wrong_with_metadata_is_told_at_once(tmp_path: Path) -> None:
+    content = {"a": "red", "b": {"color": 3, "size": [""], "?": "x"}, "c": {"color": {}}}
     with pytest.raises(ValidationFailed) as found:
-        from_file(
-            tmp_path / "m.json",
-            {"a": "red", "b": {"color": 3, "size": [""], "?": "x"}, "c": {"color": {}}},
-        )
+        from_file(tmp_path / "m.json", content)
     text = str(found.value)
     assert len(found.value.rows) == 5
-    for part in (
-        "'a': must be an object",
-        "'b' 'color'",
-        "'b' 'size'",
-        "name has no letters",
-        "'c' 'color'",
-        "null",
-    ):
+    parts = ("'a': must be an object", "'b' 'color'", "'b' 'size'", "name has no letters")
+    for part in (*parts, "'c' 'color'", "null"):
         assert part in text
 
 
@@ -534,31 +472,18 @@ def test_captions_of_a_model() -> None:
         image_attributes(made, made.build(), IMAGES, lambda images: ["one"])
     with pytest.raises(ValidationFailed, match="2 problems"):
         image_attributes(made, made.build(), IMAGES, lambda images: ["fine", "", " "])
-    with pytest.raises(
-        ValidationFailed, match=r"none of the 3 that the model gave had ended(?s:.*)max_new_tokens"
-    ):
+    said = r"none of the 3 that the model gave had ended(?s:.*)max_new_tokens"
+    with pytest.raises(ValidationFailed, match=said):
         image_attributes(made, made.build(), IMAGES, lambda images: [None] * len(images))
-    first, *others = image_attributes(
-        made, made.build(), IMAGES, lambda images: [None, *caption(images)[1:]]
-    )
+    cut = image_attributes(made, made.build(), IMAGES, lambda i: [None, *caption(i)[1:]])
+    first, *others = cut
     assert first == {} and others == [*table][1:], "an image without a whole caption is unknown"
 
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS_OF_BERT = "red blue circle color the not is make text asks for no different shape"
-VOCAB = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *LETTERS,
-    ",",
-    ".",
-    "-",
-    *(f"##{letter}" for letter in LETTERS),
-]
-VOCAB += WORDS_OF_BERT.split()
+SIGNS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PIECES = [f"##{letter}" for letter in ascii_lowercase]
+WORDS_OF_BERT = "red blue circle color the not is make text asks for no different shape".split()
+VOCAB = [*SIGNS, *ascii_lowercase, ",", ".", "-", *PIECES, *WORDS_OF_BERT]
 
 
 def tiny_bert(folder: Path, kind: str, labels: list[str]) -> Any:
@@ -570,9 +495,8 @@ def tiny_bert(folder: Path, kind: str, labels: list[str]) -> Any:
     torch.manual_seed(0)
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(VOCAB), "utf-8")
-    transformers.BertTokenizerFast(
-        str(folder / "vocab.txt"), model_max_length=10**6
-    ).save_pretrained(folder)
+    words = str(folder / "vocab.txt")
+    transformers.BertTokenizerFast(words, model_max_length=10**6).save_pretrained(folder)
     config = transformers.BertConfig(
         vocab_size=len(VOCAB),
         hidden_size=len(VOCAB),
@@ -596,10 +520,9 @@ def tagging(folder: Path, labels: list[str], tags: dict[str, str]) -> str:
         for parameter in model.parameters():
             parameter.zero_()
         model.bert.embeddings.word_embeddings.weight.copy_(torch.eye(len(VOCAB)))
-        for norm in (
-            module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)
-        ):
-            norm.weight.fill_(1)
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.fill_(1)
         for place, word in enumerate(VOCAB):
             model.classifier.weight[labels.index(tags.get(word, labels[0])), place] = 1
     model.save_pretrained(folder)
@@ -608,13 +531,8 @@ def tagging(folder: Path, labels: list[str], tags: dict[str, str]) -> str:
 
 def test_a_token_classifier_gives_the_form_of_the_rules(tmp_path: Path) -> None:
     labels = ["O", "B-COLOR", "I-COLOR", "B-shape", "PERSON"]
-    tags = {
-        "red": "B-COLOR",
-        "blue": "B-COLOR",
-        "circle": "B-shape",
-        "color": "B-COLOR",
-        "a": "PERSON",
-    }
+    tags = dict.fromkeys(("red", "blue", "color"), "B-COLOR")
+    tags |= {"circle": "B-shape", "a": "PERSON"}
     made = AttributeSettings.model_validate(
         {
             "domain": "shapes", "image_source": "vlm", "extractor": "token_classifier",
@@ -622,34 +540,26 @@ def test_a_token_classifier_gives_the_form_of_the_rules(tmp_path: Path) -> None:
         }
     )  # fmt: skip
     extractor: Extractor = made.build()
-    texts = [
-        "",
-        "make the circle red",
-        "is not red",
-        "the color",
-        "is Blue, not red",
-        "!",
-        "zz red" + " zz" * 300 + " blue",
-    ]
-    assert extractor.parse_request(texts) == [
-        {},
-        {"color": "red"},
-        {"color": "!red"},
-        {"color": "*"},
-        {"color": "blue"},
-        {},
-        {"color": "blue|red"},
-    ]
+    asked: dict[str, dict[str, str]] = {
+        "": {},
+        "make the circle red": {"color": "red"},
+        "is not red": {"color": "!red"},
+        "the color": {"color": "*"},
+        "is Blue, not red": {"color": "blue"},
+        "!": {},
+        "zz red" + " zz" * 300 + " blue": {"color": "blue|red"},
+    }
+    assert extractor.parse_request([*asked]) == [*asked.values()]
     assert extractor.parse_caption(["the red circle"]) == [{"color": "red", "shape": "circle"}]
-    assert TokenClassifier(str(tmp_path / "m"), load("shapes"), 1.0).parse_request(["is red"]) == [
-        {}
-    ]
+    sure = TokenClassifier(str(tmp_path / "m"), load("shapes"), 1.0)
+    assert sure.parse_request(["is red"]) == [{}]
+
+
+NLI = ["contradiction", "neutral", "entailment"]
 
 
 def test_zero_shot_gives_the_form_of_the_rules(tmp_path: Path) -> None:
-    tiny_bert(
-        tmp_path / "m", "Sequence", ["contradiction", "neutral", "entailment"]
-    ).save_pretrained(tmp_path / "m")
+    tiny_bert(tmp_path / "m", "Sequence", NLI).save_pretrained(tmp_path / "m")
     lexicon = load("shapes")
     texts = ["make the circle red", "", "a" * 500]
     (first, empty, _) = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(texts)
@@ -667,24 +577,15 @@ def test_zero_shot_gives_the_form_of_the_rules(tmp_path: Path) -> None:
 def test_zero_shot_takes_the_value_that_the_model_scores_best(tmp_path: Path) -> None:
     import transformers
 
-    tiny_bert(
-        tmp_path / "m", "Sequence", ["contradiction", "neutral", "entailment"]
-    ).save_pretrained(tmp_path / "m")
+    tiny_bert(tmp_path / "m", "Sequence", NLI).save_pretrained(tmp_path / "m")
     lexicon = load("shapes")
     pipeline = transformers.pipeline("zero-shot-classification", model=str(tmp_path / "m"))
-    labels = {f"the color {value}": value for value in lexicon.attributes["color"].values} | {
-        "a different color": "*"
-    }
-    result = pipeline(
-        "red",
-        candidate_labels=list(labels),
-        hypothesis_template="The text asks for {}.",
-        multi_label=True,
-    )
-    assert (
-        ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(["red"])[0]["color"]
-        == labels[result["labels"][0]]
-    )
+    labels = {f"the color {value}": value for value in lexicon.attributes["color"].values}
+    labels |= {"a different color": "*"}
+    form = {"hypothesis_template": "The text asks for {}.", "multi_label": True}
+    result = pipeline("red", candidate_labels=list(labels), **form)
+    [found] = ZeroShot(str(tmp_path / "m"), lexicon, 0).parse_request(["red"])
+    assert found["color"] == labels[result["labels"][0]]
 
 
 def test_models_that_cannot_serve_are_refused_when_first_used(tmp_path: Path) -> None:
@@ -715,15 +616,9 @@ def test_lexicons_find_something_in_most_real_texts(
 ) -> None:
     if not REAL.is_dir():
         pytest.skip(f"the real annotations are not at {REAL}")
-    rows = [
-        row
-        for path in sorted((REAL / folder).glob("*.json"))
-        for row in json.loads(path.read_text("utf-8"))
-    ]
-    texts = [
-        text
-        for row in rows
-        for text in (row[field] if isinstance(row[field], list) else [row[field]])
-    ]
+    texts: list[str] = []
+    for path in sorted((REAL / folder).glob("*.json")):
+        for row in json.loads(path.read_text("utf-8")):
+            texts += row[field] if isinstance(row[field], list) else [row[field]]
     asked = AttributeSettings(domain=domain, image_source="vlm").build().parse_request(texts)
     assert len(texts) > 200 and sum(map(bool, asked)) / len(texts) > least

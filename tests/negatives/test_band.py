@@ -91,10 +91,7 @@ def test_short_tails_and_warm_up_give_what_the_docstring_says() -> None:
     for variant in ("paper", "released"):
         assert Band(variant=variant).candidate_sets(block(scores, 0), MiningContext(0))[
             0
-        ].tolist() == [
-            1,
-            2,
-        ]  # type: ignore[arg-type]
+        ].tolist() == [1, 2]  # type: ignore[arg-type]
         assert not len(Band(variant=variant).candidate_sets(block(scores, 2), MiningContext(0))[0])  # type: ignore[arg-type]
     level = np.full((1, 6), 0.5, np.float32)
     assert Band().candidate_sets(block(level, 0), MiningContext(0))[0].tolist() == [
@@ -130,7 +127,4 @@ def test_the_image_drawn_is_of_the_set_and_evenly() -> None:
     assert set(counts) == {2, 4, 6} and min(counts.values()) > 70
     assert Band(selection="hardest", negatives_per_query=2).choose(
         block(scores, 0), MiningContext(0)
-    )[0].tolist() == [
-        4,
-        6,
-    ]
+    )[0].tolist() == [4, 6]

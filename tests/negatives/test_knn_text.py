@@ -85,11 +85,8 @@ def test_the_same_as_one_sample_after_the_other(case: Any, block: int) -> None:
     loop = Loop(pool, found, rule)
     assert chosen == loop.run()
     assert num_exhausted == loop.num_exhausted
-    drops = [
-        [CODES.get(code, "") for code in row if code != RejectReason.ABSENT]
-        for row in near.codes_NK.tolist()
-    ]
-    assert drops == loop.drops
+    for row, drops in zip(near.codes_NK.tolist(), loop.drops, strict=True):
+        assert [CODES.get(code, "") for code in row if code != RejectReason.ABSENT] == drops
 
 
 @given(case=pools())
@@ -121,12 +118,10 @@ def by_hand(texts: list[list[float]], **changes: Any) -> SamplePool:
     num = len(texts)
     angles = np.linspace(0, 0.5, num)
     visual = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    given: dict[str, Any] = {
-        "visual_VD": visual, "image_of_N": np.arange(num), "texts_TE": np.array(texts, np.float32),
-        "text_of_N": np.arange(num), "group_of_N": np.arange(num), "max_uses_T": np.full(num, 3),
-        "short_T": np.zeros(num, bool),
-    }  # fmt: skip
-    return SamplePool(**{**given, **changes})
+    own = dict.fromkeys(("image_of_N", "text_of_N", "group_of_N"), np.arange(num))
+    uses = {"max_uses_T": np.full(num, 3), "short_T": np.zeros(num, bool)}
+    texts_TE = np.array(texts, np.float32)
+    return SamplePool(visual_VD=visual, texts_TE=texts_TE, **{**own, **uses, **changes})
 
 
 def first_negative(pool: SamplePool, rule: KnnTextParams, found: Clusters | None = None) -> Any:
@@ -150,14 +145,10 @@ def test_a_short_text_is_taken_only_where_no_longer_one_is_left() -> None:
     texts = [[1, 0], [0, 1], [0.4, 0]]
     short = np.array([False, True, False])
     assert first_negative(by_hand(texts, short_T=short), HARD_ONLY).row == 2
-    assert (
-        first_negative(by_hand(texts, short_T=short, max_uses_T=np.array([1, 1, 0])), HARD_ONLY).row
-        == 1
-    )
-    assert (
-        first_negative(by_hand(texts, short_T=short, max_uses_T=np.array([1, 0, 0])), HARD_ONLY)
-        is None
-    )
+    one_left = by_hand(texts, short_T=short, max_uses_T=np.array([1, 1, 0]))
+    assert first_negative(one_left, HARD_ONLY).row == 1
+    none_left = by_hand(texts, short_T=short, max_uses_T=np.array([1, 0, 0]))
+    assert first_negative(none_left, HARD_ONLY) is None
 
 
 def test_a_diverse_one_comes_from_the_farthest_cluster_and_is_the_fallback_of_hard() -> None:
@@ -229,11 +220,8 @@ def test_clusters_of_one_point(points: Any) -> None:
 def naive_sets(case: Case, strategy: KnnText, visual: Any, text: Any) -> list[list[int]]:
     out = []
     for i, target in enumerate(case.targets):
-        alike = [
-            g
-            for g in case.allowed(i)
-            if visual[target] @ visual[g] >= np.float32(strategy.min_visual_similarity)
-        ]
+        floor = np.float32(strategy.min_visual_similarity)
+        alike = [g for g in case.allowed(i) if visual[target] @ visual[g] >= floor]
         alike = sorted(alike, key=lambda g: (-(visual[target] @ visual[g]), g))[: strategy.k_nn]
         kept: list[int] = []
         for threshold in thresholds(strategy.cosine_threshold):
@@ -259,14 +247,11 @@ def test_the_strategy_against_a_loop(
     visual = (random.integers(-3, 5, (size, 2)) / 8).astype(np.float16 if half else np.float32)
     text = (random.integers(-2, 8, case.scores_QG.shape) / 10).astype(np.float32)
     strategy = KnnText(negatives_per_query=k, k_nn=k_nn, min_visual_similarity=floor)
-    context = MiningContext(
-        seed=0, vectors_GD=visual, text_scores=lambda query_index_B: text[query_index_B]
-    )
+    context = MiningContext(seed=0, vectors_GD=visual, text_scores=lambda numbers: text[numbers])
     expected = naive_sets(case, strategy, visual.astype(np.float32), text)
     assert [rows.tolist() for rows in strategy.candidate_sets(case.whole(), context)] == expected
-    assert [rows.tolist() for rows in strategy.choose(case.whole(), context)] == [
-        rows[:k] for rows in expected
-    ]
+    chosen = [rows.tolist() for rows in strategy.choose(case.whole(), context)]
+    assert chosen == [rows[:k] for rows in expected]
 
 
 def test_the_strategy_says_what_it_needs() -> None:

@@ -34,48 +34,37 @@ MINERS = tuple(STRATEGIES.values())
 def vectors(case: Case) -> MiningInputs:
     """Make queries whose products with the gallery, unit vectors, are the case's scores."""
     identity = np.eye(case.scores_QG.shape[1], dtype=np.float32)
-    targets = np.array(case.targets)
-    references = np.array(case.references)
-    return MiningInputs(
-        case.scores_QG, identity, targets, references, [frozenset(p) for p in case.positives]
-    )
+    rows = (np.array(case.targets), np.array(case.references))
+    return MiningInputs(case.scores_QG, identity, *rows, [frozenset(p) for p in case.positives])
 
 
 def context(case: Case, seed: int = 0) -> MiningContext:
     """Something of everything a strategy may need."""
     size = case.scores_QG.shape[1]
     queries = len(case.targets)
-    random = np.random.default_rng(7)
+    colours, sizes = ("red", "blue", "green"), ("big", "small")
+    text_QG = np.random.default_rng(5).standard_normal((queries, size)).astype(np.float32)
     return MiningContext(
         seed,
-        groups=[frozenset(range(0, size, 2)) for _ in range(queries)],
+        groups=[frozenset(range(0, size, 2))] * queries,
         categories=["ab"[row % 2] for row in range(size)],
-        attributes=[
-            {"colour": ("red", "blue", "green")[row % 3], "size": ("big", "small")[row % 2]}
-            for row in range(size)
-        ],
-        requested_attributes=[{"colour": "red"} for _ in range(queries)],
-        vectors_GD=random.standard_normal((size, 4)).astype(np.float32),
-        text_scores=lambda numbers: (
-            np.random.default_rng(5).standard_normal((queries, size)).astype(np.float32)[numbers]
-        ),
+        attributes=[{"colour": colours[g % 3], "size": sizes[g % 2]} for g in range(size)],
+        requested_attributes=[{"colour": "red"}] * queries,
+        vectors_GD=np.random.default_rng(7).standard_normal((size, 4)).astype(np.float32),
+        text_scores=lambda numbers: text_QG[numbers],
     )
 
 
 def mine(strategy: Strategy, case: Case, seed: int = 0, **shared: Any) -> dict[int, MiningResult]:
     settings = MiningSettings(strategy=strategy, **shared)  # type: ignore[arg-type]
-    return {
-        found.query_index: found
-        for found in miner.mine(settings, vectors(case), context(case, seed))
-    }
+    results = miner.mine(settings, vectors(case), context(case, seed))
+    return {result.query_index: result for result in results}
 
 
 def of(kind: type[Strategy], **settings: Any) -> Strategy:
     if kind.__name__ == "Mixture":
-        return kind(
-            parts=[{"weight": 2, "strategy": {"type": "random"}}, {"strategy": {"type": "top_k"}}],
-            **settings,
-        )
+        parts = [{"weight": 2, "strategy": {"type": "random"}}, {"strategy": {"type": "top_k"}}]
+        return kind(parts=parts, **settings)
     if kind.__name__ == "Curriculum":
         return kind(stages=[{"type": "random"}, {"type": "top_k"}], **settings)
     return kind(**settings)
@@ -101,13 +90,9 @@ def test_strategy_keeps_its_contract(
     shared = {"rank_reference": reference == "in", "only_failed_queries": only_failed}
     found = mine(strategy, case, seed, **shared)
     for i, row in found.items():
-        order = case.order(i, reference)
-        assert set(row.gallery_indices.tolist()) <= set(case.allowed(i, reference)), (
-            "a barred image was mined"
-        )
-        assert len(set(row.gallery_indices.tolist())) == len(row.gallery_indices) <= k, (
-            "an image was mined twice, or too many"
-        )
+        order, mined = case.order(i, reference), row.gallery_indices.tolist()
+        assert {*mined} <= {*case.allowed(i, reference)}, "a barred image was mined"
+        assert len({*mined}) == len(mined) <= k, "an image was mined twice, or too many"
         assert row.ranks.tolist() == [order.index(column) + 1 for column in row.gallery_indices]
         assert row.scores.tolist() == [case.scores_QG[i, column] for column in row.gallery_indices]
         assert row.target_rank == order.index(case.targets[i]) + 1
@@ -115,10 +100,8 @@ def test_strategy_keeps_its_contract(
         assert not (only_failed and row.target_rank == 1 and len(row.gallery_indices))
         assert row.num_fallback == 0
     assert list(found) == list(range(len(case.targets))), "queries are missing or out of order"
-    again = mine(strategy, case, seed, **shared)
-    assert [row.gallery_indices.tolist() for row in found.values()] == [
-        row.gallery_indices.tolist() for row in again.values()
-    ]
+    for i, row in mine(strategy, case, seed, **shared).items():
+        assert row.gallery_indices.tolist() == found[i].gallery_indices.tolist()
 
 
 @pytest.mark.parametrize(
@@ -147,19 +130,15 @@ def test_a_fallback_fills_up_what_there_is(
         kept = len(row.gallery_indices) - row.num_fallback
         assert set(row.gallery_indices[:kept].tolist()) == set(plain[i].gallery_indices.tolist())
         if fallback == "top_k":
-            rest = [
-                column
-                for column in case.order(i)
-                if column in set(allowed) - set(row.gallery_indices[:kept].tolist())
-            ]
+            left = set(allowed) - set(row.gallery_indices[:kept].tolist())
+            rest = [column for column in case.order(i) if column in left]
             assert row.gallery_indices[kept:].tolist() == rest[: row.num_fallback]
 
 
 @given(case=cases(), k=st.integers(1, 5), below=st.one_of(st.integers(0, 6), st.just("all")))
 def test_top_k_takes_exactly_the_best_wrong_images(case: Case, k: int, below: Any) -> None:
-    for i, row in mine(
-        TopK(negatives_per_query=k, extra_ranks=below), case, only_failed_queries=False
-    ).items():
+    strategy = TopK(negatives_per_query=k, extra_ranks=below)
+    for i, row in mine(strategy, case, only_failed_queries=False).items():
         order = case.order(i)
         end = len(order) if below == "all" else order.index(case.targets[i]) + 1 + below
         assert row.gallery_indices.tolist() == [c for c in order[:end] if c in case.allowed(i)][:k]
@@ -167,25 +146,22 @@ def test_top_k_takes_exactly_the_best_wrong_images(case: Case, k: int, below: An
 
 @given(case=cases(), k=st.integers(1, 5), seed=st.integers(0, 99))
 def test_random_takes_as_many_as_there_are_up_to_k(case: Case, k: int, seed: int) -> None:
-    for i, row in mine(
-        Random(negatives_per_query=k), case, seed, only_failed_queries=False
-    ).items():
+    strategy = Random(negatives_per_query=k)
+    for i, row in mine(strategy, case, seed, only_failed_queries=False).items():
         assert len(row.gallery_indices) == min(k, len(case.allowed(i)))
         assert row.ranks.tolist() == sorted(row.ranks.tolist())
 
 
 def test_random_draws_evenly_and_by_its_seed() -> None:
     case = Case(np.linspace(1, 0, 12, dtype=np.float32)[None], [11], [0], [{11}])
-    drawn = [
-        frozenset(mine(Random(negatives_per_query=3), case, seed)[0].gallery_indices.tolist())
-        for seed in range(400)
-    ]
+    strategy = Random(negatives_per_query=3)
+    results = [mine(strategy, case, seed)[0] for seed in range(400)]
+    drawn = [frozenset(result.gallery_indices.tolist()) for result in results]
     assert len(set(drawn)) > 50
     counts = Counter(image for images in drawn for image in images)
     assert set(counts) == set(range(1, 11))
-    assert (
-        min(counts.values()) > 80 and max(counts.values()) < 160
-    )  # 120 expected of each, deviation 9
+    # 120 expected of each, deviation 9
+    assert min(counts.values()) > 80 and max(counts.values()) < 160
 
 
 def test_nothing_mines_nothing() -> None:
@@ -193,24 +169,23 @@ def test_nothing_mines_nothing() -> None:
     assert not len(mine(NoMining(), case)[0].gallery_indices)
 
 
+def perhaps(*values: float) -> st.SearchStrategy[float | None]:
+    return st.sampled_from([None, *values])
+
+
 @given(
-    case=cases(), k=st.integers(1, 4), absolute=st.sampled_from([None, 0.0, 0.125, 0.25]),
-    relative=st.sampled_from([None, 0.0, 0.5]), delta=st.sampled_from([None, -0.25, 0.1]),
-    low=st.sampled_from([None, 0.25]), high=st.sampled_from([None, 0.75]), start=st.integers(0, 3),
+    case=cases(),
+    k=st.integers(1, 4),
+    start=st.integers(0, 3),
     width=st.one_of(st.none(), st.integers(0, 6)),
-)  # fmt: skip
+    margins=st.tuples(perhaps(0.0, 0.125, 0.25), perhaps(0.0, 0.5), perhaps(-0.25, 0.1)),
+    bounds=st.tuples(perhaps(0.25), perhaps(0.75)),
+)
 def test_margin_is_its_limits(
-    case: Case,
-    k: int,
-    absolute: Any,
-    relative: Any,
-    delta: Any,
-    low: Any,
-    high: Any,
-    start: int,
-    width: int | None,
+    case: Case, k: int, start: int, width: int | None, margins: Any, bounds: Any
 ) -> None:
     end = None if width is None else start + k + width
+    (absolute, relative, delta), (low, high) = margins, bounds
     strategy = Margin(
         negatives_per_query=k,
         absolute_margin=absolute,
@@ -237,9 +212,8 @@ def test_margin_is_its_limits(
 
 
 def test_a_window_too_small_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="range_max 4 leaves fewer than negatives_per_query 3 after range_min 2"
-    ):
+    said = "range_max 4 leaves fewer than negatives_per_query 3 after range_min 2"
+    with pytest.raises(ValueError, match=said):
         Margin(negatives_per_query=3, range_min=2, range_max=4)
 
 
@@ -265,16 +239,10 @@ def test_what_is_mined_does_not_depend_on_blocks(case: Case, data: st.DataObject
 def test_vectors_without_references_or_further_positives() -> None:
     scores = np.array([[0.9, 0.5, 0.7, 0.1]], np.float32)
     plain = MiningInputs(scores, np.eye(4, dtype=np.float32), np.array([1]))
-    [found] = miner.mine(
-        MiningSettings(strategy=TopK(negatives_per_query=3, extra_ranks="all")),
-        plain,
-        MiningContext(0),
-    )
-    assert (found.target_rank, found.gallery_indices.tolist(), found.ranks.tolist()) == (
-        3,
-        [0, 2, 3],
-        [1, 2, 4],
-    )
+    settings = MiningSettings(strategy=TopK(negatives_per_query=3, extra_ranks="all"))
+    [found] = miner.mine(settings, plain, MiningContext(0))
+    assert found.target_rank == 3
+    assert (found.gallery_indices.tolist(), found.ranks.tolist()) == ([0, 2, 3], [1, 2, 4])
     every = MiningSettings(strategy=Random(), only_failed_queries=False)
     [one] = miner.mine(every, replace(plain, references_Q=np.array([-1])), MiningContext(0))
     assert one.gallery_indices.tolist() == [0, 2, 3]
@@ -284,14 +252,11 @@ def test_one_image_gives_nothing() -> None:
     plain = MiningInputs(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), np.array([0]))
     for kind in (TopK, Random, Band, Margin):
         settings = MiningSettings(strategy=kind(), only_failed_queries=False)  # type: ignore[arg-type]
-        assert [len(f.gallery_indices) for f in miner.mine(settings, plain, MiningContext(0))] == [
-            0
-        ]
+        [found] = miner.mine(settings, plain, MiningContext(0))
+        assert len(found.gallery_indices) == 0
 
 
 def test_what_a_strategy_needs_and_has_not_is_said() -> None:
-    with pytest.raises(
-        UserError,
-        match="the negative strategy 'x' needs categories \\(a file\\), but this dataset has none",
-    ):
+    said = r"the negative strategy 'x' needs categories \(a file\), but this dataset has none"
+    with pytest.raises(UserError, match=said):
         MiningContext(0).require("x", categories="a file")

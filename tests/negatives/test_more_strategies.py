@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,13 +28,10 @@ from cirloop.retrieval.arrays import Rows
 from cirloop.types import QueryId, UserError
 from tests.negatives.cases import Case, cases
 
-Union = Annotated[
-    SemiHard | InBatch | OnlineHardest | Semantic | Diverse, Field(discriminator="type")
-]
-for model in (MixturePart, Mixture, Curriculum):
-    model.model_rebuild(
-        _types_namespace={"AnyStrategy": Union}
-    )  # nothing where the package has done it
+ANY = SemiHard | InBatch | OnlineHardest | Semantic | Diverse
+Union = Annotated[ANY, Field(discriminator="type")]
+for model in (MixturePart, Mixture, Curriculum):  # nothing where the package has done it
+    model.model_rebuild(_types_namespace={"AnyStrategy": Union})
 
 EIGHTHS = st.integers(-8, 8).map(lambda n: n / 8)
 COUNTS = st.sampled_from([1, 2, 3, 5, 30])
@@ -81,14 +79,19 @@ def check_all(strategy: Strategy, case: Case, context: MiningContext, oracle: Or
     check(strategy, case, context, [oracle(i, case.allowed(i)) for i in range(len(case.targets))])
 
 
-def best(case: Case, i: int, rows: Any, k: int | None = None) -> list[int]:
-    return sorted(rows, key=lambda g: (-case.scores_QG[i, g], g))[:k]
-
-
-def whole_sets(strategy: Strategy, case: Case, context: MiningContext) -> list[list[int]]:
+def check_sets(
+    strategy: Strategy, case: Case, context: MiningContext, oracle: Oracle, k: int
+) -> None:
+    """Check that the strategy gives the first k of the oracle's images, and all as its set."""
+    check_all(strategy, case, context, lambda i, allowed: oracle(i, allowed)[:k])
     sets = strategy.candidate_sets(case.whole(), context)
     assert sets is not None
-    return [rows.tolist() for rows in sets]
+    whole = [oracle(i, case.allowed(i)) for i in range(len(case.targets))]
+    assert [rows.tolist() for rows in sets] == whole
+
+
+def best(case: Case, i: int, rows: Any, k: int | None = None) -> list[int]:
+    return sorted(rows, key=lambda g: (-case.scores_QG[i, g], g))[:k]
 
 
 # Semi-hard
@@ -102,14 +105,7 @@ def semi_hard(case: Case, margin: float, i: int, allowed: list[int]) -> list[int
 @given(case=any_cases(), k=COUNTS, margin=st.sampled_from([0.125, 0.25, 0.5, 2.0]))
 def test_semi_hard_is_the_best_of_the_band(case: Case, k: int, margin: float) -> None:
     strategy = SemiHard(negatives_per_query=k, margin=margin)
-    check_all(
-        strategy,
-        case,
-        MiningContext(seed=0),
-        lambda i, allowed: semi_hard(case, margin, i, allowed)[:k],
-    )
-    bands = [semi_hard(case, margin, i, case.allowed(i)) for i in range(len(case.targets))]
-    assert whole_sets(strategy, case, MiningContext(seed=0)) == bands
+    check_sets(strategy, case, MiningContext(seed=0), partial(semi_hard, case, margin), k)
 
 
 @given(case=any_cases(), k=COUNTS, seed=st.integers(0, 5))
@@ -121,11 +117,8 @@ def test_random_semi_hard_draws_from_the_band(case: Case, k: int, seed: int) -> 
         band = semi_hard(case, 0.5, i, case.allowed(i))
         assert set(rows) <= set(band) and len(set(rows)) == len(rows) == min(k, len(band))
         assert rows == best(case, i, rows)
-    halves = [
-        images(strategy, some(case.whole(), part), context)
-        for part in (slice(None, 1), slice(1, None))
-    ]
-    assert halves[0] + halves[1] == found
+    parts = [some(case.whole(), part) for part in (slice(None, 1), slice(1, None))]
+    assert [rows for part in parts for rows in images(strategy, part, context)] == found
 
 
 def test_semi_hard_edges_are_outside() -> None:
@@ -137,14 +130,11 @@ def test_semi_hard_edges_are_outside() -> None:
 def test_seeds_and_names_change_the_draw() -> None:
     case = Case(np.linspace(0.5, 0, 40, dtype=np.float32)[None], [0], [39], [{0}])
     strategy = SemiHard(negatives_per_query=3, margin=1, selection="random")
-    draws = {
-        tuple(images(strategy, case.whole(), MiningContext(seed=seed))[0]) for seed in range(20)
-    }
-    named = {
-        tuple(images(strategy, case.whole(), MiningContext(seed=0, query_ids=[QueryId(n)]))[0])
-        for n in "abcdefghij"
-    }
-    assert len(draws) > 15 and len(named) > 7
+    seeds = [MiningContext(seed=seed) for seed in range(20)]
+    named = [MiningContext(seed=0, query_ids=[QueryId(name)]) for name in "abcdefghij"]
+    for contexts, least in ((seeds, 16), (named, 8)):
+        draws = {tuple(images(strategy, case.whole(), context)[0]) for context in contexts}
+        assert len(draws) >= least
 
 
 # In batch
@@ -161,10 +151,7 @@ def test_in_batch_is_the_other_targets(case: Case, k: int, batch_size: int, seed
 
     strategy = InBatch(negatives_per_query=k, batch_size=batch_size)
     context = MiningContext(seed=seed, targets_Q=np.array(case.targets))
-    check_all(strategy, case, context, lambda i, allowed: others(i, allowed)[:k])
-    assert whole_sets(strategy, case, context) == [
-        others(i, case.allowed(i)) for i in range(len(case.targets))
-    ]
+    check_sets(strategy, case, context, others, k)
 
 
 def test_in_batch_needs_targets() -> None:
@@ -175,14 +162,9 @@ def test_in_batch_needs_targets() -> None:
 def test_in_batch_batches_change_with_the_seed() -> None:
     scores = np.tile(np.arange(41, dtype=np.float32), (40, 1))
     case = Case(scores, list(range(40)), [40] * 40, [{i} for i in range(40)])
-    found = [
-        images(
-            InBatch(negatives_per_query=3, batch_size=4),
-            case.whole(),
-            MiningContext(seed=seed, targets_Q=np.arange(40)),
-        )
-        for seed in (1, 2)
-    ]
+    strategy = InBatch(negatives_per_query=3, batch_size=4)
+    contexts = [MiningContext(seed=seed, targets_Q=np.arange(40)) for seed in (1, 2)]
+    found = [images(strategy, case.whole(), context) for context in contexts]
     assert found[0] != found[1] and all(len(rows) == 3 for rows in found[0])
 
 
@@ -191,11 +173,8 @@ def test_in_batch_batches_change_with_the_seed() -> None:
 
 def online(case: Case, pool: int, margin: float | None, i: int, allowed: list[int]) -> list[int]:
     target = case.scores_QG[i, case.targets[i]]
-    return [
-        g
-        for g in best(case, i, allowed, pool)
-        if margin is None or case.scores_QG[i, g] <= target + margin
-    ]
+    pooled = best(case, i, allowed, pool)
+    return [g for g in pooled if margin is None or case.scores_QG[i, g] <= target + margin]
 
 
 @given(
@@ -213,19 +192,7 @@ def test_online_hardest_is_the_best_valid_of_the_pool(
         margin=margin or 0.0,
         validity="all" if margin is None else "below_target",
     )
-    check_all(
-        strategy,
-        case,
-        MiningContext(seed=0),
-        lambda i, allowed: online(case, pool, margin, i, allowed)[:k],
-    )
-    sets = [online(case, pool, margin, i, case.allowed(i)) for i in range(len(case.targets))]
-    assert whole_sets(strategy, case, MiningContext(seed=0)) == sets
-
-
-def test_online_hardest_refuses_a_margin_it_would_not_use() -> None:
-    with pytest.raises(ValidationError, match="does nothing with validity: all"):
-        OnlineHardest(validity="all", margin=0.1)
+    check_sets(strategy, case, MiningContext(seed=0), partial(online, case, pool, margin), k)
 
 
 # Semantic
@@ -251,10 +218,7 @@ def test_semantic_fits_the_text_worse(
         return [g for g in best(case, i, allowed, window) if text_QG[i, g] <= limit]
 
     strategy = Semantic(negatives_per_query=k, candidate_pool=window, margin=margin)
-    check_all(strategy, case, context, lambda i, allowed: unfit(i, allowed)[:k])
-    assert whole_sets(strategy, case, context) == [
-        unfit(i, case.allowed(i)) for i in range(len(case.targets))
-    ]
+    check_sets(strategy, case, context, unfit, k)
 
 
 def test_semantic_asks_for_few_queries_at_once() -> None:
@@ -267,11 +231,8 @@ def test_semantic_asks_for_few_queries_at_once() -> None:
 
     scores = np.tile(np.array([0, 1, 2, 3], np.float32), (num, 1))
     case = Case(scores, [0] * num, [-1] * num, [{0}] * num)
-    found = images(
-        Semantic(negatives_per_query=2),
-        case.window(100),
-        MiningContext(seed=0, text_scores=text_scores),
-    )
+    context = MiningContext(seed=0, text_scores=text_scores)
+    found = images(Semantic(negatives_per_query=2), case.window(100), context)
     assert found == [[3, 1]] * num
     assert [n for numbers in asked for n in numbers] == list(range(num))
     assert max(map(len, asked)) <= 256
@@ -295,10 +256,8 @@ def mmr(
     while left and len(taken) < k:
 
         def value(g: int) -> float:
-            score = balance * float(case.scores_QG[i, g])
-            return score - (1 - balance) * max(
-                (float(vectors_GD[g] @ vectors_GD[y]) for y in taken), default=0.0
-            )
+            nearest = max((float(vectors_GD[g] @ vectors_GD[y]) for y in taken), default=0.0)
+            return balance * float(case.scores_QG[i, g]) - (1 - balance) * nearest
 
         taken.append(left[0] if not taken else max(left, key=value))  # max: the first of equals
         left.remove(taken[-1])
@@ -317,16 +276,10 @@ def test_mmr_is_the_greedy_choice(
     case: Case, k: int, window: int, balance: float, half: bool, data: st.DataObject
 ) -> None:
     vectors_GD = data.draw(vectors(case.scores_QG.shape[1]))
-    context = MiningContext(
-        seed=0, vectors_GD=vectors_GD.astype(np.float16) if half else vectors_GD
-    )
+    held = vectors_GD.astype(np.float16) if half else vectors_GD
     strategy = Diverse(negatives_per_query=k, candidate_pool=window, mmr_lambda=balance)
-    check_all(
-        strategy,
-        case,
-        context,
-        lambda i, allowed: mmr(case, vectors_GD, k, window, balance, i, allowed),
-    )
+    oracle = partial(mmr, case, vectors_GD, k, window, balance)
+    check_all(strategy, case, MiningContext(seed=0, vectors_GD=held), oracle)
 
 
 @given(
@@ -351,12 +304,8 @@ def test_clusters_give_one_image_each(
                 taken.append(g)
         return taken[:k]
 
-    check_all(
-        Diverse(negatives_per_query=k, method="clusters", num_clusters=num_clusters),
-        case,
-        MiningContext(seed=seed, vectors_GD=vectors_GD),
-        one_each,
-    )
+    strategy = Diverse(negatives_per_query=k, method="clusters", num_clusters=num_clusters)
+    check_all(strategy, case, MiningContext(seed=seed, vectors_GD=vectors_GD), one_each)
 
 
 def test_clusters_are_worked_out_once_for_all_blocks() -> None:
@@ -372,13 +321,26 @@ def test_clusters_are_worked_out_once_for_all_blocks() -> None:
     assert len(context.cache) == 2
 
 
-def test_diverse_refuses_settings_of_the_other_way() -> None:
-    with pytest.raises(ValidationError, match="num_clusters does nothing with method: mmr"):
-        Diverse(num_clusters=7)
-    with pytest.raises(
-        ValidationError, match="candidate_pool and mmr_lambda does nothing with method: clusters"
-    ):
-        Diverse(method="clusters", candidate_pool=7, mmr_lambda=1)
+NOTHING = "does nothing with"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings", "message"),
+    [
+        (OnlineHardest, {"validity": "all", "margin": 0.1}, f"{NOTHING} validity: all"),
+        (Diverse, {"num_clusters": 7}, f"num_clusters {NOTHING} method: mmr"),
+        (
+            Diverse,
+            {"method": "clusters", "candidate_pool": 7, "mmr_lambda": 1},
+            f"candidate_pool and mmr_lambda {NOTHING} method: clusters",
+        ),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(
+    strategy: Any, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        strategy(**settings)
 
 
 @pytest.mark.parametrize("strategy", [Diverse(), Diverse(method="clusters"), Semantic()])
@@ -424,11 +386,8 @@ def test_mixture_is_its_parts_in_turn(
     case: Case, k: int, seed: int, weights: tuple[int, int, int]
 ) -> None:
     context = MiningContext(seed=seed, targets_Q=np.array(case.targets))
-    strategies = [
-        SemiHard(margin=0.25),
-        OnlineHardest(candidate_pool=7),
-        OnlineHardest(validity="all", candidate_pool=9),
-    ]
+    every = OnlineHardest(validity="all", candidate_pool=9)
+    strategies = [SemiHard(margin=0.25), OnlineHardest(candidate_pool=7), every]
     strategy = mixture(k, *zip(weights, strategies, strict=True))
 
     def oracle(i: int, allowed: list[int]) -> list[int]:
@@ -436,12 +395,9 @@ def test_mixture_is_its_parts_in_turn(
         draw = derived_context(context, 0).rng(i).random()
         for part, num in enumerate(shared(k, list(weights), draw)):
             left = [g for g in allowed if g not in taken]
-            ways = [
-                semi_hard(case, 0.25, i, left),
-                online(case, 7, 0.0, i, left),
-                online(case, 9, None, i, left),
-            ]
-            taken += ways[part][:num]
+            ways = [partial(semi_hard, case, 0.25), partial(online, case, 7, 0.0)]
+            ways.append(partial(online, case, 9, None))
+            taken += ways[part](i, left)[:num]
         return best(case, i, taken)
 
     check_all(strategy, case, context, oracle)
@@ -468,10 +424,11 @@ def test_weights_hold_over_many_queries() -> None:
         (1, OnlineHardest(margin=-0.03, candidate_pool=40)),
     )
     found = images(strategy, case.whole(), context)
-    parts = [
-        Counter("semantic" if g > 30 else "semi" if g < 8 else "online" for g in rows)
-        for rows in found
-    ]
+
+    def giver(g: int) -> str:
+        return "semantic" if g > 30 else "semi" if g < 8 else "online"
+
+    parts = [Counter(map(giver, rows)) for rows in found]
     assert all(sum(part.values()) == 4 for part in parts)
     assert {part["semantic"] for part in parts} == {2}
     assert {part["semi"] for part in parts} == {1, 2}
@@ -480,29 +437,18 @@ def test_weights_hold_over_many_queries() -> None:
 
 
 def test_a_small_weight_gets_its_share_too() -> None:
-    found = images(
-        mixture(1, (9, SemiHard(margin=0.004)), (1, OnlineHardest(validity="all"))),
-        many(4000, 51).whole(),
-        MiningContext(seed=0),
-    )
-    assert (
-        sum(rows == [1] for rows in found) == 4000
-    )  # both give the best one, and each query gets it once
-    given_QP = np.array(
-        [
-            allocate(1, [9, 1], derived_context(MiningContext(seed=0), 0).rng(i).random())
-            for i in range(4000)
-        ]
-    )
+    strategy = mixture(1, (9, SemiHard(margin=0.004)), (1, OnlineHardest(validity="all")))
+    found = images(strategy, many(4000, 51).whole(), MiningContext(seed=0))
+    assert found == [[1]] * 4000  # both give the best one, and each query gets it once
+    context = derived_context(MiningContext(seed=0), 0)
+    draws = [context.rng(i).random() for i in range(4000)]
+    given_QP = np.array([allocate(1, [9, 1], draw) for draw in draws])
     assert given_QP.mean(axis=0) == pytest.approx([0.9, 0.1], abs=0.015)
 
 
 def test_a_part_with_too_few_is_not_filled_up() -> None:
-    found = images(
-        mixture(6, (1, SemiHard(margin=0.004)), (1, OnlineHardest(validity="all"))),
-        many(5, 51).whole(),
-        MiningContext(seed=0),
-    )
+    strategy = mixture(6, (1, SemiHard(margin=0.004)), (1, OnlineHardest(validity="all")))
+    found = images(strategy, many(5, 51).whole(), MiningContext(seed=0))
     assert found == [[1, 2, 3, 4]] * 5  # one of three, and three of three
 
 
@@ -520,13 +466,10 @@ def test_draws_of_a_part_do_not_hang_on_its_share() -> None:
 
 
 def test_held_strategies_have_no_share_of_their_own() -> None:
-    with pytest.raises(
-        ValidationError, match="negatives_per_query of the held strategy 'semi_hard' does nothing"
-    ):
+    held = "negatives_per_query of the held strategy"
+    with pytest.raises(ValidationError, match=f"{held} 'semi_hard' does nothing"):
         mixture(5, (1, SemiHard(negatives_per_query=3)))
-    with pytest.raises(
-        ValidationError, match="negatives_per_query of the held strategy 'in_batch'"
-    ):
+    with pytest.raises(ValidationError, match=f"{held} 'in_batch'"):
         Curriculum(stages=(SemiHard(), InBatch(negatives_per_query=2)))
     with pytest.raises(ValidationError, match="at least 1"):
         Mixture(parts=())
@@ -544,42 +487,38 @@ LEVELS = (SemiHard(margin=0.25), OnlineHardest(validity="all"))
 
 def test_linear_share() -> None:
     lesson = Curriculum(stages=LEVELS, initial_difficulty=0.2, first_iteration=1, last_iteration=5)
-    assert [lesson.difficulty(t) for t in range(8)] == pytest.approx(
-        [0.2, 0.2, 0.4, 0.6, 0.8, 1, 1, 1]
-    )
+    shares_T = [lesson.difficulty(t) for t in range(8)]
+    assert shares_T == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.8, 1, 1, 1])
     at_once = Curriculum(stages=LEVELS, first_iteration=2, last_iteration=2)
     assert [at_once.difficulty(t) for t in range(4)] == [0, 0, 1, 1]
 
 
+LESSONS: dict[str, dict[str, Any]] = {
+    "even": {},
+    "late end": {"last_iteration": 9},
+    "late start": {"first_iteration": 2},
+    "step": {"schedule": "step", "steps": (7,)},
+    "loss": {"schedule": "loss"},
+}
+
+
 @pytest.mark.parametrize("rounds", range(1, 7))
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"last_iteration": 9},
-        {"first_iteration": 2},
-        {"schedule": "step", "steps": (7,)},
-        {"schedule": "loss"},
-    ],
-    ids=["even", "late end", "late start", "step", "loss"],
-)
-def test_the_last_round_is_at_the_hardest_level(rounds: int, settings: dict[str, Any]) -> None:
-    lesson = Curriculum(stages=LEVELS, **settings)
+@pytest.mark.parametrize("name", LESSONS)
+def test_the_last_round_is_at_the_hardest_level(rounds: int, name: str) -> None:
+    lesson = Curriculum(stages=LEVELS, **LESSONS[name])
     shares_T = [lesson.difficulty(t, (2.0, 1.9), rounds) for t in range(rounds)]
     assert shares_T[-1] == 1 and lesson.weights(shares_T[-1]) == [0, 1]
     assert all(share < 1 for share in shares_T[:-1])
     case = Case(np.array([[0.5, 0.9, 0.4, 0.0]], np.float32), [0], [3], [{0}])
     context = MiningContext(seed=0, iteration=rounds - 1, rounds=rounds, losses=(2.0, 1.9))
-    assert images(lesson.model_copy(update={"negatives_per_query": 1}), case.whole(), context) == [
-        [1]
-    ]  # above the target: not semi-hard
+    one = lesson.model_copy(update={"negatives_per_query": 1})
+    assert images(one, case.whole(), context) == [[1]]  # above the target: not semi-hard
 
 
 def test_the_share_rises_evenly_over_the_rounds() -> None:
     lesson = Curriculum(stages=LEVELS)
-    assert [lesson.difficulty(t, rounds=5) for t in range(5)] == pytest.approx(
-        [0, 0.25, 0.5, 0.75, 1]
-    )
+    shares_T = [lesson.difficulty(t, rounds=5) for t in range(5)]
+    assert shares_T == pytest.approx([0, 0.25, 0.5, 0.75, 1])
     assert [lesson.difficulty(t, rounds=2) for t in range(2)] == [0, 1]
     assert lesson.difficulty(0, rounds=1) == 1
 
@@ -587,26 +526,15 @@ def test_the_share_rises_evenly_over_the_rounds() -> None:
 def test_step_share() -> None:
     lesson = Curriculum(stages=(*LEVELS, InBatch()), schedule="step", steps=(2, 3))
     assert [lesson.difficulty(t) for t in range(5)] == [0, 0, 0.5, 1, 1]
-    assert [lesson.weights(lesson.difficulty(t)) for t in (1, 2, 3)] == [
-        [1, 0, 0],
-        [0, 1, 0],
-        [0, 0, 1],
-    ]
+    weights = [lesson.weights(lesson.difficulty(t)) for t in (1, 2, 3)]
+    assert weights == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_loss_share() -> None:
-    lesson = Curriculum(
-        stages=LEVELS, schedule="loss", initial_difficulty=0.5, target_loss_ratio=0.5
-    )
-    losses = {
-        (): 0.5,
-        (2,): 0.5,
-        (2, 3): 0.5,
-        (2, 1.5): 0.75,
-        (2, 1): 1.0,
-        (2, 0.1): 1.0,
-        (2, 1, 1.5): 0.75,
-    }
+    ratio = {"initial_difficulty": 0.5, "target_loss_ratio": 0.5}
+    lesson = Curriculum(stages=LEVELS, schedule="loss", **ratio)
+    losses: dict[tuple[float, ...], float] = {(): 0.5, (2,): 0.5, (2, 3): 0.5}
+    losses |= {(2, 1.5): 0.75, (2, 1): 1.0, (2, 0.1): 1.0, (2, 1, 1.5): 0.75}
     assert {seen: lesson.difficulty(9, seen) for seen in losses} == losses
     assert lesson.difficulty(1, (0.0,)) == 1
 
@@ -647,15 +575,11 @@ def test_curriculum_goes_from_easy_to_hard(case: Case, k: int, seed: int, iterat
 
     def oracle(i: int, allowed: list[int]) -> list[int]:
         draw = derived_context(context, 0).rng(i).random()
-        num_easy, num_hard = (
-            (k, 0) if hard == 0 else (0, k) if hard == 3 else shared(k, [3 - hard, hard], draw)
-        )
+        ends = {0: (k, 0), 3: (0, k)}
+        num_easy, num_hard = ends.get(hard) or shared(k, [3 - hard, hard], draw)
         easy = semi_hard(case, 0.25, i, allowed)[:num_easy]
-        return best(
-            case,
-            i,
-            easy + online(case, 50, None, i, [g for g in allowed if g not in easy])[:num_hard],
-        )
+        left = [g for g in allowed if g not in easy]
+        return best(case, i, easy + online(case, 50, None, i, left)[:num_hard])
 
     check_all(lesson, case, context, oracle)
 

@@ -68,15 +68,8 @@ def vectors_of(
     max_tokens: int = 0,
 ) -> npt.NDArray[np.float32]:
     watched.shapes.clear()
-    return embed(
-        watched.backbone,
-        features,
-        items,
-        batch_size,
-        lambda batches, _: batches,
-        "embed",
-        max_tokens,
-    )
+    options = (batch_size, lambda batches, _: batches, "embed", max_tokens)
+    return embed(watched.backbone, features, items, *options)
 
 
 def alone(watched: Watched, features: VisionCache, items: list[EmbedInput]) -> Any:
@@ -84,9 +77,8 @@ def alone(watched: Watched, features: VisionCache, items: list[EmbedInput]) -> A
     out = np.zeros((len(items), 256), np.float32)
     with torch.inference_mode():
         for row, item in enumerate(items):
-            out[row] = watched.backbone.module(
-                watched.backbone.inputs([item], features.get([item.image]))
-            )[0].numpy()
+            inputs = watched.backbone.inputs([item], features.get([item.image]))
+            out[row] = watched.backbone.module(inputs)[0].numpy()
     return out
 
 
@@ -122,11 +114,7 @@ class Scarce:
 @pytest.mark.full
 @pytest.mark.parametrize("most", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_batches_that_memory_does_not_hold_are_halved_and_change_nothing(
-    watched: Watched,
-    train: Any,
-    features: VisionCache,
-    most: int,
-    caplog: pytest.LogCaptureFixture,
+    watched: Watched, train: Any, features: VisionCache, most: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = list(dict.fromkeys(items_of(train)))
     whole = vectors_of(watched, features, items)
@@ -149,10 +137,8 @@ def test_an_item_that_memory_does_not_hold_alone_is_an_error_with_the_way_out(
 ) -> None:
     scarce = Scarce(watched.backbone.module, 0)
     try:
-        with pytest.raises(
-            UserError,
-            match=r"out of memory with one of items to embed: CUDA.*\nSet model.max_pixels",
-        ):
+        said = r"out of memory with one of items to embed: CUDA.*\nSet model.max_pixels"
+        with pytest.raises(UserError, match=said):
             vectors_of(watched, features, items_of(train))
     finally:
         scarce.hook.remove()
@@ -175,17 +161,8 @@ def test_items_that_differ_in_text_or_image_alone_are_not_alike(
     watched: Watched, train: Any, features: VisionCache
 ) -> None:
     one, other = train.gallery.ids[:2]
-    made = vectors_of(
-        watched,
-        features,
-        [
-            EmbedInput(one, "red"),
-            EmbedInput(one, "blue"),
-            EmbedInput(other, "red"),
-            EmbedInput(one),
-            EmbedInput(other),
-        ],
-    )
+    queries = [EmbedInput(one, "red"), EmbedInput(one, "blue"), EmbedInput(other, "red")]
+    made = vectors_of(watched, features, [*queries, EmbedInput(one), EmbedInput(other)])
     assert len({row.tobytes() for row in made}) == 5
 
 
@@ -197,14 +174,11 @@ def test_nothing_is_padded_and_the_lengths_are_those_of_the_inputs(
         vectors_of(watched, features, items)
     assert spent.padding == 0
     assert spent.tokens == sum(rows * length for rows, length in watched.shapes)
-    lengths = [
-        watched.backbone.sequence_length(item, features.grids([item.image])[0]) for item in items
-    ]
+    length_of = watched.backbone.sequence_length
+    lengths = [length_of(item, features.grids([item.image])[0]) for item in items]
     assert {length for _, length in watched.shapes} == {*lengths} and len({*lengths}) > 2
-    assert (
-        f"{len(items)} of {len(items)} unique inputs in {len(watched.shapes)} batches"
-        in caplog.text
-    )
+    num, batches = len(items), len(watched.shapes)
+    assert f"{num} of {num} unique inputs in {batches} batches" in caplog.text
 
 
 def test_a_vector_that_is_not_finite_is_named_by_its_item(
@@ -216,12 +190,8 @@ def test_a_vector_that_is_not_finite_is_named_by_its_item(
         with torch.no_grad():
             norm.fill_(torch.nan)
         with pytest.raises(RuntimeError, match=r"'red'.*2 in the batch"):
-            image = train.gallery.ids[0]
-            vectors_of(
-                watched,
-                features,
-                [EmbedInput(image, "red"), EmbedInput(image, "blue"), EmbedInput(image, "red")],
-            )
+            items = [EmbedInput(train.gallery.ids[0], text) for text in ("red", "blue", "red")]
+            vectors_of(watched, features, items)
         with pytest.raises(NonFiniteEmbedding, match=r": text 'a hat' \(2 in the batch\)"):
             embed_texts(watched.backbone, ["a hat", "a dress"])
     finally:

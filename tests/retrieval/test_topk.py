@@ -49,6 +49,13 @@ def gallery_of(kind: str, size: int = 3000, dimensions: int = 48) -> Any:
     return np.ones((size, dimensions), np.float32)
 
 
+def queries_for(kind: str, num: int) -> Any:
+    """Those with exact scores for a gallery that has them."""
+    return gallery_of(
+        "small integers" if kind in ("small integers", "all equal") else "random", num
+    )
+
+
 KINDS = ["random", "nearly alike", "duplicates", "small integers", "all equal"]
 
 
@@ -64,36 +71,26 @@ def test_the_best_rows_are_those_of_a_full_sort(
     kind: str, size: int | None, dtype: Any, monkeypatch: Any
 ) -> None:
     gallery = gallery_of(kind)
-    queries = gallery_of(
-        "small integers" if kind in ("small integers", "all equal") else "random", 50
-    )
+    queries = queries_for(kind, 50)
     if size is not None:
         monkeypatch.setattr(module, "part_size", lambda _: size)
     for k in (1, 7, 100, len(gallery) + 5):
         rows, scores = topk(queries, gallery, k)
         assert rows.shape == (50, min(k, len(gallery)))
-        exact = np.sort((queries.astype(np.float64) @ gallery.T.astype(np.float64)), axis=1)[
-            :, ::-1
-        ][:, :k]
-        assert np.allclose(scores, exact, atol=2e-6)
-        for i in range(
-            50
-        ):  # in the order of their own scores, ties by row, and none left out that ties
-            assert sorted(zip(-scores[i], rows[i], strict=True)) == list(
-                zip(-scores[i], rows[i], strict=True)
-            )
+        exact = -np.sort(-(queries.astype(np.float64) @ gallery.T.astype(np.float64)), axis=1)
+        assert np.allclose(scores, exact[:, :k], atol=2e-6)
+        for i in range(50):
+            # in the order of their own scores, ties by row, and none left out that ties
+            ranked = list(zip(-scores[i], rows[i], strict=True))
+            assert sorted(ranked) == ranked
             assert len(set(rows[i].tolist())) == len(rows[i])
         if kind in ("small integers", "all equal"):
             order = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")[:, :k]
             assert (rows == order).all()
-        if (
-            kind == "duplicates"
-        ):  # equal vectors have equal scores, so the first rows of the best vector come first
-            same = (gallery == gallery[rows[0, 0]]).all(axis=1)
-            assert (
-                rows[0, : min(k, same.sum())].tolist()
-                == np.flatnonzero(same)[: min(k, same.sum())].tolist()
-            )
+        if kind == "duplicates":
+            # equal vectors have equal scores, so the first rows of the best vector come first
+            same = np.flatnonzero((gallery == gallery[rows[0, 0]]).all(axis=1))
+            assert rows[0, : min(k, len(same))].tolist() == same[:k].tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,9 +98,7 @@ def test_ranks_are_those_of_a_full_sort(kind: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "part_size", lambda _: 800)
     gallery = gallery_of(kind)
     random = np.random.default_rng(2)
-    queries = gallery_of(
-        "small integers" if kind in ("small integers", "all equal") else "random", 60
-    )
+    queries = queries_for(kind, 60)
     wanted = random.integers(0, len(gallery), (60, 2))
     found, scores = ranks(queries, gallery, wanted)
     every, all_found = topk(queries, gallery, len(gallery))
@@ -121,9 +116,8 @@ def tied(draw: st.DrawFn) -> tuple[Any, Any, list[list[int]], Any]:
     size = draw(st.integers(1, 30))
     several = draw(st.integers(1, 3))
     numbers = st.integers(-1, 1)
-    queries = draw(
-        st.lists(st.lists(numbers, min_size=2, max_size=2), min_size=count, max_size=count)
-    )
+    pair = st.lists(numbers, min_size=2, max_size=2)
+    queries = draw(st.lists(pair, min_size=count, max_size=count))
     flat = draw(st.lists(numbers, min_size=2 * size * several, max_size=2 * size * several))
     gallery = np.array(flat, np.float32).reshape((size, several, 2) if several > 1 else (size, 2))
     row = st.integers(-1, size - 1)
@@ -144,9 +138,8 @@ def test_both_are_sorting_by_score_then_row(given: Any, k: int, size: int) -> No
         found, _ = ranks(queries, gallery, wanted, excluded=left_out)
     for i, query in enumerate(queries):
         score = [max(float(query @ v) for v in image.reshape(-1, 2)) for image in gallery]
-        order = sorted(
-            (g for g in range(len(gallery)) if g not in excluded[i]), key=lambda g: (-score[g], g)
-        )
+        ranked = [g for g in range(len(gallery)) if g not in excluded[i]]
+        order = sorted(ranked, key=lambda g: (-score[g], g))
         padding = [-1] * (min(k, len(gallery)) - len(order))
         assert rows[i].tolist() == order[:k] + padding
         assert scores[i].tolist() == [score[g] for g in order[:k]] + [-np.inf] * len(padding)
@@ -196,16 +189,14 @@ def test_the_order_of_scores_in_memory(numbers: list[int], k: int) -> None:
     assert best_positions(scores).tolist() == order
     assert best_positions(scores, k).tolist() == order[:k]
     wanted = np.arange(len(numbers))[None]
-    assert ranks_of(scores[None], wanted)[0].tolist() == [
-        order.index(g) + 1 for g in range(len(numbers))
-    ]
+    places = [order.index(g) + 1 for g in range(len(numbers))]
+    assert ranks_of(scores[None], wanted)[0].tolist() == places
 
 
 def test_all_scores_of_halves() -> None:
     halves = gallery_of("random", 40).astype(np.float16)
-    assert np.allclose(
-        all_scores(halves[:3], halves), halves[:3].astype(np.float32) @ halves.astype(np.float32).T
-    )
+    whole = halves.astype(np.float32)
+    assert np.allclose(all_scores(halves[:3], halves), whole[:3] @ whole.T)
 
 
 # Several vectors an image
@@ -213,9 +204,8 @@ def test_all_scores_of_halves() -> None:
 
 def test_the_most_similar_vector_counts() -> None:
     assert (similarity(QUERIES, SEVERAL) == SCORES).all()
-    assert torch.equal(
-        similarity(torch.from_numpy(QUERIES), torch.from_numpy(SEVERAL)), torch.from_numpy(SCORES)
-    )
+    queries, several, scores = map(torch.from_numpy, (QUERIES, SEVERAL, SCORES))
+    assert torch.equal(similarity(queries, several), scores)
     alone = similarity(QUERIES, SEVERAL[:, 0])
     assert (alone == similarity(QUERIES, SEVERAL[:, :1])).all()
     assert (alone == QUERIES @ SEVERAL[:, 0].T).all()
@@ -237,21 +227,14 @@ def test_mining_is_that_of_the_scores(strategy: Any, fallback: Any) -> None:
     targets = RANDOM.integers(0, 45, 40)
     references = RANDOM.integers(45, 90, 40)
     settings = MiningSettings(strategy=strategy, fallback=fallback)
-    made = [
-        [
-            (
-                f.query_index,
-                f.target_rank,
-                f.gallery_indices.tolist(),
-                f.ranks.tolist(),
-                f.scores.tolist(),
-            )
-            for f in mine(
-                settings, MiningInputs(queries, gallery, targets, references), MiningContext(0)
-            )
-        ]
-        for queries, gallery in ((QUERIES, SEVERAL), (SCORES, np.eye(90, dtype=np.float32)))
-    ]
+    made = []
+    for queries, gallery in ((QUERIES, SEVERAL), (SCORES, np.eye(90, dtype=np.float32))):
+        inputs = MiningInputs(queries, gallery, targets, references)
+        rows = []
+        for f in mine(settings, inputs, MiningContext(0)):
+            arrays = (f.gallery_indices, f.ranks, f.scores)
+            rows.append((f.query_index, f.target_rank, *(array.tolist() for array in arrays)))
+        made.append(rows)
     assert made[0] == made[1] and sum(len(row[2]) for row in made[0]) > 20
 
 

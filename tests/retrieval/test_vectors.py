@@ -43,14 +43,7 @@ def parts(whole: Any, tmp_path: Path) -> Any:
 def test_parts_are_read_as_one_array(whole: Any, parts: Any) -> None:
     assert parts.shape == whole.shape and parts.dtype == whole.dtype and len(parts) == 700
     assert parts.ndim == 2
-    for rows in (
-        slice(0, 5),
-        slice(90, 460),
-        slice(449, 452),
-        slice(0, None),
-        slice(699, 900),
-        slice(3, 3),
-    ):
+    for rows in map(slice, (0, 90, 449, 0, 699, 3), (5, 460, 452, None, 900, 3)):
         assert (parts[rows] == whole[rows]).all() and parts[rows].shape == whole[rows].shape
     random = np.random.default_rng(1).integers(0, 700, (9, 4))
     assert (parts[random] == whole[random]).all() and parts[np.zeros(0, int)].shape == (0, 12)
@@ -106,18 +99,14 @@ def test_mining_parts_is_mining_the_whole(
 ) -> None:
     targets = np.arange(0, 700, 20)
     settings = MiningSettings(strategy=strategy, only_failed_queries=False)
-    given = [
-        list(mine(settings, MiningInputs(whole[targets], g, targets), MiningContext(0)))
-        for g in (whole, parts)
-    ]
+
+    def mined(gallery: Any) -> list[Any]:
+        results = mine(settings, MiningInputs(whole[targets], gallery, targets), MiningContext(0))
+        return [(f.gallery_indices.tolist(), f.ranks.tolist(), f.target_rank) for f in results]
+
+    rows = [mined(whole), mined(parts)]
     monkeypatch.setattr(module, "BLOCK_NUMBERS", 3000)  # blocks of 4 queries, shards of 250 images
-    given.append(
-        list(mine(settings, MiningInputs(whole[targets], parts, targets), MiningContext(0)))
-    )
-    rows = [
-        [(f.gallery_indices.tolist(), f.ranks.tolist(), f.target_rank) for f in found]
-        for found in given
-    ]
+    rows.append(mined(parts))
     assert rows[0] == rows[1] == rows[2] and any(columns for columns, _, _ in rows[0])
 
 
@@ -144,15 +133,10 @@ def test_files_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for name in ("p_10.npy", "p_9.npy", "p_1.npy", "q.txt", "a.npy"):
         (tmp_path / name).touch()
     assert [file.name for file in files_of(tmp_path)] == ["a.npy", "p_1.npy", "p_9.npy", "p_10.npy"]
-    assert [file.name for file in files_of(tmp_path / "p_*.npy")] == [
-        "p_1.npy",
-        "p_9.npy",
-        "p_10.npy",
-    ]
-    (tmp_path / "p[1].npy").touch()
-    assert files_of(tmp_path / "p[1].npy") == [tmp_path / "p[1].npy"], (
-        "a file's own name is no pattern"
-    )
+    matching = [file.name for file in files_of(tmp_path / "p_*.npy")]
+    assert matching == ["p_1.npy", "p_9.npy", "p_10.npy"]
+    (own := tmp_path / "p[1].npy").touch()
+    assert files_of(own) == [own], "a file's own name is no pattern"
     with pytest.raises(UserError, match=r"has no \.npy files"):
         files_of(tmp_path / "x*.npy")
 

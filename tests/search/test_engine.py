@@ -82,14 +82,11 @@ def test_a_query_is_answered_as_the_run_ranks_it(finished: Path, engine: Engine)
     queries = list(part.queries)[:12]
     targets = [part.relevance.targets[query.id] for query in queries]
     backbone, rows = run.embedder(store.load("checkpoint_iter_1")), part.gallery.rows()
-    vectors, gallery = (
-        run.embed_cached(backbone, query_items(queries), part, "queries"),
-        run.gallery_embeddings(backbone, part),
-    )
+    vectors = run.embed_cached(backbone, query_items(queries), part, "queries")
+    gallery = run.gallery_embeddings(backbone, part)
     references = np.array([[rows[query.reference]] for query in queries])
-    for query, images, scores in zip(
-        queries, *topk(vectors, gallery, 5, excluded=references), strict=True
-    ):
+    best = topk(vectors, gallery, 5, excluded=references)
+    for query, images, scores in zip(queries, *best, strict=True):
         found = engine.search("1", query.reference, query.text, 5).hits
         assert [hit.image for hit in found] == [part.gallery.ids[row] for row in images]
         assert np.allclose([hit.score for hit in found], scores, atol=1e-5)
@@ -101,21 +98,16 @@ def test_a_picture_from_outside_is_searched_as_if_it_were_inside(
 ) -> None:
     engine.gallery.images.load(ONE).save(tmp_path / "one.png")
     reference = engine.reference(str(tmp_path / "one.png"))
-    found, inside = (
-        engine.search("1", reference, TEXT, 5, keep=True),
-        engine.search("1", ONE, TEXT, 5, keep=True),
-    )
-    assert [hit.image for hit in found.hits] == [hit.image for hit in inside.hits]
-    assert np.allclose(
-        [hit.score for hit in found.hits], [hit.score for hit in inside.hits], atol=1e-5
-    )
+    found = engine.search("1", reference, TEXT, 5, keep=True).hits
+    inside = engine.search("1", ONE, TEXT, 5, keep=True).hits
+    assert [hit.image for hit in found] == [hit.image for hit in inside]
+    assert np.allclose([hit.score for hit in found], [hit.score for hit in inside], atol=1e-5)
 
 
 def test_iterations_answer_apart_and_two_stay_in_memory(engine: Engine) -> None:
     assert engine.labels() == ["base", "0", "1"] and engine.label(None) == "1"
-    scores = {
-        label: engine.search(label, ONE, TEXT, 1).hits[0].score for label in ("base", "0", "1")
-    }
+    labels = ("base", "0", "1")
+    scores = {label: engine.search(label, ONE, TEXT, 1).hits[0].score for label in labels}
     assert len({*scores.values()}) == 3
     assert len(engine._searchers) == 2
     assert engine.search("base", ONE, TEXT, 1).hits[0].score == scores["base"]
@@ -142,13 +134,8 @@ def test_what_cannot_be_asked_is_said(
 def test_references_that_are_none(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "rubbish.jpg").write_bytes(b"rubbish")
-    for given in (
-        str(tmp_path / "no.jpg"),
-        str(tmp_path / "folder"),
-        "/dev/zero",
-        "a\0b",
-        "x" * 5000,
-    ):
+    paths = (f"{tmp_path}/no.jpg", f"{tmp_path}/folder", "/dev/zero")
+    for given in (*paths, "a\0b", "x" * 5000):
         with pytest.raises(UserError, match=r"no file|cannot be read|no picture"):
             engine.reference(given)
     with pytest.raises(UserError, match="not a picture of a known kind"):

@@ -32,9 +32,8 @@ def folder(engine: Engine, tmp_path: Path) -> Path:
     place = tmp_path / "photos"
     (place / "more").mkdir(parents=True)
     for number, image in enumerate(engine.gallery.ids[:9]):
-        engine.gallery.images.load(image).save(
-            place / ("more" if number > 5 else "") / f"{number}.png"
-        )
+        within = place / "more" if number > 5 else place
+        engine.gallery.images.load(image).save(within / f"{number}.png")
     (place / "README.txt").write_text("no picture")
     (place / ".hidden.png").write_bytes(b"")
     return place
@@ -88,9 +87,8 @@ def test_names_scores_and_copies(finished: Path, folder: Path) -> None:
     by_id = engine.search("1", ImageId("2.png"), None, 20)
     by_path = engine.search("1", engine.reference(str(folder / "2.png")), None, 20)
     assert by_id.hits[0].image == "copy.png" and by_id.hits[0].score == pytest.approx(1, abs=1e-5)
-    assert not {"2.png", "copy.png"} & {
-        hit.image for hit in by_path.hits
-    }  # the same bytes are the reference
+    # the same bytes are the reference
+    assert not {"2.png", "copy.png"} & {hit.image for hit in by_path.hits}
     kept = engine.search("1", ImageId("2.png"), None, 20, keep=True).hits
     assert [hit.image for hit in kept[:2]] == ["2.png", "copy.png"]
     assert kept[0].score == kept[1].score
@@ -104,9 +102,8 @@ def test_an_updated_index_gives_what_a_new_one_does(finished: Path, folder: Path
     path.unlink()
     new = index_of(finished, folder)[0].search("1", ImageId("2.png"), "make it red", 20)
     assert [hit.image for hit in updated.hits] == [hit.image for hit in new.hits]
-    assert np.allclose(
-        [hit.score for hit in updated.hits], [hit.score for hit in new.hits], atol=1e-5
-    )
+    old_scores, new_scores = ([hit.score for hit in found.hits] for found in (updated, new))
+    assert np.allclose(old_scores, new_scores, atol=1e-5)
     assert "1.png" not in {hit.image for hit in new.hits} and "1.png" in old.gallery.ids
 
 
@@ -123,9 +120,8 @@ def test_a_damaged_index_is_made_again_and_said(
     middle = len(content) - 100
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     other = index_of(finished, folder, "0")[1].read_bytes()
-    path.write_bytes(
-        {"cut": content[:-7], "flipped": flipped, "empty": b"", "another": other}[what]
-    )
+    damaged = {"cut": content[:-7], "flipped": flipped, "empty": b"", "another": other}
+    path.write_bytes(damaged[what])
     assert searched() == [9, 9, 0, 0]
     assert f"the index {path} is damaged" in caplog.text
     assert path.read_bytes() == content  # batches are the same, so bytes are
@@ -141,9 +137,11 @@ def test_what_a_killed_one_left_does_no_harm(
 
 def test_two_at_once_leave_a_whole_index(tmp_path: Path) -> None:
     """Each reader sees all of one writer's vectors or all of the other's."""
-    sets = [
-        {f"{row:064x}": np.full(4, kind, np.float32) for row in range(50 + kind)} for kind in (1, 2)
-    ]
+
+    def vectors(kind: int) -> dict[str, Any]:
+        return {f"{row:064x}": np.full(4, kind, np.float32) for row in range(50 + kind)}
+
+    sets = [vectors(1), vectors(2)]
     done, seen = threading.Event(), []
 
     def write(known: dict[str, Any]) -> None:
@@ -176,10 +174,8 @@ def test_every_rubbish_picture_is_named(
     with pytest.raises(UserError) as caught:
         Engine(SearchOptions(experiment_dir=finished, gallery=folder))
     said = str(caught.value)
-    assert all(
-        name in said
-        for name in ("text.jpg", "empty.png", "cut.png", "<b>", "--allow_missing_images 4")
-    )
+    for name in ("text.jpg", "empty.png", "cut.png", "<b>", "--allow_missing_images 4"):
+        assert name in said
     with pytest.raises(UserError, match="4 of 13 pictures"):
         Engine(SearchOptions(experiment_dir=finished, gallery=folder, allow_missing_images=3))
     assert searched(allow_missing_images=4) == [9, 9, 0, 0]
@@ -192,9 +188,8 @@ def test_links_are_followed_and_circles_end(folder: Path, tmp_path: Path, search
     (folder / "inner.png").symlink_to(folder / "1.png")
     (folder / "out").symlink_to(tmp_path / "outside")
     (folder / "circle").symlink_to(folder)
-    with pytest.raises(
-        UserError, match=r"2 problems:(.|\n)*is a link to a folder(.|\n)*--allow_symlinks"
-    ):
+    said = r"2 problems:(.|\n)*is a link to a folder(.|\n)*--allow_symlinks"
+    with pytest.raises(UserError, match=said):
         searched()
     assert searched(allow_symlinks=True)[0] == 9 + 3
 
@@ -207,7 +202,6 @@ def test_a_folder_that_is_none(finished: Path, tmp_path: Path, what: str) -> Non
     elif what == "none":
         place.mkdir()
         (place / "a.txt").write_text("")
-    with pytest.raises(
-        UserError, match="holds no pictures" if what == "none" else "no such directory"
-    ):
+    said = "holds no pictures" if what == "none" else "no such directory"
+    with pytest.raises(UserError, match=said):
         Engine(SearchOptions(experiment_dir=finished, gallery=place))

@@ -72,27 +72,20 @@ def forbidden(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            out += [
-                f"{node.lineno}: import {n}" for n in names if n.split(".")[0] in FORBIDDEN_MODULES
-            ]
+            names = [name for name in names if name.split(".")[0] in FORBIDDEN_MODULES]
+            out += [f"{node.lineno}: import {name}" for name in names]
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             out += [f"{node.lineno}: {name}"] if name in FORBIDDEN_CALLS else []
             for word in node.keywords:
                 value = ast.unparse(word.value)
-                if word.arg == "allow_pickle" or (
-                    word.arg == "trust_remote_code" and value != "False"
-                ):
+                off = word.arg in ("trust_remote_code", "shell") and value == "False"
+                if word.arg in ("allow_pickle", "trust_remote_code", "shell") and not off:
                     out.append(f"{node.lineno}: {word.arg}={value}")
-                if word.arg == "shell" and value != "False":
-                    out.append(f"{node.lineno}: shell={value}")
             if name.startswith("Auto") and name.endswith(".from_pretrained"):
                 given = {word.arg for word in node.keywords}
-                out += (
-                    []
-                    if "trust_remote_code" in given
-                    else [f"{node.lineno}: {name} may ask for remote code"]
-                )
+                if "trust_remote_code" not in given:
+                    out.append(f"{node.lineno}: {name} may ask for remote code")
     return out
 
 
@@ -160,14 +153,9 @@ def test_a_pickled_adapter_is_not_read(tmp_path: Path, mark: Path) -> None:
 
 
 def test_an_adapter_that_names_code_is_not_followed(tmp_path: Path) -> None:
-    lora = {
-        "peft_type": "LORA",
-        "r": 4,
-        "target_modules": ["q_proj"],
-        "megatron_config": {},
-        "megatron_core": "evil",
-    }
-    (tmp_path / "adapter_config.json").write_text(json.dumps(lora))
+    lora = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
+    evil = {"megatron_config": {}, "megatron_core": "evil"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(lora | evil))
     with pytest.raises(UserError, match="names a module for PEFT to import"):
         Qwen2VLSettings(dtype="float32").build(tmp_path)
 
@@ -222,13 +210,9 @@ def test_a_pickled_clip_is_not_read(tmp_path: Path, mark: Path) -> None:
 def vectors(tmp_path: Path, gallery: Path) -> list[str]:
     np.save(tmp_path / "queries.npy", np.ones((2, 3), np.float32))
     np.save(tmp_path / "targets.npy", np.array([0, 1]))
-    flags = {
-        "query-embeddings": "queries.npy",
-        "gallery-embeddings": gallery.name,
-        "targets": "targets.npy",
-    }
-    given = [word for flag, name in flags.items() for word in (f"--{flag}", str(tmp_path / name))]
-    return [*given, "--output", str(tmp_path / "out.json")]
+    flags = ["--query-embeddings", tmp_path / "queries.npy", "--gallery-embeddings", gallery]
+    flags += ["--targets", tmp_path / "targets.npy", "--output", tmp_path / "out.json"]
+    return [str(word) for word in flags]
 
 
 def test_pickled_vectors_and_archives_are_not_read(tmp_path: Path, mark: Path) -> None:
@@ -246,18 +230,11 @@ def test_code_of_a_model_directory_is_not_run(tmp_path: Path, mark: Path) -> Non
     """`auto_map` names a file of the directory; our own classes load it, or it is refused."""
     model = shutil.copytree(TINY, tmp_path / "model")
     (model / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Evil: ...\n")
-    autos = (
-        "AutoConfig",
-        "AutoModel",
-        "AutoModelForImageTextToText",
-        "AutoProcessor",
-        "AutoTokenizer",
-    )
-    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
-        content = json.loads((model / name).read_text())
-        (model / name).write_text(
-            json.dumps(content | {"auto_map": {auto: "evil.Evil" for auto in autos}})
-        )
+    names = ("Config", "Model", "ModelForImageTextToText", "Processor", "Tokenizer")
+    evil = {"auto_map": {f"Auto{name}": "evil.Evil" for name in names}}
+    for file in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        content = json.loads((model / file).read_text())
+        (model / file).write_text(json.dumps(content | evil))
     try:
         made: Any = Qwen2VLSettings(path=str(model), dtype="float32").build()
         assert type(made.vlm).__module__.startswith("transformers.models.qwen2_vl")
@@ -338,9 +315,8 @@ def test_benchmarks_that_lead_out_are_refused(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name])
 def test_samples_that_lead_out_are_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / "samples.json").write_text(
-        json.dumps([{"image": name, "text": "x"}, {"image": "a.png", "text": "y"}])
-    )
+    samples = [{"image": name, "text": "x"}, {"image": "a.png", "text": "y"}]
+    (tmp_path / "samples.json").write_text(json.dumps(samples))
     problems = ValidationReport()
     read_samples(tmp_path / "samples.json", None, None, problems)
     [row] = problems.rows
@@ -351,19 +327,11 @@ def test_a_table_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
     import datasets
 
     Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
-    features = datasets.Features(
-        {
-            "reference": datasets.Image(),
-            "text": datasets.Value("string"),
-            "target": datasets.Image(),
-        }
-    )
+    image, text = datasets.Image(), datasets.Value("string")
+    features = datasets.Features({"reference": image, "text": text, "target": image})
     inside = {"bytes": (tmp_path / "private.png").read_bytes(), "path": None}
-    row = {
-        "reference": {"bytes": None, "path": str(tmp_path / "private.png")},
-        "text": "x",
-        "target": inside,
-    }
+    outside = {"bytes": None, "path": str(tmp_path / "private.png")}
+    row = {"reference": outside, "text": "x", "target": inside}
     made = datasets.Dataset.from_list([row], features=features)
     (tmp_path / "data").mkdir()
     made.to_parquet(str(tmp_path / "data" / "validation.parquet"))
@@ -388,9 +356,8 @@ def test_links_are_read_wherever_they_lead(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "more" / "c.png")
     (real / "images" / "sub").symlink_to(tmp_path / "more")
     (tmp_path / "data").symlink_to(real)
-    [part] = (
-        JsonlSettings(allow_symlinks=True).build(data_paths(tmp_path / "data")).eval_splits("val")
-    )
+    linked = JsonlSettings(allow_symlinks=True).build(data_paths(tmp_path / "data"))
+    [part] = linked.eval_splits("val")
     assert part.gallery.ids == ("a.png", "b.png", "sub/c.png")
     assert part.images.load(ImageId("sub/c.png")).size == (9, 9)
 
@@ -411,17 +378,10 @@ def with_text(megabytes: int) -> bytes:
 def icon(side: int) -> bytes:
     """An icon that says 16x16, and holds a PNG that says it is `side` x `side`."""
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    png = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-    return (
-        struct.pack("<HHH", 0, 1, 1)
-        + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 24, len(png), 22)
-        + png
-    )
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    png = b"\x89PNG\r\n\x1a\n" + chunks
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 24, len(png), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + png
 
 
 PLANTED: dict[str, bytes] = {
@@ -467,10 +427,8 @@ MARKUP = "[bold red]not[/] [link=file:///etc/passwd]x[/link] [/]"
 def test_what_steers_a_terminal_is_spelled_out(name: str) -> None:
     safe = redact.sanitize(f"before {STEERS[name]} after")
     assert safe.isprintable() and "\\" in safe and safe.encode()
-    assert (
-        redact.sanitize("tab\tand line\nare fine, so is é 中 عربي")
-        == "tab\tand line\nare fine, so is é 中 عربي"
-    )
+    harmless = "tab\tand line\nare fine, so is é 中 عربي"
+    assert redact.sanitize(harmless) == harmless
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -530,11 +488,8 @@ def test_a_secret_is_no_setting(flag: str, value: str, named: str, tmp_path: Pat
 
 
 def test_secrets_are_found_by_name_too() -> None:
-    settings = {
-        "a": {"hub_token": "x", "password": "", "tokens": 3},
-        "b": [{"API_KEY": "y"}],
-        "c": "https://x/y@z",
-    }
+    tokens = {"hub_token": "x", "password": "", "tokens": 3}
+    settings = {"a": tokens, "b": [{"API_KEY": "y"}], "c": "https://x/y@z"}
     assert list(redact.secrets_in(settings)) == ["a.hub_token", "b.0.API_KEY"]
 
 
@@ -549,8 +504,6 @@ def test_files_have_the_users_umask(tmp_path: Path) -> None:
         backbone.save_adapter(tmp_path / "adapter")
     finally:
         os.umask(before)
-    modes = {
-        str(p.relative_to(tmp_path)): oct(p.stat().st_mode & 0o777) for p in tmp_path.rglob("*")
-    }
+    modes = {str(path): oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
     assert len(modes) >= 9
     assert {name: mode for name, mode in modes.items() if mode not in ("0o640", "0o750")} == {}

@@ -100,16 +100,14 @@ def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path
     attributes = {"domain": "shapes", "image_source": "vlm"}
     config = small(tmp_path, mining={"strategy": {"type": "soft"}}, attributes=attributes)
     run = RunContext(config, Store(tmp_path), config.data.build(None))
-    with pytest.raises(
-        ValidationFailed, match="shapes:train:00000: the model gave no caption, but ''"
-    ):
+    said = "shapes:train:00000: the model gave no caption, but ''"
+    with pytest.raises(ValidationFailed, match=said):
         mine_split(run, run.embedder(None), 0)
 
 
 def test_what_a_strategy_lacks_is_said_before_training(small: Any, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"mining\.strategy group: needs groups: a data set that has them"
-    ):
+    said = r"mining\.strategy group: needs groups: a data set that has them"
+    with pytest.raises(UserError, match=said):
         runner.run(small(tmp_path / "run", mining={"strategy": {"type": "group"}}, **WARM))
     assert not (tmp_path / "run").exists()
 

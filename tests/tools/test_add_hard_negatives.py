@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from cirloop.tools.add_negatives.pipeline import add_negatives
 from cirloop.tools.add_negatives.report import normalized_entropy
 from cirloop.types import UserError
 from cirloop.validation import ValidationReport
+from tests.commands import python
 from tests.test_models_loop import model_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,11 +35,7 @@ LOOSE = ["--cosine-threshold", "0.75", "--min-visual-similarity", "0.5"]
 
 
 def command(*flags: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "add_hard_negatives.py", *map(str, flags)]
-    return subprocess.run(
-        words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    return python("add_hard_negatives.py", *flags)
 
 
 def read(path: Path) -> Any:
@@ -50,22 +45,15 @@ def read(path: Path) -> Any:
 def rows() -> list[dict[str, Any]]:
     """Pictures of three families with a query's text each; two pictures have two texts, two have
     none of their own."""
-    scenes, out = build_splits()["val"], []
-    for ask in (a for a in scenes.queries if a.reference < 3 * FAMILY_SIZE):
-        out.append(
-            {
-                "image": f"{ask.reference}.png",
-                "text": ask.text,
-                "group": ask.reference // FAMILY_SIZE,
-            }
-        )
-    out += [
-        {"image": "0.png", "answer": "a photo", "split": "train"},
-        {"image": "1.png", "text": "red"},
+    out: list[dict[str, Any]] = [
+        {"image": f"{ask.reference}.png", "text": ask.text, "group": ask.reference // FAMILY_SIZE}
+        for ask in build_splits()["val"].queries
+        if ask.reference < 3 * FAMILY_SIZE
     ]
-    return [{"split": "train", **row} for row in out] + [
-        {"image": "2.png", "text": "another split", "split": "test"}
-    ]
+    out += [{"image": "0.png", "answer": "a photo"}, {"image": "1.png", "text": "red"}]
+    another = {"image": "2.png", "text": "another split", "split": "test"}
+    copy = {"image": "copy.png", "text": "a copy of another picture", "question": "?"}
+    return [{"split": "train", **row} for row in [*out, another, copy]]
 
 
 @pytest.fixture(scope="module")
@@ -76,29 +64,28 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in range(3 * FAMILY_SIZE):
         Image.fromarray(build_splits()["val"].pixels(row)).save(directory / "images" / f"{row}.png")
     (directory / "images" / "copy.png").write_bytes((directory / "images" / "3.png").read_bytes())
-    lines = [
-        *rows(),
-        {
-            "image": "copy.png",
-            "text": "a copy of another picture",
-            "split": "train",
-            "question": "?",
-        },
-    ]
-    (directory / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (directory / "samples.jsonl").write_text("\n".join(map(json.dumps, rows())))
     return directory
 
 
-def flags(shapes: Path, output: Path, *more: object) -> list[object]:
-    given = [
-        "--image-dir",
-        shapes / "images",
-        "--annotations",
-        shapes / "samples.jsonl",
-        "--split",
-        "train",
-    ]
-    return [*given, "--output", output, "--batch-size", 8, *LOOSE, *more]
+def samples_at(shapes: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Those of the training split, and the bytes of their pictures."""
+    lines = (shapes / "samples.jsonl").read_text().splitlines()
+    samples = [row for row in map(json.loads, lines) if row["split"] == "train"]
+    return samples, digests_of(shapes / "images", {row["image"] for row in samples})
+
+
+def flags(shapes: Path, output: Path, *more: object) -> list[str]:
+    data = ["--image-dir", shapes / "images", "--annotations", shapes / "samples.jsonl"]
+    options = ["--split", "train", "--output", output, "--batch-size", 8, *LOOSE]
+    return [str(word) for word in (*data, *options, *more)]
+
+
+def added(shapes: Path, output: Path, *more: object) -> AddNegativesConfig:
+    """The tool in this process; its settings."""
+    options = AddNegativesConfig.parse(flags(shapes, output, *more))
+    add_negatives(options)
+    return options
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +96,8 @@ def one(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "no GPU here: 1 CPU process" in done.stderr or "GPU" not in done.stderr
     assert f"{output}, and the report {output.with_name('negatives_report.json')}" in done.stdout
     assert "fields that are not used: question" in done.stderr
-    assert sorted(path.name for path in output.parent.iterdir()) == [
-        "negatives.json",
-        "negatives_report.json",
-    ]
+    names = sorted(path.name for path in output.parent.iterdir())
+    assert names == ["negatives.json", "negatives_report.json"]
     return output
 
 
@@ -143,49 +128,45 @@ def digests_of(directory: Path, names: set[str]) -> dict[str, bytes]:
 @pytest.mark.full
 def test_negatives_of_drawn_pictures(shapes: Path, one: Path) -> None:
     result, report = read(one), read(one.with_name("negatives_report.json"))
-    samples = [json.loads(line) for line in (shapes / "samples.jsonl").read_text().splitlines()]
-    samples = [row for row in samples if row["split"] == "train"]
-    check(result, samples, digests_of(shapes / "images", {row["image"] for row in samples}))
+    samples, digests = samples_at(shapes)
+    check(result, samples, digests)
     chosen = [row["negative"] for row in result["samples"] if row["negative"]]
     kinds = Counter(negative["kind"] for negative in chosen)
     assert kinds["hard"] and kinds["diverse"] and report["negatives"]["hard"] == kinds["hard"]
     assert report["samples"] == len(samples)
     assert report["success_rate"] == round(len(chosen) / len(samples), 6)
-    assert (
-        sum(report["thresholds"].values())
-        == len(chosen)
-        == sum(report["kind_looked_for_first"].values())
-    )
+    for counts in ("thresholds", "kind_looked_for_first"):
+        assert sum(report[counts].values()) == len(chosen)
     texts = [negative["text_similarity"] for negative in chosen]
-    assert report["similarity"]["text"]["all"]["median"] == pytest.approx(
-        np.median(texts), abs=1e-4
-    )
+    similarity = report["similarity"]
+    assert similarity["text"]["all"]["median"] == pytest.approx(np.median(texts), abs=1e-4)
     hard = [negative["visual_similarity"] for negative in chosen if negative["kind"] == "hard"]
-    assert report["similarity"]["visual"]["hard"]["75%"] == pytest.approx(
-        np.percentile(hard, 75), abs=1e-4
-    )
+    quartile = similarity["visual"]["hard"]["75%"]
+    assert quartile == pytest.approx(np.percentile(hard, 75), abs=1e-4)
     dropped = report["dropped"]
     filters = ("below_similarity_floor", "same_text", "generic_text", "text_too_near", "candidates")
     assert dropped["neighbours"] == sum(dropped[name] for name in filters)
     assert dropped["generic_text"] > 0
     assert report["phrases"]["distinct"] == len({normal(negative["text"]) for negative in chosen})
-    assert (
-        report["images"] == len({row["image"] for row in samples}) - 1
-    )  # the copy is the same picture
+    assert report["images"] == len(digests) - 1  # the copy is the same picture
     assert {"embed", "find neighbours", "cluster", "choose", "total"} <= report["seconds"].keys()
-    [shard] = report["shards"]
-    assert shard["samples"] == len(samples) and shard["seconds"].keys() == {
-        "load",
-        "images",
-        "texts",
-    }
-    assert (shard["hard"], shard["diverse"]) == (kinds["hard"], kinds["diverse"])
-    assert shard["success_rate"] == report["success_rate"]
-    assert shard["mean_text_similarity"] == pytest.approx(np.mean(texts), abs=1e-5)
-    visual = [negative["visual_similarity"] for negative in chosen]
-    assert shard["mean_visual_similarity"] == pytest.approx(np.mean(visual), abs=1e-5)
     assert report["devices"]
     assert all(each["name"] and each["memory_bytes"] > 1 << 28 for each in report["devices"])
+
+
+@pytest.mark.full
+def test_the_one_shard_has_the_numbers_of_the_whole(one: Path) -> None:
+    report = read(one.with_name("negatives_report.json"))
+    chosen = [row["negative"] for row in read(one)["samples"] if row["negative"]]
+    kinds = Counter(negative["kind"] for negative in chosen)
+    [shard] = report["shards"]
+    assert shard["samples"] == report["samples"]
+    assert shard["seconds"].keys() == {"load", "images", "texts"}
+    assert (shard["hard"], shard["diverse"]) == (kinds["hard"], kinds["diverse"])
+    assert shard["success_rate"] == report["success_rate"]
+    for kind in ("text", "visual"):
+        values = [negative[f"{kind}_similarity"] for negative in chosen]
+        assert shard[f"mean_{kind}_similarity"] == pytest.approx(np.mean(values), abs=1e-5)
 
 
 @pytest.mark.full
@@ -215,25 +196,14 @@ def test_two_processes_and_a_second_time_give_the_same_bytes(
 def test_a_low_yield_is_answered_with_what_to_change_and_the_numbers(
     shapes: Path, tmp_path: Path
 ) -> None:
-    options = AddNegativesConfig.parse(
-        [
-            *map(
-                str,
-                flags(
-                    shapes, tmp_path / "out.json", "--cosine-threshold", "-0.9", "--max-samples", 20
-                ),
-            )
-        ]
-    )
-    add_negatives(options)
+    more = ("--cosine-threshold", "-0.9", "--max-samples", 20)
+    options = added(shapes, tmp_path / "out.json", *more)
     report = read(options.report)
     assert report["samples"] == 20 and report["success_rate"] < 0.9
     said = " ".join(report["advice"])
     assert "--cosine-threshold -0.9 + 0.18" in said
     assert str(report["similarity"]["text"]["neighbours"]["median"]) in said
-    assert any(
-        "negative" in row and row["negative"] is None for row in read(options.output)["samples"]
-    )
+    assert None in [row.get("negative", "?") for row in read(options.output)["samples"]]
 
 
 @pytest.fixture(scope="module")
@@ -269,9 +239,8 @@ def test_photographs_in_one_and_two_processes(photos: Path, tmp_path: Path) -> N
         done = command(*given, "--output", tmp_path / f"{name}.json", "--num-gpus", num)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
-    check(
-        read(tmp_path / "one.json"), samples, digests_of(PHOTOS, {row["image"] for row in samples})
-    )
+    digests = digests_of(PHOTOS, {row["image"] for row in samples})
+    check(read(tmp_path / "one.json"), samples, digests)
     report = read(tmp_path / "two_report.json")
     assert report["success_rate"] > 0.9 and len(report["shards"]) == 2
 
@@ -283,24 +252,15 @@ def tiny_sentence_encoder(directory: Path) -> Path:
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = {
-        word: n for n, word in enumerate(["[PAD]", "[UNK]", "a", "red", "blue", "dress", "small"])
-    }
+    names = ("[PAD]", "[UNK]", "a", "red", "blue", "dress", "small")
+    words = {word: n for n, word in enumerate(names)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
-    ).save_pretrained(directory)
-    BertModel(
-        BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=8,
-        )
-    ).save_pretrained(directory)
+    signs = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **signs).save_pretrained(directory)
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8}
+    sizes = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 32}
+    BertModel(BertConfig(**layers, **sizes)).save_pretrained(directory)
     return directory
 
 
@@ -309,10 +269,8 @@ def test_a_sentence_encoder_is_the_mean_over_its_tokens(shapes: Path, tmp_path: 
     import torch
 
     encoder = SentenceEncoder(tiny_sentence_encoder(tmp_path / "encoder"))
-    alone, both = (
-        encoder.vectors(["a red dress"]),
-        encoder.vectors(["a red dress", "a small blue square hat"]),
-    )
+    alone = encoder.vectors(["a red dress"])
+    both = encoder.vectors(["a red dress", "a small blue square hat"])
     assert np.allclose(alone[0], both[0], atol=1e-6)
     assert np.allclose(np.linalg.norm(both, axis=1), 1, atol=1e-6)
     ids = encoder._tokenizer(["a red dress"], return_tensors="pt")
@@ -322,22 +280,8 @@ def test_a_sentence_encoder_is_the_mean_over_its_tokens(shapes: Path, tmp_path: 
     assert encoder.cut == 0
     encoder.vectors([" ".join(["red"] * 9), "blue"])
     assert encoder.cut == 1
-    options = AddNegativesConfig.parse(
-        [
-            *map(
-                str,
-                flags(
-                    shapes,
-                    tmp_path / "out.json",
-                    "--text-encoder",
-                    tmp_path / "encoder",
-                    "--max-samples",
-                    10,
-                ),
-            )
-        ]
-    )
-    add_negatives(options)
+    more = ("--text-encoder", tmp_path / "encoder", "--max-samples", 10)
+    options = added(shapes, tmp_path / "out.json", *more)
     settings = read(options.output)["settings"]
     assert settings["text_model"] == encoder.fingerprint != settings["model"]
     assert read(options.report)["texts_cut"] > 0
@@ -351,10 +295,7 @@ def test_any_embedder_of_a_run(name: str, shapes: Path, tmp_path: Path) -> None:
     settings.write_text(json.dumps({"model": model_of(name, tmp_path)}))
     done = command(*flags(shapes, tmp_path / "out.json", "--run-config", settings))
     assert done.returncode == 0, done.stderr
-    samples = [json.loads(line) for line in (shapes / "samples.jsonl").read_text().splitlines()]
-    samples = [row for row in samples if row["split"] == "train"]
-    images = {row["image"] for row in samples}
-    check(read(tmp_path / "out.json"), samples, digests_of(shapes / "images", images))
+    check(read(tmp_path / "out.json"), *samples_at(shapes))
     settings.write_text("{}")
     done = command(*flags(shapes, tmp_path / "out.json", "--run-config", settings))
     assert done.returncode == 2 and "has no `model` that can be used" in done.stderr
@@ -363,12 +304,8 @@ def test_any_embedder_of_a_run(name: str, shapes: Path, tmp_path: Path) -> None:
 
 def test_the_embedder_on_texts_takes_a_text_for_words() -> None:
     backbone = Qwen2VLSettings(path="tiny", dtype="float32").build()
-    texts = [
-        "a red circle",
-        "a red circle at the top left",
-        "<|image_pad|>",
-        "<|vision_start|> a dog",
-    ]
+    red = "a red circle"
+    texts = [red, f"{red} at the top left", "<|image_pad|>", "<|vision_start|> a dog"]
     found = embed_texts(backbone, texts)
     assert found.shape[0] == 4 and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     assert np.allclose(found[0], embed_texts(backbone, texts[:1])[0], atol=1e-5)
@@ -430,6 +367,10 @@ def test_wrong_flags(words: list[str], said: list[str]) -> None:
     assert all(part in str(caught.value) for part in said), str(caught.value)
 
 
+AB = {"image": "a", "text": "b"}
+NO_SPLIT = "holds a list under 'samples', which is no split"
+
+
 @pytest.mark.parametrize(
     ("content", "split", "said"),
     [
@@ -440,23 +381,11 @@ def test_wrong_flags(words: list[str], said: list[str]) -> None:
         ),
         ({"train": []}, "val_unseen", "has no split 'val_unseen'"),
         ({"train": []}, "train", "train: holds no entries"),
-        (
-            [{"image": "a", "text": "b", "split": "test"}],
-            "train",
-            "no sample of the split 'train'; there are: 'test'",
-        ),
-        ([{"image": "a", "text": "b"}], "val_seen", "has no 'split'"),
-        ([{"image": "a", "text": "b"}], None, "one sample, which no other can be the negative of"),
-        (
-            {"schema": 1, "samples": []},
-            "train",
-            "an object that holds a list under 'samples', which is no split",
-        ),
-        (
-            {"samples": [{"image": "a", "text": "b"}]},
-            None,
-            "holds a list under 'samples', which is no split",
-        ),
+        ([AB | {"split": "test"}], "train", "no sample of the split 'train'; there are: 'test'"),
+        ([AB], "val_seen", "has no 'split'"),
+        ([AB], None, "one sample, which no other can be the negative of"),
+        ({"schema": 1, "samples": []}, "train", f"an object that {NO_SPLIT}"),
+        ({"samples": [AB]}, None, NO_SPLIT),
         ("text", None, "must be a list of objects, found text"),
         (["text"], None, "entry 0: must be an object"),
     ],
@@ -476,9 +405,8 @@ def test_the_three_forms_of_annotations(form: str, tmp_path: Path) -> None:
         {"image": "a.png", "text": "one  text", "group": 3, "id": "x"},
         {"image": "b.png", "answer": "two"},
     ]
-    flat = [{**row, "split": "train"} for row in train] + [
-        {"image": "c.png", "text": "three", "split": "val_seen"}
-    ]
+    seen = {"image": "c.png", "text": "three", "split": "val_seen"}
+    flat = [*({**row, "split": "train"} for row in train), seen]
     path = tmp_path / ("samples.jsonl" if form == "lines" else "samples.json")
     text = json.dumps({"train": train, "val_seen": flat[2:]} if form == "keys" else flat)
     path.write_text("\n".join(map(json.dumps, flat)) if form == "lines" else text)
@@ -516,9 +444,8 @@ def test_a_model_that_is_not_there_is_said_before_a_process_starts(
 
 
 def test_the_output_may_not_overwrite_the_annotations(shapes: Path) -> None:
-    options = AddNegativesConfig.parse([*map(str, flags(shapes, shapes / "samples.jsonl"))])
     with pytest.raises(UserError, match="would overwrite the annotations"):
-        add_negatives(options)
+        added(shapes, shapes / "samples.jsonl")
 
 
 def test_normalized_entropy() -> None:
@@ -528,23 +455,13 @@ def test_normalized_entropy() -> None:
 
 
 COMMANDS = (
-    (
-        "--image-dir {images} --split train --gpu-id 0 --k-nn 100 --cosine-threshold 0.2"
-        " --min-visual-similarity 0.15 --diverse-ratio 0.0"
-    ),
-    (
-        "--image-dir {images} --split train --gpu-id 0 --k-nn 100 --cosine-threshold 0.2"
-        " --min-visual-similarity 0.15 --diverse-ratio 0.0 --min-answer-length 20 --batch-size 64"
-    ),
-    (
-        "--image-dir {images} --split val_seen --gpu-id 0 --k-nn 50 --cosine-threshold 0.25"
-        " --min-visual-similarity 0.20 --diverse-ratio 0.0 --batch-size 32"
-    ),
-    (
-        "--image-dir {images} --split val_unseen --gpu-id 0 --k-nn 50 --cosine-threshold 0.25"
-        " --min-visual-similarity 0.20 --diverse-ratio 0.0 --batch-size 32"
-    ),
+    "train --k-nn 100 --cosine-threshold 0.2 --min-visual-similarity 0.15",
+    "train --k-nn 100 --cosine-threshold 0.2 --min-visual-similarity 0.15"
+    " --min-answer-length 20 --batch-size 64",
+    "val_seen --k-nn 50 --cosine-threshold 0.25 --min-visual-similarity 0.20 --batch-size 32",
+    "val_unseen --k-nn 50 --cosine-threshold 0.25 --min-visual-similarity 0.20 --batch-size 32",
 )
+"""A split, and more flags."""
 
 
 def mine_photos(directory: Path) -> Path:
@@ -573,24 +490,22 @@ def test_the_samples_of_a_split_are_found_beside_the_pictures(
     words: str, name: str, tmp_path: Path
 ) -> None:
     images = mine_photos(tmp_path)
-    argv = words.format(images=images).split()
-    split = argv[argv.index("--split") + 1]
+    split, *more = words.split()
+    argv = ["--image-dir", str(images), "--split", split, "--gpu-id", "0", "--diverse-ratio", "0.0"]
+    argv += more
     path = tmp_path / name.format(split=split)
     path.parent.mkdir(exist_ok=True)
     rows = samples_of()
-    path.write_text(
-        "\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows)
-    )
+    lines = "\n".join(map(json.dumps, rows))
+    path.write_text(lines if path.suffix == ".jsonl" else json.dumps(rows))
     options = AddNegativesConfig.parse(argv)
     assert options.annotations == path
     assert options.output == path.with_name(f"{path.stem}_with_negatives.json")
     found, _ = looked_at(options)
     assert [sample.text for sample in found] == [row["answer"] for row in rows]
     options.output.write_text("{}")
-    with pytest.raises(
-        UserError,
-        match=f"is there already(?s:.*)--output {re.escape(str(options.output))} to replace",
-    ):
+    way_out = f"--output {re.escape(str(options.output))} to replace"
+    with pytest.raises(UserError, match=f"is there already(?s:.*){way_out}"):
         looked_at(AddNegativesConfig.parse(argv))
     looked_at(AddNegativesConfig.parse([*argv, "--output", str(options.output)]))
 
@@ -600,23 +515,15 @@ def test_no_samples_and_several_are_one_error_that_names_the_places(tmp_path: Pa
     argv = ["--image-dir", str(images), "--split", "train"]
     with pytest.raises(UserError) as none:
         looked_at(AddNegativesConfig.parse(argv))
-    for said in (
-        "no file of the split 'train'",
-        "annotations/train",
-        str(images),
-        str(tmp_path),
-        ".jsonl",
-        '"answer"',
-    ):
+    parts = ("no file of the split 'train'", "annotations/train", ".jsonl", '"answer"')
+    for said in (*parts, str(images), str(tmp_path)):
         assert said in str(none.value), said
     (tmp_path / "train.json").write_text(json.dumps(samples_of()))
     (images / "train_annotations.json").write_text("[]")
     with pytest.raises(UserError) as several:
         looked_at(AddNegativesConfig.parse(argv))
-    assert f"{images / 'train_annotations.json'} and {tmp_path / 'train.json'}" in str(
-        several.value
-    )
-    assert "--annotations" in str(several.value)
+    for said in (f"{images}/train_annotations.json and {tmp_path}/train.json", "--annotations"):
+        assert said in str(several.value)
     (images / "train_annotations.json").unlink()
     (images / "train_annotations.json").symlink_to(tmp_path / "train.json")
     looked_at(AddNegativesConfig.parse(argv))
@@ -624,26 +531,20 @@ def test_no_samples_and_several_are_one_error_that_names_the_places(tmp_path: Pa
 
 def test_a_file_with_a_field_for_the_split_is_read_by_it(tmp_path: Path) -> None:
     images = mine_photos(tmp_path)
-    (tmp_path / "samples.json").write_text(
-        json.dumps([*samples_of("train")[:2], *samples_of("val")])
-    )
+    samples = [*samples_of("train")[:2], *samples_of("val")]
+    (tmp_path / "samples.json").write_text(json.dumps(samples))
     found, _ = looked_at(AddNegativesConfig.parse(["--image_dir", str(images), "--split", "train"]))
     assert len(found) == 2
 
 
 def test_the_defaults_asked_for_and_both_spellings() -> None:
     options = AddNegativesConfig.parse(["--image_dir", "x", "--split", "train"])
-    assert (options.k_nn, options.cosine_threshold, options.min_visual_similarity) == (
-        30,
-        0.3,
-        0.30,
-    )
-    assert (
-        options.diverse_ratio,
-        options.min_answer_length,
-        options.fallback_phrase_reuse_limit,
-    ) == (0.3, 20, 3)
-    assert (options.batch_size, options.num_workers) == (64, 4)
+    expected = {
+        "k_nn": 30, "cosine_threshold": 0.3, "min_visual_similarity": 0.30, "diverse_ratio": 0.3,
+        "min_answer_length": 20, "fallback_phrase_reuse_limit": 3, "batch_size": 64,
+        "num_workers": 4,
+    }  # fmt: skip
+    assert {name: getattr(options, name) for name in expected} == expected
     both = [
         AddNegativesConfig.parse(
             ["--image-dir", "a_b", f"--k{sign}nn=7", f"--min{sign}visual{sign}similarity", "0.1"]
@@ -653,21 +554,21 @@ def test_the_defaults_asked_for_and_both_spellings() -> None:
     assert both[0] == both[1] and both[0].k_nn == 7 and both[0].image_dir == Path("a_b")
 
 
+ROW = '{"image": "0.png", "text": "a"}'
+CSV = r"\(CSV\), not JSON"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         (
             "s.csv",
             "image,text\na.png,red\n",
-            r"a table of columns 'image', 'text' .*\(CSV\), not JSON(?s:.*)JSON list",
+            rf"a table of columns 'image', 'text' .*{CSV}(?s:.*)JSON list",
         ),
-        ("s.json", "image;text\na.png;red\n", r"is a table .*by semicolons \(CSV\), not JSON"),
-        ("s.jsonl", '[\n{"image": "0.png", "text": "a"}]', "is one JSON list.*name it .json"),
-        (
-            "s.json",
-            '{"image": "0.png", "text": "a"}\n{"image": "1.png", "text": "b"}',
-            "JSON lines.*name it .jsonl",
-        ),
+        ("s.json", "image;text\na.png;red\n", f"is a table .*by semicolons {CSV}"),
+        ("s.jsonl", f"[\n{ROW}]", "is one JSON list.*name it .json"),
+        ("s.json", f"{ROW}\n{ROW}", "JSON lines.*name it .jsonl"),
     ],
 )
 def test_another_kind_of_file_is_said(name: str, content: str, said: str, tmp_path: Path) -> None:
@@ -681,19 +582,14 @@ def test_another_kind_of_file_is_said(name: str, content: str, said: str, tmp_pa
 def test_absolute_paths_below_the_pictures_are_taken_and_others_named(tmp_path: Path) -> None:
     images = mine_photos(tmp_path)
     (tmp_path / "link").symlink_to(images)
-    rows = [
-        {"image": str(folder / "0.png"), "text": "t"}
-        for folder in (images, tmp_path / "link", tmp_path)
-    ]
-    rows += [{"image": f"{images}/../photos/0.png", "text": "t"}]
+    folders = (images, tmp_path / "link", tmp_path, f"{images}/../photos")
+    rows = [{"image": f"{folder}/0.png", "text": "t"} for folder in folders]
     (tmp_path / "s.json").write_text(json.dumps(rows))
     problems = ValidationReport()
     found = reading.read(tmp_path / "s.json", None, None, problems, tmp_path / "link")
     assert [sample.image for sample in found] == ["0.png", "0.png"]
-    assert ["absolute and not below the image directory" in row.what for row in problems.rows] == [
-        True,
-        True,
-    ]
+    assert len(problems.rows) == 2
+    assert all("absolute and not below the image directory" in row.what for row in problems.rows)
 
 
 @pytest.mark.parametrize("output", [".", "..", "{}", "/"])
@@ -701,9 +597,8 @@ def test_a_directory_as_output_is_said(output: str, tmp_path: Path) -> None:
     images = mine_photos(tmp_path)
     (tmp_path / "train.json").write_text(json.dumps(samples_of()))
     argv = ["--image-dir", str(images), "--split", "train", "--output", output.format(tmp_path)]
-    with pytest.raises(
-        UserError, match=r"is a directory, not a file(?s:.*)Give a file in it: --output"
-    ):
+    said = r"is a directory, not a file(?s:.*)Give a file in it: --output"
+    with pytest.raises(UserError, match=said):
         looked_at(AddNegativesConfig.parse(argv))
 
 
@@ -714,24 +609,11 @@ def test_a_command_without_annotations_and_output_and_without_a_negative(
     """Nothing is found at such a threshold: the closing line and the advice say so."""
     (tmp_path / "images").symlink_to(shapes / "images")
     (tmp_path / "train.jsonl").write_bytes((shapes / "samples.jsonl").read_bytes())
-    done = command(
-        "--image_dir",
-        tmp_path / "images",
-        "--split",
-        "train",
-        "--cosine-threshold",
-        "-1",
-        "--min_visual_similarity",
-        "1",
-        "--max-samples",
-        6,
-    )
+    data = ("--image_dir", tmp_path / "images", "--split", "train")
+    limits = ("--cosine-threshold", "-1", "--min_visual_similarity", "1", "--max-samples", 6)
+    done = command(*data, *limits)
     assert done.returncode == 0, done.stderr
-    assert (
-        f"0 of 6 samples have a negative: {tmp_path / 'train_with_negatives.json'}" in done.stdout
-    )
+    assert f"0 of 6 samples have a negative: {tmp_path}/train_with_negatives.json" in done.stdout
     assert "low yield: " in done.stderr and "knows drawn shapes only" in done.stderr
-    assert (
-        read(tmp_path / "train_with_negatives_report.json")["shards"][0]["mean_text_similarity"]
-        is None
-    )
+    [shard] = read(tmp_path / "train_with_negatives_report.json")["shards"]
+    assert shard["mean_text_similarity"] is None

@@ -39,42 +39,39 @@ def export(run: Path, output: Path, *more: str) -> Path:
     return output
 
 
+FILES = {
+    "--query-embeddings": "queries",
+    "--gallery-embeddings": "gallery",
+    "--targets": "targets.npy",
+    "--references": "references.npy",
+    "--positives": "positives.json",
+}
+
+
+def mined_by_the_run(config: RunConfig) -> list[tuple[str, str, int, int]]:
+    """Query, image, its rank and the target's."""
+    run = RunContext(config, Store(config.directory), config.data.build())
+    inputs, train = mining_inputs(run, run.embedder(None), run.data.train), run.data.train
+    return [
+        (train.triplets[f.query_index].query.id, train.gallery.ids[column], rank, f.target_rank)
+        for f in mine(config.mining, inputs, MiningContext(0))
+        for column, rank in zip(f.gallery_indices, f.ranks.tolist(), strict=True)
+    ]
+
+
 @pytest.mark.full
 def test_what_is_mined_from_an_export_is_what_the_run_mines(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunContext(config, Store(config.directory), config.data.build())
-    given, train = mining_inputs(run, run.embedder(None), run.data.train), run.data.train
-    there = [
-        (train.triplets[f.query_index].query.id, train.gallery.ids[column], rank, f.target_rank)
-        for f in mine(config.mining, given, MiningContext(0))
-        for column, rank in zip(f.gallery_indices, f.ranks.tolist(), strict=True)
-    ]
-    monkeypatch.setattr(
-        "cirloop.stages.context.EMBED_CHUNK", 64
-    )  # also: a gallery embedded in pieces and kept on disk
+    there = mined_by_the_run(config)
+    # also: a gallery embedded in pieces and kept on disk
+    monkeypatch.setattr("cirloop.stages.context.EMBED_CHUNK", 64)
     monkeypatch.setattr("cirloop.retrieval.vectors.MAPPED_BYTES", 1000)
     made = export(config.directory, tmp_path / "made", "--rows_per_file", "20")
     assert len(list((made / "gallery").iterdir())) > 1
-    flags = {
-        "--query-embeddings": "queries",
-        "--gallery-embeddings": "gallery",
-        "--targets": "targets.npy",
-        "--references": "references.npy",
-        "--positives": "positives.json",
-    }
-    files = [word for flag, name in flags.items() for word in (flag, str(made / name))]
-    mine_vectors(
-        [
-            *files,
-            "--extra-ranks",
-            "all",
-            "--negatives-per-query",
-            "2",
-            "--output",
-            str(tmp_path / "mined.json"),
-        ]
-    )
+    files = [word for flag, name in FILES.items() for word in (flag, str(made / name))]
+    options = ["--extra-ranks", "all", "--negatives-per-query", "2"]
+    mine_vectors([*files, *options, "--output", str(tmp_path / "mined.json")])
     images, queries = read(made / "gallery_ids.json"), read(made / "queries_ids.json")
     mined = [
         (queries[row["query"]], images[n["image"]], n["rank"], row["target_rank"])
@@ -92,23 +89,13 @@ def test_what_is_mined_from_an_export_is_what_the_run_mines(
 def test_parquet_holds_the_same_rows(config: RunConfig, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    plain = export(config.directory, tmp_path / "npy", "--split", "val", "--what", "gallery")
-    made = export(
-        config.directory,
-        tmp_path / "parquet",
-        "--split",
-        "val",
-        "--what",
-        "gallery",
-        "--format",
-        "parquet",
-        "--rows_per_file",
-        "50",
-    )
+    gallery = ("--split", "val", "--what", "gallery")
+    plain = export(config.directory, tmp_path / "npy", *gallery)
+    parquet = ("--format", "parquet", "--rows_per_file", "50")
+    made = export(config.directory, tmp_path / "parquet", *gallery, *parquet)
     files = sorted(map(str, (made / "gallery").iterdir()))
-    rows = load_dataset(
-        "parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
-    )
+    cache = str(tmp_path / "cache")
+    rows = load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
     assert len(files) > 1 and rows["id"][:] == read(plain / "gallery_ids.json")
     vectors = np.array(rows["vector"][:], np.float32)
     assert (vectors == open_vectors(plain / "gallery")).all()
@@ -124,11 +111,7 @@ def test_a_vector_is_a_list_of_fixed_size(tmp_path: Path) -> None:
     write_parquet(tmp_path / "b.parquet", ["a", "b", "c"], made)
     one, several = (parquet.read_table(tmp_path / f"{name}.parquet") for name in "ab")
     assert str(one.schema.field("vector").type).startswith("fixed_size_list")
-    assert one["id"].to_pylist() == [
-        "a",
-        "b",
-        "c",
-    ]
+    assert one["id"].to_pylist() == ["a", "b", "c"]
     assert one["vector"].to_pylist() == made[:, 0].tolist()
     assert several["vector"].to_pylist() == made.tolist()
 
@@ -158,16 +141,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path: Path) -> Non
 @pytest.mark.full
 def test_an_unknown_iteration_or_split_is_named(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no 7 here\. There are: base"):
-        main(
-            [
-                "--experiment_dir",
-                str(config.directory),
-                "--iteration",
-                "7",
-                "--output",
-                str(tmp_path / "made"),
-            ]
-        )
+        export(config.directory, tmp_path / "made", "--iteration", "7")
     with pytest.raises(UserError):
         export(config.directory, tmp_path / "made", "--split", "unheard")
     assert not (tmp_path / "made").exists()
