@@ -83,6 +83,12 @@ def test_every_mined_image_is_accounted_for(finished: Path) -> None:
 
 
 @pytest.mark.full
+def test_a_second_run_has_the_same_bytes(finished: Path, small: Any, tmp_path: Path) -> None:
+    runner.run(small(tmp_path / "again"))
+    assert digests(tmp_path / "again") == digests(finished)
+
+
+@pytest.mark.full
 @pytest.mark.skipif(
     "MKL_CBWR" not in os.environ,
     reason="not an Intel processor: bits of a product depend on its size",
