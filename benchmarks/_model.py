@@ -137,7 +137,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--photos",
         type=Path,
         required=True,
-        help="a directory of pictures, searched with its folders",
+        help="a directory of images, searched with its folders",
     )
     parser.add_argument(
         "--size", choices=SIZES, default="mid", help="of the model; small = to try it out"
@@ -161,16 +161,16 @@ def noise(directory: Path, num: int, wide: int, high: int) -> None:
 
 
 def photographs(directory: Path, num: int) -> dict[ImageId, Path]:
-    """The first `num` pictures below `directory`, by name."""
+    """The first `num` images below `directory`, by name."""
     found = sorted(
         path for path in directory.rglob("*") if path.suffix.lower() in image_suffixes()
     )[:num]
-    assert len(found) == num, f"{len(found)} pictures in {directory}, not {num}"
+    assert len(found) == num, f"{len(found)} images in {directory}, not {num}"
     return {ImageId(f"{place:04d}"): path for place, path in enumerate(found)}
 
 
 def picture(path: Path, max_pixels: int) -> Image.Image:
-    """A picture as qwen-vl-utils sizes it for Qwen2-VL."""
+    """An image as qwen-vl-utils sizes it for Qwen2-VL."""
     from qwen_vl_utils import fetch_image
 
     with Image.open(path) as opened:

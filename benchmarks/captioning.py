@@ -1,6 +1,6 @@
 """Captions as a round writes them, against one-at-a-time generation by transformers.
 
-Every query has `--k` mined images, as in a round; all pictures are photographs of at most 256
+Every query has `--k` mined images, as in a round; all images are photographs of at most 256
 visual tokens, and the model is a random Qwen2-VL of about 100 million weights. A random model does
 not say when it is done: the token that ends an answer is taken from it on all sides, so every
 caption has `--new_tokens` tokens. Four sides, in turn, as often as `--repeats`:
@@ -49,7 +49,7 @@ from cirloop.data.images import FileImages
 Texts = list[list[str]]
 WIDER = 4.0
 """Factor of the language model's matrices: as transformers draws them, the model says the same of
-all pictures."""
+all images."""
 
 
 class Work:

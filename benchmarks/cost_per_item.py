@@ -6,9 +6,9 @@ Takes a run's flags, builds its data set and models, and measures on its trainin
     image      embedded as a gallery image, vision tower and decoding included (an empty cache)
     again      the same with its vision features kept
     query      a reference with a text, vision features kept
-    caption    a text for two pictures by the foundation model, greedy, vision features kept
+    caption    a text for two images by the foundation model, greedy, vision features kept
 
-Prints means with standard errors over the repeats, bytes of a vector and of a picture's kept vision
+Prints means with standard errors over the repeats, bytes of a vector and of an image's kept vision
 features, and the flags for benchmarks/scaling_table.py.
 
     python benchmarks/cost_per_item.py

@@ -12,7 +12,7 @@ threads:
 
 Prints seconds, ratios with their standard error over the repeats, the largest difference of the
 results, and how far results for other inputs are apart: a comparison that compares nothing would
-show the same there. Ends with an error where results are not equal. Needs pictures; under ten
+show the same there. Ends with an error where results are not equal. Needs images; under ten
 minutes on two cores.
 
     python benchmarks/embedding_vs_plain.py --photos DIR

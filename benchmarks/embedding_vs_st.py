@@ -2,7 +2,7 @@
 
 The model has about 100 million random weights in the proportions of Qwen2-VL-2B; photographs have
 256 visual tokens at most. sentence-transformers gets the model's directory, the same conversations
-and sizes of pictures (the tokens are compared), last-token pooling and a LoRA with our weights. In
+and sizes of images (the tokens are compared), last-token pooling and a LoRA with our weights. In
 turn, `--repeats` times:
 
     embed     every photograph as a gallery image and as a query with a text:
@@ -12,7 +12,7 @@ turn, `--repeats` times:
 
 Prints seconds, ratios with their standard error over the repeats, the largest difference of the
 results, and how far results for other inputs are apart. Ends with an error where results are not
-equal. Needs pictures, and sentence-transformers 6.2 or newer, which the project itself does not:
+equal. Needs images, and sentence-transformers 6.2 or newer, which the project itself does not:
 
     pip install sentence-transformers
 
@@ -78,11 +78,11 @@ class Theirs:
         )
 
     def pairs(self, items: Sequence[EmbedInput]) -> list[dict[str, Any]]:
-        """Pictures, sized as ours are, with the words that ours get."""
+        """Images, sized as ours are, with the words that ours get."""
         words = [DOCUMENT if item.text is None else PROMPT.format(text=item.text) for item in items]
-        pictures = [self.work.pixels(item.image) for item in items]
+        images = [self.work.pixels(item.image) for item in items]
         return [
-            {"image": picture, "text": text} for picture, text in zip(pictures, words, strict=True)
+            {"image": picture, "text": text} for picture, text in zip(images, words, strict=True)
         ]
 
     def embed(self, items: Sequence[EmbedInput]) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""What looking at every picture costs, against nothing but decoding it with the same workers.
+"""What looking at every image costs, against nothing but decoding it with the same workers.
 
-Both sides in turn over the same files, copies of the pictures of `--pictures` until there are
-`--num`. Prints pictures a second of both and the ratio of their times with its standard error over
+Both sides in turn over the same files, copies of the images of `--images` until there are
+`--num`. Prints images a second of both and the ratio of their times with its standard error over
 the repeats.
 
-    python benchmarks/image_check.py --pictures DIR --num 10000
+    python benchmarks/image_check.py --images DIR --num 10000
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from cirloop.types import ImageId
 
 
 def bare(path: Path) -> None:
-    with Image.open(path) as picture:
-        picture.convert("RGB")
+    with Image.open(path) as image:
+        image.convert("RGB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--num", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=3)
@@ -43,7 +43,7 @@ def main() -> None:
     found = sorted(
         path for path in args.pictures.rglob("*") if path.suffix.lower() in image_suffixes()
     )
-    assert found, f"no pictures in {args.pictures}"
+    assert found, f"no images in {args.pictures}"
     with tempfile.TemporaryDirectory() as directory:
         files = {}
         for number in range(args.num):

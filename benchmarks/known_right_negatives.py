@@ -2,7 +2,7 @@
 answers.
 
 A small train split full of traps. Its queries come in pairs that ask for the same thing (the same
-picture under two names as reference, the same text in other case and spaces) and have two targets;
+image under two names as reference, the same text in other case and spaces) and have two targets;
 a line names two further right images; there are copies of target and reference, and second
 spellings of their names; and the captioner wrote the text again for one more image. All of these
 score next to the target, as do some that are wrong. Prints, per strategy and kind, the mined pairs
@@ -51,7 +51,7 @@ class World:
     gallery_GD: Any
 
 
-class Pictures:
+class Images:
     """Files of the gallery, whose bytes nobody decodes, and a vector of each."""
 
     def __init__(self, folder: Path, random: np.random.Generator) -> None:
@@ -60,7 +60,7 @@ class Pictures:
         self.vectors: dict[ImageId, Any] = {}
 
     def put(self, name: str, content: str, near_D: Any) -> ImageId:
-        """A picture of that name and content whose vector is near to another."""
+        """An image of that name and content whose vector is near to another."""
         image = ImageId(name)
         self.files[image] = self._folder / name
         self.files[image].write_text(content)
@@ -79,9 +79,9 @@ def unit(vector_D: Any) -> Any:
 
 
 def make_world(folder: Path, seed: int = 0) -> World:
-    """Write the pictures' files to `folder`, and say what is right."""
+    """Write the images' files to `folder`, and say what is right."""
     random = np.random.default_rng(seed)
-    pictures = Pictures(folder, random)
+    pictures = Images(folder, random)
     triplets: list[Triplet] = []
     positives: dict[QueryId, frozenset[ImageId]] = {}
     confirmed: list[Confirmed] = []

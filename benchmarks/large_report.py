@@ -4,7 +4,7 @@ made-up artifacts.
 Data in the `jsonl` form with real JPEG files, and the artifacts of a finished run with everything a
 report reads: per iteration 28,000 queries with their best five images, mined images and captions.
 The numbers are drawn, the forms are the program's own. The report is made in a process of its own,
-twice: the first also looks at every picture of the data set, which a run has done before.
+twice: the first also looks at every image of the data set, which a run has done before.
 
     python benchmarks/large_report.py
     python benchmarks/large_report.py --iterations 30 --queries 2000
@@ -289,7 +289,7 @@ def main() -> None:
             str(config.directory),
         ]
         held = True
-        for turn in ("first, with a look at every picture", "again"):
+        for turn in ("first, with a look at every image", "again"):
             began = time.monotonic()
             child = subprocess.Popen(command, cwd=ROOT)
             _, status, used = os.wait4(child.pid, 0)

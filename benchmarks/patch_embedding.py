@@ -1,7 +1,7 @@
 """Qwen-VL's patch embedding as transformers has it, a Conv3d, against ours, a product of matrices.
 
 At the size of Qwen2-VL (1,176 numbers a patch to 1,280) and of Qwen3-VL (1,536 to 1,024, with a
-bias), on random patches; a picture of 256 visual tokens has 1,024. Both sides in turn, `--repeats`
+bias), on random patches; an image of 256 visual tokens has 1,024. Both sides in turn, `--repeats`
 times. Prints milliseconds, how many times as fast with its standard error over the repeats, and the
 largest difference as a share of the largest number. Under a minute on one core; on a GPU where
 torch sees one.

@@ -1,10 +1,10 @@
 """How long a query takes, from the engine and through the page's HTTP API, apart from the first
 ones.
 
-    .venv/bin/python benchmarks/search_latency.py --experiment_dir RUN --pictures 2000
+    .venv/bin/python benchmarks/search_latency.py --experiment_dir RUN --images 2000
 
-Draws `shapes` pictures into a folder, indexes them with the run's last model, and asks composed
-queries: a random picture and a text of the data set each. Prints median, 95th percentile and
+Draws `shapes` images into a folder, indexes them with the run's last model, and asks composed
+queries: a random image and a text of the data set each. Prints median, 95th percentile and
 maximum in milliseconds. Run it on an idle machine; OMP_NUM_THREADS sets the threads.
 """
 
@@ -30,7 +30,7 @@ from cirloop.tools.search.engine import Engine
 
 
 def draw(folder: Path, num: int) -> list[str]:
-    """`num` pictures as PNG; the texts of the same scenes."""
+    """`num` images as PNG; the texts of the same scenes."""
     scenes = build_splits()["train"]
     for row in range(num):
         Image.fromarray(scenes.pixels(row)).save(folder / f"{row:05d}.png")
@@ -83,26 +83,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--experiment_dir", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--k", type=int, default=10)
     options = parser.parse_args()
     with TemporaryDirectory() as place:
-        texts = draw(Path(place), options.pictures)
+        texts = draw(Path(place), options.images)
         engine = Engine(SearchOptions(experiment_dir=options.experiment_dir, gallery=Path(place)))
         label = engine.label(None)
         engine.warm_up(label)
         random = np.random.default_rng(0)
         rows, words = (
-            random.integers(options.pictures, size=options.queries + 3),
+            random.integers(options.images, size=options.queries + 3),
             random.permutation(len(texts)),
         )
         asked = [
             (engine.gallery.ids[row], texts[word]) for row, word in zip(rows, words, strict=False)
         ]
         print(
-            f"{options.pictures} pictures, {options.queries} queries, {torch.get_num_threads()}"
-            " threads"
+            f"{options.images} images, {options.queries} queries, {torch.get_num_threads()} threads"
         )
         timed(
             "engine",

@@ -93,7 +93,7 @@ ARMS = [
 
 
 def metadata(path: Path) -> Path:
-    """What a shop would know of its pictures: colours, shapes, sizes and places, as lists."""
+    """What a shop would know of its images: colours, shapes, sizes and places, as lists."""
     scenes = build_splits()["train"]
     rows = {
         image_id("train", row): {

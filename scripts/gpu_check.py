@@ -78,7 +78,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 class Check:
-    """The arguments, the model's directory, the pictures of each size, and the lines so far."""
+    """The arguments, the model's directory, the images of each size, and the lines so far."""
 
     def __init__(self, args: argparse.Namespace, directory: Path) -> None:
         self.args, self.directory, self.model = args, directory, directory / "model"
@@ -138,9 +138,9 @@ class Check:
         return {**values, "halved": spent.splits} if spent.splits else values
 
     def pictures(self, tokens: int) -> Path:
-        """`--num` pictures that make so many tokens or a few less, half as large again as the model
+        """`--num` images that make so many tokens or a few less, half as large again as the model
         sees them."""
-        directory = self.directory / f"pictures {tokens}"
+        directory = self.directory / f"images {tokens}"
         if not directory.exists():
             sides = [
                 (tokens // high, high)
@@ -211,10 +211,10 @@ def patches(check: Check) -> None:
 
 def embedding(check: Check) -> None:
     for tokens in check.args.tokens:
-        embed_pictures(check, check.work(tokens))
+        embed_images(check, check.work(tokens))
 
 
-def embed_pictures(check: Check, work: Work) -> None:
+def embed_images(check: Check, work: Work) -> None:
     args, items = check.args, [EmbedInput(image) for image in work.ids]
     vectors(
         work, items, "first", min(args.batches), args.workers
@@ -226,7 +226,7 @@ def embed_pictures(check: Check, work: Work) -> None:
         call = partial(vectors, work, items, f"embed {size}", size, args.workers)
         for cache in ("empty", "full"):
             name = f"{real:.0f} tokens, batches of {size}, {cache} cache"
-            check.case("embed", name, partial(check.metered, call, len(items), "pictures"))
+            check.case("embed", name, partial(check.metered, call, len(items), "images"))
 
 
 def vectors(
@@ -357,9 +357,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="2b", help="of the model")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=[*PARTS])
-    parser.add_argument("--num", type=int, default=256, help="pictures")
+    parser.add_argument("--num", type=int, default=256, help="images")
     parser.add_argument(
-        "--tokens", type=int, nargs="+", default=[188, 256], help="visual tokens of a picture"
+        "--tokens", type=int, nargs="+", default=[188, 256], help="visual tokens of an image"
     )
     parser.add_argument(
         "--batches",

@@ -1,4 +1,4 @@
-"""Benchmarks in their official layouts with drawn pictures: `shapes` scenes in the files of
+"""Benchmarks in their official layouts with drawn images: `shapes` scenes in the files of
 each."""
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def write_circo(directory: Path, families: int = 6) -> Path:
 
 
 def write_jsonl(directory: Path, families: int = 6) -> Path:
-    """Train and val as JSON lines over one folder of pictures."""
+    """Train and val as JSON lines over one folder of images."""
     for split in ("train", "val"):
         scenes, num = build_splits()[split], families * FAMILY_SIZE
         for row in range(num):
@@ -174,7 +174,7 @@ def write_hp_fashioniq(directory: Path, families: int = 3) -> Path:
 
 
 def write_huggingface(directory: Path, families: int = 6) -> Path:
-    """Train and validation as a saved `DatasetDict` with the pictures in its rows."""
+    """Train and validation as a saved `DatasetDict` with the images in its rows."""
     import datasets
 
     features = datasets.Features(

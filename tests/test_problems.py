@@ -8,7 +8,7 @@ from cirloop.validation import ValidationFailed, ValidationReport
 
 
 def test_many_of_one_cause_are_one_line_with_examples_and_their_count() -> None:
-    problems = ValidationReport("Put the pictures right.")
+    problems = ValidationReport("Put the images right.")
     for number in range(19_250):
         problems.add(f"/data/cirr/train/{number}.png", "is not there")
     problems.add("/data/cirr/dev/x.png", "is empty")
@@ -21,7 +21,7 @@ def test_many_of_one_cause_are_one_line_with_examples_and_their_count() -> None:
             " /data/cirr/train/1.png)"
         ),
         "  /data/cirr/dev/x.png: is empty",
-        "Put the pictures right.",
+        "Put the images right.",
     ]
     assert len(caught.value.rows) == 19_251
 

@@ -40,7 +40,7 @@ LORA = LoraSettings(target_modules=("query", "key", "value", "dense"))
 
 
 class Photos:
-    """Pictures by number, as the package's images."""
+    """Images by number, as the package's images."""
 
     def load(self, image: str) -> Image.Image:
         return Image.open(FILES[int(image)]).convert("RGB")

@@ -348,7 +348,7 @@ def test_no_more_than_so_many_batches_are_loaded_ahead(images: Any) -> None:
         assert taken + 1 <= loaded <= taken + 1 + PREFETCH_BATCHES
 
 
-def test_a_picture_that_cannot_be_loaded_stops_the_threads(images: Any) -> None:
+def test_a_image_that_cannot_be_loaded_stops_the_threads(images: Any) -> None:
     class Bad(Counted):
         def load(self, image: ImageId) -> Any:
             if image == ids[BATCH]:

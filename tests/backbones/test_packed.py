@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def seen_by(backbone: Any) -> list[ImageFeatures]:
-    """Vision tokens of four pictures, drawn."""
+    """Vision tokens of four images, drawn."""
     drawn = torch.Generator().manual_seed(3)
     sizes = [(backbone.num_image_tokens(grid), backbone.vision_width()) for grid in GRIDS]
     tokens = [torch.randn(*size, generator=drawn) for size in sizes]

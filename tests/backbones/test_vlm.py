@@ -153,7 +153,7 @@ def test_unit_norm_whatever_the_batch_and_the_padding(
 
 
 @pytest.mark.parametrize("name", QWEN)
-def test_a_long_narrow_picture_is_sized_as_transformers_does(
+def test_a_long_narrow_image_is_sized_as_transformers_does(
     name: str, models: dict[str, Path]
 ) -> None:
     """Where qwen-vl-utils leaves it without one of its sides; what an export reads must be the

@@ -1,4 +1,4 @@
-"""The whole loop on data sets from files, and what happens to their broken pictures."""
+"""The whole loop on data sets from files, and what happens to their broken images."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_base_model_needs_no_training_files_and_counts_what_is_missing(
 @pytest.mark.full
 @pytest.mark.real_data
 def test_the_real_cirr_val_end_to_end(small: Any, tmp_path: Path) -> None:
-    """Real annotations, a drawn picture per name: evaluated without training, submitted, and scored
+    """Real annotations, a drawn image per name: evaluated without training, submitted, and scored
     from outside."""
     real = ROOT.parent / "shared" / "data" / "cirr"
     if not real.is_dir():
@@ -170,7 +170,7 @@ def test_the_real_cirr_val_end_to_end(small: Any, tmp_path: Path) -> None:
     assert all(
         result["metrics"][name] == pytest.approx(value, abs=1e-6) for name, value in scored.items()
     )
-    # pictures that have nothing to do with the texts: a random ranker has 20% of the groups right
+    # images that have nothing to do with the texts: a random ranker has 20% of the groups right
     assert 0.1 < scored["recall_subset@1"] < 0.3
 
 
@@ -201,7 +201,7 @@ def test_a_round_on_fashioniq(run_on: Any, tmp_path: Path) -> None:
 def test_a_round_on_own_data(run_on: Any, tmp_path: Path) -> None:
     made = run_on("jsonl")
     last = made.results[-1]
-    assert last["split"] == "jsonl_val" and last["gallery"] == 132  # every picture of the folder
+    assert last["split"] == "jsonl_val" and last["gallery"] == 132  # every image of the folder
     assert set(last["metrics"]) == {f"recall@{k}" for k in (1, 5, 10, 50)}
     data = shutil.copytree(made.data, tmp_path / "data")
     options = {"experiment_dir": made.run, "iterations": "1"}
@@ -279,25 +279,25 @@ def test_a_round_on_a_saved_data_set(run_on: Any) -> None:
 
 
 def spoiled(directory: Path) -> Path:
-    """A copy of the stand-in whose val has a missing picture and a text file for another."""
+    """A copy of the stand-in whose val has a missing image and a text file for another."""
     write_cirr(directory, families=4)
     (directory / "dev" / "dev-3-img0.png").unlink()
     (directory / "dev" / "dev-15-img0.png").write_text("<html>")
     return directory
 
 
-def test_broken_pictures_stop_a_run_before_it_begins(small: Any, tmp_path: Path) -> None:
+def test_broken_images_stop_a_run_before_it_begins(small: Any, tmp_path: Path) -> None:
     data = spoiled(tmp_path / "data")
     with pytest.raises(UserError) as caught:
         runner.run(small(tmp_path / "run", data={"type": "cirr"}, data_dir=data))
     for part in (
         "dev-3-img0.png: is not there",
-        "dev-15-img0.png: is not a picture",
+        "dev-15-img0.png: is not an image",
         "--allow_missing_images 2",
     ):
         assert part in str(caught.value)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="2 of 44 pictures cannot be used"):
+    with pytest.raises(UserError, match="2 of 44 images cannot be used"):
         runner.run(
             small(tmp_path / "run", data={"type": "cirr", "allow_missing_images": 1}, data_dir=data)
         )
@@ -324,7 +324,7 @@ def test_wrong_data_flags_end_with_one_error(flags: str, message: str, tmp_path:
 
 
 def test_dry_run_lists_everything_at_once(tmp_path: Path) -> None:
-    """Annotations and pictures of both splits, and the settings, in one table, one file and one
+    """Annotations and images of both splits, and the settings, in one table, one file and one
     exit code."""
     data, run = spoiled(tmp_path / "data"), tmp_path / "run"
     captions, splits = data / "captions", data / "image_splits"
@@ -348,10 +348,10 @@ def test_dry_run_lists_everything_at_once(tmp_path: Path) -> None:
     for message, count in (
         ("'caption' must be text, found null", 30),
         ("target_hard 'train-none' is not in split.rc2.train.json", 1),
-        ("the path of 'dev-1-img0' leads out of the picture folder", 1),
+        ("the path of 'dev-1-img0' leads out of the image folder", 1),
         ("train-4-img0.png: is empty", 1),
         ("train-", 22 + 1),
-        ("dev-15-img0.png: is not a picture but a web page", 1),
+        ("dev-15-img0.png: is not an image but a web page", 1),
         ("model.path", 1),
     ):
         assert sum(message in line for line in said) == count, (message, said)
@@ -360,5 +360,5 @@ def test_dry_run_lists_everything_at_once(tmp_path: Path) -> None:
     assert f"{len(said)} problems, in the table above." in done.stderr
     assert "problems.json" in done.stderr
     assert "--allow_missing_images 21" in done.stderr and not run.exists()
-    for line in ("looked at 44 pictures in", "a second"):
+    for line in ("looked at 44 images in", "a second"):
         assert line in done.stderr

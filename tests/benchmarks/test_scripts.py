@@ -25,8 +25,8 @@ LIMIT = 600
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A program, flags that make its work small, and what it says last. PICTURES is a directory of
-    pictures, RUN that of a finished run, OUT an empty one."""
+    """A program, flags that make its work small, and what it says last. IMAGES is a directory of
+    images, RUN that of a finished run, OUT an empty one."""
 
     program: str
     flags: str = ""
@@ -56,7 +56,7 @@ CASES = (
     Case("benchmarks/knn_text.py", "--samples 200 --dimensions 16 --repeats 2", "clustered: "),
     Case(
         "benchmarks/image_check.py",
-        "--pictures PICTURES --num 6 --workers 1 --repeats 1",
+        "--images IMAGES --num 6 --workers 1 --repeats 1",
         "6 files, 1 workers",
     ),
     Case(
@@ -73,7 +73,7 @@ CASES = (
     ),
     Case(
         "benchmarks/search_latency.py",
-        "--experiment_dir RUN --pictures 12 --queries 3 --k 2",
+        "--experiment_dir RUN --images 12 --queries 3 --k 2",
         "page, by POST",
     ),
     Case(
@@ -131,8 +131,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("images")
     for row in range(4):
         Image.fromarray(build_splits()["train"].pixels(row)).save(directory / f"{row}.png")
     return directory
@@ -143,9 +143,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "case", CASES, ids=lambda case: f"{case.program} {case.flags}".replace("/", "|")[:60].strip()
 )
 def test_it_ends_well(
-    case: Case, shell: Shell, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest
+    case: Case, shell: Shell, images: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    places = {"PICTURES": pictures, "OUT": tmp_path / "out"}
+    places = {"IMAGES": images, "OUT": tmp_path / "out"}
     if "RUN" in case.flags:
         places["RUN"] = request.getfixturevalue("finished")
     flags = [str(places.get(word, word)) for word in shlex.split(case.flags)]

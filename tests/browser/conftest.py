@@ -1,5 +1,5 @@
 """A headless Chromium that fails a test for what a person would not see: console errors, requests,
-missing pictures."""
+missing images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any) -> Iterator[Callable[..., Page]]:
     """`opened(url, **context)` is the loaded page. At the end of the test nothing may have gone
     wrong in any of them: no console error, no uncaught exception, no failed request, no request off
-    this machine, no broken picture."""
+    this machine, no broken image."""
     pages: list[Page] = []
     wrong: list[str] = []
 
@@ -71,13 +71,13 @@ def opened(browser: Any) -> Iterator[Callable[..., Page]]:
 
     yield open_page
     for page in pages:
-        wrong += [f"broken picture: {url[:200]}" for url in broken_pictures(page)]
+        wrong += [f"broken image: {url[:200]}" for url in broken_images(page)]
         page.context.close()
     assert wrong == []
 
 
-def broken_pictures(page: Page) -> list[str]:
-    """Pictures that are loaded and have no size, by address; what is far below and not loaded yet
+def broken_images(page: Page) -> list[str]:
+    """Images that are loaded and have no size, by address; what is far below and not loaded yet
     is loaded first."""
     found: list[str] = page.evaluate("""async () => {
             const all = [...document.images];

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.full
 ONE = "shapes:val:00003"
 TEXT = "the red square is now blue"
 SHOWN = re.compile(r"the page is at (http://127\.0\.0\.1:\d+)")
-ID = "Id of a picture of the gallery"
+ID = "Id of an image of the gallery"
 CAPTION = re.compile(r"(\d+): (-?[\d.]+), (.*?)(, right)?")
 
 
@@ -91,7 +91,7 @@ def captions(page: Page, title: str) -> list[str]:
 
 
 def results(page: Page, title: str) -> list[tuple[str, str, str]]:
-    """Image, rank and score of each picture of a gallery."""
+    """Image, rank and score of each image of a gallery."""
     found = [CAPTION.fullmatch(each) for each in captions(page, title)]
     assert None not in found, captions(page, title)
     return [(each[3], each[1], each[2]) for each in found if each is not None]
@@ -136,7 +136,7 @@ def test_a_result_becomes_the_reference_by_the_keyboard(page: Page) -> None:
     expect(page.get_by_test_id("toast-body")).to_have_count(0)
 
 
-def test_an_example_marks_the_right_picture(page: Page, engine: Any) -> None:
+def test_an_example_marks_the_right_image(page: Page, engine: Any) -> None:
     query = engine.gallery.queries[0]
     page.get_by_role("button", name=query.text[:40]).press("Enter")
     found = results(page, "Iteration 1")
@@ -144,7 +144,7 @@ def test_an_example_marks_the_right_picture(page: Page, engine: Any) -> None:
     expect(page.get_by_label("What should be different")).to_have_value(query.text)
     right = {image for image, _, _ in found} & engine.gallery.right[query.reference, query.text]
     assert sum(each.endswith(", right") for each in captions(page, "Iteration 1")) == len(right)
-    assert page.get_by_text("the right picture is not among these 10").count() == (not right)
+    assert page.get_by_text("the right image is not among these 10").count() == (not right)
 
 
 def test_uploads_good_and_bad(page: Page, finished: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_uploads_good_and_bad(page: Page, finished: Path, tmp_path: Path) -> Non
     page.get_by_label(ID).fill(ONE)
     page.locator("input[type=file]").set_input_files(rubbish)
     expect(page.get_by_test_id("toast-text")).to_have_text(
-        "the upload is not a picture of a known kind. Give another picture."
+        "the upload is not an image of a known kind. Give another image."
     )
     page.get_by_role("button", name="Clear").last.click()
     page.locator("input[type=file]").set_input_files(good)
@@ -169,31 +169,31 @@ def test_uploads_good_and_bad(page: Page, finished: Path, tmp_path: Path) -> Non
 
 def test_nothing_asked_is_a_message_and_text_stays_text(page: Page, finished: Path) -> None:
     page.get_by_role("button", name="Search", exact=True).click()
-    expect(page.get_by_text("nothing to search for: give a reference picture")).to_be_visible()
+    expect(page.get_by_text("nothing to search for: give a reference image")).to_be_visible()
     ask(page, " ")
     expect(page.get_by_text("the text is empty")).to_be_visible()
     hostile = "<img src=x onerror=alert(1)> ${1+1} {{2}}"
     ask(page, hostile)
     assert results(page, "Iteration 1") == by_command(finished, "1", "--text", hostile)
     ask(page, TEXT, hostile)
-    expect(page.get_by_text(f"reference {hostile!r} is no picture of shapes val")).to_be_visible()
+    expect(page.get_by_text(f"reference {hostile!r} is no image of shapes val")).to_be_visible()
     expect(page.locator("img[src='x']")).to_have_count(0)
 
 
 def test_the_gallery_is_paged(page: Page) -> None:
-    page.get_by_role("button", name="Pictures of the gallery").click()
-    pictures = block(page, "Page").locator(".caption-label")
-    expect(pictures).to_have_count(24)
+    page.get_by_role("button", name="Images of the gallery").click()
+    images = block(page, "Page").locator(".caption-label")
+    expect(images).to_have_count(24)
     page.get_by_label("Page", exact=True).fill("9")
-    expect(pictures).to_have_count(18)
+    expect(images).to_have_count(18)
     expect(page.get_by_label("Page", exact=True)).to_have_value("3")
-    page.get_by_label("Pictures whose name contains").fill(ONE)
-    expect(pictures).to_have_text([ONE])
-    block(page, "Page 1 of 1: 1 of 1 pictures").get_by_role("button").click()
+    page.get_by_label("Images whose name contains").fill(ONE)
+    expect(images).to_have_text([ONE])
+    block(page, "Page 1 of 1: 1 of 1 images").get_by_role("button").click()
     expect(page.get_by_label(ID)).to_have_value(ONE)
     expect(block(page, "Reference").locator(".caption-label")).to_have_text(ONE)
-    page.get_by_label("Pictures whose name contains").fill("<b>none</b>")
-    expect(page.get_by_text("Page 1 of 1: 0 of 0 pictures")).to_be_visible()
+    page.get_by_label("Images whose name contains").fill("<b>none</b>")
+    expect(page.get_by_text("Page 1 of 1: 0 of 0 images")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -22,8 +22,8 @@ def photographs(num: int, directory: Path) -> tuple[FileImages, list[ImageId]]:
         pytest.skip(f"needs {num} photographs in {PHOTOS}, which has {len(files)}")
     paths = {}
     for number, file in enumerate(files[:: len(files) // num][:num]):
-        picture = Image.open(file).convert("RGB")
-        picture.thumbnail((200 - 24 * number, 200 - 24 * number))
+        image = Image.open(file).convert("RGB")
+        image.thumbnail((200 - 24 * number, 200 - 24 * number))
         paths[ImageId(f"photo {number}")] = directory / f"{number}.png"
-        picture.save(directory / f"{number}.png")
+        image.save(directory / f"{number}.png")
     return FileImages(paths), list(paths)

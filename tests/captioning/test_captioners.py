@@ -142,7 +142,7 @@ def test_yes_is_a_probability_that_does_not_depend_on_what_else_is_asked(subject
 
 
 @every_model
-def test_the_pictures_show_in_the_answers(subject: Subject) -> None:
+def test_the_images_show_in_the_answers(subject: Subject) -> None:
     one = subject.requests[0]
     turned = CaptionRequest(one.image, one.reference, one.text)
     p, q = subject.eyes(9).yes_probability(subject.prompts.verify, [one, turned], "test")
@@ -304,7 +304,7 @@ def test_greedy_texts_are_those_of_transformers_fed_with_one_question(subject: S
 
 
 def sized(subject: Subject, ids: list[ImageId]) -> list[Any]:
-    """Pictures in the size that the family's own image processor gives them."""
+    """Images in the size that the family's own image processor gives them."""
     source: Images = subject.images
     patch = 2 * subject.captioner.processor.image_processor.patch_size
     pictures = [source.load(image) for image in ids]
@@ -315,7 +315,7 @@ def sized(subject: Subject, ids: list[ImageId]) -> list[Any]:
     return out
 
 
-def test_pictures_stand_side_by_side_whole() -> None:
+def test_images_stand_side_by_side_whole() -> None:
     left, right = Image.new("RGB", (40, 64), (255, 0, 0)), Image.new("RGB", (60, 32), (0, 0, 255))
     plain, square = side_by_side(left, right, square=False), side_by_side(left, right, square=True)
     assert plain.size == (40 + 2 + 60, 64) and square.size == (102, 102)

@@ -114,7 +114,7 @@ def test_rows_read_in_parts_are_those_read_whole(
 
 def test_texts_are_those_of_transformers_asked_one_by_one(case: Case) -> None:
     """Against the library's own way, from pixels: logits and greedy texts of a batch that shares
-    pictures, and sampled texts, which random models vary more, of one that shares nothing but the
+    images, and sampled texts, which random models vary more, of one that shares nothing but the
     question."""
     captioner, rewrite = case.captioner, case.prompts.rewrite
     greedy = case.eyes().generate(rewrite, case.requests, 8, [0.0], 0, "test")
@@ -158,7 +158,7 @@ def test_batches_decide_no_greedy_text_and_no_judgement(case: Case) -> None:
 def test_a_repetition_penalty_does_not_look_at_padding_inside_a_row(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that share pictures are padded where what they share ends, too."""
+    """Rows that share images are padded where what they share ends, too."""
     rewrite, vlm = case.prompts.rewrite, case.captioner.vlm
     monkeypatch.setattr(vlm.generation_config, "repetition_penalty", 1.3)
     monkeypatch.setattr(vlm.generation_config, "eos_token_id", [572, END])
@@ -186,7 +186,7 @@ def test_a_question_is_read_once_for_all_its_answers(
         called.clear()
 
 
-def test_a_text_before_the_pictures_leaves_nothing_to_share(
+def test_a_text_before_the_images_leaves_nothing_to_share(
     case: Case, called: list[tuple[int, int]]
 ) -> None:
     prompt = Prompt("before-1", "{text}: {image}{image}")

@@ -38,7 +38,7 @@ def test_bars_of_captioning_have_a_rate_and_the_stage_too(
     share: tuple[int, int], unit: str, tmp_path: Path
 ) -> None:
     def undrawn(image: ImageId) -> Any:
-        raise AssertionError("the template looks at no picture")
+        raise AssertionError("the template looks at no image")
 
     eyes = BatchedCaptioner(
         TemplateFoundation().build(), DrawnImages(undrawn), tmp_path, 2, progress, share=share

@@ -140,7 +140,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_answers_are_those_of_the_same_model_by_transformers(
     stand_in: None, tmp_path: Path
 ) -> None:
-    """Prompts, pictures, seeds and log probabilities arrive as the interface has them: the answers
+    """Prompts, images, seeds and log probabilities arrive as the interface has them: the answers
     are equal."""
     path = str(WRITERS["llava_onevision"](tmp_path / "model"))
     foundation = VllmFoundation(path=path, dtype="float32", max_side=120)

@@ -1,4 +1,4 @@
-"""Own data in Hugging Face `datasets`: pictures in the rows, in a gallery table, or in a folder;
+"""Own data in Hugging Face `datasets`: images in the rows, in a gallery table, or in a folder;
 mistakes named."""
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def colour_of(split: Any, image: Any) -> str:
     return next(name for name, value in COLOURS.items() if value == pixel)
 
 
-def test_pictures_in_the_rows(tmp_path: Path) -> None:
+def test_images_in_the_rows(tmp_path: Path) -> None:
     data = build(save(tmp_path, INSIDE, pictures=("before", "after")), columns=COLUMNS)
     [part] = data.eval_splits("val")
     assert [q.text for q in part.queries] == ["is green and has no red", "is blue"]
-    assert len(part.gallery.ids) == 3  # the green picture is in two rows
+    assert len(part.gallery.ids) == 3  # the green image is in two rows
     assert [colour_of(part, q.reference) for q in part.queries] == ["red", "green"]
     assert part.relevance is not None
     assert [colour_of(part, part.relevance.targets[q.id]) for q in part.queries] == [
@@ -79,13 +79,13 @@ def test_pictures_in_the_rows(tmp_path: Path) -> None:
     assert data.digest == build(tmp_path, columns=COLUMNS).digest
 
 
-def test_pictures_in_a_gallery_table(tmp_path: Path) -> None:
+def test_images_in_a_gallery_table(tmp_path: Path) -> None:
     [part] = build(save(tmp_path, NAMED, GALLERY), gallery=TABLE).eval_splits("val")
     assert part.gallery.ids == ("0", "1", "2") and [q.reference for q in part.queries] == ["0", "1"]
     assert [colour_of(part, image) for image in part.gallery.ids] == list(COLOURS)
 
 
-def test_pictures_in_a_folder_beside_a_folder_of_parquet(tmp_path: Path) -> None:
+def test_images_in_a_folder_beside_a_folder_of_parquet(tmp_path: Path) -> None:
     rows = [{"reference": "red.png", "text": "is green", "target": "green.png"}]
     for name in ("train", "validation"):
         datasets.Dataset.from_list(rows).to_parquet(
@@ -137,12 +137,12 @@ WRONG: dict[str, tuple[Any, ...]] = {
         {"columns": COLUMNS, "val": "dev"},
         "has no split 'dev'; there are: train, validation",
     ),
-    "no picture": inside("row 0: 'reference' must be text, found null", before=None),
+    "no image": inside("row 0: 'reference' must be text, found null", before=None),
     "no text": inside("row 0: 'text' must be text, found null", say=None),
     "empty text": inside("row 0: has no 'text'", say=[" "]),
-    "no picture file": inside("row 0 after: is not a picture but", after=TEXT_FILE),
+    "no image file": inside("row 0 after: is not an image but", after=TEXT_FILE),
     "no target": inside("1 of 2 lines have no targets, and others have", after=None),
-    "named and nowhere": named("names its pictures, so say where they are: data.gallery"),
+    "named and nowhere": named("names its images, so say where they are: data.gallery"),
     "not in the gallery": named(
         "row 1: target '2' is not in the gallery", GALLERY[:2], gallery=TABLE
     ),
@@ -150,16 +150,16 @@ WRONG: dict[str, tuple[Any, ...]] = {
         "row 3: the id '0' is there more than once", [*GALLERY, GALLERY[0]], gallery=TABLE
     ),
     "gallery of words": named(
-        "the column 'picture' holds no pictures",
-        [{"id": 0, "picture": "x"}],
-        gallery={"split": "gallery", "image": "picture"},
+        "the column 'image' holds no images",
+        [{"id": 0, "image": "x"}],
+        gallery={"split": "gallery", "image": "image"},
     ),
-    "no folder": named("photos: is no directory of pictures", images="photos"),
+    "no folder": named("photos: is no directory of images", images="photos"),
     "both": (
         INSIDE,
         GALLERY,
         {"columns": COLUMNS, "gallery": TABLE},
-        "holds its pictures in reference, target; leave",
+        "holds its images in reference, target; leave",
     ),
 }
 

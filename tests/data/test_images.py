@@ -1,4 +1,4 @@
-"""Odd pictures either load as a person would see them, or are named."""
+"""Odd images either load as a person would see them, or are named."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def directory(path: Path) -> Path:
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda path: path, "is not there"),
     "empty": (written(b""), "is empty"),
-    "text": (written(b"not a picture"), "is not a picture of a known kind"),
-    "html": (written(b"<html>404</html>"), "is not a picture but a web page"),
+    "text": (written(b"not an image"), "is not an image of a known kind"),
+    "html": (written(b"<html>404</html>"), "is not an image but a web page"),
     "head": (written(b"\x89PNG\r\n\x1a\n"), ""),
     "cut": (truncated, "cannot be decoded"),
     "bomb": (bomb, "pixels"),
@@ -142,7 +142,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_picture_that_cannot_be_used_is_named(name: str, tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_used_is_named(name: str, tmp_path: Path) -> None:
     make, message = BAD[name]
     path = make(tmp_path / f"{name}.jpg")
     with pytest.raises(BadImage) as caught:

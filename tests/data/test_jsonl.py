@@ -24,7 +24,7 @@ def folder(directory: Path, lines: list[Any]) -> Path:
         path = directory / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (red, 0, 0)).save(path, "PNG")
-    (directory / "images" / "notes.txt").write_text("no picture")
+    (directory / "images" / "notes.txt").write_text("no image")
     (directory / "val.jsonl").write_text(
         "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines)
     )
@@ -96,7 +96,7 @@ def test_a_gallery_list_decides_what_is_ranked(tmp_path: Path) -> None:
     assert part.gallery.ids == ("a.png", "sub/b.png")
 
 
-def test_a_picture_that_a_line_names_and_the_folder_lacks_is_missing(tmp_path: Path) -> None:
+def test_a_image_that_a_line_names_and_the_folder_lacks_is_missing(tmp_path: Path) -> None:
     directory = folder(
         tmp_path,
         [LINE, LINE | {"reference": "gone.png"}, LINE | {"positives": ["gone.png"], "id": "p"}],
@@ -121,16 +121,14 @@ def test_in_a_gallery_list_every_image_must_stand(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_made_again(tmp_path: Path) -> None:
     directory = folder(tmp_path, [LINE])
-    (directory / "images" / "a.png").write_text("no picture")
+    (directory / "images" / "a.png").write_text("no image")
     for content in (None, "{", "[]", '{"bad": 3}', "", '{"schema": 1}'):
         for record in (directory / "cache" / "images").glob("*.json"):
             record.write_text(record.read_text() if content is None else content)
-        with pytest.raises(UserError, match=r"a\.png: is not a picture of a known kind"):
+        with pytest.raises(UserError, match=r"a\.png: is not an image of a known kind"):
             val(directory)
         [record] = (directory / "cache" / "images").glob("*.json")
-        assert json.loads(record.read_text())["bad"] == {
-            "a.png": "is not a picture of a known kind"
-        }
+        assert json.loads(record.read_text())["bad"] == {"a.png": "is not an image of a known kind"}
 
 
 def listed(text: str) -> Callable[[Path], object]:
@@ -187,8 +185,8 @@ def test_each_mistake_is_named(name: str, tmp_path: Path) -> None:
     ("change", "message"),
     [
         (listed("a.png\na.png\nsub/b.png"), "'a.png' is there more than once"),
-        (listed("a.png\n../secret.png"), "'../secret.png' is not inside the picture folder"),
-        (listed("/etc/x.png"), "'/etc/x.png' is not inside the picture folder"),
+        (listed("a.png\n../secret.png"), "'../secret.png' is not inside the image folder"),
+        (listed("/etc/x.png"), "'/etc/x.png' is not inside the image folder"),
         (lambda directory: None, "gallery.txt: there is no such file"),
     ],
 )

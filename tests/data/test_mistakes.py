@@ -37,7 +37,7 @@ def lines(rows: list[Any]) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Six pictures and as many triplets, for training and for evaluation."""
+    """Six images and as many triplets, for training and for evaluation."""
     splits.warn_once.cache_clear()
     own.warn_once.cache_clear()
     (tmp_path / "data" / "images").mkdir(parents=True)
@@ -151,7 +151,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], *tuple[str, ...]]] = {
     ),
     "a prefix": (named(lambda n: f"photos/{n}"), f"photos/p0.png: is not there; {INSTEAD_OF_P0}"),
     "a folder called photos": (
-        lambda d: (d / "images").rename(d / "photos"), "pictures are in 'photos'", "--data.images",
+        lambda d: (d / "images").rename(d / "photos"), "images are in 'photos'", "--data.images",
     ),
     "backslashes": (named(lambda n: f"images\\{n}"), f"is not in the gallery; {INSTEAD_OF_P0}"),
     "a path of Windows": (named(lambda n: f"C:\\shop\\images\\{n}"), INSTEAD_OF_P0),
@@ -175,10 +175,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], *tuple[str, ...]]] = {
         copied, "same image, 'p1.png'; 'p0.png' has the same bytes",
     ),
     "broken and missing": (
-        broken, "p0.png: is not a picture but a web page", "p1.png: is not there",
+        broken, "p0.png: is not an image but a web page", "p1.png: is not there",
         "--allow_missing_images 2",
     ),
-    "no pictures": (emptied, "holds no pictures (", ".avif"),
+    "no images": (emptied, "holds no images (", ".avif"),
 }  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def test_each_mistake_is_one_short_message(name: str, data: Path) -> None:
 
 
 def accented(file: str, annotations: str) -> Callable[[Path], object]:
-    """A picture of an accented name, in these two forms of Unicode."""
+    """An image of an accented name, in these two forms of Unicode."""
 
     def apply(directory: Path) -> None:
         image = directory / "images" / "p0.png"
@@ -226,7 +226,7 @@ GOOD: dict[str, Callable[[Path], object]] = {
     "a mark and CRLF": raw(b"\xef\xbb\xbf" + lines(ROWS).replace("\n", "\r\n").encode()),
     "blank lines": raw("\n\n" + lines(ROWS).replace("\n", "\n\n")),
     "umlauts, capitals, three levels": nested,
-    "a linked folder of pictures": linked,
+    "a linked folder of images": linked,
     "hidden files": hidden,
     "names in NFD": accented("NFD", "NFC"),
     "annotations in NFD": accented("NFC", "NFD"),
@@ -259,7 +259,7 @@ def test_equal_bytes_are_one_image_said_once(data: Path, caplog: pytest.LogCaptu
     assert part.relevance is not None
     assert part.relevance.positives[part.queries[-1].id] == {"copy2.png"}
     said = [r.getMessage() for r in caplog.records if "bytes of another" in r.getMessage()]
-    assert len(said) == 1 and "2 of 8 pictures" in said[0]
+    assert len(said) == 1 and "2 of 8 images" in said[0]
     assert "'p1.png', which is 'copy1.png'" in said[0]
 
 
@@ -268,10 +268,10 @@ def test_copies_that_cannot_be_used_are_each_named(data: Path) -> None:
         (data / "images" / name).write_text("<html>404</html>")
     with pytest.raises(UserError) as caught:
         train(data)
-    assert all(f"{name}.png: is not a picture" in str(caught.value) for name in "xy")
+    assert all(f"{name}.png: is not an image" in str(caught.value) for name in "xy")
 
 
-def test_pictures_of_all_kinds_are_in_the_gallery_and_others_named(
+def test_images_of_all_kinds_are_in_the_gallery_and_others_named(
     data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kinds = {"avif": "AVIF", "jfif": "JPEG", "jpe": "JPEG", "jp2": "JPEG2000"}
@@ -317,7 +317,7 @@ def test_the_data_directory_is_a_file_or_misspelt(
         DataPaths(Path("shop"), data / "cache", lambda items, _: items).require_dir("jsonl")
 
 
-def test_pictures_of_a_benchmark_in_another_folder_are_pointed_at(tmp_path: Path) -> None:
+def test_images_of_a_benchmark_in_another_folder_are_pointed_at(tmp_path: Path) -> None:
     directory = write_cirr(tmp_path / "cirr", 1)
     (directory / "NLVR2").mkdir()
     (directory / "dev").rename(directory / "NLVR2" / "dev")
@@ -359,8 +359,8 @@ def table(directory: Path, head: str = HEAD, sign: str = ",") -> None:
             "a,caption,b", ",", {"images": "images"},
             ("has no column 'text'; there are: a, caption, b", "--data.columns.text"),
         ),
-        (HEAD, ",", {}, ("names its pictures, so say where they are", "--data.images images")),
-        (HEAD, ",", {"images": "photos"}, ("pictures are in 'images'", "--data.images")),
+        (HEAD, ",", {}, ("names its images, so say where they are", "--data.images images")),
+        (HEAD, ",", {"images": "photos"}, ("images are in 'images'", "--data.images")),
     ],
 )  # fmt: skip
 def test_each_mistake_with_a_table_is_one_short_message(
@@ -445,7 +445,7 @@ def test_a_link_to_nothing_is_not_a_file_elsewhere(data: Path) -> None:
     ("content", "what"),
     [
         (LFS.encode() + b"size 12\n", "is a pointer of Git LFS"),
-        (b"<!DOCTYPE html>\n<html>404</html>", "is not a picture but a web page"),
+        (b"<!DOCTYPE html>\n<html>404</html>", "is not an image but a web page"),
     ],
 )
 def test_what_a_download_left_is_named(data: Path, content: bytes, what: str) -> None:

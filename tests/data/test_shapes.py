@@ -310,7 +310,7 @@ def test_case_and_full_stop_do_not_matter() -> None:
     assert read("make the red circle blue") == read(" Make the red circle BLUE. ") == wanted
 
 
-# the pictures
+# the images
 
 
 @given(seed=seeds, look=st.sampled_from((PRETRAIN, TARGET, WIDE)))
@@ -342,7 +342,7 @@ def test_change_shows_where_it_is_made_and_nowhere_else(seed: int, look: RenderS
     assert changed[top : top + 28, left : left + 28].any() and not around.any()
 
 
-def test_twins_are_one_scene_in_two_pictures(splits: dict[str, Scenes]) -> None:
+def test_twins_are_one_scene_in_two_images(splits: dict[str, Scenes]) -> None:
     split = splits["val"]
     rows = range(FAMILY_SIZE)
     twins = [(i, j) for i, j in combinations(rows, 2) if split.scenes[i] == split.scenes[j]]

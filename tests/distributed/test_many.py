@@ -81,7 +81,7 @@ def test_shares_put_together_have_the_bytes_of_one_process(
 
 
 @pytest.mark.full
-def test_a_run_is_evaluated_in_more_processes_on_grey_pictures_of_another_split(
+def test_a_run_is_evaluated_in_more_processes_on_grey_images_of_another_split(
     finished: Path,
 ) -> None:
     asked = {

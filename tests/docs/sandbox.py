@@ -76,7 +76,7 @@ class World:
         np.save(home / "R.npy", np.arange(20) + 20)
 
     def _photographs(self) -> None:
-        """Six pictures of four kinds: real ones where they are at hand, else drawn ones."""
+        """Six images of four kinds: real ones where they are at hand, else drawn ones."""
         samples = []
         for number, kind in enumerate(KINDS):
             folder = self.home / "photos" / kind

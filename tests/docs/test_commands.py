@@ -62,7 +62,7 @@ def test_command(row: Row, world: World) -> None:
 @pytest.mark.full
 def test_the_tutorial_ran_on_photographs(world: World) -> None:
     if not PHOTOS.is_dir():
-        pytest.skip(f"no photographs in {PHOTOS}; the tutorial ran on drawn pictures")
+        pytest.skip(f"no photographs in {PHOTOS}; the tutorial ran on drawn images")
     assert {path.suffix for path in (world.home / "photos").rglob("*.*")} == {".jpg"}
 
 

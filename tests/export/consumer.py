@@ -41,8 +41,8 @@ for name, card in asked["cards"].items():
         for each in asked["inputs"]
     ]
     made = np.stack([space["embed"](each)[0].numpy() for each in given])
-    pictures = [each for each in given if "image" in each]
-    together = space["embed"](*pictures).numpy()
+    images = [each for each in given if "image" in each]
+    together = space["embed"](*images).numpy()
     np.save(Path(asked["out"]) / f"{name}.npy", made)
     np.save(Path(asked["out"]) / f"{name}_together.npy", together)
     np.save(Path(asked["out"]) / f"{name}_scores.npy", space["scores"].numpy())

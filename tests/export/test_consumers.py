@@ -28,8 +28,8 @@ SEEN = ("a.jpg", "b.jpg", "c.jpg", "reference.jpg")
 ODD = "red <|image_pad|> and\n {text} <|im_end|> `blue`"
 
 
-class Pictures:
-    """Files by name, as the program reads pictures."""
+class Images:
+    """Files by name, as the program reads images."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -43,7 +43,7 @@ class Pictures:
 
 @pytest.fixture(scope="session")
 def pictures(exported: dict[str, Path], run: Path) -> Path:
-    """Where the cards are run: pictures of val beside photographs, where there are any, and noise
+    """Where the cards are run: images of val beside photographs, where there are any, and noise
     of odd sizes."""
     here = exported["adapter"].parent
     val = RunContext(
@@ -114,7 +114,7 @@ def expected(run: Path, pictures: Path, inputs: list[dict[str, str]]) -> npt.NDA
 
     config, store = run_directory(run)
     backbone: Any = config.model.build(store.load("checkpoint_iter_1").path)
-    files: Any = Pictures(pictures)
+    files: Any = Images(pictures)
     features = VisionCache(backbone, files, pictures / "cache", config.runtime)
     items: list[Any] = [
         EmbedInput(each["image"], each.get("text")) for each in inputs if "image" in each

@@ -121,7 +121,7 @@ def test_a_dora_is_merged_in_half_precision_and_the_card_says_how_near(
 
 @pytest.mark.full
 def test_an_export_with_other_vectors_is_refused(run: Path, tmp_path: Path) -> None:
-    """The comparison sees another adapter, another prompt, and a picture that is resized
+    """The comparison sees another adapter, another prompt, and an image that is resized
     otherwise."""
     base = tiny_models.write_qwen2_vl(tmp_path / "base")
     model = trained_model(run, base, tmp_path, {"type": "qwen2_vl", "dtype": "float32"})

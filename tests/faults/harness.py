@@ -92,8 +92,8 @@ SCENES = {
         start="finished",
         script="src/cirloop/tools/search/__main__.py",
     ),
-    "pictures": Scene(("--dry_run",), start="pictures", config="pictures.yaml"),
-    "problems": Scene((), start="pictures", config="problems.yaml", code=2),
+    "images": Scene(("--dry_run",), start="images", config="images.yaml"),
+    "problems": Scene((), start="images", config="problems.yaml", code=2),
 }
 
 
@@ -188,8 +188,8 @@ class Harness:
         killed one left it."""
         if name == "broken":
             return self._broken
-        if name == "pictures":
-            return self._pictures
+        if name == "images":
+            return self._images
         self.recorded("run")
         return self.home / ("finished" if name == "finished" else f"states/{name}")
 
@@ -203,8 +203,8 @@ class Harness:
         return case
 
     @cached_property
-    def _pictures(self) -> Path:
-        """Data of one's own; the list of test queries names a picture that is not there."""
+    def _images(self) -> Path:
+        """Data of one's own; the list of test queries names an image that is not there."""
         data = self.home / "data"
         (data / "images").mkdir(parents=True)
         for n in range(3):
@@ -219,7 +219,7 @@ class Harness:
         bad = {**rows[0], "target": "gone.png"}
         (data / "test.jsonl").write_text(json.dumps(bad) + "\n")
         own = {**VERY_SMALL, "data": {"type": "jsonl"}, "data_dir": str(data), "num_iterations": 0}
-        for split, name in (("val", "pictures"), ("test", "problems")):
+        for split, name in (("val", "images"), ("test", "problems")):
             settings = {**own, "evaluation": {"split": split}}
             (self.home / f"{name}.yaml").write_text(yaml.safe_dump(settings))
         return self.home / "none"

@@ -121,7 +121,7 @@ POINTS = (
     Point("backbones.tensor_cache:TensorCache.write", SHARD, "save chmod remove"),
     Point("backbones.tensor_cache:TensorCache.write", f"{SHARD}.safetensors", "rename"),
     Point("backbones.tensor_cache:_touch", f"{SHARD}.safetensors", "utime"),
-    Point("data.paths:DataPaths._check", "CACHE/images/*.json", TEXT, "pictures"),
+    Point("data.paths:DataPaths._check", "CACHE/images/*.json", TEXT, "images"),
     Point("stages.preflight:check", "CACHE/problems.json", TEXT, "problems"),
     # searching
     Point("tools.search.index:Index.write", "CACHE/search", "mkdir sync", "search"),

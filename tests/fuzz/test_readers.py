@@ -125,7 +125,7 @@ BYTES: dict[str, bytes] = {
     "escaped ones": b'["\\u0000\\u001b[2J"]',
     "right to left": '["\u202eabc"]'.encode(),
     "HTML": b"<!doctype html><script>alert(1)</script>",
-    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(50),
+    "an image": b"\x89PNG\r\n\x1a\n" + bytes(50),
     "a zip": b"PK\x03\x04" + bytes(50),
     "a pickle": b"\x80\x04\x95\x06\x00\x00\x00\x00\x00\x00\x00]\x94K\x01a.",
     "YAML that unfolds": laughs().encode(),

@@ -92,7 +92,7 @@ def test_the_reason_of_the_end_is_in_it(error: BaseException, last: str, tmp_pat
 def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> None:
     before = warnings.showwarning
     with RunLog(tmp_path) as attempt:
-        logger.info("12 pictures are missing")
+        logger.info("12 images are missing")
         assert [*tmp_path.iterdir()] == []
         path = attempt.open()
         with warnings.catch_warnings():
@@ -101,7 +101,7 @@ def test_what_came_before_the_file_and_warnings_are_in_it(tmp_path: Path) -> Non
         logger.info("embed: 3 of 9", extra={"bar": True})
         logging.getLogger("other").debug("a detail")
     said = messages(path)
-    assert said[1] == "12 pictures are missing" and "embed: 3 of 9" in said
+    assert said[1] == "12 images are missing" and "embed: 3 of 9" in said
     assert any("UserWarning: an odd shape" in line for line in said) and "a detail" not in said
     assert warnings.showwarning is before
 

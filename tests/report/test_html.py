@@ -199,15 +199,15 @@ def test_secrets_are_hidden(copied: RunConfig, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.full
-def test_pictures_that_are_gone_leave_tiles_that_say_so(copied: RunConfig) -> None:
+def test_images_that_are_gone_leave_tiles_that_say_so(copied: RunConfig) -> None:
     assert copied.data_dir is not None
     before = page_of(copied)
     (copied.data_dir / "images" / "000001.jpg").unlink()
     some = page_of(copied)
     assert 0 < some.tags["img"] < before.tags["img"]
-    assert "Missing pictures. 1 of" in " ".join(some.text.split())
+    assert "Missing images. 1 of" in " ".join(some.text.split())
     shutil.rmtree(copied.data_dir / "images")
-    assert "No pictures." in page_of(copied).text
+    assert "No images." in page_of(copied).text
     shutil.rmtree(copied.data_dir)
     none = page_of(copied)
     assert "img" not in none.tags and "there is no such directory" in none.text
@@ -255,16 +255,16 @@ def test_a_report_of_thirty_iterations_is_bounded(tmp_path: Path) -> None:
     large = rebuild(made(tmp_path / "b", iterations=30)).read_text("utf-8")
     page = read(large)
     assert len(large) < 2 * small and page.tags["img"] < 800
-    assert "5 of 32 comparisons are shown with pictures" in " ".join(page.text.split())
+    assert "5 of 32 comparisons are shown with images" in " ".join(page.text.split())
     assert len(page.tables["Fractions ± standard errors"]) == 33
 
 
-def test_pictures_stop_at_the_limit(whole: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_stop_at_the_limit(whole: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_data, "MAX_BYTES", 30_000)
     page = page_of(whole)
     sizes = sum(len(value) for name, value in page.attributes if name == "src")
     assert 30_000 <= sizes < 30_000 + 20_000 and page.text.count("left out") > 50
-    assert f"Pictures: {page.tags['img']} of " in page.text
+    assert f"Images: {page.tags['img']} of " in page.text
 
 
 def test_long_texts_are_cut() -> None:
@@ -367,7 +367,7 @@ def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(
     )
     images_GD = np.eye(8, dtype=np.float32)
     query_D = np.arange(8, 0, -1, dtype=np.float32)
-    no_pictures: Any = None
-    assert _best_images(EvalSplit(labeled, gallery, no_pictures), query_D[None], images_GD) == [
+    no_images: Any = None
+    assert _best_images(EvalSplit(labeled, gallery, no_images), query_D[None], images_GD) == [
         list(best)
     ]

@@ -56,7 +56,7 @@ def test_a_run_warns_of_collapsed_embeddings_once_and_keeps_it(
         for _ in range(2):
             run.gallery_embeddings(
                 run.embedder(None), with_grey_images(part)
-            )  # every picture the same
+            )  # every image the same
     (said,) = [record.getMessage() for record in caplog.records]
     assert "a cosine of 1.0000 on average" in said
     with run.costs.stage("b", False):

@@ -56,7 +56,7 @@ def test_every_part_tells_in_its_order(tmp_path: Path) -> None:
     assert float(convolution["differ"]) < 1e-5
     for cache in ("empty", "full"):
         row = rows[f"embed: 4 tokens, batches of 2, {cache} cache"]
-        assert row["pictures_a_second"] > 0
+        assert row["images_a_second"] > 0
     ways = ("padded", "packed")
     padded, packed = (rows[f"train: sdpa, {way}, adapters in float32"] for way in ways)
     assert padded["triplets_a_second"] > 0 and padded["GB"] > 0
@@ -107,7 +107,7 @@ def test_running_out_of_memory_and_failing_are_told_by_name(
 
     def fails(check: Any) -> None:
         check.case("embed", "a large batch", out_of_memory)
-        check.case("embed", "a large picture", refused)
+        check.case("embed", "a large image", refused)
         raise RuntimeError("no kernel image")
 
     parts = {"embed": (fails, 0.5), "limits": (gpu_check.limits, 0.5)}
@@ -116,7 +116,7 @@ def test_running_out_of_memory_and_failing_are_told_by_name(
     assert not gpu_check.run(check)
     rows = rows_of(check.args.output)
     assert "2 GiB" in rows["embed: a large batch"]["out_of_memory"]
-    assert "one of items" in rows["embed: a large picture"]["refused"]
+    assert "one of items" in rows["embed: a large image"]["refused"]
     assert rows["embed: the rest"]["failed"] == "RuntimeError: no kernel image"
     assert rows["limits: copy"]["GB/s"] > 0
     assert "no kernel image" in capsys.readouterr().err

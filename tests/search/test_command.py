@@ -99,7 +99,7 @@ def test_standard_input(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_without_a_query_the_index_is_made_and_nothing_printed(finished: Path) -> None:
     done = command(SCRIPT, "--experiment_dir", finished, "--iteration", "base")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "66 pictures" in done.stderr
+    assert "66 images" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_without_a_query_the_index_is_made_and_nothing_printed(finished: Path) -
         (["--queries", "no.jsonl"], "No such file"),
         (["--queries", "/dev/null"], "is no file"),
         (["--text", " "], "empty"),
-        (["--reference", "no.png"], "no picture of the gallery"),
+        (["--reference", "no.png"], "no image of the gallery"),
         (["--gallry", "x"], "--gallery"),
     ],
 )

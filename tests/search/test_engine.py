@@ -66,7 +66,7 @@ def test_order_and_scores_are_those_of_vectors_computed_apart(
     assert [hit.image for hit in found[:5]] == [image for image, _ in wanted[:5]]
 
 
-def test_a_text_alone_is_asked_about_a_grey_picture(
+def test_a_text_alone_is_asked_about_a_grey_image(
     engine: Engine, apart: Any, gallery_ND: Any
 ) -> None:
     first = engine.gallery.ids[0]
@@ -93,7 +93,7 @@ def test_a_query_is_answered_as_the_run_ranks_it(finished: Path, engine: Engine)
     assert engine.gallery.right[queries[0].reference, queries[0].text] >= {targets[0]}
 
 
-def test_a_picture_from_outside_is_searched_as_if_it_were_inside(
+def test_a_image_from_outside_is_searched_as_if_it_were_inside(
     engine: Engine, tmp_path: Path
 ) -> None:
     engine.gallery.images.load(ONE).save(tmp_path / "one.png")
@@ -136,11 +136,11 @@ def test_references_that_are_none(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "rubbish.jpg").write_bytes(b"rubbish")
     paths = (f"{tmp_path}/no.jpg", f"{tmp_path}/folder", "/dev/zero")
     for given in (*paths, "a\0b", "x" * 5000):
-        with pytest.raises(UserError, match=r"no file|cannot be read|no picture"):
+        with pytest.raises(UserError, match=r"no file|cannot be read|no image"):
             engine.reference(given)
-    with pytest.raises(UserError, match="not a picture of a known kind"):
+    with pytest.raises(UserError, match="not an image of a known kind"):
         engine.reference(str(tmp_path / "rubbish.jpg"))
-    with pytest.raises(UserError, match="is no picture of"):
+    with pytest.raises(UserError, match="is no image of"):
         engine.known(str(tmp_path / "rubbish.jpg"))
     broken = io.BytesIO()
     engine.gallery.images.load(ONE).save(broken, "PNG")

@@ -1,4 +1,4 @@
-"""The index of a folder: kept by content, whole whatever happens, and every picture that cannot be
+"""The index of a folder: kept by content, whole whatever happens, and every image that cannot be
 used is named."""
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from cirloop.tools.search.index import Index
 from cirloop.types import ImageId, UserError
 
 COUNTS = re.compile(
-    r"(\d+) pictures, (\d+) embedded now, (\d+) in the index before, (\d+) no longer there"
+    r"(\d+) images, (\d+) embedded now, (\d+) in the index before, (\d+) no longer there"
 )
 
 
 @pytest.fixture
 def folder(engine: Engine, tmp_path: Path) -> Path:
-    """Nine pictures: six in it, three in a folder of its own."""
+    """Nine images: six in it, three in a folder of its own."""
     place = tmp_path / "photos"
     (place / "more").mkdir(parents=True)
     for number, image in enumerate(engine.gallery.ids[:9]):
         within = place / "more" if number > 5 else place
         engine.gallery.images.load(image).save(within / f"{number}.png")
-    (place / "README.txt").write_text("no picture")
+    (place / "README.txt").write_text("no image")
     (place / ".hidden.png").write_bytes(b"")
     return place
 
@@ -43,7 +43,7 @@ def folder(engine: Engine, tmp_path: Path) -> Path:
 def searched(
     finished: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> Callable[..., list[int]]:
-    """Search the folder anew: pictures, embedded, known before, dropped. `run` is the directory,
+    """Search the folder anew: images, embedded, known before, dropped. `run` is the directory,
     `label` the model."""
 
     def counts(label: str = "1", **options: Any) -> list[int]:
@@ -164,10 +164,10 @@ def test_two_at_once_leave_a_whole_index(tmp_path: Path) -> None:
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
-def test_every_rubbish_picture_is_named(
+def test_every_rubbish_image_is_named(
     finished: Path, folder: Path, tmp_path: Path, searched: Any
 ) -> None:
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("no image")
     (folder / "empty.png").write_bytes(b"")
     (folder / "cut.png").write_bytes((folder / "1.png").read_bytes()[:60])
     (folder / "<b>\x1b[31m.png").write_text("rubbish")
@@ -176,7 +176,7 @@ def test_every_rubbish_picture_is_named(
     said = str(caught.value)
     for name in ("text.jpg", "empty.png", "cut.png", "<b>", "--allow_missing_images 4"):
         assert name in said
-    with pytest.raises(UserError, match="4 of 13 pictures"):
+    with pytest.raises(UserError, match="4 of 13 images"):
         Engine(SearchOptions(experiment_dir=finished, gallery=folder, allow_missing_images=3))
     assert searched(allow_missing_images=4) == [9, 9, 0, 0]
 
@@ -202,6 +202,6 @@ def test_a_folder_that_is_none(finished: Path, tmp_path: Path, what: str) -> Non
     elif what == "none":
         place.mkdir()
         (place / "a.txt").write_text("")
-    said = "holds no pictures" if what == "none" else "no such directory"
+    said = "holds no images" if what == "none" else "no such directory"
     with pytest.raises(UserError, match=said):
         Engine(SearchOptions(experiment_dir=finished, gallery=place))

@@ -260,12 +260,12 @@ def test_an_unreadable_shard_is_missing() -> None:
 
 
 @pytest.mark.parametrize("alteration", ALTERATIONS)
-def test_what_is_known_of_pictures_is_found_out_again(alteration: str, tmp_path: Path) -> None:
+def test_what_is_known_of_images_is_found_out_again(alteration: str, tmp_path: Path) -> None:
     from PIL import Image
 
     files = {"a": tmp_path / "a.png", "b": tmp_path / "b.png"}
     Image.new("RGB", (8, 8)).save(files["a"])
-    files["b"].write_text("no picture")
+    files["b"].write_text("no image")
     data_paths = DataPaths(tmp_path, tmp_path / "cache", lambda items, _: items)
     found = data_paths.unreadable_images("set", files)  # type: ignore[arg-type]
     (record,) = (tmp_path / "cache" / "images").iterdir()
@@ -276,6 +276,6 @@ def test_what_is_known_of_pictures_is_found_out_again(alteration: str, tmp_path:
     assert (
         data_paths.unreadable_images("set", files)
         == found
-        == {"b": "is not a picture of a known kind"}
+        == {"b": "is not an image of a known kind"}
     )  # type: ignore[arg-type]
-    assert schema.read(record, "pictures")["bad"] == found
+    assert schema.read(record, "images")["bad"] == found

@@ -69,7 +69,7 @@ def test_no_request_reads_a_file(client: httpx.Client, engine: Any, tmp_path: Pa
             found = client.get(way.format(name))
             assert found.status_code in (400, 403, 404), (way, name, found.status_code)
         status, body = asked(client, str(name), "red", "1", 1)
-        assert status == 500 and "is no picture of shapes val" in body
+        assert status == 500 and "is no image of shapes val" in body
 
 
 def searched(client: httpx.Client, path: str) -> str:

@@ -304,7 +304,7 @@ def test_benchmarks_that_lead_out_are_refused(name: str, tmp_path: Path) -> None
     path = cirr / "image_splits" / "split.rc2.val.json"
     images = json.loads(path.read_text())
     path.write_text(json.dumps(images | {"planted": name}))
-    with pytest.raises(UserError, match="the path of 'planted' leads out of the picture folder"):
+    with pytest.raises(UserError, match="the path of 'planted' leads out of the image folder"):
         CirrSettings().build(data_paths(cirr)).eval_splits("val")
     fashion = write_fashioniq(tmp_path / "fashion", 1)
     path = fashion / "image_splits" / "split.dress.val.json"
@@ -344,12 +344,12 @@ def test_a_table_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_links_are_read_wherever_they_lead(tmp_path: Path) -> None:
-    """The data directory, the folder of pictures, a folder in it and a picture, each on another
+    """The data directory, the folder of images, a folder in it and an image, each on another
     disk."""
     real = own_data(tmp_path / "real")
     (tmp_path / "disk").mkdir()
-    (real / "images").rename(tmp_path / "disk" / "pictures")
-    (real / "images").symlink_to(tmp_path / "disk" / "pictures")
+    (real / "images").rename(tmp_path / "disk" / "images")
+    (real / "images").symlink_to(tmp_path / "disk" / "images")
     (real / "images" / "b.png").rename(tmp_path / "disk" / "real.bin")
     (real / "images" / "b.png").symlink_to(tmp_path / "disk" / "real.bin")
     (tmp_path / "more").mkdir()
@@ -395,13 +395,13 @@ PLANTED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_picture_is_named(name: str, tmp_path: Path) -> None:
+def test_a_planted_image_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PLANTED[name])
     with pytest.raises(BadImage, match=r"a\.png"):
         FileImages({ImageId("a"): tmp_path / "a.png"}).load(ImageId("a"))
 
 
-def test_a_pipe_and_a_device_are_no_pictures(tmp_path: Path) -> None:
+def test_a_pipe_and_a_device_are_no_images(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     for path in (tmp_path / "a.png", Path("/dev/zero")):
         with pytest.raises(BadImage, match="a pipe or a device"):

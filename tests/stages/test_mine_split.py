@@ -96,7 +96,7 @@ def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
 
 
 def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path: Path) -> None:
-    """`tiny` was not taught to describe one picture, and answers it with nothing."""
+    """`tiny` was not taught to describe one image, and answers it with nothing."""
     attributes = {"domain": "shapes", "image_source": "vlm"}
     config = small(tmp_path, mining={"strategy": {"type": "soft"}}, attributes=attributes)
     run = RunContext(config, Store(tmp_path), config.data.build(None))

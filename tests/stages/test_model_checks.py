@@ -136,7 +136,7 @@ def test_features_that_are_there_need_no_room(
     assert preflight.check(config)
 
 
-def test_the_tokens_of_a_picture_are_those_of_the_model(small: Any, tmp_path: Path) -> None:
+def test_the_tokens_of_a_image_are_those_of_the_model(small: Any, tmp_path: Path) -> None:
     config = small(tmp_path / "run")
     split = config.data.build(None).train
     backbone = config.model.build()
@@ -146,7 +146,7 @@ def test_the_tokens_of_a_picture_are_those_of_the_model(small: Any, tmp_path: Pa
     assert model_checks._tokens(config.model, shapes) == [len(each.tokens) for each in made]
 
 
-def test_a_long_narrow_picture_has_the_tokens_that_its_tower_makes() -> None:
+def test_a_long_narrow_image_has_the_tokens_that_its_tower_makes() -> None:
     from PIL import Image
 
     settings = Qwen2VLSettings(dtype="float32", max_pixels=12544)

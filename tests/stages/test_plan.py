@@ -31,7 +31,7 @@ def test_every_part_of_a_plan(small: Any, tmp_path: Path, monkeypatch: pytest.Mo
         "memory: caption",
         "disk: vision cache",
         "disk: checkpoints",
-        "measured: a picture in the tower",
+        "measured: an image in the tower",
         "measured: an embedding, vision cached",
         "measured: a triplet in a step",
         "measured: an image's texts, written and judged",

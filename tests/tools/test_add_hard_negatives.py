@@ -43,7 +43,7 @@ def read(path: Path) -> Any:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Pictures of three families with a query's text each; two pictures have two texts, two have
+    """Images of three families with a query's text each; two images have two texts, two have
     none of their own."""
     out: list[dict[str, Any]] = [
         {"image": f"{ask.reference}.png", "text": ask.text, "group": ask.reference // FAMILY_SIZE}
@@ -52,13 +52,13 @@ def rows() -> list[dict[str, Any]]:
     ]
     out += [{"image": "0.png", "answer": "a photo"}, {"image": "1.png", "text": "red"}]
     another = {"image": "2.png", "text": "another split", "split": "test"}
-    copy = {"image": "copy.png", "text": "a copy of another picture", "question": "?"}
+    copy = {"image": "copy.png", "text": "a copy of another image", "question": "?"}
     return [{"split": "train", **row} for row in [*out, another, copy]]
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`images/` with a copy of picture 3 under another name, and `samples.jsonl`."""
+    """`images/` with a copy of image 3 under another name, and `samples.jsonl`."""
     directory = tmp_path_factory.mktemp("shapes")
     (directory / "images").mkdir()
     for row in range(3 * FAMILY_SIZE):
@@ -69,7 +69,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples_at(shapes: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Those of the training split, and the bytes of their pictures."""
+    """Those of the training split, and the bytes of their images."""
     lines = (shapes / "samples.jsonl").read_text().splitlines()
     samples = [row for row in map(json.loads, lines) if row["split"] == "train"]
     return samples, digests_of(shapes / "images", {row["image"] for row in samples})
@@ -126,7 +126,7 @@ def digests_of(directory: Path, names: set[str]) -> dict[str, bytes]:
 
 
 @pytest.mark.full
-def test_negatives_of_drawn_pictures(shapes: Path, one: Path) -> None:
+def test_negatives_of_drawn_images(shapes: Path, one: Path) -> None:
     result, report = read(one), read(one.with_name("negatives_report.json"))
     samples, digests = samples_at(shapes)
     check(result, samples, digests)
@@ -148,7 +148,7 @@ def test_negatives_of_drawn_pictures(shapes: Path, one: Path) -> None:
     assert dropped["neighbours"] == sum(dropped[name] for name in filters)
     assert dropped["generic_text"] > 0
     assert report["phrases"]["distinct"] == len({normal(negative["text"]) for negative in chosen})
-    assert report["images"] == len(digests) - 1  # the copy is the same picture
+    assert report["images"] == len(digests) - 1  # the copy is the same image
     assert {"embed", "find neighbours", "cluster", "choose", "total"} <= report["seconds"].keys()
     assert report["devices"]
     assert all(each["name"] and each["memory_bytes"] > 1 << 28 for each in report["devices"])
@@ -337,7 +337,7 @@ def test_all_that_is_wrong_is_said_at_once(shapes: Path, tmp_path: Path) -> None
     assert done.returncode == 2 and "Traceback" not in done.stderr and not output.exists()
     for said in (
         "gone.png: is not there",
-        "bad.png: is not a picture",
+        "bad.png: is not an image",
         "empty.png: is empty",
         "line 5: has no 'image'",
         "line 6: has no 'text'",
@@ -465,7 +465,7 @@ COMMANDS = (
 
 
 def mine_photos(directory: Path) -> Path:
-    """A folder of three pictures."""
+    """A folder of three images."""
     images = directory / "photos"
     images.mkdir(parents=True)
     for number in range(3):
@@ -486,7 +486,7 @@ def samples_of(split: str | None = None) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "name", ["{split}.json", "annotations/{split}.jsonl", "photos/{split}_annotations.json"]
 )
-def test_the_samples_of_a_split_are_found_beside_the_pictures(
+def test_the_samples_of_a_split_are_found_beside_the_images(
     words: str, name: str, tmp_path: Path
 ) -> None:
     images = mine_photos(tmp_path)
@@ -579,7 +579,7 @@ def test_another_kind_of_file_is_said(name: str, content: str, said: str, tmp_pa
         problems.raise_if_any()
 
 
-def test_absolute_paths_below_the_pictures_are_taken_and_others_named(tmp_path: Path) -> None:
+def test_absolute_paths_below_the_images_are_taken_and_others_named(tmp_path: Path) -> None:
     images = mine_photos(tmp_path)
     (tmp_path / "link").symlink_to(images)
     folders = (images, tmp_path / "link", tmp_path, f"{images}/../photos")

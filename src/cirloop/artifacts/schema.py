@@ -41,7 +41,7 @@ SCHEMAS = {
         checksummed=True,
         remedy="No result needs it: delete its directory; what was tracked is tracked anew.",
     ),
-    "pictures": FileSchema(2, checksummed=True, remedy="It is remade."),
+    "images": FileSchema(2, checksummed=True, remedy="It is remade."),
     "state": FileSchema(checksummed=True, remedy="Delete its directory to train from the start."),
     "hard_negatives": FileSchema(3),
     "augmented_samples": FileSchema(),

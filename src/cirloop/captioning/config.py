@@ -116,6 +116,6 @@ class CaptioningSettings(Settings):
             if probability and not foundation.can_verify:
                 raise UserError(
                     f"{setting} {probability}: the foundation model {foundation.type!r} looks at no"
-                    f" picture and cannot judge a text. Set {setting} to 0, or use another"
+                    f" image and cannot judge a text. Set {setting} to 0, or use another"
                     " --foundation_model_backbone."
                 )

@@ -50,7 +50,7 @@ class EvalConfig(cli.Flags):
     """Iterations separated by commas, `base` among them if wanted; by default the base and all
     there are."""
     allow_missing_images: int = Field(0, ge=0)
-    """With --data_dir: pictures that may be missing or damaged; every result says how many queries
+    """With --data_dir: images that may be missing or damaged; every result says how many queries
     that drops."""
     ablate: Literal["text", "image"] | None = None
     """Evaluate with the texts dropped, or the references made grey: how much the other alone

@@ -245,7 +245,7 @@ def dry_run(config: RunConfig) -> None:
     """Check configuration, data and model; print the plan with sizes and an estimate, or every
     problem.
 
-    Writes nothing but features, what was found out about the pictures, and the problems.
+    Writes nothing but features, what was found out about the images, and the problems.
     """
     from cirloop.stages import estimate  # it measures, with what a training process loads
 

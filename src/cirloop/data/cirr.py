@@ -61,7 +61,7 @@ def image_files(directory: Path, split: str, problems: ValidationReport) -> dict
         problems.add(path, "holds no images")
     for name, file in content.items():
         if escapes_root(file):
-            problems.add(path, f"the path of {name!r} leads out of the picture folder: {file!r}")
+            problems.add(path, f"the path of {name!r} leads out of the image folder: {file!r}")
     return {ImageId(name): file for name, file in content.items() if not escapes_root(file)}
 
 

@@ -47,7 +47,7 @@ class FileSettings(DatasetSettings):
     """Settings that data sets from files share."""
 
     allow_missing_images: int = Field(0, ge=0)
-    """Pictures of a split that may be missing or damaged. Queries that need one are dropped, every
+    """Images of a split that may be missing or damaged. Queries that need one are dropped, every
     result says so."""
 
 

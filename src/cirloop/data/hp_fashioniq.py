@@ -47,7 +47,7 @@ LISTS = ("ref_img_paths", "sentences", "retrieved_set1", "retrieved_set2", "pref
 
 
 class HpFashionIQSettings(FileSettings):
-    """HP-FashionIQ beside FashionIQ's pictures: evaluation, after training on FashionIQ."""
+    """HP-FashionIQ beside FashionIQ's images: evaluation, after training on FashionIQ."""
 
     type: Literal["hp_fashioniq"] = "hp_fashioniq"
     protocol: ClassVar[EvalProtocol] = PROTOCOL
@@ -186,8 +186,7 @@ def load(
 
     def read(split: str) -> tuple[QueryFiles, ValidationReport]:
         problems = ValidationReport(
-            f"Put {file} and FashionIQ's pictures under --data_dir {directory}; see"
-            " docs/datasets.md."
+            f"Put {file} and FashionIQ's images under --data_dir {directory}; see docs/datasets.md."
         )
         part, categories = load_queries(directory, file, problems)
         files: dict[ImageId, Path] = {}

@@ -38,7 +38,7 @@ class Columns(Settings):
     """Which column of a table is what; None = there is none."""
 
     reference: str = "reference"
-    """Pictures, or names of pictures."""
+    """Images, or names of images."""
     text: str = "text"
     """A text, or a list of texts."""
     target: str | None = "target"
@@ -54,16 +54,16 @@ class Columns(Settings):
 
 
 class GalleryTable(Settings):
-    """A table of the same data set that holds the pictures."""
+    """A table of the same data set that holds the images."""
 
     split: str
-    """The split that holds the pictures."""
+    """The split that holds the images."""
     name: str | None = None
     """Its configuration, where the data set has several."""
     id: str = "id"
     """The column with the names that rows use."""
     image: str = "image"
-    """Columns: the name that rows use, and the picture."""
+    """Columns: the name that rows use, and the image."""
 
 
 class HuggingFaceSettings(FileSettings):
@@ -84,11 +84,11 @@ class HuggingFaceSettings(FileSettings):
     """Evaluated on request."""
     columns: Columns = Columns()
     gallery: GalleryTable | None = None
-    """Where pictures that rows name are."""
+    """Where images that rows name are."""
     images: str | None = None
     """Or the folder of them under --data_dir."""
     allow_symlinks: bool = False
-    """Follow links to folders among the pictures; links to files are always followed."""
+    """Follow links to folders among the images; links to files are always followed."""
 
     def build(self, data_paths: DataPaths) -> Dataset:
         return load(self, data_paths)
@@ -153,7 +153,7 @@ def gallery_table_files(
     if table is None or _lacks(table, columns, where, problems):
         return {}
     if not holds_images(table, gallery.image):
-        problems.add(where, f"data.gallery.image: the column {gallery.image!r} holds no pictures")
+        problems.add(where, f"data.gallery.image: the column {gallery.image!r} holds no images")
         return {}
     files: dict[ImageId, ImageFile] = {}
     for row, cells in enumerate(table.select_columns([*columns])):
@@ -198,7 +198,7 @@ def load_queries(
     if gallery is None and len(inline_roles) < len(image_roles):
         problems.add(
             where,
-            "names its pictures, so say where they are: data.gallery (a table) or data.images (a"
+            "names its images, so say where they are: data.gallery (a table) or data.images (a"
             " folder)",
             "Give the folder under --data_dir by --data.images images.",
         )
@@ -206,7 +206,7 @@ def load_queries(
     if gallery is not None and inline_roles:
         problems.add(
             where,
-            f"holds its pictures in {', '.join(inline_roles)}; leave data.gallery and"
+            f"holds its images in {', '.join(inline_roles)}; leave data.gallery and"
             " data.images out",
         )
     files = dict(gallery or {})
@@ -270,7 +270,7 @@ def _refuse_outside(
         problems.add(
             file,
             "is outside of the data directory",
-            "Put the pictures into the data directory, or their bytes into the table.",
+            "Put the images into the data directory, or their bytes into the table.",
         )
     if outside:
         problems.raise_if_any()

@@ -199,8 +199,8 @@ def _describe_unknown(content: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
         return f"is {LFS}"
     if start.startswith((b"<!doctype html", b"<html")):
-        return "is not a picture but a web page, which servers send in place of a file that is gone"
-    return "is not a picture of a known kind"
+        return "is not an image but a web page, which servers send in place of a file that is gone"
+    return "is not an image of a known kind"
 
 
 @cache

@@ -24,7 +24,7 @@ from cirloop.validation import ValidationReport
 
 
 class JsonlSettings(FileSettings):
-    """Your own triplets as JSON lines, with a folder of pictures."""
+    """Your own triplets as JSON lines, with a folder of images."""
 
     type: Literal["jsonl"] = "jsonl"
     protocol: ClassVar[EvalProtocol] = triplets.PROTOCOL
@@ -35,11 +35,11 @@ class JsonlSettings(FileSettings):
     test: str = "test.jsonl"
     """Evaluated on request."""
     images: str = "images"
-    """The folder of pictures; images are named by their path in it."""
+    """The folder of images; images are named by their path in it."""
     gallery: str | None = None
-    """A file with one image a line; by default the gallery is every picture of the folder."""
+    """A file with one image a line; by default the gallery is every image of the folder."""
     allow_symlinks: bool = False
-    """Follow links to folders among the pictures; links to files are always followed."""
+    """Follow links to folders among the images; links to files are always followed."""
 
     def build(self, data_paths: DataPaths) -> Dataset:
         return load(self, data_paths)
@@ -60,7 +60,7 @@ def gallery_files(
         if count > 1:
             problems.add(listed, f"{name!r} is there more than once")
         if escapes_root(name):
-            problems.add(listed, f"{name!r} is not inside the picture folder")
+            problems.add(listed, f"{name!r} is not inside the image folder")
     # The scan has names as the disk spells them, which may be NFD.
     files = scan_folder(folder, settings.allow_symlinks, ValidationReport()).files
     inside = [ImageId(name) for name in names if not escapes_root(name)]

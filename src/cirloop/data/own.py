@@ -26,7 +26,7 @@ LINE = 'One object a line: {"reference": "a.jpg", "text": "the same in red", "ta
 TABLE = (
     "A table (CSV with commas, or Parquet) is read by --dataset_name huggingface, its columns named"
     " by --data.columns.reference, --data.columns.text and --data.columns.target and the folder of"
-    " its pictures by --data.images images; docs/datasets.md has an example."
+    " its images by --data.images images; docs/datasets.md has an example."
 )
 LIST = "A JSON list becomes JSON lines by: jq -c '.[]' FILE.json > FILE.jsonl"
 TABLES = (".csv", ".tsv", ".parquet", ".xls", ".xlsx")
@@ -57,9 +57,9 @@ def images_in_folder(
     """List every image of a folder, by its path in it."""
     if not folder.is_dir():
         others = ", ".join(f"{path.name!r}" for path in _image_folders(folder.parent))
-        hint = f"; pictures are in {others}" if others else ""
-        remedy = "Name the folder of pictures by --data.images." if others else ""
-        problems.add(folder, f"is no directory of pictures (data.images){hint}", remedy)
+        hint = f"; images are in {others}" if others else ""
+        remedy = "Name the folder of images by --data.images." if others else ""
+        problems.add(folder, f"is no directory of images (data.images){hint}", remedy)
         return {}
     scan = scan_folder(folder, follow_links, problems)
     unsupported = scan.skipped(UNSUPPORTED)
@@ -70,9 +70,9 @@ def images_in_folder(
         )
     others = scan.skipped(frozenset(scan.num_skipped.keys() - UNSUPPORTED))
     if others:
-        _info_once(f"{folder}: passed over, no pictures by their names or hidden: {others}")
+        _info_once(f"{folder}: passed over, no images by their names or hidden: {others}")
     if not scan.files:
-        problems.add(folder, f"holds no pictures ({', '.join(sorted(image_suffixes()))})")
+        problems.add(folder, f"holds no images ({', '.join(sorted(image_suffixes()))})")
     return dict(scan.files)
 
 
@@ -109,7 +109,7 @@ def deduplicate(files: Mapping[ImageId, ImageFile], where: object) -> UniqueImag
     if copy_of:
         copy, first = min(copy_of.items())
         warn_once(
-            f"{where}: {len(copy_of):,} of {len(files):,} pictures have the bytes of another one"
+            f"{where}: {len(copy_of):,} of {len(files):,} images have the bytes of another one"
             f" and are that one, such as {copy!r}, which is {first!r}"
         )
     unique = {image: file for image, file in files.items() if image not in copy_of}

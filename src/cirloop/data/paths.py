@@ -80,7 +80,7 @@ class DataPaths:
         record = self.cache / "images" / f"{fingerprint(signatures)[:24]}.json"
         if record.is_file():
             try:
-                errors = schema.read(record, "pictures")["bad"]
+                errors = schema.read(record, "images")["bad"]
                 return {ImageId(image): what for image, what in errors.items()}
             except UserError as error:
                 logger.warning("image check cache is invalid; re-checking images: %s", error)
@@ -94,17 +94,17 @@ class DataPaths:
         )
         seconds = time.monotonic() - began
         logger.info(
-            "%s: looked at %d pictures in %.1f s, %.0f a second, %d threads",
+            "%s: looked at %d images in %.1f s, %.0f a second, %d threads",
             name,
             len(files),
             seconds,
             len(files) / max(seconds, 1e-9),
             WORKERS,
         )
-        write_checked(record, "pictures", {"name": name, "images": len(files), "bad": errors})
+        write_checked(record, "images", {"name": name, "images": len(files), "bad": errors})
         if errors:
             logger.warning(
-                "%s: %d of %d pictures cannot be used; listed in %s",
+                "%s: %d of %d images cannot be used; listed in %s",
                 name,
                 len(errors),
                 len(files),

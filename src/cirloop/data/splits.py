@@ -100,7 +100,7 @@ def build_eval_splits(
     usable = [_drop_queries(part, bad) for (part, _), bad in zip(parts, unusable, strict=True)]
     for part in usable:
         if not part.queries and not problems.rows:
-            problems.add(part.name, "every query needs a picture that cannot be used")
+            problems.add(part.name, "every query needs an image that cannot be used")
     problems.raise_if_any()
     for part, _ in parts:
         warn_once(official_size_warning(part))
@@ -148,7 +148,7 @@ def _report_unusable(
         _suggest_location(first, data_paths.directory, problems)
     matcher = NameMatcher(image for image in gallery.ids if image not in errors)
     remedy = (
-        f"{gallery.name}: {len(errors)} of {len(gallery.ids)} pictures cannot be used. Put"
+        f"{gallery.name}: {len(errors)} of {len(gallery.ids)} images cannot be used. Put"
         f" them right, or go on without them by --allow_missing_images {len(errors)}:"
         " queries that need them are dropped, and every result says so."
     )
@@ -192,7 +192,7 @@ def build_train_split(
     bad = _check_images(gallery, files, allow, data_paths, problems)
     triplets = [triplet for part, _ in parts for triplet in _usable_triplets(part, bad)]
     if not triplets and not problems.rows:
-        problems.add(name, "every triplet needs a picture that cannot be used")
+        problems.add(name, "every triplet needs an image that cannot be used")
     problems.raise_if_any()
     for part, _ in parts:
         warn_once(official_size_warning(part))

@@ -82,7 +82,7 @@ class ShardJob(Job):
     where: tuple[str, str]
     """The split, as `Dataset.at` finds it."""
     images: str
-    """Digest of the pictures: a process proves that it looks at the driver's."""
+    """Digest of the images: a process proves that it looks at the driver's."""
     title: str
     profile: Path
     items: tuple[EmbedInput, ...] = ()

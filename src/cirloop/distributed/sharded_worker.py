@@ -41,7 +41,7 @@ def run_worker(job: ShardJob) -> None:
     wanted = [item.image for item in job.items] + [
         image for request in job.requests for image in (request.reference, request.image)
     ]
-    assert image_set_digest(images, wanted) == job.images, "not the driver's pictures"
+    assert image_set_digest(images, wanted) == job.images, "not the driver's images"
     with profiling.worker_metrics(
         job.directory, state.process_index, job.profile if config.runtime.profile else None
     ):

@@ -29,8 +29,8 @@ FILE_SIGNATURES = {
     b"PK\x03\x04": "a zip archive or an Excel workbook. Save its content as text in UTF-8",
     b"\x1f\x8b": "a gzip archive. Unpack it",
     b"PAR1": "a Parquet table. Read it by --dataset_name huggingface",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
     b"version https://git-lfs": LFS,
 }
 """How files begin that are often taken for text."""

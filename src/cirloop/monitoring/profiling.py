@@ -42,7 +42,7 @@ class StageMetrics:
 
     seconds: float = 0.0
     waiting: float = 0.0
-    """Seconds in which the model had nothing to do, since pictures or features were not there
+    """Seconds in which the model had nothing to do, since images or features were not there
     yet."""
     images_encoded: int = 0
     images_cached: int = 0

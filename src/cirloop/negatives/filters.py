@@ -6,7 +6,7 @@ query and a mined image and says which to keep; it never sees what is right. N p
 - `score_margin`: keeps what scores at most the target's score less `margin` (NV-Retriever, arXiv
   2407.15831).
 - `near_duplicate`: drops images whose vector has a cosine above `threshold` with the target's:
-  another picture of it.
+  another image of it.
 - `verify`: asks the foundation model whether the image is what reference and text ask for; drops it
   where its probability of yes is above `threshold` (ReCALL's verification, turned round: arXiv
   2602.01639).

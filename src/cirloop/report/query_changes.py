@@ -48,7 +48,7 @@ def section(data: ReportData, evaluated: Sequence[Evaluation], thumbnails: Thumb
     metric = evaluated[-1].result["compared_on"]
     notes = [
         f"A query is won where {metric} rises, lost where it falls. {len(shown)} of {len(pairs)}"
-        " comparisons are shown with pictures, each with a few queries at even distances through"
+        " comparisons are shown with images, each with a few queries at even distances through"
         " the list; the target is framed."
     ]
     if data.evals and not data.eval_split.targets:

@@ -171,10 +171,10 @@ class Thumbnails:
         """Return a data URI of the image's thumbnail."""
         key = (id(split), image)
         if key not in self._sources:
-            picture = split.load(image)
-            picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            thumbnail = split.load(image)
+            thumbnail.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
             out = io.BytesIO()
-            picture.save(out, "JPEG", quality=82, optimize=True, subsampling=0)
+            thumbnail.save(out, "JPEG", quality=82, optimize=True, subsampling=0)
             self._sources[key] = Markup(
                 "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
             )

@@ -160,7 +160,7 @@ def _disk_rows(config: RunConfig, data: Dataset) -> Rows:
 def _time_rows(config: RunConfig, data: Dataset, timings: dict[str, Timing]) -> Rows:
     """Return what was measured, and the hours of the run that follow from it."""
     names = {
-        "picture": "a picture in the tower",
+        "image": "an image in the tower",
         "row": "an embedding, vision cached",
         "step": "a triplet in a step",
         "text": "an image's texts, written and judged",
@@ -185,7 +185,7 @@ def _stage_seconds(
     num_embedded = sum(len(part.queries) + len(part.gallery.ids) for part in parts)
     row = timings["row"].seconds
     seconds = {
-        "vision, once": num_images(used_splits(config, data)) * timings["picture"].seconds,
+        "vision, once": num_images(used_splits(config, data)) * timings["image"].seconds,
         "evaluate": (rounds + 1 + config.evaluation.evaluate_base) * num_embedded * row,
     }
     if "step" not in timings:

@@ -1,4 +1,4 @@
-"""Seconds of a run's work, measured before it begins: a picture in the tower, a batch embedded,
+"""Seconds of a run's work, measured before it begins: an image in the tower, a batch embedded,
 texts written and judged, a step of training. As much of each as is predicted to take `BUDGET_S`
 seconds, at most the settings' own batch."""
 
@@ -83,7 +83,7 @@ def measure(config: RunConfig, data: Dataset, most_rows: int) -> dict[str, Timin
     """Measure the seconds of an image encoded, a row embedded, an image's texts and a training
     triplet.
 
-    Keys are `picture`, `row`, `text` and `step`; the last two only where the run `trains`, the last
+    Keys are `image`, `row`, `text` and `step`; the last two only where the run `trains`, the last
     only where its activations are those of at most `most_rows` rows. Releases every model at the
     end.
     """
@@ -119,9 +119,9 @@ def _embedding(
     def encode(rows: int) -> object:
         return models.load(embedder).encode_images(images[:rows])
 
-    picture = time_rows(encode, runtime.vision_batch_size)
-    # Whose pictures must be encoded first.
-    size = min(len(items), max(FIRST_ROWS, int(BUDGET_S / picture.seconds)))
+    encoding = time_rows(encode, runtime.vision_batch_size)
+    # Whose images must be encoded first.
+    size = min(len(items), max(FIRST_ROWS, int(BUDGET_S / encoding.seconds)))
     features = models.vision_cache(embedder, split)
     features.precompute([item.image for item in items[:size]])
 
@@ -129,7 +129,7 @@ def _embedding(
         return embed(models.load(embedder), features, items[:rows], rows, _quiet, "measure")
 
     row = time_rows(work, size)
-    return {"picture": picture, "row": Timing(row.seconds, row.rows, len(items))}
+    return {"image": encoding, "row": Timing(row.seconds, row.rows, len(items))}
 
 
 def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:

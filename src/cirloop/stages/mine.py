@@ -173,7 +173,7 @@ def mining_context(
     texts: list[Floats] = []
 
     def text_scores(query_index_B: npt.NDArray[np.int64]) -> Floats:
-        if not texts:  # the text alone: the query with a grey picture in the reference's place
+        if not texts:  # the text alone: the query with a grey image in the reference's place
             texts.append(
                 run.embed_cached(
                     backbone,

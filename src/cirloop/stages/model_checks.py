@@ -18,7 +18,7 @@ from cirloop.types import EvalSplit, ImageId, TrainSplit, UserError
 from cirloop.validation import ValidationReport
 
 SAMPLE = 16
-"""Pictures of a split whose sizes stand for all of them."""
+"""Images of a split whose sizes stand for all of them."""
 
 
 def check_models(config: RunConfig, problems: ValidationReport) -> None:

@@ -196,7 +196,7 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
         if needed and not config.foundation.can_verify:
             problems.add(
                 setting,
-                f"the foundation model {config.foundation.type!r} looks at no picture; use another "
+                f"the foundation model {config.foundation.type!r} looks at no image; use another "
                 "--foundation_model_backbone",
             )
     if config.foundation.type == "scenes" and config.data.type != "shapes":

@@ -26,7 +26,7 @@ class NonFiniteBatch(Exception):
         super().__init__(
             f"step {row['step']} of {steps}: the loss is {row['loss']}, the gradient's norm"
             f" {row['grad_norm']}. The batch's triplets: {', '.join(ids[:MAX_SHOWN_IDS])}{more}.\n"
-            "Ways out: look at their pictures and texts; a lower --learning_rate; another"
+            "Ways out: look at their images and texts; a lower --learning_rate; another"
             f" model.dtype; or --max_skipped_batches {num_skipped + 1} --auto_resume, which leaves"
             " such a batch out."
         )

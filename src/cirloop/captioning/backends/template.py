@@ -41,7 +41,7 @@ class TemplateCaptioner:
     def __init__(self) -> None:
         self.fingerprint = fingerprint(VERSION)
         logger.warning(
-            "foundation.type template: texts are made by a rule that sees no picture. This is for"
+            "foundation.type template: texts are made by a rule that sees no image. This is for"
             " dry runs; results of this run mean nothing"
         )
 
@@ -71,7 +71,7 @@ class TemplateCaptioner:
     ) -> list[float]:
         """Raise UserError: an opinion of a rule that sees no image would pass for a check."""
         raise UserError(
-            "foundation.type template looks at no picture and cannot judge. Set"
+            "foundation.type template looks at no image and cannot judge. Set"
             " captioning.min_verify_probability to 0 and leave the verify filter out, or use"
             " another --foundation_model_backbone."
         )

@@ -68,7 +68,7 @@ class AddNegativesConfig(cli.Flags):
     batch_size: int = Field(64, ge=1)
     """Images or texts embedded at once. Another one may change the last bits of the vectors."""
     num_workers: int = Field(4, ge=1)
-    """Threads of a process that decode pictures."""
+    """Threads of a process that decode images."""
     max_samples: int | None = Field(None, ge=2)
     """Only the first samples, so many."""
     model_path: str = "tiny"
@@ -104,7 +104,7 @@ class AddNegativesConfig(cli.Flags):
         raise AssertionError("a validation error without errors")
 
     def located(self) -> AddNegativesConfig:
-        """Return the flags with the annotations beside the pictures, and the result beside them.
+        """Return the flags with the annotations beside the images, and the result beside them.
         What is not there stays None."""
         annotations = self.annotations
         output = self.output

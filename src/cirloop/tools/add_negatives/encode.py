@@ -163,8 +163,8 @@ def _image_vectors(
     files = FileImages({image: options.image_dir / image for batch in batches for image in batch})
     loaded = prefetch_images(batches, files, backbone.prepare_images, options.num_workers)
     with closing(loaded):
-        for batch, pictures in zip(shown(batches, "embed images"), loaded, strict=True):
-            features = DecodedImages(backbone, *pictures)
+        for batch, decoded in zip(shown(batches, "embed images"), loaded, strict=True):
+            features = DecodedImages(backbone, *decoded)
             yield mean_pool(embed_once(backbone, features, [EmbedInput(image) for image in batch]))
 
 

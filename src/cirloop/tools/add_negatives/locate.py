@@ -11,7 +11,7 @@ SPLIT_NAMES = (
     *(*STEMS, "samples_{split}", "{split}_samples"),
     *(f"annotations/{stem}" for stem in STEMS),
 )
-"""Names of a split's own file, without ending, in the picture directory or beside it."""
+"""Names of a split's own file, without ending, in the image directory or beside it."""
 COMMON_NAMES = ("annotations", "samples")
 """Names of a file with all splits."""
 
@@ -22,7 +22,7 @@ def _names(split: str | None) -> list[str]:
 
 
 def split_files(image_dir: Path, split: str | None) -> list[Path]:
-    """Return the files that are there, in the picture directory and then beside it, one of several
+    """Return the files that are there, in the image directory and then beside it, one of several
     links to a file."""
     files: dict[str, Path] = {}
     for folder in (image_dir, image_dir.absolute().parent):

@@ -46,7 +46,7 @@ def add_negatives(options: AddNegativesConfig) -> dict[str, Any]:
         logger.info("samples from %s; the result goes to %s", options.annotations, options.output)
     if options.embeds_by_tiny:
         logger.warning("%s", TINY)
-    with _phase("read samples and look at pictures", seconds):
+    with _phase("read samples and look at images", seconds):
         samples, what = _read(options)
     with _phase("embed", seconds):
         visual_VD, texts_TE, shards = encode(options, what)
@@ -86,7 +86,7 @@ def num_clusters_for(images: int) -> int:
 
 
 def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
-    """Return the samples, once nothing is wrong with them, their pictures, the paths and the
+    """Return the samples, once nothing is wrong with them, their images, the paths and the
     devices."""
     problems = ValidationReport()
     options.check(problems)
@@ -97,8 +97,8 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
         samples = reading.read(path, options.split, options.max_samples, problems, folder)
     if folder.is_dir():
         files = {sample.image: folder / sample.image for sample in samples}
-        looked_at = partial(progress, title="look at pictures")
-        way = "Put the pictures right, or take their samples out of the annotations."
+        looked_at = partial(progress, title="look at images")
+        way = "Put the images right, or take their samples out of the annotations."
         for image, wrong in unreadable_images(files, options.num_workers, looked_at).items():
             problems.add(files[image], wrong, way)
     problems.raise_if_any(

@@ -1,4 +1,4 @@
-"""Samples of an image and a text from an annotation file, with their pictures looked at."""
+"""Samples of an image and a text from an annotation file, with their images looked at."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def read(
     problems: ValidationReport,
     folder: Path | None = None,
 ) -> list[Sample]:
-    """Return the samples of a file, or of its split, with pictures in `folder`. What is wrong with
+    """Return the samples of a file, or of its split, with images in `folder`. What is wrong with
     them is noted."""
     kind = _other_kind(path)
     if kind:

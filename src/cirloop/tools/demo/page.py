@@ -35,9 +35,9 @@ HOST = "127.0.0.1"
 NONE = "none"
 """In the place of a second iteration."""
 SIDE = 256
-"""Longer side of a picture on the page, in pixels; smaller ones stay as they are."""
+"""Longer side of an image on the page, in pixels; smaller ones stay as they are."""
 PAGE_SIZE = 24
-"""Pictures of the gallery to choose from at once."""
+"""Images of the gallery to choose from at once."""
 NUM_EXAMPLES = 6
 CSS = """
 .grid-wrap.grid-wrap { padding-top: 2rem; max-height: none; }
@@ -47,7 +47,7 @@ CSS = """
 .caption-label.caption-label { position: static; max-width: none; border: none;
                                white-space: normal; overflow-wrap: anywhere; }
 """
-"""Captions stand whole below their pictures, and as many beside each other as there is room for."""
+"""Captions stand whole below their images, and as many beside each other as there is room for."""
 CONTRAST = {
     "button_primary_background_fill": "*primary_700",
     "button_primary_background_fill_dark": "*primary_700",
@@ -91,7 +91,7 @@ class Events:
 
     @_as_message()
     def choose(self, images: list[ImageId], event: gr.SelectData) -> list[Any]:
-        """Make a picture that was clicked the reference: its id, a gallery, and no upload."""
+        """Make an image that was clicked the reference: its id, a gallery, and no upload."""
         chosen = images[int(event.index)]
         return [chosen, self._shown(chosen), None]
 
@@ -102,14 +102,14 @@ class Events:
 
     @_as_message()
     def browse(self, part: str, number: int | None) -> list[Any]:
-        """Return a page of the pictures whose names hold `part`, their ids, and its number, which
+        """Return a page of the images whose names hold `part`, their ids, and its number, which
         is the nearest that there is."""
         found = [image for image in self._engine.gallery.ids if part.lower() in image.lower()]
         last = max(1, -(-len(found) // PAGE_SIZE))
         page = min(max(number or 1, 1), last)
         images = found[PAGE_SIZE * (page - 1) : PAGE_SIZE * page]
         value = [(self._thumbnail(image), sanitize(image)) for image in images]
-        label = f"Page {page} of {last}: {len(images)} of {len(found):,} pictures"
+        label = f"Page {page} of {last}: {len(images)} of {len(found):,} images"
         return [gr.Gallery(value, label=label), images, page]
 
     def labels(self) -> list[Any]:
@@ -119,7 +119,7 @@ class Events:
 
     @_as_message()
     def api(self, reference: str, text: str, iteration: str, k: int) -> dict[str, Any]:
-        """Search with the id of a picture of the gallery, a text, or both; empty ones are left out,
+        """Search with the id of an image of the gallery, a text, or both; empty ones are left out,
         and an empty iteration is the last. `results` holds image, score and rank; `ms` is the time
         it took."""
         label = self._engine.label(iteration or None)
@@ -145,19 +145,19 @@ class Events:
             value.append((self._thumbnail(hit.image), caption))
         title = "Base model" if label == BASE else f"Iteration {label}"
         if right and not right & {hit.image for hit in hits}:
-            title += f"; the right picture is not among these {len(hits)}"
+            title += f"; the right image is not among these {len(hits)}"
         return gr.Gallery(value, label=title, visible=label != NONE)
 
     def _shown(self, reference: Reference | None) -> list[Any]:
         if isinstance(reference, UploadedImage):
-            return [(_shrink(reference.picture), "the upload")]
+            return [(_shrink(reference.pixels), "the upload")]
         return [] if reference is None else [(self._thumbnail(reference), sanitize(reference))]
 
     def _thumbnail(self, image: ImageId) -> Image.Image:
         try:
             return _shrink(self._engine.gallery.images.load(image))
         except BadImage as error:
-            raise UserError(f"picture {image!r:.200} {error}.") from None
+            raise UserError(f"image {image!r:.200} {error}.") from None
 
 
 def build_page(engine: Engine, label: str, k: int) -> gr.Blocks:
@@ -169,12 +169,12 @@ def build_page(engine: Engine, label: str, k: int) -> gr.Blocks:
         gr.HTML(about(engine))
         with gr.Row():
             with gr.Column(scale=2, min_width=260):
-                picture = _gallery("Reference", height=220)
-                name = _textbox("Id of a picture of the gallery")
+                preview = _gallery("Reference", height=220)
+                name = _textbox("Id of an image of the gallery")
                 upload = gr.File(
-                    label="Or upload a picture", type="binary", file_types=["image"], height=160
+                    label="Or upload an image", type="binary", file_types=["image"], height=160
                 )
-                reference = [name, picture, upload]
+                reference = [name, preview, upload]
                 _add_browser(events, page, reference)
             with gr.Column(scale=5, min_width=320):
                 text = _textbox("What should be different")
@@ -190,11 +190,11 @@ def build_page(engine: Engine, label: str, k: int) -> gr.Blocks:
             ask(
                 events.show_results,
                 [name, upload, text, first, second],
-                [picture, upload, *results, *ids],
+                [preview, upload, *results, *ids],
                 api_visibility="private",
                 show_progress_on=results,
             )
-        gr.on([upload.upload, upload.clear], events.take, upload, [name, picture], **PRIVATE)
+        gr.on([upload.upload, upload.clear], events.take, upload, [name, preview], **PRIVATE)
         for gallery, images in zip(results, ids, strict=True):
             gallery.select(events.choose, images, reference, **PRIVATE)
         page.load(events.labels, None, [first, second], **PRIVATE)
@@ -236,23 +236,23 @@ def about(engine: Engine) -> str:
     """Return as HTML what is searched with what, after what a reader must know of the models
     first."""
     notices = "".join(f"<p><strong>{_text(notice)}</strong></p>" for notice in engine.notices)
-    what = f"{len(engine.gallery.ids):,} pictures, with the models of {engine.directory}."
+    what = f"{len(engine.gallery.ids):,} images, with the models of {engine.directory}."
     return (
         f"{notices}<h1>Search {_text(engine.gallery.name)}</h1><p>{_text(what)} Choose or upload a"
-        " picture, say what should be different, and press Enter.</p>"
+        " image, say what should be different, and press Enter.</p>"
     )
 
 
 def _add_browser(events: Events, page: gr.Blocks, reference: list[Any]) -> None:
-    """Add the gallery's pictures to choose from, closed at first."""
-    with gr.Accordion("Pictures of the gallery", open=False):
-        part = _textbox("Pictures whose name contains")
-        pictures = _gallery("Pictures", height=420)
+    """Add the gallery's images to choose from, closed at first."""
+    with gr.Accordion("Images of the gallery", open=False):
+        part = _textbox("Images whose name contains")
+        shown_images = _gallery("Images", height=420)
         number = gr.Number(1, label="Page", precision=0, minimum=1)
     images = gr.State([])
     showing = [page.load, part.change, number.change]
-    gr.on(showing, events.browse, [part, number], [pictures, images, number], **PRIVATE)
-    pictures.select(events.choose, images, reference, **PRIVATE)
+    gr.on(showing, events.browse, [part, number], [shown_images, images, number], **PRIVATE)
+    shown_images.select(events.choose, images, reference, **PRIVATE)
 
 
 def _textbox(label: str) -> gr.Textbox:
@@ -282,8 +282,8 @@ def _add_examples(engine: Engine, inputs: list[Any]) -> gr.events.Dependency:
     return examples.load_input_event
 
 
-def _shrink(picture: Image.Image) -> Image.Image:
-    small = picture.copy()
+def _shrink(pixels: Image.Image) -> Image.Image:
+    small = pixels.copy()
     small.thumbnail((SIDE, SIDE))
     return small
 

@@ -22,7 +22,7 @@ EXACT = 1e-5
 ALIKE = 0.99
 """Smallest cosine in half precision, where merging rounds the weights."""
 SIZES = (97, 61), (300, 200), (640, 90), (56, 56), (61, 97)
-"""Width and height of the pictures: two that keep their sizes, others that are made larger, smaller
+"""Width and height of the images: two that keep their sizes, others that are made larger, smaller
 and squeezed."""
 TEXTS = "is red and has long sleeves", "the same, but\nwith two buttons: not {one}"
 Input = dict[str, Any]
@@ -39,7 +39,7 @@ class Difference:
 
 
 def inputs(special_tokens: Sequence[str]) -> list[Input]:
-    """Pictures of noise, in which the last bit of sizing shows; those with texts; texts. One text
+    """Images of noise, in which the last bit of sizing shows; those with texts; texts. One text
     holds each of the special tokens, which mean nothing in a text; another lacks but the two ends
     of one."""
     random = np.random.default_rng(0)

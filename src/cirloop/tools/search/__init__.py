@@ -1,1 +1,1 @@
-"""Searching with a run's models: a folder of pictures, or the gallery that the run evaluates on."""
+"""Searching with a run's models: a folder of images, or the gallery that the run evaluates on."""

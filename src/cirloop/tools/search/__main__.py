@@ -1,4 +1,4 @@
-"""Search a folder of pictures, or a run's own gallery, with a model of the run.
+"""Search a folder of images, or a run's own gallery, with a model of the run.
 
     python -m cirloop.search --experiment_dir RUN --gallery FOLDER
     python -m cirloop.search --experiment_dir RUN --gallery FOLDER --reference a.jpg --text "in red"
@@ -30,13 +30,13 @@ SOME_WRONG = 1
 
 
 class SearchConfig(SearchOptions):
-    """Search pictures with a model of a run. Without --reference, --text and --queries the index of
+    """Search images with a model of a run. Without --reference, --text and --queries the index of
     the gallery is brought up to date, and that is all."""
 
     reference: str | None = None
-    """A picture: its path in the gallery (an id of the run's gallery), or any other file."""
+    """An image: its path in the gallery (an id of the run's gallery), or any other file."""
     text: str | None = None
-    """What should be different in the picture; alone, what to find."""
+    """What should be different in the image; alone, what to find."""
     queries: Path | None = None
     """Answer the queries of a file of JSON lines, `-` for standard input, as JSON lines in the same
     order."""

@@ -18,18 +18,18 @@ MAX_K = 1000
 
 
 class SearchOptions(cli.Flags):
-    """Which run's model searches which pictures."""
+    """Which run's model searches which images."""
 
     model_config = SettingsConfigDict(cli_implicit_flags=True)
 
     experiment_dir: Path
     """The run directory; the run may still be going on."""
     gallery: Path | None = None
-    """A folder of pictures, with all below it; by default the gallery that the run evaluates on."""
+    """A folder of images, with all below it; by default the gallery that the run evaluates on."""
     iteration: str | None = None
     """Whose model: `base`, or a finished iteration's number. By default the last finished one's."""
     allow_missing_images: int = Field(0, ge=0)
-    """Pictures of the folder that may be unreadable; they are left out."""
+    """Images of the folder that may be unreadable; they are left out."""
     allow_symlinks: bool = False
     """Follow links to folders in the folder; links to files are always followed."""
     k: int = Field(10, ge=1, le=MAX_K, validation_alias=AliasChoices("top_k", "k"))

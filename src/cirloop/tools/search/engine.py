@@ -1,8 +1,8 @@
-"""One query to the best pictures of a gallery: what the command and the page both answer with.
+"""One query to the best images of a gallery: what the command and the page both answer with.
 
-A picture with a text is a composed query. A picture alone is embedded as a gallery picture is, so
-what is found looks like it. A text alone is asked about a grey picture, as `eval_iterative.py
---ablate image` does: the models are trained on pairs. N pictures, M vectors of one, D dimensions.
+An image with a text is a composed query. An image alone is embedded as a gallery image is, so
+what is found looks like it. A text alone is asked about a grey image, as `eval_iterative.py
+--ablate image` does: the models are trained on pairs. N images, M vectors of one, D dimensions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BASE = "base"
 MAX_TEXT = triplets.MAX_TEXT
 """Characters of a text."""
 MAX_FILE = 64 << 20
-"""Bytes of a picture given as a reference."""
+"""Bytes of an image given as a reference."""
 MODELS = 2
 """Models in memory at once."""
 GREY = 128
@@ -49,11 +49,11 @@ GREY = 128
 
 @dataclass(frozen=True, slots=True)
 class UploadedImage:
-    """A picture that is not, or not known to be, one of the gallery; `digest` is of its file's
+    """An image that is not, or not known to be, one of the gallery; `digest` is of its file's
     bytes."""
 
     digest: str
-    picture: Image.Image
+    pixels: Image.Image
 
 
 Reference = ImageId | UploadedImage
@@ -61,7 +61,7 @@ Reference = ImageId | UploadedImage
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A picture found: its cosine with the query, the largest one where it has several vectors, and
+    """An image found: its cosine with the query, the largest one where it has several vectors, and
     place from 1."""
 
     image: ImageId
@@ -71,21 +71,21 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The best pictures, best first, ties by id; `ms` from the query to them."""
+    """The best images, best first, ties by id; `ms` from the query to them."""
 
     hits: tuple[Hit, ...]
     ms: float
 
 
 def decode_upload(content: bytes, name: str) -> UploadedImage:
-    """Return a picture from a file's bytes. Raises UserError with what is wrong with it."""
+    """Return an image from a file's bytes. Raises UserError with what is wrong with it."""
     if len(content) > MAX_FILE:
-        raise UserError(f"{name} has more than {MAX_FILE:,} bytes. Give a smaller picture.")
+        raise UserError(f"{name} has more than {MAX_FILE:,} bytes. Give a smaller image.")
     digest = hashlib.sha256(content).hexdigest()
     try:
         return UploadedImage(digest, decode(InlineImage(name, digest, lambda: content)))
     except BadImage as error:
-        raise UserError(f"{name} {error}. Give another picture.") from None
+        raise UserError(f"{name} {error}. Give another image.") from None
 
 
 class Searcher:
@@ -103,7 +103,7 @@ class Searcher:
     def search(
         self, reference: Reference | None, text: str | None, k: int, keep: bool
     ) -> tuple[Hit, ...]:
-        """Return the best `k`; without `keep`, pictures that are the reference are left out."""
+        """Return the best `k`; without `keep`, images that are the reference are left out."""
         scores_N = similarity(self._query(reference, text), cast(Floats, self._vectors))[0]
         out = [] if keep else self._same(reference)
         scores_N[out] = -np.inf
@@ -116,16 +116,16 @@ class Searcher:
         if isinstance(reference, str):
             made = embed_once(self._backbone, self._features, [EmbedInput(reference, text)])
         else:
-            picture = self._grey() if reference is None else reference.picture
+            pixels = self._grey() if reference is None else reference.pixels
             made = embed_once(
                 self._backbone,
-                DecodedImages(self._backbone, [picture]),
+                DecodedImages(self._backbone, [pixels]),
                 [EmbedInput(ImageId(""), text)],
             )
         return mean_pool(made) if text is None else made
 
     def _grey(self) -> Image.Image:
-        """Of the size of the gallery's first picture: models see sizes."""
+        """Of the size of the gallery's first image: models see sizes."""
         size = self._gallery.images.load(self._gallery.ids[0]).size
         return Image.new("RGB", size, (GREY, GREY, GREY))
 
@@ -203,20 +203,20 @@ class Engine:
         )
 
     def reference(self, given: str) -> Reference:
-        """Return the picture that an id of the gallery or, where it is none, a path stands for."""
+        """Return the image that an id of the gallery or, where it is none, a path stands for."""
         if given in self._ids:
             return ImageId(given)
         path = Path(given)
-        way = f"Give the id of a picture of {self.gallery.name}, or a path."
+        way = f"Give the id of an image of {self.gallery.name}, or a path."
         try:
             if not path.is_file():  # nor a pipe or a device, which are not waited for
                 raise UserError(
-                    f"reference {given!r:.300} is no picture of the gallery, and no file. {way}"
+                    f"reference {given!r:.300} is no image of the gallery, and no file. {way}"
                 )
             if path.stat().st_size > MAX_FILE:
                 raise UserError(
                     f"reference {given!r:.300} has more than {MAX_FILE:,} bytes. Give a smaller"
-                    " picture."
+                    " image."
                 )
             content = path.read_bytes()
         except OSError as error:
@@ -228,7 +228,7 @@ class Engine:
     def known(self, given: str) -> ImageId:
         """Return the id `given`, which is one of the gallery. Raises UserError: a path is none."""
         if given not in self._ids:
-            raise UserError(f"reference {given!r:.200} is no picture of {self.gallery.name}.")
+            raise UserError(f"reference {given!r:.200} is no image of {self.gallery.name}.")
         return ImageId(given)
 
     def search(
@@ -239,7 +239,7 @@ class Engine:
         if text is not None:
             _check_text(text)
         if reference is None and text is None:
-            raise UserError("nothing to search for: give a reference picture, a text, or both.")
+            raise UserError("nothing to search for: give a reference image, a text, or both.")
         if not 1 <= k <= MAX_K:
             raise UserError(f"k is {k}; it must be from 1 to {MAX_K}.")
         with self._lock:

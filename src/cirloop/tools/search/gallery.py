@@ -1,7 +1,7 @@
-"""What is searched: the pictures of a folder, or the gallery that a run evaluates on, with what is
+"""What is searched: the images of a folder, or the gallery that a run evaluates on, with what is
 known to be right.
 
-A folder's pictures and their names are those of `data/folder.py`, as in a run on one's own data.
+A folder's images and their names are those of `data/folder.py`, as in a run on one's own data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SearchGallery:
-    """Pictures to search: sorted `ids`, their pixels, a `key` that stands for the place in names of
+    """Images to search: sorted `ids`, their pixels, a `key` that stands for the place in names of
     indexes.
 
     `queries` are the run's own, `right` the right answers of those that have any, by reference and
@@ -44,7 +44,7 @@ class SearchGallery:
 
 
 class MultiPartImages:
-    """The pictures of several parts of a split, as one."""
+    """The images of several parts of a split, as one."""
 
     def __init__(self, parts: Sequence[EvalSplit]) -> None:
         self._of = {image: part.images for part in parts for image in part.gallery.ids}
@@ -82,19 +82,19 @@ def of_run(config: RunConfig) -> SearchGallery:
 def of_folder(
     directory: Path, config: RunConfig, allow_missing: int, allow_symlinks: bool
 ) -> SearchGallery:
-    """Return the pictures below `directory`. Raises UserError with every one that cannot be
+    """Return the images below `directory`. Raises UserError with every one that cannot be
     used."""
     problems = ValidationReport()
     if not directory.is_dir():
         problems.add(
-            f"--gallery {directory}", "there is no such directory", "Give a folder of pictures."
+            f"--gallery {directory}", "there is no such directory", "Give a folder of images."
         )
         problems.raise_if_any()
     folder = scan_folder(directory, allow_symlinks, problems)
     files = folder.files
     if folder.num_skipped:
         logger.info(
-            "%s: passed over, no pictures by their names or hidden: %s",
+            "%s: passed over, no images by their names or hidden: %s",
             directory,
             folder.skipped(),
         )
@@ -102,7 +102,7 @@ def of_folder(
     if len(bad) > allow_missing:
         for image, what in bad.items():
             way = (
-                f"{len(bad)} of {len(files)} pictures cannot be used. Replace them, or go on"
+                f"{len(bad)} of {len(files)} images cannot be used. Replace them, or go on"
                 " without them by "
             )
             problems.add(files[image], what, f"{way}--allow_missing_images {len(bad)}.")
@@ -110,12 +110,12 @@ def of_folder(
         kinds = " ".join(sorted(image_suffixes()))
         problems.add(
             f"--gallery {directory}",
-            "holds no pictures",
-            f"A picture's name ends in one of: {kinds}",
+            "holds no images",
+            f"An image's name ends in one of: {kinds}",
         )
     problems.raise_if_any()
     if bad:
-        logger.warning("%s: searched without %d pictures that cannot be used", directory, len(bad))
+        logger.warning("%s: searched without %d images that cannot be used", directory, len(bad))
     ids = tuple(sorted(files.keys() - bad.keys()))
     return SearchGallery(
         str(directory),

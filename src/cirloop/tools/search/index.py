@@ -1,7 +1,7 @@
-"""A gallery's vectors on disk, by the content of its pictures, one file for each model and gallery.
+"""A gallery's vectors on disk, by the content of its images, one file for each model and gallery.
 
-`digests` (N, 32) are the SHA-256 of the pictures, sorted, and row i of `vectors`, (N, D) or (N, M,
-D), is of picture i: a renamed picture keeps its vector, and two equal ones share it. The file is
+`digests` (N, 32) are the SHA-256 of the images, sorted, and row i of `vectors`, (N, D) or (N, M,
+D), is of image i: a renamed image keeps its vector, and two equal ones share it. The file is
 written aside, synced and renamed, so that a killed process leaves the one before, and of two at
 once the later stays. It holds the model's fingerprint and a CRC-32 of each array; a file that does
 not agree is made again. One file, so that it always agrees with itself.
@@ -40,7 +40,7 @@ Vectors = npt.NDArray[np.float32]
 Known = Mapping[str, Vectors]
 SCHEMA = "1"
 PIECE = 8192
-"""Pictures embedded before the index is written; what a killed process has to do again, at most."""
+"""Images embedded before the index is written; what a killed process has to do again, at most."""
 
 
 class Index:
@@ -146,7 +146,7 @@ def gallery_vectors(
     if gone and not new:
         index.write(made)
     logger.info(
-        "%s: %d pictures, %d embedded now, %d in the index before, %d no longer there and dropped",
+        "%s: %d images, %d embedded now, %d in the index before, %d no longer there and dropped",
         gallery.name,
         len(digests),
         len(new),
@@ -165,7 +165,7 @@ def _embedded(
     runtime: Runtime,
     name: str,
 ) -> dict[str, Vectors]:
-    """`kept` with the vectors of the pictures in `new` (digest and id), written after each
+    """`kept` with the vectors of the images in `new` (digest and id), written after each
     piece."""
     made = dict(kept)
     for start in range(0, len(new), PIECE):

@@ -24,7 +24,7 @@ from cirloop.types import UserError
 MAX_LINE = 1 << 20
 """Bytes of a line."""
 KINDS: dict[str, tuple[type, str]] = {
-    "reference": (str, "text: a path, or the id of a picture of the gallery"),
+    "reference": (str, "text: a path, or the id of an image of the gallery"),
     "text": (str, "text"),
     "k": (int, f"a whole number from 1 to {MAX_K}"),
 }
