@@ -41,9 +41,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     found = sorted(
-        path for path in args.pictures.rglob("*") if path.suffix.lower() in image_suffixes()
+        path for path in args.images.rglob("*") if path.suffix.lower() in image_suffixes()
     )
-    assert found, f"no images in {args.pictures}"
+    assert found, f"no images in {args.images}"
     with tempfile.TemporaryDirectory() as directory:
         files = {}
         for number in range(args.num):

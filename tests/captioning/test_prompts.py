@@ -178,7 +178,7 @@ def test_texts_of_the_template_say_so(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         captioner = TemplateFoundation().build()
-    assert [r.message for r in caplog.records if "sees no picture" in r.message]
+    assert [r.message for r in caplog.records if "sees no image" in r.message]
     settings = CaptioningSettings(num_candidates=4, min_verify_probability=0)
     query, made = candidates(captioner, load(prompt), settings, tmp_path)
     assert len(made) > 1 and all(query.text in c.text and not c.reason for c in made)

@@ -94,6 +94,7 @@ def test_a_run_trains_on_further_positives_and_never_against_them(
     assert judgement["kept"] == len(content["relabelled"]) > 0
     account = json.loads((directory / "accounting_iter_1.json").read_text())
     assert account["relabelled"] == account["relabelled_right"] == judgement["kept"]
+    assert account["true_captions"] == account["accepted"] > 0
     rows = read_augmented(samples)
     relabelled = [row for row in rows if row.prompt == HUMAN_TEXT]
     written = {(row.source, row.triplet.target) for row in rows if row.prompt != HUMAN_TEXT}

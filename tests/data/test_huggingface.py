@@ -150,9 +150,9 @@ WRONG: dict[str, tuple[Any, ...]] = {
         "row 3: the id '0' is there more than once", [*GALLERY, GALLERY[0]], gallery=TABLE
     ),
     "gallery of words": named(
-        "the column 'image' holds no images",
-        [{"id": 0, "image": "x"}],
-        gallery={"split": "gallery", "image": "image"},
+        "the column 'words' holds no images",
+        [{"id": 0, "words": "x"}],
+        gallery={"split": "gallery", "image": "words"},
     ),
     "no folder": named("photos: is no directory of images", images="photos"),
     "both": (

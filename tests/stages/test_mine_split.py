@@ -17,6 +17,7 @@ from cirloop.stages.context import RunContext
 from cirloop.stages.mine import mine_split
 from cirloop.types import UserError
 from cirloop.validation import ValidationFailed
+from tests.stages.copies import CHECKPOINT, copied
 
 WARM: dict[str, Any] = {
     "num_iterations": 1,
@@ -95,11 +96,14 @@ def test_attributes_from_a_file(small: Any, tmp_path: Path) -> None:
         runner.run(small(tmp_path / "run", **settings, auto_resume=True))
 
 
-def test_a_foundation_model_that_describes_nothing_is_named(small: Any, tmp_path: Path) -> None:
+def test_a_foundation_model_that_describes_nothing_is_named(
+    small: Any, finished: Path, tmp_path: Path
+) -> None:
     """`tiny` was not taught to describe one image, and answers it with nothing."""
     attributes = {"domain": "shapes", "image_source": "vlm"}
     config = small(tmp_path, mining={"strategy": {"type": "soft"}}, attributes=attributes)
     run = RunContext(config, Store(tmp_path), config.data.build(None))
+    copied(run, finished, CHECKPOINT)
     said = "shapes:train:00000: the model gave no caption, but ''"
     with pytest.raises(ValidationFailed, match=said):
         mine_split(run, run.embedder(None), 0)

@@ -73,10 +73,16 @@ def _drawn(contents: Mapping[int, Mapping[str, Any]]) -> list[Table]:
             f"{count['rows'] / count['triplets']:.1f}",
         )
         for t, content in contents.items()
-        for origin, count in content.get("drawn", {}).items()
+        for origin, count in sorted(content.get("drawn", {}).items(), key=_human_first)
     ]
     columns = ("iteration", "trained on", "different ones", "times each")
     return [Table("Triplets that were trained on", columns, rows)] if rows else []
+
+
+def _human_first(origin_and_count: tuple[str, object]) -> tuple[int, str]:
+    """Return what sorts human triplets before texts, and those by iteration."""
+    origin, _ = origin_and_count
+    return (0, "") if origin == "human" else (len(origin), origin)
 
 
 def _loss(
