@@ -120,6 +120,16 @@ def test_a_text_that_is_there_but_for_spaces_and_a_full_stop_is_a_duplicate() ->
     assert chosen([candidate("make it red")], known) == {"make it red": "duplicate"}
 
 
+def test_a_query_has_room_for_so_many_texts_of_all_iterations() -> None:
+    settings = SETTINGS.model_copy(update={"max_per_query": 2, "max_per_query_in_all": 3})
+    rows = [candidate(f"text {n}", image=f"i{n}") for n in range(3)]
+    for num_before, num_accepted in ((0, 2), (2, 1), (3, 0), (4, 0)):
+        before = Counter({QueryId("q"): num_before})
+        accepted, rejected = select(rows, set(), settings, 2, "tiny", before)
+        assert len(accepted) == num_accepted
+        assert {row.reason for row in rejected} == {"enough for this query"}
+
+
 A, B, C = "a b", "c d", "e f"
 LESS_SURE, ENOUGH = "a surer text was kept", "enough for this query"
 OF_ONE_IMAGE: dict[str, tuple[list[Candidate], dict[str, str]]] = {

@@ -61,6 +61,8 @@ class CaptioningSettings(Settings):
     """Augmented triplets kept of an iteration, the surest first; None: all."""
     max_per_query: int = Field(3, ge=1)
     """Augmented triplets kept per human query and iteration, the surest first."""
+    max_per_query_in_all: int | None = Field(None, ge=1)
+    """Augmented triplets kept per human query over all iterations; None: any number."""
 
     relabel: RelabelSettings = RelabelSettings()
     """Mined images that are right for the human text itself."""

@@ -211,8 +211,11 @@ def select(
     settings: CaptioningSettings,
     iteration: int,
     captioner: str,
+    before: Counter[QueryId] | None = None,
 ) -> tuple[list[AugmentedTriplet], list[Candidate]]:
     """Select the surest text per mined image and the surest images per query.
+
+    `before` counts the accepted triplets of earlier iterations per query.
 
     Returns the accepted triplets, and the rejected candidates each with its reason. `known` holds
     (reference, `normal_text`) of every existing triplet: a second target for one query would be a
@@ -235,7 +238,7 @@ def select(
             reasons[i] = SURER_KEPT
         elif query in taken_queries:
             reasons[i] = DUPLICATE
-        elif num_accepted[source] == settings.max_per_query:
+        elif num_accepted[source] >= _room(settings, before, source):
             reasons[i] = ENOUGH
         elif len(accepted) == settings.max_per_iteration:
             reasons[i] = ENOUGH_IN_ALL
@@ -251,6 +254,13 @@ def select(
         if i not in accepted
     ]
     return [accepted[i] for i in sorted(accepted)], rejected
+
+
+def _room(settings: CaptioningSettings, before: Counter[QueryId] | None, source: QueryId) -> int:
+    """Return how many triplets of an iteration a query may have."""
+    if settings.max_per_query_in_all is None or before is None:
+        return settings.max_per_query
+    return min(settings.max_per_query, settings.max_per_query_in_all - before[source])
 
 
 def _augmented_triplet(

@@ -36,13 +36,14 @@ def caption(
 
     def build(path: Path) -> None:
         texts = _write_and_check(run, iteration, negatives, checkpoint)
-        written = [row.triplet for artifact in before for row in read_augmented(artifact)]
+        rows = [row for artifact in before for row in read_augmented(artifact)]
         known = {
             (t.query.reference, normal_text(t.query.text))
-            for t in (*run.data.train.triplets, *written)
+            for t in (*run.data.train.triplets, *(row.triplet for row in rows))
         }
+        num_before = Counter(row.source for row in rows if row.prompt != HUMAN_TEXT)
         accepted, rejected = pipeline.select(
-            texts.candidates, known, config.captioning, iteration, texts.captioner
+            texts.candidates, known, config.captioning, iteration, texts.captioner, num_before
         )
         reasons = Counter(candidate.reason for candidate in rejected)
         content: dict[str, Any] = {
