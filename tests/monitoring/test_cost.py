@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import logging
+import os
 from pathlib import Path
 from threading import Thread
 from typing import Any
