@@ -17,6 +17,7 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from transformers.integrations import unset_hf_deepspeed_config
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.rows import read_augmented, read_mined
@@ -50,9 +51,6 @@ def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
     """
     import torch
 
-    # Models are loaded whole and then cut, also under ZeRO-3: an adapter is put on and proven
-    # before.
-    os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"
     fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if fsdp and os.environ.get("FSDP_VERSION") != "2":
         raise UserError(
@@ -60,8 +58,19 @@ def create_accelerator(hang_timeout_minutes: float = 30) -> Accelerator:
             " as in configs/accelerate/fsdp2.yaml."
         )
     timeout = timedelta(minutes=hang_timeout_minutes)
+    # Models are loaded whole and then cut, also under ZeRO-3: an adapter is put on and proven
+    # before. transformers would cut them as it loads, with the configuration that Accelerate gives
+    # it.
+    os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"
     if torch.cuda.is_available():
-        return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
+        accelerate = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
+    else:
+        accelerate = _create_on_cpu(timeout, fsdp=fsdp)
+    unset_hf_deepspeed_config()
+    return accelerate
+
+
+def _create_on_cpu(timeout: timedelta, *, fsdp: bool) -> Accelerator:
     handlers = (
         [InitProcessGroupKwargs(backend="gloo", timeout=timeout)] if "RANK" in os.environ else []
     )
