@@ -99,7 +99,7 @@ ROWS = (
     Row(
         f"{PYTHON} -m cirloop.export_vectors --experiment_dir DIR --iteration 1 --split train"
         " --output V",
-        swaps={"DIR": "experiments/fast_1", " V": " vectors_npy"},
+        swaps={"DIR": "experiments/fast_1", "V": "vectors_npy"},
         after=(FAST_1,),
         makes=("vectors_npy/targets.npy", "vectors_npy/export.json"),
     ),
