@@ -90,8 +90,11 @@ def test_a_full_disk(stage: str, left: int, small_disk: Path, harness: Harness) 
         filler.write(b"x" * max(0, rest - left))
     ended = harness.child(directory, "run")
     assert ended.code == REFUSED, ended.said
-    refused_clearly(ended.said, directory)
-    assert "No space left on device" in ended.said and "Free space" in ended.said
+    if stage == "checkpoint_iter_1":  # seen before any work: the adapters do not fit
+        assert "runtime.cache_dir" in ended.said and "are free" in ended.said, ended.said
+    else:
+        refused_clearly(ended.said, directory)
+        assert "No space left on device" in ended.said and "Free space" in ended.said
     (small_disk / "filler").unlink()
     shutil.rmtree(state)
     shutil.copytree(directory, state)  # the small disk is too small for all of it
