@@ -50,5 +50,5 @@ def test_other_data_sets_have_no_scenes(small: Any, tmp_path: Path) -> None:
         data=CirrSettings(),
         data_dir=write_cirr(tmp_path / "data"),
     )
-    with pytest.raises(UserError, match="reads the scenes of `shapes`, and the data set is cirr"):
+    with pytest.raises(UserError, match="knows `shapes` only, and the data set is cirr"):
         preflight.check(config)

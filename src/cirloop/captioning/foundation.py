@@ -32,6 +32,10 @@ class Foundation(ModelSettings):
     """Whether the model is shown one image that holds both."""
     can_verify: ClassVar[bool] = True
     """Whether the model can say if a text is right."""
+    is_timed: ClassVar[bool] = True
+    """Whether its texts are timed on a sample before a run."""
+    data_type: ClassVar[str | None] = None
+    """The one type of data set that it knows; None: any."""
 
     def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
         """Build the captioner, on the weights of `embedder` where that has the same base."""
@@ -165,6 +169,7 @@ class VllmFoundation(Foundation):
     """Any model that vLLM serves with two images, by its offline engine. Written against vLLM's
     documented interface and tested with a fake engine, never with vLLM itself."""
 
+    is_timed: ClassVar[bool] = False
     type: Literal["vllm"] = "vllm"
     path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
     """Model directory or hub name, with a chat template."""
@@ -196,6 +201,7 @@ class VllmFoundation(Foundation):
 class WithoutModel(Foundation):
     """Settings of what writes texts without a model and without weights."""
 
+    is_timed: ClassVar[bool] = False
     path: str = ""
     """Not used."""
 
@@ -226,6 +232,7 @@ class SceneFoundation(WithoutModel):
     """No model: true texts and verdicts from the drawn scenes of `shapes`. What a study compares a
     foundation model with; no other data set has it."""
 
+    data_type: ClassVar[str | None] = "shapes"
     type: Literal["scenes"] = "scenes"
 
     def weights_digest(self) -> str:

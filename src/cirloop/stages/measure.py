@@ -93,7 +93,7 @@ def measure(config: RunConfig, data: Dataset, most_rows: int) -> dict[str, Timin
         timings = _embedding(config, models, split)
         foundation = config.foundation
         writes = config.num_iterations and config.captioning.enabled
-        if writes and foundation.type not in ("scenes", "template", "vllm"):
+        if writes and foundation.is_timed:
             timings["text"] = _captioning(config, models, data.train)
         size = min(config.training.batch_size, len(data.train.triplets)) if config.trains else 0
         if not config.training.grad_cache_chunk_size:

@@ -199,11 +199,12 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
                 f"the foundation model {config.foundation.type!r} looks at no image; use another "
                 "--foundation_model_backbone",
             )
-    if config.foundation.type == "scenes" and config.data.type != "shapes":
+    foundation = config.foundation
+    if foundation.data_type not in (None, config.data.type):
         problems.add(
-            "foundation.type scenes",
-            f"reads the scenes of `shapes`, and the data set is {config.data.type}; use another "
-            "--foundation_model_backbone",
+            f"foundation.type {foundation.type}",
+            f"knows `{foundation.data_type}` only, and the data set is {config.data.type}; use"
+            " another --foundation_model_backbone",
         )
     if config.mining.anchors.num and not config.captioning.enabled:
         problems.add(
