@@ -127,6 +127,7 @@ def with_strategy(
 
 
 def mined_table(args: argparse.Namespace) -> None:
+    names = args.strategies.split(",")
     rows: list[dict[str, Any]] = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         directory = args.output / f"warm_{seed}"
@@ -140,7 +141,7 @@ def mined_table(args: argparse.Namespace) -> None:
         )
         assert oracle is not None
         right = {t.query.id: oracle.positives(t.query) - {t.target} for t in train.triplets}
-        for name in STRATEGIES:
+        for name in names:
             for title, filters in FILTERS.items():
                 run = RunContext(
                     with_strategy(config, name, filters, args.output), warm.store, warm.data
@@ -158,7 +159,7 @@ def mined_table(args: argparse.Namespace) -> None:
                 )
         write_json(args.output / "table.json", {"rows": rows})
     lines = []
-    for name in STRATEGIES:
+    for name in names:
         cells = []
         for title in FILTERS:
             mine = [r for r in rows if r["strategy"] == name and r["filter"] == title]
@@ -181,7 +182,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", choices=["table", "recall"], required=True)
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", default=",".join(ARMS), help="of --part recall")
+    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="rows of --part table")
     parser.add_argument("--output", type=Path, default=Path("experiments/study_negatives"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=1)

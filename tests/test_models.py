@@ -117,9 +117,13 @@ def test_the_driver_holds_none_while_processes_work(
     census: Census, small: Any, tmp_path: Path
 ) -> None:
     config = small(
-        tmp_path / "run", evaluation={"evaluate_base": False}, runtime={"num_processes": 2},
-        **LITTLE | {"captioning": {**LITTLE["captioning"], "max_round_trip_rank": 0}},
-    )  # fmt: skip
+        tmp_path / "run",
+        evaluation={"evaluate_base": False},
+        runtime={"num_processes": 2},
+        data=LITTLE["data"],
+        captioning={**LITTLE["captioning"], "max_round_trip_rank": 0},
+        training={**LITTLE["training"], "iteration_0_steps": 0},
+    )
     runner.run(config)
     assert census.at_launch and set(census.at_launch) == {0}
     assert max(census.most.values()) == 1

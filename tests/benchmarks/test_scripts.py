@@ -82,7 +82,11 @@ CASES = (
         "a round with texts on the embedder's weights",
     ),
     Case("benchmarks/soak.py", "--rounds 5", "growth of"),
-    Case("benchmarks/study_negatives.py", f"{TOY} --part table", "curriculum"),
+    Case(
+        "benchmarks/study_negatives.py",
+        f"{TOY} --part table --strategies band,attribute_mismatch",
+        "attribute_mismatch",
+    ),
     Case(
         "benchmarks/study_negatives.py",
         f"{TOY} --part recall --arms control,band,top_k_all+score_margin",

@@ -80,7 +80,8 @@ def test_a_process_that(
     assert says in said and said.count("error: the training stage's processes") == 1
     assert "--auto_resume" in said
     are_gone(children)
-    assert trained(harness, directory) == unbroken
+    if sent is signal.SIGKILL:
+        assert trained(harness, directory) == unbroken
 
 
 @pytest.mark.full
