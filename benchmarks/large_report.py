@@ -108,7 +108,7 @@ class Made:
             self.costs.append({"stage": each, "attempt": 1, "finished": True, **cost.to_json()})
         write_checked(self.config.directory / "costs.json", "costs", {"stages": self.costs})
         bare = [{n: v for n, v in r.items() if n not in ("ranks", "top")} for r in self.results]
-        found = {"schema": 3, "results": bare, "compared": compare_iterations(self.results)}
+        found = {"schema": 4, "results": bare, "compared": compare_iterations(self.results)}
         write_json(self.config.directory / "evaluation_results.json", found)
         return self.store
 
@@ -130,7 +130,7 @@ class Made:
             ranks, tops = [], []
             for n in range(self.queries):
                 rank = 1 + int(self.draw.expovariate(0.2))
-                ranks.append([f"val/{n}", rank, float(rank == 1)])
+                ranks.append([f"val/{n}", rank, float(rank == 1), name(n, self.images)])
                 tops.append([name(n + 1 + place - rank, self.images) for place in range(1, 6)])
             at = {
                 f"recall@{k}": round(sum(row[1] <= k for row in ranks) / len(ranks), 6)
@@ -140,7 +140,7 @@ class Made:
                 metric: round((p * (1 - p) / len(ranks)) ** 0.5, 6) for metric, p in at.items()
             }
             content = {
-                "schema": 3,
+                "schema": 4,
                 "iteration": label,
                 "split": "jsonl_val",
                 "queries": self.queries,

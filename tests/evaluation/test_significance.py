@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cirloop.evaluation.significance import DRAWS, compare_iterations, error_changes, holm, paired
+from cirloop.evaluation.significance import (
+    DRAWS,
+    compare_iterations,
+    error_changes,
+    holm,
+    paired,
+    standard_error,
+)
 
 values = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=10)
 
@@ -47,6 +54,40 @@ def test_calls_a_difference_in_one_of_twenty_where_there_is_none() -> None:
     assert 0.02 < np.mean(np.array(ps) <= 0.05) < 0.09
 
 
+@given(pairs=values, data=st.data())
+def test_queries_of_a_reference_are_tossed_together(
+    pairs: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    a, b = np.array(pairs, float).T
+    clusters = data.draw(st.lists(st.sampled_from("xyz"), min_size=len(a), max_size=len(a)))
+    names = sorted({*clusters})
+    sums = np.array([sum((b - a)[n] for n, c in enumerate(clusters) if c == k) for k in names])
+    every = [
+        abs(np.dot(signs, sums)) >= abs(sums.sum()) for signs in product((-1, 1), repeat=len(sums))
+    ]
+    found = paired(a, b, clusters)
+    assert found.p == pytest.approx(np.mean(every), abs=0.03)
+    assert found.value == pytest.approx(b.mean() - a.mean())
+
+
+def test_a_standard_error_counts_clusters() -> None:
+    """Queries that are asked twice tell no more than once; those alone are a binomial's."""
+    once = np.array([1, 0, 0, 1, 1, 0, 1, 1], float)
+    alone = standard_error(once, range(8))
+    assert alone == pytest.approx(once.std() / 8**0.5)
+    assert standard_error(np.repeat(once, 2), [n // 2 for n in range(16)]) == pytest.approx(alone)
+    assert standard_error(np.array([1.0, 0.0]), "xx") == 0
+
+
+def test_a_clustered_error_is_the_spread_of_means_over_draws() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(100), 3)
+    draws = rng.normal(size=(2000, 100)).repeat(3, axis=1) + rng.normal(size=(2000, 300))
+    errors = [standard_error(row, clusters) for row in draws[:50]]
+    assert np.mean(errors) == pytest.approx(draws.mean(1).std(), rel=0.06)
+    assert np.mean(errors) > 1.3 * np.mean([standard_error(row, range(300)) for row in draws[:50]])
+
+
 def test_different_queries_are_refused() -> None:
     with pytest.raises(ValueError, match="a value per query of both"):
         paired([1, 0], [1])
@@ -63,6 +104,8 @@ def test_p_values_are_corrected_for_their_number() -> None:
 def test_errors_that_stay_come_and_go_are_counted() -> None:
     before = [["a", 1, 1.0], ["b", 3, 0.0], ["c", 2, 0.0], ["d", 1, 1.0], ["e", 9, 0.0]]
     after = [["a", 2, 0.0], ["b", 1, 1.0], ["c", 7, 0.0], ["d", 1, 1.0], ["e", 2, 0.0]]
+    for row in (*before, *after):
+        row.append(row[0])
     evaluations = [
         {"iteration": name, "compared_on": "recall@1", "ranks": ranks}
         for name, ranks in (("0", before), ("1", after))

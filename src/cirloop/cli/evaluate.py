@@ -155,7 +155,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     if options.output_file is not None:
         write_json(
             options.output_file,
-            run.mark | {"schema": 3, "results": results, "compared": compare_iterations(results)},
+            run.mark | {"schema": 4, "results": results, "compared": compare_iterations(results)},
         )
     return results
 

@@ -1,7 +1,8 @@
 """Metrics of the benchmarks, from ranks of images, as the benchmarks' papers compute them.
 
-Every metric is a mean over queries of a value in [0, 1], so each has a standard error; an image
-that a ranking does not list is not retrieved. Q queries.
+Every metric is a mean over queries of a value in [0, 1], so each has a standard error, for which
+queries with the same reference are one cluster; an image that a ranking does not list is not
+retrieved. Q queries.
 
 - shapes: the reference is removed. recall@K of the annotated target; `any correct recall@K` of the
   first right image.
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cirloop.evaluation.significance import standard_error
 from cirloop.types import ImageId, LabeledQueries, Preference, Query, QueryId, Relevance
 
 Ranks = Mapping[ImageId, int]
@@ -105,11 +107,8 @@ def _preferences(part: LabeledQueries, scores: Mapping[QueryId, Scores]) -> dict
     )
     first_Q = np.array([chosen[query.id].preferred == 1 for query in part.queries])
     agrees_Q = np.where(margins_Q == 0, 0.5, (margins_Q > 0) == first_Q)
-    rate = (
-        {"preference rate": first_Q[margins_Q > 0].astype(np.float64)}
-        if (margins_Q > 0).any()
-        else {}
-    )
+    rate_Q = np.where(margins_Q > 0, first_Q, np.nan)
+    rate = {"preference rate": rate_Q} if (margins_Q > 0).any() else {}
     return rate | {"symmetric accuracy": agrees_Q}
 
 
@@ -119,17 +118,18 @@ def per_query(
     """Compute every metric of one category, a value per query in the order of `part.queries`.
 
     `ranks` are scores where people chose between sets. An aspect's mAP and the preference rate are
-    over some of the queries. There is no preference rate where no set 1 scores higher.
+    NaN for the queries that they leave out. There is no preference rate where no set 1 scores
+    higher.
     """
     relevance = part.relevance
     assert relevance is not None
     if relevance.preferences:
         return _preferences(part, ranks)
-    rows: dict[str, list[float]] = {}
-    for query in part.queries:
+    rows: dict[str, Values] = {}
+    for number, query in enumerate(part.queries):
         for name, value in _query_metrics(part, relevance, query, ranks[query.id]):
-            rows.setdefault(name, []).append(value)
-    return {name: np.array(row) for name, row in rows.items()}
+            rows.setdefault(name, np.full(len(part.queries), np.nan))[number] = value
+    return rows
 
 
 def _query_metrics(
@@ -167,9 +167,12 @@ def _query_metrics(
         yield f"map@10, {aspect}", average_precision_at(ranks, positives, 10)
 
 
-def mean(values_Q: Values) -> Metric:
-    """Compute the mean over queries and its standard error."""
-    return Metric(float(values_Q.mean()), float(values_Q.std() / len(values_Q) ** 0.5))
+def mean(values_Q: Values, references: Sequence[ImageId]) -> Metric:
+    """Compute the mean over the queries that a metric covers, and its standard error."""
+    covered_Q = np.isfinite(values_Q)
+    values = values_Q[covered_Q]
+    clusters = [image for image, covered in zip(references, covered_Q, strict=True) if covered]
+    return Metric(float(values.mean()), standard_error(values, clusters))
 
 
 def metrics(
@@ -180,7 +183,8 @@ def metrics(
     tables: dict[str, dict[str, Metric]] = {}
     for part in parts:
         table = per_query(part, ranks)
-        tables[part.category] = {name: mean(values_Q) for name, values_Q in table.items()}
+        references = [query.reference for query in part.queries]
+        tables[part.category] = {n: mean(values_Q, references) for n, values_Q in table.items()}
     first = next(iter(tables.values()))
     if len(parts) == 1:
         return dict(first)

@@ -1,18 +1,21 @@
-"""Paired randomisation test over queries: whether one iteration is better than another.
+"""Standard errors over queries, and a paired test of whether one iteration is better than another.
 
 Under the hypothesis that two systems are equal, the sign of each query's difference is a coin toss
-(Fisher's randomisation test; Smucker, Allan & Carterette, CIKM 2007). Q queries.
+(Fisher's randomisation test; Smucker, Allan & Carterette, CIKM 2007). Queries that share their
+reference image are not independent: they are one cluster, tossed together. Q queries, C clusters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
 
 DRAWS = 9_999
 BLOCK = 500
@@ -27,26 +30,49 @@ class Difference:
     p: float
 
 
-def paired(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, seed: int = 0) -> Difference:
-    """Test how much better `b_Q` is than `a_Q`, query by query. Raises ValueError for different or
-    no queries.
+def cluster_sums(values_Q: Values, clusters: Sequence[Hashable]) -> Values:
+    """Sum the values of each cluster, in the order in which clusters first appear."""
+    sums: dict[Hashable, float] = {}
+    for cluster, value in zip(clusters, values_Q.tolist(), strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + value
+    return np.array([*sums.values()])
+
+
+def standard_error(values_Q: Values, clusters: Sequence[Hashable]) -> float:
+    """Compute the cluster-robust standard error of the mean (Liang & Zeger, Biometrika 1986).
+
+    Where each query is a cluster of its own, this is that of independent queries.
+    """
+    residual_C = cluster_sums(values_Q - values_Q.mean(), clusters)
+    return float((residual_C**2).sum() ** 0.5 / len(values_Q))
+
+
+def paired(
+    a_Q: npt.ArrayLike,
+    b_Q: npt.ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> Difference:
+    """Test how much better `b_Q` is than `a_Q`, query by query; `clusters` names each query's.
 
     p = (1 + draws at least as far from 0) / (1 + draws): never 0, the smallest is 1e-4. Equal
-    systems give 1.
+    systems give 1. Raises ValueError for different or no queries.
     """
     a = np.asarray(a_Q, np.float64)
     b = np.asarray(b_Q, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"a value per query of both systems, found shapes {a.shape} and {b.shape}")
     difference_Q = b - a
-    nonzero = difference_Q[difference_Q != 0]  # a sign does not change a difference of 0
+    names = range(len(a)) if clusters is None else clusters
+    sums_C = cluster_sums(difference_Q, names)
+    nonzero = sums_C[sums_C != 0]  # a sign does not change a difference of 0
     rng = np.random.default_rng(seed)
     observed = abs(nonzero.sum())
     num_far = 0
     for start in range(0, DRAWS, BLOCK):
         signs = rng.integers(0, 2, (min(BLOCK, DRAWS - start), len(nonzero)), np.int8) * 2 - 1
         num_far += int((abs(signs @ nonzero) >= observed - 1e-9).sum())
-    se = float(difference_Q.std() / len(difference_Q) ** 0.5)
+    se = standard_error(difference_Q, names)
     return Difference(float(difference_Q.mean()), se, (1 + num_far) / (1 + DRAWS))
 
 
@@ -54,8 +80,8 @@ def error_changes(before: Sequence[Any], after: Sequence[Any]) -> dict[str, int]
     """Count queries by whether their target is not first: in both evaluations (`persistent`), in
     the later alone (`new`), in the earlier alone (`mended`).
 
-    Rows are those of an evaluation, a query's id, its target's rank and a value. None where people
-    chose between sets, which have margins instead of ranks.
+    Rows are those of an evaluation. None where people chose between sets, which have margins
+    instead of ranks.
     """
     if not all(isinstance(row[1], int) for row in (*before, *after)):
         return None
@@ -86,7 +112,8 @@ def compare_iterations(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     """
     out = []
     for before, after in pairwise(results):
-        test = paired([row[2] for row in before["ranks"]], [row[2] for row in after["ranks"]])
+        a, b = ([row[2] for row in each["ranks"]] for each in (before, after))
+        test = paired(a, b, clusters=[row[3] for row in after["ranks"]])
         out.append(
             {
                 "from": before["iteration"],

@@ -28,8 +28,9 @@ def evaluate(
 ) -> Artifact:
     """Write evaluation_{label}.json: metrics with standard errors, and rows per query.
 
-    A row holds the target's rank without the reference (HP-FashionIQ: how much higher set 1 scores)
-    and the value that iterations are compared on. The query's best images are kept too.
+    A row holds the target's rank without the reference (HP-FashionIQ: how much higher set 1
+    scores), the value that iterations are compared on, and the reference. The query's best images
+    are kept too.
     """
 
     def build(path: Path) -> None:
@@ -65,7 +66,7 @@ def evaluation(
     metrics = protocols.metrics([part.labeled for part in parts], rows_by_query)
     compared = parts[0].labeled.protocol.primary_metric
     return run.mark | {
-        "schema": 3,
+        "schema": 4,
         "iteration": label.removeprefix("iter_"),
         "split": parts[0].name,
         "queries": sum(len(part.queries) for part in parts),
@@ -87,7 +88,7 @@ def _query_rows(
     part: EvalSplit, rows_by_query: Mapping[QueryId, Any], compared: str
 ) -> Iterator[list[Any]]:
     """Yield for each query its id, its target's rank (or by how much the preferred set scores
-    higher), and the value of the metric `compared`."""
+    higher), the value of the metric `compared`, and its reference."""
     assert part.relevance is not None
     values_Q = protocols.per_query(part.labeled, rows_by_query)[compared]
     for query, value in zip(part.queries, values_Q.tolist(), strict=True):
@@ -98,7 +99,7 @@ def _query_rows(
         else:
             ranks = protocols.remove_reference(row, query.reference)
             rank = ranks[part.relevance.targets[query.id]]
-        yield [query.id, rank, round(value, 6)]
+        yield [query.id, rank, round(value, 6), query.reference]
 
 
 def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:
@@ -121,7 +122,7 @@ def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
         {name: value for name, value in row.items() if name not in ("ranks", "top")}
         for row in evaluations
     ]
-    return {"schema": 3, "results": results, "compared": compare_iterations(evaluations)}
+    return {"schema": 4, "results": results, "compared": compare_iterations(evaluations)}
 
 
 def predictions(
