@@ -131,7 +131,7 @@ class Made:
             for n in range(self.queries):
                 rank = 1 + int(self.draw.expovariate(0.2))
                 ranks.append([f"val/{n}", rank, float(rank == 1), name(n, self.images)])
-                tops.append([name(n + 1 + place - rank, self.images) for place in range(1, 6)])
+                tops.append([name(n + 1 + place - rank, self.images) for place in range(1, 11)])
             at = {
                 f"recall@{k}": round(sum(row[1] <= k for row in ranks) / len(ranks), 6)
                 for k in (1, 5, 10, 50)

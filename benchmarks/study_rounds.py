@@ -17,6 +17,13 @@ for `pairs`, as many explicit negatives in a batch:
     relabel_oracle   the same with the scenes as foundation model
     averaged  the loop's adapters, each averaged with that of the iteration before: no training
     no_bundles, no_far, again, failed, restart, one_schedule   the loop less a part, or with another
+    rank_term   the loop with the mistakes as explicit negatives, in a triplet hinge beside InfoNCE
+
+QuRe's arms have no new texts and one explicit negative a query; their control is `random_negative`:
+
+    band, qure   from the band of scores: with InfoNCE, with QuRe's Bradley-Terry loss
+    qure_3, qure_6, qure_10   with sets that are defined so often in a run (`--rounds 10` or more)
+    band_3, band_5   with 3 and 5 negatives a query
 
 Prints, for each arm, recalls on `shapes` after each round with the standard error over seeds, the
 gain over `control` after each round, paired by seed, texts written and accepted, and seconds. A
@@ -24,6 +31,7 @@ study that is stopped goes on where it was; `--workers` arms run at once.
 
     python benchmarks/study_rounds.py --seeds 5 --workers 2 --output experiments/rounds
     python benchmarks/study_rounds.py --output experiments/rounds --report_only
+    python benchmarks/study_rounds.py --rounds 10 --steps 20 --arms random_negative,qure_3,qure_10
 """
 
 from __future__ import annotations
@@ -43,14 +51,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from cirloop.artifacts import schema
 from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry, runner
 from cirloop.config.run import RunConfig, save
 from cirloop.config.run_dir import CONFIG
-from cirloop.data.shapes.load import row_of
-from cirloop.data.shapes.splits import FAMILY_SIZE, build_splits
+from cirloop.data.shapes.load import ShapesOracle, image_id, row_of
+from cirloop.data.shapes.splits import FAMILY_SIZE, scenes_of
 from cirloop.monitoring.console import table
-from cirloop.types import ImageId
+from cirloop.types import Query
 
 Arm = dict[str, dict[str, Any]]
 
@@ -64,6 +73,29 @@ LOOP: Arm = {
     "mining": {"strategy": TOP_K, "skip_captioned": True},
     "training": {"negatives": FAR_NEGATIVES, "bundles": BUNDLES},
 }
+
+
+BAND = {"type": "band"}
+BRADLEY_TERRY = {"type": "bradley_terry", "temperature": 0.05}
+RANK_TERM = {
+    "type": "sum",
+    "parts": [
+        {"loss": {"type": "info_nce", "temperature": 0.05}},
+        {"loss": {"type": "triplet", "margin": 0.1}, "weight": 2.0},
+    ],
+}
+
+
+def without_texts(strategy: dict[str, Any], num: int = 1, **training: Any) -> Arm:
+    """Return an arm that trains with `num` mined images a query as negatives, for all queries."""
+    return {
+        "mining": {
+            "strategy": {**strategy, "negatives_per_query": num},
+            "only_failed_queries": False,
+        },
+        "captioning": {"enabled": False},
+        "training": {"negatives_in_batch": num, **training},
+    }
 
 
 def with_parts(arm: Arm, **parts: dict[str, Any]) -> Arm:
@@ -101,14 +133,22 @@ ARMS: dict[str, Arm] = {
     "relabel_oracle": with_parts(LOOP, captioning=RELABEL),
     "relabel": with_parts(LOOP, captioning=RELABEL),
     "negatives": {"mining": {"strategy": TOP_K}, "captioning": {"enabled": False}},
+    "rank_term": with_parts(LOOP, training={"negatives": {"type": "mined"}, "loss": RANK_TERM}),
+    "random_negative": without_texts({"type": "random", "negatives_per_query": 1}),
+    "band": without_texts(BAND),
+    "band_3": without_texts(BAND, num=3),
+    "band_5": without_texts(BAND, num=5),
+    "qure": without_texts(BAND, loss=BRADLEY_TERRY),
+    **{f"qure_{n}": without_texts(BAND | {"n_def": n}, loss=BRADLEY_TERRY) for n in (3, 6, 10)},
 }
 TRUTH = {"type": "scenes"}
 EQUAL_TEXTS = ("near", "random")
 """Arms that get as many accepted texts in a round as `loop` has on average."""
 RECALLS = ("recall@1", "recall@5", "any correct recall@1")
 ACROSS = "best image of another family"
-MEASURES = (*RECALLS, ACROSS)
-SHORT_NAMES = ("R@1", "R@5", "any-correct R@1", ACROSS)
+UNLABELED = "right among the best 10, but not the target"
+MEASURES = (*RECALLS, ACROSS, UNLABELED)
+SHORT_NAMES = ("R@1", "R@5", "any-correct R@1", ACROSS, UNLABELED)
 
 
 def config(
@@ -128,6 +168,7 @@ def config(
             "train_triplets": args.triplets,
             "eval_families": args.eval_families,
             "subset_seed": seed,
+            "variant": args.variant,
         },
         "training": {
             "iteration_0_steps": args.warm_up,
@@ -168,30 +209,43 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     warm = share_iteration_0(args, seed)
     directory = args.output / f"{arm}_{seed}"
     began = time.monotonic()
-    if not directory.exists():
+    parts: Arm = {}
+    if "loss" in ARMS[arm].get("training", {}):  # iteration 0 had another
+        adapter = str(warm / "checkpoint_iter_0")
+        parts = {"model": {"start_adapter": adapter}, "training": {"iteration_0_steps": 0}}
+    elif not directory.exists():
         aside = args.output / f".{arm}_{seed}"
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(warm, aside)
         # it stays the run of its manifest
         save(config(args, seed, directory, args.rounds, arm), aside / CONFIG)
         aside.rename(directory)
-    results = runner.run(config(args, seed, directory, args.rounds, arm))
+    results = runner.run(config(args, seed, directory, args.rounds, arm, **parts))
     accounts = [json.loads(p.read_text()) for p in sorted(directory.glob("accounting_iter_*.json"))]
     counts = ("mined", "false_negatives", "accepted", "true_captions")
     samples = sorted(directory.glob("augmented_samples_iter_*.json"))
     written = [json.loads(path.read_text())["summary"]["candidates"] for path in samples]
-    rounds = range(args.rounds + 1)
     return {
         "arm": arm,
         "seed": seed,
         "recalls": {
             **{name: [100 * r["metrics"][name] for r in results] for name in RECALLS},
-            ACROSS: [across_families(directory / f"evaluation_iter_{t}.json") for t in rounds],
+            **best_images([directory / f"evaluation_iter_{t}.json" for t in range(len(results))]),
         },
         **{name: sum(account[name] for account in accounts) for name in counts},
         "written": sum(written),
         "seconds": round(time.monotonic() - began, 1),
+        "seconds_of": seconds_of_stages(directory),
     }
+
+
+def seconds_of_stages(directory: Path) -> dict[str, float]:
+    """Return the seconds that each kind of stage after iteration 0 took, over all attempts."""
+    total: dict[str, float] = {}
+    for cost in schema.read(directory / "costs.json")["stages"]:
+        kind = schema.kind_of(cost["stage"].removesuffix(".json") + ".json")
+        total[kind] = round(total.get(kind, 0.0) + cost["seconds"], 1)
+    return total
 
 
 def run_averaged(args: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -209,7 +263,8 @@ def run_averaged(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         [result] = runner.run(config(args, seed, run, 0, "control", **parts))
         for name in RECALLS:
             recalls[name].append(100 * result["metrics"][name])
-        recalls[ACROSS].append(across_families(run / "evaluation_iter_0.json"))
+        for name, [value] in best_images([run / "evaluation_iter_0.json"]).items():
+            recalls[name].append(value)
     seconds = round(time.monotonic() - began, 1)
     return {**row, "arm": "averaged", "recalls": recalls, "seconds": seconds}
 
@@ -223,21 +278,27 @@ def average(adapters: list[Path], to: Path) -> None:
     save_file(means, to / "adapter_model.safetensors")
 
 
-def across_families(path: Path) -> float:
-    """Return the percentage of queries whose best image is of another family than the reference,
-    in which no image is right."""
-    evaluation = json.loads(path.read_text())
-    wrong = [
-        row_of(ImageId(best[0])) // FAMILY_SIZE != family_of(query)
-        for (query, *_), best in zip(evaluation["ranks"], evaluation["top"], strict=True)
-    ]
-    return 100 * float(np.mean(wrong))
-
-
-def family_of(query: str) -> int:
-    """Return the number of the family of related scenes that a query's reference is in."""
-    split, number = query.split("-")
-    return build_splits()[split].queries[int(number)].reference // FAMILY_SIZE
+def best_images(evaluations: list[Path]) -> dict[str, list[float]]:
+    """Return, per evaluation, two percentages: of queries whose best image is of another family
+    than the reference, in which no image is right; and of the best 10 images, of those that are
+    right without being the annotated target."""
+    out: dict[str, list[float]] = {ACROSS: [], UNLABELED: []}
+    for path in evaluations:
+        evaluation = json.loads(path.read_text())
+        scenes = scenes_of(evaluation["split"].removeprefix("shapes_"))
+        oracle = ShapesOracle(scenes, len(scenes.scenes))
+        wrong = []
+        unlabeled = []
+        for (query, *_), best in zip(evaluation["ranks"], evaluation["top"], strict=True):
+            drawn = scenes.queries[int(query.rpartition("-")[2])]
+            reference = image_id(scenes.split, drawn.reference)
+            right = oracle.positives(Query(query, reference, drawn.text))
+            right -= {image_id(scenes.split, drawn.target)}
+            wrong.append(row_of(best[0]) // FAMILY_SIZE != drawn.reference // FAMILY_SIZE)
+            unlabeled.append(len(right & {*best}) / len(best))
+        out[ACROSS].append(100 * float(np.mean(wrong)))
+        out[UNLABELED].append(100 * float(np.mean(unlabeled)))
+    return out
 
 
 def write_row(job: tuple[argparse.Namespace, int, str]) -> None:
@@ -349,6 +410,9 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument(
         "--split", choices=("val", "test"), default="test", help="choose settings on val"
+    )
+    parser.add_argument(
+        "--variant", type=int, choices=(1, 2), default=1, help="2: other scenes, look and sentences"
     )
     parser.add_argument("--workers", type=int, default=1, help="arms that run at once")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of an arm")

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from cirloop.data import Dataset, ShapesSettings
 from cirloop.data.shapes.draw import PRETRAIN, TARGET, WIDE, RenderStyle, draw
-from cirloop.data.shapes.language import CASUAL, PLAIN, Phrasing, phrase_changes, read, write
+from cirloop.data.shapes.language import (
+    CASUAL,
+    PLAIN,
+    TERSE,
+    Phrasing,
+    phrase_changes,
+    read,
+    write,
+)
 from cirloop.data.shapes.load import image_id
 from cirloop.data.shapes.scene import (
     COLORS,
@@ -36,20 +44,22 @@ from cirloop.data.shapes.scene import (
 from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, build_splits, split_scenes
 from cirloop.types import EvalSplit, UserError
 
-SPLITS = ("train", "val", "test")
+FIRST = ("train", "val", "test")
+SPLITS = (*FIRST, "train_2", "val_2", "test_2")
 GOLDEN = "85ad17058bfe8479c319b17aac540236c39c7a67c8ce92487dc81fd2c25ff163"
-"""SHA-256 over train, val and test: every image's pixels, then every query. A new one is a new data
-set."""
+GOLDEN_2 = "25eba67d85c31f9ebc10b80021a50f347ea537e923a096da568063529d6e5407"
+"""SHA-256 over train, val and test of a variant: every image's pixels, then every query. A new one
+is a new data set."""
 
 objects = st.builds(Object, *map(st.sampled_from, (COLORS, SHAPES, SIZES)))
 scenes = st.lists(st.none() | objects, min_size=NUM_CELLS, max_size=NUM_CELLS).map(tuple)
 seeds = st.integers(0, 2**32)
-phrasings = st.sampled_from((PLAIN, CASUAL))
+phrasings = st.sampled_from((PLAIN, CASUAL, TERSE))
 
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, Scenes]:
-    return build_splits()
+    return build_splits() | build_splits(2)
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +67,18 @@ def full() -> Dataset:
     return ShapesSettings().build()
 
 
-def test_bytes_are_the_same_on_any_machine(splits: dict[str, Scenes]) -> None:
+@pytest.mark.parametrize(("names", "golden"), [(FIRST, GOLDEN), (SPLITS[3:], GOLDEN_2)])
+def test_bytes_are_the_same_on_any_machine(
+    splits: dict[str, Scenes], names: tuple[str, ...], golden: str
+) -> None:
     digest = hashlib.sha256()
-    for name in SPLITS:
+    for name in names:
         split = splits[name]
         for row in range(len(split.scenes)):
             digest.update(split.pixels(row).tobytes())
         for ask in split.queries:
             digest.update(f"{ask.reference} {ask.target} {ask.text}\n".encode())
-    assert digest.hexdigest() == GOLDEN
+    assert digest.hexdigest() == golden
 
 
 def test_sizes_are_at_least_those_promised(full: Dataset) -> None:
@@ -79,7 +92,7 @@ def test_sizes_are_at_least_those_promised(full: Dataset) -> None:
 def test_no_two_splits_share_a_scene(splits: dict[str, Scenes]) -> None:
     for a, b in combinations(SPLITS, 2):
         assert set(splits[a].scenes).isdisjoint(splits[b].scenes)
-    assert split_scenes() == {scene for name in SPLITS for scene in splits[name].scenes}
+    assert split_scenes() == {scene for name in FIRST for scene in splits[name].scenes}
 
 
 def test_families_are_related_scenes(splits: dict[str, Scenes]) -> None:
@@ -101,20 +114,22 @@ def test_queries_ask_within_their_family_with_unique_texts(splits: dict[str, Sce
         assert len({(a.reference, a.text) for a in split.queries}) == len(split.queries)
 
 
-def positives_of(full: Dataset, name: str) -> list[tuple[str, str, frozenset[str]]]:
+def positives_of(name: str) -> list[tuple[str, str, frozenset[str]]]:
     """Return (reference, target, positives) of every query."""
-    if name == "train":
-        assert full.train.oracle is not None
-        positives = full.train.oracle.positives
-        return [(t.query.reference, t.target, positives(t.query)) for t in full.train.triplets]
-    [split] = full.evals[name]()
+    part, _, number = name.partition("_")
+    dataset = ShapesSettings(variant=2 if number else 1).build()
+    if part == "train":
+        assert dataset.train.oracle is not None
+        positives = dataset.train.oracle.positives
+        return [(t.query.reference, t.target, positives(t.query)) for t in dataset.train.triplets]
+    [split] = dataset.evals[part]()
     right = split.relevance
     return [(q.reference, right.targets[q.id], right.positives[q.id]) for q in split.queries]
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_positives_hold_the_target_and_never_the_reference(full: Dataset, name: str) -> None:
-    rows = positives_of(full, name)
+def test_positives_hold_the_target_and_never_the_reference(name: str) -> None:
+    rows = positives_of(name)
     assert all(target in positives for _, target, positives in rows)
     assert not any(reference in positives for reference, _, positives in rows)
     several = sum(len(positives) > 1 for _, _, positives in rows) / len(rows)
@@ -122,12 +137,10 @@ def test_positives_hold_the_target_and_never_the_reference(full: Dataset, name: 
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_positives_are_exactly_what_the_text_asks_for(
-    full: Dataset, splits: dict[str, Scenes], name: str
-) -> None:
+def test_positives_are_exactly_what_the_text_asks_for(splits: dict[str, Scenes], name: str) -> None:
     """Against a naive pass over the whole gallery, for some queries."""
     split = splits[name]
-    rows = positives_of(full, name)
+    rows = positives_of(name)
     for i in range(0, len(split.queries), 97):
         ask = split.queries[i]
         wanted = results(split.scenes[ask.reference], read(ask.text) or ())
@@ -158,9 +171,12 @@ def test_all_kinds_of_change_and_compounds_of_two_occur(
     assert len({tuple(c.kind for c in changes) for changes in said if len(changes) == 2}) > 20
 
 
-def test_every_sentence_of_the_casual_phrasing_occurs(splits: dict[str, Scenes]) -> None:
-    texts = [ask.text for ask in splits["train"].queries]
-    for kind, forms in CASUAL.sentences.items():
+@pytest.mark.parametrize(("name", "phrasing"), [("train", CASUAL), ("train_2", TERSE)])
+def test_every_sentence_of_a_variants_phrasing_occurs(
+    splits: dict[str, Scenes], name: str, phrasing: Phrasing
+) -> None:
+    texts = [ask.text for ask in splits[name].queries]
+    for kind, forms in phrasing.sentences.items():
         for form in forms:
             words = [part for part in form.replace("{", "}").split("}")[::2] if part.strip()]
             assert any(all(word in text for word in words) for text in texts), f"{kind}: {form!r}"

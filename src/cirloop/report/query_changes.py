@@ -27,6 +27,8 @@ MAX_PAIRS = 4
 the last."""
 MAX_QUERIES = 4
 """Queries won, and queries lost, of a pair."""
+NUM_SHOWN = 5
+"""Best images that are shown of a query."""
 Pair = tuple[Evaluation, Evaluation]
 Tops = Mapping[int, Sequence[ImageId]]
 """The best images of queries, by the queries' rows."""
@@ -83,9 +85,9 @@ def _examples(data: ReportData, pair: Pair, thumbnails: Thumbnails) -> Examples:
 
 
 def _tops(data: ReportData, name: str, rows: Sequence[int]) -> Tops:
-    """Return queries' best images; empty where they were not kept."""
+    """Return queries' best images, as many as are shown; empty where they were not kept."""
     tops = data.read(name)["top"]
-    return {row: tops[row] for row in rows} if tops else {}
+    return {row: tops[row][:NUM_SHOWN] for row in rows} if tops else {}
 
 
 def _card(

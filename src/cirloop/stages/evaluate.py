@@ -19,7 +19,7 @@ from cirloop.stages.models import Embedder
 from cirloop.types import EvalSplit, ImageId, QueryId, UserError
 
 Ablation = Literal["text", "image"] | None
-NUM_BEST = 5
+NUM_BEST = 10
 """Best images per query that an evaluation keeps."""
 
 

@@ -16,7 +16,7 @@ from cirloop.captioning.prompts import Prompt
 from cirloop.data.shapes.language import CASUAL, phrase_changes, read, write
 from cirloop.data.shapes.load import row_of, split_of
 from cirloop.data.shapes.scene import Scene, SeededRandom, differences, results
-from cirloop.data.shapes.splits import LOOSE_PERCENT, build_splits
+from cirloop.data.shapes.splits import LOOSE_PERCENT, scenes_of
 from cirloop.types import ImageId
 
 MAX_CHANGES = 3
@@ -60,7 +60,7 @@ class SceneCaptioner:
 
 
 def _scene(image: ImageId) -> Scene:
-    return build_splits()[split_of(image)].scenes[row_of(image)]
+    return scenes_of(split_of(image)).scenes[row_of(image)]
 
 
 def _text(request: CaptionRequest, seed: int) -> str:

@@ -50,6 +50,7 @@ class RenderStyle:
 
 PRETRAIN = RenderStyle(tint=(0, 10), noise=6, background=(205, 250), gradient=10)
 TARGET = RenderStyle(tint=(85, 100), noise=10, background=(25, 95), gradient=30)
+MIDDLE = RenderStyle(tint=(40, 60), noise=14, background=(110, 170), gradient=40)
 WIDE = RenderStyle(tint=(-10, 110), noise=16, background=(15, 252), gradient=40)
 
 _ys, _xs = np.mgrid[0:SIDE, 0:SIDE].astype(np.int32)

@@ -1,8 +1,9 @@
 """Modification texts for scenes: writing them, and reading them back into changes.
 
-Two ways of speaking. `PLAIN` is what the tiny base model was pre-trained to retrieve with; `CASUAL`
-is how the train, val and test splits speak: other sentences and other words for sizes and places.
-`read` understands both.
+Three ways of speaking. `PLAIN` is what the tiny base model was pre-trained to retrieve with;
+`CASUAL` is how the train, val and test splits speak: other sentences and other words for sizes and
+places; `TERSE` is how those of the second variant do, in sentences that no model was pre-trained
+with. `read` understands all.
 """
 
 from __future__ import annotations
@@ -74,6 +75,18 @@ CASUAL_SENTENCES: Sentences = {
     "move?": ("{o} goes to a different place", "{o} is elsewhere"),
     "join": (", and ", ", "),
 }
+TERSE_SENTENCES: Sentences = {
+    "color": ("recolor {o} to {c}", "{o} but {c}", "let {o} have the color {c}"),
+    "color?": ("recolor {o}", "{o} but of any other color"),
+    "shape": ("reshape {o} to a {s}", "{o} but as a {s}"),
+    "shape?": ("reshape {o}", "{o} but of any other shape"),
+    "size": ("resize {o} to {z}", "{o} but {z}"),
+    "add": ("insert {n}", "{n} appears"),
+    "remove": ("drop {o}", "{o} disappears"),
+    "move": ("relocate {o} to the {p}", "{o} but at the {p}"),
+    "move?": ("relocate {o}", "{o} but anywhere else"),
+    "join": (" then ",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,7 @@ class Phrasing:
 
 PLAIN = Phrasing(PLAIN_SENTENCES, PLAIN_WORDS)
 CASUAL = Phrasing(CASUAL_SENTENCES, CASUAL_WORDS)
+TERSE = Phrasing(TERSE_SENTENCES, PLAIN_WORDS)
 
 _SIZE = {
     w: size
@@ -204,7 +218,7 @@ def _patterns() -> list[tuple[Kind, re.Pattern[str]]]:
     }
     return [
         (kind.rstrip("?"), re.compile(sentence.format(**slots)))  # type: ignore[misc]
-        for sentences in (PLAIN_SENTENCES, CASUAL_SENTENCES)
+        for sentences in (PLAIN_SENTENCES, CASUAL_SENTENCES, TERSE_SENTENCES)
         for kind, forms in sentences.items()
         if kind != "join"
         for sentence in forms
@@ -212,7 +226,7 @@ def _patterns() -> list[tuple[Kind, re.Pattern[str]]]:
 
 
 _PATTERNS = _patterns()
-_JOIN = re.compile(r", and |, | and ")
+_JOIN = re.compile(r", and |, | and | then ")
 
 
 def _value(groups: dict[str, str | None], key: str) -> str | None:

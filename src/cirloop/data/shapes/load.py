@@ -14,7 +14,7 @@ from cirloop.data.images import DrawnImages
 from cirloop.data.paths import DataPaths
 from cirloop.data.shapes.language import read
 from cirloop.data.shapes.scene import Scene, SeededRandom, differences, results
-from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, ShapesQuery, build_splits
+from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, ShapesQuery, scenes_of
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
@@ -55,6 +55,11 @@ class ShapesSettings(DatasetSettings):
     """Families of 11 images in the val and the test gallery, with all their queries."""
     subset_seed: int = 0
     """Draws the triplets of a subset."""
+    variant: Literal[1, 2] = 1
+    """Variant 2 has other scenes, another look and other sentences; no setting was chosen on it."""
+
+    def split(self, name: str) -> Scenes:
+        return scenes_of(name if self.variant == 1 else f"{name}_{self.variant}")
 
     def build(self, data_paths: DataPaths | None = None) -> Dataset:
         if data_paths is not None and data_paths.directory is not None:
@@ -137,14 +142,13 @@ def load(settings: ShapesSettings) -> Dataset:
     """Build train, val and test, cut to the sizes of `settings`. Raises UserError for more than
     exist."""
     train = _train(settings)
-    evals = {
-        name: partial(_eval, name, settings.eval_families * FAMILY_SIZE) for name in ("val", "test")
-    }
+    num = settings.eval_families * FAMILY_SIZE
+    evals = {name: partial(_eval, settings.split(name), num) for name in ("val", "test")}
     return Dataset("shapes", lambda: train, evals)
 
 
 def _train(settings: ShapesSettings) -> TrainSplit:
-    scenes = build_splits()["train"]
+    scenes = settings.split("train")
     num = settings.train_families * FAMILY_SIZE
     triplets = _triplets(scenes, num)
     if len(triplets) < settings.train_triplets:
@@ -166,8 +170,7 @@ def _train(settings: ShapesSettings) -> TrainSplit:
     )
 
 
-def _eval(name: str, num: int) -> tuple[EvalSplit]:
-    scenes = build_splits()[name]
+def _eval(scenes: Scenes, num: int) -> tuple[EvalSplit]:
     triplets = _triplets(scenes, num)
     oracle = ShapesOracle(scenes, num)
     relevance = Relevance(
@@ -176,6 +179,6 @@ def _eval(name: str, num: int) -> tuple[EvalSplit]:
     )
     gallery = _gallery(scenes, num)
     labeled = LabeledQueries(
-        f"shapes_{name}", tuple(t.query for t in triplets), relevance, gallery, PROTOCOL
+        f"shapes_{scenes.split}", tuple(t.query for t in triplets), relevance, gallery, PROTOCOL
     )
     return (EvalSplit(labeled, gallery, DrawnImages(partial(_pixels, scenes))),)

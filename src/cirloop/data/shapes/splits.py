@@ -17,8 +17,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from cirloop.data.shapes.draw import TARGET, RenderStyle, draw
-from cirloop.data.shapes.language import CASUAL, Phrasing, phrase_changes, write
+from cirloop.data.shapes.draw import MIDDLE, TARGET, RenderStyle, draw
+from cirloop.data.shapes.language import CASUAL, TERSE, Phrasing, phrase_changes, write
 from cirloop.data.shapes.scene import (
     Change,
     Scene,
@@ -48,6 +48,17 @@ SIZES = {"test": Size(182, 1000), "val": Size(182, 1000), "train": Size(276, 440
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """How the splits of a variant look and speak."""
+
+    style: RenderStyle
+    phrasing: Phrasing
+
+
+VARIANTS = {1: Variant(TARGET, CASUAL), 2: Variant(MIDDLE, TERSE)}
+
+
+@dataclass(frozen=True, slots=True)
 class ShapesQuery:
     """A query as gallery rows of reference and target, and the text."""
 
@@ -64,9 +75,10 @@ class Scenes:
     scenes: tuple[Scene, ...]
     families: tuple[int, ...]
     queries: tuple[ShapesQuery, ...]
+    style: RenderStyle = TARGET
 
-    def pixels(self, row: int, style: RenderStyle = TARGET) -> npt.NDArray[np.uint8]:
-        return draw(self.scenes[row], style, self.split, row)
+    def pixels(self, row: int) -> npt.NDArray[np.uint8]:
+        return draw(self.scenes[row], self.style, self.split, row)
 
 
 def family(rng: SeededRandom, taken: set[Scene]) -> list[Scene]:
@@ -120,13 +132,22 @@ def sample_query(
                 return a, b, write(rng, said, phrasing)
 
 
+def build_splits(variant: int = 1) -> dict[str, Scenes]:
+    """Build train, val and test of a variant, by name; those of variant 2 are `train_2` etc.
+
+    Pre-training takes none of the scenes of variant 1, and neither does variant 2.
+    """
+    return _build(variant)
+
+
 @cache
-def build_splits() -> dict[str, Scenes]:
-    """Build train, val and test, by name. Pre-training takes none of their scenes."""
-    taken: set[Scene] = set()
+def _build(variant: int) -> dict[str, Scenes]:
+    taken = set() if variant == 1 else split_scenes()
+    chosen = VARIANTS[variant]
     splits = {}
-    for name, size in SIZES.items():
-        rng = SeededRandom("shapes", 1, name)
+    for part, size in SIZES.items():
+        rng = SeededRandom("shapes", variant, part)
+        name = part if variant == 1 else f"{part}_{variant}"
         scenes: list[Scene] = []
         families: list[list[Scene]] = []
         for _ in range(size.families):
@@ -137,7 +158,7 @@ def build_splits() -> dict[str, Scenes]:
         turn = 0
         while len(queries) < size.queries:
             at = turn % size.families
-            a, b, text = sample_query(rng, families[at], 2, CASUAL)
+            a, b, text = sample_query(rng, families[at], 2, chosen.phrasing)
             start = at * FAMILY_SIZE
             queries.setdefault((start + a, text), ShapesQuery(start + a, start + b, text))
             turn += 1
@@ -146,8 +167,15 @@ def build_splits() -> dict[str, Scenes]:
             tuple(scenes),
             tuple(i // FAMILY_SIZE for i in range(len(scenes))),
             tuple(queries.values()),
+            chosen.style,
         )
     return splits
+
+
+def scenes_of(split: str) -> Scenes:
+    """Return a split of any variant by its name."""
+    variant = split.partition("_")[2]
+    return build_splits(int(variant or 1))[split]
 
 
 def split_scenes() -> set[Scene]:
