@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--split", default="test")
     parser.add_argument("--variant", type=int, default=1)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

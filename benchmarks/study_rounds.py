@@ -11,6 +11,7 @@ for `pairs`, as many explicit negatives in a batch:
     once      mined and captioned in the first round alone
     anchors   the loop, and self-made anchors: references that no human wrote a text for
     anchors_once   the same, in the first round alone
+    many_anchors   the same with three times as many a round
     pairs     mistakes as they are mined, rewritten, in pairs: no bundles, mined images as negatives
     oracle    the loop with true texts, from the scenes: the bound that no foundation model passes
     relabel   the loop, and mined images that the judge calls right for the human text as positives
@@ -121,6 +122,7 @@ ARMS: dict[str, Arm] = {
     "once": with_parts(LOOP, mining={"num_rounds": 1}),
     "anchors": ANCHORS,
     "anchors_once": with_parts(ANCHORS, mining={"num_rounds": 1}),
+    "many_anchors": with_parts(LOOP, mining={"anchors": {"num": 390}}),
     "pairs": {"mining": {"strategy": TOP_K}},
     "no_bundles": with_parts(LOOP, training={"bundles": {"size": 0}}),
     "no_far": with_parts(LOOP, training={"negatives": RANDOM_NEGATIVES}),
@@ -185,6 +187,7 @@ def config(
         "runtime": {
             "embed_batch_size": 128,
             "checkpoint_every_steps": 0,
+            "profile": args.profile,
             "cache_dir": args.output / "cache",
         },
     }
@@ -235,16 +238,19 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
         **{name: sum(account[name] for account in accounts) for name in counts},
         "written": sum(written),
         "seconds": round(time.monotonic() - began, 1),
-        "seconds_of": seconds_of_stages(directory),
+        "costs": costs_of_stages(directory),
     }
 
 
-def seconds_of_stages(directory: Path) -> dict[str, float]:
-    """Return the seconds that each kind of stage after iteration 0 took, over all attempts."""
-    total: dict[str, float] = {}
+def costs_of_stages(directory: Path) -> dict[str, dict[str, float]]:
+    """Return seconds and, of a run with `--profile`, FLOPs of each kind of stage, those of
+    iteration 0 too, over all attempts."""
+    total: dict[str, dict[str, float]] = {}
     for cost in schema.read(directory / "costs.json")["stages"]:
         kind = schema.kind_of(cost["stage"].removesuffix(".json") + ".json")
-        total[kind] = round(total.get(kind, 0.0) + cost["seconds"], 1)
+        spent = total.setdefault(kind, {"seconds": 0.0, "flops": 0.0})
+        for unit in spent:
+            spent[unit] = round(spent[unit] + cost[unit], 1)
     return total
 
 
@@ -366,6 +372,29 @@ def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
         if gains:
             table(f"{short}: gain over control, paired by seed", ("arm", *rounds_shown), gains)
     table(f"counts per seed, {title}", COUNTS, [counts_of(a, by, seeds) for a in arms])
+    costs = [costs_row(arm, [by[arm, seed] for seed in seeds]) for arm in arms]
+    table(f"cost per seed, {title}", COSTS, costs)
+
+
+STAGES = {
+    "checkpoint": "training",
+    "hard_negatives": "mining",
+    "augmented_samples": "captioning",
+    "ranked_negatives": "ranking negatives",
+    "evaluation": "evaluation",
+}
+COSTS = ("arm", *(f"{name}, s" for name in STAGES.values()), "all, s", "all, TFLOP")
+
+
+def costs_row(arm: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Return an arm's mean seconds by kind of stage, iteration 0 included, and FLOPs of all."""
+    costs = [row["costs"] for row in rows]
+    seconds = [
+        np.mean([cost.get(stage, {}).get("seconds", 0.0) for cost in costs]) for stage in STAGES
+    ]
+    flops = np.mean([sum(spent["flops"] for spent in cost.values()) for cost in costs])
+    shown = f"{flops / 1e12:.1f}" if flops else ""
+    return [arm, *(f"{value:.0f}" for value in seconds), f"{sum(seconds):.0f}", shown]
 
 
 COUNTS = ("arm", "mined", "right answers", "texts written", "accepted", "true", "seconds")
@@ -416,6 +445,7 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=1, help="arms that run at once")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of an arm")
+    parser.add_argument("--profile", action="store_true", help="count FLOPs too")
     parser.add_argument("--report_only", action="store_true")
     args = parser.parse_args(sys.argv[1:])
     args.output = args.output.absolute()
