@@ -184,7 +184,7 @@ def test_without_an_honest_estimate_there_is_none() -> None:
     screen = Screen(100)
     with events.subscribe(screen.view):
         for left, says in ((None, False), (0.5, True), (-1.0, False)):
-            events.emit("head", head=head(left=left))
+            events.emit("head", head=head(seconds_left=left))
             assert ("left in all" in screen.lines[1]) == says
     screen.view.stop()
 
@@ -248,7 +248,7 @@ def test_the_time_left_is_that_of_stages_of_the_same_kind(small: Any, tmp_path: 
     def left(name: str, iteration: int) -> float | None:
         with events.subscribe(lambda kind, what: heads.append(what["head"])):
             watch("begins", {"name": name, "iteration": iteration})
-        return heads[-1].left
+        return heads[-1].seconds_left
 
     assert left("evaluation_base.json", 0) is None
     seconds = {

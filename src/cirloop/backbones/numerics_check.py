@@ -130,7 +130,7 @@ def _probe_weight(trainable: dict[str, torch.nn.Parameter]) -> torch.nn.Paramete
 
 def _compare(
     embedder: VlmEmbedder,
-    what: str,
+    quantity: str,
     compute: Callable[[str], torch.Tensor],
     distance: Callable[[torch.Tensor, torch.Tensor], float],
     limits: dict[str, float],
@@ -149,13 +149,13 @@ def _compare(
             difference = distance(_compute_compiled(compute, setting), expected)
         if not difference <= limit:  # also where it is not a number
             raise UserError(
-                f"model.{setting} changes {what}: by {difference:.2g} on a few items, at most"
+                f"model.{setting} changes {quantity}: by {difference:.2g} on a few items, at most"
                 f" {limit:g} is rounding in {settings.dtype}. Set model.{setting} false."
             )
         logger.info(
             "model.%s gives the same %s, to %.1e; checked in %.1f s",
             setting,
-            what,
+            quantity,
             difference,
             time.monotonic() - began,
         )

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_with_oom_split(
-    work: Callable[[Sequence[T]], R], rows: Sequence[T], what: str, way_out: str
+    work: Callable[[Sequence[T]], R], rows: Sequence[T], noun: str, way_out: str
 ) -> list[R]:
     """Return `[work(rows)]`, or, where memory does not hold that, the results of halves of `rows`.
 
@@ -31,12 +31,12 @@ def run_with_oom_split(
             raise
         if len(rows) == 1:
             raise UserError(
-                f"out of memory with one of {what}: {oom.first_line(error)}\n{way_out}"
+                f"out of memory with one of {noun}: {oom.first_line(error)}\n{way_out}"
             ) from None
-        logger.warning("out of memory with %d of %s; in halves now", len(rows), what)
+        logger.warning("out of memory with %d of %s; in halves now", len(rows), noun)
     profiling.add(splits=1)
     # Memory of the failed call is free only here, where its frames are gone.
     clear_device_cache(garbage_collection=True)
     half = len(rows) // 2
-    first_results = run_with_oom_split(work, rows[:half], what, way_out)
-    return first_results + run_with_oom_split(work, rows[half:], what, way_out)
+    first_results = run_with_oom_split(work, rows[:half], noun, way_out)
+    return first_results + run_with_oom_split(work, rows[half:], noun, way_out)

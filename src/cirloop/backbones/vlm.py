@@ -233,7 +233,9 @@ class VlmEmbedder(VisionBase, TrainableWeights):
             "target_modules": (", ".join(sorted(adapted)), ", ".join(sorted(expected))),
         }
         differ = [
-            f"{name} {has}, not {wanted}" for name, (has, wanted) in pairs.items() if has != wanted
+            f"{name} {has}, not {setting}"
+            for name, (has, setting) in pairs.items()
+            if has != setting
         ]
         if differ:
             raise UserError(

@@ -125,10 +125,10 @@ def _lists(
         problems.add(name, f"must hold a list of gallery rows for each of {num} queries")
         return None
     for number, rows in enumerate(content):
-        whole = isinstance(rows, list) and all(
+        all_integers = isinstance(rows, list) and all(
             isinstance(r, int) and not isinstance(r, bool) for r in rows
         )
-        if not whole or any(not 0 <= r < size for r in rows):
+        if not all_integers or any(not 0 <= r < size for r in rows):
             problems.add(
                 name, f"query {number}: must be gallery rows, whole numbers from 0 to {size - 1}"
             )

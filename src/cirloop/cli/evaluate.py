@@ -68,16 +68,16 @@ class EvalConfig(cli.Flags):
             raise UserError(format_validation_error(error, "eval_iterative.py")) from None
 
 
-def select_iterations(wanted: str | None, done: Sequence[int]) -> list[str]:
+def select_iterations(iterations: str | None, done: Sequence[int]) -> list[str]:
     """Return the labels of the requested iterations. Raises UserError for unknown ones."""
     available = [BASE, *map(str, done)]
-    if wanted is None:
+    if iterations is None:
         return available
-    labels = [label.strip() for label in wanted.split(",")]
+    labels = [label.strip() for label in iterations.split(",")]
     unknown = [label or "(empty)" for label in labels if label not in available]
     if unknown:
         raise UserError(
-            f"--iterations {wanted}: no {', '.join(unknown)} here. There are:"
+            f"--iterations {iterations}: no {', '.join(unknown)} here. There are:"
             f" {', '.join(available)}."
         )
     return list(dict.fromkeys(labels))

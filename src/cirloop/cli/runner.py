@@ -237,8 +237,8 @@ def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> 
         table(title, ("iterations", "difference", "p", *ERRORS), rows)
 
 
-def _fraction(part: int, whole: int) -> str:
-    return f"{part} ({100 * part / whole:.1f}%)" if whole else "0"
+def _fraction(part: int, total: int) -> str:
+    return f"{part} ({100 * part / total:.1f}%)" if total else "0"
 
 
 def dry_run(config: RunConfig) -> None:

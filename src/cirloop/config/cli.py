@@ -103,6 +103,6 @@ def report_flags(
         name = str(row["loc"][0])
         field = model.model_fields.get(name)
         about = f": {field.description}" if field else ""
-        given = f"{row['msg']} (given: {row['input']!r:.200})"
-        what = f"is needed{about}" if row["type"] == "missing" else given
-        problems.add(f"--{'.'.join(map(str, row['loc']))}".replace("_", "-"), what)
+        message = f"{row['msg']} (given: {row['input']!r:.200})"
+        problem = f"is needed{about}" if row["type"] == "missing" else message
+        problems.add(f"--{'.'.join(map(str, row['loc']))}".replace("_", "-"), problem)

@@ -103,13 +103,14 @@ def help_text(parser: Parser, settings: Mapping[str, Any], argv: Sequence[str]) 
             )
         return entries
     rows = [
-        (f"--{flag}", _value(settings, setting), what) for flag, (setting, what) in COMMON.items()
+        (f"--{flag}", _value(settings, setting), description)
+        for flag, (setting, description) in COMMON.items()
     ]
     width = max(len(flag) for flag, _, _ in rows)
     lines = [f"usage: {parser.prog} [flags]", "", f"{parser.description}", ""]
-    for flag, value, what in rows:
+    for flag, value, description in rows:
         lines += textwrap.wrap(
-            f"{flag:<{width}}  {what} ({value})", 100, subsequent_indent=" " * (width + 2)
+            f"{flag:<{width}}  {description} ({value})", 100, subsequent_indent=" " * (width + 2)
         )
     lines += [
         "",

@@ -21,11 +21,13 @@ def format_errors(error: ValidationError, model: type[BaseModel], all_settings: 
             message = "unknown setting" + (f"; did you mean {' or '.join(near)}?" if near else "")
         elif problem["type"] == "union_tag_invalid":
             where += ".type"
-            given = problem["ctx"]["tag"]
+            unknown = problem["ctx"]["tag"]
             tags = problem["ctx"]["expected_tags"]
-            near = suggestions.types_like(str(given), [tag.strip(" '") for tag in tags.split(",")])
+            near = suggestions.types_like(
+                str(unknown), [tag.strip(" '") for tag in tags.split(",")]
+            )
             message = (
-                f"should be one of {tags} (given: {given!r}{f'; see {near[0]}' if near else ''})"
+                f"should be one of {tags} (given: {unknown!r}{f'; see {near[0]}' if near else ''})"
             )
         else:
             message += (

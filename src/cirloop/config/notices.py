@@ -43,12 +43,12 @@ def title(config: RunConfig) -> str:
     return "SIMULATED: " if config.retrieval == SIMULATED else ""
 
 
-def refuse_simulated(config: RunConfig, what: str) -> None:
+def refuse_simulated(config: RunConfig, purpose: str) -> None:
     """Raise UserError for what needs a model, in a run without one."""
     if config.retrieval == SIMULATED:
         raise UserError(
             f"{config.directory} holds a run with simulated retrieval: its rankings are drawn from"
-            f" a seed, and there is no model {what}. Make a run without --retrieval simulated in"
+            f" a seed, and there is no model {purpose}. Make a run without --retrieval simulated in"
             " another --experiment_dir."
         )
 
@@ -79,7 +79,7 @@ def refuse_unnamed(config: RunConfig) -> None:
 
 def _models(config: RunConfig) -> dict[str, str]:
     """Return the weights of the models that a run uses."""
-    verifies = any(each.type == "verify" for each in config.mining.filters)
+    verifies = any(mining_filter.type == "verify" for mining_filter in config.mining.filters)
     verifies = verifies or (
         config.attributes is not None and config.attributes.image_source == "vlm"
     )

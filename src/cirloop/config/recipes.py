@@ -110,31 +110,36 @@ def current_flags(argv: Sequence[str]) -> list[str]:
     return [names.get(flag, flag) + sign + value for flag, sign, value in split]
 
 
-def load_settings(asked: CommandLine, default: Path) -> Content:
+def load_settings(command_line: CommandLine, default: Path) -> Content:
     """Load the settings under the flags, and log their source.
 
     `default` is the recipe of no data set; the others lie beside it. Raises UserError where there
     is no recipe, or where a file of settings cannot be read.
     """
-    own = asked.directory / CONFIG
-    if asked.goes_on and asked.config is None and not asked.fast_mode and own.is_file():
+    own = command_line.directory / CONFIG
+    if (
+        command_line.goes_on
+        and command_line.config is None
+        and not command_line.fast_mode
+        and own.is_file()
+    ):
         logger.info("going on with the settings of %s", own)
         return schema.read(own, "config")
-    path = asked.config or _recipe(asked, default)
+    path = command_line.config or _recipe(command_line, default)
     settings = _read(path, default.parent)
-    if asked.fast_mode:
+    if command_line.fast_mode:
         settings = merge(settings, _read(_fast_twin(path, default.parent), default.parent))
-    if asked.config is None:
+    if command_line.config is None:
         logger.info("settings of the recipe %s; --config takes another", display_path(path))
-        _name_embedder(asked, settings)
+        _name_embedder(command_line, settings)
     return settings
 
 
-def _recipe(asked: CommandLine, default: Path) -> Path:
+def _recipe(command_line: CommandLine, default: Path) -> Path:
     """Return the recipe's path. Raises UserError with the data set's recipes where the backbone has
     none."""
-    data = asked.types.get("data", DRAWN)
-    backbone = asked.types.get("model", BACKBONE)
+    data = command_line.types.get("data", DRAWN)
+    backbone = command_line.types.get("model", BACKBONE)
     if (
         data == DRAWN
         or data not in type_names(DataConfig)
@@ -166,7 +171,7 @@ def _fast_twin(path: Path, configs: Path) -> Path:
     nothing."""
     twin = path.with_name(f"{path.stem}_fast{path.suffix}")
     if not twin.is_file():
-        twins = ", ".join(display_path(each) for each in sorted(configs.glob("*_fast.yaml")))
+        twins = ", ".join(display_path(file) for file in sorted(configs.glob("*_fast.yaml")))
         raise UserError(
             f"--fast_mode needs {display_path(twin)}, to lay over {path.name}: there is no such"
             f" file. There is: {twins or 'none'}. Write it, or leave --fast_mode out and give"
@@ -176,24 +181,26 @@ def _fast_twin(path: Path, configs: Path) -> Path:
     return twin
 
 
-def _name_embedder(asked: CommandLine, settings: Content) -> None:
+def _name_embedder(command_line: CommandLine, settings: Content) -> None:
     """Let --foundation_model_path name the embedder's weights too, where nothing else does and the
     families agree."""
-    path = asked.paths.get("foundation")
-    data = asked.types.get("data", DRAWN)
-    if path is None or path == TINY or data == DRAWN or "model" in asked.paths:
+    path = command_line.paths.get("foundation")
+    data = command_line.types.get("data", DRAWN)
+    if path is None or path == TINY or data == DRAWN or "model" in command_line.paths:
         return
     model = settings.get("model", {})
     family = model_type(path)
-    wanted = model.get("type", BACKBONE)
+    embedder_type = model.get("type", BACKBONE)
     if family is None:  # a name on the hub: the foundation's own check reads its config.json
-        family = asked.types.get("foundation", settings.get("foundation", {}).get("type", BACKBONE))
-    if family != wanted:
+        family = command_line.types.get(
+            "foundation", settings.get("foundation", {}).get("type", BACKBONE)
+        )
+    if family != embedder_type:
         logger.info(
             "--foundation_model_path %s is of type %s, the embedder of type %s: it stays %s",
             path,
             family,
-            wanted,
+            embedder_type,
             model.get("path", "as it is"),
         )
         return
@@ -239,9 +246,9 @@ def _describe_missing(path: Path, configs: Path) -> str:
     folder = path if path.is_dir() else path.parent
     beside = sorted(folder.glob("*.yaml"))
     recipes = sorted(configs.glob("*.yaml"))
-    stems = {each.stem: each for each in [*recipes, *beside]}
+    stems = {file.stem: file for file in [*recipes, *beside]}
     near = [display_path(stems[stem]) for stem in difflib.get_close_matches(path.stem, stems, n=2)]
-    listed = ", ".join(each.name for each in beside) or "no YAML files"
+    listed = ", ".join(file.name for file in beside) or "no YAML files"
     rest = (
         f"Did you mean {' or '.join(near)}?"
         if near
@@ -270,5 +277,5 @@ def type_names(union: object) -> list[str]:
 
 def display_path(path: Path) -> str:
     """Return a path relative to the working directory, where it lies below."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    cwd = Path.cwd()
+    return str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)

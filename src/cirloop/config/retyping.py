@@ -41,14 +41,14 @@ def change_type(root: type[BaseModel], settings: object, group: str, type_: str)
     kept = {
         name: value for name, value in settings.items() if name in known and _is_common(group, name)
     }
-    left = [f"{group}.{name}" for name in sorted(settings.keys() - kept.keys() - {"type"})]
-    if left:
+    dropped = [f"{group}.{name}" for name in sorted(settings.keys() - kept.keys() - {"type"})]
+    if dropped:
         logger.warning(
             "%s.type is %s by flag, and the settings were for %s: %s left out, the rest stays",
             group,
             type_,
             old,
-            ", ".join(left),
+            ", ".join(dropped),
         )
     return kept
 

@@ -176,12 +176,12 @@ class RunConfig(FlagSettings):
         return settings
 
 
-def load(given: Sequence[str], default_config: Path) -> RunConfig:
+def load(arguments: Sequence[str], default_config: Path) -> RunConfig:
     """Load the configuration of a command line; print the help if it is requested.
 
     Raises UserError with every problem.
     """
-    argv = recipes.current_flags(cli_help.without_help(given))
+    argv = recipes.current_flags(cli_help.without_help(arguments))
     command_line = recipes.read_command_line(argv, UNION_FLAGS, PROGRAM)
     content = recipes.load_settings(command_line, default_config)
     for name in METADATA_KEYS if "schema" in content else ():
@@ -200,8 +200,8 @@ def load(given: Sequence[str], default_config: Path) -> RunConfig:
         config = cli.parse(Parsed, argv, parser)
     except ValidationError as error:
         raise UserError(format_validation_error(error)) from None
-    if cli_help.requests_help(given):
-        sys.stdout.write(cli_help.help_text(parser, config.model_dump(mode="json"), given))
+    if cli_help.requests_help(arguments):
+        sys.stdout.write(cli_help.help_text(parser, config.model_dump(mode="json"), arguments))
         sys.exit()
     if "foundation" not in command_line.dtypes:
         foundation = match_dtype(

@@ -58,7 +58,7 @@ def scan_folder(directory: Path, follow_links: bool, problems: ValidationReport)
     are not UTF-8, or equal in NFC, are problems too.
     """
     scan = FolderScan()
-    seen = {os.path.realpath(directory)}
+    scanned_folders = {os.path.realpath(directory)}
 
     def report_unreadable(error: OSError) -> None:
         problems.add(error.filename, f"cannot be read ({error.strerror})")
@@ -68,7 +68,7 @@ def scan_folder(directory: Path, follow_links: bool, problems: ValidationReport)
         folders[:] = sorted(
             name
             for name in folders
-            if _should_enter(Path(parent, name), follow_links, seen, problems)
+            if _should_enter(Path(parent, name), follow_links, scanned_folders, problems)
         )
         for name in sorted(names):
             path = Path(parent, name)
@@ -106,7 +106,7 @@ def _add_file(
 
 
 def _should_enter(
-    folder: Path, follow_links: bool, seen: set[str], problems: ValidationReport
+    folder: Path, follow_links: bool, scanned_folders: set[str], problems: ValidationReport
 ) -> bool:
     """Return whether to scan a folder: not a hidden one, nor one scanned under another name."""
     if folder.name.startswith("."):
@@ -119,7 +119,7 @@ def _should_enter(
             "Let links to folders be followed by --allow_symlinks.",
         )
         return False
-    if real in seen:
+    if real in scanned_folders:
         return False
-    seen.add(real)
+    scanned_folders.add(real)
     return True

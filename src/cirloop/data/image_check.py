@@ -33,4 +33,4 @@ def unreadable_images(
     with ThreadPoolExecutor(workers) as pool:
         results = pool.map(problem, images, chunksize=16)
         checked = zip(progress(images), results, strict=True)
-        return {image: what for image, what in checked if what is not None}
+        return {image: error for image, error in checked if error is not None}

@@ -109,10 +109,10 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).stem
 
 
-def _common_suffix(one: list[str], other: list[str]) -> int:
+def _common_suffix(first: list[str], second: list[str]) -> int:
     """Count the last parts that are the same."""
     count = 0
-    for a, b in zip(reversed(one), reversed(other), strict=False):
+    for a, b in zip(reversed(first), reversed(second), strict=False):
         if a != b:
             break
         count += 1

@@ -56,9 +56,9 @@ def images_in_folder(
 ) -> dict[ImageId, ImageFile]:
     """List every image of a folder, by its path in it."""
     if not folder.is_dir():
-        others = ", ".join(f"{path.name!r}" for path in _image_folders(folder.parent))
-        hint = f"; images are in {others}" if others else ""
-        remedy = "Name the folder of images by --data.images." if others else ""
+        image_folders = ", ".join(f"{path.name!r}" for path in _image_folders(folder.parent))
+        hint = f"; images are in {image_folders}" if image_folders else ""
+        remedy = "Name the folder of images by --data.images." if image_folders else ""
         problems.add(folder, f"is no directory of images (data.images){hint}", remedy)
         return {}
     scan = scan_folder(folder, follow_links, problems)
@@ -68,9 +68,9 @@ def images_in_folder(
             f"{folder}: passed over, since they are not read: {unsupported}. Convert them to JPEG"
             " or PNG to use them"
         )
-    others = scan.skipped(frozenset(scan.num_skipped.keys() - UNSUPPORTED))
-    if others:
-        _info_once(f"{folder}: passed over, no images by their names or hidden: {others}")
+    not_images = scan.skipped(frozenset(scan.num_skipped.keys() - UNSUPPORTED))
+    if not_images:
+        _info_once(f"{folder}: passed over, no images by their names or hidden: {not_images}")
     if not scan.files:
         problems.add(folder, f"holds no images ({', '.join(sorted(image_suffixes()))})")
     return dict(scan.files)
@@ -148,10 +148,10 @@ def report_missing_file(path: Path, setting: str, problems: ValidationReport) ->
         problems.add(path, "there is no such file")
         return
     siblings = sorted(path.parent.iterdir())
-    others = [
+    triplet_files = [
         p for p in siblings if p.suffix.lower() in TRIPLET_SUFFIXES and p.is_file() and p != path
     ]
-    twins = [p for p in others if p.stem.casefold() == path.stem.casefold()]
+    twins = [p for p in triplet_files if p.stem.casefold() == path.stem.casefold()]
     for twin in twins:
         remedy = TABLE if twin.suffix.lower() in TABLES else LIST
         problems.add(
@@ -161,8 +161,8 @@ def report_missing_file(path: Path, setting: str, problems: ValidationReport) ->
         )
     if twins:
         return
-    lines = [p.name for p in others if p.suffix.lower() in (".jsonl", ".ndjson")]
-    tables = [p.name for p in others if p.suffix.lower() in TABLES]
+    lines = [p.name for p in triplet_files if p.suffix.lower() in (".jsonl", ".ndjson")]
+    tables = [p.name for p in triplet_files if p.suffix.lower() in TABLES]
     if lines or tables:
         listed = ", ".join(map(repr, (lines or tables)[:10]))
         remedy = f"Name the file of the split by --{setting} FILE." if lines else TABLE

@@ -81,7 +81,7 @@ class DataPaths:
         if record.is_file():
             try:
                 errors = schema.read(record, "images")["bad"]
-                return {ImageId(image): what for image, what in errors.items()}
+                return {ImageId(image): error for image, error in errors.items()}
             except UserError as error:
                 logger.warning("image check cache is invalid; re-checking images: %s", error)
         return self._check(name, files, record)

@@ -142,7 +142,7 @@ def _report_unusable(
     data_paths: DataPaths,
     problems: ValidationReport,
 ) -> None:
-    missing = [image for image, what in errors.items() if what == NOT_THERE]
+    missing = [image for image, error in errors.items() if error == NOT_THERE]
     first = files[missing[0]] if missing else None
     if isinstance(first, Path) and data_paths.directory is not None:
         _suggest_location(first, data_paths.directory, problems)
@@ -152,10 +152,10 @@ def _report_unusable(
         f" them right, or go on without them by --allow_missing_images {len(errors)}:"
         " queries that need them are dropped, and every result says so."
     )
-    for image, what in errors.items():
-        similar = matcher.suggest(image) if what == NOT_THERE else None
+    for image, error in errors.items():
+        similar = matcher.suggest(image) if error == NOT_THERE else None
         hint = "" if similar is None else f"; did you mean {similar!r}?"
-        problems.add(files[image], f"{what}{hint}", remedy)
+        problems.add(files[image], f"{error}{hint}", remedy)
 
 
 def _suggest_location(missing: Path, directory: Path, problems: ValidationReport) -> None:
@@ -236,10 +236,10 @@ def _other_positives(
         if part.relevance
         for query, images in part.relevance.positives.items()
     }
-    others: dict[QueryId, frozenset[ImageId]] = {}
+    other_positives: dict[QueryId, frozenset[ImageId]] = {}
     for triplet in triplets:
         query = triplet.query.id
         images = annotated.get(query, frozenset()) & gallery - {triplet.target}
         if images:
-            others[query] = images
-    return others
+            other_positives[query] = images
+    return other_positives

@@ -130,8 +130,8 @@ def _suggest_field(field: str) -> str:
 def _text(entry: Entry, problems: ValidationReport) -> str | None:
     text = entry.get("text", str) if "texts" not in entry.fields else _joined_texts(entry)
     if text is not None and len(text) > MAX_TEXT:
-        what = f"the text has {len(text):,} characters, more than {MAX_TEXT:,}: {text[:60]!r}…"
-        problems.add(entry.where, what, "A text says what to change; give a shorter one.")
+        problem = f"the text has {len(text):,} characters, more than {MAX_TEXT:,}: {text[:60]!r}…"
+        problems.add(entry.where, problem, "A text says what to change; give a shorter one.")
         return None
     return text
 
@@ -176,9 +176,9 @@ def _labeled(
             targets[query.id] = source.image(target)
             if targets[query.id] == query.reference:
                 _report_same_image(entry, target, source.problems)
-        others = _list(entry, "positives", source)
+        other_positives = _list(entry, "positives", source)
         if isinstance(entry.fields.get("positives"), list) and target is not None:
-            positives[query.id] = frozenset([targets[query.id], *others])
+            positives[query.id] = frozenset([targets[query.id], *other_positives])
         if isinstance(entry.fields.get("subset"), list):
             subset = dict.fromkeys(_list(entry, "subset", source))
             groups[query.id] = tuple(image for image in subset if image != query.reference)

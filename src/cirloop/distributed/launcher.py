@@ -45,18 +45,18 @@ def num_processes(runtime: Runtime) -> int:
         settings = parse.read_yaml(file)
     except UserError as error:
         settings = None
-        why = str(error)
+        reason = str(error)
     else:
-        why = "it holds no settings"
+        reason = "it holds no settings"
     num = settings.get("num_processes", 1) if isinstance(settings, dict) else None
     if not isinstance(num, int) or num < 1:
-        why = (
+        reason = (
             f"num_processes is {num!r}, not a number of at least 1"
             if isinstance(settings, dict)
-            else why
+            else reason
         )
         raise UserError(
-            f"--accelerate_config {file}: {why}. Give a file of `accelerate config`, or"
+            f"--accelerate_config {file}: {reason}. Give a file of `accelerate config`, or"
             " --num_processes N."
         )
     return num
@@ -118,20 +118,24 @@ def run_sharded(job: ShardJob, runtime: Runtime) -> None:
     _run(job, without_deepspeed, worker_environment() | threads, f"{job.title}: the processes")
 
 
-def run_module(module: str, job: Job, runtime: Runtime, who: str) -> None:
+def run_module(module: str, job: Job, runtime: Runtime, workers: str) -> None:
     """Run a job of `module`, which serves it (`process.serve`) when it is run with the job's file,
-    and return when all processes have finished, all of them on this machine. `who` names them in
-    messages."""
+    and return when all processes have finished, all of them on this machine. `workers` names them
+    in messages."""
     command = [*launch_command(runtime, nodes=1), "-m", module, str(job.file)]
-    _run_command(command, job, worker_environment(), who)
+    _run_command(command, job, worker_environment(), workers)
 
 
-def _run(job: TrainJob | ShardJob, runtime: Runtime, environment: dict[str, str], who: str) -> None:
+def _run(
+    job: TrainJob | ShardJob, runtime: Runtime, environment: dict[str, str], workers: str
+) -> None:
     command = [*launch_command(runtime), "-m", "cirloop.distributed.worker", str(job.file)]
-    _run_command(srun_wrap(command), job, environment, who)
+    _run_command(srun_wrap(command), job, environment, workers)
 
 
-def _run_command(command: Sequence[str], job: Job, environment: dict[str, str], who: str) -> None:
+def _run_command(
+    command: Sequence[str], job: Job, environment: dict[str, str], workers: str
+) -> None:
     """Launch the workers of a job and wait for them; they have ended when this returns or raises.
 
     Raises UserError when the workers fail, GracefulStop when the run is asked to stop. Training
@@ -163,9 +167,9 @@ def _run_command(command: Sequence[str], job: Job, environment: dict[str, str], 
             raise preemption.GracefulStop
         outcome = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if not isinstance(job, TrainJob | ShardJob):
-            raise UserError(f"{who} ended with {outcome}; their output above says why.")
+            raise UserError(f"{workers} ended with {outcome}; their output above says why.")
         raise UserError(
-            f"{who} ended with {outcome}; their output above and in logs/ says why. What was"
+            f"{workers} ended with {outcome}; their output above and in logs/ says why. What was"
             " finished is kept: go on with --auto_resume."
         )
 

@@ -38,10 +38,10 @@ def run_worker(job: ShardJob) -> None:
     state = PartialState(timeout=timedelta(minutes=config.runtime.hang_timeout_minutes), **gpu)
     data = config.data.build(DataPaths(config.data_dir, job.cache, no_progress, config.train_dir))
     images = data.split_by_key(job.where).images
-    wanted = [item.image for item in job.items] + [
+    image_ids = [item.image for item in job.items] + [
         image for request in job.requests for image in (request.reference, request.image)
     ]
-    assert image_set_digest(images, wanted) == job.images, "not the driver's images"
+    assert image_set_digest(images, image_ids) == job.images, "not the driver's images"
     with profiling.worker_metrics(
         job.directory, state.process_index, job.profile if config.runtime.profile else None
     ):
@@ -79,7 +79,7 @@ def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialSta
         share,
     )
     captioner.precompute_vision(
-        job.requests, lambda features, wanted: precompute_features(features, wanted, state)
+        job.requests, lambda features, image_ids: precompute_features(features, image_ids, state)
     )
     answer_requests: Any = getattr(captioner, job.kind)
     answers = answer_requests(job.prompt, job.requests, title=job.title, **job.options)
@@ -94,17 +94,17 @@ def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialSta
 
 
 def precompute_features(
-    features: VisionCache, wanted: Sequence[ImageId], state: PartialState
+    features: VisionCache, image_ids: Sequence[ImageId], state: PartialState
 ) -> None:
     """Compute the vision features of images, each process its shard of the batches that one process
     would do."""
     if not state.is_main_process:
-        features.mark_counted_elsewhere(wanted)  # the first process counts them
-    batches = features.missing_batches(wanted)
+        features.mark_counted_elsewhere(image_ids)  # the first process counts them
+    batches = features.missing_batches(image_ids)
     state.wait_for_everyone()  # all have looked before the first writes
     features.compute(batches[state.process_index :: state.num_processes], progress=_vision(state))
     state.wait_for_everyone()
-    features.missing_batches(wanted)  # looks at what the others wrote
+    features.missing_batches(image_ids)  # looks at what the others wrote
 
 
 def _vision(state: PartialState) -> Any:

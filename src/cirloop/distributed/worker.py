@@ -229,9 +229,9 @@ def _step_writer(path: Path) -> events.Listener:
     """Return a listener that writes each step to a file for the driver."""
     file = path.open("a", encoding="utf-8", buffering=1)
 
-    def listen(kind: str, what: dict[str, Any]) -> None:
+    def listen(kind: str, payload: dict[str, Any]) -> None:
         if kind == "step":
-            file.write(json.dumps(what["row"]) + "\n")
+            file.write(json.dumps(payload["row"]) + "\n")
 
     return listen
 

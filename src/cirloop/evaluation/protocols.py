@@ -56,9 +56,9 @@ def describe(parts: Sequence[LabeledQueries]) -> str:
     return parts[0].protocol.description.format(gallery=gallery)
 
 
-def ranks_in(ranking: Sequence[ImageId], wanted: set[ImageId]) -> dict[ImageId, int]:
-    """Return the ranks, from 1, of the `wanted` images that `ranking` lists."""
-    return {image: rank for rank, image in enumerate(ranking, 1) if image in wanted}
+def ranks_in(ranking: Sequence[ImageId], images: set[ImageId]) -> dict[ImageId, int]:
+    """Return the ranks, from 1, of the `images` that `ranking` lists."""
+    return {image: rank for rank, image in enumerate(ranking, 1) if image in images}
 
 
 def remove_reference(ranks: Ranks, reference: ImageId) -> dict[ImageId, int]:

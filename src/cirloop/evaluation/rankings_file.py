@@ -92,13 +92,13 @@ def _part(
             foreign.append(f"{unknown!r} of query {key}")
         rankings[query] = images
     gallery = part.gallery.name if part.gallery else ""
-    for what, keys in (
+    for problem, keys in (
         ("queries have no list of image ids", malformed),
         ("queries list an image more than once", repeated),
         (f"queries list images that the gallery {gallery} does not have", foreign),
     ):
         if keys:
-            problems.add(where, f"{len(keys)} {what}: {preview(keys)}")
+            problems.add(where, f"{len(keys)} {problem}: {preview(keys)}")
     return rankings
 
 
@@ -122,9 +122,9 @@ def to_json(parts: Sequence[LabeledQueries], rankings: Sequence[Rankings]) -> di
     return dict(by_category) if len(parts) > 1 else dict(next(iter(by_category.values())))
 
 
-def _unknown(where: object, what: str, keys: Sequence[str], problems: ValidationReport) -> None:
+def _unknown(where: object, noun: str, keys: Sequence[str], problems: ValidationReport) -> None:
     if keys:
-        problems.add(where, f"{len(keys)} {what} are unknown: {preview(keys)}")
+        problems.add(where, f"{len(keys)} {noun} are unknown: {preview(keys)}")
 
 
 def preview(names: Sequence[str]) -> str:

@@ -112,7 +112,7 @@ def compare_iterations(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     """
     out = []
     for before, after in pairwise(results):
-        a, b = ([row[2] for row in each["ranks"]] for each in (before, after))
+        a, b = ([row[2] for row in result["ranks"]] for result in (before, after))
         test = paired(a, b, clusters=[row[3] for row in after["ranks"]])
         out.append(
             {

@@ -45,19 +45,19 @@ def _circo(part: LabeledQueries, rankings: Rankings, problems: ValidationReport)
 
 
 def _cirr(part: LabeledQueries, rankings: Rankings, problems: ValidationReport) -> Files:
-    others: Rows = {}
+    without_reference: Rows = {}
     members: Rows = {}
     for query in part.queries:
         ranking = rankings[query.id]
         group = set(part.groups[query.id])
-        others[query.id] = [image for image in ranking if image != query.reference]
+        without_reference[query.id] = [image for image in ranking if image != query.reference]
         members[query.id] = [image for image in ranking if image in group]
-    _check_lengths("submission, recall", others, LISTED, "images", problems)
+    _check_lengths("submission, recall", without_reference, LISTED, "images", problems)
     _check_lengths(
         "submission, recall_subset", members, SUBSET_LISTED, "images of their group", problems
     )
     files: Files = {
-        f"{part.name}_recall.json": _cirr_file("recall", others, LISTED),
+        f"{part.name}_recall.json": _cirr_file("recall", without_reference, LISTED),
         f"{part.name}_recall_subset.json": _cirr_file("recall_subset", members, SUBSET_LISTED),
     }
     for name, content in files.items():
@@ -75,12 +75,12 @@ def _cirr_file(metric: str, rows: Rows, num_listed: int) -> dict[str, object]:
 
 
 def _check_lengths(
-    where: str, rows: Rows, num_listed: int, what: str, problems: ValidationReport
+    where: str, rows: Rows, num_listed: int, noun: str, problems: ValidationReport
 ) -> None:
     short = [f"{query} ({len(row)})" for query, row in rows.items() if len(row) < num_listed]
     if short:
         problems.add(
-            where, f"{len(short)} queries rank fewer than {num_listed} {what}: {preview(short)}"
+            where, f"{len(short)} queries rank fewer than {num_listed} {noun}: {preview(short)}"
         )
 
 

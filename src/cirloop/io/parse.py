@@ -93,8 +93,10 @@ def detect_format(content: str) -> str:
             rows = json.loads(content)
         except (ValueError, RecursionError):
             return ""
-        whole = isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
-        return f"one JSON list of {len(rows):,} objects" if whole else ""
+        all_objects = (
+            isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) for row in rows)
+        )
+        return f"one JSON list of {len(rows):,} objects" if all_objects else ""
     if head.startswith("{"):
         try:
             _, end = json.JSONDecoder().raw_decode(content.lstrip())
@@ -210,12 +212,12 @@ def _count_nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> in
         parts = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         parts = node.value
-    made = 1 + sum(_count_nodes(part, known, within) for part in parts)
-    if made > MAX_YAML_VALUES:
+    num_values = 1 + sum(_count_nodes(part, known, within) for part in parts)
+    if num_values > MAX_YAML_VALUES:
         raise UserError(f"stands for more than {MAX_YAML_VALUES:,} values, its anchors unfolded")
     within.discard(id(node))
-    known[id(node)] = made
-    return made
+    known[id(node)] = num_values
+    return num_values
 
 
 def packaged_names(package: str) -> list[str]:

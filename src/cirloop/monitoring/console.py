@@ -70,8 +70,8 @@ def progress(items: Iterable[T], title: str) -> Iterator[T]:
             rate = items.rate(done, now - began) if isinstance(items, events.CountedBatches) else ""
             events.emit("bar", key=key, title=title, done=done, total=total, rate=rate)
             if done and total and now - last > LINE_EVERY:
-                left = f"about {(now - began) / done * (total - done):.0f} s left"
-                rates = ", ".join(filter(None, [left, rate]))
+                time_left = f"about {(now - began) / done * (total - done):.0f} s left"
+                rates = ", ".join(filter(None, [time_left, rate]))
                 logger.info("%s: %d of %d, %s", title, done, total, rates, extra={"bar": True})
                 last = now
             yield item

@@ -140,9 +140,10 @@ def describe(row: dict[str, Any]) -> str:
         "triplets": "triplets",
         "steps": "steps",
     }
-    parts = [f"{row[name]} {what}" for name, what in units.items() if row[name]]
+    parts = [f"{row[name]} {unit}" for name, unit in units.items() if row[name]]
     return ", ".join(
-        [f"{value} {what}" for what, value in format_cells(row).items() if value != NONE] + parts
+        [f"{value} {column}" for column, value in format_cells(row).items() if value != NONE]
+        + parts
     )
 
 

@@ -65,7 +65,7 @@ def subscribe(listener: Listener, name: str = "a listener") -> Iterator[None]:
             _listeners.remove(entry)
 
 
-def emit(kind: str, **what: object) -> None:
+def emit(kind: str, **payload: object) -> None:
     """Pass an event to every listener.
 
     A listener that raises is removed and a warning is logged: a listener must never end a run.
@@ -73,7 +73,7 @@ def emit(kind: str, **what: object) -> None:
     for entry in [*_listeners]:
         name, listener = entry
         try:
-            listener(kind, what)
+            listener(kind, payload)
         except Exception:  # whatever a terminal, a disk or a tracker's service raises
             _listeners.remove(entry)
             logger.warning(

@@ -54,7 +54,7 @@ class RunHeader:
     of: int
     iteration: int | None
     iterations: int
-    left: float | None = None
+    seconds_left: float | None = None
     """Seconds that the rest of the run takes from the beginning of this stage on; None = nobody
     knows."""
     recalls: Sequence[Sequence[str]] = ()
@@ -73,13 +73,13 @@ class LiveDisplay:
         self._head: RunHeader | None = None
         self._away = False
 
-    def __call__(self, kind: str, what: dict[str, Any]) -> None:
+    def __call__(self, kind: str, payload: dict[str, Any]) -> None:
         if kind == "bar":
-            self._bar(**what)
+            self._bar(**payload)
         elif kind == "head":
-            self._head = what["head"]
+            self._head = payload["head"]
         elif kind == "processes":
-            self._away = what["working"]
+            self._away = payload["working"]
         else:
             return
         if self._away or (self._head is None and not self._tasks):
@@ -183,9 +183,11 @@ def _words(head: RunHeader) -> tuple[str, str]:
     """Return the stage, then its place in the run; narrow terminals cut the end of each."""
     iteration = f"iteration {head.iteration} of {head.iterations}" if head.iteration else "warm-up"
     parts = ["base model" if head.iteration is None else iteration]
-    left = None if head.left is None else head.left - (time.monotonic() - head.began)
-    if left is not None and left > 0:
-        parts.append(f"about {_duration(left)} left in all")
+    seconds_left = (
+        None if head.seconds_left is None else head.seconds_left - (time.monotonic() - head.began)
+    )
+    if seconds_left is not None and seconds_left > 0:
+        parts.append(f"about {_duration(seconds_left)} left in all")
     return f"stage {head.number} of {head.of}: {head.stage}", " · ".join([*parts, head.run])
 
 

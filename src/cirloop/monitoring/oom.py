@@ -29,11 +29,11 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def explain_oom(what: str, ways: str) -> Iterator[None]:
+def explain_oom(task: str, ways: str) -> Iterator[None]:
     """Raise UserError with `ways`, the settings to change, where memory does not suffice inside."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_oom(error):
             raise
-        raise UserError(f"{what}: {first_line(error)}\n{ways}") from error
+        raise UserError(f"{task}: {first_line(error)}\n{ways}") from error

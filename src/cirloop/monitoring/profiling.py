@@ -164,8 +164,8 @@ def worker_metrics(directory: Path, number: int, profile: Path | None) -> Iterat
 def collect_workers(directory: Path) -> Iterator[None]:
     """Add the metrics that `worker_metrics` of parallel processes wrote to `directory` to the
     current ones."""
-    for left in directory.glob("cost_*.json"):  # of an attempt that was stopped
-        left.unlink()
+    for stale in directory.glob("cost_*.json"):  # of an attempt that was stopped
+        stale.unlink()
     yield
     rows = [json.loads(path.read_text("utf-8")) for path in sorted(directory.glob("cost_*.json"))]
     meter = _current.get()
@@ -190,7 +190,7 @@ def add_tokens(inputs: Mapping[str, Any]) -> None:
         add(tokens=tokens, padding=mask.numel() - tokens)
 
 
-def count_cache_hits(tower: str, wanted: Collection[str], missing: Collection[str] = ()) -> None:
+def count_cache_hits(tower: str, digests: Collection[str], missing: Collection[str] = ()) -> None:
     """Count as cached, once each, the images that the stage wants of a `tower` and that are not
     `missing`.
 
@@ -198,7 +198,7 @@ def count_cache_hits(tower: str, wanted: Collection[str], missing: Collection[st
     """
     meter = _current.get()
     if meter is not None:
-        fresh = {*wanted} - meter.known[tower]
+        fresh = {*digests} - meter.known[tower]
         meter.known[tower] |= fresh
         meter.cost.images_cached += len(fresh.difference(missing))
 
@@ -218,11 +218,11 @@ def data_wait() -> AbstractContextManager[None]:
     return add_seconds("waiting")
 
 
-def profile_batches(batches: Iterable[T], what: str) -> Iterator[T]:
+def profile_batches(batches: Iterable[T], name: str) -> Iterator[T]:
     """Yield `batches`; where a profile is requested, trace some of them and count FLOPs in the
     first two.
 
-    Writes `<what>.json.gz`, which chrome://tracing and ui.perfetto.dev show, unless it exists, and
+    Writes `<name>.json.gz`, which chrome://tracing and ui.perfetto.dev show, unless it exists, and
     logs the longest operators. Loops inside such a loop are part of it.
     """
     meter = _current.get()
@@ -231,7 +231,7 @@ def profile_batches(batches: Iterable[T], what: str) -> Iterator[T]:
         return
     from torch.utils.flop_counter import FlopCounterMode
 
-    path = meter.profile / f"{what}.json.gz"
+    path = meter.profile / f"{name}.json.gz"
     num = 0
     flops = 0
 
@@ -258,7 +258,7 @@ def profile_batches(batches: Iterable[T], what: str) -> Iterator[T]:
         meter.inside = False
         meter.cost.flops += flops * num
     if not path.exists():
-        logger.info("profile: too few batches of %s for a trace; the next ones are tried", what)
+        logger.info("profile: too few batches of %s for a trace; the next ones are tried", name)
 
 
 def _profiler(save: Callable[[Any], None]) -> Any:

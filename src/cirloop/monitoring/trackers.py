@@ -104,17 +104,17 @@ class _Listener:
         where = getattr(self._tracker.tracker, "url", None) or f"{PROJECT}/{self.run}"
         logger.info("%s: %s run %s", name, "a new" if self._new else "going on with", where)
 
-    def __call__(self, kind: str, what: dict[str, Any]) -> None:
+    def __call__(self, kind: str, payload: dict[str, Any]) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            if kind == "numbers" and (self._new or not what["found"]):
+            if kind == "numbers" and (self._new or not payload["found"]):
                 values = {
                     re.sub(
                         r"[^\w\-. :/]", "_", name.replace("@", "_at_")
                     ): value  # what MLflow takes
-                    for name, value in what["values"].items()
+                    for name, value in payload["values"].items()
                 }
-                self._tracker.log(values, step=what["step"])
-            elif kind == "head" and what["head"] is None:
+                self._tracker.log(values, step=payload["step"])
+            elif kind == "head" and payload["head"] is None:
                 self._tracker.finish()
 
 

@@ -85,10 +85,10 @@ def below_strategy(mining: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _full_name(name: str, given: dict[str, Any]) -> str:
+def _full_name(name: str, settings: dict[str, Any]) -> str:
     """Return what a short name stands for; of both names the short one stays, to be refused."""
     full = SHORT_NAMES.get(name, name)
-    return name if full in given else full
+    return name if full in settings else full
 
 
 class MiningSettings(Settings):

@@ -120,8 +120,10 @@ def apply_filters(
     keep_N: Mask = np.ones(len(pairs.query_index_N), bool)
     counts: list[FilterCount] = []
     for step in filters:
-        left = np.flatnonzero(keep_N)
-        passed = step.keep(pairs.select(keep_N), context) if len(left) else np.zeros(0, bool)
-        keep_N[left[~passed]] = False
-        counts.append({"filter": step.type, "seen": len(left), "dropped": int((~passed).sum())})
+        remaining = np.flatnonzero(keep_N)
+        passed = step.keep(pairs.select(keep_N), context) if len(remaining) else np.zeros(0, bool)
+        keep_N[remaining[~passed]] = False
+        counts.append(
+            {"filter": step.type, "seen": len(remaining), "dropped": int((~passed).sum())}
+        )
     return keep_N, counts

@@ -158,12 +158,12 @@ def _filler(
     num_missing = settings.strategy.negatives_per_query - len(picks)
     if settings.fallback == "none" or num_missing <= 0:
         return picks[:0]
-    others = np.setdiff1d(np.flatnonzero(block.eligible_BK[b]), picks)
+    candidates = np.setdiff1d(np.flatnonzero(block.eligible_BK[b]), picks)
     if settings.fallback == "random":
-        num = min(num_missing, len(others))
+        num = min(num_missing, len(candidates))
         rng = context.rng(int(block.query_index_B[b]))
-        others = np.sort(rng.choice(others, num, replace=False))
-    return top_of(block.scores_BK[b], others, num_missing)
+        candidates = np.sort(rng.choice(candidates, num, replace=False))
+    return top_of(block.scores_BK[b], candidates, num_missing)
 
 
 def _ranks(block: CandidateBlock, b: int, picks: Rows) -> Rows:

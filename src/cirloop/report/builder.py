@@ -55,7 +55,7 @@ def reporter(config: RunConfig, store: Store, data: Dataset) -> events.Listener:
     """Return a listener that writes the report after each iteration and at the end of a run
     (`monitoring/events.py`)."""
 
-    def hear(kind: str, what: dict[str, Any]) -> None:
+    def hear(kind: str, payload: dict[str, Any]) -> None:
         if kind in ("evaluated", "finished"):
             write_report(config, store, data)
 

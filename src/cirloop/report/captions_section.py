@@ -70,14 +70,15 @@ def _chart(data: ReportData, summaries: Summaries) -> Chart:
     counts = {t: {"accepted": row["accepted"], **row["rejected"]} for t, row in summaries.items()}
     kinds = [
         "accepted",
-        *sorted({kind for each in counts.values() for kind in each} - {"accepted"}),
+        *sorted({kind for kind_counts in counts.values() for kind in kind_counts} - {"accepted"}),
     ]
     parts = {
-        shortened(kind): [float(each.get(kind, 0)) for each in counts.values()] for kind in kinds
+        shortened(kind): [float(kind_counts.get(kind, 0)) for kind_counts in counts.values()]
+        for kind in kinds
     }
     rows = [
-        [str(t), *(str(each.get(kind, 0)) for kind in kinds), str(sum(each.values()))]
-        for t, each in counts.items()
+        [str(t), *(str(kind_counts.get(kind, 0)) for kind in kinds), str(sum(kind_counts.values()))]
+        for t, kind_counts in counts.items()
     ]
 
     def plot(axes: Axes) -> None:

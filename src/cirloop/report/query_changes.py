@@ -43,9 +43,9 @@ def section(data: ReportData, evaluated: Sequence[Evaluation], thumbnails: Thumb
         return Section("changes", "Queries won and lost", [text])
     shown = pairs[-MAX_PAIRS:]
     if len(pairs) > 1:
-        whole = (pairs[0][0], pairs[-1][1])
-        shown = [*shown, whole]
-        pairs = [*pairs, whole]
+        first_to_last = (pairs[0][0], pairs[-1][1])
+        shown = [*shown, first_to_last]
+        pairs = [*pairs, first_to_last]
     rows = [(_title(pair), *(str(len(rows_Q)) for rows_Q in _changed(pair))) for pair in pairs]
     metric = evaluated[-1].result["compared_on"]
     notes = [
@@ -77,7 +77,7 @@ def _examples(data: ReportData, pair: Pair, thumbnails: Thumbnails) -> Examples:
     won, lost, _ = _changed(pair)
     rows = [(row, True) for row in evenly_spaced(won, MAX_QUERIES)]
     rows += [(row, False) for row in evenly_spaced(lost, MAX_QUERIES)]
-    tops = [_tops(data, each.name, [row for row, _ in rows]) for each in pair]
+    tops = [_tops(data, evaluation.name, [row for row, _ in rows]) for evaluation in pair]
     cards = [_card(data, pair, row, is_won, tops, thumbnails) for row, is_won in rows]
     return Examples(
         f"{_title(pair)}: {len(won)} won, {len(lost)} lost", f"{len(cards)} shown", cards

@@ -36,14 +36,14 @@ class RunMonitor:
         self._evaluations: list[dict[str, Any]] = []
         self._iteration = 0
 
-    def __call__(self, kind: str, what: dict[str, Any]) -> None:
+    def __call__(self, kind: str, payload: dict[str, Any]) -> None:
         if kind == "begins":
-            self._iteration = what["iteration"] or 0
-            events.emit("head", head=self._head(what["name"], what["iteration"]))
+            self._iteration = payload["iteration"] or 0
+            events.emit("head", head=self._head(payload["name"], payload["iteration"]))
         elif kind == "step":
-            self._tell_step(what["row"], self._iteration)
+            self._tell_step(payload["row"], self._iteration)
         elif kind == "ended":
-            self._ended(what["artifact"], what["iteration"] or 0)
+            self._ended(payload["artifact"], payload["iteration"] or 0)
 
     def _head(self, name: str, iteration: int | None) -> RunHeader:
         number = self._plan.index(name) + 1
@@ -139,9 +139,9 @@ class RunMonitor:
         elif part != "training":
             content = artifact.read()
             for name, value in (content.get("summary") or content).items():
-                for inner, each in value.items() if isinstance(value, dict) else [("", value)]:
-                    if isinstance(each, int | float) and name not in ("schema", "iteration"):
-                        yield f"{part}/{name} {inner}".strip(), float(each)
+                for inner, number in value.items() if isinstance(value, dict) else [("", value)]:
+                    if isinstance(number, int | float) and name not in ("schema", "iteration"):
+                        yield f"{part}/{name} {inner}".strip(), float(number)
         rows = [
             row for row in self._costs.read() if row["stage"] == artifact.name and row["finished"]
         ]

@@ -25,7 +25,7 @@ def section(data: ReportData, mined: Summaries, written: Summaries) -> Section:
     left_out = {
         t: len(rows) - len(losses[t]) for t, rows in logs.items()
     }  # batches that were left out have ids
-    trained = {t: each for t, each in losses.items() if each}
+    trained = {t: curve for t, curve in losses.items() if curve}
     charts = [_loss(data, trained, left_out)] if trained else []
     tables = [*_set_sizes(data, mined, written), *_drawn(contents)]
     notes = [] if charts or tables else ["Nothing is trained yet."]

@@ -57,8 +57,8 @@ def ann_topk(
         )
     settings = settings or IndexSettings()
     k = min(k, len(gallery_GD))
-    wanted = k if excluded_QE is None else k + excluded_QE.shape[1]
-    num_candidates = min(wanted * (settings.candidates if kind == "ivf_pq" else 1), len(gallery_GD))
+    depth = k if excluded_QE is None else k + excluded_QE.shape[1]
+    num_candidates = min(depth * (settings.candidates if kind == "ivf_pq" else 1), len(gallery_GD))
     index = build(gallery_GD, kind, settings, seed, num_candidates)
     rows_QK = np.empty((len(queries_QD), k), np.int64)
     scores_QK = np.empty((len(queries_QD), k), np.float32)
@@ -153,14 +153,14 @@ def _sample(
 ) -> Floats:
     """Draw vectors to train on, in the gallery's order."""
     codes = MIN_PER_CENTROID * 2**settings.nbits if kind == "ivf_pq" else 0
-    wanted = min(settings.training_size or max(64 * nlist, codes), len(gallery_GD))
+    training_size = min(settings.training_size or max(64 * nlist, codes), len(gallery_GD))
     minimum = max(nlist, 2**settings.nbits if kind == "ivf_pq" else 0)
-    if wanted < minimum:
+    if training_size < minimum:
         raise UserError(
-            f"index.training_size {wanted} must be at least {minimum}, the lists or the codes of a"
-            " part."
+            f"index.training_size {training_size} must be at least {minimum}, the lists or the"
+            " codes of a part."
         )
-    rows = np.sort(np.random.default_rng(seed).permutation(len(gallery_GD))[:wanted])
+    rows = np.sort(np.random.default_rng(seed).permutation(len(gallery_GD))[:training_size])
     return np.ascontiguousarray(gallery_GD[rows], np.float32)
 
 

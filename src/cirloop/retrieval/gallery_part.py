@@ -105,8 +105,10 @@ class GalleryPart:
         if excluded is not None:
             queries = np.repeat(np.arange(len(excluded)), [len(rows) for rows in excluded])
             rows = np.concatenate([*excluded]) - self.start
-            here = (rows >= 0) & (rows < len(self))
-            scores_BN[torch.from_numpy(queries[here]), torch.from_numpy(rows[here])] = -torch.inf
+            in_part = (rows >= 0) & (rows < len(self))
+            scores_BN[
+                torch.from_numpy(queries[in_part]), torch.from_numpy(rows[in_part])
+            ] = -torch.inf
         relative = 2.0**-8 if self.coarse_VD.dtype == torch.bfloat16 else 2.0**-22
         return scores_BN, (off_B + norm_B * self.error + sums)[:, None], relative
 
@@ -126,9 +128,9 @@ class GalleryPart:
             for b in unsure_B.nonzero()[:, 0].tolist():
                 highest_N = scores_BN[b].float() + scores_BN[b].abs().float() * relative + off_B1[b]
                 candidates_1C = (highest_N >= exact_BK[b, -1]).nonzero().T
-                one = slice(b, b + 1)
-                rows_BK[one], exact_BK[one] = self._ordered(
-                    queries_BD[one], scores_BN[one], candidates_1C, k
+                query = slice(b, b + 1)
+                rows_BK[query], exact_BK[query] = self._ordered(
+                    queries_BD[query], scores_BN[query], candidates_1C, k
                 )
         return rows_BK + self.start, exact_BK
 

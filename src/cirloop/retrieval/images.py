@@ -21,13 +21,13 @@ def topk_images(
 
 
 def ranks_of_images(
-    wanted: Sequence[Collection[ImageId]],
+    images_of_queries: Sequence[Collection[ImageId]],
     gallery: Gallery,
     queries_QD: Vectors,
     gallery_GD: Vectors,
 ) -> list[dict[ImageId, int]]:
-    """Return per query the rank of each of its `wanted` images in the gallery."""
-    images, rows_QW = _padded(wanted, gallery)
+    """Return per query the rank of each of its `images_of_queries` in the gallery."""
+    images, rows_QW = _padded(images_of_queries, gallery)
     ranks_QW, _ = ranks(queries_QD, gallery_GD, rows_QW)
     return [
         dict(zip(names, row.tolist(), strict=False))
@@ -36,13 +36,13 @@ def ranks_of_images(
 
 
 def scores_of_images(
-    wanted: Sequence[Collection[ImageId]],
+    images_of_queries: Sequence[Collection[ImageId]],
     gallery: Gallery,
     queries_QD: Vectors,
     gallery_GD: Vectors,
 ) -> list[dict[ImageId, float]]:
-    """Return per query the similarity of each of its `wanted` images."""
-    images, rows_QW = _padded(wanted, gallery)
+    """Return per query the similarity of each of its `images_of_queries`."""
+    images, rows_QW = _padded(images_of_queries, gallery)
     scores_QW = scores_of(queries_QD, gallery_GD, np.maximum(rows_QW, 0))
     return [
         dict(zip(names, row.tolist(), strict=False))
@@ -51,12 +51,12 @@ def scores_of_images(
 
 
 def _padded(
-    wanted: Sequence[Collection[ImageId]], gallery: Gallery
+    images_of_queries: Sequence[Collection[ImageId]], gallery: Gallery
 ) -> tuple[list[list[ImageId]], Rows]:
     """Return each query's images in order, and their gallery rows (Q, W), -1 where a query has
     fewer than others."""
     rows = gallery.rows()
-    images = [sorted(names) for names in wanted]
+    images = [sorted(names) for names in images_of_queries]
     rows_QW = np.full((len(images), max(map(len, images), default=0)), -1, np.int64)
     for row_W, names in zip(rows_QW, images, strict=True):
         row_W[: len(names)] = [rows[name] for name in names]

@@ -34,8 +34,8 @@ class SentenceEncoder:
     @torch.inference_mode()
     def vectors(self, texts: Sequence[str]) -> Floats:
         """Return the vectors (B, E) of a batch."""
-        whole = self._tokenizer(list(texts))["input_ids"]
-        self.cut += sum(len(ids) > self._longest for ids in whole)
+        uncut_ids = self._tokenizer(list(texts))["input_ids"]
+        self.cut += sum(len(ids) > self._longest for ids in uncut_ids)
         cut_at = {"truncation": True, "max_length": self._longest}
         batch = self._tokenizer(list(texts), padding=True, return_tensors="pt", **cut_at)
         batch = batch.to(self._model.device)

@@ -118,12 +118,12 @@ def score_blocks(
     size = max(
         1, min(1024, gallery_part.BLOCK_NUMBERS // max(1, len(gallery_GD) * vectors_per_image))
     )
-    whole = tensor(gallery_GD, device) if len(gallery_GD) <= step else None  # converted once
+    full_gallery = tensor(gallery_GD, device) if len(gallery_GD) <= step else None  # converted once
     for start in range(0, len(queries_QD), size):
         block = slice(start, min(start + size, len(queries_QD)))
         queries = tensor(queries_QD[block], device)
-        if whole is not None:
-            yield block, similarity(queries, whole).cpu().numpy()
+        if full_gallery is not None:
+            yield block, similarity(queries, full_gallery).cpu().numpy()
             continue
         scores_BG = np.empty((len(queries), len(gallery_GD)), np.float32)
         for at in range(0, len(gallery_GD), step):

@@ -37,7 +37,7 @@ def mine_anchors(
     content = [known.content(image) for image in train.gallery.ids]
     triplets = (*train.triplets, *(row.triplet for row in augmented))
     references = {known.content(triplet.query.reference) for triplet in triplets}
-    is_reference = [each in references for each in content]
+    is_reference = [image_content in references for image_content in content]
     queries = list[Query]()
     pairs = list[MinedNegative]()
     for anchor in draw_anchors(run.config.mining.anchors, gallery, content, is_reference, rng):

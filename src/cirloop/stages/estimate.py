@@ -129,11 +129,11 @@ def _memory_rows(config: RunConfig, data: Dataset) -> Rows:
     if not isinstance(config.model, VlmSettings):
         return [("memory", f"no arithmetic is known for {config.model.type}")]
     stages = peak_memory(config, mean_tokens(config.model, used_splits(config, data)))
-    whole = _device_memory()[0]
+    capacity = _device_memory()[0]
     rows = []
     for stage, parts in stages.items():
         total = sum(parts.values())
-        note = f": more than the {gigabytes(whole)} of this device" if total > whole else ""
+        note = f": more than the {gigabytes(capacity)} of this device" if total > capacity else ""
         shown = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())
         rows.append((f"memory: {stage}", f"{gigabytes(total)}{note} = {shown}"))
     if config.training.finetuning == "full":
@@ -241,13 +241,13 @@ def _device() -> str:
 def _device_memory() -> tuple[int, int]:
     """Return the bytes of the device's memory, and those that are free."""
     if torch.cuda.is_available():
-        free, whole = torch.cuda.mem_get_info()
-        return whole, free
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free, capacity = torch.cuda.mem_get_info()
+        return capacity, free
+    capacity = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     known = Path("/proc/meminfo")  # on Linux; elsewhere all of it counts as free
     available = (
         re.search(r"MemAvailable:\s+(\d+) kB", known.read_text("utf-8"))
         if known.is_file()
         else None
     )
-    return whole, int(available[1]) * 1024 if available else whole
+    return capacity, int(available[1]) * 1024 if available else capacity

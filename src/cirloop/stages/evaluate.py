@@ -58,10 +58,10 @@ def evaluation(
     for part in parts:
         vectors, gallery = _embed_part(run, backbone, part, ablate)
         tops += _best_images(part, vectors, gallery)
-        wanted = [part.labeled.relevant_images(query) for query in part.queries]
+        relevant_images = [part.labeled.relevant_images(query) for query in part.queries]
         preferences = part.relevance and part.relevance.preferences
         score_rows: Any = scores_of_images if preferences else ranks_of_images
-        rows = score_rows(wanted, part.gallery, vectors, gallery)
+        rows = score_rows(relevant_images, part.gallery, vectors, gallery)
         rows_by_query |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
     metrics = protocols.metrics([part.labeled for part in parts], rows_by_query)
     compared = parts[0].labeled.protocol.primary_metric

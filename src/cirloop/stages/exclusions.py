@@ -39,13 +39,13 @@ def barred_rows(
         barred = {target}
         for content, kind in known.barred(triplet.query).items():
             equal = {*of_content[content]}
-            others = equal - {target, reference}
+            other_rows = equal - {target, reference}
             copies = kind in (TARGET, REFERENCE)
             counts.update(
                 SPELLING if copies and _spelling(gallery.ids[row]) in spelled else kind
-                for row in others
+                for row in other_rows
             )
-            barred |= others if kind == REFERENCE else equal
+            barred |= other_rows if kind == REFERENCE else equal
         out.append(frozenset(barred))
     return out, {kind: counts[kind] for kind in EXCLUSION_KINDS}
 

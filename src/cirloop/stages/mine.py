@@ -260,7 +260,7 @@ def _filter_context(
     run: RunContext, backbone: Embedder, train: TrainSplit, vectors: MiningInputs
 ) -> FilterContext:
     def yes_probability(pairs: MinedPairs) -> list[float]:
-        asks = [
+        requests = [
             CaptionRequest(
                 train.triplets[n].query.reference,
                 train.gallery.ids[c],
@@ -269,7 +269,9 @@ def _filter_context(
             for n, c in zip(pairs.query_index_N, pairs.gallery_index_N, strict=True)
         ]
         prompt = run.config.captioning.prompts(run.config.foundation).verify
-        return run.captioner(lambda: backbone).yes_probability(prompt, asks, "verify mined images")
+        return run.captioner(lambda: backbone).yes_probability(
+            prompt, requests, "verify mined images"
+        )
 
     def second_model_scores(path: str, pairs: MinedPairs) -> tuple[Floats, Floats]:
         without_adapter = (

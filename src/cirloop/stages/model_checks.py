@@ -100,10 +100,10 @@ def _check_start_adapter(config: RunConfig, model: VlmSettings, path: str) -> No
         "alpha": ("lora_alpha", tuning.lora.alpha),
         "dropout": ("lora_dropout", tuning.lora.dropout),
     }
-    for setting, (key, wanted) in names.items() if config.trains and tune != "full" else ():
-        if lora.get(key) != wanted:
+    for setting, (key, expected) in names.items() if config.trains and tune != "full" else ():
+        if lora.get(key) != expected:
             wrong.append(
-                f"its {setting} is {lora.get(key)}, training.lora.{setting} is {wanted}: set that"
+                f"its {setting} is {lora.get(key)}, training.lora.{setting} is {expected}: set that"
                 " to the adapter's"
             )
     if wrong:
@@ -127,9 +127,9 @@ def _adapter_mismatches(weights: Path, model: VlmSettings, lora: dict[str, Any])
                     continue
                 layers.add(next((part for part in parts if part.isdigit()), ""))
                 shape = tensors.get_slice(name).get_shape()
-                wanted = [lora.get("r"), sizes.shapes[leaf][0]]
-                if list(shape) != wanted:
-                    wrong.append(f"{name} is {list(shape)}, not {wanted}")
+                expected = [lora.get("r"), sizes.shapes[leaf][0]]
+                if list(shape) != expected:
+                    wrong.append(f"{name} is {list(shape)}, not {expected}")
     except (SafetensorError, OSError) as error:
         return [f"{LORA_WEIGHTS} cannot be read ({error})"]
     if not layers:
@@ -202,8 +202,8 @@ def disk_bytes(config: RunConfig, data: Dataset) -> dict[str, int]:
     )
     weights = sizes.language_weights if training.finetuning == "full" else adapter
     kept = (config.num_iterations + 1) * 4 * weights + 2 * 12 * weights
-    each = resources.feature_bytes(sizes, model.dtype, mean_tokens(model, splits))
-    return {"vision": each * num_images(splits), "run": kept}
+    bytes_per_image = resources.feature_bytes(sizes, model.dtype, mean_tokens(model, splits))
+    return {"vision": bytes_per_image * num_images(splits), "run": kept}
 
 
 def check_disk(config: RunConfig, data: Dataset, problems: ValidationReport) -> None:
@@ -233,12 +233,12 @@ def check_disk(config: RunConfig, data: Dataset, problems: ValidationReport) -> 
             " run itself needs stays",
         )
     if not same_disk and needs["run"] > shutil.disk_usage(run).free:
-        left = resources.gigabytes(shutil.disk_usage(run).free)
-        what = (
-            f"checkpoints take {resources.gigabytes(needs['run'])}, and {left} are free: give one"
+        space = resources.gigabytes(shutil.disk_usage(run).free)
+        problem = (
+            f"checkpoints take {resources.gigabytes(needs['run'])}, and {space} are free: give one"
             " on a larger disk"
         )
-        problems.add(f"--experiment_dir {config.directory}", what)
+        problems.add(f"--experiment_dir {config.directory}", problem)
 
 
 def nearest_directory(path: Path) -> Path:

@@ -82,7 +82,7 @@ def model_sizes(directory: Path) -> Sizes:
         ) from None
     text = config.text_config
     vision = config.vision_config
-    whole = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight.numel()
     language = sum(parameter.numel() for parameter in model.model.language_model.parameters())
     head = 0 if model.config.tie_word_embeddings else model.lm_head.weight.numel()
@@ -99,7 +99,7 @@ def model_sizes(directory: Path) -> Sizes:
         getattr(text, "head_dim", None) or text.hidden_size // heads,
         language - embedding + head,
         embedding,
-        whole - language - head,
+        total - language - head,
         text.hidden_size * (1 + deep),
         vision.patch_size * merged,
     )

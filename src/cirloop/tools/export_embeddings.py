@@ -86,10 +86,10 @@ def export(options: ExportConfig) -> None:
     splits = [data.train] if options.split == TRAIN else data.eval_splits(options.split)
     run = RunContext(config, store, data)
     backbone = run.embedder(None if label == BASE else store.load(f"checkpoint_iter_{label}"))
-    made = []
+    entries = []
     for split in splits:
         place = options.output / split.name.replace(":", "_") if len(splits) > 1 else options.output
-        made.append({"split": split.name} | _export_split(run, backbone, split, options, place))
+        entries.append({"split": split.name} | _export_split(run, backbone, split, options, place))
     write_json(
         options.output / "export.json",
         {
@@ -97,7 +97,7 @@ def export(options: ExportConfig) -> None:
             "model": backbone.fingerprint,
             "iteration": label,
             "format": options.format,
-            "splits": made,
+            "splits": entries,
         },
     )
     logger.info("wrote %s", options.output)

@@ -145,9 +145,9 @@ class BatchSampler:
 
     def _fill_up(self, rows: dict[QueryId, Triplet], step: int) -> None:
         """Add other human triplets until the batch is full, or none is left."""
-        others = [triplet for triplet in self._human if triplet.query.id not in rows]
-        Random(f"{self._seed}/top up/{step}").shuffle(others)
-        for triplet in others:
+        triplets = [triplet for triplet in self._human if triplet.query.id not in rows]
+        Random(f"{self._seed}/top up/{step}").shuffle(triplets)
+        for triplet in triplets:
             if len(rows) == self._batch_size:
                 break
             self._add(rows, triplet)
@@ -250,8 +250,8 @@ class BatchSampler:
     ) -> list[ImageId]:
         """Sample targets of other queries of the batch."""
         targets = self._not_barred(query, [row.target for row in rows])
-        others = list(dict.fromkeys(targets))
-        return random.sample(others, min(self._num_negatives, len(others)))
+        candidates = list(dict.fromkeys(targets))
+        return random.sample(candidates, min(self._num_negatives, len(candidates)))
 
     def _not_barred(self, query: Query, images: Sequence[ImageId]) -> list[ImageId]:
         """Return the images that may be negatives of `query`."""

@@ -88,8 +88,8 @@ class PromptFormat:
                 f"query_prompt {query_prompt!r}: prompt format {self.name!r} has {TEXT} {place}"
             )
         if query_prompt is not None and CATEGORY in query_prompt and not self.category:
-            what = f"has no category, the word where data have none, so no {CATEGORY}"
-            problems.append(f"query_prompt {query_prompt!r}: prompt format {self.name!r} {what}")
+            reason = f"has no category, the word where data have none, so no {CATEGORY}"
+            problems.append(f"query_prompt {query_prompt!r}: prompt format {self.name!r} {reason}")
         if document_prompt is not None and _VALUES.search(document_prompt):
             problems.append(
                 f"document_prompt {document_prompt!r}: a gallery image has neither {TEXT} nor"

@@ -163,14 +163,14 @@ def phrase_changes(
     """Say `changes` as a speaker would: short names for objects, at most one change left
     under-specified."""
     loose = rng.below(len(changes)) if rng.chance(loose_percent) else -1
-    said = []
+    phrased = []
     for i, change in enumerate(changes):
         if change.selector is not None:
             change = replace(change, selector=_selector(rng, scene, change.selector))
         elif rng.chance(30):
             change = replace(change, size=None)
-        said.append(_underspecify(rng, change) if i == loose else change)
-    return tuple(said)
+        phrased.append(_underspecify(rng, change) if i == loose else change)
+    return tuple(phrased)
 
 
 def write(rng: SeededRandom, changes: tuple[Change, ...], phrasing: Phrasing) -> str:

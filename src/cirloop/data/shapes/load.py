@@ -100,10 +100,10 @@ class ShapesOracle:
         return results(self._scenes.scenes[row_of(reference)], changes) if changes else set()
 
     def positives(self, query: Query) -> frozenset[ImageId]:
-        wanted = self._results(query.reference, query.text)
+        scenes = self._results(query.reference, query.text)
         return frozenset(
             image_id(self._scenes.split, row)
-            for scene in wanted
+            for scene in scenes
             for row in self._by_scene.get(scene, ())
         )
 

@@ -88,10 +88,10 @@ class SeededRandom:
         return options[self.below(len(options))]
 
     def shuffled(self, items: list[T] | tuple[T, ...]) -> list[T]:
-        left = list(items)
+        remaining = list(items)
         out = []
-        while left:
-            out.append(left.pop(self.below(len(left))))
+        while remaining:
+            out.append(remaining.pop(self.below(len(remaining))))
         return out
 
 
@@ -121,11 +121,11 @@ def _outcomes(scene: Scene, change: Change, cell: int | None) -> set[Scene]:
         goals = [change.cell] if change.cell is not None else empty
         return {put(put(scene, cell, None), goal, thing) for goal in goals if goal in empty}
     values: tuple[str, ...] = {"color": COLORS, "shape": SHAPES, "size": SIZES}[change.kind]
-    wanted = getattr(change, change.kind)
+    new = getattr(change, change.kind)
     old = getattr(thing, change.kind)
     return {
         put(scene, cell, thing._replace(**{change.kind: value}))
-        for value in ([wanted] if wanted else values)
+        for value in ([new] if new else values)
         if value != old
     }
 

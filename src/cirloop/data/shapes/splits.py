@@ -127,9 +127,9 @@ def sample_query(
         b = rng.below(len(members))
         changes = differences(members[a], members[b])
         if 1 <= len(changes) <= max_changes:
-            said = phrase_changes(rng, members[a], tuple(rng.shuffled(changes)), LOOSE_PERCENT)
-            if members[b] in results(members[a], said):
-                return a, b, write(rng, said, phrasing)
+            phrased = phrase_changes(rng, members[a], tuple(rng.shuffled(changes)), LOOSE_PERCENT)
+            if members[b] in results(members[a], phrased):
+                return a, b, write(rng, phrased, phrasing)
 
 
 def build_splits(variant: int = 1) -> dict[str, Scenes]:

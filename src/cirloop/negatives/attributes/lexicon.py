@@ -106,8 +106,8 @@ class Lexicon(Settings):
         for name, attribute in self.attributes.items():
             forms = [
                 (value, word)
-                for value, others in attribute.values.items()
-                for word in (value, *others)
+                for value, synonyms in attribute.values.items()
+                for word in (value, *synonyms)
             ]
             for value, word in [*forms, *((ANY, word) for word in attribute.asks)]:
                 key = tuple(map(stem, words(word)))

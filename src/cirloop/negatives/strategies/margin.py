@@ -68,8 +68,10 @@ class Margin(Strategy):
             self.max_score,
         )
         limited = any(limit is not None for limit in limits)
-        wanted = WINDOW * self.negatives_per_query + 1 if limited else self.negatives_per_query
-        return self.range_min + wanted
+        num_candidates = (
+            WINDOW * self.negatives_per_query + 1 if limited else self.negatives_per_query
+        )
+        return self.range_min + num_candidates
 
     def choose(self, block: CandidateBlock, context: MiningContext) -> list[Rows]:
         target_B1 = block.target_score_B[:, None]

@@ -92,11 +92,11 @@ def choose_from_parts(
     left_BK = block.eligible_BK.copy()
     for part, strategy in enumerate(strategies):
         for num in np.unique(num_BP[num_BP[:, part] > 0, part]):
-            which = np.flatnonzero(num_BP[:, part] == num)
+            rows = np.flatnonzero(num_BP[:, part] == num)
             resized = strategy.model_copy(update={"negatives_per_query": int(num)})
-            rest = replace(block.select(which), eligible_BK=left_BK[which])
+            rest = replace(block.select(rows), eligible_BK=left_BK[rows])
             chosen = _choose(resized, rest, derived_context(context, part + 1))
-            for i, positions in zip(which, chosen, strict=True):
+            for i, positions in zip(rows, chosen, strict=True):
                 left_BK[i, positions] = False
     taken_BK = block.eligible_BK & ~left_BK
     return [

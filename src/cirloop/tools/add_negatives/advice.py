@@ -19,18 +19,18 @@ def advice(report: dict[str, Any], options: AddNegativesConfig) -> list[str]:
     """
     if report["success_rate"] >= ENOUGH:
         return []
-    left = report["dropped"]["neighbours"]
-    if left == 0:
+    num_neighbours = report["dropped"]["neighbours"]
+    if num_neighbours == 0:
         return [
             "no sample has a neighbour outside its own image and group: give more samples, or"
             " smaller groups"
         ]
     rows = []
     for name, sentence in _filters(report["similarity"], options).items():
-        share = report["dropped"][name] / left if left else 0
+        share = report["dropped"][name] / num_neighbours if num_neighbours else 0
         if share >= NOTEWORTHY:
             rows.append((share, f"{share:.0%} of {sentence}"))
-        left -= report["dropped"][name]
+        num_neighbours -= report["dropped"][name]
     rows.sort(key=lambda row: -row[0])
     return [sentence for _, sentence in rows] + _of_candidates(report, options)
 

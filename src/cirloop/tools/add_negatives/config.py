@@ -169,8 +169,8 @@ class AddNegativesConfig(cli.Flags):
         except UserError as error:
             problems.merge(error, "model")
         if self.adapter is not None and not is_adapter(self.adapter):
-            what = "is no adapter directory (no adapter_config.json or parts.json)"
-            problems.add(f"--adapter {self.adapter}", what)
+            problem = "is no adapter directory (no adapter_config.json or parts.json)"
+            problems.add(f"--adapter {self.adapter}", problem)
         if self.text_encoder is not None:
             for name in ("config.json", "tokenizer_config.json", "*.safetensors"):
                 if not any(self.text_encoder.glob(name)):
@@ -183,23 +183,23 @@ class AddNegativesConfig(cli.Flags):
         import torch
 
         num_gpus = torch.cuda.device_count()
-        wanted = self.num_gpus
+        num_processes = self.num_gpus
         if num_gpus == 0:
-            processes = "1 CPU process" if wanted == 1 else f"{wanted} CPU processes"
+            processes = "1 CPU process" if num_processes == 1 else f"{num_processes} CPU processes"
             logger.warning(
                 "no GPU here: %s of one thread; --num-gpus N uses N cores, --gpu-id nothing",
                 processes,
             )
-        elif self.gpu_id + wanted > num_gpus:
-            flags = f"--gpu-id {self.gpu_id} --num-gpus {wanted}"
+        elif self.gpu_id + num_processes > num_gpus:
+            flags = f"--gpu-id {self.gpu_id} --num-gpus {num_processes}"
             problems.add(flags, f"this machine has {num_gpus} GPUs, from 0")
 
     def _check_annotations(self, problems: ValidationReport) -> None:
         """Note that no file of annotations was found, or several."""
         files = locate.split_files(self.image_dir, self.split)
         if files:
-            what = f"is not given, and there are {' and '.join(map(str, files))}"
-            problems.add("--annotations", what, "Say which by --annotations.")
+            problem = f"is not given, and there are {' and '.join(map(str, files))}"
+            problems.add("--annotations", problem, "Say which by --annotations.")
             return
         whose = f"of the split {self.split!r} " if self.split else ""
         places = locate.looked_at(self.image_dir, self.split)
@@ -226,5 +226,5 @@ class AddNegativesConfig(cli.Flags):
                 problems.add(flag, "would overwrite the annotations")
         above = next(folder for folder in output.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
-            what = f"cannot be written: {above} is no directory that this user may write into"
-            problems.add(flag, what, "Give a file elsewhere by --output.")
+            problem = f"cannot be written: {above} is no directory that this user may write into"
+            problems.add(flag, problem, "Give a file elsewhere by --output.")

@@ -35,8 +35,8 @@ def split_files(image_dir: Path, split: str | None) -> list[Path]:
 
 def looked_at(image_dir: Path, split: str | None) -> str:
     """Return the places in words."""
-    each = f"{', '.join(_names(split))}, each with {', '.join(ENDINGS)}"
-    return f"{each}, in {image_dir} and in {image_dir.absolute().parent}"
+    names = f"{', '.join(_names(split))}, each with {', '.join(ENDINGS)}"
+    return f"{names}, in {image_dir} and in {image_dir.absolute().parent}"
 
 
 def is_of(path: Path, split: str) -> bool:

@@ -47,23 +47,23 @@ def add_negatives(options: AddNegativesConfig) -> dict[str, Any]:
     if options.embeds_by_tiny:
         logger.warning("%s", TINY)
     with _phase("read samples and look at images", seconds):
-        samples, what = _read(options)
+        samples, items = _read(options)
     with _phase("embed", seconds):
-        visual_VD, texts_TE, shards = encode(options, what)
-    uses = max_uses(what.texts, options.min_answer_length, options.fallback_phrase_reuse_limit)
-    rows = (what.text_of_N, what.group_of_N)
-    pool = SamplePool(visual_VD, what.image_of_N, texts_TE, *rows, *uses)
+        visual_VD, texts_TE, shards = encode(options, items)
+    uses = max_uses(items.texts, options.min_answer_length, options.fallback_phrase_reuse_limit)
+    rows = (items.text_of_N, items.group_of_N)
+    pool = SamplePool(visual_VD, items.image_of_N, texts_TE, *rows, *uses)
     params = options.params
     device = f"cuda:{options.gpu_id}" if torch.cuda.is_available() else "cpu"
     with _phase("find neighbours", seconds):
         near = neighbours(pool, params, device, partial(progress, title="find neighbours"))
     with _phase("cluster", seconds):
-        num = options.num_clusters or num_clusters_for(len(what.images))
+        num = options.num_clusters or num_clusters_for(len(items.images))
         clusters = Clusters.of_images(pool.visual_VD, num, options.seed)
     with _phase("choose", seconds):
         chosen = choose(pool, near, clusters, params, partial(progress, title="choose"))
     seconds["total"] = sum(seconds.values())
-    run = MiningRun(options, what, shards, pool, near, clusters, *chosen, seconds)
+    run = MiningRun(options, items, shards, pool, near, clusters, *chosen, seconds)
     content = report(run)
     content["advice"] = advice(content, options)
     write_json(options.paths[1], _result(run, samples))
@@ -105,10 +105,10 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
         "docs/add_hard_negatives.md has the form of the annotations; all flags:"
         " add_hard_negatives.py --help"
     )
-    what = UniqueItems.of_samples(samples, folder)
-    counts = (len(samples), len(what.images), len(what.texts))
+    items = UniqueItems.of_samples(samples, folder)
+    counts = (len(samples), len(items.images), len(items.texts))
     logger.info("%d samples, %d different images, %d different texts", *counts)
-    return samples, what
+    return samples, items
 
 
 def _result(run: MiningRun, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -125,12 +125,12 @@ def _result(run: MiningRun, samples: Sequence[Sample]) -> dict[str, Any]:
         if negative is None:
             rows.append(sample.row() | {"negative": None, "reason": reason(run, i)})
             continue
-        said = {
+        details = {
             "visual_similarity": round(negative.visual, 6),
             "text_similarity": round(negative.text, 6),
             "kind": negative.kind,
             "threshold": levels(options)[negative.level],
             "short_text": run.is_short(negative),
         }
-        rows.append(sample.row() | {"negative": samples[negative.row].row() | said})
+        rows.append(sample.row() | {"negative": samples[negative.row].row() | details})
     return {"schema": 1, "settings": settings, "samples": rows}

@@ -42,7 +42,7 @@ class MiningRun:
     """All that a report is made from."""
 
     options: AddNegativesConfig
-    what: UniqueItems
+    items: UniqueItems
     shards: Sequence[Mapping[str, Any]]
     pool: knn_text_samples.SamplePool
     near: knn_text_samples.Neighbours
@@ -52,7 +52,7 @@ class MiningRun:
     seconds: Mapping[str, float]
 
     @property
-    def found(self) -> list[Negative]:
+    def negatives(self) -> list[Negative]:
         return [negative for negative in self.chosen if negative is not None]
 
     def is_short(self, negative: Negative) -> bool:
@@ -76,24 +76,24 @@ def report(run: MiningRun) -> dict[str, Any]:
     """As JSON. Only `seconds` and `shards` differ between runs of the same settings on one
     machine."""
     num = len(run.chosen)
-    found = run.found
+    negatives = run.negatives
     first = zip(run.chosen, knn_text_samples.diverse_first(num, run.options.params), strict=True)
     as_drawn = sum((n.kind == DIVERSE) == bool(drawn) for n, drawn in first if n is not None)
-    counts = Counter(negative.level for negative in found)
+    counts = Counter(negative.level for negative in negatives)
     reasons = Counter(reason(run, i) for i, negative in enumerate(run.chosen) if negative is None)
     by_level = {str(level): counts[n] for n, level in enumerate(levels(run.options))}
     similarity = {side: _similarities(run, side) for side in ("visual", "text")}
     return {
         "schema": 1,
         "samples": num,
-        "images": len(run.what.images),
-        "texts": len(run.what.texts),
+        "images": len(run.items.images),
+        "texts": len(run.items.texts),
         "texts_cut": sum(map(itemgetter("texts_cut"), run.shards)),
-        "success_rate": round(len(found) / num, 6),
+        "success_rate": round(len(negatives) / num, 6),
         "negatives": _kinds(run.chosen),
-        "kind_looked_for_first": {"found": as_drawn, "other kind": len(found) - as_drawn},
+        "kind_looked_for_first": {"found": as_drawn, "other kind": len(negatives) - as_drawn},
         "thresholds": by_level,
-        "short_texts": sum(map(run.is_short, found)),
+        "short_texts": sum(map(run.is_short, negatives)),
         "reasons": dict(sorted(reasons.items())),
         "similarity": similarity,
         "dropped": _dropped(run),
@@ -101,7 +101,7 @@ def report(run: MiningRun) -> dict[str, Any]:
         "clusters": _clusters(run),
         "seconds": _rounded(run.seconds),
         "devices": devices(),
-        "shards": [_shard(run, number, each) for number, each in enumerate(run.shards)],
+        "shards": [_shard(run, number, shard) for number, shard in enumerate(run.shards)],
     }
 
 
@@ -132,7 +132,7 @@ def _similarities(run: MiningRun, side: str) -> dict[str, Any]:
     """Of images or of texts: of each kind of negative, of all, and of all visual neighbours."""
     rows = {}
     for name, kinds in KINDS.items():
-        values = [getattr(negative, side) for negative in run.found if negative.kind in kinds]
+        values = [getattr(negative, side) for negative in run.negatives if negative.kind in kinds]
         rows[name] = quartiles(np.array(values))
     near_NK = run.near.visual_NK if side == "visual" else run.near.text_NK
     rows["neighbours"] = quartiles(near_NK[run.near.codes_NK != RejectReason.ABSENT])
@@ -149,10 +149,10 @@ def normalized_entropy(counts: Sequence[int]) -> float | None:
 
 
 def _phrases(run: MiningRun) -> dict[str, Any]:
-    used = Counter(run.what.texts[run.pool.text_of_N[n.row]] for n in run.found)
+    used = Counter(run.items.texts[run.pool.text_of_N[n.row]] for n in run.negatives)
     return {
         "distinct": len(used),
-        "per_negative": round(len(used) / len(run.found), 4) if run.found else None,
+        "per_negative": round(len(used) / len(run.negatives), 4) if run.negatives else None,
         "evenness": normalized_entropy([*used.values()]),
         "most_used": sorted(used.items(), key=lambda row: (-row[1], row[0]))[:MOST_USED],
     }
@@ -160,7 +160,7 @@ def _phrases(run: MiningRun) -> dict[str, Any]:
 
 def _clusters(run: MiningRun) -> dict[str, Any]:
     of_N = run.clusters.of_V[run.pool.image_of_N]
-    reached = Counter(int(of_N[n.row]) for n in run.found)
+    reached = Counter(int(of_N[n.row]) for n in run.negatives)
     outside = [of_N[i] != of_N[n.row] for i, n in enumerate(run.chosen) if n is not None]
     return {
         "clusters": len(run.clusters.centroids_CD),
@@ -187,7 +187,7 @@ def _shard(run: MiningRun, number: int, done: Mapping[str, Any]) -> dict[str, An
     start, end = done["images"]
     inside_N = (run.pool.image_of_N >= start) & (run.pool.image_of_N < end)
     samples = [run.chosen[i] for i in np.flatnonzero(inside_N).tolist()]
-    found = [negative for negative in samples if negative is not None]
+    negatives = [negative for negative in samples if negative is not None]
     return {
         "shard": number,
         "device": done["device"],
@@ -195,9 +195,9 @@ def _shard(run: MiningRun, number: int, done: Mapping[str, Any]) -> dict[str, An
         "texts": done["texts"][1] - done["texts"][0],
         "samples": len(samples),
         **_kinds(samples),
-        "success_rate": round(len(found) / len(samples), 6) if samples else None,
-        "mean_visual_similarity": _mean([negative.visual for negative in found]),
-        "mean_text_similarity": _mean([negative.text for negative in found]),
+        "success_rate": round(len(negatives) / len(samples), 6) if samples else None,
+        "mean_visual_similarity": _mean([negative.visual for negative in negatives]),
+        "mean_text_similarity": _mean([negative.text for negative in negatives]),
         "seconds": _rounded(done["seconds"]),
     }
 

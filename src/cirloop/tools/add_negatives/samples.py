@@ -131,10 +131,10 @@ def _no_split(content: dict[str, object], split: str | None) -> tuple[str, str]:
     """Return what is wrong with an object of lists that does not have the split, and what to do."""
     wrapped = [name for name in WRAPPERS if isinstance(content.get(name), list)]
     if wrapped:
-        what = f"is an object that holds a list under {wrapped[0]!r}, which is no split"
-        return what, f"Save the list under {wrapped[0]!r} alone as the file. {FORM}"
-    what = "has splits, give one by --split" if split is None else f"has no split {split!r}"
-    return f"{what}; there are: {', '.join(map(repr, content)) or 'none'}", ""
+        problem = f"is an object that holds a list under {wrapped[0]!r}, which is no split"
+        return problem, f"Save the list under {wrapped[0]!r} alone as the file. {FORM}"
+    problem = "has splits, give one by --split" if split is None else f"has no split {split!r}"
+    return f"{problem}; there are: {', '.join(map(repr, content)) or 'none'}", ""
 
 
 def _other_kind(path: Path) -> str:
@@ -163,8 +163,8 @@ def _sample(entry: Entry, problems: ValidationReport, folder: Path | None) -> Sa
         below = None if ".." in PurePosixPath(image).parts else name_below(image, roots)
         image = below or image
     if image is not None and escapes_root(image):
-        what = "is absolute and not below" if image.startswith("/") else "leads out of"
-        problems.add(entry.where, f"the path of {image!r} {what} the image directory")
+        problem = "is absolute and not below" if image.startswith("/") else "leads out of"
+        problems.add(entry.where, f"the path of {image!r} {problem} the image directory")
         return None
     for name in ("group", "id"):
         value = entry.fields.get(name)

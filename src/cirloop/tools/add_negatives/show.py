@@ -47,7 +47,7 @@ def show(report: dict[str, Any]) -> None:
     _rows("Processes", ["shard", "device", "images", "texts"], shards)
     timed = [{"shard": shard["shard"]} | shard["seconds"] for shard in shards]
     _rows("Seconds by shard", ["shard", "load", "images", "texts"], timed)
-    gib = [each | {"memory, GiB": each["memory_bytes"] / 2**30} for each in report["devices"]]
+    gib = [device | {"memory, GiB": device["memory_bytes"] / 2**30} for device in report["devices"]]
     _rows("Devices of this machine", ["device", "name", "memory, GiB"], gib)
     for sentence in report["advice"]:
         logger.warning("low yield: %s", sentence)

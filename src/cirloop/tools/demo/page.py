@@ -81,12 +81,12 @@ class Events:
         """Return the reference as a gallery, its upload, the results of one iteration or two as
         galleries, then the ids of each."""
         reference = self._reference(name, upload)
-        found = [self._hits(label, reference, text) for label in labels]
+        hit_lists = [self._hits(label, reference, text) for label in labels]
         right = (self._engine.gallery.right or {}).get((ImageId(name), text), frozenset())
         galleries = [
-            self._results(label, hits, right) for label, hits in zip(labels, found, strict=True)
+            self._results(label, hits, right) for label, hits in zip(labels, hit_lists, strict=True)
         ]
-        ids = [[hit.image for hit in hits] for hits in found]
+        ids = [[hit.image for hit in hits] for hits in hit_lists]
         return [self._shown(reference), None if name else gr.skip(), *galleries, *ids]
 
     @_as_message()
@@ -104,12 +104,12 @@ class Events:
     def browse(self, part: str, number: int | None) -> list[Any]:
         """Return a page of the images whose names hold `part`, their ids, and its number, which
         is the nearest that there is."""
-        found = [image for image in self._engine.gallery.ids if part.lower() in image.lower()]
-        last = max(1, -(-len(found) // PAGE_SIZE))
+        matches = [image for image in self._engine.gallery.ids if part.lower() in image.lower()]
+        last = max(1, -(-len(matches) // PAGE_SIZE))
         page = min(max(number or 1, 1), last)
-        images = found[PAGE_SIZE * (page - 1) : PAGE_SIZE * page]
+        images = matches[PAGE_SIZE * (page - 1) : PAGE_SIZE * page]
         value = [(self._thumbnail(image), sanitize(image)) for image in images]
-        label = f"Page {page} of {last}: {len(images)} of {len(found):,} images"
+        label = f"Page {page} of {last}: {len(images)} of {len(matches):,} images"
         return [gr.Gallery(value, label=label), images, page]
 
     def labels(self) -> list[Any]:
@@ -123,8 +123,8 @@ class Events:
         and an empty iteration is the last. `results` holds image, score and rank; `ms` is the time
         it took."""
         label = self._engine.label(iteration or None)
-        given = self._reference(reference, None)
-        return content(self._engine.search(label, given, text or None, k))
+        reference_image = self._reference(reference, None)
+        return content(self._engine.search(label, reference_image, text or None, k))
 
     def _reference(self, name: str, upload: bytes | None) -> Reference | None:
         if name:
@@ -134,8 +134,8 @@ class Events:
     def _hits(self, label: str, reference: Reference | None, text: str) -> tuple[Hit, ...]:
         if label == NONE:
             return ()
-        found = self._engine.search(self._engine.label(label), reference, text or None, self._k)
-        return found.hits
+        result = self._engine.search(self._engine.label(label), reference, text or None, self._k)
+        return result.hits
 
     def _results(self, label: str, hits: tuple[Hit, ...], right: frozenset[ImageId]) -> gr.Gallery:
         value = []
@@ -236,9 +236,9 @@ def about(engine: Engine) -> str:
     """Return as HTML what is searched with what, after what a reader must know of the models
     first."""
     notices = "".join(f"<p><strong>{_text(notice)}</strong></p>" for notice in engine.notices)
-    what = f"{len(engine.gallery.ids):,} images, with the models of {engine.directory}."
+    scope = f"{len(engine.gallery.ids):,} images, with the models of {engine.directory}."
     return (
-        f"{notices}<h1>Search {_text(engine.gallery.name)}</h1><p>{_text(what)} Choose or upload a"
+        f"{notices}<h1>Search {_text(engine.gallery.name)}</h1><p>{_text(scope)} Choose or upload a"
         " image, say what should be different, and press Enter.</p>"
     )
 

@@ -175,9 +175,9 @@ def public(settings: Any) -> Any:
 
 
 def _shown(path: str, hub: str | None) -> str:
-    here = (
+    is_local = (
         "/" in path
         and "\n" not in path
         and (path.startswith(("/", "~", ".")) or Path(path).exists())
     )
-    return Path(path).name if here and hub is None else path
+    return Path(path).name if is_local and hub is None else path

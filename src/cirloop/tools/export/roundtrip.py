@@ -76,8 +76,8 @@ def compare(
     with_images = [number for number, content in enumerate(inputs) if "image" in content]
     together = embed(*(inputs[number] for number in with_images)).float().cpu()
     pairs = [(alone, expected), (together, expected[with_images])]
-    largest = max(float((actual - wanted).abs().max()) for actual, wanted in pairs)
-    cosine = min(float((actual * wanted).sum(-1).min()) for actual, wanted in pairs)
+    largest = max(float((actual - original).abs().max()) for actual, original in pairs)
+    cosine = min(float((actual * original).sum(-1).min()) for actual, original in pairs)
     difference = Difference(largest, cosine, len(inputs))
     enough = largest <= EXACT if dtype == "float32" else cosine >= ALIKE
     assert enough, f"the export in {directory} gives other vectors than the run: {difference}"

@@ -50,10 +50,10 @@ def _cell(value: object) -> str:
     return code(value).replace("|", "\\|")
 
 
-def _percent(part: int | None, whole: int) -> str:
+def _percent(part: int | None, total: int) -> str:
     if part is None:
         return "not known"
-    return f"{part} ({100 * part / whole:.1f}%)" if whole else str(part)
+    return f"{part} ({100 * part / total:.1f}%)" if total else str(part)
 
 
 def _installed(package: str) -> str:

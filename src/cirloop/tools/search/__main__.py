@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> int:
     """Return the exit code. Raises UserError for what is wrong with the flags, the run or the
     folder."""
     options = parse(SearchConfig, argv, PROGRAM)
-    asked = SearchQuery(options.reference, options.text)
+    query = SearchQuery(options.reference, options.text)
     problems = ValidationReport()
-    if options.queries is not None and asked != SearchQuery():
+    if options.queries is not None and query != SearchQuery():
         problems.add("--queries", "is given with --reference or --text; give the one or the others")
     problems.raise_if_any(f"All flags: {PROGRAM} --help")
     engine = Engine(options)
@@ -62,14 +62,16 @@ def main(argv: Sequence[str]) -> int:
     engine.load(label)
     if options.queries is not None:
         return _all(engine, label, options)
-    if asked != SearchQuery():
-        made = answer(engine, label, asked, options.k, options.keep_reference)
+    if query != SearchQuery():
+        content = answer(engine, label, query, options.k, options.keep_reference)
         if options.as_json:
-            write(made)
+            write(content)
         else:
-            rows = [[hit["rank"], hit["image"], f"{hit['score']:.4f}"] for hit in made["results"]]
-            words = " + ".join(each for each in (asked.reference, asked.text) if each)
-            table(f"{words} ({model}, {made['ms']:.0f} ms)", ("rank", "image", "score"), rows)
+            rows = [
+                [hit["rank"], hit["image"], f"{hit['score']:.4f}"] for hit in content["results"]
+            ]
+            words = " + ".join(part for part in (query.reference, query.text) if part)
+            table(f"{words} ({model}, {content['ms']:.0f} ms)", ("rank", "image", "score"), rows)
     return 0
 
 

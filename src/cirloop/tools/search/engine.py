@@ -114,15 +114,15 @@ class Searcher:
     def _query(self, reference: Reference | None, text: str | None) -> Floats:
         """Return the query's vector (1, D)."""
         if isinstance(reference, str):
-            made = embed_once(self._backbone, self._features, [EmbedInput(reference, text)])
+            vectors = embed_once(self._backbone, self._features, [EmbedInput(reference, text)])
         else:
             pixels = self._grey() if reference is None else reference.pixels
-            made = embed_once(
+            vectors = embed_once(
                 self._backbone,
                 DecodedImages(self._backbone, [pixels]),
                 [EmbedInput(ImageId(""), text)],
             )
-        return mean_pool(made) if text is None else made
+        return mean_pool(vectors) if text is None else vectors
 
     def _grey(self) -> Image.Image:
         """Of the size of the gallery's first image: models see sizes."""
@@ -162,14 +162,14 @@ class Engine:
         """Return the models there are by now: `base`, and the finished iterations."""
         return [BASE, *map(str, done_iterations(run_directory(self.directory)[1]))]
 
-    def label(self, wanted: str | None) -> str:
+    def label(self, iteration: str | None) -> str:
         """Return the model asked for, or the last. Raises UserError for one that there is not."""
-        there = self.labels()
-        if wanted is not None and wanted not in there:
+        labels = self.labels()
+        if iteration is not None and iteration not in labels:
             raise UserError(
-                f"--iteration {wanted}: there is none here. There are: {', '.join(there)}."
+                f"--iteration {iteration}: there is none here. There are: {', '.join(labels)}."
             )
-        return wanted or there[-1]
+        return iteration or labels[-1]
 
     def load(self, label: str) -> Searcher:
         """Return the model and its index, loaded and brought up to date if they are not there
@@ -202,34 +202,34 @@ class Engine:
             time.monotonic() - began,
         )
 
-    def reference(self, given: str) -> Reference:
+    def reference(self, name: str) -> Reference:
         """Return the image that an id of the gallery or, where it is none, a path stands for."""
-        if given in self._ids:
-            return ImageId(given)
-        path = Path(given)
+        if name in self._ids:
+            return ImageId(name)
+        path = Path(name)
         way = f"Give the id of an image of {self.gallery.name}, or a path."
         try:
             if not path.is_file():  # nor a pipe or a device, which are not waited for
                 raise UserError(
-                    f"reference {given!r:.300} is no image of the gallery, and no file. {way}"
+                    f"reference {name!r:.300} is no image of the gallery, and no file. {way}"
                 )
             if path.stat().st_size > MAX_FILE:
                 raise UserError(
-                    f"reference {given!r:.300} has more than {MAX_FILE:,} bytes. Give a smaller"
+                    f"reference {name!r:.300} has more than {MAX_FILE:,} bytes. Give a smaller"
                     " image."
                 )
             content = path.read_bytes()
         except OSError as error:
             raise UserError(
-                f"reference {given!r:.300} cannot be read ({error.strerror}). {way}"
+                f"reference {name!r:.300} cannot be read ({error.strerror}). {way}"
             ) from None
-        return decode_upload(content, given)
+        return decode_upload(content, name)
 
-    def known(self, given: str) -> ImageId:
-        """Return the id `given`, which is one of the gallery. Raises UserError: a path is none."""
-        if given not in self._ids:
-            raise UserError(f"reference {given!r:.200} is no image of {self.gallery.name}.")
-        return ImageId(given)
+    def known(self, name: str) -> ImageId:
+        """Return the id `name`, which is one of the gallery. Raises UserError: a path is none."""
+        if name not in self._ids:
+            raise UserError(f"reference {name!r:.200} is no image of {self.gallery.name}.")
+        return ImageId(name)
 
     def search(
         self, label: str, reference: Reference | None, text: str | None, k: int, keep: bool = False

@@ -100,12 +100,12 @@ def of_folder(
         )
     bad = DataPaths(directory, config.cache, progress).unreadable_images(directory.name, files)
     if len(bad) > allow_missing:
-        for image, what in bad.items():
+        for image, error in bad.items():
             way = (
                 f"{len(bad)} of {len(files)} images cannot be used. Replace them, or go on"
                 " without them by "
             )
-            problems.add(files[image], what, f"{way}--allow_missing_images {len(bad)}.")
+            problems.add(files[image], error, f"{way}--allow_missing_images {len(bad)}.")
     if not files.keys() - bad.keys() and not problems.rows:
         kinds = " ".join(sorted(image_suffixes()))
         problems.add(

@@ -60,22 +60,22 @@ class Index:
             # then.
             with safe_open(self.path, framework="pt", backend="pread") as file:
                 about = file.metadata()
-                found = {name: file.get_tensor(name) for name in ("digests", "vectors")}
-            return self._checked(json.loads((about or {})["about"]), found)
+                tensors = {name: file.get_tensor(name) for name in ("digests", "vectors")}
+            return self._checked(json.loads((about or {})["about"]), tensors)
         except FileNotFoundError:
             return {}
         except (SafetensorError, ValueError, LookupError, AttributeError) as error:
             logger.warning("the index %s is damaged (%s): made again", self.path, error)
             return {}
 
-    def _checked(self, about: Any, found: Mapping[str, torch.Tensor]) -> dict[str, Vectors]:
+    def _checked(self, about: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Vectors]:
         """Read vectors by digest. Raises ValueError, LookupError or AttributeError where the file
         is not what `write` made."""
-        digests = found["digests"]
-        vectors = found["vectors"]
+        digests = tensors["digests"]
+        vectors = tensors["vectors"]
         if (about.get("schema"), about.get("model")) != (SCHEMA, self._model):
             raise ValueError("it is of another model or version")
-        if about["crc32"] != {name: _checksum(name, tensor) for name, tensor in found.items()}:
+        if about["crc32"] != {name: _checksum(name, tensor) for name, tensor in tensors.items()}:
             raise ValueError("its checksums do not agree")
         if (
             digests.shape != (len(vectors), 32)
@@ -136,15 +136,15 @@ def gallery_vectors(
         gallery.images.digest(image) for image in progress(gallery.ids, f"read {gallery.name}")
     ]
     known = index.read()
-    wanted = dict(zip(digests, gallery.ids, strict=True))
-    gone = known.keys() - wanted.keys()
+    image_of = dict(zip(digests, gallery.ids, strict=True))
+    gone = known.keys() - image_of.keys()
     kept = {digest: vector for digest, vector in known.items() if digest not in gone}
-    new = sorted(wanted.keys() - kept.keys())
-    made = _embedded(
-        index, backbone, features, [(d, wanted[d]) for d in new], kept, runtime, gallery.name
+    new = sorted(image_of.keys() - kept.keys())
+    vector_of = _embedded(
+        index, backbone, features, [(d, image_of[d]) for d in new], kept, runtime, gallery.name
     )
     if gone and not new:
-        index.write(made)
+        index.write(vector_of)
     logger.info(
         "%s: %d images, %d embedded now, %d in the index before, %d no longer there and dropped",
         gallery.name,
@@ -153,7 +153,7 @@ def gallery_vectors(
         len(kept),
         len(gone),
     )
-    return np.stack([made[digest] for digest in digests])
+    return np.stack([vector_of[digest] for digest in digests])
 
 
 def _embedded(
@@ -167,7 +167,7 @@ def _embedded(
 ) -> dict[str, Vectors]:
     """`kept` with the vectors of the images in `new` (digest and id), written after each
     piece."""
-    made = dict(kept)
+    vector_of = dict(kept)
     for start in range(0, len(new), PIECE):
         piece = new[start : start + PIECE]
         title = f"embed {name}" + (f" from {start:,} of {len(new):,}" if len(new) > PIECE else "")
@@ -181,6 +181,6 @@ def _embedded(
             title,
             runtime.max_tokens_per_batch,
         )
-        made |= {digest: vector for (digest, _), vector in zip(piece, vectors, strict=True)}
-        index.write(made)
-    return made
+        vector_of |= {digest: vector for (digest, _), vector in zip(piece, vectors, strict=True)}
+        index.write(vector_of)
+    return vector_of

@@ -50,28 +50,28 @@ def parse_line(line: bytes) -> SearchQuery:
     if not isinstance(fields, dict):
         raise UserError('must be an object such as {"reference": "a.jpg", "text": "in red"}')
     wrong = [f"unknown field {name!r:.100}" for name in fields if name not in KINDS]
-    given = {name: value for name, value in fields.items() if name in KINDS and value is not None}
-    for name, value in given.items():
-        kind, what = KINDS[name]
+    values = {name: value for name, value in fields.items() if name in KINDS and value is not None}
+    for name, value in values.items():
+        kind, description = KINDS[name]
         if not isinstance(value, kind) or isinstance(value, bool):
-            wrong.append(f"{name!r} must be {what}")
+            wrong.append(f"{name!r} must be {description}")
     if wrong:
         raise UserError(
             f"{'; '.join(wrong)}. A query has {', '.join(KINDS)}, each of which may be left out."
         )
-    return SearchQuery(**given)
+    return SearchQuery(**values)
 
 
-def answer(engine: Engine, label: str, asked: SearchQuery, k: int, keep: bool) -> dict[str, Any]:
+def answer(engine: Engine, label: str, query: SearchQuery, k: int, keep: bool) -> dict[str, Any]:
     """Return a query's answer as JSON. Raises UserError."""
-    reference = None if asked.reference is None else engine.reference(asked.reference)
-    found = engine.search(label, reference, asked.text, k if asked.k is None else asked.k, keep)
-    return {"reference": asked.reference, "text": asked.text, **content(found)}
+    reference = None if query.reference is None else engine.reference(query.reference)
+    result = engine.search(label, reference, query.text, k if query.k is None else query.k, keep)
+    return {"reference": query.reference, "text": query.text, **content(result)}
 
 
-def content(found: Answer) -> dict[str, Any]:
-    results = [{"image": hit.image, "score": hit.score, "rank": hit.rank} for hit in found.hits]
-    return {"results": results, "ms": round(found.ms, 3)}
+def content(result: Answer) -> dict[str, Any]:
+    results = [{"image": hit.image, "score": hit.score, "rank": hit.rank} for hit in result.hits]
+    return {"results": results, "ms": round(result.ms, 3)}
 
 
 def answers(
@@ -82,10 +82,10 @@ def answers(
         if not line.strip():
             continue
         try:
-            made = answer(engine, label, parse_line(line), k, keep)
+            row = answer(engine, label, parse_line(line), k, keep)
         except UserError as error:
-            made = {"error": redact(str(error))}
-        yield {"line": number, **made}
+            row = {"error": redact(str(error))}
+        yield {"line": number, **row}
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
