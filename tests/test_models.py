@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Qwen2VLForConditionalGeneration
 
 from cirloop.cli import runner
-from cirloop.distributed import launcher
-from cirloop.monitoring import events
+from tests.census import Census, counted
 
 FILTERS = [{"type": "verify", "threshold": 0.9}, {"type": "agreement", "path": "tiny"}]
 OWN = {"attention": "eager"}
@@ -29,50 +26,10 @@ LITTLE: dict[str, Any] = {
 }
 
 
-class Census:
-    """Counts the models that are in memory: whenever one is built, at each step of training, where
-    each stage begins and ends, and when processes are launched. Those that no one refers to any
-    more, but in a cycle, count too."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        self._before = {id(each) for each in self._alive()}
-        self.stage, self.most, self.at_launch = "the start", dict[str, int](), list[int]()
-        self.built = 0
-
-    @staticmethod
-    def _alive() -> list[Any]:
-        return [each for each in gc.get_objects() if type(each) is Qwen2VLForConditionalGeneration]
-
-    def count(self) -> int:
-        num = sum(id(each) not in self._before for each in self._alive())
-        self.most[self.stage] = max(num, self.most.get(self.stage, 0))
-        return num
-
-    def hear(self, kind: str, what: dict[str, Any]) -> None:
-        if kind == "begins":
-            self.stage = what["name"]
-        if kind in ("begins", "ended", "step"):
-            self.count()
-
-
 @pytest.fixture
 def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
-    made, build, launched = Census(), Qwen2VLForConditionalGeneration.__init__, launcher._run
-
-    def counted(self: Any, *args: Any, **kwargs: Any) -> None:
-        build(self, *args, **kwargs)
-        made.built += 1
-        made.count()
-
-    def with_none(*args: Any, **kwargs: Any) -> None:
-        made.at_launch.append(made.count())
-        launched(*args, **kwargs)
-
-    monkeypatch.setattr(Qwen2VLForConditionalGeneration, "__init__", counted)
-    monkeypatch.setattr(launcher, "_run", with_none)
-    with events.subscribe(made.hear):
-        yield made
+    with counted(monkeypatch) as count:
+        yield count
 
 
 @pytest.mark.full
@@ -110,23 +67,6 @@ def test_one_set_of_base_weights_at_every_stage(
     assert stages <= census.most.keys()
     assert {name: num for name, num in census.most.items() if num > 1} == {}, census.most
     assert census.built >= 5  # base, warm-up, its embedder, training, its embedder
-
-
-@pytest.mark.full
-def test_the_driver_holds_none_while_processes_work(
-    census: Census, small: Any, tmp_path: Path
-) -> None:
-    config = small(
-        tmp_path / "run",
-        evaluation={"evaluate_base": False},
-        runtime={"num_processes": 2},
-        data=LITTLE["data"],
-        captioning={**LITTLE["captioning"], "max_round_trip_rank": 0},
-        training={**LITTLE["training"], "iteration_0_steps": 0},
-    )
-    runner.run(config)
-    assert census.at_launch and set(census.at_launch) == {0}
-    assert max(census.most.values()) == 1
 
 
 def test_a_released_model_is_gone_with_its_vision_features(census: Census, finished: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from cirloop.artifacts.store import file_digests
+from cirloop.cli import runner
 from cirloop.cli.evaluate import EvalConfig, evaluate
 from cirloop.config.runtime import Runtime
 from cirloop.distributed import launcher
@@ -26,9 +27,11 @@ from cirloop.monitoring.costs import Costs
 from cirloop.stages.caption import caption
 from cirloop.stages.evaluate import evaluate as evaluate_stage
 from cirloop.stages.mine import mine
+from cirloop.stages.train import train
 from cirloop.types import UserError
+from tests.census import Census, counted
 from tests.commands import python
-from tests.stages.copies import CHECKPOINT, context, copied
+from tests.stages.copies import CHECKPOINT, copied
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON = 60
@@ -40,11 +43,9 @@ NAMES = ("hard_negatives_iter_0.json", "augmented_samples_iter_1.json", "evaluat
 COUNTERS = ("images_encoded", "items", "tokens", "padding", "texts", "tokens_written")
 
 
-def all_but_training(
-    small: Any, finished: Path, directory: Path, num_processes: int
-) -> dict[str, Any]:
+def artifacts(small: Any, finished: Path, directory: Path, num_processes: int) -> dict[str, Any]:
     """The artifacts of mining, captioning and evaluation in a directory and vision cache of their
-    own."""
+    own; then a step of training, whose bits depend on the number of processes."""
     runtime = {
         "num_processes": num_processes,
         "embed_batch_size": 8,
@@ -53,23 +54,34 @@ def all_but_training(
     config = small(
         directory / "run",
         runtime=runtime,
+        training={"steps_per_iteration": 1},
         captioning={"min_verify_probability": 0.2, "batch_size": 5, "max_round_trip_rank": 66},
     )
-    run = context(config)
+    run = runner.open_run(config)
     [checkpoint] = copied(run, finished, CHECKPOINT)
     negatives = mine(run, 0, checkpoint)
-    caption(run, 1, negatives, checkpoint, [])
+    samples = caption(run, 1, negatives, checkpoint, [])
     evaluate_stage(run, "iter_0", checkpoint, "val", 0)
+    train(run, 1, checkpoint, [samples], negatives)
     assert not [*(directory / "run" / ".work").glob("shares*")]
     return {name: file_digests(directory / "run" / name) for name in NAMES}
 
 
+@pytest.fixture
+def census(monkeypatch: pytest.MonkeyPatch) -> Iterator[Census]:
+    with counted(monkeypatch) as count:
+        yield count
+
+
 @pytest.mark.full
 def test_shares_put_together_have_the_bytes_of_one_process(
-    small: Any, finished: Path, tmp_path: Path
+    census: Census, small: Any, finished: Path, tmp_path: Path
 ) -> None:
-    one, two = (all_but_training(small, finished, tmp_path / str(num), num) for num in (1, 2))
+    """And while processes work, this one holds no model."""
+    one, two = (artifacts(small, finished, tmp_path / str(num), num) for num in (1, 2))
     assert one == two
+    assert len(census.at_launch) >= 6 and set(census.at_launch) == {0}
+    assert max(census.most.values()) == 1
     spent = [
         {row["stage"]: row for row in Costs(tmp_path / str(num) / "run").read()} for num in (1, 2)
     ]
