@@ -60,12 +60,18 @@ def test_a_run_leaves_its_artifacts_and_nothing_else(finished: Path) -> None:
 
 
 def test_the_results_have_the_base_and_each_iteration_with_standard_errors(finished: Path) -> None:
+    """Of a proportion, with the queries of one reference as one cluster."""
     results = json.loads((finished / "evaluation_results.json").read_text())["results"]
     assert [r["iteration"] for r in results] == ["base", "0", "1"]
-    for result in results:
+    for result, name in zip(results, ("base", "iter_0", "iter_1"), strict=True):
+        ranks = json.loads((finished / f"evaluation_{name}.json").read_text())["ranks"]
         p = result["metrics"]["recall@5"]
-        se = result["standard_errors"]["recall@5"]
-        assert 0 < p < 1 and se == pytest.approx((p * (1 - p) / result["queries"]) ** 0.5, abs=1e-5)
+        residuals: dict[str, float] = {}
+        for _, rank, _, reference in ranks:
+            residuals[reference] = residuals.get(reference, 0) + (rank <= 5) - p
+        assert 0 < p < 1 and 1 < len(residuals) <= len(ranks) == result["queries"]
+        se = sum(value**2 for value in residuals.values()) ** 0.5 / len(ranks)
+        assert result["standard_errors"]["recall@5"] == pytest.approx(se, abs=1e-5)
     assert results[-1]["metrics"]["recall@50"] > results[0]["metrics"]["recall@50"] - 0.2
 
 

@@ -161,7 +161,9 @@ TEN_SCORES = st.lists(st.integers(-3, 3), min_size=10, max_size=10)
 @given(st.lists(st.tuples(TEN_SCORES, st.sampled_from([1, 2])), min_size=1, max_size=9))
 def test_both_numbers_are_their_definitions(rows: list[tuple[list[int], int]]) -> None:
     images = tuple(ImageId(str(n)) for n in range(10))
-    queries = tuple(Query(QueryId(str(n)), images[0], "x") for n in range(len(rows)))
+    queries = tuple(
+        Query(QueryId(str(n)), ImageId(f"reference {n}"), "x") for n in range(len(rows))
+    )
     chosen, scores = {}, {}
     for q, (row, preferred) in zip(queries, rows, strict=True):
         chosen[q.id] = Preference(images[:5], images[5:], preferred)

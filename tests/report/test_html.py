@@ -352,7 +352,12 @@ def test_charts_are_files_and_equal_input_gives_equal_bytes(finished: Path) -> N
 
 @pytest.mark.parametrize(
     ("data", "best"),
-    [("fashioniq", "abcde"), ("circo", "abcde"), ("cirr", "acdef"), ("triplets", "acdef")],
+    [
+        ("fashioniq", "abcdefghij"),
+        ("circo", "abcdefghij"),
+        ("cirr", "acdefghijk"),
+        ("triplets", "acdefghijk"),
+    ],
 )
 def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(
     data: str, best: str
@@ -361,13 +366,13 @@ def test_the_reference_is_among_the_best_images_where_the_protocol_keeps_it(
     from cirloop.types import EvalSplit, Gallery, ImageId, LabeledQueries, Query, QueryId, Relevance
 
     query = Query(QueryId("q"), ImageId("b"), "")
-    gallery = Gallery("g", tuple(map(ImageId, "abcdefgh")))
+    gallery = Gallery("g", tuple(map(ImageId, "abcdefghijkl")))
     protocol = import_module(f"cirloop.data.{data}").PROTOCOL
     labeled = LabeledQueries(
         "val", (query,), Relevance({query.id: ImageId("c")}), gallery, protocol
     )
-    images_GD = np.eye(8, dtype=np.float32)
-    query_D = np.arange(8, 0, -1, dtype=np.float32)
+    images_GD = np.eye(12, dtype=np.float32)
+    query_D = np.arange(12, 0, -1, dtype=np.float32)
     no_images: Any = None
     assert _best_images(EvalSplit(labeled, gallery, no_images), query_D[None], images_GD) == [
         list(best)

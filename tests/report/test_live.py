@@ -146,7 +146,7 @@ class Screen:
 
 
 def head(**changes: Any) -> RunHeader:
-    stage = {"stage": "checkpoint_iter_2", "number": 12, "of": 17, "left": 754.0}
+    stage = {"stage": "checkpoint_iter_2", "number": 12, "of": 17, "seconds_left": 754.0}
     run = {"run": "experiments/a_run_with_a_long_name", "iteration": 2, "iterations": 3}
     return RunHeader(**{**run, **stage, "recalls": RECALLS, **changes})
 
