@@ -22,7 +22,8 @@ for `pairs`, as many explicit negatives in a batch:
 
 QuRe's arms have no new texts and one explicit negative a query; their control is `random_negative`:
 
-    band, qure   from the band of scores: with InfoNCE, with QuRe's Bradley-Terry loss
+    band, qure   from the band of scores: with InfoNCE, with QuRe's Bradley-Terry loss (divided by
+                 the temperature of InfoNCE)
     qure_3, qure_6, qure_10   with sets that are defined so often in a run (`--rounds 10` or more)
     band_3, band_5   with 3 and 5 negatives a query
 
@@ -58,7 +59,7 @@ from cirloop.cli import entry, runner
 from cirloop.config.run import RunConfig, save
 from cirloop.config.run_dir import CONFIG
 from cirloop.data.shapes.load import ShapesOracle, image_id, row_of
-from cirloop.data.shapes.splits import FAMILY_SIZE, scenes_of
+from cirloop.data.shapes.splits import FAMILY_SIZE, scenes_of, split_name
 from cirloop.monitoring.console import table
 from cirloop.types import Query
 
@@ -387,7 +388,8 @@ COSTS = ("arm", *(f"{name}, s" for name in STAGES.values()), "all, s", "all, TFL
 
 
 def costs_row(arm: str, rows: list[dict[str, Any]]) -> list[str]:
-    """Return an arm's mean seconds by kind of stage, iteration 0 included, and FLOPs of all."""
+    """Return an arm's mean seconds by kind of stage, and FLOPs of all. Training of iteration 0 is
+    included but in arms with a loss of their own, which begin with its adapter."""
     costs = [row["costs"] for row in rows]
     seconds = [
         np.mean([cost.get(stage, {}).get("seconds", 0.0) for cost in costs]) for stage in STAGES
@@ -453,7 +455,7 @@ def main() -> None:
     if not args.report_only:
         run_all(args)
     rows = [json.loads(path.read_text()) for path in sorted(args.output.glob("row_*.json"))]
-    report(rows, args.rounds, args.split)
+    report(rows, args.rounds, split_name(args.split, args.variant))
 
 
 if __name__ == "__main__":

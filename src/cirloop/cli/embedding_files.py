@@ -113,8 +113,8 @@ def _lists(
 ) -> list[frozenset[int]] | None:
     content = problems.json(path)
     if isinstance(content, dict):
-        known = {str(number) for number in range(num or 0)}
-        unknown = [key for key in content if key not in known]
+        row_numbers = {str(number) for number in range(num or 0)}
+        unknown = [key for key in content if key not in row_numbers]
         if unknown:
             problems.add(name, f"{len(unknown)} queries are unknown, the first: {unknown[0]!r}")
             return None

@@ -86,19 +86,19 @@ def read_command_line(argv: Sequence[str], typed: Mapping[str, str], prog: str) 
         peek.add_argument(f"--{group}.dtype", dest=f"{group}_dtype")
     for group, flag in typed.items():
         peek.add_argument(f"--{flag}", f"--{group}.type", dest=group)
-    known, _ = peek.parse_known_args(list(argv))
-    goes_on = known.auto_resume or known.report_only or known.resume_from_iteration is not None
-    types = {group: getattr(known, group) for group in typed if getattr(known, group) is not None}
-    paths = {"model": known.model_path, "foundation": known.foundation_path}
+    flags, _ = peek.parse_known_args(list(argv))
+    goes_on = flags.auto_resume or flags.report_only or flags.resume_from_iteration is not None
+    types = {group: getattr(flags, group) for group in typed if getattr(flags, group) is not None}
+    paths = {"model": flags.model_path, "foundation": flags.foundation_path}
     named_paths = {group: path for group, path in paths.items() if path is not None}
-    dtypes = frozenset(group for group in paths if getattr(known, f"{group}_dtype") is not None)
-    simulated = known.retrieval == "simulated"
+    dtypes = frozenset(group for group in paths if getattr(flags, f"{group}_dtype") is not None)
+    simulated = flags.retrieval == "simulated"
     config, directory = (
         path if path is None else parse.expand_user(path)
-        for path in (known.config, known.experiment_dir)
+        for path in (flags.config, flags.experiment_dir)
     )
     return CommandLine(
-        config, known.fast_mode, directory, goes_on, simulated, types, named_paths, dtypes
+        config, flags.fast_mode, directory, goes_on, simulated, types, named_paths, dtypes
     )
 
 

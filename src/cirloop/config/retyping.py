@@ -30,16 +30,18 @@ def change_type(root: type[BaseModel], settings: object, group: str, type_: str)
     old = settings.get("type", default.type)
     if old == type_:
         return settings
-    known = {
+    fields = {
         n
         for kind in get_args(union)
         if kind.model_fields["type"].default == type_
         for n in kind.model_fields
     }
-    if not known:  # an unknown type, which is refused with the known ones
+    if not fields:  # an unknown type, which is refused with the known ones
         return settings
     kept = {
-        name: value for name, value in settings.items() if name in known and _is_common(group, name)
+        name: value
+        for name, value in settings.items()
+        if name in fields and _is_common(group, name)
     }
     dropped = [f"{group}.{name}" for name in sorted(settings.keys() - kept.keys() - {"type"})]
     if dropped:

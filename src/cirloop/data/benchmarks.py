@@ -36,7 +36,7 @@ def settings_for_benchmark(
     `fashioniq_val:dress`; None for no such name."""
     benchmark, split, categories = _parts(name)
     allow = allow_missing_images
-    known: dict[str, DataConfig] = {
+    settings: dict[str, DataConfig] = {
         "cirr": CirrSettings(allow_missing_images=allow),
         "circo": CircoSettings(allow_missing_images=allow),
         "hp_fashioniq": HpFashionIQSettings(allow_missing_images=allow),
@@ -45,11 +45,11 @@ def settings_for_benchmark(
         ),
         "shapes": ShapesSettings(),
     }
-    if split not in SPLITS or benchmark not in known or not categories:
+    if split not in SPLITS or benchmark not in settings or not categories:
         return None
     if ":" in name and benchmark != "fashioniq":
         return None
-    return known[benchmark], split
+    return settings[benchmark], split
 
 
 def load_queries(

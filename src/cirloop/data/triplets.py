@@ -112,10 +112,10 @@ def load_queries(
 
 def _check_fields(entry: Entry, problems: ValidationReport) -> None:
     for name in sorted(entry.fields.keys() - KNOWN):
-        known = ", ".join(sorted(KNOWN))
+        field_names = ", ".join(sorted(KNOWN))
         problems.add(
             entry.where,
-            f"has an unknown field {name!r:.100}; known: {known}{_suggest_field(name)}",
+            f"has an unknown field {name!r:.100}; known: {field_names}{_suggest_field(name)}",
             UNKNOWN,
         )
 

@@ -73,7 +73,7 @@ def _part(
             where, f"{len(missing)} of {len(queries)} queries are not ranked: {preview(missing)}"
         )
     _unknown(where, "queries", [key for key in rows if key not in queries], problems)
-    known = set(part.gallery.ids) if part.gallery else None
+    gallery_ids = set(part.gallery.ids) if part.gallery else None
     rankings: dict[QueryId, list[ImageId]] = {}
     malformed: list[str] = []
     repeated: list[str] = []
@@ -87,8 +87,8 @@ def _part(
             malformed.append(key)
         if len(set(images)) < len(images):
             repeated.append(key)
-        if known is not None and not known.issuperset(images):
-            unknown = next(image for image in images if image not in known)
+        if gallery_ids is not None and not gallery_ids.issuperset(images):
+            unknown = next(image for image in images if image not in gallery_ids)
             foreign.append(f"{unknown!r} of query {key}")
         rankings[query] = images
     gallery = part.gallery.name if part.gallery else ""

@@ -69,13 +69,13 @@ def section(data: ReportData, thumbnails: Thumbnails) -> tuple[Section, Summarie
     if not rows:
         return Section("mined", "Mined negatives", ["Nothing is mined yet."]), {}
     if data.train is not None and data.train.oracle is not None:
-        known = (
+        truth_note = (
             "This data set knows every right image: a mined image that is right is marked as a"
             " false negative."
         )
     else:
-        known = "Whether a mined image is right after all is not known for this data set."
-    note = f"Wrong images that the current model ranks high for a training query. {known}"
+        truth_note = "Whether a mined image is right after all is not known for this data set."
+    note = f"Wrong images that the current model ranks high for a training query. {truth_note}"
     table = Table("Mined negatives by the model that was wrong", COLUMNS, rows)
     return Section("mined", "Mined negatives", [note], (), charts, [table], examples), summaries
 

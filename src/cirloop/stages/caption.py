@@ -37,13 +37,18 @@ def caption(
     def build(path: Path) -> None:
         texts = _write_and_check(run, iteration, negatives, checkpoint)
         rows = [row for artifact in before for row in read_augmented(artifact)]
-        known = {
+        present_texts = {
             (t.query.reference, normal_text(t.query.text))
             for t in (*run.data.train.triplets, *(row.triplet for row in rows))
         }
         num_before = Counter(row.source for row in rows if row.prompt != HUMAN_TEXT)
         accepted, rejected = pipeline.select(
-            texts.candidates, known, config.captioning, iteration, texts.captioner, num_before
+            texts.candidates,
+            present_texts,
+            config.captioning,
+            iteration,
+            texts.captioner,
+            num_before,
         )
         reasons = Counter(candidate.reason for candidate in rejected)
         content: dict[str, Any] = {

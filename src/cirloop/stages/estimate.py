@@ -244,10 +244,10 @@ def _device_memory() -> tuple[int, int]:
         free, capacity = torch.cuda.mem_get_info()
         return capacity, free
     capacity = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    known = Path("/proc/meminfo")  # on Linux; elsewhere all of it counts as free
+    meminfo = Path("/proc/meminfo")  # on Linux; elsewhere all of it counts as free
     available = (
-        re.search(r"MemAvailable:\s+(\d+) kB", known.read_text("utf-8"))
-        if known.is_file()
+        re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text("utf-8"))
+        if meminfo.is_file()
         else None
     )
     return capacity, int(available[1]) * 1024 if available else capacity

@@ -13,7 +13,7 @@ from cirloop.artifacts.store import fingerprint
 from cirloop.captioning.base import Answer, CaptionRequest, InputKind
 from cirloop.captioning.parsing import KEY
 from cirloop.captioning.prompts import Prompt
-from cirloop.data.shapes.language import CASUAL, phrase_changes, read, write
+from cirloop.data.shapes.language import phrase_changes, read, write
 from cirloop.data.shapes.load import row_of, split_of
 from cirloop.data.shapes.scene import Scene, SeededRandom, differences, results
 from cirloop.data.shapes.splits import LOOSE_PERCENT, scenes_of
@@ -72,7 +72,8 @@ def _text(request: CaptionRequest, seed: int) -> str:
         return "none"
     loose = phrase_changes(rng, reference, changes, LOOSE_PERCENT)
     is_exact = image in results(reference, loose)
-    return write(rng, loose if is_exact else changes, CASUAL)
+    phrasing = scenes_of(split_of(request.reference)).variant.phrasing
+    return write(rng, loose if is_exact else changes, phrasing)
 
 
 def _is_true(request: CaptionRequest) -> bool:

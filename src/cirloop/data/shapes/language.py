@@ -2,7 +2,7 @@
 
 Three ways of speaking. `PLAIN` is what the tiny base model was pre-trained to retrieve with;
 `CASUAL` is how the train, val and test splits speak: other sentences and other words for sizes and
-places; `TERSE` is how those of the second variant do, in sentences that no model was pre-trained
+places; `TERSE` is how those of the second variant do, in sentences that `tiny` was not pre-trained
 with. `read` understands all.
 """
 

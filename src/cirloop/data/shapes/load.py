@@ -14,7 +14,7 @@ from cirloop.data.images import DrawnImages
 from cirloop.data.paths import DataPaths
 from cirloop.data.shapes.language import read
 from cirloop.data.shapes.scene import Scene, SeededRandom, differences, results
-from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, ShapesQuery, scenes_of
+from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, ShapesQuery, scenes_of, split_name
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
@@ -59,7 +59,7 @@ class ShapesSettings(DatasetSettings):
     """Variant 2 has other scenes, another look and other sentences; no setting was chosen on it."""
 
     def split(self, name: str) -> Scenes:
-        return scenes_of(name if self.variant == 1 else f"{name}_{self.variant}")
+        return scenes_of(split_name(name, self.variant))
 
     def build(self, data_paths: DataPaths | None = None) -> Dataset:
         if data_paths is not None and data_paths.directory is not None:

@@ -75,10 +75,10 @@ class Scenes:
     scenes: tuple[Scene, ...]
     families: tuple[int, ...]
     queries: tuple[ShapesQuery, ...]
-    style: RenderStyle = TARGET
+    variant: Variant
 
     def pixels(self, row: int) -> npt.NDArray[np.uint8]:
-        return draw(self.scenes[row], self.style, self.split, row)
+        return draw(self.scenes[row], self.variant.style, self.split, row)
 
 
 def family(rng: SeededRandom, taken: set[Scene]) -> list[Scene]:
@@ -132,22 +132,21 @@ def sample_query(
                 return a, b, write(rng, phrased, phrasing)
 
 
-def build_splits(variant: int = 1) -> dict[str, Scenes]:
-    """Build train, val and test of a variant, by name; those of variant 2 are `train_2` etc.
-
-    Pre-training takes none of the scenes of variant 1, and neither does variant 2.
-    """
-    return _build(variant)
+def split_name(part: str, variant: int) -> str:
+    return part if variant == 1 else f"{part}_{variant}"
 
 
 @cache
-def _build(variant: int) -> dict[str, Scenes]:
+def build_splits(variant: int = 1) -> dict[str, Scenes]:
+    """Build train, val and test of a variant, by name.
+
+    Neither pre-training nor variant 2 takes a scene of variant 1.
+    """
     taken = set() if variant == 1 else split_scenes()
-    chosen = VARIANTS[variant]
     splits = {}
     for part, size in SIZES.items():
         rng = SeededRandom("shapes", variant, part)
-        name = part if variant == 1 else f"{part}_{variant}"
+        name = split_name(part, variant)
         scenes: list[Scene] = []
         families: list[list[Scene]] = []
         for _ in range(size.families):
@@ -158,7 +157,7 @@ def _build(variant: int) -> dict[str, Scenes]:
         turn = 0
         while len(queries) < size.queries:
             at = turn % size.families
-            a, b, text = sample_query(rng, families[at], 2, chosen.phrasing)
+            a, b, text = sample_query(rng, families[at], 2, VARIANTS[variant].phrasing)
             start = at * FAMILY_SIZE
             queries.setdefault((start + a, text), ShapesQuery(start + a, start + b, text))
             turn += 1
@@ -167,7 +166,7 @@ def _build(variant: int) -> dict[str, Scenes]:
             tuple(scenes),
             tuple(i // FAMILY_SIZE for i in range(len(scenes))),
             tuple(queries.values()),
-            chosen.style,
+            VARIANTS[variant],
         )
     return splits
 
@@ -175,7 +174,8 @@ def _build(variant: int) -> dict[str, Scenes]:
 def scenes_of(split: str) -> Scenes:
     """Return a split of any variant by its name."""
     variant = split.partition("_")[2]
-    return build_splits(int(variant or 1))[split]
+    splits = build_splits(int(variant)) if variant else build_splits()
+    return splits[split]
 
 
 def split_scenes() -> set[Scene]:
