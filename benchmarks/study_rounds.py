@@ -61,7 +61,7 @@ from cirloop.config.run_dir import CONFIG
 from cirloop.data.shapes.load import ShapesOracle, image_id, row_of
 from cirloop.data.shapes.splits import FAMILY_SIZE, scenes_of, split_name
 from cirloop.monitoring.console import table
-from cirloop.types import Query
+from cirloop.types import Query, UserError
 
 Arm = dict[str, dict[str, Any]]
 
@@ -232,6 +232,7 @@ def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     return {
         "arm": arm,
         "seed": seed,
+        "split": split_name(args.split, args.variant),
         "recalls": {
             **{name: [100 * r["metrics"][name] for r in results] for name in RECALLS},
             **best_images([directory / f"evaluation_iter_{t}.json" for t in range(len(results))]),
@@ -374,7 +375,7 @@ def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
             table(f"{short}: gain over control, paired by seed", ("arm", *rounds_shown), gains)
     table(f"counts per seed, {title}", COUNTS, [counts_of(a, by, seeds) for a in arms])
     costs = [costs_row(arm, [by[arm, seed] for seed in seeds]) for arm in arms]
-    table(f"cost per seed, {title}", COSTS, costs)
+    table(f"cost, mean over {len(seeds)} seeds of shapes {split}", COSTS, costs)
 
 
 STAGES = {
@@ -423,6 +424,21 @@ def counts_of(arm: str, by: dict[tuple[str, int], dict[str, Any]], seeds: list[i
     ]
 
 
+def read_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the finished rows of this study. Raises UserError for those of another."""
+    split = split_name(args.split, args.variant)
+    rows = []
+    for path in sorted(args.output.glob("row_*.json")):
+        row = json.loads(path.read_text())
+        if row.get("split") != split or not row["recalls"].keys() >= {*MEASURES}:
+            raise UserError(
+                f"{path} is not of {split}, or of an earlier version of this study. Give another"
+                " --output; a row of an earlier version can be deleted, and is made anew."
+            )
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -452,10 +468,10 @@ def main() -> None:
     args = parser.parse_args(sys.argv[1:])
     args.output = args.output.absolute()
     args.output.mkdir(parents=True, exist_ok=True)
+    read_rows(args)  # before any work
     if not args.report_only:
         run_all(args)
-    rows = [json.loads(path.read_text()) for path in sorted(args.output.glob("row_*.json"))]
-    report(rows, args.rounds, split_name(args.split, args.variant))
+    report(read_rows(args), args.rounds, split_name(args.split, args.variant))
 
 
 if __name__ == "__main__":

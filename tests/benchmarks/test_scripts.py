@@ -181,6 +181,8 @@ def test_the_study_compares_arms_from_one_warm_up(tmp_path: Path) -> None:
         "benchmarks/study_rounds.py", *flags, "--arms", "control,negatives", "--report_only"
     )
     assert again.returncode == 0 and "negatives" in again.stdout
+    other = command("benchmarks/study_rounds.py", *flags, "--report_only", "--variant", "2")
+    assert other.returncode == 2 and "is not of test_2" in other.stderr
 
 
 def checkout(directory: Path) -> Path:

@@ -159,6 +159,7 @@ def test_default_command_is_shapes_with_tiny() -> None:
         ("--auto_resume", "auto_resume", True),
         ("--resume_from_iteration 2", "resume_from_iteration", 2),
         ("--seed 4", "seed", 4),
+        ("--data.variant 2", "data.variant", 2),
         ("--num_processes 2", "runtime.num_processes", 2),
         ("--accelerate_config /a.yaml", "runtime.accelerate_config", Path("/a.yaml")),
         ("--deepspeed /d.json", "runtime.deepspeed", Path("/d.json")),

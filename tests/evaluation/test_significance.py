@@ -93,6 +93,8 @@ def test_different_queries_are_refused() -> None:
         paired([1, 0], [1])
     with pytest.raises(ValueError, match="a value per query of both"):
         paired([], [])
+    with pytest.raises(ValueError, match="not finite"):
+        paired([0, np.nan, 1], [1, 1, 1])
 
 
 def test_p_values_are_corrected_for_their_number() -> None:

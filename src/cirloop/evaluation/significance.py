@@ -41,7 +41,8 @@ def cluster_sums(values_Q: Values, clusters: Sequence[Hashable]) -> Values:
 def standard_error(values_Q: Values, clusters: Sequence[Hashable]) -> float:
     """Compute the cluster-robust standard error of the mean (Liang & Zeger, Biometrika 1986).
 
-    Where each query is a cluster of its own, this is that of independent queries.
+    Where each query is a cluster of its own, this is that of independent queries. It has no factor
+    for small samples: with fewer than some 30 clusters it is too small, with one it is 0.
     """
     residual_C = cluster_sums(values_Q - values_Q.mean(), clusters)
     return float((residual_C**2).sum() ** 0.5 / len(values_Q))
@@ -56,13 +57,16 @@ def paired(
     """Test how much better `b_Q` is than `a_Q`, query by query; `clusters` names each query's.
 
     p = (1 + draws at least as far from 0) / (1 + draws): never 0, the smallest is 1e-4. Equal
-    systems give 1. Raises ValueError for different or no queries.
+    systems give 1. Raises ValueError for different or no queries, and for values that are not
+    finite.
     """
     a = np.asarray(a_Q, np.float64)
     b = np.asarray(b_Q, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError(f"a value per query of both systems, found shapes {a.shape} and {b.shape}")
     difference_Q = b - a
+    if not np.isfinite(difference_Q).all():
+        raise ValueError("a value per query of both systems, found some that are not finite")
     names = range(len(a)) if clusters is None else clusters
     sums_C = cluster_sums(difference_Q, names)
     nonzero = sums_C[sums_C != 0]  # a sign does not change a difference of 0

@@ -55,7 +55,7 @@ class ShapesSettings(DatasetSettings):
     """Families of 11 images in the val and the test gallery, with all their queries."""
     subset_seed: int = 0
     """Draws the triplets of a subset."""
-    variant: Literal[1, 2] = 1
+    variant: int = Field(1, ge=1, le=2)
     """Variant 2 has other scenes, another look and other sentences; no setting was chosen on it."""
 
     def split(self, name: str) -> Scenes:
@@ -162,7 +162,7 @@ def _train(settings: ShapesSettings) -> TrainSplit:
         ]
         triplets = sorted(kept, key=lambda t: t.query.id)
     return TrainSplit(
-        "shapes/train",
+        f"shapes/{scenes.split}",
         tuple(triplets),
         _gallery(scenes, num),
         DrawnImages(partial(_pixels, scenes)),
