@@ -29,10 +29,11 @@ QuRe's arms have no new texts and one explicit negative a query; their control i
 
 Prints, for each arm, recalls on `shapes` after each round with the standard error over seeds, the
 gain over `control` after each round, paired by seed, texts written and accepted, and seconds. A
-study that is stopped goes on where it was; `--workers` arms run at once.
+study that is stopped goes on where it was; `--workers` arms run at once. `--figure` draws the
+recalls over the rounds.
 
     python benchmarks/study_rounds.py --seeds 5 --workers 2 --output experiments/rounds
-    python benchmarks/study_rounds.py --output experiments/rounds --report_only
+    python benchmarks/study_rounds.py --output experiments/rounds --report_only --figure rounds.png
     python benchmarks/study_rounds.py --rounds 10 --steps 20 --arms random_negative,qure_3,qure_10
 """
 
@@ -49,8 +50,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from cirloop.artifacts import schema
@@ -61,6 +64,7 @@ from cirloop.config.run_dir import CONFIG
 from cirloop.data.shapes.load import ShapesOracle, image_id, row_of
 from cirloop.data.shapes.splits import FAMILY_SIZE, scenes_of, split_name
 from cirloop.monitoring.console import table
+from cirloop.report.charts import PAPER, STYLE
 from cirloop.types import Query, UserError
 
 Arm = dict[str, dict[str, Any]]
@@ -378,6 +382,25 @@ def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
     table(f"cost, mean over {len(seeds)} seeds of shapes {split}", COSTS, costs)
 
 
+def draw(rows: list[dict[str, Any]], rounds: int, title: str, file: Path) -> None:
+    """Draw R@1 and R@5 of each arm over the rounds, with standard errors over its seeds."""
+    arms = [arm for arm in ARMS if arm in {row["arm"] for row in rows}]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((9.6, 4.4), layout="constrained", facecolor=PAPER)
+        for axes, name, short in zip(figure.subplots(1, 2), RECALLS, SHORT_NAMES, strict=False):
+            for arm in arms:
+                recalls_SR = np.array([row["recalls"][name] for row in rows if row["arm"] == arm])
+                seeds = len(recalls_SR)
+                errors_R = recalls_SR.std(0, ddof=1) / seeds**0.5 if seeds > 1 else None
+                label = f"{arm}, {seeds} seeds"
+                axes.errorbar(range(rounds + 1), recalls_SR.mean(0), errors_R, label=label)
+            axes.set_title(f"{short}, {title}")
+            axes.set_xlabel("round")
+            axes.set_xticks(range(rounds + 1))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+        figure.savefig(file, dpi=100)
+
+
 STAGES = {
     "checkpoint": "training",
     "hard_negatives": "mining",
@@ -465,13 +488,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads of an arm")
     parser.add_argument("--profile", action="store_true", help="count FLOPs too")
     parser.add_argument("--report_only", action="store_true")
+    parser.add_argument("--figure", type=Path, help="draw the recalls to this file")
     args = parser.parse_args(sys.argv[1:])
     args.output = args.output.absolute()
     args.output.mkdir(parents=True, exist_ok=True)
     read_rows(args)  # before any work
     if not args.report_only:
         run_all(args)
-    report(read_rows(args), args.rounds, split_name(args.split, args.variant))
+    split = split_name(args.split, args.variant)
+    rows = read_rows(args)
+    report(rows, args.rounds, split)
+    if args.figure:
+        title = f"shapes {split}, {args.triplets} human triplets"
+        draw(rows, args.rounds, title, args.figure)
 
 
 if __name__ == "__main__":

@@ -177,10 +177,10 @@ def test_the_study_compares_arms_from_one_warm_up(tmp_path: Path) -> None:
     first = "checkpoint_iter_0/adapter_model.safetensors"
     assert {(arm / first).read_bytes() for arm in arms} == {(warm / first).read_bytes()}
     assert all((arm / "checkpoint_iter_1" / "adapter_model.safetensors").is_file() for arm in arms)
-    again = command(
-        "benchmarks/study_rounds.py", *flags, "--arms", "control,negatives", "--report_only"
-    )
+    figure = tmp_path / "rounds.png"
+    again = command("benchmarks/study_rounds.py", *flags, "--report_only", "--figure", str(figure))
     assert again.returncode == 0 and "negatives" in again.stdout
+    assert Image.open(figure).size == (960, 440)
     other = command("benchmarks/study_rounds.py", *flags, "--report_only", "--variant", "2")
     assert other.returncode == 2 and "is not of test_2" in other.stderr
 
