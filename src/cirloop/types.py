@@ -141,13 +141,34 @@ class Oracle(Protocol):
     def distance(self, reference: ImageId, image: ImageId) -> int: ...
 
 
+class Catalogue(Protocol):
+    """What images show, known exactly, with the words for it: writes and judges texts."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def write(self, reference: ImageId, image: ImageId, seed: int) -> str | None:
+        """Write a text that leads from the reference to the image; None where they are equal or
+        differ in too much, or no words are known."""
+
+    def is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
+        """Return whether the text leads from the reference to the image."""
+
+    def knows(self, image: ImageId) -> bool:
+        """Return whether it is known what the image shows."""
+
+    def limited(self, max_changes: int) -> Catalogue:
+        """Return a catalogue that writes for images that differ in at most `max_changes`."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSplit:
     """Human triplets and the gallery that is mined.
 
     `groups` and `categories` are there where the data set has them: images shown together with a
     query, the kind of thing an image shows. `positives` are further right answers that training
-    lines name, of the gallery.
+    lines name, of the gallery. `catalogue` writes texts where the data set knows what its images
+    show.
     """
 
     name: str
@@ -158,6 +179,7 @@ class TrainSplit:
     groups: Mapping[QueryId, tuple[ImageId, ...]] = field(default_factory=dict)
     categories: Mapping[ImageId, str] = field(default_factory=dict)
     positives: Mapping[QueryId, frozenset[ImageId]] = field(default_factory=dict)
+    catalogue: Catalogue | None = None
 
     def __iter__(self) -> Iterator[Triplet]:
         return iter(self.triplets)

@@ -37,6 +37,7 @@ FILE_SIGNATURES = {
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MAX_SNIFFED = 1 << 14
 """Characters that tell what a text is."""
+Loader = type[yaml.SafeLoader] | type[yaml.BaseLoader]
 MAX_YAML_BYTES = 1 << 18
 MAX_YAML_VALUES = 100_000
 """Values of a YAML file with its anchors unfolded."""
@@ -148,13 +149,13 @@ def parse_json(content: str, doubled: Callable[[str], None] | None = None) -> An
     return value
 
 
-def parse_yaml(content: str) -> Any:
-    """Parse a YAML value of plain types."""
+def parse_yaml(content: str, loader: Loader = yaml.SafeLoader) -> Any:
+    """Parse a YAML value of plain types; with `yaml.BaseLoader` of texts, so that yes is "yes"."""
     try:
-        node = yaml.compose(content, yaml.SafeLoader)
+        node = yaml.compose(content, loader)
         if node is not None:
             _count_nodes(node, {}, set())
-        return yaml.safe_load(content)
+        return yaml.load(content, loader)
     except RecursionError:
         raise UserError("is not YAML: nested too deeply") from None
     except UserError:
@@ -182,8 +183,8 @@ def expand_user(path: str) -> Path:
         ) from None
 
 
-def read_yaml(path: Path) -> Any:
-    return parse_yaml(read_text(path, MAX_YAML_BYTES))
+def read_yaml(path: Path, loader: Loader = yaml.SafeLoader) -> Any:
+    return parse_yaml(read_text(path, MAX_YAML_BYTES), loader)
 
 
 def _duplicate_key(key: str) -> NoReturn:
