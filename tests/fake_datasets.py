@@ -201,6 +201,30 @@ def write_huggingface(directory: Path, families: int = 6) -> Path:
     return directory
 
 
+GROCERIES = ("Golden-Delicious", "Granny-Smith", "Red-Delicious", "Lemon", "Lime", "Cantaloupe")
+GROCERIES += ("Galia-Melon", "Watermelon", "Green-Bell-Pepper", "Red-Bell-Pepper")
+GROCERIES += ("Yellow-Bell-Pepper", "Bravo-Apple-Juice", "Bravo-Orange-Juice")
+GROCERIES += ("God-Morgon-Apple-Juice", "God-Morgon-Orange-Juice")
+
+
+def write_grocery(directory: Path, photographs: int = 2) -> Path:
+    """Train, val and test with some of the classes and so many photographs of each."""
+    rows = 0
+    for split in ("train", "val", "test"):
+        lines = []
+        for number, name in enumerate(GROCERIES):
+            for copy in range(photographs):
+                path = f"{split}/Food/{name}/{name}_{copy:03d}.png"
+                _save(build_splits()["train"], rows, directory / "dataset" / path)
+                lines.append(f"{path}, {number}, 0")
+                rows += 1
+        (directory / "dataset" / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    heads = "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int)"
+    classes = [f"{name},{number},Food,0" for number, name in enumerate(GROCERIES)]
+    (directory / "dataset" / "classes.csv").write_text("\n".join([heads, *classes]) + "\n")
+    return directory
+
+
 @dataclass(frozen=True)
 class Files:
     """A small copy of a data set, and the strategy that a run on it mines with."""
@@ -219,6 +243,7 @@ DATA_SETS = {
     "fashioniq": Files(write_fashioniq, strategy="category_mix"),
     "hp_fashioniq": Files(write_hp_fashioniq),
     "huggingface": Files(write_huggingface, {"columns": COLUMNS}),
+    "grocery": Files(write_grocery, {"train_triplets": 24, "eval_queries": 30}),
     "shapes": Files(None, FEW_SHAPES),
 }
 """Every data set by its type."""

@@ -215,8 +215,7 @@ class LabeledQueries:
     """Queries and their right answers, without pixels: all that scoring a ranking needs.
 
     `relevance` is None for a split whose targets are not published, `gallery` where the list of its
-    images is not there (CIRCO without the COCO files). `category` is FashionIQ's, else empty.
-    `groups` holds CIRR's: the five other images of a query's group, which it is also ranked among.
+XX CIRR's: the five other images of a query's group, which it is also ranked among.
     `official` is how many queries and images the published split has, where that is known.
     """
 
@@ -227,7 +226,12 @@ class LabeledQueries:
     protocol: EvalProtocol
     category: str = ""
     groups: Mapping[QueryId, tuple[ImageId, ...]] = field(default_factory=dict)
+    clusters: Mapping[QueryId, str] = field(default_factory=dict)
     official: tuple[int, int] | None = None
+
+    def cluster_of(self, query: Query) -> str:
+        """Return the name of the cluster of queries that are not independent of this one."""
+        return self.clusters.get(query.id, query.reference)
 
     @property
     def benchmark(self) -> str:

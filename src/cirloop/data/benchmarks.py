@@ -9,6 +9,7 @@ from cirloop.data.circo import CircoSettings
 from cirloop.data.cirr import CirrSettings
 from cirloop.data.config import DataConfig
 from cirloop.data.fashioniq import FashionIQSettings
+from cirloop.data.grocery.load import GrocerySettings
 from cirloop.data.hp_fashioniq import HpFashionIQSettings
 from cirloop.data.shapes.load import ShapesSettings
 from cirloop.types import LabeledQueries, UserError, benchmark_of
@@ -43,6 +44,7 @@ def settings_for_benchmark(
         "fashioniq": FashionIQSettings(
             categories=categories, gallery=gallery, allow_missing_images=allow
         ),
+        "grocery": GrocerySettings(allow_missing_images=allow),
         "shapes": ShapesSettings(),
     }
     if split not in SPLITS or benchmark not in settings or not categories:

@@ -11,6 +11,7 @@ from cirloop.config.base import default_type
 from cirloop.data.circo import CircoSettings
 from cirloop.data.cirr import CirrSettings
 from cirloop.data.fashioniq import FashionIQSettings
+from cirloop.data.grocery.load import GrocerySettings
 from cirloop.data.hp_fashioniq import HpFashionIQSettings
 from cirloop.data.huggingface import HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
@@ -21,6 +22,7 @@ DataConfig = Annotated[
     CirrSettings
     | FashionIQSettings
     | CircoSettings
+    | GrocerySettings
     | HpFashionIQSettings
     | HuggingFaceSettings
     | JsonlSettings

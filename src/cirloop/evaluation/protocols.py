@@ -1,9 +1,10 @@
 """Metrics of the benchmarks, from ranks of images, as the benchmarks' papers compute them.
 
 Every metric is a mean over queries of a value in [0, 1], so each has a standard error, for which
-queries with the same reference are one cluster; an image that a ranking does not list is not
-retrieved. Q queries.
+queries with the same reference are one cluster (grocery: with the same reference product); an
+image that a ranking does not list is not retrieved. Q queries.
 
+- grocery: as shapes, and map@K over all right images, also by kind of change (map@10).
 - shapes: the reference is removed. recall@K of the annotated target; `any correct recall@K` of the
   first right image.
 - CIRR (arXiv 2108.04024): the reference is removed. recall@K of `target_hard`; recall_subset@K
@@ -167,12 +168,12 @@ def _query_metrics(
         yield f"map@10, {aspect}", average_precision_at(ranks, positives, 10)
 
 
-def mean(values_Q: Values, references: Sequence[ImageId]) -> Metric:
+def mean(values_Q: Values, clusters: Sequence[str]) -> Metric:
     """Compute the mean over the queries that a metric covers, and its standard error."""
     covered_Q = np.isfinite(values_Q)
     values = values_Q[covered_Q]
-    clusters = [image for image, covered in zip(references, covered_Q, strict=True) if covered]
-    return Metric(float(values.mean()), standard_error(values, clusters))
+    covered = [cluster for cluster, is_one in zip(clusters, covered_Q, strict=True) if is_one]
+    return Metric(float(values.mean()), standard_error(values, covered))
 
 
 def metrics(
@@ -183,8 +184,8 @@ def metrics(
     tables: dict[str, dict[str, Metric]] = {}
     for part in parts:
         table = per_query(part, ranks)
-        references = [query.reference for query in part.queries]
-        tables[part.category] = {n: mean(values_Q, references) for n, values_Q in table.items()}
+        clusters = [part.cluster_of(query) for query in part.queries]
+        tables[part.category] = {n: mean(values_Q, clusters) for n, values_Q in table.items()}
     first = next(iter(tables.values()))
     if len(parts) == 1:
         return dict(first)

@@ -29,8 +29,8 @@ def evaluate(
     """Write evaluation_{label}.json: metrics with standard errors, and rows per query.
 
     A row holds the target's rank without the reference (HP-FashionIQ: how much higher set 1
-    scores), the value that iterations are compared on, and the reference. The query's best images
-    are kept too.
+    scores), the value that iterations are compared on, and the query's cluster, mostly the
+    reference. The query's best images are kept too.
     """
 
     def build(path: Path) -> None:
@@ -88,7 +88,7 @@ def _query_rows(
     part: EvalSplit, rows_by_query: Mapping[QueryId, Any], compared: str
 ) -> Iterator[list[Any]]:
     """Yield for each query its id, its target's rank (or by how much the preferred set scores
-    higher), the value of the metric `compared`, and its reference."""
+    higher), the value of the metric `compared`, and its cluster, mostly its reference."""
     assert part.relevance is not None
     values_Q = protocols.per_query(part.labeled, rows_by_query)[compared]
     for query, value in zip(part.queries, values_Q.tolist(), strict=True):
@@ -99,7 +99,7 @@ def _query_rows(
         else:
             ranks = protocols.remove_reference(row, query.reference)
             rank = ranks[part.relevance.targets[query.id]]
-        yield [query.id, rank, round(value, 6), query.reference]
+        yield [query.id, rank, round(value, 6), part.labeled.cluster_of(query)]
 
 
 def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[list[ImageId]]:

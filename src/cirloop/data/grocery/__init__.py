@@ -1,0 +1,1 @@
+"""GroceryStoreDataset as composed queries: photographs, and what each product is."""

@@ -1,0 +1,218 @@
+"""GroceryStoreDataset (Klasson et al., WACV 2019, github.com/marcusklasson/GroceryStoreDataset) in
+its official layout, with human triplets drawn from what each product is.
+
+train.txt, val.txt and test.txt list the photographs (`train/Fruit/Apple/Pink-Lady/x.jpg, 2, 0`),
+classes.csv the classes; the folder that a photograph lies in is its fine class. The photographs of
+a split are its gallery; splits are never mixed. Texts are drawn (`edits.py`): training texts and
+those of evaluation have some phrases in common. Every product that fits is right, so false
+negatives are counted exactly.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+from random import Random
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from cirloop.data.catalogue import (
+    ANOTHER,
+    AttributeCatalogue,
+    Items,
+    Phrasebook,
+    changes,
+    learn_phrases,
+    read_items,
+    read_phrases,
+)
+from cirloop.data.dataset import Dataset, FileSettings
+from cirloop.data.grocery.edits import DrawnQuery, Edit, draw_queries, usable_edits
+from cirloop.data.images import escapes_root
+from cirloop.data.paths import DataPaths
+from cirloop.data.splits import QueryFiles, build_train_split, file_dataset
+from cirloop.types import (
+    EvalProtocol,
+    Gallery,
+    ImageId,
+    LabeledQueries,
+    Query,
+    QueryId,
+    Relevance,
+    TrainSplit,
+)
+from cirloop.validation import ValidationReport
+
+PROTOCOL = EvalProtocol(
+    "grocery: gallery of the split's photographs, reference removed, any photograph of a product"
+    " that fits; queries of one reference product are one cluster",
+    primary_metric="any correct recall@1",
+    reported=("any correct recall@1", "any correct recall@5", "any correct recall@10", "map@10"),
+    cutoffs=(1, 5, 10),
+    any_correct_cutoffs=(1, 5, 10),
+)
+ATTRIBUTES = "attributes.yaml"
+PHRASES = "phrases.yaml"
+
+
+class GrocerySettings(FileSettings):
+    """GroceryStoreDataset in its official layout, with drawn texts."""
+
+    type: Literal["grocery"] = "grocery"
+    protocol: ClassVar[EvalProtocol] = PROTOCOL
+    train_triplets: int = Field(600, ge=1)
+    """Human triplets, drawn by `subset_seed`."""
+    subset_seed: int = 0
+    """Draws the triplets of training."""
+    eval_queries: int = Field(1000, ge=1)
+    """Queries of val and of test, always the same ones."""
+    attributes: Path | None = None
+    """What each class is, {class: {attribute: value}}, in YAML or JSON; None: the packaged file."""
+    phrases: Path | None = None
+    """Words for the changes, under `both`, `train` and `evaluation`; None: the packaged file."""
+
+    def build(self, data_paths: DataPaths) -> Dataset:
+        return Grocery(self, data_paths).dataset()
+
+
+class GroceryOracle:
+    """Exact knowledge of right answers, from the products' attributes."""
+
+    def __init__(self, catalogue: AttributeCatalogue, images: tuple[ImageId, ...]) -> None:
+        self._catalogue = catalogue
+        self._images = images
+
+    def positives(self, query: Query) -> frozenset[ImageId]:
+        return frozenset(
+            image
+            for image in self._images
+            if self._catalogue.is_true(query.reference, query.text, image)
+        )
+
+    def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
+        return self._catalogue.is_true(reference, text, image)
+
+    def distance(self, reference: ImageId, image: ImageId) -> int:
+        items = self._catalogue.items
+        return len(changes(items.attributes(reference) or {}, items.attributes(image) or {}))
+
+
+@dataclass(frozen=True)
+class Grocery:
+    """The data set of some settings."""
+
+    settings: GrocerySettings
+    data_paths: DataPaths
+
+    @cached_property
+    def directory(self) -> Path:
+        """The folder of train.txt: `dataset` in a clone of the repository, or that folder."""
+        directory = self.data_paths.require_dir("grocery")
+        below = directory / "dataset"
+        return below if below.is_dir() else directory
+
+    @cached_property
+    def items(self) -> Items:
+        return Items(read_items(self.settings.attributes or _packaged(ATTRIBUTES)))
+
+    def phrasebook(self, *styles: str) -> Phrasebook:
+        return read_phrases(self.settings.phrases or _packaged(PHRASES), ("both", *styles))
+
+    def dataset(self) -> Dataset:
+        allow = self.settings.allow_missing_images
+        self.directory  # noqa: B018, raises where there is none
+        return file_dataset(
+            "grocery", self.read, allow, self.data_paths, load_train=self.load_train
+        )
+
+    def load_train(self) -> TrainSplit:
+        parts, problems = self.read("train")
+        allow = self.settings.allow_missing_images
+        split = build_train_split(parts, allow, self.data_paths, problems)
+        everything = AttributeCatalogue(self.items, self.phrasebook("train", "evaluation"))
+        learned = AttributeCatalogue(self.items, learn_phrases(split.triplets, self.items))
+        oracle = GroceryOracle(everything, split.gallery.ids)
+        return replace(split, oracle=oracle, catalogue=learned)
+
+    def read(self, split: str) -> tuple[QueryFiles, ValidationReport]:
+        problems = ValidationReport(
+            f"Put GroceryStoreDataset under --data_dir {self.directory}; docs/photographs.md has"
+            " the layout."
+        )
+        images = self.images(split, problems)
+        if problems.rows:
+            return [], problems
+        drawn = self.draw(split, images)
+        ids = [QueryId(f"{split}-{number:05d}") for number in range(len(drawn))]
+        every = tuple(sorted(image for of in images.values() for image in of))
+        positives = {}
+        if split != "train":
+            positives = {
+                query: frozenset(image for name in row.right for image in images[name])
+                for query, row in zip(ids, drawn, strict=True)
+            }
+        part = LabeledQueries(
+            f"grocery_{split}",
+            tuple(Query(q, row.reference, row.text) for q, row in zip(ids, drawn, strict=True)),
+            Relevance(
+                {q: row.target for q, row in zip(ids, drawn, strict=True)},
+                positives,
+                {q: (_kind(row.edit),) for q, row in zip(ids, drawn, strict=True)},
+            ),
+            Gallery(f"grocery/{split}", every),
+            PROTOCOL,
+            clusters={query: row.product for query, row in zip(ids, drawn, strict=True)},
+        )
+        return [(part, {image: self.directory / image for image in every})], problems
+
+    def draw(self, split: str, images: Mapping[str, tuple[ImageId, ...]]) -> list[DrawnQuery]:
+        """Draw the queries of a split between its products."""
+        settings = self.settings
+        style, num, seed = "train", settings.train_triplets, settings.subset_seed
+        if split != "train":
+            style, num, seed = "evaluation", settings.eval_queries, 0
+        phrasebook = self.phrasebook(style)
+        edits = usable_edits(self.items.entries, sorted(images), phrasebook)
+        return draw_queries(edits, images, phrasebook, num, Random(f"grocery {split} {seed}"))
+
+    def images(self, split: str, problems: ValidationReport) -> dict[str, tuple[ImageId, ...]]:
+        """Read the photographs of a split, by class."""
+        classes = self.classes(problems)
+        path = self.directory / f"{split}.txt"
+        images: dict[str, list[ImageId]] = {}
+        for number, line in enumerate(problems.lines(path), 1):
+            if not line:
+                continue
+            where = f"{path} line {number}"
+            fields = [field.strip() for field in line.split(",")]
+            name = PurePosixPath(fields[0]).parent.name
+            if len(fields) != 3 or escapes_root(fields[0]):
+                problems.add(where, f"must be `path, fine class, coarse class`, found {line!r:.90}")
+            elif classes and classes.get(fields[1]) != name:
+                problems.add(where, f"class {fields[1]!r} of classes.csv is not {name!r}")
+            elif self.items.attributes(ImageId(fields[0])) is None:
+                problems.add(where, f"the class {name!r} has no attributes")
+            else:
+                images.setdefault(name, []).append(ImageId(fields[0]))
+        if not images and not problems.rows:
+            problems.add(path, "names no photographs")
+        return {name: tuple(sorted(set(of))) for name, of in images.items()}
+
+    def classes(self, problems: ValidationReport) -> dict[str, str]:
+        """Read the fine classes by their number, as text."""
+        rows = csv.reader(problems.lines(self.directory / "classes.csv")[1:])
+        return {row[1]: row[0] for row in rows if len(row) > 1}
+
+
+def _kind(edit: Edit) -> str:
+    """Name what an edit changes, such as `colour` or `another colour`."""
+    return " and ".join(f"another {name}" if value == ANOTHER else name for name, value in edit)
+
+
+def _packaged(name: str) -> Path:
+    return Path(str(files("cirloop.data.grocery").joinpath(name)))
