@@ -215,8 +215,10 @@ class LabeledQueries:
     """Queries and their right answers, without pixels: all that scoring a ranking needs.
 
     `relevance` is None for a split whose targets are not published, `gallery` where the list of its
-XX CIRR's: the five other images of a query's group, which it is also ranked among.
-    `official` is how many queries and images the published split has, where that is known.
+    images is not there (CIRCO without the COCO files). `category` is FashionIQ's, else empty.
+    `groups` holds CIRR's: the five other images of a query's group, which it is also ranked among.
+    `clusters` names what queries share where that is more than the reference: standard errors count
+    by it. `official` is how many queries and images the published split has, where that is known.
     """
 
     name: str

@@ -15,11 +15,12 @@ from pathlib import Path
 import yaml
 
 from cirloop.artifacts.store import fingerprint
+from cirloop.data.changes import ANOTHER as ANOTHER
 from cirloop.data.changes import Attributes as Attributes
 from cirloop.data.changes import Changes as Changes
 from cirloop.data.changes import changed as changed
 from cirloop.data.changes import changes as changes
-from cirloop.data.changes import tidy
+from cirloop.data.changes import leads, tidy
 from cirloop.data.names import nfc
 from cirloop.data.phrasebooks import learn_phrases as learn_phrases
 from cirloop.data.phrasebooks import read_phrases as read_phrases
@@ -159,7 +160,7 @@ class AttributeCatalogue:
         if before is None or after is None:
             return False
         readings = self.phrasebook.read(text, before)
-        return any(not changes(changed(before, reading), after) for reading in readings)
+        return any(leads(before, reading, after) for reading in readings)
 
     def knows(self, image: ImageId) -> bool:
         """Return whether the image, or a folder that it lies in, has an entry."""

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 Attributes = Mapping[str, str]
 """Attribute -> value, such as {"product": "juice", "brand": "Bravo"}."""
 Changes = Mapping[str, str | None]
-"""Attribute -> new value; None: the attribute is gone."""
+"""Attribute -> new value; None: the attribute is gone, `*`: it has another value, whichever."""
+ANOTHER = "*"
 
 
 def tidy(text: str) -> str:
@@ -46,3 +47,16 @@ def changed(reference: Attributes, changes: Changes) -> dict[str, str]:
     """Return the reference's attributes with the changes applied."""
     merged = {**reference, **changes}
     return {name: value for name, value in merged.items() if value is not None}
+
+
+def leads(reference: Attributes, changes_said: Changes, target: Attributes) -> bool:
+    """Return whether the changes turn the reference's attributes into exactly the target's."""
+    new_values = dict(changes_said)
+    for name, value in changes_said.items():
+        if value != ANOTHER:
+            continue
+        new = target.get(name)
+        if new is None or name not in reference or same(new, reference[name]):
+            return False
+        new_values[name] = new
+    return not changes(changed(reference, new_values), target)

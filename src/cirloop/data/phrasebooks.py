@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from cirloop.data.changes import Attributes, Changes, changed, changes, fold, tidy
+from cirloop.data.changes import ANOTHER, Attributes, Changes, changes, fold, leads, tidy
 from cirloop.data.names import nfc
 from cirloop.data.phrases import GONE, Phrase, Phrasebook
 from cirloop.io import parse
@@ -30,12 +31,12 @@ ANSWERS = frozenset(("yes", "no", "true", "false"))
 """Values that name nothing by themselves: a "no" in a human text is not the attribute's."""
 
 
-def read_phrases(path: Path) -> Phrasebook:
-    """Read a YAML file of phrases, by the attributes that they change.
+def read_phrases(path: Path, sections: Sequence[str] = ()) -> Phrasebook:
+    """Read a YAML file of phrases, by the attributes that they change, or such `sections` of it.
 
     A key names them, with a comma between two; `organic=yes` is for a phrase that says this value
-    without a slot, `organic=` for one that says the attribute is gone. Raises ValidationFailed with
-    all that is wrong.
+    without a slot, `organic=*` for one that asks for another value, `organic=` for one that says
+    the attribute is gone. Raises ValidationFailed with all that is wrong.
     """
     problems = ValidationReport(PHRASES_FORM)
     content = None
@@ -44,9 +45,24 @@ def read_phrases(path: Path) -> Phrasebook:
     except UserError as error:
         problems.add(path, str(error))
     phrases: list[Phrase] = []
-    if not problems.rows and not (isinstance(content, dict) and content):
-        problems.add(path, "must hold phrases by the attributes that they change")
-    for key, texts in content.items() if isinstance(content, dict) else ():
+    for section in sections or [""]:
+        part = content
+        if section:
+            part = content.get(section) if isinstance(content, dict) else None
+        if not problems.rows and not (isinstance(part, dict) and part):
+            where = f"{path} {section}".rstrip()
+            problems.add(where, "must hold phrases by the attributes that they change")
+        if isinstance(part, dict):
+            phrases += _phrases_by_key(part, f"{path} {section}".rstrip(), problems)
+    problems.raise_if_any()
+    return Phrasebook(tuple(phrases))
+
+
+def _phrases_by_key(
+    content: Mapping[str, object], path: str, problems: ValidationReport
+) -> list[Phrase]:
+    phrases: list[Phrase] = []
+    for key, texts in content.items():
         where = f"{path} {key!r}"
         said = [_key_part(part) for part in key.split(",")]
         if not all(name for name, _ in said):
@@ -55,8 +71,7 @@ def read_phrases(path: Path) -> Phrasebook:
             problems.add(where, "must hold a list of phrases")
         else:
             phrases += _phrases(texts, tuple(sorted(said)), where, problems)
-    problems.raise_if_any()
-    return Phrasebook(tuple(phrases))
+    return phrases
 
 
 def _key_part(part: str) -> tuple[str, str | None]:
@@ -86,7 +101,8 @@ def learn_phrases(triplets: Iterable[Triplet], items: Items) -> Phrasebook:
 
     Each value of target or reference that the text holds (whole words, any case, the longest
     first) becomes a slot. A changed value that it does not hold becomes part of the phrase's key,
-    so that the phrase is for this value only. Raises UserError where nothing is learned.
+    so that the phrase is for this value only; a text that stands for several values asks for
+    another one, whichever. Raises UserError where nothing is learned.
     """
     phrases = []
     failures: Counter[str] = Counter()
@@ -113,7 +129,26 @@ def learn_phrases(triplets: Iterable[Triplet], items: Items) -> Phrasebook:
             f" {PHRASES_FORM}"
         )
     logger.debug("learned %d phrases from %s; %s", len(phrases), looked_at, counts or "none failed")
-    return Phrasebook(tuple(phrases))
+    return Phrasebook(tuple(_generalize(phrases)))
+
+
+def _generalize(phrases: Sequence[Phrase]) -> list[Phrase]:
+    """Return the phrases, with `*` for the values of a text that stands for several of them."""
+    values: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for phrase in phrases:
+        for name, value in phrase.changes:
+            if value not in (None, GONE):
+                values[fold(phrase.text), name].add(fold(value))
+    return [
+        replace(
+            phrase,
+            changes=tuple(
+                (name, ANOTHER if len(values[fold(phrase.text), name]) > 1 else value)
+                for name, value in phrase.changes
+            ),
+        )
+        for phrase in phrases
+    ]
 
 
 def _learned(text: str, reference: Attributes, target: Attributes) -> Phrase | None:
@@ -135,7 +170,7 @@ def _learned(text: str, reference: Attributes, target: Attributes) -> Phrase | N
     )
     phrase = Phrase("".join([*pieces, text[end:]]), said)
     readings = Phrasebook((phrase,)).read(text, reference)
-    same_changes = any(not changes(changed(reference, read), target) for read in readings)
+    same_changes = any(leads(reference, read, target) for read in readings)
     return phrase if same_changes else None
 
 

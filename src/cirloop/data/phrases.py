@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from cirloop.data.changes import Attributes, changes, fold, same, tidy
+from cirloop.data.changes import ANOTHER, Attributes, changes, fold, same, tidy
 from cirloop.types import UserError
 
 GONE = ""
@@ -34,7 +34,7 @@ class Phrase:
 
     `changes` are the changed attributes. With None the text has the new value as a slot; with a
     value, the phrase says this one value without a slot ("the organic one": organic=yes); with ""
-    it says that the attribute is gone.
+    it says that the attribute is gone, with `*` that it is another one ("in another colour").
     """
 
     text: str
@@ -57,8 +57,8 @@ class Phrase:
                     f"must have the slot {{{name}}}, or a key with the value that it says:"
                     f" {name}=VALUE"
                 )
-            if value == GONE and name in slots:
-                problem = problem or f"has the slot {{{name}}}, but {name}= says that it is gone"
+            if value in (GONE, ANOTHER) and name in slots:
+                problem = problem or f"has the slot {{{name}}}, but {name}={value} names no value"
         if problem:
             raise UserError(f"the phrase {self.text!r} {problem}")
 
@@ -93,7 +93,10 @@ class _Form:
         """Return the text for two images; None where the phrase is not for them."""
         for name, value in self.changes.items():
             new = target.get(name)
-            if value is not None and not same(new, value or None):
+            if value == ANOTHER:
+                if new is None or name not in reference:
+                    return None
+            elif value is not None and not same(new, value or None):
                 return None
         text = self.literals[0]
         for slot, literal in zip(self.slots, self.literals[1:], strict=True):

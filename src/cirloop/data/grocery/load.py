@@ -117,8 +117,9 @@ class Grocery:
         return below if below.is_dir() else directory
 
     @cached_property
-    def items(self) -> Items:
-        return Items(read_items(self.settings.attributes or _packaged(ATTRIBUTES)))
+    def products(self) -> dict[str, dict[str, str]]:
+        """What each class is."""
+        return read_items(self.settings.attributes or _packaged(ATTRIBUTES))
 
     def phrasebook(self, *styles: str) -> Phrasebook:
         return read_phrases(self.settings.phrases or _packaged(PHRASES), ("both", *styles))
@@ -134,8 +135,10 @@ class Grocery:
         parts, problems = self.read("train")
         allow = self.settings.allow_missing_images
         split = build_train_split(parts, allow, self.data_paths, problems)
-        everything = AttributeCatalogue(self.items, self.phrasebook("train", "evaluation"))
-        learned = AttributeCatalogue(self.items, learn_phrases(split.triplets, self.items))
+        folders = {PurePosixPath(image).parent for image in split.gallery.ids}
+        items = Items({str(folder): self.products[folder.name] for folder in folders})
+        everything = AttributeCatalogue(items, self.phrasebook("train", "evaluation"))
+        learned = AttributeCatalogue(items, learn_phrases(split.triplets, items))
         oracle = GroceryOracle(everything, split.gallery.ids)
         return replace(split, oracle=oracle, catalogue=learned)
 
@@ -177,7 +180,7 @@ class Grocery:
         if split != "train":
             style, num, seed = "evaluation", settings.eval_queries, 0
         phrasebook = self.phrasebook(style)
-        edits = usable_edits(self.items.entries, sorted(images), phrasebook)
+        edits = usable_edits(self.products, sorted(images), phrasebook)
         return draw_queries(edits, images, phrasebook, num, Random(f"grocery {split} {seed}"))
 
     def images(self, split: str, problems: ValidationReport) -> dict[str, tuple[ImageId, ...]]:
@@ -195,7 +198,7 @@ class Grocery:
                 problems.add(where, f"must be `path, fine class, coarse class`, found {line!r:.90}")
             elif classes and classes.get(fields[1]) != name:
                 problems.add(where, f"class {fields[1]!r} of classes.csv is not {name!r}")
-            elif self.items.attributes(ImageId(fields[0])) is None:
+            elif name not in self.products:
                 problems.add(where, f"the class {name!r} has no attributes")
             else:
                 images.setdefault(name, []).append(ImageId(fields[0]))
