@@ -13,3 +13,5 @@ class Evaluation(Settings):
     split: Literal["val", "test"] = Field("val", description="What iterations are evaluated on.")
     evaluate_base: bool = True
     """Also evaluate the base model, before any training."""
+    alone: bool = False
+    """Also evaluate with grey references and with empty texts: what one of the two finds alone."""

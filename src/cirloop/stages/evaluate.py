@@ -37,6 +37,8 @@ def evaluate(
         write_json(path, evaluation(run, label, checkpoint, split_name))
 
     settings = run.stage_config("model", "data") | {"split": split_name}
+    if run.config.evaluation.alone:
+        settings["alone"] = True
     inputs = [run.eval_digest(split_name), *([checkpoint.digest] if checkpoint else [])]
     return run.build(f"evaluation_{label}.json", settings, inputs, build, iteration)
 
@@ -53,6 +55,36 @@ def evaluation(
     backbone = run.embedder(checkpoint)
     if any(part.relevance is None for part in parts):
         raise UserError(f"{parts[0].name} has no published targets, so there are no scores.")
+    rows_by_query, tops = _rank(run, backbone, parts, ablate)
+    labeled = [part.labeled for part in parts]
+    metrics = protocols.metrics(labeled, rows_by_query)
+    compared = parts[0].labeled.protocol.primary_metric
+    if run.config.evaluation.alone and ablate is None:
+        metrics |= _alone(run, backbone, parts, compared)
+    return run.mark | {
+        "schema": 4,
+        "iteration": label.removeprefix("iter_"),
+        "split": parts[0].name,
+        "queries": sum(len(part.queries) for part in parts),
+        "gallery": sum(len(part.gallery.ids) for part in parts),
+        "missing_images": sum(part.missing for part in parts),
+        "dropped_queries": sum(part.dropped for part in parts),
+        "protocol": protocols.describe(labeled),
+        "ablated": ablate,
+        "model": backbone.fingerprint,
+        "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
+        "standard_errors": {name: round(m.se, 6) for name, m in metrics.items()},
+        "compared_on": compared,
+        "ranks": [row for part in parts for row in _query_rows(part, rows_by_query, compared)],
+        "top": tops,
+    }
+
+
+def _rank(
+    run: RunContext, backbone: Embedder, parts: Sequence[EvalSplit], ablate: Ablation
+) -> tuple[dict[QueryId, Any], list[list[ImageId]]]:
+    """Return, for each query, the ranks or scores of the images that matter, and its best
+    images."""
     rows_by_query: dict[QueryId, Any] = {}
     tops: list[list[ImageId]] = []
     for part in parts:
@@ -63,25 +95,25 @@ def evaluation(
         score_rows: Any = scores_of_images if preferences else ranks_of_images
         rows = score_rows(relevant_images, part.gallery, vectors, gallery)
         rows_by_query |= {query.id: row for query, row in zip(part.queries, rows, strict=True)}
-    metrics = protocols.metrics([part.labeled for part in parts], rows_by_query)
-    compared = parts[0].labeled.protocol.primary_metric
-    return run.mark | {
-        "schema": 4,
-        "iteration": label.removeprefix("iter_"),
-        "split": parts[0].name,
-        "queries": sum(len(part.queries) for part in parts),
-        "gallery": sum(len(part.gallery.ids) for part in parts),
-        "missing_images": sum(part.missing for part in parts),
-        "dropped_queries": sum(part.dropped for part in parts),
-        "protocol": protocols.describe([part.labeled for part in parts]),
-        "ablated": ablate,
-        "model": backbone.fingerprint,
-        "metrics": {name: round(m.value, 6) for name, m in metrics.items()},
-        "standard_errors": {name: round(m.se, 6) for name, m in metrics.items()},
-        "compared_on": compared,
-        "ranks": [row for part in parts for row in _query_rows(part, rows_by_query, compared)],
-        "top": tops,
-    }
+    return rows_by_query, tops
+
+
+def _alone(
+    run: RunContext, backbone: Embedder, parts: Sequence[EvalSplit], compared: str
+) -> dict[str, protocols.Metric]:
+    """Return the metric `compared`, and those by aspect, with grey references and with empty
+    texts."""
+    metrics: dict[str, protocols.Metric] = {}
+    ablations: tuple[tuple[Ablation, str], ...] = (("image", "text alone"), ("text", "image alone"))
+    for ablate, name in ablations:
+        rows_by_query, _ = _rank(run, backbone, parts, ablate)
+        of_one = protocols.metrics([part.labeled for part in parts], rows_by_query)
+        metrics |= {
+            f"{metric}, {name}": value
+            for metric, value in of_one.items()
+            if metric == compared or metric.startswith("map@10, ")
+        }
+    return metrics
 
 
 def _query_rows(
