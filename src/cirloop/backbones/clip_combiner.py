@@ -77,7 +77,7 @@ class ClipCombiner(TrainableWeights):
         self.default_trainable_patterns += ("clip",) * settings.train_clip
         self.resize = _resize_transform(self.checkpoint.preprocess)
         self.tokenizer = build_tokenizer(self.checkpoint.text)
-        self._has_own_text_tower = TOWER not in self.checkpoint.text
+        self._has_own_text_tower = not self.checkpoint.text.get(TOWER)
         self._warned_of_cut_text = False
         self._text_feature = lru_cache(MAX_TEXTS)(self._encode_text_alone)
         if adapter is not None:
