@@ -211,6 +211,12 @@ def test_a_trained_text_tower_is_not_kept_and_loads_with_its_own_features(
     loaded = build(towers, tmp_path, project_images=24)
     assert loaded.text_inputs(TEXTS)["text"].dtype == torch.float32
     assert torch.allclose(texts_of(loaded), texts_of(backbone), atol=1e-5)
+    alone = build(towers, project_images=24)
+    alone.make_trainable(TrainingSettings(trainable_patterns=("clip.text",)), seed=0)
+    train(alone, photos)
+    alone.save_adapter(tmp_path / "alone")
+    loaded = build(towers, tmp_path / "alone", project_images=24)
+    assert torch.allclose(texts_of(loaded), texts_of(alone), atol=1e-5)
     again = build(towers, project_images=24)
     tuning = TrainingSettings(trainable_patterns=("clip.text", "combiner"))
     again.make_trainable(tuning, seed=0)

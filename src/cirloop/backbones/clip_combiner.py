@@ -264,8 +264,9 @@ class ClipCombiner(TrainableWeights):
         if not self.settings.train_clip:
             images = self.module.encode_pixels(images)
         image_of = torch.zeros(1, dtype=torch.long, device=self.device)
-        text = self.text_inputs(["is red and has long sleeves"])
-        vector: torch.Tensor = self.module({"images": images, "image_of": image_of, **text})
+        ids_BT = self._text_ids(["is red and has long sleeves"])  # not kept: weights are loaded
+        inputs = {"images": images, "image_of": image_of, "text": ids_BT}
+        vector: torch.Tensor = self.module(inputs)
         return vector
 
 

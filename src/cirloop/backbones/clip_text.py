@@ -93,7 +93,7 @@ def _require_tower(name: str, text: Config, embed_dim: int) -> None:
         raise UserError(f"{name}: there is no {file}. {LAYOUT}")
     try:
         tower: Any = AutoConfig.from_pretrained(file.parent, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{name}: {file} cannot be read ({error}). Restore it.") from None
     if tower.model_type not in arch_dict:
         raise UserError(
