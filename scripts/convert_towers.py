@@ -114,27 +114,32 @@ def read_source(source: Source, wheel: Path | None) -> bytes:
     Raises UserError where it is missing, or is not the file of that digest.
     """
     member = f"{source.package}/{source.member}"
-    if wheel is None:
-        spec = find_spec(source.package)  # finds the package without running it
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"{source.project} is not installed. Give its wheel by --wheels: {_download()}"
-            )
-        wheel = Path(spec.submodule_search_locations[0]).parent
-        content = (wheel / member).read_bytes()
-    else:
-        try:
+    place = _installed(source) if wheel is None else wheel
+    try:
+        if wheel is None:
+            content = (place / member).read_bytes()
+        else:
             with zipfile.ZipFile(wheel) as archive:
                 content = archive.read(member)
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
-            raise UserError(f"{wheel} gives no {member} ({error}). {_download()}") from None
+    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{place} gives no {member} ({error}). {_download()}") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != source.sha256:
         raise UserError(
-            f"{member} of {wheel} has the sha256 {digest}, not {source.sha256}: it is another file,"
+            f"{member} of {place} has the sha256 {digest}, not {source.sha256}: it is another file,"
             f" which is not read. {_download()}"
         )
     return content
+
+
+def _installed(source: Source) -> Path:
+    """Return the folder in which a source's package is installed, without running the package."""
+    spec = find_spec(source.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{source.project} is not installed. Give its wheel by --wheels: {_download()}"
+        )
+    return Path(spec.submodule_search_locations[0]).parent
 
 
 def _download() -> str:

