@@ -17,7 +17,7 @@ from cirloop.data import ShapesSettings
 from cirloop.training import TrainingSettings
 from cirloop.types import UserError
 from tests.backbones.tiny_blip2 import save_blip2
-from tests.backbones.tiny_models import WRITERS
+from tests.backbones.tiny_models import WRITERS, write_towers
 
 DATA = {"train_families": 6, "train_triplets": 48, "eval_families": 4}
 NO_TEXTS = {"captioning": {"enabled": False}}
@@ -58,6 +58,9 @@ def blip2(directory: Path, data: dict[str, int]) -> dict[str, Any]:
 def model_of(name: str, directory: Path) -> dict[str, Any]:
     if name == "blip2":
         return blip2(directory, DATA)
+    if name == "towers":
+        towers = {"type": "clip_combiner", "path": str(write_towers(directory / "towers"))}
+        return {**towers, "combiner_width": 2, "project_images": 16}
     if name.startswith("clip"):
         return clip(directory, train_clip="trained" in name, combiner=name.split()[1])
     kind = name.removesuffix("_next").removesuffix("_onevision")
@@ -72,6 +75,7 @@ LOSSES = {
     "blip2": {"type": "bradley_terry"},
     "clip combiner": {"type": "triplet"},
     "clip attention_fusion trained": {"type": "triplet"},
+    "towers": {"type": "info_nce"},
 }
 LAX = {"num_candidates": 1, "min_verify_probability": 0.0, "max_round_trip_rank": 0}
 

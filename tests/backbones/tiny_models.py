@@ -8,14 +8,17 @@ input shows in the output. Tokenizers are the embedded model's byte-level BPE; t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoTokenizer,
+    BertConfig,
     CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
@@ -48,7 +51,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from cirloop.backbones.clip_source import find_checkpoint
 from cirloop.backbones.weights import resolve
+from tests.backbones import tiny_blip2
 
 STD = 0.08
 CHATML = (Path(resolve("tiny", "qwen2_vl")) / "chat_template.jinja").read_text("utf-8")
@@ -268,6 +273,46 @@ def write_llava_onevision(directory: Path) -> Path:
         chat_template=LLAVA_CHAT,
     )
     return _save(directory, LlavaOnevisionForConditionalGeneration, config, processor)
+
+
+TOWERS: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 32,
+        "vision_cfg": {
+            "timm_model_name": "test_efficientnet",
+            "timm_proj": "none",
+            "image_size": 64,
+        },
+        "text_cfg": {
+            "hf_model_name": "text",
+            "hf_tokenizer_name": "text",
+            "hf_proj_type": None,
+            "context_length": 64,
+        },
+    },
+    "preprocess_cfg": {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+        "interpolation": "bilinear",
+    },
+}
+"""Image features have 256 dimensions and text features 32."""
+
+
+def write_towers(directory: Path) -> Path:
+    """A timm network and a BERT as open_clip's towers, without a space in common."""
+    tokenizer = tiny_blip2.tokenizer()
+    text = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=64, initializer_range=STD,
+    )  # fmt: skip
+    text.save_pretrained(directory / "text")
+    tokenizer.save_pretrained(directory / "text")
+    config = directory / "open_clip_config.json"
+    config.write_text(json.dumps(TOWERS))
+    clip = find_checkpoint(str(config), "random").build(0)
+    save_file(clip.state_dict(), directory / "open_clip_model.safetensors")
+    return directory
 
 
 WRITERS: dict[str, Callable[[Path], Path]] = {

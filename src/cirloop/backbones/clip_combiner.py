@@ -1,12 +1,17 @@
 """CLIP with a combiner of image and text (CLIP4Cir: Baldrati et al., ACM TOMM 2023, arXiv
-2308.11485), by open_clip.
+2308.11485), by open_clip, or any pair of towers in its form.
 
-Gallery image = CLIP's image feature; query = the combiner's vector of the reference's feature and
-the text's; both of unit norm. With CLIP frozen, `encode_images` returns the image features, kept on
-disk: the feature (1, D), and for `attention_fusion` the patches' tokens after it (1 + T, D). With
-`train_clip` it returns the resized pixels (H W, 3) in bytes, and the tower runs inside `module`.
-CLIP stays in evaluation mode also while it is trained, as CLIP4Cir trains it: the batch norms of
-its ResNets keep their statistics, and an embedding never depends on the batch it is in.
+Gallery image = CLIP's image feature, with `project_images` its trained projection; query = the
+combiner's vector of the reference's feature and the text's; both of unit norm. With CLIP frozen,
+`encode_images` returns the image features, kept on disk: the feature (1, D), and for
+`attention_fusion` the patches' tokens after it (1 + T, D). With `train_clip` it returns the resized
+pixels (H W, 3) in bytes, and the tower runs inside `module`. CLIP stays in evaluation mode also
+while it is trained, as CLIP4Cir trains it: the batch norms of its ResNets keep their statistics,
+and an embedding never depends on the batch it is in.
+
+Texts of a frozen text tower of transformers, and with `cache_texts` of any frozen one, are encoded
+one by one without padding and kept in memory, so that a text's feature depends on nothing else, to
+the last bit.
 """
 
 from __future__ import annotations
@@ -15,22 +20,29 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from torch.distributed.tensor import DTensor
 from torchvision.transforms import Compose, Normalize
 
 from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.adapter import TrainableWeights, any_of
 from cirloop.backbones.base import EmbedInput, Grid, ImageFeatures, TuningSettings, deduplicate
-from cirloop.backbones.clip_module import ClipModule, require_tokens
-from cirloop.backbones.clip_source import Config, find_checkpoint
+from cirloop.backbones.clip_module import ClipModule, require_tokens, tower_dims
+from cirloop.backbones.clip_source import find_checkpoint
+from cirloop.backbones.clip_text import (
+    TOWER,
+    build_tokenizer,
+    count_tokens,
+    cut_padding,
+    padding_id,
+)
 from cirloop.backbones.combiners import combiner
 from cirloop.backbones.target_pad import target_pad
 from cirloop.backbones.vision import tower_digest
@@ -40,6 +52,9 @@ if TYPE_CHECKING:
     from cirloop.backbones.config import ClipCombinerSettings
 
 logger = logging.getLogger(__name__)
+TEXT_TOWER = r"clip\.(?!visual\.)"
+MAX_TEXTS = 1 << 16
+"""Texts whose features are kept in memory, the last ones; 384 dimensions make 100 MB of them."""
 
 
 class ClipCombiner(TrainableWeights):
@@ -57,15 +72,19 @@ class ClipCombiner(TrainableWeights):
         self.base_path = f"{settings.clip} {settings.path}"
         self.module = self._build_module()
         self.root_module = self.module
-        self.default_trainable_patterns = ("combiner",) * (settings.combiner != "sum")
+        has_weights = any(True for _ in self.module.combiner.parameters())
+        self.default_trainable_patterns = ("combiner",) * has_weights
         self.default_trainable_patterns += ("clip",) * settings.train_clip
         self.resize = _resize_transform(self.checkpoint.preprocess)
-        self.tokenizer = _tokenizer(self.checkpoint.model)
+        self.tokenizer = build_tokenizer(self.checkpoint.text)
+        self._has_own_text_tower = not self.checkpoint.text.get(TOWER)
         self._warned_of_cut_text = False
+        self._text_feature = lru_cache(MAX_TEXTS)(self._encode_text_alone)
         if adapter is not None:
             self.load_adapter(adapter)
         # After the adapter, whose weights are float32.
         self.module.clip.to(getattr(torch, settings.dtype))
+        self._text_feature.cache_clear()
 
     def _build_module(self) -> ClipModule:
         settings = self.settings
@@ -74,9 +93,10 @@ class ClipCombiner(TrainableWeights):
             torch.manual_seed(settings.random_seed + 1)
             network = combiner(
                 settings.combiner,
-                self.checkpoint.model["embed_dim"],
+                tower_dims(clip, self.checkpoint.model, self.checkpoint.preprocess),
                 settings.combiner_width,
                 settings.dropout,
+                settings.project_images,
             )
         if network.needs_tokens:
             require_tokens(clip, settings.clip)
@@ -152,17 +172,46 @@ class ClipCombiner(TrainableWeights):
         return inputs | (self.text_inputs(texts) if texts else {})
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return the inputs of texts alone, cut to CLIP's context by its tokenizer."""
+        """Return the inputs of texts alone, cut to CLIP's context by its tokenizer.
+
+        They are ids (B, T), or features (B, D) where those are kept.
+        """
+        if self.keeps_texts():
+            return {"text": torch.stack([self._text_feature(text) for text in texts])}
+        return {"text": self._text_ids(texts)}
+
+    def keeps_texts(self) -> bool:
+        """Return whether texts' features are kept: asked for, and the text tower frozen and whole.
+
+        A tower whose weights are sharded over processes can only be called inside `module`.
+        """
+        default = not self._has_own_text_tower
+        wanted = default if self.settings.cache_texts is None else self.settings.cache_texts
+        return wanted and not any(
+            weight.requires_grad or isinstance(weight, DTensor) or hasattr(weight, "ds_id")
+            for name, weight in self.module.named_parameters()
+            if re.match(TEXT_TOWER, name)
+        )
+
+    def _encode_text_alone(self, text: str) -> torch.Tensor:
+        """Return the text feature (D), float32; training may use it, wherever it is computed."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.module.encode_text(self._text_ids([text])).pooled[0]
+
+    def _text_ids(self, texts: Sequence[str]) -> torch.Tensor:
         ids_BT = self.tokenizer(list(texts))
         if not self._warned_of_cut_text:
             self._warn_of_cut_text(texts, ids_BT)
-        return {"text": ids_BT.to(self.device)}
+        if not self._has_own_text_tower:
+            ids_BT = cut_padding(ids_BT, padding_id(self.tokenizer))
+        return ids_BT.to(self.device)
 
     def _warn_of_cut_text(self, texts: Sequence[str], ids_BT: torch.Tensor) -> None:
         """Warn of the first text that is longer than CLIP's context, once."""
         context_length = self.tokenizer.context_length
-        for row in (ids_BT[:, -1] != 0).nonzero()[:, 0].tolist():
-            num_tokens = len(self.tokenizer.encode(texts[row])) + 2
+        is_full_B = ids_BT[:, -1] != padding_id(self.tokenizer)
+        for row in is_full_B.nonzero()[:, 0].tolist():
+            num_tokens = count_tokens(self.tokenizer, texts[row])
             if num_tokens > context_length:
                 logger.warning(
                     "texts of more than %d tokens are cut; the first has %d: %r",
@@ -198,7 +247,13 @@ class ClipCombiner(TrainableWeights):
                 f"model.dtype {self.settings.dtype}: CLIP is trained in float32 only; set it to"
                 " float32."
             )
+        if self.settings.cache_texts and any(re.match(TEXT_TOWER, name) for name in names):
+            raise UserError(
+                f"training.trainable_patterns {', '.join(patterns)} would train the text tower,"
+                " whose features are kept in memory. Leave model.cache_texts out."
+            )
         super().make_trainable(tuning, seed)
+        self._text_feature.cache_clear()
 
     def probe_output(self) -> torch.Tensor:
         """Embed a query of a synthetic image and a text."""
@@ -209,8 +264,9 @@ class ClipCombiner(TrainableWeights):
         if not self.settings.train_clip:
             images = self.module.encode_pixels(images)
         image_of = torch.zeros(1, dtype=torch.long, device=self.device)
-        text = self.text_inputs(["is red and has long sleeves"])
-        vector: torch.Tensor = self.module({"images": images, "image_of": image_of, **text})
+        ids_BT = self._text_ids(["is red and has long sleeves"])  # not kept: weights are loaded
+        inputs = {"images": images, "image_of": image_of, "text": ids_BT}
+        vector: torch.Tensor = self.module(inputs)
         return vector
 
 
@@ -222,16 +278,3 @@ def _resize_transform(preprocess: PreprocessCfg) -> Compose:
     steps = image_transform_v2(preprocess, is_train=False).transforms
     assert isinstance(steps[-1], Normalize) and len(steps) > 2
     return Compose(steps[:-2])
-
-
-def _tokenizer(model: Config) -> open_clip.SimpleTokenizer:
-    """Return CLIP's tokenizer, which reads its start and end tokens in a text as words."""
-    text = model["text_cfg"]
-    tokenizer = open_clip.SimpleTokenizer(
-        context_length=text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})
-    )
-    clean = tokenizer.clean_fn
-    tokenizer.clean_fn = lambda text: re.sub(
-        "<(?=(start|end)_of_text>)", "< ", clean(text), flags=re.IGNORECASE
-    )
-    return tokenizer

@@ -9,12 +9,16 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from open_clip import CLIPTextCfg
 from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import VisionTransformer
+from open_clip.utils import to_2tuple
 from torch import nn
 
-from cirloop.backbones.combiners import AttentionFusion, ClipFeatures, Combiner, Sum
+from cirloop.backbones.clip_text import Config
+from cirloop.backbones.combiners import ClipFeatures, QueryNetwork
 from cirloop.types import UserError
 
 Clip: TypeAlias = Any
@@ -33,7 +37,7 @@ class ClipModule(nn.Module):
     def __init__(
         self,
         clip: Clip,
-        combiner: Sum | Combiner | AttentionFusion,
+        combiner: QueryNetwork,
         preprocess: PreprocessCfg,
         *,
         pixels_in: bool,
@@ -76,10 +80,12 @@ class ClipModule(nn.Module):
         return torch.cat([output["image_features"].unsqueeze(1), tokens], dim=1)
 
     def encode_text(self, ids_BT: torch.Tensor) -> ClipFeatures:
-        """Return text features (B, D), float32.
+        """Return text features (B, D), float32; features that are kept come in and go out.
 
         For a combiner that needs them, the tokens' features are in the same space.
         """
+        if ids_BT.is_floating_point():
+            return ClipFeatures(ids_BT)
         if not self.combiner.needs_tokens:
             return ClipFeatures(self.clip.encode_text(ids_BT).float())
         output = self.clip.forward_intermediates(
@@ -91,16 +97,53 @@ class ClipModule(nn.Module):
         return ClipFeatures(output["text_features"].float(), tokens.float(), mask)
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Embed inputs: `images` alone are gallery images, `text` alone texts, both are queries."""
+        """Embed inputs: `images` alone are gallery images, `text` alone texts, both are queries.
+
+        `text` are ids (B, T) or kept features (B, D).
+        """
         if "images" not in inputs:
-            return F.normalize(self.encode_text(inputs["text"]).pooled, dim=-1)
+            return F.normalize(self._text(inputs).pooled, dim=-1)
         images = inputs["images"]
         features = (self.encode_pixels(images) if self.pixels_in else images).float()
         features = features[inputs["image_of"]]
+        tokens = features if self.combiner.needs_tokens else None
+        image = self.combiner.map_images(ClipFeatures(features[:, 0], tokens))
         if "text" not in inputs:
-            return F.normalize(features[:, 0], dim=-1)
-        image = ClipFeatures(features[:, 0], features)
-        return F.normalize(self.combiner(image, self.encode_text(inputs["text"])), dim=-1)
+            return F.normalize(image.pooled, dim=-1)
+        return F.normalize(self.combiner(image, self._text(inputs)), dim=-1)
+
+    def _text(self, inputs: dict[str, torch.Tensor]) -> ClipFeatures:
+        return self.combiner.map_texts(self.encode_text(inputs["text"]))
+
+
+def tower_dims(clip: Clip, model: Config, preprocess: PreprocessCfg) -> tuple[int, int]:
+    """Return the widths of image and text features.
+
+    `model` is open_clip's config. Its `embed_dim` is both, but for a tower without a projection
+    ("timm_proj": "none", "proj_type": "none"), which has its own. Raises UserError where a tower of
+    timm's does not give one vector an image.
+    """
+    text = CLIPTextCfg(**model["text_cfg"])
+    bare = not text.hf_model_name and text.proj_type == "none"
+    text_dim = text.width if bare else model["embed_dim"]
+    if not isinstance(clip.visual, TimmModel):
+        return model["embed_dim"], text_dim
+    height, width = to_2tuple(preprocess.size)
+    name = model["vision_cfg"]["timm_model_name"]
+    try:
+        with torch.no_grad():
+            shape = clip.visual(torch.zeros(1, 3, height, width)).shape
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the image tower {name} takes no images of {height}x{width} pixels ({error}). Set"
+            " preprocess_cfg.size in the model's config."
+        ) from None
+    if len(shape) != 2:
+        raise UserError(
+            f"the image tower {name} gives {list(shape)} for an image, not one vector. Set"
+            " vision_cfg.timm_pool in the model's config, as to avg."
+        )
+    return int(shape[1]), text_dim
 
 
 def require_tokens(clip: Clip, name: str) -> None:

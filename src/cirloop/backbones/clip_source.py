@@ -1,8 +1,9 @@
 """CLIP checkpoints: an architecture of open_clip's, or one in a JSON file, and its weights.
 
-No pickle is read. open_clip's own loader would fetch a pickle where a repository has no
-safetensors, resize position embeddings that do not fit, and only warn where weights were trained
-with another GELU. Here the first two are errors, and the weights' own config says which GELU.
+The towers are CLIP's own, timm's for images and those of transformers for texts. No pickle is read.
+open_clip's own loader would fetch a pickle where a repository has no safetensors, resize position
+embeddings that do not fit, and only warn where weights were trained with another GELU. Here the
+first two are errors, and the weights' own config says which GELU.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import open_clip
+import timm
 import torch
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
@@ -21,23 +22,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from cirloop.artifacts.store import file_digest, fingerprint
+from cirloop.backbones import clip_text
 from cirloop.backbones.clip_module import Clip
+from cirloop.backbones.clip_text import Config
 from cirloop.io import parse
 from cirloop.types import UserError
 
 RANDOM = "random"
 HUB = "hf-hub:"
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
+_TIMM_PROJECTIONS = ("linear", "mlp", "none", "")
+_HUB_FILES = [HF_SAFE_WEIGHTS_NAME, "*.json", "*vocab.txt", "*.model"]
+"""Weights, configs, and tokenizers' files."""
 _digest = cache(file_digest)
-Config: TypeAlias = dict[str, Any]
-"""A model config of open_clip."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipCheckpoint:
     """A CLIP: open_clip's model config, its preprocessing, and the files of config and weights.
 
-    Without a file of weights, they are drawn.
+    Without a file of weights, they are drawn. Directories of a text tower and of a tokenizer lie
+    beside `config`.
     """
 
     name: str
@@ -49,7 +54,15 @@ class ClipCheckpoint:
     def digest(self, seed: int) -> str:
         """Return the digest of all that decides features; `seed` is that of drawn weights."""
         drawn = ["drawn", seed] if self.weights is None else _digest(self.weights)
-        return fingerprint([self.model, asdict(self.preprocess), drawn])
+        parts = [self.model, asdict(self.preprocess), drawn]
+        if clip_text.has_text_files(self.model["text_cfg"]):
+            parts.append(clip_text.digest_text_files(self.text))
+        return fingerprint(parts)
+
+    @property
+    def text(self) -> Config:
+        """Open_clip's text config, with paths of directories in place of names."""
+        return clip_text.resolve_text(self.model["text_cfg"], self.config.parent)
 
     def build(self, seed: int) -> Clip:
         """Build the model in float32 on the CPU, frozen and in evaluation mode.
@@ -57,11 +70,12 @@ class ClipCheckpoint:
         Raises UserError where the weights do not fit.
         """
         vision = {**self.model["vision_cfg"], "timm_model_pretrained": False}
-        model = {**self.model, "vision_cfg": vision}
-        kind = open_clip.CustomTextCLIP if model.pop("custom_text", False) else open_clip.CLIP
+        model = {**self.model, "vision_cfg": vision, "text_cfg": self.text}
+        is_custom = model.pop("custom_text", False) or clip_text.TOWER in model["text_cfg"]
+        kind = open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            clip = kind(**model)
+            clip = kind(**model).float()  # a text tower's config.json may have another dtype
         if self.weights is not None:
             clip.load_state_dict(_load_matching(self.name, self.weights, clip.state_dict()))
         # Losses have their own temperature, so these are not trained.
@@ -79,13 +93,20 @@ def find_checkpoint(name: str, path: str) -> ClipCheckpoint:
     Downloads what a tag or `hf-hub:` names. Raises UserError for an unknown architecture or tag, a
     missing or damaged file, a pickle, and where the network is needed and missing.
     """
+    found = _find_checkpoint(name, path)
+    clip_text.require_text_files(str(found.config), found.text, found.model["embed_dim"])
+    return found
+
+
+def _find_checkpoint(name: str, path: str) -> ClipCheckpoint:
     model, preprocess, config = _architecture(name)
     if path == RANDOM:
         return ClipCheckpoint(name, model, preprocess, config, None)
     if path.startswith(HUB) or parse.expand_user(path).is_dir():
         is_hub_name = path.startswith(HUB)
         directory = _download(path.removeprefix(HUB)) if is_hub_name else parse.expand_user(path)
-        model, preprocess = _require_same_architecture(name, model, directory / HF_CONFIG_NAME)
+        config = directory / HF_CONFIG_NAME
+        model, preprocess = _require_same_architecture(name, model, config)
         weights = _require_safetensors(directory / HF_SAFE_WEIGHTS_NAME)
     elif tag := open_clip.get_pretrained_cfg(name, path):
         repository, _, file = tag.get("hf_hub", "").rpartition("/")
@@ -96,7 +117,9 @@ def find_checkpoint(name: str, path: str) -> ClipCheckpoint:
             )
         model["quick_gelu"] = bool(tag.get("quick_gelu", False))
         preprocess = PreprocessCfg(**merge_preprocess_dict(preprocess, tag))
-        weights = _require_safetensors(_download(repository) / HF_SAFE_WEIGHTS_NAME)
+        directory = _download(repository)
+        config = directory / HF_CONFIG_NAME  # beside its tokenizer, where that is not CLIP's own
+        weights = _require_safetensors(directory / HF_SAFE_WEIGHTS_NAME)
     else:
         weights = _weights_file(name, path)
     return ClipCheckpoint(name, model, preprocess, config, weights)
@@ -157,17 +180,32 @@ def _require_clip_config(model: Config, name: str) -> tuple[Config, PreprocessCf
         text = open_clip.CLIPTextCfg(**model["text_cfg"])
     except TypeError as error:
         raise UserError(f"{name} is no model config of this open_clip: {error}.") from None
-    if "multimodal_cfg" in model or text.hf_model_name or text.hf_tokenizer_name:
+    if "multimodal_cfg" in model:
         raise UserError(
-            f"{name} has a text tower or a tokenizer that is not CLIP's own. Give a CLIP such as"
-            " RN50x4 or ViT-L-14."
+            f"{name} has a decoder of texts, not CLIP's own two towers alone. Give a model without."
         )
     smallest = open_clip.SimpleTokenizer().vocab_size
-    if text.vocab_size < smallest:
+    if not clip_text.has_text_files(model["text_cfg"]) and text.vocab_size < smallest:
         raise UserError(
             f"{name}: text_cfg.vocab_size {text.vocab_size}; CLIP's tokenizer needs {smallest}."
         )
+    if vision.timm_model_name:
+        _require_timm_tower(name, vision)
     return model, PreprocessCfg(size=vision.image_size)
+
+
+def _require_timm_tower(name: str, vision: open_clip.CLIPVisionCfg) -> None:
+    """Raise UserError for an image tower that timm does not have; no hub is asked for one."""
+    if not timm.is_model(vision.timm_model_name):
+        near = get_close_matches(vision.timm_model_name, timm.list_models(), 3, cutoff=0.5)
+        raise UserError(
+            f"{name}: vision_cfg.timm_model_name {vision.timm_model_name!r} is no model of timm's."
+            f" Near: {', '.join(near) or 'none'}."
+        )
+    if vision.timm_proj not in _TIMM_PROJECTIONS:
+        raise UserError(
+            f"{name}: vision_cfg.timm_proj {vision.timm_proj!r} is none of {_TIMM_PROJECTIONS}."
+        )
 
 
 def _require_same_architecture(
@@ -196,7 +234,7 @@ def _tower_dims(model: Config) -> Config:
     vision = open_clip.CLIPVisionCfg(**model["vision_cfg"])
     text = open_clip.CLIPTextCfg(**model["text_cfg"])
     vision_keys = ("timm_model_name", "layers", "width", "head_width", "image_size")
-    text_keys = ("layers", "width", "heads", "context_length")
+    text_keys = ("layers", "width", "heads", "context_length", clip_text.TOWER)
     dims: Config = {"embed_dim": model["embed_dim"]}
     dims |= {f"vision_cfg.{key}": getattr(vision, key) for key in vision_keys}
     dims |= {f"text_cfg.{key}": getattr(text, key) for key in text_keys}
@@ -250,7 +288,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME]))
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"model.path: the weights {name!r} are neither here nor to be had from the hub"

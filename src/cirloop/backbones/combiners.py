@@ -1,6 +1,7 @@
 """Combiners of CLIP's image and text features (B, D) into one query. None normalises its output.
 
-Array suffixes: B batch, T tokens, D CLIP's embedding.
+Features of towers that share no space are mapped into one first, see `Aligned`. Array suffixes: B
+batch, T tokens, D the queries' space, which is CLIP's embedding where the towers have it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from cirloop.types import UserError
 
 
 class ClipFeatures(NamedTuple):
@@ -23,24 +26,40 @@ class ClipFeatures(NamedTuple):
     mask: torch.Tensor | None = None
 
 
-class Sum(nn.Module):
-    """The sum of image and text features, with which CLIP4Cir fine-tunes CLIP, without weights."""
+class QueryNetwork(nn.Module):
+    """A network that makes queries (B, D) of image and text features that are mapped into their
+    space.
+
+    `map_images` and `map_texts` do that, for gallery images and texts alone too; features that are
+    in it already stay as they are.
+    """
 
     needs_tokens = False
+    """Whether tokens' features are needed, not only those of whole images and texts."""
+
+    def map_images(self, features: ClipFeatures) -> ClipFeatures:
+        """Map features of the image tower into the queries' space."""
+        return features
+
+    def map_texts(self, features: ClipFeatures) -> ClipFeatures:
+        """Map features of the text tower into the queries' space."""
+        return features
+
+
+class Sum(QueryNetwork):
+    """The sum of image and text features, with which CLIP4Cir fine-tunes CLIP, without weights."""
 
     def forward(self, image: ClipFeatures, text: ClipFeatures) -> torch.Tensor:
         return image.pooled + text.pooled
 
 
-class Combiner(nn.Module):
+class Combiner(QueryNetwork):
     """CLIP4Cir's network (Baldrati et al., ACM TOMM 2023, arXiv 2308.11485).
 
     Both features are projected to `width` D, with ReLU and dropout. From the two together one
     network computes a mixture v, and another a share s in (0, 1): query = v + s text + (1 - s)
     image. CLIP4Cir has width 4 and dropout 0.5.
     """
-
-    needs_tokens = False
 
     def __init__(self, dim: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -65,7 +84,7 @@ class Combiner(nn.Module):
         return query
 
 
-class AttentionFusion(nn.Module):
+class AttentionFusion(QueryNetwork):
     """Attention from text tokens to image tokens, added to the sum of both features through a
     gate.
 
@@ -104,11 +123,63 @@ class AttentionFusion(nn.Module):
         return query
 
 
-def combiner(name: str, dim: int, width: int, dropout: float) -> Sum | Combiner | AttentionFusion:
-    """Build the combiner `name` of CLIP features (B, dim); torch's generator draws its weights."""
+class Aligned(QueryNetwork):
+    """A query network behind trained linear maps of both towers' features into its space.
+
+    Texts always have a map. Images have one with `project_images` dimensions, unless that is 0, and
+    a gallery image's vector is then what the map makes of its feature.
+    """
+
+    def __init__(self, network: QueryNetwork, dims: tuple[int, int], project_images: int) -> None:
+        super().__init__()
+        image_dim, text_dim = dims
+        dim = project_images or image_dim
+        self.network = network
+        self.needs_tokens = network.needs_tokens
+        self.images = nn.Linear(image_dim, dim) if project_images else nn.Identity()
+        self.texts = nn.Linear(text_dim, dim)
+
+    def map_images(self, features: ClipFeatures) -> ClipFeatures:
+        return _map_features(self.images, features)
+
+    def map_texts(self, features: ClipFeatures) -> ClipFeatures:
+        return _map_features(self.texts, features)
+
+    def forward(self, image: ClipFeatures, text: ClipFeatures) -> torch.Tensor:
+        query: torch.Tensor = self.network(image, text)
+        return query
+
+
+def _map_features(layer: nn.Module, features: ClipFeatures) -> ClipFeatures:
+    tokens = None if features.tokens is None else layer(features.tokens)
+    return ClipFeatures(layer(features.pooled), tokens, features.mask)
+
+
+def combiner(
+    name: str, dims: tuple[int, int], width: int, dropout: float, project_images: int = 0
+) -> QueryNetwork:
+    """Build the combiner `name`; torch's generator draws its weights.
+
+    `dims` are the widths of image and text features. Queries have the image's, or
+    `project_images` dimensions where that is not 0. Raises UserError for `sum` where the widths
+    differ and nothing maps them.
+    """
+    image_dim, text_dim = dims
+    if name == "sum" and image_dim != text_dim and not project_images:
+        raise UserError(
+            f"model.combiner `sum` adds features of one width; the image tower has {image_dim}"
+            f" dimensions and the text tower {text_dim}. Set model.project_images, or the combiner"
+            " `combiner`."
+        )
+    dim = project_images or image_dim
+    network: QueryNetwork
     if name == "sum":
-        return Sum()
-    if name == "combiner":
-        return Combiner(dim, width, dropout)
-    assert name == "attention_fusion", name
-    return AttentionFusion(dim, width, dropout)
+        network = Sum()
+    elif name == "combiner":
+        network = Combiner(dim, width, dropout)
+    else:
+        assert name == "attention_fusion", name
+        network = AttentionFusion(dim, width, dropout)
+    if project_images or image_dim != text_dim:
+        return Aligned(network, dims, project_images)
+    return network

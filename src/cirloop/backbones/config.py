@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.model_settings import ModelSettings, QwenSettings, VlmSettings
 from cirloop.backbones.weights import resolve
 from cirloop.config.base import default_type
+from cirloop.io import parse
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ class Blip2Settings(ModelSettings):
 
 
 class ClipCombinerSettings(ModelSettings):
-    """CLIP by open_clip with a combiner of image and text (CLIP4Cir, ACM TOMM 2023, arXiv
-    2308.11485).
+    """CLIP by open_clip, or any pair of towers in its form, with a combiner of image and text
+    (CLIP4Cir, ACM TOMM 2023, arXiv 2308.11485).
 
     Trained weights are named `combiner...` and, with `train_clip`, `clip...`:
     `training.lr_overrides: {clip: 1.0e-6}` gives CLIP a rate of its own.
@@ -124,20 +125,25 @@ class ClipCombinerSettings(ModelSettings):
 
     type: Literal["clip_combiner"] = "clip_combiner"
     clip: str = "RN50x4"
-    """Architecture, by open_clip's name or as an open_clip model config ending in .json. Weights
-    from a file that were trained with QuickGELU, as OpenAI's, need a name ending in -quickgelu;
-    with a tag or a repository that is known."""
+    """Architecture, by open_clip's name or as an open_clip model config ending in .json; where
+    `path` is a directory and this is left out, the config in it. Weights from a file that were
+    trained with QuickGELU, as OpenAI's, need a name ending in -quickgelu; with a tag or a
+    repository that is known."""
     path: str = "openai"
     """Weights: a `.safetensors` file; open_clip's tag of published ones, or `hf-hub:NAME`, which
-    are fetched from the hub; a directory with such a repository's two files; or `random` for none
-    at all. Pickles are not read."""
+    are fetched from the hub; a directory with such a repository's files; or `random` for none at
+    all. Pickles are not read."""
     random_seed: int = Field(0, ge=0)
     """Seed of the weights that are drawn: the combiner's, and CLIP's where `path` is `random`."""
     combiner: Literal["sum", "combiner", "attention_fusion"] = "combiner"
     """How image and text features become a query: their sum, CLIP4Cir's network, or attention
     between tokens."""
     combiner_width: int = Field(4, ge=1)
-    """Width of the combiner's hidden layers, in dimensions of CLIP's embedding."""
+    """Width of the combiner's hidden layers, in dimensions of the query."""
+    project_images: int = Field(0, ge=0)
+    """Dimensions of a trained linear projection of image features, the gallery's and the
+    references'; queries have as many. 0 = none: a gallery image is its feature, and a text feature
+    of another width is projected to the image's."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Dropout of the combiner in training."""
     pad_ratio: float = Field(1.25, ge=0)
@@ -145,8 +151,26 @@ class ClipCombinerSettings(ModelSettings):
     none."""
     train_clip: bool = False
     """Train both towers of CLIP too; its image features are then no longer kept."""
+    cache_texts: bool | None = None
+    """Encode each text once a process, alone, and keep its feature in memory while the text tower
+    is frozen. None: a text tower of transformers, not CLIP's own, whose last digits differ between
+    alone and in a batch."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of CLIP; the combiner is float32, and so is a CLIP that is trained."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_config(cls, values: Any) -> Any:
+        """Take the model config in the directory of the weights, where no other is named."""
+        if (
+            isinstance(values, dict)
+            and "clip" not in values
+            and isinstance(values.get("path"), str)
+        ):
+            config = parse.expand_user(values["path"]) / "open_clip_config.json"
+            if config.is_file():
+                return {**values, "clip": str(config)}
+        return values
 
     @field_validator("pad_ratio")
     @classmethod
@@ -158,6 +182,18 @@ class ClipCombinerSettings(ModelSettings):
             )
         return ratio
 
+    @model_validator(mode="after")
+    def _texts_can_be_kept(self) -> ClipCombinerSettings:
+        if self.cache_texts and self.train_clip:
+            raise ValueError(
+                "cache_texts keeps features of a frozen text tower; train_clip trains it"
+            )
+        if self.cache_texts and self.combiner == "attention_fusion":
+            raise ValueError(
+                "cache_texts keeps one feature a text; attention_fusion reads those of its tokens"
+            )
+        return self
+
     def check_training(self, tuning: TuningSettings) -> None:
         """Raise UserError where no weight would be trained, or an adapter is asked for."""
         super().check_training(tuning)
@@ -166,11 +202,12 @@ class ClipCombinerSettings(ModelSettings):
                 f"training.finetuning {tuning.finetuning!r}: clip_combiner is trained in full;"
                 " leave the setting out."
             )
-        if self.combiner == "sum" and not self.train_clip and not tuning.trainable_patterns:
+        is_bare = self.combiner == "sum" and not self.project_images
+        if is_bare and not self.train_clip and not tuning.trainable_patterns:
             raise UserError(
                 "model.combiner `sum` has no weights and CLIP is frozen: nothing to train. Set"
-                " model.train_clip, choose the combiner `combiner` or `attention_fusion`, or train"
-                " for 0 steps."
+                " model.train_clip or model.project_images, choose the combiner `combiner` or"
+                " `attention_fusion`, or train for 0 steps."
             )
 
     def resolve_dir(self) -> Path:
