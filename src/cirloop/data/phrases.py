@@ -62,6 +62,11 @@ class Phrase:
         if problem:
             raise UserError(f"the phrase {self.text!r} {problem}")
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The attributes that it changes or has slots of."""
+        return frozenset([*dict(self.changes), *(name for _, name in _SLOT.findall(self.text))])
+
 
 class _Slot(NamedTuple):
     name: str

@@ -55,11 +55,11 @@ def check(config: RunConfig) -> Dataset:
 
 @contextmanager
 def _reported(problems: ValidationReport, where: str) -> Iterator[None]:
-    """Add the UserError of what runs within to the problems, as one under `where`."""
+    """Add the UserError of what runs within to the problems, under `where` if it lists none."""
     try:
         yield
     except UserError as error:
-        problems.add(where, str(error))
+        problems.merge(error, where)
 
 
 def _build_data(config: RunConfig, problems: ValidationReport) -> Dataset | None:
@@ -87,6 +87,8 @@ def _check_data(config: RunConfig, data: Dataset, problems: ValidationReport) ->
     def check_training() -> None:
         _check_triplets(config, data.train, problems)
         _check_mining(config, data.train, problems)
+        with _reported(problems, "foundation"):
+            config.foundation.check_data(data.train)
         _check_groups(config.training.group_batches, data.train, problems)
         _warn_of_overlap(data.train, data.eval_splits(config.evaluation.split))
 
@@ -199,13 +201,6 @@ def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationRepo
                 f"the foundation model {config.foundation.type!r} looks at no image; use another "
                 "--foundation_model_backbone",
             )
-    foundation = config.foundation
-    if foundation.data_type not in (None, config.data.type):
-        problems.add(
-            f"foundation.type {foundation.type}",
-            f"knows `{foundation.data_type}` only, and the data set is {config.data.type}; use"
-            " another --foundation_model_backbone",
-        )
     if config.mining.anchors.num and not config.captioning.enabled:
         problems.add(
             f"mining.anchors.num {config.mining.anchors.num}",
