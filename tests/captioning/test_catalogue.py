@@ -253,6 +253,21 @@ def test_images_that_are_not_known_are_counted(
     assert rows["foundation model"] == "catalogue, without a model"
 
 
+def test_a_catalogue_describes_no_image(small: Any, tmp_path: Path) -> None:
+    config = small(
+        tmp_path / "run",
+        foundation={"type": "catalogue"},
+        attributes={"domain": "shapes", "image_source": "vlm"},
+        mining={"filters": [{"type": "verify"}]},
+    )
+    with pytest.raises(
+        UserError, match=r"image_source vlm: .* 'catalogue' looks at no image"
+    ) as it:
+        preflight.check(config)
+    said = str(it.value)
+    assert "attributes.image_source vlm" in said and "mining.filters verify" not in said
+
+
 def test_other_data_sets_have_no_catalogue(small: Any, tmp_path: Path) -> None:
     config = small(
         tmp_path / "run",

@@ -137,6 +137,14 @@ def test_a_kept_slot_is_of_what_does_not_change() -> None:
     assert book.write({"brand": "Bravo"}, {"brand": "Zest"}, random.Random(0)) is None
 
 
+def test_stops_and_odd_signs_of_a_phrase_are_read(phrasebook: Phrasebook) -> None:
+    for text in ("by {brand} .", "\0 {brand}.", "İ, Σ {brand}, Σ"):
+        book = Phrasebook((Phrase(text, (("brand", None),)),))
+        written = book.write(JUICE, {**JUICE, "brand": "ΣΟΣ"}, random.Random(0)) or ""
+        assert book.read(written, JUICE) == [{"brand": "ΣΟΣ"}]
+        assert book.read(f"{written} .", JUICE)[-1] == {"brand": "ΣΟΣ"}
+
+
 def test_a_slot_that_comes_twice_has_one_value() -> None:
     book = Phrasebook((Phrase("{brand}, yes {brand}", (("brand", None),)),))
     assert book.read("Zest, yes zest", JUICE) == [{"brand": "Zest"}]
@@ -150,6 +158,7 @@ def test_a_slot_that_comes_twice_has_one_value() -> None:
         ("without {brand}", (("brand", ""),), "says that it is gone"),
         ("{brand", (("brand", None),), "a brace that is no slot's"),
         (" ", (("brand", "Zest"),), "is empty"),
+        (".", (("brand", "Zest"),), "is empty"),
         ("a", (), "must change attributes"),
         ("{brand}", (("brand", None), ("brand", "Zest")), "each of them once"),
     ],

@@ -19,6 +19,8 @@ class Foundation(ModelSettings):
     """Whether the model is shown one image that holds both."""
     can_verify: ClassVar[bool] = True
     """Whether the model can say if a text is right."""
+    can_describe: ClassVar[bool] = True
+    """Whether the model can say what an image shows."""
     is_timed: ClassVar[bool] = True
     """Whether its texts are timed on a sample before a run."""
 

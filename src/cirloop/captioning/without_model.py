@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 class WithoutModel(Foundation):
     """Settings of what writes texts without a model and without weights."""
 
+    can_describe: ClassVar[bool] = False
     is_timed: ClassVar[bool] = False
     path: str = ""
     """Not used."""

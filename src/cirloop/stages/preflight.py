@@ -188,17 +188,17 @@ def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
 def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationReport) -> None:
     """Check that the strategy has what it requires, and that a file of attributes is valid."""
     attributes = config.attributes
-    needs_vision = {
-        "mining.filters verify": any(
-            mining_filter.type == "verify" for mining_filter in config.mining.filters
-        ),
-        "attributes.image_source vlm": attributes is not None and attributes.image_source == "vlm",
-    }
-    for setting, needed in needs_vision.items():
-        if needed and not config.foundation.can_verify:
+    foundation = config.foundation
+    verifies = any(mining_filter.type == "verify" for mining_filter in config.mining.filters)
+    describes = attributes is not None and attributes.image_source == "vlm"
+    for setting, needed, can in (
+        ("mining.filters verify", verifies, foundation.can_verify),
+        ("attributes.image_source vlm", describes, foundation.can_describe),
+    ):
+        if needed and not can:
             problems.add(
                 setting,
-                f"the foundation model {config.foundation.type!r} looks at no image; use another "
+                f"the foundation model {foundation.type!r} looks at no image; use another "
                 "--foundation_model_backbone",
             )
     if config.mining.anchors.num and not config.captioning.enabled:
