@@ -61,8 +61,8 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry, runner
 from cirloop.config.run import RunConfig, save
 from cirloop.config.run_dir import CONFIG
-from cirloop.data.shapes.load import ShapesOracle, image_id, row_of
-from cirloop.data.shapes.splits import FAMILY_SIZE, scenes_of, split_name
+from cirloop.data.shapes.load import ShapesOracle
+from cirloop.data.shapes.splits import FAMILY_SIZE, image_id, row_of, scenes_of, split_name
 from cirloop.monitoring.console import table
 from cirloop.report.charts import PAPER, STYLE
 from cirloop.types import Query, UserError
@@ -148,7 +148,7 @@ ARMS: dict[str, Arm] = {
     "qure": without_texts(BAND, loss=BRADLEY_TERRY),
     **{f"qure_{n}": without_texts(BAND | {"n_def": n}, loss=BRADLEY_TERRY) for n in (3, 6, 10)},
 }
-TRUTH = {"type": "scenes"}
+TRUTH = {"type": "catalogue"}
 EQUAL_TEXTS = ("near", "random")
 """Arms that get as many accepted texts in a round as `loop` has on average."""
 RECALLS = ("recall@1", "recall@5", "any correct recall@1")

@@ -81,7 +81,7 @@ def test_a_run_trains_on_further_positives_and_never_against_them(
     directory = tmp_path / "run"
     config = small(
         directory,
-        foundation={"type": "scenes"},
+        foundation={"type": "catalogue"},
         captioning={"relabel": {"min_probability": 0.5}},
         mining={"strategy": {"type": "top_k", "negatives_per_query": 10}},
     )

@@ -70,8 +70,8 @@ def test_one_model_is_loaded_where_the_base_is_the_same(
     built: list[bool] = []
     build = Qwen2VLFoundation.build
 
-    def watched(self: Any, shared: Any = None) -> Any:
-        captioner: Any = build(self, shared)
+    def watched(self: Any, shared: Any = None, train: Any = None) -> Any:
+        captioner: Any = build(self, shared, train)
         built.append(captioner.shared_embedder is shared and shared is not None)
         return captioner
 

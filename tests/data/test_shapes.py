@@ -22,7 +22,6 @@ from cirloop.data.shapes.language import (
     read,
     write,
 )
-from cirloop.data.shapes.load import image_id
 from cirloop.data.shapes.scene import (
     COLORS,
     KINDS,
@@ -41,7 +40,7 @@ from cirloop.data.shapes.scene import (
     random_scene,
     results,
 )
-from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, build_splits, split_scenes
+from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, build_splits, image_id, split_scenes
 from cirloop.types import EvalSplit, UserError
 
 FIRST = ("train", "val", "test")

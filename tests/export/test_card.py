@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from cirloop.captioning.foundation import CatalogueFoundation
 from cirloop.data.config import JsonlSettings
 from cirloop.tools.export.card import UNKNOWN, card, code_of, license_of
 from cirloop.tools.export.prompt_spec import PromptSpec
@@ -230,3 +231,15 @@ def test_a_card_says_first_that_the_embedded_model_knows_drawn_shapes_only(run: 
     for model, says in ((source, False), (photographs, True)):
         text = card(model, PROMPT_SPEC, None)
         assert (line in text.partition("## How to use")[0]) is says
+
+
+def test_a_card_says_what_wrote_the_texts(run: Path) -> None:
+    source = source_of(run, "adapter")
+    foundations = {
+        "a vision-language model (`tiny`)": source.config.foundation,
+        "`catalogue`, without a model,": CatalogueFoundation(),
+    }
+    for writer, foundation in foundations.items():
+        config = source.config.model_copy(update={"foundation": foundation})
+        text = " ".join(card(replace(source, config=config), PROMPT_SPEC, None).split())
+        assert f"ranked high, and {writer} wrote texts that would make them right" in text

@@ -24,6 +24,7 @@ from cirloop.cli.score_rankings import score_rankings
 from cirloop.config.run import load
 from cirloop.config.runtime import Runtime
 from cirloop.data import circo, cirr, fashioniq, hp_fashioniq
+from cirloop.data.catalogue import read_items, read_phrases
 from cirloop.data.huggingface import Columns, HuggingFaceSettings
 from cirloop.data.jsonl import JsonlSettings
 from cirloop.data.paths import DataPaths
@@ -169,6 +170,9 @@ def own(directory: Path) -> Path:
     (directory / "val.jsonl").write_text(
         '{"reference": "a.png", "text": "in blue", "target": "b.png"}\n'
     )
+    (directory / "items.json").write_text('{"a.png": {"color": "red"}}\n')
+    (directory / "items.yaml").write_text("a.png:\n  color: red\n")
+    (directory / "phrases.yaml").write_text("color: ['{color} instead of {old color}']\n")
     return directory
 
 
@@ -280,6 +284,9 @@ FILES: dict[str, tuple[Callable[[Path], object], str, Read]] = {
         "captions.json",
         directly(lambda d: captions_file(d / "captions.json", [ImageId("a.png")])),
     ),
+    "items": (own, "items.json", directly(lambda d: read_items(d / "items.json"))),
+    "items in YAML": (own, "items.yaml", directly(lambda d: read_items(d / "items.yaml"))),
+    "phrases": (own, "phrases.yaml", directly(lambda d: read_phrases(d / "phrases.yaml"))),
     "settings": (
         own,
         "run.yaml",

@@ -3,50 +3,28 @@
 from __future__ import annotations
 
 import logging
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.model_settings import ModelSettings
 from cirloop.backbones.weights import resolve
+from cirloop.captioning.foundation_base import Foundation as Foundation
+from cirloop.captioning.without_model import CatalogueFoundation as CatalogueFoundation
+from cirloop.captioning.without_model import TemplateFoundation as TemplateFoundation
 from cirloop.config.base import default_type
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
     from cirloop.backbones.vlm import VlmEmbedder
     from cirloop.captioning.base import Captioner
+    from cirloop.types import TrainSplit
 
 logger = logging.getLogger(__name__)
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
-
-
-class Foundation(ModelSettings):
-    """Settings of a foundation model, the captioner."""
-
-    concatenates_images: ClassVar[bool] = False
-    """Whether the model is shown one image that holds both."""
-    can_verify: ClassVar[bool] = True
-    """Whether the model can say if a text is right."""
-    is_timed: ClassVar[bool] = True
-    """Whether its texts are timed on a sample before a run."""
-    data_type: ClassVar[str | None] = None
-    """The one type of data set that it knows; None: any."""
-
-    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
-        """Build the captioner, on the weights of `embedder` where that has the same base."""
-        raise NotImplementedError
-
-    def shares_base_with(self, model: ModelSettings) -> bool:
-        """Return whether an embedder with the settings `model` has the same base in the same form.
-
-        The pixel budget may differ: the captioner has its own.
-        """
-        return False
 
 
 class LoadedFoundation(Foundation):
@@ -84,7 +62,9 @@ class QwenFoundation(LoadedFoundation):
             )
         return self
 
-    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+    def build(
+        self, embedder: VlmEmbedder | None = None, train: TrainSplit | None = None
+    ) -> Captioner:
         from cirloop.captioning.backends.qwen_vl import CAPTIONERS
 
         return CAPTIONERS[self.type](self, embedder)
@@ -140,7 +120,9 @@ class LlavaFoundation(LoadedFoundation):
     def resolve_dir(self) -> Path:
         return resolve(self.path, "llava", "llava_next", "llava_onevision")
 
-    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+    def build(
+        self, embedder: VlmEmbedder | None = None, train: TrainSplit | None = None
+    ) -> Captioner:
         from cirloop.captioning.backends.hf_captioner import LlavaCaptioner
 
         return LlavaCaptioner(self, embedder)
@@ -159,7 +141,9 @@ class GenericFoundation(LoadedFoundation):
     def resolve_dir(self) -> Path:
         return resolve(self.path)
 
-    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+    def build(
+        self, embedder: VlmEmbedder | None = None, train: TrainSplit | None = None
+    ) -> Captioner:
         from cirloop.captioning.backends.hf_captioner import HFCaptioner
 
         return HFCaptioner(self, embedder)
@@ -192,67 +176,21 @@ class VllmFoundation(Foundation):
             )
         return resolve(self.path)
 
-    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
+    def build(
+        self, embedder: VlmEmbedder | None = None, train: TrainSplit | None = None
+    ) -> Captioner:
         from cirloop.captioning.backends.vllm_engine import VllmCaptioner
 
         return VllmCaptioner(self)
 
 
-class WithoutModel(Foundation):
-    """Settings of what writes texts without a model and without weights."""
-
-    is_timed: ClassVar[bool] = False
-    path: str = ""
-    """Not used."""
-
-    def resolve_dir(self) -> Path:
-        return Path(str(files("cirloop.captioning")))
-
-
-class TemplateFoundation(WithoutModel):
-    """No model: a rule rewrites the human text without the images, for dry runs. Every text is
-    marked `template (no model)`, and the results mean nothing. The rule cannot verify, so
-    `captioning.min_verify_probability` must be 0."""
-
-    can_verify: ClassVar[bool] = False
-    type: Literal["template"] = "template"
-
-    def weights_digest(self) -> str:
-        from cirloop.captioning.backends.template import VERSION
-
-        return fingerprint(VERSION)
-
-    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
-        from cirloop.captioning.backends.template import TemplateCaptioner
-
-        return TemplateCaptioner()
-
-
-class SceneFoundation(WithoutModel):
-    """No model: true texts and verdicts from the drawn scenes of `shapes`. What a study compares a
-    foundation model with; no other data set has it."""
-
-    data_type: ClassVar[str | None] = "shapes"
-    type: Literal["scenes"] = "scenes"
-
-    def weights_digest(self) -> str:
-        from cirloop.captioning.backends.scenes import VERSION
-
-        return fingerprint(VERSION)
-
-    def build(self, embedder: VlmEmbedder | None = None) -> Captioner:
-        from cirloop.captioning.backends.scenes import SceneCaptioner
-
-        return SceneCaptioner()
-
-
 FoundationConfig = Annotated[
-    GenericFoundation
+    CatalogueFoundation
+    | GenericFoundation
     | LlavaFoundation
     | Qwen2VLFoundation
     | Qwen25VLFoundation
     | Qwen3VLFoundation
-    | SceneFoundation
     | TemplateFoundation
     | VllmFoundation,
     Field(discriminator="type"),

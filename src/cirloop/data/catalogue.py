@@ -31,9 +31,10 @@ from cirloop.types import ImageId, UserError
 from cirloop.validation import ValidationReport
 
 VERSION = "catalogue-1"
+"""Of how texts are written, learned and read; fingerprints have it."""
 ITEMS_FORM = (
     'A catalogue is a JSON file, or a YAML file of up to 256 KB, {"image or folder": {"attribute":'
-    ' "value", ...}, ...}; see docs/datasets.md.'
+    ' "value", ...}, ...}; see docs/catalogue.md.'
 )
 CLASSES = "classes"
 """The key under which a file may have its entries, beside notes."""
@@ -111,6 +112,11 @@ class Items:
     """The catalogue's entries: attributes by image, or by folder that images lie in."""
 
     entries: Mapping[str, Attributes]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The attributes that entries have."""
+        return frozenset(name for entry in self.entries.values() for name in entry)
 
     def attributes(self, image: ImageId) -> Attributes | None:
         """Return the image's own entry, else that of the innermost folder of its path with an

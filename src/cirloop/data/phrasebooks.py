@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 PHRASES_FORM = (
     'Phrases are a YAML file such as {"brand": ["the same {product} by {brand}"], "organic=yes":'
-    ' ["the organic one"], "brand, flavour": ["{flavour}, by {brand}"]}; see docs/datasets.md.'
+    ' ["the organic one"], "brand, flavour": ["{flavour}, by {brand}"]}; see docs/catalogue.md.'
 )
 ANSWERS = frozenset(("yes", "no", "true", "false"))
 """Values that name nothing by themselves: a "no" in a human text is not the attribute's."""
@@ -110,22 +110,22 @@ def learn_phrases(triplets: Iterable[Triplet], items: Items) -> Phrasebook:
         reference = items.attributes(triplet.query.reference)
         target = items.attributes(triplet.target)
         if reference is None or target is None:
-            failures["have an image that is not in the catalogue"] += 1
+            failures["an image is not in the catalogue"] += 1
         elif not changes(reference, target):
-            failures["have a reference and a target of equal attributes"] += 1
+            failures["reference and target have equal attributes"] += 1
         else:
             text = tidy(nfc(triplet.query.text))
             phrase = _learned(text, reference, target)
             if phrase is None:
-                failures["have a text that cannot be read back to what changes"] += 1
+                failures["the text cannot be read back to what changes"] += 1
             else:
                 phrases.append(phrase)
-    counts = ", ".join(f"{num:,} {failure}" for failure, num in sorted(failures.items()))
+    counts = "; ".join(f"{failure}: {num:,}" for failure, num in sorted(failures.items()))
     looked_at = counted(len(phrases) + failures.total(), "triplet")
     if not phrases:
         raise UserError(
-            f"no phrase could be learned from the human texts of training: of {looked_at}"
-            f" {counts or 'none is there'}. Give phrases by --foundation.phrases FILE."
+            f"no phrase could be learned from the human texts of {looked_at}"
+            f" ({counts or 'none is there'}). Give phrases by --foundation.phrases FILE."
             f" {PHRASES_FORM}"
         )
     logger.debug("learned %d phrases from %s; %s", len(phrases), looked_at, counts or "none failed")

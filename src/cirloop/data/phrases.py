@@ -49,7 +49,7 @@ class Phrase:
             problem = "must change attributes, each of them once"
         elif set("{}") & set(_SLOT.sub("", self.text)):
             problem = "has a brace that is no slot's: a slot is {attribute} or {old attribute}"
-        elif not tidy(self.text):
+        elif not _without_stop(self.text):
             problem = "is empty"
         for name, value in self.changes:
             if value is None and name not in slots:
@@ -61,6 +61,15 @@ class Phrase:
                 problem = problem or f"has the slot {{{name}}}, but {name}={value} names no value"
         if problem:
             raise UserError(f"the phrase {self.text!r} {problem}")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The attributes that it changes or has slots of."""
+        return frozenset([*dict(self.changes), *(name for _, name in _SLOT.findall(self.text))])
+
+
+def _without_stop(text: str) -> str:
+    return tidy(tidy(text).removesuffix("."))
 
 
 class _Slot(NamedTuple):
@@ -79,9 +88,9 @@ class _Form:
     """A phrase taken apart: its slots, and the literal texts around them, one more than slots."""
 
     def __init__(self, phrase: Phrase) -> None:
-        text = tidy(phrase.text).removesuffix(".")
+        text = _without_stop(phrase.text)
         self.slots = [_Slot(name, bool(old)) for old, name in _SLOT.findall(text)]
-        self.literals = _SLOT.sub("\0", text).split("\0")
+        self.literals = _SLOT.split(text)[:: 1 + _SLOT.groups]
         self.folded = [fold(literal) for literal in self.literals]
         self.longest = max(self.folded, key=len).strip()
         self.changes = dict(phrase.changes)
@@ -230,7 +239,7 @@ class Phrasebook:
         """
         readings: dict[tuple[tuple[str, str | None], ...], dict[str, str | None]] = {}
         whole = tidy(text)
-        for said in dict.fromkeys((whole, tidy(whole.removesuffix(".")))):
+        for said in dict.fromkeys((whole, _without_stop(whole))):
             for reading in (*self._read_one(said, reference), *self._read_joined(said, reference)):
                 if any(same(new, reference.get(name)) for name, new in reading.items()):
                     continue

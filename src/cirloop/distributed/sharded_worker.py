@@ -21,7 +21,7 @@ from cirloop.distributed.jobs import ShardJob
 from cirloop.monitoring import profiling
 from cirloop.monitoring.console import no_progress, progress
 from cirloop.retrieval.embed import embed_shard
-from cirloop.types import ImageId, Images
+from cirloop.types import ImageId, Images, TrainSplit
 
 
 def image_set_digest(images: Images, ids: Iterable[ImageId]) -> str:
@@ -37,7 +37,8 @@ def run_worker(job: ShardJob) -> None:
     gpu = {} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}
     state = PartialState(timeout=timedelta(minutes=config.runtime.hang_timeout_minutes), **gpu)
     data = config.data.build(DataPaths(config.data_dir, job.cache, no_progress, config.train_dir))
-    images = data.split_by_key(job.where).images
+    split = data.split_by_key(job.where)
+    images = split.images
     image_ids = [item.image for item in job.items] + [
         image for request in job.requests for image in (request.reference, request.image)
     ]
@@ -45,7 +46,11 @@ def run_worker(job: ShardJob) -> None:
     with profiling.worker_metrics(
         job.directory, state.process_index, job.profile if config.runtime.profile else None
     ):
-        (_embed if job.kind == "embed" else _caption)(job, config, images, state)
+        if job.kind == "embed":
+            _embed(job, config, images, state)
+        else:
+            assert isinstance(split, TrainSplit), "texts are written for images of training"
+            _caption(job, config, split, state)
 
 
 def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState) -> None:
@@ -66,12 +71,12 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
         np.save(job.directory / f"{share[0]}_vectors.npy", vectors)
 
 
-def _caption(job: ShardJob, config: RunConfig, images: Images, state: PartialState) -> None:
+def _caption(job: ShardJob, config: RunConfig, train: TrainSplit, state: PartialState) -> None:
     """Write `i_answers.json`: the answers to every n-th batch of questions, from the i-th on."""
     share = (state.process_index, state.num_processes)
     captioner = BatchedCaptioner(
-        config.foundation.build(),
-        images,
+        config.foundation.build(None, train),
+        train.images,
         job.cache / "vision",
         config.captioning.batch_size,
         progress if share[0] == 0 else no_progress,

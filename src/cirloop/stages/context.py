@@ -95,6 +95,8 @@ class RunContext:
         }
         for name in {"model", "foundation"} & {*names}:
             settings[name] = {**settings[name], **getattr(self.config, name).path_digests()}
+        if "foundation" in names:
+            settings["foundation"] |= self.config.foundation.train_digests(self.data.train)
         return settings
 
     def eval_digest(self, split_name: str) -> str:
@@ -189,7 +191,7 @@ class RunContext:
         train = self.data.train
         if launcher.num_processes(config.runtime) > 1:
             return DistributedCaptioner(self._executor(train))
-        captioner = self.models.captioner(backbone())
+        captioner = self.models.captioner(backbone(), train)
         kept = config.cache / "vision"
         size = config.captioning.batch_size
         return BatchedCaptioner(captioner, train.images, kept, size, progress, config.runtime)

@@ -96,7 +96,7 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
 
 
 def _foundation(config: RunConfig) -> str:
-    return config.foundation.path or f"{config.foundation.type}, a rule without a model"
+    return config.foundation.path or f"{config.foundation.type}, without a model"
 
 
 def _tuning(config: RunConfig) -> str:

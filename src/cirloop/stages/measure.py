@@ -139,7 +139,7 @@ def _captioning(config: RunConfig, models: Models, train: TrainSplit) -> Timing:
         [CaptionRequest(t.query.reference, t.target, t.query.text) for t in train.triplets],
         settings.batch_size,
     )
-    captioner = models.captioner(models.embedder(None))
+    captioner = models.captioner(models.embedder(None), train)
     batched_captioner = BatchedCaptioner(
         captioner, train.images, config.cache / "vision", len(requests), _quiet, config.runtime
     )

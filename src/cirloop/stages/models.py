@@ -98,19 +98,19 @@ class Models:
             self._features = (name, VisionCache(backbone, split.images, cache, runtime))
         return self._features[1]
 
-    def captioner(self, base: Embedder) -> Captioner:
-        """Load the captioner: on the weights of the embedder `base` where they can be shared, else
-        in their place."""
+    def captioner(self, base: Embedder, train: TrainSplit) -> Captioner:
+        """Load the captioner for the images of `train`: on the weights of the embedder `base` where
+        they can be shared, else in their place."""
         foundation = self._config.foundation
         if foundation.shares_base_with(base.settings):
             backbone = self.load(base)
             if can_share_weights(backbone, foundation):
-                return foundation.build(backbone)
+                return foundation.build(backbone, train)
             del backbone
         name = f"captioner {foundation.model_dump_json()}"
         if self._loaded is None or self._loaded[0] != name:
             self.release()
-            self._loaded = (name, foundation.build())
+            self._loaded = (name, foundation.build(None, train))
         captioner: Captioner = self._loaded[1]
         return captioner
 

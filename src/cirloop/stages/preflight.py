@@ -55,11 +55,11 @@ def check(config: RunConfig) -> Dataset:
 
 @contextmanager
 def _reported(problems: ValidationReport, where: str) -> Iterator[None]:
-    """Add the UserError of what runs within to the problems, as one under `where`."""
+    """Add the UserError of what runs within to the problems, under `where` if it lists none."""
     try:
         yield
     except UserError as error:
-        problems.add(where, str(error))
+        problems.merge(error, where)
 
 
 def _build_data(config: RunConfig, problems: ValidationReport) -> Dataset | None:
@@ -87,6 +87,8 @@ def _check_data(config: RunConfig, data: Dataset, problems: ValidationReport) ->
     def check_training() -> None:
         _check_triplets(config, data.train, problems)
         _check_mining(config, data.train, problems)
+        with _reported(problems, "foundation"):
+            config.foundation.check_data(data.train)
         _check_groups(config.training.group_batches, data.train, problems)
         _warn_of_overlap(data.train, data.eval_splits(config.evaluation.split))
 
@@ -186,26 +188,19 @@ def _warn_of_overlap(train: TrainSplit, parts: Sequence[EvalSplit]) -> None:
 def _check_mining(config: RunConfig, train: TrainSplit, problems: ValidationReport) -> None:
     """Check that the strategy has what it requires, and that a file of attributes is valid."""
     attributes = config.attributes
-    needs_vision = {
-        "mining.filters verify": any(
-            mining_filter.type == "verify" for mining_filter in config.mining.filters
-        ),
-        "attributes.image_source vlm": attributes is not None and attributes.image_source == "vlm",
-    }
-    for setting, needed in needs_vision.items():
-        if needed and not config.foundation.can_verify:
+    foundation = config.foundation
+    verifies = any(mining_filter.type == "verify" for mining_filter in config.mining.filters)
+    describes = attributes is not None and attributes.image_source == "vlm"
+    for setting, needed, can in (
+        ("mining.filters verify", verifies, foundation.can_verify),
+        ("attributes.image_source vlm", describes, foundation.can_describe),
+    ):
+        if needed and not can:
             problems.add(
                 setting,
-                f"the foundation model {config.foundation.type!r} looks at no image; use another "
+                f"the foundation model {foundation.type!r} looks at no image; use another "
                 "--foundation_model_backbone",
             )
-    foundation = config.foundation
-    if foundation.data_type not in (None, config.data.type):
-        problems.add(
-            f"foundation.type {foundation.type}",
-            f"knows `{foundation.data_type}` only, and the data set is {config.data.type}; use"
-            " another --foundation_model_backbone",
-        )
     if config.mining.anchors.num and not config.captioning.enabled:
         problems.add(
             f"mining.anchors.num {config.mining.anchors.num}",

@@ -12,9 +12,18 @@ from pydantic import Field
 from cirloop.data.dataset import Dataset, DatasetSettings
 from cirloop.data.images import DrawnImages
 from cirloop.data.paths import DataPaths
+from cirloop.data.shapes.catalogue import SceneCatalogue
 from cirloop.data.shapes.language import read
 from cirloop.data.shapes.scene import Scene, SeededRandom, differences, results
-from cirloop.data.shapes.splits import FAMILY_SIZE, Scenes, ShapesQuery, scenes_of, split_name
+from cirloop.data.shapes.splits import (
+    FAMILY_SIZE,
+    Scenes,
+    ShapesQuery,
+    image_id,
+    row_of,
+    scenes_of,
+    split_name,
+)
 from cirloop.types import (
     EvalProtocol,
     EvalSplit,
@@ -67,18 +76,6 @@ class ShapesSettings(DatasetSettings):
                 "--data_dir: the data set `shapes` is drawn and reads no files. Leave the flag out."
             )
         return load(self)
-
-
-def image_id(split: str, row: int) -> ImageId:
-    return ImageId(f"shapes:{split}:{row:05d}")
-
-
-def split_of(image: ImageId) -> str:
-    return image.split(":")[1]
-
-
-def row_of(image: ImageId) -> int:
-    return int(image.rsplit(":", 1)[1])
 
 
 class ShapesOracle:
@@ -167,6 +164,7 @@ def _train(settings: ShapesSettings) -> TrainSplit:
         _gallery(scenes, num),
         DrawnImages(partial(_pixels, scenes)),
         ShapesOracle(scenes, num),
+        catalogue=SceneCatalogue(),
     )
 
 

@@ -30,6 +30,7 @@ from cirloop.data.shapes.scene import (
     random_scene,
     results,
 )
+from cirloop.types import ImageId
 
 LOOSE_PERCENT = 25
 FAMILY_SIZE = 11
@@ -169,6 +170,19 @@ def build_splits(variant: int = 1) -> dict[str, Scenes]:
             VARIANTS[variant],
         )
     return splits
+
+
+def image_id(split: str, row: int) -> ImageId:
+    """Return the id of the image in a row of a split's gallery."""
+    return ImageId(f"shapes:{split}:{row:05d}")
+
+
+def split_of(image: ImageId) -> str:
+    return image.split(":")[1]
+
+
+def row_of(image: ImageId) -> int:
+    return int(image.rsplit(":", 1)[1])
 
 
 def scenes_of(split: str) -> Scenes:

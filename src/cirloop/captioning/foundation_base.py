@@ -1,0 +1,48 @@
+"""The interface of the settings of foundation models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from cirloop.backbones.model_settings import ModelSettings
+
+if TYPE_CHECKING:
+    from cirloop.backbones.vlm import VlmEmbedder
+    from cirloop.captioning.base import Captioner
+    from cirloop.types import TrainSplit
+
+
+class Foundation(ModelSettings):
+    """Settings of a foundation model, the captioner."""
+
+    concatenates_images: ClassVar[bool] = False
+    """Whether the model is shown one image that holds both."""
+    can_verify: ClassVar[bool] = True
+    """Whether the model can say if a text is right."""
+    can_describe: ClassVar[bool] = True
+    """Whether the model can say what an image shows."""
+    is_timed: ClassVar[bool] = True
+    """Whether its texts are timed on a sample before a run."""
+
+    def build(
+        self, embedder: VlmEmbedder | None = None, train: TrainSplit | None = None
+    ) -> Captioner:
+        """Build the captioner, on the weights of `embedder` where that has the same base.
+
+        `train` is the split whose images it writes for; a model does not need it.
+        """
+        raise NotImplementedError
+
+    def check_data(self, train: TrainSplit) -> None:
+        """Raise UserError where it cannot write for the images of `train`."""
+
+    def train_digests(self, train: TrainSplit) -> dict[str, str]:
+        """Return digests of what it takes from `train` beside triplets and images, by name."""
+        return {}
+
+    def shares_base_with(self, model: ModelSettings) -> bool:
+        """Return whether an embedder with the settings `model` has the same base in the same form.
+
+        The pixel budget may differ: the captioner has its own.
+        """
+        return False
