@@ -11,7 +11,7 @@ negatives are counted exactly.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -86,16 +86,19 @@ class GrocerySettings(FileSettings):
 class GroceryOracle:
     """Exact knowledge of right answers, from the products' attributes."""
 
-    def __init__(self, catalogue: AttributeCatalogue, images: tuple[ImageId, ...]) -> None:
+    def __init__(self, catalogue: AttributeCatalogue, images: Sequence[ImageId]) -> None:
         self._catalogue = catalogue
-        self._images = images
+        self._by_folder: dict[str, list[ImageId]] = {}
+        for image in images:
+            self._by_folder.setdefault(str(PurePosixPath(image).parent), []).append(image)
 
     def positives(self, query: Query) -> frozenset[ImageId]:
-        return frozenset(
-            image
-            for image in self._images
-            if self._catalogue.is_true(query.reference, query.text, image)
-        )
+        right = [
+            images
+            for images in self._by_folder.values()
+            if self._catalogue.is_true(query.reference, query.text, images[0])
+        ]
+        return frozenset(image for images in right for image in images)
 
     def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
         return self._catalogue.is_true(reference, text, image)
