@@ -279,6 +279,7 @@ def test_other_data_sets_have_no_catalogue(small: Any, tmp_path: Path) -> None:
         preflight.check(config)
 
 
+@pytest.mark.full
 def test_a_run_trains_on_texts_from_the_file(small: Any, shop: Path) -> None:
     config = on_shop(small, shop)
     runner.run(config)
