@@ -29,6 +29,7 @@ MODELS = [
     "clip combiner",
     "clip attention_fusion",
     "clip combiner trained",
+    "towers",
 ]
 
 

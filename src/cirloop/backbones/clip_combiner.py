@@ -199,7 +199,7 @@ class ClipCombiner(TrainableWeights):
             return self.module.encode_text(self._text_ids([text])).pooled[0]
 
     def _text_ids(self, texts: Sequence[str]) -> torch.Tensor:
-        ids_BT = self.tokenizer(list(texts))
+        ids_BT: torch.Tensor = self.tokenizer(list(texts))
         if not self._warned_of_cut_text:
             self._warn_of_cut_text(texts, ids_BT)
         if not self._has_own_text_tower:
