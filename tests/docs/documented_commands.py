@@ -165,6 +165,18 @@ ROWS = (
         f"{SHAPES} {SHORT} --num_iterations 0",
         makes=("experiments/towers/evaluation_results.json",),
     ),
+    # docs/photographs.md
+    Row(
+        "git clone https://github.com/marcusklasson/GroceryStoreDataset data/grocery",
+        not_here="it needs the network",
+    ),
+    Row(
+        f"{RUN} --config configs/grocery_clip.yaml --data_dir data/grocery",
+        "--data.train_triplets 40 --data.eval_queries 30 --num_iterations 1"
+        " --training.iteration_0_steps 2 --training.steps_per_iteration 2"
+        " --training.batch_size 8 --training.negatives.first_rank 1 --mining.anchors.num 4",
+        makes=("experiments/clip_combiner_grocery_iterative/evaluation_results.json",),
+    ),
     # docs/datasets.md
     Row(f"{CIRR} --dry_run", f"{TINY} {SHORT}", says=PLAN),
     Row(

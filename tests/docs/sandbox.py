@@ -18,7 +18,7 @@ from tests.backbones.tiny_models import write_towers
 from tests.commands import ROOT
 from tests.docs.documented_commands import PYTHON, ROWS, RUN, Row
 from tests.docs.shell import Shell
-from tests.fake_datasets import write_circo, write_cirr
+from tests.fake_datasets import write_circo, write_cirr, write_grocery
 
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 KINDS = ("dress", "hat", "pants", "shirt")
@@ -58,6 +58,7 @@ class World:
         self._photographs()
         write_towers(home / "towers")
         write_cirr(home / "data" / "cirr", families=5)
+        write_grocery(home / "data" / "grocery")
         write_circo(home / "data" / "circo", families=2)
         names = json.loads(
             (home / "data" / "cirr" / "image_splits" / "split.rc2.val.json").read_text()

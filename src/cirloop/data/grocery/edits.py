@@ -9,7 +9,7 @@ no product may be right in more than `MAX_ALONE` of an edit's queries.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -62,7 +62,7 @@ def find_edits(products: Mapping[str, Attributes]) -> dict[Edit, Answers]:
 def share_alone(answers: Answers) -> float:
     """Return the largest share of an edit's queries that one product is right for, where each
     target product is drawn equally often, from each of its references."""
-    weights: Counter[str] = Counter()
+    weights: defaultdict[str, float] = defaultdict(float)
     targets = frozenset().union(*answers.values())
     for target in targets:
         references = [reference for reference, right in answers.items() if target in right]
