@@ -48,6 +48,8 @@ INCHES = (4.8, 3.4)
 """Small enough that texts can be read on a phone."""
 MAX_LABELS = 10
 """Along an axis."""
+MAX_HALF_LINE = 24
+"""Characters of a legend's label that fit beside another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def draw(name: str, title: str, table: Table, plot: Callable[[Axes], None]) -> C
         plot(axes)
         handles, labels = axes.get_legend_handles_labels()
         if len(labels) > 1:
-            figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False)
+            columns = 2 if max(map(len, labels)) <= MAX_HALF_LINE else 1
+            figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, not at each drawing
         svg = io.StringIO()
