@@ -155,7 +155,11 @@ def parse_yaml(content: str, loader: Loader = yaml.SafeLoader) -> Any:
         node = yaml.compose(content, loader)
         if node is not None:
             _count_nodes(node, {}, set())
-        return yaml.load(content, loader)
+        reader = loader(content)
+        try:
+            return reader.get_single_data()
+        finally:
+            reader.dispose()
     except RecursionError:
         raise UserError("is not YAML: nested too deeply") from None
     except UserError:
