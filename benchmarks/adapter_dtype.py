@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--warm_up", type=int, default=60, help="steps")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
-    parser.set_defaults(steps=0, temperature=0.05, split="test")
+    parser.set_defaults(steps=0, temperature=0.05, split="test", variant=1, profile=False)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.getLogger("cirloop").setLevel(logging.WARNING)
