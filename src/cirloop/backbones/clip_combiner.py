@@ -185,9 +185,10 @@ class ClipCombiner(TrainableWeights):
 
         A tower whose weights are sharded over processes can only be called inside `module`.
         """
-        default = not self._has_own_text_tower
-        wanted = default if self.settings.cache_texts is None else self.settings.cache_texts
-        return wanted and not any(
+        keeps = self.settings.cache_texts
+        if keeps is None:
+            keeps = not self._has_own_text_tower
+        return keeps and not any(
             weight.requires_grad or isinstance(weight, DTensor) or hasattr(weight, "ds_id")
             for name, weight in self.module.named_parameters()
             if re.match(TEXT_TOWER, name)

@@ -93,9 +93,10 @@ def find_checkpoint(name: str, path: str) -> ClipCheckpoint:
     Downloads what a tag or `hf-hub:` names. Raises UserError for an unknown architecture or tag, a
     missing or damaged file, a pickle, and where the network is needed and missing.
     """
-    found = _find_checkpoint(name, path)
-    clip_text.require_text_files(str(found.config), found.text, found.model["embed_dim"])
-    return found
+    checkpoint = _find_checkpoint(name, path)
+    width = checkpoint.model["embed_dim"]
+    clip_text.require_text_files(str(checkpoint.config), checkpoint.text, width)
+    return checkpoint
 
 
 def _find_checkpoint(name: str, path: str) -> ClipCheckpoint:

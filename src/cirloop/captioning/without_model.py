@@ -131,14 +131,14 @@ class CatalogueFoundation(WithoutModel):
 
     def _check_phrases(self, catalogue: AttributeCatalogue) -> None:
         """Check that the phrases are about attributes of the catalogue."""
-        known = catalogue.items.names
+        attributes = catalogue.items.names
         phrases = catalogue.phrasebook.phrases
-        unknown = {name for phrase in phrases for name in phrase.names} - known
+        unknown = {name for phrase in phrases for name in phrase.names} - attributes
         if not unknown:
             return
         listed = ", ".join(map(repr, sorted(unknown)))
-        problem = f"no entry of the catalogue has {listed}; it has {', '.join(sorted(known))}"
-        if not any(phrase.names <= known for phrase in phrases):
+        problem = f"no entry of the catalogue has {listed}; it has {', '.join(sorted(attributes))}"
+        if not any(phrase.names <= attributes for phrase in phrases):
             raise UserError(f"foundation.phrases {self.phrases}: {problem}.")
         logger.warning("foundation.phrases %s: %s", self.phrases, problem)
 

@@ -92,10 +92,10 @@ def phrases_for(edit: Edit, phrasebook: Phrasebook) -> list[Phrase]:
 
 def _says(phrase: Phrase, edit: Edit) -> bool:
     values = dict(edit)
-    said = dict(phrase.changes)
-    return said.keys() == values.keys() and all(
+    of_phrase = dict(phrase.changes)
+    return of_phrase.keys() == values.keys() and all(
         value == values[name] or (value is None and values[name] != ANOTHER)
-        for name, value in said.items()
+        for name, value in of_phrase.items()
     )
 
 
@@ -112,6 +112,12 @@ def draw_queries(
     Raises UserError where so many are not found.
     """
     names = sorted(edits)
+    if not names:
+        raise UserError(
+            "the products of this split have no edit that leaves the product open to a reader of"
+            " the text alone and that there are words for. Give products with more attributes in"
+            " common (data.attributes), or more words (data.phrases)."
+        )
     drawn: dict[tuple[ImageId, str], DrawnQuery] = {}
     for _ in range(50 * num):
         if len(drawn) == num:

@@ -11,6 +11,7 @@ negatives are counted exactly.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -45,6 +46,7 @@ from cirloop.types import (
     QueryId,
     Relevance,
     TrainSplit,
+    UserError,
 )
 from cirloop.validation import ValidationReport
 
@@ -60,6 +62,7 @@ PROTOCOL = EvalProtocol(
     any_correct_cutoffs=(1, 5, 10),
 )
 ATTRIBUTES = "attributes.yaml"
+SLOT = re.compile(r"\{([^{}]+)\}")
 PHRASES = "phrases.yaml"
 
 
@@ -128,7 +131,16 @@ class Grocery:
         return read_items(self.settings.attributes or _packaged(ATTRIBUTES))
 
     def phrasebook(self, *styles: str) -> Phrasebook:
-        return read_phrases(self.settings.phrases or _packaged(PHRASES), ("both", *styles))
+        """Read the phrases of some styles. Raises UserError for one that says what stays."""
+        path = self.settings.phrases or _packaged(PHRASES)
+        phrasebook = read_phrases(path, ("both", *styles))
+        for phrase in phrasebook.phrases:
+            if set(SLOT.findall(phrase.text)) - dict(phrase.changes).keys():
+                raise UserError(
+                    f"{path}: {phrase.text!r} has a slot of what stays or was there. A text alone"
+                    " must leave the product open: name new values of the key's attributes only."
+                )
+        return phrasebook
 
     def dataset(self) -> Dataset:
         allow = self.settings.allow_missing_images
@@ -181,11 +193,10 @@ class Grocery:
 
     def draw(self, split: str, images: Mapping[str, tuple[ImageId, ...]]) -> list[DrawnQuery]:
         """Draw the queries of a split between its products."""
-        settings = self.settings
-        style, num, seed = "train", settings.train_triplets, settings.subset_seed
-        if split != "train":
-            style, num, seed = "evaluation", settings.eval_queries, 0
-        phrasebook = self.phrasebook(style)
+        is_train = split == "train"
+        num = self.settings.train_triplets if is_train else self.settings.eval_queries
+        seed = self.settings.subset_seed if is_train else 0
+        phrasebook = self.phrasebook("train" if is_train else "evaluation")
         edits = usable_edits(self.products, sorted(images), phrasebook)
         return draw_queries(edits, images, phrasebook, num, Random(f"grocery {split} {seed}"))
 
