@@ -30,10 +30,11 @@ QuRe's arms have no new texts and one explicit negative a query; their control i
 Prints, for each arm, recalls on `shapes` after each round with the standard error over seeds, the
 gain over `control` after each round, paired by seed, texts written and accepted, and seconds. A
 study that is stopped goes on where it was; `--workers` arms run at once. `--figure` draws the
-recalls over the rounds.
+recalls over the rounds. One JSON file per arm and seed, under `--rows`, holds what is printed:
+those of the documented studies are in `benchmarks/results/`, and more seeds are added to them.
 
     python benchmarks/study_rounds.py --seeds 5 --workers 2 --output experiments/rounds
-    python benchmarks/study_rounds.py --output experiments/rounds --report_only --figure rounds.png
+    python benchmarks/study_rounds.py --rows benchmarks/results/rounds_400 --report_only
     python benchmarks/study_rounds.py --rounds 10 --steps 20 --arms random_negative,qure_3,qure_10
 """
 
@@ -41,33 +42,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shutil
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from _study import (
+    Arm,
+    Job,
+    Study,
+    add_flags,
+    conclude,
+    config,
+    measured,
+    read_flags,
+    read_rows,
+    row_path,
+    run_all,
+    run_arm,
+    share_iteration_0,
+    start_worker,
+    with_parts,
+    write_row,
+)
 from safetensors.torch import load_file, save_file
 
-from cirloop.artifacts import schema
-from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry, runner
-from cirloop.config.run import RunConfig, save
-from cirloop.config.run_dir import CONFIG
 from cirloop.data.shapes.load import ShapesOracle
 from cirloop.data.shapes.splits import FAMILY_SIZE, image_id, row_of, scenes_of, split_name
-from cirloop.monitoring.console import table
-from cirloop.report.charts import PAPER, STYLE
-from cirloop.types import Query, UserError
-
-Arm = dict[str, dict[str, Any]]
+from cirloop.types import Query
 
 TOP_K = {"type": "top_k", "negatives_per_query": 3, "extra_ranks": "all"}
 NO_MINING: Arm = {"mining": {"strategy": {"type": "none"}}, "captioning": {"enabled": False}}
@@ -102,11 +107,6 @@ def without_texts(strategy: dict[str, Any], num: int = 1, **training: Any) -> Ar
         "captioning": {"enabled": False},
         "training": {"negatives_in_batch": num, **training},
     }
-
-
-def with_parts(arm: Arm, **parts: dict[str, Any]) -> Arm:
-    """Return an arm with other settings of some parts."""
-    return {name: {**arm.get(name, {}), **parts.get(name, {})} for name in {*arm, *parts}}
 
 
 ANCHORS: Arm = with_parts(LOOP, mining={"anchors": {"num": 130}})
@@ -149,25 +149,14 @@ ARMS: dict[str, Arm] = {
     **{f"qure_{n}": without_texts(BAND | {"n_def": n}, loss=BRADLEY_TERRY) for n in (3, 6, 10)},
 }
 TRUTH = {"type": "catalogue"}
-EQUAL_TEXTS = ("near", "random")
-"""Arms that get as many accepted texts in a round as `loop` has on average."""
-RECALLS = ("recall@1", "recall@5", "any correct recall@1")
+RECALLS = {"recall@1": "R@1", "recall@5": "R@5", "any correct recall@1": "any-correct R@1"}
 ACROSS = "best image of another family"
 UNLABELED = "right among the best 10, but not the target"
-MEASURES = (*RECALLS, ACROSS, UNLABELED)
-SHORT_NAMES = ("R@1", "R@5", "any-correct R@1", ACROSS, UNLABELED)
 
 
-def config(
-    args: argparse.Namespace,
-    seed: int,
-    directory: Path,
-    rounds: int,
-    arm: str,
-    **parts: dict[str, Any],
-) -> RunConfig:
-    """Return the settings of an arm, with other `parts`."""
-    settings: dict[str, Any] = {
+def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
+    """Return the settings that all arms of a seed have in common."""
+    return {
         "model": {"path": "tiny", "dtype": "float32"},
         "foundation": TRUTH if "oracle" in arm else {"path": "tiny", "dtype": "float32"},
         "data": {
@@ -196,98 +185,6 @@ def config(
             "cache_dir": args.output / "cache",
         },
     }
-    settings = with_parts(with_parts(settings, **ARMS[arm]), **parts)
-    if arm in EQUAL_TEXTS and rounds:
-        loop = json.loads((args.output / f"row_loop_{seed}.json").read_text())
-        settings["captioning"]["max_per_iteration"] = max(1, loop["accepted"] // rounds)
-    return RunConfig(
-        experiment_dir=directory, seed=seed, num_iterations=rounds, auto_resume=True, **settings
-    )
-
-
-def share_iteration_0(args: argparse.Namespace, seed: int) -> Path:
-    """Train iteration 0 of a seed; return its run directory."""
-    directory: Path = args.output / f"warm_{seed}"
-    runner.run(config(args, seed, directory, 0, "control"))
-    return directory
-
-
-def run_arm(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
-    """Run an arm from the seed's iteration 0; return its recalls after each round, and counts."""
-    warm = share_iteration_0(args, seed)
-    directory = args.output / f"{arm}_{seed}"
-    began = time.monotonic()
-    parts: Arm = {}
-    if "loss" in ARMS[arm].get("training", {}):  # iteration 0 had another
-        adapter = str(warm / "checkpoint_iter_0")
-        parts = {"model": {"start_adapter": adapter}, "training": {"iteration_0_steps": 0}}
-    elif not directory.exists():
-        aside = args.output / f".{arm}_{seed}"
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(warm, aside)
-        # it stays the run of its manifest
-        save(config(args, seed, directory, args.rounds, arm), aside / CONFIG)
-        aside.rename(directory)
-    results = runner.run(config(args, seed, directory, args.rounds, arm, **parts))
-    accounts = [json.loads(p.read_text()) for p in sorted(directory.glob("accounting_iter_*.json"))]
-    counts = ("mined", "false_negatives", "accepted", "true_captions")
-    samples = sorted(directory.glob("augmented_samples_iter_*.json"))
-    written = [json.loads(path.read_text())["summary"]["candidates"] for path in samples]
-    return {
-        "arm": arm,
-        "seed": seed,
-        "split": split_name(args.split, args.variant),
-        "recalls": {
-            **{name: [100 * r["metrics"][name] for r in results] for name in RECALLS},
-            **best_images([directory / f"evaluation_iter_{t}.json" for t in range(len(results))]),
-        },
-        **{name: sum(account[name] for account in accounts) for name in counts},
-        "written": sum(written),
-        "seconds": round(time.monotonic() - began, 1),
-        "costs": costs_of_stages(directory),
-    }
-
-
-def costs_of_stages(directory: Path) -> dict[str, dict[str, float]]:
-    """Return seconds and, of a run with `--profile`, FLOPs of each kind of stage, those of
-    iteration 0 too, over all attempts."""
-    total: dict[str, dict[str, float]] = {}
-    for cost in schema.read(directory / "costs.json")["stages"]:
-        kind = schema.kind_of(cost["stage"].removesuffix(".json") + ".json")
-        spent = total.setdefault(kind, {"seconds": 0.0, "flops": 0.0})
-        for unit in spent:
-            spent[unit] = round(spent[unit] + cost[unit], 1)
-    return total
-
-
-def run_averaged(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Evaluate the mean of the LoRA weights of each two successive iterations of `loop`."""
-    row = json.loads((args.output / f"row_loop_{seed}.json").read_text())
-    began = time.monotonic()
-    recalls = {name: [row["recalls"][name][0]] for name in MEASURES}
-    for t in range(1, args.rounds + 1):
-        run = args.output / f"averaged_{seed}_{t}"
-        adapter = args.output / f"averaged_{seed}_{t}_adapter"
-        average(
-            [args.output / f"loop_{seed}" / f"checkpoint_iter_{u}" for u in (t - 1, t)], adapter
-        )
-        parts = {"model": {"start_adapter": str(adapter)}, "training": {"iteration_0_steps": 0}}
-        [result] = runner.run(config(args, seed, run, 0, "control", **parts))
-        for name in RECALLS:
-            recalls[name].append(100 * result["metrics"][name])
-        for name, [value] in best_images([run / "evaluation_iter_0.json"]).items():
-            recalls[name].append(value)
-    seconds = round(time.monotonic() - began, 1)
-    return {**row, "arm": "averaged", "recalls": recalls, "seconds": seconds}
-
-
-def average(adapters: list[Path], to: Path) -> None:
-    """Write an adapter whose weights are the mean of those of `adapters`."""
-    weights = [load_file(adapter / "adapter_model.safetensors") for adapter in adapters]
-    means = {name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]}
-    to.mkdir(exist_ok=True)
-    shutil.copy(adapters[0] / "adapter_config.json", to)
-    save_file(means, to / "adapter_model.safetensors")
 
 
 def best_images(evaluations: list[Path]) -> dict[str, list[float]]:
@@ -313,164 +210,69 @@ def best_images(evaluations: list[Path]) -> dict[str, list[float]]:
     return out
 
 
-def write_row(job: tuple[argparse.Namespace, int, str]) -> None:
+FLAGS = (
+    *("split", "variant", "triplets", "families", "eval_families"),
+    *("rounds", "warm_up", "steps", "batch_size", "temperature"),
+)
+STUDY = Study(
+    "shapes",
+    ARMS,
+    settings,
+    RECALLS | {ACROSS: ACROSS, UNLABELED: UNLABELED},
+    FLAGS,
+    best_images,
+    equal_texts=("near", "random"),
+)
+
+
+def run_averaged(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Evaluate the mean of the LoRA weights of each two successive iterations of `loop`."""
+    row = json.loads(row_path(args, "loop", seed).read_text())
+    began = time.monotonic()
+    recalls = {name: [row["recalls"][name][0]] for name in STUDY.measures}
+    for t in range(1, args.rounds + 1):
+        run = args.output / f"averaged_{seed}_{t}"
+        adapter = args.output / f"averaged_{seed}_{t}_adapter"
+        average(
+            [args.output / f"loop_{seed}" / f"checkpoint_iter_{u}" for u in (t - 1, t)], adapter
+        )
+        parts = {"model": {"start_adapter": str(adapter)}, "training": {"iteration_0_steps": 0}}
+        results = runner.run(config(STUDY, args, seed, run, 0, "control", **parts))
+        for name, [value] in measured(STUDY, results, run).items():
+            recalls[name].append(value)
+    seconds = round(time.monotonic() - began, 1)
+    return {**row, "arm": "averaged", "recalls": recalls, "seconds": seconds}
+
+
+def average(adapters: list[Path], to: Path) -> None:
+    """Write an adapter whose weights are the mean of those of `adapters`."""
+    weights = [load_file(adapter / "adapter_model.safetensors") for adapter in adapters]
+    means = {name: torch.stack([w[name] for w in weights]).mean(0) for name in weights[0]}
+    to.mkdir(exist_ok=True)
+    shutil.copy(adapters[0] / "adapter_config.json", to)
+    save_file(means, to / "adapter_model.safetensors")
+
+
+def run_job(job: Job) -> None:
     """Run an arm in a process of its own, and write what came out."""
     args, seed, arm = job
-    torch.set_num_threads(args.threads)
-    logging.getLogger("cirloop").setLevel(logging.WARNING)
-    row = run_averaged(args, seed) if arm == "averaged" else run_arm(args, seed, arm)
-    write_json(args.output / f"row_{arm}_{seed}.json", row)
-    print(f"{arm}, seed {seed}: done", flush=True)
+    start_worker(args)
+    row = run_averaged(args, seed) if arm == "averaged" else run_arm(STUDY, args, seed, arm)
+    write_row(job, row)
 
 
-def run_all(args: argparse.Namespace) -> None:
-    """Run what has no row yet; of a seed, iteration 0 first, and `loop` before what needs it."""
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    jobs = [
-        (args, seed, arm)
-        for seed in seeds
-        for arm in args.arms.split(",")
-        if not (args.output / f"row_{arm}_{seed}.json").exists()
-    ]
-    context = get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
-        for _ in pool.map(prepare, [(args, seed) for seed in {job[1] for job in jobs}]):
-            pass
-        later = [job for job in jobs if job[2] in (*EQUAL_TEXTS, "averaged")]
-        for part in ([job for job in jobs if job not in later], later):
-            for _ in pool.map(write_row, part):
-                pass
-
-
-def prepare(job: tuple[argparse.Namespace, int]) -> None:
+def prepare(job: Job) -> None:
     """Train iteration 0 of a seed in a process of its own."""
-    args, seed = job
-    torch.set_num_threads(args.threads)
-    logging.getLogger("cirloop").setLevel(logging.WARNING)
-    share_iteration_0(args, seed)
-
-
-def mean_se(values: list[float]) -> str:
-    """Return the mean and its standard error."""
-    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.1f} ± {spread:.1f}"
-
-
-def report(rows: list[dict[str, Any]], rounds: int, split: str) -> None:
-    """Print recalls, gains over `control` and counts of the seeds that all arms have."""
-    by = {(row["arm"], row["seed"]): row for row in rows}
-    arms = [arm for arm in ARMS if arm in {row["arm"] for row in rows}]
-    seeds = sorted({r["seed"] for r in rows if all((arm, r["seed"]) in by for arm in arms)})
-    title = f"shapes {split}, {len(seeds)} seeds, mean ± standard error over seeds"
-    rounds_shown = [f"round {t}" for t in range(1, rounds + 1)]
-    for name, short in zip(MEASURES, SHORT_NAMES, strict=True):
-        recalls = []
-        gains = []
-        for arm in arms:
-            ours_SR = [by[arm, seed]["recalls"][name] for seed in seeds]
-            recalls.append([arm, *(mean_se([r[t] for r in ours_SR]) for t in range(rounds + 1))])
-            if arm == "control" or "control" not in arms:
-                continue
-            theirs_SR = [by["control", seed]["recalls"][name] for seed in seeds]
-            differences_SR = np.array(ours_SR) - np.array(theirs_SR)
-            gains.append([arm, *(mean_se(list(each)) for each in differences_SR.T[1:])])
-        table(f"{short}, {title}", ("arm", "iteration 0", *rounds_shown), recalls)
-        if gains:
-            table(f"{short}: gain over control, paired by seed", ("arm", *rounds_shown), gains)
-    table(f"counts per seed, {title}", COUNTS, [counts_of(a, by, seeds) for a in arms])
-    costs = [costs_row(arm, [by[arm, seed] for seed in seeds]) for arm in arms]
-    table(f"cost, mean over {len(seeds)} seeds of shapes {split}", COSTS, costs)
-
-
-def draw(rows: list[dict[str, Any]], rounds: int, title: str, file: Path) -> None:
-    """Draw R@1 and R@5 of each arm over the rounds, with standard errors over its seeds."""
-    arms = [arm for arm in ARMS if arm in {row["arm"] for row in rows}]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((9.6, 4.4), layout="constrained", facecolor=PAPER)
-        for axes, name, short in zip(figure.subplots(1, 2), RECALLS, SHORT_NAMES, strict=False):
-            for arm in arms:
-                recalls_SR = np.array([row["recalls"][name] for row in rows if row["arm"] == arm])
-                seeds = len(recalls_SR)
-                errors_R = recalls_SR.std(0, ddof=1) / seeds**0.5 if seeds > 1 else None
-                label = f"{arm}, {seeds} seeds"
-                axes.errorbar(range(rounds + 1), recalls_SR.mean(0), errors_R, label=label)
-            axes.set_title(f"{short}, {title}")
-            axes.set_xlabel("round")
-            axes.set_xticks(range(rounds + 1))
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
-        figure.savefig(file, dpi=100)
-
-
-STAGES = {
-    "checkpoint": "training",
-    "hard_negatives": "mining",
-    "augmented_samples": "captioning",
-    "ranked_negatives": "ranking negatives",
-    "evaluation": "evaluation",
-}
-COSTS = ("arm", *(f"{name}, s" for name in STAGES.values()), "all, s", "all, TFLOP")
-
-
-def costs_row(arm: str, rows: list[dict[str, Any]]) -> list[str]:
-    """Return an arm's mean seconds by kind of stage, and FLOPs of all. Training of iteration 0 is
-    included but in arms with a loss of their own, which begin with its adapter."""
-    costs = [row["costs"] for row in rows]
-    seconds = [
-        np.mean([cost.get(stage, {}).get("seconds", 0.0) for cost in costs]) for stage in STAGES
-    ]
-    flops = np.mean([sum(spent["flops"] for spent in cost.values()) for cost in costs])
-    shown = f"{flops / 1e12:.1f}" if flops else ""
-    return [arm, *(f"{value:.0f}" for value in seconds), f"{sum(seconds):.0f}", shown]
-
-
-COUNTS = ("arm", "mined", "right answers", "texts written", "accepted", "true", "seconds")
-
-
-def counts_of(arm: str, by: dict[tuple[str, int], dict[str, Any]], seeds: list[int]) -> list[str]:
-    """Return a row of counts of an arm."""
-    rows = [by[arm, seed] for seed in seeds]
-
-    def total(name: str) -> int:
-        return int(sum(row[name] for row in rows))
-
-    def share(part: str, whole: str) -> str:
-        return f"{100 * total(part) / total(whole):.1f}%" if total(whole) else ""
-
-    return [
-        arm,
-        f"{total('mined') / len(rows):.0f}",
-        share("false_negatives", "mined"),
-        f"{total('written') / len(rows):.0f}",
-        f"{total('accepted') / len(rows):.0f}",
-        share("true_captions", "accepted"),
-        f"{total('seconds') / len(rows):.0f}",
-    ]
-
-
-def read_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the finished rows of this study. Raises UserError for those of another."""
-    split = split_name(args.split, args.variant)
-    rows = []
-    for path in sorted(args.output.glob("row_*.json")):
-        row = json.loads(path.read_text())
-        if row.get("split") != split or not row["recalls"].keys() >= {*MEASURES}:
-            raise UserError(
-                f"{path} is not of {split}, or of an earlier version of this study. Give another"
-                " --output; a row of an earlier version can be deleted, and is made anew."
-            )
-        rows.append(row)
-    return rows
+    args, seed, _ = job
+    start_worker(args)
+    share_iteration_0(STUDY, args, seed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("experiments/rounds"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first_seed", type=int, default=1)
-    parser.add_argument("--arms", default="control,far,loop,near,random,once,anchors")
-    parser.add_argument("--rounds", type=int, default=3)
+    add_flags(parser, "experiments/rounds", "control,far,loop,near,random,once,anchors")
     parser.add_argument("--families", type=int, default=100)
     parser.add_argument("--triplets", type=int, default=400)
     parser.add_argument("--eval_families", type=int, default=182)
@@ -484,23 +286,13 @@ def main() -> None:
     parser.add_argument(
         "--variant", type=int, choices=(1, 2), default=1, help="2: other scenes, look and sentences"
     )
-    parser.add_argument("--workers", type=int, default=1, help="arms that run at once")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads of an arm")
     parser.add_argument("--profile", action="store_true", help="count FLOPs too")
-    parser.add_argument("--report_only", action="store_true")
-    parser.add_argument("--figure", type=Path, help="draw the recalls to this file")
-    args = parser.parse_args(sys.argv[1:])
-    args.output = args.output.absolute()
-    args.output.mkdir(parents=True, exist_ok=True)
-    read_rows(args)  # before any work
+    args = read_flags(parser)
+    read_rows(STUDY, args)  # before any work
     if not args.report_only:
-        run_all(args)
+        run_all(args, prepare, run_job, later=(*STUDY.equal_texts, "averaged"))
     split = split_name(args.split, args.variant)
-    rows = read_rows(args)
-    report(rows, args.rounds, split)
-    if args.figure:
-        title = f"shapes {split}, {args.triplets} human triplets"
-        draw(rows, args.rounds, title, args.figure)
+    conclude(STUDY, args, f"shapes {split}, {args.triplets} human triplets")
 
 
 if __name__ == "__main__":

@@ -157,6 +157,9 @@ class Catalogue(Protocol):
     def knows(self, image: ImageId) -> bool:
         """Return whether it is known what the image shows."""
 
+    def right(self, reference: ImageId, text: str, images: Sequence[ImageId]) -> list[ImageId]:
+        """Return those of `images` to which the text leads from the reference."""
+
     def limited(self, max_changes: int) -> Catalogue:
         """Return a catalogue that writes for images that differ in at most `max_changes`."""
 
@@ -168,7 +171,7 @@ class TrainSplit:
     `groups` and `categories` are there where the data set has them: images shown together with a
     query, the kind of thing an image shows. `positives` are further right answers that training
     lines name, of the gallery. `catalogue` writes texts where the data set knows what its images
-    show.
+    show. `judge` names right answers that no line names (`foundation.exclude_right`).
     """
 
     name: str
@@ -180,6 +183,7 @@ class TrainSplit:
     categories: Mapping[ImageId, str] = field(default_factory=dict)
     positives: Mapping[QueryId, frozenset[ImageId]] = field(default_factory=dict)
     catalogue: Catalogue | None = None
+    judge: Catalogue | None = None
 
     def __iter__(self) -> Iterator[Triplet]:
         return iter(self.triplets)

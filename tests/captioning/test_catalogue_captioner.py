@@ -21,14 +21,16 @@ from cirloop.captioning.parsing import parse_answer
 from cirloop.captioning.prompts import REWRITE, VERIFY, load
 from cirloop.cli import runner
 from cirloop.config.run import RunConfig
-from cirloop.data import ShapesSettings
+from cirloop.data import Dataset, ShapesSettings
 from cirloop.data.catalogue import AttributeCatalogue, Items, Phrasebook
 from cirloop.data.cirr import CirrSettings
 from cirloop.data.jsonl import JsonlSettings
+from cirloop.data.known_positives import KnownPositives
 from cirloop.data.paths import DataPaths
 from cirloop.stages import estimate, preflight
 from cirloop.stages.context import RunContext
-from cirloop.types import TrainSplit, UserError
+from cirloop.training.batches import BatchSampler
+from cirloop.types import MinedNegative, TrainSplit, UserError
 from tests.fake_datasets import write_cirr
 
 BRANDS = ("Bravo", "Zest", "Sol and Luna")
@@ -38,6 +40,36 @@ ITEMS = {
     for brand, flavour in product(BRANDS, FLAVOURS)
 }
 PHRASES = 'brand: ["{brand} instead of {old brand}"]\nflavour: ["but {flavour}"]\n'
+
+
+def test_what_the_catalogue_calls_right_is_no_negative(tmp_path: Path) -> None:
+    """Neither mined nor in a batch, for human and written texts; and artifacts are others."""
+    paths = DataPaths(None, tmp_path, lambda items, title: items)
+    data = ShapesSettings(train_families=4, train_triplets=20)
+
+    def opened(exclude: bool) -> Dataset:
+        foundation = CatalogueFoundation(exclude_right=exclude)
+        return RunConfig(data=data, foundation=foundation).open_data(paths)
+
+    plain = opened(False)
+    judged = opened(True)
+    assert plain.digest == data.build(paths).digest != judged.digest
+    train = judged.train
+    assert train.oracle is not None
+    known = KnownPositives.of(train)
+    mined = []
+    num_others = 0
+    for triplet in train.triplets:
+        right = train.oracle.positives(triplet.query)
+        assert {*known.right(triplet.query)} == {train.images.digest(image) for image in right}
+        assert {*KnownPositives.of(plain.train).right(triplet.query)} == {
+            train.images.digest(triplet.target)
+        }
+        num_others += len(right) - 1
+        mined += [MinedNegative(triplet.query.id, i, 1, 0.5, 2, 0.4, "top_k") for i in right]
+    assert num_others
+    batches = BatchSampler(train.triplets, [], mined, 16, 0.0, 1, 0, known=known)
+    assert batches.num_known_positives == len(mined)
 
 
 def test_texts_and_verdicts_are_those_of_the_data_set_s_oracle() -> None:

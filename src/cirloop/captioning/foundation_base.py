@@ -9,7 +9,7 @@ from cirloop.backbones.model_settings import ModelSettings
 if TYPE_CHECKING:
     from cirloop.backbones.vlm import VlmEmbedder
     from cirloop.captioning.base import Captioner
-    from cirloop.types import TrainSplit
+    from cirloop.types import Catalogue, TrainSplit
 
 
 class Foundation(ModelSettings):
@@ -35,6 +35,10 @@ class Foundation(ModelSettings):
 
     def check_data(self, train: TrainSplit) -> None:
         """Raise UserError where it cannot write for the images of `train`."""
+
+    def judge(self, train: TrainSplit) -> Catalogue | None:
+        """Return what names right answers of training that no line names; None for models."""
+        return None
 
     def train_digests(self, train: TrainSplit) -> dict[str, str]:
         """Return digests of what it takes from `train` beside triplets and images, by name."""

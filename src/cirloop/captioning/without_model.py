@@ -71,6 +71,13 @@ class CatalogueFoundation(WithoutModel):
     max_changes: int | None = Field(None, ge=1)
     """Most attributes in which two images differ that have a text. None: 2; 3 for `shapes`."""
 
+    exclude_right: bool = False
+    """Images that the catalogue says are right for a query or text of training are no negatives of
+    it: neither mined nor in a batch."""
+
+    def judge(self, train: TrainSplit) -> Catalogue | None:
+        return self.open(train) if self.exclude_right else None
+
     def open(self, train: TrainSplit) -> Catalogue:
         """Open the catalogue. Raises UserError where there is none, or a file is wrong."""
         from cirloop.data import catalogue as data

@@ -99,7 +99,7 @@ def _select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dat
         changes = {"data": settings, "data_dir": directory, "train_dir": None}
         return config.model_copy(update=changes), settings.build(paths), split
     paths = DataPaths(options.data_dir or config.data_dir, config.cache, progress, config.train_dir)
-    own = config.data.build(paths)
+    own = config.open_data(paths)
     names = {f"{config.data.type}_{split}": split for split in own.evals}
     if name not in names:
         also = "; with --data_dir " + ", ".join([*benchmarks.benchmark_names(), "hp_fashioniq_val"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,13 +26,14 @@ from cirloop.config.base import FlagSettings
 from cirloop.config.evaluation import Evaluation
 from cirloop.config.runtime import Runtime
 from cirloop.config.shortcuts import PATH_SETTINGS, SHORTCUTS, UNION_FLAGS
-from cirloop.data import DataConfig, ShapesSettings, locations
+from cirloop.data import DataConfig, Dataset, ShapesSettings, locations
+from cirloop.data.paths import DataPaths
 from cirloop.io import parse
 from cirloop.io.redact import secrets_in
 from cirloop.negatives import MiningSettings
 from cirloop.negatives.attributes.config import AttributeSettings
 from cirloop.training.config import TrainingSettings
-from cirloop.types import UserError
+from cirloop.types import TrainSplit, UserError
 
 logger = logging.getLogger(__name__)
 PROGRAM = "train_iterative.py"
@@ -127,6 +129,17 @@ class RunConfig(FlagSettings):
     @property
     def cache(self) -> Path:
         return self.runtime.cache_dir or self.directory.parent / "cache"
+
+    def open_data(self, data_paths: DataPaths) -> Dataset:
+        """Define the data set, whose splits load on first use. Raises UserError where its files are
+        missing."""
+        data = self.data.build(data_paths)
+
+        def load_train() -> TrainSplit:
+            train = data.load_train()
+            return replace(train, judge=self.foundation.judge(train))
+
+        return replace(data, load_train=load_train)
 
     def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide results, as JSON.

@@ -7,7 +7,7 @@ of images can be written from phrases (`phrases.py`), and whether one is right i
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -121,12 +121,16 @@ class Items:
     def attributes(self, image: ImageId) -> Attributes | None:
         """Return the image's own entry, else that of the innermost folder of its path with an
         entry; None where there is neither."""
-        name: str = image
-        while name:
-            if name in self.entries:
-                return self.entries[name]
-            name = name.rpartition("/")[0]
-        return None
+        if image not in self._found:
+            name: str = image
+            while name and name not in self.entries:
+                name = name.rpartition("/")[0]
+            self._found[image] = self.entries.get(name)
+        return self._found[image]
+
+    @cached_property
+    def _found(self) -> dict[ImageId, Attributes | None]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -161,12 +165,25 @@ class AttributeCatalogue:
     def is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
         """Return whether some reading of the text turns the reference's attributes into exactly the
         image's."""
+        return bool(self.right(reference, text, [image]))
+
+    def right(self, reference: ImageId, text: str, images: Sequence[ImageId]) -> list[ImageId]:
+        """Return those of `images` for which `is_true`."""
         before = self.items.attributes(reference)
-        after = self.items.attributes(image)
-        if before is None or after is None:
-            return False
+        if before is None:
+            return []
         readings = self.phrasebook.read(text, before)
-        return any(leads(before, reading, after) for reading in readings)
+        right = []
+        verdicts: dict[int, bool] = {}
+        for image in images:
+            after = self.items.attributes(image)
+            if after is None:
+                continue
+            if id(after) not in verdicts:
+                verdicts[id(after)] = any(leads(before, reading, after) for reading in readings)
+            if verdicts[id(after)]:
+                right.append(image)
+        return right
 
     def knows(self, image: ImageId) -> bool:
         """Return whether the image, or a folder that it lies in, has an entry."""

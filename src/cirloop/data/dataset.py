@@ -101,10 +101,11 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """The digest of the train split's triplets, further right answers and pixels."""
+        """The digest of the train split's triplets, further right answers, judge and pixels."""
         positives = self.train.positives
         rows = [[*_row(t), *sorted(positives.get(t.query.id, ()))] for t in self.train.triplets]
-        return fingerprint(rows + _pixels(self.train.gallery, self.train.images))
+        judge = [[self.train.judge.fingerprint]] if self.train.judge else []
+        return fingerprint(rows + judge + _pixels(self.train.gallery, self.train.images))
 
 
 def _row(triplet: Triplet) -> list[object]:

@@ -2,7 +2,8 @@
 
 Known right are the target and what a line names beside it, the targets of every query with the same
 reference and text, and images for which the captioner wrote the query's text, for whichever query
-those were mined. Images are the same where their contents are (equal bytes, whatever their names),
+those were mined; and, with `foundation.exclude_right`, what the catalogue says is right. Images
+are the same where their contents are (equal bytes, whatever their names),
 references too; texts are the same but for case, spaces, a full stop and Unicode form. A copy of the
 reference is not right, but no negative either. All of it comes from training lines and from the
 run's own artifacts: what an evaluation knows to be right never gets here.
@@ -24,7 +25,8 @@ TARGET = "copies of the target"
 REFERENCE = "copies of the reference"
 SAME_TEXT = "same text"
 CONFIRMED = "confirmed by the captioner"
-KINDS = (LINE, TARGET, REFERENCE, SAME_TEXT, CONFIRMED)
+JUDGED = "right by the catalogue"
+KINDS = (LINE, TARGET, REFERENCE, SAME_TEXT, CONFIRMED, JUDGED)
 """Why an image is left out, the first that fits."""
 WRITTEN_AGAIN = "same as the original text"
 SURER_KEPT = "a surer text was kept"
@@ -63,6 +65,8 @@ class KnownPositives:
         content: Callable[[ImageId], str] = _name,
     ) -> None:
         self.content = content
+        self._judge: Callable[[Query], Iterable[ImageId]] | None = None
+        self._judged: dict[Key, frozenset[str]] = {}
         self._notes: dict[Key, list[tuple[QueryId | None, str, str]]] = defaultdict(list)
         """By reference and text: the query whose image it is (None: the captioner's), the kind of
         positive it is for that query, and its content."""
@@ -84,7 +88,11 @@ class KnownPositives:
     ) -> Self:
         """Collect the positives of a train split and of its captions so far; an image's content is
         its digest."""
-        return cls(train.triplets, augmented, train.positives, confirmed, train.images.digest)
+        known = cls(train.triplets, augmented, train.positives, confirmed, train.images.digest)
+        judge = train.judge
+        if judge is not None:
+            known._judge = lambda query: judge.right(query.reference, query.text, train.gallery.ids)
+        return known
 
     def right(self, query: Query) -> dict[str, str]:
         """Return the kind of positive by the content of each image that is right for a query."""
@@ -93,7 +101,16 @@ class KnownPositives:
             if source not in (query.id, None):
                 kind = SAME_TEXT
             kinds[content] = min(kind, kinds.get(content, kind), key=KINDS.index)
+        for content in self._right_by_judge(query):
+            kinds.setdefault(content, JUDGED)
         return kinds
+
+    def _right_by_judge(self, query: Query) -> frozenset[str]:
+        """Return the contents of the images that the judge calls right; once for equal queries."""
+        key = self._key(query.reference, query.text)
+        if self._judge is not None and key not in self._judged:
+            self._judged[key] = frozenset(map(self.content, self._judge(query)))
+        return self._judged.get(key, frozenset())
 
     def barred(self, query: Query) -> dict[str, str]:
         """Return `right` and the reference: all that may be no explicit negative of a query."""

@@ -36,7 +36,7 @@ def run_worker(job: ShardJob) -> None:
     config = RunConfig(**job.config)
     gpu = {} if torch.cuda.is_available() else {"cpu": True, "backend": "gloo"}
     state = PartialState(timeout=timedelta(minutes=config.runtime.hang_timeout_minutes), **gpu)
-    data = config.data.build(DataPaths(config.data_dir, job.cache, no_progress, config.train_dir))
+    data = config.open_data(DataPaths(config.data_dir, job.cache, no_progress, config.train_dir))
     split = data.split_by_key(job.where)
     images = split.images
     image_ids = [item.image for item in job.items] + [

@@ -141,9 +141,7 @@ def train(job: TrainJob) -> None:
 
 
 def _train(job: TrainJob, config: RunConfig) -> None:
-    data = config.data.build(
-        DataPaths(config.data_dir, job.cache, progress, config.train_dir)
-    ).train
+    data = config.open_data(DataPaths(config.data_dir, job.cache, progress, config.train_dir)).train
     accelerate = create_accelerator(config.runtime.hang_timeout_minutes)
     _refuse_compiled_pieces(config, accelerate)
     seed = seed_of(config.seed, "train", job.iteration)

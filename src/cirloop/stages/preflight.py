@@ -70,7 +70,7 @@ def _build_data(config: RunConfig, problems: ValidationReport) -> Dataset | None
             "Give its settings a `protocol`, as in data/cirr.py.",
         )
     try:
-        return config.data.build(
+        return config.open_data(
             DataPaths(config.data_dir, config.cache, progress, config.train_dir)
         )
     except UserError as error:

@@ -81,7 +81,7 @@ def export(options: ExportConfig) -> None:
     label, *more = select_iterations(options.iteration, done_iterations(store))
     if more:
         raise UserError(f"--iteration {options.iteration}: give one.")
-    data = config.data.build(DataPaths(config.data_dir, config.cache, progress, config.train_dir))
+    data = config.open_data(DataPaths(config.data_dir, config.cache, progress, config.train_dir))
     splits: Sequence[TrainSplit | EvalSplit]
     splits = [data.train] if options.split == TRAIN else data.eval_splits(options.split)
     run = RunContext(config, store, data)

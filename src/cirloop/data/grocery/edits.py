@@ -63,13 +63,17 @@ def share_alone(answers: Answers) -> float:
     """Return the largest share of an edit's queries that one product is right for, where each
     target product is drawn equally often, from each of its references."""
     weights: defaultdict[str, float] = defaultdict(float)
-    targets = frozenset().union(*answers.values())
+    targets = _targets_of(answers)
     for target in targets:
         references = [reference for reference, right in answers.items() if target in right]
         for reference in references:
             for product in answers[reference]:
                 weights[product] += 1 / len(references)
     return max(weights.values()) / len(targets)
+
+
+def _targets_of(answers: Answers) -> frozenset[str]:
+    return frozenset().union(*answers.values())
 
 
 def usable_edits(
@@ -106,13 +110,16 @@ def draw_queries(
     num: int,
     random: Random,
 ) -> list[DrawnQuery]:
-    """Draw `num` queries: an edit, a product that it leads to, a reference product, an image of
-    each, and a phrase, each evenly. No two have the same reference and text.
+    """Draw `num` queries: an edit and a product that it leads to, all such pairs equally often, and
+    a reference product, an image of each and a phrase. So an edit is drawn the more often, the more
+    products it leaves open. No two queries have the same reference and text.
 
     Raises UserError where so many are not found.
     """
-    names = sorted(edits)
-    if not names:
+    pairs = [
+        (edit, target) for edit in sorted(edits) for target in sorted(_targets_of(edits[edit]))
+    ]
+    if not pairs:
         raise UserError(
             "the products of this split have no edit that leaves the product open to a reader of"
             " the text alone and that there are words for. Give products with more attributes in"
@@ -122,9 +129,8 @@ def draw_queries(
     for _ in range(50 * num):
         if len(drawn) == num:
             return [*drawn.values()]
-        edit = random.choice(names)
+        edit, target = random.choice(pairs)
         answers = edits[edit]
-        target = random.choice(sorted(frozenset().union(*answers.values())))
         product = random.choice(sorted(name for name in answers if target in answers[name]))
         phrase = random.choice(phrases_for(edit, phrasebook))
         text = phrase.text.format_map({name: value for name, value in edit})

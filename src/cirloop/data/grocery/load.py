@@ -86,28 +86,21 @@ class GrocerySettings(FileSettings):
         return Grocery(self, data_paths).dataset()
 
 
+@dataclass(frozen=True)
 class GroceryOracle:
     """Exact knowledge of right answers, from the products' attributes."""
 
-    def __init__(self, catalogue: AttributeCatalogue, images: Sequence[ImageId]) -> None:
-        self._catalogue = catalogue
-        self._by_folder: dict[str, list[ImageId]] = {}
-        for image in images:
-            self._by_folder.setdefault(str(PurePosixPath(image).parent), []).append(image)
+    catalogue: AttributeCatalogue
+    images: Sequence[ImageId]
 
     def positives(self, query: Query) -> frozenset[ImageId]:
-        right = [
-            images
-            for images in self._by_folder.values()
-            if self._catalogue.is_true(query.reference, query.text, images[0])
-        ]
-        return frozenset(image for images in right for image in images)
+        return frozenset(self.catalogue.right(query.reference, query.text, self.images))
 
     def text_is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
-        return self._catalogue.is_true(reference, text, image)
+        return self.catalogue.is_true(reference, text, image)
 
     def distance(self, reference: ImageId, image: ImageId) -> int:
-        items = self._catalogue.items
+        items = self.catalogue.items
         return len(changes(items.attributes(reference) or {}, items.attributes(image) or {}))
 
 

@@ -3,6 +3,7 @@ foundation model would give."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -44,8 +45,15 @@ class SceneCatalogue:
 
     def is_true(self, reference: ImageId, text: str, image: ImageId) -> bool:
         """Return whether the text turns the reference's scene into the image's."""
+        return bool(self.right(reference, text, [image]))
+
+    def right(self, reference: ImageId, text: str, images: Sequence[ImageId]) -> list[ImageId]:
+        """Return those of `images` for which `is_true`."""
         changes = read(text)
-        return changes is not None and _scene(image) in results(_scene(reference), changes)
+        if changes is None:
+            return []
+        scenes = results(_scene(reference), changes)
+        return [image for image in images if _scene(image) in scenes]
 
     def knows(self, image: ImageId) -> bool:
         """Return True: the scene of every image is known."""

@@ -58,7 +58,7 @@ class MultiPartImages:
 
 def of_run(config: RunConfig) -> SearchGallery:
     """Return the gallery that the run evaluates on, its categories together, and its queries."""
-    data = config.data.build(DataPaths(config.data_dir, config.cache, progress, config.train_dir))
+    data = config.open_data(DataPaths(config.data_dir, config.cache, progress, config.train_dir))
     parts = data.eval_splits(config.evaluation.split)
     ids = tuple(sorted({image for part in parts for image in part.gallery.ids}))
     right: dict[tuple[str, str], frozenset[ImageId]] = {}
