@@ -39,6 +39,11 @@ class DrawnQuery:
     right: frozenset[str]
 
 
+def kind_of(edit: Edit) -> str:
+    """Name what an edit changes, such as `colour` or `another colour`."""
+    return " and ".join(f"another {name}" if value == ANOTHER else name for name, value in edit)
+
+
 def find_edits(products: Mapping[str, Attributes]) -> dict[Edit, Answers]:
     """Return the edits that lead from a product to another one, with the products that fit."""
     answers: dict[Edit, dict[str, set[str]]] = {}
@@ -110,16 +115,17 @@ def draw_queries(
     num: int,
     random: Random,
 ) -> list[DrawnQuery]:
-    """Draw `num` queries: an edit and a product that it leads to, all such pairs equally often, and
-    a reference product, an image of each and a phrase. So an edit is drawn the more often, the more
-    products it leaves open. No two queries have the same reference and text.
+    """Draw `num` queries: a kind of change, an edit of it with a product that it leads to, a
+    reference product, an image of each, and a phrase, each evenly. So of a kind an edit is drawn
+    the more often, the more products it leaves open. No two queries have the same reference and
+    text.
 
     Raises UserError where so many are not found.
     """
-    pairs = [
-        (edit, target) for edit in sorted(edits) for target in sorted(_targets_of(edits[edit]))
-    ]
-    if not pairs:
+    by_kind: dict[str, list[tuple[Edit, str]]] = defaultdict(list)
+    for edit in sorted(edits):
+        by_kind[kind_of(edit)] += [(edit, target) for target in sorted(_targets_of(edits[edit]))]
+    if not by_kind:
         raise UserError(
             "the products of this split have no edit that leaves the product open to a reader of"
             " the text alone and that there are words for. Give products with more attributes in"
@@ -129,7 +135,7 @@ def draw_queries(
     for _ in range(50 * num):
         if len(drawn) == num:
             return [*drawn.values()]
-        edit, target = random.choice(pairs)
+        edit, target = random.choice(by_kind[random.choice(sorted(by_kind))])
         answers = edits[edit]
         product = random.choice(sorted(name for name in answers if target in answers[name]))
         phrase = random.choice(phrases_for(edit, phrasebook))

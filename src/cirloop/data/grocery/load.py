@@ -23,7 +23,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cirloop.data.catalogue import (
-    ANOTHER,
     AttributeCatalogue,
     Items,
     Phrasebook,
@@ -33,7 +32,7 @@ from cirloop.data.catalogue import (
     read_phrases,
 )
 from cirloop.data.dataset import Dataset, FileSettings
-from cirloop.data.grocery.edits import DrawnQuery, Edit, draw_queries, usable_edits
+from cirloop.data.grocery.edits import DrawnQuery, draw_queries, kind_of, usable_edits
 from cirloop.data.images import escapes_root
 from cirloop.data.paths import DataPaths
 from cirloop.data.splits import QueryFiles, build_train_split, file_dataset
@@ -176,7 +175,7 @@ class Grocery:
             Relevance(
                 {q: row.target for q, row in zip(ids, drawn, strict=True)},
                 positives,
-                {q: (_kind(row.edit),) for q, row in zip(ids, drawn, strict=True)},
+                {q: (kind_of(row.edit),) for q, row in zip(ids, drawn, strict=True)},
             ),
             Gallery(f"grocery/{split}", every),
             PROTOCOL,
@@ -220,11 +219,6 @@ class Grocery:
         """Read the fine classes by their number, as text."""
         rows = csv.reader(problems.lines(self.directory / "classes.csv")[1:])
         return {row[1]: row[0] for row in rows if len(row) > 1}
-
-
-def _kind(edit: Edit) -> str:
-    """Name what an edit changes, such as `colour` or `another colour`."""
-    return " and ".join(f"another {name}" if value == ANOTHER else name for name, value in edit)
 
 
 def _packaged(name: str) -> Path:
