@@ -14,9 +14,10 @@ import argparse
 import logging
 from pathlib import Path
 
+import _study as study
 import numpy as np
-import study_rounds as study
 import torch
+from study_rounds import RECALLS, STUDY
 
 from cirloop.cli import runner
 from cirloop.monitoring.console import table
@@ -26,13 +27,13 @@ DTYPES = ("float32", "base")
 
 def recalls(args: argparse.Namespace, seed: int, dtype: str) -> list[float]:
     """Test recalls of iteration 0, in percent."""
-    config = study.config(args, seed, args.output / f"{dtype}_{seed}", 0, "control")
+    config = study.config(STUDY, args, seed, args.output / f"{dtype}_{seed}", 0, "control")
     training = config.training.model_copy(
         update={"lora": config.training.lora.model_copy(update={"dtype": dtype})}
     )
     model = config.model.model_copy(update={"dtype": "bfloat16"})
     [result] = runner.run(config.model_copy(update={"model": model, "training": training}))
-    return [100 * result["metrics"][key] for key in study.RECALLS]
+    return [100 * result["metrics"][key] for key in RECALLS]
 
 
 def main() -> None:

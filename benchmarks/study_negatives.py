@@ -21,9 +21,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import _study as study
 import numpy as np
-import study_rounds as study
+import study_rounds
 import torch
+from study_rounds import STUDY
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry, runner
@@ -131,7 +133,7 @@ def mined_table(args: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         directory = args.output / f"warm_{seed}"
-        config = study.config(args, seed, directory, 0, "control")
+        config = study.config(STUDY, args, seed, directory, 0, "control")
         runner.run(config)
         warm = runner.open_run(config)
         checkpoint, oracle, train = (
@@ -209,7 +211,7 @@ def main() -> None:
     told = {"domain": "shapes", "image_source": "metadata", "file": str(file)}
     for name in STRATEGIES:
         for title, filters in FILTERS.items():
-            study.ARMS[f"{name}+{title}" if filters else name] = {
+            study_rounds.ARMS[f"{name}+{title}" if filters else name] = {
                 "mining": mining(name, filters),
                 "captioning": {"enabled": False},
                 "attributes": told,
@@ -220,10 +222,10 @@ def main() -> None:
     rows = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for arm in args.arms.split(","):
-            rows.append(study.run_arm(args, seed, arm))
+            rows.append(study.run_arm(STUDY, args, seed, arm))
             write_json(args.output / f"recall_{args.first_seed}.json", {"rows": rows})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    study.report(rows, args.rounds, args.split)
+    study.report(STUDY, rows, args.rounds)
 
 
 if __name__ == "__main__":

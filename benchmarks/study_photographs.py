@@ -89,14 +89,20 @@ def settings(args: argparse.Namespace, seed: int, arm: str) -> dict[str, Any]:
     recipe = with_parts(
         recipe,
         model={"path": str(args.towers.absolute())},
-        data={"train_triplets": args.triplets, "subset_seed": seed},
+        data={
+            "train_triplets": args.triplets,
+            "subset_seed": seed,
+            "eval_queries": args.eval_queries,
+        },
+        training={"iteration_0_steps": args.steps, "steps_per_iteration": args.steps},
         evaluation={"split": args.split, "evaluate_base": False},
         runtime={"checkpoint_every_steps": 0, "cache_dir": args.output / "cache"},
     )
     return recipe | {"data_dir": args.data_dir}
 
 
-STUDY = Study("grocery", ARMS, settings, MEASURES, ("split", "triplets", "rounds"))
+FLAGS = ("split", "triplets", "eval_queries", "rounds", "steps")
+STUDY = Study("grocery", ARMS, settings, MEASURES, FLAGS)
 
 
 def run_job(job: Job) -> None:
@@ -121,6 +127,8 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, help="the clone of GroceryStoreDataset")
     parser.add_argument("--towers", type=Path, default=Path("towers"))
     parser.add_argument("--triplets", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=100, help="steps of an iteration")
+    parser.add_argument("--eval_queries", type=int, default=1000)
     parser.add_argument("--split", choices=("val", "test"), default="val")
     args = read_flags(parser)
     read_rows(STUDY, args)  # before any work

@@ -63,6 +63,7 @@ def command(script: str, *flags: object, cwd: Path = ROOT) -> subprocess.Complet
     words, out, err = [str(ROOT / script), *map(str, flags)], io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", words),
+        mock.patch.object(sys, "path", [str(Path(words[0]).parent), *sys.path]),
         mock.patch.dict(os.environ),
         warnings.catch_warnings(),
         logging_kept(),

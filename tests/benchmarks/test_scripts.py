@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 
 from cirloop.data.shapes.splits import build_splits
+from tests.backbones.tiny_models import write_towers
 from tests.commands import ROOT, command
 from tests.docs.documented_commands import ROWS
 from tests.docs.shell import Shell
+from tests.fake_datasets import write_grocery
 
 LIMIT = 600
 """Seconds for a program; most take a few."""
@@ -96,11 +98,15 @@ CASES = (
     Case("scripts/command_pages.py", "--check"),
     Case("scripts/pretrain_tiny.py", f"--output OUT {SHORT}", "parameters"),
 )
-HERE = {"benchmarks/study_rounds.py", "scripts/check.sh", "scripts/lock.py", "scripts/setup_env.sh"}
+HERE = {
+    *("benchmarks/study_photographs.py", "benchmarks/study_rounds.py"),
+    *("scripts/check.sh", "scripts/lock.py", "scripts/setup_env.sh"),
+}
 """Programs with a test of their own below."""
 ELSEWHERE = {
     # it is a part of those that measure models
     "benchmarks/_model.py": "tests/docs/documented_commands.py",
+    "benchmarks/_study.py": "tests/benchmarks/test_scripts.py",
     "scripts/slurm.sbatch": "tests/monitoring/test_stopping.py",
     "scripts/convert_towers.py": "tests/scripts/test_convert_towers.py",
     "scripts/gpu_check.py": "tests/scripts/test_gpu_check.py",
@@ -184,6 +190,20 @@ def test_the_study_compares_arms_from_one_warm_up(tmp_path: Path) -> None:
     assert Image.open(figure).size == (960, 440)
     other = command("benchmarks/study_rounds.py", *flags, "--report_only", "--variant", "2")
     assert other.returncode == 2 and "variant 1" in other.stderr
+
+
+@pytest.mark.full
+def test_the_study_of_photographs_prints_a_table(tmp_path: Path) -> None:
+    data = write_grocery(tmp_path / "data", photographs=6)
+    towers = write_towers(tmp_path / "towers")
+    flags = f"--data_dir {data} --towers {towers} --output {tmp_path / 'study'} --seeds 1"
+    small = "--triplets 20 --steps 1 --rounds 1 --eval_queries 20 --arms control,near"
+    rows = f"--rows {tmp_path / 'rows'}"
+    done = command("benchmarks/study_photographs.py", *shlex.split(f"{flags} {small} {rows}"))
+    assert done.returncode == 0, done.stderr
+    assert "R@1, text alone: gain over control" in done.stdout
+    written = {path.name for path in (tmp_path / "rows").iterdir()}
+    assert written == {"row_control_1.json", "row_near_1.json"}
 
 
 def checkout(directory: Path) -> Path:
