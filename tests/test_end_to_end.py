@@ -324,7 +324,7 @@ def test_one_modality_alone_gives_another_result_and_says_so(finished: Path) -> 
     )
     scores_QG, rows = queries_QD @ run.gallery_embeddings(backbone, part).T, part.gallery.rows()
     assert part.relevance is not None
-    for scores_G, query, (name, rank, _) in zip(
+    for scores_G, query, (name, rank, *_) in zip(
         scores_QG, part.queries, no_text["ranks"], strict=True
     ):
         scores_G[rows[query.reference]] = -2
