@@ -3,14 +3,12 @@
 import sys
 
 from cirloop.cli import entry
-from cirloop.distributed import launcher
 
 
 def main() -> None:
-    launcher.refuse_nested_launch(sys.argv)
-    from cirloop.cli.evaluate import EvalConfig, evaluate
+    from cirloop.cli import evaluate  # torch loads here
 
-    evaluate(EvalConfig.parse(sys.argv[1:]))
+    evaluate.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from cirloop.config import cli, notices
 from cirloop.config.run import RunConfig, format_validation_error
 from cirloop.data import Dataset, benchmarks, locations
 from cirloop.data.paths import DataPaths
+from cirloop.distributed import launcher
 from cirloop.evaluation import rankings_file, submission
 from cirloop.evaluation.significance import compare_iterations
 from cirloop.monitoring.console import progress, title_prefix
@@ -27,6 +29,7 @@ from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 BASE = "base"
+PROGRAM = "eval_iterative.py"
 
 
 class EvalConfig(cli.Flags):
@@ -63,9 +66,9 @@ class EvalConfig(cli.Flags):
     @classmethod
     def parse(cls, argv: Sequence[str]) -> EvalConfig:
         try:
-            return cli.parse(cls, argv, "eval_iterative.py")
+            return cli.parse(cls, argv, PROGRAM)
         except ValidationError as error:
-            raise UserError(format_validation_error(error, "eval_iterative.py")) from None
+            raise UserError(format_validation_error(error, PROGRAM)) from None
 
 
 def select_iterations(iterations: str | None, done: Sequence[int]) -> list[str]:
@@ -196,6 +199,13 @@ def _submit(
     logger.info("wrote %s to %s", " and ".join(files), goal)
 
 
+def main(argv: Sequence[str]) -> None:
+    """Evaluate as the flags say. Raises UserError for what is wrong with them, the run or the
+    rankings."""
+    launcher.refuse_nested_launch(sys.argv)
+    evaluate(EvalConfig.parse(argv))
+
+
 def evaluate(options: EvalConfig) -> list[dict[str, Any]] | dict[str, Any]:
     """Evaluate a run's iterations, or score a file of rankings."""
     problems = ValidationReport()
@@ -219,7 +229,7 @@ def evaluate(options: EvalConfig) -> list[dict[str, Any]] | dict[str, Any]:
             )
     if options.submission is not None and options.submission.is_file():
         problems.add(f"--submission {options.submission}", "is a file; give a directory")
-    problems.raise_if_any("All flags: eval_iterative.py --help")
+    problems.raise_if_any(f"All flags: {cli.program(PROGRAM)} --help")
     if options.rankings is None:
         return evaluate_run(options)
     assert options.eval_dataset is not None and options.data_dir is not None

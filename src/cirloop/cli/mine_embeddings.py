@@ -114,7 +114,6 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
 
     Raises UserError for what is unknown, wrong or missing.
     """
-    argv = cli.kebab(argv)
     peek = cli.Parser(prog=PROGRAM, add_help=False)
     peek.add_argument("--strategy", default="top_k")
     kind = STRATEGIES.get(peek.parse_known_args(list(argv))[0].strategy)
@@ -155,7 +154,7 @@ def parse(argv: Sequence[str]) -> tuple[EmbeddingMiningConfig, MiningSettings]:
 
 def _missing_flags(error: ValidationError) -> ValidationReport:
     """Return all that is wrong with the flags, where a required one is missing; else nothing."""
-    problems = ValidationReport(f"All flags: {PROGRAM} --query-embeddings x --help")
+    problems = ValidationReport(f"All flags: {cli.program(PROGRAM)} --query-embeddings x --help")
     if any(row["type"] == "missing" for row in error.errors()):
         cli.report_flags(error, EmbeddingMiningConfig, problems)
     return problems

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -34,16 +36,45 @@ class Flags(FlagSettings):
     )
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse without guessing at shortened flags; an unknown flag is answered with the nearest
-    ones.
+def program(script: str) -> str:
+    """Return the command that a person typed: `cirloop NAME`, or `script` where it was not that."""
+    invoked = Path(sys.argv[0])
+    by_module = invoked.name == "__main__.py" and invoked.parent.name == "cirloop"
+    if len(sys.argv) > 1 and (invoked.name == "cirloop" or by_module):
+        return f"cirloop {sys.argv[1]}"
+    return script
 
-    `help_flag` is what prints every flag.
+
+def underscored(argv: Sequence[str]) -> list[str]:
+    """Return a command line with `_` for each `-` in the names of flags."""
+    words = []
+    for word in argv:
+        name, sign, value = word.partition("=")
+        flag = f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name
+        words.append(flag + sign + value)
+    return words
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without guessing at shortened flags, with `-` and `_` for each other in their names;
+    an unknown flag is answered with the nearest ones.
+
+    `prog` is the script that has the flags. `help_flag` is what prints every flag.
     """
 
-    def __init__(self, *args: Any, help_flag: str = "--help", **kwargs: Any) -> None:
-        super().__init__(*args, **(kwargs | {"allow_abbrev": False}))
+    def __init__(self, prog: str, *args: Any, help_flag: str = "--help", **kwargs: Any) -> None:
+        super().__init__(program(prog), *args, **(kwargs | {"allow_abbrev": False}))
         self.help_flag = help_flag
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(self._as_defined(args), namespace)
+
+    def _as_defined(self, argv: Sequence[str]) -> list[str]:
+        """Return a command line with its flags as they are defined."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        by_name = {flag.replace("_", "-"): flag for flag in flags}
+        split = [word.partition("=") for word in argv]
+        return [by_name.get(name.replace("_", "-"), name) + sign + rest for name, sign, rest in split]
 
     def error(self, message: str) -> NoReturn:
         unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
@@ -60,15 +91,6 @@ class Parser(argparse.ArgumentParser):
             [a for a in self._actions if any(word in flag for flag in a.option_strings)]
         )
         return formatter.format_help()
-
-
-def kebab(argv: Sequence[str]) -> list[str]:
-    """Replace underscores by dashes in the names of flags, so that both spellings are accepted."""
-    words = []
-    for word in argv:
-        name, equals, value = word.partition("=")
-        words.append(name.replace("_", "-") + equals + value if name.startswith("--") else word)
-    return words
 
 
 def parse(model: type[S], argv: Sequence[str], parser: Parser | str) -> S:

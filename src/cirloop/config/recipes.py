@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import cirloop
 from cirloop.artifacts import schema
 from cirloop.backbones.config import BackboneConfig
 from cirloop.backbones.weights import TINY, model_type
@@ -30,6 +31,8 @@ BACKBONE = "qwen2_vl"
 """What is trained where no flag says otherwise."""
 CONFIG = "config.json"
 """A run directory's copy of its settings."""
+CONFIGS = (Path(cirloop.__file__).parent / "configs").resolve()
+"""The recipes: `configs/` of the checkout, or their copies in an installed package."""
 EARLIER_NAMES = {
     "training.warm_up_steps": "training.iteration_0_steps",
     "training.steps": "training.steps_per_iteration",
@@ -125,14 +128,28 @@ def load_settings(command_line: CommandLine, default: Path) -> Content:
     ):
         logger.info("going on with the settings of %s", own)
         return schema.read(own, "config")
-    path = command_line.config or _recipe(command_line, default)
-    settings = _read(path, default.parent)
+    configs = default.parent
+    if command_line.config is None:
+        path = _recipe(command_line, default)
+    else:
+        path = _named_recipe(command_line.config, configs) or command_line.config
+    settings = _read(path, configs)
     if command_line.fast_mode:
-        settings = merge(settings, _read(_fast_twin(path, default.parent), default.parent))
+        settings = merge(settings, _read(_fast_twin(path, configs), configs))
     if command_line.config is None:
         logger.info("settings of the recipe %s; --config takes another", display_path(path))
         _name_embedder(command_line, settings)
     return settings
+
+
+def _named_recipe(config: Path, configs: Path) -> Path | None:
+    """Return the recipe that a --config names, as `jsonl_tiny` or `configs/jsonl_tiny.yaml`, where
+    there is no such file; else None."""
+    recipe = configs / f"{config.name.removesuffix('.yaml')}.yaml"
+    if config.exists() or config.parent not in (Path(), Path("configs")) or not recipe.is_file():
+        return None
+    logger.info("--config %s is the recipe %s", config, display_path(recipe))
+    return recipe
 
 
 def _recipe(command_line: CommandLine, default: Path) -> Path:

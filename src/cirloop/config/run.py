@@ -194,6 +194,7 @@ def load(arguments: Sequence[str], default_config: Path) -> RunConfig:
 
     Raises UserError with every problem.
     """
+    arguments = cli.underscored(arguments)
     argv = recipes.current_flags(cli_help.without_help(arguments))
     command_line = recipes.read_command_line(argv, UNION_FLAGS, PROGRAM)
     content = recipes.load_settings(command_line, default_config)
@@ -290,4 +291,4 @@ def read_run_id(path: Path) -> str:
 def format_validation_error(error: ValidationError, program: str = PROGRAM) -> str:
     """Format every problem of a validation error, with `program`'s flag for all settings."""
     help_flag = cli_help.HELP_ALL if program == PROGRAM else cli_help.HELP
-    return errors.format_errors(error, RunConfig, f"{program} {help_flag}")
+    return errors.format_errors(error, RunConfig, f"{cli.program(program)} {help_flag}")

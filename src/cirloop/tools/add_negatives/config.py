@@ -95,9 +95,9 @@ class AddNegativesConfig(cli.Flags):
 
         Raises UserError with every flag that is missing or wrong.
         """
-        problems = ValidationReport(f"All flags: {PROGRAM} --help")
+        problems = ValidationReport(f"All flags: {cli.program(PROGRAM)} --help")
         try:
-            return cli.parse(cls, cli.kebab(argv), PROGRAM).located()
+            return cli.parse(cls, argv, PROGRAM).located()
         except ValidationError as error:
             cli.report_flags(error, cls, problems)
         problems.raise_if_any()

@@ -14,13 +14,14 @@ import torch
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import file_digest
+from cirloop.config import cli
 from cirloop.data.image_check import unreadable_images
 from cirloop.monitoring.console import progress
 from cirloop.negatives.knn_text_samples import Clusters, SamplePool, choose, neighbours
 from cirloop.negatives.text_reuse import max_uses
 from cirloop.tools.add_negatives import samples as reading
 from cirloop.tools.add_negatives.advice import advice
-from cirloop.tools.add_negatives.config import AddNegativesConfig
+from cirloop.tools.add_negatives.config import PROGRAM, AddNegativesConfig
 from cirloop.tools.add_negatives.encode import encode
 from cirloop.tools.add_negatives.report import MiningRun, levels, reason, report
 from cirloop.tools.add_negatives.samples import Sample, UniqueItems
@@ -103,7 +104,7 @@ def _read(options: AddNegativesConfig) -> tuple[list[Sample], UniqueItems]:
             problems.add(files[image], wrong, way)
     problems.raise_if_any(
         "docs/add_hard_negatives.md has the form of the annotations; all flags:"
-        " add_hard_negatives.py --help"
+        f" {cli.program(PROGRAM)} --help"
     )
     items = UniqueItems.of_samples(samples, folder)
     counts = (len(samples), len(items.images), len(items.texts))

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import Field
 
 from cirloop.cli import entry
+from cirloop.config import cli
 from cirloop.monitoring.console import table
 from cirloop.tools.search.config import SearchOptions, parse
 from cirloop.tools.search.engine import BASE, Engine
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     problems = ValidationReport()
     if options.queries is not None and query != SearchQuery():
         problems.add("--queries", "is given with --reference or --text; give the one or the others")
-    problems.raise_if_any(f"All flags: {PROGRAM} --help")
+    problems.raise_if_any(f"All flags: {cli.program(PROGRAM)} --help")
     engine = Engine(options)
     label = engine.label(options.iteration)
     model = "the base model" if label == BASE else f"iteration {label}"

@@ -1,0 +1,85 @@
+"""The command `cirloop`, which is `python -m cirloop` too: its subcommands, each imported when it is
+called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from cirloop import __version__
+
+COMMANDS = {
+    "train": ("cirloop.cli.train", "mine, caption, train and evaluate, round by round"),
+    "eval": ("cirloop.cli.evaluate", "evaluate iterations of a run, or score a file of rankings"),
+    "mine": ("cirloop.tools.add_negatives.__main__", "hard negatives for samples, or from vectors"),
+    "search": ("cirloop.tools.search.__main__", "search a folder of images with a run's model"),
+    "demo": ("cirloop.tools.demo.__main__", "the same as a page in a browser"),
+    "export": ("cirloop.tools.export.__main__", "a run's model for PEFT or sentence-transformers"),
+    "import": ("cirloop.tools.import_table.__main__", "your own spreadsheet and photographs"),
+    "init": ("cirloop.tools.init_config", "write a YAML of settings for a data set and a GPU"),
+    "doctor": ("cirloop.tools.doctor", "what is installed, found and missing on this machine"),
+}
+"""Subcommand -> the module whose `main(argv)` it calls, and what it does."""
+EXAMPLES = (
+    ("cirloop train --fast_mode", "a small run: no data, no model, no GPU"),
+    ("cirloop import triplets.csv --images photos --val 0.2 --output shop", "your own data"),
+    ("cirloop init --data_dir shop --gpu_memory 24 --output shop.yaml", "settings for it"),
+    ("cirloop train --config shop.yaml --dry_run", "check everything, train nothing"),
+)
+UNKNOWN = 2
+"""The exit code of a subcommand that there is not."""
+
+
+def help_text() -> str:
+    """Return what `cirloop --help` prints."""
+    rows = [f"  {name:<8} {about}" for name, (_, about) in COMMANDS.items()]
+    examples = [f"  {command}\n      {about}" for command, about in EXAMPLES]
+    return "\n".join(
+        [
+            "usage: cirloop COMMAND [flags]",
+            "",
+            "Trains embedders for composed image retrieval: an image and a text that changes it.",
+            "",
+            *rows,
+            "",
+            *examples,
+            "",
+            "cirloop COMMAND --help has the flags of a command; `-` and `_` are the same in them.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Run the subcommand that the command line names, and end the process with its exit code."""
+    argv = sys.argv[1:]
+    name = argv[0] if argv else "--help"
+    if name in ("--help", "-h", "help"):
+        sys.stdout.write(help_text())
+    elif name == "--version":
+        sys.stdout.write(f"cirloop {__version__}\n")
+    elif name in COMMANDS:
+        _run(name, argv[1:])
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=2)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        sys.stderr.write(
+            f"error: {name!r:.100} is no command of cirloop.{hint} Commands:"
+            f" {', '.join(COMMANDS)}\n"
+        )
+        sys.exit(UNKNOWN)
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
+    from cirloop.cli import entry
+
+    def call() -> None:
+        sys.exit(importlib.import_module(COMMANDS[name][0]).main(argv))
+
+    entry.main_wrapper(call)
+
+
+if __name__ == "__main__":
+    main()
