@@ -10,7 +10,6 @@ considers.
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import sys
 import tomllib
@@ -21,23 +20,14 @@ UNFINISHED = (  # setup_env.sh keeps this file in the environment while pip work
     ".cirloop-install-unfinished"
 )
 LACKING = 3  # not 1, which is what a Python that stumbles over this file ends with
-MODULES = {
-    "faiss-cpu": "faiss",
-    "faiss-gpu": "faiss",
-    "mlflow-skinny": "mlflow",
-    "open-clip-torch": "open_clip",
-    "pillow": "PIL",
-    "pytest-xdist": "xdist",
-    "pyyaml": "yaml",
-    "types-pyyaml": "yaml-stubs",
-}  # distribution name -> module, where it is not the name with underscores
-
 try:
     from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
 except ImportError:  # half of requirements.txt depends on packaging, so none of that is there
     print("the packages of requirements.txt")
     sys.exit(LACKING)
+
+sys.path[:0] = [str(ROOT / "src")]
+from cirloop.tools.installed import lacking  # noqa: E402 - it needs packaging and nothing else
 
 
 def requirements_txt() -> list[Requirement]:
@@ -45,23 +35,6 @@ def requirements_txt() -> list[Requirement]:
         line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()
     )
     return [Requirement(line) for line in lines if line and not line.startswith("-")]
-
-
-def lacking(requirement: Requirement) -> str | None:
-    """What is wrong with the installed version, or None."""
-    if requirement.marker is not None and not requirement.marker.evaluate():
-        return None
-    name = canonicalize_name(requirement.name)
-    wanted = f"{requirement.name}{requirement.specifier}"
-    try:
-        version = importlib.metadata.version(requirement.name)
-    except importlib.metadata.PackageNotFoundError:
-        return wanted
-    if importlib.util.find_spec(MODULES.get(name, name.replace("-", "_"))) is None:
-        return f"{wanted} (its files are gone)"
-    if not requirement.specifier.contains(version, prereleases=True):
-        return f"{wanted} (has {version})"
-    return None
 
 
 def pinned() -> list[Requirement]:
@@ -83,7 +56,8 @@ def unlike(requirement: Requirement) -> str | None:
 def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     if "--lists" in sys.argv[1:]:
-        theirs = [Requirement(line) for line in project["dependencies"]]
+        extra = project["optional-dependencies"]["train"]
+        theirs = [Requirement(line) for line in [*project["dependencies"], *extra]]
         differ = set(map(str, requirements_txt())) ^ set(map(str, theirs))
         for line in sorted(differ):
             print(f"{line}: not the same in requirements.txt and pyproject.toml; write it in both")

@@ -54,7 +54,8 @@ def closure(wanted: list[Requirement]) -> dict[str, str]:
 
 def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["train"], *extras["dev"]]
     wanted = [requirement for requirement in map(Requirement, lines) if needed(requirement)]
     rows = [f"{name}=={version}" for name, version in sorted(closure(wanted).items())]
     python, platform = ".".join(map(str, sys.version_info[:2])), sys.platform

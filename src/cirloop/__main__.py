@@ -1,5 +1,7 @@
-"""The command `cirloop`, which is `python -m cirloop` too: its subcommands, each imported when it is
-called."""
+"""The command `cirloop`, which is `python -m cirloop` too.
+
+A subcommand's module is imported when it is called.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ EXAMPLES = (
     ("cirloop init --data_dir shop --gpu_memory 24 --output shop.yaml", "settings for it"),
     ("cirloop train --config shop.yaml --dry_run", "check everything, train nothing"),
 )
-UNKNOWN = 2
-"""The exit code of a subcommand that there is not."""
+WRONG = 2
+"""The exit code of a subcommand that there is not, or that lacks a package."""
 
 
 def help_text() -> str:
@@ -69,16 +71,27 @@ def main() -> None:
             f"error: {name!r:.100} is no command of cirloop.{hint} Commands:"
             f" {', '.join(COMMANDS)}\n"
         )
-        sys.exit(UNKNOWN)
+        sys.exit(WRONG)
 
 
 def _run(name: str, argv: Sequence[str]) -> None:
-    from cirloop.cli import entry
-
     def call() -> None:
         sys.exit(importlib.import_module(COMMANDS[name][0]).main(argv))
 
-    entry.main_wrapper(call)
+    if name == "doctor":  # it runs without the packages that the others need
+        call()
+    try:
+        from cirloop.cli import entry
+
+        entry.main_wrapper(call)
+    except ModuleNotFoundError as error:
+        if (error.name or "cirloop").partition(".")[0] == "cirloop":
+            raise
+        sys.stderr.write(
+            f"error: the package {error.name} is missing. cirloop doctor says what is, and for"
+            " which command.\n"
+        )
+        sys.exit(WRONG)
 
 
 if __name__ == "__main__":

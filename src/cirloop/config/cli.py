@@ -74,7 +74,9 @@ class Parser(argparse.ArgumentParser):
         flags = [flag for action in self._actions for flag in action.option_strings]
         by_name = {flag.replace("_", "-"): flag for flag in flags}
         split = [word.partition("=") for word in argv]
-        return [by_name.get(name.replace("_", "-"), name) + sign + rest for name, sign, rest in split]
+        return [
+            by_name.get(name.replace("_", "-"), name) + sign + rest for name, sign, rest in split
+        ]
 
     def error(self, message: str) -> NoReturn:
         unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]

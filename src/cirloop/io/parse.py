@@ -45,6 +45,11 @@ MAX_YAML_VALUES = 100_000
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Read a UTF-8 file, without a byte order mark. Raises UserError where that is impossible."""
+    return _decode(read_bytes(path, max_bytes))
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a regular file. Raises UserError where that is impossible."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -53,7 +58,7 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
             raise UserError("is a pipe or a device, not a file")
         if status.st_size > max_bytes:
             raise UserError(f"has {status.st_size:,} bytes, more than {max_bytes:,}")
-        return _decode(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError:
         raise UserError("there is no such file") from None
     except OSError as error:
