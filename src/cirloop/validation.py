@@ -156,7 +156,7 @@ class ValidationReport:
             self.add(
                 path,
                 f"is {form}, not JSON lines",
-                "JSON lines hold one object on each line, in braces.",
+                f"JSON lines hold one object on each line, in braces. {self._way_out}".strip(),
             )
             return
         for number, line in enumerate(map(str.strip, text.split("\n")), 1):

@@ -114,7 +114,7 @@ INSTEAD_OF_P0 = "did you mean 'p0.png'?"
 SAME = "reference and target are the same image"
 MISTAKES: dict[str, tuple[Callable[[Path], object], *tuple[str, ...]]] = {
     "CSV in the folder": (
-        instead("train.csv", CSV), "there is 'train.csv', a table of", "--dataset_name huggingface",
+        instead("train.csv", CSV), "there is 'train.csv', a table of", "cirloop import FILE",
     ),
     "CSV in train.jsonl": (
         raw(CSV), "is a table of columns 'reference', 'text', 'target' separated by commas",
@@ -134,7 +134,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], *tuple[str, ...]]] = {
     "a list on one line": (raw(json.dumps(ROWS)), "is one JSON list of 6 objects"),
     "indented objects": (raw(INDENTED), "go over several lines"),
     "train.json": (
-        instead("train.json", json.dumps(ROWS)), "there is 'train.json', one JSON list", "jq -c",
+        instead("train.json", json.dumps(ROWS)), "there is 'train.json', one JSON list", "cirloop import FILE",
     ),
     "another split name": (
         instead("training.jsonl", lines(ROWS)), "'training.jsonl'", "--data.train FILE",

@@ -19,7 +19,7 @@ from pydantic_settings import (
 from cirloop.config.base import FlagSettings
 from cirloop.config.suggestions import flags_like
 from cirloop.types import UserError
-from cirloop.validation import ValidationReport
+from cirloop.validation import ValidationFailed, ValidationReport
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -117,6 +117,16 @@ def parse(model: type[S], argv: Sequence[str], parser: Parser | str) -> S:
         raise UserError(
             f"a flag's value cannot be read: {error or 'brackets or quotes'}. {way_out}"
         ) from None
+
+
+def parse_flags(model: type[S], argv: Sequence[str], prog: str) -> S:
+    """Read `model` from flags alone. Raises UserError with every flag that is missing or wrong."""
+    try:
+        return parse(model, argv, prog)
+    except ValidationError as error:
+        problems = ValidationReport(f"All flags: {program(prog)} --help")
+        report_flags(error, model, problems)
+        raise ValidationFailed(problems.rows, problems.remedies) from None
 
 
 def report_flags(

@@ -26,7 +26,7 @@ from cirloop.config.base import FlagSettings
 from cirloop.config.evaluation import Evaluation
 from cirloop.config.runtime import Runtime
 from cirloop.config.shortcuts import PATH_SETTINGS, SHORTCUTS, UNION_FLAGS
-from cirloop.data import DataConfig, Dataset, ShapesSettings, locations
+from cirloop.data import DataConfig, Dataset, ShapesSettings, locations, own
 from cirloop.data.paths import DataPaths
 from cirloop.io import parse
 from cirloop.io.redact import secrets_in
@@ -251,8 +251,7 @@ def complete(config: RunConfig) -> RunConfig:
     if config.data_dir is not None and config.data.type == recipes.DRAWN:
         raise UserError(
             f"--data_dir {config.data_dir}: the data set is `shapes`, which is drawn and reads no"
-            " files. Name what lies there by --dataset_name, such as jsonl for triplets of your"
-            " own (docs/datasets.md), or by --config."
+            f" files. {own.how_to_start(config.data_dir)}"
         )
     notices.refuse_unnamed(config)
     if config.retrieval_fallback == "simulated" and config.retrieval == "real":

@@ -93,8 +93,8 @@ def load(settings: JsonlSettings, data_paths: DataPaths) -> Dataset:
 
     def read(split: str) -> tuple[QueryFiles, ValidationReport]:
         problems = ValidationReport(
-            f"Put {split} right under --data_dir {directory}; docs/datasets.md has the form of a"
-            " line."
+            f"Put {split} right under --data_dir {directory} (docs/datasets.md). cirloop import"
+            " makes it from a table, and finds images under other spellings (docs/own-data.md)."
         )
         parts, files = load_queries(directory, settings, split, problems)
         return [(part, files) for part in parts], problems

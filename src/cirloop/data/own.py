@@ -24,11 +24,9 @@ from cirloop.validation import Entry, ValidationReport
 logger = logging.getLogger(__name__)
 LINE = 'One object a line: {"reference": "a.jpg", "text": "the same in red", "target": "b.jpg"}.'
 TABLE = (
-    "A table (CSV with commas, or Parquet) is read by --dataset_name huggingface, its columns named"
-    " by --data.columns.reference, --data.columns.text and --data.columns.target and the folder of"
-    " its images by --data.images images; docs/datasets.md has an example."
+    "A table (CSV, Excel, Parquet, JSON) becomes these files, its columns and images found by usual"
+    " names, by: cirloop import FILE --images FOLDER --val 0.2 --output DIR (docs/own-data.md)."
 )
-LIST = "A JSON list becomes JSON lines by: jq -c '.[]' FILE.json > FILE.jsonl"
 TABLES = (".csv", ".tsv", ".parquet", ".xls", ".xlsx")
 TRIPLET_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", *TABLES)
 """Suffixes of files that people keep triplets in."""
@@ -153,11 +151,10 @@ def report_missing_file(path: Path, setting: str, problems: ValidationReport) ->
     ]
     twins = [p for p in triplet_files if p.stem.casefold() == path.stem.casefold()]
     for twin in twins:
-        remedy = TABLE if twin.suffix.lower() in TABLES else LIST
         problems.add(
             path,
             f"there is no such file, but there is {twin.name!r}{_form(twin)}",
-            f"{LINE}\n{remedy}",
+            f"{LINE}\n{TABLE}",
         )
     if twins:
         return
@@ -177,6 +174,26 @@ def _form(path: Path) -> str:
     except UserError:
         return ""
     return f", {form}" if form else ""
+
+
+def how_to_start(place: Path) -> str:
+    """Say how a run starts on the user's own data in `place`, a directory or a file."""
+    folder = place if place.is_dir() else place.parent
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    lines = [file for file in files if file.name == "train.jsonl"]
+    if lines and place.is_dir():
+        return (
+            f"It holds train.jsonl: give --dataset_name jsonl, or --config with settings for your"
+            f" GPU, made by: cirloop init --data_dir {place} --gpu_memory 24 --output own.yaml"
+        )
+    tables = [file for file in files if file.suffix.lower() in TABLES]
+    table = place if place.is_file() else next(iter(tables), Path("triplets.csv"))
+    images = next(iter(_image_folders(folder)), Path("photos"))
+    return (
+        "Name a benchmark that lies there by --dataset_name. Triplets of your own begin with a"
+        f" table: cirloop import {table} --images {images} --val 0.2 --output own; then: cirloop"
+        " train --dataset_name jsonl --data_dir own (docs/own-data.md)"
+    )
 
 
 @cache

@@ -24,8 +24,9 @@ PROTOCOL = EvalProtocol(
 LISTS = {"subset", "positives"}
 KNOWN = {"reference", "text", "texts", "target", "id", "category", *LISTS}
 UNKNOWN = (
-    "Rename fields that are not known or leave them out. --dataset_name huggingface reads other"
-    " names, by --data.columns.text caption and the like."
+    "Rename fields that are not known or leave them out. cirloop import finds the usual names, and"
+    " takes others by --text caption and the like (docs/own-data.md); so does --dataset_name"
+    " huggingface, by --data.columns.text caption."
 )
 OTHER_NAMES = {
     "caption": "text",

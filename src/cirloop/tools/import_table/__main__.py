@@ -11,23 +11,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pydantic import ValidationError
-
 from cirloop.cli import entry
 from cirloop.config import cli
-from cirloop.config.run import format_validation_error
 from cirloop.tools.import_table.config import ImportConfig
-from cirloop.types import UserError
 
 PROGRAM = "cirloop import"
 
 
 def main(argv: Sequence[str]) -> None:
     """Import a table. Raises UserError with all that is wrong; then nothing is written."""
-    try:
-        options = cli.parse(ImportConfig, argv, PROGRAM)
-    except ValidationError as error:
-        raise UserError(format_validation_error(error, PROGRAM)) from None
+    options = cli.parse_flags(ImportConfig, argv, PROGRAM)
     from cirloop.tools.import_table.pipeline import import_table
 
     import_table(options)

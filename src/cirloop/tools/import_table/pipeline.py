@@ -52,7 +52,8 @@ class Pictured:
             problems.add(row.where, f"{role} {match.image!r} {wrong}")
             return None
         self.hows[match.how] += 1
-        self.examples.setdefault(match.how, f"{name!r} is {match.image!r}")
+        example = repr(name) if match.how == EXACT else f"{name!r} is {match.image!r}"
+        self.examples.setdefault(match.how, example)
         return match.image
 
 
@@ -165,7 +166,7 @@ def _triple(
     groups = [pictured.copy_of.get(image, image) for image in images.values()]
     if groups[0] == groups[1]:
         problems.add(row.where, f"reference and target are the same image, {images[TARGET]!r}")
-    return Triple(row.where, groups[0], {**images, **fields})
+    return Triple(row.where, groups[0], {REFERENCE: images[REFERENCE], **fields, **images})
 
 
 def _texts(row: Row, cell: object, problems: ValidationReport) -> dict[str, object]:
