@@ -24,8 +24,12 @@ from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, CliSettingsSource
+from pydantic_settings.sources.types import _CliPositionalArg
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "src")]
+from cirloop.__main__ import COMMANDS as COMMANDS_OF_CIRLOOP  # noqa: E402 - after the path
+
 PAGES = ROOT / "docs" / "commands"
 MARK = "<!-- Written by scripts/command_pages.py from the code. Change the code, then run it. -->"
 PYTHON = ".venv/bin/python"
@@ -119,6 +123,21 @@ COMMANDS = (
         ),
     ),
     Command(
+        "import",
+        "cirloop import",
+        {"": "cirloop.tools.import_table.config:ImportConfig"},
+        "own-data",
+        ("cirloop import triplets.csv --images photos --val 0.2 --output shop",),
+    ),
+    Command(
+        "init",
+        "cirloop init",
+        {"": "cirloop.tools.init_config:InitConfig"},
+        "own-data",
+        ("cirloop init --data_dir shop --gpu_memory 24 --output shop.yaml",),
+    ),
+    Command("doctor", "cirloop doctor", {}, "install", ("cirloop doctor",)),
+    Command(
         "export_vectors",
         "python -m cirloop.export_vectors",
         {"": "cirloop.tools.export_embeddings:ExportConfig"},
@@ -156,7 +175,11 @@ AFTER = {
 
 
 def module_file(name: str) -> Path:
-    """The file of a program: a script of the root, or what `python -m` runs."""
+    """The file of a program: a script of the root, what `python -m` runs, or of `cirloop NAME`."""
+    if name.startswith("cirloop "):
+        module_name, _ = COMMANDS_OF_CIRLOOP[name.removeprefix("cirloop ")]
+        path = ROOT / "src" / Path(*module_name.split("."))
+        return path.with_suffix(".py")
     if not name.startswith("python -m "):
         return ROOT / name
     module = name.removeprefix("python -m cirloop.")
@@ -252,6 +275,9 @@ def flag(model: type[BaseSettings], path: str, field: FieldInfo, types: tuple[st
         given.choices if isinstance(given, AliasChoices) else [given or path.rpartition(".")[2]]
     )
     paths = [f"{path.rpartition('.')[0]}.{alias}".lstrip(".") for alias in aliases]
+    if any(kind is _CliPositionalArg for kind in field.metadata):
+        about = " ".join((field.description or "").split())
+        return Flag((path.upper(),), type_name(field.annotation), default_of(field), about, types)
     names = [f"-{name}" if len(name) == 1 else f"--{name}" for name in (*paths, *_several(short))]
     if told.get("cli_kebab_case"):
         names = [name.replace("_", "-") for name in names]
@@ -267,9 +293,10 @@ def parsed(model: type[BaseSettings]) -> set[str]:
     """The flags that the command's own parser takes."""
     from cirloop.config import cli
 
-    parser = cli.Parser()
+    parser = cli.Parser("cirloop")
     CliSettingsSource(model, root_parser=parser)
-    return {name for action in parser._actions for name in action.option_strings}
+    named = [action.option_strings or [str(action.metavar)] for action in parser._actions]
+    return {name for names in named for name in names}
 
 
 def groups(
@@ -449,5 +476,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT / "src")]
     sys.exit(main())

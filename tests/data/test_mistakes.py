@@ -134,7 +134,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], *tuple[str, ...]]] = {
     "a list on one line": (raw(json.dumps(ROWS)), "is one JSON list of 6 objects"),
     "indented objects": (raw(INDENTED), "go over several lines"),
     "train.json": (
-        instead("train.json", json.dumps(ROWS)), "there is 'train.json', one JSON list", "cirloop import FILE",
+        instead("train.json", json.dumps(ROWS)), "there is 'train.json', one JSON list",
+        "cirloop import FILE",
     ),
     "another split name": (
         instead("training.jsonl", lines(ROWS)), "'training.jsonl'", "--data.train FILE",

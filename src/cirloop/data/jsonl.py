@@ -19,7 +19,7 @@ from cirloop.data.images import ImageFile, escapes_root
 from cirloop.data.names import normalize_name
 from cirloop.data.paths import DataPaths
 from cirloop.data.splits import QueryFiles, file_dataset
-from cirloop.types import EvalProtocol, ImageId, LabeledQueries
+from cirloop.types import EvalProtocol, ImageId, LabeledQueries, UserError
 from cirloop.validation import ValidationReport
 
 
@@ -89,7 +89,11 @@ def load_queries(
 
 def load(settings: JsonlSettings, data_paths: DataPaths) -> Dataset:
     """Define train, val and test by the files that `settings` names."""
-    directory = data_paths.require_dir("jsonl")
+    try:
+        directory = data_paths.require_dir("jsonl")
+    except UserError as error:
+        misspelt = data_paths.directory is not None and not data_paths.directory.exists()
+        raise UserError(str(error) if misspelt else f"{error} {own.TABLE}") from None
 
     def read(split: str) -> tuple[QueryFiles, ValidationReport]:
         problems = ValidationReport(

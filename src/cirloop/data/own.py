@@ -27,6 +27,10 @@ TABLE = (
     "A table (CSV, Excel, Parquet, JSON) becomes these files, its columns and images found by usual"
     " names, by: cirloop import FILE --images FOLDER --val 0.2 --output DIR (docs/own-data.md)."
 )
+SPLIT = (
+    "One file is split by reference by: cirloop import FILE --images FOLDER --val 0.2 --output DIR"
+    " (docs/own-data.md)."
+)
 TABLES = (".csv", ".tsv", ".parquet", ".xls", ".xlsx")
 TRIPLET_SUFFIXES = (".json", ".jsonl", ".ndjson", ".txt", *TABLES)
 """Suffixes of files that people keep triplets in."""
@@ -162,7 +166,7 @@ def report_missing_file(path: Path, setting: str, problems: ValidationReport) ->
     tables = [p.name for p in triplet_files if p.suffix.lower() in TABLES]
     if lines or tables:
         listed = ", ".join(map(repr, (lines or tables)[:10]))
-        remedy = f"Name the file of the split by --{setting} FILE." if lines else TABLE
+        remedy = f"Name the file of the split by --{setting} FILE. {SPLIT}" if lines else TABLE
         problems.add(path, f"there is no such file; in its directory: {listed}", remedy)
         return
     problems.add(path, "there is no such file", LINE)
@@ -187,12 +191,12 @@ def how_to_start(place: Path) -> str:
             f" GPU, made by: cirloop init --data_dir {place} --gpu_memory 24 --output own.yaml"
         )
     tables = [file for file in files if file.suffix.lower() in TABLES]
-    table = place if place.is_file() else next(iter(tables), Path("triplets.csv"))
-    images = next(iter(_image_folders(folder)), Path("photos"))
+    table = place if place.is_file() else next(iter(tables), None)
+    images = next(iter(_image_folders(folder)), None) if table else None
     return (
         "Name a benchmark that lies there by --dataset_name. Triplets of your own begin with a"
-        f" table: cirloop import {table} --images {images} --val 0.2 --output own; then: cirloop"
-        " train --dataset_name jsonl --data_dir own (docs/own-data.md)"
+        f" table: cirloop import {table or 'triplets.csv'} --images {images or 'photos'} --val 0.2"
+        " --output own; then: cirloop train --dataset_name jsonl --data_dir own (docs/own-data.md)"
     )
 
 

@@ -152,9 +152,11 @@ def _report_unusable(
         f" them right, or go on without them by --allow_missing_images {len(errors)}:"
         " queries that need them are dropped, and every result says so."
     )
+    similar = {image: matcher.suggest(image) for image in missing}
+    if any(similar.values()) and gallery.name.startswith("jsonl/"):
+        remedy += " cirloop import writes names as the folder has them (docs/own-data.md)."
     for image, error in errors.items():
-        similar = matcher.suggest(image) if error == NOT_THERE else None
-        hint = "" if similar is None else f"; did you mean {similar!r}?"
+        hint = f"; did you mean {similar[image]!r}?" if similar.get(image) else ""
         problems.add(files[image], f"{error}{hint}", remedy)
 
 

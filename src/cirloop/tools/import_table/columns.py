@@ -46,29 +46,30 @@ def roles_of(
             problems.add(f"--{role} {flag}", f"is no column; {_describe(table)}")
         elif flag is not None:
             columns[role] = flag
+    unnamed = []
     for role in ROLES:
-        if given.get(role) is None:
-            column = _by_name(table, role, set(columns.values()), problems)
-            columns |= {} if column is None else {role: column}
+        if given.get(role) is not None:
+            continue
+        fitting = _by_name(table, role, set(columns.values()))
+        if len(fitting) == 1:
+            columns[role] = fitting[0]
+        elif fitting:
+            names = " and ".join(map(repr, fitting))
+            problems.add(f"--{role}", f"is needed, since the columns {names} may both be it")
+        else:
+            unnamed.append(role)
+    if unnamed:
+        problem = f"no column has a usual name for {' and '.join(unnamed)}; {_describe(table)}"
+        flags = " ".join(f"--{role} COLUMN" for role in unnamed)
+        problems.add(table.path, problem, _headless(table) or f"Name the columns by {flags}.")
     return columns | {name: name for name in LISTS if name in table.columns}
 
 
-def _by_name(table: Table, role: str, taken: set[str], problems: ValidationReport) -> str | None:
+def _by_name(table: Table, role: str, taken: set[str]) -> list[str]:
+    """Return the columns that a role may be by their names, without those that fit less well."""
     fitting = [name for name in table.columns if name not in taken and role in _meanings(name)]
     certain = [name for name in fitting if _words(name)[1] in NAMES[role]] or fitting
-    exact = [name for name in certain if name.strip().casefold() == role] or certain
-    if len(exact) == 1:
-        return exact[0]
-    if exact:
-        names = " and ".join(map(repr, exact))
-        problems.add(f"--{role}", f"is needed, since the columns {names} may both be it")
-        return None
-    problems.add(
-        f"--{role}",
-        f"is needed, since no column of {table.path} has a usual name for it; {_describe(table)}",
-        _headless(table) or f"Name the column by --{role} COLUMN.",
-    )
-    return None
+    return [name for name in certain if name.strip().casefold() == role] or certain
 
 
 def _meanings(name: str) -> set[str]:

@@ -22,9 +22,11 @@ from cirloop.tools.import_table.images import EXACT, ImageFinder
 from cirloop.tools.import_table.split import Triple
 from cirloop.tools.import_table.tables import Row, Table, read
 from cirloop.types import ImageId, UserError
-from cirloop.validation import ValidationReport, counted
+from cirloop.validation import ValidationReport, counted, group_by_cause
 
 logger = logging.getLogger(__name__)
+FEW = 30
+"""References below which standard errors are too small (docs/datasets.md)."""
 WAY_OUT = (
     "Nothing was written. --skip_rows N leaves up to N rows out; docs/own-data.md has the rest."
 )
@@ -191,14 +193,8 @@ def _refuse_bad(
     num_bad = sum(len(each.rows) for each in tables) - sum(map(len, parts))
     if num_bad > options.skip_rows or not all(parts):
         bad.raise_if_any()
-    if num_bad:
-        logger.warning(
-            "%s left out, by --skip_rows %d: %s; %s",
-            counted(num_bad, "row"),
-            options.skip_rows,
-            bad.rows[0].where,
-            bad.rows[0].what,
-        )
+    for where, what in group_by_cause(bad.rows):
+        logger.warning("left out, by --skip_rows %d: %s: %s", options.skip_rows, where, what)
 
 
 def _splits(
@@ -231,6 +227,12 @@ def _tell(
     references = {name: {row.group for row in part} for name, part in splits.items()}
     counts = [(name, len(part), len(references[name])) for name, part in splits.items()]
     table("Written", ("split", "rows", "references"), counts)
+    if len(references["val"]) < FEW:
+        logger.warning(
+            "val has %s: with fewer than %d a difference between models says little",
+            counted(len(references["val"]), "reference"),
+            FEW,
+        )
     shared = references["train"] & references["val"]
     if shared:
         logger.warning(

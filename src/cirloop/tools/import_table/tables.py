@@ -56,7 +56,7 @@ def read(path: Path, sheet: str | None, encoding: str | None, problems: Validati
             raise UserError(f"is a workbook of Excel before 2007. {SAVE_AS}")
         text, encoding = _decoded(content, encoding)
     except UserError as error:
-        raise UserError(f"{path} {error}{_beside(path)}") from None
+        raise UserError(f"{path}: {error}{_beside(path)}") from None
     start = text.lstrip()[:1]
     if start == "[" or (start == "{" and parse.detect_format(text)):
         return _from_objects(path, "JSON", _json(path, text, problems))
