@@ -71,6 +71,9 @@ SEARCHED = (
 )
 ON_SHOP_ALONE = {"RUN": "experiments/shop"}
 ON_SHOP = {**ON_SHOP_ALONE, "FOLDER": "shop/images"}
+IMPORT = "cirloop import triplets.csv --images photos --val 0.2 --output shop"
+INIT = "cirloop init --data_dir shop --gpu_memory 24 --output shop.yaml"
+IMPORTED = {"shop": "imported"}
 BENCHMARK = "--size small --tokens 16 --threads 1 --repeats 1"
 MADE = "experiments/qwen2_vl_shapes_iterative/evaluation_results.json"
 
@@ -364,6 +367,18 @@ ROWS = (
         for number in ("", "2 ", "3 ")
     ),
     Row("pip install -e '.[trackers]'", not_here="it is an installation"),
+    # docs/install.md, docs/own-data.md
+    Row("pip install .", not_here="it is an installation"),
+    Row("cirloop --help", says="doctor"),
+    Row("cirloop doctor", says="every command: all there"),
+    Row("docker build -t cirloop .", not_here="it needs Docker"),
+    Row(
+        'docker run --gpus all -v "$PWD:/work" cirloop train --fast_mode',
+        not_here="it needs Docker and a GPU",
+    ),
+    Row(IMPORT, swaps=IMPORTED, says="references", makes=("imported/val.jsonl",)),
+    Row(INIT, swaps=IMPORTED, after=(IMPORT,), makes=("imported.yaml",)),
+    Row("cirloop train --config shop.yaml --dry_run", FLOAT32, IMPORTED, after=(INIT,), says=PLAN),
     Row(
         f"{RUN} --report_to tensorboard",
         f"{SHAPES} {SHORT} --num_iterations 0 --experiment_dir experiments/tracked",

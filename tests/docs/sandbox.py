@@ -104,6 +104,10 @@ class World:
             json.dumps({"reference": "a.jpg", "text": "the same in red"}) + "\n"
         )
         (self.home / "samples.json").write_text(json.dumps(samples))
+        names = [sample["image"] for sample in samples]
+        pairs = zip(names, [*names[1:], names[0]], strict=True)
+        lines = [f"{reference},the next one,{target}" for reference, target in pairs]
+        (self.home / "triplets.csv").write_text("\n".join(["reference,caption,target", *lines]))
 
     def close(self) -> None:
         self.shell.close()
@@ -119,9 +123,11 @@ class World:
             )
             return ["-c", swapped(code[int(block[1] or 1) - 1], row.swaps)]
         line = swapped(f"{row.command} {row.extra}", row.swaps)
-        if re.search("[|<>;&]", line) or not line.startswith((RUN, PYTHON)):
+        if re.search("[|<>;&]", line) or not line.startswith((RUN, PYTHON, "cirloop ")):
             return ["bash", "-euo", "pipefail", "-c", line]
         first, *words = shlex.split(line)
+        if first == "cirloop":
+            return ["-m", "cirloop", *words]
         if first == RUN:
             return ["train_iterative.py", *words]
         return words
