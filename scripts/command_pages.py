@@ -295,8 +295,7 @@ def parsed(model: type[BaseSettings]) -> set[str]:
 
     parser = cli.Parser("cirloop")
     CliSettingsSource(model, root_parser=parser)
-    named = [action.option_strings or [str(action.metavar)] for action in parser._actions]
-    return {name for names in named for name in names}
+    return {name for action in parser._actions for name in action.option_strings}
 
 
 def groups(
@@ -363,12 +362,13 @@ def cell(text: str) -> str:
 
 
 def table(group: Group, known: set[str]) -> list[str]:
-    """Rows of a group; `known` are the names that may be flags, others are for YAML."""
+    """Rows of a group; `known` are the names that may be flags, others are for YAML. What is given
+    without a flag is in capitals."""
     of = bool(group.types)
     head = ["flag", "type", "default", "meaning", *(["of"] if of else [])]
     out = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for each in group.flags:
-        there = [name for name in each.names if name in known]
+        there = [name for name in each.names if name in known or name.isupper()]
         names = ", ".join(f"`{name}`" for name in there) or f"`{each.names[0][2:]}` (YAML only)"
         types = [", ".join(f"`{t}`" for t in each.types) or "all"] if of else []
         out.append(

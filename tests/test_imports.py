@@ -44,10 +44,10 @@ ALLOWED: dict[str, set[str]] = {
 """Room or top module of cirloop -> what it may import, besides itself. A new one is entered here
 first."""
 PARTS = {"config.base": "config.base", "config.runtime": "config.base"} | dict.fromkeys(
-    ("search", "demo", "export", "export_vectors"), "commands"
+    ("__main__", "search", "demo", "export", "export_vectors"), "commands"
 )
 """Modules that are a part of their own: what every settings class needs, and the commands `python
--m cirloop.NAME`."""
+-m cirloop` and `python -m cirloop.NAME`."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_flags_take_dashes_and_underscores(name: str, flags: list[str], message:
 
 def test_messages_name_the_command_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/venv/bin/cirloop", "train", "--lr", "1"])
-    with pytest.raises(UserError, match="Did you mean --learning_rate.*cirloop train --help_all"):
+    with pytest.raises(UserError, match=r"Did you mean --learning_rate.*cirloop train --help_all"):
         load(["--lr", "1"], DEFAULT)
 
 

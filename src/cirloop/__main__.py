@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from cirloop import __version__
+import cirloop
 
 COMMANDS = {
     "train": ("cirloop.cli.train", "mine, caption, train and evaluate, round by round"),
@@ -61,7 +61,7 @@ def main() -> None:
     if name in ("--help", "-h", "help"):
         sys.stdout.write(help_text())
     elif name == "--version":
-        sys.stdout.write(f"cirloop {__version__}\n")
+        sys.stdout.write(f"cirloop {cirloop.__version__}\n")
     elif name in COMMANDS:
         _run(name, argv[1:])
     else:

@@ -54,6 +54,9 @@ ELSEWHERE = {
     "tools.export.export": ("write_export", "_rename", "export"),
     "tools.export.formats": ("write_files", "write_adapter", "write_modules"),
     "tools.export.prompt_spec": ("PromptSpec.save",),
+    # a directory is made aside and renamed, a YAML beside its goal: tests/tools/test_import.py
+    "tools.import_table.write": ("write", "_copy"),
+    "tools.init_config": ("main",),
     "tools.export_embeddings": ("_export_split", "export", "write"),
     "cli.mine_embeddings": ("main",),
     "cli.score_rankings": ("score_rankings",),
