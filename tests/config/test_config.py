@@ -203,10 +203,25 @@ def test_one_model_has_one_dtype(
     assert not (follows and "\n" in caplog.messages[0])
 
 
-def test_data_dir_is_refused_for_a_drawn_data_set() -> None:
-    said = r"--data_dir /x: the data set is `shapes`, .* --dataset_name, such as jsonl"
-    with pytest.raises(UserError, match=said):
-        load(["--data_dir", "/x"], DEFAULT)
+def test_data_dir_is_refused_for_a_drawn_data_set(tmp_path: Path) -> None:
+    """And the message says how own data is started, by what lies there."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    table = tmp_path / "triplets.csv"
+    table.touch()
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "train.jsonl").touch()
+    imported = f"cirloop import {table} --images {tmp_path / 'photos'} --val 0.2"
+    ways = {
+        Path("/x"): "cirloop import triplets.csv --images photos",
+        tmp_path: imported,
+        table: imported,
+        tmp_path / "shop": f"It holds train.jsonl: give --dataset_name jsonl, .*{tmp_path}/shop",
+    }
+    for place, way in ways.items():
+        said = rf"--data_dir {place}: the data set is `shapes`, .*{way}"
+        with pytest.raises(UserError, match=said):
+            load(["--data_dir", str(place)], DEFAULT)
     config = RunConfig(data_dir=Path("/x"))
     with pytest.raises(UserError, match="--data_dir: the data set `shapes` is drawn"):
         config.data.build(DataPaths(config.data_dir, config.cache, lambda items, _: items))

@@ -219,6 +219,22 @@ def test_copies_in_place_of_a_link(home: Path) -> None:
     assert sorted(path.name for path in home.iterdir()) == ["photos", "shop", "t.csv"]
 
 
+def test_ids_categories_and_lists(home: Path) -> None:
+    content: list[dict[str, Any]] = [
+        row | {"sku": n, "kind": "hat", "positives": ["4.jpg"]} for n, row in enumerate(rows())
+    ]
+    Path("t.csv").write_text(json.dumps(content), "utf-8")
+    made = together(imported("--id", "sku", "--category", "kind"))
+    assert {row["id"] for row in made} == {str(n) for n in range(len(content))}
+    assert all(row["category"] == "hat" and row["positives"] == ["hat/4.jpg"] for row in made)
+    content[1] |= {"sku": 0, "kind": ""}
+    Path("t.csv").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(UserError) as caught:
+        main(["t.csv", "--images", "photos", "--output", "x", "--id=sku", "--category=kind"])
+    assert "the id '0' is there more than once" in str(caught.value)
+    assert "entry 1: category is empty" in str(caught.value)
+
+
 def test_val_of_its_own(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     Path("t.csv").write_text(text_of(rows()[:8]), "utf-8")
     Path("v.csv").write_text(text_of(rows()[6:]), "utf-8")
@@ -282,6 +298,7 @@ def test_what_is_refused(home: Path, flags: list[str], message: str) -> None:
         (b'{"a": [1], "b": [2]}\n{', "is not JSON"),
         (b'reference,text,target\na,"b', "cannot be read as CSV"),
         (b"reference,text,target\na,b,c,d\n", "has 4 cells, and there are 3 columns"),
+        (b"reference,text,target,positives\na,b,c,d\n", "positives is no list: 'd'"),
         (b"reference,text,text,target\na,b,c,d\n", "the column 'text' is there 2 times"),
         (b'[{"reference": {}, "text": 1.5, "target": null}]', "is no name of an image"),
     ],

@@ -38,6 +38,7 @@ class ImageFinder:
         self._files = files
         self._folder = folder
         self._matcher = NameMatcher(files)
+        self._matches: dict[str, Match] = {}
 
     @cached_property
     def _by_stem(self) -> dict[str, list[ImageId]]:
@@ -47,6 +48,12 @@ class ImageFinder:
         return by_stem
 
     def find(self, name: str) -> Match:
+        """Return the image that `name` stands for."""
+        if name not in self._matches:
+            self._matches[name] = self._find(name)
+        return self._matches[name]
+
+    def _find(self, name: str) -> Match:
         """Return the image that `name` stands for.
 
         One of the two paths must be the end of the other, without ending, case, and the form of

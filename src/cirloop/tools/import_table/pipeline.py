@@ -27,13 +27,14 @@ from cirloop.validation import ValidationReport, counted, group_by_cause
 logger = logging.getLogger(__name__)
 FEW = 30
 """References below which standard errors are too small (docs/datasets.md)."""
+LISTS = "Lists are read from JSON, JSON lines and Parquet. Rename the column to leave it out."
 WAY_OUT = (
     "Nothing was written. --skip_rows N leaves up to N rows out; docs/own-data.md has the rest."
 )
 
 
 @dataclass
-class Pictured:
+class FolderImages:
     """The images of the folder, those that cannot be used, and how names were understood."""
 
     scan: FolderScan
@@ -68,14 +69,14 @@ def import_table(options: ImportConfig) -> None:
     roles = [columns.roles_of(each, given, problems) for each in tables]
     scan = _scan(options, problems)
     problems.raise_if_any()
-    pictured = _look(options.images, scan)
+    known = _look(options.images, scan)
     bad = ValidationReport(WAY_OUT)
-    parts = [_triples(*pair, pictured, bad) for pair in zip(tables, roles, strict=True)]
+    parts = [_triples(*pair, known, bad) for pair in zip(tables, roles, strict=True)]
     _refuse_bad(options, tables, parts, bad)
     splits = _splits(options, parts)
     copies = scan.files if options.copy_images else None
     write.write(options.output, splits, options.images, copies)
-    _tell(options, list(zip(tables, roles, strict=True)), pictured, splits)
+    _tell(options, list(zip(tables, roles, strict=True)), known, splits)
 
 
 def _tables(options: ImportConfig, problems: ValidationReport) -> list[Table]:
@@ -119,31 +120,35 @@ def _scan(options: ImportConfig, problems: ValidationReport) -> FolderScan:
     return scan
 
 
-def _look(folder: Path, scan: FolderScan) -> Pictured:
+def _look(folder: Path, scan: FolderScan) -> FolderImages:
     """Decode every image, and find those of equal bytes, which a run takes for one."""
     looked_at = partial(progress, title="look at images")
     unreadable = unreadable_images(scan.files, WORKERS, looked_at)
-    return Pictured(scan, ImageFinder(scan.files, folder), unreadable, find_copies(scan.files))
+    return FolderImages(scan, ImageFinder(scan.files, folder), unreadable, find_copies(scan.files))
 
 
 def _triples(
-    source: Table, roles: Mapping[str, str], pictured: Pictured, problems: ValidationReport
+    source: Table, roles: Mapping[str, str], known: FolderImages, problems: ValidationReport
 ) -> list[Triple]:
     """Return the rows in which nothing is wrong."""
     if not source.rows:
         problems.add(source.path, "has no rows but the names of its columns")
     triples = []
+    ids: set[object] = set()
     for row in source.rows:
         before = len(problems.rows)
         fields = {role: row.cells.get(column, "") for role, column in roles.items()}
-        triple = _triple(row, fields, pictured, problems)
+        if "id" in fields and fields["id"] in ids:
+            problems.add(row.where, f"the id {fields['id']!r} is there more than once")
+        ids.add(fields.get("id"))
+        triple = _triple(row, fields, known, problems)
         if triple is not None and len(problems.rows) == before:
             triples.append(triple)
     return triples
 
 
 def _triple(
-    row: Row, cells: Mapping[str, object], pictured: Pictured, problems: ValidationReport
+    row: Row, cells: Mapping[str, object], known: FolderImages, problems: ValidationReport
 ) -> Triple | None:
     """Return a row's line; report what is wrong with it."""
     fields = _texts(row, cells[TEXT], problems)
@@ -154,21 +159,36 @@ def _triple(
             kind = "is empty" if name in ("", []) else f"is no name of an image: {name!r:.60}"
             problems.add(row.where, f"{role} {kind}")
             continue
-        image = pictured.find(name, role, row, problems)
+        image = known.find(name, role, row, problems)
         if image is not None:
             images[role] = image
-    for role in columns.LISTS:
-        names = cells.get(role)
-        if isinstance(names, list) and names:
-            listed = [pictured.find(str(name), role, row, problems) for name in names]
-            fields[role] = [image for image in listed if image is not None]
-    fields |= {role: cells[role] for role in ("id", "category") if cells.get(role)}
+    fields |= _optional(row, cells, known, problems)
     if len(images) < 2:
         return None
-    groups = [pictured.copy_of.get(image, image) for image in images.values()]
+    groups = [known.copy_of.get(image, image) for image in images.values()]
     if groups[0] == groups[1]:
         problems.add(row.where, f"reference and target are the same image, {images[TARGET]!r}")
     return Triple(row.where, groups[0], {REFERENCE: images[REFERENCE], **fields, **images})
+
+
+def _optional(
+    row: Row, cells: Mapping[str, object], known: FolderImages, problems: ValidationReport
+) -> dict[str, object]:
+    """Return the lists of images, id and category of a row, as far as there are columns of them."""
+    fields: dict[str, object] = {}
+    for role in columns.LISTS:
+        names = cells.get(role) or []
+        if not isinstance(names, list):
+            problems.add(row.where, f"{role} is no list: {names!r:.60}", LISTS)
+        elif names:
+            listed = [known.find(str(name), role, row, problems) for name in names]
+            fields[role] = [image for image in listed if image is not None]
+    for role in ("id", "category"):
+        if role in cells:
+            fields[role] = cells[role]
+        if cells.get(role) == "":
+            problems.add(row.where, f"{role} is empty")
+    return fields
 
 
 def _texts(row: Row, cell: object, problems: ValidationReport) -> dict[str, object]:
@@ -210,7 +230,7 @@ def _splits(
 def _tell(
     options: ImportConfig,
     sources: Sequence[tuple[Table, Mapping[str, str]]],
-    pictured: Pictured,
+    known: FolderImages,
     splits: Mapping[str, Sequence[Triple]],
 ) -> None:
     """Print what was read, how names were understood, what was written, and what comes next."""
@@ -221,7 +241,7 @@ def _tell(
         others = [repr(name) for name in source.columns if name not in roles.values()]
         rows += [("not used", ", ".join(others))] if others else []
     table("Read", ("what", "from"), rows, numbers=False)
-    names = [(how, num, pictured.examples[how]) for how, num in pictured.hows.most_common()]
+    names = [(how, num, known.examples[how]) for how, num in known.hows.most_common()]
     label = f"Names of images: {EXACT}, or what differs"
     table(label, ("how", "names", "such as"), names, numbers=False)
     references = {name: {row.group for row in part} for name, part in splits.items()}
@@ -241,31 +261,34 @@ def _tell(
             counted(len(shared), "reference"),
             min(shared),
         )
-    _tell_images(options, pictured)
+    _tell_images(options, known)
+    output = options.output
+    logger.info("wrote %s", output)
+    logger.info("a first try, in minutes: cirloop train --config jsonl_tiny --data_dir %s", output)
     logger.info(
-        "wrote %s. Next, settings for your GPU: cirloop init --data_dir %s --gpu_memory 24 --output"
-        " %s.yaml; or a first try in minutes: cirloop train --config jsonl_tiny --data_dir %s",
-        *[options.output] * 4,
+        "settings for a GPU of 24 GB: cirloop init --data_dir %s --gpu_memory 24 --output %s.yaml",
+        output,
+        output,
     )
 
 
-def _tell_images(options: ImportConfig, pictured: Pictured) -> None:
+def _tell_images(options: ImportConfig, known: FolderImages) -> None:
     """Log where the images are, and which of them a run will refuse."""
-    num = counted(len(pictured.scan.files), "image")
+    num = counted(len(known.scan.files), "image")
     if options.copy_images:
         logger.info("%s copied to %s", num, options.output / write.IMAGES)
     else:
         place = options.images.resolve()
         logger.info("%s stay in %s, linked: keep them there", num, place)
-    if pictured.unreadable:
-        image, wrong = min(pictured.unreadable.items())
+    if known.unreadable:
+        image, wrong = min(known.unreadable.items())
         logger.warning(
             "%s of the gallery cannot be used, such as %r, which %s. A run refuses them: mend or"
             " remove them, or give it --allow_missing_images %d",
-            counted(len(pictured.unreadable), "image"),
+            counted(len(known.unreadable), "image"),
             image,
             wrong,
-            len(pictured.unreadable),
+            len(known.unreadable),
         )
     if options.allow_symlinks and not options.copy_images:
         logger.info("a run needs --allow_symlinks too")
