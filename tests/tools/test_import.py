@@ -83,6 +83,8 @@ def test_other_tables(home: Path) -> None:
     contents = {
         "JSON": json.dumps(rows()).encode(),
         "JSON in an object": json.dumps({"made": "by me", "rows": rows()}, indent=1).encode(),
+        "JSON in an object, on one line": json.dumps({"rows": rows()}).encode(),
+        "lines of an old Mac": text_of(rows(), lineterminator="\r").encode(),
         "JSON lines": "\n\n".join(map(json.dumps, rows())).encode(),
         "a line for Excel": b"sep=;\n" + text_of(rows(), delimiter=";").encode(),
     }
@@ -296,6 +298,8 @@ def test_what_is_refused(home: Path, flags: list[str], message: str) -> None:
         (b"\xd0\xcf\x11\xe0123", "workbook of Excel before 2007"),
         (b"PAR1123", "is a damaged Parquet file"),
         (b'{"a": [1], "b": [2]}\n{', "is not JSON"),
+        (b'{"a": [{"x": 1}], "b": [{}]}', "an object with several lists of rows: 'a', 'b'"),
+        (b'{"ref": "a.jpg", "text": "x", "target": "b.jpg"}', "'a.jpg' is no image of 'photos'"),
         (b'reference,text,target\na,"b', "cannot be read as CSV"),
         (b"reference,text,target\na,b,c,d\n", "has 4 cells, and there are 3 columns"),
         (b"reference,text,target,positives\na,b,c,d\n", "positives is no list: 'd'"),

@@ -89,8 +89,8 @@ def _disk() -> Iterator[Row]:
     hub = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     for name, path in (("runs and caches, experiments", Path.cwd()), ("models, HF_HOME", hub)):
         folder = Path(path).absolute()
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        usage = shutil.disk_usage(there)
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        usage = shutil.disk_usage(existing)
         yield name, f"{usage.free / 1e9:,.0f} GB free of {usage.total / 1e9:,.0f} GB, {folder}"
 
 
@@ -109,6 +109,6 @@ def _data_sets() -> Iterator[Row]:
     yield DRAWN, "drawn, needs no files"
     for name in sorted({*type_names(DataConfig)} - {DRAWN}):
         directories = locations.default_dirs(name)
-        there = next((path for path in directories if path.is_dir()), None)
+        existing = next((path for path in directories if path.is_dir()), None)
         places = " or ".join(map(str, directories))
-        yield name, str(there.absolute()) if there else f"not in {places}; give --data_dir"
+        yield name, str(existing.absolute()) if existing else f"not in {places}; give --data_dir"

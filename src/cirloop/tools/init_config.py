@@ -125,7 +125,7 @@ def _check(options: InitConfig) -> None:
 
 def recipes_of(data_set: str, backbone: str | None) -> list[Recipe]:
     """Return the recipes of a data set that say what memory they need."""
-    found = []
+    matching = []
     for path in sorted(recipes.CONFIGS.glob("*.yaml")):
         text = parse.read_text(path)
         settings = parse.parse_yaml(text)
@@ -133,8 +133,8 @@ def recipes_of(data_set: str, backbone: str | None) -> list[Recipe]:
         if memory is None or settings.get("data", {}).get("type") != data_set:
             continue
         if backbone is None or settings["model"]["type"] == backbone:
-            found.append(Recipe(path.stem, text, settings, int(memory[1]), bool(memory[2])))
-    return found
+            matching.append(Recipe(path.stem, text, settings, int(memory[1]), bool(memory[2])))
+    return matching
 
 
 def content(options: InitConfig, recipe: Recipe, command: str) -> str:

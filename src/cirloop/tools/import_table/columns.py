@@ -37,18 +37,18 @@ SHOWN = 12
 
 
 def roles_of(
-    table: Table, given: Mapping[str, str | None], problems: ValidationReport
+    table: Table, by_flag: Mapping[str, str | None], problems: ValidationReport
 ) -> dict[str, str]:
     """Return the column of each role; report a role that no column or several have."""
     columns = {}
-    for role, flag in given.items():
+    for role, flag in by_flag.items():
         if flag is not None and flag not in table.columns:
             problems.add(f"--{role} {flag}", f"is no column; {_describe(table)}")
         elif flag is not None:
             columns[role] = flag
     unnamed = []
     for role in ROLES:
-        if given.get(role) is not None:
+        if by_flag.get(role) is not None:
             continue
         fitting = _by_name(table, role, set(columns.values()))
         if len(fitting) == 1:

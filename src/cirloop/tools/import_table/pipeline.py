@@ -65,8 +65,8 @@ def import_table(options: ImportConfig) -> None:
     problems = ValidationReport()
     write.check_output(options.output, options.images, problems)
     tables = _tables(options, problems)
-    given = {name: getattr(options, name) for name in (*columns.ROLES, "id", "category")}
-    roles = [columns.roles_of(each, given, problems) for each in tables]
+    by_flag = {name: getattr(options, name) for name in (*columns.ROLES, "id", "category")}
+    roles = [columns.roles_of(each, by_flag, problems) for each in tables]
     scan = _scan(options, problems)
     problems.raise_if_any()
     known = _look(options.images, scan)

@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def read(path: Path, sheet: str | None, encoding: str | None, problems: Validati
     except UserError as error:
         raise UserError(f"{path}: {error}{_beside(path)}") from None
     start = text.lstrip()[:1]
-    if start == "[" or (start == "{" and parse.detect_format(text)):
+    one_line = "\n" not in text.strip()
+    if start == "[" or (start == "{" and (one_line or parse.detect_format(text))):
         return _from_objects(path, "JSON", _json(path, text, problems))
     if start == "{":
         return _from_objects(path, "JSON lines", _json_lines(path, text, problems))
@@ -91,7 +93,8 @@ def _decoded(content: bytes, encoding: str | None) -> tuple[str, str]:
         raise UserError(f"is not {encoding}: {error.reason} at byte {error.start:,}") from None
     if "\0" in text:
         raise UserError("is binary data, not a table. Give CSV, .xlsx, Parquet, JSON or JSON lines")
-    return text.removeprefix("\ufeff"), encoding
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return text, encoding
 
 
 def _guess(content: bytes) -> str:
@@ -111,14 +114,11 @@ def _guess(content: bytes) -> str:
 
 def _csv(path: Path, text: str, encoding: str, problems: ValidationReport) -> Table:
     first, _, rest = text.partition("\n")
-    told = first.strip().lower()
-    if told.startswith("sep=") and len(told) == 5:  # a line for Excel
+    if re.fullmatch("sep=.", first, re.IGNORECASE):  # a line for Excel
         text = rest
-        separator = told[4]
+        separator = first[4]
     else:
-        separator = max(
-            SEPARATORS, key=lambda sign: len(next(csv.reader([first], delimiter=sign), []))
-        )
+        separator = max(SEPARATORS, key=lambda sign: _num_cells(first, sign))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     cells: list[tuple[str, Sequence[Any]]] = []
     try:
@@ -129,6 +129,13 @@ def _csv(path: Path, text: str, encoding: str, problems: ValidationReport) -> Ta
     names = {"utf-8": "UTF-8", "cp1252": "Windows-1252, which has Latin-1 in it"}
     form = f"CSV with {parse.SEPARATORS.get(separator, repr(separator))}"
     return _from_cells(path, f"{form}, {names.get(encoding, encoding)}", cells, problems)
+
+
+def _num_cells(line: str, separator: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=separator), []))
+    except csv.Error:  # a cell that is longer than csv takes
+        return 0
 
 
 def _workbook(path: Path, content: bytes, sheet: str | None, problems: ValidationReport) -> Table:
@@ -195,21 +202,23 @@ def _parquet(path: Path, content: bytes) -> Table:
 def _json(
     path: Path, text: str, problems: ValidationReport
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the objects of a JSON list, which may be the only one in an object."""
+    """Yield the objects of a JSON list, which may be the only one in an object, or one object."""
     try:
         content = parse.parse_json(text)
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     if isinstance(content, dict):
-        lists = [key for key, value in content.items() if isinstance(value, list)]
-        if len(lists) != 1:
-            raise UserError(
-                f"{path} is an object with {counted(len(lists), 'list')} of rows"
-                f" ({', '.join(map(repr, content))[:200]}). Give a file with one list."
-            )
-        content = content[lists[0]]
+        lists = [key for key, value in content.items() if _is_rows(value)]
+        if len(lists) > 1:
+            names = ", ".join(map(repr, lists))[:200]
+            raise UserError(f"{path} is an object with several lists of rows: {names}. Give one.")
+        content = content[lists[0]] if lists else [content]
     for where, entry in problems.objects(content, path):
         yield where, entry.fields
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _json_lines(
