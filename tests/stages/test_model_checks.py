@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from cirloop.backbones import LoraSettings, Qwen2VLSettings
+from cirloop.config import recipes
+from cirloop.config.run import RunConfig
+from cirloop.config.runtime import Runtime
 from cirloop.stages import model_checks, preflight
 from cirloop.training import TrainingSettings
 from cirloop.validation import ValidationFailed, ValidationReport
@@ -153,3 +156,9 @@ def test_a_long_narrow_image_has_the_tokens_that_its_tower_makes() -> None:
     with torch.no_grad():
         (visual,) = settings.build().encode_images([Image.new("RGB", (1990, 10))])
     assert model_checks._tokens(settings, [(10, 1990)]) == [len(visual.tokens)]
+
+
+def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(deepspeed=recipes.CONFIGS / "deepspeed" / "zero2.json")
+    monkeypatch.setattr(model_checks, "find_spec", lambda name: None)
+    assert "pip install 'cirloop[train]'" in problems_of(RunConfig(runtime=runtime))

@@ -34,7 +34,7 @@ def check_models(config: RunConfig, problems: ValidationReport) -> None:
     if getattr(config.model, "quantization", "none") == "nf4" and find_spec("bitsandbytes") is None:
         problems.add(
             "model.quantization nf4",
-            "needs the package bitsandbytes (pip install bitsandbytes); or set none",
+            "needs the package bitsandbytes (pip install 'cirloop[qlora]'); or set none",
         )
     if not config.trains:
         return
@@ -42,7 +42,8 @@ def check_models(config: RunConfig, problems: ValidationReport) -> None:
     half = config.training.lora.dtype == "base"
     if runtime.deepspeed is not None and find_spec("deepspeed") is None:
         problems.add(
-            "--deepspeed", "needs the package deepspeed (pip install deepspeed); or leave it out"
+            "--deepspeed",
+            "needs the package deepspeed (pip install 'cirloop[train]'); or leave it out",
         )
     kind = (
         _distributed_type(runtime.accelerate_config) if runtime.deepspeed is None else "DEEPSPEED"

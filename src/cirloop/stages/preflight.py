@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.config.run import RunConfig
@@ -124,9 +123,6 @@ def _check_runtime(runtime: Runtime, problems: ValidationReport) -> None:
     ):
         if file is not None and not file.is_file():
             problems.add(f"{name} {file}", "there is no such file")
-    if runtime.deepspeed is not None and find_spec("deepspeed") is None:
-        way_out = "Install it by: pip install 'cirloop[train]'; or leave --deepspeed out."
-        problems.add(f"--deepspeed {runtime.deepspeed}", "DeepSpeed is not installed", way_out)
     compared = runtime.compare_with
     if compared is not None and not compared.is_dir():
         problems.add(f"--compare_with {compared}", "there is no such directory")
