@@ -56,7 +56,10 @@ FAST = f"{RUN} --fast_mode"
 FAST_1 = f"{RUN} --fast_mode --seed 1 --experiment_dir experiments/fast_1"
 CIRR = f"{RUN} --config configs/cirr_qwen2_vl.yaml --data_dir data/cirr"
 SHOP_DATA = "python of docs/tutorial.md"
-SHOP = f"{RUN} --config configs/jsonl_tiny.yaml --data_dir shop --experiment_dir experiments/shop"
+SHOP_RECIPE = (
+    f"{RUN} --config configs/jsonl_clip.yaml --data_dir shop --foundation.file shop/items.json"
+)
+SHOP = f"{SHOP_RECIPE} --experiment_dir experiments/shop"
 SHOP_LARGE = f"{RUN} --config configs/jsonl_qwen2_vl.yaml --data_dir shop"
 QWEN2_VL_2B = (
     f"{RUN} --experiment_dir experiments/qwen2_vl_2b --model_path Qwen/Qwen2-VL-2B-Instruct "
@@ -254,28 +257,28 @@ ROWS = (
     # docs/tutorial.md
     Row(SHOP_DATA, makes=("shop/train.jsonl", "shop/val.jsonl")),
     Row(
-        f"{RUN} --config configs/jsonl_tiny.yaml --data_dir shop --dry_run",
+        f"{SHOP_RECIPE} --dry_run",
         after=(SHOP_DATA,),
         says=PLAN,
     ),
     Row(
         SHOP,
         "--training.iteration_0_steps 2 --training.steps_per_iteration 2 --training.batch_size 4"
-        " --model.max_pixels 12544 --foundation.max_pixels 12544",
+        " --training.negatives.first_rank 1 --mining.anchors.num 4",
         after=(SHOP_DATA,),
         says="recall@1",
         makes=(
-            "experiments/shop/checkpoint_iter_1/adapter_model.safetensors",
+            "experiments/shop/checkpoint_iter_3/parts.safetensors",
             "experiments/shop/report.html",
         ),
     ),
     Row(
-        f"{PYTHON} eval_iterative.py --experiment_dir experiments/shop --iterations base,1",
+        f"{PYTHON} eval_iterative.py --experiment_dir experiments/shop --iterations base,0,3",
         after=(SHOP,),
         says="map@10",
     ),
     Row(
-        f"{PYTHON} eval_iterative.py --experiment_dir experiments/shop --iterations 1 --ablate"
+        f"{PYTHON} eval_iterative.py --experiment_dir experiments/shop --iterations 3 --ablate"
         " text",
         after=(SHOP,),
         says="ABLATED",
@@ -285,9 +288,10 @@ ROWS = (
         f"{DEMO} experiments/shop --gallery shop/images", "", after=(SHOP,), until="the page is at"
     ),
     Row(
-        f"{EXPORT} experiments/shop --iteration 1 --format adapter --output shop_adapter",
+        f"{PYTHON} -m cirloop.export_vectors --experiment_dir experiments/shop --iteration 3"
+        " --output shop_vectors",
         after=(SHOP,),
-        makes=("shop_adapter/README.md",),
+        makes=("shop_vectors",),
     ),
     # docs/commands
     Row(f"{SEARCH} RUN --gallery FOLDER", swaps=ON_SHOP, after=(SHOP,)),
@@ -312,9 +316,9 @@ ROWS = (
     ),
     Row(
         f"{EXPORT} DIR --iteration 1 --format sentence-transformers",
-        swaps={"DIR": "experiments/shop"},
-        after=(SHOP,),
-        makes=("experiments/shop/export/iter_1_sentence-transformers/README.md",),
+        swaps={"DIR": "experiments/shapes"},
+        after=(SEARCHED,),
+        makes=("experiments/shapes/export/iter_1_sentence-transformers/README.md",),
     ),
     # docs/search.md, docs/report.md, docs/export.md, docs/watching.md
     Row(

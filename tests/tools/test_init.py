@@ -30,7 +30,8 @@ def made(*flags: str) -> RunConfig:
     ("data_set", "gpu_memory", "recipe"),
     [
         ("jsonl", 24, "jsonl_qwen2_vl"),
-        ("jsonl", 0, "jsonl_tiny"),
+        ("jsonl", 0, "jsonl_clip"),
+        ("jsonl", 12, "jsonl_clip"),
         ("cirr", 24, "cirr_qwen2_vl"),  # the usual one, though another is as large
         ("cirr", 18, "recall_cirr_2b"),
         ("cirr", 8.5, "qure_cirr"),
@@ -58,13 +59,13 @@ def test_each_recipe_says_what_memory_it_needs() -> None:
         recipe.name for name in ("cirr", "jsonl") for recipe in init_config.recipes_of(name, None)
     }
     files = {path.stem for path in recipes.CONFIGS.glob("*.yaml") if "cirr" in path.stem}
-    assert named == files | {"jsonl_qwen2_vl", "jsonl_tiny"}
+    assert named == files | {"jsonl_clip", "jsonl_qwen2_vl", "jsonl_tiny"}
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--gpu_memory", "12"], "no recipe for jsonl fits --gpu_memory 12.*jsonl_qwen2_vl .19 GB"),
+        (["--gpu_memory", "1"], "no recipe for jsonl fits --gpu_memory 1.*jsonl_qwen2_vl .19 GB"),
         (["--gpu_memory", "24", "--dataset_name", "shapes"], "shapes: is none of cirr"),
         (["--gpu_memory", "24", "--data_dir", "nowhere"], "nowhere: there is no such directory"),
         (["--gpu_memory", "24", "--output", "my shop"], "is there already"),
