@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from cirloop.backbones.base import ImageEncoder
 from cirloop.backbones.features import RUNTIME, VisionCache
+from cirloop.captioning import journal as journals
 from cirloop.captioning.base import Answer, Captioner, CaptionRequest
+from cirloop.captioning.journal import Journal
 from cirloop.captioning.prompts import Prompt
 from cirloop.config.runtime import Runtime
 from cirloop.monitoring import oom, profiling
@@ -95,7 +98,8 @@ class CaptionClient(Protocol):
 class BatchedCaptioner:
     """Captioning requests in batches, grouped by reference image and length.
 
-    `batch_size` affects sampling, because each batch has its own seed.
+    `batch_size` affects sampling, because each batch has its own seed. A journal therefore keeps
+    whole batches: one that was killed in the middle is asked again as a whole.
     """
 
     def __init__(
@@ -107,16 +111,20 @@ class BatchedCaptioner:
         progress: Progress,
         runtime: Runtime = RUNTIME,
         share: tuple[int, int] = (0, 1),
+        journal: Journal | None = None,
     ) -> None:
         """With `share` (i, n), do every n-th batch only, from the i-th on.
 
-        `completed_indices` are then the indices of the requests in those batches.
+        `completed_indices` are then the indices of the requests in those batches. What `journal`
+        has is not asked.
         """
         self.captioner = captioner
         self.completed_indices: list[int] = []
         self._batch_size = batch_size
         self._progress = progress
         self._share = share
+        self._images = images
+        self._journal = journal
         self._source = _image_source(captioner, images, cache, runtime)
 
     @property
@@ -142,19 +150,11 @@ class BatchedCaptioner:
         with profiling.add_seconds("writing"):
             for number, indices in profiling.profile_batches(batches, "captioning"):
                 batch = [requests[i] for i in indices]
-                vision = self._source.get(_images(batch))
-                with oom.explain_oom(f"{title}, {len(batch)} questions at once", OOM_ADVICE):
-                    batch_answers = self.captioner.generate(
-                        prompt,
-                        batch,
-                        vision,
-                        max_new_tokens,
-                        temperatures,
-                        seed + number * len(temperatures),
-                    )
-                profiling.add(texts=len(batch_answers) * len(temperatures))
+                batch_seed = seed + number * len(temperatures)
+                options = (max_new_tokens, [*temperatures], batch_seed)
+                batch_answers = self._ask("generate", prompt, batch, title, *options)
                 for i, request_answers in zip(indices, batch_answers, strict=True):
-                    answers[i] = request_answers
+                    answers[i] = [Answer(*answer) for answer in request_answers]
         return answers
 
     def yes_probability(
@@ -166,12 +166,36 @@ class BatchedCaptioner:
         batches = self._progress(counted, f"{title}: yes or no")
         for _, indices in profiling.profile_batches(batches, "captioning"):
             batch = [requests[i] for i in indices]
-            vision = self._source.get(_images(batch))
-            with oom.explain_oom(f"{title}, {len(batch)} questions at once", OOM_ADVICE):
-                batch_probabilities = self.captioner.yes_probability(prompt, batch, vision)
+            batch_probabilities = self._ask("yes_probability", prompt, batch, title)
             for i, probability in zip(indices, batch_probabilities, strict=True):
                 probabilities[i] = probability
         return probabilities
+
+    def _ask(
+        self,
+        kind: Literal["generate", "yes_probability"],
+        prompt: Prompt,
+        batch: Sequence[CaptionRequest],
+        title: str,
+        *options: object,
+    ) -> list[Any]:
+        """Return the answers to a batch as JSON: the journal's, or those of the captioner's method
+        `kind`, which the journal then keeps."""
+        name = ""
+        if self._journal is not None:
+            model = self.captioner.fingerprint
+            name = journals.key(model, prompt, batch, self._images, kind, *options)
+            if name in self._journal:
+                return [*self._journal[name]]
+        vision = self._source.get(_images(batch))
+        with oom.explain_oom(f"{title}, {len(batch)} questions at once", OOM_ADVICE):
+            answers = getattr(self.captioner, kind)(prompt, batch, vision, *options)
+        if kind == "generate":
+            profiling.add(texts=sum(map(len, answers)))
+            answers = [[astuple(answer) for answer in row] for row in answers]
+        if self._journal is not None:
+            self._journal.add(name, answers)
+        return [*answers]
 
     def precompute_vision(
         self,

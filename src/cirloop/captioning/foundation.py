@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from cirloop.backbones.model_settings import ModelSettings
 from cirloop.backbones.weights import resolve
 from cirloop.captioning.foundation_base import Foundation as Foundation
+from cirloop.captioning.server_settings import ServerFoundation as ServerFoundation
 from cirloop.captioning.without_model import CatalogueFoundation as CatalogueFoundation
 from cirloop.captioning.without_model import TemplateFoundation as TemplateFoundation
 from cirloop.config.base import default_type
@@ -191,6 +192,7 @@ FoundationConfig = Annotated[
     | Qwen2VLFoundation
     | Qwen25VLFoundation
     | Qwen3VLFoundation
+    | ServerFoundation
     | TemplateFoundation
     | VllmFoundation,
     Field(discriminator="type"),

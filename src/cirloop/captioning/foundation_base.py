@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cirloop.backbones.model_settings import ModelSettings
@@ -9,7 +10,8 @@ from cirloop.backbones.model_settings import ModelSettings
 if TYPE_CHECKING:
     from cirloop.backbones.vlm import VlmEmbedder
     from cirloop.captioning.base import Captioner
-    from cirloop.types import Catalogue, TrainSplit
+    from cirloop.captioning.batched_captioner import CaptionClient, Progress
+    from cirloop.types import Catalogue, Images, TrainSplit
 
 
 class Foundation(ModelSettings):
@@ -23,6 +25,8 @@ class Foundation(ModelSettings):
     """Whether the model can say what an image shows."""
     is_timed: ClassVar[bool] = True
     """Whether its texts are timed on a sample before a run."""
+    resultless: ClassVar[frozenset[str]] = frozenset()
+    """Settings that decide no result; they stand in no fingerprint."""
 
     def build(
         self, embedder: VlmEmbedder | None = None, train: TrainSplit | None = None
@@ -32,6 +36,11 @@ class Foundation(ModelSettings):
         `train` is the split whose images it writes for; a model does not need it.
         """
         raise NotImplementedError
+
+    def client(self, images: Images, answers: Path, progress: Progress) -> CaptionClient | None:
+        """Return what asks a model elsewhere about `images` and keeps a journal in `answers`; None
+        where `build` loads one here."""
+        return None
 
     def check_data(self, train: TrainSplit) -> None:
         """Raise UserError where it cannot write for the images of `train`."""

@@ -147,7 +147,8 @@ class RunConfig(FlagSettings):
         `num_iterations` is not one: a run may be prolonged. Neither is
         `training.max_skipped_batches`: a finished stage left out the bad batches that it had,
         whatever the limit. Nor is `training.grad_cache_chunk_size`, so that a run that ran out of
-        memory can resume: it decides only which dropout is drawn.
+        memory can resume: it decides only which dropout is drawn. Nor is how a server of the
+        foundation model is reached.
         """
         keep = {
             "seed",
@@ -164,7 +165,10 @@ class RunConfig(FlagSettings):
         return self.model_dump(
             mode="json",
             include=keep,
-            exclude={"training": {"max_skipped_batches", "grad_cache_chunk_size"}},
+            exclude={
+                "training": {"max_skipped_batches", "grad_cache_chunk_size"},
+                "foundation": {*self.foundation.resultless},
+            },
         )
 
     def to_json(self) -> dict[str, Any]:

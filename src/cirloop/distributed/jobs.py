@@ -89,6 +89,8 @@ class ShardJob(Job):
     adapter: Path | None = None
     model: str = ""
     """Fingerprint of the embedder, which a process proves too."""
+    answers: Path | None = None
+    """The directory of the captioner's journal."""
     prompt: Prompt | None = None
     requests: tuple[CaptionRequest, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -75,18 +75,23 @@ class ShardedExecutor:
         prompt: Prompt,
         requests: Sequence[CaptionRequest],
         title: str,
+        answers: Path,
         **options: object,
     ) -> tuple[str, list[Any]]:
-        """Return the captioner's name and its answer to each request, from its method `kind`."""
+        """Return the captioner's name and its answer to each request, from its method `kind`.
+
+        The workers keep a journal in the directory `answers`.
+        """
         images = [image for request in requests for image in (request.reference, request.image)]
-        self._run(kind, images, title, prompt=prompt, requests=tuple(requests), options=options)
+        task = {"prompt": prompt, "requests": tuple(requests), "options": options}
+        self._run(kind, images, title, answers=answers, **task)
         parts = [json.loads(path.read_text("utf-8")) for path in self._files("answers.json")]
         places = _positions(
             np.array([row for part in parts for row in part["rows"]], np.int64), len(requests)
         )
-        answers = [answer for part in parts for answer in part["answers"]]
+        rows = [answer for part in parts for answer in part["answers"]]
         self._clear()
-        return parts[0]["name"], [answers[place] for place in places]
+        return parts[0]["name"], [rows[place] for place in places]
 
     def _run(
         self,
@@ -133,8 +138,10 @@ class DistributedCaptioner:
     name = ""
     """Known from the first answer on."""
 
-    def __init__(self, executor: ShardedExecutor) -> None:
+    def __init__(self, executor: ShardedExecutor, answers: Path) -> None:
+        """`answers` is the directory of the run's journal."""
         self._executor = executor
+        self._answers = answers
 
     def generate(
         self,
@@ -166,7 +173,9 @@ class DistributedCaptioner:
     ) -> list[Any]:
         if not requests:
             return []
-        self.name, answers = self._executor.caption(kind, prompt, requests, title, **options)
+        self.name, answers = self._executor.caption(
+            kind, prompt, requests, title, self._answers, **options
+        )
         return answers
 
 

@@ -15,6 +15,7 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import fingerprint
 from cirloop.backbones.features import VisionCache
 from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.journal import Journal
 from cirloop.config.run import RunConfig
 from cirloop.data.paths import DataPaths
 from cirloop.distributed.jobs import ShardJob
@@ -74,6 +75,7 @@ def _embed(job: ShardJob, config: RunConfig, images: Images, state: PartialState
 def _caption(job: ShardJob, config: RunConfig, train: TrainSplit, state: PartialState) -> None:
     """Write `i_answers.json`: the answers to every n-th batch of questions, from the i-th on."""
     share = (state.process_index, state.num_processes)
+    assert job.answers is not None, "captions have a journal"
     captioner = BatchedCaptioner(
         config.foundation.build(None, train),
         train.images,
@@ -82,6 +84,7 @@ def _caption(job: ShardJob, config: RunConfig, train: TrainSplit, state: Partial
         progress if share[0] == 0 else no_progress,
         config.runtime,
         share,
+        Journal(job.answers, share[0]),
     )
     captioner.precompute_vision(
         job.requests, lambda features, image_ids: precompute_features(features, image_ids, state)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class CountedBatches(Iterable[T], Generic[T]):
         """Take a number per batch in `counts`, and in `unit` what stands behind their rate, such as
         "texts/s"."""
         self._batches = batches
-        self.counts = counts
+        self._totals = [0, *accumulate(counts)]
         self.unit = unit
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class CountedBatches(Iterable[T], Generic[T]):
     def rate(self, done: int, seconds: float) -> str:
         """Return the rate in words, once the first `done` batches took `seconds`; empty before the
         first."""
-        num = sum(self.counts[:done])
+        num = self._totals[done]
         return f"{num / seconds:.3g} {self.unit}" if num and seconds > 0 else ""
 
 

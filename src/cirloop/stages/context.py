@@ -17,7 +17,9 @@ from cirloop.artifacts.store import Artifact, Store, fingerprint
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.config import SimulatedSettings
 from cirloop.backbones.weights import is_adapter
+from cirloop.captioning import journal
 from cirloop.captioning.batched_captioner import BatchedCaptioner, CaptionClient
+from cirloop.captioning.journal import Journal
 from cirloop.config import notices
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import CONFIG as CONFIG
@@ -182,19 +184,30 @@ class RunContext:
         return ShardedExecutor(self.config, self.data, split, work, self.log)
 
     def captioner(self, backbone: Callable[[], Embedder]) -> CaptionClient:
-        """Return the captioner for the train split's images, in this process or in several.
+        """Return the captioner for the train split's images, in this process or in several; a
+        server is asked by this process alone.
 
         In this process it shares the weights of the embedder that `backbone` returns, where that
         has the same base. Delete it before the embedder is used again.
         """
         config = self.config
         train = self.data.train
+        answers = self.store.scratch_dir(journal.DIRECTORY)
+        client = config.foundation.client(train.images, answers, progress)
+        if client is not None:
+            return client
         if launcher.num_processes(config.runtime) > 1:
-            return DistributedCaptioner(self._executor(train))
+            return DistributedCaptioner(self._executor(train), answers)
         captioner = self.models.captioner(backbone(), train)
-        kept = config.cache / "vision"
-        size = config.captioning.batch_size
-        return BatchedCaptioner(captioner, train.images, kept, size, progress, config.runtime)
+        return BatchedCaptioner(
+            captioner,
+            train.images,
+            config.cache / "vision",
+            config.captioning.batch_size,
+            progress,
+            config.runtime,
+            journal=Journal(answers),
+        )
 
     def gallery_embeddings(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:
         """Embed a split's images, and warn where the embeddings have collapsed."""

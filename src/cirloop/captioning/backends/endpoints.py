@@ -1,0 +1,307 @@
+"""The servers of a foundation model: one question to one of them, again where that may help.
+
+What may pass is tried again, first at another server: a refused or broken connection, a time-out,
+the statuses 408, 409, 429 and 5xx, an answer that cannot be read. A server that sends Retry-After
+is left alone until then; otherwise the waits double. What will not pass (a key, a name, a
+certificate, a redirect, a request that is refused) ends at once. Each ends in an error that names
+the address and the way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import ssl
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from itertools import count
+from typing import Any, TypeVar
+
+import httpx2
+import openai
+from pydantic import BaseModel, ValidationError
+
+from cirloop.captioning.backends.bounded_transport import BoundedTransport, UnreadableAnswer
+from cirloop.captioning.server_settings import KEY_VARIABLE, ServerFoundation
+from cirloop.io.redact import sanitize
+from cirloop.types import UserError
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R", bound=BaseModel)
+FIRST_WAIT_S = 0.5
+"""Seconds before the second request of a question; each wait is twice the one before."""
+MAX_WAIT_S = 30.0
+AWAY_S = 30.0
+"""Seconds for which a server that did not answer is asked only if no other is there."""
+MAX_UNREADABLE = 3
+"""Answers to a question that cannot be read, after which no better one is expected."""
+CONNECT_S = 10.0
+"""Seconds that a server has to take up a connection."""
+CHECK_S = 15.0
+"""Seconds that a server has to say which models it has, before a run."""
+NO_KEY = "none"
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+class Interrupted(Exception):
+    """A question given up between two requests, since another one has failed for good."""
+
+
+class _Failure(Exception):
+    """A request without an answer that can be used.
+
+    `passes`: the same request may succeed later. `away`: the server itself seems to be away.
+    `unreadable`: an answer came that is none. `wait_s`: seconds that the server asks to wait.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        passes: bool = True,
+        away: bool = False,
+        unreadable: bool = False,
+        wait_s: float = 0.0,
+    ) -> None:
+        super().__init__(problem)
+        self.passes = passes
+        self.away = away
+        self.unreadable = unreadable
+        self.wait_s = wait_s
+
+
+class Endpoint:
+    """One server, with the requests it has at the moment."""
+
+    def __init__(self, url: str, settings: ServerFoundation) -> None:
+        self.url = url
+        self.in_flight = 0
+        self.away_until = 0.0
+        """Until then it is asked only if no other server is there."""
+        self.busy_until = 0.0
+        """Until then it asked not to be asked, by Retry-After."""
+        seconds = settings.timeout_s
+        timeout = httpx2.Timeout(seconds, connect=min(seconds, CONNECT_S))
+        self.client = openai.AsyncOpenAI(
+            api_key=os.environ.get(KEY_VARIABLE) or NO_KEY,
+            base_url=url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=httpx2.AsyncClient(
+                transport=BoundedTransport(settings.max_in_flight),
+                follow_redirects=False,
+                trust_env=False,
+                timeout=timeout,
+            ),
+        )
+
+
+class Endpoints:
+    """All servers of one model. To be made and closed within one event loop."""
+
+    def __init__(self, settings: ServerFoundation) -> None:
+        self._settings = settings
+        self._endpoints = [Endpoint(url, settings) for url in settings.url]
+        self._stopped = asyncio.Event()
+
+    async def close(self) -> None:
+        for endpoint in self._endpoints:
+            await endpoint.client.close()
+
+    def stop(self) -> None:
+        """Let requests in flight end, and make none again."""
+        self._stopped.set()
+
+    async def ask(self, body: Mapping[str, Any], form: type[R]) -> R:
+        """Return the answer to a chat request in the form `form`.
+
+        Raises UserError where none comes within the settings' limits, Interrupted after `stop`.
+        """
+        problem = "no answer"
+        unreadable = 0
+        try:
+            async with asyncio.timeout(self._settings.time_limit_s):
+                for attempt in count():
+                    endpoint = self._next()
+                    await self._sleep(endpoint.busy_until - time.monotonic())
+                    try:
+                        return await self._request(endpoint, body, form)
+                    except _Failure as failure:
+                        problem = f"{endpoint.url}: {failure}"
+                        unreadable += failure.unreadable
+                        if not failure.passes or unreadable >= MAX_UNREADABLE:
+                            raise UserError(f"foundation.url {problem}") from None
+                        await self._sleep(self._backoff(failure, attempt))
+        except TimeoutError:
+            pass
+        limit = self._settings.time_limit_s
+        raise UserError(
+            f"foundation.url {problem}; for {limit:g} s, which is foundation.time_limit_s. Look at"
+            " the server, or give another address or a higher limit"
+        )
+
+    def _next(self) -> Endpoint:
+        """Return the server with the fewest requests, of those that seem to be there."""
+        now = time.monotonic()
+        return min(
+            self._endpoints,
+            key=lambda e: (max(e.away_until, e.busy_until) > now, e.busy_until, e.in_flight),
+        )
+
+    async def _request(self, endpoint: Endpoint, body: Mapping[str, Any], form: type[R]) -> R:
+        endpoint.in_flight += 1
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):  # also for one that trickles
+                raw = await endpoint.client.chat.completions.with_raw_response.create(**body)
+            answer = form.model_validate_json(raw.content)
+        except (openai.OpenAIError, ValidationError, TimeoutError) as error:
+            failure = _failure(error, self._settings)
+            now = time.monotonic()
+            if failure.away:
+                endpoint.away_until = now + AWAY_S
+            if failure.wait_s > self._settings.time_limit_s:
+                failure.passes = False
+            endpoint.busy_until = max(endpoint.busy_until, now + failure.wait_s)
+            raise failure from error
+        finally:
+            endpoint.in_flight -= 1
+        endpoint.away_until = 0.0
+        return answer
+
+    def _backoff(self, failure: _Failure, attempt: int) -> float:
+        """Return the seconds before the next request: none where another server is there, or this
+        one said how long."""
+        now = time.monotonic()
+        others = any(max(e.away_until, e.busy_until) <= now for e in self._endpoints)
+        if failure.wait_s or (failure.away and others):
+            return 0.0
+        # Unlike waits, so that requests that failed together do not return together.
+        return min(MAX_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait. Raises Interrupted after `stop`."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), seconds)
+        if self._stopped.is_set():
+            raise Interrupted
+
+
+def _failure(error: Exception, settings: ServerFoundation) -> _Failure:
+    """Say what is wrong with a request, and whether it is worth another one."""
+    if isinstance(error, openai.APIStatusError):
+        return _refused(error.response, settings)
+    causes = [*_causes(error)]
+    certificate = next((e for e in causes if isinstance(e, ssl.SSLCertVerificationError)), None)
+    if certificate is not None:
+        return _Failure(
+            f"its certificate is not trusted ({certificate.verify_message}). If it is of an"
+            " authority of your own, give that one's file as the environment variable"
+            " SSL_CERT_FILE",
+            passes=False,
+        )
+    unreadable = next((e for e in causes if isinstance(e, UnreadableAnswer)), None)
+    if unreadable is not None:
+        return _Failure(f"an answer cannot be read: {unreadable}", unreadable=True)
+    if isinstance(error, ValidationError):
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        shown = sanitize(f"{wrong['input']!r:.200}")
+        problem = f"an answer is none of a chat ({f'{where}: ' if where else ''}{wrong['msg']})"
+        return _Failure(f"{problem}: {shown}", unreadable=True)
+    if isinstance(error, openai.APITimeoutError | TimeoutError):
+        problem = f"no answer within foundation.timeout_s {settings.timeout_s:g}"
+        return _Failure(problem, away=True)
+    return _Failure(f"no connection ({sanitize(str(causes[-1]))})", away=True)
+
+
+def _refused(response: httpx2.Response, settings: ServerFoundation) -> _Failure:
+    """Say what a status other than success stands for."""
+    status = response.status_code
+    said = sanitize(" ".join(response.text.split())[:300])
+    if status in (408, 409, 429) or status >= 500:
+        wait_s = _retry_after(response.headers)
+        asks = f"; it asks to wait for {wait_s:,.0f} s" if wait_s else ""
+        return _Failure(f"status {status}: {said}{asks}", wait_s=wait_s)
+    if 300 <= status < 400:
+        goal = sanitize(response.headers.get("location", "nowhere"))
+        problem = f"redirects to {goal}. Redirects are not followed: give that address, if it is"
+        return _Failure(f"{problem} yours", passes=False)
+    ways = {
+        401: f"Give its key as the environment variable {KEY_VARIABLE}",
+        403: f"Give its key as the environment variable {KEY_VARIABLE}",
+        404: f"Is it the address with its /v1, and {settings.path!r} a model it has?",
+    }
+    way = ways.get(status, "Settings under foundation say what is sent")
+    return _Failure(f"status {status}: {said}. {way}", passes=False)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds of a Retry-After, which may be a date; 0 where there is none."""
+    value = headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    zoned = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, (zoned - datetime.now(UTC)).total_seconds())
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what caused it, the last cause last."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    return causes
+
+
+def check_servers(settings: ServerFoundation) -> None:
+    """Ask each server which models it has; warn of those that are away.
+
+    Raises UserError where all are away, or one refuses or does not have the model.
+    """
+    problems, away = asyncio.run(_look_at(settings.model_copy(update={"timeout_s": CHECK_S})))
+    if len(away) == len(settings.url):
+        problems += away
+    if problems:
+        raise UserError("; ".join(f"foundation.url {problem}" for problem in problems))
+    for problem in away:
+        logger.warning("foundation.url %s; the other addresses do its part", problem)
+
+
+async def _look_at(settings: ServerFoundation) -> tuple[list[str], list[str]]:
+    """Return what is wrong with servers that are there, and with those that are away."""
+    problems: list[str] = []
+    away: list[str] = []
+    for url in settings.url:
+        client = Endpoint(url, settings).client
+        try:
+            async with asyncio.timeout(CHECK_S):
+                raw = await client.models.with_raw_response.list()
+            names = [model.id for model in _Models.model_validate_json(raw.content).data]
+        except (openai.OpenAIError, ValidationError, TimeoutError) as error:
+            # 404: not every server lists its models
+            if not (isinstance(error, openai.APIStatusError) and error.status_code == 404):
+                failure = _failure(error, settings)
+                (away if failure.passes else problems).append(f"{url}: {failure}")
+        else:
+            if settings.path not in names:
+                has = sanitize(", ".join(sorted(names)[:10])) or "none"
+                problems.append(f"{url}: has no model {settings.path!r}; it has {has}")
+        finally:
+            await client.close()
+    return problems, away
