@@ -39,7 +39,7 @@ Brain = Callable[[dict[str, Any]], Reply]
 
 
 def chat(text: str, finish: str = "stop", **more: Any) -> Reply:
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+    choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
     usage = {"prompt_tokens": 70, "completion_tokens": 5, "total_tokens": 75}
     return Reply(
         {"id": "1", "choices": [{**choice, "finish_reason": finish, **more}], "usage": usage}

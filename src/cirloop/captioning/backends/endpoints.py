@@ -13,12 +13,9 @@ import asyncio
 import logging
 import os
 import random
-import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from itertools import count
 from typing import Any, TypeVar
 
@@ -26,7 +23,8 @@ import httpx2
 import openai
 from pydantic import BaseModel, ValidationError
 
-from cirloop.captioning.backends.bounded_transport import BoundedTransport, UnreadableAnswer
+from cirloop.captioning.backends.bounded_transport import BoundedTransport
+from cirloop.captioning.backends.server_errors import Failure, explain
 from cirloop.captioning.server_settings import KEY_VARIABLE, ServerFoundation
 from cirloop.io.redact import sanitize
 from cirloop.types import UserError
@@ -57,29 +55,6 @@ class _Models(BaseModel):
 
 class Interrupted(Exception):
     """A question given up between two requests, since another one has failed for good."""
-
-
-class _Failure(Exception):
-    """A request without an answer that can be used.
-
-    `passes`: the same request may succeed later. `away`: the server itself seems to be away.
-    `unreadable`: an answer came that is none. `wait_s`: seconds that the server asks to wait.
-    """
-
-    def __init__(
-        self,
-        problem: str,
-        *,
-        passes: bool = True,
-        away: bool = False,
-        unreadable: bool = False,
-        wait_s: float = 0.0,
-    ) -> None:
-        super().__init__(problem)
-        self.passes = passes
-        self.away = away
-        self.unreadable = unreadable
-        self.wait_s = wait_s
 
 
 class Endpoint:
@@ -138,7 +113,7 @@ class Endpoints:
                     await self._sleep(endpoint.busy_until - time.monotonic())
                     try:
                         return await self._request(endpoint, body, form)
-                    except _Failure as failure:
+                    except Failure as failure:
                         problem = f"{endpoint.url}: {failure}"
                         unreadable += failure.unreadable
                         if not failure.passes or unreadable >= MAX_UNREADABLE:
@@ -167,7 +142,7 @@ class Endpoints:
                 raw = await endpoint.client.chat.completions.with_raw_response.create(**body)
             answer = form.model_validate_json(raw.content)
         except (openai.OpenAIError, ValidationError, TimeoutError) as error:
-            failure = _failure(error, self._settings)
+            failure = explain(error, self._settings)
             now = time.monotonic()
             if failure.away:
                 endpoint.away_until = now + AWAY_S
@@ -180,7 +155,7 @@ class Endpoints:
         endpoint.away_until = 0.0
         return answer
 
-    def _backoff(self, failure: _Failure, attempt: int) -> float:
+    def _backoff(self, failure: Failure, attempt: int) -> float:
         """Return the seconds before the next request: none where another server is there, or this
         one said how long."""
         now = time.monotonic()
@@ -197,76 +172,6 @@ class Endpoints:
                 await asyncio.wait_for(self._stopped.wait(), seconds)
         if self._stopped.is_set():
             raise Interrupted
-
-
-def _failure(error: Exception, settings: ServerFoundation) -> _Failure:
-    """Say what is wrong with a request, and whether it is worth another one."""
-    if isinstance(error, openai.APIStatusError):
-        return _refused(error.response, settings)
-    causes = [*_causes(error)]
-    certificate = next((e for e in causes if isinstance(e, ssl.SSLCertVerificationError)), None)
-    if certificate is not None:
-        return _Failure(
-            f"its certificate is not trusted ({certificate.verify_message}). If it is of an"
-            " authority of your own, give that one's file as the environment variable"
-            " SSL_CERT_FILE",
-            passes=False,
-        )
-    unreadable = next((e for e in causes if isinstance(e, UnreadableAnswer)), None)
-    if unreadable is not None:
-        return _Failure(f"an answer cannot be read: {unreadable}", unreadable=True)
-    if isinstance(error, ValidationError):
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"]))
-        shown = sanitize(f"{wrong['input']!r:.200}")
-        problem = f"an answer is none of a chat ({f'{where}: ' if where else ''}{wrong['msg']})"
-        return _Failure(f"{problem}: {shown}", unreadable=True)
-    if isinstance(error, openai.APITimeoutError | TimeoutError):
-        problem = f"no answer within foundation.timeout_s {settings.timeout_s:g}"
-        return _Failure(problem, away=True)
-    return _Failure(f"no connection ({sanitize(str(causes[-1]))})", away=True)
-
-
-def _refused(response: httpx2.Response, settings: ServerFoundation) -> _Failure:
-    """Say what a status other than success stands for."""
-    status = response.status_code
-    said = sanitize(" ".join(response.text.split())[:300])
-    if status in (408, 409, 429) or status >= 500:
-        wait_s = _retry_after(response.headers)
-        asks = f"; it asks to wait for {wait_s:,.0f} s" if wait_s else ""
-        return _Failure(f"status {status}: {said}{asks}", wait_s=wait_s)
-    if 300 <= status < 400:
-        goal = sanitize(response.headers.get("location", "nowhere"))
-        problem = f"redirects to {goal}. Redirects are not followed: give that address, if it is"
-        return _Failure(f"{problem} yours", passes=False)
-    ways = {
-        401: f"Give its key as the environment variable {KEY_VARIABLE}",
-        403: f"Give its key as the environment variable {KEY_VARIABLE}",
-        404: f"Is it the address with its /v1, and {settings.path!r} a model it has?",
-    }
-    way = ways.get(status, "Settings under foundation say what is sent")
-    return _Failure(f"status {status}: {said}. {way}", passes=False)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds of a Retry-After, which may be a date; 0 where there is none."""
-    value = headers.get("retry-after", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    zoned = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (zoned - datetime.now(UTC)).total_seconds())
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and what caused it, the last cause last."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
-        causes.append(cause)
-    return causes
 
 
 def check_servers(settings: ServerFoundation) -> None:
@@ -296,7 +201,7 @@ async def _look_at(settings: ServerFoundation) -> tuple[list[str], list[str]]:
         except (openai.OpenAIError, ValidationError, TimeoutError) as error:
             # 404: not every server lists its models
             if not (isinstance(error, openai.APIStatusError) and error.status_code == 404):
-                failure = _failure(error, settings)
+                failure = explain(error, settings)
                 (away if failure.passes else problems).append(f"{url}: {failure}")
         else:
             if settings.path not in names:
