@@ -7,6 +7,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import ssl
 import threading
 import time
@@ -18,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.prompts import Prompt
+from cirloop.types import ImageId
 
 MODEL = "some-model"
 
@@ -48,9 +53,7 @@ def chat(text: str, finish: str = "stop", **more: Any) -> Reply:
 
 def logprobs(**probabilities: float) -> dict[str, Any]:
     """The field `logprobs` of an answer's first word."""
-    from math import log
-
-    top = [{"token": word, "logprob": log(p)} for word, p in probabilities.items()]
+    top = [{"token": word, "logprob": math.log(p)} for word, p in probabilities.items()]
     return {"logprobs": {"content": [{**top[0], "top_logprobs": top}]}}
 
 
@@ -143,6 +146,26 @@ class ChatServer:
                 pass
 
         return Handler
+
+
+def by_captioner(captioner: Any) -> Brain:
+    """The answers of a captioner of this process, which is shown images as they are."""
+    lock = threading.Lock()
+    request = CaptionRequest(ImageId(""), ImageId(""), "")
+
+    def answer(body: dict[str, Any]) -> Reply:
+        parts = body["messages"][0]["content"]
+        prompt = Prompt("sent", "".join(part.get("text", "{image}") for part in parts))
+        images = sent_images(body)
+        with lock:
+            if body.get("logprobs"):
+                (p,) = captioner.yes_probability(prompt, [request], images)
+                return chat("yes", **logprobs(yes=max(p, 1e-9), no=max(1 - p, 1e-9)))
+            how = (body["max_tokens"], [body["temperature"]], body.get("seed", 0))
+            ((said,),) = captioner.generate(prompt, [request], images, *how)
+        return chat(said.text, "stop" if said.ended else "length")
+
+    return answer
 
 
 @contextmanager

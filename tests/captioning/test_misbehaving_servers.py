@@ -1,5 +1,5 @@
-"""Servers of a foundation model that misbehave, over loopback: what passes is asked again, what does
-not is one clear error, and no answer is lost."""
+"""Servers of a foundation model that misbehave, over loopback: what passes is asked again,
+what does not is one clear error, and no answer is lost."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """A foundation model behind an address, on a server of this process: what is sent, in which order
-the answers come back, that nothing is asked twice, and servers that misbehave."""
+the answers come back, and that nothing is asked twice."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from pydantic import TypeAdapter, ValidationError
 from cirloop.captioning.backends import endpoints
 from cirloop.captioning.backends.endpoints import check_servers
 from cirloop.captioning.base import Answer, CaptionRequest
-from cirloop.captioning.foundation import FoundationConfig, ServerFoundation
-from cirloop.captioning.prompts import REWRITE
-from cirloop.data.images import FileImages
+from cirloop.captioning.batched_captioner import BatchedCaptioner
+from cirloop.captioning.foundation import (
+    FoundationConfig,
+    GenericFoundation,
+    Qwen2VLFoundation,
+    ServerFoundation,
+)
+from cirloop.captioning.prompts import REWRITE, VERIFY
+from cirloop.data.images import DrawnImages, FileImages
 from cirloop.monitoring import preemption, profiling
 from cirloop.types import ImageId, UserError
 from tests.captioning.asked import REQUESTS, Asked, draw
 from tests.captioning.chat_server import (
     MODEL,
     Reply,
+    by_captioner,
     by_rule,
     chat,
     logprobs,
@@ -92,6 +99,21 @@ def test_answers_are_in_the_order_of_the_requests_and_many_are_asked_at_once(
         rows = Asked(tmp_path, server).generate()
     assert rows == [[Answer(request.text, True)] * 3 for request in REQUESTS]
     assert server.most_at_once == 4 and len(server.requests) == 24
+
+
+def test_answers_are_those_of_the_same_model_in_this_process(tmp_path: Path) -> None:
+    here = Qwen2VLFoundation(path="tiny", dtype="float32").build()
+    there = GenericFoundation(path="tiny", dtype="float32").build()
+    images = DrawnImages(draw)
+    eyes = BatchedCaptioner(here, images, tmp_path / "cache", 4, lambda b, _: b)
+    with serving(by_captioner(there)) as server:
+        asked = Asked(tmp_path / "answers", server).captioner()
+        expected = eyes.generate(REWRITE, REQUESTS, 8, [0.0], 0, "test")
+        assert asked.generate(REWRITE, REQUESTS, 8, [0.0], 0, "test") == expected
+        probabilities = eyes.yes_probability(VERIFY, REQUESTS, "test")
+        assert asked.yes_probability(VERIFY, REQUESTS, "test") == pytest.approx(
+            probabilities, abs=1e-4
+        )
 
 
 def test_equal_arguments_give_equal_answers_and_equal_questions_are_asked_once(

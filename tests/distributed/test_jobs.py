@@ -46,6 +46,7 @@ def job(kind: str, directory: Path) -> TrainJob | ShardJob:
         items=(EmbedInput(A), EmbedInput(B, "réd", "dress")),
         adapter=Path("adapter"),
         model="m",
+        answers=Path("a"),
         prompt=Prompt("rewrite", "<image>", "json"),
         requests=(CaptionRequest(A, B, "text"),),
         options={"temperatures": [0.0, 0.7], "seed": 3},

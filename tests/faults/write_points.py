@@ -88,6 +88,9 @@ POINTS = (
     Point("artifacts.store:Store._write_manifest", "RUN/manifest.json", TEXT),
     Point("artifacts.store:Store.get_or_build", WORK, "rmtree"),
     Point("artifacts.store:Store.remove_scratch", "RUN/.work", "rmtree"),
+    # what a captioner answered, as it comes
+    Point("captioning.journal:Journal.add", "RUN/.work/answers", "mkdir"),
+    Point("captioning.journal:Journal.add", "RUN/.work/answers/0.jsonl", "open"),
     # beside the artifacts
     Point("monitoring.costs:Costs._write", "RUN/costs.json", TEXT),
     Point("loop:iterate.note", "RUN/evaluation_results.json", TEXT),

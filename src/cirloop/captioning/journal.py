@@ -52,21 +52,19 @@ class Journal:
         """Tokens, read and written, that a server counted for all of these answers."""
         self._answers: dict[str, Json] = {}
         self._path = directory / f"{process}.jsonl"
-        self._separator = b""
+        self._cut_off = 0
+        """Bytes of a line that was not written to its end, at the end of this process's file."""
         for path in sorted(directory.glob("*.jsonl")):
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        *lines, cut_off = path.read_bytes().split(b"\n")
-        if cut_off and path == self._path:
-            self._separator = b"\n"
-        damaged = 0
-        for line in lines:
-            record = _parse(line)
-            if record is None:
-                damaged += 1
-            else:
-                self._keep(*record)
+        *lines, rest = path.read_bytes().split(b"\n")
+        if path == self._path:
+            self._cut_off = len(rest)
+        records = [*map(_parse, lines)]
+        for record in filter(None, records):
+            self._keep(*record)
+        damaged = records.count(None)
         if damaged:
             logger.warning("%s: %d damaged lines; what they answer is asked again", path, damaged)
 
@@ -87,8 +85,10 @@ class Journal:
         line = json.dumps([*record, fingerprint(record)]).encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with with_filename(self._path), self._path.open("ab") as file:
-            file.write(self._separator + line + b"\n")
-        self._separator = b""
+            if self._cut_off:
+                file.truncate(file.tell() - self._cut_off)
+            file.write(line + b"\n")
+        self._cut_off = 0
         self._keep(key, answer, tokens)
 
 
