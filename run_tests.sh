@@ -3,14 +3,16 @@
 #
 #   ./run_tests.sh                      minutes: each kind of test, of the kinds that take long a sample
 #   ./run_tests.sh --full               all but `gpu`: every fault, document, model and benchmark; 500 random examples
-#                                       of each property instead of 30 fixed ones
+#                                       of each property instead of 30 fixed ones; where scripts/vllm_env.sh has made
+#                                       .venv-vllm, those that need vLLM too
 #   ./run_tests.sh -m gpu               on a machine with a CUDA device
 #   ./run_tests.sh tests/data -k jsonl  any arguments of pytest; paths count from the repository's root
 set -euo pipefail
 arguments=()
+full=
 for argument in "$@"; do
     case "$argument" in
-    --full) arguments+=(-m "not gpu" --hypothesis-profile full) ;;
+    --full) full=1 arguments+=(-m "not gpu" --hypothesis-profile full) ;;
     *) arguments+=("$argument") ;;
     esac
 done
@@ -24,6 +26,9 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$(id -u
     say "installing Debian's chromium for the tests of the report and the search page"
     { apt-get install -y -qq chromium || { apt-get update -qq && apt-get install -y -qq chromium; }; } >&2 </dev/null ||
         say "chromium could not be installed; the tests that need it will be skipped"
+fi
+if [ -n "$full" ] && [ -e .venv-vllm/bin/python ]; then  # what scripts/vllm_env.sh made
+    .venv-vllm/bin/python -m pytest -m vllm -n 0 tests/captioning/test_vllm.py
 fi
 # Two processes of one thread each: for small models quicker than threads. Each begins with one half of the tests and
 # takes from the other's when it is done. `-n 0`: one process.

@@ -79,6 +79,11 @@ CASES = (
         "page, by POST",
     ),
     Case(
+        "benchmarks/server_throughput.py",
+        "--questions 8 --in_flight 1,4 --repeats 2 --delay_ms 5 --in_process tiny --new_tokens 4",
+        "in this process",
+    ),
+    Case(
         "benchmarks/shared_base_memory.py",
         "--size small",
         "a round with texts on the embedder's weights",
@@ -111,6 +116,8 @@ ELSEWHERE = {
     "scripts/convert_towers.py": "tests/scripts/test_convert_towers.py",
     "scripts/gpu_check.py": "tests/scripts/test_gpu_check.py",
     "scripts/gpu_check.sh": "tests/scripts/test_gpu_check.py",
+    # it installs gigabytes; what it makes is what these tests need
+    "scripts/vllm_env.sh": "tests/captioning/test_vllm.py",
 }
 """Programs that another file runs."""
 

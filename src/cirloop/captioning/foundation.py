@@ -151,10 +151,13 @@ class GenericFoundation(LoadedFoundation):
 
 
 class VllmFoundation(Foundation):
-    """Any model that vLLM serves with two images, by its offline engine. Written against vLLM's
-    documented interface and tested with a fake engine, never with vLLM itself."""
+    """Any model that vLLM serves with two images, by its offline engine, in an environment of its
+    own (scripts/vllm_env.sh)."""
 
     is_timed: ClassVar[bool] = False
+    resultless: ClassVar[frozenset[str]] = frozenset(
+        {"gpu_memory_utilization", "max_num_seqs", "tensor_parallel_size", "enforce_eager"}
+    )
     type: Literal["vllm"] = "vllm"
     path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
     """Model directory or hub name, with a chat template."""
@@ -162,18 +165,26 @@ class VllmFoundation(Foundation):
     """Longest side of an image, in pixels; a larger one is scaled down."""
     dtype: Dtype = "bfloat16"
     """Dtype of its weights."""
+    quantization: str | None = None
+    """Quantization by vLLM's name for it, such as fp8 or awq. None: as the weights are."""
     max_model_len: int = Field(8192, ge=256)
     """Most tokens of a request with its images and answer."""
     gpu_memory_utilization: float = Field(0.6, gt=0, le=1)
     """Share of the GPU's memory that vLLM takes at once; the embedder needs some of the rest."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs over which each layer's weights are spread."""
+    max_num_seqs: int | None = Field(None, ge=1)
+    """Most answers that are written at once. None: vLLM's own number."""
+    enforce_eager: bool = False
+    """Run layers as they are, without compiling them: a quicker start, slower texts."""
 
     def resolve_dir(self) -> Path:
         if find_spec("vllm") is None:
             raise UserError(
-                "foundation.type vllm: vLLM is not installed here. It pins its own torch, so give"
-                " it an environment of its own: python -m venv .venv-vllm, pip install vllm into"
-                " that, then pip install -e . and run from there; or use another"
-                " --foundation_model_backbone."
+                "foundation.type vllm: vLLM is not installed here. It pins its own torch, so"
+                " scripts/vllm_env.sh makes an environment of its own: run this by"
+                " .venv-vllm/bin/python. Or start its server there and use"
+                " --foundation_model_backbone server (docs/servers.md)."
             )
         return resolve(self.path)
 

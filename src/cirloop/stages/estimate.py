@@ -13,6 +13,7 @@ import torch
 
 from cirloop.artifacts.store import MANIFEST
 from cirloop.backbones.model_settings import VlmSettings
+from cirloop.captioning.foundation import ServerFoundation
 from cirloop.config.run import RunConfig
 from cirloop.data import Dataset
 from cirloop.distributed import launcher
@@ -120,6 +121,8 @@ def _captioning(config: RunConfig) -> str:
     texts = f"{num_texts} per mined image by {_foundation(config)}"
     if not config.foundation.path:
         return texts
+    if isinstance(config.foundation, ServerFoundation):
+        return f"{texts}, asked at {', '.join(config.foundation.url)}"
     one_process = launcher.num_processes(config.runtime) == 1
     shared = one_process and config.foundation.shares_base_with(config.model)
     return texts + (", on the embedder's weights" if shared else ", loaded in the embedder's place")

@@ -106,7 +106,7 @@ def request_fields(
         "messages": [{"role": "user", "content": content}],
         "max_tokens": question.max_tokens,
         "temperature": question.temperature,
-        "extra_body": {**settings.extra},
+        **settings.extra,
     }
     if question.temperature:
         fields |= {"top_p": 1.0, "seed": seed}

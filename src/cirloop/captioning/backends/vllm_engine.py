@@ -1,18 +1,16 @@
 """vLLM's offline engine as the foundation model, in an environment where vLLM is installed.
 
-Written against the documented interface (docs.vllm.ai: "Multimodal Inputs", offline; `LLM`,
-`SamplingParams`): requests `{"prompt", "multi_modal_data": {"image": [...]}}`, a seed per request,
-`allowed_token_ids` with `logprobs` of the remaining tokens, `finish_reason` "stop" of an answer
-that ended. Of the model's generation_config.json, end tokens and repetition penalty hold, as in
-`base.sampling_kwargs`. Tested with a fake engine that has this interface; vLLM itself has not been
-run.
+Requests are `{"prompt", "multi_modal_data": {"image": [...]}}` with a seed each;
+`allowed_token_ids` with `logprobs` of the remaining tokens tell yes from no; `finish_reason` is
+"stop" of an answer that ended. Of the model's generation_config.json, end tokens and repetition
+penalty hold, as in `base.sampling_kwargs`. Run with vLLM 0.32 (tests/captioning/test_vllm.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
 
 from PIL import Image
 
@@ -38,6 +36,10 @@ class VllmRequest(TypedDict):
 
     prompt: str
     multi_modal_data: dict[str, list[Image.Image]]
+
+
+RequestOutput: TypeAlias = Any
+"""vLLM's output of a request, which is not installed where types are checked."""
 
 
 class Logprob(Protocol):
@@ -69,19 +71,24 @@ class VllmCaptioner:
             model=str(directory),
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
+            quantization=settings.quantization,
             gpu_memory_utilization=settings.gpu_memory_utilization,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            enforce_eager=settings.enforce_eager,
             trust_remote_code=False,
             load_format="safetensors",
             limit_mm_per_prompt={"image": 2},
             logprobs_mode="processed_logprobs",  # of the allowed tokens alone
             seed=0,
+            **({"max_num_seqs": settings.max_num_seqs} if settings.max_num_seqs else {}),
         )
         self._penalty = self._llm.get_default_sampling_params().repetition_penalty
 
     @property
     def fingerprint(self) -> str:
-        settings = self.settings.model_dump(mode="json", exclude={"path", "gpu_memory_utilization"})
-        return fingerprint([self.settings.weights_digest(), settings])
+        settings = self.settings
+        shown = settings.model_dump(mode="json", exclude={"path", *settings.resultless})
+        return fingerprint([settings.weights_digest(), shown])
 
     def _vllm_requests(
         self, prompt: Prompt, requests: Sequence[CaptionRequest], vision: Sequence[Image.Image]
@@ -113,23 +120,27 @@ class VllmCaptioner:
         across them.
         """
         vllm_requests = self._vllm_requests(prompt, requests, vision)
-        answers_by_temperature = []
-        for number, temperature in enumerate(temperatures):
-            parameters = [
-                self._vllm.SamplingParams(
-                    temperature=temperature,
-                    max_tokens=max_new_tokens,
-                    seed=((seed + number) << 16) + i,
-                    repetition_penalty=self._penalty,
-                )
-                for i in range(len(requests))
-            ]
-            results = self._llm.generate(vllm_requests, parameters, use_tqdm=False)
-            outputs = [result.outputs[0] for result in results]
-            answers_by_temperature.append(
-                [Answer(output.text.strip(), output.finish_reason == "stop") for output in outputs]
+        parameters = [
+            self._vllm.SamplingParams(
+                temperature=temperature,
+                max_tokens=max_new_tokens,
+                seed=((seed + number) << 16) + i,
+                repetition_penalty=self._penalty,
             )
-        return [list(answers) for answers in zip(*answers_by_temperature, strict=True)]
+            for i in range(len(requests))
+            for number, temperature in enumerate(temperatures)
+        ]
+        repeated = [request for request in vllm_requests for _ in temperatures]
+        results = self._llm.generate(repeated, parameters, use_tqdm=False)
+        answers = [self._answer(result) for result in results]
+        num = len(temperatures)
+        return [answers[start : start + num] for start in range(0, len(answers), num)]
+
+    def _answer(self, result: RequestOutput) -> Answer:
+        """Return the answer of a `RequestOutput`."""
+        _count_tokens(result)
+        output = result.outputs[0]
+        return Answer(output.text.strip(), output.finish_reason == "stop")
 
     def yes_probability(
         self, prompt: Prompt, requests: Sequence[CaptionRequest], vision: Sequence[Image.Image]
@@ -144,6 +155,8 @@ class VllmCaptioner:
         )
         vllm_requests = self._vllm_requests(prompt, requests, vision)
         results = self._llm.generate(vllm_requests, parameters, use_tqdm=False)
+        for result in results:
+            _count_tokens(result)
         return [round(self._yes_share(result.outputs[0].logprobs[0]), 6) for result in results]
 
     def _yes_share(self, logprobs: Mapping[int, Logprob]) -> float:
@@ -155,3 +168,9 @@ class VllmCaptioner:
         probability = {token: math.exp(logprobs[token].logprob) for token in allowed}
         yes = sum(probability[token] for token in self._yes_ids)
         return yes / sum(probability.values())
+
+
+def _count_tokens(result: RequestOutput) -> None:
+    """Add the tokens that an answer took to the stage's."""
+    profiling.add(tokens=len(result.prompt_token_ids or ()))
+    profiling.add(tokens_written=len(result.outputs[0].token_ids))
