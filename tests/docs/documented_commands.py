@@ -171,6 +171,29 @@ ROWS = (
         f"{SHAPES} {SHORT} --num_iterations 0",
         makes=("experiments/towers/evaluation_results.json",),
     ),
+    # docs/servers.md
+    Row(
+        f"{FAST} --foundation_model_backbone server --foundation_model_path tiny"
+        " --foundation.url http://127.0.0.1:8000/v1",
+        not_here="it needs a server; tests/captioning/test_server_run.py has one",
+    ),
+    Row("scripts/vllm_env.sh", not_here="it installs gigabytes"),
+    Row(
+        "VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m vllm.entrypoints.openai.api_server"
+        " --model src/cirloop/tiny --served-model-name tiny --dtype float32 --enforce-eager"
+        " --max-model-len 2048 --host 127.0.0.1 --port 8000",
+        not_here="tests/captioning/test_vllm.py does it where vLLM is",
+    ),
+    Row(
+        f"{PYTHON} benchmarks/server_throughput.py",
+        "--questions 8 --in_flight 1,4 --repeats 2",
+        says="4 in flight",
+    ),
+    Row(
+        f"{PYTHON} benchmarks/server_throughput.py --url http://127.0.0.1:8000/v1"
+        " --in_process tiny",
+        not_here="it needs a server",
+    ),
     # docs/photographs.md
     Row(
         "git clone https://github.com/marcusklasson/GroceryStoreDataset data/grocery",

@@ -95,6 +95,10 @@ class Endpoints:
         for endpoint in self._endpoints:
             await endpoint.client.close()
 
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         """Let requests in flight end, and make none again."""
         self._stopped.set()
@@ -173,7 +177,7 @@ class Endpoints:
         if seconds > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), seconds)
-        if self._stopped.is_set():
+        if self.stopped:
             raise Interrupted
 
 

@@ -120,38 +120,41 @@ class ServerCaptioner:
     async def _ask_all(self, missing: Sequence[tuple[str, Question]], title: str) -> None:
         """Ask, so many at once as the settings say. What fails lets the others end first, so that
         no answer is lost."""
-        counted = CountedBatches(missing, [1] * len(missing), "texts/s")
         endpoints = Endpoints(self._settings)
-        failed: list[BaseException] = []
-
-        def questions() -> Iterator[tuple[str, Question]]:
-            for item in self._progress(counted, title):
-                if failed:
-                    return
-                self._check_tokens()
-                yield item
-
-        async def work(source: Iterator[tuple[str, Question]]) -> None:
-            try:
-                for name, question in source:
-                    await self._ask(endpoints, name, question)
-            except Interrupted:
-                pass
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:  # a stop that was asked for, too
-                failed.append(error)
-                endpoints.stop()
-
-        source = questions()
+        source = self._questions(missing, title, endpoints)
         num = min(self._settings.max_in_flight, len(missing))
+        workers = [self._work(source, endpoints) for _ in range(num)]
         try:
-            await asyncio.gather(*(work(source) for _ in range(num)))
+            ended = await asyncio.gather(*workers, return_exceptions=True)
         finally:
             await endpoints.close()
+        failed = [error for error in ended if error and not isinstance(error, Interrupted)]
         if failed:
             answered = sum(name in self._journal for name, _ in missing)
             raise _grouped(failed, f"{answered:,} of {len(missing):,}")
+
+    def _questions(
+        self, missing: Sequence[tuple[str, Question]], title: str, endpoints: Endpoints
+    ) -> Iterator[tuple[str, Question]]:
+        """Yield the questions until one has failed, for all workers together."""
+        counted = CountedBatches(missing, [1] * len(missing), "texts/s")
+        for item in self._progress(counted, title):
+            if endpoints.stopped:
+                return
+            self._check_tokens()
+            yield item
+
+    async def _work(self, source: Iterator[tuple[str, Question]], endpoints: Endpoints) -> None:
+        """Ask one question after another; where one fails, or a stop was asked for, no worker
+        begins another."""
+        ended_well = False
+        try:
+            for name, question in source:
+                await self._ask(endpoints, name, question)
+            ended_well = True
+        finally:
+            if not ended_well:
+                endpoints.stop()
 
     def _check_tokens(self) -> None:
         limit = self._settings.token_limit
