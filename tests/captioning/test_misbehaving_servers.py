@@ -146,6 +146,14 @@ def test_of_two_addresses_one_may_be_dead(tmp_path: Path, caplog: pytest.LogCapt
         assert len(server.requests) == 48
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_of_two_addresses_one_may_fail_each_time(status: int, tmp_path: Path) -> None:
+    with serving(lambda body: Reply({}, status)) as bad, serving() as good:
+        rows = Asked(tmp_path, bad, good).generate()
+        assert rows == Asked(tmp_path / "good", good).generate()
+    assert len(good.requests) == 48
+
+
 def test_questions_are_shared_out_among_addresses(tmp_path: Path) -> None:
     def slow(body: dict[str, Any]) -> Reply:
         return Reply(by_rule(body).content, delay=0.02)

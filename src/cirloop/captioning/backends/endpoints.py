@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
@@ -27,6 +28,7 @@ from cirloop.captioning.backends.bounded_transport import BoundedTransport
 from cirloop.captioning.backends.server_errors import Failure, explain
 from cirloop.captioning.server_settings import KEY_VARIABLE, ServerFoundation
 from cirloop.io.redact import sanitize
+from cirloop.monitoring import preemption
 from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -110,15 +112,19 @@ class Endpoints:
         """
         problem = "no answer"
         unreadable = 0
+        failures: Counter[str] = Counter()
         try:
             async with asyncio.timeout(self._settings.time_limit_s):
                 for attempt in count():
-                    endpoint = self._next()
+                    if attempt:
+                        preemption.raise_if_requested()
+                    endpoint = self._next(failures)
                     await self._sleep(endpoint.busy_until - time.monotonic())
                     try:
                         return await self._request(endpoint, body, form)
                     except Failure as failure:
                         problem = f"{endpoint.url}: {failure}"
+                        failures[endpoint.url] += 1
                         unreadable += failure.unreadable
                         if not failure.passes or unreadable >= MAX_UNREADABLE:
                             raise UserError(f"foundation.url {problem}") from None
@@ -131,13 +137,17 @@ class Endpoints:
             " the server, or give another address or a higher limit"
         )
 
-    def _next(self) -> Endpoint:
-        """Return the server with the fewest requests, of those that seem to be there."""
+    def _next(self, failures: Counter[str]) -> Endpoint:
+        """Return the server with the fewest requests, of those that seem to be there and have
+        failed this question least."""
         now = time.monotonic()
-        return min(
-            self._endpoints,
-            key=lambda e: (max(e.away_until, e.busy_until) > now, e.busy_until, e.in_flight),
-        )
+
+        def order(endpoint: Endpoint) -> tuple[bool, int, float, int]:
+            busy_s = max(0.0, endpoint.busy_until - now)
+            away = busy_s > 0 or endpoint.away_until > now
+            return away, failures[endpoint.url], busy_s, endpoint.in_flight
+
+        return min(self._endpoints, key=order)
 
     async def _request(self, endpoint: Endpoint, body: Mapping[str, Any], form: type[R]) -> R:
         endpoint.in_flight += 1

@@ -74,7 +74,9 @@ def _refused(response: httpx2.Response, settings: ServerFoundation) -> Failure:
     if status in (408, 409, 429) or status >= 500:
         wait_s = _retry_after(response.headers)
         asks = f"; it asks to wait for {wait_s:,.0f} s" if wait_s else ""
-        return Failure(f"status {status}: {said}{asks}", wait_s=wait_s)
+        return Failure(
+            f"status {status}: {said}{asks}", wait_s=wait_s, away=status in (502, 503, 504)
+        )
     if 300 <= status < 400:
         goal = sanitize(response.headers.get("location", "nowhere"))
         problem = f"redirects to {goal}. Redirects are not followed: give that address, if it is"
