@@ -27,6 +27,9 @@ from cirloop.types import UserError
 from tests.stages.copies import CHECKPOINT, NEGATIVES, context, copied
 
 HERE = find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(
+    not HERE, reason="needs vLLM: scripts/vllm_env.sh --dev, then .venv-vllm/bin/python -m pytest"
+)
 STARTS = 400
 """Seconds in which a server must be there."""
 GREEDY = {"num_candidates": 1, "min_verify_probability": 0.3, "max_round_trip_rank": 66}
@@ -43,12 +46,6 @@ ENGINE = {
 @pytest.fixture(autouse=True)
 def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-
-
-@pytest.fixture(scope="module")
-def vllm() -> None:
-    if not HERE:
-        pytest.skip("needs vLLM: scripts/vllm_env.sh --dev, then .venv-vllm/bin/python -m pytest")
 
 
 @pytest.mark.skipif(HERE, reason="vLLM is here")
@@ -68,7 +65,7 @@ def captions(small: Any, finished: Path, directory: Path, foundation: dict[str, 
 
 
 @pytest.fixture(scope="module")
-def here(vllm: None, small: Any, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def here(small: Any, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The round by the captioner of this process."""
     foundation = {"type": "qwen2_vl", "path": "tiny", "dtype": "float32"}
     return captions(small, finished, tmp_path_factory.mktemp("here"), foundation)
@@ -95,6 +92,7 @@ def assert_same_round(rows: Any, expected: Any) -> None:
 
 
 @pytest.mark.vllm
+@needs_vllm
 def test_the_engine_writes_and_verifies_a_round_as_this_process_does(
     here: Any, small: Any, finished: Path, tmp_path: Path
 ) -> None:
@@ -103,7 +101,8 @@ def test_the_engine_writes_and_verifies_a_round_as_this_process_does(
 
 
 @pytest.mark.vllm
-def test_settings_reach_the_engine(vllm: None) -> None:
+@needs_vllm
+def test_settings_reach_the_engine() -> None:
     captioner: Any = VllmFoundation(**ENGINE).build()
     config = captioner._llm.llm_engine.vllm_config
     assert config.model_config.enforce_eager and config.model_config.max_model_len == 2048
@@ -113,7 +112,7 @@ def test_settings_reach_the_engine(vllm: None) -> None:
 
 
 @pytest.fixture
-def server(vllm: None, tmp_path: Path) -> Iterator[str]:
+def server(tmp_path: Path) -> Iterator[str]:
     """The address of vLLM's own server of the embedded model."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -148,6 +147,7 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.vllm
+@needs_vllm
 def test_its_server_writes_and_verifies_a_round_as_this_process_does(
     here: Any, server: str, small: Any, finished: Path, tmp_path: Path
 ) -> None:
