@@ -4,8 +4,9 @@ Without `--url` a server of this file, which answers at once (or after `--delay_
 model's place: what is left is what the client costs. With `--url` it is a real one, such as vLLM's
 (docs/servers.md), asked about drawn images; `--in_process PATH` times the captioner of this
 process on the same questions too. Every side is timed in turn, as often as `--repeats`, with texts
-that no other turn has, so that nothing is answered from a cache of the server. Prints seconds and
-ratios to the first side with their standard error.
+that no other turn has, so that nothing is answered from a cache of the server. Prints texts a
+second, milliseconds a text, those in which this process had the processor, and ratios to the first
+side, with standard errors; and the tokens that were written.
 
     python benchmarks/server_throughput.py
     python benchmarks/server_throughput.py --url http://127.0.0.1:8000/v1 --in_process tiny
@@ -105,13 +106,14 @@ class Work:
         size = CaptioningSettings().batch_size
         return BatchedCaptioner(captioner, self.train.images, self.directory, size, quiet)
 
-    def seconds(self, client: CaptionClient) -> tuple[float, int]:
-        """Seconds of a turn, and the tokens that were written in it."""
+    def seconds(self, client: CaptionClient) -> tuple[float, float, int]:
+        """Seconds of a turn, those of this process's processor, and the tokens written in it."""
         requests = self.questions()
         with profiling.metering() as spent:
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             client.generate(REWRITE, requests, self.args.new_tokens, [0.0], 0, "benchmark")
-            return time.perf_counter() - began, spent.tokens_written
+            taken = time.perf_counter() - began
+            return taken, time.process_time() - busy, spent.tokens_written
 
 
 def mean(values: list[float], digits: int = 2) -> str:
@@ -124,22 +126,24 @@ def measure(args: argparse.Namespace, url: str, directory: Path) -> None:
     work.seconds(work.server(url, 4))  # what is only slow once
     here = work.in_process() if args.in_process else None
     taken: dict[str, list[float]] = {}
+    busy: dict[str, list[float]] = {}
     tokens: dict[str, int] = {}
     for _ in range(args.repeats):
         sides = {f"{n} in flight": work.server(url, n) for n in args.in_flight}
         if here is not None:
             sides["in this process"] = here
         for name, client in sides.items():
-            seconds, tokens[name] = work.seconds(client)
-            taken.setdefault(name, []).append(seconds)
+            seconds, own, tokens[name] = work.seconds(client)
+            taken.setdefault(name, []).append(1000 * seconds / args.questions)
+            busy.setdefault(name, []).append(1000 * own / args.questions)
     first = next(iter(taken.values()))
     rows = []
-    for name, seconds in taken.items():
-        ratios = [one / other for one, other in zip(first, seconds, strict=True)]
-        rates = [args.questions / each for each in seconds]
-        each_ms = [1000 * second / args.questions for second in seconds]
-        rows.append([name, mean(rates, 1), mean(each_ms), mean(ratios), tokens[name]])
-    columns = ["side", "texts/s", "ms a text", "times the first side", "tokens written"]
+    for name, each in taken.items():
+        rates = [1000 / ms for ms in each]
+        ratios = [one / other for one, other in zip(first, each, strict=True)]
+        shown = [mean(rates, 1), mean(each), mean(busy[name]), mean(ratios)]
+        rows.append([name, *shown, tokens[name]])
+    columns = ["side", "texts/s", "ms a text", "ms here", "times the first side", "tokens"]
     table(f"{args.questions} texts, {args.repeats} repeats, at {url}", columns, rows)
 
 
