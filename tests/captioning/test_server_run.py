@@ -37,9 +37,12 @@ def bodies(server: ChatServer) -> Counter[str]:
 def test_with_two_processes_no_question_is_asked_twice(
     small: Any, finished: Path, tmp_path: Path
 ) -> None:
+    def slow(body: dict[str, Any]) -> Reply:
+        return Reply(by_rule(body).content, delay=0.05)
+
     digests = []
     for num in (1, 2):
-        with serving() as server:
+        with serving(slow) as server:
             runtime = {"num_processes": num}
             config = small(
                 tmp_path / str(num), foundation=foundation(server), captioning=LAX, runtime=runtime
