@@ -3,10 +3,10 @@
 Without `--url` a server of this file, which answers at once (or after `--delay_ms`), takes the
 model's place: what is left is what the client costs. With `--url` it is a real one, such as vLLM's
 (docs/servers.md), asked about drawn images; `--in_process PATH` times the captioner of this
-process on the same questions too. Every side is timed in turn, as often as `--repeats`, with texts
-that no other turn has, so that nothing is answered from a cache of the server. Prints texts a
-second, milliseconds a text, those in which this process had the processor, and ratios to the first
-side, with standard errors; and the tokens that were written.
+process on the same questions too. Every side is timed in turn, as often as `--repeats`, about
+pairs of images that no other turn has, so that nothing is answered from a cache of the server.
+Prints texts a second, milliseconds a text, those in which this process had the processor, and
+ratios to the first side, with standard errors; and the tokens that were written.
 
     python benchmarks/server_throughput.py
     python benchmarks/server_throughput.py --url http://127.0.0.1:8000/v1 --in_process tiny
@@ -91,9 +91,10 @@ class Work:
         """As many as asked for; no two turns have one in common."""
         self.turns += 1
         ids = self.train.gallery.ids
+        triplets = self.train.triplets[: self.args.questions]
         return [
-            CaptionRequest(ids[n % 40], ids[40 + n % 150], f"with {n} dots, turn {self.turns}")
-            for n in range(self.args.questions)
+            CaptionRequest(t.query.reference, ids[(n + 97 * self.turns) % len(ids)], t.query.text)
+            for n, t in enumerate(triplets)
         ]
 
     def server(self, url: str, in_flight: int) -> CaptionClient:

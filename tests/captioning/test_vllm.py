@@ -37,7 +37,7 @@ ENGINE = {
     "path": "tiny",
     "dtype": "float32",
     "enforce_eager": True,
-    "max_model_len": 2048,
+    "max_model_len": 1024,
     "max_num_seqs": 16,
     "gpu_memory_utilization": 0.3,
 }
@@ -105,7 +105,7 @@ def test_the_engine_writes_and_verifies_a_round_as_this_process_does(
 def test_settings_reach_the_engine() -> None:
     captioner: Any = VllmFoundation(**ENGINE).build()
     config = captioner._llm.llm_engine.vllm_config
-    assert config.model_config.enforce_eager and config.model_config.max_model_len == 2048
+    assert config.model_config.enforce_eager and config.model_config.max_model_len == 1024
     assert config.scheduler_config.max_num_seqs == 16
     assert config.parallel_config.tensor_parallel_size == 1
     assert config.model_config.quantization is None
@@ -120,7 +120,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve("tiny"),
         "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
-        "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048",
+        "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024",
     ]  # fmt: skip
     log = tmp_path / "server.txt"
     with log.open("w") as out:

@@ -181,7 +181,7 @@ ROWS = (
     Row(
         "VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m vllm.entrypoints.openai.api_server"
         " --model src/cirloop/tiny --served-model-name tiny --dtype float32 --enforce-eager"
-        " --max-model-len 2048 --host 127.0.0.1 --port 8000",
+        " --max-model-len 1024 --host 127.0.0.1 --port 8000",
         not_here="tests/captioning/test_vllm.py does it where vLLM is",
     ),
     Row(
