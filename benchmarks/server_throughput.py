@@ -88,14 +88,13 @@ class Work:
         self.turns = 0
 
     def questions(self) -> list[CaptionRequest]:
-        """As many as asked for; no two turns have one in common."""
+        """As many as asked for, about references and targets of the embedded set; no two turns
+        have one in common, until all have been asked."""
+        triplets = self.train.triplets
+        first = self.turns * self.args.questions
         self.turns += 1
-        ids = self.train.gallery.ids
-        triplets = self.train.triplets[: self.args.questions]
-        return [
-            CaptionRequest(t.query.reference, ids[(n + 97 * self.turns) % len(ids)], t.query.text)
-            for n, t in enumerate(triplets)
-        ]
+        chosen = [triplets[(first + n) % len(triplets)] for n in range(self.args.questions)]
+        return [CaptionRequest(t.query.reference, t.target, t.query.text) for t in chosen]
 
     def server(self, url: str, in_flight: int) -> CaptionClient:
         settings = ServerFoundation(path=self.args.model, url=(url,), max_in_flight=in_flight)
