@@ -26,8 +26,7 @@ from cirloop.config.base import FlagSettings
 from cirloop.config.evaluation import Evaluation
 from cirloop.config.runtime import Runtime
 from cirloop.config.shortcuts import PATH_SETTINGS, SHORTCUTS, UNION_FLAGS
-from cirloop.data import DataConfig, Dataset, ShapesSettings, locations, own
-from cirloop.data.paths import DataPaths
+from cirloop.data import DataConfig, DataPaths, Dataset, ShapesSettings, locations, own
 from cirloop.io import parse
 from cirloop.io.redact import secrets_in
 from cirloop.negatives import MiningSettings
