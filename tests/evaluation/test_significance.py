@@ -115,4 +115,7 @@ def test_errors_that_stay_come_and_go_are_counted() -> None:
     [compared] = compare_iterations(evaluations)
     assert compared["errors"] == {"persistent": 2, "new": 1, "mended": 1}
     margins = [["a", 0.25, 1.0], ["b", -0.5, 0.0]]
-    assert error_changes(margins, margins) is None
+    assert error_changes(margins, margins, "preference") is None
+    several_right = [["a", 9, 1.0, "a"], ["b", 1, 1.0, "b"], ["c", 2, 0.0, "c"]]
+    counts = error_changes(several_right, several_right, "any correct recall@1")
+    assert counts == {"persistent": 1, "new": 0, "mended": 0}

@@ -231,8 +231,8 @@ def print_results(results: Sequence[dict[str, Any]], protocol: EvalProtocol) -> 
         ]
         title = (
             f"Paired over queries, {comparisons[0]['metric']}: difference in points, p of a"
-            " randomisation test, corrected for the number of rows (Holm); queries whose"
-            " target is not first in both, newly, or no longer"
+            " randomisation test, corrected for the number of rows (Holm); queries whose first"
+            " image is wrong in both, newly, or no longer"
         )
         table(title, ("iterations", "difference", "p", *ERRORS), rows)
 

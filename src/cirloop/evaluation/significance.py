@@ -80,16 +80,21 @@ def paired(
     return Difference(float(difference_Q.mean()), se, (1 + num_far) / (1 + DRAWS))
 
 
-def error_changes(before: Sequence[Any], after: Sequence[Any]) -> dict[str, int] | None:
-    """Count queries by whether their target is not first: in both evaluations (`persistent`), in
+def error_changes(
+    before: Sequence[Any], after: Sequence[Any], metric: str
+) -> dict[str, int] | None:
+    """Count queries by whether their first image is wrong: in both evaluations (`persistent`), in
     the later alone (`new`), in the earlier alone (`mended`).
 
-    Rows are those of an evaluation. None where people chose between sets, which have margins
-    instead of ranks.
+    Rows are those of an evaluation. Right is the target, or by `metric` "any correct recall@1" any
+    right image. None where people chose between sets, which have margins instead of ranks.
     """
     if not all(isinstance(row[1], int) for row in (*before, *after)):
         return None
-    pairs = [(old[1] > 1, new[1] > 1) for old, new in zip(before, after, strict=True)]
+    column, right = (2, 1.0) if metric == "any correct recall@1" else (1, 1)
+    pairs = [
+        (old[column] != right, new[column] != right) for old, new in zip(before, after, strict=True)
+    ]
     return {
         "persistent": pairs.count((True, True)),
         "new": pairs.count((False, True)),
@@ -111,7 +116,7 @@ def holm(p_C: Sequence[float]) -> list[float]:
 def compare_iterations(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compare each evaluation with the one before it, from their JSON.
 
-    Where queries have a target, `errors` counts those whose target is not first. `p_corrected` is
+    Where queries have ranks, `errors` counts those whose first image is wrong. `p_corrected` is
     `p` corrected for the number of comparisons.
     """
     out = []
@@ -126,7 +131,7 @@ def compare_iterations(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]
                 "difference": test.value,
                 "se": test.se,
                 "p": test.p,
-                "errors": error_changes(before["ranks"], after["ranks"]),
+                "errors": error_changes(before["ranks"], after["ranks"], before["compared_on"]),
             }
         )
     for row, corrected in zip(out, holm([row["p"] for row in out]), strict=True):
