@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import file_digests
 from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
-from cirloop.report import report_data
+from cirloop.report import query_changes, report_data
 from cirloop.report.builder import rebuild, write_report
 from cirloop.report.charts import Table, draw, name_ticks
 from cirloop.report.metrics_section import plot_metrics
-from cirloop.types import UserError
+from cirloop.types import ImageId, Query, QueryId, UserError
 from tests.commands import command
 from tests.report.pages import Page, read
 
@@ -103,6 +104,23 @@ def test_won_and_lost_are_counted_query_by_query(finished: Path) -> None:
     for label, a, b in (("base → 0", 0, 1), ("0 → 1", 1, 2), ("base → 1", 0, 2)):
         pairs = Counter((x[1] > 1) - (y[1] > 1) for x, y in zip(ranks[a], ranks[b], strict=True))
         assert rows[label] == [str(pairs[n]) for n in (1, -1, 0)], label
+
+
+def test_right_images_beside_the_target_are_marked() -> None:
+    query = Query(QueryId("q"), ImageId("r"), "in red")
+    images = [ImageId(name) for name in ("a", "target", "b")]
+    positives = {query.id: frozenset(images[1:])}
+    split = report_data.SplitLookup({query.id: query}, {query.id: images[1]}, [], positives)
+    data = SimpleNamespace(eval_split=split)
+    evaluated = SimpleNamespace(queries=["q"], ranks_Q=[2], label="0")
+    tops = [{0: images}, {}]
+    card = query_changes._card(
+        data, (evaluated, evaluated), 0, True, tops, report_data.Thumbnails()
+    )
+    (_, before), (_, after) = card.rows
+    assert after is None and before is not None
+    assert [image.caption for image in before] == ["1", "2: the target", "3: right"]
+    assert [image.frame for image in before] == ["", "right", "right"]
 
 
 def test_best_images_agree_with_the_ranks(finished: Path) -> None:

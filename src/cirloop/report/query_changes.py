@@ -51,7 +51,7 @@ def section(data: ReportData, evaluated: Sequence[Evaluation], thumbnails: Thumb
     notes = [
         f"A query is won where {metric} rises, lost where it falls. {len(shown)} of {len(pairs)}"
         " comparisons are shown with images, each with a few queries at even distances through"
-        " the list; the target is framed."
+        " the list; the target is framed, and so is what else is known to be right."
     ]
     if data.evals and not data.eval_split.targets:
         notes.append("People chose between sets of images here, so there is no ranking to show.")
@@ -97,17 +97,18 @@ def _card(
     query = QueryId(pair[0].queries[row])
     target = split.targets.get(query)
 
+    positives = split.positives.get(query, frozenset())
+
+    def note(image: ImageId) -> str:
+        if image == target:
+            return "the target"
+        return "right" if image in positives else ""
+
     def best(top: Sequence[ImageId] | None) -> list[Thumbnail] | None:
         if top is None:
             return None
         return [
-            thumbnails.add(
-                split,
-                image,
-                str(place),
-                "the target" if image == target else "",
-                "right" if image == target else "",
-            )
+            thumbnails.add(split, image, str(place), note(image), "right" if note(image) else "")
             for place, image in enumerate(top, 1)
         ]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,16 +88,24 @@ class ReportData:
             if part.relevance
             for q, image in part.relevance.targets.items()
         }
-        return SplitLookup(queries, targets, [part.images for part in self.evals])
+        positives = {
+            q: images
+            for part in self.evals
+            if part.relevance
+            for q, images in part.relevance.positives.items()
+        }
+        return SplitLookup(queries, targets, [part.images for part in self.evals], positives)
 
 
 @dataclass(frozen=True, slots=True)
 class SplitLookup:
-    """The queries of a split, their targets and images. Empty where the data set cannot be read."""
+    """The queries of a split, their targets and images, and all right images where those are known.
+    Empty where the data set cannot be read."""
 
     queries: Mapping[QueryId, Query]
     targets: Mapping[QueryId, ImageId]
     images: Sequence[Images]
+    positives: Mapping[QueryId, frozenset[ImageId]] = field(default_factory=dict)
 
     def text(self, query: QueryId) -> str:
         return shortened(self.queries[query].text) if query in self.queries else "(text not known)"
@@ -117,8 +125,8 @@ class SplitLookup:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """An image of the page, or why it is `missing`. `frame` is `right` (the target), `wrong` or
-    empty."""
+    """An image of the page, or why it is `missing`. `frame` is `right` (the target or another right
+    image), `wrong` or empty."""
 
     source: Markup
     alt: str

@@ -238,8 +238,8 @@ def about(engine: Engine) -> str:
     notices = "".join(f"<p><strong>{_text(notice)}</strong></p>" for notice in engine.notices)
     scope = f"{len(engine.gallery.ids):,} images, with the models of {engine.directory}."
     return (
-        f"{notices}<h1>Search {_text(engine.gallery.name)}</h1><p>{_text(scope)} Choose or upload a"
-        " image, say what should be different, and press Enter.</p>"
+        f"{notices}<h1>Search {_text(engine.gallery.name)}</h1><p>{_text(scope)} Choose or upload"
+        " an image, say what should be different, and press Enter.</p>"
     )
 
 
