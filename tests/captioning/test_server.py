@@ -3,6 +3,7 @@ the answers come back, and that nothing is asked twice."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,16 @@ def test_yes_is_a_share_of_the_words_that_say_yes_or_no(tmp_path: Path) -> None:
         assert Asked(tmp_path, server).yes() == [pytest.approx(0.8)] * len(REQUESTS)
     assert {body["max_tokens"] for body in server.requests} == {1}
     assert all(body["logprobs"] and body["top_logprobs"] == 20 for body in server.requests)
+
+
+def test_it_asks_where_a_loop_runs_already(tmp_path: Path) -> None:
+    """As in a notebook."""
+
+    async def cell() -> list[list[Answer]]:
+        return Asked(tmp_path, server).generate()
+
+    with serving() as server:
+        assert len(asyncio.run(cell())) == len(REQUESTS)
 
 
 def test_yes_by_the_written_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -83,6 +83,7 @@ def test_pairs_left_out_are_counted_by_name(world: World) -> None:
             5 * queries
         ),  # the other query's positives; its target with its copy and second spelling
         "confirmed by the captioner": 2 * queries,
+        "right by the catalogue": 0,
         SPELLING: 2 * queries,
     }
     assert sum(counts.values()) == sum(len(world.right[t.query.id]) for t in world.train.triplets)

@@ -15,8 +15,10 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from itertools import count
 from typing import Any, TypeVar
 
@@ -33,6 +35,7 @@ from cirloop.types import UserError
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
 FIRST_WAIT_S = 0.5
 """Seconds before the second request of a question; each wait is twice the one before."""
 MAX_WAIT_S = 30.0
@@ -191,12 +194,23 @@ class Endpoints:
             raise Interrupted
 
 
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end: here, or in a thread where a loop runs already, as in a
+    notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(copy_context().run, asyncio.run, work).result()
+
+
 def check_servers(settings: ServerFoundation) -> None:
     """Ask each server which models it has; warn of those that are away.
 
     Raises UserError where all are away, or one refuses or does not have the model.
     """
-    problems, away = asyncio.run(_look_at(settings.model_copy(update={"timeout_s": CHECK_S})))
+    problems, away = run(_look_at(settings.model_copy(update={"timeout_s": CHECK_S})))
     if len(away) == len(settings.url):
         problems += away
     if problems:

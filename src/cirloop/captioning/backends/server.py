@@ -23,7 +23,7 @@ from cirloop.captioning.backends.chat import (
     written_text,
     yes_share,
 )
-from cirloop.captioning.backends.endpoints import Endpoints, Interrupted
+from cirloop.captioning.backends.endpoints import Endpoints, Interrupted, run
 from cirloop.captioning.base import Answer, CaptionRequest
 from cirloop.captioning.batched_captioner import Progress
 from cirloop.captioning.journal import Journal
@@ -114,7 +114,7 @@ class ServerCaptioner:
             if name not in self._journal
         }
         if missing:
-            asyncio.run(self._ask_all([*missing.items()], title))
+            run(self._ask_all([*missing.items()], title))
         return [self._journal[name] for name in names]
 
     async def _ask_all(self, missing: Sequence[tuple[str, Question]], title: str) -> None:
