@@ -206,6 +206,12 @@ ROWS = (
         " --training.batch_size 8 --training.negatives.first_rank 1 --mining.anchors.num 4",
         makes=("experiments/clip_combiner_grocery_iterative/evaluation_results.json",),
     ),
+    # docs/rounds.md
+    Row(
+        f"{PYTHON} benchmarks/study_rounds.py --triplets 100 --arms control,anchors,anchors_once"
+        " --first_seed 2 --rows benchmarks/results/rounds_100",
+        not_here="it takes hours; tests/benchmarks/test_scripts.py runs a toy of it",
+    ),
     # docs/datasets.md
     Row(f"{CIRR} --dry_run", f"{TINY} {SHORT}", says=PLAN),
     Row(
