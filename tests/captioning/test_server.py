@@ -99,7 +99,7 @@ def test_answers_are_in_the_order_of_the_requests_and_many_are_asked_at_once(
     with serving(slow) as server:
         rows = Asked(tmp_path, server).generate()
     assert rows == [[Answer(request.text, True)] * 3 for request in REQUESTS]
-    assert server.most_at_once == 4 and len(server.requests) == 24
+    assert 1 < server.most_at_once <= 4 and len(server.requests) == 24
 
 
 def test_answers_are_those_of_the_same_model_in_this_process(tmp_path: Path) -> None:

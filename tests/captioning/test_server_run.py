@@ -51,7 +51,7 @@ def test_with_two_processes_no_question_is_asked_twice(
             checkpoint, negatives = copied(run, finished, CHECKPOINT, NEGATIVES)
             caption(run, 1, negatives, checkpoint, [])
             digests.append(file_digests(tmp_path / str(num) / SAMPLES))
-            assert server.most_at_once == IN_FLIGHT
+            assert 1 < server.most_at_once <= IN_FLIGHT
             assert len(server.requests) > 100 and {*bodies(server).values()} == {1}
     assert digests[0] == digests[1]
 
