@@ -66,8 +66,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(program(prog), *args, **(kwargs | {"allow_abbrev": False}))
         self.help_flag = help_flag
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_args(self._as_defined(args), namespace)
+    def parse_known_args(  # type: ignore[override]  # argparse has overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        argv = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self._as_defined(argv), namespace)
 
     def _as_defined(self, argv: Sequence[str]) -> list[str]:
         """Return a command line with its flags as they are defined."""
