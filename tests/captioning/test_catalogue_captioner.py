@@ -16,6 +16,7 @@ from PIL import Image
 from cirloop.artifacts.rows import read_augmented
 from cirloop.artifacts.store import Store, fingerprint
 from cirloop.captioning.base import CaptionRequest
+from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.foundation import CatalogueFoundation
 from cirloop.captioning.parsing import parse_answer
 from cirloop.captioning.prompts import REWRITE, VERIFY, load
@@ -70,6 +71,13 @@ def test_what_the_catalogue_calls_right_is_no_negative(tmp_path: Path) -> None:
     assert num_others
     batches = BatchSampler(train.triplets, [], mined, 16, 0.0, 1, 0, known=known)
     assert batches.num_known_positives == len(mined)
+
+
+def test_right_images_are_kept_out_or_made_positives() -> None:
+    relabel = CaptioningSettings(relabel={"min_probability": 0.5})  # type: ignore[arg-type]
+    relabel.check(CatalogueFoundation())
+    with pytest.raises(UserError, match=r"does nothing with foundation\.exclude_right"):
+        relabel.check(CatalogueFoundation(exclude_right=True))
 
 
 def test_texts_and_verdicts_are_those_of_the_data_set_s_oracle() -> None:

@@ -121,3 +121,8 @@ class CaptioningSettings(Settings):
                     f" image and cannot judge a text. Set {setting} to 0, or use another"
                     " --foundation_model_backbone."
                 )
+        if self.relabel.min_probability and getattr(foundation, "exclude_right", False):
+            raise UserError(
+                "captioning.relabel.min_probability does nothing with foundation.exclude_right:"
+                " right images are then not mined. Set one of them to 0 or false."
+            )

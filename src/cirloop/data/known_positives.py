@@ -88,11 +88,13 @@ class KnownPositives:
     ) -> Self:
         """Collect the positives of a train split and of its captions so far; an image's content is
         its digest."""
-        known = cls(train.triplets, augmented, train.positives, confirmed, train.images.digest)
+        positives = cls(train.triplets, augmented, train.positives, confirmed, train.images.digest)
         judge = train.judge
         if judge is not None:
-            known._judge = lambda query: judge.right(query.reference, query.text, train.gallery.ids)
-        return known
+            positives._judge = lambda query: judge.right(
+                query.reference, query.text, train.gallery.ids
+            )
+        return positives
 
     def right(self, query: Query) -> dict[str, str]:
         """Return the kind of positive by the content of each image that is right for a query."""

@@ -70,12 +70,12 @@ def explain(error: Exception, settings: ServerFoundation) -> Failure:
 def _refused(response: httpx2.Response, settings: ServerFoundation) -> Failure:
     """Say what a status other than success stands for."""
     status = response.status_code
-    said = sanitize(" ".join(response.text.split())[:300])
+    reply = sanitize(" ".join(response.text.split())[:300])
     if status in (408, 409, 429) or status >= 500:
         wait_s = _retry_after(response.headers)
         asks = f"; it asks to wait for {wait_s:,.0f} s" if wait_s else ""
         return Failure(
-            f"status {status}: {said}{asks}", wait_s=wait_s, away=status in (502, 503, 504)
+            f"status {status}: {reply}{asks}", wait_s=wait_s, away=status in (502, 503, 504)
         )
     if 300 <= status < 400:
         goal = sanitize(response.headers.get("location", "nowhere"))
@@ -87,7 +87,7 @@ def _refused(response: httpx2.Response, settings: ServerFoundation) -> Failure:
         404: f"Is it the address with its /v1, and {settings.path!r} a model it has?",
     }
     way = ways.get(status, "Settings under foundation say what is sent")
-    return Failure(f"status {status}: {said}. {way}", passes=False)
+    return Failure(f"status {status}: {reply}. {way}", passes=False)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
