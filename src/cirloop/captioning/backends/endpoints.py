@@ -197,9 +197,10 @@ class Endpoints:
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end: here, or in a thread where a loop runs already, as in a
     notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    loop = None
+    with suppress(RuntimeError):
+        loop = asyncio.get_running_loop()
+    if loop is None:
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(copy_context().run, asyncio.run, work).result()
