@@ -55,6 +55,18 @@ def test_a_damaged_line_is_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert "0.jsonl: 1 damaged lines" in caplog.text
 
 
+def test_runs_that_share_a_directory_find_each_other_s_answers(tmp_path: Path) -> None:
+    first, second = (Journal(tmp_path / run, shared=tmp_path) for run in ("one", "two"))
+    for name, answer in ANSWERS.items():
+        first.add(name, answer, tokens=5)
+    second.add("another", [["b", True]], tokens=7)
+    for run, tokens in (("one", 20), ("two", 7)):
+        found = Journal(tmp_path / run, shared=tmp_path)
+        assert {name: found[name] for name in ANSWERS} == ANSWERS and "another" in found
+        assert found.tokens == tokens
+    assert "another" not in Journal(tmp_path / "one")
+
+
 class Stop(Exception):
     pass
 

@@ -56,6 +56,36 @@ def test_with_two_processes_no_question_is_asked_twice(
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.parametrize("type_", ["server", "qwen2_vl"])
+def test_a_second_run_asks_nothing_that_a_first_one_was_told(
+    type_: str, num_processes: int, small: Any, finished: Path, tmp_path: Path
+) -> None:
+    """With a shared directory of answers; without, a server is asked all again."""
+    digests, asked = [], []
+    with serving() as server:
+        of_type = foundation(server) if type_ == "server" else {}
+        for name, shared in (("one", "answers"), ("two", "answers"), ("alone", None)):
+            answers_dir = shared and str(tmp_path / shared)
+            config = small(
+                tmp_path / name,
+                foundation=of_type,
+                captioning=LAX,
+                runtime={"num_processes": num_processes, "answers_dir": answers_dir},
+            )
+            run = context(config)
+            checkpoint, negatives = copied(run, finished, CHECKPOINT, NEGATIVES)
+            caption(run, 1, negatives, checkpoint, [])
+            digests.append(file_digests(tmp_path / name / SAMPLES))
+            asked.append(len(server.requests))
+            server.requests.clear()
+    assert digests[0] == digests[1] == digests[2]
+    if type_ == "server":
+        assert asked[0] == asked[2] > 100 and not asked[1]
+    sizes = {path.parent.name: path.stat().st_size for path in tmp_path.glob("answers/*/*.jsonl")}
+    assert len(sizes) == 1, "the second run had nothing to add"
+
+
 def test_a_server_that_is_away_is_told_before_anything_is_made(small: Any, tmp_path: Path) -> None:
     with serving() as server:
         config = small(tmp_path / "run", foundation=foundation(server))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cirloop.backbones.model_settings import ModelSettings
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
     from cirloop.backbones.vlm import VlmEmbedder
     from cirloop.captioning.base import Captioner
     from cirloop.captioning.batched_captioner import CaptionClient, Progress
+    from cirloop.captioning.journal import Journal
     from cirloop.types import Catalogue, Images, TrainSplit
 
 
@@ -37,9 +37,9 @@ class Foundation(ModelSettings):
         """
         raise NotImplementedError
 
-    def client(self, images: Images, answers: Path, progress: Progress) -> CaptionClient | None:
-        """Return what asks a model elsewhere about `images` and keeps a journal in `answers`; None
-        where `build` loads one here."""
+    def client(self, images: Images, journal: Journal, progress: Progress) -> CaptionClient | None:
+        """Return what asks a model elsewhere about `images` and keeps the answers in `journal`;
+        None where `build` loads one here."""
         return None
 
     def check_data(self, train: TrainSplit) -> None:

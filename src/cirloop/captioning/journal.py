@@ -3,7 +3,8 @@
 A line of a file is an answer under the digest of all that decides it, with a digest of its own. It
 is written as soon as the answer is there, and what a killed run had been told the next attempt
 finds. A line that was cut off, or does not agree with its digest, is no answer: its question is
-asked again. Each process appends to a file of its own and reads those of all.
+asked again. Each process appends to a file of its own and reads those of all; in a directory
+that runs share, those of other runs too.
 """
 
 from __future__ import annotations
@@ -46,15 +47,17 @@ def key(
 class Journal:
     """Answers by key, in memory and in the files of `directory`."""
 
-    def __init__(self, directory: Path, process: int = 0) -> None:
-        """Read the answers in `directory`, if it is there; `process` is this process's number."""
+    def __init__(self, directory: Path, process: int = 0, shared: Path | None = None) -> None:
+        """Read the answers in `directory`, if it is there, and those of all runs in `shared`;
+        `process` is this process's number."""
         self.tokens = 0
-        """Tokens, read and written, that a server counted for all of these answers."""
+        """Tokens, read and written, that a server counted for the answers in `directory`."""
         self._answers: dict[str, Json] = {}
         self._path = directory / f"{process}.jsonl"
         self._cut_off = 0
         """Bytes of a line that was not written to its end, at the end of this process's file."""
-        for path in sorted(directory.glob("*.jsonl")):
+        others = [] if shared is None else shared.glob("*/*.jsonl")
+        for path in sorted({*directory.glob("*.jsonl"), *others}):
             self._read(path)
 
     def _read(self, path: Path) -> None:
@@ -62,15 +65,12 @@ class Journal:
         if path == self._path:
             self._cut_off = len(rest)
         records = [*map(_parse, lines)]
-        for record in filter(None, records):
-            self._keep(*record)
+        for key, answer, tokens in filter(None, records):
+            self._answers[key] = answer
+            self.tokens += tokens if path.parent == self._path.parent else 0
         damaged = records.count(None)
         if damaged:
             logger.warning("%s: %d damaged lines; what they answer is asked again", path, damaged)
-
-    def _keep(self, key: str, answer: Json, tokens: int) -> None:
-        self._answers[key] = answer
-        self.tokens += tokens
 
     def __contains__(self, key: str) -> bool:
         return key in self._answers
@@ -83,13 +83,15 @@ class Journal:
         """Append an answer, which is JSON. Raises OSError where the disk refuses."""
         record = [key, answer, tokens]
         line = json.dumps([*record, fingerprint(record)]).encode()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with with_filename(self._path), self._path.open("ab") as file:
-            if self._cut_off:
-                file.truncate(file.tell() - self._cut_off)
-            file.write(line + b"\n")
+        with with_filename(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                if self._cut_off:
+                    file.truncate(file.tell() - self._cut_off)
+                file.write(line + b"\n")
         self._cut_off = 0
-        self._keep(key, answer, tokens)
+        self._answers[key] = answer
+        self.tokens += tokens
 
 
 def _parse(line: bytes) -> tuple[str, Json, int] | None:

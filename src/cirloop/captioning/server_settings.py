@@ -16,6 +16,7 @@ from cirloop.captioning.foundation_base import Foundation
 
 if TYPE_CHECKING:
     from cirloop.captioning.batched_captioner import CaptionClient, Progress
+    from cirloop.captioning.journal import Journal
     from cirloop.types import Images, TrainSplit
 
 KEY_VARIABLE = "CIRLOOP_API_KEY"
@@ -98,9 +99,8 @@ class ServerFoundation(Foundation):
 
         check_servers(self)
 
-    def client(self, images: Images, answers: Path, progress: Progress) -> CaptionClient:
-        """Return what asks the servers about `images` and keeps a journal in `answers`."""
+    def client(self, images: Images, journal: Journal, progress: Progress) -> CaptionClient:
+        """Return what asks the servers about `images` and keeps the answers in `journal`."""
         from cirloop.captioning.backends.server import ServerCaptioner
-        from cirloop.captioning.journal import Journal
 
-        return ServerCaptioner(self, images, Journal(answers), progress)
+        return ServerCaptioner(self, images, journal, progress)

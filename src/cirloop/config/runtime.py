@@ -32,6 +32,9 @@ class Runtime(Settings):
     """A DeepSpeed JSON; training runs under DeepSpeed."""
     cache_dir: Path | None = None
     """Where vision features are kept; by default `cache/` beside the run directory."""
+    answers_dir: Path | None = None
+    """Where the foundation model's answers are kept, so that other runs that ask the same do not
+    ask again (docs/servers.md); by default in the run directory, until the run is done."""
     feature_cache_max_gb: float = Field(0, ge=0)
     """Size that vision features may take there, in 10^9 bytes, before those not used for longest
     are deleted; what this run has used stays. 0 = no limit."""

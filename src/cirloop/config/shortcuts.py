@@ -38,6 +38,6 @@ SHORTCUTS = {
 """Setting -> its short flag."""
 PATH_SETTINGS = (
     ("", ("data_dir", "train_dir")),
-    ("runtime", ("cache_dir", "compare_with", "accelerate_config", "deepspeed")),
+    ("runtime", ("cache_dir", "answers_dir", "compare_with", "accelerate_config", "deepspeed")),
 )
 """Settings that are paths and decide no result."""

@@ -84,7 +84,7 @@ def _caption(job: ShardJob, config: RunConfig, train: TrainSplit, state: Partial
         progress if share[0] == 0 else no_progress,
         config.runtime,
         share,
-        Journal(job.answers, share[0]),
+        Journal(job.answers, share[0], config.runtime.answers_dir),
     )
     captioner.precompute_vision(
         job.requests, lambda features, image_ids: precompute_features(features, image_ids, state)

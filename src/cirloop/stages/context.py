@@ -17,8 +17,8 @@ from cirloop.artifacts.store import Artifact, Store, fingerprint
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.config import SimulatedSettings
 from cirloop.backbones.weights import is_adapter
-from cirloop.captioning import journal
 from cirloop.captioning.batched_captioner import BatchedCaptioner, CaptionClient
+from cirloop.captioning.journal import DIRECTORY as ANSWERS
 from cirloop.captioning.journal import Journal
 from cirloop.config import notices
 from cirloop.config.run import RunConfig
@@ -192,8 +192,9 @@ class RunContext:
         """
         config = self.config
         train = self.data.train
-        answers = self.store.scratch_dir(journal.DIRECTORY)
-        client = config.foundation.client(train.images, answers, progress)
+        answers = self._answers()
+        journal = Journal(answers, shared=config.runtime.answers_dir)
+        client = config.foundation.client(train.images, journal, progress)
         if client is not None:
             return client
         if launcher.num_processes(config.runtime) > 1:
@@ -206,8 +207,15 @@ class RunContext:
             config.captioning.batch_size,
             progress,
             config.runtime,
-            journal=Journal(answers),
+            journal=journal,
         )
+
+    def _answers(self) -> Path:
+        """Return the directory of this run's answers."""
+        shared = self.config.runtime.answers_dir
+        if shared is None:
+            return self.store.scratch_dir(ANSWERS)
+        return shared / fingerprint(str(self.config.directory.resolve()))[:12]
 
     def gallery_embeddings(self, backbone: Embedder, split: TrainSplit | EvalSplit) -> Vectors:
         """Embed a split's images, and warn where the embeddings have collapsed."""
