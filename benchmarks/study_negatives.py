@@ -8,8 +8,12 @@ seed: the strategy's images as negatives, no new texts, against `control`, rando
 `strategy+filter` is an arm too, by default every filter after `top_k_all`. Prints recalls on
 `shapes` test, mean and standard error over seeds, paired gains.
 
+With `--data_dir` and `--towers` the table is of photographs of groceries, as
+`study_photographs.py` trains on them, with the catalogue as what verifies.
+
     python benchmarks/study_negatives.py --part table --seeds 3
     python benchmarks/study_negatives.py --part recall --seeds 3
+    python benchmarks/study_negatives.py --part table --data_dir data/grocery --towers towers
 """
 
 from __future__ import annotations
@@ -18,13 +22,18 @@ import argparse
 import json
 import logging
 import sys
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import _study as study
 import numpy as np
+import study_photographs
 import study_rounds
 import torch
+from _study import Study
 from study_rounds import STUDY
 
 from cirloop.artifacts.atomic import write_json
@@ -87,6 +96,14 @@ FILTERS: dict[str, list[dict[str, Any]]] = {
 """The margin is 0.05; near duplicates are those of a cosine of 0.95, verified those of a
 probability of 0.5, and the second model to agree is the base model: defaults but for the margin and
 the model."""
+OF_ATTRIBUTES = ("category_discrepant", "attribute_mismatch", "category_mix")
+"""Strategies that need a lexicon of the images' attributes: those of groceries have none."""
+PHOTOGRAPHS: dict[str, dict[str, Any]] = {
+    "near_reference": {"type": "near_reference"},
+    **{name: at for name, at in STRATEGIES.items() if name not in OF_ATTRIBUTES},
+}
+FILTERS_OF_PHOTOGRAPHS = {name: at for name, at in FILTERS.items() if name != "agreement"}
+"""Without a second model: the towers have none before their combiner is trained."""
 ARMS = [
     "control",
     *STRATEGIES,
@@ -113,7 +130,7 @@ def metadata(path: Path) -> Path:
 
 def mining(name: str, filters: list[dict[str, Any]]) -> dict[str, Any]:
     """The settings of a strategy of the study."""
-    strategy = {**STRATEGIES[name], "negatives_per_query": K}
+    strategy = {**(STRATEGIES | PHOTOGRAPHS)[name], "negatives_per_query": K}
     return {"strategy": strategy, "filters": filters} | (
         {"only_failed_queries": False} if name in ALL_QUERIES else {}
     )
@@ -122,48 +139,50 @@ def mining(name: str, filters: list[dict[str, Any]]) -> dict[str, Any]:
 def with_strategy(
     config: RunConfig, name: str, filters: list[dict[str, Any]], output: Path
 ) -> RunConfig:
-    told = {"domain": "shapes", "image_source": "metadata", "file": str(output / "metadata.json")}
-    changes = {"mining": mining(name, filters), "attributes": told}
-    kept = config.model_dump(exclude={"mining", "attributes"})
-    return RunConfig(**kept, **changes)
+    changes: dict[str, Any] = {"mining": mining(name, filters)}
+    if config.data.type == "shapes":
+        file = str(output / "metadata.json")
+        changes["attributes"] = {"domain": "shapes", "image_source": "metadata", "file": file}
+    return RunConfig(**config.model_dump(exclude={*changes}), **changes)
 
 
-def mined_table(args: argparse.Namespace) -> None:
+def mined_table(of: Study, args: argparse.Namespace) -> None:
+    """Print the shares of right answers in what strategies and filters leave, nothing barred by the
+    truth itself."""
     names = args.strategies.split(",")
+    filters_here = FILTERS if of is STUDY else FILTERS_OF_PHOTOGRAPHS
     rows: list[dict[str, Any]] = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        directory = args.output / f"warm_{seed}"
-        config = study.config(STUDY, args, seed, directory, 0, "control")
-        runner.run(config)
-        warm = runner.open_run(config)
-        checkpoint, oracle, train = (
-            warm.store.load("checkpoint_iter_0"),
-            warm.data.train.oracle,
-            warm.data.train,
-        )
+        warm = runner.open_run(share_iteration_0(of, args, seed))
+        checkpoint, train = warm.store.load("checkpoint_iter_0"), warm.data.train
+        oracle = train.oracle
         assert oracle is not None
         right = {t.query.id: oracle.positives(t.query) - {t.target} for t in train.triplets}
-        for name in names:
-            for title, filters in FILTERS.items():
-                run = RunContext(
-                    with_strategy(config, name, filters, args.output), warm.store, warm.data
-                )
-                made = mine_split(run, warm.embedder(checkpoint), 0)["negatives"]
-                false = sum(row["image"] in right[row["query"]] for row in made)
-                rows.append(
-                    {
-                        "strategy": name,
-                        "filter": title,
-                        "seed": seed,
-                        "mined": len(made),
-                        "false": false,
-                    }
-                )
+        unjudged = replace(warm.data, load_train=partial(replace, train, judge=None))
+        for name, (title, filters) in product(names, filters_here.items()):
+            config = with_strategy(warm.config, name, filters, args.output)
+            run = RunContext(config, warm.store, unjudged)
+            made = mine_split(run, warm.embedder(checkpoint), 0)["negatives"]
+            false = sum(row["image"] in right[row["query"]] for row in made)
+            of_arm = {"strategy": name, "filter": title, "seed": seed}
+            rows.append(of_arm | {"mined": len(made), "false": false})
         write_json(args.output / "table.json", {"rows": rows})
+    print_table(args, rows, names, [*filters_here])
+
+
+def share_iteration_0(of: Study, args: argparse.Namespace, seed: int) -> RunConfig:
+    """Train iteration 0 of a seed; return its settings."""
+    study.share_iteration_0(of, args, seed)
+    return study.config(of, args, seed, args.output / f"warm_{seed}", 0, "control")
+
+
+def print_table(
+    args: argparse.Namespace, rows: list[dict[str, Any]], names: list[str], filters: list[str]
+) -> None:
     lines = []
     for name in names:
         cells = []
-        for title in FILTERS:
+        for title in filters:
             mine = [r for r in rows if r["strategy"] == name and r["filter"] == title]
             shares = [100 * r["false"] / r["mined"] for r in mine if r["mined"]]
             cells.append(
@@ -174,7 +193,7 @@ def mined_table(args: argparse.Namespace) -> None:
         lines.append([name, *cells])
     table(
         f"False negatives among mined images, {args.seeds} seeds, by filter",
-        ("strategy", *FILTERS),
+        ("strategy", *filters),
         lines,
     )
 
@@ -185,7 +204,10 @@ def main() -> None:
     )
     parser.add_argument("--part", choices=["table", "recall"], required=True)
     parser.add_argument("--arms", default=",".join(ARMS), help="of --part recall")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="rows of --part table")
+    parser.add_argument("--strategies", help="rows of --part table, by default all")
+    parser.add_argument("--data_dir", type=Path, help="the clone of GroceryStoreDataset")
+    parser.add_argument("--towers", type=Path, default=Path("towers"), help="of photographs")
+    parser.add_argument("--eval_queries", type=int, default=1000, help="of photographs")
     parser.add_argument("--output", type=Path, default=Path("experiments/study_negatives"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=1)
@@ -205,20 +227,31 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    args.output = args.output.absolute()
     torch.set_num_threads(args.threads)
     logging.getLogger("cirloop").setLevel(logging.WARNING)
-    file = metadata(args.output / "metadata.json")
-    told = {"domain": "shapes", "image_source": "metadata", "file": str(file)}
-    for name in STRATEGIES:
-        for title, filters in FILTERS.items():
-            study_rounds.ARMS[f"{name}+{title}" if filters else name] = {
-                "mining": mining(name, filters),
-                "captioning": {"enabled": False},
-                "attributes": told,
-            }
-    if args.part == "table":
-        mined_table(args)
+    if args.data_dir:
+        if args.part != "table":
+            parser.error("--data_dir is of --part table")
+        args.strategies = args.strategies or ",".join(PHOTOGRAPHS)
+        mined_table(study_photographs.STUDY, args)
         return
+    args.strategies = args.strategies or ",".join(STRATEGIES)
+    file = metadata(args.output / "metadata.json")
+    if args.part == "table":
+        mined_table(STUDY, args)
+    else:
+        recalls(args, file)
+
+
+def recalls(args: argparse.Namespace, file: Path) -> None:
+    """Train on what each strategy and filter leaves, and print the recalls."""
+    for name, (title, filters) in product(STRATEGIES, FILTERS.items()):
+        study_rounds.ARMS[f"{name}+{title}" if filters else name] = {
+            "mining": mining(name, filters),
+            "captioning": {"enabled": False},
+            "attributes": {"domain": "shapes", "image_source": "metadata", "file": str(file)},
+        }
     rows = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for arm in args.arms.split(","):

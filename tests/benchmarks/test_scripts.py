@@ -211,6 +211,12 @@ def test_the_study_of_photographs_prints_a_table(tmp_path: Path) -> None:
     assert "R@1, text alone: gain over control" in done.stdout
     written = {path.name for path in (tmp_path / "rows").iterdir()}
     assert written == {"row_control_1.json", "row_near_1.json"}
+    small = "--triplets 20 --steps 1 --eval_queries 20 --split val --strategies near_reference"
+    done = command(
+        "benchmarks/study_negatives.py", "--part", "table", *shlex.split(f"{flags} {small}")
+    )
+    assert done.returncode == 0, done.stderr
+    assert "False negatives among mined images, 1 seeds" in done.stdout
 
 
 def checkout(directory: Path) -> Path:
