@@ -151,7 +151,7 @@ def costs_of_stages(directory: Path) -> dict[str, dict[str, float]]:
         kind = schema.kind_of(cost["stage"].removesuffix(".json") + ".json")
         spent = total.setdefault(kind, {"seconds": 0.0, "flops": 0.0})
         for unit in spent:
-            spent[unit] = round(spent[unit] + cost[unit], 1)
+            spent[unit] = round(spent[unit] + cost.get(unit, 0.0), 1)  # none of a killed attempt
     return total
 
 
