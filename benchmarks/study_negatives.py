@@ -96,7 +96,7 @@ FILTERS: dict[str, list[dict[str, Any]]] = {
 """The margin is 0.05; near duplicates are those of a cosine of 0.95, verified those of a
 probability of 0.5, and the second model to agree is the base model: defaults but for the margin and
 the model."""
-OF_ATTRIBUTES = ("category_discrepant", "attribute_mismatch", "category_mix")
+OF_ATTRIBUTES = ("category_discrepant", "attribute_mismatch", "category_mix", "soft")
 """Strategies that need a lexicon of the images' attributes: those of groceries have none."""
 PHOTOGRAPHS: dict[str, dict[str, Any]] = {
     "near_reference": {"type": "near_reference"},

@@ -204,15 +204,15 @@ def _not_a_number(name: str) -> NoReturn:
     raise UserError(f"is not JSON ({name} is no JSON number)")
 
 
-def _count_nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> int:
+def _count_nodes(node: yaml.Node, counts: dict[int, int], within: set[int]) -> int:
     """Count the values that a node stands for, with its aliases expanded.
 
     Raises UserError for too many values and for duplicate keys.
     """
     if id(node) in within:
         raise UserError("is not YAML: an anchor holds itself")
-    if id(node) in known:
-        return known[id(node)]
+    if id(node) in counts:
+        return counts[id(node)]
     within.add(id(node))
     parts: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
@@ -222,11 +222,11 @@ def _count_nodes(node: yaml.Node, known: dict[int, int], within: set[int]) -> in
         parts = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         parts = node.value
-    num_values = 1 + sum(_count_nodes(part, known, within) for part in parts)
+    num_values = 1 + sum(_count_nodes(part, counts, within) for part in parts)
     if num_values > MAX_YAML_VALUES:
         raise UserError(f"stands for more than {MAX_YAML_VALUES:,} values, its anchors unfolded")
     within.discard(id(node))
-    known[id(node)] = num_values
+    counts[id(node)] = num_values
     return num_values
 
 

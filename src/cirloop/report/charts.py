@@ -19,7 +19,8 @@ from matplotlib.ticker import PercentFormatter
 
 from cirloop.io.redact import sanitize
 
-INK, PAPER = "#1c1e21", "#ffffff"
+INK = "#1c1e21"
+PAPER = "#ffffff"
 COLORS = ("#1f77b4", "#d4600c", "#2c9a48", "#9467bd", "#a97c00", "#d0457f", "#0e8a9a", "#7f7f7f")
 """Each has a contrast of 3 to 1 at least with the page, light and dark."""
 STYLE: Any = {
