@@ -226,6 +226,10 @@ def test_a_command_is_a_process_with_its_exit_code(tmp_path: Path) -> None:
         ),
         ("--experiment_dir HERE --auto_resume", ["not empty", "no run directory"]),
         ("--resume_from_iteration 1", ["holds no run"]),
+        (
+            f"--runtime.answers_dir {ROOT}/LICENSE/answers",
+            ["answers_dir", "is a file, or is in one"],
+        ),
         ("--deepspeed /no/ds.json", ["/no/ds.json", "no such file"]),
         (f"--accelerate_config {ROOT}/LICENSE", ["LICENSE", "Give a file of", "--num_processes N"]),
         ("--data_dir /data", ["--data_dir", "drawn"]),

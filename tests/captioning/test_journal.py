@@ -48,7 +48,7 @@ def test_a_damaged_line_is_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFi
         journal.add(name, answer)
     file = tmp_path / "0.jsonl"
     lines = file.read_text().splitlines()
-    for damaged in (lines[1].replace("a text", "b text"), "{}", "[1, 2]", "nonsense", "[" * 99):
+    for damaged in (lines[1].replace("a text", "b text"), "{}", "[1, 2]", "nonsense", "[" * 99_999):
         file.write_text("\n".join([lines[0], damaged, *lines[2:]]) + "\n")
         caplog.clear()
         assert [name in Journal(tmp_path) for name in ANSWERS] == [True, False, True, True]

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 
 from cirloop.captioning.backends import endpoints
 from cirloop.captioning.backends.endpoints import check_servers
+from cirloop.monitoring import preemption
 from cirloop.types import UserError
 from tests.captioning.asked import REQUESTS, Asked
 from tests.captioning.chat_server import (
@@ -31,6 +33,7 @@ def without_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(endpoints.KEY_VARIABLE, raising=False)
 
 
+COUNTED = {"prompt_tokens": 10**4000, "completion_tokens": 5}
 PASSING = {
     "429 with Retry-After": Reply({"error": "slow down"}, 429, {"retry-after": "1"}),
     "429 without": Reply({"error": "slow down"}, 429),
@@ -42,9 +45,14 @@ PASSING = {
     "1 MB": chat("x" * 2**20),
     "compressed": Reply(b"\x1f\x8b", headers={"content-encoding": "gzip"}),
     "hanging": Reply(chat("late").content, delay=1.5),
+    "a wait until no year": Reply({}, 429, {"retry-after": f"{'9' * 30} Jan 2020 00:00:00 +0000"}),
+    "a wait in no zone": Reply({}, 429, {"retry-after": f"Fri, 31 Dec 2020 23:59:59 +{'9' * 30}"}),
+    "more tokens than digits": Reply({**chat("x").content, "usage": COUNTED}),
 }
 """Bad answers that may be followed by a good one."""
-UNREADABLE = ("invalid JSON", "HTML", "another form", "1 MB", "compressed")
+UNREADABLE = (
+    "invalid JSON", "HTML", "another form", "1 MB", "compressed", "more tokens than digits",
+)  # fmt: skip
 
 
 def once(bad: Reply) -> Brain:
@@ -108,6 +116,14 @@ REFUSED = {
     "no key": (Reply({"error": "who?"}, 401), r"status 401.*CIRLOOP_API_KEY"),
     "no such address": (Reply({"error": "what?"}, 404), r"status 404.*/v1.*'some-model'"),
     "a redirect": (Reply(b"", 307, {"location": "http://127.0.0.1:9/v1"}), r"redirects to http"),
+    "no words of logprobs": (
+        chat("yes", logprobs={"content": [{"top_logprobs": []}]}),
+        "no logprobs",
+    ),
+    "a codec of Python": (
+        Reply(b"no \xff", 400, {"content-type": "text/plain; charset=zlib"}),
+        "status 400: no \ufffd",
+    ),
     "a bad request": (Reply({"error": "no images, please"}, 400), r"status 400: .*no images"),
 }
 
@@ -118,6 +134,59 @@ def test_what_will_never_pass_ends_at_once(case: str, tmp_path: Path) -> None:
     with serving(lambda body: reply) as server, pytest.raises(UserError, match=message):
         Asked(tmp_path, server).yes()
     assert len(server.requests) <= 4
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("inf"), 1e4, 0.5])
+def test_a_probability_that_is_none_is_no_answer(logprob: float, tmp_path: Path) -> None:
+    top = [{"token": "yes", "logprob": logprob}, {"token": "no", "logprob": -1.0}]
+    reply = chat("yes", logprobs={"content": [{"top_logprobs": top}]})
+    with (
+        serving(lambda body: reply) as server,
+        pytest.raises(UserError, match=r"an answer is none of a chat \(.*logprob: .*0 of 8"),
+    ):
+        Asked(tmp_path, server).yes()
+
+
+def test_of_two_addresses_one_may_ask_to_wait_for_a_day(tmp_path: Path) -> None:
+    day = Reply({}, 429, {"retry-after": "86400"})
+    with serving(lambda body: day) as busy, serving() as good:
+        rows = Asked(tmp_path, busy, good).generate()
+        assert rows == Asked(tmp_path / "good", good).generate()
+    assert len(good.requests) == 48 and len(busy.requests) <= 4
+
+
+def test_a_stop_does_not_wait_for_as_long_as_a_server_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(body: dict[str, Any]) -> Reply:
+        Timer(0.5, monkeypatch.setattr, (preemption, "_requested", True)).start()
+        return Reply({}, 429, {"retry-after": "15"})
+
+    began = time.monotonic()
+    with serving(stopping) as server, pytest.raises(preemption.GracefulStop):
+        Asked(tmp_path, server, max_in_flight=1).generate()
+    assert time.monotonic() - began < 5
+
+
+def test_an_address_without_an_answer_is_named_where_the_limit_comes_first(tmp_path: Path) -> None:
+    with (
+        serving(lambda body: PASSING["hanging"]) as server,
+        pytest.raises(UserError, match=rf"{server.url}: no answer; for 0.2 s.*time_limit_s"),
+    ):
+        Asked(tmp_path, server, time_limit_s=0.2).generate(REQUESTS[:1])
+
+
+def test_no_part_of_the_key_is_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where what a server said is cut, nor where the variable ends in a line break."""
+    monkeypatch.setenv(endpoints.KEY_VARIABLE, "correct-horse-battery\n")
+    for reply in (
+        Reply(b"x" * 290 + b"correct-horse-battery", 401),
+        Reply(b"x" * 190 + b"correct-horse-battery"),
+    ):
+        with serving(lambda body, reply=reply: reply) as server, pytest.raises(UserError) as caught:
+            Asked(tmp_path, server).generate(REQUESTS[:1])
+        assert "xxx" in str(caught.value) and "corre" not in str(caught.value)
+        assert server.headers[0]["authorization"] == "Bearer correct-horse-battery"
 
 
 def unused_address() -> str:

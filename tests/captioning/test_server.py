@@ -60,7 +60,8 @@ def test_a_request_is_the_prompt_the_images_and_nothing_else(
         "http_proxy",
     ):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setenv(endpoints.KEY_VARIABLE, "the key of this server")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer another's\nHost: elsewhere")
+    monkeypatch.setenv(endpoints.KEY_VARIABLE, "the-key-of-this-server")
     file = tmp_path / "photo.jpg"
     exif = Image.Exif()
     exif[0x010E] = "where I live"
@@ -85,7 +86,8 @@ def test_a_request_is_the_prompt_the_images_and_nothing_else(
             "host", "accept", "authorization", "connection", "content-length", "content-type",
             "accept-encoding",
         }  # fmt: skip
-        assert headers["authorization"] == "Bearer the key of this server"
+        assert headers["authorization"] == "Bearer the-key-of-this-server"
+        assert headers["host"] in server.url
 
 
 def test_answers_are_in_the_order_of_the_requests_and_many_are_asked_at_once(
@@ -136,7 +138,7 @@ def test_equal_arguments_give_equal_answers_and_equal_questions_are_asked_once(
 
 
 def test_yes_is_a_share_of_the_words_that_say_yes_or_no(tmp_path: Path) -> None:
-    words = {" Yes": 0.3, "yes": 0.1, "No": 0.1, "maybe": 0.4}
+    words = {" Yes": 0.2, "yes": 0.1, "▁YES": 0.1, "ĠNo": 0.1, "maybe": 0.4}
     with serving(lambda body: chat(" Yes", **logprobs(**words))) as server:
         assert Asked(tmp_path, server).yes() == [pytest.approx(0.8)] * len(REQUESTS)
     assert {body["max_tokens"] for body in server.requests} == {1}
@@ -225,6 +227,8 @@ def test_before_a_run_the_server_is_asked_for_its_models(tmp_path: Path) -> None
         check_servers(settings)
         with pytest.raises(UserError, match=r"has no model 'else'; it has some-model"):
             check_servers(settings.model_copy(update={"path": "else"}))
+        server.models = Reply({"data": [{"id": MODEL, "description": "x" * 2**20}]})
+        check_servers(settings)
         server.models = Reply({"error": "no list here"}, 404)
         check_servers(settings)
         server.models = Reply({"error": "who?"}, 401)
@@ -233,9 +237,24 @@ def test_before_a_run_the_server_is_asked_for_its_models(tmp_path: Path) -> None
     assert not server.requests
 
 
+@pytest.mark.parametrize("key", ["two\nlines", "two words", "schlüssel"])
+def test_what_no_header_can_hold_is_no_key(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(endpoints.KEY_VARIABLE, key)
+    with serving() as server, pytest.raises(UserError, match="CIRLOOP_API_KEY is no key") as caught:
+        check_servers(Asked(tmp_path, server).settings)
+    assert key not in str(caught.value) and not server.requests
+
+
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://a/v1", "http://me:word@a/v1", "http://a/v1?key=1", ""]
-)
+    "url",
+    [
+        "127.0.0.1:8000", "ftp://a/v1", "http://me:word@a/v1", "http://a/v1?key=1", "",
+        "http://a:99999/v1", "http://a:0/v1", "http://a:b/v1", "http://[::1/v1", "http://a b/v1",
+        "http://a\nb/v1", "http://💩/v1",
+    ],
+)  # fmt: skip
 def test_an_address_is_an_address_alone(url: str) -> None:
     with pytest.raises(ValidationError, match="CIRLOOP_API_KEY"):
         ServerFoundation(path=MODEL, url=(url,))
@@ -243,7 +262,7 @@ def test_an_address_is_an_address_alone(url: str) -> None:
 
 def test_addresses_and_limits_are_no_part_of_a_result() -> None:
     read: Any = TypeAdapter(FoundationConfig)
-    given = {"type": "server", "path": MODEL, "url": "http://a:1/v1,https://b/v1/"}
+    given = {"type": "server", "path": MODEL, "url": "http://a:1/v1, https://b/v1/ "}
     settings = read.validate_python(given)
     assert settings.url == ("http://a:1/v1", "https://b/v1")
     assert {*type(settings).model_fields} - settings.resultless == {

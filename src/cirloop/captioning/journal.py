@@ -99,5 +99,5 @@ def _parse(line: bytes) -> tuple[str, Json, int] | None:
     try:
         key, answer, tokens, digest = json.loads(line)
         return (key, answer, tokens) if fingerprint([key, answer, tokens]) == digest else None
-    except (ValueError, TypeError):  # no JSON, or of another form
+    except (ValueError, TypeError, RecursionError):  # no JSON, or of another form
         return None

@@ -3,6 +3,7 @@ address."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -64,10 +65,9 @@ class ServerFoundation(Foundation):
     @field_validator("url")
     @classmethod
     def _addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        urls = tuple(url.strip() for url in urls)
         for url in urls:
-            parts = urlsplit(url)
-            whole = parts.scheme in ("http", "https") and parts.hostname
-            if not whole or parts.query or parts.fragment or parts.username or parts.password:
+            if not _is_address(url):
                 raise ValueError(
                     f"{url!r} is no address such as http://127.0.0.1:8000/v1: http or https, a"
                     " host, a path, and nothing else. A key is read from the environment variable"
@@ -79,7 +79,7 @@ class ServerFoundation(Foundation):
     @classmethod
     def _further_fields(cls, extra: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
         own = {"model", "messages", "max_tokens", "temperature", "seed", "stream", "n"}
-        own |= {"logprobs", "top_logprobs"}
+        own |= {"logprobs", "top_logprobs", "top_p"}
         taken = sorted(own & {*extra})
         if taken:
             raise ValueError(f"{', '.join(taken)}: set by the program for every question")
@@ -104,3 +104,21 @@ class ServerFoundation(Foundation):
         from cirloop.captioning.backends.server import ServerCaptioner
 
         return ServerCaptioner(self, images, journal, progress)
+
+
+def _is_address(url: str) -> bool:
+    """Tell whether `url` is http or https, a host that can be asked, a path, and nothing else."""
+    from httpx2 import URL, InvalidURL  # here, since most programs that read settings ask nobody
+
+    try:
+        parts = urlsplit(url)
+        may_be_asked = parts.hostname and parts.port != 0 and URL(url).host
+    except (ValueError, InvalidURL):  # such as a port above 65535, or a host of no possible name
+        return False
+    more = parts.query or parts.fragment or parts.username or parts.password
+    return bool(
+        parts.scheme in ("http", "https")
+        and may_be_asked
+        and not more
+        and not re.search(r"\s", url)
+    )

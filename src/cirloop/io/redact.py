@@ -60,8 +60,8 @@ def secrets_in(settings: object, where: str = "") -> Iterator[str]:
 def _environment_secrets() -> list[str]:
     """Return secret values of the environment, longest first; short values could be words."""
     values = {
-        value
+        value.strip()
         for name, value in os.environ.items()
-        if _SECRET_NAMES.search(name) and len(value) >= 8
+        if _SECRET_NAMES.search(name) and len(value.strip()) >= 8
     }
     return sorted(values, key=len, reverse=True)

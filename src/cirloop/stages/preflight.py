@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.config.run import RunConfig
@@ -16,7 +18,7 @@ from cirloop.distributed import launcher
 from cirloop.monitoring import trackers
 from cirloop.monitoring.console import progress
 from cirloop.negatives.attributes.images import image_attributes
-from cirloop.stages.model_checks import check_disk, check_models
+from cirloop.stages.model_checks import check_disk, check_models, nearest_directory
 from cirloop.types import EvalProtocol, EvalSplit, TrainSplit, UserError
 from cirloop.validation import ValidationFailed, ValidationReport
 
@@ -123,6 +125,8 @@ def _check_runtime(runtime: Runtime, problems: ValidationReport) -> None:
     ):
         if file is not None and not file.is_file():
             problems.add(f"{name} {file}", "there is no such file")
+    if runtime.answers_dir is not None:
+        _check_answers_dir(runtime.answers_dir, problems)
     compared = runtime.compare_with
     if compared is not None and not compared.is_dir():
         problems.add(f"--compare_with {compared}", "there is no such directory")
@@ -134,6 +138,18 @@ def _check_runtime(runtime: Runtime, problems: ValidationReport) -> None:
                 logger.warning("%s", line)
     for tracker, problem in trackers.missing_packages(runtime.report_to):
         problems.add(tracker, problem)
+
+
+def _check_answers_dir(directory: Path, problems: ValidationReport) -> None:
+    """Check that answers can be kept there, before any is paid for."""
+    name = f"runtime.answers_dir {directory}"
+    with _reported(problems, name):
+        nearest = nearest_directory(directory)
+        parts = (directory, *directory.parents)
+        if any(part.exists() and not part.is_dir() for part in parts):
+            problems.add(name, "is a file, or is in one. Give a directory")
+        elif not os.access(nearest, os.W_OK):
+            problems.add(name, f"{nearest} may not be written. Give a directory that may")
 
 
 def _check_targets(parts: Sequence[EvalSplit], problems: ValidationReport) -> None:

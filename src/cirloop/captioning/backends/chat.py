@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,12 @@ NUM_LOGPROBS = 20
 """Words whose probability is asked for: the most that servers give."""
 YES_NO_TOKENS = 8
 """Most tokens of a written yes or no."""
+WORD_MARKS = f"{string.whitespace}▁Ġ"
+"""What tokens of some servers have before a word instead of the space."""
+MAX_LOGPROB = 0.01
+"""Highest logarithm of a probability, which rounding may lift above 0."""
+MAX_TOKENS = 10**9
+"""Most tokens of a question and its answer that are taken for a count."""
 MAX_CHARACTERS = 64
 """Most characters of an answer for each of its tokens; longer ones are no answers."""
 SIGNS = re.compile(r"(<)(?=[|/!\w])|(\[)(?=/?[A-Z_]+\])")
@@ -38,7 +45,7 @@ NO_LOGPROBS = (
 
 class _Logprob(BaseModel):
     token: str
-    logprob: float
+    logprob: float = Field(le=MAX_LOGPROB)
 
 
 class _Position(BaseModel):
@@ -60,8 +67,8 @@ class Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=0, le=MAX_TOKENS)
+    completion_tokens: int = Field(ge=0, le=MAX_TOKENS)
 
 
 class ChatAnswer(BaseModel):
@@ -148,10 +155,11 @@ def yes_share(choice: Choice, settings: ServerFoundation) -> float | None:
         if words and words[0] in weights:
             weights[words[0]] = 1.0
     else:
-        if choice.logprobs is None or not choice.logprobs.content:
+        positions = choice.logprobs and choice.logprobs.content
+        if not positions or not positions[0].top_logprobs:
             raise UserError(f"foundation.yes_no logprobs: {NO_LOGPROBS}")
-        for entry in choice.logprobs.content[0].top_logprobs:
-            word = entry.token.strip().casefold()
+        for entry in positions[0].top_logprobs:
+            word = entry.token.strip(WORD_MARKS).casefold()
             if word in weights:
                 weights[word] += math.exp(entry.logprob)
     total = sum(weights.values())

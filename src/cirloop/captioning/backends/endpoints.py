@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
@@ -47,6 +48,8 @@ CONNECT_S = 10.0
 """Seconds that a server has to take up a connection."""
 CHECK_S = 15.0
 """Seconds that a server has to say which models it has, before a run."""
+POLL_S = 0.5
+"""Seconds of a wait after which it looks for SIGTERM."""
 NO_KEY = "none"
 
 
@@ -62,6 +65,17 @@ class Interrupted(Exception):
     """A question given up between two requests, since another one has failed for good."""
 
 
+def _key() -> str:
+    """Return the key for the servers. Raises UserError where no header can hold it."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not re.fullmatch("[!-~]*", key):
+        raise UserError(
+            f"the environment variable {KEY_VARIABLE} is no key: it has a space, a line break or"
+            " another character than ASCII. Give the key alone"
+        )
+    return key or NO_KEY
+
+
 class Endpoint:
     """One server, with the requests it has at the moment."""
 
@@ -74,13 +88,14 @@ class Endpoint:
         """Until then it asked not to be asked, by Retry-After."""
         seconds = settings.timeout_s
         timeout = httpx2.Timeout(seconds, connect=min(seconds, CONNECT_S))
+        key = _key()
         self.client = openai.AsyncOpenAI(
-            api_key=os.environ.get(KEY_VARIABLE) or NO_KEY,
+            api_key=key,
             base_url=url,
             max_retries=0,
             timeout=timeout,
             http_client=httpx2.AsyncClient(
-                transport=BoundedTransport(settings.max_in_flight),
+                transport=BoundedTransport(settings.max_in_flight, key),
                 follow_redirects=False,
                 trust_env=False,
                 timeout=timeout,
@@ -113,7 +128,7 @@ class Endpoints:
 
         Raises UserError where none comes within the settings' limits, Interrupted after `stop`.
         """
-        problem = "no answer"
+        problem = f"{', '.join(self._settings.url)}: no answer"
         unreadable = 0
         failures: Counter[str] = Counter()
         try:
@@ -145,10 +160,10 @@ class Endpoints:
         failed this question least."""
         now = time.monotonic()
 
-        def order(endpoint: Endpoint) -> tuple[bool, int, float, int]:
+        def order(endpoint: Endpoint) -> tuple[bool, float, int, int]:
             busy_s = max(0.0, endpoint.busy_until - now)
             away = busy_s > 0 or endpoint.away_until > now
-            return away, failures[endpoint.url], busy_s, endpoint.in_flight
+            return away, busy_s, failures[endpoint.url], endpoint.in_flight
 
         return min(self._endpoints, key=order)
 
@@ -166,9 +181,9 @@ class Endpoints:
             now = time.monotonic()
             if failure.away:
                 endpoint.away_until = now + AWAY_S
-            if failure.wait_s > self._settings.time_limit_s:
-                failure.passes = False
             endpoint.busy_until = max(endpoint.busy_until, now + failure.wait_s)
+            if min(e.busy_until for e in self._endpoints) > now + self._settings.time_limit_s:
+                failure.passes = False
             raise failure from error
         finally:
             endpoint.in_flight -= 1
@@ -186,10 +201,12 @@ class Endpoints:
         return min(MAX_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1)
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait. Raises Interrupted after `stop`."""
-        if seconds > 0:
+        """Wait. Raises Interrupted after `stop`, and GracefulStop after SIGTERM."""
+        end = time.monotonic() + seconds
+        while not self.stopped and (left := end - time.monotonic()) > 0:
+            preemption.raise_if_requested()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), seconds)
+                await asyncio.wait_for(self._stopped.wait(), min(left, POLL_S))
         if self.stopped:
             raise Interrupted
 

@@ -58,19 +58,19 @@ def explain(error: Exception, settings: ServerFoundation) -> Failure:
     if isinstance(error, ValidationError):
         wrong = error.errors()[0]
         where = ".".join(map(str, wrong["loc"]))
-        shown = sanitize(f"{wrong['input']!r:.200}")
+        shown = sanitize(repr(wrong["input"]))[:200]
         problem = f"an answer is none of a chat ({f'{where}: ' if where else ''}{wrong['msg']})"
         return Failure(f"{problem}: {shown}", unreadable=True)
     if isinstance(error, openai.APITimeoutError | TimeoutError):
         problem = f"no answer within foundation.timeout_s {settings.timeout_s:g}"
         return Failure(problem, away=True)
-    return Failure(f"no connection ({sanitize(str(causes[-1]))})", away=True)
+    return Failure(f"no connection ({sanitize(str(causes[-1]))[:200]})", away=True)
 
 
 def _refused(response: httpx2.Response, settings: ServerFoundation) -> Failure:
     """Say what a status other than success stands for."""
     status = response.status_code
-    reply = sanitize(" ".join(response.text.split())[:300])
+    reply = sanitize(" ".join(response.text.split()))[:300]
     if status in (408, 409, 429) or status >= 500:
         wait_s = _retry_after(response.headers)
         asks = f"; it asks to wait for {wait_s:,.0f} s" if wait_s else ""
@@ -97,7 +97,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one far beyond all years
         return 0.0
     zoned = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max(0.0, (zoned - datetime.now(UTC)).total_seconds())
