@@ -152,7 +152,8 @@ def test_references_that_are_none(engine: Engine, tmp_path: Path) -> None:
 
 def test_flags_come_from_the_command_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERATION", "7")
-    assert parse(SearchOptions, ["--experiment_dir", "E", "--top_k", "3"], "x").iteration is None
+    options = parse(SearchOptions, ["--experiment_dir", "E", "--top_k", "3"], "x")
+    assert options.iteration == "best"
     assert parse(SearchOptions, ["--experiment_dir", "E", "-k", "3"], "x").k == 3
     with pytest.raises(UserError, match=r"(?s)k: .*experiment_dir|experiment_dir.*k: "):
         parse(SearchOptions, ["-k", "0"], "x")

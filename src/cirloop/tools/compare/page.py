@@ -1,0 +1,191 @@
+"""The page of a comparison: its tables, and queries won and lost with their images, in one file.
+
+It is made of the report's parts (`cirloop.report`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from cirloop.artifacts.atomic import write_text
+from cirloop.config import notices
+from cirloop.report import ReportData, query_changes
+from cirloop.report.builder import readable_data
+from cirloop.report.charts import Chart, Table, draw, name_ticks, percent
+from cirloop.report.metrics_section import Evaluation
+from cirloop.report.page import render
+from cirloop.report.report_data import Examples, Section, Thumbnails, evenly_spaced
+from cirloop.tools.compare import tables
+from cirloop.tools.compare.comparison import Change, Comparison, Row
+from cirloop.tools.compare.config import CompareConfig
+from cirloop.tools.compare.groups import Group, Run
+from cirloop.types import EvalSplit, UserError
+
+
+def write_page(
+    path: Path, groups: Sequence[Group], comparison: Comparison, options: CompareConfig
+) -> None:
+    """Write the page. Raises OSError where the disk refuses."""
+    data = _page_data(groups, options)
+    thumbnails = Thumbnails()
+    sections = [
+        _metrics_section(data, comparison),
+        _changes_section(data, comparison, thumbnails, options.examples),
+        _settings_section(groups),
+    ]
+    names = [group.name for group in groups]
+    common = comparison.common
+    about = (
+        f"{', '.join(names[1:])} compared with {names[0]} on {common['split']}:"
+        f" {len(comparison.queries):,} shared queries, {common['gallery']:,} images."
+    )
+    more = {"name": " · ".join(names), "about": about}
+    write_text(path, render("comparison.html.j2", data, sections, thumbnails, more))
+
+
+def _page_data(groups: Sequence[Group], options: CompareConfig) -> ReportData:
+    """Return what the page knows of the data set, of the first run that has its files."""
+    runs = [run for group in groups for run in group.runs]
+    evals: Sequence[EvalSplit] = ()
+    problems = []
+    for run in runs:
+        try:
+            evals = _eval_splits(run, options.data_dir)
+            break
+        except UserError as error:
+            problems.append(str(error))
+    first = runs[0].config
+    return ReportData(
+        runs[0].directory,
+        frozenset(),
+        (),
+        lambda name: runs[0].store.load(name).read(),
+        first.to_json(),
+        first.data.protocol.reported,
+        None,
+        evals,
+        "" if evals else problems[0],
+        notices=[*dict.fromkeys(line for run in runs for line in notices.of(run.config))],
+        mark=mark(groups),
+    )
+
+
+def mark(groups: Sequence[Group]) -> str:
+    """Return what stands before titles: whether a run is simulated."""
+    return max((notices.title(run.config) for group in groups for run in group.runs), key=len)
+
+
+def _eval_splits(run: Run, data_dir: Path | None) -> Sequence[EvalSplit]:
+    config = run.config.model_copy(update={"data_dir": data_dir or run.config.data_dir})
+    return readable_data(config).eval_splits(config.evaluation.split)
+
+
+def _metrics_section(data: ReportData, comparison: Comparison) -> Section:
+    table = tables.main_table(comparison, data.headline)
+    notes = [tables.explanation(comparison), tables.counts_note(comparison.rows)]
+    charts = [_chart(data, comparison, table)]
+    return Section("metrics", "Metrics and differences", notes, (), charts, [table])
+
+
+def _chart(data: ReportData, comparison: Comparison, table: Table) -> Chart:
+    """Draw the metrics of each row with one standard error."""
+    metrics = [name for name in data.headline if name in comparison.rows[0].metrics]
+    labels = [f"{row.group.name}, {row.iterations}" for row in comparison.rows]
+
+    def plot(axes: Axes) -> None:
+        for i, name in enumerate(metrics):
+            estimates = [row.metrics[name] for row in comparison.rows if name in row.metrics]
+            axes.errorbar(
+                np.arange(len(estimates)),
+                [estimate.value for estimate in estimates],
+                [estimate.se for estimate in estimates],
+                fmt="o",
+                color=f"C{i}",
+                label=name,
+            )
+        name_ticks(axes, [label[:12] for label in labels])
+        percent(axes)
+
+    return draw("comparison", f"{data.mark}Metrics with one standard error", table, plot)
+
+
+def _changes_section(
+    data: ReportData, comparison: Comparison, thumbnails: Thumbnails, num: int
+) -> Section:
+    """Build the section of queries won and lost, with images of each comparison."""
+    notes = [
+        f"A query is won where {comparison.metric} is higher than with"
+        f" {comparison.rows[0].group.name}, lost where it is lower. Some are shown, at even"
+        " distances through the list; the target is framed, and so is what else is known to be"
+        " right."
+    ]
+    if any(len(row.evaluated) > 1 for row in comparison.rows):
+        notes.append(
+            "Of several runs the mean decides what is won; ranks and images are of the first run."
+        )
+    examples = [
+        _examples(data, comparison, change, thumbnails, num) for change in comparison.changes
+    ]
+    return Section("changes", "Queries won and lost", notes, examples=examples if num else ())
+
+
+def _examples(
+    data: ReportData,
+    comparison: Comparison,
+    rows: tuple[Row, Row, Change],
+    thumbnails: Thumbnails,
+    num: int,
+) -> Examples:
+    first, other, change = rows
+    pair = (_evaluation(first, comparison), _evaluation(other, comparison))
+    shown = [(number, True) for number in evenly_spaced(change.won, num)]
+    shown += [(number, False) for number in evenly_spaced(change.lost, num)]
+    tops = [_tops(row, comparison, [number for number, _ in shown]) for row in (first, other)]
+    titles = (first.group.name, other.group.name)
+    cards = [
+        query_changes.card(data, pair, number, is_won, tops, thumbnails, titles)
+        for number, is_won in shown
+    ]
+    return Examples(
+        f"{other.group.name}, iteration {other.iterations}, against {first.group.name},"
+        f" iteration {first.iterations}: {len(change.won)} won, {len(change.lost)} lost",
+        f"{len(cards)} shown",
+        cards,
+    )
+
+
+def _evaluation(row: Row, comparison: Comparison) -> Evaluation:
+    """Return the evaluation of a row's first run on the shared queries, as the report has it."""
+    first = row.evaluated[0]
+    ranks_Q = np.array(first.column(1, comparison.queries), np.float64)
+    values_Q = row.values_Q.astype(np.float32)
+    return Evaluation(
+        "", row.group.name, dict(first.content), comparison.queries, values_Q, ranks_Q
+    )
+
+
+def _tops(row: Row, comparison: Comparison, numbers: Sequence[int]) -> query_changes.Tops:
+    """Return the best images of some of the shared queries, of a row's first run; empty where they
+    were not kept."""
+    first = row.evaluated[0]
+    top = first.content["top"]
+    if not top:
+        return {}
+    rows = {number: first.rows[comparison.queries[number]] for number in numbers}
+    return {number: top[place][: query_changes.NUM_SHOWN] for number, place in rows.items()}
+
+
+def _settings_section(groups: Sequence[Group]) -> Section:
+    table = tables.settings_table(groups)
+    if not table.rows:
+        note = "The runs have the same settings."
+        return Section("settings", "Settings that differ", [note])
+    note = (
+        "Those that decide results, of the first run of each. A cell is empty where there is no"
+        " such setting."
+    )
+    return Section("settings", "Settings that differ", [note], tables=[table])
