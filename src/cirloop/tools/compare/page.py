@@ -15,7 +15,7 @@ from cirloop.artifacts.atomic import write_text
 from cirloop.config import notices
 from cirloop.report import ReportData, query_changes
 from cirloop.report.builder import readable_data
-from cirloop.report.charts import Chart, Table, draw, name_ticks, percent
+from cirloop.report.charts import COLORS, Chart, Table, draw
 from cirloop.report.metrics_section import Evaluation
 from cirloop.report.page import render
 from cirloop.report.report_data import Examples, Section, Thumbnails, evenly_spaced
@@ -24,6 +24,9 @@ from cirloop.tools.compare.comparison import Change, Comparison, Row
 from cirloop.tools.compare.config import CompareConfig
 from cirloop.tools.compare.groups import Group, Run
 from cirloop.types import EvalSplit, UserError
+
+MAX_LABEL = 20
+"""Letters of a name beside a chart."""
 
 
 def write_page(
@@ -87,30 +90,38 @@ def _eval_splits(run: Run, data_dir: Path | None) -> Sequence[EvalSplit]:
 def _metrics_section(data: ReportData, comparison: Comparison) -> Section:
     table = tables.main_table(comparison, data.headline)
     notes = [tables.explanation(comparison), tables.counts_note(comparison.rows)]
-    charts = [_chart(data, comparison, table)]
+    charts = [_chart(data, comparison)]
     return Section("metrics", "Metrics and differences", notes, (), charts, [table])
 
 
-def _chart(data: ReportData, comparison: Comparison, table: Table) -> Chart:
-    """Draw the metrics of each row with one standard error."""
-    metrics = [name for name in data.headline if name in comparison.rows[0].metrics]
-    labels = [f"{row.group.name}, {row.iterations}" for row in comparison.rows]
+def _chart(data: ReportData, comparison: Comparison) -> Chart:
+    """Draw the difference of each row to the first system, with one standard error over queries."""
+    changes = comparison.changes
+    labels = [f"{row.group.name}, {row.iterations}" for _, row, _ in changes]
+    tests = [change.difference for *_, change in changes]
+    rows = [
+        [label, f"{test.value} ± {test.se}", str(test.p)]
+        for label, test in zip(labels, tests, strict=True)
+    ]
+    caption = "Differences as fractions ± standard errors, p not corrected"
+    table = Table(caption, ("run", "difference", "p"), rows)
 
     def plot(axes: Axes) -> None:
-        for i, name in enumerate(metrics):
-            estimates = [row.metrics[name] for row in comparison.rows if name in row.metrics]
-            axes.errorbar(
-                np.arange(len(estimates)),
-                [estimate.value for estimate in estimates],
-                [estimate.se for estimate in estimates],
-                fmt="o",
-                color=f"C{i}",
-                label=name,
-            )
-        name_ticks(axes, [label[:12] for label in labels])
-        percent(axes)
+        places = range(len(tests), 0, -1)
+        points = [100 * test.value for test in tests]
+        axes.errorbar(points, places, xerr=[100 * test.se for test in tests], fmt="o")
+        axes.axvline(0, color=COLORS[-1], linestyle="--")
+        axes.set_yticks(places, [_short(label) for label in labels])
+        axes.set_ylim(0.5, len(tests) + 0.5)
+        axes.set_xlabel(f"{comparison.metric}, points")
 
-    return draw("comparison", f"{data.mark}Metrics with one standard error", table, plot)
+    title = f"{data.mark}Difference to {_short(comparison.rows[0].group.name)}"
+    return draw("comparison", title, table, plot)
+
+
+def _short(text: str) -> str:
+    """Return a name that fits beside a chart: of a long one its end."""
+    return text if len(text) <= MAX_LABEL else "…" + text[-MAX_LABEL:]
 
 
 def _changes_section(
@@ -183,9 +194,9 @@ def _settings_section(groups: Sequence[Group]) -> Section:
     table = tables.settings_table(groups)
     if not table.rows:
         note = "The runs have the same settings."
-        return Section("settings", "Settings that differ", [note])
+        return Section("different-settings", "Settings that differ", [note])
     note = (
         "Those that decide results, of the first run of each. A cell is empty where there is no"
         " such setting."
     )
-    return Section("settings", "Settings that differ", [note], tables=[table])
+    return Section("different-settings", "Settings that differ", [note], tables=[table])

@@ -98,7 +98,7 @@ def settings_table(groups: Sequence[Group]) -> Table:
         values = [str(settings.get(name, "")) for settings in flat]
         if len({*values}) > 1:
             rows.append([name, *values])
-    return Table("Settings that differ", ["setting", *(group.name for group in groups)], rows)
+    return Table("Settings by run", ["setting", *(group.name for group in groups)], rows)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
