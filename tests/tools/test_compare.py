@@ -222,7 +222,7 @@ def test_what_cannot_be_compared_is_one_error(home: Path, tmp_path: Path) -> Non
     assert "another split ('x_val', not 'jsonl_val'), another metric that" in message
     assert f"{none}, iteration 1: {start} has no query in common" in message
     assert f"{others}, iteration 1: {start} has other references" in message
-    assert message.endswith("settings of `data` for evaluation are the same.")
+    assert "Give --eval_dataset, such as cirr_val, to evaluate all runs on one benchmark" in message
 
 
 def test_runs_that_are_not_there(home: Path, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_the_page_has_the_numbers_and_the_images(home: Path, tmp_path: Path) -> 
     difference = content["rows"][1]["difference"]
     assert heads[-3:] == ["p", "won", "lost"] and first[-3:] == ["", "", ""]
     counts = [str(len(difference[name])) for name in ("won", "lost")]
-    assert second[0] == NAME and second[-2:] == counts
+    assert second[0] == f"{NAME} (2 runs)" and second[-2:] == counts
     assert second[-3] == f"{difference['p_corrected']:.4f}"
     assert f"{counts[0]} won, {counts[1]} lost" in seen.text
     assert seen.tags["article"] == sum(min(2, int(count)) for count in counts)

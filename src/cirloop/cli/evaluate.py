@@ -71,7 +71,7 @@ class EvalConfig(cli.Flags):
             raise UserError(format_validation_error(error, PROGRAM)) from None
 
 
-def _select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
+def select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
     """Return the data set and split to evaluate on, and settings with it.
 
     The data set is the run's own or another benchmark's by name.
@@ -115,7 +115,7 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
         overrides = {"num_processes": options.num_processes, "accelerate_config": None}
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update=overrides)})
     labels = select_iterations(options.iterations, store)
-    config, data, split = _select_data(options, config)
+    config, data, split = select_data(options, config)
     run = RunContext(config, store, data)
     parts = data.eval_splits(split)
     labelled = all(part.relevance is not None for part in parts)

@@ -4,7 +4,7 @@ share.
     cirloop compare experiments/a experiments/b experiments/c --html comparison.html
     cirloop compare a=experiments/a_1,experiments/a_2 'b=experiments/b_*' --output_file c.json
 
-It reads the evaluations of run directories and loads no model (docs/comparing.md).
+It reads the evaluations of run directories, or makes others (docs/comparing.md).
 """
 
 from __future__ import annotations
@@ -12,18 +12,24 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
+
+from rich.console import Console
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry
 from cirloop.config import notices
 from cirloop.monitoring.console import table, title_prefix
+from cirloop.monitoring.live import console
 from cirloop.tools.compare import tables
 from cirloop.tools.compare.comparison import compare, to_json
 from cirloop.tools.compare.config import CompareConfig, parse
-from cirloop.tools.compare.groups import load_evaluations, open_groups
+from cirloop.tools.compare.groups import load_evaluations, open_groups, stored_evaluation
 from cirloop.validation import ValidationReport
 
 logger = logging.getLogger("cirloop.tools.compare")
+PIPE_WIDTH = 160
+"""Columns of the table in a file or pipe."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,15 +37,24 @@ def main(argv: Sequence[str]) -> None:
     options = parse(argv)
     _check_outputs(options)
     groups = open_groups(options.runs)
-    names = [name.strip() for name in options.iterations.split(",")]
-    comparison = compare(groups, load_evaluations(groups, [*dict.fromkeys(names)]))
     configs = [run.config for group in groups for run in group.runs]
+    reported = configs[0].data.protocol.reported
+    load = stored_evaluation
+    if options.eval_dataset is not None:
+        from cirloop.tools.compare import benchmark
+
+        [first, *_] = benchmark.open_splits(groups[0].runs[0], options)
+        reported = first.labeled.protocol.reported
+        load = partial(benchmark.evaluate_now, options=options)
+    names = [name.strip() for name in options.iterations.split(",")]
+    comparison = compare(groups, load_evaluations(groups, [*dict.fromkeys(names)], load))
     for notice in dict.fromkeys(line for config in configs for line in notices.of(config)):
         logger.warning("%s", notice)
     simulated = next((config for config in configs if notices.mark(config)), configs[0])
     with title_prefix(notices.title(simulated)):
-        shown = tables.main_table(comparison, configs[0].data.protocol.reported)
-        table(shown.caption, shown.columns, shown.rows)
+        shown = tables.main_table(comparison, reported)
+        out = None if console.is_terminal else Console(width=PIPE_WIDTH)
+        table(shown.caption, shown.columns, shown.rows, out)
     for line in (tables.explanation(comparison), tables.counts_note(comparison.rows)):
         if line:
             logger.info("%s", line)
@@ -49,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     if options.html is not None:
         from cirloop.tools.compare.page import write_page
 
-        write_page(options.html, groups, comparison, options)
+        write_page(groups, comparison, reported, options)
         logger.info("wrote %s", options.html)
 
 

@@ -24,12 +24,16 @@ class CompareConfig(cli.Flags):
     iterations: str = BEST
     """Iterations of each run, separated by commas: `best` by its evaluations, numbers, `last` or
     `base`. Each has a row, compared with the first run's row of this name."""
+    eval_dataset: str | None = None
+    """Evaluate these iterations now on another data set and split, such as shapes_test, which takes
+    the models; by default the evaluations in the run directories are compared."""
     html: Path | None = None
     """Write a page with the tables, and with queries won and lost with their images."""
     examples: int = Field(4, ge=0, le=MAX_EXAMPLES)
     """Queries won, and queries lost, that the page shows of each comparison."""
     data_dir: Path | None = None
-    """Where the data set's files are now, if they were moved; only images of the page need it."""
+    """The directory of the benchmark that --eval_dataset names; without that, where the runs' data
+    are now, if they were moved: only images of the page need them."""
     output_file: Path | None = None
     """Also write the results here, as JSON."""
 

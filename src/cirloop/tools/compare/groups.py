@@ -4,7 +4,7 @@ one benchmark."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ from cirloop.types import QueryId, UserError
 from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
+Content = Mapping[str, Any]
+"""The JSON of an evaluation."""
 COMPARABLE = {
     "split": "split",
     "gallery": "number of images in the gallery",
@@ -27,8 +29,8 @@ COMPARABLE = {
 }
 """What evaluations must have in common, and what it is called."""
 WAYS_OUT = (
-    "Compare runs whose --dataset_name, evaluation.split and settings of `data` for evaluation are"
-    " the same."
+    "Give --eval_dataset, such as cirr_val, to evaluate all runs on one benchmark now; or compare"
+    " runs that were evaluated alike."
 )
 
 
@@ -55,7 +57,7 @@ class Evaluated:
 
     run: Run
     iteration: str
-    content: Mapping[str, Any]
+    content: Content
 
     @cached_property
     def rows(self) -> dict[QueryId, int]:
@@ -132,35 +134,55 @@ def _warn_of_other_settings(group: Group) -> None:
         )
 
 
+def stored_evaluation(run: Run, label: str) -> Content:
+    """Return the run's own evaluation of an iteration. Raises UserError where there is none."""
+    name = evaluation_name(label)
+    if name not in run.store.names:
+        raise UserError(f"iteration {label} is not evaluated. Give others by --iterations.")
+    return run.store.load(name).read()
+
+
 def load_evaluations(
-    groups: Sequence[Group], names: Sequence[str]
+    groups: Sequence[Group], names: Sequence[str], load: Callable[[Run, str], Content]
 ) -> dict[str, list[list[Evaluated]]]:
-    """Load, for each name of an iteration, the evaluations of each group's runs.
+    """Load, for each name of an iteration, the evaluations of each group's runs, by `load`.
 
     Raises UserError with all that is missing, and with all that cannot be compared.
     """
+    labels = _labels(groups, names)
     problems = ValidationReport()
     by_name: dict[str, list[list[Evaluated]]] = {}
     for name in names:
-        by_name[name] = [
-            [each for run in group.runs if (each := _evaluation(run, name, problems)) is not None]
-            for group in groups
-        ]
+        by_name[name] = []
+        for group in groups:
+            evaluated: list[Evaluated] = []
+            by_name[name].append(evaluated)
+            for run in group.runs:
+                label = labels[run.directory, name]
+                try:
+                    evaluated.append(Evaluated(run, label, load(run, label)))
+                except UserError as error:
+                    problems.merge(error, str(run.directory))
     problems.raise_if_any()
     _check_comparable([each for rows in by_name.values() for row in rows for each in row])
     return by_name
 
 
-def _evaluation(run: Run, name: str, problems: ValidationReport) -> Evaluated | None:
-    try:
-        label = select_iteration(name, run.store, "--iterations")
-        artifact = evaluation_name(label)
-        if artifact not in run.store.names:
-            raise UserError(f"iteration {label} is not evaluated. Give others by --iterations.")
-        return Evaluated(run, label, run.store.load(artifact).read())
-    except UserError as error:
-        problems.merge(error, str(run.directory))
-    return None
+def _labels(groups: Sequence[Group], names: Sequence[str]) -> dict[tuple[Path, str], str]:
+    """Return the iteration of each run by each name. Raises UserError with all that there are
+    not."""
+    problems = ValidationReport()
+    labels: dict[tuple[Path, str], str] = {}
+    for group in groups:
+        for run in group.runs:
+            for name in names:
+                try:
+                    label = select_iteration(name, run.store, "--iterations")
+                    labels[run.directory, name] = label
+                except UserError as error:
+                    problems.merge(error, str(run.directory))
+    problems.raise_if_any()
+    return labels
 
 
 def _check_comparable(evaluations: Sequence[Evaluated]) -> None:

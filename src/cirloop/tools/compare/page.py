@@ -6,7 +6,6 @@ It is made of the report's parts (`cirloop.report`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,10 +29,14 @@ MAX_LABEL = 20
 
 
 def write_page(
-    path: Path, groups: Sequence[Group], comparison: Comparison, options: CompareConfig
+    groups: Sequence[Group],
+    comparison: Comparison,
+    reported: Sequence[str],
+    options: CompareConfig,
 ) -> None:
-    """Write the page. Raises OSError where the disk refuses."""
-    data = _page_data(groups, options)
+    """Write the page, with the metrics `reported`. Raises OSError where the disk refuses."""
+    assert options.html is not None
+    data = _page_data(groups, reported, options)
     thumbnails = Thumbnails()
     sections = [
         _metrics_section(data, comparison),
@@ -47,17 +50,19 @@ def write_page(
         f" {len(comparison.queries):,} shared queries, {common['gallery']:,} images."
     )
     more = {"name": " · ".join(names), "about": about}
-    write_text(path, render("comparison.html.j2", data, sections, thumbnails, more))
+    write_text(options.html, render("comparison.html.j2", data, sections, thumbnails, more))
 
 
-def _page_data(groups: Sequence[Group], options: CompareConfig) -> ReportData:
+def _page_data(
+    groups: Sequence[Group], reported: Sequence[str], options: CompareConfig
+) -> ReportData:
     """Return what the page knows of the data set, of the first run that has its files."""
     runs = [run for group in groups for run in group.runs]
     evals: Sequence[EvalSplit] = ()
     problems = []
     for run in runs:
         try:
-            evals = _eval_splits(run, options.data_dir)
+            evals = _eval_splits(run, options)
             break
         except UserError as error:
             problems.append(str(error))
@@ -68,7 +73,7 @@ def _page_data(groups: Sequence[Group], options: CompareConfig) -> ReportData:
         (),
         lambda name: runs[0].store.load(name).read(),
         first.to_json(),
-        first.data.protocol.reported,
+        reported,
         None,
         evals,
         "" if evals else problems[0],
@@ -82,8 +87,12 @@ def mark(groups: Sequence[Group]) -> str:
     return max((notices.title(run.config) for group in groups for run in group.runs), key=len)
 
 
-def _eval_splits(run: Run, data_dir: Path | None) -> Sequence[EvalSplit]:
-    config = run.config.model_copy(update={"data_dir": data_dir or run.config.data_dir})
+def _eval_splits(run: Run, options: CompareConfig) -> Sequence[EvalSplit]:
+    if options.eval_dataset is not None:
+        from cirloop.tools.compare.benchmark import open_splits
+
+        return open_splits(run, options)
+    config = run.config.model_copy(update={"data_dir": options.data_dir or run.config.data_dir})
     return readable_data(config).eval_splits(config.evaluation.split)
 
 
@@ -115,7 +124,7 @@ def _chart(data: ReportData, comparison: Comparison) -> Chart:
         axes.set_ylim(0.5, len(tests) + 0.5)
         axes.set_xlabel(f"{comparison.metric}, points")
 
-    title = f"{data.mark}Difference to {_short(comparison.rows[0].group.name)}"
+    title = f"{data.mark}Difference to {_short(comparison.rows[0].group.name)} ± standard error"
     return draw("comparison", title, table, plot)
 
 

@@ -44,25 +44,28 @@ def main_table(comparison: Comparison, reported: Sequence[str]) -> Table:
     columns = [
         "run",
         "iteration",
-        *(["runs"] if groups else []),
         *metrics,
         "difference",
-        *(["± over runs"] if groups else []),
+        *(["over runs"] if groups else []),
         "p",
         "won",
         "lost",
     ]
     rows = [
         [
-            row.group.name,
+            _name(row),
             row.iterations,
-            *([str(len(row.evaluated))] if groups else []),
             *(_cell(row.metrics.get(name)) for name in metrics),
             *_change_cells(row.change, groups=groups),
         ]
         for row in comparison.rows
     ]
     return Table(title(comparison), columns, rows)
+
+
+def _name(row: Row) -> str:
+    num = len(row.evaluated)
+    return f"{row.group.name} ({num} runs)" if num > 1 else row.group.name
 
 
 def _has_groups(comparison: Comparison) -> bool:
