@@ -129,7 +129,8 @@ COMMANDS = (
         "comparing",
         (
             (
-                "cirloop compare experiments/plain experiments/loop --html comparison.html \\\n    --output_file comparison.json"
+                "cirloop compare experiments/plain experiments/loop --html comparison.html"
+                " \\\n    --output_file comparison.json"
             ),
             "cirloop compare 'slow=experiments/rate_2e-5_*' 'usual=experiments/rate_2e-4_*'",
         ),

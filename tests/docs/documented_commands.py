@@ -83,8 +83,9 @@ COMPARED = {
     "experiments/loop": "experiments/shapes",
 }
 SWEEP = (
-    "for rate in 2e-5 2e-4; do for seed in 1 2; do .venv/bin/python train_iterative.py --fast_mode"
-    " --learning_rate $rate --seed $seed --experiment_dir experiments/rate_${rate}_$seed; done; done"
+    "for rate in 2e-5 2e-4; do for seed in 1 2; do .venv/bin/python train_iterative.py"
+    " --fast_mode --learning_rate $rate --seed $seed"
+    " --experiment_dir experiments/rate_${rate}_$seed; done; done"
 )
 BENCHMARK = "--size small --tokens 16 --threads 1 --repeats 1"
 MADE = "experiments/qwen2_vl_shapes_iterative/evaluation_results.json"
