@@ -47,7 +47,7 @@ def over_runs(values_R: npt.ArrayLike) -> Estimate:
     return Estimate(float(values.mean()), float(se))
 
 
-def difference_over_runs(a: Mapping[int, float], b: Mapping[int, float]) -> Estimate:
+def difference_over_runs(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Estimate:
     """Compute the mean difference b - a of runs by their seeds, and its standard error over runs.
 
     Runs are paired by seed where both have the same ones, else the two means are independent.

@@ -11,7 +11,7 @@ Q queries, R runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,12 +151,12 @@ def _change(first: Row, row: Row, test: Difference, p_corrected: float) -> Chang
     return Change(test, seeds, p_corrected, won, lost)
 
 
-def _by_seed(row: Row) -> dict[int, float]:
-    """Return the metric that differences are of, by the runs' seeds; by their place from -1 down
-    where two have the same one."""
-    seeds = [each.run.config.seed for each in row.evaluated]
+def _by_seed(row: Row) -> dict[Hashable, float]:
+    """Return the metric that differences are of, by the runs' seeds; by their directories where
+    two have the same one."""
+    seeds: list[Hashable] = [each.run.config.seed for each in row.evaluated]
     if len({*seeds}) < len(seeds):
-        seeds = [-1 - place for place in range(len(seeds))]
+        seeds = [each.run.directory for each in row.evaluated]
     return dict(zip(seeds, row.values_RQ.mean(1).tolist(), strict=True))
 
 
