@@ -70,18 +70,14 @@ def render(
     more: Mapping[str, object],
 ) -> str:
     """Return a page of sections, by a template of this directory; `more` is what else it needs."""
-    return (
-        _templates()
-        .get_template(template)
-        .render(
-            data=data,
-            sections=sections,
-            thumbnails=thumbnails,
-            side=report_data.SIDE,
-            limit=report_data.MAX_BYTES,
-            written=time.strftime("%Y-%m-%d %H:%M %Z"),
-            **more,
-        )
+    return _template(template).render(
+        data=data,
+        sections=sections,
+        thumbnails=thumbnails,
+        side=report_data.SIDE,
+        limit=report_data.MAX_BYTES,
+        written=time.strftime("%Y-%m-%d %H:%M %Z"),
+        **more,
     )
 
 
@@ -130,7 +126,7 @@ def _shown(value: object) -> object:
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def _template(name: str = "page.html.j2") -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -140,4 +136,4 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["style"] = Markup((HERE / "style.css").read_text("utf-8"))  # our own file
-    return environment
+    return environment.get_template(name)
