@@ -407,8 +407,11 @@ ROWS = (
     ),
     Row(
         SWEEP,
-        swaps={"--fast_mode": f"--fast_mode {SHAPES} {SHORT} --num_iterations 0"},
-        makes=("experiments/rate_2e-4_2/report.html",),
+        swaps={
+            "--fast_mode": f"--fast_mode {SHAPES} {SHORT} --num_iterations 0"
+            " --evaluation.evaluate_base false --runtime.report false"
+        },
+        makes=("experiments/rate_2e-4_2/evaluation_results.json",),
     ),
     Row(
         "cirloop compare 'slow=experiments/rate_2e-5_*' 'usual=experiments/rate_2e-4_*'",
