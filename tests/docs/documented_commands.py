@@ -409,7 +409,7 @@ ROWS = (
         SWEEP,
         swaps={
             "--fast_mode": f"--fast_mode {SHAPES} {SHORT} --num_iterations 0"
-            " --evaluation.evaluate_base false --runtime.report false"
+            " --no-evaluation.evaluate_base --no-runtime.report"
         },
         makes=("experiments/rate_2e-4_2/evaluation_results.json",),
     ),
