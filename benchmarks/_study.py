@@ -28,6 +28,7 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.cli import runner
 from cirloop.config.run import RunConfig, save
 from cirloop.config.run_dir import CONFIG
+from cirloop.evaluation.significance import over_runs
 from cirloop.monitoring.console import table
 from cirloop.report.charts import PAPER, STYLE
 from cirloop.types import UserError
@@ -209,9 +210,9 @@ def run_all(
 
 
 def mean_se(values: Sequence[float]) -> str:
-    """Return the mean and its standard error."""
-    spread = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.1f} ± {spread:.1f}"
+    """Return the mean over seeds and its standard error."""
+    mean = over_runs(values)
+    return f"{mean.value:.1f} ± {mean.se:.1f}"
 
 
 def report(
@@ -250,10 +251,11 @@ def draw(study: Study, rows: list[dict[str, Any]], rounds: int, title: str, file
         for axes, (name, short) in zip(figure.subplots(1, 2), measures, strict=True):
             for arm in arms:
                 recalls_SR = np.array([row["recalls"][name] for row in rows if row["arm"] == arm])
-                seeds = len(recalls_SR)
-                errors_R = recalls_SR.std(0, ddof=1) / seeds**0.5 if seeds > 1 else None
-                label = f"{arm}, {seeds} seeds"
-                axes.errorbar(range(rounds + 1), recalls_SR.mean(0), errors_R, label=label)
+                label = f"{arm}, {len(recalls_SR)} seeds"
+                means = [over_runs(recalls_S) for recalls_S in recalls_SR.T]
+                errors = [mean.se for mean in means] if len(recalls_SR) > 1 else None
+                values = [mean.value for mean in means]
+                axes.errorbar(range(rounds + 1), values, errors, label=label)
             axes.set_title(f"{short}, {title}")
             axes.set_xlabel("round")
             axes.set_xticks(range(rounds + 1))

@@ -123,6 +123,19 @@ COMMANDS = (
         ),
     ),
     Command(
+        "compare",
+        "cirloop compare",
+        {"": "cirloop.tools.compare.config:CompareConfig"},
+        "comparing",
+        (
+            (
+                "cirloop compare experiments/plain experiments/loop --html comparison.html"
+                " \\\n    --output_file comparison.json"
+            ),
+            "cirloop compare 'slow=experiments/rate_2e-5_*' 'usual=experiments/rate_2e-4_*'",
+        ),
+    ),
+    Command(
         "import",
         "cirloop import",
         {"": "cirloop.tools.import_table.config:ImportConfig"},

@@ -303,6 +303,12 @@ def test_eval_iterative_scores_chosen_iterations(finished: Path, tmp_path: Path)
     )
     assert [r["iteration"] for r in results] == ["1", "base"]
     assert json.loads((tmp_path / "out.json").read_text())["results"] == results
+    [best] = evaluate_run(EvalConfig(experiment_dir=finished, iterations="best"))
+    said = json.loads((finished / "evaluation_results.json").read_text())["best"]
+    assert (best["iteration"], best["metrics"]["recall@1"]) == (
+        str(said["iteration"]),
+        said["value"],
+    )
     again = evaluate_run(EvalConfig(experiment_dir=finished))
     run = json.loads((finished / "evaluation_results.json").read_text())["results"]
     assert [r["metrics"] for r in again] == [r["metrics"] for r in run]

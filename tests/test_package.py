@@ -81,6 +81,7 @@ def test_each_command_is_a_function_of_its_flags(name: str) -> None:
         ("mine", ["--image_dir", "x", "--k_nn", "0"], "--k-nn: Input should be greater"),
         ("search", ["--experiment-dir", "x", "--top-k", "0"], "top_k: Input should be greater"),
         ("export", ["--experiment-dir", "x", "--format", "y"], "format: Input should be"),
+        ("compare", ["a", "b", "--examples", "-1"], "--examples: Input should be greater"),
         ("import", ["a.csv", "--skip-rows", "-1"], "--skip-rows: Input should be greater"),
         ("init", ["--gpu-memory", "-1"], "--gpu-memory: Input should be greater"),
     ],

@@ -53,18 +53,19 @@ def iterate(run: RunContext) -> list[dict[str, Any]]:
     """Do what is not done yet; return the evaluations, base first."""
     from cirloop.stages.account import account
     from cirloop.stages.caption import caption
-    from cirloop.stages.evaluate import evaluate, summary
+    from cirloop.stages.evaluate import evaluate, stops_before, summary
     from cirloop.stages.mine import mine
     from cirloop.stages.rank_negatives import rank_negatives
     from cirloop.stages.train import train
 
     config = run.config
     split = config.evaluation.split
+    patience = config.evaluation.early_stopping
     results: list[dict[str, Any]] = []
 
     def note(evaluation: Artifact) -> None:
         results.append(evaluation.read())
-        write_json(run.store.directory / RESULTS, run.mark | summary(results))
+        write_json(run.store.directory / RESULTS, run.mark | summary(results, patience))
         if evaluation.made_now:
             events.emit("evaluated")
 
@@ -74,6 +75,8 @@ def iterate(run: RunContext) -> list[dict[str, Any]]:
     note(evaluate(run, "iter_0", model, split, 0))
     augmented: list[Artifact] = []
     for t in range(1, config.num_iterations + 1):
+        if stops_before(run, t, results):
+            break
         if (t - 1) % config.mining.strategy.refresh_every(config.num_iterations) == 0:
             scorer = model
         if config.mining.mines_in(t):

@@ -77,6 +77,16 @@ ON_SHOP = {**ON_SHOP_ALONE, "FOLDER": "shop/images"}
 IMPORT = "cirloop import triplets.csv --images photos --val 0.2 --output shop"
 INIT = "cirloop init --data_dir shop --gpu_memory 24 --output shop.yaml"
 IMPORTED = {"shop": "imported"}
+COMPARE = "cirloop compare experiments/plain experiments/loop"
+COMPARED = {
+    "experiments/plain": "experiments/qwen2_vl_shapes_iterative",
+    "experiments/loop": "experiments/shapes",
+}
+SWEEP = (
+    "for rate in 2e-5 2e-4; do for seed in 1 2; do .venv/bin/python train_iterative.py"
+    " --fast_mode --learning_rate $rate --seed $seed"
+    " --experiment_dir experiments/rate_${rate}_$seed; done; done"
+)
 BENCHMARK = "--size small --tokens 16 --threads 1 --repeats 1"
 MADE = "experiments/qwen2_vl_shapes_iterative/evaluation_results.json"
 
@@ -380,6 +390,38 @@ ROWS = (
         swaps={"--port 7860": ""},
         after=(SEARCHED,),
         until="the page is at",
+    ),
+    # docs/comparing.md
+    Row(
+        f"{COMPARE} --html comparison.html --output_file comparison.json",
+        swaps=COMPARED,
+        after=(FAST, SEARCHED),
+        says="wrote comparison.html",
+        makes=("comparison.json",),
+    ),
+    Row(
+        f"{COMPARE} --eval_dataset shapes_test",
+        swaps=COMPARED,
+        after=(FAST, SEARCHED),
+        says="shapes_test, percent",
+    ),
+    Row(
+        SWEEP,
+        swaps={
+            "--fast_mode": f"--fast_mode {SHAPES} {SHORT} --num_iterations 0"
+            " --no-evaluation.evaluate_base --no-runtime.report"
+        },
+        makes=("experiments/rate_2e-4_2/evaluation_results.json",),
+    ),
+    Row(
+        "cirloop compare 'slow=experiments/rate_2e-5_*' 'usual=experiments/rate_2e-4_*'",
+        after=(SWEEP,),
+        says="usual (2 runs)",
+    ),
+    Row(
+        f"{RUN} --num_iterations 10 --early_stopping 2 --experiment_dir experiments/patient",
+        f"{SHAPES} {SHORT} --dry_run",
+        says="fewer after 2",
     ),
     Row("python of docs/search.md", not_here="tests/browser/test_demo.py runs it, on its own page"),
     Row(

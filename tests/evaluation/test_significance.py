@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from cirloop.evaluation.significance import (
     DRAWS,
     compare_iterations,
+    difference_over_runs,
     error_changes,
     holm,
+    over_runs,
     paired,
     standard_error,
 )
@@ -119,3 +121,26 @@ def test_errors_that_stay_come_and_go_are_counted() -> None:
     several_right = [["a", 9, 1.0, "a"], ["b", 1, 1.0, "b"], ["c", 2, 0.0, "c"]]
     counts = error_changes(several_right, several_right, "any correct recall@1")
     assert counts == {"persistent": 1, "new": 0, "mended": 0}
+
+
+def test_the_error_over_runs_is_that_of_a_mean() -> None:
+    rng = np.random.default_rng(0)
+    means = [over_runs(rng.normal(3, 2, 4)) for _ in range(2000)]
+    spread = np.std([mean.value for mean in means])
+    assert spread == pytest.approx(2 / 4**0.5, rel=0.06)
+    assert np.mean([mean.se**2 for mean in means]) ** 0.5 == pytest.approx(spread, rel=0.06)
+    assert over_runs([0.25]).value == 0.25 and np.isnan(over_runs([0.25]).se)
+
+
+def test_runs_are_paired_by_seed_where_both_have_the_same() -> None:
+    """What a seed adds to both is no part of the difference's error."""
+    a = {1: 0.2, 2: 0.9, 3: 0.5}
+    b = {3: 0.61, 1: 0.30, 2: 1.01}
+    same = difference_over_runs(a, b)
+    assert same.value == pytest.approx(0.32 / 3) and same.se < 0.01
+    other = difference_over_runs(a, {seed + 3: value for seed, value in b.items()})
+    assert other.value == pytest.approx(same.value)
+    assert other.se == pytest.approx(
+        np.hypot(over_runs([*a.values()]).se, over_runs([*b.values()]).se)
+    )
+    assert np.isnan(difference_over_runs({1: 0.2}, b).se)

@@ -4,6 +4,7 @@ name."""
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from cirloop.cli.evaluate import EvalConfig, evaluate_run
 from cirloop.config.run import save
 from cirloop.stages.context import run_directory
 from cirloop.tools.export.__main__ import main
+from cirloop.tools.export.config import ExportConfig
+from cirloop.tools.export.source import load_source
 from cirloop.types import UserError
 
 
@@ -225,3 +228,11 @@ def test_a_killed_export_leaves_the_old_one_whole(
     assert file_digests(adapter) == there and not [*adapter.parent.glob(".*")]
     export(run, "--overwrite")
     assert file_digests(adapter) == there and not [*adapter.parent.glob(".*")]
+
+
+def test_the_best_iteration_is_exported_by_default(run: Path) -> None:
+    best = json.loads((run / "evaluation_results.json").read_text())["best"]["iteration"]
+    source = load_source(ExportConfig(experiment_dir=run, format="adapter"))
+    assert source.iteration == best and source.target_dir.name == f"iter_{best}_adapter"
+    last = load_source(ExportConfig(experiment_dir=run, format="adapter", iteration="last"))
+    assert last.iteration == 1

@@ -114,8 +114,9 @@ def test_right_images_beside_the_target_are_marked() -> None:
     data = SimpleNamespace(eval_split=split)
     evaluated = SimpleNamespace(queries=["q"], ranks_Q=[2], label="0")
     tops = [{0: images}, {}]
-    card = query_changes._card(
-        data, (evaluated, evaluated), 0, True, tops, report_data.Thumbnails()
+    pair = (evaluated, evaluated)
+    card = query_changes.card(
+        data, pair, 0, True, tops, report_data.Thumbnails(), ("before", "after")
     )
     (_, before), (_, after) = card.rows
     assert after is None and before is not None

@@ -30,10 +30,11 @@ def test_a_table_and_a_json_line_say_the_same(finished: Path, engine: Engine) ->
         "-k",
         "3",
     ]
-    plain, machine = command(SCRIPT, *asked), command(SCRIPT, *asked, "--json", "--iteration", "1")
+    best = engine.label("best")
+    plain, machine = command(SCRIPT, *asked), command(SCRIPT, *asked, "--json", "--iteration", best)
     assert plain.returncode == machine.returncode == 0
     found = json.loads(machine.stdout)
-    hits = engine.search("1", ImageId(ONE), "make it <b>red</b>", 3).hits
+    hits = engine.search(best, ImageId(ONE), "make it <b>red</b>", 3).hits
     assert [(r["image"], r["rank"]) for r in found["results"]] == [
         (hit.image, hit.rank) for hit in hits
     ]
@@ -43,6 +44,8 @@ def test_a_table_and_a_json_line_say_the_same(finished: Path, engine: Engine) ->
     assert found["ms"] > 0 and ONE not in [r["image"] for r in found["results"]]
     assert all(f"{hit.score:.4f}" in plain.stdout and hit.image in plain.stdout for hit in hits)
     assert "make it <b>red</b>" in plain.stdout
+    assert f"iteration {best} is the best by recall@1 on shapes_val (" in plain.stderr
+    assert "is the best by" not in machine.stderr
 
 
 def test_json_lines_are_answered_in_order_and_wrong_ones_named(

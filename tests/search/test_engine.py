@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,16 @@ def test_a_image_from_outside_is_searched_as_if_it_were_inside(
     assert np.allclose([hit.score for hit in found], [hit.score for hit in inside], atol=1e-5)
 
 
+def test_the_best_iteration_answers_by_default(finished: Path, engine: Engine) -> None:
+    results = json.loads((finished / "evaluation_results.json").read_text())["results"]
+    recalls = [row["metrics"]["recall@1"] for row in results[1:]]
+    assert engine.label(None) == engine.label("best") == str(recalls.index(max(recalls)))
+    best = engine.best()
+    assert best is not None and best.value == max(recalls)
+
+
 def test_iterations_answer_apart_and_two_stay_in_memory(engine: Engine) -> None:
-    assert engine.labels() == ["base", "0", "1"] and engine.label(None) == "1"
+    assert engine.labels() == ["base", "0", "1"] and engine.label("last") == "1"
     labels = ("base", "0", "1")
     scores = {label: engine.search(label, ONE, TEXT, 1).hits[0].score for label in labels}
     assert len({*scores.values()}) == 3
@@ -152,7 +161,8 @@ def test_references_that_are_none(engine: Engine, tmp_path: Path) -> None:
 
 def test_flags_come_from_the_command_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ITERATION", "7")
-    assert parse(SearchOptions, ["--experiment_dir", "E", "--top_k", "3"], "x").iteration is None
+    options = parse(SearchOptions, ["--experiment_dir", "E", "--top_k", "3"], "x")
+    assert options.iteration == "best"
     assert parse(SearchOptions, ["--experiment_dir", "E", "-k", "3"], "x").k == 3
     with pytest.raises(UserError, match=r"(?s)k: .*experiment_dir|experiment_dir.*k: "):
         parse(SearchOptions, ["-k", "0"], "x")

@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.store import Artifact
-from cirloop.cli.runner import done_iterations, print_results
+from cirloop.cli.iterations import BASE, select_iterations
+from cirloop.cli.runner import print_results
 from cirloop.cli.score_rankings import score_rankings
 from cirloop.config import cli, notices
 from cirloop.config.run import RunConfig, format_validation_error
@@ -28,7 +29,6 @@ from cirloop.types import EvalSplit, UserError, benchmark_of
 from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
-BASE = "base"
 PROGRAM = "eval_iterative.py"
 
 
@@ -50,8 +50,8 @@ class EvalConfig(cli.Flags):
     gallery: Literal["original", "union"] = "original"
     """For FashionIQ: all images of the split, or the references and targets of its queries."""
     iterations: str | None = None
-    """Iterations separated by commas, `base` among them if wanted; by default the base and all
-    there are."""
+    """Iterations separated by commas: numbers, `base`, `best` (by the run's own evaluations) or
+    `last`; by default the base and all there are."""
     allow_missing_images: int = Field(0, ge=0)
     """With --data_dir: images that may be missing or damaged; every result says how many queries
     that drops."""
@@ -71,22 +71,7 @@ class EvalConfig(cli.Flags):
             raise UserError(format_validation_error(error, PROGRAM)) from None
 
 
-def select_iterations(iterations: str | None, done: Sequence[int]) -> list[str]:
-    """Return the labels of the requested iterations. Raises UserError for unknown ones."""
-    available = [BASE, *map(str, done)]
-    if iterations is None:
-        return available
-    labels = [label.strip() for label in iterations.split(",")]
-    unknown = [label or "(empty)" for label in labels if label not in available]
-    if unknown:
-        raise UserError(
-            f"--iterations {iterations}: no {', '.join(unknown)} here. There are:"
-            f" {', '.join(available)}."
-        )
-    return list(dict.fromkeys(labels))
-
-
-def _select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
+def select_data(options: EvalConfig, config: RunConfig) -> tuple[RunConfig, Dataset, str]:
     """Return the data set and split to evaluate on, and settings with it.
 
     The data set is the run's own or another benchmark's by name.
@@ -129,8 +114,8 @@ def evaluate_run(options: EvalConfig) -> list[dict[str, Any]]:
     if options.num_processes is not None:
         overrides = {"num_processes": options.num_processes, "accelerate_config": None}
         config = config.model_copy(update={"runtime": config.runtime.model_copy(update=overrides)})
-    labels = select_iterations(options.iterations, done_iterations(store))
-    config, data, split = _select_data(options, config)
+    labels = select_iterations(options.iterations, store)
+    config, data, split = select_data(options, config)
     run = RunContext(config, store, data)
     parts = data.eval_splits(split)
     labelled = all(part.relevance is not None for part in parts)

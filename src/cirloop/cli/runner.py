@@ -12,9 +12,11 @@ from typing import Any, NoReturn
 
 from cirloop.artifacts import run_lock
 from cirloop.artifacts.store import Store
+from cirloop.cli.iterations import done_iterations
 from cirloop.config import notices
 from cirloop.config.base import differences
 from cirloop.config.run import RunConfig, from_json, save
+from cirloop.evaluation.best import best_of
 from cirloop.evaluation.significance import compare_iterations
 from cirloop.loop import RESULTS, iterate
 from cirloop.monitoring import events, preemption
@@ -30,14 +32,6 @@ from cirloop.types import EvalProtocol, UserError
 from cirloop.validation import ValidationFailed, group_by_cause
 
 logger = logging.getLogger(__name__)
-
-
-def done_iterations(store: Store) -> list[int]:
-    return sorted(
-        int(n.removeprefix("checkpoint_iter_"))
-        for n in store.names
-        if n.startswith("checkpoint_iter_")
-    )
 
 
 def is_used(directory: Path) -> bool:
@@ -144,6 +138,9 @@ def run(config: RunConfig) -> list[dict[str, Any]]:
         _print_accounts(current.store)
         current.costs.show()
         log_notices(config)
+        best = best_of(results)
+        if best is not None and config.retrieval == "real":
+            logger.info("%s; search, demo and export take it", best.describe())
         logger.info(
             "finished in %.0f s; results in %s",
             time.monotonic() - began,

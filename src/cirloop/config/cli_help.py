@@ -46,6 +46,10 @@ COMMON = {
     ),
     "foundation_model_path": ("foundation.path", "Its directory or hub name."),
     "num_iterations": ("num_iterations", "Rounds of mine, caption, train, evaluate."),
+    "early_stopping": (
+        "evaluation.early_stopping",
+        "Rounds without a better result on val that end the run; 0 = do all.",
+    ),
     "negative_strategy": (
         "mining.strategy.type",
         "Which wrong images are mined (docs/negatives.md).",

@@ -146,8 +146,8 @@ class RunConfig(FlagSettings):
         `num_iterations` is not one: a run may be prolonged. Neither is
         `training.max_skipped_batches`: a finished stage left out the bad batches that it had,
         whatever the limit. Nor is `training.grad_cache_chunk_size`, so that a run that ran out of
-        memory can resume: it decides only which dropout is drawn. Nor is how a server of the
-        foundation model is reached.
+        memory can resume: it decides only which dropout is drawn. Nor are how a server of the
+        foundation model is reached, and `evaluation.early_stopping`, which ends a run.
         """
         keep = {
             "seed",
@@ -167,6 +167,7 @@ class RunConfig(FlagSettings):
             exclude={
                 "training": {"max_skipped_batches", "grad_cache_chunk_size"},
                 "foundation": {*self.foundation.resultless},
+                "evaluation": {"early_stopping"},
             },
         )
 

@@ -16,6 +16,7 @@ SHORT_FLAGS = (
     "training.batch_size",
     "training.learning_rate",
     "training.max_skipped_batches",
+    "evaluation.early_stopping",
     "runtime.num_processes",
     "runtime.accelerate_config",
     "runtime.deepspeed",

@@ -23,6 +23,7 @@ OTHER_FLAGS = {
     **dict.fromkeys(("--lr", "--learning-rate"), "--learning_rate"),
     **dict.fromkeys(("--bs", "--batch"), "--batch_size"),
     **dict.fromkeys(("--epochs", "--iterations", "--rounds"), "--num_iterations"),
+    **dict.fromkeys(("--patience", "--early_stopping_patience"), "--early_stopping"),
     **dict.fromkeys(("--k", "--top_k"), "--hard_negative_k"),
     **dict.fromkeys(("--data", "--dataset"), "--dataset_name"),
     **dict.fromkeys(("--model", "--backbone"), "--model_backbone"),

@@ -1,13 +1,15 @@
-"""Standard errors over queries, and a paired test of whether one iteration is better than another.
+"""Standard errors over queries and over runs, and a paired test of whether one system is better
+than another.
 
 Under the hypothesis that two systems are equal, the sign of each query's difference is a coin toss
 (Fisher's randomisation test; Smucker, Allan & Carterette, CIKM 2007). Queries that share their
-reference image are not independent: they are one cluster, tossed together. Q queries, C clusters.
+reference image are not independent: they are one cluster, tossed together. Q queries, C clusters,
+R runs that differ in their seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,6 +30,33 @@ class Difference:
     value: float
     se: float
     p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Mean over runs and its standard error, NaN where there is one run."""
+
+    value: float
+    se: float
+
+
+def over_runs(values_R: npt.ArrayLike) -> Estimate:
+    """Compute the mean over runs and its standard error, the sample deviation by the root of R."""
+    values = np.asarray(values_R, np.float64)
+    se = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return Estimate(float(values.mean()), float(se))
+
+
+def difference_over_runs(a: Mapping[Hashable, float], b: Mapping[Hashable, float]) -> Estimate:
+    """Compute the mean difference b - a of runs by their seeds, and its standard error over runs.
+
+    Runs are paired by seed where both have the same ones, else the two means are independent.
+    """
+    if a.keys() == b.keys():
+        return over_runs([b[seed] - a[seed] for seed in a])
+    first = over_runs([*a.values()])
+    second = over_runs([*b.values()])
+    return Estimate(second.value - first.value, float(np.hypot(first.se, second.se)))
 
 
 def cluster_sums(values_Q: Values, clusters: Sequence[Hashable]) -> Values:

@@ -17,9 +17,10 @@ from cirloop.config.run import RunConfig
 from cirloop.config.run_dir import run_directory
 from cirloop.data import Dataset
 from cirloop.data.paths import DataPaths
-from cirloop.loop import expected_artifacts
+from cirloop.loop import RESULTS, expected_artifacts
 from cirloop.monitoring import events
 from cirloop.monitoring.console import progress
+from cirloop.report.report_data import try_read
 from cirloop.types import EvalSplit, TrainSplit, UserError
 
 logger = logging.getLogger(__name__)
@@ -33,11 +34,15 @@ def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -
     Raises UserError for an artifact that was altered, OSError where the disk refuses.
     """
     train, evals, no_data = _splits(config, store, data)
+    file = store.directory / RESULTS
+    results = try_read(lambda: schema.read(file))[0] if file.exists() else None
+    stopped = results is not None and "stopped_early" in results
+    planned = [] if stopped else expected_artifacts(config, False)
     return report.write(
         report.ReportData(
             store.directory,
             frozenset(store.names),
-            [name for name in expected_artifacts(config, False) if name not in store.names],
+            [name for name in planned if name not in store.names],
             partial(_read, store),
             config.to_json(),
             config.data.protocol.reported,
@@ -47,6 +52,7 @@ def write_report(config: RunConfig, store: Store, data: Dataset | None = None) -
             config.runtime.compare_with,
             notices.of(config),
             notices.title(config),
+            results or {},
         )
     )
 
@@ -88,16 +94,20 @@ def _read(store: Store, name: str) -> dict[str, Any]:
     return schema.read(path / LOG) if path.is_dir() else store.load(name).read()
 
 
+def readable_data(config: RunConfig) -> Dataset:
+    """Open a run's data set for a page, which may lack any number of images."""
+    settings = config.data
+    if hasattr(settings, "allow_missing_images"):
+        settings = settings.model_copy(update={"allow_missing_images": ANY_NUMBER})
+    return settings.build(DataPaths(config.data_dir, config.cache, progress, config.train_dir))
+
+
 def _splits(
     config: RunConfig, store: Store, data: Dataset | None
 ) -> tuple[TrainSplit | None, Sequence[EvalSplit], str]:
     """Return the splits that artifacts were made of, and why there are none."""
-    settings = config.data
-    if hasattr(settings, "allow_missing_images"):
-        settings = settings.model_copy(update={"allow_missing_images": ANY_NUMBER})
-    places = DataPaths(config.data_dir, config.cache, progress, config.train_dir)
     try:
-        data = data or settings.build(places)
+        data = data or readable_data(config)
         train = (
             data.train if any(name.startswith("hard_negatives") for name in store.names) else None
         )

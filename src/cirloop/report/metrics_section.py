@@ -162,9 +162,7 @@ COMPARED = (
 
 def _compared(data: ReportData) -> list[Table]:
     """Return the table of comparisons, from `evaluation_results.json`."""
-    file = data.directory / RESULTS
-    content, _ = try_read(lambda: schema.read(file)) if file.exists() else (None, "")
-    compared = content["compared"] if content else []
+    compared = data.results.get("compared")
     if not compared:
         return []
     rows = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -53,20 +53,32 @@ def write(data: ReportData) -> Path:
         environment_section.section(data),
     ]
     write_figures(data.directory / FIGURES, sections)
-    text = _template().render(
-        name=data.directory.resolve().name,
+    name = data.directory.resolve().name
+    headlines = _headlines(data, evaluated)
+    more = {"name": name, "headlines": headlines, "evaluated": evaluated}
+    text = render("page.html.j2", data, sections, thumbnails, more)
+    write_text(path, text)
+    logger.debug("%s: %.1f MB in %.1f s", path, len(text) / 1e6, time.monotonic() - began)
+    return path
+
+
+def render(
+    template: str,
+    data: ReportData,
+    sections: Sequence[Section],
+    thumbnails: Thumbnails,
+    more: Mapping[str, object],
+) -> str:
+    """Return a page of sections, by a template of this directory; `more` is what else it needs."""
+    return _template(template).render(
         data=data,
         sections=sections,
-        headlines=_headlines(data, evaluated),
-        evaluated=evaluated,
         thumbnails=thumbnails,
         side=report_data.SIDE,
         limit=report_data.MAX_BYTES,
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
+        **more,
     )
-    write_text(path, text)
-    logger.debug("%s: %.1f MB in %.1f s", path, len(text) / 1e6, time.monotonic() - began)
-    return path
 
 
 def write_figures(directory: Path, sections: Sequence[Section]) -> None:
@@ -114,7 +126,7 @@ def _shown(value: object) -> object:
 
 
 @cache
-def _template() -> jinja2.Template:
+def _template(name: str = "page.html.j2") -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -124,4 +136,4 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.globals["style"] = Markup((HERE / "style.css").read_text("utf-8"))  # our own file
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)

@@ -78,7 +78,8 @@ def _examples(data: ReportData, pair: Pair, thumbnails: Thumbnails) -> Examples:
     rows = [(row, True) for row in evenly_spaced(won, MAX_QUERIES)]
     rows += [(row, False) for row in evenly_spaced(lost, MAX_QUERIES)]
     tops = [_tops(data, evaluation.name, [row for row, _ in rows]) for evaluation in pair]
-    cards = [_card(data, pair, row, is_won, tops, thumbnails) for row, is_won in rows]
+    titles = (f"Before ({pair[0].label})", f"After ({pair[1].label})")
+    cards = [card(data, pair, row, is_won, tops, thumbnails, titles) for row, is_won in rows]
     return Examples(
         f"{_title(pair)}: {len(won)} won, {len(lost)} lost", f"{len(cards)} shown", cards
     )
@@ -90,9 +91,17 @@ def _tops(data: ReportData, name: str, rows: Sequence[int]) -> Tops:
     return {row: tops[row][:NUM_SHOWN] for row in rows} if tops else {}
 
 
-def _card(
-    data: ReportData, pair: Pair, row: int, won: bool, tops: Sequence[Tops], thumbnails: Thumbnails
+def card(
+    data: ReportData,
+    pair: Pair,
+    row: int,
+    won: bool,
+    tops: Sequence[Tops],
+    thumbnails: Thumbnails,
+    titles: tuple[str, str],
 ) -> Card:
+    """Return the card of a query that the second evaluation of a pair won or lost; `titles` stand
+    above the best images of each."""
     split = data.eval_split
     query = QueryId(pair[0].queries[row])
     target = split.targets.get(query)
@@ -123,8 +132,8 @@ def _card(
         [("", split.text(query))],
         thumbnails.query(split, query),
         [
-            (f"Before ({pair[0].label})", best(tops[0].get(row))),
-            (f"After ({pair[1].label})", best(tops[1].get(row))),
+            (titles[0], best(tops[0].get(row))),
+            (titles[1], best(tops[1].get(row))),
         ],
         "Won" if won else "Lost",
         won,

@@ -35,7 +35,8 @@ class ReportData:
     of one (of a checkpoint its training log). `settings` are the run's as JSON, `headline` the
     metrics to draw. Where the data set cannot be read, `train` is None, `evals` is empty and
     `no_data` says why. `notices` are what a reader must know first, `mark` stands before titles,
-    and `control` is the directory of another run.
+    and `control` is the directory of another run. `results` is `evaluation_results.json`, empty
+    where that cannot be read.
     """
 
     directory: Path
@@ -50,6 +51,7 @@ class ReportData:
     control: Path | None = None
     notices: Sequence[str] = ()
     mark: str = ""
+    results: Mapping[str, Any] = field(default_factory=dict)
 
     def iterations(self, pattern: str) -> list[int]:
         """Return the iterations t whose artifact `pattern`, with {t} in it, is finished, in

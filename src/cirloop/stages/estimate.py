@@ -77,6 +77,8 @@ def _method_rows(config: RunConfig, data: Dataset) -> Rows:
         f"warm-up of {training.iteration_0_steps} steps, then {config.num_iterations} of"
         f" {training.steps_per_iteration} steps"
     )
+    if config.evaluation.early_stopping:
+        steps += f", fewer after {config.evaluation.early_stopping} without a better result on val"
     rows = (
         f"{training.batch_size} queries a step, {training.grad_cache_chunk_size or 'all'} rows at"
         " once"

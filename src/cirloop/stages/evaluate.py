@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from cirloop.artifacts.store import Artifact
 from cirloop.backbones import EmbedInput
 from cirloop.data.dataset import with_grey_images
 from cirloop.evaluation import protocols
+from cirloop.evaluation.best import best_of, is_out_of_patience
 from cirloop.evaluation.significance import compare_iterations
 from cirloop.retrieval.embed import query_items
 from cirloop.retrieval.images import ranks_of_images, scores_of_images, topk_images
@@ -18,6 +20,7 @@ from cirloop.stages.context import RunContext, Vectors
 from cirloop.stages.models import Embedder
 from cirloop.types import EvalSplit, ImageId, QueryId, UserError
 
+logger = logging.getLogger(__name__)
 Ablation = Literal["text", "image"] | None
 NUM_BEST = 10
 """Best images per query that an evaluation keeps."""
@@ -147,14 +150,40 @@ def _best_images(part: EvalSplit, vectors: Vectors, gallery: Vectors) -> list[li
     ]
 
 
-def summary(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary(evaluations: Sequence[dict[str, Any]], patience: int) -> dict[str, Any]:
     """Return evaluation_results.json: the evaluations without their queries' rows, each compared
-    with the one before."""
+    with the one before, the best iteration, and the round that early stopping ends the run after
+    (`patience`, in rounds)."""
     results = [
         {name: value for name, value in row.items() if name not in ("ranks", "top")}
         for row in evaluations
     ]
-    return {"schema": 4, "results": results, "compared": compare_iterations(evaluations)}
+    best = best_of(evaluations)
+    content = {"schema": 4, "results": results, "compared": compare_iterations(evaluations)}
+    if best is not None:
+        content["best"] = best.to_json()
+    if is_out_of_patience(evaluations, patience):
+        content["stopped_early"] = {"after": int(results[-1]["iteration"]), "patience": patience}
+    return content
+
+
+def stops_before(run: RunContext, t: int, evaluations: Sequence[dict[str, Any]]) -> bool:
+    """Return whether early stopping ends the run before round `t`, which it never does to a round
+    that is finished."""
+    patience = run.config.evaluation.early_stopping
+    is_finished = f"evaluation_iter_{t}.json" in run.store.names
+    best = best_of(evaluations)
+    if best is None or is_finished or not is_out_of_patience(evaluations, patience):
+        return False
+    logger.info(
+        "early stopping: the run ends after round %d of %d, since %d %s not improved: %s",
+        t - 1,
+        run.config.num_iterations,
+        patience,
+        "rounds in a row have" if patience > 1 else "round has",
+        best.describe(),
+    )
+    return True
 
 
 def predictions(

@@ -43,6 +43,7 @@ def check(config: RunConfig) -> Dataset:
         check_disk(config, data, problems)
     check_models(config, problems)
     _check_stages(config, problems)
+    _check_early_stopping(config, problems)
     _check_runtime(config.runtime, problems)
     if listed:
         rows = [asdict(row) for row in problems.rows]
@@ -115,6 +116,26 @@ def _check_stages(config: RunConfig, problems: ValidationReport) -> None:
     if config.mining.search != "exact" and config.model.multi_vector:
         problem = f"is for images of one vector; {config.model.type} gives several. Use exact"
         problems.add(f"mining.search {config.mining.search}", problem)
+
+
+def _check_early_stopping(config: RunConfig, problems: ValidationReport) -> None:
+    """Check that early stopping has evaluations on val to go by, and rounds to leave out."""
+    patience = config.evaluation.early_stopping
+    if not patience:
+        return
+    where = f"--early_stopping {patience}"
+    if config.evaluation.split != "val":
+        problems.add(
+            where,
+            f"goes by val, and evaluation.split is {config.evaluation.split}. Evaluate on val, and"
+            " in the end on the other by eval_iterative.py; or leave the flag out",
+        )
+    if patience >= config.num_iterations:
+        problems.add(
+            where,
+            f"is in rounds, and cannot end a run of --num_iterations {config.num_iterations} before"
+            " its last one. Give fewer, or more iterations",
+        )
 
 
 def _check_runtime(runtime: Runtime, problems: ValidationReport) -> None:

@@ -22,8 +22,7 @@ from pydantic import Field, ValidationError
 
 from cirloop.artifacts.atomic import write_json
 from cirloop.cli import entry
-from cirloop.cli.evaluate import BASE, select_iterations
-from cirloop.cli.runner import done_iterations
+from cirloop.cli.iterations import BASE, BEST, select_iteration
 from cirloop.config import cli, notices
 from cirloop.config.run import format_validation_error
 from cirloop.data.paths import DataPaths
@@ -46,8 +45,9 @@ class ExportConfig(cli.Flags):
 
     experiment_dir: Path
     """The run directory."""
-    iteration: str
-    """Whose model: `base`, or a finished iteration's number."""
+    iteration: str = BEST
+    """Whose model: `best` by the run's evaluations, a finished iteration's number, `last` or
+    `base`."""
     split: str = TRAIN
     """`train`, or another split of the run's data set, such as val."""
     what: Literal["both", "gallery", "queries"] = "both"
@@ -78,9 +78,7 @@ def export(options: ExportConfig) -> None:
         )
     config, store = run_directory(directory)
     notices.refuse_simulated(config, "whose vectors could be exported")
-    label, *more = select_iterations(options.iteration, done_iterations(store))
-    if more:
-        raise UserError(f"--iteration {options.iteration}: give one.")
+    label = select_iteration(options.iteration, store)
     data = config.open_data(DataPaths(config.data_dir, config.cache, progress, config.train_dir))
     splits: Sequence[TrainSplit | EvalSplit]
     splits = [data.train] if options.split == TRAIN else data.eval_splits(options.split)

@@ -120,7 +120,7 @@ class Events:
     @_as_message()
     def api(self, reference: str, text: str, iteration: str, k: int) -> dict[str, Any]:
         """Search with the id of an image of the gallery, a text, or both; empty ones are left out,
-        and an empty iteration is the last. `results` holds image, score and rank; `ms` is the time
+        and an empty iteration is the best. `results` holds image, score and rank; `ms` is the time
         it took."""
         label = self._engine.label(iteration or None)
         reference_image = self._reference(reference, None)
@@ -236,7 +236,9 @@ def about(engine: Engine) -> str:
     """Return as HTML what is searched with what, after what a reader must know of the models
     first."""
     notices = "".join(f"<p><strong>{_text(notice)}</strong></p>" for notice in engine.notices)
+    best = engine.best()
     scope = f"{len(engine.gallery.ids):,} images, with the models of {engine.directory}."
+    scope += f" Of these {best.describe()}." if best else ""
     return (
         f"{notices}<h1>Search {_text(engine.gallery.name)}</h1><p>{_text(scope)} Choose or upload"
         " an image, say what should be different, and press Enter.</p>"

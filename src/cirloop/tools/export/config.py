@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic_settings import SettingsConfigDict
 
+from cirloop.cli.iterations import BEST
 from cirloop.config import cli
 
 
@@ -17,8 +18,9 @@ class ExportConfig(cli.Flags):
 
     experiment_dir: Path
     """The run directory."""
-    iteration: str
-    """The number of a finished iteration; 0 is the warm-up."""
+    iteration: str = BEST
+    """Whose model: `best` by the run's evaluations, a finished iteration's number (0 is the
+    warm-up), or `last`."""
     format: Literal["adapter", "merged", "sentence-transformers"]
     """`adapter`: the LoRA for PEFT. `merged`: the whole model. `sentence-transformers`: the whole
     model for that."""

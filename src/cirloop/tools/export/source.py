@@ -11,8 +11,7 @@ from cirloop.artifacts.store import Artifact, Store
 from cirloop.backbones.config import BackboneConfig
 from cirloop.backbones.model_settings import VlmSettings
 from cirloop.backbones.weights import LORA_CONFIG
-from cirloop.cli.evaluate import BASE
-from cirloop.cli.runner import done_iterations
+from cirloop.cli.iterations import BASE, BEST, LAST, done_iterations, select_iteration
 from cirloop.config import notices
 from cirloop.config.run import RunConfig
 from cirloop.io import parse
@@ -65,6 +64,9 @@ def load_source(options: ExportConfig) -> ExportSource:
     notices.refuse_simulated(config, "to export")
     for notice in notices.of(config):
         logger.warning("%s", notice)
+    if options.iteration in (BEST, LAST):
+        label = select_iteration(options.iteration, store)
+        options = options.model_copy(update={"iteration": label})
     checkpoint = _checkpoint(store, options.iteration)
     trained = checkpoint is not None and adapter_path(checkpoint) is not None
     lora = checkpoint is None or (checkpoint.path / LORA_CONFIG).is_file()

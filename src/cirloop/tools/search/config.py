@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import SettingsConfigDict
 
+from cirloop.cli.iterations import BEST
 from cirloop.config import cli
 from cirloop.config.run import format_validation_error
 from cirloop.types import UserError
@@ -26,8 +27,9 @@ class SearchOptions(cli.Flags):
     """The run directory; the run may still be going on."""
     gallery: Path | None = None
     """A folder of images, with all below it; by default the gallery that the run evaluates on."""
-    iteration: str | None = None
-    """Whose model: `base`, or a finished iteration's number. By default the last finished one's."""
+    iteration: str = BEST
+    """Whose model: `best` by the run's evaluations, a finished iteration's number, `last` or
+    `base`."""
     allow_missing_images: int = Field(0, ge=0)
     """Images of the folder that may be unreadable; they are left out."""
     allow_symlinks: bool = False

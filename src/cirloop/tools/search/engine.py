@@ -23,10 +23,12 @@ from cirloop.backbones import EmbedInput
 from cirloop.backbones.base import Backbone
 from cirloop.backbones.features import VisionCache
 from cirloop.backbones.similarity import mean_pool, similarity
-from cirloop.cli.runner import done_iterations
+from cirloop.cli.iterations import BASE as BASE
+from cirloop.cli.iterations import BEST, done_iterations, find_best, select_iteration
 from cirloop.config import notices
 from cirloop.data import triplets
 from cirloop.data.images import BadImage, InlineImage, decode
+from cirloop.evaluation.best import Best
 from cirloop.retrieval.arrays import Floats, Vectors
 from cirloop.retrieval.dense import best_positions
 from cirloop.retrieval.embed import DecodedImages, embed_once
@@ -37,7 +39,6 @@ from cirloop.tools.search.index import Index, gallery_vectors
 from cirloop.types import ImageId, UserError
 
 logger = logging.getLogger(__name__)
-BASE = "base"
 MAX_TEXT = triplets.MAX_TEXT
 """Characters of a text."""
 MAX_FILE = 64 << 20
@@ -156,6 +157,7 @@ class Engine:
             self.gallery = of_folder(options.gallery, self._config, *allow)
         self._ids = frozenset(self.gallery.ids)
         self._searchers: OrderedDict[str, Searcher] = OrderedDict()
+        self._best: dict[frozenset[str], str] = {}
         self._lock = threading.Lock()
 
     def labels(self) -> list[str]:
@@ -163,13 +165,19 @@ class Engine:
         return [BASE, *map(str, done_iterations(run_directory(self.directory)[1]))]
 
     def label(self, iteration: str | None) -> str:
-        """Return the model asked for, or the last. Raises UserError for one that there is not."""
-        labels = self.labels()
-        if iteration is not None and iteration not in labels:
-            raise UserError(
-                f"--iteration {iteration}: there is none here. There are: {', '.join(labels)}."
-            )
-        return iteration or labels[-1]
+        """Return the model asked for, the best by now where that is None. Raises UserError for one
+        that there is not."""
+        store = run_directory(self.directory)[1]
+        if iteration not in (None, BEST):
+            return select_iteration(iteration, store)
+        names = frozenset(store.names)
+        if names not in self._best:
+            self._best = {names: select_iteration(BEST, store)}
+        return self._best[names]
+
+    def best(self) -> Best | None:
+        """Return what the best iteration is by now; None where none is evaluated."""
+        return find_best(run_directory(self.directory)[1])
 
     def load(self, label: str) -> Searcher:
         """Return the model and its index, loaded and brought up to date if they are not there

@@ -1,0 +1,1 @@
+"""`cirloop compare`: runs side by side, on the queries that they share."""
