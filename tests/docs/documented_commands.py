@@ -216,6 +216,11 @@ ROWS = (
         " --training.batch_size 8 --training.negatives.first_rank 1 --mining.anchors.num 4",
         makes=("experiments/clip_combiner_grocery_iterative/evaluation_results.json",),
     ),
+    Row(
+        f"{PYTHON} benchmarks/study_negatives.py --part table --data_dir data/grocery"
+        " --towers towers --triplets 600 --steps 100 --split val --seeds 5",
+        not_here="tests/benchmarks/test_scripts.py runs a toy of it",
+    ),
     # docs/rounds.md
     Row(
         f"{PYTHON} benchmarks/study_rounds.py --triplets 100 --arms control,anchors,anchors_once"
