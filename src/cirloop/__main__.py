@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import cirloop
+from cirloop.io.pipes import quiet_when_unread
 
 COMMANDS = {
     "train": ("cirloop.cli.train", "mine, caption, train and evaluate, round by round"),
@@ -56,6 +57,11 @@ def help_text() -> str:
 
 def main() -> None:
     """Run the subcommand that the command line names, and end the process with its exit code."""
+    with quiet_when_unread():
+        _main()
+
+
+def _main() -> None:
     argv = sys.argv[1:]
     name = argv[0] if argv else "--help"
     if name in ("--help", "-h", "help"):
