@@ -19,7 +19,10 @@ COMMANDS = {
     "mine": ("cirloop.tools.add_negatives.__main__", "hard negatives for samples, or from vectors"),
     "search": ("cirloop.tools.search.__main__", "search a folder of images with a run's model"),
     "demo": ("cirloop.tools.demo.__main__", "the same as a page in a browser"),
-    "export": ("cirloop.tools.export.__main__", "a run's model for PEFT or sentence-transformers"),
+    "export": (
+        "cirloop.tools.export.__main__",
+        "a run's model for PEFT or sentence-transformers, or vectors",
+    ),
     "import": ("cirloop.tools.import_table.__main__", "your own spreadsheet and photographs"),
     "init": ("cirloop.tools.init_config", "write a YAML of settings for a data set and a GPU"),
     "doctor": ("cirloop.tools.doctor", "what is installed, found and missing on this machine"),
