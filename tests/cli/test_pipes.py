@@ -14,8 +14,8 @@ from tests.commands import ROOT, environment
 COMMANDS = {
     "help": ("-m", "cirloop", "--help"),
     "doctor": ("-m", "cirloop", "doctor"),
-    "a command's help": ("-m", "cirloop", "train", "--help"),
-    "a script": ("train_iterative.py", "--help"),
+    "a command's help": ("-m", "cirloop", "init", "--help"),
+    "a module": ("-m", "cirloop.export", "--help"),
 }
 
 

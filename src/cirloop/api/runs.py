@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cirloop.validation import ValidationReport
 
 BASE = "base"
-MAX_IMAGES_SHOWN = 3
 
 
 def load_run(directory: str | Path, gallery: str | Path | None = None) -> Run:

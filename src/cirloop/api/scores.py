@@ -132,7 +132,8 @@ def _plain(rankings: Mapping[str, object]) -> dict[str, object]:
     for key, row in rankings.items():
         if isinstance(row, Mapping):
             plain[str(key)] = _plain(row)
+        elif isinstance(row, Iterable) and not isinstance(row, str):
+            plain[str(key)] = list(row)
         else:
-            is_text = isinstance(row, str) or not isinstance(row, Iterable)
-            plain[str(key)] = row if is_text else [*row]
+            plain[str(key)] = row
     return plain

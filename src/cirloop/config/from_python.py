@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cirloop.captioning.foundation import match_dtype
 from cirloop.config import recipes
 from cirloop.config.errors import format_errors
-from cirloop.config.run import METADATA_KEYS, RunConfig, complete
+from cirloop.config.run import RunConfig, complete
 from cirloop.negatives import below_strategy
 from cirloop.types import UserError
 
@@ -37,8 +37,7 @@ def configuration(
     content = recipes.merge(
         _content(settings, fast_mode=bool(changes.get("fast_mode"))), dict(changes)
     )
-    for name in ("fast_mode", *METADATA_KEYS):
-        content.pop(name, None)
+    content.pop("fast_mode", None)
     if isinstance(content.get("mining"), dict):
         content["mining"] = below_strategy(content["mining"])
     try:
