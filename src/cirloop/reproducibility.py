@@ -43,11 +43,12 @@ def prepare_process() -> None:
 def prepared_process() -> Iterator[None]:
     """Set up a process that is somebody else's, and put its environment and its filters of warnings
     back at the end."""
-    added = needed_variables()
+    before = dict(os.environ)
     with warnings.catch_warnings():
         prepare_process()
         try:
             yield
         finally:
-            for name in added:
-                os.environ.pop(name, None)
+            for name in os.environ.keys() - before.keys():
+                del os.environ[name]
+            os.environ.update(before)

@@ -139,7 +139,7 @@ ROWS = (
     ),
     Row(
         "python of docs/scaling.md",
-        swaps={"vectors": "vectors_parquet"},
+        swaps={f"vectors/{name}": f"vectors_parquet/{name}" for name in ("gallery", "queries")},
         not_here="" if find_spec("lancedb") else "lancedb is not installed",
         after=(VECTORS_AS_PARQUET,),
         says="_distance",
@@ -276,7 +276,7 @@ ROWS = (
     ),
     Row("python 3 of docs/python.md", after=(FROM_PYTHON,), says="shapes:val:"),
     Row("python 4 of docs/python.md", says="(20, 5)"),
-    Row("python 5 of docs/python.md", says="recall"),
+    Row("python 5 of docs/python.md", says="reference removed"),
     # docs/add_hard_negatives.md, docs/scaling.md
     Row(
         f"{PYTHON} add_hard_negatives.py --image-dir data/train_images --split train --k-nn 100"

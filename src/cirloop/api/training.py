@@ -18,19 +18,22 @@ def train(config: str | Path | Mapping[str, Any], **changes: object) -> Run:
     `changes` are laid over it, group by group: `experiment_dir="shop"`, `num_iterations=1`,
     `training={"batch_size": 16}`; `fast_mode=True` and `auto_resume=True` as on the command line. A
     used directory is refused without `auto_resume`. The closing tables are printed, and the stages
-    logged: to standard error where the program has set up no logging. Raises UserError with every
-    problem before work is spent.
+    logged: to standard error where the program has set up no logging. Random numbers drawn outside
+    go on as if nothing had run. Raises UserError with every problem before work is spent.
     """
     from cirloop.config.from_python import configuration
     from cirloop.distributed import launcher
 
     settings = configuration(config, changes)
     launcher.refuse_nested_launch(sys.argv)
+    import torch
+
     from cirloop.api.runs import load_run
     from cirloop.cli import runner
     from cirloop.monitoring.console import run_logging
     from cirloop.reproducibility import prepared_process
 
-    with prepared_process(), run_logging():
+    devices = range(torch.cuda.device_count())
+    with prepared_process(), run_logging(), torch.random.fork_rng(devices):
         runner.run(settings)
     return load_run(settings.directory)
