@@ -21,6 +21,7 @@ from study_rounds import RECALLS, STUDY
 
 from cirloop.cli import runner
 from cirloop.monitoring.console import table
+from cirloop.reproducibility import prepare_process
 
 DTYPES = ("float32", "base")
 
@@ -66,4 +67,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

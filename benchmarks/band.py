@@ -17,6 +17,7 @@ import numpy as np
 from cirloop.negatives import Band, MiningSettings
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.miner import MiningInputs, mine
+from cirloop.reproducibility import prepare_process
 
 
 def loop(scores_G: np.ndarray, target: int) -> list[int]:
@@ -80,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

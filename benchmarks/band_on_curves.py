@@ -16,6 +16,7 @@ import numpy as np
 
 from cirloop.monitoring.console import table
 from cirloop.negatives.strategies.band import band
+from cirloop.reproducibility import prepare_process
 
 RIGHT = 10
 
@@ -85,4 +86,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -45,6 +45,7 @@ from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.foundation import Qwen2VLFoundation
 from cirloop.data.images import FileImages
+from cirloop.reproducibility import prepare_process
 
 Texts = list[list[str]]
 WIDER = 4.0
@@ -160,4 +161,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

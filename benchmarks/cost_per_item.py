@@ -33,6 +33,7 @@ from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.config.run import RunConfig, load
 from cirloop.data.paths import DataPaths
 from cirloop.monitoring.console import table
+from cirloop.reproducibility import prepare_process
 from cirloop.retrieval.embed import embed, query_items
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,4 +134,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -43,6 +43,7 @@ from _model import (
 
 from cirloop.backbones import EmbedInput
 from cirloop.backbones.base import ImageFeatures
+from cirloop.reproducibility import prepare_process
 from cirloop.retrieval.embed import embed
 from cirloop.types import ImageId
 
@@ -196,4 +197,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -46,6 +46,7 @@ from _model import (
 )
 
 from cirloop.backbones import EmbedInput
+from cirloop.reproducibility import prepare_process
 from cirloop.retrieval.embed import embed
 
 TEMPERATURE = 0.02
@@ -252,4 +253,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

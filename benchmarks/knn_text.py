@@ -28,6 +28,7 @@ from cirloop.negatives.knn_text_samples import (
     neighbours,
 )
 from cirloop.negatives.strategies.knn_text import thresholds
+from cirloop.reproducibility import prepare_process
 
 
 class Loop:
@@ -220,4 +221,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -30,6 +30,7 @@ from cirloop.negatives import STRATEGIES as BY_TYPE
 from cirloop.negatives import MiningSettings
 from cirloop.negatives.base import MiningContext, Strategy
 from cirloop.negatives.miner import MiningInputs, mine
+from cirloop.reproducibility import prepare_process
 from cirloop.stages.exclusions import barred_rows
 from cirloop.types import Gallery, ImageId, Query, QueryId, TrainSplit, Triplet
 
@@ -226,4 +227,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

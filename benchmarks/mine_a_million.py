@@ -141,4 +141,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from cirloop.reproducibility import prepare_process
+
+    prepare_process()
     main()

@@ -24,6 +24,7 @@ import torch
 from cirloop.negatives import Margin, MiningSettings, TopK
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.miner import MiningInputs, mine
+from cirloop.reproducibility import prepare_process
 
 
 class Stub:
@@ -147,4 +148,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

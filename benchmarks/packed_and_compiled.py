@@ -34,6 +34,7 @@ from _model import SIZES, report, write_model
 from cirloop.backbones import EmbedInput, LoraSettings, Qwen2VLSettings
 from cirloop.backbones.base import Grid, ImageFeatures
 from cirloop.distributed.worker import create_accelerator
+from cirloop.reproducibility import prepare_process
 from cirloop.retrieval.embed import embed
 from cirloop.training.batches import BatchSampler
 from cirloop.training.config import TrainingSettings
@@ -206,4 +207,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

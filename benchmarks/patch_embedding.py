@@ -21,6 +21,7 @@ from torch import nn
 
 from cirloop.backbones.patches import product_of
 from cirloop.monitoring.console import table
+from cirloop.reproducibility import prepare_process
 
 SIZES = {"Qwen2-VL": ((3, 2, 14, 14), 1280, False), "Qwen3-VL": ((3, 2, 16, 16), 1024, True)}
 """Channels, frames, height and width of a patch; width of the tower; whether there is a bias."""
@@ -77,4 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -161,4 +161,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    from cirloop.reproducibility import prepare_process
+
+    prepare_process()
     main()

@@ -204,4 +204,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from cirloop.reproducibility import prepare_process
+
+    prepare_process()
     main()

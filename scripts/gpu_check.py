@@ -50,6 +50,7 @@ from cirloop.captioning.batched_captioner import BatchedCaptioner
 from cirloop.captioning.config import CaptioningSettings
 from cirloop.captioning.foundation import Qwen2VLFoundation
 from cirloop.monitoring import oom, profiling
+from cirloop.reproducibility import prepare_process
 from cirloop.retrieval.embed import embed
 from cirloop.types import UserError
 
@@ -398,4 +399,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

@@ -74,6 +74,7 @@ from cirloop.data.shapes.scene import (
     results,
 )
 from cirloop.data.shapes.splits import LOOSE_PERCENT, build_splits, family, split_scenes
+from cirloop.reproducibility import prepare_process
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 QUERY = IMAGE + "\nGiven an image, find a similar everyday image with the described changes: {text}"
@@ -963,4 +964,5 @@ def learning_rate(step: int, args) -> float:
 
 
 if __name__ == "__main__":
+    prepare_process()
     main()

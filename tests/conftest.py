@@ -19,6 +19,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+from cirloop.reproducibility import prepare_process
 from tests.tiers import in_share
 
 # Of every property test 30 examples, the same ones each time; with `--hypothesis-profile full` 500
@@ -27,6 +28,7 @@ common = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("default", common, max_examples=30, derandomize=True)
 settings.register_profile("full", common, max_examples=500, derandomize=False, print_blob=True)
 settings.load_profile("default")
+prepare_process()  # as each command does, before anything is computed
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

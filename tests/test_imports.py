@@ -20,6 +20,7 @@ ROOMS = {"data", "backbones", "retrieval", "negatives", "captioning", "training"
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "types": set(),
+    "reproducibility": set(),
     "io": {"types"},
     "config.base": set(),
     "validation": {"types", "io"},
@@ -33,13 +34,16 @@ ALLOWED: dict[str, set[str]] = {
     "negatives": BASE | {"retrieval"},
     "evaluation": BASE | {"retrieval"},
     "config": BASE | ROOMS,
-    "distributed": BASE | ROOMS | {"config"},
+    "distributed": BASE | ROOMS | {"config", "reproducibility"},
     "stages": BASE | ROOMS | {"config", "distributed"},
     "loop": BASE | {"config", "stages"},
     "report": BASE | {"config", "data", "loop"},
-    "cli": BASE | ROOMS | {"config", "distributed", "stages", "loop", "report"},
+    "cli": BASE | ROOMS | {"reproducibility", "config", "distributed", "stages", "loop", "report"},
     "tools": BASE | ROOMS | {"config", "distributed", "stages", "loop", "report", "cli"},
-    "commands": {"cli", "tools"},
+    "commands": {"io", "cli", "tools"},
+    "api": BASE
+    | ROOMS
+    | {"reproducibility", "config", "distributed", "stages", "loop", "report", "cli", "tools"},
 }
 """Room or top module of cirloop -> what it may import, besides itself. A new one is entered here
 first."""

@@ -1,13 +1,40 @@
-"""cirloop: an iterative trainer for composed image retrieval (CIR)."""
+"""cirloop: an iterative trainer for composed image retrieval (CIR).
 
-import os
-from pathlib import Path
+The names of `__all__` are the API (docs/python.md). `import cirloop` loads none of what they need
+and changes nothing in the process.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cirloop.api.datasets import load_dataset
+    from cirloop.api.negatives import mine_negatives
+    from cirloop.api.runs import load_run
+    from cirloop.api.scores import evaluate
+    from cirloop.api.training import train
+    from cirloop.types import UserError
 
 __version__ = "0.1.0"
+API = {
+    "UserError": "cirloop.types",
+    "evaluate": "cirloop.api.scores",
+    "load_dataset": "cirloop.api.datasets",
+    "load_run": "cirloop.api.runs",
+    "mine_negatives": "cirloop.api.negatives",
+    "train": "cirloop.api.training",
+}
+"""Name of the API -> the module that has it."""
+__all__ = ["UserError", "evaluate", "load_dataset", "load_run", "mine_negatives", "train"]
 
-CPU = Path("/proc/cpuinfo")
-if CPU.exists() and "GenuineIntel" in CPU.read_text("utf-8"):
-    # A row of a matrix product then has the same bits whatever rows are beside it, so no batch size
-    # changes a result. MKL reads this at its first call. Other vendors' processors would get slower
-    # code by it.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+def __getattr__(name: str) -> object:
+    """Return a name of the API, whose module is imported now."""
+    if name not in API:
+        raise AttributeError(f"module 'cirloop' has no attribute {name!r}")
+    return getattr(importlib.import_module(API[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the names of the API beside those that are loaded."""
+    return sorted({*globals(), *API})

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import cirloop
+from cirloop.io.pipes import quiet_when_unread
 
 COMMANDS = {
     "train": ("cirloop.cli.train", "mine, caption, train and evaluate, round by round"),
@@ -18,7 +19,10 @@ COMMANDS = {
     "mine": ("cirloop.tools.add_negatives.__main__", "hard negatives for samples, or from vectors"),
     "search": ("cirloop.tools.search.__main__", "search a folder of images with a run's model"),
     "demo": ("cirloop.tools.demo.__main__", "the same as a page in a browser"),
-    "export": ("cirloop.tools.export.__main__", "a run's model for PEFT or sentence-transformers"),
+    "export": (
+        "cirloop.tools.export.__main__",
+        "a run's model for PEFT or sentence-transformers, or vectors",
+    ),
     "compare": ("cirloop.tools.compare.__main__", "runs side by side, with tests of what differs"),
     "import": ("cirloop.tools.import_table.__main__", "your own spreadsheet and photographs"),
     "init": ("cirloop.tools.init_config", "write a YAML of settings for a data set and a GPU"),
@@ -57,6 +61,11 @@ def help_text() -> str:
 
 def main() -> None:
     """Run the subcommand that the command line names, and end the process with its exit code."""
+    with quiet_when_unread():
+        _main()
+
+
+def _main() -> None:
     argv = sys.argv[1:]
     name = argv[0] if argv else "--help"
     if name in ("--help", "-h", "help"):

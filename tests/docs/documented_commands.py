@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 RUN, PYTHON = "./run_iterative_training.sh", ".venv/bin/python"
 SHAPES = (
@@ -52,6 +53,10 @@ class Row:
     """Files that are there afterwards."""
 
 
+VECTORS_AS_PARQUET = (
+    f"{PYTHON} -m cirloop.export_vectors --experiment_dir RUN --iteration 3 --split test"
+    " --format parquet --rows_per_file 1000000 --output vectors"
+)
 FAST = f"{RUN} --fast_mode"
 FAST_1 = f"{RUN} --fast_mode --seed 1 --experiment_dir experiments/fast_1"
 CIRR = f"{RUN} --config configs/cirr_qwen2_vl.yaml --data_dir data/cirr"
@@ -90,6 +95,11 @@ SWEEP = (
 BENCHMARK = "--size small --tokens 16 --threads 1 --repeats 1"
 MADE = "experiments/qwen2_vl_shapes_iterative/evaluation_results.json"
 
+SMALL_RUN = """fast_mode=True, num_iterations=1,
+    data={"train_families": 3, "train_triplets": 12, "eval_families": 3},
+    training={"iteration_0_steps": 2, "steps_per_iteration": 2, "batch_size": 3}"""
+FROM_PYTHON = "python 2 of docs/python.md"
+
 ROWS = (
     # README.md
     Row(FAST, f"{SHAPES} {SHORT} --num_iterations 1", says="recall@1", makes=(MADE,)),
@@ -122,8 +132,7 @@ ROWS = (
         makes=("vectors_npy/targets.npy", "vectors_npy/export.json"),
     ),
     Row(
-        f"{PYTHON} -m cirloop.export_vectors --experiment_dir RUN --iteration 3 --split test"
-        " --format parquet --rows_per_file 1000000 --output vectors",
+        VECTORS_AS_PARQUET,
         swaps={
             "RUN": "experiments/fast_1",
             "--iteration 3": "--iteration 2",
@@ -131,6 +140,19 @@ ROWS = (
         },
         after=(FAST_1,),
         makes=("vectors_parquet/gallery/00000.parquet",),
+    ),
+    Row(
+        f"{PYTHON} -m cirloop.export --vectors --experiment_dir DIR --iteration 1 --output V",
+        swaps={"DIR": "experiments/fast_1", "V": "vectors_of_export"},
+        after=(FAST_1,),
+        makes=("vectors_of_export/queries/00000.npy",),
+    ),
+    Row(
+        "python of docs/scaling.md",
+        swaps={f"vectors/{name}": f"vectors_parquet/{name}" for name in ("gallery", "queries")},
+        not_here="" if find_spec("lancedb") else "lancedb is not installed",
+        after=(VECTORS_AS_PARQUET,),
+        says="_distance",
     ),
     Row(f"{RUN} --experiment_dir experiments/fast_1 --auto_resume", "", after=(FAST_1,)),
     Row(
@@ -259,6 +281,17 @@ ROWS = (
         " data/cirr --output_file OUT.json",
         makes=("OUT.json",),
     ),
+    # docs/python.md
+    Row("python of docs/python.md", says="shapes:train:"),
+    Row(
+        FROM_PYTHON,
+        swaps={"fast_mode=True": SMALL_RUN},
+        says="recall@1",
+        makes=("experiments/from_python/report.html",),
+    ),
+    Row("python 3 of docs/python.md", after=(FROM_PYTHON,), says="shapes:val:"),
+    Row("python 4 of docs/python.md", says="(20, 5)"),
+    Row("python 5 of docs/python.md", says="reference removed"),
     # docs/add_hard_negatives.md, docs/scaling.md
     Row(
         f"{PYTHON} add_hard_negatives.py --image-dir data/train_images --split train --k-nn 100"
@@ -445,6 +478,10 @@ ROWS = (
             not_here="tests/export runs it, as it stands on the card",
         )
         for number in ("", "2 ", "3 ")
+    ),
+    Row(
+        "python 4 of docs/export.md",
+        not_here="it downloads CIRR; tests/export/test_mteb.py runs a task of drawn images",
     ),
     Row("pip install -e '.[trackers]'", not_here="it is an installation"),
     # docs/install.md, docs/own-data.md

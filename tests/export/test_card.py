@@ -193,11 +193,12 @@ def test_a_licence_that_nobody_states_is_left_open(run: Path, tmp_path: Path) ->
 
 
 def test_the_page_shows_the_code_of_the_cards(run: Path) -> None:
-    blocks = [
+    *blocks, evaluated = [
         token.content
         for token in MarkdownIt().parse(PAGE.read_text("utf-8"))
         if token.info == "python"
     ]
+    assert "mteb.evaluate(" in evaluated
     shown = []
     for export_format in ("sentence-transformers", "adapter"):
         source = source_of(run, export_format, push_to_hub="me/my-embedder")

@@ -23,6 +23,7 @@ from cirloop.tools.export.__main__ import main
 from cirloop.tools.export.config import ExportConfig
 from cirloop.tools.export.source import load_source
 from cirloop.types import UserError
+from tests.commands import python
 
 
 def export(run: Path, *more: str, iteration: str = "1", export_format: str = "adapter") -> None:
@@ -40,6 +41,45 @@ def export(run: Path, *more: str, iteration: str = "1", export_format: str = "ad
 def test_iterations_that_are_not_there(iteration: str, says: str, run: Path) -> None:
     with pytest.raises(UserError, match=rf"{says}.*There are: 0, 1\.\nNothing was written"):
         export(run, iteration=iteration)
+
+
+def test_a_package_that_a_format_needs_is_named_before_anything_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cirloop.tools.export.config.missing", lambda lines: lines)
+    needs = r"needs the package sentence-transformers>=6\.0: pip install.*--format merged"
+    with pytest.raises(UserError, match=needs):
+        export(tmp_path / "no run", export_format="sentence-transformers")
+    with pytest.raises(UserError, match="no run directory"):
+        export(tmp_path / "no run", export_format="merged")
+
+
+def test_a_missing_package_is_found_without_torch() -> None:
+    code = """
+import sys
+from importlib import metadata
+def absent(name): raise metadata.PackageNotFoundError(name)
+metadata.version = absent
+from cirloop.tools.export.__main__ import main
+try:
+    main("--experiment_dir x --iteration 1 --format sentence-transformers".split())
+except ValueError as error:
+    print(type(error).__name__, "torch" in sys.modules, error)
+"""
+    assert python("-c", code).stdout.startswith("UserError False --format sentence-transformers")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--vectors"], "(?s)3 problems.*experiment_dir.*iteration.*output"),
+        (["--vectors", "--format", "adapter"], "(?s)format: Input should be 'npy' or 'parquet'"),
+        (["--split", "val"], "--split"),
+    ],
+)
+def test_vectors_have_flags_of_their_own(words: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        main(words)
 
 
 def unfinished(small: Any, place: Path, **changes: Any) -> Path:

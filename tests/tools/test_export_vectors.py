@@ -15,9 +15,11 @@ from cirloop.cli.mine_embeddings import main as mine_vectors
 from cirloop.config.run import RunConfig, save
 from cirloop.negatives.base import MiningContext
 from cirloop.negatives.miner import mine
+from cirloop.retrieval.topk import topk
 from cirloop.retrieval.vectors import open_vectors
 from cirloop.stages.context import RunContext
 from cirloop.stages.mine import mining_inputs
+from cirloop.tools.export.__main__ import main as export_command
 from cirloop.tools.export_embeddings import ExportConfig, main, write, write_parquet
 from cirloop.types import UserError
 
@@ -114,6 +116,53 @@ def test_a_vector_is_a_list_of_fixed_size(tmp_path: Path) -> None:
     assert one["id"].to_pylist() == ["a", "b", "c"]
     assert one["vector"].to_pylist() == made[:, 0].tolist()
     assert several["vector"].to_pylist() == made.tolist()
+
+
+@pytest.mark.parametrize("per_image", [None, 3], ids=["one vector", "several"])
+def test_a_database_finds_the_same_ten(per_image: int | None, tmp_path: Path) -> None:
+    """LanceDB, from two files as they are; of several vectors an image's most similar one counts,
+    for it as here."""
+    lancedb = pytest.importorskip("lancedb", reason="lancedb is not installed")
+    dataset = pytest.importorskip("pyarrow.dataset")
+    random = np.random.default_rng(0)
+    shape = (300, 16) if per_image is None else (300, per_image, 16)
+    gallery = random.normal(size=shape).astype(np.float32)
+    gallery /= np.linalg.norm(gallery, axis=-1, keepdims=True)
+    queries = random.normal(size=(5, 16)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=-1, keepdims=True)
+    ids = [f"image {number}" for number in range(300)]
+    options = ExportConfig(
+        experiment_dir=tmp_path,
+        iteration="0",
+        output=tmp_path,
+        rows_per_file=200,
+        format="parquet",
+    )
+    write(tmp_path, "gallery", ids, gallery, options)
+    database = lancedb.connect(tmp_path / "lance")
+    table = database.create_table("images", dataset.dataset(tmp_path / "gallery"))
+    rows_QK, scores_QK = topk(queries, gallery, 10)
+    for query, rows, scores in zip(queries, rows_QK, scores_QK, strict=True):
+        best = table.search(query).distance_type("cosine").limit(10).to_list()
+        assert [row["id"] for row in best] == [ids[row] for row in rows]
+        assert [1 - row["_distance"] for row in best] == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.full
+def test_vectors_of_a_run_are_searched_by_a_database(config: RunConfig, tmp_path: Path) -> None:
+    lancedb = pytest.importorskip("lancedb", reason="lancedb is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    made = tmp_path / "vectors"
+    flags = f"--vectors --iteration base --split val --format parquet --output {made}"
+    export_command(["--experiment_dir", str(config.directory), *flags.split()])
+    gallery, queries = (parquet.read_table(made / name) for name in ("gallery", "queries"))
+    table = lancedb.connect(tmp_path / "lance").create_table("images", gallery)
+    vectors = [np.array(each["vector"].to_pylist(), np.float32) for each in (queries, gallery)]
+    rows_QK, _ = topk(vectors[0], vectors[1], 10)
+    ids = gallery["id"].to_pylist()
+    for query, rows in zip(vectors[0], rows_QK, strict=True):
+        best = table.search(query).distance_type("dot").limit(10).to_list()
+        assert [row["id"] for row in best] == [ids[row] for row in rows]
 
 
 def test_files_of_so_many_rows(tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-RUN_STARTED_AT = int(os.environ.setdefault("CIRLOOP_RUN_STARTED_AT", str(int(time.time()))))
-"""Start of the run in seconds; child processes take it from the environment."""
+RUN_STARTED_VARIABLE = "CIRLOOP_RUN_STARTED_AT"
+RUN_STARTED_AT = int(os.environ.get(RUN_STARTED_VARIABLE, time.time()))
+"""Start of the run in seconds; launched processes take it from the environment that they get."""
 
 
 class Shard(Protocol):

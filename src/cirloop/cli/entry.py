@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Callable
 
 from cirloop.artifacts.fs import os_error_hint
+from cirloop.io.pipes import quiet_when_unread
 from cirloop.io.redact import sanitize
 from cirloop.monitoring import live, preemption
 from cirloop.monitoring.console import start_logging
+from cirloop.reproducibility import prepare_process
 from cirloop.types import UserError
 
 ASCII_FALLBACK = "cirloop.signs"
@@ -45,7 +47,14 @@ codecs.register_error(ASCII_FALLBACK, _encode_as_ascii)
 
 def main_wrapper(main: Callable[[], None]) -> None:
     """Run a command. A UserError, and a disk that is full, failing or shut, ends it with a message
-    and exit code 2, an interrupt with 130, and a run that was asked to stop by SIGTERM with 75."""
+    and exit code 2, an interrupt with 130, and a run that was asked to stop by SIGTERM with 75. One
+    whose output nobody reads any more ends with 141."""
+    with quiet_when_unread():
+        _run(main)
+
+
+def _run(main: Callable[[], None]) -> None:
+    prepare_process()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -37,7 +37,7 @@ def score_rankings(
         raise UserError(
             f"--submission: {benchmark} has no server; {' and '.join(submission.BENCHMARKS)} have."
         )
-    parts = _load_queries(eval_dataset, data_dir, gallery)
+    parts = load_queries(eval_dataset, data_dir, gallery)
     labelled = all(part.relevance is not None for part in parts)
     if not labelled and benchmark not in submission.BENCHMARKS:
         raise UserError(
@@ -54,9 +54,9 @@ def score_rankings(
     problems.raise_if_any(
         f"--submission: the server of {benchmark} would refuse it. Rank more images in --rankings."
     )
-    result = _describe_data(eval_dataset, parts, rankings)
+    result = describe_data(eval_dataset, parts, rankings)
     if labelled:
-        result |= _scores(parts, rankings, metric)
+        result |= scores(parts, rankings, metric)
         _print_scores(eval_dataset, result)
     else:
         result["note"] = "no published targets, so no scores"
@@ -69,7 +69,7 @@ def score_rankings(
     return result
 
 
-def _load_queries(
+def load_queries(
     eval_dataset: str, data_dir: Path, gallery: Literal["original", "union"]
 ) -> list[LabeledQueries]:
     """Load the queries of each part of a split. Raises UserError with every problem."""
@@ -83,7 +83,7 @@ def _load_queries(
     return parts
 
 
-def _describe_data(
+def describe_data(
     eval_dataset: str, parts: Sequence[LabeledQueries], rankings: Rankings
 ) -> dict[str, Any]:
     """Return what the result says beside its scores."""
@@ -109,7 +109,11 @@ def _print_scores(eval_dataset: str, result: dict[str, Any]) -> None:
     table(title, ("metric", "value"), rows)
 
 
-def _scores(parts: Sequence[LabeledQueries], rankings: Rankings, metric: str) -> dict[str, Any]:
+def scores(parts: Sequence[LabeledQueries], rankings: Rankings, metric: str = "") -> dict[str, Any]:
+    """Return metrics and standard errors as fractions by name, and a note where there is one.
+
+    `metric` is the only kind of recall that the rankings are for, "" for all.
+    """
     ranks = {
         q.id: ranks_in(rankings[q.id], part.relevant_images(q))
         for part in parts

@@ -22,6 +22,8 @@ from cirloop.types import UserError
 from cirloop.validation import ValidationFailed, ValidationReport
 
 S = TypeVar("S", bound=BaseSettings)
+MODES = ("--vectors",)
+"""Flags that choose another set of flags, for messages."""
 
 
 class Flags(FlagSettings):
@@ -41,7 +43,7 @@ def program(script: str) -> str:
     invoked = Path(sys.argv[0])
     by_module = invoked.name == "__main__.py" and invoked.parent.name == "cirloop"
     if len(sys.argv) > 1 and (invoked.name == "cirloop" or by_module):
-        return f"cirloop {sys.argv[1]}"
+        return " ".join(["cirloop", sys.argv[1], *(word for word in MODES if word in sys.argv)])
     return script
 
 

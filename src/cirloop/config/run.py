@@ -226,12 +226,6 @@ def load(arguments: Sequence[str], default_config: Path) -> RunConfig:
             config.foundation, config.model, by_flag="model" in command_line.dtypes
         )
         config = config.model_copy(update={"foundation": foundation})
-    secrets = ", ".join(secrets_in(config.to_json()))
-    if secrets:
-        raise UserError(
-            f"{secrets}: a secret, and settings are copied to {config.directory}. Give tokens as"
-            " HF_TOKEN."
-        )
     return config if config.report_only else complete(config)
 
 
@@ -249,14 +243,16 @@ def _change_types(content: dict[str, Any], types: Mapping[str, str]) -> None:
 def complete(config: RunConfig) -> RunConfig:
     """Add the usual place of the data, and drop a model that is missing where that is allowed.
 
-    Raises UserError for `tiny` on photographs where nobody named it, and for a data directory that
-    is not read.
+    Raises UserError for `tiny` on photographs where nobody named it, for a data directory that is
+    not read, and for a secret among the settings.
     """
-    if config.data_dir is not None and config.data.type == recipes.DRAWN:
+    secrets = ", ".join(secrets_in(config.to_json()))
+    if secrets:
         raise UserError(
-            f"--data_dir {config.data_dir}: the data set is `shapes`, which is drawn and reads no"
-            f" files. {own.how_to_start(config.data_dir)}"
+            f"{secrets}: a secret, and settings are copied to {config.directory}. Give tokens as"
+            " HF_TOKEN."
         )
+    own.refuse_unread(config.data.type, config.data_dir)
     notices.refuse_unnamed(config)
     if config.retrieval_fallback == "simulated" and config.retrieval == "real":
         config = simulated.fall_back(config)

@@ -174,8 +174,7 @@ def decode(file: ImageFile) -> Image.Image:
                 _check_size(image)
                 image.load()
                 _check_size(image)  # some formats tell their size only after loading
-                rotated = image.getexif().get(ORIENTATION, 1) != 1
-                return _to_rgb(ImageOps.exif_transpose(image) if rotated else image)
+                return upright_rgb(image)
     except FileNotFoundError:
         raise BadImage(NOT_THERE) from None
     except PermissionError:
@@ -189,6 +188,24 @@ def decode(file: ImageFile) -> Image.Image:
         raise
     except DECODER_ERRORS as error:
         raise BadImage(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return a loaded image upright, as RGB, on white where it is transparent. Raises BadImage."""
+    rotated = image.getexif().get(ORIENTATION, 1) != 1
+    return _to_rgb(ImageOps.exif_transpose(image) if rotated else image)
+
+
+def in_memory(image: Image.Image, name: str) -> InlineImage:
+    """Return an image of Pillow's as a file with it would be read. Raises BadImage."""
+    _check_size(image)
+    file = io.BytesIO()
+    try:
+        upright_rgb(image).save(file, "PNG")
+    except DECODER_ERRORS as error:
+        raise BadImage(f"cannot be decoded ({error})") from None
+    content = file.getvalue()
+    return InlineImage(name, hashlib.sha256(content).hexdigest(), lambda: content)
 
 
 def _describe_unknown(content: bytes) -> str:

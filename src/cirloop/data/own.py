@@ -180,6 +180,15 @@ def _form(path: Path) -> str:
     return f", {form}" if form else ""
 
 
+def refuse_unread(data_set: str, data_dir: Path | None) -> None:
+    """Raise UserError for a directory that `shapes`, which is drawn, would not read."""
+    if data_dir is not None and data_set == "shapes":
+        raise UserError(
+            f"--data_dir {data_dir}: the data set is `shapes`, which is drawn and reads no"
+            f" files. {how_to_start(data_dir)}"
+        )
+
+
 def how_to_start(place: Path) -> str:
     """Say how a run starts on the user's own data in `place`, a directory or a file."""
     folder = place if place.is_dir() else place.parent

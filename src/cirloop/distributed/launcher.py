@@ -23,6 +23,7 @@ from cirloop.distributed import jobs
 from cirloop.distributed.jobs import Job, ShardJob, TrainJob
 from cirloop.io import parse
 from cirloop.monitoring import events, preemption
+from cirloop.reproducibility import needed_variables
 from cirloop.types import UserError
 
 NODE = "NODE"
@@ -256,13 +257,16 @@ def worker_environment(deepspeed: Path | None = None) -> dict[str, str]:
     there is no GPU."""
     import torch
 
+    from cirloop.backbones.tensor_cache import RUN_STARTED_AT, RUN_STARTED_VARIABLE
+
     paths = os.pathsep.join(
         filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     )
     cpu = (
         {"DS_ACCELERATOR": "cpu"} if deepspeed is not None and not torch.cuda.is_available() else {}
     )
-    return {**os.environ, "PYTHONPATH": paths, **cpu}
+    started = {RUN_STARTED_VARIABLE: str(RUN_STARTED_AT)}
+    return {**os.environ, **needed_variables(), **started, "PYTHONPATH": paths, **cpu}
 
 
 def _flags(runtime: Runtime, nodes: int) -> list[str]:

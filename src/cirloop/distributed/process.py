@@ -18,6 +18,7 @@ from cirloop.artifacts.atomic import write_text
 from cirloop.artifacts.fs import os_error_hint
 from cirloop.monitoring import live
 from cirloop.monitoring.console import RedactingFormatter, start_logging
+from cirloop.reproducibility import prepare_process
 from cirloop.types import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def rank() -> int:
 def serve(job: Job, work: Callable[[], None]) -> None:
     """Do the `work` of a job in this process. The message of a UserError is left for the driver,
     and the exit code is `USER_ERROR` then."""
+    prepare_process()
     start_logging(plain=rank() != 0)
     exit_with_parent(job.driver)
     try:

@@ -27,8 +27,13 @@ def read(
     What is wrong is added to `problems`.
     """
     content = problems.json(path)
-    if content is None:
-        return {}, ""
+    return ({}, "") if content is None else check(content, path, parts, problems)
+
+
+def check(
+    content: object, path: object, parts: Sequence[LabeledQueries], problems: ValidationReport
+) -> tuple[dict[QueryId, list[ImageId]], str]:
+    """Return what `read` does, of what a file holds; `path` stands for it in messages."""
     if not isinstance(content, dict):
         problems.add(path, "must be an object {query id: [image ids, best first]}")
         return {}, ""
@@ -62,7 +67,7 @@ def read(
 
 
 def _part(
-    path: Path, part: LabeledQueries, rows: Mapping[str, object], problems: ValidationReport
+    path: object, part: LabeledQueries, rows: Mapping[str, object], problems: ValidationReport
 ) -> dict[QueryId, list[ImageId]]:
     """Check and return the rankings of one category; a query without one is left out."""
     where = f"{path} {part.category}".rstrip()

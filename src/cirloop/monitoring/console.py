@@ -52,6 +52,28 @@ def start_logging(plain: bool = False) -> None:
     logger.setLevel(logging.INFO)
 
 
+@contextmanager
+def run_logging() -> Iterator[None]:
+    """Log the lines of a run that another program starts: by its handlers, or where it has none to
+    standard error. All is put back at the end."""
+    root = logging.getLogger()
+    level = logger.level
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: not getattr(record, "aside", False))
+    added = [] if root.handlers else [handler]
+    try:
+        for new in added:
+            root.addHandler(new)
+        if level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+        yield
+    finally:
+        for new in added:
+            root.removeHandler(new)
+        logger.setLevel(level)
+
+
 def progress(items: Iterable[T], title: str) -> Iterator[T]:
     """Yield `items` and emit `bar` events, which the live display shows.
 

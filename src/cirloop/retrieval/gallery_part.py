@@ -10,7 +10,6 @@ candidates, K kept, W wanted.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,10 +26,6 @@ BLOCK_NUMBERS = 1 << 25
 """Scores, or numbers of a part of the gallery, in memory at once."""
 SLACK = 24
 """Candidates beyond 5/4 of the images that are wanted, before a query's bound is computed."""
-# Filters hold for the whole process: `catch_warnings` around a call is not safe with threads.
-# Memory-mapped vectors are only read.
-warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
 def first_device(device: str) -> str:

@@ -158,14 +158,16 @@ def write(
 
 
 def write_parquet(file: Path, ids: Sequence[str], vectors: Vectors) -> None:
-    """Write a row for each id: the id and a vector (D), or an image's vectors (M, D), as lists of
-    fixed size."""
+    """Write a row for each id: the id and a vector (D), a list of fixed size, or a list of an
+    image's vectors (M, D), as vector databases read them."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    column = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-    for size in reversed(vectors.shape[1:]):
-        column = pa.FixedSizeListArray.from_arrays(column, size)
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[-1])
+    if vectors.ndim == 3:
+        num, per_image, _ = vectors.shape
+        column = pa.ListArray.from_arrays(np.arange(num + 1, dtype=np.int32) * per_image, column)
     parquet.write_table(pa.table({"id": list(ids), "vector": column}), file)
 
 

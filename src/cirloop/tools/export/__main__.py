@@ -2,9 +2,10 @@
 sentence-transformers.
 
     python -m cirloop.export --experiment_dir DIR --iteration 1 --format sentence-transformers
+    python -m cirloop.export --vectors --experiment_dir DIR --iteration 1 --output V
 
-What is made is opened again and compared with the run's own embedder before it gets its name
-(docs/export.md).
+With --vectors it is `cirloop.export_vectors`, with its flags. What is made of a model is opened
+again and compared with the run's own embedder before it gets its name (docs/export.md).
 """
 
 from __future__ import annotations
@@ -18,18 +19,26 @@ from pydantic import ValidationError
 from cirloop.cli import entry
 from cirloop.config import cli
 from cirloop.config.run import format_validation_error
-from cirloop.tools.export.config import ExportConfig
+from cirloop.tools.export.config import ExportConfig, require_package
 from cirloop.types import UserError
 
 PROGRAM = "python -m cirloop.export"
+VECTORS = "--vectors"
+"""The flag that asks for vectors, and not for the model."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Export a model. Raises UserError for wrong flags; then nothing is written."""
+    """Export a model, or vectors. Raises UserError for wrong flags; then nothing is written."""
+    if VECTORS in argv:
+        from cirloop.tools import export_embeddings
+
+        export_embeddings.main([word for word in argv if word != VECTORS])
+        return
     try:
         options = cli.parse(ExportConfig, argv, PROGRAM)
     except ValidationError as error:
         raise UserError(format_validation_error(error, PROGRAM)) from None
+    require_package(options)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from cirloop.tools.export.export import export
 

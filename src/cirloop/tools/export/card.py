@@ -16,9 +16,10 @@ from cirloop.config import notices
 from cirloop.io import parse
 from cirloop.io.redact import sanitize
 from cirloop.monitoring.console import metric_rows
+from cirloop.tools.export.config import SENTENCE_TRANSFORMERS
 from cirloop.tools.export.prompt_spec import PromptSpec
 from cirloop.tools.export.roundtrip import Difference
-from cirloop.tools.export.source import ADAPTER, SENTENCE_TRANSFORMERS, ExportSource
+from cirloop.tools.export.source import ADAPTER, ExportSource
 from cirloop.tools.export.templates import render
 
 logger = logging.getLogger(__name__)

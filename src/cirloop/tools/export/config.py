@@ -9,10 +9,17 @@ from pydantic_settings import SettingsConfigDict
 
 from cirloop.cli.iterations import BEST
 from cirloop.config import cli
+from cirloop.tools.installed import missing
+from cirloop.types import UserError
+
+SENTENCE_TRANSFORMERS = "sentence-transformers"
+REQUIREMENTS = {SENTENCE_TRANSFORMERS: "sentence-transformers>=6.0"}
+"""Format -> the package that writes it, and that nothing else needs."""
 
 
 class ExportConfig(cli.Flags):
-    """Which model is exported, how and where to."""
+    """Which model is exported, how and where to. With --vectors its vectors are, by flags of their
+    own."""
 
     model_config = SettingsConfigDict(cli_implicit_flags=True)
 
@@ -36,3 +43,15 @@ class ExportConfig(cli.Flags):
     data_license: str | None = None
     """The licence of the training data, for the card; by default the card says that it is not
     stated."""
+
+
+def require_package(options: ExportConfig) -> None:
+    """Raise UserError where a package that the format needs is not installed."""
+    requirement = REQUIREMENTS.get(options.format)
+    lacks = missing([requirement]) if requirement else []
+    if lacks:
+        raise UserError(
+            f"--format {options.format} needs the package {lacks[0]}: pip install"
+            f" '{requirement}'. Nothing was loaded or written. --format merged has the same"
+            " weights and needs no further package."
+        )

@@ -16,8 +16,9 @@ from cirloop.artifacts.atomic import write_json
 from cirloop.artifacts.fs import translate_safetensors_error, with_filename
 from cirloop.backbones.weights import LORA_CONFIG, LORA_WEIGHTS, PARTS_WEIGHTS
 from cirloop.io import parse
+from cirloop.tools.export.config import SENTENCE_TRANSFORMERS
 from cirloop.tools.export.prompt_spec import PromptSpec
-from cirloop.tools.export.source import ADAPTER, SENTENCE_TRANSFORMERS, ExportSource
+from cirloop.tools.export.source import ADAPTER, ExportSource
 
 BASE = "base"
 MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".txt", ".model"}

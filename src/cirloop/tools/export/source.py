@@ -16,13 +16,12 @@ from cirloop.config import notices
 from cirloop.config.run import RunConfig
 from cirloop.io import parse
 from cirloop.stages.context import adapter_path, run_directory
-from cirloop.tools.export.config import ExportConfig
+from cirloop.tools.export.config import SENTENCE_TRANSFORMERS, ExportConfig
 from cirloop.tools.export.prompt_spec import numbers_images_as_text
 from cirloop.validation import ValidationReport
 
 logger = logging.getLogger(__name__)
 ADAPTER = "adapter"
-SENTENCE_TRANSFORMERS = "sentence-transformers"
 
 
 @dataclass(frozen=True, slots=True)

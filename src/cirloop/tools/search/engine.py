@@ -179,16 +179,16 @@ class Engine:
         """Return what the best iteration is by now; None where none is evaluated."""
         return find_best(run_directory(self.directory)[1])
 
-    def load(self, label: str) -> Searcher:
-        """Return the model and its index, loaded and brought up to date if they are not there
-        yet."""
+    def load(self, label: str, backbone: Backbone | None = None) -> Searcher:
+        """Return the model, `backbone` where it is loaded already, and its index, loaded and
+        brought up to date if they are not there yet."""
         if label in self._searchers:
             self._searchers.move_to_end(label)
             return self._searchers[label]
         while len(self._searchers) >= MODELS:
             self._searchers.popitem(last=False)
         store = run_directory(self.directory)[1]
-        backbone = self._config.model.build(
+        backbone = backbone or self._config.model.build(
             adapter_path(None if label == BASE else store.load(f"checkpoint_iter_{label}"))
         )
         runtime = self._config.runtime
@@ -245,7 +245,7 @@ class Engine:
         """Answer a query. Raises UserError where nothing is asked for, or not in the way it can
         be."""
         if text is not None:
-            _check_text(text)
+            check_text(text)
         if reference is None and text is None:
             raise UserError("nothing to search for: give a reference image, a text, or both.")
         if not 1 <= k <= MAX_K:
@@ -257,7 +257,8 @@ class Engine:
             return Answer(hits, 1000 * (time.perf_counter() - began))
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
+    """Raise UserError for a text that no query can have."""
     if not text.strip():
         raise UserError("the text is empty. Say what should be different, or leave it out.")
     if len(text) > MAX_TEXT:
